@@ -1,0 +1,271 @@
+//! Methods of auth-svc, and the sessions that it makes and gateways check.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use sha2::{Digest, Sha256};
+
+use super::{Access, Answer, Documented, Kind, Method, MethodInfo, Principal, Service, bounded_text};
+
+/// The JetStream KV bucket of live sessions: the key is [`Token::key`], the value a [`SessionRecord`].
+pub const SESSION_BUCKET: &str = "vmwatch_sessions";
+
+/// Login with a name and a password.
+#[derive(Debug)]
+pub struct Login;
+
+impl Method for Login {
+    type Params = Credentials;
+    type Reply = Session;
+    const INFO: MethodInfo = MethodInfo {
+        name: "login",
+        service: Service::Auth,
+        subject: "auth.login",
+        access: Access::Public,
+        kind: Kind::Query,
+        documented: Some(Documented {
+            code: 458_753,
+            success: "User authenticated sucessfully...",
+            answer: Answer::Session,
+        }),
+    };
+}
+
+/// Name and password of a user.
+#[derive(Serialize, Deserialize)]
+pub struct Credentials {
+    /// 1 to 128 characters.
+    pub user_name: UserName,
+    /// 1 to 1024 bytes.
+    pub password: Password,
+}
+
+/// The name of a user: 1 to 128 characters, none a control character.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct UserName(String);
+
+impl UserName {
+    const RULE: &str = "must be a text of 1 to 128 characters, none a control character";
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn allows(text: &str) -> bool {
+        (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+    }
+}
+
+impl FromStr for UserName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if Self::allows(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Self::RULE)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for UserName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A password: 1 to 1024 bytes. Never shown by `Debug`.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Password(String);
+
+impl Password {
+    const RULE: &str = "must be a text of 1 to 1024 bytes";
+
+    /// The bytes to hash.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    fn allows(text: &str) -> bool {
+        (1..=1024).contains(&text.len())
+    }
+}
+
+impl FromStr for Password {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if Self::allows(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Self::RULE)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+    }
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(…)")
+    }
+}
+
+/// A new session, as login answers it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Session {
+    /// The token; whoever holds it is the user.
+    pub session_id: Token,
+    /// When it ends, Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// Whose it is.
+    pub principal: Principal,
+}
+
+/// A session token: 128 random bits, shaped like the documented lower-case UUID (a version-4 UUID would have only
+/// 122; OWASP ASVS 7.2.3 asks for 128). Never shown by `Debug`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Token([u8; 16]);
+
+/// What a token is stored and looked up under: its SHA-256, so that who reads the bucket holds no token.
+pub type TokenHash = [u8; 32];
+
+impl Token {
+    /// A token of these bits, which the caller took from the system's random source.
+    pub const fn from_random(bits: [u8; 16]) -> Self {
+        Self(bits)
+    }
+
+    /// The hash that the token is stored under.
+    pub fn hash(&self) -> TokenHash {
+        Sha256::digest(self.to_string().as_bytes()).into()
+    }
+
+    /// The bucket's key: the hash in hex.
+    pub fn key(&self) -> String {
+        hex::encode(self.hash())
+    }
+}
+
+/// The 36 characters of the documented form.
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            if matches!(index, 4 | 6 | 8 | 10) {
+                f.write_str("-")?;
+            }
+            write!(f, "{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A text that is no [`Token`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be 36 characters shaped like a lower-case UUID")]
+pub struct InvalidToken;
+
+impl FromStr for Token {
+    type Err = InvalidToken;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let well_placed = text.len() == 36
+            && text.bytes().enumerate().all(|(index, byte)| match index {
+                8 | 13 | 18 | 23 => byte == b'-',
+                _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
+            });
+        if !well_placed {
+            return Err(InvalidToken);
+        }
+        let mut bits = [0; 16];
+        hex::decode_to_slice(text.replace('-', ""), &mut bits).map_err(|_| InvalidToken)?;
+        Ok(Self(bits))
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+impl Serialize for Token {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+/// What the bucket holds of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// Whose it is.
+    pub principal: Principal,
+    /// The absolute end, Unix milliseconds: checked by the gateway, whatever the bucket's own age limit.
+    pub expires_at_ms: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_shaped_like_the_documents_and_comes_back() {
+        let token = Token::from_random([
+            0x9a, 0xfd, 0xb1, 0xec, 0xd3, 0x96, 0x4b, 0xa3, 0xaf, 0x7a, 0x1e, 0x38, 0xfd, 0x87, 0x51, 0xca,
+        ]);
+        assert_eq!(token.to_string(), "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca");
+        assert_eq!(token.to_string().parse(), Ok(token));
+        for bad in [
+            "",
+            "9AFDB1EC-D396-4BA3-AF7A-1E38FD8751CA",
+            "9afdb1ecd3964ba3af7a1e38fd8751ca0000",
+            "9afdb1ec-d396-4ba3-af7a-1e38fd8751c",
+            "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca ",
+            "9afdb1ec-d396-4ba3-af7a-1e38fd8751é",
+        ] {
+            assert_eq!(bad.parse::<Token>(), Err(InvalidToken), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_shown_by_debug() {
+        let shown = format!(
+            "{:?} {:?}",
+            "hunter2".parse::<Password>(),
+            Token::from_random([7; 16])
+        );
+        assert!(!shown.contains("hunter2") && !shown.contains("07"), "{shown}");
+    }
+
+    #[test]
+    fn names_and_passwords_have_bounds() {
+        assert!(
+            "名".repeat(128).parse::<UserName>().is_ok() && "名".repeat(129).parse::<UserName>().is_err()
+        );
+        assert!(
+            "x".repeat(1024).parse::<Password>().is_ok() && "x".repeat(1025).parse::<Password>().is_err()
+        );
+        assert!("".parse::<UserName>().is_err() && "a\0b".parse::<UserName>().is_err());
+    }
+}

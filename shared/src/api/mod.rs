@@ -1,0 +1,218 @@
+//! Every method of every service, as a type. [`METHODS`] is the whole table.
+//!
+//! Adding a method is a type here (parameters, reply and a row of [`MethodInfo`]), its name in [`METHODS`], and
+//! a handler in its service. The gateway translates by the table and does not change.
+
+pub mod auth;
+pub mod lifecycle;
+pub mod metrics;
+mod principal;
+mod text;
+
+use std::time::Duration;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+pub use principal::{Principal, Role, Scope};
+pub use text::{InstanceId, InvalidInstanceId, bounded_text};
+
+use crate::wire::{Fault, FaultKind};
+
+/// What every subject of vmwatch's request–reply starts with; the number is the version of the contract.
+pub const SUBJECT_PREFIX: &str = "vmwatch.v1.";
+
+/// A service: its name is its queue group, its name in `$SRV` discovery and its name in telemetry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// Users and sessions.
+    Auth,
+    /// Rows of VMs and processes.
+    Metrics,
+    /// Starting and stopping VMs.
+    Lifecycle,
+}
+
+impl Service {
+    /// The name, one token of `[a-z-]`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auth => "vmwatch-auth",
+            Self::Metrics => "vmwatch-metrics",
+            Self::Lifecycle => "vmwatch-lifecycle",
+        }
+    }
+}
+
+/// Who may call a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Without a session.
+    Public,
+    /// With a session of at least this role.
+    Role(Role),
+}
+
+/// What a call may do, which decides how long its caller waits and whether it carries an idempotency key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads; may be repeated.
+    Query,
+    /// Acts; never to be executed late or twice.
+    Command,
+}
+
+/// How the API of 2017 shows a method (docs/api).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Documented {
+    /// The method code.
+    pub code: u32,
+    /// The document's own success text, its spelling included.
+    pub success: &'static str,
+    /// The form of the answer.
+    pub answer: Answer,
+}
+
+/// The forms of a documented answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// The reply is an [`auth::Session`]; the answer carries its `session_id` and no `data`.
+    Session,
+    /// The reply is an array of rows.
+    Rows,
+    /// `data` is null whatever the reply.
+    Null,
+}
+
+/// One row of the method table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MethodInfo {
+    /// The name, as the document or we call it.
+    pub name: &'static str,
+    /// Who answers.
+    pub service: Service,
+    /// The subject behind [`SUBJECT_PREFIX`].
+    pub subject: &'static str,
+    /// Who may call.
+    pub access: Access,
+    /// Query or command.
+    pub kind: Kind,
+    /// The documented face, where the method has one.
+    pub documented: Option<Documented>,
+}
+
+impl MethodInfo {
+    /// The whole subject.
+    pub fn full_subject(&self) -> String {
+        format!("{SUBJECT_PREFIX}{}", self.subject)
+    }
+}
+
+/// A method of a service.
+pub trait Method: 'static {
+    /// What the caller sends, validated as it is decoded.
+    type Params: Serialize + DeserializeOwned + Send + 'static;
+    /// What a success carries.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+    /// The row of the table.
+    const INFO: MethodInfo;
+
+    /// The instance that the call is about; who may not see it gets [`Method::hidden`].
+    fn instance(_params: &Self::Params) -> Option<&InstanceId> {
+        None
+    }
+
+    /// What a principal gets who may not see the instance: just what an instance that does not exist gives.
+    fn hidden() -> Result<Self::Reply, Fault> {
+        Err(no_such_vm())
+    }
+}
+
+/// The fault of a VM that does not exist, or that the principal may not know of.
+pub fn no_such_vm() -> Fault {
+    Fault::new(FaultKind::NotFound, "there is no VM with this instance_id")
+}
+
+/// All methods.
+pub const METHODS: &[MethodInfo] = &[
+    auth::Login::INFO,
+    metrics::ProcessLatest::INFO,
+    metrics::VmLatest::INFO,
+    metrics::ProcessByName::INFO,
+    lifecycle::Start::INFO,
+    lifecycle::State::INFO,
+];
+
+/// The method of a documented code.
+pub fn documented(code: u64) -> Option<(&'static MethodInfo, &'static Documented)> {
+    METHODS.iter().find_map(|info| {
+        let documented = info.documented.as_ref()?;
+        (u64::from(documented.code) == code).then_some((info, documented))
+    })
+}
+
+/// How long callers wait, as settings of who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For queries.
+    pub query: Duration,
+    /// For commands.
+    pub command: Duration,
+}
+
+impl Deadlines {
+    /// The wait for a method of this kind.
+    pub const fn of(&self, kind: Kind) -> Duration {
+        match kind {
+            Kind::Query => self.query,
+            Kind::Command => self.command,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn codes_names_and_subjects_are_each_used_once() {
+        let unique = |keys: Vec<String>| keys.iter().collect::<HashSet<_>>().len() == keys.len();
+        assert!(unique(METHODS.iter().map(|m| m.name.to_owned()).collect()));
+        assert!(unique(METHODS.iter().map(MethodInfo::full_subject).collect()));
+        assert!(unique(
+            METHODS
+                .iter()
+                .filter_map(|m| m.documented)
+                .map(|d| d.code.to_string())
+                .collect()
+        ));
+    }
+
+    #[test]
+    fn the_documented_methods_are_those_of_the_contract() {
+        let table: Vec<_> = METHODS
+            .iter()
+            .filter_map(|m| Some((m.documented?.code, m.name, m.full_subject())))
+            .collect();
+        let expected = [
+            (458_753, "login", "vmwatch.v1.auth.login"),
+            (
+                611_711,
+                "getVMMonitoringProcData",
+                "vmwatch.v1.metrics.process.latest",
+            ),
+            (611_611, "getVMMonitoringData", "vmwatch.v1.metrics.vm.latest"),
+            (
+                611_712,
+                "getVMMonitoringProcByNameData",
+                "vmwatch.v1.metrics.process.by_name",
+            ),
+            (32_523, "startmonitor", "vmwatch.v1.lifecycle.start"),
+        ];
+        assert_eq!(
+            table,
+            expected.map(|(code, name, subject)| (code, name, subject.to_owned()))
+        );
+    }
+}

@@ -1,0 +1,75 @@
+//! Calling a method.
+
+use async_nats::{Request, RequestErrorKind};
+use bytes::Bytes;
+
+use super::{Bus, Context};
+use crate::{
+    api::{Method, MethodInfo},
+    wire::{Envelope, Fault, FaultKind},
+};
+
+impl Bus {
+    /// Calls a method and decodes its reply.
+    pub async fn call<M: Method>(&self, context: &Context, params: &M::Params) -> Result<M::Reply, Fault> {
+        let body = serde_json::to_vec(params).map_err(|error| {
+            Fault::new(FaultKind::Internal, "the request could not be encoded").caused_by(error)
+        })?;
+        let reply = self.forward(&M::INFO, context, body.into()).await?;
+        let envelope: Envelope<M::Reply> = serde_json::from_slice(&reply).map_err(|error| {
+            Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error)
+        })?;
+        envelope.into_result().map(|(_, reply)| reply)
+    }
+
+    /// Sends parameters that are already encoded and gives back the encoded [`Envelope`].
+    ///
+    /// The wait is bounded by the context's deadline whatever the state of the connection: the client's own
+    /// time-out starts only once the request is queued.
+    pub async fn forward(
+        &self,
+        method: &MethodInfo,
+        context: &Context,
+        params: Bytes,
+    ) -> Result<Bytes, Fault> {
+        // A request queued now would be delivered after the reconnect, long after its caller gave up.
+        if !self.is_connected() {
+            return Err(Fault::new(
+                FaultKind::Unavailable,
+                "the message bus is away; try again shortly",
+            ));
+        }
+        let request = Request::new()
+            .headers(context.to_headers())
+            .payload(params)
+            .timeout(None);
+        let sent = self.client.send_request(method.full_subject(), request);
+        match tokio::time::timeout(context.remaining(), sent).await {
+            Ok(Ok(message)) => Ok(message.payload),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(Fault::new(
+                FaultKind::Unavailable,
+                format!(
+                    "no {} answers at the moment; try again shortly",
+                    method.service.name()
+                ),
+            )),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
+                Err(Fault::new(FaultKind::Invalid, "the request is too large").caused_by(error))
+            }
+            Ok(Err(error)) => Err(Fault::new(
+                FaultKind::Unavailable,
+                "the message bus failed; try again shortly",
+            )
+            .caused_by(error)),
+            Err(_) => Err(late()),
+        }
+    }
+}
+
+/// The fault of a deadline that passed.
+pub(super) fn late() -> Fault {
+    Fault::new(
+        FaultKind::Timeout,
+        "the deadline passed before the service answered",
+    )
+}

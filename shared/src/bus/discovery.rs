@@ -1,0 +1,258 @@
+//! `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` by the NATS service convention (ADR-32), so that the ordinary
+//! `nats micro` commands list our services. The library's own responder aborts handlers when it stops and keeps its
+//! subscriptions to itself, so that it cannot be drained without loss; hence this small one.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use async_nats::{Client, Message};
+use futures::{StreamExt, stream::SelectAll};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::context::random_id;
+use crate::{
+    api::{MethodInfo, Service},
+    wire::Fault,
+};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// What an endpoint has done since it started.
+pub(super) struct EndpointStats {
+    info: MethodInfo,
+    requests: AtomicU64,
+    errors: AtomicU64,
+    nanoseconds: AtomicU64,
+    last_error: Mutex<String>,
+}
+
+impl EndpointStats {
+    pub(super) fn new(info: MethodInfo) -> Self {
+        Self {
+            info,
+            requests: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            nanoseconds: AtomicU64::new(0),
+            last_error: Mutex::default(),
+        }
+    }
+
+    pub(super) fn record(&self, took: Duration, fault: Option<&Fault>) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.nanoseconds.fetch_add(
+            u64::try_from(took.as_nanos()).unwrap_or(u64::MAX),
+            Ordering::Relaxed,
+        );
+        if let Some(fault) = fault {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+            let mut last = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+            last.clone_from(&fault.message);
+        }
+    }
+
+    fn snapshot(&self) -> EndpointReport<'_> {
+        let requests = self.requests.load(Ordering::Relaxed);
+        let processing_time = self.nanoseconds.load(Ordering::Relaxed);
+        EndpointReport {
+            name: self.info.name,
+            subject: self.info.full_subject(),
+            queue_group: self.info.service.name(),
+            num_requests: requests,
+            num_errors: self.errors.load(Ordering::Relaxed),
+            last_error: self
+                .last_error
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            processing_time,
+            average_processing_time: processing_time.checked_div(requests).unwrap_or(0),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct EndpointReport<'a> {
+    name: &'a str,
+    subject: String,
+    queue_group: &'a str,
+    num_requests: u64,
+    num_errors: u64,
+    last_error: String,
+    processing_time: u64,
+    average_processing_time: u64,
+}
+
+#[derive(Serialize)]
+struct EndpointInfo<'a> {
+    name: &'a str,
+    subject: String,
+    queue_group: &'a str,
+}
+
+#[derive(Serialize)]
+struct Reply<'a, Extra: Serialize> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    name: &'a str,
+    id: &'a str,
+    version: &'a str,
+    metadata: Metadata,
+    #[serde(flatten)]
+    extra: Extra,
+}
+
+#[derive(Serialize)]
+struct Metadata {}
+
+#[derive(Serialize)]
+struct InfoExtra<'a> {
+    description: &'a str,
+    endpoints: Vec<EndpointInfo<'a>>,
+}
+
+#[derive(Serialize)]
+struct StatsExtra<'a> {
+    started: String,
+    endpoints: Vec<EndpointReport<'a>>,
+}
+
+#[derive(Serialize)]
+struct PingExtra {}
+
+/// The responder of one instance of a service.
+pub(super) struct Discovery {
+    service: Service,
+    id: String,
+    started: SystemTime,
+    endpoints: Vec<Arc<EndpointStats>>,
+}
+
+impl Discovery {
+    pub(super) fn new(service: Service, endpoints: Vec<Arc<EndpointStats>>) -> Self {
+        Self {
+            service,
+            id: random_id(),
+            started: SystemTime::now(),
+            endpoints,
+        }
+    }
+
+    /// Answers until shutdown. Where the subscriptions are refused the service works all the same.
+    pub(super) async fn answer(self, client: Client, shutdown: CancellationToken) {
+        let mut messages = SelectAll::new();
+        for verb in ["PING", "INFO", "STATS"] {
+            let name = self.service.name();
+            let id = &self.id;
+            for subject in [
+                format!("$SRV.{verb}"),
+                format!("$SRV.{verb}.{name}"),
+                format!("$SRV.{verb}.{name}.{id}"),
+            ] {
+                match client.subscribe(subject).await {
+                    Ok(subscription) => messages.push(subscription.map(move |message| (verb, message))),
+                    Err(error) => warn!(%error, "service discovery is not answered"),
+                }
+            }
+        }
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                next = messages.next() => match next {
+                    Some((verb, message)) => self.reply(&client, verb, message).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn reply(&self, client: &Client, verb: &str, message: Message) {
+        let Some(reply_to) = message.reply else { return };
+        let body = match verb {
+            "PING" => self.encode("io.nats.micro.v1.ping_response", PingExtra {}),
+            "INFO" => self.encode(
+                "io.nats.micro.v1.info_response",
+                InfoExtra {
+                    description: "a service of vmwatch",
+                    endpoints: self.endpoint_infos(),
+                },
+            ),
+            _ => self.encode(
+                "io.nats.micro.v1.stats_response",
+                StatsExtra {
+                    started: jiff::Timestamp::try_from(self.started)
+                        .unwrap_or_default()
+                        .to_string(),
+                    endpoints: self.endpoints.iter().map(|stats| stats.snapshot()).collect(),
+                },
+            ),
+        };
+        if let Err(error) = client.publish(reply_to, body.into()).await {
+            warn!(%error, "a discovery reply could not be sent");
+        }
+    }
+
+    fn endpoint_infos(&self) -> Vec<EndpointInfo<'_>> {
+        let info = |stats: &Arc<EndpointStats>| EndpointInfo {
+            name: stats.info.name,
+            subject: stats.info.full_subject(),
+            queue_group: stats.info.service.name(),
+        };
+        self.endpoints.iter().map(info).collect()
+    }
+
+    fn encode<Extra: Serialize>(&self, kind: &str, extra: Extra) -> Vec<u8> {
+        let reply = Reply {
+            kind,
+            name: self.service.name(),
+            id: &self.id,
+            version: VERSION,
+            metadata: Metadata {},
+            extra,
+        };
+        // Texts and numbers only: it always encodes.
+        serde_json::to_vec(&reply).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::{Method, metrics::VmLatest},
+        wire::FaultKind,
+    };
+
+    #[test]
+    fn stats_are_those_of_the_convention() {
+        let stats = Arc::new(EndpointStats::new(VmLatest::INFO));
+        stats.record(Duration::from_nanos(100), None);
+        stats.record(
+            Duration::from_nanos(300),
+            Some(&Fault::new(FaultKind::Backend, "no store")),
+        );
+        let discovery = Discovery::new(Service::Metrics, vec![stats]);
+        let snapshot: Vec<_> = discovery.endpoints.iter().map(|stats| stats.snapshot()).collect();
+        let body = discovery.encode(
+            "t",
+            StatsExtra {
+                started: String::new(),
+                endpoints: snapshot,
+            },
+        );
+        let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        let endpoint = json.pointer("/endpoints/0").unwrap();
+        assert_eq!(endpoint["num_requests"], 2);
+        assert_eq!(endpoint["num_errors"], 1);
+        assert_eq!(endpoint["average_processing_time"], 200);
+        assert_eq!(endpoint["last_error"], "no store");
+        assert_eq!(json["name"], "vmwatch-metrics");
+        assert_eq!(json["metadata"], serde_json::json!({}));
+    }
+}

@@ -1,0 +1,195 @@
+//! The bus: one connection a program, over which methods are called ([`call`]) and served ([`serve`]).
+//!
+//! NATS itself gives back-pressure, queue groups and reconnection. This layer adds, once for all methods: an absolute
+//! deadline, request id, trace context and principal in headers; a bound on requests in flight; panics turned into
+//! faults; and a drain that loses nothing.
+
+mod call;
+mod context;
+mod discovery;
+mod drain;
+pub mod serve;
+
+use std::{path::PathBuf, time::Duration};
+
+use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use metrics::counter;
+use tracing::{info, warn};
+
+pub use context::{Context, HeaderExtractor, headers};
+
+use crate::config::{
+    Environment, Invalid, NATS_CA_FILE, NATS_CREDENTIALS_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL,
+    NATS_URL, NATS_USER, Setting,
+};
+
+/// The settings that every program on the bus reads.
+pub const SETTINGS: &[Setting] = &[
+    NATS_URL,
+    NATS_USER,
+    NATS_PASSWORD_FILE,
+    NATS_CREDENTIALS_FILE,
+    NATS_CA_FILE,
+    NATS_PING_INTERVAL,
+];
+
+/// How to reach the bus.
+#[derive(Clone)]
+pub struct BusSettings {
+    urls: Vec<String>,
+    login: Login,
+    ca_file: Option<PathBuf>,
+    ping_interval: Duration,
+}
+
+#[derive(Clone)]
+enum Login {
+    None,
+    Password { user: String, password: String },
+    CredentialsFile(PathBuf),
+}
+
+/// Shows no password.
+impl std::fmt::Debug for BusSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BusSettings")
+            .field("ca_file", &self.ca_file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BusSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let urls = env.get::<String>(&NATS_URL);
+        let user = env.optional::<String>(&NATS_USER);
+        let password = env.secret_file(&NATS_PASSWORD_FILE);
+        let credentials = env.optional::<PathBuf>(&NATS_CREDENTIALS_FILE);
+        let ca_file = env.optional::<PathBuf>(&NATS_CA_FILE);
+        let ping = env.duration(
+            &NATS_PING_INTERVAL,
+            Duration::from_millis(100),
+            Duration::from_mins(2),
+        );
+        let login = match (user?, password?, credentials?) {
+            (None, None, None) => Login::None,
+            (Some(user), Some(password), None) => Login::Password { user, password },
+            (None, None, Some(file)) => Login::CredentialsFile(file),
+            _ => {
+                return Err(env.problem(format!(
+                    "give {} and {} together, or {} alone",
+                    NATS_USER.name, NATS_PASSWORD_FILE.name, NATS_CREDENTIALS_FILE.name
+                )));
+            }
+        };
+        Ok(Self {
+            urls: urls?.split(',').map(|url| url.trim().to_owned()).collect(),
+            login,
+            ca_file: ca_file?,
+            ping_interval: ping?,
+        })
+    }
+}
+
+/// The bus cannot be used as the settings say.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The `.creds` file cannot be read.
+    #[error("{} cannot be read", NATS_CREDENTIALS_FILE.name)]
+    Credentials(#[source] std::io::Error),
+    /// The connection cannot be set up (a wrong address or a refused login; a server that is away is waited for).
+    #[error("no connection to NATS")]
+    Connect(#[from] async_nats::ConnectError),
+    /// A subscription was refused.
+    #[error("NATS refused a subscription")]
+    Subscribe(#[from] async_nats::SubscribeError),
+}
+
+/// The connection of a program to the bus.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    client: Client,
+    jetstream: jetstream::Context,
+}
+
+impl Bus {
+    /// Connects as `name` and goes on trying for ever where the server is away; see [`Bus::is_connected`].
+    pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
+        let mut options = ConnectOptions::new()
+            .name(name)
+            // Each identity has an inbox of its own: who may subscribe to `_INBOX.>` reads everybody's replies.
+            .custom_inbox_prefix(inbox_prefix(name))
+            .ping_interval(settings.ping_interval)
+            .connection_timeout(Duration::from_secs(5))
+            .retry_on_initial_connect()
+            .reconnect_delay_callback(reconnect_delay)
+            .event_callback(|event| async move { note(&event) });
+        options = match settings.login.clone() {
+            Login::None => options,
+            Login::Password { user, password } => options.user_and_password(user, password),
+            Login::CredentialsFile(file) => options
+                .credentials_file(file)
+                .await
+                .map_err(BusError::Credentials)?,
+        };
+        if let Some(ca_file) = &settings.ca_file {
+            options = options.add_root_certificates(ca_file.clone()).require_tls(true);
+        }
+        let client = options.connect(settings.urls.as_slice()).await?;
+        let jetstream = jetstream::new(client.clone());
+        Ok(Self { client, jetstream })
+    }
+
+    /// Whether the server is there, as far as pings tell.
+    pub fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// JetStream over this connection.
+    pub const fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// The connection itself, for what this layer does not cover.
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Waits until all that was published has left, at most `limit`.
+    pub async fn flush(&self, limit: Duration) {
+        match tokio::time::timeout(limit, self.client.flush()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the last messages may not have left"),
+            Err(_) => warn!(?limit, "the last messages did not leave in time"),
+        }
+    }
+}
+
+/// What the inbox of a program starts with; the permissions in deploy/nats name it.
+pub fn inbox_prefix(name: &str) -> String {
+    format!("_INBOX_{name}")
+}
+
+/// Soon at first, so that a restarted server is found within two seconds, then once a second.
+fn reconnect_delay(attempts: usize) -> Duration {
+    match attempts {
+        0 | 1 => Duration::ZERO,
+        2..=5 => Duration::from_millis(100),
+        6..=10 => Duration::from_millis(500),
+        _ => Duration::from_secs(1),
+    }
+}
+
+fn note(event: &Event) {
+    match event {
+        Event::Connected => info!("connected to NATS"),
+        Event::SlowConsumer(subscription) => {
+            counter!("vmwatch_bus_slow_consumer_total").increment(1);
+            warn!(
+                subscription,
+                "messages were dropped: this program reads a subscription too slowly"
+            );
+        }
+        other => warn!(event = %other, "NATS connection"),
+    }
+}

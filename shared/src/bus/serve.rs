@@ -1,0 +1,389 @@
+//! Serving methods: what every handler gets for free.
+//!
+//! ```text
+//! message ─ permit? ─ headers ─ past deadline? ─ role ─ decode ─ instance in scope? ─ handler ─ envelope
+//!            └ overloaded        └ timeout        └ forbidden     └ as if it did not exist
+//! ```
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use async_nats::{Message, Subject};
+use bytes::Bytes;
+use futures::{FutureExt, future::BoxFuture};
+use metrics::{counter, gauge, histogram};
+use opentelemetry::global::get_text_map_propagator;
+use tokio::{sync::Semaphore, time::Instant};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, Span, debug, error, field::Empty, info, info_span, warn};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+use super::{
+    Bus, BusError, Context, HeaderExtractor,
+    call::late,
+    discovery::{Discovery, EndpointStats},
+    drain::Counted,
+};
+use crate::{
+    api::{Access, Method, MethodInfo, Principal, Service},
+    config::{DRAIN_DEADLINE, Environment, Invalid, MAX_IN_FLIGHT, Setting},
+    wire::{Envelope, Fault, FaultKind},
+};
+
+/// The settings that every service reads.
+pub const SETTINGS: &[Setting] = &[MAX_IN_FLIGHT, DRAIN_DEADLINE];
+
+/// The bounds of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServeSettings {
+    /// Requests worked on at once.
+    pub max_in_flight: usize,
+    /// How long a stop waits for them.
+    pub drain_deadline: Duration,
+}
+
+impl ServeSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let max_in_flight = env.within(&MAX_IN_FLIGHT, 1, 65_536);
+        let drain_deadline = env.duration(&DRAIN_DEADLINE, Duration::ZERO, Duration::from_mins(5));
+        Ok(Self {
+            max_in_flight: max_in_flight?,
+            drain_deadline: drain_deadline?,
+        })
+    }
+}
+
+type Handler = dyn Fn(Context, Bytes) -> BoxFuture<'static, Result<Vec<u8>, Fault>> + Send + Sync;
+
+struct Endpoint {
+    info: MethodInfo,
+    handler: Box<Handler>,
+    stats: Arc<EndpointStats>,
+}
+
+/// A service on the bus, with its methods.
+#[must_use = "a server serves only once it runs"]
+pub struct Server {
+    bus: Bus,
+    service: Service,
+    settings: ServeSettings,
+    endpoints: Vec<Endpoint>,
+}
+
+impl Server {
+    /// A service without methods yet.
+    pub fn new(bus: &Bus, service: Service, settings: ServeSettings) -> Self {
+        Self {
+            bus: bus.clone(),
+            service,
+            settings,
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// Adds a method.
+    pub fn method<M, F, Answer>(mut self, handler: F) -> Self
+    where
+        M: Method,
+        F: Fn(Context, M::Params) -> Answer + Send + Sync + 'static,
+        Answer: Future<Output = Result<M::Reply, Fault>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        let decoded = move |context: Context, body: Bytes| -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
+            let handler = Arc::clone(&handler);
+            Box::pin(async move {
+                let params: M::Params = decode(&body)?;
+                let reply = match (M::instance(&params), &context.principal) {
+                    (Some(instance), Some(principal)) if !principal.scope.allows(instance) => M::hidden()?,
+                    _ => handler(context, params).await?,
+                };
+                encode(&Envelope::success(
+                    M::INFO.documented.map_or("", |face| face.success),
+                    reply,
+                ))
+            })
+        };
+        self.endpoints.push(Endpoint {
+            info: M::INFO,
+            handler: Box::new(decoded),
+            stats: Arc::new(EndpointStats::new(M::INFO)),
+        });
+        self
+    }
+
+    /// Serves until `shutdown`, then drains: takes what was already sent, finishes it, and flushes.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), BusError> {
+        let permits = Arc::new(Semaphore::new(self.settings.max_in_flight));
+        let work = TaskTracker::new();
+        let discovery = Discovery::new(
+            self.service,
+            self.endpoints.iter().map(|e| Arc::clone(&e.stats)).collect(),
+        );
+        let mut loops = tokio::task::JoinSet::new();
+        loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
+        for endpoint in self.endpoints {
+            let subject = endpoint.info.full_subject();
+            let queue = self.service.name().to_owned();
+            let subscription = Counted::new(self.bus.client().queue_subscribe(subject, queue).await?);
+            let worker = Worker {
+                bus: self.bus.clone(),
+                endpoint: Arc::new(endpoint),
+                permits: Arc::clone(&permits),
+                work: work.clone(),
+            };
+            loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
+        }
+        info!(service = self.service.name(), "serving");
+        let stopped_at = async {
+            shutdown.cancelled().await;
+            Instant::now()
+        };
+        let (stopped_at, _) = tokio::join!(stopped_at, loops.join_all());
+        work.close();
+        let left = self.settings.drain_deadline.saturating_sub(stopped_at.elapsed());
+        if tokio::time::timeout(left, work.wait()).await.is_err() {
+            warn!(
+                unfinished = work.len(),
+                "the drain deadline passed with requests unfinished"
+            );
+        }
+        self.bus.flush(Duration::from_secs(2)).await;
+        info!("drained");
+        Ok(())
+    }
+}
+
+/// One method's loop.
+struct Worker {
+    bus: Bus,
+    endpoint: Arc<Endpoint>,
+    permits: Arc<Semaphore>,
+    work: TaskTracker,
+}
+
+impl Worker {
+    async fn take(self, mut subscription: Counted, shutdown: CancellationToken, drain_deadline: Duration) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                message = subscription.next() => match message {
+                    Some(message) => self.start(message),
+                    None => break,
+                },
+            }
+        }
+        subscription
+            .drain(drain_deadline, |message| self.start(message))
+            .await;
+    }
+
+    fn start(&self, message: Message) {
+        let Some(reply_to) = message.reply.clone() else {
+            debug!(
+                method = self.endpoint.info.name,
+                "a request without a reply subject is ignored"
+            );
+            return;
+        };
+        let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
+        match Arc::clone(&self.permits).try_acquire_owned() {
+            Ok(permit) => self.work.spawn(async move {
+                endpoint.answer(&bus, message, reply_to).await;
+                drop(permit);
+            }),
+            // Spawned too, so that a full write buffer does not stop the loop; it ends as soon as it is written.
+            Err(_) => self.work.spawn(async move {
+                counter!("vmwatch_requests_shed_total", "method" => endpoint.info.name).increment(1);
+                let full = Fault::new(
+                    FaultKind::Overloaded,
+                    "the service is at its limit; try again shortly",
+                );
+                send(&bus, reply_to, fault_bytes(&full)).await;
+            }),
+        };
+    }
+}
+
+impl Endpoint {
+    async fn answer(&self, bus: &Bus, message: Message, reply_to: Subject) {
+        let span = info_span!(
+            "request",
+            otel.name = self.info.subject,
+            otel.kind = "server",
+            rpc.system = "nats",
+            rpc.method = self.info.name,
+            request_id = Empty,
+            user = Empty,
+            otel.status_code = Empty,
+        );
+        let parent = get_text_map_propagator(|p| p.extract(&HeaderExtractor(message.headers.as_ref())));
+        // Fails only where no OpenTelemetry layer is installed: then there is no trace to continue.
+        let _ = span.set_parent(parent);
+        self.answer_in_span(bus, message, reply_to).instrument(span).await;
+    }
+
+    async fn answer_in_span(&self, bus: &Bus, message: Message, reply_to: Subject) {
+        let started = Instant::now();
+        gauge!("vmwatch_requests_in_flight", "method" => self.info.name).increment(1.0);
+        let finished = |outcome: &Result<Vec<u8>, Fault>| self.note(outcome, started.elapsed());
+        let context = Context::from_headers(message.headers.as_ref()).and_then(|context| self.admit(context));
+        match context {
+            Err(fault) => {
+                let outcome = Err(fault);
+                finished(&outcome);
+                send(bus, reply_to, bytes_of(outcome)).await;
+            }
+            Ok(context) => {
+                let deadline = Instant::now() + context.remaining();
+                let handled = AssertUnwindSafe((self.handler)(context, message.payload)).catch_unwind();
+                tokio::pin!(handled);
+                if let Ok(outcome) = tokio::time::timeout_at(deadline, &mut handled).await {
+                    let outcome = outcome.unwrap_or_else(|_| Err(panicked()));
+                    finished(&outcome);
+                    send(bus, reply_to, bytes_of(outcome)).await;
+                } else {
+                    let outcome = Err(late());
+                    finished(&outcome);
+                    send(bus, reply_to, bytes_of(outcome)).await;
+                    // The handler goes on, holding its permit: a database driver's call is not safe to drop
+                    // half-way, and a command's record must end right.
+                    if handled.await.is_err() {
+                        error!("the handler panicked after its deadline");
+                    }
+                }
+            }
+        }
+        gauge!("vmwatch_requests_in_flight", "method" => self.info.name).decrement(1.0);
+    }
+
+    /// Refuses what is late or not allowed, before anything is decoded.
+    fn admit(&self, context: Context) -> Result<Context, Fault> {
+        let span = Span::current();
+        span.record("request_id", context.request_id.as_str());
+        if let Some(principal) = &context.principal {
+            span.record("user", principal.user.as_str());
+        }
+        if context.remaining().is_zero() {
+            counter!("vmwatch_requests_late_total", "method" => self.info.name).increment(1);
+            return Err(late());
+        }
+        check_role(self.info.access, context.principal.as_ref())?;
+        Ok(context)
+    }
+
+    fn note(&self, outcome: &Result<Vec<u8>, Fault>, took: Duration) {
+        self.stats.record(took, outcome.as_ref().err());
+        let result = outcome.as_ref().err().map_or("ok", |fault| fault.kind.as_str());
+        counter!("vmwatch_requests_total", "method" => self.info.name, "result" => result).increment(1);
+        histogram!("vmwatch_request_seconds", "method" => self.info.name).record(took.as_secs_f64());
+        let Err(fault) = outcome else { return };
+        let cause = fault.cause_chain();
+        match fault.kind {
+            FaultKind::Internal | FaultKind::Backend | FaultKind::Timeout => {
+                Span::current().record("otel.status_code", "ERROR");
+                warn!(method = self.info.name, kind = %fault.kind, cause, "{}", fault.message);
+            }
+            _ => debug!(method = self.info.name, kind = %fault.kind, cause, "{}", fault.message),
+        }
+    }
+}
+
+/// Whether the principal may call a method with this access.
+pub fn check_role(access: Access, principal: Option<&Principal>) -> Result<(), Fault> {
+    match (access, principal) {
+        (Access::Public, _) => Ok(()),
+        (Access::Role(needed), Some(principal)) if principal.role >= needed => Ok(()),
+        (Access::Role(needed), _) => Err(Fault::new(
+            FaultKind::Forbidden,
+            format!("this needs the role {needed}"),
+        )),
+    }
+}
+
+fn panicked() -> Fault {
+    Fault::new(
+        FaultKind::Internal,
+        "the service failed on this request; it is in its log",
+    )
+}
+
+/// Decodes parameters; the fault names the field and the rule, and repeats nothing that was sent.
+fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner().to_string();
+        // serde_json appends a position in the bus message, which the caller never saw.
+        let rule = inner
+            .rsplit_once(" at line ")
+            .map_or(inner.as_str(), |(rule, _)| rule);
+        let text = if path == "." {
+            rule.to_owned()
+        } else {
+            format!("{path} {rule}")
+        };
+        Fault::new(FaultKind::Invalid, text.replace('`', ""))
+    })
+}
+
+fn encode<T: serde::Serialize>(envelope: &Envelope<T>) -> Result<Vec<u8>, Fault> {
+    serde_json::to_vec(envelope)
+        .map_err(|error| Fault::new(FaultKind::Internal, "the reply could not be encoded").caused_by(error))
+}
+
+fn fault_bytes(fault: &Fault) -> Vec<u8> {
+    // A fault is a flat record of texts and numbers: it always encodes.
+    serde_json::to_vec(&Envelope::<()>::fault(fault)).unwrap_or_default()
+}
+
+fn bytes_of(outcome: Result<Vec<u8>, Fault>) -> Vec<u8> {
+    outcome.unwrap_or_else(|fault| fault_bytes(&fault))
+}
+
+async fn send(bus: &Bus, reply_to: Subject, envelope: Vec<u8>) {
+    if let Err(error) = bus.client().publish(reply_to, envelope.into()).await {
+        warn!(%error, "a reply could not be sent");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Role, Scope, metrics::Latest};
+
+    #[test]
+    fn a_refusal_names_the_field_and_the_rule_and_repeats_nothing() {
+        for (body, text) in [
+            (
+                r#"{"instance_id":{"$gt":"hunter2"}}"#,
+                "instance_id must be 1 to 64 characters",
+            ),
+            (
+                r#"{"instance_id":"a","limit":0}"#,
+                "limit must be an integer from 1 to 1000",
+            ),
+            (r#"{"limit":1}"#, "missing field instance_id"),
+        ] {
+            let fault = decode::<Latest>(body.as_bytes()).unwrap_err();
+            assert!(fault.message.starts_with(text), "{}", fault.message);
+            assert!(!fault.message.contains("hunter2") && !fault.message.contains("line"));
+        }
+    }
+
+    #[test]
+    fn a_role_may_what_it_reaches() {
+        let as_role = |role| {
+            Some(Principal {
+                user: "u".into(),
+                role,
+                scope: Scope::All,
+            })
+        };
+        let needs_operator = Access::Role(Role::Operator);
+        assert!(check_role(needs_operator, None).is_err());
+        assert!(check_role(needs_operator, as_role(Role::Viewer).as_ref()).is_err());
+        assert!(check_role(needs_operator, as_role(Role::Operator).as_ref()).is_ok());
+        assert!(check_role(needs_operator, as_role(Role::Admin).as_ref()).is_ok());
+        assert!(check_role(Access::Public, None).is_ok());
+    }
+}

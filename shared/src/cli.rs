@@ -1,0 +1,59 @@
+//! What is alike in every program's command line: `--help` lists the settings, and wrong settings or arguments
+//! end with [`EX_USAGE`](crate::config::EX_USAGE).
+
+use std::fmt::Write as _;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use crate::config::{EX_USAGE, Environment, Invalid, Setting};
+
+/// Reads the arguments; `--help` shows the settings below them.
+pub fn parse<Args: CommandFactory + FromArgMatches>(settings: &[Setting]) -> Args {
+    let command = Args::command().after_help(settings_help(settings));
+    let parsed = command
+        .try_get_matches()
+        .and_then(|mut matches| Args::from_arg_matches_mut(&mut matches));
+    parsed.unwrap_or_else(|error| {
+        let code = if error.use_stderr() { EX_USAGE } else { 0 };
+        // Where the terminal is gone there is nobody left to tell.
+        let _ = error.print();
+        std::process::exit(code)
+    })
+}
+
+/// Reads the settings from the process's environment, or tells all that is wrong and exits.
+pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Result<S, Invalid>) -> S {
+    let env = Environment::of_process();
+    let settings = read(&env);
+    let problems = env.problems();
+    match settings {
+        Ok(settings) if problems.is_empty() => settings,
+        _ => {
+            eprintln!("{program}: it cannot start with these settings:");
+            for problem in problems {
+                eprintln!("  {problem}");
+            }
+            eprintln!("`{program} --help` lists all settings.");
+            std::process::exit(EX_USAGE)
+        }
+    }
+}
+
+/// The settings, aligned, as `--help` shows them.
+pub fn settings_help(settings: &[Setting]) -> String {
+    let width = settings
+        .iter()
+        .map(|setting| setting.name.len())
+        .max()
+        .unwrap_or(0);
+    let mut help = String::from("Settings (environment variables):\n");
+    for setting in settings {
+        let default = match setting.default {
+            "" => String::new(),
+            default => format!(" [{default}]"),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(help, "  {:width$}  {}{default}", setting.name, setting.help);
+    }
+    help
+}

@@ -1,0 +1,103 @@
+//! An HTTP/1.1 listener with the bounds that `axum::serve` lacks: it keeps half-sent requests and idle connections
+//! for ever. HTTP/1 only, since the automatic choice of a version waits for the first byte without a limit.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Router, extract::ConnectInfo};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use metrics::{counter, gauge};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+/// The bounds of a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HttpLimits {
+    /// Connections at once; more wait in the kernel's queue.
+    pub connections: usize,
+    /// From the first wait for a request to the end of its headers: a slow sender and an idle connection both end here.
+    pub header_timeout: Duration,
+    /// How long a stop waits for requests in flight.
+    pub drain: Duration,
+}
+
+/// Serves until shutdown, then lets requests in flight finish. Handlers find the peer as `ConnectInfo<SocketAddr>`.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: HttpLimits,
+    shutdown: CancellationToken,
+) -> std::io::Result<()> {
+    let permits = Arc::new(Semaphore::new(limits.connections));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = accept(&listener, &permits) => accepted,
+        };
+        let Some((stream, peer, permit)) = accepted else {
+            continue;
+        };
+        let router = router
+            .clone()
+            .map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+                request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
+                request
+            });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            gauge!("vmwatch_http_connections").increment(1.0);
+            if let Err(error) = connection.await {
+                // The peer left, sent no HTTP, or was too slow: its affair, but countable.
+                counter!("vmwatch_http_connection_errors_total").increment(1);
+                debug!(%error, %peer, "connection ended");
+            }
+            gauge!("vmwatch_http_connections").decrement(1.0);
+            drop(permit);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(limits.drain, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        warn!("the drain deadline passed with HTTP requests unfinished");
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    permits: &Arc<Semaphore>,
+) -> Option<(
+    tokio::net::TcpStream,
+    SocketAddr,
+    tokio::sync::OwnedSemaphorePermit,
+)> {
+    // The semaphore is never closed.
+    let permit = Arc::clone(permits).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, peer)) => {
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, %peer, "TCP_NODELAY");
+            }
+            Some((stream, peer, permit))
+        }
+        Err(error) => {
+            // Out of file descriptors, mostly: wait for some to come back rather than spin.
+            warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The connection to MongoDB, bounded in every wait.
+
+use std::time::Duration;
+
+use mongodb::{Client, Database, options::ClientOptions};
+
+use crate::config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting};
+
+/// The settings of every program with a database.
+pub const SETTINGS: &[Setting] = &[MONGODB_URI, MONGODB_URI_FILE, DATABASE, DATABASE_POOL];
+
+/// How to reach the database.
+#[derive(Clone)]
+pub struct StoreSettings {
+    uri: String,
+    database: String,
+    pool: u32,
+}
+
+/// Shows no password.
+impl std::fmt::Debug for StoreSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreSettings")
+            .field("database", &self.database)
+            .finish_non_exhaustive()
+    }
+}
+
+impl StoreSettings {
+    /// Reads the settings; the file wins over the variable.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let uri = env.get(&MONGODB_URI);
+        let file = env.secret_file(&MONGODB_URI_FILE);
+        let database = env.get(&DATABASE);
+        let pool = env.within(&DATABASE_POOL, 1, 1000);
+        let uri = uri?;
+        Ok(Self {
+            uri: file?.unwrap_or(uri),
+            database: database?,
+            pool: pool?,
+        })
+    }
+
+    /// Prepares the driver's client. It connects when it is first used, and goes on trying for ever.
+    pub async fn open(&self, program: &str) -> Result<Database, mongodb::error::Error> {
+        let mut options = ClientOptions::parse(&self.uri).await?;
+        options.app_name = Some(program.to_owned());
+        options.max_pool_size = Some(self.pool);
+        options.connect_timeout = Some(Duration::from_secs(5));
+        // Below the five seconds that callers wait: a database that is away is told as such, not as a time-out.
+        options
+            .server_selection_timeout
+            .get_or_insert(Duration::from_secs(3));
+        // The driver's own default, 10 s, would leave a frozen server unnoticed for long.
+        options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
+        Ok(Client::with_options(options)?.database(&self.database))
+    }
+}

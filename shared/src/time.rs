@@ -1,0 +1,191 @@
+//! The two clocks of the contract: `create_date`, a text in local time at one fixed offset, and Unix milliseconds.
+
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use jiff::{Timestamp, civil::DateTime, tz::Offset};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+
+/// Now, in Unix milliseconds.
+pub fn unix_millis() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The fixed offset of all `create_date`s of a deployment, such as `+08:00`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UtcOffset(Offset);
+
+/// A text that is no [`UtcOffset`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be an offset such as +08:00, from -18:00 to +18:00")]
+pub struct InvalidOffset;
+
+impl FromStr for UtcOffset {
+    type Err = InvalidOffset;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (sign, digits) = match text.as_bytes().first() {
+            Some(b'+') => (1, &text[1..]),
+            Some(b'-') => (-1, &text[1..]),
+            _ => return Err(InvalidOffset),
+        };
+        let (hours, minutes) = digits.split_once(':').ok_or(InvalidOffset)?;
+        let number = |part: &str, most: i32| {
+            (part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_digit()))
+                .then(|| part.parse::<i32>().ok())
+                .flatten()
+                .filter(|&number| number <= most)
+                .ok_or(InvalidOffset)
+        };
+        let seconds = sign * (number(hours, 18)? * 3600 + number(minutes, 59)? * 60);
+        if seconds.abs() > 18 * 3600 {
+            return Err(InvalidOffset);
+        }
+        Offset::from_seconds(seconds).map(Self).map_err(|_| InvalidOffset)
+    }
+}
+
+impl fmt::Display for UtcOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.seconds();
+        let sign = if seconds < 0 { '-' } else { '+' };
+        write!(
+            f,
+            "{sign}{:02}:{:02}",
+            seconds.abs() / 3600,
+            seconds.abs() % 3600 / 60
+        )
+    }
+}
+
+/// When a row was sampled: ISO 8601 with microseconds and no offset, which sorts in time order.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct CreateDate(String);
+
+/// A text that is no [`CreateDate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a date such as 2017-01-01T21:37:59.001065")]
+pub struct InvalidDate;
+
+impl CreateDate {
+    /// The moment, in local time at the offset. Moments outside the years 1 to 9999 become their nearest bound.
+    pub fn at(moment: SystemTime, offset: UtcOffset) -> Self {
+        let timestamp = Timestamp::try_from(moment).unwrap_or(Timestamp::MAX);
+        let local = offset.0.to_datetime(timestamp);
+        Self(format!(
+            "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}",
+            local.year(),
+            local.month(),
+            local.day(),
+            local.hour(),
+            local.minute(),
+            local.second(),
+            local.subsec_nanosecond() / 1000
+        ))
+    }
+
+    /// The moment that the text names at the offset.
+    pub fn moment(&self, offset: UtcOffset) -> Result<SystemTime, InvalidDate> {
+        let local: DateTime = self.0.parse().map_err(|_| InvalidDate)?;
+        let micros = offset
+            .0
+            .to_timestamp(local)
+            .map_err(|_| InvalidDate)?
+            .as_microsecond();
+        let from_epoch = Duration::from_micros(micros.unsigned_abs());
+        let moment = if micros < 0 {
+            UNIX_EPOCH.checked_sub(from_epoch)
+        } else {
+            UNIX_EPOCH.checked_add(from_epoch)
+        };
+        moment.ok_or(InvalidDate)
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Accepts what Python's `isoformat` writes: it leaves the fraction out where it is zero.
+impl FromStr for CreateDate {
+    type Err = InvalidDate;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let template = match text.len() {
+            19 => "dddd-dd-ddTdd:dd:dd",
+            26 => "dddd-dd-ddTdd:dd:dd.dddddd",
+            _ => return Err(InvalidDate),
+        };
+        let fits = text.bytes().zip(template.bytes()).all(|(byte, form)| match form {
+            b'd' => byte.is_ascii_digit(),
+            mark => byte == mark,
+        });
+        let real = fits && text.parse::<DateTime>().is_ok();
+        if real {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidDate)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for CreateDate {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+impl fmt::Display for CreateDate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documents_row_is_eight_hours_ahead_of_its_object_id() {
+        // ObjectId('58690637…') was made at 0x58690637 = 2017-01-01T13:37:59Z.
+        let date: CreateDate = "2017-01-01T21:37:59.001065".parse().unwrap();
+        let moment = date.moment("+08:00".parse().unwrap()).unwrap();
+        assert_eq!(moment.duration_since(UNIX_EPOCH).unwrap().as_secs(), 0x5869_0637);
+        assert_eq!(CreateDate::at(moment, "+08:00".parse().unwrap()), date);
+    }
+
+    #[test]
+    fn an_offset_is_signed_hours_and_minutes() {
+        for good in ["+00:00", "+08:00", "-03:30", "+18:00"] {
+            assert_eq!(good.parse::<UtcOffset>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "", "8", "+8:00", "+08", "08:00", "+19:00", "+18:01", "+00:60", "+0é:00", "é",
+        ] {
+            assert_eq!(bad.parse::<UtcOffset>(), Err(InvalidOffset), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_real_dates_are_dates() {
+        assert!("2017-01-01T21:37:59".parse::<CreateDate>().is_ok());
+        for bad in [
+            "2017-1-01T21:37:58.999841",
+            "2017-02-30T00:00:00",
+            "2017-01-01 21:37:59",
+            "",
+            "x",
+        ] {
+            assert_eq!(bad.parse::<CreateDate>(), Err(InvalidDate), "{bad:?}");
+        }
+    }
+}
