@@ -1,1 +1,40 @@
-fn main() {}
+//! `vmwatch-auth`: users and sessions.
+
+use auth_svc::{
+    config::{AuthSettings, SETTINGS},
+    users::{self, UserCommand},
+};
+use clap::{Parser, Subcommand};
+use shared::{cli, lifetime, telemetry::Telemetry};
+
+const PROGRAM: &str = "vmwatch-auth";
+
+/// Users and sessions of vmwatch: answers `auth.*` on the bus, and manages users.
+#[derive(Parser)]
+#[command(name = PROGRAM, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer on the bus (what it does without a command).
+    Serve,
+    /// Add, change, list and remove users; passwords are read from a prompt or standard input.
+    #[command(subcommand)]
+    User(UserCommand),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let arguments: Arguments = cli::parse(&SETTINGS.concat());
+    let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
+    if let Some(Command::User(command)) = arguments.command {
+        return Ok(users::run(command, &settings).await?);
+    }
+    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
+    auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+    telemetry.finish();
+    Ok(())
+}

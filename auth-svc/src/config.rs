@@ -1,0 +1,154 @@
+//! The settings of auth-svc.
+
+use std::{net::SocketAddr, time::Duration};
+
+use shared::{
+    api::auth::{Password, UserName},
+    bus::{
+        self, BusSettings,
+        serve::{self, ServeSettings},
+    },
+    config::{Environment, Invalid, Setting},
+    health,
+    store::{self, StoreSettings},
+    telemetry::{self, TelemetrySettings},
+};
+
+const HEALTH: &str = "127.0.0.1:9081";
+const USERS_COLLECTION: Setting = Setting {
+    name: "VMWATCH_USERS_COLLECTION",
+    default: "users",
+    help: "collection of users",
+};
+const SESSION_TTL: Setting = Setting {
+    name: "VMWATCH_SESSION_TTL",
+    default: "12h",
+    help: "how long a session lives, from its login",
+};
+const BUCKET_REPLICAS: Setting = Setting {
+    name: "VMWATCH_BUCKET_REPLICAS",
+    default: "1",
+    help: "copies of the session bucket in a NATS cluster: 1, 3 or 5",
+};
+const LOGIN_PERMITS: Setting = Setting {
+    name: "VMWATCH_LOGIN_PERMITS",
+    default: "2",
+    help: "passwords hashed at once; each takes a core and 19 MiB for about 45 ms",
+};
+const ADMIN_USER: Setting = Setting {
+    name: "VMWATCH_ADMIN_USER",
+    default: "admin",
+    help: "name of the administrator made at the first start",
+};
+const ADMIN_PASSWORD: Setting = Setting {
+    name: "VMWATCH_ADMIN_PASSWORD",
+    default: "",
+    help: "the administrator's first password; the file below is safer",
+};
+const ADMIN_PASSWORD_FILE: Setting = Setting {
+    name: "VMWATCH_ADMIN_PASSWORD_FILE",
+    default: "",
+    help: "file with that password; without either, one is made and shown once",
+};
+
+/// Every setting, for `--help`.
+pub const SETTINGS: &[&[Setting]] = &[
+    &[
+        USERS_COLLECTION,
+        SESSION_TTL,
+        BUCKET_REPLICAS,
+        LOGIN_PERMITS,
+        ADMIN_USER,
+        ADMIN_PASSWORD,
+        ADMIN_PASSWORD_FILE,
+        health::setting(HEALTH),
+    ],
+    store::SETTINGS,
+    serve::SETTINGS,
+    bus::SETTINGS,
+    telemetry::SETTINGS,
+];
+
+/// The settings of auth-svc.
+#[derive(Debug)]
+pub struct AuthSettings {
+    pub(crate) bus: BusSettings,
+    pub(crate) store: StoreSettings,
+    pub(crate) serve: ServeSettings,
+    /// For `main`, which starts telemetry first.
+    pub telemetry: TelemetrySettings,
+    pub(crate) health: SocketAddr,
+    pub(crate) collection: String,
+    pub(crate) login_permits: usize,
+    pub(crate) sessions: SessionSettings,
+    pub(crate) first_admin: FirstAdmin,
+}
+
+/// Of the session bucket.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionSettings {
+    pub(crate) ttl: Duration,
+    pub(crate) replicas: usize,
+}
+
+/// Of the administrator made at the first start.
+#[derive(Debug)]
+pub(crate) struct FirstAdmin {
+    pub(crate) name: UserName,
+    pub(crate) password: Option<Password>,
+}
+
+impl AuthSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let bus = BusSettings::read(env);
+        let store = StoreSettings::read(env);
+        let serve = ServeSettings::read(env);
+        let telemetry = TelemetrySettings::read(env);
+        let health = health::read(env, HEALTH);
+        let collection = env.get(&USERS_COLLECTION);
+        let login_permits = env.within(&LOGIN_PERMITS, 1, 64);
+        let ttl = env.duration(
+            &SESSION_TTL,
+            Duration::from_secs(1),
+            Duration::from_hours(24 * 30),
+        );
+        let replicas = env.within(&BUCKET_REPLICAS, 1, 5);
+        let first_admin = first_admin(env);
+        Ok(Self {
+            bus: bus?,
+            store: store?,
+            serve: serve?,
+            telemetry: telemetry?,
+            health: health?,
+            collection: collection?,
+            login_permits: login_permits?,
+            sessions: SessionSettings {
+                ttl: ttl?,
+                replicas: replicas?,
+            },
+            first_admin: first_admin?,
+        })
+    }
+}
+
+fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {
+    let name = env.get(&ADMIN_USER);
+    let given = env
+        .secret_file(&ADMIN_PASSWORD_FILE)?
+        .or(env.optional::<String>(&ADMIN_PASSWORD)?);
+    // Not by `Environment::get`: its message would repeat the password.
+    let password = given
+        .map(|text| text.parse::<Password>())
+        .transpose()
+        .map_err(|rule| {
+            env.problem(format!(
+                "{} or {}: the password {rule}",
+                ADMIN_PASSWORD_FILE.name, ADMIN_PASSWORD.name
+            ))
+        })?;
+    Ok(FirstAdmin {
+        name: name?,
+        password,
+    })
+}

@@ -1,0 +1,98 @@
+//! The administrator made at the first start, so that nobody ever ships a default password.
+
+use std::time::Duration;
+
+use mongodb::bson::DateTime;
+use shared::api::{Role, Scope};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    AuthError,
+    config::FirstAdmin,
+    password::Hasher,
+    store::{User, UserStore},
+};
+
+/// Makes the administrator where there is no user yet; waits for the database, until shutdown.
+pub(crate) async fn ensure(
+    users: &UserStore,
+    hasher: &Hasher,
+    settings: &FirstAdmin,
+    shutdown: &CancellationToken,
+) -> Result<(), AuthError> {
+    loop {
+        match users.is_empty().await {
+            Ok(false) => return Ok(()),
+            Ok(true) => return make(users, hasher, settings).await,
+            Err(error) => warn!(error = %chain(&error), "waiting for the database"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return Ok(()),
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Result<(), AuthError> {
+    let generated = if settings.password.is_none() {
+        Some(generate()?)
+    } else {
+        None
+    };
+    let Some(password) = settings
+        .password
+        .clone()
+        .or_else(|| generated.as_deref()?.parse().ok())
+    else {
+        return Err(AuthError::Refused(
+            "no password could be made for the first administrator".to_owned(),
+        ));
+    };
+    let user = User {
+        name: settings.name.clone(),
+        password_hash: hasher.hash(password).await?,
+        role: Role::Admin,
+        scope: Scope::All,
+        created: DateTime::now(),
+    };
+    // Of several replicas that start at once the database lets one win; only that one's password is true.
+    if !users.add(&user).await? {
+        return Ok(());
+    }
+    info!(user = %user.name, "made the first administrator");
+    if let Some(password) = generated {
+        // To standard output and not to the log, which is shipped and kept.
+        println!(
+            "\nThe first administrator is `{}` with the password\n\n    {password}\n\n\
+             It is shown this once. Change it with: vmwatch-auth user password {}\n",
+            user.name, user.name
+        );
+    }
+    Ok(())
+}
+
+/// 96 random bits in hex.
+fn generate() -> Result<String, AuthError> {
+    let mut bits = [0_u8; 12];
+    getrandom::fill(&mut bits).map_err(AuthError::Random)?;
+    Ok(hex::encode(bits))
+}
+
+fn chain(error: &AuthError) -> String {
+    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
+    format!("{error}{}", source.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::api::auth::Password;
+
+    use super::*;
+
+    #[test]
+    fn a_generated_password_is_usable_and_never_the_same() {
+        let (one, other) = (generate().unwrap(), generate().unwrap());
+        assert!(one.parse::<Password>().is_ok() && one.len() == 24 && one != other);
+    }
+}

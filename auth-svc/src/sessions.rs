@@ -1,0 +1,143 @@
+//! The session bucket, as its one writer.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    kv::{Config, Operation, Store},
+    stream::StorageType,
+};
+use futures::StreamExt;
+use shared::{
+    api::{
+        Principal,
+        auth::{SESSION_BUCKET, Session, SessionRecord, Token},
+    },
+    bus::Bus,
+    time::unix_millis,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::{AuthError, config::SessionSettings};
+
+/// About a million sessions: a record takes some 250 bytes. Beyond that logins fail rather than the disk fills.
+const BUCKET_BYTES: i64 = 256 << 20;
+/// JetStream answers in milliseconds or not at all.
+const BUCKET_DEADLINE: Duration = Duration::from_secs(3);
+
+pub(crate) struct Sessions {
+    bucket: Store,
+    ttl: Duration,
+}
+
+impl Sessions {
+    /// Makes the bucket, or fits an older one to the settings; waits for the bus. `None` at shutdown.
+    pub(crate) async fn open(
+        bus: &Bus,
+        settings: &SessionSettings,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Self>, AuthError> {
+        let config = Config {
+            bucket: SESSION_BUCKET.to_owned(),
+            description: "live sessions of vmwatch".to_owned(),
+            history: 1,
+            max_age: settings.ttl,
+            max_bytes: BUCKET_BYTES,
+            storage: StorageType::File,
+            num_replicas: settings.replicas,
+            ..Config::default()
+        };
+        loop {
+            match bus.jetstream().create_or_update_key_value(config.clone()).await {
+                Ok(bucket) => {
+                    return Ok(Some(Self {
+                        bucket,
+                        ttl: settings.ttl,
+                    }));
+                }
+                Err(error) => warn!(%error, "waiting for JetStream"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(None),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    /// The bucket as the service made it, for a command that must not change its settings.
+    pub(crate) async fn existing(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
+        let found =
+            tokio::time::timeout(BUCKET_DEADLINE, bus.jetstream().get_key_value(SESSION_BUCKET)).await;
+        let bucket = found.map_err(|late| AuthError::Bucket(late.into()))?;
+        Ok(Self {
+            bucket: bucket.map_err(|error| AuthError::Bucket(error.into()))?,
+            ttl: settings.ttl,
+        })
+    }
+
+    /// Makes a session.
+    pub(crate) async fn create(&self, principal: Principal) -> Result<Session, AuthError> {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).map_err(AuthError::Random)?;
+        let token = Token::from_random(bits);
+        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let record = SessionRecord {
+            principal: principal.clone(),
+            expires_at_ms: unix_millis().saturating_add(ttl_ms),
+        };
+        let value = serde_json::to_vec(&record)?;
+        let written = tokio::time::timeout(BUCKET_DEADLINE, self.bucket.put(token.key(), value.into())).await;
+        written
+            .map_err(|late| AuthError::Bucket(late.into()))?
+            .map_err(|error| AuthError::Bucket(error.into()))?;
+        Ok(Session {
+            session_id: token,
+            expires_at_ms: record.expires_at_ms,
+            principal,
+        })
+    }
+
+    /// Ends every session of the user, on every gateway; how many there were.
+    pub(crate) async fn end_all_of(&self, user: &str) -> Result<usize, AuthError> {
+        let bucket = |error: async_nats::Error| AuthError::Bucket(error);
+        // An empty bucket's history never yields a first entry.
+        let mut stream = self.bucket.stream.clone();
+        if stream
+            .info()
+            .await
+            .map_err(|error| bucket(error.into()))?
+            .state
+            .messages
+            == 0
+        {
+            return Ok(0);
+        }
+        let mut entries = self
+            .bucket
+            .watch_with_history(">")
+            .await
+            .map_err(|error| bucket(error.into()))?;
+        let mut ended = 0;
+        loop {
+            let next = tokio::time::timeout(BUCKET_DEADLINE, entries.next()).await;
+            let Some(entry) = next.map_err(|late| bucket(late.into()))? else {
+                break;
+            };
+            let entry = entry.map_err(|error| bucket(error.into()))?;
+            let of_user = entry.operation == Operation::Put
+                && serde_json::from_slice::<SessionRecord>(&entry.value)
+                    .is_ok_and(|record| record.principal.user == user);
+            if of_user {
+                self.bucket
+                    .delete(&entry.key)
+                    .await
+                    .map_err(|error| bucket(error.into()))?;
+                ended += 1;
+            }
+            if entry.seen_current {
+                break;
+            }
+        }
+        Ok(ended)
+    }
+}

@@ -1,0 +1,114 @@
+//! The users in MongoDB: one document a user, its name the `_id`.
+
+use futures::TryStreamExt;
+use mongodb::{
+    Collection,
+    bson::{DateTime, doc},
+    error::{ErrorKind, WriteFailure},
+};
+use serde::{Deserialize, Serialize};
+use shared::{
+    api::{Principal, Role, Scope, auth::UserName},
+    store::StoreSettings,
+};
+
+use crate::AuthError;
+
+/// The code of a unique index that says no.
+const DUPLICATE_KEY: i32 = 11_000;
+
+/// A user as stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct User {
+    #[serde(rename = "_id")]
+    pub(crate) name: UserName,
+    /// A PHC string; see `password.rs`.
+    pub(crate) password_hash: String,
+    pub(crate) role: Role,
+    pub(crate) scope: Scope,
+    pub(crate) created: DateTime,
+}
+
+impl User {
+    pub(crate) fn principal(&self) -> Principal {
+        Principal {
+            user: self.name.to_string(),
+            role: self.role,
+            scope: self.scope.clone(),
+        }
+    }
+}
+
+pub(crate) struct UserStore {
+    users: Collection<User>,
+}
+
+impl UserStore {
+    pub(crate) async fn open(settings: &StoreSettings, collection: &str) -> Result<Self, AuthError> {
+        let database = settings.open(shared::api::Service::Auth.name()).await?;
+        Ok(Self {
+            users: database.collection(collection),
+        })
+    }
+
+    pub(crate) async fn find(&self, name: &UserName) -> Result<Option<User>, AuthError> {
+        Ok(self.users.find_one(doc! { "_id": name.as_str() }).await?)
+    }
+
+    /// All users by name; a private cloud has tens of them, and a thousand are shown at most.
+    pub(crate) async fn list(&self) -> Result<Vec<User>, AuthError> {
+        Ok(self
+            .users
+            .find(doc! {})
+            .sort(doc! { "_id": 1 })
+            .limit(1000)
+            .await?
+            .try_collect()
+            .await?)
+    }
+
+    pub(crate) async fn is_empty(&self) -> Result<bool, AuthError> {
+        Ok(self.users.find_one(doc! {}).await?.is_none())
+    }
+
+    /// Adds the user; `false` where the name is taken.
+    pub(crate) async fn add(&self, user: &User) -> Result<bool, AuthError> {
+        match self.users.insert_one(user).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_duplicate(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// `false` where there is no such user.
+    pub(crate) async fn set_password(&self, name: &UserName, hash: &str) -> Result<bool, AuthError> {
+        let update = doc! { "$set": { "password_hash": hash } };
+        Ok(self
+            .users
+            .update_one(doc! { "_id": name.as_str() }, update)
+            .await?
+            .matched_count
+            == 1)
+    }
+
+    /// `false` where there is no such user.
+    pub(crate) async fn remove(&self, name: &UserName) -> Result<bool, AuthError> {
+        Ok(self
+            .users
+            .delete_one(doc! { "_id": name.as_str() })
+            .await?
+            .deleted_count
+            == 1)
+    }
+
+    pub(crate) async fn administrators(&self) -> Result<u64, AuthError> {
+        Ok(self
+            .users
+            .count_documents(doc! { "role": Role::Admin.to_string() })
+            .await?)
+    }
+}
+
+fn is_duplicate(error: &mongodb::error::Error) -> bool {
+    matches!(&*error.kind, ErrorKind::Write(WriteFailure::WriteError(write)) if write.code == DUPLICATE_KEY)
+}

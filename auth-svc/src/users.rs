@@ -1,0 +1,204 @@
+//! `vmwatch-auth user …`: users by hand. A password comes from a prompt or standard input, never from an argument,
+//! which every process of the machine could read.
+
+use std::io::{IsTerminal, Write as _};
+
+use clap::Subcommand;
+use mongodb::bson::DateTime;
+use serde::Serialize;
+use shared::{
+    api::{
+        InstanceId, Role, Scope, Service,
+        auth::{Password, UserName},
+    },
+    bus::Bus,
+};
+
+use crate::{
+    AuthError,
+    config::AuthSettings,
+    password::Hasher,
+    sessions::Sessions,
+    store::{User, UserStore},
+};
+
+/// NIST SP 800-63B asks for 8 at the least.
+const SHORTEST_PASSWORD: usize = 8;
+
+/// What can be done with users.
+#[derive(Debug, Subcommand)]
+pub enum UserCommand {
+    /// Add a user.
+    Add {
+        /// Its name.
+        name: UserName,
+        /// What it may do: viewer, operator or admin.
+        #[arg(long, default_value = "viewer")]
+        role: Role,
+        /// The only instances that it may see, separated by commas; all unless given.
+        #[arg(long, value_delimiter = ',')]
+        instances: Option<Vec<InstanceId>>,
+    },
+    /// Change a user's password, which ends its sessions.
+    Password {
+        /// Its name.
+        name: UserName,
+    },
+    /// List the users.
+    List {
+        /// As JSON, for scripts.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a user, which ends its sessions.
+    Remove {
+        /// Its name.
+        name: UserName,
+    },
+}
+
+/// Carries out a command.
+pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
+    let users = UserStore::open(&settings.store, &settings.collection).await?;
+    match command {
+        UserCommand::Add {
+            name,
+            role,
+            instances,
+        } => {
+            let scope = instances.map_or(Scope::All, Scope::Only);
+            let password_hash = Hasher::new(1)?.hash(read_password(&name)?).await?;
+            let user = User {
+                name,
+                password_hash,
+                role,
+                scope,
+                created: DateTime::now(),
+            };
+            if !users.add(&user).await? {
+                return Err(refused(format!("the name {} is taken", user.name)));
+            }
+            println!("added {} as {role}", user.name);
+        }
+        UserCommand::Password { name } => {
+            let hash = Hasher::new(1)?.hash(read_password(&name)?).await?;
+            if !users.set_password(&name, &hash).await? {
+                return Err(refused(format!("there is no user {name}")));
+            }
+            println!("changed the password of {name}");
+            end_sessions(settings, &name).await?;
+        }
+        UserCommand::List { json } => list(&users.list().await?, json)?,
+        UserCommand::Remove { name } => {
+            let Some(user) = users.find(&name).await? else {
+                return Err(refused(format!("there is no user {name}")));
+            };
+            if user.role == Role::Admin && users.administrators().await? == 1 {
+                return Err(refused(format!(
+                    "{name} is the last administrator; add another first"
+                )));
+            }
+            users.remove(&name).await?;
+            println!("removed {name}");
+            end_sessions(settings, &name).await?;
+        }
+    }
+    Ok(())
+}
+
+fn refused(text: String) -> AuthError {
+    AuthError::Refused(text)
+}
+
+async fn end_sessions(settings: &AuthSettings, name: &UserName) -> Result<(), AuthError> {
+    let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
+    let Ok(sessions) = Sessions::existing(&bus, &settings.sessions).await else {
+        return Err(refused(format!(
+            "the bus is away: sessions of {name} that are open live on; repeat this when it is back"
+        )));
+    };
+    println!(
+        "ended {} sessions of {name}",
+        sessions.end_all_of(name.as_str()).await?
+    );
+    Ok(())
+}
+
+/// From a prompt, twice; or the first line of standard input.
+fn read_password(name: &UserName) -> Result<Password, AuthError> {
+    let text = if std::io::stdin().is_terminal() {
+        let first = rpassword::prompt_password(format!("New password of {name}: "))?;
+        if first != rpassword::prompt_password("Once more: ")? {
+            return Err(refused(
+                "the two were not the same; nothing was changed".to_owned(),
+            ));
+        }
+        first
+    } else {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        line.trim_end_matches(['\r', '\n']).to_owned()
+    };
+    if text.chars().count() < SHORTEST_PASSWORD {
+        return Err(refused(format!(
+            "a password needs at least {SHORTEST_PASSWORD} characters"
+        )));
+    }
+    text.parse().map_err(|rule| refused(format!("a password {rule}")))
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    name: &'a UserName,
+    role: Role,
+    instances: Option<&'a [InstanceId]>,
+    created: String,
+}
+
+fn list(users: &[User], json: bool) -> Result<(), AuthError> {
+    let listed: Vec<_> = users
+        .iter()
+        .map(|user| Listed {
+            name: &user.name,
+            role: user.role,
+            instances: match &user.scope {
+                Scope::All => None,
+                Scope::Only(instances) => Some(instances),
+            },
+            created: user.created.try_to_rfc3339_string().unwrap_or_default(),
+        })
+        .collect();
+    let mut out = std::io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &listed)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    let width = listed
+        .iter()
+        .map(|user| user.name.as_str().chars().count())
+        .max()
+        .unwrap_or(0)
+        .max(4);
+    writeln!(
+        out,
+        "{:width$}  {:8}  {:20}  INSTANCES",
+        "NAME", "ROLE", "CREATED"
+    )?;
+    for user in listed {
+        let instances = user.instances.map_or("all".to_owned(), |instances| {
+            instances
+                .iter()
+                .map(InstanceId::as_str)
+                .collect::<Vec<_>>()
+                .join(",")
+        });
+        let (role, created) = (user.role.to_string(), &user.created);
+        writeln!(
+            out,
+            "{:width$}  {role:8}  {created:20.20}  {instances}",
+            user.name.as_str()
+        )?;
+    }
+    Ok(())
+}
