@@ -1,0 +1,133 @@
+//! The settings of the gateway.
+
+use std::{net::SocketAddr, time::Duration};
+
+use shared::{
+    api::Deadlines,
+    bus::{self, BusSettings},
+    config::{DRAIN_DEADLINE, Environment, Invalid, MAX_IN_FLIGHT, Setting},
+    health,
+    http_server::HttpLimits,
+    telemetry::{self, TelemetrySettings},
+};
+
+use crate::sessions::SessionSettings;
+
+const HEALTH: &str = "127.0.0.1:9080";
+pub(crate) const LISTEN: Setting = Setting {
+    name: "VMWATCH_LISTEN",
+    default: "0.0.0.0:8086",
+    help: "address of the API",
+};
+const QUERY_DEADLINE: Setting = Setting {
+    name: "VMWATCH_QUERY_DEADLINE",
+    default: "5s",
+    help: "how long a read or a login may take",
+};
+const COMMAND_DEADLINE: Setting = Setting {
+    name: "VMWATCH_COMMAND_DEADLINE",
+    default: "30s",
+    help: "how long starting a VM may take",
+};
+const MAX_CONNECTIONS: Setting = Setting {
+    name: "VMWATCH_MAX_CONNECTIONS",
+    default: "10000",
+    help: "HTTP connections at once; an idle one takes about 5 KiB",
+};
+const REQUEST_TIMEOUT: Setting = Setting {
+    name: "VMWATCH_REQUEST_TIMEOUT",
+    default: "10s",
+    help: "for a client to send its headers, and again its body; also ends idle connections",
+};
+const MAX_SESSIONS: Setting = Setting {
+    name: "VMWATCH_MAX_SESSIONS",
+    default: "200000",
+    help: "sessions kept in memory; others cost a read of the bucket each time",
+};
+const SESSIONS_STALE_AFTER: Setting = Setting {
+    name: "VMWATCH_SESSIONS_STALE_AFTER",
+    default: "30s",
+    help: "requests are refused once the session table could not be checked for so long",
+};
+
+/// Every setting, for `--help`.
+pub const SETTINGS: &[&[Setting]] = &[
+    &[
+        LISTEN,
+        QUERY_DEADLINE,
+        COMMAND_DEADLINE,
+        MAX_CONNECTIONS,
+        MAX_IN_FLIGHT,
+        REQUEST_TIMEOUT,
+        DRAIN_DEADLINE,
+        MAX_SESSIONS,
+        SESSIONS_STALE_AFTER,
+        health::setting(HEALTH),
+    ],
+    bus::SETTINGS,
+    telemetry::SETTINGS,
+];
+
+/// The settings of the gateway.
+#[derive(Debug)]
+pub struct GatewaySettings {
+    pub(crate) bus: BusSettings,
+    /// For `main`, which starts telemetry first.
+    pub telemetry: TelemetrySettings,
+    pub(crate) health: SocketAddr,
+    pub(crate) listen: SocketAddr,
+    pub(crate) deadlines: Deadlines,
+    pub(crate) http: HttpSettings,
+    pub(crate) sessions: SessionSettings,
+}
+
+/// Of the listener and its requests.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HttpSettings {
+    pub(crate) limits: HttpLimits,
+    pub(crate) max_in_flight: usize,
+    pub(crate) body_timeout: Duration,
+}
+
+impl GatewaySettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let second = Duration::from_secs(1);
+        let bus = BusSettings::read(env);
+        let telemetry = TelemetrySettings::read(env);
+        let health = health::read(env, HEALTH);
+        let listen = env.get(&LISTEN);
+        let query = env.duration(&QUERY_DEADLINE, Duration::from_millis(10), 60 * second);
+        let command = env.duration(&COMMAND_DEADLINE, Duration::from_millis(10), 600 * second);
+        let connections = env.within(&MAX_CONNECTIONS, 1, 1_000_000);
+        let max_in_flight = env.within(&MAX_IN_FLIGHT, 1, 65_536);
+        let request_timeout = env.duration(&REQUEST_TIMEOUT, Duration::from_millis(100), 600 * second);
+        let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
+        let most = env.within(&MAX_SESSIONS, 1, 10_000_000);
+        let stale_after = env.duration(&SESSIONS_STALE_AFTER, 3 * second, 600 * second);
+        let body_timeout = request_timeout?;
+        Ok(Self {
+            bus: bus?,
+            telemetry: telemetry?,
+            health: health?,
+            listen: listen?,
+            deadlines: Deadlines {
+                query: query?,
+                command: command?,
+            },
+            http: HttpSettings {
+                limits: HttpLimits {
+                    connections: connections?,
+                    header_timeout: body_timeout,
+                    drain: drain?,
+                },
+                max_in_flight: max_in_flight?,
+                body_timeout,
+            },
+            sessions: SessionSettings {
+                most: most?,
+                stale_after: stale_after?,
+            },
+        })
+    }
+}

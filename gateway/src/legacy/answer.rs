@@ -1,0 +1,155 @@
+//! The documented answer, to the byte: the order of keys is the document's sample for the method.
+
+use std::fmt::Write as _;
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, Response, StatusCode, header},
+};
+use shared::{
+    api::Answer,
+    wire::{Fault, FaultKind, Status},
+};
+
+use super::python_repr::push_text;
+
+/// What every answer to a request repeats.
+#[derive(Debug)]
+pub(super) struct Echo<'a> {
+    /// The form; that of 611711 for an unknown method.
+    pub(super) form: Answer,
+    /// The number sent as the method, as JSON, or `null`.
+    pub(super) method: &'a str,
+    /// The request's own session, or a login's new one.
+    pub(super) session_id: &'a str,
+    /// The request's own message id.
+    pub(super) message_id: &'a str,
+}
+
+impl Echo<'_> {
+    /// The answer; `data` is JSON.
+    pub(super) fn answer(&self, status: Status, message: &str, data: &str) -> String {
+        let mut out = String::with_capacity(256 + data.len());
+        // Writing to a String cannot fail.
+        let _ = write!(out, "{{\"status_code\":{}", u8::from(status));
+        match self.form {
+            Answer::Session => {
+                push_field(&mut out, "message", &message_json(message));
+                push_field(&mut out, "method", self.method);
+                push_field(&mut out, "session_id", &json(self.session_id));
+                push_field(&mut out, "message_id", &json(self.message_id));
+            }
+            Answer::Rows | Answer::Null => {
+                push_field(&mut out, "session_id", &json(self.session_id));
+                push_field(&mut out, "message_id", &json(self.message_id));
+                push_field(&mut out, "message", &message_json(message));
+                push_field(&mut out, "data", data);
+                push_field(&mut out, "method", self.method);
+            }
+        }
+        out.push('}');
+        out
+    }
+
+    /// The answer of a fault, with the HTTP status that the contract gives it.
+    pub(super) fn fault(&self, fault: &Fault) -> Response<Body> {
+        let status = match fault.kind {
+            FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
+            FaultKind::Overloaded | FaultKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            _ => StatusCode::OK,
+        };
+        let mut response = self.refusal(status, fault.status(), &fault.message);
+        if status != StatusCode::OK {
+            // Whole seconds, at least one: Retry-After knows no fractions.
+            let wait = fault
+                .retry_after
+                .map_or(1, |wait| wait.as_millis().div_ceil(1000).max(1));
+            if let Ok(value) = HeaderValue::from_str(&wait.to_string()) {
+                response.headers_mut().insert(header::RETRY_AFTER, value);
+            }
+        }
+        response
+    }
+
+    /// An answer without data at some HTTP status.
+    pub(super) fn refusal(&self, http: StatusCode, status: Status, message: &str) -> Response<Body> {
+        respond(http, self.answer(status, message, "null"))
+    }
+}
+
+/// The answer to what is no request at all.
+pub(super) const NOBODY: Echo<'static> = Echo {
+    form: Answer::Rows,
+    method: "null",
+    session_id: "",
+    message_id: "",
+};
+
+pub(super) fn respond(status: StatusCode, json: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(json));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn push_field(out: &mut String, key: &str, value: &str) {
+    let _ = write!(out, ",\"{key}\":{value}");
+}
+
+/// The Python `repr` of the text, as a JSON string.
+fn message_json(message: &str) -> String {
+    let mut python = String::with_capacity(message.len() + 2);
+    push_text(&mut python, message);
+    json(&python)
+}
+
+fn json(text: &str) -> String {
+    // A text always encodes.
+    serde_json::to_string(text).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_form_has_the_order_of_its_sample() {
+        let echo = |form| Echo {
+            form,
+            method: "458753",
+            session_id: "s",
+            message_id: "",
+        };
+        assert_eq!(
+            echo(Answer::Session).answer(Status::Created, "User authenticated sucessfully...", "null"),
+            r#"{"status_code":1,"message":"'User authenticated sucessfully...'","method":458753,"session_id":"s","message_id":""}"#
+        );
+        assert_eq!(
+            echo(Answer::Null).answer(Status::Created, "", "null"),
+            r#"{"status_code":1,"session_id":"s","message_id":"","message":"''","data":null,"method":458753}"#
+        );
+    }
+
+    #[test]
+    fn a_fault_has_the_contracts_http_status() {
+        let http = |kind| {
+            let fault = Fault::new(kind, "x").retry_after(Duration::from_millis(1500));
+            let response = NOBODY.fault(&fault);
+            let after = response
+                .headers()
+                .get(header::RETRY_AFTER)
+                .map(|value| value.to_str().unwrap().to_owned());
+            (response.status().as_u16(), after)
+        };
+        assert_eq!(http(FaultKind::Timeout), (200, None));
+        assert_eq!(http(FaultKind::Internal), (200, None));
+        assert_eq!(http(FaultKind::Backend), (200, None));
+        assert_eq!(http(FaultKind::Throttled), (429, Some("2".to_owned())));
+        assert_eq!(http(FaultKind::Unavailable), (503, Some("2".to_owned())));
+        assert_eq!(http(FaultKind::Overloaded), (503, Some("2".to_owned())));
+    }
+}

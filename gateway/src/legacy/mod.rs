@@ -1,0 +1,178 @@
+//! The documented API of 2017 (docs/api): one path, a method code in the body, an envelope around every answer.
+
+mod answer;
+pub mod python_repr;
+mod request;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    body::Body as HttpBody,
+    extract::{ConnectInfo, Request, State},
+    http::{Method as Verb, Response, StatusCode},
+};
+use bytes::Bytes;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use metrics::{counter, histogram};
+use serde_json::value::RawValue;
+use shared::{
+    api::{Access, Answer, Documented, Kind, MethodInfo, Principal, auth::Session, auth::Token},
+    bus::Context,
+    wire::{Envelope, Fault, FaultKind, Status},
+};
+use tokio::time::Instant;
+use tracing::{Instrument, debug, field::Empty, info_span};
+
+use self::{
+    answer::{Echo, NOBODY, respond},
+    python_repr::rows_to_python,
+    request::{Body, Format, Parameters},
+};
+use crate::Gateway;
+
+/// The documented path.
+pub const PATH: &str = "/wsgi_app.py";
+/// The largest body (docs/api/wire-contract.md, "Endpoint").
+const BODY_BYTES: usize = 64 * 1024;
+
+/// Answers whatever is sent to the documented path.
+pub(crate) async fn serve(
+    State(gateway): State<Arc<Gateway>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    request: Request,
+) -> Response<HttpBody> {
+    let started = Instant::now();
+    let span = info_span!(
+        "POST /wsgi_app.py",
+        otel.kind = "server",
+        http.request.method = %request.method(),
+        http.route = PATH,
+        http.response.status_code = Empty,
+        rpc.method = Empty,
+        request_id = Empty,
+    );
+    let response = gateway.legacy(peer, request).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    counter!("vmwatch_http_requests_total", "status" => response.status().as_str().to_owned()).increment(1);
+    histogram!("vmwatch_http_request_seconds").record(started.elapsed().as_secs_f64());
+    response
+}
+
+impl Gateway {
+    async fn legacy(&self, peer: SocketAddr, request: Request) -> Response<HttpBody> {
+        if request.method() != Verb::POST {
+            let text = "this address takes POST only";
+            return NOBODY.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
+        }
+        let bytes = match read_body(request.into_body(), self.http.body_timeout).await {
+            Ok(bytes) => bytes,
+            Err((status, text)) => return NOBODY.refusal(status, Status::Failure, text),
+        };
+        let Some(body) = Body::parse(&bytes) else {
+            let text = "the body must be one JSON object";
+            return NOBODY.refusal(StatusCode::BAD_REQUEST, Status::Failure, text);
+        };
+        let method = body.method();
+        let (echo_method, session_id, message_id) =
+            (body.method_echo(), body.session_id(), body.message_id_echo());
+        let echo = Echo {
+            form: method.as_ref().map_or(Answer::Rows, |(_, face)| face.answer),
+            method: &echo_method,
+            session_id: &session_id,
+            message_id: &message_id,
+        };
+        let answered = match method {
+            Ok((info, face)) => self.call(peer, &body, &echo, info, face).await,
+            Err(fault) => Err(fault),
+        };
+        answered.map_or_else(
+            |fault| {
+                debug!(kind = %fault.kind, cause = fault.cause_chain(), "{}", fault.message);
+                echo.fault(&fault)
+            },
+            |json| respond(StatusCode::OK, json),
+        )
+    }
+
+    async fn call(
+        &self,
+        peer: SocketAddr,
+        body: &Body<'_>,
+        echo: &Echo<'_>,
+        info: &'static MethodInfo,
+        face: &Documented,
+    ) -> Result<String, Fault> {
+        let Ok(_permit) = self.permits.try_acquire() else {
+            counter!("vmwatch_requests_shed_total", "method" => info.name).increment(1);
+            return Err(Fault::new(
+                FaultKind::Overloaded,
+                "the gateway is at its limit; try again shortly",
+            ));
+        };
+        // The session is checked before any other parameter.
+        let principal = self.authorize(info.access, echo.session_id).await?;
+        let Parameters { format, params, .. } = body.parameters()?;
+        let mut context = Context::new(self.deadlines.of(info.kind));
+        context.principal = principal;
+        context.source = Some(peer.ip().to_string());
+        if info.kind == Kind::Command {
+            context = context.with_fresh_key();
+        }
+        tracing::Span::current()
+            .record("rpc.method", info.name)
+            .record("request_id", context.request_id.as_str());
+        let reply = self.bus.forward(info, &context, params.into()).await?;
+        render(echo, face, format, &reply)
+    }
+
+    /// Who asks; `None` where the method needs no session.
+    async fn authorize(&self, access: Access, session_id: &str) -> Result<Option<Principal>, Fault> {
+        if access == Access::Public {
+            return Ok(None);
+        }
+        let invalid = || Fault::new(FaultKind::Unauthenticated, "invalid or expired session");
+        let token: Token = session_id.parse().map_err(|_| invalid())?;
+        let record = self.sessions.check(&token).await?.ok_or_else(invalid)?;
+        Ok(Some(record.principal.clone()))
+    }
+}
+
+async fn read_body(body: HttpBody, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
+    let limited = Limited::new(body, BODY_BYTES).collect();
+    match tokio::time::timeout(limit, limited).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err((StatusCode::PAYLOAD_TOO_LARGE, "the body must be at most 64 KiB"))
+        }
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body could not be read to its end")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body came too slowly")),
+    }
+}
+
+/// The answer of a reply, whose rows are passed on without being decoded into a tree.
+fn render(echo: &Echo<'_>, face: &Documented, format: Format, reply: &[u8]) -> Result<String, Fault> {
+    let unreadable =
+        |error| Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error);
+    let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
+    let status = envelope.status_code;
+    let (message, data) = envelope.into_result()?;
+    match face.answer {
+        Answer::Null => Ok(echo.answer(status, &message, "null")),
+        Answer::Session => {
+            let session: Session = serde_json::from_str(data.get()).map_err(unreadable)?;
+            let session_id = session.session_id.to_string();
+            let echo = Echo {
+                session_id: &session_id,
+                ..*echo
+            };
+            Ok(echo.answer(status, &message, "null"))
+        }
+        Answer::Rows => match format {
+            Format::Json => Ok(echo.answer(status, &message, data.get())),
+            Format::Python => {
+                let rows = rows_to_python(data.get()).map_err(unreadable)?;
+                Ok(echo.answer(status, &message, &rows))
+            }
+        },
+    }
+}

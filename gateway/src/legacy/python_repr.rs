@@ -1,0 +1,268 @@
+//! Python's `repr`, as clients of 2017 parse it out of the answers.
+//!
+//! Texts come out pure ASCII, as `ascii(s)` of `CPython` has them (and `repr` of a Python 2 `unicode`, with a `u` before);
+//! floats as `repr(x)`, the shortest digits that read back the same.
+
+use std::fmt::{self, Write as _};
+
+use serde::{
+    Deserializer as _,
+    de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
+};
+
+/// The one key whose text is shown as an `ObjectId`.
+const KEY_OF_OBJECT_ID: &str = "_id";
+
+/// Appends `'…'` with Python's choice of quote and escapes.
+pub fn push_text(out: &mut String, text: &str) {
+    let quote = if text.contains('\'') && !text.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == quote => {
+                out.push('\\');
+                out.push(c);
+            }
+            ' '..='~' => out.push(c),
+            c => push_escape(out, u32::from(c)),
+        }
+    }
+    out.push(quote);
+}
+
+fn push_escape(out: &mut String, code: u32) {
+    // Writing to a String cannot fail.
+    let _ = match code {
+        0..=0xff => write!(out, "\\x{code:02x}"),
+        0x100..=0xffff => write!(out, "\\u{code:04x}"),
+        _ => write!(out, "\\U{code:08x}"),
+    };
+}
+
+/// Appends a float; one that is not finite has no literal in Python and becomes `None`.
+pub fn push_float(out: &mut String, number: f64) {
+    if !number.is_finite() {
+        out.push_str("None");
+        return;
+    }
+    // Rust's `{:e}` gives the shortest digits that read back the same, as Python's repr does: `1.48e9`.
+    let scientific = format!("{number:e}");
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    // CPython's float_repr_style: positional from 1e-4 to below 1e16.
+    if (-4..16).contains(&exponent) {
+        let positional = format!("{number}");
+        out.push_str(&positional);
+        if !positional.contains('.') {
+            out.push_str(".0");
+        }
+    } else {
+        let sign = if exponent < 0 { '-' } else { '+' };
+        let _ = write!(out, "{mantissa}e{sign}{:02}", exponent.abs());
+    }
+}
+
+/// A JSON array of row objects as a JSON array of strings, each the Python 2 `repr` of its row.
+pub fn rows_to_python(rows: &str) -> Result<String, serde_json::Error> {
+    // A row of Python is about as long as its JSON, with a `u` before each key.
+    let mut out = String::with_capacity(rows.len() + rows.len() / 4);
+    serde_json::Deserializer::from_str(rows).deserialize_seq(Rows { out: &mut out })?;
+    Ok(out)
+}
+
+struct Rows<'a> {
+    out: &'a mut String,
+}
+
+impl<'de> Visitor<'de> for Rows<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of rows")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut rows: A) -> Result<(), A::Error> {
+        let mut row = String::new();
+        self.out.push('[');
+        let mut first = true;
+        while rows.next_element_seed(Row { out: &mut row })?.is_some() {
+            if !std::mem::take(&mut first) {
+                self.out.push(',');
+            }
+            push_json_string(self.out, &row);
+            row.clear();
+        }
+        self.out.push(']');
+        Ok(())
+    }
+}
+
+/// Text that is printable ASCII, as a JSON string.
+fn push_json_string(out: &mut String, ascii: &str) {
+    out.push('"');
+    for c in ascii.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push('\\');
+        }
+        out.push(c);
+    }
+    out.push('"');
+}
+
+struct Row<'a> {
+    out: &'a mut String,
+}
+
+impl<'de> DeserializeSeed<'de> for Row<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Row<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a row")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut row: A) -> Result<(), A::Error> {
+        self.out.push('{');
+        let mut first = true;
+        while let Some(key) = row.next_key::<std::borrow::Cow<'de, str>>()? {
+            if !std::mem::take(&mut first) {
+                self.out.push_str(", ");
+            }
+            self.out.push('u');
+            push_text(self.out, &key);
+            self.out.push_str(": ");
+            row.next_value_seed(Scalar {
+                out: self.out,
+                object_id: key == KEY_OF_OBJECT_ID,
+            })?;
+        }
+        self.out.push('}');
+        Ok(())
+    }
+}
+
+struct Scalar<'a> {
+    out: &'a mut String,
+    object_id: bool,
+}
+
+impl<'de> DeserializeSeed<'de> for Scalar<'_> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl Visitor<'_> for Scalar<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, a number, true, false or null")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        if self.object_id && text.len() == 24 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            let _ = write!(self.out, "ObjectId('{text}')");
+        } else {
+            self.out.push('u');
+            push_text(self.out, text);
+        }
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<(), E> {
+        let _ = write!(self.out, "{number}");
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        let _ = write!(self.out, "{number}");
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, number: f64) -> Result<(), E> {
+        push_float(self.out, number);
+        Ok(())
+    }
+
+    fn visit_bool<E>(self, truth: bool) -> Result<(), E> {
+        self.out.push_str(if truth { "True" } else { "False" });
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        self.out.push_str("None");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(s: &str) -> String {
+        let mut out = String::new();
+        push_text(&mut out, s);
+        out
+    }
+
+    fn float(x: f64) -> String {
+        let mut out = String::new();
+        push_float(&mut out, x);
+        out
+    }
+
+    #[test]
+    fn texts_are_quoted_as_python_does() {
+        assert_eq!(text(""), "''");
+        assert_eq!(text("it's"), r#""it's""#);
+        assert_eq!(text(r#"it's "so""#), r#"'it\'s "so"'"#);
+        assert_eq!(text("a\\b\n\t\r\0\u{7f}"), r"'a\\b\n\t\r\x00\x7f'");
+        assert_eq!(text("é中😀"), r"'\xe9\u4e2d\U0001f600'");
+    }
+
+    #[test]
+    fn floats_are_written_as_python_does() {
+        for (number, written) in [
+            (0.0, "0.0"),
+            (-0.0, "-0.0"),
+            (128.8, "128.8"),
+            (1_482_236_516.07, "1482236516.07"),
+            (1e-4, "0.0001"),
+            (1e-5, "1e-05"),
+            (1e15, "1000000000000000.0"),
+            (1e16, "1e+16"),
+            (1.5e300, "1.5e+300"),
+            (5e-324, "5e-324"),
+            (f64::NAN, "None"),
+            (f64::NEG_INFINITY, "None"),
+        ] {
+            assert_eq!(float(number), written);
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_repr_of_its_dictionary() {
+        let rows =
+            r#"[{"mem":8.6,"proc":95,"cmd":"é\"","shutdown_time":null,"_id":"58690637594c10403e25b049"},{}]"#;
+        let python = r#"["{u'mem': 8.6, u'proc': 95, u'cmd': u'\\xe9\"', u'shutdown_time': None, u'_id': ObjectId('58690637594c10403e25b049')}","{}"]"#;
+        assert_eq!(rows_to_python(rows).unwrap(), python);
+        assert_eq!(rows_to_python("[]").unwrap(), "[]");
+    }
+}

@@ -1,0 +1,320 @@
+//! The documented request, read leniently where the document's own samples are lenient and strictly elsewhere.
+
+use std::{borrow::Cow, collections::BTreeMap, fmt};
+
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::{RawValue, to_raw_value};
+use shared::{
+    api::{self, Documented, METHODS, MethodInfo, metrics::Limit},
+    wire::{Fault, FaultKind},
+};
+
+/// The fields of the body, each as it was sent; of a repeated field the last counts, as in Python's `json`.
+#[derive(Debug, Default)]
+pub(super) struct Body<'a> {
+    method: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    session_id: Option<&'a RawValue>,
+    limit: Option<&'a RawValue>,
+    proc_name: Option<&'a RawValue>,
+    message_id: Option<&'a RawValue>,
+    format: Option<&'a RawValue>,
+}
+
+/// How rows are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Strings of Python.
+    Python,
+    /// JSON objects.
+    Json,
+}
+
+/// What is left of a request once its session is checked.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Parameters {
+    pub(super) message_id: String,
+    pub(super) format: Format,
+    /// The method's own parameters, encoded.
+    pub(super) params: Vec<u8>,
+}
+
+impl<'a> Body<'a> {
+    /// Reads the body; `None` where it is not one JSON object.
+    pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        // Checked first: serde_json lets broken UTF-8 pass in what it skips.
+        serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
+    }
+
+    /// The method that was asked for.
+    pub(super) fn method(&self) -> Result<(&'static MethodInfo, &'static Documented), Fault> {
+        let sent = self.method.map_or("", RawValue::get);
+        let code = number_or_numeric_text(sent);
+        code.and_then(api::documented).ok_or_else(|| {
+            let known: Vec<_> = METHODS
+                .iter()
+                .filter_map(|info| Some(format!("{} ({})", info.documented?.code, info.name)))
+                .collect();
+            Fault::new(
+                FaultKind::Invalid,
+                format!("method must be one of {}", known.join(", ")),
+            )
+        })
+    }
+
+    /// The number sent as the method, as JSON, or `null`.
+    pub(super) fn method_echo(&self) -> Cow<'a, str> {
+        let Some(sent) = self.method else {
+            return Cow::Borrowed("null");
+        };
+        let sent = sent.get();
+        match sent.as_bytes().first() {
+            Some(b'-' | b'0'..=b'9') => Cow::Borrowed(sent),
+            _ => number_or_numeric_text(sent)
+                .map_or(Cow::Borrowed("null"), |code| Cow::Owned(code.to_string())),
+        }
+    }
+
+    /// The session as it was sent; empty where it is absent or no text.
+    pub(super) fn session_id(&self) -> String {
+        self.session_id.and_then(text).unwrap_or_default()
+    }
+
+    /// What the answer echoes; empty unless it is usable.
+    pub(super) fn message_id_echo(&self) -> String {
+        self.message_id().unwrap_or_default()
+    }
+
+    fn message_id(&self) -> Result<String, Fault> {
+        let Some(sent) = self.message_id else {
+            return Ok(String::new());
+        };
+        text(sent)
+            .filter(|id| id.chars().count() <= 128)
+            .ok_or_else(|| invalid("message_id must be a text of at most 128 characters"))
+    }
+
+    fn format(&self) -> Result<Format, Fault> {
+        let Some(sent) = self.format else {
+            return Ok(Format::Python);
+        };
+        match text(sent).as_deref() {
+            Some("python") => Ok(Format::Python),
+            Some("json") => Ok(Format::Json),
+            _ => Err(invalid("format must be \"python\" or \"json\"")),
+        }
+    }
+
+    fn limit(&self) -> Result<Limit, Fault> {
+        let Some(sent) = self.limit else {
+            return Ok(Limit::default());
+        };
+        number_or_numeric_text(sent.get())
+            .and_then(Limit::new)
+            .ok_or_else(|| invalid(&format!("limit {}", Limit::RULE)))
+    }
+
+    /// Everything else of the request, checked, and the method's parameters in the form that services take.
+    pub(super) fn parameters(&self) -> Result<Parameters, Fault> {
+        let message_id = self.message_id()?;
+        let format = self.format()?;
+        let limit = self.limit()?;
+        let mut data: BTreeMap<Cow<'_, str>, Cow<'_, RawValue>> = match self.data {
+            None => BTreeMap::new(),
+            Some(data) => serde_json::from_str::<BTreeMap<String, &RawValue>>(data.get())
+                .map_err(|_| invalid("data must be an object with the parameters of the method"))?
+                .into_iter()
+                .map(|(key, value)| (Cow::Owned(key), Cow::Borrowed(value)))
+                .collect(),
+        };
+        data.insert(Cow::Borrowed("limit"), encoded(&limit)?);
+        if let Some(id) = data.get("instance_id").and_then(|sent| text(sent)) {
+            // The document's samples write a trailing `;`.
+            let id = id
+                .trim_start()
+                .trim_end_matches(|c: char| c == ';' || c.is_whitespace());
+            data.insert(Cow::Borrowed("instance_id"), encoded(id)?);
+        }
+        if let Some(name) = self.proc_name.filter(|sent| !is_null(sent)) {
+            data.insert(Cow::Borrowed("proc_name"), Cow::Borrowed(name));
+        }
+        if data.get("proc_name").is_some_and(|sent| is_null(sent)) {
+            data.remove("proc_name");
+        }
+        let params = serde_json::to_vec(&data).map_err(unencodable)?;
+        Ok(Parameters {
+            message_id,
+            format,
+            params,
+        })
+    }
+}
+
+fn invalid(text: &str) -> Fault {
+    Fault::new(FaultKind::Invalid, text)
+}
+
+fn encoded<'a, T: serde::Serialize + ?Sized>(value: &T) -> Result<Cow<'a, RawValue>, Fault> {
+    to_raw_value(value).map(Cow::Owned).map_err(unencodable)
+}
+
+fn unencodable(error: serde_json::Error) -> Fault {
+    Fault::new(FaultKind::Internal, "the request could not be passed on").caused_by(error)
+}
+
+fn is_null(sent: &RawValue) -> bool {
+    sent.get() == "null"
+}
+
+fn text(sent: &RawValue) -> Option<String> {
+    serde_json::from_str(sent.get()).ok()
+}
+
+/// A JSON integer, or a JSON string of digits alone.
+fn number_or_numeric_text(sent: &str) -> Option<u64> {
+    let digits = sent
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+        .unwrap_or(sent);
+    digits
+        .bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| digits.parse().ok())
+        .flatten()
+}
+
+impl<'de> Deserialize<'de> for Body<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Fields)
+    }
+}
+
+struct Fields;
+
+impl<'de> Visitor<'de> for Fields {
+    type Value = Body<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Body<'de>, A::Error> {
+        let mut body = Body::default();
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            let field = match &*key {
+                "method" => &mut body.method,
+                "data" => &mut body.data,
+                "session_id" => &mut body.session_id,
+                "limit" => &mut body.limit,
+                "proc_name" => &mut body.proc_name,
+                "message_id" => &mut body.message_id,
+                "format" => &mut body.format,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *field = Some(map.next_value()?);
+        }
+        Ok(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn params(body: &str) -> Result<String, String> {
+        Body::parse(body.as_bytes())
+            .unwrap()
+            .parameters()
+            .map(|parameters| String::from_utf8(parameters.params).unwrap())
+            .map_err(|fault| fault.message)
+    }
+
+    #[test]
+    fn a_documented_request_becomes_the_methods_own_parameters() {
+        let body = r#"{"method":611712,"data":{"instance_id":" 6abf5a1e; "},"session_id":"x","limit":"4","proc_name":"vballoon"}"#;
+        assert_eq!(
+            params(body).unwrap(),
+            r#"{"instance_id":"6abf5a1e","limit":4,"proc_name":"vballoon"}"#
+        );
+        let inside = r#"{"data":{"proc_name":"a","limit":9}}"#;
+        assert_eq!(params(inside).unwrap(), r#"{"limit":10,"proc_name":"a"}"#);
+        assert_eq!(
+            params(r#"{"proc_name":null,"data":{"proc_name":null}}"#).unwrap(),
+            r#"{"limit":10}"#
+        );
+    }
+
+    #[test]
+    fn what_is_not_understood_is_passed_on_for_its_service_to_refuse() {
+        assert_eq!(
+            params(r#"{"data":{"instance_id":{"$gt":""}}}"#).unwrap(),
+            r#"{"instance_id":{"$gt":""},"limit":10}"#
+        );
+    }
+
+    #[test]
+    fn a_wrong_field_is_a_failure_that_says_the_rule() {
+        for (body, rule) in [
+            (r#"{"limit":0}"#, "limit must be an integer from 1 to 1000"),
+            (r#"{"limit":"-1"}"#, "limit must be"),
+            (r#"{"limit":null}"#, "limit must be"),
+            (r#"{"limit":4.0}"#, "limit must be"),
+            (r#"{"limit":""}"#, "limit must be"),
+            (r#"{"format":"xml"}"#, "format must be"),
+            (r#"{"format":null}"#, "format must be"),
+            (r#"{"message_id":7}"#, "message_id must be"),
+            (r#"{"data":[1]}"#, "data must be an object"),
+        ] {
+            let message = params(body).unwrap_err();
+            assert!(message.starts_with(rule), "{body}: {message}");
+        }
+        assert!(params(&format!(r#"{{"message_id":"{}"}}"#, "é".repeat(128))).is_ok());
+        assert!(params(&format!(r#"{{"message_id":"{}"}}"#, "é".repeat(129))).is_err());
+    }
+
+    #[test]
+    fn the_method_is_a_number_or_the_same_number_as_text() {
+        let method = |body: &str| {
+            let body = Body::parse(body.as_bytes()).unwrap();
+            (
+                body.method().map(|(info, _)| info.name).ok(),
+                body.method_echo().into_owned(),
+            )
+        };
+        assert_eq!(
+            method(r#"{"method":458753}"#),
+            (Some("login"), "458753".to_owned())
+        );
+        assert_eq!(
+            method(r#"{"method":"458753"}"#),
+            (Some("login"), "458753".to_owned())
+        );
+        assert_eq!(method(r#"{"method":1.5}"#), (None, "1.5".to_owned()));
+        assert_eq!(method(r#"{"method":"17"}"#), (None, "17".to_owned()));
+        assert_eq!(method(r#"{"method":[458753]}"#), (None, "null".to_owned()));
+        assert_eq!(method("{}"), (None, "null".to_owned()));
+        let message = Body::parse(b"{}").unwrap().method().unwrap_err().message;
+        assert!(
+            message.contains("458753 (login)") && message.contains("32523"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn only_one_object_is_a_body_and_of_repeated_fields_the_last_counts() {
+        for bad in ["", "[]", "null", "{", "{}{}", "{\"a\":}", "\"x\"", "\u{feff}{}"] {
+            assert!(Body::parse(bad.as_bytes()).is_none(), "{bad:?}");
+        }
+        assert!(Body::parse(b"{\"a\":\"\xff\"}").is_none());
+        let deep = format!("{{\"x\":{}{}}}", "[".repeat(30_000), "]".repeat(30_000));
+        assert!(Body::parse(deep.as_bytes()).is_some());
+        let twice = Body::parse(br#"{"session_id":"a","session_id":"b"}"#).unwrap();
+        assert_eq!(twice.session_id(), "b");
+    }
+}

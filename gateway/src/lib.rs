@@ -1,0 +1,95 @@
+//! The HTTP edge: it translates, checks sessions, and holds no rule and no database connection of its own.
+//!
+//! Way of one request: [`legacy`] reads the documented form, [`sessions`] tells who asks without leaving the process,
+//! the bus carries the method's own parameters to a service, and `legacy` renders the reply.
+
+pub mod config;
+pub mod legacy;
+mod sessions;
+
+use std::sync::Arc;
+
+use axum::{Router, routing::any};
+use metrics_exporter_prometheus::PrometheusHandle;
+use shared::{
+    api::Deadlines,
+    bus::{Bus, BusError},
+    health, http_server,
+};
+use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::{
+    config::{GatewaySettings, HttpSettings, LISTEN},
+    sessions::Sessions,
+};
+
+/// The name on the bus, in telemetry and in the permissions of deploy/nats.
+pub const NAME: &str = "vmwatch-gateway";
+
+/// What every request needs.
+pub(crate) struct Gateway {
+    bus: Bus,
+    sessions: Sessions,
+    deadlines: Deadlines,
+    http: HttpSettings,
+    permits: Arc<Semaphore>,
+}
+
+/// The gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The bus cannot be used.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The address cannot be listened on.
+    #[error("{}: cannot listen on {address}", LISTEN.name)]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The health listener failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+/// Serves until `shutdown`, then drains.
+pub async fn run(
+    settings: GatewaySettings,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+) -> Result<(), GatewayError> {
+    let bus = Bus::connect(NAME, &settings.bus).await?;
+    let sessions = Sessions::follow(&bus, settings.sessions, shutdown.clone());
+    let readiness = {
+        let (bus, sessions) = (bus.clone(), sessions.clone());
+        Arc::new(move || match (bus.is_connected(), sessions.is_current()) {
+            (false, _) => Err("the bus is away"),
+            (true, false) => Err("waiting for the session bucket"),
+            (true, true) => Ok(()),
+        })
+    };
+    health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
+
+    let address = settings.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| GatewayError::Listen { address, source })?;
+    info!(address = %listener.local_addr()?, "serving HTTP");
+    let gateway = Arc::new(Gateway {
+        bus: bus.clone(),
+        sessions,
+        deadlines: settings.deadlines,
+        http: settings.http,
+        permits: Arc::new(Semaphore::new(settings.http.max_in_flight)),
+    });
+    let router = Router::new()
+        .route(legacy::PATH, any(legacy::serve))
+        .with_state(gateway);
+    http_server::serve(listener, router, settings.http.limits, shutdown).await?;
+    info!("drained");
+    Ok(())
+}
