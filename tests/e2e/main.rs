@@ -1,0 +1,11 @@
+//! The end-to-end tests: one module a topic, each test a story on real processes (see the harness in `../src`).
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here is the test"
+)]
+
+mod bus;

@@ -1,0 +1,346 @@
+//! A whole vmwatch.
+
+use std::{
+    collections::HashMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use futures::future::join_all;
+use shared::{
+    api::{
+        Principal, Role, Scope,
+        auth::{SESSION_BUCKET, SessionRecord, Token},
+    },
+    bus::Bus,
+    config::{MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
+    health,
+    time::unix_millis,
+};
+use tempfile::TempDir;
+
+use crate::{Database, Gateway, Nats, PATIENCE, Process, Spec, eventually, ports::free_port, tools};
+
+/// The administrator of every stack.
+pub const ADMIN: (&str, &str) = ("admin", "correct horse battery staple");
+
+/// The machines of the test hypervisor, with their state at the start; the first is the document's.
+pub const MACHINES: [(&str, Power); 3] = [
+    ("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e", Power::Off),
+    ("768a07b5-2206-4952-b445-21162571a19b", Power::Off),
+    ("9afdb1ec-d396-4ba3-af7a-1e38fd8751cb", Power::Running),
+];
+
+/// Whether a machine runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Power {
+    /// It is off.
+    Off,
+    /// It runs.
+    Running,
+}
+
+/// The programs of vmwatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Program {
+    /// Speaks HTTP.
+    Gateway,
+    /// Users and sessions.
+    Auth,
+    /// Rows.
+    Metrics,
+    /// Starts VMs.
+    Lifecycle,
+    /// Samples this machine.
+    Agent,
+}
+
+impl Program {
+    const ALL: [Self; 5] = [
+        Self::Gateway,
+        Self::Auth,
+        Self::Metrics,
+        Self::Lifecycle,
+        Self::Agent,
+    ];
+
+    const fn binary(self) -> &'static str {
+        match self {
+            Self::Gateway => "vmwatch-gateway",
+            Self::Auth => "vmwatch-auth",
+            Self::Metrics => "vmwatch-metrics",
+            Self::Lifecycle => "vmwatch-lifecycle",
+            Self::Agent => "vmwatch-agent",
+        }
+    }
+}
+
+/// One of several equal processes of a program.
+#[derive(Debug)]
+pub struct Replica {
+    /// The process.
+    pub process: Process,
+    health: String,
+}
+
+impl Replica {
+    /// Waits until it says that it can do its work.
+    pub async fn ready(&self) {
+        let what = format!("{} is ready", self.process.name());
+        eventually(&what, PATIENCE, async || {
+            if let Some(status) = self.process.ended() {
+                panic!(
+                    "{} ended ({status}):\n{}",
+                    self.process.name(),
+                    self.process.log()
+                );
+            }
+            self.readiness().await
+        })
+        .await;
+    }
+
+    /// Whether it says that it can do its work, or why not.
+    pub async fn readiness(&self) -> Result<(), String> {
+        let asked = reqwest::get(format!("{}/readyz", self.health))
+            .await
+            .map_err(|error| error.to_string())?;
+        if asked.status().is_success() {
+            return Ok(());
+        }
+        Err(asked.text().await.unwrap_or_default())
+    }
+
+    /// Its metrics, as Prometheus reads them.
+    pub async fn metrics(&self) -> String {
+        let asked = reqwest::get(format!("{}/metrics", self.health)).await;
+        asked
+            .expect("it answers")
+            .text()
+            .await
+            .expect("its metrics are text")
+    }
+
+    /// Starts it again after it has ended, and waits until it is ready.
+    pub async fn restart(&self) {
+        self.process.start_again();
+        self.ready().await;
+    }
+}
+
+/// What a stack is made of.
+#[derive(Debug)]
+pub struct StackBuilder {
+    replicas: HashMap<Program, usize>,
+    settings: Vec<(Program, String, String)>,
+}
+
+impl StackBuilder {
+    /// How many of a program to start; one of each by default, and no agent.
+    #[must_use]
+    pub fn replicas(mut self, program: Program, count: usize) -> Self {
+        self.replicas.insert(program, count);
+        self
+    }
+
+    /// A setting of all replicas of a program.
+    #[must_use]
+    pub fn set(mut self, program: Program, name: &str, value: &str) -> Self {
+        self.settings.push((program, name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts everything and waits until all of it is ready.
+    pub async fn start(self) -> Stack {
+        let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
+        let (nats, database) = tokio::join!(Nats::start(folder.path()), Database::start(folder.path()));
+        let node = node_file(folder.path());
+        let mut stack = Stack {
+            gateways: Vec::new(),
+            replicas: HashMap::new(),
+            bus: nats.connect("vmwatch-test").await,
+            nats,
+            database,
+            folder,
+        };
+        for program in Program::ALL {
+            for index in 0..self.replicas.get(&program).copied().unwrap_or(0) {
+                let listen = free_port();
+                let mut env = stack.common_settings(program);
+                env.extend(own_settings(program, listen, &node));
+                let overrides = self.settings.iter().filter(|(of, ..)| *of == program);
+                env.extend(overrides.map(|(_, name, value)| (name.clone(), value.clone())));
+                let replica = stack.spawn(program, index, env);
+                if program == Program::Gateway {
+                    stack.gateways.push(Gateway::new(replica, listen));
+                } else {
+                    stack.replicas.entry(program).or_default().push(replica);
+                }
+            }
+        }
+        stack.ready().await;
+        stack
+    }
+}
+
+/// A whole vmwatch. It ends with this value.
+#[derive(Debug)]
+pub struct Stack {
+    gateways: Vec<Gateway>,
+    replicas: HashMap<Program, Vec<Replica>>,
+    /// A connection of the test's own, which may do everything.
+    pub bus: Bus,
+    /// The bus.
+    pub nats: Nats,
+    /// The store.
+    pub database: Database,
+    folder: TempDir,
+}
+
+impl Stack {
+    /// One of each program but the agent, unless told otherwise.
+    pub fn builder() -> StackBuilder {
+        let one = |program| (program, 1);
+        StackBuilder {
+            replicas: [
+                Program::Gateway,
+                Program::Auth,
+                Program::Metrics,
+                Program::Lifecycle,
+            ]
+            .map(one)
+            .into(),
+            settings: Vec::new(),
+        }
+    }
+
+    /// One of the gateways.
+    pub fn gateway(&self, index: usize) -> &Gateway {
+        self.gateways
+            .get(index)
+            .expect("as many gateways as were asked for")
+    }
+
+    /// One of the replicas of a program.
+    pub fn replica(&self, program: Program, index: usize) -> &Replica {
+        let replica = match program {
+            Program::Gateway => self.gateways.get(index).map(|gateway| &gateway.replica),
+            other => self.replicas.get(&other).and_then(|replicas| replicas.get(index)),
+        };
+        replica.expect("as many replicas as were asked for")
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Replica> {
+        let gateways = self.gateways.iter().map(|gateway| &gateway.replica);
+        gateways.chain(self.replicas.values().flatten())
+    }
+
+    /// Waits until every replica is ready.
+    pub async fn ready(&self) {
+        join_all(self.all().map(Replica::ready)).await;
+    }
+
+    /// Makes a session as a login would, without one: for tests that are not about passwords.
+    pub async fn session(&self, role: Role, scope: Scope) -> String {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the system's random source answers");
+        self.session_of(Token::from_random(bits), role, scope).await
+    }
+
+    /// Makes a session with this token, as [`Stack::session`].
+    pub async fn session_of(&self, token: Token, role: Role, scope: Scope) -> String {
+        let record = SessionRecord {
+            principal: Principal {
+                user: "test".to_owned(),
+                role,
+                scope,
+            },
+            expires_at_ms: unix_millis() + 3_600_000,
+        };
+        let bucket = self
+            .bus
+            .jetstream()
+            .get_key_value(SESSION_BUCKET)
+            .await
+            .expect("auth-svc made the bucket");
+        let record = serde_json::to_vec(&record).expect("a record encodes");
+        bucket
+            .put(token.key(), record.into())
+            .await
+            .expect("the bucket takes it");
+        token.to_string()
+    }
+
+    fn common_settings(&self, program: Program) -> Vec<(String, String)> {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let mut env = vec![
+            pair(NATS_URL.name, self.nats.url()),
+            // So that a frozen server is noticed within a second.
+            pair(NATS_PING_INTERVAL.name, "300ms"),
+            pair("RUST_BACKTRACE", "1"),
+        ];
+        if matches!(program, Program::Auth | Program::Metrics) {
+            env.push(pair(MONGODB_URI.name, self.database.uri()));
+        }
+        env
+    }
+
+    fn spawn(&self, program: Program, index: usize, mut env: Vec<(String, String)>) -> Replica {
+        let health_port = free_port();
+        env.push((
+            health::setting("").name.to_owned(),
+            format!("127.0.0.1:{health_port}"),
+        ));
+        let name = format!("{}-{index}", program.binary());
+        let process = Process::start(Spec {
+            log: self.folder.path().join(format!("{name}.log")),
+            name,
+            program: tools::own(program.binary()),
+            args: Vec::new(),
+            env,
+        });
+        Replica {
+            process,
+            health: format!("http://127.0.0.1:{health_port}"),
+        }
+    }
+}
+
+/// What a program needs to know beside the servers' addresses.
+fn own_settings(program: Program, listen: u16, node: &Path) -> Vec<(String, String)> {
+    let pairs = match program {
+        Program::Gateway => vec![("VMWATCH_LISTEN", format!("127.0.0.1:{listen}"))],
+        Program::Auth => vec![
+            ("VMWATCH_ADMIN_USER", ADMIN.0.to_owned()),
+            ("VMWATCH_ADMIN_PASSWORD", ADMIN.1.to_owned()),
+        ],
+        Program::Lifecycle => vec![("VMWATCH_LIBVIRT_URI", format!("test://{}", node.display()))],
+        Program::Metrics | Program::Agent => Vec::new(),
+    };
+    pairs
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect()
+}
+
+/// Writes the machines as libvirt's test driver reads them.
+fn node_file(folder: &Path) -> PathBuf {
+    let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
+    for (index, (uuid, power)) in MACHINES.iter().enumerate() {
+        // virDomainState: 1 is running, 5 shut off.
+        let state = match power {
+            Power::Running => 1,
+            Power::Off => 5,
+        };
+        let _ = writeln!(
+            node,
+            "<domain type='test'><name>vm-{index}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory>\
+             <os><type>hvm</type></os><test:runstate>{state}</test:runstate></domain>"
+        );
+    }
+    node.push_str("</node>\n");
+    let path = folder.join("node.xml");
+    fs::write(&path, node).expect("the temporary folder can be written");
+    path
+}

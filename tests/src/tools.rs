@@ -1,0 +1,92 @@
+//! Where the programs are: ours in cargo's target folder, the servers where the environment, PATH or `./dev install`
+//! put them.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+/// One of our own programs, as cargo built it beside this test.
+pub(crate) fn own(name: &str) -> PathBuf {
+    // target/<profile>/deps/e2e-<hash>
+    let test = env::current_exe().expect("the test's own path");
+    let folder = test.ancestors().nth(2).expect("the folder of the profile");
+    let program = folder.join(name);
+    assert!(
+        program.is_file(),
+        "{} is missing: run `cargo build --workspace --bins` first",
+        program.display()
+    );
+    if let Some(source) = newer_source(&program) {
+        // Shown with the output of a test that fails, which is when it matters.
+        eprintln!(
+            "warning: {name} is older than {source}: run `cargo build --workspace --bins`",
+            source = source.display()
+        );
+    }
+    program
+}
+
+/// A source file, of those that cargo's dependency file lists, that changed after the program was built.
+fn newer_source(program: &Path) -> Option<PathBuf> {
+    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let built = modified(program)?;
+    let list = fs::read_to_string(program.with_extension("d")).ok()?;
+    let (_, sources) = list.split_once(": ")?;
+    sources
+        .split_whitespace()
+        .map(PathBuf::from)
+        .find(|source| modified(source).is_some_and(|changed| changed > built))
+}
+
+/// Where nats-server is: 2.11 or newer.
+pub(crate) fn nats_server() -> PathBuf {
+    find(
+        "VMWATCH_TEST_NATS_SERVER",
+        "nats-server",
+        "nats-server/nats-server",
+    )
+}
+
+/// Where the database is, and whether it is the stand-in rather than a mongod.
+pub(crate) fn database() -> PathBuf {
+    find(
+        "VMWATCH_TEST_DATABASE",
+        "mongod",
+        "secantus-0.5.3-beta.196/bin/secantusd-rs",
+    )
+}
+
+/// The path that the variable names, else the program on PATH, else what `./dev install` made.
+fn find(variable: &str, name: &str, installed: &str) -> PathBuf {
+    if let Some(given) = env::var_os(variable).filter(|given| !given.is_empty()) {
+        let given = PathBuf::from(given);
+        assert!(given.is_file(), "{variable}: there is no {}", given.display());
+        return given;
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&path).map(|folder| folder.join(name));
+    let installed = cache().join("tools").join(installed);
+    on_path
+        .chain([installed.clone()])
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| {
+            panic!(
+                "the tests need {name}: none on PATH and no {}. Run `./dev install`, or name one in {variable}.",
+                installed.display()
+            )
+        })
+}
+
+/// The folder of `./dev install`.
+fn cache() -> PathBuf {
+    let named = |variable: &str| {
+        env::var_os(variable)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    named("VMWATCH_CACHE")
+        .or_else(|| named("XDG_CACHE_HOME").map(|cache| cache.join("vmwatch")))
+        .or_else(|| named("HOME").map(|home| home.join(".cache/vmwatch")))
+        .expect("HOME, XDG_CACHE_HOME or VMWATCH_CACHE must be set")
+}
