@@ -1,1 +1,56 @@
-fn main() {}
+//! `vmwatch-lifecycle`: starting and stopping VMs.
+
+use std::{process::ExitCode, time::Duration};
+
+use clap::{Parser, Subcommand};
+use lifecycle_svc::{
+    client::{self, ClientCommand},
+    config::{LifecycleSettings, SETTINGS},
+};
+use shared::{bus::BusSettings, cli, lifetime, telemetry::Telemetry};
+
+const PROGRAM: &str = "vmwatch-lifecycle";
+
+/// Starts and stops VMs for vmwatch: answers `lifecycle.*` on the bus, and asks a running service.
+#[derive(Parser)]
+#[command(name = PROGRAM, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Answer on the bus (what it does without a command).
+    Serve,
+    #[command(flatten)]
+    Client(ClientCommand),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let arguments: Arguments = cli::parse(&SETTINGS.concat());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(run(arguments.command));
+    // A call that hangs inside libvirt cannot be ended, only left behind.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    done
+}
+
+async fn run(command: Option<Command>) -> anyhow::Result<ExitCode> {
+    if let Some(Command::Client(command)) = command {
+        let bus = cli::settings_or_exit(PROGRAM, BusSettings::read);
+        let answered = client::run(command, &bus).await;
+        return Ok(answered.map_or_else(
+            |error| {
+                eprintln!("{PROGRAM}: {error}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        ));
+    }
+    let settings = cli::settings_or_exit(PROGRAM, LifecycleSettings::read);
+    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
+    lifecycle_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+    telemetry.finish();
+    Ok(ExitCode::SUCCESS)
+}

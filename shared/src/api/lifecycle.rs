@@ -1,5 +1,7 @@
 //! Methods of lifecycle-svc.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service};
@@ -17,6 +19,8 @@ pub struct Target {
 pub enum MachineState {
     /// It runs (which is not "its system has booted").
     Running,
+    /// It is on its way up; a reboot counts as well.
+    Starting,
     /// It is held in memory and does not run.
     Paused,
     /// It is on its way down.
@@ -25,10 +29,26 @@ pub enum MachineState {
     ShutOff,
     /// It stopped by a fault of its own.
     Crashed,
-    /// Its memory is on disk.
+    /// It is asleep, or its memory is on disk.
     Suspended,
     /// The hypervisor says something else, or nothing.
     Unknown,
+}
+
+/// As on the wire.
+impl fmt::Display for MachineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Starting => "starting",
+            Self::Paused => "paused",
+            Self::ShuttingDown => "shutting_down",
+            Self::ShutOff => "shut_off",
+            Self::Crashed => "crashed",
+            Self::Suspended => "suspended",
+            Self::Unknown => "unknown",
+        })
+    }
 }
 
 /// A VM's state.

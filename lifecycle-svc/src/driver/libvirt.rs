@@ -1,0 +1,146 @@
+//! Machines of one libvirt connection.
+//!
+//! libvirt's calls block and cannot be cancelled: each runs on a thread for blocking calls, behind a semaphore of this
+//! hypervisor alone, so that a host that hangs takes its own permits and no other's. The connection is shared by all
+//! calls (libvirt allows it) and kept for the life of the process: the state of a `test:///` machine lives in it.
+
+mod connection;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use shared::api::{InstanceId, lifecycle::MachineState};
+use tokio::{sync::Semaphore, time::Instant};
+use uuid::Uuid;
+use virt::{
+    connect::Connect,
+    domain::Domain,
+    error::{Error, ErrorNumber},
+    sys,
+};
+
+use self::connection::{CallError, Shared};
+use super::{Driver, DriverError};
+use crate::config::CallLimits;
+
+/// One libvirt connection.
+#[derive(Debug)]
+pub(super) struct Libvirt {
+    connection: Arc<Shared>,
+    limits: CallLimits,
+    permits: Arc<Semaphore>,
+}
+
+impl Libvirt {
+    pub(super) fn new(uri: String, limits: CallLimits) -> Self {
+        Self {
+            connection: Arc::new(Shared::new(uri)),
+            limits,
+            permits: Arc::new(Semaphore::new(limits.at_once)),
+        }
+    }
+
+    /// Runs a blocking call. When the time is up the caller goes on and the call keeps its permit until it returns.
+    async fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let end = Instant::now() + self.limits.timeout;
+        let permit = tokio::time::timeout_at(end, Arc::clone(&self.permits).acquire_owned())
+            .await
+            .map_err(|_| DriverError::Timeout)?
+            .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
+        let connection = Arc::clone(&self.connection);
+        let called = tokio::task::spawn_blocking(move || {
+            let outcome = connection.call(work);
+            drop(permit);
+            outcome
+        });
+        match tokio::time::timeout_at(end, called).await {
+            Ok(Ok(outcome)) => outcome.map_err(DriverError::from),
+            Ok(Err(panicked)) => Err(DriverError::Unavailable(panicked.to_string())),
+            Err(_) => Err(DriverError::Timeout),
+        }
+    }
+
+    async fn with_domain<T: Send + 'static>(
+        &self,
+        id: &InstanceId,
+        work: impl FnOnce(&Domain) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let uuid = uuid_of(id).ok_or(DriverError::NotFound)?;
+        self.call(move |connect| work(&Domain::lookup_by_uuid(connect, uuid)?))
+            .await
+    }
+}
+
+#[async_trait]
+impl Driver for Libvirt {
+    async fn check(&self) -> Result<(), DriverError> {
+        self.call(|connect| connect.get_lib_version().map(drop)).await
+    }
+
+    async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
+        self.with_domain(id, state_of).await
+    }
+
+    async fn start(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.with_domain(id, |domain| match state_of(domain)? {
+            MachineState::Paused => domain.resume().map(drop),
+            MachineState::Suspended => domain.pm_wakeup(0).map(drop),
+            _ => domain.create().map(drop),
+        })
+        .await
+    }
+}
+
+/// libvirt knows UUIDs only. It would take some without hyphens as well: one machine, one id.
+fn uuid_of(id: &InstanceId) -> Option<Uuid> {
+    Uuid::try_parse(id.as_str())
+        .ok()
+        .filter(|uuid| uuid.hyphenated().to_string().eq_ignore_ascii_case(id.as_str()))
+}
+
+fn state_of(domain: &Domain) -> Result<MachineState, Error> {
+    let (state, reason) = domain.get_state()?;
+    // The binding gives the reason as the signed number that C returns.
+    let reason = u32::try_from(reason).unwrap_or_default();
+    Ok(match state {
+        sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => MachineState::Running,
+        sys::VIR_DOMAIN_PAUSED if reason == sys::VIR_DOMAIN_PAUSED_STARTING_UP => MachineState::Starting,
+        sys::VIR_DOMAIN_PAUSED => MachineState::Paused,
+        sys::VIR_DOMAIN_SHUTDOWN => MachineState::ShuttingDown,
+        sys::VIR_DOMAIN_SHUTOFF if reason == sys::VIR_DOMAIN_SHUTOFF_CRASHED => MachineState::Crashed,
+        sys::VIR_DOMAIN_SHUTOFF => MachineState::ShutOff,
+        sys::VIR_DOMAIN_CRASHED => MachineState::Crashed,
+        sys::VIR_DOMAIN_PMSUSPENDED => MachineState::Suspended,
+        _ => MachineState::Unknown,
+    })
+}
+
+impl From<CallError> for DriverError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Lost(error) => Self::Unavailable(error.message().to_owned()),
+            CallError::Refused(error) => match error.code() {
+                ErrorNumber::NoDomain => Self::NotFound,
+                ErrorNumber::OperationInvalid => Self::Conflict(error.message().to_owned()),
+                ErrorNumber::OperationTimeout => Self::Timeout,
+                _ => Self::Rejected(error.message().to_owned()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_uuids_as_they_are_written_are_machines() {
+        assert!(uuid_of(&"6695eb01-f6a4-8304-79aa-97f2502e193f".parse().unwrap()).is_some());
+        for other in ["vm-1", "6695eb01f6a4830479aa97f2502e193f", "6695eb01-f6a4"] {
+            assert_eq!(uuid_of(&other.parse().unwrap()), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! One connection to libvirt, opened when it is needed and again when it has died.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, Once, PoisonError},
+    thread,
+    time::Duration,
+};
+
+use tracing::{debug, info, warn};
+use virt::{
+    connect::Connect,
+    error::{Error, clear_error_callback},
+    event::{event_register_default_impl, event_run_default_impl},
+};
+
+/// A host that answers nothing for this many times that many seconds is given up, and its calls fail.
+const KEEPALIVE_SECONDS: i32 = 5;
+const KEEPALIVE_COUNT: u32 = 3;
+
+/// Why a call failed.
+pub(super) enum CallError {
+    /// The connection could not be opened, or died under the call.
+    Lost(Error),
+    /// libvirt answered with an error.
+    Refused(Error),
+}
+
+/// The connection of one hypervisor.
+pub(super) struct Shared {
+    uri: String,
+    open: Mutex<Option<Arc<Open>>>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.uri)
+    }
+}
+
+impl Shared {
+    pub(super) fn new(uri: String) -> Self {
+        start_event_loop();
+        Self {
+            uri,
+            open: Mutex::new(None),
+        }
+    }
+
+    /// Calls libvirt; blocks.
+    pub(super) fn call<T>(&self, work: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, CallError> {
+        let open = self.connect().map_err(CallError::Lost)?;
+        work(&open.0).map_err(|error| {
+            if open.is_alive() {
+                CallError::Refused(error)
+            } else {
+                CallError::Lost(error)
+            }
+        })
+    }
+
+    /// The live connection. Who waits for it here waits on a thread of this hypervisor's own share.
+    fn connect(&self) -> Result<Arc<Open>, Error> {
+        let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.as_ref().filter(|open| open.is_alive()) {
+            return Ok(Arc::clone(open));
+        }
+        if slot.take().is_some() {
+            warn!(uri = %self.uri, "the connection to libvirt died");
+        }
+        let connect = Connect::open(Some(&self.uri))?;
+        // The test driver has none, and needs none.
+        if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT) {
+            debug!(uri = %self.uri, %error, "no keep-alive");
+        }
+        info!(uri = %self.uri, "connected to libvirt");
+        let open = Arc::new(Open(connect));
+        *slot = Some(Arc::clone(&open));
+        Ok(open)
+    }
+}
+
+/// An open connection, closed with its last user: [`Connect`] itself does not.
+struct Open(Connect);
+
+impl Open {
+    fn is_alive(&self) -> bool {
+        self.0.is_alive().unwrap_or(false)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.close() {
+            debug!(%error, "closing the connection to libvirt");
+        }
+    }
+}
+
+/// libvirt notices a dead or frozen peer only while its event loop runs, and the loop must be there before the first
+/// connection is opened.
+fn start_event_loop() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        // It would print every error to standard error, in its own form.
+        clear_error_callback();
+        if let Err(error) = event_register_default_impl() {
+            warn!(%error, "libvirt has no event loop: a host that hangs is noticed by time-outs only");
+            return;
+        }
+        let spawned = thread::Builder::new()
+            .name("libvirt-events".to_owned())
+            .spawn(|| {
+                loop {
+                    if let Err(error) = event_run_default_impl() {
+                        warn!(%error, "libvirt's event loop");
+                        thread::sleep(Duration::from_secs(1));
+                    }
+                }
+            });
+        if let Err(error) = spawned {
+            warn!(%error, "no thread for libvirt's event loop");
+        }
+    });
+}

@@ -1,0 +1,21 @@
+//! What can go wrong in lifecycle-svc as a program; what goes wrong with a machine is a
+//! [`DriverError`](crate::driver::DriverError).
+
+use shared::{bus::BusError, wire::Fault};
+
+/// A failure of lifecycle-svc.
+#[derive(Debug, thiserror::Error)]
+pub enum LifecycleError {
+    /// The bus could not be used.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A listener failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A running service answered a command with a fault.
+    #[error(transparent)]
+    Answer(#[from] Fault),
+    /// An answer could not be printed.
+    #[error("the answer could not be encoded")]
+    Encode(#[from] serde_json::Error),
+}

@@ -1,0 +1,132 @@
+//! Several hypervisors as one: an instance is found on the right one, and one that hangs stalls no other's machines.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use moka::sync::Cache;
+use shared::api::{InstanceId, lifecycle::MachineState};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{
+    config::{CallLimits, HypervisorSpec},
+    driver::{self, Driver, DriverError},
+};
+
+/// Where instances were last seen: some 10 MB at the most.
+const REMEMBERED: u64 = 100_000;
+/// How often it is asked whether a hypervisor answers.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// All hypervisors of this service.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    hypervisors: Vec<Arc<Hypervisor>>,
+    seen: Cache<InstanceId, Arc<Hypervisor>>,
+}
+
+/// One of them.
+#[derive(Debug)]
+pub(crate) struct Hypervisor {
+    pub(crate) name: String,
+    pub(crate) driver: Arc<dyn Driver>,
+    reachable: AtomicBool,
+}
+
+/// Where a machine is, and in which state.
+#[derive(Debug)]
+pub(crate) struct Located {
+    pub(crate) hypervisor: Arc<Hypervisor>,
+    pub(crate) state: MachineState,
+}
+
+impl Fleet {
+    pub(crate) fn open(specs: Vec<HypervisorSpec>, limits: CallLimits) -> Self {
+        let open = |spec: HypervisorSpec| {
+            Arc::new(Hypervisor {
+                name: spec.name,
+                driver: driver::open(spec.endpoint, limits),
+                reachable: AtomicBool::new(false),
+            })
+        };
+        Self {
+            hypervisors: specs.into_iter().map(open).collect(),
+            seen: Cache::new(REMEMBERED),
+        }
+    }
+
+    /// Finds the machine: first where it was last seen, then everywhere at once.
+    pub(crate) async fn locate(&self, id: &InstanceId) -> Result<Located, DriverError> {
+        if let Some(hypervisor) = self.seen.get(id) {
+            match hypervisor.driver.state(id).await {
+                Err(DriverError::NotFound) => self.seen.invalidate(id),
+                answer => return answer.map(|state| Located { hypervisor, state }),
+            }
+        }
+        let mut answers: FuturesUnordered<_> = self
+            .hypervisors
+            .iter()
+            .map(|hypervisor| async move { (hypervisor, hypervisor.driver.state(id).await) })
+            .collect();
+        let mut silent = None;
+        while let Some((hypervisor, answer)) = answers.next().await {
+            match answer {
+                Ok(state) => {
+                    let hypervisor = Arc::clone(hypervisor);
+                    self.seen.insert(id.clone(), Arc::clone(&hypervisor));
+                    return Ok(Located { hypervisor, state });
+                }
+                Err(DriverError::NotFound) => {}
+                Err(error) => {
+                    warn!(hypervisor = hypervisor.name, %error, "no state");
+                    silent = Some(DriverError::Unavailable(format!(
+                        "the hypervisor {} does not answer: {error}",
+                        hypervisor.name
+                    )));
+                }
+            }
+        }
+        // While one is silent the machine may be there.
+        Err(silent.unwrap_or(DriverError::NotFound))
+    }
+
+    /// Whether any hypervisor answered when last asked.
+    pub(crate) fn reachable(&self) -> bool {
+        self.hypervisors
+            .iter()
+            .any(|hypervisor| hypervisor.reachable.load(Ordering::Relaxed))
+    }
+
+    /// Asks each hypervisor again and again whether it answers, until shutdown.
+    pub(crate) fn watch(&self, shutdown: &CancellationToken) {
+        for hypervisor in &self.hypervisors {
+            tokio::spawn(
+                shutdown
+                    .clone()
+                    .run_until_cancelled_owned(Arc::clone(hypervisor).watch()),
+            );
+        }
+    }
+}
+
+impl Hypervisor {
+    async fn watch(self: Arc<Self>) {
+        loop {
+            let answer = self.driver.check().await;
+            let was = self.reachable.swap(answer.is_ok(), Ordering::Relaxed);
+            match answer {
+                Ok(()) if !was => info!(hypervisor = self.name, "reachable"),
+                Err(error) if was => warn!(hypervisor = self.name, %error, "no longer reachable"),
+                Err(error) => tracing::debug!(hypervisor = self.name, %error, "not reachable"),
+                Ok(()) => {}
+            }
+            tokio::time::sleep(CHECK_INTERVAL).await;
+        }
+    }
+}
