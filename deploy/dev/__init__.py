@@ -1,0 +1,21 @@
+"""The parts of `./dev`: Python's standard library only, nothing to install before it runs.
+
+    commands    the table of commands; help and exit codes
+    up          `up`: from a fresh machine to a running stack
+    inspect     `status`, `logs`, `down`
+    checks      `test`: formatting, lints, builds, every test
+
+    stack       the programs of a stack: arguments, environment, order of start and stop
+    machines    this machine's instance id, the machines of the test hypervisor
+    guide       what `up` prints: the first row awaited, `curl` lines to paste
+    state       .dev/: the lock, and what runs
+
+    tools       nats-server and the database: from PATH, or into a cache
+    apt         Debian packages, also from another release through the machine's own mirror
+    cargo       the build
+
+    terminal    colours, tables, one line of progress, problems told to people
+    processes   process identities that survive reused pids; start, stop, run with progress
+    ports       free ports
+    layout      where things lie
+"""

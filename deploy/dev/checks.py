@@ -1,0 +1,74 @@
+"""`test`: formatting, lints, builds, every test. The first step that fails ends it."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from . import cargo, layout, processes, tools
+from .terminal import Problem, Step, on_terminal, say, style
+
+
+def test(arguments) -> int:
+    """Everything that must hold before a change goes in; arguments go to the test runner."""
+    cargo.check()
+    _components()
+    tools.install_system(tools.BUILD_NEEDS)
+    environment = _environment()
+    unittest = [sys.executable, "-B", "-m", "unittest", "discover", "-t", "deploy", "-s", "deploy/dev/tests"]
+    _step("formatting", "fmt", ["cargo", "fmt", "--all", "--check"])
+    _step("tests of ./dev itself", "unittest", unittest)
+    _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
+    _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
+    _step("examples in the documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
+    runner = _runner(arguments)
+    say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
+    # The runner speaks for itself, to the last line.
+    return subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
+
+
+def _environment() -> dict:
+    """Which servers the tests start, where the caller has not said so."""
+    environment = dict(os.environ)
+    if not environment.get("VMWATCH_TEST_NATS_SERVER"):
+        environment["VMWATCH_TEST_NATS_SERVER"] = str(tools.nats_server())
+    if not environment.get("VMWATCH_TEST_DATABASE"):
+        environment["VMWATCH_TEST_DATABASE"] = str(tools.database().program)
+    return environment
+
+
+def _locked() -> list:
+    """In CI the lock file is what is built, and a stale one is a failure."""
+    return ["--locked"] if os.environ.get("CI") else []
+
+
+def _components() -> None:
+    """rustup's minimal profile has neither formatter nor linter."""
+    missing = [name for name in ("rustfmt", "clippy") if not _has(name)]
+    if not missing:
+        return
+    if not shutil.which("rustup"):
+        raise Problem(f"cargo lacks {' and '.join(missing)}", "Install them from where your Rust came from.")
+    with Step(f"adding {' and '.join(missing)} to the Rust toolchain") as step:
+        processes.run(step, ["rustup", "component", "add", *missing], layout.LOGS / "rustup.log", cwd=layout.ROOT)
+        step.done()
+
+
+def _has(component: str) -> bool:
+    command = {"rustfmt": "fmt", "clippy": "clippy"}[component]
+    return subprocess.run(["cargo", command, "--version"], capture_output=True, cwd=layout.ROOT).returncode == 0
+
+
+def _step(title: str, name: str, command: list) -> None:
+    with Step(title) as step:
+        log = layout.LOGS / "test" / f"{name}.log"
+        processes.run(step, command, log, cargo.progress, env=cargo.environment(), cwd=layout.ROOT)
+        step.done()
+
+
+def _runner(arguments: list) -> list:
+    """nextest where it is there; cargo's own runner needs no installation."""
+    if subprocess.run(["cargo", "nextest", "--version"], capture_output=True).returncode == 0:
+        profile = ["--profile", "ci"] if os.environ.get("CI") else []
+        return ["cargo", "nextest", "run", "--workspace", *profile, *_locked(), *arguments]
+    return ["cargo", "test", "--workspace", "--lib", "--bins", "--tests", *_locked(), *arguments]

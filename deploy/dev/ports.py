@@ -1,0 +1,64 @@
+"""Free ports: the ones of the last time where they are still free, so that addresses stay the same."""
+
+import socket
+import zlib
+from typing import Callable, Dict, Iterable
+
+from .terminal import Problem
+
+LOOPBACK = "127.0.0.1"
+# Below the range that the kernel gives to outgoing connections (from 32768 by default), which would take them at
+# random, and above those that the tests take (tests/src/ports.rs) and MongoDB's 27017.
+FIRST, COUNT = 28_000, 4_000
+
+
+def is_free(port: int, host: str = LOOPBACK) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As servers do: an address whose last connections are still in TIME_WAIT is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def answers(port: int, host: str = LOOPBACK, timeout: float = 0.5) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection((host, port), timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def choose(
+    names: Iterable[str], remembered: Dict[str, int], seed: str, free: Callable[[int], bool] = is_free
+) -> Dict[str, int]:
+    """A free port for each name. Checkouts (`seed`) begin at different places, so that two seldom meet."""
+    chosen: Dict[str, int] = {}
+    begin = zlib.crc32(seed.encode())
+    candidates = iter([FIRST + (begin + step) % COUNT for step in range(COUNT)])
+    for name in names:
+        port = remembered.get(name)
+        while port is None or port in chosen.values() or not free(port):
+            port = next(candidates, None)
+            if port is None:
+                raise Problem(f"no port from {FIRST} to {FIRST + COUNT - 1} is free on {LOOPBACK}")
+        chosen[name] = port
+    return chosen
+
+
+def parse_address(text: str):
+    """Host and port of `host:port`, `[v6]:port`; ValueError where it is neither."""
+    host, colon, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"`{text}` is not HOST:PORT")
+    return host, int(port)
+
+
+def reachable(host: str) -> str:
+    """Where a program that listens on `host` is reached from this machine."""
+    return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

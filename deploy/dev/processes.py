@@ -1,0 +1,146 @@
+"""Processes: an identity that survives reused pids, starting, stopping, and running one to its end with progress."""
+
+import contextlib
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+from . import layout
+from .terminal import Problem, Step
+
+TICK = 0.1
+# Lines of a failed command's output that are shown.
+SHOWN_LINES = 40
+
+
+def parse_stat(text: str):
+    """State and start time (clock ticks since boot) out of /proc/<pid>/stat: fields 3 and 22 of proc(5).
+
+    The second field, the name in parentheses, may itself hold spaces and parentheses.
+    """
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[19])
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process and no other: a pid is reused, but not with the same start time of the same boot."""
+
+    pid: int
+    start: int
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> Optional["Identity"]:
+        """The process that has this pid now, unless there is none or it has ended and waits to be reaped."""
+        try:
+            state, start = parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
+            boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        except (OSError, ValueError, IndexError):
+            return None
+        return None if state in "ZX" else cls(pid, start, boot)
+
+    def alive(self) -> bool:
+        return Identity.of(self.pid) == self
+
+    def send(self, number: int) -> None:
+        """Signals this very process; where it has ended, nothing happens."""
+        with contextlib.suppress(ProcessLookupError):
+            try:
+                handle = os.pidfd_open(self.pid)
+            except (AttributeError, PermissionError, OSError):
+                # No pidfd (Linux before 5.3): a reuse of the pid between check and signal stays possible.
+                if self.alive():
+                    os.kill(self.pid, number)
+                return
+            try:
+                # The handle is of whatever has the pid now and cannot be reused: check, then signal.
+                if self.alive():
+                    signal.pidfd_send_signal(handle, number)
+            finally:
+                os.close(handle)
+
+    def wait(self, limit: float) -> bool:
+        """Whether it has ended within `limit` seconds."""
+        return wait_for(lambda: not self.alive(), limit)
+
+
+def wait_for(condition: Callable[[], bool], limit: float) -> bool:
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def spawn(argv, env, log: Path) -> subprocess.Popen:
+    """Starts a program in a session of its own, so that a Ctrl-C of the terminal reaches only `dev`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    if log.exists():
+        log.replace(log.with_suffix(".log.1"))
+    with open(log, "wb") as out:
+        return subprocess.Popen(
+            [str(part) for part in argv],
+            env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        )
+
+
+def ended_how(code: int) -> str:
+    if code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def tail(path: Path, lines: int) -> str:
+    """The last lines of a file, of at most its last 64 KiB."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def run(step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=None) -> None:
+    """Runs a command to its end, its output in `log`, what `describe` makes of its newest line as progress."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    argv = [str(part) for part in argv]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with open(log, "w") as out, subprocess.Popen(argv, env=env, cwd=cwd, **pipes) as child:
+        try:
+            _follow(step, child.stdout.fileno(), out, describe)
+        except BaseException:
+            child.terminate()
+            raise
+    if child.returncode != 0:
+        shown = tail(log, SHOWN_LINES)
+        raise Problem(
+            f"`{' '.join(argv)}` ended with {ended_how(child.returncode)}",
+            f"Its last lines:\n\n{shown}\n\nAll of it: {layout.short(log)}",
+        )
+
+
+def _follow(step: Step, pipe: int, out, describe) -> None:
+    """Reads to the end of the output. A progress bar redraws its line: of that, the log keeps what was there last."""
+    detail, rest = "", b""
+    while True:
+        if select.select([pipe], [], [], TICK)[0]:
+            chunk = os.read(pipe, 65536)
+            *lines, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
+            for line in [*lines, b"" if chunk else rest]:
+                text = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.decode(errors="replace")).rstrip("\r\n")
+                if not line.endswith(b"\r") and text:
+                    out.write(f"{text}\n")
+                detail = describe(text.strip()) or detail
+            if not chunk:
+                return
+        step.tick(detail)

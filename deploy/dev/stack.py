@@ -1,0 +1,223 @@
+"""The programs of a stack: arguments, environment, the order in which they start and stop."""
+
+import os
+import secrets
+import signal
+import string
+import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List, Optional
+
+from . import interrupts, layout, machines, ports, processes
+from .processes import Identity
+from .state import Running, State
+from .terminal import Problem, Step, warn
+from .tools import Database
+
+DEFAULT_LISTEN = "127.0.0.1:8086"
+# For the first rows to come soon; agents in guests report every 10 s and 60 s by default.
+VM_INTERVAL, PROCESS_INTERVAL = "2s", "10s"
+
+READY_LIMIT = 60.0
+# More than the programs' own drain deadline (10 s by default).
+STOP_LIMIT = 15.0
+LOG_LINES = 20
+
+# Each group is stopped when the one before has ended, so that what a program still has to send is taken.
+STOP_ORDER = [["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database"], ["nats"]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program to start."""
+
+    name: str
+    argv: list
+    env: Dict[str, str]
+    address: str
+    health: str = ""
+
+    @property
+    def log(self) -> Path:
+        return layout.LOGS / f"{self.name}.log"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a stack is made of."""
+
+    binaries: Path
+    nats_server: Optional[Path]
+    database: Optional[Database]
+    listen: str
+    state: State
+
+    def servers(self) -> List[Program]:
+        """NATS and the database, where they are not given."""
+        found = []
+        host = ports.LOOPBACK
+        if self.nats_server:
+            port = self.state.ports["nats"]
+            argv = [self.nats_server, "-a", host, "-p", port, "-n", "vmwatch-dev", "-js", "-sd", layout.DOT / "nats"]
+            found.append(Program("nats", argv, dict(os.environ), f"{host}:{port}"))
+        if self.database:
+            port = self.state.ports["database"]
+            data = layout.DOT / self.database.program.name
+            data.mkdir(exist_ok=True)
+            found.append(
+                Program("database", self.database.arguments(port, data), dict(os.environ), f"{host}:{port}")
+            )
+        return found
+
+    def services(self) -> List[Program]:
+        """Our own programs. They wait for whatever they need, so they start all at once."""
+        return [
+            self._ours("auth", VMWATCH_ADMIN_USER=self.state.admin, VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD)),
+            self._ours("metrics"),
+            self._ours("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state.instance)),
+            self._ours("gateway", VMWATCH_LISTEN=self.listen),
+            self._ours(
+                "agent",
+                VMWATCH_INSTANCE_ID=self.state.instance,
+                VMWATCH_AGENT_SPOOL_DIR=str(layout.DOT / "agent-spool"),
+                **agent_intervals(os.environ),
+            ),
+        ]
+
+    def _ours(self, name: str, **settings: str) -> Program:
+        health = f"{ports.LOOPBACK}:{self.state.ports[name]}"
+        env = {**os.environ, "VMWATCH_NATS_URL": self.state.nats, "VMWATCH_HEALTH_LISTEN": health, **settings}
+        if self.database:
+            env["VMWATCH_MONGODB_URI"] = self.state.database
+        address = self.state.gateway if name == "gateway" else ""
+        return Program(name, [self.binaries / f"vmwatch-{name}"], env, address, health)
+
+
+def hypervisors(instance: str) -> str:
+    """VMWATCH_HYPERVISORS where given, else libvirt's test hypervisor with machines of our own."""
+    given = os.environ.get("VMWATCH_HYPERVISORS")
+    return given or f"dev=test://{urllib.parse.quote(str(machines.write_node_file(instance)))}"
+
+
+def agent_intervals(environ) -> Dict[str, str]:
+    """Short intervals, unless either is given: one must be a multiple of the other."""
+    names = ("VMWATCH_AGENT_VM_INTERVAL", "VMWATCH_AGENT_PROCESS_INTERVAL")
+    if any(environ.get(name) for name in names):
+        return {}
+    return dict(zip(names, (VM_INTERVAL, PROCESS_INTERVAL)))
+
+
+def first_password() -> str:
+    """The administrator's first password, made once; only this user may read it."""
+    if not layout.PASSWORD.exists():
+        layout.DOT.mkdir(exist_ok=True)
+        letters = string.ascii_letters + string.digits
+        made = "".join(secrets.choice(letters) for _ in range(20))
+        with open(os.open(layout.PASSWORD, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"{made}\n")
+    return layout.PASSWORD.read_text().strip()
+
+
+class Stack:
+    """The programs that this `dev` started."""
+
+    def __init__(self, state: State):
+        self.state = state
+        self.children: Dict[str, subprocess.Popen] = {}
+
+    def start(self, program: Program) -> None:
+        # Between its start and its record nothing may interrupt, or nobody would stop it.
+        with interrupts.held_back():
+            child = processes.spawn(program.argv, program.env, program.log)
+            identity = Identity.of(child.pid) or Identity(child.pid, 0, "")
+            self.children[program.name] = child
+            self.state.programs.append(
+                Running(program.name, identity, program.address, program.health, str(program.log))
+            )
+            self.state.save()
+
+    def fallen(self) -> List[Running]:
+        """Programs that have ended, each told once."""
+        ended = [name for name, child in self.children.items() if child.poll() is not None]
+        return [program for program in self.state.programs if program.name in ended]
+
+    def obituary(self, program: Running) -> Problem:
+        child = self.children.pop(program.name)
+        shown = processes.tail(Path(program.log), LOG_LINES)
+        return Problem(
+            f"{program.name} has ended ({processes.ended_how(child.returncode)})",
+            f"The end of its log:\n\n{shown}\n\nAll of it: {layout.short(program.log)}",
+        )
+
+    def wait_until_ready(self, step: Step, names: List[str]) -> None:
+        """Waits until all of these are ready; tells which one is not, and why."""
+        waiting = {program.name: "" for program in self.state.programs if program.name in names}
+        while waiting:
+            for program in self.fallen():
+                raise self.obituary(program)
+            for program in [p for p in self.state.programs if p.name in waiting]:
+                state, reason = health_of(program)
+                if state == "ready":
+                    del waiting[program.name]
+                else:
+                    waiting[program.name] = reason
+            step.tick("waiting for " + ", ".join(waiting))
+            if step.elapsed() > READY_LIMIT and waiting:
+                reasons = "\n".join(f"  {name}: {reason}" for name, reason in waiting.items())
+                raise Problem(f"not ready after {READY_LIMIT:.0f} s", f"{reasons}\nTheir logs: {layout.short(layout.LOGS)}")
+            if waiting:
+                time.sleep(processes.TICK)
+
+
+def health_of(program: Running):
+    """`ready`, `not ready` or `ended`, and the reason."""
+    if not program.process.alive():
+        return "ended", "the process has ended"
+    if not program.health:
+        host, port = ports.parse_address(program.address)
+        return ("ready", "") if ports.answers(port, host) else ("not ready", "it accepts no connections yet")
+    try:
+        # Straight to loopback, whatever proxy the environment names.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{program.health}/readyz", timeout=2) as answer:
+            answer.read()
+        return "ready", ""
+    except urllib.error.HTTPError as error:
+        return "not ready", error.read(500).decode(errors="replace").strip()
+    except OSError:
+        return "not ready", "it does not answer yet"
+
+
+def stop(state: State) -> None:
+    """Stops what the state lists, in order, and nothing else. A second Ctrl-C stops it at once and hard."""
+    with interrupts.held_back():
+        for names in STOP_ORDER:
+            group = [program for program in state.programs if program.name in names and program.process.alive()]
+            for program in group:
+                program.process.send(signal.SIGTERM)
+            _await_end(group)
+        state.programs.clear()
+        state.guard, state.detached = None, False
+        state.save()
+
+
+def _await_end(group: List[Running]) -> None:
+    if not group:
+        return
+    with Step("stopping " + ", ".join(program.name for program in group)) as step:
+        while any(program.process.alive() for program in group):
+            hurried = interrupts.pending()
+            if hurried or step.elapsed() > STOP_LIMIT:
+                for program in [p for p in group if p.process.alive()]:
+                    if not hurried:
+                        warn(f"{program.name} did not end within {STOP_LIMIT:.0f} s of SIGTERM: killing it")
+                    program.process.send(signal.SIGKILL)
+                    program.process.wait(5)
+            step.tick()
+            time.sleep(0.05)
+        step.done()

@@ -1,0 +1,119 @@
+import tempfile
+import unittest
+from pathlib import Path
+
+from dev import apt
+
+DEB822 = """\
+# Debian's own
+Types: deb deb-src
+URIs: http://mirror.example/debian http://other.example/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg
+
+Types: deb
+URIs: http://mirror.example/debian-security
+Suites: bookworm-security
+Components: main
+
+Enabled: no
+Types: deb
+URIs: http://off.example/debian
+Suites: bookworm
+Components: main
+
+Types: deb-src
+URIs: http://sources.example/debian
+Suites: bookworm
+Components: main
+"""
+
+KEY_IN_FULL = """\
+Types: deb
+URIs: mirror+file:/etc/apt/mirrors/debian.list
+Suites: bookworm
+Components: main
+Signed-By:
+ -----BEGIN PGP PUBLIC KEY BLOCK-----
+ .
+ mDMEY865UxYJ
+ -----END PGP PUBLIC KEY BLOCK-----
+"""
+
+ONE_LINE = """\
+deb http://mirror.example/debian bookworm main non-free-firmware
+  deb [arch=amd64 signed-by=/a.gpg,/b.gpg] https://mirror.example/debian trixie main # said twice
+# deb http://commented.example/debian bookworm main
+deb-src http://sources.example/debian bookworm main
+deb http://flat.example/packages ./
+"""
+
+
+class Deb822(unittest.TestCase):
+    def test_every_uri_of_every_enabled_binary_stanza_is_a_source(self):
+        found = apt.parse_deb822(DEB822)
+        self.assertEqual(
+            [source.uri for source in found],
+            ["http://mirror.example/debian", "http://other.example/debian", "http://mirror.example/debian-security"],
+        )
+        self.assertEqual(found[0].suites, ("bookworm", "bookworm-updates"))
+        self.assertEqual(found[0].signed_by, "/usr/share/keyrings/debian-archive-keyring.gpg")
+        self.assertEqual(found[2].signed_by, "")
+
+    def test_a_key_given_in_full_is_carried_over_as_it_is(self):
+        (source,) = apt.parse_deb822(KEY_IN_FULL)
+        stanza = source.stanza("forky")
+        self.assertIn("Suites: forky\n", stanza)
+        self.assertEqual(apt.parse_deb822(stanza)[0].signed_by, source.signed_by)
+        self.assertIn("\n .\n mDMEY865UxYJ\n", stanza)
+
+
+class OneLine(unittest.TestCase):
+    def test_options_comments_and_sources_of_sources(self):
+        found = apt.parse_list(ONE_LINE)
+        self.assertEqual(
+            [(source.uri, source.suites) for source in found],
+            [
+                ("http://mirror.example/debian", ("bookworm",)),
+                ("https://mirror.example/debian", ("trixie",)),
+                ("http://flat.example/packages", ("./",)),
+            ],
+        )
+        self.assertEqual(found[0].components, ("main", "non-free-firmware"))
+        self.assertEqual(found[1].components, ("main",))
+        self.assertEqual(found[1].signed_by, "/a.gpg /b.gpg")
+
+    def test_both_forms_are_read_and_nothing_else(self):
+        with tempfile.TemporaryDirectory() as folder:
+            parts = Path(folder) / "sources.list.d"
+            parts.mkdir()
+            (Path(folder) / "sources.list").write_text("deb http://one.example/debian bookworm main\n")
+            (parts / "debian.sources").write_text(DEB822)
+            (parts / "old.list.save").write_text("deb http://saved.example/debian bookworm main\n")
+            uris = [source.uri for source in apt.sources(Path(folder))]
+        self.assertEqual(uris[0], "http://one.example/debian")
+        self.assertEqual(len(uris), 4)
+
+
+class Choice(unittest.TestCase):
+    def test_only_archives_of_whole_releases_serve_another_release(self):
+        def serves(suite, component="main"):
+            return apt.Source("http://mirror.example", (suite,), (component,)).serves_release("bookworm")
+
+        self.assertTrue(serves("bookworm"))
+        self.assertTrue(serves("stable"))
+        for suite in ("bookworm-security", "bookworm-updates", "nodistro", "cloud-sdk-bookworm", "./"):
+            self.assertFalse(serves(suite), suite)
+        self.assertFalse(serves("bookworm", component="stable"))
+
+    def test_the_codename_is_that_of_os_release(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "os-release"
+            self.assertEqual(apt.codename(path), "")
+            path.write_text('ID=debian\nVERSION_CODENAME="trixie"\n')
+            self.assertEqual(apt.codename(path), "trixie")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,96 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from dev import processes
+from dev.processes import Identity
+from dev.terminal import Problem, Step
+
+
+def sleeper():
+    return subprocess.Popen([sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"],
+                            stdout=subprocess.PIPE)
+
+
+class Stat(unittest.TestCase):
+    def test_a_name_with_spaces_and_parentheses_does_not_shift_the_fields(self):
+        text = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 123 456\n"
+        self.assertEqual(processes.parse_stat(text), ("S", 987654))
+
+
+class Identities(unittest.TestCase):
+    def setUp(self):
+        self.child = sleeper()
+        self.addCleanup(self.child.stdout.close)
+        self.addCleanup(self.child.wait)
+        self.addCleanup(self.child.kill)
+        self.identity = Identity.of(self.child.pid)
+
+    def test_it_is_alive_until_it_has_ended_also_where_nobody_reaped_it(self):
+        self.assertTrue(self.identity.alive())
+        self.child.kill()
+        # No wait() yet: the child is a zombie now.
+        self.assertTrue(self.identity.wait(10))
+        self.assertIsNone(Identity.of(self.child.pid))
+
+    def test_another_process_with_the_same_pid_is_not_signalled(self):
+        for other in (
+            dataclasses.replace(self.identity, start=self.identity.start - 1),
+            dataclasses.replace(self.identity, boot="another boot"),
+        ):
+            self.assertFalse(other.alive())
+            other.send(signal.SIGKILL)
+        # Signals are delivered at once: had one been sent, the next one would not be what ended it.
+        self.assertTrue(self.identity.alive())
+        self.identity.send(signal.SIGTERM)
+        self.assertEqual(self.child.wait(10), -signal.SIGTERM)
+
+    def test_signalling_what_has_ended_does_nothing(self):
+        self.child.kill()
+        self.child.wait()
+        self.identity.send(signal.SIGTERM)
+
+
+class Run(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.log = Path(folder.name) / "logs" / "it.log"
+
+    def test_its_lines_are_told_and_kept_also_those_of_a_progress_bar(self):
+        told = []
+        script = r"import sys; sys.stdout.write('one\rtwo\r\x1b[Kthree\n'); sys.stdout.flush(); sys.stderr.write('four')"
+        processes.run(Step("it"), [sys.executable, "-c", script], self.log, lambda line: told.append(line))
+        self.assertEqual([line for line in told if line], ["one", "two", "three", "four"])
+        self.assertEqual(self.log.read_text(), "three\nfour\n")
+
+    def test_a_failure_shows_the_end_of_its_output_and_where_all_of_it_is(self):
+        script = "import sys; print('the reason'); sys.exit(3)"
+        with self.assertRaises(Problem) as raised:
+            processes.run(Step("it"), [sys.executable, "-c", script], self.log)
+        self.assertIn("exit code 3", str(raised.exception))
+        self.assertIn("the reason", raised.exception.todo)
+        self.assertIn(str(self.log), raised.exception.todo)
+
+    def test_a_program_has_a_session_of_its_own_and_its_last_log_is_kept(self):
+        for line in ("first", "second"):
+            script = f"import os; print({line!r}, os.getsid(0))"
+            child = processes.spawn([sys.executable, "-c", script], dict(os.environ), self.log)
+            child.wait()
+        self.assertEqual(self.log.read_text().split(), ["second", str(child.pid)])
+        self.assertIn("first", self.log.with_suffix(".log.1").read_text())
+
+    def test_the_tail_of_a_log(self):
+        self.log.parent.mkdir()
+        self.log.write_text("".join(f"{number}\n" for number in range(100_000)))
+        self.assertEqual(processes.tail(self.log, 2), "99998\n99999")
+        self.assertEqual(processes.tail(self.log.with_name("none"), 2), "")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,172 @@
+"""`up`: from a fresh machine to a running stack."""
+
+import json
+import os
+import re
+import socket
+import time
+from pathlib import Path
+from typing import List, Optional
+
+from . import cargo, guide, interrupts, layout, machines, ports, stack, state, tools
+from .stack import Plan, Program, Stack
+from .state import State, redacted
+from .terminal import EX_USAGE, Problem, Step, note, say, tell, warn
+from .tools import Database
+
+
+def up(arguments) -> int:
+    """Starts a stack; with --detach it is left running, else it ends with Ctrl-C."""
+    if [argument for argument in arguments if argument != "--detach"]:
+        raise Problem("`up` knows only --detach", code=EX_USAGE)
+    detach = "--detach" in arguments
+    interrupts.install()
+    with state.only_one():
+        previous = state.load()
+        _clear_the_way(previous)
+        began = time.monotonic()
+        listen = _listen_address()
+        running = Stack(State(ports=previous.ports, guard=state.this_process()))
+        try:
+            _start(running, listen, detach)
+        except BaseException:
+            stack.stop(running.state)
+            raise
+        note(f"ready after {time.monotonic() - began:.1f} s")
+        return 0 if detach else _guard(running)
+
+
+def install(arguments) -> int:
+    """Installs what `up` and `test` need, and builds nothing of ours."""
+    if arguments:
+        raise Problem("`install` takes no arguments", code=EX_USAGE)
+    cargo.check()
+    tools.install_system(tools.BUILD_NEEDS)
+    say(f"nats-server: {tools.nats_server()}")
+    database = tools.database()
+    say(f"database:    {database.program} ({database.description})")
+    return 0
+
+
+def _clear_the_way(previous: State) -> None:
+    """No second stack beside a detached one; what a killed `dev` left behind is stopped."""
+    living = previous.living()
+    if not living:
+        return
+    if previous.detached:
+        state.running_already()
+    warn("An earlier ./dev up was killed and left programs running; stopping them first.")
+    stack.stop(previous)
+
+
+def _listen_address() -> str:
+    """The gateway's address; told before anything is built where it cannot be had."""
+    listen = os.environ.get("VMWATCH_LISTEN") or stack.DEFAULT_LISTEN
+    try:
+        host, port = ports.parse_address(listen)
+    except ValueError as error:
+        raise Problem(f"VMWATCH_LISTEN: {error}", code=EX_USAGE) from None
+    if not ports.is_free(port, host):
+        another = ports.choose(["gateway"], {"gateway": port + 1}, str(layout.ROOT))["gateway"]
+        raise Problem(
+            f"port {port} is taken: set VMWATCH_LISTEN=127.0.0.1:PORT",
+            f"For example: VMWATCH_LISTEN=127.0.0.1:{another} ./dev up",
+        )
+    return listen
+
+
+def _start(running: Stack, listen: str, detach: bool) -> None:
+    cargo.check()
+    tools.install_system(tools.BUILD_NEEDS)
+    nats_server = _nats_server()
+    database = _database()
+    binaries = cargo.build("building vmwatch")
+    _fill_in(running.state, listen, nats_server is not None, database is not None)
+    plan = Plan(binaries, nats_server, database, listen, running.state)
+    password = stack.first_password()
+    servers = plan.servers()
+    if servers:
+        _launch(running, servers)
+    _launch(running, plan.services())
+    guide.await_rows(running.state, password)
+    if detach:
+        running.state.guard, running.state.detached = None, True
+    running.state.save()
+    described = database.description if database else "given by VMWATCH_MONGODB_URI"
+    guide.show(running.state, password, f"{running.state.database}  ({described})", binaries, detach)
+
+
+def _launch(running: Stack, programs: List[Program]) -> None:
+    names = [program.name for program in programs]
+    with Step("starting " + ", ".join(names)) as step:
+        for program in programs:
+            running.start(program)
+        running.wait_until_ready(step, names)
+        step.done()
+
+
+def _nats_server() -> Optional[Path]:
+    """The server to start, or nothing where one is given."""
+    given = os.environ.get("VMWATCH_NATS_URL")
+    if not given:
+        return tools.nats_server()
+    check_nats(given)
+    say(f"NATS is given by VMWATCH_NATS_URL: {redacted(given)}")
+    return None
+
+
+def _database() -> Optional[Database]:
+    """The database to start, or nothing where one is given."""
+    if os.environ.get("VMWATCH_MONGODB_URI") or os.environ.get("VMWATCH_MONGODB_URI_FILE"):
+        return None
+    return tools.database()
+
+
+def check_nats(urls: str) -> None:
+    """The server's own greeting must tell of a version and of JetStream that will do."""
+    url = urls.split(",")[0].strip()
+    address = re.match(r"(?:\w+://)?(?:[^@/]*@)?([^@/]+)", url)[1]
+    host, port = ports.parse_address(address if ":" in address else f"{address}:4222")
+    try:
+        with socket.create_connection((host, port), timeout=5) as connection:
+            # The greeting comes in the clear, also where TLS follows.
+            greeting = json.loads(connection.makefile("rb").readline(65536).partition(b"INFO ")[2])
+    except (OSError, ValueError) as error:
+        raise Problem(f"no NATS server at VMWATCH_NATS_URL, {redacted(url)}: {error}") from None
+    least = ".".join(map(str, tools.NATS_LEAST))
+    if tools.nats_version(greeting.get("version", "")) < tools.NATS_LEAST:
+        raise Problem(f"NATS {greeting.get('version')} at VMWATCH_NATS_URL is too old: {least} or newer is needed")
+    if not greeting.get("jetstream"):
+        raise Problem("the NATS server at VMWATCH_NATS_URL has no JetStream", "Start it with JetStream on (-js).")
+
+
+def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) -> None:
+    """Addresses and names, for the programs and for `status`."""
+    host, port = ports.parse_address(listen)
+    names = ["nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"]
+    current.ports = ports.choose(names, current.ports, str(layout.ROOT), lambda one: one != port and ports.is_free(one))
+    current.gateway = f"http://{ports.reachable(host)}:{port}"
+    current.nats = f"nats://{ports.LOOPBACK}:{current.ports['nats']}" if own_nats else os.environ["VMWATCH_NATS_URL"]
+    given = redacted(os.environ.get("VMWATCH_MONGODB_URI", ""))
+    current.database = f"mongodb://{ports.LOOPBACK}:{current.ports['database']}" if own_database else given
+    current.admin = os.environ.get("VMWATCH_ADMIN_USER") or "admin"
+    current.instance = machines.instance_id()
+
+
+def _guard(running: Stack) -> int:
+    """Until Ctrl-C: tells when a program ends, and goes on with the others."""
+    code = 0
+    try:
+        while True:
+            for program in running.fallen():
+                code = 1
+                tell(running.obituary(program))
+                say("The others go on. Ctrl-C stops them.")
+            if not running.children:
+                raise Problem("every program has ended")
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        say()
+    finally:
+        stack.stop(running.state)
+    return code
