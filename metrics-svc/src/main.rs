@@ -1,1 +1,35 @@
-fn main() {}
+//! `vmwatch-metrics`: rows of VMs and processes.
+
+use clap::{Parser, Subcommand};
+use metrics_svc::config::{MetricsSettings, SETTINGS};
+use shared::{cli, lifetime, telemetry::Telemetry};
+
+const PROGRAM: &str = "vmwatch-metrics";
+
+/// Rows of VMs and processes: stores what agents publish, and answers `metrics.*` on the bus.
+#[derive(Parser)]
+#[command(name = PROGRAM, version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Store samples and answer on the bus (what it does without a command).
+    Serve,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Arguments { command } = cli::parse(&SETTINGS.concat());
+    let settings = cli::settings_or_exit(PROGRAM, MetricsSettings::read);
+    match command.unwrap_or(Command::Serve) {
+        Command::Serve => {
+            let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
+            metrics_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+            telemetry.finish();
+        }
+    }
+    Ok(())
+}

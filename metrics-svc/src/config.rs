@@ -1,0 +1,192 @@
+//! The settings of metrics-svc.
+
+use std::{net::SocketAddr, time::Duration};
+
+use shared::{
+    bus::{
+        self, BusSettings,
+        serve::{self, ServeSettings},
+    },
+    config::{self, ByteSize, Environment, Invalid, Setting},
+    health,
+    store::{self, StoreSettings},
+    telemetry::{self, TelemetrySettings},
+    time::UtcOffset,
+};
+
+const HEALTH: &str = "127.0.0.1:9082";
+const VM_COLLECTION: Setting = Setting {
+    name: "VMWATCH_VM_COLLECTION",
+    default: "vm_samples",
+    help: "collection of VM rows",
+};
+const PROCESS_COLLECTION: Setting = Setting {
+    name: "VMWATCH_PROCESS_COLLECTION",
+    default: "process_samples",
+    help: "collection of process rows",
+};
+const VM_RETENTION: Setting = Setting {
+    name: "VMWATCH_VM_RETENTION",
+    default: "30d",
+    help: "how long VM rows are kept",
+};
+const PROCESS_RETENTION: Setting = Setting {
+    name: "VMWATCH_PROCESS_RETENTION",
+    default: "30d",
+    help: "how long process rows are kept",
+};
+const STREAM_BYTES: Setting = Setting {
+    name: "VMWATCH_STREAM_BYTES",
+    default: "1GiB",
+    help: "samples that wait to be stored; when full, agents keep theirs",
+};
+const STREAM_MAX_AGE: Setting = Setting {
+    name: "VMWATCH_STREAM_MAX_AGE",
+    default: "0s",
+    help: "samples that wait longer are lost; 0s: none ever is",
+};
+const STREAM_REPLICAS: Setting = Setting {
+    name: "VMWATCH_STREAM_REPLICAS",
+    default: "1",
+    help: "copies of the stream in a NATS cluster: 1, 3 or 5",
+};
+const BATCH_ROWS: Setting = Setting {
+    name: "VMWATCH_BATCH_ROWS",
+    default: "2000",
+    help: "rows at which a batch is written",
+};
+const BATCH_WAIT: Setting = Setting {
+    name: "VMWATCH_BATCH_WAIT",
+    default: "100ms",
+    help: "how long a batch waits for more rows before it is written",
+};
+
+/// Every setting, for `--help`.
+pub const SETTINGS: &[&[Setting]] = &[
+    &[
+        VM_COLLECTION,
+        PROCESS_COLLECTION,
+        VM_RETENTION,
+        PROCESS_RETENTION,
+        STREAM_BYTES,
+        STREAM_MAX_AGE,
+        STREAM_REPLICAS,
+        BATCH_ROWS,
+        BATCH_WAIT,
+        config::UTC_OFFSET,
+        health::setting(HEALTH),
+    ],
+    store::SETTINGS,
+    serve::SETTINGS,
+    bus::SETTINGS,
+    telemetry::SETTINGS,
+];
+
+/// The settings of metrics-svc.
+#[derive(Debug)]
+pub struct MetricsSettings {
+    /// Of the bus.
+    pub bus: BusSettings,
+    /// Of the database.
+    pub store: StoreSettings,
+    pub(crate) serve: ServeSettings,
+    /// For `main`, which starts telemetry first.
+    pub telemetry: TelemetrySettings,
+    pub(crate) health: SocketAddr,
+    /// Of the collections.
+    pub rows: RowSettings,
+    /// How long rows are kept.
+    pub retention: RetentionSettings,
+    /// Of the stream of samples.
+    pub stream: StreamSettings,
+    /// Of the batches written.
+    pub batch: BatchSettings,
+}
+
+/// Of the collections.
+#[derive(Debug, Clone)]
+pub struct RowSettings {
+    /// Collection of VM rows.
+    pub vms: String,
+    /// Collection of process rows.
+    pub processes: String,
+    /// The offset of every `create_date`.
+    pub offset: UtcOffset,
+}
+
+/// How long rows are kept.
+#[derive(Debug, Clone, Copy)]
+pub struct RetentionSettings {
+    /// VM rows.
+    pub vms: Duration,
+    /// Process rows.
+    pub processes: Duration,
+}
+
+/// Of the stream of samples.
+#[derive(Debug, Clone, Copy)]
+pub struct StreamSettings {
+    /// At most so many bytes wait.
+    pub bytes: i64,
+    /// Zero: for ever.
+    pub max_age: Duration,
+    /// Copies in a cluster.
+    pub replicas: usize,
+}
+
+/// Of the batches written.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchSettings {
+    /// Rows at which a batch is full.
+    pub rows: usize,
+    /// How long it waits for more.
+    pub wait: Duration,
+}
+
+impl MetricsSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let day = Duration::from_hours(24);
+        let bus = BusSettings::read(env);
+        let store = StoreSettings::read(env);
+        let serve = ServeSettings::read(env);
+        let telemetry = TelemetrySettings::read(env);
+        let health = health::read(env, HEALTH);
+        let offset = env.get(&config::UTC_OFFSET);
+        let vms = env.get(&VM_COLLECTION);
+        let processes = env.get(&PROCESS_COLLECTION);
+        // MongoDB's own bound for expireAfterSeconds is 2^31 - 1, 68 years.
+        let keep_vms = env.duration(&VM_RETENTION, Duration::from_secs(1), 365 * 50 * day);
+        let keep_processes = env.duration(&PROCESS_RETENTION, Duration::from_secs(1), 365 * 50 * day);
+        let bytes = env.within(&STREAM_BYTES, ByteSize(1 << 20), ByteSize(1 << 50));
+        let max_age = env.duration(&STREAM_MAX_AGE, Duration::ZERO, 3650 * day);
+        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let rows = env.within(&BATCH_ROWS, 1, 20_000);
+        let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
+        Ok(Self {
+            bus: bus?,
+            store: store?,
+            serve: serve?,
+            telemetry: telemetry?,
+            health: health?,
+            rows: RowSettings {
+                vms: vms?,
+                processes: processes?,
+                offset: offset?,
+            },
+            retention: RetentionSettings {
+                vms: keep_vms?,
+                processes: keep_processes?,
+            },
+            stream: StreamSettings {
+                bytes: i64::try_from(bytes?.0).unwrap_or(i64::MAX),
+                max_age: max_age?,
+                replicas: replicas?,
+            },
+            batch: BatchSettings {
+                rows: rows?,
+                wait: wait?,
+            },
+        })
+    }
+}

@@ -1,0 +1,267 @@
+//! A sample as the documents that are stored of it.
+
+use std::time::{Duration, SystemTime};
+
+use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
+use sha2::{Digest, Sha256};
+use shared::{
+    api::metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
+    time::UtcOffset,
+};
+
+/// The internal date that retention goes by; it never leaves the store.
+pub const SAMPLED_AT: &str = "sampled_at";
+
+/// Clocks of guests drift; further ahead than this a sample would be "the newest" for too long.
+const FURTHEST_AHEAD: Duration = Duration::from_hours(24);
+/// Far beyond any machine: 2^50 KiB/s.
+const HIGHEST_RATE: f64 = 1_125_899_906_842_624.0;
+/// A process on every core of the largest machine.
+const HIGHEST_SHARE: f64 = 100.0 * 65_536.0;
+/// The year 9999 in Unix seconds.
+const LATEST_SECOND: f64 = 253_402_300_800.0;
+
+/// Why a sample is refused for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// More rows than one message may hold.
+    #[error("it holds more than {SAMPLE_PART_ROWS} rows")]
+    TooManyRows,
+    /// It holds nothing to store.
+    #[error("it holds no row")]
+    Empty,
+    /// The moment cannot be.
+    #[error("its create_date is more than a day ahead of this clock, or no moment at all")]
+    Moment,
+    /// A number cannot be.
+    #[error("`{0}` is not a possible number")]
+    Number(&'static str),
+    /// A name cannot be.
+    #[error("`cmd` is longer than 256 bytes")]
+    Name,
+}
+
+/// The documents of a sample, by collection.
+#[derive(Debug, Default)]
+pub struct Documents {
+    /// For the VM rows.
+    pub vms: Vec<RawDocumentBuf>,
+    /// For the process rows.
+    pub processes: Vec<RawDocumentBuf>,
+}
+
+impl Documents {
+    /// Checks the sample and makes its documents.
+    pub fn of(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
+        if sample.processes.len() > SAMPLE_PART_ROWS {
+            return Err(Refusal::TooManyRows);
+        }
+        if sample.vm.is_none() && sample.processes.is_empty() {
+            return Err(Refusal::Empty);
+        }
+        let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Moment)?;
+        if moment > now + FURTHEST_AHEAD {
+            return Err(Refusal::Moment);
+        }
+        within("net_incoming", sample.net_incoming, HIGHEST_RATE)?;
+        within("net_outgoing", sample.net_outgoing, HIGHEST_RATE)?;
+        let at = DateTime::from_system_time(moment);
+        let vms = sample.vm.iter().map(|vm| vm_document(sample, vm, at));
+        let processes = sample
+            .processes
+            .iter()
+            .map(|process| process_document(sample, process, at));
+        Ok(Self {
+            vms: vms.collect::<Result<_, _>>()?,
+            processes: processes.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
+    if (0.0..=most).contains(&number) {
+        Ok(())
+    } else {
+        Err(Refusal::Number(name))
+    }
+}
+
+fn vm_document(sample: &Sample, vm: &VmSample, at: DateTime) -> Result<RawDocumentBuf, Refusal> {
+    within("cpu_util", vm.cpu_util, 100.0)?;
+    within("mem", vm.mem, 100.0)?;
+    within("disk_read", vm.disk_read, HIGHEST_RATE)?;
+    within("disk_write", vm.disk_write, HIGHEST_RATE)?;
+    let count = i32::try_from(vm.proc).map_err(|_| Refusal::Number("proc"))?;
+    Ok(rawdoc! {
+        "net_incoming": sample.net_incoming,
+        "disk_write": vm.disk_write,
+        "mem": vm.mem,
+        "net_outgoing": sample.net_outgoing,
+        "instance_id": sample.instance_id.as_str(),
+        "cpu_util": vm.cpu_util,
+        "disk_read": vm.disk_read,
+        "create_date": sample.create_date.as_str(),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at, RowIdentity::Vm),
+        "proc": count,
+        "sampled_at": at,
+    })
+}
+
+fn process_document(
+    sample: &Sample,
+    process: &ProcessSample,
+    at: DateTime,
+) -> Result<RawDocumentBuf, Refusal> {
+    within("cpu_util", process.cpu_util, HIGHEST_SHARE)?;
+    // Shared pages count for each process, so that a share may pass what the VM has in use, never what it has.
+    within("mem", process.mem, 100.0)?;
+    within("disk_read", process.disk_read, HIGHEST_RATE)?;
+    within("disk_write", process.disk_write, HIGHEST_RATE)?;
+    within("running_time", process.running_time, LATEST_SECOND)?;
+    within(
+        "shutdown_time",
+        process.shutdown_time.unwrap_or(0.0),
+        LATEST_SECOND,
+    )?;
+    if process.cmd.len() > 256 {
+        return Err(Refusal::Name);
+    }
+    let pid = i32::try_from(process.pid).map_err(|_| Refusal::Number("pid"))?;
+    let identity = RowIdentity::Process {
+        pid: process.pid,
+        started: process.running_time,
+    };
+    Ok(rawdoc! {
+        "net_incoming": sample.net_incoming,
+        "shutdown_time": process.shutdown_time.map_or(RawBson::Null, RawBson::Double),
+        "mem": process.mem,
+        "net_outgoing": sample.net_outgoing,
+        "cmd": process.cmd.as_str(),
+        "pid": pid,
+        "instance_id": sample.instance_id.as_str(),
+        "disk_write": process.disk_write,
+        "disk_read": process.disk_read,
+        "create_date": sample.create_date.as_str(),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at, identity),
+        "cpu_util": process.cpu_util,
+        "running_time": process.running_time,
+        "sampled_at": at,
+    })
+}
+
+/// What tells the rows of one sample apart. Pids are reused, within a sample too: an ended process and its successor.
+#[derive(Debug, Clone, Copy)]
+pub enum RowIdentity {
+    /// The VM's own row.
+    Vm,
+    /// A process's row.
+    Process {
+        /// Its id.
+        pid: u32,
+        /// When it started, Unix seconds.
+        started: f64,
+    },
+}
+
+/// The `_id` of a row: the sample's second, as in any `ObjectId`, then 8 bytes of the SHA-256 of what identifies it. The same
+/// row always has the same id, so that a sample that is delivered twice is stored once.
+pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIdentity) -> ObjectId {
+    let mut hash = Sha256::new();
+    // The separator cannot occur in an instance id or a date.
+    hash.update(instance.as_bytes());
+    hash.update([0]);
+    hash.update(create_date.as_bytes());
+    hash.update([0]);
+    if let RowIdentity::Process { pid, started } = identity {
+        hash.update(pid.to_be_bytes());
+        hash.update(started.to_bits().to_be_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    // An ObjectId has 32 bits for the second: until 2106, as MongoDB's own.
+    let second = u32::try_from(at.timestamp_millis().div_euclid(1000)).unwrap_or(0);
+    let mut bytes = [0; 12];
+    let (head, tail) = bytes.split_at_mut(4);
+    head.copy_from_slice(&second.to_be_bytes());
+    tail.copy_from_slice(digest.first_chunk::<8>().unwrap_or(&[0; 8]));
+    ObjectId::from_bytes(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn sample() -> Sample {
+        serde_json::from_str(
+            r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","net_incoming":0.6,"net_outgoing":5.7,
+                "vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},
+                "processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#,
+        )
+        .unwrap()
+    }
+
+    fn documents(sample: &Sample) -> Result<Documents, Refusal> {
+        let now = UNIX_EPOCH + Duration::from_secs(1_490_000_000);
+        Documents::of(sample, "+08:00".parse().unwrap(), now)
+    }
+
+    #[test]
+    fn the_same_row_always_has_the_same_id_and_its_second_is_the_samples() {
+        let (one, other) = (documents(&sample()).unwrap(), documents(&sample()).unwrap());
+        assert_eq!(one.vms, other.vms);
+        let id = one.vms[0].get_object_id("_id").unwrap();
+        assert_eq!(id.timestamp().timestamp_millis(), 0x5869_0637 * 1000);
+        // Stable for ever: an upgrade must not double what is redelivered.
+        assert_eq!(id.to_hex(), "586906378b3cb134ee7c3336");
+    }
+
+    #[test]
+    fn a_reused_pid_is_another_row() {
+        let mut twice = sample();
+        twice.processes.push(ProcessSample {
+            running_time: 1_482_236_600.0,
+            ..twice.processes[0].clone()
+        });
+        let rows = documents(&twice).unwrap().processes;
+        assert_ne!(
+            rows[0].get_object_id("_id").unwrap(),
+            rows[1].get_object_id("_id").unwrap()
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_name() {
+        let refused = |change: fn(&mut Sample)| {
+            let mut sample = sample();
+            change(&mut sample);
+            documents(&sample).unwrap_err()
+        };
+        assert_eq!(
+            refused(|s| s.net_incoming = -1.0),
+            Refusal::Number("net_incoming")
+        );
+        assert_eq!(
+            refused(|s| s.net_outgoing = f64::NAN),
+            Refusal::Number("net_outgoing")
+        );
+        assert_eq!(
+            refused(|s| s.vm.as_mut().unwrap().cpu_util = 100.1),
+            Refusal::Number("cpu_util")
+        );
+        assert_eq!(
+            refused(|s| s.processes[0].mem = f64::INFINITY),
+            Refusal::Number("mem")
+        );
+        assert_eq!(refused(|s| s.processes[0].pid = u32::MAX), Refusal::Number("pid"));
+        assert_eq!(refused(|s| s.processes[0].cmd = "x".repeat(257)), Refusal::Name);
+        assert_eq!(
+            refused(|s| s.create_date = "2017-09-01T00:00:00.000000".parse().unwrap()),
+            Refusal::Moment
+        );
+        assert_eq!(
+            refused(|s| (s.vm, s.processes) = (None, Vec::new())),
+            Refusal::Empty
+        );
+    }
+}

@@ -1,0 +1,67 @@
+//! What can go wrong in metrics-svc, and what a caller is told of it.
+
+use shared::{
+    bus::BusError,
+    wire::{Fault, FaultKind},
+};
+
+/// A failure of metrics-svc.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// The database failed.
+    #[error("the row database failed")]
+    Store(#[from] mongodb::error::Error),
+    /// A stored row is no BSON.
+    #[error("a stored row is damaged")]
+    Damaged(#[from] bson::error::Error),
+    /// Rows could not be encoded.
+    #[error("rows could not be encoded")]
+    Encode(#[from] serde_json::Error),
+    /// JetStream failed.
+    #[error("JetStream failed")]
+    JetStream(#[source] async_nats::Error),
+    /// The bus could not be used.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A listener, file or terminal failed.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+    /// A command cannot be carried out; the text says why.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl MetricsError {
+    /// A failure of JetStream.
+    pub fn jetstream(error: impl Into<async_nats::Error>) -> Self {
+        Self::JetStream(error.into())
+    }
+
+    /// The error and its sources in one line, for the log.
+    pub fn cause(&self) -> String {
+        let mut text = self.to_string();
+        let mut next = std::error::Error::source(self);
+        while let Some(source) = next {
+            text = format!("{text}: {source}");
+            next = source.source();
+        }
+        text
+    }
+}
+
+impl From<MetricsError> for Fault {
+    fn from(error: MetricsError) -> Self {
+        match error {
+            MetricsError::Store(_) => Self::new(
+                FaultKind::Backend,
+                "rows cannot be read at the moment; try again shortly",
+            )
+            .caused_by(error),
+            other => Self::new(
+                FaultKind::Internal,
+                "the query failed on our side; it is in the log",
+            )
+            .caused_by(other),
+        }
+    }
+}

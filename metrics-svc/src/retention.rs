@@ -1,0 +1,58 @@
+//! How long rows are kept: a TTL index on the internal date. Rows without one (of an older reporter) are kept.
+
+use std::time::Duration;
+
+use bson::{RawDocumentBuf, doc};
+use futures::TryStreamExt;
+use mongodb::{Collection, Database, IndexModel, options::IndexOptions};
+use tracing::info;
+
+use crate::{MetricsError, documents::SAMPLED_AT};
+
+const INDEX: &str = "retention";
+
+/// Makes the TTL index, or changes an older one in place.
+pub(crate) async fn apply(
+    database: &Database,
+    rows: &Collection<RawDocumentBuf>,
+    keep: Duration,
+) -> Result<(), MetricsError> {
+    let present = current(rows).await?;
+    if present == Some(keep) {
+        return Ok(());
+    }
+    if present.is_none() {
+        let options = IndexOptions::builder()
+            .name(INDEX.to_owned())
+            .expire_after(keep)
+            .build();
+        rows.create_index(
+            IndexModel::builder()
+                .keys(doc! { SAMPLED_AT: 1 })
+                .options(options)
+                .build(),
+        )
+        .await?;
+    } else {
+        let seconds = i64::try_from(keep.as_secs()).unwrap_or(i64::MAX);
+        let index = doc! { "name": INDEX, "expireAfterSeconds": seconds };
+        database
+            .run_command(doc! { "collMod": rows.name(), "index": index })
+            .await?;
+    }
+    info!(
+        collection = rows.name(),
+        days = keep.as_secs() / 86_400,
+        "retention set"
+    );
+    Ok(())
+}
+
+/// What the database goes by now.
+async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
+    let indexes: Vec<IndexModel> = rows.list_indexes().await?.try_collect().await?;
+    let options = indexes.into_iter().filter_map(|index| index.options);
+    Ok(options
+        .filter(|options| options.name.as_deref() == Some(INDEX))
+        .find_map(|options| options.expire_after))
+}

@@ -1,0 +1,223 @@
+//! The rows in MongoDB: two collections, one flat document a row.
+
+use std::time::{Duration, SystemTime};
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::{
+    Collection, Database, IndexModel,
+    error::{ErrorKind, WriteFailure},
+    options::{CollectionOptions, IndexOptions, InsertManyOptions, WriteConcern},
+};
+use shared::{
+    api::{
+        InstanceId, Service,
+        metrics::{Limit, PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
+    },
+    store::StoreSettings,
+    time::{CreateDate, UtcOffset},
+};
+
+use crate::{
+    MetricsError,
+    config::{RetentionSettings, RowSettings},
+    retention, row_json,
+};
+
+/// The code of a unique index that says no: the row is stored already.
+const DUPLICATE_KEY: i32 = 11_000;
+
+/// How far back each step of [`RowStore::latest`] looks. A VM that reports each ten seconds has its newest ten rows
+/// in the first; one that has been silent for long costs all of them, each an empty range of the index.
+const STEPS: [Duration; 5] = [
+    Duration::from_mins(2),
+    Duration::from_mins(30),
+    Duration::from_hours(8),
+    Duration::from_hours(144),
+    Duration::from_hours(2400),
+];
+
+/// Which rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RowKind {
+    /// Of VMs.
+    Vm,
+    /// Of processes.
+    Process,
+}
+
+/// Asks for the newest rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Query<'a> {
+    /// Which rows.
+    pub kind: RowKind,
+    /// Of which VM.
+    pub instance: &'a InstanceId,
+    /// Of processes of this name only.
+    pub cmd: Option<&'a str>,
+    /// At most how many.
+    pub limit: Limit,
+}
+
+/// The rows in the database.
+pub struct RowStore {
+    database: Database,
+    vms: Collection<RawDocumentBuf>,
+    processes: Collection<RawDocumentBuf>,
+    offset: UtcOffset,
+}
+
+impl RowStore {
+    /// Prepares the collections; nothing is asked of the database yet.
+    pub async fn open(store: &StoreSettings, rows: &RowSettings) -> Result<Self, MetricsError> {
+        let database = store.open(Service::Metrics.name()).await?;
+        // An acknowledged sample is on the disk of a majority: it is deleted from the stream after that.
+        let mut durable = WriteConcern::majority();
+        durable.journal = Some(true);
+        let options = CollectionOptions::builder().write_concern(durable).build();
+        let collection = |name: &str| database.collection_with_options(name, options.clone());
+        let (vms, processes) = (collection(&rows.vms), collection(&rows.processes));
+        Ok(Self {
+            vms,
+            processes,
+            database,
+            offset: rows.offset,
+        })
+    }
+
+    /// Makes the indexes, and fits the retention to the settings.
+    pub async fn prepare(&self, retention: &RetentionSettings) -> Result<(), MetricsError> {
+        let index = |keys: Document, name: &str| {
+            let options = IndexOptions::builder().name(name.to_owned()).build();
+            IndexModel::builder().keys(keys).options(options).build()
+        };
+        let by_time = || {
+            index(
+                doc! { "instance_id": 1, "create_date": -1, "_id": -1 },
+                "instance_newest",
+            )
+        };
+        let by_name = index(
+            doc! { "instance_id": 1, "cmd": 1, "create_date": -1, "_id": -1 },
+            "instance_cmd_newest",
+        );
+        self.vms.create_index(by_time()).await?;
+        self.processes.create_indexes([by_time(), by_name]).await?;
+        retention::apply(&self.database, &self.vms, retention.vms).await?;
+        retention::apply(&self.database, &self.processes, retention.processes).await
+    }
+
+    /// The collection of a kind.
+    pub const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+        match kind {
+            RowKind::Vm => &self.vms,
+            RowKind::Process => &self.processes,
+        }
+    }
+
+    /// The newest rows, newest first, as a JSON array in the documented key order.
+    ///
+    /// It asks for the recent past first and widens the range until it has enough: the cost depends on what is
+    /// answered, not on the length of the history, on a database that walks the index in order and on one that sorts
+    /// what is in range.
+    pub async fn latest(&self, query: Query<'_>, limit: Duration) -> Result<Rows, MetricsError> {
+        let now = SystemTime::now();
+        let mut rows = Vec::from(b"[");
+        let mut missing = usize::from(query.limit.get());
+        let mut before: Option<CreateDate> = None;
+        for step in STEPS.map(Some).into_iter().chain([None]) {
+            let from = step
+                .and_then(|back| now.checked_sub(back))
+                .map(|moment| CreateDate::at(moment, self.offset));
+            missing -= self
+                .push_range(&mut rows, query, from.as_ref(), before.as_ref(), missing, limit)
+                .await?;
+            if missing == 0 {
+                break;
+            }
+            before = from;
+        }
+        rows.push(b']');
+        let text = String::from_utf8(rows)
+            .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
+        Ok(Rows::from_json(text)?)
+    }
+
+    /// Appends the newest rows of a range; how many there were.
+    async fn push_range(
+        &self,
+        rows: &mut Vec<u8>,
+        query: Query<'_>,
+        from: Option<&CreateDate>,
+        before: Option<&CreateDate>,
+        most: usize,
+        limit: Duration,
+    ) -> Result<usize, MetricsError> {
+        let mut filter = doc! { "instance_id": query.instance.as_str() };
+        if let Some(cmd) = query.cmd {
+            filter.insert("cmd", cmd);
+        }
+        let mut range = Document::new();
+        if let Some(from) = from {
+            range.insert("$gte", from.as_str());
+        }
+        if let Some(before) = before {
+            range.insert("$lt", before.as_str());
+        }
+        if !range.is_empty() {
+            filter.insert("create_date", range);
+        }
+        let most_rows = i64::try_from(most).unwrap_or(i64::MAX);
+        let mut cursor = self
+            .collection(query.kind)
+            .find(filter)
+            .sort(doc! { "create_date": -1, "_id": -1 })
+            .limit(most_rows)
+            .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
+            .max_time(limit)
+            .await?;
+        let mut count = 0;
+        while count < most && cursor.advance().await? {
+            if rows.len() > 1 {
+                rows.push(b',');
+            }
+            match query.kind {
+                RowKind::Vm => row_json::push_row(rows, cursor.current(), &VM_ROW_KEYS)?,
+                RowKind::Process => row_json::push_row(rows, cursor.current(), &PROCESS_ROW_KEYS)?,
+            }
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Stores documents; those that are stored already count as stored. The indexes of documents that the database
+    /// refuses for good come back with its words.
+    pub async fn insert(
+        &self,
+        kind: RowKind,
+        documents: &[RawDocumentBuf],
+    ) -> Result<Vec<(usize, String)>, MetricsError> {
+        if documents.is_empty() {
+            return Ok(Vec::new());
+        }
+        let unordered = InsertManyOptions::builder().ordered(false).build();
+        let Err(error) = self
+            .collection(kind)
+            .insert_many(documents)
+            .with_options(unordered)
+            .await
+        else {
+            return Ok(Vec::new());
+        };
+        match *error.kind {
+            ErrorKind::InsertMany(ref failed) if failed.write_concern_error.is_none() => {
+                let write_errors = failed.write_errors.as_deref().unwrap_or_default();
+                let real = write_errors.iter().filter(|write| write.code != DUPLICATE_KEY);
+                Ok(real.map(|write| (write.index, write.message.clone())).collect())
+            }
+            ErrorKind::Write(WriteFailure::WriteError(ref write)) if write.code == DUPLICATE_KEY => {
+                Ok(Vec::new())
+            }
+            _ => Err(error.into()),
+        }
+    }
+}

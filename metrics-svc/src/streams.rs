@@ -1,0 +1,93 @@
+//! The streams of samples: made here, with every limit stated, and nowhere else.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Context,
+    consumer::{AckPolicy, PullConsumer, pull},
+    stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
+};
+use shared::api::metrics::{
+    DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_PART_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX,
+};
+
+use crate::{MetricsError, config::StreamSettings};
+
+/// The durable consumer that all replicas share.
+const CONSUMER: &str = "store";
+/// How long a delivered sample may stay unacknowledged before another replica gets it. A batch that waits for the
+/// database says "in progress" well within it.
+pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Delivered to all replicas together and not yet stored.
+const MAX_ACK_PENDING: i64 = 2048;
+/// An agent that repeats a part within this time is answered "duplicate"; after it, the row's `_id` still tells.
+const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
+/// Headers and subject of a message besides its body.
+const HEADROOM: usize = 4096;
+const DEAD_LETTER_BYTES: i64 = 64 << 20;
+const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
+
+/// Makes the streams and the consumer, or fits older ones to the settings.
+pub(crate) async fn prepare(
+    jetstream: &Context,
+    settings: &StreamSettings,
+) -> Result<PullConsumer, MetricsError> {
+    jetstream
+        .create_or_update_stream(dead_letters(settings))
+        .await
+        .map_err(MetricsError::jetstream)?;
+    jetstream
+        .create_or_update_stream(samples(settings))
+        .await
+        .map_err(MetricsError::jetstream)?;
+    let stream = jetstream
+        .get_stream(SAMPLE_STREAM)
+        .await
+        .map_err(MetricsError::jetstream)?;
+    let config = pull::Config {
+        durable_name: Some(CONSUMER.to_owned()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        // A sample is given up by a decision of ours, with a dead letter, and never by the server in silence.
+        max_deliver: -1,
+        max_ack_pending: MAX_ACK_PENDING,
+        ..pull::Config::default()
+    };
+    stream
+        .create_consumer(config)
+        .await
+        .map_err(MetricsError::jetstream)
+}
+
+fn samples(settings: &StreamSettings) -> Config {
+    Config {
+        name: SAMPLE_STREAM.to_owned(),
+        description: Some("samples that wait to be stored".to_owned()),
+        subjects: vec![format!("{SAMPLE_SUBJECT_PREFIX}*")],
+        retention: RetentionPolicy::WorkQueue,
+        // Refuse new samples when full: what was acknowledged is never discarded, and the agent keeps the refused.
+        discard: DiscardPolicy::New,
+        max_bytes: settings.bytes,
+        max_age: settings.max_age,
+        max_message_size: i32::try_from(SAMPLE_PART_BYTES + HEADROOM).unwrap_or(i32::MAX),
+        duplicate_window: DUPLICATE_WINDOW,
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        ..Config::default()
+    }
+}
+
+fn dead_letters(settings: &StreamSettings) -> Config {
+    Config {
+        name: DEAD_LETTER_STREAM.to_owned(),
+        description: Some("samples that were refused, with the reason".to_owned()),
+        subjects: vec![format!("{DEAD_LETTER_SUBJECT_PREFIX}*")],
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::Old,
+        max_bytes: DEAD_LETTER_BYTES,
+        max_age: DEAD_LETTER_AGE,
+        storage: StorageType::File,
+        num_replicas: settings.replicas,
+        ..Config::default()
+    }
+}
