@@ -9,3 +9,5 @@
 )]
 
 mod bus;
+mod golden;
+mod python_repr;

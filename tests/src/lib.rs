@@ -29,7 +29,7 @@ pub use client::{Answer, Gateway, codes, failure};
 pub use database::Database;
 pub use nats::Nats;
 pub use process::{Process, Spec};
-pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder};
+pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
 
 /// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores
 /// needs, so that only a real fault reaches it.

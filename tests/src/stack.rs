@@ -1,11 +1,6 @@
 //! A whole vmwatch.
 
-use std::{
-    collections::HashMap,
-    fmt::Write as _,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
 
 use futures::future::join_all;
 use shared::{
@@ -31,6 +26,11 @@ pub const MACHINES: [(&str, Power); 3] = [
     ("768a07b5-2206-4952-b445-21162571a19b", Power::Off),
     ("9afdb1ec-d396-4ba3-af7a-1e38fd8751cb", Power::Running),
 ];
+
+/// What the agents of a stack call the machine that the tests run on.
+pub const THIS_MACHINE: &str = "this-machine";
+
+const NODE_FILE: &str = "node.xml";
 
 /// Whether a machine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,7 +155,7 @@ impl StackBuilder {
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
         let (nats, database) = tokio::join!(Nats::start(folder.path()), Database::start(folder.path()));
-        let node = node_file(folder.path());
+        write_node_file(folder.path());
         let mut stack = Stack {
             gateways: Vec::new(),
             replicas: HashMap::new(),
@@ -168,7 +168,7 @@ impl StackBuilder {
             for index in 0..self.replicas.get(&program).copied().unwrap_or(0) {
                 let listen = free_port();
                 let mut env = stack.common_settings(program);
-                env.extend(own_settings(program, listen, &node));
+                env.extend(own_settings(program, listen, stack.folder.path()));
                 let overrides = self.settings.iter().filter(|(of, ..)| *of == program);
                 env.extend(overrides.map(|(_, name, value)| (name.clone(), value.clone())));
                 let replica = stack.spawn(program, index, env);
@@ -308,24 +308,31 @@ impl Stack {
 }
 
 /// What a program needs to know beside the servers' addresses.
-fn own_settings(program: Program, listen: u16, node: &Path) -> Vec<(String, String)> {
+fn own_settings(program: Program, listen: u16, folder: &Path) -> Vec<(String, String)> {
+    let path = |name: &str| folder.join(name).display().to_string();
     let pairs = match program {
         Program::Gateway => vec![("VMWATCH_LISTEN", format!("127.0.0.1:{listen}"))],
         Program::Auth => vec![
             ("VMWATCH_ADMIN_USER", ADMIN.0.to_owned()),
             ("VMWATCH_ADMIN_PASSWORD", ADMIN.1.to_owned()),
         ],
-        Program::Lifecycle => vec![("VMWATCH_LIBVIRT_URI", format!("test://{}", node.display()))],
-        Program::Metrics | Program::Agent => Vec::new(),
+        Program::Metrics => Vec::new(),
+        Program::Lifecycle => {
+            vec![("VMWATCH_HYPERVISORS", format!("test=test://{}", path(NODE_FILE)))]
+        }
+        Program::Agent => vec![
+            ("VMWATCH_INSTANCE_ID", THIS_MACHINE.to_owned()),
+            ("VMWATCH_AGENT_VM_INTERVAL", "1s".to_owned()),
+            ("VMWATCH_AGENT_PROCESS_INTERVAL", "1s".to_owned()),
+            ("VMWATCH_AGENT_SPOOL_DIR", path(&format!("spool-{listen}"))),
+        ],
     };
-    pairs
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    let owned = pairs.into_iter().map(|(name, value)| (name.to_owned(), value));
+    owned.collect()
 }
 
 /// Writes the machines as libvirt's test driver reads them.
-fn node_file(folder: &Path) -> PathBuf {
+fn write_node_file(folder: &Path) {
     let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
     for (index, (uuid, power)) in MACHINES.iter().enumerate() {
         // virDomainState: 1 is running, 5 shut off.
@@ -340,7 +347,5 @@ fn node_file(folder: &Path) -> PathBuf {
         );
     }
     node.push_str("</node>\n");
-    let path = folder.join("node.xml");
-    fs::write(&path, node).expect("the temporary folder can be written");
-    path
+    fs::write(folder.join(NODE_FILE), node).expect("the temporary folder can be written");
 }

@@ -1,0 +1,132 @@
+//! The document's five samples: its own rows in the store, its own requests, its answers to the byte.
+
+use std::{fs, path::PathBuf};
+
+use e2e::{Program, Stack};
+use mongodb::bson::{Bson, Document};
+use shared::api::{Role, Scope};
+
+const GOLDEN: [&str; 5] = [
+    "458753-login",
+    "611711-getVMMonitoringProcData",
+    "611611-getVMMonitoringData",
+    "611712-getVMMonitoringProcByNameData",
+    "32523-startmonitor",
+];
+/// The sessions that the document's samples use.
+const SESSIONS: [&str; 2] = [
+    "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca",
+    "768a07b5-2206-4952-b445-21162571a19a",
+];
+
+/// A request and its answer. Lines with `#` say what was mended.
+struct Golden {
+    request: String,
+    answer: String,
+}
+
+fn read(path: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let text = read(&format!("golden/{name}.golden"));
+        let line = |mark| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(mark))
+                .unwrap()
+                .to_owned()
+        };
+        Self {
+            request: line("> "),
+            answer: line("< "),
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_documents_samples_are_answered_to_the_byte() {
+    let stack = Stack::builder()
+        .set(Program::Auth, "VMWATCH_ADMIN_PASSWORD", "123456")
+        .start()
+        .await;
+    for collection in ["vm_samples", "process_samples"] {
+        let rows: Vec<_> = read(&format!("golden/{collection}.jsonl"))
+            .lines()
+            .map(stored)
+            .collect();
+        stack
+            .database
+            .handle()
+            .collection(collection)
+            .insert_many(rows)
+            .await
+            .unwrap();
+    }
+    for session in SESSIONS {
+        stack
+            .session_of(session.parse().unwrap(), Role::Operator, Scope::All)
+            .await;
+    }
+    for name in GOLDEN {
+        let golden = Golden::read(name);
+        let answer = stack.gateway(0).post_text(golden.request.clone()).await;
+        let mut body = answer.body.clone();
+        if name == "458753-login" {
+            let fresh = answer.json()["session_id"].as_str().unwrap().to_owned();
+            assert_ne!(fresh, SESSIONS[0]);
+            body = body.replace(&fresh, SESSIONS[0]);
+        }
+        assert_eq!(body, golden.answer, "{name}");
+        assert_eq!(
+            (answer.http, answer.content_type.as_deref()),
+            (200, Some("application/json")),
+            "{name}"
+        );
+    }
+}
+
+/// A line as mongoexport writes it: an integer is an Int32, a number with a point a Double.
+fn stored(line: &str) -> Document {
+    let row: Document = serde_json::from_str(line).unwrap();
+    assert!(matches!(row.get("_id"), Some(Bson::ObjectId(_))), "{row}");
+    let count = row.get("pid").or_else(|| row.get("proc"));
+    assert!(matches!(count, Some(Bson::Int32(_))), "{row}");
+    assert!(matches!(row.get("cpu_util"), Some(Bson::Double(_))), "{row}");
+    row
+}
+
+/// The golden files say what the document says, but for white space and the slips that the contract lists.
+#[test]
+fn the_golden_files_are_the_documents_samples() {
+    const SLIPS: [(&str, &str); 5] = [
+        ("f96e22cbd0e", "f96e22cbd02e"),
+        ("f96e22cbd02;", "f96e22cbd02e;"),
+        ("f96e22cbd02e,", "f96e22cbd02e',"),
+        ("2017-1-01", "2017-01-01"),
+        ("'cpu_util':0.,", "'cpu_util':0.0,"),
+    ];
+    let squeezed = |text: &str| text.split_whitespace().collect::<String>();
+    let mut document = squeezed(&read("../docs/api/vm-monitoring-api.md"));
+    for (slip, mended) in SLIPS {
+        assert!(document.contains(slip), "{slip}");
+        document = document.replace(slip, mended);
+    }
+    let between = |from: &'static str, to: &'static str| {
+        let parts = document.split(from).skip(1);
+        parts
+            .map(move |part| part.split(to).next().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let requests = between("###使用说明", "###输出数据");
+    let mut answers = between("<code>", "</code>");
+    // startmonitor's answer shows another session than its request.
+    answers[4] = answers[4].replace(SESSIONS[1], SESSIONS[0]);
+    for (index, name) in GOLDEN.into_iter().enumerate() {
+        let golden = Golden::read(name);
+        assert_eq!(squeezed(&golden.request), requests[index], "{name}");
+        assert_eq!(squeezed(&golden.answer), answers[index], "{name}");
+    }
+}
