@@ -120,8 +120,10 @@ def _as_root(names: str) -> List[str]:
     if os.geteuid() == 0:
         return []
     if shutil.which("sudo"):
-        # Asks for a password only where somebody can type it.
-        return ["sudo"] if sys.stdin.isatty() else ["sudo", "-n"]
+        if sys.stdin.isatty():
+            # Asks for the password now, before a line of progress would cover the question.
+            subprocess.run(["sudo", "-v"], check=False)
+        return ["sudo", "-n"]
     raise Problem(f"these Debian packages are missing: {names}", f"As root: apt-get install {names}")
 
 

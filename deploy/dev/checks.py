@@ -15,11 +15,11 @@ def test(arguments) -> int:
     _components()
     tools.install_system(tools.BUILD_NEEDS)
     environment = _environment()
-    unittest = [sys.executable, "-B", "-m", "unittest", "discover", "-t", "deploy", "-s", "deploy/dev/tests"]
     _step("formatting", "fmt", ["cargo", "fmt", "--all", "--check"])
-    _step("tests of ./dev itself", "unittest", unittest)
+    _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
+    _step("./dev up, its lines, down", "dev-whole", _unittest("whole_*.py"))
     _step("examples in the documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
@@ -57,6 +57,12 @@ def _components() -> None:
 def _has(component: str) -> bool:
     command = {"rustfmt": "fmt", "clippy": "clippy"}[component]
     return subprocess.run(["cargo", command, "--version"], capture_output=True, cwd=layout.ROOT).returncode == 0
+
+
+def _unittest(pattern: str) -> list:
+    """Python's own unittest, of this script. -B: nothing is written beside the sources."""
+    where = ["-t", "deploy", "-s", "deploy/dev/tests", "-p", pattern]
+    return [sys.executable, "-B", "-W", "error", "-m", "unittest", "discover", "-v", *where]
 
 
 def _step(title: str, name: str, command: list) -> None:

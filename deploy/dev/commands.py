@@ -35,6 +35,7 @@ SETTINGS = [
     ("VMWATCH_MONGODB_URI", "a MongoDB to use instead of starting one"),
     ("VMWATCH_HYPERVISORS", "hypervisors to use instead of libvirt's test hypervisor, such as lab=qemu:///system"),
     ("VMWATCH_INSTANCE_ID", "this machine's instance id, else its DMI product_uuid"),
+    ("VMWATCH_DEV_DIR", "where a stack keeps data, logs and the first password [.dev]"),
     ("VMWATCH_CACHE", "where tools are installed [~/.cache/vmwatch]"),
     ("NO_COLOR", "no colours"),
 ]

@@ -28,6 +28,8 @@ def status(arguments) -> int:
         print(json.dumps(_report(current, services), indent=2))
     elif up:
         _show(current, services)
+    elif current.guard and current.guard.alive():
+        say(f"./dev up (pid {current.guard.pid}) is on its way: nothing is started yet.")
     else:
         say("Nothing runs. ./dev up starts a stack.")
     return 0 if up and all(service["state"] == "ready" for service in services) else 1

@@ -5,8 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Everything that a stack of this checkout keeps: data, logs, the first password.
-DOT = ROOT / ".dev"
+# Everything that a stack keeps: data, logs, the first password. The setting is for a second stack beside the first.
+DOT = Path(os.environ.get("VMWATCH_DEV_DIR") or ROOT / ".dev").absolute()
 LOGS = DOT / "logs"
 PASSWORD = DOT / "admin-password"
 

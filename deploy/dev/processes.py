@@ -119,7 +119,9 @@ def run(step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=N
         try:
             _follow(step, child.stdout.fileno(), out, describe)
         except BaseException:
-            child.terminate()
+            # What runs as root by sudo gets the terminal's Ctrl-C, but no signal of ours.
+            with contextlib.suppress(PermissionError):
+                child.terminate()
             raise
     if child.returncode != 0:
         shown = tail(log, SHOWN_LINES)

@@ -23,6 +23,9 @@ DEFAULT_LISTEN = "127.0.0.1:8086"
 # For the first rows to come soon; agents in guests report every 10 s and 60 s by default.
 VM_INTERVAL, PROCESS_INTERVAL = "2s", "10s"
 
+# Such rows are many: a stack that is forgotten overnight must not fill the disk. For a database of our own only.
+RETENTION = {"VMWATCH_VM_RETENTION": "7d", "VMWATCH_PROCESS_RETENTION": "1d"}
+
 READY_LIMIT = 60.0
 # More than the programs' own drain deadline (10 s by default).
 STOP_LIMIT = 15.0
@@ -94,6 +97,7 @@ class Plan:
         env = {**os.environ, "VMWATCH_NATS_URL": self.state.nats, "VMWATCH_HEALTH_LISTEN": health, **settings}
         if self.database:
             env["VMWATCH_MONGODB_URI"] = self.state.database
+            env.update(RETENTION)
         address = self.state.gateway if name == "gateway" else ""
         return Program(name, [self.binaries / f"vmwatch-{name}"], env, address, health)
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import re
 from dataclasses import asdict, dataclass, field
 from typing import Dict, List, Optional
@@ -84,10 +83,6 @@ def running_already() -> None:
         f"a stack of this checkout is up or on its way{by}",
         "./dev status shows it, ./dev logs tells what it does, ./dev down stops it.",
     )
-
-
-def this_process() -> Optional[Identity]:
-    return Identity.of(os.getpid())
 
 
 def redacted(uri: str) -> str:

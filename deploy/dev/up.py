@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from . import cargo, guide, interrupts, layout, machines, ports, stack, state, tools
+from .processes import Identity
 from .stack import Plan, Program, Stack
 from .state import State, redacted
 from .terminal import EX_USAGE, Problem, Step, note, say, tell, warn
@@ -26,7 +27,8 @@ def up(arguments) -> int:
         _clear_the_way(previous)
         began = time.monotonic()
         listen = _listen_address()
-        running = Stack(State(ports=previous.ports, guard=state.this_process()))
+        running = Stack(State(ports=previous.ports, guard=Identity.of(os.getpid())))
+        running.state.save()
         try:
             _start(running, listen, detach)
         except BaseException:
@@ -67,7 +69,7 @@ def _listen_address() -> str:
     except ValueError as error:
         raise Problem(f"VMWATCH_LISTEN: {error}", code=EX_USAGE) from None
     if not ports.is_free(port, host):
-        another = ports.choose(["gateway"], {"gateway": port + 1}, str(layout.ROOT))["gateway"]
+        another = ports.choose(["gateway"], {"gateway": port + 1}, str(layout.DOT))["gateway"]
         raise Problem(
             f"port {port} is taken: set VMWATCH_LISTEN=127.0.0.1:PORT",
             f"For example: VMWATCH_LISTEN=127.0.0.1:{another} ./dev up",
@@ -144,7 +146,7 @@ def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) ->
     """Addresses and names, for the programs and for `status`."""
     host, port = ports.parse_address(listen)
     names = ["nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"]
-    current.ports = ports.choose(names, current.ports, str(layout.ROOT), lambda one: one != port and ports.is_free(one))
+    current.ports = ports.choose(names, current.ports, str(layout.DOT), lambda one: one != port and ports.is_free(one))
     current.gateway = f"http://{ports.reachable(host)}:{port}"
     current.nats = f"nats://{ports.LOOPBACK}:{current.ports['nats']}" if own_nats else os.environ["VMWATCH_NATS_URL"]
     given = redacted(os.environ.get("VMWATCH_MONGODB_URI", ""))

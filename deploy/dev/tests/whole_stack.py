@@ -1,0 +1,201 @@
+"""`./dev` as people use it, on the real programs, in a folder of its own beside any stack that runs.
+
+Not found by the name of unit tests: the binaries must be built first. `./dev test` runs it.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.request
+from pathlib import Path
+
+from dev import layout, machines, ports
+from dev.processes import Identity, wait_for
+
+# Far more than a stack takes when the machine does nothing else.
+PATIENCE = 120
+
+
+class WholeStack(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory(prefix="vmwatch-dev-")
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        # The settings of the stack under test are these alone.
+        self.env = {name: value for name, value in os.environ.items() if not name.startswith("VMWATCH_")}
+        self.env.update(VMWATCH_DEV_DIR=str(self.folder), VMWATCH_LISTEN=f"127.0.0.1:{self.port}")
+        if "VMWATCH_CACHE" in os.environ:
+            self.env["VMWATCH_CACHE"] = os.environ["VMWATCH_CACHE"]
+        self.addCleanup(self.dev, "down")
+
+    def dev(self, *arguments):
+        return subprocess.run(
+            [layout.ROOT / "dev", *arguments], env=self.env, timeout=PATIENCE,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+
+    def detach(self):
+        shown = self.dev("up", "--detach")
+        self.assertEqual(shown.returncode, 0, shown.stdout)
+        return shown.stdout
+
+    def status(self):
+        return json.loads(self.dev("status", "--json").stdout)
+
+    def identities(self):
+        """Every process of the stack, and that there is one of each program."""
+        found = {service["name"]: Identity.of(service["pid"]) for service in self.status()["services"]}
+        self.assertEqual(set(found), {"nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"})
+        self.assertNotIn(None, found.values())
+        return found
+
+    @contextlib.contextmanager
+    def foreground(self):
+        """`./dev up` with its output in a file; killed where a test leaves it running."""
+        out = self.folder / "out.txt"
+        with open(out, "w") as file:
+            process = subprocess.Popen(
+                # As in a script's background, where a shell has SIGINT ignored.
+                ["sh", "-c", "trap '' INT; exec \"$0\" up", layout.ROOT / "dev"],
+                env=self.env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+            )
+        try:
+            self.await_text(out, "Ctrl-C stops it")
+            yield process, out
+        finally:
+            process.kill()
+            process.wait()
+
+    def await_text(self, path, text):
+        self.assertTrue(wait_for(lambda: text in path.read_text(), PATIENCE), path.read_text())
+
+
+class Detached(WholeStack):
+    def test_from_up_to_down(self):
+        shown = self.detach()
+        started = self.identities()
+        self.the_lines_work_when_pasted(shown)
+        self.status_tells_where_everything_is()
+        self.a_second_stack_is_refused()
+        self.logs_are_shown()
+        self.a_fallen_service_is_told(started["metrics"])
+        self.assertEqual(self.dev("down").returncode, 0)
+        self.assertEqual([name for name, process in started.items() if process.alive()], [])
+        self.assertIn("Nothing runs", self.dev("status").stdout)
+
+    def the_lines_work_when_pasted(self, shown):
+        lines = re.findall(r"(?m)^  ((?:session=|curl |VMWATCH_NATS_URL=).*)$", shown)
+        self.assertEqual(len(lines), 5, shown)
+        pasted = subprocess.run(
+            ["bash", "-e"], input="\n".join(lines) + "\n", env={"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,
+        ).stdout.splitlines()
+        vm, processes, start = map(json.loads, pasted[:3])
+        instance = self.status()["instance_id"]
+        self.assertEqual([answer["status_code"] for answer in (vm, processes, start)], [1, 1, 1], pasted)
+        self.assertEqual((len(vm["data"]), len(processes["data"])), (1, 4))
+        for row in vm["data"] + processes["data"]:
+            self.assertIn(f"u'instance_id': u'{instance}'", row)
+        self.assertRegex(pasted[3], rf"{machines.TO_START}\s+running")
+
+    def status_tells_where_everything_is(self):
+        told = self.status()
+        self.assertEqual({service["state"] for service in told["services"]}, {"ready"})
+        password = Path(told["admin_password_file"])
+        self.assertEqual(password.stat().st_mode & 0o777, 0o600)
+        login = {"method": 458753, "data": {"user_name": told["admin_user"], "password": password.read_text().strip()}}
+        with urllib.request.urlopen(told["api"], json.dumps(login).encode(), timeout=10) as answer:
+            self.assertEqual(json.load(answer)["status_code"], 1)
+        shown = self.dev("status")
+        self.assertEqual(shown.returncode, 0, shown.stdout)
+        self.assertIn(told["api"], shown.stdout)
+
+    def a_second_stack_is_refused(self):
+        refused = self.dev("up")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("./dev status", refused.stdout)
+        self.assertEqual({service["state"] for service in self.status()["services"]}, {"ready"})
+
+    def logs_are_shown(self):
+        self.assertIn("nats", self.dev("logs").stdout)
+        self.assertIn("Server is ready", self.dev("logs", "nats").stdout)
+        self.assertEqual(self.dev("logs", "nonsense").returncode, 64)
+
+    def a_fallen_service_is_told(self, process):
+        process.send(signal.SIGKILL)
+        self.assertTrue(process.wait(PATIENCE))
+        shown = self.dev("status")
+        self.assertEqual(shown.returncode, 1)
+        self.assertRegex(shown.stdout, r"metrics +\d+ +ended")
+
+
+class Foreground(WholeStack):
+    def test_ctrl_c_stops_all_and_a_second_up_has_the_data_and_ports_of_the_first(self):
+        with self.foreground() as (process, out):
+            started = self.identities()
+            before = self.status()
+            started["lifecycle"].send(signal.SIGKILL)
+            self.await_text(out, "lifecycle has ended (signal SIGKILL)")
+            process.send_signal(signal.SIGINT)
+            self.assertEqual(process.wait(PATIENCE), 1, "a program fell: " + out.read_text())
+        self.assertEqual([name for name, one in started.items() if one.alive()], [])
+        with self.foreground() as (process, out):
+            # The same administrator, who logs in with the same password: `up` says where that fails.
+            self.assertNotIn("cannot log in", out.read_text())
+            after = self.status()
+            self.assertEqual((before["nats"], before["instance_id"]), (after["nats"], after["instance_id"]))
+            started = self.identities()
+            down = self.dev("down")
+            self.assertEqual(down.returncode, 0, down.stdout)
+            self.assertEqual(process.wait(PATIENCE), 0, out.read_text())
+        self.assertEqual([name for name, one in started.items() if one.alive()], [])
+
+    def test_what_a_killed_up_left_behind_is_stopped_by_the_next(self):
+        with self.foreground() as (process, _):
+            left = self.identities()
+            process.kill()
+            process.wait()
+            self.assertTrue(all(one.alive() for one in left.values()))
+        shown = self.detach()
+        self.assertIn("was killed and left programs running", shown)
+        self.assertEqual([name for name, one in left.items() if one.alive()], [])
+
+    def test_a_stop_on_the_way_leaves_nothing(self):
+        process = subprocess.Popen(
+            [layout.ROOT / "dev", "up"], env=self.env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+        state = self.folder / "state.json"
+        self.assertTrue(wait_for(lambda: state.exists() and '"pid"' in state.read_text().partition("programs")[2], PATIENCE))
+        time.sleep(0.05)
+        started = self.status()["services"]
+        process.send_signal(signal.SIGTERM)
+        self.assertEqual(process.wait(PATIENCE), 130)
+        self.assertTrue(started)
+        self.assertEqual([service["name"] for service in started if Identity.of(service["pid"])], [])
+
+
+class Ports(WholeStack):
+    def test_a_taken_port_names_its_setting_before_anything_is_started(self):
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", self.port))
+            taken.listen()
+            refused = self.dev("up")
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn(f"port {self.port} is taken: set VMWATCH_LISTEN=127.0.0.1:PORT", refused.stdout)
+        suggested = int(re.search(r"VMWATCH_LISTEN=127\.0\.0\.1:(\d+) ", refused.stdout)[1])
+        self.assertTrue(ports.is_free(suggested))
+
+
+if __name__ == "__main__":
+    unittest.main()
