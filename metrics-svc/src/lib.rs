@@ -3,6 +3,7 @@
 //! Two halves that share the store and nothing else: [`ingest`] moves samples from JetStream into it, and the handlers
 //! answer the newest rows. Every replica does both; JetStream shares the samples out, the queue group the requests.
 
+pub mod commands;
 pub mod config;
 pub mod documents;
 mod error;

@@ -1,7 +1,10 @@
 //! `vmwatch-metrics`: rows of VMs and processes.
 
 use clap::{Parser, Subcommand};
-use metrics_svc::config::{MetricsSettings, SETTINGS};
+use metrics_svc::{
+    commands::{self, OperatorCommand},
+    config::{MetricsSettings, SETTINGS},
+};
 use shared::{cli, lifetime, telemetry::Telemetry};
 
 const PROGRAM: &str = "vmwatch-metrics";
@@ -18,6 +21,8 @@ struct Arguments {
 enum Command {
     /// Store samples and answer on the bus (what it does without a command).
     Serve,
+    #[command(flatten)]
+    Operator(OperatorCommand),
 }
 
 #[tokio::main]
@@ -30,6 +35,7 @@ async fn main() -> anyhow::Result<()> {
             metrics_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
             telemetry.finish();
         }
+        Command::Operator(command) => commands::run(command, &settings).await?,
     }
     Ok(())
 }

@@ -1,0 +1,92 @@
+//! `vmwatch-metrics backfill-dates`: the internal date for rows of an older reporter.
+
+use std::time::{Duration, SystemTime};
+
+use bson::{Bson, DateTime, doc, oid::ObjectId};
+use futures::TryStreamExt;
+use indicatif::ProgressBar;
+
+use crate::{
+    MetricsError,
+    config::RetentionSettings,
+    documents::SAMPLED_AT,
+    store::{RowKind, RowStore},
+};
+
+/// Rows changed at once.
+const BATCH: i64 = 5000;
+
+pub(super) async fn run(
+    store: &RowStore,
+    retention: &RetentionSettings,
+    dry_run: bool,
+) -> Result<(), MetricsError> {
+    for (kind, keep) in [
+        (RowKind::Vm, retention.vms),
+        (RowKind::Process, retention.processes),
+    ] {
+        one_collection(store, kind, keep, dry_run).await?;
+    }
+    Ok(())
+}
+
+async fn one_collection(
+    store: &RowStore,
+    kind: RowKind,
+    keep: Duration,
+    dry_run: bool,
+) -> Result<(), MetricsError> {
+    let rows = store.collection(kind);
+    // The date is that of the `_id`, which the database's driver made when the row was reported.
+    let undated = doc! { SAMPLED_AT: { "$exists": false }, "_id": { "$type": "objectId" } };
+    let count = rows.count_documents(undated.clone()).await?;
+    let mut past = undated.clone();
+    past.insert("_id", doc! { "$type": "objectId", "$lt": first_id_after(keep) });
+    let doomed = rows.count_documents(past).await?;
+    let days = keep.as_secs() / 86_400;
+    println!(
+        "{}: {count} rows without a date, {doomed} of them older than {days} days",
+        rows.name()
+    );
+    if dry_run {
+        return Ok(());
+    }
+    let progress = ProgressBar::new(count);
+    loop {
+        let found = rows
+            .find(undated.clone())
+            .projection(doc! { "_id": 1 })
+            .limit(BATCH)
+            .await?;
+        let ids: Vec<_> = found.try_collect().await?;
+        let ids: Vec<Bson> = ids
+            .iter()
+            .filter_map(|row| row.get_object_id("_id").ok())
+            .map(Bson::ObjectId)
+            .collect();
+        if ids.is_empty() {
+            break;
+        }
+        let dated = vec![doc! { "$set": { SAMPLED_AT: { "$toDate": "$_id" } } }];
+        rows.update_many(doc! { "_id": { "$in": &ids } }, dated).await?;
+        progress.inc(ids.len() as u64);
+    }
+    progress.finish();
+    println!(
+        "{}: every row has a date now; the {doomed} older ones are deleted within minutes",
+        rows.name()
+    );
+    Ok(())
+}
+
+/// The smallest `_id` of a row that is still kept.
+fn first_id_after(keep: Duration) -> ObjectId {
+    let moment = SystemTime::now()
+        .checked_sub(keep)
+        .map_or(DateTime::MIN, DateTime::from_system_time);
+    let second = u32::try_from(moment.timestamp_millis().div_euclid(1000)).unwrap_or(0);
+    let mut bytes = [0; 12];
+    let (head, _) = bytes.split_at_mut(4);
+    head.copy_from_slice(&second.to_be_bytes());
+    ObjectId::from_bytes(bytes)
+}

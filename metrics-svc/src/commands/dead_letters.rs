@@ -1,0 +1,158 @@
+//! `vmwatch-metrics dead-letters`: samples that were refused, with the reason.
+
+use std::{io::Write as _, time::Duration};
+
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{RawMessageErrorKind, Stream},
+};
+use serde::Serialize;
+use shared::{
+    api::{
+        Service,
+        metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
+    },
+    bus::Bus,
+};
+
+use super::{DeadLettersCommand, Selection};
+use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
+
+/// JetStream answers in milliseconds or not at all.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
+    let bus = Bus::connect(
+        &format!("{}-dead-letters", Service::Metrics.name()),
+        &settings.bus,
+    )
+    .await?;
+    let stream = bounded(bus.jetstream().get_stream(DEAD_LETTER_STREAM)).await?;
+    match command {
+        DeadLettersCommand::List { json } => list(&stream, json).await,
+        DeadLettersCommand::Replay(selection) => {
+            let mut done = 0;
+            for letter in select(&stream, &selection).await? {
+                let Some(subject) = header(&letter, dead_letter::SUBJECT) else {
+                    eprintln!("{} has no subject to be sent to; it is left", letter.sequence);
+                    continue;
+                };
+                let payload = letter.payload.clone();
+                let acknowledged = bounded(bus.jetstream().publish(subject.to_owned(), payload)).await?;
+                bounded(acknowledged.into_future()).await?;
+                bounded(stream.delete_message(letter.sequence)).await?;
+                done += 1;
+            }
+            println!("sent {done} samples to the store again");
+            Ok(())
+        }
+        DeadLettersCommand::Discard(selection) => {
+            let letters = select(&stream, &selection).await?;
+            for letter in &letters {
+                bounded(stream.delete_message(letter.sequence)).await?;
+            }
+            println!("discarded {} samples", letters.len());
+            Ok(())
+        }
+    }
+}
+
+async fn bounded<T, E: Into<async_nats::Error>>(
+    asked: impl Future<Output = Result<T, E>>,
+) -> Result<T, MetricsError> {
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(answer) => answer.map_err(MetricsError::jetstream),
+        Err(_) => Err(MetricsError::Refused(
+            "the bus does not answer; is VMWATCH_NATS_URL right?".to_owned(),
+        )),
+    }
+}
+
+fn header<'a>(letter: &'a StreamMessage, name: &str) -> Option<&'a str> {
+    letter.headers.get(name).map(async_nats::HeaderValue::as_str)
+}
+
+/// The first letter from a number on.
+async fn next(stream: &Stream, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
+    let all = format!("{DEAD_LETTER_SUBJECT_PREFIX}>");
+    let asked = tokio::time::timeout(DEADLINE, stream.get_first_raw_message_by_subject(all, from)).await;
+    match asked.map_err(MetricsError::jetstream)? {
+        Ok(letter) => Ok(Some(letter)),
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+        Err(error) => Err(MetricsError::jetstream(error)),
+    }
+}
+
+async fn select(stream: &Stream, selection: &Selection) -> Result<Vec<StreamMessage>, MetricsError> {
+    let mut letters = Vec::new();
+    if selection.all {
+        let mut from = 1;
+        while let Some(letter) = next(stream, from).await? {
+            from = letter.sequence + 1;
+            letters.push(letter);
+        }
+        return Ok(letters);
+    }
+    for &number in &selection.numbers {
+        match next(stream, number).await? {
+            Some(letter) if letter.sequence == number => letters.push(letter),
+            _ => {
+                return Err(MetricsError::Refused(format!(
+                    "there is no dead letter {number}; nothing was done"
+                )));
+            }
+        }
+    }
+    Ok(letters)
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    number: u64,
+    refused: String,
+    subject: &'a str,
+    bytes: usize,
+    reason: &'a str,
+}
+
+async fn list(stream: &Stream, json: bool) -> Result<(), MetricsError> {
+    let mut out = std::io::stdout().lock();
+    let mut from = 1;
+    while let Some(letter) = next(stream, from).await? {
+        let listed = Listed {
+            number: letter.sequence,
+            refused: letter.time.to_string(),
+            subject: header(&letter, dead_letter::SUBJECT).unwrap_or("-"),
+            bytes: letter.payload.len(),
+            reason: header(&letter, dead_letter::REASON).unwrap_or("-"),
+        };
+        if json {
+            serde_json::to_writer(&mut out, &listed)?;
+            writeln!(out)?;
+        } else {
+            if from == 1 {
+                writeln!(
+                    out,
+                    "{:>8}  {:24}  {:>8}  {:44}  REASON",
+                    "NUMBER", "REFUSED", "BYTES", "SUBJECT"
+                )?;
+            }
+            let Listed {
+                number,
+                refused,
+                subject,
+                bytes,
+                reason,
+            } = &listed;
+            writeln!(
+                out,
+                "{number:>8}  {refused:24.24}  {bytes:>8}  {subject:44}  {reason}"
+            )?;
+        }
+        from = letter.sequence + 1;
+    }
+    if from == 1 && !json {
+        writeln!(out, "no sample was refused")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,246 @@
+//! `vmwatch-metrics load`: rows of an older database, from JSON Lines.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+};
+
+use bson::{Bson, DateTime, Document, RawDocumentBuf};
+use indicatif::{ProgressBar, ProgressStyle};
+use shared::{
+    api::InstanceId,
+    time::{CreateDate, UtcOffset},
+};
+
+use crate::{
+    MetricsError,
+    documents::{RowIdentity, row_id},
+    store::{RowKind, RowStore},
+};
+
+/// Rows written at once.
+const BATCH: usize = 2000;
+/// A row of the document has some 350 bytes; a line far beyond is no row.
+const LONGEST_LINE: u64 = 64 * 1024;
+/// Bad lines shown; more are counted.
+const SHOWN: u64 = 10;
+
+#[derive(Default)]
+struct Loader {
+    vms: Vec<RawDocumentBuf>,
+    processes: Vec<RawDocumentBuf>,
+    read: u64,
+    bad: u64,
+}
+
+/// Loads the files. Rows that are there already stay as they are, so that it may be repeated.
+pub(super) async fn run(store: &RowStore, files: &[PathBuf], offset: UtcOffset) -> Result<(), MetricsError> {
+    let mut loader = Loader::default();
+    for path in files {
+        load_file(&mut loader, store, path, offset).await?;
+    }
+    loader.write(store).await?;
+    println!("loaded {} rows, {} lines were no rows", loader.read, loader.bad);
+    if loader.bad > 0 {
+        return Err(MetricsError::Refused(
+            "some lines were left out; put them right and load them again".into(),
+        ));
+    }
+    Ok(())
+}
+
+async fn load_file(
+    loader: &mut Loader,
+    store: &RowStore,
+    path: &Path,
+    offset: UtcOffset,
+) -> Result<(), MetricsError> {
+    let (input, size): (Box<dyn Read>, Option<u64>) = if path == Path::new("-") {
+        (Box::new(std::io::stdin()), None)
+    } else {
+        let file = File::open(path)
+            .map_err(|error| MetricsError::Refused(format!("{} cannot be read: {error}", path.display())))?;
+        let size = file.metadata()?.len();
+        (Box::new(file), Some(size))
+    };
+    let progress = progress(size, path);
+    let mut lines = BufReader::new(progress.wrap_read(input));
+    let mut line = Vec::new();
+    for number in 1_u64.. {
+        line.clear();
+        if lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        if line.iter().all(u8::is_ascii_whitespace) {
+            continue;
+        }
+        match row(&line, offset) {
+            Ok((kind, document)) => loader.add(kind, document),
+            Err(reason) => loader.note_bad(&progress, path, number, &reason),
+        }
+        if loader.vms.len() + loader.processes.len() >= BATCH {
+            loader.write(store).await?;
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn progress(size: Option<u64>, path: &Path) -> ProgressBar {
+    let bar = size.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
+    let template = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.with_message(path.display().to_string())
+}
+
+impl Loader {
+    fn add(&mut self, kind: RowKind, document: RawDocumentBuf) {
+        match kind {
+            RowKind::Vm => self.vms.push(document),
+            RowKind::Process => self.processes.push(document),
+        }
+    }
+
+    fn note_bad(&mut self, progress: &ProgressBar, path: &Path, number: u64, reason: &str) {
+        self.bad += 1;
+        if self.bad <= SHOWN {
+            progress.suspend(|| eprintln!("{}:{number}: {reason}", path.display()));
+        }
+    }
+
+    async fn write(&mut self, store: &RowStore) -> Result<(), MetricsError> {
+        for (kind, rows) in [
+            (RowKind::Vm, &mut self.vms),
+            (RowKind::Process, &mut self.processes),
+        ] {
+            let refused = store.insert(kind, rows).await?;
+            if let Some((_, words)) = refused.first() {
+                return Err(MetricsError::Refused(format!(
+                    "the database refused a row: {words}"
+                )));
+            }
+            self.read += rows.len() as u64;
+            rows.clear();
+        }
+        Ok(())
+    }
+}
+
+/// A line as a document in the documented shape, with an `_id` of its own where it has none.
+fn row(line: &[u8], offset: UtcOffset) -> Result<(RowKind, RawDocumentBuf), String> {
+    let json: serde_json::Value =
+        serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
+    let bson = Bson::try_from(json).map_err(|error| format!("no Extended JSON: {error}"))?;
+    let Bson::Document(mut row) = bson else {
+        return Err("no object".to_owned());
+    };
+    let text = |key: &str| {
+        row.get_str(key)
+            .map_err(|_| format!("`{key}` is missing or no text"))
+    };
+    let instance: InstanceId = text("instance_id")?
+        .parse()
+        .map_err(|error| format!("instance_id {error}"))?;
+    let date: CreateDate = text("create_date")?
+        .parse()
+        .map_err(|error| format!("create_date {error}"))?;
+    let (kind, identity) = if row.contains_key("pid") {
+        let started = number(&row, "running_time").unwrap_or(0.0);
+        let pid = match row.get("pid") {
+            Some(Bson::Int32(pid)) => u32::try_from(*pid).ok(),
+            Some(Bson::Int64(pid)) => u32::try_from(*pid).ok(),
+            _ => None,
+        };
+        let pid = pid.ok_or("`pid` is no process id")?;
+        (RowKind::Process, RowIdentity::Process { pid, started })
+    } else if row.contains_key("proc") {
+        (RowKind::Vm, RowIdentity::Vm)
+    } else {
+        return Err("neither a process row (it has no `pid`) nor a VM row (it has no `proc`)".to_owned());
+    };
+    if !row.contains_key("_id") {
+        let moment = date
+            .moment(offset)
+            .map_err(|error| format!("create_date {error}"))?;
+        let at = DateTime::from_system_time(moment);
+        row.insert("_id", row_id(instance.as_str(), date.as_str(), at, identity));
+    }
+    RawDocumentBuf::try_from(&row)
+        .map(|raw| (kind, raw))
+        .map_err(|error| error.to_string())
+}
+
+fn number(row: &Document, key: &str) -> Option<f64> {
+    match row.get(key)? {
+        Bson::Double(number) => Some(*number),
+        Bson::Int32(number) => Some(f64::from(*number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(line: &str) -> Result<(RowKind, Document), String> {
+        let (kind, raw) = row(line.as_bytes(), "+08:00".parse().unwrap())?;
+        Ok((kind, raw.try_into().unwrap()))
+    }
+
+    #[test]
+    fn an_export_keeps_its_ids_and_types() {
+        let line = r#"{"_id":{"$oid":"58690637594c10403e25b049"},"instance_id":"vm","create_date":"2017-01-01T21:37:59.680873","proc":95,"mem":{"$numberDouble":"8.0"}}"#;
+        let (kind, row) = read(line).unwrap();
+        assert_eq!(kind, RowKind::Vm);
+        assert_eq!(
+            row.get_object_id("_id").unwrap().to_hex(),
+            "58690637594c10403e25b049"
+        );
+        assert_eq!(
+            (row.get_i32("proc").unwrap(), row.get_f64("mem").unwrap()),
+            (95, 8.0)
+        );
+    }
+
+    #[test]
+    fn a_row_without_an_id_gets_the_one_that_ingestion_gives_it() {
+        let line = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","proc":95}"#;
+        let (_, row) = read(line).unwrap();
+        assert_eq!(
+            row.get_object_id("_id").unwrap().to_hex(),
+            "586906378b3cb134ee7c3336"
+        );
+    }
+
+    #[test]
+    fn what_is_no_row_is_told_by_its_reason() {
+        for (line, reason) in [
+            ("{", "no JSON"),
+            ("[1]", "no object"),
+            (
+                r#"{"create_date":"2017-01-01T21:37:59.001065","proc":1}"#,
+                "`instance_id` is missing",
+            ),
+            (
+                r#"{"instance_id":"a.b","create_date":"2017-01-01T21:37:59.001065","proc":1}"#,
+                "instance_id must",
+            ),
+            (
+                r#"{"instance_id":"a","create_date":"2017-1-01T21:37:58.999841","proc":1}"#,
+                "create_date must",
+            ),
+            (
+                r#"{"instance_id":"a","create_date":"2017-01-01T21:37:59.001065"}"#,
+                "neither",
+            ),
+            (
+                r#"{"instance_id":"a","create_date":"2017-01-01T21:37:59.001065","pid":"1"}"#,
+                "`pid`",
+            ),
+        ] {
+            let error = read(line).unwrap_err();
+            assert!(error.starts_with(reason), "{line}: {error}");
+        }
+    }
+}
