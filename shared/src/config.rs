@@ -55,6 +55,12 @@ pub const NATS_PING_INTERVAL: Setting = Setting {
     help: "a bus that answers no ping is noticed after at most three of these",
 };
 /// See [`Setting::help`].
+pub const STREAM_REPLICAS: Setting = Setting {
+    name: "VMWATCH_STREAM_REPLICAS",
+    default: "1",
+    help: "copies of streams and buckets in a NATS cluster: 1, 3 or 5",
+};
+/// See [`Setting::help`].
 pub const MAX_IN_FLIGHT: Setting = Setting {
     name: "VMWATCH_MAX_IN_FLIGHT",
     default: "512",

@@ -4,7 +4,13 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service};
+pub use super::operation::{
+    Event, Operation, OperationFault, OperationFilter, OperationId, OperationRef, OperationState,
+};
+use super::{
+    Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
+};
+use crate::wire::Fault;
 
 /// Which VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,7 +33,7 @@ pub enum MachineState {
     ShuttingDown,
     /// It is off.
     ShutOff,
-    /// It stopped by a fault of its own.
+    /// It stopped by a fault of its own, and is kept as it was.
     Crashed,
     /// It is asleep, or its memory is on disk.
     Suspended,
@@ -60,6 +66,53 @@ pub struct Machine {
     pub state: MachineState,
 }
 
+/// What a command does to a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    /// Makes it run.
+    Start,
+    /// Asks its system to shut down, as its power button does.
+    Stop,
+    /// Starts its system anew.
+    Reboot,
+    /// Cuts its power.
+    ForceStop,
+}
+
+impl Verb {
+    /// The name, as on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Reboot => "reboot",
+            Self::ForceStop => "force_stop",
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A row of the table for a method that the document does not know.
+const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInfo {
+    MethodInfo {
+        name,
+        service: Service::Lifecycle,
+        subject,
+        access: Access::Role(match kind {
+            Kind::Query => Role::Viewer,
+            Kind::Command => Role::Operator,
+        }),
+        kind,
+        documented: None,
+    }
+}
+
 /// Starts a VM; answers well only when the hypervisor says that it runs. Starting a running VM is a success.
 #[derive(Debug)]
 pub struct Start;
@@ -68,19 +121,69 @@ impl Method for Start {
     type Params = Target;
     type Reply = Machine;
     const INFO: MethodInfo = MethodInfo {
-        name: "startmonitor",
-        service: Service::Lifecycle,
-        subject: "lifecycle.start",
-        access: Access::Role(Role::Operator),
-        kind: Kind::Command,
         documented: Some(Documented {
             code: 32_523,
             success: "",
             answer: Answer::Null,
         }),
+        ..row("startmonitor", "lifecycle.start", Kind::Command)
     };
 
     fn instance(params: &Target) -> Option<&InstanceId> {
+        Some(&params.instance_id)
+    }
+}
+
+/// Asks a VM's system to shut down; answers well only when the hypervisor says that the VM is off. A system may
+/// ignore it: then the deadline passes, and there is [`ForceStop`].
+#[derive(Debug)]
+pub struct Stop;
+
+impl Method for Stop {
+    type Params = Target;
+    type Reply = Machine;
+    const INFO: MethodInfo = row("stop", "lifecycle.stop", Kind::Command);
+
+    fn instance(params: &Target) -> Option<&InstanceId> {
+        Some(&params.instance_id)
+    }
+}
+
+/// Cuts a VM's power; answers well only when the hypervisor says that it is off.
+#[derive(Debug)]
+pub struct ForceStop;
+
+impl Method for ForceStop {
+    type Params = Target;
+    type Reply = Machine;
+    const INFO: MethodInfo = row("force_stop", "lifecycle.force_stop", Kind::Command);
+
+    fn instance(params: &Target) -> Option<&InstanceId> {
+        Some(&params.instance_id)
+    }
+}
+
+/// Which VM to reboot, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RebootTarget {
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// Resets it without asking its system, as its reset button does.
+    #[serde(default)]
+    pub hard: bool,
+}
+
+/// Reboots a running VM; answers well when the hypervisor took the command and says that the VM runs. What the VM's
+/// system makes of it no hypervisor can see.
+#[derive(Debug)]
+pub struct Reboot;
+
+impl Method for Reboot {
+    type Params = RebootTarget;
+    type Reply = Machine;
+    const INFO: MethodInfo = row("reboot", "lifecycle.reboot", Kind::Command);
+
+    fn instance(params: &RebootTarget) -> Option<&InstanceId> {
         Some(&params.instance_id)
     }
 }
@@ -92,16 +195,82 @@ pub struct State;
 impl Method for State {
     type Params = Target;
     type Reply = Machine;
-    const INFO: MethodInfo = MethodInfo {
-        name: "state",
-        service: Service::Lifecycle,
-        subject: "lifecycle.state",
-        access: Access::Role(Role::Viewer),
-        kind: Kind::Query,
-        documented: None,
-    };
+    const INFO: MethodInfo = row("state", "lifecycle.state", Kind::Query);
 
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
+    }
+}
+
+/// Asks for the VMs that the principal may see, a page at a time, in the order of their ids.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Page {
+    /// Only ids behind this one: the last of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<InstanceId>,
+    /// At most how many.
+    #[serde(default)]
+    pub limit: Limit,
+}
+
+/// A VM of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListedMachine {
+    /// Its id.
+    pub instance_id: InstanceId,
+    /// What the hypervisor calls it.
+    pub name: String,
+    /// What the service's settings call the hypervisor.
+    pub hypervisor: String,
+    /// Its state.
+    pub state: MachineState,
+}
+
+/// A page of VMs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineList {
+    /// In the order of their ids.
+    pub machines: Vec<ListedMachine>,
+    /// Whether there are more behind the last.
+    pub more: bool,
+    /// The hypervisors that did not answer, whose VMs are missing here.
+    pub silent: Vec<String>,
+}
+
+/// Lists VMs.
+#[derive(Debug)]
+pub struct List;
+
+impl Method for List {
+    type Params = Page;
+    type Reply = MachineList;
+    const INFO: MethodInfo = row("list", "lifecycle.list", Kind::Query);
+}
+
+/// Reads a command's record.
+#[derive(Debug)]
+pub struct OperationsGet;
+
+impl Method for OperationsGet {
+    type Params = OperationRef;
+    type Reply = Operation;
+    const INFO: MethodInfo = row("operations.get", "lifecycle.operations.get", Kind::Query);
+}
+
+/// Lists the newest commands on the VMs that the principal may see.
+#[derive(Debug)]
+pub struct OperationsList;
+
+impl Method for OperationsList {
+    type Params = OperationFilter;
+    type Reply = Vec<Operation>;
+    const INFO: MethodInfo = row("operations.list", "lifecycle.operations.list", Kind::Query);
+
+    fn instance(params: &OperationFilter) -> Option<&InstanceId> {
+        params.instance_id.as_ref()
+    }
+
+    fn hidden() -> Result<Vec<Operation>, Fault> {
+        Ok(Vec::new())
     }
 }

@@ -3,9 +3,11 @@
 //! Adding a method is a type here (parameters, reply and a row of [`MethodInfo`]), its name in [`METHODS`], and
 //! a handler in its service. The gateway translates by the table and does not change.
 
+pub mod audit;
 pub mod auth;
 pub mod lifecycle;
 pub mod metrics;
+mod operation;
 mod principal;
 mod text;
 
@@ -140,6 +142,12 @@ pub const METHODS: &[MethodInfo] = &[
     metrics::ProcessByName::INFO,
     lifecycle::Start::INFO,
     lifecycle::State::INFO,
+    lifecycle::Stop::INFO,
+    lifecycle::ForceStop::INFO,
+    lifecycle::Reboot::INFO,
+    lifecycle::List::INFO,
+    lifecycle::OperationsGet::INFO,
+    lifecycle::OperationsList::INFO,
 ];
 
 /// The method of a documented code.

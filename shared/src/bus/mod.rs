@@ -4,6 +4,7 @@
 //! deadline, request id, trace context and principal in headers; a bound on requests in flight; panics turned into
 //! faults; and a drain that loses nothing.
 
+pub mod audit;
 mod call;
 mod context;
 mod discovery;
