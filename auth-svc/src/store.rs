@@ -1,5 +1,7 @@
 //! The users in MongoDB: one document a user, its name the `_id`.
 
+use std::future::IntoFuture;
+
 use futures::TryStreamExt;
 use mongodb::{
     Collection,
@@ -9,8 +11,9 @@ use mongodb::{
 use serde::{Deserialize, Serialize};
 use shared::{
     api::{Principal, Role, Scope, auth::UserName},
-    store::StoreSettings,
+    store::{StoreSettings, command_span},
 };
+use tracing::Instrument;
 
 use crate::AuthError;
 
@@ -52,7 +55,8 @@ impl UserStore {
     }
 
     pub(crate) async fn find(&self, name: &UserName) -> Result<Option<User>, AuthError> {
-        Ok(self.users.find_one(doc! { "_id": name.as_str() }).await?)
+        let found = self.users.find_one(doc! { "_id": name.as_str() }).into_future();
+        Ok(found.instrument(command_span("find", self.users.name())).await?)
     }
 
     /// All users by name; a private cloud has tens of them, and a thousand are shown at most.

@@ -1,6 +1,9 @@
 //! The rows in MongoDB: two collections, one flat document a row.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    future::IntoFuture,
+    time::{Duration, SystemTime},
+};
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{
@@ -13,9 +16,11 @@ use shared::{
         InstanceId, Service,
         metrics::{Limit, PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
     },
-    store::StoreSettings,
+    store::{StoreSettings, command_span},
     time::{CreateDate, UtcOffset},
 };
+
+use tracing::Instrument;
 
 use crate::{
     MetricsError,
@@ -167,13 +172,15 @@ impl RowStore {
             filter.insert("create_date", range);
         }
         let most_rows = i64::try_from(most).unwrap_or(i64::MAX);
-        let mut cursor = self
-            .collection(query.kind)
+        let rows_of = self.collection(query.kind);
+        let mut cursor = rows_of
             .find(filter)
             .sort(doc! { "create_date": -1, "_id": -1 })
             .limit(most_rows)
             .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
             .max_time(limit)
+            .into_future()
+            .instrument(command_span("find", rows_of.name()))
             .await?;
         let mut count = 0;
         while count < most && cursor.advance().await? {

@@ -3,11 +3,25 @@
 use std::time::Duration;
 
 use mongodb::{Client, Database, options::ClientOptions};
+use tracing::{Span, info_span};
 
 use crate::config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting};
 
 /// The settings of every program with a database.
 pub const SETTINGS: &[Setting] = &[MONGODB_URI, MONGODB_URI_FILE, DATABASE, DATABASE_POOL];
+
+/// The span of one command to the database, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans need
+/// another version of OpenTelemetry than ours, and would not find their parents.
+pub fn command_span(operation: &'static str, collection: &str) -> Span {
+    info_span!(
+        "mongodb",
+        otel.name = format!("{operation} {collection}"),
+        otel.kind = "client",
+        db.system.name = "mongodb",
+        db.operation.name = operation,
+        db.collection.name = collection,
+    )
+}
 
 /// How to reach the database.
 #[derive(Clone)]

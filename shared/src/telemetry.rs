@@ -4,7 +4,12 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    fmt::{FormatFields, format::debug_fn},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::config::{Environment, Invalid, LOG, LOG_FORMAT, OTLP_ENDPOINT, Setting};
 
@@ -79,6 +84,7 @@ impl Telemetry {
             log.json().flatten_event(true).boxed()
         } else {
             log.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+                .fmt_fields(readable_fields())
                 .boxed()
         };
         tracing_subscriber::registry()
@@ -104,6 +110,15 @@ impl Telemetry {
             tracing::warn!(%error, "the last traces could not be sent");
         }
     }
+}
+
+/// Fields as a person reads them: those that only traces need (`otel.kind`, `db.system.name`) have a dot and are left out.
+fn readable_fields() -> impl for<'writer> FormatFields<'writer> {
+    debug_fn(|writer, field, value| match field.name() {
+        "message" => write!(writer, "{value:?}"),
+        name if name.contains('.') => Ok(()),
+        name => write!(writer, "{name}={value:?} "),
+    })
 }
 
 fn tracer_provider(program: &'static str, endpoint: &str) -> Result<SdkTracerProvider, TelemetryError> {

@@ -2,6 +2,7 @@
 
 use async_nats::{Request, RequestErrorKind};
 use bytes::Bytes;
+use tracing::{Instrument, info_span};
 
 use super::{Bus, Context};
 use crate::{
@@ -39,11 +40,22 @@ impl Bus {
                 "the message bus is away; try again shortly",
             ));
         }
+        let span = info_span!(
+            "call",
+            otel.name = method.subject,
+            otel.kind = "client",
+            rpc.system = "nats",
+            rpc.service = method.service.name(),
+            rpc.method = method.name,
+        );
         let request = Request::new()
-            .headers(context.to_headers())
+            .headers(context.to_headers(&span))
             .payload(params)
             .timeout(None);
-        let sent = self.client.send_request(method.full_subject(), request);
+        let sent = self
+            .client
+            .send_request(method.full_subject(), request)
+            .instrument(span);
         match tokio::time::timeout(context.remaining(), sent).await {
             Ok(Ok(message)) => Ok(message.payload),
             Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(Fault::new(

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector};
+use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::{
@@ -82,8 +83,8 @@ impl Context {
         Duration::from_millis(self.deadline_ms.saturating_sub(unix_millis()))
     }
 
-    /// As NATS headers, with the trace context of the current span.
-    pub(super) fn to_headers(&self) -> HeaderMap {
+    /// As NATS headers, with the trace context of the span.
+    pub(super) fn to_headers(&self, span: &Span) -> HeaderMap {
         let mut map = HeaderMap::new();
         map.insert(headers::REQUEST_ID, self.request_id.as_str());
         map.insert(headers::DEADLINE, self.deadline_ms.to_string());
@@ -100,7 +101,7 @@ impl Context {
         if let Some(source) = &self.source {
             map.insert(headers::SOURCE, source.as_str());
         }
-        let trace = tracing::Span::current().context();
+        let trace = span.context();
         opentelemetry::global::get_text_map_propagator(|propagator| {
             propagator.inject_context(&trace, &mut HeaderInjector(&mut map));
         });
@@ -178,7 +179,7 @@ mod tests {
             .with_fresh_key();
         context.source = Some("192.0.2.1".into());
         assert_eq!(
-            Context::from_headers(Some(&context.to_headers())).unwrap(),
+            Context::from_headers(Some(&context.to_headers(&Span::none()))).unwrap(),
             context
         );
     }
@@ -186,7 +187,7 @@ mod tests {
     #[test]
     fn a_request_without_a_deadline_or_with_a_broken_principal_is_refused() {
         assert!(Context::from_headers(None).is_err());
-        let mut map = Context::new(Duration::from_secs(5)).to_headers();
+        let mut map = Context::new(Duration::from_secs(5)).to_headers(&Span::none());
         map.insert(headers::PRINCIPAL, "root");
         assert_eq!(
             Context::from_headers(Some(&map)).unwrap_err().kind,
