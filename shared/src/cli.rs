@@ -1,24 +1,51 @@
-//! What is alike in every program's command line: `--help` lists the settings, and wrong settings or arguments
-//! end with [`EX_USAGE`](crate::config::EX_USAGE).
+//! What is alike in every program's command line: `--help` lists the settings, wrong settings or arguments end with
+//! [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` asks a running one.
 
 use std::fmt::Write as _;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 
-use crate::config::{EX_USAGE, Environment, Invalid, Setting};
+use crate::{
+    config::{EX_USAGE, Environment, Invalid, Setting},
+    health,
+};
 
-/// Reads the arguments; `--help` shows the settings below them.
+const HEALTH: &str = "health";
+
+/// Reads the arguments; `--help` shows the settings below them. The command `health` is carried out here, and ends
+/// the program.
 pub fn parse<Args: CommandFactory + FromArgMatches>(settings: &[Setting]) -> Args {
-    let command = Args::command().after_help(settings_help(settings));
-    let parsed = command
-        .try_get_matches()
-        .and_then(|mut matches| Args::from_arg_matches_mut(&mut matches));
+    let command = Args::command().after_help(settings_help(settings)).subcommand(
+        Command::new(HEALTH).about("Ask the program that runs here whether it is ready; exit code 0 if so"),
+    );
+    let parsed = command.try_get_matches().and_then(|mut matches| {
+        if matches.subcommand_matches(HEALTH).is_some() {
+            std::process::exit(ask_health(Args::command().get_name(), settings));
+        }
+        Args::from_arg_matches_mut(&mut matches)
+    });
     parsed.unwrap_or_else(|error| {
         let code = if error.use_stderr() { EX_USAGE } else { 0 };
         // Where the terminal is gone there is nobody left to tell.
         let _ = error.print();
         std::process::exit(code)
     })
+}
+
+fn ask_health(program: &str, settings: &[Setting]) -> i32 {
+    let name = health::setting("").name;
+    let default = settings
+        .iter()
+        .find(|setting| setting.name == name)
+        .map_or("", |setting| setting.default);
+    let address = settings_or_exit(program, |env| health::read(env, default));
+    match health::probe(address) {
+        Ok(()) => 0,
+        Err(reason) => {
+            eprintln!("{reason}");
+            1
+        }
+    }
 }
 
 /// Reads the settings from the process's environment, or tells all that is wrong and exits.

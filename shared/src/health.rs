@@ -1,7 +1,12 @@
 //! The small listener for probes and scrapes: `/healthz` (the process lives), `/readyz` (it can do its work, or why
 //! not), `/metrics` (Prometheus). It shows nothing of users or VMs; bind it where only the platform reaches it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{Router, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -75,4 +80,81 @@ pub async fn start(
         }
     });
     Ok(())
+}
+
+/// Asks the program that runs here whether it is ready, or why not: the health check of an image without shell or
+/// `curl`. It blocks, a few seconds at most.
+pub fn probe(address: SocketAddr) -> Result<(), String> {
+    const LIMIT: Duration = Duration::from_secs(2);
+    const MOST_BYTES: u64 = 4096;
+    let here = SocketAddr::new(reachable(address.ip()), address.port());
+    let asked = || {
+        let mut stream = TcpStream::connect_timeout(&here, LIMIT)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        stream.set_write_timeout(Some(LIMIT))?;
+        write!(
+            stream,
+            "GET /readyz HTTP/1.1\r\nHost: {here}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = Vec::new();
+        stream.take(MOST_BYTES).read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    let answer = asked().map_err(|error: std::io::Error| format!("{here} does not answer: {error}"))?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let (_, reason) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    Err(format!("not ready: {}", reason.trim()))
+}
+
+/// A listener on every address is reached by loopback.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_probe_tells_ready_from_not_ready_and_from_nobody() {
+        // The port is free while nobody else takes it: the listener below says so if not.
+        let port = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
+        let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let asked = || tokio::task::spawn_blocking(move || probe(address));
+        assert!(asked().await.unwrap().unwrap_err().contains("does not answer"));
+
+        let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let readiness: Readiness = {
+            let ready = Arc::clone(&ready);
+            Arc::new(move || {
+                ready
+                    .load(std::sync::atomic::Ordering::Relaxed)
+                    .then_some(())
+                    .ok_or("the bus is away")
+            })
+        };
+        let metrics = PrometheusBuilder::new().build_recorder().handle();
+        let stop = CancellationToken::new();
+        start(address, metrics, readiness, stop.clone()).await.unwrap();
+        assert_eq!(
+            asked().await.unwrap(),
+            Err("not ready: the bus is away".to_owned())
+        );
+        ready.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(asked().await.unwrap(), Ok(()));
+        stop.cancel();
+    }
 }

@@ -90,6 +90,14 @@ impl BusSettings {
             ping_interval: ping?,
         })
     }
+
+    /// Whose inbox replies go to: the user's who logs in, whatever program that runs; without one, the program's.
+    fn identity<'a>(&'a self, program: &'a str) -> &'a str {
+        match &self.login {
+            Login::Password { user, .. } => user,
+            Login::None | Login::CredentialsFile(_) => program,
+        }
+    }
 }
 
 /// The bus cannot be used as the settings say.
@@ -119,7 +127,7 @@ impl Bus {
         let mut options = ConnectOptions::new()
             .name(name)
             // Each identity has an inbox of its own: who may subscribe to `_INBOX.>` reads everybody's replies.
-            .custom_inbox_prefix(inbox_prefix(name))
+            .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
             .ping_interval(settings.ping_interval)
             .connection_timeout(Duration::from_secs(5))
             .retry_on_initial_connect()
@@ -166,9 +174,14 @@ impl Bus {
     }
 }
 
-/// What the inbox of a program starts with; the permissions in deploy/nats name it.
-pub fn inbox_prefix(name: &str) -> String {
-    format!("_INBOX_{name}")
+/// What the inbox of a program or user starts with; the permissions in deploy/nats name it.
+pub fn inbox_prefix(identity: &str) -> String {
+    // One token of a subject, whatever the name holds.
+    let token = |letter: char| match letter {
+        'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
+        _ => '_',
+    };
+    format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
 /// Soon at first, so that a restarted server is found within two seconds, then once a second.
@@ -192,5 +205,28 @@ fn note(event: &Event) {
             );
         }
         other => warn!(event = %other, "NATS connection"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inbox_is_that_of_the_user_and_one_token_of_a_subject() {
+        let password = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(password.path(), "secret").unwrap();
+        let file = password.path().display().to_string();
+        let inbox = |user: &str| {
+            let env = Environment::of([(NATS_USER.name, user), (NATS_PASSWORD_FILE.name, &file)]);
+            inbox_prefix(BusSettings::read(&env).unwrap().identity("vmwatch-metrics"))
+        };
+        assert_eq!(inbox("vmwatch-operator"), "_INBOX_vmwatch-operator");
+        assert_eq!(inbox("*.> x"), "_INBOX_____x");
+        let anonymous = BusSettings::read(&Environment::of([])).unwrap();
+        assert_eq!(
+            inbox_prefix(anonymous.identity("vmwatch-metrics")),
+            "_INBOX_vmwatch-metrics"
+        );
     }
 }
