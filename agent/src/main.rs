@@ -1,1 +1,31 @@
-fn main() {}
+//! `vmwatch-agent`: reports what this VM and its processes do.
+
+use agent::config::{AgentSettings, SETTINGS};
+use clap::Parser;
+use shared::{cli, lifetime, telemetry::Telemetry};
+
+const PROGRAM: &str = "vmwatch-agent";
+
+/// Reports what this VM and its processes do.
+#[derive(Parser)]
+#[command(name = PROGRAM, version)]
+struct Arguments {}
+
+fn main() -> anyhow::Result<()> {
+    let Arguments {} = cli::parse(&SETTINGS.concat());
+    let settings = cli::settings_or_exit(PROGRAM, AgentSettings::read);
+    // One thread for everything that waits: the agent is a guest in somebody's VM. What may block has its own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(agent::BLOCKING_THREADS)
+        .build()?;
+    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
+    let outcome = runtime.block_on(async {
+        agent::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+        anyhow::Ok(())
+    });
+    // A thread that hangs on a disk must not hold up the end.
+    runtime.shutdown_background();
+    telemetry.finish();
+    outcome
+}

@@ -1,0 +1,299 @@
+//! The settings of the agent.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use shared::{
+    api::InstanceId,
+    bus::{self, BusSettings},
+    config::{self, ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET},
+    health,
+    telemetry::{self, TelemetrySettings},
+    time::UtcOffset,
+};
+
+use crate::select::Selection;
+
+const HEALTH: &str = "127.0.0.1:9084";
+/// What the firmware calls this VM: under libvirt and Nova the id that the hypervisor knows it by.
+const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
+
+const INSTANCE_ID: Setting = Setting {
+    name: "VMWATCH_INSTANCE_ID",
+    default: "",
+    help: "id of this VM; by default what /sys/class/dmi/id/product_uuid says, which only root may read",
+};
+const VM_INTERVAL: Setting = Setting {
+    name: "VMWATCH_AGENT_VM_INTERVAL",
+    default: "10s",
+    help: "time between rows of the VM",
+};
+const PROCESS_INTERVAL: Setting = Setting {
+    name: "VMWATCH_AGENT_PROCESS_INTERVAL",
+    default: "60s",
+    help: "time between rows of the processes, a whole multiple of the above",
+};
+const PROCESSES: Setting = Setting {
+    name: "VMWATCH_AGENT_PROCESSES",
+    default: "all",
+    help: "which processes: `all`, or `top:N` for the N greatest by CPU, by memory and by disk",
+};
+const PIN: Setting = Setting {
+    name: "VMWATCH_AGENT_PIN",
+    default: "",
+    help: "names that `top:N` reports in any case, such as nginx,postgres",
+};
+pub(crate) const SPOOL_DIR: Setting = Setting {
+    name: "VMWATCH_AGENT_SPOOL_DIR",
+    default: "/var/lib/vmwatch-agent",
+    help: "folder for samples that wait while the bus is away or the stream is full",
+};
+const SPOOL_SIZE: Setting = Setting {
+    name: "VMWATCH_AGENT_SPOOL_SIZE",
+    default: "64MiB",
+    help: "the most disk that they take; beyond it the oldest are dropped",
+};
+
+/// Every setting, for `--help`.
+pub const SETTINGS: &[&[Setting]] = &[
+    &[
+        INSTANCE_ID,
+        VM_INTERVAL,
+        PROCESS_INTERVAL,
+        PROCESSES,
+        PIN,
+        SPOOL_DIR,
+        SPOOL_SIZE,
+        DRAIN_DEADLINE,
+        UTC_OFFSET,
+        health::setting(HEALTH),
+    ],
+    bus::SETTINGS,
+    telemetry::SETTINGS,
+];
+
+/// The settings of the agent.
+#[derive(Debug)]
+pub struct AgentSettings {
+    pub(crate) bus: BusSettings,
+    /// For `main`, which starts telemetry first.
+    pub telemetry: TelemetrySettings,
+    pub(crate) health: SocketAddr,
+    pub(crate) instance_id: InstanceId,
+    pub(crate) intervals: Intervals,
+    pub(crate) selection: Selection,
+    pub(crate) spool: SpoolSettings,
+    pub(crate) utc_offset: UtcOffset,
+    pub(crate) drain_deadline: Duration,
+}
+
+/// How often what is sampled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Intervals {
+    pub(crate) vm: Duration,
+    /// Each this many samples of the VM carry the processes as well; at least 1.
+    pub(crate) vm_per_process: u32,
+}
+
+/// Where samples wait, and how much of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SpoolSettings {
+    pub(crate) dir: PathBuf,
+    pub(crate) limit: ByteSize,
+}
+
+impl AgentSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let bus = BusSettings::read(env);
+        let telemetry = TelemetrySettings::read(env);
+        let health = health::read(env, HEALTH);
+        let instance_id = instance_id(env, Path::new(PRODUCT_UUID));
+        let intervals = intervals(env);
+        let kind = env.get::<Reported>(&PROCESSES);
+        let pinned = env.optional::<Names>(&PIN);
+        let dir = env.get(&SPOOL_DIR);
+        // At least a few parts of the largest size; at most what its index may take in memory.
+        let limit = env.within(&SPOOL_SIZE, ByteSize(4 << 20), ByteSize(16 << 30));
+        let utc_offset = config::utc_offset(env);
+        let drain_deadline = env.duration(&DRAIN_DEADLINE, Duration::ZERO, Duration::from_mins(5));
+        let pinned = pinned?.unwrap_or_default().0;
+        Ok(Self {
+            bus: bus?,
+            telemetry: telemetry?,
+            health: health?,
+            instance_id: instance_id?,
+            intervals: intervals?,
+            selection: match kind? {
+                Reported::All => Selection::All,
+                Reported::Top(count) => Selection::Top { count, pinned },
+            },
+            spool: SpoolSettings {
+                dir: dir?,
+                limit: limit?,
+            },
+            utc_offset: utc_offset?,
+            drain_deadline: drain_deadline?,
+        })
+    }
+}
+
+fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Invalid> {
+    if let Some(given) = env.optional(&INSTANCE_ID)? {
+        return Ok(given);
+    }
+    let read = std::fs::read_to_string(product_uuid).map_err(|error| error.to_string());
+    let parsed = read.and_then(|text| {
+        // Some firmware writes upper case; hypervisors and the API write lower.
+        let id = text.trim().to_ascii_lowercase();
+        id.parse::<InstanceId>()
+            .map_err(|error| format!("`{id}` {error}"))
+    });
+    parsed.map_err(|why| {
+        env.problem(format!(
+            "{} must be set: {} does not tell the id of this VM: {why}",
+            INSTANCE_ID.name,
+            product_uuid.display()
+        ))
+    })
+}
+
+fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
+    // A tick of the kernel's CPU accounting is 10 ms: below 100 ms shares become noise.
+    const LEAST: Duration = Duration::from_millis(100);
+    let vm = env.duration(&VM_INTERVAL, LEAST, Duration::from_hours(1));
+    let process = env.duration(&PROCESS_INTERVAL, LEAST, Duration::from_hours(24));
+    let (vm, process) = (vm?, process?);
+    let multiple = process.as_millis() / vm.as_millis();
+    let remainder = process.as_millis() % vm.as_millis();
+    match u32::try_from(multiple) {
+        Ok(vm_per_process @ 1..) if remainder == 0 => Ok(Intervals { vm, vm_per_process }),
+        _ => Err(env.problem(format!(
+            "{} must be a whole multiple of {} ({})",
+            PROCESS_INTERVAL.name,
+            VM_INTERVAL.name,
+            config::Span(vm)
+        ))),
+    }
+}
+
+/// `all` or `top:N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reported {
+    All,
+    Top(usize),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write `all`, or `top:N` with N from 1 to 1000")]
+struct InvalidReported;
+
+impl FromStr for Reported {
+    type Err = InvalidReported;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let count = text.strip_prefix("top:").ok_or(InvalidReported)?;
+        match count.parse() {
+            Ok(count @ 1..=1000) => Ok(Self::Top(count)),
+            _ => Err(InvalidReported),
+        }
+    }
+}
+
+/// Names separated by commas.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Names(Vec<String>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write at most 100 names of at most 64 bytes, separated by commas")]
+struct InvalidNames;
+
+impl FromStr for Names {
+    type Err = InvalidNames;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let names: Vec<_> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        let good = names.len() <= 100 && names.iter().all(|name| (1..=64).contains(&name.len()));
+        good.then_some(Self(names)).ok_or(InvalidNames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read<const N: usize>(variables: [(&str, &str); N]) -> Result<AgentSettings, String> {
+        let env = Environment::of(variables);
+        AgentSettings::read(&env).map_err(|Invalid| env.problems().join("\n"))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let settings = read([("VMWATCH_INSTANCE_ID", "vm-1")]).unwrap();
+        assert_eq!(settings.intervals.vm, Duration::from_secs(10));
+        assert_eq!(settings.intervals.vm_per_process, 6);
+        assert_eq!(settings.selection, Selection::All);
+        assert_eq!(settings.spool.limit, ByteSize(64 << 20));
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told_at_once() {
+        let problems = read([
+            ("VMWATCH_INSTANCE_ID", "a.b"),
+            ("VMWATCH_AGENT_PROCESS_INTERVAL", "25s"),
+            ("VMWATCH_AGENT_PROCESSES", "top:0"),
+            ("VMWATCH_AGENT_PIN", "nginx,,postgres"),
+            ("VMWATCH_AGENT_SPOOL_SIZE", "1KiB"),
+        ])
+        .unwrap_err();
+        for told in [
+            "VMWATCH_INSTANCE_ID: `a.b`",
+            "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL (10s)",
+            "VMWATCH_AGENT_PROCESSES: `top:0`",
+            "VMWATCH_AGENT_PIN: `nginx,,postgres`",
+            "VMWATCH_AGENT_SPOOL_SIZE: 1KiB is not from 4MiB to 16GiB",
+        ] {
+            assert!(problems.contains(told), "{told} is missing in:\n{problems}");
+        }
+    }
+
+    #[test]
+    fn the_processes_to_report_and_the_pinned_names_are_read() {
+        let settings = read([
+            ("VMWATCH_INSTANCE_ID", "vm-1"),
+            ("VMWATCH_AGENT_PROCESSES", "top:3"),
+            ("VMWATCH_AGENT_PIN", "nginx, postgres"),
+        ])
+        .unwrap();
+        let pinned = vec!["nginx".to_owned(), "postgres".to_owned()];
+        assert_eq!(settings.selection, Selection::Top { count: 3, pinned });
+    }
+
+    #[test]
+    fn the_firmware_names_the_vm_in_lower_case_and_otherwise_the_problem_says_what_to_set() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
+        let env = Environment::of([]);
+        let id = instance_id(&env, file.path()).unwrap();
+        assert_eq!(id.as_str(), "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e");
+
+        std::fs::write(file.path(), "Not Settable.\n").unwrap();
+        assert!(instance_id(&env, file.path()).is_err());
+        assert!(instance_id(&env, Path::new("/nonexistent/product_uuid")).is_err());
+        let problems = env.problems();
+        assert_eq!(problems.len(), 2);
+        for problem in problems {
+            assert!(
+                problem.starts_with("VMWATCH_INSTANCE_ID must be set: "),
+                "{problem}"
+            );
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! A sample as messages: parts of bounded size, each with an id by which the stream knows a repetition.
+
+use std::io::Write;
+
+use bytes::Bytes;
+use serde::Serialize;
+use shared::api::metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, Sample};
+
+/// One message of a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Which part of its sample, from 0.
+    pub index: u32,
+    /// `<instance_id>:<create_date>:<index>`, for `Nats-Msg-Id`.
+    pub message_id: String,
+    /// The JSON of a [`Sample`].
+    pub body: Bytes,
+}
+
+/// The bounds of one part.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    bytes: usize,
+    rows: usize,
+}
+
+/// Splits a sample into parts within the contract's bounds; the first carries the VM's own row. `first_index` is 0,
+/// or what follows the parts of the same sample that were sent before.
+pub fn split(sample: Sample, first_index: u32) -> serde_json::Result<Vec<Part>> {
+    let limits = Limits {
+        bytes: SAMPLE_PART_BYTES,
+        rows: SAMPLE_PART_ROWS,
+    };
+    split_within(sample, first_index, limits)
+}
+
+fn split_within(mut sample: Sample, first_index: u32, limits: Limits) -> serde_json::Result<Vec<Part>> {
+    let whole = Bytes::from(serde_json::to_vec(&sample)?);
+    if whole.len() <= limits.bytes && sample.processes.len() <= limits.rows {
+        let message_id = message_id(&sample, first_index);
+        return Ok(vec![Part {
+            index: first_index,
+            message_id,
+            body: whole,
+        }]);
+    }
+    drop(whole);
+    let mut parts = Vec::new();
+    let mut rows = std::mem::take(&mut sample.processes).into_iter().peekable();
+    for index in first_index.. {
+        let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
+        while let Some(row) = rows.peek() {
+            // A row is below 2 KiB (its name has at most 64 bytes): the first of a part always fits.
+            bytes += json_length(row)? + ",".len();
+            let full = bytes > limits.bytes || sample.processes.len() == limits.rows;
+            if full && !sample.processes.is_empty() {
+                break;
+            }
+            sample.processes.extend(rows.next());
+        }
+        parts.push(Part {
+            index,
+            message_id: message_id(&sample, index),
+            body: serde_json::to_vec(&sample)?.into(),
+        });
+        if rows.peek().is_none() {
+            break;
+        }
+        sample.vm = None;
+        sample.processes.clear();
+    }
+    Ok(parts)
+}
+
+fn message_id(sample: &Sample, index: u32) -> String {
+    message_id_of(sample.instance_id.as_str(), sample.create_date.as_str(), index)
+}
+
+/// The id of a part, from what its body and its file name tell.
+pub(crate) fn message_id_of(instance_id: &str, create_date: &str, index: u32) -> String {
+    format!("{instance_id}:{create_date}:{index}")
+}
+
+fn json_length(value: &impl Serialize) -> serde_json::Result<usize> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, value)?;
+    Ok(length.0)
+}
+
+/// Counts what is written to it.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+    use shared::api::metrics::{ProcessSample, VmSample};
+
+    use super::*;
+
+    fn row() -> impl Strategy<Value = ProcessSample> {
+        let figure = || (0_u32..100_000).prop_map(|tenths| f64::from(tenths) / 10.0);
+        (any::<[char; 15]>(), any::<u32>(), vec(figure(), 4), any::<bool>()).prop_map(
+            |(name, pid, figures, ended)| ProcessSample {
+                cmd: name.iter().collect(),
+                pid,
+                cpu_util: figures[0],
+                mem: figures[1],
+                disk_read: figures[2],
+                disk_write: figures[3],
+                running_time: 1_482_236_515.63,
+                shutdown_time: ended.then_some(1_482_236_600.123_456),
+            },
+        )
+    }
+
+    fn sample(processes: Vec<ProcessSample>) -> Sample {
+        Sample {
+            instance_id: "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e".parse().unwrap(),
+            create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
+            net_incoming: 0.6,
+            net_outgoing: 5.7,
+            vm: Some(VmSample {
+                cpu_util: 0.0,
+                mem: 8.6,
+                disk_read: 0.0,
+                disk_write: 128.8,
+                proc: 95,
+            }),
+            processes,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_keep_the_bounds_and_make_up_the_whole(
+            rows in vec(row(), 0..60), bytes in 2048_usize..16_384, most_rows in 1_usize..40, first in 0_u32..9,
+        ) {
+            let whole = sample(rows);
+            let parts = split_within(whole.clone(), first, Limits { bytes, rows: most_rows }).unwrap();
+            let mut rows = Vec::new();
+            for (place, part) in parts.iter().enumerate() {
+                prop_assert!(part.body.len() <= bytes, "{} bytes", part.body.len());
+                let index = first + u32::try_from(place).unwrap();
+                prop_assert_eq!(part.index, index);
+                let id = format!("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e:2017-01-01T21:37:59.001065:{index}");
+                prop_assert_eq!(&part.message_id, &id);
+                let read: Sample = serde_json::from_slice(&part.body).unwrap();
+                prop_assert_eq!(&read.vm, if place == 0 { &whole.vm } else { &None });
+                prop_assert_eq!((&read.create_date, read.net_outgoing), (&whole.create_date, whole.net_outgoing));
+                prop_assert!(read.processes.len() <= most_rows);
+                prop_assert!(place == 0 || !read.processes.is_empty());
+                rows.extend(read.processes);
+            }
+            prop_assert_eq!(rows, whole.processes);
+        }
+    }
+
+    #[test]
+    fn parts_are_filled() {
+        let mut rows = Vec::new();
+        let mut row = sample(vec![]);
+        row.vm = None;
+        for pid in 0..20_000 {
+            rows.push(ProcessSample {
+                cmd: "kworker/u8:3-ev".into(),
+                pid,
+                cpu_util: 0.1,
+                mem: 0.1,
+                disk_read: 0.0,
+                disk_write: 0.0,
+                running_time: 1_482_236_515.63,
+                shutdown_time: None,
+            });
+        }
+        let total = serde_json::to_vec(&rows).unwrap().len();
+        let parts = split(sample(rows), 0).unwrap();
+        assert_eq!(parts.len(), total.div_ceil(SAMPLE_PART_BYTES));
+        assert!(parts[0].body.len() > SAMPLE_PART_BYTES - 512);
+    }
+}

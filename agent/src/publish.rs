@@ -1,0 +1,93 @@
+//! Handing a part to the stream.
+
+use std::{fmt, time::Duration};
+
+use async_nats::jetstream::{
+    self,
+    context::{PublishError, PublishErrorKind},
+    message::PublishMessage,
+};
+use shared::{api::metrics::SAMPLE_STREAM, bus::Bus};
+
+use crate::parts::Part;
+
+/// How long the stream may take to acknowledge. A server that forbids the subject says nothing at all: then this
+/// passes each time.
+const ACK_DEADLINE: Duration = Duration::from_secs(5);
+/// The stream is at a limit: "maximum messages exceeded", "maximum bytes exceeded" and the like.
+const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
+
+/// Why a part was not acknowledged. Each may pass, and the part is kept.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// There is no connection.
+    Away,
+    /// Nothing takes the subject.
+    NoStream,
+    /// The stream is at its limit.
+    Full(String),
+    /// The server or the stream refused it.
+    Refused(String),
+    /// No answer came.
+    Unanswered,
+}
+
+impl Trouble {
+    /// For `/readyz`, and to tell one trouble from the next.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Away => "no connection to NATS: samples wait in the spool",
+            Self::NoStream => {
+                "there is no stream of samples yet (metrics-svc makes it): samples wait in the spool"
+            }
+            Self::Full(_) => "the stream of samples is full: samples wait in the spool",
+            Self::Refused(_) => "NATS refuses samples (see the log): they wait in the spool",
+            Self::Unanswered => {
+                "NATS acknowledges no sample (may this user publish to its subject?): they wait in the spool"
+            }
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind())?;
+        match self {
+            Self::Full(why) | Self::Refused(why) => write!(f, ": {why}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Publishes a part and waits for the stream's acknowledgement.
+pub(crate) async fn publish(bus: Bus, subject: String, part: Part) -> Result<(), Trouble> {
+    // What is queued now would be sent after the reconnect, when it has been sent again already.
+    if !bus.is_connected() {
+        return Err(Trouble::Away);
+    }
+    let message = PublishMessage::build()
+        .payload(part.body)
+        .message_id(&part.message_id)
+        // An acknowledgement of any other stream that takes the subject as well would mean nothing.
+        .expected_stream(SAMPLE_STREAM);
+    let acknowledged = async { bus.jetstream().send_publish(subject, message).await?.await };
+    match tokio::time::timeout(ACK_DEADLINE, acknowledged).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(trouble(&error)),
+        Err(_) => Err(Trouble::Unanswered),
+    }
+}
+
+fn trouble(error: &PublishError) -> Trouble {
+    let refusal =
+        std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match error.kind() {
+        PublishErrorKind::StreamNotFound => Trouble::NoStream,
+        PublishErrorKind::TimedOut => Trouble::Unanswered,
+        PublishErrorKind::BrokenPipe => Trouble::Away,
+        _ => match refusal {
+            Some(refusal) if refusal.error_code() == STORE_FAILED => Trouble::Full(refusal.to_string()),
+            _ => Trouble::Refused(error.to_string()),
+        },
+    }
+}

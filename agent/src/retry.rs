@@ -1,0 +1,116 @@
+//! When to try again what failed.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::{jitter::jittered, publish::Trouble};
+
+/// Without a connection nothing is sent: this is only how soon its return is noticed. Thousands of agents whose
+/// server comes back begin to send within it, each at a moment of its own.
+const AWAY: Duration = Duration::from_secs(2);
+/// Doubled with each failure of the same kind, up to [`MOST`].
+const FIRST: Duration = Duration::from_millis(500);
+const MOST: Duration = Duration::from_secs(30);
+
+/// When to try again, and what the trouble is.
+#[derive(Debug)]
+pub(crate) struct Retry {
+    at: Instant,
+    failing: Option<Failing>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Failing {
+    kind: &'static str,
+    times: u32,
+}
+
+impl Retry {
+    pub(crate) fn new() -> Self {
+        Self {
+            at: Instant::now(),
+            failing: None,
+        }
+    }
+
+    /// The moment of the next attempt.
+    pub(crate) const fn at(&self) -> Instant {
+        self.at
+    }
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.at <= Instant::now()
+    }
+
+    pub(crate) const fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
+    /// Notes a failure; true where the one before was of another kind, or there was none.
+    pub(crate) fn failed(&mut self, trouble: &Trouble) -> bool {
+        let kind = trouble.kind();
+        let times = match self.failing {
+            Some(before) if before.kind == kind => before.times.saturating_add(1),
+            _ => 1,
+        };
+        self.failing = Some(Failing { kind, times });
+        let wait = match trouble {
+            Trouble::Away => AWAY,
+            // The exponent is bounded so that the power is.
+            _ => MOST.min(FIRST * 2_u32.pow((times - 1).min(16))),
+        };
+        self.later(jittered(wait, 0.25));
+        times == 1
+    }
+
+    /// Notes a success; true where it ended a trouble.
+    pub(crate) const fn succeeded(&mut self) -> bool {
+        self.failing.take().is_some()
+    }
+
+    /// Puts the next attempt off.
+    pub(crate) fn later(&mut self, wait: Duration) {
+        self.at = Instant::now() + wait;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The wait of each of so many failures in a row.
+    fn waits(trouble: &Trouble, times: usize) -> Vec<Duration> {
+        let mut retry = Retry::new();
+        let mut wait = || {
+            retry.failed(trouble);
+            retry.at().saturating_duration_since(Instant::now())
+        };
+        (0..times).map(|_| wait()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_doubles_up_to_its_bound_and_is_never_below_a_quarter_of_it() {
+        for (times, wait) in (0..).zip(waits(&Trouble::NoStream, 100)) {
+            let most = MOST.min(FIRST * 2_u32.pow(times.min(16)));
+            assert!(
+                (most / 4..=most).contains(&wait),
+                "{wait:?} after {times} of {most:?}"
+            );
+        }
+        assert!(waits(&Trouble::Away, 100).iter().all(|wait| *wait <= AWAY));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trouble_is_told_once_and_another_begins_anew() {
+        let mut retry = Retry::new();
+        assert!(retry.is_due() && !retry.is_failing());
+        assert!(retry.failed(&Trouble::NoStream));
+        assert!(!retry.failed(&Trouble::NoStream));
+        assert!(retry.is_failing() && !retry.is_due());
+        assert!(retry.failed(&Trouble::Unanswered));
+        assert!(retry.at() <= Instant::now() + FIRST);
+        assert!(retry.succeeded());
+        assert!(!retry.succeeded() && !retry.is_failing());
+    }
+}

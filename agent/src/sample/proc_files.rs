@@ -1,0 +1,289 @@
+//! The two files of a process that its row needs, `/proc/<pid>/stat` and `/proc/<pid>/io`, read by hand.
+//!
+//! The `procfs` crate decodes all 52 fields of the first and much besides (35 µs a process); a row needs seven.
+//! Formats: proc(5) and `fs/proc/array.c`, `do_task_stat`.
+
+use std::{
+    borrow::Cow,
+    ffi::OsString,
+    fmt::Write as _,
+    fs::File,
+    io::{self, ErrorKind, Read},
+    path::{Path, PathBuf},
+};
+
+use super::SampleError;
+
+/// `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
+const FILE_BYTES: usize = 2048;
+
+/// The ids of all processes, zombies included, as `ps` lists them.
+pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
+    let entries = std::fs::read_dir(proc).map_err(SampleError::List)?;
+    entries
+        .filter_map(|entry| match entry {
+            Ok(entry) => entry.file_name().to_str()?.parse().ok().map(Ok),
+            Err(error) => Some(Err(SampleError::List(error))),
+        })
+        .collect()
+}
+
+/// Reads the small files of processes into one buffer.
+#[derive(Debug)]
+pub(super) struct ProcFiles {
+    root: PathBuf,
+    path: OsString,
+    content: Box<[u8; FILE_BYTES]>,
+}
+
+impl ProcFiles {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Self {
+            root,
+            path: OsString::new(),
+            content: Box::new([0; FILE_BYTES]),
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn stat(&mut self, pid: u32) -> io::Result<Stat<'_>> {
+        Stat::parse(self.read(pid, "stat")?).ok_or_else(|| ErrorKind::InvalidData.into())
+    }
+
+    /// `None` where it may not be read.
+    pub(super) fn disk_bytes(&mut self, pid: u32) -> Option<DiskBytes> {
+        self.read(pid, "io").ok().and_then(DiskBytes::parse)
+    }
+
+    fn read(&mut self, pid: u32, file: &str) -> io::Result<&[u8]> {
+        self.path.clear();
+        self.path.push(&self.root);
+        // Writing to an OsString cannot fail.
+        let _ = write!(self.path, "/{pid}/{file}");
+        // The kernel gives a file of this size in one piece.
+        let length = File::open(&self.path)?.read(self.content.as_mut_slice())?;
+        Ok(self.content.get(..length).unwrap_or_default())
+    }
+}
+
+/// Whether the error says that the process has ended.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+        || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+/// What a row needs of `/proc/<pid>/stat`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Stat<'a> {
+    /// The name as the file has it, with `\n` and `\\` for a line break and a backslash.
+    comm: &'a [u8],
+    state: u8,
+    threads: u64,
+    /// Time on CPUs in user and kernel mode, in clock ticks.
+    pub(super) cpu_ticks: u64,
+    /// When it started, in clock ticks since boot.
+    pub(super) start_ticks: u64,
+    /// Resident set, in pages.
+    pub(super) rss_pages: u64,
+}
+
+impl<'a> Stat<'a> {
+    /// Reads the file; `None` where it is not of the form that proc(5) says.
+    pub(super) fn parse(file: &'a [u8]) -> Option<Self> {
+        // The name may hold spaces and parentheses; nothing behind it does.
+        let open = file.iter().position(|&byte| byte == b'(')?;
+        let close = file.iter().rposition(|&byte| byte == b')')?;
+        let comm = file.get(open + 1..close)?;
+        let mut fields = file
+            .get(close + 1..)?
+            .split(u8::is_ascii_whitespace)
+            .filter(|field| !field.is_empty());
+        // `nth` skips; the numbers in the comments are proc(5)'s.
+        let state = *fields.next()?.first()?; // 3
+        let user_ticks = number(fields.nth(10)?)?; // 14
+        let system_ticks = number(fields.next()?)?; // 15
+        let threads = number(fields.nth(4)?)?; // 20
+        let start_ticks = number(fields.nth(1)?)?; // 22
+        let rss = fields.nth(1)?; // 24, which older kernels let fall below zero for a moment
+        let rss_pages = if rss.starts_with(b"-") { 0 } else { number(rss)? };
+        Some(Self {
+            comm,
+            state,
+            threads,
+            cpu_ticks: user_ticks.saturating_add(system_ticks),
+            start_ticks,
+            rss_pages,
+        })
+    }
+
+    /// Whether the process has ended and only waits for its parent to notice. A process whose first thread has
+    /// ended while others run shows the same state, with its threads.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
+    }
+
+    /// The name as it is, bytes that are no UTF-8 replaced.
+    pub(super) fn name(&self) -> Cow<'a, str> {
+        if !self.comm.contains(&b'\\') {
+            return String::from_utf8_lossy(self.comm);
+        }
+        let mut plain = Vec::with_capacity(self.comm.len());
+        let mut bytes = self.comm.iter().copied().peekable();
+        while let Some(byte) = bytes.next() {
+            let escaped = match (byte, bytes.peek()) {
+                (b'\\', Some(b'n')) => b'\n',
+                (b'\\', Some(b'\\')) => b'\\',
+                _ => {
+                    plain.push(byte);
+                    continue;
+                }
+            };
+            plain.push(escaped);
+            bytes.next();
+        }
+        Cow::Owned(String::from_utf8_lossy(&plain).into_owned())
+    }
+}
+
+/// Bytes that a process made the disks read and write, from `/proc/<pid>/io`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct DiskBytes {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+impl DiskBytes {
+    /// Reads the file; `None` where a line is missing.
+    pub(super) fn parse(file: &[u8]) -> Option<Self> {
+        let value = |key: &[u8]| {
+            file.split(|&byte| byte == b'\n')
+                .find_map(|line| line.strip_prefix(key))
+                .and_then(|value| number(value.trim_ascii()))
+        };
+        Some(Self {
+            read: value(b"read_bytes:")?,
+            written: value(b"write_bytes:")?,
+        })
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REST: &str = "S 1 475071 475071 34826 475071 4194304 94 0 0 0 12 30 0 0 20 0 3 0 201288208 5738496 225 \
+                        18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 4 0 0 0 0 0 0 0 0 0 0 0 0 0";
+
+    #[test]
+    fn the_fields_are_those_of_proc_5() {
+        let file = format!("475071 (cat) {REST}\n");
+        let stat = Stat::parse(file.as_bytes()).unwrap();
+        assert_eq!(stat.name(), "cat");
+        assert_eq!(
+            (stat.cpu_ticks, stat.start_ticks, stat.rss_pages),
+            (42, 201_288_208, 225)
+        );
+        assert!(!stat.has_ended());
+    }
+
+    #[test]
+    fn a_name_may_hold_anything() {
+        for (comm, name) in [
+            (&b"a) S 1 (b"[..], "a) S 1 (b"),
+            (b")", ")"),
+            (b"", ""),
+            (b"two words", "two words"),
+            (b"tab\there", "tab\there"),
+            (br"back\\slash\nline", "back\\slash\nline"),
+            (br"\\n", "\\n"),
+            (b"bad \xff\xfe", "bad \u{fffd}\u{fffd}"),
+            ("进程".as_bytes(), "进程"),
+            // 15 bytes of the kernel may end within a character.
+            (&"进程进程进".as_bytes()[..14], "进程进程\u{fffd}"),
+        ] {
+            let file = [b"7 (", comm, b") ", REST.as_bytes()].concat();
+            let stat = Stat::parse(&file).unwrap();
+            assert_eq!(stat.name(), name);
+            assert_eq!(stat.start_ticks, 201_288_208);
+        }
+    }
+
+    #[test]
+    fn a_zombie_has_ended_and_a_process_whose_first_thread_has_has_not() {
+        let zombie = format!("7 (z) {}", REST.replacen('S', "Z", 1));
+        assert!(!Stat::parse(zombie.as_bytes()).unwrap().has_ended());
+        let alone = zombie.replace("20 0 3 0", "20 0 1 0");
+        assert!(Stat::parse(alone.as_bytes()).unwrap().has_ended());
+    }
+
+    #[test]
+    fn odd_files_are_refused() {
+        for file in [
+            "",
+            "7",
+            "7 (",
+            "7 (cat",
+            "7 )cat(",
+            "7 (cat) S 1 2 3",
+            "7 (cat) S 1 x",
+        ] {
+            assert_eq!(Stat::parse(file.as_bytes()), None, "{file}");
+        }
+        let negative = format!("7 (cat) {}", REST.replace(" 225 ", " -3 "));
+        assert_eq!(Stat::parse(negative.as_bytes()).unwrap().rss_pages, 0);
+    }
+
+    #[test]
+    fn disk_bytes_are_those_that_reached_the_disk() {
+        let file = b"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 4096\nwrite_bytes: 8192\n\
+                     cancelled_write_bytes: 5\n";
+        let bytes = DiskBytes {
+            read: 4096,
+            written: 8192,
+        };
+        assert_eq!(DiskBytes::parse(file), Some(bytes));
+        for odd in [&b""[..], b"read_bytes: 1\n", b"read_bytes: x\nwrite_bytes: 1\n"] {
+            assert_eq!(DiskBytes::parse(odd), None);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_and_any_numbers_come_back(
+            comm in proptest::collection::vec(any::<u8>(), 0..64),
+            user in 0..u64::MAX / 2, system in 0..u64::MAX / 2, start: u64, pages in 0..i64::MAX,
+        ) {
+            // What the kernel does: fs/proc/array.c, proc_task_name.
+            let mut escaped = Vec::new();
+            for &byte in &comm {
+                match byte {
+                    b'\n' => escaped.extend(br"\n"),
+                    b'\\' => escaped.extend(br"\\"),
+                    _ => escaped.push(byte),
+                }
+            }
+            let numbers = format!(") R 1 1 1 0 -1 4194304 94 0 0 0 {user} {system} 0 0 20 0 1 0 {start} 57 {pages} 18\n");
+            let file = [b"1 (", &escaped[..], numbers.as_bytes()].concat();
+            let stat = Stat::parse(&file).unwrap();
+            prop_assert_eq!(stat.name(), String::from_utf8_lossy(&comm));
+            prop_assert_eq!(stat.cpu_ticks, user + system);
+            prop_assert_eq!(stat.start_ticks, start);
+            prop_assert_eq!(stat.rss_pages, pages.unsigned_abs());
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
+            let _ = Stat::parse(&file).map(|stat| stat.name().len());
+            let _ = DiskBytes::parse(&file);
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The VM's own row.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use procfs::{CpuTime, DiskStats, FromRead, FromReadSI, KernelStats, Meminfo, net::InterfaceDeviceStatus};
+use shared::{
+    api::metrics::VmSample,
+    time::{CreateDate, UtcOffset},
+};
+
+use super::{
+    Roots, SampleError,
+    devices::{Devices, Traffic, disk_class, interface_class},
+    float, kib_per_second, percent,
+    proc_files::process_ids,
+};
+
+/// The kernel counts sectors of 512 bytes whatever the disk's own (Documentation/block/stat.rst).
+const SECTOR_BYTES: u64 = 512;
+
+/// Takes the VM's own row.
+#[derive(Debug)]
+pub struct VmSampler {
+    utc_offset: UtcOffset,
+    roots: Roots,
+    previous: Option<(Instant, CpuTicks)>,
+    disks: Devices,
+    interfaces: Devices,
+}
+
+/// What the VM does at one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VmReading {
+    /// The moment, for all rows of the sample.
+    pub create_date: CreateDate,
+    /// Receive rate, KiB/s.
+    pub net_incoming: f64,
+    /// Transmit rate, KiB/s.
+    pub net_outgoing: f64,
+    /// The VM's own row.
+    pub vm: VmSample,
+    /// All memory, of which processes' shares are taken.
+    pub memory_bytes: u64,
+}
+
+impl VmSampler {
+    /// A sampler that has read nothing yet.
+    pub fn new(utc_offset: UtcOffset, roots: Roots) -> Self {
+        Self {
+            utc_offset,
+            roots,
+            previous: None,
+            disks: Devices::default(),
+            interfaces: Devices::default(),
+        }
+    }
+
+    /// Reads the VM's row; the first one primes the rates, which are 0 in it.
+    pub fn read(&mut self) -> Result<VmReading, SampleError> {
+        let create_date = CreateDate::at(SystemTime::now(), self.utc_offset);
+        let now = Instant::now();
+        let ticks = self.cpu_ticks()?;
+        let (mem, memory_bytes) = self.memory()?;
+        let disk = self.disk_traffic()?;
+        let net = self.net_traffic()?;
+        let proc = u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX);
+        let (elapsed, cpu_util) = match self.previous.replace((now, ticks)) {
+            Some((at, previous)) => (now - at, ticks.busy_since(previous)),
+            // Nothing has passed either, so that every rate is 0.
+            None => (Duration::MAX, 0.0),
+        };
+        Ok(VmReading {
+            create_date,
+            net_incoming: kib_per_second(net.inward, elapsed),
+            net_outgoing: kib_per_second(net.outward, elapsed),
+            vm: VmSample {
+                cpu_util,
+                mem,
+                disk_read: kib_per_second(disk.inward, elapsed),
+                disk_write: kib_per_second(disk.outward, elapsed),
+                proc,
+            },
+            memory_bytes,
+        })
+    }
+
+    fn cpu_ticks(&self) -> Result<CpuTicks, SampleError> {
+        Ok(CpuTicks::of(&kernel_stats(&self.roots.proc)?.total))
+    }
+
+    fn memory(&self) -> Result<(f64, u64), SampleError> {
+        let info = Meminfo::from_file(self.roots.proc.join("meminfo"))?;
+        // Kernels before 3.14 do not tell what is available.
+        let available = info.mem_available.unwrap_or_else(|| {
+            info.mem_free
+                .saturating_add(info.buffers)
+                .saturating_add(info.cached)
+        });
+        let used = info.mem_total.saturating_sub(available);
+        Ok((percent(float(used), float(info.mem_total)), info.mem_total))
+    }
+
+    fn disk_traffic(&mut self) -> Result<Traffic, SampleError> {
+        let DiskStats(disks) = DiskStats::from_file(self.roots.proc.join("diskstats"))?;
+        let totals = disks.iter().map(|disk| {
+            let total = Traffic {
+                inward: disk.sectors_read.saturating_mul(SECTOR_BYTES),
+                outward: disk.sectors_written.saturating_mul(SECTOR_BYTES),
+            };
+            (disk.name.as_str(), total)
+        });
+        Ok(self
+            .disks
+            .advance(totals, |name| disk_class(&self.roots.sys, name)))
+    }
+
+    fn net_traffic(&mut self) -> Result<Traffic, SampleError> {
+        let InterfaceDeviceStatus(interfaces) =
+            InterfaceDeviceStatus::from_file(self.roots.proc.join("net/dev"))?;
+        let totals = interfaces.values().map(|interface| {
+            let total = Traffic {
+                inward: interface.recv_bytes,
+                outward: interface.sent_bytes,
+            };
+            (interface.name.as_str(), total)
+        });
+        Ok(self
+            .interfaces
+            .advance(totals, |name| interface_class(&self.roots.sys, name)))
+    }
+}
+
+/// CPU time of all cores together since boot, in clock ticks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CpuTicks {
+    busy: u64,
+    idle: u64,
+}
+
+impl CpuTicks {
+    /// Waiting for a disk is idle time: the core could have worked. Stolen time is busy: there was work, and the
+    /// host did not let it run. Time of guests is part of user time already (proc(5)). psutil, which the reporters
+    /// of 2017 were written with, decides alike.
+    fn of(cpu: &CpuTime) -> Self {
+        let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, &part| sum.saturating_add(part));
+        Self {
+            busy: sum(&[
+                cpu.user,
+                cpu.nice,
+                cpu.system,
+                cpu.irq.unwrap_or(0),
+                cpu.softirq.unwrap_or(0),
+                cpu.steal.unwrap_or(0),
+            ]),
+            idle: sum(&[cpu.idle, cpu.iowait.unwrap_or(0)]),
+        }
+    }
+
+    /// The busy share since then. The kernel lets the idle counters go back a little at times.
+    fn busy_since(self, previous: Self) -> f64 {
+        let busy = float(self.busy.saturating_sub(previous.busy));
+        let idle = float(self.idle.saturating_sub(previous.idle));
+        percent(busy, busy + idle)
+    }
+}
+
+/// `/proc/stat`.
+pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
+    Ok(KernelStats::from_file(
+        proc.join("stat"),
+        procfs::current_system_info(),
+    )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A `/proc` and a `/sys` of two cores, one disk with a partition and a twin, and two interfaces.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            for name in [
+                "proc/net",
+                "proc/1",
+                "proc/42",
+                "proc/self",
+                "sys/block/vda/device",
+                "sys/class/net/eth0/device",
+            ] {
+                std::fs::create_dir_all(dir.path().join(name)).unwrap();
+            }
+            let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap();
+            let meminfo: String = meminfo
+                .lines()
+                .map(|line| match line.split_once(':').unwrap().0 {
+                    "MemTotal" => "MemTotal: 1000 kB\n".to_owned(),
+                    "MemAvailable" => "MemAvailable: 914 kB\n".to_owned(),
+                    _ => format!("{line}\n"),
+                })
+                .collect();
+            std::fs::write(dir.path().join("proc/meminfo"), meminfo).unwrap();
+            Self(dir)
+        }
+
+        fn show(&self, cpu: &str, sectors: (u64, u64), net: (u64, u64)) {
+            let stat = format!("cpu  {cpu}\ncpu0 {cpu}\nintr 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
+            let (read, written) = sectors;
+            let disk = |name: &str| format!("   8  0 {name} 1 0 {read} 0 1 0 {written} 0 0 0 0\n");
+            let (received, sent) = net;
+            let interface = |name: &str| format!("  {name}: {received} 1 0 0 0 0 0 0 {sent} 1 0 0 0 0 0 0\n");
+            let write = |name: &str, text: String| {
+                std::fs::write(self.0.path().join("proc").join(name), text).unwrap();
+            };
+            write("stat", stat);
+            write("diskstats", ["vda", "vda1", "dm-0", "loop0"].map(disk).concat());
+            write(
+                "net/dev",
+                format!(
+                    "head\nhead\n{}",
+                    ["lo", "eth0", "docker0"].map(interface).concat()
+                ),
+            );
+        }
+
+        fn sampler(&self) -> VmSampler {
+            let roots = Roots {
+                proc: self.0.path().join("proc"),
+                sys: self.0.path().join("sys"),
+            };
+            VmSampler::new("+08:00".parse().unwrap(), roots)
+        }
+    }
+
+    /// As if the previous reading were ten seconds old.
+    fn age(sampler: &mut VmSampler) {
+        let (at, ticks) = sampler.previous.unwrap();
+        sampler.previous = Some((at.checked_sub(Duration::from_secs(10)).unwrap(), ticks));
+    }
+
+    #[test]
+    fn the_first_reading_primes_and_the_second_has_the_rates() {
+        let machine = Machine::new();
+        let mut sampler = machine.sampler();
+        machine.show("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
+        let first = sampler.read().unwrap();
+        assert_eq!(
+            (first.vm.cpu_util, first.vm.disk_read, first.net_incoming),
+            (0.0, 0.0, 0.0)
+        );
+        assert_eq!(
+            (first.vm.mem, first.vm.proc, first.memory_bytes),
+            (8.6, 2, 1000 * 1024)
+        );
+
+        age(&mut sampler);
+        // 20 user, 5 steal, 15 idle, 60 waiting: a quarter busy. 2,560 sectors are 1,280 KiB.
+        machine.show(
+            "120 10 50 1015 100 5 5 5 0 0",
+            (3560, 2000),
+            (10_000 + 6144, 20_000 + 58_368),
+        );
+        let second = sampler.read().unwrap();
+        assert_eq!(second.vm.cpu_util, 25.0);
+        assert_eq!((second.vm.disk_read, second.vm.disk_write), (128.0, 0.0));
+        assert_eq!((second.net_incoming, second.net_outgoing), (0.6, 5.7));
+        assert!(second.create_date > first.create_date);
+    }
+
+    #[test]
+    fn counters_that_went_back_give_zero() {
+        let machine = Machine::new();
+        let mut sampler = machine.sampler();
+        machine.show("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
+        sampler.read().unwrap();
+        age(&mut sampler);
+        machine.show("90 10 50 900 40 5 5 0 0 0", (1, 2), (3, 4));
+        let reading = sampler.read().unwrap();
+        let rates = [
+            reading.vm.cpu_util,
+            reading.vm.disk_read,
+            reading.vm.disk_write,
+            reading.net_incoming,
+            reading.net_outgoing,
+        ];
+        assert_eq!(rates, [0.0; 5]);
+    }
+
+    #[test]
+    fn a_machine_without_statistics_is_an_error_and_the_next_reading_goes_on() {
+        let machine = Machine::new();
+        let mut sampler = machine.sampler();
+        assert!(matches!(sampler.read(), Err(SampleError::Kernel(_))));
+        machine.show("1 1 1 1 1 1 1 1 1 1", (0, 0), (0, 0));
+        sampler.read().unwrap();
+    }
+}

@@ -1,0 +1,496 @@
+//! Parts of samples that wait on disk, oldest first.
+//!
+//! **What is guaranteed.** A part is either acknowledged by the stream or in the spool 250 ms after it was sampled
+//! (`ship::GRACE`), and at once where the bus is away or others wait already. From then on neither a `kill -9` of the
+//! agent nor a restart loses or reorders it; it leaves the spool only when it is acknowledged, or when the spool is
+//! full and it is the oldest: then it is dropped, counted and logged. In those first 250 ms a `kill -9` loses the one
+//! sample that was just taken, just as it would have a moment before; in return an agent whose bus is there writes
+//! nothing to the guest's disk.
+//!
+//! **What is not.** Files are not synced: after a power loss or a crash of the guest's kernel, what was written in
+//! the last half minute or so (the kernel's write-back delay) may be missing or cut off. What is cut off is
+//! recognised, skipped and counted. While the disk hangs or is full, parts wait in memory, bounded and counted alike.
+//! A part may be sent twice (acknowledged, but killed before its file was removed): its message id and, beyond the
+//! stream's window for these, the rows' own ids make that harmless.
+//!
+//! **How.** One file a part, `<sequence>-<index>.json`, its content the message's body: written under another name
+//! and renamed, so that a file of that name is whole. A locked file keeps a second agent out.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, DirBuilder, File, TryLockError},
+    io::{self, ErrorKind},
+    os::unix::fs::DirBuilderExt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use metrics::{counter, gauge};
+use serde::Deserialize;
+use shared::{api::InstanceId, time::CreateDate};
+use tracing::{info, warn};
+
+use crate::{
+    config::{SPOOL_DIR, SpoolSettings},
+    parts::{Part, message_id_of},
+    sample::float,
+};
+
+const LOCK: &str = "lock";
+/// What is being written; a crash leaves it behind.
+const UNFINISHED: &str = "unfinished";
+/// File systems give whole blocks, mostly of this size: a small part takes one all the same.
+const BLOCK: u64 = 4096;
+
+/// The spool cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The folder cannot be made, read or written.
+    #[error("{}: {} cannot be used: {source}; give the agent a folder that it may write", SPOOL_DIR.name, dir.display())]
+    Dir {
+        /// The folder.
+        dir: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent uses it.
+    #[error("{}: another agent uses {}; stop it, or give this one a folder of its own", SPOOL_DIR.name, dir.display())]
+    Taken {
+        /// The folder.
+        dir: PathBuf,
+    },
+}
+
+/// A part and its place in the order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Queued {
+    pub(crate) sequence: u64,
+    pub(crate) part: Part,
+}
+
+/// The spool. Its calls block on the disk.
+#[derive(Debug)]
+pub(crate) struct Spool {
+    dir: PathBuf,
+    limit: u64,
+    instance_id: InstanceId,
+    files: BTreeMap<u64, Entry>,
+    bytes: u64,
+    /// How many files there are; readable while the disk hangs.
+    waiting: Arc<AtomicU64>,
+    /// Held as long as the spool lives.
+    _lock: File,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    index: u32,
+    /// What it takes on disk.
+    bytes: u64,
+}
+
+/// What the name of a part's file does not tell. Reading it checks the whole of the JSON.
+#[derive(Deserialize)]
+struct Head {
+    instance_id: InstanceId,
+    create_date: CreateDate,
+}
+
+impl Spool {
+    /// Opens the folder, makes it where it is missing, and takes up what an earlier agent left.
+    pub(crate) fn open(settings: &SpoolSettings, instance_id: InstanceId) -> Result<Self, SpoolError> {
+        let dir = settings.dir.clone();
+        let unusable = |source| SpoolError::Dir {
+            dir: dir.clone(),
+            source,
+        };
+        // What runs on this VM is its owner's affair only.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(unusable)?;
+        let lock = File::create(dir.join(LOCK)).map_err(unusable)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => SpoolError::Taken { dir: dir.clone() },
+            TryLockError::Error(source) => unusable(source),
+        })?;
+        if dir.join(UNFINISHED).exists() {
+            fs::remove_file(dir.join(UNFINISHED)).map_err(unusable)?;
+            warn!("the last part that was being spooled is half-written and was skipped");
+            counter!("vmwatch_agent_parts_dropped_total", "reason" => "unfinished").increment(1);
+        }
+        let mut files = BTreeMap::new();
+        for entry in fs::read_dir(&dir).map_err(unusable)? {
+            let entry = entry.map_err(unusable)?;
+            if let Some((sequence, index)) = entry.file_name().to_str().and_then(parse_name) {
+                let bytes = on_disk(entry.metadata().map_err(unusable)?.len());
+                files.insert(sequence, Entry { index, bytes });
+            }
+        }
+        let mut spool = Self {
+            bytes: files.values().map(|entry| entry.bytes).sum(),
+            dir,
+            limit: settings.limit.0,
+            instance_id,
+            files,
+            waiting: Arc::default(),
+            _lock: lock,
+        };
+        spool.make_room(0);
+        spool.tell_depth();
+        if !spool.files.is_empty() {
+            info!(parts = spool.files.len(), "parts from before wait to be sent");
+        }
+        Ok(spool)
+    }
+
+    /// How many parts wait.
+    pub(crate) fn waiting(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.waiting)
+    }
+
+    /// The sequence number that comes after all that wait.
+    pub(crate) fn next_sequence(&self) -> u64 {
+        self.files.last_key_value().map_or(0, |(last, _)| last + 1)
+    }
+
+    /// Writes a part, dropping the oldest where it would not fit.
+    pub(crate) fn push(&mut self, queued: &Queued) -> io::Result<()> {
+        let bytes = on_disk(queued.part.body.len() as u64);
+        self.make_room(bytes);
+        let unfinished = self.dir.join(UNFINISHED);
+        let index = queued.part.index;
+        fs::write(&unfinished, &queued.part.body)
+            .and_then(|()| fs::rename(&unfinished, self.path(queued.sequence, index)))
+            .inspect_err(|_| {
+                // Where the disk is full this frees what was written; where it is broken nothing helps.
+                let _ = fs::remove_file(&unfinished);
+            })?;
+        self.bytes += bytes;
+        // It may be there already: written by a call that was given up on.
+        if let Some(before) = self.files.insert(queued.sequence, Entry { index, bytes }) {
+            self.bytes -= before.bytes;
+        }
+        self.tell_depth();
+        Ok(())
+    }
+
+    /// The oldest part. What is unreadable or of another VM (this one was cloned) is dropped on the way; an error is
+    /// one that may pass.
+    pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
+        while let Some((&sequence, &entry)) = self.files.first_key_value() {
+            let lost = match fs::read(self.path(sequence, entry.index)) {
+                Ok(body) => match serde_json::from_slice::<Head>(&body) {
+                    Ok(head) if head.instance_id == self.instance_id => {
+                        let message_id =
+                            message_id_of(head.instance_id.as_str(), head.create_date.as_str(), entry.index);
+                        let (index, body) = (entry.index, body.into());
+                        let part = Part {
+                            index,
+                            message_id,
+                            body,
+                        };
+                        return Ok(Some(Queued { sequence, part }));
+                    }
+                    Ok(_) => "of_another_vm",
+                    Err(_) => "unreadable",
+                },
+                Err(error) if is_lasting(&error) => "unreadable",
+                Err(error) => return Err(error),
+            };
+            warn!(
+                file = file_name(sequence, entry.index),
+                reason = lost,
+                "a spooled part was dropped"
+            );
+            counter!("vmwatch_agent_parts_dropped_total", "reason" => lost).increment(1);
+            self.remove(sequence);
+        }
+        Ok(None)
+    }
+
+    /// Removes a part, if it is there.
+    pub(crate) fn remove(&mut self, sequence: u64) {
+        let Some(entry) = self.files.remove(&sequence) else {
+            return;
+        };
+        self.bytes -= entry.bytes;
+        if let Err(error) = fs::remove_file(self.path(sequence, entry.index))
+            && error.kind() != ErrorKind::NotFound
+        {
+            // It is sent again after a restart, which is harmless.
+            warn!(%error, "a spooled part could not be removed");
+        }
+        self.tell_depth();
+    }
+
+    fn make_room(&mut self, needed: u64) {
+        let mut dropped = 0;
+        while self.bytes + needed > self.limit
+            && let Some((&oldest, _)) = self.files.first_key_value()
+        {
+            self.remove(oldest);
+            dropped += 1;
+        }
+        if dropped > 0 {
+            warn!(
+                dropped,
+                limit = self.limit,
+                "the spool is full: its oldest parts were dropped"
+            );
+            counter!("vmwatch_agent_parts_dropped_total", "reason" => "spool_full").increment(dropped);
+        }
+    }
+
+    fn path(&self, sequence: u64, index: u32) -> PathBuf {
+        self.dir.join(file_name(sequence, index))
+    }
+
+    fn tell_depth(&self) {
+        let parts = self.files.len() as u64;
+        self.waiting.store(parts, Ordering::Relaxed);
+        gauge!("vmwatch_agent_spool_parts").set(float(parts));
+        gauge!("vmwatch_agent_spool_bytes").set(float(self.bytes));
+    }
+}
+
+fn on_disk(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(BLOCK)
+}
+
+/// Twenty digits hold every sequence number, so that the names sort as the numbers do.
+fn file_name(sequence: u64, index: u32) -> String {
+    format!("{sequence:020}-{index:05}.json")
+}
+
+fn parse_name(name: &str) -> Option<(u64, u32)> {
+    let (sequence, index) = name.strip_suffix(".json")?.split_once('-')?;
+    Some((sequence.parse().ok()?, index.parse().ok()?))
+}
+
+/// Whether the file is lost for good: gone, or on a bad sector. Anything else (no file descriptor free) may pass.
+fn is_lasting(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use shared::config::ByteSize;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn instance() -> InstanceId {
+        "vm-1".parse().unwrap()
+    }
+
+    fn open_with(dir: &TempDir, blocks: u64) -> Spool {
+        let settings = SpoolSettings {
+            dir: dir.path().join("spool"),
+            limit: ByteSize(blocks * BLOCK),
+        };
+        Spool::open(&settings, instance()).unwrap()
+    }
+
+    fn open(dir: &TempDir) -> Spool {
+        open_with(dir, 1000)
+    }
+
+    fn part(sequence: u64, bytes: usize) -> Queued {
+        let date = format!("2017-01-01T21:37:59.{sequence:06}");
+        let head = format!(r#"{{"instance_id":"vm-1","create_date":"{date}","pad":""#);
+        let pad = "x".repeat(bytes.saturating_sub(head.len() + 2));
+        Queued {
+            sequence,
+            part: Part {
+                index: 3,
+                message_id: format!("vm-1:{date}:3"),
+                body: format!("{head}{pad}\"}}").into(),
+            },
+        }
+    }
+
+    fn drain(spool: &mut Spool) -> Vec<u64> {
+        let mut sequences = Vec::new();
+        while let Some(queued) = spool.oldest().unwrap() {
+            assert_eq!(queued, part(queued.sequence, queued.part.body.len()));
+            spool.remove(queued.sequence);
+            sequences.push(queued.sequence);
+        }
+        sequences
+    }
+
+    fn files(dir: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(dir.path().join("spool")).unwrap();
+        let mut names: Vec<_> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn parts_come_back_in_order_after_a_restart_and_leave_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(&dir);
+        for sequence in 0..3 {
+            spool.push(&part(sequence, 200)).unwrap();
+        }
+        assert_eq!(spool.oldest().unwrap(), Some(part(0, 200)));
+        spool.remove(0);
+        drop(spool);
+
+        let mut spool = open(&dir);
+        assert_eq!(spool.next_sequence(), 3);
+        spool.push(&part(3, 9000)).unwrap();
+        assert_eq!(spool.waiting().load(Ordering::Relaxed), 3);
+        assert_eq!(drain(&mut spool), [1, 2, 3]);
+        assert_eq!(spool.waiting().load(Ordering::Relaxed), 0);
+        assert_eq!(files(&dir), [LOCK]);
+    }
+
+    #[test]
+    fn the_bound_holds_in_blocks_and_the_oldest_go_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open_with(&dir, 4);
+        for sequence in 0..6 {
+            spool.push(&part(sequence, 100)).unwrap();
+        }
+        assert_eq!(files(&dir).len(), 4 + 1);
+        // Two blocks: two more of the oldest go.
+        spool.push(&part(6, 4097)).unwrap();
+        drop(spool);
+        // A smaller limit is kept at once.
+        let mut spool = open_with(&dir, 3);
+        assert_eq!(drain(&mut spool), [5, 6]);
+    }
+
+    #[test]
+    fn what_a_crash_left_is_skipped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(&dir);
+        for sequence in 0..5 {
+            spool.push(&part(sequence, 200)).unwrap();
+        }
+        let path = |sequence| dir.path().join("spool").join(file_name(sequence, 3));
+        drop(spool);
+        fs::write(dir.path().join("spool").join(UNFINISHED), "half").unwrap();
+        fs::write(path(0), "").unwrap();
+        fs::write(path(1), &part(1, 200).part.body[..100]).unwrap();
+        fs::write(path(2), vec![0; 200]).unwrap();
+        fs::write(dir.path().join("spool/README"), "not ours").unwrap();
+
+        let mut spool = open(&dir);
+        fs::remove_file(path(3)).unwrap();
+        assert_eq!(drain(&mut spool), [4]);
+        assert_eq!(files(&dir), ["README", LOCK]);
+    }
+
+    #[test]
+    fn parts_of_the_vm_that_this_one_was_cloned_from_are_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(&dir);
+        spool.push(&part(0, 200)).unwrap();
+        drop(spool);
+        let settings = SpoolSettings {
+            dir: dir.path().join("spool"),
+            limit: ByteSize(1 << 20),
+        };
+        let mut clone = Spool::open(&settings, "vm-2".parse().unwrap()).unwrap();
+        assert_eq!(clone.oldest().unwrap(), None);
+        assert_eq!(files(&dir), [LOCK]);
+    }
+
+    #[test]
+    fn a_second_agent_is_refused_and_a_bad_folder_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(&dir);
+        let settings = SpoolSettings {
+            dir: dir.path().join("spool"),
+            limit: ByteSize(1 << 20),
+        };
+        let refused = Spool::open(&settings, instance()).unwrap_err();
+        assert!(matches!(refused, SpoolError::Taken { .. }));
+        assert!(
+            refused
+                .to_string()
+                .starts_with("VMWATCH_AGENT_SPOOL_DIR: another agent uses ")
+        );
+        drop(first);
+        Spool::open(&settings, instance()).unwrap();
+
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let settings = SpoolSettings {
+            dir: file,
+            ..settings
+        };
+        let bad = Spool::open(&settings, instance()).unwrap_err();
+        assert!(matches!(bad, SpoolError::Dir { .. }), "{bad}");
+    }
+
+    #[test]
+    fn a_part_written_twice_is_there_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open_with(&dir, 2);
+        for sequence in [0, 1, 1, 1] {
+            spool.push(&part(sequence, 200)).unwrap();
+        }
+        assert_eq!(drain(&mut spool), [1]);
+        assert_eq!(spool.bytes, 0);
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_spool_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spool = open(&dir);
+        spool.push(&part(0, 200)).unwrap();
+        fs::create_dir(dir.path().join("spool").join(UNFINISHED)).unwrap();
+        spool.push(&part(1, 200)).unwrap_err();
+        fs::remove_dir(dir.path().join("spool").join(UNFINISHED)).unwrap();
+        spool.push(&part(2, 200)).unwrap();
+        assert_eq!(drain(&mut spool), [0, 2]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Against a plain list, with restarts in between.
+        #[test]
+        fn it_is_a_bounded_queue(steps in proptest::collection::vec((0_u8..4, 100_usize..20_000), 1..40)) {
+            let dir = tempfile::tempdir().unwrap();
+            let (limit, mut spool) = (8, open_with(&dir, 8));
+            let mut expected: Vec<(u64, u64)> = Vec::new();
+            for (sequence, (step, bytes)) in (0..).zip(steps) {
+                match step {
+                    0 => {
+                        drop(spool);
+                        spool = open_with(&dir, limit);
+                    }
+                    1 => {
+                        let oldest = spool.oldest().unwrap().map(|queued| queued.sequence);
+                        prop_assert_eq!(oldest, expected.first().map(|&(sequence, _)| sequence));
+                        if let Some(oldest) = oldest {
+                            spool.remove(oldest);
+                            expected.remove(0);
+                        }
+                    }
+                    _ => {
+                        spool.push(&part(sequence, bytes)).unwrap();
+                        expected.push((sequence, on_disk(bytes as u64) / BLOCK));
+                        while expected.iter().map(|&(_, blocks)| blocks).sum::<u64>() > limit {
+                            expected.remove(0);
+                        }
+                    }
+                }
+            }
+            let left: Vec<_> = expected.into_iter().map(|(sequence, _)| sequence).collect();
+            prop_assert_eq!(drain(&mut spool), left);
+        }
+    }
+}
