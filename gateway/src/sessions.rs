@@ -131,6 +131,10 @@ impl Shared {
                 "the session cannot be checked now; try again shortly",
             )
         };
+        // A read sent now would wait for the reconnect, and its caller for the deadline.
+        if !self.bus.is_connected() {
+            return Err(unavailable());
+        }
         let _permit = self.reads.try_acquire().map_err(|_| unavailable())?;
         counter!("vmwatch_session_bucket_reads_total").increment(1);
         let bucket = self.bucket.get().ok_or_else(unavailable)?;
