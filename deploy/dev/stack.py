@@ -96,8 +96,7 @@ class Plan:
         health = f"{ports.LOOPBACK}:{self.state.ports[name]}"
         env = {**os.environ, "VMWATCH_NATS_URL": self.state.nats, "VMWATCH_HEALTH_LISTEN": health, **settings}
         if self.database:
-            env["VMWATCH_MONGODB_URI"] = self.state.database
-            env.update(RETENTION)
+            env = {**RETENTION, **env, "VMWATCH_MONGODB_URI": self.state.database}
         address = self.state.gateway if name == "gateway" else ""
         return Program(name, [self.binaries / f"vmwatch-{name}"], env, address, health)
 
