@@ -5,10 +5,13 @@
 
 pub mod audit;
 pub mod auth;
+pub mod events;
+pub mod history;
 pub mod lifecycle;
 pub mod metrics;
 mod operation;
 mod principal;
+pub mod processes;
 mod text;
 
 use std::time::Duration;
@@ -140,6 +143,12 @@ pub const METHODS: &[MethodInfo] = &[
     metrics::ProcessLatest::INFO,
     metrics::VmLatest::INFO,
     metrics::ProcessByName::INFO,
+    history::VmList::INFO,
+    history::VmGet::INFO,
+    history::VmHistory::INFO,
+    processes::ProcessesAt::INFO,
+    processes::ProcessHistory::INFO,
+    processes::ProcessEvents::INFO,
     lifecycle::Start::INFO,
     lifecycle::State::INFO,
     lifecycle::Stop::INFO,
