@@ -1,10 +1,13 @@
-//! The audit record: who asked for what, from where, and what became of it. Login attempts and commands on VMs.
+//! The audit record: who asked for what, from where, and what became of it. Login attempts, what administrators do with
+//! users, and commands on VMs.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::lifecycle::OperationId;
+use super::{
+    Access, Kind, Method, MethodInfo, Role, Service, auth::UserName, lifecycle::OperationId, metrics::Limit,
+};
 
 /// The stream of audit records, appended to and never changed.
 pub const AUDIT_STREAM: &str = "VMWATCH_AUDIT";
@@ -54,7 +57,7 @@ pub struct AuditRecord {
     /// From which address, as the gateway saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// On what: an instance id.
+    /// On what: an instance id, or the name of a user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     /// The request that it came with, as logs name it.
@@ -73,5 +76,121 @@ impl AuditRecord {
     /// The subject that the record is published on.
     pub fn subject(&self) -> String {
         format!("{AUDIT_SUBJECT_PREFIX}{}", self.action)
+    }
+}
+
+/// Which records of the audit, the newest first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditFilter {
+    /// Only records older than this one, by [`AuditPage::next`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
+    /// At most how many.
+    #[serde(default)]
+    pub limit: Limit,
+    /// Of this user only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
+    /// On this only: an instance id, or the name of a user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Of this action only, or of all below it: `auth` covers `auth.login`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+    /// Not before this moment, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from_ms: Option<u64>,
+    /// Before this moment, Unix milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to_ms: Option<u64>,
+}
+
+/// A page of the audit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPage {
+    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: only so many
+    /// records are looked at for one page.
+    pub records: Vec<AuditRecord>,
+    /// What [`AuditFilter::before`] is for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+}
+
+/// Reads the audit.
+#[derive(Debug)]
+pub struct List;
+
+impl Method for List {
+    type Params = AuditFilter;
+    type Reply = AuditPage;
+    const INFO: MethodInfo = MethodInfo {
+        name: "audit.list",
+        service: Service::Auth,
+        subject: "auth.audit.list",
+        access: Access::Role(Role::Admin),
+        kind: Kind::Query,
+        documented: None,
+    };
+}
+
+impl AuditFilter {
+    /// Whether a record is wanted.
+    pub fn allows(&self, record: &AuditRecord) -> bool {
+        let under = |action: &str| {
+            record
+                .action
+                .strip_prefix(action)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.user.as_ref().is_none_or(|user| record.user == user.as_str())
+            && self
+                .target
+                .as_ref()
+                .is_none_or(|target| record.target.as_ref() == Some(target))
+            && self.action.as_deref().is_none_or(under)
+            && self.from_ms.is_none_or(|from| record.at_ms >= from)
+            && self.to_ms.is_none_or(|to| record.at_ms < to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_is_all_of_its_parts() {
+        let record = AuditRecord {
+            at_ms: 1000,
+            action: "auth.users.add".to_owned(),
+            user: "ann".to_owned(),
+            source: None,
+            target: Some("bob".to_owned()),
+            request_id: String::new(),
+            operation_id: None,
+            result: AuditResult::Succeeded,
+            detail: String::new(),
+        };
+        let allows = |filter: serde_json::Value| {
+            serde_json::from_value::<AuditFilter>(filter)
+                .unwrap()
+                .allows(&record)
+        };
+        for (filter, wanted) in [
+            (serde_json::json!({}), true),
+            (
+                serde_json::json!({ "user": "ann", "target": "bob", "action": "auth.users.add" }),
+                true,
+            ),
+            (serde_json::json!({ "action": "auth" }), true),
+            (serde_json::json!({ "action": "auth.users" }), true),
+            (serde_json::json!({ "action": "auth.user" }), false),
+            (serde_json::json!({ "user": "an" }), false),
+            (serde_json::json!({ "target": "ann" }), false),
+            (serde_json::json!({ "from_ms": 1000, "to_ms": 1001 }), true),
+            (serde_json::json!({ "from_ms": 1001 }), false),
+            (serde_json::json!({ "to_ms": 1000 }), false),
+        ] {
+            assert_eq!(allows(filter.clone()), wanted, "{filter}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use async_nats::{
         stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
     },
 };
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -129,45 +129,113 @@ impl Audit {
                 .publish_with_headers(record.subject(), headers, body.into());
             stored.await?.await
         };
-        match tokio::time::timeout(DEADLINE, appended).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(AuditError::Stream(error.into())),
-            Err(_) => Err(AuditError::Timeout),
-        }
+        within(appended).await.map(drop)
     }
 }
 
 /// The newest records, oldest first. What cannot be read as a record is left out, with a warning.
 pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
-    tokio::time::timeout(DEADLINE * 3, read(bus, limit))
-        .await
-        .map_err(|_| AuditError::Timeout)?
-        .map_err(AuditError::Stream)
+    let Some(end) = Reader::open(bus).await? else {
+        return Ok(Vec::new());
+    };
+    let window = end.window(None, limit).await?;
+    Ok(window.records.into_iter().map(|(_, record)| record).collect())
 }
 
-async fn read(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, async_nats::Error> {
-    let stream: Stream = bus.jetstream().get_stream(AUDIT_STREAM).await?;
-    let state = stream.cached_info().state.clone();
-    if state.messages == 0 {
-        return Ok(Vec::new());
+/// The audit as it is now, for who reads it from its end. Nothing is ever deleted in between, so that the numbers
+/// of records follow each other.
+#[derive(Debug)]
+pub struct Reader {
+    stream: Stream,
+    first: u64,
+    last: u64,
+}
+
+/// Some records, one behind the other.
+#[derive(Debug, Default)]
+pub struct Window {
+    /// With their numbers, oldest first. What cannot be read as a record is left out, with a warning.
+    pub records: Vec<(u64, AuditRecord)>,
+    /// The number of the oldest; there are older ones unless this is `None`.
+    pub older_than: Option<u64>,
+}
+
+impl Reader {
+    /// Looks at the audit; `None` where it is empty.
+    pub async fn open(bus: &Bus) -> Result<Option<Self>, AuditError> {
+        let stream = within(bus.jetstream().get_stream(AUDIT_STREAM)).await?;
+        let state = stream.cached_info().state.clone();
+        Ok((state.messages > 0).then_some(Self {
+            stream,
+            first: state.first_sequence,
+            last: state.last_sequence,
+        }))
     }
-    // Nothing is ever deleted in between, so that sequence numbers count records.
-    let start_sequence = (state.last_sequence + 1)
-        .saturating_sub(limit)
-        .max(state.first_sequence);
-    let count = (state.last_sequence + 1).saturating_sub(start_sequence);
-    let consumer = stream
-        .create_consumer(OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+
+    /// The newest records before this number (before none: the newest of all), at most so many.
+    pub async fn window(&self, before: Option<u64>, limit: u64) -> Result<Window, AuditError> {
+        let end = before.unwrap_or(u64::MAX).min(self.last.saturating_add(1));
+        let start = end.saturating_sub(limit).max(self.first);
+        if start >= end {
+            return Ok(Window::default());
+        }
+        let config = OrderedConfig {
+            deliver_policy: DeliverPolicy::ByStartSequence {
+                start_sequence: start,
+            },
             ..OrderedConfig::default()
+        };
+        let consumer = within(self.stream.create_consumer(config)).await?;
+        let mut messages = within(consumer.messages()).await?;
+        let mut records = Vec::new();
+        // By number and not by count: the oldest may go by age while they are read.
+        for _ in start..end {
+            let Some(message) = within(messages.try_next()).await? else {
+                break;
+            };
+            let number = message.info().map_err(AuditError::Stream)?.stream_sequence;
+            if number < end {
+                records.extend(decoded(&message.payload).map(|record| (number, record)));
+            }
+            if number + 1 >= end {
+                break;
+            }
+        }
+        Ok(Window {
+            records,
+            older_than: (start > self.first).then_some(start),
         })
-        .await?;
-    let messages = consumer.messages().await?.take(usize::try_from(count)?);
-    let messages: Vec<_> = messages.try_collect().await?;
-    let records = messages.iter().filter_map(|message| {
-        serde_json::from_slice(&message.payload)
-            .inspect_err(|error| warn!(%error, subject = %message.subject, "an audit record cannot be read"))
-            .ok()
-    });
-    Ok(records.collect())
+    }
+
+    /// The number behind the last record that was made before this moment, found by halving.
+    pub async fn end_at(&self, moment_ms: u64) -> Result<u64, AuditError> {
+        let (mut low, mut high) = (self.first, self.last.saturating_add(1));
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let message = within(self.stream.get_raw_message(middle)).await?;
+            if decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(low)
+    }
+}
+
+async fn within<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, AuditError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match tokio::time::timeout(DEADLINE, work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(AuditError::Stream(error.into())),
+        Err(_) => Err(AuditError::Timeout),
+    }
+}
+
+fn decoded(payload: &[u8]) -> Option<AuditRecord> {
+    serde_json::from_slice(payload)
+        .inspect_err(|error| warn!(%error, "an audit record cannot be read"))
+        .ok()
 }
