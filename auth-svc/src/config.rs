@@ -35,6 +35,26 @@ const LOGIN_PERMITS: Setting = Setting {
     default: "2",
     help: "passwords hashed at once; each takes a core and 19 MiB for about 45 ms",
 };
+const LOCKOUT_FAILURES: Setting = Setting {
+    name: "VMWATCH_LOCKOUT_FAILURES",
+    default: "5",
+    help: "failed logins of a user from one source before both together have to wait",
+};
+const LOCKOUT_WINDOW: Setting = Setting {
+    name: "VMWATCH_LOCKOUT_WINDOW",
+    default: "15m",
+    help: "how long they wait, and failures are remembered",
+};
+const SOURCE_FAILURES: Setting = Setting {
+    name: "VMWATCH_SOURCE_FAILURES",
+    default: "100",
+    help: "failed logins from one source before each further user there has one try only",
+};
+const USER_FAILURES: Setting = Setting {
+    name: "VMWATCH_USER_FAILURES",
+    default: "100",
+    help: "failed logins of one user before each further source for it has one try only",
+};
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",
     default: "admin",
@@ -58,6 +78,10 @@ pub const SETTINGS: &[&[Setting]] = &[
         SESSION_TTL,
         BUCKET_REPLICAS,
         LOGIN_PERMITS,
+        LOCKOUT_FAILURES,
+        LOCKOUT_WINDOW,
+        SOURCE_FAILURES,
+        USER_FAILURES,
         ADMIN_USER,
         ADMIN_PASSWORD,
         ADMIN_PASSWORD_FILE,
@@ -81,6 +105,7 @@ pub struct AuthSettings {
     pub(crate) collection: String,
     pub(crate) login_permits: usize,
     pub(crate) sessions: SessionSettings,
+    pub(crate) throttle: ThrottleSettings,
     pub(crate) first_admin: FirstAdmin,
 }
 
@@ -89,6 +114,15 @@ pub struct AuthSettings {
 pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
     pub(crate) replicas: usize,
+}
+
+/// Of failed logins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ThrottleSettings {
+    pub(crate) by_pair: u32,
+    pub(crate) by_source: u32,
+    pub(crate) by_user: u32,
+    pub(crate) window: Duration,
 }
 
 /// Of the administrator made at the first start.
@@ -114,6 +148,7 @@ impl AuthSettings {
             Duration::from_hours(24 * 30),
         );
         let replicas = env.within(&BUCKET_REPLICAS, 1, 5);
+        let throttle = throttle(env);
         let first_admin = first_admin(env);
         Ok(Self {
             bus: bus?,
@@ -127,9 +162,23 @@ impl AuthSettings {
                 ttl: ttl?,
                 replicas: replicas?,
             },
+            throttle: throttle?,
             first_admin: first_admin?,
         })
     }
+}
+
+fn throttle(env: &Environment) -> Result<ThrottleSettings, Invalid> {
+    let by_pair = env.within(&LOCKOUT_FAILURES, 1, 1_000_000);
+    let by_source = env.within(&SOURCE_FAILURES, 1, 100_000_000);
+    let by_user = env.within(&USER_FAILURES, 1, 100_000_000);
+    let window = env.duration(&LOCKOUT_WINDOW, Duration::from_secs(1), Duration::from_hours(24));
+    Ok(ThrottleSettings {
+        by_pair: by_pair?,
+        by_source: by_source?,
+        by_user: by_user?,
+        window: window?,
+    })
 }
 
 fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {

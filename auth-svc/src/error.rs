@@ -1,5 +1,7 @@
 //! What can go wrong in auth-svc, and what a caller is told of it.
 
+use std::time::Duration;
+
 use shared::{
     bus::BusError,
     wire::{Fault, FaultKind},
@@ -14,11 +16,14 @@ pub enum AuthError {
     /// All permits for hashing were taken for too long.
     #[error("too many logins at once")]
     Busy,
+    /// Too many failures of late; again after the wait.
+    #[error("too many failed logins of late")]
+    Throttled(Duration),
     /// The database failed.
     #[error("the user database failed")]
     Store(#[from] mongodb::error::Error),
-    /// The session could not be written.
-    #[error("the session bucket failed")]
+    /// Sessions or counters could not be read or written.
+    #[error("a bucket failed")]
     Bucket(#[source] async_nats::Error),
     /// A session could not be encoded.
     #[error("a session record could not be encoded")]
@@ -38,6 +43,13 @@ pub enum AuthError {
     /// A user command cannot be carried out; the text says why.
     #[error("{0}")]
     Refused(String),
+}
+
+impl AuthError {
+    /// A failure of a bucket.
+    pub(crate) fn bucket(error: impl Into<async_nats::Error>) -> Self {
+        Self::Bucket(error.into())
+    }
 }
 
 impl From<AuthError> for Fault {

@@ -1,11 +1,8 @@
 //! The administrator made at the first start, so that nobody ever ships a default password.
 
-use std::time::Duration;
-
 use mongodb::bson::DateTime;
 use shared::api::{Role, Scope};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     AuthError,
@@ -14,23 +11,16 @@ use crate::{
     store::{User, UserStore},
 };
 
-/// Makes the administrator where there is no user yet; waits for the database, until shutdown.
+/// Makes the administrator where there is no user yet.
 pub(crate) async fn ensure(
     users: &UserStore,
     hasher: &Hasher,
     settings: &FirstAdmin,
-    shutdown: &CancellationToken,
 ) -> Result<(), AuthError> {
-    loop {
-        match users.is_empty().await {
-            Ok(false) => return Ok(()),
-            Ok(true) => return make(users, hasher, settings).await,
-            Err(error) => warn!(error = %chain(&error), "waiting for the database"),
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
-            () = tokio::time::sleep(Duration::from_secs(1)) => {}
-        }
+    if users.is_empty().await? {
+        make(users, hasher, settings).await
+    } else {
+        Ok(())
     }
 }
 
@@ -77,11 +67,6 @@ fn generate() -> Result<String, AuthError> {
     let mut bits = [0_u8; 12];
     getrandom::fill(&mut bits).map_err(AuthError::Random)?;
     Ok(hex::encode(bits))
-}
-
-fn chain(error: &AuthError) -> String {
-    let source = std::error::Error::source(error).map(|source| format!(": {source}"));
-    format!("{error}{}", source.unwrap_or_default())
 }
 
 #[cfg(test)]

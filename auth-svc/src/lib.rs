@@ -10,6 +10,7 @@ mod handlers;
 mod password;
 mod sessions;
 mod store;
+mod throttle;
 pub mod users;
 
 use std::sync::{
@@ -22,18 +23,22 @@ use shared::{
     api::{Service, auth::Login},
     bus::{Bus, serve::Server},
     health,
+    lifetime::until_done,
 };
 use tokio_util::sync::CancellationToken;
 
 pub use error::AuthError;
 
-use crate::{config::AuthSettings, password::Hasher, sessions::Sessions, store::UserStore};
+use crate::{
+    config::AuthSettings, password::Hasher, sessions::Sessions, store::UserStore, throttle::Throttle,
+};
 
 /// What the handlers share.
 pub(crate) struct Auth {
     users: UserStore,
     hasher: Hasher,
     sessions: Sessions,
+    throttle: Throttle,
 }
 
 /// Serves until `shutdown`, then drains.
@@ -59,17 +64,21 @@ pub async fn run(
 
     let users = UserStore::open(&settings.store, &settings.collection).await?;
     let hasher = Hasher::new(settings.login_permits)?;
-    let prepared = async {
-        first_admin::ensure(&users, &hasher, &settings.first_admin, &shutdown).await?;
-        Sessions::open(&bus, &settings.sessions, &shutdown).await
-    };
-    let Some(sessions) = prepared.await? else {
+    let first_admin = until_done("the database", &shutdown, || {
+        first_admin::ensure(&users, &hasher, &settings.first_admin)
+    });
+    let buckets = until_done("JetStream", &shutdown, || async {
+        let throttle = Throttle::open(&bus, settings.throttle, settings.sessions.replicas);
+        tokio::try_join!(Sessions::open(&bus, &settings.sessions), throttle)
+    });
+    let (Some(()), Some((sessions, throttle))) = tokio::join!(first_admin, buckets) else {
         return Ok(());
     };
     let auth = Arc::new(Auth {
         users,
         hasher,
         sessions,
+        throttle,
     });
     let server =
         Server::new(&bus, Service::Auth, settings.serve).method::<Login, _, _>(move |context, params| {

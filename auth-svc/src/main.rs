@@ -34,7 +34,8 @@ async fn main() -> anyhow::Result<()> {
         return Ok(users::run(command, &settings).await?);
     }
     let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+    let serving = auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?);
+    Box::pin(serving).await?;
     telemetry.finish();
     Ok(())
 }

@@ -7,7 +7,7 @@ use argon2::{
     password_hash::{PasswordHasher, PasswordVerifier, phc::PasswordHash},
 };
 use shared::api::auth::Password;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::AuthError;
 
@@ -33,38 +33,44 @@ impl Hasher {
         })
     }
 
+    /// A place among those that hash; held until the login is decided, so that the tries under way at once are few.
+    pub(crate) async fn permit(&self) -> Result<OwnedSemaphorePermit, AuthError> {
+        let waited = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
+        waited.map_err(|_| AuthError::Busy)?.map_err(|_| AuthError::Busy)
+    }
+
     /// The hash to store.
     pub(crate) async fn hash(&self, password: Password) -> Result<String, AuthError> {
-        self.blocking(move || hash_now(password.as_bytes())).await
+        let permit = self.permit().await?;
+        blocking(permit, move || hash_now(password.as_bytes()))
+            .await
+            .map(|(hash, _)| hash)
     }
 
     /// Whether the password belongs to the stored hash; without one the answer is no, after the same work.
-    pub(crate) async fn verify(&self, password: Password, stored: Option<String>) -> Result<bool, AuthError> {
+    pub(crate) async fn verify(
+        &self,
+        permit: OwnedSemaphorePermit,
+        password: Password,
+        stored: Option<String>,
+    ) -> Result<(bool, OwnedSemaphorePermit), AuthError> {
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.dummy.clone());
-        self.blocking(move || {
+        blocking(permit, move || {
             let parsed = PasswordHash::new(&stored).map_err(hash_error)?;
             Ok(known & argon2()?.verify_password(password.as_bytes(), &parsed).is_ok())
         })
         .await
     }
+}
 
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, AuthError> + Send + 'static,
-    ) -> Result<T, AuthError> {
-        let waited = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
-        let permit = waited
-            .map_err(|_| AuthError::Busy)?
-            .map_err(|_| AuthError::Busy)?;
-        // The permit moves into the work: a caller who gives up does not make room for one more hash.
-        let hashed = tokio::task::spawn_blocking(move || {
-            let result = work();
-            drop(permit);
-            result
-        });
-        hashed.await.map_err(|error| AuthError::Hash(error.to_string()))?
-    }
+/// Off the async threads. The permit goes with the work: a caller who gives up does not make room for one more hash.
+async fn blocking<T: Send + 'static>(
+    permit: OwnedSemaphorePermit,
+    work: impl FnOnce() -> Result<T, AuthError> + Send + 'static,
+) -> Result<(T, OwnedSemaphorePermit), AuthError> {
+    let hashed = tokio::task::spawn_blocking(move || work().map(|result| (result, permit)));
+    hashed.await.map_err(|error| AuthError::Hash(error.to_string()))?
 }
 
 fn argon2() -> Result<Argon2<'static>, AuthError> {
@@ -84,21 +90,28 @@ fn hash_error(error: impl std::fmt::Display) -> AuthError {
 mod tests {
     use super::*;
 
+    async fn verifies(hasher: &Hasher, password: &str, stored: Option<String>) -> bool {
+        let permit = hasher.permit().await.unwrap();
+        hasher
+            .verify(permit, password.parse().unwrap(), stored)
+            .await
+            .unwrap()
+            .0
+    }
+
     #[tokio::test]
     async fn a_hash_verifies_its_own_password_only() {
         let hasher = Hasher::new(1).unwrap();
-        let right: Password = "correct horse".parse().unwrap();
-        let hash = hasher.hash(right.clone()).await.unwrap();
+        let hash = hasher.hash("correct horse".parse().unwrap()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
-        assert!(hasher.verify(right.clone(), Some(hash.clone())).await.unwrap());
-        assert!(!hasher.verify("wrong".parse().unwrap(), Some(hash)).await.unwrap());
-        assert!(!hasher.verify(right, None).await.unwrap());
+        assert!(verifies(&hasher, "correct horse", Some(hash.clone())).await);
+        assert!(!verifies(&hasher, "wrong", Some(hash)).await);
+        assert!(!verifies(&hasher, "correct horse", None).await);
     }
 
     #[tokio::test]
     async fn not_even_the_dummys_own_password_logs_in_an_unknown_user() {
         let hasher = Hasher::new(1).unwrap();
-        let dummys: Password = "no user has this password".parse().unwrap();
-        assert!(!hasher.verify(dummys, None).await.unwrap());
+        assert!(!verifies(&hasher, "no user has this password", None).await);
     }
 }

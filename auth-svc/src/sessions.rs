@@ -15,8 +15,6 @@ use shared::{
     bus::Bus,
     time::unix_millis,
 };
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::{AuthError, config::SessionSettings};
 
@@ -31,12 +29,8 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Makes the bucket, or fits an older one to the settings; waits for the bus. `None` at shutdown.
-    pub(crate) async fn open(
-        bus: &Bus,
-        settings: &SessionSettings,
-        shutdown: &CancellationToken,
-    ) -> Result<Option<Self>, AuthError> {
+    /// Makes the bucket, or fits an older one to the settings.
+    pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         let config = Config {
             bucket: SESSION_BUCKET.to_owned(),
             description: "live sessions of vmwatch".to_owned(),
@@ -47,21 +41,16 @@ impl Sessions {
             num_replicas: settings.replicas,
             ..Config::default()
         };
-        loop {
-            match bus.jetstream().create_or_update_key_value(config.clone()).await {
-                Ok(bucket) => {
-                    return Ok(Some(Self {
-                        bucket,
-                        ttl: settings.ttl,
-                    }));
-                }
-                Err(error) => warn!(%error, "waiting for JetStream"),
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return Ok(None),
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
-        }
+        let made = tokio::time::timeout(
+            BUCKET_DEADLINE,
+            bus.jetstream().create_or_update_key_value(config),
+        )
+        .await;
+        let bucket = made.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
+        Ok(Self {
+            bucket,
+            ttl: settings.ttl,
+        })
     }
 
     /// The bucket as the service made it, for a command that must not change its settings.

@@ -24,6 +24,7 @@ use shared::{
     api::Service,
     bus::{Bus, serve::Server},
     health,
+    lifetime::until_done,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -73,19 +74,4 @@ pub async fn run(
         warn!(%error, "ingestion ended by a defect");
     }
     Ok(())
-}
-
-/// Tries once a second until it succeeds; `None` at shutdown.
-async fn until_done<T, F>(what: &str, shutdown: &CancellationToken, attempt: impl Fn() -> F) -> Option<T>
-where
-    F: Future<Output = Result<T, MetricsError>>,
-{
-    loop {
-        match attempt().await {
-            Ok(done) => return Some(done),
-            Err(error) => warn!(cause = error.cause(), "waiting for {what}"),
-        }
-        let pause = tokio::time::sleep(std::time::Duration::from_secs(1));
-        shutdown.run_until_cancelled(pause).await?;
-    }
 }

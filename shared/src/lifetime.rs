@@ -1,8 +1,11 @@
-//! The end of a program: one token that SIGTERM or SIGINT cancels, handed to everything that runs.
+//! The start and the end of a program: it waits for what it depends on, and one token that SIGTERM or SIGINT cancels
+//! is handed to everything that runs.
+
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 /// A token that is cancelled at the first SIGTERM or SIGINT.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
@@ -18,4 +21,36 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
         cancelled.cancel();
     });
     Ok(shutdown)
+}
+
+/// Tries once a second until it succeeds, for what a program cannot start without; `None` at shutdown.
+pub async fn until_done<T, E, F>(
+    what: &str,
+    shutdown: &CancellationToken,
+    attempt: impl Fn() -> F,
+) -> Option<T>
+where
+    E: std::error::Error,
+    F: Future<Output = Result<T, E>>,
+{
+    loop {
+        match shutdown.run_until_cancelled(attempt()).await? {
+            Ok(done) => return Some(done),
+            Err(error) => warn!(cause = chain(&error), "waiting for {what}"),
+        }
+        shutdown
+            .run_until_cancelled(tokio::time::sleep(Duration::from_secs(1)))
+            .await?;
+    }
+}
+
+/// The error and its sources in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text = format!("{text}: {source}");
+        next = source.source();
+    }
+    text
 }

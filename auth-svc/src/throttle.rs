@@ -1,0 +1,270 @@
+//! Slows down guessing of passwords without giving anyone the power to lock others out.
+//!
+//! Failures are counted for a while by (user, source), by source and by user, in a bucket that all replicas share:
+//!
+//! | counted by | at the limit |
+//! |---|---|
+//! | (user, source) | that user from that source waits until its failures are forgotten |
+//! | source | each further user from there has one try left in place of the usual number |
+//! | user | each further source for that user has one try left in place of the usual number |
+//!
+//! So an administrator under attack from elsewhere still gets in from a source of his own at the first try, and so
+//! does everybody else behind the address of an attacker; and neither a name nor an address gives more than its limit of
+//! tries plus one for each partner. Unknown names are counted as known ones are: the throttle tells nobody who exists.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    kv::{Config, CreateErrorKind, Store, UpdateErrorKind},
+    stream::StorageType,
+};
+use metrics::counter;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use shared::{api::auth::UserName, bus::Bus, time::unix_millis};
+use tracing::warn;
+
+use crate::{AuthError, config::ThrottleSettings};
+
+const BUCKET: &str = "vmwatch_login_failures";
+/// Some 400,000 counters; at the rate that password hashing allows they are forgotten long before.
+const BUCKET_BYTES: i64 = 64 << 20;
+/// JetStream answers in milliseconds or not at all.
+const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
+/// Two replicas that count at once: one counts again.
+const COUNT_TRIES: usize = 8;
+
+/// Failures of late.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Failures {
+    count: u32,
+    last_ms: u64,
+}
+
+/// The counters of all replicas.
+pub(crate) struct Throttle {
+    bucket: Store,
+    settings: ThrottleSettings,
+}
+
+/// What one login is counted under.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
+    pair: String,
+    source: String,
+    user: String,
+}
+
+impl Attempt {
+    /// Of this user from this source. Keys are hashes: names may hold anything, and the bucket need not tell them.
+    pub(crate) fn new(user: &UserName, source: &str) -> Self {
+        let key = |kind: &str, parts: &[&str]| {
+            let mut hash = Sha256::new();
+            for part in parts {
+                hash.update((part.len() as u64).to_be_bytes());
+                hash.update(part.as_bytes());
+            }
+            let digest: [u8; 32] = hash.finalize().into();
+            format!("{kind}.{}", hex::encode(digest))
+        };
+        Self {
+            pair: key("pair", &[user.as_str(), source]),
+            source: key("source", &[source]),
+            user: key("user", &[user.as_str()]),
+        }
+    }
+}
+
+impl Throttle {
+    /// Makes the bucket, or fits an older one to the settings.
+    pub(crate) async fn open(
+        bus: &Bus,
+        settings: ThrottleSettings,
+        replicas: usize,
+    ) -> Result<Self, AuthError> {
+        let config = Config {
+            bucket: BUCKET.to_owned(),
+            description: "failed logins of late".to_owned(),
+            history: 1,
+            max_age: settings.window,
+            max_bytes: BUCKET_BYTES,
+            storage: StorageType::File,
+            num_replicas: replicas,
+            ..Config::default()
+        };
+        let made = tokio::time::timeout(
+            BUCKET_DEADLINE,
+            bus.jetstream().create_or_update_key_value(config),
+        )
+        .await;
+        let bucket = made.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
+        Ok(Self { bucket, settings })
+    }
+
+    /// Lets the attempt through, or says how long to wait.
+    pub(crate) async fn admit(&self, attempt: &Attempt) -> Result<(), AuthError> {
+        let (pair, source, user) = tokio::try_join!(
+            self.failures(&attempt.pair),
+            self.failures(&attempt.source),
+            self.failures(&attempt.user)
+        )?;
+        match wait(self.settings, pair, source, user, unix_millis()) {
+            None => Ok(()),
+            Some(wait) => {
+                counter!("vmwatch_logins_throttled_total").increment(1);
+                Err(AuthError::Throttled(wait))
+            }
+        }
+    }
+
+    /// Counts a failure. Counting comes before the answer: an attempt that cannot be counted is not answered.
+    pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
+        tokio::try_join!(
+            self.count_one(&attempt.pair),
+            self.count_one(&attempt.source),
+            self.count_one(&attempt.user)
+        )?;
+        Ok(())
+    }
+
+    /// Forgets the failures of a user who got in at last, from that source.
+    pub(crate) async fn forget(&self, attempt: &Attempt) {
+        if self
+            .failures(&attempt.pair)
+            .await
+            .is_ok_and(|failures| failures.count == 0)
+        {
+            return;
+        }
+        match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(&attempt.pair)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "failed logins could not be forgotten; they age on their own"),
+            Err(_) => warn!("failed logins could not be forgotten in time; they age on their own"),
+        }
+    }
+
+    async fn failures(&self, key: &str) -> Result<Failures, AuthError> {
+        Ok(self
+            .entry(key)
+            .await?
+            .map_or_else(Failures::default, |(failures, _)| failures))
+    }
+
+    async fn entry(&self, key: &str) -> Result<Option<(Failures, u64)>, AuthError> {
+        let found = tokio::time::timeout(BUCKET_DEADLINE, self.bucket.entry(key)).await;
+        let entry = found.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
+        Ok(entry.map(|entry| {
+            (
+                serde_json::from_slice(&entry.value).unwrap_or_default(),
+                entry.revision,
+            )
+        }))
+    }
+
+    async fn count_one(&self, key: &str) -> Result<(), AuthError> {
+        for _ in 0..COUNT_TRIES {
+            let found = self.entry(key).await?;
+            let count = found.map_or(0, |(failures, _)| failures.count).saturating_add(1);
+            let value = serde_json::to_vec(&Failures {
+                count,
+                last_ms: unix_millis(),
+            })?
+            .into();
+            let counted = match found {
+                None => match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.create(key, value)).await {
+                    Ok(Err(error)) if error.kind() == CreateErrorKind::AlreadyExists => continue,
+                    other => other.map_err(AuthError::bucket)?.map_err(AuthError::bucket),
+                },
+                Some((_, revision)) => {
+                    match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.update(key, value, revision))
+                        .await
+                    {
+                        Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => continue,
+                        other => other.map_err(AuthError::bucket)?.map_err(AuthError::bucket),
+                    }
+                }
+            };
+            return counted.map(drop);
+        }
+        // Others counted at each of these tries: the counter is going up fast enough.
+        Ok(())
+    }
+}
+
+/// How long the attempt has to wait; `None` where it may be tried now.
+fn wait(
+    settings: ThrottleSettings,
+    pair: Failures,
+    source: Failures,
+    user: Failures,
+    now_ms: u64,
+) -> Option<Duration> {
+    let hot = source.count >= settings.by_source || user.count >= settings.by_user;
+    let limit = if hot { 1 } else { settings.by_pair };
+    if pair.count < limit {
+        return None;
+    }
+    let since = Duration::from_millis(now_ms.saturating_sub(pair.last_ms));
+    settings.window.checked_sub(since).filter(|left| !left.is_zero())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SETTINGS: ThrottleSettings = ThrottleSettings {
+        by_pair: 5,
+        by_source: 100,
+        by_user: 100,
+        window: Duration::from_mins(15),
+    };
+    const NOW: u64 = 10_000_000;
+
+    fn failed(count: u32) -> Failures {
+        Failures {
+            count,
+            last_ms: NOW - 1000,
+        }
+    }
+
+    fn waits(pair: u32, source: u32, user: u32) -> Option<u64> {
+        wait(SETTINGS, failed(pair), failed(source), failed(user), NOW).map(|wait| wait.as_secs())
+    }
+
+    #[test]
+    fn the_fifth_failure_locks_the_pair_for_the_window() {
+        assert_eq!(waits(4, 4, 4), None);
+        assert_eq!(waits(5, 5, 5), Some(899));
+        let long_ago = Failures {
+            count: 5,
+            last_ms: NOW - 900_000,
+        };
+        assert_eq!(wait(SETTINGS, long_ago, failed(5), failed(5), NOW), None);
+    }
+
+    #[test]
+    fn nobody_is_locked_out_by_others() {
+        // An administrator who is under attack from everywhere, from a source of his own.
+        assert_eq!(waits(0, 0, 100_000), None);
+        // A user behind the address of an attacker.
+        assert_eq!(waits(0, 100_000, 0), None);
+        // But one try it is.
+        assert_eq!(waits(1, 100_000, 0), Some(899));
+        assert_eq!(waits(1, 0, 100_000), Some(899));
+    }
+
+    #[test]
+    fn attempts_are_told_apart_by_user_and_source() {
+        let attempt = |user: &str, source| Attempt::new(&user.parse().unwrap(), source);
+        let (one, other) = (attempt("ab", "c"), attempt("a", "bc"));
+        assert_ne!(one.pair, other.pair);
+        assert_eq!(attempt("ab", "c").pair, one.pair);
+        assert!(
+            one.pair
+                .strip_prefix("pair.")
+                .unwrap()
+                .bytes()
+                .all(|byte| byte.is_ascii_hexdigit())
+        );
+    }
+}
