@@ -82,14 +82,23 @@ struct Served {
 }
 
 impl Served {
-    /// Starts it, and waits until the server has its subscriptions.
-    async fn start(bus: &Bus, server: Server) -> Self {
+    /// Starts it, and waits until so many replicas are found.
+    async fn start(bus: &Bus, service: Service, server: Server, replicas: usize) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let run = tokio::spawn(async move { server.run(stopped).await.unwrap() });
-        // Subscriptions are written by the server's first turn; what is flushed after it comes behind them.
-        tokio::task::yield_now().await;
-        bus.flush(PATIENCE).await;
+        let subject = format!("$SRV.PING.{}", service.name());
+        eventually("the service is found", PATIENCE, async || {
+            let found = replies(bus, &subject, replicas, Duration::from_millis(100))
+                .await
+                .len();
+            if found == replicas {
+                Ok(())
+            } else {
+                Err(format!("{found} of {replicas} replicas"))
+            }
+        })
+        .await;
         Self { stop, run }
     }
 
@@ -99,10 +108,10 @@ impl Served {
     }
 }
 
-async fn echo(bus: &Bus) -> Served {
+async fn echo(bus: &Bus, replicas: usize) -> Served {
     let server = Server::new(bus, Service::Metrics, SETTINGS)
         .method::<VmLatest, _, _>(|_, params| async move { Ok(rows_of(&params.instance_id)) });
-    Served::start(bus, server).await
+    Served::start(bus, Service::Metrics, server, replicas).await
 }
 
 async fn answers(bus: &Bus) {
@@ -123,7 +132,7 @@ async fn a_rolling_restart_loses_no_request() {
         nats.connect("second"),
         nats.connect("caller")
     );
-    let _stays = echo(&first).await;
+    let _stays = echo(&first, 1).await;
     answers(&caller).await;
     let over = CancellationToken::new();
     let asked = Arc::new(AtomicU64::new(0));
@@ -144,7 +153,7 @@ async fn a_rolling_restart_loses_no_request() {
     let callers: Vec<_> = callers.collect();
     for _ in 0..5 {
         let before = asked.load(Ordering::Relaxed);
-        let comes = echo(&second).await;
+        let comes = echo(&second, 2).await;
         eventually("load on both replicas", PATIENCE, async || {
             let done = asked.load(Ordering::Relaxed) - before;
             if done > 500 {
@@ -177,7 +186,7 @@ async fn a_drain_finishes_what_was_begun() {
             Ok(rows_of(&params.instance_id))
         }
     });
-    let service = Served::start(&bus, server).await;
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let asking = tokio::spawn(async move { caller.call::<VmLatest>(&viewer(), &latest("vm")).await });
     begun.acquire().await.unwrap().forget();
     service.stop.cancel();
@@ -207,7 +216,7 @@ async fn a_full_service_answers_overloaded_at_once() {
             Ok(rows_of(&params.instance_id))
         }
     });
-    let service = Served::start(&bus, server).await;
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let ask = |instance: &'static str| {
         let caller = caller.clone();
         async move { caller.call::<VmLatest>(&viewer(), &latest(instance)).await }
@@ -246,7 +255,7 @@ async fn deadlines_are_kept_by_the_service() {
             Ok(running(params))
         }
     });
-    let service = Served::start(&bus, server).await;
+    let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
     let subject = Start::INFO.full_subject();
     let raw = async |deadline: Option<u64>| -> Value {
         let mut map = HeaderMap::new();
@@ -297,7 +306,7 @@ async fn a_caller_waits_no_longer_than_its_deadline() {
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Metrics, SETTINGS)
         .method::<VmLatest, _, _>(|_, _| async { std::future::pending().await });
-    let _service = Served::start(&bus, server).await;
+    let _service = Served::start(&bus, Service::Metrics, server, 1).await;
     let mut short = viewer();
     short.deadline_ms = unix_millis() + 200;
     let started = Instant::now();
@@ -320,7 +329,7 @@ async fn a_panic_fails_its_own_request_only() {
             assert_ne!(params.instance_id.as_str(), "bad", "a defect");
             Ok(rows_of(&params.instance_id))
         });
-    let service = Served::start(&bus, server).await;
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let fault = caller
         .call::<VmLatest>(&viewer(), &latest("bad"))
         .await
@@ -342,7 +351,7 @@ async fn roles_and_scopes_are_enforced_by_the_service() {
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Lifecycle, SETTINGS)
         .method::<Start, _, _>(|_, params| async move { Ok(running(params)) });
-    let (_other, service) = tokio::join!(echo(&bus), Served::start(&bus, server));
+    let (_other, service) = tokio::join!(echo(&bus, 1), Served::start(&bus, Service::Lifecycle, server, 1));
     let start = async |context: Context| caller.call::<Start>(&context, &target("mine")).await;
     let only = |instance: &str| Scope::Only(vec![instance.parse().unwrap()]);
 
@@ -381,7 +390,7 @@ async fn discovery_is_answered_by_every_replica() {
         nats.connect("second"),
         nats.connect("caller")
     );
-    let replicas = (echo(&first).await, echo(&second).await);
+    let replicas = (echo(&first, 1).await, echo(&second, 2).await);
     caller.call::<VmLatest>(&viewer(), &latest("vm")).await.unwrap();
     caller
         .call::<VmLatest>(&Context::new(PATIENCE), &latest("vm"))
@@ -420,20 +429,27 @@ async fn discovery_is_answered_by_every_replica() {
 
 /// The answers to a question that every replica answers.
 async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
+    let found = replies(bus, subject, count, PATIENCE).await;
+    assert_eq!(found.len(), count, "{subject}: {found:?}");
+    found
+}
+
+/// At most so many answers, and those only that come in time.
+async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<Value> {
     let client = bus.client();
     let inbox = client.new_inbox();
-    let replies = client.subscribe(inbox.clone()).await.unwrap();
+    let messages = client.subscribe(inbox.clone()).await.unwrap();
     client
         .publish_with_reply(subject.to_owned(), inbox, "".into())
         .await
         .unwrap();
-    let replies = tokio::time::timeout(PATIENCE, replies.take(count).collect::<Vec<_>>())
-        .await
-        .unwrap();
-    replies
-        .iter()
-        .map(|reply| serde_json::from_slice(&reply.payload).unwrap())
+    // The server's own word that there is nobody comes with a status.
+    let answers = messages.filter(|message| std::future::ready(message.status.is_none()));
+    let in_time = answers.take(most).take_until(tokio::time::sleep(limit));
+    in_time
+        .map(|message| serde_json::from_slice(&message.payload).unwrap_or_default())
         .collect()
+        .await
 }
 
 /// Without a service, without a server and with a frozen server the answer comes at once, and all is well again by
@@ -463,7 +479,7 @@ async fn a_bus_that_is_away_is_told_at_once_and_comes_back_by_itself() {
         counter.fetch_add(1, Ordering::SeqCst);
         async move { Ok(rows_of(&params.instance_id)) }
     });
-    let service = Served::start(&bus, server).await;
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
     answers(&caller).await;
 
     nats.process.kill9();

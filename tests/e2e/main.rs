@@ -8,6 +8,11 @@
     reason = "what fails here is the test"
 )]
 
+mod api;
+mod bad_input;
 mod bus;
+mod failures;
 mod golden;
 mod python_repr;
+mod rows;
+mod sessions;

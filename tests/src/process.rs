@@ -3,8 +3,9 @@
 use std::{
     env,
     fs::{self, File, OpenOptions},
+    io::Write,
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     sync::Mutex,
     thread,
     time::Duration,
@@ -15,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::eventually;
 
 /// The lines of each log that a failing test shows.
-const TAIL: usize = 40;
+const TAIL: usize = 25;
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -126,24 +127,45 @@ impl Drop for Process {
     }
 }
 
+/// Runs a command to its end, with this on its standard input.
+pub(crate) fn run(spec: &Spec, input: &str) -> Output {
+    let mut child = command(spec)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {NO_SETPRIV}: {error}", spec.name));
+    // Who does not read it may have ended already.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
 fn spawn(spec: &Spec) -> Child {
     let mut log = OpenOptions::new();
     let log: File = log.create(true).append(true).open(&spec.log).unwrap();
+    command(spec)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {NO_SETPRIV}: {error}", spec.name))
+}
+
+const NO_SETPRIV: &str = "setpriv (of util-linux) cannot be run";
+
+fn command(spec: &Spec) -> Command {
     let kept = ["PATH", "HOME", "TMPDIR"]
         .into_iter()
         .filter_map(|name| Some((name, env::var_os(name)?)));
     // The kernel ends the child with its parent, also where that is killed and drops nothing. The parent is the
     // thread that spawns, which is the test's own: do not spawn from a pool's.
-    Command::new("setpriv")
+    let mut command = Command::new("setpriv");
+    command
         .args(["--pdeathsig", "KILL", "--"])
         .arg(&spec.program)
         .args(&spec.args)
         .env_clear()
         .envs(kept)
-        .envs(spec.env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap_or_else(|error| panic!("{}: setpriv (of util-linux) cannot be run: {error}", spec.name))
+        .envs(spec.env.iter().map(|(name, value)| (name, value)));
+    command
 }

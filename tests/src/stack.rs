@@ -7,15 +7,18 @@ use shared::{
     api::{
         Principal, Role, Scope,
         auth::{SESSION_BUCKET, SessionRecord, Token},
+        lifecycle::{MachineState, State, Target},
     },
-    bus::Bus,
+    bus::{Bus, Context},
     config::{MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
     health,
     time::unix_millis,
 };
 use tempfile::TempDir;
 
-use crate::{Database, Gateway, Nats, PATIENCE, Process, Spec, eventually, ports::free_port, tools};
+use crate::{
+    Database, Gateway, Nats, PATIENCE, Process, Spec, eventually, ports::free_port, process::run, tools,
+};
 
 /// The administrator of every stack.
 pub const ADMIN: (&str, &str) = ("admin", "correct horse battery staple");
@@ -231,6 +234,23 @@ impl Stack {
         replica.expect("as many replicas as were asked for")
     }
 
+    /// What the hypervisor says of a machine, asked through the bus.
+    pub async fn machine_state(&self, instance: &str) -> MachineState {
+        let admin = Principal {
+            user: "test".to_owned(),
+            role: Role::Admin,
+            scope: Scope::All,
+        };
+        let context = Context::new(PATIENCE).as_principal(admin);
+        let target = Target {
+            instance_id: instance.parse().expect("an instance id"),
+        };
+        let machine = self.bus.call::<State>(&context, &target).await;
+        machine
+            .unwrap_or_else(|fault| panic!("no state of {instance}: {fault}"))
+            .state
+    }
+
     fn all(&self) -> impl Iterator<Item = &Replica> {
         let gateways = self.gateways.iter().map(|gateway| &gateway.replica);
         gateways.chain(self.replicas.values().flatten())
@@ -292,18 +312,31 @@ impl Stack {
             health::setting("").name.to_owned(),
             format!("127.0.0.1:{health_port}"),
         ));
+        Replica {
+            process: Process::start(self.spec(program, index, env)),
+            health: format!("http://127.0.0.1:{health_port}"),
+        }
+    }
+
+    fn spec(&self, program: Program, index: usize, env: Vec<(String, String)>) -> Spec {
         let name = format!("{}-{index}", program.binary());
-        let process = Process::start(Spec {
+        Spec {
             log: self.folder.path().join(format!("{name}.log")),
             name,
             program: tools::own(program.binary()),
             args: Vec::new(),
             env,
-        });
-        Replica {
-            process,
-            health: format!("http://127.0.0.1:{health_port}"),
         }
+    }
+
+    /// Runs a command of a program, as an operator would, and gives back what it printed; it must succeed.
+    pub fn command(&self, program: Program, args: &[&str], input: &str) -> String {
+        let mut spec = self.spec(program, 0, self.common_settings(program));
+        spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        let output = run(&spec, input);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 }
 

@@ -120,7 +120,6 @@ impl Server {
             self.endpoints.iter().map(|e| Arc::clone(&e.stats)).collect(),
         );
         let mut loops = tokio::task::JoinSet::new();
-        loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
         for endpoint in self.endpoints {
             let subject = endpoint.info.full_subject();
             let queue = self.service.name().to_owned();
@@ -133,6 +132,8 @@ impl Server {
             };
             loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
         }
+        // Last: who is found is also there.
+        loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
         info!(service = self.service.name(), "serving");
         let stopped_at = async {
             shutdown.cancelled().await;
