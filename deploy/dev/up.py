@@ -12,7 +12,7 @@ from . import cargo, guide, interrupts, layout, machines, ports, stack, state, t
 from .processes import Identity
 from .stack import Plan, Program, Stack
 from .state import State, redacted
-from .terminal import EX_USAGE, Problem, Step, note, say, tell, warn
+from .terminal import EX_USAGE, Problem, Step, note, say, seconds, tell, warn
 from .tools import Database
 
 
@@ -34,7 +34,7 @@ def up(arguments) -> int:
         except BaseException:
             stack.stop(running.state)
             raise
-        note(f"ready after {time.monotonic() - began:.1f} s")
+        note(f"ready after {seconds(time.monotonic() - began)}")
         return 0 if detach else _guard(running)
 
 
