@@ -13,6 +13,7 @@ mod bad_input;
 mod bus;
 mod failures;
 mod golden;
+mod permissions;
 mod python_repr;
 mod rows;
 mod sessions;

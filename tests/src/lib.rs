@@ -20,6 +20,7 @@ mod database;
 mod nats;
 mod ports;
 mod process;
+mod secrets;
 mod stack;
 mod tools;
 
@@ -29,6 +30,7 @@ pub use client::{Answer, Gateway, codes, failure};
 pub use database::Database;
 pub use nats::Nats;
 pub use process::{Process, Spec};
+pub use secrets::Secrets;
 pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
 
 /// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use shared::{
     bus::{Bus, BusSettings},
-    config::{Environment, NATS_PING_INTERVAL, NATS_URL},
+    config::{Environment, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER},
 };
 
-use crate::{PATIENCE, Process, Spec, eventually, ports::free_port, tools};
+use crate::{PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, secrets::TEST_USER, tools};
 
 /// A NATS server with JetStream, whose store outlives its restarts.
 #[derive(Debug)]
@@ -15,34 +15,41 @@ pub struct Nats {
     /// The server.
     pub process: Process,
     url: String,
+    secrets: Option<Secrets>,
 }
 
 impl Nats {
-    /// Starts one that keeps its store and log in the folder, and waits until it answers.
+    /// Starts one that keeps its store and log in the folder, and waits until it answers. Everybody may do everything.
     pub async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, None).await
+    }
+
+    /// Starts one with the users and permissions of deploy/nats.
+    pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
-        let store = folder.join("nats");
-        let args = [
-            "--addr",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-            "--jetstream",
-            "--store_dir",
-        ];
-        let args = args
+        let store = folder.join("nats").display().to_string();
+        let mut args = vec!["--addr", "127.0.0.1", "--port"]
             .into_iter()
             .map(str::to_owned)
-            .chain([store.display().to_string()]);
+            .collect::<Vec<_>>();
+        args.push(port.to_string());
+        args.extend(match &secrets {
+            None => ["--jetstream".to_owned(), format!("--store_dir={store}")],
+            Some(secrets) => ["--config".to_owned(), secrets.nats_config(&store, free_port())],
+        });
         let process = Process::start(Spec {
             name: "nats".to_owned(),
             program: tools::nats_server(),
-            args: args.collect(),
+            args,
             env: Vec::new(),
             log: folder.join("nats.log"),
         });
         let url = format!("nats://127.0.0.1:{port}");
-        let nats = Self { process, url };
+        let nats = Self {
+            process,
+            url,
+            secrets,
+        };
         nats.answers().await;
         nats
     }
@@ -58,9 +65,36 @@ impl Nats {
         self.answers().await;
     }
 
+    /// What a program needs to know to log in as this user; nothing where everybody may come in.
+    pub fn login_of(&self, user: &str) -> Vec<(String, String)> {
+        let Some(secrets) = &self.secrets else {
+            return Vec::new();
+        };
+        let password_file = secrets.password_file(user).display().to_string();
+        vec![
+            (NATS_USER.name.to_owned(), user.to_owned()),
+            (NATS_PASSWORD_FILE.name.to_owned(), password_file),
+        ]
+    }
+
     /// Connects as a program of this name would; a frozen server is noticed within a second.
     pub async fn connect(&self, name: &str) -> Bus {
-        let env = Environment::of([(NATS_URL.name, self.url()), (NATS_PING_INTERVAL.name, "300ms")]);
+        self.connect_as(name, TEST_USER).await
+    }
+
+    /// Connects as this user of deploy/nats.
+    pub async fn connect_as(&self, name: &str, user: &str) -> Bus {
+        let login = self.login_of(user);
+        let value = |setting: &str| {
+            let found = login.iter().find(|(name, _)| name == setting);
+            found.map_or("", |(_, value)| value)
+        };
+        let env = Environment::of([
+            (NATS_URL.name, self.url()),
+            (NATS_PING_INTERVAL.name, "300ms"),
+            (NATS_USER.name, value(NATS_USER.name)),
+            (NATS_PASSWORD_FILE.name, value(NATS_PASSWORD_FILE.name)),
+        ]);
         let settings = BusSettings::read(&env).expect("the settings are right");
         let bus = Bus::connect(name, &settings)
             .await
@@ -81,7 +115,12 @@ impl Nats {
             if let Some(status) = self.process.ended() {
                 panic!("nats-server ended at once ({status}):\n{}", self.process.log());
             }
-            let client = async_nats::connect(&self.url)
+            let mut options = async_nats::ConnectOptions::new();
+            if let Some(secrets) = &self.secrets {
+                options = options.user_and_password(TEST_USER.to_owned(), secrets.password(TEST_USER));
+            }
+            let client = options
+                .connect(&self.url)
                 .await
                 .map_err(|error| error.to_string())?;
             let jetstream = async_nats::jetstream::new(client);

@@ -17,7 +17,8 @@ use shared::{
 use tempfile::TempDir;
 
 use crate::{
-    Database, Gateway, Nats, PATIENCE, Process, Spec, eventually, ports::free_port, process::run, tools,
+    Database, Gateway, Nats, PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, process::run,
+    tools,
 };
 
 /// The administrator of every stack.
@@ -75,6 +76,14 @@ impl Program {
             Self::Metrics => "vmwatch-metrics",
             Self::Lifecycle => "vmwatch-lifecycle",
             Self::Agent => "vmwatch-agent",
+        }
+    }
+
+    /// Who it is on the bus, where there are users.
+    fn user(self) -> String {
+        match self {
+            Self::Agent => format!("{}-{THIS_MACHINE}", self.binary()),
+            _ => self.binary().to_owned(),
         }
     }
 }
@@ -137,6 +146,7 @@ impl Replica {
 pub struct StackBuilder {
     replicas: HashMap<Program, usize>,
     settings: Vec<(Program, String, String)>,
+    permissions: bool,
 }
 
 impl StackBuilder {
@@ -154,10 +164,23 @@ impl StackBuilder {
         self
     }
 
+    /// With the users and permissions of deploy/nats, rather than a bus where everybody may do everything.
+    #[must_use]
+    pub fn with_permissions(mut self) -> Self {
+        self.permissions = true;
+        self
+    }
+
     /// Starts everything and waits until all of it is ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
-        let (nats, database) = tokio::join!(Nats::start(folder.path()), Database::start(folder.path()));
+        let secrets = self
+            .permissions
+            .then(|| Secrets::make(folder.path(), &[THIS_MACHINE]));
+        let (nats, database) = tokio::join!(
+            Nats::start_with(folder.path(), secrets),
+            Database::start(folder.path())
+        );
         write_node_file(folder.path());
         let mut stack = Stack {
             gateways: Vec::new(),
@@ -215,6 +238,7 @@ impl Stack {
             .map(one)
             .into(),
             settings: Vec::new(),
+            permissions: false,
         }
     }
 
@@ -300,6 +324,7 @@ impl Stack {
             pair(NATS_PING_INTERVAL.name, "300ms"),
             pair("RUST_BACKTRACE", "1"),
         ];
+        env.extend(self.nats.login_of(&program.user()));
         if matches!(program, Program::Auth | Program::Metrics) {
             env.push(pair(MONGODB_URI.name, self.database.uri()));
         }

@@ -1,0 +1,212 @@
+//! The users and permissions of deploy/nats: the whole stack works under them, and what they forbid is refused.
+
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use e2e::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
+use futures::StreamExt;
+use serde_json::{Value, json};
+use shared::{
+    api::{
+        Principal, Role, Scope,
+        lifecycle::{State, Target},
+    },
+    bus::Context,
+};
+
+/// What the server logs of a refusal.
+const VIOLATION: &str = "Violation";
+
+/// Every program does all of its work, the people's tools included, and the server has nothing to refuse.
+#[tokio::test]
+async fn the_whole_stack_works_under_the_permissions() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 2)
+        .replicas(Program::Agent, 1)
+        .with_permissions()
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = gateway.login(ADMIN.0, ADMIN.1).await;
+    for (method, data) in [
+        (codes::VM, json!({ "instance_id": THIS_MACHINE })),
+        (codes::PROCESSES, json!({ "instance_id": THIS_MACHINE })),
+        (
+            codes::PROCESSES_BY_NAME,
+            json!({ "instance_id": THIS_MACHINE, "proc_name": "vmwatch-agent" }),
+        ),
+    ] {
+        eventually("the agent's rows are answered", PATIENCE, async || {
+            let rows = gateway.rows(&session, method, 3, data.clone()).await;
+            (!rows.is_empty()).then_some(()).ok_or("none yet".to_owned())
+        })
+        .await;
+    }
+    let started = gateway.start_vm(&session, MACHINES[0].0).await;
+    assert_eq!(started.status(), 1, "{started:?}");
+
+    let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
+    assert_eq!(
+        services(&operator).await.len(),
+        4,
+        "auth, lifecycle and two replicas of metrics"
+    );
+    let admin = Context::new(PATIENCE).as_principal(Principal {
+        user: "operator".to_owned(),
+        role: Role::Admin,
+        scope: Scope::All,
+    });
+    let target = Target {
+        instance_id: MACHINES[0].0.parse().unwrap(),
+    };
+    operator.call::<State>(&admin, &target).await.unwrap();
+
+    let changed = stack.command(
+        Program::Auth,
+        &["user", "password", ADMIN.0],
+        "another long password\n",
+    );
+    assert!(changed.contains("ended 1 sessions of admin"), "{changed}");
+    eventually("the session has ended", PATIENCE, async || {
+        let request =
+            json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": THIS_MACHINE } });
+        let answer = gateway.post(&request).await;
+        (answer.status() == 3).then_some(()).ok_or(answer.body)
+    })
+    .await;
+    let log = stack.nats.process.log();
+    assert!(!log.contains(VIOLATION), "{log}");
+}
+
+/// The names of the services that answer a ping, as `nats micro ping` asks.
+async fn services(bus: &shared::bus::Bus) -> Vec<String> {
+    let client = bus.client();
+    let inbox = client.new_inbox();
+    let mut replies = client.subscribe(inbox.clone()).await.unwrap();
+    client
+        .publish_with_reply("$SRV.PING", inbox, "".into())
+        .await
+        .unwrap();
+    let mut names = Vec::new();
+    while let Ok(Some(reply)) = tokio::time::timeout(Duration::from_secs(1), replies.next()).await {
+        let reply: Value = serde_json::from_slice(&reply.payload).unwrap();
+        names.push(reply["name"].as_str().unwrap().to_owned());
+    }
+    names
+}
+
+/// Who tries, and what: `None` publishes, a queue group (or an empty one for none) subscribes.
+const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
+    // Only the gateway publishes requests.
+    ("vmwatch-auth", "vmwatch.v1.metrics.vm.latest", None),
+    ("vmwatch-metrics", "vmwatch.v1.lifecycle.start", None),
+    ("vmwatch-lifecycle", "vmwatch.v1.auth.login", None),
+    ("vmwatch-operator", "vmwatch.v1.auth.login", None),
+    ("vmwatch-operator", "vmwatch.v1.metrics.vm.latest", None),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.metrics.vm.latest", None),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.lifecycle.start", None),
+    // Only an agent publishes samples, and only its own instance's.
+    ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
+    ("vmwatch-operator", "vmwatch.v1.samples.vm-1", None),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.samples.vm-2", None),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.dead_letters.vm-1", None),
+    // Only a service answers its own subjects, and in its group: who listens beside it reads passwords.
+    ("vmwatch-gateway", "vmwatch.v1.auth.login", Some("")),
+    ("vmwatch-auth", "vmwatch.v1.auth.login", Some("")),
+    ("vmwatch-metrics", "vmwatch.v1.auth.login", Some("vmwatch-auth")),
+    (
+        "vmwatch-lifecycle",
+        "vmwatch.v1.metrics.>",
+        Some("vmwatch-metrics"),
+    ),
+    (
+        "vmwatch-operator",
+        "vmwatch.v1.lifecycle.>",
+        Some("vmwatch-lifecycle"),
+    ),
+    ("vmwatch-operator", ">", Some("")),
+    ("vmwatch-agent-vm-1", "vmwatch.v1.samples.>", Some("")),
+    // Everybody has an inbox of its own, and nobody sends what was not asked for.
+    ("vmwatch-operator", "_INBOX_vmwatch-gateway.>", Some("")),
+    ("vmwatch-metrics", "_INBOX.>", Some("")),
+    ("vmwatch-gateway", "_INBOX_vmwatch-auth.>", Some("")),
+    ("vmwatch-agent-vm-1", "_INBOX_vmwatch-agent-vm-2.>", Some("")),
+    ("vmwatch-metrics", "_INBOX_vmwatch-gateway.made-up", None),
+    ("vmwatch-operator", "_INBOX_vmwatch-gateway.made-up", None),
+    // Sessions are written by auth alone, and read by gateways.
+    ("vmwatch-gateway", "$KV.vmwatch_sessions.made-up", None),
+    (
+        "vmwatch-gateway",
+        "$JS.API.STREAM.PURGE.KV_vmwatch_sessions",
+        None,
+    ),
+    ("vmwatch-metrics", "$KV.vmwatch_sessions.>", Some("")),
+    ("vmwatch-metrics", "$JS.API.DIRECT.GET.KV_vmwatch_sessions", None),
+    (
+        "vmwatch-operator",
+        "$JS.API.STREAM.MSG.GET.KV_vmwatch_sessions",
+        None,
+    ),
+    (
+        "vmwatch-operator",
+        "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
+        None,
+    ),
+    // What was recorded stays.
+    ("vmwatch-auth", "$JS.API.STREAM.DELETE.VMWATCH_AUDIT", None),
+    ("vmwatch-lifecycle", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),
+    ("vmwatch-auth", "vmwatch.v1.audit.lifecycle.start", None),
+    ("vmwatch-operator", "vmwatch.v1.audit.auth.login", None),
+    ("vmwatch-operator", "$JS.API.STREAM.DELETE.VMWATCH_SAMPLES", None),
+    ("vmwatch-agent-vm-1", "$JS.API.STREAM.INFO.VMWATCH_SAMPLES", None),
+];
+
+#[tokio::test]
+async fn what_is_not_allowed_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = Secrets::make(folder.path(), &["vm-1", "vm-2"]);
+    let nats = Nats::start_with(folder.path(), Some(secrets)).await;
+    for (user, subject, queue) in FORBIDDEN {
+        let bus = nats.connect_as("a test", user).await;
+        let client = bus.client();
+        let (what, _subscription) = match *queue {
+            None => {
+                client.publish(*subject, "{}".into()).await.unwrap();
+                ("Publish", None)
+            }
+            Some("") => ("Subscription", Some(client.subscribe(*subject).await.unwrap())),
+            Some(queue) => {
+                let subscription = client.queue_subscribe(*subject, queue.to_owned()).await;
+                ("Subscription", Some(subscription.unwrap()))
+            }
+        };
+        client.flush().await.unwrap();
+        eventually(&format!("{user} is refused {subject}"), PATIENCE, async || {
+            let refusal = format!(r#"{what} {VIOLATION} - User "{user}", Subject "{subject}""#);
+            let log = nats.process.log();
+            log.contains(&refusal).then_some(()).ok_or(log)
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn nobody_comes_in_without_the_right_password() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = Secrets::make(folder.path(), &["vm-1"]);
+    let of_agent = secrets.password("vmwatch-agent-vm-1");
+    let nats = Nats::start_with(folder.path(), Some(secrets)).await;
+    let refused = async |options: ConnectOptions| {
+        let error = options.connect(nats.url()).await.unwrap_err();
+        assert!(error.to_string().contains("authorization violation"), "{error}");
+    };
+    refused(ConnectOptions::new()).await;
+    for (user, password) in [
+        ("vmwatch-gateway", ""),
+        ("vmwatch-gateway", "guess"),
+        ("vmwatch-gateway", of_agent.as_str()),
+        ("vmwatch-agent-vm-2", of_agent.as_str()),
+    ] {
+        refused(ConnectOptions::new().user_and_password(user.to_owned(), password.to_owned())).await;
+    }
+}
