@@ -8,6 +8,7 @@
     reason = "what fails here is the test"
 )]
 
+mod agent;
 mod api;
 mod bad_input;
 mod bus;

@@ -380,8 +380,8 @@ fn own_settings(program: Program, listen: u16, folder: &Path) -> Vec<(String, St
         }
         Program::Agent => vec![
             ("VMWATCH_INSTANCE_ID", THIS_MACHINE.to_owned()),
-            ("VMWATCH_AGENT_VM_INTERVAL", "1s".to_owned()),
-            ("VMWATCH_AGENT_PROCESS_INTERVAL", "1s".to_owned()),
+            ("VMWATCH_AGENT_VM_INTERVAL", "500ms".to_owned()),
+            ("VMWATCH_AGENT_PROCESS_INTERVAL", "500ms".to_owned()),
             ("VMWATCH_AGENT_SPOOL_DIR", path(&format!("spool-{listen}"))),
         ],
     };

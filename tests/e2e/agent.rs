@@ -1,0 +1,223 @@
+//! The agent on the machine that the tests run on, read through the gateway and held against `/proc`.
+
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::symlink,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use e2e::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
+use serde_json::{Value, json};
+use shared::api::{Role, Scope};
+
+/// Reads the rows of this machine.
+struct Reader<'a> {
+    gateway: &'a Gateway,
+    session: String,
+}
+
+impl Reader<'_> {
+    async fn rows(&self, method: u32, name: Option<&str>) -> Vec<Value> {
+        let data = json!({ "instance_id": THIS_MACHINE, "proc_name": name });
+        self.gateway.rows(&self.session, method, 1000, data).await
+    }
+
+    async fn named(&self, name: &str) -> Vec<Value> {
+        self.rows(codes::PROCESSES_BY_NAME, Some(name)).await
+    }
+
+    /// The rows of all processes and of the VM that were sampled with the newest row of this name.
+    async fn sample_with(&self, name: &str) -> Result<(Vec<Value>, Value), String> {
+        let date = self.named(name).await.swap_remove(0)["create_date"].take();
+        let of_date = |rows: Vec<Value>| {
+            rows.into_iter()
+                .filter(|row| row["create_date"] == date)
+                .collect::<Vec<_>>()
+        };
+        let vm = of_date(self.rows(codes::VM, None).await)
+            .pop()
+            .ok_or("no row of the VM")?;
+        Ok((of_date(self.rows(codes::PROCESSES, None).await), vm))
+    }
+}
+
+fn number(row: &Value, key: &str) -> f64 {
+    row[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key} is no number: {row}"))
+}
+
+fn now() -> f64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
+}
+
+/// The fields of `/proc/<pid>/stat` that follow the name, which may hold anything.
+fn stat(pid: u32) -> Vec<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    fields.map(|field| field.parse().unwrap_or(0)).collect()
+}
+
+/// When the process started and the CPU seconds that it has used, as proc(5) has them: fields 22, 14 and 15.
+fn started_and_used(pid: u32) -> (f64, f64) {
+    let fields = stat(pid);
+    let seconds = |ticks: u64| Duration::from_millis(ticks * 10).as_secs_f64();
+    let uptime = fs::read_to_string("/proc/uptime").unwrap();
+    let uptime: f64 = uptime.split_whitespace().next().unwrap().parse().unwrap();
+    (
+        now() - uptime + seconds(fields[19]),
+        seconds(fields[11] + fields[12]),
+    )
+}
+
+fn memory_in_use() -> f64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap();
+    let of = |key: &str| -> f64 {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    100.0 * (1.0 - of("MemAvailable:") / of("MemTotal:"))
+}
+
+/// A process of a name that nobody else has, which burns CPU until it is ended.
+fn burn(folder: &std::path::Path) -> (Process, String) {
+    // The kernel keeps 15 bytes of the name.
+    let name = format!("burn-{}", std::process::id());
+    let program = folder.join(&name);
+    symlink("/bin/sh", &program).unwrap();
+    let process = Process::start(Spec {
+        name: name.clone(),
+        program,
+        args: vec!["-c".to_owned(), "while :; do :; done".to_owned()],
+        env: Vec::new(),
+        log: folder.join("burner.log"),
+    });
+    (process, name)
+}
+
+#[tokio::test]
+async fn a_process_is_seen_from_its_start_to_its_end() {
+    let stack = Stack::builder()
+        .replicas(Program::Agent, 1)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    let reader = Reader {
+        gateway: stack.gateway(0),
+        session: stack.session(Role::Viewer, Scope::All).await,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let (burner, name) = burn(folder.path());
+
+    let row = eventually("the process burns CPU", PATIENCE, async || {
+        let (started, used) = started_and_used(burner.id());
+        let average = 100.0 * used / (now() - started);
+        let rows = reader.named(&name).await;
+        let as_much = |row: &&Value| number(row, "cpu_util") > f64::max(average / 2.0, 1.0);
+        rows.iter()
+            .find(as_much)
+            .cloned()
+            .ok_or_else(|| format!("{average} % on average, and {rows:?}"))
+    })
+    .await;
+    assert_eq!((&row["cmd"], &row["pid"]), (&json!(name), &json!(burner.id())));
+    assert_eq!(
+        (&row["instance_id"], &row["shutdown_time"]),
+        (&json!(THIS_MACHINE), &Value::Null)
+    );
+    let (running_time, (started, _)) = (number(&row, "running_time"), started_and_used(burner.id()));
+    // The kernel tells the moment of its boot in whole seconds.
+    assert!(
+        (running_time - started).abs() < 1.1,
+        "{running_time} and {started}"
+    );
+
+    let sample = eventually("a whole sample", PATIENCE, async || {
+        reader.sample_with(&name).await
+    })
+    .await;
+    assert_sample_of_this_machine(&sample.0, &sample.1, burner.id());
+
+    let before_end = now();
+    burner.kill9();
+    let after_end = now();
+    let last = eventually("the process is seen to have ended", PATIENCE, async || {
+        let newest = reader.named(&name).await.swap_remove(0);
+        if newest["shutdown_time"].is_null() {
+            Err(newest.to_string())
+        } else {
+            Ok(newest)
+        }
+    })
+    .await;
+    let shutdown = number(&last, "shutdown_time");
+    assert!(
+        shutdown >= before_end - 0.1 && shutdown <= after_end + 10.0,
+        "{before_end} {shutdown}"
+    );
+    assert_eq!(
+        (&last["pid"], &last["running_time"]),
+        (&row["pid"], &row["running_time"])
+    );
+
+    // That row is the last: further samples come without it.
+    let newest_vm = async || reader.rows(codes::VM, None).await[0]["create_date"].clone();
+    for _ in 0..3 {
+        let before = newest_vm().await;
+        eventually("another sample", PATIENCE, async || {
+            if newest_vm().await == before {
+                Err("none yet".to_owned())
+            } else {
+                Ok(())
+            }
+        })
+        .await;
+    }
+    let all = reader.named(&name).await;
+    assert_eq!(all[0], last);
+    assert!(
+        all[1..].iter().all(|row| row["shutdown_time"].is_null()),
+        "one last row: {all:?}"
+    );
+    assert!(
+        all.iter().all(|row| row["running_time"] == last["running_time"]),
+        "one process: {all:?}"
+    );
+    assert!(
+        all.iter().all(|row| number(row, "cpu_util") <= 110.0),
+        "one thread fills one core: {all:?}"
+    );
+    let dates: HashSet<_> = all.iter().map(|row| row["create_date"].to_string()).collect();
+    assert_eq!(dates.len(), all.len(), "one row a sample");
+}
+
+/// All processes are in the sample, and the VM's row is as `/proc` has it.
+fn assert_sample_of_this_machine(processes: &[Value], vm: &Value, burner: u32) {
+    let alive = processes.iter().filter(|row| row["shutdown_time"].is_null());
+    let alive: HashSet<_> = alive.map(|row| row["pid"].as_u64().unwrap()).collect();
+    for pid in [burner, std::process::id()] {
+        assert!(alive.contains(&u64::from(pid)), "{pid} is missing");
+    }
+    // Between the two readings some come and go.
+    let (rows, count) = (
+        u32::try_from(alive.len()).map(f64::from).unwrap(),
+        number(vm, "proc"),
+    );
+    assert!(
+        (rows - count).abs() <= 0.1 * count,
+        "{rows} rows of {count} processes"
+    );
+    for row in processes {
+        assert_eq!(row["net_incoming"], vm["net_incoming"]);
+        assert_eq!(row["net_outgoing"], vm["net_outgoing"]);
+    }
+    let busy = number(vm, "cpu_util");
+    assert!(busy > 0.0 && busy <= 100.0, "a core burns: {vm}");
+    assert!((number(vm, "mem") - memory_in_use()).abs() < 20.0, "{vm}");
+    let date = vm["create_date"].as_str().unwrap();
+    assert!(date.len() == 26 && date.as_bytes()[10] == b'T', "{date}");
+}
