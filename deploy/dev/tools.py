@@ -88,13 +88,20 @@ def nats_version(text: str):
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
+def _version_of(nats_server) -> tuple:
+    try:
+        said = subprocess.run([nats_server, "--version"], capture_output=True, text=True)
+    except OSError:
+        return (0, 0)
+    return nats_version(said.stdout + said.stderr)
+
+
 def nats_server() -> Path:
     """nats-server from PATH where it is new enough, else Debian's, unpacked into the cache."""
     least = ".".join(map(str, NATS_LEAST))
     on_path = shutil.which("nats-server")
     if on_path:
-        said = subprocess.run([on_path, "--version"], capture_output=True, text=True)
-        if nats_version(said.stdout + said.stderr) >= NATS_LEAST:
+        if _version_of(on_path) >= NATS_LEAST:
             return Path(on_path)
         note(f"{on_path} is older than {least} and is left alone.")
     cached = layout.tools() / "nats-server" / "nats-server"
@@ -116,7 +123,8 @@ def _install_nats(program: Path) -> None:
     partial = layout.tools() / ".nats-server.partial"
     shutil.rmtree(partial, ignore_errors=True)
     unpacked = apt.fetch("nats-server", NATS_SUITE, partial, layout.LOGS / "nats-server.log")
-    subprocess.run([unpacked / "usr/sbin/nats-server", "--version"], check=True, capture_output=True)
+    if _version_of(unpacked / "usr/sbin/nats-server") < NATS_LEAST:
+        raise Problem(f"the one of Debian {NATS_SUITE} that the mirror has is too old, or does not run here")
     # Whole or not at all: the last step is a rename.
     (unpacked / "usr/sbin").rename(program.parent)
     shutil.rmtree(partial)
