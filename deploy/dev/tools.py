@@ -157,8 +157,8 @@ def database() -> Database:
     if not program.exists():
         say(
             f"No mongod in PATH. Building {STAND_IN} {STAND_IN_VERSION}, a stand-in for MongoDB for development and\n"
-            "tests only: a separate program, once for all checkouts. It takes some 16 minutes of CPU time. To use a\n"
-            "MongoDB instead, stop this with Ctrl-C and set VMWATCH_MONGODB_URI."
+            "tests only: a separate program, once for all checkouts. It takes 10 to 20 minutes of CPU time. To use\n"
+            "a MongoDB instead, stop this with Ctrl-C and set VMWATCH_MONGODB_URI."
         )
         install_system(STAND_IN_NEEDS)
         with installing():

@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 import unittest
 import urllib.request
 from pathlib import Path
@@ -59,6 +58,15 @@ class WholeStack(unittest.TestCase):
         self.assertNotIn(None, found.values())
         return found
 
+    def left_over(self):
+        """Processes of this stack, whatever its own records say: all have its folder in their environment."""
+        mark, found = f"VMWATCH_DEV_DIR={self.folder}\0".encode(), []
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (path / "environ").read_bytes() and Identity.of(int(path.name)):
+                    found.append((path / "cmdline").read_bytes())
+        return found
+
     @contextlib.contextmanager
     def foreground(self):
         """`./dev up` with its output in a file; killed where a test leaves it running."""
@@ -90,7 +98,7 @@ class Detached(WholeStack):
         self.logs_are_shown()
         self.a_fallen_service_is_told(started["metrics"])
         self.assertEqual(self.dev("down").returncode, 0)
-        self.assertEqual([name for name, process in started.items() if process.alive()], [])
+        self.assertEqual(self.left_over(), [])
         self.assertIn("Nothing runs", self.dev("status").stdout)
 
     def the_lines_work_when_pasted(self, shown):
@@ -148,17 +156,16 @@ class Foreground(WholeStack):
             self.await_text(out, "lifecycle has ended (signal SIGKILL)")
             process.send_signal(signal.SIGINT)
             self.assertEqual(process.wait(PATIENCE), 1, "a program fell: " + out.read_text())
-        self.assertEqual([name for name, one in started.items() if one.alive()], [])
+        self.assertEqual(self.left_over(), [])
         with self.foreground() as (process, out):
             # The same administrator, who logs in with the same password: `up` says where that fails.
             self.assertNotIn("cannot log in", out.read_text())
             after = self.status()
             self.assertEqual((before["nats"], before["instance_id"]), (after["nats"], after["instance_id"]))
-            started = self.identities()
             down = self.dev("down")
             self.assertEqual(down.returncode, 0, down.stdout)
             self.assertEqual(process.wait(PATIENCE), 0, out.read_text())
-        self.assertEqual([name for name, one in started.items() if one.alive()], [])
+        self.assertEqual(self.left_over(), [])
 
     def test_what_a_killed_up_left_behind_is_stopped_by_the_next(self):
         with self.foreground() as (process, _):
@@ -171,18 +178,25 @@ class Foreground(WholeStack):
         self.assertEqual([name for name, one in left.items() if one.alive()], [])
 
     def test_a_stop_on_the_way_leaves_nothing(self):
-        process = subprocess.Popen(
-            [layout.ROOT / "dev", "up"], env=self.env, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )
-        state = self.folder / "state.json"
-        self.assertTrue(wait_for(lambda: state.exists() and '"pid"' in state.read_text().partition("programs")[2], PATIENCE))
-        time.sleep(0.05)
-        started = self.status()["services"]
-        process.send_signal(signal.SIGTERM)
-        self.assertEqual(process.wait(PATIENCE), 130)
-        self.assertTrue(started)
-        self.assertEqual([service["name"] for service in started if Identity.of(service["pid"])], [])
+        for programs in (0, 1, 2, 4, 7):
+            with self.subTest(started=programs):
+                process = subprocess.Popen(
+                    [layout.ROOT / "dev", "up"], env=self.env, stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )
+                self.addCleanup(process.kill)
+                self.assertTrue(wait_for(lambda: self.recorded(process.pid) >= programs, PATIENCE))
+                process.send_signal(signal.SIGTERM)
+                self.assertEqual(process.wait(PATIENCE), 130)
+                self.assertEqual(self.left_over(), [])
+
+    def recorded(self, guard):
+        """How many programs this `dev` has on record; -1 before it has begun."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            state = json.loads((self.folder / "state.json").read_text())
+            if state["guard"]["pid"] == guard:
+                return len(state["programs"])
+        return -1
 
 
 class Ports(WholeStack):
