@@ -3,8 +3,10 @@
 //! Way of one request: [`legacy`] reads the documented form, [`sessions`] tells who asks without leaving the process,
 //! the bus carries the method's own parameters to a service, and `legacy` renders the reply.
 
+mod body;
 pub mod config;
 pub mod legacy;
+pub mod rest;
 mod sessions;
 
 use std::sync::Arc;
@@ -88,6 +90,7 @@ pub async fn run(
     });
     let router = Router::new()
         .route(legacy::PATH, any(legacy::serve))
+        .merge(rest::router(&gateway))
         .with_state(gateway);
     http_server::serve(listener, router, settings.http.limits, shutdown).await?;
     info!("drained");

@@ -46,6 +46,7 @@ impl TryFrom<u8> for Status {
 /// Why a request failed, as far as a caller can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum FaultKind {
     /// The request itself is wrong; the text says how to put it right.
     Invalid,

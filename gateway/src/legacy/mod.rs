@@ -4,15 +4,13 @@ mod answer;
 pub mod python_repr;
 mod request;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
-    body::{Body as HttpBody, HttpBody as _},
+    body::Body as HttpBody,
     extract::{ConnectInfo, Request, State},
-    http::{Method as Verb, Response, StatusCode, header},
+    http::{Method as Verb, Response, StatusCode},
 };
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
 use metrics::{counter, histogram};
 use serde_json::value::RawValue;
 use shared::{
@@ -28,14 +26,10 @@ use self::{
     python_repr::rows_to_python,
     request::{Body, Format, Parameters},
 };
-use crate::Gateway;
+use crate::{Gateway, body};
 
 /// The documented path.
 pub const PATH: &str = "/wsgi_app.py";
-/// The largest body (docs/api/wire-contract.md, "Endpoint").
-const BODY_BYTES: u64 = 64 * 1024;
-/// Of a body that is too large so much is read before it is refused.
-const DISCARDED_BYTES: u64 = 16 << 20;
 
 /// Answers whatever is sent to the documented path.
 pub(crate) async fn serve(
@@ -66,7 +60,7 @@ impl Gateway {
             let text = "this address takes POST only";
             return NOBODY.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
         }
-        let bytes = match read_body(request, self.http.body_timeout).await {
+        let bytes = match body::read(request, self.http.body_timeout).await {
             Ok(bytes) => bytes,
             Err((status, text)) => return NOBODY.refusal(status, Status::Failure, text),
         };
@@ -137,41 +131,6 @@ impl Gateway {
         let record = self.sessions.check(&token).await?.ok_or_else(invalid)?;
         Ok(Some(record.principal.clone()))
     }
-}
-
-/// Reads the body within the limits of size and time.
-async fn read_body(request: Request, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
-    let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body must be at most 64 KiB");
-    let announced = request.body().size_hint().lower();
-    // Such a client sends the body only when asked for it, which reading does.
-    let waits = request.headers().contains_key(header::EXPECT);
-    if announced > DISCARDED_BYTES || (waits && announced > BODY_BYTES) {
-        return Err(too_large);
-    }
-    match tokio::time::timeout(limit, collect(request.into_body())).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes),
-        Ok(Ok(None)) => Err(too_large),
-        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body could not be read to its end")),
-        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body came too slowly")),
-    }
-}
-
-/// The whole body; `None` where it is too large. That is still read, up to a bound, and thrown away: most clients look
-/// for an answer only once they have sent all, and a connection closed before that loses it.
-async fn collect(mut body: HttpBody) -> Result<Option<Bytes>, axum::Error> {
-    let mut kept = BytesMut::new();
-    let mut size = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        size += data.len() as u64;
-        if size > DISCARDED_BYTES {
-            break;
-        }
-        if size <= BODY_BYTES {
-            kept.extend_from_slice(&data);
-        }
-    }
-    Ok((size <= BODY_BYTES).then(|| kept.freeze()))
 }
 
 /// The answer of a reply, whose rows are passed on without being decoded into a tree.

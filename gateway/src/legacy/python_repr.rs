@@ -53,21 +53,55 @@ pub fn push_float(out: &mut String, number: f64) {
         out.push_str("None");
         return;
     }
-    // Rust's `{:e}` gives the shortest digits that read back the same, as Python's repr does: `1.48e9`.
-    let scientific = format!("{number:e}");
+    let scientific = shortest(number.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
+    if number.is_sign_negative() {
+        out.push('-');
+    }
     // CPython's float_repr_style: positional from 1e-4 to below 1e16.
     if (-4..16).contains(&exponent) {
-        let positional = format!("{number}");
-        out.push_str(&positional);
-        if !positional.contains('.') {
-            out.push_str(".0");
-        }
+        push_positional(out, &mantissa.replace('.', ""), exponent);
     } else {
         let sign = if exponent < 0 { '-' } else { '+' };
         let _ = write!(out, "{mantissa}e{sign}{:02}", exponent.abs());
     }
+}
+
+/// The shortest digits that read back the same, as `1.48e9`. Rust's own, but where two are equally near: there Rust takes
+/// the greater, the dtoa of `CPython` the even one, as rounding to that many digits does.
+fn shortest(number: f64) -> String {
+    // Two neighbours with so many digits can be nearer to each other than two floats are; with fewer they never are.
+    const FEWEST_DIGITS_OF_A_TIE: usize = 15;
+    let shortest = format!("{number:e}");
+    let digits = shortest
+        .bytes()
+        .take_while(|byte| *byte != b'e')
+        .filter(u8::is_ascii_digit)
+        .count();
+    if digits < FEWEST_DIGITS_OF_A_TIE {
+        return shortest;
+    }
+    let rounded = format!("{number:.*e}", digits - 1);
+    if rounded.parse() == Ok(number) {
+        rounded
+    } else {
+        shortest
+    }
+}
+
+/// Appends `digits`, the first of which stands for 10^`exponent`, with a point and a digit after it.
+fn push_positional(out: &mut String, digits: &str, exponent: i32) {
+    let before_point = usize::try_from(exponent + 1).unwrap_or(0);
+    let (whole, fraction) = digits.split_at(digits.len().min(before_point));
+    out.push_str(if whole.is_empty() { "0" } else { whole });
+    out.extend(std::iter::repeat_n('0', before_point - whole.len()));
+    out.push('.');
+    out.extend(std::iter::repeat_n(
+        '0',
+        usize::try_from(-exponent - 1).unwrap_or(0),
+    ));
+    out.push_str(if fraction.is_empty() { "0" } else { fraction });
 }
 
 /// A JSON array of row objects as a JSON array of strings, each the Python 2 `repr` of its row.
@@ -250,6 +284,10 @@ mod tests {
             (1e16, "1e+16"),
             (1.5e300, "1.5e+300"),
             (5e-324, "5e-324"),
+            // Exactly between two decimals of 16 digits; a power of two, below which floats lie closer.
+            (-82_902_859_155_638.62, "-82902859155638.62"),
+            (9_007_199_254_740_992.0, "9007199254740992.0"),
+            (5.960_464_477_539_063e-8, "5.960464477539063e-08"),
             (f64::NAN, "None"),
             (f64::NEG_INFINITY, "None"),
         ] {

@@ -17,6 +17,7 @@ pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
 /// What became of it, as far as it was known when the record was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum AuditResult {
     /// It was asked for; another record tells the end.
     Requested,

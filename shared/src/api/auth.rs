@@ -43,6 +43,15 @@ pub struct Credentials {
 /// The name of a user: 1 to 128 characters, none a control character.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(
+        min_length = 1,
+        max_length = 128,
+        pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$"
+    )
+)]
 pub struct UserName(String);
 
 impl UserName {

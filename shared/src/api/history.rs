@@ -217,6 +217,7 @@ impl From<Stat> for [f64; 3] {
 
 /// What a history was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Resolution {
     /// The rows themselves.
     #[serde(rename = "raw")]

@@ -22,6 +22,7 @@ pub struct Target {
 /// What the hypervisor says of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum MachineState {
     /// It runs (which is not "its system has booted").
     Running,

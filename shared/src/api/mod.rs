@@ -13,6 +13,7 @@ mod operation;
 mod principal;
 pub mod processes;
 mod text;
+pub mod users;
 
 use std::time::Duration;
 
@@ -140,6 +141,14 @@ pub fn no_such_vm() -> Fault {
 /// All methods.
 pub const METHODS: &[MethodInfo] = &[
     auth::Login::INFO,
+    users::Logout::INFO,
+    users::UsersGet::INFO,
+    users::UsersList::INFO,
+    users::UsersAdd::INFO,
+    users::UsersUpdate::INFO,
+    users::UsersRemove::INFO,
+    users::UsersSetPassword::INFO,
+    audit::List::INFO,
     metrics::ProcessLatest::INFO,
     metrics::VmLatest::INFO,
     metrics::ProcessByName::INFO,

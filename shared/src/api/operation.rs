@@ -15,6 +15,7 @@ use crate::wire::FaultKind;
 /// The id of a command: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(pattern = "^[0-9a-f]{32}$"))]
 pub struct OperationId(String);
 
 /// A text that is no [`OperationId`].
@@ -85,6 +86,7 @@ impl fmt::Display for OperationId {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum OperationState {
     /// Recorded; the hypervisor has not been told.
     Requested,

@@ -9,6 +9,7 @@ use super::InstanceId;
 /// What a user may do; each role may do all that the one before may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Role {
     /// Reads.
     Viewer,
@@ -58,6 +59,38 @@ impl Scope {
             Self::All => true,
             Self::Only(instances) => instances.contains(instance),
         }
+    }
+}
+
+/// By hand, since a derived schema would allow more keys than the one.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Scope {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::{
+            ArrayBuilder, ObjectBuilder, OneOfBuilder, Ref, Type, schema::AdditionalProperties,
+        };
+        let all = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("Every instance."))
+            .enum_values(Some(["all"]));
+        let instances = ArrayBuilder::new()
+            .items(Ref::from_schema_name("InstanceId"))
+            .max_items(Some(super::users::MOST_INSTANCES));
+        let only = ObjectBuilder::new()
+            .description(Some("These only."))
+            .property("only", instances)
+            .required("only")
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+        let either = OneOfBuilder::new().item(all).item(only);
+        either.description(Some("Which instances a user may see.")).into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Scope {
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        let instance = <InstanceId as utoipa::PartialSchema>::schema();
+        schemas.push((<InstanceId as utoipa::ToSchema>::name().into_owned(), instance));
     }
 }
 

@@ -14,6 +14,7 @@ use crate::wire::Fault;
 /// The name of a process: 1 to 256 bytes. The kernel's own bound is 15; other reporters may store longer ones.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(min_length = 1))]
 pub struct ProcessName(String);
 
 impl ProcessName {
@@ -44,6 +45,7 @@ impl<'de> Deserialize<'de> for ProcessName {
 /// What a process table is sorted by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ProcessSort {
     /// CPU share.
     #[default]
@@ -61,6 +63,7 @@ pub enum ProcessSort {
 /// Which way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Order {
     /// The least first.
     Asc,
@@ -272,6 +275,7 @@ pub struct ProcessEventsQuery {
 /// What happened to a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ProcessEventKind {
     /// It started.
     Started,

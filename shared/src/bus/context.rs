@@ -44,7 +44,7 @@ pub struct Context {
 }
 
 /// 16 random bytes in hex, for request ids and idempotency keys.
-pub(super) fn random_id() -> String {
+pub fn random_id() -> String {
     let mut bytes = [0_u8; 16];
     if let Err(error) = getrandom::fill(&mut bytes) {
         tracing::error!(%error, "the system's random source does not answer");

@@ -17,7 +17,7 @@ use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
 use tracing::{info, warn};
 
-pub use context::{Context, HeaderExtractor, headers};
+pub use context::{Context, HeaderExtractor, headers, random_id};
 
 use crate::config::{
     Environment, Invalid, NATS_CA_FILE, NATS_CREDENTIALS_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL,

@@ -1,0 +1,120 @@
+//! The audit, for administrators.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use shared::api::{
+    audit::{self, AuditFilter, AuditResult},
+    auth::UserName,
+    lifecycle::OperationId,
+};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    caller::Caller,
+    extract::{PageLimit, Query, page_limit},
+    problem::Problem,
+    time::Timestamp,
+};
+use crate::Gateway;
+
+/// One line of the audit.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AuditRecord {
+    /// When.
+    at: Timestamp,
+    /// What was asked for, such as `lifecycle.start` or `auth.login`.
+    action: String,
+    /// Who asked; of a login, the name that was given, known or not.
+    user: String,
+    /// From which address, as the gateway saw it.
+    source: Option<String>,
+    /// On what: an instance id, or the name of a user.
+    target: Option<String>,
+    /// What the logs name the request.
+    request_id: String,
+    /// Of a command on a VM: its record.
+    operation_id: Option<OperationId>,
+    /// What became of it.
+    result: AuditResult,
+    /// The same in words.
+    detail: String,
+}
+
+impl From<audit::AuditRecord> for AuditRecord {
+    fn from(record: audit::AuditRecord) -> Self {
+        Self {
+            at: Timestamp::of_ms(record.at_ms),
+            action: record.action,
+            user: record.user,
+            source: record.source,
+            target: record.target,
+            request_id: record.request_id,
+            operation_id: record.operation_id,
+            result: record.result,
+            detail: record.detail,
+        }
+    }
+}
+
+/// A page of the audit.
+#[derive(Serialize, ToSchema)]
+pub(super) struct AuditPage {
+    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: only so many
+    /// records are looked at for one page.
+    records: Vec<AuditRecord>,
+    /// What `before` is for the next page; null on the last.
+    next: Option<u64>,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct AuditQuery {
+    /// Only records older than this one: `next` of the page before.
+    before: Option<u64>,
+    /// At most how many; 100 unless given.
+    #[param(inline)]
+    limit: Option<PageLimit>,
+    /// Of this user only.
+    user: Option<UserName>,
+    /// On this only: an instance id, or the name of a user.
+    #[param(max_length = 128)]
+    target: Option<String>,
+    /// Of this action only, or of all below it: `auth` covers `auth.login`.
+    #[param(max_length = 128)]
+    action: Option<String>,
+    /// Not before this moment.
+    from: Option<Timestamp>,
+    /// Before this moment.
+    to: Option<Timestamp>,
+}
+
+/// Read the audit
+///
+/// Logins, what administrators do with users, and commands on VMs: who, from where, what, and what became of it.
+#[utoipa::path(
+    get, path = "/audit", tag = "audit", operation_id = "list_audit", params(AuditQuery),
+    responses((status = OK, body = AuditPage, description = "a page of the audit, the newest first")),
+)]
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    Query(query): Query<AuditQuery>,
+) -> Result<axum::Json<AuditPage>, Problem> {
+    let filter = AuditFilter {
+        before: query.before,
+        limit: page_limit(query.limit),
+        user: query.user,
+        target: query.target,
+        action: query.action,
+        from_ms: query.from.map(Timestamp::as_ms),
+        to_ms: query.to.map(Timestamp::as_ms),
+    };
+    let page = caller.ask::<audit::List>(&gateway, &filter).await?;
+    Ok(axum::Json(AuditPage {
+        records: page.records.into_iter().map(AuditRecord::from).collect(),
+        next: page.next,
+    }))
+}

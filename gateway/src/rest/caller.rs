@@ -1,0 +1,270 @@
+//! Who asks: the session behind a request, from a bearer token or from the page's cookie.
+//!
+//! A browser sends a cookie whoever made it ask, so that a request that changes something is believed by its cookie
+//! only where the browser says that the page itself sent it: `Sec-Fetch-Site: same-origin`, or, from browsers that do
+//! not send that (and over plain HTTP none does), an `Origin` that is the address asked. That is the algorithm of
+//! Go's `net/http.CrossOriginProtection`, but for one thing: a request with neither header is refused, since programs
+//! have the bearer token. `SameSite=Strict` is the second wall.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    extract::{ConnectInfo, FromRequestParts},
+    http::{HeaderMap, HeaderName, Uri, header, request::Parts, uri::Authority},
+};
+use shared::{
+    api::{
+        Kind, Method, Principal,
+        auth::{SessionRecord, Token},
+    },
+    bus::Context,
+    wire::{Fault, FaultKind},
+};
+
+use super::{edge::RequestId, problem::Problem};
+use crate::Gateway;
+
+/// By the W3C's Fetch Metadata: whose page made the browser send the request.
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+/// The page's cookie, where the page came over TLS: the prefix keeps other hosts of the domain from setting it.
+const SECURE_COOKIE: &str = "__Host-vmwatch_session";
+/// The page's cookie, where it did not.
+pub(super) const PLAIN_COOKIE: &str = "vmwatch_session";
+
+/// What is known of a request before its session is.
+#[derive(Debug)]
+pub(super) struct Visitor {
+    pub(super) request_id: String,
+    /// The address that it came from.
+    pub(super) source: Option<String>,
+}
+
+/// The session behind a request.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) visitor: Visitor,
+    pub(super) token: Token,
+    pub(super) session: Arc<SessionRecord>,
+}
+
+impl Visitor {
+    /// The context of a call without a session.
+    pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
+        let mut context = Context::new(gateway.deadlines.of(kind));
+        context.request_id.clone_from(&self.request_id);
+        context.source.clone_from(&self.source);
+        context
+    }
+}
+
+impl Caller {
+    pub(super) fn principal(&self) -> &Principal {
+        &self.session.principal
+    }
+
+    /// The context of a call; a command has a fresh key.
+    pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
+        let context = self
+            .visitor
+            .context(gateway, kind)
+            .as_principal(self.principal().clone());
+        match kind {
+            Kind::Query => context,
+            Kind::Command => context.with_fresh_key(),
+        }
+    }
+
+    /// Calls a method.
+    pub(super) async fn ask<M: Method>(
+        &self,
+        gateway: &Gateway,
+        params: &M::Params,
+    ) -> Result<M::Reply, Fault> {
+        gateway
+            .bus
+            .call::<M>(&self.context(gateway, M::INFO.kind), params)
+            .await
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for Visitor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Gateway>) -> Result<Self, Problem> {
+        Ok(Self {
+            request_id: parts
+                .extensions
+                .get::<RequestId>()
+                .map(|id| id.0.clone())
+                .unwrap_or_default(),
+            source: parts
+                .extensions
+                .get::<ConnectInfo<SocketAddr>>()
+                .map(|peer| peer.0.ip().to_string()),
+        })
+    }
+}
+
+impl FromRequestParts<Arc<Gateway>> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let token = if let Some(value) = parts.headers.get(header::AUTHORIZATION) {
+            value.to_str().ok().and_then(bearer)
+        } else {
+            let token = cookie(&parts.headers);
+            if token.is_some() && !parts.method.is_safe() {
+                check_same_origin(&parts.headers, &parts.uri)?;
+            }
+            token
+        };
+        let token = token.ok_or_else(Problem::unauthenticated)?;
+        let session = gateway.sessions.check(&token).await?;
+        Ok(Self {
+            session: session.ok_or_else(Problem::unauthenticated)?,
+            visitor: Visitor::from_request_parts(parts, gateway).await?,
+            token,
+        })
+    }
+}
+
+fn bearer(value: &str) -> Option<Token> {
+    let (scheme, token) = value.split_once(' ')?;
+    scheme
+        .eq_ignore_ascii_case("bearer")
+        .then(|| token.trim().parse().ok())
+        .flatten()
+}
+
+fn cookie(headers: &HeaderMap) -> Option<Token> {
+    let of = |name: &str| {
+        let values = headers
+            .get_all(header::COOKIE)
+            .into_iter()
+            .filter_map(|value| value.to_str().ok());
+        let mut pairs = values
+            .flat_map(|value| value.split(';'))
+            .filter_map(|pair| pair.trim().split_once('='));
+        pairs.find(|(given, _)| *given == name)?.1.parse().ok()
+    };
+    of(SECURE_COOKIE).or_else(|| of(PLAIN_COOKIE))
+}
+
+/// The `Set-Cookie` of a session, `Secure` where the page came over TLS; an age of 0 ends it.
+pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> String {
+    let over_tls = text(headers, header::ORIGIN).is_some_and(|origin| origin.starts_with("https://"));
+    let (name, secure) = if over_tls {
+        (SECURE_COOKIE, "; Secure")
+    } else {
+        (PLAIN_COOKIE, "")
+    };
+    format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
+}
+
+/// Whether a browser says that a page of this very address sent the request.
+pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
+    let same = match (text(headers, SEC_FETCH_SITE), text(headers, header::ORIGIN)) {
+        (Some(site), _) => site == "same-origin" || site == "none",
+        (None, Some(origin)) => {
+            let asked = text(headers, header::HOST).or_else(|| uri.authority().map(Authority::as_str));
+            let from = origin.split_once("://").map(|(_, host)| host);
+            from.is_some() && from == asked
+        }
+        (None, None) => false,
+    };
+    if same {
+        return Ok(());
+    }
+    let detail = "a session in a cookie is for the page of this address alone; programs send a bearer token";
+    Err(Fault::new(FaultKind::Forbidden, detail).into())
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let pairs = pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        pairs.collect()
+    }
+
+    #[test]
+    fn a_cookie_is_believed_from_the_page_itself_only() {
+        for (sent, believed) in [
+            (&[("sec-fetch-site", "same-origin")][..], true),
+            (&[("sec-fetch-site", "none")], true),
+            (&[("sec-fetch-site", "same-site")], false),
+            (
+                &[
+                    ("sec-fetch-site", "cross-site"),
+                    ("origin", "http://here:1"),
+                    ("host", "here:1"),
+                ],
+                false,
+            ),
+            (&[("origin", "http://here:1"), ("host", "here:1")], true),
+            (&[("origin", "https://here"), ("host", "here")], true),
+            (&[("origin", "http://here:2"), ("host", "here:1")], false),
+            (&[("origin", "null"), ("host", "null")], false),
+            (&[("origin", "http://here:1")], false),
+            (&[("host", "here:1")], false),
+        ] {
+            let checked = check_same_origin(&headers(sent), &Uri::from_static("/api/v1/me"));
+            assert_eq!(checked.is_ok(), believed, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_found_among_others_and_is_secure_over_tls() {
+        const TOKEN: &str = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca";
+        for (sent, found) in [
+            ("vmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", true),
+            (
+                "a=b; __Host-vmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca; c",
+                true,
+            ),
+            ("xvmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", false),
+            ("vmwatch_session=9AFDB1EC-d396-4ba3-af7a-1e38fd8751ca", false),
+            ("vmwatch_session=", false),
+        ] {
+            let token = cookie(&headers(&[("cookie", sent)]));
+            assert_eq!(
+                token.map(|token| token.to_string()).as_deref(),
+                found.then_some(TOKEN),
+                "{sent}"
+            );
+        }
+        let set = |origin| set_cookie(&headers(&[("origin", origin)]), TOKEN, 60);
+        assert_eq!(
+            set("http://here"),
+            format!("vmwatch_session={TOKEN}; Path=/; Max-Age=60; HttpOnly; SameSite=Strict")
+        );
+        assert_eq!(
+            set("https://here"),
+            format!("__Host-vmwatch_session={TOKEN}; Path=/; Max-Age=60; HttpOnly; SameSite=Strict; Secure")
+        );
+    }
+
+    #[test]
+    fn a_bearer_token_is_a_token() {
+        assert!(bearer("Bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
+        assert!(bearer("bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
+        for bad in [
+            "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca",
+            "Basic YTpi",
+            "Bearer x",
+            "Bearer",
+            "",
+        ] {
+            assert!(bearer(bad).is_none(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What every request of the REST API gets: an id, a span, a place among those worked on at once, and a problem document
+//! where it fails.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{MatchedPath, Request, State},
+    http::{HeaderValue, Response, StatusCode, header},
+    middleware::Next,
+    response::IntoResponse,
+};
+use metrics::{counter, histogram};
+use shared::{
+    bus::random_id,
+    wire::{Fault, FaultKind},
+};
+use tokio::time::Instant;
+use tracing::{Instrument, field::Empty, info_span};
+
+use super::problem::{Problem, REQUEST_ID};
+use crate::Gateway;
+
+/// The id of a request, for extractors.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) String);
+
+/// Wraps every route and the fallback.
+pub(super) async fn edge(
+    State(gateway): State<Arc<Gateway>>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let started = Instant::now();
+    let request_id = random_id();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("none", MatchedPath::as_str)
+        .to_owned();
+    let span = info_span!(
+        "HTTP",
+        otel.name = format!("{} {route}", request.method()),
+        otel.kind = "server",
+        http.request.method = %request.method(),
+        http.route = route,
+        http.response.status_code = Empty,
+        request_id,
+    );
+    request.extensions_mut().insert(RequestId(request_id.clone()));
+    let answered = async {
+        // Until the answer begins; streams of events have a bound of their own.
+        let Ok(_permit) = gateway.permits.try_acquire() else {
+            counter!("vmwatch_requests_shed_total", "method" => route.clone()).increment(1);
+            let detail = "the gateway is at its limit; try again shortly";
+            return Problem::from(Fault::new(FaultKind::Overloaded, detail)).into_response();
+        };
+        next.run(request).await
+    };
+    let mut response = answered.instrument(span.clone()).await;
+    finish(&mut response, &request_id);
+    span.record("http.response.status_code", response.status().as_u16());
+    counter!("vmwatch_http_requests_total", "status" => response.status().as_str().to_owned()).increment(1);
+    histogram!("vmwatch_http_request_seconds", "route" => route).record(started.elapsed().as_secs_f64());
+    response
+}
+
+/// Writes the problem document, where there is a problem, and the headers of every answer.
+fn finish(response: &mut Response<Body>, request_id: &str) {
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
+        // axum's own answer where a path exists and takes other methods; it names them in `Allow`.
+        let wrong_method = response.status() == StatusCode::METHOD_NOT_ALLOWED;
+        let detail = "this address does not take this method; the header Allow names those it takes";
+        wrong_method.then(|| Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail))
+    });
+    if let Some(problem) = problem {
+        let allowed = response.headers_mut().remove(header::ALLOW);
+        *response = problem.document(request_id);
+        response
+            .headers_mut()
+            .extend(allowed.map(|allowed| (header::ALLOW, allowed)));
+    }
+    let headers = response.headers_mut();
+    headers.extend(HeaderValue::from_str(request_id).map(|id| (REQUEST_ID, id)));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+}
+
+/// Answers what no route takes.
+pub(super) async fn no_such_path() -> Problem {
+    let detail = "there is nothing at this address; /api/docs describes the API";
+    Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+}

@@ -1,0 +1,157 @@
+//! Typed parts of a request. What does not fit its type is refused with the name of the field and the rule, and what
+//! is not known is refused as well: a misspelt filter must not read as no filter.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use axum::{
+    extract::{FromRequest, FromRequestParts, RawPathParams, Request},
+    http::{StatusCode, header, request::Parts},
+};
+use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error};
+use shared::api::metrics::Limit;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
+
+use super::problem::Problem;
+use crate::{Gateway, body};
+
+/// The query, as a type with `deny_unknown_fields`.
+#[derive(Debug)]
+pub(super) struct Query<T>(pub(super) T);
+
+/// The query of a route that takes none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NoParameters {}
+
+impl<T: DeserializeOwned> FromRequestParts<Arc<Gateway>> for Query<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<Gateway>) -> Result<Self, Problem> {
+        let parsed = axum::extract::Query::<T>::try_from_uri(&parts.uri);
+        parsed.map(|query| Self(query.0)).map_err(|rejection| {
+            let text = rejection.body_text();
+            let rule = text
+                .strip_prefix("Failed to deserialize query string: ")
+                .unwrap_or(&text);
+            Problem::invalid(format!("query: {}", rule.replace('`', "")))
+        })
+    }
+}
+
+/// The one parameter of a path.
+#[derive(Debug)]
+pub(super) struct Path<T>(pub(super) T);
+
+impl<T: FromStr<Err: fmt::Display>> FromRequestParts<Arc<Gateway>> for Path<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<Gateway>) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, state)
+            .await
+            .map_err(|rejection| Problem::invalid(rejection.body_text()))?;
+        let Some((name, value)) = params.iter().next() else {
+            return Err(Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "internal",
+                "this route has no parameter",
+            ));
+        };
+        value
+            .parse()
+            .map(Self)
+            .map_err(|rule| Problem::invalid(format!("{name} {rule}")))
+    }
+}
+
+/// A JSON body, as a type with `deny_unknown_fields`.
+#[derive(Debug)]
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+        let is_json = request
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split(';').next())
+            .is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json"));
+        if !is_json {
+            let detail = "the body must be application/json";
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media_type",
+                detail,
+            ));
+        }
+        let bytes = body::read(request, gateway.http.body_timeout)
+            .await
+            .map_err(|(status, text)| Problem::new(status, "invalid", text))?;
+        decode(&bytes).map(Self)
+    }
+}
+
+/// Decodes JSON; the refusal names the field and the rule, and repeats no value that was sent: it may be a password.
+fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let decoded = serde_path_to_error::deserialize(&mut json).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        let rule = inner.to_string().replace('`', "");
+        let place = if path == "." {
+            String::new()
+        } else {
+            format!("{path}: ")
+        };
+        Problem::invalid(format!("body: {place}{rule}"))
+    })?;
+    json.end()
+        .map_err(|_| Problem::invalid("body: there is more behind the JSON value"))?;
+    Ok(decoded)
+}
+
+/// A whole number within bounds, in a query or a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub(super) struct Number<const LEAST: u32, const MOST: u32>(u32);
+
+impl<const LEAST: u32, const MOST: u32> Number<LEAST, MOST> {
+    pub(super) const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl<'de, const LEAST: u32, const MOST: u32> Deserialize<'de> for Number<LEAST, MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        u32::deserialize(deserializer)
+            .ok()
+            .filter(|number| (LEAST..=MOST).contains(number))
+            .map(Self)
+            .ok_or_else(|| D::Error::custom(format!("must be a whole number from {LEAST} to {MOST}")))
+    }
+}
+
+impl<const LEAST: u32, const MOST: u32> PartialSchema for Number<LEAST, MOST> {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(LEAST))
+            .maximum(Some(MOST))
+            .into()
+    }
+}
+
+impl<const LEAST: u32, const MOST: u32> ToSchema for Number<LEAST, MOST> {}
+
+/// How many a page may hold.
+pub(super) type PageLimit = Number<1, 1000>;
+
+/// The bound of a page, 100 unless given.
+pub(super) fn page_limit(given: Option<PageLimit>) -> Limit {
+    // The bounds are those of `Limit`.
+    Limit::new(u64::from(given.map_or(100, PageLimit::get))).unwrap_or_default()
+}

@@ -1,0 +1,77 @@
+//! The REST API (docs/api/rest.md): typed routes, each of which calls typed methods on the bus.
+//!
+//! ```text
+//! request ─ edge (id, span, permit) ─ Caller (session) ─ Path, Query, Json ─ handler ─ bus
+//!            └ problem document, whatever went wrong
+//! ```
+
+mod audit;
+mod caller;
+mod edge;
+mod extract;
+mod openapi;
+mod problem;
+mod sessions;
+mod time;
+mod users;
+
+use std::sync::Arc;
+
+use axum::{Router, middleware::from_fn_with_state};
+use utoipa::openapi::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::Gateway;
+
+/// What every address of the API begins with; the number is the version of the contract.
+const PATH: &str = "/api/v1";
+
+/// The routes, the document that describes them, and the answer to what no route takes.
+pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
+    let (routes, document) = described();
+    routes
+        .merge(openapi::serve(&document))
+        .fallback(edge::no_such_path)
+        .layer(from_fn_with_state(Arc::clone(gateway), edge::edge))
+}
+
+/// The OpenAPI document.
+pub fn document() -> OpenApi {
+    described().1
+}
+
+fn described() -> (Router<Arc<Gateway>>, OpenApi) {
+    let routes = OpenApiRouter::new()
+        .routes(routes!(sessions::login))
+        .routes(routes!(sessions::logout))
+        .routes(routes!(sessions::me))
+        .routes(routes!(users::list, users::add))
+        .routes(routes!(users::get, users::update, users::remove))
+        .routes(routes!(users::set_password))
+        .routes(routes!(audit::list));
+    let (routes, mut document) = OpenApiRouter::with_openapi(openapi::base())
+        .nest(PATH, routes)
+        .split_for_parts();
+    openapi::complete(&mut document);
+    (routes, document)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{env, fs, path::PathBuf};
+
+    /// A change of the contract is a change of a file that a reviewer sees. `VMWATCH_BLESS=1` writes it anew.
+    #[test]
+    fn the_openapi_document_is_the_golden_one() {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/openapi.json");
+        let made = super::document().to_pretty_json().unwrap() + "\n";
+        if env::var_os("VMWATCH_BLESS").is_some() {
+            fs::write(&path, &made).unwrap();
+        }
+        let golden = fs::read_to_string(&path).unwrap();
+        for (line, (made, golden)) in made.lines().zip(golden.lines()).enumerate() {
+            assert_eq!(made, golden, "openapi.json, line {}", line + 1);
+        }
+        assert_eq!(made.len(), golden.len());
+    }
+}
