@@ -1,22 +1,34 @@
 //! The commands that ask a running service over the bus. Who may is settled by the permissions of the bus: whoever may
-//! publish on `vmwatch.v1.lifecycle.*` acts as an administrator here.
+//! publish on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an administrator here.
+
+mod table;
 
 use std::time::Duration;
 
 use clap::Subcommand;
+use serde::Serialize;
 use shared::{
     api::{
         InstanceId, Principal, Role, Scope,
-        lifecycle::{Machine, State, Target},
+        audit::AuditRecord,
+        lifecycle::{
+            Operation, OperationFilter, OperationId, OperationRef, OperationsGet, OperationsList, State,
+            Target,
+        },
+        metrics::Limit,
     },
-    bus::{Bus, BusSettings, Context},
+    bus::{Bus, BusSettings, Context, audit},
+    config::NATS_URL,
     wire::{Fault, FaultKind},
 };
 
+use self::table::{Table, moment};
 use crate::LifecycleError;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// What records of the bus call the user of these commands.
+/// How long the bus may take to be there.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// What the service and its records call the user of these commands.
 const USER: &str = "vmwatch-lifecycle";
 
 /// What can be asked of a running service.
@@ -30,24 +42,134 @@ pub enum ClientCommand {
         #[arg(long)]
         json: bool,
     },
+    /// List the newest commands on VMs, or show one with its history.
+    Operations {
+        /// Only this one, with its history.
+        operation_id: Option<OperationId>,
+        /// Only those on this VM.
+        #[arg(long, conflicts_with = "operation_id")]
+        instance: Option<InstanceId>,
+        /// At most how many, from 1 to 1000.
+        #[arg(long, default_value = "50", value_parser = limit, conflicts_with = "operation_id")]
+        limit: Limit,
+        /// As JSON, for scripts.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the newest lines of the audit: logins and commands on VMs, by whom, from where, and their results.
+    Audit {
+        /// At most how many, from 1 to 1000.
+        #[arg(long, default_value = "50", value_parser = limit)]
+        limit: Limit,
+        /// As JSON, for scripts.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn limit(text: &str) -> Result<Limit, &'static str> {
+    text.parse().ok().and_then(Limit::new).ok_or(Limit::RULE)
 }
 
 /// Carries out a command.
 pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), LifecycleError> {
     let bus = connect(settings).await?;
-    let ClientCommand::State { instance_id, json } = command;
-    let machine = bus.call::<State>(&context(), &Target { instance_id }).await?;
-    print_machine(&machine, json)
+    match command {
+        ClientCommand::State { instance_id, json } => {
+            let machine = bus.call::<State>(&context(), &Target { instance_id }).await?;
+            show(&machine, json, || {
+                format!("{}  {}\n", machine.instance_id, machine.state)
+            })
+        }
+        ClientCommand::Operations {
+            operation_id: Some(operation_id),
+            json,
+            ..
+        } => {
+            let operation = bus
+                .call::<OperationsGet>(&context(), &OperationRef { operation_id })
+                .await?;
+            show(&operation, json, || story(&operation))
+        }
+        ClientCommand::Operations {
+            operation_id: None,
+            instance,
+            limit,
+            json,
+        } => {
+            let filter = OperationFilter {
+                instance_id: instance,
+                state: None,
+                limit,
+            };
+            let operations = bus.call::<OperationsList>(&context(), &filter).await?;
+            show(&operations, json, || operation_table(&operations))
+        }
+        ClientCommand::Audit { limit, json } => {
+            let records = audit::newest(&bus, u64::from(limit.get())).await?;
+            show(&records, json, || audit_table(&records))
+        }
+    }
 }
 
-fn print_machine(machine: &Machine, json: bool) -> Result<(), LifecycleError> {
-    let text = serde_json::to_string(machine)?;
+/// Prints an answer: JSON for a script, a text for a person.
+fn show(answer: &impl Serialize, json: bool, text: impl FnOnce() -> String) -> Result<(), LifecycleError> {
     if json {
-        println!("{text}");
+        println!("{}", serde_json::to_string(answer)?);
     } else {
-        println!("{}  {}", machine.instance_id, machine.state);
+        print!("{}", text());
     }
     Ok(())
+}
+
+fn operation_table(operations: &[Operation]) -> String {
+    let mut table = Table::new([
+        "REQUESTED",
+        "OPERATION",
+        "VERB",
+        "INSTANCE",
+        "HYPERVISOR",
+        "USER",
+        "FROM",
+        "STATE",
+    ]);
+    for operation in operations {
+        table.row([
+            moment(operation.requested_at_ms),
+            operation.id.to_string(),
+            operation.verb.to_string(),
+            operation.instance_id.to_string(),
+            operation.hypervisor.clone().unwrap_or_default(),
+            operation.user.clone(),
+            operation.source.clone().unwrap_or_default(),
+            operation.state.to_string(),
+        ]);
+    }
+    table.to_string()
+}
+
+fn story(operation: &Operation) -> String {
+    let mut history = Table::new(["WHEN", "STATE", "WHAT"]);
+    for event in &operation.history {
+        history.row([moment(event.at_ms), event.state.to_string(), event.text.clone()]);
+    }
+    format!("{}\n{history}", operation_table(std::slice::from_ref(operation)))
+}
+
+fn audit_table(records: &[AuditRecord]) -> String {
+    let mut table = Table::new(["WHEN", "USER", "FROM", "ACTION", "TARGET", "RESULT", "DETAIL"]);
+    for record in records {
+        table.row([
+            moment(record.at_ms),
+            record.user.clone(),
+            record.source.clone().unwrap_or_default(),
+            record.action.clone(),
+            record.target.clone().unwrap_or_default(),
+            record.result.to_string(),
+            record.detail.clone(),
+        ]);
+    }
+    table.to_string()
 }
 
 /// A connection that is there: one that is merely being tried is of no use to who waits at a prompt.
@@ -58,17 +180,11 @@ async fn connect(settings: &BusSettings) -> Result<Bus, LifecycleError> {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), connected)
-        .await
-        .map_err(|_| {
-            Fault::new(
-                FaultKind::Unavailable,
-                format!(
-                    "the message bus does not answer; is {} right?",
-                    shared::config::NATS_URL.name
-                ),
-            )
-        })?;
+    let there = tokio::time::timeout(CONNECT_DEADLINE, connected).await;
+    there.map_err(|_| {
+        let hint = format!("the message bus does not answer; is {} right?", NATS_URL.name);
+        Fault::new(FaultKind::Unavailable, hint)
+    })?;
     Ok(bus)
 }
 

@@ -5,9 +5,10 @@ use std::{net::SocketAddr, str::FromStr, time::Duration};
 use shared::{
     bus::{
         self, BusSettings,
+        audit::{self, AuditSettings},
         serve::{self, ServeSettings},
     },
-    config::{Environment, Invalid, Setting},
+    config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -33,6 +34,26 @@ const HYPERVISOR_CALLS: Setting = Setting {
     default: "8",
     help: "calls to one hypervisor at once; more wait, within the time above",
 };
+const OPERATION_LIMIT: Setting = Setting {
+    name: "VMWATCH_OPERATION_LIMIT",
+    default: "5m",
+    help: "how long a command is followed whose caller has given up",
+};
+const OPERATION_LEASE: Setting = Setting {
+    name: "VMWATCH_OPERATION_LEASE",
+    default: "15s",
+    help: "after a replica died, others wait this long before they carry its commands on",
+};
+const OPERATIONS_KEEP: Setting = Setting {
+    name: "VMWATCH_OPERATIONS_KEEP",
+    default: "7d",
+    help: "how long records of commands and their idempotency keys are kept, at least 24h",
+};
+const OPERATIONS_MAX_BYTES: Setting = Setting {
+    name: "VMWATCH_OPERATIONS_MAX_BYTES",
+    default: "256MiB",
+    help: "size of the records (about 1.5 KiB each); when full, commands are refused",
+};
 
 /// Each may hold [`HYPERVISOR_CALLS`] threads; tokio has 512 for blocking calls.
 const MOST_HYPERVISORS: usize = 32;
@@ -43,8 +64,14 @@ pub const SETTINGS: &[&[Setting]] = &[
         HYPERVISORS,
         HYPERVISOR_TIMEOUT,
         HYPERVISOR_CALLS,
+        OPERATION_LIMIT,
+        OPERATION_LEASE,
+        OPERATIONS_KEEP,
+        OPERATIONS_MAX_BYTES,
+        STREAM_REPLICAS,
         health::setting(HEALTH),
     ],
+    audit::SETTINGS,
     serve::SETTINGS,
     bus::SETTINGS,
     telemetry::SETTINGS,
@@ -60,6 +87,46 @@ pub struct LifecycleSettings {
     pub(crate) health: SocketAddr,
     pub(crate) hypervisors: Vec<HypervisorSpec>,
     pub(crate) calls: CallLimits,
+    pub(crate) operations: OperationSettings,
+}
+
+/// Of commands and their records.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OperationSettings {
+    /// How long a command is followed.
+    pub(crate) limit: Duration,
+    /// How long a replica's claim on a command holds without being renewed.
+    pub(crate) lease: Duration,
+    /// How long records are kept.
+    pub(crate) keep: Duration,
+    /// The size of all records.
+    pub(crate) max_bytes: i64,
+    /// Copies of the bucket in a NATS cluster.
+    pub(crate) replicas: usize,
+    pub(crate) audit: AuditSettings,
+}
+
+impl OperationSettings {
+    fn read(env: &Environment) -> Result<Self, Invalid> {
+        let limit = env.duration(&OPERATION_LIMIT, Duration::from_secs(1), Duration::from_hours(1));
+        let lease = env.duration(&OPERATION_LEASE, Duration::from_secs(1), Duration::from_mins(5));
+        let keep = env.duration(
+            &OPERATIONS_KEEP,
+            Duration::from_hours(24),
+            Duration::from_hours(24 * 365),
+        );
+        let max_bytes = env.within(&OPERATIONS_MAX_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
+        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let audit = AuditSettings::read(env);
+        Ok(Self {
+            limit: limit?,
+            lease: lease?,
+            keep: keep?,
+            max_bytes: i64::try_from(max_bytes?.0).unwrap_or(i64::MAX),
+            replicas: replicas?,
+            audit: audit?,
+        })
+    }
 }
 
 /// The bounds of calls to one hypervisor.
@@ -106,6 +173,7 @@ impl LifecycleSettings {
             Duration::from_mins(5),
         );
         let at_once = env.within(&HYPERVISOR_CALLS, 1, 16);
+        let operations = OperationSettings::read(env);
         Ok(Self {
             bus: bus?,
             serve: serve?,
@@ -116,6 +184,7 @@ impl LifecycleSettings {
                 timeout: timeout?,
                 at_once: at_once?,
             },
+            operations: operations?,
         })
     }
 }

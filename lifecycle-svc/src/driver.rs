@@ -10,7 +10,8 @@ use shared::api::{InstanceId, lifecycle::MachineState};
 
 use crate::config::{CallLimits, Endpoint};
 
-/// A hypervisor, or the API of a cloud. Every call ends within the limit that its driver was given.
+/// A hypervisor, or the API of a cloud. Every call ends within the limit that its driver was given. The success of a
+/// command says that the hypervisor took it, not that the machine is as it was asked to be: that is read.
 #[async_trait]
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Whether it answers.
@@ -19,9 +20,31 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// What it says of the machine.
     async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
 
-    /// Makes the machine run, from whatever state: a paused one is resumed. A success says that the hypervisor took
-    /// the command, not that the machine runs.
+    /// Makes the machine run, from whatever state: a paused one is resumed.
     async fn start(&self, id: &InstanceId) -> Result<(), DriverError>;
+
+    /// Asks the machine's system to shut down.
+    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError>;
+
+    /// Starts the machine's system anew; `hard` without asking it.
+    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError>;
+
+    /// Cuts the machine's power.
+    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError>;
+
+    /// All machines, at most [`MOST_LISTED`].
+    async fn list(&self) -> Result<Vec<Found>, DriverError>;
+}
+
+/// The most machines that one hypervisor lists.
+pub(crate) const MOST_LISTED: usize = 10_000;
+
+/// A machine of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) id: InstanceId,
+    pub(crate) name: String,
+    pub(crate) state: MachineState,
 }
 
 /// Why a hypervisor did not do as it was told. The texts are the hypervisor's own words.
@@ -49,5 +72,33 @@ pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Arc<dyn Driver> {
     match endpoint {
         #[cfg(feature = "libvirt")]
         Endpoint::Libvirt(uri) => Arc::new(libvirt::Libvirt::new(uri, limits)),
+    }
+}
+
+/// A hypervisor's words as one line of at most 300 characters, for people.
+fn plain(words: &str) -> String {
+    let mut line = words
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ");
+    if let Some((end, _)) = line.char_indices().nth(300) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_become_one_line_of_bounded_length() {
+        assert_eq!(
+            plain("internal error:\n\tno\u{0}such  disk\n"),
+            "internal error: no such disk"
+        );
+        assert_eq!(plain(&"é".repeat(1000)).chars().count(), 301);
     }
 }

@@ -1,7 +1,10 @@
 //! What can go wrong in lifecycle-svc as a program; what goes wrong with a machine is a
 //! [`DriverError`](crate::driver::DriverError).
 
-use shared::{bus::BusError, wire::Fault};
+use shared::{
+    bus::{BusError, audit::AuditError},
+    wire::Fault,
+};
 
 /// A failure of lifecycle-svc.
 #[derive(Debug, thiserror::Error)]
@@ -12,9 +15,15 @@ pub enum LifecycleError {
     /// A listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The system's random source failed.
+    #[error("the system's random source does not answer")]
+    Random(#[from] getrandom::Error),
     /// A running service answered a command with a fault.
     #[error(transparent)]
     Answer(#[from] Fault),
+    /// The audit could not be read.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// An answer could not be printed.
     #[error("the answer could not be encoded")]
     Encode(#[from] serde_json::Error),

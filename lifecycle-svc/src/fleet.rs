@@ -10,13 +10,17 @@ use std::{
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use moka::sync::Cache;
-use shared::api::{InstanceId, lifecycle::MachineState};
+use shared::api::{
+    InstanceId,
+    lifecycle::{ListedMachine, MachineState},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
     config::{CallLimits, HypervisorSpec},
     driver::{self, Driver, DriverError},
+    machine::Action,
 };
 
 /// Where instances were last seen: some 10 MB at the most.
@@ -44,6 +48,13 @@ pub(crate) struct Hypervisor {
 pub(crate) struct Located {
     pub(crate) hypervisor: Arc<Hypervisor>,
     pub(crate) state: MachineState,
+}
+
+/// All machines of the hypervisors that answered, and the names of the others.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    pub(crate) machines: Vec<ListedMachine>,
+    pub(crate) silent: Vec<String>,
 }
 
 impl Fleet {
@@ -96,6 +107,33 @@ impl Fleet {
         Err(silent.unwrap_or(DriverError::NotFound))
     }
 
+    /// All machines of all hypervisors that answer.
+    pub(crate) async fn list(&self) -> Listing {
+        let mut answers: FuturesUnordered<_> = self
+            .hypervisors
+            .iter()
+            .map(|hypervisor| async move { (hypervisor, hypervisor.driver.list().await) })
+            .collect();
+        let mut listing = Listing::default();
+        while let Some((hypervisor, answer)) = answers.next().await {
+            match answer {
+                Ok(found) => listing
+                    .machines
+                    .extend(found.into_iter().map(|machine| ListedMachine {
+                        instance_id: machine.id,
+                        name: machine.name,
+                        hypervisor: hypervisor.name.clone(),
+                        state: machine.state,
+                    })),
+                Err(error) => {
+                    warn!(hypervisor = hypervisor.name, %error, "no list");
+                    listing.silent.push(hypervisor.name.clone());
+                }
+            }
+        }
+        listing
+    }
+
     /// Whether any hypervisor answered when last asked.
     pub(crate) fn reachable(&self) -> bool {
         self.hypervisors
@@ -116,6 +154,16 @@ impl Fleet {
 }
 
 impl Hypervisor {
+    /// Tells it what to do with the machine.
+    pub(crate) async fn tell(&self, id: &InstanceId, action: Action) -> Result<(), DriverError> {
+        match action {
+            Action::Start => self.driver.start(id).await,
+            Action::Shutdown => self.driver.shutdown(id).await,
+            Action::Reboot { hard } => self.driver.reboot(id, hard).await,
+            Action::Destroy => self.driver.destroy(id).await,
+        }
+    }
+
     async fn watch(self: Arc<Self>) {
         loop {
             let answer = self.driver.check().await;

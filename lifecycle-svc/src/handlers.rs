@@ -1,66 +1,136 @@
 //! The methods of lifecycle-svc.
 
-use std::time::Duration;
+use std::{future::ready, sync::Arc};
 
 use shared::{
     api::{
-        lifecycle::{Machine, MachineState, Target},
+        InstanceId, Service,
+        lifecycle::{
+            ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList,
+            Page, Reboot, RebootTarget, Start, State, Stop, Target, Verb,
+        },
         no_such_vm,
     },
-    bus::Context,
+    bus::{
+        Bus, Context,
+        serve::{ServeSettings, Server},
+    },
     wire::{Fault, FaultKind},
 };
-use tracing::info;
 
 use crate::{
     driver::DriverError,
-    fleet::{Fleet, Located},
+    fleet::Fleet,
+    operations::{Command, Operations},
 };
 
-/// Between two looks at a machine: soon at first, since most start at once.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LAST_LOOK: Duration = Duration::from_secs(2);
-
-/// Reads a machine's state.
-pub(crate) async fn state(fleet: &Fleet, target: Target) -> Result<Machine, Fault> {
-    let located = fleet.locate(&target.instance_id).await?;
-    Ok(Machine {
-        instance_id: target.instance_id,
-        state: located.state,
-    })
+/// What the handlers share.
+pub(crate) struct Lifecycle {
+    pub(crate) fleet: Arc<Fleet>,
+    pub(crate) operations: Arc<Operations>,
 }
 
-/// Starts a machine, and answers well only when the hypervisor says that it runs.
-pub(crate) async fn start(fleet: &Fleet, context: &Context, target: Target) -> Result<Machine, Fault> {
-    let id = target.instance_id;
-    let Located {
-        hypervisor,
-        mut state,
-    } = fleet.locate(&id).await?;
-    if state != MachineState::Running {
-        info!(instance = %id, hypervisor = hypervisor.name, ?state, "starting");
-        if let Err(error) = hypervisor.driver.start(&id).await {
-            state = hypervisor.driver.state(&id).await?;
-            let may_go_on = matches!(error, DriverError::Timeout | DriverError::Unavailable(_));
-            if state != MachineState::Running && !may_go_on {
-                return Err(error.into());
-            }
-        }
+impl Lifecycle {
+    /// The service with all its methods.
+    pub(crate) fn server(self, bus: &Bus, settings: ServeSettings) -> Server {
+        let this = Arc::new(self);
+        Server::new(bus, Service::Lifecycle, settings)
+            .method::<Start, _, _>(on(&this, Self::start))
+            .method::<Stop, _, _>(on(&this, Self::stop))
+            .method::<Reboot, _, _>(on(&this, Self::reboot))
+            .method::<ForceStop, _, _>(on(&this, Self::force_stop))
+            .method::<State, _, _>(on(&this, Self::state))
+            .method::<List, _, _>(on(&this, Self::list))
+            .method::<OperationsGet, _, _>(on(&this, Self::operation))
+            .method::<OperationsList, _, _>(on(&this, |this, context, filter| {
+                ready(Ok(this.operations.list(context.principal.as_ref(), &filter)))
+            }))
     }
-    let mut pause = FIRST_LOOK;
-    while state != MachineState::Running {
-        if context.remaining().is_zero() {
-            return Err(Fault::new(FaultKind::Timeout, "the machine does not run yet"));
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_LOOK);
-        state = hypervisor.driver.state(&id).await?;
+
+    async fn start(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
+        self.command(&context, Verb::Start, target.instance_id, false)
+            .await
     }
-    info!(instance = %id, hypervisor = hypervisor.name, "running");
-    Ok(Machine {
-        instance_id: id,
-        state,
-    })
+
+    async fn stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
+        self.command(&context, Verb::Stop, target.instance_id, false)
+            .await
+    }
+
+    async fn reboot(self: Arc<Self>, context: Context, target: RebootTarget) -> Result<Machine, Fault> {
+        self.command(&context, Verb::Reboot, target.instance_id, target.hard)
+            .await
+    }
+
+    async fn force_stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
+        self.command(&context, Verb::ForceStop, target.instance_id, false)
+            .await
+    }
+
+    async fn command(
+        &self,
+        context: &Context,
+        verb: Verb,
+        instance_id: InstanceId,
+        hard: bool,
+    ) -> Result<Machine, Fault> {
+        let command = Command {
+            verb,
+            hard,
+            instance_id,
+        };
+        self.operations.submit(context, command).await
+    }
+
+    async fn operation(self: Arc<Self>, context: Context, which: OperationRef) -> Result<Operation, Fault> {
+        self.operations
+            .get(context.principal.as_ref(), &which.operation_id)
+            .await
+    }
+
+    async fn state(self: Arc<Self>, _context: Context, target: Target) -> Result<Machine, Fault> {
+        let located = self.fleet.locate(&target.instance_id).await?;
+        Ok(Machine {
+            instance_id: target.instance_id,
+            state: located.state,
+        })
+    }
+
+    async fn list(self: Arc<Self>, context: Context, page: Page) -> Result<MachineList, Fault> {
+        let listing = self.fleet.list().await;
+        let mut machines = listing.machines;
+        machines.retain(|machine| {
+            let seen = context
+                .principal
+                .as_ref()
+                .is_some_and(|who| who.scope.allows(&machine.instance_id));
+            seen && page
+                .after
+                .as_ref()
+                .is_none_or(|after| machine.instance_id > *after)
+        });
+        machines.sort_by(|one, other| one.instance_id.cmp(&other.instance_id));
+        let most = usize::from(page.limit.get());
+        let more = machines.len() > most;
+        machines.truncate(most);
+        Ok(MachineList {
+            machines,
+            more,
+            silent: listing.silent,
+        })
+    }
+}
+
+/// A handler of the server, with its own hold on the shared part.
+fn on<Params, Answer, Handler>(
+    this: &Arc<Lifecycle>,
+    handler: Handler,
+) -> impl Fn(Context, Params) -> Answer + Send + Sync + use<Params, Answer, Handler>
+where
+    Handler: Fn(Arc<Lifecycle>, Context, Params) -> Answer + Send + Sync + 'static,
+{
+    let this = Arc::clone(this);
+    move |context, params| handler(Arc::clone(&this), context, params)
 }
 
 impl From<DriverError> for Fault {

@@ -1,5 +1,11 @@
-//! Starting VMs truthfully: a command answers well only when the hypervisor itself says that the machine is as it
-//! was asked to be.
+//! Starting and stopping VMs truthfully: a command answers well only when the hypervisor itself says that the machine
+//! is as it was asked to be. Each command is a record with its history, acts once, and ends right whoever dies.
+//!
+//! ```text
+//! handlers ──> operations ──> machine   what to do next: pure
+//!     │            │  └─────> record, store, view: the bucket
+//!     └────────> fleet ─────> driver::{libvirt, nova}
+//! ```
 
 pub mod client;
 pub mod config;
@@ -7,23 +13,21 @@ mod driver;
 mod error;
 mod fleet;
 mod handlers;
+mod machine;
+mod operations;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use shared::{
-    api::{
-        Service,
-        lifecycle::{Start, State},
-    },
-    bus::{Bus, serve::Server},
-    health,
-};
+use shared::{api::Service, bus::Bus, health};
 use tokio_util::sync::CancellationToken;
 
 pub use error::LifecycleError;
 
-use crate::{config::LifecycleSettings, fleet::Fleet};
+use crate::{config::LifecycleSettings, fleet::Fleet, handlers::Lifecycle, operations::Operations};
 
 /// Serves until `shutdown`, then drains.
 pub async fn run(
@@ -34,25 +38,30 @@ pub async fn run(
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
     let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls));
     fleet.watch(&shutdown);
+    let serving = Arc::new(AtomicBool::new(false));
     let readiness = {
-        let (bus, fleet) = (bus.clone(), Arc::clone(&fleet));
-        Arc::new(move || match (bus.is_connected(), fleet.reachable()) {
-            (false, _) => Err("the bus is away"),
-            (true, false) => Err("no hypervisor answers"),
-            (true, true) => Ok(()),
+        let (bus, fleet, serving) = (bus.clone(), Arc::clone(&fleet), Arc::clone(&serving));
+        Arc::new(move || {
+            if !bus.is_connected() {
+                Err("the bus is away")
+            } else if !serving.load(Ordering::Relaxed) {
+                Err("waiting for the bucket of records and the audit")
+            } else if !fleet.reachable() {
+                Err("no hypervisor answers")
+            } else {
+                Ok(())
+            }
         })
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
-    let for_start = Arc::clone(&fleet);
-    Server::new(&bus, Service::Lifecycle, settings.serve)
-        .method::<Start, _, _>(move |context, target| {
-            let fleet = Arc::clone(&for_start);
-            async move { handlers::start(&fleet, &context, target).await }
-        })
-        .method::<State, _, _>(move |_, target| {
-            let fleet = Arc::clone(&fleet);
-            async move { handlers::state(&fleet, target).await }
-        })
+    let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), &shutdown).await?;
+    let Some(operations) = opened else {
+        return Ok(());
+    };
+    operations.watch(&shutdown);
+    serving.store(true, Ordering::Relaxed);
+    Lifecycle { fleet, operations }
+        .server(&bus, settings.serve)
         .run(shutdown)
         .await?;
     Ok(())

@@ -115,7 +115,7 @@ impl Telemetry {
 /// Fields as a person reads them: those that only traces need (`otel.kind`, `db.system.name`) have a dot and are left out.
 fn readable_fields() -> impl for<'writer> FormatFields<'writer> {
     debug_fn(|writer, field, value| match field.name() {
-        "message" => write!(writer, "{value:?}"),
+        "message" => write!(writer, "{value:?} "),
         name if name.contains('.') => Ok(()),
         name => write!(writer, "{name}={value:?} "),
     })

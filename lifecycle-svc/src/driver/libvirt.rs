@@ -20,7 +20,7 @@ use virt::{
 };
 
 use self::connection::{CallError, Shared};
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, Found, MOST_LISTED, plain};
 use crate::config::CallLimits;
 
 /// One libvirt connection.
@@ -92,6 +92,42 @@ impl Driver for Libvirt {
         })
         .await
     }
+
+    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.with_domain(id, |domain| domain.shutdown().map(drop)).await
+    }
+
+    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError> {
+        self.with_domain(id, move |domain| {
+            if hard {
+                domain.reset().map(drop)
+            } else {
+                domain.reboot(sys::VIR_DOMAIN_REBOOT_DEFAULT)
+            }
+        })
+        .await
+    }
+
+    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.with_domain(id, Domain::destroy).await
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, DriverError> {
+        self.call(|connect| {
+            let domains = connect.list_all_domains(0)?;
+            // A machine that is removed between the two calls is left out.
+            Ok(domains.iter().take(MOST_LISTED).filter_map(found).collect())
+        })
+        .await
+    }
+}
+
+fn found(domain: &Domain) -> Option<Found> {
+    Some(Found {
+        id: domain.get_uuid().ok()?.hyphenated().to_string().parse().ok()?,
+        name: domain.get_name().ok()?,
+        state: state_of(domain).ok()?,
+    })
 }
 
 /// libvirt knows UUIDs only. It would take some without hyphens as well: one machine, one id.
@@ -103,14 +139,12 @@ fn uuid_of(id: &InstanceId) -> Option<Uuid> {
 
 fn state_of(domain: &Domain) -> Result<MachineState, Error> {
     let (state, reason) = domain.get_state()?;
-    // The binding gives the reason as the signed number that C returns.
-    let reason = u32::try_from(reason).unwrap_or_default();
+    let starting_up = u32::try_from(reason) == Ok(sys::VIR_DOMAIN_PAUSED_STARTING_UP);
     Ok(match state {
         sys::VIR_DOMAIN_RUNNING | sys::VIR_DOMAIN_BLOCKED => MachineState::Running,
-        sys::VIR_DOMAIN_PAUSED if reason == sys::VIR_DOMAIN_PAUSED_STARTING_UP => MachineState::Starting,
+        sys::VIR_DOMAIN_PAUSED if starting_up => MachineState::Starting,
         sys::VIR_DOMAIN_PAUSED => MachineState::Paused,
         sys::VIR_DOMAIN_SHUTDOWN => MachineState::ShuttingDown,
-        sys::VIR_DOMAIN_SHUTOFF if reason == sys::VIR_DOMAIN_SHUTOFF_CRASHED => MachineState::Crashed,
         sys::VIR_DOMAIN_SHUTOFF => MachineState::ShutOff,
         sys::VIR_DOMAIN_CRASHED => MachineState::Crashed,
         sys::VIR_DOMAIN_PMSUSPENDED => MachineState::Suspended,
@@ -121,12 +155,12 @@ fn state_of(domain: &Domain) -> Result<MachineState, Error> {
 impl From<CallError> for DriverError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Lost(error) => Self::Unavailable(error.message().to_owned()),
+            CallError::Lost(error) => Self::Unavailable(plain(error.message())),
             CallError::Refused(error) => match error.code() {
                 ErrorNumber::NoDomain => Self::NotFound,
-                ErrorNumber::OperationInvalid => Self::Conflict(error.message().to_owned()),
+                ErrorNumber::OperationInvalid => Self::Conflict(plain(error.message())),
                 ErrorNumber::OperationTimeout => Self::Timeout,
-                _ => Self::Rejected(error.message().to_owned()),
+                _ => Self::Rejected(plain(error.message())),
             },
         }
     }

@@ -1,0 +1,373 @@
+//! Commands that act once and end truthfully, whatever dies meanwhile.
+//!
+//! Every command is a record in a bucket, made before anything is done. The record's id is the hash of the command's
+//! idempotency key and its scope, so that making it is also the claim: of many equal commands, on whichever replicas,
+//! one makes the record and carries it out; the others wait for its end and give the same answer.
+//!
+//! Who carries a command out holds a lease on it, in the record, and renews it. When a lease runs out, another replica
+//! adopts the command: what was never begun is begun if its deadline allows, a start or stop whose fate is unclear
+//! looks at the machine and ends by what it sees, and a reboot ends as "outcome unknown".
+
+mod held;
+mod record;
+mod run;
+mod store;
+mod trail;
+mod view;
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use metrics::counter;
+use shared::{
+    api::{
+        InstanceId, Principal,
+        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState, Verb},
+    },
+    bus::{Bus, Context, audit::Audit},
+    time::unix_millis,
+    wire::{Fault, FaultKind},
+};
+use tokio::{sync::Semaphore, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use self::{
+    held::Stopped,
+    record::{End, Lease, Record, answer},
+    run::Run,
+    store::{Store, Written},
+    trail::Trail,
+    view::View,
+};
+use crate::{config::OperationSettings, fleet::Fleet};
+
+/// The longest idempotency key.
+const LONGEST_KEY: usize = 128;
+/// Adopted commands carried out at once.
+const ADOPTED_AT_ONCE: usize = 32;
+/// Between two looks at a record that another request or replica works on.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+const LAST_LOOK: Duration = Duration::from_millis(500);
+
+/// A command as it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Command {
+    pub(crate) verb: Verb,
+    pub(crate) hard: bool,
+    pub(crate) instance_id: InstanceId,
+}
+
+/// All commands of this replica, and what it knows of the others'.
+pub(crate) struct Operations {
+    settings: OperationSettings,
+    fleet: Arc<Fleet>,
+    store: Store,
+    trail: Trail,
+    view: View,
+    /// This replica, in leases.
+    owner: String,
+    /// The commands that this replica carries out right now: never to be adopted by itself.
+    at_work: Mutex<HashSet<OperationId>>,
+}
+
+impl Operations {
+    /// Opens the bucket and the audit; waits for the bus. `None` at shutdown.
+    pub(crate) async fn open(
+        bus: &Bus,
+        settings: OperationSettings,
+        fleet: Arc<Fleet>,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Arc<Self>>, getrandom::Error> {
+        let Some(store) = Store::open(bus, &settings, shutdown).await else {
+            return Ok(None);
+        };
+        let Some(audit) = Audit::open(bus, settings.audit, shutdown).await else {
+            return Ok(None);
+        };
+        Ok(Some(Arc::new(Self {
+            settings,
+            fleet,
+            store,
+            trail: Trail::new(audit),
+            view: View::default(),
+            owner: random_id()?.to_string(),
+            at_work: Mutex::default(),
+        })))
+    }
+
+    /// Follows the bucket and adopts what lost its owner, until shutdown.
+    pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
+        let (this, until) = (Arc::clone(self), shutdown.clone());
+        tokio::spawn(async move { this.view.follow(&this.store, &until).await });
+        let (this, until) = (Arc::clone(self), shutdown.clone());
+        tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
+    }
+
+    /// Carries out a command, or waits for the end of the same one, and answers by that end.
+    pub(crate) async fn submit(
+        self: &Arc<Self>,
+        context: &Context,
+        command: Command,
+    ) -> Result<Machine, Fault> {
+        let record = self.record(context, command)?;
+        match self.store.create(&record).await? {
+            Written::At(revision) => answer(self.begin(context, record, revision).await?),
+            Written::Overtaken => {
+                let operation = self.same(&record).await?;
+                debug!(operation = %operation.id, "the same command again");
+                answer(self.end_of(context, &operation.id).await?)
+            }
+        }
+    }
+
+    fn record(&self, context: &Context, command: Command) -> Result<Record, Fault> {
+        let user = context
+            .principal
+            .as_ref()
+            .map_or("", |principal| principal.user.as_str());
+        let Command {
+            verb,
+            hard,
+            instance_id,
+        } = command;
+        let id = match context.idempotency_key.as_deref() {
+            None => random_id().map_err(|error| {
+                Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
+            })?,
+            Some(key) if (1..=LONGEST_KEY).contains(&key.len()) => {
+                OperationId::of_key(user, &instance_id, verb, key)
+            }
+            Some(_) => {
+                let rule = format!("the idempotency key must be 1 to {LONGEST_KEY} bytes");
+                return Err(Fault::new(FaultKind::Invalid, rule));
+            }
+        };
+        let operation = Operation {
+            id,
+            verb,
+            hard,
+            instance_id,
+            hypervisor: None,
+            user: user.to_owned(),
+            source: context.source.clone(),
+            request_id: context.request_id.clone(),
+            requested_at_ms: unix_millis(),
+            deadline_ms: context.deadline_ms,
+            finished_at_ms: None,
+            state: OperationState::Requested,
+            machine: None,
+            fault: None,
+            history: Vec::new(),
+        };
+        let lease = Lease {
+            owner: self.owner.clone(),
+            until_ms: Lease::until(self.settings.lease),
+        };
+        let mut record = Record {
+            operation,
+            lease,
+            acts: 0,
+        };
+        record.note(OperationState::Requested, "asked for");
+        Ok(record)
+    }
+
+    /// The record that was there first, if it is of the same command.
+    async fn same(&self, asked: &Record) -> Result<Operation, Fault> {
+        let Some((first, _)) = self.store.read(&asked.operation.id).await? else {
+            return Err(Fault::new(
+                FaultKind::Unavailable,
+                "the record of this command is just being removed; try again shortly",
+            ));
+        };
+        if first.operation.hard == asked.operation.hard {
+            return Ok(first.operation);
+        }
+        Err(Fault::new(
+            FaultKind::Conflict,
+            "this idempotency key was used for the same command with other parameters; use another key",
+        ))
+    }
+
+    /// Carries out a command whose record was just made, once it is in the audit.
+    async fn begin(
+        self: &Arc<Self>,
+        context: &Context,
+        record: Record,
+        revision: u64,
+    ) -> Result<Operation, Fault> {
+        let id = record.operation.id.clone();
+        let at_work = AtWork::new(self, &id);
+        let audited = self.trail.begin(&record.operation).await;
+        let run = Run::new(Arc::clone(self), record, revision);
+        let ended = match audited {
+            Ok(()) => run.drive().await,
+            Err(error) => {
+                warn!(operation = %id, %error, "not in the audit: not carried out");
+                let why = "the command could not be put into the audit, so it was not carried out; try again shortly";
+                let fault = Fault::new(FaultKind::Unavailable, why);
+                run.without_acting(End::of(&fault)).await
+            }
+        };
+        drop(at_work);
+        match ended {
+            Ok(operation) => Ok(operation),
+            Err(Stopped::Overtaken) => self.end_of(context, &id).await,
+            Err(Stopped::Unwritten(error)) => Err(error.into()),
+        }
+    }
+
+    /// Waits for the end of a command that somebody else carries out, until the caller's deadline.
+    async fn end_of(&self, context: &Context, id: &OperationId) -> Result<Operation, Fault> {
+        let mut pause = FIRST_LOOK;
+        loop {
+            match self.store.read(id).await {
+                Ok(Some((record, _))) if record.operation.state.is_final() => return Ok(record.operation),
+                Ok(Some(_)) => {}
+                Ok(None) => return Err(no_such_operation()),
+                Err(error) => debug!(operation = %id, %error, "its record is read again"),
+            }
+            if context.remaining().is_zero() {
+                return Err(Fault::new(FaultKind::Timeout, "the command has not ended yet"));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+
+    /// Looks for commands whose lease ran out, and carries them on. Each replica does; the bucket lets one succeed.
+    async fn adopt(self: Arc<Self>) {
+        let permits = Arc::new(Semaphore::new(ADOPTED_AT_ONCE));
+        loop {
+            sleep(self.settings.lease / 3).await;
+            for id in self.view.orphans(unix_millis()) {
+                let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                    return;
+                };
+                let this = Arc::clone(&self);
+                tokio::spawn(async move {
+                    if let Err(error) = this.carry_on(&id).await {
+                        warn!(operation = %id, %error, "not carried on");
+                    }
+                    drop(permit);
+                });
+            }
+        }
+    }
+
+    /// Takes over a command, if its lease really has run out, and carries it to its end.
+    async fn carry_on(self: &Arc<Self>, id: &OperationId) -> Result<(), Stopped> {
+        let Some(at_work) = AtWork::unless_already(self, id) else {
+            return Ok(());
+        };
+        let stored = self.store.read(id).await.map_err(Stopped::Unwritten)?;
+        let Some((mut record, revision)) = stored else {
+            self.view.forget(id);
+            return Ok(());
+        };
+        let state = record.operation.state;
+        if state.is_final() || record.lease.until_ms >= unix_millis() {
+            return Ok(());
+        }
+        record.lease = Lease {
+            owner: self.owner.clone(),
+            until_ms: Lease::until(self.settings.lease),
+        };
+        record.note(state, "adopted: the replica that carried it out no longer does");
+        let written = self
+            .store
+            .replace(&record, revision)
+            .await
+            .map_err(Stopped::Unwritten)?;
+        let Written::At(revision) = written else {
+            return Ok(());
+        };
+        counter!("vmwatch_operations_adopted_total").increment(1);
+        info!(operation = %id, %state, "adopted");
+        Run::new(Arc::clone(self), record, revision).drive().await?;
+        drop(at_work);
+        Ok(())
+    }
+
+    /// A command's record, for who may see its machine.
+    pub(crate) async fn get(
+        &self,
+        principal: Option<&Principal>,
+        id: &OperationId,
+    ) -> Result<Operation, Fault> {
+        let stored = self.store.read(id).await?;
+        stored
+            .map(|(record, _)| record.operation)
+            .filter(|operation| sees(principal, &operation.instance_id))
+            .ok_or_else(no_such_operation)
+    }
+
+    /// The newest commands on machines that the principal may see.
+    pub(crate) fn list(&self, principal: Option<&Principal>, filter: &OperationFilter) -> Vec<Operation> {
+        let keep = u64::try_from(self.settings.keep.as_millis()).unwrap_or(u64::MAX);
+        let oldest = unix_millis().saturating_sub(keep);
+        self.view.newest(usize::from(filter.limit.get()), |operation| {
+            operation.requested_at_ms >= oldest
+                && filter.state.is_none_or(|state| operation.state == state)
+                && filter
+                    .instance_id
+                    .as_ref()
+                    .is_none_or(|id| operation.instance_id == *id)
+                && sees(principal, &operation.instance_id)
+        })
+    }
+}
+
+fn random_id() -> Result<OperationId, getrandom::Error> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits)?;
+    Ok(OperationId::from_random(bits))
+}
+
+fn sees(principal: Option<&Principal>, instance: &InstanceId) -> bool {
+    principal.is_some_and(|principal| principal.scope.allows(instance))
+}
+
+fn no_such_operation() -> Fault {
+    Fault::new(FaultKind::NotFound, "there is no operation with this id")
+}
+
+/// A command that this replica carries out, for as long as this lives.
+struct AtWork {
+    operations: Arc<Operations>,
+    id: OperationId,
+}
+
+impl AtWork {
+    fn new(operations: &Arc<Operations>, id: &OperationId) -> Self {
+        operations.lock_at_work().insert(id.clone());
+        Self {
+            operations: Arc::clone(operations),
+            id: id.clone(),
+        }
+    }
+
+    fn unless_already(operations: &Arc<Operations>, id: &OperationId) -> Option<Self> {
+        let free = operations.lock_at_work().insert(id.clone());
+        free.then(|| Self {
+            operations: Arc::clone(operations),
+            id: id.clone(),
+        })
+    }
+}
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.operations.lock_at_work().remove(&self.id);
+    }
+}
+
+impl Operations {
+    fn lock_at_work(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
+        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

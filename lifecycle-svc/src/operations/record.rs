@@ -1,0 +1,132 @@
+//! The record of a command, as the bucket holds it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shared::{
+    api::lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationState},
+    time::unix_millis,
+    wire::{Fault, FaultKind},
+};
+
+/// The most events of one record; what comes later replaces the last.
+const MOST_EVENTS: usize = 32;
+
+/// What the bucket holds of a command: what callers may see, and what only replicas need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) operation: Operation,
+    pub(super) lease: Lease,
+    /// How often the hypervisor was told.
+    pub(super) acts: u8,
+}
+
+/// Who carries the command out, and until when nobody else may.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Lease {
+    /// A replica: its own random name.
+    pub(super) owner: String,
+    /// Unix milliseconds.
+    pub(super) until_ms: u64,
+}
+
+impl Lease {
+    /// The end of a lease that begins now, Unix milliseconds.
+    pub(super) fn until(length: Duration) -> u64 {
+        unix_millis().saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Record {
+    /// Notes an event, with the state that the command has from then on.
+    pub(super) fn note(&mut self, state: OperationState, text: impl Into<String>) {
+        let operation = &mut self.operation;
+        operation.state = state;
+        operation.history.truncate(MOST_EVENTS - 1);
+        operation.history.push(Event {
+            at_ms: unix_millis(),
+            state,
+            text: text.into(),
+        });
+    }
+
+    /// Ends the command.
+    pub(super) fn end(&mut self, end: End) {
+        let (state, text, fault) = match end {
+            End::Succeeded(machine) => {
+                self.operation.machine = Some(machine);
+                (
+                    OperationState::Succeeded,
+                    format!("the machine is {}", plain_state(machine)),
+                    None,
+                )
+            }
+            End::Failed { kind, message } => (OperationState::Failed, message.clone(), Some((kind, message))),
+            End::TimedOut(message) => (
+                OperationState::TimedOut,
+                message.clone(),
+                Some((FaultKind::Timeout, message)),
+            ),
+            End::Unknown(message) => (
+                OperationState::OutcomeUnknown,
+                message.clone(),
+                Some((FaultKind::Backend, message)),
+            ),
+        };
+        self.note(state, text);
+        self.operation.fault = fault.map(|(kind, message)| OperationFault { kind, message });
+        self.operation.finished_at_ms = Some(unix_millis());
+    }
+}
+
+/// How a command ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum End {
+    /// The hypervisor says that the machine is as it was asked to be.
+    Succeeded(MachineState),
+    /// It is not, and will not be.
+    Failed { kind: FaultKind, message: String },
+    /// The time ran out first.
+    TimedOut(String),
+    /// It may or may not be so, and the command must not be repeated.
+    Unknown(String),
+}
+
+impl End {
+    /// The end that a fault means.
+    pub(super) fn of(fault: &Fault) -> Self {
+        Self::Failed {
+            kind: fault.kind,
+            message: fault.message.clone(),
+        }
+    }
+}
+
+/// A state in words.
+pub(super) const fn plain_state(state: MachineState) -> &'static str {
+    match state {
+        MachineState::Running => "running",
+        MachineState::Starting => "on its way up",
+        MachineState::Paused => "paused",
+        MachineState::ShuttingDown => "on its way down",
+        MachineState::ShutOff => "off",
+        MachineState::Crashed => "crashed",
+        MachineState::Suspended => "suspended",
+        MachineState::Unknown => "in a state that the hypervisor does not name",
+    }
+}
+
+/// What the caller of a command that has ended is told.
+pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
+    match (operation.state, operation.machine, operation.fault) {
+        (OperationState::Succeeded, Some(state), _) => Ok(Machine {
+            instance_id: operation.instance_id,
+            state,
+        }),
+        (_, _, Some(fault)) => Err(Fault::new(fault.kind, fault.message)),
+        _ => Err(Fault::new(
+            FaultKind::Internal,
+            format!("the record of the command {} is damaged", operation.id),
+        )),
+    }
+}

@@ -1,0 +1,152 @@
+//! The bucket of records: every write is a compare-and-set on the record's revision, so that of two replicas that
+//! believe a command is theirs only one can go on.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    kv::{self, CreateErrorKind, UpdateErrorKind, Watch},
+    stream::StorageType,
+};
+use shared::{
+    api::lifecycle::OperationId,
+    bus::Bus,
+    wire::{Fault, FaultKind},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::record::Record;
+use crate::config::OperationSettings;
+
+/// The bucket; the key is the command's id.
+pub(super) const OPERATION_BUCKET: &str = "vmwatch_operations";
+/// JetStream answers in milliseconds or not at all.
+const DEADLINE: Duration = Duration::from_secs(3);
+
+/// The bucket could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StoreError {
+    /// JetStream failed. A write may have been taken all the same.
+    #[error("the record store failed")]
+    Bucket(#[source] async_nats::Error),
+    /// It did not answer in time. A write may be taken all the same.
+    #[error("the record store did not answer in time")]
+    Timeout,
+    /// A record could not be encoded, or what is stored is none.
+    #[error("a record could not be encoded or decoded")]
+    Codec(#[from] serde_json::Error),
+}
+
+/// The outcome of a compare-and-set.
+#[derive(Debug)]
+pub(super) enum Written {
+    /// At this revision.
+    At(u64),
+    /// Somebody else wrote since.
+    Overtaken,
+}
+
+/// A record and its revision.
+pub(super) type Stored = (Record, u64);
+
+#[derive(Debug, Clone)]
+pub(super) struct Store {
+    bucket: kv::Store,
+}
+
+impl Store {
+    /// Makes the bucket, or fits an older one to the settings; waits for the bus. `None` at shutdown.
+    pub(super) async fn open(
+        bus: &Bus,
+        settings: &OperationSettings,
+        shutdown: &CancellationToken,
+    ) -> Option<Self> {
+        let config = kv::Config {
+            bucket: OPERATION_BUCKET.to_owned(),
+            description: "records of commands on VMs".to_owned(),
+            history: 1,
+            max_age: settings.keep,
+            max_bytes: settings.max_bytes,
+            storage: StorageType::File,
+            num_replicas: settings.replicas,
+            ..kv::Config::default()
+        };
+        loop {
+            match bus.jetstream().create_or_update_key_value(config.clone()).await {
+                Ok(bucket) => return Some(Self { bucket }),
+                Err(error) => warn!(%error, "waiting for JetStream: the bucket of records"),
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return None,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+    }
+
+    /// Makes the record, unless there is one with its id.
+    pub(super) async fn create(&self, record: &Record) -> Result<Written, StoreError> {
+        let value = serde_json::to_vec(record)?.into();
+        let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
+        match created {
+            Ok(revision) => Ok(Written::At(revision)),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Overtaken),
+            Err(error) => Err(StoreError::Bucket(error.into())),
+        }
+    }
+
+    /// Replaces the record that was read or written at this revision.
+    pub(super) async fn replace(&self, record: &Record, revision: u64) -> Result<Written, StoreError> {
+        let value = serde_json::to_vec(record)?.into();
+        let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
+        match updated {
+            Ok(revision) => Ok(Written::At(revision)),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Overtaken),
+            Err(error) => Err(StoreError::Bucket(error.into())),
+        }
+    }
+
+    /// The record with this id.
+    pub(super) async fn read(&self, id: &OperationId) -> Result<Option<Stored>, StoreError> {
+        let entry = within(self.bucket.entry(id.as_str())).await?;
+        let entry = entry.map_err(|error| StoreError::Bucket(error.into()))?;
+        entry
+            .filter(|entry| entry.operation == kv::Operation::Put)
+            .map(|entry| Ok((serde_json::from_slice(&entry.value)?, entry.revision)))
+            .transpose()
+    }
+
+    /// All records, and every change from then on.
+    pub(super) async fn watch(&self) -> Result<Watch, StoreError> {
+        within(self.bucket.watch_with_history(">"))
+            .await?
+            .map_err(|error| StoreError::Bucket(error.into()))
+    }
+
+    /// The revision of the last write to any record that is still there.
+    pub(super) async fn last_revision(&self) -> Result<u64, StoreError> {
+        let status = within(self.bucket.status()).await?;
+        let status = status.map_err(|error| StoreError::Bucket(error.into()))?;
+        let state = status.info.state;
+        Ok(if state.messages == 0 {
+            0
+        } else {
+            state.last_sequence
+        })
+    }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> Result<T, StoreError> {
+    tokio::time::timeout(DEADLINE, work)
+        .await
+        .map_err(|_| StoreError::Timeout)
+}
+
+impl From<StoreError> for Fault {
+    fn from(error: StoreError) -> Self {
+        Self::new(
+            FaultKind::Backend,
+            "the records of commands cannot be reached at the moment; try again shortly",
+        )
+        .caused_by(error)
+    }
+}

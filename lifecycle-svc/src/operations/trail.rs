@@ -1,0 +1,92 @@
+//! What the audit says of a command: that it was asked for, before anything is done, and how it ended.
+
+use std::time::Duration;
+
+use metrics::counter;
+use shared::{
+    api::{
+        Method,
+        audit::{AuditRecord, AuditResult},
+        lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Verb},
+    },
+    bus::audit::{Audit, AuditError},
+    time::unix_millis,
+};
+use tokio::time::sleep;
+use tracing::{error, warn};
+
+/// Tries to append an end, and the pause before the second; each later pause is twice as long.
+const TRIES: u32 = 5;
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Clone)]
+pub(super) struct Trail {
+    audit: Audit,
+}
+
+impl Trail {
+    pub(super) const fn new(audit: Audit) -> Self {
+        Self { audit }
+    }
+
+    /// Appends that a command was asked for. Without it nothing is to be done.
+    pub(super) async fn begin(&self, operation: &Operation) -> Result<(), AuditError> {
+        self.append(operation, AuditResult::Requested, String::new())
+            .await
+    }
+
+    /// Appends a command's end.
+    pub(super) async fn end(&self, operation: &Operation) {
+        let result = match operation.state {
+            OperationState::Requested | OperationState::Running => AuditResult::Requested,
+            OperationState::Succeeded => AuditResult::Succeeded,
+            OperationState::Failed => AuditResult::Failed,
+            OperationState::TimedOut => AuditResult::TimedOut,
+            OperationState::OutcomeUnknown => AuditResult::OutcomeUnknown,
+        };
+        let detail = operation
+            .history
+            .last()
+            .map(|event| event.text.clone())
+            .unwrap_or_default();
+        for attempt in 0..TRIES {
+            match self.append(operation, result, detail.clone()).await {
+                Ok(()) => return,
+                Err(error) => {
+                    warn!(operation = %operation.id, attempt, %error, "its end is not in the audit yet");
+                }
+            }
+            sleep(FIRST_PAUSE * 2_u32.pow(attempt)).await;
+        }
+        counter!("vmwatch_audit_lost_total").increment(1);
+        error!(operation = %operation.id, %result, detail, "its end is not in the audit");
+    }
+
+    async fn append(
+        &self,
+        operation: &Operation,
+        result: AuditResult,
+        detail: String,
+    ) -> Result<(), AuditError> {
+        let action = match operation.verb {
+            Verb::Start => Start::INFO,
+            Verb::Stop => Stop::INFO,
+            Verb::Reboot => Reboot::INFO,
+            Verb::ForceStop => ForceStop::INFO,
+        };
+        let record = AuditRecord {
+            at_ms: unix_millis(),
+            action: action.subject.to_owned(),
+            user: operation.user.clone(),
+            source: operation.source.clone(),
+            target: Some(operation.instance_id.to_string()),
+            request_id: operation.request_id.clone(),
+            operation_id: Some(operation.id.clone()),
+            result,
+            detail,
+        };
+        self.audit
+            .append(&record, &format!("{}.{result}", operation.id))
+            .await
+    }
+}

@@ -1,0 +1,331 @@
+//! On libvirt's test hypervisor: machines of our own in different states, whose state lives in the service's connection.
+
+use std::{fmt::Write as _, fs, path::Path, time::Duration};
+
+use futures::future::join_all;
+use shared::{
+    api::{
+        Role, Scope,
+        audit::AuditResult,
+        lifecycle::{ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb},
+        metrics::Limit,
+    },
+    wire::FaultKind,
+};
+
+use crate::support::{Replica, USER, World, context, instance_id, keyed, operator, states, target, within};
+
+const OFF: &str = "11111111-1111-4111-8111-111111111111";
+const RUNNING: &str = "22222222-2222-4222-8222-222222222222";
+const PAUSED: &str = "33333333-3333-4333-8333-333333333333";
+const ELSEWHERE: &str = "44444444-4444-4444-8444-444444444444";
+const NOWHERE: &str = "99999999-9999-4999-8999-999999999999";
+
+/// A node file of libvirt's test driver, with machines in virDomainState 1 (running), 3 (paused) or 5 (shut off).
+fn node(folder: &Path, name: &str, machines: &[(&str, u8)]) -> String {
+    let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
+    for (index, (uuid, state)) in machines.iter().enumerate() {
+        let _ = writeln!(
+            node,
+            "<domain type='test'><name>{name}-{index}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory>\
+             <os><type>hvm</type></os><test:runstate>{state}</test:runstate></domain>"
+        );
+    }
+    node.push_str("</node>\n");
+    let path = folder.join(format!("{name}.xml"));
+    fs::write(&path, node).unwrap();
+    format!("{name}=test://{}", path.display())
+}
+
+/// The service on two hypervisors.
+async fn service(world: &World) -> Replica {
+    let hypervisors = [
+        node(world.path(), "one", &[(OFF, 5), (RUNNING, 1), (PAUSED, 3)]),
+        node(world.path(), "two", &[(ELSEWHERE, 5)]),
+    ];
+    world
+        .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &hypervisors.join(","))])
+        .await
+}
+
+#[tokio::test]
+async fn start_answers_well_only_of_a_machine_that_runs() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    for id in [OFF, RUNNING, PAUSED, ELSEWHERE] {
+        let before = world.state(id).await.unwrap();
+        assert_eq!(before == MachineState::Running, id == RUNNING);
+        assert_eq!(
+            world.start(&operator(), id).await.unwrap(),
+            MachineState::Running,
+            "{id}"
+        );
+        assert_eq!(world.state(id).await.unwrap(), MachineState::Running, "{id}");
+    }
+    for id in [NOWHERE, "vm-1", "22222222222242228222222222222222"] {
+        let fault = world.start(&operator(), id).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::NotFound, "{fault}");
+        assert_eq!(fault.message, "there is no VM with this instance_id");
+    }
+}
+
+#[tokio::test]
+async fn every_verb_ends_in_the_state_that_it_names_or_says_why_not() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    let bus = &world.bus;
+    let reboot = |id: &str, hard| RebootTarget {
+        instance_id: instance_id(id),
+        hard,
+    };
+
+    let machine = bus
+        .call::<Reboot>(&operator(), &reboot(RUNNING, false))
+        .await
+        .unwrap();
+    assert_eq!(machine.state, MachineState::Running);
+    let machine = bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
+    assert_eq!(machine.state, MachineState::ShutOff);
+    assert_eq!(world.state(RUNNING).await.unwrap(), MachineState::ShutOff);
+    // Again: it is so already.
+    bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
+
+    for (what, fault) in [
+        (
+            "it is off; start it",
+            bus.call::<Reboot>(&operator(), &reboot(OFF, false))
+                .await
+                .unwrap_err(),
+        ),
+        (
+            "start it first, or force it off",
+            bus.call::<Stop>(&operator(), &target(PAUSED)).await.unwrap_err(),
+        ),
+    ] {
+        assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+        assert!(fault.message.contains(what), "{fault}");
+    }
+    assert_eq!(world.state(PAUSED).await.unwrap(), MachineState::Paused);
+    let machine = bus.call::<ForceStop>(&operator(), &target(PAUSED)).await.unwrap();
+    assert_eq!(machine.state, MachineState::ShutOff);
+}
+
+#[tokio::test]
+async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "the key");
+    world.start(&context, OFF).await.unwrap();
+
+    let operation = world.operation(&id).await.unwrap();
+    assert_eq!(operation.user, USER);
+    assert_eq!(operation.source.as_deref(), Some("192.0.2.7"));
+    assert_eq!(operation.hypervisor.as_deref(), Some("one"));
+    assert_eq!(operation.request_id, context.request_id);
+    assert_eq!(
+        states(&operation),
+        [
+            OperationState::Requested,
+            OperationState::Running,
+            OperationState::Running,
+            OperationState::Succeeded
+        ]
+    );
+    assert_eq!(operation.history[1].text, "telling one to make it run");
+    assert!(operation.finished_at_ms.unwrap() >= operation.requested_at_ms);
+
+    let audit = world.audit_of(&id).await;
+    let results: Vec<_> = audit.iter().map(|record| record.result).collect();
+    assert_eq!(results, [AuditResult::Requested, AuditResult::Succeeded]);
+    for record in &audit {
+        assert_eq!(record.action, "lifecycle.start");
+        assert_eq!(
+            (record.user.as_str(), record.source.as_deref()),
+            (USER, Some("192.0.2.7"))
+        );
+        assert_eq!(record.target.as_deref(), Some(OFF));
+    }
+
+    let fault = world.start(&operator(), NOWHERE).await.unwrap_err();
+    let failed = &world.operations(&operator(), Some(NOWHERE)).await[0];
+    assert_eq!(failed.state, OperationState::Failed);
+    assert_eq!(failed.fault.as_ref().unwrap().message, fault.message);
+}
+
+#[tokio::test]
+async fn the_audit_takes_no_deletion() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    world.start(&operator(), OFF).await.unwrap();
+    let mut stream = world.bus.jetstream().get_stream("VMWATCH_AUDIT").await.unwrap();
+    let state = stream.info().await.unwrap().state.clone();
+    assert!(stream.delete_message(state.first_sequence).await.is_err());
+    assert!(stream.purge().await.is_err());
+    assert_eq!(stream.info().await.unwrap().state.messages, state.messages);
+}
+
+#[tokio::test]
+async fn lists_show_what_the_principal_may_see_and_no_more() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    world.start(&operator(), OFF).await.unwrap();
+    world.start(&operator(), ELSEWHERE).await.unwrap();
+    let scoped = context(
+        "eve",
+        Role::Viewer,
+        Scope::Only(vec![instance_id(ELSEWHERE), instance_id(PAUSED)]),
+    );
+
+    let page = |after: Option<&str>, limit| Page {
+        after: after.map(instance_id),
+        limit: Limit::new(limit).unwrap(),
+    };
+    let all = world.bus.call::<List>(&operator(), &page(None, 3)).await.unwrap();
+    let ids: Vec<_> = all
+        .machines
+        .iter()
+        .map(|machine| machine.instance_id.as_str())
+        .collect();
+    assert_eq!(ids, [OFF, RUNNING, PAUSED]);
+    assert!(all.more && all.silent.is_empty());
+    let rest = world
+        .bus
+        .call::<List>(&operator(), &page(Some(PAUSED), 3))
+        .await
+        .unwrap();
+    assert_eq!(rest.machines.len(), 1);
+    assert!(!rest.more);
+    let last = &rest.machines[0];
+    assert_eq!(
+        (last.name.as_str(), last.hypervisor.as_str(), last.state),
+        ("two-0", "two", MachineState::Running)
+    );
+
+    let mine = world.bus.call::<List>(&scoped, &page(None, 10)).await.unwrap();
+    let ids: Vec<_> = mine
+        .machines
+        .iter()
+        .map(|machine| machine.instance_id.as_str())
+        .collect();
+    assert_eq!(ids, [PAUSED, ELSEWHERE]);
+
+    let theirs = e2e::eventually("both commands are listed", e2e::PATIENCE, async || {
+        let all = world.operations(&operator(), None).await;
+        if all.len() == 2 {
+            Ok(all)
+        } else {
+            Err(format!("{all:?}"))
+        }
+    })
+    .await;
+    assert_eq!(theirs[0].instance_id.as_str(), ELSEWHERE, "the newest first");
+    let mine = world.operations(&scoped, None).await;
+    assert_eq!(
+        mine.iter()
+            .map(|one| one.instance_id.as_str())
+            .collect::<Vec<_>>(),
+        [ELSEWHERE]
+    );
+    assert_eq!(world.operations(&scoped, Some(OFF)).await, []);
+
+    let hidden = theirs[1].id.clone();
+    let which = shared::api::lifecycle::OperationRef { operation_id: hidden };
+    let fault = world
+        .bus
+        .call::<shared::api::lifecycle::OperationsGet>(&scoped, &which)
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NotFound);
+    let fault = world
+        .bus
+        .call::<Stop>(&scoped, &target(ELSEWHERE))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Forbidden);
+}
+
+#[tokio::test]
+async fn the_same_key_is_the_same_command_and_with_other_parameters_a_conflict() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    let deadline = Duration::from_secs(30);
+    let (context, id) = keyed(deadline, Verb::Reboot, RUNNING, "k");
+    let reboot = |hard| RebootTarget {
+        instance_id: instance_id(RUNNING),
+        hard,
+    };
+    let answers =
+        join_all((0..20).map(|_| async { world.bus.call::<Reboot>(&context, &reboot(false)).await })).await;
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    let operation = world.operation(&id).await.unwrap();
+    let told = operation
+        .history
+        .iter()
+        .filter(|event| event.text.starts_with("telling"))
+        .count();
+    assert_eq!(told, 1, "{operation:?}");
+
+    let fault = world
+        .bus
+        .call::<Reboot>(&context, &reboot(true))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Conflict);
+    assert!(fault.message.contains("idempotency key"), "{fault}");
+
+    let mut long = within(deadline);
+    long.idempotency_key = Some("k".repeat(129));
+    assert_eq!(
+        world.start(&long, OFF).await.unwrap_err().kind,
+        FaultKind::Invalid
+    );
+}
+
+#[tokio::test]
+async fn the_command_line_reads_state_operations_and_audit() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "k");
+    world.start(&context, OFF).await.unwrap();
+    world.start(&operator(), NOWHERE).await.unwrap_err();
+
+    let (well, text, _) = world.command(&["state", OFF]);
+    assert!(well);
+    assert_eq!(text, format!("{OFF}  running\n"));
+    let (well, text, errors) = world.command(&["state", NOWHERE, "--json"]);
+    assert!(!well && text.is_empty());
+    assert_eq!(
+        errors,
+        "vmwatch-lifecycle: there is no VM with this instance_id\n"
+    );
+
+    let (_, text, _) = world.command(&["operations", "--instance", OFF]);
+    let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().skip(1).collect();
+    assert_eq!(
+        row,
+        [id.as_str(), "start", OFF, "one", USER, "192.0.2.7", "succeeded"]
+    );
+    let (_, text, _) = world.command(&["operations", id.as_str()]);
+    assert!(text.contains("telling one to make it run"), "{text}");
+    let (_, json, _) = world.command(&["operations", id.as_str(), "--json"]);
+    let operation: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(operation["state"], "succeeded");
+
+    let (_, text, _) = world.command(&["audit", "--limit", "2"]);
+    assert_eq!(text.lines().count(), 3, "{text}");
+    let last = text.lines().last().unwrap();
+    for part in [
+        USER,
+        "192.0.2.7",
+        "lifecycle.start",
+        NOWHERE,
+        "failed",
+        "there is no VM",
+    ] {
+        assert!(last.contains(part), "{part}: {last}");
+    }
+    let (_, json, _) = world.command(&["audit", "--json"]);
+    let records: Vec<serde_json::Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(records.len(), 4);
+    assert_eq!(records[1]["result"], "succeeded");
+}

@@ -1,0 +1,12 @@
+//! lifecycle-svc as a process, over a real NATS server: on libvirt's test hypervisor, and on clouds that this test plays.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here is the test"
+)]
+
+mod libvirt;
+mod support;

@@ -1,0 +1,232 @@
+//! A NATS server, replicas of the service, and callers.
+
+use std::{path::Path, time::Duration};
+
+use e2e::{Nats, PATIENCE, Process, Spec, eventually};
+use shared::{
+    api::{
+        InstanceId, Principal, Role, Scope,
+        audit::AuditRecord,
+        lifecycle::{
+            Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
+            OperationsGet, OperationsList, Start, State, Target, Verb,
+        },
+        metrics::Limit,
+    },
+    bus::{Bus, Context, audit},
+    wire::Fault,
+};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// The user of most tests.
+pub(crate) const USER: &str = "ann";
+/// The lease that replicas of tests hold, so that adoption is not waited for long.
+pub(crate) const LEASE: Duration = Duration::from_secs(2);
+
+/// A bus, a folder, and whoever asks.
+pub(crate) struct World {
+    pub(crate) bus: Bus,
+    pub(crate) nats: Nats,
+    pub(crate) folder: TempDir,
+}
+
+impl World {
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("vmwatch-lifecycle-")
+            .tempdir()
+            .unwrap();
+        let nats = Nats::start(folder.path()).await;
+        Self {
+            bus: nats.connect("vmwatch-test").await,
+            nats,
+            folder,
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A replica of the service, whose settings are those of a test and these, once it is ready.
+    pub(crate) async fn replica(&self, name: &str, settings: &[(&str, &str)]) -> Replica {
+        let replica = self.spawn(name, settings);
+        replica.ready().await;
+        replica
+    }
+
+    /// A replica that need not become ready.
+    pub(crate) fn spawn(&self, name: &str, settings: &[(&str, &str)]) -> Replica {
+        let lease = format!("{}ms", LEASE.as_millis());
+        let common = [
+            ("VMWATCH_NATS_URL", self.nats.url()),
+            ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
+            ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
+            ("VMWATCH_OPERATION_LEASE", &lease),
+            ("RUST_BACKTRACE", "1"),
+        ];
+        let env = common
+            .iter()
+            .chain(settings)
+            .map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Replica(Process::start(Spec {
+            name: name.to_owned(),
+            program: env!("CARGO_BIN_EXE_vmwatch-lifecycle").into(),
+            args: Vec::new(),
+            env: env.collect(),
+            log: self.path().join(format!("{name}.log")),
+        }))
+    }
+
+    /// What the program prints for these arguments, and whether it ended well.
+    pub(crate) fn command(&self, arguments: &[&str]) -> (bool, String, String) {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_vmwatch-lifecycle"))
+            .args(arguments)
+            .env("VMWATCH_NATS_URL", self.nats.url())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.success(), text(output.stdout), text(output.stderr))
+    }
+
+    pub(crate) async fn start(&self, context: &Context, id: &str) -> Result<MachineState, Fault> {
+        self.bus
+            .call::<Start>(context, &target(id))
+            .await
+            .map(|machine: Machine| machine.state)
+    }
+
+    pub(crate) async fn state(&self, id: &str) -> Result<MachineState, Fault> {
+        self.bus
+            .call::<State>(&operator(), &target(id))
+            .await
+            .map(|machine| machine.state)
+    }
+
+    pub(crate) async fn operation(&self, id: &OperationId) -> Result<Operation, Fault> {
+        let which = OperationRef {
+            operation_id: id.clone(),
+        };
+        self.bus.call::<OperationsGet>(&operator(), &which).await
+    }
+
+    /// The record of a command, once it has ended.
+    pub(crate) async fn ended(&self, id: &OperationId) -> Operation {
+        eventually("the command ends", PATIENCE, async || {
+            match self.operation(id).await {
+                Ok(operation) if operation.state.is_final() => Ok(operation),
+                Ok(operation) => Err(format!("{operation:?}")),
+                Err(fault) => Err(fault.to_string()),
+            }
+        })
+        .await
+    }
+
+    pub(crate) async fn operations(&self, context: &Context, instance: Option<&str>) -> Vec<Operation> {
+        let filter = OperationFilter {
+            instance_id: instance.map(instance_id),
+            state: None,
+            limit: Limit::new(1000).unwrap(),
+        };
+        self.bus.call::<OperationsList>(context, &filter).await.unwrap()
+    }
+
+    /// What the audit says of an operation, oldest first.
+    pub(crate) async fn audit_of(&self, id: &OperationId) -> Vec<AuditRecord> {
+        let mut records = audit::newest(&self.bus, 1000).await.unwrap();
+        records.retain(|record| record.operation_id.as_ref() == Some(id));
+        records
+    }
+}
+
+/// A process of the service.
+pub(crate) struct Replica(pub(crate) Process);
+
+impl Replica {
+    /// Waits until it says that it can do its work.
+    pub(crate) async fn ready(&self) {
+        eventually(self.0.name(), PATIENCE, async || {
+            assert_eq!(self.0.ended(), None, "it ended:\n{}", self.0.log());
+            self.readiness().await
+        })
+        .await;
+    }
+
+    /// Whether it says that it can do its work, or why not.
+    pub(crate) async fn readiness(&self) -> Result<(), String> {
+        let log = self.0.log();
+        // The newest, should it have been started again.
+        let (_, after) = log
+            .rsplit_once("address=127.0.0.1:")
+            .ok_or("no health listener yet")?;
+        let port = after.split(char::is_whitespace).next().unwrap_or_default();
+        let connected = TcpStream::connect(format!("127.0.0.1:{port}")).await;
+        let mut stream = connected.map_err(|error| error.to_string())?;
+        let request = "GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+        let answered = async {
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            std::io::Result::Ok(answer)
+        };
+        let answer = answered.await.map_err(|error| error.to_string())?;
+        if answer.starts_with("HTTP/1.1 200") {
+            Ok(())
+        } else {
+            Err(answer)
+        }
+    }
+}
+
+pub(crate) fn instance_id(id: &str) -> InstanceId {
+    id.parse().unwrap()
+}
+
+pub(crate) fn target(id: &str) -> Target {
+    Target {
+        instance_id: instance_id(id),
+    }
+}
+
+/// A context of a user, with the deadline of most tests.
+pub(crate) fn context(user: &str, role: Role, scope: Scope) -> Context {
+    let mut context = within(PATIENCE);
+    context.principal = Some(Principal {
+        user: user.to_owned(),
+        role,
+        scope,
+    });
+    context
+}
+
+/// The context of an operator, without an idempotency key.
+pub(crate) fn operator() -> Context {
+    context(USER, Role::Operator, Scope::All)
+}
+
+/// The context of an operator who waits this long.
+pub(crate) fn within(limit: Duration) -> Context {
+    let mut context = Context::new(limit);
+    context.source = Some("192.0.2.7".to_owned());
+    context.as_principal(Principal {
+        user: USER.to_owned(),
+        role: Role::Operator,
+        scope: Scope::All,
+    })
+}
+
+/// The context of an operator whose command carries this key, and the command's id.
+pub(crate) fn keyed(limit: Duration, verb: Verb, id: &str, key: &str) -> (Context, OperationId) {
+    let mut context = within(limit);
+    context.idempotency_key = Some(key.to_owned());
+    (context, OperationId::of_key(USER, &instance_id(id), verb, key))
+}
+
+/// The states that a command went through.
+pub(crate) fn states(operation: &Operation) -> Vec<OperationState> {
+    operation.history.iter().map(|event| event.state).collect()
+}
