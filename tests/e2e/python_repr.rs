@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     io::{BufRead, BufReader, Write},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    time::Duration,
 };
 
 use gateway::legacy::python_repr::{push_float, push_text, rows_to_python};
@@ -79,8 +80,10 @@ fn float() -> impl Strategy<Value = f64> {
     prop_oneof![
         4 => any::<u64>().prop_map(f64::from_bits),
         4 => digits.prop_map(|(digits, power)| format!("{digits}e{power}").parse().unwrap()),
+        // Sums of few powers of two: often exactly between two decimals, where the even one is right.
+        3 => (1_u64 << 49..1 << 53, -64_i32..64).prop_map(|(m, power)| Duration::from_secs(m).as_secs_f64() * 2_f64.powi(power)),
         2 => any::<i32>().prop_map(|tenths| f64::from(tenths) / 10.0),
-        2 => (0_u64..4_000_000_000_000).prop_map(|millis| std::time::Duration::from_millis(millis).as_secs_f64()),
+        2 => (0_u64..4_000_000_000_000).prop_map(|millis| Duration::from_millis(millis).as_secs_f64()),
         1 => proptest::sample::select(vec![
             0.0, -0.0, 1e-4, 9.999e-5, 1e-5, 1e15, 1e16, 1e17, 9_007_199_254_740_993.0, 123_456_789_012_345_680.0,
             9_999_999_999_999_998.0, f64::MAX, f64::MIN_POSITIVE, 5e-324, f64::NAN, f64::INFINITY, f64::NEG_INFINITY,
