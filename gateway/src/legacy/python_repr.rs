@@ -71,7 +71,7 @@ pub fn push_float(out: &mut String, number: f64) {
 /// The shortest digits that read back the same, as `1.48e9`. Rust's own, but where two are equally near: there Rust takes
 /// the greater, the dtoa of `CPython` the even one, as rounding to that many digits does.
 fn shortest(number: f64) -> String {
-    // Two neighbours with so many digits can be nearer to each other than two floats are; with fewer they never are.
+    // What lies exactly between two decimals of n digits has n + 1 itself; both read back as it only where n is 15 or more.
     const FEWEST_DIGITS_OF_A_TIE: usize = 15;
     let shortest = format!("{number:e}");
     let digits = shortest
