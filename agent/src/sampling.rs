@@ -171,3 +171,122 @@ impl SampleLoop {
 fn missed(reason: &'static str, count: u64) {
     counter!("vmwatch_agent_ticks_missed_total", "reason" => reason).increment(count);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::PathBuf, process::Command};
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{sample::Roots, select::Selection};
+
+    /// A machine with one process, pid 7.
+    struct Machine(TempDir);
+
+    impl Machine {
+        fn new() -> Self {
+            let machine = Self(tempfile::tempdir().unwrap());
+            fs::create_dir_all(machine.path("net")).unwrap();
+            fs::create_dir_all(machine.path("7")).unwrap();
+            fs::copy("/proc/meminfo", machine.path("meminfo")).unwrap();
+            let write = |name: &str, text: &str| fs::write(machine.path(name), text).unwrap();
+            write("stat", "cpu 1 1 1 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
+            write("uptime", "100.00 0.00\n");
+            write("diskstats", "");
+            write("net/dev", "head\nhead\n");
+            write(
+                "7/stat",
+                "7 (writer) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 1607 0 25 0\n",
+            );
+            write("7/io", IO);
+            machine
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        /// Lets the process's disk counters hang, as they do while the process starts a program from a hung disk.
+        fn hang(&self) -> Hanging {
+            let pipe = self.path("pipe");
+            assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            fs::hard_link(&pipe, self.path("other")).unwrap();
+            fs::rename(self.path("other"), self.path("7/io")).unwrap();
+            Hanging {
+                pipe,
+                file: self.path("7/io"),
+            }
+        }
+    }
+
+    const IO: &str = "read_bytes: 0\nwrite_bytes: 0\n";
+
+    /// Lets go at its end at the latest, or the test's runtime would wait for ever for its thread.
+    struct Hanging {
+        pipe: PathBuf,
+        file: PathBuf,
+    }
+
+    impl Drop for Hanging {
+        fn drop(&mut self) {
+            let next = self.file.with_extension("next");
+            fs::write(&next, IO).unwrap();
+            fs::rename(&next, &self.file).unwrap();
+            fs::write(&self.pipe, IO).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_delays_its_rows_and_nothing_else() {
+        let machine = Machine::new();
+        let id: InstanceId = "vm-1".parse().unwrap();
+        let roots = Roots {
+            proc: machine.path(""),
+            sys: machine.path("no-devices"),
+        };
+        let sampler = Sampler::new(id.clone(), "+00:00".parse().unwrap(), Selection::All, roots).unwrap();
+        let intervals = Intervals {
+            vm: Duration::from_millis(100),
+            vm_per_process: 1,
+        };
+        let (taken, mut coming) = mpsc::channel(1000);
+        let status = Arc::new(Status::default());
+        let shutdown = CancellationToken::new();
+        let sampling = SampleLoop::new(id, sampler, intervals, taken, Arc::clone(&status));
+        let sampling = tokio::spawn(sampling.run(shutdown.clone()));
+        let mut next_where = async |wanted: fn(&Taken) -> bool| {
+            let found = async {
+                loop {
+                    let taken = coming.recv().await.unwrap();
+                    if wanted(&taken) {
+                        return taken;
+                    }
+                }
+            };
+            timeout(Duration::from_secs(20), found).await.unwrap()
+        };
+        let is_whole = |taken: &Taken| taken.sample.vm.is_some() && taken.sample.processes.len() == 1;
+        let is_bare = |taken: &Taken| taken.sample.vm.is_some() && taken.sample.processes.is_empty();
+        next_where(is_whole).await;
+        assert_eq!(status.ready(), Ok(()));
+
+        let hanging = machine.hang();
+        let first = next_where(is_bare).await;
+        for _ in 0..3 {
+            next_where(is_bare).await;
+        }
+        drop(hanging);
+        let late = next_where(|taken| taken.sample.vm.is_none()).await;
+        assert_eq!(late.sample.create_date, first.sample.create_date);
+        assert_eq!((first.first_part, late.first_part), (0, 1));
+        assert_eq!(
+            (late.sample.processes.len(), late.sample.processes[0].pid),
+            (1, 7)
+        );
+        next_where(is_whole).await;
+
+        shutdown.cancel();
+        sampling.await.unwrap().unwrap();
+    }
+}

@@ -1,5 +1,8 @@
 //! Parts on their way to the stream: published in order, one at a time, each until it is acknowledged; on disk
 //! meanwhile where that takes longer than a moment. What that guarantees is said in `spool.rs`.
+//!
+//! At level `trace` this module logs each part as it is sampled, spooled and acknowledged: a witness to hold the store
+//! against.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -114,6 +117,7 @@ impl Shipper {
         for part in parts {
             let sequence = self.next_sequence;
             self.next_sequence += 1;
+            trace!(id = part.message_id, body = %String::from_utf8_lossy(&part.body), "sampled");
             self.fresh.push_back(Queued { sequence, part });
         }
         self.keep_memory_bound();
@@ -173,7 +177,7 @@ impl Shipper {
             return;
         }
         counter!("vmwatch_agent_parts_published_total").increment(1);
-        witness("acknowledged", queued);
+        trace!(id = queued.part.message_id, "acknowledged");
         if self.retry.succeeded() {
             info!(waiting = self.disk.waiting(), "samples are acknowledged again");
             self.status.publishing(Ok(()));
@@ -210,7 +214,7 @@ impl Shipper {
     async fn write(&mut self) {
         let written = self.disk.write(self.fresh.iter().cloned().collect()).await;
         for queued in self.fresh.drain(..written.count) {
-            witness("spooled", &queued);
+            trace!(id = queued.part.message_id, "spooled");
         }
         self.write_at = written.error.map(|error| {
             warn!(%error, waiting = self.fresh.len(), "the spool cannot be written: parts wait in memory");
@@ -247,9 +251,4 @@ impl Shipper {
             "stopped; what waits is sent after the next start"
         );
     }
-}
-
-/// What a test, or who doubts, compares with the store.
-fn witness(what: &str, queued: &Queued) {
-    trace!(id = queued.part.message_id, body = %String::from_utf8_lossy(&queued.part.body), "{what}");
 }

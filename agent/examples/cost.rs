@@ -1,0 +1,92 @@
+//! What a sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
+//!
+//! Starts so many processes that sleep (300 by default), takes samples of the machine, and prints the CPU time of
+//! this thread for each process sampled, beside what the `procfs` crate takes to read the same two files of each.
+
+use std::{
+    process::{Child, Command},
+    time::Duration,
+};
+
+use agent::{
+    Selection,
+    sample::{Roots, Sampler},
+    split,
+};
+use procfs::process::{Process, all_processes};
+
+const ROUNDS: u32 = 50;
+
+fn main() -> anyhow::Result<()> {
+    let count = std::env::args().nth(1).map_or(Ok(300), |text| text.parse())?;
+    let mut sleepers = Vec::new();
+    for _ in 0..count {
+        sleepers.push(Sleeper(Command::new("sleep").arg("600").spawn()?));
+    }
+    let mut sampler = Sampler::new(
+        "cost".parse()?,
+        "+00:00".parse()?,
+        Selection::All,
+        Roots::default(),
+    )?;
+    sampler.sample()?;
+    let mut rows = 0;
+    let ours = cpu_time_of(|| {
+        let sample = sampler.sample()?;
+        rows += sample.processes.len();
+        Ok(())
+    })?;
+    let rows = f64::from(u32::try_from(rows)?) / f64::from(ROUNDS);
+    let encoded = cpu_time_of(|| {
+        split(sampler.sample()?, 0)?;
+        Ok(())
+    })?;
+    let vm_alone = cpu_time_of(|| {
+        sampler.vm.read()?;
+        Ok(())
+    })?;
+    let procfs = cpu_time_of(|| {
+        for process in all_processes()?.flatten() {
+            let _ = (process.stat(), process.io());
+        }
+        Ok(())
+    })?;
+    let micros = |time: Duration| time.as_secs_f64() * 1e6;
+    println!("processes                          {rows:8.0}");
+    println!(
+        "a sample, per process              {:8.1} µs",
+        micros(ours) / rows
+    );
+    println!(
+        "  encoded as well                  {:8.1} µs",
+        micros(encoded) / rows
+    );
+    println!(
+        "  the procfs crate, stat and io    {:8.1} µs",
+        micros(procfs) / rows
+    );
+    println!("the VM's row alone                 {:8.0} µs", micros(vm_alone));
+    Ok(())
+}
+
+/// The CPU time of this thread for one round of the work.
+fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    // The first thread's, which is this one.
+    let so_far = || Ok::<_, anyhow::Error>(Process::myself()?.schedstat()?.sum_exec_runtime);
+    let before = so_far()?;
+    for _ in 0..ROUNDS {
+        work()?;
+    }
+    Ok(Duration::from_nanos(so_far()? - before) / ROUNDS)
+}
+
+/// Ends with this program.
+struct Sleeper(Child);
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // Fails only where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

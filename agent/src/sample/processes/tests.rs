@@ -1,0 +1,214 @@
+use std::time::Duration;
+
+use super::*;
+
+/// A `/proc` of processes made by hand.
+struct Proc(tempfile::TempDir);
+
+impl Proc {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let proc = Self(dir);
+        proc.write("stat", "cpu 1 1 1 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
+        proc.up(100);
+        proc
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.0.path().join(name), text).unwrap();
+    }
+
+    /// Seconds since boot.
+    fn up(&self, seconds: u64) {
+        self.write("uptime", &format!("{seconds}.00 0.00\n"));
+    }
+
+    fn show(&self, pid: u32, start_ticks: u64, cpu_ticks: u64, disk: Option<(u64, u64)>) {
+        self.show_as("S", pid, start_ticks, cpu_ticks, disk);
+    }
+
+    fn show_as(&self, state: &str, pid: u32, start_ticks: u64, cpu_ticks: u64, disk: Option<(u64, u64)>) {
+        std::fs::create_dir_all(self.0.path().join(pid.to_string())).unwrap();
+        let numbers = format!("1 1 1 0 -1 0 0 0 0 0 {cpu_ticks} 0 0 0 20 0 1 0 {start_ticks} 0 25 0");
+        self.write(
+            &format!("{pid}/stat"),
+            &format!("{pid} (p{start_ticks}) {state} {numbers}\n"),
+        );
+        if let Some((read, written)) = disk {
+            self.write(
+                &format!("{pid}/io"),
+                &format!("rchar: 9\nread_bytes: {read}\nwrite_bytes: {written}\n"),
+            );
+        }
+    }
+
+    fn end(&self, pid: u32) {
+        std::fs::remove_dir_all(self.0.path().join(pid.to_string())).unwrap();
+    }
+
+    fn primed(&self) -> ProcessSampler {
+        self.primed_for(Selection::All)
+    }
+
+    fn primed_for(&self, selection: Selection) -> ProcessSampler {
+        let mut sampler = ProcessSampler::new(selection, self.0.path().to_owned()).unwrap();
+        sampler.prime().unwrap();
+        sampler
+    }
+}
+
+/// As if the previous reading were ten seconds old.
+fn age(sampler: &mut ProcessSampler) {
+    let older = |at: Instant| at.checked_sub(Duration::from_secs(10)).unwrap();
+    sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
+    for process in sampler.tracked.values_mut() {
+        process.at = older(process.at);
+    }
+}
+
+fn read(sampler: &mut ProcessSampler) -> Vec<ProcessSample> {
+    let mut rows = sampler.read(1000 * 4096).unwrap();
+    rows.sort_by_key(|row| (row.pid, row.shutdown_time.is_none()));
+    rows
+}
+
+#[test]
+fn a_row_has_the_rates_since_the_previous_reading() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 1000, Some((1024, 4096)));
+    let mut sampler = proc.primed();
+    age(&mut sampler);
+    proc.show(7, 1607, 2500, Some((1024 + 20 * 1024, 4096)));
+    let rows = read(&mut sampler);
+    let expected = ProcessSample {
+        cmd: "p1607".into(),
+        pid: 7,
+        cpu_util: 150.0,
+        mem: 2.5,
+        disk_read: 2.0,
+        disk_write: 0.0,
+        running_time: 1_482_236_516.07,
+        shutdown_time: None,
+    };
+    assert_eq!(rows, [expected]);
+}
+
+#[test]
+fn what_a_new_process_used_it_used_since_the_previous_reading() {
+    let proc = Proc::new();
+    let mut sampler = proc.primed();
+    age(&mut sampler);
+    proc.show(8, 10_001, 500, Some((10 * 1024, 0)));
+    // This one is older than the previous reading, which could not read it: what it used when is unknown.
+    proc.show(9, 5, 500_000, Some((1 << 40, 0)));
+    let rows = read(&mut sampler);
+    assert_eq!((rows[0].cpu_util, rows[0].disk_read), (50.0, 1.0));
+    assert_eq!((rows[1].cpu_util, rows[1].disk_read), (0.0, 0.0));
+}
+
+#[test]
+fn a_process_that_ended_gets_one_last_row() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 0, None);
+    let mut sampler = proc.primed();
+    assert_eq!(read(&mut sampler)[0].shutdown_time, None);
+    proc.end(7);
+    let before = unix_seconds(SystemTime::now());
+    let last = read(&mut sampler);
+    assert_eq!(last.len(), 1);
+    assert_eq!(
+        (last[0].pid, last[0].cmd.as_str(), last[0].running_time),
+        (7, "p1607", 1_482_236_516.07)
+    );
+    assert!(last[0].shutdown_time.unwrap() >= before);
+    assert_eq!(read(&mut sampler), []);
+}
+
+#[test]
+fn a_zombie_has_ended() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 0, None);
+    let mut sampler = proc.primed();
+    read(&mut sampler);
+    proc.show_as("Z", 7, 1607, 0, None);
+    assert!(read(&mut sampler)[0].shutdown_time.is_some());
+    assert_eq!(read(&mut sampler), []);
+}
+
+#[test]
+fn a_pid_that_came_into_use_again_gives_the_last_row_and_the_new_process() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 9000, Some((1 << 30, 0)));
+    let mut sampler = proc.primed();
+    read(&mut sampler);
+    age(&mut sampler);
+    proc.show(7, 11_000, 100, Some((0, 0)));
+    let rows = read(&mut sampler);
+    assert_eq!(rows.len(), 2);
+    assert!(rows[0].cmd == "p1607" && rows[0].shutdown_time.is_some());
+    assert!(rows[1].cmd == "p11000" && rows[1].shutdown_time.is_none());
+    assert_eq!((rows[1].cpu_util, rows[1].running_time), (10.0, 1_482_236_610.0));
+    assert_eq!(read(&mut sampler).len(), 1);
+}
+
+#[test]
+fn only_what_was_reported_gets_a_last_row() {
+    let proc = Proc::new();
+    proc.show(7, 1, 0, None);
+    proc.show(8, 2, 0, None);
+    let mut sampler = proc.primed_for(Selection::Top {
+        count: 1,
+        pinned: vec![],
+    });
+    // By memory they are equal: the older pid.
+    assert_eq!(
+        read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
+        [7]
+    );
+    proc.end(7);
+    proc.end(8);
+    assert_eq!(
+        read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
+        [7]
+    );
+    assert_eq!(read(&mut sampler), []);
+}
+
+#[test]
+fn a_process_that_cannot_be_read_for_once_has_not_ended() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 0, None);
+    let mut sampler = proc.primed();
+    read(&mut sampler);
+    proc.write("7/stat", "half a li");
+    assert_eq!(read(&mut sampler), []);
+    proc.show(7, 1607, 0, None);
+    assert_eq!(read(&mut sampler)[0].shutdown_time, None);
+}
+
+#[test]
+fn an_unreadable_list_ends_nobody() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 0, None);
+    let mut sampler = proc.primed();
+    read(&mut sampler);
+    let (here, away) = (proc.0.path().to_owned(), proc.0.path().with_extension("away"));
+    std::fs::rename(&here, &away).unwrap();
+    assert!(sampler.read(1).is_err());
+    std::fs::rename(&away, &here).unwrap();
+    assert_eq!(read(&mut sampler)[0].shutdown_time, None);
+}
+
+#[test]
+fn a_counter_that_went_back_gives_zero() {
+    let proc = Proc::new();
+    proc.show(7, 1607, 1000, Some((1000, 1000)));
+    let mut sampler = proc.primed();
+    age(&mut sampler);
+    proc.show(7, 1607, 10, Some((0, 2000)));
+    let rows = read(&mut sampler);
+    assert_eq!(
+        (rows[0].cpu_util, rows[0].disk_read, rows[0].disk_write),
+        (0.0, 0.0, 0.1)
+    );
+}

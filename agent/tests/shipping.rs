@@ -1,0 +1,280 @@
+//! The agent and a real NATS server that goes away, is full, or comes late; each sample is told by the agent's own
+//! witness in its log, and must be in the stream once, in order.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "what fails here is the test"
+)]
+
+use std::{
+    collections::HashSet,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use async_nats::jetstream::{
+    context::Context,
+    stream::{Config, DiscardPolicy, RetentionPolicy, Stream},
+};
+use e2e::{Nats, PATIENCE, Process, Spec, eventually};
+use shared::{
+    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample},
+    bus::Bus,
+};
+use tempfile::TempDir;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_vmwatch-agent");
+
+struct Scene {
+    folder: TempDir,
+    nats: Nats,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let nats = Nats::start(folder.path()).await;
+        Self { folder, nats }
+    }
+
+    async fn bus(&self) -> Bus {
+        self.nats.connect("test").await
+    }
+
+    fn agent(&self) -> Process {
+        Process::start(spec(self.folder.path(), self.nats.url()))
+    }
+
+    /// The ids of the parts that wait on disk, in order.
+    fn spooled(&self) -> Vec<String> {
+        let mut names: Vec<_> = fs::read_dir(self.folder.path().join("spool"))
+            .into_iter()
+            .flatten()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .collect();
+        names.sort();
+        let id = |path: &PathBuf| {
+            // One that is gone was acknowledged meanwhile.
+            let body = fs::read(path).ok()?;
+            let (_, index) = path.file_stem()?.to_str()?.split_once('-')?;
+            Some(id_of(&body, index.parse().unwrap()))
+        };
+        names.iter().filter_map(id).collect()
+    }
+
+    async fn spools(&self, count: usize) {
+        eventually("parts are spooled", PATIENCE, async || {
+            let spooled = self.spooled().len();
+            (spooled >= count).then_some(()).ok_or(format!("{spooled}"))
+        })
+        .await;
+    }
+}
+
+fn spec(folder: &Path, nats: &str) -> Spec {
+    let env = [
+        ("VMWATCH_INSTANCE_ID", "vm-1"),
+        ("VMWATCH_AGENT_VM_INTERVAL", "200ms"),
+        ("VMWATCH_AGENT_PROCESS_INTERVAL", "400ms"),
+        ("VMWATCH_AGENT_PROCESSES", "top:2"),
+        (
+            "VMWATCH_AGENT_SPOOL_DIR",
+            &folder.join("spool").display().to_string(),
+        ),
+        ("VMWATCH_NATS_URL", nats),
+        ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
+        // Any free port: nobody asks here.
+        ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
+        ("VMWATCH_LOG", "info,agent::ship=trace"),
+        ("VMWATCH_LOG_FORMAT", "json"),
+    ];
+    Spec {
+        name: "agent".to_owned(),
+        program: AGENT.into(),
+        args: Vec::new(),
+        env: env
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        log: folder.join("agent.log"),
+    }
+}
+
+/// The id of a part, from its body and its place among the parts of its sample.
+fn id_of(body: &[u8], index: u32) -> String {
+    let sample: Sample = serde_json::from_slice(body).unwrap();
+    assert_eq!(sample.vm.is_some(), index == 0);
+    format!("{}:{}:{index}", sample.instance_id, sample.create_date)
+}
+
+/// The ids that the agent's log tells of: `sampled`, `spooled` or `acknowledged`.
+fn witnessed(agent: &Process, what: &str) -> Vec<String> {
+    let log = agent.log();
+    let lines = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let told = lines.filter(|line| line["message"] == what);
+    told.map(|line| line["id"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn stream(jetstream: &Context, max_messages: i64) -> Stream {
+    let config = Config {
+        name: SAMPLE_STREAM.to_owned(),
+        subjects: vec![format!("{SAMPLE_SUBJECT_PREFIX}*")],
+        retention: RetentionPolicy::WorkQueue,
+        discard: DiscardPolicy::New,
+        max_messages,
+        ..Config::default()
+    };
+    let info = jetstream.create_or_update_stream(config).await.unwrap();
+    jetstream.get_stream(info.config.name).await.unwrap()
+}
+
+/// The ids in the stream, in its order.
+async fn stored(stream: &Stream) -> Vec<String> {
+    let state = stream.get_info().await.unwrap().state;
+    let mut ids = Vec::new();
+    for sequence in state.first_sequence..=state.last_sequence {
+        let message = stream.get_raw_message(sequence).await.unwrap();
+        assert_eq!(message.subject.as_str(), "vmwatch.v1.samples.vm-1");
+        let id = message.headers.get("Nats-Msg-Id").unwrap().as_str();
+        let index = id.rsplit_once(':').unwrap().1.parse().unwrap();
+        assert_eq!(id, id_of(&message.payload, index));
+        ids.push(id.to_owned());
+    }
+    ids
+}
+
+async fn stores(stream: &Stream, count: u64) {
+    eventually("parts arrive", PATIENCE, async || {
+        let messages = stream
+            .get_info()
+            .await
+            .map_err(|error| error.to_string())?
+            .state
+            .messages;
+        (messages >= count).then_some(()).ok_or(format!("{messages}"))
+    })
+    .await;
+}
+
+/// Ends the agent and holds what it sampled against what the stream has.
+async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Stream) {
+    let status = agent.terminate(PATIENCE).await;
+    assert!(status.success(), "{status}");
+    assert_eq!(scene.spooled(), [""; 0], "all was sent within the drain deadline");
+    let sampled = witnessed(agent, "sampled");
+    assert!(sampled.is_sorted(), "{sampled:?}");
+    assert_eq!(stored(stream).await, sampled);
+    let different: HashSet<_> = sampled.iter().collect();
+    assert_eq!(different.len(), sampled.len());
+}
+
+#[tokio::test]
+async fn while_the_bus_is_away_samples_wait_on_disk_and_then_come_in_order() {
+    let scene = Scene::set().await;
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), -1).await;
+    let agent = scene.agent();
+    stores(&messages, 3).await;
+    assert_eq!(
+        witnessed(&agent, "spooled"),
+        [""; 0],
+        "with its bus there the agent writes nothing to disk"
+    );
+
+    scene.nats.process.kill9();
+    scene.spools(5).await;
+    scene.nats.restart().await;
+    stores(&messages, 12).await;
+    assert_all_stored_in_order(&scene, &agent, &messages).await;
+    assert!(agent.log().contains("no connection to NATS"));
+}
+
+#[tokio::test]
+async fn what_a_full_stream_refuses_waits_until_it_takes_more() {
+    let scene = Scene::set().await;
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), 3).await;
+    let agent = scene.agent();
+    scene.spools(4).await;
+    assert_eq!(stored(&messages).await.len(), 3);
+    assert!(agent.log().contains("the stream of samples is full"));
+    let first = stored(&messages).await;
+
+    messages.purge().await.unwrap();
+    let messages = stream(bus.jetstream(), -1).await;
+    stores(&messages, 8).await;
+    agent.terminate(PATIENCE).await;
+    let all = [first, stored(&messages).await].concat();
+    assert_eq!(all, witnessed(&agent, "sampled"));
+}
+
+#[tokio::test]
+async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
+    let scene = Scene::set().await;
+    // Nobody has made the stream.
+    let agent = scene.agent();
+    scene.spools(5).await;
+    agent.kill9();
+    let spooled = scene.spooled();
+    // As if it had been killed while it wrote.
+    fs::write(
+        scene.folder.path().join("spool/unfinished"),
+        r#"{"instance_id":"vm-"#,
+    )
+    .unwrap();
+    assert!(agent.log().contains("there is no stream of samples yet"));
+
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), -1).await;
+    agent.start_again();
+    stores(&messages, spooled.len() as u64 + 3).await;
+    let status = agent.terminate(PATIENCE).await;
+    assert!(status.success(), "{status}");
+    let stored = stored(&messages).await;
+    assert_eq!(stored[..spooled.len()], spooled);
+    // Of the last sample before the kill the log may tell without the disk having it.
+    let sampled = witnessed(&agent, "sampled");
+    let lost: Vec<_> = sampled.iter().filter(|id| !stored.contains(id)).collect();
+    assert!(lost.len() <= 1, "{lost:?}");
+    assert!(
+        lost.iter().all(|id| !witnessed(&agent, "spooled").contains(id)),
+        "{lost:?}"
+    );
+    assert!(stored.is_sorted());
+    assert!(agent.log().contains("is half-written and was skipped"));
+}
+
+#[tokio::test]
+async fn an_agent_that_may_not_start_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Process::start(spec(folder.path(), "nats://127.0.0.1:1"));
+    eventually("the first agent holds the spool", PATIENCE, async || {
+        let lock = folder.path().join("spool/lock");
+        lock.exists().then_some(()).ok_or_else(|| first.log())
+    })
+    .await;
+    let ends_with = async |what: &str, change: (&str, String), code: i32| {
+        let mut spec = spec(folder.path(), "nats://127.0.0.1:1");
+        spec.log = folder.path().join(format!("{}.log", change.0));
+        spec.env.retain(|(name, _)| name != change.0);
+        spec.env.push((change.0.to_owned(), change.1));
+        let agent = Process::start(spec);
+        let status = eventually("it ends", PATIENCE, async || agent.ended().ok_or("no".to_owned())).await;
+        assert_eq!(status.code(), Some(code), "{}", agent.log());
+        assert!(agent.log().contains(what), "{}", agent.log());
+    };
+    ends_with("another agent uses", ("VMWATCH_NONE", String::new()), 1).await;
+    let file = folder.path().join("agent.log").display().to_string();
+    ends_with("VMWATCH_AGENT_SPOOL_DIR: ", ("VMWATCH_AGENT_SPOOL_DIR", file), 1).await;
+    let interval = "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple";
+    ends_with(interval, ("VMWATCH_AGENT_VM_INTERVAL", "300ms".to_owned()), 64).await;
+
+    // Without a bus it stops at once, and keeps what it has.
+    let status = first.terminate(Duration::from_secs(5)).await;
+    assert!(status.success());
+}
