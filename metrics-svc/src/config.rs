@@ -50,6 +50,11 @@ const STREAM_REPLICAS: Setting = Setting {
     default: "1",
     help: "copies of the stream in a NATS cluster: 1, 3 or 5",
 };
+const ACK_WAIT: Setting = Setting {
+    name: "VMWATCH_ACK_WAIT",
+    default: "30s",
+    help: "a sample that its replica has not stored by then, and says nothing of, is given to another",
+};
 const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
     default: "2000",
@@ -71,6 +76,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         STREAM_BYTES,
         STREAM_MAX_AGE,
         STREAM_REPLICAS,
+        ACK_WAIT,
         BATCH_ROWS,
         BATCH_WAIT,
         config::UTC_OFFSET,
@@ -132,6 +138,9 @@ pub struct StreamSettings {
     pub max_age: Duration,
     /// Copies in a cluster.
     pub replicas: usize,
+    /// How long a delivered sample may stay unacknowledged before another replica gets it. A batch that waits for the
+    /// database says "in progress" well within it.
+    pub ack_wait: Duration,
 }
 
 /// Of the batches written.
@@ -161,6 +170,7 @@ impl MetricsSettings {
         let bytes = env.within(&STREAM_BYTES, ByteSize(1 << 20), ByteSize(1 << 50));
         let max_age = env.duration(&STREAM_MAX_AGE, Duration::ZERO, 3650 * day);
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
         let rows = env.within(&BATCH_ROWS, 1, 20_000);
         let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
         Ok(Self {
@@ -182,6 +192,7 @@ impl MetricsSettings {
                 bytes: i64::try_from(bytes?.0).unwrap_or(i64::MAX),
                 max_age: max_age?,
                 replicas: replicas?,
+                ack_wait: ack_wait?,
             },
             batch: BatchSettings {
                 rows: rows?,

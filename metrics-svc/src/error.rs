@@ -1,5 +1,7 @@
 //! What can go wrong in metrics-svc, and what a caller is told of it.
 
+use std::time::Duration;
+
 use shared::{
     bus::BusError,
     wire::{Fault, FaultKind},
@@ -11,6 +13,12 @@ pub enum MetricsError {
     /// The database failed.
     #[error("the row database failed")]
     Store(#[from] mongodb::error::Error),
+    /// The database did not answer for so long.
+    #[error("the row database did not answer within {0:?}")]
+    Unanswered(Duration),
+    /// The database did not carry out a part of a command.
+    #[error("the row database refused a write: {0}")]
+    Write(String),
     /// A stored row is no BSON.
     #[error("a stored row is damaged")]
     Damaged(#[from] bson::error::Error),
@@ -52,7 +60,7 @@ impl MetricsError {
 impl From<MetricsError> for Fault {
     fn from(error: MetricsError) -> Self {
         match error {
-            MetricsError::Store(_) => Self::new(
+            MetricsError::Store(_) | MetricsError::Write(_) => Self::new(
                 FaultKind::Backend,
                 "rows cannot be read at the moment; try again shortly",
             )

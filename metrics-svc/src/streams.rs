@@ -15,11 +15,9 @@ use crate::{MetricsError, config::StreamSettings};
 
 /// The durable consumer that all replicas share.
 const CONSUMER: &str = "store";
-/// How long a delivered sample may stay unacknowledged before another replica gets it. A batch that waits for the
-/// database says "in progress" well within it.
-pub(crate) const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Delivered to all replicas together and not yet stored.
-const MAX_ACK_PENDING: i64 = 2048;
+/// Delivered to all replicas together and not yet stored. Each replica holds three batches at most, whose messages may
+/// be of one row; the server keeps some 100 bytes for each.
+const MAX_ACK_PENDING: i64 = 50_000;
 /// An agent that repeats a part within this time is answered "duplicate"; after it, the row's `_id` still tells.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// Headers and subject of a message besides its body.
@@ -47,7 +45,7 @@ pub(crate) async fn prepare(
     let config = pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
-        ack_wait: ACK_WAIT,
+        ack_wait: settings.ack_wait,
         // A sample is given up by a decision of ours, with a dead letter, and never by the server in silence.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
