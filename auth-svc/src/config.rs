@@ -6,9 +6,10 @@ use shared::{
     api::auth::{Password, UserName},
     bus::{
         self, BusSettings,
+        audit::{self, AuditSettings},
         serve::{self, ServeSettings},
     },
-    config::{Environment, Invalid, Setting},
+    config::{Environment, Invalid, STREAM_REPLICAS, Setting},
     health,
     store::{self, StoreSettings},
     telemetry::{self, TelemetrySettings},
@@ -24,11 +25,6 @@ const SESSION_TTL: Setting = Setting {
     name: "VMWATCH_SESSION_TTL",
     default: "12h",
     help: "how long a session lives, from its login",
-};
-const BUCKET_REPLICAS: Setting = Setting {
-    name: "VMWATCH_BUCKET_REPLICAS",
-    default: "1",
-    help: "copies of the session bucket in a NATS cluster: 1, 3 or 5",
 };
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
@@ -76,7 +72,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     &[
         USERS_COLLECTION,
         SESSION_TTL,
-        BUCKET_REPLICAS,
+        STREAM_REPLICAS,
         LOGIN_PERMITS,
         LOCKOUT_FAILURES,
         LOCKOUT_WINDOW,
@@ -87,6 +83,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         ADMIN_PASSWORD_FILE,
         health::setting(HEALTH),
     ],
+    audit::SETTINGS,
     store::SETTINGS,
     serve::SETTINGS,
     bus::SETTINGS,
@@ -106,6 +103,7 @@ pub struct AuthSettings {
     pub(crate) login_permits: usize,
     pub(crate) sessions: SessionSettings,
     pub(crate) throttle: ThrottleSettings,
+    pub(crate) audit: AuditSettings,
     pub(crate) first_admin: FirstAdmin,
 }
 
@@ -147,8 +145,9 @@ impl AuthSettings {
             Duration::from_secs(1),
             Duration::from_hours(24 * 30),
         );
-        let replicas = env.within(&BUCKET_REPLICAS, 1, 5);
+        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let throttle = throttle(env);
+        let audit = AuditSettings::read(env);
         let first_admin = first_admin(env);
         Ok(Self {
             bus: bus?,
@@ -163,6 +162,7 @@ impl AuthSettings {
                 replicas: replicas?,
             },
             throttle: throttle?,
+            audit: audit?,
             first_admin: first_admin?,
         })
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use shared::{
-    bus::BusError,
+    api::{audit::AuditResult, auth::UserName},
+    bus::{BusError, audit::AuditError},
     wire::{Fault, FaultKind},
 };
 
@@ -40,6 +41,30 @@ pub enum AuthError {
     /// A listener or terminal failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The audit could not be read.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// There is no such user.
+    #[error("there is no user {0}")]
+    NoSuchUser(UserName),
+    /// A new user's name is another's.
+    #[error("the name {0} is taken")]
+    NameTaken(UserName),
+    /// Nobody would be left to manage users.
+    #[error("{0} is the last administrator; add another first")]
+    LastAdministrator(UserName),
+    /// Another's password is for administrators to set.
+    #[error("another user's password needs the role admin")]
+    NotYours,
+    /// Who changes its own password proves that it is no stolen session.
+    #[error("old_password is needed to change one's own password")]
+    OldPasswordNeeded,
+    /// It proved nothing.
+    #[error("old_password is wrong")]
+    WrongOldPassword,
+    /// The change was made, but the sessions of before are still open.
+    #[error("the change was made, but the user's open sessions could not be ended; repeat it")]
+    SessionsLiveOn(#[source] Box<AuthError>),
     /// A user command cannot be carried out; the text says why.
     #[error("{0}")]
     Refused(String),
@@ -50,27 +75,55 @@ impl AuthError {
     pub(crate) fn bucket(error: impl Into<async_nats::Error>) -> Self {
         Self::Bucket(error.into())
     }
+
+    /// What the audit says of it.
+    pub(crate) const fn audit_result(&self) -> AuditResult {
+        match self {
+            Self::WrongCredentials
+            | Self::Busy
+            | Self::Throttled(_)
+            | Self::NoSuchUser(_)
+            | Self::NameTaken(_)
+            | Self::LastAdministrator(_)
+            | Self::NotYours
+            | Self::OldPasswordNeeded
+            | Self::WrongOldPassword => AuditResult::Refused,
+            _ => AuditResult::Failed,
+        }
+    }
 }
 
 impl From<AuthError> for Fault {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::WrongCredentials => Self::new(FaultKind::Unauthenticated, error.to_string()),
+            AuthError::Throttled(wait) => Self::new(
+                FaultKind::Throttled,
+                "too many failed logins of late; try again later",
+            )
+            .retry_after(wait),
+            AuthError::NoSuchUser(_) => Self::new(FaultKind::NotFound, error.to_string()),
+            AuthError::NameTaken(_) | AuthError::LastAdministrator(_) => {
+                Self::new(FaultKind::Conflict, error.to_string())
+            }
+            AuthError::NotYours | AuthError::WrongOldPassword => {
+                Self::new(FaultKind::Forbidden, error.to_string())
+            }
+            AuthError::OldPasswordNeeded => Self::new(FaultKind::Invalid, error.to_string()),
+            AuthError::SessionsLiveOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
             AuthError::Busy => Self::new(
                 FaultKind::Overloaded,
                 "too many logins at once; try again shortly",
             )
             .caused_by(error),
-            AuthError::Store(_) | AuthError::Bucket(_) => Self::new(
+            AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Audit(_) => Self::new(
                 FaultKind::Backend,
-                "users cannot be checked at the moment; try again shortly",
+                "users and sessions cannot be reached at the moment; try again shortly",
             )
             .caused_by(error),
-            other => Self::new(
-                FaultKind::Internal,
-                "the login failed on our side; it is in the log",
-            )
-            .caused_by(other),
+            other => {
+                Self::new(FaultKind::Internal, "it failed on our side; it is in the log").caused_by(other)
+            }
         }
     }
 }

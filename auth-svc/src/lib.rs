@@ -1,8 +1,10 @@
 //! Users in MongoDB, sessions in a JetStream KV bucket that gateways watch.
 //!
-//! A login costs one read of the user, one argon2id verification and one write to the bucket; nothing else ever asks
-//! this service, since gateways check sessions by themselves.
+//! A login costs two reads of the user, one argon2id verification, and a write each to the bucket and to the audit.
+//! Nothing asks this service whether a session is good: gateways check that by themselves.
 
+mod accounts;
+mod audit;
 pub mod config;
 mod error;
 mod first_admin;
@@ -18,27 +20,36 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    api::{Service, auth::Login},
-    bus::{Bus, serve::Server},
+    api::{
+        Service,
+        audit::List,
+        auth::Login,
+        users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
+    },
+    bus::{Bus, Context, audit::Audit, serve::Server},
     health,
     lifetime::until_done,
+    wire::Fault,
 };
 use tokio_util::sync::CancellationToken;
 
 pub use error::AuthError;
 
 use crate::{
-    config::AuthSettings, password::Hasher, sessions::Sessions, store::UserStore, throttle::Throttle,
+    accounts::Accounts, config::AuthSettings, password::Hasher, sessions::Sessions, store::UserStore,
+    throttle::Throttle,
 };
 
 /// What the handlers share.
 pub(crate) struct Auth {
-    users: UserStore,
-    hasher: Hasher,
+    bus: Bus,
+    accounts: Accounts,
     sessions: Sessions,
     throttle: Throttle,
+    audit: Audit,
 }
 
 /// Serves until `shutdown`, then drains.
@@ -71,21 +82,69 @@ pub async fn run(
         let throttle = Throttle::open(&bus, settings.throttle, settings.sessions.replicas);
         tokio::try_join!(Sessions::open(&bus, &settings.sessions), throttle)
     });
-    let (Some(()), Some((sessions, throttle))) = tokio::join!(first_admin, buckets) else {
+    let audit = Audit::open(&bus, settings.audit, &shutdown);
+    let (Some(()), Some((sessions, throttle)), Some(audit)) = tokio::join!(first_admin, buckets, audit)
+    else {
         return Ok(());
     };
     let auth = Arc::new(Auth {
-        users,
-        hasher,
+        bus: bus.clone(),
+        accounts: Accounts { users, hasher },
         sessions,
         throttle,
+        audit,
     });
-    let server =
-        Server::new(&bus, Service::Auth, settings.serve).method::<Login, _, _>(move |context, params| {
-            let auth = Arc::clone(&auth);
-            async move { auth.login(&context, params).await.map_err(Into::into) }
-        });
+    let server = methods(Server::new(&bus, Service::Auth, settings.serve), &auth);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
     Ok(())
+}
+
+/// Every method of the service, beside its handler.
+fn methods(server: Server, auth: &Arc<Auth>) -> Server {
+    server
+        .method::<Login, _, _>(with(auth, |auth, context, params| async move {
+            auth.login(&context, params).await
+        }))
+        .method::<Logout, _, _>(with(
+            auth,
+            |auth, _, params| async move { auth.logout(params).await },
+        ))
+        .method::<UsersGet, _, _>(with(auth, |auth, _, params| async move {
+            auth.get_user(params).await
+        }))
+        .method::<UsersList, _, _>(with(auth, |auth, _, params| async move {
+            auth.list_users(params).await
+        }))
+        .method::<UsersAdd, _, _>(with(auth, |auth, context, params| async move {
+            auth.add_user(&context, params).await
+        }))
+        .method::<UsersUpdate, _, _>(with(auth, |auth, context, params| async move {
+            auth.update_user(&context, params).await
+        }))
+        .method::<UsersRemove, _, _>(with(auth, |auth, context, params| async move {
+            auth.remove_user(&context, params).await
+        }))
+        .method::<UsersSetPassword, _, _>(with(auth, |auth, context, params| async move {
+            auth.set_password(&context, params).await
+        }))
+        .method::<List, _, _>(with(auth, |auth, _, params| async move {
+            auth.list_audit(params).await
+        }))
+}
+
+/// A handler that has what it needs at hand.
+fn with<Params, Reply, Handler, Answer>(
+    auth: &Arc<Auth>,
+    handler: Handler,
+) -> impl Fn(Context, Params) -> BoxFuture<'static, Result<Reply, Fault>> + use<Params, Reply, Handler, Answer>
+where
+    Handler: Fn(Arc<Auth>, Context, Params) -> Answer,
+    Answer: Future<Output = Result<Reply, AuthError>> + Send + 'static,
+{
+    let auth = Arc::clone(auth);
+    move |context, params| {
+        let answer = handler(Arc::clone(&auth), context, params);
+        async move { Ok(answer.await?) }.boxed()
+    }
 }

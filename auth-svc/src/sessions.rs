@@ -86,6 +86,14 @@ impl Sessions {
         })
     }
 
+    /// Ends a session, on every gateway; one that is none any more is ended as well.
+    pub(crate) async fn end(&self, token: &Token) -> Result<(), AuthError> {
+        tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(token.key()))
+            .await
+            .map_err(AuthError::bucket)?
+            .map_err(AuthError::bucket)
+    }
+
     /// Ends every session of the user, on every gateway; how many there were.
     pub(crate) async fn end_all_of(&self, user: &str) -> Result<usize, AuthError> {
         let bucket = |error: async_nats::Error| AuthError::Bucket(error);

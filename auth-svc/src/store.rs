@@ -5,12 +5,13 @@ use std::future::IntoFuture;
 use futures::TryStreamExt;
 use mongodb::{
     Collection,
-    bson::{DateTime, doc},
+    bson::{DateTime, Document, doc, serialize_to_bson},
     error::{ErrorKind, WriteFailure},
+    options::ReturnDocument,
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    api::{Principal, Role, Scope, auth::UserName},
+    api::{Principal, Role, Scope, auth::UserName, users::UserChange},
     store::{StoreSettings, command_span},
 };
 use tracing::Instrument;
@@ -21,7 +22,7 @@ use crate::AuthError;
 const DUPLICATE_KEY: i32 = 11_000;
 
 /// A user as stored.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct User {
     #[serde(rename = "_id")]
     pub(crate) name: UserName,
@@ -59,13 +60,14 @@ impl UserStore {
         Ok(found.instrument(command_span("find", self.users.name())).await?)
     }
 
-    /// All users by name; a private cloud has tens of them, and a thousand are shown at most.
-    pub(crate) async fn list(&self) -> Result<Vec<User>, AuthError> {
+    /// Users in the order of their names, those behind the given one, at most so many.
+    pub(crate) async fn list(&self, after: Option<&UserName>, most: usize) -> Result<Vec<User>, AuthError> {
+        let filter = after.map_or_else(Document::new, |name| doc! { "_id": { "$gt": name.as_str() } });
         Ok(self
             .users
-            .find(doc! {})
+            .find(filter)
             .sort(doc! { "_id": 1 })
-            .limit(1000)
+            .limit(i64::try_from(most).unwrap_or(i64::MAX))
             .await?
             .try_collect()
             .await?)
@@ -93,6 +95,26 @@ impl UserStore {
             .await?
             .matched_count
             == 1)
+    }
+
+    /// The user as it is then; `None` where there is none.
+    pub(crate) async fn update(&self, change: &UserChange) -> Result<Option<User>, AuthError> {
+        let name = doc! { "_id": change.name.as_str() };
+        let mut set = Document::new();
+        if let Some(role) = change.role {
+            set.insert("role", role.to_string());
+        }
+        if let Some(scope) = &change.scope {
+            set.insert(
+                "scope",
+                serialize_to_bson(scope).map_err(mongodb::error::Error::from)?,
+            );
+        }
+        if set.is_empty() {
+            return Ok(self.users.find_one(name).await?);
+        }
+        let update = self.users.find_one_and_update(name, doc! { "$set": set });
+        Ok(update.return_document(ReturnDocument::After).await?)
     }
 
     /// `false` where there is no such user.

@@ -73,6 +73,11 @@ impl Attempt {
             user: key("user", &[user.as_str()]),
         }
     }
+
+    /// The same for each attempt of this user from this source.
+    pub(crate) fn id(&self) -> &str {
+        &self.pair
+    }
 }
 
 impl Throttle {
