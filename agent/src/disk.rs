@@ -21,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 pub(crate) struct Disk {
     spool: Arc<Mutex<Spool>>,
     waiting: Arc<AtomicU64>,
+    deadline: Duration,
 }
 
 /// What became of parts that were to be written.
@@ -37,6 +38,7 @@ impl Disk {
         Self {
             waiting: spool.waiting(),
             spool: Arc::new(Mutex::new(spool)),
+            deadline: DEADLINE,
         }
     }
 
@@ -79,9 +81,61 @@ impl Disk {
         let hung = || io::Error::new(io::ErrorKind::TimedOut, "the disk of the spool does not answer");
         let mut spool = Arc::clone(&self.spool).try_lock_owned().map_err(|_| hung())?;
         let call = tokio::task::spawn_blocking(move || work(&mut spool));
-        match tokio::time::timeout(DEADLINE, call).await {
+        match tokio::time::timeout(self.deadline, call).await {
             Ok(outcome) => outcome.map_err(io::Error::other),
             Err(_) => Err(hung()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use shared::config::ByteSize;
+
+    use super::*;
+    use crate::{config::SpoolSettings, parts::Part};
+
+    fn queued(sequence: u64) -> Queued {
+        let body = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065"}"#;
+        let part = Part {
+            index: 0,
+            message_id: "vm-1:2017-01-01T21:37:59.001065:0".into(),
+            body: body.into(),
+        };
+        Queued { sequence, part }
+    }
+
+    #[tokio::test]
+    async fn a_hung_disk_is_given_up_on_once_and_then_refused_at_once_until_it_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = SpoolSettings {
+            dir: dir.path().to_owned(),
+            limit: ByteSize(1 << 20),
+        };
+        let mut disk = Disk::new(Spool::open(&settings, "vm-1".parse().unwrap()).unwrap());
+        assert!(disk.write(vec![queued(0)]).await.error.is_none());
+
+        disk.deadline = Duration::from_millis(50);
+        let (release, released) = mpsc::channel();
+        let hung = disk.call(move |_| released.recv()).await.unwrap_err();
+        assert_eq!(hung.kind(), io::ErrorKind::TimedOut);
+        // Longer than the test's own patience: whoever waited for it would show.
+        disk.deadline = Duration::from_hours(1);
+        let written = disk.write(vec![queued(1)]).await;
+        assert_eq!(
+            (written.count, written.error.unwrap().kind()),
+            (0, io::ErrorKind::TimedOut)
+        );
+        assert!(disk.oldest().await.is_err() && disk.remove(0).await.is_err());
+        assert_eq!(disk.waiting(), 1);
+
+        release.send(()).unwrap();
+        while disk.write(vec![queued(1)]).await.error.is_some() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(disk.oldest().await.unwrap(), Some(queued(0)));
+        assert_eq!(disk.waiting(), 2);
     }
 }

@@ -12,7 +12,6 @@
 
 pub mod config;
 mod disk;
-mod jitter;
 mod parts;
 mod publish;
 mod retry;

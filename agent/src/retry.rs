@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use shared::jitter::jittered;
 use tokio::time::Instant;
 
-use crate::{jitter::jittered, publish::Trouble};
+use crate::publish::Trouble;
 
 /// Without a connection nothing is sent: this is only how soon its return is noticed. Thousands of agents whose
 /// server comes back begin to send within it, each at a moment of its own.

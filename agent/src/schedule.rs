@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use shared::jitter::jittered;
 use tokio::time::Instant;
 
-use crate::{config::Intervals, jitter::jittered};
+use crate::config::Intervals;
 
 /// The moments of the samples.
 #[derive(Debug)]

@@ -214,6 +214,32 @@ async fn what_a_full_stream_refuses_waits_until_it_takes_more() {
 }
 
 #[tokio::test]
+async fn while_the_spool_cannot_be_written_samples_wait_in_memory() {
+    let scene = Scene::set().await;
+    // Nobody has made the stream.
+    let agent = scene.agent();
+    scene.spools(2).await;
+    // What it writes first has this name.
+    fs::create_dir(scene.folder.path().join("spool/unfinished")).unwrap();
+    eventually("samples wait in memory", PATIENCE, async || {
+        let waiting = witnessed(&agent, "sampled").len() - witnessed(&agent, "spooled").len();
+        (waiting >= 4).then_some(()).ok_or(format!("{waiting}"))
+    })
+    .await;
+    assert!(
+        agent
+            .log()
+            .contains("the spool cannot be written: parts wait in memory")
+    );
+
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), -1).await;
+    stores(&messages, 8).await;
+    fs::remove_dir(scene.folder.path().join("spool/unfinished")).unwrap();
+    assert_all_stored_in_order(&scene, &agent, &messages).await;
+}
+
+#[tokio::test]
 async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
     let scene = Scene::set().await;
     // Nobody has made the stream.

@@ -19,9 +19,12 @@ use tracing::{info, warn};
 
 pub use context::{Context, HeaderExtractor, headers, random_id};
 
-use crate::config::{
-    Environment, Invalid, NATS_CA_FILE, NATS_CREDENTIALS_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL,
-    NATS_URL, NATS_USER, Setting,
+use crate::{
+    config::{
+        Environment, Invalid, NATS_CA_FILE, NATS_CREDENTIALS_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL,
+        NATS_URL, NATS_USER, Setting,
+    },
+    jitter::jittered,
 };
 
 /// The settings that every program on the bus reads.
@@ -184,14 +187,16 @@ pub fn inbox_prefix(identity: &str) -> String {
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
-/// Soon at first, so that a restarted server is found within two seconds, then once a second.
+/// Soon at first, so that a restarted server is found within two seconds, then once a second; each at a moment of its
+/// own, since all agents lose their server at one.
 fn reconnect_delay(attempts: usize) -> Duration {
-    match attempts {
+    let longest = match attempts {
         0 | 1 => Duration::ZERO,
         2..=5 => Duration::from_millis(100),
         6..=10 => Duration::from_millis(500),
         _ => Duration::from_secs(1),
-    }
+    };
+    jittered(longest, 0.5)
 }
 
 fn note(event: &Event) {
