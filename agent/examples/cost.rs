@@ -1,7 +1,8 @@
 //! What a sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
 //!
 //! Starts so many processes that sleep (300 by default), takes samples of the machine, and prints the CPU time of
-//! this thread for each process sampled, beside what the `procfs` crate takes to read the same two files of each.
+//! this thread for each process sampled, beside what the `procfs` crate takes to read the same two files of each: the
+//! median of the rounds, which other work on the machine moves least.
 
 use std::{
     process::{Child, Command},
@@ -13,6 +14,7 @@ use agent::{
     sample::{Roots, Sampler},
     split,
 };
+use anyhow::Context as _;
 use procfs::process::{Process, all_processes};
 
 const ROUNDS: u32 = 50;
@@ -69,15 +71,18 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The CPU time of this thread for one round of the work.
+/// The CPU time of this thread for a round of the work, the median of all.
 fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     // The first thread's, which is this one.
     let so_far = || Ok::<_, anyhow::Error>(Process::myself()?.schedstat()?.sum_exec_runtime);
-    let before = so_far()?;
+    let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
+        let before = so_far()?;
         work()?;
+        rounds.push(Duration::from_nanos(so_far()? - before));
     }
-    Ok(Duration::from_nanos(so_far()? - before) / ROUNDS)
+    rounds.sort();
+    rounds.get(rounds.len() / 2).copied().context("there are rounds")
 }
 
 /// Ends with this program.

@@ -28,9 +28,10 @@ struct Failing {
 }
 
 impl Retry {
+    /// The first attempt is not at once: there is no connection yet, and agents may have started together.
     pub(crate) fn new() -> Self {
         Self {
-            at: Instant::now(),
+            at: Instant::now() + jittered(FIRST, 0.5),
             failing: None,
         }
     }
@@ -105,7 +106,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_trouble_is_told_once_and_another_begins_anew() {
         let mut retry = Retry::new();
-        assert!(retry.is_due() && !retry.is_failing());
+        assert!(!retry.is_due() && !retry.is_failing());
+        tokio::time::advance(FIRST).await;
+        assert!(retry.is_due());
         assert!(retry.failed(&Trouble::NoStream));
         assert!(!retry.failed(&Trouble::NoStream));
         assert!(retry.is_failing() && !retry.is_due());
