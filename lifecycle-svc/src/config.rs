@@ -1,6 +1,8 @@
 //! The settings of lifecycle-svc.
 
-use std::{net::SocketAddr, str::FromStr, time::Duration};
+mod hypervisors;
+
+use std::{net::SocketAddr, time::Duration};
 
 use shared::{
     bus::{
@@ -13,17 +15,9 @@ use shared::{
     telemetry::{self, TelemetrySettings},
 };
 
+pub(crate) use self::hypervisors::{Endpoint, HypervisorSpec};
+
 const HEALTH: &str = "127.0.0.1:9083";
-const HYPERVISORS: Setting = Setting {
-    name: "VMWATCH_HYPERVISORS",
-    default: if cfg!(feature = "libvirt") {
-        "test=test:///default"
-    } else {
-        ""
-    },
-    help: "what runs the VMs: name=libvirt URI, separated by commas, such as \
-           lab=qemu:///system,rack2=qemu+tls://rack2/system",
-};
 const HYPERVISOR_TIMEOUT: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_TIMEOUT",
     default: "10s",
@@ -55,13 +49,10 @@ const OPERATIONS_MAX_BYTES: Setting = Setting {
     help: "size of the records (about 1.5 KiB each); when full, commands are refused",
 };
 
-/// Each may hold [`HYPERVISOR_CALLS`] threads; tokio has 512 for blocking calls.
-const MOST_HYPERVISORS: usize = 32;
-
 /// Every setting, for `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
-        HYPERVISORS,
+        hypervisors::HYPERVISORS,
         HYPERVISOR_TIMEOUT,
         HYPERVISOR_CALLS,
         OPERATION_LIMIT,
@@ -138,27 +129,6 @@ pub(crate) struct CallLimits {
     pub(crate) at_once: usize,
 }
 
-/// One of [`HYPERVISORS`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HypervisorSpec {
-    /// What we call it, in logs and records.
-    pub(crate) name: String,
-    /// What it is and where.
-    pub(crate) endpoint: Endpoint,
-}
-
-/// What a hypervisor is and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    /// By libvirt, at this URI.
-    #[cfg(feature = "libvirt")]
-    Libvirt(String),
-}
-
-/// The text of [`HYPERVISORS`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct HypervisorList(Vec<HypervisorSpec>);
-
 impl LifecycleSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
@@ -166,7 +136,7 @@ impl LifecycleSettings {
         let serve = ServeSettings::read(env);
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
-        let hypervisors = env.get::<HypervisorList>(&HYPERVISORS);
+        let hypervisors = hypervisors::read(env);
         let timeout = env.duration(
             &HYPERVISOR_TIMEOUT,
             Duration::from_millis(100),
@@ -179,114 +149,12 @@ impl LifecycleSettings {
             serve: serve?,
             telemetry: telemetry?,
             health: health?,
-            hypervisors: hypervisors?.0,
+            hypervisors: hypervisors?,
             calls: CallLimits {
                 timeout: timeout?,
                 at_once: at_once?,
             },
             operations: operations?,
         })
-    }
-}
-
-/// A text that names no hypervisors; says which entry is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct InvalidList(String);
-
-impl FromStr for HypervisorList {
-    type Err = InvalidList;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut list: Vec<HypervisorSpec> = Vec::new();
-        for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
-            let spec: HypervisorSpec = entry.parse()?;
-            if list.iter().any(|other| other.name == spec.name) {
-                return Err(InvalidList(format!("the name {} is used twice", spec.name)));
-            }
-            list.push(spec);
-        }
-        match list.len() {
-            0 => Err(InvalidList("it names none".to_owned())),
-            1..=MOST_HYPERVISORS => Ok(Self(list)),
-            _ => Err(InvalidList(format!("it names more than {MOST_HYPERVISORS}"))),
-        }
-    }
-}
-
-impl FromStr for HypervisorSpec {
-    type Err = InvalidList;
-
-    fn from_str(entry: &str) -> Result<Self, Self::Err> {
-        let well_named = |name: &str| {
-            (1..=32).contains(&name.len())
-                && name
-                    .bytes()
-                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
-        };
-        match entry.split_once('=') {
-            Some((name, endpoint)) if well_named(name) => Ok(Self {
-                name: name.to_owned(),
-                endpoint: endpoint.parse()?,
-            }),
-            _ => Err(InvalidList(format!(
-                "`{entry}`: write name=address, the name of at most 32 of a-z, 0-9 and -"
-            ))),
-        }
-    }
-}
-
-impl FromStr for Endpoint {
-    type Err = InvalidList;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if !text.contains("://") {
-            return Err(InvalidList(format!("`{text}` is no libvirt URI")));
-        }
-        #[cfg(feature = "libvirt")]
-        return Ok(Self::Libvirt(text.to_owned()));
-        #[cfg(not(feature = "libvirt"))]
-        return Err(InvalidList(format!("`{text}`: this build is without libvirt")));
-    }
-}
-
-#[cfg(all(test, feature = "libvirt"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn several_hypervisors_are_named_in_one_setting() {
-        let list: HypervisorList = "lab=qemu:///system, rack2=qemu+tls://rack2/system?no_verify=1"
-            .parse()
-            .unwrap();
-        let uris: Vec<_> = list
-            .0
-            .iter()
-            .map(|spec| (spec.name.as_str(), spec.endpoint.clone()))
-            .collect();
-        assert_eq!(
-            uris,
-            [
-                ("lab", Endpoint::Libvirt("qemu:///system".into())),
-                (
-                    "rack2",
-                    Endpoint::Libvirt("qemu+tls://rack2/system?no_verify=1".into())
-                ),
-            ]
-        );
-    }
-
-    #[test]
-    fn a_wrong_list_says_which_entry_is_wrong() {
-        for (text, part) in [
-            (",", "names none"),
-            ("qemu:///system", "write name=address"),
-            ("Lab=qemu:///system", "write name=address"),
-            ("a=qemu:///system,a=test:///default", "a is used twice"),
-            ("a=somewhere", "no libvirt URI"),
-        ] {
-            let error = text.parse::<HypervisorList>().unwrap_err().to_string();
-            assert!(error.contains(part), "{text}: {error}");
-        }
     }
 }

@@ -2,12 +2,14 @@
 
 #[cfg(feature = "libvirt")]
 mod libvirt;
+mod nova;
 
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
 use shared::api::{InstanceId, lifecycle::MachineState};
 
+pub(crate) use self::nova::{NovaSettings, TlsError};
 use crate::config::{CallLimits, Endpoint};
 
 /// A hypervisor, or the API of a cloud. Every call ends within the limit that its driver was given. The success of a
@@ -19,6 +21,9 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
 
     /// What it says of the machine.
     async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
+
+    /// What it says of why the machine is as it is, where that is remarkable.
+    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
 
     /// Makes the machine run, from whatever state: a paused one is resumed.
     async fn start(&self, id: &InstanceId) -> Result<(), DriverError>;
@@ -68,11 +73,12 @@ pub(crate) enum DriverError {
 }
 
 /// The driver of an endpoint. Connects when it is first used.
-pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Arc<dyn Driver> {
-    match endpoint {
+pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Driver>, TlsError> {
+    Ok(match endpoint {
         #[cfg(feature = "libvirt")]
         Endpoint::Libvirt(uri) => Arc::new(libvirt::Libvirt::new(uri, limits)),
-    }
+        Endpoint::Nova(settings) => Arc::new(nova::Nova::new(*settings, limits)?),
+    })
 }
 
 /// A hypervisor's words as one line of at most 300 characters, for people.

@@ -6,6 +6,8 @@ use shared::{
     wire::Fault,
 };
 
+use crate::driver::TlsError;
+
 /// A failure of lifecycle-svc.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
@@ -15,6 +17,9 @@ pub enum LifecycleError {
     /// A listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+    /// The certificates for a cloud's https are not usable.
+    #[error("a cloud cannot be used: {0}")]
+    Tls(String),
     /// The system's random source failed.
     #[error("the system's random source does not answer")]
     Random(#[from] getrandom::Error),
@@ -27,4 +32,10 @@ pub enum LifecycleError {
     /// An answer could not be printed.
     #[error("the answer could not be encoded")]
     Encode(#[from] serde_json::Error),
+}
+
+impl From<TlsError> for LifecycleError {
+    fn from(error: TlsError) -> Self {
+        Self::Tls(error.to_string())
+    }
 }

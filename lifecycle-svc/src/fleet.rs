@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{CallLimits, HypervisorSpec},
-    driver::{self, Driver, DriverError},
+    driver::{self, Driver, DriverError, TlsError},
     machine::Action,
 };
 
@@ -58,18 +58,18 @@ pub(crate) struct Listing {
 }
 
 impl Fleet {
-    pub(crate) fn open(specs: Vec<HypervisorSpec>, limits: CallLimits) -> Self {
-        let open = |spec: HypervisorSpec| {
-            Arc::new(Hypervisor {
+    pub(crate) fn open(specs: Vec<HypervisorSpec>, limits: CallLimits) -> Result<Self, TlsError> {
+        let open = |spec: HypervisorSpec| -> Result<_, TlsError> {
+            Ok(Arc::new(Hypervisor {
                 name: spec.name,
-                driver: driver::open(spec.endpoint, limits),
+                driver: driver::open(spec.endpoint, limits)?,
                 reachable: AtomicBool::new(false),
-            })
+            }))
         };
-        Self {
-            hypervisors: specs.into_iter().map(open).collect(),
+        Ok(Self {
+            hypervisors: specs.into_iter().map(open).collect::<Result<_, _>>()?,
             seen: Cache::new(REMEMBERED),
-        }
+        })
     }
 
     /// Finds the machine: first where it was last seen, then everywhere at once.

@@ -36,7 +36,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), LifecycleError> {
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
-    let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls));
+    let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls)?);
     fleet.watch(&shutdown);
     let serving = Arc::new(AtomicBool::new(false));
     let readiness = {

@@ -84,6 +84,11 @@ impl Driver for Libvirt {
         self.with_domain(id, state_of).await
     }
 
+    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
+        self.with_domain(id, |domain| Ok(reason_of(domain.get_state()?)))
+            .await
+    }
+
     async fn start(&self, id: &InstanceId) -> Result<(), DriverError> {
         self.with_domain(id, |domain| match state_of(domain)? {
             MachineState::Paused => domain.resume().map(drop),
@@ -150,6 +155,21 @@ fn state_of(domain: &Domain) -> Result<MachineState, Error> {
         sys::VIR_DOMAIN_PMSUSPENDED => MachineState::Suspended,
         _ => MachineState::Unknown,
     })
+}
+
+/// libvirt's reason for a state, where it is one that people should know.
+fn reason_of((state, reason): (sys::virDomainState, i32)) -> Option<String> {
+    let words = match (state, u32::try_from(reason).ok()?) {
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_CRASHED)
+        | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => "it crashed",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_FAILED) => "it failed to start",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN) => "its system shut down",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => "its power was cut",
+        (sys::VIR_DOMAIN_CRASHED, sys::VIR_DOMAIN_CRASHED_PANICKED) => "its system panicked",
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => "it was paused by an error of a disk",
+        _ => return None,
+    };
+    Some(words.to_owned())
 }
 
 impl From<CallError> for DriverError {

@@ -93,7 +93,10 @@ impl Run {
                 Look::At(located) => match machine::next(verb, located.state, self.progress()) {
                     Step::Done => return Ok(End::Succeeded(located.state)),
                     Step::Refuse(why) => return Ok(self.failed(FaultKind::Conflict, why)),
-                    Step::Fail(why) => return Ok(self.failed(FaultKind::Backend, why)),
+                    Step::Fail(why) => {
+                        self.hear_why(&located.hypervisor).await?;
+                        return Ok(self.failed(FaultKind::Backend, why));
+                    }
                     Step::Unknown => return Ok(End::Unknown(UNKNOWN.to_owned())),
                     Step::Act if !self.is_late() => {
                         if let Some(end) = self.act(&located.hypervisor).await? {
@@ -216,6 +219,18 @@ impl Run {
                 Ok(None)
             }
         }
+    }
+
+    /// Asks the hypervisor why the machine is not as it was asked to be.
+    async fn hear_why(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<(), Stopped> {
+        let (driver, id) = (
+            Arc::clone(&hypervisor.driver),
+            self.operation().instance_id.clone(),
+        );
+        if let Ok(Some(words)) = self.held.during(async move { driver.why(&id).await }).await? {
+            self.words = Some(words);
+        }
+        Ok(())
     }
 
     fn progress(&self) -> Progress {

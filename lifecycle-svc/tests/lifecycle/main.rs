@@ -8,5 +8,8 @@
     reason = "what fails here is the test"
 )]
 
+mod cloud;
+#[cfg(feature = "libvirt")]
 mod libvirt;
+mod nova;
 mod support;

@@ -1,0 +1,190 @@
+//! The setting that names the hypervisors.
+
+use std::{path::PathBuf, str::FromStr};
+
+use shared::config::{Environment, Invalid, Setting};
+
+use crate::driver::NovaSettings;
+
+pub(super) const HYPERVISORS: Setting = Setting {
+    name: "VMWATCH_HYPERVISORS",
+    default: if cfg!(feature = "libvirt") {
+        "test=test:///default"
+    } else {
+        ""
+    },
+    help: "what runs the VMs: name=address, separated by commas; an address is a libvirt URI or a file that names an \
+           OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
+};
+
+/// Each may hold `VMWATCH_HYPERVISOR_CALLS` threads; tokio has 512 for blocking calls.
+const MOST_HYPERVISORS: usize = 32;
+
+/// One of [`HYPERVISORS`].
+#[derive(Debug, Clone)]
+pub(crate) struct HypervisorSpec {
+    /// What we call it, in logs and records.
+    pub(crate) name: String,
+    /// What it is and where.
+    pub(crate) endpoint: Endpoint,
+}
+
+/// What a hypervisor is and where.
+#[derive(Debug, Clone)]
+pub(crate) enum Endpoint {
+    /// By libvirt, at this URI.
+    #[cfg(feature = "libvirt")]
+    Libvirt(String),
+    /// OpenStack's Nova.
+    Nova(Box<NovaSettings>),
+}
+
+/// The text of [`HYPERVISORS`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct HypervisorList(Vec<Entry>);
+
+/// An entry of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Entry {
+    name: String,
+    address: Address,
+}
+
+/// Where a hypervisor is, as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Address {
+    #[cfg(feature = "libvirt")]
+    Libvirt(String),
+    /// A file that says which cloud.
+    Nova(PathBuf),
+}
+
+/// A text that names no hypervisors; says which entry is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct InvalidList(String);
+
+impl FromStr for HypervisorList {
+    type Err = InvalidList;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut list: Vec<Entry> = Vec::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let entry: Entry = part.parse()?;
+            if list.iter().any(|other| other.name == entry.name) {
+                return Err(InvalidList(format!("the name {} is used twice", entry.name)));
+            }
+            list.push(entry);
+        }
+        match list.len() {
+            0 => Err(InvalidList("it names none".to_owned())),
+            1..=MOST_HYPERVISORS => Ok(Self(list)),
+            _ => Err(InvalidList(format!("it names more than {MOST_HYPERVISORS}"))),
+        }
+    }
+}
+
+impl FromStr for Entry {
+    type Err = InvalidList;
+
+    fn from_str(entry: &str) -> Result<Self, Self::Err> {
+        let well_named = |name: &str| {
+            (1..=32).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        };
+        match entry.split_once('=') {
+            Some((name, address)) if well_named(name) => Ok(Self {
+                name: name.to_owned(),
+                address: address.parse()?,
+            }),
+            _ => Err(InvalidList(format!(
+                "`{entry}`: write name=address, the name of at most 32 of a-z, 0-9 and -"
+            ))),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = InvalidList;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(path) = text.strip_prefix("nova:") {
+            return Ok(Self::Nova(path.into()));
+        }
+        if !text.contains("://") {
+            return Err(InvalidList(format!(
+                "`{text}` is neither a libvirt URI nor nova:/path/to/file.toml"
+            )));
+        }
+        #[cfg(feature = "libvirt")]
+        return Ok(Self::Libvirt(text.to_owned()));
+        #[cfg(not(feature = "libvirt"))]
+        return Err(InvalidList(format!("`{text}`: this build is without libvirt")));
+    }
+}
+
+/// Reads the setting and the files that it names, and tells all that is wrong with them.
+pub(super) fn read(env: &Environment) -> Result<Vec<HypervisorSpec>, Invalid> {
+    let list = env.get::<HypervisorList>(&HYPERVISORS)?;
+    let specs: Vec<_> = list
+        .0
+        .into_iter()
+        .map(|Entry { name, address }| {
+            let endpoint = match address {
+                #[cfg(feature = "libvirt")]
+                Address::Libvirt(uri) => Endpoint::Libvirt(uri),
+                Address::Nova(path) => {
+                    Endpoint::Nova(Box::new(NovaSettings::read(&path).map_err(|problem| {
+                        env.problem(format!("{}: {name}: {problem}", HYPERVISORS.name))
+                    })?))
+                }
+            };
+            Ok(HypervisorSpec { name, endpoint })
+        })
+        .collect();
+    specs.into_iter().collect()
+}
+
+#[cfg(all(test, feature = "libvirt"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_hypervisors_are_named_in_one_setting() {
+        let list: HypervisorList =
+            "lab=qemu:///system, rack2=qemu+tls://rack2/system?no_verify=1,c=nova:/n.toml"
+                .parse()
+                .unwrap();
+        let entry = |name: &str, address| Entry {
+            name: name.into(),
+            address,
+        };
+        assert_eq!(
+            list.0,
+            [
+                entry("lab", Address::Libvirt("qemu:///system".into())),
+                entry(
+                    "rack2",
+                    Address::Libvirt("qemu+tls://rack2/system?no_verify=1".into())
+                ),
+                entry("c", Address::Nova("/n.toml".into())),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_list_says_which_entry_is_wrong() {
+        for (text, part) in [
+            (",", "names none"),
+            ("qemu:///system", "write name=address"),
+            ("Lab=qemu:///system", "write name=address"),
+            ("a=qemu:///system,a=test:///default", "a is used twice"),
+            ("a=somewhere", "neither a libvirt URI"),
+        ] {
+            let error = text.parse::<HypervisorList>().unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

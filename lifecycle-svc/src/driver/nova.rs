@@ -1,0 +1,264 @@
+//! Machines of an OpenStack cloud, over Nova's REST API.
+//!
+//! A command's answer (202) says only that Nova will try: what became of it is read from the server's state. A conflict
+//! (409) may mean that the server is, or is becoming, what it was asked to be: that is read as well, by the caller.
+
+mod http;
+mod identity;
+mod server;
+mod settings;
+
+use std::sync::Arc;
+
+use ::http::{HeaderName, Method, Request, StatusCode, header::CONTENT_TYPE};
+use async_trait::async_trait;
+use http_body_util::Full;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use shared::api::{InstanceId, lifecycle::MachineState};
+use tokio::sync::Semaphore;
+
+pub(crate) use self::{http::TlsError, settings::NovaSettings};
+use self::{
+    http::{Answer, Http},
+    identity::Identity,
+    server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, state_of},
+};
+use super::{Driver, DriverError, Found, MOST_LISTED, plain};
+use crate::config::CallLimits;
+
+const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
+const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
+/// The first version in which a failed action tells its reason to who is no administrator.
+const VERSION_WITH_DETAILS: &str = "compute 2.84";
+/// Nova's own default of the most servers of one page.
+const PAGE_SIZE: usize = 1000;
+
+/// One cloud.
+#[derive(Debug)]
+pub(super) struct Nova {
+    http: Http,
+    identity: Identity,
+    all_projects: bool,
+    limits: CallLimits,
+    permits: Semaphore,
+}
+
+impl Nova {
+    pub(super) fn new(settings: NovaSettings, limits: CallLimits) -> Result<Self, TlsError> {
+        Ok(Self {
+            http: Http::new(settings.ca.as_deref())?,
+            all_projects: settings.all_projects,
+            identity: Identity::new(settings),
+            limits,
+            permits: Semaphore::new(limits.at_once),
+        })
+    }
+
+    /// Makes a call of several requests within the limits of one call.
+    async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
+        let call = async {
+            let _permit = self
+                .permits
+                .acquire()
+                .await
+                .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
+            work.await
+        };
+        tokio::time::timeout(self.limits.timeout, call)
+            .await
+            .map_err(|_| DriverError::Timeout)?
+    }
+
+    /// One request, with a new token should the old one be refused: it was not carried out then.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        version: Option<&str>,
+        body: Option<&Value>,
+    ) -> Result<Answer, DriverError> {
+        let session = self.identity.session(&self.http).await?;
+        let answer = self
+            .http
+            .send(built(&session, &method, path, version, body)?)
+            .await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return accepted(answer);
+        }
+        self.identity.forget(&session).await;
+        let session = self.identity.session(&self.http).await?;
+        accepted(
+            self.http
+                .send(built(&session, &method, path, version, body)?)
+                .await?,
+        )
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, DriverError> {
+        decoded(&self.request(Method::GET, path, None, None).await?)
+    }
+
+    async fn server(&self, id: &InstanceId) -> Result<Server, DriverError> {
+        Ok(self.get::<OneServer>(&format!("/servers/{id}")).await?.server)
+    }
+
+    async fn act(&self, id: &InstanceId, action: &Value) -> Result<(), DriverError> {
+        let path = format!("/servers/{id}/action");
+        self.request(Method::POST, &path, None, Some(action))
+            .await
+            .map(drop)
+    }
+
+    /// Why the server's last action failed, where it did.
+    async fn last_failure(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
+        let path = format!("/servers/{id}/os-instance-actions");
+        let newest = self.get::<Actions>(&path).await?.actions.into_iter().next();
+        let Some(ActionEntry {
+            action,
+            request_id,
+            message: Some(message),
+            ..
+        }) = newest
+        else {
+            return Ok(None);
+        };
+        let path = format!("{path}/{request_id}");
+        let whole = self
+            .request(Method::GET, &path, Some(VERSION_WITH_DETAILS), None)
+            .await;
+        let details = whole
+            .and_then(|answer| decoded::<OneAction>(&answer))
+            .ok()
+            .and_then(|whole| whole.action.events.into_iter().find_map(|event| event.details));
+        Ok(Some(plain(&format!("{action}: {}", details.unwrap_or(message)))))
+    }
+
+    async fn all_servers(&self) -> Result<Vec<Found>, DriverError> {
+        let mut found = Vec::new();
+        let mut marker = String::new();
+        loop {
+            let all = if self.all_projects { "&all_tenants=1" } else { "" };
+            let path = format!("/servers/detail?limit={PAGE_SIZE}{all}{marker}");
+            let page: Page = self.get(&path).await?;
+            let Some(last) = page.servers.last() else {
+                return Ok(found);
+            };
+            marker = format!("&marker={}", last.id);
+            found.extend(page.servers.iter().filter_map(|server| {
+                Some(Found {
+                    id: server.id.parse().ok()?,
+                    name: server.name.clone(),
+                    state: state_of(server),
+                })
+            }));
+            found.truncate(MOST_LISTED);
+            if page.servers_links.is_empty() || found.len() == MOST_LISTED {
+                return Ok(found);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Driver for Nova {
+    async fn check(&self) -> Result<(), DriverError> {
+        self.within(async { self.get::<Value>("/servers?limit=1").await.map(drop) })
+            .await
+    }
+
+    async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
+        self.within(async { Ok(state_of(&self.server(id).await?)) }).await
+    }
+
+    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
+        self.within(async {
+            match self.server(id).await?.fault {
+                Some(fault) => Ok(Some(plain(&fault.message))),
+                None => self.last_failure(id).await,
+            }
+        })
+        .await
+    }
+
+    async fn start(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.within(async {
+            let action = match state_of(&self.server(id).await?) {
+                MachineState::Paused => json!({"unpause": null}),
+                MachineState::Suspended => json!({"resume": null}),
+                _ => json!({"os-start": null}),
+            };
+            self.act(id, &action).await
+        })
+        .await
+    }
+
+    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.within(self.act(id, &json!({"os-stop": null}))).await
+    }
+
+    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError> {
+        let kind = if hard { "HARD" } else { "SOFT" };
+        self.within(self.act(id, &json!({"reboot": {"type": kind}})))
+            .await
+    }
+
+    /// Nova has one stop: it asks the server's system first, and cuts the power by itself when that does not help
+    /// (`shutdown_timeout`, a minute by default).
+    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError> {
+        self.shutdown(id).await
+    }
+
+    async fn list(&self) -> Result<Vec<Found>, DriverError> {
+        self.within(self.all_servers()).await
+    }
+}
+
+fn built(
+    session: &Arc<identity::Session>,
+    method: &Method,
+    path: &str,
+    version: Option<&str>,
+    body: Option<&Value>,
+) -> Result<Request<Full<bytes::Bytes>>, DriverError> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", session.compute))
+        .header(AUTH_TOKEN, &session.token)
+        .header(CONTENT_TYPE, "application/json");
+    if let Some(version) = version {
+        request = request.header(API_VERSION, version);
+    }
+    request
+        .body(body.map_or_else(Full::default, identity::json_body))
+        .map_err(|error| {
+            DriverError::Rejected(format!("the catalogue's address of Nova is not usable: {error}"))
+        })
+}
+
+/// An answer of success, or what the others mean.
+fn accepted(answer: Answer) -> Result<Answer, DriverError> {
+    match answer.status {
+        status if status.is_success() => Ok(answer),
+        StatusCode::NOT_FOUND => Err(DriverError::NotFound),
+        StatusCode::CONFLICT => Err(DriverError::Conflict(said(&answer))),
+        StatusCode::TOO_MANY_REQUESTS => Err(DriverError::Unavailable(said(&answer))),
+        status if status.is_server_error() => Err(DriverError::Unavailable(said(&answer))),
+        _ => Err(DriverError::Rejected(said(&answer))),
+    }
+}
+
+fn decoded<T: DeserializeOwned>(answer: &Answer) -> Result<T, DriverError> {
+    serde_json::from_slice(&answer.body)
+        .map_err(|error| DriverError::Rejected(format!("Nova's answer cannot be read: {error}")))
+}
+
+/// What an error answer says: OpenStack wraps it as `{"conflictingRequest": {"code": 409, "message": "…"}}`.
+fn said(answer: &Answer) -> String {
+    let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
+    let message = body
+        .as_ref()
+        .and_then(Value::as_object)
+        .and_then(|faults| faults.values().find_map(|fault| fault.get("message")?.as_str()));
+    message.map_or_else(|| format!("HTTP status {}", answer.status), plain)
+}

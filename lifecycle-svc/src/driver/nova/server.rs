@@ -1,0 +1,112 @@
+//! What Nova answers, as far as it matters here.
+
+use serde::Deserialize;
+use serde_json::Value;
+use shared::api::lifecycle::MachineState;
+
+/// A server, as far as it matters here.
+#[derive(Debug, Deserialize)]
+pub(super) struct Server {
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) name: String,
+    pub(super) status: String,
+    #[serde(rename = "OS-EXT-STS:task_state", default)]
+    pub(super) task: Option<String>,
+    #[serde(default)]
+    pub(super) fault: Option<ServerFault>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ServerFault {
+    pub(super) message: String,
+}
+
+#[derive(Deserialize)]
+pub(super) struct OneServer {
+    pub(super) server: Server,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Page {
+    pub(super) servers: Vec<Server>,
+    #[serde(default)]
+    pub(super) servers_links: Vec<Value>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Actions {
+    #[serde(rename = "instanceActions")]
+    pub(super) actions: Vec<ActionEntry>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct OneAction {
+    #[serde(rename = "instanceAction")]
+    pub(super) action: ActionEntry,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ActionEntry {
+    pub(super) action: String,
+    pub(super) request_id: String,
+    pub(super) message: Option<String>,
+    #[serde(default)]
+    pub(super) events: Vec<ActionEvent>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ActionEvent {
+    #[serde(default)]
+    pub(super) details: Option<String>,
+}
+
+/// Nova keeps what a server is and what is being done with it apart.
+pub(super) fn state_of(server: &Server) -> MachineState {
+    match (server.status.as_str(), server.task.as_deref()) {
+        ("ACTIVE", Some("powering-off" | "suspending" | "shelving" | "deleting")) => {
+            MachineState::ShuttingDown
+        }
+        ("ACTIVE", Some(task)) if task.starts_with("reboot") => MachineState::Starting,
+        ("ACTIVE" | "PASSWORD" | "MIGRATING", _) => MachineState::Running,
+        ("REBOOT" | "HARD_REBOOT" | "BUILD", _)
+        | ("SHUTOFF", Some("powering-on"))
+        | ("PAUSED", Some("unpausing"))
+        | ("SUSPENDED", Some("resuming")) => MachineState::Starting,
+        ("SHUTOFF", _) => MachineState::ShutOff,
+        ("PAUSED", _) => MachineState::Paused,
+        ("SUSPENDED", _) => MachineState::Suspended,
+        ("ERROR", _) => MachineState::Crashed,
+        _ => MachineState::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_what_the_server_is_and_what_is_done_with_it() {
+        for (status, task, state) in [
+            ("ACTIVE", None, MachineState::Running),
+            ("ACTIVE", Some("powering-off"), MachineState::ShuttingDown),
+            ("ACTIVE", Some("reboot_started"), MachineState::Starting),
+            ("REBOOT", Some("reboot_pending"), MachineState::Starting),
+            ("SHUTOFF", None, MachineState::ShutOff),
+            ("SHUTOFF", Some("powering-on"), MachineState::Starting),
+            ("PAUSED", None, MachineState::Paused),
+            ("ERROR", None, MachineState::Crashed),
+            ("SHELVED_OFFLOADED", None, MachineState::Unknown),
+        ] {
+            let task = task.map(str::to_owned);
+            let server = Server {
+                id: String::new(),
+                name: String::new(),
+                status: status.to_owned(),
+                task,
+                fault: None,
+            };
+            assert_eq!(state_of(&server), state, "{server:?}");
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! On OpenStack's Nova: what its answers mean, and what happens when it answers nothing of use.
+
+use std::time::{Duration, Instant};
+
+use axum::body::Bytes;
+use e2e::{PATIENCE, eventually};
+use shared::{
+    api::{
+        lifecycle::{ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb},
+        metrics::Limit,
+    },
+    wire::FaultKind,
+};
+
+use crate::{
+    cloud::{At, Cloud, Obedience, PASSWORD},
+    support::{Replica, World, instance_id, keyed, operator, target, within},
+};
+
+const OFF: &str = "aaaaaaaa-1111-4111-8111-111111111111";
+const ACTIVE: &str = "bbbbbbbb-2222-4222-8222-222222222222";
+const PAUSED: &str = "cccccccc-3333-4333-8333-333333333333";
+const NOWHERE: &str = "dddddddd-9999-4999-8999-999999999999";
+
+async fn cloud() -> Cloud {
+    Cloud::start(&[(OFF, "SHUTOFF"), (ACTIVE, "ACTIVE"), (PAUSED, "PAUSED")]).await
+}
+
+async fn service(world: &World, cloud: &Cloud, settings: &[(&str, &str)]) -> Replica {
+    let entry = cloud.entry(world.path(), "cloud");
+    let hypervisors = [("VMWATCH_HYPERVISORS", entry.as_str())];
+    let settings: Vec<_> = hypervisors.into_iter().chain(settings.iter().copied()).collect();
+    world.replica("lifecycle", &settings).await
+}
+
+#[tokio::test]
+async fn every_verb_becomes_the_call_that_nova_has_for_it() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let service = service(&world, &cloud, &[]).await;
+    let reboot = |hard| RebootTarget {
+        instance_id: instance_id(ACTIVE),
+        hard,
+    };
+    let bus = &world.bus;
+
+    assert_eq!(
+        world.start(&operator(), OFF).await.unwrap(),
+        MachineState::Running
+    );
+    assert_eq!(
+        world.start(&operator(), PAUSED).await.unwrap(),
+        MachineState::Running
+    );
+    // It runs already: nothing is to be called.
+    assert_eq!(
+        world.start(&operator(), ACTIVE).await.unwrap(),
+        MachineState::Running
+    );
+    bus.call::<Reboot>(&operator(), &reboot(true)).await.unwrap();
+    assert_eq!(
+        bus.call::<Stop>(&operator(), &target(OFF)).await.unwrap().state,
+        MachineState::ShutOff
+    );
+    assert_eq!(
+        bus.call::<ForceStop>(&operator(), &target(ACTIVE))
+            .await
+            .unwrap()
+            .state,
+        MachineState::ShutOff
+    );
+
+    let called: Vec<_> = cloud
+        .commands()
+        .into_iter()
+        .map(|(id, command, _)| (id, command))
+        .collect();
+    let expected = [
+        (OFF, "os-start"),
+        (PAUSED, "unpause"),
+        (ACTIVE, "reboot"),
+        (OFF, "os-stop"),
+        (ACTIVE, "os-stop"),
+    ];
+    assert_eq!(
+        called,
+        expected.map(|(id, command)| (id.to_owned(), command.to_owned()))
+    );
+    assert_eq!(cloud.logins(), 1);
+
+    let fault = world.start(&operator(), NOWHERE).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NotFound);
+    assert!(!service.0.log().contains(PASSWORD));
+}
+
+#[tokio::test]
+async fn start_waits_until_nova_says_active() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[]).await;
+    cloud.obey(Obedience::Later);
+    let (context, id) = keyed(PATIENCE, Verb::Start, OFF, "k");
+    let starting = world.start(&context, OFF);
+    let settling = async {
+        eventually("Nova is told", PATIENCE, async || {
+            match cloud.accepted("os-start") {
+                1 => Ok(()),
+                other => Err(format!("{other} times")),
+            }
+        })
+        .await;
+        assert_eq!(world.state(OFF).await.unwrap(), MachineState::Starting);
+        assert_eq!(world.operation(&id).await.unwrap().state, OperationState::Running);
+        cloud.settle(OFF, "ACTIVE");
+    };
+    let (started, ()) = tokio::join!(starting, settling);
+    assert_eq!(started.unwrap(), MachineState::Running);
+    assert_eq!(cloud.accepted("os-start"), 1);
+}
+
+#[tokio::test]
+async fn a_conflict_is_told_apart_by_reading_the_server() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[]).await;
+
+    // Somebody else starts it between our look and our command: it comes to be as it was asked.
+    for (task, status) in [(Some("powering-on"), "SHUTOFF"), (None, "ACTIVE")] {
+        cloud.settle(OFF, "SHUTOFF");
+        cloud.hold(At::Arrived);
+        let held = cloud.held(At::Arrived);
+        let started = operator();
+        let starting = world.start(&started, OFF);
+        let meddling = async {
+            eventually("the command arrives", PATIENCE, async || {
+                (cloud.held(At::Arrived) > held)
+                    .then_some(())
+                    .ok_or_else(String::new)
+            })
+            .await;
+            cloud.settle(OFF, status);
+            if let Some(task) = task {
+                cloud.task(OFF, task);
+            }
+            cloud.release(At::Arrived);
+            eventually("it is refused", PATIENCE, async || {
+                let commands = cloud.commands();
+                let refused = commands.last().is_some_and(|(_, _, status)| *status == 409);
+                refused.then_some(()).ok_or_else(|| format!("{commands:?}"))
+            })
+            .await;
+            cloud.settle(OFF, "ACTIVE");
+        };
+        let (started, ()) = tokio::join!(starting, meddling);
+        assert_eq!(started.unwrap(), MachineState::Running);
+    }
+
+    // A server that something else is done with refuses for good, in Nova's words.
+    cloud.settle(OFF, "SHUTOFF");
+    cloud.task(OFF, "image_snapshot");
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Conflict);
+    assert!(
+        fault
+            .message
+            .contains("the hypervisor refused: Cannot 'os-start' instance"),
+        "{fault}"
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_come_up_is_a_failure_with_novas_reason() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[]).await;
+    cloud.obey(Obedience::InVain);
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Backend);
+    assert!(fault.message.contains("went off again"), "{fault}");
+    assert!(
+        fault.message.contains("start: No valid host: the disk is gone"),
+        "{fault}"
+    );
+    assert_eq!(cloud.accepted("os-start"), 1, "not tried again and again");
+
+    cloud.obey(Obedience::Later);
+    let starting_of = operator();
+    let starting = world.start(&starting_of, OFF);
+    let breaking = async {
+        eventually("Nova is told", PATIENCE, async || {
+            (cloud.accepted("os-start") == 2)
+                .then_some(())
+                .ok_or_else(String::new)
+        })
+        .await;
+        cloud.break_down(OFF, "Build of instance aborted");
+    };
+    let (started, ()) = tokio::join!(starting, breaking);
+    let fault = started.unwrap_err();
+    assert!(fault.message.contains("Build of instance aborted"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_refused_token_is_renewed_and_an_old_one_before_it_expires() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[]).await;
+    world.state(OFF).await.unwrap();
+    assert_eq!(cloud.logins(), 1);
+    cloud.revoke();
+    assert_eq!(
+        world.start(&operator(), OFF).await.unwrap(),
+        MachineState::Running
+    );
+    assert_eq!(cloud.logins(), 2);
+
+    // Two seconds are renewed after one and a half; Nova never sees an expired one.
+    cloud.token_life(Duration::from_secs(2));
+    cloud.revoke();
+    world.state(OFF).await.unwrap();
+    let logins = cloud.logins();
+    eventually("a new token", PATIENCE, async || {
+        world.state(OFF).await.map_err(|fault| fault.to_string())?;
+        (cloud.logins() > logins)
+            .then_some(())
+            .ok_or_else(|| "not yet".to_owned())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_said_in_readiness_and_in_answers_without_the_secret() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let file = format!(
+        "auth_url = 'http://{}/identity/v3'\nusername = 'vmwatch'\nproject = 'vms'\n",
+        cloud.address
+    );
+    let entry = crate::cloud::entry(world.path(), "cloud", &file, "password_file", "hunter2");
+    let service = world.spawn("lifecycle", &[("VMWATCH_HYPERVISORS", &entry)]);
+    eventually("it serves", PATIENCE, async || match service.readiness().await {
+        Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
+    assert!(!service.0.log().contains("hunter2"));
+}
+
+#[tokio::test]
+async fn garbage_is_a_fault_and_the_service_lives_on() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[]).await;
+    let large = Bytes::from(vec![b'x'; 9 << 20]);
+    let cases = [
+        (200, Bytes::from_static(b"<html>a proxy's page</html>")),
+        (200, Bytes::from_static(b"{\"server\": {\"id\": 1}}")),
+        (200, large),
+        (204, Bytes::new()),
+        (302, Bytes::new()),
+        (500, Bytes::from_static(b"\xff\xfe")),
+        (
+            503,
+            Bytes::from_static(b"{\"error\": {\"message\": \"down\\nfor a while\"}}"),
+        ),
+    ];
+    for (status, body) in cases {
+        cloud.answer_instead(Some((status, body)));
+        let fault = world.start(&operator(), OFF).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Backend, "{status}: {fault}");
+    }
+    cloud.answer_instead(None);
+    assert_eq!(cloud.commands(), []);
+    assert_eq!(
+        world.start(&operator(), OFF).await.unwrap(),
+        MachineState::Running
+    );
+}
+
+#[tokio::test]
+async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
+    let (world, hangs, works) = (
+        World::new().await,
+        cloud().await,
+        Cloud::start(&[(NOWHERE, "SHUTOFF")]).await,
+    );
+    let hypervisors = [
+        hangs.entry(world.path(), "hangs"),
+        works.entry(world.path(), "works"),
+    ]
+    .join(",");
+    let settings = [
+        ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
+        ("VMWATCH_HYPERVISOR_TIMEOUT", "2s"),
+    ];
+    let _service = world.replica("lifecycle", &settings).await;
+    hangs.hold(At::Look);
+
+    // More than it may be asked at once.
+    let waiting = async {
+        let of = within(Duration::from_secs(20));
+        futures::future::join_all((0..30).map(|_| world.start(&of, OFF))).await
+    };
+    let other = async {
+        eventually("it hangs", PATIENCE, async || {
+            (hangs.held(At::Look) >= 8).then_some(()).ok_or_else(String::new)
+        })
+        .await;
+        let began = Instant::now();
+        assert_eq!(
+            world.start(&operator(), NOWHERE).await.unwrap(),
+            MachineState::Running
+        );
+        began.elapsed()
+    };
+    let (answers, took) = tokio::join!(waiting, other);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    for answer in answers {
+        let fault = answer.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Backend);
+        assert!(fault.message.contains("does not answer"), "{fault}");
+    }
+    // Where a machine is cannot be known while one is silent: no "there is no such VM".
+    let fault = world
+        .state("eeeeeeee-9999-4999-8999-999999999999")
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
+    hangs.release(At::Look);
+    assert_eq!(
+        world.start(&operator(), OFF).await.unwrap(),
+        MachineState::Running
+    );
+}
+
+#[tokio::test]
+async fn lists_come_in_pages_and_with_an_application_credential() {
+    let world = World::new().await;
+    let ids: Vec<_> = (0..7)
+        .map(|index| format!("aaaaaaaa-0000-4000-8000-00000000000{index}"))
+        .collect();
+    let servers: Vec<_> = ids.iter().map(|id| (id.as_str(), "ACTIVE")).collect();
+    let cloud = Cloud::start(&servers).await;
+    cloud.page_size(3);
+    let entry = cloud.entry_of_credential(world.path(), "cloud");
+    let _service = world
+        .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &entry)])
+        .await;
+    let page = Page {
+        after: None,
+        limit: Limit::new(100).unwrap(),
+    };
+    let list = world.bus.call::<List>(&operator(), &page).await.unwrap();
+    let listed: Vec<_> = list
+        .machines
+        .iter()
+        .map(|machine| machine.instance_id.to_string())
+        .collect();
+    assert_eq!(listed, ids);
+    assert_eq!(list.machines[0].name, format!("name of {}", ids[0]));
+}
