@@ -35,6 +35,36 @@ const PROCESS_RETENTION: Setting = Setting {
     default: "30d",
     help: "how long process rows are kept",
 };
+const FIVE_MINUTES_RETENTION: Setting = Setting {
+    name: "VMWATCH_ROLLUP_5M_RETENTION",
+    default: "90d",
+    help: "how long rollups of five minutes are kept (26,000 documents of 0.5 KiB for a VM)",
+};
+const HOUR_RETENTION: Setting = Setting {
+    name: "VMWATCH_ROLLUP_1H_RETENTION",
+    default: "1095d",
+    help: "how long rollups of an hour are kept (26,000 documents for a VM)",
+};
+const DAY_RETENTION: Setting = Setting {
+    name: "VMWATCH_ROLLUP_1D_RETENTION",
+    default: "3650d",
+    help: "how long rollups of a day are kept (3,650 documents for a VM)",
+};
+const ROLLUP_INTERVAL: Setting = Setting {
+    name: "VMWATCH_ROLLUP_INTERVAL",
+    default: "10s",
+    help: "how soon rollups and the list of VMs follow the rows",
+};
+const EVENT_BYTES: Setting = Setting {
+    name: "VMWATCH_EVENTS_BYTES",
+    default: "64MiB",
+    help: "live events that can be replayed (about 0.5 KiB each); beyond it the oldest go",
+};
+const EVENT_MAX_AGE: Setting = Setting {
+    name: "VMWATCH_EVENTS_MAX_AGE",
+    default: "1h",
+    help: "how long live events can be replayed",
+};
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
     default: "1GiB",
@@ -73,6 +103,12 @@ pub const SETTINGS: &[&[Setting]] = &[
         PROCESS_COLLECTION,
         VM_RETENTION,
         PROCESS_RETENTION,
+        FIVE_MINUTES_RETENTION,
+        HOUR_RETENTION,
+        DAY_RETENTION,
+        ROLLUP_INTERVAL,
+        EVENT_BYTES,
+        EVENT_MAX_AGE,
         STREAM_BYTES,
         STREAM_MAX_AGE,
         STREAM_REPLICAS,
@@ -103,6 +139,10 @@ pub struct MetricsSettings {
     pub rows: RowSettings,
     /// How long rows are kept.
     pub retention: RetentionSettings,
+    /// Of the rollups.
+    pub rollups: RollupSettings,
+    /// Of the stream of live events.
+    pub events: EventSettings,
     /// Of the stream of samples.
     pub stream: StreamSettings,
     /// Of the batches written.
@@ -127,6 +167,30 @@ pub struct RetentionSettings {
     pub vms: Duration,
     /// Process rows.
     pub processes: Duration,
+}
+
+/// Of the rollups: how long those of each length are kept, and how often they are brought up to the rows.
+#[derive(Debug, Clone, Copy)]
+pub struct RollupSettings {
+    /// Those of five minutes.
+    pub five_minutes: Duration,
+    /// Those of an hour.
+    pub hours: Duration,
+    /// Those of a day.
+    pub days: Duration,
+    /// Between two passes.
+    pub interval: Duration,
+}
+
+/// Of the stream of live events.
+#[derive(Debug, Clone, Copy)]
+pub struct EventSettings {
+    /// At most so many bytes are kept.
+    pub bytes: i64,
+    /// And for so long.
+    pub max_age: Duration,
+    /// Copies in a cluster.
+    pub replicas: usize,
 }
 
 /// Of the stream of samples.
@@ -167,12 +231,24 @@ impl MetricsSettings {
         // MongoDB's own bound for expireAfterSeconds is 2^31 - 1, 68 years.
         let keep_vms = env.duration(&VM_RETENTION, Duration::from_secs(1), 365 * 50 * day);
         let keep_processes = env.duration(&PROCESS_RETENTION, Duration::from_secs(1), 365 * 50 * day);
+        // A bucket must not be deleted while it is made.
+        let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION, day, 365 * 50 * day);
+        let keep_hours = env.duration(&HOUR_RETENTION, 2 * day, 365 * 50 * day);
+        let keep_days = env.duration(&DAY_RETENTION, 2 * day, 365 * 50 * day);
+        let interval = env.duration(
+            &ROLLUP_INTERVAL,
+            Duration::from_millis(10),
+            Duration::from_mins(10),
+        );
+        let event_bytes = env.within(&EVENT_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
+        let event_max_age = env.duration(&EVENT_MAX_AGE, Duration::from_secs(1), 30 * day);
         let bytes = env.within(&STREAM_BYTES, ByteSize(1 << 20), ByteSize(1 << 50));
         let max_age = env.duration(&STREAM_MAX_AGE, Duration::ZERO, 3650 * day);
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
         let rows = env.within(&BATCH_ROWS, 1, 20_000);
         let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
+        let replicas = replicas?;
         Ok(Self {
             bus: bus?,
             store: store?,
@@ -188,10 +264,21 @@ impl MetricsSettings {
                 vms: keep_vms?,
                 processes: keep_processes?,
             },
+            rollups: RollupSettings {
+                five_minutes: keep_five_minutes?,
+                hours: keep_hours?,
+                days: keep_days?,
+                interval: interval?,
+            },
+            events: EventSettings {
+                bytes: i64::try_from(event_bytes?.0).unwrap_or(i64::MAX),
+                max_age: event_max_age?,
+                replicas,
+            },
             stream: StreamSettings {
                 bytes: i64::try_from(bytes?.0).unwrap_or(i64::MAX),
                 max_age: max_age?,
-                replicas: replicas?,
+                replicas,
                 ack_wait: ack_wait?,
             },
             batch: BatchSettings {

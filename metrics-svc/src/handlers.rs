@@ -3,14 +3,36 @@
 use std::sync::Arc;
 
 use shared::{
-    api::metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
+    api::{
+        Scope,
+        history::{VmGet, VmHistory, VmList},
+        metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
+        no_such_vm,
+        processes::{ProcessEvents, ProcessHistory, ProcessesAt},
+    },
     bus::serve::Server,
 };
 
-use crate::store::{Query, RowKind, RowStore};
+use crate::{
+    history::History,
+    processes::Processes,
+    store::{Query, RowKind, RowStore},
+};
 
 /// Adds every method to the server.
-pub(crate) fn register(server: Server, store: &Arc<RowStore>) -> Server {
+pub(crate) fn register(
+    server: Server,
+    store: &Arc<RowStore>,
+    history: &Arc<History>,
+    processes: &Arc<Processes>,
+) -> Server {
+    let server = newest_rows(server, store);
+    let server = pasts(server, history);
+    process_queries(server, processes)
+}
+
+/// The documented queries.
+fn newest_rows(server: Server, store: &Arc<RowStore>) -> Server {
     let (vms, processes, named) = (Arc::clone(store), Arc::clone(store), Arc::clone(store));
     server
         .method::<VmLatest, _, _>(move |context, Latest { instance_id, limit }| {
@@ -57,4 +79,58 @@ pub(crate) fn register(server: Server, store: &Arc<RowStore>) -> Server {
                 }
             },
         )
+}
+
+/// VMs and their past.
+fn pasts(server: Server, history: &Arc<History>) -> Server {
+    let (list, get, past) = (Arc::clone(history), Arc::clone(history), Arc::clone(history));
+    server
+        .method::<VmList, _, _>(move |context, page| {
+            let history = Arc::clone(&list);
+            async move {
+                // The method asks for a role, so that there is always a principal; without one nothing is in scope.
+                let nothing = Scope::Only(Vec::new());
+                let scope = context
+                    .principal
+                    .as_ref()
+                    .map_or(&nothing, |principal| &principal.scope);
+                Ok(history.instances.list(&page, scope, context.remaining()).await?)
+            }
+        })
+        .method::<VmGet, _, _>(move |context, target| {
+            let history = Arc::clone(&get);
+            async move {
+                let found = history
+                    .instances
+                    .get(&target.instance_id, context.remaining())
+                    .await?;
+                found.ok_or_else(no_such_vm)
+            }
+        })
+        .method::<VmHistory, _, _>(move |context, query| {
+            let history = Arc::clone(&past);
+            async move { Ok(history.series(&query, context.remaining()).await?) }
+        })
+}
+
+/// Processes of any moment.
+fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
+    let (table, series, events) = (
+        Arc::clone(processes),
+        Arc::clone(processes),
+        Arc::clone(processes),
+    );
+    server
+        .method::<ProcessesAt, _, _>(move |context, query| {
+            let processes = Arc::clone(&table);
+            async move { Ok(processes.table(&query, context.remaining()).await?) }
+        })
+        .method::<ProcessHistory, _, _>(move |context, query| {
+            let processes = Arc::clone(&series);
+            async move { Ok(processes.series(&query, context.remaining()).await?) }
+        })
+        .method::<ProcessEvents, _, _>(move |context, query| {
+            let processes = Arc::clone(&events);
+            async move { Ok(processes.events(&query, context.remaining()).await?) }
+        })
 }

@@ -36,6 +36,8 @@ use crate::{
     MetricsError,
     config::{BatchSettings, MetricsSettings, StreamSettings},
     documents::Documents,
+    events::Events,
+    history::History,
     store::RowStore,
     streams,
 };
@@ -51,6 +53,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Ingest {
     bus: Bus,
     store: Arc<RowStore>,
+    history: Arc<History>,
+    events: Events,
     consumer: PullConsumer,
     batch: BatchSettings,
     stream: StreamSettings,
@@ -59,10 +63,19 @@ pub struct Ingest {
 
 impl Ingest {
     /// Prepares ingestion.
-    pub fn new(bus: &Bus, store: Arc<RowStore>, consumer: PullConsumer, settings: &MetricsSettings) -> Self {
+    pub(crate) fn new(
+        bus: &Bus,
+        store: Arc<RowStore>,
+        history: Arc<History>,
+        events: Events,
+        consumer: PullConsumer,
+        settings: &MetricsSettings,
+    ) -> Self {
         Self {
             bus: bus.clone(),
             store,
+            history,
+            events,
             consumer,
             batch: settings.batch,
             stream: settings.stream,
@@ -94,6 +107,8 @@ impl Ingest {
     fn writer(&self) -> Writer {
         Writer {
             store: Arc::clone(&self.store),
+            history: Arc::clone(&self.history),
+            events: self.events.clone(),
             jetstream: self.jetstream().clone(),
             ack_wait: self.stream.ack_wait,
         }

@@ -1,18 +1,24 @@
 //! Rows of VMs and processes in MongoDB.
 //!
-//! Two halves that share the store and nothing else: [`ingest`] moves samples from JetStream into it, and the handlers
-//! answer the newest rows. Every replica does both; JetStream shares the samples out, the queue group the requests.
+//! Three parts that share the store and nothing else: [`ingest`] moves samples from JetStream into it, [`history`]
+//! follows with rollups and the newest row of each VM, and the handlers answer. Every replica does all; JetStream shares
+//! the samples out, the queue group the requests.
 
 pub mod commands;
 pub mod config;
 pub mod documents;
 mod error;
+mod events;
 mod handlers;
+mod history;
 pub mod ingest;
+mod instances;
+mod processes;
 mod retention;
 pub mod row_json;
 pub mod store;
 pub mod streams;
+mod updates;
 
 use std::sync::{
     Arc,
@@ -31,7 +37,10 @@ use tracing::warn;
 
 pub use error::MetricsError;
 
-use crate::{config::MetricsSettings, ingest::Ingest, store::RowStore};
+use crate::{
+    config::MetricsSettings, events::Events, history::History, ingest::Ingest, processes::Processes,
+    store::RowStore,
+};
 
 /// Serves until `shutdown`, then drains.
 pub async fn run(
@@ -54,24 +63,45 @@ pub async fn run(
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let prepared = until_done("the database", &shutdown, || store.prepare(&settings.retention)).await;
-    let Some(()) = prepared else { return Ok(()) };
-    let Some(consumer) = until_done("JetStream", &shutdown, || {
-        streams::prepare(bus.jetstream(), &settings.stream)
+    let history = Arc::new(History::beside(&store, &settings.retention, settings.rollups));
+    let processes = Arc::new(Processes::of(&store));
+    let prepared = until_done("the database", &shutdown, async || {
+        store.prepare(&settings.retention).await?;
+        history.prepare().await?;
+        processes.prepare().await
     })
-    .await
-    else {
-        return Ok(());
-    };
-    let ingest = Ingest::new(&bus, Arc::clone(&store), consumer, &settings);
-    let ingesting = tokio::spawn(ingest.run(shutdown.clone()));
+    .await;
+    let Some(()) = prepared else { return Ok(()) };
+    let consumer = until_done("JetStream", &shutdown, async || {
+        events::prepare(bus.jetstream(), &settings.events).await?;
+        streams::prepare(bus.jetstream(), &settings.stream).await
+    })
+    .await;
+    let Some(consumer) = consumer else { return Ok(()) };
+    let (events, telling) = Events::start(bus.jetstream().clone(), settings.events);
+    let ingest = Ingest::new(
+        &bus,
+        Arc::clone(&store),
+        Arc::clone(&history),
+        events,
+        consumer,
+        &settings,
+    );
+    let work = [
+        tokio::spawn(ingest.run(shutdown.clone())),
+        tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
+        tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
+        telling,
+    ];
 
     let server = Server::new(&bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, &store);
+    let server = handlers::register(server, &store, &history, &processes);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
-    if let Err(error) = ingesting.await {
-        warn!(%error, "ingestion ended by a defect");
+    for part in work {
+        if let Err(error) = part.await {
+            warn!(%error, "a part of the service ended by a defect");
+        }
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// The code of a unique index that says no: the row is stored already.
-const DUPLICATE_KEY: i32 = 11_000;
+pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
 /// How far back each step of [`RowStore::latest`] looks. A VM that reports each ten seconds has its newest ten rows
 /// in the first; one that has been silent for long costs all of them, each an empty range of the index.
@@ -68,6 +68,7 @@ pub struct RowStore {
     database: Database,
     vms: Collection<RawDocumentBuf>,
     processes: Collection<RawDocumentBuf>,
+    durable: CollectionOptions,
     offset: UtcOffset,
 }
 
@@ -78,13 +79,14 @@ impl RowStore {
         // An acknowledged sample is on the disk of a majority: it is deleted from the stream after that.
         let mut durable = WriteConcern::majority();
         durable.journal = Some(true);
-        let options = CollectionOptions::builder().write_concern(durable).build();
-        let collection = |name: &str| database.collection_with_options(name, options.clone());
+        let durable = CollectionOptions::builder().write_concern(durable).build();
+        let collection = |name: &str| database.collection_with_options(name, durable.clone());
         let (vms, processes) = (collection(&rows.vms), collection(&rows.processes));
         Ok(Self {
             vms,
             processes,
             database,
+            durable,
             offset: rows.offset,
         })
     }
@@ -95,15 +97,17 @@ impl RowStore {
             let options = IndexOptions::builder().name(name.to_owned()).build();
             IndexModel::builder().keys(keys).options(options).build()
         };
+        // Ascending, although the newest are asked for first: MongoDB walks an index either way, and the stand-in of
+        // development bounds a range of time only in an ascending one.
         let by_time = || {
             index(
-                doc! { "instance_id": 1, "create_date": -1, "_id": -1 },
-                "instance_newest",
+                doc! { "instance_id": 1, "create_date": 1, "_id": 1 },
+                "instance_date",
             )
         };
         let by_name = index(
-            doc! { "instance_id": 1, "cmd": 1, "create_date": -1, "_id": -1 },
-            "instance_cmd_newest",
+            doc! { "instance_id": 1, "cmd": 1, "create_date": 1, "_id": 1 },
+            "instance_cmd_date",
         );
         self.vms.create_index(by_time()).await?;
         self.processes.create_indexes([by_time(), by_name]).await?;
@@ -117,6 +121,22 @@ impl RowStore {
             RowKind::Vm => &self.vms,
             RowKind::Process => &self.processes,
         }
+    }
+
+    /// A collection that is kept beside the VM rows and made of them: `vm_samples_5m`, where those are `vm_samples`.
+    pub(crate) fn beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
+        let name = format!("{}_{suffix}", self.vms.name());
+        self.database.collection_with_options(&name, self.durable.clone())
+    }
+
+    /// The database itself.
+    pub(crate) const fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The offset of every `create_date`.
+    pub(crate) const fn offset(&self) -> UtcOffset {
+        self.offset
     }
 
     /// The newest rows, newest first, as a JSON array in the documented key order.

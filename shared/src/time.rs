@@ -50,6 +50,23 @@ impl FromStr for UtcOffset {
     }
 }
 
+impl UtcOffset {
+    /// No offset.
+    pub const UTC: Self = Self(Offset::UTC);
+
+    /// The offset in milliseconds, positive east of Greenwich.
+    pub fn as_millis(self) -> i64 {
+        i64::from(self.0.seconds()) * 1000
+    }
+
+    /// The moment that a `create_date` names at this offset, in Unix milliseconds; `None` of a text that is no date,
+    /// and of what was before 1970.
+    pub fn unix_millis_of(self, create_date: &str) -> Option<u64> {
+        let local: DateTime = create_date.parse().ok()?;
+        u64::try_from(self.0.to_timestamp(local).ok()?.as_millisecond()).ok()
+    }
+}
+
 impl fmt::Display for UtcOffset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.0.seconds();
@@ -88,6 +105,15 @@ impl CreateDate {
             local.second(),
             local.subsec_nanosecond() / 1000
         ))
+    }
+
+    /// As [`CreateDate::at`], of Unix milliseconds.
+    pub fn at_millis(millis: u64, offset: UtcOffset) -> Self {
+        let moment = UNIX_EPOCH.checked_add(Duration::from_millis(millis));
+        moment.map_or_else(
+            || Self("9999-12-31T23:59:59.999999".to_owned()),
+            |moment| Self::at(moment, offset),
+        )
     }
 
     /// The moment that the text names at the offset.
@@ -161,6 +187,18 @@ mod tests {
         let moment = date.moment("+08:00".parse().unwrap()).unwrap();
         assert_eq!(moment.duration_since(UNIX_EPOCH).unwrap().as_secs(), 0x5869_0637);
         assert_eq!(CreateDate::at(moment, "+08:00".parse().unwrap()), date);
+    }
+
+    #[test]
+    fn milliseconds_and_dates_name_the_same_moments() {
+        let offset: UtcOffset = "-03:30".parse().unwrap();
+        assert_eq!(offset.as_millis(), -12_600_000);
+        for millis in [0, 12_600_000, 1_483_277_879_001, 4_102_444_800_000] {
+            let date = CreateDate::at_millis(millis, offset);
+            assert_eq!(offset.unix_millis_of(date.as_str()), Some(millis), "{date}");
+        }
+        assert_eq!(offset.unix_millis_of("2017-1-1"), None);
+        assert_eq!(offset.unix_millis_of("1969-12-31T00:00:00"), None);
     }
 
     #[test]

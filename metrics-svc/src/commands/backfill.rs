@@ -10,6 +10,7 @@ use crate::{
     MetricsError,
     config::RetentionSettings,
     documents::SAMPLED_AT,
+    history::History,
     store::{RowKind, RowStore},
 };
 
@@ -18,6 +19,7 @@ const BATCH: i64 = 5000;
 
 pub(super) async fn run(
     store: &RowStore,
+    history: &History,
     retention: &RetentionSettings,
     dry_run: bool,
 ) -> Result<(), MetricsError> {
@@ -27,7 +29,11 @@ pub(super) async fn run(
     ] {
         one_collection(store, kind, keep, dry_run).await?;
     }
-    Ok(())
+    if dry_run {
+        return Ok(());
+    }
+    // A VM leaves the list with its last row.
+    history.instances.backfill_dates().await
 }
 
 async fn one_collection(

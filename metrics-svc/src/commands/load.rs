@@ -16,6 +16,7 @@ use shared::{
 use crate::{
     MetricsError,
     documents::{RowIdentity, row_id},
+    history::{History, rebuild::Days},
     store::{RowKind, RowStore},
 };
 
@@ -25,9 +26,13 @@ const BATCH: usize = 2000;
 const LONGEST_LINE: u64 = 64 * 1024;
 /// Bad lines shown; more are counted.
 const SHOWN: u64 = 10;
+/// Days of VMs whose rollups wait for the end of the files: 30 years of one, a day of ten thousand. More are rolled
+/// up in between.
+const MOST_DAYS: usize = 10_000;
 
 #[derive(Default)]
 struct Loader {
+    days: Days,
     vms: Vec<RawDocumentBuf>,
     processes: Vec<RawDocumentBuf>,
     read: u64,
@@ -35,12 +40,20 @@ struct Loader {
 }
 
 /// Loads the files. Rows that are there already stay as they are, so that it may be repeated.
-pub(super) async fn run(store: &RowStore, files: &[PathBuf], offset: UtcOffset) -> Result<(), MetricsError> {
+///
+/// What it stopped in the midst of is right once it is repeated: the rollups of every day in the files are made anew.
+pub(super) async fn run(
+    store: &RowStore,
+    history: &History,
+    files: &[PathBuf],
+    offset: UtcOffset,
+) -> Result<(), MetricsError> {
     let mut loader = Loader::default();
     for path in files {
-        load_file(&mut loader, store, path, offset).await?;
+        load_file(&mut loader, store, history, path, offset).await?;
     }
     loader.write(store).await?;
+    loader.roll_up(history).await?;
     println!("loaded {} rows, {} lines were no rows", loader.read, loader.bad);
     if loader.bad > 0 {
         return Err(MetricsError::Refused(
@@ -53,6 +66,7 @@ pub(super) async fn run(store: &RowStore, files: &[PathBuf], offset: UtcOffset) 
 async fn load_file(
     loader: &mut Loader,
     store: &RowStore,
+    history: &History,
     path: &Path,
     offset: UtcOffset,
 ) -> Result<(), MetricsError> {
@@ -76,11 +90,16 @@ async fn load_file(
             continue;
         }
         match row(&line, offset) {
-            Ok((kind, document)) => loader.add(kind, document),
+            Ok(row) => loader.add(row, history),
             Err(reason) => loader.note_bad(&progress, path, number, &reason),
         }
         if loader.vms.len() + loader.processes.len() >= BATCH {
             loader.write(store).await?;
+        }
+        if loader.days.len() >= MOST_DAYS {
+            loader.write(store).await?;
+            progress.suspend(|| println!("rolling up {MOST_DAYS} days"));
+            loader.roll_up(history).await?;
         }
     }
     progress.finish();
@@ -89,17 +108,44 @@ async fn load_file(
 
 fn progress(size: Option<u64>, path: &Path) -> ProgressBar {
     let bar = size.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
-    let template = "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(style(
+        "{msg}  {wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left",
+    ));
     bar.with_message(path.display().to_string())
 }
 
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// A line that is a row.
+#[derive(Debug)]
+struct Row {
+    kind: RowKind,
+    instance: InstanceId,
+    at_ms: u64,
+    document: RawDocumentBuf,
+}
+
 impl Loader {
-    fn add(&mut self, kind: RowKind, document: RawDocumentBuf) {
-        match kind {
-            RowKind::Vm => self.vms.push(document),
-            RowKind::Process => self.processes.push(document),
+    fn add(&mut self, row: Row, history: &History) {
+        match row.kind {
+            RowKind::Vm => {
+                self.days.insert(history.day_of(row.instance, row.at_ms));
+                self.vms.push(row.document);
+            }
+            RowKind::Process => self.processes.push(row.document),
         }
+    }
+
+    /// Makes the rollups of the days of all rows that are written.
+    async fn roll_up(&mut self, history: &History) -> Result<(), MetricsError> {
+        let days = std::mem::take(&mut self.days);
+        let bar = ProgressBar::new(days.len() as u64).with_message("days rolled up");
+        bar.set_style(style("{msg}  {wide_bar} {pos}/{len}  {eta} left"));
+        history.rebuild_days(&days, || bar.inc(1)).await?;
+        bar.finish();
+        Ok(())
     }
 
     fn note_bad(&mut self, progress: &ProgressBar, path: &Path, number: u64, reason: &str) {
@@ -128,7 +174,7 @@ impl Loader {
 }
 
 /// A line as a document in the documented shape, with an `_id` of its own where it has none.
-fn row(line: &[u8], offset: UtcOffset) -> Result<(RowKind, RawDocumentBuf), String> {
+fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
     let json: serde_json::Value =
         serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
     let bson = Bson::try_from(json).map_err(|error| format!("no Extended JSON: {error}"))?;
@@ -159,16 +205,20 @@ fn row(line: &[u8], offset: UtcOffset) -> Result<(RowKind, RawDocumentBuf), Stri
     } else {
         return Err("neither a process row (it has no `pid`) nor a VM row (it has no `proc`)".to_owned());
     };
+    let moment = date
+        .moment(offset)
+        .map_err(|error| format!("create_date {error}"))?;
+    let at = DateTime::from_system_time(moment);
     if !row.contains_key("_id") {
-        let moment = date
-            .moment(offset)
-            .map_err(|error| format!("create_date {error}"))?;
-        let at = DateTime::from_system_time(moment);
         row.insert("_id", row_id(instance.as_str(), date.as_str(), at, identity));
     }
-    RawDocumentBuf::try_from(&row)
-        .map(|raw| (kind, raw))
-        .map_err(|error| error.to_string())
+    let document = RawDocumentBuf::try_from(&row).map_err(|error| error.to_string())?;
+    Ok(Row {
+        kind,
+        instance,
+        at_ms: u64::try_from(at.timestamp_millis()).unwrap_or(0),
+        document,
+    })
 }
 
 fn number(row: &Document, key: &str) -> Option<f64> {
@@ -184,8 +234,8 @@ mod tests {
     use super::*;
 
     fn read(line: &str) -> Result<(RowKind, Document), String> {
-        let (kind, raw) = row(line.as_bytes(), "+08:00".parse().unwrap())?;
-        Ok((kind, raw.try_into().unwrap()))
+        let row = row(line.as_bytes(), "+08:00".parse().unwrap())?;
+        Ok((row.kind, row.document.try_into().unwrap()))
     }
 
     #[test]

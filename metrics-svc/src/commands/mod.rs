@@ -3,12 +3,13 @@
 mod backfill;
 mod dead_letters;
 mod load;
+mod rebuild;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
 
-use crate::{MetricsError, config::MetricsSettings, store::RowStore};
+use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore};
 
 /// The commands beside `serve`.
 #[derive(Debug, Subcommand)]
@@ -19,6 +20,8 @@ pub enum OperatorCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
+    /// Make rollups and the list of VMs anew from all rows: after a reporter that writes to the database itself.
+    Rebuild,
     /// List, replay or discard samples that were refused.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
@@ -60,14 +63,26 @@ pub struct Selection {
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
     match command {
         OperatorCommand::Load { files } => {
-            let store = RowStore::open(&settings.store, &settings.rows).await?;
+            let (store, history) = open(settings).await?;
             store.prepare(&settings.retention).await?;
-            load::run(&store, &files, settings.rows.offset).await
+            history.prepare().await?;
+            load::run(&store, &history, &files, settings.rows.offset).await
+        }
+        OperatorCommand::Rebuild => {
+            let (_, history) = open(settings).await?;
+            history.prepare().await?;
+            rebuild::run(&history).await
         }
         OperatorCommand::DeadLetters(command) => dead_letters::run(command, settings).await,
         OperatorCommand::BackfillDates { dry_run } => {
-            let store = RowStore::open(&settings.store, &settings.rows).await?;
-            backfill::run(&store, &settings.retention, dry_run).await
+            let (store, history) = open(settings).await?;
+            backfill::run(&store, &history, &settings.retention, dry_run).await
         }
     }
+}
+
+async fn open(settings: &MetricsSettings) -> Result<(Arc<RowStore>, History), MetricsError> {
+    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
+    let history = History::beside(&store, &settings.retention, settings.rollups);
+    Ok((store, history))
 }

@@ -6,6 +6,8 @@ use tracing::warn;
 use crate::{
     MetricsError,
     documents::Documents,
+    events::Events,
+    history::marks::Marks,
     store::{RowKind, RowStore},
 };
 
@@ -43,13 +45,15 @@ impl Batch {
         self.messages.push(message);
     }
 
-    /// Into both collections at once.
-    pub(super) async fn insert(&self, store: &RowStore) -> Result<Vec<Refused>, MetricsError> {
-        // Both are waited for, also where one fails: a driver's call is not safe to drop half-way.
-        let (vms, processes) = tokio::join!(
+    /// Into both collections at once, with the marks that the rollups follow.
+    pub(super) async fn insert(&self, store: &RowStore, marks: &Marks) -> Result<Vec<Refused>, MetricsError> {
+        // All are waited for, also where one fails: a driver's call is not safe to drop half-way.
+        let (vms, processes, marked) = tokio::join!(
             store.insert(RowKind::Vm, &self.documents.vms),
-            store.insert(RowKind::Process, &self.documents.processes)
+            store.insert(RowKind::Process, &self.documents.processes),
+            marks.add(&self.documents.vms)
         );
+        marked?;
         let vms = vms?.into_iter().map(|refused| (&self.vm_sources, refused));
         let processes = processes?
             .into_iter()
@@ -59,6 +63,24 @@ impl Batch {
             Some(Refused { source, words })
         });
         Ok(refused.collect())
+    }
+
+    /// Tells live readers of what is stored now.
+    pub(super) fn tell(&self, events: &Events, refused: &[Refused]) {
+        let stored = |source: usize| !refused.iter().any(|refused| refused.source == source);
+        for (row, &source) in self.documents.vms.iter().zip(&self.vm_sources) {
+            if stored(source) {
+                events.tell_sample(row);
+            }
+        }
+        let mut rows = self.documents.processes.as_slice();
+        for sources in self.process_sources.chunk_by(|one, other| one == other) {
+            let (of_one, rest) = rows.split_at_checked(sources.len()).unwrap_or((rows, &[]));
+            if sources.first().is_some_and(|&source| stored(source)) {
+                events.tell_processes(of_one);
+            }
+            rows = rest;
+        }
     }
 
     /// Keeps JetStream from delivering the batch to another replica as well.

@@ -12,7 +12,7 @@ use super::{
     batch::{Batch, Refused, acknowledge},
     dead_letter::put_aside,
 };
-use crate::{MetricsError, store::RowStore};
+use crate::{MetricsError, events::Events, history::History, store::RowStore};
 
 /// Between tries while the database is away: the first pause, which doubles up to a share of the ack wait.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +25,8 @@ const LAST_CHANCE: Duration = Duration::from_secs(3);
 /// Writes batches, one at a time.
 pub(super) struct Writer {
     pub(super) store: Arc<RowStore>,
+    pub(super) history: Arc<History>,
+    pub(super) events: Events,
     pub(super) jetstream: Context,
     /// See [`StreamSettings::ack_wait`](crate::config::StreamSettings::ack_wait).
     pub(super) ack_wait: Duration,
@@ -46,6 +48,7 @@ impl Writer {
         gauge!("vmwatch_ingest_waiting_rows").set(0);
         counter!("vmwatch_rows_stored_total").increment((rows - refused.len()) as u64);
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
+        batch.tell(&self.events, &refused);
         for (place, message) in batch.messages().iter().enumerate() {
             match refused.iter().find(|refused| refused.source == place) {
                 Some(Refused { words, .. }) => {
@@ -102,8 +105,12 @@ impl Writer {
         shutdown: &CancellationToken,
     ) -> Option<Result<Vec<Refused>, MetricsError>> {
         let started = Instant::now();
-        let (store, documents) = (Arc::clone(&self.store), Arc::clone(batch));
-        let mut inserting = tokio::spawn(async move { documents.insert(&store).await });
+        let (store, history, batch) = (
+            Arc::clone(&self.store),
+            Arc::clone(&self.history),
+            Arc::clone(batch),
+        );
+        let mut inserting = tokio::spawn(async move { batch.insert(&store, &history.marks).await });
         let limit = self.ack_wait * 2 / 3;
         let inserted = tokio::select! {
             inserted = timeout(limit, &mut inserting) => inserted,

@@ -1,0 +1,230 @@
+//! How fine a history is drawn: from what, and in how long buckets.
+
+use shared::api::history::{Points, Resolution, TimeRange};
+
+const SECOND: u64 = 1000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+
+/// The lengths of buckets below a day. Each resolution's own is among them, and divides all that are longer; they fall on
+/// moments that people know. Longer ones are whole days.
+const LADDER: [u64; 22] = [
+    SECOND,
+    2 * SECOND,
+    5 * SECOND,
+    10 * SECOND,
+    15 * SECOND,
+    30 * SECOND,
+    MINUTE,
+    2 * MINUTE,
+    5 * MINUTE,
+    10 * MINUTE,
+    15 * MINUTE,
+    30 * MINUTE,
+    HOUR,
+    2 * HOUR,
+    3 * HOUR,
+    4 * HOUR,
+    6 * HOUR,
+    8 * HOUR,
+    12 * HOUR,
+    DAY,
+    2 * DAY,
+    5 * DAY,
+];
+
+/// How long what a resolution is made of is; rows themselves have no length.
+pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
+    match resolution {
+        Resolution::Raw => SECOND,
+        Resolution::FiveMinutes => 5 * MINUTE,
+        Resolution::Hour => HOUR,
+        Resolution::Day => DAY,
+    }
+}
+
+/// The start of the bucket that a moment is in. Buckets lie on whole multiples of their length in local time, so that a
+/// day is a day of the deployment.
+pub(crate) fn bucket_start(at_ms: u64, width_ms: u64, offset_ms: i64) -> u64 {
+    let into = i128::from(at_ms) + i128::from(offset_ms);
+    let rest = into.rem_euclid(i128::from(width_ms.max(1)));
+    // A rest is below the width, and the width far below 2^64; before 1970 there is nothing.
+    at_ms.saturating_sub(u64::try_from(rest).unwrap_or(0))
+}
+
+/// The buckets of a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Chart {
+    /// What to read.
+    pub(crate) resolution: Resolution,
+    /// The start of the first bucket.
+    pub(crate) first_ms: u64,
+    /// How long each is.
+    pub(crate) step_ms: u64,
+    /// How many there are.
+    pub(crate) buckets: usize,
+}
+
+impl Chart {
+    /// The finest buckets of which at most so many touch the range, drawn from the coarsest resolution that gives them.
+    /// Where the range begins before what is kept at that resolution (`kept_since`), the next coarser is taken.
+    ///
+    /// The number of documents read follows the points, not the range: a bucket is made of at most 12 rollups, a
+    /// bucket of less than five minutes of the rows in it.
+    pub(crate) fn plan(
+        range: TimeRange,
+        points: Points,
+        offset_ms: i64,
+        kept_since: impl Fn(Resolution) -> u64,
+    ) -> Self {
+        let mut chart = Self::finest(range, points, offset_ms, SECOND);
+        for coarser in [Resolution::FiveMinutes, Resolution::Hour, Resolution::Day] {
+            if kept_since(chart.resolution) <= chart.first_ms {
+                break;
+            }
+            if coarser > chart.resolution {
+                chart = Self::finest(range, points, offset_ms, width_ms(coarser));
+            }
+        }
+        chart
+    }
+
+    /// As [`Chart::plan`], drawn from rows whatever the range.
+    pub(crate) fn of_rows(range: TimeRange, points: Points, offset_ms: i64) -> Self {
+        Self {
+            resolution: Resolution::Raw,
+            ..Self::finest(range, points, offset_ms, SECOND)
+        }
+    }
+
+    /// The buckets of at least this length that are the shortest of which not too many touch the range.
+    fn finest(range: TimeRange, points: Points, offset_ms: i64, at_least: u64) -> Self {
+        let most = u64::from(points.get());
+        let mut steps = LADDER.into_iter().filter(|&step| step >= at_least);
+        let mut step_ms = steps.next().unwrap_or(DAY);
+        loop {
+            let first_ms = bucket_start(range.from_ms(), step_ms, offset_ms);
+            let last_ms = bucket_start(range.to_ms() - 1, step_ms, offset_ms);
+            // Rounded up for the first bucket of 1970, which an offset cuts short.
+            let buckets = (last_ms - first_ms).div_ceil(step_ms) + 1;
+            if buckets <= most {
+                return Self {
+                    resolution: coarsest(step_ms),
+                    first_ms,
+                    step_ms,
+                    buckets: usize::try_from(buckets).unwrap_or(usize::MAX),
+                };
+            }
+            // A range that lies across the end of a bucket touches one more than its length says: then one more day,
+            // and more each time, until it does not.
+            step_ms = steps.next().unwrap_or_else(|| {
+                let days = range
+                    .length_ms()
+                    .div_ceil(most * DAY)
+                    .max(step_ms / DAY + step_ms / DAY / 8 + 1);
+                days * DAY
+            });
+        }
+    }
+
+    /// The moment behind the last bucket.
+    pub(crate) fn end_ms(&self) -> u64 {
+        self.first_ms + self.step_ms * self.buckets as u64
+    }
+
+    /// The number of the bucket that a moment is in.
+    pub(crate) fn index(&self, at_ms: u64) -> Option<usize> {
+        let index = usize::try_from(at_ms.checked_sub(self.first_ms)? / self.step_ms).ok()?;
+        (index < self.buckets).then_some(index)
+    }
+
+    /// The start of a bucket.
+    pub(crate) fn start_ms(&self, index: usize) -> u64 {
+        self.first_ms + self.step_ms * index as u64
+    }
+}
+
+fn coarsest(step_ms: u64) -> Resolution {
+    let all = [Resolution::Day, Resolution::Hour, Resolution::FiveMinutes];
+    all.into_iter()
+        .find(|&resolution| width_ms(resolution) <= step_ms)
+        .unwrap_or(Resolution::Raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 2026-11-24T00:00:00Z.
+    const NOW: u64 = 1_795_478_400_000;
+
+    fn chart(back_ms: u64, points: u64) -> Chart {
+        let range = TimeRange::new(NOW - back_ms, NOW).unwrap();
+        Chart::plan(range, Points::new(points).unwrap(), 0, |_| 0)
+    }
+
+    fn drawn(back_ms: u64, points: u64) -> (Resolution, u64, usize) {
+        let chart = chart(back_ms, points);
+        (chart.resolution, chart.step_ms, chart.buckets)
+    }
+
+    #[test]
+    fn what_is_read_follows_the_points_and_not_the_range() {
+        assert_eq!(drawn(15 * MINUTE, 300), (Resolution::Raw, 5 * SECOND, 180));
+        assert_eq!(drawn(HOUR, 300), (Resolution::Raw, 15 * SECOND, 240));
+        assert_eq!(drawn(DAY, 300), (Resolution::FiveMinutes, 5 * MINUTE, 288));
+        assert_eq!(drawn(7 * DAY, 300), (Resolution::Hour, HOUR, 168));
+        assert_eq!(drawn(30 * DAY, 300), (Resolution::Hour, 3 * HOUR, 240));
+        assert_eq!(drawn(365 * DAY, 300), (Resolution::Day, 2 * DAY, 183));
+        assert_eq!(drawn(3650 * DAY, 300), (Resolution::Day, 13 * DAY, 282));
+    }
+
+    #[test]
+    fn what_is_no_longer_kept_is_drawn_from_what_is() {
+        let range = TimeRange::new(NOW - 400 * DAY, NOW - 400 * DAY + HOUR).unwrap();
+        let kept_since = |resolution| match resolution {
+            Resolution::Raw => NOW - 30 * DAY,
+            Resolution::FiveMinutes => NOW - 90 * DAY,
+            Resolution::Hour => NOW - 1095 * DAY,
+            Resolution::Day => 0,
+        };
+        let chart = Chart::plan(range, Points::default(), 0, kept_since);
+        assert_eq!(
+            (chart.resolution, chart.step_ms, chart.buckets),
+            (Resolution::Hour, HOUR, 1)
+        );
+    }
+
+    #[test]
+    fn a_day_is_a_day_of_the_deployment() {
+        // 2026-11-24T00:30 at +08:00 is 16:30 of the day before in UTC.
+        let at = NOW - 8 * HOUR + 30 * MINUTE;
+        let offset_ms = 8 * 3_600_000;
+        assert_eq!(bucket_start(at, DAY, offset_ms), NOW - 8 * HOUR);
+        assert_eq!(bucket_start(at, DAY, 0), NOW - DAY);
+        assert_eq!(bucket_start(5, DAY, 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_buckets_cover_the_range_and_are_not_too_many(
+            from in 0_u64..253_402_300_799_999, length in 1_u64..40_000_000_000_000, points in 1_u64..=2000,
+            offset in -18 * 60_i64..=18 * 60, kept in proptest::option::of(0_u64..253_402_300_799_999),
+        ) {
+            let Some(range) = TimeRange::new(from, from.saturating_add(length).min(253_402_300_799_999)) else {
+                return Ok(());
+            };
+            let offset_ms = offset * 60_000;
+            let chart = Chart::plan(range, Points::new(points).unwrap(), offset_ms, |_| kept.unwrap_or(0));
+            prop_assert!(chart.buckets >= 1 && chart.buckets as u64 <= points);
+            prop_assert!(chart.first_ms <= range.from_ms() && chart.end_ms() >= range.to_ms());
+            prop_assert_eq!(chart.step_ms % width_ms(chart.resolution), 0);
+            prop_assert_eq!(chart.index(range.to_ms() - 1), Some(chart.buckets - 1));
+            prop_assert_eq!(chart.index(range.from_ms()), Some(0));
+            prop_assert_eq!(chart.index(chart.end_ms()), None);
+        }
+    }
+}

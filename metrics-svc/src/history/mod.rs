@@ -1,0 +1,117 @@
+//! The past of VMs: rollups of their rows, kept right whatever comes late, twice or not at all, and charts drawn from them.
+//!
+//! Ingestion leaves a mark of what it touched ([`marks`]); [`follow`] reads what is marked again, whole, and writes the
+//! [`rollups`]; [`chart`] decides from which of them a range is drawn.
+
+mod chart;
+mod follow;
+pub(crate) mod marks;
+pub(crate) mod rebuild;
+pub(crate) mod rollups;
+pub(crate) mod sums;
+
+pub(crate) use chart::Chart;
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    api::history::{Resolution, VmHistoryQuery, VmSeries},
+    time::{UtcOffset, unix_millis},
+};
+
+use self::{
+    marks::Marks,
+    rollups::{Bucket, Rollups},
+    sums::Sums,
+};
+use crate::{
+    MetricsError,
+    config::{RetentionSettings, RollupSettings},
+    instances::Instances,
+    store::RowStore,
+};
+
+/// Rows, their rollups, and the newest of each VM.
+pub(crate) struct History {
+    rows: Arc<RowStore>,
+    pub(crate) marks: Marks,
+    rollups: Rollups,
+    pub(crate) instances: Instances,
+    keep_rows: Duration,
+    offset: UtcOffset,
+}
+
+impl History {
+    /// The collections beside the rows; nothing is asked of the database yet.
+    pub(crate) fn beside(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
+        Self {
+            marks: Marks::beside(rows),
+            rollups: Rollups::beside(rows, keep),
+            instances: Instances::beside(rows),
+            keep_rows: retention.vms,
+            offset: rows.offset(),
+            rows: Arc::clone(rows),
+        }
+    }
+
+    /// Fits the retention to the settings.
+    pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
+        self.rollups.prepare(&self.rows).await?;
+        self.instances.prepare(&self.rows, self.keep_rows).await
+    }
+
+    /// The first millisecond of which a resolution is kept.
+    fn kept_since(&self, resolution: Resolution) -> u64 {
+        let keep = match resolution {
+            Resolution::Raw => self.keep_rows,
+            Resolution::FiveMinutes => self.rollups.keep().five_minutes,
+            Resolution::Hour => self.rollups.keep().hours,
+            Resolution::Day => self.rollups.keep().days,
+        };
+        unix_millis().saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// Draws the history of a VM.
+    pub(crate) async fn series(
+        &self,
+        query: &VmHistoryQuery,
+        limit: Duration,
+    ) -> Result<VmSeries, MetricsError> {
+        let chart = Chart::plan(query.range, query.points, self.offset.as_millis(), |of| {
+            self.kept_since(of)
+        });
+        let mut sums = vec![Sums::default(); chart.buckets];
+        let from = Bucket {
+            instance: query.instance_id.clone(),
+            start_ms: chart.first_ms,
+        };
+        if chart.resolution == Resolution::Raw {
+            self.read_rows(&from, chart.end_ms(), limit, |at_ms, row| {
+                if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
+                    sums.add(row);
+                }
+            })
+            .await?;
+        } else {
+            self.rollups
+                .read(chart.resolution, from, chart.end_ms(), limit, |at_ms, part| {
+                    if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
+                        sums.merge(&part);
+                    }
+                })
+                .await?;
+        }
+        let buckets = sums.iter().enumerate().filter(|(_, sums)| sums.samples() > 0);
+        let buckets: Vec<_> = buckets
+            .map(|(index, sums)| sums.bucket(chart.start_ms(index)))
+            .collect();
+        if buckets.is_empty() {
+            return Ok(VmSeries::default());
+        }
+        Ok(VmSeries {
+            step_ms: chart.step_ms,
+            resolution: chart.resolution,
+            buckets,
+        })
+    }
+}

@@ -1,0 +1,299 @@
+//! What the rows of a VM come to over some time: the only place where rows are added up.
+
+use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
+use shared::api::history::{Stat, VmBucket};
+
+use crate::MetricsError;
+
+/// The measures of a VM row.
+pub(crate) const MEASURES: [&str; 7] = [
+    "cpu_util",
+    "mem",
+    "disk_read",
+    "disk_write",
+    "net_incoming",
+    "net_outgoing",
+    "proc",
+];
+
+/// The number of samples, first in a stored sum: see [`super::rollups`].
+const SAMPLES: &str = "n";
+
+/// What history needs of a VM's row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct VmRow<'a> {
+    /// Its id, where a driver made it.
+    pub(crate) id: Option<ObjectId>,
+    /// When it was sampled, as it is stored.
+    pub(crate) create_date: &'a str,
+    /// The values of [`MEASURES`]; none where the row lacks it or has no finite number.
+    pub(crate) values: [Option<f64>; MEASURES.len()],
+}
+
+impl<'a> VmRow<'a> {
+    /// Reads a row, or a projection of one.
+    pub(crate) fn of(row: &'a RawDocument) -> Result<Self, MetricsError> {
+        let mut read = Self {
+            id: None,
+            create_date: "",
+            values: [None; MEASURES.len()],
+        };
+        for element in row {
+            let (key, value) = element?;
+            match (key.as_str(), value) {
+                ("_id", RawBsonRef::ObjectId(id)) => read.id = Some(id),
+                ("create_date", RawBsonRef::String(text)) => read.create_date = text,
+                (key, value) => {
+                    let slots = MEASURES.iter().zip(&mut read.values);
+                    if let Some((_, slot)) = slots.into_iter().find(|(measure, _)| **measure == key) {
+                        *slot = number(value);
+                    }
+                }
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// A stored number that is finite.
+pub(crate) fn number(value: RawBsonRef<'_>) -> Option<f64> {
+    let number = match value {
+        RawBsonRef::Double(number) => number,
+        RawBsonRef::Int32(number) => f64::from(number),
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a chart has no use for more than 53 bits"
+        )]
+        RawBsonRef::Int64(number) => number as f64,
+        _ => return None,
+    };
+    number.is_finite().then_some(number)
+}
+
+/// The sum of one measure.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Sum {
+    count: u64,
+    total: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Sum {
+    /// Adds a value.
+    pub(crate) fn add(&mut self, value: f64) {
+        self.merge(&Self {
+            count: 1,
+            total: value,
+            min: value,
+            max: value,
+        });
+    }
+
+    fn merge(&mut self, other: &Self) {
+        if other.count == 0 {
+            return;
+        }
+        if self.count == 0 {
+            *self = *other;
+            return;
+        }
+        self.count += other.count;
+        self.total += other.total;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+    }
+
+    /// As it is answered; none where there was no value.
+    pub(crate) fn stat(&self) -> Option<Stat> {
+        #[expect(clippy::cast_precision_loss, reason = "2^53 samples are out of reach")]
+        let mean = self.total / self.count as f64;
+        (self.count > 0).then(|| Stat {
+            min: self.min,
+            avg: (mean * 1000.0).round() / 1000.0,
+            max: self.max,
+        })
+    }
+}
+
+/// What the rows of a VM come to over some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Sums {
+    samples: u64,
+    measures: [Sum; MEASURES.len()],
+}
+
+impl Sums {
+    /// How many rows are in it.
+    pub(crate) const fn samples(&self) -> u64 {
+        self.samples
+    }
+
+    /// Adds a row.
+    pub(crate) fn add(&mut self, row: &VmRow<'_>) {
+        self.samples += 1;
+        for (sum, value) in self.measures.iter_mut().zip(row.values) {
+            if let Some(value) = value {
+                sum.add(value);
+            }
+        }
+    }
+
+    /// Adds what other rows come to.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.samples += other.samples;
+        for (sum, other) in self.measures.iter_mut().zip(&other.measures) {
+            sum.merge(other);
+        }
+    }
+
+    /// As it is stored: `{n: samples, cpu_util: [count, total, min, max], …}`.
+    pub(crate) fn to_document(self) -> Document {
+        let mut document = doc! { SAMPLES: stored(self.samples) };
+        for (measure, sum) in MEASURES.iter().zip(self.measures) {
+            document.insert(*measure, bson!([stored(sum.count), sum.total, sum.min, sum.max]));
+        }
+        document
+    }
+
+    /// From what is stored.
+    pub(crate) fn of(document: &RawDocument) -> Result<Self, MetricsError> {
+        let mut sums = Self::default();
+        for element in document {
+            let (key, value) = element?;
+            match (key.as_str(), value) {
+                (SAMPLES, value) => sums.samples = count(value),
+                (key, RawBsonRef::Array(array)) => {
+                    let Some(at) = MEASURES.iter().position(|measure| *measure == key) else {
+                        continue;
+                    };
+                    let mut parts = [RawBsonRef::Null; 4];
+                    for (part, value) in parts.iter_mut().zip(array) {
+                        *part = value?;
+                    }
+                    let [number_of, total, min, max] = parts;
+                    if let (Some(slot), Some(total), Some(min), Some(max)) =
+                        (sums.measures.get_mut(at), number(total), number(min), number(max))
+                    {
+                        *slot = Sum {
+                            count: count(number_of),
+                            total,
+                            min,
+                            max,
+                        };
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(sums)
+    }
+
+    /// As it is answered.
+    pub(crate) fn bucket(&self, at_ms: u64) -> VmBucket {
+        let [
+            cpu_util,
+            mem,
+            disk_read,
+            disk_write,
+            net_incoming,
+            net_outgoing,
+            proc,
+        ] = self.measures.map(|sum| sum.stat());
+        VmBucket {
+            at_ms,
+            count: self.samples,
+            cpu_util,
+            mem,
+            disk_read,
+            disk_write,
+            net_incoming,
+            net_outgoing,
+            proc,
+        }
+    }
+}
+
+fn stored(count: u64) -> Bson {
+    Bson::Int64(i64::try_from(count).unwrap_or(i64::MAX))
+}
+
+fn count(value: RawBsonRef<'_>) -> u64 {
+    let count = match value {
+        RawBsonRef::Int64(count) => count,
+        RawBsonRef::Int32(count) => i64::from(count),
+        _ => 0,
+    };
+    u64::try_from(count).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::{RawDocumentBuf, rawdoc};
+
+    use super::*;
+
+    fn row(cpu: f64, proc: i32) -> RawDocumentBuf {
+        rawdoc! { "create_date": "2017-01-01T21:37:59", "cpu_util": cpu, "mem": f64::NAN, "proc": proc, "disk_read": 7_i64 }
+    }
+
+    fn sums(rows: &[RawDocumentBuf]) -> Sums {
+        let mut sums = Sums::default();
+        for row in rows {
+            sums.add(&VmRow::of(row).unwrap());
+        }
+        sums
+    }
+
+    #[test]
+    fn a_bucket_has_the_least_the_mean_and_the_greatest_of_what_is_a_number() {
+        let bucket = sums(&[row(1.0, 90), row(0.0, 91), row(1.0, 92)]).bucket(5);
+        assert_eq!((bucket.at_ms, bucket.count), (5, 3));
+        assert_eq!(
+            bucket.cpu_util,
+            Some(Stat {
+                min: 0.0,
+                avg: 0.667,
+                max: 1.0
+            })
+        );
+        assert_eq!(
+            bucket.proc,
+            Some(Stat {
+                min: 90.0,
+                avg: 91.0,
+                max: 92.0
+            })
+        );
+        assert_eq!(
+            bucket.disk_read,
+            Some(Stat {
+                min: 7.0,
+                avg: 7.0,
+                max: 7.0
+            })
+        );
+        assert_eq!((bucket.mem, bucket.net_incoming), (None, None));
+    }
+
+    #[test]
+    fn parts_come_to_what_the_whole_does_through_the_store_as_well() {
+        let rows: Vec<_> = (0..10).map(|at| row(f64::from(at) * 0.25, at)).collect();
+        let through_the_store = |sums: Sums| {
+            let stored = RawDocumentBuf::try_from(&sums.to_document()).unwrap();
+            Sums::of(&stored).unwrap()
+        };
+        let mut parts = through_the_store(sums(&rows[..3]));
+        parts.merge(&through_the_store(Sums::default()));
+        parts.merge(&through_the_store(sums(&rows[3..])));
+        assert_eq!(parts, sums(&rows));
+        assert_eq!(parts.samples(), 10);
+    }
+
+    #[test]
+    fn the_number_of_samples_comes_first_so_that_the_greater_document_has_more_of_them() {
+        let document = sums(&[row(1.0, 1)]).to_document();
+        let (first, value) = document.iter().next().unwrap();
+        assert_eq!((first.as_str(), value), (SAMPLES, &Bson::Int64(1)));
+    }
+}

@@ -1,0 +1,266 @@
+//! The newest row of every VM, so that a list of a thousand VMs is one query.
+//!
+//! ```text
+//! vm_samples_instances  { _id: "vm-1", newest: { create_date, at, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
+//! ```
+//!
+//! Everything in it is written by `$max`, which compares documents by their first field: the newest row by its date, a
+//! point of the sparkline by its slot of three minutes and then by its value (the points are a ring: a newer slot takes the
+//! place of the one an hour before). So an older row never takes the place of a newer one, whoever writes it when.
+//! `sampled_at` is the time of the last report, by which a VM leaves the list with its last row.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, bson, doc};
+use metrics::counter;
+use mongodb::Collection;
+use shared::{
+    api::{
+        InstanceId, Scope,
+        history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
+        lifecycle::Page,
+    },
+    time::unix_millis,
+};
+
+use crate::{
+    MetricsError,
+    documents::SAMPLED_AT,
+    history::sums::{MEASURES, VmRow, number},
+    retention,
+    store::RowStore,
+    updates::update,
+};
+
+/// The VMs in the database.
+pub(crate) struct Instances {
+    instances: Collection<RawDocumentBuf>,
+}
+
+/// What some rows of a VM tell of its present.
+#[derive(Debug, Clone)]
+pub(crate) struct Report {
+    instance: InstanceId,
+    newest: Option<Newest>,
+    /// The highest CPU of each slot.
+    cpu: BTreeMap<u64, f64>,
+    /// When they were stored; none of rows that were never reported.
+    reported: Option<SystemTime>,
+}
+
+#[derive(Debug, Clone)]
+struct Newest {
+    create_date: String,
+    at_ms: u64,
+    values: [Option<f64>; MEASURES.len()],
+}
+
+impl Report {
+    /// Of no row yet.
+    pub(crate) const fn of(instance: InstanceId) -> Self {
+        Self {
+            instance,
+            newest: None,
+            cpu: BTreeMap::new(),
+            reported: None,
+        }
+    }
+
+    /// The same, of rows that a VM reported then.
+    pub(crate) fn reported(mut self, at: Option<SystemTime>) -> Self {
+        self.reported = at;
+        self
+    }
+
+    /// Adds a row.
+    pub(crate) fn add(&mut self, at_ms: u64, row: &VmRow<'_>) {
+        if self
+            .newest
+            .as_ref()
+            .is_none_or(|newest| newest.create_date.as_str() < row.create_date)
+        {
+            self.newest = Some(Newest {
+                create_date: row.create_date.to_owned(),
+                at_ms,
+                values: row.values,
+            });
+        }
+        if let [Some(cpu), ..] = row.values {
+            let slot = self.cpu.entry(at_ms / SPARKLINE_STEP_MS).or_insert(cpu);
+            *slot = slot.max(cpu);
+            if self.cpu.len() > SPARKLINE_POINTS {
+                self.cpu.pop_first();
+            }
+        }
+    }
+
+    /// As an update; none of no rows.
+    fn statement(&self) -> Option<Document> {
+        let newest = self.newest.as_ref()?;
+        let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
+        let mut row = doc! { "create_date": &newest.create_date, "at": at };
+        for (measure, value) in MEASURES.iter().zip(newest.values) {
+            row.insert(*measure, value);
+        }
+        let mut greatest = doc! { "newest": row };
+        for (slot, cpu) in &self.cpu {
+            let place = format!("cpu.{}", slot % SPARKLINE_POINTS as u64);
+            greatest.insert(
+                place,
+                bson!({ "slot": i64::try_from(*slot).unwrap_or(0), "max": *cpu }),
+            );
+        }
+        if let Some(reported) = self.reported {
+            greatest.insert(SAMPLED_AT, DateTime::from_system_time(reported));
+        }
+        Some(doc! { "q": { "_id": self.instance.as_str() }, "u": { "$max": greatest }, "upsert": true })
+    }
+}
+
+impl Instances {
+    /// The collection beside the rows.
+    pub(crate) fn beside(rows: &RowStore) -> Self {
+        Self {
+            instances: rows.beside("instances"),
+        }
+    }
+
+    /// VMs leave the list with their last row.
+    pub(crate) async fn prepare(&self, rows: &RowStore, keep_rows: Duration) -> Result<(), MetricsError> {
+        retention::apply(rows.database(), &self.instances, keep_rows).await
+    }
+
+    /// Notes what rows tell.
+    pub(crate) async fn note(&self, reports: &[Report]) -> Result<(), MetricsError> {
+        let statements: Vec<_> = reports.iter().filter_map(Report::statement).collect();
+        update(&self.instances, &statements).await
+    }
+
+    /// The internal date for VMs that were never reported but loaded: that of their newest row.
+    pub(crate) async fn backfill_dates(&self) -> Result<(), MetricsError> {
+        let undated = doc! { SAMPLED_AT: { "$exists": false } };
+        let dated = vec![doc! { "$set": { SAMPLED_AT: "$newest.at" } }];
+        self.instances.update_many(undated, dated).await?;
+        Ok(())
+    }
+
+    /// A page of the VMs that are in scope.
+    pub(crate) async fn list(
+        &self,
+        page: &Page,
+        scope: &Scope,
+        limit: Duration,
+    ) -> Result<VmPage, MetricsError> {
+        let mut ids = Document::new();
+        if let Some(after) = &page.after {
+            ids.insert("$gt", after.as_str());
+        }
+        if let Scope::Only(instances) = scope {
+            let instances: Vec<_> = instances.iter().map(InstanceId::as_str).collect();
+            ids.insert("$in", instances);
+        }
+        let filter = if ids.is_empty() {
+            Document::new()
+        } else {
+            doc! { "_id": ids }
+        };
+        let most = usize::from(page.limit.get());
+        let mut cursor = self
+            .instances
+            .find(filter)
+            .sort(doc! { "_id": 1 })
+            .limit(i64::from(page.limit.get()) + 1)
+            .batch_size(u32::from(page.limit.get()) + 1)
+            .max_time(limit)
+            .await?;
+        let mut listed = VmPage::default();
+        while cursor.advance().await? {
+            if listed.vms.len() == most {
+                listed.more = true;
+                break;
+            }
+            listed.vms.extend(summary(cursor.current(), unix_millis())?);
+        }
+        Ok(listed)
+    }
+
+    /// One VM.
+    pub(crate) async fn get(
+        &self,
+        instance: &InstanceId,
+        limit: Duration,
+    ) -> Result<Option<VmSummary>, MetricsError> {
+        let found = self
+            .instances
+            .find_one(doc! { "_id": instance.as_str() })
+            .max_time(limit)
+            .await?;
+        found.map_or(Ok(None), |document| summary(&document, unix_millis()))
+    }
+}
+
+/// A stored VM as it is answered.
+fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, MetricsError> {
+    let Ok(instance_id) = document.get_str("_id")?.parse() else {
+        return Ok(None);
+    };
+    let newest = document.get_document("newest")?;
+    let at_ms = millis(newest.get_datetime("at")?);
+    let reported = document.get(SAMPLED_AT)?.and_then(RawBsonRef::as_datetime);
+    let measure = |name| -> Result<f64, MetricsError> {
+        let value = newest.get(name)?.and_then(number);
+        if value.is_none() {
+            counter!("vmwatch_unreadable_values_total").increment(1);
+        }
+        Ok(value.unwrap_or(0.0))
+    };
+    let processes = measure("proc")?;
+    Ok(Some(VmSummary {
+        instance_id,
+        at_ms,
+        last_report_ms: reported.map_or(at_ms, millis),
+        cpu_util: measure("cpu_util")?,
+        mem: measure("mem")?,
+        disk_read: measure("disk_read")?,
+        disk_write: measure("disk_write")?,
+        net_incoming: measure("net_incoming")?,
+        net_outgoing: measure("net_outgoing")?,
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count; `as` saturates"
+        )]
+        proc: processes as u32,
+        cpu_sparkline: sparkline(document, now_ms)?,
+    }))
+}
+
+/// The points of the last hour, from the ring.
+fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, MetricsError> {
+    let mut points = vec![None; SPARKLINE_POINTS];
+    let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) else {
+        return Ok(points);
+    };
+    let now = now_ms / SPARKLINE_STEP_MS;
+    for element in ring {
+        let (_, point) = element?;
+        let Some(point) = point.as_document() else {
+            continue;
+        };
+        let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
+        // The last point is the present one; what is ahead of the clock is not shown before its time.
+        let back = now.checked_sub(slot).and_then(|back| usize::try_from(back).ok());
+        let place = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
+        if let Some(at) = place.and_then(|place| points.get_mut(place)) {
+            *at = point.get("max")?.and_then(number);
+        }
+    }
+    Ok(points)
+}
+
+fn millis(at: DateTime) -> u64 {
+    u64::try_from(at.timestamp_millis()).unwrap_or(0)
+}

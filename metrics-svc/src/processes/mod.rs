@@ -1,0 +1,145 @@
+//! Processes of a VM: the table of any moment, the past of some of them, their starts and ends. All from the process
+//! rows themselves; rows of one sample share a `create_date`, which makes a table one short range of an index.
+
+mod events;
+mod row;
+mod series;
+mod table;
+
+use std::{sync::Arc, time::Duration};
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::{Collection, IndexModel, options::IndexOptions};
+use shared::{
+    api::InstanceId,
+    time::{CreateDate, UtcOffset},
+};
+
+use crate::{
+    MetricsError,
+    store::{RowKind, RowStore},
+};
+
+/// How far before a moment its table may lie, in widening steps, each asked only where the one before is empty. Most
+/// tables lie within an agent's interval. MongoDB would find the newest in one step; the stand-in of development
+/// reads all that is in range, so the ranges are kept near to what they find.
+const STEPS: [Duration; 11] = [
+    Duration::from_secs(2),
+    Duration::from_secs(8),
+    Duration::from_secs(32),
+    Duration::from_mins(2),
+    Duration::from_mins(8),
+    Duration::from_mins(32),
+    Duration::from_hours(2),
+    Duration::from_hours(8),
+    Duration::from_hours(24),
+    Duration::from_hours(72),
+    Duration::from_hours(168),
+];
+/// How many tables before cuts are looked at: see [`Processes::tables`].
+const MOST_CUTS: usize = 8;
+
+/// The processes in the database.
+pub(crate) struct Processes {
+    rows: Arc<RowStore>,
+    offset: UtcOffset,
+}
+
+impl Processes {
+    /// Of these rows.
+    pub(crate) fn of(rows: &Arc<RowStore>) -> Self {
+        Self {
+            offset: rows.offset(),
+            rows: Arc::clone(rows),
+        }
+    }
+
+    /// Makes the indexes of ended processes. They hold only the last row of each, and cost the other rows nothing.
+    pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
+        let index = |keys: Document, name: &str| {
+            let options = IndexOptions::builder()
+                .name(name.to_owned())
+                .partial_filter_expression(doc! { "shutdown_time": { "$gt": 0 } })
+                .build();
+            IndexModel::builder().keys(keys).options(options).build()
+        };
+        let ended = index(doc! { "instance_id": 1, "shutdown_time": 1 }, "instance_ended");
+        let started = index(doc! { "instance_id": 1, "running_time": 1 }, "instance_started");
+        self.collection().create_indexes([ended, started]).await?;
+        Ok(())
+    }
+
+    fn collection(&self) -> &Collection<RawDocumentBuf> {
+        self.rows.collection(RowKind::Process)
+    }
+
+    /// The date of the newest sample before a moment, at most seven days before.
+    async fn sample_before(
+        &self,
+        instance: &InstanceId,
+        end_ms: u64,
+        limit: Duration,
+    ) -> Result<Option<String>, MetricsError> {
+        let date = |millis| CreateDate::at_millis(millis, self.offset);
+        let mut end = date(end_ms);
+        for step in STEPS {
+            let start = date(end_ms.saturating_sub(u64::try_from(step.as_millis()).unwrap_or(u64::MAX)));
+            let range = doc! { "$gte": start.as_str(), "$lt": end.as_str() };
+            let newest = self
+                .collection()
+                .find_one(doc! { "instance_id": instance.as_str(), "create_date": range })
+                .projection(doc! { "_id": 0, "create_date": 1 })
+                .sort(doc! { "create_date": -1, "_id": -1 })
+                .max_time(limit)
+                .await?;
+            if let Some(newest) = newest {
+                return Ok(Some(newest.get_str("create_date")?.to_owned()));
+            }
+            end = start;
+        }
+        Ok(None)
+    }
+
+    /// The dates of the tables that show every process that ran in a range of time and whose end nobody saw: the last
+    /// of the range, and the last before each cut, at which a VM was switched off with all its processes. The oldest
+    /// process of a table tells when the VM came up, and so where to look for the cut before.
+    async fn tables(
+        &self,
+        instance: &InstanceId,
+        from_ms: u64,
+        to_ms: u64,
+        limit: Duration,
+    ) -> Result<Vec<String>, MetricsError> {
+        let mut dates = Vec::new();
+        let mut end_ms = to_ms;
+        while dates.len() <= MOST_CUTS && end_ms > from_ms {
+            let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
+                break;
+            };
+            let oldest = self
+                .collection()
+                .find_one(doc! { "instance_id": instance.as_str(), "create_date": &date })
+                .projection(doc! { "_id": 0, "running_time": 1 })
+                .sort(doc! { "running_time": 1 })
+                .max_time(limit)
+                .await?;
+            let up = oldest.and_then(|row| row::millis(row.get("running_time").ok()??));
+            let sampled = self.offset.unix_millis_of(&date).unwrap_or(0);
+            dates.push(date);
+            if sampled < from_ms {
+                break;
+            }
+            end_ms = up.unwrap_or(0).min(sampled);
+        }
+        Ok(dates)
+    }
+}
+
+/// Unix milliseconds as rows have them, in seconds.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "below 2^53 until long after the year 9999"
+)]
+fn seconds(millis: u64) -> f64 {
+    millis as f64 / 1000.0
+}

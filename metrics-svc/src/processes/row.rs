@@ -1,0 +1,79 @@
+//! A stored process row.
+
+use bson::{Document, RawBsonRef, RawDocument, doc};
+use shared::api::processes::ProcessRow;
+
+use crate::{MetricsError, history::sums::number};
+
+/// The fields that [`read`] needs.
+pub(super) fn projection() -> Document {
+    doc! {
+        "_id": 0, "create_date": 1, "cmd": 1, "pid": 1, "cpu_util": 1, "mem": 1, "disk_read": 1, "disk_write": 1,
+        "running_time": 1, "shutdown_time": 1,
+    }
+}
+
+/// Unix seconds as milliseconds.
+pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
+    let seconds = number(seconds)?;
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked; `as` saturates"
+    )]
+    (seconds >= 0.0).then(|| (seconds * 1000.0).round() as u64)
+}
+
+/// A row, and the date of its sample. What it lacks is 0 or empty: rows of every reporter have all of it.
+pub(super) fn read(row: &RawDocument) -> Result<(&str, ProcessRow), MetricsError> {
+    let mut date = "";
+    let mut read = ProcessRow {
+        name: String::new(),
+        pid: 0,
+        cpu_util: 0.0,
+        mem: 0.0,
+        disk_read: 0.0,
+        disk_write: 0.0,
+        started_ms: 0,
+        ended_ms: None,
+    };
+    for element in row {
+        let (key, value) = element?;
+        match (key.as_str(), value) {
+            ("create_date", RawBsonRef::String(text)) => date = text,
+            ("cmd", RawBsonRef::String(text)) => text.clone_into(&mut read.name),
+            ("pid", RawBsonRef::Int32(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
+            ("pid", RawBsonRef::Int64(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
+            ("cpu_util", value) => read.cpu_util = number(value).unwrap_or(0.0),
+            ("mem", value) => read.mem = number(value).unwrap_or(0.0),
+            ("disk_read", value) => read.disk_read = number(value).unwrap_or(0.0),
+            ("disk_write", value) => read.disk_write = number(value).unwrap_or(0.0),
+            ("running_time", value) => read.started_ms = millis(value).unwrap_or(0),
+            ("shutdown_time", value) => read.ended_ms = millis(value),
+            _ => {}
+        }
+    }
+    Ok((date, read))
+}
+
+#[cfg(test)]
+mod tests {
+    use bson::rawdoc;
+
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_whatever_types_its_reporter_used() {
+        let row = rawdoc! {
+            "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
+            "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,
+        };
+        let (date, row) = read(&row).unwrap();
+        assert_eq!(date, "2017-01-01T21:37:59.001065");
+        assert_eq!(
+            (row.name.as_str(), row.pid, row.cpu_util, row.disk_read),
+            ("lvmetad", 479, 1.0, 0.0)
+        );
+        assert_eq!((row.started_ms, row.ended_ms), (1_482_236_515_630, None));
+    }
+}

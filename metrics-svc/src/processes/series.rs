@@ -1,0 +1,193 @@
+//! The past of some processes, as one series.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use bson::doc;
+use shared::{
+    api::processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
+    time::CreateDate,
+};
+
+use super::{Processes, row, seconds};
+use crate::{
+    MetricsError,
+    history::{Chart, sums::Sum},
+};
+
+/// The most names that a pid is followed under: a process that replaces itself by another program changes its name.
+const MOST_NAMES: usize = 16;
+
+/// What the processes use together at one moment.
+#[derive(Debug, Default)]
+struct Moment {
+    date: String,
+    running: f64,
+    cpu_util: f64,
+    mem: f64,
+    disk_read: f64,
+    disk_write: f64,
+}
+
+impl Moment {
+    fn add(&mut self, row: &ProcessRow) {
+        if row.ended_ms.is_none() {
+            self.running += 1.0;
+        }
+        self.cpu_util += row.cpu_util;
+        self.mem += row.mem;
+        self.disk_read += row.disk_read;
+        self.disk_write += row.disk_write;
+    }
+}
+
+/// What the moments of a bucket come to.
+#[derive(Debug, Clone, Default)]
+struct Moments {
+    count: u64,
+    running: Sum,
+    cpu_util: Sum,
+    mem: Sum,
+    disk_read: Sum,
+    disk_write: Sum,
+}
+
+impl Moments {
+    fn add(&mut self, moment: &Moment) {
+        self.count += 1;
+        self.running.add(moment.running);
+        self.cpu_util.add(tidy(moment.cpu_util));
+        self.mem.add(tidy(moment.mem));
+        self.disk_read.add(tidy(moment.disk_read));
+        self.disk_write.add(tidy(moment.disk_write));
+    }
+
+    fn bucket(&self, at_ms: u64) -> ProcessBucket {
+        let stat = |sum: &Sum| sum.stat().unwrap_or_default();
+        ProcessBucket {
+            at_ms,
+            count: self.count,
+            processes: stat(&self.running),
+            cpu_util: stat(&self.cpu_util),
+            mem: stat(&self.mem),
+            disk_read: stat(&self.disk_read),
+            disk_write: stat(&self.disk_write),
+        }
+    }
+}
+
+impl Processes {
+    /// The history of the processes that were asked for.
+    pub(crate) async fn series(
+        &self,
+        query: &ProcessHistoryQuery,
+        limit: Duration,
+    ) -> Result<ProcessSeries, MetricsError> {
+        let chart = Chart::of_rows(query.range, query.points, self.offset.as_millis());
+        let names = match (query.process.name(), query.process.pid()) {
+            (Some(name), _) => BTreeSet::from([name.as_str().to_owned()]),
+            (None, Some(pid)) => self.names_of(query, pid, limit).await?,
+            (None, None) => BTreeSet::new(),
+        };
+        let mut moments = vec![Moments::default(); chart.buckets];
+        for name in &names {
+            self.add_moments(query, name, &chart, &mut moments, limit).await?;
+        }
+        let buckets = moments
+            .iter()
+            .enumerate()
+            .filter(|(_, moments)| moments.count > 0);
+        let buckets: Vec<_> = buckets
+            .map(|(index, moments)| moments.bucket(chart.start_ms(index)))
+            .collect();
+        let step_ms = if buckets.is_empty() { 0 } else { chart.step_ms };
+        Ok(ProcessSeries { step_ms, buckets })
+    }
+
+    /// Adds the samples of the processes of a name, or of those that had the pid.
+    async fn add_moments(
+        &self,
+        query: &ProcessHistoryQuery,
+        name: &str,
+        chart: &Chart,
+        moments: &mut [Moments],
+        limit: Duration,
+    ) -> Result<(), MetricsError> {
+        let date = |millis| CreateDate::at_millis(millis, self.offset);
+        let range = doc! { "$gte": date(chart.first_ms).as_str(), "$lt": date(chart.end_ms()).as_str() };
+        let mut filter =
+            doc! { "instance_id": query.instance_id.as_str(), "cmd": name, "create_date": range };
+        if let Some(pid) = query.process.pid() {
+            filter.insert("pid", i64::from(pid));
+        }
+        let mut cursor = self
+            .collection()
+            .find(filter)
+            .projection(row::projection())
+            .sort(doc! { "create_date": 1, "_id": 1 })
+            .batch_size(5000)
+            .max_time(limit)
+            .await?;
+        let mut moment = Moment::default();
+        let mut finish = |moment: &Moment| {
+            let at_ms = self.offset.unix_millis_of(&moment.date);
+            let index = at_ms.and_then(|at_ms| chart.index(at_ms));
+            if let Some(moments) = index.and_then(|index| moments.get_mut(index)) {
+                moments.add(moment);
+            }
+        };
+        while cursor.advance().await? {
+            let (date, row) = row::read(cursor.current())?;
+            if date != moment.date {
+                finish(&moment);
+                moment = Moment {
+                    date: date.to_owned(),
+                    ..Moment::default()
+                };
+            }
+            moment.add(&row);
+        }
+        finish(&moment);
+        Ok(())
+    }
+
+    /// The names under which a pid was seen: by the last rows of those that ended since, and by the tables that show
+    /// the others. There is no index by pid, which would be one entry more for every row; there is one by name.
+    async fn names_of(
+        &self,
+        query: &ProcessHistoryQuery,
+        pid: u32,
+        limit: Duration,
+    ) -> Result<BTreeSet<String>, MetricsError> {
+        let (from_ms, to_ms) = (query.range.from_ms(), query.range.to_ms());
+        let instance = query.instance_id.as_str();
+        let mut filters = vec![doc! {
+            "instance_id": instance,
+            "shutdown_time": { "$gte": seconds(from_ms) },
+            "running_time": { "$lt": seconds(to_ms) },
+            "pid": i64::from(pid),
+        }];
+        let tables = self.tables(&query.instance_id, from_ms, to_ms, limit).await?;
+        let tables = tables.into_iter();
+        filters.extend(
+            tables.map(|date| doc! { "instance_id": instance, "create_date": date, "pid": i64::from(pid) }),
+        );
+        let mut names = BTreeSet::new();
+        for filter in filters {
+            let rows = self
+                .collection()
+                .find(filter)
+                .projection(row::projection())
+                .limit(100);
+            let mut cursor = rows.max_time(limit).await?;
+            while cursor.advance().await? && names.len() < MOST_NAMES {
+                names.insert(row::read(cursor.current())?.1.name);
+            }
+        }
+        Ok(names)
+    }
+}
+
+/// Without the digits that adding up decimals leaves behind.
+fn tidy(sum: f64) -> f64 {
+    (sum * 1000.0).round() / 1000.0
+}
