@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bson::{RawDocumentBuf, doc};
 use futures::TryStreamExt;
-use mongodb::{Collection, Database, IndexModel, options::IndexOptions};
+use mongodb::{Collection, Database, IndexModel, error::ErrorKind, options::IndexOptions};
 use tracing::info;
 
 use crate::{MetricsError, documents::SAMPLED_AT};
@@ -50,9 +50,19 @@ pub(crate) async fn apply(
 
 /// What the database goes by now.
 async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
-    let indexes: Vec<IndexModel> = rows.list_indexes().await?.try_collect().await?;
+    let indexes: Vec<IndexModel> = match rows.list_indexes().await {
+        Ok(indexes) => indexes.try_collect().await?,
+        // A collection that nothing was written to does not exist yet.
+        Err(error) if is_missing(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     let options = indexes.into_iter().filter_map(|index| index.options);
     Ok(options
         .filter(|options| options.name.as_deref() == Some(INDEX))
         .find_map(|options| options.expire_after))
+}
+
+/// `NamespaceNotFound` of MongoDB's error codes.
+fn is_missing(error: &mongodb::error::Error) -> bool {
+    matches!(*error.kind, ErrorKind::Command(ref refusal) if refusal.code == 26)
 }
