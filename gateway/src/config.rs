@@ -50,6 +50,17 @@ const SESSIONS_STALE_AFTER: Setting = Setting {
     help: "requests are refused once the session table could not be checked for so long",
 };
 
+const SILENT_AFTER: Setting = Setting {
+    name: "VMWATCH_SILENT_AFTER",
+    default: "60s",
+    help: "a VM whose agent did not report for so long is shown as silent; above the agents' interval",
+};
+const MAX_EVENT_STREAMS: Setting = Setting {
+    name: "VMWATCH_MAX_EVENT_STREAMS",
+    default: "1000",
+    help: "clients that follow live events at once",
+};
+
 /// Every setting, for `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
@@ -62,6 +73,8 @@ pub const SETTINGS: &[&[Setting]] = &[
         DRAIN_DEADLINE,
         MAX_SESSIONS,
         SESSIONS_STALE_AFTER,
+        SILENT_AFTER,
+        MAX_EVENT_STREAMS,
         health::setting(HEALTH),
     ],
     bus::SETTINGS,
@@ -79,6 +92,14 @@ pub struct GatewaySettings {
     pub(crate) deadlines: Deadlines,
     pub(crate) http: HttpSettings,
     pub(crate) sessions: SessionSettings,
+    pub(crate) rest: RestSettings,
+}
+
+/// Of the REST API.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RestSettings {
+    pub(crate) silent_after: Duration,
+    pub(crate) event_streams: usize,
 }
 
 /// Of the listener and its requests.
@@ -105,6 +126,8 @@ impl GatewaySettings {
         let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
         let most = env.within(&MAX_SESSIONS, 1, 10_000_000);
         let stale_after = env.duration(&SESSIONS_STALE_AFTER, 3 * second, 600 * second);
+        let silent_after = env.duration(&SILENT_AFTER, second, 86_400 * second);
+        let event_streams = env.within(&MAX_EVENT_STREAMS, 1, 100_000);
         let body_timeout = request_timeout?;
         Ok(Self {
             bus: bus?,
@@ -127,6 +150,10 @@ impl GatewaySettings {
             sessions: SessionSettings {
                 most: most?,
                 stale_after: stale_after?,
+            },
+            rest: RestSettings {
+                silent_after: silent_after?,
+                event_streams: event_streams?,
             },
         })
     }

@@ -1,11 +1,13 @@
 //! The HTTP edge: it translates, checks sessions, and holds no rule and no database connection of its own.
 //!
-//! Way of one request: [`legacy`] reads the documented form, [`sessions`] tells who asks without leaving the process,
-//! the bus carries the method's own parameters to a service, and `legacy` renders the reply.
+//! Way of one request: [`legacy`] reads the documented form, or [`rest`] that of today; [`sessions`] tells who asks
+//! without leaving the process, the bus carries the method's own parameters to a service, and the same module renders the
+//! reply. Live events are followed by [`live`].
 
 mod body;
 pub mod config;
 pub mod legacy;
+mod live;
 pub mod rest;
 mod sessions;
 
@@ -23,7 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
-    config::{GatewaySettings, HttpSettings, LISTEN},
+    config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
+    live::Live,
     sessions::Sessions,
 };
 
@@ -34,9 +37,12 @@ pub const NAME: &str = "vmwatch-gateway";
 pub(crate) struct Gateway {
     bus: Bus,
     sessions: Sessions,
+    live: Live,
     deadlines: Deadlines,
     http: HttpSettings,
+    rest: RestSettings,
     permits: Arc<Semaphore>,
+    event_streams: Arc<Semaphore>,
 }
 
 /// The gateway cannot run.
@@ -84,9 +90,12 @@ pub async fn run(
     let gateway = Arc::new(Gateway {
         bus: bus.clone(),
         sessions,
+        live: Live::follow(&bus, shutdown.clone()),
         deadlines: settings.deadlines,
         http: settings.http,
+        rest: settings.rest,
         permits: Arc::new(Semaphore::new(settings.http.max_in_flight)),
+        event_streams: Arc::new(Semaphore::new(settings.rest.event_streams)),
     });
     let router = Router::new()
         .route(legacy::PATH, any(legacy::serve))

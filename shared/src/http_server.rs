@@ -12,6 +12,7 @@ use hyper_util::{
 };
 use metrics::{counter, gauge};
 use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
@@ -22,6 +23,7 @@ pub struct HttpLimits {
     /// Connections at once; more wait in the kernel's queue.
     pub connections: usize,
     /// From the first wait for a request to the end of its headers: a slow sender and an idle connection both end here.
+    /// So does a peer that takes nothing of its answer for so long.
     pub header_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub drain: Duration,
@@ -50,10 +52,12 @@ pub async fn serve(
                 request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
                 request
             });
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(limits.header_timeout));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             gauge!("vmwatch_http_connections").increment(1.0);

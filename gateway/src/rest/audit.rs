@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
-    extract::{PageLimit, Query, page_limit},
+    extract::{PageLimit, Query, Text, page_limit},
     problem::Problem,
     time::Timestamp,
 };
@@ -29,12 +29,15 @@ pub(super) struct AuditRecord {
     /// Who asked; of a login, the name that was given, known or not.
     user: String,
     /// From which address, as the gateway saw it.
+    #[schema(required)]
     source: Option<String>,
     /// On what: an instance id, or the name of a user.
+    #[schema(required)]
     target: Option<String>,
     /// What the logs name the request.
     request_id: String,
     /// Of a command on a VM: its record.
+    #[schema(required)]
     operation_id: Option<OperationId>,
     /// What became of it.
     result: AuditResult,
@@ -65,6 +68,7 @@ pub(super) struct AuditPage {
     /// records are looked at for one page.
     records: Vec<AuditRecord>,
     /// What `before` is for the next page; null on the last.
+    #[schema(required)]
     next: Option<u64>,
 }
 
@@ -80,11 +84,11 @@ pub(super) struct AuditQuery {
     /// Of this user only.
     user: Option<UserName>,
     /// On this only: an instance id, or the name of a user.
-    #[param(max_length = 128)]
-    target: Option<String>,
+    #[param(inline)]
+    target: Option<Text<128>>,
     /// Of this action only, or of all below it: `auth` covers `auth.login`.
-    #[param(max_length = 128)]
-    action: Option<String>,
+    #[param(inline)]
+    action: Option<Text<128>>,
     /// Not before this moment.
     from: Option<Timestamp>,
     /// Before this moment.
@@ -107,8 +111,8 @@ pub(super) async fn list(
         before: query.before,
         limit: page_limit(query.limit),
         user: query.user,
-        target: query.target,
-        action: query.action,
+        target: query.target.map(Text::into_inner),
+        action: query.action.map(Text::into_inner),
         from_ms: query.from.map(Timestamp::as_ms),
         to_ms: query.to.map(Timestamp::as_ms),
     };

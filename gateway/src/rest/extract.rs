@@ -155,3 +155,35 @@ pub(super) fn page_limit(given: Option<PageLimit>) -> Limit {
     // The bounds are those of `Limit`.
     Limit::new(u64::from(given.map_or(100, PageLimit::get))).unwrap_or_default()
 }
+
+/// A text of at most so many characters, in a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Text<const MOST: usize>(String);
+
+impl<const MOST: usize> Text<MOST> {
+    pub(super) fn into_inner(self) -> String {
+        self.0
+    }
+}
+
+impl<'de, const MOST: usize> Deserialize<'de> for Text<MOST> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.chars().count() <= MOST {
+            Ok(Self(text))
+        } else {
+            Err(D::Error::custom(format!("must be at most {MOST} characters")))
+        }
+    }
+}
+
+impl<const MOST: usize> PartialSchema for Text<MOST> {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .max_length(Some(MOST))
+            .into()
+    }
+}
+
+impl<const MOST: usize> ToSchema for Text<MOST> {}

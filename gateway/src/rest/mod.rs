@@ -5,15 +5,24 @@
 //!            └ problem document, whatever went wrong
 //! ```
 
+mod actions;
 mod audit;
 mod caller;
 mod edge;
+mod events;
 mod extract;
+mod fleet;
 mod openapi;
+mod operations;
 mod problem;
+mod processes;
+mod range;
+mod samples;
 mod sessions;
+mod sort;
 mod time;
 mod users;
+mod vms;
 
 use std::sync::Arc;
 
@@ -45,6 +54,17 @@ fn described() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(sessions::login))
         .routes(routes!(sessions::logout))
         .routes(routes!(sessions::me))
+        .routes(routes!(vms::list))
+        .routes(routes!(vms::get))
+        .routes(routes!(samples::samples))
+        .routes(routes!(processes::table))
+        .routes(routes!(processes::history))
+        .routes(routes!(processes::events))
+        .routes(routes!(actions::act))
+        .routes(routes!(actions::act_on_several))
+        .routes(routes!(operations::list))
+        .routes(routes!(operations::get))
+        .routes(routes!(events::follow))
         .routes(routes!(users::list, users::add))
         .routes(routes!(users::get, users::update, users::remove))
         .routes(routes!(users::set_password))

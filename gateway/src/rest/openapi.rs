@@ -8,7 +8,7 @@ use axum::{
     routing::get,
 };
 use utoipa::{
-    OpenApi, PartialSchema,
+    OpenApi, PartialSchema, ToResponse,
     openapi::{
         Components, Content, HeaderBuilder, ObjectBuilder, OpenApi as Document, PathItem, Ref, RefOr,
         ResponseBuilder, Type,
@@ -20,6 +20,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use super::{
     caller::PLAIN_COOKIE,
+    events::{MachineEvent, ProcessesEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
 };
 
@@ -39,6 +40,8 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
                        before, and starting and stopping them.",
     ),
     security(("bearer" = []), ("cookie" = [])),
+    // Of the data of events, which no route names.
+    components(schemas(SampleEvent, ProcessesEvent, MachineEvent)),
     tags(
         (name = "sessions", description = "Logging in and out"),
         (name = "vms", description = "VMs and their past"),
@@ -66,6 +69,8 @@ pub(super) fn base() -> Document {
     components
         .schemas
         .insert("Problem".to_owned(), ProblemDocument::schema());
+    let (name, conflict) = Conflict::response();
+    components.responses.insert(name.to_owned(), conflict);
     for (status, name, description) in FAILURES {
         components
             .responses
@@ -107,8 +112,19 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
+/// The failure of a route that may find a thing in a state that does not allow what it asks.
+#[derive(Debug)]
+pub(super) struct Conflict;
+
+impl<'a> ToResponse<'a> for Conflict {
+    fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
+        let description = "The thing is in a state that does not allow it.";
+        ("Conflict", failure("409", description).into())
+    }
+}
+
 /// How a route may fail: the status, the name among the components, and what it means.
-const FAILURES: [(&str, &str, &str); 12] = [
+const FAILURES: [(&str, &str, &str); 11] = [
     (
         "400",
         "Invalid",
@@ -122,11 +138,6 @@ const FAILURES: [(&str, &str, &str); 12] = [
         "There is no such thing, or none that the session may know of.",
     ),
     ("408", "Slow", "The body came too slowly."),
-    (
-        "409",
-        "Conflict",
-        "The thing is in a state that does not allow it.",
-    ),
     ("413", "TooLarge", "The body is too large."),
     ("415", "NotJson", "The body is not JSON."),
     ("429", "Throttled", "Too many tries; again after `Retry-After`."),
@@ -143,8 +154,6 @@ fn may_fail(path: &str, operation: &Operation, status: &str) -> bool {
     match status {
         "404" => path.contains('{'),
         "408" | "413" | "415" => operation.request_body.is_some(),
-        // Its routes name it themselves.
-        "409" => false,
         _ => true,
     }
 }

@@ -57,6 +57,7 @@ pub(super) struct UserList {
     /// In the order of their names.
     users: Vec<User>,
     /// What `after` is for the next page; null on the last.
+    #[schema(required)]
     next: Option<UserName>,
 }
 
@@ -154,7 +155,7 @@ pub(super) async fn list(
     responses((
         status = CREATED, body = User, description = "the user",
         headers(("Location" = String, description = "the user's address")),
-    )),
+    ), (status = CONFLICT, response = super::openapi::Conflict)),
 )]
 pub(super) async fn add(
     State(gateway): State<Arc<Gateway>>,
@@ -205,7 +206,10 @@ pub(super) async fn get(
 #[utoipa::path(
     patch, path = "/users/{user_name}", tag = "users", operation_id = "update_user", request_body = Change,
     params(("user_name" = UserName, Path, description = "the user's name")),
-    responses((status = OK, body = User, description = "the user as it is now")),
+    responses(
+        (status = OK, body = User, description = "the user as it is now"),
+        (status = CONFLICT, response = super::openapi::Conflict),
+    ),
 )]
 pub(super) async fn update(
     State(gateway): State<Arc<Gateway>>,
@@ -225,7 +229,10 @@ pub(super) async fn update(
 #[utoipa::path(
     delete, path = "/users/{user_name}", tag = "users", operation_id = "remove_user",
     params(("user_name" = UserName, Path, description = "the user's name")),
-    responses((status = NO_CONTENT, description = "the user is no more")),
+    responses(
+        (status = NO_CONTENT, description = "the user is no more"),
+        (status = CONFLICT, response = super::openapi::Conflict),
+    ),
 )]
 pub(super) async fn remove(
     State(gateway): State<Arc<Gateway>>,

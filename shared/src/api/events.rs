@@ -6,7 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::InstanceId;
+use super::{
+    InstanceId,
+    lifecycle::{MachineState, Operation},
+};
 
 /// The stream of live events. metrics-svc makes it; readers have consumers of their own and acknowledge nothing.
 pub const EVENT_STREAM: &str = "VMWATCH_EVENTS";
@@ -21,6 +24,10 @@ pub enum LiveEvent {
     Sample(SampleEvent),
     /// Rows of a VM's processes were stored.
     Processes(ProcessesEvent),
+    /// A command on a VM came further: its record as it is now.
+    Operation(Box<Operation>),
+    /// A hypervisor says that a VM's state is another than it said before.
+    Machine(MachineEvent),
 }
 
 /// A row of a VM, as in [`super::history::VmSummary`].
@@ -57,12 +64,25 @@ pub struct ProcessesEvent {
     pub rows: u64,
 }
 
+/// A VM's state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineEvent {
+    /// Which VM.
+    pub instance_id: InstanceId,
+    /// When it was seen, Unix milliseconds.
+    pub at_ms: u64,
+    /// What the hypervisor says; nothing where no hypervisor has the VM any more.
+    pub state: Option<MachineState>,
+}
+
 impl LiveEvent {
     /// The kind, as in the subject and in the body.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Sample(_) => "sample",
             Self::Processes(_) => "processes",
+            Self::Operation(_) => "operation",
+            Self::Machine(_) => "machine",
         }
     }
 
@@ -71,6 +91,8 @@ impl LiveEvent {
         match self {
             Self::Sample(event) => &event.instance_id,
             Self::Processes(event) => &event.instance_id,
+            Self::Operation(event) => &event.instance_id,
+            Self::Machine(event) => &event.instance_id,
         }
     }
 

@@ -15,7 +15,11 @@ use crate::wire::FaultKind;
 /// The id of a command: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(pattern = "^[0-9a-f]{32}$"))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[0-9a-f]{32}$")
+)]
 pub struct OperationId(String);
 
 /// A text that is no [`OperationId`].

@@ -20,7 +20,11 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
 /// The id of a VM: 1 to 64 of `[0-9A-Za-z_-]`, so that it can be a token of a bus subject. Opaque: not always a UUID.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(pattern = "^[0-9A-Za-z_-]{1,64}$"))]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[0-9A-Za-z_-]{1,64}$")
+)]
 pub struct InstanceId(String);
 
 /// A text that is no [`InstanceId`].

@@ -1,0 +1,205 @@
+//! The order of a list of VMs, and the place in it where a page ends.
+
+use std::{cmp::Ordering, fmt::Write as _, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use shared::api::{InstanceId, processes::Order};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
+
+use super::vms::Vm;
+
+/// The longest key: of a text that is longer only the beginning counts.
+const LONGEST: usize = 256;
+
+/// What VMs are sorted by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum VmSort {
+    /// Their id.
+    #[default]
+    Id,
+    /// What the hypervisor calls them.
+    Name,
+    /// Their state.
+    State,
+    /// Busy share of all cores.
+    Cpu,
+    /// Share of memory in use.
+    Mem,
+    /// Disk rate, reads and writes together.
+    Disk,
+    /// Network rate, both ways together.
+    Net,
+    /// When they reported last.
+    LastReport,
+}
+
+/// A VM's place in an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Key {
+    /// Sorts by its bytes; empty where the VM has no such value, which comes last whichever way.
+    value: Vec<u8>,
+    id: InstanceId,
+}
+
+impl VmSort {
+    /// The way that is meant where none is given.
+    pub(super) const fn usual_order(self) -> Order {
+        match self {
+            Self::Id | Self::Name | Self::State => Order::Asc,
+            Self::Cpu | Self::Mem | Self::Disk | Self::Net | Self::LastReport => Order::Desc,
+        }
+    }
+
+    /// A VM's place.
+    pub(super) fn key(self, vm: &Vm) -> Key {
+        let text = |text: &str| text.to_lowercase().bytes().take(LONGEST).collect();
+        let number = |number: f64| sortable(number).to_be_bytes().to_vec();
+        let sample = vm.sample.as_ref();
+        let value = match self {
+            Self::Id => Some(vm.instance_id.as_str().as_bytes().to_vec()),
+            Self::Name => vm.name.as_deref().map(text),
+            Self::State => vm.state.map(|state| text(&state.to_string())),
+            Self::Cpu => sample.map(|sample| number(sample.cpu_util)),
+            Self::Mem => sample.map(|sample| number(sample.mem)),
+            Self::Disk => sample.map(|sample| number(sample.disk_read + sample.disk_write)),
+            Self::Net => sample.map(|sample| number(sample.net_incoming + sample.net_outgoing)),
+            Self::LastReport => vm.last_report_at.map(|at| at.as_ms().to_be_bytes().to_vec()),
+        };
+        Key {
+            value: value.unwrap_or_default(),
+            id: vm.instance_id.clone(),
+        }
+    }
+}
+
+/// Bits that sort as the numbers do.
+fn sortable(number: f64) -> u64 {
+    let bits = number.to_bits();
+    if number.is_sign_negative() {
+        !bits
+    } else {
+        bits | (1 << 63)
+    }
+}
+
+impl Key {
+    /// What comes first; ties by id.
+    pub(super) fn compare(&self, other: &Self, order: Order) -> Ordering {
+        let values = match (self.value.is_empty(), other.value.is_empty(), order) {
+            (false, false, Order::Desc) => other.value.cmp(&self.value),
+            (false, false, Order::Asc) => self.value.cmp(&other.value),
+            (mine, others, _) => mine.cmp(&others),
+        };
+        values.then_with(|| self.id.cmp(&other.id))
+    }
+}
+
+/// Where a page ended: the last VM's key, so that the next one begins behind it whatever has come or gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cursor(Key);
+
+impl Cursor {
+    /// What every cursor looks like; whatever looks so is one.
+    const PATTERN: &str = "^([0-9a-f]{2}){0,256}\\.[0-9A-Za-z_-]{1,64}$";
+
+    pub(super) fn of(key: &Key) -> Self {
+        Self(key.clone())
+    }
+
+    pub(super) fn into_key(self) -> Key {
+        self.0
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.split_once('.').and_then(|(value, id)| {
+            let lower = value.len() <= 2 * LONGEST && !value.bytes().any(|byte| byte.is_ascii_uppercase());
+            Some(Key {
+                value: lower.then(|| hex::decode(value).ok()).flatten()?,
+                id: id.parse().ok()?,
+            })
+        });
+        parsed.map(Self).ok_or("must be `next` of the page before")
+    }
+}
+
+impl<'de> Deserialize<'de> for Cursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(D::Error::custom)
+    }
+}
+
+impl Serialize for Cursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = hex::encode(&self.0.value);
+        // Writing to a String cannot fail.
+        let _ = write!(text, ".{}", self.0.id);
+        serializer.serialize_str(&text)
+    }
+}
+
+impl PartialSchema for Cursor {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(Self::PATTERN))
+            .description(Some("Where a page ended."))
+            .into()
+    }
+}
+
+impl ToSchema for Cursor {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(value: &[u8], id: &str) -> Key {
+        Key {
+            value: value.to_vec(),
+            id: id.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn numbers_sort_by_their_bits() {
+        let numbers = [f64::NEG_INFINITY, -1.5, -0.0, 0.0, 0.1, 99.9, 100.0, 1e300];
+        assert!(numbers.map(sortable).is_sorted());
+    }
+
+    #[test]
+    fn what_has_no_value_comes_last_both_ways_and_ties_go_by_id() {
+        let (none, low, high) = (key(b"", "a"), key(b"1", "b"), key(b"2", "c"));
+        assert!(low.compare(&high, Order::Asc).is_lt() && low.compare(&high, Order::Desc).is_gt());
+        for order in [Order::Asc, Order::Desc] {
+            assert!(none.compare(&low, order).is_gt() && low.compare(&none, order).is_lt());
+            assert!(key(b"1", "a").compare(&low, order).is_lt());
+        }
+    }
+
+    #[test]
+    fn a_cursor_comes_back() {
+        for key in [
+            key(b"", "vm-1"),
+            key(&[0, 255, 7], "VM_2"),
+            key(&[1; LONGEST], "x"),
+        ] {
+            let cursor = Cursor::of(&key);
+            let text = serde_json::to_value(&cursor).unwrap();
+            assert_eq!(text.as_str().unwrap().parse::<Cursor>().unwrap().into_key(), key);
+        }
+        let long = format!("{}.a", "00".repeat(LONGEST + 1));
+        for bad in ["", "a", ".", "0.a", "0G.a", "0A.a", "00.a b", &long] {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad}");
+        }
+    }
+}
