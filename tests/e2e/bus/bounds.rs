@@ -1,0 +1,208 @@
+//! What every handler gets for free: bounds, deadlines, panics caught, roles and scopes.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::HeaderMap;
+use futures::{StreamExt, stream::FuturesUnordered};
+use serde_json::{Value, json};
+use shared::{
+    api::{Method, Principal, Role, Scope, Service, lifecycle::Start, metrics::VmLatest},
+    bus::{
+        Context, headers,
+        serve::{ServeSettings, Server},
+    },
+    time::unix_millis,
+    wire::FaultKind,
+};
+use tokio::sync::Semaphore;
+
+use super::{SETTINGS, Served, context, echo, latest, nats, rows_of, running, target, viewer};
+
+/// A service at its bound says so at once, and loses nothing of what it has taken on.
+#[tokio::test]
+async fn a_full_service_answers_overloaded_at_once() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let settings = ServeSettings {
+        max_in_flight: 2,
+        ..SETTINGS
+    };
+    let server = Server::new(&bus, Service::Metrics, settings).method::<VmLatest, _, _>(move |_, params| {
+        let held = Arc::clone(&held);
+        async move {
+            held.acquire().await.unwrap().forget();
+            Ok(rows_of(&params.instance_id))
+        }
+    });
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
+    let ask = |instance: &'static str| {
+        let caller = caller.clone();
+        async move { caller.call::<VmLatest>(&viewer(), &latest(instance)).await }
+    };
+    let mut asking: FuturesUnordered<_> = ["a", "b", "c"]
+        .map(|id| tokio::spawn(ask(id)))
+        .into_iter()
+        .collect();
+    let refused = asking.next().await.unwrap().unwrap().unwrap_err();
+    assert_eq!(refused.kind, FaultKind::Overloaded);
+    assert!(refused.retry_after.is_some());
+    gate.add_permits(2);
+    while let Some(answer) = asking.next().await {
+        answer.unwrap().unwrap();
+    }
+    gate.add_permits(1);
+    ask("d").await.unwrap();
+    service.drain().await;
+}
+
+/// A request that is past its deadline, or has none, never reaches a handler; one that passes it while it is worked
+/// on is answered as late, and its handler ends its work.
+#[tokio::test]
+async fn deadlines_are_kept_by_the_service() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let (started, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let gate = Arc::new(Semaphore::new(0));
+    let (starts, ends, held) = (Arc::clone(&started), Arc::clone(&ended), Arc::clone(&gate));
+    let server = Server::new(&bus, Service::Lifecycle, SETTINGS).method::<Start, _, _>(move |_, params| {
+        let (starts, ends, held) = (Arc::clone(&starts), Arc::clone(&ends), Arc::clone(&held));
+        async move {
+            starts.fetch_add(1, Ordering::SeqCst);
+            held.acquire().await.unwrap().forget();
+            ends.fetch_add(1, Ordering::SeqCst);
+            Ok(running(params))
+        }
+    });
+    let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
+    let subject = Start::INFO.full_subject();
+    let raw = async |deadline: Option<u64>| -> Value {
+        let mut map = HeaderMap::new();
+        if let Some(deadline) = deadline {
+            map.insert(headers::DEADLINE, deadline.to_string());
+        }
+        let principal = Principal {
+            user: "test".into(),
+            role: Role::Operator,
+            scope: Scope::All,
+        };
+        map.insert(headers::PRINCIPAL, serde_json::to_string(&principal).unwrap());
+        let body = serde_json::to_vec(&target("vm")).unwrap();
+        let reply = caller
+            .client()
+            .request_with_headers(subject.clone(), map, body.into())
+            .await
+            .unwrap();
+        serde_json::from_slice(&reply.payload).unwrap()
+    };
+    let late = raw(Some(unix_millis() - 1)).await;
+    assert_eq!(
+        (&late["fault"], &late["status_code"]),
+        (&json!("timeout"), &json!(4))
+    );
+    let without = raw(None).await;
+    assert_eq!(
+        (&without["fault"], &without["status_code"]),
+        (&json!("invalid"), &json!(3))
+    );
+    assert_eq!(started.load(Ordering::SeqCst), 0);
+
+    let while_working = raw(Some(unix_millis() + 300)).await;
+    assert_eq!(while_working["fault"], "timeout");
+    assert_eq!(
+        (started.load(Ordering::SeqCst), ended.load(Ordering::SeqCst)),
+        (1, 0)
+    );
+    gate.add_permits(1);
+    service.drain().await;
+    assert_eq!(ended.load(Ordering::SeqCst), 1);
+}
+
+/// The caller's wait ends with its deadline although nobody answers.
+#[tokio::test]
+async fn a_caller_waits_no_longer_than_its_deadline() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let server = Server::new(&bus, Service::Metrics, SETTINGS)
+        .method::<VmLatest, _, _>(|_, _| async { std::future::pending().await });
+    let _service = Served::start(&bus, Service::Metrics, server, 1).await;
+    let mut short = viewer();
+    short.deadline_ms = unix_millis() + 200;
+    let started = Instant::now();
+    let fault = caller.call::<VmLatest>(&short, &latest("vm")).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Timeout);
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// A panic is one failed request, and neither the service's end nor a silence until the deadline.
+#[tokio::test]
+async fn a_panic_fails_its_own_request_only() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let server =
+        Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(|_, params| async move {
+            assert_ne!(params.instance_id.as_str(), "bad", "a defect");
+            Ok(rows_of(&params.instance_id))
+        });
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
+    let fault = caller
+        .call::<VmLatest>(&viewer(), &latest("bad"))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Internal);
+    assert!(
+        !fault.message.contains("defect"),
+        "the cause stays in the log: {}",
+        fault.message
+    );
+    caller.call::<VmLatest>(&viewer(), &latest("good")).await.unwrap();
+    service.drain().await;
+}
+
+/// Role and scope are the service's to enforce, whatever a caller checked before.
+#[tokio::test]
+async fn roles_and_scopes_are_enforced_by_the_service() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let server = Server::new(&bus, Service::Lifecycle, SETTINGS)
+        .method::<Start, _, _>(|_, params| async move { Ok(running(params)) });
+    let (_other, service) = tokio::join!(echo(&bus, 1), Served::start(&bus, Service::Lifecycle, server, 1));
+    let start = async |context: Context| caller.call::<Start>(&context, &target("mine")).await;
+    let only = |instance: &str| Scope::Only(vec![instance.parse().unwrap()]);
+
+    assert_eq!(
+        start(Context::new(Duration::from_secs(5)))
+            .await
+            .unwrap_err()
+            .kind,
+        FaultKind::Forbidden
+    );
+    assert_eq!(start(viewer()).await.unwrap_err().kind, FaultKind::Forbidden);
+    assert!(start(context(Role::Operator, only("mine"))).await.is_ok());
+    let hidden = start(context(Role::Operator, only("other"))).await.unwrap_err();
+    assert_eq!(
+        (hidden.kind, hidden.message.as_str()),
+        (FaultKind::NotFound, "there is no VM with this instance_id")
+    );
+
+    let rows = async |scope| {
+        caller
+            .call::<VmLatest>(&context(Role::Viewer, scope), &latest("mine"))
+            .await
+            .unwrap()
+    };
+    assert_eq!(rows(only("mine")).await.as_json(), r#"[{"instance_id":"mine"}]"#);
+    assert_eq!(rows(only("other")).await.as_json(), "[]");
+    service.drain().await;
+}
