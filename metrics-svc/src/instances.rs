@@ -28,11 +28,11 @@ use shared::{
 
 use crate::{
     MetricsError,
+    database::{find, update},
     documents::SAMPLED_AT,
     history::sums::{MEASURES, VmRow, number},
     retention,
     store::RowStore,
-    updates::update,
 };
 
 /// The VMs in the database.
@@ -168,14 +168,14 @@ impl Instances {
             doc! { "_id": ids }
         };
         let most = usize::from(page.limit.get());
-        let mut cursor = self
+        let query = self
             .instances
             .find(filter)
             .sort(doc! { "_id": 1 })
             .limit(i64::from(page.limit.get()) + 1)
             .batch_size(u32::from(page.limit.get()) + 1)
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let mut cursor = find(&self.instances, query).await?;
         let mut listed = VmPage::default();
         while cursor.advance().await? {
             if listed.vms.len() == most {
@@ -193,11 +193,11 @@ impl Instances {
         instance: &InstanceId,
         limit: Duration,
     ) -> Result<Option<VmSummary>, MetricsError> {
-        let found = self
+        let query = self
             .instances
             .find_one(doc! { "_id": instance.as_str() })
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let found = find(&self.instances, query).await?;
         found.map_or(Ok(None), |document| summary(&document, unix_millis()))
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod commands;
 pub mod config;
+mod database;
 pub mod documents;
 mod error;
 mod events;
@@ -18,7 +19,6 @@ mod retention;
 pub mod row_json;
 pub mod store;
 pub mod streams;
-mod updates;
 
 use std::sync::{
     Arc,

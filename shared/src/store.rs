@@ -11,8 +11,12 @@ use crate::config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, 
 pub const SETTINGS: &[Setting] = &[MONGODB_URI, MONGODB_URI_FILE, DATABASE, DATABASE_POOL];
 
 /// The span of one command to the database, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans need
-/// another version of OpenTelemetry than ours, and would not find their parents.
+/// another version of OpenTelemetry than ours, and would not find their parents. None outside of a request: what a
+/// service does of its own accord would be a trace of one span each time.
 pub fn command_span(operation: &'static str, collection: &str) -> Span {
+    if Span::current().is_none() {
+        return Span::none();
+    }
     info_span!(
         "mongodb",
         otel.name = format!("{operation} {collection}"),

@@ -29,7 +29,7 @@ use super::{
     rollups::Bucket,
     sums::{MEASURES, Sums, VmRow},
 };
-use crate::{MetricsError, instances::Report, store::RowKind};
+use crate::{MetricsError, database::find, instances::Report, store::RowKind};
 
 /// Buckets read at once, so that a follower never fills the pool of connections that requests share.
 const AT_ONCE: usize = 4;
@@ -153,13 +153,12 @@ impl History {
         let range = doc! { "$gte": date(from.start_ms).as_str(), "$lt": date(to_ms).as_str() };
         let mut wanted = doc! { "create_date": 1 };
         wanted.extend(MEASURES.iter().map(|measure| ((*measure).to_owned(), 1.into())));
-        let mut cursor = self
-            .rows
-            .collection(RowKind::Vm)
+        let rows = self.rows.collection(RowKind::Vm);
+        let query = rows
             .find(doc! { "instance_id": from.instance.as_str(), "create_date": range })
             .projection(wanted)
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let mut cursor = find(rows, query).await?;
         while cursor.advance().await? {
             let row = VmRow::of(cursor.current())?;
             match self.offset.unix_millis_of(row.create_date) {
@@ -191,7 +190,7 @@ impl History {
                 let end_ms = bucket.start_ms + width;
                 self.rollups
                     .read(from, bucket.clone(), end_ms, DEADLINE, |_, part| {
-                        sums.merge(&part)
+                        sums.merge(&part);
                     })
                     .await?;
                 Ok::<_, MetricsError>((bucket, sums))

@@ -21,10 +21,10 @@ use super::sums::Sums;
 use crate::{
     MetricsError,
     config::RollupSettings,
+    database::{find, update},
     documents::SAMPLED_AT,
     retention,
     store::{DUPLICATE_KEY, RowStore},
-    updates::update,
 };
 
 /// A bucket of a VM.
@@ -99,12 +99,12 @@ impl Rollups {
             start_ms: to_ms,
             ..from.clone()
         };
-        let mut cursor = self
-            .of(resolution)
+        let buckets = self.of(resolution);
+        let query = buckets
             .find(doc! { "_id": { "$gte": from.key(), "$lt": end.key() } })
             .sort(doc! { "_id": 1 })
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let mut cursor = find(buckets, query).await?;
         while cursor.advance().await? {
             let document = cursor.current();
             let start_ms = document.get_datetime(SAMPLED_AT)?.timestamp_millis();

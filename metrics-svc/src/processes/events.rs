@@ -8,7 +8,7 @@ use shared::api::processes::{
 };
 
 use super::{Processes, row, seconds};
-use crate::MetricsError;
+use crate::{MetricsError, database::find};
 
 /// What is asked of the rows, and which events its answers tell.
 struct Question {
@@ -31,15 +31,15 @@ impl Processes {
         let mut events = Vec::new();
         let mut seen = HashSet::new();
         for question in self.questions(query, limit).await? {
-            let mut cursor = self
+            let rows = self
                 .collection()
                 .find(question.filter)
                 .projection(row::projection())
                 .sort(question.newest_first)
                 // Each alone could have all of the newest, and one more tells that there are more.
                 .limit(i64::from(query.limit.get()) + 1)
-                .max_time(limit)
-                .await?;
+                .max_time(limit);
+            let mut cursor = find(self.collection(), rows).await?;
             while cursor.advance().await? {
                 let (_, row) = row::read(cursor.current())?;
                 let event = event(row, question.kind);

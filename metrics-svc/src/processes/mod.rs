@@ -17,6 +17,7 @@ use shared::{
 
 use crate::{
     MetricsError,
+    database::find,
     store::{RowKind, RowStore},
 };
 
@@ -85,13 +86,13 @@ impl Processes {
         for step in STEPS {
             let start = date(end_ms.saturating_sub(u64::try_from(step.as_millis()).unwrap_or(u64::MAX)));
             let range = doc! { "$gte": start.as_str(), "$lt": end.as_str() };
-            let newest = self
+            let query = self
                 .collection()
                 .find_one(doc! { "instance_id": instance.as_str(), "create_date": range })
                 .projection(doc! { "_id": 0, "create_date": 1 })
                 .sort(doc! { "create_date": -1, "_id": -1 })
-                .max_time(limit)
-                .await?;
+                .max_time(limit);
+            let newest = find(self.collection(), query).await?;
             if let Some(newest) = newest {
                 return Ok(Some(newest.get_str("create_date")?.to_owned()));
             }
@@ -116,13 +117,13 @@ impl Processes {
             let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
                 break;
             };
-            let oldest = self
+            let query = self
                 .collection()
                 .find_one(doc! { "instance_id": instance.as_str(), "create_date": &date })
                 .projection(doc! { "_id": 0, "running_time": 1 })
                 .sort(doc! { "running_time": 1 })
-                .max_time(limit)
-                .await?;
+                .max_time(limit);
+            let oldest = find(self.collection(), query).await?;
             let up = oldest.and_then(|row| row::millis(row.get("running_time").ok()??));
             let sampled = self.offset.unix_millis_of(&date).unwrap_or(0);
             dates.push(date);

@@ -11,6 +11,7 @@ use shared::{
 use super::{Processes, row, seconds};
 use crate::{
     MetricsError,
+    database::find,
     history::{Chart, sums::Sum},
 };
 
@@ -119,14 +120,14 @@ impl Processes {
         if let Some(pid) = query.process.pid() {
             filter.insert("pid", i64::from(pid));
         }
-        let mut cursor = self
+        let rows = self
             .collection()
             .find(filter)
             .projection(row::projection())
             .sort(doc! { "create_date": 1, "_id": 1 })
             .batch_size(5000)
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let mut cursor = find(self.collection(), rows).await?;
         let mut moment = Moment::default();
         let mut finish = |moment: &Moment| {
             let at_ms = self.offset.unix_millis_of(&moment.date);
@@ -173,12 +174,8 @@ impl Processes {
         );
         let mut names = BTreeSet::new();
         for filter in filters {
-            let rows = self
-                .collection()
-                .find(filter)
-                .projection(row::projection())
-                .limit(100);
-            let mut cursor = rows.max_time(limit).await?;
+            let rows = self.collection().find(filter).projection(row::projection());
+            let mut cursor = find(self.collection(), rows.limit(100).max_time(limit)).await?;
             while cursor.advance().await? && names.len() < MOST_NAMES {
                 names.insert(row::read(cursor.current())?.1.name);
             }

@@ -9,7 +9,7 @@ use shared::{
 };
 
 use super::{Processes, row};
-use crate::MetricsError;
+use crate::{MetricsError, database::find};
 
 /// The most rows of a table: twice what a kernel runs by its default `pid_max`.
 const MOST_ROWS: i64 = 65_536;
@@ -30,14 +30,14 @@ impl Processes {
         if let Some(name) = &query.name {
             filter.insert("cmd", name.as_str());
         }
-        let mut cursor = self
+        let rows = self
             .collection()
             .find(filter)
             .projection(row::projection())
             .limit(MOST_ROWS)
             .batch_size(2000)
-            .max_time(limit)
-            .await?;
+            .max_time(limit);
+        let mut cursor = find(self.collection(), rows).await?;
         let mut processes = Vec::new();
         while cursor.advance().await? {
             processes.push(row::read(cursor.current())?.1);

@@ -1,7 +1,9 @@
-//! Many updates in one command.
+//! Commands to the database, as all of its users here send them.
 
 use bson::{Document, doc};
 use mongodb::Collection;
+use shared::store::command_span;
+use tracing::Instrument;
 
 use crate::MetricsError;
 
@@ -32,4 +34,13 @@ pub(crate) async fn update<T: Send + Sync>(
         }
     }
     Ok(())
+}
+
+/// Sends a query, in a span of its own.
+pub(crate) async fn find<C: Send + Sync, T>(
+    collection: &Collection<C>,
+    query: impl IntoFuture<Output = mongodb::error::Result<T>>,
+) -> Result<T, MetricsError> {
+    let span = command_span("find", collection.name());
+    Ok(query.into_future().instrument(span).await?)
 }
