@@ -1,0 +1,328 @@
+"""The rules, each a function of an overlay that yields what is wrong with it. Run by `run`."""
+
+import os
+import re
+import subprocess
+import sys
+from typing import Iterator, List
+
+import kubernetes_validate
+import yaml
+
+from . import sources
+
+OVERLAYS = ["dev", "production", "production-keda"]
+KUBERNETES = "1.34"
+# Their schemas come with what defines them, not with Kubernetes.
+CUSTOM = {"ScaledObject", "MongoDBCommunity"}
+PART_OF = {"app.kubernetes.io/part-of": "vmwatch"}
+# Made by others than deploy/secrets: the ingress's certificate, and what only some hypervisors ask for.
+FOREIGN_SECRETS = {"vmwatch-tls"}
+FLUSH_SECONDS = 5
+
+
+class Overlay:
+    """What one overlay renders to."""
+
+    def __init__(self, name: str):
+        self.name = name
+        command = [os.environ["VMWATCH_KUBECTL"], "kustomize", sources.ROOT / "deploy" / "kubernetes" / "overlays" / name]
+        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        self.objects = list(yaml.safe_load_all(rendered))
+
+    def all(self, kind: str) -> List[dict]:
+        return [item for item in self.objects if item["kind"] == kind]
+
+    def names(self, kind: str) -> List[str]:
+        return [item["metadata"]["name"] for item in self.all(kind)]
+
+    def deployment(self, name: str) -> dict:
+        return next(item for item in self.all("Deployment") if item["metadata"]["name"] == name)
+
+    def selected(self, selector: dict) -> List[dict]:
+        return [item for item in self.all("Deployment") if matches(selector, pod(item)["metadata"]["labels"])]
+
+    def drain_seconds(self, deployment: dict) -> int:
+        settings = dict(environment(self, deployment))
+        return int(re.fullmatch(r"(\d+)s", settings["VMWATCH_DRAIN_DEADLINE"])[1])
+
+
+def pod(deployment: dict) -> dict:
+    return deployment["spec"]["template"]
+
+
+def container(deployment: dict) -> dict:
+    (only,) = pod(deployment)["spec"]["containers"]
+    return only
+
+
+def program(deployment: dict) -> str:
+    return deployment["metadata"]["name"].removeprefix("vmwatch-")
+
+
+def ports(deployment: dict) -> dict:
+    return {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
+
+
+def matches(selector: dict, labels: dict) -> bool:
+    """As a label selector does, of the forms that are used here."""
+    equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
+    expressions = selector.get("matchExpressions", [])
+    return equal and all(rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"] for rule in expressions)
+
+
+def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
+    """Each variable with its value, or nothing where that comes from elsewhere."""
+    maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
+    for source in container(deployment).get("envFrom", []):
+        yield from maps.get(source["configMapRef"]["name"], {}).items()
+    for variable in container(deployment).get("env", []):
+        yield variable["name"], variable.get("value")
+
+
+def schemas(overlay: Overlay):
+    for item in overlay.objects:
+        if item["kind"] in CUSTOM:
+            continue
+        try:
+            kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            yield f"{item['kind']} {item['metadata']['name']}: {error.message}"
+
+
+def selectors(overlay: Overlay):
+    for deployment in overlay.all("Deployment"):
+        name, labels = deployment["metadata"]["name"], pod(deployment)["metadata"]["labels"]
+        if not matches(deployment["spec"]["selector"], labels):
+            yield f"Deployment {name}: its selector does not match its own pods"
+        if not matches({"matchLabels": PART_OF}, labels):
+            yield f"Deployment {name}: its pods are not part of vmwatch"
+        for spread in pod(deployment)["spec"]["topologySpreadConstraints"]:
+            if not matches(spread["labelSelector"], labels):
+                yield f"Deployment {name}: it is spread by other pods' labels"
+    for item in overlay.all("PodDisruptionBudget"):
+        if len(overlay.selected(item["spec"]["selector"])) != 1:
+            yield f"PodDisruptionBudget {item['metadata']['name']} does not select one Deployment"
+    for item in overlay.all("NetworkPolicy"):
+        if not overlay.selected(item["spec"]["podSelector"]):
+            yield f"NetworkPolicy {item['metadata']['name']} selects no pod"
+
+
+def port_names(overlay: Overlay):
+    for service in overlay.all("Service"):
+        chosen = overlay.selected({"matchLabels": service["spec"]["selector"]})
+        if len(chosen) != 1:
+            yield f"Service {service['metadata']['name']} does not select one Deployment"
+        for port in service["spec"]["ports"]:
+            if any(port["targetPort"] not in ports(deployment) for deployment in chosen):
+                yield f"Service {service['metadata']['name']}: its pods have no port {port['targetPort']}"
+    for policy in overlay.all("NetworkPolicy"):
+        for rule in policy["spec"].get("ingress", []):
+            named = [port["port"] for port in rule.get("ports", []) if isinstance(port["port"], str)]
+            for deployment in overlay.selected(policy["spec"]["podSelector"]):
+                for name in named:
+                    if name not in ports(deployment):
+                        yield f"NetworkPolicy {policy['metadata']['name']}: {deployment['metadata']['name']} has no port {name}"
+    for ingress in overlay.all("Ingress"):
+        for rule in ingress["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                service = path["backend"]["service"]
+                offered = {
+                    port["name"]
+                    for item in overlay.all("Service")
+                    if item["metadata"]["name"] == service["name"]
+                    for port in item["spec"]["ports"]
+                }
+                if service["port"]["name"] not in offered:
+                    yield f"Ingress {ingress['metadata']['name']}: no Service {service['name']} with that port"
+
+
+def ports_of_programs(overlay: Overlay):
+    for deployment in overlay.all("Deployment"):
+        name = program(deployment)
+        found = ports(deployment)
+        if found["health"] != sources.health_port(name):
+            yield f"{name}: health port {found['health']}, but the program's is {sources.health_port(name)}"
+        if set(found.values()) != sources.image_ports(name):
+            yield f"{name}: ports {sorted(found.values())}, but its image exposes {sorted(sources.image_ports(name))}"
+        annotations = pod(deployment)["metadata"]["annotations"]
+        if annotations["prometheus.io/port"] != str(found["health"]):
+            yield f"{name}: Prometheus is sent to another port than the health listener's"
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            asked = container(deployment)[probe]["httpGet"]
+            wanted = "/readyz" if probe == "readinessProbe" else "/healthz"
+            if asked["port"] not in found or asked["path"] != wanted:
+                yield f"{name}: its {probe} asks {asked}"
+
+
+def settings(overlay: Overlay):
+    for deployment in overlay.all("Deployment"):
+        known = sources.settings(program(deployment)) | set().union(*map(sources.settings, sources.CRATES))
+        own = sources.settings(program(deployment))
+        shared_map = {name for item in overlay.all("ConfigMap") for name in item["data"]}
+        for name, _ in environment(overlay, deployment):
+            if name not in (known if name in shared_map else own):
+                yield f"{program(deployment)} knows no setting {name}"
+
+
+def references(overlay: Overlay):
+    made = sources.secrets()
+    mongodb = yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / "mongodb.yaml").read_text())
+    connections = {user["connectionStringSecretName"] for user in mongodb["spec"]["users"]}
+    maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
+    for deployment in overlay.all("Deployment"):
+        name = program(deployment)
+        for source in container(deployment).get("envFrom", []):
+            if source["configMapRef"]["name"] not in maps:
+                yield f"{name}: there is no ConfigMap {source['configMapRef']['name']}"
+        for variable in container(deployment)["env"]:
+            asked = variable.get("valueFrom", {}).get("configMapKeyRef")
+            if asked and asked["key"] not in maps.get(asked["name"], {}):
+                yield f"{name}: there is no ConfigMap {asked['name']} with {asked['key']}"
+        volumes = {volume["name"]: volume["secret"] for volume in pod(deployment)["spec"]["volumes"]}
+        mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
+        if set(volumes) != set(mounts):
+            yield f"{name}: volumes {sorted(volumes)}, mounted {sorted(mounts)}"
+        files = set()
+        for volume, secret in volumes.items():
+            known = secret["secretName"] in made or secret["secretName"] in connections
+            if not known and not secret.get("optional"):
+                yield f"{name}: nobody makes the Secret {secret['secretName']}"
+            keys = {item["path"] for item in secret["items"]} if "items" in secret else made.get(secret["secretName"], set())
+            files |= {f"{mounts[volume]}/{key}" for key in keys}
+        for variable, value in environment(overlay, deployment):
+            if variable.endswith("_FILE") and value not in files:
+                yield f"{name}: {variable} names {value}, which nothing mounts"
+        user = dict(environment(overlay, deployment))["VMWATCH_NATS_USER"]
+        if volumes["bus"]["secretName"] != f"{user}-nats":
+            yield f"{name}: the password of another user than {user}"
+    for ingress in overlay.all("Ingress"):
+        for secret in {tls["secretName"] for tls in ingress["spec"]["tls"]} - FOREIGN_SECRETS:
+            yield f"Ingress {ingress['metadata']['name']}: nobody makes the Secret {secret}"
+    for user in mongodb["spec"]["users"]:
+        if user["passwordSecretRef"]["name"] not in made:
+            yield f"mongodb.yaml: nobody makes the Secret {user['passwordSecretRef']['name']}"
+
+
+def hardening(overlay: Overlay):
+    for deployment in overlay.all("Deployment"):
+        spec, own = pod(deployment)["spec"], container(deployment)
+        security = own["securityContext"]
+        for holds, what in [
+            (spec["securityContext"]["runAsNonRoot"], "may run as root"),
+            (spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile"),
+            (spec["automountServiceAccountToken"] is False, "gets a token of the cluster"),
+            (security["readOnlyRootFilesystem"], "may write its file system"),
+            (security["allowPrivilegeEscalation"] is False, "may gain privileges"),
+            (security["capabilities"] == {"drop": ["ALL"]}, "keeps capabilities"),
+            (set(own["resources"]["requests"]) == {"cpu", "memory"}, "asks for no resources"),
+            ("memory" in own["resources"]["limits"], "has no bound on memory"),
+        ]:
+            if not holds:
+                yield f"{program(deployment)} {what}"
+
+
+def rolling_updates(overlay: Overlay):
+    """Nothing is taken away before its replacement is ready, nor killed while it still answers."""
+    for deployment in overlay.all("Deployment"):
+        name = program(deployment)
+        if deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] != 0:
+            yield f"{name}: a rolling update takes a replica away before the new one is ready"
+        hook = container(deployment).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        needed = hook + overlay.drain_seconds(deployment) + FLUSH_SECONDS
+        if pod(deployment)["spec"]["terminationGracePeriodSeconds"] < needed:
+            yield f"{name}: it is killed before {needed} s, while it may still drain"
+        if name == "gateway" and not hook:
+            yield "gateway: it stops listening before the cluster knows"
+
+
+def autoscaling(overlay: Overlay):
+    targets = [item["spec"]["scaleTargetRef"]["name"] for item in overlay.all("HorizontalPodAutoscaler") + overlay.all("ScaledObject")]
+    for target in targets:
+        if targets.count(target) > 1:
+            yield f"{target} is scaled by two autoscalers, which fight"
+        if target not in overlay.names("Deployment"):
+            yield f"an autoscaler scales {target}, which there is not"
+    for deployment in overlay.all("Deployment"):
+        name = deployment["metadata"]["name"]
+        if ("replicas" in deployment["spec"]) == (name in targets):
+            yield f"{name} must have either a number of replicas or an autoscaler"
+
+
+def keda(overlay: Overlay):
+    """The ScaledObject stands in for the HorizontalPodAutoscaler that it replaces, and names what there is."""
+    replaced = {item["metadata"]["name"]: item["spec"] for item in Overlay("production").all("HorizontalPodAutoscaler")}
+    values = yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / "nats-values.yaml").read_text())
+    for item in overlay.all("ScaledObject"):
+        before, spec = replaced[item["spec"]["scaleTargetRef"]["name"]], item["spec"]
+        if (spec["minReplicaCount"], spec["maxReplicaCount"]) != (before["minReplicas"], before["maxReplicas"]):
+            yield "the ScaledObject has other bounds than the autoscaler that it replaces"
+        triggers = {trigger["type"]: trigger["metadata"] for trigger in spec["triggers"]}
+        cpu = before["metrics"][0]["resource"]["target"]["averageUtilization"]
+        if triggers["cpu"]["value"] != str(cpu):
+            yield f"the ScaledObject does not carry the CPU trigger of {cpu} %"
+        lag = triggers["nats-jetstream"]
+        if lag["stream"] != sources.constant("shared", "SAMPLE_STREAM") or lag["consumer"] != sources.constant("metrics-svc", "CONSUMER"):
+            yield "the ScaledObject watches another stream or consumer than the samples'"
+        if lag["account"] not in values["config"]["merge"]["accounts"]:
+            yield f"NATS has no account {lag['account']}"
+        if not lag["natsServerMonitoringEndpoint"].endswith(f":{values['config']['monitor']['port']}"):
+            yield "the ScaledObject asks another port than NATS' monitoring"
+
+
+def compose():
+    """compose.yaml: settings that exist, users and password files that belong together."""
+    document = yaml.safe_load((sources.ROOT / "compose.yaml").read_text())
+    declared = document["secrets"]
+    for service, spec in document["services"].items():
+        for secret in spec.get("secrets", []):
+            if secret not in declared:
+                yield f"compose.yaml: {service} uses the secret {secret}, which is not declared"
+        name = spec["image"].partition(":")[0].removeprefix("vmwatch/")
+        if name not in sources.CRATES:
+            continue
+        variables = spec["environment"]
+        for variable in set(variables) - sources.settings(name) - set(document["x-settings"]):
+            yield f"compose.yaml: {name} knows no setting {variable}"
+        for variable, value in variables.items():
+            if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
+                yield f"compose.yaml: {service}: {variable} names a file that it has not"
+        user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
+        file = declared[secret]["file"]
+        if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
+            yield f"compose.yaml: {service} has the password of another user than {user}"
+        if not spec["read_only"] or spec["cap_drop"] != ["ALL"]:
+            yield f"compose.yaml: {service} is not hardened"
+
+
+def observability():
+    """Panels and alerts ask for metrics that the programs have."""
+    folder = sources.ROOT / "deploy" / "observability"
+    known = sources.metrics()
+    for path in [*sorted((folder / "grafana" / "dashboards").glob("*.json")), folder / "alerts.yaml"]:
+        for name in set(re.findall(r"\bvmwatch_[a-z0-9_]+", path.read_text())):
+            if name not in known and re.sub(r"_(bucket|sum|count)$", "", name) not in known:
+                yield f"{path.name}: no program has the metric {name}"
+
+
+RULES = [
+    schemas, selectors, port_names, ports_of_programs, settings, references, hardening, rolling_updates, autoscaling, keda,
+]
+
+
+def main() -> int:
+    passed, failed = 0, 0
+    checks = [(f"{name}: {rule.__name__}", lambda rule=rule, overlay=overlay: rule(overlay))
+              for name in OVERLAYS for overlay in [Overlay(name)] for rule in RULES]
+    checks += [("compose.yaml", compose), ("dashboards and alerts", observability)]
+    for title, check in checks:
+        wrong = list(check())
+        passed, failed = (passed, failed + 1) if wrong else (passed + 1, failed)
+        for text in wrong:
+            print(f"{title}: {text}")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

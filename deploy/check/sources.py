@@ -1,0 +1,53 @@
+"""What the programs themselves say: their settings, ports, metrics and names on the bus. Read from their sources, so
+that nothing here must be kept in step by hand."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Dict, Set
+
+ROOT = Path(__file__).resolve().parents[2]
+CRATES = {"gateway": "gateway", "auth": "auth-svc", "metrics": "metrics-svc", "lifecycle": "lifecycle-svc", "agent": "agent"}
+
+
+def text_of(crate: str) -> str:
+    return "\n".join(path.read_text() for path in sorted((ROOT / crate / "src").rglob("*.rs")))
+
+
+def settings(program: str) -> Set[str]:
+    """Environment variables that the program, or the layer that all share, knows."""
+    return set(re.findall(r'"(VMWATCH_[A-Z0-9_]+)"', text_of(CRATES[program]) + text_of("shared")))
+
+
+def health_port(program: str) -> int:
+    """Of `const HEALTH: &str = "127.0.0.1:9080"`."""
+    return int(re.search(r'const HEALTH: &str = "127\.0\.0\.1:(\d+)"', text_of(CRATES[program]))[1])
+
+
+def metrics() -> Set[str]:
+    """Names of counters, gauges and histograms."""
+    found = set()
+    for crate in [*CRATES.values(), "shared"]:
+        found |= set(re.findall(r'(?:counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"', text_of(crate)))
+    return found
+
+
+def constant(crate: str, name: str) -> str:
+    return re.search(rf'const {name}: &str = "([^"]+)"', text_of(crate))[1]
+
+
+def secrets() -> Dict[str, Set[str]]:
+    """Names and keys of the Secrets that `deploy/secrets kubernetes` prints, from a throw-away store."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, ROOT / "deploy" / "secrets", "--store", folder, "kubernetes"]
+        printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return {item["metadata"]["name"]: set(item["stringData"]) for item in printed["items"]}
+
+
+def image_ports(program: str) -> Set[int]:
+    """EXPOSE of the program's stage in deploy/Dockerfile."""
+    stage = re.search(rf"\nFROM scratch AS {program}\n(.*?)ENTRYPOINT", (ROOT / "deploy" / "Dockerfile").read_text(), re.S)[1]
+    return {int(port) for line in re.findall(r"EXPOSE (.*)", stage) for port in line.split()}

@@ -1,0 +1,132 @@
+"""A Docker engine: the one that answers, else Debian's, started here and stopped here."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, Iterator, List, Optional
+
+from dev import apt, layout, processes, tools
+from dev.terminal import Problem, Step, note
+
+LOGS = layout.LOGS / "offline"
+# The first Debian release with the second version of compose.
+COMPOSE_SUITE = "forky"
+START_LIMIT = 60.0
+# Longer than any container of ours may take to stop.
+STOP_LIMIT = 60.0
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How to speak to it."""
+
+    docker: str
+    environment: Dict[str, str]
+
+    @classmethod
+    @contextlib.contextmanager
+    def answering(cls) -> Iterator["Engine"]:
+        """An engine that answers, with compose; one that was started for this is stopped again."""
+        install()
+        engine = cls(client(), {**os.environ, "DOCKER_BUILDKIT": "1"})
+        started = None if engine.answers() else start(engine)
+        try:
+            yield engine.with_compose()
+        finally:
+            if started:
+                stop(started)
+
+    def answers(self) -> bool:
+        return subprocess.run([self.docker, "info"], env=self.environment, capture_output=True).returncode == 0
+
+    def run(self, *arguments, **options) -> subprocess.CompletedProcess:
+        """A command whose output is wanted; a failure is a Problem with what it said."""
+        argv = [self.docker, *(str(argument) for argument in arguments)]
+        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, **options)
+        if done.returncode != 0:
+            raise Problem(f"`{' '.join(argv)}` ended with {processes.ended_how(done.returncode)}", done.stderr.strip())
+        return done
+
+    def step(self, title: str, log: str, *arguments, cwd: Optional[Path] = None, result: str = "") -> float:
+        """A command that takes its time, told as a step; how long it took."""
+        with Step(title) as step:
+            argv = [self.docker, *arguments]
+            processes.run(step, argv, LOGS / f"{log}.log", env=self.environment, cwd=cwd)
+            step.done(result)
+            return step.elapsed()
+
+    def has_image(self, tag: str) -> bool:
+        return subprocess.run([self.docker, "image", "inspect", tag], env=self.environment, capture_output=True).returncode == 0
+
+    def inspect(self, container: str) -> dict:
+        return json.loads(self.run("inspect", container).stdout)[0]
+
+    def with_compose(self) -> "Engine":
+        """The same with `docker compose`, fetched from Debian into the cache of ./dev where it is missing."""
+        has = subprocess.run([self.docker, "compose", "version"], env=self.environment, capture_output=True)
+        if has.returncode == 0:
+            return self
+        home = tools.layout.tools() / "docker-compose"
+        plugin = home / "cli-plugins" / "docker-compose"
+        if not plugin.exists():
+            with tools.installing():
+                partial = home.with_name(".docker-compose.partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                unpacked = apt.fetch("docker-compose", COMPOSE_SUITE, partial, LOGS / "docker-compose.log")
+                plugin.parent.mkdir(parents=True, exist_ok=True)
+                (unpacked / "usr/libexec/docker/cli-plugins/docker-compose").rename(plugin)
+                shutil.rmtree(partial)
+        return Engine(self.docker, {**self.environment, "DOCKER_CONFIG": str(home)})
+
+
+def install() -> None:
+    """Docker and debootstrap, where they are missing."""
+    needs = [
+        tools.Need("docker.io", "Docker", lambda: bool(shutil.which("dockerd") or shutil.which("docker"))),
+        tools.Need("debootstrap", "debootstrap", lambda: bool(shutil.which("debootstrap"))),
+    ]
+    tools.install_system(needs)
+    if not shutil.which("dockerd") and not Engine(client(), dict(os.environ)).answers():
+        # A client alone, of an engine that does not answer.
+        apt.install(["docker.io"], LOGS / "apt.log")
+
+
+def client() -> str:
+    """Debian's client before others: it is of the engine's own version, and builds with BuildKit without a plugin."""
+    debian = "/usr/bin/docker"
+    return debian if os.path.exists(debian) else shutil.which("docker") or debian
+
+
+def start(engine: Engine) -> subprocess.Popen:
+    if os.geteuid() != 0:
+        raise Problem("no Docker engine answers, and only root can start one", "Start Docker, or run this as root.")
+    note("No Docker engine answers: starting one, which is stopped again at the end.")
+    with Step("starting dockerd") as step:
+        child = processes.spawn(["dockerd"], dict(os.environ), LOGS / "dockerd.log")
+        if not processes.wait_for(lambda: engine.answers() or child.poll() is not None, START_LIMIT) or child.poll() is not None:
+            child.kill()
+            raise Problem("dockerd does not start", processes.tail(LOGS / "dockerd.log", processes.SHOWN_LINES))
+        step.done()
+    return child
+
+
+def stop(child: subprocess.Popen) -> None:
+    with Step("stopping dockerd") as step:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        step.done()
+
+
+def containers(engine: Engine, *filters: str) -> List[str]:
+    """The ids of containers."""
+    arguments = [part for text in filters for part in ("--filter", text)]
+    return engine.run("ps", "--quiet", "--no-trunc", *arguments).stdout.split()

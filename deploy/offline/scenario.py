@@ -1,0 +1,216 @@
+"""What is done with compose.yaml: up with health, the documented methods, scaling, and restarts under load."""
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import List
+
+from dev import layout, machines, ports
+from dev.terminal import Problem, Step, say, style
+
+from .client import Api, Load
+from .engine import LOGS, Engine
+
+INSTANCE = "docker-host"
+READY_LIMIT = 90.0
+# What the gateway, the services and the agent are called in compose.yaml.
+SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "gateway": 2}
+
+
+class Project:
+    """compose.yaml as it is, in a folder of its own with its own secrets, so that nothing meets another stack."""
+
+    def __init__(self, engine: Engine, images: dict):
+        self.engine = engine
+        self.name = f"vmwatch-offline-{os.getpid()}"
+        self.folder = layout.DOT / "offline" / "project"
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        shutil.copy(layout.ROOT / "compose.yaml", self.folder)
+        for part in ("nats", "mongo", "compose", "secrets", "observability"):
+            source = layout.ROOT / "deploy" / part
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            (self.folder / "deploy").mkdir(exist_ok=True)
+            copy(source, self.folder / "deploy" / part)
+        names = ["api", "api2", "bus"]
+        while True:
+            chosen = ports.choose(names, {}, self.name)
+            # One after the other, for the range of the gateways.
+            if ports.is_free(chosen["api"] + 1):
+                break
+            names.append(f"next{len(names)}")
+        self.settings = {
+            **images,
+            "VMWATCH_VERSION": "offline",
+            "VMWATCH_API_PORTS": f"{chosen['api']}-{chosen['api'] + 1}",
+            "VMWATCH_BUS_PORT": str(chosen["bus"]),
+            "VMWATCH_AGENT_VM_INTERVAL": "1s",
+            "VMWATCH_AGENT_PROCESS_INTERVAL": "2s",
+        }
+        self.secrets()
+        self.secrets("agent", INSTANCE)
+
+    def secrets(self, *arguments: str) -> None:
+        subprocess.run([self.folder / "deploy" / "secrets", *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def secret(self, name: str) -> str:
+        return (self.folder / "deploy" / ".secrets" / name).read_text().strip()
+
+    def compose(self, *arguments: str) -> str:
+        engine = Engine(self.engine.docker, {**self.engine.environment, **self.settings})
+        command = ["compose", "--project-name", self.name, "--profile", "agent", *arguments]
+        return engine.run(*command, cwd=self.folder).stdout
+
+    def containers(self, service: str) -> List[str]:
+        return self.compose("ps", "--quiet", "--no-trunc", service).split()
+
+    def gateways(self) -> List[str]:
+        """host:port of each."""
+        found = []
+        for container in self.containers("gateway"):
+            bindings = self.engine.inspect(container)["NetworkSettings"]["Ports"]["8086/tcp"]
+            found.append(f"127.0.0.1:{bindings[0]['HostPort']}")
+        return sorted(found)
+
+    def wait_healthy(self, container: str) -> None:
+        end = time.monotonic() + READY_LIMIT
+        while self.engine.inspect(container)["State"]["Health"]["Status"] != "healthy":
+            if time.monotonic() > end:
+                raise Problem(f"a container is not healthy after {READY_LIMIT:.0f} s", self.logs())
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        return self.compose("logs", "--no-color", "--tail", "30")
+
+    def down(self) -> None:
+        with Step("docker compose down") as step:
+            LOGS.mkdir(parents=True, exist_ok=True)
+            (LOGS / "compose.log").write_text(self.compose("logs", "--no-color"))
+            self.compose("down", "--volumes", "--timeout", "20")
+            shutil.rmtree(self.folder)
+            step.done()
+
+
+def run(engine: Engine, standins) -> int:
+    """All of it; every check that fails is told, and makes the exit code 1."""
+    checks = Checks()
+    project = Project(engine, standins.variables)
+    try:
+        with Step("docker compose up --wait") as step:
+            project.compose("up", "--detach", "--wait", "--wait-timeout", "180", "--no-build")
+            step.done()
+        api = Api(project.gateways())
+        documented_methods(checks, project, api)
+        hardened(checks, project)
+        scale(checks, project, api)
+        for service in ("metrics-svc", "auth-svc", "lifecycle-svc"):
+            rolling_restart(checks, project, service)
+        gateways_in_turn(checks, project)
+    except Problem:
+        say(project.logs())
+        raise
+    finally:
+        project.down()
+    return checks.result()
+
+
+class Checks:
+    """Counts, and tells each."""
+
+    def __init__(self):
+        self.passed, self.failed = 0, 0
+
+    def that(self, holds: bool, what: str) -> None:
+        if holds:
+            self.passed += 1
+            say(f"{style('ok', 'good')}  {what}")
+        else:
+            self.failed += 1
+            say(f"{style('FAILED', 'bad')}  {what}")
+
+    def result(self) -> int:
+        say(f"\n{self.passed} passed, {self.failed} failed")
+        return 1 if self.failed else 0
+
+
+def documented_methods(checks: Checks, project: Project, api: Api) -> None:
+    session = api.login("admin", project.secret("admin-password"))
+    checks.that(bool(session), "login (458753) with the password that deploy/secrets made")
+    checks.that(api.login("admin", "wrong") is None, "a wrong password is refused")
+    for method, name, more in [
+        (611611, "VM rows", {}),
+        (611711, "process rows", {}),
+        (611712, "process rows by name", {"proc_name": "vmwatch-agent"}),
+    ]:
+        rows = api.rows_within(30, session, method, INSTANCE, more)
+        checks.that(bool(rows), f"{name} ({method}) of this machine, by the agent's container: {len(rows)} rows")
+    started = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": machines.TO_START}})
+    checks.that(started["status_code"] == 1, f"startmonitor (32523) of a machine that is off: {started['message']}")
+    missing = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": "0" * 8}})
+    checks.that(missing["status_code"] == 3, f"startmonitor of a machine that is not there: {missing['message']}")
+
+
+def hardened(checks: Checks, project: Project) -> None:
+    """What the images and compose.yaml promise."""
+    for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"):
+        (container,) = project.containers(service)
+        found = project.engine.inspect(container)
+        safe = (
+            found["Config"]["User"] == "65532:65532"
+            and found["HostConfig"]["ReadonlyRootfs"]
+            and found["HostConfig"]["CapDrop"] == ["ALL"]
+        )
+        checks.that(safe, f"{service} runs without root, capabilities and a writable file system")
+        shell = subprocess.run(
+            [project.engine.docker, "exec", container, "/bin/sh", "-c", "true"],
+            env=project.engine.environment, capture_output=True,
+        )
+        checks.that(shell.returncode != 0, f"{service} has no shell")
+
+
+def scale(checks: Checks, project: Project, api: Api) -> None:
+    arguments = [part for service, count in SCALED.items() for part in ("--scale", f"{service}={count}")]
+    with Step("docker compose up --scale " + " ".join(f"{name}={count}" for name, count in SCALED.items())) as step:
+        project.compose("up", "--detach", "--wait", "--wait-timeout", "120", "--no-build", "--no-recreate", *arguments)
+        step.done()
+    for service, count in SCALED.items():
+        checks.that(len(project.containers(service)) == count, f"{count} replicas of {service} are healthy")
+    session = api.login("admin", project.secret("admin-password"))
+    for address in project.gateways():
+        rows = Api([address]).rows(session, 611611, INSTANCE, {})
+        checks.that(bool(rows), f"a session of one gateway is good at {address}")
+
+
+def rolling_restart(checks: Checks, project: Project, service: str) -> None:
+    """One container after the other, each until it is healthy again, while clients ask all the time."""
+    password = project.secret("admin-password")
+    with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
+        took = restart_each(project, service)
+    checks.that(
+        load.asked > 100 and not load.failures,
+        f"rolling restart of {service} in {took:.1f} s: {load.told()}",
+    )
+
+
+def gateways_in_turn(checks: Checks, project: Project) -> None:
+    """As a load balancer's clients see it: who is refused a connection by one gateway asks the other."""
+    password = project.secret("admin-password")
+    with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
+        took = restart_each(project, "gateway")
+    checks.that(
+        load.asked > 100 and not load.failures,
+        f"rolling restart of gateway in {took:.1f} s: {load.told()}, {load.moved} asked again at the other gateway",
+    )
+
+
+def restart_each(project: Project, service: str) -> float:
+    began = time.monotonic()
+    with Step(f"restarting each {service} under load") as step:
+        for container in project.containers(service):
+            project.engine.run("restart", "--time", "20", container)
+            project.wait_healthy(container)
+            step.tick()
+        step.done()
+    return time.monotonic() - began

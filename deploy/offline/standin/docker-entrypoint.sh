@@ -1,0 +1,26 @@
+#!/bin/bash
+# What the official image's entrypoint does at its first start: a server on loopback without users, the root user, the
+# scripts of /docker-entrypoint-initdb.d, and only then the server that others reach, which asks for passwords.
+set -euo pipefail
+
+arguments=(--port 27017 --storage-path /data/db --standalone --sync-on-commit --cache-size 256M --log-file-max 16MB)
+
+if [ ! -e /data/db/.prepared ]; then
+    database --host 127.0.0.1 "${arguments[@]}" &
+    server=$!
+    until (exec 3<>/dev/tcp/127.0.0.1/27017) 2>/dev/null; do
+        kill -0 "$server"
+        sleep 0.1
+    done
+    MONGO_ROOT_PASSWORD=$(<"$MONGO_INITDB_ROOT_PASSWORD_FILE") mongosh --host 127.0.0.1 --quiet admin --eval \
+        'db.createUser({ user: process.env.MONGO_INITDB_ROOT_USERNAME, pwd: process.env.MONGO_ROOT_PASSWORD,
+            roles: [{ role: "root", db: "admin" }] })'
+    for script in /docker-entrypoint-initdb.d/*.js; do
+        mongosh --host 127.0.0.1 --port 27017 --quiet test "$script"
+    done
+    kill -TERM "$server"
+    wait "$server" || true
+    touch /data/db/.prepared
+fi
+
+exec database --host 0.0.0.0 --auth "${arguments[@]}"
