@@ -45,7 +45,7 @@ pub async fn run(
             if !bus.is_connected() {
                 Err("the bus is away")
             } else if !serving.load(Ordering::Relaxed) {
-                Err("waiting for the bucket of records and the audit")
+                Err("waiting for the bucket of records, the audit, and its subscriptions")
             } else if !fleet.reachable() {
                 Err("no hypervisor answers")
             } else {
@@ -59,9 +59,9 @@ pub async fn run(
         return Ok(());
     };
     operations.watch(&shutdown);
-    serving.store(true, Ordering::Relaxed);
     Lifecycle { fleet, operations }
         .server(&bus, settings.serve)
+        .tells(serving)
         .run(shutdown)
         .await?;
     Ok(())

@@ -18,6 +18,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use e2e::{PATIENCE, eventually};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 
@@ -68,6 +69,7 @@ struct Inner {
     /// What is answered instead of a server, whatever it is.
     instead: Option<(u16, Bytes)>,
     held: HashMap<At, usize>,
+    given_up: usize,
 }
 
 /// A cloud, on a port of its own.
@@ -104,6 +106,7 @@ impl Cloud {
                 commands: Vec::new(),
                 instead: None,
                 held: HashMap::new(),
+                given_up: 0,
             })),
             holds: Arc::new(watch::Sender::new(HashSet::new())),
             address: listener.local_addr().unwrap(),
@@ -228,6 +231,36 @@ impl Cloud {
         });
     }
 
+    /// Waits until one more request is held at this step than were.
+    pub(crate) async fn one_more_held(&self, at: At, than: usize) {
+        eventually("a request is held", PATIENCE, async || {
+            let held = self.held(at);
+            (held > than)
+                .then_some(())
+                .ok_or_else(|| format!("{held} at {at:?}"))
+        })
+        .await;
+    }
+
+    /// Waits until so many commands of this name were accepted.
+    pub(crate) async fn has_accepted(&self, command: &str, count: usize) {
+        eventually("a command is accepted", PATIENCE, async || {
+            let commands = self.commands();
+            (self.accepted(command) == count)
+                .then_some(())
+                .ok_or_else(|| format!("{commands:?}"))
+        })
+        .await;
+    }
+
+    /// Waits until a request that was held is given up, since who sent it is gone.
+    pub(crate) async fn has_given_up(&self) {
+        eventually("the connection is seen to be gone", PATIENCE, async || {
+            (self.lock().given_up > 0).then_some(()).ok_or_else(String::new)
+        })
+        .await;
+    }
+
     /// How many requests ever were held at this step.
     pub(crate) fn held(&self, at: At) -> usize {
         self.lock().held.get(&at).copied().unwrap_or(0)
@@ -237,13 +270,32 @@ impl Cloud {
         let mut holds = self.holds.subscribe();
         if holds.borrow_and_update().contains(&at) {
             *self.lock().held.entry(at).or_default() += 1;
+            let guard = Held(Some(self.clone()));
             holds.wait_for(|holds| !holds.contains(&at)).await.unwrap();
+            guard.passes();
         }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
         let token = headers.get("x-auth-token").and_then(|token| token.to_str().ok());
         token.is_some_and(|token| self.lock().tokens.contains(token))
+    }
+}
+
+/// A request that is held; it is given up when its connection ends.
+struct Held(Option<Cloud>);
+
+impl Held {
+    fn passes(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(cloud) = &self.0 {
+            cloud.lock().given_up += 1;
+        }
     }
 }
 

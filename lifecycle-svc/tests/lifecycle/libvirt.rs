@@ -147,7 +147,7 @@ async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
     }
 
     let fault = world.start(&operator(), NOWHERE).await.unwrap_err();
-    let failed = &world.operations(&operator(), Some(NOWHERE)).await[0];
+    let failed = &world.listed(&operator(), Some(NOWHERE), 1).await[0];
     assert_eq!(failed.state, OperationState::Failed);
     assert_eq!(failed.fault.as_ref().unwrap().message, fault.message);
 }
@@ -209,15 +209,7 @@ async fn lists_show_what_the_principal_may_see_and_no_more() {
         .collect();
     assert_eq!(ids, [PAUSED, ELSEWHERE]);
 
-    let theirs = e2e::eventually("both commands are listed", e2e::PATIENCE, async || {
-        let all = world.operations(&operator(), None).await;
-        if all.len() == 2 {
-            Ok(all)
-        } else {
-            Err(format!("{all:?}"))
-        }
-    })
-    .await;
+    let theirs = world.listed(&operator(), None, 2).await;
     assert_eq!(theirs[0].instance_id.as_str(), ELSEWHERE, "the newest first");
     let mine = world.operations(&scoped, None).await;
     assert_eq!(
@@ -299,6 +291,7 @@ async fn the_command_line_reads_state_operations_and_audit() {
         "vmwatch-lifecycle: there is no VM with this instance_id\n"
     );
 
+    world.listed(&operator(), Some(OFF), 1).await;
     let (_, text, _) = world.command(&["operations", "--instance", OFF]);
     let row: Vec<_> = text.lines().nth(1).unwrap().split_whitespace().skip(1).collect();
     assert_eq!(

@@ -9,6 +9,7 @@
 )]
 
 mod cloud;
+mod faults;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;

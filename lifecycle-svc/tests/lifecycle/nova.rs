@@ -129,12 +129,7 @@ async fn a_conflict_is_told_apart_by_reading_the_server() {
         let started = operator();
         let starting = world.start(&started, OFF);
         let meddling = async {
-            eventually("the command arrives", PATIENCE, async || {
-                (cloud.held(At::Arrived) > held)
-                    .then_some(())
-                    .ok_or_else(String::new)
-            })
-            .await;
+            cloud.one_more_held(At::Arrived, held).await;
             cloud.settle(OFF, status);
             if let Some(task) = task {
                 cloud.task(OFF, task);
@@ -183,12 +178,7 @@ async fn a_server_that_does_not_come_up_is_a_failure_with_novas_reason() {
     let starting_of = operator();
     let starting = world.start(&starting_of, OFF);
     let breaking = async {
-        eventually("Nova is told", PATIENCE, async || {
-            (cloud.accepted("os-start") == 2)
-                .then_some(())
-                .ok_or_else(String::new)
-        })
-        .await;
+        cloud.has_accepted("os-start", 2).await;
         cloud.break_down(OFF, "Build of instance aborted");
     };
     let (started, ()) = tokio::join!(starting, breaking);
@@ -297,10 +287,7 @@ async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
         futures::future::join_all((0..30).map(|_| world.start(&of, OFF))).await
     };
     let other = async {
-        eventually("it hangs", PATIENCE, async || {
-            (hangs.held(At::Look) >= 8).then_some(()).ok_or_else(String::new)
-        })
-        .await;
+        hangs.one_more_held(At::Look, 7).await;
         let began = Instant::now();
         assert_eq!(
             world.start(&operator(), NOWHERE).await.unwrap(),

@@ -135,6 +135,21 @@ impl World {
         self.bus.call::<OperationsList>(context, &filter).await.unwrap()
     }
 
+    /// The commands that this principal may list, once there are so many and all have ended: a list may be a moment old.
+    pub(crate) async fn listed(
+        &self,
+        context: &Context,
+        instance: Option<&str>,
+        count: usize,
+    ) -> Vec<Operation> {
+        eventually("the commands are listed", PATIENCE, async || {
+            let all = self.operations(context, instance).await;
+            let settled = all.len() == count && all.iter().all(|operation| operation.state.is_final());
+            if settled { Ok(all) } else { Err(format!("{all:?}")) }
+        })
+        .await
+    }
+
     /// What the audit says of an operation, oldest first.
     pub(crate) async fn audit_of(&self, id: &OperationId) -> Vec<AuditRecord> {
         let mut records = audit::newest(&self.bus, 1000).await.unwrap();
@@ -158,6 +173,16 @@ impl Replica {
 
     /// Whether it says that it can do its work, or why not.
     pub(crate) async fn readiness(&self) -> Result<(), String> {
+        let answer = self.get("/readyz").await?;
+        if answer.starts_with("HTTP/1.1 200") {
+            Ok(())
+        } else {
+            Err(answer)
+        }
+    }
+
+    /// What its health listener answers.
+    pub(crate) async fn get(&self, path: &str) -> Result<String, String> {
         let log = self.0.log();
         // The newest, should it have been started again.
         let (_, after) = log
@@ -166,19 +191,14 @@ impl Replica {
         let port = after.split(char::is_whitespace).next().unwrap_or_default();
         let connected = TcpStream::connect(format!("127.0.0.1:{port}")).await;
         let mut stream = connected.map_err(|error| error.to_string())?;
-        let request = "GET /readyz HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
         let answered = async {
             stream.write_all(request.as_bytes()).await?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             std::io::Result::Ok(answer)
         };
-        let answer = answered.await.map_err(|error| error.to_string())?;
-        if answer.starts_with("HTTP/1.1 200") {
-            Ok(())
-        } else {
-            Err(answer)
-        }
+        answered.await.map_err(|error| error.to_string())
     }
 }
 

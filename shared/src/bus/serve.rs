@@ -5,7 +5,14 @@
 //!            └ overloaded        └ timeout        └ forbidden     └ as if it did not exist
 //! ```
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{Message, Subject};
 use bytes::Bytes;
@@ -68,6 +75,7 @@ pub struct Server {
     service: Service,
     settings: ServeSettings,
     endpoints: Vec<Endpoint>,
+    serving: Option<Arc<AtomicBool>>,
 }
 
 impl Server {
@@ -78,7 +86,14 @@ impl Server {
             service,
             settings,
             endpoints: Vec::new(),
+            serving: None,
         }
+    }
+
+    /// Sets the flag once requests reach this server: before that it must not be called ready.
+    pub fn tells(mut self, serving: Arc<AtomicBool>) -> Self {
+        self.serving = Some(serving);
+        self
     }
 
     /// Adds a method.
@@ -131,6 +146,10 @@ impl Server {
                 work: work.clone(),
             };
             loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
+        }
+        self.bus.flush(Duration::from_secs(2)).await;
+        if let Some(serving) = &self.serving {
+            serving.store(true, Ordering::Relaxed);
         }
         // Last: who is found is also there.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
