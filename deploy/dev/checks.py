@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, layout, processes, tools
+from . import cargo, guest, layout, processes, tools
 from .terminal import Problem, Step, on_terminal, say, style
 
 
@@ -34,6 +34,8 @@ def _environment() -> dict:
         environment["VMWATCH_TEST_NATS_SERVER"] = str(tools.nats_server())
     if not environment.get("VMWATCH_TEST_DATABASE"):
         environment["VMWATCH_TEST_DATABASE"] = str(tools.database().program)
+    if not environment.get("VMWATCH_TEST_GUEST"):
+        environment["VMWATCH_TEST_GUEST"] = str(guest.image())
     return environment
 
 

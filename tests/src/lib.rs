@@ -17,6 +17,7 @@
 
 mod client;
 mod database;
+mod libvirtd;
 mod nats;
 mod ports;
 mod process;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Answer, Gateway, codes, failure};
 pub use database::Database;
+pub use libvirtd::Libvirtd;
 pub use nats::Nats;
 pub use process::{Process, Spec};
 pub use secrets::Secrets;

@@ -8,9 +8,10 @@ use std::{
 
 /// One of our own programs, as cargo built it beside this test.
 pub(crate) fn own(name: &str) -> PathBuf {
-    // target/<profile>/deps/e2e-<hash>
-    let test = env::current_exe().expect("the test's own path");
-    let folder = test.ancestors().nth(2).expect("the folder of the profile");
+    // target/<profile>/deps/e2e-<hash>, or target/<profile>/bench
+    let this = env::current_exe().expect("our own path");
+    let folder = this.parent().expect("a program is in a folder");
+    let folder = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
     let program = folder.join(name);
     assert!(
         program.is_file(),
@@ -55,6 +56,18 @@ pub(crate) fn database() -> PathBuf {
         "mongod",
         "secantus-0.5.3-beta.196/bin/secantusd-rs",
     )
+}
+
+/// The folder with the test guest's `vmlinuz` and `initramfs.gz`.
+pub(crate) fn guest_image() -> PathBuf {
+    if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {
+        return PathBuf::from(given);
+    }
+    let made = fs::read_dir(cache().join("guest")).into_iter().flatten().flatten();
+    let images = made.map(|entry| entry.path()).filter(|path| path.join("initramfs.gz").is_file());
+    images
+        .max_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
+        .expect("the test guest is missing: run `./dev install`, or name its folder in VMWATCH_TEST_GUEST")
 }
 
 /// The path that the variable names, else the program on PATH, else what `./dev install` made.

@@ -1,0 +1,139 @@
+//! What README and ARCHITECTURE.md promise, held against the code.
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use shared::config::Setting;
+
+const BEGIN: &str = "<!-- settings: begin -->\n";
+const END: &str = "<!-- settings: end -->";
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// A program's own settings, then the groups that it shares with others.
+fn programs() -> [(&'static str, Vec<Setting>); 5] {
+    [
+        ("vmwatch-gateway", gateway::config::SETTINGS.concat()),
+        ("vmwatch-auth", auth_svc::config::SETTINGS.concat()),
+        ("vmwatch-metrics", metrics_svc::config::SETTINGS.concat()),
+        ("vmwatch-lifecycle", lifecycle_svc::config::SETTINGS.concat()),
+        ("vmwatch-agent", agent::config::SETTINGS.concat()),
+    ]
+}
+
+fn groups() -> [(&'static str, &'static [Setting]); 4] {
+    [
+        ("Every program: the bus", shared::bus::SETTINGS),
+        ("Every program: logs and traces", shared::telemetry::SETTINGS),
+        ("Every service: requests", shared::bus::serve::SETTINGS),
+        (
+            "vmwatch-auth and vmwatch-metrics: the database",
+            shared::store::SETTINGS,
+        ),
+    ]
+}
+
+fn settings_section() -> String {
+    let table = |title: &str, settings: &[Setting]| {
+        let mut rows = String::new();
+        for Setting { name, default, help } in settings {
+            let default = if default.is_empty() {
+                String::new()
+            } else {
+                format!("`{default}`")
+            };
+            writeln!(rows, "| `{name}` | {default} | {help} |").unwrap();
+        }
+        format!(
+            "\n<details><summary>{title}</summary>\n\n| setting | default | what it is for |\n|---|---|---|\n{rows}\n</details>\n"
+        )
+    };
+    let shared: Vec<Setting> = groups()
+        .iter()
+        .flat_map(|(_, settings)| settings.iter().copied())
+        .collect();
+    let mut section = String::new();
+    for (program, settings) in programs() {
+        let own: Vec<Setting> = settings
+            .into_iter()
+            .filter(|setting| !shared.contains(setting))
+            .collect();
+        section += &table(program, &own);
+    }
+    for (title, settings) in groups() {
+        section += &table(title, settings);
+    }
+    section
+}
+
+/// `VMWATCH_BLESS=1` writes the section anew.
+#[test]
+fn readme_lists_every_setting_as_the_programs_have_it() {
+    let path = root().join("README.md");
+    let text = fs::read_to_string(&path).unwrap();
+    let (head, rest) = text.split_once(BEGIN).expect("the section begins");
+    let (written, tail) = rest.split_once(END).expect("the section ends");
+    let expected = settings_section();
+    if std::env::var_os("VMWATCH_BLESS").is_some() {
+        fs::write(&path, format!("{head}{BEGIN}{expected}{END}{tail}")).unwrap();
+        return;
+    }
+    assert_eq!(
+        written, expected,
+        "run it once with VMWATCH_BLESS=1, and look at what changed"
+    );
+}
+
+#[test]
+fn no_service_depends_on_another_and_the_contract_knows_no_bus() {
+    let services = ["gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"];
+    for service in services.iter().chain(&["shared"]) {
+        let manifest = read(&format!("{service}/Cargo.toml"));
+        for other in services.iter().filter(|other| *other != service) {
+            let depends = manifest
+                .lines()
+                .any(|line| line.starts_with(&format!("{other}.")) || line.starts_with(&format!("{other} ")));
+            assert!(!depends, "{service} depends on {other}");
+        }
+    }
+    let mut sources = vec![root().join("shared/src/wire.rs")];
+    sources.extend(
+        fs::read_dir(root().join("shared/src/api"))
+            .unwrap()
+            .map(|entry| entry.unwrap().path()),
+    );
+    assert!(sources.len() > 4, "the contract is where it was");
+    for source in sources {
+        let text = fs::read_to_string(&source).unwrap();
+        assert!(
+            !text.contains("crate::bus") && !text.contains("async_nats"),
+            "{} knows the bus",
+            source.display()
+        );
+    }
+}
+
+/// What ARCHITECTURE.md points at is there.
+#[test]
+fn architecture_points_at_files_that_exist() {
+    let text = read("ARCHITECTURE.md");
+    let mut checked = 0;
+    for quoted in text.split('`').skip(1).step_by(2) {
+        let is_path = quoted.contains('/')
+            && !quoted.contains([' ', '<', '{', '*', ':', '$'])
+            && !quoted.starts_with('/');
+        if is_path {
+            assert!(
+                root().join(quoted.trim_end_matches('/')).exists(),
+                "ARCHITECTURE.md names {quoted}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "only {checked} paths were found");
+}

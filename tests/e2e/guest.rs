@@ -1,0 +1,76 @@
+//! The whole promise in one story: a VM that is off is started over HTTP, and what its own agent sees inside comes back
+//! over HTTP, under the id that libvirt gave it. Real libvirtd, real QEMU, a real kernel.
+
+use std::time::{Duration, Instant};
+
+use e2e::{Libvirtd, Program, Stack, codes, eventually};
+use serde_json::json;
+use shared::api::{Role, Scope, lifecycle::MachineState};
+
+const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
+/// From power-on to the guest's first row, on two busy cores without KVM; some ten seconds where they are idle.
+const BOOT: Duration = Duration::from_mins(2);
+
+#[tokio::test]
+async fn a_real_guest_is_started_and_its_own_rows_come_back() {
+    let libvirtd = Libvirtd::start().await;
+    let hypervisor = format!("lab={}", libvirtd.uri());
+    let stack = Stack::builder()
+        .set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisor)
+        .start()
+        .await;
+    // 10.0.2.2 is this machine's loopback, as QEMU's user network shows it.
+    let bus = stack.nats.url().replace("127.0.0.1", "10.0.2.2");
+    let every = [
+        ("NATS_URL", &*bus),
+        ("AGENT_VM_INTERVAL", "1s"),
+        ("AGENT_PROCESS_INTERVAL", "1s"),
+    ];
+    libvirtd.define_guest(GUEST, &every);
+    let session = stack.session(Role::Operator, Scope::All).await;
+    let gateway = stack.gateway(0);
+
+    assert_eq!(libvirtd.virsh(&["domstate", GUEST]), "shut off");
+    let posted = Instant::now();
+    let answer = gateway.start_vm(&session, GUEST).await;
+    assert_eq!((answer.http, answer.status()), (200, 1), "{answer:?}");
+    assert_eq!(libvirtd.virsh(&["domstate", GUEST]), "running");
+    assert_eq!(stack.machine_state(GUEST).await, MachineState::Running);
+    let running = posted.elapsed();
+
+    let query = json!({ "instance_id": GUEST });
+    let first = eventually("the guest's own row arrives", BOOT, async || {
+        let rows = gateway.rows(&session, codes::VM, 1, query.clone()).await;
+        rows.first()
+            .cloned()
+            .ok_or_else(|| format!("its console says:\n{}", libvirtd.console(GUEST)))
+    });
+    let row = first.await;
+    println!(
+        "running {:.1} s after the POST of startmonitor, first row of the guest {:.1} s after it",
+        running.as_secs_f64(),
+        posted.elapsed().as_secs_f64()
+    );
+    assert_eq!(row["instance_id"], GUEST);
+    assert!(
+        row["proc"].as_u64().unwrap() > 10,
+        "a kernel and its threads: {row}"
+    );
+
+    let processes = eventually("the guest's processes arrive", BOOT, async || {
+        let rows = gateway
+            .rows(&session, codes::PROCESSES, 1000, query.clone())
+            .await;
+        if rows.iter().any(|row| row["cmd"] == "vmwatch-agent") {
+            Ok(rows)
+        } else {
+            Err(format!("{} rows", rows.len()))
+        }
+    });
+    let names: Vec<_> = processes
+        .await
+        .iter()
+        .map(|row| row["cmd"].as_str().unwrap().to_owned())
+        .collect();
+    assert!(names.iter().any(|name| name == "init"), "{names:?}");
+}

@@ -1,0 +1,155 @@
+//! Traces: one tree over HTTP, bus, service and database, as a collector receives it over OTLP.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use axum::{Router, body::Bytes, extract::State, routing::post};
+use e2e::{PATIENCE, Program, Stack, codes, eventually};
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::ExportTraceServiceRequest,
+    common::v1::{KeyValue, any_value::Value},
+    trace::v1::{Span, span::SpanKind},
+};
+use prost::Message;
+use serde_json::json;
+use shared::api::{Role, Scope};
+use tokio::net::TcpListener;
+
+/// A span and the name of the program that it came from.
+#[derive(Debug, Clone)]
+struct Received {
+    program: String,
+    span: Span,
+}
+
+type Spans = Arc<Mutex<Vec<Received>>>;
+
+/// An OTLP/HTTP collector that keeps everything.
+async fn collector() -> (SocketAddr, Spans) {
+    let spans = Spans::default();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = Router::new()
+        .route("/v1/traces", post(receive))
+        .with_state(Arc::clone(&spans));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    (address, spans)
+}
+
+async fn receive(State(spans): State<Spans>, body: Bytes) {
+    let request = ExportTraceServiceRequest::decode(body).expect("OTLP in protobuf");
+    let mut kept = spans.lock().unwrap();
+    for resource in request.resource_spans {
+        let attributes = resource
+            .resource
+            .map(|resource| resource.attributes)
+            .unwrap_or_default();
+        let program = text(&attributes, "service.name").expect("every program names itself");
+        for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            kept.push(Received {
+                program: program.clone(),
+                span,
+            });
+        }
+    }
+}
+
+fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
+    let value = attributes
+        .iter()
+        .find(|attribute| attribute.key == key)?
+        .value
+        .clone()?
+        .value?;
+    match value {
+        Value::StringValue(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The chain from the root to the span, as (program, name, kind).
+fn chain(spans: &[Received], leaf: &Received) -> Vec<(String, String, SpanKind)> {
+    let by_id: HashMap<&[u8], &Received> = spans
+        .iter()
+        .map(|received| (received.span.span_id.as_slice(), received))
+        .collect();
+    let mut chain = Vec::new();
+    let mut next = Some(leaf);
+    while let Some(received) = next {
+        let span = &received.span;
+        assert_eq!(span.trace_id, leaf.span.trace_id, "a parent in another trace");
+        chain.push((received.program.clone(), span.name.clone(), span.kind()));
+        assert!(span.parent_span_id.is_empty() || chain.len() < 10, "a circle");
+        next = by_id.get(span.parent_span_id.as_slice()).copied();
+        assert!(
+            next.is_some() || span.parent_span_id.is_empty(),
+            "a parent that was never sent: {chain:?}"
+        );
+    }
+    chain.reverse();
+    chain
+}
+
+fn step(program: &str, name: &str, kind: SpanKind) -> (String, String, SpanKind) {
+    (program.to_owned(), name.to_owned(), kind)
+}
+
+#[tokio::test]
+async fn a_request_is_one_tree_from_http_to_the_database_command() {
+    let (address, spans) = collector().await;
+    let endpoint = format!("http://{address}");
+    let programs = [
+        Program::Gateway,
+        Program::Auth,
+        Program::Metrics,
+        Program::Lifecycle,
+    ];
+    let mut builder = Stack::builder();
+    for program in programs {
+        builder = builder.set(program, "VMWATCH_OTLP_ENDPOINT", &endpoint);
+        builder = builder.set(program, "OTEL_BSP_SCHEDULE_DELAY", "100");
+    }
+    let stack = builder.start().await;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let gateway = stack.gateway(0);
+    assert!(
+        gateway
+            .rows(&session, codes::VM, 1, json!({ "instance_id": "vm-1" }))
+            .await
+            .is_empty()
+    );
+
+    let found = eventually("the trace arrives whole", PATIENCE, async || {
+        let spans = spans.lock().unwrap().clone();
+        let leaf = spans
+            .iter()
+            .find(|received| received.span.name == "find vm_samples");
+        let root = |received: &&Received| received.span.name == "POST /wsgi_app.py";
+        match (leaf.cloned(), spans.iter().find(root)) {
+            (Some(leaf), Some(root)) if root.span.trace_id == leaf.span.trace_id => Ok((spans, leaf)),
+            _ => Err(format!("{} spans so far", spans.len())),
+        }
+    });
+    let (spans, leaf) = found.await;
+    assert_eq!(
+        chain(&spans, &leaf),
+        [
+            step("vmwatch-gateway", "POST /wsgi_app.py", SpanKind::Server),
+            step("vmwatch-gateway", "metrics.vm.latest", SpanKind::Client),
+            step("vmwatch-metrics", "metrics.vm.latest", SpanKind::Server),
+            step("vmwatch-metrics", "find vm_samples", SpanKind::Client),
+        ]
+    );
+    assert_eq!(
+        text(&leaf.span.attributes, "db.system.name").as_deref(),
+        Some("mongodb")
+    );
+    let secrets = spans
+        .iter()
+        .filter(|received| format!("{received:?}").contains(&session))
+        .count();
+    assert_eq!(secrets, 0, "a span carries the session's token");
+}
