@@ -34,7 +34,12 @@ impl Lifecycle {
     /// The service with all its methods.
     pub(crate) fn server(self, bus: &Bus, settings: ServeSettings) -> Server {
         let this = Arc::new(self);
+        let operations = Arc::clone(&this.operations);
         Server::new(bus, Service::Lifecycle, settings)
+            .on_refusal(move |refused| {
+                let operations = Arc::clone(&operations);
+                async move { operations.refused(refused).await }
+            })
             .method::<Start, _, _>(on(&this, Self::start))
             .method::<Stop, _, _>(on(&this, Self::stop))
             .method::<Reboot, _, _>(on(&this, Self::reboot))

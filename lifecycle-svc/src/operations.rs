@@ -24,10 +24,10 @@ use std::{
 use metrics::counter;
 use shared::{
     api::{
-        InstanceId, Principal,
+        InstanceId, Kind, Principal,
         lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState, Verb},
     },
-    bus::{Bus, Context, audit::Audit},
+    bus::{Bus, Context, audit::Audit, serve::Refused},
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
@@ -291,6 +291,13 @@ impl Operations {
         Run::new(Arc::clone(self), record, revision).drive().await?;
         drop(at_work);
         Ok(())
+    }
+
+    /// Puts a command that was refused for who asked into the audit.
+    pub(crate) async fn refused(&self, refused: Refused) {
+        if refused.method.kind == Kind::Command {
+            self.trail.refused(&refused).await;
+        }
     }
 
     /// A command's record, for who may see its machine.

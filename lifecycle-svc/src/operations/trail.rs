@@ -1,4 +1,5 @@
-//! What the audit says of a command: that it was asked for, before anything is done, and how it ended.
+//! What the audit says of a command: that it was asked for, before anything is done, and how it ended; or that it was
+//! refused.
 
 use std::time::Duration;
 
@@ -7,10 +8,14 @@ use shared::{
     api::{
         Method,
         audit::{AuditRecord, AuditResult},
-        lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Verb},
+        lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
     },
-    bus::audit::{Audit, AuditError},
+    bus::{
+        audit::{Audit, AuditError},
+        serve::Refused,
+    },
     time::unix_millis,
+    wire::FaultKind,
 };
 use tokio::time::sleep;
 use tracing::{error, warn};
@@ -60,6 +65,39 @@ impl Trail {
         }
         counter!("vmwatch_audit_lost_total").increment(1);
         error!(operation = %operation.id, %result, detail, "its end is not in the audit");
+    }
+
+    /// Appends that a command was refused for who asked; nothing was begun.
+    pub(super) async fn refused(&self, refused: &Refused) {
+        let target: Option<Target> = serde_json::from_slice(&refused.body).ok();
+        let context = &refused.context;
+        let detail = match refused.fault.kind {
+            FaultKind::NotFound => "the user may not see this VM",
+            _ => refused.fault.message.as_str(),
+        };
+        let record = AuditRecord {
+            at_ms: unix_millis(),
+            action: refused.method.subject.to_owned(),
+            user: context
+                .principal
+                .as_ref()
+                .map(|who| who.user.clone())
+                .unwrap_or_default(),
+            source: context.source.clone(),
+            target: target.map(|target| target.instance_id.to_string()),
+            request_id: context.request_id.clone(),
+            operation_id: None,
+            result: AuditResult::Refused,
+            detail: detail.to_owned(),
+        };
+        if let Err(error) = self
+            .audit
+            .append(&record, &format!("{}.refused", context.request_id))
+            .await
+        {
+            counter!("vmwatch_audit_lost_total").increment(1);
+            error!(request_id = context.request_id, %error, "a refusal is not in the audit");
+        }
     }
 
     async fn append(

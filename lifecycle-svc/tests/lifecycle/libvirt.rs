@@ -7,9 +7,12 @@ use shared::{
     api::{
         Role, Scope,
         audit::AuditResult,
-        lifecycle::{ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb},
+        lifecycle::{
+            ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, State, Stop, Verb,
+        },
         metrics::Limit,
     },
+    bus::audit,
     wire::FaultKind,
 };
 
@@ -134,10 +137,10 @@ async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
     assert_eq!(operation.history[1].text, "telling one to make it run");
     assert!(operation.finished_at_ms.unwrap() >= operation.requested_at_ms);
 
-    let audit = world.audit_of(&id).await;
-    let results: Vec<_> = audit.iter().map(|record| record.result).collect();
+    let audited = world.audit_of(&id).await;
+    let results: Vec<_> = audited.iter().map(|record| record.result).collect();
     assert_eq!(results, [AuditResult::Requested, AuditResult::Succeeded]);
-    for record in &audit {
+    for record in &audited {
         assert_eq!(record.action, "lifecycle.start");
         assert_eq!(
             (record.user.as_str(), record.source.as_deref()),
@@ -150,6 +153,42 @@ async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
     let failed = &world.listed(&operator(), Some(NOWHERE), 1).await[0];
     assert_eq!(failed.state, OperationState::Failed);
     assert_eq!(failed.fault.as_ref().unwrap().message, fault.message);
+}
+
+#[tokio::test]
+async fn who_may_not_is_in_the_audit_and_not_in_the_records() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    let viewer = context("eve", Role::Viewer, Scope::All);
+    let fault = world.start(&viewer, OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Forbidden);
+    let limited = context("mallory", Role::Operator, Scope::Only(vec![instance_id(RUNNING)]));
+    let fault = world.start(&limited, OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NotFound);
+    // Reads are no commands.
+    world.bus.call::<State>(&limited, &target(OFF)).await.unwrap_err();
+
+    let audited = audit::newest(&world.bus, 10).await.unwrap();
+    let lines: Vec<_> = audited
+        .iter()
+        .map(|record| {
+            (
+                record.user.as_str(),
+                record.action.as_str(),
+                record.target.as_deref(),
+                record.result,
+            )
+        })
+        .collect();
+    assert_eq!(
+        lines,
+        [
+            ("eve", "lifecycle.start", Some(OFF), AuditResult::Refused),
+            ("mallory", "lifecycle.start", Some(OFF), AuditResult::Refused),
+        ]
+    );
+    assert_eq!(world.operations(&operator(), None).await, []);
+    assert_eq!(world.state(OFF).await.unwrap(), MachineState::ShutOff);
 }
 
 #[tokio::test]

@@ -6,9 +6,11 @@
 
 pub mod audit;
 mod call;
+mod codec;
 mod context;
 mod discovery;
 mod drain;
+mod refusal;
 pub mod serve;
 
 use std::{path::PathBuf, time::Duration};

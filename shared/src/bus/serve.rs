@@ -27,8 +27,10 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use super::{
     Bus, BusError, Context, HeaderExtractor,
     call::late,
+    codec::{bytes_of, decode, encode, fault_bytes},
     discovery::{Discovery, EndpointStats},
     drain::Counted,
+    refusal::Refusals,
 };
 use crate::{
     api::{Access, Method, MethodInfo, Principal, Service},
@@ -60,6 +62,8 @@ impl ServeSettings {
     }
 }
 
+pub use super::refusal::Refused;
+
 type Handler = dyn Fn(Context, Bytes) -> BoxFuture<'static, Result<Vec<u8>, Fault>> + Send + Sync;
 
 struct Endpoint {
@@ -76,6 +80,7 @@ pub struct Server {
     settings: ServeSettings,
     endpoints: Vec<Endpoint>,
     serving: Option<Arc<AtomicBool>>,
+    refusals: Refusals,
 }
 
 impl Server {
@@ -87,12 +92,22 @@ impl Server {
             settings,
             endpoints: Vec::new(),
             serving: None,
+            refusals: Refusals::default(),
         }
     }
 
     /// Sets the flag once requests reach this server: before that it must not be called ready.
     pub fn tells(mut self, serving: Arc<AtomicBool>) -> Self {
         self.serving = Some(serving);
+        self
+    }
+
+    /// Says what is done about a request whose principal may not do what it asks for, before the caller is answered.
+    pub fn on_refusal<Done>(self, hook: impl Fn(Refused) -> Done + Send + Sync + 'static) -> Self
+    where
+        Done: Future<Output = ()> + Send + 'static,
+    {
+        self.refusals.call(hook);
         self
     }
 
@@ -104,12 +119,22 @@ impl Server {
         Answer: Future<Output = Result<M::Reply, Fault>> + Send + 'static,
     {
         let handler = Arc::new(handler);
+        let refusals = self.refusals.clone();
         let decoded = move |context: Context, body: Bytes| -> BoxFuture<'static, Result<Vec<u8>, Fault>> {
             let handler = Arc::clone(&handler);
+            let refusals = refusals.clone();
             Box::pin(async move {
+                if let Err(fault) = check_role(M::INFO.access, context.principal.as_ref()) {
+                    return Err(refusals.note(M::INFO, context, body, fault).await);
+                }
                 let params: M::Params = decode(&body)?;
                 let reply = match (M::instance(&params), &context.principal) {
-                    (Some(instance), Some(principal)) if !principal.scope.allows(instance) => M::hidden()?,
+                    (Some(instance), Some(principal)) if !principal.scope.allows(instance) => {
+                        match M::hidden() {
+                            Ok(reply) => reply,
+                            Err(fault) => return Err(refusals.note(M::INFO, context, body, fault).await),
+                        }
+                    }
                     _ => handler(context, params).await?,
                 };
                 encode(&Envelope::success(
@@ -276,7 +301,7 @@ impl Endpoint {
         gauge!("vmwatch_requests_in_flight", "method" => self.info.name).decrement(1.0);
     }
 
-    /// Refuses what is late or not allowed, before anything is decoded.
+    /// Refuses what is late, before anything is decoded.
     fn admit(&self, context: Context) -> Result<Context, Fault> {
         let span = Span::current();
         span.record("request_id", context.request_id.as_str());
@@ -287,7 +312,6 @@ impl Endpoint {
             counter!("vmwatch_requests_late_total", "method" => self.info.name).increment(1);
             return Err(late());
         }
-        check_role(self.info.access, context.principal.as_ref())?;
         Ok(context)
     }
 
@@ -327,39 +351,6 @@ fn panicked() -> Fault {
     )
 }
 
-/// Decodes parameters; the fault names the field and the rule, and repeats nothing that was sent.
-fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        let inner = error.into_inner().to_string();
-        // serde_json appends a position in the bus message, which the caller never saw.
-        let rule = inner
-            .rsplit_once(" at line ")
-            .map_or(inner.as_str(), |(rule, _)| rule);
-        let text = if path == "." {
-            rule.to_owned()
-        } else {
-            format!("{path} {rule}")
-        };
-        Fault::new(FaultKind::Invalid, text.replace('`', ""))
-    })
-}
-
-fn encode<T: serde::Serialize>(envelope: &Envelope<T>) -> Result<Vec<u8>, Fault> {
-    serde_json::to_vec(envelope)
-        .map_err(|error| Fault::new(FaultKind::Internal, "the reply could not be encoded").caused_by(error))
-}
-
-fn fault_bytes(fault: &Fault) -> Vec<u8> {
-    // A fault is a flat record of texts and numbers: it always encodes.
-    serde_json::to_vec(&Envelope::<()>::fault(fault)).unwrap_or_default()
-}
-
-fn bytes_of(outcome: Result<Vec<u8>, Fault>) -> Vec<u8> {
-    outcome.unwrap_or_else(|fault| fault_bytes(&fault))
-}
-
 async fn send(bus: &Bus, reply_to: Subject, envelope: Vec<u8>) {
     if let Err(error) = bus.client().publish(reply_to, envelope.into()).await {
         warn!(%error, "a reply could not be sent");
@@ -369,26 +360,7 @@ async fn send(bus: &Bus, reply_to: Subject, envelope: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Role, Scope, metrics::Latest};
-
-    #[test]
-    fn a_refusal_names_the_field_and_the_rule_and_repeats_nothing() {
-        for (body, text) in [
-            (
-                r#"{"instance_id":{"$gt":"hunter2"}}"#,
-                "instance_id must be 1 to 64 characters",
-            ),
-            (
-                r#"{"instance_id":"a","limit":0}"#,
-                "limit must be an integer from 1 to 1000",
-            ),
-            (r#"{"limit":1}"#, "missing field instance_id"),
-        ] {
-            let fault = decode::<Latest>(body.as_bytes()).unwrap_err();
-            assert!(fault.message.starts_with(text), "{}", fault.message);
-            assert!(!fault.message.contains("hunter2") && !fault.message.contains("line"));
-        }
-    }
+    use crate::api::{Role, Scope};
 
     #[test]
     fn a_role_may_what_it_reaches() {
