@@ -11,7 +11,10 @@ pub(crate) fn own(name: &str) -> PathBuf {
     // target/<profile>/deps/e2e-<hash>, or target/<profile>/bench
     let this = env::current_exe().expect("our own path");
     let folder = this.parent().expect("a program is in a folder");
-    let folder = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
+    let folder = folder
+        .parent()
+        .filter(|_| folder.ends_with("deps"))
+        .unwrap_or(folder);
     let program = folder.join(name);
     assert!(
         program.is_file(),
@@ -63,8 +66,13 @@ pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);
     }
-    let made = fs::read_dir(cache().join("guest")).into_iter().flatten().flatten();
-    let images = made.map(|entry| entry.path()).filter(|path| path.join("initramfs.gz").is_file());
+    let made = fs::read_dir(cache().join("guest"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let images = made
+        .map(|entry| entry.path())
+        .filter(|path| path.join("initramfs.gz").is_file());
     images
         .max_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
         .expect("the test guest is missing: run `./dev install`, or name its folder in VMWATCH_TEST_GUEST")
