@@ -20,15 +20,15 @@ use tokio::net::TcpListener;
 
 /// A span and the name of the program that it came from.
 #[derive(Debug, Clone)]
-struct Received {
+pub(crate) struct Received {
     program: String,
-    span: Span,
+    pub(crate) span: Span,
 }
 
-type Spans = Arc<Mutex<Vec<Received>>>;
+pub(crate) type Spans = Arc<Mutex<Vec<Received>>>;
 
 /// An OTLP/HTTP collector that keeps everything.
-async fn collector() -> (SocketAddr, Spans) {
+pub(crate) async fn collector() -> (SocketAddr, Spans) {
     let spans = Spans::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -57,7 +57,7 @@ async fn receive(State(spans): State<Spans>, body: Bytes) {
     }
 }
 
-fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
+pub(crate) fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     let value = attributes
         .iter()
         .find(|attribute| attribute.key == key)?

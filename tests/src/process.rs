@@ -37,6 +37,8 @@ pub struct Spec {
 #[derive(Debug)]
 pub struct Process {
     spec: Spec,
+    /// Settings of its next start.
+    changed: Mutex<Vec<(String, String)>>,
     child: Mutex<Child>,
 }
 
@@ -44,7 +46,14 @@ impl Process {
     /// Starts it.
     pub fn start(spec: Spec) -> Self {
         let child = Mutex::new(spawn(&spec));
-        Self { spec, child }
+        let changed = Mutex::default();
+        Self { spec, changed, child }
+    }
+
+    /// Changes a setting from the next start on.
+    pub fn set(&self, name: &str, value: &str) {
+        let mut changed = self.changed.lock().unwrap();
+        changed.push((name.to_owned(), value.to_owned()));
     }
 
     /// Its name.
@@ -96,10 +105,12 @@ impl Process {
         .await
     }
 
-    /// Starts it again, with the same settings and ports, after it has ended.
+    /// Starts it again, with the same ports and, but for [`Process::set`], settings, after it has ended.
     pub fn start_again(&self) {
         assert!(self.ended().is_some(), "{} still runs", self.name());
-        *self.child.lock().unwrap() = spawn(&self.spec);
+        let mut spec = self.spec.clone();
+        spec.env.extend(self.changed.lock().unwrap().iter().cloned());
+        *self.child.lock().unwrap() = spawn(&spec);
     }
 
     fn signal(&self, signal: Signal) {

@@ -12,7 +12,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{Collection, IndexModel, options::IndexOptions};
 use shared::{
     api::InstanceId,
-    time::{CreateDate, UtcOffset},
+    time::{CreateDate, UtcOffset, unix_millis},
 };
 
 use crate::{
@@ -81,29 +81,65 @@ impl Processes {
         end_ms: u64,
         limit: Duration,
     ) -> Result<Option<String>, MetricsError> {
-        let date = |millis| CreateDate::at_millis(millis, self.offset);
-        let mut end = date(end_ms);
+        let mut to_ms = end_ms;
         for step in STEPS {
-            let start = date(end_ms.saturating_sub(u64::try_from(step.as_millis()).unwrap_or(u64::MAX)));
-            let range = doc! { "$gte": start.as_str(), "$lt": end.as_str() };
-            let query = self
-                .collection()
-                .find_one(doc! { "instance_id": instance.as_str(), "create_date": range })
-                .projection(doc! { "_id": 0, "create_date": 1 })
-                .sort(doc! { "create_date": -1, "_id": -1 })
-                .max_time(limit);
-            let newest = find(self.collection(), query).await?;
-            if let Some(newest) = newest {
-                return Ok(Some(newest.get_str("create_date")?.to_owned()));
+            let from_ms = end_ms.saturating_sub(millis(step));
+            let found = self.edge(instance, from_ms, to_ms, -1, limit).await?;
+            if found.is_some() {
+                return Ok(found);
             }
-            end = start;
+            to_ms = from_ms;
         }
         Ok(None)
     }
 
-    /// The dates of the tables that show every process that ran in a range of time and whose end nobody saw: the last
-    /// of the range, and the last before each cut, at which a VM was switched off with all its processes. The oldest
-    /// process of a table tells when the VM came up, and so where to look for the cut before.
+    /// The date of the oldest sample at or after a moment, at most seven days after, and before the present.
+    async fn sample_after(
+        &self,
+        instance: &InstanceId,
+        start_ms: u64,
+        limit: Duration,
+    ) -> Result<Option<String>, MetricsError> {
+        let now_ms = unix_millis();
+        let mut from_ms = start_ms;
+        for step in STEPS {
+            if from_ms >= now_ms {
+                break;
+            }
+            let to_ms = start_ms.saturating_add(millis(step));
+            let found = self.edge(instance, from_ms, to_ms, 1, limit).await?;
+            if found.is_some() {
+                return Ok(found);
+            }
+            from_ms = to_ms;
+        }
+        Ok(None)
+    }
+
+    /// The oldest (1) or newest (-1) date of a range of time.
+    async fn edge(
+        &self,
+        instance: &InstanceId,
+        from_ms: u64,
+        to_ms: u64,
+        direction: i32,
+        limit: Duration,
+    ) -> Result<Option<String>, MetricsError> {
+        let date = |millis| CreateDate::at_millis(millis, self.offset);
+        let range = doc! { "$gte": date(from_ms).as_str(), "$lt": date(to_ms).as_str() };
+        let query = self
+            .collection()
+            .find_one(doc! { "instance_id": instance.as_str(), "create_date": range })
+            .projection(doc! { "_id": 0, "create_date": 1 })
+            .sort(doc! { "create_date": direction, "_id": direction })
+            .max_time(limit);
+        let row = find(self.collection(), query).await?;
+        row.map_or(Ok(None), |row| Ok(Some(row.get_str("create_date")?.to_owned())))
+    }
+
+    /// The dates of the tables that show the processes that ran in a range of time and whose end nobody saw: the first
+    /// behind the range, the last within it, and the last before each cut, at which the VM was switched off with all
+    /// its processes. The oldest process of a table tells when the VM came up, and so where to look for the cut before.
     async fn tables(
         &self,
         instance: &InstanceId,
@@ -111,9 +147,12 @@ impl Processes {
         to_ms: u64,
         limit: Duration,
     ) -> Result<Vec<String>, MetricsError> {
-        let mut dates = Vec::new();
+        let mut dates = Vec::from_iter(self.sample_after(instance, to_ms, limit).await?);
         let mut end_ms = to_ms;
-        while dates.len() <= MOST_CUTS && end_ms > from_ms {
+        for _ in 0..=MOST_CUTS {
+            if end_ms <= from_ms {
+                break;
+            }
             let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
                 break;
             };
@@ -134,6 +173,10 @@ impl Processes {
         }
         Ok(dates)
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Unix milliseconds as rows have them, in seconds.

@@ -167,8 +167,10 @@ impl Processes {
             "running_time": { "$lt": seconds(to_ms) },
             "pid": i64::from(pid),
         }];
+        // A process that runs another program in the midst of its life has a name at the beginning and one at the end.
+        let first = self.sample_after(&query.instance_id, from_ms, limit).await?;
         let tables = self.tables(&query.instance_id, from_ms, to_ms, limit).await?;
-        let tables = tables.into_iter();
+        let tables = first.into_iter().chain(tables);
         filters.extend(
             tables.map(|date| doc! { "instance_id": instance, "create_date": date, "pid": i64::from(pid) }),
         );

@@ -1,0 +1,429 @@
+//! The past of VMs: rollups are what the rows come to, whatever comes late, twice, or is killed in between.
+
+use std::collections::BTreeMap;
+
+use e2e::{PATIENCE, Program, Stack, eventually};
+use futures::TryStreamExt;
+use mongodb::bson::{Bson, Document, doc};
+use shared::api::{
+    Scope,
+    history::{Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries},
+    lifecycle::Target,
+};
+
+use crate::{
+    history_support::{
+        DAY, HOUR, MINUTE, Random, SECOND, call, call_in, followed, marks, publish, recent_bucket, sample,
+        stack, stored,
+    },
+    rows::{store_vms, vm_row},
+};
+
+const MEASURES: [&str; 7] = [
+    "cpu_util",
+    "mem",
+    "disk_read",
+    "disk_write",
+    "net_incoming",
+    "net_outgoing",
+    "proc",
+];
+
+fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuery {
+    VmHistoryQuery {
+        instance_id: instance.parse().unwrap(),
+        range: TimeRange::new(from_ms, to_ms).unwrap(),
+        points: Points::new(points).unwrap(),
+    }
+}
+
+fn stats(bucket: &VmBucket) -> [Option<Stat>; 7] {
+    [
+        bucket.cpu_util,
+        bucket.mem,
+        bucket.disk_read,
+        bucket.disk_write,
+        bucket.net_incoming,
+        bucket.net_outgoing,
+        bucket.proc,
+    ]
+}
+
+/// What the database itself makes of the rows: of each bucket the number of rows, and of each measure the three values.
+type Direct = BTreeMap<u64, (u64, [Stat; 7])>;
+
+async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: &str) -> Direct {
+    let start =
+        doc! { "$dateTrunc": { "date": "$sampled_at", "unit": unit, "binSize": size, "timezone": timezone } };
+    let mut group = doc! { "_id": start, "rows": { "$sum": 1 } };
+    for measure in MEASURES {
+        for operator in ["min", "avg", "max"] {
+            group.insert(
+                format!("{operator}_{measure}"),
+                doc! { format!("${operator}"): format!("${measure}") },
+            );
+        }
+    }
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    let pipeline = [
+        doc! { "$match": { "instance_id": instance } },
+        doc! { "$group": group },
+    ];
+    let groups: Vec<Document> = rows
+        .aggregate(pipeline)
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    let number = |value: Option<&Bson>| match value {
+        Some(Bson::Double(number)) => *number,
+        Some(Bson::Int32(number)) => f64::from(*number),
+        other => panic!("no number: {other:?}"),
+    };
+    let of_group = |group: &Document| {
+        let at = group.get_datetime("_id").unwrap().timestamp_millis();
+        let rows = group.get_i32("rows").unwrap();
+        let stats = MEASURES.map(|measure| Stat {
+            min: number(group.get(format!("min_{measure}"))),
+            avg: number(group.get(format!("avg_{measure}"))),
+            max: number(group.get(format!("max_{measure}"))),
+        });
+        (u64::try_from(at).unwrap(), (u64::try_from(rows).unwrap(), stats))
+    };
+    groups.iter().map(of_group).collect()
+}
+
+/// Holds a series against the database's own aggregation.
+fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
+    let starts: Vec<_> = series.buckets.iter().map(|bucket| bucket.at_ms).collect();
+    assert_eq!(
+        starts,
+        direct.keys().copied().collect::<Vec<_>>(),
+        "{what}: the buckets"
+    );
+    for bucket in &series.buckets {
+        let (rows, expected) = &direct[&bucket.at_ms];
+        assert_eq!(bucket.count, *rows, "{what}: the rows of {}", bucket.at_ms);
+        for ((measure, stat), expected) in MEASURES.iter().zip(stats(bucket)).zip(expected) {
+            let stat = stat.unwrap();
+            assert_eq!(
+                (stat.min, stat.max),
+                (expected.min, expected.max),
+                "{what}: {measure} of {}",
+                bucket.at_ms
+            );
+            // Means are rounded to three decimals.
+            assert!(
+                (stat.avg - expected.avg).abs() <= 0.000_51,
+                "{what}: {measure}: {stat:?} {expected:?}"
+            );
+        }
+    }
+}
+
+/// Holds every resolution of two days of a VM against the rows.
+async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezone: &str, what: &str) {
+    for (points, resolution, unit, size) in [
+        (576, Resolution::FiveMinutes, "minute", 5),
+        (48, Resolution::Hour, "hour", 1),
+        (2, Resolution::Day, "day", 1),
+    ] {
+        let series = call::<VmHistory>(stack, &query(instance, first_day, first_day + 2 * DAY, points)).await;
+        assert_eq!(series.resolution, resolution);
+        let direct = direct(stack, instance, unit, size, timezone).await;
+        assert_same(&series, &direct, &format!("{what}, {instance}, {resolution:?}"));
+    }
+}
+
+/// Two replicas, three VMs, samples in any order and some twice, in a zone whose hours begin at half past.
+#[tokio::test]
+async fn rollups_are_what_the_rows_come_to() {
+    const ZONE: &str = "+05:30";
+    let stack = stack()
+        .replicas(Program::Metrics, 2)
+        .set(Program::Metrics, "VMWATCH_UTC_OFFSET", ZONE)
+        .start()
+        .await;
+    // Midnight there, three days ago.
+    let first_day = recent_bucket() / DAY * DAY - 3 * DAY - 5 * HOUR - 30 * MINUTE;
+    let vms = ["vm-1", "vm-2", "vm-3"];
+    let mut random = Random::new();
+    let mut publish_some = async |samples: u64| {
+        for _ in 0..samples {
+            let instance = vms[usize::try_from(random.below(3)).unwrap()];
+            let at_ms = first_day + random.below(27 * HOUR);
+            let sample = sample(instance, at_ms, ZONE, random.percentage());
+            for _ in 0..=random.below(4) / 3 {
+                publish(&stack, &sample).await;
+            }
+        }
+    };
+    publish_some(900).await;
+    followed(&stack).await;
+    for vm in vms {
+        assert_rolled_up(&stack, vm, first_day, ZONE, "at first").await;
+    }
+    // Late: every bucket of these is in the rollups already.
+    publish_some(150).await;
+    followed(&stack).await;
+    for vm in vms {
+        assert_rolled_up(&stack, vm, first_day, ZONE, "with late samples").await;
+    }
+}
+
+#[tokio::test]
+async fn killed_before_the_rollups_follow() {
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10m")
+        .start()
+        .await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let from_ms = recent_bucket();
+    for second in 0..100 {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 5.0)).await;
+    }
+    stored(&stack).await;
+    assert!(
+        marks(&stack).await > 0,
+        "the rows are acknowledged and in no rollup yet"
+    );
+    let series = call::<VmHistory>(&stack, &query("vm-1", from_ms - DAY, from_ms + DAY, 600)).await;
+    assert!(series.buckets.is_empty(), "{series:?}");
+    metrics.process.kill9();
+    metrics.process.set("VMWATCH_ROLLUP_INTERVAL", "50ms");
+    metrics.restart().await;
+    // The other half of the same bucket.
+    for second in 100..200 {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 7.0)).await;
+    }
+    followed(&stack).await;
+    let first_day = from_ms / DAY * DAY;
+    assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed before").await;
+}
+
+/// Killed again and again while samples of one bucket are stored and followed.
+#[tokio::test]
+async fn killed_in_the_middle_of_a_bucket() {
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10ms")
+        .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "7")
+        .start()
+        .await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let from_ms = recent_bucket();
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    let mut random = Random::new();
+    for round in 0..5_u64 {
+        for sample_of_round in 0..50 {
+            let at_ms = from_ms + (round * 50 + sample_of_round) * SECOND;
+            publish(&stack, &sample("vm-1", at_ms, "+00:00", random.percentage())).await;
+        }
+        eventually("some rows of the round are stored", PATIENCE, async || {
+            let stored = rows
+                .count_documents(doc! {})
+                .await
+                .map_err(|error| error.to_string())?;
+            (stored > round * 50).then_some(()).ok_or(format!("{stored}"))
+        })
+        .await;
+        metrics.process.kill9();
+        metrics.restart().await;
+    }
+    followed(&stack).await;
+    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 250);
+    let first_day = from_ms / DAY * DAY;
+    assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed five times").await;
+}
+
+/// A rollup outlives the rows that it was made of, and late rows do not harm it.
+#[tokio::test]
+async fn rollups_outlive_their_rows() {
+    let stack = stack().start().await;
+    let from_ms = recent_bucket();
+    for second in 0..30 {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 5.0)).await;
+    }
+    followed(&stack).await;
+    let all = query("vm-1", from_ms / DAY * DAY, from_ms / DAY * DAY + 2 * DAY, 576);
+    let before = call::<VmHistory>(&stack, &all).await;
+    assert_eq!(before.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 30);
+    // As retention would.
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    rows.delete_many(doc! {}).await.unwrap();
+    publish(&stack, &sample("vm-1", from_ms + 31 * SECOND, "+00:00", 99.0)).await;
+    followed(&stack).await;
+    assert_eq!(call::<VmHistory>(&stack, &all).await, before);
+}
+
+/// Short ranges are drawn from the rows themselves, whole buckets that touch the range.
+#[tokio::test]
+async fn a_short_range_is_drawn_from_the_rows() {
+    let stack = stack().start().await;
+    let from_ms = recent_bucket();
+    for second in (0..300).step_by(10) {
+        let cpu = f64::from(u32::try_from(second).unwrap()) / 10.0;
+        publish(
+            &stack,
+            &sample("vm-1", from_ms + second * SECOND + 1, "+00:00", cpu),
+        )
+        .await;
+    }
+    stored(&stack).await;
+    let series = call::<VmHistory>(&stack, &query("vm-1", from_ms, from_ms + 5 * MINUTE, 10)).await;
+    assert_eq!(
+        (series.resolution, series.step_ms),
+        (Resolution::Raw, 30 * SECOND)
+    );
+    let shown: Vec<_> = series
+        .buckets
+        .iter()
+        .map(|bucket| (bucket.at_ms - from_ms, bucket.count))
+        .collect();
+    assert_eq!(
+        shown,
+        (0..10).map(|index| (index * 30 * SECOND, 3)).collect::<Vec<_>>()
+    );
+    let cpu = series.buckets[1].cpu_util.unwrap();
+    assert_eq!((cpu.min, cpu.avg, cpu.max), (3.0, 4.0, 5.0));
+    let within = query("vm-1", from_ms + 31 * SECOND, from_ms + 59 * SECOND, 1);
+    let within = call::<VmHistory>(&stack, &within).await;
+    assert_eq!((within.step_ms, within.buckets.len()), (30 * SECOND, 1));
+    assert_eq!(within.buckets[0].count, 3);
+}
+
+/// Rows of an older database: rolled up and listed by the loader itself; a year costs what a day does, by what is read.
+#[tokio::test]
+async fn a_loaded_year_is_drawn_from_days() {
+    let stack = stack().start().await;
+    let end_ms = recent_bucket() / DAY * DAY;
+    let mut lines = String::new();
+    let mut random = Random::new();
+    // A row each hour, and each minute of the last day.
+    let moments = (1..365 * 24)
+        .map(|hour| hour * HOUR)
+        .chain((1..24 * 60).map(|minute| minute * MINUTE));
+    let moments: std::collections::BTreeSet<u64> = moments.collect();
+    for back in &moments {
+        let sample = sample("vm-1", end_ms - back, "+00:00", random.percentage());
+        let vm = sample.vm.unwrap();
+        let row = serde_json::json!({
+            "instance_id": "vm-1", "create_date": sample.create_date, "proc": vm.proc, "cpu_util": vm.cpu_util,
+            "mem": vm.mem, "disk_read": vm.disk_read, "disk_write": vm.disk_write,
+            "net_incoming": sample.net_incoming, "net_outgoing": sample.net_outgoing,
+        });
+        lines.push_str(&row.to_string());
+        lines.push('\n');
+    }
+    let told = stack.command(Program::Metrics, &["load", "-"], &lines);
+    assert!(told.contains(&format!("loaded {} rows", moments.len())), "{told}");
+
+    let year = query("vm-1", end_ms - 365 * DAY, end_ms, 300);
+    let series = call::<VmHistory>(&stack, &year).await;
+    assert_eq!((series.resolution, series.step_ms), (Resolution::Day, 2 * DAY));
+    let counted: u64 = series.buckets.iter().map(|bucket| bucket.count).sum();
+    assert_eq!(counted, moments.len() as u64);
+    let day = query("vm-1", end_ms - DAY, end_ms, 300);
+    let series = call::<VmHistory>(&stack, &day).await;
+    assert_eq!(
+        (series.resolution, series.buckets.len()),
+        (Resolution::FiveMinutes, 288)
+    );
+    for (name, query) in [("a day", &day), ("a year", &year)] {
+        let mut times = Vec::new();
+        for _ in 0..20 {
+            let started = std::time::Instant::now();
+            call::<VmHistory>(&stack, query).await;
+            times.push(started.elapsed());
+        }
+        times.sort_unstable();
+        println!("the history of {name}: {:?} (median of 20)", times[10]);
+    }
+
+    let vm = call::<VmGet>(
+        &stack,
+        &Target {
+            instance_id: "vm-1".parse().unwrap(),
+        },
+    )
+    .await;
+    assert_eq!((vm.at_ms, vm.last_report_ms), (end_ms - MINUTE, end_ms - MINUTE));
+}
+
+/// Rows that a reporter wrote into the database itself are in rollups and list after `rebuild`, or the first start.
+#[tokio::test]
+async fn rows_of_an_older_reporter_are_found() {
+    let stack = stack().start().await;
+    let rows = (0..48).map(|hour| {
+        vm_row(
+            "vm-old",
+            &format!("2017-01-{:02}T{:02}:30:00", 1 + hour / 24, hour % 24),
+            hour,
+        )
+    });
+    store_vms(&stack, rows).await;
+    let target = Target {
+        instance_id: "vm-old".parse().unwrap(),
+    };
+    assert!(call_in::<VmGet>(&stack, Scope::All, &target).await.is_err());
+    let told = stack.command(Program::Metrics, &["rebuild"], "");
+    assert!(
+        told.contains("rebuilt the rollups and the list of 1 VMs"),
+        "{told}"
+    );
+    let vm = call::<VmGet>(&stack, &target).await;
+    // 2017-01-02T23:30:00Z.
+    assert_eq!((vm.at_ms, vm.proc), (1_483_399_800_000, 47));
+    assert!(vm.cpu_sparkline.iter().all(Option::is_none));
+    let year = query("vm-old", 1_483_228_800_000, 1_483_228_800_000 + 2 * DAY, 2);
+    let series = call::<VmHistory>(&stack, &year).await;
+    let counts: Vec<_> = series.buckets.iter().map(|bucket| bucket.count).collect();
+    assert_eq!((series.resolution, counts), (Resolution::Day, vec![24, 24]));
+
+    // A database from before there were rollups, at the first start of a metrics-svc that makes them.
+    let database = stack.database.handle();
+    for name in ["state", "1d", "instances"] {
+        let collection = database.collection::<Document>(&format!("vm_samples_{name}"));
+        collection.delete_many(doc! {}).await.unwrap();
+    }
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.kill9();
+    metrics.restart().await;
+    eventually("the old rows are rolled up", PATIENCE, async || {
+        let found = call_in::<VmGet>(&stack, Scope::All, &target).await;
+        found.map(drop).map_err(|fault| fault.to_string())
+    })
+    .await;
+    assert_eq!(call::<VmHistory>(&stack, &year).await, series);
+}
+
+/// A VM out of scope reads as one that does not exist.
+#[tokio::test]
+async fn a_hidden_vm_has_no_past() {
+    let stack = stack().start().await;
+    let from_ms = recent_bucket();
+    publish(&stack, &sample("vm-1", from_ms, "+00:00", 5.0)).await;
+    followed(&stack).await;
+    let other = || Scope::Only(vec!["vm-2".parse().unwrap()]);
+    let past = |instance| query(instance, from_ms, from_ms + MINUTE, 10);
+    assert_eq!(call::<VmHistory>(&stack, &past("vm-1")).await.buckets.len(), 1);
+    let hidden = call_in::<VmHistory>(&stack, other(), &past("vm-1"))
+        .await
+        .unwrap();
+    assert_eq!(
+        hidden,
+        call_in::<VmHistory>(&stack, other(), &past("vm-2"))
+            .await
+            .unwrap()
+    );
+    let target = |instance: &str| Target {
+        instance_id: instance.parse().unwrap(),
+    };
+    let hidden = call_in::<VmGet>(&stack, other(), &target("vm-1"))
+        .await
+        .unwrap_err();
+    let missing = call_in::<VmGet>(&stack, other(), &target("vm-2"))
+        .await
+        .unwrap_err();
+    assert_eq!((hidden.kind, hidden.message), (missing.kind, missing.message));
+}

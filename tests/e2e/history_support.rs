@@ -1,0 +1,162 @@
+//! What the tests of history have in common: samples at any moment, and the wait for rollups that follow them.
+
+use e2e::{PATIENCE, Program, Stack, StackBuilder, eventually};
+use mongodb::bson::{Document, doc};
+use shared::{
+    api::{
+        Method, Principal, Role, Scope,
+        metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    },
+    bus::Context,
+    time::{CreateDate, UtcOffset, unix_millis},
+    wire::Fault,
+};
+
+pub(crate) const SECOND: u64 = 1000;
+pub(crate) const MINUTE: u64 = 60 * SECOND;
+pub(crate) const HOUR: u64 = 60 * MINUTE;
+pub(crate) const DAY: u64 = 24 * HOUR;
+
+/// NATS, the database and one metrics-svc, whose rollups follow at once.
+pub(crate) fn stack() -> StackBuilder {
+    [Program::Gateway, Program::Auth, Program::Lifecycle]
+        .into_iter()
+        .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+        .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "50ms")
+        .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
+}
+
+/// The start of the five minutes before the last: all of it is past, and recent.
+pub(crate) fn recent_bucket() -> u64 {
+    (unix_millis() / (5 * MINUTE) - 2) * 5 * MINUTE
+}
+
+/// A sample of a VM whose figures all follow from the CPU share.
+pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) -> Sample {
+    let offset: UtcOffset = offset.parse().unwrap();
+    Sample {
+        instance_id: instance.parse().unwrap(),
+        create_date: CreateDate::at_millis(at_ms, offset),
+        net_incoming: cpu_util * 3.0,
+        net_outgoing: cpu_util * 5.0,
+        vm: Some(VmSample {
+            cpu_util,
+            mem: 100.0 - cpu_util,
+            disk_read: cpu_util / 2.0,
+            disk_write: cpu_util * 7.0,
+            proc: 95,
+        }),
+        processes: Vec::new(),
+    }
+}
+
+/// A process that has been running since long ago.
+pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
+    ProcessSample {
+        cmd: name.to_owned(),
+        pid,
+        cpu_util,
+        mem: 0.2,
+        disk_read: 1.5,
+        disk_write: 0.3,
+        running_time: 1_482_236_515.63,
+        shutdown_time: None,
+    }
+}
+
+/// Publishes a sample, without a message id: as often as it is published, metrics-svc gets it.
+pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
+    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
+    let body = serde_json::to_vec(sample).unwrap();
+    eventually("the stream takes a sample", PATIENCE, async || {
+        let sent = stack
+            .bus
+            .jetstream()
+            .publish(subject.clone(), body.clone().into())
+            .await;
+        let acknowledged = sent.map_err(|error| error.to_string())?.await;
+        acknowledged.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+/// Waits until every sample is stored and acknowledged.
+pub(crate) async fn stored(stack: &Stack) {
+    eventually("the samples are stored", PATIENCE, async || {
+        let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await;
+        match stream
+            .map_err(|error| error.to_string())?
+            .cached_info()
+            .state
+            .messages
+        {
+            0 => Ok(()),
+            messages => Err(format!("{messages} messages wait")),
+        }
+    })
+    .await;
+}
+
+/// How many marks wait to be followed.
+pub(crate) async fn marks(stack: &Stack) -> u64 {
+    let marks = stack.database.handle().collection::<Document>("vm_samples_marks");
+    marks.count_documents(doc! {}).await.unwrap()
+}
+
+/// Waits until every sample is stored, and in the rollups.
+pub(crate) async fn followed(stack: &Stack) {
+    stored(stack).await;
+    eventually("the rollups follow", PATIENCE, async || {
+        match marks(stack).await {
+            0 => Ok(()),
+            marks => Err(format!("{marks} marks wait")),
+        }
+    })
+    .await;
+}
+
+/// Calls a method as a viewer of this scope.
+pub(crate) async fn call_in<M: Method>(
+    stack: &Stack,
+    scope: Scope,
+    params: &M::Params,
+) -> Result<M::Reply, Fault> {
+    let principal = Principal {
+        user: "test".to_owned(),
+        role: Role::Viewer,
+        scope,
+    };
+    stack
+        .bus
+        .call::<M>(&Context::new(PATIENCE).as_principal(principal), params)
+        .await
+}
+
+/// Calls a method as a viewer of everything; it must succeed.
+pub(crate) async fn call<M: Method>(stack: &Stack, params: &M::Params) -> M::Reply {
+    let reply = call_in::<M>(stack, Scope::All, params).await;
+    reply.unwrap_or_else(|fault| panic!("{}: {fault}", M::INFO.name))
+}
+
+/// Numbers that look random and are the same each time.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) const fn new() -> Self {
+        Self(0x9E37_79B9_7F4A_7C15)
+    }
+
+    /// A number below this one.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        // Marsaglia's xorshift64.
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+
+    /// A percentage with one decimal, as agents round.
+    pub(crate) fn percentage(&mut self) -> f64 {
+        f64::from(u32::try_from(self.below(1001)).unwrap()) / 10.0
+    }
+}

@@ -1,0 +1,138 @@
+//! Live events: one for each stored row of a VM, after it is stored, and none in the way of rows.
+
+use std::time::Instant;
+
+use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
+use e2e::{PATIENCE, Program, Stack, eventually};
+use futures::StreamExt;
+use mongodb::bson::{Document, doc};
+use shared::api::{
+    InstanceId,
+    events::{EVENT_STREAM, LiveEvent, event_filter},
+};
+
+use crate::history_support::{SECOND, process, publish, recent_bucket, sample, stack, stored};
+
+/// The events of a VM from a sequence on, so many of them.
+async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) -> Vec<(u64, LiveEvent)> {
+    let instance: Option<InstanceId> = instance.map(|instance| instance.parse().unwrap());
+    let reading = async {
+        let stream = stack.bus.jetstream().get_stream(EVENT_STREAM).await.unwrap();
+        let consumer = stream
+            .create_consumer(OrderedConfig {
+                deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
+                filter_subject: event_filter(instance.as_ref()),
+                ..OrderedConfig::default()
+            })
+            .await
+            .unwrap();
+        let messages = consumer.messages().await.unwrap().take(count);
+        messages
+            .map(|message| {
+                let message = message.unwrap();
+                let event: LiveEvent = serde_json::from_slice(&message.payload).unwrap();
+                assert_eq!(message.subject.as_str(), event.subject());
+                (message.info().unwrap().stream_sequence, event)
+            })
+            .collect()
+            .await
+    };
+    tokio::time::timeout(PATIENCE, reading)
+        .await
+        .expect("the events arrive")
+}
+
+async fn count(stack: &Stack) -> Result<u64, String> {
+    let stream = stack.bus.jetstream().get_stream(EVENT_STREAM).await;
+    Ok(stream
+        .map_err(|error| error.to_string())?
+        .cached_info()
+        .state
+        .messages)
+}
+
+#[tokio::test]
+async fn every_stored_sample_is_told_once_and_can_be_replayed() {
+    let stack = stack().start().await;
+    let from_ms = recent_bucket();
+    let started = Instant::now();
+    let mut first = sample("vm-1", from_ms, "+00:00", 12.5);
+    first.processes = vec![process("nginx", 1, 5.0), process("sh", 2, 0.0)];
+    publish(&stack, &first).await;
+    let told = events(&stack, Some("vm-1"), 1, 2).await;
+    println!("told {:?} after the publish", started.elapsed());
+    // The row is there when its event is.
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 1);
+    let LiveEvent::Sample(row) = &told[0].1 else {
+        panic!("{told:?}")
+    };
+    assert_eq!(
+        (row.instance_id.as_str(), row.at_ms, row.cpu_util, row.proc),
+        ("vm-1", from_ms, 12.5, 95)
+    );
+    assert_eq!((row.mem, row.disk_read, row.disk_write), (87.5, 6.25, 87.5));
+    assert_eq!((row.net_incoming, row.net_outgoing), (37.5, 62.5));
+    let LiveEvent::Processes(rows) = &told[1].1 else {
+        panic!("{told:?}")
+    };
+    assert_eq!((rows.at_ms, rows.rows), (from_ms, 2));
+
+    // Delivered again: stored and told already.
+    publish(&stack, &first).await;
+    publish(&stack, &sample("vm-2", from_ms, "+00:00", 1.0)).await;
+    for second in 1..20 {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
+    }
+    stored(&stack).await;
+    let (seen, _) = told[1];
+    let replayed = events(&stack, Some("vm-1"), seen + 1, 19).await;
+    let moments: Vec<_> = replayed
+        .iter()
+        .map(|(_, event)| match event {
+            LiveEvent::Sample(row) => row.at_ms,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        moments,
+        (1..20)
+            .map(|second| from_ms + second * SECOND)
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(count(&stack).await, Ok(2 + 1 + 19));
+    assert_eq!(events(&stack, None, 1, 22).await.len(), 22);
+}
+
+/// Without its stream an event is lost and counted; rows are stored as if nothing were, and the stream comes back.
+#[tokio::test]
+async fn a_lost_event_holds_up_no_row() {
+    let stack = stack().start().await;
+    let from_ms = recent_bucket();
+    stack.bus.jetstream().delete_stream(EVENT_STREAM).await.unwrap();
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    for second in 0..50 {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
+    }
+    stored(&stack).await;
+    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 50);
+    let metrics = stack.replica(Program::Metrics, 0);
+    eventually("the loss is counted", PATIENCE, async || {
+        let text = metrics.metrics().await;
+        let line = text
+            .lines()
+            .find(|line| line.starts_with("vmwatch_events_lost_total"));
+        line.map(str::to_owned).ok_or(text.clone())
+    })
+    .await;
+    let mut second = 50;
+    eventually("the stream is made again", PATIENCE, async || {
+        publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
+        second += 1;
+        match count(&stack).await? {
+            0 => Err("no event yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}
