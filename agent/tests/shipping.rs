@@ -75,6 +75,7 @@ impl Scene {
     }
 }
 
+/// Its settings; a later entry of the same name wins.
 fn spec(folder: &Path, nats: &str) -> Spec {
     let env = [
         ("VMWATCH_INSTANCE_ID", "vm-1"),
@@ -273,6 +274,44 @@ async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
     );
     assert!(stored.is_sorted());
     assert!(agent.log().contains("is half-written and was skipped"));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
+    let scene = Scene::set().await;
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), -1).await;
+    let mut spec = spec(scene.folder.path(), scene.nats.url());
+    spec.env
+        .push(("VMWATCH_DRAIN_DEADLINE".to_owned(), "0s".to_owned()));
+    let agent = Process::start(spec);
+    stores(&messages, 1).await;
+    // A server that hangs acknowledges nothing and looks connected for a while.
+    scene.nats.process.pause();
+    let kept = || [witnessed(&agent, "acknowledged"), witnessed(&agent, "spooled")].concat();
+    eventually(
+        "a sample is neither acknowledged nor on disk",
+        PATIENCE,
+        async || {
+            let kept = kept();
+            let sampled = witnessed(&agent, "sampled");
+            sampled
+                .iter()
+                .any(|id| !kept.contains(id))
+                .then_some(())
+                .ok_or_else(|| format!("{kept:?}"))
+        },
+    )
+    .await;
+    let status = agent.terminate(PATIENCE).await;
+    scene.nats.process.resume();
+    assert!(status.success(), "{status}");
+    let (kept, spooled) = (kept(), scene.spooled());
+    for id in witnessed(&agent, "sampled") {
+        assert!(kept.contains(&id), "{id} is lost");
+        let acknowledged = witnessed(&agent, "acknowledged").contains(&id);
+        assert!(acknowledged || spooled.contains(&id), "{id} is not on disk");
+    }
 }
 
 #[tokio::test]

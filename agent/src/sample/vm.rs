@@ -237,10 +237,10 @@ mod tests {
         }
     }
 
-    /// As if the previous reading were ten seconds old.
+    /// As if the previous reading were ten thousand seconds old: against that, what the test itself takes is nothing.
     fn age(sampler: &mut VmSampler) {
         let (at, ticks) = sampler.previous.unwrap();
-        sampler.previous = Some((at.checked_sub(Duration::from_secs(10)).unwrap(), ticks));
+        sampler.previous = Some((at.checked_sub(Duration::from_secs(10_000)).unwrap(), ticks));
     }
 
     #[test]
@@ -259,11 +259,11 @@ mod tests {
         );
 
         age(&mut sampler);
-        // 20 user, 5 steal, 15 idle, 60 waiting: a quarter busy. 2,560 sectors are 1,280 KiB.
+        // 20 user, 5 steal, 15 idle, 60 waiting: a quarter busy. Two sectors are a KiB.
         machine.show(
             "120 10 50 1015 100 5 5 5 0 0",
-            (3560, 2000),
-            (10_000 + 6144, 20_000 + 58_368),
+            (1000 + 2_560_000, 2000),
+            (10_000 + 6_144_000, 20_000 + 58_368_000),
         );
         let second = sampler.read().unwrap();
         assert_eq!(second.vm.cpu_util, 25.0);

@@ -57,9 +57,9 @@ impl Proc {
     }
 }
 
-/// As if the previous reading were ten seconds old.
+/// As if the previous reading were ten thousand seconds old: against that, what the test itself takes is nothing.
 fn age(sampler: &mut ProcessSampler) {
-    let older = |at: Instant| at.checked_sub(Duration::from_secs(10)).unwrap();
+    let older = |at: Instant| at.checked_sub(Duration::from_secs(10_000)).unwrap();
     sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
     for process in sampler.tracked.values_mut() {
         process.at = older(process.at);
@@ -78,7 +78,7 @@ fn a_row_has_the_rates_since_the_previous_reading() {
     proc.show(7, 1607, 1000, Some((1024, 4096)));
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(7, 1607, 2500, Some((1024 + 20 * 1024, 4096)));
+    proc.show(7, 1607, 1000 + 1_500_000, Some((1024 + 20_480_000, 4096)));
     let rows = read(&mut sampler);
     let expected = ProcessSample {
         cmd: "p1607".into(),
@@ -98,7 +98,7 @@ fn what_a_new_process_used_it_used_since_the_previous_reading() {
     let proc = Proc::new();
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(8, 10_001, 500, Some((10 * 1024, 0)));
+    proc.show(8, 10_001, 500_000, Some((10_240_000, 0)));
     // This one is older than the previous reading, which could not read it: what it used when is unknown.
     proc.show(9, 5, 500_000, Some((1 << 40, 0)));
     let rows = read(&mut sampler);
@@ -142,7 +142,7 @@ fn a_pid_that_came_into_use_again_gives_the_last_row_and_the_new_process() {
     let mut sampler = proc.primed();
     read(&mut sampler);
     age(&mut sampler);
-    proc.show(7, 11_000, 100, Some((0, 0)));
+    proc.show(7, 11_000, 100_000, Some((0, 0)));
     let rows = read(&mut sampler);
     assert_eq!(rows.len(), 2);
     assert!(rows[0].cmd == "p1607" && rows[0].shutdown_time.is_some());
@@ -172,6 +172,26 @@ fn only_what_was_reported_gets_a_last_row() {
         [7]
     );
     assert_eq!(read(&mut sampler), []);
+}
+
+#[test]
+fn what_was_reported_once_gets_a_last_row_though_it_was_among_the_greatest_no_more() {
+    let proc = Proc::new();
+    proc.show(7, 1, 0, Some((0, 0)));
+    proc.show(8, 2, 0, Some((0, 0)));
+    let mut sampler = proc.primed_for(Selection::Top {
+        count: 1,
+        pinned: vec![],
+    });
+    let pids = |rows: Vec<ProcessSample>| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
+    age(&mut sampler);
+    proc.show(8, 2, 500_000, Some((0, 0)));
+    // 7 by memory, where they are equal, and 8 by CPU.
+    assert_eq!(pids(read(&mut sampler)), [7, 8]);
+    assert_eq!(pids(read(&mut sampler)), [7]);
+    proc.end(8);
+    let rows = read(&mut sampler);
+    assert!(rows[1].pid == 8 && rows[1].shutdown_time.is_some(), "{rows:?}");
 }
 
 #[test]
@@ -205,7 +225,7 @@ fn a_counter_that_went_back_gives_zero() {
     proc.show(7, 1607, 1000, Some((1000, 1000)));
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(7, 1607, 10, Some((0, 2000)));
+    proc.show(7, 1607, 10, Some((0, 1000 + 1_000_000)));
     let rows = read(&mut sampler);
     assert_eq!(
         (rows[0].cpu_util, rows[0].disk_read, rows[0].disk_write),
