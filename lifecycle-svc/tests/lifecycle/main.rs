@@ -13,4 +13,6 @@ mod faults;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;
+#[cfg(feature = "libvirt")]
+mod qemu;
 mod support;
