@@ -10,13 +10,19 @@ from .terminal import Problem, Step, on_terminal, say, style
 
 
 def test(arguments) -> int:
-    """Everything that must hold before a change goes in; arguments go to the test runner."""
+    """Everything that must hold before a change goes in; arguments go to the test runner.
+
+    With --containers, which is ours, the images and compose.yaml are run as well, at the end.
+    """
+    containers = "--containers" in arguments
+    arguments = [argument for argument in arguments if argument != "--containers"]
     cargo.check()
     _components()
     tools.install_system(tools.BUILD_NEEDS)
     environment = _environment()
     _step("formatting", "fmt", ["cargo", "fmt", "--all", "--check"])
     _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
+    _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
     _step("./dev up, its lines, down", "dev-whole", _unittest("whole_*.py"))
@@ -24,7 +30,10 @@ def test(arguments) -> int:
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
     # The runner speaks for itself, to the last line.
-    return subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
+    code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
+    if code or not containers:
+        return code
+    return subprocess.run([sys.executable, "-B", layout.ROOT / "deploy" / "offline" / "run"]).returncode
 
 
 def _environment() -> dict:

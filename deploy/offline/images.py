@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict
@@ -33,7 +34,8 @@ class StandIns:
 def base(engine: Engine) -> str:
     """An image of this machine's own release, whose libraries our binaries are linked against."""
     release = apt.codename()
-    tag = f"vmwatch-offline/debian:{release}"
+    # Another list of packages is another image.
+    tag = f"vmwatch-offline/debian:{release}-{zlib.crc32(BASE_PACKAGES.encode()):08x}"
     if engine.has_image(tag):
         return tag
     if not apt.is_here() or os.geteuid() != 0:

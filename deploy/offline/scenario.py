@@ -88,7 +88,7 @@ class Project:
         with Step("docker compose down") as step:
             LOGS.mkdir(parents=True, exist_ok=True)
             (LOGS / "compose.log").write_text(self.compose("logs", "--no-color"))
-            self.compose("down", "--volumes", "--timeout", "20")
+            self.compose("down", "--volumes")
             shutil.rmtree(self.folder)
             step.done()
 
@@ -209,7 +209,7 @@ def restart_each(project: Project, service: str) -> float:
     began = time.monotonic()
     with Step(f"restarting each {service} under load") as step:
         for container in project.containers(service):
-            project.engine.run("restart", "--time", "20", container)
+            project.engine.run("restart", "--time", "45", container)
             project.wait_healthy(container)
             step.tick()
         step.done()
