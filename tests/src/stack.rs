@@ -31,7 +31,7 @@ pub const MACHINES: [(&str, Power); 3] = [
     ("9afdb1ec-d396-4ba3-af7a-1e38fd8751cb", Power::Running),
 ];
 
-/// What the agents of a stack call the machine that the tests run on.
+/// What the first agent of a stack calls the machine that the tests run on.
 pub const THIS_MACHINE: &str = "this-machine";
 
 const NODE_FILE: &str = "node.xml";
@@ -194,7 +194,7 @@ impl StackBuilder {
             for index in 0..self.replicas.get(&program).copied().unwrap_or(0) {
                 let listen = free_port();
                 let mut env = stack.common_settings(program);
-                env.extend(own_settings(program, listen, stack.folder.path()));
+                env.extend(own_settings(program, index, listen, stack.folder.path()));
                 let overrides = self.settings.iter().filter(|(of, ..)| *of == program);
                 env.extend(overrides.map(|(_, name, value)| (name.clone(), value.clone())));
                 let replica = stack.spawn(program, index, env);
@@ -366,7 +366,7 @@ impl Stack {
 }
 
 /// What a program needs to know beside the servers' addresses.
-fn own_settings(program: Program, listen: u16, folder: &Path) -> Vec<(String, String)> {
+fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> Vec<(String, String)> {
     let path = |name: &str| folder.join(name).display().to_string();
     let pairs = match program {
         Program::Gateway => vec![("VMWATCH_LISTEN", format!("127.0.0.1:{listen}"))],
@@ -379,7 +379,7 @@ fn own_settings(program: Program, listen: u16, folder: &Path) -> Vec<(String, St
             vec![("VMWATCH_HYPERVISORS", format!("test=test://{}", path(NODE_FILE)))]
         }
         Program::Agent => vec![
-            ("VMWATCH_INSTANCE_ID", THIS_MACHINE.to_owned()),
+            ("VMWATCH_INSTANCE_ID", agent_instance(index)),
             ("VMWATCH_AGENT_VM_INTERVAL", "500ms".to_owned()),
             ("VMWATCH_AGENT_PROCESS_INTERVAL", "500ms".to_owned()),
             ("VMWATCH_AGENT_SPOOL_DIR", path(&format!("spool-{listen}"))),
@@ -387,6 +387,14 @@ fn own_settings(program: Program, listen: u16, folder: &Path) -> Vec<(String, St
     };
     let owned = pairs.into_iter().map(|(name, value)| (name.to_owned(), value));
     owned.collect()
+}
+
+/// Several agents of a stack play several machines.
+fn agent_instance(index: usize) -> String {
+    match index {
+        0 => THIS_MACHINE.to_owned(),
+        other => format!("{THIS_MACHINE}-{other}"),
+    }
 }
 
 /// Writes the machines as libvirt's test driver reads them.

@@ -19,8 +19,8 @@ pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
 /// The most bytes of one message of a sample (docs/api: parts of at most 512 KiB).
 pub const SAMPLE_PART_BYTES: usize = 512 * 1024;
-/// The most process rows of one message of a sample: far more than fit the bytes.
-pub const SAMPLE_PART_ROWS: usize = 10_000;
+/// The most process rows of one message of a sample: more than an agent's rows, of 110 bytes and more, fit the bytes.
+pub const SAMPLE_PART_ROWS: usize = 5_000;
 
 /// The order of a VM row's keys, as the document's sample has it.
 pub const VM_ROW_KEYS: [&str; 10] = [

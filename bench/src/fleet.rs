@@ -1,0 +1,172 @@
+//! VMs that report as agents with the default settings do: their own row each ten seconds, their processes each
+//! minute.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use shared::{
+    api::{
+        InstanceId,
+        metrics::{ProcessSample, Sample, VmSample},
+    },
+    time::{CreateDate, UtcOffset},
+};
+
+/// The default of `VMWATCH_AGENT_VM_INTERVAL`.
+pub(crate) const VM_INTERVAL: Duration = Duration::from_secs(10);
+/// The default of `VMWATCH_AGENT_PROCESS_INTERVAL`.
+pub(crate) const PROCESS_INTERVAL: Duration = Duration::from_mins(1);
+const VM_SAMPLES_A_MINUTE: u32 = 6;
+const NAMES: [&str; 12] = [
+    "systemd",
+    "kworker/u8:3-ev",
+    "sshd",
+    "nginx",
+    "postgres",
+    "java",
+    "python3",
+    "containerd",
+    "dockerd",
+    "bash",
+    "cron",
+    "chronyd",
+];
+
+/// VMs of the same size.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    instances: Vec<InstanceId>,
+    processes: u32,
+    random: Random,
+}
+
+impl Fleet {
+    pub(crate) fn new(vms: u32, processes: u32) -> anyhow::Result<Self> {
+        let instances = (0..vms).map(|vm| format!("6abf5a1e-b85c-4e5f-ba02-{vm:012x}").parse());
+        Ok(Self {
+            instances: instances.collect::<Result<_, _>>()?,
+            processes,
+            random: Random(1),
+        })
+    }
+
+    /// Rows of one minute.
+    pub(crate) fn rows_a_minute(&self) -> usize {
+        self.instances.len() * (VM_SAMPLES_A_MINUTE + self.processes) as usize
+    }
+
+    /// The samples of a minute, in the order in which they would come in.
+    pub(crate) fn minute(&mut self, start: SystemTime, offset: UtcOffset) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for step in 0..VM_SAMPLES_A_MINUTE {
+            for vm in 0..self.instances.len() {
+                let Some(instance) = self.instances.get(vm).cloned() else {
+                    continue;
+                };
+                // No two agents sample in the same microsecond.
+                let moment = start + VM_INTERVAL * step + Duration::from_micros(7919 * vm as u64);
+                let count = if step == 0 { self.processes } else { 0 };
+                samples.push(sample(
+                    &mut self.random,
+                    instance,
+                    CreateDate::at(moment, offset),
+                    count,
+                ));
+            }
+        }
+        samples
+    }
+}
+
+/// A sample of one moment, with the VM's own row or without.
+pub(crate) fn sample_at(
+    id: &InstanceId,
+    at: SystemTime,
+    offset: UtcOffset,
+    vm: bool,
+    processes: u32,
+) -> Sample {
+    let mut random = Random(
+        u64::from(
+            at.duration_since(UNIX_EPOCH)
+                .map_or(1, |since| since.subsec_micros()),
+        ) | 1,
+    );
+    let mut sample = sample(&mut random, id.clone(), CreateDate::at(at, offset), processes);
+    if !vm {
+        sample.vm = None;
+    }
+    sample
+}
+
+/// A sample of made-up figures, with one decimal as an agent rounds them.
+fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate, processes: u32) -> Sample {
+    Sample {
+        instance_id,
+        create_date,
+        net_incoming: random.tenths(20_000),
+        net_outgoing: random.tenths(20_000),
+        vm: Some(VmSample {
+            cpu_util: random.tenths(1000),
+            mem: random.tenths(1000),
+            disk_read: random.tenths(50_000),
+            disk_write: random.tenths(50_000),
+            proc: 95,
+        }),
+        processes: (0..processes).map(|index| process(random, index)).collect(),
+    }
+}
+
+fn process(random: &mut Random, index: u32) -> ProcessSample {
+    let name = NAMES
+        .get(index as usize % NAMES.len())
+        .copied()
+        .unwrap_or_default();
+    ProcessSample {
+        cmd: name.to_owned(),
+        pid: 300 + 7 * index,
+        cpu_util: random.tenths(100),
+        mem: random.tenths(80),
+        disk_read: 0.0,
+        disk_write: random.tenths(300),
+        running_time: 1_482_236_515.63 + f64::from(index) / 100.0,
+        shutdown_time: None,
+    }
+}
+
+/// Marsaglia's xorshift: the same figures in every run.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    /// A number from 0 to just below this many tenths.
+    fn tenths(&mut self, below: u32) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let tenths = u32::try_from(self.0 % u64::from(below)).unwrap_or(0);
+        f64::from(tenths) / 10.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use metrics_svc::documents::Documents;
+
+    use super::*;
+
+    #[test]
+    fn every_row_is_one_that_the_store_takes_and_another() {
+        let mut fleet = Fleet::new(20, 30).unwrap();
+        let offset = "+08:00".parse().unwrap();
+        let now = SystemTime::now();
+        let mut ids = HashSet::new();
+        for sample in fleet.minute(now, offset) {
+            let documents = Documents::of(&sample, offset, now).unwrap();
+            let rows = documents.vms.iter().chain(&documents.processes);
+            ids.extend(rows.map(|row| row.get_object_id("_id").unwrap()));
+        }
+        assert_eq!(ids.len(), fleet.rows_a_minute());
+    }
+}

@@ -1,0 +1,359 @@
+//! Documents per second from an agent's message into the store, beside what the database itself takes.
+//!
+//! **Through vmwatch** a round publishes the messages that a fleet of agents would (their encoding and message ids),
+//! as fast as the stream acknowledges them, and ends when the stream is empty again: everything is then written by a
+//! majority and acknowledged. Publishing is inside the measured time and on the same cores, so nothing that the way
+//! costs is left out; it is far faster than the store, so it is not what limits the round.
+//!
+//! **The limit** is the official driver's `insert_many`, unordered, with the same write concern, of the same documents
+//! in the same batches into collections with the same indexes of the same database, from one process that has nothing
+//! else to do and has them ready. It is given what it takes best: the number of batches at once that came out fastest
+//! in the warm-up, each batch going into both collections at once as metrics-svc does it.
+//!
+//! Rounds alternate, in turned order from pair to pair, with the same pause before each, so that what changes with time
+//! (a growing index, pages that the database still has to write, a neighbour on the machine) meets both alike. At the end
+//! every document is counted.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use agent::Part;
+use anyhow::{Context as _, ensure};
+use async_nats::jetstream::message::PublishMessage;
+use clap::Args;
+use e2e::{Program, Stack};
+use futures::{StreamExt, TryStreamExt, stream};
+use metrics_svc::{
+    documents::Documents,
+    store::{RowKind, RowStore},
+};
+use shared::{
+    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
+    config::UTC_OFFSET,
+    time::UtcOffset,
+};
+
+use crate::{
+    fleet::Fleet,
+    report::{Report, number, table},
+    statistics::Series,
+    store, usage,
+};
+
+/// What `bench ingest` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// VMs that report
+    #[arg(long, default_value_t = 200)]
+    vms: u32,
+    /// Processes of each
+    #[arg(long, default_value_t = 100)]
+    processes: u32,
+    /// Minutes of reports in one round
+    #[arg(long, default_value_t = 3)]
+    minutes: u32,
+    /// Pairs of rounds that count
+    #[arg(long, default_value_t = 7)]
+    pairs: u32,
+}
+
+/// Batches of the raw insert at once, of which the warm-up takes the best.
+const CONCURRENCY: [usize; 3] = [1, 2, 4];
+/// Messages published and not yet acknowledged.
+const UNACKNOWLEDGED: usize = 256;
+/// How often the stream is asked whether it is empty: each costs the server some 20 µs.
+const POLL: Duration = Duration::from_millis(5);
+/// Before each round: the database goes on writing pages for some time after the one before.
+const SETTLE: Duration = Duration::from_secs(3);
+/// The default of `VMWATCH_BATCH_ROWS`, which the stack runs with.
+const BATCH_ROWS: usize = 2000;
+/// Whose CPU is counted.
+const PROCESSES: [&str; 4] = ["nats-server", "vmwatch-metrics", "database", "bench"];
+
+/// What a round moves, ready in memory in both forms.
+struct Load {
+    parts: Vec<(String, Part)>,
+    batches: Vec<Arc<Documents>>,
+    documents: usize,
+}
+
+/// What a round came to.
+struct Round {
+    documents_a_second: f64,
+    /// Microseconds a document, of each of [`PROCESSES`].
+    cpu: [f64; 4],
+}
+
+struct Bench {
+    stack: Stack,
+    raw: Arc<RowStore>,
+    offset: UtcOffset,
+    fleet: Fleet,
+    minutes: u32,
+    /// The first minute of the next load.
+    next: SystemTime,
+    sent: usize,
+    inserted: usize,
+}
+
+pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
+    let stack = store::stack().start().await;
+    report.introduce(&stack)?;
+    let mut bench = Bench::new(stack, &options).await?;
+    let concurrency = bench.warm_up().await?;
+    let (mut through, mut raw) = (Vec::new(), Vec::new());
+    for pair in 1..=options.pairs {
+        let load = bench.load()?;
+        let (ours, theirs);
+        if pair.is_multiple_of(2) {
+            ours = bench.through(&load).await?;
+            theirs = bench.raw(&load, concurrency).await?;
+        } else {
+            theirs = bench.raw(&load, concurrency).await?;
+            ours = bench.through(&load).await?;
+        }
+        println!(
+            "pair {pair} of {}: {} documents/s through vmwatch, {} raw",
+            options.pairs,
+            number(ours.documents_a_second, 0),
+            number(theirs.documents_a_second, 0)
+        );
+        through.push(ours);
+        raw.push(theirs);
+    }
+    bench.count().await?;
+    let metrics = bench.stack.replica(Program::Metrics, 0).process.id();
+    tell(
+        report,
+        &through,
+        &raw,
+        concurrency,
+        usage::peak_resident_mb(metrics)?,
+    );
+    Ok(())
+}
+
+impl Bench {
+    async fn new(stack: Stack, options: &Options) -> anyhow::Result<Self> {
+        Ok(Self {
+            raw: Arc::new(store::open(&stack, "raw_").await?),
+            stack,
+            offset: UTC_OFFSET.default.parse()?,
+            fleet: Fleet::new(options.vms, options.processes)?,
+            minutes: options.minutes,
+            next: SystemTime::now() - Duration::from_hours(12),
+            sent: 0,
+            inserted: 0,
+        })
+    }
+
+    /// One round of each sort, and the concurrency that the raw insert does best with.
+    async fn warm_up(&mut self) -> anyhow::Result<usize> {
+        let load = self.load()?;
+        let through = self.through(&load).await?;
+        println!(
+            "warm-up: {} documents/s through vmwatch",
+            number(through.documents_a_second, 0)
+        );
+        let mut best = (1, 0.0);
+        for concurrency in CONCURRENCY {
+            let load = self.load()?;
+            let rate = self.raw(&load, concurrency).await?.documents_a_second;
+            println!(
+                "warm-up: {} documents/s raw, batches at once: {concurrency}",
+                number(rate, 0)
+            );
+            if rate > best.1 {
+                best = (concurrency, rate);
+            }
+        }
+        Ok(best.0)
+    }
+
+    /// The samples of the next minutes, encoded as agents do and as documents.
+    fn load(&mut self) -> anyhow::Result<Load> {
+        let mut load = Load {
+            parts: Vec::new(),
+            batches: Vec::new(),
+            documents: self.fleet.rows_a_minute() * self.minutes as usize,
+        };
+        let mut batch = Documents::default();
+        for _ in 0..self.minutes {
+            for sample in self.fleet.minute(self.next, self.offset) {
+                let documents = Documents::of(&sample, self.offset, SystemTime::now())?;
+                batch.vms.extend(documents.vms);
+                batch.processes.extend(documents.processes);
+                if batch.vms.len() + batch.processes.len() >= BATCH_ROWS {
+                    load.batches.push(Arc::new(std::mem::take(&mut batch)));
+                }
+                let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
+                let parts = agent::split(sample, 0)?.into_iter();
+                load.parts.extend(parts.map(|part| (subject.clone(), part)));
+            }
+            self.next += Duration::from_mins(1);
+        }
+        load.batches.push(Arc::new(batch));
+        Ok(load)
+    }
+
+    /// From the first publish until the stream is empty.
+    async fn through(&mut self, load: &Load) -> anyhow::Result<Round> {
+        tokio::time::sleep(SETTLE).await;
+        let before = self.cpu()?;
+        let started = Instant::now();
+        let jetstream = self.stack.bus.jetstream();
+        let publish = |(subject, part): &(String, Part)| {
+            let message = PublishMessage::build()
+                .payload(part.body.clone())
+                .message_id(&part.message_id)
+                .expected_stream(SAMPLE_STREAM);
+            jetstream.send_publish(subject.clone(), message)
+        };
+        stream::iter(&load.parts)
+            .map(async |part| publish(part).await?.await)
+            .buffer_unordered(UNACKNOWLEDGED)
+            .try_for_each(async |_| Ok(()))
+            .await
+            .context("the stream refused a message")?;
+        let mut stream = jetstream.get_stream(SAMPLE_STREAM).await?;
+        while stream.info().await?.state.messages > 0 {
+            tokio::time::sleep(POLL).await;
+        }
+        self.sent += load.documents;
+        self.round(load, started, before)
+    }
+
+    /// The same documents by the driver alone.
+    async fn raw(&mut self, load: &Load, concurrency: usize) -> anyhow::Result<Round> {
+        tokio::time::sleep(SETTLE).await;
+        let before = self.cpu()?;
+        let started = Instant::now();
+        stream::iter(load.batches.iter().cloned())
+            .map(|batch| tokio::spawn(insert(Arc::clone(&self.raw), batch)))
+            .buffer_unordered(concurrency)
+            .map_err(anyhow::Error::from)
+            .try_for_each(async |inserted| inserted.map_err(anyhow::Error::from))
+            .await?;
+        self.inserted += load.documents;
+        self.round(load, started, before)
+    }
+
+    fn round(&self, load: &Load, started: Instant, before: [f64; 4]) -> anyhow::Result<Round> {
+        #[expect(clippy::cast_precision_loss, reason = "some 100,000 documents")]
+        let documents = load.documents as f64;
+        let documents_a_second = documents / started.elapsed().as_secs_f64();
+        let mut cpu = self.cpu()?;
+        for (after, before) in cpu.iter_mut().zip(before) {
+            *after = (*after - before) * 1e6 / documents;
+        }
+        Ok(Round {
+            documents_a_second,
+            cpu,
+        })
+    }
+
+    /// Seconds of each of [`PROCESSES`] so far.
+    fn cpu(&self) -> anyhow::Result<[f64; 4]> {
+        Ok([
+            usage::cpu_seconds(self.stack.nats.process.id())?,
+            usage::cpu_seconds(self.stack.replica(Program::Metrics, 0).process.id())?,
+            usage::cpu_seconds(self.stack.database.process.id())?,
+            usage::cpu_seconds(std::process::id())?,
+        ])
+    }
+
+    /// Nothing was lost or doubled on either way, or the rates mean nothing.
+    async fn count(&self) -> anyhow::Result<()> {
+        let through = store::open(&self.stack, "").await?;
+        for (way, rows, expected) in [
+            ("through vmwatch", &through, self.sent),
+            ("raw", &*self.raw, self.inserted),
+        ] {
+            let mut stored = 0;
+            for kind in [RowKind::Vm, RowKind::Process] {
+                stored += rows.collection(kind).count_documents(bson::doc! {}).await?;
+            }
+            println!("{way}: {expected} documents sent, {stored} stored");
+            ensure!(
+                stored == expected as u64,
+                "{way}, {expected} documents were sent and {stored} are stored"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A batch into both collections at once, as metrics-svc does it.
+async fn insert(rows: Arc<RowStore>, batch: Arc<Documents>) -> mongodb::error::Result<()> {
+    let into = async |kind, documents: &[_]| {
+        if documents.is_empty() {
+            return Ok(());
+        }
+        let insert = rows.collection(kind).insert_many(documents).ordered(false);
+        insert.await.map(drop)
+    };
+    let (vms, processes) = tokio::join!(
+        into(RowKind::Vm, &batch.vms),
+        into(RowKind::Process, &batch.processes)
+    );
+    vms.and(processes)
+}
+
+fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usize, resident_mb: f64) {
+    let rates =
+        |rounds: &[Round]| -> Series { rounds.iter().map(|round| round.documents_a_second).collect() };
+    let pairs = through.iter().zip(raw);
+    let ratios: Series = pairs
+        .map(|(through, raw)| through.documents_a_second / raw.documents_a_second)
+        .collect();
+    let ratio = rates(through).median() / rates(raw).median();
+    let row = |name: &str, series: &Series, decimals| {
+        let cells = [series.median(), series.least(), series.most()].map(|value| number(value, decimals));
+        let [median, least, most] = cells;
+        [name.to_owned(), median, least, most]
+    };
+    let heading = ["", "median", "least", "most"].map(str::to_owned);
+    println!(
+        "\n{}",
+        table(&[
+            heading,
+            row("through vmwatch, documents/s", &rates(through), 0),
+            row(
+                &format!("raw insert, {concurrency} at once, documents/s"),
+                &rates(raw),
+                0
+            ),
+            row("ratio of a pair", &ratios, 3),
+        ])
+    );
+    println!("ratio of the medians: {}", number(ratio, 3));
+
+    let cpu = |rounds: &[Round], index: usize| -> f64 {
+        let used: Series = rounds
+            .iter()
+            .filter_map(|round| round.cpu.get(index).copied())
+            .collect();
+        used.median()
+    };
+    let mut rows = vec![["CPU, µs a document", "through", "raw"].map(str::to_owned)];
+    for (index, process) in PROCESSES.iter().enumerate() {
+        let (through, raw) = (cpu(through, index), cpu(raw, index));
+        report.figure(format!("ingest_cpu_us_a_document_{process}"), through);
+        report.figure(format!("raw_cpu_us_a_document_{process}"), raw);
+        rows.push([(*process).to_owned(), number(through, 1), number(raw, 1)]);
+    }
+    println!("\n{}", table(&rows));
+    println!(
+        "\nvmwatch-metrics resident, at most: {} MB",
+        number(resident_mb, 1)
+    );
+
+    report.figure("ingest_documents_a_second", rates(through).median());
+    report.figure("raw_documents_a_second", rates(raw).median());
+    report.figure("ingest_to_raw_ratio", ratio);
+    report.figure("ingest_to_raw_ratio_least_pair", ratios.least());
+    report.figure("ingest_to_raw_ratio_most_pair", ratios.most());
+    report.figure("ingest_metrics_resident_peak_mb", resident_mb);
+}

@@ -1,0 +1,355 @@
+//! The cost of the latest rows of an instance, at a short history and at a long one.
+//!
+//! Instances that differ in nothing but how far back their rows go report until now (a row is added when it is due, so
+//! that the newest rows are as fresh as those of a live VM), among others that share the collections. Each query is asked of
+//! each instance in turn, over the bus as users do and of the store alone; the ratio is that of the medians at the longest and
+//! at the shortest history. One more instance fell silent years ago: its rows must come all the same.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::ensure;
+use clap::Args;
+use e2e::Stack;
+use metrics_svc::{
+    documents::Documents,
+    store::{Query, RowKind, RowStore},
+};
+use shared::{
+    api::{
+        InstanceId, Principal, Role, Scope,
+        metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, VmLatest},
+    },
+    bus::{Bus, Context},
+    config::UTC_OFFSET,
+    time::UtcOffset,
+};
+
+use crate::{
+    fleet::{self, PROCESS_INTERVAL, VM_INTERVAL},
+    report::{Report, number, table},
+    statistics::Series,
+    store,
+};
+
+/// What `bench latest` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Rows of history of each kind, shortest first
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000, 1_000_000])]
+    rows: Vec<u32>,
+    /// How often each query is asked
+    #[arg(long, default_value_t = 200)]
+    repeats: u32,
+}
+
+/// Instances that share the collections, and how many rows of each kind each has.
+const OTHERS: (u32, u32) = (50, 1000);
+/// The rows of the silent one, and for how long it has been silent.
+const SILENT: (u32, Duration) = (10_000, Duration::from_hours(24 * 365 * 3));
+/// Processes of each instance.
+const PROCESSES: u32 = 10;
+const BATCH_ROWS: usize = 2000;
+/// The deadline of a query, as a gateway gives it.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// One of the queries, with the limits of the document's samples.
+#[derive(Clone, Copy)]
+struct Question {
+    name: &'static str,
+    kind: RowKind,
+    cmd: Option<&'static str>,
+    rows: u16,
+}
+
+const QUESTIONS: [Question; 3] = [
+    Question {
+        name: "vm",
+        kind: RowKind::Vm,
+        cmd: None,
+        rows: 10,
+    },
+    Question {
+        name: "processes",
+        kind: RowKind::Process,
+        cmd: None,
+        rows: 4,
+    },
+    Question {
+        name: "by_name",
+        kind: RowKind::Process,
+        cmd: Some("nginx"),
+        rows: 4,
+    },
+];
+
+/// Who is asked.
+#[derive(Clone, Copy)]
+enum Way {
+    Bus,
+    Store,
+}
+
+const WAYS: [(Way, &str); 2] = [(Way::Bus, "over the bus"), (Way::Store, "store alone")];
+
+/// An instance under test.
+struct Subject {
+    name: String,
+    id: InstanceId,
+    /// Its newest row of each kind; the silent one has no next.
+    newest: Option<[SystemTime; 2]>,
+    /// In milliseconds, by question and way.
+    took: Vec<Series>,
+}
+
+pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
+    let stack = store::stack().start().await;
+    report.introduce(&stack)?;
+    let mut bench = Bench {
+        store: store::open(&stack, "").await?,
+        bus: stack.bus.clone(),
+        offset: UTC_OFFSET.default.parse()?,
+        _stack: stack,
+    };
+    let mut subjects = bench.fill(&options.rows).await?;
+    for repeat in 0..options.repeats {
+        bench.top_up(&mut subjects).await?;
+        for (index, question) in QUESTIONS.iter().enumerate() {
+            for (place, (way, _)) in WAYS.iter().enumerate() {
+                for subject in &mut subjects {
+                    let started = Instant::now();
+                    let rows = bench.ask(*way, question, &subject.id).await?;
+                    let took = started.elapsed().as_secs_f64() * 1e3;
+                    if repeat == 0 {
+                        // The first answers warm the caches; they must be right.
+                        check(question, &subject.name, &rows)?;
+                    } else if let Some(series) = subject.took.get_mut(index * WAYS.len() + place) {
+                        series.push(took);
+                    }
+                }
+            }
+        }
+    }
+    tell(report, &subjects);
+    Ok(())
+}
+
+struct Bench {
+    store: RowStore,
+    bus: Bus,
+    offset: UtcOffset,
+    /// Ends with this value.
+    _stack: Stack,
+}
+
+impl Bench {
+    async fn fill(&mut self, sizes: &[u32]) -> anyhow::Result<Vec<Subject>> {
+        let (others, rows) = OTHERS;
+        println!("filling: {others} others with {rows} rows of each kind");
+        for other in 0..others {
+            self.history(&format!("other-{other}").parse()?, rows, SystemTime::now())
+                .await?;
+        }
+        let (rows, silence) = SILENT;
+        let mut subjects = Vec::new();
+        let silent = SystemTime::now() - silence;
+        self.history(&"silent".parse()?, rows, silent).await?;
+        // The longest first, so that all are as fresh when the questions begin.
+        for &size in sizes.iter().rev() {
+            println!(
+                "filling: an instance with {} rows of each kind",
+                number(f64::from(size), 0)
+            );
+            let id: InstanceId = format!("rows-{size}").parse()?;
+            let now = SystemTime::now();
+            self.history(&id, size, now).await?;
+            subjects.insert(0, Subject::new(number(f64::from(size), 0), id, Some([now; 2])));
+        }
+        subjects.push(Subject::new(
+            "silent for 3 years".to_owned(),
+            "silent".parse()?,
+            None,
+        ));
+        Ok(subjects)
+    }
+
+    /// Rows of both kinds, this many of each, the newest at `end`.
+    async fn history(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
+        let mut batch = Documents::default();
+        for index in (0..rows).rev() {
+            self.add(&mut batch, id, end - VM_INTERVAL * index, true, 0)?;
+            self.insert_if(&mut batch, BATCH_ROWS).await?;
+        }
+        for index in (0..rows / PROCESSES).rev() {
+            self.add(&mut batch, id, end - PROCESS_INTERVAL * index, false, PROCESSES)?;
+            self.insert_if(&mut batch, BATCH_ROWS).await?;
+        }
+        self.insert_if(&mut batch, 1).await
+    }
+
+    /// The rows that have become due since the last ones.
+    async fn top_up(&self, subjects: &mut [Subject]) -> anyhow::Result<()> {
+        let mut batch = Documents::default();
+        let now = SystemTime::now();
+        for subject in subjects {
+            let Some([vm, processes]) = &mut subject.newest else {
+                continue;
+            };
+            while *vm + VM_INTERVAL <= now {
+                *vm += VM_INTERVAL;
+                self.add(&mut batch, &subject.id, *vm, true, 0)?;
+            }
+            while *processes + PROCESS_INTERVAL <= now {
+                *processes += PROCESS_INTERVAL;
+                self.add(&mut batch, &subject.id, *processes, false, PROCESSES)?;
+            }
+        }
+        self.insert_if(&mut batch, 1).await
+    }
+
+    fn add(
+        &self,
+        batch: &mut Documents,
+        id: &InstanceId,
+        at: SystemTime,
+        vm: bool,
+        processes: u32,
+    ) -> anyhow::Result<()> {
+        let sample = fleet::sample_at(id, at, self.offset, vm, processes);
+        let documents = Documents::of(&sample, self.offset, SystemTime::now())?;
+        batch.vms.extend(documents.vms);
+        batch.processes.extend(documents.processes);
+        Ok(())
+    }
+
+    async fn insert_if(&self, batch: &mut Documents, least: usize) -> anyhow::Result<()> {
+        if batch.vms.len() + batch.processes.len() < least {
+            return Ok(());
+        }
+        let batch = std::mem::take(batch);
+        for (kind, documents) in [(RowKind::Vm, batch.vms), (RowKind::Process, batch.processes)] {
+            if !documents.is_empty() {
+                self.store
+                    .collection(kind)
+                    .insert_many(documents)
+                    .ordered(false)
+                    .await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask(&self, way: Way, question: &Question, id: &InstanceId) -> anyhow::Result<Rows> {
+        let limit = Limit::new(u64::from(question.rows)).unwrap_or_default();
+        match way {
+            Way::Store => {
+                let query = Query {
+                    kind: question.kind,
+                    instance: id,
+                    cmd: question.cmd,
+                    limit,
+                };
+                Ok(self.store.latest(query, LIMIT).await?)
+            }
+            Way::Bus => {
+                let context = Context::new(LIMIT).as_principal(Principal {
+                    user: "bench".to_owned(),
+                    role: Role::Viewer,
+                    scope: Scope::All,
+                });
+                let latest = Latest {
+                    instance_id: id.clone(),
+                    limit,
+                };
+                let rows = match (question.kind, question.cmd) {
+                    (RowKind::Vm, _) => self.bus.call::<VmLatest>(&context, &latest).await,
+                    (RowKind::Process, None) => self.bus.call::<ProcessLatest>(&context, &latest).await,
+                    (RowKind::Process, Some(cmd)) => {
+                        let by_name = LatestByName {
+                            instance_id: id.clone(),
+                            limit,
+                            proc_name: Some(cmd.to_owned()),
+                        };
+                        self.bus.call::<ProcessByName>(&context, &by_name).await
+                    }
+                };
+                Ok(rows?)
+            }
+        }
+    }
+}
+
+impl Subject {
+    fn new(name: String, id: InstanceId, newest: Option<[SystemTime; 2]>) -> Self {
+        Self {
+            name,
+            id,
+            newest,
+            took: vec![Series::default(); QUESTIONS.len() * WAYS.len()],
+        }
+    }
+}
+
+/// As many rows as were asked for, newest first.
+fn check(question: &Question, subject: &str, rows: &Rows) -> anyhow::Result<()> {
+    let rows: Vec<serde_json::Value> = serde_json::from_str(rows.as_json())?;
+    let dates: Vec<_> = rows
+        .iter()
+        .filter_map(|row| row.get("create_date")?.as_str())
+        .collect();
+    let name = question.name;
+    ensure!(
+        dates.len() == usize::from(question.rows),
+        "{name}, {subject}: {} rows instead of {}",
+        dates.len(),
+        question.rows
+    );
+    ensure!(
+        dates.is_sorted_by(|newer, older| newer >= older),
+        "{name}, {subject}: rows out of order: {dates:?}"
+    );
+    Ok(())
+}
+
+fn tell(report: &mut Report, subjects: &[Subject]) {
+    let mut heading = vec!["median (95 %), ms".to_owned()];
+    heading.extend(subjects.iter().map(|subject| subject.name.clone()));
+    heading.push("longest to shortest".to_owned());
+    let mut rows = vec![heading];
+    for (index, question) in QUESTIONS.iter().enumerate() {
+        for (place, (_, way)) in WAYS.iter().enumerate() {
+            let series = subjects
+                .iter()
+                .filter_map(|subject| subject.took.get(index * WAYS.len() + place));
+            let series: Vec<_> = series.collect();
+            let limit = question.rows;
+            let mut row = vec![format!("{} (limit {limit}), {way}", question.name)];
+            row.extend(series.iter().map(|took| {
+                format!(
+                    "{} ({})",
+                    number(took.median(), 2),
+                    number(took.quantile(0.95), 2)
+                )
+            }));
+            // The last is the silent one.
+            let live = series.split_last().map_or(&[][..], |(_, live)| live);
+            let ratio = match live {
+                [shortest, .., longest] => longest.median() / shortest.median(),
+                _ => f64::NAN,
+            };
+            row.push(number(ratio, 2));
+            rows.push(row);
+            let way = way.replace(' ', "_");
+            report.figure(
+                format!("latest_{}_{way}_longest_to_shortest", question.name),
+                ratio,
+            );
+            for (subject, took) in subjects.iter().zip(&series) {
+                report.figure(
+                    format!("latest_{}_{way}_ms_{}", question.name, subject.id),
+                    took.median(),
+                );
+            }
+        }
+    }
+    println!("\n{}", table(&rows));
+}

@@ -1,0 +1,58 @@
+//! Medians and their spread.
+
+/// Measurements of one thing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Series(Vec<f64>);
+
+impl Series {
+    pub(crate) fn push(&mut self, value: f64) {
+        let place = self.0.partition_point(|&other| other < value);
+        self.0.insert(place, value);
+    }
+
+    /// The value below which this share of the measurements lies; the nearest one, without interpolation.
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
+        let last = self.0.len().saturating_sub(1);
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a share of a few thousand measurements"
+        )]
+        let place = (share * last as f64).round() as usize;
+        self.0.get(place).copied().unwrap_or(f64::NAN)
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.quantile(0.5)
+    }
+
+    pub(crate) fn least(&self) -> f64 {
+        self.quantile(0.0)
+    }
+
+    pub(crate) fn most(&self) -> f64 {
+        self.quantile(1.0)
+    }
+}
+
+impl FromIterator<f64> for Series {
+    fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
+        let mut series = Self::default();
+        values.into_iter().for_each(|value| series.push(value));
+        series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_measurements() {
+        let series: Series = [5.0, 1.0, 4.0, 2.0, 3.0].into_iter().collect();
+        let at = [0.0, 0.25, 0.5, 0.95, 1.0].map(|share| series.quantile(share).to_string());
+        assert_eq!(at, ["1", "2", "3", "5", "5"]);
+        assert!(Series::default().median().is_nan());
+    }
+}

@@ -1,0 +1,257 @@
+//! Ingestion loses nothing and doubles nothing, whatever is killed, frozen or restarted on the way from the stream
+//! into the store. Each test counts every row.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use e2e::{PATIENCE, Process, Program, Stack, eventually};
+use shared::api::metrics::{ProcessSample, SAMPLE_STREAM};
+
+use crate::ingest_support::{
+    Publisher, count, drained, metric, outage, process, publish_during, stack, waiting,
+};
+
+/// In KiB, of `/proc/<pid>/status`.
+fn resident(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+async fn stores(stack: &Stack, rows: u64) {
+    eventually("rows are stored", PATIENCE, async || {
+        let stored = count(&stack.database).await?;
+        (stored >= rows)
+            .then_some(())
+            .ok_or(format!("{stored} of {rows}"))
+    })
+    .await;
+}
+
+/// Waits until so many more rows are stored than now: ingestion is in the middle of its work.
+async fn stores_more(stack: &Stack, rows: u64) {
+    let before = count(&stack.database).await.unwrap();
+    stores(stack, before + rows).await;
+}
+
+async fn waits(stack: &Stack, messages: u64) {
+    eventually("messages wait in the stream", PATIENCE, async || {
+        let waiting = waiting(&stack.bus).await?;
+        (waiting >= messages).then_some(()).ok_or(format!("{waiting}"))
+    })
+    .await;
+}
+
+/// Rows are stored and their acknowledgements do not arrive: NATS is frozen before they are sent, and killed with what
+/// it has not read; so is metrics-svc, which would send them again.
+#[tokio::test]
+async fn killed_between_insert_and_acknowledgement() {
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "110")
+        .set(Program::Metrics, "VMWATCH_BATCH_WAIT", "10s")
+        .start()
+        .await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    stack.database.process.pause();
+    publisher.publish_many(10).await;
+    eventually("metrics-svc has the batch", PATIENCE, async || {
+        let rows = metric(metrics, "vmwatch_ingest_waiting_rows").await;
+        (rows > 109.0).then_some(()).ok_or(format!("{rows}"))
+    })
+    .await;
+    stack.nats.process.pause();
+    stack.database.process.resume();
+    stores(&stack, 110).await;
+    metrics.process.kill9();
+    stack.nats.process.kill9();
+    stack.nats.restart().await;
+    waits(&stack, 10).await;
+    metrics.restart().await;
+    let what = "killed between insert and acknowledgement";
+    publisher.rows.settle(what, &stack).await;
+}
+
+#[tokio::test]
+async fn the_database_is_killed_in_mid_stream() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publish_during(&mut publisher, async {
+        for _ in 0..2 {
+            stores_more(&stack, 500).await;
+            stack.database.process.kill9();
+            waits(&stack, 100).await;
+            stack.database.restart().await;
+        }
+        stores_more(&stack, 500).await;
+    })
+    .await;
+    publisher.rows.settle("database killed twice", &stack).await;
+}
+
+#[tokio::test]
+async fn nats_is_killed_in_mid_stream() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publish_during(&mut publisher, async {
+        for _ in 0..2 {
+            stores_more(&stack, 500).await;
+            stack.nats.process.kill9();
+            stack.nats.restart().await;
+        }
+        stores_more(&stack, 500).await;
+    })
+    .await;
+    publisher.rows.settle("NATS killed twice", &stack).await;
+}
+
+#[tokio::test]
+async fn two_replicas_share_the_stream_and_one_is_killed() {
+    let stack = stack().replicas(Program::Metrics, 2).start().await;
+    let (first, second) = (
+        stack.replica(Program::Metrics, 0),
+        stack.replica(Program::Metrics, 1),
+    );
+    let mut one = Publisher::new(&stack, "vm-1", 10);
+    let mut other = Publisher::new(&stack, "vm-2", 10);
+    let story = async {
+        stores_more(&stack, 1000).await;
+        for replica in [first, second] {
+            assert!(
+                metric(replica, "vmwatch_rows_stored_total").await > 0.0,
+                "{}",
+                replica.process.name()
+            );
+        }
+        first.process.kill9();
+        stores_more(&stack, 1000).await;
+        first.restart().await;
+        stores_more(&stack, 1000).await;
+    };
+    publish_during(&mut one, publish_during(&mut other, story)).await;
+    one.rows.absorb(other.rows);
+    one.rows.settle("two replicas, one killed", &stack).await;
+}
+
+/// What a stopping service has stored it has acknowledged: the rest, and nothing else, waits in the stream.
+#[tokio::test]
+async fn a_stop_under_load_leaves_nothing_half_done() {
+    let stack = stack().start().await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publish_during(&mut publisher, async {
+        stores_more(&stack, 500).await;
+        let status = metrics.process.terminate(PATIENCE).await;
+        assert!(status.success(), "{status}");
+        waits(&stack, 20).await;
+    })
+    .await;
+    let stored = count(&stack.database).await.unwrap();
+    let waiting = waiting(&stack.bus).await.unwrap();
+    assert_eq!(stored + 11 * waiting, publisher.rows.len() as u64);
+    metrics.restart().await;
+    publisher.rows.settle("a stop under load", &stack).await;
+}
+
+/// As a sender does whose acknowledgements are lost: with its message id, which the stream knows, and long after,
+/// when only the rows' ids tell.
+#[tokio::test]
+async fn the_same_message_ten_times() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    let sample = publisher.sample();
+    for _ in 0..10 {
+        publisher.send(&sample).await.unwrap();
+    }
+    publisher.rows.add(&sample);
+    let sample = publisher.sample();
+    let body = serde_json::to_vec(&sample).unwrap();
+    for _ in 0..10 {
+        publisher.send_raw(body.clone()).await.unwrap();
+    }
+    publisher.rows.add(&sample);
+    drained(&stack.bus).await;
+    // Also over a restart, and in another batch.
+    stack.replica(Program::Metrics, 0).process.kill9();
+    stack.replica(Program::Metrics, 0).restart().await;
+    publisher.send_raw(body).await.unwrap();
+    publisher.rows.add(&sample);
+    publisher
+        .rows
+        .settle("the same messages again and again", &stack)
+        .await;
+    assert_eq!(publisher.rows.len(), 22);
+}
+
+/// A process ended and another got its pid before the next sample: both are in it.
+#[tokio::test]
+async fn a_pid_is_reused_within_one_interval() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 0);
+    let mut sample = publisher.sample();
+    let running = process(1);
+    let ended = ProcessSample {
+        // The kernel counts starts in hundredths of a second.
+        running_time: running.running_time - 0.01,
+        shutdown_time: Some(running.running_time),
+        ..running.clone()
+    };
+    sample.processes = vec![ended, running];
+    publisher.send(&sample).await.unwrap();
+    publisher.rows.add(&sample);
+    publisher.rows.settle("a reused pid", &stack).await;
+    assert_eq!(publisher.rows.len(), 3);
+}
+
+/// A server whose store was lost, or an operator's `nats stream rm`.
+#[tokio::test]
+async fn a_stream_that_is_deleted_is_made_again() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publisher.publish_many(5).await;
+    drained(&stack.bus).await;
+    stack.bus.jetstream().delete_stream(SAMPLE_STREAM).await.unwrap();
+    publisher.publish_many(5).await;
+    publisher.rows.settle("a deleted stream", &stack).await;
+}
+
+/// What a replica holds of a backlog while the database is frozen is three batches and one pull, however much waits.
+#[tokio::test]
+async fn memory_is_bounded_while_the_database_is_frozen() {
+    const BACKLOG_BYTES: usize = 96 << 20;
+    const MOST_KIB: u64 = 32 << 10;
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_ACK_WAIT", "30s")
+        .start()
+        .await;
+    let metrics = &stack.replica(Program::Metrics, 0).process;
+    let mut publisher = Publisher::new(&stack, "vm-1", 3000);
+    publisher.publish_many(5).await;
+    drained(&stack.bus).await;
+    let before = resident(metrics);
+
+    stack.database.process.pause();
+    let (mut published, mut most) = (0, 0);
+    let template = publisher.sample();
+    let body = serde_json::to_string(&template).unwrap();
+    while published < BACKLOG_BYTES {
+        let date = publisher.sample().create_date;
+        let body = body.replacen(template.create_date.as_str(), date.as_str(), 1);
+        published += body.len();
+        publisher.send_raw(body.into()).await.unwrap();
+        most = most.max(resident(metrics));
+    }
+    let end = Instant::now() + outage();
+    while Instant::now() < end {
+        most = most.max(resident(metrics));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    println!("resident: {before} KiB after 15,000 rows, at most {most} KiB with 96 MiB waiting");
+    assert!(most < before + MOST_KIB, "{before} KiB grew to {most} KiB");
+
+    // The rest of the backlog would only take time.
+    stack.database.process.resume();
+    stores(&stack, 10 * 3001).await;
+}

@@ -1,0 +1,147 @@
+//! What can never be stored goes to the dead letters with its reason, and holds up nothing.
+
+use std::collections::BTreeMap;
+
+use async_nats::jetstream::stream::Stream;
+use e2e::{Program, Stack};
+use metrics_svc::ingest::dead_letter;
+use mongodb::bson::doc;
+use serde_json::{Value, json};
+use shared::api::metrics::{
+    DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
+};
+
+use crate::ingest_support::{Publisher, drained, process, stack};
+
+/// The dead letters: reasons, and the bodies that were refused.
+async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
+    let stream: Stream = stack
+        .bus
+        .jetstream()
+        .get_stream(DEAD_LETTER_STREAM)
+        .await
+        .unwrap();
+    let mut letters = Vec::new();
+    for sequence in 1..=stream.cached_info().state.last_sequence {
+        let letter = stream.get_raw_message(sequence).await.unwrap();
+        let header = |name| letter.headers.get(name).unwrap().to_string();
+        assert_eq!(
+            header(dead_letter::SUBJECT),
+            format!("{SAMPLE_SUBJECT_PREFIX}vm-1")
+        );
+        letters.push((header(dead_letter::REASON), letter.payload.to_vec()));
+    }
+    letters
+}
+
+/// A body of every kind that is refused, and the beginning of the reason.
+fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut body = serde_json::to_value(sample).unwrap();
+        change(&mut body);
+        body.to_string().into_bytes()
+    };
+    let row = json!({
+        "cmd": "x", "pid": 1, "cpu_util": 0, "mem": 0, "disk_read": 0, "disk_write": 0, "running_time": 0,
+    });
+    let mut padded = serde_json::to_vec(sample).unwrap();
+    padded.resize(SAMPLE_PART_BYTES + 1, b' ');
+    vec![
+        (b"pid 479 lvmetad".to_vec(), "it is no sample: expected value"),
+        (b"\xff\xfe".to_vec(), "it is no sample: expected value"),
+        (
+            changed(&|body| body["create_date"] = json!("today")),
+            "it is no sample: must be a date",
+        ),
+        (
+            changed(&|body| body["instance_id"] = json!("vm-2")),
+            "its instance_id is not that of its subject",
+        ),
+        (
+            changed(&|body| body["vm"]["cpu_util"] = json!(100.1)),
+            "`cpu_util` is not a possible number",
+        ),
+        (
+            changed(&|body| body["net_incoming"] = json!(-1)),
+            "`net_incoming` is not a possible number",
+        ),
+        (
+            changed(&|body| body["processes"][3]["pid"] = json!(u32::MAX)),
+            "`pid` is not a possible number",
+        ),
+        (
+            changed(&|body| body["create_date"] = json!("2117-01-01T00:00:00")),
+            "its create_date is more than a day ahead",
+        ),
+        (
+            changed(&|body| body["processes"] = vec![row.clone(); SAMPLE_PART_ROWS + 1].into()),
+            "it holds more than",
+        ),
+        (
+            changed(&|body| (body["vm"], body["processes"]) = (Value::Null, json!([]))),
+            "it holds no row",
+        ),
+        (padded, "it is larger than"),
+    ]
+}
+
+#[tokio::test]
+async fn one_malformed_message_in_a_hundred() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    let mut sent = BTreeMap::new();
+    let sample = publisher.sample();
+    for (body, reason) in malformed(&sample) {
+        publisher.publish_many(50).await;
+        publisher.send_raw(body.clone()).await.unwrap();
+        sent.insert(body, reason);
+        publisher.publish_many(49).await;
+    }
+    publisher
+        .rows
+        .settle("one malformed message in a hundred", &stack)
+        .await;
+
+    let letters = dead_letters(&stack).await;
+    assert_eq!(letters.len(), sent.len());
+    for (reason, body) in letters {
+        let expected = sent.remove(&body).expect("each body once");
+        assert!(reason.starts_with(expected), "{reason}, and not {expected}");
+    }
+}
+
+/// A validator that an operator set on the collection: what the database itself refuses for good.
+#[tokio::test]
+async fn what_the_database_refuses_holds_up_nothing() {
+    let stack = stack().start().await;
+    let validator = doc! { "collMod": "process_samples", "validator": { "cmd": { "$ne": "refused" } } };
+    stack.database.handle().run_command(validator).await.unwrap();
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publisher.publish_many(20).await;
+    let mut sample = publisher.sample();
+    sample.processes[4].cmd = "refused".to_owned();
+    publisher.send(&sample).await.unwrap();
+    publisher.publish_many(20).await;
+
+    // Its other rows are stored: the message as a whole can be sent again when the reason is gone.
+    sample.processes.remove(4);
+    publisher.rows.add(&sample);
+    publisher
+        .rows
+        .settle("a document that the database refuses", &stack)
+        .await;
+    let letters = dead_letters(&stack).await;
+    assert_eq!(letters.len(), 1);
+    let (reason, body) = &letters[0];
+    assert!(reason.starts_with("the database refused it: "), "{reason}");
+
+    let lifted = doc! { "collMod": "process_samples", "validator": {} };
+    stack.database.handle().run_command(lifted).await.unwrap();
+    publisher.send_raw(body.clone()).await.unwrap();
+    drained(&stack.bus).await;
+    sample.processes = (0..10).map(process).collect();
+    sample.processes[4].cmd = "refused".to_owned();
+    publisher.rows.add(&sample);
+    publisher.rows.settle("and is sent again", &stack).await;
+    assert!(stack.replica(Program::Metrics, 0).process.ended().is_none());
+}

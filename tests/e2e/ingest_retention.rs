@@ -1,0 +1,61 @@
+//! The database deletes what is older than its retention, and a restart with another retention changes that.
+
+use e2e::{PATIENCE, Program, Stack, eventually};
+use futures::TryStreamExt;
+use mongodb::bson::{Document, doc};
+
+use crate::{
+    ingest_support::{Publisher, drained, stack},
+    rows::{store_vms, vm_row},
+};
+
+async fn stored(stack: &Stack, collection: &str) -> u64 {
+    let collection = stack.database.handle().collection::<Document>(collection);
+    collection.count_documents(doc! {}).await.unwrap()
+}
+
+/// The seconds after which rows are deleted.
+async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
+    let collection = stack.database.handle().collection::<Document>(collection);
+    let indexes: Vec<_> = collection
+        .list_indexes()
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    let kept = indexes
+        .into_iter()
+        .filter_map(|index| index.options?.expire_after);
+    kept.map(|kept| kept.as_secs()).collect()
+}
+
+#[tokio::test]
+async fn old_rows_are_deleted_and_a_restart_changes_when() {
+    let stack = stack().start().await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    // MongoDB's own sweep is once a minute.
+    let admin = doc! { "setParameter": 1, "ttlMonitorSleepSecs": 1 };
+    let client = stack.database.handle().client().clone();
+    client.database("admin").run_command(admin).await.unwrap();
+    let mut publisher = Publisher::new(&stack, "vm-1", 5);
+    publisher.publish_many(20).await;
+    drained(&stack.bus).await;
+    // A row of an older reporter has no internal date.
+    store_vms(&stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 95)]).await;
+    assert_eq!(retention(&stack, "vm_samples").await, [30 * 86_400]);
+    assert_eq!(stored(&stack, "vm_samples").await, 21);
+
+    // The samples are ten minutes old.
+    metrics.process.set("VMWATCH_VM_RETENTION", "5m");
+    metrics.process.kill9();
+    metrics.restart().await;
+    assert_eq!(retention(&stack, "vm_samples").await, [300]);
+    assert_eq!(retention(&stack, "process_samples").await, [30 * 86_400]);
+    eventually("old rows are deleted", 3 * PATIENCE, async || {
+        let stored = stored(&stack, "vm_samples").await;
+        (stored == 1).then_some(()).ok_or(format!("{stored}"))
+    })
+    .await;
+    assert_eq!(stored(&stack, "process_samples").await, 100);
+}

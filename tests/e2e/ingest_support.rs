@@ -1,0 +1,324 @@
+//! What the ingestion tests have in common: samples as agents publish them, and the count of rows that the store
+//! is held against.
+
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    env,
+    time::{Duration, SystemTime},
+};
+
+use async_nats::jetstream::message::PublishMessage;
+use e2e::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, eventually};
+use futures::TryStreamExt;
+use mongodb::bson::{Bson, Document, doc};
+use serde_json::Value;
+use shared::{
+    api::{
+        InstanceId,
+        metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    },
+    bus::Bus,
+    config::{Span, UTC_OFFSET},
+    time::CreateDate,
+};
+
+/// How long parts of the stack are away: a few seconds, or what this variable says (`./dev soak` says 30s).
+pub(crate) fn outage() -> Duration {
+    let given = env::var("VMWATCH_TEST_OUTAGE").unwrap_or_else(|_| "3s".to_owned());
+    given
+        .parse::<Span>()
+        .expect("VMWATCH_TEST_OUTAGE is a span such as 30s")
+        .0
+}
+
+/// NATS, the database and one metrics-svc that soon gets again what its predecessor left behind.
+pub(crate) fn stack() -> StackBuilder {
+    [Program::Gateway, Program::Auth, Program::Lifecycle]
+        .into_iter()
+        .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+        .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
+}
+
+/// What tells one row from every other: the instance, the date and, of a process, the pid and the bits of its start.
+type Identity = (String, String, Option<(i64, u64)>);
+
+/// The rows that must be in the store, and no others.
+#[derive(Debug, Default)]
+pub(crate) struct Rows(BTreeSet<Identity>);
+
+impl Rows {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn add(&mut self, sample: &Sample) {
+        let identity = |process| {
+            (
+                sample.instance_id.to_string(),
+                sample.create_date.to_string(),
+                process,
+            )
+        };
+        self.0.extend(sample.vm.iter().map(|_| identity(None)));
+        let processes = sample.processes.iter();
+        self.0.extend(
+            processes.map(|process| identity(Some((i64::from(process.pid), process.running_time.to_bits())))),
+        );
+    }
+
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// What an agent has sampled, as its log tells at level `trace`. What a killed agent took in its last moments is left
+    /// out where it was neither acknowledged nor spooled: that much it may lose.
+    pub(crate) fn add_witnessed(&mut self, agent: &Process) {
+        let log = agent.log();
+        let lines = log
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut sampled = BTreeMap::new();
+        let mut kept = BTreeSet::new();
+        for line in lines {
+            let Some(id) = line["id"].as_str().map(str::to_owned) else {
+                continue;
+            };
+            if line["message"] == "sampled" {
+                let body = line["body"].as_str().unwrap();
+                sampled.insert(id, serde_json::from_str::<Sample>(body).unwrap());
+            } else {
+                kept.insert(id);
+            }
+        }
+        sampled
+            .iter()
+            .filter(|(id, _)| kept.contains(*id))
+            .for_each(|(_, sample)| self.add(sample));
+    }
+
+    /// Waits until the stream is empty, then counts: every row must be in the store, once, and nothing else.
+    pub(crate) async fn settle(&self, what: &str, stack: &Stack) {
+        drained(&stack.bus).await;
+        let stored = stored(&stack.database).await;
+        let distinct: BTreeSet<_> = stored.iter().cloned().collect();
+        let lost: Vec<_> = self.0.difference(&distinct).collect();
+        let foreign: Vec<_> = distinct.difference(&self.0).collect();
+        let doubled = stored.len() - distinct.len();
+        println!(
+            "{what}: {} rows sampled, {} stored, {} lost, {doubled} doubled",
+            self.0.len(),
+            stored.len(),
+            lost.len()
+        );
+        let first = |rows: &[&Identity]| format!("{:?}", &rows[..rows.len().min(3)]);
+        assert!(
+            lost.is_empty(),
+            "{what}: {} rows were lost: {} ...",
+            lost.len(),
+            first(&lost)
+        );
+        assert!(
+            foreign.is_empty(),
+            "{what}: {} rows are nobody's: {} ...",
+            foreign.len(),
+            first(&foreign)
+        );
+        assert_eq!(doubled, 0, "{what}: rows were stored twice");
+        assert!(!self.0.is_empty(), "{what}: nothing was sampled");
+    }
+}
+
+/// Every row of both collections.
+async fn stored(database: &Database) -> Vec<Identity> {
+    let mut rows = Vec::new();
+    for collection in ["vm_samples", "process_samples"] {
+        let collection = database.handle().collection::<Document>(collection);
+        let mut cursor = collection.find(doc! {}).await.unwrap();
+        while let Some(row) = cursor.try_next().await.unwrap() {
+            let text = |key| row.get_str(key).unwrap().to_owned();
+            let process = row.get("pid").map(|pid| {
+                let pid = pid.as_i32().map(i64::from).or_else(|| pid.as_i64()).unwrap();
+                (
+                    pid,
+                    row.get("running_time").and_then(Bson::as_f64).unwrap().to_bits(),
+                )
+            });
+            rows.push((text("instance_id"), text("create_date"), process));
+        }
+    }
+    rows
+}
+
+/// How many rows are stored.
+pub(crate) async fn count(database: &Database) -> Result<u64, String> {
+    let mut rows = 0;
+    for collection in ["vm_samples", "process_samples"] {
+        let collection = database.handle().collection::<Document>(collection);
+        let counted = collection.count_documents(doc! {}).await;
+        rows += counted.map_err(|error| error.to_string())?;
+    }
+    Ok(rows)
+}
+
+/// How many messages wait in the stream.
+pub(crate) async fn waiting(bus: &Bus) -> Result<u64, String> {
+    let stream = bus.jetstream().get_stream(SAMPLE_STREAM).await;
+    let stream = stream.map_err(|error| error.to_string())?;
+    Ok(stream.cached_info().state.messages)
+}
+
+/// Waits until every message of the stream is stored and acknowledged.
+pub(crate) async fn drained(bus: &Bus) {
+    // What waits grows with the outage.
+    eventually(
+        "the stream is empty",
+        PATIENCE + 4 * outage(),
+        async || match waiting(bus).await? {
+            0 => Ok(()),
+            messages => Err(format!("{messages} messages wait")),
+        },
+    )
+    .await;
+}
+
+/// A figure of a program's metrics, all its labels together.
+pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
+    let text = replica.metrics().await;
+    let lines = text.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+    });
+    lines
+        .map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        .sum()
+}
+
+/// A stand-in for an agent: samples of made-up figures, a row of the VM and these processes each.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    bus: Bus,
+    instance: InstanceId,
+    processes: u32,
+    start: SystemTime,
+    taken: u32,
+    /// Of what the stream has acknowledged.
+    pub(crate) rows: Rows,
+}
+
+impl Publisher {
+    pub(crate) fn new(stack: &Stack, instance: &str, processes: u32) -> Self {
+        Self {
+            bus: stack.bus.clone(),
+            instance: instance.parse().unwrap(),
+            processes,
+            start: SystemTime::now() - Duration::from_mins(10),
+            taken: 0,
+            rows: Rows::default(),
+        }
+    }
+
+    /// The next sample, a millisecond after the one before.
+    pub(crate) fn sample(&mut self) -> Sample {
+        self.taken += 1;
+        let moment = self.start + Duration::from_millis(1) * self.taken;
+        Sample {
+            instance_id: self.instance.clone(),
+            create_date: CreateDate::at(moment, UTC_OFFSET.default.parse().unwrap()),
+            net_incoming: 0.6,
+            net_outgoing: 5.7,
+            vm: Some(VmSample {
+                cpu_util: 1.5,
+                mem: 8.6,
+                disk_read: 0.0,
+                disk_write: 128.8,
+                proc: self.processes,
+            }),
+            processes: (0..self.processes).map(process).collect(),
+        }
+    }
+
+    /// Publishes the next sample as an agent does, again and again until it is acknowledged; how many bytes it has.
+    pub(crate) async fn publish(&mut self) -> u64 {
+        let sample = self.sample();
+        eventually("the stream takes a sample", PATIENCE + outage(), async || {
+            self.send(&sample).await
+        })
+        .await;
+        self.rows.add(&sample);
+        serde_json::to_vec(&sample).unwrap().len() as u64
+    }
+
+    pub(crate) async fn publish_many(&mut self, samples: u32) {
+        for _ in 0..samples {
+            self.publish().await;
+        }
+    }
+
+    /// Publishes samples until the stream refuses one; how many it took.
+    pub(crate) async fn publish_until_full(&mut self) -> u32 {
+        for taken in 0.. {
+            let sample = self.sample();
+            if let Err(refusal) = self.send(&sample).await {
+                assert!(refusal.contains("maximum bytes exceeded"), "{refusal}");
+                return taken;
+            }
+            self.rows.add(&sample);
+        }
+        unreachable!("the stream has a limit")
+    }
+
+    /// Publishes a sample once, with an agent's message id.
+    pub(crate) async fn send(&self, sample: &Sample) -> Result<(), String> {
+        let part = agent::split(sample.clone(), 0).unwrap().remove(0);
+        let message = PublishMessage::build().message_id(&part.message_id);
+        self.send_message(message.payload(part.body)).await
+    }
+
+    /// Publishes a body once, without a message id.
+    pub(crate) async fn send_raw(&self, body: Vec<u8>) -> Result<(), String> {
+        self.send_message(PublishMessage::build().payload(body.into()))
+            .await
+    }
+
+    async fn send_message(&self, message: PublishMessage) -> Result<(), String> {
+        let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", self.instance);
+        let published = async { self.bus.jetstream().send_publish(subject, message).await?.await };
+        match tokio::time::timeout(Duration::from_secs(1), published).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(format!("{error:?}")),
+            Err(_) => Err("no acknowledgement".to_owned()),
+        }
+    }
+}
+
+/// Publishes one sample after the other for as long as the story goes on.
+pub(crate) async fn publish_during(publisher: &mut Publisher, story: impl Future<Output = ()>) {
+    let over = Cell::new(false);
+    let publishing = async {
+        while !over.get() {
+            publisher.publish().await;
+            // A few hundred samples a second: enough to be always in the middle of something.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let telling = async {
+        story.await;
+        over.set(true);
+    };
+    tokio::join!(publishing, telling);
+}
+
+/// A process of made-up figures.
+pub(crate) fn process(index: u32) -> ProcessSample {
+    ProcessSample {
+        cmd: format!("process-{index}"),
+        pid: 1000 + index,
+        cpu_util: 0.1,
+        mem: 0.2,
+        disk_read: 0.0,
+        disk_write: 0.3,
+        running_time: 1_482_236_515.63,
+        shutdown_time: None,
+    }
+}
