@@ -95,15 +95,15 @@ async fn the_database_is_killed_in_mid_stream() {
 async fn nats_is_killed_in_mid_stream() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
-    publish_during(&mut publisher, async {
+    let outages = async {
         for _ in 0..2 {
             stores_more(&stack, 500).await;
             stack.nats.process.kill9();
             stack.nats.restart().await;
         }
         stores_more(&stack, 500).await;
-    })
-    .await;
+    };
+    publish_during(&mut publisher, Box::pin(outages)).await;
     publisher.rows.settle("NATS killed twice", &stack).await;
 }
 
@@ -233,13 +233,13 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
     let before = resident(metrics);
 
     stack.database.process.pause();
-    let (mut published, mut most) = (0, 0);
+    let (mut sent, mut most) = (0, 0);
     let template = publisher.sample();
     let body = serde_json::to_string(&template).unwrap();
-    while published < BACKLOG_BYTES {
+    while sent < BACKLOG_BYTES {
         let date = publisher.sample().create_date;
         let body = body.replacen(template.create_date.as_str(), date.as_str(), 1);
-        published += body.len();
+        sent += body.len();
         publisher.send_raw(body.into()).await.unwrap();
         most = most.max(resident(metrics));
     }

@@ -192,6 +192,7 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
 /// Two workers of one name, one of which ends; a pid that comes into use again under another name, and one that
 /// runs another program in the midst of its life.
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one life of three processes, told once")]
 async fn the_past_of_processes_is_one_series() {
     let stack = stack().start().await;
     let start = unix_millis() / HOUR * HOUR - 2 * HOUR;

@@ -41,7 +41,7 @@ async fn a_thousand_vms_are_one_query() {
     let names: Vec<_> = (0..1000).map(|vm| format!("vm-{vm:04}")).collect();
     stream::iter(&names)
         .for_each_concurrent(32, async |name| {
-            publish(&stack, &sample(name, now, "+00:00", 5.0)).await
+            publish(&stack, &sample(name, now, "+00:00", 5.0)).await;
         })
         .await;
     followed(&stack).await;
