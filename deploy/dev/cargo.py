@@ -36,7 +36,8 @@ def check() -> None:
     said = subprocess.run(["cargo", "--version"], capture_output=True, text=True, cwd=layout.ROOT).stdout
     found = re.search(r"(\d+\.\d+)", said)
     if not found or _numbers(found[1]) < _numbers(needed):
-        raise Problem(f"Rust {needed} or newer is needed; here is {said.strip() or 'none'}", "Run: rustup update stable")
+        here = said.strip() or "none"
+        raise Problem(f"Rust {needed} or newer is needed; here is {here}", "Run: rustup update stable")
 
 
 def _numbers(version: str):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from . import cargo, guest, layout, processes, tools
-from .terminal import Problem, Step, on_terminal, say, style
+from .terminal import Problem, Step, say, style
 
 
 def test(arguments) -> int:
@@ -88,4 +88,5 @@ def _runner(arguments: list) -> list:
     if subprocess.run(["cargo", "nextest", "--version"], capture_output=True).returncode == 0:
         profile = ["--profile", "ci"] if os.environ.get("CI") else []
         return ["cargo", "nextest", "run", "--workspace", *profile, *_locked(), *arguments]
-    return ["cargo", "test", "--workspace", "--lib", "--bins", "--tests", *_locked(), *arguments]
+    all_failures = ["--no-fail-fast"] if os.environ.get("CI") else []
+    return ["cargo", "test", "--workspace", "--lib", "--bins", "--tests", *all_failures, *_locked(), *arguments]

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from . import interrupts, layout, processes, stack, state
-from .processes import wait_for
 from .state import State
 from .terminal import EX_USAGE, Problem, say, style, table
 

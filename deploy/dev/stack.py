@@ -172,7 +172,8 @@ class Stack:
             step.tick("waiting for " + ", ".join(waiting))
             if step.elapsed() > READY_LIMIT and waiting:
                 reasons = "\n".join(f"  {name}: {reason}" for name, reason in waiting.items())
-                raise Problem(f"not ready after {READY_LIMIT:.0f} s", f"{reasons}\nTheir logs: {layout.short(layout.LOGS)}")
+                where = layout.short(layout.LOGS)
+                raise Problem(f"not ready after {READY_LIMIT:.0f} s", f"{reasons}\nTheir logs: {where}")
             if waiting:
                 time.sleep(processes.TICK)
 

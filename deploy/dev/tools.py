@@ -115,7 +115,8 @@ def nats_server() -> Path:
             try:
                 _install_nats(cached)
             except Problem as problem:
-                raise Problem(f"nats-server could not be installed: {problem}", f"{elsewhere}\n{problem.todo}") from None
+                todo = f"{elsewhere}\n{problem.todo}"
+                raise Problem(f"nats-server could not be installed: {problem}", todo) from None
     return cached
 
 

@@ -108,7 +108,7 @@ class Kept(unittest.TestCase):
     def test_the_first_password_is_made_once_and_only_ours_to_read(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "password"
-            with mock.patch.object(stack.layout, "PASSWORD", path), mock.patch.object(stack.layout, "DOT", Path(folder)):
+            with mock.patch.multiple(stack.layout, PASSWORD=path, DOT=Path(folder)):
                 made = stack.first_password()
                 self.assertEqual(stack.first_password(), made)
             self.assertEqual(path.stat().st_mode & 0o777, 0o600)

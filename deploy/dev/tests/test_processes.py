@@ -64,7 +64,9 @@ class Run(unittest.TestCase):
 
     def test_its_lines_are_told_and_kept_also_those_of_a_progress_bar(self):
         told = []
-        script = r"import sys; sys.stdout.write('one\rtwo\r\x1b[Kthree\n'); sys.stdout.flush(); sys.stderr.write('four')"
+        script = (
+            r"import sys; sys.stdout.write('one\rtwo\r\x1b[Kthree\n'); sys.stdout.flush(); sys.stderr.write('four')"
+        )
         processes.run(Step("it"), [sys.executable, "-c", script], self.log, lambda line: told.append(line))
         self.assertEqual([line for line in told if line], ["one", "two", "three", "four"])
         self.assertEqual(self.log.read_text(), "three\nfour\n")
