@@ -99,21 +99,24 @@ def standins(engine: Engine, debian: str) -> StandIns:
 
 
 def shell(folder: Path) -> None:
-    """Node and MongoDB's own shell, installed once into the cache of ./dev."""
-    home = tools.layout.tools() / "mongosh"
-    if not (home / "node_modules" / ".bin" / "mongosh").exists():
+    """Node and MongoDB's own shell, installed once into the cache of ./dev; one archive, since they are 20,000 files."""
+    archive = tools.layout.tools() / f"{MONGOSH}.tar"
+    if not archive.exists():
         with tools.installing(), Step("installing mongosh") as step:
-            partial = home.with_name(".mongosh.partial")
+            partial = archive.with_name(".mongosh.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             node = node_program(step, partial)
             shutil.copy(node, partial / "node")
             npm = [*npm_command(node), "install", "--no-audit", "--no-fund", "--omit=optional", "--ignore-scripts", MONGOSH]
             processes.run(step, npm, LOGS / "mongosh.log", cwd=partial, env=dict(os.environ))
-            shutil.rmtree(home, ignore_errors=True)
-            partial.rename(home)
+            packed = archive.with_suffix(".partial")
+            tar = ["tar", "--create", "--file", packed, "--directory", partial, "node", "node_modules"]
+            processes.run(step, tar, LOGS / "mongosh-tar.log")
+            packed.rename(archive)
+            shutil.rmtree(partial)
             step.done()
-    shutil.copytree(home, folder / "mongosh", symlinks=True)
+    shutil.copy(archive, folder / "mongosh.tar")
 
 
 def node_program(step: Step, folder: Path) -> Path:

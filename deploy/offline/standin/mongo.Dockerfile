@@ -2,7 +2,7 @@
 # The server is a stand-in, for tests alone.
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
-COPY mongosh /opt/mongosh
+ADD mongosh.tar /opt/mongosh/
 COPY database docker-entrypoint.sh /usr/local/bin/
 RUN printf '#!/bin/sh\nexec /opt/mongosh/node /opt/mongosh/node_modules/.bin/mongosh "$@"\n' >/usr/local/bin/mongosh \
     && chmod 0755 /usr/local/bin/mongosh /usr/local/bin/docker-entrypoint.sh \
