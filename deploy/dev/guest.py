@@ -35,9 +35,10 @@ NEEDS = [
 def image() -> Path:
     """The folder with `vmlinuz` and `initramfs.gz`, made where it is missing or the agent has changed."""
     tools.install_system(_needs())
+    # Not under the lock: cargo has one of its own, and who only needs NATS need not wait for it.
+    agent = _agent()
     with tools.installing():
         parts = _parts()
-        agent = _agent()
         home = layout.cache() / "guest"
         key = hashlib.sha256()
         for content in (agent.read_bytes(), (layout.ROOT / "deploy/guest/init").read_bytes()):
