@@ -4,6 +4,7 @@
     up          `up`: from a fresh machine to a running stack
     inspect     `status`, `logs`, `down`
     checks      `test`: formatting, lints, builds, every test
+    bench       `bench`: measures on release builds; `soak`: the long forms of tests
 
     stack       the programs of a stack: arguments, environment, order of start and stop
     machines    this machine's instance id, the machines of the test hypervisor

@@ -44,7 +44,7 @@ def _numbers(version: str):
     return [int(part) for part in version.split(".")]
 
 
-def target_folder() -> Path:
+def target_folder(profile: str = PROFILE_FOLDER) -> Path:
     """Where binaries come to lie, whatever CARGO_TARGET_DIR or a cargo configuration says."""
     said = subprocess.run(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"],
@@ -52,7 +52,7 @@ def target_folder() -> Path:
     )
     if said.returncode != 0:
         raise Problem("cargo cannot read the workspace", said.stderr.strip())
-    return Path(json.loads(said.stdout)["target_directory"]) / PROFILE_FOLDER
+    return Path(json.loads(said.stdout)["target_directory"]) / profile
 
 
 def build(title: str = "building") -> Path:

@@ -37,14 +37,20 @@ def test(arguments) -> int:
 
 
 def _environment() -> dict:
-    """Which servers the tests start, where the caller has not said so."""
+    """What the tests start, where the caller has not said so."""
+    environment = servers()
+    if not environment.get("VMWATCH_TEST_GUEST"):
+        environment["VMWATCH_TEST_GUEST"] = str(guest.image())
+    return environment
+
+
+def servers() -> dict:
+    """The environment of what starts servers of its own, where the caller has not said which."""
     environment = dict(os.environ)
     if not environment.get("VMWATCH_TEST_NATS_SERVER"):
         environment["VMWATCH_TEST_NATS_SERVER"] = str(tools.nats_server())
     if not environment.get("VMWATCH_TEST_DATABASE"):
         environment["VMWATCH_TEST_DATABASE"] = str(tools.database().program)
-    if not environment.get("VMWATCH_TEST_GUEST"):
-        environment["VMWATCH_TEST_GUEST"] = str(guest.image())
     return environment
 
 

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, List
 
-from . import checks, inspect, up
+from . import bench, checks, inspect, up
 from .terminal import EX_USAGE, Problem, say, style, table, tell
 
 
@@ -25,6 +25,8 @@ COMMANDS = [
     Command("logs [SERVICE...] [-f]", "the end of all logs, or whole ones; -f goes on", inspect.logs),
     Command("down", "stop the stack; its data stays under .dev/", inspect.down),
     Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
+    Command("soak [ARGUMENTS]", "fault tests with outages of 30 s; arguments go to the test runner", bench.soak),
+    Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
     Command("install", "only install what `up` and `test` need", up.install),
     Command("help", "this", lambda _: show_help()),
 ]
