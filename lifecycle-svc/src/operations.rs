@@ -25,7 +25,7 @@ use metrics::counter;
 use shared::{
     api::{
         InstanceId, Kind, Principal,
-        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState, Verb},
+        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState},
     },
     bus::{Bus, Context, audit::Audit, serve::Refused},
     time::unix_millis,
@@ -35,11 +35,12 @@ use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+pub(crate) use self::record::Command;
 use self::{
     held::Stopped,
     record::{End, Lease, Record, answer},
     run::Run,
-    store::{Store, Written},
+    store::{Store, Stored, Written},
     trail::Trail,
     view::View,
 };
@@ -52,14 +53,6 @@ const ADOPTED_AT_ONCE: usize = 32;
 /// Between two looks at a record that another request or replica works on.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
 const LAST_LOOK: Duration = Duration::from_millis(500);
-
-/// A command as it was asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Command {
-    pub(crate) verb: Verb,
-    pub(crate) hard: bool,
-    pub(crate) instance_id: InstanceId,
-}
 
 /// All commands of this replica, and what it knows of the others'.
 pub(crate) struct Operations {
@@ -113,122 +106,117 @@ impl Operations {
         context: &Context,
         command: Command,
     ) -> Result<Machine, Fault> {
-        let record = self.record(context, command)?;
-        match self.store.create(&record).await? {
-            Written::At(revision) => answer(self.begin(context, record, revision).await?),
-            Written::Overtaken => {
-                let operation = self.same(&record).await?;
-                debug!(operation = %operation.id, "the same command again");
-                answer(self.end_of(context, &operation.id).await?)
+        let asked = self.asked(context, command)?;
+        self.check_room().await?;
+        // Of the same command several times on this replica, one makes the record.
+        if let Some(at_work) = AtWork::unless_already(self, &asked.operation.id)
+            && let Some((record, revision)) = self.claim(context, &asked).await?
+        {
+            let ended = self.begin(record, revision).await;
+            drop(at_work);
+            match ended {
+                Ok(operation) => return answer(operation),
+                Err(Stopped::Overtaken) => {}
+                Err(Stopped::Unwritten(error)) => return Err(error.into()),
             }
         }
+        answer(self.end_of(context, &asked).await?)
     }
 
-    fn record(&self, context: &Context, command: Command) -> Result<Record, Fault> {
+    fn asked(&self, context: &Context, command: Command) -> Result<Record, Fault> {
         let user = context
             .principal
             .as_ref()
             .map_or("", |principal| principal.user.as_str());
-        let Command {
-            verb,
-            hard,
-            instance_id,
-        } = command;
         let id = match context.idempotency_key.as_deref() {
             None => random_id().map_err(|error| {
                 Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
             })?,
             Some(key) if (1..=LONGEST_KEY).contains(&key.len()) => {
-                OperationId::of_key(user, &instance_id, verb, key)
+                OperationId::of_key(user, &command.instance_id, command.verb, key)
             }
             Some(_) => {
                 let rule = format!("the idempotency key must be 1 to {LONGEST_KEY} bytes");
                 return Err(Fault::new(FaultKind::Invalid, rule));
             }
         };
-        let operation = Operation {
-            id,
-            verb,
-            hard,
-            instance_id,
-            hypervisor: None,
-            user: user.to_owned(),
-            source: context.source.clone(),
-            request_id: context.request_id.clone(),
-            requested_at_ms: unix_millis(),
-            deadline_ms: context.deadline_ms,
-            finished_at_ms: None,
-            state: OperationState::Requested,
-            machine: None,
-            fault: None,
-            history: Vec::new(),
-        };
-        let lease = Lease {
-            owner: self.owner.clone(),
-            until_ms: Lease::until(self.settings.lease),
-        };
-        let mut record = Record {
-            operation,
-            lease,
-            acts: 0,
-        };
-        record.note(OperationState::Requested, "asked for");
-        Ok(record)
+        Ok(Record::new(id, command, context, self.lease()))
     }
 
-    /// The record that was there first, if it is of the same command.
-    async fn same(&self, asked: &Record) -> Result<Operation, Fault> {
-        let Some((first, _)) = self.store.read(&asked.operation.id).await? else {
-            return Err(Fault::new(
-                FaultKind::Unavailable,
-                "the record of this command is just being removed; try again shortly",
-            ));
-        };
-        if first.operation.hard == asked.operation.hard {
-            return Ok(first.operation);
+    /// Refuses new commands while the last tenth of the bucket is left, which those that are under way may need.
+    async fn check_room(&self) -> Result<(), Fault> {
+        let most = self.settings.max_bytes.unsigned_abs() / 10 * 9;
+        if self.view.bytes_at_most() <= most {
+            return Ok(());
+        }
+        let level = self.store.level().await?;
+        self.view.measured(level);
+        if level.bytes <= most {
+            return Ok(());
         }
         Err(Fault::new(
-            FaultKind::Conflict,
-            "this idempotency key was used for the same command with other parameters; use another key",
+            FaultKind::Unavailable,
+            "the store of the records of commands is nearly full; its size and age are settings of the service",
         ))
     }
 
-    /// Carries out a command whose record was just made, once it is in the audit.
-    async fn begin(
-        self: &Arc<Self>,
-        context: &Context,
-        record: Record,
-        revision: u64,
-    ) -> Result<Operation, Fault> {
-        let id = record.operation.id.clone();
-        let at_work = AtWork::new(self, &id);
-        let audited = self.trail.begin(&record.operation).await;
-        let run = Run::new(Arc::clone(self), record, revision);
-        let ended = match audited {
-            Ok(()) => run.drive().await,
-            Err(error) => {
-                warn!(operation = %id, %error, "not in the audit: not carried out");
-                let why = "the command could not be put into the audit, so it was not carried out; try again shortly";
-                let fault = Fault::new(FaultKind::Unavailable, why);
-                run.without_acting(End::of(&fault)).await
-            }
-        };
-        drop(at_work);
-        match ended {
-            Ok(operation) => Ok(operation),
-            Err(Stopped::Overtaken) => self.end_of(context, &id).await,
-            Err(Stopped::Unwritten(error)) => Err(error.into()),
+    /// A lease of this replica that begins now.
+    fn lease(&self) -> Lease {
+        Lease {
+            owner: self.owner.clone(),
+            until_ms: Lease::until(self.settings.lease),
         }
     }
 
+    /// Makes the record, or finds that it was made before. While no answer comes it is tried again until the deadline,
+    /// since a record whose answer was lost would otherwise be carried out by whoever adopts it.
+    async fn claim(&self, context: &Context, asked: &Record) -> Result<Option<Stored>, Fault> {
+        let id = &asked.operation.id;
+        loop {
+            let failed = match self.store.create(asked).await {
+                Ok(Written::At(revision)) => return Ok(Some((asked.clone(), revision))),
+                Ok(Written::Overtaken) => match self.store.read(id).await {
+                    // Equal to the last time stamp: it is the very one that was made here.
+                    Ok(stored) => return Ok(stored.filter(|(first, _)| first == asked)),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            if context.remaining().is_zero() || failed.is_final() {
+                return Err(failed.into());
+            }
+            debug!(operation = %id, error = %failed, "its record is made again");
+            sleep(LAST_LOOK).await;
+        }
+    }
+
+    /// Carries out a command whose record was just made, once it is in the audit.
+    async fn begin(self: &Arc<Self>, record: Record, revision: u64) -> Result<Operation, Stopped> {
+        let audited = self.trail.begin(&record.operation).await;
+        let run = Run::new(Arc::clone(self), record, revision);
+        let Err(error) = audited else {
+            return run.drive().await;
+        };
+        warn!(%error, "a command is not in the audit: not carried out");
+        let why = "the command could not be put into the audit, so it was not carried out; try again shortly";
+        run.without_acting(End::of(&Fault::new(FaultKind::Unavailable, why)))
+            .await
+    }
+
     /// Waits for the end of a command that somebody else carries out, until the caller's deadline.
-    async fn end_of(&self, context: &Context, id: &OperationId) -> Result<Operation, Fault> {
+    async fn end_of(&self, context: &Context, asked: &Record) -> Result<Operation, Fault> {
+        let id = &asked.operation.id;
         let mut pause = FIRST_LOOK;
         loop {
             match self.store.read(id).await {
-                Ok(Some((record, _))) if record.operation.state.is_final() => return Ok(record.operation),
-                Ok(Some(_)) => {}
-                Ok(None) => return Err(no_such_operation()),
+                Ok(Some((first, _))) if first.operation.hard != asked.operation.hard => {
+                    let reused = "this idempotency key was used for the same command with other parameters; \
+                                  use another key";
+                    return Err(Fault::new(FaultKind::Conflict, reused));
+                }
+                Ok(Some((first, _))) if first.operation.state.is_final() => return Ok(first.operation),
+                // Where there is none yet, its request is just making it.
+                Ok(_) => {}
                 Err(error) => debug!(operation = %id, %error, "its record is read again"),
             }
             if context.remaining().is_zero() {
@@ -273,10 +261,14 @@ impl Operations {
         if state.is_final() || record.lease.until_ms >= unix_millis() {
             return Ok(());
         }
-        record.lease = Lease {
-            owner: self.owner.clone(),
-            until_ms: Lease::until(self.settings.lease),
-        };
+        // Whoever died may have died before it could say so.
+        if state == OperationState::Requested
+            && let Err(error) = self.trail.begin(&record.operation).await
+        {
+            warn!(operation = %id, %error, "not adopted yet: it is not in the audit");
+            return Ok(());
+        }
+        record.lease = self.lease();
         record.note(state, "adopted: the replica that carried it out no longer does");
         let written = self
             .store
@@ -350,14 +342,6 @@ struct AtWork {
 }
 
 impl AtWork {
-    fn new(operations: &Arc<Operations>, id: &OperationId) -> Self {
-        operations.lock_at_work().insert(id.clone());
-        Self {
-            operations: Arc::clone(operations),
-            id: id.clone(),
-        }
-    }
-
     fn unless_already(operations: &Arc<Operations>, id: &OperationId) -> Option<Self> {
         let free = operations.lock_at_work().insert(id.clone());
         free.then(|| Self {

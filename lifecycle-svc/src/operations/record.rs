@@ -4,13 +4,27 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use shared::{
-    api::lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationState},
+    api::{
+        InstanceId,
+        lifecycle::{
+            Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb,
+        },
+    },
+    bus::Context,
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
 
 /// The most events of one record; what comes later replaces the last.
 const MOST_EVENTS: usize = 32;
+
+/// A command as it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Command {
+    pub(crate) verb: Verb,
+    pub(crate) hard: bool,
+    pub(crate) instance_id: InstanceId,
+}
 
 /// What the bucket holds of a command: what callers may see, and what only replicas need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +52,43 @@ impl Lease {
 }
 
 impl Record {
+    /// The record of a command that is just asked.
+    pub(super) fn new(id: OperationId, command: Command, context: &Context, lease: Lease) -> Self {
+        let Command {
+            verb,
+            hard,
+            instance_id,
+        } = command;
+        let operation = Operation {
+            id,
+            verb,
+            hard,
+            instance_id,
+            hypervisor: None,
+            user: context
+                .principal
+                .as_ref()
+                .map(|who| who.user.clone())
+                .unwrap_or_default(),
+            source: context.source.clone(),
+            request_id: context.request_id.clone(),
+            requested_at_ms: unix_millis(),
+            deadline_ms: context.deadline_ms,
+            finished_at_ms: None,
+            state: OperationState::Requested,
+            machine: None,
+            fault: None,
+            history: Vec::new(),
+        };
+        let mut record = Self {
+            operation,
+            lease,
+            acts: 0,
+        };
+        record.note(OperationState::Requested, "asked for");
+        record
+    }
+
     /// Notes an event, with the state that the command has from then on.
     pub(super) fn note(&mut self, state: OperationState, text: impl Into<String>) {
         let operation = &mut self.operation;

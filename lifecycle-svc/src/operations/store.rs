@@ -29,6 +29,9 @@ pub(super) enum StoreError {
     /// JetStream failed. A write may have been taken all the same.
     #[error("the record store failed")]
     Bucket(#[source] async_nats::Error),
+    /// JetStream refused the write: the bucket is full, or larger records are not allowed.
+    #[error("the record store takes no more")]
+    Refused(#[source] async_nats::Error),
     /// It did not answer in time. A write may be taken all the same.
     #[error("the record store did not answer in time")]
     Timeout,
@@ -90,6 +93,7 @@ impl Store {
         match created {
             Ok(revision) => Ok(Written::At(revision)),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Overtaken),
+            Err(error) if error.kind() == CreateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),
         }
     }
@@ -101,6 +105,7 @@ impl Store {
         match updated {
             Ok(revision) => Ok(Written::At(revision)),
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Overtaken),
+            Err(error) if error.kind() == UpdateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),
         }
     }
@@ -122,16 +127,35 @@ impl Store {
             .map_err(|error| StoreError::Bucket(error.into()))
     }
 
-    /// The revision of the last write to any record that is still there.
-    pub(super) async fn last_revision(&self) -> Result<u64, StoreError> {
-        let status = within(self.bucket.status()).await?;
-        let status = status.map_err(|error| StoreError::Bucket(error.into()))?;
-        let state = status.info.state;
-        Ok(if state.messages == 0 {
-            0
-        } else {
-            state.last_sequence
+    /// How full the bucket is, and how far it has come.
+    pub(super) async fn level(&self) -> Result<Level, StoreError> {
+        // Not the bucket's `status()`, which is as old as the bucket's handle.
+        let info = within(self.bucket.stream.get_info()).await?;
+        let state = info.map_err(|error| StoreError::Bucket(error.into()))?.state;
+        Ok(Level {
+            bytes: state.bytes,
+            last_revision: if state.messages == 0 {
+                0
+            } else {
+                state.last_sequence
+            },
         })
+    }
+}
+
+/// How full the bucket is, and how far it has come.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Level {
+    /// Of all records.
+    pub(super) bytes: u64,
+    /// Of the last write to any record that is still there.
+    pub(super) last_revision: u64,
+}
+
+impl StoreError {
+    /// Whether another try would fail as well.
+    pub(super) const fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Codec(_))
     }
 }
 

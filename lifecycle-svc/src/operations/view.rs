@@ -3,7 +3,10 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+    sync::{
+        Arc, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,11 +19,13 @@ use tracing::{debug, warn};
 
 use super::{
     record::Record,
-    store::{Store, StoreError},
+    store::{Level, Store, StoreError},
 };
 
 /// The commands that can be listed: some 15 MB at the most.
 const LISTED: usize = 10_000;
+/// What a record takes in the bucket beside its own bytes: subject, headers, and the server's frame.
+const OVERHEAD: u64 = 256;
 /// A watch that broke looks like a bucket where nothing happens: this often it is asked whether something has.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Before a watch that broke is begun anew.
@@ -39,6 +44,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub(super) struct View {
     known: RwLock<Known>,
+    /// Of the bucket as it was last measured, and of all that was written since.
+    bytes: AtomicU64,
 }
 
 impl View {
@@ -66,6 +73,16 @@ impl View {
             .iter()
             .map(|operation| Operation::clone(operation))
             .collect()
+    }
+
+    /// The size of the bucket, or more: what was written since it was measured may have replaced something.
+    pub(super) fn bytes_at_most(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Notes the size of the bucket.
+    pub(super) fn measured(&self, level: Level) {
+        self.bytes.store(level.bytes, Ordering::Relaxed);
     }
 
     /// Forgets a command whose record is gone: the bucket lets the oldest go without a word.
@@ -101,7 +118,9 @@ impl View {
                     None => return Ok(()),
                 },
                 () = tokio::time::sleep_until(check_at) => {
-                    let last = store.last_revision().await?;
+                    let level = store.level().await?;
+                    self.measured(level);
+                    let last = level.last_revision;
                     let seen = self.read().last_revision;
                     // Behind twice in a row at the same place: it is not just late.
                     if seen < last && behind == Some(seen) {
@@ -115,6 +134,9 @@ impl View {
     }
 
     fn take(&self, entry: &kv::Entry) {
+        let size = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
+        self.bytes
+            .fetch_add(size.saturating_add(OVERHEAD), Ordering::Relaxed);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         known.last_revision = known.last_revision.max(entry.revision);
         let Ok(id) = entry.key.parse::<OperationId>() else {

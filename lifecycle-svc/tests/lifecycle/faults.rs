@@ -1,8 +1,11 @@
 //! What dies, hangs or comes too late: a command acts once, never late, and its record ends true.
 
-use std::time::Duration;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
-use e2e::{PATIENCE, eventually};
+use e2e::{PATIENCE, Process, eventually};
 use futures::future::join_all;
 use shared::{
     api::{
@@ -156,6 +159,35 @@ async fn killed_while_the_machine_comes_up_a_start_is_waited_for_by_another() {
 }
 
 #[tokio::test]
+async fn a_command_is_not_taken_from_a_replica_that_lives() {
+    let scene = Scene::new("SHUTOFF").await;
+    scene.cloud.obey(Obedience::Later);
+    let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
+    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let asking = scene.start_in_background(context);
+    scene.cloud.has_accepted("os-start", 1).await;
+    let asked = Instant::now();
+    eventually("three leases pass", PATIENCE, async || {
+        let operation = scene
+            .world
+            .operation(&id)
+            .await
+            .map_err(|fault| fault.to_string())?;
+        assert!(!was_adopted(&operation), "{operation:?}");
+        let passed = asked.elapsed();
+        (passed > LEASE * 3)
+            .then_some(())
+            .ok_or_else(|| format!("{passed:?}"))
+    })
+    .await;
+    scene.cloud.settle(VM, "ACTIVE");
+    asking.await.unwrap();
+    let operation = scene.world.operation(&id).await.unwrap();
+    assert_eq!(operation.state, OperationState::Succeeded);
+    assert!(!was_adopted(&operation), "{operation:?}");
+}
+
+#[tokio::test]
 async fn an_adopted_start_past_its_deadline_is_not_begun() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Look, Duration::from_secs(1)).await;
@@ -270,23 +302,28 @@ async fn a_machine_that_never_comes_up_ends_as_timed_out() {
     );
 }
 
-#[tokio::test]
-async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
-    let scene = Scene::new("SHUTOFF").await;
-    // Nobody may take the frozen server for dead, and connect anew.
-    let patient = [
+/// A replica and a caller that do not take a frozen server for dead, and so do not connect anew.
+async fn patient(scene: &Scene) -> (Replica, Bus) {
+    let settings = [
         ("VMWATCH_HYPERVISORS", scene.hypervisors.as_str()),
         ("VMWATCH_NATS_PING_INTERVAL", "1m"),
+        ("VMWATCH_LOG", "debug"),
     ];
-    let service = scene.world.replica("lifecycle", &patient).await;
-    let env = Environment::of([("VMWATCH_NATS_URL", scene.world.nats.url()), patient[1]]);
-    let bus = Bus::connect("vmwatch-test", &BusSettings::read(&env).unwrap())
-        .await
-        .unwrap();
+    let service = scene.world.replica("lifecycle", &settings).await;
+    let env = Environment::of([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
+    let settings = BusSettings::read(&env).unwrap();
+    let bus = Bus::connect("vmwatch-test", &settings).await.unwrap();
     eventually("a connection", PATIENCE, async || {
         bus.is_connected().then_some(()).ok_or_else(String::new)
     })
     .await;
+    (service, bus)
+}
+
+#[tokio::test]
+async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
+    let scene = Scene::new("SHUTOFF").await;
+    let (service, bus) = patient(&scene).await;
     // Frozen and not dead: what is sent now is delivered once it goes on.
     scene.world.nats.process.pause();
     let late = within(Duration::from_millis(500));
@@ -307,6 +344,102 @@ async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
     .await;
     assert_eq!(scene.cloud.commands(), []);
     assert_eq!(scene.world.operations(&within(PATIENCE), None).await, []);
+}
+
+/// Stops a process, and waits until the last of it stands still.
+async fn freeze(process: &Process) {
+    process.pause();
+    eventually("it stands still", PATIENCE, async || {
+        let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
+        let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
+        let moving = states.into_iter().find(|stat| !stat.contains(") T "));
+        moving.map_or(Ok(()), Err)
+    })
+    .await;
+}
+
+/// Asks for a start, and freezes the bus when the service has the request and has not made its record yet. Gives back
+/// what the caller is told, once the service has waited in vain for the bus.
+async fn frozen_while_the_record_is_made(
+    scene: &Scene,
+    service: &Replica,
+    bus: &Bus,
+    context: Context,
+) -> JoinHandle<Result<MachineState, FaultKind>> {
+    freeze(&service.0).await;
+    let caller = bus.clone();
+    let asking = tokio::spawn(async move {
+        let started = caller.call::<Start>(&context, &target(VM)).await;
+        started.map(|machine| machine.state).map_err(|fault| fault.kind)
+    });
+    tokio::task::yield_now().await;
+    // Asked behind the request, on the same connection: what is answered is behind it as well.
+    bus.jetstream().query_account().await.unwrap();
+    freeze(&scene.world.nats.process).await;
+    service.0.resume();
+    eventually("the service waits in vain", PATIENCE, async || {
+        let log = service.0.log();
+        log.contains("did not answer in time").then_some(()).ok_or(log)
+    })
+    .await;
+    asking
+}
+
+#[tokio::test]
+async fn a_record_of_which_no_answer_came_is_still_ours() {
+    let scene = Scene::new("SHUTOFF").await;
+    let (service, bus) = patient(&scene).await;
+    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
+    scene.world.nats.process.resume();
+    assert_eq!(asking.await.unwrap(), Ok(MachineState::Running));
+    let operation = scene.world.operation(&id).await.unwrap();
+    assert!(!was_adopted(&operation), "{operation:?}");
+    assert_eq!(scene.cloud.accepted("os-start"), 1);
+}
+
+#[tokio::test]
+async fn a_record_of_which_no_answer_came_in_time_is_not_carried_out() {
+    let scene = Scene::new("SHUTOFF").await;
+    let (service, bus) = patient(&scene).await;
+    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
+    let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
+    assert_eq!(asking.await.unwrap(), Err(FaultKind::Timeout));
+    scene.world.nats.process.resume();
+    let operation = scene.world.ended(&id).await;
+    assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
+    assert_eq!(scene.cloud.commands(), []);
+}
+
+#[tokio::test]
+async fn a_store_of_records_that_is_nearly_full_takes_no_new_commands_and_finishes_the_old() {
+    let scene = Scene::new("SHUTOFF").await;
+    scene.cloud.obey(Obedience::Later);
+    let settings = [
+        ("VMWATCH_HYPERVISORS", scene.hypervisors.as_str()),
+        ("VMWATCH_OPERATIONS_MAX_BYTES", "1MiB"),
+    ];
+    let _service = scene.world.replica("lifecycle", &settings).await;
+    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let asking = scene.start_in_background(context);
+    scene.cloud.has_accepted("os-start", 1).await;
+    let nowhere = "bbbbbbbb-1111-4111-8111-111111111111";
+    eventually("it is nearly full", PATIENCE, async || {
+        let within = within(PATIENCE);
+        let answers = join_all((0..20).map(|_| scene.world.start(&within, nowhere))).await;
+        let refused = answers
+            .into_iter()
+            .filter_map(Result::err)
+            .find(|fault| fault.kind != FaultKind::NotFound);
+        refused.ok_or_else(|| "not yet".to_owned()).map(|fault| {
+            assert_eq!(fault.kind, FaultKind::Unavailable);
+            assert!(fault.message.contains("nearly full"), "{fault}");
+        })
+    })
+    .await;
+    scene.cloud.settle(VM, "ACTIVE");
+    assert_eq!(scene.world.ended(&id).await.state, OperationState::Succeeded);
+    asking.await.unwrap();
 }
 
 #[tokio::test]
