@@ -20,8 +20,7 @@ use std::{
 };
 
 use agent::Part;
-use anyhow::{Context as _, ensure};
-use async_nats::jetstream::message::PublishMessage;
+use anyhow::ensure;
 use clap::Args;
 use e2e::{Program, Stack};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -29,11 +28,7 @@ use metrics_svc::{
     documents::Documents,
     store::{RowKind, RowStore},
 };
-use shared::{
-    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
-    config::UTC_OFFSET,
-    time::UtcOffset,
-};
+use shared::{config::UTC_OFFSET, time::UtcOffset};
 
 use crate::{
     fleet::Fleet,
@@ -61,10 +56,6 @@ pub(crate) struct Options {
 
 /// Batches of the raw insert at once, of which the warm-up takes the best.
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
-/// Messages published and not yet acknowledged.
-const UNACKNOWLEDGED: usize = 256;
-/// How often the stream is asked whether it is empty: each costs the server some 20 µs.
-const POLL: Duration = Duration::from_millis(5);
 /// Before each round: the database goes on writing pages for some time after the one before.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The default of `VMWATCH_BATCH_ROWS`, which the stack runs with.
@@ -188,9 +179,7 @@ impl Bench {
                 if batch.vms.len() + batch.processes.len() >= BATCH_ROWS {
                     load.batches.push(Arc::new(std::mem::take(&mut batch)));
                 }
-                let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
-                let parts = agent::split(sample, 0)?.into_iter();
-                load.parts.extend(parts.map(|part| (subject.clone(), part)));
+                load.parts.extend(store::parts(sample)?);
             }
             self.next += Duration::from_mins(1);
         }
@@ -203,24 +192,8 @@ impl Bench {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
         let started = Instant::now();
-        let jetstream = self.stack.bus.jetstream();
-        let publish = |(subject, part): &(String, Part)| {
-            let message = PublishMessage::build()
-                .payload(part.body.clone())
-                .message_id(&part.message_id)
-                .expected_stream(SAMPLE_STREAM);
-            jetstream.send_publish(subject.clone(), message)
-        };
-        stream::iter(&load.parts)
-            .map(async |part| publish(part).await?.await)
-            .buffer_unordered(UNACKNOWLEDGED)
-            .try_for_each(async |_| Ok(()))
-            .await
-            .context("the stream refused a message")?;
-        let mut stream = jetstream.get_stream(SAMPLE_STREAM).await?;
-        while stream.info().await?.state.messages > 0 {
-            tokio::time::sleep(POLL).await;
-        }
+        store::publish(self.stack.bus.jetstream(), &load.parts).await?;
+        store::drained(self.stack.bus.jetstream()).await?;
         self.sent += load.documents;
         self.round(load, started, before)
     }

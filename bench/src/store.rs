@@ -1,17 +1,26 @@
-//! The stack that is measured, and the store under it.
+//! The stack that is measured: the way into it, and the store under it.
 
 use std::time::Duration;
 
+use agent::Part;
+use anyhow::Context as _;
+use async_nats::jetstream::{Context, message::PublishMessage};
 use e2e::{Program, Stack, StackBuilder};
+use futures::{StreamExt, TryStreamExt, stream};
 use metrics_svc::{
     config::{RetentionSettings, RowSettings},
     store::RowStore,
 };
 use shared::{
+    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample},
     config::{Environment, MONGODB_URI, UTC_OFFSET},
     store::StoreSettings,
 };
 
+/// Messages published and not yet acknowledged.
+const UNACKNOWLEDGED: usize = 256;
+/// How often the stream is asked whether it is empty: each costs the server some 20 µs.
+const POLL: Duration = Duration::from_millis(5);
 /// Rows of any age stay: 50 years, the most that the setting takes.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 
@@ -40,4 +49,37 @@ pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore
     let store = RowStore::open(&settings, &rows).await?;
     store.prepare(&retention).await?;
     Ok(store)
+}
+
+/// The messages of a sample, as its agent encodes them, with their subject.
+pub(crate) fn parts(sample: Sample) -> anyhow::Result<Vec<(String, Part)>> {
+    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
+    let parts = agent::split(sample, 0)?.into_iter();
+    Ok(parts.map(|part| (subject.clone(), part)).collect())
+}
+
+/// Publishes messages as agents do, and waits until the stream has acknowledged all of them.
+pub(crate) async fn publish(jetstream: &Context, parts: &[(String, Part)]) -> anyhow::Result<()> {
+    let publish = |(subject, part): &(String, Part)| {
+        let message = PublishMessage::build()
+            .payload(part.body.clone())
+            .message_id(&part.message_id)
+            .expected_stream(SAMPLE_STREAM);
+        jetstream.send_publish(subject.clone(), message)
+    };
+    stream::iter(parts)
+        .map(async |part| publish(part).await?.await)
+        .buffer_unordered(UNACKNOWLEDGED)
+        .try_for_each(async |_| Ok(()))
+        .await
+        .context("the stream refused a message")
+}
+
+/// Waits until everything is stored and acknowledged.
+pub(crate) async fn drained(jetstream: &Context) -> anyhow::Result<()> {
+    let mut stream = jetstream.get_stream(SAMPLE_STREAM).await?;
+    while stream.info().await?.state.messages > 0 {
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
 }

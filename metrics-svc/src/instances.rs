@@ -120,11 +120,38 @@ impl Report {
     }
 }
 
+/// What the name of the collection ends with.
+const SUFFIX: &str = "instances";
+
+/// The date of a VM's newest row, as far as is known here: a row of the last few seconds may not be, nor those of an
+/// older reporter until they are rebuilt.
+pub(crate) async fn last_report(
+    rows: &RowStore,
+    instance: &InstanceId,
+    limit: Duration,
+) -> Result<Option<SystemTime>, MetricsError> {
+    let instances = rows.beside::<Document>(SUFFIX);
+    let query = instances
+        .find_one(doc! { "_id": instance.as_str() })
+        .projection(doc! { "newest.at": 1 })
+        .max_time(limit);
+    let found = find(&instances, query).await?;
+    let at = found.and_then(|found| {
+        found
+            .get_document("newest")
+            .ok()?
+            .get_datetime("at")
+            .ok()
+            .copied()
+    });
+    Ok(at.map(DateTime::to_system_time))
+}
+
 impl Instances {
     /// The collection beside the rows.
     pub(crate) fn beside(rows: &RowStore) -> Self {
         Self {
-            instances: rows.beside("instances"),
+            instances: rows.beside(SUFFIX),
         }
     }
 

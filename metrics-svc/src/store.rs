@@ -1,9 +1,6 @@
 //! The rows in MongoDB: two collections, one flat document a row.
 
-use std::{
-    future::IntoFuture,
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{
@@ -16,23 +13,25 @@ use shared::{
         InstanceId, Service,
         metrics::{Limit, PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
     },
-    store::{StoreSettings, command_span},
+    store::StoreSettings,
     time::{CreateDate, UtcOffset},
 };
-
-use tracing::Instrument;
 
 use crate::{
     MetricsError,
     config::{RetentionSettings, RowSettings},
+    database::find,
+    instances::last_report,
     retention, row_json,
 };
 
 /// The code of a unique index that says no: the row is stored already.
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
-/// How far back each step of [`RowStore::latest`] looks. A VM that reports each ten seconds has its newest ten rows
-/// in the first; one that has been silent for long costs all of them, each an empty range of the index.
+/// How far back [`RowStore::latest`] looks first. A VM that reports each ten seconds has its newest ten rows in the
+/// shorter.
+const RECENT: [Duration; 2] = [Duration::from_mins(2), Duration::from_mins(30)];
+/// How far back it looks then: from now, or from the last report of a VM that is silent.
 const STEPS: [Duration; 5] = [
     Duration::from_mins(2),
     Duration::from_mins(30),
@@ -61,6 +60,18 @@ pub struct Query<'a> {
     pub cmd: Option<&'a str>,
     /// At most how many.
     pub limit: Limit,
+}
+
+/// The newest rows as far as they are found.
+struct Search<'a> {
+    query: Query<'a>,
+    /// The deadline of each command.
+    limit: Duration,
+    /// A JSON array that is not closed yet.
+    rows: Vec<u8>,
+    missing: usize,
+    /// From here on all is found.
+    before: Option<CreateDate>,
 }
 
 /// The rows in the database.
@@ -141,79 +152,65 @@ impl RowStore {
 
     /// The newest rows, newest first, as a JSON array in the documented key order.
     ///
-    /// It asks for the recent past first and widens the range until it has enough: the cost depends on what is
-    /// answered, not on the length of the history, on a database that walks the index in order and on one that sorts
-    /// what is in range.
+    /// It asks for the recent past first and widens the range until it has enough; of a VM that is silent it looks
+    /// back from the last report. So the cost depends on what is answered, not on the length of the history, on a
+    /// database that walks the index in order and on one that sorts what is in range.
     pub async fn latest(&self, query: Query<'_>, limit: Duration) -> Result<Rows, MetricsError> {
-        let now = SystemTime::now();
-        let mut rows = Vec::from(b"[");
-        let mut missing = usize::from(query.limit.get());
-        let mut before: Option<CreateDate> = None;
-        for step in STEPS.map(Some).into_iter().chain([None]) {
-            let from = step
-                .and_then(|back| now.checked_sub(back))
-                .map(|moment| CreateDate::at(moment, self.offset));
-            missing -= self
-                .push_range(&mut rows, query, from.as_ref(), before.as_ref(), missing, limit)
-                .await?;
-            if missing == 0 {
-                break;
-            }
-            before = from;
+        let mut search = Search {
+            query,
+            limit,
+            rows: Vec::from(b"["),
+            missing: usize::from(query.limit.get()),
+            before: None,
+        };
+        let mut end = SystemTime::now();
+        for back in RECENT {
+            self.look(&mut search, end.checked_sub(back)).await?;
         }
-        rows.push(b']');
-        let text = String::from_utf8(rows)
+        if search.rows.len() == 1 {
+            end = last_report(self, query.instance, limit).await?.unwrap_or(end);
+        }
+        for back in STEPS {
+            self.look(&mut search, end.checked_sub(back)).await?;
+        }
+        self.look(&mut search, None).await?;
+        search.rows.push(b']');
+        let text = String::from_utf8(search.rows)
             .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
         Ok(Rows::from_json(text)?)
     }
 
-    /// Appends the newest rows of a range; how many there were.
-    async fn push_range(
-        &self,
-        rows: &mut Vec<u8>,
-        query: Query<'_>,
-        from: Option<&CreateDate>,
-        before: Option<&CreateDate>,
-        most: usize,
-        limit: Duration,
-    ) -> Result<usize, MetricsError> {
-        let mut filter = doc! { "instance_id": query.instance.as_str() };
-        if let Some(cmd) = query.cmd {
-            filter.insert("cmd", cmd);
+    /// Adds what is missing from a range that begins then, or at the beginning of all, and ends where the search has
+    /// come to.
+    async fn look(&self, search: &mut Search<'_>, from: Option<SystemTime>) -> Result<(), MetricsError> {
+        let from = from.map(|moment| CreateDate::at(moment, self.offset));
+        let searched = from.is_some() && search.before.is_some() && from >= search.before;
+        if search.missing == 0 || searched {
+            return Ok(());
         }
-        let mut range = Document::new();
-        if let Some(from) = from {
-            range.insert("$gte", from.as_str());
-        }
-        if let Some(before) = before {
-            range.insert("$lt", before.as_str());
-        }
-        if !range.is_empty() {
-            filter.insert("create_date", range);
-        }
-        let most_rows = i64::try_from(most).unwrap_or(i64::MAX);
-        let rows_of = self.collection(query.kind);
-        let mut cursor = rows_of
-            .find(filter)
+        let kind = search.query.kind;
+        let rows_of = self.collection(kind);
+        let most = i64::try_from(search.missing).unwrap_or(i64::MAX);
+        let query = rows_of
+            .find(search.filter(from.as_ref()))
             .sort(doc! { "create_date": -1, "_id": -1 })
-            .limit(most_rows)
+            .limit(most)
             .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
-            .max_time(limit)
-            .into_future()
-            .instrument(command_span("find", rows_of.name()))
-            .await?;
-        let mut count = 0;
-        while count < most && cursor.advance().await? {
-            if rows.len() > 1 {
-                rows.push(b',');
+            .max_time(search.limit);
+        let mut cursor = find(rows_of, query).await?;
+        while search.missing > 0 && cursor.advance().await? {
+            if search.rows.len() > 1 {
+                search.rows.push(b',');
             }
-            match query.kind {
-                RowKind::Vm => row_json::push_row(rows, cursor.current(), &VM_ROW_KEYS)?,
-                RowKind::Process => row_json::push_row(rows, cursor.current(), &PROCESS_ROW_KEYS)?,
+            let (rows, row) = (&mut search.rows, cursor.current());
+            match kind {
+                RowKind::Vm => row_json::push_row(rows, row, &VM_ROW_KEYS)?,
+                RowKind::Process => row_json::push_row(rows, row, &PROCESS_ROW_KEYS)?,
             }
-            count += 1;
+            search.missing -= 1;
         }
-        Ok(count)
+        search.before = from;
+        Ok(())
     }
 
     /// Stores documents; those that are stored already count as stored. The indexes of documents that the database
@@ -246,5 +243,26 @@ impl RowStore {
             }
             _ => Err(error.into()),
         }
+    }
+}
+
+impl Search<'_> {
+    /// What is not found yet, from a date on.
+    fn filter(&self, from: Option<&CreateDate>) -> Document {
+        let mut filter = doc! { "instance_id": self.query.instance.as_str() };
+        if let Some(cmd) = self.query.cmd {
+            filter.insert("cmd", cmd);
+        }
+        let mut range = Document::new();
+        if let Some(from) = from {
+            range.insert("$gte", from.as_str());
+        }
+        if let Some(before) = &self.before {
+            range.insert("$lt", before.as_str());
+        }
+        if !range.is_empty() {
+            filter.insert("create_date", range);
+        }
+        filter
     }
 }

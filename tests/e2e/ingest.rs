@@ -8,6 +8,11 @@ use std::{
 
 use e2e::{PATIENCE, Process, Program, Stack, eventually};
 use shared::api::metrics::{ProcessSample, SAMPLE_STREAM};
+use tokio::{
+    io::copy_bidirectional,
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 use crate::ingest_support::{
     Publisher, count, drained, metric, outage, process, publish_during, stack, waiting,
@@ -203,6 +208,55 @@ async fn a_pid_is_reused_within_one_interval() {
     publisher.rows.add(&sample);
     publisher.rows.settle("a reused pid", &stack).await;
     assert_eq!(publisher.rows.len(), 3);
+}
+
+/// Connects whoever comes to the database; what is connected when a word comes is cut off without one, as by a
+/// network that swallows packets. Who comes afterwards is connected again.
+async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>) {
+    loop {
+        let (mut client, _) = listener.accept().await.unwrap();
+        let mut server = TcpStream::connect(&database).await.unwrap();
+        let mut cut = cut.clone();
+        cut.mark_unchanged();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = copy_bidirectional(&mut client, &mut server) => {}
+                _ = cut.changed() => std::future::pending().await,
+            }
+        });
+    }
+}
+
+/// No reset and no end tells that a server's machine is gone: the insert under way is never answered.
+#[tokio::test]
+async fn the_database_vanishes_without_a_word() {
+    let stack = stack().start().await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let database = stack
+        .database
+        .uri()
+        .strip_prefix("mongodb://")
+        .unwrap()
+        .to_owned();
+    let (cut, cuts) = watch::channel(());
+    let relaying = tokio::spawn(relay(listener, database, cuts));
+    metrics
+        .process
+        .set("VMWATCH_MONGODB_URI", &format!("mongodb://{address}"));
+    metrics.process.kill9();
+    metrics.restart().await;
+
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    publish_during(&mut publisher, async {
+        stores_more(&stack, 500).await;
+        cut.send(()).unwrap();
+        stores_more(&stack, 500).await;
+    })
+    .await;
+    publisher.rows.settle("a database that vanishes", &stack).await;
+    relaying.abort();
 }
 
 /// A server whose store was lost, or an operator's `nats stream rm`.

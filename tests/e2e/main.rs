@@ -24,6 +24,7 @@ mod ingest_refusals;
 mod ingest_retention;
 mod ingest_support;
 mod live_events;
+mod latest;
 mod permissions;
 mod processes;
 mod python_repr;
