@@ -106,10 +106,9 @@ impl From<AuthError> for Fault {
             AuthError::NameTaken(_) | AuthError::LastAdministrator(_) => {
                 Self::new(FaultKind::Conflict, error.to_string())
             }
-            AuthError::NotYours | AuthError::WrongOldPassword => {
+            AuthError::NotYours | AuthError::OldPasswordNeeded | AuthError::WrongOldPassword => {
                 Self::new(FaultKind::Forbidden, error.to_string())
             }
-            AuthError::OldPasswordNeeded => Self::new(FaultKind::Invalid, error.to_string()),
             AuthError::SessionsLiveOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
             AuthError::Busy => Self::new(
                 FaultKind::Overloaded,

@@ -2,7 +2,7 @@
 
 use shared::{
     api::{
-        Method, MethodInfo, Role,
+        Kind, Method, MethodInfo, Role,
         audit::{AuditFilter, AuditPage, AuditResult},
         auth::{Credentials, Login, Session, UserName},
         users::{
@@ -10,7 +10,7 @@ use shared::{
             UsersAdd, UsersRemove, UsersSetPassword, UsersUpdate,
         },
     },
-    bus::Context,
+    bus::{Context, serve::Refused},
 };
 use tracing::info;
 
@@ -161,6 +161,24 @@ impl Auth {
         }
         self.throttle.count_failure(&attempt).await?;
         Err(AuthError::WrongOldPassword)
+    }
+
+    /// Puts a command that was refused for who asked on record.
+    pub(crate) async fn refused(&self, refused: Refused) {
+        if refused.method.kind != Kind::Command {
+            return;
+        }
+        let context = &refused.context;
+        let target = serde_json::from_slice::<UserRef>(&refused.body).ok();
+        let entry = Entry {
+            action: refused.method,
+            user: context.principal.as_ref().map_or("", |principal| &principal.user),
+            target: target.as_ref().map(|target| target.name.as_str()),
+            result: AuditResult::Refused,
+            detail: refused.fault.message.clone(),
+            once: None,
+        };
+        audit::append(&self.audit, context, entry).await;
     }
 
     pub(crate) async fn list_audit(&self, filter: AuditFilter) -> Result<AuditPage, AuthError> {

@@ -102,7 +102,12 @@ pub async fn run(
 
 /// Every method of the service, beside its handler.
 fn methods(server: Server, auth: &Arc<Auth>) -> Server {
+    let for_refusals = Arc::clone(auth);
     server
+        .on_refusal(move |refused| {
+            let auth = Arc::clone(&for_refusals);
+            async move { auth.refused(refused).await }
+        })
         .method::<Login, _, _>(with(auth, |auth, context, params| async move {
             auth.login(&context, params).await
         }))

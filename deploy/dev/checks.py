@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, guest, layout, processes, tools
+from . import cargo, guest, layout, processes, schemathesis, tools
 from .terminal import Problem, Step, say, style
 
 
@@ -39,6 +39,8 @@ def test(arguments) -> int:
 def _environment() -> dict:
     """What the tests start, where the caller has not said so."""
     environment = servers()
+    if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
+        environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
     if not environment.get("VMWATCH_TEST_GUEST"):
         environment["VMWATCH_TEST_GUEST"] = str(guest.image())
     return environment

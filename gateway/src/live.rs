@@ -21,9 +21,12 @@ use shared::{
     bus::Bus,
     wire::{Fault, FaultKind},
 };
-use tokio::sync::{
-    broadcast::{self, Receiver},
-    watch,
+use tokio::{
+    sync::{
+        broadcast::{self, Receiver},
+        watch,
+    },
+    time::MissedTickBehavior,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -34,6 +37,8 @@ const RING: usize = 4096;
 const MOST_REPLAYED: u64 = 10_000;
 /// JetStream answers in milliseconds or not at all.
 const DEADLINE: Duration = Duration::from_secs(3);
+/// A consumer that broke looks like a stream in which nothing happens: this often it is asked whether something has.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a stream that is not there is looked for again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -79,7 +84,7 @@ impl Live {
         let follower = live.clone();
         tokio::spawn(async move {
             let following = follower.follow_for_ever();
-            follower.shutdown.run_until_cancelled(following).await
+            follower.shutdown.run_until_cancelled(Box::pin(following)).await
         });
         live
     }
@@ -156,16 +161,34 @@ impl Live {
         };
         let followed = followed.insert(Followed { created, position });
         let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, position + 1)).await??;
-        while let Some(message) = messages.next().await {
-            let message = message?;
-            followed.position = message.info()?.stream_sequence;
-            let number = followed.position;
-            if let (Some(event), Some(ring)) = (decode(&message), &*self.ring.borrow()) {
-                // Fails only where nobody listens.
-                let _ = ring.send(Arc::new(Numbered { number, event }));
+        let mut checks = tokio::time::interval(CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut behind = None;
+        loop {
+            tokio::select! {
+                message = messages.next() => {
+                    let message = message.ok_or("the consumer ended")??;
+                    followed.position = message.info()?.stream_sequence;
+                    self.hand_on(followed.position, &message);
+                }
+                _ = checks.tick() => {
+                    let info = tokio::time::timeout(DEADLINE, stream.get_info()).await??;
+                    let newer = info.state.last_sequence > followed.position;
+                    // Behind twice in a row at the same place: it is not just late.
+                    if newer && behind == Some(followed.position) {
+                        return Err("the stream moved on without its consumer".into());
+                    }
+                    behind = newer.then_some(followed.position);
+                }
             }
         }
-        Ok(())
+    }
+
+    fn hand_on(&self, number: u64, message: &Message) {
+        if let (Some(event), Some(ring)) = (decode(message), &*self.ring.borrow()) {
+            // Fails only where nobody listens.
+            let _ = ring.send(Arc::new(Numbered { number, event }));
+        }
     }
 }
 

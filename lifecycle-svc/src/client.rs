@@ -100,6 +100,7 @@ pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), L
             let filter = OperationFilter {
                 instance_id: instance,
                 state: None,
+                before: None,
                 limit,
             };
             let operations = bus.call::<OperationsList>(&context(), &filter).await?;

@@ -28,6 +28,11 @@ const HYPERVISOR_CALLS: Setting = Setting {
     default: "8",
     help: "calls to one hypervisor at once; more wait, within the time above",
 };
+const STATE_INTERVAL: Setting = Setting {
+    name: "VMWATCH_STATE_INTERVAL",
+    default: "5s",
+    help: "how often all VMs are listed, so that live events tell how they change",
+};
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
     default: "5m",
@@ -55,6 +60,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         hypervisors::HYPERVISORS,
         HYPERVISOR_TIMEOUT,
         HYPERVISOR_CALLS,
+        STATE_INTERVAL,
         OPERATION_LIMIT,
         OPERATION_LEASE,
         OPERATIONS_KEEP,
@@ -79,6 +85,7 @@ pub struct LifecycleSettings {
     pub(crate) hypervisors: Vec<HypervisorSpec>,
     pub(crate) calls: CallLimits,
     pub(crate) operations: OperationSettings,
+    pub(crate) state_interval: Duration,
 }
 
 /// Of commands and their records.
@@ -144,6 +151,11 @@ impl LifecycleSettings {
         );
         let at_once = env.within(&HYPERVISOR_CALLS, 1, 16);
         let operations = OperationSettings::read(env);
+        let state_interval = env.duration(
+            &STATE_INTERVAL,
+            Duration::from_millis(100),
+            Duration::from_hours(1),
+        );
         Ok(Self {
             bus: bus?,
             serve: serve?,
@@ -155,6 +167,7 @@ impl LifecycleSettings {
                 at_once: at_once?,
             },
             operations: operations?,
+            state_interval: state_interval?,
         })
     }
 }

@@ -20,6 +20,7 @@ use shared::{
 
 use crate::{
     driver::DriverError,
+    events::Machines,
     fleet::Fleet,
     operations::{Command, Operations},
 };
@@ -28,6 +29,7 @@ use crate::{
 pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
+    pub(crate) machines: Arc<Machines>,
 }
 
 impl Lifecycle {
@@ -96,6 +98,8 @@ impl Lifecycle {
     async fn state(self: Arc<Self>, _context: Context, target: Target) -> Result<Machine, Fault> {
         let located = self.fleet.locate(&target.instance_id).await?;
         Ok(Machine {
+            name: self.machines.name(&target.instance_id),
+            hypervisor: Some(located.hypervisor.name.clone()),
             instance_id: target.instance_id,
             state: located.state,
         })

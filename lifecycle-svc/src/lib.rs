@@ -4,13 +4,15 @@
 //! ```text
 //! handlers ──> operations ──> machine   what to do next: pure
 //!     │            │  └─────> record, store, view: the bucket
-//!     └────────> fleet ─────> driver::{libvirt, nova}
+//!     ├────────> fleet ─────> driver::{libvirt, nova}
+//!     └────────> events       what changed, told live
 //! ```
 
 pub mod client;
 pub mod config;
 mod driver;
 mod error;
+mod events;
 mod fleet;
 mod handlers;
 mod machine;
@@ -27,7 +29,13 @@ use tokio_util::sync::CancellationToken;
 
 pub use error::LifecycleError;
 
-use crate::{config::LifecycleSettings, fleet::Fleet, handlers::Lifecycle, operations::Operations};
+use crate::{
+    config::LifecycleSettings,
+    events::{Events, Machines},
+    fleet::Fleet,
+    handlers::Lifecycle,
+    operations::Operations,
+};
 
 /// Serves until `shutdown`, then drains.
 pub async fn run(
@@ -54,12 +62,20 @@ pub async fn run(
         })
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
-    let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), &shutdown).await?;
+    let (events, machines) = (Events::new(&bus), Arc::new(Machines::default()));
+    let interval = settings.state_interval;
+    machines.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
+    let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), events, &shutdown).await?;
     let Some(operations) = opened else {
         return Ok(());
     };
     operations.watch(&shutdown);
-    Lifecycle { fleet, operations }
+    let lifecycle = Lifecycle {
+        fleet,
+        operations,
+        machines,
+    };
+    lifecycle
         .server(&bus, settings.serve)
         .tells(serving)
         .run(shutdown)

@@ -44,7 +44,7 @@ use self::{
     trail::Trail,
     view::View,
 };
-use crate::{config::OperationSettings, fleet::Fleet};
+use crate::{config::OperationSettings, events::Events, fleet::Fleet};
 
 /// The longest idempotency key.
 const LONGEST_KEY: usize = 128;
@@ -73,9 +73,10 @@ impl Operations {
         bus: &Bus,
         settings: OperationSettings,
         fleet: Arc<Fleet>,
+        events: Events,
         shutdown: &CancellationToken,
     ) -> Result<Option<Arc<Self>>, getrandom::Error> {
-        let Some(store) = Store::open(bus, &settings, shutdown).await else {
+        let Some(store) = Store::open(bus, &settings, events, shutdown).await else {
             return Ok(None);
         };
         let Some(audit) = Audit::open(bus, settings.audit, shutdown).await else {
@@ -311,6 +312,10 @@ impl Operations {
         let oldest = unix_millis().saturating_sub(keep);
         self.view.newest(usize::from(filter.limit.get()), |operation| {
             operation.requested_at_ms >= oldest
+                && filter
+                    .before
+                    .as_ref()
+                    .is_none_or(|place| place.is_behind(operation))
                 && filter.state.is_none_or(|state| operation.state == state)
                 && filter
                     .instance_id

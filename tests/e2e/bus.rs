@@ -68,6 +68,8 @@ fn running(target: Target) -> Machine {
     Machine {
         instance_id: target.instance_id,
         state: MachineState::Running,
+        name: None,
+        hypervisor: None,
     }
 }
 

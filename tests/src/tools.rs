@@ -61,6 +61,18 @@ pub(crate) fn database() -> PathBuf {
     )
 }
 
+/// Where schemathesis is.
+///
+/// # Panics
+/// Where there is none.
+pub fn schemathesis() -> PathBuf {
+    find(
+        "VMWATCH_TEST_SCHEMATHESIS",
+        "schemathesis",
+        "schemathesis/bin/schemathesis",
+    )
+}
+
 /// The folder with the test guest's `vmlinuz` and `initramfs.gz`.
 pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {

@@ -43,7 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 const WHOLE: Duration = Duration::from_mins(5);
 /// The most VMs of one request, and how many act together unless it says so.
 const MOST_VMS: usize = 100;
-const TOGETHER: u32 = 4;
+const TOGETHER: u64 = 4;
 /// How many act together.
 type Together = Number<1, 16>;
 
@@ -58,7 +58,9 @@ impl FromRequestParts<Arc<Gateway>> for IdempotencyKey {
         let Some(value) = parts.headers.get("idempotency-key") else {
             return Ok(Self(random_id()));
         };
-        let key = value.to_str().ok().filter(|key| (1..=128).contains(&key.len()));
+        let fits =
+            |key: &&str| (1..=128).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+        let key = value.to_str().ok().filter(fits);
         key.map(|key| Self(key.to_owned()))
             .ok_or_else(|| Problem::invalid("Idempotency-Key must be 1 to 128 visible ASCII characters"))
     }
@@ -183,7 +185,7 @@ pub(super) async fn act_on_several(
     let together = command.at_once.map_or(TOGETHER, Together::get);
     let until = Instant::now() + WHOLE;
     let (gateway, caller, key) = (&gateway, &caller, key.as_str());
-    let outcomes = stream::iter(command.instance_ids)
+    let outcomes: Vec<Outcome> = stream::iter(command.instance_ids)
         .map(|instance_id| async move {
             let given = Given::new(gateway, caller, instance_id.clone(), command.action, key);
             let outcome = if Instant::now() < until {
@@ -196,10 +198,19 @@ pub(super) async fn act_on_several(
         .buffered(usize::try_from(together).unwrap_or(1))
         .collect()
         .await;
-    Ok(axum::Json(Outcomes { outcomes }))
+    // Whose role does not allow it may not for any VM.
+    match outcomes.iter().find_map(Outcome::forbidden) {
+        Some(detail) => Err(Fault::new(FaultKind::Forbidden, detail).into()),
+        None => Ok(axum::Json(Outcomes { outcomes })),
+    }
 }
 
 impl Outcome {
+    fn forbidden(&self) -> Option<String> {
+        let refusal = self.refusal.as_ref()?;
+        (refusal.code == FaultKind::Forbidden).then(|| refusal.detail.clone())
+    }
+
     fn new(instance_id: InstanceId, outcome: Result<lifecycle::Operation, Fault>) -> Self {
         let (operation, refusal) = match outcome {
             Ok(operation) => (Some(operation.into()), None),

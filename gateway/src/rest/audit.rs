@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
-    extract::{PageLimit, Query, Text, page_limit},
+    extract::{PageLimit, Query, SequenceNumber, Text, page_limit},
     problem::Problem,
     time::Timestamp,
 };
@@ -36,8 +36,9 @@ pub(super) struct AuditRecord {
     target: Option<String>,
     /// What the logs name the request.
     request_id: String,
-    /// Of a command on a VM: its record.
-    #[schema(required)]
+    /// Of a command on a VM: its record; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     operation_id: Option<OperationId>,
     /// What became of it.
     result: AuditResult,
@@ -77,7 +78,8 @@ pub(super) struct AuditPage {
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
     /// Only records older than this one: `next` of the page before.
-    before: Option<u64>,
+    #[param(inline)]
+    before: Option<SequenceNumber>,
     /// At most how many; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
@@ -108,7 +110,7 @@ pub(super) async fn list(
     Query(query): Query<AuditQuery>,
 ) -> Result<axum::Json<AuditPage>, Problem> {
     let filter = AuditFilter {
-        before: query.before,
+        before: query.before.map(SequenceNumber::get),
         limit: page_limit(query.limit),
         user: query.user,
         target: query.target.map(Text::into_inner),

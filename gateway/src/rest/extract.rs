@@ -7,7 +7,10 @@ use axum::{
     extract::{FromRequest, FromRequestParts, RawPathParams, Request},
     http::{StatusCode, header, request::Parts},
 };
-use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned, de::Error};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, Error, Visitor},
+};
 use shared::api::metrics::Limit;
 use utoipa::{
     PartialSchema, ToSchema,
@@ -95,8 +98,12 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
     }
 }
 
-/// Decodes JSON; the refusal names the field and the rule, and repeats no value that was sent: it may be a password.
+/// Decodes a JSON object; the refusal names the field and the rule, and repeats no value that was sent: it may be a password.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    // A struct would be read from an array as well, its fields in their order.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(Problem::invalid("body: must be a JSON object"));
+    }
     let mut json = serde_json::Deserializer::from_slice(bytes);
     let decoded = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
@@ -115,37 +122,67 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
 }
 
 /// A whole number within bounds, in a query or a body.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub(super) struct Number<const LEAST: u32, const MOST: u32>(u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number<const LEAST: u64, const MOST: u64>(u64);
 
-impl<const LEAST: u32, const MOST: u32> Number<LEAST, MOST> {
-    pub(super) const fn get(self) -> u32 {
+impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
+    pub(super) const fn get(self) -> u64 {
         self.0
     }
 }
 
-impl<'de, const LEAST: u32, const MOST: u32> Deserialize<'de> for Number<LEAST, MOST> {
+impl<'de, const LEAST: u64, const MOST: u64> Deserialize<'de> for Number<LEAST, MOST> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        u32::deserialize(deserializer)
-            .ok()
-            .filter(|number| (LEAST..=MOST).contains(number))
-            .map(Self)
-            .ok_or_else(|| D::Error::custom(format!("must be a whole number from {LEAST} to {MOST}")))
+        deserializer.deserialize_u64(Whole(LEAST, MOST)).map(Self)
     }
 }
 
-impl<const LEAST: u32, const MOST: u32> PartialSchema for Number<LEAST, MOST> {
+/// Reads a whole number from the one bound to the other. `10.0` is one: JSON knows no difference.
+struct Whole(u64, u64);
+
+impl Visitor<'_> for Whole {
+    type Value = u64;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a whole number from {} to {}", self.0, self.1)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+        if (self.0..=self.1).contains(&number) {
+            Ok(number)
+        } else {
+            Err(E::custom(format!(
+                "must be a whole number from {} to {}",
+                self.0, self.1
+            )))
+        }
+    }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<u64, E> {
+        // A number with a fraction is written with one; the bounds lie far within what a float holds exactly.
+        let whole = format!("{number:.0}")
+            .parse()
+            .ok()
+            .filter(|_| number.fract() == 0.0);
+        self.visit_u64(whole.unwrap_or(u64::MAX))
+    }
+}
+
+impl<const LEAST: u64, const MOST: u64> PartialSchema for Number<LEAST, MOST> {
     fn schema() -> RefOr<Schema> {
+        let bound = |number: u64| usize::try_from(number).ok();
         ObjectBuilder::new()
             .schema_type(Type::Integer)
-            .minimum(Some(LEAST))
-            .maximum(Some(MOST))
+            .minimum(bound(LEAST))
+            .maximum(bound(MOST))
             .into()
     }
 }
 
-impl<const LEAST: u32, const MOST: u32> ToSchema for Number<LEAST, MOST> {}
+impl<const LEAST: u64, const MOST: u64> ToSchema for Number<LEAST, MOST> {}
+
+/// The number of a record or an event: as far as every JSON reader counts exactly (RFC 8259, section 6).
+pub(super) type SequenceNumber = Number<0, { (1 << 53) - 1 }>;
 
 /// How many a page may hold.
 pub(super) type PageLimit = Number<1, 1000>;
@@ -153,7 +190,7 @@ pub(super) type PageLimit = Number<1, 1000>;
 /// The bound of a page, 100 unless given.
 pub(super) fn page_limit(given: Option<PageLimit>) -> Limit {
     // The bounds are those of `Limit`.
-    Limit::new(u64::from(given.map_or(100, PageLimit::get))).unwrap_or_default()
+    Limit::new(given.map_or(100, PageLimit::get)).unwrap_or_default()
 }
 
 /// A text of at most so many characters, in a query.

@@ -8,7 +8,7 @@ use shared::{
     api::{
         InstanceId,
         history::{VmList, VmSummary},
-        lifecycle::{List, ListedMachine, Page},
+        lifecycle::{List, ListedMachine, Machine, Page},
         metrics::Limit,
     },
     wire::Fault,
@@ -45,7 +45,7 @@ pub(super) enum Part {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) summary: Option<VmSummary>,
-    pub(super) machine: Option<ListedMachine>,
+    pub(super) machine: Option<Machine>,
 }
 
 /// All VMs that the caller may see.
@@ -95,6 +95,12 @@ pub(super) async fn all(gateway: &Gateway, caller: &Caller) -> Result<Fleet, Fau
     if let Ok((machines, silent, more)) = machines {
         for machine in machines {
             let id = machine.instance_id.clone();
+            let machine = Machine {
+                instance_id: machine.instance_id,
+                state: machine.state,
+                name: Some(machine.name),
+                hypervisor: Some(machine.hypervisor),
+            };
             fleet.vms.entry(id).or_default().machine = Some(machine);
         }
         for hypervisor in silent {

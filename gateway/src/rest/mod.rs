@@ -80,6 +80,18 @@ fn described() -> (Router<Arc<Gateway>>, OpenApi) {
 mod tests {
     use std::{env, fs, path::PathBuf};
 
+    #[test]
+    fn every_reference_of_the_document_leads_somewhere() {
+        let document = serde_json::to_value(super::document()).unwrap();
+        let text = document.to_string();
+        let references: Vec<_> = text.split(r##""$ref":"#"##).skip(1).collect();
+        assert!(references.len() > 50);
+        for reference in references {
+            let pointer = reference.split('"').next().unwrap();
+            assert!(document.pointer(pointer).is_some(), "{pointer}");
+        }
+    }
+
     /// A change of the contract is a change of a file that a reviewer sees. `VMWATCH_BLESS=1` writes it anew.
     #[test]
     fn the_openapi_document_is_the_golden_one() {

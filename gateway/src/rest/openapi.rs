@@ -7,6 +7,7 @@ use axum::{
     response::Response,
     routing::get,
 };
+use shared::api::processes::{Order, ProcessName, ProcessSort};
 use utoipa::{
     OpenApi, PartialSchema, ToResponse,
     openapi::{
@@ -22,6 +23,8 @@ use super::{
     caller::PLAIN_COOKIE,
     events::{MachineEvent, ProcessesEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
+    samples::Format,
+    sort::VmSort,
 };
 
 /// Where the document is.
@@ -40,8 +43,12 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
                        before, and starting and stopping them.",
     ),
     security(("bearer" = []), ("cookie" = [])),
-    // Of the data of events, which no route names.
-    components(schemas(SampleEvent, ProcessesEvent, MachineEvent)),
+    components(schemas(
+        // Of parameters, whose schemas are not collected from the routes.
+        Format, Order, ProcessName, ProcessSort, VmSort,
+        // Of the data of events, which no route names.
+        SampleEvent, ProcessesEvent, MachineEvent,
+    )),
     tags(
         (name = "sessions", description = "Logging in and out"),
         (name = "vms", description = "VMs and their past"),
@@ -69,8 +76,9 @@ pub(super) fn base() -> Document {
     components
         .schemas
         .insert("Problem".to_owned(), ProblemDocument::schema());
-    let (name, conflict) = Conflict::response();
-    components.responses.insert(name.to_owned(), conflict);
+    for (name, response) in [Conflict::response(), Contradictory::response()] {
+        components.responses.insert(name.to_owned(), response);
+    }
     for (status, name, description) in FAILURES {
         components
             .responses
@@ -120,6 +128,18 @@ impl<'a> ToResponse<'a> for Conflict {
     fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
         let description = "The thing is in a state that does not allow it.";
         ("Conflict", failure("409", description).into())
+    }
+}
+
+/// The failure of a route some of whose parameters may contradict each other.
+#[derive(Debug)]
+pub(super) struct Contradictory;
+
+impl<'a> ToResponse<'a> for Contradictory {
+    fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
+        let description =
+            "Each parameter is right, but not beside the others; the detail says how to put it right.";
+        ("Contradictory", failure("422", description).into())
     }
 }
 

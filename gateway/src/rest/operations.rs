@@ -3,18 +3,21 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use shared::{
     api::{
         InstanceId,
         lifecycle::{
-            self, MachineState, OperationFilter, OperationId, OperationRef, OperationState, OperationsGet,
-            OperationsList, Verb,
+            self, MachineState, OperationFilter, OperationId, OperationPlace, OperationRef, OperationState,
+            OperationsGet, OperationsList, Verb,
         },
     },
     wire::FaultKind,
 };
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
 
 use super::{
     caller::Caller,
@@ -155,11 +158,56 @@ impl From<lifecycle::Event> for Happening {
     }
 }
 
+/// Where a page ended: the moment and the id of its last command.
+#[derive(Debug)]
+pub(super) struct Place(OperationPlace);
+
+impl Place {
+    const PATTERN: &str = "^[0-9]{1,16}\\.[0-9a-f]{32}$";
+}
+
+impl Serialize for Place {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.requested_at_ms, self.0.id))
+    }
+}
+
+impl<'de> Deserialize<'de> for Place {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let place = text.split_once('.').and_then(|(moment, id)| {
+            let digits = (1..=16).contains(&moment.len()) && moment.bytes().all(|byte| byte.is_ascii_digit());
+            Some(OperationPlace {
+                requested_at_ms: digits.then(|| moment.parse().ok()).flatten()?,
+                id: id.parse().ok()?,
+            })
+        });
+        place
+            .map(Self)
+            .ok_or_else(|| D::Error::custom("must be next of the page before"))
+    }
+}
+
+impl PartialSchema for Place {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new()
+            .schema_type(Type::String)
+            .pattern(Some(Self::PATTERN))
+            .description(Some("Where a page ended."))
+            .into()
+    }
+}
+
+impl ToSchema for Place {}
+
 /// Commands.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OperationList {
     /// The newest first.
     operations: Vec<Operation>,
+    /// What `cursor` is for the next page; null on the last.
+    #[schema(required)]
+    next: Option<Place>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -173,6 +221,8 @@ pub(super) struct OperationsQuery {
     /// At most how many, the newest; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
+    /// `next` of the page before.
+    cursor: Option<Place>,
 }
 
 /// List commands
@@ -188,11 +238,21 @@ pub(super) async fn list(
     let filter = OperationFilter {
         instance_id: query.instance_id,
         state: query.state,
+        before: query.cursor.map(|place| place.0),
         limit: page_limit(query.limit),
     };
     let operations = caller.ask::<OperationsList>(&gateway, &filter).await?;
+    // A page that is full may be the last: then the next one is empty.
+    let full = operations.len() == usize::from(filter.limit.get());
+    let next = operations.last().filter(|_| full).map(|last| {
+        Place(OperationPlace {
+            requested_at_ms: last.requested_at_ms,
+            id: last.id.clone(),
+        })
+    });
     Ok(axum::Json(OperationList {
         operations: operations.into_iter().map(Operation::from).collect(),
+        next,
     }))
 }
 

@@ -66,6 +66,11 @@ impl Problem {
         Fault::new(FaultKind::Invalid, detail).into()
     }
 
+    /// Each part of the request is right, but not beside the others: what no schema can say.
+    pub(super) fn contradictory(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "contradictory", detail)
+    }
+
     /// The session is missing or over.
     pub(super) fn unauthenticated() -> Self {
         let detail = "a session is needed: POST /api/v1/sessions makes one";

@@ -24,7 +24,7 @@ use super::{
 use crate::Gateway;
 
 /// A process id.
-type Pid = Number<0, { u32::MAX }>;
+type Pid = Number<0, { u32::MAX as u64 }>;
 
 /// A process as one sample saw it.
 #[derive(Debug, Serialize, ToSchema)]
@@ -182,7 +182,10 @@ pub(super) struct HistoryQuery {
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/history", tag = "processes", operation_id = "process_history",
     params(("instance_id" = InstanceId, Path, description = "the VM's id"), HistoryQuery),
-    responses((status = OK, body = ProcessSeries, description = "their past")),
+    responses(
+        (status = OK, body = ProcessSeries, description = "their past"),
+        (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
+    ),
 )]
 pub(super) async fn history(
     State(gateway): State<Arc<Gateway>>,
@@ -190,10 +193,13 @@ pub(super) async fn history(
     Path(instance_id): Path<InstanceId>,
     Query(query): Query<HistoryQuery>,
 ) -> Result<axum::Json<ProcessSeries>, Problem> {
-    let process = ProcessSelector::new(query.name, query.pid.map(Pid::get));
+    let process = ProcessSelector::new(
+        query.name,
+        query.pid.and_then(|pid| u32::try_from(pid.get()).ok()),
+    );
     let asked = ProcessHistoryQuery {
         instance_id,
-        process: process.ok_or_else(|| Problem::invalid("query: name or pid is needed"))?,
+        process: process.ok_or_else(|| Problem::contradictory("query: name or pid is needed"))?,
         range: range(query.from, query.to)?,
         points: points(query.points),
     };
@@ -263,7 +269,10 @@ pub(super) struct EventsQuery {
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/events", tag = "processes", operation_id = "process_events",
     params(("instance_id" = InstanceId, Path, description = "the VM's id"), EventsQuery),
-    responses((status = OK, body = ProcessEventList, description = "starts and ends, the newest first")),
+    responses(
+        (status = OK, body = ProcessEventList, description = "starts and ends, the newest first"),
+        (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
+    ),
 )]
 pub(super) async fn events(
     State(gateway): State<Arc<Gateway>>,

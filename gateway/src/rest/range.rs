@@ -16,7 +16,7 @@ pub(super) type PointCount = Number<1, 2000>;
 pub(super) fn points(given: Option<PointCount>) -> Points {
     // The bounds are those of `Points`.
     given
-        .and_then(|points| Points::new(u64::from(points.get())))
+        .and_then(|points| Points::new(points.get()))
         .unwrap_or_default()
 }
 
@@ -25,5 +25,5 @@ pub(super) fn range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<Ti
     let to = to.unwrap_or_else(Timestamp::now).as_ms();
     let hour = u64::try_from(USUAL.as_millis()).unwrap_or(u64::MAX);
     let from = from.map_or(to.saturating_sub(hour), Timestamp::as_ms);
-    TimeRange::new(from, to).ok_or_else(|| Problem::invalid("query: from must be before to"))
+    TimeRange::new(from, to).ok_or_else(|| Problem::contradictory("query: from must be before to"))
 }

@@ -119,7 +119,11 @@ pub(super) struct SamplesQuery {
 #[utoipa::path(
     get, path = "/vms/{instance_id}/samples", tag = "vms", operation_id = "vm_samples",
     params(("instance_id" = InstanceId, Path, description = "the VM's id"), SamplesQuery),
-    responses((status = OK, description = "the VM's past", content((Series = "application/json"), (String = "text/csv")))),
+    responses(
+        (status = OK, description = "the VM's past",
+         content((Series = "application/json"), (String = "text/csv"))),
+        (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
+    ),
 )]
 pub(super) async fn samples(
     State(gateway): State<Arc<Gateway>>,

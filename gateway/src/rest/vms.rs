@@ -8,7 +8,7 @@ use shared::{
     api::{
         InstanceId,
         history::{VmGet, VmSummary},
-        lifecycle::{self, ListedMachine, MachineState, Target},
+        lifecycle::{self, MachineState, Target},
         no_such_vm,
         processes::Order,
     },
@@ -215,15 +215,7 @@ pub(super) async fn get(
         .map(|(part, fault)| Degraded::new(*part, &fault.message))
         .collect::<Vec<_>>();
     let lacks_metrics = degraded.iter().any(|missing| missing.part == Part::Metrics);
-    let known = Known {
-        summary,
-        machine: machine.map(|machine| ListedMachine {
-            instance_id: machine.instance_id,
-            name: String::new(),
-            hypervisor: String::new(),
-            state: machine.state,
-        }),
-    };
+    let known = Known { summary, machine };
     let vm = gateway.vm(target.instance_id, known, lacks_metrics);
     Ok(axum::Json(VmDetail { vm, degraded }))
 }
@@ -249,11 +241,10 @@ impl Gateway {
             None if lacks_metrics => None,
             None => Some(Agent::Never),
         };
-        let text = |text: &String| (!text.is_empty()).then(|| text.clone());
         Vm {
             instance_id,
-            name: machine.as_ref().and_then(|machine| text(&machine.name)),
-            hypervisor: machine.as_ref().and_then(|machine| text(&machine.hypervisor)),
+            name: machine.as_ref().and_then(|machine| machine.name.clone()),
+            hypervisor: machine.as_ref().and_then(|machine| machine.hypervisor.clone()),
             state: machine.map(|machine| machine.state),
             agent,
             last_report_at: summary.as_ref().map(|vm| Timestamp::of_ms(vm.last_report_ms)),

@@ -173,6 +173,8 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
         (OperationState::Succeeded, Some(state), _) => Ok(Machine {
             instance_id: operation.instance_id,
             state,
+            name: None,
+            hypervisor: operation.hypervisor,
         }),
         (_, _, Some(fault)) => Err(Fault::new(fault.kind, fault.message)),
         _ => Err(Fault::new(

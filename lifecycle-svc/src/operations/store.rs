@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::record::Record;
-use crate::config::OperationSettings;
+use crate::{config::OperationSettings, events::Events};
 
 /// The bucket; the key is the command's id.
 pub(super) const OPERATION_BUCKET: &str = "vmwatch_operations";
@@ -55,6 +55,7 @@ pub(super) type Stored = (Record, u64);
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     bucket: kv::Store,
+    events: Events,
 }
 
 impl Store {
@@ -62,6 +63,7 @@ impl Store {
     pub(super) async fn open(
         bus: &Bus,
         settings: &OperationSettings,
+        events: Events,
         shutdown: &CancellationToken,
     ) -> Option<Self> {
         let config = kv::Config {
@@ -76,7 +78,7 @@ impl Store {
         };
         loop {
             match bus.jetstream().create_or_update_key_value(config.clone()).await {
-                Ok(bucket) => return Some(Self { bucket }),
+                Ok(bucket) => return Some(Self { bucket, events }),
                 Err(error) => warn!(%error, "waiting for JetStream: the bucket of records"),
             }
             tokio::select! {
@@ -91,7 +93,10 @@ impl Store {
         let value = serde_json::to_vec(record)?.into();
         let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
         match created {
-            Ok(revision) => Ok(Written::At(revision)),
+            Ok(revision) => {
+                self.events.tell_operation(&record.operation).await;
+                Ok(Written::At(revision))
+            }
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Overtaken),
             Err(error) if error.kind() == CreateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),
@@ -103,7 +108,10 @@ impl Store {
         let value = serde_json::to_vec(record)?.into();
         let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
         match updated {
-            Ok(revision) => Ok(Written::At(revision)),
+            Ok(revision) => {
+                self.events.tell_operation(&record.operation).await;
+                Ok(Written::At(revision))
+            }
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Overtaken),
             Err(error) if error.kind() == UpdateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),

@@ -130,6 +130,7 @@ impl World {
         let filter = OperationFilter {
             instance_id: instance.map(instance_id),
             state: None,
+            before: None,
             limit: Limit::new(1000).unwrap(),
         };
         self.bus.call::<OperationsList>(context, &filter).await.unwrap()

@@ -5,7 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use super::operation::{
-    Event, Operation, OperationFault, OperationFilter, OperationId, OperationRef, OperationState,
+    Event, Operation, OperationFault, OperationFilter, OperationId, OperationPlace, OperationRef,
+    OperationState,
 };
 use super::{
     Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
@@ -65,6 +66,12 @@ pub struct Machine {
     pub instance_id: InstanceId,
     /// Its state.
     pub state: MachineState,
+    /// What the hypervisor calls it, where that is known without asking again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hypervisor: Option<String>,
 }
 
 /// What a command does to a VM.

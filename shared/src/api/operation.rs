@@ -199,6 +199,22 @@ pub struct OperationRef {
     pub operation_id: OperationId,
 }
 
+/// A place in the order of a list: the newest first, those of the same millisecond by their ids.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationPlace {
+    /// When the command was asked, Unix milliseconds.
+    pub requested_at_ms: u64,
+    /// Its id.
+    pub id: OperationId,
+}
+
+impl OperationPlace {
+    /// Whether the command comes behind this place.
+    pub fn is_behind(&self, operation: &Operation) -> bool {
+        (operation.requested_at_ms, &operation.id) < (self.requested_at_ms, &self.id)
+    }
+}
+
 /// Which commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationFilter {
@@ -208,6 +224,9 @@ pub struct OperationFilter {
     /// In this state only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<OperationState>,
+    /// Only those behind this place: that of the last of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<OperationPlace>,
     /// At most how many, the newest first.
     #[serde(default)]
     pub limit: Limit,

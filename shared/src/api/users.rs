@@ -11,8 +11,9 @@ use super::{
     metrics::Limit,
 };
 
-/// The most instances of a limited scope: the principal travels in a header of every request on the bus.
-pub const MOST_INSTANCES: usize = 1000;
+/// The most instances of a limited scope: the principal travels in a header of every request on the bus, and with ids
+/// of the greatest length they fit the 64 KiB of an HTTP body twice.
+pub const MOST_INSTANCES: usize = 500;
 
 /// A password that is about to be set: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.
 #[derive(Debug, Clone, Serialize)]
@@ -149,9 +150,9 @@ pub struct Done {}
 
 fn bounded_scope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scope, D::Error> {
     match Scope::deserialize(deserializer)? {
-        Scope::Only(instances) if instances.len() > MOST_INSTANCES => {
-            Err(D::Error::custom("must name at most 1000 instances"))
-        }
+        Scope::Only(instances) if instances.len() > MOST_INSTANCES => Err(D::Error::custom(format!(
+            "must name at most {MOST_INSTANCES} instances"
+        ))),
         scope => Ok(scope),
     }
 }

@@ -1,0 +1,234 @@
+//! A client of the REST API, and samples to fill a stack with.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use e2e::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
+use reqwest::{Method, RequestBuilder, header::HeaderMap};
+use serde_json::{Value, json};
+use shared::{
+    api::{
+        Role, Scope,
+        metrics::{ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    },
+    time::{CreateDate, unix_millis},
+};
+
+/// A client of one gateway, with a session or without.
+#[derive(Debug, Clone)]
+pub(crate) struct Api {
+    http: reqwest::Client,
+    base: String,
+    pub(crate) token: Option<String>,
+}
+
+/// What a gateway answered.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Api {
+    /// Without a session.
+    pub(crate) fn of(gateway: &Gateway) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .redirect(reqwest::redirect::Policy::none());
+        Self {
+            http: http.build().expect("a plain HTTP client"),
+            base: gateway.url(""),
+            token: None,
+        }
+    }
+
+    /// With a session of this role and scope on the stack's first gateway.
+    pub(crate) async fn with(stack: &Stack, role: Role, scope: Scope) -> Self {
+        let token = stack.session(role, scope).await;
+        Self::of(stack.gateway(0)).holding(&token)
+    }
+
+    /// The same client with another session.
+    pub(crate) fn holding(&self, token: &str) -> Self {
+        Self {
+            token: Some(token.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The same session on another gateway.
+    pub(crate) fn at(&self, gateway: &Gateway) -> Self {
+        Self {
+            base: gateway.url(""),
+            ..self.clone()
+        }
+    }
+
+    /// A request to a path below `/api/v1`.
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.raw(method, &format!("/api/v1{path}"))
+    }
+
+    /// A request to any path.
+    pub(crate) fn raw(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.base));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        Reply::of(self.request(Method::GET, path)).await
+    }
+
+    pub(crate) async fn send(&self, method: Method, path: &str, body: Value) -> Reply {
+        Reply::of(self.request(method, path).json(&body)).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Reply {
+        self.send(Method::POST, path, body).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Reply {
+        Reply::of(self.request(Method::DELETE, path)).await
+    }
+
+    /// The body of a success.
+    pub(crate) async fn read(&self, path: &str) -> Value {
+        let reply = self.get(path).await;
+        assert_eq!(reply.status, 200, "{path}: {reply:?}");
+        reply.json()
+    }
+
+    /// A client with a new session of this user.
+    pub(crate) async fn log_in(&self, user: &str, password: &str) -> Self {
+        let body = json!({ "user_name": user, "password": password });
+        let reply = self.post("/sessions", body).await;
+        assert_eq!(reply.status, 201, "{reply:?}");
+        self.holding(reply.json()["token"].as_str().expect("a token"))
+    }
+}
+
+impl Reply {
+    pub(crate) async fn of(request: RequestBuilder) -> Self {
+        let response = request.send().await.expect("an answer");
+        Self {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: response.text().await.expect("a whole answer"),
+        }
+    }
+
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.to_str().unwrap())
+    }
+
+    /// Fails unless it is a whole problem document of this status and code; gives back its detail.
+    pub(crate) fn problem(&self, status: u16, code: &str) -> String {
+        let document = self.json();
+        assert_eq!(
+            (self.status, &document["code"]),
+            (status, &json!(code)),
+            "{self:?}"
+        );
+        assert_eq!(
+            self.header("content-type"),
+            Some("application/problem+json"),
+            "{self:?}"
+        );
+        assert_eq!(document["status"], status, "{self:?}");
+        assert_eq!(document["type"], "about:blank", "{self:?}");
+        assert!(
+            document["title"].as_str().is_some_and(|title| !title.is_empty()),
+            "{self:?}"
+        );
+        assert_eq!(
+            document["request_id"].as_str(),
+            self.header("x-request-id"),
+            "{self:?}"
+        );
+        let waits = matches!(status, 429 | 503);
+        assert_eq!(self.header("retry-after").is_some(), waits, "{self:?}");
+        document["detail"].as_str().expect("a detail").to_owned()
+    }
+}
+
+/// A stack under the permissions of deploy/nats, in which lists and states follow what happens closely.
+pub(crate) fn stack() -> StackBuilder {
+    Stack::builder()
+        .with_permissions()
+        .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "200ms")
+        .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
+}
+
+/// A moment as the API writes it.
+pub(crate) fn rfc3339(ms: u64) -> String {
+    let date = CreateDate::at(UNIX_EPOCH + Duration::from_millis(ms), "+00:00".parse().unwrap());
+    // Milliseconds, where rows have microseconds.
+    format!("{}Z", &date.as_str()[..23])
+}
+
+/// A sample of a VM.
+pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
+    let moment = UNIX_EPOCH + Duration::from_millis(at_ms);
+    Sample {
+        instance_id: instance.parse().unwrap(),
+        create_date: CreateDate::at(moment, "+00:00".parse().unwrap()),
+        net_incoming: 1.5,
+        net_outgoing: 0.5,
+        vm: Some(VmSample {
+            cpu_util,
+            mem: 20.0,
+            disk_read: 3.0,
+            disk_write: 4.0,
+            proc: 2,
+        }),
+        processes: Vec::new(),
+    }
+}
+
+/// A process of a sample.
+pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> ProcessSample {
+    ProcessSample {
+        cmd: cmd.to_owned(),
+        pid,
+        cpu_util,
+        mem: 1.0,
+        disk_read: 0.0,
+        disk_write: 0.0,
+        running_time: u32::try_from(started_ms / 1000).map_or(0.0, f64::from),
+        shutdown_time: None,
+    }
+}
+
+/// Publishes a sample, as an agent does.
+pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
+    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
+    let body = serde_json::to_vec(sample).unwrap();
+    let sent = stack.bus.jetstream().publish(subject, body.into()).await;
+    sent.expect("the bus takes it")
+        .await
+        .expect("the stream keeps it");
+}
+
+/// Publishes a sample of now for each of these VMs, and waits until all are listed.
+pub(crate) async fn report(stack: &Stack, api: &Api, vms: &[(&str, f64)]) {
+    for (instance, cpu) in vms {
+        publish(stack, &sample(instance, unix_millis(), *cpu)).await;
+    }
+    eventually("the VMs are listed", PATIENCE, async || {
+        for (instance, _) in vms {
+            let reply = api.get(&format!("/vms/{instance}")).await;
+            if reply.status != 200 || reply.json()["sample"].is_null() {
+                return Err(format!("{instance}: {reply:?}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}

@@ -1,0 +1,387 @@
+//! Live events: at once, in scope, after a break, over a restart, and not for those who do not read.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::TcpStream,
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually};
+use futures::{Stream, StreamExt};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::{
+    api::{
+        InstanceId, Role, Scope,
+        events::{LiveEvent, MachineEvent},
+    },
+    time::unix_millis,
+};
+
+use super::client::{Api, Reply, publish, sample, stack};
+
+/// An event as it came.
+#[derive(Debug, Clone, PartialEq)]
+struct Event {
+    name: String,
+    id: Option<u64>,
+    data: Value,
+}
+
+/// A client that follows.
+struct Follower {
+    bytes: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
+    buffer: String,
+}
+
+impl Follower {
+    async fn of(api: &Api, query: &str, seen: Option<u64>) -> Self {
+        let mut request = api
+            .request(Method::GET, &format!("/events{query}"))
+            .timeout(10 * PATIENCE);
+        if let Some(seen) = seen {
+            request = request.header("last-event-id", seen);
+        }
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self {
+            bytes: Box::pin(
+                response
+                    .bytes_stream()
+                    .map(|chunk| chunk.map(|chunk| chunk.to_vec())),
+            ),
+            buffer: String::new(),
+        }
+    }
+
+    /// The next event; nothing at the end of the stream.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
+                let (block, rest) = (block.to_owned(), rest.to_owned());
+                self.buffer = rest;
+                let field = |name: &str| {
+                    block
+                        .lines()
+                        .find_map(|line| line.strip_prefix(name)?.strip_prefix(": ").map(str::to_owned))
+                };
+                if let Some(name) = field("event") {
+                    return Some(Event {
+                        name,
+                        id: field("id").map(|id| id.parse().unwrap()),
+                        data: serde_json::from_str(&field("data").unwrap()).unwrap(),
+                    });
+                }
+            }
+            let chunk = tokio::time::timeout(PATIENCE, self.bytes.next())
+                .await
+                .expect("something comes");
+            // A connection that is cut is an end as well.
+            self.buffer.push_str(std::str::from_utf8(&chunk?.ok()?).unwrap());
+        }
+    }
+
+    async fn expect(&mut self, name: &str) -> Event {
+        let event = self.next().await.expect("the stream goes on");
+        assert_eq!(event.name, name, "{event:?}");
+        event
+    }
+
+    /// Skips to the next event of this name about this VM.
+    async fn until(&mut self, name: &str, instance: &str) -> Event {
+        loop {
+            let event = self.next().await.expect("the stream goes on");
+            if event.name == name && event.data["instance_id"] == instance {
+                return event;
+            }
+        }
+    }
+}
+
+/// Tells an event as a service does; gives back its number.
+async fn tell(stack: &Stack, instance: &str) -> u64 {
+    let event = LiveEvent::Machine(MachineEvent {
+        instance_id: instance.parse().unwrap(),
+        at_ms: unix_millis(),
+        state: None,
+    });
+    let body = serde_json::to_vec(&event).unwrap();
+    let sent = stack.bus.jetstream().publish(event.subject(), body.into()).await;
+    sent.unwrap().await.unwrap().sequence
+}
+
+#[tokio::test]
+async fn what_happens_is_told_at_once() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Operator, Scope::All).await;
+    let mut follower = Follower::of(&api, "", None).await;
+    let ready = follower.expect("ready").await;
+    assert!(ready.id.is_some(), "where it stands");
+
+    let published = Instant::now();
+    let at = unix_millis();
+    publish(&stack, &sample("vm-1", at, 42.5)).await;
+    let event = follower.until("sample", "vm-1").await;
+    let took = published.elapsed();
+    println!("from publish to event: {took:?}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(
+        (&event.data["cpu_util"], &event.data["proc"]),
+        (&json!(42.5), &json!(2))
+    );
+    assert!(event.id > ready.id);
+
+    let (off, _) = MACHINES[0];
+    let accepted = api
+        .post(&format!("/vms/{off}/actions"), json!({ "action": "start" }))
+        .await
+        .json();
+    let mut states = Vec::new();
+    while states.last().is_none_or(|state| state != "succeeded") {
+        let event = follower.until("operation", off).await;
+        assert_eq!(event.data["id"], accepted["id"]);
+        states.push(event.data["state"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(
+        states.first().map(String::as_str),
+        Some("requested"),
+        "{states:?}"
+    );
+    let record = api
+        .read(&format!("/operations/{}", accepted["id"].as_str().unwrap()))
+        .await;
+    assert_eq!(record["state"], "succeeded");
+    let machine = follower.until("machine", off).await;
+    assert_eq!(machine.data["state"], "running");
+}
+
+#[tokio::test]
+async fn a_reader_is_told_what_is_in_its_scope_and_what_it_asks_for() {
+    let stack = stack().start().await;
+    let scope = Scope::Only(["a", "b"].map(|id| id.parse::<InstanceId>().unwrap()).into());
+    let limited = Api::with(&stack, Role::Viewer, scope).await;
+    let mut follower = Follower::of(&limited, "", None).await;
+    let mut only_b = Follower::of(&limited, "?instance_id=b", None).await;
+    let mut hidden = Follower::of(&limited, "?instance_id=c", None).await;
+    for follower in [&mut follower, &mut only_b, &mut hidden] {
+        follower.expect("ready").await;
+    }
+    for instance in ["c", "a", "b", "c", "a"] {
+        tell(&stack, instance).await;
+    }
+    for instance in ["a", "b", "a"] {
+        assert_eq!(follower.expect("machine").await.data["instance_id"], instance);
+    }
+    assert_eq!(only_b.expect("machine").await.data["instance_id"], "b");
+    // Nothing came for who asked for what it may not see: the end is the first that does.
+    let token = limited.token.clone().unwrap();
+    assert_eq!(limited.delete("/sessions/current").await.status, 204);
+    assert_eq!(hidden.expect("end").await.data, json!({}), "of {token}");
+}
+
+#[tokio::test]
+async fn what_was_missed_is_told_again_and_what_is_gone_is_a_gap() {
+    let stack = stack().replicas(Program::Gateway, 2).start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let mut follower = Follower::of(&api, "", None).await;
+    follower.expect("ready").await;
+    let seen = tell(&stack, "vm-1").await;
+    assert_eq!(follower.expect("machine").await.id, Some(seen));
+    drop(follower);
+
+    let missed = [
+        tell(&stack, "vm-1").await,
+        tell(&stack, "vm-2").await,
+        tell(&stack, "vm-3").await,
+    ];
+    // On another gateway as well: the number is the stream's.
+    for index in [0, 1] {
+        let mut follower = Follower::of(&api.at(stack.gateway(index)), "", Some(seen)).await;
+        assert_eq!(
+            follower.expect("ready").await.id,
+            None,
+            "what was missed comes first"
+        );
+        for number in missed {
+            assert_eq!(follower.expect("machine").await.id, Some(number));
+        }
+        let next = tell(&stack, "vm-1").await;
+        // Of the other gateway's turn there may be one more.
+        while follower.expect("machine").await.id != Some(next) {}
+    }
+    for (seen, name) in [(u64::MAX, "gap"), (seen + 1_000_000, "gap")] {
+        let mut follower = Follower::of(&api, "", Some(seen)).await;
+        assert!(follower.expect(name).await.id.is_some());
+    }
+    for bad in ["x", "-1", "1.5", ""] {
+        let request = api.request(Method::GET, "/events").header("last-event-id", bad);
+        Reply::of(request).await.problem(400, "invalid");
+    }
+    api.get("/events?kind=sample").await.problem(400, "invalid");
+}
+
+#[tokio::test]
+async fn events_outlive_a_restart_of_the_gateway_and_of_the_bus() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let mut follower = Follower::of(&api, "", None).await;
+    let before = follower.expect("ready").await.id.unwrap();
+    let gateway = &stack.gateway(0).replica;
+    let stopped = Instant::now();
+    gateway.process.terminate(PATIENCE).await;
+    assert!(
+        stopped.elapsed() < Duration::from_secs(5),
+        "streams end with the gateway: {:?}",
+        stopped.elapsed()
+    );
+    assert_eq!(follower.next().await, None);
+    let missed = tell(&stack, "vm-1").await;
+    gateway.restart().await;
+    let mut follower = Follower::of(&api, "", Some(before)).await;
+    follower.expect("ready").await;
+    assert_eq!(follower.until("machine", "vm-1").await.id, Some(missed));
+
+    stack.nats.process.kill9();
+    stack.nats.process.start_again();
+    let told = eventually("the bus is back", PATIENCE, async || {
+        let event = tell(&stack, "vm-2");
+        let told = tokio::time::timeout(Duration::from_secs(2), event).await;
+        told.map_err(|late| late.to_string())
+    })
+    .await;
+    // The same connection goes on.
+    assert!(follower.until("machine", "vm-2").await.id <= Some(told));
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_session() {
+    let stack = stack().start().await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let other = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let (mut ending, mut staying) = (
+        Follower::of(&admin, "", None).await,
+        Follower::of(&other, "", None).await,
+    );
+    ending.expect("ready").await;
+    staying.expect("ready").await;
+    let ended = Instant::now();
+    assert_eq!(admin.delete("/sessions/current").await.status, 204);
+    ending.until_end().await;
+    assert!(ended.elapsed() < Duration::from_secs(3), "{:?}", ended.elapsed());
+    tell(&stack, "vm-1").await;
+    staying.until("machine", "vm-1").await;
+}
+
+impl Follower {
+    async fn until_end(&mut self) {
+        loop {
+            match self.next().await {
+                Some(event) if event.name == "end" => break,
+                Some(_) => {}
+                None => panic!("it ended without saying why"),
+            }
+        }
+        assert_eq!(self.next().await, None);
+    }
+}
+
+/// Who takes nothing of what it is sent is cut off; others go on, and the gateway holds no more than its ring.
+#[tokio::test]
+async fn a_slow_reader_is_cut_off() {
+    let stack = stack()
+        .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "1s")
+        .start()
+        .await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let mut healthy = Follower::of(&api, "", None).await;
+    healthy.expect("ready").await;
+    let address = stack.gateway(0).url("").replace("http://", "");
+    let mut slow = TcpStream::connect(&address).unwrap();
+    let token = api.token.clone().unwrap();
+    write!(
+        slow,
+        "GET /api/v1/events HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n\r\n"
+    )
+    .unwrap();
+    let readers = async || {
+        let metrics = stack.replica(Program::Gateway, 0).metrics().await;
+        let line = metrics
+            .lines()
+            .find(|line| line.starts_with("vmwatch_event_readers "))
+            .map(str::to_owned);
+        line.unwrap_or_default()
+    };
+    eventually("both are there", PATIENCE, async || {
+        let line = readers().await;
+        if line.ends_with(" 2") { Ok(()) } else { Err(line) }
+    })
+    .await;
+
+    // More than the kernel keeps for a connection: 40 MB.
+    let text = "x".repeat(200_000);
+    let telling = async {
+        for _ in 0..200 {
+            let event = json!({ "kind": "operation", "id": "00000000000000000000000000000000", "verb": "start",
+                "instance_id": "vm-1", "user": text, "request_id": "r", "requested_at_ms": 1, "deadline_ms": 1,
+                "state": "running", "history": [] });
+            let subject = "vmwatch.v1.events.operation.vm-1";
+            let sent = stack
+                .bus
+                .jetstream()
+                .publish(subject, event.to_string().into())
+                .await;
+            sent.unwrap().await.unwrap();
+        }
+    };
+    let reading = async {
+        for _ in 0..200 {
+            healthy.until("operation", "vm-1").await;
+        }
+    };
+    tokio::join!(telling, reading);
+    eventually("the slow one is cut off", PATIENCE, async || {
+        let line = readers().await;
+        if line.ends_with(" 1") { Ok(()) } else { Err(line) }
+    })
+    .await;
+    // What the kernel held comes still, and then the end.
+    slow.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut received = 0;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match slow.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => received += count,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(received < 200 * 200_000, "it was not sent everything: {received}");
+    tell(&stack, "vm-9").await;
+    healthy.until("machine", "vm-9").await;
+}
+
+#[tokio::test]
+async fn only_so_many_follow_at_once() {
+    let stack = stack()
+        .set(Program::Gateway, "VMWATCH_MAX_EVENT_STREAMS", "2")
+        .start()
+        .await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let first = Follower::of(&api, "", None).await;
+    let _second = Follower::of(&api, "", None).await;
+    api.get("/events").await.problem(503, "overloaded");
+    drop(first);
+    eventually("a place is free", PATIENCE, async || {
+        let request = api.request(Method::GET, "/events").send().await.unwrap();
+        if request.status() == 200 {
+            Ok(())
+        } else {
+            Err(request.status().to_string())
+        }
+    })
+    .await;
+}

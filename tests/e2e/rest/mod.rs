@@ -1,0 +1,11 @@
+//! Stories of the REST API, over whole stacks.
+
+mod client;
+mod contract;
+mod events;
+mod operations;
+mod samples;
+mod schemathesis;
+mod sessions;
+mod users;
+mod vms;

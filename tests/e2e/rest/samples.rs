@@ -1,0 +1,293 @@
+//! A VM's past and its processes over REST.
+
+use e2e::{PATIENCE, Stack, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::{
+    api::{Role, Scope},
+    time::unix_millis,
+};
+
+use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};
+
+/// Whole buckets of a minute, well before now.
+fn base() -> u64 {
+    (unix_millis() / 60_000 - 30) * 60_000
+}
+
+async fn stored(api: &Api, path: &str, pointer: &str, count: usize) {
+    eventually("the samples are stored", PATIENCE, async || {
+        let body = api.read(path).await;
+        let found = body
+            .pointer(pointer)
+            .and_then(Value::as_array)
+            .map_or(0, Vec::len);
+        if found == count {
+            Ok(())
+        } else {
+            Err(body.to_string())
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_vms_past_is_reduced_on_the_server_as_json_and_csv() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let base = base();
+    for step in 0..12_u32 {
+        let at = base + u64::from(step) * 10_000;
+        publish(&stack, &sample("vm-1", at, f64::from(step))).await;
+    }
+    let range = format!("from={}&to={}", rfc3339(base), rfc3339(base + 120_000));
+    let raw = format!("/vms/vm-1/samples?{range}&points=2000");
+    stored(&api, &raw, "/buckets", 12).await;
+
+    let series = api.read(&format!("/vms/vm-1/samples?{range}&points=2")).await;
+    assert_eq!(
+        (&series["from"], &series["to"]),
+        (&json!(rfc3339(base)), &json!(rfc3339(base + 120_000)))
+    );
+    assert_eq!(series["step_ms"], 60_000);
+    let buckets = series["buckets"].as_array().unwrap();
+    assert_eq!(buckets.len(), 2, "{series}");
+    assert_eq!(buckets[0]["at"], rfc3339(base));
+    assert_eq!(buckets[0]["count"], 6);
+    assert_eq!(
+        buckets[0]["cpu_util"],
+        json!({ "min": 0.0, "avg": 2.5, "max": 5.0 })
+    );
+    assert_eq!(
+        buckets[1]["cpu_util"],
+        json!({ "min": 6.0, "avg": 8.5, "max": 11.0 })
+    );
+    assert_eq!(
+        buckets[1]["net_incoming"],
+        json!({ "min": 1.5, "avg": 1.5, "max": 1.5 })
+    );
+
+    let csv = api
+        .get(&format!("/vms/vm-1/samples?{range}&points=2&format=csv"))
+        .await;
+    assert_eq!((csv.status, csv.header("content-type")), (200, Some("text/csv")));
+    let lines: Vec<_> = csv.body.lines().collect();
+    assert_eq!(lines.len(), 3, "{csv:?}");
+    assert!(
+        lines[0].starts_with("at,count,cpu_util_min,cpu_util_avg,cpu_util_max,mem_min"),
+        "{csv:?}"
+    );
+    assert!(
+        lines[1].starts_with(&format!("{},6,0,2.5,5,20,20,20", rfc3339(base))),
+        "{csv:?}"
+    );
+    let accepting = api
+        .request(Method::GET, &format!("/vms/vm-1/samples?{range}&points=2"))
+        .header("accept", "text/csv");
+    assert_eq!(Reply::of(accepting).await.body, csv.body);
+
+    // At another offset it is the same moment.
+    let shifted = rfc3339(base + 8 * 3_600_000).replace('Z', "%2B08:00");
+    let same = api
+        .read(&format!(
+            "/vms/vm-1/samples?from={shifted}&to={}&points=2",
+            rfc3339(base + 120_000)
+        ))
+        .await;
+    assert_eq!(same, series);
+    let last_hour = api.read("/vms/vm-1/samples").await;
+    let counts = last_hour["buckets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|bucket| bucket["count"].as_u64().unwrap());
+    assert_eq!(counts.sum::<u64>(), 12, "the last hour unless told otherwise");
+    for query in [
+        "from=yesterday",
+        "from=2017-01-01",
+        "to=1483277879",
+        "points=0",
+        "points=2001",
+        "format=xml",
+        "unknown=1",
+    ] {
+        api.get(&format!("/vms/vm-1/samples?{query}"))
+            .await
+            .problem(400, "invalid");
+    }
+}
+
+/// Three tables of a VM a minute apart, of which the middle one shows the culprit and the last its end; gives back a
+/// client, the moment of the first and the range of all.
+async fn three_tables(stack: &Stack) -> (Api, u64, String) {
+    let api = Api::with(stack, Role::Viewer, Scope::All).await;
+    let base = base();
+    for (step, cpu) in [1.0, 30.0, 2.0].into_iter().enumerate() {
+        let at = base + step as u64 * 60_000;
+        let mut sample = sample("vm-1", at, cpu);
+        sample.processes = vec![
+            process("init", 1, 0.0, base - 1_000_000),
+            process("worker", 20, cpu, base - 500_000),
+            process("worker", 21, 10.0, base - 400_000),
+        ];
+        if step == 1 {
+            sample.processes.push(process("culprit", 99, 80.0, at - 5000));
+        }
+        if step == 2 {
+            // As an agent tells of one that has ended.
+            let mut ended = process("culprit", 99, 0.0, base + 55_000);
+            ended.shutdown_time = Some(ended.running_time + 30.0);
+            sample.processes.push(ended);
+        }
+        publish(stack, &sample).await;
+    }
+    let range = format!("from={}&to={}", rfc3339(base), rfc3339(base + 180_000));
+    let history = format!("/vms/vm-1/processes/history?name=worker&{range}&points=2000");
+    stored(&api, &history, "/buckets", 3).await;
+    (api, base, range)
+}
+
+#[tokio::test]
+async fn the_process_table_is_read_at_any_moment() {
+    let stack = stack().start().await;
+    let (api, base, _) = three_tables(&stack).await;
+    let names = |table: &Value| -> Vec<String> {
+        let processes = table["processes"].as_array().unwrap();
+        processes
+            .iter()
+            .map(|process| format!("{}/{}", process["name"].as_str().unwrap(), process["pid"]))
+            .collect()
+    };
+    let now = api.read("/vms/vm-1/processes").await;
+    assert_eq!(
+        (&now["at"], &now["total"]),
+        (&json!(rfc3339(base + 120_000)), &json!(4))
+    );
+    assert_eq!(
+        names(&now),
+        ["worker/21", "worker/20", "init/1", "culprit/99"],
+        "the greatest consumers first"
+    );
+    assert!(
+        now["processes"][3]["ended_at"].is_string(),
+        "the first table after its end"
+    );
+    let at = |offset: u64| format!("at={}", rfc3339(base + offset));
+    let then = api.read(&format!("/vms/vm-1/processes?{}", at(90_000))).await;
+    assert_eq!(
+        then["at"],
+        rfc3339(base + 60_000),
+        "the last table at or before the moment"
+    );
+    assert_eq!(names(&then), ["culprit/99", "worker/20", "worker/21", "init/1"]);
+    let culprit = &then["processes"][0];
+    assert_eq!(
+        (&culprit["cpu_util"], &culprit["ended_at"]),
+        (&json!(80.0), &Value::Null)
+    );
+    assert!(culprit["started_at"].as_str().unwrap().ends_with('Z'));
+    for (query, expected) in [
+        ("limit=1", &["culprit/99"][..]),
+        ("name=worker", &["worker/20", "worker/21"]),
+        ("name=work", &[]),
+        ("sort=pid", &["init/1", "worker/20", "worker/21", "culprit/99"]),
+        ("sort=pid&order=desc&limit=2", &["culprit/99", "worker/21"]),
+        ("sort=name", &["culprit/99", "init/1", "worker/20", "worker/21"]),
+    ] {
+        let table = api
+            .read(&format!("/vms/vm-1/processes?{}&{query}", at(60_000)))
+            .await;
+        assert_eq!(names(&table), expected, "{query}");
+    }
+    let nothing = api
+        .read(&format!("/vms/vm-1/processes?{}", at(0).replace("at=2", "at=1")))
+        .await;
+    assert_eq!(
+        (&nothing["at"], &nothing["processes"]),
+        (&Value::Null, &json!([]))
+    );
+    for query in [
+        "sort=rss",
+        "order=x",
+        "name=",
+        "at=now",
+        "limit=0",
+        "from=2017-01-01T00:00:00Z",
+    ] {
+        api.get(&format!("/vms/vm-1/processes?{query}"))
+            .await
+            .problem(400, "invalid");
+    }
+}
+
+#[tokio::test]
+async fn processes_have_a_past_and_come_and_go() {
+    let stack = stack().start().await;
+    let (api, _, range) = three_tables(&stack).await;
+    let together = api
+        .read(&format!(
+            "/vms/vm-1/processes/history?name=worker&{range}&points=2000"
+        ))
+        .await;
+    let middle = &together["buckets"][1];
+    assert_eq!(
+        (&middle["cpu_util"]["max"], &middle["processes"]["max"]),
+        (&json!(40.0), &json!(2.0)),
+        "summed: {together}"
+    );
+    let one = api
+        .read(&format!("/vms/vm-1/processes/history?pid=20&{range}"))
+        .await;
+    assert_eq!(one["buckets"].as_array().unwrap().len(), 3);
+    for query in ["name=", "pid=-1", "pid=x", "name=a&points=0"] {
+        api.get(&format!("/vms/vm-1/processes/history?{query}"))
+            .await
+            .problem(400, "invalid");
+    }
+
+    let events = eventually("the events are made", PATIENCE, async || {
+        let events = api.read(&format!("/vms/vm-1/processes/events?{range}")).await;
+        if events["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|event| event["kind"] == "ended")
+        {
+            Ok(events)
+        } else {
+            Err(events.to_string())
+        }
+    })
+    .await;
+    let told: Vec<_> = events["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["name"] == "culprit")
+        .map(|event| (event["kind"].as_str().unwrap(), event["pid"].as_u64().unwrap()))
+        .collect();
+    assert!(told.contains(&("started", 99)), "{events}");
+    api.get("/vms/vm-1/processes/events?limit=0")
+        .await
+        .problem(400, "invalid");
+}
+
+/// What contradicts itself is told apart from what is wrong by itself.
+#[tokio::test]
+async fn what_no_schema_can_say_is_refused_as_such() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let backwards = "from=2017-01-02T00:00:00Z&to=2017-01-01T00:00:00Z";
+    let empty = "from=2017-01-01T00:00:00Z&to=2017-01-01T00:00:00Z";
+    for path in [
+        format!("samples?{backwards}"),
+        format!("samples?{empty}"),
+        format!("processes/events?{backwards}"),
+        format!("processes/history?name=x&{backwards}"),
+        "processes/history".to_owned(),
+    ] {
+        api.get(&format!("/vms/vm-1/{path}"))
+            .await
+            .problem(422, "contradictory");
+    }
+}

@@ -1,0 +1,37 @@
+//! The REST API held against its own document by schemathesis: every check, on thousands of made-up requests.
+
+use std::process::Command;
+
+use e2e::schemathesis;
+use shared::api::{Role, Scope};
+
+use super::client::{Api, report, stack};
+
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemathesis.toml");
+
+#[tokio::test]
+async fn the_api_is_what_its_document_says() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Admin, Scope::All).await;
+    // So that there is something to be found.
+    report(&stack, &api, &[("vm-1", 12.5), ("0", 1.0)]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(schemathesis());
+    command
+        .args(["--config-file", CONFIG, "run", "--no-color"])
+        .arg(stack.gateway(0).url("/api/openapi.json"))
+        // In the environment: arguments can be read by every process of the machine.
+        .env("VMWATCH_TEST_TOKEN", api.token.as_deref().unwrap())
+        .current_dir(folder.path());
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "schemathesis found failures; see above");
+    assert!(
+        text.contains("Tested: 19") && text.contains("Selected: 19/21"),
+        "all routes but two"
+    );
+}

@@ -1,0 +1,333 @@
+//! Users over REST, and the audit of what is done with them.
+
+use std::time::Duration;
+
+use e2e::{ADMIN, PATIENCE, Program, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::api::{Role, Scope};
+
+use super::client::{Api, Reply, rfc3339, stack};
+
+async fn over(api: &Api) {
+    eventually("the session is over", Duration::from_secs(1), async || {
+        let reply = api.get("/me").await;
+        if reply.status == 401 {
+            Ok(())
+        } else {
+            Err(format!("{reply:?}"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_user_is_made_read_changed_and_removed() {
+    let stack = stack().replicas(Program::Gateway, 2).start().await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+
+    let name = "Zoë / night shift";
+    let new = json!({ "name": name, "password": "a long one", "role": "operator", "scope": { "only": ["vm-1", "vm-2"] } });
+    let made = admin.post("/users", new.clone()).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let user = made.json();
+    assert_eq!(
+        (&user["name"], &user["role"], &user["scope"]),
+        (&new["name"], &new["role"], &new["scope"])
+    );
+    assert!(made.body.find("a long one").is_none() && user.get("password_hash").is_none());
+    let location = made.header("location").unwrap();
+    let path = location.strip_prefix("/api/v1").unwrap();
+    assert_eq!(admin.read(path).await, user);
+    admin.post("/users", new).await.problem(409, "conflict");
+
+    let zoe = nobody.log_in(name, "a long one").await;
+    let there = zoe.at(stack.gateway(1));
+    assert_eq!(there.read("/me").await["scope"], user["scope"]);
+    for (method, path, body) in [
+        (Method::GET, "/users", Value::Null),
+        (Method::GET, path, Value::Null),
+        (
+            Method::POST,
+            "/users",
+            json!({ "name": "x", "password": "a long one", "role": "admin" }),
+        ),
+        (Method::PATCH, path, json!({ "role": "admin" })),
+        (Method::DELETE, "/users/admin", Value::Null),
+        (
+            Method::PUT,
+            "/users/admin/password",
+            json!({ "password": "a long one" }),
+        ),
+        (Method::GET, "/audit", Value::Null),
+    ] {
+        zoe.send(method, path, body).await.problem(403, "forbidden");
+    }
+
+    let changed = admin
+        .send(Method::PATCH, path, json!({ "role": "viewer", "scope": "all" }))
+        .await;
+    assert_eq!(
+        (changed.status, &changed.json()["role"], &changed.json()["scope"]),
+        (200, &json!("viewer"), &json!("all"))
+    );
+    over(&zoe).await;
+    over(&there).await;
+    let zoe = nobody.log_in(name, "a long one").await;
+    assert_eq!(zoe.read("/me").await["role"], "viewer");
+    let same = admin.send(Method::PATCH, path, json!({})).await;
+    assert_eq!((same.status, same.json()), (200, changed.json()));
+
+    assert_eq!(admin.delete(path).await.status, 204);
+    over(&zoe).await;
+    for (method, body) in [
+        (Method::GET, Value::Null),
+        (Method::DELETE, Value::Null),
+        (Method::PATCH, json!({ "role": "viewer" })),
+    ] {
+        admin.send(method, path, body).await.problem(404, "not_found");
+    }
+    let body = json!({ "user_name": name, "password": "a long one" });
+    nobody
+        .post("/sessions", body)
+        .await
+        .problem(401, "unauthenticated");
+}
+
+#[tokio::test]
+async fn passwords_are_changed_by_their_owners_and_by_administrators() {
+    let stack = stack().start().await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let new = json!({ "name": "eve", "password": "the first", "role": "viewer" });
+    assert_eq!(admin.post("/users", new).await.status, 201);
+    let eve = nobody.log_in("eve", "the first").await;
+    let put = async |api: &Api, user: &str, body: Value| {
+        api.send(Method::PUT, &format!("/users/{user}/password"), body)
+            .await
+    };
+
+    put(&eve, "eve", json!({ "password": "the second" }))
+        .await
+        .problem(403, "forbidden");
+    let wrong = put(
+        &eve,
+        "eve",
+        json!({ "password": "the second", "old_password": "a guess" }),
+    )
+    .await;
+    wrong.problem(403, "forbidden");
+    let short = put(
+        &eve,
+        "eve",
+        json!({ "password": "2short", "old_password": "the first" }),
+    )
+    .await;
+    assert!(short.problem(400, "invalid").contains("at least 8 characters"));
+    put(
+        &eve,
+        "admin",
+        json!({ "password": "the second", "old_password": ADMIN.1 }),
+    )
+    .await
+    .problem(403, "forbidden");
+    assert_eq!(eve.get("/me").await.status, 200, "nothing has changed yet");
+
+    let changed = put(
+        &eve,
+        "eve",
+        json!({ "password": "the second", "old_password": "the first" }),
+    )
+    .await;
+    assert_eq!(changed.status, 204, "{changed:?}");
+    over(&eve).await;
+    let body = json!({ "user_name": "eve", "password": "the first" });
+    nobody
+        .post("/sessions", body)
+        .await
+        .problem(401, "unauthenticated");
+    let eve = nobody.log_in("eve", "the second").await;
+
+    put(&admin, "nobody", json!({ "password": "the third" }))
+        .await
+        .problem(404, "not_found");
+    // An administrator's own is changed as everybody's is: a stolen session is not enough.
+    put(&admin, "admin", json!({ "password": "the third" }))
+        .await
+        .problem(403, "forbidden");
+    assert_eq!(
+        put(&admin, "eve", json!({ "password": "the third" }))
+            .await
+            .status,
+        204
+    );
+    over(&eve).await;
+    nobody.log_in("eve", "the third").await;
+}
+
+#[tokio::test]
+async fn somebody_stays_an_administrator() {
+    let stack = stack().start().await;
+    let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
+    admin.delete("/users/admin").await.problem(409, "conflict");
+    let demoted = admin
+        .send(Method::PATCH, "/users/admin", json!({ "role": "operator" }))
+        .await;
+    assert!(
+        demoted
+            .problem(409, "conflict")
+            .contains("the last administrator")
+    );
+    let second = json!({ "name": "second", "password": "long enough", "role": "admin" });
+    assert_eq!(admin.post("/users", second).await.status, 201);
+    assert_eq!(admin.delete("/users/admin").await.status, 204);
+    over(&admin).await;
+}
+
+#[tokio::test]
+async fn users_are_paged_to_the_end_while_others_come() {
+    let stack = stack()
+        .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
+        .start()
+        .await;
+    let admin = Api::with(&stack, Role::Admin, Scope::All).await;
+    let add = async |name: String| {
+        let user = json!({ "name": name, "password": "long enough", "role": "viewer" });
+        assert_eq!(admin.post("/users", user).await.status, 201);
+    };
+    for index in 0..7 {
+        add(format!("user-{index}")).await;
+    }
+    let (mut seen, mut after) = (Vec::new(), None::<String>);
+    loop {
+        let place = after
+            .as_ref()
+            .map_or(String::new(), |name| format!("&after={name}"));
+        let page = admin.read(&format!("/users?limit=2{place}")).await;
+        let names: Vec<_> = page["users"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|user| user["name"].as_str().unwrap().to_owned())
+            .collect();
+        assert!((1..=2).contains(&names.len()), "{page}");
+        seen.extend(names);
+        add(format!("aaa-{}", seen.len())).await;
+        match page["next"].as_str() {
+            Some(next) => after = Some(next.to_owned()),
+            None => break,
+        }
+    }
+    let expected: Vec<_> = ["admin".to_owned()]
+        .into_iter()
+        .chain((0..7).map(|index| format!("user-{index}")))
+        .collect();
+    assert_eq!(seen, expected, "in order, each once");
+}
+
+#[tokio::test]
+async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
+    let stack = stack().start().await;
+    let nobody = Api::of(stack.gateway(0));
+    let refused = json!({ "user_name": "mallory", "password": "a guess" });
+    let refused = nobody.post("/sessions", refused).await;
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let middle = shared::time::unix_millis();
+    for index in 0..5 {
+        let user = json!({ "name": format!("user-{index}"), "password": "long enough", "role": "viewer" });
+        assert_eq!(admin.post("/users", user).await.status, 201);
+    }
+    admin.delete("/users/admin").await.problem(409, "conflict");
+
+    let all = admin.read("/audit").await;
+    let records = all["records"].as_array().unwrap();
+    assert_eq!(all["next"], Value::Null);
+    let told: Vec<_> = records
+        .iter()
+        .map(|record| {
+            (
+                record["action"].as_str().unwrap(),
+                record["target"].as_str(),
+                record["result"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(told[0], ("auth.users.remove", Some("admin"), "refused"));
+    assert_eq!(told[1], ("auth.users.add", Some("user-4"), "succeeded"));
+    assert_eq!(told.len(), 8, "{told:#?}");
+    let login = &records[7];
+    assert_eq!(
+        (&login["action"], &login["user"], &login["result"]),
+        (&json!("auth.login"), &json!("mallory"), &json!("refused"))
+    );
+    assert_eq!(login["source"], "127.0.0.1");
+    assert_eq!(login["request_id"].as_str(), refused.header("x-request-id"));
+    assert!(!all.to_string().contains("a guess") && !all.to_string().contains("long enough"));
+
+    let count = async |query: &str| {
+        admin.read(&format!("/audit?{query}")).await["records"]
+            .as_array()
+            .unwrap()
+            .len()
+    };
+    assert_eq!(count("user=mallory").await, 1);
+    assert_eq!(count("target=user-3").await, 1);
+    assert_eq!(count("action=auth.login").await, 2);
+    assert_eq!(count("action=auth").await, 8);
+    assert_eq!(count("action=auth.log").await, 0);
+    assert_eq!(count(&format!("from={}", rfc3339(middle))).await, 6);
+    assert_eq!(count(&format!("to={}", rfc3339(middle))).await, 2);
+    assert_eq!(count("user=admin&action=auth.users.add&limit=3").await, 3);
+
+    let (mut pages, mut seen, mut before) = (0, Vec::new(), String::new());
+    loop {
+        let page = admin.read(&format!("/audit?limit=3{before}")).await;
+        seen.extend(page["records"].as_array().unwrap().clone());
+        pages += 1;
+        // What is appended meanwhile is newer than what is still to be read.
+        nobody.log_in(ADMIN.0, ADMIN.1).await;
+        match page["next"].as_u64() {
+            Some(next) => before = format!("&before={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((pages, &seen), (3, records));
+}
+
+/// A session that is made while its user is being changed does not outlive the change.
+#[tokio::test]
+async fn no_session_outlives_the_change_of_a_password() {
+    let stack = stack()
+        .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
+        .start()
+        .await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = Api::with(&stack, Role::Admin, Scope::All).await;
+    let new = json!({ "name": "eve", "password": "password-0", "role": "viewer" });
+    assert_eq!(admin.post("/users", new).await.status, 201);
+    for turn in 0..5 {
+        let (old, next) = (format!("password-{turn}"), format!("password-{}", turn + 1));
+        let logins = futures::future::join_all(
+            (0..6).map(|_| nobody.post("/sessions", json!({ "user_name": "eve", "password": old }))),
+        );
+        let change = admin.send(Method::PUT, "/users/eve/password", json!({ "password": next }));
+        let (logins, change) = tokio::join!(logins, change);
+        assert_eq!(change.status, 204, "{change:?}");
+        let tokens = logins
+            .iter()
+            .filter(|reply: &&Reply| reply.status == 201)
+            .map(|reply| reply.json()["token"].as_str().unwrap().to_owned());
+        for token in tokens {
+            eventually("the session is over", PATIENCE, async || {
+                let reply = nobody.holding(&token).get("/me").await;
+                if reply.status == 401 {
+                    Ok(())
+                } else {
+                    Err(format!("{reply:?}"))
+                }
+            })
+            .await;
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! VMs over REST: joined from two services, filtered, sorted, paged, and hidden.
+
+use std::time::Duration;
+
+use e2e::{MACHINES, PATIENCE, Program, eventually};
+use serde_json::{Value, json};
+use shared::{
+    api::{InstanceId, Role, Scope},
+    time::unix_millis,
+};
+
+use super::client::{Api, publish, report, sample, stack};
+
+fn ids(page: &Value) -> Vec<&str> {
+    let vms = page["vms"].as_array().unwrap();
+    vms.iter().map(|vm| vm["instance_id"].as_str().unwrap()).collect()
+}
+
+fn of<'a>(page: &'a Value, instance: &str) -> &'a Value {
+    let vms = page["vms"].as_array().unwrap();
+    vms.iter()
+        .find(|vm| vm["instance_id"] == instance)
+        .unwrap_or_else(|| panic!("no {instance} in {page}"))
+}
+
+#[tokio::test]
+async fn vms_are_what_hypervisors_and_agents_say_together() {
+    let stack = stack()
+        .set(Program::Gateway, "VMWATCH_SILENT_AFTER", "3s")
+        .start()
+        .await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let [(first, _), (second, _), (running, _)] = MACHINES;
+    let before = unix_millis();
+    report(&stack, &api, &[(running, 12.5), ("elsewhere", 1.0)]).await;
+
+    let page = api.read("/vms").await;
+    assert_eq!(
+        (&page["total"], &page["next"], &page["degraded"]),
+        (&json!(4), &Value::Null, &json!([]))
+    );
+    assert_eq!(ids(&page), [first, second, running, "elsewhere"], "by id");
+    let vm = of(&page, running);
+    assert_eq!(
+        (&vm["name"], &vm["hypervisor"], &vm["state"], &vm["agent"]),
+        (
+            &json!("vm-2"),
+            &json!("test"),
+            &json!("running"),
+            &json!("reporting")
+        )
+    );
+    assert_eq!(
+        (&vm["sample"]["cpu_util"], &vm["sample"]["proc"]),
+        (&json!(12.5), &json!(2))
+    );
+    let last = vm["last_report_at"].as_str().unwrap();
+    assert!(*last >= *super::client::rfc3339(before), "{vm}");
+    assert_eq!(vm["cpu_sparkline"].as_array().unwrap().len(), 20);
+    assert_eq!(vm["cpu_sparkline"][19], 12.5);
+    let off = of(&page, first);
+    assert_eq!(
+        (&off["state"], &off["agent"], &off["sample"]),
+        (&json!("shut_off"), &json!("never"), &Value::Null)
+    );
+    let elsewhere = of(&page, "elsewhere");
+    assert_eq!(
+        (&elsewhere["state"], &elsewhere["name"], &elsewhere["agent"]),
+        (&Value::Null, &Value::Null, &json!("reporting"))
+    );
+
+    for instance in [first, running, "elsewhere"] {
+        let mut one = api.read(&format!("/vms/{instance}")).await;
+        assert_eq!(one["degraded"].take(), json!([]));
+        let listed = of(&page, instance);
+        for field in [
+            "instance_id",
+            "state",
+            "sample",
+            "last_report_at",
+            "agent",
+            "hypervisor",
+        ] {
+            assert_eq!(one[field], listed[field], "{field} of {instance}");
+        }
+    }
+    eventually("who does not report is silent", PATIENCE, async || {
+        let page = api.read("/vms?agent=silent").await;
+        if ids(&page).len() == 2 {
+            Ok(())
+        } else {
+            Err(page.to_string())
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn vms_are_filtered_and_sorted() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let [(first, _), (second, _), (running, _)] = MACHINES;
+    report(
+        &stack,
+        &api,
+        &[("a", 5.0), ("b", 50.0), ("c", 0.0), (running, 100.0)],
+    )
+    .await;
+    for (query, expected) in [
+        ("", &[first, second, running, "a", "b", "c"][..]),
+        ("?order=desc", &["c", "b", "a", running, second, first]),
+        ("?sort=cpu", &[running, "b", "a", "c", first, second]),
+        ("?sort=cpu&order=asc", &["c", "a", "b", running, first, second]),
+        ("?sort=name", &[first, second, running, "a", "b", "c"]),
+        ("?sort=name&order=desc", &[running, second, first, "a", "b", "c"]),
+        ("?sort=state", &[running, first, second, "a", "b", "c"]),
+        ("?state=shut_off", &[first, second]),
+        ("?state=running", &[running]),
+        ("?agent=never", &[first, second]),
+        ("?q=VM-1", &[second]),
+        ("?q=TEST", &[first, second, running]),
+        ("?q=nothing", &[]),
+        ("?state=running&q=b", &[running]),
+    ] {
+        let page = api.read(&format!("/vms{query}")).await;
+        assert_eq!(ids(&page), expected, "{query}");
+        assert_eq!(page["total"], expected.len(), "{query}");
+    }
+    for query in [
+        "sort=size",
+        "order=up",
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "state=on",
+        "cursor=x",
+        "q=&nonsense=1",
+        "limit=1&limit=2",
+    ] {
+        api.get(&format!("/vms?{query}")).await.problem(400, "invalid");
+    }
+    for instance in ["a.b", "a*", &"x".repeat(65), "%20"] {
+        assert!(
+            api.get(&format!("/vms/{instance}"))
+                .await
+                .problem(400, "invalid")
+                .starts_with("instance_id must be")
+        );
+    }
+    api.get("/vms/unknown").await.problem(404, "not_found");
+}
+
+#[tokio::test]
+async fn vms_are_paged_to_the_end_while_samples_arrive() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let names: Vec<_> = (0..20).map(|index| format!("page-{index:02}")).collect();
+    let vms: Vec<_> = names.iter().map(|name| (name.as_str(), 50.0)).collect();
+    report(&stack, &api, &vms).await;
+
+    let writing = async {
+        let mut turn = 0.0;
+        loop {
+            for name in &names {
+                publish(&stack, &sample(name, unix_millis(), turn)).await;
+            }
+            turn = (turn + 7.0) % 100.0;
+        }
+    };
+    let reading = async {
+        for _ in 0..5 {
+            let (mut seen, mut cursor) = (Vec::new(), String::new());
+            loop {
+                let page = api.read(&format!("/vms?q=page-&limit=3{cursor}")).await;
+                assert_eq!(page["total"], 20);
+                seen.extend(ids(&page).into_iter().map(str::to_owned));
+                match page["next"].as_str() {
+                    Some(next) => cursor = format!("&cursor={next}"),
+                    None => break,
+                }
+            }
+            assert_eq!(seen, names, "in order, each once");
+        }
+        // By a value that changes all the time the pages still come to an end.
+        let (mut pages, mut cursor) = (0, String::new());
+        loop {
+            let page = api.read(&format!("/vms?q=page-&sort=cpu&limit=3{cursor}")).await;
+            pages += 1;
+            match page["next"].as_str() {
+                Some(next) if pages < 100 => cursor = format!("&cursor={next}"),
+                _ => break,
+            }
+        }
+        assert!(pages < 100);
+    };
+    tokio::select! {
+        () = writing => unreachable!("it writes for ever"),
+        () = reading => {}
+    }
+}
+
+#[tokio::test]
+async fn what_is_out_of_scope_reads_as_what_does_not_exist() {
+    let stack = stack().start().await;
+    let all = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let [(mine, _), (other, _), _] = MACHINES;
+    report(&stack, &all, &[(mine, 1.0), (other, 2.0), ("mine-too", 3.0)]).await;
+    let scope = Scope::Only(
+        ["mine-too", mine]
+            .map(|id| id.parse::<InstanceId>().unwrap())
+            .into(),
+    );
+    let limited = Api::with(&stack, Role::Admin, scope).await;
+    let page = limited.read("/vms").await;
+    assert_eq!((ids(&page), &page["total"]), (vec![mine, "mine-too"], &json!(2)));
+    assert_eq!(ids(&limited.read("/vms?state=shut_off").await), [mine]);
+    for path in [
+        "",
+        "/samples",
+        "/processes",
+        "/processes/history?name=x",
+        "/processes/events",
+    ] {
+        let [hidden, unknown] = [other, "unknown"].map(|instance| format!("/vms/{instance}{path}"));
+        let (hidden, unknown) = (limited.get(&hidden).await, limited.get(&unknown).await);
+        let expected = if path.is_empty() { 404 } else { 200 };
+        assert_eq!((hidden.status, unknown.status), (expected, expected), "{path}");
+        let without = |body: Value| {
+            let mut body = body;
+            for varies in ["request_id", "from", "to"] {
+                body.as_object_mut().unwrap().remove(varies);
+            }
+            body
+        };
+        assert_eq!(without(hidden.json()), without(unknown.json()), "{path}");
+    }
+}
+
+/// A service that is away takes its half with it, and nothing more.
+#[tokio::test]
+async fn one_half_is_there_without_the_other() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let [(off, _), _, (running, _)] = MACHINES;
+    report(&stack, &api, &[(running, 12.5)]).await;
+
+    let lifecycle = stack.replica(Program::Lifecycle, 0);
+    lifecycle.process.kill9();
+    let page = api.read("/vms").await;
+    assert_eq!(ids(&page), [running]);
+    let vm = of(&page, running);
+    assert_eq!(
+        (&vm["state"], &vm["name"], &vm["sample"]["cpu_util"]),
+        (&Value::Null, &Value::Null, &json!(12.5))
+    );
+    assert_eq!(page["degraded"].as_array().unwrap().len(), 1, "{page}");
+    assert_eq!(page["degraded"][0]["part"], "lifecycle");
+    let one = api.read(&format!("/vms/{running}")).await;
+    assert_eq!(
+        (&one["state"], &one["degraded"][0]["part"]),
+        (&Value::Null, &json!("lifecycle"))
+    );
+    api.get(&format!("/vms/{off}")).await.problem(503, "unavailable");
+    api.post(&format!("/vms/{off}/actions"), json!({ "action": "start" }))
+        .await
+        .problem(503, "unavailable");
+    lifecycle.restart().await;
+
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.kill9();
+    let page = api.read("/vms?state=running").await;
+    let vm = of(&page, running);
+    assert_eq!(
+        (&vm["agent"], &vm["sample"], &vm["name"]),
+        (&Value::Null, &Value::Null, &json!("vm-2"))
+    );
+    assert_eq!(page["degraded"][0]["part"], "metrics");
+    assert_eq!(api.read(&format!("/vms/{off}")).await["agent"], Value::Null);
+    api.get(&format!("/vms/{running}/samples"))
+        .await
+        .problem(503, "unavailable");
+
+    lifecycle.process.kill9();
+    api.get("/vms").await.problem(503, "unavailable");
+    assert_eq!(api.get("/me").await.status, 200);
+    metrics.restart().await;
+    eventually("the half is back", Duration::from_secs(10), async || {
+        let reply = api.get("/vms").await;
+        if reply.status == 200 {
+            Ok(())
+        } else {
+            Err(format!("{reply:?}"))
+        }
+    })
+    .await;
+}
