@@ -2,6 +2,7 @@
 
 mod client;
 mod contract;
+mod document;
 mod events;
 mod operations;
 mod samples;
