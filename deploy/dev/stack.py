@@ -157,6 +157,13 @@ class Stack:
             f"The end of its log:\n\n{shown}\n\nAll of it: {layout.short(program.log)}",
         )
 
+    def _not_ready(self, waiting: Dict[str, str]) -> Problem:
+        told = []
+        for program in [program for program in self.state.programs if program.name in waiting]:
+            told.append(f"{program.name}: {waiting[program.name]}. The end of {layout.short(program.log)}:\n")
+            told.append(processes.tail(Path(program.log), LOG_LINES) + "\n")
+        return Problem(f"not ready after {READY_LIMIT:.0f} s: {', '.join(waiting)}", "\n".join(told))
+
     def wait_until_ready(self, step: Step, names: List[str]) -> None:
         """Waits until all of these are ready; tells which one is not, and why."""
         waiting = {program.name: "" for program in self.state.programs if program.name in names}
@@ -171,9 +178,7 @@ class Stack:
                     waiting[program.name] = reason
             step.tick("waiting for " + ", ".join(waiting))
             if step.elapsed() > READY_LIMIT and waiting:
-                reasons = "\n".join(f"  {name}: {reason}" for name, reason in waiting.items())
-                where = layout.short(layout.LOGS)
-                raise Problem(f"not ready after {READY_LIMIT:.0f} s", f"{reasons}\nTheir logs: {where}")
+                raise self._not_ready(waiting)
             if waiting:
                 time.sleep(processes.TICK)
 
