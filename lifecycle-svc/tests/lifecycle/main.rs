@@ -15,4 +15,8 @@ mod libvirt;
 mod nova;
 #[cfg(feature = "libvirt")]
 mod qemu;
+#[cfg_attr(
+    not(feature = "libvirt"),
+    expect(dead_code, reason = "some of it only the tests on libvirt use")
+)]
 mod support;
