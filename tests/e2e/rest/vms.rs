@@ -294,3 +294,30 @@ async fn one_half_is_there_without_the_other() {
     })
     .await;
 }
+
+/// A thousand VMs that all report are one page, whose parts fit the messages of the bus.
+#[tokio::test]
+async fn a_thousand_vms_are_one_page() {
+    let stack = stack().start().await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let names: Vec<_> = (0..1000)
+        .map(|index| format!("{index:04}-{}", "x".repeat(59)))
+        .collect();
+    for name in &names {
+        publish(&stack, &sample(name, unix_millis(), 33.3)).await;
+    }
+    let page = eventually("all are listed", PATIENCE, async || {
+        let page = api.read("/vms?q=xxx&limit=1000").await;
+        if page["total"] == 1000 {
+            Ok(page)
+        } else {
+            Err(page["total"].to_string())
+        }
+    })
+    .await;
+    assert_eq!((ids(&page).len(), &page["next"]), (1000, &Value::Null));
+    assert_eq!(page["degraded"], json!([]));
+    let before = std::time::Instant::now();
+    api.read("/vms?sort=cpu&limit=1000").await;
+    println!("1,000 VMs: {:?}", before.elapsed());
+}
