@@ -15,7 +15,7 @@ use shared::{
 pub(crate) const VM_INTERVAL: Duration = Duration::from_secs(10);
 /// The default of `VMWATCH_AGENT_PROCESS_INTERVAL`.
 pub(crate) const PROCESS_INTERVAL: Duration = Duration::from_mins(1);
-const VM_SAMPLES_A_MINUTE: u32 = 6;
+pub(crate) const VM_SAMPLES_A_MINUTE: u32 = 6;
 const NAMES: [&str; 12] = [
     "systemd",
     "kworker/u8:3-ev",

@@ -26,7 +26,7 @@ use shared::{
 };
 
 use crate::{
-    fleet::{self, PROCESS_INTERVAL, VM_INTERVAL},
+    fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_A_MINUTE},
     report::{Report, number, table},
     statistics::Series,
     store,
@@ -185,17 +185,17 @@ impl Bench {
     async fn report(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut parts = Vec::new();
         for index in (0..rows).rev() {
+            // A sample has one id, whatever it holds: both kinds of one moment are in one.
+            let with_processes =
+                index % VM_SAMPLES_A_MINUTE == 0 && index / VM_SAMPLES_A_MINUTE < rows / PROCESSES;
+            let processes = if with_processes { PROCESSES } else { 0 };
             let at = end - VM_INTERVAL * index;
-            parts.extend(store::parts(fleet::sample_at(id, at, self.offset, true, 0))?);
-        }
-        for index in (0..rows / PROCESSES).rev() {
-            let at = end - PROCESS_INTERVAL * index;
             parts.extend(store::parts(fleet::sample_at(
                 id,
                 at,
                 self.offset,
-                false,
-                PROCESSES,
+                true,
+                processes,
             ))?);
         }
         store::publish(self.bus.jetstream(), &parts).await?;

@@ -25,7 +25,7 @@ class Project:
     def __init__(self, engine: Engine, images: dict):
         self.engine = engine
         self.name = f"vmwatch-offline-{os.getpid()}"
-        self.folder = layout.DOT / "offline" / "project"
+        self.folder = layout.DOT / "offline" / self.name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         shutil.copy(layout.ROOT / "compose.yaml", self.folder)

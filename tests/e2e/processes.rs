@@ -309,9 +309,11 @@ async fn the_past_of_processes_is_one_series() {
     assert_eq!(by_pid(3, start + HOUR).await, 60);
     assert_eq!(by_pid(9, start + HOUR).await, 0);
 
-    let nothing = past(Some("no-such-name"), None, start, start + HOUR, 10);
+    // Buckets are whole: those of this range end two hours after it at most, long before the rows begin.
+    let nothing = past(Some("nginx"), None, start - DAY, start - 12 * HOUR, 10);
     let nothing = call::<ProcessHistory>(&stack, &nothing).await;
     let hidden = past(Some("nginx"), None, start, start + HOUR, 10);
+    assert_eq!((nothing.step_ms, nothing.buckets.len()), (0, 0));
     assert_eq!(
         call_in::<ProcessHistory>(&stack, Scope::Only(Vec::new()), &hidden)
             .await

@@ -2,52 +2,39 @@
 
 use std::{collections::HashSet, time::Duration};
 
-use bson::{Document, doc};
 use shared::api::processes::{
     ProcessEvent, ProcessEventKind, ProcessEventList, ProcessEventsQuery, ProcessRow,
 };
 
-use super::{Processes, row, seconds};
-use crate::{MetricsError, database::find};
-
-/// What is asked of the rows, and which events its answers tell.
-struct Question {
-    filter: Document,
-    newest_first: Document,
-    kind: ProcessEventKind,
-}
+use super::Processes;
+use crate::MetricsError;
 
 impl Processes {
     /// The newest starts and ends of a range of time.
     ///
-    /// An end is a row with `shutdown_time`. A start is the `running_time` of such a row, whenever the process ended, or
-    /// of a row of a table that shows processes which did not end.
+    /// An end is a row with `shutdown_time`. A start is the `running_time` of such a row, or of a row of a table that
+    /// shows processes which did not end in the range.
     pub(crate) async fn events(
         &self,
         query: &ProcessEventsQuery,
         limit: Duration,
     ) -> Result<ProcessEventList, MetricsError> {
+        let (instance, range) = (&query.instance_id, query.range);
         let most = usize::from(query.limit.get());
-        let mut events = Vec::new();
+        // One more tells that there are more. The starts of those that ended before these are older than all of them.
+        let one_more = i64::from(query.limit.get()) + 1;
+        let ends = self.ends(instance, range, one_more, limit).await?;
+        let tables = self.tables(instance, range, limit).await?;
+        let started = ends.iter().chain(tables.iter().flatten());
+        let started = started.filter(|row| (range.from_ms()..range.to_ms()).contains(&row.started_ms));
         let mut seen = HashSet::new();
-        for question in self.questions(query, limit).await? {
-            let rows = self
-                .collection()
-                .find(question.filter)
-                .projection(row::projection())
-                .sort(question.newest_first)
-                // Each alone could have all of the newest, and one more tells that there are more.
-                .limit(i64::from(query.limit.get()) + 1)
-                .max_time(limit);
-            let mut cursor = find(self.collection(), rows).await?;
-            while cursor.advance().await? {
-                let (_, row) = row::read(cursor.current())?;
-                let event = event(row, question.kind);
-                if seen.insert((event.kind, event.pid, event.started_ms)) {
-                    events.push(event);
-                }
-            }
-        }
+        let mut events: Vec<_> = ends
+            .iter()
+            .map(|row| (ProcessEventKind::Ended, row))
+            .chain(started.map(|row| (ProcessEventKind::Started, row)))
+            .filter(|(kind, row)| seen.insert((*kind, row.pid, row.started_ms)))
+            .map(|(kind, row)| event(kind, row))
+            .collect();
         events.sort_unstable_by(|one, other| {
             let key = |event: &ProcessEvent| (event.at_ms, event.kind, event.pid);
             key(other).cmp(&key(one))
@@ -56,40 +43,9 @@ impl Processes {
         events.truncate(most);
         Ok(ProcessEventList { events, more })
     }
-
-    async fn questions(
-        &self,
-        query: &ProcessEventsQuery,
-        limit: Duration,
-    ) -> Result<Vec<Question>, MetricsError> {
-        let (from_ms, to_ms) = (query.range.from_ms(), query.range.to_ms());
-        let instance = query.instance_id.as_str();
-        let range = doc! { "$gte": seconds(from_ms), "$lt": seconds(to_ms) };
-        let mut questions = vec![
-            Question {
-                filter: doc! { "instance_id": instance, "shutdown_time": range.clone() },
-                newest_first: doc! { "shutdown_time": -1 },
-                kind: ProcessEventKind::Ended,
-            },
-            Question {
-                filter: doc! {
-                    "instance_id": instance, "running_time": range.clone(), "shutdown_time": { "$gt": 0 },
-                },
-                newest_first: doc! { "running_time": -1 },
-                kind: ProcessEventKind::Started,
-            },
-        ];
-        let tables = self.tables(&query.instance_id, from_ms, to_ms, limit).await?;
-        questions.extend(tables.into_iter().map(|date| Question {
-            filter: doc! { "instance_id": instance, "create_date": date, "running_time": range.clone() },
-            newest_first: doc! { "running_time": -1 },
-            kind: ProcessEventKind::Started,
-        }));
-        Ok(questions)
-    }
 }
 
-fn event(row: ProcessRow, kind: ProcessEventKind) -> ProcessEvent {
+fn event(kind: ProcessEventKind, row: &ProcessRow) -> ProcessEvent {
     let at_ms = match kind {
         ProcessEventKind::Started => row.started_ms,
         ProcessEventKind::Ended => row.ended_ms.unwrap_or(0),
@@ -97,7 +53,7 @@ fn event(row: ProcessRow, kind: ProcessEventKind) -> ProcessEvent {
     ProcessEvent {
         at_ms,
         kind,
-        name: row.name,
+        name: row.name.clone(),
         pid: row.pid,
         started_ms: row.started_ms,
     }

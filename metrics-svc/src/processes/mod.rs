@@ -11,7 +11,11 @@ use std::{sync::Arc, time::Duration};
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{Collection, IndexModel, options::IndexOptions};
 use shared::{
-    api::InstanceId,
+    api::{
+        InstanceId,
+        history::TimeRange,
+        processes::{ProcessName, ProcessRow},
+    },
     time::{CreateDate, UtcOffset, unix_millis},
 };
 
@@ -37,6 +41,8 @@ const STEPS: [Duration; 11] = [
     Duration::from_hours(72),
     Duration::from_hours(168),
 ];
+/// The most rows of a table: twice what a kernel runs by its default `pid_max`.
+const MOST_ROWS: i64 = 65_536;
 /// How many tables before cuts are looked at: see [`Processes::tables`].
 const MOST_CUTS: usize = 8;
 
@@ -55,18 +61,17 @@ impl Processes {
         }
     }
 
-    /// Makes the indexes of ended processes. They hold only the last row of each, and cost the other rows nothing.
+    /// Makes the index of ended processes. It holds only the last row of each, and costs the other rows nothing.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
-        let index = |keys: Document, name: &str| {
-            let options = IndexOptions::builder()
-                .name(name.to_owned())
-                .partial_filter_expression(doc! { "shutdown_time": { "$gt": 0 } })
-                .build();
-            IndexModel::builder().keys(keys).options(options).build()
-        };
-        let ended = index(doc! { "instance_id": 1, "shutdown_time": 1 }, "instance_ended");
-        let started = index(doc! { "instance_id": 1, "running_time": 1 }, "instance_started");
-        self.collection().create_indexes([ended, started]).await?;
+        let options = IndexOptions::builder()
+            .name("instance_ended".to_owned())
+            .partial_filter_expression(doc! { "shutdown_time": { "$gt": 0 } })
+            .build();
+        let ended = IndexModel::builder()
+            .keys(doc! { "instance_id": 1, "shutdown_time": 1 })
+            .options(options)
+            .build();
+        self.collection().create_index(ended).await?;
         Ok(())
     }
 
@@ -137,41 +142,90 @@ impl Processes {
         row.map_or(Ok(None), |row| Ok(Some(row.get_str("create_date")?.to_owned())))
     }
 
-    /// The dates of the tables that show the processes that ran in a range of time and whose end nobody saw: the first
-    /// behind the range, the last within it, and the last before each cut, at which the VM was switched off with all
-    /// its processes. The oldest process of a table tells when the VM came up, and so where to look for the cut before.
+    /// The rows of the sample of a date, of one name or of all.
+    async fn rows_of(
+        &self,
+        instance: &InstanceId,
+        date: &str,
+        name: Option<&ProcessName>,
+        limit: Duration,
+    ) -> Result<Vec<ProcessRow>, MetricsError> {
+        let mut filter = doc! { "instance_id": instance.as_str(), "create_date": date };
+        if let Some(name) = name {
+            filter.insert("cmd", name.as_str());
+        }
+        self.read(filter, doc! { "_id": 1 }, MOST_ROWS, limit).await
+    }
+
+    /// The last rows of the processes that ended in a range of time, the newest first.
+    async fn ends(
+        &self,
+        instance: &InstanceId,
+        range: TimeRange,
+        most: i64,
+        limit: Duration,
+    ) -> Result<Vec<ProcessRow>, MetricsError> {
+        let ended = doc! { "$gte": seconds(range.from_ms()), "$lt": seconds(range.to_ms()) };
+        let filter = doc! { "instance_id": instance.as_str(), "shutdown_time": ended };
+        self.read(filter, doc! { "shutdown_time": -1 }, most, limit).await
+    }
+
+    /// Reads rows. A filter is on fields of one index alone; what else is wanted is chosen here, among few rows: the
+    /// stand-in of development reads a whole collection otherwise, and MongoDB would save little.
+    async fn read(
+        &self,
+        filter: Document,
+        sort: Document,
+        most: i64,
+        limit: Duration,
+    ) -> Result<Vec<ProcessRow>, MetricsError> {
+        let query = self
+            .collection()
+            .find(filter)
+            .projection(row::projection())
+            .sort(sort)
+            .limit(most)
+            .batch_size(2000)
+            .max_time(limit);
+        let mut cursor = find(self.collection(), query).await?;
+        let mut rows = Vec::new();
+        while cursor.advance().await? {
+            rows.push(row::read(cursor.current())?.1);
+        }
+        Ok(rows)
+    }
+
+    /// The tables that show the processes that ran in a range of time and did not end in it: the first behind the range,
+    /// the last within it, and the last before each cut, at which the VM was switched off with all its processes. The
+    /// oldest process of a table tells when the VM came up, and so where to look for the cut before.
     async fn tables(
         &self,
         instance: &InstanceId,
-        from_ms: u64,
-        to_ms: u64,
+        range: TimeRange,
         limit: Duration,
-    ) -> Result<Vec<String>, MetricsError> {
-        let mut dates = Vec::from_iter(self.sample_after(instance, to_ms, limit).await?);
-        let mut end_ms = to_ms;
+    ) -> Result<Vec<Vec<ProcessRow>>, MetricsError> {
+        let mut tables = Vec::new();
+        if let Some(date) = self.sample_after(instance, range.to_ms(), limit).await? {
+            tables.push(self.rows_of(instance, &date, None, limit).await?);
+        }
+        let mut end_ms = range.to_ms();
         for _ in 0..=MOST_CUTS {
-            if end_ms <= from_ms {
+            if end_ms <= range.from_ms() {
                 break;
             }
             let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
                 break;
             };
-            let query = self
-                .collection()
-                .find_one(doc! { "instance_id": instance.as_str(), "create_date": &date })
-                .projection(doc! { "_id": 0, "running_time": 1 })
-                .sort(doc! { "running_time": 1 })
-                .max_time(limit);
-            let oldest = find(self.collection(), query).await?;
-            let up = oldest.and_then(|row| row::millis(row.get("running_time").ok()??));
-            let sampled = self.offset.unix_millis_of(&date).unwrap_or(0);
-            dates.push(date);
-            if sampled < from_ms {
+            let table = self.rows_of(instance, &date, None, limit).await?;
+            let sampled_ms = self.offset.unix_millis_of(&date).unwrap_or(0);
+            let up_ms = table.iter().map(|row| row.started_ms).min().unwrap_or(0);
+            tables.push(table);
+            if sampled_ms < range.from_ms() {
                 break;
             }
-            end_ms = up.unwrap_or(0).min(sampled);
+            end_ms = up_ms.min(sampled_ms);
         }
-        Ok(dates)
+        Ok(tables)
     }
 }
 

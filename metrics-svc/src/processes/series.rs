@@ -8,15 +8,17 @@ use shared::{
     time::CreateDate,
 };
 
-use super::{Processes, row, seconds};
+use super::{Processes, row};
 use crate::{
     MetricsError,
     database::find,
     history::{Chart, sums::Sum},
 };
 
-/// The most names that a pid is followed under: a process that replaces itself by another program changes its name.
+/// The most names that a pid is followed under.
 const MOST_NAMES: usize = 16;
+/// The ended processes among which the names of a pid are looked for, the newest.
+const MOST_ENDS: i64 = 100_000;
 
 /// What the processes use together at one moment.
 #[derive(Debug, Default)]
@@ -115,11 +117,7 @@ impl Processes {
     ) -> Result<(), MetricsError> {
         let date = |millis| CreateDate::at_millis(millis, self.offset);
         let range = doc! { "$gte": date(chart.first_ms).as_str(), "$lt": date(chart.end_ms()).as_str() };
-        let mut filter =
-            doc! { "instance_id": query.instance_id.as_str(), "cmd": name, "create_date": range };
-        if let Some(pid) = query.process.pid() {
-            filter.insert("pid", i64::from(pid));
-        }
+        let filter = doc! { "instance_id": query.instance_id.as_str(), "cmd": name, "create_date": range };
         let rows = self
             .collection()
             .find(filter)
@@ -138,6 +136,10 @@ impl Processes {
         };
         while cursor.advance().await? {
             let (date, row) = row::read(cursor.current())?;
+            // Chosen here, as in `read`.
+            if query.process.pid().is_some_and(|pid| pid != row.pid) {
+                continue;
+            }
             if date != moment.date {
                 finish(&moment);
                 moment = Moment {
@@ -151,38 +153,24 @@ impl Processes {
         Ok(())
     }
 
-    /// The names under which a pid was seen: by the last rows of those that ended since, and by the tables that show
-    /// the others. There is no index by pid, which would be one entry more for every row; there is one by name.
+    /// The names under which a pid was seen: by the last rows of those that ended, and by the tables that show the
+    /// others. There is no index by pid, which would be one entry more for every row; there is one by name.
     async fn names_of(
         &self,
         query: &ProcessHistoryQuery,
         pid: u32,
         limit: Duration,
     ) -> Result<BTreeSet<String>, MetricsError> {
-        let (from_ms, to_ms) = (query.range.from_ms(), query.range.to_ms());
-        let instance = query.instance_id.as_str();
-        let mut filters = vec![doc! {
-            "instance_id": instance,
-            "shutdown_time": { "$gte": seconds(from_ms) },
-            "running_time": { "$lt": seconds(to_ms) },
-            "pid": i64::from(pid),
-        }];
+        let (instance, range) = (&query.instance_id, query.range);
+        let ends = self.ends(instance, range, MOST_ENDS, limit).await?;
+        let mut tables = self.tables(instance, range, limit).await?;
         // A process that runs another program in the midst of its life has a name at the beginning and one at the end.
-        let first = self.sample_after(&query.instance_id, from_ms, limit).await?;
-        let tables = self.tables(&query.instance_id, from_ms, to_ms, limit).await?;
-        let tables = first.into_iter().chain(tables);
-        filters.extend(
-            tables.map(|date| doc! { "instance_id": instance, "create_date": date, "pid": i64::from(pid) }),
-        );
-        let mut names = BTreeSet::new();
-        for filter in filters {
-            let rows = self.collection().find(filter).projection(row::projection());
-            let mut cursor = find(self.collection(), rows.limit(100).max_time(limit)).await?;
-            while cursor.advance().await? && names.len() < MOST_NAMES {
-                names.insert(row::read(cursor.current())?.1.name);
-            }
+        if let Some(date) = self.sample_after(instance, range.from_ms(), limit).await? {
+            tables.push(self.rows_of(instance, &date, None, limit).await?);
         }
-        Ok(names)
+        let rows = ends.into_iter().chain(tables.into_iter().flatten());
+        let names = rows.filter(|row| row.pid == pid).map(|row| row.name);
+        Ok(names.take(MOST_NAMES).collect())
     }
 }
 

@@ -2,17 +2,13 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use bson::doc;
 use shared::{
     api::processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery},
     time::unix_millis,
 };
 
-use super::{Processes, row};
-use crate::{MetricsError, database::find};
-
-/// The most rows of a table: twice what a kernel runs by its default `pid_max`.
-const MOST_ROWS: i64 = 65_536;
+use super::Processes;
+use crate::MetricsError;
 
 impl Processes {
     /// The table of the newest sample at or before the moment.
@@ -26,22 +22,9 @@ impl Processes {
         let Some(date) = self.sample_before(&query.instance_id, end_ms, limit).await? else {
             return Ok(ProcessTable::default());
         };
-        let mut filter = doc! { "instance_id": query.instance_id.as_str(), "create_date": &date };
-        if let Some(name) = &query.name {
-            filter.insert("cmd", name.as_str());
-        }
-        let rows = self
-            .collection()
-            .find(filter)
-            .projection(row::projection())
-            .limit(MOST_ROWS)
-            .batch_size(2000)
-            .max_time(limit);
-        let mut cursor = find(self.collection(), rows).await?;
-        let mut processes = Vec::new();
-        while cursor.advance().await? {
-            processes.push(row::read(cursor.current())?.1);
-        }
+        let mut processes = self
+            .rows_of(&query.instance_id, &date, query.name.as_ref(), limit)
+            .await?;
         let total = processes.len() as u64;
         let order = query.order.unwrap_or_else(|| query.sort.usual_order());
         processes.sort_unstable_by(|one, other| compare(one, other, query.sort, order));

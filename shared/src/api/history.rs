@@ -153,8 +153,8 @@ pub struct VmPage {
     pub more: bool,
 }
 
-/// Lists every VM that ever reported and that the principal may see, with its newest row. One query of the database
-/// a page, whatever the page's size.
+/// Lists every VM that has rows and that the principal may see, with the newest; it follows the rows within seconds
+/// (`VMWATCH_ROLLUP_INTERVAL`). One query of the database a page, whatever the page's size.
 #[derive(Debug)]
 pub struct VmList;
 
@@ -263,8 +263,8 @@ pub struct VmSeries {
     pub step_ms: u64,
     /// What it was read from. Rollups follow the rows within seconds (`VMWATCH_ROLLUP_INTERVAL`).
     pub resolution: Resolution,
-    /// In the order of time. Buckets without a sample are left out; the first may begin before the range does,
-    /// since buckets lie on whole multiples of their length.
+    /// In the order of time, each whole. Buckets without a sample are left out; the first may begin before the range
+    /// does and the last end after it, since buckets lie on whole multiples of their length (in local time).
     pub buckets: Vec<VmBucket>,
 }
 

@@ -236,7 +236,7 @@ pub struct ProcessBucket {
 pub struct ProcessSeries {
     /// How long each bucket is; 0 where there are none.
     pub step_ms: u64,
-    /// In the order of time. Buckets in which none of the processes was seen are left out.
+    /// As in [`super::history::VmSeries`]. Buckets in which none of the processes was seen are left out.
     pub buckets: Vec<ProcessBucket>,
 }
 
@@ -308,7 +308,7 @@ pub struct ProcessEventList {
 }
 
 /// Reads starts and ends of a VM's processes, as its samples show them: a process that lived between two samples was
-/// never seen.
+/// never seen, and one that ended unseen (its VM was switched off, its agent stopped) has no end.
 #[derive(Debug)]
 pub struct ProcessEvents;
 
