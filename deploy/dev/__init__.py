@@ -5,6 +5,7 @@
     inspect     `status`, `logs`, `down`
     checks      `test`: formatting, lints, builds, every test
     bench       `bench`: measures on release builds; `soak`: the long forms of tests
+    figures     what tests measured: shown, and written where `--json FILE` says
 
     stack       the programs of a stack: arguments, environment, order of start and stop
     machines    this machine's instance id, the machines of the test hypervisor

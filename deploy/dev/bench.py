@@ -2,8 +2,8 @@
 
 import subprocess
 
-from . import cargo, checks, layout, processes, tools
-from .terminal import Problem, Step, say, style
+from . import cargo, checks, figures, layout, processes, tools
+from .terminal import EX_USAGE, Problem, Step, say, style
 
 # What each bench starts beside itself.
 PROGRAMS = {"ingest": ["metrics-svc"], "latest": ["metrics-svc"]}
@@ -31,11 +31,19 @@ def bench(arguments) -> int:
 
 
 def soak(arguments) -> int:
-    """The fault tests of ingestion with long outages; arguments go to the test runner."""
+    """The long forms of the fault tests, with mixed load for so many minutes; arguments go to the test runner."""
+    target, arguments = figures.option(arguments, "--json")
+    minutes, arguments = figures.option(arguments, "--minutes")
+    minutes = minutes or "60"
+    if not minutes.isdecimal() or int(minutes) == 0:
+        raise Problem(f"--minutes {minutes}: a whole number of at least 1 is needed", code=EX_USAGE)
+    measured = figures.Figures(target)
     cargo.check()
-    environment = {"VMWATCH_TEST_OUTAGE": OUTAGE, **checks.servers()}
+    environment = {"VMWATCH_TEST_OUTAGE": OUTAGE, **checks.servers(), "VMWATCH_TEST_SOAK": f"{minutes}m"}
     cargo.build("binaries for the tests")
     runner = ["cargo", "test", "--package", "e2e", "--test", "e2e", "--", "--nocapture", "--test-threads", "2"]
-    runner += arguments or ["ingest"]
-    say(f"\n{style('soak', 'strong')}: outages of {environment['VMWATCH_TEST_OUTAGE']}: {' '.join(runner)}")
-    return subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
+    runner += arguments or ["ingest", "faults"]
+    outages = f"outages of {environment['VMWATCH_TEST_OUTAGE']}, mixed load for {minutes} min"
+    say(f"\n{style('soak', 'strong')}: {outages}: {' '.join(runner)}")
+    with measured:
+        return subprocess.run(runner, cwd=layout.ROOT, env={**environment, **measured.environment()}).returncode

@@ -5,15 +5,17 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, guest, layout, processes, schemathesis, tools
+from . import cargo, figures, guest, layout, processes, schemathesis, tools
 from .terminal import Problem, Step, say, style
 
 
 def test(arguments) -> int:
     """Everything that must hold before a change goes in; arguments go to the test runner.
 
-    With --containers, which is ours, the images and compose.yaml are run as well, at the end.
+    Two are ours: with --containers the images and compose.yaml are run as well, at the end; --json FILE writes the
+    figures of the tests.
     """
+    target, arguments = figures.option(arguments, "--json")
     containers = "--containers" in arguments
     arguments = [argument for argument in arguments if argument != "--containers"]
     cargo.check()
@@ -30,7 +32,9 @@ def test(arguments) -> int:
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
     # The runner speaks for itself, to the last line.
-    code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
+    with figures.Figures(target) as measured:
+        environment.update(measured.environment())
+        code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
     if code or not containers:
         return code
     return subprocess.run([sys.executable, "-B", layout.ROOT / "deploy" / "offline" / "run"]).returncode

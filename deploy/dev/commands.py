@@ -25,7 +25,7 @@ COMMANDS = [
     Command("logs [SERVICE...] [-f]", "the end of all logs, or whole ones; -f goes on", inspect.logs),
     Command("down", "stop the stack; its data stays under .dev/", inspect.down),
     Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
-    Command("soak [ARGUMENTS]", "fault tests with outages of 30 s; arguments go to the test runner", bench.soak),
+    Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
     Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
     Command("install", "only install what `up` and `test` need", up.install),
     Command("help", "this", lambda _: show_help()),
@@ -48,6 +48,8 @@ def show_help() -> int:
     say()
     say(style("Commands", "strong"))
     say(table([("  " + command.usage, command.summary) for command in COMMANDS]))
+    say()
+    say("test and soak take --json FILE: there they write the figures that the tests measured.")
     say()
     say(style("Settings", "strong") + " (environment variables; those of the programs are passed on to them)")
     say(table([("  " + name, help_text) for name, help_text in SETTINGS]))

@@ -17,6 +17,7 @@
 
 mod client;
 mod database;
+mod figures;
 mod libvirtd;
 mod nats;
 mod ports;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use client::{Answer, Gateway, codes, failure};
 pub use database::Database;
+pub use figures::figure;
 pub use libvirtd::Libvirtd;
 pub use nats::Nats;
 pub use process::{Process, Spec};

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import unittest
 from pathlib import Path
 from unittest import mock
 
-from dev import cargo, commands, guide, interrupts, machines, stack, state, terminal, tools
+from dev import cargo, commands, figures, guide, interrupts, machines, stack, state, terminal, tools
 from dev.processes import Identity
 from dev.state import Running, State
 
@@ -55,6 +56,28 @@ class Versions(unittest.TestCase):
         self.assertEqual(cargo.progress(bar), "123/456 tokio")
         self.assertEqual(cargo.progress("Compiling ring v0.17.14"), "Compiling ring v0.17.14")
         self.assertEqual(cargo.progress("warning: something"), "")
+
+
+class Figures(unittest.TestCase):
+    def test_options_are_taken_out(self):
+        self.assertEqual(figures.option(["a", "--json", "f", "b"], "--json"), ("f", ["a", "b"]))
+        self.assertEqual(figures.option(["--json=f"], "--json"), ("f", []))
+        self.assertEqual(figures.option(["a"], "--json"), (None, ["a"]))
+        for wrong in (["--json"], ["--json="]):
+            with self.assertRaises(terminal.Problem):
+                figures.option(wrong, "--json")
+
+    def test_a_run_ends_with_its_figures_in_a_file(self):
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as screen:
+            target = Path(folder) / "figures.json"
+            with figures.Figures(target) as measured:
+                with open(measured.environment()["VMWATCH_FIGURES"], "a", encoding="utf-8") as lines:
+                    for name, value in (("b_ms", 2.5), ("a", 1), ("b_ms", 3.5)):
+                        lines.write(json.dumps({"name": name, "value": value}) + "\n")
+            self.assertEqual(json.loads(target.read_text()), {"figures": {"a": 1, "b_ms": 3.5}})
+            self.assertIn("b_ms  3.5", screen.getvalue())
+        with self.assertRaises(terminal.Problem):
+            figures.Figures("/no/such/folder/figures.json")
 
 
 class Machines(unittest.TestCase):
