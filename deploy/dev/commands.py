@@ -20,7 +20,10 @@ class Command:
 
 
 COMMANDS = [
-    Command("up [--detach]", "install what is missing, build, start everything, tell how to use it", up.up),
+    Command(
+        "up [--detach] [--guest]",
+        "install what is missing, build, start everything, tell how to use it; --guest: with a real VM of QEMU", up.up,
+    ),
     Command("status [--json]", "what runs, where, and how it is", inspect.status),
     Command("logs [SERVICE...] [-f]", "the end of all logs, or whole ones; -f goes on", inspect.logs),
     Command("down", "stop the stack; its data stays under .dev/", inspect.down),

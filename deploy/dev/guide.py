@@ -9,11 +9,12 @@ import urllib.request
 from pathlib import Path
 
 from . import layout, machines, processes
+from .hypervisor import Hypervisor
 from .state import State
 from .terminal import Step, say, style, table, warn
 
 PATH = "/wsgi_app.py"
-LOGIN, VM_ROWS, PROCESS_ROWS, START = 458753, 611611, 611711, 32523
+LOGIN, VM_ROWS, PROCESS_ROWS, NAMED_ROWS, START = 458753, 611611, 611711, 611712, 32523
 
 ROWS_LIMIT = 60.0
 
@@ -68,10 +69,14 @@ def _curl(state: State, request: str) -> str:
     return f"curl -s {state.gateway}{PATH} -d {request}"
 
 
-def _asking(state: State, method: int, instance: str, more: str = "") -> str:
+def _request(state: State, method: int, instance: str, more: str = "") -> str:
     """A request in the document's form, the session from the shell's variable."""
     body = f'{{"method":{method},"data":{{"instance_id":"{instance}"}},"session_id":"\'$session\'"{more}}}'
-    return _curl(state, f"'{body}'") + "; echo"
+    return _curl(state, f"'{body}'")
+
+
+def _asking(state: State, method: int, instance: str, more: str = "") -> str:
+    return _request(state, method, instance, more) + "; echo"
 
 
 def session_lines(state: State, password: str, binaries: Path) -> list:
@@ -85,14 +90,32 @@ def session_lines(state: State, password: str, binaries: Path) -> list:
         ("this machine's newest row", _asking(state, VM_ROWS, state.instance, ',"limit":1')),
         ("four of its processes", _asking(state, PROCESS_ROWS, state.instance, ',"limit":4')),
     ]
-    if os.environ.get("VMWATCH_HYPERVISORS"):
-        # Not ours to start for a demonstration.
-        return lines
     reading = f"VMWATCH_NATS_URL={state.nats} {shlex.quote(str(binaries / 'vmwatch-lifecycle'))}"
+    # What others named is not ours to start for a demonstration.
+    if not os.environ.get("VMWATCH_HYPERVISORS"):
+        lines += [
+            ("start a VM that is shut off", _asking(state, START, machines.TO_START)),
+            ("and read its state back through the bus", f"{reading} state {machines.TO_START}"),
+        ]
+    return lines + (_guest_lines(state, state.hypervisor) if state.hypervisor else [])
+
+
+def _guest_lines(state: State, own: Hypervisor) -> list:
+    """A real VM: it boots, and what it then sees inside comes back."""
+    first = _request(state, VM_ROWS, own.instance, ',"limit":1')
     return [
-        *lines,
-        ("start a VM that is shut off", _asking(state, START, machines.TO_START)),
-        ("and read its state back through the bus", f"{reading} state {machines.TO_START}"),
+        ("start the guest, a real VM of QEMU", f"posted=$(date +%s%N); {_asking(state, START, own.instance)}"),
+        ("what libvirt says of it", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
+        (
+            "wait for its first row, and tell how long after the POST it came",
+            f"until {first} | grep ObjectId; do sleep 0.1; done; "
+            'echo "first row after $(( ($(date +%s%N) - posted) / 1000000 )) ms"',
+        ),
+        (
+            "its agent, as one of the processes in it",
+            _asking(state, NAMED_ROWS, own.instance, ',"proc_name":"vmwatch-agent","limit":1'),
+        ),
+        ("what it wrote on its console", f"cat {shlex.quote(str(own.console))}"),
     ]
 
 
@@ -108,6 +131,8 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
         ("database", database),
         ("data and logs", layout.short(layout.DOT)),
     ]
+    if state.hypervisor:
+        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM of QEMU, off)"))
     say(table([("  " + name, value) for name, value in rows]))
     say()
     for title, line in session_lines(state, password, binaries):

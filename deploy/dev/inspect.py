@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 from . import interrupts, layout, processes, stack, state
 from .state import State
@@ -52,8 +53,20 @@ def _report(current: State, services: list) -> dict:
         "admin_user": current.admin or None,
         "admin_password_file": str(layout.PASSWORD) if layout.PASSWORD.exists() else None,
         "instance_id": current.instance or None,
+        "guest": _guest(current) if services else None,
         "detached": current.detached,
         "services": services,
+    }
+
+
+def _guest(current: State) -> Optional[dict]:
+    """The VM of `up --guest`."""
+    own = current.hypervisor
+    if not own:
+        return None
+    qemu = own.qemu()
+    return {
+        "instance_id": own.instance, "pid": qemu.pid if qemu else None, "libvirt": own.uri, "console": str(own.console),
     }
 
 
@@ -67,12 +80,17 @@ def _show(current: State, services: list) -> None:
             styles[index] = "bad"
     say(table(rows, styles))
     say()
-    say(table([
+    told = [
         ("API", f"{current.gateway}/wsgi_app.py"),
         ("bus", current.nats),
         ("administrator", f"{current.admin}, first password in {layout.short(layout.PASSWORD)}"),
         ("this machine", current.instance),
-    ]))
+    ]
+    guest = _guest(current)
+    if guest:
+        how = f"on, QEMU's pid {guest['pid']}" if guest["pid"] else "off"
+        told.append(("guest", f"{guest['instance_id']}  {how}"))
+    say(table(told))
 
 
 def logs(arguments) -> int:

@@ -33,6 +33,20 @@ def answers(port: int, host: str = LOOPBACK, timeout: float = 0.5) -> bool:
     return True
 
 
+def accepts(address: str) -> bool:
+    """Whether somebody accepts connections at a Unix socket's path, or host:port."""
+    if not address.startswith("/"):
+        host, port = parse_address(address)
+        return answers(port, host)
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0.5)
+        try:
+            probe.connect(address)
+        except OSError:
+            return False
+    return True
+
+
 def choose(
     names: Iterable[str], remembered: Dict[str, int], seed: str, free: Callable[[int], bool] = is_free
 ) -> Dict[str, int]:

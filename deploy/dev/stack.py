@@ -32,7 +32,10 @@ STOP_LIMIT = 15.0
 LOG_LINES = 20
 
 # Each group is stopped when the one before has ended, so that what a program still has to send is taken.
-STOP_ORDER = [["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database"], ["nats"]]
+# The guest after what could start it again.
+STOP_ORDER = [
+    ["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database", "libvirtd"], ["guest"], ["nats"],
+]
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Plan:
     state: State
 
     def servers(self) -> List[Program]:
-        """NATS and the database, where they are not given."""
+        """NATS and the database, where they are not given, and the hypervisor of `--guest`."""
         found = []
         host = ports.LOOPBACK
         if self.nats_server:
@@ -75,6 +78,9 @@ class Plan:
             found.append(
                 Program("database", self.database.arguments(port, data), dict(os.environ), f"{host}:{port}")
             )
+        own = self.state.hypervisor
+        if own:
+            found.append(Program("libvirtd", own.command(), own.environment(), own.socket))
         return found
 
     def services(self) -> List[Program]:
@@ -82,7 +88,7 @@ class Plan:
         return [
             self._ours("auth", VMWATCH_ADMIN_USER=self.state.admin, VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD)),
             self._ours("metrics"),
-            self._ours("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state.instance)),
+            self._ours("lifecycle", VMWATCH_HYPERVISORS=hypervisors(self.state)),
             self._ours("gateway", VMWATCH_LISTEN=self.listen),
             self._ours(
                 "agent",
@@ -101,10 +107,12 @@ class Plan:
         return Program(name, [self.binaries / f"vmwatch-{name}"], env, address, health)
 
 
-def hypervisors(instance: str) -> str:
-    """VMWATCH_HYPERVISORS where given, else libvirt's test hypervisor with machines of our own."""
-    given = os.environ.get("VMWATCH_HYPERVISORS")
-    return given or f"dev=test://{urllib.parse.quote(str(machines.write_node_file(instance)))}"
+def hypervisors(state: State) -> str:
+    """VMWATCH_HYPERVISORS where given, else libvirt's test hypervisor with machines of our own; and that of `--guest`."""
+    named = os.environ.get("VMWATCH_HYPERVISORS")
+    if not named:
+        named = f"dev=test://{urllib.parse.quote(str(machines.write_node_file(state.instance)))}"
+    return f"{named},qemu={state.hypervisor.uri}" if state.hypervisor else named
 
 
 def agent_intervals(environ) -> Dict[str, str]:
@@ -188,8 +196,7 @@ def health_of(program: Running):
     if not program.process.alive():
         return "ended", "the process has ended"
     if not program.health:
-        host, port = ports.parse_address(program.address)
-        return ("ready", "") if ports.answers(port, host) else ("not ready", "it accepts no connections yet")
+        return ("ready", "") if ports.accepts(program.address) else ("not ready", "it accepts no connections yet")
     try:
         # Straight to loopback, whatever proxy the environment names.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -206,11 +213,14 @@ def stop(state: State) -> None:
     """Stops what the state lists, in order, and nothing else. A second Ctrl-C stops it at once and hard."""
     with interrupts.held_back():
         for names in STOP_ORDER:
-            group = [program for program in state.programs if program.name in names and program.process.alive()]
+            group = [program for program in state.living() if program.name in names]
             for program in group:
                 program.process.send(signal.SIGTERM)
             _await_end(group)
         state.programs.clear()
+        if state.hypervisor:
+            state.hypervisor.remove()
+            state.hypervisor = None
         state.guard, state.detached = None, False
         state.save()
 

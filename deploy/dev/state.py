@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Dict, List, Optional
 
 from . import layout
+from .hypervisor import Hypervisor
 from .processes import Identity
 from .terminal import Problem
 
@@ -20,6 +21,7 @@ class Running:
 
     name: str
     process: Identity
+    # Of a socket, or host:port, or a URL.
     address: str
     # host:port of /readyz; nothing for programs that have none and are ready when they accept connections.
     health: str
@@ -42,6 +44,8 @@ class State:
     database: str = ""
     admin: str = ""
     instance: str = ""
+    # Of `up --guest`.
+    hypervisor: Optional[Hypervisor] = None
 
     def save(self) -> None:
         layout.DOT.mkdir(exist_ok=True)
@@ -49,8 +53,14 @@ class State:
         partial.write_text(json.dumps(asdict(self), indent=2) + "\n")
         partial.replace(FILE)
 
+    def running(self) -> List[Running]:
+        """The programs that were started, and the guest where it is on: that one is libvirt's child."""
+        qemu = self.hypervisor.qemu() if self.hypervisor else None
+        guest = [Running("guest", qemu, "", "", str(self.hypervisor.console))] if qemu else []
+        return [*self.programs, *guest]
+
     def living(self) -> List[Running]:
-        return [program for program in self.programs if program.process.alive()]
+        return [program for program in self.running() if program.process.alive()]
 
 
 def load() -> State:
@@ -59,6 +69,7 @@ def load() -> State:
         data = json.loads(FILE.read_text())
         data["programs"] = [Running(**{**item, "process": Identity(**item["process"])}) for item in data["programs"]]
         data["guard"] = Identity(**data["guard"]) if data["guard"] else None
+        data["hypervisor"] = Hypervisor(**data["hypervisor"]) if data.get("hypervisor") else None
         return State(**data)
     except (OSError, ValueError, TypeError, KeyError):
         return State()

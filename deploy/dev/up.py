@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from . import cargo, guide, interrupts, layout, machines, ports, stack, state, tools
+from . import cargo, guest as image, guide, interrupts, layout, machines, ports, stack, state, tools
+from .hypervisor import Hypervisor
 from .processes import Identity
 from .stack import Plan, Program, Stack
 from .state import State, redacted
@@ -17,10 +18,12 @@ from .tools import Database
 
 
 def up(arguments) -> int:
-    """Starts a stack; with --detach it is left running, else it ends with Ctrl-C."""
-    if [argument for argument in arguments if argument != "--detach"]:
-        raise Problem("`up` knows only --detach", code=EX_USAGE)
-    detach = "--detach" in arguments
+    """Starts a stack; with --detach it is left running, else it ends with Ctrl-C. --guest: with a real VM."""
+    if set(arguments) - {"--detach", "--guest"}:
+        raise Problem("`up` knows only --detach and --guest", code=EX_USAGE)
+    detach, guest = "--detach" in arguments, "--guest" in arguments
+    if guest and os.environ.get("VMWATCH_NATS_URL"):
+        raise Problem("--guest reports to a NATS of the stack's own: unset VMWATCH_NATS_URL", code=EX_USAGE)
     interrupts.install()
     with state.only_one():
         previous = state.load()
@@ -30,7 +33,7 @@ def up(arguments) -> int:
         running = Stack(State(ports=previous.ports, guard=Identity.of(os.getpid())))
         running.state.save()
         try:
-            _start(running, listen, detach)
+            _start(running, listen, detach, guest)
         except BaseException:
             stack.stop(running.state)
             raise
@@ -54,6 +57,8 @@ def _clear_the_way(previous: State) -> None:
     """No second stack beside a detached one; what a killed `dev` left behind is stopped."""
     living = previous.living()
     if not living:
+        if previous.hypervisor:
+            previous.hypervisor.remove()
         return
     if previous.detached:
         state.running_already()
@@ -77,18 +82,26 @@ def _listen_address() -> str:
     return listen
 
 
-def _start(running: Stack, listen: str, detach: bool) -> None:
+def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     cargo.check()
     tools.install_system(tools.BUILD_NEEDS)
     nats_server = _nats_server()
     database = _database()
     binaries = cargo.build("building vmwatch")
+    guest_image = image.image() if guest else None
     _fill_in(running.state, listen, nats_server is not None, database is not None)
+    if guest:
+        # On record as soon as it is there, so that it goes with the stack.
+        with interrupts.held_back():
+            running.state.hypervisor = Hypervisor.prepare(guest_image)
+            running.state.save()
     plan = Plan(binaries, nats_server, database, listen, running.state)
     password = stack.first_password()
     servers = plan.servers()
     if servers:
         _launch(running, servers)
+    if guest:
+        running.state.hypervisor.define(running.state.ports["nats"], stack.agent_intervals({}))
     _launch(running, plan.services())
     guide.await_rows(running.state, password)
     if detach:

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Libvirtd, Program, Stack, codes, eventually};
+use e2e::{Libvirtd, Program, Stack, codes, eventually, figure};
 use serde_json::json;
 use shared::api::{Role, Scope, lifecycle::MachineState};
 
@@ -46,10 +46,10 @@ async fn a_real_guest_is_started_and_its_own_rows_come_back() {
             .ok_or_else(|| format!("its console says:\n{}", libvirtd.console(GUEST)))
     });
     let row = first.await;
-    println!(
-        "running {:.1} s after the POST of startmonitor, first row of the guest {:.1} s after it",
-        running.as_secs_f64(),
-        posted.elapsed().as_secs_f64()
+    figure("startmonitor_to_running_seconds", running.as_secs_f64());
+    figure(
+        "startmonitor_to_first_row_seconds",
+        posted.elapsed().as_secs_f64(),
     );
     assert_eq!(row["instance_id"], GUEST);
     assert!(

@@ -1,0 +1,77 @@
+"""`./dev up --guest`: a real VM beside the stack, by the lines that it prints, and no process of it left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import unittest
+from pathlib import Path
+
+from dev.processes import Identity
+from dev.tests.whole_stack import PATIENCE, WholeStack
+
+
+class Guest(WholeStack):
+    def up(self):
+        shown = self.dev("up", "--detach", "--guest")
+        self.assertEqual(shown.returncode, 0, shown.stdout)
+        return shown.stdout
+
+    def guest(self):
+        return self.status()["guest"]
+
+    def process(self, service):
+        return Identity.of(next(one["pid"] for one in self.status()["services"] if one["name"] == service))
+
+    def paste(self, lines):
+        pasted = subprocess.run(
+            ["bash", "-e"], input="\n".join(lines) + "\n", env={"PATH": os.environ["PATH"]},
+            stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,
+        )
+        return pasted.stdout
+
+    def test_it_starts_and_reports_by_the_lines_of_up_and_ends_with_the_stack(self):
+        lines = re.findall(r"(?m)^  ((?:session=|posted=|virsh |until |curl .*proc_name|cat ).*)$", self.up())
+        self.assertEqual(len(lines), 6, lines)
+        off = self.guest()
+        self.assertIsNone(off["pid"])
+        libvirtd = self.process("libvirtd")
+
+        told = self.paste(lines)
+        self.assertEqual(json.loads(told.splitlines()[0])["status_code"], 1, told)
+        self.assertIn("running", told.splitlines())
+        self.assertRegex(told, r"first row after \d+ ms")
+        rows = [row for line in told.splitlines() if line.startswith("{") for row in json.loads(line)["data"] or []]
+        self.assertEqual(len(rows), 2, told)
+        for row in rows:
+            self.assertIn(f"u'instance_id': u'{off['instance_id']}'", row)
+        self.assertIn("u'cmd': u'vmwatch-agent'", rows[1])
+        self.assertIn("vmwatch guest is up", told)
+        qemu = Identity.of(self.guest()["pid"])
+        self.assertIn(f"on, QEMU's pid {qemu.pid}", self.dev("status").stdout)
+
+        self.assertEqual(self.dev("down").returncode, 0)
+        self.assertFalse(libvirtd.alive() or qemu.alive())
+        self.assertFalse(self.folder_of(off).exists())
+        self.assertEqual(self.left_over(), [])
+
+    def test_it_is_stopped_where_everything_else_has_fallen_and_the_next_is_another(self):
+        self.paste(re.findall(r"(?m)^  ((?:session=|posted=).*)$", self.up()))
+        first, qemu = self.guest(), Identity.of(self.guest()["pid"])
+        for service in self.status()["services"]:
+            Identity.of(service["pid"]).send(signal.SIGKILL)
+        self.assertTrue(qemu.alive(), "QEMU goes on without its libvirtd")
+        self.assertEqual(self.dev("down").returncode, 0)
+        self.assertFalse(qemu.alive())
+        self.assertFalse(self.folder_of(first).exists())
+        self.up()
+        # A new VM, and so without rows of the first.
+        self.assertNotEqual(self.guest()["instance_id"], first["instance_id"])
+
+    def folder_of(self, guest):
+        return Path(guest["console"]).parents[1]
+
+
+if __name__ == "__main__":
+    unittest.main()
