@@ -26,6 +26,11 @@ const SESSION_TTL: Setting = Setting {
     default: "12h",
     help: "how long a session lives, from its login",
 };
+const SESSIONS_PER_USER: Setting = Setting {
+    name: "VMWATCH_SESSIONS_PER_USER",
+    default: "100",
+    help: "sessions of a user at once; a login beyond them ends the oldest, within a second",
+};
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
     default: "2",
@@ -72,6 +77,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     &[
         USERS_COLLECTION,
         SESSION_TTL,
+        SESSIONS_PER_USER,
         STREAM_REPLICAS,
         LOGIN_PERMITS,
         LOCKOUT_FAILURES,
@@ -107,10 +113,11 @@ pub struct AuthSettings {
     pub(crate) first_admin: FirstAdmin,
 }
 
-/// Of the session bucket.
+/// Of sessions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
+    pub(crate) per_user: usize,
     pub(crate) replicas: usize,
 }
 
@@ -145,6 +152,7 @@ impl AuthSettings {
             Duration::from_secs(1),
             Duration::from_hours(24 * 30),
         );
+        let per_user = env.within(&SESSIONS_PER_USER, 1, 1000);
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let throttle = throttle(env);
         let audit = AuditSettings::read(env);
@@ -159,6 +167,7 @@ impl AuthSettings {
             login_permits: login_permits?,
             sessions: SessionSettings {
                 ttl: ttl?,
+                per_user: per_user?,
                 replicas: replicas?,
             },
             throttle: throttle?,

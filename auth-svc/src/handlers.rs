@@ -1,5 +1,6 @@
 //! The methods of auth-svc.
 
+use futures::future::try_join_all;
 use shared::{
     api::{
         Kind, Method, MethodInfo, Role,
@@ -12,7 +13,7 @@ use shared::{
     },
     bus::{Context, serve::Refused},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::{
     Auth, AuthError,
@@ -75,12 +76,37 @@ impl Auth {
             self.sessions.end(&session.session_id).await?;
             return Err(AuthError::WrongCredentials);
         }
+        self.end_beyond_limit(&session).await?;
         Ok(session)
     }
 
+    /// Ends the oldest sessions of a user who has too many; the new one, where that cannot be known.
+    async fn end_beyond_limit(&self, session: &Session) -> Result<(), AuthError> {
+        let limit = &self.session_limit;
+        match limit
+            .add(&session.principal.user, &session.session_id.key())
+            .await
+        {
+            Ok(beyond) => {
+                let ends = beyond.iter().map(|key| self.sessions.end_key(key));
+                try_join_all(ends).await.map(drop)
+            }
+            Err(error) => {
+                self.sessions.end(&session.session_id).await?;
+                Err(error)
+            }
+        }
+    }
+
     /// Ends a session.
-    pub(crate) async fn logout(&self, session: SessionRef) -> Result<Done, AuthError> {
-        self.sessions.end(&session.session_id).await?;
+    pub(crate) async fn logout(&self, context: &Context, session: SessionRef) -> Result<Done, AuthError> {
+        let key = session.session_id.key();
+        self.sessions.end_key(&key).await?;
+        if let Some(principal) = &context.principal
+            && let Err(error) = self.session_limit.remove(&principal.user, &key).await
+        {
+            warn!(%error, "a session that is over is counted as one still");
+        }
         Ok(Done {})
     }
 

@@ -10,6 +10,7 @@ mod error;
 mod first_admin;
 mod handlers;
 mod password;
+mod session_limit;
 mod sessions;
 mod store;
 mod throttle;
@@ -39,8 +40,8 @@ use tokio_util::sync::CancellationToken;
 pub use error::AuthError;
 
 use crate::{
-    accounts::Accounts, config::AuthSettings, password::Hasher, sessions::Sessions, store::UserStore,
-    throttle::Throttle,
+    accounts::Accounts, config::AuthSettings, password::Hasher, session_limit::SessionLimit,
+    sessions::Sessions, store::UserStore, throttle::Throttle,
 };
 
 /// What the handlers share.
@@ -48,6 +49,7 @@ pub(crate) struct Auth {
     bus: Bus,
     accounts: Accounts,
     sessions: Sessions,
+    session_limit: SessionLimit,
     throttle: Throttle,
     audit: Audit,
 }
@@ -80,10 +82,12 @@ pub async fn run(
     });
     let buckets = until_done("JetStream", &shutdown, || async {
         let throttle = Throttle::open(&bus, settings.throttle, settings.sessions.replicas);
-        tokio::try_join!(Sessions::open(&bus, &settings.sessions), throttle)
+        let limit = SessionLimit::open(&bus, &settings.sessions);
+        tokio::try_join!(Sessions::open(&bus, &settings.sessions), limit, throttle)
     });
     let audit = Audit::open(&bus, settings.audit, &shutdown);
-    let (Some(()), Some((sessions, throttle)), Some(audit)) = tokio::join!(first_admin, buckets, audit)
+    let (Some(()), Some((sessions, session_limit, throttle)), Some(audit)) =
+        tokio::join!(first_admin, buckets, audit)
     else {
         return Ok(());
     };
@@ -91,6 +95,7 @@ pub async fn run(
         bus: bus.clone(),
         accounts: Accounts { users, hasher },
         sessions,
+        session_limit,
         throttle,
         audit,
     });
@@ -111,10 +116,9 @@ fn methods(server: Server, auth: &Arc<Auth>) -> Server {
         .method::<Login, _, _>(with(auth, |auth, context, params| async move {
             auth.login(&context, params).await
         }))
-        .method::<Logout, _, _>(with(
-            auth,
-            |auth, _, params| async move { auth.logout(params).await },
-        ))
+        .method::<Logout, _, _>(with(auth, |auth, context, params| async move {
+            auth.logout(&context, params).await
+        }))
         .method::<UsersGet, _, _>(with(auth, |auth, _, params| async move {
             auth.get_user(params).await
         }))

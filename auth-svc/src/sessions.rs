@@ -88,7 +88,12 @@ impl Sessions {
 
     /// Ends a session, on every gateway; one that is none any more is ended as well.
     pub(crate) async fn end(&self, token: &Token) -> Result<(), AuthError> {
-        tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(token.key()))
+        self.end_key(&token.key()).await
+    }
+
+    /// As [`Sessions::end`], of the token with this key.
+    pub(crate) async fn end_key(&self, key: &str) -> Result<(), AuthError> {
+        tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(key))
             .await
             .map_err(AuthError::bucket)?
             .map_err(AuthError::bucket)

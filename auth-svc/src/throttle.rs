@@ -12,7 +12,7 @@
 //! does everybody else behind the address of an attacker; and neither a name nor an address gives more than its limit of
 //! tries plus one for each partner. Unknown names are counted as known ones are: the throttle tells nobody who exists.
 
-use std::time::Duration;
+use std::{net::Ipv6Addr, time::Duration};
 
 use async_nats::jetstream::{
     kv::{Config, CreateErrorKind, Store, UpdateErrorKind},
@@ -58,6 +58,7 @@ pub(crate) struct Attempt {
 impl Attempt {
     /// Of this user from this source. Keys are hashes: names may hold anything, and the bucket need not tell them.
     pub(crate) fn new(user: &UserName, source: &str) -> Self {
+        let source = &network(source);
         let key = |kind: &str, parts: &[&str]| {
             let mut hash = Sha256::new();
             for part in parts {
@@ -196,6 +197,16 @@ impl Throttle {
     }
 }
 
+/// What failures of a source are counted under: an IPv6 host may take any address of its network of 64 bits (RFC 4291,
+/// section 2.5.1), and would otherwise be a new source with each.
+fn network(source: &str) -> String {
+    let Ok(address) = source.parse::<Ipv6Addr>() else {
+        return source.to_owned();
+    };
+    let [a, b, c, d, ..] = address.segments();
+    Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+}
+
 /// How long the attempt has to wait; `None` where it may be tried now.
 fn wait(
     settings: ThrottleSettings,
@@ -256,6 +267,14 @@ mod tests {
         // But one try it is.
         assert_eq!(waits(1, 100_000, 0), Some(899));
         assert_eq!(waits(1, 0, 100_000), Some(899));
+    }
+
+    #[test]
+    fn a_host_of_ipv6_is_one_source() {
+        let pair = |source| Attempt::new(&"a".parse().unwrap(), source).pair;
+        assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
+        assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
+        assert_ne!(pair("192.0.2.1"), pair("192.0.2.2"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Reading a request's body within bounds of size and time.
+//! Reading a request's body within bounds of size, time and depth.
 
 use std::time::Duration;
 
@@ -14,6 +14,12 @@ use http_body_util::BodyExt;
 const BODY_BYTES: u64 = 64 * 1024;
 /// Of a body that is too large so much is read before it is refused.
 const DISCARDED_BYTES: u64 = 16 << 20;
+
+/// How deep brackets may be nested: ten times what any request of either API needs.
+const DEPTH: usize = 32;
+
+/// The refusal of what is nested deeper.
+pub(crate) const TOO_DEEP: &str = "the body must be nested at most 32 deep";
 
 /// Reads the body within the limits of size and time, or gives the HTTP status and the text of its refusal.
 pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
@@ -48,4 +54,42 @@ async fn collect(mut body: Body) -> Result<Option<Bytes>, axum::Error> {
         }
     }
     Ok((size <= BODY_BYTES).then(|| kept.freeze()))
+}
+
+/// Whether brackets outside of texts nest deeper than any request needs. Of what is no JSON it may say either.
+pub(crate) fn is_deep(json: &[u8]) -> bool {
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in json {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => depth += 1,
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > DEPTH {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brackets_are_counted_where_they_nest_and_not_in_texts() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert!(!is_deep(nested(32).as_bytes()) && is_deep(nested(33).as_bytes()));
+        assert!(is_deep("{\"a\":".repeat(33).as_bytes()));
+        let flat = "[],{},".repeat(1000);
+        let text = format!(r#"["{}","\"{}\\"]"#, "[".repeat(1000), "{".repeat(1000));
+        assert!(!is_deep(flat.as_bytes()) && !is_deep(text.as_bytes()), "{text}");
+        // Closing brackets save nothing up.
+        assert!(is_deep(
+            format!("{}{}", "]".repeat(50), "[".repeat(33)).as_bytes()
+        ));
+    }
 }

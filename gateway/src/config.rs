@@ -1,6 +1,6 @@
 //! The settings of the gateway.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use shared::{
     api::Deadlines,
@@ -8,16 +8,32 @@ use shared::{
     config::{DRAIN_DEADLINE, Environment, Invalid, MAX_IN_FLIGHT, Setting},
     health,
     http_server::HttpLimits,
+    http_tls::TlsFiles,
     telemetry::{self, TelemetrySettings},
 };
 
-use crate::sessions::SessionSettings;
+use crate::{proxies::Proxies, sessions::SessionSettings};
 
 const HEALTH: &str = "127.0.0.1:9080";
 pub(crate) const LISTEN: Setting = Setting {
     name: "VMWATCH_LISTEN",
     default: "0.0.0.0:8086",
     help: "address of the API",
+};
+const TLS_CERTIFICATE_FILE: Setting = Setting {
+    name: "VMWATCH_TLS_CERTIFICATE_FILE",
+    default: "",
+    help: "PEM certificates of the API, its own first; turns TLS on; renewed files are served within seconds",
+};
+const TLS_KEY_FILE: Setting = Setting {
+    name: "VMWATCH_TLS_KEY_FILE",
+    default: "",
+    help: "PEM private key of that certificate",
+};
+const TRUSTED_PROXIES: Setting = Setting {
+    name: "VMWATCH_TRUSTED_PROXIES",
+    default: "",
+    help: "addresses or networks, by commas, whose X-Forwarded-For tells the client's address: 10.0.0.0/8",
 };
 const QUERY_DEADLINE: Setting = Setting {
     name: "VMWATCH_QUERY_DEADLINE",
@@ -65,6 +81,9 @@ const MAX_EVENT_STREAMS: Setting = Setting {
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         LISTEN,
+        TLS_CERTIFICATE_FILE,
+        TLS_KEY_FILE,
+        TRUSTED_PROXIES,
         QUERY_DEADLINE,
         COMMAND_DEADLINE,
         MAX_CONNECTIONS,
@@ -89,6 +108,8 @@ pub struct GatewaySettings {
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) listen: SocketAddr,
+    pub(crate) tls: Option<TlsFiles>,
+    pub(crate) proxies: Proxies,
     pub(crate) deadlines: Deadlines,
     pub(crate) http: HttpSettings,
     pub(crate) sessions: SessionSettings,
@@ -118,6 +139,8 @@ impl GatewaySettings {
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
         let listen = env.get(&LISTEN);
+        let tls = tls(env);
+        let proxies = env.optional(&TRUSTED_PROXIES);
         let query = env.duration(&QUERY_DEADLINE, Duration::from_millis(10), 60 * second);
         let command = env.duration(&COMMAND_DEADLINE, Duration::from_millis(10), 600 * second);
         let connections = env.within(&MAX_CONNECTIONS, 1, 1_000_000);
@@ -134,6 +157,8 @@ impl GatewaySettings {
             telemetry: telemetry?,
             health: health?,
             listen: listen?,
+            tls: tls?,
+            proxies: proxies?.unwrap_or_default(),
             deadlines: Deadlines {
                 query: query?,
                 command: command?,
@@ -156,5 +181,18 @@ impl GatewaySettings {
                 event_streams: event_streams?,
             },
         })
+    }
+}
+
+fn tls(env: &Environment) -> Result<Option<TlsFiles>, Invalid> {
+    let certificate = env.optional::<PathBuf>(&TLS_CERTIFICATE_FILE);
+    let key = env.optional::<PathBuf>(&TLS_KEY_FILE);
+    match (certificate?, key?) {
+        (None, None) => Ok(None),
+        (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
+        _ => Err(env.problem(format!(
+            "give {} and {} together",
+            TLS_CERTIFICATE_FILE.name, TLS_KEY_FILE.name
+        ))),
     }
 }

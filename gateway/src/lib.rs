@@ -8,6 +8,7 @@ mod body;
 pub mod config;
 pub mod legacy;
 mod live;
+mod proxies;
 pub mod rest;
 mod sessions;
 
@@ -19,6 +20,7 @@ use shared::{
     api::Deadlines,
     bus::{Bus, BusError},
     health, http_server,
+    http_tls::{Tls, TlsError},
 };
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +29,7 @@ use tracing::info;
 use crate::{
     config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
     live::Live,
+    proxies::Proxies,
     sessions::Sessions,
 };
 
@@ -40,6 +43,7 @@ pub(crate) struct Gateway {
     live: Live,
     deadlines: Deadlines,
     http: HttpSettings,
+    proxies: Proxies,
     rest: RestSettings,
     permits: Arc<Semaphore>,
     event_streams: Arc<Semaphore>,
@@ -59,6 +63,9 @@ pub enum GatewayError {
         /// Why.
         source: std::io::Error,
     },
+    /// Its certificate cannot be served.
+    #[error("the certificate of the API")]
+    Tls(#[from] TlsError),
     /// The health listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -86,13 +93,18 @@ pub async fn run(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| GatewayError::Listen { address, source })?;
-    info!(address = %listener.local_addr()?, "serving HTTP");
+    let tls = match settings.tls {
+        None => None,
+        Some(files) => Some(Tls::load(files, shutdown.clone()).await?),
+    };
+    info!(address = %listener.local_addr()?, tls = tls.is_some(), "serving HTTP");
     let gateway = Arc::new(Gateway {
         bus: bus.clone(),
         sessions,
         live: Live::follow(&bus, shutdown.clone()),
         deadlines: settings.deadlines,
         http: settings.http,
+        proxies: settings.proxies,
         rest: settings.rest,
         permits: Arc::new(Semaphore::new(settings.http.max_in_flight)),
         event_streams: Arc::new(Semaphore::new(settings.rest.event_streams)),
@@ -101,7 +113,7 @@ pub async fn run(
         .route(legacy::PATH, any(legacy::serve))
         .merge(rest::router(&gateway))
         .with_state(gateway);
-    http_server::serve(listener, router, settings.http.limits, shutdown).await?;
+    http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
     info!("drained");
     Ok(())
 }

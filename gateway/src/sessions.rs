@@ -1,8 +1,9 @@
 //! Who is behind a token, known without a round trip: a table that follows the session bucket.
 //!
-//! The table is filled by a watch alone. A token that is not in it is looked up in the bucket once (a fresh login may
-//! not have arrived yet) and the answer is not put into the table, so that a late read can never bring a revoked
-//! session back. A broken watch looks like a quiet one: each second the bucket is asked whether it holds anything
+//! The table is filled by a watch alone: a late read can never bring a revoked session back. A fresh login may not have
+//! arrived yet, so that whoever brings a token that is not there waits until the table holds all that the bucket held
+//! when he came. All who wait share one look at the bucket, and looks have a least distance in time: however many
+//! tokens are guessed, the bucket is read a bounded number of times. A broken watch looks like a quiet one: each second the bucket is asked whether it holds anything
 //! newer than what was seen, and a table that could not be confirmed for too long answers nobody.
 
 use std::{
@@ -28,8 +29,8 @@ use shared::{
     wire::{Fault, FaultKind},
 };
 use tokio::{
-    sync::{OnceCell, Semaphore},
-    time::MissedTickBehavior,
+    sync::{Mutex, OnceCell, Semaphore, watch},
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -37,7 +38,12 @@ use tracing::{debug, info, warn};
 /// JetStream answers in milliseconds or not at all.
 const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// A token that was not found is not looked up again for so long, nor are more than so many remembered.
+/// Between two looks at the bucket on behalf of tokens that are not in the table.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Reads in one look. Each shows one session that the watch has not brought yet; between two of them it brings more.
+const LOOK_READS: usize = 16;
+/// Only where the bucket holds more than the table may: a token that was not found is not looked up again for so long,
+/// nor are more than so many remembered.
 const MISS_MEMORY: Duration = Duration::from_secs(5);
 const MISSES: u64 = 100_000;
 /// Reads of the bucket at once; more misses than this are answered "try again".
@@ -64,8 +70,20 @@ struct Shared {
     /// When the table was last known to hold all that the bucket holds, Unix milliseconds.
     confirmed_ms: AtomicU64,
     following: AtomicBool,
+    /// The last entry that the watch brought.
+    seen: watch::Sender<u64>,
+    looks: Mutex<Looks>,
+    /// Whether an entry found no place in the table.
+    overflowed: AtomicBool,
     misses: Cache<TokenHash, ()>,
     reads: Semaphore,
+}
+
+/// When the bucket was looked at last, and when for the last time with success.
+#[derive(Default)]
+struct Looks {
+    last: Option<Instant>,
+    whole: Option<Instant>,
 }
 
 impl Sessions {
@@ -78,6 +96,9 @@ impl Sessions {
             table: RwLock::default(),
             confirmed_ms: AtomicU64::new(0),
             following: AtomicBool::new(false),
+            seen: watch::Sender::new(0),
+            looks: Mutex::default(),
+            overflowed: AtomicBool::new(false),
             misses: Cache::builder()
                 .max_capacity(MISSES)
                 .time_to_live(MISS_MEMORY)
@@ -105,32 +126,89 @@ impl Sessions {
             ));
         }
         let hash = token.hash();
-        let known = {
-            let table = self.shared.table.read().unwrap_or_else(PoisonError::into_inner);
-            table.get(&hash).cloned()
-        };
-        let found = match known {
+        let shared = &self.shared;
+        let found = match shared.known(&hash) {
             Some(record) => Some(record),
-            None if self.shared.misses.contains_key(&hash) => None,
-            None => self.shared.read_through(token, hash).await?,
+            None => match shared.look_for(&hash).await? {
+                None if shared.overflowed.load(Ordering::Relaxed) => shared.read_through(token, hash).await?,
+                found => found,
+            },
         };
         Ok(found.filter(|record| record.expires_at_ms > unix_millis()))
     }
 }
 
+fn unavailable() -> Fault {
+    Fault::new(
+        FaultKind::Unavailable,
+        "the session cannot be checked now; try again shortly",
+    )
+}
+
 impl Shared {
+    fn known(&self, hash: &TokenHash) -> Option<Arc<SessionRecord>> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        table.get(hash).cloned()
+    }
+
+    /// The session, once the table holds all that the bucket holds now.
+    async fn look_for(&self, hash: &TokenHash) -> Result<Option<Arc<SessionRecord>>, Fault> {
+        let came = Instant::now();
+        let looking = async {
+            // Who waits here while another looks finds, more often than not, that nothing is left to do.
+            let mut looks = self.looks.lock().await;
+            if looks.whole.is_some_and(|begun| begun > came) || self.known(hash).is_some() {
+                return Ok(());
+            }
+            if let Some(last) = looks.last {
+                tokio::time::sleep_until(last + LOOK_INTERVAL).await;
+            }
+            let begun = Instant::now();
+            looks.last = Some(begun);
+            self.look().await?;
+            looks.whole = Some(begun);
+            drop(looks);
+            Ok(())
+        };
+        let looked = tokio::time::timeout(BUCKET_DEADLINE, looking).await;
+        looked.map_err(|late| unavailable().caused_by(late))??;
+        Ok(self.known(hash))
+    }
+
+    /// Returns once the watch has brought all that the bucket held at the call.
+    async fn look(&self) -> Result<(), Fault> {
+        // A read sent now would wait for the reconnect, and its caller for the deadline.
+        if !self.bus.is_connected() {
+            return Err(unavailable());
+        }
+        let bucket = self.bucket.get().ok_or_else(unavailable)?;
+        let mut seen = self.seen.subscribe();
+        for _ in 0..LOOK_READS {
+            let before = *seen.borrow_and_update();
+            counter!("vmwatch_session_bucket_reads_total").increment(1);
+            let newer = newer_than(bucket, before).await.map_err(|error| {
+                debug!(%error, "the session bucket could not be read");
+                unavailable()
+            })?;
+            let Some(newer) = newer else {
+                return Ok(());
+            };
+            let brought = seen.wait_for(|seen| *seen >= newer).await;
+            brought.map_err(|closed| unavailable().caused_by(closed))?;
+        }
+        // Sessions come faster than the watch brings them.
+        Err(unavailable())
+    }
+
     /// Asks the bucket itself, a bounded number at once.
     async fn read_through(
         &self,
         token: &Token,
         hash: TokenHash,
     ) -> Result<Option<Arc<SessionRecord>>, Fault> {
-        let unavailable = || {
-            Fault::new(
-                FaultKind::Unavailable,
-                "the session cannot be checked now; try again shortly",
-            )
-        };
+        if self.misses.contains_key(&hash) {
+            return Ok(None);
+        }
         // A read sent now would wait for the reconnect, and its caller for the deadline.
         if !self.bus.is_connected() {
             return Err(unavailable());
@@ -176,10 +254,13 @@ impl Shared {
             let check_now = tokio::select! {
                 entry = watch.next() => {
                     let entry = entry.ok_or("the watch ended")??;
-                    seen = entry.revision;
                     match &mut filling {
                         Some(table) => self.apply(table, &entry),
                         None => self.apply(&mut self.table.write().unwrap_or_else(PoisonError::into_inner), &entry),
+                    }
+                    seen = entry.revision;
+                    if filling.is_none() {
+                        self.seen.send_replace(seen);
                     }
                     filling.is_some() && entry.seen_current
                 }
@@ -188,7 +269,7 @@ impl Shared {
             if !check_now {
                 continue;
             }
-            let newer = holds_newer(bucket, seen).await?;
+            let newer = newer_than(bucket, seen).await?.is_some();
             if newer && lag && seen == seen_at_last_check {
                 warn!("the session watch is broken: the bucket moved on without it");
                 return Ok(());
@@ -196,6 +277,7 @@ impl Shared {
             (lag, seen_at_last_check) = (newer, seen);
             if !newer {
                 self.confirm(&mut filling);
+                self.seen.send_replace(seen);
             }
         }
     }
@@ -229,19 +311,20 @@ impl Shared {
             // A full table still works: what is not in it is read from the bucket.
             Some(_) if table.len() >= self.settings.most && !table.contains_key(&hash) => {
                 counter!("vmwatch_sessions_beyond_table_total").increment(1);
+                self.overflowed.store(true, Ordering::Relaxed);
             }
             Some(record) => drop(table.insert(hash, Arc::new(record))),
         }
     }
 }
 
-/// Whether the bucket holds anything after this revision.
-async fn holds_newer(bucket: &Store, seen: u64) -> Result<bool, async_nats::Error> {
+/// The revision of the first that the bucket holds after this one, if any.
+async fn newer_than(bucket: &Store, seen: u64) -> Result<Option<u64>, async_nats::Error> {
     let all = format!("{}>", bucket.prefix);
     let next = bucket.stream.direct_get_next_for_subject(all, Some(seen + 1));
     match tokio::time::timeout(BUCKET_DEADLINE, next).await? {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(false),
+        Ok(message) => Ok(Some(message.sequence)),
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

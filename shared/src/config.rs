@@ -43,6 +43,24 @@ pub const NATS_CREDENTIALS_FILE: Setting = Setting {
     help: "NATS .creds file, instead of user and password",
 };
 /// See [`Setting::help`].
+pub const NATS_NKEY_SEED_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_NKEY_SEED_FILE",
+    default: "",
+    help: "file with an nkey's seed (SU…), instead of user and password",
+};
+/// See [`Setting::help`].
+pub const NATS_CERTIFICATE_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_CERTIFICATE_FILE",
+    default: "",
+    help: "PEM certificate of this program, where the NATS servers ask for one",
+};
+/// See [`Setting::help`].
+pub const NATS_KEY_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_KEY_FILE",
+    default: "",
+    help: "PEM private key of that certificate",
+};
+/// See [`Setting::help`].
 pub const NATS_CA_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CA_FILE",
     default: "",

@@ -75,7 +75,7 @@ pub async fn start(
         drain: Duration::from_secs(1),
     };
     tokio::spawn(async move {
-        if let Err(error) = serve(listener, router, limits, shutdown).await {
+        if let Err(error) = serve(listener, router, limits, None, shutdown).await {
             error!(%error, "the health listener failed");
         }
     });

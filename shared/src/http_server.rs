@@ -7,15 +7,25 @@ use axum::{Router, extract::ConnectInfo};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
     service::TowerToHyperService,
 };
 use metrics::{counter, gauge};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 use tracing::{debug, warn};
+
+use crate::http_tls::Tls;
+
+/// What a client may send ahead of its body, and what is read of a body at once. hyper's own bound is 400 KiB, which
+/// ten thousand clients that send headers slowly would turn into 4 GiB.
+const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The bounds of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,11 +39,13 @@ pub struct HttpLimits {
     pub drain: Duration,
 }
 
-/// Serves until shutdown, then lets requests in flight finish. Handlers find the peer as `ConnectInfo<SocketAddr>`.
+/// Serves until shutdown, then lets requests in flight finish; over TLS where that is given. Handlers find the peer as
+/// `ConnectInfo<SocketAddr>`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     limits: HttpLimits,
+    tls: Option<Tls>,
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections));
@@ -46,22 +58,12 @@ pub async fn serve(
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let router = router
-            .clone()
-            .map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
-                request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
-                request
-            });
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(limits.header_timeout));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
-            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(router));
-        let connection = graceful.watch(connection);
+        let router = router.clone();
+        let tls = tls.clone();
+        let watcher = graceful.watcher();
         tokio::spawn(async move {
             gauge!("vmwatch_http_connections").increment(1.0);
-            if let Err(error) = connection.await {
+            if let Err(error) = connection(stream, peer, router, limits, tls, watcher).await {
                 // The peer left, sent no HTTP, or was too slow: its affair, but countable.
                 counter!("vmwatch_http_connection_errors_total").increment(1);
                 debug!(%error, %peer, "connection ended");
@@ -80,14 +82,55 @@ pub async fn serve(
     Ok(())
 }
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// One connection, to its end.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    router: Router,
+    limits: HttpLimits,
+    tls: Option<Tls>,
+    watcher: Watcher,
+) -> Result<(), Failure> {
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(limits.header_timeout));
+    let stream = Box::pin(stream);
+    match tls {
+        None => requests(stream, peer, router, limits, watcher).await,
+        Some(tls) => {
+            let shaken = tokio::time::timeout(limits.header_timeout, tls.acceptor().accept(stream)).await;
+            requests(shaken??, peer, router, limits, watcher).await
+        }
+    }
+}
+
+async fn requests<S>(
+    stream: S,
+    peer: SocketAddr,
+    router: Router,
+    limits: HttpLimits,
+    watcher: Watcher,
+) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let router = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
+        request
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_timeout)
+        .max_buf_size(BUFFER_BYTES)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    Ok(watcher.watch(connection).await?)
+}
+
 async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
-) -> Option<(
-    tokio::net::TcpStream,
-    SocketAddr,
-    tokio::sync::OwnedSemaphorePermit,
-)> {
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     // The semaphore is never closed.
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     match listener.accept().await {

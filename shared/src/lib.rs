@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod health;
 pub mod http_server;
+pub mod http_tls;
 pub mod jitter;
 pub mod lifetime;
 pub mod store;

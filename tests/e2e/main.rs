@@ -30,6 +30,7 @@ mod processes;
 mod python_repr;
 mod rest;
 mod rows;
+mod security;
 mod sessions;
 mod traces;
 mod vm_list;

@@ -4,7 +4,10 @@ mod answer;
 pub mod python_repr;
 mod request;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use axum::{
     body::Body as HttpBody,
@@ -47,7 +50,8 @@ pub(crate) async fn serve(
         rpc.method = Empty,
         request_id = Empty,
     );
-    let response = gateway.legacy(peer, request).instrument(span.clone()).await;
+    let source = gateway.proxies.client(peer, request.headers());
+    let response = gateway.legacy(source, request).instrument(span.clone()).await;
     span.record("http.response.status_code", response.status().as_u16());
     counter!("vmwatch_http_requests_total", "status" => response.status().as_str().to_owned()).increment(1);
     histogram!("vmwatch_http_request_seconds").record(started.elapsed().as_secs_f64());
@@ -55,7 +59,7 @@ pub(crate) async fn serve(
 }
 
 impl Gateway {
-    async fn legacy(&self, peer: SocketAddr, request: Request) -> Response<HttpBody> {
+    async fn legacy(&self, source: IpAddr, request: Request) -> Response<HttpBody> {
         if request.method() != Verb::POST {
             let text = "this address takes POST only";
             return NOBODY.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
@@ -68,6 +72,10 @@ impl Gateway {
             let text = "the body must be one JSON object";
             return NOBODY.refusal(StatusCode::BAD_REQUEST, Status::Failure, text);
         };
+        // After the reading, which takes no recursion.
+        if body::is_deep(&bytes) {
+            return NOBODY.refusal(StatusCode::BAD_REQUEST, Status::Failure, body::TOO_DEEP);
+        }
         let method = body.method();
         let (echo_method, session_id, message_id) =
             (body.method_echo(), body.session_id(), body.message_id_echo());
@@ -78,7 +86,7 @@ impl Gateway {
             message_id: &message_id,
         };
         let answered = match method {
-            Ok((info, face)) => self.call(peer, &body, &echo, info, face).await,
+            Ok((info, face)) => self.call(source, &body, &echo, info, face).await,
             Err(fault) => Err(fault),
         };
         answered.map_or_else(
@@ -92,7 +100,7 @@ impl Gateway {
 
     async fn call(
         &self,
-        peer: SocketAddr,
+        source: IpAddr,
         body: &Body<'_>,
         echo: &Echo<'_>,
         info: &'static MethodInfo,
@@ -110,7 +118,7 @@ impl Gateway {
         let Parameters { format, params, .. } = body.parameters()?;
         let mut context = Context::new(self.deadlines.of(info.kind));
         context.principal = principal;
-        context.source = Some(peer.ip().to_string());
+        context.source = Some(source.to_string());
         if info.kind == Kind::Command {
             context = context.with_fresh_key();
         }

@@ -90,7 +90,7 @@ impl Caller {
 impl FromRequestParts<Arc<Gateway>> for Visitor {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _: &Arc<Gateway>) -> Result<Self, Problem> {
+    async fn from_request_parts(parts: &mut Parts, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
         Ok(Self {
             request_id: parts
                 .extensions
@@ -100,7 +100,7 @@ impl FromRequestParts<Arc<Gateway>> for Visitor {
             source: parts
                 .extensions
                 .get::<ConnectInfo<SocketAddr>>()
-                .map(|peer| peer.0.ip().to_string()),
+                .map(|peer| gateway.proxies.client(peer.0, &parts.headers).to_string()),
         })
     }
 }

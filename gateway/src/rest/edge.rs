@@ -1,10 +1,10 @@
 //! What every request of the REST API gets: an id, a span, a place among those worked on at once, and a problem document
 //! where it fails.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody as _},
     extract::{MatchedPath, Request, State},
     http::{HeaderValue, Response, StatusCode, header},
     middleware::Next,
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, field::Empty, info_span};
 
 use super::problem::{Problem, REQUEST_ID};
-use crate::Gateway;
+use crate::{Gateway, body};
 
 /// The id of a request, for extractors.
 #[derive(Debug, Clone)]
@@ -49,6 +49,11 @@ pub(super) async fn edge(
     );
     request.extensions_mut().insert(RequestId(request_id.clone()));
     let answered = async {
+        // First, so that who sends it slowly holds no place.
+        let request = match whole(request, gateway.http.body_timeout).await {
+            Ok(request) => request,
+            Err(problem) => return problem.into_response(),
+        };
         // Until the answer begins; streams of events have a bound of their own.
         let Ok(_permit) = gateway.permits.try_acquire() else {
             counter!("vmwatch_requests_shed_total", "method" => route.clone()).increment(1);
@@ -63,6 +68,22 @@ pub(super) async fn edge(
     counter!("vmwatch_http_requests_total", "status" => response.status().as_str().to_owned()).increment(1);
     histogram!("vmwatch_http_request_seconds", "route" => route).record(started.elapsed().as_secs_f64());
     response
+}
+
+/// The request with its body read.
+async fn whole(request: Request, limit: Duration) -> Result<Request, Problem> {
+    if request.body().is_end_stream() {
+        return Ok(request);
+    }
+    let (parts, body) = request.into_parts();
+    let unread = Request::from_parts(parts.clone(), body);
+    let bytes = body::read(unread, limit)
+        .await
+        .map_err(|(status, text)| Problem::new(status, "invalid", text))?;
+    if body::is_deep(&bytes) {
+        return Err(Problem::invalid(body::TOO_DEEP));
+    }
+    Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
 /// Writes the problem document, where there is a problem, and the headers of every answer.

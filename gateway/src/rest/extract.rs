@@ -18,7 +18,7 @@ use utoipa::{
 };
 
 use super::problem::Problem;
-use crate::{Gateway, body};
+use crate::Gateway;
 
 /// The query, as a type with `deny_unknown_fields`.
 #[derive(Debug)]
@@ -76,7 +76,7 @@ pub(super) struct Json<T>(pub(super) T);
 impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, gateway: &Arc<Gateway>) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _: &Arc<Gateway>) -> Result<Self, Problem> {
         let is_json = request
             .headers()
             .get(header::CONTENT_TYPE)
@@ -91,9 +91,10 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
                 detail,
             ));
         }
-        let bytes = body::read(request, gateway.http.body_timeout)
+        // In memory already: `edge` has read it within its limits.
+        let bytes = axum::body::to_bytes(request.into_body(), usize::MAX)
             .await
-            .map_err(|(status, text)| Problem::new(status, "invalid", text))?;
+            .map_err(|_| Problem::invalid("the body could not be read to its end"))?;
         decode(&bytes).map(Self)
     }
 }

@@ -23,8 +23,8 @@ pub use context::{Context, HeaderExtractor, headers, random_id};
 
 use crate::{
     config::{
-        Environment, Invalid, NATS_CA_FILE, NATS_CREDENTIALS_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL,
-        NATS_URL, NATS_USER, Setting,
+        Environment, Invalid, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
+        NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, Setting,
     },
     jitter::jittered,
 };
@@ -35,7 +35,10 @@ pub const SETTINGS: &[Setting] = &[
     NATS_USER,
     NATS_PASSWORD_FILE,
     NATS_CREDENTIALS_FILE,
+    NATS_NKEY_SEED_FILE,
     NATS_CA_FILE,
+    NATS_CERTIFICATE_FILE,
+    NATS_KEY_FILE,
     NATS_PING_INTERVAL,
 ];
 
@@ -45,6 +48,8 @@ pub struct BusSettings {
     urls: Vec<String>,
     login: Login,
     ca_file: Option<PathBuf>,
+    /// Certificate and key of this program.
+    certificate: Option<(PathBuf, PathBuf)>,
     ping_interval: Duration,
 }
 
@@ -53,6 +58,7 @@ enum Login {
     None,
     Password { user: String, password: String },
     CredentialsFile(PathBuf),
+    NkeySeed(String),
 }
 
 /// Shows no password.
@@ -71,20 +77,37 @@ impl BusSettings {
         let user = env.optional::<String>(&NATS_USER);
         let password = env.secret_file(&NATS_PASSWORD_FILE);
         let credentials = env.optional::<PathBuf>(&NATS_CREDENTIALS_FILE);
+        let seed = env.secret_file(&NATS_NKEY_SEED_FILE);
+        let certificate = env.optional::<PathBuf>(&NATS_CERTIFICATE_FILE);
+        let key = env.optional::<PathBuf>(&NATS_KEY_FILE);
         let ca_file = env.optional::<PathBuf>(&NATS_CA_FILE);
         let ping = env.duration(
             &NATS_PING_INTERVAL,
             Duration::from_millis(100),
             Duration::from_mins(2),
         );
-        let login = match (user?, password?, credentials?) {
-            (None, None, None) => Login::None,
-            (Some(user), Some(password), None) => Login::Password { user, password },
-            (None, None, Some(file)) => Login::CredentialsFile(file),
+        let login = match (user?, password?, credentials?, seed?) {
+            (None, None, None, None) => Login::None,
+            (Some(user), Some(password), None, None) => Login::Password { user, password },
+            (None, None, Some(file), None) => Login::CredentialsFile(file),
+            (None, None, None, Some(seed)) => Login::NkeySeed(seed),
             _ => {
                 return Err(env.problem(format!(
-                    "give {} and {} together, or {} alone",
-                    NATS_USER.name, NATS_PASSWORD_FILE.name, NATS_CREDENTIALS_FILE.name
+                    "give {} and {} together, or {} or {} alone",
+                    NATS_USER.name,
+                    NATS_PASSWORD_FILE.name,
+                    NATS_CREDENTIALS_FILE.name,
+                    NATS_NKEY_SEED_FILE.name
+                )));
+            }
+        };
+        let certificate = match (certificate?, key?) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            _ => {
+                return Err(env.problem(format!(
+                    "give {} and {} together",
+                    NATS_CERTIFICATE_FILE.name, NATS_KEY_FILE.name
                 )));
             }
         };
@@ -92,6 +115,7 @@ impl BusSettings {
             urls: urls?.split(',').map(|url| url.trim().to_owned()).collect(),
             login,
             ca_file: ca_file?,
+            certificate,
             ping_interval: ping?,
         })
     }
@@ -100,7 +124,7 @@ impl BusSettings {
     fn identity<'a>(&'a self, program: &'a str) -> &'a str {
         match &self.login {
             Login::Password { user, .. } => user,
-            Login::None | Login::CredentialsFile(_) => program,
+            Login::None | Login::CredentialsFile(_) | Login::NkeySeed(_) => program,
         }
     }
 }
@@ -145,9 +169,13 @@ impl Bus {
                 .credentials_file(file)
                 .await
                 .map_err(BusError::Credentials)?,
+            Login::NkeySeed(seed) => options.nkey(seed),
         };
         if let Some(ca_file) = &settings.ca_file {
             options = options.add_root_certificates(ca_file.clone()).require_tls(true);
+        }
+        if let Some((certificate, key)) = settings.certificate.clone() {
+            options = options.add_client_certificate(certificate, key).require_tls(true);
         }
         let client = options.connect(settings.urls.as_slice()).await?;
         let jetstream = jetstream::new(client.clone());

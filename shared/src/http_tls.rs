@@ -1,0 +1,139 @@
+//! TLS of a listener, from files that may be renewed while it serves.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use metrics::counter;
+use rustls::{
+    ServerConfig,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
+use tokio::{sync::watch, time::MissedTickBehavior};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// How often the files are compared with what is served: two small reads. Not by time stamps, which a renewal that
+/// swaps a symbolic link may leave as they were.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Where certificate and key lie, as PEM: the server's own certificate first, then those that lead to a root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The certificates.
+    pub certificate: PathBuf,
+    /// The private key of the first of them.
+    pub key: PathBuf,
+}
+
+/// Certificate and key cannot be served.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("{} cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file is no PEM, or has nothing of the kind in it.
+    #[error("{} holds no usable PEM", path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// They do not belong together, or are of a kind that is not supported.
+    #[error("certificate and key cannot be used together")]
+    Pair(#[from] rustls::Error),
+}
+
+/// What new connections are served with.
+#[derive(Clone)]
+pub struct Tls {
+    current: watch::Receiver<Arc<ServerConfig>>,
+}
+
+impl Tls {
+    /// Reads the files, and goes on watching them until shutdown: what replaces them is served within seconds, and what
+    /// cannot be used is logged and counted while the former goes on being served.
+    pub async fn load(files: TlsFiles, shutdown: CancellationToken) -> Result<Self, TlsError> {
+        let pem = Pem::read(&files).await?;
+        let (sender, current) = watch::channel(Arc::new(pem.config(&files)?));
+        tokio::spawn(async move { shutdown.run_until_cancelled(renew(files, pem, sender)).await });
+        Ok(Self { current })
+    }
+
+    /// For one connection.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        Arc::clone(&self.current.borrow()).into()
+    }
+}
+
+/// The files' content.
+#[derive(PartialEq, Eq)]
+struct Pem {
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Pem {
+    async fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let read = async |path: &PathBuf| {
+            tokio::fs::read(path).await.map_err(|source| TlsError::Read {
+                path: path.clone(),
+                source,
+            })
+        };
+        Ok(Self {
+            certificate: read(&files.certificate).await?,
+            key: read(&files.key).await?,
+        })
+    }
+
+    /// Fails also where the key is not that of the certificate, as in the middle of a renewal.
+    fn config(&self, files: &TlsFiles) -> Result<ServerConfig, TlsError> {
+        let pem = |path: &PathBuf| {
+            let path = path.clone();
+            |source| TlsError::Pem { path, source }
+        };
+        let chain = CertificateDer::pem_slice_iter(&self.certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(pem(&files.certificate))?;
+        let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(pem(&files.key))?;
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+async fn renew(files: TlsFiles, mut served: Pem, sender: watch::Sender<Arc<ServerConfig>>) {
+    let mut checks = tokio::time::interval(CHECK_INTERVAL);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        checks.tick().await;
+        let found = match Pem::read(&files).await {
+            Ok(pem) if pem == served => continue,
+            Ok(pem) => pem.config(&files).map(|config| (pem, config)),
+            Err(error) => Err(error),
+        };
+        match found {
+            Ok((pem, config)) => {
+                served = pem;
+                sender.send_replace(Arc::new(config));
+                counter!("vmwatch_tls_renewals_total").increment(1);
+                info!("a renewed certificate is served");
+            }
+            Err(error) => {
+                counter!("vmwatch_tls_renewal_failures_total").increment(1);
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                warn!(%error, cause, "a renewed certificate cannot be served; the former still is");
+            }
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! HTTP by hand, for what no client library would send.
+
+use std::time::Duration;
+
+use e2e::{Gateway, PATIENCE};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+/// A connection to the gateway.
+pub(super) async fn connect(gateway: &Gateway) -> TcpStream {
+    TcpStream::connect(address(gateway))
+        .await
+        .expect("the gateway listens")
+}
+
+/// `HOST:PORT` of the gateway.
+pub(super) fn address(gateway: &Gateway) -> String {
+    gateway.url("").replace("http://", "")
+}
+
+/// All that comes until the other side closes; a reset counts as an end.
+pub(super) async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
+    drop(read.expect("the gateway closes the connection"));
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Sends the head, and then a byte every 100 ms until the gateway closes; what it said before.
+pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
+    let mut stream = connect(gateway).await;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let dripping = async {
+        while writing.write_all(byte.as_bytes()).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // Closed for writing; the rest is in what is read.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        said = to_end(&mut reading) => said,
+        () = dripping => unreachable!("it never ends"),
+    }
+}
+
+/// A POST with this body, after which the gateway is to close.
+pub(super) fn post(path: &str, headers: &str, body: &str) -> String {
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )
+}
