@@ -157,11 +157,7 @@ async fn headers_bodies_and_depth_are_bounded() {
         to_end(&mut stream).await
     };
     let headers = post(LEGACY, &format!("X-Large: {}\r\n", "x".repeat(200_000)), "{}");
-    let many = post(
-        LEGACY,
-        &(0..200).map(|n| format!("X-{n}: x\r\n")).collect::<String>(),
-        "{}",
-    );
+    let many = post(LEGACY, &"X-Many: x\r\n".repeat(200), "{}");
     for large in [headers, many] {
         let said = said(large).await;
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 431 "), "{said}");
