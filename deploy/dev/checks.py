@@ -26,6 +26,9 @@ def test(arguments) -> int:
     _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
+    for title, name, command in _without_libvirt():
+        _step(title, name, command)
+    # After those, which leave a vmwatch-lifecycle of their own in the same place.
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
     _step("./dev up, its lines, down", "dev-whole", _unittest("whole_*.py"))
     _step("examples in the documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
@@ -38,6 +41,18 @@ def test(arguments) -> int:
     if code or not containers:
         return code
     return subprocess.run([sys.executable, "-B", layout.ROOT / "deploy" / "offline" / "run"]).returncode
+
+
+def _without_libvirt() -> list:
+    """lifecycle-svc where there is no libvirt: linted whole, run on Nova alone."""
+    package = ["-p", "lifecycle-svc", "--no-default-features", *_locked()]
+    return [
+        ("lints without libvirt", "clippy-nova", ["cargo", "clippy", *package, "--all-targets", "--", "-D", "warnings"]),
+        (
+            "the service without libvirt", "test-nova",
+            ["cargo", "test", *package, "--test", "lifecycle", "--", "nova_either", "without_libvirt"],
+        ),
+    ]
 
 
 def _environment() -> dict:

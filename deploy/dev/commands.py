@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, List
 
-from . import bench, checks, inspect, up
+from . import bench, checks, inspect, peer, up
 from .terminal import EX_USAGE, Problem, say, style, table, tell
 
 
@@ -30,6 +30,7 @@ COMMANDS = [
     Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
     Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
     Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
+    Command("peer nova", "the driver's tests against real OpenStack: Keystone and Nova, installed for it", peer.peer),
     Command("install", "only install what `up` and `test` need", up.install),
     Command("help", "this", lambda _: show_help()),
 ]

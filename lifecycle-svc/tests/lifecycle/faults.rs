@@ -1,11 +1,8 @@
-//! What dies, hangs or comes too late: a command acts once, never late, and its record ends true.
+//! What dies, hangs or is asked again: a command acts once, and its record ends true.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use e2e::{PATIENCE, Process, eventually};
+use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
 use shared::{
     api::{
@@ -14,8 +11,7 @@ use shared::{
             MachineState, Operation, OperationId, OperationState, Reboot, RebootTarget, Start, Verb,
         },
     },
-    bus::{Bus, BusSettings, Context},
-    config::Environment,
+    bus::Context,
     wire::FaultKind,
 };
 use tokio::task::JoinHandle;
@@ -24,6 +20,8 @@ use crate::{
     cloud::{At, Cloud, Obedience},
     support::{LEASE, Replica, World, instance_id, keyed, states, target, within},
 };
+
+mod bus;
 
 const VM: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 
@@ -302,113 +300,34 @@ async fn a_machine_that_never_comes_up_ends_as_timed_out() {
     );
 }
 
-/// A replica and a caller that do not take a frozen server for dead, and so do not connect anew.
-async fn patient(scene: &Scene) -> (Replica, Bus) {
-    let settings = [
-        ("VMWATCH_HYPERVISORS", scene.hypervisors.as_str()),
-        ("VMWATCH_NATS_PING_INTERVAL", "1m"),
-        ("VMWATCH_LOG", "debug"),
-    ];
-    let service = scene.world.replica("lifecycle", &settings).await;
-    let env = Environment::of([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
-    let settings = BusSettings::read(&env).unwrap();
-    let bus = Bus::connect("vmwatch-test", &settings).await.unwrap();
-    eventually("a connection", PATIENCE, async || {
-        bus.is_connected().then_some(()).ok_or_else(String::new)
-    })
-    .await;
-    (service, bus)
-}
-
 #[tokio::test]
-async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
+async fn a_stop_of_the_service_waits_for_the_commands_that_it_carries_out() {
     let scene = Scene::new("SHUTOFF").await;
-    let (service, bus) = patient(&scene).await;
-    // Frozen and not dead: what is sent now is delivered once it goes on.
-    scene.world.nats.process.pause();
-    let late = within(Duration::from_millis(500));
-    let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Timeout);
-    scene.world.nats.process.resume();
-    eventually("it is delivered, and refused", PATIENCE, async || {
-        let metrics = service.get("/metrics").await?;
-        let late = metrics
-            .lines()
-            .find(|line| line.starts_with("vmwatch_requests_late_total"));
-        late.map(drop).ok_or(metrics)
-    })
-    .await;
-    eventually("the service answers", PATIENCE, async || {
-        scene.world.state(VM).await.map_err(|fault| fault.to_string())
-    })
-    .await;
-    assert_eq!(scene.cloud.commands(), []);
-    assert_eq!(scene.world.operations(&within(PATIENCE), None).await, []);
-}
-
-/// Stops a process, and waits until the last of it stands still.
-async fn freeze(process: &Process) {
-    process.pause();
-    eventually("it stands still", PATIENCE, async || {
-        let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
-        let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
-        let moving = states.into_iter().find(|stat| !stat.contains(") T "));
-        moving.map_or(Ok(()), Err)
-    })
-    .await;
-}
-
-/// Asks for a start, and freezes the bus when the service has the request and has not made its record yet. Gives back
-/// what the caller is told, once the service has waited in vain for the bus.
-async fn frozen_while_the_record_is_made(
-    scene: &Scene,
-    service: &Replica,
-    bus: &Bus,
-    context: Context,
-) -> JoinHandle<Result<MachineState, FaultKind>> {
-    freeze(&service.0).await;
-    let caller = bus.clone();
-    let asking = tokio::spawn(async move {
-        let started = caller.call::<Start>(&context, &target(VM)).await;
-        started.map(|machine| machine.state).map_err(|fault| fault.kind)
-    });
-    tokio::task::yield_now().await;
-    // Asked behind the request, on the same connection: what is answered is behind it as well.
-    bus.jetstream().query_account().await.unwrap();
-    freeze(&scene.world.nats.process).await;
-    service.0.resume();
-    eventually("the service waits in vain", PATIENCE, async || {
-        let log = service.0.log();
-        log.contains("did not answer in time").then_some(()).ok_or(log)
-    })
-    .await;
-    asking
-}
-
-#[tokio::test]
-async fn a_record_of_which_no_answer_came_is_still_ours() {
-    let scene = Scene::new("SHUTOFF").await;
-    let (service, bus) = patient(&scene).await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
-    let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
-    scene.world.nats.process.resume();
-    assert_eq!(asking.await.unwrap(), Ok(MachineState::Running));
-    let operation = scene.world.operation(&id).await.unwrap();
-    assert!(!was_adopted(&operation), "{operation:?}");
-    assert_eq!(scene.cloud.accepted("os-start"), 1);
-}
-
-#[tokio::test]
-async fn a_record_of_which_no_answer_came_in_time_is_not_carried_out() {
-    let scene = Scene::new("SHUTOFF").await;
-    let (service, bus) = patient(&scene).await;
-    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
-    let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
-    assert_eq!(asking.await.unwrap(), Err(FaultKind::Timeout));
-    scene.world.nats.process.resume();
-    let operation = scene.world.ended(&id).await;
-    assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
-    assert_eq!(scene.cloud.commands(), []);
+    scene.cloud.obey(Obedience::Later);
+    let service = scene.replica("lifecycle").await;
+    let (context, id): (_, OperationId) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let starting = scene.world.start(&context, VM);
+    let stopping = async {
+        scene.cloud.has_accepted("os-start", 1).await;
+        let ending = service.0.terminate(PATIENCE);
+        let settling = async {
+            eventually("it drains", PATIENCE, async || {
+                let log = service.0.log();
+                log.contains("draining").then_some(()).ok_or(log)
+            })
+            .await;
+            scene.cloud.settle(VM, "ACTIVE");
+        };
+        tokio::join!(ending, settling).0
+    };
+    let (started, status) = tokio::join!(starting, stopping);
+    assert_eq!(started.unwrap(), MachineState::Running);
+    assert!(status.success(), "{status}");
+    let _next = scene.replica("next").await;
+    assert_eq!(
+        scene.world.operation(&id).await.unwrap().state,
+        OperationState::Succeeded
+    );
 }
 
 #[tokio::test]
@@ -440,73 +359,4 @@ async fn a_store_of_records_that_is_nearly_full_takes_no_new_commands_and_finish
     scene.cloud.settle(VM, "ACTIVE");
     assert_eq!(scene.world.ended(&id).await.state, OperationState::Succeeded);
     asking.await.unwrap();
-}
-
-#[tokio::test]
-async fn a_start_that_waits_while_the_bus_goes_away_does_not_run_once_it_is_late() {
-    let scene = Scene::new("SHUTOFF").await;
-    let _service = scene.replica("lifecycle").await;
-    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
-    scene.cloud.hold(At::Look);
-    let asking = scene.start_in_background(context.clone());
-    scene.cloud.one_more_held(At::Look, 0).await;
-    scene.world.nats.process.kill9();
-    scene.cloud.release(At::Look);
-    asking.abort();
-    eventually("the deadline passes", PATIENCE, async || {
-        let left = context.remaining();
-        left.is_zero().then_some(()).ok_or_else(|| format!("{left:?}"))
-    })
-    .await;
-    scene.world.nats.restart().await;
-    let operation = scene.world.ended(&id).await;
-    assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
-    assert_eq!(scene.cloud.commands(), []);
-}
-
-#[tokio::test]
-async fn what_ended_while_the_bus_was_away_is_on_record_once_it_is_back() {
-    let scene = Scene::new("SHUTOFF").await;
-    scene.cloud.obey(Obedience::Later);
-    let _service = scene.replica("lifecycle").await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
-    let asking = scene.start_in_background(context);
-    scene.cloud.has_accepted("os-start", 1).await;
-    scene.world.nats.process.kill9();
-    asking.abort();
-    scene.cloud.settle(VM, "ACTIVE");
-    scene.world.nats.restart().await;
-    let operation: Operation = scene.world.ended(&id).await;
-    assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
-    assert_eq!(scene.cloud.accepted("os-start"), 1);
-}
-
-#[tokio::test]
-async fn a_stop_of_the_service_waits_for_the_commands_that_it_carries_out() {
-    let scene = Scene::new("SHUTOFF").await;
-    scene.cloud.obey(Obedience::Later);
-    let service = scene.replica("lifecycle").await;
-    let (context, id): (_, OperationId) = keyed(PATIENCE, Verb::Start, VM, "k");
-    let starting = scene.world.start(&context, VM);
-    let stopping = async {
-        scene.cloud.has_accepted("os-start", 1).await;
-        let ending = service.0.terminate(PATIENCE);
-        let settling = async {
-            eventually("it drains", PATIENCE, async || {
-                let log = service.0.log();
-                log.contains("draining").then_some(()).ok_or(log)
-            })
-            .await;
-            scene.cloud.settle(VM, "ACTIVE");
-        };
-        tokio::join!(ending, settling).0
-    };
-    let (started, status) = tokio::join!(starting, stopping);
-    assert_eq!(started.unwrap(), MachineState::Running);
-    assert!(status.success(), "{status}");
-    let _next = scene.replica("next").await;
-    assert_eq!(
-        scene.world.operation(&id).await.unwrap().state,
-        OperationState::Succeeded
-    );
 }

@@ -13,6 +13,8 @@ mod faults;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;
+mod nova_either;
+mod nova_https;
 #[cfg(feature = "libvirt")]
 mod qemu;
 #[cfg_attr(
@@ -20,3 +22,5 @@ mod qemu;
     expect(dead_code, reason = "some of it only the tests on libvirt use")
 )]
 mod support;
+#[cfg(not(feature = "libvirt"))]
+mod without_libvirt;

@@ -1,15 +1,9 @@
 //! On OpenStack's Nova: what its answers mean, and what happens when it answers nothing of use.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use e2e::{PATIENCE, eventually};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use shared::{
     api::{
         lifecycle::{ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb},
@@ -17,17 +11,9 @@ use shared::{
     },
     wire::FaultKind,
 };
-use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
-};
-use tokio_rustls::{
-    TlsAcceptor,
-    rustls::{ServerConfig, crypto::ring},
-};
 
 use crate::{
-    cloud::{At, Cloud, Obedience, PASSWORD, USER},
+    cloud::{At, Cloud, Obedience, PASSWORD},
     support::{Replica, World, instance_id, keyed, operator, target, within},
 };
 
@@ -228,25 +214,6 @@ async fn a_refused_token_is_renewed_and_an_old_one_before_it_expires() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_said_in_readiness_and_in_answers_without_the_secret() {
-    let (world, cloud) = (World::new().await, cloud().await);
-    let file = format!(
-        "auth_url = 'http://{}/identity/v3'\nusername = 'vmwatch'\nproject = 'vms'\n",
-        cloud.address
-    );
-    let entry = crate::cloud::entry(world.path(), "cloud", &file, "password_file", "hunter2");
-    let service = world.spawn("lifecycle", &[("VMWATCH_HYPERVISORS", &entry)]);
-    eventually("it serves", PATIENCE, async || match service.readiness().await {
-        Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
-        other => Err(format!("{other:?}")),
-    })
-    .await;
-    let fault = world.start(&operator(), OFF).await.unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
-    assert!(!service.0.log().contains("hunter2"));
-}
-
-#[tokio::test]
 async fn garbage_is_a_fault_and_the_service_lives_on() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
@@ -354,81 +321,4 @@ async fn lists_come_in_pages_and_with_an_application_credential() {
         .collect();
     assert_eq!(listed, ids);
     assert_eq!(list.machines[0].name, format!("name of {}", ids[0]));
-}
-
-/// An address of https in front of the cloud, with a certificate of an authority of its own, whose certificate it gives
-/// back.
-async fn https(cloud: &Cloud) -> (SocketAddr, String) {
-    let authority_key = KeyPair::generate().unwrap();
-    let mut authority = CertificateParams::default();
-    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority_pem = authority.self_signed(&authority_key).unwrap().pem();
-    let issuer = Issuer::new(authority, authority_key);
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(["127.0.0.1".to_owned()])
-        .unwrap()
-        .signed_by(&key, &issuer)
-        .unwrap();
-
-    let tls = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.der().clone()], key.into())
-        .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, behind) = (listener.local_addr().unwrap(), cloud.address);
-    tokio::spawn(async move {
-        loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            let acceptor = acceptor.clone();
-            tokio::spawn(async move {
-                // Fails where the client does not trust the certificate.
-                let Ok(mut outside) = acceptor.accept(stream).await else {
-                    return;
-                };
-                let mut inside = TcpStream::connect(behind).await.unwrap();
-                let _ = copy_bidirectional(&mut outside, &mut inside).await;
-            });
-        }
-    });
-    (address, authority_pem)
-}
-
-#[tokio::test]
-async fn https_is_spoken_with_who_is_certified_and_with_nobody_else() {
-    let (world, cloud) = (World::new().await, cloud().await);
-    let (address, authority) = https(&cloud).await;
-    let ca_file = world.path().join("ca.pem");
-    fs::write(&ca_file, authority).unwrap();
-    let file = format!(
-        "auth_url = 'https://{address}/identity/v3'\ncompute_url = 'https://{address}/compute/v2.1'\n\
-         username = '{USER}'\nproject = 'vms'\n"
-    );
-    let trusting = format!("{file}ca_file = '{}'\n", ca_file.display());
-    let trusting = crate::cloud::entry(world.path(), "trusting", &trusting, "password_file", PASSWORD);
-    let service = world
-        .replica("trusting", &[("VMWATCH_HYPERVISORS", &trusting)])
-        .await;
-    assert_eq!(
-        world.start(&operator(), OFF).await.unwrap(),
-        MachineState::Running
-    );
-    service.0.kill9();
-
-    // Without that file the system's authorities decide, and none of them knows it.
-    let other = crate::cloud::entry(world.path(), "other", &file, "password_file", PASSWORD);
-    let service = world.spawn("other", &[("VMWATCH_HYPERVISORS", &other)]);
-    let logins = cloud.logins();
-    eventually("it is not ready", PATIENCE, async || {
-        match service.readiness().await {
-            Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    let fault = world.start(&operator(), OFF).await.unwrap_err();
-    assert_eq!(fault.kind, FaultKind::Backend);
-    assert_eq!(cloud.logins(), logins, "no password was sent");
 }

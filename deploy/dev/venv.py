@@ -1,0 +1,51 @@
+"""Python programs, each in an environment of its own in the cache, made where it is missing or its requirements changed."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from . import layout, processes, tools
+from .terminal import Problem, Step
+
+
+def environment(name: str, requirements: Path, least: tuple, otherwise: str) -> Path:
+    """Its folder. `least` is the Python that its packages ask for; `otherwise` what to do where there is only an older."""
+    home = layout.tools() / name
+    if not _is_current(home, requirements):
+        if sys.version_info < least:
+            wanted = ".".join(map(str, least))
+            raise Problem(f"{name} needs Python {wanted} or newer", f"Run ./dev with a newer python3{otherwise}.")
+        tools.install_system([tools.Need("python3-venv", "Python's venv", _has_venv)])
+        with tools.installing():
+            if not _is_current(home, requirements):
+                _install(name, home, requirements)
+    return home
+
+
+def _is_current(home: Path, requirements: Path) -> bool:
+    installed = home / "requirements.txt"
+    return installed.exists() and installed.read_bytes() == requirements.read_bytes()
+
+
+def _has_venv() -> bool:
+    return subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+
+
+def _install(name: str, home: Path, requirements: Path) -> None:
+    # A venv names its own place: it cannot be moved, so that the requirements are put there last.
+    shutil.rmtree(home, ignore_errors=True)
+    log = layout.LOGS / f"{name}.log"
+    with Step(f"installing {name}") as step:
+        processes.run(step, [sys.executable, "-m", "venv", home], log, cwd=layout.ROOT)
+        pip = [home / "bin" / "pip", "install", "--disable-pip-version-check", "-r", requirements]
+        processes.run(step, pip, log, _progress, cwd=layout.ROOT)
+        shutil.copyfile(requirements, home / "requirements.txt")
+        step.done()
+
+
+def _progress(line: str) -> str:
+    """`Downloading x` of pip's many words."""
+    match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b[^(]*", line)
+    return match[0].strip()[:60] if match else ""

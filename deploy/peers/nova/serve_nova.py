@@ -1,0 +1,101 @@
+"""Nova as it is, with its fake compute driver, for tests alone: `serve_nova.py FOLDER PORT` starts API, scheduler, conductor and
+compute as Nova's own functional tests do, with Placement and stand-ins of the other services, and makes servers that
+are off. Who asks is checked by the Keystone of FOLDER/identity.json. What a client needs to know is written to
+FOLDER/cloud.json, last.
+
+Runs in the environment of requirements.txt; `./dev peer nova` starts it.
+"""
+
+# First of all, for it makes Python's own sockets and threads those of eventlet.
+from nova.tests.functional import integrated_helpers  # isort: skip
+
+import json
+import sys
+import unittest
+import warnings
+from pathlib import Path
+
+import eventlet
+import eventlet.wsgi
+from keystoneauth1 import adapter, session
+from keystoneauth1.identity import v3
+from nova.tests.fixtures.glance import GlanceFixture
+
+# A server a test. The last one is locked by an administrator.
+NAMES = ["verbs", "credential", "crowd", "locked"]
+# With `networks: none`, and 409 for a locked server.
+VERSION = {"OpenStack-API-Version": "compute 2.84"}
+PATIENCE = 60
+
+FOLDER, PORT = Path(sys.argv[1]), int(sys.argv[2])
+URL = f"http://127.0.0.1:{PORT}/v2.1"
+IDENTITY = json.loads((FOLDER / "identity.json").read_text())
+
+
+class Cloud(integrated_helpers._IntegratedTestBase):
+    STUB_KEYSTONE = False
+
+    def setUp(self):
+        # Nova's own file, and who may ask Keystone about tokens.
+        paste = FOLDER / "api-paste.ini"
+        original = Path(sys.prefix, "etc/nova/api-paste.ini").read_text()
+        section = "[filter:authtoken]\n"
+        settings = {
+            "auth_type": "password", "auth_url": IDENTITY["auth_url"], "www_authenticate_uri": IDENTITY["auth_url"],
+            "username": "admin", "password": IDENTITY["admin_password"], "project_name": "admin",
+            "user_domain_id": "default", "project_domain_id": "default",
+        }
+        lines = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        paste.write_text(original.replace(section, section + lines))
+        self._paste = str(paste)
+        super().setUp()
+
+    def _setup_services(self):
+        self.flags(api_paste_config=self._paste, group="wsgi")
+        super()._setup_services()
+
+    def runTest(self):
+        # Nova's tests turn warnings into errors, and a stop would then be accepted and fail unseen.
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")
+        listener = eventlet.listen(("127.0.0.1", PORT))
+        serving = eventlet.spawn(eventlet.wsgi.server, listener, self.api_fixture.app(), log_output=False)
+        servers = self._servers()
+        told = FOLDER / "cloud.partial"
+        told.write_text(json.dumps({**IDENTITY, "servers": servers}))
+        told.rename(FOLDER / "cloud.json")
+        serving.wait()
+
+    def _servers(self) -> dict:
+        own = _client(IDENTITY["username"], "password", IDENTITY["project"])
+        admin = _client("admin", "admin_password", "admin")
+        made = {}
+        for name in NAMES:
+            server = {"name": name, "imageRef": GlanceFixture.image1["id"], "flavorRef": "1", "networks": "none"}
+            made[name] = own.post("/servers", json={"server": server}).json()["server"]["id"]
+        for identity in made.values():
+            _await(own, identity, "ACTIVE")
+            own.post(f"/servers/{identity}/action", json={"os-stop": None})
+        for identity in made.values():
+            _await(own, identity, "SHUTOFF")
+        admin.post(f"/servers/{made['locked']}/action", json={"lock": None})
+        return made
+
+
+def _client(user: str, password: str, project: str) -> adapter.Adapter:
+    auth = v3.Password(
+        auth_url=IDENTITY["auth_url"], username=user, password=IDENTITY[password], project_name=project,
+        user_domain_id="default", project_domain_id="default",
+    )
+    return adapter.Adapter(session.Session(auth), endpoint_override=URL, additional_headers=VERSION)
+
+
+def _await(client, identity: str, status: str) -> None:
+    with eventlet.Timeout(PATIENCE):
+        while client.get(f"/servers/{identity}").json()["server"]["status"] != status:
+            eventlet.sleep(0.1)
+
+
+if __name__ == "__main__":
+    result = unittest.TextTestRunner().run(Cloud())
+    sys.exit(not result.wasSuccessful())

@@ -1,0 +1,233 @@
+//! What the cloud answers, as the real ones were seen to: `./dev peer nova` holds much of it against them.
+
+use std::{collections::HashMap, time::SystemTime};
+
+use axum::{
+    Json, Router,
+    extract::{Path as UrlPath, Query, State},
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde_json::{Value, json};
+
+use super::{At, CREDENTIAL, Cloud, Obedience, PASSWORD, Server, USER};
+
+/// Keystone below `/identity`, Nova below `/compute`.
+pub(super) fn router(cloud: Cloud) -> Router {
+    Router::new()
+        .route("/identity/v3/auth/tokens", post(log_in))
+        .route("/compute/v2.1/servers", get(list))
+        .route("/compute/v2.1/servers/detail", get(list))
+        .route("/compute/v2.1/servers/{id}", get(show))
+        .route("/compute/v2.1/servers/{id}/action", post(act))
+        .route("/compute/v2.1/servers/{id}/os-instance-actions", get(actions))
+        .route(
+            "/compute/v2.1/servers/{id}/os-instance-actions/{request}",
+            get(action),
+        )
+        .with_state(cloud)
+}
+
+fn refusal(status: StatusCode, kind: &str, message: &str) -> Response {
+    (
+        status,
+        Json(json!({kind: {"code": status.as_u16(), "message": message}})),
+    )
+        .into_response()
+}
+
+fn unauthorized() -> Response {
+    refusal(
+        StatusCode::UNAUTHORIZED,
+        "error",
+        "The request you have made requires authentication.",
+    )
+}
+
+async fn log_in(State(cloud): State<Cloud>, Json(body): Json<Value>) -> Response {
+    let identity = &body["auth"]["identity"];
+    let user = &identity["password"]["user"];
+    let by_password = user["name"] == USER
+        && user["password"] == PASSWORD
+        && user["domain"]["name"] == "Default"
+        && body["auth"]["scope"]["project"]["name"] == "vms";
+    let credential = &identity["application_credential"];
+    let by_credential = credential["id"] == CREDENTIAL.0
+        && credential["secret"] == CREDENTIAL.1
+        && body["auth"].get("scope").is_none();
+    if !(by_password || by_credential) {
+        return unauthorized();
+    }
+    let mut inner = cloud.lock();
+    inner.logins += 1;
+    let token = format!("token-{}", inner.logins);
+    inner.tokens.insert(token.clone());
+    let expires = jiff::Timestamp::try_from(SystemTime::now() + inner.token_life).unwrap();
+    let url = format!("http://{}/compute/v2.1", cloud.address);
+    let endpoint =
+        |interface: &str, url: &str| json!({"interface": interface, "region_id": "here", "url": url});
+    let body = json!({"token": {
+        "expires_at": expires.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+        "catalog": [
+            {"type": "identity", "endpoints": [endpoint("public", "http://127.0.0.1:9/")]},
+            {"type": "compute", "endpoints": [endpoint("admin", "http://127.0.0.1:9/"), endpoint("public", &url)]},
+        ],
+    }});
+    (StatusCode::CREATED, [("x-subject-token", token)], Json(body)).into_response()
+}
+
+fn shown(id: &str, server: &Server) -> Value {
+    let mut shown = json!({
+        "id": id,
+        "name": server.name,
+        "status": server.status,
+        "OS-EXT-STS:task_state": server.task,
+    });
+    if let Some(fault) = &server.fault {
+        shown["fault"] = json!({"code": 500, "message": fault});
+    }
+    shown
+}
+
+async fn show(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>, headers: HeaderMap) -> Response {
+    if !cloud.admits(&headers) {
+        return unauthorized();
+    }
+    cloud.pass(At::Look).await;
+    let inner = cloud.lock();
+    if let Some((status, body)) = &inner.instead {
+        return (StatusCode::from_u16(*status).unwrap(), body.clone()).into_response();
+    }
+    match inner.servers.get(&id) {
+        Some(server) => Json(json!({"server": shown(&id, server)})).into_response(),
+        None => refusal(
+            StatusCode::NOT_FOUND,
+            "itemNotFound",
+            &format!("Instance {id} could not be found."),
+        ),
+    }
+}
+
+async fn list(
+    State(cloud): State<Cloud>,
+    Query(query): Query<HashMap<String, String>>,
+    headers: HeaderMap,
+) -> Response {
+    if !cloud.admits(&headers) {
+        return unauthorized();
+    }
+    let inner = cloud.lock();
+    let after = query.get("marker").cloned().unwrap_or_default();
+    let asked: usize = query.get("limit").map_or(1000, |limit| limit.parse().unwrap());
+    let size = asked.min(inner.page_size);
+    let mut rest = inner.servers.iter().filter(|(id, _)| **id > after);
+    let servers: Vec<_> = rest
+        .by_ref()
+        .take(size)
+        .map(|(id, server)| shown(id, server))
+        .collect();
+    let mut page = json!({"servers": servers});
+    if rest.next().is_some() {
+        page["servers_links"] = json!([{"rel": "next", "href": "http://127.0.0.1:9/"}]);
+    }
+    Json(page).into_response()
+}
+
+/// The command of an action's body, the status that it asks for, its task, and the status that it leads to.
+fn meaning(command: &str) -> (&'static [&'static str], &'static str, &'static str) {
+    match command {
+        "os-start" => (&["SHUTOFF"], "powering-on", "ACTIVE"),
+        "os-stop" => (&["ACTIVE", "ERROR"], "powering-off", "SHUTOFF"),
+        "reboot" => (&["ACTIVE"], "reboot_started", "ACTIVE"),
+        "unpause" => (&["PAUSED"], "unpausing", "ACTIVE"),
+        "resume" => (&["SUSPENDED"], "resuming", "ACTIVE"),
+        other => panic!("no such command: {other}"),
+    }
+}
+
+async fn act(
+    State(cloud): State<Cloud>,
+    UrlPath(id): UrlPath<String>,
+    headers: HeaderMap,
+    Json(body): Json<Value>,
+) -> Response {
+    if !cloud.admits(&headers) {
+        return unauthorized();
+    }
+    let command = body.as_object().unwrap().keys().next().unwrap().clone();
+    cloud.pass(At::Arrived).await;
+    let answer = cloud.carry_out(&id, &command);
+    cloud
+        .lock()
+        .commands
+        .push((id, command, answer.status().as_u16()));
+    cloud.pass(At::Done).await;
+    answer
+}
+
+impl Cloud {
+    fn carry_out(&self, id: &str, command: &str) -> Response {
+        let mut inner = self.lock();
+        let obedience = inner.obedience;
+        let Some(server) = inner.servers.get_mut(id) else {
+            return refusal(
+                StatusCode::NOT_FOUND,
+                "itemNotFound",
+                &format!("Instance {id} could not be found."),
+            );
+        };
+        if server.locked {
+            let what = format!("Instance {id} is locked");
+            return refusal(StatusCode::CONFLICT, "conflictingRequest", &what);
+        }
+        let (from, task, to) = meaning(command);
+        if !from.contains(&server.status.as_str()) || server.task.is_some() {
+            let what = format!(
+                "Cannot '{command}' instance {id} while it is in vm_state {} task_state {:?}",
+                server.status, server.task
+            );
+            return refusal(StatusCode::CONFLICT, "conflictingRequest", &what);
+        }
+        match obedience {
+            Obedience::AtOnce => to.clone_into(&mut server.status),
+            Obedience::Later => server.task = Some(task.to_owned()),
+            Obedience::InVain => server.last_failure = Some("No valid host: the disk is gone".to_owned()),
+        }
+        StatusCode::ACCEPTED.into_response()
+    }
+}
+
+async fn actions(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>) -> Response {
+    let inner = cloud.lock();
+    let failure = inner
+        .servers
+        .get(&id)
+        .and_then(|server| server.last_failure.as_ref());
+    let message = failure.map(|_| "Error");
+    let action = json!({"action": "start", "request_id": "req-1", "message": message});
+    Json(json!({"instanceActions": [action]})).into_response()
+}
+
+async fn action(
+    State(cloud): State<Cloud>,
+    UrlPath((id, request)): UrlPath<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let details = cloud
+        .lock()
+        .servers
+        .get(&id)
+        .and_then(|server| server.last_failure.clone());
+    let version = headers
+        .get("openstack-api-version")
+        .map(|version| version.to_str().unwrap());
+    // Older versions have no such field.
+    let event = if version == Some("compute 2.84") {
+        json!({"details": details})
+    } else {
+        json!({})
+    };
+    let action = json!({"action": "start", "request_id": request, "message": "Error", "events": [event]});
+    Json(json!({"instanceAction": action})).into_response()
+}

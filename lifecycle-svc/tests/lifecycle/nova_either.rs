@@ -1,0 +1,206 @@
+//! What our cloud and OpenStack's own Keystone and Nova must answer alike. On every run it is ours; `./dev peer nova`
+//! starts the real ones, names them by `VMWATCH_TEST_NOVA`, and runs the same tests.
+
+use std::{collections::BTreeMap, env, fs, path::Path};
+
+use e2e::{PATIENCE, eventually};
+use futures::future::join_all;
+use serde::Deserialize;
+use shared::{
+    api::{
+        lifecycle::{ForceStop, List, MachineState, Page, Reboot, RebootTarget, Stop},
+        metrics::Limit,
+    },
+    wire::FaultKind,
+};
+
+use crate::{
+    cloud::{CREDENTIAL, Cloud, PASSWORD, USER, entry},
+    support::{Replica, World, instance_id, operator, target},
+};
+
+const NOWHERE: &str = "dddddddd-9999-4999-8999-999999999999";
+/// A server a test, by its name: all are off at first, and the last one is locked.
+const SERVERS: [(&str, &str); 4] = [
+    ("verbs", "aaaaaaaa-1111-4111-8111-111111111111"),
+    ("credential", "bbbbbbbb-2222-4222-8222-222222222222"),
+    ("crowd", "cccccccc-3333-4333-8333-333333333333"),
+    ("locked", "eeeeeeee-4444-4444-8444-444444444444"),
+];
+
+/// A cloud, as deploy/peers/nova describes the real one.
+#[derive(Deserialize)]
+struct Peer {
+    auth_url: String,
+    username: String,
+    password: String,
+    project: String,
+    application_credential_id: String,
+    application_credential_secret: String,
+    servers: BTreeMap<String, String>,
+}
+
+impl Peer {
+    async fn new() -> Self {
+        match env::var_os("VMWATCH_TEST_NOVA").filter(|file| !file.is_empty()) {
+            Some(file) => serde_json::from_slice(&fs::read(file).unwrap()).unwrap(),
+            None => Self::ours().await,
+        }
+    }
+
+    async fn ours() -> Self {
+        let cloud = Cloud::start(&SERVERS.map(|(_, id)| (id, "SHUTOFF"))).await;
+        cloud.lock_server(SERVERS[3].1);
+        Self {
+            auth_url: format!("http://{}/identity/v3", cloud.address),
+            username: USER.to_owned(),
+            password: PASSWORD.to_owned(),
+            project: "vms".to_owned(),
+            application_credential_id: CREDENTIAL.0.to_owned(),
+            application_credential_secret: CREDENTIAL.1.to_owned(),
+            servers: SERVERS.map(|(name, id)| (name.to_owned(), id.to_owned())).into(),
+        }
+    }
+
+    fn server(&self, name: &str) -> &str {
+        &self.servers[name]
+    }
+
+    /// The value of `VMWATCH_HYPERVISORS` for the user with this password.
+    fn by_password(&self, folder: &Path, name: &str, password: &str) -> String {
+        let file = format!(
+            "auth_url = '{}'\nusername = '{}'\nproject = '{}'\n",
+            self.auth_url, self.username, self.project
+        );
+        entry(folder, name, &file, "password_file", password)
+    }
+
+    /// The same for the application credential with this secret.
+    fn by_credential(&self, folder: &Path, name: &str, secret: &str) -> String {
+        let file = format!(
+            "auth_url = '{}'\napplication_credential_id = '{}'\n",
+            self.auth_url, self.application_credential_id
+        );
+        entry(folder, name, &file, "application_credential_secret_file", secret)
+    }
+}
+
+/// A cloud, a bus, and a replica that has logged in with the password.
+async fn scene() -> (World, Peer, Replica) {
+    let (world, peer) = (World::new().await, Peer::new().await);
+    let hypervisors = peer.by_password(world.path(), "cloud", &peer.password);
+    let service = world
+        .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &hypervisors)])
+        .await;
+    (world, peer, service)
+}
+
+#[tokio::test]
+async fn a_server_goes_up_and_down_and_up_again() {
+    let (world, peer, service) = scene().await;
+    let vm = peer.server("verbs");
+    let state = async || world.state(vm).await.unwrap();
+    let start = async || world.start(&operator(), vm).await.unwrap();
+    assert_eq!(state().await, MachineState::ShutOff);
+    assert_eq!(start().await, MachineState::Running);
+    assert_eq!(state().await, MachineState::Running);
+    assert_eq!(start().await, MachineState::Running, "it runs already");
+    for hard in [false, true] {
+        let reboot = RebootTarget {
+            instance_id: instance_id(vm),
+            hard,
+        };
+        let rebooted = world.bus.call::<Reboot>(&operator(), &reboot).await.unwrap();
+        assert_eq!(rebooted.state, MachineState::Running);
+    }
+    let stopped = world.bus.call::<Stop>(&operator(), &target(vm)).await.unwrap();
+    assert_eq!(stopped.state, MachineState::ShutOff);
+    assert_eq!(start().await, MachineState::Running);
+    let stopped = world
+        .bus
+        .call::<ForceStop>(&operator(), &target(vm))
+        .await
+        .unwrap();
+    assert_eq!(stopped.state, MachineState::ShutOff);
+    assert_eq!(state().await, MachineState::ShutOff);
+
+    let fault = world.start(&operator(), NOWHERE).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::NotFound, "{fault}");
+    assert!(!service.0.log().contains(&peer.password));
+}
+
+#[tokio::test]
+async fn an_application_credential_lists_and_starts() {
+    let (world, peer) = (World::new().await, Peer::new().await);
+    let secret = &peer.application_credential_secret;
+    let hypervisors = peer.by_credential(world.path(), "cloud", secret);
+    let service = world
+        .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &hypervisors)])
+        .await;
+    let page = Page {
+        after: None,
+        limit: Limit::new(100).unwrap(),
+    };
+    let list = world.bus.call::<List>(&operator(), &page).await.unwrap();
+    let mut listed: Vec<_> = list
+        .machines
+        .iter()
+        .map(|machine| machine.instance_id.as_str())
+        .collect();
+    listed.sort_unstable();
+    let mut expected: Vec<_> = peer.servers.values().map(String::as_str).collect();
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
+    assert!(list.machines.iter().all(|machine| machine.hypervisor == "cloud"));
+
+    let vm = peer.server("credential");
+    assert_eq!(world.start(&operator(), vm).await.unwrap(), MachineState::Running);
+    world.bus.call::<Stop>(&operator(), &target(vm)).await.unwrap();
+    assert!(!service.0.log().contains(secret));
+}
+
+#[tokio::test]
+async fn wrong_credentials_are_said_in_readiness_and_in_answers_without_the_secret() {
+    let (world, peer) = (World::new().await, Peer::new().await);
+    let entries = [
+        peer.by_password(world.path(), "password", "hunter2"),
+        peer.by_credential(world.path(), "credential", "hunter2"),
+    ];
+    for (name, hypervisors) in ["by-password", "by-credential"].into_iter().zip(entries) {
+        let service = world.spawn(name, &[("VMWATCH_HYPERVISORS", &hypervisors)]);
+        eventually("it serves", PATIENCE, async || match service.readiness().await {
+            Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+        let fault = world.start(&operator(), peer.server("verbs")).await.unwrap_err();
+        assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
+        assert!(!service.0.log().contains("hunter2"));
+        service.0.kill9();
+    }
+}
+
+/// Twenty commands of different callers look at the server before one of them has started it: Nova answers the others
+/// 409, and what they asked for is done.
+#[tokio::test]
+async fn a_crowd_of_starts_ends_well_for_everybody() {
+    let (world, peer, _service) = scene().await;
+    let vm = peer.server("crowd");
+    let contexts: Vec<_> = (0..20).map(|_| operator()).collect();
+    let started = join_all(contexts.iter().map(|context| world.start(context, vm))).await;
+    for state in started {
+        assert_eq!(state.unwrap(), MachineState::Running);
+    }
+    world.bus.call::<Stop>(&operator(), &target(vm)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_that_is_locked_refuses_for_good_in_novas_words() {
+    let (world, peer, _service) = scene().await;
+    let vm = peer.server("locked");
+    let fault = world.start(&operator(), vm).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+    let words = format!("the hypervisor refused: Instance {vm} is locked");
+    assert!(fault.message.contains(&words), "{fault}");
+    assert_eq!(world.state(vm).await.unwrap(), MachineState::ShutOff);
+}
