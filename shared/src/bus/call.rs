@@ -1,10 +1,10 @@
 //! Calling a method.
 
-use async_nats::{Request, RequestErrorKind};
+use async_nats::{PublishErrorKind, StatusCode};
 use bytes::Bytes;
 use tracing::{Instrument, info_span};
 
-use super::{Bus, Context};
+use super::{Bus, Context, replies::NoReply};
 use crate::{
     api::{Method, MethodInfo},
     wire::{Envelope, Fault, FaultKind},
@@ -48,24 +48,21 @@ impl Bus {
             rpc.service = method.service.name(),
             rpc.method = method.name,
         );
-        let request = Request::new()
-            .headers(context.to_headers(&span))
-            .payload(params)
-            .timeout(None);
+        let headers = context.to_headers(&span);
         let sent = self
-            .client
-            .send_request(method.full_subject(), request)
+            .replies
+            .request(&self.client, method.full_subject().into(), headers, params)
             .instrument(span);
         match tokio::time::timeout(context.remaining(), sent).await {
-            Ok(Ok(message)) => Ok(message.payload),
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => Err(Fault::new(
+            Ok(Ok(message)) if message.status == Some(StatusCode::NO_RESPONDERS) => Err(Fault::new(
                 FaultKind::Unavailable,
                 format!(
                     "no {} answers at the moment; try again shortly",
                     method.service.name()
                 ),
             )),
-            Ok(Err(error)) if error.kind() == RequestErrorKind::MaxPayloadExceeded => {
+            Ok(Ok(message)) => Ok(message.payload),
+            Ok(Err(NoReply::NotSent(error))) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                 Err(Fault::new(FaultKind::Invalid, "the request is too large").caused_by(error))
             }
             Ok(Err(error)) => Err(Fault::new(

@@ -11,9 +11,10 @@ mod context;
 mod discovery;
 mod drain;
 mod refusal;
+mod replies;
 pub mod serve;
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
@@ -21,6 +22,7 @@ use tracing::{info, warn};
 
 pub use context::{Context, HeaderExtractor, headers, random_id};
 
+use self::replies::Replies;
 use crate::{
     config::{
         Environment, Invalid, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
@@ -147,6 +149,7 @@ pub enum BusError {
 #[derive(Debug, Clone)]
 pub struct Bus {
     client: Client,
+    replies: Arc<Replies>,
     jetstream: jetstream::Context,
 }
 
@@ -178,8 +181,13 @@ impl Bus {
             options = options.add_client_certificate(certificate, key).require_tls(true);
         }
         let client = options.connect(settings.urls.as_slice()).await?;
+        let replies = Arc::new(Replies::subscribe(&client).await?);
         let jetstream = jetstream::new(client.clone());
-        Ok(Self { client, jetstream })
+        Ok(Self {
+            client,
+            replies,
+            jetstream,
+        })
     }
 
     /// Whether the server is there, as far as pings tell.
