@@ -1,5 +1,7 @@
 //! Logs, traces and metrics: set up once, at the start of each program.
 
+use std::time::Duration;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{Protocol, WithExportConfig};
@@ -93,10 +95,9 @@ impl Telemetry {
             .with(otel_layer)
             .try_init()
             .map_err(|_| TelemetryError::Twice)?;
-        Ok(Self {
-            traces,
-            metrics: metrics_recorder()?,
-        })
+        let metrics = metrics_recorder()?;
+        keep_small(metrics.clone());
+        Ok(Self { traces, metrics })
     }
 
     /// What `/metrics` shows.
@@ -132,6 +133,24 @@ fn tracer_provider(program: &'static str, endpoint: &str) -> Result<SdkTracerPro
         .with_resource(resource)
         .with_batch_exporter(exporter)
         .build())
+}
+
+/// A histogram keeps every value until it is shown or tidied up: without this, a program whose metrics nobody reads
+/// grows with each request. A thread, since not every program has a runtime yet.
+fn keep_small(metrics: PrometheusHandle) {
+    const EVERY: Duration = Duration::from_secs(5);
+    let tidying = move || {
+        loop {
+            std::thread::sleep(EVERY);
+            metrics.run_upkeep();
+        }
+    };
+    let started = std::thread::Builder::new()
+        .name("metrics".to_owned())
+        .spawn(tidying);
+    if let Err(error) = started {
+        tracing::warn!(%error, "metrics grow until they are read");
+    }
 }
 
 fn metrics_recorder() -> Result<PrometheusHandle, TelemetryError> {
