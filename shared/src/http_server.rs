@@ -3,7 +3,13 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo};
+use axum::{
+    Router,
+    extract::{ConnectInfo, State},
+    http::{HeaderValue, header},
+    middleware::map_response_with_state,
+    response::Response,
+};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -15,6 +21,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
+    time::Instant,
 };
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +33,10 @@ use crate::http_tls::Tls;
 /// What a client may send ahead of its body, and what is read of a body at once. hyper's own bound is 400 KiB, which
 /// ten thousand clients that send headers slowly would turn into 4 GiB.
 const BUFFER_BYTES: usize = 64 * 1024;
+
+/// How long a stop leaves idle connections open. Whoever is busy sends his next request within it and is answered with
+/// `Connection: close`; a connection closed at once may have that request on its way, which is lost.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// The bounds of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +60,7 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections));
+    let router = router.layer(map_response_with_state(shutdown.clone(), say_goodbye));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -73,10 +85,11 @@ pub async fn serve(
         });
     }
     drop(listener);
-    if tokio::time::timeout(limits.drain, graceful.shutdown())
-        .await
-        .is_err()
-    {
+    let end = Instant::now() + limits.drain;
+    let all = permits.acquire_many(u32::try_from(limits.connections).unwrap_or(u32::MAX));
+    // An error is the time-out: some connections are idle.
+    let _ = tokio::time::timeout(limits.drain.min(LINGER), all).await;
+    if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
         warn!("the drain deadline passed with HTTP requests unfinished");
     }
     Ok(())
@@ -125,6 +138,15 @@ where
         .max_buf_size(BUFFER_BYTES)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     Ok(watcher.watch(connection).await?)
+}
+
+/// While the listener stops, every answer is the last of its connection and says so.
+async fn say_goodbye(State(shutdown): State<CancellationToken>, mut response: Response) -> Response {
+    if shutdown.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
+    response
 }
 
 async fn accept(
