@@ -1,6 +1,6 @@
 //! The settings of the gateway.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use shared::{
     api::Deadlines,
@@ -45,10 +45,15 @@ const COMMAND_DEADLINE: Setting = Setting {
     default: "30s",
     help: "how long starting a VM may take",
 };
-const MAX_CONNECTIONS: Setting = Setting {
+pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
     default: "10000",
     help: "HTTP connections at once; an idle one takes about 5 KiB",
+};
+const MAX_PER_SECOND: Setting = Setting {
+    name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
+    default: "",
+    help: "requests that this gateway takes a second, and at one moment; more are answered 503 at once; no limit unless given",
 };
 const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
@@ -88,6 +93,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         COMMAND_DEADLINE,
         MAX_CONNECTIONS,
         MAX_IN_FLIGHT,
+        MAX_PER_SECOND,
         REQUEST_TIMEOUT,
         DRAIN_DEADLINE,
         MAX_SESSIONS,
@@ -128,6 +134,7 @@ pub(crate) struct RestSettings {
 pub(crate) struct HttpSettings {
     pub(crate) limits: HttpLimits,
     pub(crate) max_in_flight: usize,
+    pub(crate) a_second: Option<NonZeroU32>,
     pub(crate) body_timeout: Duration,
 }
 
@@ -144,6 +151,7 @@ impl GatewaySettings {
         let query = env.duration(&QUERY_DEADLINE, Duration::from_millis(10), 60 * second);
         let command = env.duration(&COMMAND_DEADLINE, Duration::from_millis(10), 600 * second);
         let connections = env.within(&MAX_CONNECTIONS, 1, 1_000_000);
+        let a_second = env.optional(&MAX_PER_SECOND);
         let max_in_flight = env.within(&MAX_IN_FLIGHT, 1, 65_536);
         let request_timeout = env.duration(&REQUEST_TIMEOUT, Duration::from_millis(100), 600 * second);
         let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
@@ -170,6 +178,7 @@ impl GatewaySettings {
                     drain: drain?,
                 },
                 max_in_flight: max_in_flight?,
+                a_second: a_second?,
                 body_timeout,
             },
             sessions: SessionSettings {

@@ -4,10 +4,12 @@
 //! without leaving the process, the bus carries the method's own parameters to a service, and the same module renders the
 //! reply. Live events are followed by [`live`].
 
+mod admission;
 mod body;
 pub mod config;
 pub mod legacy;
 mod live;
+mod open_files;
 mod proxies;
 pub mod rest;
 mod sessions;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
+    admission::Admission,
     config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
     live::Live,
     proxies::Proxies,
@@ -45,7 +48,7 @@ pub(crate) struct Gateway {
     http: HttpSettings,
     proxies: Proxies,
     rest: RestSettings,
-    permits: Arc<Semaphore>,
+    admission: Admission,
     event_streams: Arc<Semaphore>,
 }
 
@@ -89,6 +92,7 @@ pub async fn run(
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
+    open_files::allow(settings.http.limits.connections);
     let address = settings.listen;
     let listener = TcpListener::bind(address)
         .await
@@ -106,7 +110,7 @@ pub async fn run(
         http: settings.http,
         proxies: settings.proxies,
         rest: settings.rest,
-        permits: Arc::new(Semaphore::new(settings.http.max_in_flight)),
+        admission: Admission::new(settings.http.max_in_flight, settings.http.a_second),
         event_streams: Arc::new(Semaphore::new(settings.rest.event_streams)),
     });
     let router = Router::new()

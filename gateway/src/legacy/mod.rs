@@ -106,13 +106,7 @@ impl Gateway {
         info: &'static MethodInfo,
         face: &Documented,
     ) -> Result<String, Fault> {
-        let Ok(_permit) = self.permits.try_acquire() else {
-            counter!("vmwatch_requests_shed_total", "method" => info.name).increment(1);
-            return Err(Fault::new(
-                FaultKind::Overloaded,
-                "the gateway is at its limit; try again shortly",
-            ));
-        };
+        let _place = self.admission.enter(info.name)?;
         // The session is checked before any other parameter.
         let principal = self.authorize(info.access, echo.session_id).await?;
         let Parameters { format, params, .. } = body.parameters()?;

@@ -72,7 +72,8 @@ impl<'a> Body<'a> {
         };
         let sent = sent.get();
         match sent.as_bytes().first() {
-            Some(b'-' | b'0'..=b'9') => Cow::Borrowed(sent),
+            // Beyond a double (1E400) a number is one by its grammar, and unreadable to many clients.
+            Some(b'-' | b'0'..=b'9') if sent.parse().is_ok_and(f64::is_finite) => Cow::Borrowed(sent),
             _ => number_or_numeric_text(sent)
                 .map_or(Cow::Borrowed("null"), |code| Cow::Owned(code.to_string())),
         }

@@ -264,18 +264,13 @@ impl<'a> Given<'a> {
 
     /// Gives the command, and waits until it has begun.
     async fn begin(self) -> Result<lifecycle::Operation, Fault> {
-        let Ok(permit) = Arc::clone(&self.gateway.permits).try_acquire_owned() else {
-            return Err(Fault::new(
-                FaultKind::Overloaded,
-                "the gateway is at its limit; try again shortly",
-            ));
-        };
+        let place = self.gateway.admission.hold("command")?;
         let (gateway, context) = (Arc::clone(self.gateway), self.context.clone());
         let (instance_id, action) = (self.instance_id.clone(), self.action);
         // Goes on when this request has been answered, or was given up.
         let mut call = tokio::spawn(async move {
             let ended = send(&gateway, &context, instance_id, action).await;
-            drop(permit);
+            drop(place);
             ended
         });
         let given_at = Instant::now();

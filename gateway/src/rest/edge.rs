@@ -11,10 +11,7 @@ use axum::{
     response::IntoResponse,
 };
 use metrics::{counter, histogram};
-use shared::{
-    bus::random_id,
-    wire::{Fault, FaultKind},
-};
+use shared::bus::random_id;
 use tokio::time::Instant;
 use tracing::{Instrument, field::Empty, info_span};
 
@@ -55,12 +52,10 @@ pub(super) async fn edge(
             Err(problem) => return problem.into_response(),
         };
         // Until the answer begins; streams of events have a bound of their own.
-        let Ok(_permit) = gateway.permits.try_acquire() else {
-            counter!("vmwatch_requests_shed_total", "method" => route.clone()).increment(1);
-            let detail = "the gateway is at its limit; try again shortly";
-            return Problem::from(Fault::new(FaultKind::Overloaded, detail)).into_response();
-        };
-        next.run(request).await
+        match gateway.admission.enter(&route) {
+            Ok(_place) => next.run(request).await,
+            Err(fault) => Problem::from(fault).into_response(),
+        }
     };
     let mut response = answered.instrument(span.clone()).await;
     finish(&mut response, &request_id);
