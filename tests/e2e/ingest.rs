@@ -1,12 +1,9 @@
 //! Ingestion loses nothing and doubles nothing, whatever is killed, frozen or restarted on the way from the stream
 //! into the store. Each test counts every row.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use e2e::{PATIENCE, Process, Program, Stack, eventually};
+use e2e::{PATIENCE, Program, Stack, eventually};
 use shared::api::metrics::{ProcessSample, SAMPLE_STREAM};
 use tokio::{
     io::copy_bidirectional,
@@ -15,15 +12,8 @@ use tokio::{
 };
 
 use crate::ingest_support::{
-    Publisher, count, drained, metric, outage, process, publish_during, stack, waiting,
+    Publisher, count, drained, metric, outage, process, publish_during, resident, stack, waiting,
 };
-
-/// In KiB, of `/proc/<pid>/status`.
-fn resident(process: &Process) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
 
 async fn stores(stack: &Stack, rows: u64) {
     eventually("rows are stored", PATIENCE, async || {

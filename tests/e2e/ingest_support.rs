@@ -4,7 +4,7 @@
 use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
-    env,
+    env, fs,
     time::{Duration, SystemTime},
 };
 
@@ -180,6 +180,13 @@ pub(crate) async fn drained(bus: &Bus) {
         },
     )
     .await;
+}
+
+/// Its resident memory in KiB, of `/proc/<pid>/status`.
+pub(crate) fn resident(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// A figure of a program's metrics, all its labels together.

@@ -13,7 +13,7 @@ mod api;
 mod bad_input;
 mod bus;
 mod documents;
-mod failures;
+mod faults;
 mod golden;
 mod guest;
 mod history;

@@ -1,6 +1,6 @@
 //! Stories of the REST API, over whole stacks.
 
-mod client;
+pub(crate) mod client;
 mod contract;
 mod document;
 mod events;

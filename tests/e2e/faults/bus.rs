@@ -1,0 +1,138 @@
+//! NATS is killed, and frozen.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
+use shared::api::lifecycle::MachineState;
+
+use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request, session, vm_request};
+use crate::ingest_support::metric;
+
+/// The shortest outage after which clients of NATS try again at their slowest, and the issue's own.
+const AWAY: Duration = Duration::from_secs(5);
+const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
+
+/// One of each kind of request, while the bus is away: each is refused without a wait. How long each took.
+async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
+    let rows = gateway.post(&vm_request(session)).await;
+    assert_unavailable(&rows, codes::VM, session);
+    let unknown = gateway.post(&vm_request(UNKNOWN)).await;
+    assert_unavailable(&unknown, codes::VM, UNKNOWN);
+    let login = gateway.post(&login_request()).await;
+    let what = (login.http, login.status(), login.retry_after.as_deref());
+    assert_eq!(what, (503, 3, Some("1")), "{login:?}");
+    let start = gateway.start_vm(session, MACHINES[0].0).await;
+    assert_unavailable(&start, codes::START, session);
+    [rows, unknown, login, start].map(|answer| answer.took).to_vec()
+}
+
+/// No command that was refused ever reached the service.
+async fn nothing_was_started(stack: &Stack) {
+    let machine = MACHINES[0].0;
+    assert_eq!(stack.machine_state(machine).await, MachineState::ShutOff);
+    // The state itself was asked for; of starts there were none, carried out or refused.
+    let metrics = stack.replica(Program::Lifecycle, 0).metrics().await;
+    let starts = metrics
+        .lines()
+        .filter(|line| line.contains(r#"method="startmonitor""#));
+    assert_eq!(starts.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+async fn notices(gateway: &Gateway) {
+    eventually("the gateway notices", PATIENCE, async || {
+        match gateway.replica.readiness().await {
+            Ok(()) => Err("it still calls itself ready".to_owned()),
+            Err(_) => Ok(()),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_killed_bus_is_told_at_once_and_found_again_at_once() {
+    let stack = Stack::builder().start().await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+
+    stack.nats.process.kill9();
+    notices(gateway).await;
+    let (away, mut took) = (Instant::now(), Vec::new());
+    while away.elapsed() < AWAY {
+        took.extend(refused(gateway, &session).await);
+    }
+    let (median, p99) = (quantile(&took, 0.5), quantile(&took, 0.99));
+    figure("faults_nats_killed_refusals", took.len() as f64);
+    figure("faults_nats_killed_refusal_p50_ms", median);
+    figure("faults_nats_killed_refusal_p99_ms", p99);
+    // That the slowest waited for no deadline is asserted by `refused`: a stopwatch on a busy machine shows no more.
+    assert!(median < 50.0, "{median} ms");
+
+    let back = Cell::new(None);
+    let returns = async {
+        stack.nats.restart().await;
+        back.set(Some(Instant::now()));
+    };
+    let first_success = async {
+        answers(gateway, &session).await;
+        Instant::now()
+    };
+    let ((), first) = tokio::join!(returns, first_success);
+    let after = first.saturating_duration_since(back.get().unwrap());
+    figure("faults_nats_killed_first_success_ms", after.as_secs_f64() * 1e3);
+    assert!(after < Duration::from_secs(2), "{after:?}");
+    stack.ready().await;
+    nothing_was_started(&stack).await;
+    gateway.login(ADMIN.0, ADMIN.1).await;
+}
+
+/// A frozen server holds its connections: until its silence is noticed, requests are late; from then on refused.
+#[tokio::test]
+async fn a_frozen_bus_is_noticed_within_three_pings() {
+    let ping = Duration::from_secs(1);
+    let stack = Stack::builder()
+        .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "1s")
+        .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "300ms")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+
+    stack.nats.process.pause();
+    let frozen = Instant::now();
+    let mut late = 0;
+    loop {
+        let answer = gateway.post(&vm_request(&session)).await;
+        if answer.http == 503 {
+            break;
+        }
+        assert_eq!((answer.http, answer.status()), (200, 4), "{answer:?}");
+        late += 1;
+        assert!(frozen.elapsed() < PATIENCE, "it is not noticed");
+    }
+    let noticed = frozen.elapsed();
+    figure(
+        "faults_nats_frozen_noticed_in_pings",
+        noticed.as_secs_f64() / ping.as_secs_f64(),
+    );
+    figure("faults_nats_frozen_timeouts_before", f64::from(late));
+    assert!(late > 0, "the deadline's answer until then");
+    assert!(noticed < 3 * ping + AT_ONCE, "{noticed:?}");
+    for _ in 0..10 {
+        refused(gateway, &session).await;
+    }
+
+    stack.nats.process.resume();
+    answers(gateway, &session).await;
+    stack.ready().await;
+    nothing_was_started(&stack).await;
+    // What was late at the gateway was not carried out afterwards either: the service refused it, or never saw it.
+    let metrics = stack.replica(Program::Metrics, 0);
+    let seen = metric(metrics, "vmwatch_requests_late_total").await;
+    assert!(seen <= f64::from(late), "{seen} of {late}");
+    gateway.login(ADMIN.0, ADMIN.1).await;
+}

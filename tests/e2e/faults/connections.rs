@@ -1,0 +1,139 @@
+//! Connections that send slowly, or nothing.
+
+use std::time::{Duration, Instant};
+
+use e2e::{Gateway, Program, Stack, figure};
+use futures::future::join_all;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    answers,
+    http::{Connection, address},
+    load::{Client, Load, quantile},
+    session, size, soak, vm_request,
+};
+use crate::ingest_support::{metric, resident};
+
+/// Often enough that each would be kept alive by a limit that starts anew with each byte.
+const DRIP: Duration = Duration::from_millis(200);
+
+/// Lets this process, and those that it starts from now on, open so many files; as many as it may where none are given.
+fn allow_open_files(files: Option<u64>) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let current = files.or(maximum);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
+}
+
+async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
+    let (address, mut opened) = (address(gateway), Vec::new());
+    // Not more at once than wait at a listener.
+    while opened.len() < count {
+        let some = (0..100.min(count - opened.len())).map(|_| Connection::open(&address));
+        opened.extend(join_all(some).await.into_iter().map(Result::unwrap));
+    }
+    opened
+}
+
+/// The 99th percentile of so many requests one after the other, in milliseconds; all are answered well.
+async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
+    let clients = vec![(Client::of(&[gateway], 0), vm_request(session))];
+    let (seen, ()) = Load::default()
+        .during(clients, async |load| load.goes_on(requests).await)
+        .await;
+    assert!(seen.iter().all(super::load::Seen::is_good), "{seen:?}");
+    quantile(&seen.iter().map(|seen| seen.took).collect::<Vec<_>>(), 0.99)
+}
+
+/// Sends the head, then a byte at a time, until the connection is closed; how long that took.
+async fn drip(mut connection: Connection, head: &str) -> Duration {
+    let began = Instant::now();
+    let stream = &mut connection.stream;
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    loop {
+        tokio::select! {
+            read = stream.read_buf(&mut answer) => match read {
+                Ok(0) | Err(_) => return began.elapsed(),
+                Ok(_) => {}
+            },
+            () = tokio::time::sleep(DRIP) => {
+                if stream.write_all(b"x").await.is_err() {
+                    return began.elapsed();
+                }
+            }
+        }
+    }
+}
+
+/// Slow heads and slow bodies are cut off at the limit, however they drip, and others are answered meanwhile.
+#[tokio::test]
+async fn slow_senders_are_cut_off_at_the_limit() {
+    const SENDERS: usize = 1000;
+    let limit = Duration::from_secs(2);
+    allow_open_files(None);
+    let stack = Stack::builder()
+        .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "2s")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let without = p99(gateway, &session, 200).await;
+
+    let senders = open_many(gateway, SENDERS).await;
+    let heads = [
+        "POST /wsgi_app.py HTTP/1.1\r\nHost: vmwatch\r\nX-Slow: ",
+        "POST /wsgi_app.py HTTP/1.1\r\nHost: vmwatch\r\nContent-Length: 1000\r\n\r\n{",
+    ];
+    let senders = senders.into_iter().zip(heads.into_iter().cycle());
+    let dripping = join_all(senders.map(|(sender, head)| drip(sender, head)));
+    let (open, with) = tokio::join!(dripping, p99(gateway, &session, 200));
+    let longest = open.iter().max().copied().unwrap_or_default();
+    figure("faults_slow_senders", SENDERS as f64);
+    figure("faults_slow_senders_longest_open_ms", longest.as_secs_f64() * 1e3);
+    figure("faults_slow_senders_others_p99_ms", with);
+    figure("faults_slow_senders_others_p99_without_ms", without);
+    // The limit, and what a busy machine needs to close a thousand connections.
+    assert!(longest < limit + Duration::from_secs(3), "{longest:?}");
+    assert!(
+        soak().is_none() || with < 2.0 * without,
+        "{without} ms became {with} ms"
+    );
+}
+
+/// Idle connections take memory of a known size, and no time from others.
+#[tokio::test]
+async fn idle_connections_cost_others_nothing() {
+    let idle = size(1_200, 10_000);
+    // As most systems start a program; the gateway helps itself.
+    allow_open_files(Some(1024));
+    let stack = Stack::builder()
+        .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "5m")
+        .set(Program::Gateway, "VMWATCH_MAX_CONNECTIONS", "11000")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    allow_open_files(None);
+    let requests = size(200, 5_000);
+    let without = p99(gateway, &session, requests).await;
+    let before = resident(&gateway.replica.process);
+
+    let connections = open_many(gateway, idle).await;
+    let with = p99(gateway, &session, requests).await;
+    let open = metric(&gateway.replica, "vmwatch_http_connections").await;
+    assert!(open >= idle as f64, "{open} of {idle} are open");
+    let memory = resident(&gateway.replica.process).saturating_sub(before) as f64 / idle as f64;
+    drop(connections);
+    figure("faults_idle_connections", idle as f64);
+    figure("faults_idle_connection_kib", memory);
+    figure("faults_idle_others_p99_ms", with);
+    figure("faults_idle_others_p99_without_ms", without);
+    assert!(memory < 32.0, "{memory} KiB a connection");
+    assert!(
+        soak().is_none() || with < 2.0 * without,
+        "{without} ms became {with} ms"
+    );
+}

@@ -1,0 +1,190 @@
+//! Bodies that no client means: each gets the answer of its contract, and none makes a program fail.
+
+use e2e::{MACHINES, Program, Stack, codes, failure, figure};
+use reqwest::{Method, header};
+use serde_json::{Value, json};
+use shared::api::{Role, Scope, lifecycle::MachineState};
+
+use super::{
+    answers,
+    corpus::{NO_JSON, ODD_VALUES},
+    session, size,
+};
+use crate::rest::client::{Api, Reply};
+
+/// No answer so far was a failure of ours, by the gateway's own count. That no program panicked is seen as each ends.
+async fn no_failure_of_ours(stack: &Stack, sent: usize, what: &str) {
+    let metrics = stack.replica(Program::Gateway, 0).metrics().await;
+    let failures = metrics
+        .lines()
+        .filter(|line| line.starts_with("vmwatch_http_requests_total{") && line.contains("status=\"5"));
+    assert_eq!(failures.collect::<Vec<_>>(), Vec::<&str>::new());
+    assert_eq!(stack.machine_state(MACHINES[0].0).await, MachineState::ShutOff);
+    figure(&format!("faults_malformed_{what}_bodies"), sent as f64);
+    figure(&format!("faults_malformed_{what}_5xx"), 0.0);
+}
+
+/// Bytes that are the same in each run.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    // Marsaglia's xorshift.
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()[3]
+    });
+    next.take(length).collect()
+}
+
+/// The documented API: 400 where the body is no JSON object, 413 where it is too large, and otherwise a failure in the
+/// envelope, for each value in place of each field.
+#[tokio::test]
+async fn the_documented_api_answers_by_its_contract() {
+    let stack = Stack::builder().start().await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let mut sent = 0;
+    let unreadable = failure(3, &Value::Null, "", "'the body must be one JSON object'");
+    let refused = async |body: Vec<u8>| {
+        let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+        let answer = gateway.post_text(body).await;
+        assert_eq!((answer.http, &answer.body), (400, &unreadable), "{shown}");
+    };
+    let noise = (0..size(200, 20_000)).map(|seed| noise(seed, usize::try_from(seed % 997).unwrap()));
+    for body in NO_JSON.iter().map(|body| body.to_vec()).chain(noise) {
+        refused(body).await;
+        sent += 1;
+    }
+    let too_large = failure(3, &Value::Null, "", "'the body must be at most 64 KiB'");
+    for body in [
+        "[".repeat(100_000),
+        "{\"a\":".repeat(100_000),
+        "x".repeat(3 << 20),
+    ] {
+        let answer = gateway.post_text(body).await;
+        assert_eq!((answer.http, &answer.body), (413, &too_large));
+        sent += 1;
+    }
+
+    let fields = [
+        "method",
+        "data",
+        "session_id",
+        "limit",
+        "proc_name",
+        "message_id",
+        "format",
+    ];
+    let inside = ["instance_id", "proc_name", "user_name", "password"];
+    let good = json!({ "method": codes::VM, "session_id": session,
+        "data": { "instance_id": "vm-1", "user_name": "x", "password": "x" } });
+    let places = fields.map(|field| ("", field)).into_iter();
+    let places = places.chain(inside.map(|field| ("/data", field)));
+    for (place, method) in places.flat_map(|place| {
+        [codes::VM, codes::PROCESSES_BY_NAME, codes::START, codes::LOGIN].map(|method| (place, method))
+    }) {
+        let mut request = good.clone();
+        request["method"] = json!(method);
+        request.pointer_mut(place.0).unwrap()[place.1] = json!("@@");
+        let request = request.to_string();
+        let (before, after) = request.split_once("\"@@\"").unwrap();
+        for value in NO_JSON.iter().chain(ODD_VALUES) {
+            let body = [before.as_bytes(), value, after.as_bytes()].concat();
+            let shown = String::from_utf8_lossy(&body).into_owned();
+            let answer = gateway.post_text(body).await;
+            let json = answer.json();
+            assert!(matches!(answer.http, 200 | 400 | 429), "{shown}: {answer:?}");
+            let status = json["status_code"].as_u64();
+            assert!(
+                status == Some(3) || (answer.http, status) == (200, Some(1)),
+                "{shown}: {answer:?}"
+            );
+            assert!(
+                answer.http != 400 || answer.body == unreadable,
+                "{shown}: {answer:?}"
+            );
+            sent += 1;
+        }
+    }
+    answers(gateway, &session).await;
+    no_failure_of_ours(&stack, sent, "documented").await;
+}
+
+/// The schema that a reference stands for.
+fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
+    match schema["$ref"].as_str() {
+        Some(reference) => &document.pointer(&reference[1..]).unwrap()["properties"],
+        None => &schema["properties"],
+    }
+}
+
+async fn refused(api: &Api, method: &Method, path: &str, body: Vec<u8>) -> Reply {
+    let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
+    let request = api.raw(method.clone(), path).body(body);
+    let reply = Reply::of(request.header(header::CONTENT_TYPE, "application/json")).await;
+    assert!(
+        (400..500).contains(&reply.status),
+        "{method} {path} {shown}: {reply:?}"
+    );
+    let problem: Value = serde_json::from_str(&reply.body).unwrap();
+    assert_eq!(
+        problem["status"], reply.status,
+        "{method} {path} {shown}: {reply:?}"
+    );
+    reply
+}
+
+/// The REST API: a problem document of the 400s for each operation that takes a body, and each field of it.
+#[tokio::test]
+async fn the_rest_api_answers_with_problems_of_the_client() {
+    let stack = Stack::builder().start().await;
+    let session = session(&stack).await;
+    answers(stack.gateway(0), &session).await;
+    let api = Api::with(&stack, Role::Admin, Scope::All).await;
+    let document = Reply::of(api.raw(Method::GET, "/api/openapi.json")).await;
+    let document: Value = serde_json::from_str(&document.body).unwrap();
+    let (mut sent, mut fields) = (0, 0);
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let path = path.replace(['{', '}'], "");
+        for (verb, operation) in operations.as_object().unwrap() {
+            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
+            if schema.is_null() {
+                continue;
+            }
+            let method = Method::from_bytes(verb.to_uppercase().as_bytes()).unwrap();
+            for body in NO_JSON {
+                let reply = refused(&api, &method, &path, body.to_vec()).await;
+                assert!(
+                    !reply.body.contains("passwd"),
+                    "what was sent is not repeated: {reply:?}"
+                );
+                sent += 1;
+            }
+            for body in ["[".repeat(100_000), "x".repeat(3 << 20), "[".repeat(60_000)] {
+                refused(&api, &method, &path, body.into()).await;
+                sent += 1;
+            }
+            for seed in 0..size(20, 2_000) {
+                refused(&api, &method, &path, noise(seed, 300)).await;
+                sent += 1;
+            }
+            for field in resolved(&document, schema).as_object().unwrap().keys() {
+                fields += 1;
+                // No field of ours takes an object with these keys, or a list of lists.
+                for value in [json!({ "$gt": "" }), json!([[[]]]), json!({ "": { "": 0 } })] {
+                    let body = json!({ field: value }).to_string();
+                    refused(&api, &method, &path, body.into()).await;
+                    sent += 1;
+                }
+            }
+        }
+    }
+    assert!(
+        fields > 5,
+        "the document has operations that take bodies: {fields} fields"
+    );
+    answers(stack.gateway(0), &session).await;
+    no_failure_of_ours(&stack, sent, "rest").await;
+}

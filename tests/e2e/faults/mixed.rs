@@ -1,0 +1,112 @@
+//! Everything at once, for a while: no program grows.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use e2e::{MACHINES, Process, Program, Stack, THIS_MACHINE, codes, figure};
+use serde_json::json;
+
+use super::{
+    answers,
+    load::{Client, Load},
+    login_request, session, soak, start_request, vm_request,
+};
+use crate::ingest_support::resident;
+
+const PROGRAMS: [Program; 5] = [
+    Program::Gateway,
+    Program::Auth,
+    Program::Metrics,
+    Program::Lifecycle,
+    Program::Agent,
+];
+/// What a program may grow by after its warm-up, however long that is; its memory goes up and down by less.
+const MOST_KIB: f64 = 8.0 * 1024.0;
+
+/// By how much a program has grown, by the straight line that fits what was seen best, in KiB.
+fn grown(samples: &[(f64, f64)]) -> f64 {
+    let count = samples.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| samples.iter().map(of).sum::<f64>() / count;
+    let (time, size) = (mean(|sample| sample.0), mean(|sample| sample.1));
+    let both: f64 = samples
+        .iter()
+        .map(|sample| (sample.0 - time) * (sample.1 - size))
+        .sum();
+    let spread: f64 = samples.iter().map(|sample| (sample.0 - time).powi(2)).sum();
+    both / spread * (samples[samples.len() - 1].0 - samples[0].0)
+}
+
+/// Reads, commands, logins, refusals and an agent's samples: what every program holds is flat after a warm-up.
+#[tokio::test]
+async fn memory_is_flat_under_mixed_load() {
+    let lasts = soak().unwrap_or(Duration::from_secs(20));
+    let stack = Stack::builder().replicas(Program::Agent, 1).start().await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let processes = json!({ "method": codes::PROCESSES, "session_id": session, "limit": 50,
+        "data": { "instance_id": THIS_MACHINE } });
+    let questions = [
+        vm_request(&session),
+        processes,
+        start_request(&session, MACHINES[2].0),
+        start_request(&session, "no-such-machine"),
+        vm_request("00000000-0000-0000-0000-000000000000"),
+        json!({ "method": "none" }),
+        login_request(),
+    ];
+    let clients = questions.map(|question| (Client::of(&[gateway], 0), question));
+    let each = |of: fn(&Process) -> u64| PROGRAMS.map(|program| of(&stack.replica(program, 0).process));
+
+    let (seen, samples) = Load::default()
+        .during(clients.into(), async |load| {
+            let began = Instant::now();
+            let mut samples = BTreeMap::<usize, Vec<(f64, f64)>>::new();
+            while began.elapsed() < lasts {
+                load.goes_on(20).await;
+                let at = began.elapsed();
+                let warm = at > lasts / 3;
+                for (index, size) in each(resident).into_iter().enumerate().filter(|_| warm) {
+                    samples
+                        .entry(index)
+                        .or_default()
+                        .push((at.as_secs_f64(), size as f64));
+                }
+            }
+            samples
+        })
+        .await;
+    let expected = [
+        (200, 1),
+        (200, 1),
+        (200, 1),
+        (200, 3),
+        (200, 3),
+        (200, 3),
+        (200, 1),
+    ];
+    let odd: Vec<_> = seen
+        .iter()
+        .filter(|seen| (seen.http, seen.status) != expected[seen.client])
+        .collect();
+    assert!(
+        odd.is_empty(),
+        "{} odd answers: {:?}",
+        odd.len(),
+        &odd[..odd.len().min(3)]
+    );
+    figure("faults_mixed_minutes", lasts.as_secs_f64() / 60.0);
+    figure("faults_mixed_requests", seen.len() as f64);
+    for (index, program) in PROGRAMS.into_iter().enumerate() {
+        let name = format!("{program:?}").to_lowercase();
+        let (samples, grown) = (&samples[&index], grown(&samples[&index]));
+        figure(
+            &format!("faults_mixed_{name}_resident_kib"),
+            samples[samples.len() - 1].1,
+        );
+        figure(&format!("faults_mixed_{name}_grown_kib"), grown.round());
+        assert!(grown < MOST_KIB, "{name} has grown by {grown} KiB");
+    }
+}

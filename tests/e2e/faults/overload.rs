@@ -1,0 +1,81 @@
+//! More than a setting allows.
+
+use std::time::{Duration, Instant};
+
+use e2e::{Program, Stack, figure};
+use futures::future::join_all;
+
+use super::{
+    answers,
+    http::{Answered, Connection, address, post},
+    load::quantile,
+    session, size, soak, vm_request,
+};
+use crate::ingest_support::metric;
+
+/// Five times the cap comes, by the clock and not by the answers: the cap is served, and the rest is refused without
+/// reaching the bus.
+#[tokio::test]
+async fn five_times_the_cap_leaves_the_cap() {
+    // Of the ordinary form so little that a busy machine serves it beside other tests.
+    let cap = size(20_u32, 2000);
+    let (connections, seconds) = (size(50_u32, 400), size(10, 30));
+    let stack = Stack::builder()
+        .set(
+            Program::Gateway,
+            "VMWATCH_MAX_REQUESTS_PER_SECOND",
+            &cap.to_string(),
+        )
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let before = metric(metrics, "vmwatch_requests_total").await;
+
+    let request = post(&vm_request(&session).to_string());
+    let address = address(gateway);
+    let opened = join_all((0..connections).map(|_| Connection::open(&address))).await;
+    let pause = Duration::from_secs(1) * connections / (5 * cap);
+    let each = 5 * cap * seconds / connections;
+    let began = Instant::now() + pause;
+    let asking = opened.into_iter().zip(0..).map(async |(connection, index)| {
+        let mut connection = connection.unwrap();
+        let mut seen: Vec<(Answered, Duration)> = Vec::new();
+        for turn in 0..each {
+            // Who is late because of a slow answer is late in what he measures.
+            let due = began + pause * index / connections + pause * turn;
+            tokio::time::sleep_until(due.into()).await;
+            let answer = connection.ask(&request).await.unwrap();
+            seen.push((answer, due.elapsed()));
+        }
+        seen
+    });
+    let seen: Vec<_> = join_all(asking).await.into_iter().flatten().collect();
+    let took = began.elapsed().as_secs_f64();
+
+    let (good, refused): (Vec<_>, Vec<_>) = seen.iter().partition(|(answer, _)| answer.http == 200);
+    for (answer, _) in &refused {
+        assert_eq!((answer.http, answer.status()), (503, 3), "{answer:?}");
+        assert!(answer.head.contains("\r\nretry-after: 1\r\n"), "{answer:?}");
+    }
+    assert!(good.iter().all(|(answer, _)| answer.status() == 1));
+    let waits: Vec<_> = refused.iter().map(|(_, took)| *took).collect();
+    let goodput = good.len() as f64 / took;
+    let p99 = quantile(&waits, 0.99);
+    figure("faults_overload_cap_per_s", f64::from(cap));
+    figure("faults_overload_offered_per_s", seen.len() as f64 / took);
+    figure("faults_overload_goodput_per_s", goodput);
+    figure("faults_overload_refusal_p50_ms", quantile(&waits, 0.5));
+    figure("faults_overload_refusal_p99_ms", p99);
+    assert!(goodput >= 0.9 * f64::from(cap), "{goodput}/s of {cap}/s");
+    let reached = metric(metrics, "vmwatch_requests_total").await - before;
+    assert_eq!(
+        reached,
+        good.len() as f64,
+        "what was refused never reached the bus"
+    );
+    // Of the long form only: elsewhere other tests share the machine.
+    assert!(soak().is_none() || p99 < 50.0, "{p99} ms");
+}

@@ -1,0 +1,187 @@
+//! Replicas that die and freeze.
+
+use std::time::{Duration, Instant};
+
+use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, codes, eventually, failure, figure};
+use futures::future::join_all;
+use serde_json::json;
+use shared::api::lifecycle::MachineState;
+
+use super::{
+    AT_ONCE, answers, assert_unavailable,
+    load::{Client, Load},
+    session, start_request, vm_request,
+};
+use crate::ingest_support::{metric, outage};
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Above what a request takes on the busiest machine.
+const KILL_DEADLINE: Duration = Duration::from_secs(4);
+const CLIENTS: usize = 8;
+const LATE: &str = "'the deadline passed before the service answered'";
+
+/// What a killed replica had in flight is told as late, and nothing else fails; where the last one is killed, that is
+/// told at once.
+#[tokio::test]
+async fn a_killed_replica_fails_what_it_had_in_flight() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 2)
+        .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "4s")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let clients = (0..CLIENTS).map(|_| (Client::of(&[gateway], 0), vm_request(&session)));
+    let (seen, (killed, gone)) = Load::default()
+        .during(clients.collect(), async |load| {
+            load.goes_on(200).await;
+            let killed = Instant::now();
+            stack.replica(Program::Metrics, 0).process.kill9();
+            let gone = Instant::now();
+            load.goes_on(500).await;
+            // Whoever waits for the dead sees his deadline pass.
+            eventually("deadlines pass", PATIENCE, async || {
+                (gone.elapsed() > KILL_DEADLINE + AT_ONCE)
+                    .then_some(())
+                    .ok_or_else(String::new)
+            })
+            .await;
+            (killed, gone)
+        })
+        .await;
+    let failed: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
+    figure("faults_kill9_requests", seen.len() as f64);
+    figure("faults_kill9_failed_requests", failed.len() as f64);
+    // Each client has one request in flight, and about half of them at the dead replica.
+    assert!(failed.len() <= CLIENTS, "{failed:?}");
+    for seen in failed {
+        assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
+        // NATS reads the end of a connection within moments.
+        assert!(
+            seen.sent < gone + AT_ONCE && seen.sent + seen.took > killed,
+            "{seen:?}"
+        );
+    }
+
+    stack.replica(Program::Metrics, 1).process.kill9();
+    eventually("NATS notices", PATIENCE, async || {
+        let answer = gateway.post(&vm_request(&session)).await;
+        if answer.http == 503 {
+            Ok(())
+        } else {
+            Err(answer.body)
+        }
+    })
+    .await;
+    for method in [codes::VM, codes::PROCESSES, codes::PROCESSES_BY_NAME] {
+        let answer = gateway
+            .post(&json!({ "method": method, "session_id": session, "data": { "instance_id": "vm-1" } }))
+            .await;
+        assert_unavailable(&answer, method, &session);
+        assert_eq!(
+            answer.message(),
+            "'no vmwatch-metrics answers at the moment; try again shortly'"
+        );
+    }
+    gateway.login(ADMIN.0, ADMIN.1).await;
+    assert_eq!(
+        gateway.start_vm(&session, MACHINES[0].0).await.status(),
+        1,
+        "other services go on"
+    );
+    stack.replica(Program::Metrics, 0).restart().await;
+    answers(gateway, &session).await;
+}
+
+/// Half of the requests go to a replica that is frozen: these are told as late by their deadline, the others answered
+/// by its twin; and when it goes on it carries out none of what it was sent.
+#[tokio::test]
+async fn a_frozen_replica_is_a_timeout_and_its_twin_answers() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 2)
+        .replicas(Program::Lifecycle, 2)
+        .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "1s")
+        .set(Program::Gateway, "VMWATCH_COMMAND_DEADLINE", "1s")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    let frozen = [Program::Metrics, Program::Lifecycle].map(|program| stack.replica(program, 0));
+    for replica in frozen {
+        replica.process.pause();
+    }
+
+    let start = start_request(&session, MACHINES[2].0);
+    let questions = [vec![vm_request(&session); 4], vec![start; 4]].concat();
+    let clients = questions
+        .into_iter()
+        .map(|question| (Client::of(&[gateway], 0), question));
+    let (seen, ()) = Load::default()
+        .during(clients.collect(), async |_| {
+            let end = Instant::now() + outage();
+            eventually("the freeze goes on", PATIENCE + outage(), async || {
+                (Instant::now() > end).then_some(()).ok_or_else(String::new)
+            })
+            .await;
+        })
+        .await;
+    let late: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
+    for seen in &late {
+        assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
+        assert!(
+            seen.took >= DEADLINE && seen.took < DEADLINE + AT_ONCE,
+            "{seen:?}"
+        );
+    }
+    figure("faults_frozen_replica_requests", seen.len() as f64);
+    figure("faults_frozen_replica_timeouts", late.len() as f64);
+    assert!(
+        !late.is_empty() && late.len() < seen.len(),
+        "{} of {}",
+        late.len(),
+        seen.len()
+    );
+
+    for replica in frozen {
+        replica.process.resume();
+    }
+    for (replica, clients) in [(frozen[0], 0..4), (frozen[1], 4..8)] {
+        let sent = late.iter().filter(|seen| clients.contains(&seen.client)).count();
+        eventually("all that was sent to it is refused", PATIENCE, async || {
+            let refused = metric(replica, "vmwatch_requests_late_total").await;
+            (refused == sent as f64)
+                .then_some(())
+                .ok_or(format!("{refused} of {sent}"))
+        })
+        .await;
+    }
+}
+
+/// The only replica is frozen: nothing of what it was sent has happened when it goes on.
+#[tokio::test]
+async fn a_frozen_service_never_acts_late() {
+    let stack = Stack::builder()
+        .set(Program::Gateway, "VMWATCH_COMMAND_DEADLINE", "500ms")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    let lifecycle = stack.replica(Program::Lifecycle, 0);
+    lifecycle.process.pause();
+    let machine = MACHINES[0].0;
+    for answer in join_all((0..3).map(|_| gateway.start_vm(&session, machine))).await {
+        let late = failure(4, &json!(codes::START), &session, LATE);
+        assert_eq!((answer.http, &answer.body), (200, &late));
+    }
+    lifecycle.process.resume();
+    eventually("the late commands are refused", PATIENCE, async || {
+        let refused = metric(lifecycle, "vmwatch_requests_late_total").await;
+        (refused == 3.0).then_some(()).ok_or(refused.to_string())
+    })
+    .await;
+    assert_eq!(stack.machine_state(machine).await, MachineState::ShutOff);
+    assert_eq!(gateway.start_vm(&session, machine).await.status(), 1);
+    assert_eq!(stack.machine_state(machine).await, MachineState::Running);
+}

@@ -1,0 +1,106 @@
+//! Rolling restarts: replicas that are asked to end and start again, one after the other and under load.
+
+use e2e::{MACHINES, PATIENCE, Program, Stack, figure};
+use futures::StreamExt;
+use shared::api::{Method, metrics::VmLatest};
+
+use super::{
+    answers,
+    load::{Client, Load},
+    login_request, session, size, start_request, vm_request,
+};
+use e2e::eventually;
+
+/// No request is lost, of whatever kind and whichever service is restarted; nor by clients of two gateways that heed
+/// `Connection: close`.
+#[tokio::test]
+async fn rolling_restarts_lose_no_request() {
+    let restarts = size(2, 30);
+    let requests = size(2_000, 100_000);
+    let services = [
+        Program::Metrics,
+        Program::Lifecycle,
+        Program::Auth,
+        Program::Gateway,
+    ];
+    let stack = services
+        .iter()
+        .fold(Stack::builder(), |builder, &program| builder.replicas(program, 2))
+        // So that a busy machine is no failure.
+        .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
+        .start()
+        .await;
+    let session = session(&stack).await;
+    let gateways = [stack.gateway(0), stack.gateway(1)];
+    for gateway in gateways {
+        answers(gateway, &session).await;
+    }
+    let running = start_request(&session, MACHINES[2].0);
+    let questions = [vec![vm_request(&session); 6], vec![running, login_request()]].concat();
+    let clients = questions.into_iter().enumerate();
+    let clients = clients.map(|(index, question)| (Client::of(&gateways, index), question));
+
+    let (seen, ()) = Load::default()
+        .during(clients.collect(), async |load| {
+            for program in services {
+                for round in 0..restarts {
+                    let replica = stack.replica(program, round % 2);
+                    let status = replica.process.terminate(PATIENCE).await;
+                    assert!(status.success(), "{} ended with {status}", replica.process.name());
+                    replica.restart().await;
+                    load.goes_on(50).await;
+                }
+            }
+            while load.answered() < requests {
+                load.goes_on(100).await;
+            }
+        })
+        .await;
+    let failed: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
+    figure("faults_restarts", (restarts * services.len()) as f64);
+    figure("faults_restarts_requests", seen.len() as f64);
+    figure("faults_restarts_failed_requests", failed.len() as f64);
+    assert!(
+        failed.is_empty(),
+        "{} failed: {:?}",
+        failed.len(),
+        &failed[..failed.len().min(3)]
+    );
+}
+/// A gateway that is asked to end still answers what it has taken on.
+#[tokio::test]
+async fn a_gateway_finishes_what_it_has_begun() {
+    let stack = Stack::builder().start().await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    // Whoever listens beside the service sees when the request is on its way.
+    let mut watched = stack
+        .bus
+        .client()
+        .subscribe(VmLatest::INFO.full_subject())
+        .await
+        .unwrap();
+    stack.bus.flush(PATIENCE).await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.pause();
+    let request = vm_request(&session);
+    let ending = async {
+        watched.next().await.unwrap();
+        let end = gateway.replica.process.terminate(PATIENCE);
+        let resume = async {
+            eventually("the gateway stops", PATIENCE, async || {
+                match gateway.replica.readiness().await {
+                    Ok(()) => Err("it still calls itself ready".to_owned()),
+                    Err(_) => Ok(()),
+                }
+            })
+            .await;
+            metrics.process.resume();
+        };
+        tokio::join!(end, resume).0
+    };
+    let (answer, status) = tokio::join!(gateway.post(&request), ending);
+    assert_eq!((answer.http, answer.status()), (200, 1), "{answer:?}");
+    assert!(status.success(), "{status}");
+}
