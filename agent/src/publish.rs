@@ -7,7 +7,11 @@ use async_nats::jetstream::{
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
 };
-use shared::{api::metrics::SAMPLE_STREAM, bus::Bus};
+use shared::{
+    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
+    bus::{Bus, trace_headers},
+};
+use tracing::{Instrument, field::Empty, info_span};
 
 use crate::parts::Part;
 
@@ -65,17 +69,35 @@ pub(crate) async fn publish(bus: Bus, subject: String, part: Part) -> Result<(),
     if !bus.is_connected() {
         return Err(Trouble::Away);
     }
+    // By OpenTelemetry's semantic conventions for messaging. metrics-svc links its batch to this span.
+    let span = info_span!(
+        "publish",
+        otel.name = format!("publish {SAMPLE_SUBJECT_PREFIX}*"),
+        otel.kind = "producer",
+        otel.status_code = Empty,
+        messaging.system = "nats",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.destination.name = subject,
+        messaging.message.id = part.message_id,
+    );
     let message = PublishMessage::build()
+        .headers(trace_headers(&span))
         .payload(part.body)
         .message_id(&part.message_id)
         // An acknowledgement of any other stream that takes the subject as well would mean nothing.
         .expected_stream(SAMPLE_STREAM);
     let acknowledged = async { bus.jetstream().send_publish(subject, message).await?.await };
-    match tokio::time::timeout(ACK_DEADLINE, acknowledged).await {
+    let acknowledged = tokio::time::timeout(ACK_DEADLINE, acknowledged).instrument(span.clone());
+    let outcome = match acknowledged.await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(trouble(&error)),
         Err(_) => Err(Trouble::Unanswered),
+    };
+    if outcome.is_err() {
+        span.record("otel.status_code", "ERROR");
     }
+    outcome
 }
 
 fn trouble(error: &PublishError) -> Trouble {

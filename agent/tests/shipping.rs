@@ -214,7 +214,7 @@ async fn while_the_bus_is_away_samples_wait_on_disk_and_then_come_in_order() {
     })
     .await;
 
-    scene.nats.process.kill9();
+    scene.nats.server.kill9();
     scene.spools(7).await;
     // At once, and not after the moment of grace (250 ms) that a bus which is there gets.
     assert!(usual_delay(&agent) < 0.2, "{}", usual_delay(&agent));
@@ -316,7 +316,7 @@ async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
     let agent = Process::start(spec);
     stores(&messages, 1).await;
     // A server that hangs acknowledges nothing and looks connected for a while.
-    scene.nats.process.pause();
+    scene.nats.server.pause();
     let kept = || [witnessed(&agent, "acknowledged"), witnessed(&agent, "spooled")].concat();
     eventually(
         "a sample is neither acknowledged nor on disk",
@@ -333,7 +333,7 @@ async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
     )
     .await;
     let status = agent.terminate(PATIENCE).await;
-    scene.nats.process.resume();
+    scene.nats.server.resume();
     assert!(status.success(), "{status}");
     let (kept, spooled) = (kept(), scene.spooled());
     for id in witnessed(&agent, "sampled") {

@@ -230,9 +230,9 @@ impl Bench {
     /// Seconds of each of [`PROCESSES`] so far.
     fn cpu(&self) -> anyhow::Result<[f64; 4]> {
         Ok([
-            usage::cpu_seconds(self.stack.nats.process.id())?,
+            usage::cpu_seconds(self.stack.nats.server.id())?,
             usage::cpu_seconds(self.stack.replica(Program::Metrics, 0).process.id())?,
-            usage::cpu_seconds(self.stack.database.process.id())?,
+            usage::cpu_seconds(self.stack.database.server.id())?,
             usage::cpu_seconds(std::process::id())?,
         ])
     }

@@ -32,7 +32,7 @@ impl Report {
 
     /// Says what the run is made on, before it is made.
     pub(crate) fn introduce(&mut self, stack: &Stack) -> anyhow::Result<()> {
-        let database = usage::program(stack.database.process.id())?;
+        let database = usage::program(stack.database.server.id())?;
         let nats_server = stack.bus.client().server_info().version;
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));

@@ -9,15 +9,20 @@ from . import cargo, figures, guest, layout, processes, schemathesis, tools
 from .terminal import Problem, Step, say, style
 
 
+# What each means to deploy/offline/run.
+CONTAINERS = {"--containers": [], "--containers=if-possible": ["--if-possible"]}
+
+
 def test(arguments) -> int:
     """Everything that must hold before a change goes in; arguments go to the test runner.
 
-    Two are ours: with --containers the images and compose.yaml are run as well, at the end; --json FILE writes the
-    figures of the tests.
+    Two are ours: with --containers the images and compose.yaml are run as well, at the end, and end-to-end tests with
+    NATS and the database in containers, with --containers=if-possible where a Docker engine can be had; --json FILE
+    writes the figures of the tests.
     """
     target, arguments = figures.option(arguments, "--json")
-    containers = "--containers" in arguments
-    arguments = [argument for argument in arguments if argument != "--containers"]
+    offline = [CONTAINERS[argument] for argument in arguments if argument in CONTAINERS]
+    arguments = [argument for argument in arguments if argument not in CONTAINERS]
     cargo.check()
     _components()
     tools.install_system(tools.BUILD_NEEDS)
@@ -38,9 +43,9 @@ def test(arguments) -> int:
     with figures.Figures(target) as measured:
         environment.update(measured.environment())
         code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
-    if code or not containers:
+    if code or not offline:
         return code
-    return subprocess.run([sys.executable, "-B", layout.ROOT / "deploy" / "offline" / "run"]).returncode
+    return subprocess.run([sys.executable, "-B", layout.ROOT / "deploy" / "offline" / "run", *offline[0]]).returncode
 
 
 def _without_libvirt() -> list:
@@ -117,3 +122,10 @@ def _runner(arguments: list) -> list:
         return ["cargo", "nextest", "run", "--workspace", *profile, *_locked(), *arguments]
     all_failures = ["--no-fail-fast"] if os.environ.get("CI") else []
     return ["cargo", "test", "--workspace", "--lib", "--bins", "--tests", *all_failures, *_locked(), *arguments]
+
+
+def e2e_runner(names: list) -> list:
+    """The same for end-to-end tests with one of these texts in their names."""
+    if _runner([])[1] == "nextest":
+        return ["cargo", "nextest", "run", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]
+    return ["cargo", "test", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]

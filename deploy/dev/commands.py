@@ -28,6 +28,7 @@ COMMANDS = [
     Command("logs [SERVICE...] [-f]", "the end of all logs, or whole ones; -f goes on", inspect.logs),
     Command("down", "stop the stack; its data stays under .dev/", inspect.down),
     Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
+    Command("test --containers", "the same, then the images and compose.yaml, in Docker (root, where none runs)", checks.test),
     Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
     Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
     Command("peer nova", "the driver's tests against real OpenStack: Keystone and Nova, installed for it", peer.peer),

@@ -110,14 +110,21 @@ def tail(path: Path, lines: int) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def run(step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=None) -> None:
-    """Runs a command to its end, its output in `log`, what `describe` makes of its newest line as progress."""
+def run(
+    step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=None, limit: Optional[float] = None
+) -> None:
+    """Runs a command to its end, its output in `log`, what `describe` makes of its newest line as progress.
+
+    One that takes longer than `limit` seconds is ended, and a Problem.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(part) for part in argv]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with open(log, "w") as out, subprocess.Popen(argv, env=env, cwd=cwd, **pipes) as child:
         try:
-            _follow(step, child.stdout.fileno(), out, describe)
+            in_time = _follow(step, child.stdout.fileno(), out, describe, limit)
+            if not in_time:
+                child.kill()
         except BaseException:
             # What runs as root by sudo gets the terminal's Ctrl-C, but no signal of ours.
             with contextlib.suppress(PermissionError):
@@ -125,16 +132,21 @@ def run(step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=N
             raise
     if child.returncode != 0:
         shown = tail(log, SHOWN_LINES)
+        how = f"ended with {ended_how(child.returncode)}" if in_time else f"was ended after {limit:.0f} s"
         raise Problem(
-            f"`{' '.join(argv)}` ended with {ended_how(child.returncode)}",
+            f"`{' '.join(argv)}` {how}",
             f"Its last lines:\n\n{shown}\n\nAll of it: {layout.short(log)}",
         )
 
 
-def _follow(step: Step, pipe: int, out, describe) -> None:
-    """Reads to the end of the output. A progress bar redraws its line: of that, the log keeps what was there last."""
+def _follow(step: Step, pipe: int, out, describe, limit: Optional[float]) -> bool:
+    """Reads to the end of the output, or of the time, which is then said by False.
+
+    A progress bar redraws its line: of that, the log keeps what was there last.
+    """
     detail, rest = "", b""
-    while True:
+    end = time.monotonic() + limit if limit else float("inf")
+    while time.monotonic() < end:
         if select.select([pipe], [], [], TICK)[0]:
             chunk = os.read(pipe, 65536)
             *lines, rest = re.split(rb"(?<=[\r\n])", rest + chunk)
@@ -144,5 +156,6 @@ def _follow(step: Step, pipe: int, out, describe) -> None:
                     out.write(f"{text}\n")
                 detail = describe(text.strip()) or detail
             if not chunk:
-                return
+                return True
         step.tick(detail)
+    return False

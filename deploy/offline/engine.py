@@ -19,6 +19,13 @@ COMPOSE_SUITE = "forky"
 START_LIMIT = 60.0
 # Longer than any container of ours may take to stop.
 STOP_LIMIT = 60.0
+# A question to the engine; and what builds, starts or restarts something.
+ASK_LIMIT = 90.0
+STEP_LIMIT = 300.0
+# Of layers of earlier builds, in an engine that is ours.
+KEPT_LAYERS = "1GB"
+# What is removed at the end, where nothing has its name any more.
+LABEL = "vmwatch-offline"
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,34 @@ class Engine:
             yield engine.with_compose()
         finally:
             if started:
-                stop(started)
+                try:
+                    engine.tidy()
+                finally:
+                    stop(started)
 
     def answers(self) -> bool:
-        return subprocess.run([self.docker, "info"], env=self.environment, capture_output=True).returncode == 0
+        command = [self.docker, "info"]
+        try:
+            return subprocess.run(command, env=self.environment, capture_output=True, timeout=ASK_LIMIT).returncode == 0
+        except subprocess.TimeoutExpired:
+            return False
+
+    def tidy(self) -> None:
+        """Removes what earlier builds left, so that the engine's folder does not grow from run to run."""
+        with Step("removing what earlier runs left") as step:
+            self.run("image", "prune", "--force", "--filter", f"label={LABEL}")
+            self.run("builder", "prune", "--force", "--keep-storage", KEPT_LAYERS)
+            step.done()
 
     def run(self, *arguments, **options) -> subprocess.CompletedProcess:
         """A command whose output is wanted; a failure is a Problem with what it said."""
         argv = [self.docker, *(str(argument) for argument in arguments)]
-        done = subprocess.run(argv, env=self.environment, capture_output=True, text=True, **options)
+        try:
+            done = subprocess.run(
+                argv, env=self.environment, capture_output=True, text=True, timeout=ASK_LIMIT, **options
+            )
+        except subprocess.TimeoutExpired:
+            raise Problem(f"`{' '.join(argv)}` does not end within {ASK_LIMIT:.0f} s") from None
         if done.returncode != 0:
             raise Problem(f"`{' '.join(argv)}` ended with {processes.ended_how(done.returncode)}", done.stderr.strip())
         return done
@@ -56,7 +82,7 @@ class Engine:
         """A command that takes its time, told as a step; how long it took."""
         with Step(title) as step:
             argv = [self.docker, *arguments]
-            processes.run(step, argv, LOGS / f"{log}.log", env=self.environment, cwd=cwd)
+            processes.run(step, argv, LOGS / f"{log}.log", env=self.environment, cwd=cwd, limit=STEP_LIMIT)
             step.done(result)
             return step.elapsed()
 

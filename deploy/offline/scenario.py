@@ -59,9 +59,18 @@ class Project:
         return (self.folder / "deploy" / ".secrets" / name).read_text().strip()
 
     def compose(self, *arguments: str) -> str:
-        engine = Engine(self.engine.docker, {**self.engine.environment, **self.settings})
-        command = ["compose", "--project-name", self.name, "--profile", "agent", *arguments]
-        return engine.run(*command, cwd=self.folder).stdout
+        """A command whose output is wanted."""
+        return self.here().run(*self.command(arguments), cwd=self.folder).stdout
+
+    def compose_step(self, title: str, log: str, *arguments: str) -> None:
+        """A command that takes its time."""
+        self.here().step(title, log, *self.command(arguments), cwd=self.folder)
+
+    def here(self) -> Engine:
+        return Engine(self.engine.docker, {**self.engine.environment, **self.settings})
+
+    def command(self, arguments) -> list:
+        return ["compose", "--project-name", self.name, "--profile", "agent", *arguments]
 
     def containers(self, service: str) -> List[str]:
         return self.compose("ps", "--quiet", "--no-trunc", service).split()
@@ -85,12 +94,10 @@ class Project:
         return self.compose("logs", "--no-color", "--tail", "30")
 
     def down(self) -> None:
-        with Step("docker compose down") as step:
-            LOGS.mkdir(parents=True, exist_ok=True)
-            (LOGS / "compose.log").write_text(self.compose("logs", "--no-color"))
-            self.compose("down", "--volumes")
-            shutil.rmtree(self.folder)
-            step.done()
+        LOGS.mkdir(parents=True, exist_ok=True)
+        (LOGS / "compose.log").write_text(self.compose("logs", "--no-color"))
+        self.compose_step("docker compose down", "down", "down", "--volumes")
+        shutil.rmtree(self.folder)
 
 
 def run(engine: Engine, standins) -> int:
@@ -98,9 +105,8 @@ def run(engine: Engine, standins) -> int:
     checks = Checks()
     project = Project(engine, standins.variables)
     try:
-        with Step("docker compose up --wait") as step:
-            project.compose("up", "--detach", "--wait", "--wait-timeout", "180", "--no-build")
-            step.done()
+        wait = ["up", "--detach", "--wait", "--wait-timeout", "180", "--no-build"]
+        project.compose_step("docker compose up --wait", "up", *wait)
         api = Api(project.gateways())
         documented_methods(checks, project, api)
         hardened(checks, project)
@@ -172,9 +178,9 @@ def hardened(checks: Checks, project: Project) -> None:
 
 def scale(checks: Checks, project: Project, api: Api) -> None:
     arguments = [part for service, count in SCALED.items() for part in ("--scale", f"{service}={count}")]
-    with Step("docker compose up --scale " + " ".join(f"{name}={count}" for name, count in SCALED.items())) as step:
-        project.compose("up", "--detach", "--wait", "--wait-timeout", "120", "--no-build", "--no-recreate", *arguments)
-        step.done()
+    title = "docker compose up --scale " + " ".join(f"{name}={count}" for name, count in SCALED.items())
+    wait = ["up", "--detach", "--wait", "--wait-timeout", "120", "--no-build", "--no-recreate"]
+    project.compose_step(title, "scale", *wait, *arguments)
     for service, count in SCALED.items():
         checks.that(len(project.containers(service)) == count, f"{count} replicas of {service} are healthy")
     session = api.login("admin", project.secret("admin-password"))

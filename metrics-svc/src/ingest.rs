@@ -29,7 +29,7 @@ use shared::{
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use self::{batch::Batch, dead_letter::put_aside, writer::Writer};
 use crate::{
@@ -201,7 +201,8 @@ impl Ingest {
 
 async fn write_all(writer: Writer, mut full: mpsc::Receiver<Batch>, shutdown: CancellationToken) {
     while let Some(batch) = full.recv().await {
-        writer.write(batch, &shutdown).await;
+        let span = batch.span();
+        writer.write(batch, &shutdown).instrument(span).await;
     }
 }
 

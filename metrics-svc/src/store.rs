@@ -1,6 +1,9 @@
 //! The rows in MongoDB: two collections, one flat document a row.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    future::IntoFuture,
+    time::{Duration, SystemTime},
+};
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{
@@ -13,9 +16,10 @@ use shared::{
         InstanceId, Service,
         metrics::{Limit, PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
     },
-    store::StoreSettings,
+    store::{StoreSettings, command_span},
     time::{CreateDate, UtcOffset},
 };
+use tracing::Instrument;
 
 use crate::{
     MetricsError,
@@ -224,12 +228,10 @@ impl RowStore {
             return Ok(Vec::new());
         }
         let unordered = InsertManyOptions::builder().ordered(false).build();
-        let Err(error) = self
-            .collection(kind)
-            .insert_many(documents)
-            .with_options(unordered)
-            .await
-        else {
+        let collection = self.collection(kind);
+        let inserting = collection.insert_many(documents).with_options(unordered);
+        let span = command_span("insert", collection.name());
+        let Err(error) = inserting.into_future().instrument(span).await else {
             return Ok(Vec::new());
         };
         match *error.kind {

@@ -50,18 +50,18 @@ async fn killed_between_insert_and_acknowledgement() {
         .await;
     let metrics = stack.replica(Program::Metrics, 0);
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
-    stack.database.process.pause();
+    stack.database.server.pause();
     publisher.publish_many(10).await;
     eventually("metrics-svc has the batch", PATIENCE, async || {
         let rows = metric(metrics, "vmwatch_ingest_waiting_rows").await;
         (rows > 109.0).then_some(()).ok_or(format!("{rows}"))
     })
     .await;
-    stack.nats.process.pause();
-    stack.database.process.resume();
+    stack.nats.server.pause();
+    stack.database.server.resume();
     stores(&stack, 110).await;
     metrics.process.kill9();
-    stack.nats.process.kill9();
+    stack.nats.server.kill9();
     stack.nats.restart().await;
     waits(&stack, 10).await;
     metrics.restart().await;
@@ -76,7 +76,7 @@ async fn the_database_is_killed_in_mid_stream() {
     publish_during(&mut publisher, async {
         for _ in 0..2 {
             stores_more(&stack, 500).await;
-            stack.database.process.kill9();
+            stack.database.server.kill9();
             waits(&stack, 100).await;
             stack.database.restart().await;
         }
@@ -93,7 +93,7 @@ async fn nats_is_killed_in_mid_stream() {
     let outages = async {
         for _ in 0..2 {
             stores_more(&stack, 500).await;
-            stack.nats.process.kill9();
+            stack.nats.server.kill9();
             stack.nats.restart().await;
         }
         stores_more(&stack, 500).await;
@@ -276,7 +276,7 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
     drained(&stack.bus).await;
     let before = resident(metrics);
 
-    stack.database.process.pause();
+    stack.database.server.pause();
     let (mut sent, mut most) = (0, 0);
     let template = publisher.sample();
     let body = serde_json::to_string(&template).unwrap();
@@ -296,6 +296,6 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
     assert!(most < before + MOST_KIB, "{before} KiB grew to {most} KiB");
 
     // The rest of the backlog would only take time.
-    stack.database.process.resume();
+    stack.database.server.resume();
     stores(&stack, 10 * 3001).await;
 }

@@ -51,7 +51,7 @@ async fn nats_is_away_while_three_agents_sample() {
     let agents: Vec<_> = (0..3).map(|index| stack.replica(Program::Agent, index)).collect();
     stores_rows(&stack).await;
 
-    stack.nats.process.kill9();
+    stack.nats.server.kill9();
     tokio::time::sleep(outage()).await;
     for agent in &agents {
         spools(agent, 3.0).await;
@@ -71,7 +71,7 @@ async fn an_agent_is_killed_with_an_unsent_spool() {
     let stack = agents(1).start().await;
     let agent = stack.replica(Program::Agent, 0);
     stores_rows(&stack).await;
-    stack.nats.process.kill9();
+    stack.nats.server.kill9();
     spools(agent, 4.0).await;
     agent.process.kill9();
     stack.nats.restart().await;

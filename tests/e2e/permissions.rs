@@ -74,7 +74,7 @@ async fn the_whole_stack_works_under_the_permissions() {
         (answer.status() == 3).then_some(()).ok_or(answer.body)
     })
     .await;
-    let log = stack.nats.process.log();
+    let log = stack.nats.server.log();
     assert!(!log.contains(VIOLATION), "{log}");
 }
 
@@ -187,7 +187,7 @@ async fn what_is_not_allowed_is_refused() {
                 (*user).to_owned(),
                 format!(r#"Subject "{subject}""#),
             ];
-            let log = nats.process.log();
+            let log = nats.server.log();
             let refused = log
                 .lines()
                 .any(|line| said.iter().all(|part| line.contains(part)));

@@ -7,7 +7,7 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, extract::State, routing::post};
-use e2e::{PATIENCE, Program, Stack, codes, eventually};
+use e2e::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{KeyValue, any_value::Value},
@@ -152,4 +152,67 @@ async fn a_request_is_one_tree_from_http_to_the_database_command() {
         .filter(|received| format!("{received:?}").contains(&session))
         .count();
     assert_eq!(secrets, 0, "a span carries the session's token");
+}
+
+#[tokio::test]
+async fn a_sample_is_linked_from_the_agents_publish_to_its_insert() {
+    let (address, spans) = collector().await;
+    let endpoint = format!("http://{address}");
+    let mut builder = Stack::builder().replicas(Program::Agent, 1);
+    for program in [Program::Agent, Program::Metrics] {
+        builder = builder.set(program, "VMWATCH_OTLP_ENDPOINT", &endpoint);
+        builder = builder.set(program, "OTEL_BSP_SCHEDULE_DELAY", "100");
+    }
+    let _stack = builder.start().await;
+
+    let found = eventually("an insert, its batch and a publish", PATIENCE, async || {
+        let spans = spans.lock().unwrap().clone();
+        linked(&spans).ok_or_else(|| format!("{} spans so far", spans.len()))
+    });
+    let (insert, batch, publish) = found.await;
+    assert_eq!(
+        (insert.program.as_str(), insert.span.kind()),
+        ("vmwatch-metrics", SpanKind::Client)
+    );
+    assert_eq!(
+        (
+            batch.program.as_str(),
+            batch.span.name.as_str(),
+            batch.span.kind()
+        ),
+        ("vmwatch-metrics", "process VMWATCH_SAMPLES", SpanKind::Consumer)
+    );
+    assert_eq!(
+        (
+            publish.program.as_str(),
+            publish.span.name.as_str(),
+            publish.span.kind()
+        ),
+        (
+            "vmwatch-agent",
+            "publish vmwatch.v1.samples.*",
+            SpanKind::Producer
+        )
+    );
+    // A batch is of many traces: it belongs to none of them.
+    assert!(batch.span.parent_span_id.is_empty());
+    assert_ne!(batch.span.trace_id, publish.span.trace_id);
+    assert_eq!(
+        text(&publish.span.attributes, "messaging.destination.name"),
+        Some(format!("vmwatch.v1.samples.{THIS_MACHINE}"))
+    );
+}
+
+/// An insert, its parent, and the span of a link of that.
+fn linked(spans: &[Received]) -> Option<(Received, Received, Received)> {
+    let by_id = |id: &[u8]| spans.iter().find(|received| received.span.span_id == id);
+    spans
+        .iter()
+        .filter(|received| received.span.name == "insert vm_samples")
+        .find_map(|insert| {
+            let batch = by_id(&insert.span.parent_span_id)?;
+            let link = batch.span.links.first()?;
+            let publish = by_id(&link.span_id).filter(|found| found.span.trace_id == link.trace_id)?;
+            Some((insert.clone(), batch.clone(), publish.clone()))
+        })
 }

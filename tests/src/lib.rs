@@ -4,7 +4,8 @@
 //! ended with it, whatever way it ends. Each replica can be killed, stopped, frozen and started again. Everything
 //! waits by [`eventually`], for a condition, and nothing for a fixed time.
 //!
-//! [`Process`] is the one seam through which anything is started.
+//! [`Process`] is how anything of ours is started. NATS and the database are a [`Server`], which is a process or a
+//! container: the test says nothing of it, `server.rs` chooses.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,6 +17,7 @@
 )]
 
 mod client;
+mod container;
 mod database;
 mod figures;
 mod libvirtd;
@@ -23,18 +25,21 @@ mod nats;
 mod ports;
 mod process;
 mod secrets;
+mod server;
 mod stack;
 mod tools;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Gateway, codes, failure};
+pub use container::Container;
 pub use database::Database;
 pub use figures::figure;
 pub use libvirtd::Libvirtd;
 pub use nats::Nats;
 pub use process::{Process, Spec};
 pub use secrets::Secrets;
+pub use server::Server;
 pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
 pub use tools::schemathesis;
 

@@ -7,13 +7,21 @@ use shared::{
     config::{Environment, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER},
 };
 
-use crate::{PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, secrets::TEST_USER, tools};
+use crate::{
+    Container, PATIENCE, Process, Secrets, Server, Spec,
+    container::ContainerSpec,
+    eventually,
+    ports::free_port,
+    secrets::TEST_USER,
+    server::{Backend, NATS_IMAGE, image},
+    tools,
+};
 
 /// A NATS server with JetStream, whose store outlives its restarts.
 #[derive(Debug)]
 pub struct Nats {
     /// The server.
-    pub process: Process,
+    pub server: Server,
     url: String,
     secrets: Option<Secrets>,
 }
@@ -27,29 +35,12 @@ impl Nats {
     /// Starts one with the users and permissions of deploy/nats.
     pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
-        let store = folder.join("nats").display().to_string();
-        let mut args = vec!["--addr", "127.0.0.1", "--port"]
-            .into_iter()
-            .map(str::to_owned)
-            .collect::<Vec<_>>();
-        args.push(port.to_string());
-        args.extend(match &secrets {
-            None => ["--jetstream".to_owned(), format!("--store_dir={store}")],
-            Some(secrets) => ["--config".to_owned(), secrets.nats_config(&store, free_port())],
-        });
-        let process = Process::start(Spec {
-            name: "nats".to_owned(),
-            program: tools::nats_server(),
-            args,
-            env: Vec::new(),
-            log: folder.join("nats.log"),
-        });
-        let url = format!("nats://127.0.0.1:{port}");
-        let nats = Self {
-            process,
-            url,
-            secrets,
+        let server = match Backend::chosen() {
+            Backend::Processes => Server::Process(process(folder, port, secrets.as_ref())),
+            Backend::Containers => Server::Container(container(port, secrets.as_ref())),
         };
+        let url = format!("nats://127.0.0.1:{port}");
+        let nats = Self { server, url, secrets };
         nats.answers().await;
         nats
     }
@@ -61,7 +52,7 @@ impl Nats {
 
     /// Starts it again on the same port and store after it was killed, and waits until it answers.
     pub async fn restart(&self) {
-        self.process.start_again();
+        self.server.start_again();
         self.answers().await;
     }
 
@@ -112,8 +103,8 @@ impl Nats {
 
     async fn answers(&self) {
         eventually("NATS answers", PATIENCE, async || {
-            if let Some(status) = self.process.ended() {
-                panic!("nats-server ended at once ({status}):\n{}", self.process.log());
+            if let Some(status) = self.server.ended() {
+                panic!("nats-server ended at once ({status}):\n{}", self.server.log());
             }
             let mut options = async_nats::ConnectOptions::new();
             if let Some(secrets) = &self.secrets {
@@ -132,4 +123,37 @@ impl Nats {
         })
         .await;
     }
+}
+
+fn process(folder: &Path, port: u16, secrets: Option<&Secrets>) -> Process {
+    let store = folder.join("nats").display().to_string();
+    let mut args = ["--addr", "127.0.0.1", "--port"].map(str::to_owned).to_vec();
+    args.push(port.to_string());
+    args.extend(match secrets {
+        None => ["--jetstream".to_owned(), format!("--store_dir={store}")],
+        Some(secrets) => ["--config".to_owned(), secrets.nats_config(&store, free_port())],
+    });
+    Process::start(Spec {
+        name: "nats".to_owned(),
+        program: tools::nats_server(),
+        args,
+        env: Vec::new(),
+        log: folder.join("nats.log"),
+    })
+}
+
+fn container(host_port: u16, secrets: Option<&Secrets>) -> Container {
+    // As compose.yaml has it.
+    let (args, mounts) = match secrets {
+        None => (vec!["--jetstream", "--store_dir=/data"], Vec::new()),
+        Some(secrets) => (vec!["--config", "/etc/vmwatch/nats/nats.conf"], secrets.mounts()),
+    };
+    Container::start(ContainerSpec {
+        name: "nats",
+        image: image(NATS_IMAGE),
+        args: args.into_iter().map(str::to_owned).collect(),
+        host_port,
+        port: 4222,
+        mounts,
+    })
 }

@@ -28,13 +28,7 @@ impl Secrets {
         }
         fs::create_dir(folder.join("nats")).unwrap();
         for name in ["nats.conf", "permissions.conf"] {
-            let text = fs::read_to_string(deploy.join("nats").join(name)).unwrap();
-            // Nothing of a test is reached from outside.
-            fs::write(
-                folder.join("nats").join(name),
-                text.replace("0.0.0.0", "127.0.0.1"),
-            )
-            .unwrap();
+            fs::copy(deploy.join("nats").join(name), folder.join("nats").join(name)).unwrap();
         }
         let made = fs::read_to_string(store.join("nats-server/users.conf")).unwrap();
         let (users, end) = made.rsplit_once(']').expect("a list of users");
@@ -48,11 +42,22 @@ impl Secrets {
         Self { folder }
     }
 
-    /// Writes the server's configuration, with what differs from a container's, and gives back its path.
+    /// The configuration and the users, as a container has them; its port is published to the loopback interface alone.
+    pub(crate) fn mounts(&self) -> Vec<(String, &'static str)> {
+        let path = |name: &str| self.folder.join(name).display().to_string();
+        vec![
+            (path("nats"), "/etc/vmwatch/nats"),
+            (path("nats-secrets"), "/etc/vmwatch/nats-secrets"),
+        ]
+    }
+
+    /// Writes the configuration of a server that is a process, and gives back its path. Nothing of a test is reached
+    /// from outside.
     pub(crate) fn nats_config(&self, store: &str, monitoring_port: u16) -> String {
         let deployed = include_str!("../../deploy/nats/nats.conf");
         let config = deployed
             .replace("0.0.0.0:8222", &format!("127.0.0.1:{monitoring_port}"))
+            .replace("0.0.0.0", "127.0.0.1")
             .replace("\"/data\"", &format!("{store:?}"));
         let path = self.folder.join("nats/nats.conf");
         fs::write(&path, config).unwrap();

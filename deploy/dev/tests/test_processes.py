@@ -79,6 +79,13 @@ class Run(unittest.TestCase):
         self.assertIn("the reason", raised.exception.todo)
         self.assertIn(str(self.log), raised.exception.todo)
 
+    def test_what_does_not_end_in_time_is_ended_and_says_what_it_said_last(self):
+        script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('working', flush=True); time.sleep(600)"
+        with self.assertRaises(Problem) as raised:
+            processes.run(Step("it"), [sys.executable, "-c", script], self.log, limit=1.0)
+        self.assertIn("was ended after 1 s", str(raised.exception))
+        self.assertIn("working", raised.exception.todo)
+
     def test_a_program_has_a_session_of_its_own_and_its_last_log_is_kept(self):
         for line in ("first", "second"):
             script = f"import os; print({line!r}, os.getsid(0))"

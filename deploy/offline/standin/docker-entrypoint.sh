@@ -1,9 +1,14 @@
 #!/bin/bash
 # What the official image's entrypoint does at its first start: a server on loopback without users, the root user, the
-# scripts of /docker-entrypoint-initdb.d, and only then the server that others reach, which asks for passwords.
+# scripts of /docker-entrypoint-initdb.d, and only then the server that others reach, which asks for passwords. Without
+# a root user everybody may do everything, as there.
 set -euo pipefail
 
 arguments=(--port 27017 --storage-path /data/db --standalone --sync-on-commit --cache-size 256M --log-file-max 16MB)
+
+if [ -z "${MONGO_INITDB_ROOT_USERNAME:-}" ]; then
+    exec database --host 0.0.0.0 "${arguments[@]}"
+fi
 
 if [ ! -e /data/db/.prepared ]; then
     database --host 127.0.0.1 "${arguments[@]}" &

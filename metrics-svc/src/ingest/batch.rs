@@ -1,7 +1,8 @@
 //! Documents that are written together, and the messages that they came from.
 
 use async_nats::jetstream::{AckKind, Message};
-use tracing::warn;
+use shared::{api::metrics::SAMPLE_STREAM, bus::link_to_publisher};
+use tracing::{Span, info_span, warn};
 
 use crate::{
     MetricsError,
@@ -10,6 +11,9 @@ use crate::{
     history::marks::Marks,
     store::{RowKind, RowStore},
 };
+
+/// What OpenTelemetry keeps of a span's links by default; the publishers of further messages are not linked.
+const MOST_LINKS: usize = 128;
 
 /// Documents, each with the place of its message.
 #[derive(Default)]
@@ -43,6 +47,26 @@ impl Batch {
         self.documents.vms.extend(documents.vms);
         self.documents.processes.extend(documents.processes);
         self.messages.push(message);
+    }
+
+    /// The span of all that is done with it, by OpenTelemetry's semantic conventions for messaging: a trace of its own,
+    /// linked to the spans that published its messages.
+    pub(super) fn span(&self) -> Span {
+        let span = info_span!(
+            parent: None,
+            "batch",
+            otel.name = format!("process {SAMPLE_STREAM}"),
+            otel.kind = "consumer",
+            messaging.system = "nats",
+            messaging.operation.name = "process",
+            messaging.operation.type = "process",
+            messaging.destination.name = SAMPLE_STREAM,
+            messaging.batch.message_count = self.messages.len(),
+        );
+        for message in self.messages.iter().take(MOST_LINKS) {
+            link_to_publisher(&span, message.headers.as_ref());
+        }
+        span
     }
 
     /// Into both collections at once, with the marks that the rollups follow.

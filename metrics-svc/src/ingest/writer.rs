@@ -6,7 +6,7 @@ use async_nats::jetstream::{AckKind, Context};
 use metrics::{counter, gauge, histogram};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use super::{
     batch::{Batch, Refused, acknowledge},
@@ -110,7 +110,8 @@ impl Writer {
             Arc::clone(&self.history),
             Arc::clone(batch),
         );
-        let mut inserting = tokio::spawn(async move { batch.insert(&store, &history.marks).await });
+        let mut inserting =
+            tokio::spawn(async move { batch.insert(&store, &history.marks).await }.in_current_span());
         let limit = self.ack_wait * 2 / 3;
         let inserted = tokio::select! {
             inserted = timeout(limit, &mut inserting) => inserted,

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use opentelemetry::propagation::{Extractor, Injector};
+use opentelemetry::{
+    global::get_text_map_propagator,
+    propagation::{Extractor, Injector},
+    trace::TraceContextExt,
+};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
@@ -101,10 +105,7 @@ impl Context {
         if let Some(source) = &self.source {
             map.insert(headers::SOURCE, source.as_str());
         }
-        let trace = span.context();
-        opentelemetry::global::get_text_map_propagator(|propagator| {
-            propagator.inject_context(&trace, &mut HeaderInjector(&mut map));
-        });
+        add_trace(&mut map, span);
         map
     }
 
@@ -136,6 +137,29 @@ impl Context {
             source: text(headers::SOURCE),
         })
     }
+}
+
+fn add_trace(map: &mut HeaderMap, span: &Span) {
+    let trace = span.context();
+    get_text_map_propagator(|propagator| propagator.inject_context(&trace, &mut HeaderInjector(map)));
+}
+
+/// The headers by which whoever takes a message links to the span that published it; none where nothing is traced.
+pub fn trace_headers(span: &Span) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    add_trace(&mut map, span);
+    map
+}
+
+/// Links a span to the one that published a message with these headers, if that was traced.
+pub fn link_to_publisher(span: &Span, map: Option<&HeaderMap>) {
+    // From nothing: where there is no header, the span that is current now is not who published.
+    let nothing = opentelemetry::Context::new();
+    let context = get_text_map_propagator(|propagator| {
+        propagator.extract_with_context(&nothing, &HeaderExtractor(map))
+    });
+    // One that is not valid is left out.
+    span.add_link(context.span().span_context().clone());
 }
 
 struct HeaderInjector<'a>(&'a mut HeaderMap);

@@ -20,7 +20,7 @@ use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
 use tracing::{info, warn};
 
-pub use context::{Context, HeaderExtractor, headers, random_id};
+pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
 use self::replies::Replies;
 use crate::{

@@ -48,17 +48,17 @@ async fn a_bus_that_is_away_is_told_at_once_and_comes_back_by_itself() {
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     answers(&caller).await;
 
-    nats.process.kill9();
+    nats.server.kill9();
     noticed(&caller).await;
     join_all((0..20).map(|_| unavailable("no server"))).await;
     nats.restart().await;
     answers(&caller).await;
 
-    nats.process.pause();
+    nats.server.pause();
     noticed(&caller).await;
     unavailable("a frozen server").await;
     let before = executed.load(Ordering::SeqCst);
-    nats.process.resume();
+    nats.server.resume();
     answers(&caller).await;
     let tries = executed.load(Ordering::SeqCst) - before;
     assert_eq!(tries, 1, "requests that were refused are not executed later");

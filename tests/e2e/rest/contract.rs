@@ -178,7 +178,7 @@ async fn limits_and_absences_say_when_to_come_again() {
 
     stack.replica(Program::Auth, 0).process.kill9();
     admin.get("/users").await.problem(503, "unavailable");
-    stack.nats.process.pause();
+    stack.nats.server.pause();
     eventually("the bus is known to be away", PATIENCE, async || {
         let reply = admin.get("/vms").await;
         if reply.status == 503 {
@@ -189,7 +189,7 @@ async fn limits_and_absences_say_when_to_come_again() {
     })
     .await;
     admin.get("/vms").await.problem(503, "unavailable");
-    stack.nats.process.resume();
+    stack.nats.server.resume();
     eventually("the bus is back", PATIENCE, async || {
         let reply = admin.get("/vms").await;
         if reply.status == 200 {

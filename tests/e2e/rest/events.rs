@@ -243,8 +243,8 @@ async fn events_outlive_a_restart_of_the_gateway_and_of_the_bus() {
     follower.expect("ready").await;
     assert_eq!(follower.until("machine", "vm-1").await.id, Some(missed));
 
-    stack.nats.process.kill9();
-    stack.nats.process.start_again();
+    stack.nats.server.kill9();
+    stack.nats.server.start_again();
     let told = eventually("the bus is back", PATIENCE, async || {
         let event = tell(&stack, "vm-2");
         let told = tokio::time::timeout(Duration::from_secs(2), event).await;

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use e2e::{PATIENCE, Process, eventually};
+use e2e::{PATIENCE, Process, Server, eventually};
 use shared::{
     api::lifecycle::{MachineState, Operation, OperationState, Start, Verb},
     bus::{Bus, BusSettings, Context},
@@ -40,11 +40,11 @@ async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     // Frozen and not dead: what is sent now is delivered once it goes on.
-    freeze(&scene.world.nats.process).await;
+    freeze_bus(&scene).await;
     let late = within(Duration::from_millis(500));
     let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
-    scene.world.nats.process.resume();
+    scene.world.nats.server.resume();
     eventually("it is delivered, and refused", PATIENCE, async || {
         let metrics = service.get("/metrics").await?;
         let late = metrics
@@ -59,6 +59,14 @@ async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
     .await;
     assert_eq!(scene.cloud.commands(), []);
     assert_eq!(scene.world.operations(&within(PATIENCE), None).await, []);
+}
+
+async fn freeze_bus(scene: &Scene) {
+    match &scene.world.nats.server {
+        Server::Process(process) => freeze(process).await,
+        // An engine answers once all of it stands still.
+        container @ Server::Container(_) => container.pause(),
+    }
 }
 
 /// Stops a process, and waits until the last of it stands still.
@@ -90,7 +98,7 @@ async fn frozen_while_the_record_is_made(
     tokio::task::yield_now().await;
     // Asked behind the request, on the same connection: what is answered is behind it as well.
     bus.jetstream().query_account().await.unwrap();
-    freeze(&scene.world.nats.process).await;
+    freeze_bus(&scene).await;
     service.0.resume();
     eventually("the service waits in vain", PATIENCE, async || {
         let log = service.0.log();
@@ -106,7 +114,7 @@ async fn a_record_of_which_no_answer_came_is_still_ours() {
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
-    scene.world.nats.process.resume();
+    scene.world.nats.server.resume();
     assert_eq!(asking.await.unwrap(), Ok(MachineState::Running));
     let operation = scene.world.operation(&id).await.unwrap();
     assert!(!was_adopted(&operation), "{operation:?}");
@@ -120,7 +128,7 @@ async fn a_record_of_which_no_answer_came_in_time_is_not_carried_out() {
     let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
     let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
     assert_eq!(asking.await.unwrap(), Err(FaultKind::Timeout));
-    scene.world.nats.process.resume();
+    scene.world.nats.server.resume();
     let operation = scene.world.ended(&id).await;
     assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
     assert_eq!(scene.cloud.commands(), []);
@@ -134,7 +142,7 @@ async fn a_start_that_waits_while_the_bus_goes_away_does_not_run_once_it_is_late
     scene.cloud.hold(At::Look);
     let asking = scene.start_in_background(context.clone());
     scene.cloud.one_more_held(At::Look, 0).await;
-    scene.world.nats.process.kill9();
+    scene.world.nats.server.kill9();
     scene.cloud.release(At::Look);
     asking.abort();
     eventually("the deadline passes", PATIENCE, async || {
@@ -156,7 +164,7 @@ async fn what_ended_while_the_bus_was_away_is_on_record_once_it_is_back() {
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = scene.start_in_background(context);
     scene.cloud.has_accepted("os-start", 1).await;
-    scene.world.nats.process.kill9();
+    scene.world.nats.server.kill9();
     asking.abort();
     scene.cloud.settle(VM, "ACTIVE");
     scene.world.nats.restart().await;

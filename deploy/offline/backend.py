@@ -1,0 +1,47 @@
+"""The end-to-end tests' other backend: NATS and the database as containers, by the testcontainers crate."""
+
+from pathlib import Path
+
+from dev import cargo, checks, layout, processes
+from dev.terminal import Step
+
+from .engine import LOGS, Engine
+
+# What the tests put on each container: the id of their process (tests/src/container.rs).
+LABEL = "vmwatch-e2e"
+# Of every kind: the documented API and the REST one, users and permissions, sessions, agents, ingestion and whatever
+# may happen to the two servers: killed, frozen, restarted, full.
+STORIES = ["api::", "bus::", "failures::", "ingest", "permissions::", "rest::vms::", "sessions::", "traces::"]
+LIMIT = 900.0
+
+
+def run(engine: Engine, standins) -> None:
+    """Runs them; what a test that was killed left behind is removed."""
+    environment = {
+        **checks.servers(), **cargo.environment(), **engine.environment, **standins.variables,
+        "VMWATCH_TEST_BACKEND": "containers",
+    }
+    log = LOGS / "e2e-containers.log"
+    try:
+        with Step("end-to-end tests, with NATS and the database in containers") as step:
+            command = checks.e2e_runner(STORIES)
+            processes.run(step, command, log, env=environment, cwd=layout.ROOT, limit=LIMIT)
+            step.done(summary(log))
+    finally:
+        remove_left(engine)
+
+
+def summary(log: Path) -> str:
+    """The runner's own last words."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
+    words = [line for line in lines if line.startswith(("Summary", "test result:"))]
+    return words[-1] if words else ""
+
+
+def remove_left(engine: Engine) -> None:
+    """Containers of tests whose process has ended."""
+    form = '{{.ID}} {{.Label "' + LABEL + '"}}'
+    for line in engine.run("ps", "--all", "--filter", f"label={LABEL}", "--format", form).stdout.splitlines():
+        container, process = line.split()
+        if not Path("/proc", process).exists():
+            engine.run("rm", "--force", "--volumes", container)
