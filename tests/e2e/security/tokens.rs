@@ -182,7 +182,7 @@ async fn a_new_login_ends_the_oldest_session_beyond_the_limit() {
     for session in &sessions {
         assert!(!accepted(gateways[0], session).await);
     }
-    let log = stack.nats.process.log();
+    let log = stack.nats.server.log();
     assert!(!log.contains("Violation"), "{log}");
 }
 
