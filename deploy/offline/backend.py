@@ -11,7 +11,10 @@ from .engine import LOGS, Engine
 LABEL = "vmwatch-e2e"
 # Of every kind: the documented API and the REST one, users and permissions, sessions, agents, ingestion and whatever
 # may happen to the two servers: killed, frozen, restarted, full.
-STORIES = ["api::", "bus::", "failures::", "ingest", "permissions::", "rest::vms::", "sessions::", "traces::"]
+STORIES = [
+    "api::", "bus::", "faults::bus::", "faults::database::", "ingest", "permissions::", "rest::vms::", "sessions::",
+    "traces::",
+]
 LIMIT = 900.0
 
 

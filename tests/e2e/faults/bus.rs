@@ -58,7 +58,7 @@ async fn a_killed_bus_is_told_at_once_and_found_again_at_once() {
     let session = session(&stack).await;
     answers(gateway, &session).await;
 
-    stack.nats.process.kill9();
+    stack.nats.server.kill9();
     notices(gateway).await;
     let (away, mut took) = (Instant::now(), Vec::new());
     while away.elapsed() < AWAY {
@@ -102,7 +102,7 @@ async fn a_frozen_bus_is_noticed_within_three_pings() {
     let session = session(&stack).await;
     answers(gateway, &session).await;
 
-    stack.nats.process.pause();
+    stack.nats.server.pause();
     let frozen = Instant::now();
     let mut late = 0;
     loop {
@@ -126,7 +126,7 @@ async fn a_frozen_bus_is_noticed_within_three_pings() {
         refused(gateway, &session).await;
     }
 
-    stack.nats.process.resume();
+    stack.nats.server.resume();
     answers(gateway, &session).await;
     stack.ready().await;
     nothing_was_started(&stack).await;

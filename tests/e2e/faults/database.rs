@@ -39,8 +39,8 @@ async fn a_database_that_is_away_harms_only_who_needs_it() {
             load.goes_on(100).await;
             let began = Instant::now();
             match fault {
-                "killed" => stack.database.process.kill9(),
-                _ => stack.database.process.pause(),
+                "killed" => stack.database.server.kill9(),
+                _ => stack.database.server.pause(),
             }
             let before = services.map(|service| resident(&service.process));
             let mut most = before;
@@ -60,7 +60,7 @@ async fn a_database_that_is_away_harms_only_who_needs_it() {
             let ended = Instant::now();
             match fault {
                 "killed" => stack.database.restart().await,
-                _ => stack.database.process.resume(),
+                _ => stack.database.server.resume(),
             }
             answers(gateway, &session).await;
             (began, ended)
