@@ -56,6 +56,8 @@ impl Auth {
     async fn try_login(&self, attempt: &Attempt, credentials: Credentials) -> Result<Session, AuthError> {
         let Credentials { user_name, password } = credentials;
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
+        // Asked once more under the permit: who has to wait takes no place from others meanwhile.
+        self.throttle.admit(attempt).await?;
         let permit = hasher.permit().await?;
         let (user, ()) = tokio::try_join!(users.find(&user_name), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());

@@ -42,7 +42,7 @@ def soak(arguments) -> int:
     environment = {"VMWATCH_TEST_OUTAGE": OUTAGE, **checks.servers(), "VMWATCH_TEST_SOAK": f"{minutes}m"}
     cargo.build("binaries for the tests")
     runner = ["cargo", "test", "--package", "e2e", "--test", "e2e", "--", "--nocapture", "--test-threads", "2"]
-    runner += arguments or ["ingest", "faults"]
+    runner += arguments or ["ingest", "faults", "security::passwords"]
     outages = f"outages of {environment['VMWATCH_TEST_OUTAGE']}, mixed load for {minutes} min"
     say(f"\n{style('soak', 'strong')}: {outages}: {' '.join(runner)}")
     with measured:

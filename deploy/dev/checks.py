@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, figures, guest, layout, processes, schemathesis, tools
+from . import cargo, dependencies, figures, guest, layout, processes, schemathesis, tools
 from .terminal import Problem, Step, say, style
 
 
@@ -30,6 +30,7 @@ def test(arguments) -> int:
     _step("formatting", "fmt", ["cargo", "fmt", "--all", "--check"])
     _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
+    dependencies.check()
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     for title, name, command in _without_libvirt():
         _step(title, name, command)

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, List
 
-from . import bench, checks, inspect, peer, up
+from . import bench, checks, fuzz, inspect, peer, up
 from .terminal import EX_USAGE, Problem, say, style, table, tell
 
 
@@ -30,6 +30,7 @@ COMMANDS = [
     Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
     Command("test --containers", "the same, then the images and compose.yaml, in Docker (root, where none runs)", checks.test),
     Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
+    Command("fuzz [SECONDS]", "made-up input for the parsers that meet strangers', 30 s each", fuzz.fuzz),
     Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
     Command("peer nova", "the driver's tests against real OpenStack: Keystone and Nova, installed for it", peer.peer),
     Command("install", "only install what `up` and `test` need", up.install),

@@ -47,10 +47,11 @@ BUILD_NEEDS = [
     Need("libvirt-dev", "libvirt's library and headers", _libvirt),
     Need("curl", "curl, for the lines that `up` prints", _program("curl")),
 ]
+CXX = Need("g++", "a C++ compiler", _program("c++"))
 STAND_IN_NEEDS = [
     Need("cmake", "cmake", _program("cmake")),
     Need("make", "make", _program("make")),
-    Need("g++", "a C++ compiler", _program("c++")),
+    CXX,
 ]
 
 

@@ -37,11 +37,12 @@ pub use database::Database;
 pub use figures::figure;
 pub use libvirtd::Libvirtd;
 pub use nats::Nats;
+pub use ports::free_port;
 pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
 pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
-pub use tools::schemathesis;
+pub use tools::{nats_server, schemathesis};
 
 /// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores
 /// needs, so that only a real fault reaches it.

@@ -68,6 +68,14 @@ impl Nats {
         ]
     }
 
+    /// The password of this user of deploy/nats; empty where everybody may come in.
+    pub fn password_of(&self, user: &str) -> String {
+        self.secrets
+            .as_ref()
+            .map(|secrets| secrets.password(user))
+            .unwrap_or_default()
+    }
+
     /// Connects as a program of this name would; a frozen server is noticed within a second.
     pub async fn connect(&self, name: &str) -> Bus {
         self.connect_as(name, TEST_USER).await

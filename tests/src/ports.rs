@@ -28,7 +28,7 @@ static OWNED: Mutex<Owned> = Mutex::new(Owned {
 });
 
 /// A port of 127.0.0.1 that nobody listens on and that no other test will be given.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     let mut owned = OWNED.lock().expect("no test panics while it takes a port");
     loop {
         let Some(port) = owned.free.next() else {

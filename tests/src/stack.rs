@@ -275,6 +275,11 @@ impl Stack {
             .state
     }
 
+    /// Where the logs and stores of all its parts lie.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn all(&self) -> impl Iterator<Item = &Replica> {
         let gateways = self.gateways.iter().map(|gateway| &gateway.replica);
         gateways.chain(self.replicas.values().flatten())

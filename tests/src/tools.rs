@@ -44,7 +44,7 @@ fn newer_source(program: &Path) -> Option<PathBuf> {
 }
 
 /// Where nats-server is: 2.11 or newer.
-pub(crate) fn nats_server() -> PathBuf {
+pub fn nats_server() -> PathBuf {
     find(
         "VMWATCH_TEST_NATS_SERVER",
         "nats-server",

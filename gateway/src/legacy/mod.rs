@@ -58,6 +58,13 @@ pub(crate) async fn serve(
     response
 }
 
+/// What a service would be sent for this body, or why not; `None` where it is not one JSON object. For who tries the
+/// parser with any bytes.
+pub fn read_request(body: &[u8]) -> Option<Result<Vec<u8>, Fault>> {
+    let body = Body::parse(body)?;
+    Some(body.method().and_then(|_| Ok(body.parameters()?.params)))
+}
+
 impl Gateway {
     async fn legacy(&self, source: IpAddr, request: Request) -> Response<HttpBody> {
         if request.method() != Verb::POST {

@@ -1,6 +1,11 @@
 //! Whom vmwatch lets in, what it gives to whom, and what a hostile client can do to others (docs/security.md).
 
+mod bus_tls;
+mod corpus;
+mod leaks;
 mod listener;
+mod passwords;
 mod tls;
 mod tokens;
+mod walk;
 mod wire;

@@ -1,0 +1,30 @@
+//! What `./dev fuzz` starts from, as a plain test: the same functions over the same files.
+
+use std::{fs, path::Path};
+
+#[allow(unreachable_pub, reason = "a crate of its own under cargo-fuzz")]
+#[path = "../../fuzz/src/lib.rs"]
+mod targets;
+
+type Target = fn(&[u8]);
+
+#[test]
+fn the_corpus_is_read_without_a_fault() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    let targets: [(&str, Target); 3] = [
+        ("request", targets::request),
+        ("python_repr", targets::python_repr),
+        ("sample", targets::sample),
+    ];
+    for (name, target) in targets {
+        let files: Vec<_> = fs::read_dir(corpus.join(name)).unwrap().flatten().collect();
+        assert!(files.len() >= 5, "{name}");
+        for file in files {
+            let bytes = fs::read(file.path()).unwrap();
+            // And what a connection that breaks leaves of it.
+            for end in 0..=bytes.len() {
+                target(&bytes[..end]);
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Nothing that is written down tells a secret: no log, however much it tells, no trace, no answer of a probe.
+
+use std::{fs, path::Path};
+
+use e2e::{ADMIN, PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually, figure};
+use reqwest::Client;
+use serde_json::json;
+use shared::api::{Role, Scope};
+
+use crate::traces::collector;
+
+/// What our own programs tell at most.
+const EVERYTHING: &str =
+    "info,gateway=trace,shared=trace,auth_svc=trace,metrics_svc=trace,lifecycle_svc=trace,agent=trace";
+
+/// All that lies in a folder, deep down, with its name.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push((path.display().to_string(), fs::read(&path).unwrap_or_default()));
+        }
+    }
+    found
+}
+
+/// The passwords that are used.
+const FIRST: &str = "first-secret-of-eve";
+const SECOND: &str = "second-secret-of-eve";
+const WRONG: &str = "a-guess-that-is-wrong";
+
+/// Logs in, guesses, changes a password and asks, in every way; gives back the tokens.
+async fn use_secrets(stack: &Stack) -> Vec<String> {
+    let gateway = stack.gateway(0);
+    stack.command(Program::Auth, &["user", "add", "eve"], &format!("{FIRST}\n"));
+    let admin = gateway.login(ADMIN.0, ADMIN.1).await;
+    let eve = gateway.login("eve", FIRST).await;
+    let guessed = json!({ "method": codes::LOGIN, "data": { "user_name": "eve", "password": WRONG } });
+    assert_eq!(gateway.post(&guessed).await.status(), 3);
+    // Where it does not belong, or is not understood.
+    for body in [
+        json!({ "method": codes::VM, "session_id": admin, "data": { "instance_id": "vm-1" }, "password": WRONG }),
+        json!({ "method": codes::LOGIN, "data": { "user_name": WRONG, "password": [FIRST] } }),
+        json!({ "method": 1, "session_id": eve }),
+    ] {
+        gateway.post(&body).await;
+    }
+    let http = Client::new();
+    let url = |path: &str| gateway.url(&format!("/api/v1{path}"));
+    let changes = [
+        http.put(url("/users/eve/password"))
+            .bearer_auth(&eve)
+            .json(&json!({ "password": SECOND, "old_password": FIRST })),
+        http.post(url("/sessions"))
+            .json(&json!({ "user_name": "eve", "password": SECOND, "more": WRONG })),
+        http.post(url("/sessions"))
+            .json(&json!({ "user_name": "eve", "password": SECOND })),
+        http.get(url("/vms")).bearer_auth(&admin),
+        http.get(url("/vms"))
+            .header("cookie", format!("vmwatch_session={admin}")),
+        http.get(url("/users")).bearer_auth(&admin),
+        http.get(url("/me")).bearer_auth(&eve),
+    ];
+    let mut tokens = vec![admin, eve];
+    for change in changes {
+        let body = change.send().await.unwrap().text().await.unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
+        tokens.extend(answer["token"].as_str().map(str::to_owned));
+    }
+    assert_eq!(tokens.len(), 3, "eve logged in anew");
+    tokens.push(stack.session(Role::Viewer, Scope::All).await);
+    tokens
+}
+
+#[tokio::test]
+async fn no_log_and_no_trace_tells_a_secret() {
+    let (address, spans) = collector().await;
+    let programs = [
+        Program::Gateway,
+        Program::Auth,
+        Program::Metrics,
+        Program::Lifecycle,
+        Program::Agent,
+    ];
+    let mut builder = Stack::builder().replicas(Program::Agent, 1).with_permissions();
+    for program in programs {
+        builder = builder
+            .set(program, "VMWATCH_LOG", EVERYTHING)
+            .set(program, "VMWATCH_OTLP_ENDPOINT", &format!("http://{address}"))
+            .set(program, "OTEL_BSP_SCHEDULE_DELAY", "100");
+    }
+    let stack = builder.start().await;
+    let tokens = use_secrets(&stack).await;
+    eventually("traces of all came", PATIENCE, async || {
+        let spans = format!("{:?}", spans.lock().unwrap());
+        let missing = ["vmwatch-gateway", "vmwatch-auth", "vmwatch-metrics"]
+            .into_iter()
+            .find(|name| !spans.contains(name));
+        missing.map_or(Ok(()), |name| Err(format!("none of {name}")))
+    })
+    .await;
+
+    let mut secrets: Vec<(String, String)> = [ADMIN.1, FIRST, SECOND, WRONG]
+        .map(|password| ("a password".to_owned(), password.to_owned()))
+        .into();
+    secrets.extend(tokens.into_iter().map(|token| ("a token".to_owned(), token)));
+    let agent = format!("vmwatch-agent-{THIS_MACHINE}");
+    for user in [
+        "vmwatch-gateway",
+        "vmwatch-auth",
+        "vmwatch-metrics",
+        "vmwatch-lifecycle",
+        &agent,
+    ] {
+        secrets.push((format!("the password of {user}"), stack.nats.password_of(user)));
+    }
+    let mut told = vec![(
+        "the traces".to_owned(),
+        format!("{:?}", spans.lock().unwrap()).into_bytes(),
+    )];
+    told.extend(
+        files(stack.folder())
+            .into_iter()
+            .filter(|(name, _)| Path::new(name).extension().is_some_and(|kind| kind == "log")),
+    );
+    for program in programs {
+        let metrics = stack.replica(program, 0).metrics().await;
+        told.push((format!("the metrics of {program:?}"), metrics.into_bytes()));
+    }
+    assert!(
+        told.len() >= 11,
+        "seven logs, the traces and five pages of metrics"
+    );
+    let traced = told
+        .iter()
+        .any(|(name, text)| name.contains("vmwatch-auth") && contains(text, b"TRACE"));
+    let debugged = told
+        .iter()
+        .any(|(name, text)| name.contains("vmwatch-gateway") && contains(text, b"DEBUG"));
+    assert!(traced || debugged, "the logs tell more than usual");
+    for (name, text) in &told {
+        for (what, secret) in &secrets {
+            assert!(
+                secret.len() > 8 && !contains(text, secret.as_bytes()),
+                "{name} tells {what}: {secret}"
+            );
+        }
+    }
+    figure(
+        "secrets_looked_for",
+        f64::from(u32::try_from(secrets.len()).unwrap()),
+    );
+    figure("places_with_a_secret", 0.0);
+}
+
+fn contains(text: &[u8], wanted: &[u8]) -> bool {
+    text.windows(wanted.len()).any(|window| window == wanted)
+}

@@ -1,0 +1,181 @@
+//! Passwords: guessed, many and slowly counted, and who exists, which no answer and no time tells.
+
+use std::{
+    env,
+    net::{IpAddr, Ipv4Addr},
+    time::Instant,
+};
+
+use e2e::{ADMIN, Answer, Program, Stack, codes, figure};
+use futures::{StreamExt, stream};
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+
+fn login(user: &str, password: &str) -> Value {
+    json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
+}
+
+/// The long form, in `./dev soak`.
+fn is_soak() -> bool {
+    env::var_os("VMWATCH_TEST_SOAK").is_some_and(|minutes| !minutes.is_empty())
+}
+
+/// The probability that a random one of the first is greater than a random one of the second, where equal ones count
+/// half: the U statistic of Mann and Whitney by the product of the counts.
+fn superiority(first: &[f64], second: &[f64]) -> f64 {
+    let points = first.iter().flat_map(|one| {
+        second.iter().map(move |other| match one.total_cmp(other) {
+            std::cmp::Ordering::Greater => 1.0,
+            std::cmp::Ordering::Equal => 0.5,
+            std::cmp::Ordering::Less => 0.0,
+        })
+    });
+    points.sum::<f64>() / count(first.len() * second.len())
+}
+
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).expect("a small count"))
+}
+
+/// Names that exist and names that do not, one after the other: equal texts, equal statuses, and times whose order
+/// tells nothing. A verification of argon2id takes some 45 ms of one core, so that 2,000 are for `./dev soak`; the test
+/// takes 400, whose statistic varies more by chance: four standard deviations are allowed in place of 0.05.
+#[tokio::test]
+async fn no_answer_and_no_time_tells_who_exists() {
+    let each = if is_soak() { 1000 } else { 200 };
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000000")
+        .set(Program::Auth, "VMWATCH_SOURCE_FAILURES", "1000000")
+        .set(Program::Auth, "VMWATCH_USER_FAILURES", "1000000")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let (mut known, mut unknown) = (Vec::new(), Vec::new());
+    let shape = |answer: &Answer| {
+        (
+            answer.http,
+            answer.body.clone(),
+            answer.retry_after.clone(),
+            answer.content_type.clone(),
+        )
+    };
+    let mut shapes = Vec::new();
+    for turn in 0..2 * each {
+        // A pair in the one order, the next in the other: what a machine does now and then hits both alike.
+        let is_known = matches!(turn % 4, 0 | 3);
+        // Names of one length, and each unknown one only once.
+        let name = if is_known {
+            ADMIN.0.to_owned()
+        } else {
+            format!("x{:04}", turn % 10_000)
+        };
+        let sent = login(&name, "a wrong password");
+        let started = Instant::now();
+        let answer = gateway.post(&sent).await;
+        let took = started.elapsed().as_secs_f64();
+        if is_known {
+            known.push(took);
+        } else {
+            unknown.push(took);
+        }
+        shapes.push(shape(&answer));
+    }
+    assert_eq!((shapes[0].0, known.len(), unknown.len()), (200, each, each));
+    assert!(
+        shapes.iter().all(|shape| *shape == shapes[0]),
+        "an answer differs: {shapes:?}"
+    );
+    let slower = superiority(&known, &unknown);
+    figure("login_known_slower_than_unknown_probability", slower);
+    figure("login_times_compared", count(2 * each));
+    // The deviation of the statistic where both are alike: sqrt((n + m + 1) / 12nm).
+    let deviation = (count(2 * each + 1) / (12.0 * count(each * each))).sqrt();
+    let allowed = f64::max(0.05, 4.0 * deviation);
+    assert!(
+        (slower - 0.5).abs() <= allowed,
+        "{slower} is not within 0.5 ± {allowed}"
+    );
+}
+
+#[test]
+fn the_statistic_tells_shifted_times_from_equal_ones() {
+    let times: Vec<_> = (0..100).map(|turn| count((turn * 37) % 100)).collect();
+    let later: Vec<_> = times.iter().map(|time| time + 1000.0).collect();
+    assert!((superiority(&times, &times) - 0.5).abs() < 1e-9);
+    assert!((superiority(&later, &times) - 1.0).abs() < 1e-9);
+    assert!(superiority(&times, &later).abs() < 1e-9);
+}
+
+/// Ten thousand guesses: half of them at one user, the others over a hundred, from one address. None gets in, most
+/// are refused before a password is hashed, and everybody else gets in at the first try: the attacked from an address
+/// of his own, and another user from the attacker's.
+#[tokio::test]
+async fn guessing_passwords_leads_nowhere_and_harms_nobody() {
+    const GUESSES: usize = 10_000;
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
+    // Two of the names exist; which ones, no answer tells.
+    for user in [&users[0], &users[99]] {
+        stack.command(Program::Auth, &["user", "add", user], "correct for this one\n");
+    }
+    stack.command(
+        Program::Auth,
+        &["user", "add", "bystander"],
+        "another one's password\n",
+    );
+    let url = gateway.url("/wsgi_app.py");
+    let from = |address: [u8; 4]| {
+        let address = IpAddr::V4(Ipv4Addr::from(address));
+        Client::builder().local_address(address).build().unwrap()
+    };
+    let attacker = from([127, 0, 0, 1]);
+    let guess = async |turn: usize| {
+        let user = if turn.is_multiple_of(2) {
+            ADMIN.0
+        } else {
+            &users[(turn / 2) % users.len()]
+        };
+        let sent = login(user, &format!("guess-{turn}"));
+        let answer = attacker.post(&url).body(sent.to_string()).send().await.unwrap();
+        let (status, body) = (answer.status(), answer.text().await.unwrap());
+        let session = serde_json::from_str::<Value>(&body).unwrap()["session_id"].clone();
+        assert_eq!(session, "", "{body}");
+        status
+    };
+    let statuses: Vec<_> = stream::iter(0..GUESSES)
+        .map(guess)
+        .buffer_unordered(16)
+        .collect()
+        .await;
+    let of = |status: StatusCode| statuses.iter().filter(|found| **found == status).count();
+    let (tried, throttled) = (of(StatusCode::OK), of(StatusCode::TOO_MANY_REQUESTS));
+    let away = of(StatusCode::SERVICE_UNAVAILABLE);
+    figure("password_guesses", count(GUESSES));
+    figure("password_guesses_accepted", 0.0);
+    figure("password_guesses_throttled", count(throttled));
+    figure("password_guesses_tried", count(tried));
+    assert_eq!(tried + throttled + away, GUESSES, "{statuses:?}");
+    // Five of each pair, until a hundred failures of the source leave one to each; those under way at once may pass it.
+    assert!(tried <= 5 + 100 + users.len() + 64, "{tried} were tried");
+
+    let enter = async |client: &Client, user: &str, password: &str| {
+        let answer = client
+            .post(&url)
+            .body(login(user, password).to_string())
+            .send()
+            .await
+            .unwrap();
+        let body = answer.text().await.unwrap();
+        assert!(body.starts_with(r#"{"status_code":1,"#), "{user}: {body}");
+    };
+    enter(&from([127, 0, 0, 2]), ADMIN.0, ADMIN.1).await;
+    enter(&from([127, 0, 0, 3]), &users[0], "correct for this one").await;
+    enter(&attacker, "bystander", "another one's password").await;
+}

@@ -1,0 +1,462 @@
+//! Who may do what: every documented method, every route of the REST API and every subject of the bus, for every role,
+//! inside and outside of a scope. The rows are written by hand, beside what the code says; a method or route without a
+//! row fails.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use e2e::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::{
+    api::{InstanceId, METHODS, Principal, Role, Scope},
+    bus::Context,
+    wire::{Envelope, FaultKind},
+};
+
+use crate::rest::client::{Api, Reply, report, stack};
+
+/// The least that a caller must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Least {
+    Nobody,
+    Viewer,
+    Operator,
+    Admin,
+}
+use Least::{Admin, Nobody, Operator, Viewer};
+
+const CALLERS: [(Least, Option<Role>); 4] = [
+    (Nobody, None),
+    (Viewer, Some(Role::Viewer)),
+    (Operator, Some(Role::Operator)),
+    (Admin, Some(Role::Admin)),
+];
+
+/// Stands for an instance id in a row.
+const ID: &str = "$ID";
+const OPERATION: &str = "00000000000000000000000000000000";
+/// An instance that nobody has.
+const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
+
+/// Subject behind the prefix, parameters, who may. Nothing in them changes anything: what they name does not exist.
+fn subjects() -> Vec<(&'static str, Value, Least)> {
+    let range = json!({ "from_ms": 0, "to_ms": 60_000 });
+    let at = json!({ "instance_id": ID });
+    let limit = json!({ "limit": 10 });
+    let user = json!({ "name": "nobody" });
+    vec![
+        (
+            "auth.login",
+            json!({ "user_name": "nobody", "password": "a guess" }),
+            Nobody,
+        ),
+        (
+            "auth.logout",
+            json!({ "session_id": "00000000-0000-0000-0000-000000000000" }),
+            Viewer,
+        ),
+        ("auth.users.get", user.clone(), Admin),
+        ("auth.users.list", limit.clone(), Admin),
+        (
+            "auth.users.add",
+            json!({ "name": "admin", "password": "long enough", "role": "viewer", "scope": "all" }),
+            Admin,
+        ),
+        (
+            "auth.users.update",
+            json!({ "name": "nobody", "role": "viewer" }),
+            Admin,
+        ),
+        ("auth.users.remove", user, Admin),
+        // One's own is for viewers as well; `nobody` is another's.
+        (
+            "auth.users.set_password",
+            json!({ "name": "nobody", "password": "long enough" }),
+            Admin,
+        ),
+        ("auth.audit.list", limit.clone(), Admin),
+        ("metrics.process.latest", at.clone(), Viewer),
+        ("metrics.vm.latest", at.clone(), Viewer),
+        (
+            "metrics.process.by_name",
+            json!({ "instance_id": ID, "proc_name": "x" }),
+            Viewer,
+        ),
+        ("metrics.vm.list", limit.clone(), Viewer),
+        ("metrics.vm.get", at.clone(), Viewer),
+        (
+            "metrics.vm.history",
+            json!({ "instance_id": ID, "range": range, "points": 10 }),
+            Viewer,
+        ),
+        ("metrics.process.at", at.clone(), Viewer),
+        (
+            "metrics.process.history",
+            json!({ "instance_id": ID, "process": { "name": "x" }, "range": range, "points": 10 }),
+            Viewer,
+        ),
+        (
+            "metrics.process.events",
+            json!({ "instance_id": ID, "range": range, "limit": 10 }),
+            Viewer,
+        ),
+        ("lifecycle.start", at.clone(), Operator),
+        ("lifecycle.state", at.clone(), Viewer),
+        ("lifecycle.stop", at.clone(), Operator),
+        ("lifecycle.force_stop", at.clone(), Operator),
+        (
+            "lifecycle.reboot",
+            json!({ "instance_id": ID, "hard": false }),
+            Operator,
+        ),
+        ("lifecycle.list", limit.clone(), Viewer),
+        (
+            "lifecycle.operations.get",
+            json!({ "operation_id": OPERATION }),
+            Viewer,
+        ),
+        ("lifecycle.operations.list", limit, Viewer),
+    ]
+}
+
+/// Method, path as the OpenAPI document has it, body, who may.
+type Route = (&'static str, &'static str, Value, Least);
+
+fn routes() -> Vec<Route> {
+    let none = Value::Null;
+    let start = json!({ "action": "start" });
+    vec![
+        (
+            "POST",
+            "/sessions",
+            json!({ "user_name": "nobody", "password": "a guess" }),
+            Nobody,
+        ),
+        ("DELETE", "/sessions/current", none.clone(), Viewer),
+        ("GET", "/me", none.clone(), Viewer),
+        ("GET", "/vms", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/samples", none.clone(), Viewer),
+        ("GET", "/vms/{instance_id}/processes", none.clone(), Viewer),
+        (
+            "GET",
+            "/vms/{instance_id}/processes/history?name=x",
+            none.clone(),
+            Viewer,
+        ),
+        ("GET", "/vms/{instance_id}/processes/events", none.clone(), Viewer),
+        ("POST", "/vms/{instance_id}/actions", start.clone(), Operator),
+        (
+            "POST",
+            "/actions",
+            json!({ "action": "start", "instance_ids": [ID] }),
+            Operator,
+        ),
+        ("GET", "/operations", none.clone(), Viewer),
+        ("GET", "/operations/{operation_id}", none.clone(), Viewer),
+        ("GET", "/events", none.clone(), Viewer),
+        ("GET", "/users", none.clone(), Admin),
+        (
+            "POST",
+            "/users",
+            json!({ "name": "admin", "password": "long enough", "role": "viewer" }),
+            Admin,
+        ),
+        ("GET", "/users/{user_name}", none.clone(), Admin),
+        ("PATCH", "/users/{user_name}", json!({ "role": "viewer" }), Admin),
+        ("DELETE", "/users/{user_name}", none.clone(), Admin),
+        (
+            "PUT",
+            "/users/{user_name}/password",
+            json!({ "password": "long enough" }),
+            Admin,
+        ),
+        ("GET", "/audit", none, Admin),
+    ]
+}
+
+/// Code, who may.
+const DOCUMENTED: [(u32, Least); 5] = [
+    (codes::LOGIN, Nobody),
+    (codes::PROCESSES, Viewer),
+    (codes::VM, Viewer),
+    (codes::PROCESSES_BY_NAME, Viewer),
+    (codes::START, Operator),
+];
+
+fn only(instance: &str) -> Scope {
+    Scope::Only(vec![instance.parse::<InstanceId>().unwrap()])
+}
+
+/// With the instance in place of its placeholder.
+fn with(params: &Value, instance: &str) -> Value {
+    serde_json::from_str(&params.to_string().replace(ID, instance)).unwrap()
+}
+
+/// What a service answers to these parameters, sent as they are.
+async fn ask(
+    stack: &Stack,
+    subject: &str,
+    principal: Option<Principal>,
+    params: &Value,
+) -> Result<Value, FaultKind> {
+    let method = METHODS.iter().find(|method| method.subject == subject).unwrap();
+    let mut context = Context::new(PATIENCE).with_fresh_key();
+    context.principal = principal;
+    let reply = stack
+        .bus
+        .forward(method, &context, params.to_string().into())
+        .await
+        .unwrap();
+    let envelope: Envelope<Value> = serde_json::from_slice(&reply).unwrap();
+    envelope
+        .into_result()
+        .map(|(_, data)| data)
+        .map_err(|fault| fault.kind)
+}
+
+fn principal(role: Role, scope: Scope) -> Principal {
+    let user = "test".to_owned();
+    Principal { user, role, scope }
+}
+
+#[tokio::test]
+async fn every_subject_is_for_its_roles_and_scopes() {
+    // The test's own user may do everything on the bus.
+    let stack = stack().start().await;
+    let rows = subjects();
+    let (walked, known) = (
+        rows.iter().map(|row| row.0).collect::<BTreeSet<_>>(),
+        METHODS
+            .iter()
+            .map(|method| method.subject)
+            .collect::<BTreeSet<_>>(),
+    );
+    assert_eq!(walked, known, "each method has its row");
+    assert_eq!(rows.len(), METHODS.len());
+    let mut checks = 0;
+    for (subject, params, least) in &rows {
+        for (caller, role) in CALLERS {
+            for scope in [Scope::All, only(MACHINES[0].0)] {
+                let principal = role.map(|role| principal(role, scope.clone()));
+                let answer = ask(&stack, subject, principal, &with(params, UNKNOWN)).await;
+                let forbidden = answer == Err(FaultKind::Forbidden);
+                assert_eq!(
+                    forbidden,
+                    caller < *least,
+                    "{subject} as {caller:?} in {scope:?}: {answer:?}"
+                );
+                assert_ne!(
+                    answer,
+                    Err(FaultKind::Invalid),
+                    "{subject}: the row's parameters are no longer right"
+                );
+                checks += 1;
+            }
+        }
+    }
+    let (mine, other) = (MACHINES[0].0, MACHINES[1].0);
+    let everything = Api::with(&stack, Role::Admin, Scope::All).await;
+    report(&stack, &everything, &[(mine, 1.0), (other, 2.0)]).await;
+    ask(
+        &stack,
+        "lifecycle.start",
+        Some(principal(Role::Admin, Scope::All)),
+        &json!({ "instance_id": other }),
+    )
+    .await
+    .unwrap();
+    for (subject, params, _) in &rows {
+        let limited = || Some(principal(Role::Admin, only(mine)));
+        let names_one = params.to_string().contains(ID);
+        if names_one {
+            let hidden = ask(&stack, subject, limited(), &with(params, other)).await;
+            let unknown = ask(&stack, subject, limited(), &with(params, UNKNOWN)).await;
+            assert_eq!(
+                hidden, unknown,
+                "{subject}: what is hidden reads as what does not exist"
+            );
+        } else if matches!(
+            *subject,
+            "metrics.vm.list" | "lifecycle.list" | "lifecycle.operations.list"
+        ) {
+            let all = ask(&stack, subject, Some(principal(Role::Viewer, Scope::All)), params)
+                .await
+                .unwrap();
+            let some = ask(&stack, subject, limited(), params).await.unwrap();
+            assert!(all.to_string().contains(other), "{subject}: {all}");
+            assert!(!some.to_string().contains(other), "{subject}: {some}");
+        } else {
+            continue;
+        }
+        checks += 1;
+    }
+    figure("access_checks_on_the_bus", f64::from(checks));
+}
+
+/// Sends a request of the row.
+async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
+    let (method, path, body, _) = row;
+    let path = path
+        .replace("{instance_id}", instance)
+        .replace("{operation_id}", OPERATION)
+        .replace("{user_name}", "nobody");
+    let mut request = api.request(method.parse::<Method>().unwrap(), &path);
+    if !body.is_null() {
+        request = request.json(&with(body, instance));
+    }
+    // The stream of events has no end: its head is enough.
+    request.send().await.unwrap()
+}
+
+#[tokio::test]
+async fn every_route_is_for_its_roles_and_scopes() {
+    let stack = stack()
+        .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let golden: Value = serde_json::from_str(include_str!("../../golden/openapi.json")).unwrap();
+    let mut described = BTreeSet::new();
+    for (path, item) in golden["paths"].as_object().unwrap() {
+        described.extend(
+            item.as_object()
+                .unwrap()
+                .keys()
+                .map(|method| format!("{} {path}", method.to_uppercase())),
+        );
+    }
+    let rows = routes();
+    let walked: BTreeSet<_> = rows
+        .iter()
+        .map(|(method, path, ..)| format!("{method} /api/v1{}", path.split('?').next().unwrap()))
+        .collect();
+    assert_eq!(walked, described, "each route has its row");
+    let mut checks = 0;
+    for row in &rows {
+        let (method, path, _, least) = row;
+        for (caller, role) in CALLERS {
+            for scope in [Scope::All, only(MACHINES[0].0)] {
+                // A session of its own: one of the routes ends it.
+                let api = match role {
+                    Some(role) => Api::with(&stack, role, scope.clone()).await,
+                    None => Api::of(gateway),
+                };
+                let response = send(&api, row, UNKNOWN).await;
+                let status = response.status().as_u16();
+                let what = format!("{method} {path} as {caller:?} in {scope:?}: {status}");
+                let is_login = *path == "/sessions";
+                if *method == "POST" && *path == "/actions" && caller == Viewer {
+                    // Its answer is one for each VM.
+                    let results = response.text().await.unwrap();
+                    assert!(status == 403 || results.contains("forbidden"), "{what} {results}");
+                } else if is_login || caller == Nobody {
+                    assert_eq!(status, 401, "{what}");
+                } else if caller < *least {
+                    assert_eq!(status, 403, "{what}");
+                } else {
+                    assert!(![400, 401, 403].contains(&status) && status < 500, "{what}");
+                }
+                checks += 1;
+            }
+        }
+    }
+    checks += scopes_over_rest(&stack, &rows).await;
+    figure("access_checks_over_rest", f64::from(checks));
+}
+
+/// What is out of scope reads as what does not exist, and is in no list; how much was checked.
+async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
+    let mut checks = 0;
+    let (mine, other) = (MACHINES[0].0, MACHINES[1].0);
+    let everything = Api::with(stack, Role::Admin, Scope::All).await;
+    report(stack, &everything, &[(mine, 1.0), (other, 2.0)]).await;
+    let started = everything
+        .post(&format!("/vms/{other}/actions"), json!({ "action": "start" }))
+        .await;
+    assert_eq!(started.status, 202, "{started:?}");
+    let limited = Api::with(stack, Role::Admin, only(mine)).await;
+    for row in rows {
+        let (method, path, body, _) = row;
+        if path.contains("{instance_id}") || body.to_string().contains(ID) {
+            let mut seen = Vec::new();
+            for instance in [other, UNKNOWN] {
+                let response = send(&limited, row, instance).await;
+                let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
+                let mut answer: Value = serde_json::from_str(&text).unwrap();
+                // What differs between any two requests.
+                for varies in ["request_id", "from", "to"] {
+                    answer.as_object_mut().unwrap().remove(varies);
+                }
+                seen.push((status, answer.to_string().replace(instance, ID)));
+            }
+            assert_eq!(
+                seen[0], seen[1],
+                "{method} {path}: what is hidden reads as what does not exist"
+            );
+        } else if matches!(*path, "/vms" | "/operations") {
+            eventually("the list shows it", Duration::from_secs(10), async || {
+                let reply = everything.get(path).await;
+                if reply.body.contains(other) {
+                    Ok(())
+                } else {
+                    Err(reply.body)
+                }
+            })
+            .await;
+            let Reply { body, .. } = limited.get(path).await;
+            assert!(!body.contains(other), "{path}: {body}");
+        } else {
+            continue;
+        }
+        checks += 1;
+    }
+    checks
+}
+
+#[tokio::test]
+async fn every_documented_method_is_for_its_roles() {
+    let stack = Stack::builder()
+        .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let documented: BTreeSet<_> = METHODS
+        .iter()
+        .filter_map(|method| Some(method.documented?.code))
+        .collect();
+    assert_eq!(
+        DOCUMENTED.map(|row| row.0).into_iter().collect::<BTreeSet<_>>(),
+        documented
+    );
+    let mut checks = 0;
+    for (code, least) in DOCUMENTED {
+        for (caller, role) in CALLERS {
+            for scope in [Scope::All, only(MACHINES[0].0)] {
+                let session = match role {
+                    Some(role) => stack.session(role, scope).await,
+                    None => String::new(),
+                };
+                let data = json!({ "instance_id": UNKNOWN, "user_name": "nobody", "password": "a guess" });
+                let answer = gateway
+                    .post(&json!({ "method": code, "session_id": session, "data": data }))
+                    .await;
+                let expected = match (caller < least, caller, code) {
+                    (true, Nobody, _) => "'invalid or expired session'",
+                    (true, ..) => "'this needs the role operator'",
+                    (_, _, codes::LOGIN) => "'wrong user name or password'",
+                    (_, _, codes::START) => "'there is no VM with this instance_id'",
+                    (_, _, codes::VM) => "'success query vm information'",
+                    _ => "'success query proc information'",
+                };
+                assert_eq!(
+                    (answer.http, answer.message().as_str()),
+                    (200, expected),
+                    "{code} as {caller:?}"
+                );
+                checks += 1;
+            }
+        }
+    }
+    figure("access_checks_of_documented_methods", f64::from(checks));
+}
