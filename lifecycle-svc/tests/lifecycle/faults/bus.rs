@@ -98,7 +98,7 @@ async fn frozen_while_the_record_is_made(
     tokio::task::yield_now().await;
     // Asked behind the request, on the same connection: what is answered is behind it as well.
     bus.jetstream().query_account().await.unwrap();
-    freeze_bus(&scene).await;
+    freeze_bus(scene).await;
     service.0.resume();
     eventually("the service waits in vain", PATIENCE, async || {
         let log = service.0.log();
