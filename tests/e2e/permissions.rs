@@ -46,11 +46,13 @@ async fn the_whole_stack_works_under_the_permissions() {
     assert_eq!(started.status(), 1, "{started:?}");
 
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
-    assert_eq!(
-        services(&operator).await.len(),
-        4,
-        "auth, lifecycle and two replicas of metrics"
-    );
+    // Who is ready may be about to subscribe to pings, and a busy machine answers late.
+    let all = "auth, lifecycle and two replicas of metrics are found";
+    eventually(all, PATIENCE, async || {
+        let found = services(&operator).await;
+        (found.len() == 4).then_some(()).ok_or(format!("{found:?}"))
+    })
+    .await;
     let admin = Context::new(PATIENCE).as_principal(Principal {
         user: "operator".to_owned(),
         role: Role::Admin,
