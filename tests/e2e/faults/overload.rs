@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use e2e::{Program, Stack, figure};
 use futures::future::join_all;
+use shared::api::{Role, Scope};
 
 use super::{
     answers,
     http::{Answered, Connection, address, post},
     load::quantile,
-    session, size, soak, vm_request,
+    size, soak, vm_request,
 };
 use crate::ingest_support::metric;
 
@@ -17,8 +18,8 @@ use crate::ingest_support::metric;
 /// reaching the bus.
 #[tokio::test]
 async fn five_times_the_cap_leaves_the_cap() {
-    // Of the ordinary form so little that a busy machine serves it beside other tests.
-    let cap = size(20_u32, 2000);
+    // In the ordinary form so little that a busy machine serves it beside other tests; a debug build is slow.
+    let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));
     let stack = Stack::builder()
         .set(
@@ -29,7 +30,9 @@ async fn five_times_the_cap_leaves_the_cap() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    let session = session(&stack).await;
+    // Out of its scope: answered by the service without the database, whose speed is not the question.
+    let scope = Scope::Only(vec!["another-vm".parse().unwrap()]);
+    let session = stack.session(Role::Viewer, scope).await;
     answers(gateway, &session).await;
     let metrics = stack.replica(Program::Metrics, 0);
     let before = metric(metrics, "vmwatch_requests_total").await;
@@ -76,6 +79,7 @@ async fn five_times_the_cap_leaves_the_cap() {
         good.len() as f64,
         "what was refused never reached the bus"
     );
-    // Of the long form only: elsewhere other tests share the machine.
-    assert!(soak().is_none() || p99 < 50.0, "{p99} ms");
+    // Of the long form only, and of what is shipped: elsewhere other tests share the machine.
+    let measures = soak().is_some() && !cfg!(debug_assertions);
+    assert!(!measures || p99 < 50.0, "{p99} ms");
 }
