@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, dependencies, figures, guest, layout, processes, schemathesis, tools
+from . import cargo, dependencies, figures, guest, layout, processes, schemathesis, tools, web
 from .terminal import Problem, Step, say, style
 
 
@@ -31,6 +31,8 @@ def test(arguments) -> int:
     _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
     dependencies.check()
+    # Before any build of the gateway, which holds it.
+    web.build()
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     for title, name, command in _without_libvirt():
         _step(title, name, command)
@@ -68,6 +70,11 @@ def _environment() -> dict:
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
     if not environment.get("VMWATCH_TEST_GUEST"):
         environment["VMWATCH_TEST_GUEST"] = str(guest.image())
+    if not environment.get("VMWATCH_TEST_NODE"):
+        environment["VMWATCH_TEST_NODE"] = str(web.node())
+    if not environment.get("VMWATCH_TEST_CHROMIUM"):
+        tools.install_system([web.CHROMIUM])
+        environment["VMWATCH_TEST_CHROMIUM"] = str(web.chromium())
     return environment
 
 

@@ -124,6 +124,7 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
     say(style(f"vmwatch is up: {state.gateway}{PATH}", "strong"))
     say()
     rows = [
+        ("the page", f"{state.gateway}/"),
         ("administrator", state.admin),
         ("first password", f"{password}  (also in {layout.short(layout.PASSWORD)})"),
         ("this machine", f"{state.instance}  (its instance_id)"),

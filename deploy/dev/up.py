@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from . import cargo, guest as image, guide, interrupts, layout, machines, ports, stack, state, tools
+from . import cargo, guest as image, guide, interrupts, layout, machines, ports, stack, state, tools, web
 from .hypervisor import Hypervisor
 from .processes import Identity
 from .stack import Plan, Program, Stack
@@ -87,6 +87,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     tools.install_system(tools.BUILD_NEEDS)
     nats_server = _nats_server()
     database = _database()
+    web.build()
     binaries = cargo.build("building vmwatch")
     guest_image = image.image() if guest else None
     _fill_in(running.state, listen, nats_server is not None, database is not None)

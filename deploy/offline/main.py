@@ -5,7 +5,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from dev import cargo, interrupts, layout, processes, tools
+from dev import cargo, interrupts, layout, processes, tools, web
 from dev.terminal import Problem, Step, tell, warn
 
 from . import backend, images, scenario
@@ -62,6 +62,7 @@ def run(options) -> int:
 def build(release: bool) -> Path:
     """The folder of our binaries, built now."""
     cargo.check()
+    web.build()
     tools.install_system(tools.BUILD_NEEDS)
     profile = ["--release"] if release else []
     with Step("building " + ("optimised binaries" if release else "binaries")) as step:

@@ -2,7 +2,7 @@
 //!
 //! Way of one request: [`legacy`] reads the documented form, or [`rest`] that of today; [`sessions`] tells who asks
 //! without leaving the process, the bus carries the method's own parameters to a service, and the same module renders the
-//! reply. Live events are followed by [`live`].
+//! reply. Live events are followed by [`live`]. What no route takes is for [`page`].
 
 mod admission;
 mod body;
@@ -10,6 +10,7 @@ pub mod config;
 pub mod legacy;
 mod live;
 mod open_files;
+mod page;
 mod proxies;
 pub mod rest;
 mod sessions;

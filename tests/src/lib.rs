@@ -42,7 +42,7 @@ pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
 pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
-pub use tools::{nats_server, schemathesis};
+pub use tools::{nats_server, node_and_chromium, schemathesis};
 
 /// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores
 /// needs, so that only a real fault reaches it.

@@ -73,6 +73,17 @@ pub fn schemathesis() -> PathBuf {
     )
 }
 
+/// Where Node is, and Chromium: what the page's stories run in.
+///
+/// # Panics
+/// Where one is missing.
+pub fn node_and_chromium() -> [PathBuf; 2] {
+    [
+        find("VMWATCH_TEST_NODE", "node", "node/bin/node"),
+        find("VMWATCH_TEST_CHROMIUM", "chromium", "chromium"),
+    ]
+}
+
 /// The folder with the test guest's `vmlinuz` and `initramfs.gz`.
 pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {

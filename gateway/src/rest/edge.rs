@@ -108,7 +108,7 @@ fn finish(response: &mut Response<Body>, request_id: &str) {
 }
 
 /// Answers what no route takes.
-pub(super) async fn no_such_path() -> Problem {
+pub(crate) fn no_such_path() -> Response<Body> {
     let detail = "there is nothing at this address; /api/docs describes the API";
-    Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
+    Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
 }

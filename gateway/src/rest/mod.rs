@@ -30,7 +30,8 @@ use axum::{Router, middleware::from_fn_with_state};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::Gateway;
+pub(crate) use self::edge::no_such_path;
+use crate::{Gateway, page};
 
 /// What every address of the API begins with; the number is the version of the contract.
 const PATH: &str = "/api/v1";
@@ -40,7 +41,7 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
     let (routes, document) = described();
     routes
         .merge(openapi::serve(&document))
-        .fallback(edge::no_such_path)
+        .fallback(page::serve)
         .layer(from_fn_with_state(Arc::clone(gateway), edge::edge))
 }
 

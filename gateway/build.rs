@@ -1,0 +1,56 @@
+//! Puts the page that `./dev` built into the program: a table of the files in `web/dist`, each beside its gzipped form.
+//! Where it was not built the table is empty, and the gateway says so at `/`.
+
+use std::{
+    env,
+    fmt::Write as _,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+fn main() -> io::Result<()> {
+    let web = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("web");
+    let dist = web.join("dist");
+    // A folder that is not there would have cargo build the gateway anew each time.
+    let watched = if dist.is_dir() { &dist } else { &web };
+    println!("cargo::rerun-if-changed={}", watched.display());
+    let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
+    let mut table = String::from("&[\n");
+    for (index, path) in files(&dist)?.iter().enumerate() {
+        // Copies: the page may be built anew while the gateway is compiled.
+        fs::copy(path, out.join(format!("page_{index}")))?;
+        fs::copy(packed(path), out.join(format!("page_{index}.gz")))?;
+        let name = path.strip_prefix(&dist).map_err(io::Error::other)?.display();
+        let include =
+            |suffix| format!("include_bytes!(concat!(env!(\"OUT_DIR\"), \"/page_{index}{suffix}\"))");
+        let (plain, gzip) = (include(""), include(".gz"));
+        let _ = writeln!(
+            table,
+            "File {{ path: \"/{name}\", plain: {plain}, gzip: {gzip} }},"
+        );
+    }
+    table.push(']');
+    fs::write(out.join("page_files.rs"), table)
+}
+
+fn packed(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.gz", path.display()))
+}
+
+/// All that have a packed form beside them, which is made last.
+fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(files(&path)?);
+        } else if packed(&path).is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}

@@ -1,0 +1,109 @@
+// A real Chromium on the page of a real stack, which fails a story on anything that must never happen: an error on the
+// console, a violation of the Content-Security-Policy, a request to another host.
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+import { chromium } from "playwright-core";
+
+const require = createRequire(import.meta.url);
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+/** Far above what a busy machine needs, so that only a fault reaches it. */
+export const PATIENCE_MS = 30_000;
+
+export const url = setting("VMWATCH_PAGE_URL");
+export const admin = { user: setting("VMWATCH_PAGE_USER"), password: setting("VMWATCH_PAGE_PASSWORD") };
+
+export function setting(name) {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set`);
+  return value;
+}
+
+const ARGUMENTS = [
+  "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+  "--disable-component-update", "--disable-sync",
+];
+
+/** Runs a story in a browser with a profile of its own; an error of it, or of the page, ends the process with 1. */
+export async function story(tell, options = {}) {
+  const browser = await chromium.launch({ executablePath: setting("VMWATCH_PAGE_CHROMIUM"), args: ARGUMENTS });
+  const faults = [];
+  let page;
+  try {
+    const context = await browser.newContext({ locale: "en-GB", viewport: { width: 1280, height: 900 }, ...options });
+    context.setDefaultTimeout(PATIENCE_MS);
+    page = await context.newPage();
+    watch(page, faults);
+    await tell(page, { context, faults });
+    if (faults.length > 0) throw new Error(`the page did what it must not:\n${faults.join("\n")}`);
+  } catch (error) {
+    console.log(error.stack ?? error);
+    if (faults.length > 0) console.log(`faults:\n${faults.join("\n")}`);
+    const text = await page?.locator("body").innerText({ timeout: 1000 }).catch(() => "");
+    console.log(`the page showed, at ${page?.url()}:\n${text}`);
+    process.exitCode = 1;
+  } finally {
+    await browser.close();
+    harness.close();
+  }
+}
+
+function watch(page, faults) {
+  page.on("pageerror", (error) => faults.push(`error: ${error.stack ?? error}`));
+  page.on("console", (message) => {
+    // A browser tells of every failed request; which of them are right the stories say by what is shown.
+    const expected = message.text().startsWith("Failed to load resource");
+    if (message.type() === "error" && !expected) faults.push(`console: ${message.text()}`);
+  });
+  page.on("request", (request) => {
+    const address = new URL(request.url());
+    const own = address.origin === new URL(url).origin || address.protocol === "data:";
+    if (!own) faults.push(`request to another host: ${request.url()}`);
+  });
+}
+
+export async function signIn(page, { user, password } = admin, path = "/") {
+  await page.goto(url + path);
+  await page.locator('input[name="user"]').fill(user);
+  await page.locator('input[name="password"]').fill(password);
+  await page.locator('button[type="submit"]').click();
+  await page.locator("header.top").waitFor();
+}
+
+/** Tells among the faults what axe finds (WCAG 2.2 A and AA, and best practices). */
+export async function accessible(page, what, faults) {
+  if (!(await page.evaluate(() => "axe" in globalThis))) await page.evaluate(axe);
+  const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
+  const told = violations.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html).join("\n  ")}`);
+  if (told.length > 0) faults.push(`axe on ${what}:\n${told.join("\n")}`);
+}
+
+export function check(holds, what) {
+  if (!holds) throw new Error(what);
+}
+
+/** Waits until the probe is true. */
+export async function until(what, probe) {
+  const end = Date.now() + PATIENCE_MS;
+  for (;;) {
+    const said = await probe();
+    if (said) return said;
+    if (Date.now() > end) throw new Error(`not within ${PATIENCE_MS} ms: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+/** A figure that was measured; the harness hands it on. */
+export const figure = (name, value) => console.log(`figure ${name} ${value}`);
+
+const harness = createInterface({ input: process.stdin });
+const answers = harness[Symbol.asyncIterator]();
+
+/** Has the harness do something to the stack; gives back what it answers. */
+export async function demand(what) {
+  console.log(`@${what}`);
+  const { value } = await answers.next();
+  if (value === undefined) throw new Error(`the harness did not answer ${what}`);
+  return value;
+}

@@ -1,0 +1,53 @@
+// Pictures of each view in both themes, of a stack that runs, into the folder that is named:
+//
+//   VMWATCH_PAGE_URL=http://127.0.0.1:8086 VMWATCH_PAGE_USER=admin VMWATCH_PAGE_PASSWORD=… VMWATCH_PAGE_VM=… \
+//     VMWATCH_PAGE_CHROMIUM=/usr/bin/chromium node e2e/screenshots.mjs ../../docs/screenshots
+import { join } from "node:path";
+import { setting, signIn, story, url } from "./browser.mjs";
+
+const folder = process.argv[2] ?? ".";
+const machine = setting("VMWATCH_PAGE_VM");
+const process_ = process.env.VMWATCH_PAGE_PROCESS;
+const only = process.env.VMWATCH_PAGE_ONLY;
+
+const VIEWS = {
+  vms: ["/", "table.vms tbody tr"],
+  vm: [`/vms/${machine}?range=1h`, "table.process tbody tr"],
+  ...(process_ && { process: [`/vms/${machine}?range=1h&process=${process_}`, "section.history canvas"] }),
+  operations: ["/operations", "main .cards, main .notice"],
+  audit: ["/audit", "table.records tbody tr"],
+  users: ["/users", "table.users tbody tr"],
+};
+
+for (const theme of ["light", "dark"]) {
+  await story(async (page) => {
+    const shot = async (name) => {
+      await page.waitForTimeout(700);
+      await page.screenshot({ path: join(folder, `${name}-${theme}.png`) });
+    };
+    await page.goto(url);
+    await page.locator('input[name="user"]').waitFor();
+    if (!only) await shot("sign-in");
+    await signIn(page);
+    for (const [name, [address, shown]] of Object.entries(VIEWS)) {
+      if (only && only !== name) continue;
+      await page.setViewportSize({ width: 1280, height: 820 });
+      await page.goto(url + address);
+      await page.locator(shown).first().waitFor();
+      if (name === "vm") await point(page);
+      await shot(name);
+      if (name !== "vms" && name !== "vm") continue;
+      await page.setViewportSize({ width: 375, height: 720 });
+      await page.goto(url + address);
+      await page.locator(shown).first().waitFor();
+      await shot(`${name}-narrow`);
+    }
+  }, { colorScheme: theme, viewport: { width: 1280, height: 820 } });
+}
+
+/** The pointer on the chart of CPU, two thirds along. */
+async function point(page) {
+  const box = await page.locator('[data-chart="cpu"] .u-over').boundingBox();
+  await page.mouse.move(box.x + box.width * 0.7, box.y + 60);
+  await page.mouse.move(box.x + box.width * 0.7 + 1, box.y + 60);
+}

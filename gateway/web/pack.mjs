@@ -1,0 +1,19 @@
+// Packs what Vite built for the gateway: beside each file a .gz of it, and the size of all scripts and styles, which
+// must not pass the limit.
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { constants, gzipSync } from "node:zlib";
+
+const LIMIT = 120 * 1024;
+const dist = join(import.meta.dirname, "dist");
+let total = 0;
+for (const entry of readdirSync(dist, { recursive: true, withFileTypes: true })) {
+  if (!entry.isFile() || entry.name.endsWith(".gz")) continue;
+  const path = join(entry.parentPath, entry.name);
+  const packed = gzipSync(readFileSync(path), { level: constants.Z_BEST_COMPRESSION });
+  writeFileSync(`${path}.gz`, packed);
+  if (/\.(js|css)$/.test(entry.name)) total += packed.length;
+}
+const kib = (bytes) => `${(bytes / 1024).toFixed(1)} KiB`;
+console.log(`scripts and styles: ${kib(total)} gzipped, of at most ${kib(LIMIT)}`);
+if (total > LIMIT) process.exit(1);

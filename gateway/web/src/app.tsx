@@ -1,0 +1,90 @@
+import { useEffect } from "preact/hooks";
+import { api, ask, may, me } from "./api/client";
+import { followLive, liveState } from "./api/live";
+import { useResource } from "./api/resource";
+import { t } from "./i18n";
+import { followOperations } from "./operations";
+import { AccountMenu } from "./parts/account";
+import { Failed, Loading, Notice } from "./parts/states";
+import { place } from "./router";
+import { Audit } from "./views/audit";
+import { Operations } from "./views/operations";
+import { Logo, SignIn } from "./views/sign-in";
+import { Users } from "./views/users";
+import { VmPage } from "./views/vm/page";
+import { Vms } from "./views/vms";
+
+export function App() {
+  const session = useResource(async (signal) => {
+    try {
+      me.value = await ask(api.GET("/api/v1/me", { signal }));
+    } catch (error) {
+      // Nobody signed in is an answer too.
+      if (me.value !== null) throw error;
+    }
+    return true;
+  }, []);
+  if (me.value) return <Shell key={me.value.user_name} />;
+  if (me.value === null) return <SignIn />;
+  return <main>{session.failure ? <Failed failure={session.failure} retry={session.reload} /> : <Loading />}</main>;
+}
+
+function Shell() {
+  useEffect(followLive, []);
+  useEffect(followOperations, []);
+  return (
+    <>
+      <a class="skip" href="#main">{t().skip}</a>
+      <header class="top">
+        <a class="brand" href="/"><Logo /><span>{t().product}</span></a>
+        <Navigation />
+        <LiveMark />
+        <AccountMenu />
+      </header>
+      {liveState.value === "lost" && (
+        <div class="banner bad" role="alert"><strong>{t().live.lost}.</strong> {t().live.lostMore}</div>
+      )}
+      <main id="main"><View /></main>
+    </>
+  );
+}
+
+function Navigation() {
+  const texts = t().nav;
+  const path = place.value.path;
+  const links = [
+    ["/", texts.vms, path === "/" || path.startsWith("/vms")],
+    ["/operations", texts.operations, path === "/operations"],
+    ...(may("admin")
+      ? ([["/audit", texts.audit, path === "/audit"], ["/users", texts.users, path === "/users"]] as const)
+      : []),
+  ] as const;
+  return (
+    <nav aria-label={texts.label}>
+      {links.map(([address, text, here]) => (
+        <a key={address} href={address} aria-current={here ? "page" : undefined}>{text}</a>
+      ))}
+    </nav>
+  );
+}
+
+function LiveMark() {
+  return <span class={`live ${liveState.value}`} role="status">{t().live[liveState.value]}</span>;
+}
+
+function View() {
+  const { path } = place.value;
+  const vm = /^\/vms\/([0-9A-Za-z_-]{1,64})$/.exec(path)?.[1];
+  if (path === "/") return <Vms />;
+  if (vm !== undefined) return <VmPage key={vm} id={vm} />;
+  if (path === "/operations") return <Operations />;
+  if (path === "/audit") return <Audit />;
+  if (path === "/users") return <Users />;
+  const texts = t().common;
+  return (
+    <Notice title={texts.notFoundTitle} whole>
+      <p>{texts.notFound}</p>
+      <a class="button" href="/">{texts.home}</a>
+    </Notice>
+  );
+}

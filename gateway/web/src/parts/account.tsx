@@ -1,0 +1,52 @@
+import { useEffect, useRef, useState } from "preact/hooks";
+import { api, ask, me } from "../api/client";
+import { t } from "../i18n";
+import { PasswordDialog } from "./password";
+import { LanguageSwitch, ThemeSwitch } from "./switches";
+
+/** Language, appearance, and the account of who is signed in. */
+export function AccountMenu() {
+  const texts = t().settings;
+  const [changing, setChanging] = useState(false);
+  const menu = useRef<HTMLDetailsElement>(null);
+  useEffect(() => {
+    const close = (event: Event) => {
+      const outside = event.target instanceof Node && !menu.current?.contains(event.target);
+      const escaped = event instanceof KeyboardEvent && event.key === "Escape";
+      if (menu.current && (outside || escaped)) menu.current.open = false;
+    };
+    addEventListener("click", close);
+    addEventListener("keydown", close);
+    return () => {
+      removeEventListener("click", close);
+      removeEventListener("keydown", close);
+    };
+  }, []);
+  const who = me.value;
+  if (!who) return null;
+  const signOut = async () => {
+    try {
+      await ask(api.DELETE("/api/v1/sessions/current"));
+    } finally {
+      me.value = null;
+    }
+  };
+  return (
+    <details class="account" ref={menu}>
+      <summary>
+        <span class="hidden">{texts.open}: </span>
+        <span class="avatar" aria-hidden="true">{who.user_name.slice(0, 1).toUpperCase()}</span>
+        <span class="who">{who.user_name}</span>
+      </summary>
+      <div class="sheet">
+        <p class="who">{texts.signedInAs(who.user_name, t().role[who.role])}</p>
+        <LanguageSwitch />
+        <ThemeSwitch />
+        <a class="button" href="/api/docs" target="_blank" rel="noopener">{t().nav.api}</a>
+        <button type="button" onClick={() => setChanging(true)}>{texts.password}</button>
+        <button type="button" onClick={() => void signOut()}>{texts.signOut}</button>
+      </div>
+      {changing && <PasswordDialog user={who.user_name} close={() => setChanging(false)} />}
+    </details>
+  );
+}

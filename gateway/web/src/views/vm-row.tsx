@@ -1,0 +1,77 @@
+import { useState } from "preact/hooks";
+import { now } from "../clock";
+import { ago, ms, rate } from "../format";
+import { t } from "../i18n";
+import { act, latest } from "../operations";
+import { Badge, isOver, MachineBadge, OperationBadge } from "../parts/badge";
+import { problemText } from "../parts/dialog";
+import { Meter } from "../parts/meter";
+import { Sparkline } from "../parts/sparkline";
+import { vmAddress } from "../router";
+import type { Entry } from "./fleet";
+
+export function VmRow({ entry: { vm }, index, acts }: { entry: Entry; index: number; acts: boolean }) {
+  const texts = t();
+  const name = vm.name ?? vm.instance_id;
+  const { sample } = vm;
+  const none = <span class="faint">{texts.common.none}</span>;
+  return (
+    <tr aria-rowindex={index} class={vm.agent === "silent" ? "silent" : undefined} data-vm={vm.instance_id}>
+      <th scope="row" class="name">
+        <a href={vmAddress(vm.instance_id)}>{name}</a>
+        <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
+      </th>
+      <td class="state"><MachineBadge state={vm.state} /></td>
+      <td class="number cpu">{sample ? <Meter value={sample.cpu_util} /> : none}</td>
+      <td class="hour"><Sparkline values={vm.cpu_sparkline} /></td>
+      <td class="number mem">{sample ? <Meter value={sample.mem} hot={90} /> : none}</td>
+      <td class="number net">{sample ? rate(sample.net_incoming + sample.net_outgoing) : none}</td>
+      <td class="number disk">{sample ? rate(sample.disk_read + sample.disk_write) : none}</td>
+      <td class="report"><Report agent={vm.agent} at={vm.last_report_at} /></td>
+      {acts && <td class="act"><StartButton id={vm.instance_id} name={name} state={vm.state} /></td>}
+    </tr>
+  );
+}
+
+function Report({ agent, at }: { agent: Entry["vm"]["agent"]; at: string | null }) {
+  if (agent === "silent") {
+    return (
+      <>
+        <Badge tone="warn">{t().agent.silent}</Badge>
+        <span class="sub">{at && ago(ms(at), now.value)}</span>
+      </>
+    );
+  }
+  if (agent === "reporting" && at) return <span class="faint">{ago(ms(at), now.value)}</span>;
+  return <span class="faint">{t().agent[agent ?? "none"]}</span>;
+}
+
+/** Starts a VM that is off, and shows how that goes. */
+function StartButton({ id, name, state }: { id: string; name: string; state: Entry["vm"]["state"] }) {
+  const [problem, setProblem] = useState("");
+  const [asking, setAsking] = useState(false);
+  const operation = latest.value.get(id);
+  if (operation && !isOver(operation.state)) return <OperationBadge state={operation.state} />;
+  const start = async () => {
+    setAsking(true);
+    setProblem("");
+    try {
+      await act(id, "start");
+    } catch (error) {
+      setProblem(problemText(error));
+    }
+    setAsking(false);
+  };
+  const why = problem || operation?.failure?.detail;
+  const startable = state === "shut_off" || state === "crashed" || state === "paused";
+  return (
+    <>
+      {why && <span class="problem" role="alert" title={why}>{why}</span>}
+      {startable && (
+        <button type="button" disabled={asking} aria-label={t().vms.startVm(name)} onClick={() => void start()}>
+          {t().vms.start}
+        </button>
+      )}
+    </>
+  );
+}

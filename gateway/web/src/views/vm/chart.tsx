@@ -1,0 +1,217 @@
+//! One chart: the mean of each measure as a line, the span from least to greatest as a band behind it.
+import { effect, type Signal, useSignal } from "@preact/signals";
+import { useEffect, useRef } from "preact/hooks";
+import uPlot from "uplot";
+import { tick } from "../../format";
+import { t } from "../../i18n";
+import { dark, language } from "../../preferences";
+import type { Stats } from "./series";
+
+export interface Line {
+  name: string;
+  /** The CSS custom property with its colour. */
+  colour: string;
+  stats: Stats;
+}
+
+export interface ChartProps {
+  id: string;
+  title: string;
+  unit: string;
+  at: number[];
+  lines: Line[];
+  /** The greatest value of the scale; by the data where there is none. */
+  top?: number;
+  format: (value: number) => string;
+  /** The same, shorter, for the scale. */
+  mark: (value: number) => string;
+  from: number;
+  to: number;
+  pin: number | null;
+  /** The moment under the cursor, shared by all charts. */
+  hover: Signal<number | null>;
+  click: (at: number) => void;
+  zoom: (from: number, to: number) => void;
+}
+
+/** A press that moved by less is a click, more a drag. */
+const CLICK_PX = 5;
+/** An index where there is no bucket. */
+const NOWHERE = -1;
+/** A bucket that is farther from the pointer is not what it points at. */
+const NEAR_PX = 24;
+const HEIGHT = 124;
+/** Rates are read in units of 1024: their axis has marks at powers of two. */
+const POWERS = Array.from({ length: 48 }, (_, index) => 2 ** (index - 6));
+
+export function Chart(props: ChartProps) {
+  const { title, unit, lines, format, at } = props;
+  const host = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const latest = useRef(props);
+  latest.current = props;
+  const index = useSignal<number | null>(null);
+  useEffect(() => {
+    const element = host.current;
+    if (!element) return;
+    const chart = new uPlot(options(element, latest, index), table(latest.current), element);
+    plot.current = chart;
+    follow(chart, element, latest);
+    const sizes = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
+    sizes.observe(element);
+    const stop = effect(() => {
+      const moment = latest.current.hover.value;
+      if (chart.over.matches(":hover") && moment !== null) return;
+      chart.setCursor({ left: moment === null ? -10 : chart.valToPos(moment / 1000, "x"), top: 0 });
+    });
+    return () => {
+      stop();
+      sizes.disconnect();
+      chart.destroy();
+    };
+  }, [dark.value, language.value, lines.length]);
+  useEffect(() => {
+    plot.current?.setData(table(props), false);
+    plot.current?.setScale("x", { min: props.from / 1000, max: props.to / 1000 });
+  }, [at, lines, props.from, props.to, props.pin]);
+  const shown = index.value ?? lastKnown(at, lines);
+  return (
+    <figure class="chart" data-chart={props.id}>
+      <figcaption>
+        <span class="title">{title}</span> <span class="unit">{unit}</span>
+        <span class="values">
+          {lines.map((line) => <Value key={line.name} line={line} index={shown} format={format} alone={lines.length === 1} />)}
+        </span>
+      </figcaption>
+      <div ref={host} class="plot" aria-hidden="true" />
+    </figure>
+  );
+}
+
+function lastKnown(at: number[], lines: Line[]): number {
+  let last = at.length - 1;
+  while (last > 0 && !lines.some((line) => line.stats[last])) last--;
+  return last;
+}
+
+interface ValueProps {
+  line: Line;
+  index: number;
+  format: (value: number) => string;
+  alone: boolean;
+}
+
+function Value({ line, index, format, alone }: ValueProps) {
+  const stat = line.stats[index];
+  return (
+    <span class="value">
+      {!alone && <><i class="swatch" style={{ background: `var(${line.colour})` }} />{line.name} </>}
+      <b>{stat ? format(stat.avg) : t().common.none}</b>
+      {stat && stat.max > stat.min && (
+        <span class="span"> {alone ? t().vm.between(format(stat.min), format(stat.max)) : t().vm.upTo(format(stat.max))}</span>
+      )}
+    </span>
+  );
+}
+
+/** uPlot's columns: the moments, then mean, least and greatest of each line. */
+function table({ at, lines }: ChartProps): uPlot.AlignedData {
+  const column = (stats: Stats, part: "avg" | "min" | "max") => stats.map((stat) => stat && stat[part]);
+  return [
+    at.map((time) => time / 1000),
+    ...lines.flatMap(({ stats }) => [column(stats, "avg"), column(stats, "min"), column(stats, "max")]),
+  ];
+}
+
+function options(host: HTMLElement, latest: { current: ChartProps }, index: Signal<number | null>): uPlot.Options {
+  const styles = getComputedStyle(host);
+  const colour = (property: string) => styles.getPropertyValue(property).trim();
+  const font = `11px ${styles.fontFamily}`;
+  const axis = { stroke: colour("--faint"), font, grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false } };
+  const { lines, top } = latest.current;
+  const band = (line: Line): uPlot.Series => ({ stroke: "transparent", width: 0, points: { show: false }, label: line.name });
+  return {
+    width: host.clientWidth,
+    height: HEIGHT,
+    legend: { show: false },
+    padding: [8, 8, 0, 0],
+    cursor: {
+      y: false,
+      points: { size: 7 },
+      drag: { x: true, y: false, setScale: false },
+    },
+    scales: {
+      x: { time: true, auto: false },
+      y: { range: (_, __, greatest) => [0, top ?? Math.max(1, (greatest ?? 0) * 1.1)] },
+    },
+    axes: [
+      { ...axis, size: 34, space: 70, values: (_, splits, __, ___, distance) => ticks(splits, distance) },
+      {
+        ...axis, size: 72, space: 30, ...(top === undefined && { incrs: POWERS }),
+        values: (_, splits) => splits.map((value) => latest.current.mark(value)),
+      },
+    ],
+    series: [
+      {},
+      ...lines.flatMap((line): uPlot.Series[] => [
+        { label: line.name, stroke: colour(line.colour), width: 1.5, points: { show: false } },
+        band(line),
+        band(line),
+      ]),
+    ],
+    bands: lines.map((line, at) => ({ series: [3 * at + 3, 3 * at + 2], fill: `${colour(line.colour)}33` })),
+    hooks: {
+      setCursor: [(chart) => {
+        const { left = -1, idx = null } = chart.cursor;
+        const bucket = idx === null ? undefined : latest.current.at[idx];
+        const near = bucket !== undefined && Math.abs(chart.valToPos(bucket / 1000, "x") - left) < NEAR_PX;
+        index.value = left >= 0 && near ? idx : left >= 0 ? NOWHERE : null;
+        if (!chart.over.matches(":hover")) return;
+        latest.current.hover.value = left < 0 ? null : near ? bucket : chart.posToVal(left, "x") * 1000;
+      }],
+      draw: [(chart) => drawPin(chart, latest.current.pin, colour("--accent"))],
+    },
+  };
+}
+
+function ticks(splits: number[], distance: number): string[] {
+  return splits.map((split, index) => {
+    const day = (at: number | undefined) => at !== undefined && new Date(at * 1000).toDateString();
+    return tick(split * 1000, distance * 1000, index === 0 || day(splits[index - 1]) !== day(split));
+  });
+}
+
+function drawPin(chart: uPlot, pin: number | null, colour: string): void {
+  if (pin === null) return;
+  const x = chart.valToPos(pin / 1000, "x", true);
+  const { left, top, width, height } = chart.bbox;
+  if (x < left || x > left + width) return;
+  const { ctx } = chart;
+  ctx.save();
+  ctx.strokeStyle = colour;
+  ctx.lineWidth = 2 * devicePixelRatio;
+  ctx.beginPath();
+  ctx.moveTo(x, top);
+  ctx.lineTo(x, top + height);
+  ctx.stroke();
+  ctx.restore();
+}
+
+/** Clicks, drags, and the pointer's leaving. */
+function follow(chart: uPlot, host: HTMLElement, latest: { current: ChartProps }): void {
+  let pressed: number | null = null;
+  const place = (event: MouseEvent) => event.clientX - chart.over.getBoundingClientRect().left;
+  chart.over.addEventListener("mousedown", (event) => (pressed = event.button === 0 ? place(event) : null));
+  chart.over.addEventListener("mouseup", (event) => {
+    if (pressed === null) return;
+    const [one, other] = [pressed, place(event)].sort((a, b) => a - b) as [number, number];
+    pressed = null;
+    const moment = (left: number) => chart.posToVal(left, "x") * 1000;
+    if (other - one < CLICK_PX) latest.current.click(latest.current.hover.peek() ?? moment(other));
+    else latest.current.zoom(moment(one), moment(other));
+    chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+  });
+  host.addEventListener("mouseleave", () => (latest.current.hover.value = null));
+  // Shows all again: here the address does that, by Back.
+  chart.over.addEventListener("dblclick", (event) => event.stopImmediatePropagation(), { capture: true });
+}

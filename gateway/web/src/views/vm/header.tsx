@@ -1,0 +1,91 @@
+//! What a VM is, how it is, and what can be done to it.
+import { useState } from "preact/hooks";
+import { may, type Vm } from "../../api/client";
+import { now } from "../../clock";
+import { ago, ms, whole } from "../../format";
+import { t } from "../../i18n";
+import { act, type Action, forget, latest } from "../../operations";
+import { Badge, isOver, MachineBadge } from "../../parts/badge";
+import { FormDialog, problemText } from "../../parts/dialog";
+import { OperationCard } from "../operations";
+
+const MORE: Exclude<Action, "start">[] = ["stop", "reboot", "reset", "force-stop"];
+
+export function Header({ vm }: { vm: Vm }) {
+  const texts = t().vm;
+  const operation = latest.value.get(vm.instance_id);
+  const name = vm.name ?? vm.instance_id;
+  return (
+    <header class="vm">
+      <div class="heading">
+        <a class="back" href="/" aria-label={texts.back} title={texts.back}>←</a>
+        <h1 tabIndex={-1}>{name}</h1>
+        <MachineBadge state={vm.state} />
+        {vm.agent !== "reporting" && <Badge tone={vm.agent === "silent" ? "warn" : "quiet"}>{t().agent[vm.agent ?? "none"]}</Badge>}
+        {vm.state !== null && <Actions vm={vm} name={name} />}
+      </div>
+      <dl class="facts">
+        <Fact name={texts.id}><span class="mono">{vm.instance_id}</span></Fact>
+        {vm.hypervisor && <Fact name={texts.hypervisor}>{vm.hypervisor}</Fact>}
+        {vm.last_report_at && <Fact name={texts.lastReport}>{ago(ms(vm.last_report_at), now.value)}</Fact>}
+        {vm.sample && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
+      </dl>
+      {operation && (
+        <div class="latest" role="status">
+          <ul class="cards"><OperationCard operation={operation} open={!isOver(operation.state)} /></ul>
+          {isOver(operation.state) && (
+            <button type="button" aria-label={t().common.close} onClick={() => forget(vm.instance_id)}>✕</button>
+          )}
+        </div>
+      )}
+    </header>
+  );
+}
+
+function Fact({ name, children }: { name: string; children: preact.ComponentChildren }) {
+  return <div><dt>{name}</dt><dd>{children}</dd></div>;
+}
+
+function Actions({ vm, name }: { vm: Vm; name: string }) {
+  const texts = t().action;
+  const [problem, setProblem] = useState("");
+  const [asked, setAsked] = useState<Exclude<Action, "start"> | null>(null);
+  if (!may("operator")) return <p class="faint small">{texts.mayNot}</p>;
+  const busy = latest.value.get(vm.instance_id);
+  const waits = busy !== undefined && !isOver(busy.state);
+  const off = vm.state === "shut_off" || vm.state === "crashed" || vm.state === "paused";
+  const start = async () => {
+    setProblem("");
+    try {
+      await act(vm.instance_id, "start");
+    } catch (error) {
+      setProblem(problemText(error));
+    }
+  };
+  return (
+    <div class="actions">
+      {problem && <span class="problem" role="alert">{problem}</span>}
+      {off && <button type="button" class="primary" disabled={waits} onClick={() => void start()}>{texts.start}</button>}
+      {vm.state !== "shut_off" && (
+        <select
+          aria-label={texts.menu} value="" disabled={waits}
+          onChange={(event) => {
+            setAsked(MORE.find((action) => action === event.currentTarget.value) ?? null);
+            event.currentTarget.value = "";
+          }}
+        >
+          <option value="" disabled>{texts.menu}</option>
+          {MORE.map((action) => <option key={action} value={action}>{texts[action]} …</option>)}
+        </select>
+      )}
+      {asked && (
+        <FormDialog
+          title={texts.confirmTitle(texts[asked], name)} submit={texts[asked]} dangerous
+          act={() => act(vm.instance_id, asked)} close={() => setAsked(null)}
+        >
+          <p>{texts.confirm[asked]}</p>
+        </FormDialog>
+      )}
+    </div>
+  );
+}

@@ -1,0 +1,142 @@
+//! A VM: its charts, and under them the processes of the moment under the cursor.
+import { useSignal } from "@preact/signals";
+import { useEffect, useMemo, useRef, useState } from "preact/hooks";
+import { api, ask, type Vm } from "../../api/client";
+import { on } from "../../api/live";
+import { useEvery, useResource } from "../../api/resource";
+import { now } from "../../clock";
+import { t } from "../../i18n";
+import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
+import { place } from "../../router";
+import { Charts } from "./charts";
+import { Header } from "./header";
+import { ProcessHistory } from "./process-history";
+import { ProcessTable } from "./process-table";
+import { pin, type Range, RANGES, unpin, useRange } from "./range";
+import { RangeBar } from "./range-bar";
+import { type Bucket, columns, VM_MEASURES, type VmMeasure, withSample } from "./series";
+
+/** What live events do not tell is read this often. */
+const REFRESH_MS = 60_000;
+/** About a bucket for every three pixels of a chart. */
+const PIXELS_A_POINT = 3;
+
+export function points(): number {
+  const width = innerWidth > 900 ? innerWidth / 2 : innerWidth;
+  return Math.max(100, Math.min(600, Math.round(width / PIXELS_A_POINT)));
+}
+
+export function VmPage({ id }: { id: string }) {
+  const vm = useVm(id);
+  const range = useRange();
+  const history = useHistory(id, range);
+  const hover = useSignal<number | null>(null);
+  // The window goes on with time, while the range that was read stays.
+  const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
+  const stepMs = history.columns?.stepMs ?? 0;
+  useEffect(() => {
+    const key = (event: KeyboardEvent) => {
+      if (event.key === "Escape" && place.peek().query.has("at") && !document.querySelector("dialog[open]")) unpin();
+    };
+    addEventListener("keydown", key);
+    return () => removeEventListener("keydown", key);
+  }, []);
+  if (vm.failure && !vm.data) {
+    if (vm.failure.status !== 404) return <Failed failure={vm.failure} retry={vm.reload} />;
+    const texts = t().vm;
+    return (
+      <Notice title={texts.notFoundTitle} whole>
+        <p>{texts.notFound}</p>
+        <a class="button" href="/">{texts.back}</a>
+      </Notice>
+    );
+  }
+  if (!vm.data) return <Loading />;
+  // A bucket's processes are those at its end: they were sampled over the time that led up to it.
+  const moment = (at: number) => Math.min(at + stepMs, Date.now());
+  const charted = history.columns && history.columns.at.length > 0;
+  return (
+    <>
+      <Header vm={vm.data} />
+      <DegradedNote degraded={vm.data.degraded} />
+      <RangeBar range={shown} resolution={history.resolution} loading={history.loading} />
+      {charted && history.columns ? (
+        <Charts columns={history.columns} range={shown} hover={hover} click={(at) => pin(shown, moment(at))} />
+      ) : history.failure ? (
+        <Failed failure={history.failure} retry={history.reload} />
+      ) : history.columns ? (
+        <NoSamples vm={vm.data} />
+      ) : (
+        <Loading rows={4} />
+      )}
+      <ProcessHistory id={id} range={shown} stale={range} hover={hover} click={(at) => pin(shown, moment(at))} />
+      <ProcessTable id={id} hover={hover} moment={moment} pinned={range.pin} live={range.live} to={range.to} />
+    </>
+  );
+}
+
+function NoSamples({ vm }: { vm: Vm }) {
+  const texts = t().vm;
+  return (
+    <Notice title={texts.noSamplesTitle}><p>{vm.agent === "never" ? texts.noAgent : texts.noSamples}</p></Notice>
+  );
+}
+
+function useVm(id: string) {
+  const vm = useResource(
+    (signal) => ask(api.GET("/api/v1/vms/{instance_id}", { params: { path: { instance_id: id } }, signal })),
+    [id],
+  );
+  const [changes, setChanges] = useState<Partial<Vm>>({});
+  useEffect(() => setChanges({}), [vm.data]);
+  useEffect(() => {
+    const change = (more: Partial<Vm>) => setChanges((before) => ({ ...before, ...more }));
+    const stops = [
+      on("sample", ({ instance_id, ...sample }) => {
+        if (instance_id === id) change({ sample, agent: "reporting", last_report_at: new Date().toISOString() });
+      }),
+      on("machine", ({ instance_id, state }) => {
+        if (instance_id === id) change({ state });
+      }),
+      on("operation", ({ instance_id, machine_state }) => {
+        if (instance_id === id && machine_state) change({ state: machine_state });
+      }),
+    ];
+    return () => stops.forEach((stop) => stop());
+  }, [id]);
+  useEvery(REFRESH_MS, vm.reload);
+  return { ...vm, data: vm.data && { ...vm.data, ...changes } };
+}
+
+function useHistory(id: string, range: Range) {
+  const key = `${range.name} ${range.live ? "live" : `${range.from} ${range.to}`}`;
+  const series = useResource(
+    (signal) => {
+      const to = range.live ? Date.now() : range.to;
+      const from = range.live ? to - RANGES[range.name] : range.from;
+      const query = { from: new Date(from).toISOString(), to: new Date(to).toISOString(), points: points() };
+      const params = { path: { instance_id: id }, query };
+      return ask(api.GET("/api/v1/vms/{instance_id}/samples", { params, signal, headers: { Accept: "application/json" } }));
+    },
+    [id, key],
+  );
+  useEvery(REFRESH_MS, () => range.live && series.reload());
+  const [buckets, setBuckets] = useState<Bucket<VmMeasure>[] | undefined>(undefined);
+  // The page asks for JSON; the document knows CSV as well.
+  const read = typeof series.data === "string" ? undefined : series.data;
+  useEffect(() => setBuckets(read?.buckets), [read]);
+  const reload = useRef(series.reload);
+  useEffect(() => {
+    if (!range.live || !read) return;
+    return on("sample", (sample) => {
+      if (sample.instance_id !== id) return;
+      if (read.step_ms === 0) reload.current();
+      else setBuckets((all) => all && withSample(all, read.step_ms, sample, Date.now() - RANGES[range.name]));
+    });
+  }, [id, key, read]);
+  const shown = useMemo(
+    () => buckets && read && columns(buckets, read.step_ms, VM_MEASURES),
+    [buckets, read],
+  );
+  return { columns: shown, resolution: read?.resolution, loading: series.loading, failure: series.failure, reload: series.reload };
+}

@@ -1,0 +1,177 @@
+//! The processes of a moment: of the one that is pinned, else of the one under the cursor, else of now.
+import type { Signal } from "@preact/signals";
+import { useEffect, useMemo, useState } from "preact/hooks";
+import { api, ask, type Schemas } from "../../api/client";
+import { on } from "../../api/live";
+import { useResource } from "../../api/resource";
+import { duration, ms, rate, shortTime } from "../../format";
+import { t } from "../../i18n";
+import { Badge } from "../../parts/badge";
+import { Meter } from "../../parts/meter";
+import { compare, SortHead, type Sorting } from "../../parts/sorting";
+import { Failed, Loading, Notice } from "../../parts/states";
+import { adjust, place } from "../../router";
+import { unpin } from "./range";
+
+type Process = Schemas["Process"];
+
+const COLUMNS = ["name", "pid", "cpu", "mem", "read", "write", "age"] as const;
+type Column = (typeof COLUMNS)[number];
+const DESCENDS: Record<Column, boolean> = {
+  name: false, pid: false, cpu: true, mem: true, read: true, write: true, age: true,
+};
+/** How long the cursor rests before its moment is read. */
+const REST_MS = 80;
+/** The greatest are enough to find a culprit; the rest come by a click. */
+const SHOWN = 30;
+const MOST = 1000;
+
+interface ProcessTableProps {
+  id: string;
+  hover: Signal<number | null>;
+  /** The moment whose processes explain a bucket. */
+  moment: (at: number) => number;
+  pinned: number | null;
+  live: boolean;
+  /** The end of a range of the past. */
+  to: number;
+}
+
+export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTableProps) {
+  const texts = t().table;
+  const pointed = useRested(hover.value);
+  const at = pinned ?? (pointed !== null ? moment(pointed) : live ? null : Math.min(to, Date.now()));
+  const table = useTable(id, at);
+  const [sorting, setSorting] = useState<Sorting<Column>>({ column: "cpu", descending: true });
+  const [filter, setFilter] = useState("");
+  const [all, setAll] = useState(false);
+  const passing = useMemo(
+    () => (table.data?.processes ?? [])
+      .filter((process) => process.name.toLowerCase().includes(filter.toLowerCase()))
+      .sort((one, other) =>
+        compare(valueOf(one, sorting.column), valueOf(other, sorting.column), sorting.descending) || one.pid - other.pid),
+    [table.data, filter, sorting],
+  );
+  const sampled = table.data?.at ? ms(table.data.at) : null;
+  const shown = all ? passing : passing.slice(0, SHOWN);
+  const head = (column: Column, kind: string) => (
+    <SortHead column={column} sorting={sorting} descends={DESCENDS[column]} sort={setSorting} class={kind}>
+      {texts.columns[column]}
+    </SortHead>
+  );
+  return (
+    <section class="processes" aria-label={texts.title}>
+      <div class="heading">
+        <h2>{texts.title}</h2>
+        <span class="moment" data-at={sampled ?? ""}>
+          {sampled !== null && texts.at(shortTime(sampled))}{" "}
+          {pinned !== null ? <Badge tone="busy">{texts.pinned}</Badge> : at === null && <Badge tone="good">{texts.now}</Badge>}
+        </span>
+        {pinned !== null && (
+          <button type="button" onClick={unpin}>{texts.unpin} <kbd>{texts.unpinHint}</kbd></button>
+        )}
+        {table.data && <span class="count">{texts.count(passing.length, table.data.total)}</span>}
+        <input
+          type="search" aria-label={texts.filter} placeholder={texts.filter} value={filter}
+          onInput={(event) => setFilter(event.currentTarget.value)}
+        />
+      </div>
+      {!table.data ? (
+        table.failure ? <Failed failure={table.failure} retry={table.reload} /> : <Loading />
+      ) : table.data.processes.length === 0 ? (
+        <Notice title={texts.emptyTitle}><p>{texts.empty}</p></Notice>
+      ) : shown.length === 0 ? (
+        <p class="faint">{texts.noMatch}</p>
+      ) : (
+        <table class="process" aria-busy={table.loading}>
+          <thead>
+            <tr>
+              {head("name", "name")}
+              {head("pid", "number pid")}
+              {head("cpu", "number cpu")}
+              {head("mem", "number mem")}
+              {head("read", "number read")}
+              {head("write", "number write")}
+              {head("age", "number age")}
+            </tr>
+          </thead>
+          <tbody>
+            {shown.map((process) => (
+              <Row key={`${process.pid} ${process.started_at}`} process={process} sampled={sampled ?? 0} />
+            ))}
+          </tbody>
+        </table>
+      )}
+      {shown.length < passing.length && (
+        <button type="button" class="more" onClick={() => setAll(true)}>{texts.showAll(passing.length)}</button>
+      )}
+    </section>
+  );
+}
+
+function Row({ process, sampled }: { process: Process; sampled: number }) {
+  const { name, pid } = process;
+  const { query } = place.value;
+  const chosen = query.get("process") === name && query.get("pid") === String(pid);
+  const ended = process.ended_at !== null;
+  return (
+    <tr class={`${chosen ? "chosen" : ""} ${ended ? "ended" : ""}`} data-pid={pid}>
+      <th scope="row" class="name">
+        <button
+          type="button" class="link" aria-label={t().table.historyOf(name, pid)} aria-pressed={chosen}
+          onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid: String(pid) })}
+        >
+          {name}
+        </button>
+        {ended && <Badge tone="quiet">{t().table.ended}</Badge>}
+      </th>
+      <td class="number pid">{pid}</td>
+      <td class="number cpu"><Meter value={process.cpu_util} /></td>
+      <td class="number mem"><Meter value={process.mem} hot={50} /></td>
+      <td class="number read">{rate(process.disk_read)}</td>
+      <td class="number write">{rate(process.disk_write)}</td>
+      <td class="number age">{duration(ageOf(process, sampled))}</td>
+    </tr>
+  );
+}
+
+const ageOf = (process: Process, sampled: number): number =>
+  Math.max(0, (process.ended_at === null ? sampled : ms(process.ended_at)) - ms(process.started_at));
+
+function valueOf(process: Process, column: Column): number | string {
+  switch (column) {
+    case "name": return process.name;
+    case "pid": return process.pid;
+    case "cpu": return process.cpu_util;
+    case "mem": return process.mem;
+    case "read": return process.disk_read;
+    case "write": return process.disk_write;
+    case "age": return -ms(process.started_at);
+  }
+}
+
+/** The value, once it has rested; null at once. */
+function useRested(value: number | null): number | null {
+  const [rested, setRested] = useState(value);
+  useEffect(() => {
+    const timer = setTimeout(() => setRested(value), REST_MS);
+    return () => clearTimeout(timer);
+  }, [value]);
+  return value === null ? null : rested;
+}
+
+function useTable(id: string, at: number | null) {
+  const table = useResource(
+    (signal) => {
+      const query = { limit: MOST, ...(at !== null && { at: new Date(at).toISOString() }) };
+      const params = { path: { instance_id: id }, query };
+      return ask(api.GET("/api/v1/vms/{instance_id}/processes", { params, signal }));
+    },
+    [id, at],
+  );
+  useEffect(() => {
+    if (at !== null) return;
+    return on("processes", (event) => event.instance_id === id && table.reload());
+  }, [id, at]);
+  return table;
+}

@@ -1,0 +1,80 @@
+//! The time that charts show: up to now, or a part of the past. It stands in the address.
+import { useMemo } from "preact/hooks";
+import { now } from "../../clock";
+import { DAY, HOUR, MINUTE } from "../../format";
+import { adjust, place } from "../../router";
+
+export const RANGES = {
+  "15m": 15 * MINUTE,
+  "1h": HOUR,
+  "6h": 6 * HOUR,
+  "24h": DAY,
+  "7d": 7 * DAY,
+  "30d": 30 * DAY,
+  "1y": 365 * DAY,
+} as const;
+
+export type RangeName = keyof typeof RANGES;
+
+/** The narrowest that a drag can zoom to. */
+const LEAST_MS = 10_000;
+
+export interface Range {
+  /** The length that was chosen, which a zoom and a pin leave behind to come back to. */
+  name: RangeName;
+  /** Ends now, and goes on with it. */
+  live: boolean;
+  from: number;
+  to: number;
+  /** The moment that is held fast, if any. */
+  pin: number | null;
+}
+
+const isName = (text: string | null): text is RangeName => text !== null && text in RANGES;
+
+function moment(query: URLSearchParams, name: string): number | null {
+  const value = Date.parse(query.get(name) ?? "");
+  return Number.isNaN(value) ? null : value;
+}
+
+export function useRange(): Range {
+  const { query } = place.value;
+  const chosen = query.get("range");
+  const name = isName(chosen) ? chosen : "1h";
+  const from = moment(query, "from");
+  const to = moment(query, "to");
+  const live = from === null || to === null || from >= to;
+  // A range that goes on is a new one only with its name: what moves it are samples, not this clock.
+  const end = useMemo(() => now.peek(), [name, live, query]);
+  const range = live ? { from: end - RANGES[name], to: end } : { from, to };
+  return { name, live, pin: moment(query, "at"), ...range };
+}
+
+const text = (at: number): string => new Date(at).toISOString();
+const LIVE = { from: null, to: null, at: null, held: null };
+
+export const show = (name: RangeName): void => adjust({ ...LIVE, range: name });
+
+/** Between two moments; leaves a pin where it is. */
+export function showBetween(from: number, to: number): void {
+  const middle = (from + to) / 2;
+  const half = Math.max(LEAST_MS, to - from) / 2;
+  adjust({ from: text(middle - half), to: text(Math.min(middle + half, Date.now())), held: null });
+}
+
+export function shift({ from, to }: Range, share: number): void {
+  const distance = (to - from) * share;
+  if (to + distance >= Date.now()) adjust(LIVE);
+  else adjust({ ...LIVE, from: text(from + distance), to: text(to + distance) });
+}
+
+/** Holds a moment, and with it the range around it, so that the address shows both to whoever gets it. */
+export function pin(range: Range, at: number): void {
+  const changes = { at: text(at), from: text(range.from), to: text(range.to), range: range.name };
+  adjust(range.live ? { ...changes, held: "1" } : changes, range.pin !== null);
+}
+
+/** Lets go of the moment, and goes on live where the pin was what held the range. */
+export const unpin = (): void => adjust(place.peek().query.has("held") ? LIVE : { at: null });
+
+export const backToLive = (): void => adjust(LIVE);

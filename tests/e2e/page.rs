@@ -1,0 +1,80 @@
+//! The page: how the gateway serves it, and its stories (gateway/web/e2e), told by a real Chromium over whole stacks.
+
+mod stories;
+mod teller;
+
+use e2e::Stack;
+use reqwest::Method;
+
+use crate::rest::client::{Api, Reply};
+
+#[tokio::test]
+async fn the_page_is_served_under_a_strict_policy() {
+    let stack = Stack::builder().start().await;
+    let nobody = Api::of(stack.gateway(0));
+    let get = async |path: &str, accept: &str, encoding: &str| {
+        let request = nobody.raw(Method::GET, path).header("accept", accept);
+        Reply::of(request.header("accept-encoding", encoding)).await
+    };
+    let page = get("/", "*/*", "identity").await;
+    assert_eq!(page.status, 200, "built without its page? {page:?}");
+    for (name, value) in [
+        ("content-type", "text/html; charset=utf-8"),
+        ("cache-control", "no-cache"),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+    ] {
+        assert_eq!(page.header(name), Some(value));
+    }
+    let policy = page.header("content-security-policy").unwrap();
+    assert!(
+        policy.starts_with("default-src 'none'; script-src 'self'; style-src 'self';"),
+        "{policy}"
+    );
+    assert!(!policy.contains("unsafe"), "{policy}");
+
+    // Every view has an address, which the page itself understands.
+    for view in ["/vms/vm-1?range=1h", "/operations", "/no/such/view"] {
+        assert_eq!(get(view, "text/html,*/*;q=0.8", "identity").await.body, page.body);
+    }
+    get("/vms/vm-1", "application/json", "identity")
+        .await
+        .problem(404, "not_found");
+    get("/assets/old.js", "text/html", "identity")
+        .await
+        .problem(404, "not_found");
+    let posted = Reply::of(
+        nobody
+            .raw(Method::POST, "/operations")
+            .header("accept", "text/html"),
+    )
+    .await;
+    posted.problem(404, "not_found");
+
+    // What it loads never changes under its name, and is sent packed.
+    let files: Vec<_> = page
+        .body
+        .split('"')
+        .filter(|text| text.starts_with("/assets/"))
+        .collect();
+    assert!(
+        files.len() >= 3,
+        "a script, a style sheet, an icon: {}",
+        page.body
+    );
+    let undecoded = reqwest::Client::builder().no_gzip().build().unwrap();
+    for file in files {
+        let plain = get(file, "*/*", "identity").await;
+        assert_eq!(plain.status, 200, "{file}");
+        assert_eq!(
+            plain.header("cache-control"),
+            Some("public, max-age=31536000, immutable")
+        );
+        let packed = undecoded
+            .get(stack.gateway(0).url(file))
+            .header("accept-encoding", "gzip");
+        let packed = Reply::of(packed).await;
+        assert_eq!(packed.header("content-encoding"), Some("gzip"), "{file}");
+        assert_eq!(plain.header("content-encoding"), None, "{file}");
+    }
+}

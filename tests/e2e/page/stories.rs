@@ -1,0 +1,146 @@
+//! The stories, each over a stack of its own.
+
+use std::{os::unix::fs::symlink, process::Stdio};
+
+use e2e::{ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium};
+use shared::time::unix_millis;
+use tokio::process::{Child, Command};
+
+use super::teller::{nothing, tell};
+use crate::rest::client::{self, Api, publish, sample};
+
+/// Under the permissions of deploy/nats, with an agent that reports this machine every second.
+fn with_agent() -> StackBuilder {
+    client::stack()
+        .replicas(Program::Agent, 1)
+        .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "1s")
+        .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", "1s")
+}
+
+#[tokio::test]
+async fn the_culprit_is_found_now_and_later() {
+    let stack = with_agent().start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let mut burning: Option<Child> = None;
+    tell(
+        &stack,
+        "culprit",
+        &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
+        async |demand| {
+            let name = "culprit-e2e";
+            match demand {
+                "burn" => burning = Some(burner(folder.path().join(name))),
+                "rest" => {
+                    let mut child = burning.take().expect("it burns");
+                    child.kill().await.expect("it can be killed");
+                }
+                other => return nothing(other).await,
+            }
+            name.to_owned()
+        },
+    )
+    .await;
+}
+
+/// A process of this name that takes all the CPU it gets: many threads, so that a busy machine gives it the most.
+fn burner(name: std::path::PathBuf) -> Child {
+    const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
+        if (isMainThread) for (let i = 0; i < 8; i++) new Worker(__filename);
+        for (;;) {}";
+    let [node, _] = node_and_chromium();
+    // A process is called by the name that it was started under.
+    symlink(node, &name).unwrap();
+    let script = name.with_extension("cjs");
+    std::fs::write(&script, BURN).unwrap();
+    Command::new(name)
+        .arg(script)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_vm_is_started_by_who_may() {
+    let stack = client::stack().start().await;
+    let machines = [MACHINES[0].0, MACHINES[1].0].join(",");
+    tell(
+        &stack,
+        "operate",
+        &[("VMWATCH_PAGE_MACHINES", &machines)],
+        nothing,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn live_is_lost_and_regained() {
+    let stack = with_agent().start().await;
+    let gateway = stack.replica(Program::Gateway, 0);
+    tell(
+        &stack,
+        "live",
+        &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
+        async |demand| {
+            match demand {
+                "lose" => gateway.process.kill9(),
+                "regain" => gateway.restart().await,
+                other => return nothing(other).await,
+            }
+            "done".to_owned()
+        },
+    )
+    .await;
+}
+
+async fn views(theme: &str) {
+    let stack = with_agent().start().await;
+    let environment = [("VMWATCH_PAGE_VM", THIS_MACHINE), ("VMWATCH_PAGE_THEME", theme)];
+    tell(&stack, "views", &environment, nothing).await;
+}
+
+#[tokio::test]
+async fn every_view_can_be_read_by_everybody_in_the_light() {
+    views("light").await;
+}
+
+#[tokio::test]
+async fn every_view_can_be_read_by_everybody_in_the_dark() {
+    views("dark").await;
+}
+
+#[tokio::test]
+async fn it_speaks_the_browsers_language_and_obeys_the_keyboard() {
+    let stack = with_agent().start().await;
+    tell(
+        &stack,
+        "preferences",
+        &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
+        nothing,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn a_thousand_vms_and_a_year_are_at_hand() {
+    const DAY: u64 = 86_400_000;
+    let stack = client::stack().start().await;
+    let now = unix_millis();
+    // Of the busiest there is more below.
+    for index in (0..997_u32).filter(|index| *index != 42) {
+        let busy = f64::from(index % 90);
+        publish(&stack, &sample(&format!("fleet-{index:04}"), now, busy)).await;
+    }
+    for day in (0..360).rev() {
+        publish(&stack, &sample("fleet-0042", now - day * DAY, 97.0)).await;
+    }
+    let api = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
+    eventually("all are listed, and the year is", PATIENCE, async || {
+        let list = api.read("/vms?limit=1&sort=cpu").await;
+        // With the three of the hypervisor.
+        let ready = list["total"] == 1000 && list["vms"][0]["instance_id"] == "fleet-0042";
+        ready.then_some(()).ok_or_else(|| list.to_string())
+    })
+    .await;
+    tell(&stack, "fleet", &[("VMWATCH_PAGE_VM", "fleet-0042")], nothing).await;
+}
