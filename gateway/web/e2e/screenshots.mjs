@@ -45,9 +45,9 @@ for (const theme of ["light", "dark"]) {
   }, { colorScheme: theme, viewport: { width: 1280, height: 820 } });
 }
 
-/** The pointer on the chart of CPU, two thirds along. */
+/** The pointer on the chart of CPU, where the example has its peak. */
 async function point(page) {
   const box = await page.locator('[data-chart="cpu"] .u-over').boundingBox();
-  await page.mouse.move(box.x + box.width * 0.7, box.y + 60);
-  await page.mouse.move(box.x + box.width * 0.7 + 1, box.y + 60);
+  await page.mouse.move(box.x + box.width * 0.56, box.y + 60);
+  await page.mouse.move(box.x + box.width * 0.56 + 1, box.y + 60);
 }

@@ -149,9 +149,8 @@ export const en = {
     all: "All of this name",
     close: "Close the history",
     empty: "It was not seen in this range.",
-    cpu: "CPU, % of one core",
-    mem: "Memory, %",
-    disk: "Disk",
+    cpu: "% of one core",
+    mem: "% of the VM's",
   },
   action: {
     start: "Start", stop: "Shut down", reboot: "Reboot", reset: "Reset", "force-stop": "Cut the power",

@@ -145,9 +145,8 @@ export const zh: Texts = {
     all: "全部同名进程",
     close: "关闭历史",
     empty: "此时间范围内没有该进程的数据。",
-    cpu: "CPU，占单核 %",
-    mem: "内存，%",
-    disk: "磁盘",
+    cpu: "占单核 %",
+    mem: "占虚拟机内存 %",
   },
   action: {
     start: "启动", stop: "关机", reboot: "重启", reset: "强制重启", "force-stop": "切断电源",

@@ -3,7 +3,7 @@ import type { Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { api, ask } from "../../api/client";
 import { useEvery, useResource } from "../../api/resource";
-import { percent, rate } from "../../format";
+import { percent, rate, shortPercent } from "../../format";
 import { t } from "../../i18n";
 import { Failed, Loading } from "../../parts/states";
 import { Choice } from "../../parts/switches";
@@ -82,8 +82,8 @@ function Shown({ id, range, stale, hover, click, name, pid }: ProcessHistoryProp
         <p class="faint">{texts.empty}</p>
       ) : (
         <div class="charts three" role="group" aria-label={texts.title(name)} tabIndex={0}>
-          <Chart {...common} id="process-cpu" title={t().vm.charts.cpu} unit={texts.cpu} lines={lines.cpu} format={percent} mark={percent} />
-          <Chart {...common} id="process-mem" title={t().vm.charts.mem} unit={texts.mem} lines={lines.mem} format={percent} mark={percent} />
+          <Chart {...common} id="process-cpu" title={t().vm.charts.cpu} unit={texts.cpu} lines={lines.cpu} format={percent} mark={shortPercent} />
+          <Chart {...common} id="process-mem" title={t().vm.charts.mem} unit={texts.mem} lines={lines.mem} format={percent} mark={shortPercent} />
           <Chart {...common} id="process-disk" title={t().vm.charts.disk} unit={t().vm.chartUnits.disk} lines={lines.disk} format={rate} mark={rate} />
         </div>
       )}
