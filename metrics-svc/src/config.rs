@@ -96,6 +96,12 @@ const BATCH_WAIT: Setting = Setting {
     help: "how long a batch waits for more rows before it is written",
 };
 
+const NEWEST_ROWS_KEPT: Setting = Setting {
+    name: "VMWATCH_NEWEST_ROWS_KEPT",
+    default: "1s",
+    help: "how long an answer with newest rows may be given again, at most 1s; 0s: each read asks the database",
+};
+
 /// Every setting, for `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
@@ -115,6 +121,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         ACK_WAIT,
         BATCH_ROWS,
         BATCH_WAIT,
+        NEWEST_ROWS_KEPT,
         config::UTC_OFFSET,
         health::setting(HEALTH),
     ],
@@ -147,6 +154,8 @@ pub struct MetricsSettings {
     pub stream: StreamSettings,
     /// Of the batches written.
     pub batch: BatchSettings,
+    /// How long an answer with newest rows may be given again.
+    pub(crate) newest_kept: Duration,
 }
 
 /// Of the collections.
@@ -248,6 +257,7 @@ impl MetricsSettings {
         let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
         let rows = env.within(&BATCH_ROWS, 1, 20_000);
         let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
+        let newest_kept = env.duration(&NEWEST_ROWS_KEPT, Duration::ZERO, Duration::from_secs(1));
         let replicas = replicas?;
         Ok(Self {
             bus: bus?,
@@ -285,6 +295,7 @@ impl MetricsSettings {
                 rows: rows?,
                 wait: wait?,
             },
+            newest_kept: newest_kept?,
         })
     }
 }

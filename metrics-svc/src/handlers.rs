@@ -15,70 +15,53 @@ use shared::{
 
 use crate::{
     history::History,
+    newest::{NewestRows, Question},
     processes::Processes,
-    store::{Query, RowKind, RowStore},
+    store::RowKind,
 };
 
 /// Adds every method to the server.
 pub(crate) fn register(
     server: Server,
-    store: &Arc<RowStore>,
+    newest: &Arc<NewestRows>,
     history: &Arc<History>,
     processes: &Arc<Processes>,
 ) -> Server {
-    let server = newest_rows(server, store);
+    let server = newest_rows(server, newest);
     let server = pasts(server, history);
     process_queries(server, processes)
 }
 
 /// The documented queries.
-fn newest_rows(server: Server, store: &Arc<RowStore>) -> Server {
-    let (vms, processes, named) = (Arc::clone(store), Arc::clone(store), Arc::clone(store));
+fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
+    let (vms, processes, named) = (Arc::clone(newest), Arc::clone(newest), Arc::clone(newest));
+    let question = |kind, Latest { instance_id, limit }, cmd| Question {
+        kind,
+        instance: instance_id,
+        cmd,
+        limit,
+    };
     server
-        .method::<VmLatest, _, _>(move |context, Latest { instance_id, limit }| {
-            let store = Arc::clone(&vms);
-            async move {
-                let query = Query {
-                    kind: RowKind::Vm,
-                    instance: &instance_id,
-                    cmd: None,
-                    limit,
-                };
-                Ok(store.latest(query, context.remaining()).await?)
-            }
+        .method::<VmLatest, _, _>(move |context, latest| {
+            let newest = Arc::clone(&vms);
+            let question = question(RowKind::Vm, latest, None);
+            async move { newest.rows(question, context.remaining()).await }
         })
-        .method::<ProcessLatest, _, _>(move |context, Latest { instance_id, limit }| {
-            let store = Arc::clone(&processes);
-            async move {
-                let query = Query {
-                    kind: RowKind::Process,
-                    instance: &instance_id,
-                    cmd: None,
-                    limit,
-                };
-                Ok(store.latest(query, context.remaining()).await?)
-            }
+        .method::<ProcessLatest, _, _>(move |context, latest| {
+            let newest = Arc::clone(&processes);
+            let question = question(RowKind::Process, latest, None);
+            async move { newest.rows(question, context.remaining()).await }
         })
-        .method::<ProcessByName, _, _>(
-            move |context,
-                  LatestByName {
-                      instance_id,
-                      limit,
-                      proc_name,
-                  }| {
-                let store = Arc::clone(&named);
-                async move {
-                    let cmd = proc_name.as_deref();
-                    let query = Query {
-                        kind: RowKind::Process,
-                        instance: &instance_id,
-                        cmd,
-                        limit,
-                    };
-                    Ok(store.latest(query, context.remaining()).await?)
-                }
-            },
-        )
+        .method::<ProcessByName, _, _>(move |context, by_name| {
+            let newest = Arc::clone(&named);
+            let LatestByName {
+                instance_id,
+                limit,
+                proc_name,
+            } = by_name;
+            let question = question(RowKind::Process, Latest { instance_id, limit }, proc_name);
+            async move { newest.rows(question, context.remaining()).await }
+        })
 }
 
 /// VMs and their past.

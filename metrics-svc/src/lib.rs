@@ -14,6 +14,7 @@ mod handlers;
 mod history;
 pub mod ingest;
 mod instances;
+pub mod newest;
 mod processes;
 mod retention;
 pub mod row_json;
@@ -38,8 +39,8 @@ use tracing::warn;
 pub use error::MetricsError;
 
 use crate::{
-    config::MetricsSettings, events::Events, history::History, ingest::Ingest, processes::Processes,
-    store::RowStore,
+    config::MetricsSettings, events::Events, history::History, ingest::Ingest, newest::NewestRows,
+    processes::Processes, store::RowStore,
 };
 
 /// Serves until `shutdown`, then drains.
@@ -65,6 +66,7 @@ pub async fn run(
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
     let history = Arc::new(History::beside(&store, &settings.retention, settings.rollups));
     let processes = Arc::new(Processes::of(&store));
+    let newest = Arc::new(NewestRows::of(&store, settings.newest_kept));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
@@ -95,7 +97,7 @@ pub async fn run(
     ];
 
     let server = Server::new(&bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, &store, &history, &processes);
+    let server = handlers::register(server, &newest, &history, &processes);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
     for part in work {

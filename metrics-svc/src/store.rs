@@ -45,7 +45,7 @@ const STEPS: [Duration; 5] = [
 ];
 
 /// Which rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowKind {
     /// Of VMs.
     Vm,

@@ -25,6 +25,7 @@ mod ingest_retention;
 mod ingest_support;
 mod latest;
 mod live_events;
+mod newest;
 mod page;
 mod permissions;
 mod processes;

@@ -1,5 +1,7 @@
 //! Methods of metrics-svc, the rows that they answer, and the samples that agents publish.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 
@@ -54,7 +56,7 @@ pub const PROCESS_ROW_KEYS: [&str; 13] = [
 ];
 
 /// How many rows a query may ask for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Limit(u16);
 
@@ -93,14 +95,14 @@ impl<'de> Deserialize<'de> for Limit {
 
 /// The rows of an answer: a JSON array of objects in the documented key order, as the store encoded it. Who only
 /// forwards it never decodes it.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Rows(Box<RawValue>);
+pub struct Rows(Arc<RawValue>);
 
 impl Rows {
     /// Rows from the text of a JSON array.
     pub fn from_json(array: String) -> Result<Self, serde_json::Error> {
-        RawValue::from_string(array).map(Self)
+        RawValue::from_string(array).map(|rows| Self(rows.into()))
     }
 
     /// The text of the JSON array.

@@ -1,0 +1,121 @@
+//! Equal reads share a query, and an answer is given again for as long as the setting says and no longer.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use e2e::{PATIENCE, Program, Stack, codes};
+use futures::future::join_all;
+use serde_json::{Value, json};
+use shared::{
+    api::{Role, Scope},
+    config::UTC_OFFSET,
+    time::CreateDate,
+};
+
+use crate::rows::{store_vms, vm_row};
+
+const VM: &str = "vm-1";
+const SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
+
+async fn stack(kept: &str) -> Stack {
+    let builder = Stack::builder().replicas(Program::Lifecycle, 0);
+    builder.set(Program::Metrics, SETTING, kept).start().await
+}
+
+/// Stores a row that is newer than all before it.
+async fn store_row(stack: &Stack, number: i32) {
+    let now = CreateDate::at(SystemTime::now(), UTC_OFFSET.default.parse().unwrap());
+    store_vms(stack, [vm_row(VM, now.as_str(), number)]).await;
+}
+
+async fn read(stack: &Stack, session: &str, limit: u32) -> Vec<Value> {
+    let data = json!({ "instance_id": VM });
+    stack.gateway(0).rows(session, codes::VM, limit, data).await
+}
+
+/// How often the store was asked for newest rows.
+async fn queries(stack: &Stack) -> u64 {
+    let metrics = stack.replica(Program::Metrics, 0).metrics().await;
+    let counted = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("vmwatch_newest_rows_queries_total "));
+    counted.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test]
+async fn no_answer_is_older_than_the_setting_says() {
+    let kept = Duration::from_millis(500);
+    let stack = stack("500ms").await;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    // By number, the moment at which each row was stored.
+    let mut stored = Vec::new();
+    let (mut given_again, end) = (0, Instant::now() + Duration::from_secs(4));
+    while Instant::now() < end {
+        store_row(&stack, i32::try_from(stored.len()).unwrap()).await;
+        stored.push(Instant::now());
+        let asked = Instant::now();
+        let rows = read(&stack, &session, 1).await;
+        let newest = rows.first().map(|row| row["proc"].as_u64().unwrap());
+        let newest = usize::try_from(newest.expect("a row was stored")).unwrap();
+        let missing = stored.get(newest + 1).map(|since| asked.duration_since(*since));
+        assert!(
+            missing.is_none_or(|since| since <= kept),
+            "an answer lacked a row that was stored {missing:?} before"
+        );
+        given_again += u32::from(missing.is_some());
+    }
+    assert!(given_again > 0, "no answer was ever given again");
+    e2e::eventually("the last row is read", PATIENCE, async || {
+        let rows = read(&stack, &session, 1).await;
+        let newest = rows.first().and_then(|row| row["proc"].as_u64());
+        let newest = newest.and_then(|newest| usize::try_from(newest).ok());
+        (newest == Some(stored.len() - 1))
+            .then_some(())
+            .ok_or(format!("{newest:?}"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn equal_reads_are_one_query_and_unequal_ones_are_not() {
+    let stack = stack("1s").await;
+    store_row(&stack, 1).await;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let before = queries(&stack).await;
+    let started = Instant::now();
+    join_all((0..100).map(|_| read(&stack, &session, 3))).await;
+    let seconds = started.elapsed().as_secs();
+    let asked = queries(&stack).await - before;
+    assert!(
+        (1..=1 + seconds).contains(&asked),
+        "{asked} queries in {seconds} s"
+    );
+    let before = queries(&stack).await;
+    read(&stack, &session, 2).await;
+    assert_eq!(queries(&stack).await, before + 1);
+}
+
+#[tokio::test]
+async fn at_zero_each_read_is_a_query_and_sees_what_is_stored() {
+    let stack = stack("0s").await;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let before = queries(&stack).await;
+    for number in 0..20 {
+        store_row(&stack, number).await;
+        let rows = read(&stack, &session, 1).await;
+        assert_eq!(rows[0]["proc"], number);
+    }
+    assert_eq!(queries(&stack).await, before + 20);
+}
+
+#[tokio::test]
+async fn what_is_given_again_is_not_given_to_who_may_not_see_it() {
+    let stack = stack("1s").await;
+    store_row(&stack, 1).await;
+    let admin = stack.session(Role::Admin, Scope::All).await;
+    let elsewhere = Scope::Only(vec!["vm-2".parse().unwrap()]);
+    let other = stack.session(Role::Operator, elsewhere).await;
+    for _ in 0..3 {
+        assert_eq!(read(&stack, &admin, 1).await.len(), 1);
+        assert_eq!(read(&stack, &other, 1).await.len(), 0);
+    }
+}
