@@ -15,6 +15,14 @@ const KEY_OF_OBJECT_ID: &str = "_id";
 
 /// Appends `'…'` with Python's choice of quote and escapes.
 pub fn push_text(out: &mut String, text: &str) {
+    // Keys, ids, dates, and most names.
+    let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'\\');
+    if text.bytes().all(plain) {
+        out.push('\'');
+        out.push_str(text);
+        out.push('\'');
+        return;
+    }
     let quote = if text.contains('\'') && !text.contains('"') {
         '"'
     } else {
@@ -53,6 +61,9 @@ pub fn push_float(out: &mut String, number: f64) {
         out.push_str("None");
         return;
     }
+    if push_hundredths(out, number) {
+        return;
+    }
     let scientific = shortest(number.abs());
     let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
     let exponent: i32 = exponent.parse().unwrap_or(0);
@@ -66,6 +77,36 @@ pub fn push_float(out: &mut String, number: f64) {
         let sign = if exponent < 0 { '-' } else { '+' };
         let _ = write!(out, "{mantissa}e{sign}{:02}", exponent.abs());
     }
+}
+
+/// Appends a number of at most two decimals and 15 digits, which is what agents report; tells whether it was one.
+///
+/// Two decimals of at most 15 digits are never the same double, so that the one which divides out to `number` is the
+/// shortest that reads back as it.
+fn push_hundredths(out: &mut String, number: f64) -> bool {
+    const LEAST_OF_16_DIGITS: f64 = 1e15;
+    let hundredths = (number.abs() * 100.0).round();
+    #[expect(clippy::float_cmp, reason = "the same double is what is asked for")]
+    let exact = hundredths < LEAST_OF_16_DIGITS && hundredths / 100.0 == number.abs();
+    if !exact {
+        return false;
+    }
+    if number.is_sign_negative() {
+        out.push('-');
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a whole number from 0 to 10^15"
+    )]
+    let hundredths = hundredths as u64;
+    let (whole, fraction) = (hundredths / 100, hundredths % 100);
+    // Writing to a String cannot fail.
+    let _ = match fraction % 10 {
+        0 => write!(out, "{whole}.{}", fraction / 10),
+        _ => write!(out, "{whole}.{fraction:02}"),
+    };
+    true
 }
 
 /// The shortest digits that read back the same, as `1.48e9`. Rust's own, but where two are equally near: there Rust takes
@@ -142,6 +183,11 @@ impl<'de> Visitor<'de> for Rows<'_> {
 /// Text that is printable ASCII, as a JSON string.
 fn push_json_string(out: &mut String, ascii: &str) {
     out.push('"');
+    if !ascii.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+        out.push_str(ascii);
+        out.push('"');
+        return;
+    }
     for c in ascii.chars() {
         if matches!(c, '"' | '\\') {
             out.push('\\');
@@ -277,6 +323,13 @@ mod tests {
             (0.0, "0.0"),
             (-0.0, "-0.0"),
             (128.8, "128.8"),
+            (0.05, "0.05"),
+            (10.0, "10.0"),
+            (-2.5, "-2.5"),
+            (0.29, "0.29"),
+            (9_999_999_999_999.99, "9999999999999.99"),
+            (10_000_000_000_000.01, "10000000000000.01"),
+            (1.005, "1.005"),
             (1_482_236_516.07, "1482236516.07"),
             (1e-4, "0.0001"),
             (1e-5, "1e-05"),
