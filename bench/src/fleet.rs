@@ -45,7 +45,7 @@ impl Fleet {
         Ok(Self {
             instances: instances.collect::<Result<_, _>>()?,
             processes,
-            random: Random(1),
+            random: Random::new(),
         })
     }
 
@@ -135,16 +135,37 @@ fn process(random: &mut Random, index: u32) -> ProcessSample {
 
 /// Marsaglia's xorshift: the same figures in every run.
 #[derive(Debug)]
-struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    /// A number from 0 to just below this many tenths.
-    fn tenths(&mut self, below: u32) -> f64 {
+    pub(crate) const fn new() -> Self {
+        Self(1)
+    }
+
+    const fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        let tenths = u32::try_from(self.0 % u64::from(below)).unwrap_or(0);
+        self.0
+    }
+
+    /// A number from 0 to just below this many tenths.
+    fn tenths(&mut self, below: u32) -> f64 {
+        let tenths = u32::try_from(self.next() % u64::from(below)).unwrap_or(0);
         f64::from(tenths) / 10.0
+    }
+
+    /// A number from 0 to just below this; 0 below 1.
+    pub(crate) fn below(&mut self, below: usize) -> usize {
+        let number = self.next() % (below as u64).max(1);
+        usize::try_from(number).unwrap_or(0)
+    }
+
+    /// Puts things in any order.
+    pub(crate) fn shuffle<T>(&mut self, things: &mut [T]) {
+        for place in (1..things.len()).rev() {
+            things.swap(place, self.below(place + 1));
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use shared::{config::UTC_OFFSET, time::UtcOffset};
 
 use crate::{
     fleet::Fleet,
-    report::{Report, number, table},
+    report::{Bound, Report, number},
     statistics::Series,
     store, usage,
 };
@@ -92,6 +92,7 @@ struct Bench {
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
     let stack = store::stack().start().await;
     report.introduce(&stack)?;
+    report.section("Ingestion");
     let mut bench = Bench::new(stack, &options).await?;
     let concurrency = bench.warm_up().await?;
     let (mut through, mut raw) = (Vec::new(), Vec::new());
@@ -288,20 +289,16 @@ fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usiz
         [name.to_owned(), median, least, most]
     };
     let heading = ["", "median", "least", "most"].map(str::to_owned);
-    println!(
-        "\n{}",
-        table(&[
-            heading,
-            row("through vmwatch, documents/s", &rates(through), 0),
-            row(
-                &format!("raw insert, {concurrency} at once, documents/s"),
-                &rates(raw),
-                0
-            ),
-            row("ratio of a pair", &ratios, 3),
-        ])
-    );
-    println!("ratio of the medians: {}", number(ratio, 3));
+    report.table(&[
+        heading,
+        row("through vmwatch, documents/s", &rates(through), 0),
+        row(
+            &format!("raw insert, {concurrency} at once, documents/s"),
+            &rates(raw),
+            0,
+        ),
+        row("ratio of a pair", &ratios, 3),
+    ]);
 
     let cpu = |rounds: &[Round], index: usize| -> f64 {
         let used: Series = rounds
@@ -317,16 +314,15 @@ fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usiz
         report.figure(format!("raw_cpu_us_a_document_{process}"), raw);
         rows.push([(*process).to_owned(), number(through, 1), number(raw, 1)]);
     }
-    println!("\n{}", table(&rows));
-    println!(
-        "\nvmwatch-metrics resident, at most: {} MB",
-        number(resident_mb, 1)
-    );
+    report.table(&rows);
 
     report.figure("ingest_documents_a_second", rates(through).median());
     report.figure("raw_documents_a_second", rates(raw).median());
-    report.figure("ingest_to_raw_ratio", ratio);
+    let text = "documents stored, through vmwatch ÷ raw insert";
+    report.reach("ingest_to_raw_ratio", text, ratio, 2, Bound::AtLeast(0.8));
     report.figure("ingest_to_raw_ratio_least_pair", ratios.least());
     report.figure("ingest_to_raw_ratio_most_pair", ratios.most());
-    report.figure("ingest_metrics_resident_peak_mb", resident_mb);
+    let text = "metrics-svc resident while it stores them, MB";
+    let bound = Bound::AtMost(60.0);
+    report.reach("ingest_metrics_resident_peak_mb", text, resident_mb, 1, bound);
 }

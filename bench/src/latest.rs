@@ -27,7 +27,7 @@ use shared::{
 
 use crate::{
     fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_A_MINUTE},
-    report::{Report, number, table},
+    report::{Bound, Report, number},
     statistics::Series,
     store,
 };
@@ -109,6 +109,7 @@ struct Subject {
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
     let stack = store::stack().start().await;
     report.introduce(&stack)?;
+    report.section("Newest rows and the length of history");
     let mut bench = Bench {
         store: store::open(&stack, "").await?,
         bus: stack.bus.clone(),
@@ -391,10 +392,14 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
             row.push(number(ratio, 2));
             rows.push(row);
             let way = way.replace(' ', "_");
-            report.figure(
-                format!("latest_{}_{way}_longest_to_shortest", question.name),
-                ratio,
-            );
+            let name = format!("latest_{}_{way}_longest_to_shortest", question.name);
+            match place {
+                0 => {
+                    let text = format!("newest rows ({}), longest ÷ shortest history", question.name);
+                    report.reach(&name, &text, ratio, 2, Bound::AtMost(1.5));
+                }
+                _ => report.figure(name, ratio),
+            }
             for (subject, took) in subjects.iter().zip(&series) {
                 report.figure(
                     format!("latest_{}_{way}_ms_{}", question.name, subject.id),
@@ -403,5 +408,5 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
             }
         }
     }
-    println!("\n{}", table(&rows));
+    report.table(&rows);
 }

@@ -1,6 +1,6 @@
 //! What a bench prints, and what it writes for a script.
 
-use std::{fs, path::Path};
+use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::Context;
 use e2e::Stack;
@@ -8,11 +8,22 @@ use serde_json::{Map, Value, json};
 
 use crate::{machine, usage};
 
-/// The figures of a run, in the order in which they were found.
+/// The figures of a run, in the order in which they were found, and what is written about them.
 #[derive(Debug)]
 pub(crate) struct Report {
     machine: Value,
     figures: Map<String, Value>,
+    /// Rows of the table at the top of the Markdown.
+    reached: Vec<[String; 4]>,
+    /// The rest of the Markdown.
+    body: String,
+}
+
+/// What a figure is to reach.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
 }
 
 impl Default for Report {
@@ -20,6 +31,8 @@ impl Default for Report {
         Self {
             machine: machine::description(),
             figures: Map::new(),
+            reached: Vec::new(),
+            body: String::new(),
         }
     }
 }
@@ -30,8 +43,45 @@ impl Report {
         self.figures.insert(name.into(), json!(value));
     }
 
-    /// Says what the run is made on, before it is made.
+    /// Adds a figure that is to reach something.
+    pub(crate) fn reach(&mut self, name: &str, text: &str, value: f64, decimals: usize, bound: Bound) {
+        let (sign, wanted, reached) = match bound {
+            Bound::AtLeast(least) => ("at least", least, value >= least),
+            Bound::AtMost(most) => ("at most", most, value <= most),
+        };
+        let value_text = number(value, decimals);
+        let wanted = format!("{sign} {}", number(wanted, decimals));
+        let verdict = if reached { "yes" } else { "no" };
+        println!("{text}: {value_text} ({wanted}: {verdict})");
+        self.figure(name, value);
+        self.reached
+            .push([text.to_owned(), value_text, wanted, verdict.to_owned()]);
+    }
+
+    /// Begins a part.
+    pub(crate) fn section(&mut self, title: &str) {
+        println!("\n== {title}");
+        let _ = writeln!(self.body, "\n## {title}");
+    }
+
+    /// Says something.
+    pub(crate) fn say(&mut self, text: &str) {
+        println!("{text}");
+        let _ = writeln!(self.body, "\n{text}");
+    }
+
+    /// Shows rows, the first of which is the heading.
+    pub(crate) fn table<Row: AsRef<[String]>>(&mut self, rows: &[Row]) {
+        println!("\n{}\n", table(rows));
+        self.body.push('\n');
+        push_markdown(&mut self.body, rows);
+    }
+
+    /// Says what the run is made on, before it is made; once.
     pub(crate) fn introduce(&mut self, stack: &Stack) -> anyhow::Result<()> {
+        if self.machine.get("database").is_some() {
+            return Ok(());
+        }
         let database = usage::program(stack.database.server.id())?;
         let nats_server = stack.bus.client().server_info().version;
         if let Some(machine) = self.machine.as_object_mut() {
@@ -48,12 +98,48 @@ impl Report {
         Ok(())
     }
 
-    /// Writes the file that was asked for.
-    pub(crate) fn finish(self, file: Option<&Path>) -> anyhow::Result<()> {
-        let Some(file) = file else { return Ok(()) };
-        let whole = json!({ "machine": self.machine, "figures": self.figures });
-        let text = format!("{whole:#}\n");
-        fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+    /// Writes the files that were asked for.
+    pub(crate) fn write(&self, json: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<()> {
+        let write = |file: &Path, text: String| {
+            fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+        };
+        if let Some(file) = markdown {
+            write(file, self.markdown())?;
+        }
+        if let Some(file) = json {
+            let whole = json!({ "machine": self.machine, "figures": self.figures });
+            write(file, format!("{whole:#}\n"))?;
+        }
+        Ok(())
+    }
+
+    fn markdown(&self) -> String {
+        let mut out = String::from("# What vmwatch costs, measured by `./dev bench`\n\n");
+        let mut machine = vec![["machine".to_owned(), String::new()]];
+        for (name, value) in self.machine.as_object().into_iter().flatten() {
+            machine.push([name.replace('_', " "), value.to_string().replace('"', "")]);
+        }
+        push_markdown(&mut out, &machine);
+        if !self.reached.is_empty() {
+            let mut rows = vec![["figure", "measured", "wanted", "reached"].map(str::to_owned)];
+            rows.extend(self.reached.iter().cloned());
+            out.push('\n');
+            push_markdown(&mut out, &rows);
+        }
+        out.push_str(&self.body);
+        out
+    }
+}
+
+/// Rows as a table of Markdown.
+fn push_markdown<Row: AsRef<[String]>>(out: &mut String, rows: &[Row]) {
+    for (place, row) in rows.iter().enumerate() {
+        let row = row.as_ref();
+        let _ = writeln!(out, "| {} |", row.join(" | "));
+        if place == 0 {
+            let rest = "---:|".repeat(row.len().saturating_sub(1));
+            let _ = writeln!(out, "|---|{rest}");
+        }
     }
 }
 
@@ -123,5 +209,11 @@ mod tests {
             [cell("longer"), cell("9"), cell("100")],
         ];
         assert_eq!(table(&rows), "a       10    1\nlonger   9  100");
+        let mut markdown = String::new();
+        push_markdown(&mut markdown, &rows);
+        assert_eq!(
+            markdown,
+            "| a | 10 | 1 |\n|---|---:|---:|\n| longer | 9 | 100 |\n"
+        );
     }
 }

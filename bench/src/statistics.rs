@@ -38,9 +38,9 @@ impl Series {
 
 impl FromIterator<f64> for Series {
     fn from_iter<I: IntoIterator<Item = f64>>(values: I) -> Self {
-        let mut series = Self::default();
-        values.into_iter().for_each(|value| series.push(value));
-        series
+        let mut values: Vec<_> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        Self(values)
     }
 }
 

@@ -11,6 +11,29 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok(seconds)
 }
 
+/// As [`cpu_seconds`], of a process and those that it has started.
+pub(crate) fn cpu_seconds_of_family(pid: u32) -> anyhow::Result<f64> {
+    let mut seconds = cpu_seconds(pid)?;
+    for other in procfs::process::all_processes()?.flatten() {
+        // Who has ended meanwhile is none of ours: these live as long as the round.
+        if other.stat().is_ok_and(|stat| u32::try_from(stat.ppid) == Ok(pid)) {
+            seconds += cpu_seconds(u32::try_from(other.pid)?)?;
+        }
+    }
+    Ok(seconds)
+}
+
+/// The memory that a process has resident now, in MB.
+pub(crate) fn resident_mb(pid: u32) -> anyhow::Result<f64> {
+    let kib = process(pid)?
+        .status()?
+        .vmrss
+        .context("the kernel tells no VmRSS")?;
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 KiB")]
+    let mb = kib as f64 * 1024.0 / 1e6;
+    Ok(mb)
+}
+
 /// The most memory that a process ever had resident, in MB.
 pub(crate) fn peak_resident_mb(pid: u32) -> anyhow::Result<f64> {
     let kib = process(pid)?

@@ -2,11 +2,21 @@
 
 import subprocess
 
-from . import cargo, checks, figures, layout, processes, tools
+from . import baselines, cargo, checks, figures, layout, processes, tools
 from .terminal import EX_USAGE, Problem, Step, say, style
 
+SERVICES = ["gateway", "metrics-svc", "auth-svc", "lifecycle-svc"]
 # What each bench starts beside itself.
-PROGRAMS = {"ingest": ["metrics-svc"], "latest": ["metrics-svc"]}
+PROGRAMS = {
+    "ingest": ["metrics-svc"],
+    "latest": ["metrics-svc"],
+    "gateway": [*SERVICES, "agent"],
+    "login": SERVICES,
+    "agent": ["metrics-svc", "agent"],
+    "all": [*SERVICES, "agent"],
+}
+# Those that compare with what others would write.
+COMPARING = ["gateway", "all"]
 # How long parts of a stack are away in a soak; the tests say 3s.
 OUTAGE = "30s"
 
@@ -19,6 +29,8 @@ def bench(arguments) -> int:
     cargo.check()
     tools.install_system(tools.BUILD_NEEDS)
     environment = checks.servers()
+    if name in COMPARING:
+        environment.update(baselines.environment())
     _build_for_release([f"--package={package}" for package in ["bench", *PROGRAMS[name]]])
     program = cargo.target_folder("release") / "bench"
     return subprocess.run([program, *arguments], env=environment).returncode

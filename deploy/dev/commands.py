@@ -31,7 +31,10 @@ COMMANDS = [
     Command("test --containers", "the same, then the images and compose.yaml, in Docker (root, where none runs)", checks.test),
     Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
     Command("fuzz [SECONDS]", "made-up input for the parsers that meet strangers', 30 s each", fuzz.fuzz),
-    Command("bench NAME [ARGUMENTS]", "measure: ingest, latest; --json FILE writes the figures", bench.bench),
+    Command(
+        "bench NAME [ARGUMENTS]",
+        "measure: gateway, login, agent, ingest, latest or all; --json FILE, --report FILE (Markdown)", bench.bench,
+    ),
     Command("peer nova", "the driver's tests against real OpenStack: Keystone and Nova, installed for it", peer.peer),
     Command("install", "only install what `up` and `test` need", up.install),
     Command("help", "this", lambda _: show_help()),

@@ -1,0 +1,83 @@
+//! What vmwatch is compared with: one axum process that answers the five documented methods itself. No bus, no services,
+//! no limits, no drain, no traces: what a small team would write. Rows are read and rendered by the code of vmwatch, so
+//! that a comparison tells the cost of what differs.
+
+mod methods;
+mod sessions;
+
+use std::{env, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+    routing::post,
+};
+use metrics_svc::{config::RowSettings, newest::NewestRows, store::RowStore};
+use mongodb::{Client, bson::Document};
+use shared::{
+    api::metrics::Rows,
+    config::{DATABASE, Environment, MONGODB_URI, UTC_OFFSET},
+    store::StoreSettings,
+};
+
+use crate::sessions::Sessions;
+
+/// What every request needs.
+struct App {
+    newest: NewestRows,
+    /// Answered instead of any row of the database, where given: the echo.
+    echo: Option<Rows>,
+    users: mongodb::Collection<Document>,
+    sessions: Sessions,
+    hypervisor: String,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let set = |name: &str| env::var(name).with_context(|| format!("{name} is not set"));
+    let uri = set("BASELINE_MONGODB")?;
+    let env = Environment::of([(MONGODB_URI.name, uri.as_str())]);
+    let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
+    let rows = RowSettings {
+        vms: "vm_samples".to_owned(),
+        processes: "process_samples".to_owned(),
+        offset: UTC_OFFSET.default.parse()?,
+    };
+    let store = Arc::new(RowStore::open(&settings, &rows).await?);
+    let kept = Duration::from_millis(set("BASELINE_KEPT_MS")?.parse()?);
+    let users = Client::with_uri_str(&uri).await?.database(DATABASE.default);
+    let app = App {
+        newest: NewestRows::of(&store, kept),
+        echo: env::var("BASELINE_ECHO").ok().map(Rows::from_json).transpose()?,
+        users: users.collection("baseline_users"),
+        sessions: Sessions::with(
+            &set("BASELINE_SESSION")?,
+            set("BASELINE_SESSIONS")?.parse()?,
+            env::var_os("BASELINE_UNCHECKED").is_none(),
+        )?,
+        hypervisor: env::var("BASELINE_HYPERVISOR").unwrap_or_default(),
+    };
+    let router = Router::new()
+        .route(gateway::legacy::PATH, post(answer))
+        .route("/echo", post(async |body: Bytes| body))
+        .with_state(Arc::new(app));
+    let listener = tokio::net::TcpListener::bind(set("BASELINE_LISTEN")?).await?;
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        // Fails only where the peer has left.
+        let _ = stream.set_nodelay(true);
+    });
+    axum::serve(listener, router).await?;
+    Ok(())
+}
+
+async fn answer(State(app): State<Arc<App>>, body: Bytes) -> Response {
+    let body = match methods::answer(&app, &body).await {
+        Ok(body) => body,
+        Err(error) => format!("{{\"error\":{:?}}}", error.to_string()),
+    };
+    ([(CONTENT_TYPE, "application/json")], body).into_response()
+}

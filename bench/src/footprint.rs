@@ -1,0 +1,136 @@
+//! Memory and start-up.
+
+use std::time::{Duration, Instant};
+
+use e2e::{PATIENCE, Program, Stack, eventually};
+use futures::{StreamExt, TryStreamExt, stream};
+use shared::{
+    api::{
+        Principal, Role, Scope,
+        auth::{SESSION_BUCKET, SessionRecord, Token},
+    },
+    time::unix_millis,
+};
+
+use crate::{
+    report::{Bound, Report, number},
+    statistics::Series,
+    usage,
+};
+
+const SESSIONS: u32 = 100_000;
+/// Puts of the bucket that are under way at once.
+const PUTS: usize = 256;
+/// Starts of each program.
+const STARTS: u32 = 7;
+/// How often a program that starts is asked whether it is ready.
+const POLL: Duration = Duration::from_millis(1);
+
+/// Memory of a stack that has just served reads.
+pub(crate) fn after_reads(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
+    report.section("Memory");
+    for (program, name) in [
+        (Program::Gateway, "gateway"),
+        (Program::Metrics, "metrics-svc"),
+        (Program::Lifecycle, "lifecycle-svc"),
+    ] {
+        let resident = usage::peak_resident_mb(stack.replica(program, 0).process.id())?;
+        let text = format!("{name} resident under read load, at most, MB");
+        let figure = format!("{}_resident_peak_mb", name.replace('-', "_"));
+        report.reach(&figure, &text, resident, 1, Bound::AtMost(20.0));
+    }
+    Ok(())
+}
+
+/// A gateway that knows many sessions, and how soon each program is ready.
+pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
+    let stack = crate::gateway::stack().replicas(Program::Agent, 1).start().await;
+    starts(report, &stack).await?;
+    sessions(report, &stack).await
+}
+
+async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
+    println!("filling: {} sessions", number(f64::from(SESSIONS), 0));
+    let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await?;
+    let expires_at_ms = unix_millis() + 3_600_000;
+    stream::iter(0..SESSIONS)
+        .map(|session| {
+            let record = SessionRecord {
+                principal: Principal {
+                    user: format!("user-{}", session % 1000),
+                    role: Role::Viewer,
+                    scope: Scope::All,
+                },
+                expires_at_ms,
+            };
+            let token = Token::from_random(u128::from(session).to_be_bytes());
+            let bucket = &bucket;
+            async move {
+                let record = serde_json::to_vec(&record)?;
+                bucket.put(token.key(), record.into()).await?;
+                anyhow::Ok(())
+            }
+        })
+        .buffer_unordered(PUTS)
+        .try_for_each(async |()| Ok(()))
+        .await?;
+    let gateway = stack.replica(Program::Gateway, 0);
+    eventually("the gateway knows all sessions", PATIENCE, async || {
+        let metrics = gateway.metrics().await;
+        let line = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("vmwatch_sessions "));
+        let count: f64 = line.and_then(|count| count.parse().ok()).unwrap_or_default();
+        if count >= f64::from(SESSIONS) {
+            return Ok(());
+        }
+        Err(format!("it knows {count}"))
+    })
+    .await;
+    let resident = usage::resident_mb(gateway.process.id())?;
+    let text = "gateway resident with 100,000 sessions, MB";
+    report.reach(
+        "gateway_100000_sessions_resident_mb",
+        text,
+        resident,
+        1,
+        Bound::AtMost(60.0),
+    );
+    Ok(())
+}
+
+async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
+    report.section("Cold start");
+    report.say("From the start of the process until `/readyz` says yes, with NATS and the database there.");
+    let mut rows = vec![["ms", "median", "least", "most"].map(str::to_owned)];
+    for (program, name) in [
+        (Program::Gateway, "gateway"),
+        (Program::Auth, "auth-svc"),
+        (Program::Metrics, "metrics-svc"),
+        (Program::Lifecycle, "lifecycle-svc"),
+        (Program::Agent, "agent"),
+    ] {
+        let replica = stack.replica(program, 0);
+        let mut took = Series::default();
+        for _ in 0..STARTS {
+            replica.process.terminate(PATIENCE).await;
+            let started = Instant::now();
+            replica.process.start_again();
+            while replica.readiness().await.is_err() {
+                tokio::time::sleep(POLL).await;
+            }
+            took.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+        let figure = format!("{}_cold_start_ms", name.replace('-', "_"));
+        let text = format!("{name}, cold start to ready, ms");
+        report.reach(&figure, &text, took.median(), 0, Bound::AtMost(100.0));
+        rows.push([
+            name.to_owned(),
+            number(took.median(), 0),
+            number(took.least(), 0),
+            number(took.most(), 0),
+        ]);
+    }
+    report.table(&rows);
+    Ok(())
+}

@@ -1,0 +1,509 @@
+//! Reads through gateway, bus and service, beside what people would use instead: the same requests with the same
+//! answers, to the byte, from the same database, in turns.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use e2e::{Program, Stack, StackBuilder, codes};
+use metrics_svc::{documents::Documents, store::RowKind};
+use serde_json::json;
+use shared::{
+    api::{Role, Scope},
+    config::UTC_OFFSET,
+};
+
+use crate::{
+    echo,
+    fleet::{Fleet, Random},
+    load::{self, Load, Outcome},
+    peers::{self, OneProcess, Peer},
+    report::{Bound, Report, number},
+    sides::{self, Plan, Side, compare, ratios},
+    statistics::Series,
+    store,
+};
+
+/// What `bench gateway` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Pairs of rounds that count
+    #[arg(long, default_value_t = 5)]
+    pairs: u32,
+    /// Seconds of a round
+    #[arg(long, default_value_t = 4)]
+    seconds: u64,
+    /// VMs that are read
+    #[arg(long, default_value_t = 1000)]
+    vms: u32,
+}
+
+/// Connections where the database is asked: more only wait for it.
+const READERS: usize = 32;
+/// Connections where it is not.
+const CALLERS: usize = 64;
+/// Of the open loop, a second.
+const RATE: f64 = 1000.0;
+/// Processes of each VM.
+const PROCESSES: u32 = 10;
+/// Rows of a request, as in the document's samples.
+const LIMIT: u32 = 4;
+/// Requests that are sent in turn, each of a VM picked at random.
+const REQUESTS: u32 = 8192;
+/// The rows are dated so far ahead, so that to the end of a run they are as new as those of a VM that reports.
+const AHEAD: Duration = Duration::from_mins(45);
+/// The longest that an answer may be given again.
+const KEPT: Duration = Duration::from_secs(1);
+/// Sessions in the table while the cost of looking one up is measured.
+const SESSIONS: u32 = 100_000;
+/// The setting that gives answers again.
+const KEPT_SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
+
+/// The methods that are compared.
+const METHODS: [(&str, u32); 2] = [("611611", codes::VM), ("611711", codes::PROCESSES)];
+
+pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let folder = tempfile::Builder::new().prefix("vmwatch-bench-").tempdir()?;
+    let plan = Plan {
+        pairs: options.pairs,
+        time: Duration::from_secs(options.seconds),
+        connections: READERS,
+    };
+    way(report, folder.path(), plan).await?;
+    reads(report, folder.path(), plan, options.vms).await
+}
+
+/// A stack of what reads need.
+pub(crate) fn stack() -> StackBuilder {
+    Stack::builder()
+        .set(Program::Metrics, KEPT_SETTING, "0s")
+        // The harness pings three times a second, to notice a frozen server soon.
+        .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
+        .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
+}
+
+/// The way itself: a service that answers from memory.
+async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<()> {
+    let stack = stack()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    report.introduce(&stack)?;
+    report.section("The way through gateway and bus");
+    report.say(
+        "One row from memory, 611611. *vmwatch* is gateway, nats-server and a service that answers at once; *axum* parses, \
+         checks the session and renders the same answer in one process; *bare axum* gives back the bytes that it was sent.",
+    );
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let service = peers::echo(&stack, folder)?;
+    let one = |name, checked, sessions| OneProcess {
+        name,
+        kept: Duration::ZERO,
+        echo: true,
+        checked,
+        sessions,
+    };
+    let axum = peers::one_process(&stack, folder, &session, one("axum", true, 0)).await?;
+    let requests = requests(
+        &session,
+        codes::VM,
+        &["6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e".to_owned()],
+    );
+    let processes = [
+        ("gateway", stack.replica(Program::Gateway, 0).process.id()),
+        ("nats-server", stack.nats.server.id()),
+        ("service", service.id()),
+    ];
+    let ours = ours(&stack, &requests, &processes)?;
+    let bare = Load::expecting(
+        axum.at(),
+        &Arc::new(vec![load::post("/echo", "{\"method\":611611}")]),
+        b"{\"method",
+    );
+    let mut bare_side = axum.side(&requests, &[]);
+    (bare_side.name, bare_side.load) = ("bare axum", bare);
+    let sides = [ours, axum.side(&requests, &[]), bare_side];
+    same_answers(&sides[..2]).await?;
+    let plan = Plan {
+        connections: CALLERS,
+        ..plan
+    };
+    let rounds = compare(&sides, plan).await?;
+    sides::tell(report, "echo", &sides, &rounds);
+    let [ours, axum_rounds, bare] = rounds.as_slice() else {
+        anyhow::bail!("as many rounds as sides");
+    };
+    let to_axum = ratios(&ours.a_second, &axum_rounds.a_second).median();
+    report.reach(
+        "echo_to_axum",
+        "echo through the bus ÷ axum answering itself",
+        to_axum,
+        2,
+        Bound::AtLeast(0.5),
+    );
+    let to_bare = ratios(&ours.a_second, &bare.a_second).median();
+    report.figure("echo_to_bare_axum", to_bare);
+    report.say(&format!(
+        "To the bare axum, which parses and checks nothing: {}.",
+        number(to_bare, 2)
+    ));
+    added(report, &stack, &sides[0].load, plan).await?;
+    drop(axum);
+    checks(report, &stack, folder, &session, plan).await
+}
+
+/// What the way adds to a bare NATS request at a fixed rate.
+async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> anyhow::Result<()> {
+    report.section("Latency at a fixed rate");
+    report.say(&format!(
+        "An open loop of {}/s, each request timed from the moment at which it was due: 611611 over HTTP through gateway, \
+         bus and service, and a bare NATS request to the same service.",
+        number(RATE, 0)
+    ));
+    let client = stack.bus.client().clone();
+    let raw = async || -> anyhow::Result<Outcome> {
+        let client = client.clone();
+        load::at_rate(RATE, plan.time, move || {
+            let client = client.clone();
+            async move {
+                client.request(echo::RAW_SUBJECT, "{}".into()).await?;
+                Ok(())
+            }
+        })
+        .await
+    };
+    raw().await?;
+    ours.open(CALLERS, RATE, plan.time).await?;
+    let (mut over, mut bare) = (Vec::new(), Vec::new());
+    for pair in 0..plan.pairs {
+        if pair.is_multiple_of(2) {
+            over.push(ours.open(CALLERS, RATE, plan.time).await?);
+            bare.push(raw().await?);
+        } else {
+            bare.push(raw().await?);
+            over.push(ours.open(CALLERS, RATE, plan.time).await?);
+        }
+    }
+    let at = |outcomes: &[Outcome], share| -> Series {
+        outcomes
+            .iter()
+            .map(|outcome| outcome.took.quantile(share))
+            .collect()
+    };
+    let mut rows = vec![["ms", "p50", "p90", "p99", "p99, least to most"].map(str::to_owned)];
+    for (name, outcomes) in [("gateway", &over), ("raw NATS request", &bare)] {
+        let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| at(outcomes, share).median());
+        for (what, value) in [("p50", p50), ("p90", p90), ("p99", p99)] {
+            report.figure(format!("at_rate_{}_{what}_ms", name.replace(' ', "_")), value);
+        }
+        let spread = at(outcomes, 0.99);
+        let spread = format!("{} to {}", number(spread.least(), 2), number(spread.most(), 2));
+        rows.push([
+            name.to_owned(),
+            number(p50, 2),
+            number(p90, 2),
+            number(p99, 2),
+            spread,
+        ]);
+    }
+    report.table(&rows);
+    let differences: Series = over
+        .iter()
+        .zip(&bare)
+        .map(|(over, bare)| over.took.quantile(0.99) - bare.took.quantile(0.99))
+        .collect();
+    let text = "p99 added over a raw NATS request at 1,000/s, ms";
+    report.reach("p99_added_ms", text, differences.median(), 2, Bound::AtMost(0.5));
+    Ok(())
+}
+
+/// What looking up the session costs.
+async fn checks(
+    report: &mut Report,
+    stack: &Stack,
+    folder: &Path,
+    session: &str,
+    plan: Plan,
+) -> anyhow::Result<()> {
+    report.section("The session check");
+    report.say(&format!(
+        "The gateway cannot be told not to check. So its check (SHA-256 of the token, a look-up in a table of {} \
+         sessions) is measured where it can be left out, in the one-process service that answers from memory, of which it is \
+         a larger share.",
+        number(f64::from(SESSIONS), 0)
+    ));
+    let one = |name, checked| OneProcess {
+        name,
+        kept: Duration::ZERO,
+        echo: true,
+        checked,
+        sessions: SESSIONS,
+    };
+    let with = peers::one_process(stack, folder, session, one("with the check", true)).await?;
+    let without = peers::one_process(stack, folder, session, one("without", false)).await?;
+    let requests = requests(
+        session,
+        codes::VM,
+        &["6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e".to_owned()],
+    );
+    let sides = [with.side(&requests, &[]), without.side(&requests, &[])];
+    let rounds = compare(&sides, plan).await?;
+    sides::tell(report, "session_check", &sides, &rounds);
+    let [with, without] = rounds.as_slice() else {
+        anyhow::bail!("as many rounds as sides");
+    };
+    let ratio = ratios(&with.a_second, &without.a_second).median();
+    let text = "requests with the session check ÷ without";
+    report.reach("session_check_ratio", text, ratio, 2, Bound::AtLeast(0.95));
+    Ok(())
+}
+
+/// Reads of the database: beside one process, Python and Node.
+async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyhow::Result<()> {
+    let stack = stack().start().await;
+    report.introduce(&stack)?;
+    let instances = fill(&stack, vms).await?;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let one = |name, kept| OneProcess {
+        name,
+        kept,
+        echo: false,
+        checked: true,
+        sessions: 0,
+    };
+    let axum = peers::one_process(&stack, folder, &session, one("one process", Duration::ZERO)).await?;
+    report.section("Reads, each asking the database");
+    report.say(&format!(
+        "Newest {LIMIT} rows of {vms} VMs, picked at random, {} connections.",
+        plan.connections
+    ));
+    for (name, method) in METHODS {
+        let figure = format!("read_{name}");
+        let text = format!("{name}, each asking the database ÷ one process");
+        against(
+            report,
+            &stack,
+            &axum,
+            (&session, method, &instances),
+            plan,
+            (&figure, &text, 0.9),
+        )
+        .await?;
+    }
+    drop(axum);
+    others(report, &stack, folder, &session, &instances, plan).await?;
+
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.set(KEPT_SETTING, "1s");
+    metrics.process.terminate(e2e::PATIENCE).await;
+    metrics.restart().await;
+    let axum = peers::one_process(&stack, folder, &session, one("one process", KEPT)).await?;
+    let plan = Plan {
+        connections: CALLERS,
+        ..plan
+    };
+    report.section("Reads, answers given again for a second");
+    report.say(&format!(
+        "As above, both with the cache of metrics-svc, {} connections.",
+        plan.connections
+    ));
+    for (name, method) in METHODS {
+        let figure = format!("read_{name}_kept");
+        let text = format!("{name}, answers kept for 1 s ÷ one process that keeps them too");
+        against(
+            report,
+            &stack,
+            &axum,
+            (&session, method, &instances),
+            plan,
+            (&figure, &text, 0.5),
+        )
+        .await?;
+    }
+    crate::footprint::after_reads(report, &stack)
+}
+
+/// One method, of the stack and of the one-process service.
+async fn against(
+    report: &mut Report,
+    stack: &Stack,
+    axum: &Peer,
+    (session, method, instances): (&str, u32, &[String]),
+    plan: Plan,
+    (figure, text, least): (&str, &str, f64),
+) -> anyhow::Result<()> {
+    println!("{figure}");
+    let requests = requests(session, method, instances);
+    let sides = [
+        ours(stack, &requests, &services(stack))?,
+        axum.side(&requests, &[]),
+    ];
+    same_answers(&sides).await?;
+    let rounds = compare(&sides, plan).await?;
+    report.say(&format!("`{method}`:"));
+    sides::tell(report, figure, &sides, &rounds);
+    let [ours, theirs] = rounds.as_slice() else {
+        anyhow::bail!("as many rounds as sides");
+    };
+    let ratio = ratios(&ours.a_second, &theirs.a_second).median();
+    report.reach(
+        &format!("{figure}_to_one_process"),
+        text,
+        ratio,
+        2,
+        Bound::AtLeast(least),
+    );
+    Ok(())
+}
+
+/// CPU beside the kinds of service that people would write in other languages.
+async fn others(
+    report: &mut Report,
+    stack: &Stack,
+    folder: &Path,
+    session: &str,
+    instances: &[String],
+    plan: Plan,
+) -> anyhow::Result<()> {
+    report.section("CPU beside Python and Node");
+    report.say(
+        "611611 and 611711 by turns, each asking the database, whose CPU is left out on all sides. The session check of \
+         both is a look at a set that holds one.",
+    );
+    let mixed: Vec<_> = METHODS
+        .iter()
+        .map(|(_, method)| requests(session, *method, instances))
+        .collect();
+    let mixed = mixed.iter().flat_map(|requests| requests.iter());
+    let mut mixed: Vec<_> = mixed.cloned().collect();
+    Random::new().shuffle(&mut mixed);
+    let requests = Arc::new(mixed);
+    let nats = [("nats-server", stack.nats.server.id())];
+    let python = peers::wsgi(stack, folder, session).await?;
+    let node = peers::node(stack, folder, session).await?;
+    let sides = [
+        ours(stack, &requests, &services(stack))?,
+        python.side(&requests, &[]),
+        node.side(&requests, &nats),
+    ];
+    same_answers(&sides).await?;
+    let rounds = compare(&sides, plan).await?;
+    sides::tell(report, "peers", &sides, &rounds);
+    let [ours, python, node] = rounds.as_slice() else {
+        anyhow::bail!("as many rounds as sides");
+    };
+    for (name, figure, theirs) in [
+        ("Python WSGI", "cpu_to_python", python),
+        ("Node", "cpu_to_node", node),
+    ] {
+        let ratio = ratios(&ours.cpu, &theirs.cpu).median();
+        let text = format!("CPU per request ÷ {name}");
+        report.reach(figure, &text, ratio, 2, Bound::AtMost(0.25));
+    }
+    Ok(())
+}
+
+/// The stack's processes that a read costs, but for the database.
+fn services(stack: &Stack) -> [(&'static str, u32); 3] {
+    [
+        ("gateway", stack.replica(Program::Gateway, 0).process.id()),
+        ("nats-server", stack.nats.server.id()),
+        ("metrics-svc", stack.replica(Program::Metrics, 0).process.id()),
+    ]
+}
+
+fn ours(
+    stack: &Stack,
+    requests: &Arc<Vec<Vec<u8>>>,
+    processes: &[(&'static str, u32)],
+) -> anyhow::Result<Side> {
+    Ok(Side {
+        name: "vmwatch",
+        load: Load::success(address(stack)?, requests),
+        processes: processes.to_vec(),
+    })
+}
+
+/// Where the stack's gateway listens.
+pub(crate) fn address(stack: &Stack) -> anyhow::Result<SocketAddr> {
+    let url = stack.gateway(0).url("");
+    let address = url.trim_start_matches("http://").trim_end_matches('/');
+    address.parse().context("the gateway listens on an address")
+}
+
+/// Requests of a method, each of a VM picked at random.
+pub(crate) fn requests(session: &str, method: u32, instances: &[String]) -> Arc<Vec<Vec<u8>>> {
+    let mut random = Random::new();
+    let picked = (0..REQUESTS).filter_map(|_| instances.get(random.below(instances.len())));
+    let requests = picked.map(|instance| {
+        let body = json!({
+            "method": method, "data": { "instance_id": instance }, "session_id": session, "limit": LIMIT,
+        });
+        load::post(gateway::legacy::PATH, &body.to_string())
+    });
+    Arc::new(requests.collect())
+}
+
+/// Fills the store with a VM's newest rows, of so many VMs; their ids.
+pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>> {
+    println!("filling: {vms} VMs");
+    let offset = UTC_OFFSET.default.parse()?;
+    let rows = store::open(stack, "").await?;
+    let (mut ids, mut documents) = (Vec::new(), Documents::default());
+    for sample in Fleet::new(vms, PROCESSES)?.minute(SystemTime::now() + AHEAD, offset) {
+        if sample.processes.is_empty() {
+            ids.push(sample.instance_id.to_string());
+        }
+        let made = Documents::of(&sample, offset, SystemTime::now())?;
+        documents.vms.extend(made.vms);
+        documents.processes.extend(made.processes);
+    }
+    ids.sort();
+    ids.dedup();
+    for (kind, documents) in [
+        (RowKind::Vm, documents.vms),
+        (RowKind::Process, documents.processes),
+    ] {
+        rows.collection(kind)
+            .insert_many(documents)
+            .ordered(false)
+            .await?;
+    }
+    Ok(ids)
+}
+
+/// A service on the bus may need a moment until it is found.
+async fn answers_at_all(side: &Side) {
+    e2e::eventually("the service answers", e2e::PATIENCE, async || {
+        side.load
+            .answers(1)
+            .await
+            .map(drop)
+            .map_err(|error| format!("{error:#}"))
+    })
+    .await;
+}
+
+/// Sides that answer differently cannot be compared.
+async fn same_answers(sides: &[Side]) -> anyhow::Result<()> {
+    let mut first = None;
+    for side in sides {
+        answers_at_all(side).await;
+        let answers = side.load.answers(20).await?;
+        let expected = first.get_or_insert_with(|| answers.clone());
+        for (answer, expected) in answers.iter().zip(expected.iter()) {
+            ensure!(
+                answer == expected,
+                "{} answers\n{answer}\ninstead of\n{expected}",
+                side.name
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! Logins beside what the password hash alone allows, and reads while logins keep a core busy.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use argon2::{Argon2, PasswordHasher, PasswordVerifier, password_hash::phc::PasswordHash};
+use clap::Args;
+use e2e::{ADMIN, Program, Stack, codes};
+use serde_json::json;
+use shared::api::{Role, Scope};
+
+use crate::{
+    gateway::{self, address},
+    load::{self, Load, Outcome},
+    report::{Bound, Report, number},
+    sides::ratios,
+    statistics::Series,
+    usage,
+};
+
+/// What `bench login` can be told.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Pairs of rounds that count
+    #[arg(long, default_value_t = 5)]
+    pairs: u32,
+    /// Seconds of a round
+    #[arg(long, default_value_t = 5)]
+    seconds: u64,
+}
+
+/// The default of `VMWATCH_LOGIN_PERMITS`.
+const PERMITS: usize = 2;
+/// Connections that log in: one waits for each that hashes.
+const CALLERS: usize = 2 * PERMITS;
+/// Of reads, a second, while logins are under way: a fifth of what the stand-in database answers on two cores.
+const RATE: f64 = 250.0;
+const READERS: usize = 32;
+const VMS: u32 = 200;
+/// What a service may have beside its login permits, and what a permit takes, in MB.
+const RESIDENT: (f64, f64) = (20.0, 19.0 * 1.048_576);
+
+pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let stack = gateway::stack().start().await;
+    report.introduce(&stack)?;
+    let time = Duration::from_secs(options.seconds);
+    let body = json!({
+        "method": codes::LOGIN, "data": { "user_name": ADMIN.0, "password": ADMIN.1 },
+    });
+    let login = Load::success(
+        address(&stack)?,
+        &Arc::new(vec![load::post(::gateway::legacy::PATH, &body.to_string())]),
+    );
+    logins(report, &login, options.pairs, time).await?;
+    let auth = stack.replica(Program::Auth, 0).process.id();
+    #[expect(clippy::cast_precision_loss, reason = "two")]
+    let most = RESIDENT.0 + RESIDENT.1 * PERMITS as f64;
+    let text = "auth-svc resident under logins, at most, MB";
+    let resident = usage::peak_resident_mb(auth)?;
+    report.reach("auth_resident_peak_mb", text, resident, 1, Bound::AtMost(most));
+    reads(report, &stack, &login, options.pairs, time).await
+}
+
+async fn logins(report: &mut Report, login: &Load, pairs: u32, time: Duration) -> anyhow::Result<()> {
+    report.section("Logins");
+    report.say(&format!(
+        "Over {CALLERS} connections through gateway, bus, auth-svc, the user's record, the session bucket and the audit; \
+         beside {PERMITS} threads that verify the same hash and do nothing else."
+    ));
+    login.closed(CALLERS, time).await?;
+    let (mut ours, mut alone) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        if pair.is_multiple_of(2) {
+            ours.push(login.closed(CALLERS, time).await?.a_second());
+            alone.push(hashes_a_second(time).await?);
+        } else {
+            alone.push(hashes_a_second(time).await?);
+            ours.push(login.closed(CALLERS, time).await?.a_second());
+        }
+        let last = |rates: &[f64]| number(rates.last().copied().unwrap_or(f64::NAN), 1);
+        println!(
+            "pair {} of {pairs}: {}/s logins, {}/s hashes",
+            pair + 1,
+            last(&ours),
+            last(&alone)
+        );
+    }
+    let mut rows = vec![["a second", "median", "least", "most"].map(str::to_owned)];
+    for (name, rates) in [("logins", &ours), ("argon2id alone", &alone)] {
+        let series: Series = rates.iter().copied().collect();
+        let [median, least, most] = [series.median(), series.least(), series.most()];
+        report.figure(format!("{}_a_second", name.replace(' ', "_")), median);
+        rows.push([
+            name.to_owned(),
+            number(median, 1),
+            number(least, 1),
+            number(most, 1),
+        ]);
+    }
+    report.table(&rows);
+    let ratio = ratios(&ours, &alone).median();
+    let text = "logins per second ÷ argon2id alone";
+    report.reach("logins_to_argon2id", text, ratio, 2, Bound::AtLeast(0.9));
+    Ok(())
+}
+
+/// Verifications of as many threads as there are permits.
+async fn hashes_a_second(time: Duration) -> anyhow::Result<f64> {
+    let hash = Argon2::default().hash_password(ADMIN.1.as_bytes());
+    let hash = Arc::new(hash.map_err(|error| anyhow::anyhow!("{error}"))?.to_string());
+    let started = Instant::now();
+    let verifying = (0..PERMITS).map(|_| {
+        let hash = Arc::clone(&hash);
+        thread::spawn(move || {
+            let mut count = 0_u32;
+            while started.elapsed() < time {
+                let parsed = PasswordHash::new(&hash).ok();
+                let right = parsed.is_some_and(|hash| {
+                    Argon2::default()
+                        .verify_password(ADMIN.1.as_bytes(), &hash)
+                        .is_ok()
+                });
+                count += u32::from(right);
+            }
+            count
+        })
+    });
+    let threads: Vec<_> = verifying.collect();
+    tokio::time::sleep(time).await;
+    let mut count = 0;
+    for thread in threads {
+        count += thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("a hashing thread ended by a defect"))?;
+    }
+    Ok(f64::from(count) / started.elapsed().as_secs_f64())
+}
+
+/// Reads at a fixed rate, with one login after another beside them and without.
+async fn reads(
+    report: &mut Report,
+    stack: &Stack,
+    login: &Load,
+    pairs: u32,
+    time: Duration,
+) -> anyhow::Result<()> {
+    report.section("Reads beside logins");
+    report.say(&format!(
+        "611611 at {}/s in an open loop, each asking the database, while one connection logs in again and again, and while \
+         none does.",
+        number(RATE, 0)
+    ));
+    let instances = gateway::fill(stack, VMS).await?;
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    let load = Load::success(
+        address(stack)?,
+        &gateway::requests(&session, codes::VM, &instances),
+    );
+    let beside = async || -> anyhow::Result<Outcome> {
+        let (reads, logins) = tokio::join!(load.open(READERS, RATE, time), login.closed(1, time));
+        logins?;
+        reads
+    };
+    load.open(READERS, RATE, time).await?;
+    let (mut busy, mut quiet) = (Vec::new(), Vec::new());
+    for pair in 0..pairs {
+        if pair.is_multiple_of(2) {
+            busy.push(beside().await?);
+            quiet.push(load.open(READERS, RATE, time).await?);
+        } else {
+            quiet.push(load.open(READERS, RATE, time).await?);
+            busy.push(beside().await?);
+        }
+    }
+    let mut rows = vec![["ms", "p50", "p90", "p99"].map(str::to_owned)];
+    for (name, outcomes) in [("beside logins", &busy), ("alone", &quiet)] {
+        let at = |share| {
+            let series: Series = outcomes
+                .iter()
+                .map(|outcome| outcome.took.quantile(share))
+                .collect();
+            series.median()
+        };
+        let word = name.replace(' ', "_");
+        report.figure(format!("reads_{word}_p50_ms"), at(0.5));
+        report.figure(format!("reads_{word}_p99_ms"), at(0.99));
+        rows.push([
+            name.to_owned(),
+            number(at(0.5), 2),
+            number(at(0.9), 2),
+            number(at(0.99), 2),
+        ]);
+    }
+    report.table(&rows);
+    let p99 = |outcomes: &[Outcome]| -> Vec<f64> {
+        outcomes
+            .iter()
+            .map(|outcome| outcome.took.quantile(0.99))
+            .collect()
+    };
+    let ratio = ratios(&p99(&busy), &p99(&quiet)).median();
+    let text = "p99 of reads while a login permit is busy ÷ without";
+    report.reach(
+        "reads_p99_beside_logins_ratio",
+        text,
+        ratio,
+        2,
+        Bound::AtMost(2.0),
+    );
+    Ok(())
+}

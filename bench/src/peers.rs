@@ -1,0 +1,197 @@
+//! What vmwatch is compared with, started beside it.
+
+use std::{
+    env,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use e2e::{PATIENCE, Process, Spec, Stack, free_port};
+use shared::config::NATS_URL;
+
+use crate::{
+    echo,
+    load::{Connection, Load},
+    sides::Side,
+};
+
+/// How often it is looked whether a peer listens.
+const POLL: Duration = Duration::from_millis(10);
+
+/// A peer; it ends with this value.
+pub(crate) struct Peer {
+    name: &'static str,
+    at: SocketAddr,
+    processes: Vec<(&'static str, Process)>,
+}
+
+impl Peer {
+    /// One side of a comparison, with these requests; processes of others may be counted with its own.
+    pub(crate) fn side(&self, requests: &Arc<Vec<Vec<u8>>>, others: &[(&'static str, u32)]) -> Side {
+        let own = self.processes.iter().map(|(name, process)| (*name, process.id()));
+        Side {
+            name: self.name,
+            load: Load::success(self.at, requests),
+            processes: own.chain(others.iter().copied()).collect(),
+        }
+    }
+
+    /// Where it listens.
+    pub(crate) const fn at(&self) -> SocketAddr {
+        self.at
+    }
+
+    async fn ready(self) -> anyhow::Result<Self> {
+        let end = Instant::now() + PATIENCE;
+        while let Err(error) = Connection::open(self.at).await {
+            ensure!(Instant::now() < end, "{} does not listen: {error:#}", self.name);
+            for (name, process) in &self.processes {
+                if let Some(status) = process.ended() {
+                    bail!("{name} ended ({status}):\n{}", process.log());
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        Ok(self)
+    }
+}
+
+/// How a one-process service is to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OneProcess {
+    pub(crate) name: &'static str,
+    /// How long it may give an answer again.
+    pub(crate) kept: Duration,
+    /// Answers from memory rather than of the database.
+    pub(crate) echo: bool,
+    /// Whether it looks at sessions.
+    pub(crate) checked: bool,
+    /// How many sessions it knows beside that of the bench.
+    pub(crate) sessions: u32,
+}
+
+/// The one-process service in Rust.
+pub(crate) async fn one_process(
+    stack: &Stack,
+    folder: &Path,
+    session: &str,
+    how: OneProcess,
+) -> anyhow::Result<Peer> {
+    let at = address();
+    let program = env::current_exe()?.with_file_name("baseline-one-process");
+    let mut env = vec![
+        ("BASELINE_LISTEN", at.to_string()),
+        ("BASELINE_MONGODB", stack.database.uri().to_owned()),
+        ("BASELINE_SESSION", session.to_owned()),
+        ("BASELINE_SESSIONS", how.sessions.to_string()),
+        ("BASELINE_KEPT_MS", how.kept.as_millis().to_string()),
+    ];
+    if how.echo {
+        env.push(("BASELINE_ECHO", echo::ROWS.to_owned()));
+    }
+    if !how.checked {
+        env.push(("BASELINE_UNCHECKED", "1".to_owned()));
+    }
+    let process = start(folder, "one-process", program, &[], env);
+    let processes = vec![("one-process", process)];
+    let peer = Peer {
+        name: how.name,
+        at,
+        processes,
+    };
+    peer.ready().await
+}
+
+/// Python: gunicorn with two workers.
+pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
+    let at = address();
+    let (bind, app) = (at.to_string(), baselines("wsgi").display().to_string());
+    let args = [
+        "--workers",
+        "2",
+        "--bind",
+        &bind,
+        "--chdir",
+        &app,
+        "--log-level",
+        "warning",
+        "app:application",
+    ];
+    let env = vec![
+        ("BASELINE_MONGODB", stack.database.uri().to_owned()),
+        ("BASELINE_SESSION", session.to_owned()),
+        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
+    ];
+    let process = start(folder, "gunicorn", given("VMWATCH_BENCH_GUNICORN")?, &args, env);
+    let processes = vec![("gunicorn", process)];
+    let peer = Peer {
+        name: "Python WSGI",
+        at,
+        processes,
+    };
+    peer.ready().await
+}
+
+/// Node: a gateway and a service, over the stack's bus.
+pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
+    let at = address();
+    let modules = given("VMWATCH_BENCH_NODE_MODULES")?.display().to_string();
+    let run = |name: &'static str| -> anyhow::Result<_> {
+        let script = baselines("node").join(format!("{name}.js")).display().to_string();
+        let env = vec![
+            ("NODE_PATH", modules.clone()),
+            ("NODE_ENV", "production".to_owned()),
+            ("BASELINE_PORT", at.port().to_string()),
+            ("BASELINE_NATS", stack.nats.url().to_owned()),
+            ("BASELINE_MONGODB", stack.database.uri().to_owned()),
+            ("BASELINE_SESSION", session.to_owned()),
+        ];
+        let log = format!("node-{name}");
+        Ok(start(folder, &log, given("VMWATCH_BENCH_NODE")?, &[&script], env))
+    };
+    let processes = vec![("service", run("service")?), ("gateway", run("gateway")?)];
+    let peer = Peer {
+        name: "Node",
+        at,
+        processes,
+    };
+    peer.ready().await
+}
+
+/// The service that answers from memory, on the bus.
+pub(crate) fn echo(stack: &Stack, folder: &Path) -> anyhow::Result<Process> {
+    let env = vec![(NATS_URL.name, stack.nats.url().to_owned())];
+    Ok(start(folder, "echo", env::current_exe()?, &["echo-service"], env))
+}
+
+fn start(folder: &Path, name: &str, program: PathBuf, args: &[&str], env: Vec<(&str, String)>) -> Process {
+    Process::start(Spec {
+        name: name.to_owned(),
+        program,
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        env: env
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect(),
+        log: folder.join(format!("{name}.log")),
+    })
+}
+
+fn address() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, free_port()).into()
+}
+
+/// Where `./dev bench` has put a program of others.
+fn given(name: &str) -> anyhow::Result<PathBuf> {
+    let given = env::var_os(name).filter(|given| !given.is_empty());
+    given.map(PathBuf::from).with_context(|| {
+        format!("{name} is not set: run `./dev bench`, which installs what is compared with")
+    })
+}
+
+fn baselines(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("baselines").join(name)
+}
