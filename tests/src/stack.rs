@@ -285,9 +285,14 @@ impl Stack {
         gateways.chain(self.replicas.values().flatten())
     }
 
-    /// Waits until every replica is ready.
+    /// Waits until every replica is ready, and the tests' own connection to the bus as well.
     pub async fn ready(&self) {
         join_all(self.all().map(Replica::ready)).await;
+        eventually("the tests are connected to the bus", PATIENCE, async || {
+            let connected = self.bus.is_connected();
+            connected.then_some(()).ok_or_else(|| "it is away".to_owned())
+        })
+        .await;
     }
 
     /// Makes a session as a login would, without one: for tests that are not about passwords.
