@@ -5,6 +5,7 @@
 
 mod accounts;
 mod audit;
+mod bucket;
 pub mod config;
 mod error;
 mod first_admin;

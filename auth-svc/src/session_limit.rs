@@ -4,23 +4,16 @@
 //! a login need not look through everybody's. An entry may name sessions that are over by now; all of them are older
 //! than any that lives, but for those that were logged out, which are taken out of it.
 
-use std::time::Duration;
-
-use async_nats::jetstream::{
-    kv::{Config, CreateErrorKind, Store, UpdateErrorKind},
-    stream::StorageType,
-};
+use async_nats::jetstream::kv::Store;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shared::bus::Bus;
 
-use crate::{AuthError, config::SessionSettings};
+use crate::{AuthError, bucket, config::SessionSettings};
 
 const BUCKET: &str = "vmwatch_user_sessions";
 /// Some 10,000 users with as many sessions as they may have by default.
 const BUCKET_BYTES: i64 = 64 << 20;
-/// JetStream answers in milliseconds or not at all.
-const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
 /// Logins of one user at one moment: one of them comes first, the others try again.
 const TRIES: usize = 16;
 
@@ -39,21 +32,14 @@ pub(crate) struct SessionLimit {
 impl SessionLimit {
     /// Makes the bucket, or fits an older one to the settings.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let config = Config {
-            bucket: BUCKET.to_owned(),
-            description: "which sessions are whose".to_owned(),
-            history: 1,
+        let spec = bucket::Spec {
+            name: BUCKET,
+            description: "which sessions are whose",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
-            storage: StorageType::File,
-            num_replicas: settings.replicas,
-            ..Config::default()
+            replicas: settings.replicas,
         };
-        let made = bus.jetstream().create_or_update_key_value(config);
-        let bucket = tokio::time::timeout(BUCKET_DEADLINE, made)
-            .await
-            .map_err(AuthError::bucket)?
-            .map_err(AuthError::bucket)?;
+        let bucket = bucket::open(bus, spec).await?;
         Ok(Self {
             bucket,
             most: settings.per_user,
@@ -81,33 +67,18 @@ impl SessionLimit {
         // A name may hold anything; a key may not.
         let key = hex::encode(Sha256::digest(user.as_bytes()));
         for _ in 0..TRIES {
-            let found = tokio::time::timeout(BUCKET_DEADLINE, self.bucket.entry(&key)).await;
+            let found = tokio::time::timeout(bucket::DEADLINE, self.bucket.entry(&key)).await;
             let found = found.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
             let mut made: Made = match &found {
                 Some(entry) if !entry.value.is_empty() => serde_json::from_slice(&entry.value)?,
                 _ => Made::default(),
             };
             let result = change(&mut made);
-            let value = serde_json::to_vec(&made)?.into();
-            let written = match found {
-                None => {
-                    let created =
-                        tokio::time::timeout(BUCKET_DEADLINE, self.bucket.create(&key, value)).await;
-                    match created.map_err(AuthError::bucket)? {
-                        Err(error) if error.kind() == CreateErrorKind::AlreadyExists => continue,
-                        other => other.map_err(AuthError::bucket),
-                    }
-                }
-                Some(entry) => {
-                    let update = self.bucket.update(&key, value, entry.revision);
-                    let updated = tokio::time::timeout(BUCKET_DEADLINE, update).await;
-                    match updated.map_err(AuthError::bucket)? {
-                        Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => continue,
-                        other => other.map_err(AuthError::bucket),
-                    }
-                }
-            };
-            return written.map(|_| result);
+            let value = serde_json::to_vec(&made)?;
+            let revision = found.map(|entry| entry.revision);
+            if bucket::write_over(&self.bucket, &key, value, revision).await? {
+                return Ok(result);
+            }
         }
         Err(AuthError::Busy)
     }

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    kv::{Config, Operation, Store},
-    stream::StorageType,
-};
+use async_nats::jetstream::kv::{Operation, Store};
 use futures::StreamExt;
 use shared::{
     api::{
@@ -16,12 +13,10 @@ use shared::{
     time::unix_millis,
 };
 
-use crate::{AuthError, config::SessionSettings};
+use crate::{AuthError, bucket, config::SessionSettings};
 
 /// About a million sessions: a record takes some 250 bytes. Beyond that logins fail rather than the disk fills.
 const BUCKET_BYTES: i64 = 256 << 20;
-/// JetStream answers in milliseconds or not at all.
-const BUCKET_DEADLINE: Duration = Duration::from_secs(3);
 
 pub(crate) struct Sessions {
     bucket: Store,
@@ -31,22 +26,14 @@ pub(crate) struct Sessions {
 impl Sessions {
     /// Makes the bucket, or fits an older one to the settings.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let config = Config {
-            bucket: SESSION_BUCKET.to_owned(),
-            description: "live sessions of vmwatch".to_owned(),
-            history: 1,
+        let spec = bucket::Spec {
+            name: SESSION_BUCKET,
+            description: "live sessions of vmwatch",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
-            storage: StorageType::File,
-            num_replicas: settings.replicas,
-            ..Config::default()
+            replicas: settings.replicas,
         };
-        let made = tokio::time::timeout(
-            BUCKET_DEADLINE,
-            bus.jetstream().create_or_update_key_value(config),
-        )
-        .await;
-        let bucket = made.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
+        let bucket = bucket::open(bus, spec).await?;
         Ok(Self {
             bucket,
             ttl: settings.ttl,
@@ -56,7 +43,7 @@ impl Sessions {
     /// The bucket as the service made it, for a command that must not change its settings.
     pub(crate) async fn existing(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         let found =
-            tokio::time::timeout(BUCKET_DEADLINE, bus.jetstream().get_key_value(SESSION_BUCKET)).await;
+            tokio::time::timeout(bucket::DEADLINE, bus.jetstream().get_key_value(SESSION_BUCKET)).await;
         let bucket = found.map_err(|late| AuthError::Bucket(late.into()))?;
         Ok(Self {
             bucket: bucket.map_err(|error| AuthError::Bucket(error.into()))?,
@@ -75,7 +62,8 @@ impl Sessions {
             expires_at_ms: unix_millis().saturating_add(ttl_ms),
         };
         let value = serde_json::to_vec(&record)?;
-        let written = tokio::time::timeout(BUCKET_DEADLINE, self.bucket.put(token.key(), value.into())).await;
+        let written =
+            tokio::time::timeout(bucket::DEADLINE, self.bucket.put(token.key(), value.into())).await;
         written
             .map_err(|late| AuthError::Bucket(late.into()))?
             .map_err(|error| AuthError::Bucket(error.into()))?;
@@ -93,7 +81,7 @@ impl Sessions {
 
     /// As [`Sessions::end`], of the token with this key.
     pub(crate) async fn end_key(&self, key: &str) -> Result<(), AuthError> {
-        tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(key))
+        tokio::time::timeout(bucket::DEADLINE, self.bucket.delete(key))
             .await
             .map_err(AuthError::bucket)?
             .map_err(AuthError::bucket)
@@ -101,13 +89,13 @@ impl Sessions {
 
     /// Ends every session of the user, on every gateway; how many there were.
     pub(crate) async fn end_all_of(&self, user: &str) -> Result<usize, AuthError> {
-        let bucket = |error: async_nats::Error| AuthError::Bucket(error);
+        let failed = |error: async_nats::Error| AuthError::Bucket(error);
         // An empty bucket's history never yields a first entry.
         let mut stream = self.bucket.stream.clone();
         if stream
             .info()
             .await
-            .map_err(|error| bucket(error.into()))?
+            .map_err(|error| failed(error.into()))?
             .state
             .messages
             == 0
@@ -118,14 +106,14 @@ impl Sessions {
             .bucket
             .watch_with_history(">")
             .await
-            .map_err(|error| bucket(error.into()))?;
+            .map_err(|error| failed(error.into()))?;
         let mut ended = 0;
         loop {
-            let next = tokio::time::timeout(BUCKET_DEADLINE, entries.next()).await;
-            let Some(entry) = next.map_err(|late| bucket(late.into()))? else {
+            let next = tokio::time::timeout(bucket::DEADLINE, entries.next()).await;
+            let Some(entry) = next.map_err(|late| failed(late.into()))? else {
                 break;
             };
-            let entry = entry.map_err(|error| bucket(error.into()))?;
+            let entry = entry.map_err(|error| failed(error.into()))?;
             let of_user = entry.operation == Operation::Put
                 && serde_json::from_slice::<SessionRecord>(&entry.value)
                     .is_ok_and(|record| record.principal.user == user);
@@ -133,7 +121,7 @@ impl Sessions {
                 self.bucket
                     .delete(&entry.key)
                     .await
-                    .map_err(|error| bucket(error.into()))?;
+                    .map_err(|error| failed(error.into()))?;
                 ended += 1;
             }
             if entry.seen_current {

@@ -14,23 +14,18 @@
 
 use std::{net::Ipv6Addr, time::Duration};
 
-use async_nats::jetstream::{
-    kv::{Config, CreateErrorKind, Store, UpdateErrorKind},
-    stream::StorageType,
-};
+use async_nats::jetstream::kv::Store;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use shared::{api::auth::UserName, bus::Bus, time::unix_millis};
 use tracing::warn;
 
-use crate::{AuthError, config::ThrottleSettings};
+use crate::{AuthError, bucket, config::ThrottleSettings};
 
 const BUCKET: &str = "vmwatch_login_failures";
 /// Some 400,000 counters; at the rate that password hashing allows they are forgotten long before.
 const BUCKET_BYTES: i64 = 64 << 20;
-/// JetStream answers in milliseconds or not at all.
-const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
 /// Two replicas that count at once: one counts again.
 const COUNT_TRIES: usize = 8;
 
@@ -88,22 +83,14 @@ impl Throttle {
         settings: ThrottleSettings,
         replicas: usize,
     ) -> Result<Self, AuthError> {
-        let config = Config {
-            bucket: BUCKET.to_owned(),
-            description: "failed logins of late".to_owned(),
-            history: 1,
+        let spec = bucket::Spec {
+            name: BUCKET,
+            description: "failed logins of late",
             max_age: settings.window,
             max_bytes: BUCKET_BYTES,
-            storage: StorageType::File,
-            num_replicas: replicas,
-            ..Config::default()
+            replicas,
         };
-        let made = tokio::time::timeout(
-            BUCKET_DEADLINE,
-            bus.jetstream().create_or_update_key_value(config),
-        )
-        .await;
-        let bucket = made.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
+        let bucket = bucket::open(bus, spec).await?;
         Ok(Self { bucket, settings })
     }
 
@@ -142,7 +129,7 @@ impl Throttle {
         {
             return;
         }
-        match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.delete(&attempt.pair)).await {
+        match tokio::time::timeout(bucket::DEADLINE, self.bucket.delete(&attempt.pair)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "failed logins could not be forgotten; they age on their own"),
             Err(_) => warn!("failed logins could not be forgotten in time; they age on their own"),
@@ -157,7 +144,7 @@ impl Throttle {
     }
 
     async fn entry(&self, key: &str) -> Result<Option<(Failures, u64)>, AuthError> {
-        let found = tokio::time::timeout(BUCKET_DEADLINE, self.bucket.entry(key)).await;
+        let found = tokio::time::timeout(bucket::DEADLINE, self.bucket.entry(key)).await;
         let entry = found.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
         Ok(entry.map(|entry| {
             (
@@ -171,26 +158,15 @@ impl Throttle {
         for _ in 0..COUNT_TRIES {
             let found = self.entry(key).await?;
             let count = found.map_or(0, |(failures, _)| failures.count).saturating_add(1);
-            let value = serde_json::to_vec(&Failures {
+            let failures = Failures {
                 count,
                 last_ms: unix_millis(),
-            })?
-            .into();
-            let counted = match found {
-                None => match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.create(key, value)).await {
-                    Ok(Err(error)) if error.kind() == CreateErrorKind::AlreadyExists => continue,
-                    other => other.map_err(AuthError::bucket)?.map_err(AuthError::bucket),
-                },
-                Some((_, revision)) => {
-                    match tokio::time::timeout(BUCKET_DEADLINE, self.bucket.update(key, value, revision))
-                        .await
-                    {
-                        Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => continue,
-                        other => other.map_err(AuthError::bucket)?.map_err(AuthError::bucket),
-                    }
-                }
             };
-            return counted.map(drop);
+            let value = serde_json::to_vec(&failures)?;
+            let revision = found.map(|(_, revision)| revision);
+            if bucket::write_over(&self.bucket, key, value, revision).await? {
+                return Ok(());
+            }
         }
         // Others counted at each of these tries: the counter is going up fast enough.
         Ok(())

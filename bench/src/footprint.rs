@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::{StreamExt, TryStreamExt, stream};
 use shared::{
@@ -116,7 +117,11 @@ async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
             replica.process.terminate(PATIENCE).await;
             let started = Instant::now();
             replica.process.start_again();
-            while replica.readiness().await.is_err() {
+            while let Err(reason) = replica.readiness().await {
+                ensure!(
+                    started.elapsed() < PATIENCE,
+                    "{name} does not get ready: {reason}"
+                );
                 tokio::time::sleep(POLL).await;
             }
             took.push(started.elapsed().as_secs_f64() * 1e3);

@@ -283,19 +283,9 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
         "Newest {LIMIT} rows of {vms} VMs, picked at random, {} connections.",
         plan.connections
     ));
-    for (name, method) in METHODS {
-        let figure = format!("read_{name}");
-        let text = format!("{name}, each asking the database ÷ one process");
-        against(
-            report,
-            &stack,
-            &axum,
-            (&session, method, &instances),
-            plan,
-            (&figure, &text, 0.9),
-        )
-        .await?;
-    }
+    let reads = (session.as_str(), instances.as_slice());
+    let what = ("", "each asking the database ÷ one process", 0.9);
+    each_method(report, &stack, &axum, reads, plan, what).await?;
     drop(axum);
     others(report, &stack, folder, &session, &instances, plan).await?;
 
@@ -313,20 +303,31 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
         "As above, both with the cache of metrics-svc, {} connections.",
         plan.connections
     ));
-    for (name, method) in METHODS {
-        let figure = format!("read_{name}_kept");
-        let text = format!("{name}, answers kept for 1 s ÷ one process that keeps them too");
-        against(
-            report,
-            &stack,
-            &axum,
-            (&session, method, &instances),
-            plan,
-            (&figure, &text, 0.5),
-        )
-        .await?;
-    }
+    let what = (
+        "_kept",
+        "answers kept for 1 s ÷ one process that keeps them too",
+        0.5,
+    );
+    each_method(report, &stack, &axum, reads, plan, what).await?;
     crate::footprint::after_reads(report, &stack)
+}
+
+/// The methods that are compared, one after the other; `what` is the end of their figures, what is said, and at least.
+async fn each_method(
+    report: &mut Report,
+    stack: &Stack,
+    axum: &Peer,
+    (session, instances): (&str, &[String]),
+    plan: Plan,
+    (end, what, least): (&str, &str, f64),
+) -> anyhow::Result<()> {
+    for (name, method) in METHODS {
+        let figure = format!("read_{name}{end}");
+        let text = format!("{name}, {what}");
+        let target = (figure.as_str(), text.as_str(), least);
+        against(report, stack, axum, (session, method, instances), plan, target).await?;
+    }
+    Ok(())
 }
 
 /// One method, of the stack and of the one-process service.

@@ -2,13 +2,13 @@
 
 use std::{
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
 use argon2::{Argon2, PasswordHasher, PasswordVerifier, password_hash::phc::PasswordHash};
 use clap::Args;
 use e2e::{ADMIN, Program, Stack, codes};
+use futures::future::try_join_all;
 use serde_json::json;
 use shared::api::{Role, Scope};
 
@@ -114,7 +114,7 @@ async fn hashes_a_second(time: Duration) -> anyhow::Result<f64> {
     let started = Instant::now();
     let verifying = (0..PERMITS).map(|_| {
         let hash = Arc::clone(&hash);
-        thread::spawn(move || {
+        tokio::task::spawn_blocking(move || {
             let mut count = 0_u32;
             while started.elapsed() < time {
                 let parsed = PasswordHash::new(&hash).ok();
@@ -128,14 +128,8 @@ async fn hashes_a_second(time: Duration) -> anyhow::Result<f64> {
             count
         })
     });
-    let threads: Vec<_> = verifying.collect();
-    tokio::time::sleep(time).await;
-    let mut count = 0;
-    for thread in threads {
-        count += thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("a hashing thread ended by a defect"))?;
-    }
+    let counts = try_join_all(verifying).await?;
+    let count: u32 = counts.into_iter().sum();
     Ok(f64::from(count) / started.elapsed().as_secs_f64())
 }
 

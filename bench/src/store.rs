@@ -1,9 +1,9 @@
 //! The stack that is measured: the way into it, and the store under it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use agent::Part;
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{Context, message::PublishMessage};
 use e2e::{Program, Stack, StackBuilder};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -21,6 +21,8 @@ use shared::{
 const UNACKNOWLEDGED: usize = 256;
 /// How often the stream is asked whether it is empty: each costs the server some 20 µs.
 const POLL: Duration = Duration::from_millis(5);
+/// A round that takes longer has stopped: the longest one known, a million rows, takes minutes.
+const LONGEST_ROUND: Duration = Duration::from_mins(15);
 /// Rows of any age stay: 50 years, the most that the setting takes.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 
@@ -78,8 +80,13 @@ pub(crate) async fn publish(jetstream: &Context, parts: &[(String, Part)]) -> an
 /// Waits until everything is stored and acknowledged.
 pub(crate) async fn drained(jetstream: &Context) -> anyhow::Result<()> {
     let mut stream = jetstream.get_stream(SAMPLE_STREAM).await?;
-    while stream.info().await?.state.messages > 0 {
+    let end = Instant::now() + LONGEST_ROUND;
+    loop {
+        let left = stream.info().await?.state.messages;
+        if left == 0 {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{left} samples are still not stored");
         tokio::time::sleep(POLL).await;
     }
-    Ok(())
 }

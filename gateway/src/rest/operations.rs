@@ -16,13 +16,14 @@ use shared::{
 };
 use utoipa::{
     IntoParams, PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type},
+    openapi::{RefOr, Schema},
 };
 
 use super::{
     caller::Caller,
     extract::{NoParameters, PageLimit, Path, Query, page_limit},
     problem::Problem,
+    sort::where_a_page_ended,
     time::Timestamp,
 };
 use crate::Gateway;
@@ -190,11 +191,7 @@ impl<'de> Deserialize<'de> for Place {
 
 impl PartialSchema for Place {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .pattern(Some(Self::PATTERN))
-            .description(Some("Where a page ended."))
-            .into()
+        where_a_page_ended(Self::PATTERN)
     }
 }
 

@@ -147,13 +147,18 @@ impl Serialize for Cursor {
     }
 }
 
+/// A text that only its maker reads.
+pub(super) fn where_a_page_ended(pattern: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(pattern))
+        .description(Some("Where a page ended."))
+        .into()
+}
+
 impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
-        ObjectBuilder::new()
-            .schema_type(Type::String)
-            .pattern(Some(Self::PATTERN))
-            .description(Some("Where a page ended."))
-            .into()
+        where_a_page_ended(Self::PATTERN)
     }
 }
 

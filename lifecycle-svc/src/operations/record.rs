@@ -65,11 +65,7 @@ impl Record {
             hard,
             instance_id,
             hypervisor: None,
-            user: context
-                .principal
-                .as_ref()
-                .map(|who| who.user.clone())
-                .unwrap_or_default(),
+            user: context.user().to_owned(),
             source: context.source.clone(),
             request_id: context.request_id.clone(),
             requested_at_ms: unix_millis(),

@@ -78,11 +78,7 @@ impl Trail {
         let record = AuditRecord {
             at_ms: unix_millis(),
             action: refused.method.subject.to_owned(),
-            user: context
-                .principal
-                .as_ref()
-                .map(|who| who.user.clone())
-                .unwrap_or_default(),
+            user: context.user().to_owned(),
             source: context.source.clone(),
             target: target.map(|target| target.instance_id.to_string()),
             request_id: context.request_id.clone(),

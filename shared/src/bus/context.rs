@@ -82,6 +82,11 @@ impl Context {
         self
     }
 
+    /// Who asks; empty for nobody.
+    pub fn user(&self) -> &str {
+        self.principal.as_ref().map_or("", |who| who.user.as_str())
+    }
+
     /// The time that is left; zero when the deadline has passed.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.deadline_ms.saturating_sub(unix_millis()))

@@ -1,6 +1,9 @@
 //! A client of the REST API, and samples to fill a stack with.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::{
+    process::Command,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use e2e::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
@@ -29,6 +32,15 @@ pub(crate) struct Reply {
     pub(crate) body: String,
 }
 
+/// Runs a program to its end, without a busy thread of the runtime, and shows what it said; its standard output.
+pub(crate) async fn shown(mut command: Command) -> (bool, String) {
+    let output = tokio::task::spawn_blocking(move || command.output());
+    let output = output.await.unwrap().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
+    (output.status.success(), text)
+}
+
 impl Api {
     /// Without a session.
     pub(crate) fn of(gateway: &Gateway) -> Self {
@@ -54,6 +66,16 @@ impl Api {
             token: Some(token.to_owned()),
             ..self.clone()
         }
+    }
+
+    /// Waits until its session is over, for as long as the product says that this may take.
+    pub(crate) async fn is_over(&self) {
+        eventually("the session is over", Duration::from_secs(1), async || {
+            let reply = self.get("/me").await;
+            let over = reply.status == 401;
+            over.then_some(()).ok_or_else(|| format!("{reply:?}"))
+        })
+        .await;
     }
 
     /// The same session on another gateway.

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use e2e::{ADMIN, PATIENCE, Program, THIS_MACHINE, eventually};
 use shared::api::{Role, Scope};
 
-use super::client::{Api, stack};
+use super::client::{Api, shown, stack};
 
 #[tokio::test]
 async fn the_documents_lines_work_as_they_are_pasted() {
@@ -46,13 +46,8 @@ async fn the_documents_lines_work_as_they_are_pasted() {
     let mut command = Command::new("sh");
     // -e: the first line that fails ends it.
     command.args(["-e", "-c", &lines]).current_dir(folder.path());
-    let output = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "a line failed; see above");
+    let (succeeded, text) = shown(command).await;
+    assert!(succeeded, "a line failed; see above");
     for shown in [
         r#""user_name":"admin""#,
         r#""agent":"reporting""#,

@@ -5,7 +5,7 @@ use std::process::Command;
 use e2e::schemathesis;
 use shared::api::{Role, Scope};
 
-use super::client::{Api, report, stack};
+use super::client::{Api, report, shown, stack};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemathesis.toml");
 
@@ -23,13 +23,8 @@ async fn the_api_is_what_its_document_says() {
         // In the environment: arguments can be read by every process of the machine.
         .env("VMWATCH_TEST_TOKEN", api.token.as_deref().unwrap())
         .current_dir(folder.path());
-    let output = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    println!("{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "schemathesis found failures; see above");
+    let (succeeded, text) = shown(command).await;
+    assert!(succeeded, "schemathesis found failures; see above");
     assert!(
         text.contains("Tested: 19") && text.contains("Selected: 19/21"),
         "all routes but two"

@@ -1,7 +1,5 @@
 //! Sessions over REST: made, carried, believed and ended.
 
-use std::time::Duration;
-
 use e2e::{ADMIN, PATIENCE, Program, codes, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -44,15 +42,7 @@ async fn a_session_is_the_same_for_both_apis_and_ends_for_both() {
     let reply = here.delete("/sessions/current").await;
     assert_eq!((reply.status, reply.body.as_str()), (204, ""), "{reply:?}");
     for api in [&here, &there] {
-        eventually("the session is over", Duration::from_secs(1), async || {
-            let reply = api.get("/me").await;
-            if reply.status == 401 {
-                Ok(())
-            } else {
-                Err(format!("{reply:?}"))
-            }
-        })
-        .await;
+        api.is_over().await;
     }
     assert_eq!(
         second.post(&request).await.status(),

@@ -1,25 +1,11 @@
 //! Users over REST, and the audit of what is done with them.
 
-use std::time::Duration;
-
 use e2e::{ADMIN, PATIENCE, Program, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 use shared::api::{Role, Scope};
 
 use super::client::{Api, Reply, rfc3339, stack};
-
-async fn over(api: &Api) {
-    eventually("the session is over", Duration::from_secs(1), async || {
-        let reply = api.get("/me").await;
-        if reply.status == 401 {
-            Ok(())
-        } else {
-            Err(format!("{reply:?}"))
-        }
-    })
-    .await;
-}
 
 #[tokio::test]
 async fn a_user_is_made_read_changed_and_removed() {
@@ -72,15 +58,15 @@ async fn a_user_is_made_read_changed_and_removed() {
         (changed.status, &changed.json()["role"], &changed.json()["scope"]),
         (200, &json!("viewer"), &json!("all"))
     );
-    over(&zoe).await;
-    over(&there).await;
+    zoe.is_over().await;
+    there.is_over().await;
     let zoe = nobody.log_in(name, "a long one").await;
     assert_eq!(zoe.read("/me").await["role"], "viewer");
     let same = admin.send(Method::PATCH, path, json!({})).await;
     assert_eq!((same.status, same.json()), (200, changed.json()));
 
     assert_eq!(admin.delete(path).await.status, 204);
-    over(&zoe).await;
+    zoe.is_over().await;
     for (method, body) in [
         (Method::GET, Value::Null),
         (Method::DELETE, Value::Null),
@@ -141,7 +127,7 @@ async fn passwords_are_changed_by_their_owners_and_by_administrators() {
     )
     .await;
     assert_eq!(changed.status, 204, "{changed:?}");
-    over(&eve).await;
+    eve.is_over().await;
     let body = json!({ "user_name": "eve", "password": "the first" });
     nobody
         .post("/sessions", body)
@@ -162,7 +148,7 @@ async fn passwords_are_changed_by_their_owners_and_by_administrators() {
             .status,
         204
     );
-    over(&eve).await;
+    eve.is_over().await;
     nobody.log_in("eve", "the third").await;
 }
 
@@ -182,7 +168,7 @@ async fn somebody_stays_an_administrator() {
     let second = json!({ "name": "second", "password": "long enough", "role": "admin" });
     assert_eq!(admin.post("/users", second).await.status, 201);
     assert_eq!(admin.delete("/users/admin").await.status, 204);
-    over(&admin).await;
+    admin.is_over().await;
 }
 
 #[tokio::test]
