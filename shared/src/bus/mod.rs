@@ -18,7 +18,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
@@ -145,6 +145,11 @@ pub enum BusError {
     Subscribe(#[from] async_nats::SubscribeError),
 }
 
+/// JetStream answers in milliseconds or not at all.
+const SETTLED_LIMIT: Duration = Duration::from_secs(2);
+/// Where it cannot be asked, the reconnect takes about so long.
+const SETTLED_PAUSE: Duration = Duration::from_millis(100);
+
 /// The connection of a program to the bus.
 #[derive(Debug, Clone)]
 pub struct Bus {
@@ -203,6 +208,20 @@ impl Bus {
     /// The connection itself, for what this layer does not cover.
     pub const fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Waits until the server has taken on all that this connection sent before, subscriptions among it, however long
+    /// that takes. It handles a connection's messages in turn, so that what it answers lies behind them; flushing tells
+    /// only that they have left.
+    pub async fn settled(&self) {
+        loop {
+            match tokio::time::timeout(SETTLED_LIMIT, self.jetstream.query_account()).await {
+                Ok(Ok(_)) => return,
+                Ok(Err(error)) => debug!(%error, "the server is asked again whether it has all"),
+                Err(_) => debug!("the server is asked again whether it has all"),
+            }
+            tokio::time::sleep(SETTLED_PAUSE).await;
+        }
     }
 
     /// Waits until all that was published has left, at most `limit`.

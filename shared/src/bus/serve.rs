@@ -172,7 +172,7 @@ impl Server {
             };
             loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
         }
-        self.bus.flush(Duration::from_secs(2)).await;
+        shutdown.run_until_cancelled(self.bus.settled()).await;
         if let Some(serving) = &self.serving {
             serving.store(true, Ordering::Relaxed);
         }

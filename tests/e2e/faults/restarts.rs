@@ -1,15 +1,15 @@
 //! Rolling restarts: replicas that are asked to end and start again, one after the other and under load.
 
-use e2e::{MACHINES, PATIENCE, Program, Stack, figure};
+use e2e::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use futures::StreamExt;
 use shared::api::{Method, metrics::VmLatest};
+use tokio::time::timeout;
 
 use super::{
     answers,
     load::{Client, Load},
     login_request, session, size, start_request, vm_request,
 };
-use e2e::eventually;
 
 /// No request is lost, of whatever kind and whichever service is restarted; nor by clients of two gateways that heed
 /// `Connection: close`.
@@ -81,12 +81,12 @@ async fn a_gateway_finishes_what_it_has_begun() {
         .subscribe(VmLatest::INFO.full_subject())
         .await
         .unwrap();
-    stack.bus.flush(PATIENCE).await;
+    stack.bus.settled().await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.pause();
     let request = vm_request(&session);
     let ending = async {
-        watched.next().await.unwrap();
+        timeout(PATIENCE, watched.next()).await.unwrap().unwrap();
         let end = gateway.replica.process.terminate(PATIENCE);
         let resume = async {
             eventually("the gateway stops", PATIENCE, async || {

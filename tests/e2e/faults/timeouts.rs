@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{PATIENCE, Program, Stack, eventually, figure};
+use e2e::{Program, Stack, eventually, figure};
 use futures::future::join_all;
 use shared::api::{Method, Role, Scope, metrics::VmLatest};
 
@@ -31,7 +31,7 @@ async fn timed_out_requests_leave_nothing_behind() {
         .subscribe(VmLatest::INFO.full_subject())
         .await
         .unwrap();
-    stack.bus.flush(PATIENCE).await;
+    stack.bus.settled().await;
     let (address, request) = (address(gateway), post(&vm_request(&session).to_string()));
     let connections = (0..CLIENTS).map(|_| Connection::open(&address));
     let mut connections: Vec<_> = join_all(connections)

@@ -52,7 +52,7 @@ async fn bucket_reads(stack: &Stack) -> Arc<AtomicU64> {
             }
         });
     }
-    stack.bus.flush(PATIENCE).await;
+    stack.bus.settled().await;
     count
 }
 

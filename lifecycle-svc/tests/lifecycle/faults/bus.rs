@@ -97,7 +97,7 @@ async fn frozen_while_the_record_is_made(
     });
     tokio::task::yield_now().await;
     // Asked behind the request, on the same connection: what is answered is behind it as well.
-    bus.jetstream().query_account().await.unwrap();
+    bus.settled().await;
     freeze_bus(scene).await;
     service.0.resume();
     eventually("the service waits in vain", PATIENCE, async || {
