@@ -24,6 +24,7 @@ use std::sync::{
 
 use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
+use mongodb::Database;
 use shared::{
     api::{
         Service,
@@ -76,17 +77,30 @@ pub async fn run(
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
-    let users = UserStore::open(&settings.store, &settings.collection).await?;
+    let database = settings.store.open(name).await?;
+    let served = Box::pin(serve(&settings, &bus, &database, &serving, shutdown)).await;
+    shared::store::close(&database).await;
+    served
+}
+
+async fn serve(
+    settings: &AuthSettings,
+    bus: &Bus,
+    database: &Database,
+    serving: &AtomicBool,
+    shutdown: CancellationToken,
+) -> Result<(), AuthError> {
+    let users = UserStore::of(database, &settings.collection);
     let hasher = Hasher::new(settings.login_permits)?;
     let first_admin = until_done("the database", &shutdown, || {
         first_admin::ensure(&users, &hasher, &settings.first_admin)
     });
     let buckets = until_done("JetStream", &shutdown, || async {
-        let throttle = Throttle::open(&bus, settings.throttle, settings.sessions.replicas);
-        let limit = SessionLimit::open(&bus, &settings.sessions);
-        tokio::try_join!(Sessions::open(&bus, &settings.sessions), limit, throttle)
+        let throttle = Throttle::open(bus, settings.throttle, settings.sessions.replicas);
+        let limit = SessionLimit::open(bus, &settings.sessions);
+        tokio::try_join!(Sessions::open(bus, &settings.sessions), limit, throttle)
     });
-    let audit = Audit::open(&bus, settings.audit, &shutdown);
+    let audit = Audit::open(bus, settings.audit, &shutdown);
     let (Some(()), Some((sessions, session_limit, throttle)), Some(audit)) =
         tokio::join!(first_admin, buckets, audit)
     else {
@@ -100,7 +114,7 @@ pub async fn run(
         throttle,
         audit,
     });
-    let server = methods(Server::new(&bus, Service::Auth, settings.serve), &auth);
+    let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
     Ok(())

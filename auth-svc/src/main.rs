@@ -34,8 +34,7 @@ async fn main() -> anyhow::Result<()> {
         return Ok(users::run(command, &settings).await?);
     }
     let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    let serving = auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?);
-    Box::pin(serving).await?;
+    auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
     telemetry.finish();
     Ok(())
 }

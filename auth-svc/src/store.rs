@@ -4,7 +4,7 @@ use std::future::IntoFuture;
 
 use futures::TryStreamExt;
 use mongodb::{
-    Collection,
+    Collection, Database,
     bson::{DateTime, Document, doc, serialize_to_bson},
     error::{ErrorKind, WriteFailure},
     options::ReturnDocument,
@@ -12,7 +12,7 @@ use mongodb::{
 use serde::{Deserialize, Serialize};
 use shared::{
     api::{Principal, Role, Scope, auth::UserName, users::UserChange},
-    store::{StoreSettings, command_span},
+    store::command_span,
 };
 use tracing::Instrument;
 
@@ -48,11 +48,10 @@ pub(crate) struct UserStore {
 }
 
 impl UserStore {
-    pub(crate) async fn open(settings: &StoreSettings, collection: &str) -> Result<Self, AuthError> {
-        let database = settings.open(shared::api::Service::Auth.name()).await?;
-        Ok(Self {
+    pub(crate) fn of(database: &Database, collection: &str) -> Self {
+        Self {
             users: database.collection(collection),
-        })
+        }
     }
 
     pub(crate) async fn find(&self, name: &UserName) -> Result<Option<User>, AuthError> {

@@ -60,10 +60,21 @@ pub enum UserCommand {
 
 /// Carries out a command.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
+    let database = settings.store.open(Service::Auth.name()).await?;
     let accounts = Accounts {
-        users: UserStore::open(&settings.store, &settings.collection).await?,
+        users: UserStore::of(&database, &settings.collection),
         hasher: Hasher::new(1)?,
     };
+    let done = carry_out(command, &accounts, settings).await;
+    shared::store::close(&database).await;
+    done
+}
+
+async fn carry_out(
+    command: UserCommand,
+    accounts: &Accounts,
+    settings: &AuthSettings,
+) -> Result<(), AuthError> {
     match command {
         UserCommand::Add {
             name,

@@ -64,9 +64,21 @@ pub async fn run(
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let history = Arc::new(History::beside(&store, &settings.retention, settings.rollups));
-    let processes = Arc::new(Processes::of(&store));
-    let newest = Arc::new(NewestRows::of(&store, settings.newest_kept));
+    let served = serve(&settings, &bus, &store, &serving, shutdown).await;
+    shared::store::close(store.database()).await;
+    served
+}
+
+async fn serve(
+    settings: &MetricsSettings,
+    bus: &Bus,
+    store: &Arc<RowStore>,
+    serving: &AtomicBool,
+    shutdown: CancellationToken,
+) -> Result<(), MetricsError> {
+    let history = Arc::new(History::beside(store, &settings.retention, settings.rollups));
+    let processes = Arc::new(Processes::of(store));
+    let newest = Arc::new(NewestRows::of(store, settings.newest_kept));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
@@ -82,12 +94,12 @@ pub async fn run(
     let Some(consumer) = consumer else { return Ok(()) };
     let (events, telling) = Events::start(bus.jetstream().clone(), settings.events);
     let ingest = Ingest::new(
-        &bus,
-        Arc::clone(&store),
+        bus,
+        Arc::clone(store),
         Arc::clone(&history),
         events,
         consumer,
-        &settings,
+        settings,
     );
     let work = [
         tokio::spawn(ingest.run(shutdown.clone())),
@@ -96,7 +108,7 @@ pub async fn run(
         telling,
     ];
 
-    let server = Server::new(&bus, Service::Metrics, settings.serve);
+    let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &newest, &history, &processes);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;

@@ -3,9 +3,12 @@
 use std::time::Duration;
 
 use mongodb::{Client, Database, options::ClientOptions};
-use tracing::{Span, info_span};
+use tracing::{Span, info_span, warn};
 
 use crate::config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting};
+
+/// How long a closing may take: one command to a server that answers takes milliseconds.
+const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 
 /// The settings of every program with a database.
 pub const SETTINGS: &[Setting] = &[MONGODB_URI, MONGODB_URI_FILE, DATABASE, DATABASE_POOL];
@@ -72,5 +75,14 @@ impl StoreSettings {
         // The driver's own default, 10 s, would leave a frozen server unnoticed for long.
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
         Ok(Client::with_options(options)?.database(&self.database))
+    }
+}
+
+/// Ends what the driver does in the background, at the end of a program. A client that is only dropped tells the server of
+/// its sessions while the runtime goes, and panics there if its pool went first.
+pub async fn close(database: &Database) {
+    let closing = database.client().clone().shutdown().immediate(true);
+    if tokio::time::timeout(CLOSING_LIMIT, closing).await.is_err() {
+        warn!("the database did not take leave: its sessions there end by themselves");
     }
 }

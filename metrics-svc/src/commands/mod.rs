@@ -61,28 +61,31 @@ pub struct Selection {
 
 /// Carries out a command.
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
+    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
+    let done = carry_out(command, &store, settings).await;
+    shared::store::close(store.database()).await;
+    done
+}
+
+async fn carry_out(
+    command: OperatorCommand,
+    store: &Arc<RowStore>,
+    settings: &MetricsSettings,
+) -> Result<(), MetricsError> {
+    let history = History::beside(store, &settings.retention, settings.rollups);
     match command {
         OperatorCommand::Load { files } => {
-            let (store, history) = open(settings).await?;
             store.prepare(&settings.retention).await?;
             history.prepare().await?;
-            load::run(&store, &history, &files, settings.rows.offset).await
+            load::run(store, &history, &files, settings.rows.offset).await
         }
         OperatorCommand::Rebuild => {
-            let (_, history) = open(settings).await?;
             history.prepare().await?;
             rebuild::run(&history).await
         }
         OperatorCommand::DeadLetters(command) => dead_letters::run(command, settings).await,
         OperatorCommand::BackfillDates { dry_run } => {
-            let (store, history) = open(settings).await?;
-            backfill::run(&store, &history, &settings.retention, dry_run).await
+            backfill::run(store, &history, &settings.retention, dry_run).await
         }
     }
-}
-
-async fn open(settings: &MetricsSettings) -> Result<(Arc<RowStore>, History), MetricsError> {
-    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let history = History::beside(&store, &settings.retention, settings.rollups);
-    Ok((store, history))
 }
