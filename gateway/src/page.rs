@@ -38,7 +38,7 @@ pub(crate) async fn serve(request: Request) -> Response<Body> {
     let found = FILES.iter().find(|file| file.path == path && path != INDEX);
     match found {
         Some(file) if reads => answer(file, request.headers()),
-        None if reads && is_view(path, request.headers()) => view(request.headers()),
+        None if reads && is_view(path, request.headers()) => view(FILES, request.headers()),
         _ => no_such_path(),
     }
 }
@@ -49,8 +49,8 @@ fn is_view(path: &str, headers: &HeaderMap) -> bool {
     path == "/" || (!elsewhere && lists(headers, header::ACCEPT, "text/html"))
 }
 
-fn view(headers: &HeaderMap) -> Response<Body> {
-    match FILES.iter().find(|file| file.path == INDEX) {
+fn view(files: &[File], headers: &HeaderMap) -> Response<Body> {
+    match files.iter().find(|file| file.path == INDEX) {
         Some(index) => answer(index, headers),
         None => (StatusCode::NOT_FOUND, NOT_BUILT).into_response(),
     }
@@ -126,6 +126,24 @@ mod tests {
             assert_eq!(is_view(path, &browser), of_browser, "{path}");
             assert_eq!(is_view(path, &program), of_program, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_gateway_without_the_page_says_so_and_what_to_do() {
+        let response = view(&[], &HeaderMap::new());
+        assert_eq!(response.status(), StatusCode::NOT_FOUND);
+        let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
+        let text = std::str::from_utf8(&text).unwrap();
+        assert!(
+            text.contains("built without its page") && text.contains("./dev up"),
+            "{text}"
+        );
+        let page = File {
+            path: INDEX,
+            plain: b"<!doctype html>",
+            gzip: b"packed",
+        };
+        assert_eq!(view(&[page], &HeaderMap::new()).status(), StatusCode::OK);
     }
 
     #[test]
