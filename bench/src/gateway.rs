@@ -41,6 +41,9 @@ pub(crate) struct Options {
     /// VMs that are read
     #[arg(long, default_value_t = 1000)]
     vms: u32,
+    /// Only the way through gateway and bus, which asks no database: for who works on it
+    #[arg(long)]
+    pub(crate) way_only: bool,
 }
 
 /// Connections where the database is asked: more only wait for it.
@@ -75,6 +78,9 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         connections: READERS,
     };
     way(report, folder.path(), plan).await?;
+    if options.way_only {
+        return Ok(());
+    }
     reads(report, folder.path(), plan, options.vms).await
 }
 

@@ -93,5 +93,8 @@ async fn main() -> anyhow::Result<()> {
 
 async fn reads(options: &gateway::Options, report: &mut Report) -> anyhow::Result<()> {
     gateway::run(options, report).await?;
+    if options.way_only {
+        return Ok(());
+    }
     footprint::run(report).await
 }
