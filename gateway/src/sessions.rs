@@ -129,8 +129,11 @@ impl Sessions {
         let shared = &self.shared;
         let found = match shared.known(&hash) {
             Some(record) => Some(record),
-            None => match shared.look_for(&hash).await? {
-                None if shared.overflowed.load(Ordering::Relaxed) => shared.read_through(token, hash).await?,
+            // Boxed, as it is rare: every request's future would be as large as this one's.
+            None => match Box::pin(shared.look_for(&hash)).await? {
+                None if shared.overflowed.load(Ordering::Relaxed) => {
+                    Box::pin(shared.read_through(token, hash)).await?
+                }
                 found => found,
             },
         };

@@ -5,9 +5,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    extract::{ConnectInfo, State},
+    extract::ConnectInfo,
     http::{HeaderValue, header},
-    middleware::map_response_with_state,
     response::Response,
 };
 use hyper::server::conn::http1;
@@ -60,7 +59,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections));
-    let router = router.layer(map_response_with_state(shutdown.clone(), say_goodbye));
+    // In an Arc, since its own clones lock it and each request makes some.
+    let stopping = Arc::new(shutdown.clone());
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
@@ -70,12 +70,12 @@ pub async fn serve(
         let Some((stream, peer, permit)) = accepted else {
             continue;
         };
-        let router = router.clone();
+        let (router, stopping) = (router.clone(), Arc::clone(&stopping));
         let tls = tls.clone();
         let watcher = graceful.watcher();
         tokio::spawn(async move {
             gauge!("vmwatch_http_connections").increment(1.0);
-            if let Err(error) = connection(stream, peer, router, limits, tls, watcher).await {
+            if let Err(error) = connection(stream, peer, router, stopping, limits, tls, watcher).await {
                 // The peer left, sent no HTTP, or was too slow: its affair, but countable.
                 counter!("vmwatch_http_connection_errors_total").increment(1);
                 debug!(%error, %peer, "connection ended");
@@ -102,6 +102,7 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     router: Router,
+    stopping: Arc<CancellationToken>,
     limits: HttpLimits,
     tls: Option<Tls>,
     watcher: Watcher,
@@ -110,10 +111,10 @@ async fn connection(
     stream.set_write_timeout(Some(limits.header_timeout));
     let stream = Box::pin(stream);
     match tls {
-        None => requests(stream, peer, router, limits, watcher).await,
+        None => requests(stream, peer, router, stopping, limits, watcher).await,
         Some(tls) => {
             let shaken = tokio::time::timeout(limits.header_timeout, tls.acceptor().accept(stream)).await;
-            requests(shaken??, peer, router, limits, watcher).await
+            requests(shaken??, peer, router, stopping, limits, watcher).await
         }
     }
 }
@@ -122,6 +123,7 @@ async fn requests<S>(
     stream: S,
     peer: SocketAddr,
     router: Router,
+    stopping: Arc<CancellationToken>,
     limits: HttpLimits,
     watcher: Watcher,
 ) -> Result<(), Failure>
@@ -132,6 +134,7 @@ where
         request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer));
         request
     });
+    let router = router.map_response(move |response| say_goodbye(response, &stopping));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)
@@ -141,8 +144,8 @@ where
 }
 
 /// While the listener stops, every answer is the last of its connection and says so.
-async fn say_goodbye(State(shutdown): State<CancellationToken>, mut response: Response) -> Response {
-    if shutdown.is_cancelled() {
+fn say_goodbye(mut response: Response, stopping: &CancellationToken) -> Response {
+    if stopping.is_cancelled() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use mongodb::{Client, Database, options::ClientOptions};
 use tracing::{Span, info_span, warn};
 
-use crate::config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting};
+use crate::{
+    config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting},
+    telemetry::TRACES_ONLY,
+};
 
 /// How long a closing may take: one command to a server that answers takes milliseconds.
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
@@ -21,6 +24,7 @@ pub fn command_span(operation: &'static str, collection: &str) -> Span {
         return Span::none();
     }
     info_span!(
+        target: TRACES_ONLY,
         "mongodb",
         otel.name = format!("{operation} {collection}"),
         otel.kind = "client",

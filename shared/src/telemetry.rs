@@ -8,12 +8,16 @@ use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
     EnvFilter, Layer,
+    filter::LevelFilter,
     fmt::{FormatFields, format::debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
 };
 
 use crate::config::{Environment, Invalid, LOG, LOG_FORMAT, OTLP_ENDPOINT, Setting};
+
+/// The target of spans of which a log shows nothing: they cost nothing where no traces are sent.
+pub const TRACES_ONLY: &str = "vmwatch_traces";
 
 /// The settings that every program reads.
 pub const SETTINGS: &[Setting] = &[LOG, LOG_FORMAT, OTLP_ENDPOINT];
@@ -77,10 +81,15 @@ impl Telemetry {
         };
         let otel_layer = traces.as_ref().map(|provider| {
             opentelemetry::global::set_tracer_provider(provider.clone());
-            tracing_opentelemetry::layer().with_tracer(provider.tracer("vmwatch"))
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer("vmwatch"))
+                .with_filter(LevelFilter::INFO)
         });
         // Checked when the settings were read.
-        let filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
+        let mut filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
+        if let Ok(none) = format!("{TRACES_ONLY}=off").parse() {
+            filter = filter.add_directive(none);
+        }
         let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let log = if settings.json {
             log.json().flatten_event(true).boxed()
@@ -90,8 +99,7 @@ impl Telemetry {
                 .boxed()
         };
         tracing_subscriber::registry()
-            .with(filter)
-            .with(log)
+            .with(log.with_filter(filter))
             .with(otel_layer)
             .try_init()
             .map_err(|_| TelemetryError::Twice)?;

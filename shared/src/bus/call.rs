@@ -7,6 +7,7 @@ use tracing::{Instrument, info_span};
 use super::{Bus, Context, replies::NoReply};
 use crate::{
     api::{Method, MethodInfo},
+    telemetry::TRACES_ONLY,
     wire::{Envelope, Fault, FaultKind},
 };
 
@@ -41,6 +42,7 @@ impl Bus {
             ));
         }
         let span = info_span!(
+            target: TRACES_ONLY,
             "call",
             otel.name = method.subject,
             otel.kind = "client",
