@@ -103,14 +103,16 @@ class Load:
                 request = {"method": 32523, "session_id": session, "data": {"instance_id": self.machine}}
             else:
                 request = {"method": 611611, "session_id": session, "limit": 2, "data": {"instance_id": self.instance}}
-            self._count(api, request)
+            # The newest session of a client is its own: a user's oldest ones end beyond VMWATCH_SESSIONS_PER_USER.
+            session = self._count(api, request) or session
             count += 1
             time.sleep(PAUSE)
         with self._lock:
             self.moved += api.moved
 
-    def _count(self, api: Api, request: dict) -> None:
-        began = time.monotonic()
+    def _count(self, api: Api, request: dict) -> Optional[str]:
+        """Asks, and counts; the session that the answer names, if any."""
+        began, answer = time.monotonic(), {}
         try:
             answer = api.ask(request)
             failure = "" if answer["status_code"] == 1 else f"{request['method']}: {answer['http']} {answer['message']}"
@@ -121,3 +123,4 @@ class Load:
             self.slowest = max(self.slowest, time.monotonic() - began)
             if failure:
                 self.failures[failure] += 1
+        return None if failure else answer.get("session_id")
