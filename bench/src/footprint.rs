@@ -30,6 +30,7 @@ const POLL: Duration = Duration::from_millis(1);
 /// Memory of a stack that has just served reads.
 pub(crate) fn after_reads(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     report.section("Memory");
+    report.say("The most that each program had resident, from its start to the end of the reads above, is in the table of figures.");
     for (program, name) in [
         (Program::Gateway, "gateway"),
         (Program::Metrics, "metrics-svc"),

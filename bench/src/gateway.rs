@@ -65,7 +65,7 @@ const KEPT: Duration = Duration::from_secs(1);
 /// Sessions in the table while the cost of looking one up is measured.
 const SESSIONS: u32 = 100_000;
 /// The setting that gives answers again.
-const KEPT_SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
+pub(crate) const KEPT_SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
 
 /// The methods that are compared.
 const METHODS: [(&str, u32); 2] = [("611611", codes::VM), ("611711", codes::PROCESSES)];
