@@ -48,7 +48,7 @@ const COMMAND_DEADLINE: Setting = Setting {
 pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
     default: "10000",
-    help: "HTTP connections at once; an idle one takes about 5 KiB",
+    help: "HTTP connections at once; an idle one takes about 16 KiB",
 };
 const MAX_PER_SECOND: Setting = Setting {
     name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
