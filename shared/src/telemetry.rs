@@ -8,7 +8,7 @@ use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
 use tracing_subscriber::{
     EnvFilter, Layer,
-    filter::LevelFilter,
+    filter::{FilterExt, LevelFilter, filter_fn},
     fmt::{FormatFields, format::debug_fn},
     layer::SubscriberExt,
     util::SubscriberInitExt,
@@ -86,10 +86,8 @@ impl Telemetry {
                 .with_filter(LevelFilter::INFO)
         });
         // Checked when the settings were read.
-        let mut filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
-        if let Ok(none) = format!("{TRACES_ONLY}=off").parse() {
-            filter = filter.add_directive(none);
-        }
+        let filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
+        let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES_ONLY));
         let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let log = if settings.json {
             log.json().flatten_event(true).boxed()

@@ -61,31 +61,40 @@ pub struct Selection {
 
 /// Carries out a command.
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
-    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let done = carry_out(command, &store, settings).await;
-    shared::store::close(store.database()).await;
-    done
-}
-
-async fn carry_out(
-    command: OperatorCommand,
-    store: &Arc<RowStore>,
-    settings: &MetricsSettings,
-) -> Result<(), MetricsError> {
-    let history = History::beside(store, &settings.retention, settings.rollups);
     match command {
         OperatorCommand::Load { files } => {
-            store.prepare(&settings.retention).await?;
-            history.prepare().await?;
-            load::run(store, &history, &files, settings.rows.offset).await
+            let load = async |store: &RowStore, history: &History| {
+                store.prepare(&settings.retention).await?;
+                history.prepare().await?;
+                load::run(store, history, &files, settings.rows.offset).await
+            };
+            with_rows(settings, load).await
         }
         OperatorCommand::Rebuild => {
-            history.prepare().await?;
-            rebuild::run(&history).await
+            let rebuild = async |_: &RowStore, history: &History| {
+                history.prepare().await?;
+                rebuild::run(history).await
+            };
+            with_rows(settings, rebuild).await
         }
         OperatorCommand::DeadLetters(command) => dead_letters::run(command, settings).await,
         OperatorCommand::BackfillDates { dry_run } => {
-            backfill::run(store, &history, &settings.retention, dry_run).await
+            let backfill = async |store: &RowStore, history: &History| {
+                backfill::run(store, history, &settings.retention, dry_run).await
+            };
+            with_rows(settings, backfill).await
         }
     }
+}
+
+/// Does what needs the database, and takes leave of it.
+async fn with_rows(
+    settings: &MetricsSettings,
+    work: impl AsyncFnOnce(&RowStore, &History) -> Result<(), MetricsError>,
+) -> Result<(), MetricsError> {
+    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
+    let history = History::beside(&store, &settings.retention, settings.rollups);
+    let done = work(&store, &history).await;
+    shared::store::close(store.database()).await;
+    done
 }

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use e2e::{Gateway, Program, Stack, figure};
 use futures::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant as Moment, Interval, interval_at},
+};
 
 use super::{
     answers,
@@ -45,11 +48,10 @@ async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
     quantile(&seen.iter().map(|seen| seen.took).collect::<Vec<_>>(), 0.99)
 }
 
-/// Sends the head, then a byte at a time, until the connection is closed; how long that took. Each begins at a moment of
-/// its own, as strangers do.
-async fn drip(mut connection: Connection, head: &'static str, moment: f64) -> Duration {
+/// Sends the head, then a byte at each tick, until the connection is closed; how long that took.
+async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interval) -> Duration {
     let began = Instant::now();
-    tokio::time::sleep(DRIP.mul_f64(moment)).await;
+    ticks.tick().await;
     let stream = &mut connection.stream;
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -59,7 +61,7 @@ async fn drip(mut connection: Connection, head: &'static str, moment: f64) -> Du
                 Ok(0) | Err(_) => return began.elapsed(),
                 Ok(_) => {}
             },
-            () = tokio::time::sleep(DRIP) => {
+            _ = ticks.tick() => {
                 if stream.write_all(b"x").await.is_err() {
                     return began.elapsed();
                 }
@@ -91,9 +93,11 @@ async fn slow_senders_are_cut_off_at_the_limit() {
         "POST /wsgi_app.py HTTP/1.1\r\nHost: vmwatch\r\nContent-Length: 1000\r\n\r\n{",
     ];
     let senders = senders.into_iter().zip(heads.into_iter().cycle());
+    // Each at moments of its own, as strangers do.
+    let ticks = |index| interval_at(Moment::now() + DRIP.mul_f64(index as f64 / SENDERS as f64), DRIP);
     let dripping: Vec<_> = senders
         .enumerate()
-        .map(|(index, (sender, head))| tokio::spawn(drip(sender, head, index as f64 / SENDERS as f64)))
+        .map(|(index, (sender, head))| tokio::spawn(drip(sender, head, ticks(index))))
         .collect();
     let with = p99(gateway, &session, requests).await;
     let open = join_all(dripping).await.into_iter().map(Result::unwrap);
