@@ -1,17 +1,10 @@
-"""The rules, each a function of an overlay that yields what is wrong with it. Run by `run`."""
-
-import os
-import re
-import subprocess
-import sys
-from typing import Iterator, List
+"""The rules of the overlays, each a function of one that yields what is wrong with it."""
 
 import kubernetes_validate
-import yaml
 
 from . import sources
+from .overlay import Overlay, container, environment, foreign, manifest, matches, pod, ports, program
 
-OVERLAYS = ["dev", "production", "production-keda"]
 KUBERNETES = "1.34"
 # Their schemas come with what defines them, not with Kubernetes.
 CUSTOM = {"ScaledObject", "MongoDBCommunity"}
@@ -19,65 +12,6 @@ PART_OF = {"app.kubernetes.io/part-of": "vmwatch"}
 # Made by others than deploy/secrets: the ingress's certificate, and what only some hypervisors ask for.
 FOREIGN_SECRETS = {"vmwatch-tls"}
 FLUSH_SECONDS = 5
-
-
-class Overlay:
-    """What one overlay renders to."""
-
-    def __init__(self, name: str):
-        self.name = name
-        command = [os.environ["VMWATCH_KUBECTL"], "kustomize", sources.ROOT / "deploy" / "kubernetes" / "overlays" / name]
-        rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        self.objects = list(yaml.safe_load_all(rendered))
-
-    def all(self, kind: str) -> List[dict]:
-        return [item for item in self.objects if item["kind"] == kind]
-
-    def names(self, kind: str) -> List[str]:
-        return [item["metadata"]["name"] for item in self.all(kind)]
-
-    def deployment(self, name: str) -> dict:
-        return next(item for item in self.all("Deployment") if item["metadata"]["name"] == name)
-
-    def selected(self, selector: dict) -> List[dict]:
-        return [item for item in self.all("Deployment") if matches(selector, pod(item)["metadata"]["labels"])]
-
-    def drain_seconds(self, deployment: dict) -> int:
-        settings = dict(environment(self, deployment))
-        return int(re.fullmatch(r"(\d+)s", settings["VMWATCH_DRAIN_DEADLINE"])[1])
-
-
-def pod(deployment: dict) -> dict:
-    return deployment["spec"]["template"]
-
-
-def container(deployment: dict) -> dict:
-    (only,) = pod(deployment)["spec"]["containers"]
-    return only
-
-
-def program(deployment: dict) -> str:
-    return deployment["metadata"]["name"].removeprefix("vmwatch-")
-
-
-def ports(deployment: dict) -> dict:
-    return {port["name"]: port["containerPort"] for port in container(deployment)["ports"]}
-
-
-def matches(selector: dict, labels: dict) -> bool:
-    """As a label selector does, of the forms that are used here."""
-    equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
-    expressions = selector.get("matchExpressions", [])
-    return equal and all(rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"] for rule in expressions)
-
-
-def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
-    """Each variable with its value, or nothing where that comes from elsewhere."""
-    maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
-    for source in container(deployment).get("envFrom", []):
-        yield from maps.get(source["configMapRef"]["name"], {}).items()
-    for variable in container(deployment).get("env", []):
-        yield variable["name"], variable.get("value")
 
 
 def schemas(overlay: Overlay):
@@ -104,7 +38,7 @@ def selectors(overlay: Overlay):
         if len(overlay.selected(item["spec"]["selector"])) != 1:
             yield f"PodDisruptionBudget {item['metadata']['name']} does not select one Deployment"
     for item in overlay.all("NetworkPolicy"):
-        if not overlay.selected(item["spec"]["podSelector"]):
+        if not overlay.selected(item["spec"]["podSelector"]) and not foreign(item["spec"]["podSelector"]):
             yield f"NetworkPolicy {item['metadata']['name']} selects no pod"
 
 
@@ -167,7 +101,7 @@ def settings(overlay: Overlay):
 
 def references(overlay: Overlay):
     made = sources.secrets()
-    mongodb = yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / "mongodb.yaml").read_text())
+    mongodb = manifest("mongodb.yaml")
     connections = {user["connectionStringSecretName"] for user in mongodb["spec"]["users"]}
     maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
     for deployment in overlay.all("Deployment"):
@@ -252,7 +186,6 @@ def autoscaling(overlay: Overlay):
 def keda(overlay: Overlay):
     """The ScaledObject stands in for the HorizontalPodAutoscaler that it replaces, and names what there is."""
     replaced = {item["metadata"]["name"]: item["spec"] for item in Overlay("production").all("HorizontalPodAutoscaler")}
-    values = yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / "nats-values.yaml").read_text())
     for item in overlay.all("ScaledObject"):
         before, spec = replaced[item["spec"]["scaleTargetRef"]["name"]], item["spec"]
         if (spec["minReplicaCount"], spec["maxReplicaCount"]) != (before["minReplicas"], before["maxReplicas"]):
@@ -261,68 +194,10 @@ def keda(overlay: Overlay):
         cpu = before["metrics"][0]["resource"]["target"]["averageUtilization"]
         if triggers["cpu"]["value"] != str(cpu):
             yield f"the ScaledObject does not carry the CPU trigger of {cpu} %"
-        lag = triggers["nats-jetstream"]
-        if lag["stream"] != sources.constant("shared", "SAMPLE_STREAM") or lag["consumer"] != sources.constant("metrics-svc", "CONSUMER"):
-            yield "the ScaledObject watches another stream or consumer than the samples'"
-        if lag["account"] not in values["config"]["merge"]["accounts"]:
-            yield f"NATS has no account {lag['account']}"
-        if not lag["natsServerMonitoringEndpoint"].endswith(f":{values['config']['monitor']['port']}"):
-            yield "the ScaledObject asks another port than NATS' monitoring"
-
-
-def compose():
-    """compose.yaml: settings that exist, users and password files that belong together."""
-    document = yaml.safe_load((sources.ROOT / "compose.yaml").read_text())
-    declared = document["secrets"]
-    for service, spec in document["services"].items():
-        for secret in spec.get("secrets", []):
-            if secret not in declared:
-                yield f"compose.yaml: {service} uses the secret {secret}, which is not declared"
-        name = spec["image"].partition(":")[0].removeprefix("vmwatch/")
-        if name not in sources.CRATES:
-            continue
-        variables = spec["environment"]
-        for variable in set(variables) - sources.settings(name) - set(document["x-settings"]):
-            yield f"compose.yaml: {name} knows no setting {variable}"
-        for variable, value in variables.items():
-            if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
-                yield f"compose.yaml: {service}: {variable} names a file that it has not"
-        user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
-        file = declared[secret]["file"]
-        if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
-            yield f"compose.yaml: {service} has the password of another user than {user}"
-        if not spec["read_only"] or spec["cap_drop"] != ["ALL"]:
-            yield f"compose.yaml: {service} is not hardened"
-
-
-def observability():
-    """Panels and alerts ask for metrics that the programs have."""
-    folder = sources.ROOT / "deploy" / "observability"
-    known = sources.metrics()
-    for path in [*sorted((folder / "grafana" / "dashboards").glob("*.json")), folder / "alerts.yaml"]:
-        for name in set(re.findall(r"\bvmwatch_[a-z0-9_]+", path.read_text())):
-            if name not in known and re.sub(r"_(bucket|sum|count)$", "", name) not in known:
-                yield f"{path.name}: no program has the metric {name}"
-
-
-RULES = [
-    schemas, selectors, port_names, ports_of_programs, settings, references, hardening, rolling_updates, autoscaling, keda,
-]
-
-
-def main() -> int:
-    passed, failed = 0, 0
-    checks = [(f"{name}: {rule.__name__}", lambda rule=rule, overlay=overlay: rule(overlay))
-              for name in OVERLAYS for overlay in [Overlay(name)] for rule in RULES]
-    checks += [("compose.yaml", compose), ("dashboards and alerts", observability)]
-    for title, check in checks:
-        wrong = list(check())
-        passed, failed = (passed, failed + 1) if wrong else (passed + 1, failed)
-        for text in wrong:
-            print(f"{title}: {text}")
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        query = triggers["prometheus"]["query"]
+        for label, value in [
+            ("stream_name", sources.constant("shared", "SAMPLE_STREAM")),
+            ("consumer_name", sources.constant("metrics-svc", "CONSUMER")),
+        ]:
+            if f'{label}="{value}"' not in query:
+                yield f"the ScaledObject watches another {label} than {value}"

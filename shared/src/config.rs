@@ -127,6 +127,12 @@ pub const MONGODB_URI_FILE: Setting = Setting {
     help: "file with the URI of the database, where it holds a password",
 };
 /// See [`Setting::help`].
+pub const MONGODB_CA_FILE: Setting = Setting {
+    name: "VMWATCH_MONGODB_CA_FILE",
+    default: "",
+    help: "PEM certificates that sign the MongoDB servers'; turns TLS on",
+};
+/// See [`Setting::help`].
 pub const DATABASE: Setting = Setting {
     name: "VMWATCH_DATABASE",
     default: "vmwatch",

@@ -1,12 +1,18 @@
 //! The connection to MongoDB, bounded in every wait.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use mongodb::{Client, Database, options::ClientOptions};
+use mongodb::{
+    Client, Database,
+    options::{ClientOptions, Tls, TlsOptions},
+};
 use tracing::{Span, info_span, warn};
 
 use crate::{
-    config::{DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_URI, MONGODB_URI_FILE, Setting},
+    config::{
+        DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_CA_FILE, MONGODB_URI, MONGODB_URI_FILE,
+        Setting,
+    },
     telemetry::TRACES_ONLY,
 };
 
@@ -14,7 +20,13 @@ use crate::{
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 
 /// The settings of every program with a database.
-pub const SETTINGS: &[Setting] = &[MONGODB_URI, MONGODB_URI_FILE, DATABASE, DATABASE_POOL];
+pub const SETTINGS: &[Setting] = &[
+    MONGODB_URI,
+    MONGODB_URI_FILE,
+    MONGODB_CA_FILE,
+    DATABASE,
+    DATABASE_POOL,
+];
 
 /// The span of one command to the database, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans need
 /// another version of OpenTelemetry than ours, and would not find their parents. None outside of a request: what a
@@ -38,6 +50,7 @@ pub fn command_span(operation: &'static str, collection: &str) -> Span {
 #[derive(Clone)]
 pub struct StoreSettings {
     uri: String,
+    ca_file: Option<PathBuf>,
     database: String,
     pool: u32,
 }
@@ -56,11 +69,13 @@ impl StoreSettings {
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let uri = env.get(&MONGODB_URI);
         let file = env.secret_file(&MONGODB_URI_FILE);
+        let ca_file = env.optional(&MONGODB_CA_FILE);
         let database = env.get(&DATABASE);
         let pool = env.within(&DATABASE_POOL, 1, 1000);
         let uri = uri?;
         Ok(Self {
             uri: file?.unwrap_or(uri),
+            ca_file: ca_file?,
             database: database?,
             pool: pool?,
         })
@@ -70,6 +85,9 @@ impl StoreSettings {
     pub async fn open(&self, program: &str) -> Result<Database, mongodb::error::Error> {
         let mut options = ClientOptions::parse(&self.uri).await?;
         options.app_name = Some(program.to_owned());
+        if let Some(ca_file) = &self.ca_file {
+            options.tls = Some(Tls::Enabled(trusting(ca_file.clone(), options.tls)));
+        }
         options.max_pool_size = Some(self.pool);
         options.connect_timeout = Some(Duration::from_secs(5));
         // Below the five seconds that callers wait: a database that is away is told as such, not as a time-out.
@@ -80,6 +98,16 @@ impl StoreSettings {
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
         Ok(Client::with_options(options)?.database(&self.database))
     }
+}
+
+/// What the URI says of TLS, with the servers' certificates checked against this file.
+fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
+    let mut tls = match of_uri {
+        Some(Tls::Enabled(tls)) => tls,
+        Some(Tls::Disabled) | None => TlsOptions::default(),
+    };
+    tls.ca_file_path = Some(ca_file);
+    tls
 }
 
 /// Ends what the driver does in the background, at the end of a program. A client that is only dropped tells the server of

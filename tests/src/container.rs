@@ -10,7 +10,7 @@ use std::{
 
 use testcontainers::{
     ContainerAsync, ContainerRequest, GenericImage, ImageExt, TestcontainersError,
-    bollard::query_parameters::KillContainerOptions,
+    bollard::query_parameters::{KillContainerOptions, KillContainerOptionsBuilder},
     core::{ContainerPort, Mount, client::docker_client_instance},
     runners::AsyncRunner,
 };
@@ -83,6 +83,16 @@ impl Container {
     /// Ends a pause.
     pub(crate) fn resume(&self) {
         self.done("unpause", |container| async move { container.unpause().await });
+    }
+
+    /// SIGHUP.
+    pub(crate) fn reload(&self) {
+        self.done("kill", |container| async move {
+            let docker = docker_client_instance().await?;
+            let signal = KillContainerOptionsBuilder::default().signal("SIGHUP").build();
+            let sent = docker.kill_container(container.id(), Some(signal)).await;
+            sent.map_err(|error| TestcontainersError::Other(error.into()))
+        });
     }
 
     /// Starts it again, with its store and port, after it has ended.

@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use mongodb::{
     Client,
     bson::doc,
-    options::{ClientOptions, ServerAddress},
+    options::{ClientOptions, ServerAddress, Tls, TlsOptions},
 };
 
 use crate::{
@@ -29,10 +29,15 @@ pub struct Database {
 impl Database {
     /// Starts one that keeps its store and log in the folder, and waits until it answers.
     pub async fn start(folder: &Path) -> Self {
+        Self::start_with(folder, None).await
+    }
+
+    /// Starts one that takes TLS alone, with the certificate in a folder that `deploy/secrets` made.
+    pub async fn start_with(folder: &Path, certificate: Option<&Path>) -> Self {
         let port = free_port();
         let server = match Backend::chosen() {
-            Backend::Processes => Server::Process(process(folder, port)),
-            Backend::Containers => Server::Container(container(port)),
+            Backend::Processes => Server::Process(process(folder, port, certificate)),
+            Backend::Containers => Server::Container(container(port, certificate)),
         };
         let mut options = ClientOptions::default();
         options.hosts = vec![ServerAddress::Tcp {
@@ -40,6 +45,11 @@ impl Database {
             port: Some(port),
         }];
         options.server_selection_timeout = Some(Duration::from_millis(500));
+        options.tls = certificate.map(|certificate| {
+            let mut tls = TlsOptions::default();
+            tls.ca_file_path = Some(certificate.join("ca.crt"));
+            Tls::Enabled(tls)
+        });
         let client = Client::with_options(options).expect("the options are right");
         let uri = format!("mongodb://127.0.0.1:{port}");
         let database = Self { server, uri, client };
@@ -75,36 +85,66 @@ impl Database {
     }
 }
 
-fn process(folder: &Path, port: u16) -> Process {
+/// As mongod is told to take TLS alone, with the files in this folder.
+fn tls_arguments(certificate: &Path) -> Vec<String> {
+    let [pair, ca] = ["tls.pem", "ca.crt"].map(|name| certificate.join(name).display().to_string());
+    let words = [
+        "--tlsMode",
+        "requireTLS",
+        "--tlsCertificateKeyFile",
+        &pair,
+        "--tlsCAFile",
+        &ca,
+        "--tlsAllowConnectionsWithoutCertificates",
+    ];
+    words.map(str::to_owned).to_vec()
+}
+
+fn process(folder: &Path, port: u16, certificate: Option<&Path>) -> Process {
     let store = folder.join("database");
     std::fs::create_dir(&store).unwrap();
     let program = tools::database();
     let (port, store) = (port.to_string(), store.display().to_string());
     let mut args = vec!["--port", &port];
+    let mut tls = Vec::new();
     if program.file_name().is_some_and(|name| name == "mongod") {
         args.extend(["--bind_ip", "127.0.0.1", "--dbpath", &store]);
+        tls.extend(certificate.into_iter().flat_map(tls_arguments));
     } else {
         // Without --sync-on-commit the stand-in loses acknowledged writes at a kill -9; the sizes keep an empty
         // store small.
         args.extend(["--storage-path", &store, "--standalone", "--sync-on-commit"]);
         args.extend(["--cache-size", "256M", "--log-file-max", "16MB"]);
+        for (option, name) in [("--tls-cert-file", "tls.crt"), ("--tls-key-file", "tls.key")] {
+            let file = certificate.map(|folder| folder.join(name).display().to_string());
+            tls.extend(file.into_iter().flat_map(|file| [option.to_owned(), file]));
+        }
     }
+    let args = args.into_iter().map(str::to_owned).chain(tls).collect();
     Process::start(Spec {
         name: "database".to_owned(),
-        args: args.into_iter().map(str::to_owned).collect(),
+        args,
         program,
         env: Vec::new(),
         log: folder.join("database.log"),
     })
 }
 
-fn container(host_port: u16) -> Container {
+fn container(host_port: u16, certificate: Option<&Path>) -> Container {
+    const FOLDER: &str = "/etc/vmwatch/mongo-secrets";
+    let mut args = Vec::new();
+    let mut mounts = Vec::new();
+    if let Some(certificate) = certificate {
+        args.push("mongod".to_owned());
+        args.extend(tls_arguments(Path::new(FOLDER)));
+        mounts.push((certificate.display().to_string(), FOLDER));
+    }
     Container::start(ContainerSpec {
         name: "mongo",
         image: image(MONGO_IMAGE),
-        args: Vec::new(),
+        args,
         host_port,
         port: 27_017,
-        mounts: Vec::new(),
+        mounts,
     })
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use shared::{
     bus::{Bus, BusSettings},
-    config::{Environment, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER},
+    config::{Environment, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER},
 };
 
 use crate::{
@@ -39,10 +39,19 @@ impl Nats {
             Backend::Processes => Server::Process(process(folder, port, secrets.as_ref())),
             Backend::Containers => Server::Container(container(port, secrets.as_ref())),
         };
-        let url = format!("nats://127.0.0.1:{port}");
+        let encrypted = secrets
+            .as_ref()
+            .is_some_and(|secrets| secrets.ca_file().is_some());
+        let scheme = if encrypted { "tls" } else { "nats" };
+        let url = format!("{scheme}://127.0.0.1:{port}");
         let nats = Self { server, url, secrets };
         nats.answers().await;
         nats
+    }
+
+    /// What `deploy/secrets` made for it.
+    pub const fn secrets(&self) -> Option<&Secrets> {
+        self.secrets.as_ref()
     }
 
     /// The address of the server.
@@ -62,10 +71,13 @@ impl Nats {
             return Vec::new();
         };
         let password_file = secrets.password_file(user).display().to_string();
-        vec![
+        let mut login = vec![
             (NATS_USER.name.to_owned(), user.to_owned()),
             (NATS_PASSWORD_FILE.name.to_owned(), password_file),
-        ]
+        ];
+        let ca_file = secrets.ca_file();
+        login.extend(ca_file.map(|file| (NATS_CA_FILE.name.to_owned(), file.display().to_string())));
+        login
     }
 
     /// The password of this user of deploy/nats; empty where everybody may come in.
@@ -93,6 +105,7 @@ impl Nats {
             (NATS_PING_INTERVAL.name, "300ms"),
             (NATS_USER.name, value(NATS_USER.name)),
             (NATS_PASSWORD_FILE.name, value(NATS_PASSWORD_FILE.name)),
+            (NATS_CA_FILE.name, value(NATS_CA_FILE.name)),
         ]);
         let settings = BusSettings::read(&env).expect("the settings are right");
         let bus = Bus::connect(name, &settings)
@@ -117,6 +130,9 @@ impl Nats {
             let mut options = async_nats::ConnectOptions::new();
             if let Some(secrets) = &self.secrets {
                 options = options.user_and_password(TEST_USER.to_owned(), secrets.password(TEST_USER));
+                if let Some(ca_file) = secrets.ca_file() {
+                    options = options.add_root_certificates(ca_file);
+                }
             }
             let client = options
                 .connect(&self.url)

@@ -95,6 +95,11 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// SIGHUP: NATS reads its configuration and certificates again.
+    pub fn reload(&self) {
+        self.signal(Signal::HUP);
+    }
+
     /// SIGTERM, as every platform asks a program to end; waits for the end.
     pub async fn terminate(&self, deadline: Duration) -> ExitStatus {
         self.signal(Signal::TERM);

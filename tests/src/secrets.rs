@@ -1,4 +1,5 @@
-//! The users of the bus as a deployment has them: deploy/nats, with passwords by `deploy/secrets`.
+//! The users of the bus, and the certificates of both servers, as a deployment has them: deploy/nats, with passwords and
+//! certificates by `deploy/secrets`.
 
 use std::{
     fs,
@@ -13,12 +14,17 @@ pub(crate) const TEST_USER: &str = "test";
 #[derive(Debug)]
 pub struct Secrets {
     folder: PathBuf,
+    /// Whether the servers take TLS alone.
+    tls: bool,
 }
+
+/// Where nats.conf looks for the users and the certificate.
+const NATS_SECRETS: &str = "/etc/vmwatch/nats-secrets";
 
 impl Secrets {
     /// Makes all secrets, and lets agents of these instances onto the bus.
     pub fn make(folder: &Path, agents: &[&str]) -> Self {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let deploy = deploy();
         let folder = folder.join("deployment");
         // As in the container: nats.conf names its neighbour `nats-secrets`.
         let store = folder.join("secrets");
@@ -39,7 +45,41 @@ impl Secrets {
         )
         .unwrap();
         fs::write(store.join("nats").join(TEST_USER), TEST_USER).unwrap();
-        Self { folder }
+        fs::write(folder.join("nats/tls.conf"), "").unwrap();
+        Self { folder, tls: false }
+    }
+
+    /// With TLS, as in a deployment; the other tests do without its cost.
+    #[must_use]
+    pub fn with_tls(mut self) -> Self {
+        self.tls = true;
+        fs::copy(deploy().join("nats/tls.conf"), self.folder.join("nats/tls.conf")).unwrap();
+        self.copy_certificate();
+        self
+    }
+
+    /// Runs `deploy/secrets` again, and gives the server of the bus what it made.
+    pub fn renew(&self, args: &[&str]) {
+        run_secrets(&deploy(), &self.folder.join("secrets"), args);
+        self.copy_certificate();
+    }
+
+    fn copy_certificate(&self) {
+        for name in ["ca.crt", "tls.crt", "tls.key"] {
+            let made = self.folder.join("secrets/nats-server").join(name);
+            let to = self.folder.join("nats-secrets").join(name);
+            fs::write(to, fs::read(made).unwrap()).unwrap();
+        }
+    }
+
+    /// What signs the servers' certificates, where they take TLS alone.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.tls.then(|| self.folder.join("secrets/ca.crt"))
+    }
+
+    /// The folder with the certificate of the database, where it takes TLS alone.
+    pub fn database_certificate(&self) -> Option<PathBuf> {
+        self.tls.then(|| self.folder.join("secrets/mongo-server"))
     }
 
     /// The configuration and the users, as a container has them; its port is published to the loopback interface alone.
@@ -56,11 +96,15 @@ impl Secrets {
     pub(crate) fn nats_config(&self, store: &str, monitoring_port: u16) -> String {
         let deployed = include_str!("../../deploy/nats/nats.conf");
         let config = deployed
-            .replace("0.0.0.0:8222", &format!("127.0.0.1:{monitoring_port}"))
+            .replace("127.0.0.1:8222", &format!("127.0.0.1:{monitoring_port}"))
             .replace("0.0.0.0", "127.0.0.1")
             .replace("\"/data\"", &format!("{store:?}"));
         let path = self.folder.join("nats/nats.conf");
         fs::write(&path, config).unwrap();
+        let tls = self.folder.join("nats/tls.conf");
+        let here = self.folder.join("nats-secrets").display().to_string();
+        let config = fs::read_to_string(&tls).unwrap().replace(NATS_SECRETS, &here);
+        fs::write(&tls, config).unwrap();
         path.display().to_string()
     }
 
@@ -80,6 +124,10 @@ impl Secrets {
             .trim()
             .to_owned()
     }
+}
+
+fn deploy() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy")
 }
 
 fn run_secrets(deploy: &Path, store: &Path, args: &[&str]) {

@@ -107,6 +107,14 @@ impl Server {
         }
     }
 
+    /// It reads its configuration again.
+    pub fn reload(&self) {
+        match self {
+            Self::Process(process) => process.reload(),
+            Self::Container(container) => container.reload(),
+        }
+    }
+
     /// Starts it again, with the same port and store, after it has ended.
     pub fn start_again(&self) {
         match self {

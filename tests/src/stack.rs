@@ -10,7 +10,7 @@ use shared::{
         lifecycle::{MachineState, State, Target},
     },
     bus::{Bus, Context},
-    config::{MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
+    config::{MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
     health,
     time::unix_millis,
 };
@@ -147,6 +147,7 @@ pub struct StackBuilder {
     replicas: HashMap<Program, usize>,
     settings: Vec<(Program, String, String)>,
     permissions: bool,
+    tls: bool,
 }
 
 impl StackBuilder {
@@ -171,15 +172,28 @@ impl StackBuilder {
         self
     }
 
+    /// The same, with NATS and the database taking TLS alone, as in a deployment.
+    #[must_use]
+    pub fn with_tls(mut self) -> Self {
+        self.tls = true;
+        self.with_permissions()
+    }
+
     /// Starts everything and waits until all of it is ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
         let secrets = self
             .permissions
             .then(|| Secrets::make(folder.path(), &[THIS_MACHINE]));
+        let secrets = if self.tls {
+            secrets.map(Secrets::with_tls)
+        } else {
+            secrets
+        };
+        let certificate = secrets.as_ref().and_then(Secrets::database_certificate);
         let (nats, database) = tokio::join!(
             Nats::start_with(folder.path(), secrets),
-            Database::start(folder.path())
+            Database::start_with(folder.path(), certificate.as_deref())
         );
         write_node_file(folder.path());
         let mut stack = Stack {
@@ -239,6 +253,7 @@ impl Stack {
             .into(),
             settings: Vec::new(),
             permissions: false,
+            tls: false,
         }
     }
 
@@ -337,6 +352,8 @@ impl Stack {
         env.extend(self.nats.login_of(&program.user()));
         if matches!(program, Program::Auth | Program::Metrics) {
             env.push(pair(MONGODB_URI.name, self.database.uri()));
+            let ca_file = self.nats.secrets().and_then(Secrets::ca_file);
+            env.extend(ca_file.map(|file| pair(MONGODB_CA_FILE.name, &file.display().to_string())));
         }
         env
     }

@@ -1,13 +1,23 @@
 #!/bin/bash
 # What the official image's entrypoint does at its first start: a server on loopback without users, the root user, the
 # scripts of /docker-entrypoint-initdb.d, and only then the server that others reach, which asks for passwords. Without
-# a root user everybody may do everything, as there.
+# a root user everybody may do everything, as there. Of mongod's options it knows those of TLS.
 set -euo pipefail
 
 arguments=(--port 27017 --storage-path /data/db --standalone --sync-on-commit --cache-size 256M --log-file-max 16MB)
+tls=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        # One file with the certificate and the key.
+        --tlsCertificateKeyFile) tls=(--tls-cert-file "$2" --tls-key-file "$2"); shift 2 ;;
+        --tlsMode | --tlsCAFile) shift 2 ;;
+        mongod | --tlsAllowConnectionsWithoutCertificates) shift ;;
+        *) echo "the stand-in knows no option $1" >&2; exit 64 ;;
+    esac
+done
 
 if [ -z "${MONGO_INITDB_ROOT_USERNAME:-}" ]; then
-    exec database --host 0.0.0.0 "${arguments[@]}"
+    exec database --host 0.0.0.0 "${arguments[@]}" "${tls[@]}"
 fi
 
 if [ ! -e /data/db/.prepared ]; then
@@ -28,4 +38,4 @@ if [ ! -e /data/db/.prepared ]; then
     touch /data/db/.prepared
 fi
 
-exec database --host 0.0.0.0 --auth "${arguments[@]}"
+exec database --host 0.0.0.0 --auth "${arguments[@]}" "${tls[@]}"

@@ -2,5 +2,5 @@
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
 COPY nats-server /usr/local/bin/
-RUN ln -s /bin/busybox /usr/local/bin/wget && mkdir /data
+RUN ln -s /bin/busybox /usr/local/bin/wget
 ENTRYPOINT ["nats-server"]

@@ -2,9 +2,11 @@
 
 mod bus_tls;
 mod corpus;
+mod headers;
 mod leaks;
 mod listener;
 mod passwords;
+mod servers_tls;
 mod tls;
 mod tokens;
 mod walk;

@@ -1,0 +1,86 @@
+"""The rules of compose.yaml and of the configuration that its NATS server reads."""
+
+import re
+
+import yaml
+
+from . import sources
+
+# A variable of its own, with an exact version (or a digest) as its default; ours are built here.
+IMAGE = re.compile(r"\$\{VMWATCH_[A-Z_]+_IMAGE:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?\}")
+# Ends at once, and may change the owner of files and nothing else.
+PREPARES = "nats-volume"
+# What a mongod must be told to take TLS alone.
+MONGO_TLS = ["--tlsMode requireTLS", "--tlsCertificateKeyFile /run/secrets/mongo-tls", "--tlsCAFile /run/secrets/ca"]
+
+
+def compose():
+    """Settings that exist, users and password files that belong together."""
+    document = yaml.safe_load((sources.ROOT / "compose.yaml").read_text())
+    declared = document["secrets"]
+    for service, spec in document["services"].items():
+        for secret in spec.get("secrets", []):
+            if secret not in declared:
+                yield f"{service} uses the secret {secret}, which is not declared"
+        yield from hardened(service, spec)
+        name = program(spec)
+        if name not in sources.CRATES:
+            continue
+        variables = spec["environment"]
+        for variable in set(variables) - sources.settings(name) - set(document["x-settings"]):
+            yield f"{name} knows no setting {variable}"
+        for variable, value in variables.items():
+            if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
+                yield f"{service}: {variable} names a file that it has not"
+        user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
+        file = declared[secret]["file"]
+        if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
+            yield f"{service} has the password of another user than {user}"
+        yield from encrypted(service, variables)
+    yield from servers(document["services"])
+
+
+def program(spec: dict) -> str:
+    return spec["image"].partition(":")[0].removeprefix("vmwatch/")
+
+
+def hardened(service: str, spec: dict):
+    """No root, no capability, no writable root."""
+    if not spec.get("read_only"):
+        yield f"{service} may write its root file system"
+    if spec.get("cap_drop") != ["ALL"] or (spec.get("cap_add") and service != PREPARES):
+        yield f"{service} keeps capabilities"
+    if spec.get("security_opt") != ["no-new-privileges:true"]:
+        yield f"{service} may gain privileges"
+    if program(spec) in sources.CRATES:
+        # deploy/Dockerfile gives these images their user.
+        return
+    if spec.get("user", "0").startswith("0") and service != PREPARES:
+        yield f"{service} may run as root"
+    if not IMAGE.fullmatch(spec["image"]):
+        yield f"{service}: {spec['image']} is no variable with an exact version as its default"
+
+
+def encrypted(service: str, variables: dict):
+    if not variables["VMWATCH_NATS_URL"].startswith("tls://") or "VMWATCH_NATS_CA_FILE" not in variables:
+        yield f"{service} speaks to NATS without TLS"
+    if "VMWATCH_MONGODB_URI_FILE" in variables and "VMWATCH_MONGODB_CA_FILE" not in variables:
+        yield f"{service} speaks to MongoDB without TLS"
+
+
+def servers(services: dict):
+    """Both take TLS alone, and the monitoring port is not on a network."""
+    command = " ".join(services["mongo"]["command"])
+    for part in MONGO_TLS:
+        if part not in command:
+            yield f"mongo is not started with {part}"
+    folder = sources.ROOT / "deploy" / "nats"
+    config = (folder / "nats.conf").read_text()
+    if "include tls.conf" not in config or not re.search(r"^tls \{", (folder / "tls.conf").read_text(), re.M):
+        yield "nats takes plain connections"
+    listeners = re.findall(r'^(http|https|monitor_port|http_port|https_port)\s*:\s*(\S+)', config, re.M)
+    if listeners != [("http", '"127.0.0.1:8222"')]:
+        yield f"the monitoring port of nats listens on {listeners}"
+    for service, spec in services.items():
+        if any(str(port).endswith((":8222", ":27017")) for port in spec.get("ports", [])):
+            yield f"{service} publishes the port {spec['ports']}"

@@ -1,0 +1,136 @@
+//! NATS and the database as a deployment has them: TLS alone, with the certificates of `deploy/secrets`.
+
+use std::{fs, sync::Arc};
+
+use e2e::{ADMIN, Database, MACHINES, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::ring,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
+use serde_json::json;
+use shared::{
+    config::{Environment, MONGODB_CA_FILE, MONGODB_URI},
+    store::StoreSettings,
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+
+use super::tls::Authority;
+
+/// The name that the certificate of the bus gets while everything runs.
+const FURTHER_NAME: &str = "bus.example.com";
+
+#[tokio::test]
+async fn the_whole_stack_works_over_tls_and_takes_a_renewed_certificate() {
+    let stack = Stack::builder()
+        .replicas(Program::Agent, 1)
+        .with_tls()
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    // Users and rows are in the database; all requests and the agent's samples take the bus.
+    let session = gateway.login(ADMIN.0, ADMIN.1).await;
+    let data = json!({ "instance_id": THIS_MACHINE });
+    eventually("the agent's rows are answered", PATIENCE, async || {
+        let rows = gateway.rows(&session, codes::VM, 3, data.clone()).await;
+        (!rows.is_empty()).then_some(()).ok_or("none yet".to_owned())
+    })
+    .await;
+    assert_eq!(gateway.start_vm(&session, MACHINES[0].0).await.status(), 1);
+    refuses_plain(address(stack.nats.url())).await;
+
+    let secrets = stack.nats.secrets().unwrap();
+    let before = served_by_bus(&stack, "localhost").await.unwrap();
+    assert!(
+        served_by_bus(&stack, FURTHER_NAME).await.is_err(),
+        "not yet a name of the bus"
+    );
+    secrets.renew(&["bus-name", FURTHER_NAME]);
+    stack.nats.server.reload();
+    eventually("the renewed certificate is served", PATIENCE, async || {
+        let served = served_by_bus(&stack, FURTHER_NAME)
+            .await
+            .map_err(|error| error.to_string())?;
+        (served != before).then_some(()).ok_or("the former".to_owned())
+    })
+    .await;
+    // Connections of before go on, and new ones find what they trust.
+    assert_eq!(gateway.start_vm(&session, MACHINES[1].0).await.status(), 1);
+    stack.nats.connect_as("a tool", "vmwatch-operator").await;
+}
+
+#[tokio::test]
+async fn the_database_is_trusted_by_its_authority_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let secrets = Secrets::make(folder.path(), &[]).with_tls();
+    let database = Database::start_with(folder.path(), secrets.database_certificate().as_deref()).await;
+    let foreign = folder.path().join("foreign.pem");
+    fs::write(&foreign, Authority::new().pem).unwrap();
+    let answers = async |uri: &str, ca_file: &str| {
+        let env = Environment::of([(MONGODB_URI.name, uri), (MONGODB_CA_FILE.name, ca_file)]);
+        let settings = StoreSettings::read(&env).unwrap();
+        let opened = settings.open("a-test").await.unwrap();
+        opened.run_command(mongodb::bson::doc! { "ping": 1 }).await
+    };
+    let uri = format!("{}/?serverSelectionTimeoutMS=500", database.uri());
+    let ca_file = secrets.ca_file().unwrap().display().to_string();
+    answers(&uri, &ca_file).await.unwrap();
+    // Of an operator's connection string, which asks for TLS in its own words.
+    answers(&format!("{uri}&ssl=true"), &ca_file).await.unwrap();
+    for (uri, ca_file, why) in [
+        (&uri, "", "it takes no plain connection"),
+        (
+            &uri,
+            foreign.to_str().unwrap(),
+            "another authority did not sign it",
+        ),
+    ] {
+        answers(uri, ca_file).await.expect_err(why);
+    }
+}
+
+fn address(url: &str) -> &str {
+    url.strip_prefix("tls://").expect("the bus takes TLS alone")
+}
+
+/// A client that goes on without TLS gets no further.
+async fn refuses_plain(address: &str) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream
+        .write_all(b"CONNECT {\"user\":\"test\",\"pass\":\"test\"}\r\nPING\r\n")
+        .await
+        .unwrap();
+    let mut said = Vec::new();
+    // The server may reset the connection after it has said why.
+    let _ = stream.read_to_end(&mut said).await;
+    let said = String::from_utf8_lossy(&said);
+    assert!(said.starts_with("INFO ") && !said.contains("PONG"), "{said}");
+}
+
+/// The certificate that the bus serves to a client that asks for this name.
+async fn served_by_bus(stack: &Stack, name: &'static str) -> std::io::Result<Vec<u8>> {
+    let mut roots = RootCertStore::empty();
+    let ca_file = stack.nats.secrets().unwrap().ca_file().unwrap();
+    roots.add_parsable_certificates(
+        CertificateDer::pem_file_iter(ca_file)
+            .unwrap()
+            .map(Result::unwrap),
+    );
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut stream = BufReader::new(TcpStream::connect(address(stack.nats.url())).await?);
+    // The server speaks first, in plain text; the handshake follows its line.
+    let mut info = String::new();
+    stream.read_line(&mut info).await?;
+    let connector = TlsConnector::from(Arc::new(config));
+    let name = ServerName::try_from(name).unwrap();
+    let stream = connector.connect(name, stream.into_inner()).await?;
+    Ok(stream.get_ref().1.peer_certificates().unwrap()[0].to_vec())
+}
