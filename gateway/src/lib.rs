@@ -7,6 +7,7 @@
 mod admission;
 mod body;
 pub mod config;
+mod headers;
 pub mod legacy;
 mod live;
 mod open_files;
@@ -17,7 +18,7 @@ mod sessions;
 
 use std::sync::Arc;
 
-use axum::{Router, routing::any};
+use axum::{Router, middleware::from_fn_with_state, routing::any};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     api::Deadlines,
@@ -48,6 +49,8 @@ pub(crate) struct Gateway {
     deadlines: Deadlines,
     http: HttpSettings,
     proxies: Proxies,
+    /// Whether this program's own listener speaks TLS.
+    tls: bool,
     rest: RestSettings,
     admission: Admission,
     event_streams: Arc<Semaphore>,
@@ -110,6 +113,7 @@ pub async fn run(
         deadlines: settings.deadlines,
         http: settings.http,
         proxies: settings.proxies,
+        tls: tls.is_some(),
         rest: settings.rest,
         admission: Admission::new(settings.http.max_in_flight, settings.http.a_second),
         event_streams: Arc::new(Semaphore::new(settings.rest.event_streams)),
@@ -117,6 +121,7 @@ pub async fn run(
     let router = Router::new()
         .route(legacy::PATH, any(legacy::serve))
         .merge(rest::router(&gateway))
+        .layer(from_fn_with_state(Arc::clone(&gateway), headers::secure))
         .with_state(gateway);
     http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
     info!("drained");

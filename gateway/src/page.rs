@@ -60,18 +60,15 @@ fn answer(file: &File, headers: &HeaderMap) -> Response<Body> {
     let packed = lists(headers, header::ACCEPT_ENCODING, "gzip");
     let body = if packed { file.gzip } else { file.plain };
     let mut response = Response::new(Body::from(Bytes::from_static(body)));
-    let kept = if file.path.starts_with(ASSETS) {
-        "public, max-age=31536000, immutable"
-    } else {
-        "no-cache"
-    };
+    let kept = (header::CACHE_CONTROL, "public, max-age=31536000, immutable");
     let sent = [
         (header::CONTENT_TYPE, content_type(file.path)),
-        (header::CACHE_CONTROL, kept),
         (header::VARY, "Accept-Encoding"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::REFERRER_POLICY, "same-origin"),
     ];
+    let sent = sent
+        .into_iter()
+        .chain(file.path.starts_with(ASSETS).then_some(kept));
     let headers = response.headers_mut();
     headers.extend(sent.map(|(name, value)| (name, HeaderValue::from_static(value))));
     if packed {

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// The networks of the proxies in front; none unless given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,6 +51,17 @@ impl Proxies {
             client = address;
         }
         client
+    }
+
+    /// Whether the peer is trusted and says that the client used HTTPS: the last word of `X-Forwarded-Proto`, since what
+    /// stands before it anybody may have written.
+    pub(crate) fn says_https(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
+        if !self.trusts(peer.ip().to_canonical()) {
+            return false;
+        }
+        let line = headers.get_all(FORWARDED_PROTO).iter().next_back();
+        let scheme = line.and_then(|line| line.to_str().ok()?.rsplit(',').next());
+        scheme.is_some_and(|scheme| scheme.trim().eq_ignore_ascii_case("https"))
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -106,6 +118,27 @@ mod tests {
         headers.append(FORWARDED_FOR, HeaderValue::from_static("203.0.113.9"));
         let peer = "10.0.0.1:1".parse().unwrap();
         assert_eq!(nobody.client(peer, &headers), peer.ip());
+    }
+
+    #[test]
+    fn believes_the_scheme_of_a_trusted_proxy_alone() {
+        let proxies: Proxies = "10.0.0.0/8".parse().unwrap();
+        for (peer, lines, https) in [
+            ("10.0.0.1:1", &["https"][..], true),
+            ("10.0.0.1:1", &["http, HTTPS "], true),
+            ("10.0.0.1:1", &["http", "https"], true),
+            ("10.0.0.1:1", &["https, http"], false),
+            ("10.0.0.1:1", &["http"], false),
+            ("10.0.0.1:1", &[], false),
+            ("198.51.100.7:1", &["https"], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(FORWARDED_PROTO, HeaderValue::from_static(line));
+            }
+            let said = proxies.says_https(peer.parse().unwrap(), &headers);
+            assert_eq!(said, https, "{peer} {lines:?}");
+        }
     }
 
     #[test]

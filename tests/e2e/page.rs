@@ -20,7 +20,7 @@ async fn the_page_is_served_under_a_strict_policy() {
     assert_eq!(page.status, 200, "built without its page? {page:?}");
     for (name, value) in [
         ("content-type", "text/html; charset=utf-8"),
-        ("cache-control", "no-cache"),
+        ("cache-control", "no-store"),
         ("x-content-type-options", "nosniff"),
         ("referrer-policy", "same-origin"),
     ] {

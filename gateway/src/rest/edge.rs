@@ -81,7 +81,7 @@ async fn whole(request: Request, limit: Duration) -> Result<Request, Problem> {
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Writes the problem document, where there is a problem, and the headers of every answer.
+/// Writes the problem document, where there is a problem, and the request's id.
 fn finish(response: &mut Response<Body>, request_id: &str) {
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
         // axum's own answer where a path exists and takes other methods; it names them in `Allow`.
@@ -96,15 +96,8 @@ fn finish(response: &mut Response<Body>, request_id: &str) {
             .headers_mut()
             .extend(allowed.map(|allowed| (header::ALLOW, allowed)));
     }
-    let headers = response.headers_mut();
-    headers.extend(HeaderValue::from_str(request_id).map(|id| (REQUEST_ID, id)));
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
+    let request_id = HeaderValue::from_str(request_id).map(|id| (REQUEST_ID, id));
+    response.headers_mut().extend(request_id);
 }
 
 /// Answers what no route takes.

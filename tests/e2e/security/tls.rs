@@ -112,6 +112,10 @@ async fn the_api_is_served_over_tls_and_renewed_certificates_without_a_restart()
         said.starts_with("HTTP/1.1 200 ") && said.contains("authenticated"),
         "{said}"
     );
+    assert!(
+        said.contains("strict-transport-security: max-age=31536000"),
+        "{said}"
+    );
 
     // Neither plain HTTP, nor a handshake that never comes to its end.
     let mut plain = connect(gateway).await;

@@ -1,0 +1,76 @@
+//! The security headers of every answer, whichever route, fallback or middleware gave it. Only what hyper itself answers
+//! has none: a request that is no HTTP, or whose headers are too large.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Response, header},
+    middleware::Next,
+};
+
+use crate::Gateway;
+
+/// Set on every answer.
+const ALWAYS: [(HeaderName, &str); 5] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::REFERRER_POLICY, "same-origin"),
+    (
+        HeaderName::from_static("cross-origin-opener-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("cross-origin-resource-policy"),
+        "same-origin",
+    ),
+    (
+        HeaderName::from_static("permissions-policy"),
+        "accelerometer=(), camera=(), display-capture=(), geolocation=(), gyroscope=(), magnetometer=(), \
+         microphone=(), payment=(), usb=()",
+    ),
+];
+/// Set where the route has not set its own: only files that are named by their content may be kept, and only the pages
+/// load anything.
+const UNLESS_SET: [(HeaderName, &str); 2] = [
+    (header::CACHE_CONTROL, "no-store"),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        "default-src 'none'; frame-ancestors 'none'",
+    ),
+];
+/// A year. Browsers take it from an answer over TLS alone.
+const TRANSPORT_SECURITY: &str = "max-age=31536000";
+
+/// Wraps all routes.
+pub(crate) async fn secure(
+    State(gateway): State<Arc<Gateway>>,
+    request: Request,
+    next: Next,
+) -> Response<Body> {
+    let encrypted = gateway.tls || forwarded_over_tls(&gateway, &request);
+    let mut response = next.run(request).await;
+    add(response.headers_mut(), encrypted);
+    response
+}
+
+/// Whether a trusted proxy says that the client reached it over TLS.
+fn forwarded_over_tls(gateway: &Gateway, request: &Request) -> bool {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    peer.is_some_and(|peer| gateway.proxies.says_https(peer.0, request.headers()))
+}
+
+fn add(headers: &mut HeaderMap, encrypted: bool) {
+    for (name, value) in ALWAYS {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    for (name, value) in UNLESS_SET {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if encrypted {
+        headers.insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static(TRANSPORT_SECURITY),
+        );
+    }
+}
