@@ -45,6 +45,20 @@ def servers(overlay: Overlay):
             yield f"{program(deployment)} speaks to MongoDB without TLS"
 
 
+def bus():
+    """The NATS servers of compose and of Kubernetes have the same limits and files."""
+    document = (sources.ROOT / "deploy" / "nats" / "nats.conf").read_text()
+    values = manifest("nats-values.yaml")
+    merged = {**values["config"]["merge"], **values["config"]["jetstream"]["merge"]}
+    for name in ("ping_interval", "ping_max", "max_connections", "max_pending", "max_buffered_msgs", "max_buffered_size"):
+        here = re.search(rf"^\s*{name}: (\S+)$", document, re.M)[1].strip('"')
+        if here != str(merged[name]).strip("<> "):
+            yield f"nats-values.yaml: {name} is {merged[name]}, in nats.conf {here}"
+    mounted = values["podTemplate"]["patch"][0]["value"]["secret"]
+    if {item["key"] for item in mounted["items"]} != sources.secrets()[mounted["secretName"]]:
+        yield f"nats-values.yaml: it does not mount all files of the Secret {mounted['secretName']}"
+
+
 def proxies(overlay: Overlay):
     """Behind an ingress the gateway must be told which addresses may name the client, and be closed to others."""
     if not overlay.all("Ingress"):

@@ -33,7 +33,7 @@ impl Secrets {
             run_secrets(&deploy, &store, &["agent", agent]);
         }
         fs::create_dir(folder.join("nats")).unwrap();
-        for name in ["nats.conf", "permissions.conf"] {
+        for name in ["nats.conf", "accounts.conf", "permissions.conf"] {
             fs::copy(deploy.join("nats").join(name), folder.join("nats").join(name)).unwrap();
         }
         let made = fs::read_to_string(store.join("nats-server/users.conf")).unwrap();
@@ -42,6 +42,11 @@ impl Secrets {
         fs::write(
             folder.join("nats-secrets/users.conf"),
             format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}"),
+        )
+        .unwrap();
+        fs::copy(
+            store.join("nats-server/agents.conf"),
+            folder.join("nats-secrets/agents.conf"),
         )
         .unwrap();
         fs::write(store.join("nats").join(TEST_USER), TEST_USER).unwrap();
