@@ -1,10 +1,11 @@
 //! Machines of one libvirt connection.
 //!
-//! libvirt's calls block and cannot be cancelled: each runs on a thread for blocking calls, behind a semaphore of this
+//! libvirt's calls block and cannot be cancelled: each runs on a thread of its own, behind a semaphore of this
 //! hypervisor alone, so that a host that hangs takes its own permits and no other's. The connection is shared by all
 //! calls (libvirt allows it) and kept for the life of the process: the state of a `test:///` machine lives in it.
 
 mod connection;
+mod threads;
 
 use std::sync::Arc;
 
@@ -51,14 +52,17 @@ impl Libvirt {
             .map_err(|_| DriverError::Timeout)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
         let connection = Arc::clone(&self.connection);
-        let called = tokio::task::spawn_blocking(move || {
+        let called = threads::run(move || {
             let outcome = connection.call(work);
             drop(permit);
             outcome
         });
+        let called = called.map_err(|error| DriverError::Unavailable(error.to_string()))?;
         match tokio::time::timeout_at(end, called).await {
             Ok(Ok(outcome)) => outcome.map_err(DriverError::from),
-            Ok(Err(panicked)) => Err(DriverError::Unavailable(panicked.to_string())),
+            Ok(Err(_)) => Err(DriverError::Unavailable(
+                "the call into libvirt panicked".to_owned(),
+            )),
             Err(_) => Err(DriverError::Timeout),
         }
     }
