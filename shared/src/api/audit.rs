@@ -6,7 +6,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Access, Kind, Method, MethodInfo, Role, Service, auth::UserName, lifecycle::OperationId, metrics::Limit,
+    Access, Class, Kind, Method, MethodInfo, Role, Service, auth::UserName, lifecycle::OperationId,
+    metrics::Limit,
 };
 
 /// The stream of audit records, appended to and never changed.
@@ -130,6 +131,7 @@ impl Method for List {
         subject: "auth.audit.list",
         access: Access::Role(Role::Admin),
         kind: Kind::Query,
+        class: Class::HeavyRead,
         documented: None,
     };
 }

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use sha2::{Digest, Sha256};
 
-use super::{Access, Answer, Documented, Kind, Method, MethodInfo, Principal, Service, bounded_text};
+use super::{Access, Answer, Class, Documented, Kind, Method, MethodInfo, Principal, Service, bounded_text};
 
 /// The JetStream KV bucket of live sessions: the key is [`Token::key`], the value a [`SessionRecord`].
 pub const SESSION_BUCKET: &str = "vmwatch_sessions";
@@ -23,6 +23,7 @@ impl Method for Login {
         subject: "auth.login",
         access: Access::Public,
         kind: Kind::Query,
+        class: Class::Login,
         documented: Some(Documented {
             code: 458_753,
             success: "User authenticated sucessfully...",

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{
-    Access, InstanceId, Kind, Method, MethodInfo, Role, Service,
+    Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service,
     lifecycle::{Page, Target},
 };
 use crate::wire::Fault;
@@ -103,7 +103,7 @@ impl<'de> Deserialize<'de> for Points {
     }
 }
 
-/// A row of the table for a query that the document does not know.
+/// A row of the table for a query that the document does not know, of small cost unless it says otherwise.
 pub(super) const fn query(name: &'static str, subject: &'static str) -> MethodInfo {
     MethodInfo {
         name,
@@ -111,6 +111,7 @@ pub(super) const fn query(name: &'static str, subject: &'static str) -> MethodIn
         subject,
         access: Access::Role(Role::Viewer),
         kind: Kind::Query,
+        class: Class::CheapRead,
         documented: None,
     }
 }
@@ -287,7 +288,10 @@ pub struct VmHistory;
 impl Method for VmHistory {
     type Params = VmHistoryQuery;
     type Reply = VmSeries;
-    const INFO: MethodInfo = query("vm_history", "metrics.vm.history");
+    const INFO: MethodInfo = MethodInfo {
+        class: Class::HeavyRead,
+        ..query("vm_history", "metrics.vm.history")
+    };
 
     fn instance(params: &VmHistoryQuery) -> Option<&InstanceId> {
         Some(&params.instance_id)

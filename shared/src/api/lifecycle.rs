@@ -9,7 +9,7 @@ pub use super::operation::{
     OperationState,
 };
 use super::{
-    Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
+    Access, Answer, Class, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
 };
 use crate::wire::Fault;
 
@@ -117,6 +117,10 @@ const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInf
             Kind::Command => Role::Operator,
         }),
         kind,
+        class: match kind {
+            Kind::Query => Class::CheapRead,
+            Kind::Command => Class::Command,
+        },
         documented: None,
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 
-use super::{Access, Answer, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, bounded_text};
+use super::{
+    Access, Answer, Class, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, bounded_text,
+};
 use crate::{
     time::CreateDate,
     wire::{Fault, FaultKind},
@@ -159,6 +161,7 @@ const fn query(name: &'static str, subject: &'static str, code: u32, success: &'
         subject,
         access: Access::Role(Role::Viewer),
         kind: Kind::Query,
+        class: Class::CheapRead,
         documented: Some(Documented {
             code,
             success,

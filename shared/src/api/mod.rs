@@ -67,6 +67,35 @@ pub enum Kind {
     Command,
 }
 
+/// A class of requests. Each has a limit of its own in the gateway and in each service ([`crate::limits`]), so that one
+/// kind of load can't use up what another needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Logins: each costs a password hash and needs no session.
+    Login,
+    /// Logout and user management, which must work under any other load.
+    Account,
+    /// Commands for VMs, which may take minutes.
+    Command,
+    /// Reads whose cost is small and known: newest rows, lists, states.
+    CheapRead,
+    /// Reads that may go through many rows: history, processes over time, the audit.
+    HeavyRead,
+}
+
+impl Class {
+    /// The name used in texts.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Login => "logins",
+            Self::Account => "account requests",
+            Self::Command => "commands",
+            Self::CheapRead => "cheap reads",
+            Self::HeavyRead => "heavy reads",
+        }
+    }
+}
+
 /// How the API of 2017 shows a method (docs/api).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Documented {
@@ -102,6 +131,8 @@ pub struct MethodInfo {
     pub access: Access,
     /// Query or command.
     pub kind: Kind,
+    /// Which limit it counts against.
+    pub class: Class,
     /// The documented face, where the method has one.
     pub documented: Option<Documented>,
 }
@@ -213,6 +244,14 @@ mod tests {
                 .map(|d| d.code.to_string())
                 .collect()
         ));
+    }
+
+    #[test]
+    fn every_command_for_a_vm_counts_against_the_limit_of_commands() {
+        for method in METHODS {
+            let commands_a_vm = method.service == Service::Lifecycle && method.kind == Kind::Command;
+            assert_eq!(method.class == Class::Command, commands_a_vm, "{}", method.name);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
-    InstanceId, Method, MethodInfo, bounded_text,
+    Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{Points, Stat, TimeRange, query},
     metrics::Limit,
 };
@@ -249,7 +249,10 @@ pub struct ProcessHistory;
 impl Method for ProcessHistory {
     type Params = ProcessHistoryQuery;
     type Reply = ProcessSeries;
-    const INFO: MethodInfo = query("process_history", "metrics.process.history");
+    const INFO: MethodInfo = MethodInfo {
+        class: Class::HeavyRead,
+        ..query("process_history", "metrics.process.history")
+    };
 
     fn instance(params: &ProcessHistoryQuery) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -315,7 +318,10 @@ pub struct ProcessEvents;
 impl Method for ProcessEvents {
     type Params = ProcessEventsQuery;
     type Reply = ProcessEventList;
-    const INFO: MethodInfo = query("process_events", "metrics.process.events");
+    const INFO: MethodInfo = MethodInfo {
+        class: Class::HeavyRead,
+        ..query("process_events", "metrics.process.events")
+    };
 
     fn instance(params: &ProcessEventsQuery) -> Option<&InstanceId> {
         Some(&params.instance_id)

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{
-    Access, Kind, Method, MethodInfo, Role, Scope, Service,
+    Access, Class, Kind, Method, MethodInfo, Role, Scope, Service,
     auth::{Password, Token, UserName},
     bounded_text,
     metrics::Limit,
@@ -169,6 +169,7 @@ const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInf
         subject,
         access: Access::Role(Role::Admin),
         kind,
+        class: Class::Account,
         documented: None,
     }
 }
