@@ -10,7 +10,7 @@ use shared::{
         serve::{self, ServeSettings},
     },
     config::{Environment, Invalid, STREAM_REPLICAS, Setting},
-    health,
+    health, limits,
     store::{self, StoreSettings},
     telemetry::{self, TelemetrySettings},
 };
@@ -92,6 +92,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     audit::SETTINGS,
     store::SETTINGS,
     serve::SETTINGS,
+    limits::SETTINGS,
     bus::SETTINGS,
     telemetry::SETTINGS,
 ];

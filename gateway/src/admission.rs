@@ -1,137 +1,297 @@
-//! Who is let in: so many requests at once, and so many a second. Who is not is told so before anything else is done
-//! for him.
+//! Admission control: how many requests of each class, each user and each address the gateway passes on.
+//!
+//! Every call of a service takes a permit of its class ([`MethodInfo::class`]) and of its user first. What needs no
+//! service (the page, the description of the API, refusals) needs none, and a session is checked before a permit is
+//! taken, so that requests without one hold up nobody.
 
 use std::{
+    net::IpAddr,
     num::NonZeroU32,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use metrics::counter;
-use shared::wire::{Fault, FaultKind};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use shared::{
+    api::{Class, MethodInfo},
+    bus::Context,
+    limits::{Full, Limit, LimitSettings, Limits, Permit, SHARES},
+    wire::{Fault, FaultKind},
+};
 
-/// The bounds of the gateway.
+use crate::{
+    rate::{Bucket, nanoseconds},
+    sources::{SourceSettings, Sources},
+};
+
+/// What callers call this program.
+const WHOSE: &str = "the gateway";
+
+/// The bounds of [`Admission`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdmissionSettings {
+    pub(crate) limits: LimitSettings,
+    pub(crate) event_streams: usize,
+    pub(crate) event_streams_per_user: usize,
+    pub(crate) a_second: Option<NonZeroU32>,
+    pub(crate) logins: SourceSettings,
+}
+
+/// The limits of the gateway.
 #[derive(Debug)]
 pub(crate) struct Admission {
-    permits: Arc<Semaphore>,
+    limits: Limits,
+    /// Requests that give commands to several VMs: each holds a connection for minutes, and permits of the commands one
+    /// by one.
+    batches: Limit,
+    event_streams: Limit,
     rate: Option<Rate>,
+    sources: Sources,
 }
 
 impl Admission {
-    pub(crate) fn new(at_once: usize, a_second: Option<NonZeroU32>) -> Self {
+    pub(crate) fn new(settings: AdmissionSettings) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(at_once)),
-            rate: a_second.map(Rate::new),
+            limits: Limits::new(settings.limits),
+            batches: Limit::new((settings.limits.commands / SHARES).max(1)),
+            event_streams: Limit::new(settings.event_streams).with_share(settings.event_streams_per_user),
+            rate: settings.a_second.map(Rate::new),
+            sources: Sources::new(settings.logins),
         }
     }
 
-    /// A place until the permit is dropped, or the fault to answer with; `what` is asked for, in the metrics.
-    pub(crate) fn enter(&self, what: &str) -> Result<SemaphorePermit<'_>, Fault> {
-        let in_time = self.rate.as_ref().is_none_or(Rate::admits);
-        match self.permits.try_acquire() {
-            Ok(permit) if in_time => Ok(permit),
-            _ => Err(full(what)),
+    /// A permit for a call, or the fault to answer with.
+    pub(crate) async fn enter(&self, info: &MethodInfo, context: &Context) -> Result<Permit, Fault> {
+        let permit = self.limits.of(info.class).enter(user(context)).await;
+        let permit = permit.map_err(|full| refused(full, info.name, info.class.as_str()))?;
+        // Only once there is a permit: a request that finds none spends no token of others.
+        if info.class == Class::Login {
+            self.check_source(info, context)?;
+        }
+        // Logouts and revocations must work whatever else is asked.
+        let exempt = info.class == Class::Account;
+        match &self.rate {
+            Some(rate) if !exempt && !rate.admits() => {
+                shed(info.name, "rate");
+                let text = "the gateway is at its limit of requests per second; try again shortly";
+                Err(Fault::new(FaultKind::Overloaded, text))
+            }
+            _ => Ok(permit),
         }
     }
 
-    /// One more place, for what goes on when the request that began it has been answered.
-    pub(crate) fn hold(&self, what: &str) -> Result<OwnedSemaphorePermit, Fault> {
-        let held = Arc::clone(&self.permits).try_acquire_owned();
-        held.map_err(|_| full(what))
+    /// A permit for a command of a request that gives several, as soon as there is one.
+    pub(crate) async fn enter_until(
+        &self,
+        info: &MethodInfo,
+        user: &str,
+        until: tokio::time::Instant,
+    ) -> Result<Permit, Fault> {
+        let permit = self.limits.of(info.class).enter_until(Some(user), until).await;
+        permit.map_err(|full| refused(full, info.name, info.class.as_str()))
+    }
+
+    /// A permit for a request that gives commands to several VMs.
+    pub(crate) async fn enter_batch(&self, user: &str) -> Result<Permit, Fault> {
+        let permit = self.batches.enter(Some(user)).await;
+        permit.map_err(|full| refused(full, "act_on_several", "commands for several VMs"))
+    }
+
+    /// A permit for a stream of events.
+    pub(crate) async fn enter_stream(&self, user: &str) -> Result<Permit, Fault> {
+        let permit = self.event_streams.enter(Some(user)).await;
+        permit.map_err(|full| refused(full, "events", "event streams"))
+    }
+
+    /// Refuses a source that has passwords checked too fast. Logins ask it by themselves.
+    pub(crate) fn check_source(&self, info: &MethodInfo, context: &Context) -> Result<(), Fault> {
+        // A request without an address came over no listener of ours.
+        let source = context
+            .source
+            .as_deref()
+            .and_then(|source| source.parse::<IpAddr>().ok());
+        let Some(Err(wait)) = source.map(|source| self.sources.take(source)) else {
+            return Ok(());
+        };
+        shed(info.name, "source");
+        let text = "too many logins from this address; try again later";
+        Err(Fault::new(FaultKind::Throttled, text).retry_after(wait))
     }
 }
 
-fn full(what: &str) -> Fault {
-    counter!("vmwatch_requests_shed_total", "method" => what.to_owned()).increment(1);
-    let text = "the gateway is at its limit; try again shortly";
-    Fault::new(FaultKind::Overloaded, text)
+fn user(context: &Context) -> Option<&str> {
+    let principal = context.principal.as_ref()?;
+    Some(&principal.user)
 }
 
-/// A bound on requests a second: a bucket of tokens, kept as the moment at which it would be full again (the generic
-/// cell rate algorithm of ATM).
+fn refused(full: Full, method: &'static str, what: &str) -> Fault {
+    shed(method, full.label());
+    full.fault(WHOSE, what)
+}
+
+fn shed(method: &'static str, limit: &'static str) {
+    counter!("vmwatch_requests_shed_total", "method" => method, "limit" => limit).increment(1);
+}
+
+/// A bound on requests a second, and on those at one moment.
 #[derive(Debug)]
 struct Rate {
     began: Instant,
-    /// Nanoseconds that one request is worth.
-    each: u64,
+    bucket: Bucket,
     /// Since the beginning, in nanoseconds.
     full_at: AtomicU64,
 }
 
 impl Rate {
-    /// What may come at one moment, in nanoseconds: a second's worth.
-    const BURST: u64 = 1_000_000_000;
-
     fn new(a_second: NonZeroU32) -> Self {
         Self {
             began: Instant::now(),
-            each: 1_000_000_000 / u64::from(a_second.get()),
+            bucket: Bucket::new(a_second.get(), Duration::from_secs(1) / a_second.get()),
             full_at: AtomicU64::new(0),
         }
     }
 
     fn admits(&self) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.admits_at(now)
+        self.admits_at(nanoseconds(self.began.elapsed()))
     }
 
     fn admits_at(&self, now: u64) -> bool {
+        let take = |full_at| self.bucket.take(full_at, now).ok();
         let admitted = self
             .full_at
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let next = full_at.max(now) + self.each;
-                (next - now <= Self::BURST).then_some(next)
-            });
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         admitted.is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use shared::api::{
+        Method, Principal, Role, Scope, auth::Login, lifecycle::Start, metrics::VmLatest, users::Logout,
+    };
+
     use super::*;
 
     const MILLISECOND: u64 = 1_000_000;
 
-    fn rate(a_second: u32) -> Rate {
-        Rate::new(NonZeroU32::new(a_second).unwrap())
+    fn admission(a_second: Option<u32>) -> Admission {
+        Admission::new(AdmissionSettings {
+            limits: LimitSettings {
+                logins: 4,
+                account_requests: 4,
+                commands: 4,
+                cheap_reads: 8,
+                heavy_reads: 4,
+            },
+            event_streams: 8,
+            event_streams_per_user: 3,
+            a_second: a_second.and_then(NonZeroU32::new),
+            logins: SourceSettings {
+                burst: 2,
+                interval: Duration::from_hours(1),
+            },
+        })
+    }
+
+    fn asks(user: &str) -> Context {
+        Context::new(Duration::from_secs(5)).as_principal(Principal {
+            user: user.to_owned(),
+            role: Role::Admin,
+            scope: Scope::All,
+        })
+    }
+
+    fn from(source: &str) -> Context {
+        let mut context = Context::new(Duration::from_secs(5));
+        context.source = Some(source.to_owned());
+        context
+    }
+
+    #[tokio::test]
+    async fn one_class_leaves_the_permits_of_others() {
+        let admission = admission(None);
+        let mut held = Vec::new();
+        for user in ["a", "b", "c", "d"] {
+            held.push(admission.enter(&Start::INFO, &asks(user)).await.unwrap());
+        }
+        let refused = admission.enter(&Start::INFO, &asks("e")).await.unwrap_err();
+        assert_eq!(refused.kind, FaultKind::Overloaded);
+        assert_eq!(
+            refused.message,
+            "the gateway is at its limit of commands; try again shortly"
+        );
+        assert!(refused.retry_after.is_some());
+        for method in [VmLatest::INFO, Logout::INFO] {
+            held.push(admission.enter(&method, &asks("a")).await.unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_user_at_its_share_is_told_so_and_others_go_on() {
+        let admission = admission(None);
+        let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
+        let _held = (read("a").await.unwrap(), read("a").await.unwrap());
+        let refused = read("a").await.unwrap_err();
+        assert_eq!(refused.kind, FaultKind::Throttled);
+        assert!(refused.retry_after.is_some());
+        assert!(read("b").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn event_streams_have_a_share_of_their_own() {
+        let admission = admission(None);
+        let mut held = Vec::new();
+        for user in ["a", "a", "a", "b", "b", "b", "c", "c"] {
+            held.push(admission.enter_stream(user).await.unwrap());
+        }
+        let kind = async |user| admission.enter_stream(user).await.unwrap_err().kind;
+        assert_eq!(kind("a").await, FaultKind::Throttled);
+        assert_eq!(kind("d").await, FaultKind::Overloaded);
+    }
+
+    #[tokio::test]
+    async fn a_login_without_a_permit_spends_no_token_of_its_address() {
+        let admission = admission(None);
+        let login = async |source| admission.enter(&Login::INFO, &from(source)).await;
+        let held = [
+            login("192.0.2.1").await.unwrap(),
+            login("192.0.2.2").await.unwrap(),
+            login("192.0.2.3").await.unwrap(),
+            login("192.0.2.4").await.unwrap(),
+        ];
+        for _ in 0..10 {
+            assert_eq!(login("192.0.2.5").await.unwrap_err().kind, FaultKind::Overloaded);
+        }
+        drop(held);
+        for _ in 0..2 {
+            assert!(login("192.0.2.5").await.is_ok());
+        }
+        let refused = login("192.0.2.5").await.unwrap_err();
+        assert_eq!(refused.kind, FaultKind::Throttled);
+        assert!(refused.retry_after.unwrap() > Duration::from_mins(59));
+        assert!(login("192.0.2.6").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_permit_spends_no_token_of_the_rate() {
+        let admission = admission(Some(3));
+        let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
+        let held = (read("a").await.unwrap(), read("a").await.unwrap());
+        for _ in 0..100 {
+            assert_eq!(read("a").await.unwrap_err().kind, FaultKind::Throttled);
+        }
+        assert!(read("b").await.is_ok(), "one token is left");
+        assert_eq!(read("b").await.unwrap_err().kind, FaultKind::Overloaded);
+        assert!(admission.enter(&Logout::INFO, &asks("b")).await.is_ok());
+        drop(held);
     }
 
     #[test]
-    fn so_many_a_second_are_admitted_whatever_comes() {
-        let rate = rate(2000);
+    fn the_rate_is_kept_whatever_is_offered() {
+        let rate = Rate::new(NonZeroU32::new(2000).unwrap());
         // Ten thousand a second, for ten seconds.
         let admitted = (0..100_000_u64).filter(|turn| rate.admits_at(turn * MILLISECOND / 10));
         // And the burst at the beginning.
         assert_eq!(admitted.count(), 20_000 + 2_000 - 1);
-    }
-
-    #[test]
-    fn a_burst_is_bounded_and_comes_back_with_time() {
-        let rate = rate(100);
-        let at_once = |now| (0..1_000).filter(|_| rate.admits_at(now)).count();
-        assert_eq!(at_once(0), 100);
-        assert_eq!(at_once(30 * MILLISECOND), 3);
-        assert_eq!(at_once(10_000 * MILLISECOND), 100);
-    }
-
-    #[test]
-    fn a_slow_rate_admits_one() {
-        let rate = rate(1);
-        assert!(rate.admits_at(0));
-        assert!(!rate.admits_at(999 * MILLISECOND));
-        assert!(rate.admits_at(1000 * MILLISECOND));
-    }
-
-    #[test]
-    fn places_are_given_back() {
-        let admission = Admission::new(1, None);
-        let held = admission.enter("x").unwrap();
-        assert_eq!(admission.enter("x").unwrap_err().kind, FaultKind::Overloaded);
-        drop(held);
-        assert!(admission.enter("x").is_ok());
     }
 }

@@ -5,14 +5,17 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use shared::{
     api::Deadlines,
     bus::{self, BusSettings},
-    config::{DRAIN_DEADLINE, Environment, Invalid, MAX_IN_FLIGHT, Setting},
+    config::{DRAIN_DEADLINE, Environment, Invalid, Setting},
     health,
     http_server::HttpLimits,
     http_tls::TlsFiles,
+    limits::{self, LimitSettings},
     telemetry::{self, TelemetrySettings},
 };
 
-use crate::{proxies::Proxies, sessions::SessionSettings};
+use crate::{
+    admission::AdmissionSettings, proxies::Proxies, sessions::SessionSettings, sources::SourceSettings,
+};
 
 const HEALTH: &str = "127.0.0.1:9080";
 pub(crate) const LISTEN: Setting = Setting {
@@ -53,7 +56,7 @@ pub(crate) const MAX_CONNECTIONS: Setting = Setting {
 const MAX_PER_SECOND: Setting = Setting {
     name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
     default: "",
-    help: "requests that this gateway takes a second, and at one moment; more are answered 503 at once; no limit unless given",
+    help: "requests that this gateway passes on to services in a second, and at one moment; more are refused with 503 at once; logout and user management are exempt; no limit unless given",
 };
 const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
@@ -79,7 +82,22 @@ const SILENT_AFTER: Setting = Setting {
 const MAX_EVENT_STREAMS: Setting = Setting {
     name: "VMWATCH_MAX_EVENT_STREAMS",
     default: "1000",
-    help: "clients that follow live events at once",
+    help: "clients that follow live events on this gateway at once, 1 to 100000; more are refused with 503",
+};
+const EVENT_STREAMS_PER_USER: Setting = Setting {
+    name: "VMWATCH_EVENT_STREAMS_PER_USER",
+    default: "20",
+    help: "clients of one user that follow live events on this gateway at once, 1 to 100000; more are refused with 429",
+};
+const LOGIN_BURST: Setting = Setting {
+    name: "VMWATCH_LOGIN_BURST",
+    default: "20",
+    help: "logins and changes of one's own password that one address may ask this gateway for at one moment, 1 to 1000000; an IPv6 network of 64 bits is one address, one of 48 bits has eight times as many; more are refused with 429",
+};
+const LOGIN_INTERVAL: Setting = Setting {
+    name: "VMWATCH_LOGIN_INTERVAL",
+    default: "1s",
+    help: "time after which an address that used up its burst may ask for one more, 1ms to 1h",
 };
 
 /// Every setting, for `--help`.
@@ -92,16 +110,19 @@ pub const SETTINGS: &[&[Setting]] = &[
         QUERY_DEADLINE,
         COMMAND_DEADLINE,
         MAX_CONNECTIONS,
-        MAX_IN_FLIGHT,
         MAX_PER_SECOND,
+        LOGIN_BURST,
+        LOGIN_INTERVAL,
         REQUEST_TIMEOUT,
         DRAIN_DEADLINE,
         MAX_SESSIONS,
         SESSIONS_STALE_AFTER,
         SILENT_AFTER,
         MAX_EVENT_STREAMS,
+        EVENT_STREAMS_PER_USER,
         health::setting(HEALTH),
     ],
+    limits::SETTINGS,
     bus::SETTINGS,
     telemetry::SETTINGS,
 ];
@@ -118,6 +139,7 @@ pub struct GatewaySettings {
     pub(crate) proxies: Proxies,
     pub(crate) deadlines: Deadlines,
     pub(crate) http: HttpSettings,
+    pub(crate) admission: AdmissionSettings,
     pub(crate) sessions: SessionSettings,
     pub(crate) rest: RestSettings,
 }
@@ -126,15 +148,12 @@ pub struct GatewaySettings {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RestSettings {
     pub(crate) silent_after: Duration,
-    pub(crate) event_streams: usize,
 }
 
 /// Of the listener and its requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpSettings {
     pub(crate) limits: HttpLimits,
-    pub(crate) max_in_flight: usize,
-    pub(crate) a_second: Option<NonZeroU32>,
     pub(crate) body_timeout: Duration,
 }
 
@@ -151,14 +170,12 @@ impl GatewaySettings {
         let query = env.duration(&QUERY_DEADLINE, Duration::from_millis(10), 60 * second);
         let command = env.duration(&COMMAND_DEADLINE, Duration::from_millis(10), 600 * second);
         let connections = env.within(&MAX_CONNECTIONS, 1, 1_000_000);
-        let a_second = env.optional(&MAX_PER_SECOND);
-        let max_in_flight = env.within(&MAX_IN_FLIGHT, 1, 65_536);
+        let admission = admission(env);
         let request_timeout = env.duration(&REQUEST_TIMEOUT, Duration::from_millis(100), 600 * second);
         let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
         let most = env.within(&MAX_SESSIONS, 1, 10_000_000);
         let stale_after = env.duration(&SESSIONS_STALE_AFTER, 3 * second, 600 * second);
         let silent_after = env.duration(&SILENT_AFTER, second, 86_400 * second);
-        let event_streams = env.within(&MAX_EVENT_STREAMS, 1, 100_000);
         let body_timeout = request_timeout?;
         Ok(Self {
             bus: bus?,
@@ -177,20 +194,37 @@ impl GatewaySettings {
                     header_timeout: body_timeout,
                     drain: drain?,
                 },
-                max_in_flight: max_in_flight?,
-                a_second: a_second?,
                 body_timeout,
             },
+            admission: admission?,
             sessions: SessionSettings {
                 most: most?,
                 stale_after: stale_after?,
             },
             rest: RestSettings {
                 silent_after: silent_after?,
-                event_streams: event_streams?,
             },
         })
     }
+}
+
+fn admission(env: &Environment) -> Result<AdmissionSettings, Invalid> {
+    let limits = LimitSettings::read(env);
+    let event_streams = env.within(&MAX_EVENT_STREAMS, 1, 100_000);
+    let event_streams_per_user = env.within(&EVENT_STREAMS_PER_USER, 1, 100_000);
+    let a_second = env.optional::<NonZeroU32>(&MAX_PER_SECOND);
+    let burst = env.within(&LOGIN_BURST, 1, 1_000_000);
+    let interval = env.duration(&LOGIN_INTERVAL, Duration::from_millis(1), Duration::from_hours(1));
+    Ok(AdmissionSettings {
+        limits: limits?,
+        event_streams: event_streams?,
+        event_streams_per_user: event_streams_per_user?,
+        a_second: a_second?,
+        logins: SourceSettings {
+            burst: burst?,
+            interval: interval?,
+        },
+    })
 }
 
 fn tls(env: &Environment) -> Result<Option<TlsFiles>, Invalid> {

@@ -13,20 +13,23 @@ mod live;
 mod open_files;
 mod page;
 mod proxies;
+mod rate;
 pub mod rest;
 mod sessions;
+mod sources;
 
 use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn_with_state, routing::any};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    api::Deadlines,
-    bus::{Bus, BusError},
+    api::{Deadlines, Method},
+    bus::{Bus, BusError, Context},
     health, http_server,
     http_tls::{Tls, TlsError},
+    wire::Fault,
 };
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -53,7 +56,14 @@ pub(crate) struct Gateway {
     tls: bool,
     rest: RestSettings,
     admission: Admission,
-    event_streams: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// Calls a method of a service, once admission control lets it through.
+    async fn call<M: Method>(&self, context: &Context, params: &M::Params) -> Result<M::Reply, Fault> {
+        let _permit = self.admission.enter(&M::INFO, context).await?;
+        self.bus.call::<M>(context, params).await
+    }
 }
 
 /// The gateway cannot run.
@@ -115,8 +125,7 @@ pub async fn run(
         proxies: settings.proxies,
         tls: tls.is_some(),
         rest: settings.rest,
-        admission: Admission::new(settings.http.max_in_flight, settings.http.a_second),
-        event_streams: Arc::new(Semaphore::new(settings.rest.event_streams)),
+        admission: Admission::new(settings.admission),
     });
     let router = Router::new()
         .route(legacy::PATH, any(legacy::serve))

@@ -11,7 +11,7 @@ use shared::{
         serve::{self, ServeSettings},
     },
     config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
-    health,
+    health, limits,
     telemetry::{self, TelemetrySettings},
 };
 
@@ -70,6 +70,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     ],
     audit::SETTINGS,
     serve::SETTINGS,
+    limits::SETTINGS,
     bus::SETTINGS,
     telemetry::SETTINGS,
 ];

@@ -8,7 +8,7 @@ use shared::{
         serve::{self, ServeSettings},
     },
     config::{self, ByteSize, Environment, Invalid, Setting},
-    health,
+    health, limits,
     store::{self, StoreSettings},
     telemetry::{self, TelemetrySettings},
     time::UtcOffset,
@@ -127,6 +127,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     ],
     store::SETTINGS,
     serve::SETTINGS,
+    limits::SETTINGS,
     bus::SETTINGS,
     telemetry::SETTINGS,
 ];

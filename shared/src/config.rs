@@ -79,12 +79,6 @@ pub const STREAM_REPLICAS: Setting = Setting {
     help: "copies of streams and buckets in a NATS cluster: 1, 3 or 5",
 };
 /// See [`Setting::help`].
-pub const MAX_IN_FLIGHT: Setting = Setting {
-    name: "VMWATCH_MAX_IN_FLIGHT",
-    default: "512",
-    help: "requests worked on at once; more are answered `overloaded` at once",
-};
-/// See [`Setting::help`].
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
     default: "10s",

@@ -8,7 +8,7 @@
 //! - [`bus`]: calling and serving those methods over NATS, with deadline, principal, trace, bounds and drain.
 //!
 //! Beside them stand what every program starts with: [`config`], [`telemetry`], [`health`], [`http_server`],
-//! [`store`] and [`lifetime`].
+//! [`store`], [`limits`] and [`lifetime`].
 
 pub mod api;
 pub mod bus;
@@ -19,6 +19,7 @@ pub mod http_server;
 pub mod http_tls;
 pub mod jitter;
 pub mod lifetime;
+pub mod limits;
 pub mod store;
 pub mod telemetry;
 pub mod time;

@@ -20,13 +20,21 @@ use shared::{
         Bus, Context,
         serve::{ServeSettings, Server},
     },
+    limits::LimitSettings,
 };
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+/// Far above what a test asks for at once, also as one user.
 const SETTINGS: ServeSettings = ServeSettings {
-    max_in_flight: 256,
+    limits: LimitSettings {
+        logins: 1024,
+        account_requests: 1024,
+        commands: 1024,
+        cheap_reads: 1024,
+        heavy_reads: 1024,
+    },
     drain_deadline: Duration::from_secs(10),
 };
 

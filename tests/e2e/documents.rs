@@ -26,11 +26,18 @@ fn programs() -> [(&'static str, Vec<Setting>); 5] {
     ]
 }
 
-fn groups() -> [(&'static str, &'static [Setting]); 4] {
+fn groups() -> [(&'static str, &'static [Setting]); 5] {
     [
         ("Every program: the bus", shared::bus::SETTINGS),
         ("Every program: logs and traces", shared::telemetry::SETTINGS),
-        ("Every service: requests", shared::bus::serve::SETTINGS),
+        (
+            "The gateway and every service: limits of requests",
+            shared::limits::SETTINGS,
+        ),
+        (
+            "The gateway and every service: stopping",
+            shared::bus::serve::SETTINGS,
+        ),
         (
             "vmwatch-auth and vmwatch-metrics: the database",
             shared::store::SETTINGS,

@@ -165,6 +165,12 @@ impl StackBuilder {
         self
     }
 
+    /// Lets each address log in as often as it likes, for tests and measurements of something else.
+    #[must_use]
+    pub fn without_login_limit(self) -> Self {
+        self.set(Program::Gateway, "VMWATCH_LOGIN_BURST", "1000000")
+    }
+
     /// With the users and permissions of deploy/nats, rather than a bus where everybody may do everything.
     #[must_use]
     pub fn with_permissions(mut self) -> Self {

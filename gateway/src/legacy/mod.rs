@@ -93,7 +93,7 @@ impl Gateway {
             message_id: &message_id,
         };
         let answered = match method {
-            Ok((info, face)) => self.call(source, &body, &echo, info, face).await,
+            Ok((info, face)) => self.answer(source, &body, &echo, info, face).await,
             Err(fault) => Err(fault),
         };
         answered.map_or_else(
@@ -105,7 +105,7 @@ impl Gateway {
         )
     }
 
-    async fn call(
+    async fn answer(
         &self,
         source: IpAddr,
         body: &Body<'_>,
@@ -113,8 +113,7 @@ impl Gateway {
         info: &'static MethodInfo,
         face: &Documented,
     ) -> Result<String, Fault> {
-        let _place = self.admission.enter(info.name)?;
-        // The session is checked before any other parameter.
+        // The session is checked before any other parameter, and before a permit is taken.
         let principal = self.authorize(info.access, echo.session_id).await?;
         let Parameters { format, params, .. } = body.parameters()?;
         let mut context = Context::new(self.deadlines.of(info.kind));
@@ -126,6 +125,7 @@ impl Gateway {
         tracing::Span::current()
             .record("rpc.method", info.name)
             .record("request_id", context.request_id.as_str());
+        let _permit = self.admission.enter(info, &context).await?;
         let reply = self.bus.forward(info, &context, params.into()).await?;
         render(echo, face, format, &reply)
     }

@@ -14,13 +14,14 @@ use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use shared::{
     api::{
-        InstanceId, Kind,
+        InstanceId, Kind, Method, MethodInfo,
         lifecycle::{
             self, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot, RebootTarget,
             Start, Stop, Target, Verb,
         },
     },
     bus::{Context, random_id},
+    limits::Permit,
     wire::{Fault, FaultKind},
 };
 use tokio::time::{Instant, timeout};
@@ -182,16 +183,22 @@ pub(super) async fn act_on_several(
     Query(NoParameters {}): Query<NoParameters>,
     Json(command): Json<CommandForSeveral>,
 ) -> Result<axum::Json<Outcomes>, Problem> {
+    let _permit = gateway.admission.enter_batch(&caller.principal().user).await?;
     let together = command.at_once.map_or(TOGETHER, Together::get);
     let until = Instant::now() + WHOLE;
     let (gateway, caller, key) = (&gateway, &caller, key.as_str());
     let outcomes: Vec<Outcome> = stream::iter(command.instance_ids)
         .map(|instance_id| async move {
-            let given = Given::new(gateway, caller, instance_id.clone(), command.action, key);
-            let outcome = if Instant::now() < until {
-                given.until_ended().await
-            } else {
-                Err(Fault::new(FaultKind::Timeout, "its turn did not come in time"))
+            let info = method(command.action);
+            let turn = gateway
+                .admission
+                .enter_until(&info, &caller.principal().user, until);
+            let outcome = match turn.await {
+                Ok(permit) => {
+                    let given = Given::new(gateway, caller, instance_id.clone(), command.action, key);
+                    given.until_ended(permit).await
+                }
+                Err(_) => Err(Fault::new(FaultKind::Timeout, "its turn did not come in time")),
             };
             Outcome::new(instance_id, outcome)
         })
@@ -264,15 +271,13 @@ impl<'a> Given<'a> {
 
     /// Gives the command, and waits until it has begun.
     async fn begin(self) -> Result<lifecycle::Operation, Fault> {
-        let place = self.gateway.admission.hold("command")?;
+        let info = method(self.action);
+        let permit = self.gateway.admission.enter(&info, &self.context).await?;
         let (gateway, context) = (Arc::clone(self.gateway), self.context.clone());
         let (instance_id, action) = (self.instance_id.clone(), self.action);
         // Goes on when this request has been answered, or was given up.
-        let mut call = tokio::spawn(async move {
-            let ended = send(&gateway, &context, instance_id, action).await;
-            drop(place);
-            ended
-        });
+        let mut call =
+            tokio::spawn(async move { send(&gateway, &context, instance_id, action, permit).await });
         let given_at = Instant::now();
         let mut pause = LOOK;
         loop {
@@ -292,8 +297,9 @@ impl<'a> Given<'a> {
     }
 
     /// Gives the command, and waits until it has ended.
-    async fn until_ended(self) -> Result<lifecycle::Operation, Fault> {
-        let ended = send(self.gateway, &self.context, self.instance_id.clone(), self.action).await;
+    async fn until_ended(self, permit: Permit) -> Result<lifecycle::Operation, Fault> {
+        let instance_id = self.instance_id.clone();
+        let ended = send(self.gateway, &self.context, instance_id, self.action, permit).await;
         self.ended(ended).await
     }
 
@@ -316,12 +322,23 @@ impl<'a> Given<'a> {
     }
 }
 
-/// Gives the command, and waits for its end.
+/// The method of an action.
+const fn method(action: Action) -> MethodInfo {
+    match action.verb().0 {
+        Verb::Start => Start::INFO,
+        Verb::Stop => Stop::INFO,
+        Verb::ForceStop => ForceStop::INFO,
+        Verb::Reboot => Reboot::INFO,
+    }
+}
+
+/// Gives the command, and waits for its end; the permit is held until then.
 async fn send(
     gateway: &Gateway,
     context: &Context,
     instance_id: InstanceId,
     action: Action,
+    _permit: Permit,
 ) -> Result<(), Fault> {
     let (bus, (verb, hard)) = (&gateway.bus, action.verb());
     let target = Target { instance_id };

@@ -81,7 +81,6 @@ impl Caller {
         params: &M::Params,
     ) -> Result<M::Reply, Fault> {
         gateway
-            .bus
             .call::<M>(&self.context(gateway, M::INFO.kind), params)
             .await
     }

@@ -1,5 +1,5 @@
-//! What every request of the REST API gets: an id, a span, a place among those worked on at once, and a problem document
-//! where it fails.
+//! What every request of the REST API gets: an id, a span, its body within a time limit, and a problem document where it
+//! fails. Its permits it takes where it calls services ([`crate::admission`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,15 +46,10 @@ pub(super) async fn edge(
     );
     request.extensions_mut().insert(RequestId(request_id.clone()));
     let answered = async {
-        // First, so that who sends it slowly holds no place.
-        let request = match whole(request, gateway.http.body_timeout).await {
-            Ok(request) => request,
-            Err(problem) => return problem.into_response(),
-        };
-        // Until the answer begins; streams of events have a bound of their own.
-        match gateway.admission.enter(&route) {
-            Ok(_place) => next.run(request).await,
-            Err(fault) => Problem::from(fault).into_response(),
+        // First, so that a client that sends it slowly holds no permit.
+        match whole(request, gateway.http.body_timeout).await {
+            Ok(request) => next.run(request).await,
+            Err(problem) => problem.into_response(),
         }
     };
     let mut response = answered.instrument(span.clone()).await;

@@ -18,10 +18,10 @@ use shared::{
         events::{self, LiveEvent},
         lifecycle::MachineState,
     },
-    wire::{Fault, FaultKind},
+    limits::Permit,
 };
 use tokio::{
-    sync::{OwnedSemaphorePermit, broadcast::error::RecvError},
+    sync::broadcast::error::RecvError,
     time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use utoipa::{IntoParams, ToSchema};
@@ -130,10 +130,7 @@ pub(super) async fn follow(
     Query(EventsQuery { instance_id }): Query<EventsQuery>,
     LastEventId(seen): LastEventId,
 ) -> Result<Response<Body>, Problem> {
-    let Ok(permit) = Arc::clone(&gateway.event_streams).try_acquire_owned() else {
-        let text = "as many clients follow live events as the gateway serves; try again shortly";
-        return Err(Fault::new(FaultKind::Overloaded, text).into());
-    };
+    let permit = gateway.admission.enter_stream(&caller.principal().user).await?;
     let start = gateway.live.reader(seen).await?;
     let filter = Filter {
         scope: caller.principal().scope.clone(),
@@ -178,7 +175,7 @@ struct Reader {
     session_check: Interval,
     last_frame: Instant,
     ended: bool,
-    _permit: OwnedSemaphorePermit,
+    _permit: Permit,
 }
 
 impl Reader {
@@ -188,7 +185,7 @@ impl Reader {
         filter: Filter,
         start: Start,
         resumes: bool,
-        permit: OwnedSemaphorePermit,
+        permit: Permit,
     ) -> Self {
         gauge!("vmwatch_event_readers").increment(1.0);
         let missed = start

@@ -1,7 +1,7 @@
 //! The REST API (docs/api/rest.md): typed routes, each of which calls typed methods on the bus.
 //!
 //! ```text
-//! request ─ edge (id, span, permit) ─ Caller (session) ─ Path, Query, Json ─ handler ─ bus
+//! request ─ edge (id, span, body) ─ Caller (session) ─ Path, Query, Json ─ handler ─ permit ─ bus
 //!            └ problem document, whatever went wrong
 //! ```
 

@@ -93,7 +93,6 @@ pub(super) async fn login(
     }
     let context = visitor.context(&gateway, Kind::Query);
     let made = gateway
-        .bus
         .call::<Login>(&context, &Credentials { user_name, password })
         .await?;
     let seconds = made.expires_at_ms.saturating_sub(unix_millis()) / 1000;

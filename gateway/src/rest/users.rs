@@ -9,7 +9,7 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shared::api::{
-    Role, Scope,
+    Method, Role, Scope,
     auth::{Password, UserName},
     users::{
         self, NewPassword, PasswordChange, UserChange, UserPage, UserRef, UsersAdd, UsersGet, UsersList,
@@ -268,7 +268,13 @@ pub(super) async fn set_password(
         password,
         old_password,
     };
-    caller.ask::<UsersSetPassword>(&gateway, &change).await?;
+    let info = UsersSetPassword::INFO;
+    let context = caller.context(&gateway, info.kind);
+    if change.old_password.is_some() {
+        // Checking it costs a hash, and tells whether it is right: as a login.
+        gateway.admission.check_source(&info, &context)?;
+    }
+    gateway.call::<UsersSetPassword>(&context, &change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

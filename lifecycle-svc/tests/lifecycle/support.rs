@@ -67,6 +67,8 @@ impl World {
             ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
             ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
             ("VMWATCH_OPERATION_LEASE", &lease),
+            // Tests send a hundred commands at once, as one user.
+            ("VMWATCH_MAX_COMMANDS", "1024"),
             ("RUST_BACKTRACE", "1"),
         ];
         let env = common

@@ -1,8 +1,9 @@
 //! Serving methods: what every handler gets for free.
 //!
 //! ```text
-//! message ─ permit? ─ headers ─ past deadline? ─ role ─ decode ─ instance in scope? ─ handler ─ envelope
-//!            └ overloaded        └ timeout        └ forbidden     └ as if it did not exist
+//! message ─ headers ─ permit? ─ past deadline? ─ role ─ decode ─ instance in scope? ─ handler ─ envelope
+//!                      │         └ timeout        └ forbidden     └ as if it did not exist
+//!                      └ overloaded, throttled
 //! ```
 
 use std::{
@@ -19,7 +20,7 @@ use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use metrics::{counter, gauge, histogram};
 use opentelemetry::global::get_text_map_propagator;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span, debug, error, field::Empty, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -34,18 +35,19 @@ use super::{
 };
 use crate::{
     api::{Access, Method, MethodInfo, Principal, Service},
-    config::{DRAIN_DEADLINE, Environment, Invalid, MAX_IN_FLIGHT, Setting},
+    config::{DRAIN_DEADLINE, Environment, Invalid, Setting},
+    limits::{Full, LimitSettings, Limits, Permit},
     wire::{Envelope, Fault, FaultKind},
 };
 
-/// The settings that every service reads.
-pub const SETTINGS: &[Setting] = &[MAX_IN_FLIGHT, DRAIN_DEADLINE];
+/// The settings that every service reads, beside [`crate::limits::SETTINGS`].
+pub const SETTINGS: &[Setting] = &[DRAIN_DEADLINE];
 
 /// The bounds of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeSettings {
-    /// Requests worked on at once.
-    pub max_in_flight: usize,
+    /// Requests worked on at once, by class.
+    pub limits: LimitSettings,
     /// How long a stop waits for them.
     pub drain_deadline: Duration,
 }
@@ -53,10 +55,10 @@ pub struct ServeSettings {
 impl ServeSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let max_in_flight = env.within(&MAX_IN_FLIGHT, 1, 65_536);
+        let limits = LimitSettings::read(env);
         let drain_deadline = env.duration(&DRAIN_DEADLINE, Duration::ZERO, Duration::from_mins(5));
         Ok(Self {
-            max_in_flight: max_in_flight?,
+            limits: limits?,
             drain_deadline: drain_deadline?,
         })
     }
@@ -153,7 +155,7 @@ impl Server {
 
     /// Serves until `shutdown`, then drains: takes what was already sent, finishes it, and flushes.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), BusError> {
-        let permits = Arc::new(Semaphore::new(self.settings.max_in_flight));
+        let limits = Limits::new(self.settings.limits);
         let work = TaskTracker::new();
         let discovery = Discovery::new(
             self.service,
@@ -167,7 +169,7 @@ impl Server {
             let worker = Worker {
                 bus: self.bus.clone(),
                 endpoint: Arc::new(endpoint),
-                permits: Arc::clone(&permits),
+                limits: limits.clone(),
                 work: work.clone(),
             };
             loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
@@ -202,7 +204,7 @@ impl Server {
 struct Worker {
     bus: Bus,
     endpoint: Arc<Endpoint>,
-    permits: Arc<Semaphore>,
+    limits: Limits,
     work: TaskTracker,
 }
 
@@ -231,26 +233,38 @@ impl Worker {
             return;
         };
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
-        match Arc::clone(&self.permits).try_acquire_owned() {
-            Ok(permit) => self.work.spawn(async move {
-                endpoint.answer(&bus, message, reply_to).await;
-                drop(permit);
-            }),
-            // Spawned too, so that a full write buffer does not stop the loop; it ends as soon as it is written.
-            Err(_) => self.work.spawn(async move {
-                counter!("vmwatch_requests_shed_total", "method" => endpoint.info.name).increment(1);
-                let full = Fault::new(
-                    FaultKind::Overloaded,
-                    "the service is at its limit; try again shortly",
-                );
-                send(&bus, reply_to, fault_bytes(&full)).await;
-            }),
-        };
+        let limits = self.limits.clone();
+        // A refusal is spawned too, so that a full write buffer does not stop the loop; it ends once it is written.
+        self.work.spawn(async move {
+            let context = Context::from_headers(message.headers.as_ref());
+            let user = context
+                .as_ref()
+                .ok()
+                .and_then(|context| context.principal.as_ref());
+            let limit = limits.of(endpoint.info.class);
+            match limit.enter(user.map(|principal| principal.user.as_str())).await {
+                Ok(permit) => endpoint.answer(&bus, context, message, reply_to, permit).await,
+                Err(full) => send(&bus, reply_to, fault_bytes(&endpoint.shed(full))).await,
+            }
+        });
     }
 }
 
 impl Endpoint {
-    async fn answer(&self, bus: &Bus, message: Message, reply_to: Subject) {
+    fn shed(&self, full: Full) -> Fault {
+        let (method, limit) = (self.info.name, full.label());
+        counter!("vmwatch_requests_shed_total", "method" => method, "limit" => limit).increment(1);
+        full.fault("the service", self.info.class.as_str())
+    }
+
+    async fn answer(
+        &self,
+        bus: &Bus,
+        context: Result<Context, Fault>,
+        message: Message,
+        reply_to: Subject,
+        permit: Permit,
+    ) {
         let span = info_span!(
             "request",
             otel.name = self.info.subject,
@@ -264,15 +278,22 @@ impl Endpoint {
         let parent = get_text_map_propagator(|p| p.extract(&HeaderExtractor(message.headers.as_ref())));
         // Fails only where no OpenTelemetry layer is installed: then there is no trace to continue.
         let _ = span.set_parent(parent);
-        self.answer_in_span(bus, message, reply_to).instrument(span).await;
+        let answered = self.answer_in_span(bus, context, message.payload, reply_to);
+        answered.instrument(span).await;
+        drop(permit);
     }
 
-    async fn answer_in_span(&self, bus: &Bus, message: Message, reply_to: Subject) {
+    async fn answer_in_span(
+        &self,
+        bus: &Bus,
+        context: Result<Context, Fault>,
+        body: Bytes,
+        reply_to: Subject,
+    ) {
         let started = Instant::now();
         gauge!("vmwatch_requests_in_flight", "method" => self.info.name).increment(1.0);
         let finished = |outcome: &Result<Vec<u8>, Fault>| self.note(outcome, started.elapsed());
-        let context = Context::from_headers(message.headers.as_ref()).and_then(|context| self.admit(context));
-        match context {
+        match context.and_then(|context| self.admit(context)) {
             Err(fault) => {
                 let outcome = Err(fault);
                 finished(&outcome);
@@ -280,7 +301,7 @@ impl Endpoint {
             }
             Ok(context) => {
                 let deadline = Instant::now() + context.remaining();
-                let handled = AssertUnwindSafe((self.handler)(context, message.payload)).catch_unwind();
+                let handled = AssertUnwindSafe((self.handler)(context, body)).catch_unwind();
                 tokio::pin!(handled);
                 if let Ok(outcome) = tokio::time::timeout_at(deadline, &mut handled).await {
                     let outcome = outcome.unwrap_or_else(|_| Err(panicked()));

@@ -12,17 +12,35 @@ use async_nats::HeaderMap;
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
 use shared::{
-    api::{Method, Principal, Role, Scope, Service, lifecycle::Start, metrics::VmLatest},
+    api::{
+        Method, Principal, Role, Scope, Service,
+        history::{Points, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
+        lifecycle::{Start, State},
+        metrics::VmLatest,
+    },
     bus::{
         Context, headers,
         serve::{ServeSettings, Server},
     },
+    limits::LimitSettings,
     time::unix_millis,
     wire::FaultKind,
 };
 use tokio::sync::Semaphore;
 
 use super::{SETTINGS, Served, context, echo, latest, nats, rows_of, running, target, viewer};
+
+fn as_user(user: &str) -> Context {
+    Context::new(Duration::from_secs(5)).as_principal(Principal {
+        user: user.to_owned(),
+        role: Role::Operator,
+        scope: Scope::All,
+    })
+}
+
+fn limited(limits: LimitSettings) -> ServeSettings {
+    ServeSettings { limits, ..SETTINGS }
+}
 
 /// A service at its bound says so at once, and loses nothing of what it has taken on.
 #[tokio::test]
@@ -31,10 +49,10 @@ async fn a_full_service_answers_overloaded_at_once() {
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
     let held = Arc::clone(&gate);
-    let settings = ServeSettings {
-        max_in_flight: 2,
-        ..SETTINGS
-    };
+    let settings = limited(LimitSettings {
+        cheap_reads: 2,
+        ..SETTINGS.limits
+    });
     let server = Server::new(&bus, Service::Metrics, settings).method::<VmLatest, _, _>(move |_, params| {
         let held = Arc::clone(&held);
         async move {
@@ -45,7 +63,12 @@ async fn a_full_service_answers_overloaded_at_once() {
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let ask = |instance: &'static str| {
         let caller = caller.clone();
-        async move { caller.call::<VmLatest>(&viewer(), &latest(instance)).await }
+        // Each as a user of its own: one user has a quarter.
+        async move {
+            caller
+                .call::<VmLatest>(&as_user(instance), &latest(instance))
+                .await
+        }
     };
     let mut asking: FuturesUnordered<_> = ["a", "b", "c"]
         .map(|id| tokio::spawn(ask(id)))
@@ -60,6 +83,97 @@ async fn a_full_service_answers_overloaded_at_once() {
     }
     gate.add_permits(1);
     ask("d").await.unwrap();
+    service.drain().await;
+}
+
+/// Commands that hang take only permits of commands, and of those only a quarter for each user; reads of every kind and
+/// other users' commands go on.
+#[tokio::test]
+async fn hanging_commands_hold_up_neither_reads_nor_others() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let settings = limited(LimitSettings {
+        commands: 8,
+        ..SETTINGS.limits
+    });
+    let server = Server::new(&bus, Service::Lifecycle, settings)
+        .method::<Start, _, _>(move |_, params| {
+            let held = Arc::clone(&held);
+            async move {
+                if params.instance_id.as_str() == "hangs" {
+                    held.acquire().await.unwrap().forget();
+                }
+                Ok(running(params))
+            }
+        })
+        .method::<State, _, _>(|_, params| async move { Ok(running(params)) });
+    let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
+    let start = |user: &'static str, instance: &'static str| {
+        let caller = caller.clone();
+        async move { caller.call::<Start>(&as_user(user), &target(instance)).await }
+    };
+    let mut hanging: FuturesUnordered<_> = (0..10).map(|_| tokio::spawn(start("one", "hangs"))).collect();
+    for _ in 0..8 {
+        let refused = hanging.next().await.unwrap().unwrap().unwrap_err();
+        assert_eq!(refused.kind, FaultKind::Throttled);
+        assert!(refused.retry_after.is_some());
+    }
+    start("other", "works").await.unwrap();
+    caller
+        .call::<State>(&as_user("one"), &target("hangs"))
+        .await
+        .unwrap();
+    gate.add_permits(2);
+    while let Some(answer) = hanging.next().await {
+        answer.unwrap().unwrap();
+    }
+    service.drain().await;
+}
+
+/// Heavy reads wait for a moment rather than fail, and cheap ones do not wait for them.
+#[tokio::test]
+async fn heavy_reads_queue_and_cheap_reads_pass_them() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::clone(&gate);
+    let settings = limited(LimitSettings {
+        heavy_reads: 4,
+        ..SETTINGS.limits
+    });
+    let server = Server::new(&bus, Service::Metrics, settings)
+        .method::<VmHistory, _, _>(move |_, _| {
+            let held = Arc::clone(&held);
+            async move {
+                held.acquire().await.unwrap().forget();
+                Ok(VmSeries::default())
+            }
+        })
+        .method::<VmLatest, _, _>(|_, params| async move { Ok(rows_of(&params.instance_id)) });
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
+    let history = || {
+        let caller = caller.clone();
+        let query = VmHistoryQuery {
+            instance_id: "vm".parse().unwrap(),
+            range: TimeRange::new(1, 2).unwrap(),
+            points: Points::default(),
+        };
+        tokio::spawn(async move { caller.call::<VmHistory>(&as_user("one"), &query).await })
+    };
+    // One is worked on, four wait, and one finds the user's quarter of the queue full.
+    let mut asking: FuturesUnordered<_> = (0..6).map(|_| history()).collect();
+    let refused = asking.next().await.unwrap().unwrap().unwrap_err();
+    assert_eq!(refused.kind, FaultKind::Throttled);
+    caller
+        .call::<VmLatest>(&as_user("one"), &latest("vm"))
+        .await
+        .unwrap();
+    gate.add_permits(5);
+    while let Some(answer) = asking.next().await {
+        answer.unwrap().unwrap();
+    }
     service.drain().await;
 }
 

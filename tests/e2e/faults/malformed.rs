@@ -43,6 +43,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 #[tokio::test]
 async fn the_documented_api_answers_by_its_contract() {
     let stack = Stack::builder()
+        .without_login_limit()
         // So that a busy machine is no failure.
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
         .start()
@@ -144,7 +145,7 @@ async fn refused(api: &Api, method: &Method, path: &str, body: Vec<u8>) -> Reply
 /// The REST API: a problem document of the 400s for each operation that takes a body, and each field of it.
 #[tokio::test]
 async fn the_rest_api_answers_with_problems_of_the_client() {
-    let stack = Stack::builder().start().await;
+    let stack = Stack::builder().without_login_limit().start().await;
     let session = session(&stack).await;
     answers(stack.gateway(0), &session).await;
     let api = Api::with(&stack, Role::Admin, Scope::All).await;

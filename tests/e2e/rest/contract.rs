@@ -209,11 +209,11 @@ async fn limits_and_absences_say_when_to_come_again() {
         .unwrap();
 }
 
-/// Where as many requests are worked on as may be, more are refused at once.
+/// Where as many requests of a user are worked on as may be, more are refused at once.
 #[tokio::test]
 async fn what_is_too_much_is_shed() {
     let stack = stack()
-        .set(Program::Gateway, "VMWATCH_MAX_IN_FLIGHT", "2")
+        .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")
         .start()
         .await;
@@ -221,12 +221,12 @@ async fn what_is_too_much_is_shed() {
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.pause();
     // None of them ends before all have come.
-    let hanging = (0..6).map(|_| admin.get("/vms/vm-1/samples"));
+    let hanging = (0..6).map(|_| admin.get("/vms/vm-1/processes"));
     let replies = futures::future::join_all(hanging).await;
-    let shed: Vec<_> = replies.iter().filter(|reply| reply.status == 503).collect();
+    let shed: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();
     assert_eq!(shed.len(), 4, "{replies:?}");
     for reply in shed {
-        reply.problem(503, "overloaded");
+        reply.problem(429, "throttled");
     }
     let late = replies.iter().filter(|reply| reply.status == 504);
     assert_eq!(late.count(), 2, "{replies:?}");

@@ -11,7 +11,7 @@ const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemath
 
 #[tokio::test]
 async fn the_api_is_what_its_document_says() {
-    let stack = stack().start().await;
+    let stack = stack().without_login_limit().start().await;
     let api = Api::with(&stack, Role::Admin, Scope::All).await;
     // So that there is something to be found.
     report(&stack, &api, &[("vm-1", 12.5), ("0", 1.0)]).await;

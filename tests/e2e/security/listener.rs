@@ -77,7 +77,8 @@ async fn slow_and_idle_connections_are_closed_at_the_limit() {
 #[tokio::test]
 async fn slow_bodies_hold_no_place() {
     let stack = Stack::builder()
-        .set(Program::Gateway, "VMWATCH_MAX_IN_FLIGHT", "2")
+        .set(Program::Gateway, "VMWATCH_MAX_LOGINS", "2")
+        .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "2")
         .start()
         .await;
     let gateway = stack.gateway(0);
@@ -183,11 +184,11 @@ async fn headers_bodies_and_depth_are_bounded() {
     assert_eq!(gateway.replica.process.ended(), None);
 }
 
-/// As many requests are worked on as may be; the rest is told at once to come again.
+/// As many requests of a user are worked on as may be; the rest is told at once to come again.
 #[tokio::test]
 async fn what_is_too_much_is_shed_with_a_time_to_wait() {
     let stack = Stack::builder()
-        .set(Program::Gateway, "VMWATCH_MAX_IN_FLIGHT", "2")
+        .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")
         .start()
         .await;
@@ -198,10 +199,10 @@ async fn what_is_too_much_is_shed_with_a_time_to_wait() {
     let request = vm_request(&session);
     let answers = join_all((0..8).map(|_| gateway.post(&request))).await;
     metrics.process.resume();
-    let (shed, late): (Vec<&Answer>, Vec<_>) = answers.iter().partition(|answer| answer.http == 503);
+    let (shed, late): (Vec<&Answer>, Vec<_>) = answers.iter().partition(|answer| answer.http == 429);
     assert_eq!((shed.len(), late.len()), (6, 2), "{answers:?}");
     for answer in shed {
-        let text = "'the gateway is at its limit; try again shortly'";
+        let text = "'this user has as many cheap reads under way as one user may; wait until one has ended'";
         assert_eq!(answer.body, failure(3, &json!(codes::VM), &session, text));
         assert_eq!(answer.retry_after.as_deref(), Some("1"), "{answer:?}");
     }

@@ -44,6 +44,7 @@ fn count(number: usize) -> f64 {
 async fn no_answer_and_no_time_tells_who_exists() {
     let each = if is_soak() { 1000 } else { 200 };
     let stack = Stack::builder()
+        .without_login_limit()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000000")
@@ -115,6 +116,7 @@ fn the_statistic_tells_shifted_times_from_equal_ones() {
 async fn guessing_passwords_leads_nowhere_and_harms_nobody() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder()
+        .without_login_limit()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
         .start()

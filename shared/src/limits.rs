@@ -1,0 +1,442 @@
+//! Limits of requests worked on at once: one for each class of requests, and within it a share for each user.
+//!
+//! The gateway and every service hold the same limits, so that load of one class, or of one user, can't take what
+//! others need. A request that finds no permit is refused at once, but for heavy reads: those wait for up to a second in
+//! a bounded queue, since a page shows several charts at a time.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
+    time::Instant,
+};
+
+use crate::{
+    api::Class,
+    config::{Environment, Invalid, Setting},
+    wire::{Fault, FaultKind},
+};
+
+const MAX_LOGINS: Setting = Setting {
+    name: "VMWATCH_MAX_LOGINS",
+    default: "32",
+    help: "logins worked on at once by each gateway and each auth-svc, 1 to 65536; more are refused with 503 at once",
+};
+const MAX_ACCOUNT_REQUESTS: Setting = Setting {
+    name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
+    default: "16",
+    help: "logouts and user-management requests worked on at once by each gateway and each auth-svc, 1 to 65536; one user may use a quarter",
+};
+const MAX_COMMANDS: Setting = Setting {
+    name: "VMWATCH_MAX_COMMANDS",
+    default: "64",
+    help: "VM commands worked on at once by each gateway and each lifecycle-svc, 1 to 65536; one user may use a quarter",
+};
+const MAX_CHEAP_READS: Setting = Setting {
+    name: "VMWATCH_MAX_CHEAP_READS",
+    default: "256",
+    help: "reads of newest rows, lists and states worked on at once by each gateway and each service, 1 to 65536; one user may use a quarter",
+};
+const MAX_HEAVY_READS: Setting = Setting {
+    name: "VMWATCH_MAX_HEAVY_READS",
+    default: "8",
+    help: "reads of history, processes over time and the audit worked on at once by each gateway and each service, 1 to 65536; one user may use a quarter; four times as many wait for up to 1 s",
+};
+
+/// The settings of [`LimitSettings`].
+pub const SETTINGS: &[Setting] = &[
+    MAX_LOGINS,
+    MAX_ACCOUNT_REQUESTS,
+    MAX_COMMANDS,
+    MAX_CHEAP_READS,
+    MAX_HEAVY_READS,
+];
+
+/// A user's share of a limit is the limit divided by this, and at least one permit.
+pub const SHARES: usize = 4;
+/// The longest wait in the queue of a limit that has one.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Heavy reads that may wait, for each that is worked on.
+const HEAVY_READS_WAITING: usize = 4;
+
+/// Requests worked on at once, by class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// [`Class::Login`]
+    pub logins: usize,
+    /// [`Class::Account`]
+    pub account_requests: usize,
+    /// [`Class::Command`]
+    pub commands: usize,
+    /// [`Class::CheapRead`]
+    pub cheap_reads: usize,
+    /// [`Class::HeavyRead`]
+    pub heavy_reads: usize,
+}
+
+impl LimitSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let limit = |setting| env.within(setting, 1, 65_536);
+        let (logins, account_requests) = (limit(&MAX_LOGINS), limit(&MAX_ACCOUNT_REQUESTS));
+        let (commands, cheap_reads) = (limit(&MAX_COMMANDS), limit(&MAX_CHEAP_READS));
+        let heavy_reads = limit(&MAX_HEAVY_READS);
+        Ok(Self {
+            logins: logins?,
+            account_requests: account_requests?,
+            commands: commands?,
+            cheap_reads: cheap_reads?,
+            heavy_reads: heavy_reads?,
+        })
+    }
+}
+
+/// The limits of all classes.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    logins: Limit,
+    account_requests: Limit,
+    commands: Limit,
+    cheap_reads: Limit,
+    heavy_reads: Limit,
+}
+
+impl Limits {
+    /// Limits with all permits free.
+    pub fn new(settings: LimitSettings) -> Self {
+        Self {
+            logins: Limit::new(settings.logins),
+            account_requests: Limit::new(settings.account_requests),
+            commands: Limit::new(settings.commands),
+            cheap_reads: Limit::new(settings.cheap_reads),
+            heavy_reads: Limit::new(settings.heavy_reads)
+                .with_queue(settings.heavy_reads * HEAVY_READS_WAITING),
+        }
+    }
+
+    /// The limit of a class.
+    pub const fn of(&self, class: Class) -> &Limit {
+        match class {
+            Class::Login => &self.logins,
+            Class::Account => &self.account_requests,
+            Class::Command => &self.commands,
+            Class::CheapRead => &self.cheap_reads,
+            Class::HeavyRead => &self.heavy_reads,
+        }
+    }
+}
+
+/// Permits for requests of one class.
+#[derive(Debug, Clone)]
+pub struct Limit {
+    permits: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
+    share: Sizes,
+    users: Arc<Users>,
+}
+
+/// A user's share of the permits and of the queue.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    permits: usize,
+    queue: usize,
+}
+
+/// Users that hold a permit or wait for one. Others have no entry, so that permits and queue bound the table.
+#[derive(Debug, Default)]
+struct Users(Mutex<HashMap<String, Entry>>);
+
+#[derive(Debug)]
+struct Entry {
+    share: Share,
+    claims: usize,
+}
+
+#[derive(Debug, Clone)]
+struct Share {
+    permits: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
+}
+
+/// A request that holds a permit of its user's share or waits for one.
+#[derive(Debug)]
+struct Claim {
+    users: Arc<Users>,
+    user: String,
+    share: Share,
+}
+
+/// The right to work on one request, until it is dropped.
+#[derive(Debug)]
+#[must_use = "the permit is given back when it is dropped"]
+pub struct Permit {
+    _of_class: OwnedSemaphorePermit,
+    _of_user: Option<OwnedSemaphorePermit>,
+    _claim: Option<Claim>,
+}
+
+/// Why there is no permit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Full {
+    /// All permits are taken.
+    ForAll,
+    /// The user's share is taken.
+    ForUser,
+}
+
+impl Limit {
+    /// A limit of which a user may use a quarter, and for which nothing waits.
+    pub fn new(most: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(most)),
+            queue: Arc::new(Semaphore::new(0)),
+            share: Sizes {
+                permits: (most / SHARES).max(1),
+                queue: 0,
+            },
+            users: Arc::default(),
+        }
+    }
+
+    /// The same limit with a queue, of which a user may use a quarter.
+    #[must_use]
+    pub fn with_queue(mut self, most: usize) -> Self {
+        self.queue = Arc::new(Semaphore::new(most));
+        self.share.queue = most.div_ceil(SHARES);
+        self
+    }
+
+    /// The same limit with another share for each user.
+    #[must_use]
+    pub const fn with_share(mut self, permits: usize) -> Self {
+        self.share.permits = permits;
+        self
+    }
+
+    /// A permit, now or after a wait of at most a second where the limit has a queue. A request without a user counts
+    /// against the limit alone.
+    pub async fn enter(&self, user: Option<&str>) -> Result<Permit, Full> {
+        let claim = user.map(|user| self.claim(user));
+        let full = match self.take_now(claim.as_ref()) {
+            Ok((of_class, of_user)) => return Ok(Permit::new(of_class, of_user, claim)),
+            Err(full) => full,
+        };
+        let _queued = self.queue_up(claim.as_ref()).ok_or(full)?;
+        self.take_until(claim, Instant::now() + LONGEST_WAIT).await
+    }
+
+    /// A permit as soon as there is one, at the latest at this moment. The caller bounds how many wait.
+    pub async fn enter_until(&self, user: Option<&str>, until: Instant) -> Result<Permit, Full> {
+        if Instant::now() >= until {
+            return Err(Full::ForAll);
+        }
+        self.take_until(user.map(|user| self.claim(user)), until).await
+    }
+
+    fn claim(&self, user: &str) -> Claim {
+        let mut users = self.users.lock();
+        let entry = users.entry(user.to_owned()).or_insert_with(|| Entry {
+            share: Share {
+                permits: Arc::new(Semaphore::new(self.share.permits)),
+                queue: Arc::new(Semaphore::new(self.share.queue)),
+            },
+            claims: 0,
+        });
+        entry.claims += 1;
+        Claim {
+            users: Arc::clone(&self.users),
+            user: user.to_owned(),
+            share: entry.share.clone(),
+        }
+    }
+
+    fn take_now(
+        &self,
+        claim: Option<&Claim>,
+    ) -> Result<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>), Full> {
+        let of_user = claim.map(|claim| Arc::clone(&claim.share.permits).try_acquire_owned());
+        let of_user = of_user.transpose().map_err(|_| Full::ForUser)?;
+        let of_class = Arc::clone(&self.permits).try_acquire_owned();
+        Ok((of_class.map_err(|_| Full::ForAll)?, of_user))
+    }
+
+    fn queue_up(
+        &self,
+        claim: Option<&Claim>,
+    ) -> Option<(OwnedSemaphorePermit, Option<OwnedSemaphorePermit>)> {
+        let of_user = claim.map(|claim| Arc::clone(&claim.share.queue).try_acquire_owned());
+        let queued = || -> Result<_, TryAcquireError> {
+            Ok((Arc::clone(&self.queue).try_acquire_owned()?, of_user.transpose()?))
+        };
+        queued().ok()
+    }
+
+    /// The user's share comes first: a user who waits for it keeps nothing from others.
+    async fn take_until(&self, claim: Option<Claim>, until: Instant) -> Result<Permit, Full> {
+        let of_user = match &claim {
+            None => None,
+            Some(claim) => {
+                let acquired =
+                    tokio::time::timeout_at(until, Arc::clone(&claim.share.permits).acquire_owned());
+                Some(
+                    acquired
+                        .await
+                        .map_err(|_| Full::ForUser)?
+                        .map_err(|_| Full::ForUser)?,
+                )
+            }
+        };
+        let acquired = tokio::time::timeout_at(until, Arc::clone(&self.permits).acquire_owned());
+        let of_class = acquired
+            .await
+            .map_err(|_| Full::ForAll)?
+            .map_err(|_| Full::ForAll)?;
+        Ok(Permit::new(of_class, of_user, claim))
+    }
+}
+
+impl Users {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut users = self.users.lock();
+        if let Some(entry) = users.get_mut(&self.user) {
+            entry.claims -= 1;
+            if entry.claims == 0 {
+                users.remove(&self.user);
+            }
+        }
+    }
+}
+
+impl Permit {
+    const fn new(
+        of_class: OwnedSemaphorePermit,
+        of_user: Option<OwnedSemaphorePermit>,
+        claim: Option<Claim>,
+    ) -> Self {
+        Self {
+            _of_class: of_class,
+            _of_user: of_user,
+            _claim: claim,
+        }
+    }
+}
+
+impl Full {
+    /// The value of the label `limit` in `vmwatch_requests_shed_total`.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::ForAll => "class",
+            Self::ForUser => "user",
+        }
+    }
+
+    /// What the caller is answered; `whose` is the program as callers know it, `what` the plural of what is limited.
+    pub fn fault(self, whose: &str, what: &str) -> Fault {
+        match self {
+            Self::ForAll => Fault::new(
+                FaultKind::Overloaded,
+                format!("{whose} is at its limit of {what}; try again shortly"),
+            ),
+            Self::ForUser => Fault::new(
+                FaultKind::Throttled,
+                format!("this user has as many {what} under way as one user may; wait until one has ended"),
+            )
+            .retry_after(LONGEST_WAIT),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_user_gets_a_quarter_and_others_get_the_rest() {
+        let limit = Limit::new(8);
+        let mut held = Vec::new();
+        for user in ["a", "a", "b", "b", "c", "c", "d", "d"] {
+            held.push(limit.enter(Some(user)).await.unwrap());
+            if held.len() == 2 {
+                assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
+            }
+        }
+        assert_eq!(limit.enter(Some("e")).await.unwrap_err(), Full::ForAll);
+        assert_eq!(limit.enter(None).await.unwrap_err(), Full::ForAll);
+        held.clear();
+        assert!(limit.enter(Some("e")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_quarter_is_at_least_one() {
+        let limit = Limit::new(1);
+        let held = limit.enter(Some("a")).await.unwrap();
+        assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
+        drop(held);
+        assert!(limit.enter(Some("a")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn only_users_with_a_permit_are_remembered() {
+        let limit = Limit::new(4);
+        for number in 0..1000 {
+            drop(limit.enter(Some(&format!("user-{number}"))).await.unwrap());
+        }
+        let held = limit.enter(Some("a")).await.unwrap();
+        assert!(limit.enter(Some("a")).await.is_err());
+        assert_eq!(limit.users.lock().len(), 1);
+        drop(held);
+        assert_eq!(limit.users.lock().len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_is_bounded_and_waits_a_second() {
+        let limit = Limit::new(4).with_queue(8);
+        let held = limit.enter(Some("a")).await.unwrap();
+        // A quarter of the queue is the user's.
+        let waiting = [(); 2].map(|()| {
+            let limit = limit.clone();
+            tokio::spawn(async move { limit.enter(Some("a")).await.map(drop) })
+        });
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
+        assert_eq!(began.elapsed(), Duration::ZERO, "a full queue refuses at once");
+        assert!(limit.enter(Some("b")).await.is_ok(), "others do not wait");
+        drop(held);
+        for waited in waiting {
+            assert_eq!(waited.await.unwrap(), Ok(()));
+        }
+        let held = limit.enter(Some("a")).await.unwrap();
+        let began = Instant::now();
+        assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
+        assert!(began.elapsed() >= LONGEST_WAIT, "{:?}", began.elapsed());
+        drop(held);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_ends_at_its_moment() {
+        let limit = Limit::new(1);
+        let held = limit.enter(Some("a")).await.unwrap();
+        let until = Instant::now() + Duration::from_secs(30);
+        let waiting = limit.enter_until(Some("b"), until);
+        assert_eq!(waiting.await.unwrap_err(), Full::ForAll);
+        assert!(Instant::now() >= until);
+        drop(held);
+        assert_eq!(
+            limit.enter_until(Some("b"), until).await.unwrap_err(),
+            Full::ForAll
+        );
+        let until = Instant::now() + Duration::from_secs(1);
+        assert!(limit.enter_until(Some("b"), until).await.is_ok());
+    }
+}
