@@ -119,7 +119,7 @@ pub async fn run(
     let gateway = Arc::new(Gateway {
         bus: bus.clone(),
         sessions,
-        live: Live::follow(&bus, shutdown.clone()),
+        live: Live::follow(&bus, rest::encode_event, shutdown.clone()),
         deadlines: settings.deadlines,
         http: settings.http,
         proxies: settings.proxies,

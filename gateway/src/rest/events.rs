@@ -18,10 +18,12 @@ use shared::{
         events::{self, LiveEvent},
         lifecycle::MachineState,
     },
+    jitter::jittered,
     limits::Permit,
 };
 use tokio::{
-    sync::broadcast::error::RecvError,
+    sync::watch,
+    task::yield_now,
     time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use utoipa::{IntoParams, ToSchema};
@@ -29,15 +31,15 @@ use utoipa::{IntoParams, ToSchema};
 use super::{caller::Caller, extract::Query, operations::Operation, problem::Problem, time::Timestamp};
 use crate::{
     Gateway,
-    live::{Numbered, Start},
+    live::{Log, Reached, Start, Told},
 };
 
 /// A line that says nothing, so that proxies do not take the connection for dead and a client notices when it is.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often it is looked whether the session still lives.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
-/// What a browser waits before it connects again.
-const RETRY_MS: u64 = 1000;
+/// The longest that a browser waits before it connects again.
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
 /// The number of the last event that was seen, as browsers send it by themselves when they connect again.
 #[derive(Debug)]
@@ -136,7 +138,7 @@ pub(super) async fn follow(
         scope: caller.principal().scope.clone(),
         instance_id,
     };
-    let reader = Reader::new(gateway, caller.token, filter, start, seen.is_some(), permit);
+    let reader = Reader::new(gateway, caller.token, filter, start, permit);
     let frames = stream::unfold(reader, async |mut reader| {
         let frame = reader.next().await?;
         Some((Ok::<_, Infallible>(frame), reader))
@@ -169,9 +171,16 @@ struct Reader {
     gateway: Arc<Gateway>,
     token: Token,
     filter: Filter,
-    /// What is to be told before anything that comes.
-    first: VecDeque<Bytes>,
-    start: Start,
+    log: Arc<Log>,
+    reached: watch::Receiver<Reached>,
+    /// The number of the last event that was looked at for it.
+    position: u64,
+    /// Up to this number events are told again.
+    newest: u64,
+    /// The first frame, until it is sent.
+    begin: Option<Bytes>,
+    /// A few events that are about to be sent.
+    next: VecDeque<Arc<Told>>,
     session_check: Interval,
     last_frame: Instant,
     ended: bool,
@@ -179,36 +188,23 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(
-        gateway: Arc<Gateway>,
-        token: Token,
-        filter: Filter,
-        start: Start,
-        resumes: bool,
-        permit: Permit,
-    ) -> Self {
+    fn new(gateway: Arc<Gateway>, token: Token, filter: Filter, start: Start, permit: Permit) -> Self {
         gauge!("vmwatch_event_readers").increment(1.0);
-        let missed = start
-            .missed
-            .iter()
-            .filter(|told| filter.allows(told.event.instance()));
-        let mut first: VecDeque<_> = missed.map(|told| frame_of(told)).collect();
         let begin = if start.gap { "gap" } else { "ready" };
         // In front of what was missed the number would make a client believe that it has seen all of it.
-        let id = (!resumes || start.missed.is_empty()).then_some(start.position);
-        let mut begin = frame(begin, id, "{}");
-        begin = [format!("retry: {RETRY_MS}\n").as_bytes(), &begin]
-            .concat()
-            .into();
-        first.push_front(begin);
+        let id = (start.position == start.newest).then_some(start.newest);
         let mut session_check = interval(SESSION_CHECK);
         session_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             gateway,
             token,
             filter,
-            first,
-            start,
+            reached: start.log.reached(),
+            position: start.position,
+            newest: start.newest,
+            begin: Some(first_frame(begin, id)),
+            log: start.log,
+            next: VecDeque::new(),
             session_check,
             last_frame: Instant::now(),
             ended: false,
@@ -221,17 +217,23 @@ impl Reader {
         if self.ended {
             return None;
         }
-        let frame = match self.first.pop_front() {
+        let frame = match self.begin.take() {
             Some(frame) => frame,
-            None => self.wait().await?,
+            None => self.next_frame().await?,
         };
         self.last_frame = Instant::now();
         Some(frame)
     }
 
-    async fn wait(&mut self) -> Option<Bytes> {
+    async fn next_frame(&mut self) -> Option<Bytes> {
         let shutdown = self.gateway.live.shutdown.clone();
         loop {
+            if let Some(told) = self.next.pop_front() {
+                let again = u64::from(told.number <= self.newest);
+                counter!("vmwatch_events_replayed_total").increment(again);
+                return Some(told.frame.clone());
+            }
+            let is_at_end = self.take()?;
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return None,
@@ -242,28 +244,47 @@ impl Reader {
                             self.ended = true;
                             return Some(frame("end", None, "{}"));
                         }
-                        // Nobody can tell now; who comes again is told so.
+                        // Sessions can't be checked now; a client that comes again is told so.
                         Err(_) => return None,
                     }
                     if self.last_frame.elapsed() >= HEARTBEAT {
                         return Some(Bytes::from_static(b":\n\n"));
                     }
                 }
-                told = self.start.coming.recv() => match told {
-                    Ok(told) => {
-                        if told.number > self.start.position && self.filter.allows(told.event.instance()) {
-                            return Some(frame_of(&told));
-                        }
-                    }
-                    Err(RecvError::Lagged(_)) => {
-                        counter!("vmwatch_event_readers_cut_off_total").increment(1);
-                        return None;
-                    }
-                    Err(RecvError::Closed) => return None,
-                },
+                reached = self.reached.changed(), if is_at_end => reached.ok()?,
+                // Other readers have their turn meanwhile.
+                () = yield_now(), if !is_at_end => {}
             }
         }
     }
+
+    /// Takes a few more events from the log. True where there is nothing to do until more come; nothing where the reader
+    /// is cut off, or the log is over.
+    fn take(&mut self) -> Option<bool> {
+        let reached = *self.reached.borrow_and_update();
+        let Some(taken) = self
+            .log
+            .take(self.position, |told| self.filter.allows(&told.instance))
+        else {
+            counter!("vmwatch_event_readers_cut_off_total").increment(1);
+            return None;
+        };
+        let is_at_end = taken.events.is_empty() && taken.position == self.position;
+        self.position = taken.position;
+        self.next = taken.events.into();
+        if is_at_end && reached.over {
+            return None;
+        }
+        Some(is_at_end)
+    }
+}
+
+/// The first frame, with the time after which a browser may connect again: at random, so that the clients of a gateway
+/// that restarted do not all come at once.
+fn first_frame(name: &str, id: Option<u64>) -> Bytes {
+    let retry = jittered(LONGEST_RETRY, 0.2).as_millis();
+    let begin = frame(name, id, "{}");
+    [format!("retry: {retry}\n").as_bytes(), &begin].concat().into()
 }
 
 impl Drop for Reader {
@@ -272,8 +293,9 @@ impl Drop for Reader {
     }
 }
 
-fn frame_of(told: &Numbered) -> Bytes {
-    frame(told.event.kind(), Some(told.number), &data(&told.event))
+/// An event as readers get it.
+pub(crate) fn encode(number: u64, event: &LiveEvent) -> Bytes {
+    frame(event.kind(), Some(number), &data(event))
 }
 
 /// An event as it goes over the wire; JSON has no line breaks.
@@ -329,11 +351,24 @@ mod tests {
             at_ms: 1_483_277_879_001,
             state: Some(MachineState::Running),
         });
-        let frame = frame_of(&Numbered { number: 7, event });
+        let frame = encode(7, &event);
         assert_eq!(
             frame,
             "id: 7\nevent: machine\ndata: {\"instance_id\":\"vm-1\",\"at\":\"2017-01-01T13:37:59.001Z\",\"state\":\"running\"}\n\n"
         );
+    }
+
+    #[test]
+    fn clients_are_told_to_come_again_at_different_moments() {
+        let retry = |frame: Bytes| {
+            let text = String::from_utf8(frame.to_vec()).unwrap();
+            let (line, rest) = text.split_once('\n').unwrap();
+            assert_eq!(rest, "id: 7\nevent: ready\ndata: {}\n\n");
+            line.strip_prefix("retry: ").unwrap().parse::<u64>().unwrap()
+        };
+        let waits: Vec<_> = (0..100).map(|_| retry(first_frame("ready", Some(7)))).collect();
+        assert!(waits.iter().all(|wait| (1000..=5000).contains(wait)), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait != waits[0]), "{waits:?}");
     }
 
     #[test]

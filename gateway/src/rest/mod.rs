@@ -30,7 +30,7 @@ use axum::{Router, middleware::from_fn_with_state};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use self::edge::no_such_path;
+pub(crate) use self::{edge::no_such_path, events::encode as encode_event};
 use crate::{Gateway, page};
 
 /// What every address of the API begins with; the number is the version of the contract.

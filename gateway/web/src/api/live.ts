@@ -56,7 +56,9 @@ async function followForEver(stop: AbortSignal): Promise<void> {
     if (stop.aborted || me.peek() === null) return;
     liveState.value = "lost";
     const wait = Math.min(AGAIN_MS * 2 ** failures++, AGAIN_AT_MOST_MS);
-    await new Promise((resolve) => setTimeout(resolve, wait));
+    // At random, so that the pages of a gateway that restarted do not all come at once.
+    const jittered = wait * (0.5 + Math.random());
+    await new Promise((resolve) => setTimeout(resolve, jittered));
   }
 }
 
