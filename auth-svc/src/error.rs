@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use shared::{
     api::{audit::AuditResult, auth::UserName},
-    bus::{BusError, audit::AuditError},
+    bus::{
+        BusError,
+        audit::AuditError,
+        provision::{ProvisionError, setup::SetupError},
+    },
     wire::{Fault, FaultKind},
 };
 
@@ -44,6 +48,12 @@ pub enum AuthError {
     /// The audit could not be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// A bucket or stream could not be opened or made.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// The command `setup` failed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// There is no such user.
     #[error("there is no user {0}")]
     NoSuchUser(UserName),
@@ -115,11 +125,13 @@ impl From<AuthError> for Fault {
                 "too many logins at once; try again shortly",
             )
             .caused_by(error),
-            AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Audit(_) => Self::new(
-                FaultKind::Backend,
-                "users and sessions cannot be reached at the moment; try again shortly",
-            )
-            .caused_by(error),
+            AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Provision(_) | AuthError::Audit(_) => {
+                Self::new(
+                    FaultKind::Backend,
+                    "users and sessions cannot be reached at the moment; try again shortly",
+                )
+                .caused_by(error)
+            }
             other => {
                 Self::new(FaultKind::Internal, "it failed on our side; it is in the log").caused_by(other)
             }

@@ -22,6 +22,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use async_nats::jetstream::stream::Config;
 use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
 use mongodb::Database;
@@ -32,7 +33,15 @@ use shared::{
         auth::Login,
         users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
     },
-    bus::{Bus, Context, audit::Audit, serve::Server},
+    bus::{
+        Bus, Context,
+        audit::Audit,
+        provision::{
+            ProvisionError, Wanted, ensure_stream,
+            setup::{self, SetupArguments},
+        },
+        serve::Server,
+    },
     health,
     lifetime::until_done,
     wire::Fault,
@@ -100,7 +109,9 @@ async fn serve(
         let limit = SessionLimit::open(bus, &settings.sessions);
         tokio::try_join!(Sessions::open(bus, &settings.sessions), limit, throttle)
     });
-    let audit = Audit::open(bus, settings.audit, &shutdown);
+    let audit = until_done("the audit stream", &shutdown, || {
+        ensure_audit(bus, settings.audit.stream())
+    });
     let (Some(()), Some((sessions, session_limit, throttle)), Some(audit)) =
         tokio::join!(first_admin, buckets, audit)
     else {
@@ -118,6 +129,22 @@ async fn serve(
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
     Ok(())
+}
+
+async fn ensure_audit(bus: &Bus, wanted: Config) -> Result<Audit, ProvisionError> {
+    ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
+    Ok(Audit::new(bus))
+}
+
+/// Makes or changes what this service owns on the bus, as the settings have it.
+pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
+    let wanted: [Wanted; 4] = [
+        Sessions::bucket(&settings.sessions).into(),
+        SessionLimit::bucket(&settings.sessions).into(),
+        Throttle::bucket(settings.throttle, settings.sessions.replicas).into(),
+        settings.audit.stream().into(),
+    ];
+    Ok(setup::run(Service::Auth, &settings.bus, &wanted, arguments).await?)
 }
 
 /// Every method of the service, beside its handler.

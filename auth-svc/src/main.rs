@@ -5,7 +5,7 @@ use auth_svc::{
     users::{self, UserCommand},
 };
 use clap::{Parser, Subcommand};
-use shared::{cli, lifetime, telemetry::Telemetry};
+use shared::{bus::provision::setup::SetupArguments, cli, lifetime, telemetry::Telemetry};
 
 const PROGRAM: &str = "vmwatch-auth";
 
@@ -24,14 +24,18 @@ enum Command {
     /// Add, change, list and remove users; passwords are read from a prompt or standard input.
     #[command(subcommand)]
     User(UserCommand),
+    /// Make or change this service's streams and buckets as the settings have them; may be repeated.
+    Setup(SetupArguments),
 }
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments: Arguments = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
-    if let Some(Command::User(command)) = arguments.command {
-        return Ok(users::run(command, &settings).await?);
+    match arguments.command {
+        Some(Command::User(command)) => return Ok(users::run(command, &settings).await?),
+        Some(Command::Setup(arguments)) => return Ok(auth_svc::set_up(&settings, arguments).await?),
+        Some(Command::Serve) | None => {}
     }
     let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
     auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;

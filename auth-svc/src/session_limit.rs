@@ -7,7 +7,13 @@
 use async_nats::jetstream::kv::Store;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use shared::bus::Bus;
+use shared::{
+    api::Service,
+    bus::{
+        Bus,
+        provision::{Bucket, ensure_bucket},
+    },
+};
 
 use crate::{AuthError, bucket, config::SessionSettings};
 
@@ -30,16 +36,20 @@ pub(crate) struct SessionLimit {
 }
 
 impl SessionLimit {
-    /// Makes the bucket, or fits an older one to the settings.
-    pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let spec = bucket::Spec {
+    /// The bucket, as the settings have it.
+    pub(crate) const fn bucket(settings: &SessionSettings) -> Bucket {
+        Bucket {
             name: BUCKET,
             description: "which sessions are whose",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
             replicas: settings.replicas,
-        };
-        let bucket = bucket::open(bus, spec).await?;
+        }
+    }
+
+    /// Opens the bucket, and makes a missing one.
+    pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
+        let bucket = ensure_bucket(bus.jetstream(), Service::Auth, Self::bucket(settings)).await?;
         Ok(Self {
             bucket,
             most: settings.per_user,

@@ -6,10 +6,13 @@ use async_nats::jetstream::kv::{Operation, Store};
 use futures::StreamExt;
 use shared::{
     api::{
-        Principal,
+        Principal, Service,
         auth::{SESSION_BUCKET, Session, SessionRecord, Token},
     },
-    bus::Bus,
+    bus::{
+        Bus,
+        provision::{Bucket, ensure_bucket, existing_bucket},
+    },
     time::unix_millis,
 };
 
@@ -24,29 +27,31 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Makes the bucket, or fits an older one to the settings.
-    pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let spec = bucket::Spec {
+    /// The bucket, as the settings have it.
+    pub(crate) const fn bucket(settings: &SessionSettings) -> Bucket {
+        Bucket {
             name: SESSION_BUCKET,
             description: "live sessions of vmwatch",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
             replicas: settings.replicas,
-        };
-        let bucket = bucket::open(bus, spec).await?;
+        }
+    }
+
+    /// Opens the bucket, and makes a missing one.
+    pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
+        let bucket = ensure_bucket(bus.jetstream(), Service::Auth, Self::bucket(settings)).await?;
         Ok(Self {
             bucket,
             ttl: settings.ttl,
         })
     }
 
-    /// The bucket as the service made it, for a command that must not change its settings.
+    /// The bucket as the service made it, for a command.
     pub(crate) async fn existing(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let found =
-            tokio::time::timeout(bucket::DEADLINE, bus.jetstream().get_key_value(SESSION_BUCKET)).await;
-        let bucket = found.map_err(|late| AuthError::Bucket(late.into()))?;
+        let bucket = existing_bucket(bus.jetstream(), SESSION_BUCKET).await?;
         Ok(Self {
-            bucket: bucket.map_err(|error| AuthError::Bucket(error.into()))?,
+            bucket,
             ttl: settings.ttl,
         })
     }

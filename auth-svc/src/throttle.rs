@@ -18,7 +18,14 @@ use async_nats::jetstream::kv::Store;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use shared::{api::auth::UserName, bus::Bus, time::unix_millis};
+use shared::{
+    api::{Service, auth::UserName},
+    bus::{
+        Bus,
+        provision::{Bucket, ensure_bucket},
+    },
+    time::unix_millis,
+};
 use tracing::warn;
 
 use crate::{AuthError, bucket, config::ThrottleSettings};
@@ -77,20 +84,25 @@ impl Attempt {
 }
 
 impl Throttle {
-    /// Makes the bucket, or fits an older one to the settings.
-    pub(crate) async fn open(
-        bus: &Bus,
-        settings: ThrottleSettings,
-        replicas: usize,
-    ) -> Result<Self, AuthError> {
-        let spec = bucket::Spec {
+    /// The bucket, as the settings have it.
+    pub(crate) const fn bucket(settings: ThrottleSettings, replicas: usize) -> Bucket {
+        Bucket {
             name: BUCKET,
             description: "failed logins of late",
             max_age: settings.window,
             max_bytes: BUCKET_BYTES,
             replicas,
-        };
-        let bucket = bucket::open(bus, spec).await?;
+        }
+    }
+
+    /// Opens the bucket, and makes a missing one.
+    pub(crate) async fn open(
+        bus: &Bus,
+        settings: ThrottleSettings,
+        replicas: usize,
+    ) -> Result<Self, AuthError> {
+        let wanted = Self::bucket(settings, replicas);
+        let bucket = ensure_bucket(bus.jetstream(), Service::Auth, wanted).await?;
         Ok(Self { bucket, settings })
     }
 

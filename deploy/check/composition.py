@@ -4,7 +4,7 @@ import re
 
 import yaml
 
-from . import sources
+from . import setup, sources
 
 # A variable of its own, with an exact version (or a digest) as its default; ours are built here.
 IMAGE = re.compile(r"\$\{VMWATCH_[A-Z_]+_IMAGE:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?\}")
@@ -38,6 +38,7 @@ def compose():
             yield f"{service} has the password of another user than {user}"
         yield from encrypted(service, variables)
     yield from servers(document["services"])
+    yield from setup.order(document["services"])
 
 
 def program(spec: dict) -> str:

@@ -2,13 +2,14 @@
 
 import sys
 
-from . import composition, observability, rules, servers
+from . import composition, observability, rules, servers, setup
 from .overlay import Overlay
 
 OVERLAYS = ["dev", "production", "production-keda"]
 RULES = [
     rules.schemas, rules.selectors, rules.port_names, rules.ports_of_programs, rules.settings, rules.references,
     rules.hardening, rules.rolling_updates, rules.autoscaling, rules.keda, servers.servers, servers.proxies,
+    setup.jobs,
 ]
 
 

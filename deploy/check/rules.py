@@ -139,7 +139,7 @@ def references(overlay: Overlay):
 
 
 def hardening(overlay: Overlay):
-    for deployment in overlay.all("Deployment"):
+    for deployment in overlay.all("Deployment") + overlay.all("Job"):
         spec, own = pod(deployment)["spec"], container(deployment)
         security = own["securityContext"]
         for holds, what in [

@@ -35,6 +35,11 @@ def metrics() -> Set[str]:
     return found
 
 
+def owners() -> Set[str]:
+    """Programs that own streams: those with the command `setup`."""
+    return {name for name, crate in CRATES.items() if "SetupArguments" in text_of(crate)}
+
+
 def constant(crate: str, name: str) -> str:
     return re.search(rf'const {name}: &str = "([^"]+)"', text_of(crate))[1]
 

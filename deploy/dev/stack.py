@@ -83,6 +83,11 @@ class Plan:
             found.append(Program("libvirtd", own.command(), own.environment(), own.socket))
         return found
 
+    def setups(self) -> List[Program]:
+        """Commands that make the streams and buckets of a NATS server of our own, or change those of an older version."""
+        found = [self._ours(name) for name in ("auth", "metrics", "lifecycle")] if self.nats_server else []
+        return [Program(f"{one.name}-setup", [*one.argv, "setup"], one.env, "") for one in found]
+
     def services(self) -> List[Program]:
         """Our own programs. They wait for whatever they need, so they start all at once."""
         return [

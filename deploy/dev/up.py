@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import List, Optional
 
-from . import cargo, guest as image, guide, interrupts, layout, machines, ports, stack, state, tools, web
+from . import cargo, guest as image, guide, interrupts, layout, machines, ports, processes, stack, state, tools, web
 from .hypervisor import Hypervisor
 from .processes import Identity
 from .stack import Plan, Program, Stack
@@ -103,6 +103,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
         _launch(running, servers)
     if guest:
         running.state.hypervisor.define(running.state.ports["nats"], stack.agent_intervals({}))
+    _set_up(plan.setups())
     _launch(running, plan.services())
     guide.await_rows(running.state, password)
     if detach:
@@ -110,6 +111,15 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     running.state.save()
     described = database.description if database else "given by VMWATCH_MONGODB_URI"
     guide.show(running.state, password, f"{running.state.database}  ({described})", binaries, detach)
+
+
+def _set_up(commands: List[Program]) -> None:
+    if not commands:
+        return
+    with Step("setting up streams and buckets") as step:
+        for command in commands:
+            processes.run(step, command.argv, command.log, env=command.env, limit=stack.READY_LIMIT)
+        step.done()
 
 
 def _launch(running: Stack, programs: List[Program]) -> None:

@@ -18,8 +18,6 @@ use shared::{
         metrics::Limit,
     },
     bus::{Bus, BusSettings, Context, audit},
-    config::NATS_URL,
-    wire::{Fault, FaultKind},
 };
 
 use self::table::{Table, moment};
@@ -73,7 +71,7 @@ fn limit(text: &str) -> Result<Limit, &'static str> {
 
 /// Carries out a command.
 pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), LifecycleError> {
-    let bus = connect(settings).await?;
+    let bus = Bus::connect_within(USER, settings, CONNECT_DEADLINE).await?;
     match command {
         ClientCommand::State { instance_id, json } => {
             let machine = bus.call::<State>(&context(), &Target { instance_id }).await?;
@@ -171,22 +169,6 @@ fn audit_table(records: &[AuditRecord]) -> String {
         ]);
     }
     table.to_string()
-}
-
-/// A connection that is there: one that is merely being tried is of no use to who waits at a prompt.
-async fn connect(settings: &BusSettings) -> Result<Bus, LifecycleError> {
-    let bus = Bus::connect(USER, settings).await?;
-    let connected = async {
-        while !bus.is_connected() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let there = tokio::time::timeout(CONNECT_DEADLINE, connected).await;
-    there.map_err(|_| {
-        let hint = format!("the message bus does not answer; is {} right?", NATS_URL.name);
-        Fault::new(FaultKind::Unavailable, hint)
-    })?;
-    Ok(bus)
 }
 
 fn context() -> Context {

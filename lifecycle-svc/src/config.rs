@@ -7,7 +7,6 @@ use std::{net::SocketAddr, time::Duration};
 use shared::{
     bus::{
         self, BusSettings,
-        audit::{self, AuditSettings},
         serve::{self, ServeSettings},
     },
     config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
@@ -68,7 +67,6 @@ pub const SETTINGS: &[&[Setting]] = &[
         STREAM_REPLICAS,
         health::setting(HEALTH),
     ],
-    audit::SETTINGS,
     serve::SETTINGS,
     limits::SETTINGS,
     bus::SETTINGS,
@@ -89,6 +87,25 @@ pub struct LifecycleSettings {
     pub(crate) state_interval: Duration,
 }
 
+/// What the command `setup` reads: nothing of hypervisors.
+#[derive(Debug)]
+pub struct SetupSettings {
+    pub(crate) bus: BusSettings,
+    pub(crate) operations: OperationSettings,
+}
+
+impl SetupSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let bus = BusSettings::read(env);
+        let operations = OperationSettings::read(env);
+        Ok(Self {
+            bus: bus?,
+            operations: operations?,
+        })
+    }
+}
+
 /// Of commands and their records.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OperationSettings {
@@ -102,7 +119,6 @@ pub(crate) struct OperationSettings {
     pub(crate) max_bytes: i64,
     /// Copies of the bucket in a NATS cluster.
     pub(crate) replicas: usize,
-    pub(crate) audit: AuditSettings,
 }
 
 impl OperationSettings {
@@ -116,14 +132,12 @@ impl OperationSettings {
         );
         let max_bytes = env.within(&OPERATIONS_MAX_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
-        let audit = AuditSettings::read(env);
         Ok(Self {
             limit: limit?,
             lease: lease?,
             keep: keep?,
             max_bytes: i64::try_from(max_bytes?.0).unwrap_or(i64::MAX),
             replicas: replicas?,
-            audit: audit?,
         })
     }
 }

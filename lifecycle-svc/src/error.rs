@@ -2,7 +2,7 @@
 //! [`DriverError`](crate::driver::DriverError).
 
 use shared::{
-    bus::{BusError, audit::AuditError},
+    bus::{BusError, audit::AuditError, provision::setup::SetupError},
     wire::Fault,
 };
 
@@ -29,6 +29,9 @@ pub enum LifecycleError {
     /// The audit could not be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
+    /// The command `setup` failed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// An answer could not be printed.
     #[error("the answer could not be encoded")]
     Encode(#[from] serde_json::Error),

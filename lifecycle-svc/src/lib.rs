@@ -24,18 +24,31 @@ use std::sync::{
 };
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use shared::{api::Service, bus::Bus, health};
+use shared::{
+    api::Service,
+    bus::{
+        Bus,
+        provision::setup::{self, SetupArguments},
+    },
+    health,
+};
 use tokio_util::sync::CancellationToken;
 
 pub use error::LifecycleError;
 
 use crate::{
-    config::LifecycleSettings,
+    config::{LifecycleSettings, SetupSettings},
     events::{Events, Machines},
     fleet::Fleet,
     handlers::Lifecycle,
     operations::Operations,
 };
+
+/// Makes or changes what this service owns on the bus, as the settings have it.
+pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Result<(), LifecycleError> {
+    let wanted = [operations::bucket(&settings.operations).into()];
+    Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
+}
 
 /// Serves until `shutdown`, then drains.
 pub async fn run(

@@ -5,9 +5,13 @@ use std::{process::ExitCode, time::Duration};
 use clap::{Parser, Subcommand};
 use lifecycle_svc::{
     client::{self, ClientCommand},
-    config::{LifecycleSettings, SETTINGS},
+    config::{LifecycleSettings, SETTINGS, SetupSettings},
 };
-use shared::{bus::BusSettings, cli, lifetime, telemetry::Telemetry};
+use shared::{
+    bus::{BusSettings, provision::setup::SetupArguments},
+    cli, lifetime,
+    telemetry::Telemetry,
+};
 
 const PROGRAM: &str = "vmwatch-lifecycle";
 
@@ -23,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Answer on the bus (what it does without a command).
     Serve,
+    /// Make or change this service's buckets as the settings have them; may be repeated.
+    Setup(SetupArguments),
     #[command(flatten)]
     Client(ClientCommand),
 }
@@ -48,9 +54,15 @@ async fn run(command: Option<Command>) -> anyhow::Result<ExitCode> {
             |()| ExitCode::SUCCESS,
         ));
     }
+    if let Some(Command::Setup(arguments)) = command {
+        let settings = cli::settings_or_exit(PROGRAM, SetupSettings::read);
+        lifecycle_svc::set_up(&settings, arguments).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let settings = cli::settings_or_exit(PROGRAM, LifecycleSettings::read);
     let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    lifecycle_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
+    let running = lifecycle_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?);
+    Box::pin(running).await?;
     telemetry.finish();
     Ok(ExitCode::SUCCESS)
 }

@@ -28,6 +28,7 @@ use shared::{
         lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState},
     },
     bus::{Bus, Context, audit::Audit, serve::Refused},
+    lifetime::until_done,
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
@@ -35,7 +36,6 @@ use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-pub(crate) use self::record::Command;
 use self::{
     held::Stopped,
     record::{End, Lease, Record, answer},
@@ -44,6 +44,7 @@ use self::{
     trail::Trail,
     view::View,
 };
+pub(crate) use self::{record::Command, store::bucket};
 use crate::{config::OperationSettings, events::Events, fleet::Fleet};
 
 /// The longest idempotency key.
@@ -76,12 +77,21 @@ impl Operations {
         events: Events,
         shutdown: &CancellationToken,
     ) -> Result<Option<Arc<Self>>, getrandom::Error> {
-        let Some(store) = Store::open(bus, &settings, events, shutdown).await else {
+        let store = until_done("the bucket of records", shutdown, || {
+            Store::open(bus, &settings, events.clone())
+        });
+        let Some(store) = store.await else {
             return Ok(None);
         };
-        let Some(audit) = Audit::open(bus, settings.audit, shutdown).await else {
+        let audit = Audit::new(bus);
+        if until_done("the audit stream, which auth-svc makes", shutdown, || {
+            audit.check()
+        })
+        .await
+        .is_none()
+        {
             return Ok(None);
-        };
+        }
         Ok(Some(Arc::new(Self {
             settings,
             fleet,

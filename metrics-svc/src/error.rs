@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use shared::{
-    bus::BusError,
+    bus::{
+        BusError,
+        provision::{ProvisionError, setup::SetupError},
+    },
     wire::{Fault, FaultKind},
 };
 
@@ -31,6 +34,12 @@ pub enum MetricsError {
     /// The bus could not be used.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// A stream or consumer could not be opened or made.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// The command `setup` failed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// A listener, file or terminal failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),

@@ -13,9 +13,12 @@ use async_nats::{
 use bson::{RawDocument, RawDocumentBuf};
 use futures::StreamExt;
 use metrics::counter;
-use shared::api::{
-    InstanceId,
-    events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
+use shared::{
+    api::{
+        InstanceId, Service,
+        events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
+    },
+    bus::provision::ensure_stream,
 };
 use tokio::{
     sync::mpsc,
@@ -47,9 +50,9 @@ struct Told {
     id: String,
 }
 
-/// Makes the stream, or fits an older one to the settings.
-pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Result<(), MetricsError> {
-    let stream = Config {
+/// The stream, as the settings have it.
+pub(crate) fn stream(settings: &EventSettings) -> Config {
+    Config {
         name: EVENT_STREAM.to_owned(),
         description: Some("what just happened, for live readers".to_owned()),
         subjects: vec![event_filter(None)],
@@ -61,9 +64,13 @@ pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Re
         storage: StorageType::File,
         num_replicas: settings.replicas,
         ..Config::default()
-    };
-    let made = jetstream.create_or_update_stream(stream).await;
-    made.map(drop).map_err(MetricsError::jetstream)
+    }
+}
+
+/// Makes the stream if it is missing.
+pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Result<(), MetricsError> {
+    ensure_stream(jetstream, Service::Metrics, &stream(settings)).await?;
+    Ok(())
 }
 
 impl Events {

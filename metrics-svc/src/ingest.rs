@@ -110,7 +110,8 @@ impl Ingest {
             history: Arc::clone(&self.history),
             events: self.events.clone(),
             jetstream: self.jetstream().clone(),
-            ack_wait: self.stream.ack_wait,
+            // That of the consumer as it is, which `setup` may not have changed yet.
+            ack_wait: self.consumer.cached_info().config.ack_wait,
         }
     }
 

@@ -64,7 +64,7 @@ pub async fn run(
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let served = serve(&settings, &bus, &store, &serving, shutdown).await;
+    let served = Box::pin(serve(&settings, &bus, &store, &serving, shutdown)).await;
     shared::store::close(store.database()).await;
     served
 }

@@ -7,11 +7,22 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use shared::api::metrics::{
-    DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_PART_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX,
+use shared::{
+    api::{
+        Service,
+        metrics::{
+            DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_PART_BYTES, SAMPLE_STREAM,
+            SAMPLE_SUBJECT_PREFIX,
+        },
+    },
+    bus::provision::{Wanted, ensure_consumer, ensure_stream},
 };
 
-use crate::{MetricsError, config::StreamSettings};
+use crate::{
+    MetricsError,
+    config::{MetricsSettings, StreamSettings},
+    events,
+};
 
 /// The durable consumer that all replicas share.
 const CONSUMER: &str = "store";
@@ -25,24 +36,30 @@ const HEADROOM: usize = 4096;
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
-/// Makes the streams and the consumer, or fits older ones to the settings.
+/// All streams and consumers of this service, as the settings have them.
+pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
+    [
+        dead_letters(&settings.stream).into(),
+        Wanted {
+            stream: samples(&settings.stream),
+            consumers: vec![consumer(&settings.stream)],
+        },
+        events::stream(&settings.events).into(),
+    ]
+}
+
+/// Opens the streams of samples and their consumer, and makes those that are missing.
 pub(crate) async fn prepare(
     jetstream: &Context,
     settings: &StreamSettings,
 ) -> Result<PullConsumer, MetricsError> {
-    jetstream
-        .create_or_update_stream(dead_letters(settings))
-        .await
-        .map_err(MetricsError::jetstream)?;
-    jetstream
-        .create_or_update_stream(samples(settings))
-        .await
-        .map_err(MetricsError::jetstream)?;
-    let stream = jetstream
-        .get_stream(SAMPLE_STREAM)
-        .await
-        .map_err(MetricsError::jetstream)?;
-    let config = pull::Config {
+    ensure_stream(jetstream, Service::Metrics, &dead_letters(settings)).await?;
+    let stream = ensure_stream(jetstream, Service::Metrics, &samples(settings)).await?;
+    Ok(ensure_consumer(&stream, Service::Metrics, &consumer(settings)).await?)
+}
+
+fn consumer(settings: &StreamSettings) -> pull::Config {
+    pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: settings.ack_wait,
@@ -50,11 +67,7 @@ pub(crate) async fn prepare(
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING,
         ..pull::Config::default()
-    };
-    stream
-        .create_consumer(config)
-        .await
-        .map_err(MetricsError::jetstream)
+    }
 }
 
 fn samples(settings: &StreamSettings) -> Config {

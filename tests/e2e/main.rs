@@ -34,5 +34,6 @@ mod rest;
 mod rows;
 mod security;
 mod sessions;
+mod setup;
 mod traces;
 mod vm_list;

@@ -107,9 +107,9 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-operator", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.lifecycle.start", None),
-    // Only an agent publishes samples, and only its own instance's.
+    // Only an agent publishes samples, and only its own instance's; an operator replays dead letters.
     ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
-    ("vmwatch-operator", "vmwatch.v1.samples.vm-1", None),
+    ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.vm-2", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.dead_letters.vm-1", None),
     // Only a service answers its own subjects, and in its group: who listens beside it reads passwords.

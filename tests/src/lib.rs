@@ -41,7 +41,9 @@ pub use ports::free_port;
 pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
-pub use stack::{ADMIN, MACHINES, Power, Program, Replica, Stack, StackBuilder, THIS_MACHINE};
+pub use stack::{
+    ADMIN, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder, THIS_MACHINE,
+};
 pub use tools::{nats_server, node_and_chromium, schemathesis};
 
 /// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores

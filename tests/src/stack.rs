@@ -1,6 +1,6 @@
 //! A whole vmwatch.
 
-use std::{collections::HashMap, fmt::Write as _, fs, path::Path};
+use std::{collections::HashMap, fmt::Write as _, fs, path::Path, process::Output};
 
 use futures::future::join_all;
 use shared::{
@@ -33,6 +33,11 @@ pub const MACHINES: [(&str, Power); 3] = [
 
 /// What the first agent of a stack calls the machine that the tests run on.
 pub const THIS_MACHINE: &str = "this-machine";
+
+/// The user of the bus that `setup` logs in as.
+pub const SETUP_USER: &str = "vmwatch-setup";
+/// The user of the bus that people's own tools log in as.
+pub const OPERATOR_USER: &str = "vmwatch-operator";
 
 const NODE_FILE: &str = "node.xml";
 
@@ -68,6 +73,9 @@ impl Program {
         Self::Lifecycle,
         Self::Agent,
     ];
+
+    /// Those that own streams, in the order in which a deployment sets them up.
+    const OWNERS: [Self; 3] = [Self::Auth, Self::Metrics, Self::Lifecycle];
 
     const fn binary(self) -> &'static str {
         match self {
@@ -210,13 +218,17 @@ impl StackBuilder {
             database,
             folder,
         };
+        if self.permissions {
+            for program in Program::OWNERS {
+                stack.set_up(program, &self.overrides(program));
+            }
+        }
         for program in Program::ALL {
             for index in 0..self.replicas.get(&program).copied().unwrap_or(0) {
                 let listen = free_port();
                 let mut env = stack.common_settings(program);
                 env.extend(own_settings(program, index, listen, stack.folder.path()));
-                let overrides = self.settings.iter().filter(|(of, ..)| *of == program);
-                env.extend(overrides.map(|(_, name, value)| (name.clone(), value.clone())));
+                env.extend(self.overrides(program));
                 let replica = stack.spawn(program, index, env);
                 if program == Program::Gateway {
                     stack.gateways.push(Gateway::new(replica, listen));
@@ -227,6 +239,13 @@ impl StackBuilder {
         }
         stack.ready().await;
         stack
+    }
+
+    fn overrides(&self, program: Program) -> Vec<(String, String)> {
+        let of_program = self.settings.iter().filter(|(of, ..)| *of == program);
+        of_program
+            .map(|(_, name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 }
 
@@ -348,6 +367,10 @@ impl Stack {
     }
 
     fn common_settings(&self, program: Program) -> Vec<(String, String)> {
+        self.settings_as(&program.user(), program)
+    }
+
+    fn settings_as(&self, user: &str, program: Program) -> Vec<(String, String)> {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut env = vec![
             pair(NATS_URL.name, self.nats.url()),
@@ -355,7 +378,7 @@ impl Stack {
             pair(NATS_PING_INTERVAL.name, "300ms"),
             pair("RUST_BACKTRACE", "1"),
         ];
-        env.extend(self.nats.login_of(&program.user()));
+        env.extend(self.nats.login_of(user));
         if matches!(program, Program::Auth | Program::Metrics) {
             env.push(pair(MONGODB_URI.name, self.database.uri()));
             let ca_file = self.nats.secrets().and_then(Secrets::ca_file);
@@ -389,12 +412,38 @@ impl Stack {
 
     /// Runs a command of a program, as an operator would, and gives back what it printed; it must succeed.
     pub fn command(&self, program: Program, args: &[&str], input: &str) -> String {
-        let mut spec = self.spec(program, 0, self.common_settings(program));
-        spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
-        let output = run(&spec, input);
+        self.command_as(&program.user(), program, args, input)
+    }
+
+    /// As [`Stack::command`], with the credential of this user of the bus.
+    pub fn command_as(&self, user: &str, program: Program, args: &[&str], input: &str) -> String {
+        let output = self.try_command(user, program, args, input, &[]);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
         text(&output.stdout)
+    }
+
+    /// Runs a command with the credential of this user of the bus, and settings of its own.
+    pub fn try_command(
+        &self,
+        user: &str,
+        program: Program,
+        args: &[&str],
+        input: &str,
+        settings: &[(String, String)],
+    ) -> Output {
+        let mut env = self.settings_as(user, program);
+        env.extend(settings.iter().cloned());
+        let mut spec = self.spec(program, 0, env);
+        spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        run(&spec, input)
+    }
+
+    /// Makes the streams and buckets of a program, as a deployment does before the services start.
+    fn set_up(&self, program: Program, settings: &[(String, String)]) {
+        let output = self.try_command(SETUP_USER, program, &["setup"], "", settings);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "setup of {}: {errors}", program.binary());
     }
 }
 

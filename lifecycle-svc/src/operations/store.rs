@@ -3,17 +3,15 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{
-    kv::{self, CreateErrorKind, UpdateErrorKind, Watch},
-    stream::StorageType,
-};
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind, Watch};
 use shared::{
-    api::lifecycle::OperationId,
-    bus::Bus,
+    api::{Service, lifecycle::OperationId},
+    bus::{
+        Bus,
+        provision::{Bucket, ProvisionError, ensure_bucket},
+    },
     wire::{Fault, FaultKind},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use super::record::Record;
 use crate::{config::OperationSettings, events::Events};
@@ -58,34 +56,26 @@ pub(super) struct Store {
     events: Events,
 }
 
+/// The bucket, as the settings have it.
+pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
+    Bucket {
+        name: OPERATION_BUCKET,
+        description: "records of commands on VMs",
+        max_age: settings.keep,
+        max_bytes: settings.max_bytes,
+        replicas: settings.replicas,
+    }
+}
+
 impl Store {
-    /// Makes the bucket, or fits an older one to the settings; waits for the bus. `None` at shutdown.
+    /// Opens the bucket, and makes a missing one.
     pub(super) async fn open(
         bus: &Bus,
         settings: &OperationSettings,
         events: Events,
-        shutdown: &CancellationToken,
-    ) -> Option<Self> {
-        let config = kv::Config {
-            bucket: OPERATION_BUCKET.to_owned(),
-            description: "records of commands on VMs".to_owned(),
-            history: 1,
-            max_age: settings.keep,
-            max_bytes: settings.max_bytes,
-            storage: StorageType::File,
-            num_replicas: settings.replicas,
-            ..kv::Config::default()
-        };
-        loop {
-            match bus.jetstream().create_or_update_key_value(config.clone()).await {
-                Ok(bucket) => return Some(Self { bucket, events }),
-                Err(error) => warn!(%error, "waiting for JetStream: the bucket of records"),
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return None,
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
-        }
+    ) -> Result<Self, ProvisionError> {
+        let bucket = ensure_bucket(bus.jetstream(), Service::Lifecycle, bucket(settings)).await?;
+        Ok(Self { bucket, events })
     }
 
     /// Makes the record, unless there is one with its id.

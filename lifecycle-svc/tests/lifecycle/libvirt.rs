@@ -204,6 +204,39 @@ async fn the_audit_takes_no_deletion() {
 }
 
 #[tokio::test]
+async fn a_bucket_that_differs_from_the_settings_is_changed_by_setup_alone() {
+    let world = World::new().await;
+    drop(service(&world).await);
+    let keep = async || {
+        let bucket = world.bus.jetstream().get_stream("KV_vmwatch_operations").await;
+        bucket.unwrap().cached_info().config.max_age
+    };
+    let week = Duration::from_hours(7 * 24);
+    assert_eq!(keep().await, week);
+
+    let hypervisors = node(world.path(), "one", &[(OFF, 5)]);
+    let longer = [
+        ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
+        ("VMWATCH_OPERATIONS_KEEP", "8d"),
+    ];
+    let replica = world.replica("longer", &longer).await;
+    let log = replica.0.log();
+    assert!(
+        log.contains("run `vmwatch-lifecycle setup` to change it"),
+        "{log}"
+    );
+    assert_eq!(keep().await, week, "a running service changes nothing");
+
+    let (well, printed, errors) = world.command_with(&["setup"], &longer);
+    assert!(well, "{errors}");
+    assert!(
+        printed.contains("KV_vmwatch_operations: changed: max_age"),
+        "{printed}"
+    );
+    assert_eq!(keep().await, week + Duration::from_hours(24));
+}
+
+#[tokio::test]
 async fn lists_show_what_the_principal_may_see_and_no_more() {
     let world = World::new().await;
     let _service = service(&world).await;

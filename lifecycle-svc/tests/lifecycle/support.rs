@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use e2e::{Nats, PATIENCE, Process, Spec, eventually};
 use shared::{
     api::{
-        InstanceId, Principal, Role, Scope,
+        InstanceId, Principal, Role, Scope, Service,
         audit::AuditRecord,
         lifecycle::{
             Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
@@ -13,7 +13,12 @@ use shared::{
         },
         metrics::Limit,
     },
-    bus::{Bus, Context, audit},
+    bus::{
+        Bus, Context,
+        audit::{self, AuditSettings},
+        provision::ensure_stream,
+    },
+    config::Environment,
     wire::Fault,
 };
 use tempfile::TempDir;
@@ -41,11 +46,13 @@ impl World {
             .tempdir()
             .unwrap();
         let nats = Nats::start(folder.path()).await;
-        Self {
-            bus: nats.connect("vmwatch-test").await,
-            nats,
-            folder,
-        }
+        let bus = nats.connect("vmwatch-test").await;
+        // As auth-svc does, which owns it.
+        let audit = AuditSettings::read(&Environment::of([])).unwrap();
+        ensure_stream(bus.jetstream(), Service::Auth, &audit.stream())
+            .await
+            .unwrap();
+        Self { bus, nats, folder }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -86,9 +93,19 @@ impl World {
 
     /// What the program prints for these arguments, and whether it ended well.
     pub(crate) fn command(&self, arguments: &[&str]) -> (bool, String, String) {
+        self.command_with(arguments, &[])
+    }
+
+    /// As [`World::command`], with these settings.
+    pub(crate) fn command_with(
+        &self,
+        arguments: &[&str],
+        settings: &[(&str, &str)],
+    ) -> (bool, String, String) {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_vmwatch-lifecycle"))
             .args(arguments)
             .env("VMWATCH_NATS_URL", self.nats.url())
+            .envs(settings.iter().copied())
             .output()
             .unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -8,8 +8,12 @@ mod rebuild;
 use std::{path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
+use shared::{
+    api::Service,
+    bus::provision::setup::{self, SetupArguments},
+};
 
-use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore};
+use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore, streams};
 
 /// The commands beside `serve`.
 #[derive(Debug, Subcommand)]
@@ -31,6 +35,8 @@ pub enum OperatorCommand {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make or change this service's streams and consumers as the settings have them; may be repeated.
+    Setup(SetupArguments),
 }
 
 /// What can be done with refused samples.
@@ -78,6 +84,10 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
             with_rows(settings, rebuild).await
         }
         OperatorCommand::DeadLetters(command) => dead_letters::run(command, settings).await,
+        OperatorCommand::Setup(arguments) => {
+            let wanted = streams::wanted(settings);
+            Ok(setup::run(Service::Metrics, &settings.bus, &wanted, arguments).await?)
+        }
         OperatorCommand::BackfillDates { dry_run } => {
             let backfill = async |store: &RowStore, history: &History| {
                 backfill::run(store, history, &settings.retention, dry_run).await

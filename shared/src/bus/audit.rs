@@ -14,7 +14,6 @@ use async_nats::{
     },
 };
 use futures::TryStreamExt;
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Bus;
@@ -34,7 +33,7 @@ const MAX_BYTES: Setting = Setting {
     help: "size of the audit; beyond it the oldest records go (about 400 bytes each)",
 };
 
-/// The settings of every program that appends.
+/// The settings of the one program that owns the stream.
 pub const SETTINGS: &[Setting] = &[KEEP, MAX_BYTES];
 
 /// JetStream answers in milliseconds or not at all.
@@ -62,7 +61,8 @@ impl AuditSettings {
         })
     }
 
-    fn stream(self) -> Config {
+    /// The stream, for the program that owns it.
+    pub fn stream(self) -> Config {
         Config {
             name: AUDIT_STREAM.to_owned(),
             description: Some("who asked vmwatch for what, and what became of it".to_owned()),
@@ -101,19 +101,16 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Makes the stream where there is none, or fits an older one to the settings; waits for the bus. `None` at
-    /// shutdown.
-    pub async fn open(bus: &Bus, settings: AuditSettings, shutdown: &CancellationToken) -> Option<Self> {
-        loop {
-            match bus.jetstream().create_or_update_stream(settings.stream()).await {
-                Ok(_) => return Some(Self { bus: bus.clone() }),
-                Err(error) => warn!(%error, "waiting for JetStream: the audit stream"),
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return None,
-                () = tokio::time::sleep(Duration::from_secs(1)) => {}
-            }
-        }
+    /// The audit of this bus, whose stream auth-svc makes.
+    pub fn new(bus: &Bus) -> Self {
+        Self { bus: bus.clone() }
+    }
+
+    /// Fails while there is no stream to append to.
+    pub async fn check(&self) -> Result<(), AuditError> {
+        within(self.bus.jetstream().get_stream(AUDIT_STREAM))
+            .await
+            .map(drop)
     }
 
     /// Appends a record; it is on disk when this answers well. Records with the same `once` within the stream's

@@ -10,6 +10,7 @@ mod codec;
 mod context;
 mod discovery;
 mod drain;
+pub mod provision;
 mod refusal;
 mod replies;
 pub mod serve;
@@ -140,6 +141,9 @@ pub enum BusError {
     /// The connection cannot be set up (a wrong address or a refused login; a server that is away is waited for).
     #[error("no connection to NATS")]
     Connect(#[from] async_nats::ConnectError),
+    /// A command does not wait for ever, as a service does.
+    #[error("no NATS server answers; is {} right?", NATS_URL.name)]
+    Unreachable,
     /// A subscription was refused.
     #[error("NATS refused a subscription")]
     Subscribe(#[from] async_nats::SubscribeError),
@@ -149,6 +153,9 @@ pub enum BusError {
 const SETTLED_LIMIT: Duration = Duration::from_secs(2);
 /// Where it cannot be asked, the reconnect takes about so long.
 const SETTLED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Between two looks whether the connection is there.
+const CONNECTED_PAUSE: Duration = Duration::from_millis(20);
 
 /// The connection of a program to the bus.
 #[derive(Debug, Clone)]
@@ -193,6 +200,23 @@ impl Bus {
             replies,
             jetstream,
         })
+    }
+
+    /// As [`Bus::connect`], for a command: fails if no server has answered within the limit.
+    pub async fn connect_within(
+        name: &str,
+        settings: &BusSettings,
+        limit: Duration,
+    ) -> Result<Self, BusError> {
+        let bus = Self::connect(name, settings).await?;
+        let connected = async {
+            while !bus.is_connected() {
+                tokio::time::sleep(CONNECTED_PAUSE).await;
+            }
+        };
+        let answered = tokio::time::timeout(limit, connected).await;
+        answered.map_err(|_| BusError::Unreachable)?;
+        Ok(bus)
     }
 
     /// Whether the server is there, as far as pings tell.

@@ -1,0 +1,159 @@
+//! How the configuration of an existing stream or consumer differs from the wanted one, and what a change would delete.
+
+use std::{collections::BTreeSet, fmt, time::SystemTime};
+
+use async_nats::jetstream::stream::{Config, Info, State};
+use serde::Serialize;
+use serde_json::Value;
+
+/// The server fills these in where they are not given.
+const FILLED_IN: [&str; 6] = [
+    "consumer_limits",
+    "duplicate_window",
+    "first_seq",
+    "max_waiting",
+    "name",
+    "num_replicas",
+];
+/// These are the operator's own: no program sets them.
+const FOREIGN: [&str; 2] = ["metadata", "placement"];
+
+/// A field of a configuration that is not as wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Difference {
+    field: String,
+    found: Value,
+    wanted: Value,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, found, wanted } = self;
+        write!(f, "{field} {} -> {}", shown(found), shown(wanted))
+    }
+}
+
+fn shown(value: &Value) -> String {
+    if is_unset(value) {
+        "unset".to_owned()
+    } else {
+        value.to_string()
+    }
+}
+
+/// The differences in one line.
+pub(super) fn listed(differences: &[Difference]) -> String {
+    let texts: Vec<_> = differences.iter().map(Difference::to_string).collect();
+    texts.join(", ")
+}
+
+/// What must change for the found configuration to be the wanted one.
+pub(super) fn differences(
+    wanted: &impl Serialize,
+    found: &impl Serialize,
+) -> Result<Vec<Difference>, serde_json::Error> {
+    let (wanted, found) = (serde_json::to_value(wanted)?, serde_json::to_value(found)?);
+    let keys = |value: &Value| -> Vec<String> {
+        let object = value.as_object();
+        object
+            .map(|object| object.keys().cloned().collect())
+            .unwrap_or_default()
+    };
+    let fields: BTreeSet<_> = keys(&wanted).into_iter().chain(keys(&found)).collect();
+    let differs = |field: String| {
+        let (wanted, found) = (wanted.get(&field), found.get(&field));
+        let wanted = wanted.cloned().unwrap_or(Value::Null);
+        let found = found.cloned().unwrap_or(Value::Null);
+        let same = wanted == found || (is_unset(&wanted) && is_unset(&found));
+        let foreign = FOREIGN.contains(&field.as_str());
+        let filled_in = is_unset(&wanted) && FILLED_IN.contains(&field.as_str());
+        (!same && !foreign && !filled_in).then_some(Difference { field, found, wanted })
+    };
+    Ok(fields.into_iter().filter_map(differs).collect())
+}
+
+/// A limit of 0 and one of -1 are none; an absent flag is off.
+fn is_unset(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => matches!(number.as_i64(), Some(0 | -1)),
+        Value::String(text) => text.is_empty() || text == "none",
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+    }
+}
+
+/// What the stream holds that lowered limits have no room for: a change would delete it. A sentence each.
+pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
+    let State { messages, bytes, .. } = found.state;
+    let (before, mut losses) = (&found.config, Vec::new());
+    let counted = [
+        ("max_bytes", wanted.max_bytes, before.max_bytes, bytes, "bytes"),
+        (
+            "max_msgs",
+            wanted.max_messages,
+            before.max_messages,
+            messages,
+            "messages",
+        ),
+        // How many one subject has is not known: at most all of them.
+        (
+            "max_msgs_per_subject",
+            wanted.max_messages_per_subject,
+            before.max_messages_per_subject,
+            messages,
+            "messages",
+        ),
+    ];
+    for (field, limit, limit_before, held, unit) in counted {
+        let lowered = limit > 0 && (limit_before <= 0 || limit < limit_before);
+        if lowered && u64::try_from(limit).is_ok_and(|limit| held > limit) {
+            losses.push(format!("it holds {held} {unit}, and {field} would be {limit}"));
+        }
+    }
+    let age = SystemTime::now()
+        .duration_since(found.state.first_timestamp.into())
+        .unwrap_or_default();
+    let lowered = !wanted.max_age.is_zero() && (before.max_age.is_zero() || wanted.max_age < before.max_age);
+    if lowered && messages > 0 && age > wanted.max_age {
+        losses.push(format!(
+            "its oldest message is {} s old, and max_age would be {} s",
+            age.as_secs(),
+            wanted.max_age.as_secs()
+        ));
+    }
+    losses
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn between(wanted: &Value, found: &Value) -> String {
+        listed(&differences(wanted, found).unwrap())
+    }
+
+    #[test]
+    fn fields_that_the_server_fills_in_are_no_difference() {
+        let wanted = json!({ "max_bytes": 5, "max_msgs": 0, "subjects": ["a"] });
+        let found = json!({
+            "max_bytes": 5, "max_msgs": -1, "subjects": ["a"], "duplicate_window": 120, "deny_purge": false,
+            "compression": "none", "metadata": { "_nats.ver": "2.15.1" }
+        });
+        assert_eq!(between(&wanted, &found), "");
+    }
+
+    #[test]
+    fn a_difference_names_both_values() {
+        assert_eq!(
+            between(
+                &json!({ "max_bytes": 5, "duplicate_window": 7, "deny_purge": true }),
+                &json!({ "max_bytes": 6, "duplicate_window": 8, "allow_rollup_hdrs": true })
+            ),
+            "allow_rollup_hdrs true -> unset, deny_purge unset -> true, duplicate_window 8 -> 7, max_bytes 6 -> 5"
+        );
+    }
+}

@@ -1,0 +1,165 @@
+//! The command `setup` of each program that owns streams: makes them as the settings have them, and may be repeated.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{Context, consumer::pull, stream::Stream};
+
+use super::{
+    ProvisionError, Wanted, consumer_name, create_stream,
+    difference::{Difference, differences, listed, losses},
+    find_consumer, find_stream, refused, within,
+};
+use crate::{
+    api::Service,
+    bus::{Bus, BusError, BusSettings},
+};
+
+/// How long the command waits for a bus that is still starting.
+const CONNECT_LIMIT: Duration = Duration::from_secs(30);
+
+/// The arguments of `setup`.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct SetupArguments {
+    /// Also make changes that delete stored messages, such as a limit below what a stream holds.
+    #[arg(long)]
+    allow_data_loss: bool,
+}
+
+/// Why `setup` did not do all of its work.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The bus could not be reached.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// JetStream failed.
+    #[error(transparent)]
+    Provision(#[from] ProvisionError),
+    /// A change would delete what is stored.
+    #[error(
+        "nothing was changed, since it would delete stored messages; repeat it with --allow-data-loss:\n{0}"
+    )]
+    WouldDelete(String),
+}
+
+/// Carries out the command, and prints what was done to each stream and consumer.
+pub async fn run(
+    owner: Service,
+    settings: &BusSettings,
+    wanted: &[Wanted],
+    arguments: SetupArguments,
+) -> Result<(), SetupError> {
+    let bus = Bus::connect_within(&format!("{}-setup", owner.name()), settings, CONNECT_LIMIT).await?;
+    for done in setup(bus.jetstream(), wanted, arguments).await? {
+        println!("{}: {}", done.name, done.what);
+    }
+    Ok(())
+}
+
+/// What there is to do about one stream or consumer.
+enum Work {
+    Make,
+    Change(Vec<Difference>),
+    Leave,
+}
+
+/// A stream or consumer that is as wanted now, and what was done to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Done {
+    /// Its name.
+    pub name: String,
+    /// What was done, for people: `created`, `left as it was`, or the changes.
+    pub what: String,
+    /// Whether something that existed was changed.
+    pub changed: bool,
+}
+
+/// Makes the streams and consumers as wanted. A change that deletes stored messages needs the permission of the
+/// arguments; without it nothing at all is changed.
+pub async fn setup(
+    jetstream: &Context,
+    wanted: &[Wanted],
+    arguments: SetupArguments,
+) -> Result<Vec<Done>, SetupError> {
+    let mut found = Vec::new();
+    let mut refusals = Vec::new();
+    for one in wanted {
+        let stream = find_stream(jetstream, &one.stream.name).await?;
+        if let Some(stream) = &stream {
+            let losses = losses(&one.stream, stream.cached_info());
+            refusals.extend(losses.iter().map(|loss| format!("{}: {loss}", one.stream.name)));
+        }
+        found.push((one, stream));
+    }
+    if !refusals.is_empty() && !arguments.allow_data_loss {
+        return Err(SetupError::WouldDelete(refusals.join("\n")));
+    }
+    let mut all = Vec::new();
+    for (wanted, found) in found {
+        let (stream, done) = settle_stream(jetstream, wanted, found).await?;
+        all.push(done);
+        for consumer in &wanted.consumers {
+            all.push(settle_consumer(&stream, consumer).await?);
+        }
+    }
+    Ok(all)
+}
+
+async fn settle_stream(
+    jetstream: &Context,
+    wanted: &Wanted,
+    found: Option<Stream>,
+) -> Result<(Stream, Done), ProvisionError> {
+    let mut config = wanted.stream.clone();
+    let name = config.name.clone();
+    let Some(found) = found else {
+        let stream = create_stream(jetstream, &config).await?;
+        return Ok((stream, Done::of(name, &Work::Make)));
+    };
+    let existing = &found.cached_info().config;
+    let work = Work::of(differences(&config, existing)?);
+    if let Work::Change(_) = work {
+        config.metadata.clone_from(&existing.metadata);
+        config.placement.clone_from(&existing.placement);
+        let updated = within(&name, jetstream.update_stream(&config)).await?;
+        updated.map_err(|error| refused(&name, error))?;
+    }
+    Ok((found, Done::of(name, &work)))
+}
+
+async fn settle_consumer(stream: &Stream, wanted: &pull::Config) -> Result<Done, ProvisionError> {
+    let name = consumer_name(wanted);
+    let work = match find_consumer(stream, name).await? {
+        None => Work::Make,
+        Some(found) => Work::of(differences(wanted, &found.config)?),
+    };
+    if !matches!(work, Work::Leave) {
+        let made = within(name, stream.create_consumer(wanted.clone())).await?;
+        made.map_err(|error| refused(name, error))?;
+    }
+    Ok(Done::of(name.to_owned(), &work))
+}
+
+impl Work {
+    fn of(differences: Vec<Difference>) -> Self {
+        if differences.is_empty() {
+            Self::Leave
+        } else {
+            Self::Change(differences)
+        }
+    }
+}
+
+impl Done {
+    fn of(name: String, work: &Work) -> Self {
+        let what = match work {
+            Work::Make => "created".to_owned(),
+            Work::Change(differences) => format!("changed: {}", listed(differences)),
+            Work::Leave => "left as it was".to_owned(),
+        };
+        Self {
+            name,
+            what,
+            changed: matches!(work, Work::Change(_)),
+        }
+    }
+}

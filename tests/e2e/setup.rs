@@ -1,0 +1,238 @@
+//! Streams and buckets: made and changed by the `setup` commands alone, and by no running service's credential.
+
+use std::{collections::BTreeSet, process::Output};
+
+use async_nats::{HeaderMap, jetstream::stream::Info};
+use e2e::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
+use shared::api::{
+    audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
+    auth::SESSION_BUCKET,
+};
+
+const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
+const OWNERS: [Program; 3] = [Program::Auth, Program::Metrics, Program::Lifecycle];
+/// Who runs all the time, and whose credential could therefore be stolen from a running process.
+const RUNNING: [&str; 4] = [
+    "vmwatch-gateway",
+    "vmwatch-auth",
+    "vmwatch-metrics",
+    "vmwatch-lifecycle",
+];
+
+/// A bus with users and permissions, and a database; the streams are set up, and nothing of ours runs.
+async fn without_services() -> Stack {
+    let none = [
+        Program::Gateway,
+        Program::Auth,
+        Program::Metrics,
+        Program::Lifecycle,
+    ];
+    let builder = none
+        .into_iter()
+        .fold(Stack::builder(), |builder, program| builder.replicas(program, 0));
+    builder.with_permissions().start().await
+}
+
+fn setup(stack: &Stack, program: Program, more: &[&str], settings: &[(&str, &str)]) -> Output {
+    let settings: Vec<_> = settings
+        .iter()
+        .map(|&(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let args = [&["setup"], more].concat();
+    stack.try_command(SETUP_USER, program, &args, "", &settings)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+async fn info(stack: &Stack, stream: &str) -> Info {
+    let found = stack.bus.jetstream().get_stream(stream).await.unwrap();
+    found.cached_info().clone()
+}
+
+#[tokio::test]
+async fn setup_may_be_repeated_and_refuses_to_delete_what_is_stored() {
+    let stack = without_services().await;
+    for program in OWNERS {
+        let output = setup(&stack, program, &[], &[]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let printed = text(&output.stdout);
+        let left = |line: &str| line.ends_with(": left as it was");
+        assert!(
+            printed.lines().count() > 0 && printed.lines().all(left),
+            "{printed}"
+        );
+    }
+
+    let grown = setup(&stack, Program::Auth, &[], &[("VMWATCH_AUDIT_KEEP", "400d")]);
+    let printed = text(&grown.stdout);
+    assert!(
+        printed.contains("VMWATCH_AUDIT: changed: max_age 31536000000000000 -> 34560000000000000"),
+        "{printed}{}",
+        text(&grown.stderr)
+    );
+
+    // A record of 600 KB twice: more than the least size that the setting takes.
+    let jetstream = stack.bus.jetstream();
+    for _ in 0..2 {
+        let subject = format!("{AUDIT_SUBJECT_PREFIX}test");
+        let published = jetstream.publish(subject, "x".repeat(600_000).into()).await;
+        published.unwrap().await.unwrap();
+    }
+    let before = info(&stack, AUDIT_STREAM).await;
+    let small = [("VMWATCH_AUDIT_MAX_BYTES", "1MiB"), ("VMWATCH_SESSION_TTL", "1h")];
+    let refused = setup(&stack, Program::Auth, &[], &small);
+    let said = text(&refused.stderr);
+    assert!(!refused.status.success(), "{}", text(&refused.stdout));
+    for part in [
+        "nothing was changed",
+        "--allow-data-loss",
+        "VMWATCH_AUDIT: it holds",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let after = info(&stack, AUDIT_STREAM).await;
+    assert_eq!(after.config, before.config);
+    assert_eq!(after.state.messages, 2);
+    let sessions = format!("KV_{SESSION_BUCKET}");
+    assert_eq!(
+        info(&stack, &sessions).await.config.max_age.as_secs(),
+        12 * 3600,
+        "a refusal changes nothing at all"
+    );
+
+    let allowed = setup(&stack, Program::Auth, &["--allow-data-loss"], &small);
+    assert!(allowed.status.success(), "{}", text(&allowed.stderr));
+    assert_eq!(info(&stack, AUDIT_STREAM).await.state.messages, 1);
+    assert_eq!(info(&stack, &sessions).await.config.max_age.as_secs(), 3600);
+}
+
+/// The streams that `setup` makes, by the file itself.
+fn streams() -> BTreeSet<&'static str> {
+    let quoted = PERMISSIONS.split('"').skip(1).step_by(2);
+    quoted
+        .filter_map(|subject| subject.strip_prefix("$JS.API.STREAM.UPDATE."))
+        .collect()
+}
+
+#[test]
+fn only_setup_may_change_a_stream_and_only_an_operator_may_delete_a_dead_letter() {
+    let mut set = "";
+    let mut allowed = Vec::new();
+    for line in PERMISSIONS.lines().filter(|line| !line.starts_with('#')) {
+        if let Some(name) = line.strip_suffix(": {") {
+            set = name;
+        }
+        let subjects = line.split('"').skip(1).step_by(2);
+        let changing = subjects.filter(|subject| {
+            let verb = subject.strip_prefix("$JS.API.STREAM.").unwrap_or_default();
+            let reads = ["INFO.", "CREATE.", "MSG.GET.", "NAMES", "LIST"];
+            let api = subject.starts_with("$JS.API.STREAM.") || subject.starts_with("$JS.API.>");
+            api && !reads.iter().any(|read| verb.starts_with(read))
+        });
+        allowed.extend(changing.map(|subject| (set, subject)));
+    }
+    assert!(streams().len() >= 8, "{:?}", streams());
+    let others: Vec<_> = allowed.iter().filter(|(set, _)| *set != "SETUP").collect();
+    assert_eq!(
+        others,
+        [&("OPERATOR", "$JS.API.STREAM.MSG.DELETE.VMWATCH_DEAD_LETTERS")]
+    );
+    let of_setup = allowed.iter().filter(|(set, _)| *set == "SETUP");
+    for (_, subject) in of_setup {
+        assert!(subject.starts_with("$JS.API.STREAM.UPDATE."), "{subject}");
+    }
+}
+
+#[tokio::test]
+async fn no_running_credential_changes_purges_or_deletes_a_stream() {
+    let stack = without_services().await;
+    let agent = format!("vmwatch-agent-{THIS_MACHINE}");
+    let verbs = ["UPDATE", "PURGE", "DELETE", "MSG.DELETE", "RESTORE", "SNAPSHOT"];
+    let mut expected = Vec::new();
+    // A connection that ends takes with it what it has not sent yet.
+    let mut connections = Vec::new();
+    for user in RUNNING.into_iter().chain([agent.as_str()]) {
+        let bus = stack.nats.connect_as("an attack", user).await;
+        for stream in streams() {
+            for verb in verbs {
+                let subject = format!("$JS.API.STREAM.{verb}.{stream}");
+                bus.client().publish(subject.clone(), "{}".into()).await.unwrap();
+                expected.push((user.to_owned(), format!(r#"Subject "{subject}""#)));
+            }
+        }
+        bus.client().flush().await.unwrap();
+        connections.push(bus);
+    }
+    eventually("every attempt is refused", PATIENCE, async || {
+        let log = stack.nats.server.log();
+        let violations: Vec<_> = log
+            .lines()
+            .filter(|line| line.contains("Publish Violation"))
+            .collect();
+        let missing = expected.iter().find(|(user, subject)| {
+            let refused = |line: &&str| line.contains(user.as_str()) && line.contains(subject.as_str());
+            !violations.iter().any(refused)
+        });
+        missing.map_or(Ok(()), |missing| Err(format!("{missing:?} is not refused")))
+    })
+    .await;
+    for stream in streams() {
+        // It is there.
+        info(&stack, stream).await;
+    }
+}
+
+/// A message that rolls a subject or the whole bucket up is a purge by the right to write a key.
+#[tokio::test]
+async fn no_bucket_takes_a_rollup() {
+    let stack = without_services().await;
+    let buckets = [
+        ("vmwatch-auth", "vmwatch_sessions"),
+        ("vmwatch-auth", "vmwatch_user_sessions"),
+        ("vmwatch-auth", "vmwatch_login_failures"),
+        ("vmwatch-lifecycle", "vmwatch_operations"),
+    ];
+    for (user, bucket) in buckets {
+        let bus = stack.nats.connect_as("an attack", user).await;
+        let write = async |key: &str, headers: HeaderMap| {
+            let subject = format!("$KV.{bucket}.{key}");
+            let published = bus
+                .jetstream()
+                .publish_with_headers(subject, headers, "x".into())
+                .await;
+            published.unwrap().await
+        };
+        write("one", HeaderMap::new()).await.unwrap();
+        for scope in ["all", "sub"] {
+            let mut headers = HeaderMap::new();
+            headers.insert("Nats-Rollup", scope);
+            let error = write("two", headers).await.unwrap_err();
+            assert!(format!("{error:?}").contains("rollup"), "{error:?}");
+        }
+        assert_eq!(info(&stack, &format!("KV_{bucket}")).await.state.messages, 1);
+    }
+}
+
+#[tokio::test]
+async fn an_operator_and_no_service_discards_dead_letters() {
+    let stack = without_services().await;
+    let published = stack
+        .bus
+        .jetstream()
+        .publish("vmwatch.v1.dead_letters.vm-1", "x".into());
+    published.await.unwrap().await.unwrap();
+    let list = ["dead-letters", "list", "--json"];
+    let listed = stack.command_as(OPERATOR_USER, Program::Metrics, &list, "");
+    assert_eq!(listed.lines().count(), 1, "{listed}");
+    let discarded = stack.command_as(
+        OPERATOR_USER,
+        Program::Metrics,
+        &["dead-letters", "discard", "--all"],
+        "",
+    );
+    assert_eq!(discarded, "discarded 1 samples\n");
+    assert_eq!(info(&stack, "VMWATCH_DEAD_LETTERS").await.state.messages, 0);
+    assert!(!stack.nats.server.log().contains("Violation"));
+}
