@@ -5,7 +5,7 @@ use std::time::Duration;
 use metrics::counter;
 use shared::{
     api::{
-        MethodInfo,
+        MethodInfo, PageRoom,
         audit::{AuditFilter, AuditPage, AuditRecord, AuditResult},
     },
     bus::{
@@ -69,7 +69,7 @@ pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, A
         (None, Some(to)) => Some(reader.end_at(to.saturating_add(slack)).await?),
         (before, _) => before,
     };
-    let wanted = usize::from(filter.limit.get());
+    let mut room = PageRoom::new(usize::from(filter.limit.get()));
     let mut looked_at = 0;
     loop {
         let window = reader.window(before, WINDOW).await?;
@@ -80,10 +80,15 @@ pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, A
             {
                 return Ok(page);
             }
-            if filter.allows(&record) {
-                page.records.push(record);
+            if !filter.allows(&record) {
+                continue;
             }
-            if page.records.len() == wanted {
+            if !room.take_item(&record) {
+                page.next = Some(number.saturating_add(1));
+                return Ok(page);
+            }
+            page.records.push(record);
+            if room.items() == 0 {
                 page.next = Some(number);
                 return Ok(page);
             }

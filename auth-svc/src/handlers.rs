@@ -6,6 +6,7 @@ use shared::{
         Kind, Method, MethodInfo, Role,
         audit::{AuditFilter, AuditPage, AuditResult},
         auth::{Credentials, Login, Session, UserName},
+        first_page,
         users::{
             Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef,
             UsersAdd, UsersRemove, UsersSetPassword, UsersUpdate,
@@ -119,13 +120,9 @@ impl Auth {
     pub(crate) async fn list_users(&self, page: UserPage) -> Result<UserList, AuthError> {
         let limit = usize::from(page.limit.get());
         // One more tells whether there are more.
-        let mut users = self.accounts.users.list(page.after.as_ref(), limit + 1).await?;
-        let more = users.len() > limit;
-        users.truncate(limit);
-        Ok(UserList {
-            users: users.into_iter().map(User::from).collect(),
-            more,
-        })
+        let users = self.accounts.users.list(page.after.as_ref(), limit + 1).await?;
+        let (users, more) = first_page(users.into_iter().map(User::from), limit);
+        Ok(UserList { users, more })
     }
 
     pub(crate) async fn add_user(&self, context: &Context, user: NewUser) -> Result<User, AuthError> {

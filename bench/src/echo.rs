@@ -5,7 +5,7 @@ use futures::StreamExt;
 use shared::{
     api::{
         Service,
-        metrics::{Rows, VmLatest},
+        metrics::{RowPage, Rows, VmLatest},
     },
     bus::{
         Bus, BusSettings,
@@ -39,7 +39,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
             }
         }
     });
-    let rows = Rows::from_json(ROWS.to_owned())?;
+    let rows = RowPage::whole(Rows::from_json(ROWS.to_owned())?);
     let settings = ServeSettings::read(&env).map_err(wrong)?;
     Server::new(&bus, Service::Metrics, settings)
         .method::<VmLatest, _, _>(move |_, _| {

@@ -304,8 +304,9 @@ impl Bench {
                     instance: id,
                     cmd: question.cmd,
                     limit,
+                    before: None,
                 };
-                Ok(self.store.latest(query, LIMIT).await?)
+                Ok(self.store.latest(query, LIMIT).await?.rows)
             }
             Way::Bus => {
                 let context = Context::new(LIMIT).as_principal(Principal {
@@ -316,6 +317,7 @@ impl Bench {
                 let latest = Latest {
                     instance_id: id.clone(),
                     limit,
+                    before: None,
                 };
                 let rows = match (question.kind, question.cmd) {
                     (RowKind::Vm, _) => self.bus.call::<VmLatest>(&context, &latest).await,
@@ -325,11 +327,12 @@ impl Bench {
                             instance_id: id.clone(),
                             limit,
                             proc_name: Some(cmd.to_owned()),
+                            before: None,
                         };
                         self.bus.call::<ProcessByName>(&context, &by_name).await
                     }
                 };
-                Ok(rows?)
+                Ok(rows?.rows)
             }
         }
     }

@@ -12,8 +12,8 @@ use shared::{
         InstanceId, Principal, Role, Scope,
         audit::AuditRecord,
         lifecycle::{
-            Operation, OperationFilter, OperationId, OperationRef, OperationsGet, OperationsList, State,
-            Target,
+            Operation, OperationFilter, OperationId, OperationPlace, OperationRef, OperationsGet,
+            OperationsList, State, Target,
         },
         metrics::Limit,
     },
@@ -95,19 +95,37 @@ pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), L
             limit,
             json,
         } => {
-            let filter = OperationFilter {
-                instance_id: instance,
-                state: None,
-                before: None,
-                limit,
-            };
-            let operations = bus.call::<OperationsList>(&context(), &filter).await?;
+            let operations = newest_operations(&bus, instance, limit).await?;
             show(&operations, json, || operation_table(&operations))
         }
         ClientCommand::Audit { limit, json } => {
             let records = audit::newest(&bus, u64::from(limit.get())).await?;
             show(&records, json, || audit_table(&records))
         }
+    }
+}
+
+/// Reads the newest commands, page by page.
+async fn newest_operations(
+    bus: &Bus,
+    instance_id: Option<InstanceId>,
+    limit: Limit,
+) -> Result<Vec<Operation>, LifecycleError> {
+    let mut operations = Vec::new();
+    let mut filter = OperationFilter {
+        instance_id,
+        limit,
+        ..OperationFilter::default()
+    };
+    loop {
+        let page = bus.call::<OperationsList>(&context(), &filter).await?;
+        operations.extend(page.operations);
+        let missing = u64::from(limit.get()).saturating_sub(operations.len() as u64);
+        let (true, Some(missing), Some(last)) = (page.more, Limit::new(missing), operations.last()) else {
+            return Ok(operations);
+        };
+        filter.limit = missing;
+        filter.before = Some(OperationPlace::of(last));
     }
 }
 

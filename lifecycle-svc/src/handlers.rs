@@ -4,7 +4,7 @@ use std::{future::ready, sync::Arc};
 
 use shared::{
     api::{
-        InstanceId, Service,
+        InstanceId, Service, first_page,
         lifecycle::{
             ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList,
             Page, Reboot, RebootTarget, Start, State, Stop, Target, Verb,
@@ -119,9 +119,7 @@ impl Lifecycle {
                 .is_none_or(|after| machine.instance_id > *after)
         });
         machines.sort_by(|one, other| one.instance_id.cmp(&other.instance_id));
-        let most = usize::from(page.limit.get());
-        let more = machines.len() > most;
-        machines.truncate(most);
+        let (machines, more) = first_page(machines, usize::from(page.limit.get()));
         Ok(MachineList {
             machines,
             more,

@@ -25,7 +25,7 @@ use metrics::counter;
 use shared::{
     api::{
         InstanceId, Kind, Principal,
-        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationState},
+        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationPage, OperationState},
     },
     bus::{Bus, Context, audit::Audit, serve::Refused},
     lifetime::until_done,
@@ -316,8 +316,8 @@ impl Operations {
             .ok_or_else(no_such_operation)
     }
 
-    /// The newest commands on machines that the principal may see.
-    pub(crate) fn list(&self, principal: Option<&Principal>, filter: &OperationFilter) -> Vec<Operation> {
+    /// A page of the newest commands on machines that the principal may see.
+    pub(crate) fn list(&self, principal: Option<&Principal>, filter: &OperationFilter) -> OperationPage {
         let keep = u64::try_from(self.settings.keep.as_millis()).unwrap_or(u64::MAX);
         let oldest = unix_millis().saturating_sub(keep);
         self.view.newest(usize::from(filter.limit.get()), |operation| {

@@ -25,6 +25,12 @@ pub enum MetricsError {
     /// A stored row is no BSON.
     #[error("a stored row is damaged")]
     Damaged(#[from] bson::error::Error),
+    /// A list cannot go on behind a row that another reporter stored without an `ObjectId` or a date.
+    #[error("a page ends at a stored row that has no ObjectId or no date")]
+    NoPlace,
+    /// The page before ended in a table that is no longer stored.
+    #[error("the process table of the page before is no longer stored")]
+    GoneTable,
     /// Rows could not be encoded.
     #[error("rows could not be encoded")]
     Encode(#[from] serde_json::Error),
@@ -74,6 +80,10 @@ impl From<MetricsError> for Fault {
                 "rows cannot be read at the moment; try again shortly",
             )
             .caused_by(error),
+            MetricsError::GoneTable => Self::new(
+                FaultKind::NotFound,
+                "the process table of the page before is no longer stored; begin with the first page",
+            ),
             other => Self::new(
                 FaultKind::Internal,
                 "the query failed on our side; it is in the log",

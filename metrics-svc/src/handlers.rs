@@ -35,11 +35,12 @@ pub(crate) fn register(
 /// The documented queries.
 fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
     let (vms, processes, named) = (Arc::clone(newest), Arc::clone(newest), Arc::clone(newest));
-    let question = |kind, Latest { instance_id, limit }, cmd| Question {
+    let question = |kind, latest: Latest, cmd| Question {
         kind,
-        instance: instance_id,
+        instance: latest.instance_id,
         cmd,
-        limit,
+        limit: latest.limit,
+        before: latest.before,
     };
     server
         .method::<VmLatest, _, _>(move |context, latest| {
@@ -58,8 +59,14 @@ fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
                 instance_id,
                 limit,
                 proc_name,
+                before,
             } = by_name;
-            let question = question(RowKind::Process, Latest { instance_id, limit }, proc_name);
+            let latest = Latest {
+                instance_id,
+                limit,
+                before,
+            };
+            let question = question(RowKind::Process, latest, proc_name);
             async move { newest.rows(question, context.remaining()).await }
         })
 }

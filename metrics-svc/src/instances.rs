@@ -19,7 +19,7 @@ use metrics::counter;
 use mongodb::Collection;
 use shared::{
     api::{
-        InstanceId, Scope,
+        InstanceId, PageRoom, Scope,
         history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
         lifecycle::Page,
     },
@@ -194,7 +194,6 @@ impl Instances {
         } else {
             doc! { "_id": ids }
         };
-        let most = usize::from(page.limit.get());
         let query = self
             .instances
             .find(filter)
@@ -203,13 +202,17 @@ impl Instances {
             .batch_size(u32::from(page.limit.get()) + 1)
             .max_time(limit);
         let mut cursor = find(&self.instances, query).await?;
+        let mut room = PageRoom::new(usize::from(page.limit.get()));
         let mut listed = VmPage::default();
         while cursor.advance().await? {
-            if listed.vms.len() == most {
+            let Some(vm) = summary(cursor.current(), unix_millis())? else {
+                continue;
+            };
+            if !room.take_item(&vm) {
                 listed.more = true;
                 break;
             }
-            listed.vms.extend(summary(cursor.current(), unix_millis())?);
+            listed.vms.push(vm);
         }
         Ok(listed)
     }

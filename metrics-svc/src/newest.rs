@@ -15,7 +15,7 @@ use moka::sync::Cache;
 use shared::{
     api::{
         InstanceId,
-        metrics::{Limit, Rows},
+        metrics::{Limit, RowPage, RowPlace},
     },
     wire::Fault,
 };
@@ -40,9 +40,11 @@ pub struct Question {
     pub cmd: Option<String>,
     /// At most how many.
     pub limit: Limit,
+    /// Only rows behind this place.
+    pub before: Option<RowPlace>,
 }
 
-type Read = Shared<BoxFuture<'static, Result<Rows, Fault>>>;
+type Read = Shared<BoxFuture<'static, Result<RowPage, Fault>>>;
 
 /// The newest rows, shared by equal reads.
 pub struct NewestRows {
@@ -66,8 +68,8 @@ impl NewestRows {
         }
     }
 
-    /// The newest rows, newest first, as [`RowStore::latest`] has them.
-    pub async fn rows(&self, question: Question, limit: Duration) -> Result<Rows, Fault> {
+    /// A page of the newest rows, as [`RowStore::latest`] has it.
+    pub async fn rows(&self, question: Question, limit: Duration) -> Result<RowPage, Fault> {
         let Some(reads) = &self.reads else {
             return self.query(question, limit).await;
         };
@@ -82,7 +84,7 @@ impl NewestRows {
             let answer = read.await;
             let kept = answer
                 .as_ref()
-                .is_ok_and(|rows| rows.as_json().len() <= question.most_bytes() as usize);
+                .is_ok_and(|page| page.rows.as_json().len() <= question.most_bytes() as usize);
             if !kept {
                 reads.invalidate(&question);
             }
@@ -93,7 +95,7 @@ impl NewestRows {
         self.query(question, limit).await
     }
 
-    fn query(&self, question: Question, limit: Duration) -> BoxFuture<'static, Result<Rows, Fault>> {
+    fn query(&self, question: Question, limit: Duration) -> BoxFuture<'static, Result<RowPage, Fault>> {
         counter!("vmwatch_newest_rows_queries_total").increment(1);
         let store = Arc::clone(&self.store);
         async move { Ok(store.latest(question.query(), limit).await?) }.boxed()
@@ -107,6 +109,7 @@ impl Question {
             instance: &self.instance,
             cmd: self.cmd.as_deref(),
             limit: self.limit,
+            before: self.before.as_ref(),
         }
     }
 

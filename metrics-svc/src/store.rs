@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, oid::ObjectId};
 use mongodb::{
     Collection, Database, IndexModel,
     error::{ErrorKind, WriteFailure},
@@ -13,8 +13,8 @@ use mongodb::{
 };
 use shared::{
     api::{
-        InstanceId, Service,
-        metrics::{Limit, PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
+        InstanceId, PageRoom, Service,
+        metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPlace, Rows, VM_ROW_KEYS},
     },
     store::{StoreSettings, command_span},
     time::{CreateDate, UtcOffset},
@@ -64,6 +64,8 @@ pub struct Query<'a> {
     pub cmd: Option<&'a str>,
     /// At most how many.
     pub limit: Limit,
+    /// Only rows behind this place.
+    pub before: Option<&'a RowPlace>,
 }
 
 /// The newest rows as far as they are found.
@@ -73,9 +75,20 @@ struct Search<'a> {
     limit: Duration,
     /// A JSON array that is not closed yet.
     rows: Vec<u8>,
-    missing: usize,
+    room: PageRoom,
     /// From here on all is found.
     before: Option<CreateDate>,
+    /// The last row of the page.
+    last: LastRow,
+    /// Whether a row was found that the page has no room for.
+    full: bool,
+}
+
+/// What the place of a row is made of.
+#[derive(Debug, Default)]
+struct LastRow {
+    create_date: String,
+    id: Option<ObjectId>,
 }
 
 /// The rows in the database.
@@ -154,19 +167,26 @@ impl RowStore {
         self.offset
     }
 
-    /// The newest rows, newest first, as a JSON array in the documented key order.
+    /// A page of the newest rows, newest first, as a JSON array in the documented key order.
     ///
     /// It asks for the recent past first and widens the range until it has enough; of a VM that is silent it looks
     /// back from the last report. So the cost depends on what is answered, not on the length of the history, on a
     /// database that walks the index in order and on one that sorts what is in range.
-    pub async fn latest(&self, query: Query<'_>, limit: Duration) -> Result<Rows, MetricsError> {
+    pub async fn latest(&self, query: Query<'_>, limit: Duration) -> Result<RowPage, MetricsError> {
         let mut search = Search {
             query,
             limit,
             rows: Vec::from(b"["),
-            missing: usize::from(query.limit.get()),
+            room: PageRoom::new(usize::from(query.limit.get())),
             before: None,
+            last: LastRow::default(),
+            full: false,
         };
+        if let Some(place) = query.before {
+            let filter = search.rows_of_one_date(place)?;
+            self.read(&mut search, filter).await?;
+            search.before = Some(place.create_date.clone());
+        }
         let mut end = SystemTime::now();
         for back in RECENT {
             self.look(&mut search, end.checked_sub(back)).await?;
@@ -178,10 +198,7 @@ impl RowStore {
             self.look(&mut search, end.checked_sub(back)).await?;
         }
         self.look(&mut search, None).await?;
-        search.rows.push(b']');
-        let text = String::from_utf8(search.rows)
-            .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        Ok(Rows::from_json(text)?)
+        search.into_page()
     }
 
     /// Adds what is missing from a range that begins then, or at the beginning of all, and ends where the search has
@@ -189,31 +206,32 @@ impl RowStore {
     async fn look(&self, search: &mut Search<'_>, from: Option<SystemTime>) -> Result<(), MetricsError> {
         let from = from.map(|moment| CreateDate::at(moment, self.offset));
         let searched = from.is_some() && search.before.is_some() && from >= search.before;
-        if search.missing == 0 || searched {
+        if searched {
             return Ok(());
         }
-        let kind = search.query.kind;
-        let rows_of = self.collection(kind);
-        let most = i64::try_from(search.missing).unwrap_or(i64::MAX);
+        let filter = search.filter(from.as_ref());
+        self.read(search, filter).await?;
+        search.before = from;
+        Ok(())
+    }
+
+    /// Adds the rows that pass a filter, newest first, until the page has no room for more.
+    async fn read(&self, search: &mut Search<'_>, filter: Document) -> Result<(), MetricsError> {
+        if search.is_over() {
+            return Ok(());
+        }
+        let rows_of = self.collection(search.query.kind);
+        let most = i64::try_from(search.room.items()).unwrap_or(i64::MAX);
         let query = rows_of
-            .find(search.filter(from.as_ref()))
+            .find(filter)
             .sort(doc! { "create_date": -1, "_id": -1 })
             .limit(most)
             .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
             .max_time(search.limit);
         let mut cursor = find(rows_of, query).await?;
-        while search.missing > 0 && cursor.advance().await? {
-            if search.rows.len() > 1 {
-                search.rows.push(b',');
-            }
-            let (rows, row) = (&mut search.rows, cursor.current());
-            match kind {
-                RowKind::Vm => row_json::push_row(rows, row, &VM_ROW_KEYS)?,
-                RowKind::Process => row_json::push_row(rows, row, &PROCESS_ROW_KEYS)?,
-            }
-            search.missing -= 1;
+        while !search.is_over() && cursor.advance().await? {
+            search.add(cursor.current())?;
         }
-        search.before = from;
         Ok(())
     }
 
@@ -249,6 +267,56 @@ impl RowStore {
 }
 
 impl Search<'_> {
+    const fn is_over(&self) -> bool {
+        self.full || self.room.items() == 0
+    }
+
+    /// Adds a row, if the page has room for it.
+    fn add(&mut self, row: &RawDocument) -> Result<(), MetricsError> {
+        let before = self.rows.len();
+        let rows = &mut self.rows;
+        if before > 1 {
+            rows.push(b',');
+        }
+        match self.query.kind {
+            RowKind::Vm => row_json::push_row(rows, row, &VM_ROW_KEYS)?,
+            RowKind::Process => row_json::push_row(rows, row, &PROCESS_ROW_KEYS)?,
+        }
+        if self.room.take(rows.len() - before) {
+            self.last.set(row)
+        } else {
+            rows.truncate(before);
+            self.full = true;
+            Ok(())
+        }
+    }
+
+    fn into_page(mut self) -> Result<RowPage, MetricsError> {
+        self.rows.push(b']');
+        let text = String::from_utf8(self.rows)
+            .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
+        let next = Limit::new(self.room.items() as u64).filter(|_| self.full);
+        Ok(RowPage {
+            rows: Rows::from_json(text)?,
+            next: match next {
+                Some(limit) => Some(NextRows {
+                    limit,
+                    before: self.last.place()?,
+                }),
+                None => None,
+            },
+        })
+    }
+
+    /// The rows of the date of this place that come behind it.
+    fn rows_of_one_date(&self, place: &RowPlace) -> Result<Document, MetricsError> {
+        let id: ObjectId = place.id.as_str().parse().map_err(|_| MetricsError::NoPlace)?;
+        let mut filter = self.filter(None);
+        filter.insert("create_date", place.create_date.as_str());
+        filter.insert("_id", doc! { "$lt": id });
+        Ok(filter)
+    }
+
     /// What is not found yet, from a date on.
     fn filter(&self, from: Option<&CreateDate>) -> Document {
         let mut filter = doc! { "instance_id": self.query.instance.as_str() };
@@ -266,5 +334,22 @@ impl Search<'_> {
             filter.insert("create_date", range);
         }
         filter
+    }
+}
+
+impl LastRow {
+    fn set(&mut self, row: &RawDocument) -> Result<(), MetricsError> {
+        let date = row.get("create_date")?.and_then(RawBsonRef::as_str);
+        date.unwrap_or_default().clone_into(&mut self.create_date);
+        self.id = row.get("_id")?.and_then(RawBsonRef::as_object_id);
+        Ok(())
+    }
+
+    fn place(&self) -> Result<RowPlace, MetricsError> {
+        let id = self.id.and_then(|id| RowId::new(&id.to_hex()));
+        Ok(RowPlace {
+            create_date: self.create_date.parse().map_err(|_| MetricsError::NoPlace)?,
+            id: id.ok_or(MetricsError::NoPlace)?,
+        })
     }
 }

@@ -14,7 +14,7 @@ use shared::{
     api::{
         InstanceId, Principal, Role, Scope, Service,
         lifecycle::{Machine, MachineState, Target},
-        metrics::{Latest, Limit, Rows, VmLatest},
+        metrics::{Latest, Limit, RowPage, Rows, VmLatest},
     },
     bus::{
         Bus, Context,
@@ -59,6 +59,7 @@ fn latest(instance: &str) -> Latest {
     Latest {
         instance_id: instance.parse().unwrap(),
         limit: Limit::default(),
+        before: None,
     }
 }
 
@@ -68,8 +69,9 @@ fn target(instance: &str) -> Target {
     }
 }
 
-fn rows_of(instance: &InstanceId) -> Rows {
-    Rows::from_json(json!([{ "instance_id": instance }]).to_string()).unwrap()
+fn rows_of(instance: &InstanceId) -> RowPage {
+    let rows = json!([{ "instance_id": instance }]);
+    RowPage::whole(Rows::from_json(rows.to_string()).unwrap())
 }
 
 fn running(target: Target) -> Machine {

@@ -34,6 +34,7 @@ fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuer
         instance_id: instance.parse().unwrap(),
         range: TimeRange::new(from_ms, to_ms).unwrap(),
         points: Points::new(points).unwrap(),
+        after_ms: None,
     }
 }
 

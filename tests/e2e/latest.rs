@@ -105,9 +105,10 @@ impl Silent {
                 let latest = Latest {
                     instance_id: instance.parse().unwrap(),
                     limit: Limit::new(limit as u64).unwrap(),
+                    before: None,
                 };
                 let found = stack.bus.call::<VmLatest>(&viewer(), &latest).await.unwrap();
-                let found = numbers(found.as_json(), "proc");
+                let found = numbers(found.rows.as_json(), "proc");
                 assert_eq!(found, all[..limit.min(all.len())], "{instance}, limit {limit}");
             }
         }
@@ -150,10 +151,11 @@ async fn the_newest_rows_of_a_name_that_was_last_seen_long_ago() {
                 instance_id: "vm-1".parse().unwrap(),
                 limit: Limit::new(limit as u64).unwrap(),
                 proc_name: Some(name.to_owned()),
+                before: None,
             };
             let found = stack.bus.call::<ProcessByName>(&viewer(), &latest).await.unwrap();
             assert_eq!(
-                numbers(found.as_json(), "pid"),
+                numbers(found.rows.as_json(), "pid"),
                 all[..limit.min(all.len())],
                 "{name}, limit {limit}"
             );

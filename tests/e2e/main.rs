@@ -27,6 +27,7 @@ mod latest;
 mod live_events;
 mod newest;
 mod page;
+mod pages;
 mod permissions;
 mod processes;
 mod python_repr;

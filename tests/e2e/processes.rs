@@ -28,6 +28,7 @@ fn at(instance: &str, at_ms: Option<u64>) -> ProcessesAtQuery {
         order: None,
         name: None,
         limit: Limit::new(1000).unwrap(),
+        after: None,
     }
 }
 
@@ -186,6 +187,7 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
         process: ProcessSelector::new(name.and_then(ProcessName::new), pid).unwrap(),
         range: TimeRange::new(from_ms, to_ms).unwrap(),
         points: Points::new(points).unwrap(),
+        after_ms: None,
     }
 }
 
@@ -361,6 +363,7 @@ async fn starts_and_ends_are_told_newest_first() {
             instance_id: "vm-1".parse().unwrap(),
             range: TimeRange::new(from_ms, to_ms).unwrap(),
             limit: Limit::new(limit).unwrap(),
+            before: None,
         };
         let told = call::<ProcessEvents>(&stack, &query).await;
         let events = told.events.into_iter().map(|event| {

@@ -65,8 +65,9 @@ pub(crate) async fn answer(app: &App, body: &[u8]) -> anyhow::Result<String> {
             instance: request.data.instance_id.trim_end_matches([';', ' ']).parse()?,
             cmd,
             limit: request.limit,
+            before: None,
         };
-        app.newest.rows(question, LIMIT).await?
+        app.newest.rows(question, LIMIT).await?.rows
     };
     Ok(envelope(&request, 1, message, &rows_to_python(rows.as_json())?))
 }

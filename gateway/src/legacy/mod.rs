@@ -3,6 +3,7 @@
 mod answer;
 pub mod python_repr;
 mod request;
+mod rows;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -126,8 +127,18 @@ impl Gateway {
             .record("rpc.method", info.name)
             .record("request_id", context.request_id.as_str());
         let _permit = self.admission.enter(info, &context).await?;
+        if face.answer == Answer::Rows {
+            let all = rows::read_all(self, info, &context, params).await?;
+            return match format {
+                Format::Json => Ok(echo.answer(all.status, &all.message, &all.rows)),
+                Format::Python => {
+                    let rows = rows_to_python(&all.rows).map_err(unreadable)?;
+                    Ok(echo.answer(all.status, &all.message, &rows))
+                }
+            };
+        }
         let reply = self.bus.forward(info, &context, params.into()).await?;
-        render(echo, face, format, &reply)
+        render(echo, face, &reply)
     }
 
     /// Who asks; `None` where the method needs no session.
@@ -142,30 +153,23 @@ impl Gateway {
     }
 }
 
-/// The answer of a reply, whose rows are passed on without being decoded into a tree.
-fn render(echo: &Echo<'_>, face: &Documented, format: Format, reply: &[u8]) -> Result<String, Fault> {
-    let unreadable =
-        |error| Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error);
+/// The answer of a reply that holds no rows.
+fn render(echo: &Echo<'_>, face: &Documented, reply: &[u8]) -> Result<String, Fault> {
     let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
     let status = envelope.status_code;
     let (message, data) = envelope.into_result()?;
-    match face.answer {
-        Answer::Null => Ok(echo.answer(status, &message, "null")),
-        Answer::Session => {
-            let session: Session = serde_json::from_str(data.get()).map_err(unreadable)?;
-            let session_id = session.session_id.to_string();
-            let echo = Echo {
-                session_id: &session_id,
-                ..*echo
-            };
-            Ok(echo.answer(status, &message, "null"))
-        }
-        Answer::Rows => match format {
-            Format::Json => Ok(echo.answer(status, &message, data.get())),
-            Format::Python => {
-                let rows = rows_to_python(data.get()).map_err(unreadable)?;
-                Ok(echo.answer(status, &message, &rows))
-            }
-        },
+    if face.answer != Answer::Session {
+        return Ok(echo.answer(status, &message, "null"));
     }
+    let session: Session = serde_json::from_str(data.get()).map_err(unreadable)?;
+    let session_id = session.session_id.to_string();
+    let echo = Echo {
+        session_id: &session_id,
+        ..*echo
+    };
+    Ok(echo.answer(status, &message, "null"))
+}
+
+fn unreadable(error: serde_json::Error) -> Fault {
+    Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error)
 }

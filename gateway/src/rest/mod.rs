@@ -8,6 +8,7 @@
 mod actions;
 mod audit;
 mod caller;
+mod cursors;
 mod edge;
 mod events;
 mod extract;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::State;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use serde::{Deserialize, Serialize};
 use shared::{
     api::{
         InstanceId,
@@ -14,16 +14,13 @@ use shared::{
     },
     wire::FaultKind,
 };
-use utoipa::{
-    IntoParams, PartialSchema, ToSchema,
-    openapi::{RefOr, Schema},
-};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
+    cursors::OperationCursor,
     extract::{NoParameters, PageLimit, Path, Query, page_limit},
     problem::Problem,
-    sort::where_a_page_ended,
     time::Timestamp,
 };
 use crate::Gateway;
@@ -159,44 +156,6 @@ impl From<lifecycle::Event> for Happening {
     }
 }
 
-/// Where a page ended: the moment and the id of its last command.
-#[derive(Debug)]
-pub(super) struct Place(OperationPlace);
-
-impl Place {
-    const PATTERN: &str = "^[0-9]{1,16}\\.[0-9a-f]{32}$";
-}
-
-impl Serialize for Place {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}.{}", self.0.requested_at_ms, self.0.id))
-    }
-}
-
-impl<'de> Deserialize<'de> for Place {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let place = text.split_once('.').and_then(|(moment, id)| {
-            let digits = (1..=16).contains(&moment.len()) && moment.bytes().all(|byte| byte.is_ascii_digit());
-            Some(OperationPlace {
-                requested_at_ms: digits.then(|| moment.parse().ok()).flatten()?,
-                id: id.parse().ok()?,
-            })
-        });
-        place
-            .map(Self)
-            .ok_or_else(|| D::Error::custom("must be next of the page before"))
-    }
-}
-
-impl PartialSchema for Place {
-    fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
-    }
-}
-
-impl ToSchema for Place {}
-
 /// Commands.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OperationList {
@@ -204,7 +163,7 @@ pub(super) struct OperationList {
     operations: Vec<Operation>,
     /// What `cursor` is for the next page; null on the last.
     #[schema(required)]
-    next: Option<Place>,
+    next: Option<OperationCursor>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -219,7 +178,7 @@ pub(super) struct OperationsQuery {
     #[param(inline)]
     limit: Option<PageLimit>,
     /// `next` of the page before.
-    cursor: Option<Place>,
+    cursor: Option<OperationCursor>,
 }
 
 /// List commands
@@ -238,17 +197,11 @@ pub(super) async fn list(
         before: query.cursor.map(|place| place.0),
         limit: page_limit(query.limit),
     };
-    let operations = caller.ask::<OperationsList>(&gateway, &filter).await?;
-    // A page that is full may be the last: then the next one is empty.
-    let full = operations.len() == usize::from(filter.limit.get());
-    let next = operations.last().filter(|_| full).map(|last| {
-        Place(OperationPlace {
-            requested_at_ms: last.requested_at_ms,
-            id: last.id.clone(),
-        })
-    });
+    let page = caller.ask::<OperationsList>(&gateway, &filter).await?;
+    let last = page.operations.last().filter(|_| page.more);
+    let next = last.map(|last| OperationCursor(OperationPlace::of(last)));
     Ok(axum::Json(OperationList {
-        operations: operations.into_iter().map(Operation::from).collect(),
+        operations: page.operations.into_iter().map(Operation::from).collect(),
         next,
     }))
 }

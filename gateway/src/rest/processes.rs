@@ -4,21 +4,25 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use shared::api::{
-    InstanceId,
-    processes::{
-        self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
-        ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
+use shared::{
+    api::{
+        InstanceId, Method as _,
+        processes::{
+            self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
+            ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
+        },
     },
+    wire::Fault,
 };
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
+    cursors::{EventCursor, TableCursor},
     extract::{Number, PageLimit, Path, Query, page_limit},
     problem::Problem,
     range::{PointCount, points, range},
-    samples::Stat,
+    samples::{Stat, check_steps},
     time::Timestamp,
 };
 use crate::Gateway;
@@ -58,6 +62,9 @@ pub(super) struct ProcessTable {
     total: u64,
     /// The processes, sorted; ties by pid.
     processes: Vec<Process>,
+    /// What `cursor` is for the next page; null on the last.
+    #[schema(required)]
+    next: Option<TableCursor>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -77,12 +84,14 @@ pub(super) struct TableQuery {
     /// At most how many; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
+    /// `next` of the page before, with the same sort, order and name. It names the moment, whatever `at` says.
+    cursor: Option<TableCursor>,
 }
 
 /// Read the process table of a moment
 ///
 /// Of the newest sample at or before the moment, at most seven days before. The cost is that of one sample, however
-/// far back the moment.
+/// far back the moment. A page may hold fewer processes than `limit` and still not be the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes", tag = "processes", operation_id = "processes_at",
     params(("instance_id" = InstanceId, Path, description = "the VM's id"), TableQuery),
@@ -101,12 +110,14 @@ pub(super) async fn table(
         order: query.order,
         name: query.name,
         limit: page_limit(query.limit),
+        after: query.cursor.map(|place| place.0),
     };
     let table = caller.ask::<ProcessesAt>(&gateway, &asked).await?;
     Ok(axum::Json(ProcessTable {
         at: table.at_ms.map(Timestamp::of_ms),
         total: table.total,
         processes: table.processes.into_iter().map(Process::from).collect(),
+        next: table.next.map(TableCursor),
     }))
 }
 
@@ -202,14 +213,34 @@ pub(super) async fn history(
         process: process.ok_or_else(|| Problem::contradictory("query: name or pid is needed"))?,
         range: range(query.from, query.to)?,
         points: points(query.points),
+        after_ms: None,
     };
-    let series = caller.ask::<ProcessHistory>(&gateway, &asked).await?;
+    let range = asked.range;
+    let series = read_all(&gateway, &caller, asked).await?;
     Ok(axum::Json(ProcessSeries {
-        from: Timestamp::of_ms(asked.range.from_ms()),
-        to: Timestamp::of_ms(asked.range.to_ms()),
+        from: Timestamp::of_ms(range.from_ms()),
+        to: Timestamp::of_ms(range.to_ms()),
         step_ms: series.step_ms,
         buckets: series.buckets.into_iter().map(ProcessPoint::from).collect(),
     }))
+}
+
+/// Reads all pages of a history, which together have at most as many buckets as were asked for.
+async fn read_all(
+    gateway: &Gateway,
+    caller: &Caller,
+    mut asked: ProcessHistoryQuery,
+) -> Result<processes::ProcessSeries, Fault> {
+    let context = caller.context(gateway, ProcessHistory::INFO.kind);
+    let mut all = gateway.bus.call::<ProcessHistory>(&context, &asked).await?;
+    while all.more {
+        asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+        let page = gateway.bus.call::<ProcessHistory>(&context, &asked).await?;
+        check_steps(all.step_ms, page.step_ms)?;
+        all.more = page.more && !page.buckets.is_empty();
+        all.buckets.extend(page.buckets);
+    }
+    Ok(all)
 }
 
 impl From<ProcessBucket> for ProcessPoint {
@@ -246,8 +277,9 @@ pub(super) struct ProcessEvent {
 pub(super) struct ProcessEventList {
     /// The newest first.
     events: Vec<ProcessEvent>,
-    /// Whether the range holds older ones beyond the limit; they are asked for with an earlier `to`.
-    more: bool,
+    /// What `cursor` is for the next page; null on the last.
+    #[schema(required)]
+    next: Option<EventCursor>,
 }
 
 #[derive(Debug, Deserialize, IntoParams)]
@@ -261,6 +293,8 @@ pub(super) struct EventsQuery {
     /// At most how many, the newest; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
+    /// `next` of the page before, with the same range.
+    cursor: Option<EventCursor>,
 }
 
 /// Read starts and ends of processes
@@ -284,11 +318,14 @@ pub(super) async fn events(
         instance_id,
         range: range(query.from, query.to)?,
         limit: page_limit(query.limit),
+        before: query.cursor.map(|place| place.0),
     };
-    let list = caller.ask::<ProcessEvents>(&gateway, &asked).await?;
+    let page = caller.ask::<ProcessEvents>(&gateway, &asked).await?;
+    let last = page.events.last().filter(|_| page.more);
+    let next = last.map(|last| EventCursor(last.place()));
     Ok(axum::Json(ProcessEventList {
-        events: list.events.into_iter().map(ProcessEvent::from).collect(),
-        more: list.more,
+        events: page.events.into_iter().map(ProcessEvent::from).collect(),
+        next,
     }))
 }
 

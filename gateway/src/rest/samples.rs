@@ -8,9 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use shared::api::{
-    InstanceId,
-    history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
+use shared::{
+    api::{
+        InstanceId, Method as _,
+        history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
+    },
+    wire::{Fault, FaultKind},
 };
 use utoipa::{IntoParams, ToSchema};
 
@@ -137,12 +140,38 @@ pub(super) async fn samples(
         instance_id,
         range,
         points: points(query.points),
+        after_ms: None,
     };
-    let series = caller.ask::<VmHistory>(&gateway, &asked).await?;
+    let series = read_all(&gateway, &caller, asked).await?;
     Ok(match query.format.unwrap_or_else(|| preferred(&headers)) {
         Format::Json => axum::Json(Series::new(range, series)).into_response(),
         Format::Csv => ([(header::CONTENT_TYPE, "text/csv")], csv(&series)).into_response(),
     })
+}
+
+/// Reads all pages of a history, which together have at most as many buckets as were asked for.
+async fn read_all(gateway: &Gateway, caller: &Caller, mut asked: VmHistoryQuery) -> Result<VmSeries, Fault> {
+    let context = caller.context(gateway, VmHistory::INFO.kind);
+    let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &asked).await?;
+    while all.more {
+        asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+        let page = gateway.bus.call::<VmHistory>(&context, &asked).await?;
+        check_steps(all.step_ms, page.step_ms)?;
+        all.more = page.more && !page.buckets.is_empty();
+        all.buckets.extend(page.buckets);
+    }
+    Ok(all)
+}
+
+/// Refuses pages whose buckets differ in length: between them the rows fell out of retention, so that the second was read
+/// from rollups.
+pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
+    // A page without buckets has no length.
+    if next_ms == first_ms || next_ms == 0 {
+        return Ok(());
+    }
+    let text = "the history changed while it was read; try again shortly";
+    Err(Fault::new(FaultKind::Unavailable, text))
 }
 
 /// CSV where `Accept` names it before JSON.

@@ -6,10 +6,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use shared::api::{InstanceId, processes::Order};
 use utoipa::{
     PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type},
+    openapi::{RefOr, Schema},
 };
 
-use super::vms::Vm;
+use super::{cursors::where_a_page_ended, vms::Vm};
 
 /// The longest key: of a text that is longer only the beginning counts.
 const LONGEST: usize = 256;
@@ -145,15 +145,6 @@ impl Serialize for Cursor {
         let _ = write!(text, ".{}", self.0.id);
         serializer.serialize_str(&text)
     }
-}
-
-/// A text that only its maker reads.
-pub(super) fn where_a_page_ended(pattern: &str) -> RefOr<Schema> {
-    ObjectBuilder::new()
-        .schema_type(Type::String)
-        .pattern(Some(pattern))
-        .description(Some("Where a page ended."))
-        .into()
 }
 
 impl PartialSchema for Cursor {

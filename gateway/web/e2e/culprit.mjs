@@ -74,4 +74,11 @@ await story(async (page) => {
     (await names.allInnerTexts()).every((name) => name.startsWith("vmwatch-agent")));
   await page.mouse.click(box.x + box.width * 0.98, box.y + 40);
   await until("a click pins", () => page.url().includes("at="));
+
+  // A guest that names its processes so that its table is larger than a message of the bus.
+  const hidden = await demand("hide");
+  await page.goto(`${url}/vms/${hidden}`);
+  await page.locator("button.more").click();
+  await until("all thousand are shown", async () => (await page.locator("table.process tbody tr").count()) === 1000);
+  check((await first.locator("th").innerText()).startsWith("\u2401"), "control characters are made visible");
 });

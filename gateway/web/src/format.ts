@@ -52,6 +52,14 @@ export const fullTime = (at: number): string => formats.value.full.format(at);
 export const shortTime = (at: number): string =>
   new Date(at).toDateString() === new Date().toDateString() ? clock(at) : fullTime(at);
 
+/** A text of a guest's own making, with a visible mark for each character that would not be seen. */
+export const visible = (text: string): string =>
+  text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
+    const code = character.codePointAt(0) ?? 0;
+    // Unicode has pictures of the first control characters and of DEL.
+    return code < 0x20 ? String.fromCodePoint(0x2400 + code) : code === 0x7f ? "\u2421" : "\ufffd";
+  });
+
 /** A mark of a chart's time axis, as fine as the distance to the next one. */
 export function tick(at: number, distance: number, newDay: boolean): string {
   const { clock, minute, day, month } = formats.value;

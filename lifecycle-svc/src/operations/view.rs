@@ -12,7 +12,10 @@ use std::{
 
 use async_nats::jetstream::kv;
 use futures::StreamExt;
-use shared::api::lifecycle::{Operation, OperationId};
+use shared::api::{
+    first_page,
+    lifecycle::{Operation, OperationId, OperationPage},
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -56,8 +59,8 @@ impl View {
         expired.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The newest commands that pass, by when they were asked.
-    pub(super) fn newest(&self, most: usize, pass: impl Fn(&Operation) -> bool) -> Vec<Operation> {
+    /// A page of the newest commands that pass, by when they were asked.
+    pub(super) fn newest(&self, most: usize, pass: impl Fn(&Operation) -> bool) -> OperationPage {
         let mut found: Vec<_> = {
             let known = self.read();
             known
@@ -68,11 +71,9 @@ impl View {
                 .collect()
         };
         found.sort_by_key(|operation| std::cmp::Reverse((operation.requested_at_ms, operation.id.clone())));
-        found.truncate(most);
-        found
-            .iter()
-            .map(|operation| Operation::clone(operation))
-            .collect()
+        let (page, more) = first_page(found, most);
+        let operations = page.iter().map(|operation| Operation::clone(operation)).collect();
+        OperationPage { operations, more }
     }
 
     /// The size of the bucket, or more: what was written since it was measured may have replaced something.

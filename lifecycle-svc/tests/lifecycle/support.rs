@@ -152,7 +152,8 @@ impl World {
             before: None,
             limit: Limit::new(1000).unwrap(),
         };
-        self.bus.call::<OperationsList>(context, &filter).await.unwrap()
+        let page = self.bus.call::<OperationsList>(context, &filter).await.unwrap();
+        page.operations
     }
 
     /// The commands that this principal may list, once there are so many and all have ended: a list may be a moment old.

@@ -15,7 +15,10 @@ pub(crate) use chart::Chart;
 use std::{sync::Arc, time::Duration};
 
 use shared::{
-    api::history::{Resolution, VmHistoryQuery, VmSeries},
+    api::{
+        first_page,
+        history::{Resolution, VmHistoryQuery, VmSeries},
+    },
     time::{UtcOffset, unix_millis},
 };
 
@@ -102,9 +105,10 @@ impl History {
                 .await?;
         }
         let buckets = sums.iter().enumerate().filter(|(_, sums)| sums.samples() > 0);
-        let buckets: Vec<_> = buckets
+        let buckets = buckets
             .map(|(index, sums)| sums.bucket(chart.start_ms(index)))
-            .collect();
+            .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
+        let (buckets, more) = first_page(buckets, chart.buckets);
         if buckets.is_empty() {
             return Ok(VmSeries::default());
         }
@@ -112,6 +116,7 @@ impl History {
             step_ms: chart.step_ms,
             resolution: chart.resolution,
             buckets,
+            more,
         })
     }
 }

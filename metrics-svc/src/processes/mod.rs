@@ -19,6 +19,7 @@ use shared::{
     time::{CreateDate, UtcOffset, unix_millis},
 };
 
+use self::row::StoredProcess;
 use crate::{
     MetricsError,
     database::find,
@@ -149,12 +150,23 @@ impl Processes {
         date: &str,
         name: Option<&ProcessName>,
         limit: Duration,
-    ) -> Result<Vec<ProcessRow>, MetricsError> {
+    ) -> Result<Vec<StoredProcess>, MetricsError> {
         let mut filter = doc! { "instance_id": instance.as_str(), "create_date": date };
         if let Some(name) = name {
             filter.insert("cmd", name.as_str());
         }
         self.read(filter, doc! { "_id": 1 }, MOST_ROWS, limit).await
+    }
+
+    /// All processes of the sample of a date.
+    async fn table_of(
+        &self,
+        instance: &InstanceId,
+        date: &str,
+        limit: Duration,
+    ) -> Result<Vec<ProcessRow>, MetricsError> {
+        let found = self.rows_of(instance, date, None, limit).await?;
+        Ok(found.into_iter().map(|stored| stored.row).collect())
     }
 
     /// The last rows of the processes that ended in a range of time, the newest first.
@@ -167,7 +179,10 @@ impl Processes {
     ) -> Result<Vec<ProcessRow>, MetricsError> {
         let ended = doc! { "$gte": seconds(range.from_ms()), "$lt": seconds(range.to_ms()) };
         let filter = doc! { "instance_id": instance.as_str(), "shutdown_time": ended };
-        self.read(filter, doc! { "shutdown_time": -1 }, most, limit).await
+        let found = self
+            .read(filter, doc! { "shutdown_time": -1 }, most, limit)
+            .await?;
+        Ok(found.into_iter().map(|stored| stored.row).collect())
     }
 
     /// Reads rows. A filter is on fields of one index alone; what else is wanted is chosen here, among few rows: the
@@ -178,7 +193,7 @@ impl Processes {
         sort: Document,
         most: i64,
         limit: Duration,
-    ) -> Result<Vec<ProcessRow>, MetricsError> {
+    ) -> Result<Vec<StoredProcess>, MetricsError> {
         let query = self
             .collection()
             .find(filter)
@@ -206,7 +221,7 @@ impl Processes {
     ) -> Result<Vec<Vec<ProcessRow>>, MetricsError> {
         let mut tables = Vec::new();
         if let Some(date) = self.sample_after(instance, range.to_ms(), limit).await? {
-            tables.push(self.rows_of(instance, &date, None, limit).await?);
+            tables.push(self.table_of(instance, &date, limit).await?);
         }
         let mut end_ms = range.to_ms();
         for _ in 0..=MOST_CUTS {
@@ -216,7 +231,7 @@ impl Processes {
             let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
                 break;
             };
-            let table = self.rows_of(instance, &date, None, limit).await?;
+            let table = self.table_of(instance, &date, limit).await?;
             let sampled_ms = self.offset.unix_millis_of(&date).unwrap_or(0);
             let up_ms = table.iter().map(|row| row.started_ms).min().unwrap_or(0);
             tables.push(table);

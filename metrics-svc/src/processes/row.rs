@@ -1,14 +1,27 @@
 //! A stored process row.
 
-use bson::{Document, RawBsonRef, RawDocument, doc};
-use shared::api::processes::ProcessRow;
+use bson::{Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
+use shared::api::{metrics::RowId, processes::ProcessRow};
 
 use crate::{MetricsError, history::sums::number};
+
+/// A process row, with its `_id` where that is an `ObjectId`.
+pub(super) struct StoredProcess {
+    pub(super) id: Option<ObjectId>,
+    pub(super) row: ProcessRow,
+}
+
+impl StoredProcess {
+    /// The id, as places on the bus have it.
+    pub(super) fn row_id(&self) -> Option<RowId> {
+        RowId::new(&self.id?.to_hex())
+    }
+}
 
 /// The fields that [`read`] needs.
 pub(super) fn projection() -> Document {
     doc! {
-        "_id": 0, "create_date": 1, "cmd": 1, "pid": 1, "cpu_util": 1, "mem": 1, "disk_read": 1, "disk_write": 1,
+        "_id": 1, "create_date": 1, "cmd": 1, "pid": 1, "cpu_util": 1, "mem": 1, "disk_read": 1, "disk_write": 1,
         "running_time": 1, "shutdown_time": 1,
     }
 }
@@ -25,8 +38,9 @@ pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
 }
 
 /// A row, and the date of its sample. What it lacks is 0 or empty: rows of every reporter have all of it.
-pub(super) fn read(row: &RawDocument) -> Result<(&str, ProcessRow), MetricsError> {
+pub(super) fn read(row: &RawDocument) -> Result<(&str, StoredProcess), MetricsError> {
     let mut date = "";
+    let mut id = None;
     let mut read = ProcessRow {
         name: String::new(),
         pid: 0,
@@ -40,6 +54,7 @@ pub(super) fn read(row: &RawDocument) -> Result<(&str, ProcessRow), MetricsError
     for element in row {
         let (key, value) = element?;
         match (key.as_str(), value) {
+            ("_id", RawBsonRef::ObjectId(given)) => id = Some(given),
             ("create_date", RawBsonRef::String(text)) => date = text,
             ("cmd", RawBsonRef::String(text)) => text.clone_into(&mut read.name),
             ("pid", RawBsonRef::Int32(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
@@ -53,7 +68,7 @@ pub(super) fn read(row: &RawDocument) -> Result<(&str, ProcessRow), MetricsError
             _ => {}
         }
     }
-    Ok((date, read))
+    Ok((date, StoredProcess { id, row: read }))
 }
 
 #[cfg(test)]
@@ -68,7 +83,8 @@ mod tests {
             "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
             "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,
         };
-        let (date, row) = read(&row).unwrap();
+        let (date, StoredProcess { id, row }) = read(&row).unwrap();
+        assert_eq!(id, None);
         assert_eq!(date, "2017-01-01T21:37:59.001065");
         assert_eq!(
             (row.name.as_str(), row.pid, row.cpu_util, row.disk_read),

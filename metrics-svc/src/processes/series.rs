@@ -4,11 +4,17 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bson::doc;
 use shared::{
-    api::processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
+    api::{
+        first_page,
+        processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
+    },
     time::CreateDate,
 };
 
-use super::{Processes, row};
+use super::{
+    Processes,
+    row::{self, StoredProcess},
+};
 use crate::{
     MetricsError,
     database::find,
@@ -98,12 +104,16 @@ impl Processes {
         let buckets = moments
             .iter()
             .enumerate()
-            .filter(|(_, moments)| moments.count > 0);
-        let buckets: Vec<_> = buckets
+            .filter(|(_, moments)| moments.count > 0)
             .map(|(index, moments)| moments.bucket(chart.start_ms(index)))
-            .collect();
+            .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
+        let (buckets, more) = first_page(buckets, chart.buckets);
         let step_ms = if buckets.is_empty() { 0 } else { chart.step_ms };
-        Ok(ProcessSeries { step_ms, buckets })
+        Ok(ProcessSeries {
+            step_ms,
+            buckets,
+            more,
+        })
     }
 
     /// Adds the samples of the processes of a name, or of those that had the pid.
@@ -135,7 +145,7 @@ impl Processes {
             }
         };
         while cursor.advance().await? {
-            let (date, row) = row::read(cursor.current())?;
+            let (date, StoredProcess { row, .. }) = row::read(cursor.current())?;
             // Chosen here, as in `read`.
             if query.process.pid().is_some_and(|pid| pid != row.pid) {
                 continue;
@@ -166,7 +176,7 @@ impl Processes {
         let mut tables = self.tables(instance, range, limit).await?;
         // A process that runs another program in the midst of its life has a name at the beginning and one at the end.
         if let Some(date) = self.sample_after(instance, range.from_ms(), limit).await? {
-            tables.push(self.rows_of(instance, &date, None, limit).await?);
+            tables.push(self.table_of(instance, &date, limit).await?);
         }
         let rows = ends.into_iter().chain(tables.into_iter().flatten());
         let names = rows.filter(|row| row.pid == pid).map(|row| row.name);

@@ -3,24 +3,32 @@
 use std::{cmp::Ordering, time::Duration};
 
 use shared::{
-    api::processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery},
+    api::{
+        first_page,
+        processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePlace},
+    },
     time::unix_millis,
 };
 
-use super::Processes;
+use super::{Processes, row::StoredProcess};
 use crate::MetricsError;
 
 impl Processes {
-    /// The table of the newest sample at or before the moment.
+    /// A page of the table of the newest sample at or before the moment.
     pub(crate) async fn table(
         &self,
         query: &ProcessesAtQuery,
         limit: Duration,
     ) -> Result<ProcessTable, MetricsError> {
+        let after = query.after.as_ref();
+        let at_ms = after.map(|place| place.at_ms).or(query.at_ms);
         // A sample within the millisecond that was asked for is not behind it.
-        let end_ms = query.at_ms.unwrap_or_else(unix_millis).saturating_add(1);
+        let end_ms = at_ms.unwrap_or_else(unix_millis).saturating_add(1);
         let Some(date) = self.sample_before(&query.instance_id, end_ms, limit).await? else {
-            return Ok(ProcessTable::default());
+            return match after {
+                None => Ok(ProcessTable::default()),
+                Some(_) => Err(MetricsError::GoneTable),
+            };
         };
         let mut processes = self
             .rows_of(&query.instance_id, &date, query.name.as_ref(), limit)
@@ -28,16 +36,48 @@ impl Processes {
         let total = processes.len() as u64;
         let order = query.order.unwrap_or_else(|| query.sort.usual_order());
         processes.sort_unstable_by(|one, other| compare(one, other, query.sort, order));
-        processes.truncate(usize::from(query.limit.get()));
+        let sampled_ms = self.offset.unix_millis_of(&date);
+        let first = match after {
+            None => 0,
+            Some(place) => behind(&processes, sampled_ms, place).ok_or(MetricsError::GoneTable)?,
+        };
+        let listed = processes.get(first..).unwrap_or_default();
+        let rows = listed.iter().map(|stored| &stored.row);
+        let (page, more) = first_page(rows, usize::from(query.limit.get()));
+        let next = match (
+            page.len().checked_sub(1).and_then(|last| listed.get(last)),
+            sampled_ms,
+        ) {
+            (Some(last), Some(at_ms)) if more => Some(TablePlace {
+                at_ms,
+                id: last.row_id().ok_or(MetricsError::NoPlace)?,
+            }),
+            _ => None,
+        };
         Ok(ProcessTable {
-            at_ms: self.offset.unix_millis_of(&date),
+            at_ms: sampled_ms,
             total,
-            processes,
+            processes: page.into_iter().cloned().collect(),
+            next,
         })
     }
 }
 
-fn compare(one: &ProcessRow, other: &ProcessRow, sort: ProcessSort, order: Order) -> Ordering {
+/// The index of the first row behind a place; `None` where the table or the row of the place is no longer there.
+fn behind(processes: &[StoredProcess], sampled_ms: Option<u64>, place: &TablePlace) -> Option<usize> {
+    if sampled_ms != Some(place.at_ms) {
+        return None;
+    }
+    let found = processes
+        .iter()
+        .position(|stored| stored.row_id().as_ref() == Some(&place.id));
+    found.map(|index| index + 1)
+}
+
+/// What comes first. The id settles every tie, so that a table has the same order on each of its pages.
+fn compare(one: &StoredProcess, other: &StoredProcess, sort: ProcessSort, order: Order) -> Ordering {
+    let ids = (one.id, other.id);
+    let (one, other) = (&one.row, &other.row);
     let disk = |row: &ProcessRow| row.disk_read + row.disk_write;
     let by = match sort {
         ProcessSort::Cpu => one.cpu_util.total_cmp(&other.cpu_util),
@@ -50,5 +90,5 @@ fn compare(one: &ProcessRow, other: &ProcessRow, sort: ProcessSort, order: Order
         Order::Asc => by,
         Order::Desc => by.reverse(),
     };
-    by.then_with(|| (one.pid, one.started_ms).cmp(&(other.pid, other.started_ms)))
+    by.then_with(|| (one.pid, one.started_ms, ids.0).cmp(&(other.pid, other.started_ms, ids.1)))
 }

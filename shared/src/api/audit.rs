@@ -110,8 +110,8 @@ pub struct AuditFilter {
 /// A page of the audit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditPage {
-    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: only so many
-    /// records are looked at for one page.
+    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: a page has
+    /// bounds in bytes and in records that are looked at.
     pub records: Vec<AuditRecord>,
     /// What [`AuditFilter::before`] is for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -189,6 +189,9 @@ pub struct VmHistoryQuery {
     /// At most how many buckets.
     #[serde(default)]
     pub points: Points,
+    /// Only buckets that begin after this moment, at which the last bucket of the page before begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_ms: Option<u64>,
 }
 
 /// The least, the mean and the greatest value of a bucket; on the wire an array of the three. Means are rounded to
@@ -267,6 +270,9 @@ pub struct VmSeries {
     /// In the order of time, each whole. Buckets without a sample are left out; the first may begin before the range
     /// does and the last end after it, since buckets lie on whole multiples of their length (in local time).
     pub buckets: Vec<VmBucket>,
+    /// Whether there are more behind the last.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// No history: of a VM that does not exist, that has no row in the range, or that the principal may not know of.
@@ -276,6 +282,7 @@ impl Default for VmSeries {
             step_ms: 0,
             resolution: Resolution::Raw,
             buckets: Vec::new(),
+            more: false,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use super::operation::{
-    Event, Operation, OperationFault, OperationFilter, OperationId, OperationPlace, OperationRef,
-    OperationState,
+    Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPlace,
+    OperationRef, OperationState,
 };
 use super::{
     Access, Answer, Class, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
@@ -275,14 +275,14 @@ pub struct OperationsList;
 
 impl Method for OperationsList {
     type Params = OperationFilter;
-    type Reply = Vec<Operation>;
+    type Reply = OperationPage;
     const INFO: MethodInfo = row("operations.list", "lifecycle.operations.list", Kind::Query);
 
     fn instance(params: &OperationFilter) -> Option<&InstanceId> {
         params.instance_id.as_ref()
     }
 
-    fn hidden() -> Result<Vec<Operation>, Fault> {
-        Ok(Vec::new())
+    fn hidden() -> Result<OperationPage, Fault> {
+        Ok(OperationPage::default())
     }
 }

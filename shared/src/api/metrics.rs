@@ -119,6 +119,75 @@ impl Rows {
     }
 }
 
+/// A page of newest rows, newest first.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RowPage {
+    /// The rows.
+    pub rows: Rows,
+    /// The parameters of the next page that differ from those of this one; absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<NextRows>,
+}
+
+/// What changes in the parameters of a query for the next page of its rows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextRows {
+    /// How many rows are still missing.
+    pub limit: Limit,
+    /// Where the page ended.
+    pub before: RowPlace,
+}
+
+/// A row's place in the order of the newest: by its date, and among rows of one date by its id.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RowPlace {
+    /// The row's date.
+    pub create_date: CreateDate,
+    /// The row's `_id`.
+    pub id: RowId,
+}
+
+/// The `_id` of a row: an `ObjectId` as 24 hex digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct RowId(String);
+
+impl RowId {
+    const RULE: &str = "must be 24 lower-case hex digits";
+
+    /// The id, if the text is one.
+    pub fn new(text: &str) -> Option<Self> {
+        Self::allows(text).then(|| Self(text.to_owned()))
+    }
+
+    /// The 24 digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn allows(text: &str) -> bool {
+        text.len() == 24 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
+impl<'de> Deserialize<'de> for RowId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+    }
+}
+
+impl RowPage {
+    /// The only page of these rows.
+    pub const fn whole(rows: Rows) -> Self {
+        Self { rows, next: None }
+    }
+
+    /// No rows.
+    pub fn none() -> Result<Self, Fault> {
+        Rows::none().map(Self::whole)
+    }
+}
+
 /// Asks for an instance's newest rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {
@@ -127,6 +196,9 @@ pub struct Latest {
     /// At most how many rows.
     #[serde(default)]
     pub limit: Limit,
+    /// Only rows behind this place, where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<RowPlace>,
 }
 
 /// Asks for the newest rows of an instance's processes of one name, or of all where no name is given.
@@ -144,6 +216,9 @@ pub struct LatestByName {
         skip_serializing_if = "Option::is_none"
     )]
     pub proc_name: Option<String>,
+    /// Only rows behind this place, where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<RowPlace>,
 }
 
 fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
@@ -176,7 +251,7 @@ pub struct ProcessLatest;
 
 impl Method for ProcessLatest {
     type Params = Latest;
-    type Reply = Rows;
+    type Reply = RowPage;
     const INFO: MethodInfo = query(
         "getVMMonitoringProcData",
         "metrics.process.latest",
@@ -188,8 +263,8 @@ impl Method for ProcessLatest {
         Some(&params.instance_id)
     }
 
-    fn hidden() -> Result<Rows, Fault> {
-        Rows::none()
+    fn hidden() -> Result<RowPage, Fault> {
+        RowPage::none()
     }
 }
 
@@ -199,7 +274,7 @@ pub struct VmLatest;
 
 impl Method for VmLatest {
     type Params = Latest;
-    type Reply = Rows;
+    type Reply = RowPage;
     const INFO: MethodInfo = query(
         "getVMMonitoringData",
         "metrics.vm.latest",
@@ -211,8 +286,8 @@ impl Method for VmLatest {
         Some(&params.instance_id)
     }
 
-    fn hidden() -> Result<Rows, Fault> {
-        Rows::none()
+    fn hidden() -> Result<RowPage, Fault> {
+        RowPage::none()
     }
 }
 
@@ -222,7 +297,7 @@ pub struct ProcessByName;
 
 impl Method for ProcessByName {
     type Params = LatestByName;
-    type Reply = Rows;
+    type Reply = RowPage;
     const INFO: MethodInfo = query(
         "getVMMonitoringProcByNameData",
         "metrics.process.by_name",
@@ -234,8 +309,8 @@ impl Method for ProcessByName {
         Some(&params.instance_id)
     }
 
-    fn hidden() -> Result<Rows, Fault> {
-        Rows::none()
+    fn hidden() -> Result<RowPage, Fault> {
+        RowPage::none()
     }
 }
 

@@ -10,6 +10,7 @@ pub mod history;
 pub mod lifecycle;
 pub mod metrics;
 mod operation;
+mod page;
 mod principal;
 pub mod processes;
 mod text;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use serde::{Serialize, de::DeserializeOwned};
 
+pub use page::{PAGE_BYTES, PageRoom, first_page};
 pub use principal::{Principal, Role, Scope};
 pub use text::{InstanceId, InvalidInstanceId, bounded_text};
 

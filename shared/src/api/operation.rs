@@ -209,6 +209,14 @@ pub struct OperationPlace {
 }
 
 impl OperationPlace {
+    /// The place of a command.
+    pub fn of(operation: &Operation) -> Self {
+        Self {
+            requested_at_ms: operation.requested_at_ms,
+            id: operation.id.clone(),
+        }
+    }
+
     /// Whether the command comes behind this place.
     pub fn is_behind(&self, operation: &Operation) -> bool {
         (operation.requested_at_ms, &operation.id) < (self.requested_at_ms, &self.id)
@@ -230,6 +238,15 @@ pub struct OperationFilter {
     /// At most how many, the newest first.
     #[serde(default)]
     pub limit: Limit,
+}
+
+/// A page of commands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperationPage {
+    /// The newest first.
+    pub operations: Vec<Operation>,
+    /// Whether there are more behind the last.
+    pub more: bool,
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{Points, Stat, TimeRange, query},
-    metrics::Limit,
+    metrics::{Limit, RowId},
 };
 use crate::wire::Fault;
 
@@ -101,6 +101,18 @@ pub struct ProcessesAtQuery {
     /// At most how many.
     #[serde(default)]
     pub limit: Limit,
+    /// Only processes behind this place, where the page before ended. It names the moment, whatever `at_ms` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<TablePlace>,
+}
+
+/// A row's place in the process table of a moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TablePlace {
+    /// The moment of the table.
+    pub at_ms: u64,
+    /// The row.
+    pub id: RowId,
 }
 
 /// A process as one sample saw it.
@@ -133,6 +145,9 @@ pub struct ProcessTable {
     pub total: u64,
     /// The processes, sorted; ties by pid.
     pub processes: Vec<ProcessRow>,
+    /// Where the page ended; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<TablePlace>,
 }
 
 /// Reads the process table of the newest sample at or before a moment, at most seven days before. The cost is that of
@@ -210,6 +225,9 @@ pub struct ProcessHistoryQuery {
     /// At most how many buckets.
     #[serde(default)]
     pub points: Points,
+    /// Only buckets that begin after this moment, at which the last bucket of the page before begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after_ms: Option<u64>,
 }
 
 /// A bucket of the history of processes.
@@ -238,6 +256,9 @@ pub struct ProcessSeries {
     pub step_ms: u64,
     /// As in [`super::history::VmSeries`]. Buckets in which none of the processes was seen are left out.
     pub buckets: Vec<ProcessBucket>,
+    /// Whether there are more behind the last.
+    #[serde(default)]
+    pub more: bool,
 }
 
 /// Reads the history of the processes of a name or a pid, as one series: what they used together at each sample, and
@@ -273,6 +294,22 @@ pub struct ProcessEventsQuery {
     /// At most how many, the newest.
     #[serde(default)]
     pub limit: Limit,
+    /// Only events behind this place, where the page before ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<EventPlace>,
+}
+
+/// An event's place in the order of the newest: the fields sort from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EventPlace {
+    /// When it happened.
+    pub at_ms: u64,
+    /// What happened.
+    pub kind: ProcessEventKind,
+    /// The id of the process.
+    pub pid: u32,
+    /// When the process started.
+    pub started_ms: u64,
 }
 
 /// What happened to a process.
@@ -301,12 +338,24 @@ pub struct ProcessEvent {
     pub started_ms: u64,
 }
 
+impl ProcessEvent {
+    /// Its place in the order of the newest. No two events of a VM share one.
+    pub const fn place(&self) -> EventPlace {
+        EventPlace {
+            at_ms: self.at_ms,
+            kind: self.kind,
+            pid: self.pid,
+            started_ms: self.started_ms,
+        }
+    }
+}
+
 /// Starts and ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEventList {
     /// The newest first.
     pub events: Vec<ProcessEvent>,
-    /// Whether the range holds older ones beyond the limit.
+    /// Whether the range holds older ones behind the last.
     pub more: bool,
 }
 

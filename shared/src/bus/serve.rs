@@ -305,6 +305,7 @@ impl Endpoint {
                 tokio::pin!(handled);
                 if let Ok(outcome) = tokio::time::timeout_at(deadline, &mut handled).await {
                     let outcome = outcome.unwrap_or_else(|_| Err(panicked()));
+                    let outcome = outcome.and_then(|reply| self.fitting(bus, reply));
                     finished(&outcome);
                     send(bus, reply_to, bytes_of(outcome)).await;
                 } else {
@@ -334,6 +335,23 @@ impl Endpoint {
             return Err(late());
         }
         Ok(context)
+    }
+
+    /// A reply that the bus can carry. One that it cannot is a fault at once: its caller would wait for nothing.
+    fn fitting(&self, bus: &Bus, reply: Vec<u8>) -> Result<Vec<u8>, Fault> {
+        let (bytes, most) = (reply.len(), bus.client().max_payload());
+        if bytes <= most {
+            return Ok(reply);
+        }
+        counter!("vmwatch_replies_too_large_total", "method" => self.info.name).increment(1);
+        warn!(
+            method = self.info.name,
+            bytes, most, "reply exceeds the payload limit of the bus"
+        );
+        Err(Fault::new(
+            FaultKind::Internal,
+            "the reply is larger than the message bus carries; ask for fewer items or a shorter time",
+        ))
     }
 
     fn note(&self, outcome: &Result<Vec<u8>, Fault>, took: Duration) {

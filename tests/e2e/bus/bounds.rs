@@ -16,7 +16,7 @@ use shared::{
         Method, Principal, Role, Scope, Service,
         history::{Points, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
         lifecycle::{Start, State},
-        metrics::VmLatest,
+        metrics::{RowPage, Rows, VmLatest},
     },
     bus::{
         Context, headers,
@@ -159,6 +159,7 @@ async fn heavy_reads_queue_and_cheap_reads_pass_them() {
             instance_id: "vm".parse().unwrap(),
             range: TimeRange::new(1, 2).unwrap(),
             points: Points::default(),
+            after_ms: None,
         };
         tokio::spawn(async move { caller.call::<VmHistory>(&as_user("one"), &query).await })
     };
@@ -316,7 +317,39 @@ async fn roles_and_scopes_are_enforced_by_the_service() {
             .await
             .unwrap()
     };
-    assert_eq!(rows(only("mine")).await.as_json(), r#"[{"instance_id":"mine"}]"#);
-    assert_eq!(rows(only("other")).await.as_json(), "[]");
+    assert_eq!(
+        rows(only("mine")).await.rows.as_json(),
+        r#"[{"instance_id":"mine"}]"#
+    );
+    assert_eq!(rows(only("other")).await.rows.as_json(), "[]");
+    service.drain().await;
+}
+
+/// Before, such a reply was never sent: its caller waited until the deadline.
+#[tokio::test]
+async fn answers_a_fault_for_a_reply_above_the_payload_limit() {
+    let (nats, _folder) = nats().await;
+    let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
+    let most = bus.client().max_payload();
+    let server =
+        Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(move |_, params| async move {
+            let bytes = match params.instance_id.as_str() {
+                "above" => most,
+                _ => most / 2,
+            };
+            let rows = Rows::from_json(json!(["x".repeat(bytes)]).to_string()).unwrap();
+            Ok(RowPage::whole(rows))
+        });
+    let service = Served::start(&bus, Service::Metrics, server, 1).await;
+    let fault = caller
+        .call::<VmLatest>(&viewer(), &latest("above"))
+        .await
+        .unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Internal, "{fault}");
+    assert!(fault.message.contains("larger than the message bus"), "{fault}");
+    caller
+        .call::<VmLatest>(&viewer(), &latest("below"))
+        .await
+        .unwrap();
     service.drain().await;
 }

@@ -37,7 +37,10 @@ async fn a_rolling_restart_loses_no_request() {
                 let instance = format!("vm-{worker}-{turn}");
                 let rows = bus.call::<VmLatest>(&viewer(), &latest(&instance)).await;
                 let rows = rows.unwrap_or_else(|fault| panic!("request {turn} of {worker}: {fault}"));
-                assert_eq!(rows.as_json(), json!([{ "instance_id": instance }]).to_string());
+                assert_eq!(
+                    rows.rows.as_json(),
+                    json!([{ "instance_id": instance }]).to_string()
+                );
                 asked.fetch_add(1, Ordering::Relaxed);
                 turn += 1;
             }
@@ -86,7 +89,7 @@ async fn a_drain_finishes_what_was_begun() {
     may_end.add_permits(1);
     service.run.await.unwrap();
     assert_eq!(
-        asking.await.unwrap().unwrap().as_json(),
+        asking.await.unwrap().unwrap().rows.as_json(),
         r#"[{"instance_id":"vm"}]"#
     );
 }

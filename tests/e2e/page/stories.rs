@@ -7,7 +7,10 @@ use shared::time::unix_millis;
 use tokio::process::{Child, Command};
 
 use super::teller::{nothing, tell};
-use crate::rest::client::{self, Api, publish, sample};
+use crate::{
+    pages::publish_hostile_table,
+    rest::client::{self, Api, publish, sample},
+};
 
 /// Under the permissions of deploy/nats, with an agent that reports this machine every second.
 fn with_agent() -> StackBuilder {
@@ -33,6 +36,10 @@ async fn the_culprit_is_found_now_and_later() {
                 "rest" => {
                     let mut child = burning.take().expect("it burns");
                     child.kill().await.expect("it can be killed");
+                }
+                "hide" => {
+                    publish_hostile_table(&stack, "hidden", unix_millis()).await;
+                    return "hidden".to_owned();
                 }
                 other => return nothing(other).await,
             }

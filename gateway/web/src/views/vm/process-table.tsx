@@ -4,7 +4,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../../api/client";
 import { on } from "../../api/live";
 import { useResource } from "../../api/resource";
-import { duration, ms, rate, shortTime } from "../../format";
+import { duration, ms, rate, shortTime, visible } from "../../format";
 import { t } from "../../i18n";
 import { Badge } from "../../parts/badge";
 import { Meter } from "../../parts/meter";
@@ -14,6 +14,7 @@ import { adjust, place } from "../../router";
 import { unpin } from "./range";
 
 type Process = Schemas["Process"];
+type Table = Schemas["ProcessTable"];
 
 const COLUMNS = ["name", "pid", "cpu", "mem", "read", "write", "age"] as const;
 type Column = (typeof COLUMNS)[number];
@@ -24,6 +25,7 @@ const DESCENDS: Record<Column, boolean> = {
 const REST_MS = 80;
 /** The greatest are enough to find a culprit; the rest come by a click. */
 const SHOWN = 30;
+/** The most processes of a table that are read, over as many pages as they take. */
 const MOST = 1000;
 
 interface ProcessTableProps {
@@ -121,7 +123,7 @@ function Row({ process, sampled }: { process: Process; sampled: number }) {
           type="button" class="link" aria-label={t().table.historyOf(name, pid)} aria-pressed={chosen}
           onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid: String(pid) })}
         >
-          {name}
+          {visible(name)}
         </button>
         {ended && <Badge tone="quiet">{t().table.ended}</Badge>}
       </th>
@@ -161,17 +163,26 @@ function useRested(value: number | null): number | null {
 }
 
 function useTable(id: string, at: number | null) {
-  const table = useResource(
-    (signal) => {
-      const query = { limit: MOST, ...(at !== null && { at: new Date(at).toISOString() }) };
-      const params = { path: { instance_id: id }, query };
-      return ask(api.GET("/api/v1/vms/{instance_id}/processes", { params, signal }));
-    },
-    [id, at],
-  );
+  const table = useResource((signal) => readTable(id, at, signal), [id, at]);
   useEffect(() => {
     if (at !== null) return;
     return on("processes", (event) => event.instance_id === id && table.reload());
   }, [id, at]);
+  return table;
+}
+
+/** Reads a table page by page: a page has a bound in bytes as well, and names can be long. */
+async function readTable(id: string, at: number | null, signal: AbortSignal): Promise<Table> {
+  const moment = at === null ? {} : { at: new Date(at).toISOString() };
+  const read = (limit: number, cursor: string | null) => {
+    const query = { limit, ...moment, ...(cursor !== null && { cursor }) };
+    const params = { path: { instance_id: id }, query };
+    return ask(api.GET("/api/v1/vms/{instance_id}/processes", { params, signal }));
+  };
+  let table = await read(MOST, null);
+  while (table.next !== null && table.processes.length < MOST) {
+    const page = await read(MOST - table.processes.length, table.next);
+    table = { ...page, processes: [...table.processes, ...page.processes] };
+  }
   return table;
 }

@@ -1,0 +1,194 @@
+//! Where a page of a list ended, as the text that a client hands back for the next page.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+use shared::api::{
+    lifecycle::OperationPlace,
+    metrics::RowId,
+    processes::{EventPlace, ProcessEventKind, TablePlace},
+};
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
+
+const RULE: &str = "must be next of the page before";
+
+/// In a list of commands: the moment and the id of the last one.
+#[derive(Debug)]
+pub(super) struct OperationCursor(pub(super) OperationPlace);
+
+/// In the process table of a moment: that moment, and the id of the last row.
+#[derive(Debug)]
+pub(super) struct TableCursor(pub(super) TablePlace);
+
+/// In a list of starts and ends of processes: the moment, the kind, the process's id and the moment of its start.
+#[derive(Debug)]
+pub(super) struct EventCursor(pub(super) EventPlace);
+
+/// The schema of a cursor. Whatever fits the pattern is one.
+pub(super) fn where_a_page_ended(pattern: &str) -> RefOr<Schema> {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .pattern(Some(pattern))
+        .description(Some("Where a page ended."))
+        .into()
+}
+
+impl OperationCursor {
+    const PATTERN: &str = "^[0-9]{1,20}\\.[0-9a-f]{32}$";
+
+    fn read(text: &str) -> Option<Self> {
+        let (moment, id) = text.split_once('.')?;
+        Some(Self(OperationPlace {
+            requested_at_ms: number(moment)?,
+            id: id.parse().ok()?,
+        }))
+    }
+}
+
+impl TableCursor {
+    const PATTERN: &str = "^[0-9]{1,20}\\.[0-9a-f]{24}$";
+
+    fn read(text: &str) -> Option<Self> {
+        let (moment, id) = text.split_once('.')?;
+        Some(Self(TablePlace {
+            at_ms: number(moment)?,
+            id: RowId::new(id)?,
+        }))
+    }
+}
+
+impl EventCursor {
+    const PATTERN: &str = "^[0-9]{1,20}\\.(started|ended)\\.[0-9]{1,20}\\.[0-9]{1,20}$";
+
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split('.');
+        let place = EventPlace {
+            at_ms: number(parts.next()?)?,
+            kind: match parts.next()? {
+                "started" => ProcessEventKind::Started,
+                "ended" => ProcessEventKind::Ended,
+                _ => return None,
+            },
+            pid: u32::try_from(number(parts.next()?)?).unwrap_or(u32::MAX),
+            started_ms: number(parts.next()?)?,
+        };
+        parts.next().is_none().then_some(Self(place))
+    }
+}
+
+/// A number of at most 20 digits; one that is greater than any moment stands for the greatest.
+fn number(digits: &str) -> Option<u64> {
+    let fits = (1..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    fits.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+impl Serialize for OperationCursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.requested_at_ms, self.0.id))
+    }
+}
+
+impl Serialize for TableCursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{}.{}", self.0.at_ms, self.0.id.as_str()))
+    }
+}
+
+impl Serialize for EventCursor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let EventPlace {
+            at_ms,
+            kind,
+            pid,
+            started_ms,
+        } = self.0;
+        let kind = match kind {
+            ProcessEventKind::Started => "started",
+            ProcessEventKind::Ended => "ended",
+        };
+        serializer.collect_str(&format_args!("{at_ms}.{kind}.{pid}.{started_ms}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for OperationCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
+impl<'de> Deserialize<'de> for TableCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
+impl<'de> Deserialize<'de> for EventCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
+impl PartialSchema for OperationCursor {
+    fn schema() -> RefOr<Schema> {
+        where_a_page_ended(Self::PATTERN)
+    }
+}
+
+impl PartialSchema for TableCursor {
+    fn schema() -> RefOr<Schema> {
+        where_a_page_ended(Self::PATTERN)
+    }
+}
+
+impl PartialSchema for EventCursor {
+    fn schema() -> RefOr<Schema> {
+        where_a_page_ended(Self::PATTERN)
+    }
+}
+
+impl ToSchema for OperationCursor {}
+impl ToSchema for TableCursor {}
+impl ToSchema for EventCursor {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_back_the_cursor_that_it_wrote() {
+        let operation = "1483277879001.00112233445566778899aabbccddeeff";
+        let table = "1483277879001.58690637594c10403e25b048";
+        let event = "1483277879001.ended.479.1482236515630";
+        assert_eq!(
+            serde_json::to_value(OperationCursor::read(operation)).unwrap(),
+            operation
+        );
+        assert_eq!(serde_json::to_value(TableCursor::read(table)).unwrap(), table);
+        assert_eq!(serde_json::to_value(EventCursor::read(event)).unwrap(), event);
+    }
+
+    #[test]
+    fn refuses_what_no_page_ended_with() {
+        for bad in [
+            "",
+            ".",
+            "1",
+            "1.",
+            "+1.58690637594c10403e25b048",
+            "1.58690637594C10403E25B048",
+        ] {
+            assert!(TableCursor::read(bad).is_none(), "{bad}");
+            assert!(OperationCursor::read(bad).is_none(), "{bad}");
+        }
+        for bad in [
+            "1.died.1.1",
+            "1.ended.1",
+            "1.ended.1.1.1",
+            "1.ended..1",
+            "1.ended.-1.1",
+        ] {
+            assert!(EventCursor::read(bad).is_none(), "{bad}");
+        }
+    }
+}
