@@ -1,13 +1,13 @@
-//! The agent: samples this VM and its processes, and hands the samples to the bus, keeping on disk what the bus
-//! cannot take.
+//! Samples this VM and its processes and publishes the samples to JetStream, spooling to disk what cannot be
+//! published.
 //!
-//! Two loops with a short queue between them, so that neither waits for the other: [`sampling`] reads procfs at steady
-//! intervals, [`ship`] publishes to JetStream and spools meanwhile. Whatever may hang on a disk runs on a thread of
-//! its own and is waited for with a limit.
+//! Two loops run independently, connected by a bounded queue: [`sampling`] reads procfs at fixed intervals, [`ship`]
+//! publishes to JetStream and spools while it cannot. Calls that may hang on a disk run on blocking threads and have
+//! time limits.
 
 #![cfg_attr(
     test,
-    expect(clippy::float_cmp, reason = "the figures compared are exact by construction")
+    expect(clippy::float_cmp, reason = "the compared values are exact by construction")
 )]
 
 pub mod config;
@@ -48,20 +48,20 @@ use crate::{
     status::Status,
 };
 
-/// The threads that the runtime needs for what may block: both samplers, the spool, a name look-up, and as many
-/// again in case each hangs once.
+/// Limit of blocking threads: one each for the two samplers, the spool and a DNS lookup, doubled in case each hangs
+/// once.
 pub const BLOCKING_THREADS: usize = 8;
-/// Samples between the loops. The second is away from its queue only while a call to the spool lasts, which is
-/// bounded by 5 s.
+/// Capacity of the queue between the loops, in samples. The shipping loop stops reading the queue only during a spool
+/// call, which takes at most 5 s.
 const QUEUE: usize = 64;
 
-/// The agent cannot start or go on.
+/// An error that ends the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// See [`SpoolError`].
+    /// The spool cannot be opened.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// See [`BusError`].
+    /// The NATS connection cannot be set up.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// The boot time cannot be read.
@@ -70,12 +70,13 @@ pub enum AgentError {
     /// The health listener cannot be opened.
     #[error("the health listener cannot be opened")]
     Health(#[from] std::io::Error),
-    /// See [`Lost`].
+    /// A sampler panicked.
     #[error(transparent)]
     Lost(#[from] Lost),
 }
 
-/// Samples and ships until shutdown; then sends what is left within the drain deadline and leaves the rest spooled.
+/// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline and leaves the rest
+/// in the spool.
 pub async fn run(
     settings: AgentSettings,
     metrics: PrometheusHandle,
@@ -89,26 +90,26 @@ pub async fn run(
         settings.selection,
         Roots::default(),
     )?;
-    // Each agent is an identity of its own on the bus, with an inbox of its own.
+    // Each agent connects under its own name.
     let bus = Bus::connect(&format!("vmwatch-agent-{id}"), &settings.bus).await?;
     let status = Arc::new(Status::default());
-    let (of_bus, of_loops) = (bus.clone(), Arc::clone(&status));
+    let (ready_bus, ready_status) = (bus.clone(), Arc::clone(&status));
     let ready = move || {
-        of_loops.ready()?;
-        if of_bus.is_connected() {
+        ready_status.ready()?;
+        if ready_bus.is_connected() {
             Ok(())
         } else {
-            Err("no connection to NATS: samples wait in the spool")
+            Err("no connection to NATS; samples wait in the spool")
         }
     };
     health::start(settings.health, metrics, Arc::new(ready), shutdown.clone()).await?;
-    let (taken, to_ship) = mpsc::channel(QUEUE);
+    let (sender, receiver) = mpsc::channel(QUEUE);
     let shipper = Shipper::new(bus, &id, spool, Arc::clone(&status));
-    let sampling = SampleLoop::new(id, sampler, settings.intervals, taken, status);
-    // The end of sampling closes the queue, which ends shipping.
+    let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
+    // When sampling ends, the queue closes, which ends shipping.
     let (outcome, ()) = tokio::join!(
         sampling.run(shutdown),
-        shipper.run(to_ship, settings.drain_deadline)
+        shipper.run(receiver, settings.drain_deadline)
     );
     Ok(outcome?)
 }

@@ -1,4 +1,4 @@
-//! `vmwatch-agent`: reports what this VM and its processes do.
+//! `vmwatch-agent`: samples a VM and its processes and publishes the samples.
 
 use agent::config::{AgentSettings, SETTINGS};
 use clap::Parser;
@@ -6,7 +6,7 @@ use shared::{cli, lifetime, telemetry::Telemetry};
 
 const PROGRAM: &str = "vmwatch-agent";
 
-/// Reports what this VM and its processes do.
+/// Samples this VM and its processes and publishes the samples to NATS.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {}
@@ -14,7 +14,7 @@ struct Arguments {}
 fn main() -> anyhow::Result<()> {
     let Arguments {} = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, AgentSettings::read);
-    // One thread for everything that waits: the agent is a guest in somebody's VM. What may block has its own.
+    // One thread runs all asynchronous work, which keeps the agent small. Blocking calls have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(agent::BLOCKING_THREADS)
@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
         agent::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
         anyhow::Ok(())
     });
-    // A thread that hangs on a disk must not hold up the end.
+    // A thread that hangs on a disk must not delay the exit.
     runtime.shutdown_background();
     telemetry.finish();
     outcome

@@ -1,4 +1,4 @@
-//! When to sample what: at steady intervals from a random phase; what was missed is counted, never made up for.
+//! Decides when to sample: at fixed intervals from a random phase. Missed ticks are counted and never caught up.
 
 use std::time::Duration;
 
@@ -7,27 +7,27 @@ use tokio::time::Instant;
 
 use crate::config::Intervals;
 
-/// The moments of the samples.
+/// The tick times of VM and process samples.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     intervals: Intervals,
     next: Instant,
-    /// Samples of the VM until the processes' next turn; 0 means that it is theirs.
+    /// Ticks before the next one that includes the processes; 0 means that the next tick does.
     until_processes: u64,
 }
 
-/// What is due.
+/// What is due at a wake-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tick {
-    /// Moments that have passed unused since the last one.
+    /// Ticks missed since the previous wake-up.
     pub(crate) missed: u64,
-    /// Whether the processes are due as well.
+    /// Whether the processes are due too.
     pub(crate) processes: bool,
 }
 
 impl Schedule {
-    /// The first moment is half an interval to one and a half from now, so that agents started together do not sample
-    /// together. It carries the processes, so that a new VM shows them at once.
+    /// The first tick is 0.5 to 1.5 intervals from now, so that agents started together do not sample in step. It
+    /// includes the processes, so that a new VM shows them at once.
     pub(crate) fn start(intervals: Intervals) -> Self {
         Self {
             next: Instant::now() + jittered(intervals.vm.mul_f64(1.5), 1.0 / 3.0),
@@ -40,16 +40,16 @@ impl Schedule {
         self.next
     }
 
-    /// What is due at a moment not before [`Schedule::next`].
+    /// Returns what is due and advances to the next tick. `now` is not before [`Schedule::next`].
     pub(crate) fn wake(&mut self, now: Instant) -> Tick {
         let late = now.saturating_duration_since(self.next).as_nanos();
         let missed = u64::try_from(late / self.intervals.vm.as_nanos()).unwrap_or(u64::MAX);
         let passed = missed.saturating_add(1);
-        self.next += duration_of(self.intervals.vm, passed);
+        self.next += multiply(self.intervals.vm, passed);
         let processes = self.until_processes <= missed;
         let round = u64::from(self.intervals.vm_per_process);
         self.until_processes = if processes {
-            // Their turns keep their places, whatever was missed.
+            // Missed ticks do not shift the phase of the process ticks.
             round - 1 - (missed - self.until_processes) % round
         } else {
             self.until_processes - passed
@@ -58,7 +58,7 @@ impl Schedule {
     }
 }
 
-fn duration_of(interval: Duration, times: u64) -> Duration {
+fn multiply(interval: Duration, times: u64) -> Duration {
     let nanos = interval.as_nanos().saturating_mul(u128::from(times));
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
 }
@@ -76,14 +76,14 @@ mod tests {
         })
     }
 
-    fn on_time(schedule: &mut Schedule) -> bool {
+    fn wake_on_time(schedule: &mut Schedule) -> bool {
         let tick = schedule.wake(schedule.next() + Duration::from_millis(3));
         assert_eq!(tick.missed, 0);
         tick.processes
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_starts_at_a_random_phase_and_keeps_its_interval() {
+    async fn starts_at_random_phase_and_keeps_interval() {
         let now = Instant::now();
         let starts: Vec<_> = (0..50).map(|_| schedule().next() - now).collect();
         assert!(starts.iter().all(|start| (VM / 2..=VM * 3 / 2).contains(start)));
@@ -91,17 +91,17 @@ mod tests {
 
         let mut schedule = schedule();
         let first = schedule.next();
-        let turns: Vec<_> = (0..7).map(|_| on_time(&mut schedule)).collect();
-        assert_eq!(turns, [true, false, false, true, false, false, true]);
+        let process_ticks: Vec<_> = (0..7).map(|_| wake_on_time(&mut schedule)).collect();
+        assert_eq!(process_ticks, [true, false, false, true, false, false, true]);
         assert_eq!(schedule.next(), first + VM * 7);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_missed_is_counted_and_the_processes_keep_their_turns() {
+    async fn counts_missed_ticks_and_keeps_process_phase() {
         let mut schedule = schedule();
         let first = schedule.next();
-        assert!(on_time(&mut schedule));
-        // Moments 1 to 3 pass, 3 being the processes' turn; it is 4 now, and they are taken with it.
+        assert!(wake_on_time(&mut schedule));
+        // Ticks 1 to 3 are missed. Tick 3 was due to include the processes, so tick 4 includes them instead.
         let tick = schedule.wake(first + VM * 4 + Duration::from_secs(1));
         assert_eq!(
             tick,
@@ -111,28 +111,22 @@ mod tests {
             }
         );
         assert_eq!(schedule.next(), first + VM * 5);
-        assert!(!on_time(&mut schedule));
-        assert!(on_time(&mut schedule));
+        assert!(!wake_on_time(&mut schedule));
+        assert!(wake_on_time(&mut schedule));
         assert_eq!(schedule.next(), first + VM * 7);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn any_lateness_keeps_the_turns() {
+    async fn keeps_process_phase_after_any_delay() {
         let mut schedule = schedule();
-        let (first, mut place) = (schedule.next(), 0_u64);
-        for late in [0, 1, 5, 2, 0, 7, 3, 30, 1, 0, 0, 4] {
-            let from = place;
-            place += late;
-            let tick = schedule.wake(first + duration_of(VM, place));
-            let turn_passed = (from..=place).any(|moment| moment.is_multiple_of(3));
-            assert_eq!(
-                tick,
-                Tick {
-                    missed: late,
-                    processes: turn_passed
-                }
-            );
-            place += 1;
+        let (first, mut number) = (schedule.next(), 0_u64);
+        for missed in [0, 1, 5, 2, 0, 7, 3, 30, 1, 0, 0, 4] {
+            let from = number;
+            number += missed;
+            let tick = schedule.wake(first + multiply(VM, number));
+            let processes = (from..=number).any(|number| number.is_multiple_of(3));
+            assert_eq!(tick, Tick { missed, processes });
+            number += 1;
         }
     }
 }

@@ -1,28 +1,30 @@
-//! Which processes are reported.
+//! Selects which processes are reported.
 
 use std::{cmp::Ordering, collections::HashSet};
 
 use shared::api::metrics::ProcessSample;
 
-/// The kernel keeps 15 bytes of a process's name (`TASK_COMM_LEN` without the final zero).
+/// The kernel truncates process names to 15 bytes (`TASK_COMM_LEN` without the terminating zero).
 const COMM_BYTES: usize = 15;
 
-/// Which processes are reported. A process that was reported gets its last row when it ends, whatever its rank then.
+/// Which processes are reported. A process that was reported once gets a last row when it ends, whatever its rank
+/// then.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All of them.
+    /// All processes.
     All,
-    /// The greatest consumers and some names.
+    /// The top consumers and the pinned names.
     Top {
-        /// So many by CPU, so many by memory and so many by disk; who uses nothing is not among the greatest.
+        /// The number of top processes by CPU, by memory and by disk each. A process that does not use a resource is
+        /// not ranked by it.
         count: usize,
-        /// Names reported in any case. A longer name than the kernel keeps matches by what the kernel keeps of it.
+        /// Names that are always reported. A name longer than the kernel's limit is truncated to match.
         pinned: Vec<String>,
     },
 }
 
 impl Selection {
-    /// Keeps the rows that are to be reported, in their order.
+    /// Keeps only the selected rows, in their order.
     pub fn keep(&self, rows: &mut Vec<ProcessSample>) {
         let Self::Top { count, pinned } = self else {
             return;
@@ -33,14 +35,14 @@ impl Selection {
             |row: &ProcessSample| row.mem,
             |row: &ProcessSample| row.disk_read + row.disk_write,
         ] {
-            kept.extend(greatest(rows, *count, measure));
+            kept.extend(top_pids(rows, *count, measure));
         }
-        rows.retain(|row| kept.contains(&row.pid) || pinned.iter().any(|name| names(name, &row.cmd)));
+        rows.retain(|row| kept.contains(&row.pid) || pinned.iter().any(|name| matches_name(name, &row.cmd)));
     }
 }
 
-/// The pids of the greatest by a measure; among equals the older pid, so that the choice is steady.
-fn greatest(rows: &[ProcessSample], count: usize, measure: impl Fn(&ProcessSample) -> f64) -> Vec<u32> {
+/// The pids of the top rows by a measure. The lower pid wins a tie, so that the selection is stable.
+fn top_pids(rows: &[ProcessSample], count: usize, measure: impl Fn(&ProcessSample) -> f64) -> Vec<u32> {
     let mut ranked: Vec<(f64, u32)> = rows.iter().map(|row| (measure(row), row.pid)).collect();
     ranked.retain(|(value, _)| *value > 0.0);
     let order = |a: &(f64, u32), b: &(f64, u32)| -> Ordering { b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)) };
@@ -51,7 +53,7 @@ fn greatest(rows: &[ProcessSample], count: usize, measure: impl Fn(&ProcessSampl
     ranked.into_iter().map(|(_, pid)| pid).collect()
 }
 
-fn names(pinned: &str, cmd: &str) -> bool {
+fn matches_name(pinned: &str, cmd: &str) -> bool {
     cmd == pinned
         || (pinned.len() > COMM_BYTES && pinned.as_bytes().get(..COMM_BYTES) == Some(cmd.as_bytes()))
 }
@@ -94,21 +96,21 @@ mod tests {
     }
 
     #[test]
-    fn all_keeps_all() {
+    fn all_keeps_every_row() {
         assert_eq!(pids(&Selection::All), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
-    fn top_is_the_union_of_the_greatest_by_cpu_by_memory_and_by_disk() {
+    fn top_unites_the_leaders_by_cpu_memory_and_disk() {
         assert_eq!(pids(&top(1, &[])), [2, 3, 4]);
-        // By CPU 3 and 4 are equal: the older pid comes second.
+        // 3 and 4 tie by CPU: the lower pid comes first.
         assert_eq!(pids(&top(2, &[])), [2, 3, 4]);
-        // Who uses nothing is never among the greatest, however many are asked for.
+        // Idle processes are not selected, however large the count.
         assert_eq!(pids(&top(100, &[])), [1, 2, 3, 4]);
     }
 
     #[test]
-    fn pinned_names_come_in_any_case_and_long_ones_by_what_the_kernel_keeps() {
+    fn pinned_names_are_always_kept_and_match_truncated() {
         assert_eq!(pids(&top(1, &["idle"])), [2, 3, 4, 5]);
         assert_eq!(pids(&top(1, &["systemd-journald"])), [2, 3, 4, 6]);
         assert_eq!(pids(&top(1, &["systemd-journ", "idl"])), [2, 3, 4]);

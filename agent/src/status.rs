@@ -1,10 +1,10 @@
-//! Whether the agent does its work, for `/readyz`.
+//! The agent's readiness, for `/readyz`.
 
 use std::sync::{Mutex, PoisonError};
 
 type State = Result<(), &'static str>;
 
-/// What the loops say of themselves.
+/// The last state that each loop reported.
 #[derive(Debug)]
 pub(crate) struct Status {
     sampling: Mutex<State>,
@@ -14,7 +14,7 @@ pub(crate) struct Status {
 impl Default for Status {
     fn default() -> Self {
         Self {
-            sampling: Mutex::new(Err("the first reading is not done yet")),
+            sampling: Mutex::new(Err("no sample has been taken yet")),
             publishing: Mutex::new(Ok(())),
         }
     }
@@ -29,8 +29,8 @@ impl Status {
         *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Ready is: samples are taken, and nothing is known that keeps them from being stored. An agent that spools
-    /// loses nothing and goes on; it is not ready all the same, since nobody sees its rows.
+    /// Ready means that sampling works and the last publish did not fail. An agent that spools loses nothing, but is
+    /// not ready, because its rows are not visible.
     pub(crate) fn ready(&self) -> State {
         let state = |of: &Mutex<State>| *of.lock().unwrap_or_else(PoisonError::into_inner);
         state(&self.sampling).and(state(&self.publishing))
