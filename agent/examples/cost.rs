@@ -1,8 +1,8 @@
-//! What a sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
+//! Measures the cost of a sample: `cargo run --release -p agent --example cost [PROCESSES]`.
 //!
-//! Starts so many processes that sleep (300 by default), takes samples of the machine, and prints the CPU time of
-//! this thread for each process sampled, beside what the `procfs` crate takes to read the same two files of each: the
-//! median of the rounds, which other work on the machine moves least.
+//! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time per sampled
+//! process, next to the time that the `procfs` crate needs to read the same two files. Reports the median of all
+//! rounds, which other load on the machine affects least.
 
 use std::{
     process::{Child, Command},
@@ -72,7 +72,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The CPU time of this thread for a round of the work, the median of all.
+/// This thread's median CPU time for one round of `work`.
 fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
@@ -86,16 +86,16 @@ fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<D
 
 fn this_thread() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
-    // The kernel gives no negative CPU time.
+    // CPU time is never negative.
     time.try_into().unwrap_or_default()
 }
 
-/// Ends with this program.
+/// A sleeping process, killed when dropped.
 struct Sleeper(Child);
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        // Fails only where it has ended already.
+        // Fails only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

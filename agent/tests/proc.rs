@@ -1,10 +1,10 @@
-//! The rows of real processes against what the kernel says of them.
+//! Compares the rows of real processes with the kernel's own counters.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "what fails here is the test"
+    reason = "a panic fails the test"
 )]
 
 use std::{
@@ -22,7 +22,7 @@ use agent::{
 use e2e::{PATIENCE, eventually};
 use shared::api::metrics::{ProcessSample, Sample};
 
-/// Ends with the test.
+/// A child process, killed when dropped.
 struct Running(Child);
 
 impl Running {
@@ -40,11 +40,11 @@ impl Running {
         fs::read(format!("/proc/{}/{name}", self.0.id())).unwrap()
     }
 
-    /// A field of `stat` by its number in proc(5).
+    /// A field of `stat`, numbered as in proc(5).
     fn stat(&self, number: usize) -> u64 {
         let stat = String::from_utf8_lossy(&self.file("stat")).into_owned();
-        let behind_name = stat.rsplit_once(')').unwrap().1;
-        behind_name
+        let after_name = stat.rsplit_once(')').unwrap().1;
+        after_name
             .split_whitespace()
             .nth(number - 3)
             .unwrap()
@@ -53,31 +53,31 @@ impl Running {
     }
 
     fn cpu_seconds(&self) -> f64 {
-        // A tick is 10 ms on every Linux of ours (getconf CLK_TCK).
+        // A tick is 10 ms on all supported systems (getconf CLK_TCK).
         f64::from(u32::try_from(self.stat(14) + self.stat(15)).unwrap()) / 100.0
     }
 
-    /// A figure of a file of `key: value` lines.
-    fn figure(&self, file: &str, key: &str) -> f64 {
-        figure(&String::from_utf8_lossy(&self.file(file)), key)
+    /// A value from a file of `key: value` lines.
+    fn number_in(&self, file: &str, key: &str) -> f64 {
+        number_in(&String::from_utf8_lossy(&self.file(file)), key)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Fails only where it has ended already.
+        // Fails only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-fn figure(text: &str, key: &str) -> f64 {
+fn number_in(text: &str, key: &str) -> f64 {
     let line = text.lines().find(|line| line.starts_with(key)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-fn machine_figure(file: &str, key: &str) -> f64 {
-    figure(&fs::read_to_string(format!("/proc/{file}")).unwrap(), key)
+fn system_number(file: &str, key: &str) -> f64 {
+    number_in(&fs::read_to_string(format!("/proc/{file}")).unwrap(), key)
 }
 
 fn sampler() -> Sampler {
@@ -103,7 +103,7 @@ fn unix_now() -> f64 {
         .as_secs_f64()
 }
 
-/// What a counter and the clock said around a reading.
+/// A counter and the clock, read before and after a sample.
 struct Around {
     before: (f64, Instant),
     after: (f64, Instant),
@@ -117,7 +117,7 @@ impl Around {
         (Self { before, after }, value)
     }
 
-    /// The least and the greatest rate that two readings may have given, whatever this machine did meanwhile.
+    /// The lowest and highest rate that a correct sampler can report for the time between two samples.
     fn rate_until(&self, next: &Self) -> (f64, f64) {
         let shortest = (next.before.1 - self.after.1).as_secs_f64();
         let longest = (next.after.1 - self.before.1).as_secs_f64();
@@ -135,7 +135,7 @@ fn assert_within(what: &str, value: f64, (least, most): (f64, f64)) {
         (least - 0.051..=most + 0.051).contains(&value),
         "{what}: {value} is not within {least} and {most}"
     );
-    assert!(least > 0.0, "{what}: the test saw nothing");
+    assert!(least > 0.0, "{what}: no activity was measured");
 }
 
 const BUSY: &str = "
@@ -150,8 +150,8 @@ with open(sys.argv[1], 'wb') as file:
 ";
 
 #[tokio::test]
-async fn a_busy_process_is_reported_as_the_kernel_counts_it() {
-    // On the disk of the build: a /tmp in memory writes nothing.
+async fn busy_process_matches_the_kernels_counters() {
+    // The folder is on the disk of the build: a tmpfs would not write to a disk.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let busy = Running::start(
         Command::new("python3")
@@ -161,7 +161,7 @@ async fn a_busy_process_is_reported_as_the_kernel_counts_it() {
     let pid = busy.0.id();
     let works_until = async |seconds: f64| {
         eventually("the process works", PATIENCE, async || {
-            let done = (busy.cpu_seconds(), busy.figure("io", "write_bytes"));
+            let done = (busy.cpu_seconds(), busy.number_in("io", "write_bytes"));
             (done.0 > seconds && done.1 > 1e6)
                 .then_some(())
                 .ok_or(format!("{done:?}"))
@@ -169,7 +169,7 @@ async fn a_busy_process_is_reported_as_the_kernel_counts_it() {
         .await;
     };
     let cpu = || 100.0 * busy.cpu_seconds();
-    let written = || busy.figure("io", "write_bytes:") / 1024.0;
+    let written = || busy.number_in("io", "write_bytes:") / 1024.0;
 
     works_until(0.2).await;
     let mut sampler = sampler();
@@ -177,7 +177,7 @@ async fn a_busy_process_is_reported_as_the_kernel_counts_it() {
     works_until(busy.cpu_seconds() + 0.5).await;
     let mut memory = 0.0;
     let (next_writes, (next_uses, sample)) = Around::reading(written, || {
-        memory = 100.0 * busy.figure("status", "VmRSS:") / machine_figure("meminfo", "MemTotal:");
+        memory = 100.0 * busy.number_in("status", "VmRSS:") / system_number("meminfo", "MemTotal:");
         Around::reading(cpu, || sampler.sample().unwrap())
     });
 
@@ -195,7 +195,7 @@ async fn a_busy_process_is_reported_as_the_kernel_counts_it() {
 }
 
 #[test]
-fn running_time_is_when_the_kernel_and_ps_say_it_started() {
+fn running_time_matches_the_start_time_of_kernel_and_ps() {
     let sleeper = Running::start(Command::new("sleep").arg("600"));
     let pid = sleeper.0.id();
     let mut sampler = sampler();
@@ -204,7 +204,7 @@ fn running_time_is_when_the_kernel_and_ps_say_it_started() {
     assert!(first.to_bits() == again.to_bits(), "{first} and {again}");
 
     let ticks = u32::try_from(sleeper.stat(22)).unwrap();
-    let boot = machine_figure("stat", "btime");
+    let boot = system_number("stat", "btime");
     assert!(
         (first - (boot + f64::from(ticks) / 100.0)).abs() < 0.006,
         "{first}"
@@ -219,12 +219,12 @@ fn running_time_is_when_the_kernel_and_ps_say_it_started() {
         .output()
         .unwrap();
     let ps: f64 = String::from_utf8(ps.stdout).unwrap().trim().parse().unwrap();
-    // Both round the moment of boot to seconds, each in its own way.
+    // Both round the boot time to seconds, but differently.
     assert!((first - ps).abs() < 2.0, "{first} and {ps}");
 }
 
 #[test]
-fn an_ended_process_gets_exactly_one_last_row() {
+fn ended_process_gets_exactly_one_last_row() {
     let mut ended = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
     let pid = ended.0.id();
     let mut sampler = sampler();
@@ -232,7 +232,7 @@ fn an_ended_process_gets_exactly_one_last_row() {
 
     let before = unix_now();
     ended.0.kill().unwrap();
-    // Not reaped by its parent as yet: it has ended all the same.
+    // A zombie that is not reaped yet has ended.
     let until_zombie = Instant::now() + PATIENCE;
     while !String::from_utf8_lossy(&ended.file("stat")).contains(") Z ") {
         assert!(Instant::now() < until_zombie);
@@ -255,7 +255,7 @@ fn an_ended_process_gets_exactly_one_last_row() {
 }
 
 #[test]
-fn a_name_of_any_bytes_is_reported() {
+fn reports_names_of_arbitrary_bytes() {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         &b"a) S 1 (b"[..],

@@ -1,8 +1,8 @@
-//! Which disks and interfaces count, and how much passed through them since the previous reading.
+//! Classifies disks and network interfaces, and computes their traffic since the previous sample.
 
 use std::{collections::HashMap, path::Path};
 
-/// The two counters of a device, in bytes.
+/// A device's two counters, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Traffic {
     /// Read or received.
@@ -27,21 +27,21 @@ impl Traffic {
     }
 }
 
-/// How a device counts for the VM.
+/// Whether a device counts toward the VM's traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// It is one of the VM's own devices.
+    /// One of the VM's own devices.
     Own,
-    /// What passes it passes one of the VM's own as well, or never leaves the VM (a bridge, a bond, a tunnel).
+    /// Its traffic also passes through one of the VM's own devices, or never leaves the VM (a bridge, bond or tunnel).
     Virtual,
     /// Never counted.
     Ignored,
 }
 
-/// A whole disk has a device behind it; loops, RAM disks, zram and the twins that device-mapper and md make of
-/// other disks have none, and one of several paths to an `NVMe` disk is marked hidden.
+/// A whole disk has a `device` link in sysfs. Loop devices, RAM disks, zram and the device-mapper and md devices on
+/// top of other disks have none. The single paths of a multipath `NVMe` disk are marked hidden.
 pub(super) fn disk_class(sys: &Path, name: &str) -> Class {
-    let block = sys.join("block").join(in_sysfs(name));
+    let block = sys.join("block").join(sysfs_name(name));
     let hidden = std::fs::read(block.join("hidden")).is_ok_and(|flag| flag.starts_with(b"1"));
     if block.join("device").exists() && !hidden {
         Class::Own
@@ -50,19 +50,24 @@ pub(super) fn disk_class(sys: &Path, name: &str) -> Class {
     }
 }
 
-/// An interface of the VM's own has a device behind it. The kernel's loopback is always called `lo`.
+/// The VM's own interfaces have a `device` link in sysfs. The loopback interface is always called `lo`.
 pub(super) fn interface_class(sys: &Path, name: &str) -> Class {
     if name == "lo" {
         Class::Ignored
-    } else if sys.join("class/net").join(in_sysfs(name)).join("device").exists() {
+    } else if sys
+        .join("class/net")
+        .join(sysfs_name(name))
+        .join("device")
+        .exists()
+    {
         Class::Own
     } else {
         Class::Virtual
     }
 }
 
-/// sysfs writes `!` for the `/` in names such as `cciss/c0d0`.
-fn in_sysfs(name: &str) -> String {
+/// sysfs replaces the `/` in names such as `cciss/c0d0` with `!`.
+fn sysfs_name(name: &str) -> String {
     name.replace('/', "!")
 }
 
@@ -73,19 +78,19 @@ struct Device {
     present: bool,
 }
 
-/// The devices of one kind, with the counters of the previous reading.
+/// The devices of one kind, with their counters at the previous sample.
 #[derive(Debug, Default)]
 pub(super) struct Devices(HashMap<String, Device>);
 
 impl Devices {
-    /// What passed the VM's own devices since the previous reading, or the virtual ones where it has no other (a
-    /// container sees its interface so). A device that is new, or whose counters went back, adds nothing this time.
+    /// The traffic of the VM's own devices since the previous sample, or that of the virtual ones if there are no
+    /// others (as in a container). A device that is new, or whose counters decreased, adds nothing.
     pub(super) fn advance<'a>(
         &mut self,
         totals: impl Iterator<Item = (&'a str, Traffic)>,
         class_of: impl Fn(&str) -> Class,
     ) -> Traffic {
-        let (mut own, mut virtually, mut any_own) = (Traffic::default(), Traffic::default(), false);
+        let (mut own, mut in_virtual, mut any_own) = (Traffic::default(), Traffic::default(), false);
         for (name, total) in totals {
             let Some(device) = self.0.get_mut(name) else {
                 let class = class_of(name);
@@ -106,12 +111,12 @@ impl Devices {
             device.present = true;
             match device.class {
                 Class::Own => (own, any_own) = (own.plus(passed), true),
-                Class::Virtual => virtually = virtually.plus(passed),
+                Class::Virtual => in_virtual = in_virtual.plus(passed),
                 Class::Ignored => {}
             }
         }
         self.0.retain(|_, device| std::mem::take(&mut device.present));
-        if any_own { own } else { virtually }
+        if any_own { own } else { in_virtual }
     }
 }
 
@@ -139,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reading_primes_and_the_next_gives_what_passed() {
+    fn first_sample_primes_and_second_gives_traffic() {
         let mut devices = Devices::default();
         let first = [("lo", 5, 5), ("eth0", 1000, 100), ("docker0", 7, 7)];
         assert_eq!(advance(&mut devices, &first), traffic(0, 0));
@@ -148,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_went_back_and_a_device_that_is_new_add_nothing() {
+    fn decreased_counter_and_new_device_add_nothing() {
         let mut devices = Devices::default();
         advance(&mut devices, &[("eth0", 1000, 1000)]);
         assert_eq!(
@@ -159,7 +164,7 @@ mod tests {
             advance(&mut devices, &[("eth0", 11, 1010), ("eth1", 507, 0)]),
             traffic(8, 0)
         );
-        // Gone for a while, it is new again.
+        // A device that disappeared and returned is new again.
         advance(&mut devices, &[("eth0", 11, 1010)]);
         assert_eq!(
             advance(&mut devices, &[("eth0", 11, 1010), ("eth1", 900, 0)]),
@@ -168,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_is_no_own_device_the_virtual_ones_count() {
+    fn virtual_devices_count_if_there_are_no_others() {
         let mut devices = Devices::default();
         advance(&mut devices, &[("lo", 0, 0), ("veth", 0, 0)]);
         assert_eq!(
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_disks_and_own_interfaces_are_told_by_the_device_behind_them() {
+    fn classifies_devices_by_their_sysfs_link() {
         let sys = tempfile::tempdir().unwrap();
         for dir in [
             "block/vda/device",

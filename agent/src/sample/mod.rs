@@ -1,8 +1,8 @@
-//! What this VM and its processes do, from procfs, as the rows and units of the contract.
+//! Samples this VM and its processes from procfs, in the rows and units of the API contract.
 //!
-//! Every rate is taken over the time since the sampler's previous reading; the first reading only primes them.
-//! Rates and shares are rounded to one decimal and are never negative or infinite: a counter that went backwards
-//! (a device replaced, a driver reset) gives 0.
+//! Every rate covers the time since the sampler's previous call; the first call only primes the counters. Rates and
+//! percentages are rounded to one decimal and are never negative or infinite: a counter that decreased (a replaced
+//! device, a driver reset) gives 0.
 
 mod devices;
 mod proc_files;
@@ -25,7 +25,7 @@ pub use vm::{VmReading, VmSampler};
 
 use crate::select::Selection;
 
-/// Where the kernel's pseudo file systems are mounted.
+/// The mount points of the kernel's pseudo file systems.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
     /// `/proc`.
@@ -43,30 +43,30 @@ impl Default for Roots {
     }
 }
 
-/// A sample could not be taken.
+/// Sampling failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
-    /// A file of the whole machine is missing or unreadable.
-    #[error("the kernel's statistics cannot be read")]
+    /// A system-wide file is missing or unreadable.
+    #[error("cannot read the kernel's statistics in /proc")]
     Kernel(#[from] ProcError),
     /// The list of processes cannot be read.
-    #[error("the list of processes cannot be read")]
+    #[error("cannot list the processes in /proc")]
     List(#[source] std::io::Error),
 }
 
-/// Both samplers. The agent's loop runs each on its own, so that a process whose files hang does not take the
-/// VM's own row with it; who has no such worry takes whole samples here.
+/// Both samplers. The agent's loop runs them separately, so that a process whose files hang does not delay the VM's
+/// row. [`Sampler::sample`] runs both in turn.
 #[derive(Debug)]
 pub struct Sampler {
     instance_id: InstanceId,
-    /// Of the VM's own row.
+    /// Samples the VM's row.
     pub vm: VmSampler,
-    /// Of the process rows.
+    /// Samples the process rows.
     pub processes: ProcessSampler,
 }
 
 impl Sampler {
-    /// Samplers of this machine that have read nothing yet but its boot time.
+    /// Creates both samplers. Reads only the boot time.
     pub fn new(
         instance_id: InstanceId,
         utc_offset: UtcOffset,
@@ -80,7 +80,7 @@ impl Sampler {
         })
     }
 
-    /// The VM's row and the process rows. The first call primes the rates, which are 0 in what it gives.
+    /// Samples the VM and its processes. The first call primes the rates and returns 0 for them.
     pub fn sample(&mut self) -> Result<Sample, SampleError> {
         let reading = self.vm.read()?;
         let processes = self.processes.read(reading.memory_bytes)?;
@@ -89,7 +89,7 @@ impl Sampler {
 }
 
 impl VmReading {
-    /// The sample of this reading.
+    /// Combines this reading with the process rows.
     pub fn into_sample(self, instance_id: &InstanceId, processes: Vec<ProcessSample>) -> Sample {
         Sample {
             instance_id: instance_id.clone(),
@@ -102,17 +102,15 @@ impl VmReading {
     }
 }
 
-/// A rate in KiB/s.
 fn kib_per_second(bytes: u64, elapsed: Duration) -> f64 {
     one_decimal(float(bytes) / 1024.0 / elapsed.as_secs_f64())
 }
 
-/// A share in percent.
 fn percent(part: f64, whole: f64) -> f64 {
     one_decimal(100.0 * part / whole)
 }
 
-/// Rounded as in the document's samples; 0 where nothing elapsed or there is no whole.
+/// Rounds to one decimal, as in the documented samples. Gives 0 for a negative value and for a division by zero.
 fn one_decimal(value: f64) -> f64 {
     let rounded = (value * 10.0).round() / 10.0;
     if rounded.is_finite() && rounded > 0.0 {
@@ -138,16 +136,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_figure_is_a_number_of_one_decimal_and_not_negative(part: f64, whole: f64, bytes: u64, nanos: u64) {
-            for figure in [percent(part, whole), kib_per_second(bytes, Duration::from_nanos(nanos))] {
-                prop_assert!(figure >= 0.0 && figure.is_finite(), "{figure}");
-                prop_assert!(figure > 1e15 || format!("{figure:?}").split_once('.').unwrap().1.len() == 1, "{figure}");
+        fn values_are_finite_nonnegative_and_have_one_decimal(part: f64, whole: f64, bytes: u64, nanos: u64) {
+            for value in [percent(part, whole), kib_per_second(bytes, Duration::from_nanos(nanos))] {
+                prop_assert!(value >= 0.0 && value.is_finite(), "{value}");
+                prop_assert!(value > 1e15 || format!("{value:?}").split_once('.').unwrap().1.len() == 1, "{value}");
             }
         }
     }
 
     #[test]
-    fn units_are_those_of_the_contract() {
+    fn converts_to_documented_units() {
         assert_eq!(kib_per_second(128 * 1024, Duration::from_secs(10)), 12.8);
         assert_eq!(percent(1.0, 3.0), 33.3);
         assert_eq!(kib_per_second(1, Duration::ZERO), 0.0);

@@ -1,7 +1,7 @@
-//! The two files of a process that its row needs, `/proc/<pid>/stat` and `/proc/<pid>/io`, read by hand.
+//! Parses `/proc/<pid>/stat` and `/proc/<pid>/io`, the two files that a process row needs.
 //!
-//! The `procfs` crate decodes all 52 fields of the first and much besides (35 µs a process); a row needs seven.
-//! Formats: proc(5) and `fs/proc/array.c`, `do_task_stat`.
+//! The `procfs` crate is slower (35 µs per process): it decodes all 52 fields of `stat`, of which a row needs seven.
+//! Formats: proc(5) and `do_task_stat` in the kernel's `fs/proc/array.c`.
 
 use std::{
     borrow::Cow,
@@ -15,10 +15,10 @@ use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::SampleError;
 
-/// `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
+/// Upper bound of either file's size: `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
 const FILE_BYTES: usize = 2048;
 
-/// The ids of all processes, zombies included, as `ps` lists them.
+/// The pids of all processes, zombies included, as `ps` lists them.
 pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
     let entries = std::fs::read_dir(proc).map_err(SampleError::List)?;
     entries
@@ -29,11 +29,11 @@ pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
         .collect()
 }
 
-/// Reads the small files of processes into one buffer.
+/// Reads the files of processes into a reused buffer.
 #[derive(Debug)]
 pub(super) struct ProcFiles {
     root: PathBuf,
-    /// The same, opened: a path from here is a tenth cheaper than one from `/`.
+    /// `root`, opened: opening a path relative to it is 10 % cheaper than from `/`.
     dir: OwnedFd,
     path: String,
     content: Box<[u8; FILE_BYTES]>,
@@ -61,7 +61,7 @@ impl ProcFiles {
         Stat::parse(self.read(pid, "stat")?).ok_or_else(|| ErrorKind::InvalidData.into())
     }
 
-    /// `None` where it may not be read.
+    /// `None` if the counters cannot be read, for example for lack of privileges.
     pub(super) fn disk_bytes(&mut self, pid: u32) -> Option<DiskBytes> {
         self.read(pid, "io").ok().and_then(DiskBytes::parse)
     }
@@ -71,37 +71,37 @@ impl ProcFiles {
         // Writing to a String cannot fail.
         let _ = write!(self.path, "{pid}/{file}");
         let file = openat(&self.dir, self.path.as_str(), OFlags::CLOEXEC, Mode::empty())?;
-        // The kernel gives a file of this size in one piece.
+        // The kernel returns a file of this size in a single read.
         let length = rustix::io::read(&file, self.content.as_mut_slice())?;
         Ok(self.content.get(..length).unwrap_or_default())
     }
 }
 
-/// Whether the error says that the process has ended.
+/// Whether the error means that the process has ended.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// What a row needs of `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that a row needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stat<'a> {
-    /// The name as the file has it, with `\n` and `\\` for a line break and a backslash.
+    /// The name as stored in the file: line breaks and backslashes are escaped as `\n` and `\\`.
     comm: &'a [u8],
     state: u8,
     threads: u64,
-    /// Time on CPUs in user and kernel mode, in clock ticks.
+    /// CPU time in user and kernel mode, in clock ticks.
     pub(super) cpu_ticks: u64,
-    /// When it started, in clock ticks since boot.
+    /// Start time, in clock ticks since boot.
     pub(super) start_ticks: u64,
     /// Resident set, in pages.
     pub(super) rss_pages: u64,
 }
 
 impl<'a> Stat<'a> {
-    /// Reads the file; `None` where it is not of the form that proc(5) says.
+    /// Parses the file; `None` if it does not have the format of proc(5).
     pub(super) fn parse(file: &'a [u8]) -> Option<Self> {
-        // The name may hold spaces and parentheses; nothing behind it does.
+        // The name may contain spaces and parentheses; the fields after it do not.
         let open = file.iter().position(|&byte| byte == b'(')?;
         let close = file.iter().rposition(|&byte| byte == b')')?;
         let comm = file.get(open + 1..close)?;
@@ -109,13 +109,13 @@ impl<'a> Stat<'a> {
             .get(close + 1..)?
             .split(u8::is_ascii_whitespace)
             .filter(|field| !field.is_empty());
-        // `nth` skips; the numbers in the comments are proc(5)'s.
+        // `nth` skips fields; the numbers in the comments are those of proc(5).
         let state = *fields.next()?.first()?; // 3
         let user_ticks = number(fields.nth(10)?)?; // 14
         let system_ticks = number(fields.next()?)?; // 15
         let threads = number(fields.nth(4)?)?; // 20
         let start_ticks = number(fields.nth(1)?)?; // 22
-        let rss = fields.nth(1)?; // 24, which older kernels let fall below zero for a moment
+        let rss = fields.nth(1)?; // 24, briefly negative on older kernels
         let rss_pages = if rss.starts_with(b"-") { 0 } else { number(rss)? };
         Some(Self {
             comm,
@@ -127,13 +127,13 @@ impl<'a> Stat<'a> {
         })
     }
 
-    /// Whether the process has ended and only waits for its parent to notice. A process whose first thread has
-    /// ended while others run shows the same state, with its threads.
+    /// Whether the process has ended and only waits to be reaped. If the first thread has ended while others run, the
+    /// state is the same, but the thread count is higher.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 
-    /// The name as it is, bytes that are no UTF-8 replaced.
+    /// The unescaped name, with invalid UTF-8 replaced.
     pub(super) fn name(&self) -> Cow<'a, str> {
         if !self.comm.contains(&b'\\') {
             return String::from_utf8_lossy(self.comm);
@@ -156,7 +156,7 @@ impl<'a> Stat<'a> {
     }
 }
 
-/// Bytes that a process made the disks read and write, from `/proc/<pid>/io`.
+/// Bytes that a process read from and wrote to disks, from `/proc/<pid>/io`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DiskBytes {
     pub(super) read: u64,
@@ -164,7 +164,7 @@ pub(super) struct DiskBytes {
 }
 
 impl DiskBytes {
-    /// Reads the file; `None` where a line is missing.
+    /// Parses the file; `None` if a line is missing.
     pub(super) fn parse(file: &[u8]) -> Option<Self> {
         let value = |key: &[u8]| {
             file.split(|&byte| byte == b'\n')
@@ -192,7 +192,7 @@ mod tests {
                         18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 4 0 0 0 0 0 0 0 0 0 0 0 0 0";
 
     #[test]
-    fn the_fields_are_those_of_proc_5() {
+    fn parses_the_fields_of_proc_5() {
         let file = format!("475071 (cat) {REST}\n");
         let stat = Stat::parse(file.as_bytes()).unwrap();
         assert_eq!(stat.name(), "cat");
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_may_hold_anything() {
+    fn parses_any_name() {
         for (comm, name) in [
             (&b"a) S 1 (b"[..], "a) S 1 (b"),
             (b")", ")"),
@@ -215,7 +215,7 @@ mod tests {
             (br"\\n", "\\n"),
             (b"bad \xff\xfe", "bad \u{fffd}\u{fffd}"),
             ("进程".as_bytes(), "进程"),
-            // 15 bytes of the kernel may end within a character.
+            // The kernel's limit of 15 bytes may cut a character.
             (&"进程进程进".as_bytes()[..14], "进程进程\u{fffd}"),
         ] {
             let file = [b"7 (", comm, b") ", REST.as_bytes()].concat();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_has_ended_and_a_process_whose_first_thread_has_has_not() {
+    fn zombie_has_ended_unless_other_threads_run() {
         let zombie = format!("7 (z) {}", REST.replacen('S', "Z", 1));
         assert!(!Stat::parse(zombie.as_bytes()).unwrap().has_ended());
         let alone = zombie.replace("20 0 3 0", "20 0 1 0");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_files_are_refused() {
+    fn rejects_malformed_files() {
         for file in [
             "",
             "7",
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn disk_bytes_are_those_that_reached_the_disk() {
+    fn counts_only_bytes_that_reached_the_disk() {
         let file = b"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 4096\nwrite_bytes: 8192\n\
                      cancelled_write_bytes: 5\n";
         let bytes = DiskBytes {
@@ -259,18 +259,18 @@ mod tests {
             written: 8192,
         };
         assert_eq!(DiskBytes::parse(file), Some(bytes));
-        for odd in [&b""[..], b"read_bytes: 1\n", b"read_bytes: x\nwrite_bytes: 1\n"] {
-            assert_eq!(DiskBytes::parse(odd), None);
+        for malformed in [&b""[..], b"read_bytes: 1\n", b"read_bytes: x\nwrite_bytes: 1\n"] {
+            assert_eq!(DiskBytes::parse(malformed), None);
         }
     }
 
     proptest! {
         #[test]
-        fn any_name_and_any_numbers_come_back(
+        fn name_and_numbers_round_trip(
             comm in proptest::collection::vec(any::<u8>(), 0..64),
             user in 0..u64::MAX / 2, system in 0..u64::MAX / 2, start: u64, pages in 0..i64::MAX,
         ) {
-            // What the kernel does: fs/proc/array.c, proc_task_name.
+            // Escapes as the kernel does (proc_task_name in fs/proc/array.c).
             let mut escaped = Vec::new();
             for &byte in &comm {
                 match byte {
@@ -289,7 +289,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn arbitrary_bytes_do_not_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
             let _ = Stat::parse(&file).map(|stat| stat.name().len());
             let _ = DiskBytes::parse(&file);
         }

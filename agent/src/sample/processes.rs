@@ -1,4 +1,4 @@
-//! The process rows.
+//! Samples the process rows.
 
 use std::{
     collections::HashMap,
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::select::Selection;
 
-/// Takes the rows of processes.
+/// Samples the process rows.
 ///
-/// A process is known by its pid *and* its start: a pid that came into use again between two readings gives the
-/// last row of the old process and a row of the new one. A process that started and ended between two readings is
-/// never seen. A process that was reported and has ended gives exactly one last row, with `shutdown_time`; its
-/// rates and its memory are 0 there, since what it used last can no longer be read.
+/// A process is identified by its pid *and* its start time: a pid that was reused between two samples gives the last
+/// row of the old process and a row of the new one. A process that started and ended between two samples is never
+/// seen. A process that was reported and has ended gives exactly one last row, with `shutdown_time`; its rates and
+/// memory are 0 there, because its final usage can no longer be read.
 #[derive(Debug)]
 pub struct ProcessSampler {
     selection: Selection,
@@ -30,15 +30,15 @@ pub struct ProcessSampler {
     clock: Clock,
     page_bytes: u64,
     tracked: HashMap<u32, Tracked>,
-    /// Ended, reported before, and without their last row as yet.
+    /// Last rows that have not been returned yet.
     ended: Vec<ProcessSample>,
-    /// When the previous reading began, and the same in clock ticks since boot.
+    /// When the previous pass over `/proc` began, also in clock ticks since boot.
     previous: Option<(Instant, u64)>,
-    /// How many there have been.
-    readings: u64,
+    /// The number of passes over `/proc` so far.
+    passes: u64,
 }
 
-/// A process as the previous reading saw it.
+/// A process as the previous pass saw it.
 #[derive(Debug)]
 struct Tracked {
     name: String,
@@ -46,14 +46,14 @@ struct Tracked {
     cpu_ticks: u64,
     disk: Option<DiskBytes>,
     at: Instant,
-    /// The number of the last reading that saw it.
-    reading: u64,
-    /// Whether a row of it was given out: only then it gets a last one.
+    /// The number of the last pass that saw the process.
+    last_pass: u64,
+    /// Whether a row was returned for the process; only then does it get a last one.
     reported: bool,
 }
 
 impl ProcessSampler {
-    /// A sampler that has read no process yet.
+    /// Creates a sampler. Reads only the boot time.
     pub fn new(selection: Selection, proc: PathBuf) -> Result<Self, SampleError> {
         let clock = Clock {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
@@ -67,15 +67,15 @@ impl ProcessSampler {
             tracked: HashMap::new(),
             ended: Vec::new(),
             previous: None,
-            readings: 0,
+            passes: 0,
         })
     }
 
-    /// Reads all processes without giving out a row, so that the next reading has rates.
+    /// Reads all processes without returning rows, so that the next call has rates.
     pub fn prime(&mut self) -> Result<(), SampleError> {
         self.running(0)?;
         self.forget_ended();
-        // One that has ended meanwhile is not meant.
+        // A process that has ended meanwhile does not count as unreadable.
         let unreadable =
             |(pid, process): &(&u32, &Tracked)| process.disk.is_none() && self.files.exist(**pid);
         let unreadable = self.tracked.iter().filter(unreadable).count();
@@ -83,14 +83,14 @@ impl ProcessSampler {
             warn!(
                 unreadable,
                 processes = self.tracked.len(),
-                "the disk rates of some processes cannot be read and are reported as 0.0; this needs root or CAP_SYS_PTRACE"
+                "cannot read the disk counters of some processes, reporting 0.0; run as root or with CAP_SYS_PTRACE"
             );
         }
         Ok(())
     }
 
-    /// The rows of the selected processes, then the last rows of those that have ended. Shares of memory are taken
-    /// of `memory_bytes`.
+    /// The rows of the selected processes, then the last rows of ended ones. Memory is a percentage of
+    /// `memory_bytes`.
     pub fn read(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
         let mut rows = self.running(memory_bytes)?;
         self.selection.keep(&mut rows);
@@ -103,12 +103,12 @@ impl ProcessSampler {
         Ok(rows)
     }
 
-    /// The rows of all that run. Nothing is changed where the list of processes cannot be read: whoever were missing
-    /// in it would seem to have ended.
+    /// The rows of all running processes. If the list of processes cannot be read, the state does not change:
+    /// processes missing from a partial list would seem to have ended.
     fn running(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
         let began = (Instant::now(), self.clock.ticks_since_boot(self.files.root())?);
         let pids = process_ids(self.files.root())?;
-        self.readings += 1;
+        self.passes += 1;
         let rows = pids
             .into_iter()
             .filter_map(|pid| self.row(pid, memory_bytes))
@@ -120,12 +120,12 @@ impl ProcessSampler {
     fn row(&mut self, pid: u32, memory_bytes: u64) -> Option<ProcessSample> {
         let (mut seen, rss_pages) = match self.files.stat(pid) {
             Ok(stat) if stat.has_ended() => return None,
-            Ok(stat) => (Tracked::new(&stat, self.readings), stat.rss_pages),
+            Ok(stat) => (Tracked::new(&stat, self.passes), stat.rss_pages),
             Err(error) if is_gone(&error) => return None,
             Err(_) => {
-                // It is there all the same, only unreadable (out of file descriptors, say): not ended.
+                // The process exists but is unreadable (out of file descriptors, for example): it has not ended.
                 if let Some(process) = self.tracked.get_mut(&pid) {
-                    process.reading = self.readings;
+                    process.last_pass = self.passes;
                 }
                 return None;
             }
@@ -135,10 +135,10 @@ impl ProcessSampler {
         let baseline = match known {
             Some(known) if known.start_ticks == seen.start_ticks => {
                 seen.reported = known.reported;
-                Some(Baseline::of(&known))
+                Some(Baseline::from_tracked(&known))
             }
             other => {
-                // The pid came into use again.
+                // The process is new. If its pid was reused, the old process has ended.
                 self.ended.extend(other.and_then(|old| self.last_row(pid, old)));
                 self.previous
                     .and_then(|(at, ticks)| (seen.start_ticks >= ticks).then_some(Baseline::zero(at)))
@@ -164,19 +164,19 @@ impl ProcessSampler {
         Some(row)
     }
 
-    /// Forgets all that the current reading did not see, and gives the last rows of those that were reported.
+    /// Removes the processes that the current pass did not see, and returns the last rows of the reported ones.
     fn forget_ended(&mut self) -> Vec<ProcessSample> {
-        let readings = self.readings;
+        let passes = self.passes;
         let gone: Vec<_> = self
             .tracked
-            .extract_if(|_, process| process.reading != readings)
+            .extract_if(|_, process| process.last_pass != passes)
             .collect();
         let mut ended = std::mem::take(&mut self.ended);
         ended.extend(
             gone.into_iter()
                 .filter_map(|(pid, process)| self.last_row(pid, process)),
         );
-        // Taken after the last look at any process: each has ended by then in truth.
+        // Read the clock after all processes, so that each one has really ended by this time.
         let now = unix_seconds(SystemTime::now());
         for row in &mut ended {
             row.shutdown_time = Some(now);
@@ -184,7 +184,7 @@ impl ProcessSampler {
         ended
     }
 
-    /// The last row of a process that has ended, if it was reported.
+    /// The last row of an ended process, if it was reported. The caller sets `shutdown_time`.
     fn last_row(&self, pid: u32, process: Tracked) -> Option<ProcessSample> {
         process.reported.then(|| ProcessSample {
             cmd: process.name,
@@ -200,14 +200,14 @@ impl ProcessSampler {
 }
 
 impl Tracked {
-    fn new(stat: &Stat<'_>, reading: u64) -> Self {
+    fn new(stat: &Stat<'_>, last_pass: u64) -> Self {
         Self {
             name: stat.name().into_owned(),
             start_ticks: stat.start_ticks,
             cpu_ticks: stat.cpu_ticks,
             disk: None,
             at: Instant::now(),
-            reading,
+            last_pass,
             reported: false,
         }
     }
@@ -231,7 +231,7 @@ impl Tracked {
     }
 }
 
-/// What a process had used at an earlier moment.
+/// A process's counters at an earlier moment.
 struct Baseline {
     cpu_ticks: u64,
     disk: Option<DiskBytes>,
@@ -239,7 +239,7 @@ struct Baseline {
 }
 
 impl Baseline {
-    fn of(process: &Tracked) -> Self {
+    fn from_tracked(process: &Tracked) -> Self {
         Self {
             cpu_ticks: process.cpu_ticks,
             disk: process.disk,
@@ -247,7 +247,7 @@ impl Baseline {
         }
     }
 
-    /// Of a process that was not there yet.
+    /// For a process that did not exist yet.
     fn zero(at: Instant) -> Self {
         Self {
             cpu_ticks: 0,
@@ -257,7 +257,7 @@ impl Baseline {
     }
 }
 
-/// The rates of a process's row.
+/// The rates in a process row.
 #[derive(Debug, Default)]
 struct Usage {
     cpu_util: f64,
@@ -265,16 +265,17 @@ struct Usage {
     disk_write: f64,
 }
 
-/// How the kernel counts time.
+/// Converts the kernel's clock ticks.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     ticks_per_second: u64,
-    /// Unix seconds. Read once: the kernel's figure moves when the clock is set, and with it every start would.
+    /// Boot time in Unix seconds. Read once: the kernel's value moves when the clock is set, which would change every
+    /// start time.
     boot: u64,
 }
 
 impl Clock {
-    /// Unix seconds of a moment in clock ticks since boot, to the hundredth, as in the document's samples.
+    /// Converts clock ticks since boot to Unix seconds with two decimals, as in the documented samples.
     fn unix_seconds(self, ticks: u64) -> f64 {
         let whole = self.boot.saturating_add(ticks / self.ticks_per_second);
         let hundredths = ticks % self.ticks_per_second * 100 / self.ticks_per_second;

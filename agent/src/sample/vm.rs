@@ -1,4 +1,4 @@
-//! The VM's own row.
+//! Samples the VM's own row.
 
 use std::{
     path::Path,
@@ -18,10 +18,10 @@ use super::{
     proc_files::process_ids,
 };
 
-/// The kernel counts sectors of 512 bytes whatever the disk's own (Documentation/block/stat.rst).
+/// The kernel counts sectors of 512 bytes, whatever the disk's sector size (Documentation/block/stat.rst).
 const SECTOR_BYTES: u64 = 512;
 
-/// Takes the VM's own row.
+/// Samples the VM's own row.
 #[derive(Debug)]
 pub struct VmSampler {
     utc_offset: UtcOffset,
@@ -31,10 +31,10 @@ pub struct VmSampler {
     interfaces: Devices,
 }
 
-/// What the VM does at one moment.
+/// The VM's values at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmReading {
-    /// The moment, for all rows of the sample.
+    /// The timestamp of all rows of the sample.
     pub create_date: CreateDate,
     /// Receive rate, KiB/s.
     pub net_incoming: f64,
@@ -42,12 +42,12 @@ pub struct VmReading {
     pub net_outgoing: f64,
     /// The VM's own row.
     pub vm: VmSample,
-    /// All memory, of which processes' shares are taken.
+    /// Total memory. Process memory is reported as a percentage of it.
     pub memory_bytes: u64,
 }
 
 impl VmSampler {
-    /// A sampler that has read nothing yet.
+    /// Creates a sampler. Reads nothing.
     pub fn new(utc_offset: UtcOffset, roots: Roots) -> Self {
         Self {
             utc_offset,
@@ -58,7 +58,7 @@ impl VmSampler {
         }
     }
 
-    /// Reads the VM's row; the first one primes the rates, which are 0 in it.
+    /// Reads the VM's row. The first call primes the rates and returns 0 for them.
     pub fn read(&mut self) -> Result<VmReading, SampleError> {
         let create_date = CreateDate::at(SystemTime::now(), self.utc_offset);
         let now = Instant::now();
@@ -69,7 +69,7 @@ impl VmSampler {
         let proc = u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX);
         let (elapsed, cpu_util) = match self.previous.replace((now, ticks)) {
             Some((at, previous)) => (now - at, ticks.busy_since(previous)),
-            // Nothing has passed either, so that every rate is 0.
+            // There was no traffic either, so every rate is 0.
             None => (Duration::MAX, 0.0),
         };
         Ok(VmReading {
@@ -88,12 +88,12 @@ impl VmSampler {
     }
 
     fn cpu_ticks(&self) -> Result<CpuTicks, SampleError> {
-        Ok(CpuTicks::of(&kernel_stats(&self.roots.proc)?.total))
+        Ok(CpuTicks::from_cpu_time(&kernel_stats(&self.roots.proc)?.total))
     }
 
     fn memory(&self) -> Result<(f64, u64), SampleError> {
         let info = Meminfo::from_file(self.roots.proc.join("meminfo"))?;
-        // Kernels before 3.14 do not tell what is available.
+        // Kernels before 3.14 have no MemAvailable.
         let available = info.mem_available.unwrap_or_else(|| {
             info.mem_free
                 .saturating_add(info.buffers)
@@ -133,7 +133,7 @@ impl VmSampler {
     }
 }
 
-/// CPU time of all cores together since boot, in clock ticks.
+/// CPU time of all cores since boot, in clock ticks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct CpuTicks {
     busy: u64,
@@ -141,10 +141,10 @@ struct CpuTicks {
 }
 
 impl CpuTicks {
-    /// Waiting for a disk is idle time: the core could have worked. Stolen time is busy: there was work, and the
-    /// host did not let it run. Time of guests is part of user time already (proc(5)). psutil, which the reporters
-    /// of 2017 were written with, decides alike.
-    fn of(cpu: &CpuTime) -> Self {
+    /// I/O wait counts as idle: the core could have worked. Stolen time counts as busy: there was work, but the host
+    /// did not run it. User time already includes guest time (proc(5)). psutil, which the agents of 2017 used, counts
+    /// the same way.
+    fn from_cpu_time(cpu: &CpuTime) -> Self {
         let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, &part| sum.saturating_add(part));
         Self {
             busy: sum(&[
@@ -159,7 +159,7 @@ impl CpuTicks {
         }
     }
 
-    /// The busy share since then. The kernel lets the idle counters go back a little at times.
+    /// The busy percentage since `previous`. The kernel's idle counters sometimes decrease slightly.
     fn busy_since(self, previous: Self) -> f64 {
         let busy = float(self.busy.saturating_sub(previous.busy));
         let idle = float(self.idle.saturating_sub(previous.idle));
@@ -167,7 +167,7 @@ impl CpuTicks {
     }
 }
 
-/// `/proc/stat`.
+/// Reads `/proc/stat`.
 pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
     Ok(KernelStats::from_file(
         proc.join("stat"),
@@ -179,10 +179,10 @@ pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
 mod tests {
     use super::*;
 
-    /// A `/proc` and a `/sys` of two cores, one disk with a partition and a twin, and two interfaces.
-    struct Machine(tempfile::TempDir);
+    /// A fake `/proc` and `/sys` with one disk, a partition, two virtual disks and three interfaces.
+    struct FakeVm(tempfile::TempDir);
 
-    impl Machine {
+    impl FakeVm {
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             for name in [
@@ -208,7 +208,7 @@ mod tests {
             Self(dir)
         }
 
-        fn show(&self, cpu: &str, sectors: (u64, u64), net: (u64, u64)) {
+        fn set(&self, cpu: &str, sectors: (u64, u64), net: (u64, u64)) {
             let stat = format!("cpu  {cpu}\ncpu0 {cpu}\nintr 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
             let (read, written) = sectors;
             let disk = |name: &str| format!("   8  0 {name} 1 0 {read} 0 1 0 {written} 0 0 0 0\n");
@@ -237,17 +237,17 @@ mod tests {
         }
     }
 
-    /// As if the previous reading were ten thousand seconds old: against that, what the test itself takes is nothing.
+    /// Makes the previous sample 10,000 s older, so that the running time of the test is negligible.
     fn age(sampler: &mut VmSampler) {
         let (at, ticks) = sampler.previous.unwrap();
         sampler.previous = Some((at.checked_sub(Duration::from_secs(10_000)).unwrap(), ticks));
     }
 
     #[test]
-    fn the_first_reading_primes_and_the_second_has_the_rates() {
-        let machine = Machine::new();
-        let mut sampler = machine.sampler();
-        machine.show("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
+    fn first_sample_primes_and_second_has_the_rates() {
+        let vm = FakeVm::new();
+        let mut sampler = vm.sampler();
+        vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
         let first = sampler.read().unwrap();
         assert_eq!(
             (first.vm.cpu_util, first.vm.disk_read, first.net_incoming),
@@ -259,8 +259,8 @@ mod tests {
         );
 
         age(&mut sampler);
-        // 20 user, 5 steal, 15 idle, 60 waiting: a quarter busy. Two sectors are a KiB.
-        machine.show(
+        // 20 user, 5 steal, 15 idle, 60 I/O wait: 25 % busy. Two sectors are 1 KiB.
+        vm.set(
             "120 10 50 1015 100 5 5 5 0 0",
             (1000 + 2_560_000, 2000),
             (10_000 + 6_144_000, 20_000 + 58_368_000),
@@ -273,13 +273,13 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_went_back_give_zero() {
-        let machine = Machine::new();
-        let mut sampler = machine.sampler();
-        machine.show("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
+    fn decreased_counters_give_zero() {
+        let vm = FakeVm::new();
+        let mut sampler = vm.sampler();
+        vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
         sampler.read().unwrap();
         age(&mut sampler);
-        machine.show("90 10 50 900 40 5 5 0 0 0", (1, 2), (3, 4));
+        vm.set("90 10 50 900 40 5 5 0 0 0", (1, 2), (3, 4));
         let reading = sampler.read().unwrap();
         let rates = [
             reading.vm.cpu_util,
@@ -292,11 +292,11 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_statistics_is_an_error_and_the_next_reading_goes_on() {
-        let machine = Machine::new();
-        let mut sampler = machine.sampler();
+    fn missing_statistics_are_an_error_and_the_next_sample_recovers() {
+        let vm = FakeVm::new();
+        let mut sampler = vm.sampler();
         assert!(matches!(sampler.read(), Err(SampleError::Kernel(_))));
-        machine.show("1 1 1 1 1 1 1 1 1 1", (0, 0), (0, 0));
+        vm.set("1 1 1 1 1 1 1 1 1 1", (0, 0), (0, 0));
         sampler.read().unwrap();
     }
 }

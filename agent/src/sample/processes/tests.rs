@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// A `/proc` of processes made by hand.
+/// A fake `/proc`.
 struct Proc(tempfile::TempDir);
 
 impl Proc {
@@ -10,7 +10,7 @@ impl Proc {
         let dir = tempfile::tempdir().unwrap();
         let proc = Self(dir);
         proc.write("stat", "cpu 1 1 1 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
-        proc.up(100);
+        proc.set_uptime(100);
         proc
     }
 
@@ -18,16 +18,22 @@ impl Proc {
         std::fs::write(self.0.path().join(name), text).unwrap();
     }
 
-    /// Seconds since boot.
-    fn up(&self, seconds: u64) {
+    fn set_uptime(&self, seconds: u64) {
         self.write("uptime", &format!("{seconds}.00 0.00\n"));
     }
 
-    fn show(&self, pid: u32, start_ticks: u64, cpu_ticks: u64, disk: Option<(u64, u64)>) {
-        self.show_as("S", pid, start_ticks, cpu_ticks, disk);
+    fn set_process(&self, pid: u32, start_ticks: u64, cpu_ticks: u64, disk: Option<(u64, u64)>) {
+        self.set_process_in_state("S", pid, start_ticks, cpu_ticks, disk);
     }
 
-    fn show_as(&self, state: &str, pid: u32, start_ticks: u64, cpu_ticks: u64, disk: Option<(u64, u64)>) {
+    fn set_process_in_state(
+        &self,
+        state: &str,
+        pid: u32,
+        start_ticks: u64,
+        cpu_ticks: u64,
+        disk: Option<(u64, u64)>,
+    ) {
         std::fs::create_dir_all(self.0.path().join(pid.to_string())).unwrap();
         let numbers = format!("1 1 1 0 -1 0 0 0 0 0 {cpu_ticks} 0 0 0 20 0 1 0 {start_ticks} 0 25 0");
         self.write(
@@ -42,7 +48,7 @@ impl Proc {
         }
     }
 
-    fn end(&self, pid: u32) {
+    fn remove(&self, pid: u32) {
         std::fs::remove_dir_all(self.0.path().join(pid.to_string())).unwrap();
     }
 
@@ -57,7 +63,7 @@ impl Proc {
     }
 }
 
-/// As if the previous reading were ten thousand seconds old: against that, what the test itself takes is nothing.
+/// Makes the previous sample 10,000 s older, so that the running time of the test is negligible.
 fn age(sampler: &mut ProcessSampler) {
     let older = |at: Instant| at.checked_sub(Duration::from_secs(10_000)).unwrap();
     sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
@@ -73,12 +79,12 @@ fn read(sampler: &mut ProcessSampler) -> Vec<ProcessSample> {
 }
 
 #[test]
-fn a_row_has_the_rates_since_the_previous_reading() {
+fn row_has_the_rates_since_the_previous_sample() {
     let proc = Proc::new();
-    proc.show(7, 1607, 1000, Some((1024, 4096)));
+    proc.set_process(7, 1607, 1000, Some((1024, 4096)));
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(7, 1607, 1000 + 1_500_000, Some((1024 + 20_480_000, 4096)));
+    proc.set_process(7, 1607, 1000 + 1_500_000, Some((1024 + 20_480_000, 4096)));
     let rows = read(&mut sampler);
     let expected = ProcessSample {
         cmd: "p1607".into(),
@@ -94,25 +100,25 @@ fn a_row_has_the_rates_since_the_previous_reading() {
 }
 
 #[test]
-fn what_a_new_process_used_it_used_since_the_previous_reading() {
+fn attributes_usage_of_a_new_process_to_the_last_interval() {
     let proc = Proc::new();
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(8, 10_001, 500_000, Some((10_240_000, 0)));
-    // This one is older than the previous reading, which could not read it: what it used when is unknown.
-    proc.show(9, 5, 500_000, Some((1 << 40, 0)));
+    proc.set_process(8, 10_001, 500_000, Some((10_240_000, 0)));
+    // This process is older than the previous sample, which could not read it: its usage cannot be dated.
+    proc.set_process(9, 5, 500_000, Some((1 << 40, 0)));
     let rows = read(&mut sampler);
     assert_eq!((rows[0].cpu_util, rows[0].disk_read), (50.0, 1.0));
     assert_eq!((rows[1].cpu_util, rows[1].disk_read), (0.0, 0.0));
 }
 
 #[test]
-fn a_process_that_ended_gets_one_last_row() {
+fn ended_process_gets_one_last_row() {
     let proc = Proc::new();
-    proc.show(7, 1607, 0, None);
+    proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
     assert_eq!(read(&mut sampler)[0].shutdown_time, None);
-    proc.end(7);
+    proc.remove(7);
     let before = unix_seconds(SystemTime::now());
     let last = read(&mut sampler);
     assert_eq!(last.len(), 1);
@@ -125,24 +131,24 @@ fn a_process_that_ended_gets_one_last_row() {
 }
 
 #[test]
-fn a_zombie_has_ended() {
+fn zombie_has_ended() {
     let proc = Proc::new();
-    proc.show(7, 1607, 0, None);
+    proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
     read(&mut sampler);
-    proc.show_as("Z", 7, 1607, 0, None);
+    proc.set_process_in_state("Z", 7, 1607, 0, None);
     assert!(read(&mut sampler)[0].shutdown_time.is_some());
     assert_eq!(read(&mut sampler), []);
 }
 
 #[test]
-fn a_pid_that_came_into_use_again_gives_the_last_row_and_the_new_process() {
+fn reused_pid_gives_the_last_row_and_the_new_process() {
     let proc = Proc::new();
-    proc.show(7, 1607, 9000, Some((1 << 30, 0)));
+    proc.set_process(7, 1607, 9000, Some((1 << 30, 0)));
     let mut sampler = proc.primed();
     read(&mut sampler);
     age(&mut sampler);
-    proc.show(7, 11_000, 100_000, Some((0, 0)));
+    proc.set_process(7, 11_000, 100_000, Some((0, 0)));
     let rows = read(&mut sampler);
     assert_eq!(rows.len(), 2);
     assert!(rows[0].cmd == "p1607" && rows[0].shutdown_time.is_some());
@@ -152,21 +158,21 @@ fn a_pid_that_came_into_use_again_gives_the_last_row_and_the_new_process() {
 }
 
 #[test]
-fn only_what_was_reported_gets_a_last_row() {
+fn unreported_process_gets_no_last_row() {
     let proc = Proc::new();
-    proc.show(7, 1, 0, None);
-    proc.show(8, 2, 0, None);
+    proc.set_process(7, 1, 0, None);
+    proc.set_process(8, 2, 0, None);
     let mut sampler = proc.primed_for(Selection::Top {
         count: 1,
         pinned: vec![],
     });
-    // By memory they are equal: the older pid.
+    // They tie by memory: the lower pid wins.
     assert_eq!(
         read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
         [7]
     );
-    proc.end(7);
-    proc.end(8);
+    proc.remove(7);
+    proc.remove(8);
     assert_eq!(
         read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
         [7]
@@ -175,57 +181,57 @@ fn only_what_was_reported_gets_a_last_row() {
 }
 
 #[test]
-fn what_was_reported_once_gets_a_last_row_though_it_was_among_the_greatest_no_more() {
+fn reported_process_gets_a_last_row_after_it_left_the_top() {
     let proc = Proc::new();
-    proc.show(7, 1, 0, Some((0, 0)));
-    proc.show(8, 2, 0, Some((0, 0)));
+    proc.set_process(7, 1, 0, Some((0, 0)));
+    proc.set_process(8, 2, 0, Some((0, 0)));
     let mut sampler = proc.primed_for(Selection::Top {
         count: 1,
         pinned: vec![],
     });
     let pids = |rows: Vec<ProcessSample>| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
     age(&mut sampler);
-    proc.show(8, 2, 500_000, Some((0, 0)));
-    // 7 by memory, where they are equal, and 8 by CPU.
+    proc.set_process(8, 2, 500_000, Some((0, 0)));
+    // 7 by memory (a tie), and 8 by CPU.
     assert_eq!(pids(read(&mut sampler)), [7, 8]);
     assert_eq!(pids(read(&mut sampler)), [7]);
-    proc.end(8);
+    proc.remove(8);
     let rows = read(&mut sampler);
     assert!(rows[1].pid == 8 && rows[1].shutdown_time.is_some(), "{rows:?}");
 }
 
 #[test]
-fn a_process_that_cannot_be_read_for_once_has_not_ended() {
+fn temporarily_unreadable_process_has_not_ended() {
     let proc = Proc::new();
-    proc.show(7, 1607, 0, None);
+    proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
     read(&mut sampler);
     proc.write("7/stat", "half a li");
     assert_eq!(read(&mut sampler), []);
-    proc.show(7, 1607, 0, None);
+    proc.set_process(7, 1607, 0, None);
     assert_eq!(read(&mut sampler)[0].shutdown_time, None);
 }
 
 #[test]
-fn an_unreadable_list_ends_nobody() {
+fn unreadable_process_list_ends_no_process() {
     let proc = Proc::new();
-    proc.show(7, 1607, 0, None);
+    proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
     read(&mut sampler);
-    let (here, away) = (proc.0.path().to_owned(), proc.0.path().with_extension("away"));
-    std::fs::rename(&here, &away).unwrap();
+    let (path, moved) = (proc.0.path().to_owned(), proc.0.path().with_extension("moved"));
+    std::fs::rename(&path, &moved).unwrap();
     assert!(sampler.read(1).is_err());
-    std::fs::rename(&away, &here).unwrap();
+    std::fs::rename(&moved, &path).unwrap();
     assert_eq!(read(&mut sampler)[0].shutdown_time, None);
 }
 
 #[test]
-fn a_counter_that_went_back_gives_zero() {
+fn decreased_counter_gives_zero() {
     let proc = Proc::new();
-    proc.show(7, 1607, 1000, Some((1000, 1000)));
+    proc.set_process(7, 1607, 1000, Some((1000, 1000)));
     let mut sampler = proc.primed();
     age(&mut sampler);
-    proc.show(7, 1607, 10, Some((0, 1000 + 1_000_000)));
+    proc.set_process(7, 1607, 10, Some((0, 1000 + 1_000_000)));
     let rows = read(&mut sampler);
     assert_eq!(
         (rows[0].cpu_util, rows[0].disk_read, rows[0].disk_write),
