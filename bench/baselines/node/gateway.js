@@ -1,4 +1,4 @@
-// What vmwatch is compared with: the same gateway on Node. HTTP in, one NATS request to the service, its rows out.
+// Baseline: a Node gateway. Turns each HTTP request into one NATS request to the service and returns its rows.
 "use strict";
 
 const http = require("node:http");
@@ -8,7 +8,7 @@ const METHODS = new Map([
   [611611, { subject: "baseline.vm.latest", message: "'success query vm information'" }],
   [611711, { subject: "baseline.process.latest", message: "'success query proc information'" }],
 ]);
-// The live sessions. A real gateway would follow a store of them.
+// The valid sessions. A real gateway would read them from a store.
 const SESSIONS = new Set([process.env.BASELINE_SESSION]);
 const DEADLINE_MS = 5000;
 

@@ -1,6 +1,6 @@
-//! What vmwatch is compared with: one axum process that answers the five documented methods itself. No bus, no services,
-//! no limits, no drain, no traces: what a small team would write. Rows are read and rendered by the code of vmwatch, so
-//! that a comparison tells the cost of what differs.
+//! Baseline: one axum process that answers the five documented methods itself, as a small team would write it. It has no
+//! bus, services, limits, drain or traces. It reads and renders rows with vmwatch's code, so that a comparison shows
+//! only the cost of the differences.
 
 mod methods;
 mod sessions;
@@ -26,10 +26,10 @@ use shared::{
 
 use crate::sessions::Sessions;
 
-/// What every request needs.
+/// The state shared by all requests.
 struct App {
     newest: NewestRows,
-    /// Answered instead of any row of the database, where given: the echo.
+    /// If set, answered instead of rows from the database.
     echo: Option<Rows>,
     users: mongodb::Collection<Document>,
     sessions: Sessions,
@@ -67,7 +67,7 @@ async fn main() -> anyhow::Result<()> {
         .with_state(Arc::new(app));
     let listener = tokio::net::TcpListener::bind(set("BASELINE_LISTEN")?).await?;
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // Fails only where the peer has left.
+        // Fails only if the peer has disconnected.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, router).await?;

@@ -1,4 +1,4 @@
-//! The five methods.
+//! The five documented methods.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use virt::{connect::Connect, domain::Domain};
 
 use crate::App;
 
-/// How long the database may take.
+/// Time limit of a database query.
 const LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Deserialize)]
@@ -38,7 +38,6 @@ struct Data {
     proc_name: Option<String>,
 }
 
-/// The answer to a request.
 pub(crate) async fn answer(app: &App, body: &[u8]) -> anyhow::Result<String> {
     let request: Request = serde_json::from_slice(body)?;
     if request.method == 458_753 {

@@ -1,4 +1,4 @@
-//! The sessions of this process: the gateway's check, on a table that nobody else fills.
+//! The sessions of this process: the same check as in the gateway, on a local table.
 
 use std::{
     collections::HashMap,
@@ -22,7 +22,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// A table that knows this session and so many others.
+    /// Creates a table with this session and `others` more.
     pub(crate) fn with(session: &str, others: u32, checked: bool) -> anyhow::Result<Self> {
         let sessions = Self {
             table: RwLock::default(),
@@ -50,7 +50,7 @@ impl Sessions {
         table.insert(token.hash(), Arc::new(record));
     }
 
-    /// Whether the session is live.
+    /// Whether the session exists and has not expired.
     pub(crate) fn knows(&self, session: &str) -> bool {
         if !self.checked {
             return true;
