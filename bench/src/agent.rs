@@ -1,4 +1,4 @@
-//! What an agent costs the machine that it samples.
+//! Measures the CPU time and memory of an agent.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,21 +11,21 @@ use crate::{
     store, usage,
 };
 
-/// What `bench agent` can be told.
+/// Options of `bench agent`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Processes that the machine has at least
+    /// Minimum number of processes on the machine; sleeping ones are started to reach it
     #[arg(long, default_value_t = 300)]
     processes: usize,
-    /// Rounds that count
+    /// Number of measured rounds
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Seconds of a round
+    /// Length of a round in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u32,
 }
 
-/// The harness lets its agents sample everything so often.
+/// The sampling interval that the test harness sets for agents.
 const INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -43,12 +43,12 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         })
         .collect();
     let stack = store::stack().replicas(Program::Agent, 1).start().await;
-    report.introduce(&stack)?;
+    report.describe(&stack)?;
     report.section("The agent");
     let processes = procfs::process::all_processes()?.count();
-    report.say(&format!(
-        "{processes} processes, each sampled and published twice a second, from the messages' encoding to the stream's \
-         acknowledgement; of them {} sleep and were started for this.",
+    report.paragraph(&format!(
+        "{processes} processes, each sampled twice per second and published to the stream. {} of them are sleeping \
+         processes started for this benchmark.",
         sleeping.len()
     ));
     let agent = stack.replica(Program::Agent, 0).process.id();
@@ -63,25 +63,25 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         spent.push((usage::cpu_seconds(agent)? - before) * 1e6 / rows);
     }
     let lines = [
-        ["", "median", "least", "most"].map(str::to_owned),
+        ["", "median", "min", "max"].map(str::to_owned),
         [
-            "CPU, µs a process sampled".to_owned(),
+            "CPU per sampled process, µs".to_owned(),
             number(spent.median(), 1),
-            number(spent.least(), 1),
-            number(spent.most(), 1),
+            number(spent.min(), 1),
+            number(spent.max(), 1),
         ],
     ];
     report.table(&lines);
-    let text = "agent, CPU a process sampled, µs";
-    report.reach(
-        "agent_cpu_us_a_process",
+    let text = "agent CPU per sampled process, µs";
+    report.target(
+        "agent_cpu_us_per_process",
         text,
         spent.median(),
         1,
         Bound::AtMost(25.0),
     );
-    let text = "agent resident, at most, MB";
+    let text = "agent peak resident memory, MB";
     let resident = usage::peak_resident_mb(agent)?;
-    report.reach("agent_resident_peak_mb", text, resident, 1, Bound::AtMost(15.0));
+    report.target("agent_resident_peak_mb", text, resident, 1, Bound::AtMost(15.0));
     Ok(())
 }

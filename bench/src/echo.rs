@@ -1,5 +1,5 @@
-//! A service that costs nothing: it answers 611611 with a row from memory, and a bare subject with what it was sent.
-//! What is left of a request is the way through gateway and bus.
+//! A service that does no work, to measure the path through gateway and bus: it answers 611611 with a row from memory,
+//! and a bare subject with the request's payload.
 
 use futures::StreamExt;
 use shared::{
@@ -15,17 +15,17 @@ use shared::{
     lifetime::shutdown_on_signal,
 };
 
-/// The subject without any of our layers.
+/// The subject of bare NATS requests, without the layers of the `shared` crate.
 pub(crate) const RAW_SUBJECT: &str = "bench.echo";
 
-/// The row that is answered; the document's own.
+/// The answered row, taken from the API document.
 pub(crate) const ROWS: &str = r#"[{"net_incoming":0.6,"disk_write":128.8,"mem":8.6,"net_outgoing":5.7,"instance_id":"6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e","cpu_util":0.0,"disk_read":0.0,"create_date":"2017-01-01T21:37:59.001065","_id":"58690637594c10403e25b049","proc":95}]"#;
 
 /// Serves until SIGTERM.
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let env = Environment::of_process();
-    let wrong = |_| anyhow::anyhow!(env.problems().join("; "));
-    let bus = Bus::connect("bench-echo", &BusSettings::read(&env).map_err(wrong)?).await?;
+    let invalid = |_| anyhow::anyhow!(env.problems().join("; "));
+    let bus = Bus::connect("bench-echo", &BusSettings::read(&env).map_err(invalid)?).await?;
     let mut raw = bus
         .client()
         .queue_subscribe(RAW_SUBJECT, "bench".to_owned())
@@ -34,13 +34,13 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     tokio::spawn(async move {
         while let Some(message) = raw.next().await {
             if let Some(reply) = message.reply {
-                // Fails only where the connection is closed for good.
+                // Fails only if the connection is closed permanently.
                 let _ = client.publish(reply, message.payload).await;
             }
         }
     });
     let rows = RowPage::whole(Rows::from_json(ROWS.to_owned())?);
-    let settings = ServeSettings::read(&env).map_err(wrong)?;
+    let settings = ServeSettings::read(&env).map_err(invalid)?;
     Server::new(&bus, Service::Metrics, settings)
         .method::<VmLatest, _, _>(move |_, _| {
             let rows = rows.clone();

@@ -1,5 +1,4 @@
-//! VMs that report as agents with the default settings do: their own row each ten seconds, their processes each
-//! minute.
+//! Generates samples as agents send them with the default settings: VM rows every 10 s, process rows every minute.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,7 +14,7 @@ use shared::{
 pub(crate) const VM_INTERVAL: Duration = Duration::from_secs(10);
 /// The default of `VMWATCH_AGENT_PROCESS_INTERVAL`.
 pub(crate) const PROCESS_INTERVAL: Duration = Duration::from_mins(1);
-pub(crate) const VM_SAMPLES_A_MINUTE: u32 = 6;
+pub(crate) const VM_SAMPLES_PER_MINUTE: u32 = 6;
 const NAMES: [&str; 12] = [
     "systemd",
     "kworker/u8:3-ev",
@@ -31,7 +30,7 @@ const NAMES: [&str; 12] = [
     "chronyd",
 ];
 
-/// VMs of the same size.
+/// VMs with the same number of processes each.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     instances: Vec<InstanceId>,
@@ -49,15 +48,14 @@ impl Fleet {
         })
     }
 
-    /// Rows of one minute.
-    pub(crate) fn rows_a_minute(&self) -> usize {
-        self.instances.len() * (VM_SAMPLES_A_MINUTE + self.processes) as usize
+    pub(crate) fn rows_per_minute(&self) -> usize {
+        self.instances.len() * (VM_SAMPLES_PER_MINUTE + self.processes) as usize
     }
 
-    /// The samples of a minute, in the order in which they would come in.
+    /// The samples of one minute, in the order in which they would arrive.
     pub(crate) fn minute(&mut self, start: SystemTime, offset: UtcOffset) -> Vec<Sample> {
         let mut samples = Vec::new();
-        for step in 0..VM_SAMPLES_A_MINUTE {
+        for step in 0..VM_SAMPLES_PER_MINUTE {
             for vm in 0..self.instances.len() {
                 let Some(instance) = self.instances.get(vm).cloned() else {
                     continue;
@@ -77,7 +75,7 @@ impl Fleet {
     }
 }
 
-/// A sample of one moment, with the VM's own row or without.
+/// A sample at one moment, with or without the VM's own row.
 pub(crate) fn sample_at(
     id: &InstanceId,
     at: SystemTime,
@@ -98,7 +96,7 @@ pub(crate) fn sample_at(
     sample
 }
 
-/// A sample of made-up figures, with one decimal as an agent rounds them.
+/// A sample of random values, rounded to one decimal like an agent's.
 fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate, processes: u32) -> Sample {
     Sample {
         instance_id,
@@ -133,7 +131,7 @@ fn process(random: &mut Random, index: u32) -> ProcessSample {
     }
 }
 
-/// Marsaglia's xorshift: the same figures in every run.
+/// Marsaglia's xorshift with a fixed seed: the same numbers in every run.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 
@@ -149,22 +147,21 @@ impl Random {
         self.0
     }
 
-    /// A number from 0 to just below this many tenths.
+    /// A number from 0 to `below` tenths, exclusive.
     fn tenths(&mut self, below: u32) -> f64 {
         let tenths = u32::try_from(self.next() % u64::from(below)).unwrap_or(0);
         f64::from(tenths) / 10.0
     }
 
-    /// A number from 0 to just below this; 0 below 1.
+    /// A number from 0 to `below`, exclusive; 0 if `below` is 0.
     pub(crate) fn below(&mut self, below: usize) -> usize {
         let number = self.next() % (below as u64).max(1);
         usize::try_from(number).unwrap_or(0)
     }
 
-    /// Puts things in any order.
-    pub(crate) fn shuffle<T>(&mut self, things: &mut [T]) {
-        for place in (1..things.len()).rev() {
-            things.swap(place, self.below(place + 1));
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
+        for index in (1..items.len()).rev() {
+            items.swap(index, self.below(index + 1));
         }
     }
 }
@@ -178,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_one_that_the_store_takes_and_another() {
+    fn every_row_is_valid_and_distinct() {
         let mut fleet = Fleet::new(20, 30).unwrap();
         let offset = "+08:00".parse().unwrap();
         let now = SystemTime::now();
@@ -188,6 +185,6 @@ mod tests {
             let rows = documents.vms.iter().chain(&documents.processes);
             ids.extend(rows.map(|row| row.get_object_id("_id").unwrap()));
         }
-        assert_eq!(ids.len(), fleet.rows_a_minute());
+        assert_eq!(ids.len(), fleet.rows_per_minute());
     }
 }

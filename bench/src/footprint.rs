@@ -1,4 +1,4 @@
-//! Memory and start-up.
+//! Measures memory use and start-up time.
 
 use std::time::{Duration, Instant};
 
@@ -20,31 +20,33 @@ use crate::{
 };
 
 const SESSIONS: u32 = 100_000;
-/// Puts of the bucket that are under way at once.
+/// Concurrent writes to the session bucket.
 const PUTS: usize = 256;
-/// Starts of each program.
+/// Number of starts per program.
 const STARTS: u32 = 7;
-/// How often a program that starts is asked whether it is ready.
+/// How often to poll the readiness of a starting program.
 const POLL: Duration = Duration::from_millis(1);
 
-/// Memory of a stack that has just served reads.
+/// Reports the memory use of a stack that has just served reads.
 pub(crate) fn after_reads(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     report.section("Memory");
-    report.say("The most that each program had resident, from its start to the end of the reads above, is in the table of figures.");
+    report.paragraph(
+        "The table of results lists the peak resident memory of each program after the reads above.",
+    );
     for (program, name) in [
         (Program::Gateway, "gateway"),
         (Program::Metrics, "metrics-svc"),
         (Program::Lifecycle, "lifecycle-svc"),
     ] {
         let resident = usage::peak_resident_mb(stack.replica(program, 0).process.id())?;
-        let text = format!("{name} resident under read load, at most, MB");
+        let text = format!("{name} peak resident memory under read load, MB");
         let figure = format!("{}_resident_peak_mb", name.replace('-', "_"));
-        report.reach(&figure, &text, resident, 1, Bound::AtMost(20.0));
+        report.target(&figure, &text, resident, 1, Bound::AtMost(20.0));
     }
     Ok(())
 }
 
-/// A gateway that knows many sessions, and how soon each program is ready.
+/// Measures how soon each program is ready, and the memory of a gateway with many sessions.
 pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
     let stack = crate::gateway::stack().replicas(Program::Agent, 1).start().await;
     starts(report, &stack).await?;
@@ -77,7 +79,7 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
         .try_for_each(async |()| Ok(()))
         .await?;
     let gateway = stack.replica(Program::Gateway, 0);
-    eventually("the gateway knows all sessions", PATIENCE, async || {
+    eventually("the gateway has loaded all sessions", PATIENCE, async || {
         let metrics = gateway.metrics().await;
         let line = metrics
             .lines()
@@ -86,12 +88,12 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
         if count >= f64::from(SESSIONS) {
             return Ok(());
         }
-        Err(format!("it knows {count}"))
+        Err(format!("it has {count}"))
     })
     .await;
     let resident = usage::resident_mb(gateway.process.id())?;
-    let text = "gateway resident with 100,000 sessions, MB";
-    report.reach(
+    let text = "gateway resident memory with 100,000 sessions, MB";
+    report.target(
         "gateway_100000_sessions_resident_mb",
         text,
         resident,
@@ -103,8 +105,10 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
 
 async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     report.section("Cold start");
-    report.say("From the start of the process until `/readyz` says yes, with NATS and the database there.");
-    let mut rows = vec![["ms", "median", "least", "most"].map(str::to_owned)];
+    report.paragraph(
+        "From the start of the process until `/readyz` succeeds, with NATS and the database running.",
+    );
+    let mut rows = vec![["ms", "median", "min", "max"].map(str::to_owned)];
     for (program, name) in [
         (Program::Gateway, "gateway"),
         (Program::Auth, "auth-svc"),
@@ -121,7 +125,7 @@ async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
             while let Err(reason) = replica.readiness().await {
                 ensure!(
                     started.elapsed() < PATIENCE,
-                    "{name} does not get ready: {reason}"
+                    "{name} did not become ready: {reason}"
                 );
                 tokio::time::sleep(POLL).await;
             }
@@ -129,12 +133,12 @@ async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
         }
         let figure = format!("{}_cold_start_ms", name.replace('-', "_"));
         let text = format!("{name}, cold start to ready, ms");
-        report.reach(&figure, &text, took.median(), 0, Bound::AtMost(100.0));
+        report.target(&figure, &text, took.median(), 0, Bound::AtMost(100.0));
         rows.push([
             name.to_owned(),
             number(took.median(), 0),
-            number(took.least(), 0),
-            number(took.most(), 0),
+            number(took.min(), 0),
+            number(took.max(), 0),
         ]);
     }
     report.table(&rows);

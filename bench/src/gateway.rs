@@ -1,5 +1,5 @@
-//! Reads through gateway, bus and service, beside what people would use instead: the same requests with the same
-//! answers, to the byte, from the same database, in turns.
+//! Compares reads through gateway, bus and service with the alternatives. All sides serve the same requests with
+//! byte-identical answers from the same database, in alternating rounds.
 
 use std::{
     net::SocketAddr,
@@ -29,42 +29,42 @@ use crate::{
     store,
 };
 
-/// What `bench gateway` can be told.
+/// Options of `bench gateway`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Pairs of rounds that count
+    /// Number of measured pairs of rounds
     #[arg(long, default_value_t = 5)]
     pairs: u32,
-    /// Seconds of a round
+    /// Length of a round in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// VMs that are read
+    /// Number of VMs to read from
     #[arg(long, default_value_t = 1000)]
     vms: u32,
-    /// Only the way through gateway and bus, which asks no database: for who works on it
+    /// Measure only the path through gateway and bus, without the database
     #[arg(long)]
     pub(crate) way_only: bool,
 }
 
-/// Connections where the database is asked: more only wait for it.
+/// Connections for reads from the database; more would only wait for it.
 const READERS: usize = 32;
-/// Connections where it is not.
+/// Connections for reads from memory.
 const CALLERS: usize = 64;
-/// Of the open loop, a second.
+/// Requests per second of the open loop.
 const RATE: f64 = 1000.0;
-/// Processes of each VM.
+/// Processes per VM.
 const PROCESSES: u32 = 10;
-/// Rows of a request, as in the document's samples.
+/// Rows per request, as in the documented samples.
 const LIMIT: u32 = 4;
-/// Requests that are sent in turn, each of a VM picked at random.
+/// Number of different requests, each for a random VM.
 const REQUESTS: u32 = 8192;
-/// The rows are dated so far ahead, so that to the end of a run they are as new as those of a VM that reports.
+/// How far in the future the rows are dated, so that they do not grow stale before the run ends.
 const AHEAD: Duration = Duration::from_mins(45);
-/// The longest that an answer may be given again.
+/// The lifetime of cached answers.
 const KEPT: Duration = Duration::from_secs(1);
-/// Sessions in the table while the cost of looking one up is measured.
+/// Sessions in the table while the cost of a lookup is measured.
 const SESSIONS: u32 = 100_000;
-/// The setting that gives answers again.
+/// The setting for the lifetime of cached answers.
 pub(crate) const KEPT_SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
 
 /// The methods that are compared.
@@ -84,27 +84,28 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     reads(report, folder.path(), plan, options.vms).await
 }
 
-/// A stack of what reads need.
+/// A stack without the cache of newest rows.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .set(Program::Metrics, KEPT_SETTING, "0s")
-        // The harness pings three times a second, to notice a frozen server soon.
+        // The test harness pings three times per second to detect a frozen server quickly; benchmarks do not need that.
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
         .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
 }
 
-/// The way itself: a service that answers from memory.
+/// Measures the path through gateway and bus, with a service that answers from memory.
 async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<()> {
     let stack = stack()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
         .start()
         .await;
-    report.introduce(&stack)?;
-    report.section("The way through gateway and bus");
-    report.say(
-        "One row from memory, 611611. *vmwatch* is gateway, nats-server and a service that answers at once; *axum* parses, \
-         checks the session and renders the same answer in one process; *bare axum* gives back the bytes that it was sent.",
+    report.describe(&stack)?;
+    report.section("The path through gateway and bus");
+    report.paragraph(
+        "One row from memory, 611611. *vmwatch* is the gateway, nats-server and a service that answers at once; *axum* \
+         parses the request, checks the session and renders the same answer in one process; *bare axum* returns the \
+         request's bytes.",
     );
     let session = stack.session(Role::Viewer, Scope::All).await;
     let service = peers::echo(&stack, folder)?;
@@ -143,20 +144,20 @@ async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<(
     let rounds = compare(&sides, plan).await?;
     sides::tell(report, "echo", &sides, &rounds);
     let [ours, axum_rounds, bare] = rounds.as_slice() else {
-        anyhow::bail!("as many rounds as sides");
+        anyhow::bail!("one result per side was expected");
     };
-    let to_axum = ratios(&ours.a_second, &axum_rounds.a_second).median();
-    report.reach(
+    let to_axum = ratios(&ours.per_second, &axum_rounds.per_second).median();
+    report.target(
         "echo_to_axum",
-        "echo through the bus ÷ axum answering itself",
+        "requests/s, echo through the bus ÷ axum",
         to_axum,
         2,
         Bound::AtLeast(0.5),
     );
-    let to_bare = ratios(&ours.a_second, &bare.a_second).median();
+    let to_bare = ratios(&ours.per_second, &bare.per_second).median();
     report.figure("echo_to_bare_axum", to_bare);
-    report.say(&format!(
-        "To the bare axum, which parses and checks nothing: {}.",
+    report.paragraph(&format!(
+        "vmwatch ÷ bare axum, which neither parses nor checks anything: {}.",
         number(to_bare, 2)
     ));
     added(report, &stack, &sides[0].load, plan).await?;
@@ -164,12 +165,12 @@ async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<(
     checks(report, &stack, folder, &session, plan).await
 }
 
-/// What the way adds to a bare NATS request at a fixed rate.
+/// Measures the latency that gateway and service add to a bare NATS request, at a fixed rate.
 async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> anyhow::Result<()> {
     report.section("Latency at a fixed rate");
-    report.say(&format!(
-        "An open loop of {}/s, each request timed from the moment at which it was due: 611611 over HTTP through gateway, \
-         bus and service, and a bare NATS request to the same service.",
+    report.paragraph(&format!(
+        "An open loop at {}/s, each request timed from when it was due: 611611 over HTTP through gateway, bus and \
+         service, and a bare NATS request to the same service.",
         number(RATE, 0)
     ));
     let client = stack.bus.client().clone();
@@ -202,14 +203,14 @@ async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> a
             .map(|outcome| outcome.took.quantile(share))
             .collect()
     };
-    let mut rows = vec![["ms", "p50", "p90", "p99", "p99, least to most"].map(str::to_owned)];
+    let mut rows = vec![["ms", "p50", "p90", "p99", "p99, min to max"].map(str::to_owned)];
     for (name, outcomes) in [("gateway", &over), ("raw NATS request", &bare)] {
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| at(outcomes, share).median());
         for (what, value) in [("p50", p50), ("p90", p90), ("p99", p99)] {
             report.figure(format!("at_rate_{}_{what}_ms", name.replace(' ', "_")), value);
         }
         let spread = at(outcomes, 0.99);
-        let spread = format!("{} to {}", number(spread.least(), 2), number(spread.most(), 2));
+        let spread = format!("{} to {}", number(spread.min(), 2), number(spread.max(), 2));
         rows.push([
             name.to_owned(),
             number(p50, 2),
@@ -225,11 +226,11 @@ async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> a
         .map(|(over, bare)| over.took.quantile(0.99) - bare.took.quantile(0.99))
         .collect();
     let text = "p99 added over a raw NATS request at 1,000/s, ms";
-    report.reach("p99_added_ms", text, differences.median(), 2, Bound::AtMost(0.5));
+    report.target("p99_added_ms", text, differences.median(), 2, Bound::AtMost(0.5));
     Ok(())
 }
 
-/// What looking up the session costs.
+/// Measures the cost of the session check.
 async fn checks(
     report: &mut Report,
     stack: &Stack,
@@ -238,10 +239,9 @@ async fn checks(
     plan: Plan,
 ) -> anyhow::Result<()> {
     report.section("The session check");
-    report.say(&format!(
-        "The gateway cannot be told not to check. So its check (SHA-256 of the token, a look-up in a table of {} \
-         sessions) is measured where it can be left out, in the one-process service that answers from memory, of which it is \
-         a larger share.",
+    report.paragraph(&format!(
+        "The gateway's session check (SHA-256 of the token, a lookup in a table of {} sessions) cannot be switched off. \
+         It is measured in the one-process service that answers from memory, where its share is larger.",
         number(f64::from(SESSIONS), 0)
     ));
     let one = |name, checked| OneProcess {
@@ -262,18 +262,18 @@ async fn checks(
     let rounds = compare(&sides, plan).await?;
     sides::tell(report, "session_check", &sides, &rounds);
     let [with, without] = rounds.as_slice() else {
-        anyhow::bail!("as many rounds as sides");
+        anyhow::bail!("one result per side was expected");
     };
-    let ratio = ratios(&with.a_second, &without.a_second).median();
-    let text = "requests with the session check ÷ without";
-    report.reach("session_check_ratio", text, ratio, 2, Bound::AtLeast(0.95));
+    let ratio = ratios(&with.per_second, &without.per_second).median();
+    let text = "requests/s, with ÷ without the session check";
+    report.target("session_check_ratio", text, ratio, 2, Bound::AtLeast(0.95));
     Ok(())
 }
 
-/// Reads of the database: beside one process, Python and Node.
+/// Compares reads from the database with one process, Python and Node.
 async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyhow::Result<()> {
     let stack = stack().start().await;
-    report.introduce(&stack)?;
+    report.describe(&stack)?;
     let instances = fill(&stack, vms).await?;
     let session = stack.session(Role::Viewer, Scope::All).await;
     let one = |name, kept| OneProcess {
@@ -284,13 +284,13 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
         sessions: 0,
     };
     let axum = peers::one_process(&stack, folder, &session, one("one process", Duration::ZERO)).await?;
-    report.section("Reads, each asking the database");
-    report.say(&format!(
-        "Newest {LIMIT} rows of {vms} VMs, picked at random, {} connections.",
+    report.section("Uncached reads");
+    report.paragraph(&format!(
+        "The newest {LIMIT} rows of random VMs out of {vms}, {} connections.",
         plan.connections
     ));
     let reads = (session.as_str(), instances.as_slice());
-    let what = ("", "each asking the database ÷ one process", 0.9);
+    let what = ("", "uncached ÷ one process", 0.9);
     each_method(report, &stack, &axum, reads, plan, what).await?;
     drop(axum);
     others(report, &stack, folder, &session, &instances, plan).await?;
@@ -304,21 +304,17 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
         connections: CALLERS,
         ..plan
     };
-    report.section("Reads, answers given again for a second");
-    report.say(&format!(
-        "As above, both with the cache of metrics-svc, {} connections.",
+    report.section("Reads with answers cached for 1 s");
+    report.paragraph(&format!(
+        "The same, with the cache of metrics-svc on both sides, {} connections.",
         plan.connections
     ));
-    let what = (
-        "_kept",
-        "answers kept for 1 s ÷ one process that keeps them too",
-        0.5,
-    );
+    let what = ("_kept", "cached for 1 s ÷ one process with the same cache", 0.5);
     each_method(report, &stack, &axum, reads, plan, what).await?;
     crate::footprint::after_reads(report, &stack)
 }
 
-/// The methods that are compared, one after the other; `what` is the end of their figures, what is said, and at least.
+/// Compares each method. The last argument holds the suffix of the result names, a description, and the target.
 async fn each_method(
     report: &mut Report,
     stack: &Stack,
@@ -336,7 +332,7 @@ async fn each_method(
     Ok(())
 }
 
-/// One method, of the stack and of the one-process service.
+/// Compares one method of the stack with that of the one-process service.
 async fn against(
     report: &mut Report,
     stack: &Stack,
@@ -353,13 +349,13 @@ async fn against(
     ];
     same_answers(&sides).await?;
     let rounds = compare(&sides, plan).await?;
-    report.say(&format!("`{method}`:"));
+    report.paragraph(&format!("`{method}`:"));
     sides::tell(report, figure, &sides, &rounds);
     let [ours, theirs] = rounds.as_slice() else {
-        anyhow::bail!("as many rounds as sides");
+        anyhow::bail!("one result per side was expected");
     };
-    let ratio = ratios(&ours.a_second, &theirs.a_second).median();
-    report.reach(
+    let ratio = ratios(&ours.per_second, &theirs.per_second).median();
+    report.target(
         &format!("{figure}_to_one_process"),
         text,
         ratio,
@@ -369,7 +365,7 @@ async fn against(
     Ok(())
 }
 
-/// CPU beside the kinds of service that people would write in other languages.
+/// Compares CPU time with typical services in Python and Node.
 async fn others(
     report: &mut Report,
     stack: &Stack,
@@ -378,10 +374,10 @@ async fn others(
     instances: &[String],
     plan: Plan,
 ) -> anyhow::Result<()> {
-    report.section("CPU beside Python and Node");
-    report.say(
-        "611611 and 611711 by turns, each asking the database, whose CPU is left out on all sides. The session check of \
-         both is a look at a set that holds one.",
+    report.section("CPU compared with Python and Node");
+    report.paragraph(
+        "Uncached 611611 and 611711, mixed. The database's CPU time is not counted. Python and Node check the session \
+         against a set with one entry.",
     );
     let mixed: Vec<_> = METHODS
         .iter()
@@ -411,7 +407,7 @@ async fn others(
     ] {
         let ratio = ratios(&ours.cpu, &theirs.cpu).median();
         let text = format!("CPU per request ÷ {name}");
-        report.reach(figure, &text, ratio, 2, Bound::AtMost(0.25));
+        report.target(figure, &text, ratio, 2, Bound::AtMost(0.25));
     }
     Ok(())
 }
@@ -457,7 +453,7 @@ pub(crate) fn requests(session: &str, method: u32, instances: &[String]) -> Arc<
     Arc::new(requests.collect())
 }
 
-/// Fills the store with a VM's newest rows, of so many VMs; their ids.
+/// Fills the store with recent rows of `vms` VMs and returns their ids.
 pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>> {
     println!("filling: {vms} VMs");
     let offset = UTC_OFFSET.default.parse()?;
@@ -485,7 +481,7 @@ pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>>
     Ok(ids)
 }
 
-/// A service on the bus may need a moment until it is found.
+/// Waits until a side answers: a service on the bus may still be subscribing.
 async fn answers_at_all(side: &Side) {
     e2e::eventually("the service answers", e2e::PATIENCE, async || {
         side.load
@@ -497,7 +493,7 @@ async fn answers_at_all(side: &Side) {
     .await;
 }
 
-/// Sides that answer differently cannot be compared.
+/// Checks that all sides give the same answers, so that they can be compared.
 async fn same_answers(sides: &[Side]) -> anyhow::Result<()> {
     let mut first = None;
     for side in sides {

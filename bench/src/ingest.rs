@@ -1,18 +1,18 @@
-//! Documents per second from an agent's message into the store, beside what the database itself takes.
+//! Compares the rate at which vmwatch stores samples with plain inserts into the same database.
 //!
-//! **Through vmwatch** a round publishes the messages that a fleet of agents would (their encoding and message ids),
-//! as fast as the stream acknowledges them, and ends when the stream is empty again: everything is then written by a
-//! majority and acknowledged. Publishing is inside the measured time and on the same cores, so nothing that the way
-//! costs is left out; it is far faster than the store, so it is not what limits the round.
+//! **Through vmwatch**: a round publishes what a fleet of agents would (the same encoding and message ids), as fast as
+//! the stream acknowledges it, and ends when the stream is empty, that is, when everything is written with a majority
+//! write concern and acknowledged. The measured time includes publishing, on the same cores; publishing is much faster
+//! than storing and does not limit the round.
 //!
-//! **The limit** is the official driver's `insert_many`, unordered, with the same write concern, of the same documents
-//! in the same batches into collections with the same indexes of the same database, from one process that has nothing
-//! else to do and has them ready. It is given what it takes best: the number of batches at once that came out fastest
-//! in the warm-up, each batch going into both collections at once as metrics-svc does it.
+//! **Raw**: one process inserts the same documents, prepared in memory, with the official driver: unordered
+//! `insert_many`, with the same write concern and batch size, into collections with the same indexes in the same
+//! database. The warm-up selects the fastest number of concurrent batches. As in metrics-svc, each batch goes into both
+//! collections concurrently.
 //!
-//! Rounds alternate, in turned order from pair to pair, with the same pause before each, so that what changes with time
-//! (a growing index, pages that the database still has to write, a neighbour on the machine) meets both alike. At the end
-//! every document is counted.
+//! Rounds alternate, with the order swapped from pair to pair and the same pause before each, so that gradual changes
+//! (a growing index, pending page writes, other load on the machine) affect both alike. At the end all documents are
+//! counted.
 
 use std::{
     sync::Arc,
@@ -37,43 +37,43 @@ use crate::{
     store, usage,
 };
 
-/// What `bench ingest` can be told.
+/// Options of `bench ingest`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// VMs that report
+    /// Number of VMs
     #[arg(long, default_value_t = 200)]
     vms: u32,
-    /// Processes of each
+    /// Number of processes per VM
     #[arg(long, default_value_t = 100)]
     processes: u32,
-    /// Minutes of reports in one round
+    /// Minutes of samples stored in one round
     #[arg(long, default_value_t = 3)]
     minutes: u32,
-    /// Pairs of rounds that count
+    /// Number of measured pairs of rounds
     #[arg(long, default_value_t = 7)]
     pairs: u32,
 }
 
-/// Batches of the raw insert at once, of which the warm-up takes the best.
+/// Numbers of concurrent batches that the warm-up of the raw insert tries.
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
-/// Before each round: the database goes on writing pages for some time after the one before.
+/// Pause before each round, because the database still writes pages after the previous one.
 const SETTLE: Duration = Duration::from_secs(3);
 /// The default of `VMWATCH_BATCH_ROWS`, which the stack runs with.
 const BATCH_ROWS: usize = 2000;
-/// Whose CPU is counted.
+/// The processes whose CPU time is counted.
 const PROCESSES: [&str; 4] = ["nats-server", "vmwatch-metrics", "database", "bench"];
 
-/// What a round moves, ready in memory in both forms.
+/// The data of a round, prepared in memory for both ways of storing it.
 struct Load {
     parts: Vec<(String, Part)>,
     batches: Vec<Arc<Documents>>,
     documents: usize,
 }
 
-/// What a round came to.
+/// The result of a round.
 struct Round {
-    documents_a_second: f64,
-    /// Microseconds a document, of each of [`PROCESSES`].
+    documents_per_second: f64,
+    /// CPU time of each of [`PROCESSES`] per document, in microseconds.
     cpu: [f64; 4],
 }
 
@@ -91,7 +91,7 @@ struct Bench {
 
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
     let stack = store::stack().start().await;
-    report.introduce(&stack)?;
+    report.describe(&stack)?;
     report.section("Ingestion");
     let mut bench = Bench::new(stack, &options).await?;
     let concurrency = bench.warm_up().await?;
@@ -109,8 +109,8 @@ pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result
         println!(
             "pair {pair} of {}: {} documents/s through vmwatch, {} raw",
             options.pairs,
-            number(ours.documents_a_second, 0),
-            number(theirs.documents_a_second, 0)
+            number(ours.documents_per_second, 0),
+            number(theirs.documents_per_second, 0)
         );
         through.push(ours);
         raw.push(theirs);
@@ -141,20 +141,20 @@ impl Bench {
         })
     }
 
-    /// One round of each sort, and the concurrency that the raw insert does best with.
+    /// Runs one round of each kind, and returns the best concurrency for the raw insert.
     async fn warm_up(&mut self) -> anyhow::Result<usize> {
         let load = self.load()?;
         let through = self.through(&load).await?;
         println!(
             "warm-up: {} documents/s through vmwatch",
-            number(through.documents_a_second, 0)
+            number(through.documents_per_second, 0)
         );
         let mut best = (1, 0.0);
         for concurrency in CONCURRENCY {
             let load = self.load()?;
-            let rate = self.raw(&load, concurrency).await?.documents_a_second;
+            let rate = self.raw(&load, concurrency).await?.documents_per_second;
             println!(
-                "warm-up: {} documents/s raw, batches at once: {concurrency}",
+                "warm-up: {} documents/s raw, concurrent batches: {concurrency}",
                 number(rate, 0)
             );
             if rate > best.1 {
@@ -164,12 +164,12 @@ impl Bench {
         Ok(best.0)
     }
 
-    /// The samples of the next minutes, encoded as agents do and as documents.
+    /// Prepares the samples of the next minutes, as messages and as documents.
     fn load(&mut self) -> anyhow::Result<Load> {
         let mut load = Load {
             parts: Vec::new(),
             batches: Vec::new(),
-            documents: self.fleet.rows_a_minute() * self.minutes as usize,
+            documents: self.fleet.rows_per_minute() * self.minutes as usize,
         };
         let mut batch = Documents::default();
         for _ in 0..self.minutes {
@@ -188,7 +188,7 @@ impl Bench {
         Ok(load)
     }
 
-    /// From the first publish until the stream is empty.
+    /// Measures from the first publish until the stream is empty.
     async fn through(&mut self, load: &Load) -> anyhow::Result<Round> {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
@@ -199,7 +199,7 @@ impl Bench {
         self.round(load, started, before)
     }
 
-    /// The same documents by the driver alone.
+    /// Measures inserting the same documents with the driver alone.
     async fn raw(&mut self, load: &Load, concurrency: usize) -> anyhow::Result<Round> {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
@@ -217,18 +217,18 @@ impl Bench {
     fn round(&self, load: &Load, started: Instant, before: [f64; 4]) -> anyhow::Result<Round> {
         #[expect(clippy::cast_precision_loss, reason = "some 100,000 documents")]
         let documents = load.documents as f64;
-        let documents_a_second = documents / started.elapsed().as_secs_f64();
+        let documents_per_second = documents / started.elapsed().as_secs_f64();
         let mut cpu = self.cpu()?;
         for (after, before) in cpu.iter_mut().zip(before) {
             *after = (*after - before) * 1e6 / documents;
         }
         Ok(Round {
-            documents_a_second,
+            documents_per_second,
             cpu,
         })
     }
 
-    /// Seconds of each of [`PROCESSES`] so far.
+    /// CPU time of each of [`PROCESSES`] so far, in seconds.
     fn cpu(&self) -> anyhow::Result<[f64; 4]> {
         Ok([
             usage::cpu_seconds(self.stack.nats.server.id())?,
@@ -238,10 +238,10 @@ impl Bench {
         ])
     }
 
-    /// Nothing was lost or doubled on either way, or the rates mean nothing.
+    /// Checks that no document was lost or duplicated, which would invalidate the rates.
     async fn count(&self) -> anyhow::Result<()> {
         let through = store::open(&self.stack, "").await?;
-        for (way, rows, expected) in [
+        for (name, rows, expected) in [
             ("through vmwatch", &through, self.sent),
             ("raw", &*self.raw, self.inserted),
         ] {
@@ -249,17 +249,17 @@ impl Bench {
             for kind in [RowKind::Vm, RowKind::Process] {
                 stored += rows.collection(kind).count_documents(bson::doc! {}).await?;
             }
-            println!("{way}: {expected} documents sent, {stored} stored");
+            println!("{name}: {expected} documents sent, {stored} stored");
             ensure!(
                 stored == expected as u64,
-                "{way}, {expected} documents were sent and {stored} are stored"
+                "{name}: {expected} documents were sent, but {stored} are stored"
             );
         }
         Ok(())
     }
 }
 
-/// A batch into both collections at once, as metrics-svc does it.
+/// Inserts a batch into both collections concurrently, as metrics-svc does.
 async fn insert(rows: Arc<RowStore>, batch: Arc<Documents>) -> mongodb::error::Result<()> {
     let into = async |kind, documents: &[_]| {
         if documents.is_empty() {
@@ -277,27 +277,27 @@ async fn insert(rows: Arc<RowStore>, batch: Arc<Documents>) -> mongodb::error::R
 
 fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usize, resident_mb: f64) {
     let rates =
-        |rounds: &[Round]| -> Series { rounds.iter().map(|round| round.documents_a_second).collect() };
+        |rounds: &[Round]| -> Series { rounds.iter().map(|round| round.documents_per_second).collect() };
     let pairs = through.iter().zip(raw);
     let ratios: Series = pairs
-        .map(|(through, raw)| through.documents_a_second / raw.documents_a_second)
+        .map(|(through, raw)| through.documents_per_second / raw.documents_per_second)
         .collect();
     let ratio = rates(through).median() / rates(raw).median();
     let row = |name: &str, series: &Series, decimals| {
-        let cells = [series.median(), series.least(), series.most()].map(|value| number(value, decimals));
-        let [median, least, most] = cells;
-        [name.to_owned(), median, least, most]
+        let cells = [series.median(), series.min(), series.max()].map(|value| number(value, decimals));
+        let [median, min, max] = cells;
+        [name.to_owned(), median, min, max]
     };
-    let heading = ["", "median", "least", "most"].map(str::to_owned);
+    let heading = ["", "median", "min", "max"].map(str::to_owned);
     report.table(&[
         heading,
         row("through vmwatch, documents/s", &rates(through), 0),
         row(
-            &format!("raw insert, {concurrency} at once, documents/s"),
+            &format!("raw insert, {concurrency} concurrent batches, documents/s"),
             &rates(raw),
             0,
         ),
-        row("ratio of a pair", &ratios, 3),
+        row("ratio per pair", &ratios, 3),
     ]);
 
     let cpu = |rounds: &[Round], index: usize| -> f64 {
@@ -307,22 +307,22 @@ fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usiz
             .collect();
         used.median()
     };
-    let mut rows = vec![["CPU, µs a document", "through", "raw"].map(str::to_owned)];
+    let mut rows = vec![["CPU, µs/document", "through vmwatch", "raw insert"].map(str::to_owned)];
     for (index, process) in PROCESSES.iter().enumerate() {
         let (through, raw) = (cpu(through, index), cpu(raw, index));
-        report.figure(format!("ingest_cpu_us_a_document_{process}"), through);
-        report.figure(format!("raw_cpu_us_a_document_{process}"), raw);
+        report.figure(format!("ingest_cpu_us_per_document_{process}"), through);
+        report.figure(format!("raw_cpu_us_per_document_{process}"), raw);
         rows.push([(*process).to_owned(), number(through, 1), number(raw, 1)]);
     }
     report.table(&rows);
 
-    report.figure("ingest_documents_a_second", rates(through).median());
-    report.figure("raw_documents_a_second", rates(raw).median());
-    let text = "documents stored, through vmwatch ÷ raw insert";
-    report.reach("ingest_to_raw_ratio", text, ratio, 2, Bound::AtLeast(0.8));
-    report.figure("ingest_to_raw_ratio_least_pair", ratios.least());
-    report.figure("ingest_to_raw_ratio_most_pair", ratios.most());
-    let text = "metrics-svc resident while it stores them, MB";
+    report.figure("ingest_documents_per_second", rates(through).median());
+    report.figure("raw_documents_per_second", rates(raw).median());
+    let text = "documents/s, through vmwatch ÷ raw insert";
+    report.target("ingest_to_raw_ratio", text, ratio, 2, Bound::AtLeast(0.8));
+    report.figure("ingest_to_raw_ratio_min_pair", ratios.min());
+    report.figure("ingest_to_raw_ratio_max_pair", ratios.max());
+    let text = "metrics-svc peak resident memory during ingestion, MB";
     let bound = Bound::AtMost(60.0);
-    report.reach("ingest_metrics_resident_peak_mb", text, resident_mb, 1, bound);
+    report.target("ingest_metrics_resident_peak_mb", text, resident_mb, 1, bound);
 }

@@ -1,9 +1,9 @@
-//! The cost of the latest rows of an instance, at a short history and at a long one.
+//! Measures reads of a VM's latest rows with short and long histories.
 //!
-//! Instances that differ in nothing but how far back their rows go report until now (a row is added when it is due, so
-//! that the newest rows are as fresh as those of a live VM), among others that share the collections. Each query is asked
-//! of each instance in turned order, over the bus as users do and of the store alone; the ratio is that of the medians at
-//! the longest and at the shortest history. One more instance fell silent years ago, with a long history.
+//! The VMs under test differ only in how far back their rows go. They keep reporting during the benchmark, so that their
+//! newest rows are as fresh as those of a live VM, and share the collections with other VMs. Each query runs against
+//! each VM in rotating order, both over the bus and against the store directly. The result is the ratio of the medians
+//! with the longest and the shortest history. One more VM with a long history stopped reporting years ago.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,37 +26,37 @@ use shared::{
 };
 
 use crate::{
-    fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_A_MINUTE},
+    fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_PER_MINUTE},
     gateway::KEPT_SETTING,
     report::{Bound, Report, number},
     statistics::Series,
     store,
 };
 
-/// What `bench latest` can be told.
+/// Options of `bench latest`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Rows of history of each kind, shortest first
+    /// Lengths of the histories, in rows of each kind, shortest first
     #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000, 1_000_000])]
     rows: Vec<u32>,
-    /// How often each query is asked
+    /// How often each query is repeated
     #[arg(long, default_value_t = 200)]
     repeats: u32,
 }
 
-/// Instances that share the collections, and how many rows of each kind each has.
+/// Number of other VMs in the collections, and their rows of each kind.
 const OTHERS: (u32, u32) = (50, 1000);
-/// The rows of each kind of the silent one, and for how long it has been silent.
+/// Rows of each kind of the silent VM, and for how long it has been silent.
 const SILENT: (u32, Duration) = (100_000, Duration::from_hours(24 * 365 * 3));
-/// The service notes reports some seconds after the rows, and these are many at once.
+/// How soon the service must have stored the time of the last sample, which it does some seconds after the rows.
 const NOTED_WITHIN: Duration = Duration::from_mins(5);
-/// Processes of each instance.
+/// Processes per VM.
 const PROCESSES: u32 = 10;
 const BATCH_ROWS: usize = 2000;
-/// The deadline of a query, as a gateway gives it.
+/// The deadline of a query, as set by a gateway.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// One of the queries, with the limits of the document's samples.
+/// A query, with the row limit of the documented samples.
 #[derive(Clone, Copy)]
 struct Question {
     name: &'static str,
@@ -86,35 +86,35 @@ const QUESTIONS: [Question; 3] = [
     },
 ];
 
-/// Who is asked.
+/// Where a query is sent.
 #[derive(Clone, Copy)]
-enum Way {
+enum Route {
     Bus,
     Store,
 }
 
-const WAYS: [(Way, &str); 2] = [(Way::Bus, "over the bus"), (Way::Store, "store alone")];
+const ROUTES: [(Route, &str); 2] = [(Route::Bus, "over the bus"), (Route::Store, "store alone")];
 
-/// An instance under test.
+/// A VM under test.
 struct Subject {
-    /// Its column.
-    place: usize,
+    /// Its column in the report.
+    column: usize,
     name: String,
     id: InstanceId,
-    /// Its newest row of each kind; the silent one has no next.
+    /// The time of its newest row of each kind; `None` if it is silent.
     newest: Option<[SystemTime; 2]>,
-    /// In milliseconds, by question and way.
+    /// Latencies in milliseconds, by question and route.
     took: Vec<Series>,
 }
 
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
-    // Each read asks the database: an answer that is given again says nothing of history.
+    // Cached answers would not depend on the history.
     let stack = store::stack()
         .set(Program::Metrics, KEPT_SETTING, "0s")
         .start()
         .await;
-    report.introduce(&stack)?;
-    report.section("Newest rows and the length of history");
+    report.describe(&stack)?;
+    report.section("Latest rows and the length of history");
     let mut bench = Bench {
         store: store::open(&stack, "").await?,
         bus: stack.bus.clone(),
@@ -124,25 +124,25 @@ pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result
     let mut subjects = bench.fill(&options.rows).await?;
     for repeat in 0..options.repeats {
         bench.top_up(&mut subjects).await?;
-        // Who is asked first pays for caches that cooled down meanwhile.
+        // Rotate, because the first VM queried pays for caches that have cooled down.
         subjects.rotate_left(1);
         for (index, question) in QUESTIONS.iter().enumerate() {
-            for (place, (way, _)) in WAYS.iter().enumerate() {
+            for (column, (route, _)) in ROUTES.iter().enumerate() {
                 for subject in &mut subjects {
                     let started = Instant::now();
-                    let rows = bench.ask(*way, question, &subject.id).await?;
+                    let rows = bench.ask(*route, question, &subject.id).await?;
                     let took = started.elapsed().as_secs_f64() * 1e3;
                     if repeat == 0 {
-                        // The first answers warm the caches; they must be right.
+                        // The first answers warm the caches and are checked instead of timed.
                         check(question, &subject.name, &rows)?;
-                    } else if let Some(series) = subject.took.get_mut(index * WAYS.len() + place) {
+                    } else if let Some(series) = subject.took.get_mut(index * ROUTES.len() + column) {
                         series.push(took);
                     }
                 }
             }
         }
     }
-    subjects.sort_by_key(|subject| subject.place);
+    subjects.sort_by_key(|subject| subject.column);
     tell(report, &subjects);
     Ok(())
 }
@@ -157,43 +157,43 @@ struct Bench {
 impl Bench {
     async fn fill(&mut self, sizes: &[u32]) -> anyhow::Result<Vec<Subject>> {
         let (others, rows) = OTHERS;
-        println!("filling: {others} others with {rows} rows of each kind");
+        println!("filling: {others} other VMs with {rows} rows of each kind");
         for other in 0..others {
             self.history(&format!("other-{other}").parse()?, rows, SystemTime::now())
                 .await?;
         }
         let (rows, silence) = SILENT;
         println!(
-            "filling: a silent one with {} rows of each kind, through the service",
+            "filling: a silent VM with {} rows of each kind, through the service",
             number(f64::from(rows), 0)
         );
         let silent: InstanceId = "silent".parse()?;
         self.report(&silent, rows, SystemTime::now() - silence).await?;
         let mut subjects = Vec::new();
-        // The longest first, so that all are as fresh when the questions begin.
-        for (place, &size) in sizes.iter().enumerate().rev() {
+        // The longest first, so that all are about equally fresh when the queries begin.
+        for (column, &size) in sizes.iter().enumerate().rev() {
             println!(
-                "filling: an instance with {} rows of each kind",
+                "filling: a VM with {} rows of each kind",
                 number(f64::from(size), 0)
             );
             let id: InstanceId = format!("rows-{size}").parse()?;
             let now = SystemTime::now();
             self.history(&id, size, now).await?;
             let name = number(f64::from(size), 0);
-            subjects.push(Subject::new(place, name, id, Some([now; 2])));
+            subjects.push(Subject::new(column, name, id, Some([now; 2])));
         }
         let name = "silent for 3 years".to_owned();
         subjects.push(Subject::new(sizes.len(), name, silent, None));
         Ok(subjects)
     }
 
-    /// As [`Bench::history`], through the service, which notes when a VM reported last.
+    /// Like [`Bench::history`], but through the service, which also stores the time of a VM's last sample.
     async fn report(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut parts = Vec::new();
         for index in (0..rows).rev() {
-            // A sample has one id, whatever it holds: both kinds of one moment are in one.
+            // The id of a sample does not depend on its content, so both kinds of rows of a moment share one sample.
             let with_processes =
-                index % VM_SAMPLES_A_MINUTE == 0 && index / VM_SAMPLES_A_MINUTE < rows / PROCESSES;
+                index % VM_SAMPLES_PER_MINUTE == 0 && index / VM_SAMPLES_PER_MINUTE < rows / PROCESSES;
             let processes = if with_processes { PROCESSES } else { 0 };
             let at = end - VM_INTERVAL * index;
             parts.extend(store::parts(fleet::sample_at(
@@ -208,7 +208,7 @@ impl Bench {
         store::drained(self.bus.jetstream()).await?;
         let last = CreateDate::at(end, self.offset);
         e2e::eventually(
-            "the service has noted the last report",
+            "the service has stored the time of the last sample",
             NOTED_WITHIN,
             async || {
                 let instances = self
@@ -229,7 +229,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Rows of both kinds, this many of each, the newest at `end`.
+    /// Inserts rows of both kinds, `rows` of each, the newest at `end`.
     async fn history(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut batch = Documents::default();
         for index in (0..rows).rev() {
@@ -243,7 +243,7 @@ impl Bench {
         self.insert_if(&mut batch, 1).await
     }
 
-    /// The rows that have become due since the last ones.
+    /// Inserts the rows that have become due since the last call.
     async fn top_up(&self, subjects: &mut [Subject]) -> anyhow::Result<()> {
         let mut batch = Documents::default();
         let now = SystemTime::now();
@@ -295,10 +295,10 @@ impl Bench {
         Ok(())
     }
 
-    async fn ask(&self, way: Way, question: &Question, id: &InstanceId) -> anyhow::Result<Rows> {
+    async fn ask(&self, route: Route, question: &Question, id: &InstanceId) -> anyhow::Result<Rows> {
         let limit = Limit::new(u64::from(question.rows)).unwrap_or_default();
-        match way {
-            Way::Store => {
+        match route {
+            Route::Store => {
                 let query = Query {
                     kind: question.kind,
                     instance: id,
@@ -308,7 +308,7 @@ impl Bench {
                 };
                 Ok(self.store.latest(query, LIMIT).await?.rows)
             }
-            Way::Bus => {
+            Route::Bus => {
                 let context = Context::new(LIMIT).as_principal(Principal {
                     user: "bench".to_owned(),
                     role: Role::Viewer,
@@ -339,18 +339,18 @@ impl Bench {
 }
 
 impl Subject {
-    fn new(place: usize, name: String, id: InstanceId, newest: Option<[SystemTime; 2]>) -> Self {
+    fn new(column: usize, name: String, id: InstanceId, newest: Option<[SystemTime; 2]>) -> Self {
         Self {
-            place,
+            column,
             name,
             id,
             newest,
-            took: vec![Series::default(); QUESTIONS.len() * WAYS.len()],
+            took: vec![Series::default(); QUESTIONS.len() * ROUTES.len()],
         }
     }
 }
 
-/// As many rows as were asked for, newest first.
+/// Checks that the answer has the requested number of rows, newest first.
 fn check(question: &Question, subject: &str, rows: &Rows) -> anyhow::Result<()> {
     let rows: Vec<serde_json::Value> = serde_json::from_str(rows.as_json())?;
     let dates: Vec<_> = rows
@@ -374,16 +374,16 @@ fn check(question: &Question, subject: &str, rows: &Rows) -> anyhow::Result<()> 
 fn tell(report: &mut Report, subjects: &[Subject]) {
     let mut heading = vec!["median (95 %), ms".to_owned()];
     heading.extend(subjects.iter().map(|subject| subject.name.clone()));
-    heading.push("longest to shortest".to_owned());
+    heading.push("longest ÷ shortest".to_owned());
     let mut rows = vec![heading];
     for (index, question) in QUESTIONS.iter().enumerate() {
-        for (place, (_, way)) in WAYS.iter().enumerate() {
+        for (column, (_, route)) in ROUTES.iter().enumerate() {
             let series = subjects
                 .iter()
-                .filter_map(|subject| subject.took.get(index * WAYS.len() + place));
+                .filter_map(|subject| subject.took.get(index * ROUTES.len() + column));
             let series: Vec<_> = series.collect();
             let limit = question.rows;
-            let mut row = vec![format!("{} (limit {limit}), {way}", question.name)];
+            let mut row = vec![format!("{} (limit {limit}), {route}", question.name)];
             row.extend(series.iter().map(|took| {
                 format!(
                     "{} ({})",
@@ -391,7 +391,7 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
                     number(took.quantile(0.95), 2)
                 )
             }));
-            // The last is the silent one.
+            // The last one is the silent VM.
             let live = series.split_last().map_or(&[][..], |(_, live)| live);
             let ratio = match live {
                 [shortest, .., longest] => longest.median() / shortest.median(),
@@ -399,18 +399,18 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
             };
             row.push(number(ratio, 2));
             rows.push(row);
-            let way = way.replace(' ', "_");
-            let name = format!("latest_{}_{way}_longest_to_shortest", question.name);
-            match place {
+            let route = route.replace(' ', "_");
+            let name = format!("latest_{}_{route}_longest_to_shortest", question.name);
+            match column {
                 0 => {
-                    let text = format!("newest rows ({}), longest ÷ shortest history", question.name);
-                    report.reach(&name, &text, ratio, 2, Bound::AtMost(1.5));
+                    let text = format!("latest rows ({}), longest ÷ shortest history", question.name);
+                    report.target(&name, &text, ratio, 2, Bound::AtMost(1.5));
                 }
                 _ => report.figure(name, ratio),
             }
             for (subject, took) in subjects.iter().zip(&series) {
                 report.figure(
-                    format!("latest_{}_{way}_ms_{}", question.name, subject.id),
+                    format!("latest_{}_{route}_ms_{}", question.name, subject.id),
                     took.median(),
                 );
             }

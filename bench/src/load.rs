@@ -1,8 +1,9 @@
-//! Load over HTTP/1.1, by keep-alive connections that cost the machine little: it shares its cores with what is measured.
+//! Generates HTTP/1.1 load over keep-alive connections. It uses little CPU, because it shares the cores with the
+//! programs under test.
 //!
-//! In a closed loop each connection asks again as soon as it is answered: the most that can be served. In an open loop
-//! requests are due at fixed moments, whatever became of those before; each is timed from the moment at which it was
-//! due, so that a stall is counted against every request that it held up.
+//! In a closed loop each connection sends its next request as soon as the previous one is answered, which measures the
+//! maximum throughput. In an open loop requests are due at fixed times, even if earlier ones are unanswered. Each is
+//! timed from when it was due, so that a stall counts against every request that it delays.
 
 use std::{
     net::SocketAddr,
@@ -26,21 +27,21 @@ use tokio::{
 
 use crate::statistics::Series;
 
-/// The most that an answer may be.
+/// Size limit of an answer.
 const ANSWER_BYTES: usize = 1 << 20;
-/// Nobody waits for an answer longer than this.
+/// Time limit of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What an answer to the documented API starts with where it is a success.
+/// The start of a successful answer of the documented API.
 const SUCCESS: &[u8] = br#"{"status_code":1,"#;
 
-/// A POST, encoded.
+/// Encodes a POST request.
 pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
     let length = body.len();
     let head = format!("POST {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n");
     format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-/// A connection, opened anew where the peer closes it after an answer.
+/// A connection that reconnects if the peer closed it after an answer.
 pub(crate) struct Connection {
     to: SocketAddr,
     stream: Option<TcpStream>,
@@ -56,8 +57,8 @@ impl Connection {
         })
     }
 
-    /// Sends a request and reads the answer's body; any status but 200 is an error.
-    pub(crate) async fn ask(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
+    /// Sends a request and returns the answer's body. Any status but 200 is an error.
+    pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
         self.buffer.clear();
         let mut stream = match self.stream.take() {
             Some(open) => open,
@@ -68,11 +69,11 @@ impl Connection {
             let read = stream.read_buf(&mut self.buffer).await?;
             ensure!(read > 0, "the connection was closed before the answer ended");
             ensure!(self.buffer.len() <= ANSWER_BYTES, "the answer is too large");
-            if let Some(answer) = Answer::of(&self.buffer)? {
+            if let Some(answer) = Answer::parse(&self.buffer)? {
                 break answer;
             }
         };
-        self.stream = (!answer.last).then_some(stream);
+        self.stream = (!answer.closes).then_some(stream);
         self.buffer.get(answer.body).context("the answer ends early")
     }
 }
@@ -83,17 +84,17 @@ async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     body: Range<usize>,
-    /// Whether the peer closes the connection after it.
-    last: bool,
+    /// Whether the peer closes the connection after this answer.
+    closes: bool,
 }
 
 impl Answer {
-    /// The answer, once all of it is there.
-    fn of(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
+    /// Parses an answer; `None` if it is incomplete.
+    fn parse(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             return Ok(None);
         };
@@ -101,39 +102,39 @@ impl Answer {
         let mut lines = head.split("\r\n");
         let status = lines.next().unwrap_or_default();
         ensure!(status.starts_with("HTTP/1.1 200"), "the answer is {status}");
-        let (mut length, mut last) = (None, false);
+        let (mut length, mut closes) = (None, false);
         for (name, value) in lines.filter_map(|line| line.split_once(':')) {
             if name.eq_ignore_ascii_case("content-length") {
                 length = Some(value.trim().parse::<usize>()?);
             } else if name.eq_ignore_ascii_case("connection") {
-                last = value.trim().eq_ignore_ascii_case("close");
+                closes = value.trim().eq_ignore_ascii_case("close");
             }
         }
         let body = end + 4..end + 4 + length.context("an answer without Content-Length")?;
-        Ok((bytes.len() >= body.end).then_some(Self { body, last }))
+        Ok((bytes.len() >= body.end).then_some(Self { body, closes }))
     }
 }
 
-/// Requests of one kind to one place; connections take them in turn from places of their own.
+/// Requests to one address. Each connection cycles through them from a different starting point.
 #[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) requests: Arc<Vec<Vec<u8>>>,
-    /// What every body must start with: a refusal would be faster than an answer.
+    /// The required start of every answer's body, because an error would be faster than a success.
     expected: &'static [u8],
 }
 
-/// What a round came to.
+/// The result of a round.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
-    /// In milliseconds.
+    /// Latencies in milliseconds.
     pub(crate) took: Series,
 }
 
 impl Outcome {
-    pub(crate) fn a_second(&self) -> f64 {
+    pub(crate) fn per_second(&self) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "requests of a round")]
         let requests = self.requests as f64;
         requests / self.seconds
@@ -141,12 +142,12 @@ impl Outcome {
 }
 
 impl Load {
-    /// Requests of the documented API that must succeed.
+    /// Requests of the documented API, all of which must succeed.
     pub(crate) fn success(to: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) -> Self {
         Self::expecting(to, requests, SUCCESS)
     }
 
-    /// Requests whose answers start so.
+    /// Requests whose answers must start with `expected`.
     pub(crate) fn expecting(to: SocketAddr, requests: &Arc<Vec<Vec<u8>>>, expected: &'static [u8]) -> Self {
         Self {
             to,
@@ -155,17 +156,17 @@ impl Load {
         }
     }
 
-    /// One answer of each of the first requests, for a look at them.
+    /// The answers to the first `count` requests.
     pub(crate) async fn answers(&self, count: usize) -> anyhow::Result<Vec<String>> {
         let mut connection = Connection::open(self.to).await?;
         let mut answers = Vec::new();
         for request in self.requests.iter().take(count) {
-            answers.push(String::from_utf8(connection.ask(request).await?.to_vec())?);
+            answers.push(String::from_utf8(connection.send(request).await?.to_vec())?);
         }
         Ok(answers)
     }
 
-    /// Asks for so long over so many connections, each as fast as it is answered.
+    /// Runs a closed loop.
     pub(crate) async fn closed(&self, connections: usize, time: Duration) -> anyhow::Result<Outcome> {
         let mut opened = Vec::new();
         for _ in 0..connections {
@@ -174,13 +175,13 @@ impl Load {
         let started = Instant::now();
         let end = started + time;
         let step = self.requests.len() / connections.max(1);
-        let asking = opened
+        let sending = opened
             .into_iter()
             .enumerate()
-            .map(|(place, connection)| tokio::spawn(ask_until(connection, self.clone(), place * step, end)));
-        let all = tokio::time::timeout(time + PATIENCE, try_join_all(asking)).await;
+            .map(|(index, connection)| tokio::spawn(send_until(connection, self.clone(), index * step, end)));
+        let all = tokio::time::timeout(time + PATIENCE, try_join_all(sending)).await;
         let mut took = Vec::new();
-        for times in all.context("answers stay away")?? {
+        for times in all.context("timed out waiting for answers")?? {
             took.extend(times?);
         }
         Ok(Outcome {
@@ -190,7 +191,7 @@ impl Load {
         })
     }
 
-    /// Asks at a fixed rate for so long, over at most so many connections.
+    /// Runs an open loop over at most this many connections.
     pub(crate) async fn open(
         &self,
         connections: usize,
@@ -209,13 +210,13 @@ impl Load {
             let (pool, load, next) = (Arc::clone(&pool), load.clone(), Arc::clone(&next));
             async move {
                 let _permit = pool.permits.acquire().await?;
-                let mut connection = pool.take().context("as many connections as permits")?;
+                let mut connection = pool.take().context("no free connection despite a permit")?;
                 let turn = usize::try_from(next.fetch_add(1, Ordering::Relaxed))?;
                 let request = load
                     .requests
                     .get(turn % load.requests.len())
-                    .context("there are requests")?;
-                check(connection.ask(request).await?, load.expected)?;
+                    .context("the load has no requests")?;
+                check(connection.send(request).await?, load.expected)?;
                 pool.put(connection);
                 Ok(())
             }
@@ -224,7 +225,7 @@ impl Load {
     }
 }
 
-/// The connections that nobody uses at the moment.
+/// The idle connections.
 struct Pool {
     free: Mutex<Vec<Connection>>,
     permits: Semaphore,
@@ -243,7 +244,7 @@ impl Pool {
     }
 }
 
-async fn ask_until(
+async fn send_until(
     mut connection: Connection,
     load: Load,
     first: usize,
@@ -255,7 +256,7 @@ async fn ask_until(
         if started >= end {
             break;
         }
-        check(connection.ask(request).await?, load.expected)?;
+        check(connection.send(request).await?, load.expected)?;
         took.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(took)
@@ -267,8 +268,7 @@ fn check(body: &[u8], expected: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Does something at a fixed rate for so long. A thread of its own keeps the time: the runtime's clock has steps of a
-/// millisecond.
+/// Runs `act` at a fixed rate. A separate thread keeps time, because the runtime's timers have a resolution of 1 ms.
 pub(crate) async fn at_rate<Doing>(
     rate: f64,
     time: Duration,
@@ -292,7 +292,7 @@ where
             let (doing, done) = (act(), done.clone());
             handle.spawn(async move {
                 let outcome = doing.await.map(|()| due.elapsed().as_secs_f64() * 1e3);
-                // Fails only where the first error has ended the round.
+                // Fails only if an earlier error has ended the round.
                 let _ = done.send(outcome).await;
             });
         }
@@ -300,13 +300,13 @@ where
     let mut took = Vec::new();
     while let Some(outcome) = tokio::time::timeout(PATIENCE, times.recv())
         .await
-        .context("answers stay away")?
+        .context("timed out waiting for answers")?
     {
         took.push(outcome?);
     }
     clock
         .join()
-        .map_err(|_| anyhow::anyhow!("the clock's thread ended by a defect"))?;
+        .map_err(|_| anyhow::anyhow!("the timing thread panicked"))?;
     Ok(Outcome {
         requests: took.len() as u64,
         seconds: started.elapsed().as_secs_f64(),
@@ -319,22 +319,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_is_found_once_it_is_whole() {
+    fn parses_an_answer_once_it_is_complete() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
-        let whole = Answer {
+        let complete = Answer {
             body: 38..41,
-            last: false,
+            closes: false,
         };
-        assert_eq!(Answer::of(answer).unwrap(), Some(whole));
-        assert_eq!(Answer::of(&answer[..40]).unwrap(), None);
-        assert_eq!(Answer::of(&answer[..20]).unwrap(), None);
-        assert!(Answer::of(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").is_err());
+        assert_eq!(Answer::parse(answer).unwrap(), Some(complete));
+        assert_eq!(Answer::parse(&answer[..40]).unwrap(), None);
+        assert_eq!(Answer::parse(&answer[..20]).unwrap(), None);
+        assert!(Answer::parse(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n").is_err());
         let closed = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-        assert!(Answer::of(closed).unwrap().unwrap().last);
+        assert!(Answer::parse(closed).unwrap().unwrap().closes);
     }
 
     #[tokio::test]
-    async fn a_stall_counts_against_all_that_it_holds_up() {
+    async fn stall_counts_against_every_request_it_delays() {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let first = Arc::new(AtomicU64::new(0));
         let outcome = at_rate(1000.0, Duration::from_millis(200), move || {
@@ -350,7 +350,7 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(outcome.requests, 200);
-        // About half were due during the stall, and waited for what was left of it.
+        // About half of the requests were due during the stall and waited for the rest of it.
         assert!(outcome.took.quantile(0.75) > 20.0, "{:?}", outcome.took);
     }
 }

@@ -1,4 +1,4 @@
-//! Logins beside what the password hash alone allows, and reads while logins keep a core busy.
+//! Compares logins with password hashing alone, and measures reads while logins keep a core busy.
 
 use std::{
     sync::Arc,
@@ -21,31 +21,31 @@ use crate::{
     usage,
 };
 
-/// What `bench login` can be told.
+/// Options of `bench login`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Pairs of rounds that count
+    /// Number of measured pairs of rounds
     #[arg(long, default_value_t = 5)]
     pairs: u32,
-    /// Seconds of a round
+    /// Length of a round in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
 }
 
 /// The default of `VMWATCH_LOGIN_PERMITS`.
 const PERMITS: usize = 2;
-/// Connections that log in: one waits for each that hashes.
+/// Connections that log in: for each one being hashed, another waits.
 const CALLERS: usize = 2 * PERMITS;
-/// Of reads, a second, while logins are under way: a fifth of what the stand-in database answers on two cores.
+/// Reads per second during logins: 20 % of what the stand-in database can answer on two cores.
 const RATE: f64 = 250.0;
 const READERS: usize = 32;
 const VMS: u32 = 200;
-/// What a service may have beside its login permits, and what a permit takes, in MB.
+/// Memory target of auth-svc in MB: a base, and an amount per login permit.
 const RESIDENT: (f64, f64) = (20.0, 19.0 * 1.048_576);
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
     let stack = gateway::stack().without_login_limit().start().await;
-    report.introduce(&stack)?;
+    report.describe(&stack)?;
     let time = Duration::from_secs(options.seconds);
     let body = json!({
         "method": codes::LOGIN, "data": { "user_name": ADMIN.0, "password": ADMIN.1 },
@@ -58,57 +58,52 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     let auth = stack.replica(Program::Auth, 0).process.id();
     #[expect(clippy::cast_precision_loss, reason = "two")]
     let most = RESIDENT.0 + RESIDENT.1 * PERMITS as f64;
-    let text = "auth-svc resident under logins, at most, MB";
+    let text = "auth-svc peak resident memory under logins, MB";
     let resident = usage::peak_resident_mb(auth)?;
-    report.reach("auth_resident_peak_mb", text, resident, 1, Bound::AtMost(most));
+    report.target("auth_resident_peak_mb", text, resident, 1, Bound::AtMost(most));
     reads(report, &stack, &login, options.pairs, time).await
 }
 
 async fn logins(report: &mut Report, login: &Load, pairs: u32, time: Duration) -> anyhow::Result<()> {
     report.section("Logins");
-    report.say(&format!(
-        "Over {CALLERS} connections through gateway, bus, auth-svc, the user's record, the session bucket and the audit; \
-         beside {PERMITS} threads that verify the same hash and do nothing else."
+    report.paragraph(&format!(
+        "Complete logins over {CALLERS} connections, including the session bucket and the audit, compared with \
+         {PERMITS} threads that only verify the same password hash."
     ));
     login.closed(CALLERS, time).await?;
-    let (mut ours, mut alone) = (Vec::new(), Vec::new());
+    let (mut logins, mut hashes) = (Vec::new(), Vec::new());
     for pair in 0..pairs {
         if pair.is_multiple_of(2) {
-            ours.push(login.closed(CALLERS, time).await?.a_second());
-            alone.push(hashes_a_second(time).await?);
+            logins.push(login.closed(CALLERS, time).await?.per_second());
+            hashes.push(hashes_per_second(time).await?);
         } else {
-            alone.push(hashes_a_second(time).await?);
-            ours.push(login.closed(CALLERS, time).await?.a_second());
+            hashes.push(hashes_per_second(time).await?);
+            logins.push(login.closed(CALLERS, time).await?.per_second());
         }
         let last = |rates: &[f64]| number(rates.last().copied().unwrap_or(f64::NAN), 1);
         println!(
             "pair {} of {pairs}: {}/s logins, {}/s hashes",
             pair + 1,
-            last(&ours),
-            last(&alone)
+            last(&logins),
+            last(&hashes)
         );
     }
-    let mut rows = vec![["a second", "median", "least", "most"].map(str::to_owned)];
-    for (name, rates) in [("logins", &ours), ("argon2id alone", &alone)] {
+    let mut rows = vec![["per second", "median", "min", "max"].map(str::to_owned)];
+    for (name, rates) in [("logins", &logins), ("argon2id alone", &hashes)] {
         let series: Series = rates.iter().copied().collect();
-        let [median, least, most] = [series.median(), series.least(), series.most()];
-        report.figure(format!("{}_a_second", name.replace(' ', "_")), median);
-        rows.push([
-            name.to_owned(),
-            number(median, 1),
-            number(least, 1),
-            number(most, 1),
-        ]);
+        let [median, min, max] = [series.median(), series.min(), series.max()];
+        report.figure(format!("{}_per_second", name.replace(' ', "_")), median);
+        rows.push([name.to_owned(), number(median, 1), number(min, 1), number(max, 1)]);
     }
     report.table(&rows);
-    let ratio = ratios(&ours, &alone).median();
+    let ratio = ratios(&logins, &hashes).median();
     let text = "logins per second ÷ argon2id alone";
-    report.reach("logins_to_argon2id", text, ratio, 2, Bound::AtLeast(0.9));
+    report.target("logins_to_argon2id", text, ratio, 2, Bound::AtLeast(0.9));
     Ok(())
 }
 
-/// Verifications of as many threads as there are permits.
-async fn hashes_a_second(time: Duration) -> anyhow::Result<f64> {
+/// Runs one verifying thread per login permit.
+async fn hashes_per_second(time: Duration) -> anyhow::Result<f64> {
     let hash = Argon2::default().hash_password(ADMIN.1.as_bytes());
     let hash = Arc::new(hash.map_err(|error| anyhow::anyhow!("{error}"))?.to_string());
     let started = Instant::now();
@@ -133,7 +128,7 @@ async fn hashes_a_second(time: Duration) -> anyhow::Result<f64> {
     Ok(f64::from(count) / started.elapsed().as_secs_f64())
 }
 
-/// Reads at a fixed rate, with one login after another beside them and without.
+/// Compares reads at a fixed rate with and without concurrent logins.
 async fn reads(
     report: &mut Report,
     stack: &Stack,
@@ -141,10 +136,9 @@ async fn reads(
     pairs: u32,
     time: Duration,
 ) -> anyhow::Result<()> {
-    report.section("Reads beside logins");
-    report.say(&format!(
-        "611611 at {}/s in an open loop, each asking the database, while one connection logs in again and again, and while \
-         none does.",
+    report.section("Reads during logins");
+    report.paragraph(&format!(
+        "Uncached 611611 at {}/s in an open loop, with and without one connection that logs in repeatedly.",
         number(RATE, 0)
     ));
     let instances = gateway::fill(stack, VMS).await?;
@@ -153,7 +147,7 @@ async fn reads(
         address(stack)?,
         &gateway::requests(&session, codes::VM, &instances),
     );
-    let beside = async || -> anyhow::Result<Outcome> {
+    let during_logins = async || -> anyhow::Result<Outcome> {
         let (reads, logins) = tokio::join!(load.open(READERS, RATE, time), login.closed(1, time));
         logins?;
         reads
@@ -162,15 +156,15 @@ async fn reads(
     let (mut busy, mut quiet) = (Vec::new(), Vec::new());
     for pair in 0..pairs {
         if pair.is_multiple_of(2) {
-            busy.push(beside().await?);
+            busy.push(during_logins().await?);
             quiet.push(load.open(READERS, RATE, time).await?);
         } else {
             quiet.push(load.open(READERS, RATE, time).await?);
-            busy.push(beside().await?);
+            busy.push(during_logins().await?);
         }
     }
     let mut rows = vec![["ms", "p50", "p90", "p99"].map(str::to_owned)];
-    for (name, outcomes) in [("beside logins", &busy), ("alone", &quiet)] {
+    for (name, outcomes) in [("during logins", &busy), ("without logins", &quiet)] {
         let at = |share| {
             let series: Series = outcomes
                 .iter()
@@ -196,8 +190,8 @@ async fn reads(
             .collect()
     };
     let ratio = ratios(&p99(&busy), &p99(&quiet)).median();
-    let text = "p99 of reads while a login permit is busy ÷ without";
-    report.reach(
+    let text = "p99 of reads during logins ÷ without logins";
+    report.target(
         "reads_p99_beside_logins_ratio",
         text,
         ratio,

@@ -1,9 +1,9 @@
-//! What a figure was measured on.
+//! Describes the machine that a benchmark runs on.
 
 use procfs::{CpuInfo, Current, LoadAverage, Meminfo};
 use serde_json::{Value, json};
 
-/// The machine, and how busy it was at the start: figures of a busy machine are worth little.
+/// The machine and its load at the start. Results from a busy machine are unreliable.
 pub(crate) fn description() -> Value {
     let cpus = CpuInfo::current().ok();
     let model = cpus

@@ -1,4 +1,4 @@
-//! Load generators, and the baselines that vmwatch is compared with in the same run. `./dev bench` builds and runs it.
+//! Load generators, and baselines that run side by side with vmwatch for comparison. Built and run by `./dev bench`.
 
 mod agent;
 mod echo;
@@ -23,13 +23,13 @@ use clap::{Parser, Subcommand};
 
 use crate::report::Report;
 
-/// Measures vmwatch on this machine, on real processes that it starts and ends itself.
+/// Benchmarks vmwatch on this machine. Starts and stops all the processes that it needs.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Arguments {
     #[command(subcommand)]
     bench: Bench,
-    /// Write the figures and the machine's description to this file, as JSON
+    /// Write the results and a description of the machine to this file, as JSON
     #[arg(long, global = true, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write a report to this file, as Markdown
@@ -39,23 +39,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Documents per second from an agent's message into the store, beside the database's own limit
+    /// Rate at which samples are stored, compared with plain database inserts
     Ingest(ingest::Options),
-    /// The cost of the latest rows at a short and at a long history
+    /// Time to read the latest rows of a VM, with a short and with a long history
     Latest(latest::Options),
-    /// Reads through gateway and bus beside a one-process service, Python and Node; memory and start-up
+    /// Reads compared with a one-process service, Python and Node; memory use and start-up time
     Gateway(gateway::Options),
-    /// Logins beside what the password hash alone allows, and reads beside logins
+    /// Logins compared with password hashing alone; latency of reads during logins
     Login(login::Options),
-    /// What an agent costs the machine that it samples
+    /// CPU time and memory of an agent
     Agent(agent::Options),
-    /// All of them, as they are by default
+    /// All benchmarks, with their default options
     All,
     #[command(hide = true)]
     EchoService,
 }
 
-/// A bench with its defaults.
+/// Parses a benchmark's options from no arguments.
 #[derive(Parser)]
 struct Defaults<Options: clap::Args> {
     #[command(flatten)]
@@ -82,7 +82,7 @@ async fn main() -> anyhow::Result<()> {
             login::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
             ingest::run(defaults(), &mut report).await?;
-            // Written before the longest part as well, so that a run that is broken off there was not for nothing.
+            // Also written before the longest benchmark, so that interrupting it does not lose the results so far.
             report.write(json, markdown)?;
             latest::run(defaults(), &mut report).await?;
         }

@@ -1,4 +1,4 @@
-//! What vmwatch is compared with, started beside it.
+//! Starts the programs that vmwatch is compared with.
 
 use std::{
     env,
@@ -18,10 +18,10 @@ use crate::{
     sides::Side,
 };
 
-/// How often it is looked whether a peer listens.
+/// How often to check whether a peer accepts connections.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A peer; it ends with this value.
+/// A running peer; its processes are killed when dropped.
 pub(crate) struct Peer {
     name: &'static str,
     at: SocketAddr,
@@ -29,7 +29,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// One side of a comparison, with these requests; processes of others may be counted with its own.
+    /// The peer as a side of a comparison. CPU time of the processes in `others` is counted with its own.
     pub(crate) fn side(&self, requests: &Arc<Vec<Vec<u8>>>, others: &[(&'static str, u32)]) -> Side {
         let own = self.processes.iter().map(|(name, process)| (*name, process.id()));
         Side {
@@ -39,7 +39,7 @@ impl Peer {
         }
     }
 
-    /// Where it listens.
+    /// The address that the peer listens on.
     pub(crate) const fn at(&self) -> SocketAddr {
         self.at
     }
@@ -59,21 +59,21 @@ impl Peer {
     }
 }
 
-/// How a one-process service is to be.
+/// Options of the one-process service.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OneProcess {
     pub(crate) name: &'static str,
-    /// How long it may give an answer again.
+    /// How long answers are cached.
     pub(crate) kept: Duration,
-    /// Answers from memory rather than of the database.
+    /// Answers from memory instead of the database.
     pub(crate) echo: bool,
-    /// Whether it looks at sessions.
+    /// Whether sessions are checked.
     pub(crate) checked: bool,
-    /// How many sessions it knows beside that of the bench.
+    /// Number of sessions in its table besides that of the benchmark.
     pub(crate) sessions: u32,
 }
 
-/// The one-process service in Rust.
+/// Starts the one-process service in Rust.
 pub(crate) async fn one_process(
     stack: &Stack,
     folder: &Path,
@@ -105,7 +105,7 @@ pub(crate) async fn one_process(
     peer.ready().await
 }
 
-/// Python: gunicorn with two workers.
+/// Starts the Python service: gunicorn with two workers.
 pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
     let at = address();
     let (bind, app) = (at.to_string(), baselines("wsgi").display().to_string());
@@ -125,7 +125,13 @@ pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow:
         ("BASELINE_SESSION", session.to_owned()),
         ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
     ];
-    let process = start(folder, "gunicorn", given("VMWATCH_BENCH_GUNICORN")?, &args, env);
+    let process = start(
+        folder,
+        "gunicorn",
+        installed_by_dev("VMWATCH_BENCH_GUNICORN")?,
+        &args,
+        env,
+    );
     let processes = vec![("gunicorn", process)];
     let peer = Peer {
         name: "Python WSGI",
@@ -135,10 +141,12 @@ pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// Node: a gateway and a service, over the stack's bus.
+/// Starts the Node gateway and service, connected by the stack's NATS server.
 pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
     let at = address();
-    let modules = given("VMWATCH_BENCH_NODE_MODULES")?.display().to_string();
+    let modules = installed_by_dev("VMWATCH_BENCH_NODE_MODULES")?
+        .display()
+        .to_string();
     let run = |name: &'static str| -> anyhow::Result<_> {
         let script = baselines("node").join(format!("{name}.js")).display().to_string();
         let env = vec![
@@ -150,7 +158,13 @@ pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow:
             ("BASELINE_SESSION", session.to_owned()),
         ];
         let log = format!("node-{name}");
-        Ok(start(folder, &log, given("VMWATCH_BENCH_NODE")?, &[&script], env))
+        Ok(start(
+            folder,
+            &log,
+            installed_by_dev("VMWATCH_BENCH_NODE")?,
+            &[&script],
+            env,
+        ))
     };
     let processes = vec![("service", run("service")?), ("gateway", run("gateway")?)];
     let peer = Peer {
@@ -161,7 +175,7 @@ pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// The service that answers from memory, on the bus.
+/// Starts the service that answers from memory, on the stack's bus.
 pub(crate) fn echo(stack: &Stack, folder: &Path) -> anyhow::Result<Process> {
     let env = vec![(NATS_URL.name, stack.nats.url().to_owned())];
     Ok(start(folder, "echo", env::current_exe()?, &["echo-service"], env))
@@ -184,11 +198,11 @@ fn address() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
-/// Where `./dev bench` has put a program of others.
-fn given(name: &str) -> anyhow::Result<PathBuf> {
-    let given = env::var_os(name).filter(|given| !given.is_empty());
-    given.map(PathBuf::from).with_context(|| {
-        format!("{name} is not set: run `./dev bench`, which installs what is compared with")
+/// The path of a third-party program installed by `./dev bench`.
+fn installed_by_dev(name: &str) -> anyhow::Result<PathBuf> {
+    let path = env::var_os(name).filter(|path| !path.is_empty());
+    path.map(PathBuf::from).with_context(|| {
+        format!("{name} is not set; run `./dev bench`, which installs the program and sets it")
     })
 }
 

@@ -1,4 +1,4 @@
-//! What a bench prints, and what it writes for a script.
+//! The report of a run: printed, and written as JSON and Markdown.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -8,18 +8,18 @@ use serde_json::{Map, Value, json};
 
 use crate::{machine, usage};
 
-/// The figures of a run, in the order in which they were found, and what is written about them.
+/// The results of a run, in the order of measurement, and the text of the report.
 #[derive(Debug)]
 pub(crate) struct Report {
     machine: Value,
     figures: Map<String, Value>,
-    /// Rows of the table at the top of the Markdown.
-    reached: Vec<[String; 4]>,
-    /// The rest of the Markdown.
+    /// Rows of the table of targets, which precedes the body in the Markdown file.
+    targets: Vec<[String; 4]>,
+    /// The rest of the Markdown file.
     body: String,
 }
 
-/// What a figure is to reach.
+/// The target of a result.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
     AtLeast(f64),
@@ -31,54 +31,54 @@ impl Default for Report {
         Self {
             machine: machine::description(),
             figures: Map::new(),
-            reached: Vec::new(),
+            targets: Vec::new(),
             body: String::new(),
         }
     }
 }
 
 impl Report {
-    /// Adds a figure for `--json`; the name says the unit.
+    /// Adds a result to the JSON file. `name` includes the unit.
     pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64) {
         self.figures.insert(name.into(), json!(value));
     }
 
-    /// Adds a figure that is to reach something.
-    pub(crate) fn reach(&mut self, name: &str, text: &str, value: f64, decimals: usize, bound: Bound) {
-        let (sign, wanted, reached) = match bound {
+    /// Adds a result that has a target.
+    pub(crate) fn target(&mut self, name: &str, text: &str, value: f64, decimals: usize, bound: Bound) {
+        let (sign, target, met) = match bound {
             Bound::AtLeast(least) => ("at least", least, value >= least),
             Bound::AtMost(most) => ("at most", most, value <= most),
         };
         let value_text = number(value, decimals);
-        let wanted = format!("{sign} {}", number(wanted, decimals));
-        let verdict = if reached { "yes" } else { "no" };
-        println!("{text}: {value_text} ({wanted}: {verdict})");
+        let target = format!("{sign} {}", number(target, decimals));
+        let verdict = if met { "yes" } else { "no" };
+        println!("{text}: {value_text} (target {target}: {verdict})");
         self.figure(name, value);
-        self.reached
-            .push([text.to_owned(), value_text, wanted, verdict.to_owned()]);
+        self.targets
+            .push([text.to_owned(), value_text, target, verdict.to_owned()]);
     }
 
-    /// Begins a part.
+    /// Starts a section.
     pub(crate) fn section(&mut self, title: &str) {
         println!("\n== {title}");
         let _ = writeln!(self.body, "\n## {title}");
     }
 
-    /// Says something.
-    pub(crate) fn say(&mut self, text: &str) {
+    /// Adds a paragraph.
+    pub(crate) fn paragraph(&mut self, text: &str) {
         println!("{text}");
         let _ = writeln!(self.body, "\n{text}");
     }
 
-    /// Shows rows, the first of which is the heading.
+    /// Adds a table, whose first row is the heading.
     pub(crate) fn table<Row: AsRef<[String]>>(&mut self, rows: &[Row]) {
         println!("\n{}\n", table(rows));
         self.body.push('\n');
         push_markdown(&mut self.body, rows);
     }
 
-    /// Says what the run is made on, before it is made; once.
-    pub(crate) fn introduce(&mut self, stack: &Stack) -> anyhow::Result<()> {
+    /// Prints a description of the machine and the servers, on the first call only.
+    pub(crate) fn describe(&mut self, stack: &Stack) -> anyhow::Result<()> {
         if self.machine.get("database").is_some() {
             return Ok(());
         }
@@ -92,16 +92,16 @@ impl Report {
         let facts = facts.map(|(name, value)| [name.clone(), value.to_string().replace('"', "")]);
         println!("{}", table(&facts.collect::<Vec<_>>()));
         if cfg!(debug_assertions) {
-            println!("\nThis is a debug build: its figures say nothing. Run `./dev bench`.");
+            println!("\nThis is a debug build: its results are meaningless. Run `./dev bench`.");
         }
         println!();
         Ok(())
     }
 
-    /// Writes the files that were asked for.
+    /// Writes the requested files.
     pub(crate) fn write(&self, json: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<()> {
         let write = |file: &Path, text: String| {
-            fs::write(file, text).with_context(|| format!("{} cannot be written", file.display()))
+            fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
         };
         if let Some(file) = markdown {
             write(file, self.markdown())?;
@@ -114,15 +114,15 @@ impl Report {
     }
 
     fn markdown(&self) -> String {
-        let mut out = String::from("# What vmwatch costs, measured by `./dev bench`\n\n");
+        let mut out = String::from("# Benchmark results of `./dev bench`\n\n");
         let mut machine = vec![["machine".to_owned(), String::new()]];
         for (name, value) in self.machine.as_object().into_iter().flatten() {
             machine.push([name.replace('_', " "), value.to_string().replace('"', "")]);
         }
         push_markdown(&mut out, &machine);
-        if !self.reached.is_empty() {
-            let mut rows = vec![["figure", "measured", "wanted", "reached"].map(str::to_owned)];
-            rows.extend(self.reached.iter().cloned());
+        if !self.targets.is_empty() {
+            let mut rows = vec![["result", "measured", "target", "met"].map(str::to_owned)];
+            rows.extend(self.targets.iter().cloned());
             out.push('\n');
             push_markdown(&mut out, &rows);
         }
@@ -131,19 +131,19 @@ impl Report {
     }
 }
 
-/// Rows as a table of Markdown.
+/// Appends rows as a Markdown table.
 fn push_markdown<Row: AsRef<[String]>>(out: &mut String, rows: &[Row]) {
-    for (place, row) in rows.iter().enumerate() {
+    for (index, row) in rows.iter().enumerate() {
         let row = row.as_ref();
         let _ = writeln!(out, "| {} |", row.join(" | "));
-        if place == 0 {
+        if index == 0 {
             let rest = "---:|".repeat(row.len().saturating_sub(1));
             let _ = writeln!(out, "|---|{rest}");
         }
     }
 }
 
-/// Rows of cells, aligned: the first column to the left, the others, which are numbers, to the right.
+/// Formats rows as a text table: the first column is left-aligned, the others (numbers) right-aligned.
 pub(crate) fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let mut widths = Vec::new();
     for row in rows {
@@ -166,13 +166,13 @@ pub(crate) fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     rows.iter().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// A number with thousands separated and this many decimals.
+/// Formats a number with thousands separators.
 pub(crate) fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (whole, fraction) = text.split_once('.').unwrap_or((&text, ""));
     let mut grouped = String::new();
-    for (place, digit) in whole.chars().enumerate() {
-        if place > 0 && (whole.len() - place).is_multiple_of(3) && !grouped.ends_with('-') {
+    for (index, digit) in whole.chars().enumerate() {
+        if index > 0 && (whole.len() - index).is_multiple_of(3) && !grouped.ends_with('-') {
             grouped.push(',');
         }
         grouped.push(digit);
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_grouped() {
+    fn groups_thousands() {
         let texts = [
             (0.0, 0),
             (999.0, 0),
@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned() {
+    fn aligns_columns() {
         let cell = |text: &str| text.to_owned();
         let rows = [
             [cell("a"), cell("10"), cell("1")],

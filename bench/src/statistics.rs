@@ -1,37 +1,37 @@
-//! Medians and their spread.
+//! Medians and other quantiles.
 
-/// Measurements of one thing.
+/// Sorted measurements of one quantity.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Series(Vec<f64>);
 
 impl Series {
     pub(crate) fn push(&mut self, value: f64) {
-        let place = self.0.partition_point(|&other| other < value);
-        self.0.insert(place, value);
+        let index = self.0.partition_point(|&other| other < value);
+        self.0.insert(index, value);
     }
 
-    /// The value below which this share of the measurements lies; the nearest one, without interpolation.
+    /// The nearest measurement to this quantile, without interpolation.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a share of a few thousand measurements"
+            reason = "an index into a few thousand measurements"
         )]
-        let place = (share * last as f64).round() as usize;
-        self.0.get(place).copied().unwrap_or(f64::NAN)
+        let index = (share * last as f64).round() as usize;
+        self.0.get(index).copied().unwrap_or(f64::NAN)
     }
 
     pub(crate) fn median(&self) -> f64 {
         self.quantile(0.5)
     }
 
-    pub(crate) fn least(&self) -> f64 {
+    pub(crate) fn min(&self) -> f64 {
         self.quantile(0.0)
     }
 
-    pub(crate) fn most(&self) -> f64 {
+    pub(crate) fn max(&self) -> f64 {
         self.quantile(1.0)
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_measurements() {
+    fn quantile_is_the_nearest_measurement() {
         let series: Series = [5.0, 1.0, 4.0, 2.0, 3.0].into_iter().collect();
         let at = [0.0, 0.25, 0.5, 0.95, 1.0].map(|share| series.quantile(share).to_string());
         assert_eq!(at, ["1", "2", "3", "5", "5"]);

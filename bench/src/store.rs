@@ -1,4 +1,4 @@
-//! The stack that is measured: the way into it, and the store under it.
+//! The stack for storage benchmarks: publishing samples to it, and direct access to its store.
 
 use std::time::{Duration, Instant};
 
@@ -17,13 +17,13 @@ use shared::{
     store::StoreSettings,
 };
 
-/// Messages published and not yet acknowledged.
+/// Limit of published messages that are not yet acknowledged.
 const UNACKNOWLEDGED: usize = 256;
-/// How often the stream is asked whether it is empty: each costs the server some 20 µs.
+/// How often to check whether the stream is empty. A check costs the server about 20 µs.
 const POLL: Duration = Duration::from_millis(5);
-/// A round that takes longer has stopped: the longest one known, a million rows, takes minutes.
+/// Time limit of a round. The longest one, a million rows, takes minutes.
 const LONGEST_ROUND: Duration = Duration::from_mins(15);
-/// Rows of any age stay: 50 years, the most that the setting takes.
+/// Retention that deletes no rows: 50 years, the maximum of the setting.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 
 /// NATS, the database and one metrics-svc.
@@ -35,7 +35,7 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_PROCESS_RETENTION", "18250d")
 }
 
-/// A store of our own in the same database, with the same indexes; the names of its collections start with `prefix`.
+/// Opens a store in the stack's database, with the same indexes. Its collection names start with `prefix`.
 pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore> {
     let env = Environment::of([(MONGODB_URI.name, stack.database.uri())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
@@ -53,14 +53,14 @@ pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore
     Ok(store)
 }
 
-/// The messages of a sample, as its agent encodes them, with their subject.
+/// Encodes a sample as an agent does: its messages, each with its subject.
 pub(crate) fn parts(sample: Sample) -> anyhow::Result<Vec<(String, Part)>> {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     let parts = agent::split(sample, 0)?.into_iter();
     Ok(parts.map(|part| (subject.clone(), part)).collect())
 }
 
-/// Publishes messages as agents do, and waits until the stream has acknowledged all of them.
+/// Publishes messages as agents do and waits for all acknowledgements.
 pub(crate) async fn publish(jetstream: &Context, parts: &[(String, Part)]) -> anyhow::Result<()> {
     let publish = |(subject, part): &(String, Part)| {
         let message = PublishMessage::build()
