@@ -41,7 +41,7 @@ fn main() -> anyhow::Result<()> {
     })?;
     let rows = f64::from(u32::try_from(rows)?) / f64::from(ROUNDS);
     let encoded = cpu_time_of(|| {
-        split(sampler.sample()?, 0)?;
+        split(sampler.sample()?)?;
         Ok(())
     })?;
     let vm_alone = cpu_time_of(|| {

@@ -98,10 +98,9 @@ mod tests {
     use crate::{config::SpoolSettings, parts::Part};
 
     fn queued(sequence: u64) -> Queued {
-        let body = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065"}"#;
+        let body = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":0}"#;
         let part = Part {
-            index: 0,
-            message_id: "vm-1:2017-01-01T21:37:59.001065:0".into(),
+            id: "vm-1:2017-01-01T21:37:59.001065:0".into(),
             body: body.into(),
         };
         Queued { sequence, part }

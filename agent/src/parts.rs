@@ -1,18 +1,22 @@
-//! A sample as messages: parts of bounded size, each with an id by which the stream knows a repetition.
+//! A sample as messages: parts of bounded size.
 
 use std::io::Write;
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::api::metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, Sample};
+use shared::{
+    api::{
+        InstanceId,
+        metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, Sample},
+    },
+    time::CreateDate,
+};
 
 /// One message of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Which part of its sample, from 0.
-    pub index: u32,
-    /// `<instance_id>:<create_date>:<index>`, for `Nats-Msg-Id`.
-    pub message_id: String,
+    /// `<instance_id>:<create_date>:<part>`, for logs and traces.
+    pub id: String,
     /// The JSON of a [`Sample`].
     pub body: Bytes,
 }
@@ -24,30 +28,28 @@ struct Limits {
     rows: usize,
 }
 
-/// Splits a sample into parts within the contract's bounds; the first carries the VM's own row. `first_index` is 0,
-/// or what follows the parts of the same sample that were sent before.
-pub fn split(sample: Sample, first_index: u32) -> serde_json::Result<Vec<Part>> {
+/// Splits a sample into parts within the contract's bounds; the first carries the VM's own row. They are numbered from the
+/// sample's own `part`: 0, or what follows the parts of the same sample that were sent before.
+pub fn split(sample: Sample) -> serde_json::Result<Vec<Part>> {
     let limits = Limits {
         bytes: SAMPLE_PART_BYTES,
         rows: SAMPLE_PART_ROWS,
     };
-    split_within(sample, first_index, limits)
+    split_within(sample, limits)
 }
 
-fn split_within(mut sample: Sample, first_index: u32, limits: Limits) -> serde_json::Result<Vec<Part>> {
+fn split_within(mut sample: Sample, limits: Limits) -> serde_json::Result<Vec<Part>> {
     let whole = Bytes::from(serde_json::to_vec(&sample)?);
     if whole.len() <= limits.bytes && sample.processes.len() <= limits.rows {
-        let message_id = message_id(&sample, first_index);
         return Ok(vec![Part {
-            index: first_index,
-            message_id,
+            id: id_of(&sample),
             body: whole,
         }]);
     }
     drop(whole);
     let mut parts = Vec::new();
     let mut rows = std::mem::take(&mut sample.processes).into_iter().peekable();
-    for index in first_index.. {
+    loop {
         let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
         while let Some(row) = rows.peek() {
             // A row is below 2 KiB (its name has at most 64 bytes): the first of a part always fits.
@@ -59,8 +61,7 @@ fn split_within(mut sample: Sample, first_index: u32, limits: Limits) -> serde_j
             sample.processes.extend(rows.next());
         }
         parts.push(Part {
-            index,
-            message_id: message_id(&sample, index),
+            id: id_of(&sample),
             body: serde_json::to_vec(&sample)?.into(),
         });
         if rows.peek().is_none() {
@@ -68,17 +69,18 @@ fn split_within(mut sample: Sample, first_index: u32, limits: Limits) -> serde_j
         }
         sample.vm = None;
         sample.processes.clear();
+        sample.part += 1;
     }
     Ok(parts)
 }
 
-fn message_id(sample: &Sample, index: u32) -> String {
-    message_id_of(sample.instance_id.as_str(), sample.create_date.as_str(), index)
+fn id_of(sample: &Sample) -> String {
+    part_id(&sample.instance_id, &sample.create_date, sample.part)
 }
 
-/// The id of a part, from what its body and its file name tell.
-pub(crate) fn message_id_of(instance_id: &str, create_date: &str, index: u32) -> String {
-    format!("{instance_id}:{create_date}:{index}")
+/// The id of a part.
+pub(crate) fn part_id(instance_id: &InstanceId, create_date: &CreateDate, part: u32) -> String {
+    format!("{instance_id}:{create_date}:{part}")
 }
 
 fn json_length(value: &impl Serialize) -> serde_json::Result<usize> {
@@ -128,6 +130,7 @@ mod tests {
         Sample {
             instance_id: "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e".parse().unwrap(),
             create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
+            part: 0,
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm: Some(VmSample {
@@ -146,16 +149,16 @@ mod tests {
         fn parts_keep_the_bounds_and_make_up_the_whole(
             rows in vec(row(), 0..60), bytes in 2048_usize..16_384, most_rows in 1_usize..40, first in 0_u32..9,
         ) {
-            let whole = sample(rows);
-            let parts = split_within(whole.clone(), first, Limits { bytes, rows: most_rows }).unwrap();
+            let whole = Sample { part: first, ..sample(rows) };
+            let parts = split_within(whole.clone(), Limits { bytes, rows: most_rows }).unwrap();
             let mut rows = Vec::new();
             for (place, part) in parts.iter().enumerate() {
                 prop_assert!(part.body.len() <= bytes, "{} bytes", part.body.len());
                 let index = first + u32::try_from(place).unwrap();
-                prop_assert_eq!(part.index, index);
                 let id = format!("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e:2017-01-01T21:37:59.001065:{index}");
-                prop_assert_eq!(&part.message_id, &id);
+                prop_assert_eq!(&part.id, &id);
                 let read: Sample = serde_json::from_slice(&part.body).unwrap();
+                prop_assert_eq!(read.part, index);
                 prop_assert_eq!(&read.vm, if place == 0 { &whole.vm } else { &None });
                 prop_assert_eq!((&read.create_date, read.net_outgoing), (&whole.create_date, whole.net_outgoing));
                 prop_assert!(read.processes.len() <= most_rows);
@@ -183,9 +186,9 @@ mod tests {
                 shutdown_time: None,
             });
         }
-        let total = serde_json::to_vec(&rows).unwrap().len();
-        let parts = split(sample(rows), 0).unwrap();
-        assert_eq!(parts.len(), total.div_ceil(SAMPLE_PART_BYTES));
-        assert!(parts[0].body.len() > SAMPLE_PART_BYTES - 512);
+        let parts = split(sample(rows)).unwrap();
+        let (last, full) = parts.split_last().unwrap();
+        assert!(full.iter().all(|part| part.body.len() > SAMPLE_PART_BYTES - 512));
+        assert!(last.body.len() <= SAMPLE_PART_BYTES);
     }
 }

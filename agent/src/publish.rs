@@ -15,11 +15,22 @@ use tracing::{Instrument, field::Empty, info_span};
 
 use crate::parts::Part;
 
-/// How long the stream may take to acknowledge. A server that forbids the subject says nothing at all: then this
-/// passes each time.
+/// How long the stream may take to acknowledge. A server that forbids the subject answers nothing: then this passes each
+/// time.
 const ACK_DEADLINE: Duration = Duration::from_secs(5);
-/// The stream is at a limit: "maximum messages exceeded", "maximum bytes exceeded" and the like.
+/// The stream is at a limit: "maximum bytes exceeded", "maximum messages per subject exceeded" and the like.
 const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
+/// Too many messages wait for the stream in the server's memory.
+const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
+
+/// Whether a part was sent before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// Not since this agent started.
+    First,
+    /// Yes, and it may have been stored although no acknowledgement came.
+    Repeated,
+}
 
 /// Why a part was not acknowledged. Each may pass, and the part is kept.
 #[derive(Debug)]
@@ -30,6 +41,12 @@ pub(crate) enum Trouble {
     NoStream,
     /// The stream is at its limit.
     Full(String),
+    /// This VM has as many messages in the stream as one VM may have.
+    ShareFull,
+    /// The server takes no more messages for the stream at this moment.
+    Busy,
+    /// The stream took it for a repetition of another message and did not store it.
+    Duplicate,
     /// The server or the stream refused it.
     Refused(String),
     /// No answer came.
@@ -45,6 +62,14 @@ impl Trouble {
                 "there is no stream of samples yet (metrics-svc makes it): samples wait in the spool"
             }
             Self::Full(_) => "the stream of samples is full: samples wait in the spool",
+            Self::ShareFull => {
+                "this VM's share of the stream of samples is full: samples wait in the spool until metrics-svc has \
+                 stored some"
+            }
+            Self::Busy => "NATS takes no more samples at this moment: they wait in the spool",
+            Self::Duplicate => {
+                "the stream took a new sample for a repetition and did not store it; sending it again"
+            }
             Self::Refused(_) => "NATS refuses samples (see the log): they wait in the spool",
             Self::Unanswered => {
                 "NATS acknowledges no sample (may this user publish to its subject?): they wait in the spool"
@@ -64,7 +89,10 @@ impl fmt::Display for Trouble {
 }
 
 /// Publishes a part and waits for the stream's acknowledgement.
-pub(crate) async fn publish(bus: Bus, subject: String, part: Part) -> Result<(), Trouble> {
+///
+/// It has no message id: the stream's ids are shared by all VMs, so that one guest could have another's sample dropped as
+/// a repetition. A part that is stored twice is harmless, because its rows have ids of their own.
+pub(crate) async fn publish(bus: Bus, subject: String, part: Part, attempt: Attempt) -> Result<(), Trouble> {
     // What is queued now would be sent after the reconnect, when it has been sent again already.
     if !bus.is_connected() {
         return Err(Trouble::Away);
@@ -79,17 +107,17 @@ pub(crate) async fn publish(bus: Bus, subject: String, part: Part) -> Result<(),
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
         messaging.destination.name = subject,
-        messaging.message.id = part.message_id,
+        messaging.message.id = part.id,
     );
     let message = PublishMessage::build()
         .headers(trace_headers(&span))
         .payload(part.body)
-        .message_id(&part.message_id)
         // An acknowledgement of any other stream that takes the subject as well would mean nothing.
         .expected_stream(SAMPLE_STREAM);
     let acknowledged = async { bus.jetstream().send_publish(subject, message).await?.await };
     let acknowledged = tokio::time::timeout(ACK_DEADLINE, acknowledged).instrument(span.clone());
     let outcome = match acknowledged.await {
+        Ok(Ok(stored)) if stored.duplicate && attempt == Attempt::First => Err(Trouble::Duplicate),
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(trouble(&error)),
         Err(_) => Err(Trouble::Unanswered),
@@ -108,8 +136,18 @@ fn trouble(error: &PublishError) -> Trouble {
         PublishErrorKind::TimedOut => Trouble::Unanswered,
         PublishErrorKind::BrokenPipe => Trouble::Away,
         _ => match refusal {
-            Some(refusal) if refusal.error_code() == STORE_FAILED => Trouble::Full(refusal.to_string()),
-            _ => Trouble::Refused(error.to_string()),
+            Some(refusal) => refused(refusal),
+            None => Trouble::Refused(error.to_string()),
         },
+    }
+}
+
+fn refused(refusal: &jetstream::Error) -> Trouble {
+    match refusal.error_code() {
+        // The code is that of a full stream; only the text tells the two apart.
+        STORE_FAILED if refusal.to_string().contains("per subject") => Trouble::ShareFull,
+        STORE_FAILED => Trouble::Full(refusal.to_string()),
+        TOO_MANY_REQUESTS => Trouble::Busy,
+        _ => Trouble::Refused(refusal.to_string()),
     }
 }

@@ -13,6 +13,9 @@ const AWAY: Duration = Duration::from_secs(2);
 /// Doubled with each failure of the same kind, up to [`MOST`].
 const FIRST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(30);
+/// A server that takes no more at one moment does so again within milliseconds; doubled up to [`BUSY_MOST`].
+const BUSY_FIRST: Duration = Duration::from_millis(20);
+const BUSY_MOST: Duration = Duration::from_secs(5);
 
 /// When to try again, and what the trouble is.
 #[derive(Debug)]
@@ -56,25 +59,39 @@ impl Retry {
             Some(before) if before.kind == kind => before.times.saturating_add(1),
             _ => 1,
         };
+        let is_new = self.failing.is_none_or(|before| before.kind != kind);
         self.failing = Some(Failing { kind, times });
         let wait = match trouble {
             Trouble::Away => AWAY,
-            // The exponent is bounded so that the power is.
-            _ => MOST.min(FIRST * 2_u32.pow((times - 1).min(16))),
+            Trouble::Busy => doubled(BUSY_FIRST, times, BUSY_MOST),
+            _ => doubled(FIRST, times, MOST),
         };
         self.later(jittered(wait, 0.25));
-        times == 1
+        is_new
     }
 
-    /// Notes a success; true where it ended a trouble.
-    pub(crate) const fn succeeded(&mut self) -> bool {
-        self.failing.take().is_some()
+    /// Notes a success; true where it ended a trouble, which lasts until all that waited is sent. While an agent empties a
+    /// long spool, the stream refuses and takes its parts by turns.
+    pub(crate) fn succeeded(&mut self, all_sent: bool) -> bool {
+        if all_sent {
+            return self.failing.take().is_some();
+        }
+        if let Some(failing) = &mut self.failing {
+            failing.times = 0;
+        }
+        false
     }
 
     /// Puts the next attempt off.
     pub(crate) fn later(&mut self, wait: Duration) {
         self.at = Instant::now() + wait;
     }
+}
+
+/// The wait after so many failures in a row.
+fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
+    // The exponent is bounded so that the power is.
+    most.min(first * 2_u32.pow(times.saturating_sub(1).min(16)))
 }
 
 #[cfg(test)]
@@ -101,6 +118,8 @@ mod tests {
             );
         }
         assert!(waits(&Trouble::Away, 100).iter().all(|wait| *wait <= AWAY));
+        let busy = waits(&Trouble::Busy, 100);
+        assert!(busy[0] <= BUSY_FIRST && busy.iter().all(|wait| *wait <= BUSY_MOST));
     }
 
     #[tokio::test(start_paused = true)]
@@ -114,7 +133,19 @@ mod tests {
         assert!(retry.is_failing() && !retry.is_due());
         assert!(retry.failed(&Trouble::Unanswered));
         assert!(retry.at() <= Instant::now() + FIRST);
-        assert!(retry.succeeded());
-        assert!(!retry.succeeded() && !retry.is_failing());
+        assert!(retry.succeeded(true));
+        assert!(!retry.succeeded(true) && !retry.is_failing());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trouble_lasts_until_all_is_sent_and_a_success_shortens_the_wait() {
+        let mut retry = Retry::new();
+        for _ in 0..10 {
+            retry.failed(&Trouble::ShareFull);
+        }
+        assert!(!retry.succeeded(false) && retry.is_failing());
+        assert!(!retry.failed(&Trouble::ShareFull), "it was logged before");
+        assert!(retry.at() <= Instant::now() + FIRST);
+        assert!(retry.succeeded(true));
     }
 }

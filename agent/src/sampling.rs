@@ -20,7 +20,6 @@ use crate::{
     sample::{ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
     schedule::Schedule,
     seat::{Lost, Seat},
-    ship::Taken,
     status::Status,
 };
 
@@ -37,7 +36,7 @@ pub(crate) struct SampleLoop {
     late: Option<Sample>,
     schedule: Schedule,
     patience: Duration,
-    taken: mpsc::Sender<Taken>,
+    taken: mpsc::Sender<Sample>,
     status: Arc<Status>,
 }
 
@@ -46,7 +45,7 @@ impl SampleLoop {
         instance_id: InstanceId,
         sampler: Sampler,
         intervals: Intervals,
-        taken: mpsc::Sender<Taken>,
+        taken: mpsc::Sender<Sample>,
         status: Arc<Status>,
     ) -> Self {
         Self {
@@ -98,7 +97,7 @@ impl SampleLoop {
                 missed("processes_hang", 1);
             }
         }
-        self.send(sample, 0);
+        self.send(sample);
         Ok(())
     }
 
@@ -131,6 +130,7 @@ impl SampleLoop {
         self.status.sampling(Err("the files of some process hang"));
         self.late = Some(Sample {
             vm: None,
+            part: 1,
             ..sample.clone()
         });
     }
@@ -141,7 +141,7 @@ impl SampleLoop {
             && !processes.is_empty()
         {
             warn!(rows = processes.len(), "late process rows have come");
-            self.send(Sample { processes, ..sample }, 1);
+            self.send(Sample { processes, ..sample });
         }
     }
 
@@ -157,11 +157,11 @@ impl SampleLoop {
         missed("unreadable", 1);
     }
 
-    fn send(&self, sample: Sample, first_part: u32) {
+    fn send(&self, sample: Sample) {
         counter!("vmwatch_agent_samples_total").increment(1);
         counter!("vmwatch_agent_process_rows_total").increment(sample.processes.len() as u64);
         // It is closed only while the program ends on a defect, which is told.
-        if let Err(TrySendError::Full(_)) = self.taken.try_send(Taken { sample, first_part }) {
+        if let Err(TrySendError::Full(_)) = self.taken.try_send(sample) {
             error!("samples come faster than they can be spooled: one was dropped");
             counter!("vmwatch_agent_parts_dropped_total", "reason" => "queue_full").increment(1);
         }
@@ -255,19 +255,19 @@ mod tests {
         let shutdown = CancellationToken::new();
         let sampling = SampleLoop::new(id, sampler, intervals, taken, Arc::clone(&status));
         let sampling = tokio::spawn(sampling.run(shutdown.clone()));
-        let mut next_where = async |wanted: fn(&Taken) -> bool| {
+        let mut next_where = async |wanted: fn(&Sample) -> bool| {
             let found = async {
                 loop {
-                    let taken = coming.recv().await.unwrap();
-                    if wanted(&taken) {
-                        return taken;
+                    let sample = coming.recv().await.unwrap();
+                    if wanted(&sample) {
+                        return sample;
                     }
                 }
             };
             timeout(Duration::from_secs(20), found).await.unwrap()
         };
-        let is_whole = |taken: &Taken| taken.sample.vm.is_some() && taken.sample.processes.len() == 1;
-        let is_bare = |taken: &Taken| taken.sample.vm.is_some() && taken.sample.processes.is_empty();
+        let is_whole = |sample: &Sample| sample.vm.is_some() && sample.processes.len() == 1;
+        let is_bare = |sample: &Sample| sample.vm.is_some() && sample.processes.is_empty();
         next_where(is_whole).await;
         assert_eq!(status.ready(), Ok(()));
 
@@ -277,13 +277,10 @@ mod tests {
             next_where(is_bare).await;
         }
         drop(hanging);
-        let late = next_where(|taken| taken.sample.vm.is_none()).await;
-        assert_eq!(late.sample.create_date, first.sample.create_date);
-        assert_eq!((first.first_part, late.first_part), (0, 1));
-        assert_eq!(
-            (late.sample.processes.len(), late.sample.processes[0].pid),
-            (1, 7)
-        );
+        let late = next_where(|sample| sample.vm.is_none()).await;
+        assert_eq!(late.create_date, first.create_date);
+        assert_eq!((first.part, late.part), (0, 1));
+        assert_eq!((late.processes.len(), late.processes[0].pid), (1, 7));
         next_where(is_whole).await;
 
         shutdown.cancel();

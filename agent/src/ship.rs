@@ -20,7 +20,7 @@ use tracing::{error, info, trace, warn};
 use crate::{
     disk::Disk,
     parts::split,
-    publish::{Trouble, publish},
+    publish::{Attempt, Trouble, publish},
     retry::Retry,
     spool::{Queued, Spool},
     status::Status,
@@ -32,13 +32,6 @@ pub(crate) const GRACE: Duration = Duration::from_millis(250);
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
 /// The most bytes that wait in memory, while the disk of the spool hangs or is full: eight parts of the largest size.
 const MOST_IN_MEMORY: usize = 4 << 20;
-
-/// A sample, or the rest of one.
-#[derive(Debug)]
-pub(crate) struct Taken {
-    pub(crate) sample: Sample,
-    pub(crate) first_part: u32,
-}
 
 /// Ships the samples of one VM.
 #[derive(Debug)]
@@ -52,6 +45,8 @@ pub(crate) struct Shipper {
     /// When the fresh parts are to be on disk.
     write_at: Option<Instant>,
     next_sequence: u64,
+    /// The part that was sent last.
+    tried: Option<u64>,
     retry: Retry,
 }
 
@@ -65,13 +60,14 @@ impl Shipper {
             status,
             fresh: VecDeque::new(),
             write_at: None,
+            tried: None,
             retry: Retry::new(),
         }
     }
 
     /// Ships until the sender of samples is gone, then what is left as far as the stream takes it within the
     /// deadline. The rest is on disk at the end.
-    pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Taken>, drain_deadline: Duration) {
+    pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Sample>, drain_deadline: Duration) {
         // At most one: parts are acknowledged in order.
         let mut sending = JoinSet::new();
         let mut drain_until = None;
@@ -79,7 +75,16 @@ impl Shipper {
             if sending.is_empty()
                 && let Some(queued) = self.next().await
             {
-                let published = publish(self.bus.clone(), self.subject.clone(), queued.part.clone());
+                let attempt = match self.tried.replace(queued.sequence) {
+                    Some(before) if before == queued.sequence => Attempt::Repeated,
+                    _ => Attempt::First,
+                };
+                let published = publish(
+                    self.bus.clone(),
+                    self.subject.clone(),
+                    queued.part.clone(),
+                    attempt,
+                );
                 sending.spawn(async move { (queued, published.await) });
             }
             if drain_until.is_some_and(|until| sending.is_empty() || until <= Instant::now()) {
@@ -88,7 +93,7 @@ impl Shipper {
             let wake_at = self.wake_at(sending.is_empty(), drain_until);
             tokio::select! {
                 next = taken.recv(), if drain_until.is_none() => match next {
-                    Some(taken) => self.accept(taken),
+                    Some(sample) => self.accept(sample),
                     None => drain_until = Some(Instant::now() + drain_deadline),
                 },
                 Some(sent) = sending.join_next() => match sent {
@@ -104,8 +109,8 @@ impl Shipper {
         self.finish().await;
     }
 
-    fn accept(&mut self, taken: Taken) {
-        let parts = match split(taken.sample, taken.first_part) {
+    fn accept(&mut self, sample: Sample) {
+        let parts = match split(sample) {
             Ok(parts) => parts,
             Err(error) => {
                 error!(%error, "a sample could not be encoded: this is a defect of the agent");
@@ -117,7 +122,7 @@ impl Shipper {
         for part in parts {
             let sequence = self.next_sequence;
             self.next_sequence += 1;
-            trace!(id = part.message_id, body = %String::from_utf8_lossy(&part.body), "sampled");
+            trace!(id = part.id, body = %String::from_utf8_lossy(&part.body), "sampled");
             self.fresh.push_back(Queued { sequence, part });
         }
         self.keep_memory_bound();
@@ -177,11 +182,7 @@ impl Shipper {
             return;
         }
         counter!("vmwatch_agent_parts_published_total").increment(1);
-        trace!(id = queued.part.message_id, "acknowledged");
-        if self.retry.succeeded() {
-            info!(waiting = self.disk.waiting(), "samples are acknowledged again");
-            self.status.publishing(Ok(()));
-        }
+        trace!(id = queued.part.id, "acknowledged");
         if self
             .fresh
             .front()
@@ -197,6 +198,11 @@ impl Shipper {
         {
             warn!(%error, "an acknowledged part is still in the spool and will be sent again");
             self.retry.later(WRITE_AGAIN);
+        }
+        let all_sent = self.fresh.is_empty() && self.disk.waiting() == 0;
+        if self.retry.succeeded(all_sent) {
+            info!("all samples that waited are acknowledged");
+            self.status.publishing(Ok(()));
         }
     }
 
@@ -214,7 +220,7 @@ impl Shipper {
     async fn write(&mut self) {
         let written = self.disk.write(self.fresh.iter().cloned().collect()).await;
         for queued in self.fresh.drain(..written.count) {
-            trace!(id = queued.part.message_id, "spooled");
+            trace!(id = queued.part.id, "spooled");
         }
         self.write_at = written.error.map(|error| {
             warn!(%error, waiting = self.fresh.len(), "the spool cannot be written: parts wait in memory");

@@ -10,10 +10,9 @@
 //! **What is not.** Files are not synced: after a power loss or a crash of the guest's kernel, what was written in
 //! the last half minute or so (the kernel's write-back delay) may be missing or cut off. What is cut off is
 //! recognised, skipped and counted. While the disk hangs or is full, parts wait in memory, bounded and counted alike.
-//! A part may be sent twice (acknowledged, but killed before its file was removed): its message id and, beyond the
-//! stream's window for these, the rows' own ids make that harmless.
+//! A part may be sent twice (acknowledged, but killed before its file was removed): the rows' own ids make that harmless.
 //!
-//! **How.** One file a part, `<sequence>-<index>.json`, its content the message's body: written under another name
+//! **How.** One file a part, `<sequence>.json`, its content the message's body: written under another name
 //! and renamed, so that a file of that name is whole. A locked file keeps a second agent out.
 
 use std::{
@@ -35,7 +34,7 @@ use tracing::{info, warn};
 
 use crate::{
     config::{SPOOL_DIR, SpoolSettings},
-    parts::{Part, message_id_of},
+    parts::{Part, part_id},
     sample::float,
 };
 
@@ -77,7 +76,8 @@ pub(crate) struct Spool {
     dir: PathBuf,
     limit: u64,
     instance_id: InstanceId,
-    files: BTreeMap<u64, Entry>,
+    /// The parts, and what each takes on disk.
+    files: BTreeMap<u64, u64>,
     bytes: u64,
     /// How many files there are; readable while the disk hangs.
     waiting: Arc<AtomicU64>,
@@ -85,18 +85,12 @@ pub(crate) struct Spool {
     _lock: File,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    index: u32,
-    /// What it takes on disk.
-    bytes: u64,
-}
-
-/// What the name of a part's file does not tell. Reading it checks the whole of the JSON.
+/// What identifies a part. Reading it checks the whole of the JSON.
 #[derive(Deserialize)]
 struct Head {
     instance_id: InstanceId,
     create_date: CreateDate,
+    part: u32,
 }
 
 impl Spool {
@@ -126,13 +120,12 @@ impl Spool {
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(unusable)? {
             let entry = entry.map_err(unusable)?;
-            if let Some((sequence, index)) = entry.file_name().to_str().and_then(parse_name) {
-                let bytes = on_disk(entry.metadata().map_err(unusable)?.len());
-                files.insert(sequence, Entry { index, bytes });
+            if let Some(sequence) = entry.file_name().to_str().and_then(parse_name) {
+                files.insert(sequence, on_disk(entry.metadata().map_err(unusable)?.len()));
             }
         }
         let mut spool = Self {
-            bytes: files.values().map(|entry| entry.bytes).sum(),
+            bytes: files.values().sum(),
             dir,
             limit: settings.limit.0,
             instance_id,
@@ -163,17 +156,16 @@ impl Spool {
         let bytes = on_disk(queued.part.body.len() as u64);
         self.make_room(bytes);
         let unfinished = self.dir.join(UNFINISHED);
-        let index = queued.part.index;
         fs::write(&unfinished, &queued.part.body)
-            .and_then(|()| fs::rename(&unfinished, self.path(queued.sequence, index)))
+            .and_then(|()| fs::rename(&unfinished, self.path(queued.sequence)))
             .inspect_err(|_| {
                 // Where the disk is full this frees what was written; where it is broken nothing helps.
                 let _ = fs::remove_file(&unfinished);
             })?;
         self.bytes += bytes;
         // It may be there already: written by a call that was given up on.
-        if let Some(before) = self.files.insert(queued.sequence, Entry { index, bytes }) {
-            self.bytes -= before.bytes;
+        if let Some(before) = self.files.insert(queued.sequence, bytes) {
+            self.bytes -= before;
         }
         self.tell_depth();
         Ok(())
@@ -182,17 +174,13 @@ impl Spool {
     /// The oldest part. What is unreadable or of another VM (this one was cloned) is dropped on the way; an error is
     /// one that may pass.
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
-        while let Some((&sequence, &entry)) = self.files.first_key_value() {
-            let lost = match fs::read(self.path(sequence, entry.index)) {
+        while let Some((&sequence, _)) = self.files.first_key_value() {
+            let lost = match fs::read(self.path(sequence)) {
                 Ok(body) => match serde_json::from_slice::<Head>(&body) {
                     Ok(head) if head.instance_id == self.instance_id => {
-                        let message_id =
-                            message_id_of(head.instance_id.as_str(), head.create_date.as_str(), entry.index);
-                        let (index, body) = (entry.index, body.into());
                         let part = Part {
-                            index,
-                            message_id,
-                            body,
+                            id: part_id(&head.instance_id, &head.create_date, head.part),
+                            body: body.into(),
                         };
                         return Ok(Some(Queued { sequence, part }));
                     }
@@ -203,7 +191,7 @@ impl Spool {
                 Err(error) => return Err(error),
             };
             warn!(
-                file = file_name(sequence, entry.index),
+                file = file_name(sequence),
                 reason = lost,
                 "a spooled part was dropped"
             );
@@ -215,11 +203,11 @@ impl Spool {
 
     /// Removes a part, if it is there.
     pub(crate) fn remove(&mut self, sequence: u64) {
-        let Some(entry) = self.files.remove(&sequence) else {
+        let Some(bytes) = self.files.remove(&sequence) else {
             return;
         };
-        self.bytes -= entry.bytes;
-        if let Err(error) = fs::remove_file(self.path(sequence, entry.index))
+        self.bytes -= bytes;
+        if let Err(error) = fs::remove_file(self.path(sequence))
             && error.kind() != ErrorKind::NotFound
         {
             // It is sent again after a restart, which is harmless.
@@ -246,8 +234,8 @@ impl Spool {
         }
     }
 
-    fn path(&self, sequence: u64, index: u32) -> PathBuf {
-        self.dir.join(file_name(sequence, index))
+    fn path(&self, sequence: u64) -> PathBuf {
+        self.dir.join(file_name(sequence))
     }
 
     fn tell_depth(&self) {
@@ -263,13 +251,12 @@ fn on_disk(bytes: u64) -> u64 {
 }
 
 /// Twenty digits hold every sequence number, so that the names sort as the numbers do.
-fn file_name(sequence: u64, index: u32) -> String {
-    format!("{sequence:020}-{index:05}.json")
+fn file_name(sequence: u64) -> String {
+    format!("{sequence:020}.json")
 }
 
-fn parse_name(name: &str) -> Option<(u64, u32)> {
-    let (sequence, index) = name.strip_suffix(".json")?.split_once('-')?;
-    Some((sequence.parse().ok()?, index.parse().ok()?))
+fn parse_name(name: &str) -> Option<u64> {
+    name.strip_suffix(".json")?.parse().ok()
 }
 
 /// Whether the file is lost for good: gone, or on a bad sector. Anything else (no file descriptor free) may pass.

@@ -101,6 +101,7 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
     Sample {
         instance_id,
         create_date,
+        part: 0,
         net_incoming: random.tenths(20_000),
         net_outgoing: random.tenths(20_000),
         vm: Some(VmSample {

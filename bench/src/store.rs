@@ -56,7 +56,7 @@ pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore
 /// Encodes a sample as an agent does: its messages, each with its subject.
 pub(crate) fn parts(sample: Sample) -> anyhow::Result<Vec<(String, Part)>> {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
-    let parts = agent::split(sample, 0)?.into_iter();
+    let parts = agent::split(sample)?.into_iter();
     Ok(parts.map(|part| (subject.clone(), part)).collect())
 }
 
@@ -65,7 +65,6 @@ pub(crate) async fn publish(jetstream: &Context, parts: &[(String, Part)]) -> an
     let publish = |(subject, part): &(String, Part)| {
         let message = PublishMessage::build()
             .payload(part.body.clone())
-            .message_id(&part.message_id)
             .expected_stream(SAMPLE_STREAM);
         jetstream.send_publish(subject.clone(), message)
     };

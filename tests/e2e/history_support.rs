@@ -37,6 +37,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
     Sample {
         instance_id: instance.parse().unwrap(),
         create_date: CreateDate::at_millis(at_ms, offset),
+        part: 0,
         net_incoming: cpu_util * 3.0,
         net_outgoing: cpu_util * 5.0,
         vm: Some(VmSample {

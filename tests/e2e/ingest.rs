@@ -274,8 +274,8 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
         .start()
         .await;
     let metrics = &stack.replica(Program::Metrics, 0).process;
-    let mut publisher = Publisher::new(&stack, "vm-1", 3000);
-    publisher.publish_many(5).await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 500);
+    publisher.publish_many(30).await;
     drained(&stack.bus).await;
     let before = resident(metrics);
 
@@ -300,5 +300,5 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
 
     // The rest of the backlog would only take time.
     stack.database.server.resume();
-    stores(&stack, 10 * 3001).await;
+    stores(&stack, 60 * 501).await;
 }

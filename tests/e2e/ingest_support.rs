@@ -232,6 +232,7 @@ impl Publisher {
         Sample {
             instance_id: self.instance.clone(),
             create_date: CreateDate::at(moment, UTC_OFFSET.default.parse().unwrap()),
+            part: 0,
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm: Some(VmSample {
@@ -275,20 +276,18 @@ impl Publisher {
         unreachable!("the stream has a limit")
     }
 
-    /// Publishes a sample once, with an agent's message id.
+    /// Publishes a sample once, as an agent does; it must fit one part.
     pub(crate) async fn send(&self, sample: &Sample) -> Result<(), String> {
-        let part = agent::split(sample.clone(), 0).unwrap().remove(0);
-        let message = PublishMessage::build().message_id(&part.message_id);
-        self.send_message(message.payload(part.body)).await
+        let parts = agent::split(sample.clone()).unwrap();
+        let [part] = parts.as_slice() else {
+            panic!("{} parts", parts.len());
+        };
+        self.send_raw(part.body.to_vec()).await
     }
 
-    /// Publishes a body once, without a message id.
+    /// Publishes a body once.
     pub(crate) async fn send_raw(&self, body: Vec<u8>) -> Result<(), String> {
-        self.send_message(PublishMessage::build().payload(body.into()))
-            .await
-    }
-
-    async fn send_message(&self, message: PublishMessage) -> Result<(), String> {
+        let message = PublishMessage::build().payload(body.into());
         let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", self.instance);
         let published = async { self.bus.jetstream().send_publish(subject, message).await?.await };
         match tokio::time::timeout(Duration::from_secs(1), published).await {

@@ -94,6 +94,7 @@ impl VmReading {
         Sample {
             instance_id: instance_id.clone(),
             create_date: self.create_date,
+            part: 0,
             net_incoming: self.net_incoming,
             net_outgoing: self.net_outgoing,
             vm: Some(self.vm),

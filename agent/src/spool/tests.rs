@@ -22,13 +22,12 @@ fn open(dir: &TempDir) -> Spool {
 
 fn part(sequence: u64, bytes: usize) -> Queued {
     let date = format!("2017-01-01T21:37:59.{sequence:06}");
-    let head = format!(r#"{{"instance_id":"vm-1","create_date":"{date}","pad":""#);
+    let head = format!(r#"{{"instance_id":"vm-1","create_date":"{date}","part":3,"pad":""#);
     let pad = "x".repeat(bytes.saturating_sub(head.len() + 2));
     Queued {
         sequence,
         part: Part {
-            index: 3,
-            message_id: format!("vm-1:{date}:3"),
+            id: format!("vm-1:{date}:3"),
             body: format!("{head}{pad}\"}}").into(),
         },
     }
@@ -96,7 +95,7 @@ fn what_a_crash_left_is_skipped() {
     for sequence in 0..5 {
         spool.push(&part(sequence, 200)).unwrap();
     }
-    let path = |sequence| dir.path().join("spool").join(file_name(sequence, 3));
+    let path = |sequence| dir.path().join("spool").join(file_name(sequence));
     drop(spool);
     fs::write(dir.path().join("spool").join(UNFINISHED), "half").unwrap();
     fs::write(path(0), "").unwrap();

@@ -21,10 +21,14 @@ pub const SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.samples.";
 pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 /// `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
-/// The most bytes of one message of a sample (docs/api: parts of at most 512 KiB).
-pub const SAMPLE_PART_BYTES: usize = 512 * 1024;
-/// The most process rows of one message of a sample: more than an agent's rows, of 110 bytes and more, fit the bytes.
-pub const SAMPLE_PART_ROWS: usize = 5_000;
+/// The most bytes of one part of a sample. A VM may have so many parts waiting in the stream that larger ones would let a
+/// few guests fill it (`VMWATCH_STREAM_MESSAGES_PER_VM`).
+pub const SAMPLE_PART_BYTES: usize = 64 * 1024;
+/// The most process rows of one part of a sample: more than an agent's rows, of 110 bytes and more, fit the bytes.
+pub const SAMPLE_PART_ROWS: usize = 600;
+/// The most bytes of a message with one part: the part, and room for headers. The bus closes the connection of an agent
+/// that sends more (deploy/nats/accounts.conf).
+pub const SAMPLE_MESSAGE_BYTES: usize = SAMPLE_PART_BYTES + 4096;
 
 /// The order of a VM row's keys, as the document's sample has it.
 pub const VM_ROW_KEYS: [&str; 10] = [
@@ -322,6 +326,9 @@ pub struct Sample {
     pub instance_id: InstanceId,
     /// The moment, one for all rows and all parts.
     pub create_date: CreateDate,
+    /// Which part of the sample this is, from 0.
+    #[serde(default)]
+    pub part: u32,
     /// The VM's receive rate, KiB/s.
     pub net_incoming: f64,
     /// The VM's transmit rate, KiB/s.
@@ -398,7 +405,7 @@ mod tests {
 
     #[test]
     fn a_sample_of_the_wire_is_what_its_golden_text_says() {
-        let golden = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","net_incoming":0.6,"net_outgoing":5.7,"vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},"processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#;
+        let golden = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":1,"net_incoming":0.6,"net_outgoing":5.7,"vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},"processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#;
         let sample: Sample = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&sample).unwrap(), golden);
     }

@@ -201,6 +201,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
     Sample {
         instance_id: instance.parse().unwrap(),
         create_date: CreateDate::at(moment, "+00:00".parse().unwrap()),
+        part: 0,
         net_incoming: 1.5,
         net_outgoing: 0.5,
         vm: Some(VmSample {
