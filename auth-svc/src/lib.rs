@@ -30,12 +30,13 @@ use shared::{
     api::{
         Service,
         audit::List,
-        auth::Login,
+        auth::{Login, SESSION_BUCKET},
         users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
     },
     bus::{
         Bus, Context,
         audit::Audit,
+        clock,
         provision::{
             ProvisionError, Wanted, ensure_stream,
             setup::{self, SetupArguments},
@@ -73,6 +74,7 @@ pub async fn run(
 ) -> Result<(), AuthError> {
     let name = Service::Auth.name();
     let bus = Bus::connect(name, &settings.bus).await?;
+    clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
     let serving = Arc::new(AtomicBool::new(false));
     let readiness = {
         let (bus, serving) = (bus.clone(), Arc::clone(&serving));

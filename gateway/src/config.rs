@@ -5,7 +5,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use shared::{
     api::Deadlines,
     bus::{self, BusSettings},
-    config::{DRAIN_DEADLINE, Environment, Invalid, Setting},
+    config::{self, DRAIN_DEADLINE, Environment, Invalid, SILENT_AFTER, Setting},
     health,
     http_server::HttpLimits,
     http_tls::TlsFiles,
@@ -74,11 +74,6 @@ const SESSIONS_STALE_AFTER: Setting = Setting {
     help: "requests are refused once the session table could not be checked for so long",
 };
 
-const SILENT_AFTER: Setting = Setting {
-    name: "VMWATCH_SILENT_AFTER",
-    default: "60s",
-    help: "a VM whose agent did not report for so long is shown as silent; above the agents' interval",
-};
 const MAX_EVENT_STREAMS: Setting = Setting {
     name: "VMWATCH_MAX_EVENT_STREAMS",
     default: "1000",
@@ -175,7 +170,7 @@ impl GatewaySettings {
         let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
         let most = env.within(&MAX_SESSIONS, 1, 10_000_000);
         let stale_after = env.duration(&SESSIONS_STALE_AFTER, 3 * second, 600 * second);
-        let silent_after = env.duration(&SILENT_AFTER, second, 86_400 * second);
+        let silent_after = config::silent_after(env);
         let body_timeout = request_timeout?;
         Ok(Self {
             bus: bus?,

@@ -21,10 +21,11 @@ mod sources;
 use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn_with_state, routing::any};
+use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    api::{Deadlines, Method},
-    bus::{Bus, BusError, Context},
+    api::{Deadlines, Method, auth::SESSION_BUCKET},
+    bus::{Bus, BusError, Context, clock},
     health, http_server,
     http_tls::{Tls, TlsError},
     wire::Fault,
@@ -95,13 +96,18 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), GatewayError> {
     let bus = Bus::connect(NAME, &settings.bus).await?;
+    clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
     let sessions = Sessions::follow(&bus, settings.sessions, shutdown.clone());
     let readiness = {
         let (bus, sessions) = (bus.clone(), sessions.clone());
-        Arc::new(move || match (bus.is_connected(), sessions.is_current()) {
-            (false, _) => Err("the bus is away"),
-            (true, false) => Err("waiting for the session bucket"),
-            (true, true) => Ok(()),
+        Arc::new(move || {
+            let current = sessions.is_current();
+            gauge!("vmwatch_session_table_current").set(if current { 1.0 } else { 0.0 });
+            match (bus.is_connected(), current) {
+                (false, _) => Err("the bus is away"),
+                (true, false) => Err("waiting for the session bucket"),
+                (true, true) => Ok(()),
+            }
         })
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;

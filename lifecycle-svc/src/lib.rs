@@ -27,7 +27,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     api::Service,
     bus::{
-        Bus,
+        Bus, clock,
         provision::setup::{self, SetupArguments},
     },
     health,
@@ -41,7 +41,7 @@ use crate::{
     events::{Events, Machines},
     fleet::Fleet,
     handlers::Lifecycle,
-    operations::Operations,
+    operations::{OPERATION_BUCKET, Operations},
 };
 
 /// Makes or changes what this service owns on the bus, as the settings have it.
@@ -57,6 +57,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), LifecycleError> {
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
+    clock::watch(&bus, &format!("KV_{OPERATION_BUCKET}"), shutdown.clone());
     let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls)?);
     fleet.watch(&shutdown);
     let serving = Arc::new(AtomicBool::new(false));

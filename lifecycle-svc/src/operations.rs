@@ -44,7 +44,10 @@ use self::{
     trail::Trail,
     view::View,
 };
-pub(crate) use self::{record::Command, store::bucket};
+pub(crate) use self::{
+    record::Command,
+    store::{OPERATION_BUCKET, bucket},
+};
 use crate::{config::OperationSettings, events::Events, fleet::Fleet};
 
 /// The longest idempotency key.

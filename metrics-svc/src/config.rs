@@ -122,6 +122,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         BATCH_ROWS,
         BATCH_WAIT,
         NEWEST_ROWS_KEPT,
+        config::SILENT_AFTER,
         config::UTC_OFFSET,
         health::setting(HEALTH),
     ],
@@ -157,6 +158,8 @@ pub struct MetricsSettings {
     pub batch: BatchSettings,
     /// How long an answer with newest rows may be given again.
     pub(crate) newest_kept: Duration,
+    /// When a VM that does not report counts as silent.
+    pub(crate) silent_after: Duration,
 }
 
 /// Of the collections.
@@ -259,6 +262,7 @@ impl MetricsSettings {
         let rows = env.within(&BATCH_ROWS, 1, 20_000);
         let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
         let newest_kept = env.duration(&NEWEST_ROWS_KEPT, Duration::ZERO, Duration::from_secs(1));
+        let silent_after = config::silent_after(env);
         let replicas = replicas?;
         Ok(Self {
             bus: bus?,
@@ -297,6 +301,7 @@ impl MetricsSettings {
                 wait: wait?,
             },
             newest_kept: newest_kept?,
+            silent_after: silent_after?,
         })
     }
 }

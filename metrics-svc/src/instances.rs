@@ -11,6 +11,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     time::{Duration, SystemTime},
 };
 
@@ -120,6 +121,8 @@ impl Report {
     }
 }
 
+/// A count goes by the index of the last report.
+const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// What the name of the collection ends with.
 const SUFFIX: &str = "instances";
 
@@ -172,6 +175,17 @@ impl Instances {
         let dated = vec![doc! { "$set": { SAMPLED_AT: "$newest.at" } }];
         self.instances.update_many(undated, dated).await?;
         Ok(())
+    }
+
+    /// How many VMs reported last within this time.
+    pub(crate) async fn last_reported_within(&self, time: Range<SystemTime>) -> Result<u64, MetricsError> {
+        let (from, until) = (
+            DateTime::from_system_time(time.start),
+            DateTime::from_system_time(time.end),
+        );
+        let within = doc! { SAMPLED_AT: { "$gte": from, "$lt": until } };
+        let query = self.instances.count_documents(within).max_time(COUNT_LIMIT);
+        find(&self.instances, query).await
     }
 
     /// A page of the VMs that are in scope.

@@ -10,6 +10,7 @@ mod database;
 pub mod documents;
 mod error;
 mod events;
+mod gauges;
 mod handlers;
 mod history;
 pub mod ingest;
@@ -28,8 +29,8 @@ use std::sync::{
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    api::Service,
-    bus::{Bus, serve::Server},
+    api::{Service, metrics::SAMPLE_STREAM},
+    bus::{Bus, clock, serve::Server},
     health,
     lifetime::until_done,
 };
@@ -50,6 +51,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), MetricsError> {
     let bus = Bus::connect(Service::Metrics.name(), &settings.bus).await?;
+    clock::watch(&bus, SAMPLE_STREAM, shutdown.clone());
     let serving = Arc::new(AtomicBool::new(false));
     let readiness = {
         let (bus, serving) = (bus.clone(), Arc::clone(&serving));
@@ -105,6 +107,11 @@ async fn serve(
         tokio::spawn(ingest.run(shutdown.clone())),
         tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
         tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
+        tokio::spawn(gauges::follow(
+            Arc::clone(store),
+            settings.silent_after,
+            shutdown.clone(),
+        )),
         telling,
     ];
 

@@ -139,6 +139,13 @@ pub const DATABASE_POOL: Setting = Setting {
     help: "the most connections to each server of the database",
 };
 
+/// See [`Setting::help`].
+pub const SILENT_AFTER: Setting = Setting {
+    name: "VMWATCH_SILENT_AFTER",
+    default: "60s",
+    help: "a VM whose agent did not report for so long counts as silent; above the agents' interval",
+};
+
 /// Proof that a setting was wrong and the problem is on record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Invalid;
@@ -321,6 +328,11 @@ impl fmt::Display for ByteSize {
         }
         write!(f, "{}B", self.0)
     }
+}
+
+/// When a VM that does not report counts as silent.
+pub fn silent_after(env: &Environment) -> Result<Duration, Invalid> {
+    env.duration(&SILENT_AFTER, Duration::from_secs(1), Duration::from_hours(24))
 }
 
 /// The offset of `create_date`.

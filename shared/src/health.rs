@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum::{Router, http::StatusCode, routing::get};
+use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -52,23 +53,30 @@ pub async fn start(
     })?;
     info!(address = %listener.local_addr()?, "health listener");
     let stopping = shutdown.clone();
-    let readiness = move || {
-        let state = if stopping.is_cancelled() {
+    let state = Arc::new(move || {
+        if stopping.is_cancelled() {
             Err("stopping")
         } else {
             ready()
-        };
-        async move {
-            match state {
+        }
+    });
+    let readiness = {
+        let state = Arc::clone(&state);
+        move || async move {
+            match state() {
                 Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
                 Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
             }
         }
     };
+    let shown = move || async move {
+        gauge!("vmwatch_ready").set(if state().is_ok() { 1.0 } else { 0.0 });
+        metrics.render()
+    };
     let router = Router::new()
         .route("/healthz", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
-        .route("/metrics", get(move || async move { metrics.render() }));
+        .route("/metrics", get(shown));
     let limits = HttpLimits {
         connections: 64,
         header_timeout: Duration::from_secs(5),

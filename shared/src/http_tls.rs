@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
-use metrics::counter;
+use metrics::{counter, gauge};
 use rustls::{
     ServerConfig,
     crypto::ring,
@@ -102,14 +102,26 @@ impl Pem {
         let chain = CertificateDer::pem_slice_iter(&self.certificate)
             .collect::<Result<Vec<_>, _>>()
             .map_err(pem(&files.certificate))?;
+        let expires = chain.first().and_then(|own| expires(own));
         let key = PrivateKeyDer::from_pem_slice(&self.key).map_err(pem(&files.key))?;
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        if let Some(expires) = expires {
+            gauge!("vmwatch_tls_certificate_expiry_timestamp_seconds").set(expires);
+        }
         Ok(config)
     }
+}
+
+/// The end of a certificate's validity, in seconds since 1970.
+fn expires(certificate: &CertificateDer<'_>) -> Option<f64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    u32::try_from(parsed.validity().not_after.timestamp())
+        .ok()
+        .map(f64::from)
 }
 
 async fn renew(files: TlsFiles, mut served: Pem, sender: watch::Sender<Arc<ServerConfig>>) {

@@ -17,7 +17,7 @@ use super::record::Record;
 use crate::{config::OperationSettings, events::Events};
 
 /// The bucket; the key is the command's id.
-pub(super) const OPERATION_BUCKET: &str = "vmwatch_operations";
+pub(crate) const OPERATION_BUCKET: &str = "vmwatch_operations";
 /// JetStream answers in milliseconds or not at all.
 const DEADLINE: Duration = Duration::from_secs(3);
 

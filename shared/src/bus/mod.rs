@@ -6,6 +6,7 @@
 
 pub mod audit;
 mod call;
+pub mod clock;
 mod codec;
 mod context;
 mod discovery;
