@@ -17,8 +17,13 @@ def main() -> int:
     ready = "--ready" in sys.argv
     overlays = {name: Overlay(name) for name in OVERLAYS}
     checks = [(f"{name}: {rule.__name__}", rule, [overlay]) for name, overlay in overlays.items() for rule in RULES]
-    checks += [("compose.yaml", composition.compose, []), ("NATS", servers.bus, [])]
-    checks += [("dashboards and alerts", observability.observability, [])]
+    checks += [
+        ("compose.yaml", composition.compose, []),
+        ("NATS", servers.bus, []),
+        ("dashboards", observability.dashboards, []),
+        ("alerts", observability.alerts, []),
+        ("tests of the alerts", observability.firing, []),
+    ]
     if ready:
         checks.append(("production: what is yours to say", servers.decided, [overlays["production"]]))
     passed, failed = 0, 0

@@ -1,15 +1,116 @@
-"""The rules of dashboards and alerts."""
+"""The rules of dashboards and alerts: they ask for metrics that somebody exports, and each alert is tested and told."""
 
+import json
+import os
 import re
+import subprocess
+from pathlib import Path
+from typing import Iterator, Set
+
+import yaml
 
 from . import sources
 
+FOLDER = sources.ROOT / "deploy" / "observability"
+# Of what is not ours: the exporters of compose.yaml, and the kubelet in Kubernetes. Names by their own sources.
+FOREIGN = {
+    "prometheus": {"up"},
+    "prometheus-nats-exporter": {
+        "gnatsd_varz_connections", "gnatsd_varz_in_msgs", "gnatsd_varz_out_msgs", "gnatsd_varz_slow_consumers",
+        "jetstream_consumer_num_ack_pending", "jetstream_consumer_num_pending", "jetstream_server_jetstream_disabled",
+        "jetstream_server_max_storage", "jetstream_server_total_message_bytes", "jetstream_server_total_streams",
+        "jetstream_stream_total_bytes", "jetstream_stream_total_messages",
+    },
+    "blackbox-exporter": {"probe_ssl_earliest_cert_expiry", "probe_success"},
+    "node-exporter": {"node_filesystem_avail_bytes", "node_filesystem_size_bytes"},
+    "kubelet": {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"},
+}
+# Labels that Prometheus itself adds, or that every histogram has.
+ALWAYS_LABELS = {"job", "instance", "le"}
+WORDS = {"and", "or", "unless", "offset", "bool", "inf", "nan", "by", "without", "on", "ignoring", "group_left", "group_right"}
 
-def observability():
-    """Panels and alerts ask for metrics that the programs have."""
-    folder = sources.ROOT / "deploy" / "observability"
-    known = sources.metrics()
-    for path in [*sorted((folder / "grafana" / "dashboards").glob("*.json")), folder / "alerts.yaml"]:
-        for name in set(re.findall(r"\bvmwatch_[a-z0-9_]+", path.read_text())):
-            if name not in known and re.sub(r"_(bucket|sum|count)$", "", name) not in known:
-                yield f"{path.name}: no program has the metric {name}"
+
+def dashboards():
+    """Panels ask for metrics that are exported."""
+    for path in sorted((FOLDER / "grafana" / "dashboards").glob("*.json")):
+        for query in queries(json.loads(path.read_text())):
+            yield from (f"{path.name}: {text}" for text in unknown(query))
+
+
+def queries(part) -> Iterator[str]:
+    """Every `expr` within."""
+    if isinstance(part, dict):
+        if isinstance(part.get("expr"), str):
+            yield part["expr"]
+        part = list(part.values())
+    if isinstance(part, list):
+        for item in part:
+            yield from queries(item)
+
+
+def alerts():
+    """Each alert asks for what is exported, has a severity and a test, and stands in docs/operations.md."""
+    document = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
+    rules = [rule for group in document["groups"] for rule in group["rules"]]
+    tested = cases()
+    told = set(re.findall(r"^\| `(Vmwatch\w+)`", (sources.ROOT / "docs" / "operations.md").read_text(), re.M))
+    jobs = {job["job_name"] for job in yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]}
+    for rule in rules:
+        name = rule["alert"]
+        yield from (f"{name}: {text}" for text in unknown(rule["expr"]))
+        for matched in re.findall(r'job=~?"([^"]+)"', rule["expr"]):
+            for job in set(matched.split("|")) - jobs:
+                yield f"{name}: prometheus.yaml has no job {job}"
+        if rule["labels"]["severity"] not in ("page", "ticket"):
+            yield f"{name} is neither a page nor a ticket"
+        if not {True, False} <= tested.get(name, set()):
+            yield f"{name} has no test that it fires, and does not before"
+        if name not in told:
+            yield f"docs/operations.md does not say what to do at {name}"
+    for name in told - {rule["alert"] for rule in rules}:
+        yield f"docs/operations.md has {name}, which is no alert"
+
+
+def cases() -> dict:
+    """For each alert, whether there are tests in which it fires and tests in which it does not."""
+    found = {}
+    for test in yaml.safe_load((FOLDER / "alerts-test.yaml").read_text())["tests"]:
+        for case in test["alert_rule_test"]:
+            found.setdefault(case["alertname"], set()).add(bool(case["exp_alerts"]))
+    return found
+
+
+def firing():
+    """The tests of the alerts, run by promtool."""
+    promtool = Path(os.environ["VMWATCH_PROMTOOL"])
+    for arguments in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts-test.yaml"]):
+        done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True)
+        if done.returncode:
+            yield done.stdout + done.stderr
+
+
+def unknown(query: str) -> Iterator[str]:
+    """Metrics that nobody exports, and labels that ours have not."""
+    own = sources.metrics()
+    foreign = set().union(*FOREIGN.values())
+    for name, matchers in re.findall(r"\b([a-z_]\w*)\s*\{([^}]*)\}", query):
+        for label in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)', matchers):
+            if base(name) in own and label not in own[base(name)] | ALWAYS_LABELS:
+                yield f"{name} has no label {label}"
+    for name in names(query):
+        if base(name) not in own and name not in own and name not in foreign:
+            yield f"nobody exports {name}"
+
+
+def base(name: str) -> str:
+    """A histogram, of one of its three series."""
+    return re.sub(r"_(bucket|sum|count)$", "", name)
+
+
+def names(query: str) -> Set[str]:
+    """The names of metrics in PromQL: what is left without texts, labels, functions and words."""
+    query = re.sub(r'"(\\.|[^"\\])*"|#.*|\$\w+', "", query)
+    query = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", query)
+    query = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)
+    found = re.findall(r"(?<![\w.])([a-zA-Z_:][\w:]*)\b(?!\s*\()", query)
+    return {name for name in found if name.lower() not in WORDS}

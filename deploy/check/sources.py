@@ -1,6 +1,7 @@
 """What the programs themselves say: their settings, ports, metrics and names on the bus. Read from their sources, so
 that nothing here must be kept in step by hand."""
 
+import functools
 import json
 import re
 import subprocess
@@ -27,11 +28,13 @@ def health_port(program: str) -> int:
     return int(re.search(r'const HEALTH: &str = "127\.0\.0\.1:(\d+)"', text_of(CRATES[program]))[1])
 
 
-def metrics() -> Set[str]:
-    """Names of counters, gauges and histograms."""
-    found = set()
+@functools.lru_cache(maxsize=None)
+def metrics() -> Dict[str, Set[str]]:
+    """Names of counters, gauges and histograms, with their labels."""
+    found = {}
     for crate in [*CRATES.values(), "shared"]:
-        found |= set(re.findall(r'(?:counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"', text_of(crate)))
+        for name, rest in re.findall(r'(?:counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"((?:[^;])*?)\)\s*\.', text_of(crate)):
+            found.setdefault(name, set()).update(re.findall(r'"(\w+)"\s*=>', rest))
     return found
 
 

@@ -14,7 +14,7 @@ use tracing::debug;
 use crate::{MetricsError, instances::Instances, store::RowStore};
 
 /// How often they are set.
-const INTERVAL: Duration = Duration::from_secs(15);
+const INTERVAL: Duration = Duration::from_secs(5);
 /// A VM counts as fallen silent for so long; after that it is taken for one that is gone, or stopped on purpose.
 const COUNTED: Duration = Duration::from_mins(15);
 

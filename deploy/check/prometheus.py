@@ -1,0 +1,23 @@
+"""promtool, which checks alert rules and runs their tests."""
+
+import shutil
+from pathlib import Path
+
+from dev import apt, layout, tools
+
+
+def program() -> Path:
+    """From PATH, else that of Debian's prometheus, unpacked into the cache of ./dev: nothing is started."""
+    found = shutil.which("promtool")
+    if found:
+        return Path(found)
+    cached = tools.layout.tools() / "promtool" / "promtool"
+    if not cached.exists():
+        with tools.installing():
+            partial = cached.parent.with_name(".promtool.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            unpacked = apt.fetch("prometheus", apt.codename(), partial, layout.LOGS / "promtool.log")
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            (unpacked / "usr/bin/promtool").rename(cached)
+            shutil.rmtree(partial)
+    return cached
