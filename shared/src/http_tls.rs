@@ -119,9 +119,9 @@ impl Pem {
 /// The end of a certificate's validity, in seconds since 1970.
 fn expires(certificate: &CertificateDer<'_>) -> Option<f64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    u32::try_from(parsed.validity().not_after.timestamp())
-        .ok()
-        .map(f64::from)
+    // Beyond 2106 it reads as 2106: nobody waits for that alert.
+    let seconds = parsed.validity().not_after.timestamp();
+    Some(f64::from(u32::try_from(seconds).unwrap_or(u32::MAX)))
 }
 
 async fn renew(files: TlsFiles, mut served: Pem, sender: watch::Sender<Arc<ServerConfig>>) {

@@ -142,6 +142,17 @@ impl Replica {
             .expect("its metrics are text")
     }
 
+    /// The sum of a metric's series; `None` before there is one.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.metrics().await;
+        let values = metrics.lines().filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            let of = series.split('{').next()?;
+            (of == name).then(|| value.parse::<f64>().ok()).flatten()
+        });
+        values.reduce(|sum, value| sum + value)
+    }
+
     /// Starts it again after it has ended, and waits until it is ready.
     pub async fn restart(&self) {
         self.process.start_again();

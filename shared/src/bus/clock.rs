@@ -7,7 +7,7 @@ use async_nats::jetstream;
 use jiff::Timestamp;
 use metrics::gauge;
 use serde::Deserialize;
-use tokio::time::{Instant, interval, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -15,6 +15,8 @@ use super::Bus;
 
 /// How often it is measured.
 const INTERVAL: Duration = Duration::from_secs(30);
+/// After a failure, such as before the stream is made.
+const RETRY: Duration = Duration::from_secs(1);
 /// An answer that takes longer is no measure.
 const LIMIT: Duration = Duration::from_secs(1);
 /// From here on it is in the log: a tenth of the shortest deadline of a request, five seconds.
@@ -30,18 +32,18 @@ struct Answered {
 pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     let (jetstream, subject) = (bus.jetstream().clone(), format!("STREAM.INFO.{stream}"));
     let measuring = async move {
-        let mut ticks = interval(INTERVAL);
         loop {
-            ticks.tick().await;
-            match skew_seconds(&jetstream, &subject).await {
-                Some(seconds) => {
-                    gauge!("vmwatch_clock_skew_seconds").set(seconds);
-                    if seconds.abs() >= NOTABLE_SECONDS {
-                        warn!(seconds, "this machine's clock differs from that of NATS");
-                    }
+            let pause = if let Some(seconds) = skew_seconds(&jetstream, &subject).await {
+                gauge!("vmwatch_clock_skew_seconds").set(seconds);
+                if seconds.abs() >= NOTABLE_SECONDS {
+                    warn!(seconds, "this machine's clock differs from that of NATS");
                 }
-                None => debug!("the clock of NATS could not be read"),
-            }
+                INTERVAL
+            } else {
+                debug!("the clock of NATS could not be read; retrying");
+                RETRY
+            };
+            sleep(pause).await;
         }
     };
     tokio::spawn(async move { shutdown.run_until_cancelled(measuring).await });

@@ -28,6 +28,7 @@ const FURTHER_NAME: &str = "bus.example.com";
 async fn the_whole_stack_works_over_tls_and_takes_a_renewed_certificate() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
+        .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1s")
         .with_tls()
         .start()
         .await;
@@ -61,6 +62,41 @@ async fn the_whole_stack_works_over_tls_and_takes_a_renewed_certificate() {
     // Connections of before go on, and new ones find what they trust.
     assert_eq!(gateway.start_vm(&session, MACHINES[1].0).await.status(), 1);
     stack.nats.connect_as("a tool", "vmwatch-operator").await;
+    gauges_tell_the_truth(&stack).await;
+}
+
+/// What alert rules go by is there and true; a VM whose agent ends is counted.
+async fn gauges_tell_the_truth(stack: &Stack) {
+    for program in [
+        Program::Gateway,
+        Program::Auth,
+        Program::Metrics,
+        Program::Lifecycle,
+    ] {
+        let replica = stack.replica(program, 0);
+        assert_eq!(replica.metric("vmwatch_ready").await, Some(1.0), "{program:?}");
+        eventually("the clocks are compared", PATIENCE, async || {
+            let skew = replica.metric("vmwatch_clock_skew_seconds").await;
+            // All programs and NATS have the clock of this machine.
+            let agrees = skew.is_some_and(|skew| skew.abs() < 1.0);
+            agrees.then_some(()).ok_or(format!("{program:?}: {skew:?}"))
+        })
+        .await;
+    }
+    let current = stack
+        .gateway(0)
+        .replica
+        .metric("vmwatch_session_table_current")
+        .await;
+    assert_eq!(current, Some(1.0));
+    let metrics = stack.replica(Program::Metrics, 0);
+    assert_eq!(metrics.metric("vmwatch_vms_fell_silent").await, Some(0.0));
+    stack.replica(Program::Agent, 0).process.kill9();
+    eventually("the silent VM is counted", PATIENCE, async || {
+        let count = metrics.metric("vmwatch_vms_fell_silent").await;
+        (count == Some(1.0)).then_some(()).ok_or(format!("{count:?}"))
+    })
+    .await;
 }
 
 #[tokio::test]

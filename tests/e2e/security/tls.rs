@@ -137,12 +137,8 @@ async fn the_api_is_served_over_tls_and_renewed_certificates_without_a_restart()
     for broken in [(&second.0, &first.1), (&"no certificate".to_owned(), &first.1)] {
         write(folder.path(), &(broken.0.clone(), broken.1.clone()));
         let failures = async || {
-            let metrics = gateway.replica.metrics().await;
-            let found = metrics
-                .lines()
-                .find_map(|line| line.strip_prefix("vmwatch_tls_renewal_failures_total "))
-                .and_then(|count| count.parse::<u64>().ok());
-            found.unwrap_or(0)
+            let count = gateway.replica.metric("vmwatch_tls_renewal_failures_total").await;
+            count.unwrap_or(0.0)
         };
         let before = failures().await;
         eventually("the files are looked at", PATIENCE, async || {
@@ -167,6 +163,12 @@ async fn the_api_is_served_over_tls_and_renewed_certificates_without_a_restart()
     })
     .await;
     drop(before);
+    // rcgen's certificates end with the year 4095.
+    let expires = gateway
+        .replica
+        .metric("vmwatch_tls_certificate_expiry_timestamp_seconds")
+        .await;
+    assert!(expires.is_some_and(|end| end > 4e9), "{expires:?}");
     let log = gateway.replica.process.log();
     assert!(!log.contains("PRIVATE KEY"), "{log}");
     assert_eq!(gateway.replica.process.ended(), None);
