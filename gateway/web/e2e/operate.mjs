@@ -46,11 +46,11 @@ await story(async (page) => {
   check((await page.locator("td.act").count()) === 0, "a viewer has nothing to start with");
   check((await page.locator('a[href="/audit"]').count()) === 0, "nor a way to the audit");
   await page.locator(`tr[data-vm="${another}"] a`).click();
-  await page.getByText("Your role may look, not act.").waitFor();
+  await page.getByText("Controlling VMs requires the operator role.").waitFor();
   await page.goto(`${url}/vms/${off}`);
-  await page.getByText("No such VM").waitFor();
+  await page.getByText("VM not found").waitFor();
   await page.goto(`${url}/users`);
-  await page.getByText("Not with your role").waitFor();
+  await page.getByText("Your role does not allow this").waitFor();
 
   // An administrator takes the viewer away; its page is at the sign-in within moments.
   const { context } = { context: page.context() };

@@ -42,7 +42,7 @@ function Shell() {
         <AccountMenu />
       </header>
       {liveState.value === "lost" && (
-        <div class="banner bad" role="alert"><strong>{t().live.lost}.</strong> {t().live.lostMore}</div>
+        <div class="banner bad" role="alert"><strong>{t().live.lostTitle}</strong> {t().live.lostMore}</div>
       )}
       <main id="main"><View /></main>
     </>

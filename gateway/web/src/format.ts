@@ -27,10 +27,10 @@ export const DAY = 24 * HOUR;
 
 export const tenths = (value: number): string => formats.value.tenths.format(value);
 export const whole = (value: number): string => formats.value.whole.format(value);
-export const wholePercent = (value: number): string => `${whole(value)} %`;
+export const wholePercent = (value: number): string => `${whole(value)}%`;
 /** A mark of a scale, whose marks are close together where all is small. */
 export const shortPercent = (value: number): string => (value < 10 ? percent : wholePercent)(value);
-export const percent = (value: number): string => `${tenths(value)} %`;
+export const percent = (value: number): string => `${tenths(value)}%`;
 
 /** A rate given in KiB/s, in the unit that keeps it short. */
 export function rate(kib: number): string {

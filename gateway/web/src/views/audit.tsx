@@ -62,7 +62,7 @@ function Filters() {
   const texts = t().audit;
   const [values, setValues] = useState(() =>
     Object.fromEntries(FILTERS.map((name) => [name, place.peek().query.get(name) ?? ""])));
-  const hints = { user: texts.user, target: texts.target, action: `${texts.action}, ${texts.actionHint}` };
+  const hints = { user: texts.user, target: texts.target, action: texts.action };
   const send = (event: Event) => {
     event.preventDefault();
     adjust(Object.fromEntries(FILTERS.map((name) => [name, values[name]?.trim() || null])));

@@ -37,7 +37,7 @@ export function Operations() {
             aria-label={texts.state} value={state ?? ""}
             onChange={(event) => adjust({ state: event.currentTarget.value || null }, true)}
           >
-            <option value="">{texts.state}: {t().vms.all}</option>
+            <option value="">{t().common.labelled(texts.state, t().vms.all)}</option>
             {STATES.map((known) => <option key={known} value={known}>{texts.states[known]}</option>)}
           </select>
         </div>
@@ -95,7 +95,7 @@ export function OperationCard({ operation, open = false }: { operation: Operatio
           ))}
         </ol>
         <p class="faint small">
-          {texts.of} <span class="mono">{operation.id}</span> · {texts.request}{" "}
+          {texts.id} <span class="mono">{operation.id}</span> · {texts.request}{" "}
           <span class="mono">{operation.request_id}</span>
           {operation.source && <> · {texts.source} <span class="mono">{operation.source}</span></>}
         </p>

@@ -75,7 +75,7 @@ function Actions({ vm, name }: { vm: Vm; name: string }) {
           }}
         >
           <option value="" disabled>{texts.menu}</option>
-          {MORE.map((action) => <option key={action} value={action}>{texts[action]} …</option>)}
+          {MORE.map((action) => <option key={action} value={action}>{texts[action]}…</option>)}
         </select>
       )}
       {asked && (
