@@ -1,5 +1,5 @@
-// Packs what Vite built for the gateway: beside each file a .gz of it, and the size of all scripts and styles, which
-// must not pass the limit.
+// Compresses the Vite build for the gateway: writes a .gz next to each file, and fails when the scripts and styles together
+// exceed the size limit.
 import { readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { constants, gzipSync } from "node:zlib";
@@ -10,10 +10,10 @@ let total = 0;
 for (const entry of readdirSync(dist, { recursive: true, withFileTypes: true })) {
   if (!entry.isFile() || entry.name.endsWith(".gz")) continue;
   const path = join(entry.parentPath, entry.name);
-  const packed = gzipSync(readFileSync(path), { level: constants.Z_BEST_COMPRESSION });
-  writeFileSync(`${path}.gz`, packed);
-  if (/\.(js|css)$/.test(entry.name)) total += packed.length;
+  const compressed = gzipSync(readFileSync(path), { level: constants.Z_BEST_COMPRESSION });
+  writeFileSync(`${path}.gz`, compressed);
+  if (/\.(js|css)$/.test(entry.name)) total += compressed.length;
 }
 const kib = (bytes) => `${(bytes / 1024).toFixed(1)} KiB`;
-console.log(`scripts and styles: ${kib(total)} gzipped, of at most ${kib(LIMIT)}`);
+console.log(`scripts and styles: ${kib(total)} gzipped, limit ${kib(LIMIT)}`);
 if (total > LIMIT) process.exit(1);

@@ -1,11 +1,11 @@
 import { defineConfig } from "vite";
 
-// `npm run dev` serves the page with the API of the gateway that `./dev up` started.
+// `npm run dev` proxies /api to the gateway started by `./dev up`.
 const gateway = process.env.VMWATCH_GATEWAY ?? "http://127.0.0.1:8086";
 
 export default defineConfig({
   build: {
-    // A data: URL in the style sheet would need an exception of the Content-Security-Policy.
+    // The Content-Security-Policy does not allow data: URLs in style sheets.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     target: "es2022",

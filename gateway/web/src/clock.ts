@@ -1,6 +1,6 @@
 import { signal } from "@preact/signals";
 
-/** The present moment, for what says how long ago something was. */
+/** The current time, updated every second while the page is visible; drives relative times. */
 export const now = signal(Date.now());
 
 setInterval(() => {

@@ -1,4 +1,4 @@
-//! Numbers and times as people read them, each with its unit, in the language and the time zone of the browser.
+//! Formats numbers with their units and times, in the selected language and the browser's time zone.
 import { computed } from "@preact/signals";
 import { t } from "./i18n";
 import { language } from "./preferences";
@@ -28,11 +28,11 @@ export const DAY = 24 * HOUR;
 export const tenths = (value: number): string => formats.value.tenths.format(value);
 export const whole = (value: number): string => formats.value.whole.format(value);
 export const wholePercent = (value: number): string => `${whole(value)}%`;
-/** A mark of a scale, whose marks are close together where all is small. */
+/** A label of a chart's percent axis; with one decimal below 10, where labels are close together. */
 export const shortPercent = (value: number): string => (value < 10 ? percent : wholePercent)(value);
 export const percent = (value: number): string => `${tenths(value)}%`;
 
-/** A rate given in KiB/s, in the unit that keeps it short. */
+/** Formats a rate given in KiB/s with the largest suitable unit. */
 export function rate(kib: number): string {
   const units = ["KiB/s", "MiB/s", "GiB/s", "TiB/s"];
   let value = kib;
@@ -48,19 +48,19 @@ export function rate(kib: number): string {
 export const ms = (timestamp: string): number => Date.parse(timestamp);
 export const clock = (at: number): string => formats.value.clock.format(at);
 export const fullTime = (at: number): string => formats.value.full.format(at);
-/** The clock alone where it is of today. */
+/** Omits the date if it is today. */
 export const shortTime = (at: number): string =>
   new Date(at).toDateString() === new Date().toDateString() ? clock(at) : fullTime(at);
 
-/** A text of a guest's own making, with a visible mark for each character that would not be seen. */
+/** Replaces invisible characters in text supplied by a guest with visible ones. */
 export const visible = (text: string): string =>
   text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
     const code = character.codePointAt(0) ?? 0;
-    // Unicode has pictures of the first control characters and of DEL.
+    // Unicode has symbols for the C0 control characters and for DEL.
     return code < 0x20 ? String.fromCodePoint(0x2400 + code) : code === 0x7f ? "\u2421" : "\ufffd";
   });
 
-/** A mark of a chart's time axis, as fine as the distance to the next one. */
+/** A label of a chart's time axis; its precision follows the distance to the next label. */
 export function tick(at: number, distance: number, newDay: boolean): string {
   const { clock, minute, day, month } = formats.value;
   if (distance >= 28 * DAY) return month.format(at);
@@ -78,12 +78,13 @@ export function ago(at: number, now: number): string {
   return ago.format(-Math.floor(passed / DAY), "day");
 }
 
-/** A length of time by its two greatest units. */
+/** Formats a duration with its two largest units. */
 export function duration(length: number): string {
   const { days, hours, minutes, seconds } = t().units;
   if (length < 10 * SECOND) return `${tenths(length / SECOND)} ${seconds}`;
   if (length < MINUTE) return `${whole(length / SECOND)} ${seconds}`;
-  const pair = (great: number, unit: string, less: number, lesser: string) => `${great} ${unit} ${less} ${lesser}`;
+  const pair = (large: number, largeUnit: string, small: number, smallUnit: string) =>
+    `${large} ${largeUnit} ${small} ${smallUnit}`;
   if (length < HOUR) {
     return pair(Math.floor(length / MINUTE), minutes, Math.floor((length % MINUTE) / SECOND), seconds);
   }

@@ -1,4 +1,4 @@
-//! Commands on VMs: given, and followed to their end.
+//! Submits operations on VMs and follows them until they finish.
 import { signal } from "@preact/signals";
 import { api, ask, type Operation, type Schemas } from "./api/client";
 import { liveState, on } from "./api/live";
@@ -6,15 +6,15 @@ import { isOver } from "./parts/badge";
 
 export type Action = Schemas["Action"];
 
-/** Where live events are lost, a command's record is read this often. */
+/** Interval at which an operation is polled while live events are unavailable. */
 const POLL_MS = 2_000;
-/** VMs whose newest command is remembered. */
-const REMEMBERED = 200;
+/** Maximum number of VMs whose latest operation is kept. */
+const MAX_REMEMBERED = 200;
 
-/** The newest command that was seen on each VM. */
+/** The latest known operation of each VM. */
 export const latest = signal<ReadonlyMap<string, Operation>>(new Map());
 
-/** Takes an operation as it is now, unless a newer one is known. */
+/** Stores an operation, unless a newer version or a newer operation of the VM is known. */
 function remember(operation: Operation): void {
   const known = latest.peek().get(operation.instance_id);
   if (known && known.requested_at > operation.requested_at) return;
@@ -23,7 +23,7 @@ function remember(operation: Operation): void {
   all.delete(operation.instance_id);
   all.set(operation.instance_id, operation);
   for (const id of all.keys()) {
-    if (all.size <= REMEMBERED) break;
+    if (all.size <= MAX_REMEMBERED) break;
     all.delete(id);
   }
   latest.value = all;
@@ -39,11 +39,11 @@ export function followOperations(): () => void {
   return on("operation", remember);
 }
 
-/** Asks for it; it is followed on its own, whatever view is shown. */
+/** Submits an operation. It is followed independently of the view that is shown. */
 export async function act(instance: string, action: Action): Promise<void> {
   const operation = await ask(
     api.POST("/api/v1/vms/{instance_id}/actions", {
-      params: { path: { instance_id: instance }, header: { "Idempotency-Key": crypto.randomUUID?.() ?? key() } },
+      params: { path: { instance_id: instance }, header: { "Idempotency-Key": crypto.randomUUID?.() ?? randomKey() } },
       body: { action },
     }),
   );
@@ -51,8 +51,8 @@ export async function act(instance: string, action: Action): Promise<void> {
   void pollWhileLost(operation.id);
 }
 
-/** randomUUID is there on secure origins only, and a gateway may be reached over plain HTTP. */
-function key(): string {
+/** Replaces randomUUID, which exists only on secure origins; the gateway may be reached over plain HTTP. */
+function randomKey(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
@@ -65,7 +65,7 @@ async function pollWhileLost(id: string): Promise<void> {
     try {
       remember(await ask(api.GET("/api/v1/operations/{operation_id}", { params: { path: { operation_id: id } } })));
     } catch {
-      // Away, like live events: the next try may find it.
+      // The gateway may be unreachable; the next attempt may succeed.
     }
   }
 }

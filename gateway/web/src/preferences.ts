@@ -1,4 +1,4 @@
-//! What a person prefers, kept in the browser.
+//! User preferences, stored in the browser.
 import { effect, signal } from "@preact/signals";
 
 export type Theme = "system" | "light" | "dark";
@@ -7,8 +7,8 @@ export type Language = "en" | "zh-CN";
 const THEME = "vmwatch-theme";
 const LANGUAGE = "vmwatch-language";
 
-/** Browsers that keep nothing, as some do in private windows, still show the page. */
-function kept(key: string): string | null {
+/** Storage may be unavailable, for example in private windows; the page works without it. */
+function load(key: string): string | null {
   try {
     return localStorage.getItem(key);
   } catch {
@@ -16,40 +16,40 @@ function kept(key: string): string | null {
   }
 }
 
-function keep(key: string, value: string): void {
+function save(key: string, value: string): void {
   try {
     localStorage.setItem(key, value);
   } catch {
-    // It holds until the page is closed.
+    // The choice lasts until the page is closed.
   }
 }
 
-function firstTheme(): Theme {
-  const theme = kept(THEME);
+function initialTheme(): Theme {
+  const theme = load(THEME);
   return theme === "light" || theme === "dark" ? theme : "system";
 }
 
-function firstLanguage(): Language {
-  const language = kept(LANGUAGE) ?? navigator.languages.find((tag) => /^(zh|en)\b/i.test(tag)) ?? "en";
+function initialLanguage(): Language {
+  const language = load(LANGUAGE) ?? navigator.languages.find((tag) => /^(zh|en)\b/i.test(tag)) ?? "en";
   return language.toLowerCase().startsWith("zh") ? "zh-CN" : "en";
 }
 
-export const theme = signal<Theme>(firstTheme());
-export const language = signal<Language>(firstLanguage());
+export const theme = signal<Theme>(initialTheme());
+export const language = signal<Language>(initialLanguage());
 
 const darkSystem = matchMedia("(prefers-color-scheme: dark)");
 
-/** Whether what is shown is dark: for what is drawn rather than styled. */
+/** Whether the dark theme is active; for canvas drawing, which CSS cannot style. */
 export const dark = signal(false);
 
 export function chooseTheme(choice: Theme): void {
   theme.value = choice;
-  keep(THEME, choice);
+  save(THEME, choice);
 }
 
 export function chooseLanguage(choice: Language): void {
   language.value = choice;
-  keep(LANGUAGE, choice);
+  save(LANGUAGE, choice);
 }
 
 export function followPreferences(): void {

@@ -1,4 +1,4 @@
-//! The address says what is shown, so that it can be shared and Back goes back.
+//! The URL holds the state of the view, so that it can be shared and the Back button works.
 import { signal } from "@preact/signals";
 
 interface Place {
@@ -10,7 +10,7 @@ const here = (): Place => ({ path: location.pathname, query: new URLSearchParams
 
 export const place = signal<Place>(here());
 
-/** Goes to an address of the page; `replace` leaves no trace for Back. */
+/** Navigates within the page; `replace` adds no history entry. */
 export function go(address: string, replace = false): void {
   if (address === location.pathname + location.search) return;
   if (replace) history.replaceState(null, "", address);
@@ -19,12 +19,12 @@ export function go(address: string, replace = false): void {
   place.value = here();
   if (place.peek().path !== path) {
     scrollTo(0, 0);
-    // Who reads with a screen reader is told of the new view by its heading.
+    // Moves the focus to the heading, so that screen readers announce the new view.
     requestAnimationFrame(() => document.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true }));
   }
 }
 
-/** The same view with other parameters; null removes one. */
+/** Changes query parameters of the current view; null removes one. */
 export function adjust(changes: Record<string, string | null>, replace = false): void {
   const query = new URLSearchParams(location.search);
   for (const [name, value] of Object.entries(changes)) {
@@ -35,7 +35,7 @@ export function adjust(changes: Record<string, string | null>, replace = false):
   go(location.pathname + (text && `?${text}`), replace);
 }
 
-/** Follows Back, Forward, and every plain click on a link of the page's own. */
+/** Handles Back, Forward and plain clicks on links within the page. */
 export function followLinks(): void {
   addEventListener("popstate", () => (place.value = here()));
   addEventListener("click", (event) => {

@@ -1,4 +1,4 @@
-//! The REST API, typed by its own document (tests/golden/openapi.json), and its failures.
+//! REST API client, typed from the OpenAPI document (tests/golden/openapi.json).
 import { signal } from "@preact/signals";
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema";
@@ -10,18 +10,17 @@ export type Me = Schemas["Me"];
 
 export const api = createClient<paths>();
 
-/** Who is signed in: undefined while that is not known, null where nobody is. */
+/** The signed-in user; undefined before the first answer, null when signed out. */
 export const me = signal<Me | null | undefined>(undefined);
 
-/** Why a request failed. */
 export class Failure extends Error {
   constructor(
-    /** The HTTP status; 0 where the gateway could not be reached. */
+    /** The HTTP status, or 0 if the gateway could not be reached. */
     readonly status: number,
-    /** The kind of the problem, as the API names it. */
+    /** The `code` of the API's problem document. */
     readonly code: string,
     detail: string,
-    /** What the logs name the request. */
+    /** The request ID, as it appears in the logs. */
     readonly requestId: string | null,
   ) {
     super(detail);
@@ -34,7 +33,7 @@ interface Answer<T> {
   response: Response;
 }
 
-/** The body of a success; throws a Failure. A session that is over shows the sign-in. */
+/** Returns the body of a successful answer, else throws a Failure. A 401 switches to the sign-in form. */
 export async function ask<T>(call: Promise<Answer<T>>): Promise<T> {
   let answer: Answer<T>;
   try {
@@ -50,12 +49,12 @@ export async function ask<T>(call: Promise<Answer<T>>): Promise<T> {
 }
 
 export function failureOf(status: number, body: unknown): Failure {
-  // A proxy in front of the gateway may answer with anything.
+  // A proxy in front of the gateway may answer with a body of any shape.
   const problem = (typeof body === "object" && body !== null ? body : {}) as Partial<Schemas["Problem"]>;
   return new Failure(status, problem.code ?? "unknown", problem.detail ?? "", problem.request_id ?? null);
 }
 
-/** Whether the role of who is signed in allows what this role may do. */
+/** Whether the signed-in user has this role or a higher one. */
 export function may(role: Schemas["Role"]): boolean {
   const ranks: Record<Schemas["Role"], number> = { viewer: 0, operator: 1, admin: 2 };
   const mine = me.value;

@@ -1,5 +1,5 @@
-//! Live events (docs/api/rest.md), by fetch rather than EventSource: that one shows neither heartbeats nor statuses, so
-//! that a connection that died silently would look live.
+//! Live events (docs/api/rest.md). Uses fetch instead of EventSource, which exposes neither heartbeats nor HTTP statuses, so a
+//! silently dead connection would look live.
 import { signal } from "@preact/signals";
 import { me, type Schemas } from "./client";
 
@@ -13,13 +13,13 @@ interface Kinds {
 export type LiveState = "connecting" | "live" | "lost";
 
 export const liveState = signal<LiveState>("connecting");
-/** Grows when more was missed than is told again: what is shown must be read anew. */
+/** Incremented when missed events cannot be replayed; views then reload their data. */
 export const gaps = signal(0);
 
-/** The gateway says something at least every 15 seconds. */
+/** The gateway sends an event or a heartbeat at least every 15 seconds. */
 const SILENCE_MS = 25_000;
-const AGAIN_MS = 1_000;
-const AGAIN_AT_MOST_MS = 10_000;
+const RETRY_MS = 1_000;
+const MAX_RETRY_MS = 10_000;
 
 const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
   sample: new Set(),
@@ -28,7 +28,7 @@ const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
   machine: new Set(),
 };
 
-/** Calls back on every event of this kind, until the function that it gives back is called. */
+/** Subscribes to events of one kind. Returns the function that unsubscribes. */
 export function on<K extends keyof Kinds>(kind: K, listener: (event: Kinds[K]) => void): () => void {
   listeners[kind].add(listener);
   return () => listeners[kind].delete(listener);
@@ -36,27 +36,27 @@ export function on<K extends keyof Kinds>(kind: K, listener: (event: Kinds[K]) =
 
 let lastId: string | null = null;
 
-/** Follows until the function that it gives back is called; connects again by itself. */
+/** Connects, and reconnects after each failure. Returns the function that stops it. */
 export function followLive(): () => void {
   const stop = new AbortController();
   lastId = null;
   liveState.value = "connecting";
-  void followForEver(stop.signal);
+  void reconnectUntil(stop.signal);
   return () => stop.abort();
 }
 
-async function followForEver(stop: AbortSignal): Promise<void> {
+async function reconnectUntil(stop: AbortSignal): Promise<void> {
   let failures = 0;
   while (!stop.aborted) {
     try {
       await followOnce(stop, () => (failures = 0));
     } catch {
-      // Whatever broke, the answer is the same: say so, and connect again.
+      // Every failure is handled alike: show the connection as lost and reconnect.
     }
     if (stop.aborted || me.peek() === null) return;
     liveState.value = "lost";
-    const wait = Math.min(AGAIN_MS * 2 ** failures++, AGAIN_AT_MOST_MS);
-    // At random, so that the pages of a gateway that restarted do not all come at once.
+    const wait = Math.min(RETRY_MS * 2 ** failures++, MAX_RETRY_MS);
+    // Jitter, so that not all pages reconnect at once after a gateway restart.
     const jittered = wait * (0.5 + Math.random());
     await new Promise((resolve) => setTimeout(resolve, jittered));
   }
@@ -81,7 +81,7 @@ async function followOnce(stop: AbortSignal, connected: () => void): Promise<voi
       timer = setTimeout(hangUp, SILENCE_MS);
       const frames = (rest + value).split("\n\n");
       rest = frames.pop() ?? "";
-      for (const frame of frames) take(frame, connected);
+      for (const frame of frames) handleFrame(frame, connected);
     }
   } finally {
     clearTimeout(timer);
@@ -89,7 +89,7 @@ async function followOnce(stop: AbortSignal, connected: () => void): Promise<voi
   }
 }
 
-function take(frame: string, connected: () => void): void {
+function handleFrame(frame: string, connected: () => void): void {
   const fields = new Map<string, string>();
   for (const line of frame.split("\n")) {
     const colon = line.indexOf(":");
@@ -104,10 +104,10 @@ function take(frame: string, connected: () => void): void {
   } else if (kind === "end") {
     me.value = null;
   } else if (kind !== undefined && kind in listeners) {
-    hand(kind as keyof Kinds, JSON.parse(fields.get("data") ?? "null"));
+    dispatch(kind as keyof Kinds, JSON.parse(fields.get("data") ?? "null"));
   }
 }
 
-function hand<K extends keyof Kinds>(kind: K, event: Kinds[K]): void {
+function dispatch<K extends keyof Kinds>(kind: K, event: Kinds[K]): void {
   for (const listener of listeners[kind]) listener(event);
 }

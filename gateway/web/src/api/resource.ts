@@ -1,17 +1,17 @@
-//! What a view reads from the API: loading, there, or failed.
+//! Data that a view loads from the API, with its loading and failure state.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Failure, failureOf } from "./client";
 import { gaps, liveState } from "./live";
 
 export interface Resource<T> {
-  /** What was read last; it stays while it is read anew. */
+  /** The last data read; kept during a reload and after a failure. */
   data: T | undefined;
   failure: Failure | undefined;
   loading: boolean;
   reload: () => void;
 }
 
-/** Reads when `dependencies` change, when live events had a gap, and after a failure once live events are back. */
+/** Reads when `dependencies` change, after a gap in live events, and after a failure once live events are back. */
 export function useResource<T>(read: (signal: AbortSignal) => Promise<T>, dependencies: unknown[]): Resource<T> {
   const [state, setState] = useState<Omit<Resource<T>, "reload">>({
     data: undefined,
@@ -40,7 +40,7 @@ export function useResource<T>(read: (signal: AbortSignal) => Promise<T>, depend
   return { ...state, reload };
 }
 
-/** Calls back every `ms` while the page is seen. */
+/** Calls back every `ms` milliseconds while the page is visible. */
 export function useEvery(ms: number, call: () => void): void {
   const latest = useRef(call);
   latest.current = call;

@@ -1,10 +1,10 @@
-//! The page's texts. What one language has and another lacks does not compile.
+//! The page's texts. A key missing in one language is a compile error.
 import { computed } from "@preact/signals";
 import { language } from "../preferences";
 import { en } from "./en";
 import { zh } from "./zh";
 
-/** English is the measure: every other language has its keys. */
+/** English defines the keys of every language. */
 export type Texts = typeof en;
 
 const texts = computed<Texts>(() => (language.value === "zh-CN" ? zh : en));
