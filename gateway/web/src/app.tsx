@@ -19,7 +19,7 @@ export function App() {
     try {
       me.value = await ask(api.GET("/api/v1/me", { signal }));
     } catch (error) {
-      // Nobody signed in is an answer too.
+      // Signed out is a valid answer, not a failure.
       if (me.value !== null) throw error;
     }
     return true;

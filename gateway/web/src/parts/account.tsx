@@ -4,7 +4,7 @@ import { t } from "../i18n";
 import { PasswordDialog } from "./password";
 import { LanguageSwitch, ThemeSwitch } from "./switches";
 
-/** Language, appearance, and the account of who is signed in. */
+/** Menu with language, appearance and the account of the signed-in user. */
 export function AccountMenu() {
   const texts = t().settings;
   const [changing, setChanging] = useState(false);
@@ -22,8 +22,8 @@ export function AccountMenu() {
       removeEventListener("keydown", close);
     };
   }, []);
-  const who = me.value;
-  if (!who) return null;
+  const user = me.value;
+  if (!user) return null;
   const signOut = async () => {
     try {
       await ask(api.DELETE("/api/v1/sessions/current"));
@@ -35,18 +35,18 @@ export function AccountMenu() {
     <details class="account" ref={menu}>
       <summary>
         <span class="hidden">{texts.open}: </span>
-        <span class="avatar" aria-hidden="true">{who.user_name.slice(0, 1).toUpperCase()}</span>
-        <span class="who">{who.user_name}</span>
+        <span class="avatar" aria-hidden="true">{user.user_name.slice(0, 1).toUpperCase()}</span>
+        <span class="user">{user.user_name}</span>
       </summary>
       <div class="sheet">
-        <p class="who">{texts.signedInAs(who.user_name, t().role[who.role])}</p>
+        <p class="user">{texts.signedInAs(user.user_name, t().role[user.role])}</p>
         <LanguageSwitch />
         <ThemeSwitch />
         <a class="button" href="/api/docs" target="_blank" rel="noopener">{t().nav.api}</a>
         <button type="button" onClick={() => setChanging(true)}>{texts.password}</button>
         <button type="button" onClick={() => void signOut()}>{texts.signOut}</button>
       </div>
-      {changing && <PasswordDialog user={who.user_name} close={() => setChanging(false)} />}
+      {changing && <PasswordDialog user={user.user_name} close={() => setChanging(false)} />}
     </details>
   );
 }

@@ -9,7 +9,7 @@ interface DialogProps {
   children: ComponentChildren;
 }
 
-/** The browser's own dialog: it keeps the focus, ends with Esc, and gives the focus back. */
+/** A native modal dialog: the browser traps the focus, closes it on Esc and restores the focus. */
 export function Dialog({ title, close, children }: DialogProps) {
   const element = useRef<HTMLDialogElement>(null);
   const label = useId();
@@ -26,13 +26,13 @@ interface FormProps {
   title: string;
   submit: string;
   dangerous?: boolean;
-  /** Does it; what it throws is shown. */
+  /** Submits the form; errors it throws are shown in the dialog. */
   act: (form: FormData) => Promise<void>;
   close: () => void;
   children?: ComponentChildren;
 }
 
-/** A dialog that does something, or says why it could not. */
+/** A dialog with a form. It closes on success and shows the error on failure. */
 export function FormDialog({ title, submit, dangerous = false, act, close, children }: FormProps) {
   const [busy, setBusy] = useState(false);
   const [problem, setProblem] = useState("");
@@ -62,7 +62,7 @@ export function FormDialog({ title, submit, dangerous = false, act, close, child
   );
 }
 
-/** What is wrong, in words for a person. */
+/** The text to show the user for an error. */
 export function problemText(error: unknown): string {
   if (error instanceof Failure && error.status === 0) return t().common.unreachable;
   return error instanceof Error && error.message ? error.message : t().common.failed;

@@ -1,6 +1,6 @@
 import { percent } from "../format";
 
-/** A share of a whole as a number with a bar; more than the whole fills the bar. */
+/** A percentage as a number with a bar; values above 100% fill the bar. */
 export function Meter({ value, hot = 80 }: { value: number; hot?: number }) {
   return (
     <span class={value >= hot ? "meter hot" : "meter"}>

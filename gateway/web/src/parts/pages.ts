@@ -1,4 +1,4 @@
-//! A list that the API gives in pages.
+//! Lists that the API returns in pages.
 import { useState } from "preact/hooks";
 import { type Failure } from "../api/client";
 import { useResource } from "../api/resource";
@@ -12,37 +12,37 @@ interface Pages<Item, Cursor> extends Page<Item, Cursor> {
   loaded: boolean;
   loading: boolean;
   failure: Failure | undefined;
-  /** Grows whenever the list is read from its beginning. */
+  /** Incremented each time the first page is read. */
   turn: number;
   reload: () => void;
   more: () => void;
 }
 
-/** Reads the first page when `dependencies` change, and the others as they are asked for. */
+/** Reads the first page when `dependencies` change, and each further page on `more()`. */
 export function usePages<Item, Cursor>(
   read: (cursor: Cursor | undefined, signal: AbortSignal) => Promise<Page<Item, Cursor>>,
   dependencies: unknown[],
 ): Pages<Item, Cursor> {
-  const [behind, setBehind] = useState<Page<Item, Cursor>>({ items: [], next: undefined });
+  const [following, setFollowing] = useState<Page<Item, Cursor>>({ items: [], next: undefined });
   const [turn, setTurn] = useState(0);
   const [busy, setBusy] = useState(false);
   const first = useResource(async (signal) => {
     const page = await read(undefined, signal);
-    setBehind({ items: [], next: page.next });
+    setFollowing({ items: [], next: page.next });
     setTurn((count) => count + 1);
     return page;
   }, dependencies);
   const more = () => {
-    if (busy || behind.next === undefined) return;
+    if (busy || following.next === undefined) return;
     setBusy(true);
     const done = (page: Page<Item, Cursor>) =>
-      setBehind((before) => ({ items: [...before.items, ...page.items], next: page.next }));
-    // A page that fails leaves the button where it is.
-    read(behind.next, new AbortController().signal).then(done, () => undefined).finally(() => setBusy(false));
+      setFollowing((before) => ({ items: [...before.items, ...page.items], next: page.next }));
+    // After a failure the button stays, so that the user can try again.
+    read(following.next, new AbortController().signal).then(done, () => undefined).finally(() => setBusy(false));
   };
   return {
-    items: [...(first.data?.items ?? []), ...behind.items],
-    next: behind.next,
+    items: [...(first.data?.items ?? []), ...following.items],
+    next: following.next,
     loaded: first.data !== undefined,
     loading: first.loading || busy,
     failure: first.failure,

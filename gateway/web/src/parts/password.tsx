@@ -2,7 +2,7 @@ import { api, ask, me } from "../api/client";
 import { t } from "../i18n";
 import { FormDialog } from "./dialog";
 
-/** Sets a password; who changes its own must know the one until now. */
+/** Sets a password. Users who change their own must enter the current one. */
 export function PasswordDialog({ user, close }: { user: string; close: () => void }) {
   const texts = t().password;
   const own = me.value?.user_name === user;

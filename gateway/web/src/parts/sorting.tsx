@@ -8,14 +8,14 @@ export interface Sorting<Column extends string> {
 interface HeadProps<Column extends string> {
   column: Column;
   sorting: Sorting<Column>;
-  /** Which way a first click sorts: numbers from the greatest, texts from their beginning. */
+  /** Whether the first click sorts in descending order, as is usual for numbers. */
   descends?: boolean;
   sort: (sorting: Sorting<Column>) => void;
   class?: string;
   children: ComponentChildren;
 }
 
-/** The heading of a column that sorts by it. */
+/** A column heading that sorts the table when clicked. */
 export function SortHead<Column extends string>(props: HeadProps<Column>) {
   const { column, sorting, descends = false } = props;
   const active = sorting.column === column;
@@ -31,7 +31,7 @@ export function SortHead<Column extends string>(props: HeadProps<Column>) {
   );
 }
 
-/** Compares values of a column; what has none comes last whichever way. */
+/** Compares two values of a column; null sorts last in either direction. */
 export function compare(one: number | string | null, other: number | string | null, descending: boolean): number {
   if (one === null || other === null) return Number(one === null) - Number(other === null);
   const order = typeof one === "string" || typeof other === "string"

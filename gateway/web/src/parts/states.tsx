@@ -1,4 +1,4 @@
-//! What a view shows where it has nothing else to show.
+//! Placeholders of a view: empty, failed, loading, degraded.
 import type { ComponentChildren } from "preact";
 import type { Failure, Schemas } from "../api/client";
 import { t } from "../i18n";
@@ -7,7 +7,7 @@ interface NoticeProps {
   title: string;
   children?: ComponentChildren;
   kind?: "empty" | "failed" | "forbidden";
-  /** All that the view shows, so that its title is the view's. */
+  /** The notice fills the whole view, so its title is the page heading. */
   whole?: boolean;
 }
 
@@ -34,7 +34,7 @@ function NoticeMark({ kind }: { kind: NonNullable<NoticeProps["kind"]> }) {
   );
 }
 
-/** Why something failed, and the way out. */
+/** An error with its cause and a button to try again. */
 export function Failed({ failure, retry }: { failure: Failure; retry: () => void }) {
   const texts = t().common;
   if (failure.status === 403) {
@@ -53,7 +53,7 @@ export function Failed({ failure, retry }: { failure: Failure; retry: () => void
   );
 }
 
-/** The shape of rows to come; told to who cannot see it by its label. */
+/** Skeleton rows shown while loading, labelled for screen readers. */
 export function Loading({ rows = 6 }: { rows?: number }) {
   return (
     <div class="loading" role="status" aria-label={t().common.loading}>
@@ -62,7 +62,7 @@ export function Loading({ rows = 6 }: { rows?: number }) {
   );
 }
 
-/** One of the two halves of what is known of VMs is away. */
+/** Banner for incomplete VM data, when metrics or hypervisors are unreachable. */
 export function DegradedNote({ degraded }: { degraded: Schemas["Degraded"][] }) {
   if (degraded.length === 0) return null;
   return (

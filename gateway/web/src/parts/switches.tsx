@@ -8,7 +8,7 @@ interface ChoiceProps<Value extends string> {
   choose: (value: Value) => void;
 }
 
-/** One of a few, all of them seen. */
+/** A segmented control: all options are visible, one is selected. */
 export function Choice<Value extends string>({ label, options, value, choose }: ChoiceProps<Value>) {
   return (
     <div class="choice" role="group" aria-label={label}>
@@ -21,7 +21,7 @@ export function Choice<Value extends string>({ label, options, value, choose }: 
   );
 }
 
-// Each language in its own words, for who cannot read the other.
+// Each language is named in that language.
 const LANGUAGES = [["en", "English"], ["zh-CN", "中文"]] as const satisfies readonly (readonly [Language, string])[];
 
 export function LanguageSwitch() {

@@ -1,40 +1,40 @@
-//! Only the rows that are on the screen are in the document, so that a thousand cost what thirty do.
+//! Virtual scrolling: only the rows on the screen are in the document.
 import type { RefObject } from "preact";
 import { useLayoutEffect, useState } from "preact/hooks";
 
-/** Rows beyond the edges, so that a quick scroll shows no void. */
-const BEYOND = 12;
-const USUAL_HEIGHT = 48;
+/** Rows rendered beyond each edge, so that fast scrolling shows no gap. */
+const OVERSCAN = 12;
+const DEFAULT_HEIGHT = 48;
 
 interface Window {
   first: number;
   last: number;
-  /** Heights of what is left out, in pixels. */
+  /** Heights of the omitted rows above and below, in pixels. */
   before: number;
   behind: number;
 }
 
-/** Which of `count` rows of equal height in `body` are on the screen. */
+/** The range of rows on the screen, out of `count` rows of equal height in `body`. */
 export function useWindow(body: RefObject<HTMLElement | null>, count: number): Window {
-  const [view, setView] = useState({ first: 0, last: 40, height: USUAL_HEIGHT });
+  const [view, setView] = useState({ first: 0, last: 40, height: DEFAULT_HEIGHT });
   useLayoutEffect(() => {
-    const look = () => {
+    const update = () => {
       const element = body.current;
       if (!element) return;
       const row = element.querySelector<HTMLElement>("tr:not(.spacer)");
-      const height = row?.offsetHeight || USUAL_HEIGHT;
+      const height = row?.offsetHeight || DEFAULT_HEIGHT;
       const top = element.getBoundingClientRect().top;
-      const first = Math.max(0, Math.floor(-top / height) - BEYOND);
-      const last = Math.max(0, Math.ceil((innerHeight - top) / height)) + BEYOND;
+      const first = Math.max(0, Math.floor(-top / height) - OVERSCAN);
+      const last = Math.max(0, Math.ceil((innerHeight - top) / height)) + OVERSCAN;
       setView((seen) =>
         seen.first === first && seen.last === last && seen.height === height ? seen : { first, last, height });
     };
-    look();
-    addEventListener("scroll", look, { passive: true });
-    addEventListener("resize", look);
+    update();
+    addEventListener("scroll", update, { passive: true });
+    addEventListener("resize", update);
     return () => {
-      removeEventListener("scroll", look);
-      removeEventListener("resize", look);
+      removeEventListener("scroll", update);
+      removeEventListener("resize", update);
     };
   }, [count]);
   const first = Math.min(view.first, Math.max(0, count - 1));

@@ -1,4 +1,4 @@
-//! Who did what, for administrators.
+//! The audit log, for administrators.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";

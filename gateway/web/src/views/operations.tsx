@@ -1,4 +1,4 @@
-//! Commands on VMs, the newest first, as they go on.
+//! Operations on VMs, newest first, updated live.
 import { useEffect, useState } from "preact/hooks";
 import { api, ask, type Operation, type Schemas } from "../api/client";
 import { on } from "../api/live";
@@ -24,10 +24,10 @@ export function Operations() {
     },
     [state],
   );
-  const [news, setNews] = useState(new Map<string, Operation>());
-  useEffect(() => on("operation", (operation) => setNews((all) => new Map(all).set(operation.id, operation))), []);
-  useEffect(() => setNews(new Map()), [pages.turn]);
-  const operations = withNews(pages.items, news, state);
+  const [updates, setUpdates] = useState(new Map<string, Operation>());
+  useEffect(() => on("operation", (operation) => setUpdates((all) => new Map(all).set(operation.id, operation))), []);
+  useEffect(() => setUpdates(new Map()), [pages.turn]);
+  const operations = withUpdates(pages.items, updates, state);
   return (
     <>
       <div class="heading">
@@ -58,16 +58,16 @@ export function Operations() {
   );
 }
 
-/** What was read, as live events have changed it since. */
-function withNews(read: Operation[], news: Map<string, Operation>, state: State | undefined): Operation[] {
-  const all = new Map([...news].reverse());
-  for (const operation of read) if (!all.has(operation.id)) all.set(operation.id, operation);
+/** Merges live updates into the operations that were read. */
+function withUpdates(loaded: Operation[], updates: Map<string, Operation>, state: State | undefined): Operation[] {
+  const all = new Map([...updates].reverse());
+  for (const operation of loaded) if (!all.has(operation.id)) all.set(operation.id, operation);
   return [...all.values()]
     .filter((operation) => state === undefined || operation.state === state)
     .sort((one, other) => other.requested_at.localeCompare(one.requested_at));
 }
 
-/** A command in one line; its steps when it is opened. */
+/** An operation in one line; expands to show its steps. */
 export function OperationCard({ operation, open = false }: { operation: Operation; open?: boolean }) {
   const texts = t().operation;
   const action = t().action[operation.action];

@@ -1,4 +1,4 @@
-//! Users, for administrators.
+//! User management, for administrators.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";
@@ -131,7 +131,7 @@ function RemoveDialog({ user, close }: { user: User; close: () => void }) {
   );
 }
 
-/** What a user may do, and which VMs it may see. */
+/** Form fields for the role and the VM scope of a user. */
 function Grant({ role, scope }: { role: Role; scope: Scope }) {
   const texts = t().users;
   const [all, setAll] = useState(scope === "all");

@@ -46,29 +46,29 @@ function Report({ agent, at }: { agent: Entry["vm"]["agent"]; at: string | null 
   return <span class="faint">{t().agent[agent ?? "none"]}</span>;
 }
 
-/** Starts a VM that is off, and shows how that goes. */
+/** Starts a stopped VM and shows the progress of the operation. */
 function StartButton({ id, name, state }: { id: string; name: string; state: Entry["vm"]["state"] }) {
   const [problem, setProblem] = useState("");
-  const [asking, setAsking] = useState(false);
+  const [submitting, setSubmitting] = useState(false);
   const operation = latest.value.get(id);
   if (operation && !isOver(operation.state)) return <OperationBadge state={operation.state} />;
   const start = async () => {
-    setAsking(true);
+    setSubmitting(true);
     setProblem("");
     try {
       await act(id, "start");
     } catch (error) {
       setProblem(problemText(error));
     }
-    setAsking(false);
+    setSubmitting(false);
   };
-  const why = problem || operation?.failure?.detail;
+  const error = problem || operation?.failure?.detail;
   const startable = state === "shut_off" || state === "crashed" || state === "paused";
   return (
     <>
-      {why && <span class="problem" role="alert" title={why}>{why}</span>}
+      {error && <span class="problem" role="alert" title={error}>{error}</span>}
       {startable && (
-        <button type="button" disabled={asking} aria-label={t().vms.startVm(name)} onClick={() => void start()}>
+        <button type="button" disabled={submitting} aria-label={t().vms.startVm(name)} onClick={() => void start()}>
           {t().vms.start}
         </button>
       )}
