@@ -1,4 +1,4 @@
-//! One chart: the mean of each measure as a line, the span from least to greatest as a band behind it.
+//! A time-series chart: averages as lines, each with a band from minimum to maximum.
 import { effect, type Signal, useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
@@ -20,10 +20,10 @@ export interface ChartProps {
   unit: string;
   at: number[];
   lines: Line[];
-  /** The greatest value of the scale; by the data where there is none. */
+  /** The upper end of the y axis; if absent, it follows the data. */
   top?: number;
   format: (value: number) => string;
-  /** The same, shorter, for the scale. */
+  /** A shorter format for the labels of the y axis. */
   mark: (value: number) => string;
   from: number;
   to: number;
@@ -34,14 +34,14 @@ export interface ChartProps {
   zoom: (from: number, to: number) => void;
 }
 
-/** A press that moved by less is a click, more a drag. */
+/** A press that moves by less than this is a click, otherwise a drag. */
 const CLICK_PX = 5;
-/** An index where there is no bucket. */
-const NOWHERE = -1;
-/** A bucket that is farther from the pointer is not what it points at. */
+/** Index for "no bucket under the cursor". */
+const NO_BUCKET = -1;
+/** Maximum distance between the cursor and the bucket it selects. */
 const NEAR_PX = 24;
 const HEIGHT = 124;
-/** Rates are read in units of 1024: their axis has marks at powers of two. */
+/** Axis steps for rates, whose units are multiples of 1024. */
 const POWERS = Array.from({ length: 48 }, (_, index) => 2 ** (index - 6));
 
 export function Chart(props: ChartProps) {
@@ -56,7 +56,7 @@ export function Chart(props: ChartProps) {
     if (!element) return;
     const chart = new uPlot(options(element, latest, index), table(latest.current), element);
     plot.current = chart;
-    follow(chart, element, latest);
+    handlePointer(chart, element, latest);
     const sizes = new ResizeObserver(() => chart.setSize({ width: element.clientWidth, height: HEIGHT }));
     sizes.observe(element);
     const stop = effect(() => {
@@ -114,7 +114,7 @@ function Value({ line, index, format, alone }: ValueProps) {
   );
 }
 
-/** uPlot's columns: the moments, then mean, least and greatest of each line. */
+/** Data for uPlot: timestamps, then average, minimum and maximum of each line. */
 function table({ at, lines }: ChartProps): uPlot.AlignedData {
   const column = (stats: Stats, part: "avg" | "min" | "max") => stats.map((stat) => stat && stat[part]);
   return [
@@ -165,7 +165,7 @@ function options(host: HTMLElement, latest: { current: ChartProps }, index: Sign
         const { left = -1, idx = null } = chart.cursor;
         const bucket = idx === null ? undefined : latest.current.at[idx];
         const near = bucket !== undefined && Math.abs(chart.valToPos(bucket / 1000, "x") - left) < NEAR_PX;
-        index.value = left >= 0 && near ? idx : left >= 0 ? NOWHERE : null;
+        index.value = left >= 0 && near ? idx : left >= 0 ? NO_BUCKET : null;
         if (!chart.over.matches(":hover")) return;
         latest.current.hover.value = left < 0 ? null : near ? bucket : chart.posToVal(left, "x") * 1000;
       }],
@@ -197,14 +197,14 @@ function drawPin(chart: uPlot, pin: number | null, colour: string): void {
   ctx.restore();
 }
 
-/** Clicks, drags, and the pointer's leaving. */
-function follow(chart: uPlot, host: HTMLElement, latest: { current: ChartProps }): void {
+/** Handles click (pin), drag (zoom) and the pointer leaving the chart. */
+function handlePointer(chart: uPlot, host: HTMLElement, latest: { current: ChartProps }): void {
   let pressed: number | null = null;
-  const place = (event: MouseEvent) => event.clientX - chart.over.getBoundingClientRect().left;
-  chart.over.addEventListener("mousedown", (event) => (pressed = event.button === 0 ? place(event) : null));
+  const x = (event: MouseEvent) => event.clientX - chart.over.getBoundingClientRect().left;
+  chart.over.addEventListener("mousedown", (event) => (pressed = event.button === 0 ? x(event) : null));
   chart.over.addEventListener("mouseup", (event) => {
     if (pressed === null) return;
-    const [one, other] = [pressed, place(event)].sort((a, b) => a - b) as [number, number];
+    const [one, other] = [pressed, x(event)].sort((a, b) => a - b) as [number, number];
     pressed = null;
     const moment = (left: number) => chart.posToVal(left, "x") * 1000;
     if (other - one < CLICK_PX) latest.current.click(latest.current.hover.peek() ?? moment(other));
@@ -212,6 +212,6 @@ function follow(chart: uPlot, host: HTMLElement, latest: { current: ChartProps }
     chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
   });
   host.addEventListener("mouseleave", () => (latest.current.hover.value = null));
-  // Shows all again: here the address does that, by Back.
+  // Disables the zoom reset of uPlot; the Back button undoes a zoom.
   chart.over.addEventListener("dblclick", (event) => event.stopImmediatePropagation(), { capture: true });
 }

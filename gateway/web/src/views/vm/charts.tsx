@@ -40,19 +40,19 @@ export function Charts({ columns, range, hover, click }: ChartsProps) {
   );
 }
 
-/** The same choice of a moment for a keyboard and a thumb. */
+/** Slider that selects a moment by keyboard or touch. */
 function Scrubber({ at, range, hover, click }: { at: number[] } & Omit<ChartsProps, "columns">) {
   const moment = hover.value ?? range.pin ?? at.at(-1) ?? range.to;
   const nearest = at.reduce((best, time, index) => (Math.abs(time - moment) < Math.abs((at[best] ?? 0) - moment) ? index : best), 0);
   const time = range.to - range.from > 86_400_000 ? fullTime : clock;
-  const of = (event: Event) => at[Number((event.currentTarget as HTMLInputElement).value)] ?? null;
+  const selected = (event: Event) => at[Number((event.currentTarget as HTMLInputElement).value)] ?? null;
   return (
     <input
       type="range" class="scrubber" min={0} max={Math.max(0, at.length - 1)} value={nearest} data-testid="scrubber"
       aria-label={t().vm.moment} aria-valuetext={time(moment)}
-      onInput={(event) => (hover.value = of(event))}
+      onInput={(event) => (hover.value = selected(event))}
       onChange={(event) => {
-        const chosen = of(event);
+        const chosen = selected(event);
         hover.value = null;
         if (chosen !== null) click(chosen);
       }}

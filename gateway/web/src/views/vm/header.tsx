@@ -1,4 +1,4 @@
-//! What a VM is, how it is, and what can be done to it.
+//! Header of the VM page: name, state, facts, actions and the latest operation.
 import { useState } from "preact/hooks";
 import { may, type Vm } from "../../api/client";
 import { now } from "../../clock";
@@ -49,10 +49,10 @@ function Fact({ name, children }: { name: string; children: preact.ComponentChil
 function Actions({ vm, name }: { vm: Vm; name: string }) {
   const texts = t().action;
   const [problem, setProblem] = useState("");
-  const [asked, setAsked] = useState<Exclude<Action, "start"> | null>(null);
+  const [confirming, setConfirming] = useState<Exclude<Action, "start"> | null>(null);
   if (!may("operator")) return <p class="faint small">{texts.mayNot}</p>;
-  const busy = latest.value.get(vm.instance_id);
-  const waits = busy !== undefined && !isOver(busy.state);
+  const operation = latest.value.get(vm.instance_id);
+  const busy = operation !== undefined && !isOver(operation.state);
   const off = vm.state === "shut_off" || vm.state === "crashed" || vm.state === "paused";
   const start = async () => {
     setProblem("");
@@ -65,12 +65,12 @@ function Actions({ vm, name }: { vm: Vm; name: string }) {
   return (
     <div class="actions">
       {problem && <span class="problem" role="alert">{problem}</span>}
-      {off && <button type="button" class="primary" disabled={waits} onClick={() => void start()}>{texts.start}</button>}
+      {off && <button type="button" class="primary" disabled={busy} onClick={() => void start()}>{texts.start}</button>}
       {vm.state !== "shut_off" && (
         <select
-          aria-label={texts.menu} value="" disabled={waits}
+          aria-label={texts.menu} value="" disabled={busy}
           onChange={(event) => {
-            setAsked(MORE.find((action) => action === event.currentTarget.value) ?? null);
+            setConfirming(MORE.find((action) => action === event.currentTarget.value) ?? null);
             event.currentTarget.value = "";
           }}
         >
@@ -78,12 +78,12 @@ function Actions({ vm, name }: { vm: Vm; name: string }) {
           {MORE.map((action) => <option key={action} value={action}>{texts[action]}…</option>)}
         </select>
       )}
-      {asked && (
+      {confirming && (
         <FormDialog
-          title={texts.confirmTitle(texts[asked], name)} submit={texts[asked]} dangerous
-          act={() => act(vm.instance_id, asked)} close={() => setAsked(null)}
+          title={texts.confirmTitle(texts[confirming], name)} submit={texts[confirming]} dangerous
+          act={() => act(vm.instance_id, confirming)} close={() => setConfirming(null)}
         >
-          <p>{texts.confirm[asked]}</p>
+          <p>{texts.confirm[confirming]}</p>
         </FormDialog>
       )}
     </div>

@@ -1,4 +1,4 @@
-//! A VM: its charts, and under them the processes of the moment under the cursor.
+//! The VM page: charts, and below them the processes at the moment under the cursor.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, ask, type Vm } from "../../api/client";
@@ -16,14 +16,14 @@ import { pin, type Range, RANGES, unpin, useRange } from "./range";
 import { RangeBar } from "./range-bar";
 import { type Bucket, columns, VM_MEASURES, type VmMeasure, withSample } from "./series";
 
-/** What live events do not tell is read this often. */
+/** Reload interval for data that live events do not carry. */
 const REFRESH_MS = 60_000;
-/** About a bucket for every three pixels of a chart. */
-const PIXELS_A_POINT = 3;
+/** Chart width per bucket. */
+const PIXELS_PER_POINT = 3;
 
 export function points(): number {
   const width = innerWidth > 900 ? innerWidth / 2 : innerWidth;
-  return Math.max(100, Math.min(600, Math.round(width / PIXELS_A_POINT)));
+  return Math.max(100, Math.min(600, Math.round(width / PIXELS_PER_POINT)));
 }
 
 export function VmPage({ id }: { id: string }) {
@@ -31,7 +31,7 @@ export function VmPage({ id }: { id: string }) {
   const range = useRange();
   const history = useHistory(id, range);
   const hover = useSignal<number | null>(null);
-  // The window goes on with time, while the range that was read stays.
+  // A live chart advances with the clock; the range that was requested does not.
   const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
   const stepMs = history.columns?.stepMs ?? 0;
   useEffect(() => {
@@ -52,7 +52,7 @@ export function VmPage({ id }: { id: string }) {
     );
   }
   if (!vm.data) return <Loading />;
-  // A bucket's processes are those at its end: they were sampled over the time that led up to it.
+  // The processes of a bucket are those at its end: each sample covers the interval before it.
   const moment = (at: number) => Math.min(at + stepMs, Date.now());
   const charted = history.columns && history.columns.at.length > 0;
   return (
@@ -69,7 +69,7 @@ export function VmPage({ id }: { id: string }) {
       ) : (
         <Loading rows={4} />
       )}
-      <ProcessHistory id={id} range={shown} stale={range} hover={hover} click={(at) => pin(shown, moment(at))} />
+      <ProcessHistory id={id} range={shown} chosen={range} hover={hover} click={(at) => pin(shown, moment(at))} />
       <ProcessTable id={id} hover={hover} moment={moment} pinned={range.pin} live={range.live} to={range.to} />
     </>
   );
@@ -122,7 +122,7 @@ function useHistory(id: string, range: Range) {
   );
   useEvery(REFRESH_MS, () => range.live && series.reload());
   const [buckets, setBuckets] = useState<Bucket<VmMeasure>[] | undefined>(undefined);
-  // The page asks for JSON; the document knows CSV as well.
+  // The page requests JSON; the OpenAPI document also allows CSV, a string.
   const read = typeof series.data === "string" ? undefined : series.data;
   useEffect(() => setBuckets(read?.buckets), [read]);
   const reload = useRef(series.reload);

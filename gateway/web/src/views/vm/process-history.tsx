@@ -1,4 +1,4 @@
-//! The past of one process, or of all that have its name, over the same time as the charts of its VM.
+//! History of one process, or of all processes with its name, over the time range of the VM charts.
 import type { Signal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { api, ask } from "../../api/client";
@@ -18,10 +18,10 @@ const MEASURES = ["cpu_util", "mem", "disk_read", "disk_write"] as const;
 
 interface ProcessHistoryProps {
   id: string;
-  /** The time that is shown, which goes on where it is live. */
+  /** The range shown; it advances with the clock when live. */
   range: Range;
-  /** The same as it was chosen. */
-  stale: Range;
+  /** The range as chosen; it stays the same while live, so data is not read again every second. */
+  chosen: Range;
   hover: Signal<number | null>;
   click: (at: number) => void;
 }
@@ -34,14 +34,14 @@ export function ProcessHistory(props: ProcessHistoryProps) {
   return <Shown {...props} key={`${name} ${pid ?? ""}`} name={name} pid={pid === null ? null : Number(pid)} />;
 }
 
-function Shown({ id, range, stale, hover, click, name, pid }: ProcessHistoryProps & { name: string; pid: number | null }) {
+function Shown({ id, range, chosen, hover, click, name, pid }: ProcessHistoryProps & { name: string; pid: number | null }) {
   const texts = t().history;
   const all = place.value.query.get("all") !== null || pid === null;
-  const time = stale.live ? stale.name : `${stale.from} ${stale.to}`;
+  const time = chosen.live ? chosen.name : `${chosen.from} ${chosen.to}`;
   const series = useResource(
     (signal) => {
-      const to = stale.live ? Date.now() : stale.to;
-      const from = stale.live ? to - RANGES[stale.name] : stale.from;
+      const to = chosen.live ? Date.now() : chosen.to;
+      const from = chosen.live ? to - RANGES[chosen.name] : chosen.from;
       const query = {
         name, from: new Date(from).toISOString(), to: new Date(to).toISOString(), points: points(),
         ...(!all && { pid }),
@@ -51,7 +51,7 @@ function Shown({ id, range, stale, hover, click, name, pid }: ProcessHistoryProp
     },
     [id, name, pid, all, time],
   );
-  useEvery(REFRESH_MS, () => stale.live && series.reload());
+  useEvery(REFRESH_MS, () => chosen.live && series.reload());
   const shown = useMemo(() => series.data && columns(series.data.buckets, series.data.step_ms, MEASURES), [series.data]);
   const lines = useMemo(() => {
     const line = (label: string, colour: string, measure: (typeof MEASURES)[number]): Line =>

@@ -1,4 +1,4 @@
-//! The processes of a moment: of the one that is pinned, else of the one under the cursor, else of now.
+//! The process table at the pinned moment, else at the moment under the cursor, else now.
 import type { Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../../api/client";
@@ -21,33 +21,33 @@ type Column = (typeof COLUMNS)[number];
 const DESCENDS: Record<Column, boolean> = {
   name: false, pid: false, cpu: true, mem: true, read: true, write: true, age: true,
 };
-/** How long the cursor rests before its moment is read. */
-const REST_MS = 80;
-/** The greatest are enough to find a culprit; the rest come by a click. */
-const SHOWN = 30;
-/** The most processes of a table that are read, over as many pages as they take. */
-const MOST = 1000;
+/** How long the cursor must rest before the table is read. */
+const DEBOUNCE_MS = 80;
+/** Rows shown before "Show all" is clicked. */
+const INITIAL_ROWS = 30;
+/** Maximum number of processes read, over several pages if needed. */
+const MAX_PROCESSES = 1000;
 
 interface ProcessTableProps {
   id: string;
   hover: Signal<number | null>;
-  /** The moment whose processes explain a bucket. */
+  /** Maps the start of a bucket to the moment whose processes are shown for it. */
   moment: (at: number) => number;
   pinned: number | null;
   live: boolean;
-  /** The end of a range of the past. */
+  /** The end of the selected range; the default moment when not live. */
   to: number;
 }
 
 export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTableProps) {
   const texts = t().table;
-  const pointed = useRested(hover.value);
+  const pointed = useDebounced(hover.value);
   const at = pinned ?? (pointed !== null ? moment(pointed) : live ? null : Math.min(to, Date.now()));
   const table = useTable(id, at);
   const [sorting, setSorting] = useState<Sorting<Column>>({ column: "cpu", descending: true });
   const [filter, setFilter] = useState("");
   const [all, setAll] = useState(false);
-  const passing = useMemo(
+  const matching = useMemo(
     () => (table.data?.processes ?? [])
       .filter((process) => process.name.toLowerCase().includes(filter.toLowerCase()))
       .sort((one, other) =>
@@ -55,7 +55,7 @@ export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTab
     [table.data, filter, sorting],
   );
   const sampled = table.data?.at ? ms(table.data.at) : null;
-  const shown = all ? passing : passing.slice(0, SHOWN);
+  const shown = all ? matching : matching.slice(0, INITIAL_ROWS);
   const head = (column: Column, kind: string) => (
     <SortHead column={column} sorting={sorting} descends={DESCENDS[column]} sort={setSorting} class={kind}>
       {texts.columns[column]}
@@ -72,7 +72,7 @@ export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTab
         {pinned !== null && (
           <button type="button" onClick={unpin}>{texts.unpin} <kbd>{texts.unpinHint}</kbd></button>
         )}
-        {table.data && <span class="count">{texts.count(passing.length, table.data.total)}</span>}
+        {table.data && <span class="count">{texts.count(matching.length, table.data.total)}</span>}
         <input
           type="search" aria-label={texts.filter} placeholder={texts.filter} value={filter}
           onInput={(event) => setFilter(event.currentTarget.value)}
@@ -104,8 +104,8 @@ export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTab
           </tbody>
         </table>
       )}
-      {shown.length < passing.length && (
-        <button type="button" class="more" onClick={() => setAll(true)}>{texts.showAll(passing.length)}</button>
+      {shown.length < matching.length && (
+        <button type="button" class="more" onClick={() => setAll(true)}>{texts.showAll(matching.length)}</button>
       )}
     </section>
   );
@@ -152,14 +152,14 @@ function valueOf(process: Process, column: Column): number | string {
   }
 }
 
-/** The value, once it has rested; null at once. */
-function useRested(value: number | null): number | null {
-  const [rested, setRested] = useState(value);
+/** Debounces changes of the value; null takes effect immediately. */
+function useDebounced(value: number | null): number | null {
+  const [settled, setSettled] = useState(value);
   useEffect(() => {
-    const timer = setTimeout(() => setRested(value), REST_MS);
+    const timer = setTimeout(() => setSettled(value), DEBOUNCE_MS);
     return () => clearTimeout(timer);
   }, [value]);
-  return value === null ? null : rested;
+  return value === null ? null : settled;
 }
 
 function useTable(id: string, at: number | null) {
@@ -171,7 +171,7 @@ function useTable(id: string, at: number | null) {
   return table;
 }
 
-/** Reads a table page by page: a page has a bound in bytes as well, and names can be long. */
+/** Reads a table page by page. A page is also limited in bytes, so long names can make it short. */
 async function readTable(id: string, at: number | null, signal: AbortSignal): Promise<Table> {
   const moment = at === null ? {} : { at: new Date(at).toISOString() };
   const read = (limit: number, cursor: string | null) => {
@@ -179,9 +179,9 @@ async function readTable(id: string, at: number | null, signal: AbortSignal): Pr
     const params = { path: { instance_id: id }, query };
     return ask(api.GET("/api/v1/vms/{instance_id}/processes", { params, signal }));
   };
-  let table = await read(MOST, null);
-  while (table.next !== null && table.processes.length < MOST) {
-    const page = await read(MOST - table.processes.length, table.next);
+  let table = await read(MAX_PROCESSES, null);
+  while (table.next !== null && table.processes.length < MAX_PROCESSES) {
+    const page = await read(MAX_PROCESSES - table.processes.length, table.next);
     table = { ...page, processes: [...table.processes, ...page.processes] };
   }
   return table;

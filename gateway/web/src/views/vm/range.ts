@@ -1,4 +1,4 @@
-//! The time that charts show: up to now, or a part of the past. It stands in the address.
+//! The time range of the charts, live or in the past. It is kept in the URL.
 import { useMemo } from "preact/hooks";
 import { now } from "../../clock";
 import { DAY, HOUR, MINUTE } from "../../format";
@@ -16,17 +16,17 @@ export const RANGES = {
 
 export type RangeName = keyof typeof RANGES;
 
-/** The narrowest that a drag can zoom to. */
-const LEAST_MS = 10_000;
+/** The narrowest range that a zoom can select. */
+const MIN_RANGE_MS = 10_000;
 
 export interface Range {
-  /** The length that was chosen, which a zoom and a pin leave behind to come back to. */
+  /** The chosen length; restored when a zoom or pin ends. */
   name: RangeName;
-  /** Ends now, and goes on with it. */
+  /** The range ends now and advances with the clock. */
   live: boolean;
   from: number;
   to: number;
-  /** The moment that is held fast, if any. */
+  /** The pinned moment, if any. */
   pin: number | null;
 }
 
@@ -44,7 +44,7 @@ export function useRange(): Range {
   const from = moment(query, "from");
   const to = moment(query, "to");
   const live = from === null || to === null || from >= to;
-  // A range that goes on is a new one only with its name: what moves it are samples, not this clock.
+  // A live range is recomputed only when its length changes; new samples advance the charts, not this clock.
   const end = useMemo(() => now.peek(), [name, live, query]);
   const range = live ? { from: end - RANGES[name], to: end } : { from, to };
   return { name, live, pin: moment(query, "at"), ...range };
@@ -55,10 +55,10 @@ const LIVE = { from: null, to: null, at: null, held: null };
 
 export const show = (name: RangeName): void => adjust({ ...LIVE, range: name });
 
-/** Between two moments; leaves a pin where it is. */
+/** Zooms to the time between two moments; keeps the pin. */
 export function showBetween(from: number, to: number): void {
   const middle = (from + to) / 2;
-  const half = Math.max(LEAST_MS, to - from) / 2;
+  const half = Math.max(MIN_RANGE_MS, to - from) / 2;
   adjust({ from: text(middle - half), to: text(Math.min(middle + half, Date.now())), held: null });
 }
 
@@ -68,13 +68,13 @@ export function shift({ from, to }: Range, share: number): void {
   else adjust({ ...LIVE, from: text(from + distance), to: text(to + distance) });
 }
 
-/** Holds a moment, and with it the range around it, so that the address shows both to whoever gets it. */
+/** Pins a moment and the range around it, so that a shared URL shows both. */
 export function pin(range: Range, at: number): void {
   const changes = { at: text(at), from: text(range.from), to: text(range.to), range: range.name };
   adjust(range.live ? { ...changes, held: "1" } : changes, range.pin !== null);
 }
 
-/** Lets go of the moment, and goes on live where the pin was what held the range. */
+/** Unpins; returns to the live range if the pin had stopped it. */
 export const unpin = (): void => adjust(place.peek().query.has("held") ? LIVE : { at: null });
 
 export const backToLive = (): void => adjust(LIVE);
