@@ -6,7 +6,7 @@ import { t } from "./i18n";
 import { followOperations } from "./operations";
 import { AccountMenu } from "./parts/account";
 import { Failed, Loading, Notice } from "./parts/states";
-import { place } from "./router";
+import { route } from "./router";
 import { Audit } from "./views/audit";
 import { Operations } from "./views/operations";
 import { Logo, SignIn } from "./views/sign-in";
@@ -51,7 +51,7 @@ function Shell() {
 
 function Navigation() {
   const texts = t().nav;
-  const path = place.value.path;
+  const path = route.value.path;
   const links = [
     ["/", texts.vms, path === "/" || path.startsWith("/vms")],
     ["/operations", texts.operations, path === "/operations"],
@@ -73,7 +73,7 @@ function LiveMark() {
 }
 
 function View() {
-  const { path } = place.value;
+  const { path } = route.value;
   const vm = /^\/vms\/([0-9A-Za-z_-]{1,64})$/.exec(path)?.[1];
   if (path === "/") return <Vms />;
   if (vm !== undefined) return <VmPage key={vm} id={vm} />;

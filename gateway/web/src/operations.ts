@@ -1,7 +1,7 @@
 //! Submits operations on VMs and follows them until they finish.
 import { signal } from "@preact/signals";
 import { api, ask, type Operation, type Schemas } from "./api/client";
-import { liveState, on } from "./api/live";
+import { liveState, onEvent } from "./api/live";
 import { isOver } from "./parts/badge";
 
 export type Action = Schemas["Action"];
@@ -36,7 +36,7 @@ export function forget(instance: string): void {
 }
 
 export function followOperations(): () => void {
-  return on("operation", remember);
+  return onEvent("operation", remember);
 }
 
 /** Submits an operation. It is followed independently of the view that is shown. */

@@ -1,23 +1,23 @@
 //! The URL holds the state of the view, so that it can be shared and the Back button works.
 import { signal } from "@preact/signals";
 
-interface Place {
+interface Route {
   path: string;
   query: URLSearchParams;
 }
 
-const here = (): Place => ({ path: location.pathname, query: new URLSearchParams(location.search) });
+const here = (): Route => ({ path: location.pathname, query: new URLSearchParams(location.search) });
 
-export const place = signal<Place>(here());
+export const route = signal<Route>(here());
 
 /** Navigates within the page; `replace` adds no history entry. */
 export function go(address: string, replace = false): void {
   if (address === location.pathname + location.search) return;
   if (replace) history.replaceState(null, "", address);
   else history.pushState(null, "", address);
-  const path = place.peek().path;
-  place.value = here();
-  if (place.peek().path !== path) {
+  const path = route.peek().path;
+  route.value = here();
+  if (route.peek().path !== path) {
     scrollTo(0, 0);
     // Moves the focus to the heading, so that screen readers announce the new view.
     requestAnimationFrame(() => document.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true }));
@@ -37,7 +37,7 @@ export function adjust(changes: Record<string, string | null>, replace = false):
 
 /** Handles Back, Forward and plain clicks on links within the page. */
 export function followLinks(): void {
-  addEventListener("popstate", () => (place.value = here()));
+  addEventListener("popstate", () => (route.value = here()));
   addEventListener("click", (event) => {
     const link = event.target instanceof Element ? event.target.closest("a") : null;
     const modified = event.ctrlKey || event.metaKey || event.shiftKey || event.altKey || event.button !== 0;

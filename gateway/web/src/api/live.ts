@@ -29,7 +29,7 @@ const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
 };
 
 /** Subscribes to events of one kind. Returns the function that unsubscribes. */
-export function on<K extends keyof Kinds>(kind: K, listener: (event: Kinds[K]) => void): () => void {
+export function onEvent<K extends keyof Kinds>(kind: K, listener: (event: Kinds[K]) => void): () => void {
   listeners[kind].add(listener);
   return () => listeners[kind].delete(listener);
 }

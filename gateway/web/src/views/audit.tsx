@@ -6,7 +6,7 @@ import { t } from "../i18n";
 import { Badge } from "../parts/badge";
 import { usePages } from "../parts/pages";
 import { Failed, Loading, Notice } from "../parts/states";
-import { adjust, place } from "../router";
+import { adjust, route } from "../router";
 
 type Result = Schemas["AuditResult"];
 
@@ -24,7 +24,7 @@ export function Audit() {
   const texts = t().audit;
   const asked = Object.fromEntries(
     FILTERS.flatMap((name) => {
-      const value = place.value.query.get(name);
+      const value = route.value.query.get(name);
       return value ? [[name, value]] : [];
     }),
   );
@@ -61,7 +61,7 @@ export function Audit() {
 function Filters() {
   const texts = t().audit;
   const [values, setValues] = useState(() =>
-    Object.fromEntries(FILTERS.map((name) => [name, place.peek().query.get(name) ?? ""])));
+    Object.fromEntries(FILTERS.map((name) => [name, route.peek().query.get(name) ?? ""])));
   const hints = { user: texts.user, target: texts.target, action: texts.action };
   const send = (event: Event) => {
     event.preventDefault();

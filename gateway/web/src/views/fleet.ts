@@ -1,7 +1,7 @@
 //! All VMs, read once and kept up by live events.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { api, ask, type Failure, type Schemas, type Vm } from "../api/client";
-import { on } from "../api/live";
+import { onEvent } from "../api/live";
 import { useEvery, useResource } from "../api/resource";
 import { latest } from "../operations";
 
@@ -57,14 +57,14 @@ export function useFleet(): Fleet {
       }, DRAW_MS);
     };
     const stops = [
-      on("sample", ({ instance_id, ...sample }) => {
+      onEvent("sample", ({ instance_id, ...sample }) => {
         const last_report_at = new Date().toISOString();
         // The first report of a VM that the list does not have yet.
         if (!known.current.has(instance_id) && source.current) list.reload();
         change(instance_id, { sample, agent: "reporting", last_report_at });
       }),
-      on("machine", ({ instance_id, state }) => change(instance_id, { state })),
-      on("operation", ({ instance_id, machine_state }) => {
+      onEvent("machine", ({ instance_id, state }) => change(instance_id, { state })),
+      onEvent("operation", ({ instance_id, machine_state }) => {
         if (machine_state) change(instance_id, { state: machine_state });
       }),
     ];

@@ -1,12 +1,12 @@
 //! Operations on VMs, newest first, updated live.
 import { useEffect, useState } from "preact/hooks";
 import { api, ask, type Operation, type Schemas } from "../api/client";
-import { on } from "../api/live";
+import { onEvent } from "../api/live";
 import { duration, fullTime, ms, shortTime } from "../format";
 import { t } from "../i18n";
 import { OperationBadge } from "../parts/badge";
 import { Failed, Loading, Notice } from "../parts/states";
-import { adjust, place, vmAddress } from "../router";
+import { adjust, route, vmAddress } from "../router";
 import { usePages } from "../parts/pages";
 
 type State = Schemas["OperationState"];
@@ -15,7 +15,7 @@ const STATES: State[] = ["requested", "running", "succeeded", "failed", "timed_o
 
 export function Operations() {
   const texts = t().operation;
-  const state = STATES.find((known) => known === place.value.query.get("state"));
+  const state = STATES.find((known) => known === route.value.query.get("state"));
   const pages = usePages(
     async (cursor: string | undefined, signal) => {
       const query = { limit: 100, ...(state && { state }), ...(cursor !== undefined && { cursor }) };
@@ -25,7 +25,7 @@ export function Operations() {
     [state],
   );
   const [updates, setUpdates] = useState(new Map<string, Operation>());
-  useEffect(() => on("operation", (operation) => setUpdates((all) => new Map(all).set(operation.id, operation))), []);
+  useEffect(() => onEvent("operation", (operation) => setUpdates((all) => new Map(all).set(operation.id, operation))), []);
   useEffect(() => setUpdates(new Map()), [pages.turn]);
   const operations = withUpdates(pages.items, updates, state);
   return (

@@ -6,7 +6,7 @@ import { t } from "../i18n";
 import { compare, SortHead, type Sorting } from "../parts/sorting";
 import { DegradedNote, Failed, Loading, Notice } from "../parts/states";
 import { useWindow } from "../parts/window";
-import { adjust, place } from "../router";
+import { adjust, route } from "../router";
 import { type Entry, useFleet } from "./fleet";
 import { VmRow } from "./vm-row";
 
@@ -20,7 +20,7 @@ const REORDER_MS = 5_000;
 
 export function Vms() {
   const texts = t().vms;
-  const query = place.value.query;
+  const query = route.value.query;
   const search = query.get("q") ?? "";
   const agent = query.get("agent") ?? "";
   const sorting = sortingOf(query);

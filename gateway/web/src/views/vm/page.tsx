@@ -2,12 +2,12 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, ask, type Vm } from "../../api/client";
-import { on } from "../../api/live";
+import { onEvent } from "../../api/live";
 import { useEvery, useResource } from "../../api/resource";
 import { now } from "../../clock";
 import { t } from "../../i18n";
 import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
-import { place } from "../../router";
+import { route } from "../../router";
 import { Charts } from "./charts";
 import { Header } from "./header";
 import { ProcessHistory } from "./process-history";
@@ -36,7 +36,7 @@ export function VmPage({ id }: { id: string }) {
   const stepMs = history.columns?.stepMs ?? 0;
   useEffect(() => {
     const key = (event: KeyboardEvent) => {
-      if (event.key === "Escape" && place.peek().query.has("at") && !document.querySelector("dialog[open]")) unpin();
+      if (event.key === "Escape" && route.peek().query.has("at") && !document.querySelector("dialog[open]")) unpin();
     };
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
@@ -92,13 +92,13 @@ function useVm(id: string) {
   useEffect(() => {
     const change = (more: Partial<Vm>) => setChanges((before) => ({ ...before, ...more }));
     const stops = [
-      on("sample", ({ instance_id, ...sample }) => {
+      onEvent("sample", ({ instance_id, ...sample }) => {
         if (instance_id === id) change({ sample, agent: "reporting", last_report_at: new Date().toISOString() });
       }),
-      on("machine", ({ instance_id, state }) => {
+      onEvent("machine", ({ instance_id, state }) => {
         if (instance_id === id) change({ state });
       }),
-      on("operation", ({ instance_id, machine_state }) => {
+      onEvent("operation", ({ instance_id, machine_state }) => {
         if (instance_id === id && machine_state) change({ state: machine_state });
       }),
     ];
@@ -128,7 +128,7 @@ function useHistory(id: string, range: Range) {
   const reload = useRef(series.reload);
   useEffect(() => {
     if (!range.live || !read) return;
-    return on("sample", (sample) => {
+    return onEvent("sample", (sample) => {
       if (sample.instance_id !== id) return;
       if (read.step_ms === 0) reload.current();
       else setBuckets((all) => all && withSample(all, read.step_ms, sample, Date.now() - RANGES[range.name]));

@@ -7,7 +7,7 @@ import { percent, rate, shortPercent } from "../../format";
 import { t } from "../../i18n";
 import { Failed, Loading } from "../../parts/states";
 import { Choice } from "../../parts/switches";
-import { adjust, place } from "../../router";
+import { adjust, route } from "../../router";
 import { Chart, type Line } from "./chart";
 import { points } from "./page";
 import { type Range, RANGES, showBetween } from "./range";
@@ -27,7 +27,7 @@ interface ProcessHistoryProps {
 }
 
 export function ProcessHistory(props: ProcessHistoryProps) {
-  const { query } = place.value;
+  const { query } = route.value;
   const name = query.get("process");
   const pid = query.get("pid");
   if (name === null) return null;
@@ -36,7 +36,7 @@ export function ProcessHistory(props: ProcessHistoryProps) {
 
 function Shown({ id, range, chosen, hover, click, name, pid }: ProcessHistoryProps & { name: string; pid: number | null }) {
   const texts = t().history;
-  const all = place.value.query.get("all") !== null || pid === null;
+  const all = route.value.query.get("all") !== null || pid === null;
   const time = chosen.live ? chosen.name : `${chosen.from} ${chosen.to}`;
   const series = useResource(
     (signal) => {

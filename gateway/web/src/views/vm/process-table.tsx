@@ -2,7 +2,7 @@
 import type { Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../../api/client";
-import { on } from "../../api/live";
+import { onEvent } from "../../api/live";
 import { useResource } from "../../api/resource";
 import { duration, ms, rate, shortTime, visible } from "../../format";
 import { t } from "../../i18n";
@@ -10,7 +10,7 @@ import { Badge } from "../../parts/badge";
 import { Meter } from "../../parts/meter";
 import { compare, SortHead, type Sorting } from "../../parts/sorting";
 import { Failed, Loading, Notice } from "../../parts/states";
-import { adjust, place } from "../../router";
+import { adjust, route } from "../../router";
 import { unpin } from "./range";
 
 type Process = Schemas["Process"];
@@ -113,7 +113,7 @@ export function ProcessTable({ id, hover, moment, pinned, live, to }: ProcessTab
 
 function Row({ process, sampled }: { process: Process; sampled: number }) {
   const { name, pid } = process;
-  const { query } = place.value;
+  const { query } = route.value;
   const chosen = query.get("process") === name && query.get("pid") === String(pid);
   const ended = process.ended_at !== null;
   return (
@@ -166,7 +166,7 @@ function useTable(id: string, at: number | null) {
   const table = useResource((signal) => readTable(id, at, signal), [id, at]);
   useEffect(() => {
     if (at !== null) return;
-    return on("processes", (event) => event.instance_id === id && table.reload());
+    return onEvent("processes", (event) => event.instance_id === id && table.reload());
   }, [id, at]);
   return table;
 }

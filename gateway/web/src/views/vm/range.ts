@@ -2,7 +2,7 @@
 import { useMemo } from "preact/hooks";
 import { now } from "../../clock";
 import { DAY, HOUR, MINUTE } from "../../format";
-import { adjust, place } from "../../router";
+import { adjust, route } from "../../router";
 
 export const RANGES = {
   "15m": 15 * MINUTE,
@@ -38,7 +38,7 @@ function moment(query: URLSearchParams, name: string): number | null {
 }
 
 export function useRange(): Range {
-  const { query } = place.value;
+  const { query } = route.value;
   const chosen = query.get("range");
   const name = isName(chosen) ? chosen : "1h";
   const from = moment(query, "from");
@@ -75,6 +75,6 @@ export function pin(range: Range, at: number): void {
 }
 
 /** Unpins; returns to the live range if the pin had stopped it. */
-export const unpin = (): void => adjust(place.peek().query.has("held") ? LIVE : { at: null });
+export const unpin = (): void => adjust(route.peek().query.has("held") ? LIVE : { at: null });
 
 export const backToLive = (): void => adjust(LIVE);
