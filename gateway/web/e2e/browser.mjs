@@ -1,5 +1,5 @@
-// A real Chromium on the page of a real stack, which fails a story on anything that must never happen: an error on the
-// console, a violation of the Content-Security-Policy, a request to another host.
+// Drives a real Chromium against a real stack. A story also fails on any console error, Content-Security-Policy violation or
+// request to another host.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -8,7 +8,7 @@ import { chromium } from "playwright-core";
 const require = createRequire(import.meta.url);
 const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 
-/** Far above what a busy machine needs, so that only a fault reaches it. */
+/** Generous time limit for each wait, so that only a defect exceeds it. */
 export const PATIENCE_MS = 30_000;
 
 export const url = setting("VMWATCH_PAGE_URL");
@@ -25,8 +25,8 @@ const ARGUMENTS = [
   "--disable-component-update", "--disable-sync",
 ];
 
-/** Runs a story in a browser with a profile of its own; an error of it, or of the page, ends the process with 1. */
-export async function story(tell, options = {}) {
+/** Runs a story in a browser with a fresh profile. An error in the story or on the page sets exit code 1. */
+export async function story(run, options = {}) {
   const browser = await chromium.launch({ executablePath: setting("VMWATCH_PAGE_CHROMIUM"), args: ARGUMENTS });
   const faults = [];
   let page;
@@ -35,8 +35,8 @@ export async function story(tell, options = {}) {
     context.setDefaultTimeout(PATIENCE_MS);
     page = await context.newPage();
     watch(page, faults);
-    await tell(page, { context, faults });
-    if (faults.length > 0) throw new Error(`the page did what it must not:\n${faults.join("\n")}`);
+    await run(page, { context, faults });
+    if (faults.length > 0) throw new Error(`the page reported faults:\n${faults.join("\n")}`);
   } catch (error) {
     console.log(error.stack ?? error);
     if (faults.length > 0) console.log(`faults:\n${faults.join("\n")}`);
@@ -52,7 +52,7 @@ export async function story(tell, options = {}) {
 function watch(page, faults) {
   page.on("pageerror", (error) => faults.push(`error: ${error.stack ?? error}`));
   page.on("console", (message) => {
-    // A browser tells of every failed request; which of them are right the stories say by what is shown.
+    // The browser logs every failed request. Stories check expected failures by what the page shows.
     const expected = message.text().startsWith("Failed to load resource");
     if (message.type() === "error" && !expected) faults.push(`console: ${message.text()}`);
   });
@@ -71,39 +71,39 @@ export async function signIn(page, { user, password } = admin, path = "/") {
   await page.locator("header.top").waitFor();
 }
 
-/** Tells among the faults what axe finds (WCAG 2.2 A and AA, and best practices). */
+/** Adds the violations that axe finds to the faults (WCAG 2.2 A and AA, and best practices). */
 export async function accessible(page, what, faults) {
   if (!(await page.evaluate(() => "axe" in globalThis))) await page.evaluate(axe);
   const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
-  const told = violations.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html).join("\n  ")}`);
-  if (told.length > 0) faults.push(`axe on ${what}:\n${told.join("\n")}`);
+  const found = violations.map(({ id, help, nodes }) => `${id}: ${help}\n  ${nodes.map((node) => node.html).join("\n  ")}`);
+  if (found.length > 0) faults.push(`axe on ${what}:\n${found.join("\n")}`);
 }
 
 export function check(holds, what) {
   if (!holds) throw new Error(what);
 }
 
-/** Waits until the probe is true. */
+/** Waits until the probe returns a truthy value, and returns it. */
 export async function until(what, probe) {
   const end = Date.now() + PATIENCE_MS;
   for (;;) {
-    const said = await probe();
-    if (said) return said;
-    if (Date.now() > end) throw new Error(`not within ${PATIENCE_MS} ms: ${what}`);
+    const result = await probe();
+    if (result) return result;
+    if (Date.now() > end) throw new Error(`timed out after ${PATIENCE_MS} ms: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
 }
 
-/** A figure that was measured; the harness hands it on. */
+/** Reports a measured figure to the harness. */
 export const figure = (name, value) => console.log(`figure ${name} ${value}`);
 
 const harness = createInterface({ input: process.stdin });
 const answers = harness[Symbol.asyncIterator]();
 
-/** Has the harness do something to the stack; gives back what it answers. */
-export async function demand(what) {
+/** Sends a command to the harness, such as stopping a service, and returns its reply. */
+export async function command(what) {
   console.log(`@${what}`);
   const { value } = await answers.next();
-  if (value === undefined) throw new Error(`the harness did not answer ${what}`);
+  if (value === undefined) throw new Error(`the harness did not reply to ${what}`);
   return value;
 }

@@ -1,4 +1,4 @@
-// Starting a VM and seeing it run; and who may not.
+// An operator starts a VM; a viewer cannot.
 import { admin, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const [off, another] = setting("VMWATCH_PAGE_MACHINES").split(",");
@@ -8,27 +8,27 @@ await story(async (page) => {
   await signIn(page);
   const row = page.locator(`tr[data-vm="${off}"]`);
   await row.locator("td.act button").click();
-  await until("it runs", async () => (await row.locator("td.state .badge.good").count()) === 1);
-  await until("there is nothing to start any more", async () => (await row.locator("td.act button").count()) === 0);
+  await until("the VM is running", async () => (await row.locator("td.state .badge.good").count()) === 1);
+  await until("the start button disappears", async () => (await row.locator("td.act button").count()) === 0);
 
-  // Its record, with its steps, and the audit's.
+  // The operation is listed with its steps, and in the audit log.
   await page.locator('a[href="/operations"]').click();
   const card = page.locator("details.operation", { hasText: off }).first();
   await card.locator(".badge.good").waitFor();
   await card.locator("summary strong").click();
-  check((await card.locator(".steps li").count()) >= 2, "its steps are told");
+  check((await card.locator(".steps li").count()) >= 2, "the steps are listed");
   await page.locator('a[href="/audit"]').click();
   await page.locator("table.records tr", { hasText: off }).first().waitFor();
 
-  // The power is cut only after a question.
+  // Forcing a VM off requires confirmation.
   await page.goto(`${url}/vms/${off}`);
   await page.locator(".actions select").selectOption("force-stop");
   await page.locator("dialog button.danger").click();
   await page.locator("header.vm .operation").waitFor();
-  await until("it is off", async () => (await page.locator("header.vm .heading .badge.quiet").count()) >= 1);
+  await until("the VM is shut off", async () => (await page.locator("header.vm .heading .badge.quiet").count()) >= 1);
   await page.locator(".actions button.primary").waitFor();
 
-  // A viewer of one VM, made on the page.
+  // Creates a viewer of one VM.
   await page.locator('a[href="/users"]').click();
   await page.locator(".heading button.primary").click();
   await page.locator('dialog input[name="name"]').fill(viewer.user);
@@ -42,9 +42,9 @@ await story(async (page) => {
 
   await signIn(page, viewer);
   await page.locator(`tr[data-vm="${another}"]`).waitFor();
-  check((await page.locator("table.vms tbody tr").count()) === 1, "the viewer sees its VM alone");
-  check((await page.locator("td.act").count()) === 0, "a viewer has nothing to start with");
-  check((await page.locator('a[href="/audit"]').count()) === 0, "nor a way to the audit");
+  check((await page.locator("table.vms tbody tr").count()) === 1, "the viewer sees only its VM");
+  check((await page.locator("td.act").count()) === 0, "a viewer has no start button");
+  check((await page.locator('a[href="/audit"]').count()) === 0, "a viewer has no link to the audit log");
   await page.locator(`tr[data-vm="${another}"] a`).click();
   await page.getByText("Controlling VMs requires the operator role.").waitFor();
   await page.goto(`${url}/vms/${off}`);
@@ -52,7 +52,7 @@ await story(async (page) => {
   await page.goto(`${url}/users`);
   await page.getByText("Your role does not allow this").waitFor();
 
-  // An administrator takes the viewer away; its page is at the sign-in within moments.
+  // Deleting the user signs its open page out.
   const { context } = { context: page.context() };
   await page.goto(url);
   await page.locator("header.top").waitFor();

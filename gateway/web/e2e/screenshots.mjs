@@ -1,4 +1,4 @@
-// Pictures of each view in both themes, of a stack that runs, into the folder that is named:
+// Takes screenshots of each view of a running stack, in both themes, into the given folder:
 //
 //   VMWATCH_PAGE_URL=http://127.0.0.1:8086 VMWATCH_PAGE_USER=admin VMWATCH_PAGE_PASSWORD=… VMWATCH_PAGE_VM=… \
 //     VMWATCH_PAGE_CHROMIUM=/usr/bin/chromium node e2e/screenshots.mjs ../../docs/screenshots
@@ -6,14 +6,14 @@ import { join } from "node:path";
 import { setting, signIn, story, url } from "./browser.mjs";
 
 const folder = process.argv[2] ?? ".";
-const machine = setting("VMWATCH_PAGE_VM");
+const vm = setting("VMWATCH_PAGE_VM");
 const process_ = process.env.VMWATCH_PAGE_PROCESS;
 const only = process.env.VMWATCH_PAGE_ONLY;
 
 const VIEWS = {
   vms: ["/", "table.vms tbody tr"],
-  vm: [`/vms/${machine}?range=1h`, "table.process tbody tr"],
-  ...(process_ && { process: [`/vms/${machine}?range=1h&process=${process_}`, "section.history canvas"] }),
+  vm: [`/vms/${vm}?range=1h`, "table.process tbody tr"],
+  ...(process_ && { process: [`/vms/${vm}?range=1h&process=${process_}`, "section.history canvas"] }),
   operations: ["/operations", "main .cards, main .notice"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
@@ -45,7 +45,7 @@ for (const theme of ["light", "dark"]) {
   }, { colorScheme: theme, viewport: { width: 1280, height: 820 } });
 }
 
-/** The pointer on the chart of CPU, where the example has its peak. */
+/** Moves the pointer to the peak of the example data in the CPU chart. */
 async function point(page) {
   const box = await page.locator('[data-chart="cpu"] .u-over').boundingBox();
   await page.mouse.move(box.x + box.width * 0.56, box.y + 60);
