@@ -1,28 +1,28 @@
-"""The parts of `./dev`: Python's standard library only, nothing to install before it runs.
+"""The implementation of `./dev`. It uses only Python's standard library, so that it runs without installing anything.
 
-    commands    the table of commands; help and exit codes
+    commands    table of commands, help, exit codes
     up          `up`: from a fresh machine to a running stack
     inspect     `status`, `logs`, `down`
-    checks      `test`: formatting, lints, builds, every test
-    peer        `peer`: the tests of a driver against the real system that it speaks with
-    bench       `bench`: measures on release builds; `soak`: the long forms of tests
-    figures     what tests measured: shown, and written where `--json FILE` says
+    checks      `test`: formatting, lints, builds, tests
+    peer        `peer`: tests a driver against the real system
+    bench       `bench`: benchmarks on release builds; `soak`: long forms of the fault tests
+    figures     results that tests measured: printed, and written for `--json FILE`
 
-    stack       the programs of a stack: arguments, environment, order of start and stop
-    machines    this machine's instance id, the machines of the test hypervisor
-    guide       what `up` prints: the first row awaited, `curl` lines to paste
-    state       .dev/: the lock, and what runs
+    stack       programs of a stack: arguments, environment, start and stop order
+    machines    instance id of this machine, VMs of the test hypervisor
+    guide       output of `up`: waits for the first rows, prints `curl` lines to paste
+    state       .dev/: the lock and the running programs
 
-    hypervisor  what `up --guest` has beside the stack: libvirtd and a real VM
-    guest       that VM's image
+    hypervisor  libvirtd and the real VM of `up --guest`
+    guest       image of that VM
 
-    tools       nats-server and the database: from PATH, or into a cache
-    venv        Python programs, each in an environment of its own
-    apt         Debian packages, also from another release through the machine's own mirror
+    tools       nats-server and the database, from PATH or a cache
+    venv        virtual environments for Python programs
+    apt         Debian packages, also from another release
     cargo       the build
 
-    terminal    colours, tables, one line of progress, problems told to people
+    terminal    colours, tables, progress, error messages
     processes   process identities that survive reused pids; start, stop, run with progress
     ports       free ports
-    layout      where things lie
+    layout      paths
 """

@@ -1,4 +1,4 @@
-"""Debian packages: what is missing, and a package of another release through the mirror that apt already uses."""
+"""Installs missing Debian packages, and fetches packages of another release from the mirror that apt uses."""
 
 import os
 import re
@@ -12,14 +12,14 @@ from typing import Dict, List, Optional
 from . import processes
 from .terminal import Problem, Step
 
-# Another apt or dpkg at work is waited for.
+# Wait up to 300 s for another running apt or dpkg.
 WAIT_FOR_LOCK = "DPkg::Lock::Timeout=300"
 SUITE_NAMES = {"stable", "oldstable", "testing", "unstable", "sid"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One archive of apt's sources."""
+    """An archive in apt's sources."""
 
     uri: str
     suites: tuple
@@ -27,17 +27,17 @@ class Source:
     signed_by: str = ""
 
     def serves_release(self, codename: str) -> bool:
-        """Whether this is an archive of whole releases: not security, updates, or somebody's own packages."""
+        """Whether this is an archive of complete releases, not of security fixes, updates or third-party packages."""
         return "main" in self.components and bool({codename, *SUITE_NAMES} & set(self.suites))
 
     def stanza(self, suite: str) -> str:
-        """The same archive and key, another suite, in deb822 form."""
+        """The deb822 form of this archive, with another suite."""
         text = f"Types: deb\nURIs: {self.uri}\nSuites: {suite}\nComponents: main\n"
         return text + (f"Signed-By: {self.signed_by}\n" if self.signed_by else "")
 
 
 def parse_deb822(text: str) -> List[Source]:
-    """A `.sources` file; see sources.list(5). A stanza with several URIs gives several sources."""
+    """Parses a `.sources` file; see sources.list(5). A stanza with several URIs gives several sources."""
     sources = []
     for stanza in re.split(r"\n[ \t]*\n", re.sub(r"(?m)^#.*\n?", "", text)):
         fields = _fields(stanza)
@@ -60,7 +60,7 @@ def _fields(stanza: str) -> Dict[str, str]:
     name = ""
     for line in stanza.splitlines():
         if line[:1] in (" ", "\t") and name:
-            # A continuation, such as a key given in full; kept as it is written.
+            # A continuation line, for example of an inline key, is kept as it is.
             fields[name] += "\n" + line.rstrip()
         elif ":" in line:
             name, _, value = line.partition(":")
@@ -70,7 +70,7 @@ def _fields(stanza: str) -> Dict[str, str]:
 
 
 def parse_list(text: str) -> List[Source]:
-    """A one-line-style `.list` file: `deb [options] uri suite components…`."""
+    """Parses a one-line-style `.list` file: `deb [options] uri suite components…`."""
     sources = []
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)((?:\s+\S+)*)", line.partition("#")[0])
@@ -104,7 +104,7 @@ def is_here() -> bool:
 
 
 def install(packages: List[str], log: Path) -> None:
-    """Installs Debian packages, as root or by sudo."""
+    """Installs Debian packages, as root or with sudo."""
     names = " ".join(packages)
     environment = ["env", "DEBIAN_FRONTEND=noninteractive"]
     command = [*_as_root(names), *environment, "apt-get", "-q", "-o", WAIT_FOR_LOCK]
@@ -121,23 +121,25 @@ def _as_root(names: str) -> List[str]:
         return []
     if shutil.which("sudo"):
         if sys.stdin.isatty():
-            # Asks for the password now, before a line of progress would cover the question.
+            # Ask for the password now, before a progress line hides the prompt.
             subprocess.run(["sudo", "-v"], check=False)
         return ["sudo", "-n"]
-    raise Problem(f"these Debian packages are missing: {names}", f"As root: apt-get install {names}")
+    raise Problem(f"these Debian packages are missing: {names}", f"Run as root: apt-get install {names}")
 
 
 def fetch(package: str, suite: str, into: Path, log: Path) -> Path:
-    """Downloads `package` of another `suite` and unpacks it in `into`; nothing of the system is changed.
+    """Downloads `package` of another `suite` and unpacks it into `into`, without changing the system.
 
-    The mirror and its key are those of the machine's own sources; lists and caches are private, so neither
-    root nor a change under /etc is needed.
+    Uses the mirror and key of the machine's own sources. Lists and caches are private, so this needs neither root nor
+    changes in /etc.
     """
     release = codename()
     candidates = [source for source in sources() if source.serves_release(release)]
     if not candidates:
-        raise Problem(f"apt's sources name no archive of Debian {release or 'releases'} to take {package} from")
-    # The archive of Debian proper before those that others laid out like it.
+        raise Problem(
+            f"cannot fetch {package}: apt's sources contain no archive of Debian {release or 'releases'}"
+        )
+    # Prefer Debian's own archive to third-party archives with the same layout.
     candidates.sort(key=lambda source: "debian-archive" not in source.signed_by)
     failure: Optional[Problem] = None
     for source in candidates:
@@ -160,14 +162,14 @@ def _fetch_from(source: Source, package: str, suite: str, into: Path, log: Path)
         f"Dir::Cache={into}/cache",
         "Acquire::Languages=none",
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-        # Signatures are checked; the age of the lists is not, for mirrors of a testing release lag behind, and what
-        # counts here is the version, which the caller checks.
+        # Signatures are checked, but not the age of the lists: mirrors of a testing release lag behind, and the caller
+        # checks the version.
         "Acquire::Check-Valid-Until=false",
-        # apt's own download user could not write below a home folder.
+        # apt's download user cannot write below a home folder.
         "APT::Sandbox::User=root",
     ):
         command += ["-o", option]
-    with Step(f"fetching {package} of Debian {suite} from the mirror that apt uses") as step:
+    with Step(f"fetching {package} of Debian {suite} from apt's mirror") as step:
         processes.run(step, [*command, "update"], log)
         processes.run(step, [*command, "download", package], log, cwd=into)
         (deb,) = into.glob(f"{package}_*.deb")

@@ -1,4 +1,4 @@
-"""What `bench` compares with in other languages: Python and Node with their packages, in the cache."""
+"""Installs the Python and Node baselines of `bench` into the cache."""
 
 import os
 import re
@@ -10,19 +10,19 @@ from . import layout, processes, tools, venv
 from .terminal import Problem, Step
 
 HOME = layout.ROOT / "bench" / "baselines"
-# Every package with its version, so that the same is compared everywhere.
+# Every package is pinned, so that results are comparable.
 REQUIREMENTS = HOME / "wsgi" / "requirements.txt"
 PACKAGES = ("package.json", "package-lock.json")
-# What gunicorn asks for.
+# Required by gunicorn.
 PYTHON_LEAST = (3, 10)
-# What the driver for MongoDB asks for.
+# Required by the MongoDB driver.
 NODE_LEAST = 20
-# Node out of PyPI, where PATH has none that is new enough.
+# Node from PyPI, used if Node in PATH is missing or too old.
 NODE_WHEEL = HOME / "node" / "requirements.txt"
 
 
 def environment() -> dict:
-    """Where the programs are, for the crate `bench`, where the caller has not said so."""
+    """The variables that tell the `bench` crate where the programs are. Variables already set take precedence."""
     found = {
         "VMWATCH_BENCH_GUNICORN": _gunicorn,
         "VMWATCH_BENCH_NODE": _node,
@@ -32,7 +32,7 @@ def environment() -> dict:
 
 
 def _gunicorn() -> str:
-    otherwise = ", or name a gunicorn with pymongo by VMWATCH_BENCH_GUNICORN"
+    otherwise = ", or set VMWATCH_BENCH_GUNICORN to a gunicorn that has pymongo"
     return str(venv.environment("baseline-wsgi", REQUIREMENTS, PYTHON_LEAST, otherwise) / "bin" / "gunicorn")
 
 
@@ -45,21 +45,21 @@ def _node() -> str:
 
 
 def _version(node: str) -> int:
-    said = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
-    match = re.match(r"v(\d+)\.", said)
+    output = subprocess.run([node, "--version"], capture_output=True, text=True).stdout
+    match = re.match(r"v(\d+)\.", output)
     return int(match[1]) if match else 0
 
 
 def _modules() -> Path:
-    """The packages that package-lock.json names."""
+    """The folder with the packages of package-lock.json, installed if missing or outdated."""
     home = layout.tools() / "baseline-node"
     node = Path(_node())
     if all(_is_copy(HOME / "node" / name, home / name) for name in PACKAGES):
         return home / "node_modules"
     npm = node.with_name("npm") if node.with_name("npm").exists() else shutil.which("npm")
     if not npm:
-        raise Problem("npm is not in PATH", "Install it beside Node, or name the packages by VMWATCH_BENCH_NODE_MODULES.")
-    with tools.installing(), Step("installing what Node needs") as step:
+        raise Problem("npm is not in PATH", "Install it, or set VMWATCH_BENCH_NODE_MODULES to the installed packages.")
+    with tools.installing(), Step("installing the packages of the Node baseline") as step:
         shutil.rmtree(home, ignore_errors=True)
         partial = home.with_name(f".{home.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

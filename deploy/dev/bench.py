@@ -1,4 +1,4 @@
-"""`bench`: measures on release builds; the machine should have nothing else to do. `soak`: the long forms of tests."""
+"""`bench`: benchmarks on release builds, best run on an idle machine. `soak`: the long forms of the fault tests."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ from . import baselines, cargo, checks, figures, layout, processes, tools
 from .terminal import EX_USAGE, Problem, Step, say, style
 
 SERVICES = ["gateway", "metrics-svc", "auth-svc", "lifecycle-svc"]
-# What each bench starts beside itself.
+# The programs that each benchmark starts.
 PROGRAMS = {
     "ingest": ["metrics-svc"],
     "latest": ["metrics-svc"],
@@ -15,17 +15,17 @@ PROGRAMS = {
     "agent": ["metrics-svc", "agent"],
     "all": [*SERVICES, "agent"],
 }
-# Those that compare with what others would write.
+# The benchmarks that need the Python and Node baselines.
 COMPARING = ["gateway", "all"]
-# How long parts of a stack are away in a soak; the tests say 3s.
+# Length of the outages in a soak test; the default in tests is 3s.
 OUTAGE = "30s"
 
 
 def bench(arguments) -> int:
-    """Builds what is measured and hands the arguments to the crate `bench`."""
+    """Builds the programs and runs the `bench` crate with the arguments."""
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     if name not in PROGRAMS:
-        raise Problem(f"there is no bench `{name}`", "Write ./dev bench and one of: " + ", ".join(PROGRAMS))
+        raise Problem(f"unknown benchmark `{name}`", "Run ./dev bench with one of: " + ", ".join(PROGRAMS))
     cargo.check()
     tools.install_system(tools.BUILD_NEEDS)
     environment = checks.servers()
@@ -45,18 +45,18 @@ def _build_for_release(what) -> None:
 
 
 def soak(arguments) -> int:
-    """The long forms of the fault tests, with mixed load for so many minutes; arguments go to the test runner."""
+    """Runs the long forms of the fault tests. Remaining arguments go to the test runner."""
     target, arguments = figures.option(arguments, "--json")
     minutes, arguments = figures.option(arguments, "--minutes")
     minutes = minutes or "60"
     if not minutes.isdecimal() or int(minutes) == 0:
-        raise Problem(f"--minutes {minutes}: a whole number of at least 1 is needed", code=EX_USAGE)
+        raise Problem(f"--minutes must be a whole number of at least 1, not `{minutes}`", code=EX_USAGE)
     measured = figures.Figures(target)
     cargo.check()
     environment = {"VMWATCH_TEST_OUTAGE": OUTAGE, **checks.servers(), "VMWATCH_TEST_SOAK": f"{minutes}m"}
     _build_for_release(["--workspace", "--bins"])
     runner = ["cargo", "test", "--release", "--package", "e2e", "--test", "e2e", "--"]
-    # One at a time: the long forms hold times against limits.
+    # One at a time, because the long forms check time limits.
     runner += ["--nocapture", "--test-threads", "1"]
     runner += arguments or ["ingest", "faults", "security::passwords"]
     outages = f"outages of {environment['VMWATCH_TEST_OUTAGE']}, mixed load for {minutes} min"

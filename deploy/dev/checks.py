@@ -1,4 +1,4 @@
-"""`test`: formatting, lints, builds, every test. The first step that fails ends it."""
+"""`test`: formatting, lints, builds and all tests. Stops at the first failure."""
 
 import os
 import shutil
@@ -9,16 +9,15 @@ from . import cargo, dependencies, figures, guest, layout, processes, schemathes
 from .terminal import Problem, Step, say, style
 
 
-# What each means to deploy/offline/run.
+# The arguments that each option passes to deploy/offline/run.
 CONTAINERS = {"--containers": [], "--containers=if-possible": ["--if-possible"]}
 
 
 def test(arguments) -> int:
-    """Everything that must hold before a change goes in; arguments go to the test runner.
+    """Runs all checks that a change must pass. Arguments other than these go to the test runner:
 
-    Two are ours: with --containers the images and compose.yaml are run as well, at the end, and end-to-end tests with
-    NATS and the database in containers, with --containers=if-possible where a Docker engine can be had; --json FILE
-    writes the figures of the tests.
+    --containers also runs the images and compose.yaml, and end-to-end tests with NATS and the database in containers;
+    --containers=if-possible does so only if a Docker engine is available. --json FILE writes what the tests measured.
     """
     target, arguments = figures.option(arguments, "--json")
     offline = [CONTAINERS[argument] for argument in arguments if argument in CONTAINERS]
@@ -28,21 +27,21 @@ def test(arguments) -> int:
     tools.install_system(tools.BUILD_NEEDS)
     environment = _environment()
     _step("formatting", "fmt", ["cargo", "fmt", "--all", "--check"])
-    _step("parts of ./dev", "dev-parts", _unittest("test_*.py"))
+    _step("unit tests of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
     dependencies.check()
-    # Before any build of the gateway, which holds it.
+    # The gateway embeds the page, so the page is built first.
     web.build()
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     for title, name, command in _without_libvirt():
         _step(title, name, command)
-    # After those, which leave a vmwatch-lifecycle of their own in the same place.
+    # Built last, because the previous steps leave a vmwatch-lifecycle without libvirt in the same folder.
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
-    _step("./dev up, its lines, down", "dev-whole", _unittest("whole_*.py"))
+    _step("./dev up, pasted lines, ./dev down", "dev-whole", _unittest("whole_*.py"))
     _step("examples in the documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
-    # The runner speaks for itself, to the last line.
+    # Show the runner's own output.
     with figures.Figures(target) as measured:
         environment.update(measured.environment())
         code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
@@ -52,7 +51,7 @@ def test(arguments) -> int:
 
 
 def _without_libvirt() -> list:
-    """lifecycle-svc where there is no libvirt: linted whole, run on Nova alone."""
+    """The lints of lifecycle-svc without libvirt, and its tests with Nova only."""
     package = ["-p", "lifecycle-svc", "--no-default-features", *_locked()]
     return [
         ("lints without libvirt", "clippy-nova", ["cargo", "clippy", *package, "--all-targets", "--", "-D", "warnings"]),
@@ -64,7 +63,7 @@ def _without_libvirt() -> list:
 
 
 def _environment() -> dict:
-    """What the tests start, where the caller has not said so."""
+    """The variables that tell the tests which programs to start. Variables already set take precedence."""
     environment = servers()
     if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
@@ -79,7 +78,7 @@ def _environment() -> dict:
 
 
 def servers() -> dict:
-    """The environment of what starts servers of its own, where the caller has not said which."""
+    """The environment with the NATS server and database to start. Variables already set take precedence."""
     environment = dict(os.environ)
     if not environment.get("VMWATCH_TEST_NATS_SERVER"):
         environment["VMWATCH_TEST_NATS_SERVER"] = str(tools.nats_server())
@@ -89,17 +88,19 @@ def servers() -> dict:
 
 
 def _locked() -> list:
-    """In CI the lock file is what is built, and a stale one is a failure."""
+    """In CI, an outdated lock file is an error."""
     return ["--locked"] if os.environ.get("CI") else []
 
 
 def _components() -> None:
-    """rustup's minimal profile has neither formatter nor linter."""
+    """Installs rustfmt and clippy, which rustup's minimal profile does not include."""
     missing = [name for name in ("rustfmt", "clippy") if not _has(name)]
     if not missing:
         return
     if not shutil.which("rustup"):
-        raise Problem(f"cargo lacks {' and '.join(missing)}", "Install them from where your Rust came from.")
+        raise Problem(
+            f"{' and '.join(missing)} not found", "Install them from the same source as your Rust toolchain."
+        )
     with Step(f"adding {' and '.join(missing)} to the Rust toolchain") as step:
         processes.run(step, ["rustup", "component", "add", *missing], layout.LOGS / "rustup.log", cwd=layout.ROOT)
         step.done()
@@ -111,7 +112,7 @@ def _has(component: str) -> bool:
 
 
 def _unittest(pattern: str) -> list:
-    """Python's own unittest, of this script. -B: nothing is written beside the sources."""
+    """The command that runs this tool's own tests. -B avoids __pycache__ folders next to the sources."""
     where = ["-t", "deploy", "-s", "deploy/dev/tests", "-p", pattern]
     return [sys.executable, "-B", "-W", "error", "-m", "unittest", "discover", "-v", *where]
 
@@ -124,7 +125,7 @@ def _step(title: str, name: str, command: list) -> None:
 
 
 def _runner(arguments: list) -> list:
-    """nextest where it is there; cargo's own runner needs no installation."""
+    """The test command: nextest if it is installed, or else cargo test."""
     if subprocess.run(["cargo", "nextest", "--version"], capture_output=True).returncode == 0:
         profile = ["--profile", "ci"] if os.environ.get("CI") else []
         return ["cargo", "nextest", "run", "--workspace", *profile, *_locked(), *arguments]
@@ -133,7 +134,7 @@ def _runner(arguments: list) -> list:
 
 
 def e2e_runner(names: list) -> list:
-    """The same for end-to-end tests with one of these texts in their names."""
+    """The command that runs the end-to-end tests whose names contain one of these texts."""
     if _runner([])[1] == "nextest":
         return ["cargo", "nextest", "run", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]
     return ["cargo", "test", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]

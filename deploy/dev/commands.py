@@ -1,4 +1,4 @@
-"""The table of commands; help and exit codes."""
+"""Table of commands, help, exit codes."""
 
 import sys
 from dataclasses import dataclass
@@ -22,45 +22,48 @@ class Command:
 COMMANDS = [
     Command(
         "up [--detach] [--guest]",
-        "install what is missing, build, start everything, tell how to use it; --guest: with a real VM of QEMU", up.up,
+        "install missing tools, build, start a stack, print how to use it; --guest: with a real VM in QEMU", up.up,
     ),
-    Command("status [--json]", "what runs, where, and how it is", inspect.status),
-    Command("logs [SERVICE...] [-f]", "the end of all logs, or whole ones; -f goes on", inspect.logs),
-    Command("down", "stop the stack; its data stays under .dev/", inspect.down),
-    Command("test [ARGUMENTS]", "formatting, lints and every test; arguments go to the test runner", checks.test),
-    Command("test --containers", "the same, then the images and compose.yaml, in Docker (root, where none runs)", checks.test),
-    Command("soak [--minutes N]", "the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
-    Command("fuzz [SECONDS]", "made-up input for the parsers that meet strangers', 30 s each", fuzz.fuzz),
+    Command("status [--json]", "show the running programs, their state and addresses", inspect.status),
+    Command("logs [SERVICE...] [-f]", "show the end of all logs, or the named logs in full; -f: follow", inspect.logs),
+    Command("down", "stop the stack; its data stays in .dev/", inspect.down),
+    Command("test [ARGUMENTS]", "check formatting and lints, run all tests; arguments go to the test runner", checks.test),
+    Command(
+        "test --containers",
+        "the same, then test the images and compose.yaml in Docker (needs root if no Docker runs)", checks.test,
+    ),
+    Command("soak [--minutes N]", "run the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
+    Command("fuzz [SECONDS]", "fuzz the parsers of untrusted input, SECONDS each [30]", fuzz.fuzz),
     Command(
         "bench NAME [ARGUMENTS]",
-        "measure: gateway, login, agent, ingest, latest or all; --json FILE, --report FILE (Markdown)", bench.bench,
+        "benchmark: gateway, login, agent, ingest, latest or all; --json FILE, --report FILE (Markdown)", bench.bench,
     ),
-    Command("peer nova", "the driver's tests against real OpenStack: Keystone and Nova, installed for it", peer.peer),
-    Command("install", "only install what `up` and `test` need", up.install),
-    Command("help", "this", lambda _: show_help()),
+    Command("peer nova", "install OpenStack's Keystone and Nova and test the Nova driver against them", peer.peer),
+    Command("install", "only install the tools for `up` and `test`", up.install),
+    Command("help", "show this help", lambda _: show_help()),
 ]
 
 SETTINGS = [
     ("VMWATCH_LISTEN", "address of the gateway [127.0.0.1:8086]"),
-    ("VMWATCH_NATS_URL", "a NATS server to use instead of starting one, 2.11 or newer, JetStream on"),
-    ("VMWATCH_MONGODB_URI", "a MongoDB to use instead of starting one"),
-    ("VMWATCH_HYPERVISORS", "hypervisors to use instead of libvirt's test hypervisor, such as lab=qemu:///system"),
-    ("VMWATCH_INSTANCE_ID", "this machine's instance id, else its DMI product_uuid"),
-    ("VMWATCH_DEV_DIR", "where a stack keeps data, logs and the first password [.dev]"),
-    ("VMWATCH_CACHE", "where tools are installed [~/.cache/vmwatch]"),
-    ("NO_COLOR", "no colours"),
+    ("VMWATCH_NATS_URL", "use this NATS server (2.11 or newer, with JetStream) instead of starting one"),
+    ("VMWATCH_MONGODB_URI", "use this MongoDB instead of starting a database"),
+    ("VMWATCH_HYPERVISORS", "use these hypervisors instead of libvirt's test driver, such as lab=qemu:///system"),
+    ("VMWATCH_INSTANCE_ID", "instance id of this machine [its DMI product_uuid]"),
+    ("VMWATCH_DEV_DIR", "folder for data, logs and the first password [.dev]"),
+    ("VMWATCH_CACHE", "folder for installed tools [~/.cache/vmwatch]"),
+    ("NO_COLOR", "if set, disables colours"),
 ]
 
 
 def show_help() -> int:
-    say("./dev COMMAND: vmwatch for development")
+    say("./dev COMMAND: development tool of vmwatch")
     say()
     say(style("Commands", "strong"))
     say(table([("  " + command.usage, command.summary) for command in COMMANDS]))
     say()
-    say("test and soak take --json FILE: there they write the figures that the tests measured.")
+    say("With --json FILE, test and soak write the results that the tests measured to FILE.")
     say()
-    say(style("Settings", "strong") + " (environment variables; those of the programs are passed on to them)")
+    say(style("Settings", "strong") + " (environment variables; the programs also receive their own)")
     say(table([("  " + name, help_text) for name, help_text in SETTINGS]))
     return 0
 
@@ -72,17 +75,18 @@ def main(arguments: List[str]) -> int:
     command = next((command for command in COMMANDS if command.name == name), None)
     try:
         if sys.platform != "linux":
-            raise Problem("./dev runs on Linux: the agent reads /proc")
+            raise Problem("./dev runs only on Linux, because the agent reads /proc")
         if command is None:
-            raise Problem(f"there is no command `{name}`", "./dev help lists them.", EX_USAGE)
+            raise Problem(f"unknown command `{name}`", "See ./dev help.", EX_USAGE)
         return command.run(rest)
     except Problem as problem:
         tell(problem)
         return problem.code
     except KeyboardInterrupt:
-        # 128 + SIGINT, as a shell has it.
+        # 128 + SIGINT, as in a shell.
         return 130
     except BrokenPipeError:
-        # Who read our output (`./dev logs | head`) has seen enough; nor may the interpreter flush at exit.
+        # The reader of the output has closed it (`./dev logs | head`). Closing stderr keeps the interpreter's flush at
+        # exit from printing an error.
         sys.stderr.close()
         return 0

@@ -1,4 +1,4 @@
-"""cargo-deny: licences, versions and sources of what is built in, and known holes where their list is at hand."""
+"""Checks dependencies with cargo-deny: licences, versions and sources, and advisories if a copy of them exists."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from .terminal import Step, note
 
 
 def check() -> None:
-    """Fails on what deny.toml does not allow."""
+    """Fails if a dependency violates deny.toml."""
     program = cargotools.program("cargo-deny")
     log = layout.LOGS / "test" / "dependencies.log"
 
@@ -16,21 +16,21 @@ def check() -> None:
         command = [program, mode, "--all-features", "check", "--hide-inclusion-graph", *checks]
         processes.run(step, command, log, cwd=layout.ROOT)
 
-    known_holes = _advisories()
+    has_advisories = _advisories()
     with Step("dependencies: licences, versions, sources") as step:
         run(step, "--locked", "licenses", "bans", "sources")
-        if known_holes:
-            # As the copy is: nothing is fetched during a test.
+        if has_advisories:
+            # Use the copy as it is: tests do not access the network.
             run(step, "--offline", "advisories")
         step.done()
-    if not known_holes:
+    if not has_advisories:
         note(
-            "Known holes of dependencies were not looked for: there is no copy of RustSec's list here. With a network,\n"
-            f"`{program} fetch db` brings one; it is used from then on."
+            "Dependencies were not checked for known vulnerabilities: there is no copy of the RustSec advisories.\n"
+            f"To fetch one for future runs: {program} fetch db"
         )
 
 
 def _advisories() -> bool:
-    """Whether a copy of RustSec's list was fetched once."""
+    """Whether a copy of the RustSec advisories exists."""
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
     return any((home / "advisory-dbs").glob("*/crates"))

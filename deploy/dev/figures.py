@@ -1,4 +1,4 @@
-"""What tests measured: shown at the end of a run, and written where `--json FILE` says."""
+"""Results that tests measured: printed at the end of a run, and written for `--json FILE`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from .terminal import EX_USAGE, Problem, say, style, table
 
 
 def option(arguments: list, name: str):
-    """Takes `name VALUE` or `name=VALUE` out of the arguments: its value, or None, and the others."""
+    """Removes `name VALUE` or `name=VALUE` from the arguments. Returns the value or None, and the other arguments."""
     value, others, waiting = None, [], False
     for argument in arguments:
         if waiting:
@@ -26,12 +26,12 @@ def option(arguments: list, name: str):
 
 
 class Figures:
-    """Collects the figures of what runs with `environment()`, while it is entered."""
+    """Context manager that collects the results of tests run with `environment()`."""
 
     def __init__(self, target):
         self.target = Path(target) if target else None
         if self.target and not self.target.parent.is_dir():
-            raise Problem(f"--json: there is no folder {self.target.parent}", code=EX_USAGE)
+            raise Problem(f"--json: the folder {self.target.parent} does not exist", code=EX_USAGE)
 
     def __enter__(self):
         descriptor, self._lines = tempfile.mkstemp(prefix="vmwatch-figures-")
@@ -42,17 +42,17 @@ class Figures:
         figures = self.read()
         os.unlink(self._lines)
         if figures:
-            say(f"\n{style('figures', 'strong')}")
+            say(f"\n{style('measured', 'strong')}")
             say(table([("  " + name, _number(value)) for name, value in figures.items()]))
         if self.target:
             self.target.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
 
     def environment(self) -> dict:
-        """For the tests, which append an object a line."""
+        """The variable with the file to which tests append one JSON object per line."""
         return {"VMWATCH_FIGURES": self._lines}
 
     def read(self) -> dict:
-        """By name; of a figure that was measured twice the last."""
+        """The results by name; the last one wins if a name occurs twice."""
         with open(self._lines, encoding="utf-8") as lines:
             figures = [json.loads(line) for line in lines]
         values = {figure["name"]: figure["value"] for figure in figures}

@@ -1,4 +1,4 @@
-"""`fuzz`: the parsers that meet what strangers send, with inputs that libFuzzer makes, for a bounded time."""
+"""`fuzz`: runs libFuzzer on the parsers of untrusted input, for a limited time."""
 
 import os
 import shutil
@@ -13,17 +13,16 @@ SECONDS = 30
 
 
 def fuzz(arguments) -> int:
-    """Each target for so many seconds; what is found lies in tests/fuzz/artifacts."""
+    """Runs each target for a number of seconds. Failing inputs are saved in tests/fuzz/artifacts."""
     if len(arguments) > 1 or not all(argument.isdecimal() and int(argument) > 0 for argument in arguments):
-        raise Problem("./dev fuzz takes a number of seconds and nothing else", code=EX_USAGE)
+        raise Problem("./dev fuzz takes only a number of seconds", code=EX_USAGE)
     seconds = int(arguments[0]) if arguments else SECONDS
     cargo.check()
     tools.install_system([*tools.BUILD_NEEDS, tools.CXX])
-    # The versions of the product itself.
+    # Use the same dependency versions as the product.
     shutil.copyfile(layout.ROOT / "Cargo.lock", FOLDER / "Cargo.lock")
     target = layout.cache() / "build" / "fuzz"
-    # cargo-fuzz calls itself `cargo fuzz`; the coverage that libFuzzer needs is no stable flag of the compiler, and no
-    # other compiler is asked for.
+    # RUSTC_BOOTSTRAP lets the stable compiler accept the unstable flags for libFuzzer's coverage.
     environment = {**cargo.environment(), "CARGO_TARGET_DIR": str(target), "RUSTC_BOOTSTRAP": "1"}
     command = [cargotools.program("cargo-fuzz"), "--fuzz-dir", FOLDER]
     with Step("building the fuzz targets") as step:
@@ -31,7 +30,7 @@ def fuzz(arguments) -> int:
         processes.run(step, build, layout.LOGS / "fuzz.log", cargo.progress, env=environment, cwd=layout.ROOT)
         step.done()
     for name in TARGETS:
-        # New inputs go into a copy: the committed corpus stays small.
+        # New inputs go into a copy, so that the committed corpus stays small.
         corpus = layout.DOT / "fuzz" / name
         shutil.copytree(FOLDER / "corpus" / name, corpus, dirs_exist_ok=True)
         say(f"\n{style(name, 'strong')}: {seconds} s")
@@ -39,5 +38,5 @@ def fuzz(arguments) -> int:
         run = [command[0], "run", *command[1:], "--sanitizer", "none", name, corpus, "--", *options, "-print_final_stats=1"]
         code = subprocess.run(run, cwd=layout.ROOT, env={**os.environ, **environment}).returncode
         if code:
-            raise Problem(f"{name}: an input was found that must not be", f"It lies in {layout.short(FOLDER)}/artifacts/{name}.")
+            raise Problem(f"{name}: found a failing input", f"It is in {layout.short(FOLDER)}/artifacts/{name}.")
     return 0

@@ -1,6 +1,6 @@
-"""A guest for real hypervisors: Debian's cloud kernel, and an initramfs of busybox and our own agent, a few MB in all.
+"""Builds a guest image of a few MB: Debian's cloud kernel, and an initramfs with busybox and the agent.
 
-Its user space is up in seconds under QEMU's own emulation, without KVM, and its only program is `vmwatch-agent`.
+Even without KVM, its user space is up within seconds under QEMU. Its only program is `vmwatch-agent`.
 """
 
 import gzip
@@ -15,10 +15,10 @@ from typing import Dict, List
 from . import apt, cargo, layout, processes, tools
 from .terminal import Problem, Step
 
-# What the machine of deploy/guest/domain.xml has. What each depends on is found in the module itself.
+# Drivers for the devices in deploy/guest/domain.xml. Each module lists its own dependencies.
 MODULES = ["virtio_pci", "virtio_net", "virtio_blk", "virtio_balloon", "virtio-rng", "button", "evdev"]
 TARGET = "x86_64-unknown-linux-gnu"
-# Debian's meta package; it depends on the newest one with a version in its name.
+# Debian's metapackage, which depends on the newest versioned kernel package.
 KERNEL = "linux-image-cloud-amd64"
 
 NEEDS = [
@@ -33,9 +33,9 @@ NEEDS = [
 
 
 def image() -> Path:
-    """The folder with `vmlinuz` and `initramfs.gz`, made where it is missing or the agent has changed."""
+    """The folder with `vmlinuz` and `initramfs.gz`, built if missing or if the agent has changed."""
     tools.install_system(_needs())
-    # Not under the lock: cargo has one of its own, and who only needs NATS need not wait for it.
+    # Built without the lock: cargo has its own, and a `dev` that only needs NATS need not wait.
     agent = _agent()
     with tools.installing():
         parts = _parts()
@@ -45,7 +45,7 @@ def image() -> Path:
             key.update(content)
         made = home / key.hexdigest()[:16]
         if not (made / "initramfs.gz").exists():
-            with Step("making the guest's initramfs") as step:
+            with Step("building the guest's initramfs") as step:
                 _make(parts, agent, made)
                 step.done()
             _keep_newest(home, made)
@@ -53,21 +53,21 @@ def image() -> Path:
 
 
 def _needs() -> List[tools.Need]:
-    """Debian's QEMU does not go with a newer qemu-utils, as the backports have it: that one is taken back first."""
-    said = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "qemu-utils"], capture_output=True, text=True)
-    if "~bpo" not in said.stdout or all(need.present() for need in NEEDS):
+    """The needs of the guest. Debian's QEMU conflicts with a newer qemu-utils from backports, which is downgraded."""
+    query = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "qemu-utils"], capture_output=True, text=True)
+    if "~bpo" not in query.stdout or all(need.present() for need in NEEDS):
         return NEEDS
     older = f"qemu-utils/{apt.codename()}"
     return [tools.Need("--allow-downgrades", "", lambda: False), tools.Need(older, older, lambda: False), *NEEDS]
 
 
 def _parts() -> Path:
-    """Kernel and busybox, unpacked from Debian's packages."""
+    """The folder with kernel and busybox, unpacked from Debian's packages."""
     parts = layout.tools() / "guest-parts"
     if parts.exists():
         return parts
     if not apt.is_here():
-        raise Problem("the guest is made of Debian's kernel, and this is no Debian to take it from")
+        raise Problem("the guest needs Debian's kernel packages, but this system has no apt")
     partial = parts.with_name(".guest-parts.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -85,16 +85,16 @@ def _parts() -> Path:
 
 
 def _kernel_package() -> str:
-    said = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True).stdout
-    for line in said.splitlines():
+    output = subprocess.run(["apt-cache", "depends", KERNEL], capture_output=True, text=True).stdout
+    for line in output.splitlines():
         word = line.split()[-1] if line.split() else ""
         if word.startswith("linux-image-") and word != KERNEL:
             return word
-    raise Problem(f"apt does not know {KERNEL}", "Run `apt-get update`, then this again.")
+    raise Problem(f"apt does not know the package {KERNEL}", "Run `apt-get update`, then try again.")
 
 
 def _agent() -> Path:
-    """The agent without a shared library."""
+    """Builds the agent, statically linked."""
     objects = layout.cache() / "build" / "guest"
     command = ["cargo", "build", "-p", "agent", "--profile", "guest", "--target", TARGET, "--target-dir", objects]
     environment = {**cargo.environment(), "RUSTFLAGS": "-C target-feature=+crt-static"}
@@ -122,13 +122,13 @@ def _make(parts: Path, agent: Path, made: Path) -> None:
     for path in modules:
         archive.file(f"modules/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(path.name + "\n" for path in modules).encode())
-    # No time stamp: the same parts give the same file.
+    # Without a time stamp, the same parts give the same file.
     (partial / "initramfs.gz").write_bytes(gzip.compress(archive.bytes(), mtime=0))
     partial.rename(made)
 
 
 def in_order(modules: Dict[str, Path]) -> List[Path]:
-    """What is wanted, each after what it depends on. What is not there is built into the kernel."""
+    """The required modules, each after its dependencies. Missing modules are built into the kernel."""
     ordered: List[Path] = []
 
     def add(name: str) -> None:
@@ -145,7 +145,7 @@ def in_order(modules: Dict[str, Path]) -> List[Path]:
 
 
 def depends(module: bytes) -> List[str]:
-    """The names in a kernel module's own list, `depends=a,b` among its NUL-separated information."""
+    """The dependencies of a kernel module: `depends=a,b` in its NUL-separated module info."""
     start = module.find(b"\0depends=")
     if start < 0:
         return []
@@ -155,7 +155,7 @@ def depends(module: bytes) -> List[str]:
 
 
 class Archive:
-    """A cpio archive in the `newc` format, as the kernel unpacks it (its Documentation/driver-api/early-userspace)."""
+    """A cpio archive in the kernel's `newc` format (Documentation/driver-api/early-userspace)."""
 
     def __init__(self) -> None:
         self._out = bytearray()
@@ -190,7 +190,7 @@ class Archive:
 
 
 def _keep_newest(home: Path, newest: Path) -> None:
-    """Older images are of older agents; one is kept for a stack that may be running on it."""
+    """Deletes images of older agents, except for the last one, which a running stack may still use."""
     older = sorted((path for path in home.iterdir() if path != newest), key=os.path.getmtime)
     for path in older[:-1]:
         shutil.rmtree(path, ignore_errors=True)

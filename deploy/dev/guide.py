@@ -1,4 +1,4 @@
-"""What `up` tells at its end: the first rows are awaited, so that the `curl` lines that it prints answer with rows."""
+"""The output of `up`. It waits for the first rows, so that the printed `curl` lines return rows."""
 
 import json
 import os
@@ -20,8 +20,8 @@ ROWS_LIMIT = 60.0
 
 
 def post(state: State, request: dict) -> dict:
-    """One request of the documented API; {} where no answer can be read."""
-    # Straight to the gateway, whatever proxy the environment names.
+    """Sends a request of the documented API. Returns {} if there is no readable answer."""
+    # Bypass any proxy set in the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(state.gateway + PATH, json.dumps(request).encode(), timeout=10) as answer:
@@ -40,13 +40,13 @@ def login(state: State, password: str) -> dict:
 
 
 def await_rows(state: State, password: str) -> None:
-    """Waits until this machine's first rows can be read, or says why they cannot."""
+    """Waits for this machine's first rows, or warns why there are none."""
     session = login(state, password)
     if not session.get("session_id"):
         warn(
             f"`{state.admin}` cannot log in with the password in {layout.short(layout.PASSWORD)}: "
             f"{session.get('message', 'no answer')}\n"
-            "The database has an administrator of an earlier time, or the password was changed since."
+            "Either the database already had this administrator, or the password was changed."
         )
         return
     with Step("waiting for this machine's first rows") as step:
@@ -70,52 +70,52 @@ def _curl(state: State, request: str) -> str:
 
 
 def _request(state: State, method: int, instance: str, more: str = "") -> str:
-    """A request in the document's form, the session from the shell's variable."""
+    """A curl command in the documented form. It takes the session from a shell variable."""
     body = f'{{"method":{method},"data":{{"instance_id":"{instance}"}},"session_id":"\'$session\'"{more}}}'
     return _curl(state, f"'{body}'")
 
 
-def _asking(state: State, method: int, instance: str, more: str = "") -> str:
+def _curl_line(state: State, method: int, instance: str, more: str = "") -> str:
     return _request(state, method, instance, more) + "; echo"
 
 
 def session_lines(state: State, password: str, binaries: Path) -> list:
-    """Title and line, to be pasted into a shell in this order."""
+    """Titles and shell lines, to be pasted in this order."""
     request = json.dumps(
         {"method": LOGIN, "data": {"user_name": state.admin, "password": password}}, separators=(",", ":")
     )
     capture = r"""sed -n 's/.*"session_id":"\([^"]*\)".*/\1/p'"""
     lines = [
-        ("log in, and keep the session", f"session=$({_curl(state, shlex.quote(request))} | {capture})"),
-        ("this machine's newest row", _asking(state, VM_ROWS, state.instance, ',"limit":1')),
-        ("four of its processes", _asking(state, PROCESS_ROWS, state.instance, ',"limit":4')),
+        ("log in and keep the session", f"session=$({_curl(state, shlex.quote(request))} | {capture})"),
+        ("this machine's newest row", _curl_line(state, VM_ROWS, state.instance, ',"limit":1')),
+        ("four of its processes", _curl_line(state, PROCESS_ROWS, state.instance, ',"limit":4')),
     ]
     reading = f"VMWATCH_NATS_URL={state.nats} {shlex.quote(str(binaries / 'vmwatch-lifecycle'))}"
-    # What others named is not ours to start for a demonstration.
+    # Do not offer to start VMs on the user's own hypervisors.
     if not os.environ.get("VMWATCH_HYPERVISORS"):
         lines += [
-            ("start a VM that is shut off", _asking(state, START, machines.TO_START)),
-            ("and read its state back through the bus", f"{reading} state {machines.TO_START}"),
+            ("start a VM that is shut off", _curl_line(state, START, machines.TO_START)),
+            ("read its state over the bus", f"{reading} state {machines.TO_START}"),
         ]
     return lines + (_guest_lines(state, state.hypervisor) if state.hypervisor else [])
 
 
 def _guest_lines(state: State, own: Hypervisor) -> list:
-    """A real VM: it boots, and what it then sees inside comes back."""
+    """Lines that boot the real VM and read the rows that its agent sends."""
     first = _request(state, VM_ROWS, own.instance, ',"limit":1')
     return [
-        ("start the guest, a real VM of QEMU", f"posted=$(date +%s%N); {_asking(state, START, own.instance)}"),
-        ("what libvirt says of it", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
+        ("start the guest, a real VM in QEMU", f"posted=$(date +%s%N); {_curl_line(state, START, own.instance)}"),
+        ("its state in libvirt", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
         (
-            "wait for its first row, and tell how long after the POST it came",
+            "wait for its first row, and print the time since the POST",
             f"until {first} | grep ObjectId; do sleep 0.1; done; "
             'echo "first row after $(( ($(date +%s%N) - posted) / 1000000 )) ms"',
         ),
         (
-            "its agent, as one of the processes in it",
-            _asking(state, NAMED_ROWS, own.instance, ',"proc_name":"vmwatch-agent","limit":1'),
+            "its agent, one of its processes",
+            _curl_line(state, NAMED_ROWS, own.instance, ',"proc_name":"vmwatch-agent","limit":1'),
         ),
-        ("what it wrote on its console", f"cat {shlex.quote(str(own.console))}"),
+        ("its console output", f"cat {shlex.quote(str(own.console))}"),
     ]
 
 
@@ -124,16 +124,16 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
     say(style(f"vmwatch is up: {state.gateway}{PATH}", "strong"))
     say()
     rows = [
-        ("the page", f"{state.gateway}/"),
+        ("web page", f"{state.gateway}/"),
         ("administrator", state.admin),
         ("first password", f"{password}  (also in {layout.short(layout.PASSWORD)})"),
-        ("this machine", f"{state.instance}  (its instance_id)"),
+        ("this machine", f"{state.instance}  (instance_id)"),
         ("bus", state.nats),
         ("database", database),
         ("data and logs", layout.short(layout.DOT)),
     ]
     if state.hypervisor:
-        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM of QEMU, off)"))
+        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM in QEMU, off)"))
     say(table([("  " + name, value) for name, value in rows]))
     say()
     for title, line in session_lines(state, password, binaries):
@@ -141,6 +141,6 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
         say(f"  {line}")
     say()
     if detached:
-        say("It goes on in the background: ./dev status, ./dev logs [service] [-f], ./dev down.")
+        say("The stack runs in the background: ./dev status, ./dev logs [service] [-f], ./dev down.")
     else:
-        say("Ctrl-C stops it; what it stored stays under .dev/. In another terminal: ./dev status, ./dev logs.")
+        say("Ctrl-C stops the stack; its data stays in .dev/. In another terminal: ./dev status, ./dev logs.")

@@ -1,6 +1,6 @@
-"""A hypervisor of the stack's own: libvirtd in session mode, and one real VM of QEMU that is off and has our agent in it.
+"""The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is off and contains the agent.
 
-The same as the end-to-end tests have (tests/src/libvirtd.rs).
+The end-to-end tests use the same setup (tests/src/libvirtd.rs).
 """
 
 import os
@@ -16,12 +16,12 @@ from . import layout
 from .processes import Identity, ended_how
 from .terminal import Problem
 
-# Debian's `nobody`: QEMU needs no more than this, and libvirtd in session mode wants not to be root.
+# Debian's `nobody`. QEMU needs no more rights, and libvirtd in session mode must not run as root.
 NOBODY = 65_534
-# No AppArmor profile, and no virtlogd, which only the system's own libvirtd has.
+# No AppArmor profile and no virtlogd; only the system's libvirtd has those.
 QEMU_CONF = 'security_driver = "none"\nstdio_handler = "file"\n'
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# This machine's loopback, as QEMU's user network shows it to its guests.
+# The host's loopback as seen by guests in QEMU's user-mode network.
 HOST_OF_GUEST = "10.0.2.2"
 NAME = "guest"
 VIRSH_LIMIT = 30
@@ -29,16 +29,16 @@ VIRSH_LIMIT = 30
 
 @dataclass(frozen=True)
 class Hypervisor:
-    """Its folder, which is not below the stack's own: nobody else may enter a home, and a path of a socket must be
-    short (108 bytes, unix(7))."""
+    """The hypervisor's files. Its folder is outside the stack's, because `nobody` cannot enter a home folder and socket
+    paths are limited to 108 bytes (unix(7))."""
 
     folder: str
-    # Of the guest, which is a new VM each time.
+    # Instance id of the guest, which is a new VM each time.
     instance: str
 
     @classmethod
     def prepare(cls, image: Path) -> "Hypervisor":
-        """Makes what libvirtd needs; `image` is the guest's kernel and initramfs."""
+        """Creates the files for libvirtd. `image` is the folder with the guest's kernel and initramfs."""
         made = cls(tempfile.mkdtemp(prefix="vmwatch-guest-"), str(uuid.uuid4()))
         root = Path(made.folder)
         root.chmod(0o711)
@@ -73,7 +73,7 @@ class Hypervisor:
         return {"PATH": PATH, "HOME": f"{self.folder}/home", "XDG_RUNTIME_DIR": f"{self.folder}/run"}
 
     def define(self, bus_port: int, settings: Dict[str, str]) -> None:
-        """Makes the VM known to libvirt. Its agent has these settings, and reports to the bus on this port."""
+        """Defines the VM in libvirt. Its agent has these settings and connects to NATS on this port."""
         settings = {**settings, "VMWATCH_NATS_URL": f"nats://{HOST_OF_GUEST}:{bus_port}"}
         words = [f"vmwatch.{name[len('VMWATCH_'):]}={value}" for name, value in settings.items()]
         domain = (layout.ROOT / "deploy/guest/domain.xml").read_text()
@@ -84,29 +84,29 @@ class Hypervisor:
             domain = domain.replace("{" + name + "}", value)
         file = Path(self.folder) / "guest.xml"
         file.write_text(domain)
-        # libvirtd takes no request before it has started its drivers.
+        # libvirtd answers only after it has started its drivers.
         self._virsh("define", str(file))
 
     def _virsh(self, *arguments: str) -> None:
         try:
-            said = subprocess.run(
+            virsh = subprocess.run(
                 ["virsh", "--quiet", "--connect", self.uri, *arguments],
                 stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=VIRSH_LIMIT,
             )
         except subprocess.TimeoutExpired:
             raise Problem(f"libvirtd did not answer within {VIRSH_LIMIT} s", "See ./dev logs libvirtd.") from None
-        if said.returncode != 0:
+        if virsh.returncode != 0:
             raise Problem(
-                f"`virsh {' '.join(arguments)}` ended with {ended_how(said.returncode)}",
-                f"It said: {said.stderr.strip()}\nSee ./dev logs libvirtd.",
+                f"`virsh {' '.join(arguments)}` failed with {ended_how(virsh.returncode)}",
+                f"Its error output: {virsh.stderr.strip()}\nSee ./dev logs libvirtd.",
             )
 
     def qemu(self) -> Optional[Identity]:
-        """The guest's process, whoever started it; nothing while it is off. It outlives a libvirtd that is killed."""
+        """The guest's QEMU process, or None while the guest is off. It survives if libvirtd is killed."""
         try:
             pid = int(Path(f"{self.folder}/run/libvirt/qemu/run/{NAME}.pid").read_text())
             found = Identity.of(pid)
-            # And not a process that got the id of a guest that ended.
+            # Exclude an unrelated process that reuses the pid.
             ours = self.folder.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None

@@ -18,9 +18,9 @@ LINES = 20
 
 
 def status(arguments) -> int:
-    """What runs and how it is; the exit code is 0 only where everything is ready."""
+    """Shows the running programs and their state. The exit code is 0 only if all are ready."""
     if arguments not in ([], ["--json"]):
-        raise Problem("`status` knows only --json", code=EX_USAGE)
+        raise Problem("`status` takes only --json", code=EX_USAGE)
     current = state.load()
     up = bool(current.living())
     services = [_service(program) for program in current.programs] if up else []
@@ -29,9 +29,9 @@ def status(arguments) -> int:
     elif up:
         _show(current, services)
     elif current.guard and current.guard.alive():
-        say(f"./dev up (pid {current.guard.pid}) is on its way: nothing is started yet.")
+        say(f"./dev up (pid {current.guard.pid}) has not started any program yet.")
     else:
-        say("Nothing runs. ./dev up starts a stack.")
+        say("Nothing is running. Start a stack with ./dev up.")
     return 0 if up and all(service["state"] == "ready" for service in services) else 1
 
 
@@ -74,13 +74,14 @@ def _show(current: State, services: list) -> None:
     rows = [("SERVICE", "PID", "STATE", "ADDRESS", "HEALTH")]
     styles = {0: "strong"}
     for index, service in enumerate(services, start=1):
-        told = f"{service['state']}: {service['reason']}" if service["reason"] else service["state"]
-        rows.append((service["name"], str(service["pid"]), told, service["address"] or "-", service["health"] or "-"))
+        state_text = f"{service['state']}: {service['reason']}" if service["reason"] else service["state"]
+        cells = (str(service["pid"]), state_text, service["address"] or "-", service["health"] or "-")
+        rows.append((service["name"], *cells))
         if service["state"] != "ready":
             styles[index] = "bad"
     say(table(rows, styles))
     say()
-    told = [
+    facts = [
         ("API", f"{current.gateway}/wsgi_app.py"),
         ("bus", current.nats),
         ("administrator", f"{current.admin}, first password in {layout.short(layout.PASSWORD)}"),
@@ -88,21 +89,21 @@ def _show(current: State, services: list) -> None:
     ]
     guest = _guest(current)
     if guest:
-        how = f"on, QEMU's pid {guest['pid']}" if guest["pid"] else "off"
-        told.append(("guest", f"{guest['instance_id']}  {how}"))
-    say(table(told))
+        how = f"on, QEMU has pid {guest['pid']}" if guest["pid"] else "off"
+        facts.append(("guest", f"{guest['instance_id']}  {how}"))
+    say(table(facts))
 
 
 def logs(arguments) -> int:
-    """The end of every log, or the whole of those named; -f goes on with what comes."""
+    """Shows the end of every log, or the named logs in full. -f follows them."""
     follow = "-f" in arguments
     names = [argument for argument in arguments if argument != "-f"]
     known = sorted(path.stem for path in layout.LOGS.glob("*.log"))
     unknown = [name for name in names if name not in known]
     if unknown:
         raise Problem(
-            f"there is no log of `{unknown[0]}`",
-            f"There are: {', '.join(known)}." if known else "Nothing was started yet: ./dev up.",
+            f"there is no log named `{unknown[0]}`",
+            f"Available: {', '.join(known)}." if known else "No stack was started yet; run ./dev up.",
             EX_USAGE if known else 1,
         )
     chosen = names or [program.name for program in state.load().programs] or known
@@ -118,7 +119,7 @@ def logs(arguments) -> int:
 
 
 def _show_log(path: Path, prefix: str, whole: bool) -> int:
-    """Shows a log, or its end; where it ends now."""
+    """Shows a log or its end. Returns the position up to which it was read."""
     if whole:
         return _show_new(path, 0, prefix)
     end = path.stat().st_size
@@ -128,7 +129,7 @@ def _show_log(path: Path, prefix: str, whole: bool) -> int:
 
 
 def _show_new(path: Path, at: int, prefix: str) -> int:
-    """Shows the whole lines after `at`; where the next begins. A log that was begun anew is read from its start."""
+    """Shows the complete lines after `at` and returns the new position. A truncated log is read from its start."""
     try:
         with open(path, "rb") as file:
             if path.stat().st_size < at:
@@ -144,7 +145,7 @@ def _show_new(path: Path, at: int, prefix: str) -> int:
 
 
 def _plain(line: str) -> str:
-    """Without control characters, which a log line may have taken from a client."""
+    """Replaces control characters, which a log line may contain because of a client's input."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", line)
 
 
@@ -155,7 +156,7 @@ def down(arguments) -> int:
     interrupts.install()
     current = state.load()
     if current.guard and current.guard.alive():
-        # Who started it in the foreground stops it, as with Ctrl-C.
+        # The `./dev up` in the foreground stops the stack, as on Ctrl-C.
         current.guard.send(signal.SIGTERM)
         limit = len(stack.STOP_ORDER) * stack.STOP_LIMIT
         if not current.guard.wait(limit):
@@ -165,8 +166,8 @@ def down(arguments) -> int:
     with state.only_one():
         current = state.load()
         if not current.living():
-            say("Nothing runs.")
+            say("Nothing is running.")
             return 0
         stack.stop(current)
-    say("Stopped. What it stored stays under .dev/.")
+    say("Stopped. The data stays in .dev/.")
     return 0

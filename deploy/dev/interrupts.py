@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP (a closed terminal), which may come at any moment, also between start and record."""
+"""Handles Ctrl-C, SIGTERM and SIGHUP (a closed terminal), and defers them while a started program is being recorded."""
 
 import contextlib
 import signal
@@ -16,22 +16,22 @@ def _handle(_number, _frame):
 
 
 def install() -> None:
-    """From now on each of these signals raises KeyboardInterrupt.
+    """Makes each of these signals raise KeyboardInterrupt.
 
-    Set explicitly: a shell starts its background jobs with SIGINT ignored.
+    SIGINT is set explicitly, because a shell ignores it in background jobs.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _handle)
 
 
 def pending() -> bool:
-    """Whether a signal came while they were held back."""
+    """Whether a signal arrived while signals were deferred."""
     return _pending
 
 
 @contextlib.contextmanager
 def held_back():
-    """Within this block signals are only noted; the outermost block raises what came, when it ends."""
+    """Defers signals within this block. When the outermost block ends, it raises KeyboardInterrupt if one arrived."""
     global _held, _pending
     _held += 1
     try:

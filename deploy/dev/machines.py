@@ -1,4 +1,4 @@
-"""This machine's instance id, and the machines of libvirt's test hypervisor that the stack can start."""
+"""The instance id of this machine, and the VMs of libvirt's test driver."""
 
 import os
 import uuid
@@ -9,10 +9,10 @@ from . import layout
 
 DMI = Path("/sys/class/dmi/id/product_uuid")
 
-# States as libvirt numbers them (virDomainState).
+# libvirt's virDomainState.
 RUNNING, PAUSED, SHUT_OFF = 1, 3, 5
 
-# The VM of the documented API's own samples (docs/api), off, so that the documented request starts it.
+# The VM in the examples of the documented API (docs/api). It is off, so that the documented request starts it.
 TO_START = "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e"
 OTHERS = [
     ("web", TO_START, SHUT_OFF),
@@ -22,7 +22,7 @@ OTHERS = [
 
 
 def as_uuid(text: str) -> str:
-    """The UUID as libvirt writes it, or nothing where the text is none."""
+    """The UUID as libvirt writes it, or "" if the text is not a UUID."""
     try:
         return str(uuid.UUID(text.strip()))
     except ValueError:
@@ -30,13 +30,13 @@ def as_uuid(text: str) -> str:
 
 
 def instance_id() -> str:
-    """VMWATCH_INSTANCE_ID; else the id that the hypervisor or the firmware gave; else one made once for this checkout.
+    """VMWATCH_INSTANCE_ID, or the id from the firmware, or a random id that is stored for this checkout.
 
-    Containers have no product_uuid, and without root it cannot be read.
+    Containers have no product_uuid, and reading it needs root.
     """
-    given = os.environ.get("VMWATCH_INSTANCE_ID", "").strip()
-    if given:
-        return given
+    configured = os.environ.get("VMWATCH_INSTANCE_ID", "").strip()
+    if configured:
+        return configured
     try:
         found = as_uuid(DMI.read_text())
     except OSError:
@@ -51,7 +51,7 @@ def instance_id() -> str:
 
 
 def node_xml(machines: List[Tuple[str, str, int]]) -> str:
-    """A node file of libvirt's test driver; each connection to it has its own copy of the machines."""
+    """A node file for libvirt's test driver. Each connection has its own copy of the VMs."""
     domains = "".join(
         f"""  <domain type="test" xmlns:test="http://libvirt.org/schemas/domain/test/1.0">
     <name>{name}</name>
@@ -67,7 +67,7 @@ def node_xml(machines: List[Tuple[str, str, int]]) -> str:
 
 
 def write_node_file(instance: str) -> Path:
-    """The stack's machines: this one, which runs, where its id is a UUID, and others in every state."""
+    """Writes the stack's VMs: this machine as a running VM if its id is a UUID, and others in different states."""
     identity = as_uuid(instance)
     this = [("this-machine", identity, RUNNING)] if identity else []
     others = [machine for machine in OTHERS if machine[1] != identity]

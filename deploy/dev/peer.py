@@ -1,4 +1,4 @@
-"""`peer`: the tests of a driver against the real system that it speaks with, installed and started here."""
+"""`peer`: tests a driver against the real system, which it installs and starts."""
 
 import contextlib
 import os
@@ -13,22 +13,25 @@ from .processes import Identity
 from .terminal import EX_USAGE, Problem, Step, say, style
 
 SOURCES = layout.ROOT / "deploy" / "peers" / "nova"
-# What Nova 34 and Keystone 30 ask for.
+# Required by Nova 34 and Keystone 30.
 LEAST = (3, 11)
-# Keystone makes its database, and Nova its: half a minute each on two cores that do nothing else.
+# Creating the databases takes Keystone and Nova about half a minute each on two idle cores.
 READY_LIMIT = 300.0
 STOP_LIMIT = 10.0
 
 
 def peer(arguments) -> int:
-    """OpenStack's own Keystone and Nova, with its fake compute driver; arguments go to the test runner."""
+    """Tests the Nova driver against OpenStack's Keystone and Nova with its fake compute driver.
+
+    Remaining arguments go to the test runner.
+    """
     if arguments[:1] != ["nova"]:
-        raise Problem("`peer` knows only `peer nova`", code=EX_USAGE)
+        raise Problem("`peer` supports only `peer nova`", code=EX_USAGE)
     cargo.check()
     environment = checks.servers()
     python = venv.environment("openstack", SOURCES / "requirements.txt", LEAST, "") / "bin" / "python"
     interrupts.install()
-    # The passwords of a moment are in it: for this user only, and gone at the end.
+    # The folder contains temporary passwords: only this user can read it, and it is deleted at the end.
     with tempfile.TemporaryDirectory(prefix="vmwatch-nova-") as folder, contextlib.ExitStack() as running:
         environment["VMWATCH_TEST_NOVA"] = str(_start(python, Path(folder), running))
         runner = ["cargo", "test", "--package", "lifecycle-svc", "--test", "lifecycle", "--", "nova_either", *arguments[1:]]
@@ -37,25 +40,25 @@ def peer(arguments) -> int:
 
 
 def _start(python: Path, folder: Path, running: contextlib.ExitStack) -> Path:
-    """Starts both; where Nova wrote what a client needs."""
+    """Starts Keystone and Nova. Returns the file with a client's configuration, which Nova writes."""
     port = ports.choose(["keystone", "nova"], {}, str(layout.DOT))
     compute = f"http://{ports.LOOPBACK}:{port['nova']}/v2.1"
     identity, cloud = folder / "identity.json", folder / "cloud.json"
     for name, written, more in (("keystone", identity, [compute]), ("nova", cloud, [])):
-        # They end with this process, should it be killed.
+        # They also end if this process is killed.
         argv = ["setpriv", "--pdeathsig", "TERM", "--"]
         argv += [python, SOURCES / f"serve_{name}.py", folder, port[name], *more]
         log = layout.LOGS / "peer" / f"{name}.log"
         with Step(f"starting {name}") as step:
-            # Between its start and its entry here nothing may interrupt, or nobody would stop it.
+            # An interrupt between the start and the registration of the callback would leave the process running.
             with interrupts.held_back():
-                # Their warnings are of how they are written, and not of what they do here.
+                # Python's warnings about OpenStack's code are irrelevant here.
                 child = processes.spawn(argv, {**os.environ, "PYTHONWARNINGS": "ignore"}, log)
                 running.callback(_stop, child)
             while not written.exists():
                 if child.poll() is not None or step.elapsed() > READY_LIMIT:
-                    told = "did not become ready" if child.poll() is None else processes.ended_how(child.returncode)
-                    raise Problem(f"{name}: {told}", processes.tail(log, processes.SHOWN_LINES))
+                    how = "did not become ready" if child.poll() is None else processes.ended_how(child.returncode)
+                    raise Problem(f"{name}: {how}", processes.tail(log, processes.SHOWN_LINES))
                 step.tick()
                 time.sleep(processes.TICK)
             step.done()

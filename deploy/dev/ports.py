@@ -1,4 +1,4 @@
-"""Free ports: the ones of the last time where they are still free, so that addresses stay the same."""
+"""Chooses free ports. Previous ports are reused if they are free, so that addresses stay the same."""
 
 import socket
 import zlib
@@ -7,15 +7,15 @@ from typing import Callable, Dict, Iterable
 from .terminal import Problem
 
 LOOPBACK = "127.0.0.1"
-# Below the range that the kernel gives to outgoing connections (from 32768 by default), which would take them at
-# random, and above those that the tests take (tests/src/ports.rs) and MongoDB's 27017.
+# Below the kernel's ephemeral ports (by default from 32768), and above those of the tests (tests/src/ports.rs) and
+# MongoDB's 27017.
 FIRST, COUNT = 28_000, 4_000
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As servers do: an address whose last connections are still in TIME_WAIT is free.
+        # Like servers, treat an address with connections in TIME_WAIT as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -25,7 +25,7 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def answers(port: int, host: str = LOOPBACK, timeout: float = 0.5) -> bool:
-    """Whether somebody accepts connections there."""
+    """Whether a program accepts connections there."""
     try:
         socket.create_connection((host, port), timeout).close()
     except OSError:
@@ -34,7 +34,7 @@ def answers(port: int, host: str = LOOPBACK, timeout: float = 0.5) -> bool:
 
 
 def accepts(address: str) -> bool:
-    """Whether somebody accepts connections at a Unix socket's path, or host:port."""
+    """Whether a program accepts connections at a Unix socket's path or at host:port."""
     if not address.startswith("/"):
         host, port = parse_address(address)
         return answers(port, host)
@@ -50,7 +50,8 @@ def accepts(address: str) -> bool:
 def choose(
     names: Iterable[str], remembered: Dict[str, int], seed: str, free: Callable[[int], bool] = is_free
 ) -> Dict[str, int]:
-    """A free port for each name. Checkouts (`seed`) begin at different places, so that two seldom meet."""
+    """Chooses a free port for each name. The search starts at a port that depends on `seed` (the checkout), so that two
+    checkouts rarely collide."""
     chosen: Dict[str, int] = {}
     begin = zlib.crc32(seed.encode())
     candidates = iter([FIRST + (begin + step) % COUNT for step in range(COUNT)])
@@ -65,7 +66,7 @@ def choose(
 
 
 def parse_address(text: str):
-    """Host and port of `host:port`, `[v6]:port`; ValueError where it is neither."""
+    """Parses `host:port` or `[v6]:port`."""
     host, colon, port = text.rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -74,5 +75,5 @@ def parse_address(text: str):
 
 
 def reachable(host: str) -> str:
-    """Where a program that listens on `host` is reached from this machine."""
+    """The host under which this machine reaches a program that listens on `host`."""
     return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

@@ -1,4 +1,4 @@
-"""Processes: an identity that survives reused pids, starting, stopping, and running one to its end with progress."""
+"""Process identities that survive reused pids; starting and stopping processes; running a command with progress."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from . import layout
 from .terminal import Problem, Step
 
 TICK = 0.1
-# Lines of a failed command's output that are shown.
+# Number of output lines to show of a failed command.
 SHOWN_LINES = 40
 
 
 def parse_stat(text: str):
-    """State and start time (clock ticks since boot) out of /proc/<pid>/stat: fields 3 and 22 of proc(5).
+    """State and start time (in clock ticks since boot) from /proc/<pid>/stat: fields 3 and 22 of proc(5).
 
-    The second field, the name in parentheses, may itself hold spaces and parentheses.
+    The second field, the name in parentheses, may itself contain spaces and parentheses.
     """
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])
@@ -30,7 +30,7 @@ def parse_stat(text: str):
 
 @dataclass(frozen=True)
 class Identity:
-    """One process and no other: a pid is reused, but not with the same start time of the same boot."""
+    """Identifies a process uniquely: a pid may be reused, but not with the same start time in the same boot."""
 
     pid: int
     start: int
@@ -38,7 +38,7 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Optional["Identity"]:
-        """The process that has this pid now, unless there is none or it has ended and waits to be reaped."""
+        """The process with this pid, or None if there is none or it is a zombie."""
         try:
             state, start = parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -50,24 +50,24 @@ class Identity:
         return Identity.of(self.pid) == self
 
     def send(self, number: int) -> None:
-        """Signals this very process; where it has ended, nothing happens."""
+        """Signals exactly this process. Does nothing if it has ended."""
         with contextlib.suppress(ProcessLookupError):
             try:
                 handle = os.pidfd_open(self.pid)
             except (AttributeError, PermissionError, OSError):
-                # No pidfd (Linux before 5.3): a reuse of the pid between check and signal stays possible.
+                # Without pidfd (Linux before 5.3), the pid could be reused between check and signal.
                 if self.alive():
                     os.kill(self.pid, number)
                 return
             try:
-                # The handle is of whatever has the pid now and cannot be reused: check, then signal.
+                # The handle stays bound to the process that has the pid now, so check it, then signal.
                 if self.alive():
                     signal.pidfd_send_signal(handle, number)
             finally:
                 os.close(handle)
 
     def wait(self, limit: float) -> bool:
-        """Whether it has ended within `limit` seconds."""
+        """Waits for the process to end. Returns whether it did within `limit` seconds."""
         return wait_for(lambda: not self.alive(), limit)
 
 
@@ -81,7 +81,7 @@ def wait_for(condition: Callable[[], bool], limit: float) -> bool:
 
 
 def spawn(argv, env, log: Path) -> subprocess.Popen:
-    """Starts a program in a session of its own, so that a Ctrl-C of the terminal reaches only `dev`."""
+    """Starts a program in a new session, so that Ctrl-C in the terminal only reaches `dev`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
@@ -99,7 +99,7 @@ def ended_how(code: int) -> str:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a file, of at most its last 64 KiB."""
+    """The last lines of a file, within its last 64 KiB."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -113,9 +113,9 @@ def tail(path: Path, lines: int) -> str:
 def run(
     step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=None, limit: Optional[float] = None
 ) -> None:
-    """Runs a command to its end, its output in `log`, what `describe` makes of its newest line as progress.
+    """Runs a command to completion and writes its output to `log`. `describe` turns the newest line into progress text.
 
-    One that takes longer than `limit` seconds is ended, and a Problem.
+    Raises a Problem if the command fails, or exceeds `limit` seconds and is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(part) for part in argv]
@@ -126,23 +126,23 @@ def run(
             if not in_time:
                 child.kill()
         except BaseException:
-            # What runs as root by sudo gets the terminal's Ctrl-C, but no signal of ours.
+            # A command run by sudo receives the terminal's Ctrl-C, but cannot be signalled from here.
             with contextlib.suppress(PermissionError):
                 child.terminate()
             raise
     if child.returncode != 0:
         shown = tail(log, SHOWN_LINES)
-        how = f"ended with {ended_how(child.returncode)}" if in_time else f"was ended after {limit:.0f} s"
+        how = f"failed with {ended_how(child.returncode)}" if in_time else f"timed out after {limit:.0f} s"
         raise Problem(
             f"`{' '.join(argv)}` {how}",
-            f"Its last lines:\n\n{shown}\n\nAll of it: {layout.short(log)}",
+            f"Its last lines:\n\n{shown}\n\nFull output: {layout.short(log)}",
         )
 
 
 def _follow(step: Step, pipe: int, out, describe, limit: Optional[float]) -> bool:
-    """Reads to the end of the output, or of the time, which is then said by False.
+    """Reads the output to its end. Returns False if `limit` passes first.
 
-    A progress bar redraws its line: of that, the log keeps what was there last.
+    Of a progress bar, which redraws its line, the log keeps only the final state.
     """
     detail, rest = "", b""
     end = time.monotonic() + limit if limit else float("inf")

@@ -1,16 +1,16 @@
-"""schemathesis, which tries the REST API against its own document: in an environment of its own, in the cache."""
+"""Installs schemathesis, which tests the REST API against its OpenAPI document, into the cache."""
 
 from pathlib import Path
 
 from . import layout, venv
 
-# Every package with its version, so that the same checks run everywhere.
+# Every package is pinned, so that the same checks run everywhere.
 REQUIREMENTS = layout.ROOT / "tests" / "schemathesis" / "requirements.txt"
-# What schemathesis asks for.
+# Required by schemathesis.
 LEAST = (3, 10)
 
 
 def program() -> Path:
-    """Its program, installed where it is missing or the requirements have changed."""
-    otherwise = ", or name a schemathesis by VMWATCH_TEST_SCHEMATHESIS"
+    """The path of its program, installed if missing or if the requirements have changed."""
+    otherwise = ", or set VMWATCH_TEST_SCHEMATHESIS to the program"
     return venv.environment("schemathesis", REQUIREMENTS, LEAST, otherwise) / "bin" / "schemathesis"

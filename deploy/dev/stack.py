@@ -1,4 +1,4 @@
-"""The programs of a stack: arguments, environment, the order in which they start and stop."""
+"""The programs of a stack: arguments, environment, start and stop order."""
 
 import os
 import secrets
@@ -20,19 +20,20 @@ from .terminal import Problem, Step, warn
 from .tools import Database
 
 DEFAULT_LISTEN = "127.0.0.1:8086"
-# For the first rows to come soon; agents in guests report every 10 s and 60 s by default.
+# Shorter than the agent's defaults (10 s and 60 s), so that the first rows arrive soon.
 VM_INTERVAL, PROCESS_INTERVAL = "2s", "10s"
 
-# Such rows are many: a stack that is forgotten overnight must not fill the disk. For a database of our own only.
+# Short intervals give many rows, and a stack left running overnight must not fill the disk. Not set for a database
+# given by the user.
 RETENTION = {"VMWATCH_VM_RETENTION": "7d", "VMWATCH_PROCESS_RETENTION": "1d"}
 
 READY_LIMIT = 60.0
-# More than the programs' own drain deadline (10 s by default).
+# Longer than the programs' drain deadline (10 s by default).
 STOP_LIMIT = 15.0
 LOG_LINES = 20
 
-# Each group is stopped when the one before has ended, so that what a program still has to send is taken.
-# The guest after what could start it again.
+# Each group is stopped after the previous one has ended, so that programs can still send what they have queued. The
+# guest is stopped after the programs that could start it again.
 STOP_ORDER = [
     ["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database", "libvirtd"], ["guest"], ["nats"],
 ]
@@ -55,7 +56,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stack is made of."""
+    """The configuration of a stack."""
 
     binaries: Path
     nats_server: Optional[Path]
@@ -64,7 +65,7 @@ class Plan:
     state: State
 
     def servers(self) -> List[Program]:
-        """NATS and the database, where they are not given, and the hypervisor of `--guest`."""
+        """NATS and the database, unless given by the user, and the hypervisor of `--guest`."""
         found = []
         host = ports.LOOPBACK
         if self.nats_server:
@@ -84,12 +85,12 @@ class Plan:
         return found
 
     def setups(self) -> List[Program]:
-        """Commands that make the streams and buckets of a NATS server of our own, or change those of an older version."""
+        """Commands that create or upgrade the streams and buckets, unless NATS is given by the user."""
         found = [self._ours(name) for name in ("auth", "metrics", "lifecycle")] if self.nats_server else []
         return [Program(f"{one.name}-setup", [*one.argv, "setup"], one.env, "") for one in found]
 
     def services(self) -> List[Program]:
-        """Our own programs. They wait for whatever they need, so they start all at once."""
+        """The programs of vmwatch. They wait for their dependencies, so they can all start at once."""
         return [
             self._ours("auth", VMWATCH_ADMIN_USER=self.state.admin, VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD)),
             self._ours("metrics"),
@@ -113,7 +114,7 @@ class Plan:
 
 
 def hypervisors(state: State) -> str:
-    """VMWATCH_HYPERVISORS where given, else libvirt's test hypervisor with machines of our own; and that of `--guest`."""
+    """VMWATCH_HYPERVISORS or else libvirt's test driver, plus the hypervisor of `--guest`."""
     named = os.environ.get("VMWATCH_HYPERVISORS")
     if not named:
         named = f"dev=test://{urllib.parse.quote(str(machines.write_node_file(state.instance)))}"
@@ -121,7 +122,7 @@ def hypervisors(state: State) -> str:
 
 
 def agent_intervals(environ) -> Dict[str, str]:
-    """Short intervals, unless either is given: one must be a multiple of the other."""
+    """Short intervals, unless the user set either one: one must be a multiple of the other."""
     names = ("VMWATCH_AGENT_VM_INTERVAL", "VMWATCH_AGENT_PROCESS_INTERVAL")
     if any(environ.get(name) for name in names):
         return {}
@@ -129,7 +130,7 @@ def agent_intervals(environ) -> Dict[str, str]:
 
 
 def first_password() -> str:
-    """The administrator's first password, made once; only this user may read it."""
+    """The administrator's first password, generated once. Only this user can read its file."""
     if not layout.PASSWORD.exists():
         layout.DOT.mkdir(exist_ok=True)
         letters = string.ascii_letters + string.digits
@@ -140,14 +141,14 @@ def first_password() -> str:
 
 
 class Stack:
-    """The programs that this `dev` started."""
+    """The programs started by this `dev`."""
 
     def __init__(self, state: State):
         self.state = state
         self.children: Dict[str, subprocess.Popen] = {}
 
     def start(self, program: Program) -> None:
-        # Between its start and its record nothing may interrupt, or nobody would stop it.
+        # An interrupt between the start and the record would leave the program running.
         with interrupts.held_back():
             child = processes.spawn(program.argv, program.env, program.log)
             identity = Identity.of(child.pid) or Identity(child.pid, 0, "")
@@ -157,32 +158,32 @@ class Stack:
             )
             self.state.save()
 
-    def fallen(self) -> List[Running]:
-        """Programs that have ended, each told once."""
-        ended = [name for name, child in self.children.items() if child.poll() is not None]
-        return [program for program in self.state.programs if program.name in ended]
+    def ended(self) -> List[Running]:
+        """Programs that have ended and were not reported yet."""
+        names = [name for name, child in self.children.items() if child.poll() is not None]
+        return [program for program in self.state.programs if program.name in names]
 
-    def obituary(self, program: Running) -> Problem:
+    def report_end(self, program: Running) -> Problem:
         child = self.children.pop(program.name)
         shown = processes.tail(Path(program.log), LOG_LINES)
         return Problem(
             f"{program.name} has ended ({processes.ended_how(child.returncode)})",
-            f"The end of its log:\n\n{shown}\n\nAll of it: {layout.short(program.log)}",
+            f"The end of its log:\n\n{shown}\n\nFull log: {layout.short(program.log)}",
         )
 
     def _not_ready(self, waiting: Dict[str, str]) -> Problem:
-        told = []
+        details = []
         for program in [program for program in self.state.programs if program.name in waiting]:
-            told.append(f"{program.name}: {waiting[program.name]}. The end of {layout.short(program.log)}:\n")
-            told.append(processes.tail(Path(program.log), LOG_LINES) + "\n")
-        return Problem(f"not ready after {READY_LIMIT:.0f} s: {', '.join(waiting)}", "\n".join(told))
+            details.append(f"{program.name}: {waiting[program.name]}. The end of {layout.short(program.log)}:\n")
+            details.append(processes.tail(Path(program.log), LOG_LINES) + "\n")
+        return Problem(f"not ready after {READY_LIMIT:.0f} s: {', '.join(waiting)}", "\n".join(details))
 
     def wait_until_ready(self, step: Step, names: List[str]) -> None:
-        """Waits until all of these are ready; tells which one is not, and why."""
+        """Waits until all of these programs are ready, and shows what it waits for."""
         waiting = {program.name: "" for program in self.state.programs if program.name in names}
         while waiting:
-            for program in self.fallen():
-                raise self.obituary(program)
+            for program in self.ended():
+                raise self.report_end(program)
             for program in [p for p in self.state.programs if p.name in waiting]:
                 state, reason = health_of(program)
                 if state == "ready":
@@ -197,13 +198,13 @@ class Stack:
 
 
 def health_of(program: Running):
-    """`ready`, `not ready` or `ended`, and the reason."""
+    """The state (`ready`, `not ready` or `ended`) and the reason."""
     if not program.process.alive():
         return "ended", "the process has ended"
     if not program.health:
-        return ("ready", "") if ports.accepts(program.address) else ("not ready", "it accepts no connections yet")
+        return ("ready", "") if ports.accepts(program.address) else ("not ready", "not accepting connections yet")
     try:
-        # Straight to loopback, whatever proxy the environment names.
+        # Bypass any proxy set in the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{program.health}/readyz", timeout=2) as answer:
             answer.read()
@@ -211,11 +212,11 @@ def health_of(program: Running):
     except urllib.error.HTTPError as error:
         return "not ready", error.read(500).decode(errors="replace").strip()
     except OSError:
-        return "not ready", "it does not answer yet"
+        return "not ready", "not answering yet"
 
 
 def stop(state: State) -> None:
-    """Stops what the state lists, in order, and nothing else. A second Ctrl-C stops it at once and hard."""
+    """Stops the programs recorded in the state, in order. A second Ctrl-C kills them at once."""
     with interrupts.held_back():
         for names in STOP_ORDER:
             group = [program for program in state.living() if program.name in names]
@@ -235,11 +236,11 @@ def _await_end(group: List[Running]) -> None:
         return
     with Step("stopping " + ", ".join(program.name for program in group)) as step:
         while any(program.process.alive() for program in group):
-            hurried = interrupts.pending()
-            if hurried or step.elapsed() > STOP_LIMIT:
+            interrupted = interrupts.pending()
+            if interrupted or step.elapsed() > STOP_LIMIT:
                 for program in [p for p in group if p.process.alive()]:
-                    if not hurried:
-                        warn(f"{program.name} did not end within {STOP_LIMIT:.0f} s of SIGTERM: killing it")
+                    if not interrupted:
+                        warn(f"{program.name} did not end within {STOP_LIMIT:.0f} s of SIGTERM; killing it")
                     program.process.send(signal.SIGKILL)
                     program.process.wait(5)
             step.tick()

@@ -1,4 +1,4 @@
-"""What runs: .dev/state.json, written at each change, and the lock that makes one stack a checkout."""
+"""The state of the stack in .dev/state.json, and the lock that allows one stack per checkout."""
 
 import contextlib
 import fcntl
@@ -21,30 +21,30 @@ class Running:
 
     name: str
     process: Identity
-    # Of a socket, or host:port, or a URL.
+    # A socket path, host:port, or a URL.
     address: str
-    # host:port of /readyz; nothing for programs that have none and are ready when they accept connections.
+    # host:port of /readyz; empty for programs without it, which are ready when they accept connections.
     health: str
     log: str
 
 
 @dataclass
 class State:
-    """The stack as it is now, or as it last was; ports are remembered."""
+    """The current or last state of the stack. Ports are kept for the next start."""
 
     ports: Dict[str, int] = field(default_factory=dict)
-    # The `dev` that starts or guards it.
+    # The `dev` process that starts or watches the stack.
     guard: Optional[Identity] = None
-    # Started with --detach, and left to itself.
+    # Started with --detach and no longer watched.
     detached: bool = False
     programs: List[Running] = field(default_factory=list)
     gateway: str = ""
     nats: str = ""
-    # Without a password.
+    # URI without the password.
     database: str = ""
     admin: str = ""
     instance: str = ""
-    # Of `up --guest`.
+    # Set by `up --guest`.
     hypervisor: Optional[Hypervisor] = None
 
     def save(self) -> None:
@@ -54,7 +54,7 @@ class State:
         partial.replace(FILE)
 
     def running(self) -> List[Running]:
-        """The programs that were started, and the guest where it is on: that one is libvirt's child."""
+        """The started programs, and the guest if it is on (it is a child of libvirt)."""
         qemu = self.hypervisor.qemu() if self.hypervisor else None
         guest = [Running("guest", qemu, "", "", str(self.hypervisor.console))] if qemu else []
         return [*self.programs, *guest]
@@ -64,7 +64,7 @@ class State:
 
 
 def load() -> State:
-    """The last state; an empty one where there is none that can be read."""
+    """The saved state, or an empty one if there is none or it is unreadable."""
     try:
         data = json.loads(FILE.read_text())
         data["programs"] = [Running(**{**item, "process": Identity(**item["process"])}) for item in data["programs"]]
@@ -77,7 +77,7 @@ def load() -> State:
 
 @contextlib.contextmanager
 def only_one():
-    """Held while a stack is started, guarded or stopped. The kernel lets go of it when this process ends."""
+    """Holds the lock while a stack is started, watched or stopped. The kernel releases it when this process ends."""
     layout.DOT.mkdir(exist_ok=True)
     with open(layout.DOT / "lock", "w") as lock:
         try:
@@ -91,11 +91,11 @@ def running_already() -> None:
     guard = load().guard
     by = f" (./dev up, pid {guard.pid})" if guard and guard.alive() else ""
     raise Problem(
-        f"a stack of this checkout is up or on its way{by}",
-        "./dev status shows it, ./dev logs tells what it does, ./dev down stops it.",
+        f"a stack of this checkout is already running or starting{by}",
+        "./dev status and ./dev logs show it, ./dev down stops it.",
     )
 
 
 def redacted(uri: str) -> str:
-    """A URI without the user and password that it may hold."""
+    """A URI without user and password."""
     return re.sub(r"(?<=://)[^/@]*@", "", uri)

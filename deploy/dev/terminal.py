@@ -1,4 +1,4 @@
-"""What people see: colours on a terminal only, aligned tables, one line of progress, problems with a way out."""
+"""Output: colours (only on a terminal), tables, a progress line, error messages with advice."""
 
 import os
 import shutil
@@ -8,14 +8,14 @@ import time
 # sysexits.h
 EX_USAGE = 64
 
-# How often a step that goes on says so where lines cannot be updated in place.
+# How often a step reports progress if lines cannot be updated in place.
 PLAIN_INTERVAL = 15.0
-# A step shorter than this is told only when it is done.
+# Steps shorter than this are reported only when done.
 SILENT = 2.0
 
 
 class Problem(Exception):
-    """Something that a person must know, and what to do about it. It is shown without a traceback."""
+    """An error for the user, with advice on what to do. It is shown without a traceback."""
 
     def __init__(self, what: str, todo: str = "", code: int = 1):
         super().__init__(what)
@@ -28,7 +28,7 @@ def on_terminal(stream) -> bool:
 
 
 def coloured(stream=None) -> bool:
-    # https://no-color.org: set and not empty means no colour.
+    # https://no-color.org: a non-empty value disables colours.
     return on_terminal(stream or sys.stdout) and not os.environ.get("NO_COLOR")
 
 
@@ -58,7 +58,7 @@ def tell(problem: Problem) -> None:
 
 
 def table(rows, styles=None) -> str:
-    """Rows of texts, aligned; `styles[i]` styles the whole of row i after aligning it."""
+    """Aligns the columns of rows. `styles[i]` is the style of row i."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     lines = []
     for index, row in enumerate(rows):
@@ -75,7 +75,7 @@ def seconds(value: float) -> str:
 
 
 class Step:
-    """A step with its time: one line updated in place on a terminal, elsewhere a line every 15 s."""
+    """Shows a step with its duration: on a terminal in a line updated in place, otherwise in a line every 15 s."""
 
     def __init__(self, title: str):
         self.title = title
@@ -95,8 +95,8 @@ class Step:
         elif not self._live and now >= self._next_plain:
             first = self._next_plain == self.began + SILENT
             self._next_plain = self.began + PLAIN_INTERVAL if first else now + PLAIN_INTERVAL
-            said = f"{self.title} ..." if first else f"{self.title}: {int(self.elapsed())} s"
-            say(f"{said}  {detail}".rstrip())
+            text = f"{self.title} ..." if first else f"{self.title}: {int(self.elapsed())} s"
+            say(f"{text}  {detail}".rstrip())
 
     def done(self, result: str = "") -> None:
         self._clear()

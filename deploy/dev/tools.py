@@ -1,4 +1,4 @@
-"""What a stack needs beside its own programs, from PATH or installed once into a cache for all checkouts."""
+"""The third-party programs of a stack, from PATH or installed once into a cache for all checkouts."""
 
 import contextlib
 import fcntl
@@ -12,9 +12,9 @@ from typing import Callable, List
 from . import apt, cargo, layout, processes
 from .terminal import Problem, Step, note, say
 
-# Per-key TTL, and the key-value interface that the client library speaks.
+# Needed for per-key TTL and the client library's key-value interface.
 NATS_LEAST = (2, 11)
-# The first Debian release with such a server.
+# The first Debian release with a recent enough server.
 NATS_SUITE = "forky"
 
 STAND_IN = "secantus-mdb"
@@ -24,7 +24,7 @@ STAND_IN_PROGRAM = "secantusd-rs"
 
 @dataclass(frozen=True)
 class Need:
-    """Something of the system: the Debian package that has it, and how to see that it is there."""
+    """A system dependency: its Debian package, its name, and a check whether it is present."""
 
     package: str
     what: str
@@ -41,11 +41,11 @@ def _libvirt() -> bool:
 
 
 BUILD_NEEDS = [
-    Need("gcc", "a C compiler, the linker of Rust", _program("cc")),
+    Need("gcc", "a C compiler, which links Rust programs", _program("cc")),
     Need("libc6-dev", "the C library's headers", lambda: Path("/usr/include/stdlib.h").exists()),
     Need("pkg-config", "pkg-config", _program("pkg-config")),
     Need("libvirt-dev", "libvirt's library and headers", _libvirt),
-    Need("curl", "curl, for the lines that `up` prints", _program("curl")),
+    Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
 ]
 CXX = Need("g++", "a C++ compiler", _program("c++"))
 STAND_IN_NEEDS = [
@@ -56,15 +56,15 @@ STAND_IN_NEEDS = [
 
 
 def install_system(needs: List[Need]) -> None:
-    """Installs the Debian packages of what is missing; where there is no apt, tells what to install."""
+    """Installs the Debian packages of missing dependencies. Without apt, fails with a list of them."""
     missing = [need for need in needs if not need.present()]
     if not missing:
         return
     if not apt.is_here():
         raise Problem(
             "missing on this machine: " + "; ".join(need.what for need in missing),
-            "Install them with your system's package manager (in Debian they are: "
-            + " ".join(need.package for need in missing) + "), then run this again.",
+            "Install them with your system's package manager (the Debian packages are: "
+            + " ".join(need.package for need in missing) + "), then try again.",
         )
     say("Missing on this machine: " + "; ".join(f"{need.what} ({need.package})" for need in missing))
     apt.install([need.package for need in missing], layout.LOGS / "apt.log")
@@ -72,45 +72,45 @@ def install_system(needs: List[Need]) -> None:
 
 @contextlib.contextmanager
 def installing():
-    """Only one `dev` installs at a time; what another one installed in the meantime is there afterwards."""
+    """Lock that allows only one `dev` to install at a time. Check afterwards whether another one has installed it."""
     layout.tools().mkdir(parents=True, exist_ok=True)
     with open(layout.tools() / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            note("Another ./dev is installing tools; waiting for it.")
+            note("Waiting for another ./dev that is installing tools.")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def nats_version(text: str):
-    """`(2, 15)` out of `nats-server: v2.15.1`; (0, 0) where there is no version."""
+    """Extracts `(2, 15)` from `nats-server: v2.15.1`; `(0, 0)` if there is no version."""
     match = re.search(r"v?(\d+)\.(\d+)\.\d+", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _version_of(nats_server) -> tuple:
     try:
-        said = subprocess.run([nats_server, "--version"], capture_output=True, text=True)
+        result = subprocess.run([nats_server, "--version"], capture_output=True, text=True)
     except OSError:
         return (0, 0)
-    return nats_version(said.stdout + said.stderr)
+    return nats_version(result.stdout + result.stderr)
 
 
 def nats_server() -> Path:
-    """nats-server from PATH where it is new enough, else Debian's, unpacked into the cache."""
+    """nats-server from PATH if it is new enough, or else Debian's, unpacked into the cache."""
     least = ".".join(map(str, NATS_LEAST))
     on_path = shutil.which("nats-server")
     if on_path:
         if _version_of(on_path) >= NATS_LEAST:
             return Path(on_path)
-        note(f"{on_path} is older than {least} and is left alone.")
+        note(f"{on_path} is older than {least} and is not used.")
     cached = layout.tools() / "nats-server" / "nats-server"
     if cached.exists():
         return cached
-    elsewhere = f"Put nats-server {least} or newer in PATH, or name a running one by VMWATCH_NATS_URL."
+    elsewhere = f"Put nats-server {least} or newer in PATH, or set VMWATCH_NATS_URL to a running server."
     if not apt.is_here():
-        raise Problem(f"nats-server {least} or newer is not in PATH, and this is no Debian to take it from", elsewhere)
+        raise Problem(f"nats-server {least} or newer is not in PATH, and there is no apt to fetch it with", elsewhere)
     with installing():
         if not cached.exists():
             try:
@@ -126,22 +126,22 @@ def _install_nats(program: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     unpacked = apt.fetch("nats-server", NATS_SUITE, partial, layout.LOGS / "nats-server.log")
     if _version_of(unpacked / "usr/sbin/nats-server") < NATS_LEAST:
-        raise Problem(f"the one of Debian {NATS_SUITE} that the mirror has is too old, or does not run here")
-    # Whole or not at all: the last step is a rename.
+        raise Problem(f"the mirror's nats-server of Debian {NATS_SUITE} is too old, or does not run here")
+    # The final rename makes the installation atomic.
     (unpacked / "usr/sbin").rename(program.parent)
     shutil.rmtree(partial)
 
 
 @dataclass(frozen=True)
 class Database:
-    """A database server's program."""
+    """A database server."""
 
     program: Path
     description: str
 
     def arguments(self, port: int, data: Path) -> list:
         if self.program.name == STAND_IN_PROGRAM:
-            # Without --sync-on-commit a kill -9 loses acknowledged writes; a small cache and log for a small stack.
+            # Without --sync-on-commit, kill -9 loses acknowledged writes. A small cache and log suffice here.
             return [
                 self.program, "--port", port, "--storage-path", data, "--standalone", "--sync-on-commit",
                 "--cache-size", "256M", "--log-file-max", "16MB",
@@ -150,7 +150,7 @@ class Database:
 
 
 def database() -> Database:
-    """mongod from PATH, else the stand-in, built into the cache."""
+    """mongod from PATH, or else the stand-in, built into the cache."""
     mongod = shutil.which("mongod")
     if mongod:
         return Database(Path(mongod), "mongod from PATH")
@@ -158,9 +158,9 @@ def database() -> Database:
     program = home / "bin" / STAND_IN_PROGRAM
     if not program.exists():
         say(
-            f"No mongod in PATH. Building {STAND_IN} {STAND_IN_VERSION}, a stand-in for MongoDB for development and\n"
-            "tests only: a separate program, once for all checkouts. It takes 10 to 20 minutes of CPU time. To use\n"
-            "a MongoDB instead, stop this with Ctrl-C and set VMWATCH_MONGODB_URI."
+            f"mongod is not in PATH. Building {STAND_IN} {STAND_IN_VERSION}, a stand-in for MongoDB (for development\n"
+            "and tests only). This is done once for all checkouts and takes 10 to 20 minutes of CPU time. To use a\n"
+            "MongoDB instead, press Ctrl-C and set VMWATCH_MONGODB_URI."
         )
         install_system(STAND_IN_NEEDS)
         with installing():
@@ -172,11 +172,11 @@ def database() -> Database:
 def _install_stand_in(home: Path) -> None:
     partial = home.with_name(f".{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # Kept over an interruption, so that a second try goes on where the first one stopped.
+    # Kept if the build is interrupted, so that the next attempt continues it.
     objects = layout.cache() / "build" / home.name
     command = [
         "cargo", "install", STAND_IN, "--version", STAND_IN_VERSION, "--locked",
-        # It asks for the newest compiler but builds with that of this workspace.
+        # It declares a newer compiler than it needs; the workspace's compiler builds it.
         "--ignore-rust-version",
         "--root", partial,
     ]

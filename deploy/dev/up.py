@@ -18,16 +18,16 @@ from .tools import Database
 
 
 def up(arguments) -> int:
-    """Starts a stack; with --detach it is left running, else it ends with Ctrl-C. --guest: with a real VM."""
+    """Starts a stack, and stops it on Ctrl-C. --detach leaves it running, --guest adds a real VM."""
     if set(arguments) - {"--detach", "--guest"}:
-        raise Problem("`up` knows only --detach and --guest", code=EX_USAGE)
+        raise Problem("`up` takes only --detach and --guest", code=EX_USAGE)
     detach, guest = "--detach" in arguments, "--guest" in arguments
     if guest and os.environ.get("VMWATCH_NATS_URL"):
-        raise Problem("--guest reports to a NATS of the stack's own: unset VMWATCH_NATS_URL", code=EX_USAGE)
+        raise Problem("--guest needs the stack's own NATS server; unset VMWATCH_NATS_URL", code=EX_USAGE)
     interrupts.install()
     with state.only_one():
         previous = state.load()
-        _clear_the_way(previous)
+        _stop_leftovers(previous)
         began = time.monotonic()
         listen = _listen_address()
         running = Stack(State(ports=previous.ports, guard=Identity.of(os.getpid())))
@@ -42,7 +42,7 @@ def up(arguments) -> int:
 
 
 def install(arguments) -> int:
-    """Installs what `up` and `test` need, and builds nothing of ours."""
+    """Installs the tools for `up` and `test`, without building vmwatch."""
     if arguments:
         raise Problem("`install` takes no arguments", code=EX_USAGE)
     cargo.check()
@@ -53,8 +53,8 @@ def install(arguments) -> int:
     return 0
 
 
-def _clear_the_way(previous: State) -> None:
-    """No second stack beside a detached one; what a killed `dev` left behind is stopped."""
+def _stop_leftovers(previous: State) -> None:
+    """Stops programs that a killed `dev` left running. Fails if a detached stack is running."""
     living = previous.living()
     if not living:
         if previous.hypervisor:
@@ -67,7 +67,7 @@ def _clear_the_way(previous: State) -> None:
 
 
 def _listen_address() -> str:
-    """The gateway's address; told before anything is built where it cannot be had."""
+    """The gateway's address. Fails before anything is built if the address is not available."""
     listen = os.environ.get("VMWATCH_LISTEN") or stack.DEFAULT_LISTEN
     try:
         host, port = ports.parse_address(listen)
@@ -76,7 +76,7 @@ def _listen_address() -> str:
     if not ports.is_free(port, host):
         another = ports.choose(["gateway"], {"gateway": port + 1}, str(layout.DOT))["gateway"]
         raise Problem(
-            f"port {port} is taken: set VMWATCH_LISTEN=127.0.0.1:PORT",
+            f"port {port} is in use; set VMWATCH_LISTEN=127.0.0.1:PORT",
             f"For example: VMWATCH_LISTEN=127.0.0.1:{another} ./dev up",
         )
     return listen
@@ -92,7 +92,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     guest_image = image.image() if guest else None
     _fill_in(running.state, listen, nats_server is not None, database is not None)
     if guest:
-        # On record as soon as it is there, so that it goes with the stack.
+        # Recorded as soon as it exists, so that it is removed with the stack.
         with interrupts.held_back():
             running.state.hypervisor = Hypervisor.prepare(guest_image)
             running.state.save()
@@ -132,30 +132,30 @@ def _launch(running: Stack, programs: List[Program]) -> None:
 
 
 def _nats_server() -> Optional[Path]:
-    """The server to start, or nothing where one is given."""
+    """The NATS server to start, or None if the user gave one."""
     given = os.environ.get("VMWATCH_NATS_URL")
     if not given:
         return tools.nats_server()
     check_nats(given)
-    say(f"NATS is given by VMWATCH_NATS_URL: {redacted(given)}")
+    say(f"Using the NATS server at VMWATCH_NATS_URL: {redacted(given)}")
     return None
 
 
 def _database() -> Optional[Database]:
-    """The database to start, or nothing where one is given."""
+    """The database to start, or None if the user gave one."""
     if os.environ.get("VMWATCH_MONGODB_URI") or os.environ.get("VMWATCH_MONGODB_URI_FILE"):
         return None
     return tools.database()
 
 
 def check_nats(urls: str) -> None:
-    """The server's own greeting must tell of a version and of JetStream that will do."""
+    """Checks the server's version and JetStream in its INFO message."""
     url = urls.split(",")[0].strip()
     address = re.match(r"(?:\w+://)?(?:[^@/]*@)?([^@/]+)", url)[1]
     host, port = ports.parse_address(address if ":" in address else f"{address}:4222")
     try:
         with socket.create_connection((host, port), timeout=5) as connection:
-            # The greeting comes in the clear, also where TLS follows.
+            # INFO is sent in plain text, even if TLS follows.
             greeting = json.loads(connection.makefile("rb").readline(65536).partition(b"INFO ")[2])
     except (OSError, ValueError) as error:
         raise Problem(f"no NATS server at VMWATCH_NATS_URL, {redacted(url)}: {error}") from None
@@ -163,11 +163,11 @@ def check_nats(urls: str) -> None:
     if tools.nats_version(greeting.get("version", "")) < tools.NATS_LEAST:
         raise Problem(f"NATS {greeting.get('version')} at VMWATCH_NATS_URL is too old: {least} or newer is needed")
     if not greeting.get("jetstream"):
-        raise Problem("the NATS server at VMWATCH_NATS_URL has no JetStream", "Start it with JetStream on (-js).")
+        raise Problem("the NATS server at VMWATCH_NATS_URL has no JetStream", "Start it with JetStream (-js).")
 
 
 def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) -> None:
-    """Addresses and names, for the programs and for `status`."""
+    """Sets the addresses and names used by the programs and by `status`."""
     host, port = ports.parse_address(listen)
     names = ["nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"]
     current.ports = ports.choose(names, current.ports, str(layout.DOT), lambda one: one != port and ports.is_free(one))
@@ -180,14 +180,14 @@ def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) ->
 
 
 def _guard(running: Stack) -> int:
-    """Until Ctrl-C: tells when a program ends, and goes on with the others."""
+    """Watches the stack until Ctrl-C. Reports programs that end and keeps the others running."""
     code = 0
     try:
         while True:
-            for program in running.fallen():
+            for program in running.ended():
                 code = 1
-                tell(running.obituary(program))
-                say("The others go on. Ctrl-C stops them.")
+                tell(running.report_end(program))
+                say("The other programs keep running. Ctrl-C stops them.")
             if not running.children:
                 raise Problem("every program has ended")
             time.sleep(0.5)

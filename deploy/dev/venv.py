@@ -1,4 +1,4 @@
-"""Python programs, each in an environment of its own in the cache, made where it is missing or its requirements changed."""
+"""Virtual environments for Python programs in the cache, created if missing or if the requirements have changed."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from .terminal import Problem, Step
 
 
 def environment(name: str, requirements: Path, least: tuple, otherwise: str) -> Path:
-    """Its folder. `least` is the Python that its packages ask for; `otherwise` what to do where there is only an older."""
+    """The folder of the environment. `least` is the minimum Python version; `otherwise` ends the advice on it."""
     home = layout.tools() / name
     if not _is_current(home, requirements):
         if sys.version_info < least:
@@ -34,7 +34,7 @@ def _has_venv() -> bool:
 
 
 def _install(name: str, home: Path, requirements: Path) -> None:
-    # A venv names its own place: it cannot be moved, so that the requirements are put there last.
+    # A venv contains its own path and cannot be moved. The requirements file, written last, marks it as complete.
     shutil.rmtree(home, ignore_errors=True)
     log = layout.LOGS / f"{name}.log"
     with Step(f"installing {name}") as step:
@@ -46,6 +46,6 @@ def _install(name: str, home: Path, requirements: Path) -> None:
 
 
 def _progress(line: str) -> str:
-    """`Downloading x` of pip's many words."""
+    """Extracts text such as `Downloading x` from pip's output."""
     match = re.match(r"\s*(Collecting|Downloading|Building|Installing)\b[^(]*", line)
     return match[0].strip()[:60] if match else ""

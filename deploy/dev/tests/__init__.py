@@ -1,1 +1,1 @@
-"""Tests of the parts of `./dev`: python3 -m unittest discover -t deploy -s deploy/dev/tests"""
+"""Tests of `./dev`: python3 -m unittest discover -t deploy -s deploy/dev/tests"""

@@ -29,7 +29,7 @@ Suites: bookworm
 Components: main
 """
 
-KEY_IN_FULL = """\
+INLINE_KEY = """\
 Types: deb
 URIs: mirror+file:/etc/apt/mirrors/debian.list
 Suites: bookworm
@@ -51,7 +51,7 @@ deb http://flat.example/packages ./
 
 
 class Deb822(unittest.TestCase):
-    def test_every_uri_of_every_enabled_binary_stanza_is_a_source(self):
+    def test_reads_all_uris_of_enabled_binary_stanzas(self):
         found = apt.parse_deb822(DEB822)
         self.assertEqual(
             [source.uri for source in found],
@@ -61,8 +61,8 @@ class Deb822(unittest.TestCase):
         self.assertEqual(found[0].signed_by, "/usr/share/keyrings/debian-archive-keyring.gpg")
         self.assertEqual(found[2].signed_by, "")
 
-    def test_a_key_given_in_full_is_carried_over_as_it_is(self):
-        (source,) = apt.parse_deb822(KEY_IN_FULL)
+    def test_keeps_an_inline_key_unchanged(self):
+        (source,) = apt.parse_deb822(INLINE_KEY)
         stanza = source.stanza("forky")
         self.assertIn("Suites: forky\n", stanza)
         self.assertEqual(apt.parse_deb822(stanza)[0].signed_by, source.signed_by)
@@ -70,7 +70,7 @@ class Deb822(unittest.TestCase):
 
 
 class OneLine(unittest.TestCase):
-    def test_options_comments_and_sources_of_sources(self):
+    def test_parses_options_and_skips_comments_and_deb_src(self):
         found = apt.parse_list(ONE_LINE)
         self.assertEqual(
             [(source.uri, source.suites) for source in found],
@@ -84,7 +84,7 @@ class OneLine(unittest.TestCase):
         self.assertEqual(found[1].components, ("main",))
         self.assertEqual(found[1].signed_by, "/a.gpg /b.gpg")
 
-    def test_both_forms_are_read_and_nothing_else(self):
+    def test_reads_both_formats_and_ignores_other_files(self):
         with tempfile.TemporaryDirectory() as folder:
             parts = Path(folder) / "sources.list.d"
             parts.mkdir()
@@ -97,7 +97,7 @@ class OneLine(unittest.TestCase):
 
 
 class Choice(unittest.TestCase):
-    def test_only_archives_of_whole_releases_serve_another_release(self):
+    def test_only_complete_archives_serve_another_release(self):
         def serves(suite, component="main"):
             return apt.Source("http://mirror.example", (suite,), (component,)).serves_release("bookworm")
 
@@ -107,7 +107,7 @@ class Choice(unittest.TestCase):
             self.assertFalse(serves(suite), suite)
         self.assertFalse(serves("bookworm", component="stable"))
 
-    def test_the_codename_is_that_of_os_release(self):
+    def test_reads_the_codename_from_os_release(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "os-release"
             self.assertEqual(apt.codename(path), "")

@@ -41,7 +41,7 @@ class Deployment(unittest.TestCase):
         self.assertEqual(self.make(), [])
         self.assertEqual(before, {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()})
 
-    def test_replaces_a_certificate_that_is_near_its_end(self):
+    def test_replaces_a_certificate_that_expires_soon(self):
         self.make(Lifetimes(server=59, renew=30))
         first = self.read("nats/tls.crt")
         self.assertEqual(self.make(), ["nats"])
@@ -62,7 +62,7 @@ class Deployment(unittest.TestCase):
         self.verify()
 
     def test_trusts_the_next_authority_before_it_signs(self):
-        # Two years: a successor is made, and the first goes on signing for a year.
+        # With two years left, a successor is created, and the first authority signs for another year.
         self.make(Lifetimes(authority=2 * 397 - 10))
         self.assertEqual(self.read("ca.crt").count("BEGIN CERTIFICATE"), 1)
         self.make()
@@ -78,7 +78,7 @@ class Deployment(unittest.TestCase):
         self.assertIn("authority 2", self.issuer())
         self.verify()
 
-    def test_keeps_the_key_of_the_authority_to_its_owner(self):
+    def test_restricts_the_authority_key_to_its_owner(self):
         self.make()
         self.assertEqual(stat.S_IMODE((self.folder / "authorities").stat().st_mode), 0o700)
         self.assertEqual(stat.S_IMODE((self.folder / "authorities/authority-1.key").stat().st_mode), 0o400)

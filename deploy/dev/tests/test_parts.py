@@ -1,4 +1,4 @@
-"""What is too small for a file of its own."""
+"""Tests of modules that are too small for their own test file."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from dev.state import Running, State
 
 
 def libvirt_state(node_file: Path, identity: str) -> int:
-    """What libvirt's test driver says of a machine of a node file."""
+    """The state of a VM of a node file, according to libvirt's test driver."""
     library = ctypes.CDLL("libvirt.so.0")
     library.virConnectOpen.restype = library.virDomainLookupByUUIDString.restype = ctypes.c_void_p
     connection = ctypes.c_void_p(library.virConnectOpen(f"test://{node_file}".encode()))
@@ -30,28 +30,28 @@ def libvirt_state(node_file: Path, identity: str) -> int:
 
 
 class Terminal(unittest.TestCase):
-    def test_tables_are_aligned(self):
+    def test_aligns_tables(self):
         self.assertEqual(terminal.table([("a", "bb"), ("ccc", "d")]), "a    bb\nccc  d")
 
-    def test_no_colour_is_respected(self):
+    def test_respects_no_color(self):
         screen = mock.Mock(isatty=lambda: True)
         for environ, expected in (({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)):
             with mock.patch.dict(os.environ, environ, clear=True):
                 self.assertEqual(terminal.coloured(screen), expected, environ)
         self.assertFalse(terminal.coloured(io.StringIO()))
 
-    def test_seconds(self):
+    def test_formats_seconds(self):
         self.assertEqual(terminal.seconds(1.25), "1.2 s")
         self.assertEqual(terminal.seconds(605), "10 min 05 s")
 
 
 class Versions(unittest.TestCase):
-    def test_nats(self):
+    def test_parses_the_version_of_nats(self):
         self.assertEqual(tools.nats_version("nats-server: v2.15.1"), (2, 15))
         self.assertLess(tools.nats_version("nats-server version 2.9.10"), tools.NATS_LEAST)
         self.assertEqual(tools.nats_version("something else"), (0, 0))
 
-    def test_progress_of_cargo(self):
+    def test_extracts_the_progress_of_cargo(self):
         bar = "Building [=====>     ] 123/456: tokio, serde(build)"
         self.assertEqual(cargo.progress(bar), "123/456 tokio")
         self.assertEqual(cargo.progress("Compiling ring v0.17.14"), "Compiling ring v0.17.14")
@@ -59,15 +59,15 @@ class Versions(unittest.TestCase):
 
 
 class Figures(unittest.TestCase):
-    def test_options_are_taken_out(self):
+    def test_removes_options_from_arguments(self):
         self.assertEqual(figures.option(["a", "--json", "f", "b"], "--json"), ("f", ["a", "b"]))
         self.assertEqual(figures.option(["--json=f"], "--json"), ("f", []))
         self.assertEqual(figures.option(["a"], "--json"), (None, ["a"]))
-        for wrong in (["--json"], ["--json="]):
+        for invalid in (["--json"], ["--json="]):
             with self.assertRaises(terminal.Problem):
-                figures.option(wrong, "--json")
+                figures.option(invalid, "--json")
 
-    def test_a_run_ends_with_its_figures_in_a_file(self):
+    def test_prints_and_writes_the_results_of_a_run(self):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as screen:
             target = Path(folder) / "figures.json"
             with figures.Figures(target) as measured:
@@ -81,11 +81,11 @@ class Figures(unittest.TestCase):
 
 
 class Machines(unittest.TestCase):
-    def test_uuids_are_written_as_libvirt_does(self):
+    def test_writes_uuids_as_libvirt_does(self):
         self.assertEqual(machines.as_uuid(" 6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n"), machines.TO_START)
         self.assertEqual(machines.as_uuid("my-vm"), "")
 
-    def test_libvirt_gives_the_machines_the_states_of_the_node_file(self):
+    def test_libvirt_reports_the_states_in_the_node_file(self):
         this = "11111111-2222-4333-8444-555555555555"
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(machines.layout, "DOT", Path(folder)):
             path = machines.write_node_file(this)
@@ -93,23 +93,23 @@ class Machines(unittest.TestCase):
             for _name, identity, expected in machines.OTHERS:
                 self.assertEqual(libvirt_state(path, identity), expected)
 
-    def test_an_id_that_is_no_uuid_is_no_machine_of_libvirt(self):
+    def test_omits_this_machine_if_its_id_is_not_a_uuid(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(machines.layout, "DOT", Path(folder)):
             self.assertEqual(machines.write_node_file("my-vm").read_text().count("<domain "), len(machines.OTHERS))
 
-    def test_a_made_id_stays_the_same(self):
+    def test_generated_id_stays_the_same(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"VMWATCH_INSTANCE_ID": ""}):
             with mock.patch.object(machines.layout, "DOT", Path(folder)), \
                     mock.patch.object(machines, "DMI", Path(folder) / "none"):
                 self.assertEqual(machines.instance_id(), machines.instance_id())
 
-    def test_intervals_of_ones_own_are_left_alone(self):
+    def test_keeps_intervals_set_by_the_user(self):
         self.assertEqual(stack.agent_intervals({"VMWATCH_AGENT_VM_INTERVAL": "5s"}), {})
         self.assertEqual(len(stack.agent_intervals({})), 2)
 
 
 class Kept(unittest.TestCase):
-    def test_the_state_is_read_as_it_was_written(self):
+    def test_state_round_trips(self):
         identity = Identity(4711, 99, "boot")
         kept = State(
             ports={"nats": 28001}, guard=identity, gateway="http://127.0.0.1:8086",
@@ -123,12 +123,12 @@ class Kept(unittest.TestCase):
             state.FILE.write_text("{")
             self.assertEqual(state.load(), State())
 
-    def test_passwords_are_taken_out_of_uris(self):
+    def test_removes_passwords_from_uris(self):
         self.assertEqual(state.redacted("mongodb://me:pass@db:27017/x"), "mongodb://db:27017/x")
         self.assertEqual(state.redacted("nats://a:b@one:1,nats://c@two:2"), "nats://one:1,nats://two:2")
         self.assertEqual(state.redacted("mongodb://db:27017"), "mongodb://db:27017")
 
-    def test_the_first_password_is_made_once_and_only_ours_to_read(self):
+    def test_first_password_is_generated_once_and_readable_only_by_its_owner(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "password"
             with mock.patch.multiple(stack.layout, PASSWORD=path, DOT=Path(folder)):
@@ -139,14 +139,14 @@ class Kept(unittest.TestCase):
 
 
 class Guide(unittest.TestCase):
-    def test_the_shell_reads_the_lines_as_they_are_meant(self):
+    def test_printed_lines_work_in_a_shell(self):
         current = State(gateway="http://127.0.0.1:8086", nats="nats://127.0.0.1:28001", admin="admin", instance="vm-1")
         lines = [line for _, line in guide.session_lines(current, "pa'ss", Path("/with space"))]
-        # A curl that only shows its last argument, in the place of the real one.
+        # Replace curl by a function that prints its last argument.
         fake = """curl() { for last; do :; done; printf '%s' "$last"; }\n"""
         script = fake + "\n".join(lines[:2]) + """\nprintf '%s' "$session" """
-        answered = '{"method":458753,"session_id":"THE-TOKEN"}'
-        login = fake.replace('"$last"', f"'{answered}'") + lines[0] + "\n"
+        answer = '{"method":458753,"session_id":"THE-TOKEN"}'
+        login = fake.replace('"$last"', f"'{answer}'") + lines[0] + "\n"
         shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
         self.assertIn('"data":{"instance_id":"vm-1"},"session_id":"","limit":1}', shown)
         session = subprocess.run(["sh", "-c", f'{login}echo "$session"'], capture_output=True, text=True, check=True)
@@ -155,7 +155,7 @@ class Guide(unittest.TestCase):
 
 
 class Interrupts(unittest.TestCase):
-    def test_a_signal_that_comes_at_a_bad_moment_is_raised_afterwards(self):
+    def test_raises_a_deferred_signal_afterwards(self):
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         self.addCleanup(lambda: [signal.signal(number, handler) for number, handler in kept.items()])
         interrupts.install()
@@ -178,14 +178,14 @@ class Commands(unittest.TestCase):
             code = commands.main(list(arguments))
         return code, out.getvalue(), err.getvalue()
 
-    def test_help_names_every_command(self):
+    def test_help_lists_every_command(self):
         for arguments in ((), ("help",), ("-h",), ("up", "--help")):
             code, out, _ = self.run_main(*arguments)
             self.assertEqual(code, 0)
             for command in commands.COMMANDS:
                 self.assertIn(command.usage, out)
 
-    def test_what_it_does_not_know_is_told_with_the_code_of_a_usage_error(self):
+    def test_invalid_arguments_are_usage_errors(self):
         for arguments in (("fly",), ("up", "--fast"), ("status", "--xml"), ("down", "now"), ("install", "x")):
             code, _, err = self.run_main(*arguments)
             self.assertEqual(code, terminal.EX_USAGE, arguments)

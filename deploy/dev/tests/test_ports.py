@@ -6,12 +6,12 @@ from dev.terminal import Problem
 
 
 class Choose(unittest.TestCase):
-    def test_remembered_ports_are_kept_while_they_are_free(self):
+    def test_keeps_remembered_ports_that_are_free(self):
         chosen = ports.choose(["nats", "auth"], {"nats": 28111, "auth": 28112}, "here", lambda port: port != 28112)
         self.assertEqual(chosen["nats"], 28111)
         self.assertNotEqual(chosen["auth"], 28112)
 
-    def test_no_port_is_given_twice_and_all_are_in_the_range(self):
+    def test_chooses_distinct_ports_in_the_range(self):
         names = [str(number) for number in range(50)]
         chosen = ports.choose(names, {"0": 28000, "1": 28000}, "here", lambda port: port % 2 == 0)
         self.assertEqual(len(set(chosen.values())), len(names))
@@ -19,20 +19,20 @@ class Choose(unittest.TestCase):
             self.assertEqual(port % 2, 0)
             self.assertTrue(ports.FIRST <= port < ports.FIRST + ports.COUNT)
 
-    def test_checkouts_begin_at_different_places_and_always_at_the_same(self):
+    def test_checkouts_start_at_different_but_constant_ports(self):
         def first(seed):
             return ports.choose(["nats"], {}, seed, lambda port: True)["nats"]
 
         self.assertEqual(first("/home/a"), first("/home/a"))
         self.assertNotEqual(first("/home/a"), first("/home/b"))
 
-    def test_when_nothing_is_free_it_says_so(self):
+    def test_fails_if_no_port_is_free(self):
         with self.assertRaises(Problem):
             ports.choose(["nats"], {}, "here", lambda port: False)
 
 
 class Probes(unittest.TestCase):
-    def test_a_port_that_somebody_listens_on_is_not_free(self):
+    def test_port_with_a_listener_is_not_free(self):
         for host in ("127.0.0.1", "0.0.0.0"):
             with socket.socket() as server:
                 server.bind((host, 0))
@@ -45,16 +45,16 @@ class Probes(unittest.TestCase):
 
 
 class Addresses(unittest.TestCase):
-    def test_addresses_are_read_and_shown_as_reached(self):
+    def test_parses_addresses_and_maps_wildcards_to_loopback(self):
         self.assertEqual(ports.parse_address("127.0.0.1:8086"), ("127.0.0.1", 8086))
         self.assertEqual(ports.parse_address("[::1]:8086"), ("::1", 8086))
         self.assertEqual(ports.reachable("0.0.0.0"), "127.0.0.1")
         self.assertEqual(ports.reachable("::"), "[::1]")
         self.assertEqual(ports.reachable("::1"), "[::1]")
         self.assertEqual(ports.reachable("10.0.0.7"), "10.0.0.7")
-        for wrong in ("8086", ":8086", "host:", "host:port", "host:0", "host:65536"):
-            with self.assertRaises(ValueError, msg=wrong):
-                ports.parse_address(wrong)
+        for invalid in ("8086", ":8086", "host:", "host:port", "host:0", "host:65536"):
+            with self.assertRaises(ValueError, msg=invalid):
+                ports.parse_address(invalid)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def sleeper():
 
 
 class Stat(unittest.TestCase):
-    def test_a_name_with_spaces_and_parentheses_does_not_shift_the_fields(self):
+    def test_parses_names_with_spaces_and_parentheses(self):
         text = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 123 456\n"
         self.assertEqual(processes.parse_stat(text), ("S", 987654))
 
@@ -31,26 +31,26 @@ class Identities(unittest.TestCase):
         self.addCleanup(self.child.kill)
         self.identity = Identity.of(self.child.pid)
 
-    def test_it_is_alive_until_it_has_ended_also_where_nobody_reaped_it(self):
+    def test_zombie_is_not_alive(self):
         self.assertTrue(self.identity.alive())
         self.child.kill()
         # No wait() yet: the child is a zombie now.
         self.assertTrue(self.identity.wait(10))
         self.assertIsNone(Identity.of(self.child.pid))
 
-    def test_another_process_with_the_same_pid_is_not_signalled(self):
+    def test_does_not_signal_another_process_with_the_same_pid(self):
         for other in (
             dataclasses.replace(self.identity, start=self.identity.start - 1),
             dataclasses.replace(self.identity, boot="another boot"),
         ):
             self.assertFalse(other.alive())
             other.send(signal.SIGKILL)
-        # Signals are delivered at once: had one been sent, the next one would not be what ended it.
+        # Signals are delivered immediately: a SIGKILL sent above would have ended the process before SIGTERM.
         self.assertTrue(self.identity.alive())
         self.identity.send(signal.SIGTERM)
         self.assertEqual(self.child.wait(10), -signal.SIGTERM)
 
-    def test_signalling_what_has_ended_does_nothing(self):
+    def test_signalling_an_ended_process_does_nothing(self):
         self.child.kill()
         self.child.wait()
         self.identity.send(signal.SIGTERM)
@@ -62,16 +62,16 @@ class Run(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.log = Path(folder.name) / "logs" / "it.log"
 
-    def test_its_lines_are_told_and_kept_also_those_of_a_progress_bar(self):
-        told = []
+    def test_reports_every_line_and_logs_the_last_state_of_a_progress_bar(self):
+        reported = []
         script = (
             r"import sys; sys.stdout.write('one\rtwo\r\x1b[Kthree\n'); sys.stdout.flush(); sys.stderr.write('four')"
         )
-        processes.run(Step("it"), [sys.executable, "-c", script], self.log, lambda line: told.append(line))
-        self.assertEqual([line for line in told if line], ["one", "two", "three", "four"])
+        processes.run(Step("it"), [sys.executable, "-c", script], self.log, lambda line: reported.append(line))
+        self.assertEqual([line for line in reported if line], ["one", "two", "three", "four"])
         self.assertEqual(self.log.read_text(), "three\nfour\n")
 
-    def test_a_failure_shows_the_end_of_its_output_and_where_all_of_it_is(self):
+    def test_failure_shows_the_end_of_the_output_and_the_log(self):
         script = "import sys; print('the reason'); sys.exit(3)"
         with self.assertRaises(Problem) as raised:
             processes.run(Step("it"), [sys.executable, "-c", script], self.log)
@@ -79,14 +79,14 @@ class Run(unittest.TestCase):
         self.assertIn("the reason", raised.exception.todo)
         self.assertIn(str(self.log), raised.exception.todo)
 
-    def test_what_does_not_end_in_time_is_ended_and_says_what_it_said_last(self):
+    def test_kills_a_command_that_exceeds_its_time_limit(self):
         script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('working', flush=True); time.sleep(600)"
         with self.assertRaises(Problem) as raised:
             processes.run(Step("it"), [sys.executable, "-c", script], self.log, limit=1.0)
-        self.assertIn("was ended after 1 s", str(raised.exception))
+        self.assertIn("timed out after 1 s", str(raised.exception))
         self.assertIn("working", raised.exception.todo)
 
-    def test_a_program_has_a_session_of_its_own_and_its_last_log_is_kept(self):
+    def test_spawned_program_has_its_own_session_and_keeps_its_previous_log(self):
         for line in ("first", "second"):
             script = f"import os; print({line!r}, os.getsid(0))"
             child = processes.spawn([sys.executable, "-c", script], dict(os.environ), self.log)
@@ -94,7 +94,7 @@ class Run(unittest.TestCase):
         self.assertEqual(self.log.read_text().split(), ["second", str(child.pid)])
         self.assertIn("first", self.log.with_suffix(".log.1").read_text())
 
-    def test_the_tail_of_a_log(self):
+    def test_returns_the_tail_of_a_log(self):
         self.log.parent.mkdir()
         self.log.write_text("".join(f"{number}\n" for number in range(100_000)))
         self.assertEqual(processes.tail(self.log, 2), "99998\n99999")

@@ -1,4 +1,4 @@
-"""`./dev up --guest`: a real VM beside the stack, by the lines that it prints, and no process of it left behind."""
+"""Tests `./dev up --guest` with its printed lines, and that it leaves no processes behind."""
 
 import json
 import os
@@ -31,42 +31,42 @@ class Guest(WholeStack):
         )
         return pasted.stdout
 
-    def test_it_starts_and_reports_by_the_lines_of_up_and_ends_with_the_stack(self):
+    def test_guest_starts_and_reports_and_ends_with_the_stack(self):
         lines = re.findall(r"(?m)^  ((?:session=|posted=|virsh |until |curl .*proc_name|cat ).*)$", self.up())
         self.assertEqual(len(lines), 6, lines)
         off = self.guest()
         self.assertIsNone(off["pid"])
         libvirtd = self.process("libvirtd")
 
-        told = self.paste(lines)
-        self.assertEqual(json.loads(told.splitlines()[0])["status_code"], 1, told)
-        self.assertIn("running", told.splitlines())
-        self.assertRegex(told, r"first row after \d+ ms")
-        rows = [row for line in told.splitlines() if line.startswith("{") for row in json.loads(line)["data"] or []]
-        self.assertEqual(len(rows), 2, told)
+        output = self.paste(lines)
+        self.assertEqual(json.loads(output.splitlines()[0])["status_code"], 1, output)
+        self.assertIn("running", output.splitlines())
+        self.assertRegex(output, r"first row after \d+ ms")
+        rows = [row for line in output.splitlines() if line.startswith("{") for row in json.loads(line)["data"] or []]
+        self.assertEqual(len(rows), 2, output)
         for row in rows:
             self.assertIn(f"u'instance_id': u'{off['instance_id']}'", row)
         self.assertIn("u'cmd': u'vmwatch-agent'", rows[1])
-        self.assertIn("vmwatch guest is up", told)
+        self.assertIn("vmwatch guest is up", output)
         qemu = Identity.of(self.guest()["pid"])
-        self.assertIn(f"on, QEMU's pid {qemu.pid}", self.dev("status").stdout)
+        self.assertIn(f"on, QEMU has pid {qemu.pid}", self.dev("status").stdout)
 
         self.assertEqual(self.dev("down").returncode, 0)
         self.assertFalse(libvirtd.alive() or qemu.alive())
         self.assertFalse(self.folder_of(off).exists())
         self.assertEqual(self.left_over(), [])
 
-    def test_it_is_stopped_where_everything_else_has_fallen_and_the_next_is_another(self):
+    def test_down_stops_the_guest_after_a_crash_and_the_next_guest_is_a_new_vm(self):
         self.paste(re.findall(r"(?m)^  ((?:session=|posted=).*)$", self.up()))
         first, qemu = self.guest(), Identity.of(self.guest()["pid"])
         for service in self.status()["services"]:
             Identity.of(service["pid"]).send(signal.SIGKILL)
-        self.assertTrue(qemu.alive(), "QEMU goes on without its libvirtd")
+        self.assertTrue(qemu.alive(), "QEMU ended with libvirtd")
         self.assertEqual(self.dev("down").returncode, 0)
         self.assertFalse(qemu.alive())
         self.assertFalse(self.folder_of(first).exists())
         self.up()
-        # A new VM, and so without rows of the first.
+        # A new VM has no rows of the first one.
         self.assertNotEqual(self.guest()["instance_id"], first["instance_id"])
 
     def folder_of(self, guest):

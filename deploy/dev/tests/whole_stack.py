@@ -1,6 +1,6 @@
-"""`./dev` as people use it, on the real programs, in a folder of its own beside any stack that runs.
+"""Tests `./dev` with the real programs, in its own folder, so that it does not affect a running stack.
 
-Not found by the name of unit tests: the binaries must be built first. `./dev test` runs it.
+Its name keeps it out of the unit tests, because the binaries must be built first. `./dev test` runs it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from dev import layout, machines, ports
 from dev.processes import Identity, wait_for
 
-# Far more than a stack takes when the machine does nothing else.
+# Much longer than a stack needs on an idle machine.
 PATIENCE = 120
 
 
@@ -30,7 +30,7 @@ class WholeStack(unittest.TestCase):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        # The settings of the stack under test are these alone.
+        # The stack under test gets only these settings.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("VMWATCH_")}
         self.env.update(VMWATCH_DEV_DIR=str(self.folder), VMWATCH_LISTEN=f"127.0.0.1:{self.port}")
         if "VMWATCH_CACHE" in os.environ:
@@ -52,14 +52,14 @@ class WholeStack(unittest.TestCase):
         return json.loads(self.dev("status", "--json").stdout)
 
     def identities(self):
-        """Every process of the stack, and that there is one of each program."""
+        """The stack's processes. Checks that there is one of each program."""
         found = {service["name"]: Identity.of(service["pid"]) for service in self.status()["services"]}
         self.assertEqual(set(found), {"nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"})
         self.assertNotIn(None, found.values())
         return found
 
     def left_over(self):
-        """Processes of this stack, whatever its own records say: all have its folder in their environment."""
+        """All processes with this stack's folder in their environment, whether recorded or not."""
         mark, found = f"VMWATCH_DEV_DIR={self.folder}\0".encode(), []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -69,16 +69,16 @@ class WholeStack(unittest.TestCase):
 
     @contextlib.contextmanager
     def foreground(self):
-        """`./dev up` with its output in a file; killed where a test leaves it running."""
+        """Runs `./dev up` with its output in a file. Kills it at the end if it still runs."""
         out = self.folder / "out.txt"
         with open(out, "w") as file:
             process = subprocess.Popen(
-                # As in a script's background, where a shell has SIGINT ignored.
+                # Shells ignore SIGINT in background jobs of scripts.
                 ["sh", "-c", "trap '' INT; exec \"$0\" up", layout.ROOT / "dev"],
                 env=self.env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             )
         try:
-            self.await_text(out, "Ctrl-C stops it")
+            self.await_text(out, "Ctrl-C stops the stack")
             yield process, out
         finally:
             process.kill()
@@ -92,16 +92,16 @@ class Detached(WholeStack):
     def test_from_up_to_down(self):
         shown = self.detach()
         started = self.identities()
-        self.the_lines_work_when_pasted(shown)
-        self.status_tells_where_everything_is()
-        self.a_second_stack_is_refused()
-        self.logs_are_shown()
-        self.a_fallen_service_is_told(started["metrics"])
+        self.check_pasted_lines(shown)
+        self.check_status()
+        self.check_second_stack_is_refused()
+        self.check_logs()
+        self.check_status_of_an_ended_service(started["metrics"])
         self.assertEqual(self.dev("down").returncode, 0)
         self.assertEqual(self.left_over(), [])
-        self.assertIn("Nothing runs", self.dev("status").stdout)
+        self.assertIn("Nothing is running", self.dev("status").stdout)
 
-    def the_lines_work_when_pasted(self, shown):
+    def check_pasted_lines(self, shown):
         lines = re.findall(r"(?m)^  ((?:session=|curl |VMWATCH_NATS_URL=).*)$", shown)
         self.assertEqual(len(lines), 5, shown)
         pasted = subprocess.run(
@@ -116,30 +116,31 @@ class Detached(WholeStack):
             self.assertIn(f"u'instance_id': u'{instance}'", row)
         self.assertRegex(pasted[3], rf"{machines.TO_START}\s+running")
 
-    def status_tells_where_everything_is(self):
-        told = self.status()
-        self.assertEqual({service["state"] for service in told["services"]}, {"ready"})
-        password = Path(told["admin_password_file"])
+    def check_status(self):
+        status = self.status()
+        self.assertEqual({service["state"] for service in status["services"]}, {"ready"})
+        password = Path(status["admin_password_file"])
         self.assertEqual(password.stat().st_mode & 0o777, 0o600)
-        login = {"method": 458753, "data": {"user_name": told["admin_user"], "password": password.read_text().strip()}}
-        with urllib.request.urlopen(told["api"], json.dumps(login).encode(), timeout=10) as answer:
+        data = {"user_name": status["admin_user"], "password": password.read_text().strip()}
+        login = {"method": 458753, "data": data}
+        with urllib.request.urlopen(status["api"], json.dumps(login).encode(), timeout=10) as answer:
             self.assertEqual(json.load(answer)["status_code"], 1)
         shown = self.dev("status")
         self.assertEqual(shown.returncode, 0, shown.stdout)
-        self.assertIn(told["api"], shown.stdout)
+        self.assertIn(status["api"], shown.stdout)
 
-    def a_second_stack_is_refused(self):
+    def check_second_stack_is_refused(self):
         refused = self.dev("up")
         self.assertEqual(refused.returncode, 1)
         self.assertIn("./dev status", refused.stdout)
         self.assertEqual({service["state"] for service in self.status()["services"]}, {"ready"})
 
-    def logs_are_shown(self):
+    def check_logs(self):
         self.assertIn("nats", self.dev("logs").stdout)
         self.assertIn("Server is ready", self.dev("logs", "nats").stdout)
         self.assertEqual(self.dev("logs", "nonsense").returncode, 64)
 
-    def a_fallen_service_is_told(self, process):
+    def check_status_of_an_ended_service(self, process):
         process.send(signal.SIGKILL)
         self.assertTrue(process.wait(PATIENCE))
         shown = self.dev("status")
@@ -148,17 +149,17 @@ class Detached(WholeStack):
 
 
 class Foreground(WholeStack):
-    def test_ctrl_c_stops_all_and_a_second_up_has_the_data_and_ports_of_the_first(self):
+    def test_ctrl_c_stops_the_stack_and_the_next_up_keeps_data_and_ports(self):
         with self.foreground() as (process, out):
             started = self.identities()
             before = self.status()
             started["lifecycle"].send(signal.SIGKILL)
             self.await_text(out, "lifecycle has ended (signal SIGKILL)")
             process.send_signal(signal.SIGINT)
-            self.assertEqual(process.wait(PATIENCE), 1, "a program fell: " + out.read_text())
+            self.assertEqual(process.wait(PATIENCE), 1, "a program was killed: " + out.read_text())
         self.assertEqual(self.left_over(), [])
         with self.foreground() as (process, out):
-            # The same administrator, who logs in with the same password: `up` says where that fails.
+            # `up` warns if the administrator cannot log in with the same password.
             self.assertNotIn("cannot log in", out.read_text())
             after = self.status()
             self.assertEqual((before["nats"], before["instance_id"]), (after["nats"], after["instance_id"]))
@@ -167,7 +168,7 @@ class Foreground(WholeStack):
             self.assertEqual(process.wait(PATIENCE), 0, out.read_text())
         self.assertEqual(self.left_over(), [])
 
-    def test_what_a_killed_up_left_behind_is_stopped_by_the_next(self):
+    def test_up_stops_the_leftovers_of_a_killed_up(self):
         with self.foreground() as (process, _):
             left = self.identities()
             process.kill()
@@ -177,7 +178,7 @@ class Foreground(WholeStack):
         self.assertIn("was killed and left programs running", shown)
         self.assertEqual([name for name, one in left.items() if one.alive()], [])
 
-    def test_a_stop_on_the_way_leaves_nothing(self):
+    def test_interrupted_up_leaves_no_processes(self):
         for programs in (0, 1, 2, 4, 7):
             with self.subTest(started=programs):
                 process = subprocess.Popen(
@@ -191,7 +192,7 @@ class Foreground(WholeStack):
                 self.assertEqual(self.left_over(), [])
 
     def recorded(self, guard):
-        """How many programs this `dev` has on record; -1 before it has begun."""
+        """Number of programs recorded by this `dev`; -1 before its first record."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             state = json.loads((self.folder / "state.json").read_text())
             if state["guard"]["pid"] == guard:
@@ -200,13 +201,13 @@ class Foreground(WholeStack):
 
 
 class Ports(WholeStack):
-    def test_a_taken_port_names_its_setting_before_anything_is_started(self):
+    def test_port_in_use_is_reported_with_its_setting_before_anything_starts(self):
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", self.port))
             taken.listen()
             refused = self.dev("up")
         self.assertEqual(refused.returncode, 1)
-        self.assertIn(f"port {self.port} is taken: set VMWATCH_LISTEN=127.0.0.1:PORT", refused.stdout)
+        self.assertIn(f"port {self.port} is in use; set VMWATCH_LISTEN=127.0.0.1:PORT", refused.stdout)
         suggested = int(re.search(r"VMWATCH_LISTEN=127\.0\.0\.1:(\d+) ", refused.stdout)[1])
         self.assertTrue(ports.is_free(suggested))
 
