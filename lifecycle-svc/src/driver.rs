@@ -10,10 +10,14 @@ use async_trait::async_trait;
 use shared::api::{InstanceId, lifecycle::MachineState};
 
 pub(crate) use self::nova::{NovaSettings, TlsError};
-use crate::config::{CallLimits, Endpoint};
+use crate::{
+    config::{CallLimits, Endpoint},
+    fence::Fence,
+};
 
 /// A hypervisor, or the API of a cloud. Every call ends within the limit that its driver was given. The success of a
-/// command says that the hypervisor took it, not that the machine is as it was asked to be: that is read.
+/// command says that the hypervisor took it, not that the machine is as it was asked to be: that is read. A command asks
+/// its fence under the hypervisor's permit, immediately before the call that acts.
 #[async_trait]
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Whether it answers.
@@ -26,16 +30,16 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
 
     /// Makes the machine run, from whatever state: a paused one is resumed.
-    async fn start(&self, id: &InstanceId) -> Result<(), DriverError>;
+    async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// Asks the machine's system to shut down.
-    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError>;
+    async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// Starts the machine's system anew; `hard` without asking it.
-    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError>;
+    async fn reboot(&self, id: &InstanceId, hard: bool, fence: &Fence) -> Result<(), DriverError>;
 
     /// Cuts the machine's power.
-    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError>;
+    async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// All machines, at most [`MOST_LISTED`].
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
@@ -64,6 +68,9 @@ pub(crate) enum DriverError {
     /// It cannot be reached. A command may have been carried out all the same.
     #[error("{0}")]
     Unavailable(String),
+    /// The call was not made: none was free in time, or the fence of the command was closed.
+    #[error("the command was not sent: {0}")]
+    NotBegun(&'static str),
     /// It did not answer in time. A command may be carried out all the same.
     #[error("it did not answer in time")]
     Timeout,
@@ -80,6 +87,9 @@ pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Dri
         Endpoint::Nova(settings) => Arc::new(nova::Nova::new(*settings, limits)?),
     })
 }
+
+/// All permits of a hypervisor were taken for as long as a call may take.
+const BUSY: DriverError = DriverError::NotBegun("too many calls to the hypervisor at once");
 
 /// A hypervisor's words as one line of at most 300 characters, for people.
 fn plain(words: &str) -> String {

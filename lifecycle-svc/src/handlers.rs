@@ -150,7 +150,7 @@ impl From<DriverError> for Fault {
             DriverError::Rejected(_) => {
                 Self::new(FaultKind::Backend, format!("the hypervisor refused: {error}"))
             }
-            DriverError::Unavailable(_) | DriverError::Timeout => Self::new(
+            DriverError::Unavailable(_) | DriverError::NotBegun(_) | DriverError::Timeout => Self::new(
                 FaultKind::Backend,
                 "the hypervisor does not answer; try again shortly",
             )

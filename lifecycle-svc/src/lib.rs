@@ -13,6 +13,7 @@ pub mod config;
 mod driver;
 mod error;
 mod events;
+mod fence;
 mod fleet;
 mod handlers;
 mod machine;

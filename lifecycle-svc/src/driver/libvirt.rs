@@ -21,8 +21,8 @@ use virt::{
 };
 
 use self::connection::{CallError, Shared};
-use super::{Driver, DriverError, Found, MOST_LISTED, plain};
-use crate::config::CallLimits;
+use super::{BUSY, Driver, DriverError, Found, MOST_LISTED, plain};
+use crate::{config::CallLimits, fence::Fence};
 
 /// One libvirt connection.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Libvirt {
         let end = Instant::now() + self.limits.timeout;
         let permit = tokio::time::timeout_at(end, Arc::clone(&self.permits).acquire_owned())
             .await
-            .map_err(|_| DriverError::Timeout)?
+            .map_err(|_| BUSY)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
         let connection = Arc::clone(&self.connection);
         let called = threads::run(move || {
@@ -76,6 +76,24 @@ impl Libvirt {
         self.call(move |connect| work(&Domain::lookup_by_uuid(connect, uuid)?))
             .await
     }
+
+    /// Acts on the domain, unless the fence is closed by the time that the call has its turn.
+    async fn act(
+        &self,
+        id: &InstanceId,
+        fence: &Fence,
+        work: impl FnOnce(&Domain, MachineState) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), DriverError> {
+        let fence = fence.clone();
+        let acted = self.with_domain(id, move |domain| {
+            let state = state_of(domain)?;
+            Ok(match fence.check() {
+                Ok(()) => Ok(work(domain, state)?),
+                Err(closed) => Err(closed),
+            })
+        });
+        acted.await?
+    }
 }
 
 #[async_trait]
@@ -93,8 +111,8 @@ impl Driver for Libvirt {
             .await
     }
 
-    async fn start(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.with_domain(id, |domain| match state_of(domain)? {
+    async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
+        self.act(id, fence, |domain, state| match state {
             MachineState::Paused => domain.resume().map(drop),
             MachineState::Suspended => domain.pm_wakeup(0).map(drop),
             _ => domain.create().map(drop),
@@ -102,12 +120,12 @@ impl Driver for Libvirt {
         .await
     }
 
-    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.with_domain(id, |domain| domain.shutdown().map(drop)).await
+    async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
+        self.act(id, fence, |domain, _| domain.shutdown().map(drop)).await
     }
 
-    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError> {
-        self.with_domain(id, move |domain| {
+    async fn reboot(&self, id: &InstanceId, hard: bool, fence: &Fence) -> Result<(), DriverError> {
+        self.act(id, fence, move |domain, _| {
             if hard {
                 domain.reset().map(drop)
             } else {
@@ -117,8 +135,8 @@ impl Driver for Libvirt {
         .await
     }
 
-    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.with_domain(id, Domain::destroy).await
+    async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
+        self.act(id, fence, |domain, _| domain.destroy()).await
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
@@ -192,7 +210,57 @@ impl From<CallError> for DriverError {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::mpsc, time::Duration};
+
+    use shared::time::unix_millis;
+
     use super::*;
+
+    const LIMITS: CallLimits = CallLimits {
+        timeout: Duration::from_secs(30),
+        at_once: 1,
+    };
+
+    /// Every act on a running machine of libvirt's test driver, with the state that it leads to.
+    async fn act(libvirt: &Libvirt, id: &InstanceId, verb: usize, fence: &Fence) -> Result<(), DriverError> {
+        match verb {
+            0 => libvirt.shutdown(id, fence).await,
+            1 => libvirt.reboot(id, true, fence).await,
+            2 => libvirt.destroy(id, fence).await,
+            _ => libvirt.start(id, fence).await,
+        }
+    }
+
+    #[tokio::test]
+    async fn no_act_begins_after_the_deadline_although_the_call_was_waiting_before() {
+        let libvirt = Libvirt::new("test:///default".to_owned(), LIMITS);
+        let id = libvirt.list().await.unwrap()[0].id.clone();
+        assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
+        for verb in 0..4 {
+            let (release, released) = mpsc::channel::<()>();
+            let deadline_ms = unix_millis() + 50;
+            let fence = Fence::until(deadline_ms);
+            // A call that hangs has the only permit until the deadline has passed.
+            let hanging = libvirt.call(move |_| {
+                let _ = released.recv();
+                Ok(())
+            });
+            let acting = act(&libvirt, &id, verb, &fence);
+            let passing = async {
+                while unix_millis() < deadline_ms {
+                    tokio::task::yield_now().await;
+                }
+                drop(release);
+            };
+            let (hung, acted, ()) = tokio::join!(hanging, acting, passing);
+            assert_eq!(hung, Ok(()));
+            assert_eq!(acted, Err(DriverError::NotBegun("the deadline has passed")));
+            assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
+        }
+        let open = Fence::until(u64::MAX);
+        assert_eq!(libvirt.destroy(&id, &open).await, Ok(()));
+        assert_eq!(libvirt.state(&id).await, Ok(MachineState::ShutOff));
+    }
 
     #[test]
     fn only_uuids_as_they_are_written_are_machines() {

@@ -8,15 +8,16 @@ mod identity;
 mod server;
 mod settings;
 
-use std::sync::Arc;
-
 use ::http::{HeaderName, Method, Request, StatusCode, header::CONTENT_TYPE};
 use async_trait::async_trait;
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shared::api::{InstanceId, lifecycle::MachineState};
-use tokio::sync::Semaphore;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 
 pub(crate) use self::{http::TlsError, settings::NovaSettings};
 use self::{
@@ -24,8 +25,8 @@ use self::{
     identity::Identity,
     server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, state_of},
 };
-use super::{Driver, DriverError, Found, MOST_LISTED, plain};
-use crate::config::CallLimits;
+use super::{BUSY, Driver, DriverError, Found, MOST_LISTED, plain};
+use crate::{config::CallLimits, fence::Fence};
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
@@ -57,57 +58,56 @@ impl Nova {
 
     /// Makes a call of several requests within the limits of one call.
     async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
-        let call = async {
-            let _permit = self
-                .permits
-                .acquire()
-                .await
-                .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
-            work.await
-        };
-        tokio::time::timeout(self.limits.timeout, call)
+        let end = Instant::now() + self.limits.timeout;
+        let _permit = timeout_at(end, self.permits.acquire())
             .await
-            .map_err(|_| DriverError::Timeout)?
+            .map_err(|_| BUSY)?
+            .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
+        timeout_at(end, work).await.map_err(|_| DriverError::Timeout)?
     }
 
-    /// One request, with a new token should the old one be refused: it was not carried out then.
+    /// One request, with a new token should the old one be refused: it was not carried out then. `may_begin` is asked
+    /// before each sending.
     async fn request(
         &self,
-        method: Method,
-        path: &str,
-        version: Option<&str>,
-        body: Option<&Value>,
+        built: impl Fn(&identity::Session) -> Result<Request<Full<bytes::Bytes>>, DriverError>,
+        may_begin: impl Fn() -> Result<(), DriverError>,
     ) -> Result<Answer, DriverError> {
         let session = self.identity.session(&self.http).await?;
-        let answer = self
-            .http
-            .send(built(&session, &method, path, version, body)?)
-            .await?;
+        may_begin()?;
+        let answer = self.http.send(built(&session)?).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
             return accepted(answer);
         }
         self.identity.forget(&session).await;
         let session = self.identity.session(&self.http).await?;
-        accepted(
-            self.http
-                .send(built(&session, &method, path, version, body)?)
-                .await?,
+        may_begin()?;
+        accepted(self.http.send(built(&session)?).await?)
+    }
+
+    async fn read(&self, path: &str, version: Option<&str>) -> Result<Answer, DriverError> {
+        self.request(
+            |session| built(session, &Method::GET, path, version, None),
+            || Ok(()),
         )
+        .await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, DriverError> {
-        decoded(&self.request(Method::GET, path, None, None).await?)
+        decoded(&self.read(path, None).await?)
     }
 
     async fn server(&self, id: &InstanceId) -> Result<Server, DriverError> {
         Ok(self.get::<OneServer>(&format!("/servers/{id}")).await?.server)
     }
 
-    async fn act(&self, id: &InstanceId, action: &Value) -> Result<(), DriverError> {
+    async fn act(&self, id: &InstanceId, action: &Value, fence: &Fence) -> Result<(), DriverError> {
         let path = format!("/servers/{id}/action");
-        self.request(Method::POST, &path, None, Some(action))
-            .await
-            .map(drop)
+        let posted = self.request(
+            |session| built(session, &Method::POST, &path, None, Some(action)),
+            || fence.check(),
+        );
+        posted.await.map(drop)
     }
 
     /// Why the server's last action failed, where it did.
@@ -124,9 +124,7 @@ impl Nova {
             return Ok(None);
         };
         let path = format!("{path}/{request_id}");
-        let whole = self
-            .request(Method::GET, &path, Some(VERSION_WITH_DETAILS), None)
-            .await;
+        let whole = self.read(&path, Some(VERSION_WITH_DETAILS)).await;
         let details = whole
             .and_then(|answer| decoded::<OneAction>(&answer))
             .ok()
@@ -181,32 +179,32 @@ impl Driver for Nova {
         .await
     }
 
-    async fn start(&self, id: &InstanceId) -> Result<(), DriverError> {
+    async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
         self.within(async {
             let action = match state_of(&self.server(id).await?) {
                 MachineState::Paused => json!({"unpause": null}),
                 MachineState::Suspended => json!({"resume": null}),
                 _ => json!({"os-start": null}),
             };
-            self.act(id, &action).await
+            self.act(id, &action, fence).await
         })
         .await
     }
 
-    async fn shutdown(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.within(self.act(id, &json!({"os-stop": null}))).await
+    async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
+        self.within(self.act(id, &json!({"os-stop": null}), fence)).await
     }
 
-    async fn reboot(&self, id: &InstanceId, hard: bool) -> Result<(), DriverError> {
+    async fn reboot(&self, id: &InstanceId, hard: bool, fence: &Fence) -> Result<(), DriverError> {
         let kind = if hard { "HARD" } else { "SOFT" };
-        self.within(self.act(id, &json!({"reboot": {"type": kind}})))
+        self.within(self.act(id, &json!({"reboot": {"type": kind}}), fence))
             .await
     }
 
     /// Nova has one stop: it asks the server's system first, and cuts the power by itself when that does not help
     /// (`shutdown_timeout`, a minute by default).
-    async fn destroy(&self, id: &InstanceId) -> Result<(), DriverError> {
-        self.shutdown(id).await
+    async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
+        self.shutdown(id, fence).await
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
@@ -215,7 +213,7 @@ impl Driver for Nova {
 }
 
 fn built(
-    session: &Arc<identity::Session>,
+    session: &identity::Session,
     method: &Method,
     path: &str,
     version: Option<&str>,

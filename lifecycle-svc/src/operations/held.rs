@@ -1,7 +1,13 @@
 //! A record under this replica's lease. The lease is renewed while anything is waited for, and every write is a
 //! compare-and-set, so that a replica that was too slow notices that its command was taken over.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use shared::time::unix_millis;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -11,6 +17,7 @@ use super::{
     record::{Lease, Record},
     store::{Store, StoreError, Written},
 };
+use crate::fence::Fence;
 
 /// Between tries to write a record while the store is away.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -32,6 +39,8 @@ pub(super) struct Held {
     pub(super) record: Record,
     revision: u64,
     lease: Duration,
+    /// When the lease that was last written runs out, Unix milliseconds; fences read it while it is renewed.
+    until_ms: Arc<AtomicU64>,
     renew_at: Instant,
 }
 
@@ -40,6 +49,7 @@ impl Held {
     pub(super) fn new(store: Store, record: Record, revision: u64, lease: Duration) -> Self {
         Self {
             store,
+            until_ms: Arc::new(AtomicU64::new(record.lease.until_ms)),
             record,
             revision,
             lease,
@@ -47,8 +57,13 @@ impl Held {
         }
     }
 
-    /// Waits for `work` and renews the lease meanwhile. While the store is away nobody can take the command over, so
-    /// that `work` goes on.
+    /// Open until the command's deadline, for as long as the lease is renewed.
+    pub(super) fn fence(&self) -> Fence {
+        Fence::new(self.record.operation.deadline_ms, Arc::clone(&self.until_ms))
+    }
+
+    /// Waits for `work` and renews the lease meanwhile. While the store is unreachable `work` goes on: no other replica
+    /// can adopt the command, and no act begins once the lease has run out.
     pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stopped> {
         tokio::pin!(work);
         loop {
@@ -76,6 +91,7 @@ impl Held {
         match written {
             Written::At(revision) => {
                 self.revision = revision;
+                self.until_ms.store(self.record.lease.until_ms, Ordering::Relaxed);
                 self.renew_at = Instant::now() + self.lease / 3;
                 Ok(())
             }

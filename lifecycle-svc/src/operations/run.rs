@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     driver::DriverError,
-    fleet::{Hypervisor, Located},
+    fleet::{Hypervisor, Located, Unowned},
     machine::{self, Action, Progress, Step, Told},
 };
 
@@ -48,6 +48,8 @@ pub(super) struct Run {
     told: Told,
     /// When the hypervisor was last told, or the command was adopted.
     told_at: Instant,
+    /// The hypervisor that was told. Until it is to be told again it alone is asked for the VM's state.
+    on: Option<Arc<Hypervisor>>,
     /// The hypervisor's words on the last act that failed.
     words: Option<String>,
 }
@@ -66,6 +68,7 @@ impl Run {
             held: Held::new(store, record, revision, lease),
             told,
             told_at: Instant::now(),
+            on: None,
             words: None,
         }
     }
@@ -99,6 +102,10 @@ impl Run {
                     }
                     Step::Unknown => return Ok(End::Unknown(UNKNOWN.to_owned())),
                     Step::Act if !self.is_late() => {
+                        // No act without asking every hypervisor just before: another may have the VM by now.
+                        if self.on.take().is_some() {
+                            continue;
+                        }
                         if let Some(end) = self.act(&located.hypervisor).await? {
                             return Ok(end);
                         }
@@ -119,22 +126,53 @@ impl Run {
 
     /// What the hypervisor says of the machine, or how the command ends because it says nothing.
     async fn look(&mut self) -> Result<Look, Stopped> {
-        let fleet = Arc::clone(&self.operations.fleet);
-        let id = self.operation().instance_id.clone();
-        let found = self.held.during(async move { fleet.locate(&id).await }).await?;
-        Ok(match found {
+        Ok(match self.find().await? {
             Ok(located) => {
                 self.held.record.operation.hypervisor = Some(located.hypervisor.name.clone());
                 Look::At(located)
             }
-            Err(DriverError::NotFound) => Look::End(self.absent()),
-            Err(error) if self.told == Told::Nothing => Look::End(End::of(&Fault::from(error))),
-            Err(error) => {
+            Err(Unowned::Driver(DriverError::NotFound)) => Look::End(self.absent()),
+            Err(Unowned::Driver(error)) if self.told == Told::Nothing => {
+                Look::End(End::of(&Fault::from(error)))
+            }
+            Err(refusal @ (Unowned::Several(_) | Unowned::LastOn(_))) => Look::End(self.disputed(&refusal)),
+            Err(Unowned::Driver(error)) => {
                 debug!(operation = %self.operation().id, %error, "no state; it is asked again");
                 let silent = format!("the hypervisor does not answer: {error}");
                 self.out_of_limit(&silent).map_or(Look::Silent, Look::End)
             }
         })
+    }
+
+    /// Asks the hypervisor that was told, or all of them.
+    async fn find(&mut self) -> Result<Result<Located, Unowned>, Stopped> {
+        let id = self.operation().instance_id.clone();
+        if let Some(hypervisor) = self.on.clone() {
+            match self.held.during(hypervisor.ask(&id)).await? {
+                // It was moved, perhaps.
+                Err(DriverError::NotFound) => self.on = None,
+                Err(error) => return Ok(Err(error.into())),
+                Ok(state) => return Ok(Ok(Located { hypervisor, state })),
+            }
+        }
+        let fleet = Arc::clone(&self.operations.fleet);
+        let starting = self.operation().verb == Verb::Start;
+        self.held
+            .during(async move { fleet.owner(&id, starting).await })
+            .await
+    }
+
+    /// The end of a command whose VM more than one hypervisor has, or may have.
+    fn disputed(&self, refusal: &Unowned) -> End {
+        match self.told {
+            Told::Nothing => End::Failed {
+                kind: FaultKind::Conflict,
+                message: format!("{refusal}; nothing was done"),
+            },
+            Told::Accepted | Told::Unclear => End::Unknown(format!(
+                "{refusal}; the command was sent before, and may or may not have been carried out"
+            )),
+        }
     }
 
     /// The end of a command whose machine is not there (any more).
@@ -156,17 +194,17 @@ impl Run {
         let telling = format!("telling {} to {}", hypervisor.name, plain_action(action));
         self.held.record.note(OperationState::Running, telling);
         self.held.write_until(self.operation().deadline_ms).await?;
-        if self.is_late() {
+        info!(operation = %self.operation().id, instance = %id, hypervisor = hypervisor.name, %verb, "telling it");
+        let fence = self.held.fence();
+        let told = self.held.during(hypervisor.tell(&id, action, &fence)).await?;
+        if let Err(DriverError::NotBegun(why)) = told {
             self.held.record.acts -= 1;
-            self.held.record.note(
-                self.operation().state,
-                "the deadline passed just then: it was not told",
-            );
+            let not_told = format!("not sent to {}: {why}", hypervisor.name);
+            self.held.record.note(self.operation().state, not_told);
             return Ok(None);
         }
-        info!(operation = %self.operation().id, instance = %id, hypervisor = hypervisor.name, %verb, "telling it");
-        let told = self.held.during(hypervisor.tell(&id, action)).await?;
         self.told_at = Instant::now();
+        self.on = Some(Arc::clone(hypervisor));
         match told {
             Ok(()) => {
                 self.told = Told::Accepted;
@@ -191,7 +229,7 @@ impl Run {
         self.held.record.note(OperationState::Running, said);
         self.words = Some(error.to_string());
         match error {
-            DriverError::Timeout | DriverError::Unavailable(_) => {
+            DriverError::Timeout | DriverError::Unavailable(_) | DriverError::NotBegun(_) => {
                 self.told = Told::Unclear;
                 Ok(None)
             }

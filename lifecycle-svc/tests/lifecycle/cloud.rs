@@ -52,6 +52,19 @@ struct Server {
     last_failure: Option<String>,
 }
 
+impl Server {
+    fn new(id: &str, status: &str) -> Self {
+        Self {
+            name: format!("name of {id}"),
+            status: status.to_owned(),
+            task: None,
+            locked: false,
+            fault: None,
+            last_failure: None,
+        }
+    }
+}
+
 struct Inner {
     servers: BTreeMap<String, Server>,
     tokens: HashSet<String>,
@@ -67,12 +80,19 @@ struct Inner {
     given_up: usize,
 }
 
+/// The steps at which requests are held, and how many of the held ones may go on.
+#[derive(Default)]
+struct Holds {
+    at: HashSet<At>,
+    passes: HashMap<At, usize>,
+}
+
 /// A cloud, on a port of its own.
 #[derive(Clone)]
 pub(crate) struct Cloud {
     inner: Arc<Mutex<Inner>>,
-    /// What is to be held; a change lets everybody look again.
-    holds: Arc<watch::Sender<HashSet<At>>>,
+    /// What is to be held; a change lets every held request look again.
+    holds: Arc<watch::Sender<Holds>>,
     pub(crate) address: SocketAddr,
 }
 
@@ -80,17 +100,7 @@ impl Cloud {
     /// A cloud with these servers and their status.
     pub(crate) async fn start(servers: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = |(id, status): &(&str, &str)| {
-            let server = Server {
-                name: format!("name of {id}"),
-                status: (*status).to_owned(),
-                task: None,
-                locked: false,
-                fault: None,
-                last_failure: None,
-            };
-            ((*id).to_owned(), server)
-        };
+        let server = |&(id, status): &(&str, &str)| (id.to_owned(), Server::new(id, status));
         let cloud = Self {
             inner: Arc::new(Mutex::new(Inner {
                 servers: servers.iter().map(server).collect(),
@@ -104,7 +114,7 @@ impl Cloud {
                 held: HashMap::new(),
                 given_up: 0,
             })),
-            holds: Arc::new(watch::Sender::new(HashSet::new())),
+            holds: Arc::new(watch::Sender::new(Holds::default())),
             address: listener.local_addr().unwrap(),
         };
         let router = answers::router(cloud.clone());
@@ -210,15 +220,31 @@ impl Cloud {
     /// Holds every request that comes to this step.
     pub(crate) fn hold(&self, at: At) {
         self.holds.send_modify(|holds| {
-            holds.insert(at);
+            holds.at.insert(at);
         });
     }
 
     /// Lets those go on that were held, and those to come.
     pub(crate) fn release(&self, at: At) {
         self.holds.send_modify(|holds| {
-            holds.remove(&at);
+            holds.at.remove(&at);
         });
+    }
+
+    /// Lets one of the held go on.
+    pub(crate) fn let_one_pass(&self, at: At) {
+        self.holds
+            .send_modify(|holds| *holds.passes.entry(at).or_default() += 1);
+    }
+
+    /// The cloud has one more server.
+    pub(crate) fn add(&self, id: &str, status: &str) {
+        self.lock().servers.insert(id.to_owned(), Server::new(id, status));
+    }
+
+    /// The cloud has no such server any more.
+    pub(crate) fn remove(&self, id: &str) {
+        self.lock().servers.remove(id);
     }
 
     /// Waits until one more request is held at this step than were.
@@ -258,12 +284,23 @@ impl Cloud {
 
     async fn pass(&self, at: At) {
         let mut holds = self.holds.subscribe();
-        if holds.borrow_and_update().contains(&at) {
+        if holds.borrow_and_update().at.contains(&at) {
             *self.lock().held.entry(at).or_default() += 1;
             let guard = Held(Some(self.clone()));
-            holds.wait_for(|holds| !holds.contains(&at)).await.unwrap();
+            while holds.borrow_and_update().at.contains(&at) && !self.takes_pass(at) {
+                holds.changed().await.unwrap();
+            }
             guard.passes();
         }
+    }
+
+    fn takes_pass(&self, at: At) -> bool {
+        self.holds.send_if_modified(|holds| {
+            let passes = holds.passes.entry(at).or_default();
+            let taken = *passes > 0;
+            *passes = passes.saturating_sub(1);
+            taken
+        })
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {

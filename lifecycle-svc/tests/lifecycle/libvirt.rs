@@ -8,7 +8,8 @@ use shared::{
         Role, Scope,
         audit::AuditResult,
         lifecycle::{
-            ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, State, Stop, Verb,
+            ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start,
+            State, Stop, Verb,
         },
         metrics::Limit,
     },
@@ -201,6 +202,69 @@ async fn the_audit_takes_no_deletion() {
     assert!(stream.delete_message(state.first_sequence).await.is_err());
     assert!(stream.purge().await.is_err());
     assert_eq!(stream.info().await.unwrap().state.messages, state.messages);
+}
+
+/// A definition that a migration left behind: a start on it would boot a second writer on the same disk.
+#[tokio::test]
+async fn a_vm_that_two_hypervisors_have_is_refused_by_every_replica_after_every_restart() {
+    let world = World::new().await;
+    let hypervisors = [
+        node(world.path(), "a", &[(RUNNING, 1)]),
+        node(world.path(), "b", &[(RUNNING, 5), (OFF, 5)]),
+    ]
+    .join(",");
+    let settings = [("VMWATCH_HYPERVISORS", hypervisors.as_str())];
+    for round in 0..3 {
+        let replicas = join_all((0..2).map(|index| {
+            let name = format!("lifecycle-{round}-{index}");
+            let world = &world;
+            async move { world.replica(&name, &settings).await }
+        }));
+        let _replicas = replicas.await;
+        // Reads answer, and fill the memory of where the VM was seen.
+        world.state(RUNNING).await.unwrap();
+        let (bus, context, both) = (&world.bus, operator(), target(RUNNING));
+        let reboot = RebootTarget {
+            instance_id: instance_id(RUNNING),
+            hard: true,
+        };
+        for _ in 0..2 {
+            let faults = [
+                bus.call::<Start>(&context, &both).await.unwrap_err(),
+                bus.call::<Stop>(&context, &both).await.unwrap_err(),
+                bus.call::<ForceStop>(&context, &both).await.unwrap_err(),
+                bus.call::<Reboot>(&context, &reboot).await.unwrap_err(),
+            ];
+            for fault in faults {
+                assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+                assert_eq!(
+                    fault.message,
+                    "the VM is defined on a and b; remove it from all but one of them; nothing was done"
+                );
+            }
+        }
+        let page = Page {
+            after: None,
+            limit: Limit::new(10).unwrap(),
+        };
+        let listed = bus.call::<List>(&context, &page).await.unwrap().machines;
+        let mut copies: Vec<_> = listed
+            .iter()
+            .filter(|machine| machine.instance_id.as_str() == RUNNING)
+            .map(|machine| (machine.hypervisor.as_str(), machine.state))
+            .collect();
+        copies.sort_by_key(|(name, _)| *name);
+        assert_eq!(
+            copies,
+            [("a", MachineState::Running), ("b", MachineState::ShutOff)]
+        );
+        let records = world.operations(&context, Some(RUNNING)).await;
+        let acted = |operation: &Operation| {
+            let texts = operation.history.iter().map(|event| event.text.as_str());
+            texts.into_iter().any(|text| text.starts_with("telling"))
+        };
+        assert!(!records.is_empty() && !records.iter().any(acted), "{records:?}");
+    }
 }
 
 #[tokio::test]

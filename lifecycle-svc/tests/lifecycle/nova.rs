@@ -6,7 +6,9 @@ use axum::body::Bytes;
 use e2e::{PATIENCE, eventually};
 use shared::{
     api::{
-        lifecycle::{ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb},
+        lifecycle::{
+            Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
+        },
         metrics::Limit,
     },
     wire::FaultKind,
@@ -321,4 +323,61 @@ async fn lists_come_in_pages_and_with_an_application_credential() {
         .collect();
     assert_eq!(listed, ids);
     assert_eq!(list.machines[0].name, format!("name of {}", ids[0]));
+}
+
+/// Commands wait for each other's calls: what has its turn after its deadline is not sent.
+#[tokio::test]
+async fn no_command_is_sent_to_nova_after_its_deadline() {
+    let (world, cloud) = (World::new().await, cloud().await);
+    let _service = service(&world, &cloud, &[("VMWATCH_HYPERVISOR_CALLS", "1")]).await;
+    let deadline = Duration::from_secs(3);
+    cloud.hold(At::Look);
+    let (late, id) = keyed(deadline, Verb::Start, OFF, "late");
+    let starting = world.start(&late, OFF);
+    let slow = async {
+        // Its first look is answered, and the one immediately before the act is not, until the deadline has passed.
+        cloud.one_more_held(At::Look, 0).await;
+        cloud.let_one_pass(At::Look);
+        cloud.one_more_held(At::Look, 1).await;
+    };
+    let (answer, ()) = tokio::join!(starting, slow);
+    assert_eq!(answer.unwrap_err().kind, FaultKind::Timeout);
+    cloud.release(At::Look);
+    let ended = world.ended(&id).await;
+    assert_eq!(ended.state, OperationState::TimedOut, "{ended:?}");
+    let not_sent = |event: &Event| event.text == "not sent to cloud: the deadline has passed";
+    assert!(ended.history.iter().any(not_sent), "{ended:?}");
+    assert_eq!(cloud.commands(), []);
+}
+
+/// A host that does not answer may still run the VM that another one has by now, after an evacuation.
+#[tokio::test]
+async fn no_start_while_a_hypervisor_that_had_the_vm_is_unreachable() {
+    let world = World::new().await;
+    let (old, new) = (Cloud::start(&[(OFF, "ACTIVE")]).await, Cloud::start(&[]).await);
+    let hypervisors = [old.entry(world.path(), "old"), new.entry(world.path(), "new")].join(",");
+    let settings = [
+        ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
+        ("VMWATCH_STATE_INTERVAL", "200ms"),
+    ];
+    let _service = world.replica("lifecycle", &settings).await;
+    assert_eq!(world.state(OFF).await.unwrap(), MachineState::Running);
+
+    old.hold(At::Look);
+    new.add(OFF, "SHUTOFF");
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
+    let said = "old is unreachable and had this VM when it last answered";
+    assert!(fault.message.contains(said), "{fault}");
+    assert_eq!(new.commands(), []);
+
+    // It answers, and says that it has it no more.
+    old.remove(OFF);
+    old.release(At::Look);
+    eventually("it is started", PATIENCE, async || {
+        let started = world.start(&operator(), OFF).await;
+        started.map_err(|fault| fault.to_string())
+    })
+    .await;
+    assert_eq!((old.commands().len(), new.accepted("os-start")), (0, 1));
 }
