@@ -88,7 +88,7 @@ pub async fn run(
     };
     health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
 
-    let database = settings.store.open(name).await?;
+    let database = settings.store.open_durable(name).await?;
     let served = Box::pin(serve(&settings, &bus, &database, &serving, shutdown)).await;
     shared::store::close(&database).await;
     served

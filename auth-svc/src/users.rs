@@ -60,7 +60,7 @@ pub enum UserCommand {
 
 /// Carries out a command.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
-    let database = settings.store.open(Service::Auth.name()).await?;
+    let database = settings.store.open_durable(Service::Auth.name()).await?;
     let accounts = Accounts {
         users: UserStore::of(&database, &settings.collection),
         hasher: Hasher::new(1)?,

@@ -2,7 +2,7 @@
 
 use bson::{Document, doc};
 use mongodb::Collection;
-use shared::store::command_span;
+use shared::store::{WRITE_TIMEOUT, command_span};
 use tracing::Instrument;
 
 use crate::MetricsError;
@@ -16,6 +16,7 @@ pub(crate) async fn update<T: Send + Sync>(
     collection: &Collection<T>,
     statements: &[Document],
 ) -> Result<(), MetricsError> {
+    let wtimeout = i64::try_from(WRITE_TIMEOUT.as_millis()).unwrap_or(i64::MAX);
     let database = collection.client().database(&collection.namespace().db);
     for some in statements.chunks(STATEMENTS) {
         let reply = database
@@ -23,7 +24,7 @@ pub(crate) async fn update<T: Send + Sync>(
                 "update": collection.name(),
                 "updates": some,
                 "ordered": false,
-                "writeConcern": { "w": "majority", "j": true },
+                "writeConcern": { "w": "majority", "j": true, "wtimeout": wtimeout },
             })
             .await?;
         // A command of many parts is answered well although parts failed.

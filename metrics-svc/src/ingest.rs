@@ -2,14 +2,21 @@
 //!
 //! ```text
 //! pull ─> check, make documents ─> batch (rows or time) ─> insert, majority ─> acknowledge
-//!             └ malformed ─> dead letter, terminate          └ database away: keep, say "in progress", try again
+//!             └ malformed ─> dead letter, terminate          ├ database unreachable: keep, say "in progress", retry
+//!                                                            ├ refused for a fault of the row: dead letter
+//!                                                            └ refused for a reason that may pass: retry, then return
 //! ```
+//!
+//! A message that was delivered five times and never stored may be what ends the service. It is written alone, with a
+//! record of that in the database; only the third crash that left its record makes it a dead letter ([`suspects`]).
 //!
 //! One batch is filled while the one before is written: memory is bounded by three batches (one full, one between the
 //! two, one filling) and one pull.
 
 mod batch;
 pub mod dead_letter;
+pub(crate) mod suspects;
+mod verdict;
 mod writer;
 
 use std::{
@@ -29,9 +36,13 @@ use shared::{
 };
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info, warn};
+use tracing::{info, warn};
 
-use self::{batch::Batch, dead_letter::put_aside, writer::Writer};
+use self::{
+    batch::Batch,
+    dead_letter::put_aside,
+    writer::{Work, Writer},
+};
 use crate::{
     MetricsError,
     config::{BatchSettings, MetricsSettings, StreamSettings},
@@ -44,8 +55,8 @@ use crate::{
 
 /// Bytes asked for in one pull: eight of the largest parts.
 const PULL_BYTES: usize = 8 * SAMPLE_PART_BYTES;
-/// A sample that was delivered so often and never stored kills whoever takes it; it is put aside.
-const MOST_DELIVERIES: i64 = 20;
+/// A message that is delivered for this time is written alone.
+const ALONE_AT_DELIVERY: i64 = 5;
 /// Between tries while the stream cannot be read.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -105,14 +116,15 @@ impl Ingest {
     }
 
     fn writer(&self) -> Writer {
-        Writer {
-            store: Arc::clone(&self.store),
-            history: Arc::clone(&self.history),
-            events: self.events.clone(),
-            jetstream: self.jetstream().clone(),
+        Writer::new(
+            &self.store,
+            &self.history,
+            self.events.clone(),
+            self.jetstream(),
+            self.offset,
             // That of the consumer as it is, which `setup` may not have changed yet.
-            ack_wait: self.consumer.cached_info().config.ack_wait,
-        }
+            self.consumer.cached_info().config.ack_wait,
+        )
     }
 
     const fn jetstream(&self) -> &Context {
@@ -132,7 +144,7 @@ impl Ingest {
     /// Pulls and fills batches until shutdown or an error.
     async fn pull(
         &self,
-        batches: &mpsc::Sender<Batch>,
+        batches: &mpsc::Sender<Work>,
         shutdown: &CancellationToken,
     ) -> Result<(), MetricsError> {
         let mut messages: pull::Stream = self
@@ -157,6 +169,11 @@ impl Ingest {
                         hand_over(batches, &mut batch).await;
                         return Err(MetricsError::jetstream(error));
                     }
+                    Some(Ok(message)) if is_suspect(&message, 0) => {
+                        hand_over(batches, &mut batch).await;
+                        send(batches, Work::Alone(Box::new(message))).await;
+                        continue;
+                    }
                     Some(Ok(message)) => {
                         if !waiting {
                             due = Instant::now() + self.batch.wait;
@@ -176,40 +193,48 @@ impl Ingest {
 
     /// Adds a message to the batch, or puts it aside.
     async fn take(&self, batch: &mut Batch, message: Message) {
-        match self.documents(&message) {
+        match read(&message, self.offset) {
             Ok(documents) => batch.add(documents, message),
             Err(reason) => put_aside(self.jetstream(), &message, &reason).await,
         }
     }
+}
 
-    fn documents(&self, message: &Message) -> Result<Documents, String> {
-        if message.info().is_ok_and(|info| info.delivered > MOST_DELIVERIES) {
-            return Err(format!(
-                "it was delivered {MOST_DELIVERIES} times and never stored"
-            ));
-        }
-        if message.payload.len() > SAMPLE_PART_BYTES {
-            return Err(format!("it is larger than {SAMPLE_PART_BYTES} bytes"));
-        }
-        let sample: Sample =
-            serde_json::from_slice(&message.payload).map_err(|error| format!("it is no sample: {error}"))?;
-        if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-            return Err("its instance_id is not that of its subject".to_owned());
-        }
-        Documents::of(&sample, self.offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
+/// Whether a message was delivered so often that it may be what ends the service. Deliveries after which it was returned
+/// because of its VM's rate say nothing of it.
+fn is_suspect(message: &Message, returned_for_rate: i64) -> bool {
+    let delivered = message.info().map_or(0, |info| info.delivered);
+    delivered - returned_for_rate >= ALONE_AT_DELIVERY
+}
+
+/// The documents of a message, or why it is refused for good.
+fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
+    if message.payload.len() > SAMPLE_PART_BYTES {
+        return Err(format!("it is larger than {SAMPLE_PART_BYTES} bytes"));
+    }
+    let sample: Sample =
+        serde_json::from_slice(&message.payload).map_err(|error| format!("it is no sample: {error}"))?;
+    if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
+        return Err("its instance_id is not that of its subject".to_owned());
+    }
+    Documents::of(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
+}
+
+async fn write_all(writer: Writer, mut full: mpsc::Receiver<Work>, shutdown: CancellationToken) {
+    while let Some(work) = full.recv().await {
+        writer.work(work, &shutdown).await;
     }
 }
 
-async fn write_all(writer: Writer, mut full: mpsc::Receiver<Batch>, shutdown: CancellationToken) {
-    while let Some(batch) = full.recv().await {
-        let span = batch.span();
-        writer.write(batch, &shutdown).instrument(span).await;
+async fn hand_over(batches: &mpsc::Sender<Work>, batch: &mut Batch) {
+    if !batch.messages().is_empty() {
+        send(batches, Work::Batch(std::mem::take(batch))).await;
     }
 }
 
-async fn hand_over(batches: &mpsc::Sender<Batch>, batch: &mut Batch) {
+async fn send(batches: &mpsc::Sender<Work>, work: Work) {
     // The writer outlives the sender: it ends when the channel is closed.
-    if !batch.messages().is_empty() && batches.send(std::mem::take(batch)).await.is_err() {
+    if batches.send(work).await.is_err() {
         warn!("the batch writer is gone: JetStream delivers the batch again");
     }
 }

@@ -39,6 +39,8 @@ use crate::{
 /// The VMs in the database.
 pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
+    /// The same collection, for requests.
+    reading: Collection<RawDocumentBuf>,
 }
 
 /// What some rows of a VM tell of its present.
@@ -133,7 +135,7 @@ pub(crate) async fn last_report(
     instance: &InstanceId,
     limit: Duration,
 ) -> Result<Option<SystemTime>, MetricsError> {
-    let instances = rows.beside::<Document>(SUFFIX);
+    let instances = rows.reading_beside::<Document>(SUFFIX);
     let query = instances
         .find_one(doc! { "_id": instance.as_str() })
         .projection(doc! { "newest.at": 1 })
@@ -155,6 +157,7 @@ impl Instances {
     pub(crate) fn beside(rows: &RowStore) -> Self {
         Self {
             instances: rows.beside(SUFFIX),
+            reading: rows.reading_beside(SUFFIX),
         }
     }
 
@@ -209,13 +212,13 @@ impl Instances {
             doc! { "_id": ids }
         };
         let query = self
-            .instances
+            .reading
             .find(filter)
             .sort(doc! { "_id": 1 })
             .limit(i64::from(page.limit.get()) + 1)
             .batch_size(u32::from(page.limit.get()) + 1)
             .max_time(limit);
-        let mut cursor = find(&self.instances, query).await?;
+        let mut cursor = find(&self.reading, query).await?;
         let mut room = PageRoom::new(usize::from(page.limit.get()));
         let mut listed = VmPage::default();
         while cursor.advance().await? {
@@ -238,10 +241,10 @@ impl Instances {
         limit: Duration,
     ) -> Result<Option<VmSummary>, MetricsError> {
         let query = self
-            .instances
+            .reading
             .find_one(doc! { "_id": instance.as_str() })
             .max_time(limit);
-        let found = find(&self.instances, query).await?;
+        let found = find(&self.reading, query).await?;
         found.map_or(Ok(None), |document| summary(&document, unix_millis()))
     }
 }

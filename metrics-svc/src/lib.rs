@@ -40,8 +40,13 @@ use tracing::warn;
 pub use error::MetricsError;
 
 use crate::{
-    config::MetricsSettings, events::Events, history::History, ingest::Ingest, newest::NewestRows,
-    processes::Processes, store::RowStore,
+    config::MetricsSettings,
+    events::Events,
+    history::History,
+    ingest::{Ingest, suspects::Suspects},
+    newest::NewestRows,
+    processes::Processes,
+    store::RowStore,
 };
 
 /// Serves until `shutdown`, then drains.
@@ -67,7 +72,7 @@ pub async fn run(
 
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
     let served = Box::pin(serve(&settings, &bus, &store, &serving, shutdown)).await;
-    shared::store::close(store.database()).await;
+    store.close().await;
     served
 }
 
@@ -84,6 +89,7 @@ async fn serve(
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
+        Suspects::beside(store).prepare(store).await?;
         processes.prepare().await
     })
     .await;

@@ -9,7 +9,7 @@ use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, oid::ObjectId
 use mongodb::{
     Collection, Database, IndexModel,
     error::{ErrorKind, WriteFailure},
-    options::{CollectionOptions, IndexOptions, InsertManyOptions, WriteConcern},
+    options::{IndexOptions, InsertManyOptions},
 };
 use shared::{
     api::{
@@ -68,6 +68,17 @@ pub struct Query<'a> {
     pub before: Option<&'a RowPlace>,
 }
 
+/// A document of an insert that the database did not store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unstored {
+    /// Its place among the documents of the insert.
+    pub index: usize,
+    /// MongoDB's error code.
+    pub code: i32,
+    /// The database's words.
+    pub words: String,
+}
+
 /// The newest rows as far as they are found.
 struct Search<'a> {
     query: Query<'a>,
@@ -93,28 +104,29 @@ struct LastRow {
 
 /// The rows in the database.
 pub struct RowStore {
+    /// For reads on behalf of requests.
+    reads: RowCollections,
+    /// For writes and for reads that later writes rest on.
+    durable: RowCollections,
+    offset: UtcOffset,
+}
+
+/// The collections of rows over one client.
+struct RowCollections {
     database: Database,
     vms: Collection<RawDocumentBuf>,
     processes: Collection<RawDocumentBuf>,
-    durable: CollectionOptions,
-    offset: UtcOffset,
 }
 
 impl RowStore {
     /// Prepares the collections; nothing is asked of the database yet.
     pub async fn open(store: &StoreSettings, rows: &RowSettings) -> Result<Self, MetricsError> {
-        let database = store.open(Service::Metrics.name()).await?;
+        let name = Service::Metrics.name();
         // An acknowledged sample is on the disk of a majority: it is deleted from the stream after that.
-        let mut durable = WriteConcern::majority();
-        durable.journal = Some(true);
-        let durable = CollectionOptions::builder().write_concern(durable).build();
-        let collection = |name: &str| database.collection_with_options(name, durable.clone());
-        let (vms, processes) = (collection(&rows.vms), collection(&rows.processes));
+        let durable = store.open_durable(&format!("{name}-durable")).await?;
         Ok(Self {
-            vms,
-            processes,
-            database,
-            durable,
+            reads: RowCollections::of(store.open(name).await?, rows),
+            durable: RowCollections::of(durable, rows),
             offset: rows.offset,
         })
     }
@@ -137,29 +149,49 @@ impl RowStore {
             doc! { "instance_id": 1, "cmd": 1, "create_date": 1, "_id": 1 },
             "instance_cmd_date",
         );
-        self.vms.create_index(by_time()).await?;
-        self.processes.create_indexes([by_time(), by_name]).await?;
-        retention::apply(&self.database, &self.vms, retention.vms).await?;
-        retention::apply(&self.database, &self.processes, retention.processes).await
+        let RowCollections {
+            database,
+            vms,
+            processes,
+        } = &self.durable;
+        vms.create_index(by_time()).await?;
+        processes.create_indexes([by_time(), by_name]).await?;
+        retention::apply(database, vms, retention.vms).await?;
+        retention::apply(database, processes, retention.processes).await
     }
 
-    /// The collection of a kind.
+    /// The collection of a kind, for writes and for reads that later writes rest on.
     pub const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
-        match kind {
-            RowKind::Vm => &self.vms,
-            RowKind::Process => &self.processes,
-        }
+        self.durable.collection(kind)
     }
 
-    /// A collection that is kept beside the VM rows and made of them: `vm_samples_5m`, where those are `vm_samples`.
+    /// The collection of a kind, for reads on behalf of requests.
+    pub(crate) const fn reading(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+        self.reads.collection(kind)
+    }
+
+    /// A collection that is kept beside the VM rows and made of them: `vm_samples_5m`, where those are `vm_samples`; for
+    /// writes and for reads that later writes rest on.
     pub(crate) fn beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
-        let name = format!("{}_{suffix}", self.vms.name());
-        self.database.collection_with_options(&name, self.durable.clone())
+        self.durable.beside(suffix)
     }
 
-    /// The database itself.
+    /// As [`RowStore::beside`], for reads on behalf of requests.
+    pub(crate) fn reading_beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
+        self.reads.beside(suffix)
+    }
+
+    /// The database itself, for commands that are not about rows.
     pub(crate) const fn database(&self) -> &Database {
-        &self.database
+        &self.durable.database
+    }
+
+    /// Ends the connections, at the end of a program.
+    pub(crate) async fn close(&self) {
+        tokio::join!(
+            shared::store::close(&self.reads.database),
+            shared::store::close(&self.durable.database)
+        );
     }
 
     /// The offset of every `create_date`.
@@ -220,7 +252,7 @@ impl RowStore {
         if search.is_over() {
             return Ok(());
         }
-        let rows_of = self.collection(search.query.kind);
+        let rows_of = self.reading(search.query.kind);
         let most = i64::try_from(search.room.items()).unwrap_or(i64::MAX);
         let query = rows_of
             .find(filter)
@@ -235,13 +267,13 @@ impl RowStore {
         Ok(())
     }
 
-    /// Stores documents; those that are stored already count as stored. The indexes of documents that the database
-    /// refuses for good come back with its words.
+    /// Stores documents; those that are stored already count as stored. The documents that the database did not store come
+    /// back.
     pub async fn insert(
         &self,
         kind: RowKind,
         documents: &[RawDocumentBuf],
-    ) -> Result<Vec<(usize, String)>, MetricsError> {
+    ) -> Result<Vec<Unstored>, MetricsError> {
         if documents.is_empty() {
             return Ok(Vec::new());
         }
@@ -256,13 +288,39 @@ impl RowStore {
             ErrorKind::InsertMany(ref failed) if failed.write_concern_error.is_none() => {
                 let write_errors = failed.write_errors.as_deref().unwrap_or_default();
                 let real = write_errors.iter().filter(|write| write.code != DUPLICATE_KEY);
-                Ok(real.map(|write| (write.index, write.message.clone())).collect())
+                let unstored = real.map(|write| Unstored {
+                    index: write.index,
+                    code: write.code,
+                    words: write.message.clone(),
+                });
+                Ok(unstored.collect())
             }
             ErrorKind::Write(WriteFailure::WriteError(ref write)) if write.code == DUPLICATE_KEY => {
                 Ok(Vec::new())
             }
             _ => Err(error.into()),
         }
+    }
+}
+
+impl RowCollections {
+    fn of(database: Database, rows: &RowSettings) -> Self {
+        Self {
+            vms: database.collection(&rows.vms),
+            processes: database.collection(&rows.processes),
+            database,
+        }
+    }
+
+    const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
+        match kind {
+            RowKind::Vm => &self.vms,
+            RowKind::Process => &self.processes,
+        }
+    }
+
+    fn beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
+        self.database.collection(&format!("{}_{suffix}", self.vms.name()))
     }
 }
 

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use mongodb::{
     Client, Database,
-    options::{ClientOptions, Tls, TlsOptions},
+    options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, Tls, TlsOptions, WriteConcern},
 };
 use tracing::{Span, info_span, warn};
 
@@ -18,6 +18,10 @@ use crate::{
 
 /// How long a closing may take: one command to a server that answers takes milliseconds.
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the primary waits for a majority before it answers that a write may not be durable. Without it a write waits for
+/// ever where the majority is lost and the primary is not, with its connection.
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The settings of every program with a database.
 pub const SETTINGS: &[Setting] = &[
@@ -81,8 +85,27 @@ impl StoreSettings {
         })
     }
 
-    /// Prepares the driver's client. It connects when it is first used, and goes on trying for ever.
+    /// Prepares a client for reads on behalf of requests: they obey the URI's read preference. It connects when it is first
+    /// used, and goes on trying for ever.
     pub async fn open(&self, program: &str) -> Result<Database, mongodb::error::Error> {
+        let options = self.options(program).await?;
+        Ok(Client::with_options(options)?.database(&self.database))
+    }
+
+    /// Prepares a client, with a pool of its own, for writes and for reads that later writes rest on. Whatever the URI says,
+    /// it writes to the journals of a majority, within [`WRITE_TIMEOUT`], and reads from the primary what a majority has.
+    pub async fn open_durable(&self, program: &str) -> Result<Database, mongodb::error::Error> {
+        let mut options = self.options(program).await?;
+        let mut concern = WriteConcern::majority();
+        concern.journal = Some(true);
+        concern.w_timeout = Some(WRITE_TIMEOUT);
+        options.write_concern = Some(concern);
+        options.read_concern = Some(ReadConcern::majority());
+        options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
+        Ok(Client::with_options(options)?.database(&self.database))
+    }
+
+    async fn options(&self, program: &str) -> Result<ClientOptions, mongodb::error::Error> {
         let mut options = ClientOptions::parse(&self.uri).await?;
         options.app_name = Some(program.to_owned());
         if let Some(ca_file) = &self.ca_file {
@@ -96,7 +119,7 @@ impl StoreSettings {
             .get_or_insert(Duration::from_secs(3));
         // The driver's own default, 10 s, would leave a frozen server unnoticed for long.
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
-        Ok(Client::with_options(options)?.database(&self.database))
+        Ok(options)
     }
 }
 

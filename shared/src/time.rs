@@ -62,8 +62,13 @@ impl UtcOffset {
     /// The moment that a `create_date` names at this offset, in Unix milliseconds; `None` of a text that is no date,
     /// and of what was before 1970.
     pub fn unix_millis_of(self, create_date: &str) -> Option<u64> {
+        self.unix_micros_of(create_date).map(|micros| micros / 1000)
+    }
+
+    /// As [`UtcOffset::unix_millis_of`], in Unix microseconds.
+    pub fn unix_micros_of(self, create_date: &str) -> Option<u64> {
         let local: DateTime = create_date.parse().ok()?;
-        u64::try_from(self.0.to_timestamp(local).ok()?.as_millisecond()).ok()
+        u64::try_from(self.0.to_timestamp(local).ok()?.as_microsecond()).ok()
     }
 }
 

@@ -5,10 +5,15 @@ use std::collections::BTreeMap;
 use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
-use shared::api::{
-    Scope,
-    history::{Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries},
-    lifecycle::Target,
+use shared::{
+    api::{
+        Scope,
+        history::{
+            Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries,
+        },
+        lifecycle::Target,
+    },
+    time::{CreateDate, UtcOffset, unix_millis},
 };
 
 use crate::{
@@ -427,4 +432,50 @@ async fn a_hidden_vm_has_no_past() {
         .await
         .unwrap_err();
     assert_eq!((hidden.kind, hidden.message), (missing.kind, missing.message));
+}
+
+/// Retention deletes the rows of a bucket one by one. A row that comes when the first of them are gone was in no rollup.
+#[tokio::test]
+async fn a_late_row_joins_a_bucket_whose_first_rows_have_expired() {
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_VM_RETENTION", "1h")
+        .start()
+        .await;
+    let start_ms = (unix_millis() - 55 * MINUTE) / (5 * MINUTE) * (5 * MINUTE);
+    let row = async |second: u64, cpu: f64| {
+        let at_ms = start_ms + (200 + second) * SECOND;
+        publish(&stack, &sample("vm-1", at_ms, "+00:00", cpu)).await;
+    };
+    for second in 0..10 {
+        row(second, 10.0).await;
+    }
+    followed(&stack).await;
+    let rollup = async |resolution: &str| {
+        let rollups = stack
+            .database
+            .handle()
+            .collection::<Document>(&format!("vm_samples_{resolution}"));
+        let bucket = rollups.find_one(doc! {}).await.unwrap().unwrap();
+        let sums = bucket.get_document("sums").unwrap();
+        let cpu = sums.get_array("cpu_util").unwrap();
+        (sums.get_i64("n").unwrap(), cpu[3].as_f64().unwrap())
+    };
+    assert_eq!(rollup("5m").await, (10, 10.0));
+    // As the database does at their age.
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    let cut = CreateDate::at_millis(start_ms + 205 * SECOND, UtcOffset::UTC);
+    let expired = rows
+        .delete_many(doc! { "create_date": { "$lt": cut.as_str() } })
+        .await
+        .unwrap();
+    assert_eq!(expired.deleted_count, 5);
+
+    // Twice, as a message whose acknowledgement was lost.
+    for _ in 0..2 {
+        row(20, 90.0).await;
+        followed(&stack).await;
+        for resolution in ["5m", "1h", "1d"] {
+            assert_eq!(rollup(resolution).await, (11, 90.0), "{resolution}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod history;
 mod history_support;
 mod ingest;
 mod ingest_agents;
+mod ingest_database;
 mod ingest_refusals;
 mod ingest_retention;
 mod ingest_support;

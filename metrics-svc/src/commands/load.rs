@@ -17,7 +17,7 @@ use crate::{
     MetricsError,
     documents::{RowIdentity, row_id},
     history::{History, rebuild::Days},
-    store::{RowKind, RowStore},
+    store::{RowKind, RowStore, Unstored},
 };
 
 /// Rows written at once.
@@ -161,7 +161,7 @@ impl Loader {
             (RowKind::Process, &mut self.processes),
         ] {
             let refused = store.insert(kind, rows).await?;
-            if let Some((_, words)) = refused.first() {
+            if let Some(Unstored { words, .. }) = refused.first() {
                 return Err(MetricsError::Refused(format!(
                     "the database refused a row: {words}"
                 )));

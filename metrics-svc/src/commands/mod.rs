@@ -105,6 +105,6 @@ async fn with_rows(
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
     let history = History::beside(&store, &settings.retention, settings.rollups);
     let done = work(&store, &history).await;
-    shared::store::close(store.database()).await;
+    store.close().await;
     done
 }

@@ -14,9 +14,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bson::{doc, oid::ObjectId};
+use bson::{RawDocumentBuf, doc, oid::ObjectId};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::{counter, gauge, histogram};
+use mongodb::Collection;
 use shared::{api::history::Resolution, time::CreateDate};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use tracing::{info, warn};
 use super::{
     History,
     chart::{bucket_start, width_ms},
+    late::{self, Moment},
     marks::{CHUNK, GIVEN_UP, Mark},
     rollups::Bucket,
     sums::{MEASURES, Sums, VmRow},
@@ -43,6 +45,7 @@ type Touched = BTreeMap<Bucket, Vec<Mark>>;
 struct Fresh {
     sums: Sums,
     rows: HashSet<ObjectId>,
+    moments: Vec<Moment>,
     report: Report,
 }
 
@@ -102,12 +105,8 @@ impl History {
             .buffer_unordered(AT_ONCE)
             .try_collect()
             .await?;
-        let five_minutes = fresh
-            .iter()
-            .map(|(bucket, fresh)| (bucket.clone(), fresh.sums))
-            .collect();
-        self.rollups.write(Resolution::FiveMinutes, &five_minutes).await?;
-        let hours = self.roll_up(five_minutes.keys(), Resolution::Hour).await?;
+        self.write_five_minutes(&fresh).await?;
+        let hours = self.roll_up(fresh.keys(), Resolution::Hour).await?;
         self.roll_up(hours.keys(), Resolution::Day).await?;
         let done = done(&touched, &fresh);
         let reports = fresh.into_iter().map(|(bucket, fresh)| {
@@ -129,21 +128,47 @@ impl History {
         let mut fresh = Fresh {
             sums: Sums::default(),
             rows: HashSet::new(),
+            moments: Vec::new(),
             report: Report::of(bucket.instance.clone()),
         };
         let end_ms = bucket.start_ms + width_ms(Resolution::FiveMinutes);
-        self.read_rows(bucket, end_ms, DEADLINE, |at_ms, row| {
+        let rows = self.rows.collection(RowKind::Vm);
+        self.read_rows(rows, bucket, end_ms, DEADLINE, |at_ms, row| {
             fresh.sums.add(row);
             fresh.rows.extend(row.id);
+            fresh.moments.extend(self.moment(bucket, row));
             fresh.report.add(at_ms, row);
         })
         .await?;
         Ok(fresh)
     }
 
+    /// Writes the buckets as their rows are now, and adds late rows to those whose first rows may be gone.
+    async fn write_five_minutes(&self, fresh: &BTreeMap<Bucket, Fresh>) -> Result<(), MetricsError> {
+        let mut whole = Vec::new();
+        for (bucket, fresh) in fresh {
+            if self.may_lack_rows(bucket) && self.add_late(bucket, &fresh.moments).await? {
+                continue;
+            }
+            let micros: Vec<u32> = fresh.moments.iter().map(|moment| moment.micros).collect();
+            whole.push((bucket, fresh.sums, late::encoded(&micros)));
+        }
+        self.rollups.write_five_minutes(whole.into_iter()).await
+    }
+
+    /// When a row was sampled, from the start of its bucket on.
+    fn moment(&self, bucket: &Bucket, row: &VmRow<'_>) -> Option<Moment> {
+        let micros = self.offset.unix_micros_of(row.create_date)?;
+        Some(Moment {
+            micros: u32::try_from(micros.checked_sub(bucket.start_ms * 1000)?).ok()?,
+            values: row.values,
+        })
+    }
+
     /// Reads the VM rows of a range of time.
     pub(crate) async fn read_rows(
         &self,
+        rows: &Collection<RawDocumentBuf>,
         from: &Bucket,
         to_ms: u64,
         limit: Duration,
@@ -153,7 +178,6 @@ impl History {
         let range = doc! { "$gte": date(from.start_ms).as_str(), "$lt": date(to_ms).as_str() };
         let mut wanted = doc! { "create_date": 1 };
         wanted.extend(MEASURES.iter().map(|measure| ((*measure).to_owned(), 1.into())));
-        let rows = self.rows.collection(RowKind::Vm);
         let query = rows
             .find(doc! { "instance_id": from.instance.as_str(), "create_date": range })
             .projection(wanted)
@@ -189,7 +213,7 @@ impl History {
                 let mut sums = Sums::default();
                 let end_ms = bucket.start_ms + width;
                 self.rollups
-                    .read(from, bucket.clone(), end_ms, DEADLINE, |_, part| {
+                    .read_durable(from, bucket.clone(), end_ms, DEADLINE, |_, part| {
                         sums.merge(&part);
                     })
                     .await?;

@@ -5,6 +5,7 @@
 
 mod chart;
 mod follow;
+mod late;
 pub(crate) mod marks;
 pub(crate) mod rebuild;
 pub(crate) mod rollups;
@@ -31,7 +32,7 @@ use crate::{
     MetricsError,
     config::{RetentionSettings, RollupSettings},
     instances::Instances,
-    store::RowStore,
+    store::{RowKind, RowStore},
 };
 
 /// Rows, their rollups, and the newest of each VM.
@@ -89,7 +90,8 @@ impl History {
             start_ms: chart.first_ms,
         };
         if chart.resolution == Resolution::Raw {
-            self.read_rows(&from, chart.end_ms(), limit, |at_ms, row| {
+            let rows = self.rows.reading(RowKind::Vm);
+            self.read_rows(rows, &from, chart.end_ms(), limit, |at_ms, row| {
                 if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
                     sums.add(row);
                 }

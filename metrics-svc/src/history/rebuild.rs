@@ -122,7 +122,8 @@ impl History {
         let offset_ms = self.offset.as_millis();
         let mut five_minutes = Buckets::new();
         let end_ms = day.start_ms + width_ms(Resolution::Day);
-        self.read_rows(day, end_ms, DEADLINE, |at_ms, row| {
+        let rows = self.rows.collection(RowKind::Vm);
+        self.read_rows(rows, day, end_ms, DEADLINE, |at_ms, row| {
             let start_ms = bucket_start(at_ms, width_ms(Resolution::FiveMinutes), offset_ms);
             let bucket = Bucket {
                 start_ms,

@@ -1,23 +1,23 @@
 //! The rollups in the database: a collection for each resolution, one document a bucket.
 //!
 //! ```text
-//! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], … } }
+//! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
 //! ```
 //!
 //! A bucket is only ever written whole, and only over one of fewer samples: `$max` compares documents by their first
 //! field, and that is the number of samples. So it does not matter who writes it how often or in which order, and a
-//! bucket outlives the rows that it was made of.
+//! bucket outlives the rows that it was made of. Rows that come when others of their bucket may be gone: see [`super::late`].
 
 use std::{collections::BTreeMap, time::Duration};
 
-use bson::{DateTime, Document, RawDocumentBuf, doc};
+use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::{Collection, error::ErrorKind, options::InsertManyOptions};
 use shared::{
     api::{InstanceId, history::Resolution},
     time::{CreateDate, UtcOffset},
 };
 
-use super::sums::Sums;
+use super::{late::MOMENTS, sums::Sums};
 use crate::{
     MetricsError,
     config::RollupSettings,
@@ -50,6 +50,8 @@ pub(crate) struct Rollups {
     five_minutes: Collection<RawDocumentBuf>,
     hours: Collection<RawDocumentBuf>,
     days: Collection<RawDocumentBuf>,
+    /// The same collections, for requests: five minutes, hours and days.
+    reading: [Collection<RawDocumentBuf>; 3],
     keep: RollupSettings,
 }
 
@@ -60,6 +62,7 @@ impl Rollups {
             five_minutes: rows.beside("5m"),
             hours: rows.beside("1h"),
             days: rows.beside("1d"),
+            reading: ["5m", "1h", "1d"].map(|suffix| rows.reading_beside(suffix)),
             keep,
         }
     }
@@ -86,32 +89,34 @@ impl Rollups {
         }
     }
 
-    /// Reads the buckets of a VM that start in a range of time, in order.
+    /// Reads the buckets of a VM that start in a range of time, in order, for a request.
     pub(crate) async fn read(
         &self,
         resolution: Resolution,
         from: Bucket,
         to_ms: u64,
         limit: Duration,
-        mut each: impl FnMut(u64, Sums),
+        each: impl FnMut(u64, Sums),
     ) -> Result<(), MetricsError> {
-        let end = Bucket {
-            start_ms: to_ms,
-            ..from.clone()
+        let [five_minutes, hours, days] = &self.reading;
+        let buckets = match resolution {
+            Resolution::Raw | Resolution::FiveMinutes => five_minutes,
+            Resolution::Hour => hours,
+            Resolution::Day => days,
         };
-        let buckets = self.of(resolution);
-        let query = buckets
-            .find(doc! { "_id": { "$gte": from.key(), "$lt": end.key() } })
-            .sort(doc! { "_id": 1 })
-            .max_time(limit);
-        let mut cursor = find(buckets, query).await?;
-        while cursor.advance().await? {
-            let document = cursor.current();
-            let start_ms = document.get_datetime(SAMPLED_AT)?.timestamp_millis();
-            let sums = Sums::of(document.get_document("sums")?)?;
-            each(u64::try_from(start_ms).unwrap_or(0), sums);
-        }
-        Ok(())
+        read(buckets, from, to_ms, limit, each).await
+    }
+
+    /// As [`Rollups::read`], for coarser buckets that are made of them: from the primary.
+    pub(crate) async fn read_durable(
+        &self,
+        resolution: Resolution,
+        from: Bucket,
+        to_ms: u64,
+        limit: Duration,
+        each: impl FnMut(u64, Sums),
+    ) -> Result<(), MetricsError> {
+        read(self.of(resolution), from, to_ms, limit, each).await
     }
 
     /// Writes buckets, each over one of fewer samples only.
@@ -120,20 +125,45 @@ impl Rollups {
         resolution: Resolution,
         buckets: &BTreeMap<Bucket, Sums>,
     ) -> Result<(), MetricsError> {
-        let statements = buckets
-            .iter()
-            .filter(|(_, sums)| sums.samples() > 0)
-            .map(|(bucket, sums)| {
-                doc! {
-                    "q": { "_id": bucket.key() },
-                    "u": {
-                        "$max": { "sums": sums.to_document() },
-                        "$setOnInsert": { SAMPLED_AT: start(bucket) },
-                    },
-                    "upsert": true,
-                }
-            });
+        let filled = buckets.iter().filter(|(_, sums)| sums.samples() > 0);
+        let statements = filled.map(|(bucket, sums)| statement(bucket, sums.to_document()));
         update(self.of(resolution), &statements.collect::<Vec<_>>()).await
+    }
+
+    /// Writes buckets of five minutes, as [`Rollups::write`], with the moments of their rows.
+    pub(super) async fn write_five_minutes<'a>(
+        &self,
+        buckets: impl Iterator<Item = (&'a Bucket, Sums, Option<Bson>)>,
+    ) -> Result<(), MetricsError> {
+        let filled = buckets.filter(|(_, sums, _)| sums.samples() > 0);
+        let statements = filled.map(|(bucket, sums, moments)| statement(bucket, with_moments(sums, moments)));
+        update(&self.five_minutes, &statements.collect::<Vec<_>>()).await
+    }
+
+    /// The stored bucket of five minutes.
+    pub(super) async fn five_minutes(&self, bucket: &Bucket) -> Result<Option<RawDocumentBuf>, MetricsError> {
+        let query = self.five_minutes.find_one(doc! { "_id": bucket.key() });
+        find(&self.five_minutes, query).await
+    }
+
+    /// Writes a bucket of five minutes over the one of this many samples that it was made of.
+    pub(super) async fn replace(
+        &self,
+        bucket: &Bucket,
+        samples: u64,
+        sums: Sums,
+        moments: Option<Bson>,
+    ) -> Result<(), MetricsError> {
+        let before = doc! { "_id": bucket.key(), "sums.n": i64::try_from(samples).unwrap_or(i64::MAX) };
+        let sums = doc! { "$set": { "sums": with_moments(sums, moments) } };
+        let replaced = self.five_minutes.update_one(before, sums).await?;
+        if replaced.matched_count == 1 {
+            return Ok(());
+        }
+        // The marks stay, and the next pass merges into what is stored then.
+        Err(MetricsError::Write(
+            "another replica changed the bucket".to_owned(),
+        ))
     }
 
     /// As [`Rollups::write`], for buckets that are rarely there already: the rows of an old database.
@@ -170,6 +200,49 @@ impl Rollups {
         let again = again.map(|&(bucket, sums)| (bucket.clone(), *sums));
         self.write(resolution, &again.collect()).await
     }
+}
+
+/// Writes a bucket where there is none, or over one of fewer samples.
+fn statement(bucket: &Bucket, sums: Document) -> Document {
+    doc! {
+        "q": { "_id": bucket.key() },
+        "u": {
+            "$max": { "sums": sums },
+            "$setOnInsert": { SAMPLED_AT: start(bucket) },
+        },
+        "upsert": true,
+    }
+}
+
+fn with_moments(sums: Sums, moments: Option<Bson>) -> Document {
+    let mut document = sums.to_document();
+    document.extend(moments.map(|moments| (MOMENTS.to_owned(), moments)));
+    document
+}
+
+async fn read(
+    buckets: &Collection<RawDocumentBuf>,
+    from: Bucket,
+    to_ms: u64,
+    limit: Duration,
+    mut each: impl FnMut(u64, Sums),
+) -> Result<(), MetricsError> {
+    let end = Bucket {
+        start_ms: to_ms,
+        ..from.clone()
+    };
+    let query = buckets
+        .find(doc! { "_id": { "$gte": from.key(), "$lt": end.key() } })
+        .sort(doc! { "_id": 1 })
+        .max_time(limit);
+    let mut cursor = find(buckets, query).await?;
+    while cursor.advance().await? {
+        let document = cursor.current();
+        let start_ms = document.get_datetime(SAMPLED_AT)?.timestamp_millis();
+        let sums = Sums::of(document.get_document("sums")?)?;
+        each(u64::try_from(start_ms).unwrap_or(0), sums);
+    }
+    Ok(())
 }
 
 fn start(bucket: &Bucket) -> DateTime {

@@ -131,8 +131,13 @@ impl Sums {
 
     /// Adds a row.
     pub(crate) fn add(&mut self, row: &VmRow<'_>) {
+        self.add_values(&row.values);
+    }
+
+    /// Adds a row by its values.
+    pub(crate) fn add_values(&mut self, values: &[Option<f64>; MEASURES.len()]) {
         self.samples += 1;
-        for (sum, value) in self.measures.iter_mut().zip(row.values) {
+        for (sum, &value) in self.measures.iter_mut().zip(values) {
             if let Some(value) = value {
                 sum.add(value);
             }

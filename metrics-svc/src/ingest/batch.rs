@@ -4,6 +4,7 @@ use async_nats::jetstream::{AckKind, Message};
 use shared::{api::metrics::SAMPLE_STREAM, bus::link_to_publisher};
 use tracing::{Span, info_span, warn};
 
+use super::verdict::Verdict;
 use crate::{
     MetricsError,
     documents::Documents,
@@ -24,9 +25,10 @@ pub(super) struct Batch {
     messages: Vec<Message>,
 }
 
-/// A message of a batch, by its place, that holds a document which the database refuses, and the database's words.
+/// A document that the database did not store: the place of its message in the batch, and the database's code and words.
 pub(super) struct Refused {
     pub(super) source: usize,
+    pub(super) code: i32,
     pub(super) words: String,
 }
 
@@ -82,16 +84,19 @@ impl Batch {
         let processes = processes?
             .into_iter()
             .map(|refused| (&self.process_sources, refused));
-        let refused = vms.chain(processes).filter_map(|(sources, (index, words))| {
-            let source = *sources.get(index)?;
-            Some(Refused { source, words })
+        let refused = vms.chain(processes).filter_map(|(sources, unstored)| {
+            Some(Refused {
+                source: *sources.get(unstored.index)?,
+                code: unstored.code,
+                words: unstored.words,
+            })
         });
         Ok(refused.collect())
     }
 
     /// Tells live readers of what is stored now.
-    pub(super) fn tell(&self, events: &Events, refused: &[Refused]) {
-        let stored = |source: usize| !refused.iter().any(|refused| refused.source == source);
+    pub(super) fn tell(&self, events: &Events, verdicts: &[Verdict]) {
+        let stored = |source: usize| verdicts.get(source) == Some(&Verdict::Stored);
         for (row, &source) in self.documents.vms.iter().zip(&self.vm_sources) {
             if stored(source) {
                 events.tell_sample(row);

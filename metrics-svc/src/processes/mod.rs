@@ -72,12 +72,12 @@ impl Processes {
             .keys(doc! { "instance_id": 1, "shutdown_time": 1 })
             .options(options)
             .build();
-        self.collection().create_index(ended).await?;
+        self.rows.collection(RowKind::Process).create_index(ended).await?;
         Ok(())
     }
 
     fn collection(&self) -> &Collection<RawDocumentBuf> {
-        self.rows.collection(RowKind::Process)
+        self.rows.reading(RowKind::Process)
     }
 
     /// The date of the newest sample before a moment, at most seven days before.

@@ -1,0 +1,204 @@
+//! A proxy between a program and the database that answers inserts in the database's place.
+//!
+//! It speaks just enough of MongoDB's wire protocol: a message is a header of 16 bytes (length, id, id of the request,
+//! code), and a command is an `OP_MSG` whose first section is a BSON document with the command's name as its first key.
+
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use mongodb::bson::{Document, doc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+/// `OP_MSG` of the protocol.
+const OP_MSG: u32 = 2013;
+const HEADER: usize = 16;
+/// Far above what a driver sends.
+const LONGEST: usize = 64 << 20;
+
+/// What becomes of inserts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserts {
+    /// The database gets them.
+    Pass,
+    /// Each of their documents is refused with this code, as a server that is reachable does.
+    Refuse(i32),
+    /// They are neither passed on nor answered.
+    Hold,
+}
+
+/// The proxy, for inserts into one collection; all else passes. It ends with the runtime.
+#[derive(Debug)]
+pub struct MongoProxy {
+    uri: String,
+    state: Arc<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    collection: &'static str,
+    inserts: Mutex<Inserts>,
+    caught: AtomicU64,
+}
+
+impl MongoProxy {
+    /// Starts one in front of the database at this address.
+    pub async fn start(database: &str, collection: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        let state = Arc::new(State {
+            collection,
+            inserts: Mutex::new(Inserts::Pass),
+            caught: AtomicU64::new(0),
+        });
+        let target = database.trim_start_matches("mongodb://").to_owned();
+        let shared = Arc::clone(&state);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if let Ok(server) = TcpStream::connect(&target).await {
+                    connect(client, server, &shared);
+                }
+            }
+        });
+        Self {
+            uri: format!("mongodb://{address}"),
+            state,
+        }
+    }
+
+    /// Its address, as the database's.
+    pub fn uri(&self) -> &str {
+        &self.uri
+    }
+
+    /// From now on this becomes of inserts.
+    pub fn set(&self, inserts: Inserts) {
+        *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
+    }
+
+    /// How many inserts the database did not get.
+    pub fn caught(&self) -> u64 {
+        self.state.caught.load(Ordering::Relaxed)
+    }
+}
+
+fn connect(client: TcpStream, server: TcpStream, state: &Arc<State>) {
+    let (from_client, to_client) = client.into_split();
+    let (mut from_server, to_server) = server.into_split();
+    let to_client = Arc::new(tokio::sync::Mutex::new(to_client));
+    let answers = Arc::clone(&to_client);
+    tokio::spawn(async move {
+        let mut answers_of_server = vec![0; 1 << 16];
+        while let Ok(read @ 1..) = from_server.read(&mut answers_of_server).await {
+            let sent = answers.lock().await.write_all(&answers_of_server[..read]).await;
+            if sent.is_err() {
+                break;
+            }
+        }
+    });
+    let state = Arc::clone(state);
+    tokio::spawn(async move { requests(from_client, to_server, &to_client, &state).await });
+}
+
+async fn requests(
+    mut from_client: OwnedReadHalf,
+    mut to_server: OwnedWriteHalf,
+    to_client: &tokio::sync::Mutex<OwnedWriteHalf>,
+    state: &State,
+) {
+    while let Some(message) = next(&mut from_client).await {
+        let inserts = *state.inserts.lock().unwrap_or_else(PoisonError::into_inner);
+        let caught = insert_into(&message, state.collection).filter(|_| inserts != Inserts::Pass);
+        let sent = match (caught, inserts) {
+            (Some(documents), Inserts::Refuse(code)) => {
+                state.caught.fetch_add(1, Ordering::Relaxed);
+                to_client
+                    .lock()
+                    .await
+                    .write_all(&refusal(&message, documents, code))
+                    .await
+            }
+            (Some(_), _) => {
+                state.caught.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            (None, _) => to_server.write_all(&message).await,
+        };
+        if sent.is_err() {
+            break;
+        }
+    }
+}
+
+async fn next(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
+    let mut message = vec![0; HEADER];
+    from.read_exact(&mut message).await.ok()?;
+    let length = number(&message, 0)? as usize;
+    if !(HEADER..LONGEST).contains(&length) {
+        return None;
+    }
+    message.resize(length, 0);
+    from.read_exact(&mut message[HEADER..]).await.ok()?;
+    Some(message)
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// How many documents the message inserts into the collection; `None` of any other message.
+fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
+    if number(message, 12)? != OP_MSG {
+        return None;
+    }
+    // The flags, then sections: a document (0), or a sequence of documents (1).
+    let (mut at, mut command, mut documents) = (HEADER + 4, None, 0);
+    while at < message.len() {
+        let kind = *message.get(at)?;
+        let length = number(message, at + 1)? as usize;
+        let section = message.get(at + 1..at + 1 + length)?;
+        if kind == 0 {
+            command = Some(Document::from_reader(section).ok()?);
+        } else {
+            documents += sequence(section)?;
+        }
+        at += 1 + length;
+    }
+    let command = command?;
+    let inlined = command.get_array("documents").map_or(0, Vec::len);
+    (command.get_str("insert").ok()? == collection).then_some(documents + inlined)
+}
+
+/// How many documents a sequence holds: behind its length and its name.
+fn sequence(section: &[u8]) -> Option<usize> {
+    let mut at = 4 + section.get(4..)?.iter().position(|byte| *byte == 0)? + 1;
+    let mut count = 0;
+    while at < section.len() {
+        at += number(section, at)? as usize;
+        count += 1;
+    }
+    Some(count)
+}
+
+/// The answer of a server that refuses each document.
+fn refusal(request: &[u8], documents: usize, code: i32) -> Vec<u8> {
+    let error = |index| doc! { "index": index, "code": code, "errmsg": format!("refused with {code}") };
+    let errors: Vec<_> = (0..i32::try_from(documents).unwrap_or(i32::MAX))
+        .map(error)
+        .collect();
+    let body = doc! { "n": 0, "writeErrors": errors, "ok": 1.0 };
+    let mut bytes = vec![0; HEADER + 5];
+    body.to_writer(&mut bytes).expect("the answer is BSON");
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    bytes[..4].copy_from_slice(&length.to_le_bytes());
+    bytes[8..12].copy_from_slice(&request[4..8]);
+    bytes[12..16].copy_from_slice(&OP_MSG.to_le_bytes());
+    bytes
+}
