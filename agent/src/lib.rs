@@ -12,6 +12,7 @@
 
 pub mod config;
 mod disk;
+mod dropped;
 mod parts;
 mod publish;
 mod retry;

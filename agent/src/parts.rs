@@ -139,6 +139,7 @@ mod tests {
                 disk_read: 0.0,
                 disk_write: 128.8,
                 proc: 95,
+                dropped_parts: 0,
             }),
             processes,
         }

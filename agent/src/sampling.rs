@@ -17,6 +17,7 @@ use tracing::{error, warn};
 
 use crate::{
     config::Intervals,
+    dropped,
     sample::{ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
     schedule::Schedule,
     seat::{Lost, Seat},
@@ -157,13 +158,17 @@ impl SampleLoop {
         missed("unreadable", 1);
     }
 
-    fn send(&self, sample: Sample) {
+    fn send(&self, mut sample: Sample) {
+        if let Some(vm) = &mut sample.vm {
+            vm.dropped_parts = dropped::take();
+        }
         counter!("vmwatch_agent_samples_total").increment(1);
         counter!("vmwatch_agent_process_rows_total").increment(sample.processes.len() as u64);
         // It is closed only while the program ends on a defect, which is told.
-        if let Err(TrySendError::Full(_)) = self.taken.try_send(sample) {
+        if let Err(TrySendError::Full(unsent)) = self.taken.try_send(sample) {
             error!("samples come faster than they can be spooled: one was dropped");
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => "queue_full").increment(1);
+            dropped::note("queue_full", 1);
+            dropped::give_back(unsent.vm.map_or(0, |vm| vm.dropped_parts));
         }
     }
 }

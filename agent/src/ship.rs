@@ -19,6 +19,7 @@ use tracing::{error, info, trace, warn};
 
 use crate::{
     disk::Disk,
+    dropped,
     parts::split,
     publish::{Attempt, Trouble, publish},
     retry::Retry,
@@ -147,7 +148,7 @@ impl Shipper {
                 dropped,
                 "the spool cannot be written and memory is at its limit: the oldest parts were dropped"
             );
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => "memory_full").increment(dropped);
+            dropped::note("memory_full", dropped);
         }
     }
 
@@ -250,7 +251,7 @@ impl Shipper {
                 lost,
                 "the agent stops with parts that could be neither sent nor spooled"
             );
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => "stopped").increment(lost);
+            dropped::note("stopped", lost);
         }
         info!(
             waiting = self.disk.waiting(),

@@ -27,13 +27,14 @@ use std::{
     },
 };
 
-use metrics::{counter, gauge};
+use metrics::gauge;
 use serde::Deserialize;
 use shared::{api::InstanceId, time::CreateDate};
 use tracing::{info, warn};
 
 use crate::{
     config::{SPOOL_DIR, SpoolSettings},
+    dropped,
     parts::{Part, part_id},
     sample::float,
 };
@@ -115,7 +116,7 @@ impl Spool {
         if dir.join(UNFINISHED).exists() {
             fs::remove_file(dir.join(UNFINISHED)).map_err(unusable)?;
             warn!("the last part that was being spooled is half-written and was skipped");
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => "unfinished").increment(1);
+            dropped::note("unfinished", 1);
         }
         let mut files = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(unusable)? {
@@ -195,7 +196,7 @@ impl Spool {
                 reason = lost,
                 "a spooled part was dropped"
             );
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => lost).increment(1);
+            dropped::note(lost, 1);
             self.remove(sequence);
         }
         Ok(None)
@@ -230,7 +231,7 @@ impl Spool {
                 limit = self.limit,
                 "the spool is full: its oldest parts were dropped"
             );
-            counter!("vmwatch_agent_parts_dropped_total", "reason" => "spool_full").increment(dropped);
+            dropped::note("spool_full", dropped);
         }
     }
 

@@ -386,6 +386,26 @@ async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
     assert!(agent.log().contains("is half-written and was skipped"));
 }
 
+/// Nobody reads the metrics of a guest: what was dropped goes out with the next sample, once.
+#[tokio::test]
+async fn tells_dropped_parts_with_the_next_sample() {
+    let scene = Scene::set().await;
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream(), -1).await;
+    // A part that was being spooled when the machine crashed.
+    fs::create_dir(scene.folder.path().join("spool")).unwrap();
+    fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
+    let _agent = scene.agent();
+    stores(&messages, 2).await;
+    let mut told = Vec::new();
+    for sequence in 1..=2 {
+        let message = messages.get_raw_message(sequence).await.unwrap();
+        let sample: Sample = serde_json::from_slice(&message.payload).unwrap();
+        told.push(sample.vm.map(|vm| vm.dropped_parts));
+    }
+    assert_eq!(told, [Some(1), Some(0)]);
+}
+
 #[tokio::test]
 async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
     let scene = Scene::set().await;

@@ -110,6 +110,7 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
             disk_read: random.tenths(50_000),
             disk_write: random.tenths(50_000),
             proc: 95,
+            dropped_parts: 0,
         }),
         processes: (0..processes).map(|index| process(random, index)).collect(),
     }

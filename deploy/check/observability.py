@@ -16,7 +16,7 @@ FOLDER = sources.ROOT / "deploy" / "observability"
 FOREIGN = {
     "prometheus": {"up"},
     "prometheus-nats-exporter": {
-        "gnatsd_varz_connections", "gnatsd_varz_in_msgs", "gnatsd_varz_out_msgs", "gnatsd_varz_slow_consumers",
+        "gnatsd_healthz_status", "gnatsd_varz_connections", "gnatsd_varz_in_msgs", "gnatsd_varz_out_msgs", "gnatsd_varz_slow_consumers",
         "jetstream_consumer_num_ack_pending", "jetstream_consumer_num_pending", "jetstream_server_jetstream_disabled",
         "jetstream_server_max_storage", "jetstream_server_total_message_bytes", "jetstream_server_total_streams",
         "jetstream_stream_total_bytes", "jetstream_stream_total_messages",

@@ -48,6 +48,8 @@ pub struct Documents {
     pub vms: Vec<RawDocumentBuf>,
     /// For the process rows.
     pub processes: Vec<RawDocumentBuf>,
+    /// Parts of earlier samples that the agent says it dropped.
+    pub dropped_parts: u64,
 }
 
 impl Documents {
@@ -74,6 +76,7 @@ impl Documents {
         Ok(Self {
             vms: vms.collect::<Result<_, _>>()?,
             processes: processes.collect::<Result<_, _>>()?,
+            dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
         })
     }
 }

@@ -46,6 +46,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
             disk_read: cpu_util / 2.0,
             disk_write: cpu_util * 7.0,
             proc: 95,
+            dropped_parts: 0,
         }),
         processes: Vec::new(),
     }

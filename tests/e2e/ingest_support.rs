@@ -241,6 +241,7 @@ impl Publisher {
                 disk_read: 0.0,
                 disk_write: 128.8,
                 proc: self.processes,
+                dropped_parts: 0,
             }),
             processes: (0..self.processes).map(process).collect(),
         }

@@ -82,6 +82,7 @@ impl VmSampler {
                 disk_read: kib_per_second(disk.inward, elapsed),
                 disk_write: kib_per_second(disk.outward, elapsed),
                 proc,
+                dropped_parts: 0,
             },
             memory_bytes,
         })

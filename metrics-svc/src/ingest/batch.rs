@@ -23,6 +23,8 @@ pub(super) struct Batch {
     vm_sources: Vec<usize>,
     process_sources: Vec<usize>,
     messages: Vec<Message>,
+    /// The last message whose agent has dropped parts.
+    dropper: Option<usize>,
 }
 
 /// A document that the database did not store: the place of its message in the batch, and the database's code and words.
@@ -48,7 +50,17 @@ impl Batch {
             .extend(documents.processes.iter().map(|_| source));
         self.documents.vms.extend(documents.vms);
         self.documents.processes.extend(documents.processes);
+        if documents.dropped_parts > 0 {
+            self.documents.dropped_parts += documents.dropped_parts;
+            self.dropper = Some(source);
+        }
         self.messages.push(message);
+    }
+
+    /// How many parts agents have dropped, and the subject of the last of these agents.
+    pub(super) fn dropped_by_agents(&self) -> Option<(u64, &str)> {
+        let message = self.messages.get(self.dropper?)?;
+        Some((self.documents.dropped_parts, message.subject.as_str()))
     }
 
     /// The span of all that is done with it, by OpenTelemetry's semantic conventions for messaging: a trace of its own,

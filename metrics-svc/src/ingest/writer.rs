@@ -160,6 +160,13 @@ impl Writer {
         };
         gauge!("vmwatch_ingest_waiting_rows").set(0);
         counter!("vmwatch_rows_stored_total").increment((rows - unstored) as u64);
+        if let Some((parts, subject)) = batch.dropped_by_agents() {
+            counter!("vmwatch_parts_dropped_by_agents_total").increment(parts);
+            warn!(
+                parts,
+                subject, "agents dropped parts of samples; the subject is that of the last one"
+            );
+        }
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
         batch.tell(&self.events, &verdicts);
         for (message, verdict) in batch.messages().iter().zip(&verdicts) {

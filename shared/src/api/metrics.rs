@@ -354,6 +354,14 @@ pub struct VmSample {
     pub disk_write: f64,
     /// Number of processes.
     pub proc: u32,
+    /// Parts of samples that the agent dropped since the sample before; no part of the row.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped_parts: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// One process of a sample.

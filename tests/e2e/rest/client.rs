@@ -210,6 +210,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
             disk_read: 3.0,
             disk_write: 4.0,
             proc: 2,
+            dropped_parts: 0,
         }),
         processes: Vec::new(),
     }

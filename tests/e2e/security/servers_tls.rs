@@ -12,6 +12,7 @@ use serde_json::json;
 use shared::{
     config::{Environment, MONGODB_CA_FILE, MONGODB_URI},
     store::StoreSettings,
+    time::unix_millis,
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -20,6 +21,7 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::tls::Authority;
+use crate::rest::client::{publish, sample};
 
 /// The name that the certificate of the bus gets while everything runs.
 const FURTHER_NAME: &str = "bus.example.com";
@@ -91,10 +93,23 @@ async fn gauges_tell_the_truth(stack: &Stack) {
     assert_eq!(current, Some(1.0));
     let metrics = stack.replica(Program::Metrics, 0);
     assert_eq!(metrics.metric("vmwatch_vms_fell_silent").await, Some(0.0));
+    let mut told = sample("vm-1", unix_millis(), 1.0);
+    told.vm.as_mut().unwrap().dropped_parts = 3;
+    publish(stack, &told).await;
+    eventually(
+        "the parts that an agent dropped are counted",
+        PATIENCE,
+        async || {
+            let count = metrics.metric("vmwatch_parts_dropped_by_agents_total").await;
+            (count == Some(3.0)).then_some(()).ok_or(format!("{count:?}"))
+        },
+    )
+    .await;
     stack.replica(Program::Agent, 0).process.kill9();
     eventually("the silent VM is counted", PATIENCE, async || {
         let count = metrics.metric("vmwatch_vms_fell_silent").await;
-        (count == Some(1.0)).then_some(()).ok_or(format!("{count:?}"))
+        // The other VM's only sample is of before.
+        (count == Some(2.0)).then_some(()).ok_or(format!("{count:?}"))
     })
     .await;
 }
