@@ -21,6 +21,9 @@ pub enum AuthError {
     /// All permits for hashing were taken for too long.
     #[error("too many logins at once")]
     Busy,
+    /// Too many logins wait; what lies ahead takes so long.
+    #[error("too many logins wait: {0:?} of hashing lies ahead")]
+    QueueFull(Duration),
     /// Too many failures of late; again after the wait.
     #[error("too many failed logins of late")]
     Throttled(Duration),
@@ -91,6 +94,7 @@ impl AuthError {
         match self {
             Self::WrongCredentials
             | Self::Busy
+            | Self::QueueFull(_)
             | Self::Throttled(_)
             | Self::NoSuchUser(_)
             | Self::NameTaken(_)
@@ -102,6 +106,8 @@ impl AuthError {
         }
     }
 }
+
+const TOO_MANY_LOGINS: &str = "too many logins at once; try again shortly";
 
 impl From<AuthError> for Fault {
     fn from(error: AuthError) -> Self {
@@ -120,11 +126,10 @@ impl From<AuthError> for Fault {
                 Self::new(FaultKind::Forbidden, error.to_string())
             }
             AuthError::SessionsLiveOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
-            AuthError::Busy => Self::new(
-                FaultKind::Overloaded,
-                "too many logins at once; try again shortly",
-            )
-            .caused_by(error),
+            AuthError::Busy => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS).caused_by(error),
+            AuthError::QueueFull(wait) => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS)
+                .retry_after(wait)
+                .caused_by(error),
             AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Provision(_) | AuthError::Audit(_) => {
                 Self::new(
                     FaultKind::Backend,

@@ -59,7 +59,7 @@ impl Auth {
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
         // Asked once more under the permit: who has to wait takes no place from others meanwhile.
         self.throttle.admit(attempt).await?;
-        let permit = hasher.permit().await?;
+        let permit = hasher.login_permit().await?;
         let (user, ()) = tokio::try_join!(users.find(&user_name), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let (right, permit) = hasher.verify(permit, password, stored).await?;

@@ -1,8 +1,11 @@
 //! Passwords as argon2id hashes, at OWASP's parameters (19 MiB, 2 passes, 1 lane: the Password Storage Cheat Sheet).
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use argon2::{
@@ -20,12 +23,18 @@ use crate::AuthError;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
-/// Longer than this nobody is left waiting for a permit: a login must end within the caller's five seconds.
+/// The longest wait for a permit: a login must end within the caller's five seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// A login is refused while more hashing than this lies ahead of it.
+const LONGEST_QUEUE: Duration = Duration::from_secs(1);
+/// The weight of a new measurement in the moving average of the time of a hash is 1 in this many.
+const AVERAGED: u64 = 8;
 
 /// Hashes and verifies, a bounded number at once and never on an async thread.
 pub(crate) struct Hasher {
     permits: Arc<Semaphore>,
+    threads: u32,
+    work: Arc<Work>,
     /// Of hashes that are done, for the next ones: at most one a permit. Memory that is given back and asked for anew
     /// each time stays with the allocator's arena of each thread that ever hashed (glibc raises its threshold for
     /// returning it to the system beyond 19 MiB), and sixteen of those are more than a container of 256 MiB has.
@@ -34,21 +43,62 @@ pub(crate) struct Hasher {
     dummy: String,
 }
 
+/// What is known of the hashing that lies ahead.
+#[derive(Debug)]
+struct Work {
+    /// Requests that hash or wait for it.
+    queued: AtomicU32,
+    /// The time that a hash takes, in nanoseconds: a moving average.
+    each: AtomicU64,
+}
+
+/// The right to hash, until it is dropped.
+pub(crate) struct HashPermit {
+    _permit: OwnedSemaphorePermit,
+    _queued: Queued,
+}
+
+/// A request that hashes or waits for it.
+struct Queued(Arc<Work>);
+
 impl Hasher {
     pub(crate) fn new(permits: usize) -> Result<Self, AuthError> {
         let memory = Memory::default();
+        let began = Instant::now();
         let dummy = hash_now(&memory, b"no user has this password")?;
         Ok(Self {
             permits: Arc::new(Semaphore::new(permits)),
+            threads: u32::try_from(permits).unwrap_or(u32::MAX),
+            work: Arc::new(Work {
+                queued: AtomicU32::new(0),
+                each: AtomicU64::new(nanoseconds(began.elapsed())),
+            }),
             memories: Arc::new(Mutex::new(vec![memory])),
             dummy,
         })
     }
 
-    /// A place among those that hash; held until the login is decided, so that the tries under way at once are few.
-    pub(crate) async fn permit(&self) -> Result<OwnedSemaphorePermit, AuthError> {
+    /// The right to hash for a login, refused at once where too much hashing lies ahead. It is held until the login is
+    /// decided, so that few tries are under way at once.
+    pub(crate) async fn login_permit(&self) -> Result<HashPermit, AuthError> {
+        let ahead = self.work.time() / self.threads;
+        if ahead > LONGEST_QUEUE {
+            return Err(AuthError::QueueFull(ahead));
+        }
+        self.permit().await
+    }
+
+    /// The right to hash for a user who has a session: a flood of logins does not keep administrators from setting
+    /// passwords. The service's limit of user-management requests bounds how many wait.
+    pub(crate) async fn permit(&self) -> Result<HashPermit, AuthError> {
+        let queued = Queued::new(&self.work);
         let waited = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
-        waited.map_err(|_| AuthError::Busy)?.map_err(|_| AuthError::Busy)
+        Ok(HashPermit {
+            _permit: waited
+                .map_err(|_| AuthError::Busy)?
+                .map_err(|_| AuthError::Busy)?,
+            _queued: queued,
+        })
     }
 
     /// The hash to store.
@@ -62,10 +112,10 @@ impl Hasher {
     /// Whether the password belongs to the stored hash; without one the answer is no, after the same work.
     pub(crate) async fn verify(
         &self,
-        permit: OwnedSemaphorePermit,
+        permit: HashPermit,
         password: Password,
         stored: Option<String>,
-    ) -> Result<(bool, OwnedSemaphorePermit), AuthError> {
+    ) -> Result<(bool, HashPermit), AuthError> {
         let known = stored.is_some();
         let stored = stored.unwrap_or_else(|| self.dummy.clone());
         self.blocking(permit, move |memory| {
@@ -78,19 +128,55 @@ impl Hasher {
     /// Off the async threads. The permit goes with the work: a caller who gives up does not make room for one more hash.
     async fn blocking<T: Send + 'static>(
         &self,
-        permit: OwnedSemaphorePermit,
-        work: impl FnOnce(&Memory) -> Result<T, AuthError> + Send + 'static,
-    ) -> Result<(T, OwnedSemaphorePermit), AuthError> {
-        let memories = Arc::clone(&self.memories);
+        permit: HashPermit,
+        hash: impl FnOnce(&Memory) -> Result<T, AuthError> + Send + 'static,
+    ) -> Result<(T, HashPermit), AuthError> {
+        let (memories, work) = (Arc::clone(&self.memories), Arc::clone(&self.work));
         let hashed = tokio::task::spawn_blocking(move || {
             let idle = || memories.lock().unwrap_or_else(PoisonError::into_inner);
             let memory = idle().pop().unwrap_or_default();
-            let result = work(&memory);
+            let began = Instant::now();
+            let result = hash(&memory);
+            work.measured(began.elapsed());
             idle().push(memory);
             result.map(|result| (result, permit))
         });
         hashed.await.map_err(|error| AuthError::Hash(error.to_string()))?
     }
+}
+
+impl Work {
+    /// The time that one thread would need for all of it.
+    fn time(&self) -> Duration {
+        let queued = u64::from(self.queued.load(Ordering::Relaxed));
+        Duration::from_nanos(queued.saturating_mul(self.each.load(Ordering::Relaxed)))
+    }
+
+    fn measured(&self, took: Duration) {
+        let took = nanoseconds(took);
+        let averaged = |each: u64| Some(each - each / AVERAGED + took / AVERAGED);
+        // Never fails: there is always a next value.
+        let _ = self
+            .each
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, averaged);
+    }
+}
+
+impl Queued {
+    fn new(work: &Arc<Work>) -> Self {
+        work.queued.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(work))
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queued.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What one hash works in, used again by the next.
@@ -168,6 +254,58 @@ mod tests {
         assert!(verifies(&hasher, "correct horse", Some(hash.clone())).await);
         assert!(!verifies(&hasher, "wrong", Some(hash)).await);
         assert!(!verifies(&hasher, "correct horse", None).await);
+    }
+
+    #[tokio::test]
+    async fn refuses_logins_beyond_a_second_of_hashing_and_no_administrator() {
+        let hasher = Arc::new(Hasher::new(2).unwrap());
+        hasher.work.each.store(100_000_000, Ordering::Relaxed);
+        let held = [hasher.permit().await.unwrap(), hasher.permit().await.unwrap()];
+        let waiting: Vec<_> = (0..19)
+            .map(|_| {
+                let hasher = Arc::clone(&hasher);
+                tokio::spawn(async move { hasher.login_permit().await.map(drop) })
+            })
+            .collect();
+        // Twenty-one of a tenth of a second each, over two threads.
+        while hasher.work.queued.load(Ordering::Relaxed) < 21 {
+            tokio::task::yield_now().await;
+        }
+        let Err(AuthError::QueueFull(wait)) = hasher.login_permit().await else {
+            panic!("the queue is longer than a second");
+        };
+        assert_eq!(wait, Duration::from_millis(1050));
+        let administrator = {
+            let hasher = Arc::clone(&hasher);
+            tokio::spawn(async move { hasher.permit().await.map(drop) })
+        };
+        drop(held);
+        for waited in waiting {
+            assert!(waited.await.unwrap().is_ok());
+        }
+        assert!(administrator.await.unwrap().is_ok());
+        assert_eq!(hasher.work.queued.load(Ordering::Relaxed), 0);
+        assert!(hasher.login_permit().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_time_of_a_hash_follows_what_is_measured() {
+        let hasher = Hasher::new(1).unwrap();
+        hasher.work.each.store(1, Ordering::Relaxed);
+        for _ in 0..50 {
+            hasher.work.measured(Duration::from_millis(80));
+        }
+        let _queued = Queued::new(&hasher.work);
+        let time = hasher.work.time();
+        assert!((75..=80).contains(&time.as_millis()), "{time:?}");
+        let far_too_long = Duration::from_secs(100);
+        hasher
+            .work
+            .each
+            .store(nanoseconds(far_too_long), Ordering::Relaxed);
+        verifies(&hasher, "right", None).await;
+        let time = hasher.work.time();
+        assert!(time < far_too_long, "a hash is measured: {time:?}");
     }
 
     #[tokio::test]
