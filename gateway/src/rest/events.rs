@@ -38,6 +38,8 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How often it is looked whether the session still lives.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
+/// Small events go out together up to so many bytes; larger ones alone, without being copied.
+const CHUNK: usize = 4096;
 /// The longest that a browser waits before it connects again.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
@@ -228,10 +230,8 @@ impl Reader {
     async fn next_frame(&mut self) -> Option<Bytes> {
         let shutdown = self.gateway.live.shutdown.clone();
         loop {
-            if let Some(told) = self.next.pop_front() {
-                let again = u64::from(told.number <= self.newest);
-                counter!("vmwatch_events_replayed_total").increment(again);
-                return Some(told.frame.clone());
+            if let Some(chunk) = self.next_chunk() {
+                return Some(chunk);
             }
             let is_at_end = self.take()?;
             tokio::select! {
@@ -254,6 +254,27 @@ impl Reader {
                 reached = self.reached.changed(), if is_at_end => reached.ok()?,
                 // Other readers have their turn meanwhile.
                 () = yield_now(), if !is_at_end => {}
+            }
+        }
+    }
+
+    /// The events that are about to be sent, as many as fit a chunk.
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        let mut bytes = 0;
+        let together = self.next.iter().take_while(|told| {
+            bytes += told.frame.len();
+            bytes <= CHUNK
+        });
+        let together = together.count().max(1).min(self.next.len());
+        let told: Vec<_> = self.next.drain(..together).collect();
+        let again = told.iter().filter(|told| told.number <= self.newest).count();
+        counter!("vmwatch_events_replayed_total").increment(again as u64);
+        match told.as_slice() {
+            [] => None,
+            [one] => Some(one.frame.clone()),
+            several => {
+                let frames: Vec<&[u8]> = several.iter().map(|told| told.frame.as_ref()).collect();
+                Some(frames.concat().into())
             }
         }
     }
