@@ -17,6 +17,7 @@ mod connections;
 mod corpus;
 mod database;
 mod http;
+mod isolation;
 mod load;
 mod malformed;
 mod mixed;

@@ -56,6 +56,12 @@ impl Process {
         changed.push((name.to_owned(), value.to_owned()));
     }
 
+    /// A setting that it was started with; empty where it has none.
+    pub fn setting(&self, name: &str) -> String {
+        let given = self.spec.env.iter().rev().find(|(given, _)| given == name);
+        given.map(|(_, value)| value.clone()).unwrap_or_default()
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.spec.name

@@ -184,6 +184,16 @@ impl StackBuilder {
         self
     }
 
+    /// Lets one user have some thousand reads under way, for tests and measurements of something else.
+    #[must_use]
+    pub fn without_read_limit(self) -> Self {
+        [Program::Gateway, Program::Metrics]
+            .into_iter()
+            .fold(self, |builder, program| {
+                builder.set(program, "VMWATCH_MAX_CHEAP_READS", "16384")
+            })
+    }
+
     /// Lets each address log in as often as it likes, for tests and measurements of something else.
     #[must_use]
     pub fn without_login_limit(self) -> Self {
@@ -355,9 +365,21 @@ impl Stack {
 
     /// Makes a session with this token, as [`Stack::session`].
     pub async fn session_of(&self, token: Token, role: Role, scope: Scope) -> String {
+        self.put_session("test", token, role, scope).await
+    }
+
+    /// Makes a session of this user, as [`Stack::session`]: for tests of what one user may have of something.
+    pub async fn session_as(&self, user: &str, role: Role) -> String {
+        let mut bits = [0; 16];
+        getrandom::fill(&mut bits).expect("the system's random source answers");
+        self.put_session(user, Token::from_random(bits), role, Scope::All)
+            .await
+    }
+
+    async fn put_session(&self, user: &str, token: Token, role: Role, scope: Scope) -> String {
         let record = SessionRecord {
             principal: Principal {
-                user: "test".to_owned(),
+                user: user.to_owned(),
                 role,
                 scope,
             },

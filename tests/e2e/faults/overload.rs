@@ -22,6 +22,7 @@ async fn five_times_the_cap_leaves_the_cap() {
     let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));
     let stack = Stack::builder()
+        .without_read_limit()
         .set(
             Program::Gateway,
             "VMWATCH_MAX_REQUESTS_PER_SECOND",

@@ -18,6 +18,7 @@ async fn timed_out_requests_leave_nothing_behind() {
     const CLIENTS: usize = 200;
     let rounds = size(40, 500);
     let stack = Stack::builder()
+        .without_read_limit()
         .replicas(Program::Metrics, 0)
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "20ms")
         .start()

@@ -1,6 +1,7 @@
 //! A client of the REST API, and samples to fill a stack with.
 
 use std::{
+    net::{IpAddr, Ipv4Addr},
     process::Command,
     time::{Duration, UNIX_EPOCH},
 };
@@ -51,6 +52,17 @@ impl Api {
             http: http.build().expect("a plain HTTP client"),
             base: gateway.url(""),
             token: None,
+        }
+    }
+
+    /// Without a session, from this loopback address.
+    pub(crate) fn from_address(gateway: &Gateway, address: Ipv4Addr) -> Self {
+        let http = reqwest::Client::builder()
+            .timeout(PATIENCE)
+            .local_address(IpAddr::V4(address));
+        Self {
+            http: http.build().expect("a plain HTTP client"),
+            ..Self::of(gateway)
         }
     }
 

@@ -1,0 +1,158 @@
+//! Isolation: overload of one kind leaves everything else usable.
+//!
+//! A matrix: each row is an overload, each cell a kind of work that must go on beside it, within a bound that is far
+//! above what it takes and far below a refusal.
+
+mod cells;
+mod loads;
+
+use std::{fs, time::Duration};
+
+use e2e::{Process, Program, Stack, figure};
+use tokio_util::sync::CancellationToken;
+
+use self::{
+    cells::{Bystander, Cell, Took},
+    loads::{DeadHosts, EventReaders, HeavyViewer},
+};
+use super::{load::quantile, size, soak};
+use crate::ingest_support::metric;
+
+/// How long each overload lasts.
+fn row_length() -> Duration {
+    size(Duration::from_secs(5), Duration::from_secs(30))
+}
+
+/// Logins per second of a flood.
+const FLOOD_RATE: u32 = 400;
+/// Clients that follow live events.
+const READERS: usize = 1000;
+/// The most memory of the gateway, whatever the overload, in KiB.
+const GATEWAY_MEMORY: u64 = 128 * 1024;
+
+/// Runs the cells beside a load, and holds each against its bound.
+async fn row(
+    name: &str,
+    stack: &Stack,
+    leaves_out: &[Cell],
+    load: impl AsyncFnOnce(CancellationToken),
+) -> Took {
+    let bystander = Bystander::prepare(stack).await;
+    let over = CancellationToken::new();
+    let working = async {
+        let took = bystander.work(row_length(), leaves_out).await;
+        over.cancel();
+        took
+    };
+    let (took, ()) = tokio::join!(working, load(over.clone()));
+    took.check(name);
+    took
+}
+
+/// How often the gateway refused something.
+async fn refused(stack: &Stack) -> f64 {
+    metric(&stack.gateway(0).replica, "vmwatch_requests_shed_total").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overload_of_one_kind_leaves_the_rest_usable() {
+    let stack = Stack::builder()
+        .with_permissions()
+        // A flood can come from many addresses.
+        .set(Program::Gateway, "VMWATCH_TRUSTED_PROXIES", "127.0.0.0/8")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let quiet = row("quiet", &stack, &[], async |_| {}).await;
+
+    let before = refused(&stack).await;
+    let flood = row("login_flood", &stack, &[], async |over| {
+        loads::login_flood(gateway, FLOOD_RATE, &over).await;
+    })
+    .await;
+    assert!(refused(&stack).await > before, "the flood was no overload");
+    compare_reads(&quiet, &flood);
+
+    let before = refused(&stack).await;
+    // From so many addresses, it is for other logins to come again.
+    let leaves_out = [Cell::Login];
+    row("distributed_login_flood", &stack, &leaves_out, async |over| {
+        loads::distributed_login_flood(gateway, FLOOD_RATE, &over).await;
+    })
+    .await;
+    assert!(refused(&stack).await > before, "the flood was no overload");
+
+    let before = refused(&stack).await;
+    let viewer = HeavyViewer::prepare(&stack).await;
+    row("heavy_viewer", &stack, &[], async |over| viewer.read(&over).await).await;
+    assert!(refused(&stack).await > before, "the viewer was no overload");
+
+    let readers = EventReaders::prepare(&stack, READERS).await;
+    row("event_readers", &stack, &[], async |over| {
+        readers.follow(&over).await;
+    })
+    .await;
+    assert_eq!(readers.connected(), READERS, "some were cut off");
+    figure("isolation_event_readers", READERS as f64);
+    figure(
+        "isolation_event_readers_sent_mib",
+        readers.sent() as f64 / f64::from(1 << 20),
+    );
+    drop(readers);
+
+    let dead = DeadHosts::listen().await;
+    add_hypervisors(&stack, &dead.hypervisors()).await;
+    row("hung_hypervisors", &stack, &[], async |over| {
+        loads::ask_dead_hosts(&stack, &over).await;
+    })
+    .await;
+    assert!(dead.all_were_asked(), "the hosts were no overload");
+
+    // Last: what it has sent waits in the stream when it is gone.
+    row("hostile_guest", &stack, &[Cell::Ingest], async |over| {
+        Box::pin(loads::hostile_guest(&stack, &over)).await;
+    })
+    .await;
+
+    let memory = peak_memory(&gateway.replica.process);
+    figure("isolation_gateway_peak_mib", memory as f64 / 1024.0);
+    assert!(memory <= GATEWAY_MEMORY, "the gateway had {memory} KiB");
+}
+
+/// Restarts lifecycle-svc with more hypervisors.
+async fn add_hypervisors(stack: &Stack, more: &str) {
+    const SETTING: &str = "VMWATCH_HYPERVISORS";
+    let lifecycle = stack.replica(Program::Lifecycle, 0);
+    let given = lifecycle.process.setting(SETTING);
+    lifecycle.process.set(SETTING, &format!("{given},{more}"));
+    lifecycle.process.set("VMWATCH_HYPERVISOR_TIMEOUT", "1s");
+    lifecycle
+        .process
+        .set("VMWATCH_HYPERVISOR_CALLS", DeadHosts::CALLS);
+    lifecycle.process.kill9();
+    lifecycle.restart().await;
+}
+
+/// What a flood of logins costs those who have a session.
+fn compare_reads(quiet: &Took, flood: &Took) {
+    let p99 = |took: &Took| quantile(took.of(Cell::Read), 0.99);
+    let (without, with) = (p99(quiet), p99(flood));
+    figure("isolation_login_flood_reads_p99_ms", with);
+    figure("isolation_login_flood_reads_p99_without_ms", without);
+    // Of the long form only, and of what is shipped: elsewhere other tests share the machine.
+    let measures = soak().is_some() && !cfg!(debug_assertions);
+    assert!(
+        !measures || with <= f64::max(2.0 * without, 10.0),
+        "{without} ms became {with} ms"
+    );
+}
+
+/// The most memory that a process had, in KiB.
+fn peak_memory(process: &Process) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}

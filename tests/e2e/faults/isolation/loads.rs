@@ -1,0 +1,316 @@
+//! What overloads a stack, until it is told to end.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use e2e::{Gateway, PATIENCE, Stack, THIS_MACHINE, eventually};
+use futures::future::join_all;
+use serde_json::json;
+use shared::{
+    api::{
+        Role,
+        events::{LiveEvent, MachineEvent},
+        metrics::SAMPLE_SUBJECT_PREFIX,
+    },
+    time::unix_millis,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::super::{
+    http::{Connection, address},
+    size,
+};
+use crate::{
+    history_support::{process, publish, sample, stored},
+    rest::client::Api,
+};
+
+/// A flood keeps no more requests under way than this.
+const MOST_IN_FLIGHT: usize = 1500;
+
+/// What makes a load of something that has to be stopped.
+async fn until(over: &CancellationToken, load: impl Future<Output = ()>) {
+    over.run_until_cancelled(load).await;
+}
+
+/// Logins of users that do not exist, so many a second whatever comes of them.
+pub(super) async fn login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
+    flood(gateway, rate, over, |number| login(number, "")).await;
+}
+
+/// The same, each from another address.
+pub(super) async fn distributed_login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
+    let forwarded = |number: u32| {
+        let [_, a, b, c] = number.to_be_bytes();
+        login(number, &format!("X-Forwarded-For: 10.{a}.{b}.{c}\r\n"))
+    };
+    flood(gateway, rate, over, forwarded).await;
+}
+
+fn login(number: u32, headers: &str) -> Vec<u8> {
+    let body = json!({ "user_name": format!("nobody-{number}"), "password": "a guess" }).to_string();
+    let length = body.len();
+    let head = "POST /api/v1/sessions HTTP/1.1\r\nHost: vmwatch\r\nContent-Type: application/json\r\n";
+    format!("{head}{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
+}
+
+/// An open loop: each request is sent when it is due, on a connection that is idle or on a new one.
+async fn flood(gateway: &Gateway, rate: u32, over: &CancellationToken, request: impl Fn(u32) -> Vec<u8>) {
+    let (address, began) = (address(gateway), Instant::now());
+    let idle: Arc<Mutex<Vec<Connection>>> = Arc::default();
+    let in_flight = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
+    let mut tasks = JoinSet::new();
+    let sending = async {
+        for number in 0.. {
+            sleep_until(began + Duration::from_secs(1) * number / rate).await;
+            let Ok(permit) = Arc::clone(&in_flight).try_acquire_owned() else {
+                continue;
+            };
+            let (idle, address, request) = (Arc::clone(&idle), address.clone(), request(number));
+            tasks.spawn(async move {
+                let kept = idle.lock().unwrap().pop();
+                let opened = match kept {
+                    Some(connection) => Ok(connection),
+                    None => Connection::open(&address).await,
+                };
+                if let Ok(mut connection) = opened
+                    && connection.ask(&request).await.is_ok()
+                {
+                    idle.lock().unwrap().push(connection);
+                }
+                drop(permit);
+            });
+        }
+    };
+    until(over, sending).await;
+}
+
+/// One user who reads long histories over hundreds of connections, and waits as long as it is told when it is refused.
+pub(super) struct HeavyViewer {
+    address: String,
+    request: Vec<u8>,
+}
+
+impl HeavyViewer {
+    const CONNECTIONS: usize = 600;
+    const VM: &str = "busy-vm";
+    const PROCESSES: u32 = 100;
+
+    pub(super) async fn prepare(stack: &Stack) -> Self {
+        let now = unix_millis();
+        for turn in 0..size(20_u64, 100) {
+            let mut sample = sample(Self::VM, now - 10_000 * turn, "+00:00", 1.5);
+            let processes = (0..Self::PROCESSES).map(|pid| process("worker", 1000 + pid, 0.1));
+            sample.processes = processes.collect();
+            publish(stack, &sample).await;
+        }
+        stored(stack).await;
+        let session = stack.session_as("viewer", Role::Viewer).await;
+        Self {
+            address: address(stack.gateway(0)),
+            request: get(
+                &format!("/api/v1/vms/{}/processes/history?name=worker", Self::VM),
+                &session,
+                "",
+            ),
+        }
+    }
+
+    pub(super) async fn read(&self, over: &CancellationToken) {
+        let reading = (0..Self::CONNECTIONS).map(async |_| {
+            let mut connection = Connection::open(&self.address).await.unwrap();
+            while let Ok(answer) = connection.ask(&self.request).await {
+                if matches!(answer.http, 429 | 503) {
+                    sleep(Duration::from_secs(1)).await;
+                }
+            }
+        });
+        until(over, async { drop(join_all(reading).await) }).await;
+    }
+}
+
+fn get(path: &str, session: &str, headers: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: vmwatch\r\nAuthorization: Bearer {session}\r\n{headers}\r\n")
+        .into_bytes()
+}
+
+/// A guest that publishes with the credential of its agent as fast as the bus takes it: samples that are none, small and
+/// large ones.
+pub(super) async fn hostile_guest(stack: &Stack, over: &CancellationToken) {
+    let user = format!("vmwatch-agent-{THIS_MACHINE}");
+    let bus = stack.nats.connect_as("hostile-guest", &user).await;
+    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{THIS_MACHINE}");
+    let bodies = ["{}".to_owned(), "x".repeat(64 * 1024)];
+    let publishing = async {
+        loop {
+            for body in [&bodies[0], &bodies[0], &bodies[0], &bodies[1]] {
+                let sent = bus.client().publish(subject.clone(), body.clone().into());
+                sent.await.expect("the client takes it");
+            }
+            // The client's own buffer is not the load.
+            bus.flush(Duration::from_secs(5)).await;
+        }
+    };
+    until(over, publishing).await;
+}
+
+/// Users who follow live events, each in as many windows as one may, and have missed as much as is told again.
+pub(super) struct EventReaders {
+    address: String,
+    requests: Vec<Vec<u8>>,
+    /// Bytes of the events that each has missed.
+    missed: u64,
+    /// Bytes that each was sent: cheaper to count than events.
+    sent: Arc<Vec<AtomicU64>>,
+    open: Mutex<JoinSet<()>>,
+}
+
+impl EventReaders {
+    const OF_A_USER: usize = 20;
+
+    pub(super) async fn prepare(stack: &Stack, readers: usize) -> Self {
+        let missed = size(1_000, 10_000);
+        let tell = async |number: u64| {
+            let event = LiveEvent::Machine(MachineEvent {
+                instance_id: format!("vm-{number}").parse().unwrap(),
+                at_ms: unix_millis(),
+                state: None,
+            });
+            let body = serde_json::to_vec(&event).unwrap();
+            let sent = stack.bus.jetstream().publish(event.subject(), body.into()).await;
+            sent.unwrap().await.unwrap().sequence
+        };
+        let seen = tell(0).await;
+        let mut bytes = 0;
+        for number in 0..missed {
+            let id = tell(number).await;
+            let data =
+                format!(r#"{{"instance_id":"vm-{number}","at":"2017-01-01T13:37:59.001Z","state":null}}"#);
+            bytes += format!("id: {id}\nevent: machine\ndata: {data}\n\n").len();
+        }
+        let mut requests = Vec::new();
+        while requests.len() < readers {
+            let user = format!("follower-{}", requests.len());
+            let session = stack.session_as(&user, Role::Viewer).await;
+            let request = get("/api/v1/events", &session, &format!("Last-Event-ID: {seen}\r\n"));
+            requests.extend(vec![request; Self::OF_A_USER]);
+        }
+        Self {
+            address: address(stack.gateway(0)),
+            sent: Arc::new(requests.iter().map(|_| AtomicU64::new(0)).collect()),
+            requests,
+            missed: bytes as u64,
+            open: Mutex::default(),
+        }
+    }
+
+    /// Connects all of them, and keeps them connected also when the row is over.
+    pub(super) async fn follow(&self, over: &CancellationToken) {
+        for (index, request) in self.requests.iter().enumerate() {
+            let mut stream = TcpStream::connect(&self.address).await.unwrap();
+            stream.write_all(request).await.unwrap();
+            let sent = Arc::clone(&self.sent);
+            self.open.lock().unwrap().spawn(async move {
+                let mut buffer = vec![0; 16 * 1024];
+                while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+                    sent[index].fetch_add(read as u64, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut one_more = Connection::open(&self.address).await.unwrap();
+        let refused = one_more.ask(&self.requests[0]).await.unwrap();
+        assert_eq!(refused.http, 429, "{refused:?}");
+        eventually("every reader has what it missed", PATIENCE, async || {
+            let late = self
+                .sent
+                .iter()
+                .filter(|sent| sent.load(Ordering::Relaxed) < self.missed);
+            match late.count() {
+                0 => Ok(()),
+                late => Err(format!("{late} have not")),
+            }
+        })
+        .await;
+        over.cancelled().await;
+    }
+
+    /// Bytes that all of them were sent.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many are connected still.
+    pub(super) fn connected(&self) -> usize {
+        let mut open = self.open.lock().unwrap();
+        while open.try_join_next().is_some() {}
+        open.len()
+    }
+}
+
+/// Hosts that take connections and never say a word.
+pub(super) struct DeadHosts {
+    port: u16,
+    taken: Arc<AtomicUsize>,
+    _listening: JoinSet<()>,
+}
+
+impl DeadHosts {
+    /// As many as a service takes beside the one that answers.
+    const HOSTS: usize = 31;
+    /// The most calls to each at once that a service may make.
+    pub(super) const CALLS: &str = "16";
+
+    pub(super) async fn listen() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let taken = Arc::new(AtomicUsize::new(0));
+        let mut listening = JoinSet::new();
+        let counted = Arc::clone(&taken);
+        listening.spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                held.push(stream);
+                counted.store(held.len(), Ordering::Relaxed);
+            }
+        });
+        Self {
+            port,
+            taken,
+            _listening: listening,
+        }
+    }
+
+    /// As the setting names them.
+    pub(super) fn hypervisors(&self) -> String {
+        let one = |number| format!("dead-{number}=qemu+tcp://127.0.0.1:{}/system", self.port);
+        (0..Self::HOSTS).map(one).collect::<Vec<_>>().join(",")
+    }
+
+    pub(super) fn all_were_asked(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) >= Self::HOSTS
+    }
+}
+
+/// A user who asks for lists of VMs, each of which asks every host.
+pub(super) async fn ask_dead_hosts(stack: &Stack, over: &CancellationToken) {
+    let session = stack.session_as("curious", Role::Viewer).await;
+    let curious = Api::of(stack.gateway(0)).holding(&session);
+    let asking = (0..24).map(async |_| {
+        loop {
+            curious.get("/vms").await;
+        }
+    });
+    until(over, async { drop(join_all(asking).await) }).await;
+}
