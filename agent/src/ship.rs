@@ -31,7 +31,7 @@ use crate::{
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 /// How soon a write to the spool that failed is tried again.
 const WRITE_AGAIN: Duration = Duration::from_secs(5);
-/// The most bytes that wait in memory, while the disk of the spool hangs or is full: eight parts of the largest size.
+/// The most bytes that wait in memory, while the disk of the spool hangs or is full: 128 parts of the largest size.
 const MOST_IN_MEMORY: usize = 4 << 20;
 
 /// Ships the samples of one VM.

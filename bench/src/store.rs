@@ -31,6 +31,7 @@ pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
         .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+        .without_rates()
         .set(Program::Metrics, "VMWATCH_VM_RETENTION", "18250d")
         .set(Program::Metrics, "VMWATCH_PROCESS_RETENTION", "18250d")
 }

@@ -67,8 +67,34 @@ const EVENT_MAX_AGE: Setting = Setting {
 };
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
-    default: "1GiB",
+    default: "2GiB",
     help: "samples that wait to be stored; when full, agents keep theirs",
+};
+const STREAM_MESSAGES_PER_VM: Setting = Setting {
+    name: "VMWATCH_STREAM_MESSAGES_PER_VM",
+    default: "2000",
+    help: "messages of one VM that wait to be stored, 100 to 100000 (of 36 KiB at most); beyond it its agent keeps them",
+};
+const VM_MESSAGES_PER_SECOND: Setting = Setting {
+    name: "VMWATCH_VM_MESSAGES_PER_SECOND",
+    default: "50",
+    help: "messages of one VM that a replica takes in per second, 1 to 1000000; the rest waits in the stream. Ten seconds' \
+           worth may come at once, here and below",
+};
+const VM_ROWS_PER_SECOND: Setting = Setting {
+    name: "VMWATCH_VM_ROWS_PER_SECOND",
+    default: "1000",
+    help: "rows of one VM that a replica takes in per second, 10 to 10000000",
+};
+const VM_BYTES_PER_SECOND: Setting = Setting {
+    name: "VMWATCH_VM_BYTES_PER_SECOND",
+    default: "256KiB",
+    help: "bytes of one VM's messages that a replica takes in per second, 1KiB to 1GiB",
+};
+const VM_BUCKETS_PER_SECOND: Setting = Setting {
+    name: "VMWATCH_VM_BUCKETS_PER_SECOND",
+    default: "5",
+    help: "rollups of five minutes that one VM's rows may touch per second, 1 to 1000000; each costs the database four calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
@@ -116,6 +142,11 @@ pub const SETTINGS: &[&[Setting]] = &[
         EVENT_BYTES,
         EVENT_MAX_AGE,
         STREAM_BYTES,
+        STREAM_MESSAGES_PER_VM,
+        VM_MESSAGES_PER_SECOND,
+        VM_ROWS_PER_SECOND,
+        VM_BYTES_PER_SECOND,
+        VM_BUCKETS_PER_SECOND,
         STREAM_MAX_AGE,
         STREAM_REPLICAS,
         ACK_WAIT,
@@ -154,6 +185,8 @@ pub struct MetricsSettings {
     pub events: EventSettings,
     /// Of the stream of samples.
     pub stream: StreamSettings,
+    /// Of what is taken in of one VM.
+    pub(crate) rate: RateSettings,
     /// Of the batches written.
     pub batch: BatchSettings,
     /// How long an answer with newest rows may be given again.
@@ -211,6 +244,8 @@ pub struct EventSettings {
 pub struct StreamSettings {
     /// At most so many bytes wait.
     pub bytes: i64,
+    /// And so many messages of one VM.
+    pub messages_per_vm: i64,
     /// Zero: for ever.
     pub max_age: Duration,
     /// Copies in a cluster.
@@ -218,6 +253,16 @@ pub struct StreamSettings {
     /// How long a delivered sample may stay unacknowledged before another replica gets it. A batch that waits for the
     /// database says "in progress" well within it.
     pub ack_wait: Duration,
+}
+
+/// What a replica takes in of one VM per second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RateSettings {
+    pub(crate) messages: f64,
+    pub(crate) rows: f64,
+    pub(crate) bytes: f64,
+    /// Five-minute buckets that the rows of the VM touch.
+    pub(crate) five_minutes: f64,
 }
 
 /// Of the batches written.
@@ -256,6 +301,11 @@ impl MetricsSettings {
         let event_bytes = env.within(&EVENT_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
         let event_max_age = env.duration(&EVENT_MAX_AGE, Duration::from_secs(1), 30 * day);
         let bytes = env.within(&STREAM_BYTES, ByteSize(1 << 20), ByteSize(1 << 50));
+        let messages_per_vm = env.within(&STREAM_MESSAGES_PER_VM, 100, 100_000);
+        let vm_messages = env.within(&VM_MESSAGES_PER_SECOND, 1, 1_000_000_u32);
+        let vm_rows = env.within(&VM_ROWS_PER_SECOND, 10, 10_000_000_u32);
+        let vm_bytes = env.within(&VM_BYTES_PER_SECOND, ByteSize(1 << 10), ByteSize(1 << 30));
+        let vm_buckets = env.within(&VM_BUCKETS_PER_SECOND, 1, 1_000_000_u32);
         let max_age = env.duration(&STREAM_MAX_AGE, Duration::ZERO, 3650 * day);
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
@@ -292,9 +342,17 @@ impl MetricsSettings {
             },
             stream: StreamSettings {
                 bytes: i64::try_from(bytes?.0).unwrap_or(i64::MAX),
+                messages_per_vm: messages_per_vm?,
                 max_age: max_age?,
                 replicas,
                 ack_wait: ack_wait?,
+            },
+            rate: RateSettings {
+                messages: vm_messages?.into(),
+                rows: vm_rows?.into(),
+                five_minutes: vm_buckets?.into(),
+                // At most 1 GiB: it fits.
+                bytes: u32::try_from(vm_bytes?.0).unwrap_or(u32::MAX).into(),
             },
             batch: BatchSettings {
                 rows: rows?,

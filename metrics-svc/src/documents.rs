@@ -5,9 +5,14 @@ use std::time::{Duration, SystemTime};
 use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
 use sha2::{Digest, Sha256};
 use shared::{
-    api::metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
+    api::{
+        history::Resolution,
+        metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
+    },
     time::UtcOffset,
 };
+
+use crate::history::chart::{bucket_start, width_ms};
 
 /// The internal date that retention goes by; it never leaves the store.
 pub const SAMPLED_AT: &str = "sampled_at";
@@ -53,6 +58,27 @@ pub struct Documents {
 }
 
 impl Documents {
+    /// How many rows they are.
+    pub fn rows(&self) -> usize {
+        self.vms.len() + self.processes.len()
+    }
+
+    /// The start of the five minutes that the VM row of a sample is in.
+    pub fn five_minutes(&self, offset: UtcOffset) -> Option<u64> {
+        let at = self
+            .vms
+            .first()?
+            .get_datetime(SAMPLED_AT)
+            .ok()?
+            .timestamp_millis();
+        let at = u64::try_from(at).unwrap_or(0);
+        Some(bucket_start(
+            at,
+            width_ms(Resolution::FiveMinutes),
+            offset.as_millis(),
+        ))
+    }
+
     /// Checks the sample and makes its documents.
     pub fn of(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() > SAMPLE_PART_ROWS {

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! pull ─> check, make documents ─> batch (rows or time) ─> insert, majority ─> acknowledge
-//!             └ malformed ─> dead letter, terminate          ├ database unreachable: keep, say "in progress", retry
-//!                                                            ├ refused for a fault of the row: dead letter
-//!                                                            └ refused for a reason that may pass: retry, then return
+//!             │ above its VM's rate ─> return to the stream    ├ database unreachable: keep, say "in progress", retry
+//!             └ malformed ─> terminate, one dead letter        ├ refused for a fault of the row: dead letter
+//!               per minute and VM                              └ refused for a reason that may pass: retry, then return
 //! ```
 //!
 //! A message that was delivered five times and never stored may be what ends the service. It is written alone, with a
@@ -15,6 +15,8 @@
 
 mod batch;
 pub mod dead_letter;
+mod rate;
+mod refusals;
 pub(crate) mod suspects;
 mod verdict;
 mod writer;
@@ -25,10 +27,11 @@ use std::{
 };
 
 use async_nats::jetstream::{
-    Context, Message,
+    AckKind, Context, Message,
     consumer::{PullConsumer, pull},
 };
 use futures::StreamExt;
+use metrics::counter;
 use shared::{
     api::metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
     bus::Bus,
@@ -39,13 +42,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use self::{
-    batch::Batch,
-    dead_letter::put_aside,
+    batch::{Batch, acknowledge},
+    rate::{Cost, Decision, Delivery, Rates},
+    refusals::Refusals,
     writer::{Work, Writer},
 };
 use crate::{
     MetricsError,
-    config::{BatchSettings, MetricsSettings, StreamSettings},
+    config::{BatchSettings, MetricsSettings, RateSettings, StreamSettings},
     documents::Documents,
     events::Events,
     history::History,
@@ -53,8 +57,8 @@ use crate::{
     streams,
 };
 
-/// Bytes asked for in one pull: eight of the largest parts.
-const PULL_BYTES: usize = 8 * SAMPLE_PART_BYTES;
+/// Bytes asked for in one pull.
+const PULL_BYTES: usize = 4 << 20;
 /// A message that is delivered for this time is written alone.
 const ALONE_AT_DELIVERY: i64 = 5;
 /// Between tries while the stream cannot be read.
@@ -69,7 +73,14 @@ pub struct Ingest {
     consumer: PullConsumer,
     batch: BatchSettings,
     stream: StreamSettings,
+    rate: RateSettings,
     offset: UtcOffset,
+}
+
+/// What one connection to the stream goes through.
+struct Intake {
+    rates: Rates,
+    refusals: Refusals,
 }
 
 impl Ingest {
@@ -90,6 +101,7 @@ impl Ingest {
             consumer,
             batch: settings.batch,
             stream: settings.stream,
+            rate: settings.rate,
             offset: settings.rows.offset,
         }
     }
@@ -98,17 +110,24 @@ impl Ingest {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
+        let (refusals, publishing) = Refusals::start(self.jetstream().clone());
+        let mut intake = Intake {
+            rates: Rates::new(self.rate),
+            refusals,
+        };
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.pull(&batches, &shutdown).await {
+            if let Err(error) = self.pull(&mut intake, &batches, &shutdown).await {
                 let cause = error.cause();
                 warn!(cause, "the sample stream cannot be read; trying again");
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 self.prepare_again(&shutdown).await;
             }
         }
-        drop(batches);
-        if let Err(error) = writing.await {
-            warn!(%error, "the batch writer ended by a defect");
+        drop((batches, intake));
+        for task in [writing, publishing] {
+            if let Err(error) = task.await {
+                warn!(%error, "a background task of ingestion panicked");
+            }
         }
         // What was acknowledged last would be delivered again otherwise.
         self.bus.flush(PAUSE).await;
@@ -144,6 +163,7 @@ impl Ingest {
     /// Pulls and fills batches until shutdown or an error.
     async fn pull(
         &self,
+        intake: &mut Intake,
         batches: &mpsc::Sender<Work>,
         shutdown: &CancellationToken,
     ) -> Result<(), MetricsError> {
@@ -169,16 +189,15 @@ impl Ingest {
                         hand_over(batches, &mut batch).await;
                         return Err(MetricsError::jetstream(error));
                     }
-                    Some(Ok(message)) if is_suspect(&message, 0) => {
-                        hand_over(batches, &mut batch).await;
-                        send(batches, Work::Alone(Box::new(message))).await;
-                        continue;
-                    }
                     Some(Ok(message)) => {
                         if !waiting {
                             due = Instant::now() + self.batch.wait;
                         }
-                        self.take(&mut batch, message).await;
+                        if let Some(suspect) = self.take(intake, &mut batch, message).await {
+                            hand_over(batches, &mut batch).await;
+                            send(batches, Work::Alone(Box::new(suspect))).await;
+                            continue;
+                        }
                         if batch.rows() < self.batch.rows {
                             continue;
                         }
@@ -191,20 +210,43 @@ impl Ingest {
         Ok(())
     }
 
-    /// Adds a message to the batch, or puts it aside.
-    async fn take(&self, batch: &mut Batch, message: Message) {
-        match read(&message, self.offset) {
-            Ok(documents) => batch.add(documents, message),
-            Err(reason) => put_aside(self.jetstream(), &message, &reason).await,
+    /// Adds a message to the batch, returns it to the stream or refuses it. One that may be what ends the service is given
+    /// back, to be written alone. A malformed message uses its VM's rate as any other.
+    async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
+        let documents = read(&message, self.offset);
+        let good = documents.as_ref().ok();
+        let cost = Cost {
+            bytes: message.payload.len(),
+            rows: good.map_or(0, Documents::rows),
+            five_minutes: good.and_then(|documents| documents.five_minutes(self.offset)),
+        };
+        let delivery = message.info().map_or(Delivery::UNKNOWN, |info| Delivery {
+            stream_sequence: info.stream_sequence,
+            delivered: info.delivered,
+        });
+        let instance = message
+            .subject
+            .strip_prefix(SAMPLE_SUBJECT_PREFIX)
+            .unwrap_or_default()
+            .to_owned();
+        let returns = match intake.rates.decide(&instance, cost, delivery) {
+            Decision::Take { returns } => returns,
+            Decision::Return(delay) => {
+                counter!("vmwatch_samples_above_rate_total").increment(1);
+                acknowledge(&message, AckKind::Nak(Some(delay))).await;
+                return None;
+            }
+        };
+        // Returns for the VM's rate say nothing of the message.
+        if delivery.delivered - returns >= ALONE_AT_DELIVERY {
+            return Some(message);
         }
+        match documents {
+            Ok(documents) => batch.add(documents, message),
+            Err(reason) => intake.refusals.refuse(&instance, message, reason).await,
+        }
+        None
     }
-}
-
-/// Whether a message was delivered so often that it may be what ends the service. Deliveries after which it was returned
-/// because of its VM's rate say nothing of it.
-fn is_suspect(message: &Message, returned_for_rate: i64) -> bool {
-    let delivered = message.info().map_or(0, |info| info.delivered);
-    delivered - returned_for_rate >= ALONE_AT_DELIVERY
 }
 
 /// The documents of a message, or why it is refused for good.

@@ -11,7 +11,7 @@ use shared::{
     api::{
         Service,
         metrics::{
-            DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_PART_BYTES, SAMPLE_STREAM,
+            DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM,
             SAMPLE_SUBJECT_PREFIX,
         },
     },
@@ -29,10 +29,11 @@ const CONSUMER: &str = "store";
 /// Delivered to all replicas together and not yet stored. Each replica holds three batches at most, whose messages may
 /// be of one row; the server keeps some 100 bytes for each.
 const MAX_ACK_PENDING: i64 = 50_000;
-/// An agent that repeats a part within this time is answered "duplicate"; after it, the row's `_id` still tells.
-const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
-/// Headers and subject of a message besides its body.
-const HEADROOM: usize = 4096;
+/// Messages that went back for their VM's rate count as well: so many VMs above their rate leave room for others.
+const VMS_ABOVE_RATE: i64 = 25;
+/// The least that the server accepts; unset it is two minutes. Agents send no message ids, because the ids of a stream are
+/// shared by all VMs: the server would keep those of a guest, 60 KB each, for this long.
+const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
@@ -65,7 +66,7 @@ fn consumer(settings: &StreamSettings) -> pull::Config {
         ack_wait: settings.ack_wait,
         // A sample is given up by a decision of ours, with a dead letter, and never by the server in silence.
         max_deliver: -1,
-        max_ack_pending: MAX_ACK_PENDING,
+        max_ack_pending: MAX_ACK_PENDING.max(VMS_ABOVE_RATE * settings.messages_per_vm),
         ..pull::Config::default()
     }
 }
@@ -79,8 +80,11 @@ fn samples(settings: &StreamSettings) -> Config {
         // Refuse new samples when full: what was acknowledged is never discarded, and the agent keeps the refused.
         discard: DiscardPolicy::New,
         max_bytes: settings.bytes,
+        // And when the VM's own share is full, so that one guest cannot fill it for all.
+        max_messages_per_subject: settings.messages_per_vm,
+        discard_new_per_subject: true,
         max_age: settings.max_age,
-        max_message_size: i32::try_from(SAMPLE_PART_BYTES + HEADROOM).unwrap_or(i32::MAX),
+        max_message_size: i32::try_from(SAMPLE_MESSAGE_BYTES).unwrap_or(i32::MAX),
         duplicate_window: DUPLICATE_WINDOW,
         storage: StorageType::File,
         num_replicas: settings.replicas,

@@ -274,8 +274,8 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
         .start()
         .await;
     let metrics = &stack.replica(Program::Metrics, 0).process;
-    let mut publisher = Publisher::new(&stack, "vm-1", 500);
-    publisher.publish_many(30).await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 250);
+    publisher.publish_many(60).await;
     drained(&stack.bus).await;
     let before = resident(metrics);
 
@@ -300,5 +300,5 @@ async fn memory_is_bounded_while_the_database_is_frozen() {
 
     // The rest of the backlog would only take time.
     stack.database.server.resume();
-    stores(&stack, 60 * 501).await;
+    stores(&stack, 120 * 251).await;
 }

@@ -37,6 +37,7 @@ pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
         .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+        .without_rates()
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
 }
 

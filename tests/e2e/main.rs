@@ -21,6 +21,7 @@ mod history_support;
 mod ingest;
 mod ingest_agents;
 mod ingest_database;
+mod ingest_rates;
 mod ingest_refusals;
 mod ingest_retention;
 mod ingest_support;

@@ -44,7 +44,8 @@ pub use process::{Process, Spec};
 pub use secrets::Secrets;
 pub use server::Server;
 pub use stack::{
-    ADMIN, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder, THIS_MACHINE,
+    ADMIN, GUEST, MACHINES, OPERATOR_USER, Power, Program, Replica, SETUP_USER, Stack, StackBuilder,
+    THIS_MACHINE,
 };
 pub use tools::{nats_server, node_and_chromium, schemathesis};
 

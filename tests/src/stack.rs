@@ -33,6 +33,8 @@ pub const MACHINES: [(&str, Power); 3] = [
 
 /// What the first agent of a stack calls the machine that the tests run on.
 pub const THIS_MACHINE: &str = "this-machine";
+/// A VM whose agent has a password on the bus of a stack with permissions; no agent runs.
+pub const GUEST: &str = "guest";
 
 /// The user of the bus that `setup` logs in as.
 pub const SETUP_USER: &str = "vmwatch-setup";
@@ -214,12 +216,28 @@ impl StackBuilder {
         self.with_permissions()
     }
 
+    /// With no limits of what one VM may send: for tests that publish in a second what an agent does in an hour.
+    #[must_use]
+    pub fn without_rates(self) -> Self {
+        [
+            ("VMWATCH_STREAM_MESSAGES_PER_VM", "100000"),
+            ("VMWATCH_VM_MESSAGES_PER_SECOND", "1000000"),
+            ("VMWATCH_VM_ROWS_PER_SECOND", "10000000"),
+            ("VMWATCH_VM_BYTES_PER_SECOND", "1GiB"),
+            ("VMWATCH_VM_BUCKETS_PER_SECOND", "1000000"),
+        ]
+        .into_iter()
+        .fold(self, |builder, (name, value)| {
+            builder.set(Program::Metrics, name, value)
+        })
+    }
+
     /// Starts everything and waits until all of it is ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
         let secrets = self
             .permissions
-            .then(|| Secrets::make(folder.path(), &[THIS_MACHINE]));
+            .then(|| Secrets::make(folder.path(), &[THIS_MACHINE, GUEST]));
         let secrets = if self.tls {
             secrets.map(Secrets::with_tls)
         } else {
@@ -301,6 +319,18 @@ impl Stack {
             permissions: false,
             tls: false,
         }
+    }
+
+    /// Starts the first agent, which the stack was not to start itself, with further settings.
+    pub fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
+        let mut env = self.common_settings(Program::Agent);
+        env.extend(own_settings(Program::Agent, 0, free_port(), self.folder.path()));
+        env.extend(
+            settings
+                .iter()
+                .map(|&(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        self.spawn(Program::Agent, 0, env)
     }
 
     /// One of the gateways.

@@ -3,7 +3,7 @@
 //! Ingestion leaves a mark of what it touched ([`marks`]); [`follow`] reads what is marked again, whole, and writes the
 //! [`rollups`]; [`chart`] decides from which of them a range is drawn.
 
-mod chart;
+pub(crate) mod chart;
 mod follow;
 mod late;
 pub(crate) mod marks;

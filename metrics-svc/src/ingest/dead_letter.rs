@@ -21,18 +21,31 @@ pub const SUBJECT: &str = "Vmwatch-Subject";
 /// JetStream answers in milliseconds or not at all.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// To the dead letters, and only then out of the stream.
+/// A message whose dead letter could not be published is delivered again after this time.
+const AGAIN: Duration = Duration::from_mins(1);
+
+/// Refuses a message that was taken in: counts, logs and keeps it as a dead letter.
 pub(super) async fn put_aside(jetstream: &Context, message: &Message, reason: &str) {
-    counter!("vmwatch_samples_refused_total").increment(1);
+    counter!("vmwatch_samples_refused_total", "vm" => "other").increment(1);
     warn!(subject = %message.subject, reason, "a sample was refused; see `vmwatch-metrics dead-letters list`");
+    keep(jetstream, message, reason).await;
+}
+
+/// To the dead letters, and only then out of the stream.
+pub(super) async fn keep(jetstream: &Context, message: &Message, reason: &str) {
     match tokio::time::timeout(DEADLINE, publish(jetstream, message, reason)).await {
         Ok(Ok(())) => acknowledge(message, AckKind::Term).await,
-        // Not acknowledged: it is delivered again, and put aside then.
-        Ok(Err(error)) => warn!(
-            cause = error.cause(),
-            "a refused sample could not be put aside yet"
-        ),
-        Err(_) => warn!("a refused sample could not be put aside in time"),
+        Ok(Err(error)) => {
+            warn!(
+                cause = error.cause(),
+                "a dead letter could not be published; trying again"
+            );
+            acknowledge(message, AckKind::Nak(Some(AGAIN))).await;
+        }
+        Err(_) => {
+            warn!("a dead letter was not acknowledged in time; trying again");
+            acknowledge(message, AckKind::Nak(Some(AGAIN))).await;
+        }
     }
 }
 
@@ -41,7 +54,7 @@ async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result
     headers.insert(REASON, reason.replace(['\r', '\n'], " "));
     headers.insert(SUBJECT, message.subject.as_str());
     if let Ok(info) = message.info() {
-        // The same message is put aside once, however often it is tried.
+        // One dead letter for one message, however often it is tried.
         headers.insert("Nats-Msg-Id", format!("{}:{}", info.stream, info.stream_sequence));
     }
     let instance = message

@@ -23,9 +23,9 @@ pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
 /// The most bytes of one part of a sample. A VM may have so many parts waiting in the stream that larger ones would let a
 /// few guests fill it (`VMWATCH_STREAM_MESSAGES_PER_VM`).
-pub const SAMPLE_PART_BYTES: usize = 64 * 1024;
+pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
 /// The most process rows of one part of a sample: more than an agent's rows, of 110 bytes and more, fit the bytes.
-pub const SAMPLE_PART_ROWS: usize = 600;
+pub const SAMPLE_PART_ROWS: usize = 300;
 /// The most bytes of a message with one part: the part, and room for headers. The bus closes the connection of an agent
 /// that sends more (deploy/nats/accounts.conf).
 pub const SAMPLE_MESSAGE_BYTES: usize = SAMPLE_PART_BYTES + 4096;

@@ -196,6 +196,7 @@ impl Reply {
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()
+        .without_rates()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "200ms")
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }
@@ -245,11 +246,12 @@ pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> Pr
 /// Publishes a sample, as an agent does.
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
-    let body = serde_json::to_vec(sample).unwrap();
-    let sent = stack.bus.jetstream().publish(subject, body.into()).await;
-    sent.expect("the bus takes it")
-        .await
-        .expect("the stream keeps it");
+    for part in agent::split(sample.clone()).unwrap() {
+        let sent = stack.bus.jetstream().publish(subject.clone(), part.body).await;
+        sent.expect("the bus takes it")
+            .await
+            .expect("the stream keeps it");
+    }
 }
 
 /// Publishes a sample of now for each of these VMs, and waits until all are listed.

@@ -2,6 +2,7 @@
 
 mod bus_tls;
 mod corpus;
+mod guest;
 mod headers;
 mod leaks;
 mod listener;

@@ -1,0 +1,337 @@
+//! How much of each VM's samples is taken in. A message above its VM's rate is not lost: it goes back to the stream with a
+//! delay, so that the VM's share of the stream fills, the server refuses more, and the agent spools. Other VMs' messages
+//! pass.
+//!
+//! Each VM has a token bucket for messages, for bytes, for rows and for the five-minute buckets of time that they touch. A
+//! message that is returned gets a time of its own behind those that were returned before it: about when its tokens exist,
+//! so that each is delivered twice and not again and again.
+//!
+//! The limits hold for one replica: several together take in several times as much.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+use tracing::warn;
+
+use crate::config::RateSettings;
+
+/// What a bucket holds when it is full: what its rate gives in this time.
+const BURST: Duration = Duration::from_secs(10);
+/// Messages return at multiples of this: the server looks through all that it has delivered each time that one is due.
+const RETURN_GRID: Duration = Duration::from_millis(250);
+/// A returned message may find its tokens so much too early, because of timers and of other replicas.
+const EARLY: Duration = Duration::from_secs(1);
+/// VMs that are above or near their rate at one time; the rest have full buckets and need no entry.
+const MOST_VMS: usize = 65_536;
+/// Messages whose returns are remembered, the newest first; above what is delivered and unacknowledged at one time.
+const MOST_RETURNED: usize = 100_000;
+/// How often the log names a VM that sends above its rate.
+const LOGGED_EVERY: Duration = Duration::from_mins(1);
+
+/// What a message takes from its VM's buckets.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    pub(super) bytes: usize,
+    pub(super) rows: usize,
+    /// The start of the five minutes that its VM row is in.
+    pub(super) five_minutes: Option<u64>,
+}
+
+/// Which delivery of which message this is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delivery {
+    pub(super) stream_sequence: u64,
+    /// The first is 1.
+    pub(super) delivered: i64,
+}
+
+impl Delivery {
+    /// Of a message that does not say.
+    pub(super) const UNKNOWN: Self = Self {
+        stream_sequence: 0,
+        delivered: 1,
+    };
+}
+
+/// What to do with a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Decision {
+    /// Take it in. This replica has returned it so many times before, which says nothing against it.
+    Take { returns: i64 },
+    /// Give it back to the stream for so long.
+    Return(Duration),
+}
+
+/// The buckets of all VMs.
+#[derive(Debug)]
+pub(super) struct Rates {
+    /// Each measure's rate: messages, bytes, rows, five-minute buckets.
+    per_second: [f64; 4],
+    /// Times are counted from here.
+    start: Instant,
+    vms: HashMap<String, Vm>,
+    /// How many entries there may be before those of idle VMs are dropped.
+    sweep_at: usize,
+    returned: BTreeMap<u64, i64>,
+}
+
+/// The state of a VM; all times since [`Rates::start`].
+#[derive(Debug, Default)]
+struct Vm {
+    /// For each measure, when what was taken is paid for.
+    paid_at: [Duration; 4],
+    /// Behind the last message that was returned.
+    next_return: Duration,
+    five_minutes: Option<u64>,
+    logged_at: Option<Duration>,
+}
+
+impl Rates {
+    pub(super) fn new(settings: RateSettings) -> Self {
+        Self {
+            per_second: [
+                settings.messages,
+                settings.bytes,
+                settings.rows,
+                settings.five_minutes,
+            ],
+            start: Instant::now(),
+            vms: HashMap::new(),
+            sweep_at: 1024,
+            returned: BTreeMap::new(),
+        }
+    }
+
+    /// Whether a message of this VM is taken in now.
+    pub(super) fn decide(&mut self, instance: &str, cost: Cost, delivery: Delivery) -> Decision {
+        let now = self.start.elapsed();
+        let returns = self.returned.get(&delivery.stream_sequence).copied().unwrap_or(0);
+        if !self.vms.contains_key(instance) {
+            self.sweep(now);
+            if self.vms.len() >= MOST_VMS {
+                return Decision::Take { returns };
+            }
+        }
+        let vm = self.vms.entry(instance.to_owned()).or_default();
+        let prices = prices(self.per_second, cost, vm.five_minutes);
+        let free_at = vm
+            .paid_at
+            .iter()
+            .max()
+            .copied()
+            .unwrap_or_default()
+            .saturating_sub(BURST);
+        let (waits, comes_back) = (vm.next_return > now, delivery.delivered > 1);
+        let is_free = if comes_back {
+            free_at <= now + EARLY
+        } else {
+            // Those that were returned come first.
+            free_at <= now && !waits
+        };
+        if is_free {
+            for (paid_at, price) in vm.paid_at.iter_mut().zip(prices) {
+                *paid_at = now.max(*paid_at) + price;
+            }
+            vm.five_minutes = cost.five_minutes.or(vm.five_minutes);
+            self.returned.remove(&delivery.stream_sequence);
+            return Decision::Take { returns };
+        }
+        let at = vm.next_return.max(free_at).max(now);
+        vm.next_return = at + prices.into_iter().max().unwrap_or_default();
+        if vm
+            .logged_at
+            .is_none_or(|logged_at| logged_at + LOGGED_EVERY <= now)
+        {
+            vm.logged_at = Some(now);
+            warn!(instance, wait = ?at.saturating_sub(now), "a VM sends above its rate; its samples wait in the stream");
+        }
+        self.returned.insert(delivery.stream_sequence, returns + 1);
+        while self.returned.len() > MOST_RETURNED {
+            self.returned.pop_first();
+        }
+        Decision::Return(on_grid(at).saturating_sub(now))
+    }
+
+    /// Drops the entries of VMs whose buckets are full again, now and then.
+    fn sweep(&mut self, now: Duration) {
+        if self.vms.len() < self.sweep_at {
+            return;
+        }
+        self.vms.retain(|_, vm| {
+            let busy = vm.paid_at.iter().any(|&paid_at| paid_at > now);
+            let logged = vm
+                .logged_at
+                .is_some_and(|logged_at| logged_at + LOGGED_EVERY > now);
+            busy || logged || vm.next_return > now
+        });
+        self.sweep_at = (2 * self.vms.len()).clamp(1024, MOST_VMS);
+    }
+}
+
+/// How long the rates take to give what a message costs, by measure.
+fn prices(per_second: [f64; 4], cost: Cost, last: Option<u64>) -> [Duration; 4] {
+    let touched = cost.five_minutes.is_some_and(|start| Some(start) != last);
+    let amounts = [1, cost.bytes, cost.rows, usize::from(touched)];
+    let mut prices = [Duration::ZERO; 4];
+    for ((price, amount), rate) in prices.iter_mut().zip(amounts).zip(per_second) {
+        // Amounts are those of one message and rates are at least 1: far within what a duration holds.
+        let amount = u32::try_from(amount).unwrap_or(u32::MAX);
+        *price = Duration::try_from_secs_f64(f64::from(amount) / rate).unwrap_or(BURST);
+    }
+    prices
+}
+
+fn on_grid(at: Duration) -> Duration {
+    let grid = RETURN_GRID.as_millis().max(1);
+    let steps = at.as_millis() / grid + 1;
+    Duration::from_millis(u64::try_from(steps * grid).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const ROWS_PER_SECOND: f64 = 100.0;
+
+    fn rates() -> Rates {
+        Rates::new(RateSettings {
+            messages: 10.0,
+            bytes: 1e9,
+            rows: ROWS_PER_SECOND,
+            five_minutes: 5.0,
+        })
+    }
+
+    fn first(stream_sequence: u64) -> Delivery {
+        Delivery {
+            stream_sequence,
+            delivered: 1,
+        }
+    }
+
+    fn small() -> Cost {
+        Cost {
+            bytes: 100,
+            rows: 1,
+            five_minutes: Some(0),
+        }
+    }
+
+    /// Delivers messages as the server does, each again when its delay is over, until all are taken; how often each was
+    /// delivered, and when the last was taken.
+    async fn deliver(rates: &mut Rates, instance: &str, costs: &[Cost]) -> (Vec<i64>, Duration) {
+        let start = Instant::now();
+        let mut waiting: BTreeMap<(Instant, u64), i64> = BTreeMap::new();
+        for sequence in 0..costs.len() as u64 {
+            waiting.insert((start, sequence), 0);
+        }
+        let mut deliveries = vec![0; costs.len()];
+        while let Some(((at, sequence), before)) = waiting.pop_first() {
+            advance(at.saturating_duration_since(Instant::now())).await;
+            let delivered = before + 1;
+            let delivery = Delivery {
+                stream_sequence: sequence,
+                delivered,
+            };
+            let index = usize::try_from(sequence).unwrap();
+            match rates.decide(instance, costs[index], delivery) {
+                Decision::Take { returns } => {
+                    assert_eq!(returns, before, "each delivery before was a return for the rate");
+                    deliveries[index] = delivered;
+                }
+                Decision::Return(delay) => {
+                    waiting.insert((Instant::now() + delay, sequence), delivered);
+                }
+            }
+        }
+        (deliveries, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn takes_a_burst_and_then_the_rate_and_delivers_each_message_twice_at_most() {
+        let mut rates = rates();
+        let (deliveries, took) = deliver(&mut rates, "vm-1", &vec![small(); 600]).await;
+        // Ten seconds' worth at once, 500 at ten per second.
+        assert!(deliveries.iter().filter(|&&times| times == 1).count() >= 100);
+        assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
+        assert!(
+            (Duration::from_secs(49)..Duration::from_secs(52)).contains(&took),
+            "{took:?}"
+        );
+        assert!(rates.returned.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_rows_and_takes_a_message_that_is_larger_than_a_burst() {
+        let mut rates = rates();
+        let large = Cost {
+            rows: 2000,
+            ..small()
+        };
+        let (deliveries, took) = deliver(&mut rates, "vm-1", &[large; 4]).await;
+        assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
+        // 20 s of rows each; the first is taken at once, the next when only a burst of its debt is left.
+        assert!(
+            (Duration::from_secs(49)..Duration::from_secs(53)).contains(&took),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn counts_the_five_minutes_that_rows_touch() {
+        let mut rates = Rates::new(RateSettings {
+            messages: 1e6,
+            bytes: 1e9,
+            rows: 1e6,
+            five_minutes: 5.0,
+        });
+        let costs: Vec<_> = (0..300)
+            .map(|number| Cost {
+                five_minutes: Some(number),
+                ..small()
+            })
+            .collect();
+        let (_, took) = deliver(&mut rates, "vm-1", &costs).await;
+        assert!(
+            (Duration::from_secs(49)..Duration::from_secs(52)).contains(&took),
+            "{took:?}"
+        );
+        let (_, took) = deliver(&mut rates, "vm-2", &vec![small(); 300]).await;
+        assert_eq!(took, Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_above_its_rate_delays_no_other_and_a_new_message_waits_behind_the_returned_ones() {
+        let mut rates = rates();
+        for sequence in 0..300 {
+            rates.decide("vm-1", small(), first(sequence));
+        }
+        assert_eq!(
+            rates.decide("vm-2", small(), first(300)),
+            Decision::Take { returns: 0 }
+        );
+        let Decision::Return(delay) = rates.decide("vm-1", small(), first(301)) else {
+            panic!("a message above the rate was taken");
+        };
+        assert!(
+            (Duration::from_secs(19)..Duration::from_secs(22)).contains(&delay),
+            "{delay:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn forgets_vms_whose_buckets_are_full_again() {
+        let mut rates = rates();
+        for vm in 0..1024 {
+            rates.decide(&format!("vm-{vm}"), small(), first(vm));
+        }
+        advance(Duration::from_secs(2)).await;
+        rates.decide("another", small(), first(2000));
+        assert_eq!(rates.vms.len(), 1);
+    }
+}

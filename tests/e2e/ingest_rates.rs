@@ -1,0 +1,108 @@
+//! A VM above its rate waits, in the stream and then in its agent's spool, and loses nothing.
+
+use std::{
+    env, fs,
+    time::{Duration, SystemTime},
+};
+
+use e2e::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
+use mongodb::bson::{Document, doc};
+use shared::{config::UTC_OFFSET, time::CreateDate};
+use tokio::time::Instant;
+
+use crate::ingest_support::{Publisher, Rows, metric, stack};
+
+/// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`, of which ten seconds' worth may come at once.
+const RATE: u32 = 50;
+
+/// How many parts wait in the spool. A full one of 64 MiB has 16,384 small ones, in `./dev soak`.
+fn parts() -> u32 {
+    if env::var_os("VMWATCH_TEST_SOAK").is_some() {
+        16_000
+    } else {
+        750
+    }
+}
+
+#[tokio::test]
+async fn an_agent_empties_a_long_spool_and_loses_no_row() {
+    let spool = tempfile::tempdir().unwrap();
+    let share = if parts() > 1000 { "2000" } else { "100" };
+    let stack = stack()
+        .replicas(Program::Agent, 0)
+        .set(Program::Metrics, "VMWATCH_STREAM_MESSAGES_PER_VM", share)
+        .set(
+            Program::Metrics,
+            "VMWATCH_VM_MESSAGES_PER_SECOND",
+            &RATE.to_string(),
+        )
+        .set(Program::Metrics, "VMWATCH_VM_ROWS_PER_SECOND", "1000")
+        .start()
+        .await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    let mut rows = Rows::default();
+    let mut taken = Publisher::new(&stack, THIS_MACHINE, 2);
+    for sequence in 0..parts() {
+        let mut sample = taken.sample();
+        // As an agent samples: one each ten seconds, the last just now.
+        let at = SystemTime::now() - Duration::from_secs(10) * (parts() - sequence);
+        sample.create_date = CreateDate::at(at, UTC_OFFSET.default.parse().unwrap());
+        let part = agent::split(sample.clone()).unwrap().remove(0);
+        fs::write(spool.path().join(format!("{sequence:020}.json")), part.body).unwrap();
+        rows.add(&sample);
+    }
+
+    let began = Instant::now();
+    let agent = stack.start_agent(&[
+        ("VMWATCH_AGENT_SPOOL_DIR", &spool.path().display().to_string()),
+        ("VMWATCH_AGENT_PROCESSES", "top:2"),
+        ("VMWATCH_LOG", "info,agent::ship=trace"),
+        ("VMWATCH_LOG_FORMAT", "json"),
+    ]);
+    let share_is_full = "this VM's share of the stream of samples is full";
+    eventually("the VM's share of the stream is full", PATIENCE, async || {
+        let log = agent.process.log();
+        log.contains(share_is_full).then_some(()).ok_or(log)
+    })
+    .await;
+    let mut other = Publisher::new(&stack, "vm-2", 2);
+    other.publish().await;
+    stored(&stack, "vm-2").await;
+    assert!(
+        metric(&agent, "vmwatch_agent_spool_parts").await > 0.0,
+        "the spool is not empty yet"
+    );
+
+    let limit = PATIENCE + Duration::from_secs(3) * parts() / RATE;
+    eventually("the spool is empty", limit, async || {
+        match metric(&agent, "vmwatch_agent_spool_parts").await {
+            0.0 => Ok(()),
+            waiting => Err(format!("{waiting} parts")),
+        }
+    })
+    .await;
+    figure("spool_drained_parts", parts().into());
+    figure("spool_drained_seconds", began.elapsed().as_secs_f64());
+    assert!(metric(metrics, "vmwatch_samples_above_rate_total").await > 0.0);
+    assert!(metric(&agent, "vmwatch_agent_parts_dropped_total").await < 1.0);
+    let status = agent.process.terminate(PATIENCE).await;
+    assert!(status.success(), "{status}");
+    rows.add_witnessed(&agent.process);
+    rows.absorb(other.rows);
+    rows.settle("a long spool", &stack).await;
+    // The log says what waits and why once, and not with each of the refusals.
+    let log = agent.process.log();
+    assert_eq!(log.matches(share_is_full).count(), 1, "{log}");
+}
+
+async fn stored(stack: &e2e::Stack, instance: &str) {
+    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    eventually("another VM's row is stored", PATIENCE, async || {
+        let found = rows.count_documents(doc! { "instance_id": instance }).await;
+        match found.map_err(|error| error.to_string())? {
+            0 => Err("not yet".to_owned()),
+            _ => Ok(()),
+        }
+    })
+    .await;
+}

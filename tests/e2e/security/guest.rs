@@ -1,0 +1,248 @@
+//! A guest that was taken over: all that its agent's credential can do on the bus, by a client of our own that speaks the
+//! protocol over a plain socket and keeps to none of its rules.
+//!
+//! What must hold is that nothing else changes: the other streams and buckets, the database, NATS's memory, and how soon
+//! other VMs' samples are stored.
+
+#![allow(clippy::cast_precision_loss, reason = "figures, all of them small")]
+
+mod flood;
+mod raw;
+
+use std::{collections::BTreeMap, fs, time::Duration};
+
+use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
+use futures::TryStreamExt;
+use shared::api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+
+use self::raw::{Raw, message};
+use crate::ingest_support::{Publisher, count};
+
+/// The VM's own subject.
+const OWN: &str = "vmwatch.v1.samples.guest";
+/// Nobody's inbox but this agent's.
+const INBOX: &str = "_INBOX_vmwatch-agent-guest.x";
+
+/// Subjects that mean something in the services' account, to publish to and to be answered on.
+const SUBJECTS: &[&str] = &[
+    "$KV.vmwatch_sessions.made-up",
+    // SHA-256 of "admin": the sessions of that user.
+    "$KV.vmwatch_user_sessions.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
+    "$KV.vmwatch_login_failures.user.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
+    "$KV.vmwatch_operations.made-up",
+    "$JS.API.STREAM.PURGE.KV_vmwatch_sessions",
+    "$JS.API.STREAM.DELETE.VMWATCH_AUDIT",
+    "$JS.API.STREAM.INFO.VMWATCH_SAMPLES",
+    "$JS.API.CONSUMER.MSG.NEXT.VMWATCH_SAMPLES.store",
+    "$JS.ACK.VMWATCH_SAMPLES.store.1.1.1.1.0",
+    "$JS.FC.KV_vmwatch_sessions.x.y",
+    "$SRV.PING",
+    "$SYS.REQ.SERVER.PING",
+    "$SYS.REQ.USER.INFO",
+    "_R_.made-up",
+    "_INBOX_vmwatch-gateway.>",
+    "_INBOX_vmwatch-agent-this-machine.>",
+    "vmwatch.v1.audit.auth.login",
+    "vmwatch.v1.auth.login",
+    "vmwatch.v1.dead_letters.guest",
+    "vmwatch.v1.events.sample.guest",
+    "vmwatch.v1.lifecycle.start",
+    "vmwatch.v1.metrics.vm.latest",
+    "vmwatch.v1.samples.this-machine",
+    "*",
+    ">",
+];
+
+/// Headers that JetStream or the server acts on.
+const HEADERS: &[&[(&str, &str)]] = &[
+    &[],
+    &[("Nats-Msg-Id", "this-machine:2026-01-01T00:00:00.000000:0")],
+    &[("Nats-Expected-Stream", SAMPLE_STREAM), ("Nats-TTL", "1s")],
+    &[("Nats-Rollup", "all")],
+    &[("KV-Operation", "PURGE")],
+    &[("Nats-Trace-Dest", "vmwatch.v1.audit.auth.login")],
+    &[
+        ("Nats-Schedule", "@every 1s"),
+        ("Nats-Schedule-Target", "vmwatch.v1.samples.this-machine"),
+    ],
+    &[("Nats-Batch-Id", "x"), ("Nats-Batch-Sequence", "1")],
+];
+
+/// The last sequence and the bytes of every stream, buckets among them.
+type Fingerprint = BTreeMap<String, (u64, u64)>;
+
+async fn fingerprint(stack: &Stack) -> Fingerprint {
+    let streams = stack.bus.jetstream().streams();
+    let streams: Vec<_> = streams.try_collect().await.unwrap();
+    let of_one = |info: async_nats::jetstream::stream::Info| {
+        (info.config.name, (info.state.last_sequence, info.state.bytes))
+    };
+    // Its own samples are its own; its dead letters are checked apart.
+    let of_others = |name: &str| ![SAMPLE_STREAM, DEAD_LETTER_STREAM].contains(&name);
+    streams
+        .into_iter()
+        .map(of_one)
+        .filter(|(name, _)| of_others(name))
+        .collect()
+}
+
+async fn dead_letters(stack: &Stack) -> u64 {
+    let stream = stack
+        .bus
+        .jetstream()
+        .get_stream(DEAD_LETTER_STREAM)
+        .await
+        .unwrap();
+    stream.cached_info().state.messages
+}
+
+/// Every subject × reply subject × header. The services' account, other VMs' samples and the administrator's login are
+/// as before, and the guest's own samples are still taken.
+#[tokio::test]
+async fn a_guest_reaches_nothing_but_its_own_samples() {
+    let stack = Stack::builder().with_permissions().start().await;
+    // What the administrator's login itself writes is there before.
+    stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
+    let before = fingerprint(&stack).await;
+    assert!(
+        before.keys().any(|name| name == "KV_vmwatch_user_sessions"),
+        "{before:?}"
+    );
+
+    let mut guest = Raw::connect(&stack, GUEST).await;
+    for subject in SUBJECTS {
+        guest
+            .send(format!("SUB {subject} 1\r\nSUB {subject} queue 2\r\n").as_bytes())
+            .await;
+        guest.send(&message(subject, Some(INBOX), &[], b"{}")).await;
+        for headers in HEADERS {
+            guest.send(&message(OWN, Some(subject), headers, b"{}")).await;
+        }
+    }
+    let told = guest.settle().await;
+    assert!(told.contains("Permissions Violation for Publish"), "{told}");
+    assert!(told.contains("Permissions Violation for Subscription"), "{told}");
+    assert!(!told.contains("MSG "), "nothing was delivered to it: {told}");
+
+    // What comes last in the stream is stored behind all of the above.
+    let mut own = Publisher::new(&stack, GUEST, 1);
+    own.publish().await;
+    guest.send(format!("SUB {INBOX} 3\r\n").as_bytes()).await;
+    guest.send(&message(OWN, Some(INBOX), &[], b"{}")).await;
+    let told = guest
+        .settle_until(&format!(r#""stream":"{SAMPLE_STREAM}""#))
+        .await;
+    assert!(told.contains(INBOX), "the acknowledgement arrives: {told}");
+    eventually("the guest's sample is stored", PATIENCE, async || {
+        let rows = count(&stack.database).await?;
+        (rows == 2).then_some(()).ok_or(format!("{rows} rows"))
+    })
+    .await;
+    let mut after = fingerprint(&stack).await;
+    // The rows of its sample are told to live readers.
+    let events = |of: &mut Fingerprint| of.remove("VMWATCH_EVENTS").unwrap().0;
+    let mut before = before;
+    assert!(events(&mut after) <= events(&mut before) + 2);
+    assert_eq!(after, before);
+    assert!(dead_letters(&stack).await <= 1, "one a minute");
+    stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
+}
+
+/// Message ids are the stream's, not a VM's: one that another VM's message would have had must not keep it out.
+#[tokio::test]
+async fn a_guest_cannot_have_another_vms_sample_taken_for_a_repetition_nor_send_more_than_a_part() {
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 0)
+        .replicas(Program::Auth, 0)
+        .replicas(Program::Lifecycle, 0)
+        .with_permissions()
+        .start()
+        .await;
+    let mut other = Publisher::new(&stack, THIS_MACHINE, 1);
+    let sample = other.sample();
+    let [part] = <[agent::Part; 1]>::try_from(agent::split(sample.clone()).unwrap()).unwrap();
+    let mut guest = Raw::connect(&stack, GUEST).await;
+    guest
+        .send(&message(OWN, None, &[("Nats-Msg-Id", &part.id)], b"{}"))
+        .await;
+    guest.settle().await;
+    other.send(&sample).await.unwrap();
+    eventually("the other VM's sample is stored", PATIENCE, async || {
+        let rows = count(&stack.database).await?;
+        (rows == 2).then_some(()).ok_or(format!("{rows} rows"))
+    })
+    .await;
+
+    // Ids of 60 KB filled the server's memory: a header counts, and the connection ends.
+    let before = resident(&stack);
+    let id = "x".repeat(60_000);
+    for _ in 0..20 {
+        let mut guest = Raw::connect(&stack, GUEST).await;
+        let messages: Vec<u8> = (0..200)
+            .flat_map(|number| message(OWN, None, &[("Nats-Msg-Id", &format!("{number}{id}"))], b"{}"))
+            .collect();
+        guest.send(&messages).await;
+        let told = guest.settle().await;
+        assert!(told.contains("Maximum Payload Violation"), "{told}");
+    }
+    let mut guest = Raw::connect(&stack, GUEST).await;
+    guest
+        .send(&message(OWN, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES]))
+        .await;
+    assert!(
+        !guest.settle().await.contains("Violation"),
+        "the largest part passes"
+    );
+    guest
+        .send(&message(OWN, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES + 1]))
+        .await;
+    assert!(guest.settle().await.contains("Maximum Payload Violation"));
+    let mut guest = Raw::connect(&stack, GUEST).await;
+    for subscription in 0..20 {
+        guest
+            .send(format!("SUB _INBOX_vmwatch-agent-guest.{subscription} {subscription}\r\n").as_bytes())
+            .await;
+    }
+    assert!(guest.settle().await.contains("maximum subscriptions exceeded"));
+    let grown = resident(&stack).saturating_sub(before);
+    e2e::figure(
+        "hostile_guest_4000_ids_of_60_kb_nats_growth_mib",
+        grown as f64 / 1024.0,
+    );
+    assert!(grown < 32 << 10, "NATS grew by {grown} KiB");
+}
+
+/// The limits of accounts.conf are those of the programs and of the server.
+#[test]
+fn the_limits_of_the_agents_account_are_those_of_the_programs() {
+    let accounts = include_str!("../../../deploy/nats/accounts.conf");
+    let server = include_str!("../../../deploy/nats/nats.conf");
+    let number = |text: &str, name: &str| -> usize {
+        let line = text
+            .lines()
+            .find_map(|line| line.trim().strip_prefix(&format!("{name}: ")));
+        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+    };
+    assert_eq!(number(accounts, "max_payload"), SAMPLE_MESSAGE_BYTES);
+    assert_eq!(
+        number(accounts, "max_connections"),
+        number(server, "max_connections") - 1000
+    );
+    assert!(accounts.contains(&format!("subject: \"{SAMPLE_SUBJECT_PREFIX}*\"")));
+}
+
+/// NATS's resident memory in KiB.
+fn resident(stack: &Stack) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", stack.nats.server.id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// How long one kind of attack lasts.
+fn attack_lasts() -> Duration {
+    if std::env::var_os("VMWATCH_TEST_SOAK").is_some() {
+        Duration::from_secs(20)
+    } else {
+        Duration::from_secs(3)
+    }
+}

@@ -1,0 +1,230 @@
+//! The guest at full speed: how soon another VM's samples are stored, and how much NATS grows.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
+use futures::TryStreamExt;
+use mongodb::bson::{Document, doc};
+use shared::{config::UTC_OFFSET, time::UtcOffset};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
+
+use super::{Fingerprint, INBOX, OWN, attack_lasts, fingerprint, message, raw::Raw, resident};
+use crate::ingest_support::Publisher;
+
+/// What the guest sends again and again.
+struct Attack {
+    name: &'static str,
+    chunk: Vec<u8>,
+    connections: usize,
+    /// Whether it reads what the server answers.
+    reads: bool,
+}
+
+fn attacks(stack: &Stack) -> Vec<Attack> {
+    let mut own = Publisher::new(stack, GUEST, 250);
+    let sample = own.sample();
+    let part = agent::split(sample).unwrap().remove(0);
+    let of = |name, one: Vec<u8>, reads| Attack {
+        name,
+        // As much as one system call takes.
+        chunk: one.repeat((64 << 10) / one.len() + 1),
+        connections: 1,
+        reads,
+    };
+    vec![
+        of("malformed", message(OWN, None, &[], b"{}"), true),
+        of(
+            "malformed_with_replies",
+            message(OWN, Some(INBOX), &[], b"{}"),
+            true,
+        ),
+        of("unread_replies", message(OWN, Some(INBOX), &[], b"{}"), false),
+        of("samples", message(OWN, None, &[], &part.body), true),
+        of(
+            "forbidden",
+            message("vmwatch.v1.auth.login", None, &[], b"{}"),
+            true,
+        ),
+    ]
+}
+
+/// Ends with the attack.
+struct Running {
+    over: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Attack {
+    /// Threads of its own: the test's waits for other things.
+    async fn start(&self, stack: &Stack) -> Running {
+        let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let mut tasks = Vec::new();
+        for _ in 0..self.connections {
+            let mut guest = Raw::connect(stack, GUEST).await;
+            guest.send(format!("SUB {INBOX} 1\r\n").as_bytes()).await;
+            let Raw {
+                mut reader,
+                mut writer,
+            } = guest;
+            let (chunk, over, sent) = (self.chunk.clone(), Arc::clone(&over), Arc::clone(&sent));
+            tasks.push(tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) && writer.write_all(&chunk).await.is_ok() {
+                    sent.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                }
+            }));
+            if self.reads {
+                tasks.push(tokio::spawn(async move {
+                    let mut buffer = vec![0; 64 << 10];
+                    while reader.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {}
+                }));
+            } else {
+                // Held open, unread, until the attack is over.
+                tasks.push(tokio::spawn(async move {
+                    let _reader = reader;
+                    std::future::pending::<()>().await;
+                }));
+            }
+        }
+        Running { over, sent, tasks }
+    }
+}
+
+impl Running {
+    fn end(self) -> u64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.tasks.iter().for_each(JoinHandle::abort);
+        self.sent.load(Ordering::Relaxed)
+    }
+}
+
+/// The real agent of another VM, seen from the database.
+struct Other {
+    rows: mongodb::Collection<Document>,
+    offset: UtcOffset,
+    newest: String,
+}
+
+impl Other {
+    /// For so long, how much later than they were sampled its rows are stored.
+    async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
+        let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
+        while SystemTime::now() < end {
+            let newer = doc! { "instance_id": THIS_MACHINE, "create_date": { "$gt": &self.newest } };
+            let found: Vec<Document> = self.rows.find(newer).await.unwrap().try_collect().await.unwrap();
+            let now = SystemTime::now();
+            let dates: BTreeSet<_> = found
+                .iter()
+                .map(|row| row.get_str("create_date").unwrap().to_owned())
+                .collect();
+            for date in &dates {
+                let millis = self.offset.unix_millis_of(date).unwrap();
+                let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+                delays.push(now.duration_since(at).unwrap_or_default());
+            }
+            if let Some(newest) = dates.into_iter().next_back() {
+                self.newest = newest;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        delays
+    }
+
+    /// Waits until what was sampled during an attack is stored.
+    async fn catches_up(&mut self) {
+        eventually(
+            "the other VM's samples are stored soon again",
+            PATIENCE,
+            async || {
+                let delays = self.delays(Duration::from_millis(500)).await;
+                let late = delays.iter().max().copied().unwrap_or(Duration::MAX);
+                (late < Duration::from_secs(2))
+                    .then_some(())
+                    .ok_or(format!("{late:?}"))
+            },
+        )
+        .await;
+    }
+}
+
+fn median(delays: &[Duration]) -> f64 {
+    let mut sorted = delays.to_vec();
+    sorted.sort_unstable();
+    sorted
+        .get(sorted.len() / 2)
+        .map_or(f64::INFINITY, |delay| delay.as_secs_f64() * 1e3)
+}
+
+/// Streams that neither agent has to do with.
+async fn others(stack: &Stack) -> Fingerprint {
+    let mut streams = fingerprint(stack).await;
+    streams.remove("VMWATCH_EVENTS");
+    streams
+}
+
+/// Fills both cores, so that it runs alone (.config/nextest.toml).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_at_full_speed_delays_nobody() {
+    let stack = Stack::builder()
+        .replicas(Program::Agent, 1)
+        .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "100ms")
+        .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", "1h")
+        .with_permissions()
+        .start()
+        .await;
+    stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
+    let mut other = Other {
+        rows: stack.database.handle().collection("vm_samples"),
+        offset: UTC_OFFSET.default.parse().unwrap(),
+        newest: String::new(),
+    };
+    eventually("the other VM's rows are stored", PATIENCE, async || {
+        let delays = other.delays(Duration::from_millis(100)).await;
+        (!delays.is_empty()).then_some(()).ok_or("none yet".to_owned())
+    })
+    .await;
+    let before = median(&other.delays(attack_lasts()).await);
+    figure("hostile_guest_delay_before_ms", before);
+    let memory = resident(&stack);
+    let mut worst = 0.0_f64;
+    for attack in attacks(&stack) {
+        let before_it = others(&stack).await;
+        let running = attack.start(&stack).await;
+        let delays = other.delays(attack_lasts()).await;
+        let grown = resident(&stack).saturating_sub(memory);
+        assert_eq!(others(&stack).await, before_it, "{}", attack.name);
+        // An administrator must get in to end it.
+        stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
+        let sent = running.end();
+        let ratio = median(&delays) / before;
+        let name = attack.name;
+        figure(
+            &format!("hostile_guest_{name}_mib"),
+            sent as f64 / f64::from(1 << 20),
+        );
+        figure(&format!("hostile_guest_{name}_delay_ratio"), ratio);
+        figure(
+            &format!("hostile_guest_{name}_nats_growth_mib"),
+            grown as f64 / 1024.0,
+        );
+        worst = worst.max(ratio);
+        assert!(grown < 192 << 10, "{name}: NATS grew by {grown} KiB");
+        other.catches_up().await;
+    }
+    figure("hostile_guest_worst_delay_ratio", worst);
+    let metrics = stack.replica(Program::Metrics, 0);
+    assert!(metrics.process.ended().is_none());
+    // Refused at one part of the way or the other, and none of it believed.
+    let agent = stack.replica(Program::Agent, 0);
+    assert!(crate::ingest_support::metric(agent, "vmwatch_agent_parts_dropped_total").await < 1.0);
+}

@@ -1,0 +1,89 @@
+//! A client of the bus that says whatever it is told to.
+
+use std::time::Duration;
+
+use e2e::{PATIENCE, Stack};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
+
+/// A connection with an agent's credential.
+pub(super) struct Raw {
+    pub(super) reader: OwnedReadHalf,
+    pub(super) writer: OwnedWriteHalf,
+}
+
+impl Raw {
+    /// Logs in as the agent of this VM.
+    pub(super) async fn connect(stack: &Stack, instance: &str) -> Self {
+        let user = format!("vmwatch-agent-{instance}");
+        let address = stack.nats.url().strip_prefix("nats://").unwrap();
+        let (reader, writer) = TcpStream::connect(address).await.unwrap().into_split();
+        let mut raw = Self { reader, writer };
+        let options = json!({
+            "user": user, "pass": stack.nats.password_of(&user), "verbose": false, "pedantic": false,
+            "headers": true, "no_responders": true, "protocol": 1, "lang": "raw", "version": "0",
+        });
+        raw.send(format!("CONNECT {options}\r\n").as_bytes()).await;
+        let told = raw.settle().await;
+        assert!(told.contains("PONG"), "{told}");
+        raw
+    }
+
+    /// Sends; a server that has closed the connection reads no more, which is no fault of the test.
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
+        let _ = timeout(PATIENCE, self.writer.write_all(bytes))
+            .await
+            .expect("the server reads");
+    }
+
+    /// What the server says until it has read all that was sent, or has closed the connection.
+    pub(super) async fn settle(&mut self) -> String {
+        self.send(b"PING\r\n").await;
+        self.settle_until("PONG\r\n").await
+    }
+
+    /// What the server says until it says this, or has closed the connection.
+    pub(super) async fn settle_until(&mut self, end: &str) -> String {
+        let mut told = Vec::new();
+        let mut buffer = vec![0; 16 << 10];
+        let reading = async {
+            loop {
+                match self.reader.read(&mut buffer).await {
+                    Ok(0) | Err(_) => break,
+                    Ok(bytes) => told.extend_from_slice(&buffer[..bytes]),
+                }
+                if String::from_utf8_lossy(&told).contains(end) {
+                    break;
+                }
+            }
+        };
+        let _ = timeout(PATIENCE.min(Duration::from_secs(20)), reading).await;
+        String::from_utf8_lossy(&told).into_owned()
+    }
+}
+
+/// `PUB` or, with headers, `HPUB`.
+pub(super) fn message(subject: &str, reply: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let reply = reply.map(|reply| format!(" {reply}")).unwrap_or_default();
+    let mut bytes = if headers.is_empty() {
+        format!("PUB {subject}{reply} {}\r\n", body.len()).into_bytes()
+    } else {
+        let lines: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
+        let head = format!("NATS/1.0\r\n{}\r\n", lines.concat());
+        let (size, total) = (head.len(), head.len() + body.len());
+        format!("HPUB {subject}{reply} {size} {total}\r\n{head}").into_bytes()
+    };
+    bytes.extend_from_slice(body);
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
