@@ -1,4 +1,4 @@
-//! The spool as seen from the loop that ships parts: never waited for without a limit.
+//! Asynchronous access to the spool, with a time limit.
 
 use std::{
     io,
@@ -13,10 +13,10 @@ use tokio::sync::Mutex;
 
 use crate::spool::{Queued, Spool};
 
-/// A disk that takes longer than this counts as hung.
+/// A disk that takes longer than this is considered hung.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Access to the spool, one call at a time on a thread of its own. While a call hangs, others are refused at once.
+/// Calls the spool on a blocking thread, one call at a time. While a call hangs, further calls fail at once.
 #[derive(Debug)]
 pub(crate) struct Disk {
     spool: Arc<Mutex<Spool>>,
@@ -24,12 +24,12 @@ pub(crate) struct Disk {
     deadline: Duration,
 }
 
-/// What became of parts that were to be written.
+/// The result of writing parts.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// So many of them, from the first.
+    /// The number of parts written, counted from the first.
     pub(crate) count: usize,
-    /// What kept the rest from it.
+    /// The error that stopped the rest.
     pub(crate) error: Option<io::Error>,
 }
 
@@ -42,7 +42,7 @@ impl Disk {
         }
     }
 
-    /// How many parts wait on disk.
+    /// The number of parts on disk.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -73,12 +73,12 @@ impl Disk {
         self.call(move |spool| spool.remove(sequence)).await
     }
 
-    /// A call that is given up on goes on in its thread. What it then still writes is sent twice at worst.
+    /// A call that times out continues on its thread. At worst, a part that it still writes is sent twice.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Spool) -> T + Send + 'static,
     ) -> io::Result<T> {
-        let hung = || io::Error::new(io::ErrorKind::TimedOut, "the disk of the spool does not answer");
+        let hung = || io::Error::new(io::ErrorKind::TimedOut, "the spool's disk timed out");
         let mut spool = Arc::clone(&self.spool).try_lock_owned().map_err(|_| hung())?;
         let call = tokio::task::spawn_blocking(move || work(&mut spool));
         match tokio::time::timeout(self.deadline, call).await {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hung_disk_is_given_up_on_once_and_then_refused_at_once_until_it_answers() {
+    async fn hung_disk_times_out_once_then_fails_at_once_until_it_recovers() {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
             dir: dir.path().to_owned(),
@@ -120,7 +120,7 @@ mod tests {
         let (release, released) = mpsc::channel();
         let hung = disk.call(move |_| released.recv()).await.unwrap_err();
         assert_eq!(hung.kind(), io::ErrorKind::TimedOut);
-        // Longer than the test's own patience: whoever waited for it would show.
+        // Far longer than the test may take: calls that waited would be noticed.
         disk.deadline = Duration::from_hours(1);
         let written = disk.write(vec![queued(1)]).await;
         assert_eq!(

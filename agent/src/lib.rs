@@ -10,6 +10,7 @@
     expect(clippy::float_cmp, reason = "the compared values are exact by construction")
 )]
 
+mod blocking_worker;
 pub mod config;
 mod disk;
 mod dropped;
@@ -19,7 +20,6 @@ mod retry;
 pub mod sample;
 mod sampling;
 mod schedule;
-mod seat;
 mod select;
 mod ship;
 mod spool;
@@ -35,8 +35,8 @@ use shared::{
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use blocking_worker::WorkerPanicked;
 pub use parts::{Part, split};
-pub use seat::Lost;
 pub use select::Selection;
 pub use spool::SpoolError;
 
@@ -73,7 +73,7 @@ pub enum AgentError {
     Health(#[from] std::io::Error),
     /// A sampler panicked.
     #[error(transparent)]
-    Lost(#[from] Lost),
+    WorkerPanicked(#[from] WorkerPanicked),
 }
 
 /// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline and leaves the rest

@@ -1,4 +1,4 @@
-//! When to try again what failed.
+//! Decides when to retry a failed publish.
 
 use std::time::Duration;
 
@@ -7,17 +7,17 @@ use tokio::time::Instant;
 
 use crate::publish::Trouble;
 
-/// Without a connection nothing is sent: this is only how soon its return is noticed. Thousands of agents whose
-/// server comes back begin to send within it, each at a moment of its own.
+/// How often to check for a connection while there is none. After an outage, this also spreads the first publishes of
+/// thousands of agents.
 const AWAY: Duration = Duration::from_secs(2);
-/// Doubled with each failure of the same kind, up to [`MOST`].
+/// The first wait. It doubles with each failure of the same kind, up to [`MOST`].
 const FIRST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(30);
-/// A server that takes no more at one moment does so again within milliseconds; doubled up to [`BUSY_MOST`].
+/// The first wait for a busy server, which usually recovers within milliseconds. It doubles up to [`BUSY_MOST`].
 const BUSY_FIRST: Duration = Duration::from_millis(20);
 const BUSY_MOST: Duration = Duration::from_secs(5);
 
-/// When to try again, and what the trouble is.
+/// The time of the next attempt, and the current failure.
 #[derive(Debug)]
 pub(crate) struct Retry {
     at: Instant,
@@ -31,7 +31,7 @@ struct Failing {
 }
 
 impl Retry {
-    /// The first attempt is not at once: there is no connection yet, and agents may have started together.
+    /// Delays the first attempt, because there is no connection yet and many agents may start at the same time.
     pub(crate) fn new() -> Self {
         Self {
             at: Instant::now() + jittered(FIRST, 0.5),
@@ -39,7 +39,7 @@ impl Retry {
         }
     }
 
-    /// The moment of the next attempt.
+    /// The time of the next attempt.
     pub(crate) const fn at(&self) -> Instant {
         self.at
     }
@@ -52,7 +52,7 @@ impl Retry {
         self.failing.is_some()
     }
 
-    /// Notes a failure; true where the one before was of another kind, or there was none.
+    /// Records a failure. Returns true if it differs in kind from the current one, or if there was none.
     pub(crate) fn failed(&mut self, trouble: &Trouble) -> bool {
         let kind = trouble.kind();
         let times = match self.failing {
@@ -70,8 +70,8 @@ impl Retry {
         is_new
     }
 
-    /// Notes a success; true where it ended a trouble, which lasts until all that waited is sent. While an agent empties a
-    /// long spool, the stream refuses and takes its parts by turns.
+    /// Records a success. Returns true if it ended the current failure, which lasts until all queued parts are sent: while
+    /// an agent drains a long spool, the stream alternately rejects and accepts its parts.
     pub(crate) fn succeeded(&mut self, all_sent: bool) -> bool {
         if all_sent {
             return self.failing.take().is_some();
@@ -82,15 +82,15 @@ impl Retry {
         false
     }
 
-    /// Puts the next attempt off.
+    /// Postpones the next attempt.
     pub(crate) fn later(&mut self, wait: Duration) {
         self.at = Instant::now() + wait;
     }
 }
 
-/// The wait after so many failures in a row.
+/// The wait after `times` consecutive failures.
 fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
-    // The exponent is bounded so that the power is.
+    // Limiting the exponent avoids an overflow.
     most.min(first * 2_u32.pow(times.saturating_sub(1).min(16)))
 }
 
@@ -98,7 +98,7 @@ fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// The wait of each of so many failures in a row.
+    /// The waits after each of `times` consecutive failures.
     fn waits(trouble: &Trouble, times: usize) -> Vec<Duration> {
         let mut retry = Retry::new();
         let mut wait = || {
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_wait_doubles_up_to_its_bound_and_is_never_below_a_quarter_of_it() {
+    async fn wait_doubles_up_to_its_limit_and_is_at_least_a_quarter_of_it() {
         for (times, wait) in (0..).zip(waits(&Trouble::NoStream, 100)) {
             let most = MOST.min(FIRST * 2_u32.pow(times.min(16)));
             assert!(
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_trouble_is_told_once_and_another_begins_anew() {
+    async fn failure_is_reported_once_and_another_kind_restarts_the_wait() {
         let mut retry = Retry::new();
         assert!(!retry.is_due() && !retry.is_failing());
         tokio::time::advance(FIRST).await;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_trouble_lasts_until_all_is_sent_and_a_success_shortens_the_wait() {
+    async fn failure_lasts_until_all_is_sent_and_success_resets_the_wait() {
         let mut retry = Retry::new();
         for _ in 0..10 {
             retry.failed(&Trouble::ShareFull);

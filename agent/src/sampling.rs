@@ -1,5 +1,5 @@
-//! The loop that samples. What reads the kernel's files runs on threads of its own and is waited for only so long:
-//! `/proc/<pid>/io` waits for a process that is starting a program, which may hang on a disk.
+//! The sampling loop. It reads the kernel's files on blocking threads with a time limit: `/proc/<pid>/io` blocks while
+//! the process executes a new program, which may hang on a disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,24 +16,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::{
+    blocking_worker::{BlockingWorker, WorkerPanicked},
     config::Intervals,
     dropped,
     sample::{ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
     schedule::Schedule,
-    seat::{Lost, Seat},
     status::Status,
 };
 
-/// How long a reading may take before the loop goes on without it; less where the interval is short.
+/// Time limit of a reading, after which the loop continues without it. Shorter for short intervals.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Samples until shutdown.
 #[derive(Debug)]
 pub(crate) struct SampleLoop {
     instance_id: InstanceId,
-    vm: Seat<VmSampler, Result<VmReading, SampleError>>,
-    processes: Seat<ProcessSampler, Result<Vec<ProcessSample>, SampleError>>,
-    /// The sample that process rows which are late belong to.
+    vm: BlockingWorker<VmSampler, Result<VmReading, SampleError>>,
+    processes: BlockingWorker<ProcessSampler, Result<Vec<ProcessSample>, SampleError>>,
+    /// The sample for late process rows.
     late: Option<Sample>,
     schedule: Schedule,
     patience: Duration,
@@ -51,8 +51,8 @@ impl SampleLoop {
     ) -> Self {
         Self {
             instance_id,
-            vm: Seat::new(sampler.vm),
-            processes: Seat::new(sampler.processes),
+            vm: BlockingWorker::new(sampler.vm),
+            processes: BlockingWorker::new(sampler.processes),
             late: None,
             schedule: Schedule::start(intervals),
             patience: PATIENCE.min(intervals.vm / 2),
@@ -61,7 +61,7 @@ impl SampleLoop {
         }
     }
 
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), Lost> {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> Result<(), WorkerPanicked> {
         self.prime().await?;
         loop {
             tokio::select! {
@@ -72,15 +72,15 @@ impl SampleLoop {
         }
     }
 
-    /// The first reading, which only gives the rates their beginning.
-    async fn prime(&mut self) -> Result<(), Lost> {
+    /// Reads the counters once, so that the first sample has rates.
+    async fn prime(&mut self) -> Result<(), WorkerPanicked> {
         self.processes
             .start(|sampler| sampler.prime().map(|()| Vec::new()));
         self.read_vm().await?;
         Ok(())
     }
 
-    async fn tick(&mut self) -> Result<(), Lost> {
+    async fn tick(&mut self) -> Result<(), WorkerPanicked> {
         let tick = self.schedule.wake(Instant::now());
         missed("late", tick.missed);
         let Some(reading) = self.read_vm().await? else {
@@ -92,7 +92,7 @@ impl SampleLoop {
             if self.processes.start(move |sampler| sampler.read(memory_bytes)) {
                 match timeout(self.patience, self.processes.finished()).await {
                     Ok(rows) => sample.processes = self.rows(rows?),
-                    Err(_) => self.go_on_without(&sample),
+                    Err(_) => self.defer_processes(&sample),
                 }
             } else {
                 missed("processes_hang", 1);
@@ -102,18 +102,19 @@ impl SampleLoop {
         Ok(())
     }
 
-    /// The VM's row; `None` where it could not be taken in time.
-    async fn read_vm(&mut self) -> Result<Option<VmReading>, Lost> {
+    /// The VM's row; `None` if it could not be read in time.
+    async fn read_vm(&mut self) -> Result<Option<VmReading>, WorkerPanicked> {
         if !self.vm.start(VmSampler::read) {
-            // If it has come back meanwhile, its rates are of a time that has passed.
+            // A reading that has finished meanwhile is outdated: discard it and start another.
             if timeout(Duration::ZERO, self.vm.finished()).await.is_err() || !self.vm.start(VmSampler::read) {
                 missed("vm_hangs", 1);
                 return Ok(None);
             }
         }
         let Ok(reading) = timeout(self.patience, self.vm.finished()).await else {
-            warn!("the kernel's statistics hang: this sample is skipped");
-            self.status.sampling(Err("the kernel's statistics hang"));
+            warn!("reading the kernel's statistics timed out; skipping this sample");
+            self.status
+                .sampling(Err("reading the kernel's statistics timed out"));
             missed("vm_hangs", 1);
             return Ok(None);
         };
@@ -125,10 +126,10 @@ impl SampleLoop {
         Ok(reading.ok())
     }
 
-    /// The sample goes out with the VM's row alone; the process rows follow as its further parts.
-    fn go_on_without(&mut self, sample: &Sample) {
-        warn!("the files of some process hang: process rows will be late");
-        self.status.sampling(Err("the files of some process hang"));
+    /// Sends the sample with only the VM's row now, and the process rows later as further parts.
+    fn defer_processes(&mut self, sample: &Sample) {
+        warn!("reading the processes timed out; process rows will be late");
+        self.status.sampling(Err("reading the processes timed out"));
         self.late = Some(Sample {
             vm: None,
             part: 1,
@@ -141,7 +142,7 @@ impl SampleLoop {
         if let Some(sample) = self.late.take()
             && !processes.is_empty()
         {
-            warn!(rows = processes.len(), "late process rows have come");
+            warn!(rows = processes.len(), "late process rows arrived");
             self.send(Sample { processes, ..sample });
         }
     }
@@ -153,8 +154,7 @@ impl SampleLoop {
     fn failed(&self, error: &SampleError) {
         let cause = std::error::Error::source(error).map(ToString::to_string);
         warn!(cause, "{error}");
-        self.status
-            .sampling(Err("a sample could not be taken (see the log)"));
+        self.status.sampling(Err("sampling failed; see the log"));
         missed("unreadable", 1);
     }
 
@@ -186,16 +186,16 @@ mod tests {
     use super::*;
     use crate::{sample::Roots, select::Selection};
 
-    /// A machine with one process, pid 7.
-    struct Machine(TempDir);
+    /// A fake `/proc` with one process, pid 7.
+    struct FakeProc(TempDir);
 
-    impl Machine {
+    impl FakeProc {
         fn new() -> Self {
-            let machine = Self(tempfile::tempdir().unwrap());
-            fs::create_dir_all(machine.path("net")).unwrap();
-            fs::create_dir_all(machine.path("7")).unwrap();
-            fs::copy("/proc/meminfo", machine.path("meminfo")).unwrap();
-            let write = |name: &str, text: &str| fs::write(machine.path(name), text).unwrap();
+            let proc = Self(tempfile::tempdir().unwrap());
+            fs::create_dir_all(proc.path("net")).unwrap();
+            fs::create_dir_all(proc.path("7")).unwrap();
+            fs::copy("/proc/meminfo", proc.path("meminfo")).unwrap();
+            let write = |name: &str, text: &str| fs::write(proc.path(name), text).unwrap();
             write("stat", "cpu 1 1 1 1\nctxt 1\nbtime 1482236500\nprocesses 1\n");
             write("uptime", "100.00 0.00\n");
             write("diskstats", "");
@@ -205,14 +205,14 @@ mod tests {
                 "7 (writer) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 1607 0 25 0\n",
             );
             write("7/io", IO);
-            machine
+            proc
         }
 
         fn path(&self, name: &str) -> PathBuf {
             self.0.path().join(name)
         }
 
-        /// Lets the process's disk counters hang, as they do while the process starts a program from a hung disk.
+        /// Makes reads of the process's disk counters hang, as while it executes a program from a hung disk.
         fn hang(&self) -> Hanging {
             let pipe = self.path("pipe");
             assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -227,7 +227,7 @@ mod tests {
 
     const IO: &str = "read_bytes: 0\nwrite_bytes: 0\n";
 
-    /// Lets go at its end at the latest, or the test's runtime would wait for ever for its thread.
+    /// Unblocks the reads when dropped. Otherwise the test's runtime would wait forever for the blocked thread.
     struct Hanging {
         pipe: PathBuf,
         file: PathBuf,
@@ -243,19 +243,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_process_that_hangs_delays_its_rows_and_nothing_else() {
-        let machine = Machine::new();
+    async fn hanging_process_delays_only_process_rows() {
+        let proc = FakeProc::new();
         let id: InstanceId = "vm-1".parse().unwrap();
         let roots = Roots {
-            proc: machine.path(""),
-            sys: machine.path("no-devices"),
+            proc: proc.path(""),
+            sys: proc.path("no-devices"),
         };
         let sampler = Sampler::new(id.clone(), "+00:00".parse().unwrap(), Selection::All, roots).unwrap();
         let intervals = Intervals {
             vm: Duration::from_millis(100),
             vm_per_process: 1,
         };
-        let (taken, mut coming) = mpsc::channel(1000);
+        let (taken, mut receiver) = mpsc::channel(1000);
         let status = Arc::new(Status::default());
         let shutdown = CancellationToken::new();
         let sampling = SampleLoop::new(id, sampler, intervals, taken, Arc::clone(&status));
@@ -263,7 +263,7 @@ mod tests {
         let mut next_where = async |wanted: fn(&Sample) -> bool| {
             let found = async {
                 loop {
-                    let sample = coming.recv().await.unwrap();
+                    let sample = receiver.recv().await.unwrap();
                     if wanted(&sample) {
                         return sample;
                     }
@@ -271,22 +271,22 @@ mod tests {
             };
             timeout(Duration::from_secs(20), found).await.unwrap()
         };
-        let is_whole = |sample: &Sample| sample.vm.is_some() && sample.processes.len() == 1;
-        let is_bare = |sample: &Sample| sample.vm.is_some() && sample.processes.is_empty();
-        next_where(is_whole).await;
+        let has_processes = |sample: &Sample| sample.vm.is_some() && sample.processes.len() == 1;
+        let has_only_vm = |sample: &Sample| sample.vm.is_some() && sample.processes.is_empty();
+        next_where(has_processes).await;
         assert_eq!(status.ready(), Ok(()));
 
-        let hanging = machine.hang();
-        let first = next_where(is_bare).await;
+        let hanging = proc.hang();
+        let first = next_where(has_only_vm).await;
         for _ in 0..3 {
-            next_where(is_bare).await;
+            next_where(has_only_vm).await;
         }
         drop(hanging);
         let late = next_where(|sample| sample.vm.is_none()).await;
         assert_eq!(late.create_date, first.create_date);
         assert_eq!((first.part, late.part), (0, 1));
         assert_eq!((late.processes.len(), late.processes[0].pid), (1, 7));
-        next_where(is_whole).await;
+        next_where(has_processes).await;
 
         shutdown.cancel();
         sampling.await.unwrap().unwrap();

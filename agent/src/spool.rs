@@ -1,19 +1,18 @@
-//! Parts of samples that wait on disk, oldest first.
+//! A queue of sample parts on disk, oldest first.
 //!
-//! **What is guaranteed.** A part is either acknowledged by the stream or in the spool 250 ms after it was sampled
-//! (`ship::GRACE`), and at once where the bus is away or others wait already. From then on neither a `kill -9` of the
-//! agent nor a restart loses or reorders it; it leaves the spool only when it is acknowledged, or when the spool is
-//! full and it is the oldest: then it is dropped, counted and logged. In those first 250 ms a `kill -9` loses the one
-//! sample that was just taken, just as it would have a moment before; in return an agent whose bus is there writes
-//! nothing to the guest's disk.
+//! **Guarantees.** 250 ms after sampling (`ship::GRACE`), a part is either acknowledged by the stream or spooled; if the
+//! bus is unreachable or other parts are queued, it is spooled at once. A spooled part survives `kill -9` and restarts,
+//! in order. It leaves the spool only when it is acknowledged, or when the spool is full and it is the oldest part; then
+//! it is dropped, counted and logged. A `kill -9` within the first 250 ms loses the one sample just taken. In return,
+//! an agent with a working bus does not write to the guest's disk.
 //!
-//! **What is not.** Files are not synced: after a power loss or a crash of the guest's kernel, what was written in
-//! the last half minute or so (the kernel's write-back delay) may be missing or cut off. What is cut off is
-//! recognised, skipped and counted. While the disk hangs or is full, parts wait in memory, bounded and counted alike.
-//! A part may be sent twice (acknowledged, but killed before its file was removed): the rows' own ids make that harmless.
+//! **Limits.** Files are not synced. After a power loss or a kernel crash in the guest, parts of about the last 30 s (the
+//! kernel's write-back delay) may be missing or truncated; truncated ones are detected, skipped and counted. While the
+//! disk hangs or is full, parts are kept in memory, in bounded number. A part may be sent twice (if the agent is killed
+//! between the acknowledgement and the removal of the file), which is harmless because rows have deterministic ids.
 //!
-//! **How.** One file a part, `<sequence>.json`, its content the message's body: written under another name
-//! and renamed, so that a file of that name is whole. A locked file keeps a second agent out.
+//! **Files.** Each part is a file `<sequence>.json` with the message's body. It is written under a temporary name and
+//! renamed, so that it is always complete. A lock file prevents a second agent from using the folder.
 
 use std::{
     collections::BTreeMap,
@@ -40,31 +39,31 @@ use crate::{
 };
 
 const LOCK: &str = "lock";
-/// What is being written; a crash leaves it behind.
+/// The temporary name of a file that is being written. A crash may leave it behind.
 const UNFINISHED: &str = "unfinished";
-/// File systems give whole blocks, mostly of this size: a small part takes one all the same.
+/// The usual block size of file systems. Files occupy whole blocks.
 const BLOCK: u64 = 4096;
 
 /// The spool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The folder cannot be made, read or written.
-    #[error("{}: {} cannot be used: {source}; give the agent a folder that it may write", SPOOL_DIR.name, dir.display())]
+    /// The folder cannot be created, read or written.
+    #[error("{}: cannot use {}: {source}; set it to a folder that the agent can write to", SPOOL_DIR.name, dir.display())]
     Dir {
         /// The folder.
         dir: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// Another agent uses it.
-    #[error("{}: another agent uses {}; stop it, or give this one a folder of its own", SPOOL_DIR.name, dir.display())]
+    /// Another agent uses the folder.
+    #[error("{}: another agent uses {}; stop it, or set it to a different folder", SPOOL_DIR.name, dir.display())]
     Taken {
         /// The folder.
         dir: PathBuf,
     },
 }
 
-/// A part and its place in the order.
+/// A part and its position in the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Queued {
     pub(crate) sequence: u64,
@@ -77,16 +76,16 @@ pub(crate) struct Spool {
     dir: PathBuf,
     limit: u64,
     instance_id: InstanceId,
-    /// The parts, and what each takes on disk.
+    /// The bytes that each part occupies on disk, by sequence.
     files: BTreeMap<u64, u64>,
     bytes: u64,
-    /// How many files there are; readable while the disk hangs.
+    /// The number of files; readable while the disk hangs.
     waiting: Arc<AtomicU64>,
-    /// Held as long as the spool lives.
+    /// Holds the lock.
     _lock: File,
 }
 
-/// What identifies a part. Reading it checks the whole of the JSON.
+/// The fields that identify a part. Parsing them also validates the whole JSON.
 #[derive(Deserialize)]
 struct Head {
     instance_id: InstanceId,
@@ -95,14 +94,14 @@ struct Head {
 }
 
 impl Spool {
-    /// Opens the folder, makes it where it is missing, and takes up what an earlier agent left.
+    /// Opens the folder, creating it if necessary, and loads the parts of an earlier run.
     pub(crate) fn open(settings: &SpoolSettings, instance_id: InstanceId) -> Result<Self, SpoolError> {
         let dir = settings.dir.clone();
         let unusable = |source| SpoolError::Dir {
             dir: dir.clone(),
             source,
         };
-        // What runs on this VM is its owner's affair only.
+        // Only the agent's user may read what runs on this VM.
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -135,24 +134,24 @@ impl Spool {
             _lock: lock,
         };
         spool.make_room(0);
-        spool.tell_depth();
+        spool.update_depth();
         if !spool.files.is_empty() {
-            info!(parts = spool.files.len(), "parts from before wait to be sent");
+            info!(parts = spool.files.len(), "found spooled parts of an earlier run");
         }
         Ok(spool)
     }
 
-    /// How many parts wait.
+    /// The number of queued parts.
     pub(crate) fn waiting(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.waiting)
     }
 
-    /// The sequence number that comes after all that wait.
+    /// The sequence number for the next part.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.files.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
-    /// Writes a part, dropping the oldest where it would not fit.
+    /// Writes a part. Drops the oldest parts if it does not fit.
     pub(crate) fn push(&mut self, queued: &Queued) -> io::Result<()> {
         let bytes = on_disk(queued.part.body.len() as u64);
         self.make_room(bytes);
@@ -160,20 +159,20 @@ impl Spool {
         fs::write(&unfinished, &queued.part.body)
             .and_then(|()| fs::rename(&unfinished, self.path(queued.sequence)))
             .inspect_err(|_| {
-                // Where the disk is full this frees what was written; where it is broken nothing helps.
+                // Frees the space if the disk is full. If this fails too, nothing else can be done.
                 let _ = fs::remove_file(&unfinished);
             })?;
         self.bytes += bytes;
-        // It may be there already: written by a call that was given up on.
+        // A call that timed out may have written the part already.
         if let Some(before) = self.files.insert(queued.sequence, bytes) {
             self.bytes -= before;
         }
-        self.tell_depth();
+        self.update_depth();
         Ok(())
     }
 
-    /// The oldest part. What is unreadable or of another VM (this one was cloned) is dropped on the way; an error is
-    /// one that may pass.
+    /// The oldest part. Drops unreadable parts, and those of another VM if this one was cloned. A returned error may be
+    /// temporary.
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
         while let Some((&sequence, _)) = self.files.first_key_value() {
             let lost = match fs::read(self.path(sequence)) {
@@ -188,7 +187,7 @@ impl Spool {
                     Ok(_) => "of_another_vm",
                     Err(_) => "unreadable",
                 },
-                Err(error) if is_lasting(&error) => "unreadable",
+                Err(error) if is_permanent(&error) => "unreadable",
                 Err(error) => return Err(error),
             };
             warn!(
@@ -211,10 +210,10 @@ impl Spool {
         if let Err(error) = fs::remove_file(self.path(sequence))
             && error.kind() != ErrorKind::NotFound
         {
-            // It is sent again after a restart, which is harmless.
-            warn!(%error, "a spooled part could not be removed");
+            // After a restart the part is sent again, which is harmless.
+            warn!(%error, "failed to remove a spooled part");
         }
-        self.tell_depth();
+        self.update_depth();
     }
 
     fn make_room(&mut self, needed: u64) {
@@ -239,7 +238,7 @@ impl Spool {
         self.dir.join(file_name(sequence))
     }
 
-    fn tell_depth(&self) {
+    fn update_depth(&self) {
         let parts = self.files.len() as u64;
         self.waiting.store(parts, Ordering::Relaxed);
         gauge!("vmwatch_agent_spool_parts").set(float(parts));
@@ -251,7 +250,7 @@ fn on_disk(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(BLOCK)
 }
 
-/// Twenty digits hold every sequence number, so that the names sort as the numbers do.
+/// Sequence numbers are padded to 20 digits, so that names sort like numbers.
 fn file_name(sequence: u64) -> String {
     format!("{sequence:020}.json")
 }
@@ -260,8 +259,8 @@ fn parse_name(name: &str) -> Option<u64> {
     name.strip_suffix(".json")?.parse().ok()
 }
 
-/// Whether the file is lost for good: gone, or on a bad sector. Anything else (no file descriptor free) may pass.
-fn is_lasting(error: &io::Error) -> bool {
+/// Whether the file is lost: missing, or on a bad sector. Other errors (no free file descriptor) may be temporary.
+fn is_permanent(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 

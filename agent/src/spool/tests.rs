@@ -53,7 +53,7 @@ fn files(dir: &TempDir) -> Vec<String> {
 }
 
 #[test]
-fn parts_come_back_in_order_after_a_restart_and_leave_nothing_behind() {
+fn parts_survive_a_restart_in_order_and_leave_no_files() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     for sequence in 0..3 {
@@ -73,23 +73,23 @@ fn parts_come_back_in_order_after_a_restart_and_leave_nothing_behind() {
 }
 
 #[test]
-fn the_bound_holds_in_blocks_and_the_oldest_go_first() {
+fn limit_counts_blocks_and_drops_the_oldest_parts() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open_with(&dir, 4);
     for sequence in 0..6 {
         spool.push(&part(sequence, 100)).unwrap();
     }
     assert_eq!(files(&dir).len(), 4 + 1);
-    // Two blocks: two more of the oldest go.
+    // This part needs two blocks, so the two oldest parts are dropped.
     spool.push(&part(6, 4097)).unwrap();
     drop(spool);
-    // A smaller limit is kept at once.
+    // A smaller limit applies at once.
     let mut spool = open_with(&dir, 3);
     assert_eq!(drain(&mut spool), [5, 6]);
 }
 
 #[test]
-fn what_a_crash_left_is_skipped() {
+fn skips_files_damaged_by_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     for sequence in 0..5 {
@@ -110,7 +110,7 @@ fn what_a_crash_left_is_skipped() {
 }
 
 #[test]
-fn parts_of_the_vm_that_this_one_was_cloned_from_are_dropped() {
+fn drops_parts_of_the_vm_that_this_one_was_cloned_from() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     spool.push(&part(0, 200)).unwrap();
@@ -125,7 +125,7 @@ fn parts_of_the_vm_that_this_one_was_cloned_from_are_dropped() {
 }
 
 #[test]
-fn a_second_agent_is_refused_and_a_bad_folder_is_told() {
+fn rejects_a_second_agent_and_an_unusable_folder() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(&dir);
     let settings = SpoolSettings {
@@ -153,7 +153,7 @@ fn a_second_agent_is_refused_and_a_bad_folder_is_told() {
 }
 
 #[test]
-fn a_part_written_twice_is_there_once() {
+fn stores_a_part_once_if_written_twice() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open_with(&dir, 2);
     for sequence in [0, 1, 1, 1] {
@@ -164,7 +164,7 @@ fn a_part_written_twice_is_there_once() {
 }
 
 #[test]
-fn a_failed_write_leaves_the_spool_as_it_was() {
+fn failed_write_does_not_change_the_spool() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     spool.push(&part(0, 200)).unwrap();
@@ -178,9 +178,9 @@ fn a_failed_write_leaves_the_spool_as_it_was() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Against a plain list, with restarts in between.
+    /// Compares the spool with a plain list, including restarts.
     #[test]
-    fn it_is_a_bounded_queue(steps in proptest::collection::vec((0_u8..4, 100_usize..20_000), 1..40)) {
+    fn behaves_like_a_bounded_queue(steps in proptest::collection::vec((0_u8..4, 100_usize..20_000), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
         let (limit, mut spool) = (8, open_with(&dir, 8));
         let mut expected: Vec<(u64, u64)> = Vec::new();
