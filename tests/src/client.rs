@@ -1,4 +1,4 @@
-//! A client of the documented API, as of 2017 and for tests.
+//! A test client of the documented API of 2017.
 
 use std::time::{Duration, Instant};
 
@@ -21,27 +21,27 @@ pub mod codes {
     pub const START: u32 = 32_523;
 }
 
-/// A gateway of the stack, with a client of its own.
+/// A gateway of the stack, with an HTTP client.
 #[derive(Debug)]
 pub struct Gateway {
-    /// The process.
+    /// The gateway's process.
     pub replica: Replica,
     url: String,
     http: reqwest::Client,
 }
 
-/// What a gateway answered.
+/// A gateway's answer.
 #[derive(Debug, Clone)]
 pub struct Answer {
     /// The HTTP status.
     pub http: u16,
-    /// The body, to the byte.
+    /// The exact body.
     pub body: String,
     /// The header `Retry-After`.
     pub retry_after: Option<String>,
     /// The header `Content-Type`.
     pub content_type: Option<String>,
-    /// From the first byte sent to the last received.
+    /// Time from sending the request to receiving the last byte.
     pub took: Duration,
 }
 
@@ -57,12 +57,12 @@ impl Gateway {
         }
     }
 
-    /// The address of a path.
+    /// The URL of a path.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }
 
-    /// Sends any request to the documented path.
+    /// Sends a request to the path of the documented API.
     pub async fn send(
         &self,
         method: Method,
@@ -92,40 +92,40 @@ impl Gateway {
         })
     }
 
-    /// Posts a body as clients of 2017 do, calling JSON a form.
+    /// Posts a body as the clients of 2017 do, with the content type of a form.
     pub async fn post_text(&self, body: impl Into<reqwest::Body>) -> Answer {
         self.send(Method::POST, Some("application/x-www-form-urlencoded"), body)
             .await
-            .unwrap_or_else(|error| panic!("{} gave no answer: {error:?}", self.url))
+            .unwrap_or_else(|error| panic!("request to {} failed: {error:?}", self.url))
     }
 
-    /// Posts a request.
+    /// Posts a JSON request.
     pub async fn post(&self, request: &Value) -> Answer {
         self.post_text(request.to_string()).await
     }
 
-    /// Logs in and gives back the session.
+    /// Logs in and returns the session token.
     pub async fn login(&self, user: &str, password: &str) -> String {
         let data = json!({ "user_name": user, "password": password });
         let answer = self.post(&json!({ "method": codes::LOGIN, "data": data })).await;
         let session = answer.json()["session_id"].as_str().map(str::to_owned);
         match session {
             Some(session) if answer.status() == 1 => session,
-            _ => panic!("no login as {user}: {answer:?}"),
+            _ => panic!("login as {user} failed: {answer:?}"),
         }
     }
 
-    /// The rows of an answer to a query of these `data`, as JSON objects.
+    /// Queries rows and returns them as JSON objects.
     pub async fn rows(&self, session: &str, method: u32, limit: u32, data: Value) -> Vec<Value> {
         let request = json!({ "method": method, "session_id": session, "limit": limit, "format": "json", "data": data });
         let answer = self.post(&request).await;
         match answer.json()["data"].take() {
             Value::Array(rows) if answer.status() == 1 => rows,
-            _ => panic!("no rows for {request}: {answer:?}"),
+            _ => panic!("query {request} failed: {answer:?}"),
         }
     }
 
-    /// Asks to start a VM.
+    /// Requests the start of a VM.
     pub async fn start_vm(&self, session: &str, instance: &str) -> Answer {
         let data = json!({ "instance_id": instance });
         self.post(&json!({ "method": codes::START, "session_id": session, "data": data }))
@@ -136,7 +136,7 @@ impl Gateway {
 impl Answer {
     /// The body as JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
 
     /// The envelope's `status_code`.
@@ -153,7 +153,7 @@ impl Answer {
     }
 }
 
-/// The exact body of a failure of a method that answers `data`.
+/// The exact body of an error answer of a method whose answers contain `data`.
 pub fn failure(status: u32, method: &Value, session: &str, message: &str) -> String {
     format!(
         r#"{{"status_code":{status},"session_id":{session},"message_id":"","message":{message},"data":null,"method":{method}}}"#,

@@ -1,4 +1,4 @@
-//! A server in a container, and all that a test may do to it: the same as to a [`Process`](crate::Process).
+//! A server in a container, with the same operations as a [`Process`](crate::Process).
 
 use std::{
     future::Future,
@@ -16,32 +16,31 @@ use testcontainers::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-/// The label by which what a killed test left behind is found (deploy/offline/backend.py); its value is the test's
-/// process id.
+/// Label with the test's process id, to find containers left behind by a killed test (deploy/offline/backend.py).
 const LABEL: &str = "vmwatch-e2e";
-/// The lines of each log that a failing test shows.
+/// Number of log lines to show of each server when a test fails.
 const TAIL: usize = 25;
-/// An engine does each of these in a second, but an image may have to be pulled first.
+/// Time limit of an operation. The engine usually needs less than a second, but may have to pull an image first.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// What to run.
+/// How to run a container.
 #[derive(Debug)]
 pub(crate) struct ContainerSpec {
-    /// For people: `nats`.
+    /// Name for messages, such as `nats`.
     pub(crate) name: &'static str,
     /// `name:tag`.
     pub(crate) image: String,
-    /// The arguments of its entrypoint; none for the image's own.
+    /// Arguments for the entrypoint; if empty, those of the image.
     pub(crate) args: Vec<String>,
-    /// A port of the loopback interface, which it keeps over restarts.
+    /// The port on the host's loopback interface, kept across restarts.
     pub(crate) host_port: u16,
-    /// Its own port.
+    /// The port in the container.
     pub(crate) port: u16,
-    /// Folders, and where they are in the container.
+    /// Folders on the host, with their paths in the container.
     pub(crate) mounts: Vec<(String, &'static str)>,
 }
 
-/// A running container. It is removed with this value, its store with it.
+/// A running container. Dropping it removes the container and its data.
 #[derive(Debug)]
 pub struct Container {
     name: &'static str,
@@ -49,20 +48,20 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts it; its image is pulled where the engine does not have it.
+    /// Starts a container. The engine pulls the image if it is missing.
     pub(crate) fn start(spec: ContainerSpec) -> Self {
         let (name, image) = (spec.name, spec.image.clone());
-        let container = apart(async move { request(spec).start().await })
-            .unwrap_or_else(|error| panic!("no container of {image}: {error}"));
+        let container = run_blocking(async move { request(spec).start().await })
+            .unwrap_or_else(|error| panic!("cannot start a container of {image}: {error}"));
         Self {
             name,
             container: Some(Arc::new(container)),
         }
     }
 
-    /// SIGKILL; waits for the end.
+    /// Sends SIGKILL and waits until the container has ended.
     pub(crate) fn kill9(&self) {
-        self.done("kill", |container| async move {
+        self.run_docker("kill", |container| async move {
             let docker = docker_client_instance().await?;
             let killed = docker
                 .kill_container(container.id(), None::<KillContainerOptions>)
@@ -75,19 +74,19 @@ impl Container {
         });
     }
 
-    /// Freezes all its processes.
+    /// Freezes the container's processes.
     pub(crate) fn pause(&self) {
-        self.done("pause", |container| async move { container.pause().await });
+        self.run_docker("pause", |container| async move { container.pause().await });
     }
 
-    /// Ends a pause.
+    /// Resumes the container after [`Container::pause`].
     pub(crate) fn resume(&self) {
-        self.done("unpause", |container| async move { container.unpause().await });
+        self.run_docker("unpause", |container| async move { container.unpause().await });
     }
 
-    /// SIGHUP.
+    /// Sends SIGHUP.
     pub(crate) fn reload(&self) {
-        self.done("kill", |container| async move {
+        self.run_docker("kill", |container| async move {
             let docker = docker_client_instance().await?;
             let signal = KillContainerOptionsBuilder::default().signal("SIGHUP").build();
             let sent = docker.kill_container(container.id(), Some(signal)).await;
@@ -95,19 +94,19 @@ impl Container {
         });
     }
 
-    /// Starts it again, with its store and port, after it has ended.
+    /// Starts the ended container again, with the same data and port.
     pub(crate) fn start_again(&self) {
-        self.done("start", |container| async move { container.start().await });
+        self.run_docker("start", |container| async move { container.start().await });
     }
 
-    /// Its exit code, if it has ended.
+    /// The exit code, if the container has ended.
     pub(crate) fn ended(&self) -> Option<i64> {
-        self.done("inspect", |container| async move { container.exit_code().await })
+        self.run_docker("inspect", |container| async move { container.exit_code().await })
     }
 
-    /// What it has written so far, standard output first.
+    /// The output so far: standard output, then standard error.
     pub(crate) fn log(&self) -> String {
-        let written = self.done("logs", |container| async move {
+        let written = self.run_docker("logs", |container| async move {
             let mut written = container.stdout_to_vec().await?;
             written.extend(container.stderr_to_vec().await?);
             Ok(written)
@@ -115,13 +114,17 @@ impl Container {
         String::from_utf8_lossy(&written).into_owned()
     }
 
-    fn done<T, Work>(&self, what: &str, work: impl FnOnce(Arc<ContainerAsync<GenericImage>>) -> Work) -> T
+    fn run_docker<T, Work>(
+        &self,
+        what: &str,
+        work: impl FnOnce(Arc<ContainerAsync<GenericImage>>) -> Work,
+    ) -> T
     where
         T: Send + 'static,
         Work: Future<Output = Result<T, TestcontainersError>> + Send + 'static,
     {
-        let container = self.container.as_ref().expect("it is there until it is dropped");
-        apart(work(Arc::clone(container)))
+        let container = self.container.as_ref().expect("present until dropped");
+        run_blocking(work(Arc::clone(container)))
             .unwrap_or_else(|error| panic!("docker {what} {}: {error}", self.name))
     }
 }
@@ -139,8 +142,8 @@ impl Drop for Container {
             );
         }
         let container = self.container.take();
-        // Removed where it is dropped, which is within a runtime.
-        apart(async move { drop(container) });
+        // Dropping removes the container and must happen within a runtime.
+        run_blocking(async move { drop(container) });
     }
 }
 
@@ -168,11 +171,11 @@ fn request(spec: ContainerSpec) -> ContainerRequest<GenericImage> {
     })
 }
 
-/// Whether a Docker engine answers, and has these images.
+/// Checks that a Docker engine is running and has these images.
 pub(crate) fn engine_has(images: &[String]) -> Result<(), String> {
     let images = images.to_vec();
-    apart(async move {
-        let no_engine = |error: String| format!("no Docker engine answers ({error})");
+    run_blocking(async move {
+        let no_engine = |error: String| format!("no Docker engine is reachable ({error})");
         let docker = docker_client_instance()
             .await
             .map_err(|error| no_engine(error.to_string()))?;
@@ -188,20 +191,18 @@ pub(crate) fn engine_has(images: &[String]) -> Result<(), String> {
     })
 }
 
-/// Runs something on a runtime of its own and waits for it: the runtime of a test may have one thread alone, and a
-/// container is dropped where nothing can be awaited.
-fn apart<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+/// Runs a future on a separate runtime and blocks until it is done. A test's own runtime may have only one thread, and a
+/// drop cannot await.
+fn run_blocking<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         let mut builder = Builder::new_multi_thread();
         builder
             .worker_threads(1)
             .enable_all()
             .build()
-            .expect("a thread can be started")
+            .expect("starting a runtime")
     });
-    let (done, result) = mpsc::sync_channel(1);
-    RUNTIME.spawn(async move { done.send(work.await) });
-    result
-        .recv_timeout(LIMIT)
-        .expect("the Docker engine answers in time")
+    let (sender, result) = mpsc::sync_channel(1);
+    RUNTIME.spawn(async move { sender.send(work.await) });
+    result.recv_timeout(LIMIT).expect("the Docker engine timed out")
 }

@@ -17,7 +17,7 @@ use crate::{
     tools,
 };
 
-/// The database, whose store outlives its restarts.
+/// The database. Its data survives restarts.
 #[derive(Debug)]
 pub struct Database {
     /// The server.
@@ -27,12 +27,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// Starts one that keeps its store and log in the folder, and waits until it answers.
+    /// Starts a database with its data and log in `folder`, and waits until it answers.
     pub async fn start(folder: &Path) -> Self {
         Self::start_with(folder, None).await
     }
 
-    /// Starts one that takes TLS alone, with the certificate in a folder that `deploy/secrets` made.
+    /// Starts a database that accepts only TLS, with the certificate in a folder created by `deploy/secrets`.
     pub async fn start_with(folder: &Path, certificate: Option<&Path>) -> Self {
         let port = free_port();
         let server = match Backend::chosen() {
@@ -50,14 +50,14 @@ impl Database {
             tls.ca_file_path = Some(certificate.join("ca.crt"));
             Tls::Enabled(tls)
         });
-        let client = Client::with_options(options).expect("the options are right");
+        let client = Client::with_options(options).expect("valid options");
         let uri = format!("mongodb://127.0.0.1:{port}");
         let database = Self { server, uri, client };
-        database.answers().await;
+        database.wait_until_ready().await;
         database
     }
 
-    /// The address of the server.
+    /// The server's URI.
     pub fn uri(&self) -> &str {
         &self.uri
     }
@@ -67,13 +67,13 @@ impl Database {
         self.client.database(shared::config::DATABASE.default)
     }
 
-    /// Starts it again on the same port and store after it was killed, and waits until it answers.
+    /// Starts the killed database again, with the same data and port, and waits until it answers.
     pub async fn restart(&self) {
         self.server.start_again();
-        self.answers().await;
+        self.wait_until_ready().await;
     }
 
-    async fn answers(&self) {
+    async fn wait_until_ready(&self) {
         eventually("the database answers", PATIENCE, async || {
             if let Some(status) = self.server.ended() {
                 panic!("the database ended at once ({status}):\n{}", self.server.log());
@@ -85,7 +85,7 @@ impl Database {
     }
 }
 
-/// As mongod is told to take TLS alone, with the files in this folder.
+/// The arguments with which mongod accepts only TLS, with the files in this folder.
 fn tls_arguments(certificate: &Path) -> Vec<String> {
     let [pair, ca] = ["tls.pem", "ca.crt"].map(|name| certificate.join(name).display().to_string());
     let words = [
@@ -111,8 +111,8 @@ fn process(folder: &Path, port: u16, certificate: Option<&Path>) -> Process {
         args.extend(["--bind_ip", "127.0.0.1", "--dbpath", &store]);
         tls.extend(certificate.into_iter().flat_map(tls_arguments));
     } else {
-        // Without --sync-on-commit the stand-in loses acknowledged writes at a kill -9; the sizes keep an empty
-        // store small.
+        // Without --sync-on-commit, the stand-in loses acknowledged writes on kill -9. The sizes keep an empty database
+        // small.
         args.extend(["--storage-path", &store, "--standalone", "--sync-on-commit"]);
         args.extend(["--cache-size", "256M", "--log-file-max", "16MB"]);
         for (option, name) in [("--tls-cert-file", "tls.crt"), ("--tls-key-file", "tls.key")] {

@@ -1,11 +1,11 @@
-//! The harness of the end-to-end tests: a whole vmwatch of real processes, on free ports and in a temporary folder.
+//! The harness of the end-to-end tests: a complete vmwatch of real processes, on free ports and in a temporary folder.
 //!
-//! A [`Stack`] is NATS, the database and any number of replicas of each program, all started by the test and all
-//! ended with it, whatever way it ends. Each replica can be killed, stopped, frozen and started again. Everything
-//! waits by [`eventually`], for a condition, and nothing for a fixed time.
+//! A [`Stack`] consists of NATS, the database and any number of replicas of each program. The test starts them, and they
+//! end with the test even if it is killed. Replicas can be killed, stopped, frozen and restarted. The harness waits for
+//! conditions with [`eventually`] and never for a fixed time.
 //!
-//! [`Process`] is how anything of ours is started. NATS and the database are a [`Server`], which is a process or a
-//! container: the test says nothing of it, `server.rs` chooses.
+//! vmwatch's own programs are started as a [`Process`]. NATS and the database are a [`Server`]: either a process or a
+//! container, selected by `server.rs` and transparent to the tests.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::missing_panics_doc,
-    reason = "what fails in the harness fails the test, and the text says why"
+    reason = "a panic in the harness fails the test with its message"
 )]
 
 mod client;
@@ -49,11 +49,11 @@ pub use stack::{
 };
 pub use tools::{nats_server, node_and_chromium, schemathesis};
 
-/// How long anything may take to happen that has no deadline of its own: far above what a busy machine of two cores
-/// needs, so that only a real fault reaches it.
+/// Default time limit of a condition: far longer than a busy two-core machine needs, so that only a real fault exceeds
+/// it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until the probe answers well, or fails the test with the probe's last reason.
+/// Waits until the probe succeeds. After the deadline, fails the test with the probe's last error.
 pub async fn eventually<T>(
     what: &str,
     deadline: Duration,
@@ -67,7 +67,7 @@ pub async fn eventually<T>(
         };
         assert!(
             Instant::now() < end,
-            "{what}: not within {deadline:?}; the last try: {reason}"
+            "{what}: timed out after {deadline:?}; last error: {reason}"
         );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }

@@ -1,4 +1,4 @@
-//! A real hypervisor: libvirtd in session mode, and a QEMU guest that runs our own agent.
+//! A real hypervisor: libvirtd in session mode, with a QEMU guest that runs the agent.
 
 use std::{
     fs,
@@ -12,19 +12,19 @@ use tempfile::TempDir;
 
 use crate::{PATIENCE, Process, Spec, eventually, tools};
 
-/// Debian's `nobody`: QEMU needs no more than this, and libvirtd in session mode wants not to be root.
+/// Debian's `nobody`. QEMU needs no more rights, and libvirtd in session mode must not run as root.
 const NOBODY: u32 = 65_534;
 
-/// A session libvirtd with a folder of its own. It ends with this value, and its guests with it.
+/// A session libvirtd with its own folder. Dropping it ends libvirtd and its guests.
 #[derive(Debug)]
 pub struct Libvirtd {
-    /// The process.
+    /// libvirtd's process.
     pub process: Process,
     folder: TempDir,
 }
 
 impl Libvirtd {
-    /// Starts it and waits until it answers.
+    /// Starts libvirtd and waits until it answers.
     pub async fn start() -> Self {
         let folder = tempfile::Builder::new()
             .prefix("vmwatch-libvirt-")
@@ -35,7 +35,7 @@ impl Libvirtd {
         for name in ["home", "home/.config", "home/.config/libvirt", "run", "image"] {
             fs::create_dir(root.join(name)).unwrap();
         }
-        // No AppArmor profile, and no virtlogd, which only the system's own libvirtd has.
+        // No AppArmor profile and no virtlogd; only the system's libvirtd has those.
         let conf = "security_driver = \"none\"\nstdio_handler = \"file\"\n";
         fs::write(root.join("home/.config/libvirt/qemu.conf"), conf).unwrap();
         for part in ["vmlinuz", "initramfs.gz"] {
@@ -59,7 +59,7 @@ impl Libvirtd {
         format!("qemu+unix:///session?socket={}", socket.display())
     }
 
-    /// What `virsh` says; it must succeed.
+    /// Runs `virsh`, which must succeed, and returns its output.
     pub fn virsh(&self, args: &[&str]) -> String {
         self.try_virsh(args)
             .unwrap_or_else(|error| panic!("virsh {args:?}: {error}"))
@@ -70,7 +70,7 @@ impl Libvirtd {
             .args(["--quiet", "--connect", &self.uri()])
             .args(args)
             .output()
-            .map_err(|error| format!("virsh cannot be run: {error}; run `./dev install`"))?;
+            .map_err(|error| format!("cannot run virsh: {error}; run `./dev install`"))?;
         if output.status.success() {
             Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
         } else {
@@ -78,7 +78,7 @@ impl Libvirtd {
         }
     }
 
-    /// Defines a guest that is off; its agent gets these settings, without their `VMWATCH_`.
+    /// Defines a guest that is off. Its agent gets these settings, named without the prefix `VMWATCH_`.
     pub fn define_guest(&self, uuid: &str, settings: &[(&str, &str)]) {
         let root = self.folder.path();
         let settings: Vec<_> = settings
@@ -98,7 +98,7 @@ impl Libvirtd {
         self.virsh(&["define", &file.display().to_string()]);
     }
 
-    /// What the guest has written on its console.
+    /// The guest's console output.
     pub fn console(&self, uuid: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.console_file(uuid)).unwrap_or_default()).into_owned()
     }
@@ -108,7 +108,7 @@ impl Libvirtd {
     }
 }
 
-/// QEMU outlives its libvirtd, which is right for production and wrong for a test.
+/// QEMU keeps running after libvirtd ends, which is wanted in production but not in tests.
 impl Drop for Libvirtd {
     fn drop(&mut self) {
         self.process.kill9();
@@ -118,7 +118,7 @@ impl Drop for Libvirtd {
                 .ok()
                 .and_then(|text| text.trim().parse().ok());
             if let Some(pid) = pid.filter(|pid| self.is_ours(*pid)).and_then(Pid::from_raw) {
-                // Fails only where it has ended already.
+                // Fails only if the process has already ended.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -126,7 +126,7 @@ impl Drop for Libvirtd {
 }
 
 impl Libvirtd {
-    /// Whether the process is a guest of this folder, and not one that got the id of a guest that ended.
+    /// Whether the process is a guest of this folder, and not another one that reuses the pid.
     fn is_ours(&self, pid: i32) -> bool {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&command).contains(&*self.folder.path().to_string_lossy())
@@ -140,7 +140,7 @@ fn spec(root: &Path, as_root: bool) -> Spec {
     if as_root {
         program = PathBuf::from("setpriv");
         let user = NOBODY.to_string();
-        // Once more the end with the parent: a change of user forgets the first.
+        // Set the parent-death signal again, because a change of user clears it.
         let become_nobody = [
             "--reuid",
             &user,

@@ -1,7 +1,6 @@
-//! Free ports that stay free. Asking the kernel for "any port" and binding it later is a race, and a restarted
-//! server wants the port it had. So each test process owns a block of ports for its life: it holds the block's first
-//! port, and hands out the others. The blocks lie below the kernel's range for outgoing connections, which would
-//! take ports at random, and beside the ports of a running stack.
+//! Free ports that stay free. Asking the kernel for any port and binding it later is a race, and a restarted server
+//! needs its previous port. Therefore each test process claims a block of ports by binding its first port, and hands out
+//! the others. The blocks are below the kernel's ephemeral ports and apart from the ports of `./dev up`.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -10,15 +9,15 @@ use std::{
     sync::Mutex,
 };
 
-/// Above 20,000, where few servers live, and below MongoDB's 27,017.
+/// Blocks from port 20,000, where few servers listen, to below MongoDB's 27,017.
 const BLOCKS: Range<u16> = 200..269;
 const BLOCK_SIZE: u16 = 100;
 
 /// The ports of this process.
 struct Owned {
-    /// Holding a block's first port is what makes the block ours.
+    /// Listeners on the first port of each claimed block.
     claims: Vec<TcpListener>,
-    /// What is left of the newest block.
+    /// The unused ports of the newest block.
     free: Range<u16>,
 }
 
@@ -27,9 +26,9 @@ static OWNED: Mutex<Owned> = Mutex::new(Owned {
     free: 0..0,
 });
 
-/// A port of 127.0.0.1 that nobody listens on and that no other test will be given.
+/// A port of 127.0.0.1 that is free and is not given to any other test.
 pub fn free_port() -> u16 {
-    let mut owned = OWNED.lock().expect("no test panics while it takes a port");
+    let mut owned = OWNED.lock().expect("no thread panics while holding the lock");
     loop {
         let Some(port) = owned.free.next() else {
             let (claim, free) = claim_block();
@@ -37,7 +36,7 @@ pub fn free_port() -> u16 {
             owned.free = free;
             continue;
         };
-        // A program that is no test of ours may listen within the block.
+        // An unrelated program may listen on a port of the block.
         if bind(port).is_some() {
             return port;
         }
@@ -54,7 +53,7 @@ fn claim_block() -> (TcpListener, Range<u16>) {
         }
     }
     panic!(
-        "all ports from {} to {} are in use: is another run of the tests stuck?",
+        "all port blocks from {} to {} are in use; is another test run stuck?",
         BLOCKS.start * BLOCK_SIZE,
         BLOCKS.end * BLOCK_SIZE
     )
@@ -69,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_port_is_given_twice_and_none_that_is_in_use() {
+    fn returns_distinct_ports_that_are_not_in_use() {
         let first = free_port();
         let foreign = bind(first + 1);
         let second = free_port();
@@ -79,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_used_up_block_is_followed_by_another() {
+    fn claims_another_block_when_one_is_used_up() {
         let ports: std::collections::HashSet<_> = (0..BLOCK_SIZE * 2).map(|_| free_port()).collect();
         assert_eq!(ports.len(), usize::from(BLOCK_SIZE * 2));
     }

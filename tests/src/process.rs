@@ -1,4 +1,4 @@
-//! A process of the stack, and all that a test may do to it.
+//! A process of the stack, and the operations on it.
 
 use std::{
     env,
@@ -15,110 +15,110 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::eventually;
 
-/// The lines of each log that a failing test shows.
+/// Number of log lines to show of each process when a test fails.
 const TAIL: usize = 25;
 
-/// What to run.
+/// How to run a process.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// For people: `gateway-0`.
+    /// Name for messages, such as `gateway-0`.
     pub name: String,
-    /// The program.
+    /// Path or name of the program.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Command-line arguments.
     pub args: Vec<String>,
-    /// Its environment; nothing else is passed on but PATH, HOME and TMPDIR.
+    /// The environment; only PATH, HOME and TMPDIR are inherited.
     pub env: Vec<(String, String)>,
-    /// Where its output goes; appended to at a restart.
+    /// The file for the output. A restart appends to it.
     pub log: PathBuf,
 }
 
-/// A running process. It ends with this value, and with the test's process should that be killed.
+/// A running process. It is killed when dropped, and when the test's process is killed.
 #[derive(Debug)]
 pub struct Process {
     spec: Spec,
-    /// Settings of its next start.
+    /// Settings for the next start.
     changed: Mutex<Vec<(String, String)>>,
     child: Mutex<Child>,
 }
 
 impl Process {
-    /// Starts it.
+    /// Starts a process.
     pub fn start(spec: Spec) -> Self {
         let child = Mutex::new(spawn(&spec));
         let changed = Mutex::default();
         Self { spec, changed, child }
     }
 
-    /// Changes a setting from the next start on.
+    /// Changes a setting for the next start and later ones.
     pub fn set(&self, name: &str, value: &str) {
         let mut changed = self.changed.lock().unwrap();
         changed.push((name.to_owned(), value.to_owned()));
     }
 
-    /// A setting that it was started with; empty where it has none.
+    /// The value of a setting at the first start; empty if it was not set.
     pub fn setting(&self, name: &str) -> String {
         let given = self.spec.env.iter().rev().find(|(given, _)| given == name);
         given.map(|(_, value)| value.clone()).unwrap_or_default()
     }
 
-    /// Its name.
+    /// The name for messages.
     pub fn name(&self) -> &str {
         &self.spec.name
     }
 
-    /// Its id.
+    /// The process id.
     pub fn id(&self) -> u32 {
         self.child.lock().unwrap().id()
     }
 
-    /// What it has written so far.
+    /// The output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.spec.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Whether it has ended.
+    /// The exit status, if the process has ended.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 
-    /// SIGKILL, as a crash or a lost machine; waits for the end.
+    /// Sends SIGKILL, like a crash, and waits for the process to end.
     pub fn kill9(&self) {
         let mut child = self.child.lock().unwrap();
-        // Fails only where it has ended already.
+        // Fails only if the process has already ended.
         let _ = child.kill();
         child.wait().unwrap();
     }
 
-    /// SIGSTOP: it holds its connections and answers nothing.
+    /// Sends SIGSTOP: the process keeps its connections but does not answer.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// SIGCONT: ends a pause.
+    /// Sends SIGCONT, which ends a pause.
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// SIGHUP: NATS reads its configuration and certificates again.
+    /// Sends SIGHUP: NATS reloads its configuration and certificates.
     pub fn reload(&self) {
         self.signal(Signal::HUP);
     }
 
-    /// SIGTERM, as every platform asks a program to end; waits for the end.
+    /// Sends SIGTERM and waits for the process to end.
     pub async fn terminate(&self, deadline: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
         let what = format!("{} ends after SIGTERM", self.name());
         eventually(&what, deadline, async || {
-            self.ended().ok_or_else(|| "it still runs".to_owned())
+            self.ended().ok_or_else(|| "it is still running".to_owned())
         })
         .await
     }
 
-    /// Starts it again, with the same ports and, but for [`Process::set`], settings, after it has ended.
+    /// Starts the ended process again, with the same settings except for those changed by [`Process::set`].
     pub fn start_again(&self) {
-        assert!(self.ended().is_some(), "{} still runs", self.name());
+        assert!(self.ended().is_some(), "{} is still running", self.name());
         let mut spec = self.spec.clone();
         spec.env.extend(self.changed.lock().unwrap().iter().cloned());
         *self.child.lock().unwrap() = spawn(&spec);
@@ -126,8 +126,8 @@ impl Process {
 
     fn signal(&self, signal: Signal) {
         assert!(self.ended().is_none(), "{} has ended", self.name());
-        let pid = Pid::from_raw(self.id().cast_signed()).expect("an id is not zero");
-        kill_process(pid, signal).expect("our own child takes signals");
+        let pid = Pid::from_raw(self.id().cast_signed()).expect("pids are not zero");
+        kill_process(pid, signal).expect("signalling a child process");
     }
 }
 
@@ -149,7 +149,7 @@ impl Drop for Process {
     }
 }
 
-/// Runs a command to its end, with this on its standard input.
+/// Runs a command to completion with `input` on its standard input.
 pub(crate) fn run(spec: &Spec, input: &str) -> Output {
     let mut child = command(spec)
         .stdin(Stdio::piped())
@@ -157,7 +157,7 @@ pub(crate) fn run(spec: &Spec, input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {NO_SETPRIV}: {error}", spec.name));
-    // Who does not read it may have ended already.
+    // Fails if the command ends without reading its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -173,14 +173,14 @@ fn spawn(spec: &Spec) -> Child {
         .unwrap_or_else(|error| panic!("{}: {NO_SETPRIV}: {error}", spec.name))
 }
 
-const NO_SETPRIV: &str = "setpriv (of util-linux) cannot be run";
+const NO_SETPRIV: &str = "cannot run setpriv (from util-linux)";
 
 fn command(spec: &Spec) -> Command {
     let kept = ["PATH", "HOME", "TMPDIR"]
         .into_iter()
         .filter_map(|name| Some((name, env::var_os(name)?)));
-    // The kernel ends the child with its parent, also where that is killed and drops nothing. The parent is the
-    // thread that spawns, which is the test's own: do not spawn from a pool's.
+    // The kernel kills the child when its parent ends, even if the parent is killed and drops nothing. The parent is the
+    // spawning thread, so it must be the test's own thread and not one of a pool.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])

@@ -1,15 +1,15 @@
-//! Where NATS and the database run: as processes of this machine, or in containers.
+//! Selects whether NATS and the database run as local processes or in containers.
 
 use std::{env, sync::OnceLock};
 
 use crate::{Container, Process, container::engine_has};
 
-/// Forces one of the two.
+/// Forces a backend: `processes` or `containers`.
 const VARIABLE: &str = "VMWATCH_TEST_BACKEND";
-/// Who names a server's program wants a process of it.
+/// Setting the path of a server's program selects processes.
 const PROGRAMS: [&str; 2] = ["VMWATCH_TEST_NATS_SERVER", "VMWATCH_TEST_DATABASE"];
 
-/// The two ways.
+/// How servers are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
     Processes,
@@ -17,16 +17,16 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    /// The one of this run. It is chosen, and told, once.
+    /// The backend of this run, selected and printed once.
     ///
     /// # Panics
-    /// Where one is forced that there is not.
+    /// If the forced backend is not available.
     pub(crate) fn chosen() -> Self {
         static CHOSEN: OnceLock<Backend> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
             let (backend, why) = Self::choose();
             match backend {
-                Self::Processes => eprintln!("servers: processes of this machine ({why})"),
+                Self::Processes => eprintln!("servers: local processes ({why})"),
                 Self::Containers => eprintln!("servers: containers of {} ({why})", images().join(" and ")),
             }
             backend
@@ -38,15 +38,15 @@ impl Backend {
         match given(VARIABLE).as_deref() {
             Some("processes") => (Self::Processes, VARIABLE.to_owned()),
             Some("containers") => {
-                // An image that is not there is pulled.
+                // Missing images are pulled.
                 engine_has(&[]).unwrap_or_else(|why| panic!("{VARIABLE}=containers, but {why}"));
                 (Self::Containers, VARIABLE.to_owned())
             }
-            Some(other) => panic!("{VARIABLE}={other}: write processes or containers"),
+            Some(other) => panic!("{VARIABLE}={other}: must be processes or containers"),
             None => match PROGRAMS.into_iter().find(|&name| given(name).is_some()) {
-                Some(program) => (Self::Processes, format!("{program} names one")),
+                Some(program) => (Self::Processes, format!("{program} is set")),
                 None => match engine_has(&images()) {
-                    Ok(()) => (Self::Containers, "a Docker engine has them".to_owned()),
+                    Ok(()) => (Self::Containers, "the Docker engine has the images".to_owned()),
                     Err(why) => (Self::Processes, why),
                 },
             },
@@ -54,7 +54,7 @@ impl Backend {
     }
 }
 
-/// The image of a server: what the variable says, else what compose.yaml takes without it.
+/// The image of a server: the value of the variable, or else its default in compose.yaml.
 pub(crate) fn image(variable: &str) -> String {
     if let Some(given) = env::var(variable).ok().filter(|value| !value.is_empty()) {
         return given;
@@ -62,7 +62,7 @@ pub(crate) fn image(variable: &str) -> String {
     let compose = include_str!("../../compose.yaml");
     let (_, rest) = compose
         .split_once(&format!("${{{variable}:-"))
-        .unwrap_or_else(|| panic!("compose.yaml has no default of {variable}"));
+        .unwrap_or_else(|| panic!("compose.yaml has no default for {variable}"));
     rest.split('}').next().unwrap_or_default().to_owned()
 }
 
@@ -73,17 +73,17 @@ fn images() -> [String; 2] {
     [image(NATS_IMAGE), image(MONGO_IMAGE)]
 }
 
-/// NATS or the database, and all that a test may do to it.
+/// NATS or the database, with the operations on it.
 #[derive(Debug)]
 pub enum Server {
-    /// A process of this machine.
+    /// A local process.
     Process(Process),
-    /// In a container.
+    /// A container.
     Container(Container),
 }
 
 impl Server {
-    /// SIGKILL, as a crash or a lost machine; waits for the end.
+    /// Sends SIGKILL, like a crash, and waits for the server to end.
     pub fn kill9(&self) {
         match self {
             Self::Process(process) => process.kill9(),
@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    /// It holds its connections and answers nothing.
+    /// Freezes the server: it keeps its connections but does not answer.
     pub fn pause(&self) {
         match self {
             Self::Process(process) => process.pause(),
@@ -99,7 +99,7 @@ impl Server {
         }
     }
 
-    /// Ends a pause.
+    /// Resumes the server after [`Server::pause`].
     pub fn resume(&self) {
         match self {
             Self::Process(process) => process.resume(),
@@ -107,7 +107,7 @@ impl Server {
         }
     }
 
-    /// It reads its configuration again.
+    /// Makes the server reload its configuration.
     pub fn reload(&self) {
         match self {
             Self::Process(process) => process.reload(),
@@ -115,7 +115,7 @@ impl Server {
         }
     }
 
-    /// Starts it again, with the same port and store, after it has ended.
+    /// Starts the ended server again, with the same port and data.
     pub fn start_again(&self) {
         match self {
             Self::Process(process) => process.start_again(),
@@ -123,7 +123,7 @@ impl Server {
         }
     }
 
-    /// How it has ended, if it has.
+    /// The exit status, if the server has ended.
     pub fn ended(&self) -> Option<String> {
         match self {
             Self::Process(process) => process.ended().map(|status| status.to_string()),
@@ -131,7 +131,7 @@ impl Server {
         }
     }
 
-    /// What it has written so far.
+    /// The output so far.
     pub fn log(&self) -> String {
         match self {
             Self::Process(process) => process.log(),
@@ -139,14 +139,14 @@ impl Server {
         }
     }
 
-    /// Its process id.
+    /// The process id.
     ///
     /// # Panics
-    /// In a container it has none of this machine's.
+    /// If the server runs in a container.
     pub fn id(&self) -> u32 {
         match self {
             Self::Process(process) => process.id(),
-            Self::Container(_) => panic!("what a server costs is measured with {VARIABLE}=processes"),
+            Self::Container(_) => panic!("a container has no local process id; set {VARIABLE}=processes"),
         }
     }
 }
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_images_are_those_of_compose_yaml() {
+    fn reads_default_images_from_compose_yaml() {
         assert!(image(NATS_IMAGE).contains("nats:") || env::var(NATS_IMAGE).is_ok());
         assert!(image(MONGO_IMAGE).contains("mongo:") || env::var(MONGO_IMAGE).is_ok());
     }

@@ -1,16 +1,16 @@
-//! Where the programs are: ours in cargo's target folder, the servers where the environment, PATH or `./dev install`
-//! put them.
+//! Finds programs: those of vmwatch in cargo's target folder; others by environment variables, in PATH, or installed by
+//! `./dev install`.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// One of our own programs, as cargo built it beside this test.
+/// The path of a vmwatch program, in the target folder of this test.
 pub(crate) fn own(name: &str) -> PathBuf {
     // target/<profile>/deps/e2e-<hash>, or target/<profile>/bench
-    let this = env::current_exe().expect("our own path");
-    let folder = this.parent().expect("a program is in a folder");
+    let this = env::current_exe().expect("the path of this test");
+    let folder = this.parent().expect("the folder of this test");
     let folder = folder
         .parent()
         .filter(|_| folder.ends_with("deps"))
@@ -18,20 +18,20 @@ pub(crate) fn own(name: &str) -> PathBuf {
     let program = folder.join(name);
     assert!(
         program.is_file(),
-        "{} is missing: run `cargo build --workspace --bins` first",
+        "{} is missing; run `cargo build --workspace --bins` first",
         program.display()
     );
     if let Some(source) = newer_source(&program) {
-        // Shown with the output of a test that fails, which is when it matters.
+        // Visible only if the test fails, which is when it matters.
         eprintln!(
-            "warning: {name} is older than {source}: run `cargo build --workspace --bins`",
+            "warning: {name} is older than {source}; run `cargo build --workspace --bins`",
             source = source.display()
         );
     }
     program
 }
 
-/// A source file, of those that cargo's dependency file lists, that changed after the program was built.
+/// A source file in cargo's dependency file that changed after the program was built.
 fn newer_source(program: &Path) -> Option<PathBuf> {
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let built = modified(program)?;
@@ -43,7 +43,7 @@ fn newer_source(program: &Path) -> Option<PathBuf> {
         .find(|source| modified(source).is_some_and(|changed| changed > built))
 }
 
-/// Where nats-server is: 2.11 or newer.
+/// The path of nats-server, 2.11 or newer.
 pub fn nats_server() -> PathBuf {
     find(
         "VMWATCH_TEST_NATS_SERVER",
@@ -52,7 +52,7 @@ pub fn nats_server() -> PathBuf {
     )
 }
 
-/// Where the database is, and whether it is the stand-in rather than a mongod.
+/// The path of the database: mongod or the stand-in.
 pub(crate) fn database() -> PathBuf {
     find(
         "VMWATCH_TEST_DATABASE",
@@ -61,10 +61,10 @@ pub(crate) fn database() -> PathBuf {
     )
 }
 
-/// Where schemathesis is.
+/// The path of schemathesis.
 ///
 /// # Panics
-/// Where there is none.
+/// If it is missing.
 pub fn schemathesis() -> PathBuf {
     find(
         "VMWATCH_TEST_SCHEMATHESIS",
@@ -73,10 +73,10 @@ pub fn schemathesis() -> PathBuf {
     )
 }
 
-/// Where Node is, and Chromium: what the page's stories run in.
+/// The paths of Node and Chromium, which run the tests of the web page.
 ///
 /// # Panics
-/// Where one is missing.
+/// If one is missing.
 pub fn node_and_chromium() -> [PathBuf; 2] {
     [
         find("VMWATCH_TEST_NODE", "node", "node/bin/node"),
@@ -89,23 +89,23 @@ pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);
     }
-    let made = fs::read_dir(cache().join("guest"))
+    let entries = fs::read_dir(cache().join("guest"))
         .into_iter()
         .flatten()
         .flatten();
-    let images = made
+    let images = entries
         .map(|entry| entry.path())
         .filter(|path| path.join("initramfs.gz").is_file());
     images
         .max_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
-        .expect("the test guest is missing: run `./dev install`, or name its folder in VMWATCH_TEST_GUEST")
+        .expect("the test guest is missing; run `./dev install`, or set VMWATCH_TEST_GUEST to its folder")
 }
 
-/// The path that the variable names, else the program on PATH, else what `./dev install` made.
+/// The path in the variable, or else the program in PATH, or else the one installed by `./dev install`.
 fn find(variable: &str, name: &str, installed: &str) -> PathBuf {
     if let Some(given) = env::var_os(variable).filter(|given| !given.is_empty()) {
         let given = PathBuf::from(given);
-        assert!(given.is_file(), "{variable}: there is no {}", given.display());
+        assert!(given.is_file(), "{variable}: {} does not exist", given.display());
         return given;
     }
     let path = env::var_os("PATH").unwrap_or_default();
@@ -116,13 +116,13 @@ fn find(variable: &str, name: &str, installed: &str) -> PathBuf {
         .find(|candidate| candidate.is_file())
         .unwrap_or_else(|| {
             panic!(
-                "the tests need {name}: none on PATH and no {}. Run `./dev install`, or name one in {variable}.",
+                "the tests need {name}, which is neither in PATH nor at {}; run `./dev install`, or set {variable}",
                 installed.display()
             )
         })
 }
 
-/// The folder of `./dev install`.
+/// The folder for tools installed by `./dev install`.
 fn cache() -> PathBuf {
     let named = |variable: &str| {
         env::var_os(variable)
