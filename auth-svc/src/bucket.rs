@@ -1,33 +1,150 @@
-//! What the buckets of auth-svc have in common: how a value is changed that others change too.
+//! A bucket of auth-svc: how it is made, and how its values are read and changed while other replicas change them too.
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{CreateErrorKind, Store, UpdateErrorKind};
+use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
+use metrics::counter;
+use serde::de::DeserializeOwned;
+pub(crate) use shared::bus::provision::Bucket as Spec;
+use shared::{
+    api::Service,
+    bus::{
+        Bus,
+        provision::{ensure_bucket, existing_bucket},
+    },
+};
+use tokio::sync::OnceCell;
+use tracing::warn;
 
 use crate::AuthError;
 
 /// JetStream answers in milliseconds or not at all.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(2);
+const DEADLINE: Duration = Duration::from_secs(2);
+/// Of several that change a value at once one succeeds; the others try again.
+pub(crate) const TRIES: usize = 16;
 
-/// Writes over what was read at this revision, or where nothing was; whether nobody else had written in between.
-pub(crate) async fn write_over(
-    bucket: &Store,
-    key: &str,
-    value: Vec<u8>,
-    read: Option<u64>,
-) -> Result<bool, AuthError> {
-    let written = async {
-        match read {
-            None => match bucket.create(key, value.into()).await {
-                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-                other => other.map(|_| true).map_err(AuthError::bucket),
-            },
-            Some(revision) => match bucket.update(key, value.into(), revision).await {
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-                other => other.map(|_| true).map_err(AuthError::bucket),
-            },
+/// A bucket of this service.
+pub(crate) struct Bucket {
+    bus: Bus,
+    name: &'static str,
+    store: OnceCell<Store>,
+}
+
+/// What is stored under a key.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Value<T> {
+    Nothing,
+    /// It cannot be decoded, which was counted and logged.
+    Broken,
+    Whole(T),
+}
+
+impl<T> Value<T> {
+    /// The value, if there is one that can be decoded.
+    pub(crate) fn into_option(self) -> Option<T> {
+        match self {
+            Self::Whole(value) => Some(value),
+            Self::Nothing | Self::Broken => None,
         }
-    };
-    let written = tokio::time::timeout(DEADLINE, written).await;
-    written.map_err(AuthError::bucket)?
+    }
+}
+
+impl Bucket {
+    /// Opens the bucket, and makes a missing one.
+    pub(crate) async fn open(bus: &Bus, spec: Spec) -> Result<Self, AuthError> {
+        let store = ensure_bucket(bus.jetstream(), Service::Auth, spec).await?;
+        Ok(Self {
+            bus: bus.clone(),
+            name: spec.name,
+            store: OnceCell::new_with(Some(store)),
+        })
+    }
+
+    /// The bucket as the service made it, for a command. It is reached at its first use.
+    pub(crate) fn existing(bus: &Bus, name: &'static str) -> Self {
+        Self {
+            bus: bus.clone(),
+            name,
+            store: OnceCell::new(),
+        }
+    }
+
+    async fn store(&self) -> Result<&Store, AuthError> {
+        let open = || existing_bucket(self.bus.jetstream(), self.name);
+        Ok(self.store.get_or_try_init(open).await?)
+    }
+
+    /// The newest entry of a key, a deletion included.
+    pub(crate) async fn entry(&self, key: &str) -> Result<Option<Entry>, AuthError> {
+        within(self.store().await?.entry(key)).await
+    }
+
+    /// Decodes an entry of this bucket.
+    pub(crate) fn decode<T: DeserializeOwned>(&self, entry: Option<&Entry>) -> Value<T> {
+        let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
+            return Value::Nothing;
+        };
+        match serde_json::from_slice(&entry.value) {
+            Ok(value) => Value::Whole(value),
+            Err(error) => {
+                counter!("vmwatch_broken_records_total", "bucket" => self.name).increment(1);
+                warn!(%error, bucket = self.name, key = entry.key, "a record cannot be decoded");
+                Value::Broken
+            }
+        }
+    }
+
+    /// Writes a value, whatever was there.
+    pub(crate) async fn put(&self, key: &str, value: Vec<u8>) -> Result<(), AuthError> {
+        within(self.store().await?.put(key, value.into())).await.map(drop)
+    }
+
+    /// Writes over the entry that was read; whether nobody else had written in between.
+    pub(crate) async fn write_over(
+        &self,
+        key: &str,
+        value: Vec<u8>,
+        read: Option<&Entry>,
+    ) -> Result<bool, AuthError> {
+        let store = self.store().await?;
+        let written = async {
+            match read {
+                None => match store.create(key, value.into()).await {
+                    Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+                    other => other.map(|_| true).map_err(AuthError::bucket),
+                },
+                Some(entry) => match store.update(key, value.into(), entry.revision).await {
+                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+                    other => other.map(|_| true).map_err(AuthError::bucket),
+                },
+            }
+        };
+        let written = tokio::time::timeout(DEADLINE, written).await;
+        written.map_err(AuthError::bucket)?
+    }
+
+    /// Deletes a key, there or not.
+    pub(crate) async fn delete(&self, key: &str) -> Result<(), AuthError> {
+        within(self.store().await?.delete(key)).await
+    }
+
+    /// Deletes the entry that was read; whether nobody else had written in between.
+    pub(crate) async fn delete_read(&self, entry: &Entry) -> Result<bool, AuthError> {
+        let store = self.store().await?;
+        let deleted = store.delete_expect_revision(&entry.key, Some(entry.revision));
+        match tokio::time::timeout(DEADLINE, deleted).await {
+            Ok(Ok(())) => Ok(true),
+            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Ok(Err(error)) => Err(AuthError::bucket(error)),
+            Err(late) => Err(AuthError::bucket(late)),
+        }
+    }
+}
+
+/// An answer of JetStream, within its deadline.
+async fn within<T, E: Into<async_nats::Error>>(
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, AuthError> {
+    let done = tokio::time::timeout(DEADLINE, work).await;
+    done.map_err(AuthError::bucket)?.map_err(AuthError::bucket)
 }

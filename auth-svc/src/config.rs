@@ -26,10 +26,20 @@ const SESSION_TTL: Setting = Setting {
     default: "12h",
     help: "how long a session lives, from its login",
 };
+const SESSION_IDLE: Setting = Setting {
+    name: "VMWATCH_SESSION_IDLE_TIMEOUT",
+    default: "1h",
+    help: "how long a session lives without being used; VMWATCH_SESSION_TTL ends it in any case",
+};
 const SESSIONS_PER_USER: Setting = Setting {
     name: "VMWATCH_SESSIONS_PER_USER",
     default: "100",
     help: "sessions of a user at once; a login beyond them ends the oldest, within a second",
+};
+const RECONCILE_INTERVAL: Setting = Setting {
+    name: "VMWATCH_RECONCILE_INTERVAL",
+    default: "30s",
+    help: "how often the gateways' copy of the users is compared with the database",
 };
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
@@ -77,7 +87,9 @@ pub const SETTINGS: &[&[Setting]] = &[
     &[
         USERS_COLLECTION,
         SESSION_TTL,
+        SESSION_IDLE,
         SESSIONS_PER_USER,
+        RECONCILE_INTERVAL,
         STREAM_REPLICAS,
         LOGIN_PERMITS,
         LOCKOUT_FAILURES,
@@ -109,6 +121,7 @@ pub struct AuthSettings {
     pub(crate) collection: String,
     pub(crate) login_permits: usize,
     pub(crate) sessions: SessionSettings,
+    pub(crate) reconcile_interval: Duration,
     pub(crate) throttle: ThrottleSettings,
     pub(crate) audit: AuditSettings,
     pub(crate) first_admin: FirstAdmin,
@@ -118,6 +131,7 @@ pub struct AuthSettings {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
+    pub(crate) idle: Duration,
     pub(crate) per_user: usize,
     pub(crate) replicas: usize,
 }
@@ -153,6 +167,16 @@ impl AuthSettings {
             Duration::from_secs(1),
             Duration::from_hours(24 * 30),
         );
+        let idle = env.duration(
+            &SESSION_IDLE,
+            Duration::from_secs(1),
+            Duration::from_hours(24 * 30),
+        );
+        let reconcile_interval = env.duration(
+            &RECONCILE_INTERVAL,
+            Duration::from_millis(100),
+            Duration::from_hours(1),
+        );
         let per_user = env.within(&SESSIONS_PER_USER, 1, 1000);
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let throttle = throttle(env);
@@ -168,9 +192,11 @@ impl AuthSettings {
             login_permits: login_permits?,
             sessions: SessionSettings {
                 ttl: ttl?,
+                idle: idle?,
                 per_user: per_user?,
                 replicas: replicas?,
             },
+            reconcile_interval: reconcile_interval?,
             throttle: throttle?,
             audit: audit?,
             first_admin: first_admin?,

@@ -75,9 +75,17 @@ pub enum AuthError {
     /// It proved nothing.
     #[error("old_password is wrong")]
     WrongOldPassword,
-    /// The change was made, but the sessions of before are still open.
-    #[error("the change was made, but the user's open sessions could not be ended; repeat it")]
-    SessionsLiveOn(#[source] Box<AuthError>),
+    /// The change is in the database, but gateways do not know of it yet.
+    #[error(
+        "the change was stored, but it could not be passed on to the gateways and may not be in effect yet; repeat it"
+    )]
+    NotPassedOn(#[source] Box<AuthError>),
+    /// Others changed the same record each time that it was tried.
+    #[error("others changed the same record at the same time")]
+    Contended,
+    /// The user has no session with this name.
+    #[error("there is no such session")]
+    NoSuchSession,
     /// A user command cannot be carried out; the text says why.
     #[error("{0}")]
     Refused(String),
@@ -97,6 +105,7 @@ impl AuthError {
             | Self::QueueFull(_)
             | Self::Throttled(_)
             | Self::NoSuchUser(_)
+            | Self::NoSuchSession
             | Self::NameTaken(_)
             | Self::LastAdministrator(_)
             | Self::NotYours
@@ -118,18 +127,24 @@ impl From<AuthError> for Fault {
                 "too many failed logins of late; try again later",
             )
             .retry_after(wait),
-            AuthError::NoSuchUser(_) => Self::new(FaultKind::NotFound, error.to_string()),
+            AuthError::NoSuchUser(_) | AuthError::NoSuchSession => {
+                Self::new(FaultKind::NotFound, error.to_string())
+            }
             AuthError::NameTaken(_) | AuthError::LastAdministrator(_) => {
                 Self::new(FaultKind::Conflict, error.to_string())
             }
             AuthError::NotYours | AuthError::OldPasswordNeeded | AuthError::WrongOldPassword => {
                 Self::new(FaultKind::Forbidden, error.to_string())
             }
-            AuthError::SessionsLiveOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
+            AuthError::NotPassedOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
             AuthError::Busy => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS).caused_by(error),
             AuthError::QueueFull(wait) => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS)
                 .retry_after(wait)
                 .caused_by(error),
+            AuthError::Contended => Self::new(
+                FaultKind::Overloaded,
+                "others changed the same record at the same time; try again shortly",
+            ),
             AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Provision(_) | AuthError::Audit(_) => {
                 Self::new(
                     FaultKind::Backend,

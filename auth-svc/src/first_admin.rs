@@ -8,7 +8,7 @@ use crate::{
     AuthError,
     config::FirstAdmin,
     password::Hasher,
-    store::{User, UserStore},
+    store::{User, UserStore, not_before},
 };
 
 /// Makes the administrator where there is no user yet.
@@ -45,6 +45,7 @@ async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Resu
         role: Role::Admin,
         scope: Scope::All,
         created: DateTime::now(),
+        sessions_not_before: not_before(None),
     };
     // Of several replicas that start at once the database lets one win; only that one's password is true.
     if !users.add(&user).await? {

@@ -1,24 +1,27 @@
 //! The methods of auth-svc.
 
-use futures::future::try_join_all;
 use shared::{
     api::{
         Kind, Method, MethodInfo, Role,
         audit::{AuditFilter, AuditPage, AuditResult},
-        auth::{Credentials, Login, Session, UserName},
+        auth::{Credentials, Login, Password, Session, UserName},
         first_page,
+        sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions, user_hash},
         users::{
             Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef,
             UsersAdd, UsersRemove, UsersSetPassword, UsersUpdate,
         },
     },
     bus::{Context, serve::Refused},
+    time::unix_millis,
 };
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{
     Auth, AuthError,
     audit::{self, Entry},
+    mirror::record_of,
+    sessions::NewSession,
     store,
     throttle::Attempt,
 };
@@ -33,7 +36,9 @@ impl Auth {
         let name = credentials.user_name.clone();
         let source = context.source.as_deref().unwrap_or("-");
         let attempt = Attempt::new(&name, source);
-        let outcome = self.try_login(&attempt, credentials).await;
+        let outcome = self
+            .try_login(&attempt, context.source.clone(), credentials)
+            .await;
         let (result, once) = match &outcome {
             Ok(_) => (AuditResult::Succeeded, None),
             // Costs nothing to ask for, and must not push what else the audit holds out of it.
@@ -54,12 +59,19 @@ impl Auth {
     }
 
     /// Unknown users cost the same work as known ones.
-    async fn try_login(&self, attempt: &Attempt, credentials: Credentials) -> Result<Session, AuthError> {
+    async fn try_login(
+        &self,
+        attempt: &Attempt,
+        source: Option<String>,
+        credentials: Credentials,
+    ) -> Result<Session, AuthError> {
         let Credentials { user_name, password } = credentials;
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
         // Asked once more under the permit: who has to wait takes no place from others meanwhile.
         self.throttle.admit(attempt).await?;
         let permit = hasher.login_permit().await?;
+        // Before the user is read: a change that comes after it ends this session by its date.
+        let read_at_ms = unix_millis();
         let (user, ()) = tokio::try_join!(users.find(&user_name), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let (right, permit) = hasher.verify(permit, password, stored).await?;
@@ -69,47 +81,86 @@ impl Auth {
             return Err(AuthError::WrongCredentials);
         };
         drop(permit);
-        let (session, ()) = tokio::join!(
-            self.sessions.create(user.principal()),
-            self.throttle.forget(attempt)
-        );
+        self.keep_mirrored(&user).await?;
+        let new = NewSession {
+            principal: user.principal(),
+            // The clock of the replica that changed the user last may be ahead of this one's.
+            began_at_ms: read_at_ms.max(user.sessions_not_before_ms()),
+            source,
+        };
+        let (session, ()) = tokio::join!(self.accounts.sessions.create(new), self.throttle.forget(attempt));
         let session = session?;
-        // What was changed since the user was read has ended its sessions, and may have missed this one.
+        // What was changed since the user was read may have missed this session, if the clocks of replicas differ.
         if users.find(&user_name).await?.as_ref() != Some(&user) {
-            self.sessions.end(&session.session_id).await?;
+            self.accounts
+                .sessions
+                .end(user_name.as_str(), &session.session_id)
+                .await?;
             return Err(AuthError::WrongCredentials);
         }
-        self.end_beyond_limit(&session).await?;
         Ok(session)
     }
 
-    /// Ends the oldest sessions of a user who has too many; the new one, where that cannot be known.
-    async fn end_beyond_limit(&self, session: &Session) -> Result<(), AuthError> {
-        let limit = &self.session_limit;
-        match limit
-            .add(&session.principal.user, &session.session_id.key())
-            .await
-        {
-            Ok(beyond) => {
-                let ends = beyond.iter().map(|key| self.sessions.end_key(key));
-                try_join_all(ends).await.map(drop)
-            }
-            Err(error) => {
-                self.sessions.end(&session.session_id).await?;
-                Err(error)
-            }
+    /// A session is refused by gateways that do not know its user as it is.
+    async fn keep_mirrored(&self, user: &store::User) -> Result<(), AuthError> {
+        let held = self.mirrored.read().get(&user_hash(user.name.as_str()));
+        if held.as_deref() == Some(&record_of(user)) {
+            return Ok(());
+        }
+        match self.accounts.pass_on(&user.name).await {
+            Err(AuthError::NotPassedOn(cause)) => Err(*cause),
+            other => other.map(drop),
         }
     }
 
     /// Ends a session.
     pub(crate) async fn logout(&self, context: &Context, session: SessionRef) -> Result<Done, AuthError> {
-        let key = session.session_id.key();
-        self.sessions.end_key(&key).await?;
-        if let Some(principal) = &context.principal
-            && let Err(error) = self.session_limit.remove(&principal.user, &key).await
-        {
-            warn!(%error, "a session that is over is counted as one still");
-        }
+        self.accounts
+            .sessions
+            .end(context.user(), &session.session_id)
+            .await?;
+        Ok(Done {})
+    }
+
+    /// The caller's own sessions.
+    pub(crate) async fn list_sessions(&self, context: &Context) -> Result<SessionList, AuthError> {
+        let name = own_name(context)?;
+        let user = self.accounts.find(&name).await?;
+        let sessions = self
+            .accounts
+            .sessions
+            .of(name.as_str(), user.sessions_not_before_ms());
+        Ok(SessionList {
+            sessions: sessions.await?,
+        })
+    }
+
+    /// Ends one of the caller's own sessions.
+    pub(crate) async fn end_session(
+        &self,
+        context: &Context,
+        session: SessionIdRef,
+    ) -> Result<Done, AuthError> {
+        let name = own_name(context)?;
+        let outcome = async {
+            if self
+                .accounts
+                .sessions
+                .end_by_id(name.as_str(), &session.id)
+                .await?
+            {
+                Ok(Done {})
+            } else {
+                Err(AuthError::NoSuchSession)
+            }
+        };
+        self.audited(context, SessionsEnd::INFO, &name, outcome.await)
+            .await
+    }
+
+    /// Notes that sessions are in use.
+    pub(crate) async fn note_uses(&self, used: UsedSessions) -> Result<Done, AuthError> {
+        self.accounts.sessions.note_uses(used.sessions).await?;
         Ok(Done {})
     }
 
@@ -132,21 +183,14 @@ impl Auth {
     }
 
     pub(crate) async fn update_user(&self, context: &Context, change: UserChange) -> Result<User, AuthError> {
-        let changed = async {
-            let user = self.accounts.update(&change).await?;
-            self.end_sessions(&change.name).await?;
-            Ok(user.into())
-        };
-        self.audited(context, UsersUpdate::INFO, &change.name, changed.await)
+        let changed = self.accounts.update(&change).await.map(User::from);
+        self.audited(context, UsersUpdate::INFO, &change.name, changed)
             .await
     }
 
     pub(crate) async fn remove_user(&self, context: &Context, user: UserRef) -> Result<Done, AuthError> {
-        let removed = async {
-            self.accounts.remove(&user.name).await?;
-            self.end_sessions(&user.name).await
-        };
-        self.audited(context, UsersRemove::INFO, &user.name, removed.await)
+        let removed = self.accounts.remove(&user.name).await.map(|_| Done {});
+        self.audited(context, UsersRemove::INFO, &user.name, removed)
             .await
     }
 
@@ -159,7 +203,7 @@ impl Auth {
         let set = async {
             self.may_set_password(context, &change).await?;
             self.accounts.set_password(&change.name, change.password).await?;
-            self.end_sessions(&change.name).await
+            Ok(Done {})
         };
         self.audited(context, UsersSetPassword::INFO, &name, set.await)
             .await
@@ -180,12 +224,37 @@ impl Auth {
             return Err(AuthError::OldPasswordNeeded);
         };
         let attempt = Attempt::new(&change.name, context.source.as_deref().unwrap_or("-"));
-        self.throttle.admit(&attempt).await?;
-        if self.accounts.knows(&change.name, old).await? {
+        let user = self.accounts.find(&change.name).await?;
+        // A change that was stored and not passed on is repeated with the password that is the old one by now.
+        let repeated = !self.accounts.mirror.holds(&user).await?;
+        if self.is_password(&attempt, &user, old).await? {
             return Ok(());
         }
-        self.throttle.count_failure(&attempt).await?;
+        let new = change.password.clone().into_inner();
+        if repeated && self.is_password(&attempt, &user, new).await? {
+            return Ok(());
+        }
         Err(AuthError::WrongOldPassword)
+    }
+
+    /// Whether this is the user's password. However many tries are under way, no more than the limit are judged.
+    async fn is_password(
+        &self,
+        attempt: &Attempt,
+        user: &store::User,
+        password: Password,
+    ) -> Result<bool, AuthError> {
+        self.throttle.admit(attempt).await?;
+        let hasher = &self.accounts.hasher;
+        let permit = hasher.permit().await?;
+        self.throttle.claim(attempt).await?;
+        let stored = Some(user.password_hash.clone());
+        let (right, permit) = hasher.verify(permit, password, stored).await?;
+        drop(permit);
+        if right {
+            self.throttle.forget(attempt).await;
+        }
+        Ok(right)
     }
 
     /// Puts a command that was refused for who asked on record.
@@ -210,13 +279,6 @@ impl Auth {
         audit::list(&self.bus, &filter).await
     }
 
-    async fn end_sessions(&self, name: &UserName) -> Result<Done, AuthError> {
-        let ended = self.sessions.end_all_of(name.as_str()).await;
-        ended
-            .map(|_| Done {})
-            .map_err(|error| AuthError::SessionsLiveOn(Box::new(error)))
-    }
-
     async fn audited<T>(
         &self,
         context: &Context,
@@ -238,6 +300,11 @@ impl Auth {
         audit::append(&self.audit, context, entry).await;
         outcome
     }
+}
+
+/// The caller's name.
+fn own_name(context: &Context) -> Result<UserName, AuthError> {
+    context.user().parse().map_err(|_| AuthError::NoSuchSession)
 }
 
 fn detail<T>(outcome: &Result<T, AuthError>) -> String {

@@ -1,7 +1,8 @@
-//! Users in MongoDB, sessions in a JetStream KV bucket that gateways watch.
+//! Users in MongoDB, sessions in a JetStream KV bucket that gateways follow.
 //!
-//! A login costs two reads of the user, one argon2id verification, and a write each to the bucket and to the audit.
-//! Nothing asks this service whether a session is good: gateways check that by themselves.
+//! A login costs two reads of the user, one argon2id verification, and a write each to the bucket of sessions, to their
+//! index and to the audit. Nothing asks this service whether a session is valid: gateways decide that from the bucket
+//! of sessions and the bucket of users, which [`mirror`] and [`reconcile`] keep like the database.
 
 mod accounts;
 mod audit;
@@ -10,16 +11,21 @@ pub mod config;
 mod error;
 mod first_admin;
 mod handlers;
+mod mirror;
 mod password;
-mod session_limit;
+mod reconcile;
+mod session_index;
 mod sessions;
 mod store;
 mod throttle;
 pub mod users;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use async_nats::jetstream::stream::Config;
@@ -30,18 +36,21 @@ use shared::{
     api::{
         Service,
         audit::List,
-        auth::{Login, SESSION_BUCKET},
+        auth::Login,
+        sessions::{SESSION_BUCKET, SessionsEnd, SessionsList, SessionsUsed, USER_BUCKET},
         users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
     },
     bus::{
         Bus, Context,
         audit::Audit,
         clock,
+        follow::Follower,
         provision::{
             ProvisionError, Wanted, ensure_stream,
             setup::{self, SetupArguments},
         },
         serve::Server,
+        users::UserTable,
     },
     health,
     lifetime::until_done,
@@ -52,16 +61,19 @@ use tokio_util::sync::CancellationToken;
 pub use error::AuthError;
 
 use crate::{
-    accounts::Accounts, config::AuthSettings, password::Hasher, session_limit::SessionLimit,
-    sessions::Sessions, store::UserStore, throttle::Throttle,
+    accounts::Accounts, config::AuthSettings, mirror::Mirror, password::Hasher, reconcile::Reconciler,
+    session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
 };
+
+/// A copy of the bucket of users that is older than this is not compared with the database.
+const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// What the handlers share.
 pub(crate) struct Auth {
     bus: Bus,
-    accounts: Accounts,
-    sessions: Sessions,
-    session_limit: SessionLimit,
+    accounts: Arc<Accounts>,
+    /// The bucket of users, followed.
+    mirrored: Follower<UserTable>,
     throttle: Throttle,
     audit: Audit,
 }
@@ -107,23 +119,50 @@ async fn serve(
         first_admin::ensure(&users, &hasher, &settings.first_admin)
     });
     let buckets = until_done("JetStream", &shutdown, || async {
-        let throttle = Throttle::open(bus, settings.throttle, settings.sessions.replicas);
-        let limit = SessionLimit::open(bus, &settings.sessions);
-        tokio::try_join!(Sessions::open(bus, &settings.sessions), limit, throttle)
+        let replicas = settings.sessions.replicas;
+        tokio::try_join!(
+            Sessions::open(bus, &settings.sessions),
+            Mirror::open(bus, replicas),
+            Throttle::open(bus, settings.throttle, replicas)
+        )
     });
     let audit = until_done("the audit stream", &shutdown, || {
         ensure_audit(bus, settings.audit.stream())
     });
-    let (Some(()), Some((sessions, session_limit, throttle)), Some(audit)) =
+    let (Some(()), Some((sessions, mirror, throttle)), Some(audit)) =
         tokio::join!(first_admin, buckets, audit)
     else {
         return Ok(());
     };
+    let accounts = Arc::new(Accounts {
+        users,
+        hasher,
+        mirror,
+        sessions,
+    });
+    let mirrored = Follower::start(
+        bus,
+        USER_BUCKET,
+        MIRROR_STALE_AFTER,
+        UserTable::default(),
+        shutdown.clone(),
+    );
+    let reconciler = Reconciler::new(
+        Arc::clone(&accounts),
+        mirrored.clone(),
+        settings.reconcile_interval,
+    );
+    if until_done("users to be mirrored", &shutdown, || reconciler.pass())
+        .await
+        .is_none()
+    {
+        return Ok(());
+    }
+    tokio::spawn(reconciler.run(shutdown.clone()));
     let auth = Arc::new(Auth {
         bus: bus.clone(),
-        accounts: Accounts { users, hasher },
-        sessions,
-        session_limit,
+        accounts,
+        mirrored,
         throttle,
         audit,
     });
@@ -140,9 +179,10 @@ async fn ensure_audit(bus: &Bus, wanted: Config) -> Result<Audit, ProvisionError
 
 /// Makes or changes what this service owns on the bus, as the settings have it.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
-    let wanted: [Wanted; 4] = [
+    let wanted: [Wanted; 5] = [
         Sessions::bucket(&settings.sessions).into(),
-        SessionLimit::bucket(&settings.sessions).into(),
+        SessionIndex::bucket(&settings.sessions).into(),
+        Mirror::bucket(settings.sessions.replicas).into(),
         Throttle::bucket(settings.throttle, settings.sessions.replicas).into(),
         settings.audit.stream().into(),
     ];
@@ -162,6 +202,15 @@ fn methods(server: Server, auth: &Arc<Auth>) -> Server {
         }))
         .method::<Logout, _, _>(with(auth, |auth, context, params| async move {
             auth.logout(&context, params).await
+        }))
+        .method::<SessionsList, _, _>(with(auth, |auth, context, _| async move {
+            auth.list_sessions(&context).await
+        }))
+        .method::<SessionsEnd, _, _>(with(auth, |auth, context, params| async move {
+            auth.end_session(&context, params).await
+        }))
+        .method::<SessionsUsed, _, _>(with(auth, |auth, _, params| async move {
+            auth.note_uses(params).await
         }))
         .method::<UsersGet, _, _>(with(auth, |auth, _, params| async move {
             auth.get_user(params).await

@@ -2,34 +2,50 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{Operation, Store};
-use futures::StreamExt;
+use futures::{StreamExt, TryStreamExt, stream};
+use metrics::counter;
 use shared::{
     api::{
-        Principal, Service,
-        auth::{SESSION_BUCKET, Session, SessionRecord, Token},
+        Principal,
+        auth::{Session, Token, TokenHash},
+        sessions::{MOST_USED, SESSION_BUCKET, SessionId, SessionRecord, SessionSummary, UsedSession},
     },
-    bus::{
-        Bus,
-        provision::{Bucket, ensure_bucket, existing_bucket},
-    },
+    bus::Bus,
     time::unix_millis,
 };
+use tracing::debug;
 
-use crate::{AuthError, bucket, config::SessionSettings};
+use crate::{
+    AuthError,
+    bucket::{Bucket, Spec, Value},
+    config::SessionSettings,
+    session_index::SessionIndex,
+};
 
 /// About a million sessions: a record takes some 250 bytes. Beyond that logins fail rather than the disk fills.
 const BUCKET_BYTES: i64 = 256 << 20;
+/// Sessions of one request that are read or written at once.
+const AT_ONCE: usize = 16;
 
+/// All sessions.
 pub(crate) struct Sessions {
-    bucket: Store,
+    bucket: Bucket,
+    index: SessionIndex,
     ttl: Duration,
+    idle: Duration,
+}
+
+/// Whose session is to be made, and from where.
+pub(crate) struct NewSession {
+    pub(crate) principal: Principal,
+    pub(crate) began_at_ms: u64,
+    pub(crate) source: Option<String>,
 }
 
 impl Sessions {
     /// The bucket, as the settings have it.
-    pub(crate) const fn bucket(settings: &SessionSettings) -> Bucket {
-        Bucket {
+    pub(crate) const fn bucket(settings: &SessionSettings) -> Spec {
+        Spec {
             name: SESSION_BUCKET,
             description: "live sessions of vmwatch",
             max_age: settings.ttl,
@@ -38,101 +54,186 @@ impl Sessions {
         }
     }
 
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket and the index, and makes missing ones.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let bucket = ensure_bucket(bus.jetstream(), Service::Auth, Self::bucket(settings)).await?;
+        let bucket = Bucket::open(bus, Self::bucket(settings));
+        let (bucket, index) = tokio::try_join!(bucket, SessionIndex::open(bus, settings))?;
         Ok(Self {
             bucket,
+            index,
             ttl: settings.ttl,
+            idle: settings.idle,
         })
     }
 
-    /// The bucket as the service made it, for a command.
-    pub(crate) async fn existing(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
-        let bucket = existing_bucket(bus.jetstream(), SESSION_BUCKET).await?;
-        Ok(Self {
-            bucket,
+    /// The buckets as the service made them, for a command.
+    pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
+        Self {
+            bucket: Bucket::existing(bus, SESSION_BUCKET),
+            index: SessionIndex::existing(bus, settings),
             ttl: settings.ttl,
-        })
+            idle: settings.idle,
+        }
     }
 
-    /// Makes a session.
-    pub(crate) async fn create(&self, principal: Principal) -> Result<Session, AuthError> {
+    /// Makes a session, and ends the user's oldest ones beyond the limit.
+    pub(crate) async fn create(&self, new: NewSession) -> Result<Session, AuthError> {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(AuthError::Random)?;
         let token = Token::from_random(bits);
-        let ttl_ms = u64::try_from(self.ttl.as_millis()).unwrap_or(u64::MAX);
+        let key = token.key();
         let record = SessionRecord {
-            principal: principal.clone(),
-            expires_at_ms: unix_millis().saturating_add(ttl_ms),
+            user: new.principal.user.clone(),
+            began_at_ms: new.began_at_ms,
+            expires_at_ms: after(new.began_at_ms, self.ttl),
+            last_used_at_ms: new.began_at_ms,
+            idle_ends_at_ms: after(new.began_at_ms, self.idle),
+            source: new.source,
         };
         let value = serde_json::to_vec(&record)?;
-        let written =
-            tokio::time::timeout(bucket::DEADLINE, self.bucket.put(token.key(), value.into())).await;
-        written
-            .map_err(|late| AuthError::Bucket(late.into()))?
-            .map_err(|error| AuthError::Bucket(error.into()))?;
+        // Listed first: a session that is not in the index could not be ended with its user.
+        let beyond = self.index.add(&record.user, &key).await?;
+        if !beyond.is_empty() {
+            self.end_listed(&record.user, beyond).await?;
+        }
+        self.bucket.put(&key, value).await?;
         Ok(Session {
             session_id: token,
             expires_at_ms: record.expires_at_ms,
-            principal,
+            principal: new.principal,
         })
     }
 
-    /// Ends a session, on every gateway; one that is none any more is ended as well.
-    pub(crate) async fn end(&self, token: &Token) -> Result<(), AuthError> {
-        self.end_key(&token.key()).await
+    /// Ends a session of the user, on every gateway. Ending one that is over succeeds.
+    pub(crate) async fn end(&self, user: &str, token: &Token) -> Result<(), AuthError> {
+        self.end_listed(user, vec![token.key()]).await
     }
 
-    /// As [`Sessions::end`], of the token with this key.
-    pub(crate) async fn end_key(&self, key: &str) -> Result<(), AuthError> {
-        tokio::time::timeout(bucket::DEADLINE, self.bucket.delete(key))
-            .await
-            .map_err(AuthError::bucket)?
-            .map_err(AuthError::bucket)
+    /// Ends a session of the user by its public name; whether there was one.
+    pub(crate) async fn end_by_id(&self, user: &str, id: &SessionId) -> Result<bool, AuthError> {
+        let keys = self.index.of(user).await?;
+        let Some(key) = keys.into_iter().find(|key| id_of(key).as_ref() == Some(id)) else {
+            return Ok(false);
+        };
+        let live = self.record(&key).await?.is_some();
+        self.end_listed(user, vec![key]).await?;
+        Ok(live)
     }
 
-    /// Ends every session of the user, on every gateway; how many there were.
-    pub(crate) async fn end_all_of(&self, user: &str) -> Result<usize, AuthError> {
-        let failed = |error: async_nats::Error| AuthError::Bucket(error);
-        // An empty bucket's history never yields a first entry.
-        let mut stream = self.bucket.stream.clone();
-        if stream
-            .info()
-            .await
-            .map_err(|error| failed(error.into()))?
-            .state
-            .messages
-            == 0
-        {
-            return Ok(0);
-        }
-        let mut entries = self
-            .bucket
-            .watch_with_history(">")
-            .await
-            .map_err(|error| failed(error.into()))?;
+    /// Ends the sessions of the user that began before this time, on every gateway; how many there were.
+    pub(crate) async fn end_before(&self, user: &str, not_before_ms: u64) -> Result<usize, AuthError> {
+        let mut over = Vec::new();
         let mut ended = 0;
-        loop {
-            let next = tokio::time::timeout(bucket::DEADLINE, entries.next()).await;
-            let Some(entry) = next.map_err(|late| failed(late.into()))? else {
-                break;
-            };
-            let entry = entry.map_err(|error| failed(error.into()))?;
-            let of_user = entry.operation == Operation::Put
-                && serde_json::from_slice::<SessionRecord>(&entry.value)
-                    .is_ok_and(|record| record.principal.user == user);
-            if of_user {
-                self.bucket
-                    .delete(&entry.key)
-                    .await
-                    .map_err(|error| failed(error.into()))?;
-                ended += 1;
+        for (key, record) in self.listed(user).await? {
+            match record {
+                Some(record) if record.began_at_ms >= not_before_ms => continue,
+                Some(_) => ended += 1,
+                None => {}
             }
-            if entry.seen_current {
-                break;
-            }
+            over.push(key);
+        }
+        if !over.is_empty() {
+            self.end_listed(user, over).await?;
         }
         Ok(ended)
     }
+
+    /// The user's live sessions that began at or after this time, the newest first.
+    pub(crate) async fn of(&self, user: &str, not_before_ms: u64) -> Result<Vec<SessionSummary>, AuthError> {
+        let now = unix_millis();
+        let live = self
+            .listed(user)
+            .await?
+            .into_iter()
+            .rev()
+            .filter_map(|(key, record)| {
+                let record = record.filter(|record| {
+                    record.began_at_ms >= not_before_ms
+                        && record.expires_at_ms > now
+                        && record.idle_ends_at_ms > now
+                })?;
+                Some(SessionSummary {
+                    id: id_of(&key)?,
+                    began_at_ms: record.began_at_ms,
+                    last_used_at_ms: record.last_used_at_ms,
+                    idle_ends_at_ms: record.idle_ends_at_ms,
+                    expires_at_ms: record.expires_at_ms,
+                    source: record.source,
+                })
+            });
+        Ok(live.collect())
+    }
+
+    /// The user's sessions, the oldest first, with what is stored of those that are not over.
+    async fn listed(&self, user: &str) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
+        stream::iter(self.index.of(user).await?)
+            .map(|key| async move {
+                let record = self.record(&key).await?;
+                Ok((key, record))
+            })
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    /// Notes uses of sessions, at most [`MOST_USED`].
+    pub(crate) async fn note_uses(&self, used: Vec<UsedSession>) -> Result<(), AuthError> {
+        stream::iter(used.into_iter().take(MOST_USED))
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |used| self.note_use(used))
+            .await
+    }
+
+    /// Writes only over the record that was read, so that a session that is ended meanwhile stays ended.
+    async fn note_use(&self, used: UsedSession) -> Result<(), AuthError> {
+        if id_of(&used.key).is_none() {
+            return Ok(());
+        }
+        let entry = self.bucket.entry(&used.key).await?;
+        let Value::Whole(mut record) = self.bucket.decode::<SessionRecord>(entry.as_ref()) else {
+            return Ok(());
+        };
+        // Clocks differ a little, and nobody may keep a session alive from the future.
+        let used_at = used.used_at_ms.min(unix_millis());
+        if used_at <= record.last_used_at_ms {
+            return Ok(());
+        }
+        record.last_used_at_ms = used_at;
+        record.idle_ends_at_ms = after(used_at, self.idle);
+        let value = serde_json::to_vec(&record)?;
+        if self.bucket.write_over(&used.key, value, entry.as_ref()).await? {
+            counter!("vmwatch_session_uses_noted_total").increment(1);
+        } else {
+            debug!("a session changed while its use was noted");
+        }
+        Ok(())
+    }
+
+    async fn record(&self, key: &str) -> Result<Option<SessionRecord>, AuthError> {
+        let entry = self.bucket.entry(key).await?;
+        Ok(self.bucket.decode(entry.as_ref()).into_option())
+    }
+
+    async fn end_listed(&self, user: &str, keys: Vec<String>) -> Result<(), AuthError> {
+        self.end_keys(&keys).await?;
+        self.index.remove(user, &keys).await
+    }
+
+    async fn end_keys(&self, keys: &[String]) -> Result<(), AuthError> {
+        stream::iter(keys)
+            .map(Ok)
+            .try_for_each_concurrent(AT_ONCE, |key| self.bucket.delete(key))
+            .await
+    }
+}
+
+fn after(moment_ms: u64, span: Duration) -> u64 {
+    moment_ms.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The public name of the session with this key; `None` if it is not a session's key.
+fn id_of(key: &str) -> Option<SessionId> {
+    let mut hash: TokenHash = [0; 32];
+    hex::decode_to_slice(key, &mut hash).ok()?;
+    Some(SessionId::of(&hash))
 }

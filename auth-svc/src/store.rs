@@ -16,7 +16,7 @@ use shared::{
 };
 use tracing::Instrument;
 
-use crate::AuthError;
+use crate::{AuthError, bucket::TRIES};
 
 /// The code of a unique index that says no.
 const DUPLICATE_KEY: i32 = 11_000;
@@ -31,6 +31,8 @@ pub(crate) struct User {
     pub(crate) role: Role,
     pub(crate) scope: Scope,
     pub(crate) created: DateTime,
+    /// Sessions that began before this are over. Each change of the user moves it.
+    pub(crate) sessions_not_before: DateTime,
 }
 
 impl User {
@@ -40,6 +42,11 @@ impl User {
             role: self.role,
             scope: self.scope.clone(),
         }
+    }
+
+    /// As Unix milliseconds.
+    pub(crate) fn sessions_not_before_ms(&self) -> u64 {
+        u64::try_from(self.sessions_not_before.timestamp_millis()).unwrap_or(0)
     }
 }
 
@@ -85,20 +92,13 @@ impl UserStore {
         }
     }
 
-    /// `false` where there is no such user.
-    pub(crate) async fn set_password(&self, name: &UserName, hash: &str) -> Result<bool, AuthError> {
-        let update = doc! { "$set": { "password_hash": hash } };
-        Ok(self
-            .users
-            .update_one(doc! { "_id": name.as_str() }, update)
-            .await?
-            .matched_count
-            == 1)
+    /// Sets the password; `None` if there is no such user.
+    pub(crate) async fn set_password(&self, name: &UserName, hash: &str) -> Result<Option<User>, AuthError> {
+        self.change(name, doc! { "password_hash": hash }).await
     }
 
-    /// The user as it is then; `None` where there is none.
+    /// Sets the role and scope that are given; `None` if there is no such user.
     pub(crate) async fn update(&self, change: &UserChange) -> Result<Option<User>, AuthError> {
-        let name = doc! { "_id": change.name.as_str() };
         let mut set = Document::new();
         if let Some(role) = change.role {
             set.insert("role", role.to_string());
@@ -109,11 +109,26 @@ impl UserStore {
                 serialize_to_bson(scope).map_err(mongodb::error::Error::from)?,
             );
         }
-        if set.is_empty() {
-            return Ok(self.users.find_one(name).await?);
+        self.change(&change.name, set).await
+    }
+
+    /// Changes the user and ends its sessions up to now, by their date; the user as it is then. The date only grows,
+    /// however the clocks of replicas differ, so that it tells each change from the one before.
+    async fn change(&self, name: &UserName, set: Document) -> Result<Option<User>, AuthError> {
+        for _ in 0..TRIES {
+            let Some(user) = self.find(name).await? else {
+                return Ok(None);
+            };
+            let mut set = set.clone();
+            set.insert("sessions_not_before", not_before(Some(&user)));
+            let unchanged = doc! { "_id": name.as_str(), "sessions_not_before": user.sessions_not_before };
+            let update = self.users.find_one_and_update(unchanged, doc! { "$set": set });
+            let changed = update.return_document(ReturnDocument::After).await?;
+            if changed.is_some() {
+                return Ok(changed);
+            }
         }
-        let update = self.users.find_one_and_update(name, doc! { "$set": set });
-        Ok(update.return_document(ReturnDocument::After).await?)
+        Err(AuthError::Contended)
     }
 
     /// `false` where there is no such user.
@@ -132,6 +147,13 @@ impl UserStore {
             .count_documents(doc! { "role": Role::Admin.to_string() })
             .await?)
     }
+}
+
+/// From when on the sessions of a user are valid that is made or changed now: none that began up to this millisecond.
+pub(crate) fn not_before(before: Option<&User>) -> DateTime {
+    let before = before.map_or(0, |user| user.sessions_not_before.timestamp_millis());
+    let now = DateTime::now().timestamp_millis();
+    DateTime::from_millis(now.max(before).saturating_add(1))
 }
 
 fn is_duplicate(error: &mongodb::error::Error) -> bool {

@@ -14,21 +14,18 @@
 
 use std::{net::Ipv6Addr, time::Duration};
 
-use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::kv::Entry;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use shared::{
-    api::{Service, auth::UserName},
-    bus::{
-        Bus,
-        provision::{Bucket, ensure_bucket},
-    },
-    time::unix_millis,
-};
+use shared::{api::auth::UserName, bus::Bus, time::unix_millis};
 use tracing::warn;
 
-use crate::{AuthError, bucket, config::ThrottleSettings};
+use crate::{
+    AuthError,
+    bucket::{Bucket, Spec, Value},
+    config::ThrottleSettings,
+};
 
 const BUCKET: &str = "vmwatch_login_failures";
 /// Some 400,000 counters; at the rate that password hashing allows they are forgotten long before.
@@ -45,7 +42,7 @@ struct Failures {
 
 /// The counters of all replicas.
 pub(crate) struct Throttle {
-    bucket: Store,
+    bucket: Bucket,
     settings: ThrottleSettings,
 }
 
@@ -85,8 +82,8 @@ impl Attempt {
 
 impl Throttle {
     /// The bucket, as the settings have it.
-    pub(crate) const fn bucket(settings: ThrottleSettings, replicas: usize) -> Bucket {
-        Bucket {
+    pub(crate) const fn bucket(settings: ThrottleSettings, replicas: usize) -> Spec {
+        Spec {
             name: BUCKET,
             description: "failed logins of late",
             max_age: settings.window,
@@ -101,8 +98,7 @@ impl Throttle {
         settings: ThrottleSettings,
         replicas: usize,
     ) -> Result<Self, AuthError> {
-        let wanted = Self::bucket(settings, replicas);
-        let bucket = ensure_bucket(bus.jetstream(), Service::Auth, wanted).await?;
+        let bucket = Bucket::open(bus, Self::bucket(settings, replicas)).await?;
         Ok(Self { bucket, settings })
     }
 
@@ -124,12 +120,31 @@ impl Throttle {
 
     /// Counts a failure. Counting comes before the answer: an attempt that cannot be counted is not answered.
     pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
+        // Where others counted at each try, the counter goes up fast enough.
         tokio::try_join!(
             self.count_one(&attempt.pair),
             self.count_one(&attempt.source),
             self.count_one(&attempt.user)
         )?;
         Ok(())
+    }
+
+    /// Counts an attempt as failed before it is judged, so that of any number at once no more than the limit are judged,
+    /// whatever replicas they reach. An attempt that succeeds is to be forgotten.
+    pub(crate) async fn claim(&self, attempt: &Attempt) -> Result<(), AuthError> {
+        self.admit(attempt).await?;
+        let (pair, source, user) = tokio::try_join!(
+            self.count_one(&attempt.pair),
+            self.count_one(&attempt.source),
+            self.count_one(&attempt.user)
+        )?;
+        // The counts without this attempt.
+        let before = |count: Option<u32>| count.map_or(u32::MAX, |count| count.saturating_sub(1));
+        if before(pair) < limit(self.settings, before(source), before(user)) {
+            return Ok(());
+        }
+        counter!("vmwatch_logins_throttled_total").increment(1);
+        Err(AuthError::Throttled(self.settings.window))
     }
 
     /// Forgets the failures of a user who got in at last, from that source.
@@ -141,48 +156,48 @@ impl Throttle {
         {
             return;
         }
-        match tokio::time::timeout(bucket::DEADLINE, self.bucket.delete(&attempt.pair)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "failed logins could not be forgotten; they age on their own"),
-            Err(_) => warn!("failed logins could not be forgotten in time; they age on their own"),
+        if let Err(error) = self.bucket.delete(&attempt.pair).await {
+            warn!(%error, "failed logins could not be forgotten; they expire");
         }
     }
 
     async fn failures(&self, key: &str) -> Result<Failures, AuthError> {
-        Ok(self
-            .entry(key)
-            .await?
-            .map_or_else(Failures::default, |(failures, _)| failures))
+        let entry = self.bucket.entry(key).await?;
+        Ok(self.decode(entry.as_ref()))
     }
 
-    async fn entry(&self, key: &str) -> Result<Option<(Failures, u64)>, AuthError> {
-        let found = tokio::time::timeout(bucket::DEADLINE, self.bucket.entry(key)).await;
-        let entry = found.map_err(AuthError::bucket)?.map_err(AuthError::bucket)?;
-        Ok(entry.map(|entry| {
-            (
-                serde_json::from_slice(&entry.value).unwrap_or_default(),
-                entry.revision,
-            )
-        }))
+    /// A record that cannot be decoded counts as throttled, until it expires.
+    fn decode(&self, entry: Option<&Entry>) -> Failures {
+        match self.bucket.decode(entry) {
+            Value::Nothing => Failures::default(),
+            Value::Whole(failures) => failures,
+            Value::Broken => Failures {
+                count: u32::MAX,
+                last_ms: entry.map_or(0, written_ms),
+            },
+        }
     }
 
-    async fn count_one(&self, key: &str) -> Result<(), AuthError> {
+    /// Counts a failure, and gives back how many there are then; `None` if others counted at each try.
+    async fn count_one(&self, key: &str) -> Result<Option<u32>, AuthError> {
         for _ in 0..COUNT_TRIES {
-            let found = self.entry(key).await?;
-            let count = found.map_or(0, |(failures, _)| failures.count).saturating_add(1);
+            let entry = self.bucket.entry(key).await?;
             let failures = Failures {
-                count,
+                count: self.decode(entry.as_ref()).count.saturating_add(1),
                 last_ms: unix_millis(),
             };
             let value = serde_json::to_vec(&failures)?;
-            let revision = found.map(|(_, revision)| revision);
-            if bucket::write_over(&self.bucket, key, value, revision).await? {
-                return Ok(());
+            if self.bucket.write_over(key, value, entry.as_ref()).await? {
+                return Ok(Some(failures.count));
             }
         }
-        // Others counted at each of these tries: the counter is going up fast enough.
-        Ok(())
+        Ok(None)
     }
+}
+
+/// When the entry was written, Unix milliseconds, by the server's clock.
+fn written_ms(entry: &Entry) -> u64 {
+    u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
 /// What failures of a source are counted under: an IPv6 host may take any address of its network of 64 bits (RFC 4291,
@@ -195,6 +210,15 @@ fn network(source: &str) -> String {
     Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
 }
 
+/// The failures of a pair at which it has to wait.
+const fn limit(settings: ThrottleSettings, source: u32, user: u32) -> u32 {
+    if source >= settings.by_source || user >= settings.by_user {
+        1
+    } else {
+        settings.by_pair
+    }
+}
+
 /// How long the attempt has to wait; `None` where it may be tried now.
 fn wait(
     settings: ThrottleSettings,
@@ -203,9 +227,7 @@ fn wait(
     user: Failures,
     now_ms: u64,
 ) -> Option<Duration> {
-    let hot = source.count >= settings.by_source || user.count >= settings.by_user;
-    let limit = if hot { 1 } else { settings.by_pair };
-    if pair.count < limit {
+    if pair.count < limit(settings, source.count, user.count) {
         return None;
     }
     let since = Duration::from_millis(now_ms.saturating_sub(pair.last_ms));

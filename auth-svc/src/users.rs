@@ -18,6 +18,7 @@ use crate::{
     AuthError,
     accounts::Accounts,
     config::AuthSettings,
+    mirror::Mirror,
     password::Hasher,
     sessions::Sessions,
     store::{User, UserStore},
@@ -61,20 +62,13 @@ pub enum UserCommand {
 /// Carries out a command.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
     let database = settings.store.open_durable(Service::Auth.name()).await?;
-    let accounts = Accounts {
-        users: UserStore::of(&database, &settings.collection),
-        hasher: Hasher::new(1)?,
-    };
-    let done = carry_out(command, &accounts, settings).await;
+    let users = UserStore::of(&database, &settings.collection);
+    let done = carry_out(command, users, settings).await;
     shared::store::close(&database).await;
     done
 }
 
-async fn carry_out(
-    command: UserCommand,
-    accounts: &Accounts,
-    settings: &AuthSettings,
-) -> Result<(), AuthError> {
+async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettings) -> Result<(), AuthError> {
     match command {
         UserCommand::Add {
             name,
@@ -87,41 +81,40 @@ async fn carry_out(
                 role,
                 scope: instances.map_or(Scope::All, Scope::Only),
             };
-            let user = accounts.add(user).await?;
+            let user = accounts(users, settings).await?.add(user).await?;
             println!("added {} as {role}", user.name);
         }
         UserCommand::Password { name } => {
             let password = read_password(&name)?;
-            accounts.set_password(&name, password).await?;
-            println!("changed the password of {name}");
-            end_sessions(settings, &name).await?;
+            let ended = accounts(users, settings)
+                .await?
+                .set_password(&name, password)
+                .await?;
+            println!("changed the password of {name}\nended {ended} sessions of {name}");
         }
-        UserCommand::List { json } => list(&accounts.users.list(None, MOST_LISTED).await?, json)?,
+        UserCommand::List { json } => list(&users.list(None, MOST_LISTED).await?, json)?,
         UserCommand::Remove { name } => {
-            accounts.remove(&name).await?;
-            println!("removed {name}");
-            end_sessions(settings, &name).await?;
+            let ended = accounts(users, settings).await?.remove(&name).await?;
+            println!("removed {name}\nended {ended} sessions of {name}");
         }
     }
     Ok(())
 }
 
-fn refused(text: String) -> AuthError {
-    AuthError::Refused(text)
+/// What changes users. If the bus is unreachable a change is stored all the same, and the error says that it is not in
+/// effect yet.
+async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts, AuthError> {
+    let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
+    Ok(Accounts {
+        users,
+        hasher: Hasher::new(1)?,
+        mirror: Mirror::existing(&bus),
+        sessions: Sessions::existing(&bus, &settings.sessions),
+    })
 }
 
-async fn end_sessions(settings: &AuthSettings, name: &UserName) -> Result<(), AuthError> {
-    let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
-    let Ok(sessions) = Sessions::existing(&bus, &settings.sessions).await else {
-        return Err(refused(format!(
-            "the bus is away: sessions of {name} that are open live on; repeat this when it is back"
-        )));
-    };
-    println!(
-        "ended {} sessions of {name}",
-        sessions.end_all_of(name.as_str()).await?
-    );
-    Ok(())
+fn refused(text: String) -> AuthError {
+    AuthError::Refused(text)
 }
 
 /// From a prompt, twice; or the first line of standard input.

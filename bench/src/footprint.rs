@@ -7,8 +7,8 @@ use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::{StreamExt, TryStreamExt, stream};
 use shared::{
     api::{
-        Principal, Role, Scope,
-        auth::{SESSION_BUCKET, SessionRecord, Token},
+        auth::Token,
+        sessions::{SESSION_BUCKET, SessionRecord},
     },
     time::unix_millis,
 };
@@ -56,16 +56,16 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     println!("filling: {} sessions", number(f64::from(SESSIONS), 0));
     let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await?;
-    let expires_at_ms = unix_millis() + 3_600_000;
+    let now = unix_millis();
     stream::iter(0..SESSIONS)
         .map(|session| {
             let record = SessionRecord {
-                principal: Principal {
-                    user: format!("user-{}", session % 1000),
-                    role: Role::Viewer,
-                    scope: Scope::All,
-                },
-                expires_at_ms,
+                user: format!("user-{}", session % 1000),
+                began_at_ms: now,
+                expires_at_ms: now + 3_600_000,
+                last_used_at_ms: now,
+                idle_ends_at_ms: now + 3_600_000,
+                source: Some("192.0.2.1".to_owned()),
             };
             let token = Token::from_random(u128::from(session).to_be_bytes());
             let bucket = &bucket;

@@ -24,7 +24,7 @@ use axum::{Router, middleware::from_fn_with_state, routing::any};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
-    api::{Deadlines, Method, auth::SESSION_BUCKET},
+    api::{Deadlines, Method, sessions::SESSION_BUCKET},
     bus::{Bus, BusError, Context, clock},
     health, http_server,
     http_tls::{Tls, TlsError},
@@ -97,7 +97,7 @@ pub async fn run(
 ) -> Result<(), GatewayError> {
     let bus = Bus::connect(NAME, &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
-    let sessions = Sessions::follow(&bus, settings.sessions, shutdown.clone());
+    let sessions = Sessions::follow(&bus, settings.sessions, &shutdown);
     let readiness = {
         let (bus, sessions) = (bus.clone(), sessions.clone());
         Arc::new(move || {
@@ -105,7 +105,7 @@ pub async fn run(
             gauge!("vmwatch_session_table_current").set(if current { 1.0 } else { 0.0 });
             match (bus.is_connected(), current) {
                 (false, _) => Err("the bus is away"),
-                (true, false) => Err("waiting for the session bucket"),
+                (true, false) => Err("waiting for sessions and users"),
                 (true, true) => Ok(()),
             }
         })

@@ -6,7 +6,14 @@
 
 mod log;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::jetstream::{
     consumer::{
@@ -14,18 +21,19 @@ use async_nats::jetstream::{
         pull::{Ordered, OrderedConfig},
     },
     message::Message,
-    stream::{State, Stream},
+    stream::Stream,
 };
 use bytes::Bytes;
 use futures::StreamExt;
+use metrics::counter;
 use shared::{
     api::events::{EVENT_STREAM, LiveEvent},
-    bus::Bus,
+    bus::{Bus, follow::StreamState},
     wire::{Fault, FaultKind},
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 pub(crate) use self::log::{Log, Reached, Told};
 
@@ -48,6 +56,8 @@ pub(crate) struct Live {
     encode: Encode,
     /// Absent while the stream is not followed, and another once the stream is another.
     log: watch::Sender<Option<Arc<Log>>>,
+    /// Numbers up to this one were given to other events before the store was rolled back.
+    ambiguous: Arc<AtomicU64>,
     /// Readers end with the gateway.
     pub(crate) shutdown: CancellationToken,
 }
@@ -70,6 +80,7 @@ impl Live {
             bus: bus.clone(),
             encode,
             log: watch::Sender::new(None),
+            ambiguous: Arc::default(),
             shutdown,
         };
         let follower = live.clone();
@@ -96,6 +107,7 @@ impl Live {
         let mut reached = log.reached();
         let position = match seen {
             None => None,
+            Some(seen) if seen <= self.ambiguous.load(Ordering::Relaxed) => None,
             Some(seen) => {
                 // What another gateway has told this one hears within milliseconds; after that, the number is of
                 // another stream.
@@ -115,50 +127,67 @@ impl Live {
 
     async fn follow_for_ever(&self) {
         let mut followed = None;
+        let mut reconnections = self.bus.reconnections();
         loop {
-            if let Err(error) = self.follow_once(&mut followed).await {
-                debug!(%error, "the stream of live events is not followed");
-                // Readers keep what they have; new ones are told to come again.
-                self.log.send_replace(None);
+            tokio::select! {
+                // What was missed meanwhile is read from the stream, if it is still the same.
+                Ok(()) = reconnections.changed() => continue,
+                Err(error) = Box::pin(self.follow_once(&mut followed)) => {
+                    debug!(%error, "the stream of live events is not followed");
+                    // Readers keep what they have; new ones are told to come again.
+                    self.log.send_replace(None);
+                }
             }
             tokio::time::sleep(AGAIN).await;
         }
     }
 
     /// Follows the stream from where it was left until that breaks.
-    async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<(), async_nats::Error> {
+    async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<Infallible, async_nats::Error> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(EVENT_STREAM));
         let stream = found.await??;
         let info = stream.cached_info();
-        let followed = Followed::resume(followed, info.created.unix_timestamp_nanos(), &info.state);
-        let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, followed.position + 1)).await??;
+        if let Some(other) = Followed::take_if_other(followed, info.into()) {
+            self.end(&other);
+        }
+        let following = Followed::resume(followed, info.into(), info.state.first_sequence);
+        // From the last event that was handed on: it proves that the stream is the same.
+        let begin = following.position.max(1);
+        let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, begin)).await??;
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // What the stream holds now is read before readers are let in.
         let mut missing = Some(info.state.last_sequence);
         let mut behind = None;
         loop {
-            if missing.is_some_and(|last| followed.position >= last) {
+            if missing.is_some_and(|last| following.position >= last) {
                 missing = None;
-                self.log.send_replace(Some(Arc::clone(&followed.log)));
+                self.log.send_replace(Some(Arc::clone(&following.log)));
             }
             tokio::select! {
                 message = messages.next() => {
                     let message = message.ok_or("the consumer ended")??;
-                    self.hand_on(followed, message.info()?.stream_sequence, &message);
+                    let info = message.info()?;
+                    let published = info.published.unix_timestamp_nanos();
+                    if following.is_another(info.stream_sequence, published) {
+                        let other = followed.take();
+                        other.inspect(|other| self.end(other));
+                        return Err("the stream was rolled back".into());
+                    }
+                    self.hand_on(following, info.stream_sequence, &message);
                 }
                 _ = checks.tick() => {
                     let info = tokio::time::timeout(DEADLINE, stream.get_info()).await??;
-                    if info.state.last_sequence < followed.position {
-                        return Err("the stream went back".into());
+                    if StreamState::from(&info).is_rolled_back_from(&following.state) {
+                        return Err("the stream was rolled back".into());
                     }
-                    followed.pass_over(&info.state);
-                    let newer = info.state.last_sequence > followed.position;
+                    following.pass_over(info.state.first_sequence, info.state.last_sequence);
+                    let newer = info.state.last_sequence > following.position;
                     // Behind twice in a row at the same place: it is not just late.
-                    if newer && behind == Some(followed.position) {
+                    if newer && behind == Some(following.position) {
                         return Err("the stream moved on without its consumer".into());
                     }
-                    behind = newer.then_some(followed.position);
+                    behind = newer.then_some(following.position);
                 }
             }
         }
@@ -177,48 +206,70 @@ impl Live {
         });
         followed.log.push(number, told);
     }
+
+    /// Ends the log of a stream that was created again or rolled back. Its readers end, connect again, and are told that
+    /// there is a gap.
+    fn end(&self, other: &Followed) {
+        counter!("vmwatch_store_rollbacks_total", "bucket" => EVENT_STREAM).increment(1);
+        warn!(
+            position = other.position,
+            "the stream of live events was rolled back; following it from its beginning"
+        );
+        self.ambiguous.fetch_max(other.position, Ordering::Relaxed);
+        other.log.end();
+    }
 }
 
 /// How far the stream was followed.
 struct Followed {
-    /// When the stream was made, Unix nanoseconds.
-    created: i128,
+    /// The stream as it was last seen.
+    state: StreamState,
     position: u64,
+    /// When the event at the position was published, Unix nanoseconds, if it was received.
+    published: Option<i128>,
     log: Arc<Log>,
 }
 
 impl Followed {
-    /// Goes on where it was left; from the beginning on the first look, and where the stream was made anew or an older
-    /// copy of it was put back. Readers of the old one end, come again, and are told that there is a gap.
-    fn resume<'a>(followed: &'a mut Option<Self>, created: i128, state: &State) -> &'a mut Self {
-        let is_same = |known: &Self| known.created == created && known.position <= state.last_sequence;
-        if let Some(other) = followed.take_if(|known| !is_same(known)) {
-            info!(
-                position = other.position,
-                last = state.last_sequence,
-                "the stream of live events is another or went back; following it from its beginning"
-            );
-            other.log.end();
-        }
+    /// Takes out what was followed before, if the stream was created again or rolled back since.
+    fn take_if_other(followed: &mut Option<Self>, state: StreamState) -> Option<Self> {
+        followed.take_if(|known| state.is_rolled_back_from(&known.state))
+    }
+
+    /// Goes on where it was left, or begins with the newest events that are kept.
+    fn resume(followed: &mut Option<Self>, state: StreamState, first_sequence: u64) -> &mut Self {
         let followed = followed.get_or_insert_with(|| {
             let kept = u64::try_from(log::MOST_EVENTS).unwrap_or(u64::MAX);
             let position = state.last_sequence.saturating_sub(kept);
             Self {
-                created,
+                state,
                 position,
+                published: None,
                 log: Arc::new(Log::after(position)),
             }
         });
-        followed.pass_over(state);
+        followed.state = state;
+        followed.pass_over(first_sequence, state.last_sequence);
         followed
     }
 
+    /// Notes that a message was received; whether another one was received under its number before.
+    fn is_another(&mut self, number: u64, published: i128) -> bool {
+        if number < self.position {
+            return false;
+        }
+        let known = self.published.replace(published);
+        self.state.last_sequence = self.state.last_sequence.max(number);
+        number == self.position && known.is_some_and(|known| known != published)
+    }
+
     /// Passes over what the stream no longer holds.
-    fn pass_over(&mut self, state: &State) {
+    fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
         // An empty stream says that its first message is the next one.
-        let oldest = state.first_sequence.min(state.last_sequence + 1);
+        let oldest = first_sequence.min(last_sequence + 1);
         if self.position + 1 < oldest {
             self.position = oldest - 1;
+            self.published = None;
             self.log.begin_at(oldest);
             self.log.push(self.position, None);
         }
@@ -245,41 +296,51 @@ fn decode(message: &Message) -> Option<LiveEvent> {
 mod tests {
     use super::*;
 
-    fn state(first_sequence: u64, last_sequence: u64) -> State {
-        let state = serde_json::json!({
-            "messages": 1, "bytes": 1, "first_seq": first_sequence, "last_seq": last_sequence,
-            "first_ts": "2026-01-01T00:00:00Z", "last_ts": "2026-01-01T00:00:00Z", "consumer_count": 0,
-        });
-        serde_json::from_value(state).unwrap()
+    fn state(created_ns: i128, last_sequence: u64) -> StreamState {
+        StreamState {
+            created_ns,
+            last_sequence,
+            messages: 1,
+            bytes: 1,
+        }
     }
 
     #[test]
     fn follows_from_what_is_kept_and_goes_on_where_it_was_left() {
         let mut followed = None;
         assert_eq!(
-            Followed::resume(&mut followed, 1, &state(1, 50_000)).position,
+            Followed::resume(&mut followed, state(1, 50_000), 1).position,
             40_000
         );
         let log = Arc::clone(&followed.as_ref().unwrap().log);
         followed.as_mut().unwrap().position = 50_000;
-        let again = Followed::resume(&mut followed, 1, &state(1, 50_010));
+        assert!(Followed::take_if_other(&mut followed, state(1, 50_010)).is_none());
+        let again = Followed::resume(&mut followed, state(1, 50_010), 1);
         assert!(again.position == 50_000 && Arc::ptr_eq(&again.log, &log));
         // What expired while nobody followed is a gap for readers.
-        let later = Followed::resume(&mut followed, 1, &state(60_001, 60_000));
+        let later = Followed::resume(&mut followed, state(1, 60_000), 60_001);
         assert!(later.position == 60_000 && Arc::ptr_eq(&later.log, &log));
         assert!(!log.reaches_back_to(50_000) && log.reaches_back_to(60_000));
     }
 
     #[test]
-    fn begins_anew_when_the_stream_is_another_or_went_back() {
-        for (created, last) in [(2, 50_000), (1, 40_000)] {
+    fn begins_again_when_the_stream_is_another_or_was_rolled_back() {
+        for other in [state(2, 50_000), state(1, 40_000)] {
             let mut followed = None;
-            let old = Followed::resume(&mut followed, 1, &state(1, 50_000));
-            old.position = 50_000;
-            let old = Arc::clone(&old.log);
-            let new = Followed::resume(&mut followed, created, &state(1, last));
-            assert_eq!(new.position, last - 10_000);
-            assert!(old.reached().borrow().over, "readers of the old one end");
+            Followed::resume(&mut followed, state(1, 50_000), 1).position = 50_000;
+            assert!(Followed::take_if_other(&mut followed, other).is_some());
+            let new = Followed::resume(&mut followed, other, 1);
+            assert_eq!(new.position, other.last_sequence - 10_000);
         }
+    }
+
+    #[test]
+    fn detects_another_event_under_the_same_number() {
+        let mut followed = None;
+        let following = Followed::resume(&mut followed, state(1, 5), 1);
+        following.position = 5;
+        assert!(!following.is_another(5, 100) && !following.is_another(5, 100));
+        assert!(!following.is_another(4, 50));
+        assert!(following.is_another(5, 101));
     }
 }

@@ -50,7 +50,7 @@ impl Lifecycle {
             .method::<List, _, _>(on(&this, Self::list))
             .method::<OperationsGet, _, _>(on(&this, Self::operation))
             .method::<OperationsList, _, _>(on(&this, |this, context, filter| {
-                ready(Ok(this.operations.list(context.principal.as_ref(), &filter)))
+                ready(this.operations.list(context.principal.as_ref(), &filter))
             }))
     }
 

@@ -72,7 +72,7 @@ pub(crate) struct Operations {
 }
 
 impl Operations {
-    /// Opens the bucket and the audit; waits for the bus. `None` at shutdown.
+    /// Opens the bucket and the audit, and reads the bucket; waits for the bus. `None` at shutdown.
     pub(crate) async fn open(
         bus: &Bus,
         settings: OperationSettings,
@@ -95,21 +95,23 @@ impl Operations {
         {
             return Ok(None);
         }
+        let view = View::follow(bus, shutdown);
+        if shutdown.run_until_cancelled(view.filled()).await.is_none() {
+            return Ok(None);
+        }
         Ok(Some(Arc::new(Self {
             settings,
             fleet,
             store,
             trail: Trail::new(audit),
-            view: View::default(),
+            view,
             owner: random_id()?.to_string(),
             at_work: Mutex::default(),
         })))
     }
 
-    /// Follows the bucket and adopts what lost its owner, until shutdown.
+    /// Adopts what lost its owner, until shutdown.
     pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
-        let (this, until) = (Arc::clone(self), shutdown.clone());
-        tokio::spawn(async move { this.view.follow(&this.store, &until).await });
         let (this, until) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
     }
@@ -163,9 +165,9 @@ impl Operations {
         if self.view.bytes_at_most() <= most {
             return Ok(());
         }
-        let level = self.store.level().await?;
-        self.view.measured(level);
-        if level.bytes <= most {
+        let bytes = self.store.bytes().await?;
+        self.view.measured(bytes);
+        if bytes <= most {
             return Ok(());
         }
         Err(Fault::new(
@@ -320,10 +322,14 @@ impl Operations {
     }
 
     /// A page of the newest commands on machines that the principal may see.
-    pub(crate) fn list(&self, principal: Option<&Principal>, filter: &OperationFilter) -> OperationPage {
+    pub(crate) fn list(
+        &self,
+        principal: Option<&Principal>,
+        filter: &OperationFilter,
+    ) -> Result<OperationPage, Fault> {
         let keep = u64::try_from(self.settings.keep.as_millis()).unwrap_or(u64::MAX);
         let oldest = unix_millis().saturating_sub(keep);
-        self.view.newest(usize::from(filter.limit.get()), |operation| {
+        let newest = self.view.newest(usize::from(filter.limit.get()), |operation| {
             operation.requested_at_ms >= oldest
                 && filter
                     .before
@@ -335,7 +341,8 @@ impl Operations {
                     .as_ref()
                     .is_none_or(|id| operation.instance_id == *id)
                 && sees(principal, &operation.instance_id)
-        })
+        });
+        Ok(newest?)
     }
 }
 

@@ -24,6 +24,7 @@ mod mixed;
 mod overload;
 mod replicas;
 mod restarts;
+mod rollback;
 mod timeouts;
 
 use std::{env, time::Duration};

@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, jetstream::stream::Info};
 use e2e::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
 use shared::api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
-    auth::SESSION_BUCKET,
+    sessions::SESSION_BUCKET,
 };
 
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
@@ -190,6 +190,7 @@ async fn no_bucket_takes_a_rollup() {
     let stack = without_services().await;
     let buckets = [
         ("vmwatch-auth", "vmwatch_sessions"),
+        ("vmwatch-auth", "vmwatch_users"),
         ("vmwatch-auth", "vmwatch_user_sessions"),
         ("vmwatch-auth", "vmwatch_login_failures"),
         ("vmwatch-lifecycle", "vmwatch_operations"),

@@ -1,13 +1,22 @@
 //! A whole vmwatch.
 
-use std::{collections::HashMap, fmt::Write as _, fs, path::Path, process::Output};
+use std::{
+    collections::{HashMap, HashSet, hash_map::DefaultHasher},
+    fmt::Write as _,
+    fs,
+    hash::{Hash as _, Hasher as _},
+    path::Path,
+    process::Output,
+};
 
 use futures::future::join_all;
+use mongodb::bson::{DateTime, doc, serialize_to_bson};
 use shared::{
     api::{
         Principal, Role, Scope,
-        auth::{SESSION_BUCKET, SessionRecord, Token},
+        auth::Token,
         lifecycle::{MachineState, State, Target},
+        sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord, user_key},
     },
     bus::{Bus, Context},
     config::{MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
@@ -15,6 +24,7 @@ use shared::{
     time::unix_millis,
 };
 use tempfile::TempDir;
+use tokio::sync::Mutex;
 
 use crate::{
     Database, Gateway, Nats, PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, process::run,
@@ -255,6 +265,7 @@ impl StackBuilder {
             bus: nats.connect("vmwatch-test").await,
             nats,
             database,
+            users: Mutex::default(),
             folder,
         };
         if self.permissions {
@@ -299,6 +310,8 @@ pub struct Stack {
     pub nats: Nats,
     /// The store.
     pub database: Database,
+    /// The users that sessions were made for.
+    users: Mutex<HashSet<String>>,
     folder: TempDir,
 }
 
@@ -386,7 +399,8 @@ impl Stack {
         .await;
     }
 
-    /// Makes a session as a login would, without one: for tests that are not about passwords.
+    /// Makes a session as a login would, without one: for tests that are not about passwords. Sessions of the same role
+    /// and scope have the same user; see [`Stack::user_of`].
     pub async fn session(&self, role: Role, scope: Scope) -> String {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the system's random source answers");
@@ -395,38 +409,77 @@ impl Stack {
 
     /// Makes a session with this token, as [`Stack::session`].
     pub async fn session_of(&self, token: Token, role: Role, scope: Scope) -> String {
-        self.put_session("test", token, role, scope).await
+        let user = Self::user_of(role, &scope);
+        self.put_session(user, token, role, scope).await
     }
 
-    /// Makes a session of this user, as [`Stack::session`]: for tests of what one user may have of something.
+    /// Makes a session of this user, as [`Stack::session`]: for tests of what one user may have of something. The user has
+    /// one role.
     pub async fn session_as(&self, user: &str, role: Role) -> String {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the system's random source answers");
-        self.put_session(user, Token::from_random(bits), role, Scope::All)
+        self.put_session(user.to_owned(), Token::from_random(bits), role, Scope::All)
             .await
     }
 
-    async fn put_session(&self, user: &str, token: Token, role: Role, scope: Scope) -> String {
+    async fn put_session(&self, user: String, token: Token, role: Role, scope: Scope) -> String {
+        self.make_user(&user, role, scope).await;
+        let now = unix_millis();
         let record = SessionRecord {
+            user,
+            began_at_ms: now,
+            expires_at_ms: now + 3_600_000,
+            last_used_at_ms: now,
+            idle_ends_at_ms: now + 3_600_000,
+            source: None,
+        };
+        self.put(SESSION_BUCKET, token.key(), &record).await;
+        token.to_string()
+    }
+
+    /// The name of the user whose sessions [`Stack::session`] makes.
+    pub fn user_of(role: Role, scope: &Scope) -> String {
+        let Scope::Only(instances) = scope else {
+            return format!("test-{role}");
+        };
+        let mut hasher = DefaultHasher::new();
+        instances.hash(&mut hasher);
+        format!("test-{role}-{:016x}", hasher.finish())
+    }
+
+    /// Makes a user as auth-svc would, but without a password, in the database and in the gateways' bucket.
+    async fn make_user(&self, name: &str, role: Role, scope: Scope) {
+        let mut users = self.users.lock().await;
+        if !users.insert(name.to_owned()) {
+            return;
+        }
+        let user = doc! {
+            "_id": name, "password_hash": "", "role": role.to_string(), "created": DateTime::now(),
+            "scope": serialize_to_bson(&scope).expect("a scope encodes"),
+            "sessions_not_before": DateTime::from_millis(0),
+        };
+        let made = self.database.handle().collection("users").insert_one(user).await;
+        made.expect("the database takes the user");
+        let record = UserRecord {
             principal: Principal {
-                user: user.to_owned(),
+                user: name.to_owned(),
                 role,
                 scope,
             },
-            expires_at_ms: unix_millis() + 3_600_000,
+            sessions_not_before_ms: 0,
+            removed: false,
         };
-        let bucket = self
-            .bus
-            .jetstream()
-            .get_key_value(SESSION_BUCKET)
-            .await
-            .expect("auth-svc made the bucket");
-        let record = serde_json::to_vec(&record).expect("a record encodes");
-        bucket
-            .put(token.key(), record.into())
-            .await
-            .expect("the bucket takes it");
-        token.to_string()
+        self.put(USER_BUCKET, user_key(name), &record).await;
+    }
+
+    async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {
+        let bucket = self.bus.jetstream().get_key_value(bucket).await;
+        let record = serde_json::to_vec(record).expect("a record encodes");
+        let put = bucket
+            .expect("auth-svc made the bucket")
+            .put(key, record.into())
+            .await;
+        put.expect("the bucket takes it");
     }
 
     fn common_settings(&self, program: Program) -> Vec<(String, String)> {

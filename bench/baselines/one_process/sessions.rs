@@ -8,8 +8,8 @@ use std::{
 
 use shared::{
     api::{
-        Principal, Role, Scope,
-        auth::{SessionRecord, Token, TokenHash},
+        auth::{Token, TokenHash},
+        sessions::SessionRecord,
     },
     time::unix_millis,
 };
@@ -35,16 +35,17 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Adds a session of an operator.
+    /// Adds a session.
     pub(crate) fn add(&self, token: Token, user: &str) {
         let lifetime = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
+        let now = unix_millis();
         let record = SessionRecord {
-            principal: Principal {
-                user: user.to_owned(),
-                role: Role::Operator,
-                scope: Scope::All,
-            },
-            expires_at_ms: unix_millis() + lifetime,
+            user: user.to_owned(),
+            began_at_ms: now,
+            expires_at_ms: now + lifetime,
+            last_used_at_ms: now,
+            idle_ends_at_ms: now + lifetime,
+            source: None,
         };
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         table.insert(token.hash(), Arc::new(record));

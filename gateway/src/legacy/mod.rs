@@ -148,8 +148,8 @@ impl Gateway {
         }
         let invalid = || Fault::new(FaultKind::Unauthenticated, "invalid or expired session");
         let token: Token = session_id.parse().map_err(|_| invalid())?;
-        let record = self.sessions.check(&token).await?.ok_or_else(invalid)?;
-        Ok(Some(record.principal.clone()))
+        let session = self.sessions.check(&token).await?.ok_or_else(invalid)?;
+        Ok(Some(session.principal().clone()))
     }
 }
 

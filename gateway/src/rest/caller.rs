@@ -13,16 +13,13 @@ use axum::{
     http::{HeaderMap, HeaderName, Uri, header, request::Parts, uri::Authority},
 };
 use shared::{
-    api::{
-        Kind, Method, Principal,
-        auth::{SessionRecord, Token},
-    },
+    api::{Kind, Method, Principal, auth::Token},
     bus::Context,
     wire::{Fault, FaultKind},
 };
 
 use super::{edge::RequestId, problem::Problem};
-use crate::Gateway;
+use crate::{Gateway, sessions::Session};
 
 /// By the W3C's Fetch Metadata: whose page made the browser send the request.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -44,7 +41,7 @@ pub(super) struct Visitor {
 pub(super) struct Caller {
     pub(super) visitor: Visitor,
     pub(super) token: Token,
-    pub(super) session: Arc<SessionRecord>,
+    pub(super) session: Session,
 }
 
 impl Visitor {
@@ -59,7 +56,7 @@ impl Visitor {
 
 impl Caller {
     pub(super) fn principal(&self) -> &Principal {
-        &self.session.principal
+        self.session.principal()
     }
 
     /// The context of a call; a command has a fresh key.

@@ -53,8 +53,9 @@ pub fn document() -> OpenApi {
 
 fn described() -> (Router<Arc<Gateway>>, OpenApi) {
     let routes = OpenApiRouter::new()
-        .routes(routes!(sessions::login))
+        .routes(routes!(sessions::login, sessions::list))
         .routes(routes!(sessions::logout))
+        .routes(routes!(sessions::end))
         .routes(routes!(sessions::me))
         .routes(routes!(vms::list))
         .routes(routes!(vms::get))

@@ -1,4 +1,4 @@
-//! Sessions: the same as the documented API's.
+//! Sessions: made, listed and ended. They are the same as the documented API's.
 
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use shared::{
     api::{
         Kind, Role, Scope,
         auth::{Credentials, Login, Password, Token, UserName},
+        sessions::{Own, SessionId, SessionIdRef, SessionsEnd, SessionsList},
         users::{Logout, SessionRef},
     },
     time::unix_millis,
@@ -20,7 +21,7 @@ use utoipa::ToSchema;
 
 use super::{
     caller::{Caller, Visitor, check_same_origin, set_cookie},
-    extract::{Json, NoParameters, Query},
+    extract::{Json, NoParameters, Path, Query},
     problem::Problem,
     time::Timestamp,
 };
@@ -132,11 +133,80 @@ pub(super) async fn logout(
         session_id: caller.token,
     };
     caller.ask::<Logout>(&gateway, &session).await?;
-    let mut response = StatusCode::NO_CONTENT.into_response();
-    if headers.contains_key(header::COOKIE) {
-        put_cookie(&mut response, &set_cookie(&headers, "", 0));
-    }
-    Ok(response)
+    Ok(ended(&headers, true))
+}
+
+/// A session of the caller's user.
+#[derive(Serialize, ToSchema)]
+pub(super) struct OwnSession {
+    /// Names the session; it is not the token, and says nothing about it.
+    id: SessionId,
+    /// Whether the request was made with this session.
+    current: bool,
+    /// When the user logged in.
+    began_at: Timestamp,
+    /// The last use, to about a minute.
+    last_used_at: Timestamp,
+    /// When the session ends unless it is used before.
+    idle_ends_at: Timestamp,
+    /// When the session ends in any case.
+    expires_at: Timestamp,
+    /// The address from which the user logged in.
+    #[schema(required)]
+    source: Option<String>,
+}
+
+/// The live sessions of the caller's user.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SessionList {
+    /// The newest first.
+    sessions: Vec<OwnSession>,
+}
+
+/// List your sessions
+#[utoipa::path(
+    get, path = "/sessions", tag = "sessions", operation_id = "list_sessions",
+    responses((status = OK, body = SessionList, description = "the live sessions of the session's user")),
+)]
+pub(super) async fn list(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<axum::Json<SessionList>, Problem> {
+    let listed = caller.ask::<SessionsList>(&gateway, &Own {}).await?;
+    let current = SessionId::of(&caller.token.hash());
+    let sessions = listed.sessions.into_iter().map(|session| OwnSession {
+        current: session.id == current,
+        id: session.id,
+        began_at: Timestamp::of_ms(session.began_at_ms),
+        last_used_at: Timestamp::of_ms(session.last_used_at_ms),
+        idle_ends_at: Timestamp::of_ms(session.idle_ends_at_ms),
+        expires_at: Timestamp::of_ms(session.expires_at_ms),
+        source: session.source,
+    });
+    Ok(axum::Json(SessionList {
+        sessions: sessions.collect(),
+    }))
+}
+
+/// End one of your sessions
+///
+/// Ends it on every gateway within a second.
+#[utoipa::path(
+    delete, path = "/sessions/{session_id}", tag = "sessions", operation_id = "end_session",
+    params(("session_id" = SessionId, Path, description = "the session's id, as `GET /sessions` lists it")),
+    responses((status = NO_CONTENT, description = "the session is over")),
+)]
+pub(super) async fn end(
+    State(gateway): State<Arc<Gateway>>,
+    caller: Caller,
+    headers: HeaderMap,
+    Path(id): Path<SessionId>,
+    Query(NoParameters {}): Query<NoParameters>,
+) -> Result<Response, Problem> {
+    let own = id == SessionId::of(&caller.token.hash());
+    caller.ask::<SessionsEnd>(&gateway, &SessionIdRef { id }).await?;
+    Ok(ended(&headers, own))
 }
 
 /// Who am I
@@ -150,8 +220,17 @@ pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameter
         user_name: principal.user,
         role: principal.role,
         scope: principal.scope,
-        expires_at: Timestamp::of_ms(caller.session.expires_at_ms),
+        expires_at: Timestamp::of_ms(caller.session.record().expires_at_ms),
     })
+}
+
+/// The answer once a session is over; a browser forgets its own.
+fn ended(headers: &HeaderMap, own: bool) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    if own && headers.contains_key(header::COOKIE) {
+        put_cookie(&mut response, &set_cookie(headers, "", 0));
+    }
+    response
 }
 
 fn put_cookie(response: &mut Response, cookie: &str) {

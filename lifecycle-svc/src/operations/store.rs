@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind, Watch};
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use shared::{
     api::{Service, lifecycle::OperationId},
     bus::{
@@ -33,6 +33,9 @@ pub(super) enum StoreError {
     /// It did not answer in time. A write may be taken all the same.
     #[error("the record store did not answer in time")]
     Timeout,
+    /// The bucket could not be followed lately, or was rolled back and is being read again.
+    #[error("the record store is not followed at the moment")]
+    NotFollowed,
     /// A record could not be encoded, or what is stored is none.
     #[error("a record could not be encoded or decoded")]
     Codec(#[from] serde_json::Error),
@@ -118,36 +121,15 @@ impl Store {
             .transpose()
     }
 
-    /// All records, and every change from then on.
-    pub(super) async fn watch(&self) -> Result<Watch, StoreError> {
-        within(self.bucket.watch_with_history(">"))
-            .await?
-            .map_err(|error| StoreError::Bucket(error.into()))
-    }
-
-    /// How full the bucket is, and how far it has come.
-    pub(super) async fn level(&self) -> Result<Level, StoreError> {
+    /// The size of all records.
+    pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
         // Not the bucket's `status()`, which is as old as the bucket's handle.
         let info = within(self.bucket.stream.get_info()).await?;
-        let state = info.map_err(|error| StoreError::Bucket(error.into()))?.state;
-        Ok(Level {
-            bytes: state.bytes,
-            last_revision: if state.messages == 0 {
-                0
-            } else {
-                state.last_sequence
-            },
-        })
+        Ok(info
+            .map_err(|error| StoreError::Bucket(error.into()))?
+            .state
+            .bytes)
     }
-}
-
-/// How full the bucket is, and how far it has come.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Level {
-    /// Of all records.
-    pub(super) bytes: u64,
-    /// Of the last write to any record that is still there.
-    pub(super) last_revision: u64,
 }
 
 impl StoreError {
@@ -165,8 +147,12 @@ async fn within<T>(work: impl Future<Output = T>) -> Result<T, StoreError> {
 
 impl From<StoreError> for Fault {
     fn from(error: StoreError) -> Self {
+        let kind = match error {
+            StoreError::NotFollowed => FaultKind::Unavailable,
+            _ => FaultKind::Backend,
+        };
         Self::new(
-            FaultKind::Backend,
+            kind,
             "the records of commands cannot be reached at the moment; try again shortly",
         )
         .caused_by(error)

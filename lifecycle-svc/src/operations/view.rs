@@ -1,38 +1,37 @@
-//! What this replica knows of all commands, by watching the bucket: which are not ended, so that one whose owner died
+//! What this replica knows of all commands, by following the bucket: which are not ended, so that one whose owner died
 //! is adopted, and the newest ones, to be listed. Nothing is decided by it: what it says is read again first.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, PoisonError, RwLock, RwLockReadGuard,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
 use async_nats::jetstream::kv;
-use futures::StreamExt;
-use shared::api::{
-    first_page,
-    lifecycle::{Operation, OperationId, OperationPage},
+use shared::{
+    api::{
+        first_page,
+        lifecycle::{Operation, OperationId, OperationPage},
+    },
+    bus::{
+        Bus,
+        follow::{Follower, StreamState, Table},
+    },
 };
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::{
     record::Record,
-    store::{Level, Store, StoreError},
+    store::{OPERATION_BUCKET, StoreError},
 };
 
 /// The commands that can be listed: some 15 MB at the most.
 const LISTED: usize = 10_000;
 /// What a record takes in the bucket beside its own bytes: subject, headers, and the server's frame.
 const OVERHEAD: u64 = 256;
-/// A watch that broke looks like a bucket where nothing happens: this often it is asked whether something has.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Before a watch that broke is begun anew.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Commands are not listed if the bucket could not be followed for so long.
+const STALE_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Known {
@@ -41,28 +40,46 @@ struct Known {
     /// The newest by their last change.
     newest: BTreeMap<u64, Arc<Operation>>,
     revisions: HashMap<OperationId, u64>,
-    last_revision: u64,
+    /// The size of the bucket when it was last measured, and of all that was written since.
+    bytes: u64,
 }
 
-#[derive(Debug, Default)]
 pub(super) struct View {
-    known: RwLock<Known>,
-    /// Of the bucket as it was last measured, and of all that was written since.
-    bytes: AtomicU64,
+    follower: Follower<Known>,
 }
 
 impl View {
+    /// Starts to follow the bucket, until shutdown.
+    pub(super) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
+        let known = Known::default();
+        Self {
+            follower: Follower::start(bus, OPERATION_BUCKET, STALE_AFTER, known, shutdown.clone()),
+        }
+    }
+
+    /// Waits until the bucket was read.
+    pub(super) async fn filled(&self) {
+        self.follower.filled().await;
+    }
+
     /// The commands that are not ended and whose lease has run out by then.
     pub(super) fn orphans(&self, now_ms: u64) -> Vec<OperationId> {
-        let known = self.read();
+        let known = self.follower.read();
         let expired = known.open.iter().filter(|&(_, &until)| until < now_ms);
         expired.map(|(id, _)| id.clone()).collect()
     }
 
     /// A page of the newest commands that pass, by when they were asked.
-    pub(super) fn newest(&self, most: usize, pass: impl Fn(&Operation) -> bool) -> OperationPage {
+    pub(super) fn newest(
+        &self,
+        most: usize,
+        pass: impl Fn(&Operation) -> bool,
+    ) -> Result<OperationPage, StoreError> {
+        if !self.follower.is_current() {
+            return Err(StoreError::NotFollowed);
+        }
         let mut found: Vec<_> = {
-            let known = self.read();
+            let known = self.follower.read();
             known
                 .newest
                 .values()
@@ -73,73 +90,33 @@ impl View {
         found.sort_by_key(|operation| std::cmp::Reverse((operation.requested_at_ms, operation.id.clone())));
         let (page, more) = first_page(found, most);
         let operations = page.iter().map(|operation| Operation::clone(operation)).collect();
-        OperationPage { operations, more }
+        Ok(OperationPage { operations, more })
     }
 
     /// The size of the bucket, or more: what was written since it was measured may have replaced something.
     pub(super) fn bytes_at_most(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.follower.read().bytes
     }
 
     /// Notes the size of the bucket.
-    pub(super) fn measured(&self, level: Level) {
-        self.bytes.store(level.bytes, Ordering::Relaxed);
+    pub(super) fn measured(&self, bytes: u64) {
+        self.follower.write().bytes = bytes;
     }
 
-    /// Forgets a command whose record is gone: the bucket lets the oldest go without a word.
+    /// Forgets a command whose record is gone: the bucket deletes the oldest without an event.
     pub(super) fn forget(&self, id: &OperationId) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.replace(id.clone(), 0, None);
+        self.follower.write().replace(id.clone(), 0, None);
+    }
+}
+
+impl Table for Known {
+    fn emptied(&self) -> Self {
+        Self::default()
     }
 
-    /// Follows the bucket until shutdown.
-    pub(super) async fn follow(&self, store: &Store, shutdown: &CancellationToken) {
-        let following = async {
-            loop {
-                if let Err(error) = Box::pin(self.follow_once(store)).await {
-                    debug!(%error, "the watch on the bucket of records");
-                }
-                warn!("the watch on the bucket of records ended; it begins anew");
-                sleep(AGAIN).await;
-            }
-        };
-        shutdown.run_until_cancelled(following).await;
-    }
-
-    /// Follows the bucket until the watch breaks.
-    async fn follow_once(&self, store: &Store) -> Result<(), StoreError> {
-        let mut watch = store.watch().await?;
-        let mut check_at = Instant::now() + CHECK_INTERVAL;
-        let mut behind = None;
-        loop {
-            tokio::select! {
-                next = watch.next() => match next {
-                    Some(Ok(entry)) => self.take(&entry),
-                    Some(Err(error)) => return Err(StoreError::Bucket(error.into())),
-                    None => return Ok(()),
-                },
-                () = tokio::time::sleep_until(check_at) => {
-                    let level = store.level().await?;
-                    self.measured(level);
-                    let last = level.last_revision;
-                    let seen = self.read().last_revision;
-                    // Behind twice in a row at the same place: it is not just late.
-                    if seen < last && behind == Some(seen) {
-                        return Ok(());
-                    }
-                    behind = (seen < last).then_some(seen);
-                    check_at = Instant::now() + CHECK_INTERVAL;
-                }
-            }
-        }
-    }
-
-    fn take(&self, entry: &kv::Entry) {
+    fn apply(&mut self, entry: &kv::Entry) {
         let size = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
-        self.bytes
-            .fetch_add(size.saturating_add(OVERHEAD), Ordering::Relaxed);
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        known.last_revision = known.last_revision.max(entry.revision);
+        self.bytes = self.bytes.saturating_add(size.saturating_add(OVERHEAD));
         let Ok(id) = entry.key.parse::<OperationId>() else {
             return;
         };
@@ -149,11 +126,11 @@ impl View {
                 .ok(),
             kv::Operation::Delete | kv::Operation::Purge => None,
         };
-        known.replace(id, entry.revision, record);
+        self.replace(id, entry.revision, record);
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    fn confirmed(&mut self, bucket: &StreamState) {
+        self.bytes = bucket.bytes;
     }
 }
 

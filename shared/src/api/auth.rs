@@ -1,4 +1,4 @@
-//! Methods of auth-svc, and the sessions that it makes and gateways check.
+//! Login: names, passwords, and the tokens of sessions.
 
 use std::{fmt, str::FromStr};
 
@@ -6,9 +6,6 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use sha2::{Digest, Sha256};
 
 use super::{Access, Answer, Class, Documented, Kind, Method, MethodInfo, Principal, Service, bounded_text};
-
-/// The JetStream KV bucket of live sessions: the key is [`Token::key`], the value a [`SessionRecord`].
-pub const SESSION_BUCKET: &str = "vmwatch_sessions";
 
 /// Login with a name and a password.
 #[derive(Debug)]
@@ -224,15 +221,6 @@ impl<'de> Deserialize<'de> for Token {
             .parse()
             .map_err(D::Error::custom)
     }
-}
-
-/// What the bucket holds of a session.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SessionRecord {
-    /// Whose it is.
-    pub principal: Principal,
-    /// The absolute end, Unix milliseconds: checked by the gateway, whatever the bucket's own age limit.
-    pub expires_at_ms: u64,
 }
 
 #[cfg(test)]

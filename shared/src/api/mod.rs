@@ -13,6 +13,7 @@ mod operation;
 mod page;
 mod principal;
 pub mod processes;
+pub mod sessions;
 mod text;
 pub mod users;
 
@@ -175,6 +176,9 @@ pub fn no_such_vm() -> Fault {
 pub const METHODS: &[MethodInfo] = &[
     auth::Login::INFO,
     users::Logout::INFO,
+    sessions::SessionsList::INFO,
+    sessions::SessionsEnd::INFO,
+    sessions::SessionsUsed::INFO,
     users::UsersGet::INFO,
     users::UsersList::INFO,
     users::UsersAdd::INFO,

@@ -11,15 +11,22 @@ mod codec;
 mod context;
 mod discovery;
 mod drain;
+pub mod follow;
 pub mod provision;
 mod refusal;
 mod replies;
 pub mod serve;
+pub mod users;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
+use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
@@ -164,11 +171,13 @@ pub struct Bus {
     client: Client,
     replies: Arc<Replies>,
     jetstream: jetstream::Context,
+    reconnections: watch::Receiver<()>,
 }
 
 impl Bus {
     /// Connects as `name` and goes on trying for ever where the server is away; see [`Bus::is_connected`].
     pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
+        let (connected, reconnections) = watch::channel(());
         let mut options = ConnectOptions::new()
             .name(name)
             // Each identity has an inbox of its own: who may subscribe to `_INBOX.>` reads everybody's replies.
@@ -177,7 +186,13 @@ impl Bus {
             .connection_timeout(Duration::from_secs(5))
             .retry_on_initial_connect()
             .reconnect_delay_callback(reconnect_delay)
-            .event_callback(|event| async move { note(&event) });
+            .event_callback(move |event| {
+                note(&event);
+                if matches!(event, Event::Connected) {
+                    connected.send_replace(());
+                }
+                std::future::ready(())
+            });
         options = match settings.login.clone() {
             Login::None => options,
             Login::Password { user, password } => options.user_and_password(user, password),
@@ -200,6 +215,7 @@ impl Bus {
             client,
             replies,
             jetstream,
+            reconnections,
         })
     }
 
@@ -223,6 +239,18 @@ impl Bus {
     /// Whether the server is there, as far as pings tell.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
+    }
+
+    /// The number of connections that were made so far: 1 for the first.
+    pub fn connections(&self) -> u64 {
+        self.client.statistics().connects.load(Ordering::Relaxed)
+    }
+
+    /// Changes after each connection that is made from now on. It may lag behind [`Bus::connections`].
+    pub fn reconnections(&self) -> watch::Receiver<()> {
+        let mut reconnections = self.reconnections.clone();
+        reconnections.mark_unchanged();
+        reconnections
     }
 
     /// JetStream over this connection.

@@ -23,20 +23,20 @@ use super::client::{Api, Reply, publish, sample, stack};
 
 /// An event as it came.
 #[derive(Debug, Clone, PartialEq)]
-struct Event {
-    name: String,
-    id: Option<u64>,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: Option<u64>,
     data: Value,
 }
 
 /// A client that follows.
-struct Follower {
+pub(crate) struct Follower {
     bytes: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
     buffer: String,
 }
 
 impl Follower {
-    async fn of(api: &Api, query: &str, seen: Option<u64>) -> Self {
+    pub(crate) async fn of(api: &Api, query: &str, seen: Option<u64>) -> Self {
         let mut request = api
             .request(Method::GET, &format!("/events{query}"))
             .timeout(10 * PATIENCE);
@@ -57,7 +57,7 @@ impl Follower {
     }
 
     /// The next event; nothing at the end of the stream.
-    async fn next(&mut self) -> Option<Event> {
+    pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             while let Some((block, rest)) = self.buffer.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
@@ -83,7 +83,7 @@ impl Follower {
         }
     }
 
-    async fn expect(&mut self, name: &str) -> Event {
+    pub(crate) async fn expect(&mut self, name: &str) -> Event {
         let event = self.next().await.expect("the stream goes on");
         assert_eq!(event.name, name, "{event:?}");
         event
@@ -101,7 +101,7 @@ impl Follower {
 }
 
 /// Tells an event as a service does; gives back its number.
-async fn tell(stack: &Stack, instance: &str) -> u64 {
+pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
     let event = LiveEvent::Machine(MachineEvent {
         instance_id: instance.parse().unwrap(),
         at_ms: unix_millis(),

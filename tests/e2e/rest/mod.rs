@@ -3,8 +3,9 @@
 pub(crate) mod client;
 mod contract;
 mod document;
-mod events;
+pub(crate) mod events;
 mod operations;
+mod own_sessions;
 mod samples;
 mod schemathesis;
 mod sessions;

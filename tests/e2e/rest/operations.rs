@@ -52,7 +52,7 @@ async fn a_command_is_on_record_with_its_address_and_its_end() {
             &operation["instance_id"],
             &operation["user"]
         ),
-        (&json!("start"), &json!(off), &json!("test"))
+        (&json!("start"), &json!(off), &json!("test-operator"))
     );
     assert_eq!(
         (

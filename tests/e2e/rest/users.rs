@@ -1,6 +1,6 @@
 //! Users over REST, and the audit of what is done with them.
 
-use e2e::{ADMIN, PATIENCE, Program, eventually};
+use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
 use shared::api::{Role, Scope};
@@ -205,7 +205,8 @@ async fn users_are_paged_to_the_end_while_others_come() {
             None => break,
         }
     }
-    let expected: Vec<_> = ["admin".to_owned()]
+    // The second is the user of the session that all of this is done with.
+    let expected: Vec<_> = ["admin".to_owned(), Stack::user_of(Role::Admin, &Scope::All)]
         .into_iter()
         .chain((0..7).map(|index| format!("user-{index}")))
         .collect();

@@ -7,6 +7,7 @@ mod headers;
 mod leaks;
 mod listener;
 mod passwords;
+mod revocation;
 mod servers_tls;
 mod tls;
 mod tokens;

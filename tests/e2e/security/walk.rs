@@ -55,6 +55,10 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "session_id": "00000000-0000-0000-0000-000000000000" }),
             Viewer,
         ),
+        ("auth.sessions.list", json!({}), Viewer),
+        ("auth.sessions.end", json!({ "id": OPERATION }), Viewer),
+        // Only gateways may publish it (deploy/nats): they ask in nobody's name.
+        ("auth.sessions.used", json!({ "sessions": [] }), Nobody),
         ("auth.users.get", user.clone(), Admin),
         ("auth.users.list", limit.clone(), Admin),
         (
@@ -132,7 +136,9 @@ fn routes() -> Vec<Route> {
             json!({ "user_name": "nobody", "password": "a guess" }),
             Nobody,
         ),
+        ("GET", "/sessions", none.clone(), Viewer),
         ("DELETE", "/sessions/current", none.clone(), Viewer),
+        ("DELETE", "/sessions/{session_id}", none.clone(), Viewer),
         ("GET", "/me", none.clone(), Viewer),
         ("GET", "/vms", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}", none.clone(), Viewer),
@@ -300,6 +306,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
     let path = path
         .replace("{instance_id}", instance)
         .replace("{operation_id}", OPERATION)
+        .replace("{session_id}", OPERATION)
         .replace("{user_name}", "nobody");
     let mut request = api.request(method.parse::<Method>().unwrap(), &path);
     if !body.is_null() {

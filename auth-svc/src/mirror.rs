@@ -1,0 +1,123 @@
+//! The bucket of users, as its one writer: what gateways know of each user, copied from the database.
+//!
+//! The database is the truth. A copy is made in this order: read what the bucket holds, read the database, write over
+//! what was read from the bucket. Of several writers the last to succeed has read the database after all others wrote, so
+//! that a change that was copied is never undone by an older one, whichever replica writes.
+
+use std::time::Duration;
+
+use shared::{
+    api::{
+        Principal, Role, Scope,
+        auth::UserName,
+        sessions::{USER_BUCKET, UserRecord, user_key},
+    },
+    bus::Bus,
+};
+
+use crate::{
+    AuthError,
+    bucket::{Bucket, Spec, TRIES, Value},
+    store::{User, UserStore},
+};
+
+/// Some 400,000 users with the role and a scope of all VMs; 2,000 with the longest scopes.
+const BUCKET_BYTES: i64 = 64 << 20;
+
+/// The bucket of users.
+pub(crate) struct Mirror {
+    bucket: Bucket,
+}
+
+impl Mirror {
+    /// The bucket, as the settings have it.
+    pub(crate) const fn bucket(replicas: usize) -> Spec {
+        Spec {
+            name: USER_BUCKET,
+            description: "what gateways know of users",
+            // A user's record lives as long as the user.
+            max_age: Duration::ZERO,
+            max_bytes: BUCKET_BYTES,
+            replicas,
+        }
+    }
+
+    /// Opens the bucket, and makes a missing one.
+    pub(crate) async fn open(bus: &Bus, replicas: usize) -> Result<Self, AuthError> {
+        Ok(Self {
+            bucket: Bucket::open(bus, Self::bucket(replicas)).await?,
+        })
+    }
+
+    /// The bucket as the service made it.
+    pub(crate) fn existing(bus: &Bus) -> Self {
+        Self {
+            bucket: Bucket::existing(bus, USER_BUCKET),
+        }
+    }
+
+    /// Copies the user from the database, or marks it as removed; what the bucket holds of it now.
+    pub(crate) async fn sync(
+        &self,
+        users: &UserStore,
+        name: &UserName,
+    ) -> Result<Option<UserRecord>, AuthError> {
+        let key = user_key(name.as_str());
+        for _ in 0..TRIES {
+            // The order matters; see above.
+            let entry = self.bucket.entry(&key).await?;
+            let user = users.find(name).await?;
+            let held = self.bucket.decode(entry.as_ref());
+            let wanted = match user {
+                Some(user) => record_of(&user),
+                None if held == Value::Nothing => return Ok(None),
+                None => removed(name),
+            };
+            let value = serde_json::to_vec(&wanted)?;
+            let wanted = Value::Whole(wanted);
+            if held == wanted || self.bucket.write_over(&key, value, entry.as_ref()).await? {
+                return Ok(wanted.into_option());
+            }
+        }
+        Err(AuthError::Contended)
+    }
+
+    /// Whether the bucket holds the user as it is in the database.
+    pub(crate) async fn holds(&self, user: &User) -> Result<bool, AuthError> {
+        let entry = self.bucket.entry(&user_key(user.name.as_str())).await?;
+        Ok(self.bucket.decode(entry.as_ref()) == Value::Whole(record_of(user)))
+    }
+
+    /// Deletes the record of a removed user, once its sessions are over.
+    pub(crate) async fn forget(&self, name: &UserName) -> Result<(), AuthError> {
+        let entry = self.bucket.entry(&user_key(name.as_str())).await?;
+        if let Value::Whole(UserRecord { removed: true, .. }) = self.bucket.decode(entry.as_ref())
+            && let Some(entry) = entry
+        {
+            // If somebody wrote in between, the user was made again.
+            self.bucket.delete_read(&entry).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What gateways are to know of the user.
+pub(crate) fn record_of(user: &User) -> UserRecord {
+    UserRecord {
+        principal: user.principal(),
+        sessions_not_before_ms: user.sessions_not_before_ms(),
+        removed: false,
+    }
+}
+
+fn removed(name: &UserName) -> UserRecord {
+    UserRecord {
+        principal: Principal {
+            user: name.to_string(),
+            role: Role::Viewer,
+            scope: Scope::Only(Vec::new()),
+        },
+        sessions_not_before_ms: u64::MAX,
+        removed: true,
+    }
+}

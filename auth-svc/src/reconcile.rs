@@ -1,0 +1,134 @@
+//! Keeps the bucket of users like the database, and removes the sessions of users that are gone: after a crash between
+//! two steps, after a command whose second step failed, and after the bucket's store was rolled back.
+//!
+//! Every replica does it, once at its start, once in each interval, and when the bucket was read again. They may do it at
+//! once: each write is made only over what was read ([`crate::mirror`]).
+
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
+use metrics::counter;
+use shared::{
+    api::{auth::UserName, sessions::user_hash},
+    bus::{follow::Follower, users::UserTable},
+    jitter::jittered,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::{AuthError, accounts::Accounts, mirror::record_of};
+
+/// Users read from the database at once.
+const PAGE: usize = 500;
+/// Users that may fail in a pass before it ends.
+const MOST_FAILURES: usize = 5;
+/// How long a pass waits for the bucket to be read.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The task that reconciles.
+pub(crate) struct Reconciler {
+    accounts: Arc<Accounts>,
+    mirrored: Follower<UserTable>,
+    interval: Duration,
+}
+
+impl Reconciler {
+    pub(crate) const fn new(
+        accounts: Arc<Accounts>,
+        mirrored: Follower<UserTable>,
+        interval: Duration,
+    ) -> Self {
+        Self {
+            accounts,
+            mirrored,
+            interval,
+        }
+    }
+
+    /// Reconciles again and again, until shutdown.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut reloads = self.mirrored.reloads();
+        let passes = async {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(jittered(self.interval, 0.2)) => {}
+                    Ok(()) = reloads.changed() => {}
+                }
+                if let Err(error) = self.pass().await {
+                    counter!("vmwatch_reconciler_failures_total").increment(1);
+                    warn!(%error, "users could not be reconciled; trying again at the next interval");
+                }
+            }
+        };
+        shutdown.run_until_cancelled(passes).await;
+    }
+
+    /// Compares all users with the bucket, and passes on those that differ.
+    pub(crate) async fn pass(&self) -> Result<(), AuthError> {
+        let filled = tokio::time::timeout(PATIENCE, self.mirrored.filled()).await;
+        filled.map_err(AuthError::bucket)?;
+        // Taken before the database is read: a user that is made meanwhile is not in it, and is not taken for removed.
+        let mirrored = self.mirrored.read().all();
+        let mut failures = Failures::default();
+        let mut known = HashSet::new();
+        let mut after = None;
+        loop {
+            let users = self.accounts.users.list(after.as_ref(), PAGE).await?;
+            for user in &users {
+                let hash = user_hash(user.name.as_str());
+                known.insert(hash);
+                let held = self.mirrored.read().get(&hash);
+                if held.as_deref() != Some(&record_of(user)) {
+                    failures.note(self.finish(&user.name, "copied").await)?;
+                }
+            }
+            match users.last() {
+                Some(last) if users.len() == PAGE => after = Some(last.name.clone()),
+                _ => break,
+            }
+        }
+        for record in mirrored {
+            let Ok(name) = record.principal.user.parse::<UserName>() else {
+                warn!(
+                    user = record.principal.user,
+                    "ignored a user whose name is not allowed"
+                );
+                continue;
+            };
+            if !known.contains(&user_hash(name.as_str())) {
+                failures.note(self.finish(&name, "removed").await)?;
+            }
+        }
+        failures.first.map_or(Ok(()), Err)
+    }
+
+    /// Finishes what a command left undone.
+    async fn finish(&self, name: &UserName, done: &'static str) -> Result<(), AuthError> {
+        self.accounts.pass_on(name).await?;
+        counter!("vmwatch_users_reconciled_total", "done" => done).increment(1);
+        info!(user = %name, done, "reconciled a user");
+        Ok(())
+    }
+}
+
+/// What failed in a pass. One user must not keep the others from being reconciled; a bucket that is unreachable must not
+/// keep a pass waiting for each of them.
+#[derive(Default)]
+struct Failures {
+    count: usize,
+    first: Option<AuthError>,
+}
+
+impl Failures {
+    /// Goes on, or ends the pass with its first error.
+    fn note(&mut self, outcome: Result<(), AuthError>) -> Result<(), AuthError> {
+        let Err(error) = outcome else {
+            return Ok(());
+        };
+        self.count += 1;
+        let first = self.first.get_or_insert(error);
+        if self.count < MOST_FAILURES {
+            return Ok(());
+        }
+        Err(std::mem::replace(first, AuthError::Contended))
+    }
+}

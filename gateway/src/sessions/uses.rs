@@ -1,0 +1,69 @@
+//! Reports of used sessions to auth-svc, so that they do not end for being idle. Gateways may not write to the bucket.
+
+use std::time::Duration;
+
+use metrics::counter;
+use shared::{
+    api::{
+        auth::Token,
+        sessions::{MOST_USED, SessionsUsed, UsedSession, UsedSessions},
+    },
+    bus::{Bus, Context},
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+/// Uses that wait to be reported.
+const QUEUE: usize = 10_000;
+/// Between two reports; each holds at most [`MOST_USED`] sessions.
+const INTERVAL: Duration = Duration::from_millis(500);
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Where uses wait to be reported.
+#[derive(Debug, Clone)]
+pub(super) struct Uses {
+    queue: mpsc::Sender<UsedSession>,
+}
+
+impl Uses {
+    /// Starts to report, until shutdown.
+    pub(super) fn report(bus: &Bus, shutdown: CancellationToken) -> Self {
+        let (queue, waiting) = mpsc::channel(QUEUE);
+        let bus = bus.clone();
+        tokio::spawn(async move { shutdown.run_until_cancelled(report(bus, waiting)).await });
+        Self { queue }
+    }
+
+    /// Reports a use, or drops it: a later use is reported again well before the session would end.
+    pub(super) fn note(&self, token: &Token, used_at_ms: u64) {
+        let used = UsedSession {
+            key: token.key(),
+            used_at_ms,
+        };
+        if self.queue.try_send(used).is_err() {
+            counter!("vmwatch_session_uses_dropped_total").increment(1);
+        }
+    }
+}
+
+async fn report(bus: Bus, mut waiting: mpsc::Receiver<UsedSession>) {
+    loop {
+        let mut sessions = Vec::new();
+        if waiting.recv_many(&mut sessions, MOST_USED).await == 0 {
+            return;
+        }
+        let count = sessions.len() as u64;
+        let reported = bus
+            .call::<SessionsUsed>(&Context::new(DEADLINE), &UsedSessions { sessions })
+            .await;
+        if let Err(fault) = reported {
+            counter!("vmwatch_session_uses_dropped_total").increment(count);
+            debug!(
+                cause = fault.cause_chain(),
+                "uses of sessions were not reported: {fault}"
+            );
+        }
+        tokio::time::sleep(INTERVAL).await;
+    }
+}

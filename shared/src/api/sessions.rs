@@ -1,0 +1,262 @@
+//! Sessions and users as auth-svc stores them for gateways, and the methods on sessions.
+//!
+//! A session is valid only while its user is in [`USER_BUCKET`], and only if it began at or after the user's
+//! `sessions_not_before_ms`. So a change or removal of a user takes effect by one write, even if ending the user's
+//! sessions fails.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    Access, Class, Kind, Method, MethodInfo, Principal, Role, Service, auth::TokenHash, bounded_text,
+    users::Done,
+};
+
+/// The JetStream KV bucket of sessions: the key is [`super::auth::Token::key`], the value a [`SessionRecord`].
+pub const SESSION_BUCKET: &str = "vmwatch_sessions";
+
+/// The JetStream KV bucket of users: the key is [`user_key`], the value a [`UserRecord`].
+pub const USER_BUCKET: &str = "vmwatch_users";
+
+/// The most sessions in one [`UsedSessions`].
+pub const MOST_USED: usize = 1000;
+
+/// What a user is stored under in [`USER_BUCKET`].
+pub type UserHash = [u8; 32];
+
+/// The hash that a user is stored under: a name may hold characters that a key may not.
+pub fn user_hash(name: &str) -> UserHash {
+    Sha256::digest(name.as_bytes()).into()
+}
+
+/// The key of a user: the hash in hex.
+pub fn user_key(name: &str) -> String {
+    hex::encode(user_hash(name))
+}
+
+/// A session as stored. The role and scope are the user's, in [`UserRecord`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// The user's name.
+    pub user: String,
+    /// When the session began, Unix milliseconds.
+    pub began_at_ms: u64,
+    /// The latest end, Unix milliseconds: checked by the gateway, whatever the bucket's own age limit.
+    pub expires_at_ms: u64,
+    /// The last use that auth-svc knows of, Unix milliseconds.
+    pub last_used_at_ms: u64,
+    /// When the session ends unless it is used before, Unix milliseconds.
+    pub idle_ends_at_ms: u64,
+    /// The client's address at login.
+    pub source: Option<String>,
+}
+
+/// A user as gateways see it: a copy of what the database holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRecord {
+    /// The user's name, role and scope.
+    pub principal: Principal,
+    /// Sessions that began before this are over, Unix milliseconds.
+    pub sessions_not_before_ms: u64,
+    /// Whether the user was removed, and its sessions are still to be ended.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
+impl UserRecord {
+    /// Whether the user may have a session that began at this time.
+    pub const fn allows_session_of(&self, began_at_ms: u64) -> bool {
+        !self.removed && began_at_ms >= self.sessions_not_before_ms
+    }
+}
+
+/// The public name of a session, which says nothing about its token: 32 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+#[cfg_attr(
+    feature = "openapi",
+    derive(utoipa::ToSchema),
+    schema(pattern = "^[0-9a-f]{32}$")
+)]
+pub struct SessionId(String);
+
+impl SessionId {
+    const RULE: &str = "must be 32 characters of 0-9 and a-f";
+
+    /// The name of the session whose token has this hash.
+    pub fn of(token: &TokenHash) -> Self {
+        let digest: [u8; 32] = Sha256::new()
+            .chain_update(b"vmwatch session id")
+            .chain_update(token)
+            .finalize()
+            .into();
+        Self(hex::encode(digest.split_at(16).0))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn allows(text: &str) -> bool {
+        text.len() == 32 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
+impl FromStr for SessionId {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if Self::allows(text) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Self::RULE)
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SessionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        bounded_text(deserializer, Self::RULE, Self::allows).map(Self)
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Nothing to ask for: the method is about the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Own {}
+
+/// A session, as its user sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionSummary {
+    /// Its public name.
+    pub id: SessionId,
+    /// When it began, Unix milliseconds.
+    pub began_at_ms: u64,
+    /// The last known use, Unix milliseconds.
+    pub last_used_at_ms: u64,
+    /// When it ends unless it is used before, Unix milliseconds.
+    pub idle_ends_at_ms: u64,
+    /// The latest end, Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// The client's address at login.
+    pub source: Option<String>,
+}
+
+/// The live sessions of a user.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionList {
+    /// The newest first; at most as many as a user may have.
+    pub sessions: Vec<SessionSummary>,
+}
+
+/// Which session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionIdRef {
+    /// Its public name.
+    pub id: SessionId,
+}
+
+/// Sessions that were used, as a gateway reports them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedSessions {
+    /// At most [`MOST_USED`]; auth-svc ignores the rest.
+    pub sessions: Vec<UsedSession>,
+}
+
+/// A use of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedSession {
+    /// The session's key in [`SESSION_BUCKET`].
+    pub key: String,
+    /// When it was used, Unix milliseconds.
+    pub used_at_ms: u64,
+}
+
+/// A row of the table for what users do with their own sessions, unless it says otherwise.
+const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInfo {
+    MethodInfo {
+        name,
+        service: Service::Auth,
+        subject,
+        access: Access::Role(Role::Viewer),
+        kind,
+        class: Class::Account,
+        documented: None,
+    }
+}
+
+/// Lists the caller's live sessions.
+#[derive(Debug)]
+pub struct SessionsList;
+
+impl Method for SessionsList {
+    type Params = Own;
+    type Reply = SessionList;
+    const INFO: MethodInfo = row("sessions.list", "auth.sessions.list", Kind::Query);
+}
+
+/// Ends one of the caller's sessions.
+#[derive(Debug)]
+pub struct SessionsEnd;
+
+impl Method for SessionsEnd {
+    type Params = SessionIdRef;
+    type Reply = Done;
+    const INFO: MethodInfo = row("sessions.end", "auth.sessions.end", Kind::Command);
+}
+
+/// Notes that sessions were used, so that they do not end for being idle. For gateways, which ask in nobody's name.
+#[derive(Debug)]
+pub struct SessionsUsed;
+
+impl Method for SessionsUsed {
+    type Params = UsedSessions;
+    type Reply = Done;
+    const INFO: MethodInfo = MethodInfo {
+        access: Access::Public,
+        class: Class::CheapRead,
+        ..row("sessions.used", "auth.sessions.used", Kind::Query)
+    };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Scope, auth::Token};
+
+    #[test]
+    fn names_session_without_token_or_hash() {
+        let token = Token::from_random([7; 16]);
+        let id = SessionId::of(&token.hash());
+        assert_eq!(id.as_str().parse(), Ok(id.clone()));
+        assert_ne!(id, SessionId::of(&Token::from_random([8; 16]).hash()));
+        assert!(!token.key().contains(id.as_str()) && !token.to_string().contains(id.as_str()));
+        for bad in ["", "0", &"g".repeat(32), &"A".repeat(32), &"0".repeat(33)] {
+            assert!(bad.parse::<SessionId>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn refuses_sessions_from_before_the_date_and_of_removed_users() {
+        let mut user = UserRecord {
+            principal: Principal {
+                user: "eve".into(),
+                role: Role::Viewer,
+                scope: Scope::All,
+            },
+            sessions_not_before_ms: 1000,
+            removed: false,
+        };
+        assert!(user.allows_session_of(1000) && !user.allows_session_of(999));
+        user.removed = true;
+        assert!(!user.allows_session_of(1000));
+    }
+}

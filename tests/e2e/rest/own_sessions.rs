@@ -1,0 +1,172 @@
+//! One's own sessions: listed, ended, and over for being idle.
+
+use std::time::Instant;
+
+use e2e::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
+use reqwest::Method;
+use serde_json::{Value, json};
+use shared::time::unix_millis;
+
+use super::client::{Api, rfc3339, stack};
+use crate::ingest_support::metric;
+
+async fn listed(api: &Api) -> Vec<Value> {
+    api.read("/sessions").await["sessions"]
+        .as_array()
+        .unwrap()
+        .clone()
+}
+
+#[tokio::test]
+async fn lists_and_ends_own_sessions() {
+    let stack = stack()
+        .replicas(Program::Gateway, 2)
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    let before = rfc3339(unix_millis());
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let new = json!({ "name": "eve", "password": "long enough", "role": "viewer" });
+    assert_eq!(admin.post("/users", new).await.status, 201);
+    let mut eve = Vec::new();
+    for _ in 0..6 {
+        eve.push(nobody.log_in("eve", "long enough").await);
+    }
+    let [first, .., last] = &eve[..] else {
+        unreachable!()
+    };
+    let sessions = listed(first).await;
+    assert_eq!(sessions.len(), 6, "one's own, and nobody else's: {sessions:?}");
+    let current: Vec<_> = sessions
+        .iter()
+        .filter(|session| session["current"] == true)
+        .collect();
+    assert_eq!(current, [&sessions[5]], "the newest is the first");
+    for session in &sessions {
+        assert_eq!(session["source"], "127.0.0.1");
+        let began = session["began_at"].as_str().unwrap();
+        assert!(began >= before.as_str(), "{session}");
+        assert!(session["last_used_at"].as_str().unwrap() >= began, "{session}");
+        assert!(session["idle_ends_at"].as_str().unwrap() < session["expires_at"].as_str().unwrap());
+    }
+    // Neither a token nor what it is stored under can be made of it.
+    let text = json!(sessions).to_string();
+    for api in &eve {
+        let token: shared::api::auth::Token = api.token.as_ref().unwrap().parse().unwrap();
+        assert!(!text.contains(&token.to_string()) && !text.contains(&token.key()));
+    }
+
+    let id = |index: usize| sessions[index]["id"].as_str().unwrap().to_owned();
+    let path = |id: &str| format!("/sessions/{id}");
+    admin.delete(&path(&id(0))).await.problem(404, "not_found");
+    first
+        .delete(&path(&"0".repeat(32)))
+        .await
+        .problem(404, "not_found");
+    first.delete(&path("x")).await.problem(400, "invalid");
+    assert_eq!(last.get("/me").await.status, 200, "nobody else could end it");
+    assert_eq!(first.delete(&path(&id(0))).await.status, 204);
+    for api in [last, &last.at(stack.gateway(1))] {
+        api.is_over().await;
+    }
+    first.delete(&path(&id(0))).await.problem(404, "not_found");
+    assert_eq!(listed(first).await.len(), 5);
+    // One's own, as logging out does.
+    assert_eq!(first.delete(&path(&id(5))).await.status, 204);
+    first.is_over().await;
+    assert_eq!(listed(&eve[1]).await.len(), 4);
+
+    // A change of the password reads the index, and ends them all.
+    let consumers = format!(
+        "$JS.API.CONSUMER.CREATE.KV_{}.>",
+        shared::api::sessions::SESSION_BUCKET
+    );
+    let mut scans = stack.bus.client().subscribe(consumers).await.unwrap();
+    stack.bus.settled().await;
+    let password = json!({ "password": "another one" });
+    let changed = admin.send(Method::PUT, "/users/eve/password", password).await;
+    assert_eq!(changed.status, 204, "{changed:?}");
+    for api in &eve {
+        api.is_over().await;
+    }
+    stack.bus.settled().await;
+    let scanned = futures::FutureExt::now_or_never(futures::StreamExt::next(&mut scans));
+    assert!(scanned.is_none(), "the whole bucket was read: {scanned:?}");
+    let audited = admin.read("/audit?action=auth.sessions.end").await;
+    assert_eq!(audited["records"].as_array().unwrap().len(), 5, "{audited}");
+    let log = stack.nats.server.log();
+    assert!(!log.contains("Violation"), "{log}");
+}
+
+/// A session that is used lives on, on all gateways; one that is not ends.
+#[tokio::test]
+async fn ends_session_that_is_idle() {
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 2)
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .with_permissions()
+        .set(Program::Auth, "VMWATCH_SESSION_IDLE_TIMEOUT", "4s")
+        .start()
+        .await;
+    let nobody = Api::of(stack.gateway(0));
+    let used = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let began = Instant::now();
+    let idle = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let there = used.at(stack.gateway(1));
+    // Used on the first gateway alone, until the other session is over.
+    eventually("the idle session is over", PATIENCE, async || {
+        assert_eq!(used.get("/me").await.status, 200, "it is in use");
+        let sessions = listed(&used).await.len();
+        (sessions == 1)
+            .then_some(())
+            .ok_or(format!("{sessions} sessions"))
+    })
+    .await;
+    figure("idle_session_over_ms", began.elapsed().as_secs_f64() * 1e3);
+    for gateway in [0, 1] {
+        let reply = idle.at(stack.gateway(gateway)).get("/me").await;
+        reply.problem(401, "unauthenticated");
+    }
+    assert_eq!(
+        there.get("/me").await.status,
+        200,
+        "the other gateway knows that it is used"
+    );
+    // Uses are written at a bounded rate: once in 250 ms at this time-out, however often it is used.
+    let seconds = began.elapsed().as_secs_f64();
+    let noted = metric(
+        stack.replica(Program::Auth, 0),
+        "vmwatch_session_uses_noted_total",
+    )
+    .await;
+    assert!(
+        noted >= 1.0 && noted <= 4.0 * seconds + 2.0,
+        "{noted} in {seconds} s"
+    );
+
+    // A use that is reported after the session was ended does not bring it back.
+    let key = used
+        .token
+        .as_ref()
+        .unwrap()
+        .parse::<shared::api::auth::Token>()
+        .unwrap()
+        .key();
+    assert_eq!(used.delete("/sessions/current").await.status, 204);
+    let report = shared::api::sessions::UsedSessions {
+        sessions: vec![shared::api::sessions::UsedSession {
+            key,
+            used_at_ms: unix_millis(),
+        }],
+    };
+    let context = shared::bus::Context::new(PATIENCE);
+    let noted = stack
+        .bus
+        .call::<shared::api::sessions::SessionsUsed>(&context, &report);
+    noted.await.unwrap();
+    used.is_over().await;
+    there.is_over().await;
+}

@@ -1,0 +1,279 @@
+//! Changes and removals of users take effect, whatever fails in between.
+
+use std::time::Duration;
+
+use e2e::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
+use mongodb::bson::{DateTime, Document, doc};
+use reqwest::Method;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use shared::{
+    api::{
+        Principal, Role, Scope,
+        sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord, user_key},
+        users::{PasswordChange, UsersSetPassword},
+    },
+    bus::Context,
+    wire::FaultKind,
+};
+
+use crate::{ingest_support::metric, rest::client::Api};
+
+/// Keys of the session bucket that hold a session.
+async fn stored_sessions(stack: &Stack) -> usize {
+    use futures::TryStreamExt;
+    let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await.unwrap();
+    let keys: Vec<_> = bucket.keys().await.unwrap().try_collect().await.unwrap();
+    keys.len()
+}
+
+fn users(stack: &Stack) -> mongodb::Collection<Document> {
+    stack.database.handle().collection("users")
+}
+
+async fn set_in_database(stack: &Stack, user: &str, set: Document) {
+    let users = users(stack);
+    let update = users.update_one(doc! { "_id": user }, doc! { "$set": set });
+    assert_eq!(update.await.unwrap().matched_count, 1);
+}
+
+async fn add(admin: &Api, name: &str, role: &str) {
+    let user = json!({ "name": name, "password": "long enough", "role": role });
+    let added = admin.post("/users", user).await;
+    assert_eq!(added.status, 201, "{added:?}");
+}
+
+/// Each step of a command may fail or never happen: what the database says takes effect all the same.
+#[tokio::test]
+async fn changes_of_users_take_effect_whatever_fails() {
+    let stack = Stack::builder()
+        .replicas(Program::Auth, 2)
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .with_permissions()
+        .set(Program::Auth, "VMWATCH_RECONCILE_INTERVAL", "500ms")
+        .start()
+        .await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    removes_user_while_the_bus_is_frozen(&stack, &nobody, &admin).await;
+    repeats_change_that_was_not_passed_on(&stack, &nobody, &admin).await;
+    heals_what_a_crash_left_undone(&stack, &nobody, &admin).await;
+    finishes_removal_that_a_crash_interrupted(&stack, &nobody, &admin).await;
+    assert_eq!(admin.get("/me").await.status, 200, "others are not touched");
+    let log = stack.nats.server.log();
+    assert!(!log.contains("Violation"), "{log}");
+}
+
+/// What the command line says.
+fn remove_by_command(stack: &Stack, user: &str) -> Result<String, String> {
+    let output = stack.try_command("vmwatch-auth", Program::Auth, &["user", "remove", user], "", &[]);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.success() {
+        Ok(text(&output.stdout))
+    } else {
+        Err(text(&output.stderr))
+    }
+}
+
+async fn removes_user_while_the_bus_is_frozen(stack: &Stack, nobody: &Api, admin: &Api) {
+    add(admin, "vic", "operator").await;
+    let vic = nobody.log_in("vic", "long enough").await;
+    stack.nats.server.pause();
+    let refused = remove_by_command(stack, "vic");
+    stack.nats.server.resume();
+    let refused = refused.unwrap_err();
+    assert!(refused.contains("repeat it"), "{refused}");
+    stack.ready().await;
+    // The reconciler may have been faster: both are a success, and nothing is left to be removed after that.
+    let repeated = remove_by_command(stack, "vic");
+    assert!(
+        repeated.as_ref().is_ok_and(|text| text.contains("removed vic"))
+            || repeated.as_ref().is_err_and(|text| text.contains("no user vic")),
+        "{repeated:?}"
+    );
+    vic.is_over().await;
+    let again = remove_by_command(stack, "vic");
+    assert!(again.unwrap_err().contains("there is no user vic"));
+}
+
+/// The bucket of users is away while a password is changed, and while a user is added.
+async fn repeats_change_that_was_not_passed_on(stack: &Stack, nobody: &Api, admin: &Api) {
+    add(admin, "eve", "viewer").await;
+    let eve = nobody.log_in("eve", "long enough").await;
+    let change = json!({ "password": "another one", "old_password": "long enough" });
+    let put = async |api: &Api| api.send(Method::PUT, "/users/eve/password", change.clone()).await;
+    let new = json!({ "name": "ann", "password": "long enough", "role": "viewer" });
+    refuses_writes(stack, true).await;
+    for reply in [put(&eve).await, admin.post("/users", new.clone()).await] {
+        let detail = reply.problem(503, "backend");
+        assert!(detail.contains("repeat it"), "{detail}");
+    }
+    refuses_writes(stack, false).await;
+    // The old password is the new one by now. If the reconciler was faster, the session is over as it should be.
+    let repeated = put(&eve).await;
+    assert!(matches!(repeated.status, 204 | 401), "{repeated:?}");
+    eve.is_over().await;
+    nobody.log_in("eve", "another one").await;
+    let repeated = admin.post("/users", new).await;
+    assert!(matches!(repeated.status, 201 | 409), "{repeated:?}");
+    nobody.log_in("ann", "long enough").await;
+}
+
+/// Makes the bucket of users refuse new values, or take them again.
+async fn refuses_writes(stack: &Stack, refuses: bool) {
+    let stream = format!("KV_{USER_BUCKET}");
+    let info = stack.bus.jetstream().get_stream(&stream).await.unwrap();
+    let mut config = info.cached_info().config.clone();
+    config.max_message_size = if refuses { 1 } else { -1 };
+    stack.bus.jetstream().update_stream(config).await.unwrap();
+}
+
+/// Auth-svc died between the database and the bucket, or an operator changed the database.
+async fn heals_what_a_crash_left_undone(stack: &Stack, nobody: &Api, admin: &Api) {
+    add(admin, "mia", "operator").await;
+    let mia = nobody.log_in("mia", "long enough").await;
+    assert_eq!(mia.read("/me").await["role"], "operator");
+    set_in_database(stack, "mia", doc! { "role": "viewer" }).await;
+    eventually(
+        "the role of an open session follows the database",
+        PATIENCE,
+        async || {
+            let role = mia.read("/me").await["role"].clone();
+            (role == "viewer").then_some(()).ok_or(role.to_string())
+        },
+    )
+    .await;
+    set_in_database(stack, "mia", doc! { "sessions_not_before": DateTime::now() }).await;
+    eventually("the session is over", PATIENCE, async || {
+        let status = mia.get("/me").await.status;
+        (status == 401).then_some(()).ok_or(status.to_string())
+    })
+    .await;
+    nobody.log_in("mia", "long enough").await.read("/me").await;
+    // A copy that an attacker or a defect damaged.
+    let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
+    bucket.put(user_key("mia"), "{".into()).await.unwrap();
+    eventually("the copy is made again", PATIENCE, async || {
+        let value = bucket.get(user_key("mia")).await.unwrap().unwrap();
+        let record = serde_json::from_slice::<UserRecord>(&value);
+        record.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+/// The user is gone from the database; neither the bucket nor the sessions know it.
+async fn finishes_removal_that_a_crash_interrupted(stack: &Stack, nobody: &Api, admin: &Api) {
+    let before = stored_sessions(stack).await;
+    add(admin, "zoe", "viewer").await;
+    let zoe = nobody.log_in("zoe", "long enough").await;
+    assert_eq!(zoe.get("/me").await.status, 200);
+    users(stack).delete_one(doc! { "_id": "zoe" }).await.unwrap();
+    eventually("the session is refused", PATIENCE, async || {
+        let status = zoe.get("/me").await.status;
+        (status == 401).then_some(()).ok_or(status.to_string())
+    })
+    .await;
+    eventually("the session is deleted", PATIENCE, async || {
+        let stored = stored_sessions(stack).await;
+        (stored == before)
+            .then_some(())
+            .ok_or(format!("{stored}, {before} before"))
+    })
+    .await;
+}
+
+/// The key of a counter in the bucket of failed logins.
+fn counter_key(kind: &str, parts: &[&str]) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    format!("{kind}.{}", data_encoding::HEXLOWER.encode(&digest))
+}
+
+/// However many guesses of an old password are under way, no more than the limit are judged; and broken records of the
+/// throttle and of the index neither open the door nor lock anybody out.
+#[tokio::test]
+async fn old_passwords_and_broken_records_are_throttled() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .set(Program::Auth, "VMWATCH_MAX_ACCOUNT_REQUESTS", "1000")
+        .start()
+        .await;
+    let nobody = Api::of(stack.gateway(0));
+    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    add(&admin, "vera", "viewer").await;
+    let vera = nobody.log_in("vera", "long enough").await;
+    // Sent past the gateway, whose own limits would refuse most of them.
+    let context = Context::new(PATIENCE).as_principal(Principal {
+        user: "vera".to_owned(),
+        role: Role::Viewer,
+        scope: Scope::All,
+    });
+    let guesses = (0..60).map(|guess| {
+        let change = PasswordChange {
+            name: "vera".parse().unwrap(),
+            password: "long enough".parse().unwrap(),
+            old_password: Some(format!("guess {guess}").parse().unwrap()),
+        };
+        let (bus, context) = (&stack.bus, &context);
+        async move {
+            bus.call::<UsersSetPassword>(context, &change)
+                .await
+                .unwrap_err()
+                .kind
+        }
+    });
+    let refusals = futures::future::join_all(guesses).await;
+    let count = |kind: FaultKind| refusals.iter().filter(|refusal| **refusal == kind).count();
+    let (judged, throttled) = (count(FaultKind::Forbidden), count(FaultKind::Throttled));
+    figure(
+        "old_password_guesses_judged",
+        f64::from(u32::try_from(judged).unwrap()),
+    );
+    assert_eq!((judged, throttled), (5, 55), "{refusals:?}");
+    assert_eq!(vera.get("/me").await.status, 200);
+
+    let js = stack.bus.jetstream();
+    add(&admin, "bob", "viewer").await;
+    let log_in = async || {
+        let body = json!({ "user_name": "bob", "password": "long enough" });
+        nobody.post("/sessions", body).await
+    };
+    let failures = js.get_key_value("vmwatch_login_failures").await.unwrap();
+    let pair = counter_key("pair", &["bob", "127.0.0.1"]);
+    let broken = r#"{"stream":"VMWATCH_SAMPLES","seq":1}"#;
+    failures.put(&pair, broken.into()).await.unwrap();
+    log_in().await.problem(429, "throttled");
+    failures.delete(&pair).await.unwrap();
+
+    // The counter of the user alone leaves one try, as if it were at its limit.
+    failures
+        .put(counter_key("user", &["bob"]), broken.into())
+        .await
+        .unwrap();
+    assert_eq!(log_in().await.status, 201);
+
+    let index = js.get_key_value("vmwatch_user_sessions").await.unwrap();
+    index.put(user_key("bob"), broken.into()).await.unwrap();
+    let login = log_in().await;
+    assert_eq!(login.status, 201, "{login:?}");
+    let bob = nobody.holding(login.json()["token"].as_str().unwrap());
+    assert_eq!(
+        bob.read("/sessions").await["sessions"].as_array().unwrap().len(),
+        1
+    );
+    let broken = metric(stack.replica(Program::Auth, 0), "vmwatch_broken_records_total").await;
+    assert!(broken >= 3.0, "{broken}");
+    // The date alone ends the sessions that the broken index does not name.
+    assert_eq!(admin.delete("/users/bob").await.status, 204);
+    eventually("the session is over", Duration::from_secs(1), async || {
+        let status = bob.get("/me").await.status;
+        (status == 401).then_some(()).ok_or(status.to_string())
+    })
+    .await;
+}
