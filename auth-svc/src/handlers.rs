@@ -26,6 +26,9 @@ use crate::{
     throttle::Attempt,
 };
 
+/// How long after a change of a password the same change may be repeated.
+const REPEATABLE_MS: u64 = 60_000;
+
 impl Auth {
     /// Checks name and password, and makes a session.
     pub(crate) async fn login(
@@ -225,13 +228,13 @@ impl Auth {
         };
         let attempt = Attempt::new(&change.name, context.source.as_deref().unwrap_or("-"));
         let user = self.accounts.find(&change.name).await?;
-        // A change that was stored and not passed on is repeated with the password that is the old one by now.
-        let repeated = !self.accounts.mirror.holds(&user).await?;
         if self.is_password(&attempt, &user, old).await? {
             return Ok(());
         }
+        // A change that was stored, but failed to be passed on, is repeated with the password of before.
+        let repeatable_until_ms = user.sessions_not_before_ms().saturating_add(REPEATABLE_MS);
         let new = change.password.clone().into_inner();
-        if repeated && self.is_password(&attempt, &user, new).await? {
+        if unix_millis() < repeatable_until_ms && self.is_password(&attempt, &user, new).await? {
             return Ok(());
         }
         Err(AuthError::WrongOldPassword)

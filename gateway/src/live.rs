@@ -56,7 +56,7 @@ pub(crate) struct Live {
     encode: Encode,
     /// Absent while the stream is not followed, and another once the stream is another.
     log: watch::Sender<Option<Arc<Log>>>,
-    /// Numbers up to this one were given to other events before the store was rolled back.
+    /// Numbers up to this one were given to other events before the store was rolled back; 0 for none.
     ambiguous: Arc<AtomicU64>,
     /// Readers end with the gateway.
     pub(crate) shutdown: CancellationToken,
@@ -107,7 +107,7 @@ impl Live {
         let mut reached = log.reached();
         let position = match seen {
             None => None,
-            Some(seen) if seen <= self.ambiguous.load(Ordering::Relaxed) => None,
+            Some(seen) if self.is_ambiguous(seen) => None,
             Some(seen) => {
                 // What another gateway has told this one hears within milliseconds; after that, the number is of
                 // another stream.
@@ -123,6 +123,12 @@ impl Live {
             newest,
             gap: seen.is_some() && position.is_none(),
         })
+    }
+
+    /// Whether the number may be that of an event that the store has lost.
+    fn is_ambiguous(&self, number: u64) -> bool {
+        let ambiguous = self.ambiguous.load(Ordering::Relaxed);
+        ambiguous > 0 && number <= ambiguous
     }
 
     async fn follow_for_ever(&self) {

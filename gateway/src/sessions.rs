@@ -51,7 +51,7 @@ pub(crate) struct SessionSettings {
 #[derive(Clone)]
 pub(crate) struct Sessions {
     bus: Bus,
-    sessions: Follower<SessionTable>,
+    live: Follower<SessionTable>,
     users: Follower<UserTable>,
     uses: Uses,
     misses: Cache<TokenHash, ()>,
@@ -82,12 +82,12 @@ impl Sessions {
     pub(crate) fn follow(bus: &Bus, settings: SessionSettings, shutdown: &CancellationToken) -> Self {
         let stale_after = settings.stale_after;
         let table = SessionTable::new(settings.most);
-        let sessions = Follower::start(bus, SESSION_BUCKET, stale_after, table, shutdown.clone());
+        let live = Follower::start(bus, SESSION_BUCKET, stale_after, table, shutdown.clone());
         let table = UserTable::default();
         let users = Follower::start(bus, USER_BUCKET, stale_after, table, shutdown.clone());
         Self {
             bus: bus.clone(),
-            sessions,
+            live,
             users,
             uses: Uses::report(bus, shutdown.clone()),
             misses: Cache::builder()
@@ -100,15 +100,15 @@ impl Sessions {
 
     /// Whether both tables can be trusted.
     pub(crate) fn is_current(&self) -> bool {
-        self.sessions.is_current() && self.users.is_current()
+        self.live.is_current() && self.users.is_current()
     }
 
     /// The valid session of a token, or `None`. The check counts as a use.
     pub(crate) async fn check(&self, token: &Token) -> Result<Option<Session>, Fault> {
         let hash = token.hash();
-        let found = self.sessions.find(|table| table.get(&hash)).await;
+        let found = self.live.find(|table| table.get(&hash)).await;
         let found = match found.map_err(|error| unavailable().caused_by(error))? {
-            None if self.sessions.read().omits_some() => Box::pin(self.read_through(token, hash)).await?,
+            None if self.live.read().omits_some() => Box::pin(self.read_through(token, hash)).await?,
             found => found,
         };
         let now = unix_millis();
@@ -137,7 +137,7 @@ impl Sessions {
         }
         let _permit = self.reads.try_acquire().map_err(|_| unavailable())?;
         counter!("vmwatch_session_bucket_reads_total").increment(1);
-        let bucket = self.sessions.store().ok_or_else(unavailable)?;
+        let bucket = self.live.store().ok_or_else(unavailable)?;
         let entry = tokio::time::timeout(BUCKET_DEADLINE, bucket.entry(token.key()))
             .await
             .map_err(|late| unavailable().caused_by(late))?

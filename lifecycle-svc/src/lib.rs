@@ -80,8 +80,8 @@ pub async fn run(
     let (events, machines) = (Events::new(&bus), Arc::new(Machines::default()));
     let interval = settings.state_interval;
     machines.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
-    let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), events, &shutdown).await?;
-    let Some(operations) = opened else {
+    let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), events, &shutdown);
+    let Some(operations) = Box::pin(opened).await? else {
         return Ok(());
     };
     operations.watch(&shutdown);

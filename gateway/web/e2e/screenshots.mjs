@@ -17,6 +17,7 @@ const VIEWS = {
   operations: ["/operations", "main .cards, main .notice"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
+  sessions: ["/sessions", "table.sessions tbody tr"],
 };
 
 for (const theme of ["light", "dark"]) {
@@ -36,7 +37,7 @@ for (const theme of ["light", "dark"]) {
       await page.locator(shown).first().waitFor();
       if (name === "vm") await point(page);
       await shot(name);
-      if (name !== "vms" && name !== "vm") continue;
+      if (!["vms", "vm", "sessions"].includes(name)) continue;
       await page.setViewportSize({ width: 375, height: 720 });
       await page.goto(url + address);
       await page.locator(shown).first().waitFor();

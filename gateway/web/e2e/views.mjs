@@ -1,5 +1,5 @@
 // Checks each view in one theme, on a wide and a narrow screen: no axe violations, no horizontal overflow.
-import { accessible, check, setting, signIn, story, url } from "./browser.mjs";
+import { accessible, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const colorScheme = setting("VMWATCH_PAGE_THEME");
 const vm = setting("VMWATCH_PAGE_VM");
@@ -13,6 +13,7 @@ const VIEWS = {
   operations: ["/operations", "h1"],
   audit: ["/audit", "table.records tbody tr"],
   users: ["/users", "table.users tbody tr"],
+  sessions: ["/sessions", "table.sessions tbody tr"],
   "no such view": ["/none/such", ".notice"],
 };
 const SIZES = [{ width: 1280, height: 900 }, { width: 375, height: 720 }];
@@ -42,4 +43,24 @@ await story(async (page, { faults }) => {
     await page.locator(".account summary").click();
     await accessible(page, `the settings, ${colorScheme}, ${size.width} px`, faults);
   }
+  await endsAnotherSession(page);
 }, { colorScheme });
+
+/** A session of another device is listed, and ended from here. */
+async function endsAnotherSession(page) {
+  const credentials = { user_name: setting("VMWATCH_PAGE_USER"), password: setting("VMWATCH_PAGE_PASSWORD") };
+  const made = await page.request.post(`${url}/api/v1/sessions`, { data: credentials });
+  const { token } = await made.json();
+  await page.goto(`${url}/sessions`);
+  const rows = page.locator("table.sessions tbody tr");
+  await rows.first().getByRole("button", { name: "Sign out" }).waitFor();
+  const before = await rows.count();
+  check(before >= 2, `${before} sessions are listed`);
+  await rows.nth(1).getByRole("button").click();
+  await page.locator("dialog[open] button.danger").click();
+  await until("the session is listed no more", async () => (await rows.count()) === before - 1);
+  await until("the session is over", async () => {
+    const me = await page.request.get(`${url}/api/v1/me`, { headers: { Authorization: `Bearer ${token}` } });
+    return me.status() === 401;
+  });
+}

@@ -9,6 +9,7 @@ import { Failed, Loading, Notice } from "./parts/states";
 import { route } from "./router";
 import { Audit } from "./views/audit";
 import { Operations } from "./views/operations";
+import { Sessions } from "./views/sessions";
 import { Logo, SignIn } from "./views/sign-in";
 import { Users } from "./views/users";
 import { VmPage } from "./views/vm/page";
@@ -80,6 +81,7 @@ function View() {
   if (path === "/operations") return <Operations />;
   if (path === "/audit") return <Audit />;
   if (path === "/users") return <Users />;
+  if (path === "/sessions") return <Sessions />;
   const texts = t().common;
   return (
     <Notice title={texts.notFoundTitle} whole>

@@ -48,6 +48,15 @@ export async function ask<T>(call: Promise<Answer<T>>): Promise<T> {
   throw failure;
 }
 
+/** Ends the session of this browser, and shows the sign-in. */
+export async function signOut(): Promise<void> {
+  try {
+    await ask(api.DELETE("/api/v1/sessions/current"));
+  } finally {
+    me.value = null;
+  }
+}
+
 export function failureOf(status: number, body: unknown): Failure {
   // A proxy in front of the gateway may answer with a body of any shape.
   const problem = (typeof body === "object" && body !== null ? body : {}) as Partial<Schemas["Problem"]>;

@@ -20,6 +20,7 @@ export const zh: Texts = {
     light: "浅色",
     dark: "深色",
     signOut: "退出登录",
+    sessions: "登录会话",
     password: "修改密码",
     signedInAs: (user, role) => `${user} · ${role}`,
   },
@@ -203,6 +204,20 @@ export const zh: Texts = {
     sessionsEnd: "该用户的所有会话将结束。",
     emptyTitle: "暂无用户",
     empty: "系统至少有一名管理员，此列表未能完整加载。",
+  },
+  sessions: {
+    title: "登录会话",
+    hint: "每次登录都会产生一个会话。如有您不认识的会话，请先将其结束，再修改密码。",
+    columns: {
+      source: "登录来源", began: "登录时间", used: "最近使用", idle: "闲置到期", expires: "最晚到期", action: "操作",
+    },
+    current: "当前会话",
+    now: "刚刚",
+    unknownSource: "未知地址",
+    end: "结束会话",
+    endOf: (source, began) => `结束来自 ${source}、登录于 ${began} 的会话`,
+    endTitle: "结束此会话？",
+    endText: (source, began) => `该会话来自 ${source}，登录于 ${began}，将在一秒内退出登录。`,
   },
   password: {
     title: (name) => `设置 ${name} 的密码`,

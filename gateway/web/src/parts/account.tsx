@@ -1,5 +1,5 @@
 import { useEffect, useRef, useState } from "preact/hooks";
-import { api, ask, me } from "../api/client";
+import { me, signOut } from "../api/client";
 import { t } from "../i18n";
 import { PasswordDialog } from "./password";
 import { LanguageSwitch, ThemeSwitch } from "./switches";
@@ -24,12 +24,8 @@ export function AccountMenu() {
   }, []);
   const user = me.value;
   if (!user) return null;
-  const signOut = async () => {
-    try {
-      await ask(api.DELETE("/api/v1/sessions/current"));
-    } finally {
-      me.value = null;
-    }
+  const closeMenu = () => {
+    if (menu.current) menu.current.open = false;
   };
   return (
     <details class="account" ref={menu}>
@@ -42,6 +38,7 @@ export function AccountMenu() {
         <p class="user">{texts.signedInAs(user.user_name, t().role[user.role])}</p>
         <LanguageSwitch />
         <ThemeSwitch />
+        <a class="button" href="/sessions" onClick={closeMenu}>{texts.sessions}</a>
         <a class="button" href="/api/docs" target="_blank" rel="noopener">{t().nav.api}</a>
         <button type="button" onClick={() => setChanging(true)}>{texts.password}</button>
         <button type="button" onClick={() => void signOut()}>{texts.signOut}</button>
