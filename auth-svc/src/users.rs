@@ -63,7 +63,7 @@ pub enum UserCommand {
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
     let database = settings.store.open_durable(Service::Auth.name()).await?;
     let users = UserStore::of(&database, &settings.collection);
-    let done = carry_out(command, users, settings).await;
+    let done = Box::pin(carry_out(command, users, settings)).await;
     shared::store::close(&database).await;
     done
 }

@@ -267,9 +267,9 @@ async fn old_passwords_and_broken_records_are_throttled() {
 
     let index = js.get_key_value("vmwatch_user_sessions").await.unwrap();
     index.put(user_key("bob"), broken.into()).await.unwrap();
-    let login = log_in().await;
-    assert_eq!(login.status, 201, "{login:?}");
-    let bob = nobody.holding(login.json()["token"].as_str().unwrap());
+    let reply = log_in().await;
+    assert_eq!(reply.status, 201, "{reply:?}");
+    let bob = nobody.holding(reply.json()["token"].as_str().unwrap());
     assert_eq!(
         bob.read("/sessions").await["sessions"].as_array().unwrap().len(),
         1
