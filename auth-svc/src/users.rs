@@ -152,6 +152,7 @@ fn list(users: &[User], json: bool) -> Result<(), AuthError> {
             instances: match &user.scope {
                 Scope::All => None,
                 Scope::Only(instances) => Some(instances),
+                Scope::Unknown => Some(&[]),
             },
             created: user.created.try_to_rfc3339_string().unwrap_or_default(),
         })

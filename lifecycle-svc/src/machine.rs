@@ -76,12 +76,13 @@ pub(crate) enum Step {
 }
 
 /// What the verb tells a driver.
-pub(crate) const fn action(verb: Verb, hard: bool) -> Action {
+pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
     match verb {
-        Verb::Start => Action::Start,
-        Verb::Stop => Action::Shutdown,
-        Verb::Reboot => Action::Reboot { hard },
-        Verb::ForceStop => Action::Destroy,
+        Verb::Start => Some(Action::Start),
+        Verb::Stop => Some(Action::Shutdown),
+        Verb::Reboot => Some(Action::Reboot { hard }),
+        Verb::ForceStop => Some(Action::Destroy),
+        Verb::Unknown => None,
     }
 }
 
@@ -92,6 +93,7 @@ pub(crate) fn next(verb: Verb, state: MachineState, progress: Progress) -> Step 
         Verb::Stop => stop(state, progress),
         Verb::Reboot => reboot(state, progress.told),
         Verb::ForceStop => force_stop(state, progress),
+        Verb::Unknown => Step::Refuse("this version of the service does not know the command"),
     };
     match step {
         Step::Act if progress.acts >= MOST_ACTS => {
@@ -240,7 +242,7 @@ mod tests {
                         Told::Unclear
                     };
                     if matches!(turn, Turn::Works | Turn::AnswerLost) {
-                        state = after(action(verb, false));
+                        state = after(action(verb, false).unwrap());
                     }
                 }
                 Step::Wait => progress.since += Duration::from_secs(2),
@@ -263,7 +265,7 @@ mod tests {
             if next(verb, state, progress) == Step::Done {
                 let wanted = match verb {
                     Verb::Start | Verb::Reboot => MachineState::Running,
-                    Verb::Stop | Verb::ForceStop => MachineState::ShutOff,
+                    Verb::Stop | Verb::ForceStop | Verb::Unknown => MachineState::ShutOff,
                 };
                 prop_assert_eq!(state, wanted);
             }

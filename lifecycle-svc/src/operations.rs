@@ -274,7 +274,7 @@ impl Operations {
             return Ok(());
         };
         let state = record.operation.state;
-        if state.is_final() || record.lease.until_ms >= unix_millis() {
+        if record.newer || state.is_final() || record.lease.until_ms >= unix_millis() {
             return Ok(());
         }
         // Whoever died may have died before it could say so.

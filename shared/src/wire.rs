@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The documented `status_code` (docs/api/wire-contract.md, "Answer").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "u8", try_from = "u8")]
+#[serde(into = "u8", from = "u8")]
 pub enum Status {
     /// 1: what every success of the documented methods carries.
     Created = 1,
@@ -29,16 +29,14 @@ impl From<Status> for u8 {
     }
 }
 
-impl TryFrom<u8> for Status {
-    type Error = String;
-
-    fn try_from(code: u8) -> Result<Self, Self::Error> {
+/// A code that only a newer version knows is a failure.
+impl From<u8> for Status {
+    fn from(code: u8) -> Self {
         match code {
-            1 => Ok(Self::Created),
-            2 => Ok(Self::Success),
-            3 => Ok(Self::Failure),
-            4 => Ok(Self::Timeout),
-            other => Err(format!("status_code {other} is none of 1 to 4")),
+            1 => Self::Created,
+            2 => Self::Success,
+            4 => Self::Timeout,
+            _ => Self::Failure,
         }
     }
 }
@@ -68,7 +66,8 @@ pub enum FaultKind {
     Backend,
     /// The deadline passed first.
     Timeout,
-    /// A defect of ours.
+    /// A defect of ours, or a fault of a kind that only a newer version knows.
+    #[serde(other)]
     Internal,
 }
 

@@ -17,7 +17,7 @@ use shared::{
         InstanceId, Kind, Method, MethodInfo,
         lifecycle::{
             self, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot, RebootTarget,
-            Start, Stop, Target, Verb,
+            Start, Stop, Target,
         },
     },
     bus::{Context, random_id},
@@ -324,11 +324,11 @@ impl<'a> Given<'a> {
 
 /// The method of an action.
 const fn method(action: Action) -> MethodInfo {
-    match action.verb().0 {
-        Verb::Start => Start::INFO,
-        Verb::Stop => Stop::INFO,
-        Verb::ForceStop => ForceStop::INFO,
-        Verb::Reboot => Reboot::INFO,
+    match action {
+        Action::Start => Start::INFO,
+        Action::Stop => Stop::INFO,
+        Action::ForceStop => ForceStop::INFO,
+        Action::Reboot | Action::Reset => Reboot::INFO,
     }
 }
 
@@ -340,16 +340,16 @@ async fn send(
     action: Action,
     _permit: Permit,
 ) -> Result<(), Fault> {
-    let (bus, (verb, hard)) = (&gateway.bus, action.verb());
+    let bus = &gateway.bus;
     let target = Target { instance_id };
-    match verb {
-        Verb::Start => bus.call::<Start>(context, &target).await,
-        Verb::Stop => bus.call::<Stop>(context, &target).await,
-        Verb::ForceStop => bus.call::<ForceStop>(context, &target).await,
-        Verb::Reboot => {
+    match action {
+        Action::Start => bus.call::<Start>(context, &target).await,
+        Action::Stop => bus.call::<Stop>(context, &target).await,
+        Action::ForceStop => bus.call::<ForceStop>(context, &target).await,
+        Action::Reboot | Action::Reset => {
             let target = RebootTarget {
                 instance_id: target.instance_id,
-                hard,
+                hard: action.verb().1,
             };
             bus.call::<Reboot>(context, &target).await
         }

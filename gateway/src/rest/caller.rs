@@ -13,8 +13,8 @@ use axum::{
     http::{HeaderMap, HeaderName, Uri, header, request::Parts, uri::Authority},
 };
 use shared::{
-    api::{Kind, Method, Principal, auth::Token},
-    bus::Context,
+    api::{Access, Kind, Method, Principal, Role, auth::Token},
+    bus::{Context, serve::check_role},
     wire::{Fault, FaultKind},
 };
 
@@ -116,8 +116,11 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
         };
         let token = token.ok_or_else(Problem::unauthenticated)?;
         let session = gateway.sessions.check(&token).await?;
+        let session = session.ok_or_else(Problem::unauthenticated)?;
+        // The session of a role of a newer version is kept, and grants nothing here.
+        check_role(Access::Role(Role::Viewer), Some(session.principal()))?;
         Ok(Self {
-            session: session.ok_or_else(Problem::unauthenticated)?,
+            session,
             visitor: Visitor::from_request_parts(parts, gateway).await?,
             token,
         })

@@ -122,6 +122,22 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     Ok(decoded)
 }
 
+/// Decodes a filter. A value that this version does not know is refused, where a stored one would be read as unknown.
+pub(super) fn known<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: DeserializeOwned + serde::Serialize,
+    D: Deserializer<'de>,
+{
+    let text = String::deserialize(deserializer)?;
+    let value = T::deserialize(serde_json::Value::from(text.as_str())).map_err(D::Error::custom)?;
+    let written = serde_json::to_value(&value).map_err(D::Error::custom)?;
+    if written == text.as_str() {
+        Ok(Some(value))
+    } else {
+        Err(D::Error::custom("is none of the known values"))
+    }
+}
+
 /// A whole number within bounds, in a query or a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number<const LEAST: u64, const MOST: u64>(u64);

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     caller::Caller,
     cursors::OperationCursor,
-    extract::{NoParameters, PageLimit, Path, Query, page_limit},
+    extract::{NoParameters, PageLimit, Path, Query, known, page_limit},
     problem::Problem,
     time::Timestamp,
 };
@@ -42,13 +42,28 @@ pub(super) enum Action {
 }
 
 impl Action {
-    const fn of(verb: Verb, hard: bool) -> Self {
+    /// The action of a command; `None` of one that only a newer version knows.
+    const fn of(verb: Verb, hard: bool) -> Option<Self> {
         match (verb, hard) {
-            (Verb::Start, _) => Self::Start,
-            (Verb::Stop, _) => Self::Stop,
-            (Verb::Reboot, false) => Self::Reboot,
-            (Verb::Reboot, true) => Self::Reset,
-            (Verb::ForceStop, _) => Self::ForceStop,
+            (Verb::Start, _) => Some(Self::Start),
+            (Verb::Stop, _) => Some(Self::Stop),
+            (Verb::Reboot, false) => Some(Self::Reboot),
+            (Verb::Reboot, true) => Some(Self::Reset),
+            (Verb::ForceStop, _) => Some(Self::ForceStop),
+            (Verb::Unknown, _) => None,
+        }
+    }
+
+    /// The action, or `unknown` for one that only a newer version knows: it can be shown and not asked for.
+    #[expect(
+        clippy::ref_option,
+        clippy::trivially_copy_pass_by_ref,
+        reason = "serde calls it so"
+    )]
+    fn or_unknown<S: serde::Serializer>(action: &Option<Self>, serializer: S) -> Result<S::Ok, S::Error> {
+        match action {
+            Some(action) => action.serialize(serializer),
+            None => serializer.serialize_str("unknown"),
         }
     }
 
@@ -70,7 +85,9 @@ pub(super) struct Operation {
     /// Its id.
     pub(super) id: OperationId,
     /// What was asked.
-    action: Action,
+    #[serde(serialize_with = "Action::or_unknown")]
+    #[schema(value_type = Action)]
+    action: Option<Action>,
     /// Of which VM.
     instance_id: InstanceId,
     /// Where that VM is, once it was found.
@@ -173,6 +190,7 @@ pub(super) struct OperationsQuery {
     /// On this VM only.
     instance_id: Option<InstanceId>,
     /// In this state only.
+    #[serde(default, deserialize_with = "known")]
     state: Option<OperationState>,
     /// At most how many, the newest; 100 unless given.
     #[param(inline)]

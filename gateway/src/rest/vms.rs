@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
-    extract::{NoParameters, PageLimit, Path, Query, Text, page_limit},
+    extract::{NoParameters, PageLimit, Path, Query, Text, known, page_limit},
     fleet::{self, Degraded, Known, Part},
     problem::Problem,
     sort::{Cursor, Key, VmSort},
@@ -118,6 +118,7 @@ pub(super) struct VmsQuery {
     #[param(inline)]
     q: Option<Text<128>>,
     /// Only VMs in this state.
+    #[serde(default, deserialize_with = "known")]
     state: Option<MachineState>,
     /// Only VMs whose agent is heard so.
     agent: Option<Agent>,

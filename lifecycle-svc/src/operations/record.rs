@@ -33,6 +33,9 @@ pub(super) struct Record {
     pub(super) lease: Lease,
     /// How often the hypervisor was told.
     pub(super) acts: u8,
+    /// Whether it holds anything that this version does not know. Then it is shown, and never written or adopted here.
+    #[serde(skip)]
+    pub(super) newer: bool,
 }
 
 /// Who carries the command out, and until when nobody else may.
@@ -52,6 +55,14 @@ impl Lease {
 }
 
 impl Record {
+    /// Reads a record of whatever version. What this version knows of it, it would write the same again.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let mut record: Self = serde_json::from_slice(bytes)?;
+        let stored: serde_json::Value = serde_json::from_slice(bytes)?;
+        record.newer = serde_json::to_value(&record)? != stored;
+        Ok(record)
+    }
+
     /// The record of a command that is just asked.
     pub(super) fn new(id: OperationId, command: Command, context: &Context, lease: Lease) -> Self {
         let Command {
@@ -80,6 +91,7 @@ impl Record {
             operation,
             lease,
             acts: 0,
+            newer: false,
         };
         record.note(OperationState::Requested, "asked for");
         record
@@ -177,5 +189,47 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
             FaultKind::Internal,
             format!("the record of the command {} is damaged", operation.id),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `VMWATCH_BLESS=1` does not write it anew: what replicas of before have stored must be read for ever.
+    const GOLDEN: &str = include_str!("../../../tests/golden/forms/operation-record.json");
+
+    #[test]
+    fn a_stored_record_is_what_its_golden_file_says() {
+        let record = Record::decode(GOLDEN.as_bytes()).unwrap();
+        assert!(!record.newer);
+        let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+        assert_eq!(serde_json::to_value(&record).unwrap(), golden);
+    }
+
+    #[test]
+    fn knows_a_record_of_a_newer_version_by_whatever_is_new() {
+        let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+        for (place, value) in [
+            ("/operation/verb", "migrate"),
+            ("/operation/state", "paused"),
+            ("/operation/machine", "hibernated"),
+            ("/operation/fault/kind", "quota"),
+            ("/operation/history/0/state", "queued"),
+        ] {
+            let mut newer = golden.clone();
+            *newer.pointer_mut(place).unwrap() = value.into();
+            let record = Record::decode(newer.to_string().as_bytes()).unwrap();
+            assert!(record.newer, "{place}");
+        }
+        for place in ["", "/operation", "/lease", "/operation/history/0"] {
+            let mut newer = golden.clone();
+            let object = newer.pointer_mut(place).unwrap().as_object_mut().unwrap();
+            object.insert("extra".to_owned(), 1.into());
+            assert!(
+                Record::decode(newer.to_string().as_bytes()).unwrap().newer,
+                "{place}"
+            );
+        }
     }
 }

@@ -181,7 +181,9 @@ impl Run {
             (Told::Nothing, _) => End::of(&shared::api::no_such_vm()),
             // A machine without a definition is gone once it is off.
             (_, Verb::Stop | Verb::ForceStop) => End::Succeeded(MachineState::ShutOff),
-            (_, Verb::Start | Verb::Reboot) => self.failed(FaultKind::Backend, "the machine is gone"),
+            (_, Verb::Start | Verb::Reboot | Verb::Unknown) => {
+                self.failed(FaultKind::Backend, "the machine is gone")
+            }
         }
     }
 
@@ -189,7 +191,10 @@ impl Run {
     async fn act(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<Option<End>, Stopped> {
         let operation = self.operation();
         let (id, verb) = (operation.instance_id.clone(), operation.verb);
-        let action = machine::action(verb, operation.hard);
+        let Some(action) = machine::action(verb, operation.hard) else {
+            let why = "this version of the service does not know the command";
+            return Ok(Some(self.failed(FaultKind::Internal, why)));
+        };
         self.held.record.acts += 1;
         let telling = format!("telling {} to {}", hypervisor.name, plain_action(action));
         self.held.record.note(OperationState::Running, telling);

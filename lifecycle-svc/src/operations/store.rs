@@ -117,7 +117,7 @@ impl Store {
         let entry = entry.map_err(|error| StoreError::Bucket(error.into()))?;
         entry
             .filter(|entry| entry.operation == kv::Operation::Put)
-            .map(|entry| Ok((serde_json::from_slice(&entry.value)?, entry.revision)))
+            .map(|entry| Ok((Record::decode(&entry.value)?, entry.revision)))
             .transpose()
     }
 

@@ -43,7 +43,9 @@ impl Trail {
     /// Appends a command's end.
     pub(super) async fn end(&self, operation: &Operation) {
         let result = match operation.state {
-            OperationState::Requested | OperationState::Running => AuditResult::Requested,
+            OperationState::Requested | OperationState::Running | OperationState::Unknown => {
+                AuditResult::Requested
+            }
             OperationState::Succeeded => AuditResult::Succeeded,
             OperationState::Failed => AuditResult::Failed,
             OperationState::TimedOut => AuditResult::TimedOut,
@@ -107,6 +109,8 @@ impl Trail {
             Verb::Stop => Stop::INFO,
             Verb::Reboot => Reboot::INFO,
             Verb::ForceStop => ForceStop::INFO,
+            // Of a newer version, which audits its own commands.
+            Verb::Unknown => return Ok(()),
         };
         let record = AuditRecord {
             at_ms: unix_millis(),

@@ -121,7 +121,7 @@ impl Table for Known {
             return;
         };
         let record = match entry.operation {
-            kv::Operation::Put => serde_json::from_slice::<Record>(&entry.value)
+            kv::Operation::Put => Record::decode(&entry.value)
                 .inspect_err(|error| warn!(%error, %id, "a record cannot be read"))
                 .ok(),
             kv::Operation::Delete | kv::Operation::Purge => None,
@@ -143,7 +143,7 @@ impl Known {
             self.open.remove(&id);
             return;
         };
-        if record.operation.state.is_final() {
+        if record.newer || record.operation.state.is_final() {
             self.open.remove(&id);
         } else {
             self.open.insert(id.clone(), record.lease.until_ms);

@@ -18,7 +18,6 @@ pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
 /// What became of it, as far as it was known when the record was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum AuditResult {
     /// It was asked for; another record tells the end.
     Requested,
@@ -32,7 +31,30 @@ pub enum AuditResult {
     TimedOut,
     /// It may or may not have been done.
     OutcomeUnknown,
+    /// A result of a newer version.
+    #[serde(other)]
+    Unknown,
 }
+
+/// By hand, since a derived schema would list the unknown result as well.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for AuditResult {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let description = "What became of it, as far as it was known when the record was made.";
+        let results = [
+            "requested",
+            "succeeded",
+            "refused",
+            "failed",
+            "timed_out",
+            "outcome_unknown",
+        ];
+        super::known_values(description, results)
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for AuditResult {}
 
 impl fmt::Display for AuditResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -43,6 +65,7 @@ impl fmt::Display for AuditResult {
             Self::Failed => "failed",
             Self::TimedOut => "timed_out",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::Unknown => "unknown",
         })
     }
 }

@@ -75,7 +75,28 @@ pub struct MachineEvent {
     pub state: Option<MachineState>,
 }
 
+/// All kinds that this version knows.
+const KINDS: [&str; 4] = ["sample", "processes", "operation", "machine"];
+
+/// What every event has, of whatever version.
+#[derive(Deserialize)]
+struct AnyEvent {
+    kind: String,
+}
+
 impl LiveEvent {
+    /// Reads the body of a message; `None` of an event of a kind that only a newer version knows.
+    pub fn read(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
+        let error = match serde_json::from_slice(body) {
+            Ok(event) => return Ok(Some(event)),
+            Err(error) => error,
+        };
+        match serde_json::from_slice::<AnyEvent>(body) {
+            Ok(any) if !KINDS.contains(&any.kind.as_str()) => Ok(None),
+            _ => Err(error),
+        }
+    }
+
     /// The kind, as in the subject and in the body.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -113,6 +134,19 @@ pub fn event_filter(instance: Option<&InstanceId>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passes_over_an_event_of_a_newer_kind() {
+        assert_eq!(
+            LiveEvent::read(br#"{"kind":"alert","severity":3}"#).unwrap(),
+            None
+        );
+        let more = br#"{"kind":"processes","instance_id":"vm-1","at_ms":1,"rows":2,"users":[1]}"#;
+        assert!(LiveEvent::read(more).unwrap().is_some());
+        for broken in [&b"{}"[..], b"x", br#"{"kind":"processes"}"#] {
+            assert!(LiveEvent::read(broken).is_err());
+        }
+    }
 
     #[test]
     fn an_event_of_the_wire_is_what_its_golden_text_says() {

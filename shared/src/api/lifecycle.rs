@@ -40,6 +40,7 @@ pub enum MachineState {
     /// It is asleep, or its memory is on disk.
     Suspended,
     /// The hypervisor says something else, or nothing.
+    #[serde(other)]
     Unknown,
 }
 
@@ -86,6 +87,9 @@ pub enum Verb {
     Reboot,
     /// Cuts its power.
     ForceStop,
+    /// What only a newer version knows: its record is shown, and left alone.
+    #[serde(other)]
+    Unknown,
 }
 
 impl Verb {
@@ -96,6 +100,7 @@ impl Verb {
             Self::Stop => "stop",
             Self::Reboot => "reboot",
             Self::ForceStop => "force_stop",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -6,6 +6,8 @@
 pub mod audit;
 pub mod auth;
 pub mod events;
+#[cfg(test)]
+mod forms;
 pub mod history;
 pub mod lifecycle;
 pub mod metrics;
@@ -165,6 +167,20 @@ pub trait Method: 'static {
     fn hidden() -> Result<Self::Reply, Fault> {
         Err(no_such_vm())
     }
+}
+
+/// The schema of a text that is one of these values. A value of a newer version is none of them: it may be answered, but not
+/// asked for.
+#[cfg(feature = "openapi")]
+pub fn known_values<const N: usize>(
+    description: &str,
+    values: [&'static str; N],
+) -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+    utoipa::openapi::ObjectBuilder::new()
+        .schema_type(utoipa::openapi::Type::String)
+        .description(Some(description))
+        .enum_values(Some(values))
+        .into()
 }
 
 /// The fault of a VM that does not exist, or that the principal may not know of.

@@ -90,7 +90,6 @@ impl fmt::Display for OperationId {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum OperationState {
     /// Recorded; the hypervisor has not been told.
     Requested,
@@ -104,7 +103,30 @@ pub enum OperationState {
     TimedOut,
     /// The hypervisor may or may not have done it, and it is not to be done twice.
     OutcomeUnknown,
+    /// A state of a newer version. Whether it is the last is not known here.
+    #[serde(other)]
+    Unknown,
 }
+
+/// By hand, since a derived schema would allow the unknown state as well.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for OperationState {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let description = "How far a command has come.\n\n```text\nrequested ──> running ──> succeeded | failed | timed_out | outcome_unknown\n     └──────────────────> succeeded | failed | timed_out\n```";
+        let states = [
+            "requested",
+            "running",
+            "succeeded",
+            "failed",
+            "timed_out",
+            "outcome_unknown",
+        ];
+        super::known_values(description, states)
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for OperationState {}
 
 impl OperationState {
     /// The name, as on the wire.
@@ -116,12 +138,13 @@ impl OperationState {
             Self::Failed => "failed",
             Self::TimedOut => "timed_out",
             Self::OutcomeUnknown => "outcome_unknown",
+            Self::Unknown => "unknown",
         }
     }
 
     /// Whether nothing more will happen.
     pub const fn is_final(self) -> bool {
-        !matches!(self, Self::Requested | Self::Running)
+        !matches!(self, Self::Requested | Self::Running | Self::Unknown)
     }
 }
 

@@ -2,26 +2,33 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
 
 use super::InstanceId;
 
 /// What a user may do; each role may do all that the one before may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Role {
     /// Reads.
-    Viewer,
+    Viewer = 1,
     /// Also starts and stops VMs.
-    Operator,
+    Operator = 2,
     /// Also manages users.
-    Admin,
+    Admin = 3,
+    /// A role of a newer version, which is less than any other and grants nothing here. Nothing that is asked for may name
+    /// it.
+    #[serde(other)]
+    Unknown = 0,
 }
 
 impl fmt::Display for Role {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Unknown => "unknown",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
             Self::Admin => "admin",
@@ -43,13 +50,15 @@ impl FromStr for Role {
 }
 
 /// Which instances a user may see.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
     /// Every instance.
     All,
     /// These only.
     Only(Vec<InstanceId>),
+    /// A scope of a newer version, which holds no instance here. Nothing that is asked for may name it.
+    Unknown,
 }
 
 impl Scope {
@@ -58,9 +67,57 @@ impl Scope {
         match self {
             Self::All => true,
             Self::Only(instances) => instances.contains(instance),
+            Self::Unknown => false,
         }
     }
 }
+
+impl<'de> Deserialize<'de> for Scope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ScopeVisitor)
+    }
+}
+
+struct ScopeVisitor;
+
+impl<'de> Visitor<'de> for ScopeVisitor {
+    type Value = Scope;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("all or only")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Scope, E> {
+        Ok(if text == "all" { Scope::All } else { Scope::Unknown })
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scope, A::Error> {
+        let mut scope = Scope::Unknown;
+        let mut keys = 0;
+        while let Some(key) = map.next_key::<String>()? {
+            keys += 1;
+            if key == "only" {
+                scope = Scope::Only(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        // What a newer version adds to a scope may make it narrower.
+        Ok(if keys == 1 { scope } else { Scope::Unknown })
+    }
+}
+
+/// By hand, since a derived schema would allow the unknown role as well.
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Role {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let description = "What a user may do; each role may do all that the one before may.";
+        super::known_values(description, ["viewer", "operator", "admin"])
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Role {}
 
 /// By hand, since a derived schema would allow more keys than the one.
 #[cfg(feature = "openapi")]
@@ -115,6 +172,23 @@ mod tests {
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse::<Role>(), Ok(role));
         }
+    }
+
+    #[test]
+    fn grants_nothing_to_a_role_or_scope_of_a_newer_version() {
+        let newer = r#"{"user":"ann","role":"auditor","scope":{"tenant":"x"},"since":7}"#;
+        let principal: Principal = serde_json::from_str(newer).unwrap();
+        assert!(principal.role < Role::Viewer);
+        assert!(!principal.scope.allows(&"vm-1".parse().unwrap()));
+        for scope in [r#""mine""#, r#"{"only":["vm-1"],"except":["vm-1"]}"#, "{}"] {
+            assert_eq!(
+                serde_json::from_str::<Scope>(scope).unwrap(),
+                Scope::Unknown,
+                "{scope}"
+            );
+        }
+        assert_eq!(serde_json::from_str::<Scope>(r#""all""#).unwrap(), Scope::All);
+        assert!(serde_json::from_str::<Scope>(r#"{"only":["a b"]}"#).is_err());
     }
 
     #[test]

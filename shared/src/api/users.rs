@@ -82,6 +82,7 @@ pub struct NewUser {
     /// Its first password.
     pub password: NewPassword,
     /// What it may do.
+    #[serde(deserialize_with = "known_role")]
     pub role: Role,
     /// Which instances it may see; at most [`MOST_INSTANCES`].
     #[serde(deserialize_with = "bounded_scope")]
@@ -94,7 +95,11 @@ pub struct UserChange {
     /// Which user.
     pub name: UserName,
     /// What it may do.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "known_role_if_given"
+    )]
     pub role: Option<Role>,
     /// Which instances it may see; at most [`MOST_INSTANCES`].
     #[serde(
@@ -148,8 +153,20 @@ pub struct SessionRef {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
 
+fn known_role<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Role, D::Error> {
+    match Role::deserialize(deserializer)? {
+        Role::Unknown => Err(D::Error::custom("must be viewer, operator or admin")),
+        role => Ok(role),
+    }
+}
+
+fn known_role_if_given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Role>, D::Error> {
+    known_role(deserializer).map(Some)
+}
+
 fn bounded_scope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scope, D::Error> {
     match Scope::deserialize(deserializer)? {
+        Scope::Unknown => Err(D::Error::custom("must be all or only")),
         Scope::Only(instances) if instances.len() > MOST_INSTANCES => Err(D::Error::custom(format!(
             "must name at most {MOST_INSTANCES} instances"
         ))),

@@ -1,0 +1,73 @@
+//! The stored and sent forms, held against golden files (docs/compatibility.md): a change of a form is a change of a file
+//! that a reviewer sees.
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::{
+    Principal, Role,
+    audit::{AuditRecord, AuditResult},
+    events::LiveEvent,
+    metrics::Sample,
+};
+use crate::wire::{Envelope, FaultKind};
+
+/// Fails unless the golden file is read, and written the same again; gives back what it holds.
+fn holds<T: Serialize + DeserializeOwned>(golden: &str) -> (T, Value) {
+    let golden: Value = serde_json::from_str(golden).unwrap();
+    let read: T = serde_json::from_value(golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&read).unwrap(), golden);
+    (read, golden)
+}
+
+/// What a newer version may write: the same with a field more.
+fn with_more(mut golden: Value) -> Value {
+    let object = golden.as_object_mut().unwrap();
+    object.insert("of_a_newer_version".to_owned(), serde_json::json!({ "a": [1] }));
+    golden
+}
+
+fn reads_more<T: Serialize + DeserializeOwned>(golden: &str) {
+    let (_, golden) = holds::<T>(golden);
+    serde_json::from_value::<T>(with_more(golden)).unwrap();
+}
+
+const PRINCIPAL: &str = include_str!("../../../tests/golden/forms/principal.json");
+const AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record.json");
+const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
+const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
+const EVENTS: [&str; 4] = [
+    include_str!("../../../tests/golden/forms/event-sample.json"),
+    include_str!("../../../tests/golden/forms/event-processes.json"),
+    include_str!("../../../tests/golden/forms/event-machine.json"),
+    include_str!("../../../tests/golden/forms/event-operation.json"),
+];
+
+#[test]
+fn forms_are_their_golden_files_and_are_read_with_more_fields() {
+    reads_more::<Principal>(PRINCIPAL);
+    reads_more::<AuditRecord>(AUDIT_RECORD);
+    reads_more::<Sample>(SAMPLE);
+    reads_more::<Envelope<()>>(FAULT);
+    for event in EVENTS {
+        reads_more::<LiveEvent>(event);
+    }
+}
+
+#[test]
+fn reads_values_of_a_newer_version_as_unknown() {
+    let changed = |golden: &str, field: &str, value: Value| {
+        let mut form: Value = serde_json::from_str(golden).unwrap();
+        form[field] = value;
+        form
+    };
+    let record: AuditRecord =
+        serde_json::from_value(changed(AUDIT_RECORD, "result", "deferred".into())).unwrap();
+    assert_eq!(record.result, AuditResult::Unknown);
+    let principal: Principal = serde_json::from_value(changed(PRINCIPAL, "role", "auditor".into())).unwrap();
+    assert_eq!(principal.role, Role::Unknown);
+    let mut fault = changed(FAULT, "fault", "quota".into());
+    fault["status_code"] = 9.into();
+    let fault: Envelope<()> = serde_json::from_value(fault).unwrap();
+    assert_eq!(fault.into_result().unwrap_err().kind, FaultKind::Internal);
+}
