@@ -87,6 +87,8 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
 /// A stack without the cache of newest rows.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
+        // One user asks for everything.
+        .without_read_limit()
         .set(Program::Metrics, KEPT_SETTING, "0s")
         // The test harness pings three times per second to detect a frozen server quickly; benchmarks do not need that.
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")

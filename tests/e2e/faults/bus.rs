@@ -53,7 +53,7 @@ async fn notices(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_killed_bus_is_told_at_once_and_found_again_at_once() {
-    let stack = Stack::builder().start().await;
+    let stack = Stack::builder().without_login_limit().start().await;
     let gateway = stack.gateway(0);
     let session = session(&stack).await;
     answers(gateway, &session).await;
