@@ -232,6 +232,8 @@ async fn read_all(
     mut asked: ProcessHistoryQuery,
 ) -> Result<processes::ProcessSeries, Fault> {
     let context = caller.context(gateway, ProcessHistory::INFO.kind);
+    // One permit for all pages: they are one read.
+    let _permit = gateway.admission.enter(&ProcessHistory::INFO, &context).await?;
     let mut all = gateway.bus.call::<ProcessHistory>(&context, &asked).await?;
     while all.more {
         asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);

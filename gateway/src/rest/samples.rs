@@ -152,6 +152,8 @@ pub(super) async fn samples(
 /// Reads all pages of a history, which together have at most as many buckets as were asked for.
 async fn read_all(gateway: &Gateway, caller: &Caller, mut asked: VmHistoryQuery) -> Result<VmSeries, Fault> {
     let context = caller.context(gateway, VmHistory::INFO.kind);
+    // One permit for all pages: they are one read.
+    let _permit = gateway.admission.enter(&VmHistory::INFO, &context).await?;
     let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &asked).await?;
     while all.more {
         asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);

@@ -131,9 +131,12 @@ impl HeavyViewer {
     pub(super) async fn read(&self, over: &CancellationToken) {
         let reading = (0..Self::CONNECTIONS).map(async |_| {
             let mut connection = Connection::open(&self.address).await.unwrap();
-            while let Ok(answer) = connection.ask(&self.request).await {
-                if matches!(answer.http, 429 | 503) {
-                    sleep(Duration::from_secs(1)).await;
+            loop {
+                let answer = connection.ask(&self.request).await.unwrap();
+                match answer.http {
+                    200 => {}
+                    429 | 503 => sleep(Duration::from_secs(1)).await,
+                    _ => panic!("{answer:?}"),
                 }
             }
         });
