@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use metrics::counter;
 use shared::{
     api::{
         MethodInfo, PageRoom,
@@ -10,11 +9,10 @@ use shared::{
     },
     bus::{
         Bus, Context,
-        audit::{Audit, Reader},
+        audit::{Audit, Newest},
     },
     time::unix_millis,
 };
-use tracing::error;
 
 use crate::AuthError;
 
@@ -37,67 +35,89 @@ pub(crate) struct Entry<'a> {
     pub(crate) once: Option<String>,
 }
 
-/// Appends an entry. What cannot be appended is in the log, whole, and counted: nobody is kept from logging in because
-/// the audit is full.
-pub(crate) async fn append(audit: &Audit, context: &Context, entry: Entry<'_>) {
-    let record = AuditRecord {
-        at_ms: unix_millis(),
-        action: entry.action.subject.to_owned(),
-        user: entry.user.to_owned(),
-        source: context.source.clone(),
-        target: entry.target.map(str::to_owned),
-        request_id: context.request_id.clone(),
-        operation_id: None,
-        result: entry.result,
-        detail: entry.detail,
-    };
-    let once = entry.once.unwrap_or_else(|| context.request_id.clone());
-    if let Err(cause) = audit.append(&record, &format!("{}.{once}", record.action)).await {
-        counter!("vmwatch_audit_lost_total").increment(1);
-        error!(%cause, ?record, "not in the audit");
+impl Entry<'_> {
+    fn record(&self, context: &Context) -> (AuditRecord, String) {
+        let record = AuditRecord {
+            at_ms: unix_millis(),
+            action: self.action.subject.to_owned(),
+            user: self.user.to_owned(),
+            source: context.source.clone(),
+            target: self.target.map(str::to_owned),
+            request_id: context.request_id.clone(),
+            operation_id: None,
+            result: self.result,
+            detail: self.detail.clone(),
+        };
+        let once = self.once.as_ref().unwrap_or(&context.request_id);
+        (record, format!("{once}.{}", self.result))
     }
+}
+
+/// Appends an entry about what has happened. If it can't be appended it is counted and logged: a login succeeds without
+/// the audit, and what was done is done.
+pub(crate) async fn append(audit: &Audit, context: &Context, entry: Entry<'_>) {
+    let (record, once) = entry.record(context);
+    audit.end(&record, &once).await;
+}
+
+/// Makes a change that the audit announces before, and whose outcome it records after. If the audit is required and can't
+/// be appended to, the change is not made.
+pub(crate) async fn announced<T>(
+    audit: &Audit,
+    context: &Context,
+    action: MethodInfo,
+    target: &str,
+    change: impl Future<Output = Result<T, AuthError>>,
+) -> Result<T, AuthError> {
+    let entry = |result, detail| Entry {
+        action,
+        user: context.user(),
+        target: Some(target),
+        result,
+        detail,
+        once: None,
+    };
+    let (record, once) = entry(AuditResult::Requested, String::new()).record(context);
+    audit.begin(&record, &once).await.map_err(AuthError::NotAudited)?;
+    let outcome = change.await;
+    let (result, detail) = match &outcome {
+        Ok(_) => (AuditResult::Succeeded, String::new()),
+        Err(error) => (error.audit_result(), error.to_string()),
+    };
+    append(audit, context, entry(result, detail)).await;
+    outcome
 }
 
 /// Reads a page, the newest first, looking at a bounded number of records.
 pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, AuthError> {
     let mut page = AuditPage::default();
-    let Some(reader) = Reader::open(bus).await? else {
-        return Ok(page);
-    };
     let slack = u64::try_from(SLACK.as_millis()).unwrap_or(u64::MAX);
-    let mut before = match (filter.before, filter.to_ms) {
-        (None, Some(to)) => Some(reader.end_at(to.saturating_add(slack)).await?),
-        (before, _) => before,
-    };
+    let mut newest = Newest::open(bus, filter.before).await?;
+    if let (None, Some(to)) = (filter.before, filter.to_ms) {
+        newest.end_at(to.saturating_add(slack)).await?;
+    }
     let mut room = PageRoom::new(usize::from(filter.limit.get()));
-    let mut looked_at = 0;
-    loop {
-        let window = reader.window(before, WINDOW).await?;
-        for (number, record) in window.records.into_iter().rev() {
-            if filter
-                .from_ms
-                .is_some_and(|from| record.at_ms.saturating_add(slack) < from)
-            {
-                return Ok(page);
-            }
-            if !filter.allows(&record) {
-                continue;
-            }
-            if !room.take_item(&record) {
-                page.next = Some(number.saturating_add(1));
-                return Ok(page);
-            }
-            page.records.push(record);
-            if room.items() == 0 {
-                page.next = Some(number);
-                return Ok(page);
-            }
-        }
-        looked_at += WINDOW;
-        before = window.older_than;
-        if before.is_none() || looked_at >= MOST_LOOKED_AT {
-            page.next = before;
+    for _ in 0..MOST_LOOKED_AT {
+        let place = newest.cursor();
+        let Some(record) = newest.next(WINDOW).await? else {
+            return Ok(page);
+        };
+        let is_older = |from| record.at_ms.saturating_add(slack) < from;
+        if filter.from_ms.is_some_and(is_older) {
             return Ok(page);
         }
+        if !filter.allows(&record) {
+            continue;
+        }
+        if !room.take_item(&record) {
+            page.next = Some(place);
+            return Ok(page);
+        }
+        page.records.push(record);
+        if room.items() == 0 {
+            break;
+        }
     }
+    page.next = Some(newest.cursor());
+    Ok(page)
 }

@@ -99,6 +99,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         ADMIN_USER,
         ADMIN_PASSWORD,
         ADMIN_PASSWORD_FILE,
+        audit::REQUIRED,
         health::setting(HEALTH),
     ],
     audit::SETTINGS,
@@ -124,6 +125,8 @@ pub struct AuthSettings {
     pub(crate) reconcile_interval: Duration,
     pub(crate) throttle: ThrottleSettings,
     pub(crate) audit: AuditSettings,
+    /// Whether a change that can't be recorded in the audit is refused.
+    pub(crate) audit_required: bool,
     pub(crate) first_admin: FirstAdmin,
 }
 
@@ -181,6 +184,7 @@ impl AuthSettings {
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
         let throttle = throttle(env);
         let audit = AuditSettings::read(env);
+        let audit_required = env.get(&audit::REQUIRED);
         let first_admin = first_admin(env);
         Ok(Self {
             bus: bus?,
@@ -199,6 +203,7 @@ impl AuthSettings {
             reconcile_interval: reconcile_interval?,
             throttle: throttle?,
             audit: audit?,
+            audit_required: audit_required?,
             first_admin: first_admin?,
         })
     }

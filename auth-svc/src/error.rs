@@ -57,6 +57,9 @@ pub enum AuthError {
     /// The command `setup` failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The audit is required and takes no record.
+    #[error("the change could not be recorded in the audit, so it was not made; try again shortly")]
+    NotAudited(#[source] AuditError),
     /// There is no such user.
     #[error("there is no user {0}")]
     NoSuchUser(UserName),
@@ -137,6 +140,7 @@ impl From<AuthError> for Fault {
                 Self::new(FaultKind::Forbidden, error.to_string())
             }
             AuthError::NotPassedOn(_) => Self::new(FaultKind::Backend, error.to_string()).caused_by(error),
+            AuthError::NotAudited(_) => Self::new(FaultKind::Unavailable, error.to_string()).caused_by(error),
             AuthError::Busy => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS).caused_by(error),
             AuthError::QueueFull(wait) => Self::new(FaultKind::Overloaded, TOO_MANY_LOGINS)
                 .retry_after(wait)

@@ -23,7 +23,7 @@ use crate::{
     mirror::record_of,
     sessions::NewSession,
     store,
-    throttle::Attempt,
+    throttle::{Attempt, network},
 };
 
 /// How long after a change of a password the same change may be repeated.
@@ -49,6 +49,10 @@ impl Auth {
             Err(error) => (error.audit_result(), None),
         };
         info!(user = %name, source, %result, "login");
+        let failed = result != AuditResult::Succeeded;
+        if failed && !self.flood.admits(&network(source)) {
+            return outcome;
+        }
         let entry = Entry {
             action: Login::INFO,
             user: name.as_str(),
@@ -157,8 +161,22 @@ impl Auth {
                 Err(AuthError::NoSuchSession)
             }
         };
-        self.audited(context, SessionsEnd::INFO, &name, outcome.await)
-            .await
+        // Recorded after it is done: a session can be ended while the audit takes no record.
+        let outcome = outcome.await;
+        let result = outcome
+            .as_ref()
+            .err()
+            .map_or(AuditResult::Succeeded, AuthError::audit_result);
+        let entry = Entry {
+            action: SessionsEnd::INFO,
+            user: context.user(),
+            target: Some(name.as_str()),
+            result,
+            detail: detail(&outcome),
+            once: None,
+        };
+        audit::append(&self.audit, context, entry).await;
+        outcome
     }
 
     /// Notes that sessions are in use.
@@ -181,18 +199,18 @@ impl Auth {
 
     pub(crate) async fn add_user(&self, context: &Context, user: NewUser) -> Result<User, AuthError> {
         let name = user.name.clone();
-        let outcome = self.accounts.add(user).await.map(User::from);
-        self.audited(context, UsersAdd::INFO, &name, outcome).await
+        let added = async { self.accounts.add(user).await.map(User::from) };
+        self.audited(context, UsersAdd::INFO, &name, added).await
     }
 
     pub(crate) async fn update_user(&self, context: &Context, change: UserChange) -> Result<User, AuthError> {
-        let changed = self.accounts.update(&change).await.map(User::from);
+        let changed = Box::pin(async { self.accounts.update(&change).await.map(User::from) });
         self.audited(context, UsersUpdate::INFO, &change.name, changed)
             .await
     }
 
     pub(crate) async fn remove_user(&self, context: &Context, user: UserRef) -> Result<Done, AuthError> {
-        let removed = self.accounts.remove(&user.name).await.map(|_| Done {});
+        let removed = Box::pin(async { self.accounts.remove(&user.name).await.map(|_| Done {}) });
         self.audited(context, UsersRemove::INFO, &user.name, removed)
             .await
     }
@@ -203,13 +221,12 @@ impl Auth {
         change: PasswordChange,
     ) -> Result<Done, AuthError> {
         let name = change.name.clone();
-        let set = async {
+        let set = Box::pin(async {
             self.may_set_password(context, &change).await?;
             self.accounts.set_password(&change.name, change.password).await?;
             Ok(Done {})
-        };
-        self.audited(context, UsersSetPassword::INFO, &name, set.await)
-            .await
+        });
+        self.audited(context, UsersSetPassword::INFO, &name, set).await
     }
 
     /// One's own with the old one, counted as a login is; another's as an administrator.
@@ -287,21 +304,9 @@ impl Auth {
         context: &Context,
         action: MethodInfo,
         target: &UserName,
-        outcome: Result<T, AuthError>,
+        change: impl Future<Output = Result<T, AuthError>>,
     ) -> Result<T, AuthError> {
-        let entry = Entry {
-            action,
-            user: context.principal.as_ref().map_or("", |principal| &principal.user),
-            target: Some(target.as_str()),
-            result: outcome
-                .as_ref()
-                .err()
-                .map_or(AuditResult::Succeeded, AuthError::audit_result),
-            detail: detail(&outcome),
-            once: None,
-        };
-        audit::append(&self.audit, context, entry).await;
-        outcome
+        audit::announced(&self.audit, context, action, target.as_str(), change).await
     }
 }
 

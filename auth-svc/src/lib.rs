@@ -6,10 +6,12 @@
 
 mod accounts;
 mod audit;
+mod audit_watch;
 mod bucket;
 pub mod config;
 mod error;
 mod first_admin;
+mod flood;
 mod handlers;
 mod mirror;
 mod password;
@@ -28,7 +30,6 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::stream::Config;
 use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
 use mongodb::Database;
@@ -57,12 +58,14 @@ use shared::{
     wire::Fault,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 pub use error::AuthError;
 
 use crate::{
-    accounts::Accounts, config::AuthSettings, mirror::Mirror, password::Hasher, reconcile::Reconciler,
-    session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
+    accounts::Accounts, config::AuthSettings, flood::Flood, mirror::Mirror, password::Hasher,
+    reconcile::Reconciler, session_index::SessionIndex, sessions::Sessions, store::UserStore,
+    throttle::Throttle,
 };
 
 /// A copy of the bucket of users that is older than this is not compared with the database.
@@ -76,6 +79,7 @@ pub(crate) struct Auth {
     mirrored: Follower<UserTable>,
     throttle: Throttle,
     audit: Audit,
+    flood: Arc<Flood>,
 }
 
 /// Serves until `shutdown`, then drains.
@@ -126,9 +130,7 @@ async fn serve(
             Throttle::open(bus, settings.throttle, replicas)
         )
     });
-    let audit = until_done("the audit stream", &shutdown, || {
-        ensure_audit(bus, settings.audit.stream())
-    });
+    let audit = until_done("the audit stream", &shutdown, || ensure_audit(bus, settings));
     let (Some(()), Some((sessions, mirror, throttle)), Some(audit)) =
         tokio::join!(first_admin, buckets, audit)
     else {
@@ -165,26 +167,41 @@ async fn serve(
         mirrored,
         throttle,
         audit,
+        flood: Arc::default(),
     });
+    let watching = tokio::spawn(audit_watch::run(
+        bus.clone(),
+        auth.audit.clone(),
+        settings.audit,
+        Arc::clone(&auth.flood),
+        shutdown.clone(),
+    ));
     let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);
     serving.store(true, Ordering::Relaxed);
     server.run(shutdown).await?;
+    if let Err(error) = watching.await {
+        warn!(%error, "background task panicked");
+    }
     Ok(())
 }
 
-async fn ensure_audit(bus: &Bus, wanted: Config) -> Result<Audit, ProvisionError> {
-    ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
-    Ok(Audit::new(bus))
+async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, ProvisionError> {
+    for wanted in settings.audit.streams() {
+        ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
+    }
+    Ok(Audit::new(bus, settings.audit_required))
 }
 
 /// Makes or changes what this service owns on the bus, as the settings have it.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
+    let [authenticated, unauthenticated] = settings.audit.streams();
     let wanted: [Wanted; 5] = [
         Sessions::bucket(&settings.sessions).into(),
         SessionIndex::bucket(&settings.sessions).into(),
         Mirror::bucket(settings.sessions.replicas).into(),
         Throttle::bucket(settings.throttle, settings.sessions.replicas).into(),
-        settings.audit.stream().into(),
+        authenticated.into(),
+        unauthenticated.into(),
     ];
     Ok(setup::run(Service::Auth, &settings.bus, &wanted, arguments).await?)
 }

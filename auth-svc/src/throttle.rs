@@ -202,7 +202,7 @@ fn written_ms(entry: &Entry) -> u64 {
 
 /// What failures of a source are counted under: an IPv6 host may take any address of its network of 64 bits (RFC 4291,
 /// section 2.5.1), and would otherwise be a new source with each.
-fn network(source: &str) -> String {
+pub(crate) fn network(source: &str) -> String {
     let Ok(address) = source.parse::<Ipv6Addr>() else {
         return source.to_owned();
     };

@@ -1,22 +1,27 @@
 //! `vmwatch-auth user …`: users by hand. A password comes from a prompt or standard input, never from an argument,
 //! which every process of the machine could read.
 
-use std::io::{IsTerminal, Write as _};
+use std::{
+    io::{IsTerminal, Write as _},
+    time::Duration,
+};
 
 use clap::Subcommand;
 use serde::Serialize;
 use shared::{
     api::{
-        InstanceId, Role, Scope, Service,
+        InstanceId, Method, MethodInfo, Principal, Role, Scope, Service,
         auth::UserName,
-        users::{NewPassword, NewUser},
+        users::{NewPassword, NewUser, UsersAdd, UsersRemove, UsersSetPassword},
     },
-    bus::Bus,
+    bus::{Bus, Context, audit::Audit},
+    cli,
 };
 
 use crate::{
     AuthError,
     accounts::Accounts,
+    audit,
     config::AuthSettings,
     mirror::Mirror,
     password::Hasher,
@@ -24,6 +29,8 @@ use crate::{
     store::{User, UserStore},
 };
 
+/// How long a command waits for the bus.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A private cloud has tens of users.
 const MOST_LISTED: usize = 1000;
 
@@ -77,32 +84,42 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
         } => {
             let user = NewUser {
                 password: read_password(&name)?,
-                name,
+                name: name.clone(),
                 role,
                 scope: instances.map_or(Scope::All, Scope::Only),
             };
-            let user = accounts(users, settings).await?.add(user).await?;
-            println!("added {} as {role}", user.name);
+            let added = Box::pin(async {
+                let user = accounts(users, settings).await?.add(user).await?;
+                println!("added {} as {role}", user.name);
+                Ok(())
+            });
+            announced(settings, UsersAdd::INFO, &name, added).await?;
         }
         UserCommand::Password { name } => {
             let password = read_password(&name)?;
-            let ended = accounts(users, settings)
-                .await?
-                .set_password(&name, password)
-                .await?;
-            println!("changed the password of {name}\nended {ended} sessions of {name}");
+            let changed = Box::pin(async {
+                let accounts = accounts(users, settings).await?;
+                let ended = accounts.set_password(&name, password).await?;
+                println!("changed the password of {name}\nended {ended} sessions of {name}");
+                Ok(())
+            });
+            announced(settings, UsersSetPassword::INFO, &name, changed).await?;
         }
         UserCommand::List { json } => list(&users.list(None, MOST_LISTED).await?, json)?,
         UserCommand::Remove { name } => {
-            let ended = accounts(users, settings).await?.remove(&name).await?;
-            println!("removed {name}\nended {ended} sessions of {name}");
+            let removed = Box::pin(async {
+                let ended = accounts(users, settings).await?.remove(&name).await?;
+                println!("removed {name}\nended {ended} sessions of {name}");
+                Ok(())
+            });
+            announced(settings, UsersRemove::INFO, &name, removed).await?;
         }
     }
     Ok(())
 }
 
-/// What changes users. If the bus is unreachable a change is stored all the same, and the error says that it is not in
-/// effect yet.
+/// What changes users. If the bus is lost meanwhile, or the audit is not required, a change is stored all the same, and
+/// the error says that it is not in effect yet.
 async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts, AuthError> {
     let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
     Ok(Accounts {
@@ -111,6 +128,36 @@ async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts,
         mirror: Mirror::existing(&bus),
         sessions: Sessions::existing(&bus, &settings.sessions),
     })
+}
+
+/// Makes a change that the audit announces before, and whose outcome it records after.
+async fn announced(
+    settings: &AuthSettings,
+    action: MethodInfo,
+    name: &UserName,
+    change: impl Future<Output = Result<(), AuthError>>,
+) -> Result<(), AuthError> {
+    let program = format!("{}-users", Service::Auth.name());
+    let bus = match Bus::connect_within(&program, &settings.bus, CONNECT_LIMIT).await {
+        Ok(bus) => bus,
+        Err(error) if settings.audit_required => {
+            return Err(refused(format!(
+                "{error}: the change could not be recorded in the audit, so it was not made"
+            )));
+        }
+        Err(error) => {
+            eprintln!("the change is not recorded in the audit: {error}");
+            return change.await;
+        }
+    };
+    let mut context = Context::new(CONNECT_LIMIT).as_principal(Principal {
+        user: Service::Auth.name().to_owned(),
+        role: Role::Admin,
+        scope: Scope::All,
+    });
+    context.source = Some(cli::invoker());
+    let audit = Audit::new(&bus, settings.audit_required);
+    audit::announced(&audit, &context, action, name.as_str(), change).await
 }
 
 fn refused(text: String) -> AuthError {

@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use shared::{
     bus::{
-        self, BusSettings,
+        self, BusSettings, audit,
         serve::{self, ServeSettings},
     },
     config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
@@ -64,6 +64,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         OPERATION_LEASE,
         OPERATIONS_KEEP,
         OPERATIONS_MAX_BYTES,
+        audit::REQUIRED,
         STREAM_REPLICAS,
         health::setting(HEALTH),
     ],
@@ -119,6 +120,8 @@ pub(crate) struct OperationSettings {
     pub(crate) max_bytes: i64,
     /// Copies of the bucket in a NATS cluster.
     pub(crate) replicas: usize,
+    /// Whether a command that can't be recorded in the audit is refused.
+    pub(crate) audit_required: bool,
 }
 
 impl OperationSettings {
@@ -132,12 +135,14 @@ impl OperationSettings {
         );
         let max_bytes = env.within(&OPERATIONS_MAX_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
         let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let audit_required = env.get(&audit::REQUIRED);
         Ok(Self {
             limit: limit?,
             lease: lease?,
             keep: keep?,
             max_bytes: i64::try_from(max_bytes?.0).unwrap_or(i64::MAX),
             replicas: replicas?,
+            audit_required: audit_required?,
         })
     }
 }

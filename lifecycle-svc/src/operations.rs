@@ -86,7 +86,7 @@ impl Operations {
         let Some(store) = store.await else {
             return Ok(None);
         };
-        let audit = Audit::new(bus);
+        let audit = Audit::new(bus, settings.audit_required);
         if until_done("the audit stream, which auth-svc makes", shutdown, || {
             audit.check()
         })

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use shared::{
     bus::{
-        self, BusSettings,
+        self, BusSettings, audit,
         serve::{self, ServeSettings},
     },
     config::{self, ByteSize, Environment, Invalid, Setting},
@@ -153,6 +153,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         BATCH_ROWS,
         BATCH_WAIT,
         NEWEST_ROWS_KEPT,
+        audit::REQUIRED,
         config::SILENT_AFTER,
         config::UTC_OFFSET,
         health::setting(HEALTH),
@@ -191,6 +192,8 @@ pub struct MetricsSettings {
     pub batch: BatchSettings,
     /// How long an answer with newest rows may be given again.
     pub(crate) newest_kept: Duration,
+    /// Whether a command that can't be recorded in the audit is refused.
+    pub(crate) audit_required: bool,
     /// When a VM that does not report counts as silent.
     pub(crate) silent_after: Duration,
 }
@@ -311,6 +314,7 @@ impl MetricsSettings {
         let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
         let rows = env.within(&BATCH_ROWS, 1, 20_000);
         let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
+        let audit_required = env.get(&audit::REQUIRED);
         let newest_kept = env.duration(&NEWEST_ROWS_KEPT, Duration::ZERO, Duration::from_secs(1));
         let silent_after = config::silent_after(env);
         let replicas = replicas?;
@@ -359,6 +363,7 @@ impl MetricsSettings {
                 wait: wait?,
             },
             newest_kept: newest_kept?,
+            audit_required: audit_required?,
             silent_after: silent_after?,
         })
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use shared::{
     bus::{
         BusError,
+        audit::AuditError,
         provision::{ProvisionError, setup::SetupError},
     },
     wire::{Fault, FaultKind},
@@ -43,6 +44,9 @@ pub enum MetricsError {
     /// A stream or consumer could not be opened or made.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
+    /// The audit is required and takes no record.
+    #[error("the command could not be recorded in the audit, so nothing was done")]
+    NotAudited(#[from] AuditError),
     /// The command `setup` failed.
     #[error(transparent)]
     Setup(#[from] SetupError),

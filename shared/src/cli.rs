@@ -1,7 +1,7 @@
 //! What is alike in every program's command line: `--help` lists the settings, wrong settings or arguments end with
 //! [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` asks a running one.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, os::unix::fs::MetadataExt as _};
 
 use clap::{Command, CommandFactory, FromArgMatches};
 
@@ -46,6 +46,13 @@ fn ask_health(program: &str, settings: &[Setting]) -> i32 {
             1
         }
     }
+}
+
+/// Where a command comes from, for the audit: the user's number and the machine's name, as the system has them.
+pub fn invoker() -> String {
+    let uid = std::fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |own| own.uid().to_string());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("command line of uid {uid} on {}", host.trim())
 }
 
 /// Reads the settings from the process's environment, or tells all that is wrong and exits.

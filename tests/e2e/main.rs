@@ -10,6 +10,7 @@
 
 mod agent;
 mod api;
+mod audit;
 mod bad_input;
 mod bus;
 mod documents;

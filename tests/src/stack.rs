@@ -13,13 +13,13 @@ use futures::future::join_all;
 use mongodb::bson::{DateTime, doc, serialize_to_bson};
 use shared::{
     api::{
-        Principal, Role, Scope,
+        Principal, Role, Scope, Service,
         auth::Token,
         lifecycle::{MachineState, State, Target},
         sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord, user_key},
     },
-    bus::{Bus, Context},
-    config::{MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
+    bus::{Bus, Context, audit::AuditSettings, provision::ensure_stream},
+    config::{Environment, MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
     health,
     time::unix_millis,
 };
@@ -268,6 +268,9 @@ impl StackBuilder {
             users: Mutex::default(),
             folder,
         };
+        if self.replicas.get(&Program::Auth).is_none_or(|count| *count == 0) {
+            stack.make_audit().await;
+        }
         if self.permissions {
             for program in Program::OWNERS {
                 stack.set_up(program, &self.overrides(program));
@@ -553,6 +556,15 @@ impl Stack {
         let mut spec = self.spec(program, 0, env);
         spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
         run(&spec, input)
+    }
+
+    /// Makes the streams of the audit, which commands and lifecycle-svc need, in place of auth-svc.
+    async fn make_audit(&self) {
+        let settings = AuditSettings::read(&Environment::of([])).expect("the defaults are right");
+        for stream in settings.streams() {
+            let made = ensure_stream(self.bus.jetstream(), Service::Auth, &stream).await;
+            made.expect("JetStream makes the audit");
+        }
     }
 
     /// Makes the streams and buckets of a program, as a deployment does before the services start.

@@ -13,7 +13,8 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,
-    extract::{PageLimit, Query, SequenceNumber, Text, page_limit},
+    cursors::AuditPlace,
+    extract::{PageLimit, Query, Text, page_limit},
     problem::Problem,
     time::Timestamp,
 };
@@ -70,7 +71,7 @@ pub(super) struct AuditPage {
     records: Vec<AuditRecord>,
     /// What `before` is for the next page; null on the last.
     #[schema(required)]
-    next: Option<u64>,
+    next: Option<AuditPlace>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -79,7 +80,7 @@ pub(super) struct AuditPage {
 pub(super) struct AuditQuery {
     /// Only records older than this one: `next` of the page before.
     #[param(inline)]
-    before: Option<SequenceNumber>,
+    before: Option<AuditPlace>,
     /// At most how many; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
@@ -110,7 +111,7 @@ pub(super) async fn list(
     Query(query): Query<AuditQuery>,
 ) -> Result<axum::Json<AuditPage>, Problem> {
     let filter = AuditFilter {
-        before: query.before.map(SequenceNumber::get),
+        before: query.before.map(|place| place.0),
         limit: page_limit(query.limit),
         user: query.user,
         target: query.target.map(Text::into_inner),
@@ -121,6 +122,6 @@ pub(super) async fn list(
     let page = caller.ask::<audit::List>(&gateway, &filter).await?;
     Ok(axum::Json(AuditPage {
         records: page.records.into_iter().map(AuditRecord::from).collect(),
-        next: page.next,
+        next: page.next.map(AuditPlace),
     }))
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use shared::api::{
+    audit::AuditCursor,
     lifecycle::OperationPlace,
     metrics::RowId,
     processes::{EventPlace, ProcessEventKind, TablePlace},
@@ -24,6 +25,10 @@ pub(super) struct TableCursor(pub(super) TablePlace);
 /// In a list of starts and ends of processes: the moment, the kind, the process's id and the moment of its start.
 #[derive(Debug)]
 pub(super) struct EventCursor(pub(super) EventPlace);
+
+/// In the audit: a number of each of its two streams.
+#[derive(Debug)]
+pub(super) struct AuditPlace(pub(super) AuditCursor);
 
 /// The schema of a cursor. Whatever fits the pattern is one.
 pub(super) fn where_a_page_ended(pattern: &str) -> RefOr<Schema> {
@@ -77,6 +82,18 @@ impl EventCursor {
     }
 }
 
+impl AuditPlace {
+    const PATTERN: &str = "^[0-9]{1,20}-[0-9]{1,20}$";
+
+    fn read(text: &str) -> Option<Self> {
+        let (authenticated, unauthenticated) = text.split_once('-')?;
+        Some(Self(AuditCursor {
+            authenticated: number(authenticated)?,
+            unauthenticated: number(unauthenticated)?,
+        }))
+    }
+}
+
 /// A number of at most 20 digits; one that is greater than any moment stands for the greatest.
 fn number(digits: &str) -> Option<u64> {
     let fits = (1..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -110,6 +127,26 @@ impl Serialize for EventCursor {
         serializer.collect_str(&format_args!("{at_ms}.{kind}.{pid}.{started_ms}"))
     }
 }
+
+impl Serialize for AuditPlace {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for AuditPlace {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
+    }
+}
+
+impl PartialSchema for AuditPlace {
+    fn schema() -> RefOr<Schema> {
+        where_a_page_ended(Self::PATTERN)
+    }
+}
+
+impl ToSchema for AuditPlace {}
 
 impl<'de> Deserialize<'de> for OperationCursor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -166,6 +203,7 @@ mod tests {
         );
         assert_eq!(serde_json::to_value(TableCursor::read(table)).unwrap(), table);
         assert_eq!(serde_json::to_value(EventCursor::read(event)).unwrap(), event);
+        assert_eq!(serde_json::to_value(AuditPlace::read("12-3")).unwrap(), "12-3");
     }
 
     #[test]

@@ -198,9 +198,6 @@ impl<const LEAST: u64, const MOST: u64> PartialSchema for Number<LEAST, MOST> {
 
 impl<const LEAST: u64, const MOST: u64> ToSchema for Number<LEAST, MOST> {}
 
-/// The number of a record or an event: as far as every JSON reader counts exactly (RFC 8259, section 6).
-pub(super) type SequenceNumber = Number<0, { (1 << 53) - 1 }>;
-
 /// How many a page may hold.
 pub(super) type PageLimit = Number<1, 1000>;
 

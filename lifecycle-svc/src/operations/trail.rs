@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use metrics::counter;
 use shared::{
     api::{
         Method,
@@ -11,14 +10,14 @@ use shared::{
         lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
     },
     bus::{
-        audit::{Audit, AuditError},
+        audit::{Audit, AuditError, lost},
         serve::Refused,
     },
     time::unix_millis,
     wire::FaultKind,
 };
 use tokio::time::sleep;
-use tracing::{error, warn};
+use tracing::warn;
 
 /// Tries to append an end, and the pause before the second; each later pause is twice as long.
 const TRIES: u32 = 5;
@@ -36,7 +35,11 @@ impl Trail {
 
     /// Appends that a command was asked for. Without it nothing is to be done.
     pub(super) async fn begin(&self, operation: &Operation) -> Result<(), AuditError> {
-        self.append(operation, AuditResult::Requested, String::new())
+        let Some(record) = record_of(operation, AuditResult::Requested, String::new()) else {
+            return Ok(());
+        };
+        self.audit
+            .begin(&record, &once(operation, AuditResult::Requested))
             .await
     }
 
@@ -56,17 +59,23 @@ impl Trail {
             .last()
             .map(|event| event.text.clone())
             .unwrap_or_default();
+        let Some(record) = record_of(operation, result, detail) else {
+            return;
+        };
+        let mut failed = None;
         for attempt in 0..TRIES {
-            match self.append(operation, result, detail.clone()).await {
+            match self.audit.append(&record, &once(operation, result)).await {
                 Ok(()) => return,
                 Err(error) => {
                     warn!(operation = %operation.id, attempt, %error, "its end is not in the audit yet");
+                    failed = Some(error);
                 }
             }
             sleep(FIRST_PAUSE * 2_u32.pow(attempt)).await;
         }
-        counter!("vmwatch_audit_lost_total").increment(1);
-        error!(operation = %operation.id, %result, detail, "its end is not in the audit");
+        if let Some(error) = failed {
+            lost(&record, &error);
+        }
     }
 
     /// Appends that a command was refused for who asked; nothing was begun.
@@ -88,43 +97,35 @@ impl Trail {
             result: AuditResult::Refused,
             detail: detail.to_owned(),
         };
-        if let Err(error) = self
-            .audit
-            .append(&record, &format!("{}.refused", context.request_id))
-            .await
-        {
-            counter!("vmwatch_audit_lost_total").increment(1);
-            error!(request_id = context.request_id, %error, "a refusal is not in the audit");
-        }
-    }
-
-    async fn append(
-        &self,
-        operation: &Operation,
-        result: AuditResult,
-        detail: String,
-    ) -> Result<(), AuditError> {
-        let action = match operation.verb {
-            Verb::Start => Start::INFO,
-            Verb::Stop => Stop::INFO,
-            Verb::Reboot => Reboot::INFO,
-            Verb::ForceStop => ForceStop::INFO,
-            // Of a newer version, which audits its own commands.
-            Verb::Unknown => return Ok(()),
-        };
-        let record = AuditRecord {
-            at_ms: unix_millis(),
-            action: action.subject.to_owned(),
-            user: operation.user.clone(),
-            source: operation.source.clone(),
-            target: Some(operation.instance_id.to_string()),
-            request_id: operation.request_id.clone(),
-            operation_id: Some(operation.id.clone()),
-            result,
-            detail,
-        };
         self.audit
-            .append(&record, &format!("{}.{result}", operation.id))
-            .await
+            .end(&record, &format!("{}.refused", context.request_id))
+            .await;
     }
+}
+
+/// Of one command, one record of each result.
+fn once(operation: &Operation, result: AuditResult) -> String {
+    format!("{}.{result}", operation.id)
+}
+
+/// None of a command of a newer version, which audits its own.
+fn record_of(operation: &Operation, result: AuditResult, detail: String) -> Option<AuditRecord> {
+    let action = match operation.verb {
+        Verb::Start => Start::INFO,
+        Verb::Stop => Stop::INFO,
+        Verb::Reboot => Reboot::INFO,
+        Verb::ForceStop => ForceStop::INFO,
+        Verb::Unknown => return None,
+    };
+    Some(AuditRecord {
+        at_ms: unix_millis(),
+        action: action.subject.to_owned(),
+        user: operation.user.clone(),
+        source: operation.source.clone(),
+        target: Some(operation.instance_id.to_string()),
+        request_id: operation.request_id.clone(),
+        operation_id: Some(operation.id.clone()),
+        result,
+        detail,
+    })
 }

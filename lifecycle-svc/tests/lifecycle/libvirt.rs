@@ -2,6 +2,7 @@
 
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::future::join_all;
 use shared::{
     api::{
@@ -190,6 +191,59 @@ async fn who_may_not_is_in_the_audit_and_not_in_the_records() {
     );
     assert_eq!(world.operations(&operator(), None).await, []);
     assert_eq!(world.state(OFF).await.unwrap(), MachineState::ShutOff);
+}
+
+#[tokio::test]
+async fn a_refused_batch_leaves_a_record_of_each_target() {
+    let world = World::new().await;
+    let _service = service(&world).await;
+    // As POST /actions asks: one request id for all.
+    let viewer = context("eve", Role::Viewer, Scope::All);
+    let ids: Vec<_> = (0..100)
+        .map(|index| format!("55555555-5555-4555-8555-{index:012}"))
+        .collect();
+    let refused = join_all(ids.iter().map(|id| world.start(&viewer, id))).await;
+    assert!(refused.iter().all(Result::is_err));
+    let mut targets: Vec<_> = audit::newest(&world.bus, 1000)
+        .await
+        .unwrap()
+        .into_iter()
+        .filter_map(|record| record.target)
+        .collect();
+    targets.sort();
+    assert_eq!(targets, ids);
+}
+
+#[tokio::test]
+async fn a_command_that_cannot_be_audited_is_carried_out_only_if_that_is_allowed() {
+    let world = World::new().await;
+    let hypervisors = node(world.path(), "one", &[(OFF, 5)]);
+    let strict = world
+        .replica("strict", &[("VMWATCH_HYPERVISORS", &hypervisors)])
+        .await;
+    let jetstream = world.bus.jetstream();
+    let stream = jetstream.get_stream("VMWATCH_AUDIT").await.unwrap();
+    let full = Config {
+        max_bytes: 1,
+        discard: DiscardPolicy::New,
+        ..stream.cached_info().config.clone()
+    };
+    jetstream.update_stream(&full).await.unwrap();
+    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Unavailable);
+    assert!(fault.message.contains("audit"), "{fault}");
+    assert_eq!(world.state(OFF).await.unwrap(), MachineState::ShutOff);
+    drop(strict);
+
+    let settings = [
+        ("VMWATCH_HYPERVISORS", hypervisors.as_str()),
+        ("VMWATCH_AUDIT_REQUIRED", "false"),
+    ];
+    let _lenient = world.replica("lenient", &settings).await;
+    assert_eq!(
+        world.start(&operator(), OFF).await.unwrap(),
+        MachineState::Running
+    );
 }
 
 #[tokio::test]

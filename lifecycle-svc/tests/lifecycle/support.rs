@@ -49,9 +49,11 @@ impl World {
         let bus = nats.connect("vmwatch-test").await;
         // As auth-svc does, which owns it.
         let audit = AuditSettings::read(&Environment::of([])).unwrap();
-        ensure_stream(bus.jetstream(), Service::Auth, &audit.stream())
-            .await
-            .unwrap();
+        for stream in audit.streams() {
+            ensure_stream(bus.jetstream(), Service::Auth, &stream)
+                .await
+                .unwrap();
+        }
         Self { bus, nats, folder }
     }
 

@@ -10,9 +10,12 @@ use serde::Serialize;
 use shared::{
     api::{
         Service,
+        audit::{AuditRecord, AuditResult},
         metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
     },
-    bus::Bus,
+    bus::{Bus, audit::Audit, random_id},
+    cli,
+    time::unix_millis,
 };
 
 use super::{DeadLettersCommand, Selection};
@@ -28,33 +31,74 @@ pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings)
     )
     .await?;
     let stream = bounded(bus.jetstream().get_stream(DEAD_LETTER_STREAM)).await?;
-    match command {
-        DeadLettersCommand::List { json } => list(&stream, json).await,
+    let audit = Audit::new(&bus, settings.audit_required);
+    let done = match command {
+        DeadLettersCommand::List { json } => return list(&stream, json).await,
         DeadLettersCommand::Replay(selection) => {
-            let mut done = 0;
-            for letter in select(&stream, &selection).await? {
-                let Some(subject) = header(&letter, dead_letter::SUBJECT) else {
-                    eprintln!("{} has no subject to be sent to; it is left", letter.sequence);
-                    continue;
-                };
-                let payload = letter.payload.clone();
-                let acknowledged = bounded(bus.jetstream().publish(subject.to_owned(), payload)).await?;
-                bounded(acknowledged.into_future()).await?;
-                bounded(stream.delete_message(letter.sequence)).await?;
-                done += 1;
-            }
-            println!("sent {done} samples to the store again");
-            Ok(())
+            let replay = replay(&bus, &stream, &selection);
+            announced(&audit, "metrics.dead_letters.replay", &selection, replay).await?
         }
         DeadLettersCommand::Discard(selection) => {
-            let letters = select(&stream, &selection).await?;
-            for letter in &letters {
-                bounded(stream.delete_message(letter.sequence)).await?;
-            }
-            println!("discarded {} samples", letters.len());
-            Ok(())
+            let discard = discard(&stream, &selection);
+            announced(&audit, "metrics.dead_letters.discard", &selection, discard).await?
         }
+    };
+    println!("{done}");
+    Ok(())
+}
+
+async fn replay(bus: &Bus, stream: &Stream, selection: &Selection) -> Result<String, MetricsError> {
+    let mut done = 0;
+    for letter in select(stream, selection).await? {
+        let Some(subject) = header(&letter, dead_letter::SUBJECT) else {
+            eprintln!("{} has no subject to be sent to; it is left", letter.sequence);
+            continue;
+        };
+        let payload = letter.payload.clone();
+        let acknowledged = bounded(bus.jetstream().publish(subject.to_owned(), payload)).await?;
+        bounded(acknowledged.into_future()).await?;
+        bounded(stream.delete_message(letter.sequence)).await?;
+        done += 1;
     }
+    Ok(format!("sent {done} samples to the store again"))
+}
+
+async fn discard(stream: &Stream, selection: &Selection) -> Result<String, MetricsError> {
+    let letters = select(stream, selection).await?;
+    for letter in &letters {
+        bounded(stream.delete_message(letter.sequence)).await?;
+    }
+    Ok(format!("discarded {} samples", letters.len()))
+}
+
+/// Carries out a command that the audit announces before, and whose outcome it records after.
+async fn announced(
+    audit: &Audit,
+    action: &str,
+    selection: &Selection,
+    act: impl Future<Output = Result<String, MetricsError>>,
+) -> Result<String, MetricsError> {
+    let mut record = AuditRecord {
+        at_ms: unix_millis(),
+        action: action.to_owned(),
+        user: Service::Metrics.name().to_owned(),
+        source: Some(cli::invoker()),
+        target: None,
+        request_id: random_id(),
+        operation_id: None,
+        result: AuditResult::Requested,
+        detail: format!("dead letters {selection}"),
+    };
+    let once = record.request_id.clone();
+    audit.begin(&record, &once).await?;
+    let outcome = act.await;
+    record.at_ms = unix_millis();
+    (record.result, record.detail) = match &outcome {
+        Ok(done) => (AuditResult::Succeeded, done.clone()),
+        Err(error) => (AuditResult::Failed, error.to_string()),
+    };
+    audit.end(&record, &format!("{once}.end")).await;
+    outcome
 }
 
 async fn bounded<T, E: Into<async_nats::Error>>(

@@ -5,7 +5,7 @@ mod dead_letters;
 mod load;
 mod rebuild;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
 use shared::{
@@ -63,6 +63,16 @@ pub struct Selection {
     /// All of them.
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.all {
+            return f.write_str("all");
+        }
+        let numbers: Vec<_> = self.numbers.iter().map(u64::to_string).collect();
+        f.write_str(&numbers.join(", "))
+    }
 }
 
 /// Carries out a command.

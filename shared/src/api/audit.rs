@@ -1,12 +1,14 @@
 //! The audit record: who asked for what, from where, and what became of it. Login attempts, what administrators do with
 //! users, and commands on VMs.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Access, Class, Kind, Method, MethodInfo, Role, Service, auth::UserName, lifecycle::OperationId,
+    Access, Class, Kind, Method, MethodInfo, Role, Service,
+    auth::{Login, UserName},
+    lifecycle::OperationId,
     metrics::Limit,
 };
 
@@ -14,6 +16,11 @@ use super::{
 pub const AUDIT_STREAM: &str = "VMWATCH_AUDIT";
 /// `vmwatch.v1.audit.<action>`, such as `vmwatch.v1.audit.lifecycle.start`.
 pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
+/// The stream of records that anybody can cause without a session: failed logins. Apart from the others, so that a flood
+/// of them evicts nothing else.
+pub const UNAUTHENTICATED_AUDIT_STREAM: &str = "VMWATCH_AUDIT_UNAUTHENTICATED";
+/// `vmwatch.v1.audit_unauthenticated.<action>`.
+pub const UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit_unauthenticated.";
 
 /// What became of it, as far as it was known when the record was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -98,9 +105,65 @@ pub struct AuditRecord {
 }
 
 impl AuditRecord {
+    /// Whether somebody with a session, or an operator, caused the record.
+    pub fn is_authenticated(&self) -> bool {
+        let failed_login = self.action == Login::INFO.subject && self.result != AuditResult::Succeeded;
+        !failed_login && !self.user.is_empty()
+    }
+
     /// The subject that the record is published on.
     pub fn subject(&self) -> String {
-        format!("{AUDIT_SUBJECT_PREFIX}{}", self.action)
+        let prefix = if self.is_authenticated() {
+            AUDIT_SUBJECT_PREFIX
+        } else {
+            UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX
+        };
+        format!("{prefix}{}", self.action)
+    }
+}
+
+/// Where a page of the audit ended: in each of its two streams the number of the oldest record that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditCursor {
+    /// In [`AUDIT_STREAM`].
+    pub authenticated: u64,
+    /// In [`UNAUTHENTICATED_AUDIT_STREAM`].
+    pub unauthenticated: u64,
+}
+
+impl fmt::Display for AuditCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.authenticated, self.unauthenticated)
+    }
+}
+
+/// A text that is no [`AuditCursor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be next of the page before")]
+pub struct InvalidCursor;
+
+impl FromStr for AuditCursor {
+    type Err = InvalidCursor;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (authenticated, unauthenticated) = text.split_once('-').ok_or(InvalidCursor)?;
+        Ok(Self {
+            authenticated: authenticated.parse().map_err(|_| InvalidCursor)?,
+            unauthenticated: unauthenticated.parse().map_err(|_| InvalidCursor)?,
+        })
+    }
+}
+
+impl Serialize for AuditCursor {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AuditCursor {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -109,7 +172,7 @@ impl AuditRecord {
 pub struct AuditFilter {
     /// Only records older than this one, by [`AuditPage::next`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<u64>,
+    pub before: Option<AuditCursor>,
     /// At most how many.
     #[serde(default)]
     pub limit: Limit,
@@ -138,7 +201,7 @@ pub struct AuditPage {
     pub records: Vec<AuditRecord>,
     /// What [`AuditFilter::before`] is for the next page; absent on the last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<u64>,
+    pub next: Option<AuditCursor>,
 }
 
 /// Reads the audit.

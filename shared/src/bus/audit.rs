@@ -1,24 +1,28 @@
-//! Appending to the audit, and reading it.
+//! Appending to the audit.
 //!
-//! The stream denies deletion and purging to everybody, so that what was appended stays as it is until its age or the
-//! stream's size lets the oldest go.
+//! Both streams deny deletion and purging to everybody, so that what was appended stays as it is until its age or the
+//! stream's size lets the oldest go. A tenth of the size is for what anybody can cause without a session.
+
+mod reader;
 
 use std::time::Duration;
 
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
-    jetstream::{
-        consumer::{DeliverPolicy, pull::OrderedConfig},
-        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
-    },
+    jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
 };
-use futures::TryStreamExt;
-use tracing::warn;
+use metrics::counter;
+use sha2::{Digest, Sha256};
+use tracing::error;
 
+pub use self::reader::{Newest, newest};
 use super::Bus;
 use crate::{
-    api::audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord},
+    api::audit::{
+        AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
+        UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
+    },
     config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
 };
 
@@ -30,7 +34,13 @@ const KEEP: Setting = Setting {
 const MAX_BYTES: Setting = Setting {
     name: "VMWATCH_AUDIT_MAX_BYTES",
     default: "256MiB",
-    help: "size of the audit; beyond it the oldest records go (about 400 bytes each)",
+    help: "size of the audit; beyond it the oldest records go (about 400 bytes each); a tenth is for failed logins",
+};
+/// Of every program that appends.
+pub const REQUIRED: Setting = Setting {
+    name: "VMWATCH_AUDIT_REQUIRED",
+    default: "true",
+    help: "true: changes of users and commands on VMs are refused while the audit can't record them; false: they go on",
 };
 
 /// The settings of the one program that owns the stream.
@@ -61,17 +71,40 @@ impl AuditSettings {
         })
     }
 
-    /// The stream, for the program that owns it.
-    pub fn stream(self) -> Config {
+    /// How long records are kept.
+    pub const fn keep(self) -> Duration {
+        self.keep
+    }
+
+    /// Both streams, for the program that owns them.
+    pub fn streams(self) -> [Config; 2] {
+        let tenth = self.max_bytes / 10;
+        [
+            self.stream(
+                AUDIT_STREAM,
+                AUDIT_SUBJECT_PREFIX,
+                "who asked vmwatch for what, and what became of it",
+                self.max_bytes - tenth,
+            ),
+            self.stream(
+                UNAUTHENTICATED_AUDIT_STREAM,
+                UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
+                "failed logins and other requests without a session",
+                tenth,
+            ),
+        ]
+    }
+
+    fn stream(self, name: &str, prefix: &str, description: &str, max_bytes: i64) -> Config {
         Config {
-            name: AUDIT_STREAM.to_owned(),
-            description: Some("who asked vmwatch for what, and what became of it".to_owned()),
-            subjects: vec![format!("{AUDIT_SUBJECT_PREFIX}>")],
+            name: name.to_owned(),
+            description: Some(description.to_owned()),
+            subjects: vec![format!("{prefix}>")],
             retention: RetentionPolicy::Limits,
             storage: StorageType::File,
             discard: DiscardPolicy::Old,
             max_age: self.keep,
-            max_bytes: self.max_bytes,
+            max_bytes,
             num_replicas: self.replicas,
             deny_delete: true,
             deny_purge: true,
@@ -94,31 +127,61 @@ pub enum AuditError {
     Encode(#[from] serde_json::Error),
 }
 
-/// The audit, for who appends.
+/// The audit, for a program that appends.
 #[derive(Debug, Clone)]
 pub struct Audit {
     bus: Bus,
+    required: bool,
 }
 
 impl Audit {
-    /// The audit of this bus, whose stream auth-svc makes.
-    pub fn new(bus: &Bus) -> Self {
-        Self { bus: bus.clone() }
+    /// The audit of this bus, whose streams auth-svc makes. `required`: see [`Audit::begin`].
+    pub fn new(bus: &Bus, required: bool) -> Self {
+        Self {
+            bus: bus.clone(),
+            required,
+        }
     }
 
     /// Fails while there is no stream to append to.
     pub async fn check(&self) -> Result<(), AuditError> {
-        within(self.bus.jetstream().get_stream(AUDIT_STREAM))
-            .await
-            .map(drop)
+        self.stream(AUDIT_STREAM).await.map(drop)
     }
 
-    /// Appends a record; it is on disk when this answers well. Records with the same `once` within the stream's
-    /// window for duplicates (two minutes) are one.
+    /// One of the streams, with its state.
+    pub async fn stream(&self, name: &str) -> Result<Stream, AuditError> {
+        within(self.bus.jetstream().get_stream(name)).await
+    }
+
+    /// Appends a record before the act that it announces. If that fails and the audit is required, the act must not
+    /// begin; else the record is in the log alone.
+    pub async fn begin(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
+        match self.append(record, once).await {
+            Err(error) if self.required => Err(error),
+            Err(error) => {
+                lost(record, &error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Appends a record of what has happened. If that fails, the record is in the log alone.
+    pub async fn end(&self, record: &AuditRecord, once: &str) {
+        if let Err(error) = self.append(record, once).await {
+            lost(record, &error);
+        }
+    }
+
+    /// Appends a record, which is on disk once this succeeds. Records of the same action and target with the same `once`
+    /// within the stream's window for duplicates (two minutes) are one.
     pub async fn append(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
         let body = serde_json::to_vec(record)?;
+        // A target may hold anything; a message id may not.
+        let target = Sha256::digest(record.target.as_deref().unwrap_or_default());
+        let id = format!("{}.{once}.{}", record.action, hex::encode(target));
         let mut headers = HeaderMap::new();
-        headers.insert(NATS_MESSAGE_ID, once);
+        headers.insert(NATS_MESSAGE_ID, id);
         let appended = async {
             let stored = self
                 .bus
@@ -130,94 +193,10 @@ impl Audit {
     }
 }
 
-/// The newest records, oldest first. What cannot be read as a record is left out, with a warning.
-pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
-    let Some(end) = Reader::open(bus).await? else {
-        return Ok(Vec::new());
-    };
-    let window = end.window(None, limit).await?;
-    Ok(window.records.into_iter().map(|(_, record)| record).collect())
-}
-
-/// The audit as it is now, for who reads it from its end. Nothing is ever deleted in between, so that the numbers
-/// of records follow each other.
-#[derive(Debug)]
-pub struct Reader {
-    stream: Stream,
-    first: u64,
-    last: u64,
-}
-
-/// Some records, one behind the other.
-#[derive(Debug, Default)]
-pub struct Window {
-    /// With their numbers, oldest first. What cannot be read as a record is left out, with a warning.
-    pub records: Vec<(u64, AuditRecord)>,
-    /// The number of the oldest; there are older ones unless this is `None`.
-    pub older_than: Option<u64>,
-}
-
-impl Reader {
-    /// Looks at the audit; `None` where it is empty.
-    pub async fn open(bus: &Bus) -> Result<Option<Self>, AuditError> {
-        let stream = within(bus.jetstream().get_stream(AUDIT_STREAM)).await?;
-        let state = stream.cached_info().state.clone();
-        Ok((state.messages > 0).then_some(Self {
-            stream,
-            first: state.first_sequence,
-            last: state.last_sequence,
-        }))
-    }
-
-    /// The newest records before this number (before none: the newest of all), at most so many.
-    pub async fn window(&self, before: Option<u64>, limit: u64) -> Result<Window, AuditError> {
-        let end = before.unwrap_or(u64::MAX).min(self.last.saturating_add(1));
-        let start = end.saturating_sub(limit).max(self.first);
-        if start >= end {
-            return Ok(Window::default());
-        }
-        let config = OrderedConfig {
-            deliver_policy: DeliverPolicy::ByStartSequence {
-                start_sequence: start,
-            },
-            ..OrderedConfig::default()
-        };
-        let consumer = within(self.stream.create_consumer(config)).await?;
-        let mut messages = within(consumer.messages()).await?;
-        let mut records = Vec::new();
-        // By number and not by count: the oldest may go by age while they are read.
-        for _ in start..end {
-            let Some(message) = within(messages.try_next()).await? else {
-                break;
-            };
-            let number = message.info().map_err(AuditError::Stream)?.stream_sequence;
-            if number < end {
-                records.extend(decoded(&message.payload).map(|record| (number, record)));
-            }
-            if number + 1 >= end {
-                break;
-            }
-        }
-        Ok(Window {
-            records,
-            older_than: (start > self.first).then_some(start),
-        })
-    }
-
-    /// The number behind the last record that was made before this moment, found by halving.
-    pub async fn end_at(&self, moment_ms: u64) -> Result<u64, AuditError> {
-        let (mut low, mut high) = (self.first, self.last.saturating_add(1));
-        while low < high {
-            let middle = low + (high - low) / 2;
-            let message = within(self.stream.get_raw_message(middle)).await?;
-            if decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        Ok(low)
-    }
+/// Counts and logs a record that could not be appended.
+pub fn lost(record: &AuditRecord, cause: &AuditError) {
+    counter!("vmwatch_audit_lost_total").increment(1);
+    error!(%cause, ?record, "a record could not be appended to the audit");
 }
 
 async fn within<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, AuditError>
@@ -229,10 +208,4 @@ where
         Ok(Err(error)) => Err(AuditError::Stream(error.into())),
         Err(_) => Err(AuditError::Timeout),
     }
-}
-
-fn decoded(payload: &[u8]) -> Option<AuditRecord> {
-    serde_json::from_slice(payload)
-        .inspect_err(|error| warn!(%error, "an audit record cannot be read"))
-        .ok()
 }

@@ -29,7 +29,7 @@ export function Audit() {
     }),
   );
   const pages = usePages(
-    async (before: number | undefined, signal) => {
+    async (before: string | undefined, signal) => {
       const query = { limit: 100, ...asked, ...(before !== undefined && { before }) };
       const { records, next } = await ask(api.GET("/api/v1/audit", { params: { query }, signal }));
       return { items: records, next: next ?? undefined };

@@ -1,0 +1,219 @@
+//! Reading the audit from its end: both streams, merged by the moment at which records were stored.
+
+use std::collections::VecDeque;
+
+use async_nats::jetstream::{
+    consumer::{DeliverPolicy, pull::OrderedConfig},
+    context::GetStreamErrorKind,
+    stream::Stream,
+};
+use futures::TryStreamExt;
+use tracing::warn;
+
+use super::{AuditError, Bus, within};
+use crate::api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
+
+/// Records read at once.
+const WINDOW: u64 = 500;
+
+/// The newest records, oldest first. What cannot be read as a record is left out, with a warning.
+pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
+    let mut records = Vec::new();
+    let mut reader = Newest::open(bus, None).await?;
+    for _ in 0..limit {
+        match reader.next(limit.min(WINDOW)).await? {
+            Some(record) => records.push(record),
+            None => break,
+        }
+    }
+    records.reverse();
+    Ok(records)
+}
+
+/// The audit from a place on, the newest record first.
+#[derive(Debug)]
+pub struct Newest {
+    authenticated: Tail,
+    unauthenticated: Tail,
+}
+
+impl Newest {
+    /// Reads on behind a place, or from the end.
+    pub async fn open(bus: &Bus, before: Option<AuditCursor>) -> Result<Self, AuditError> {
+        let (authenticated, unauthenticated) = tokio::try_join!(
+            Tail::open(bus, AUDIT_STREAM, before.map(|cursor| cursor.authenticated)),
+            Tail::open(
+                bus,
+                UNAUTHENTICATED_AUDIT_STREAM,
+                before.map(|cursor| cursor.unauthenticated)
+            )
+        )?;
+        Ok(Self {
+            authenticated,
+            unauthenticated,
+        })
+    }
+
+    /// Leaves out what was made at this moment or later, Unix milliseconds.
+    pub async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
+        tokio::try_join!(
+            self.authenticated.end_at(moment_ms),
+            self.unauthenticated.end_at(moment_ms)
+        )?;
+        Ok(())
+    }
+
+    /// Where the next record is, for a reader who comes back later.
+    pub const fn cursor(&self) -> AuditCursor {
+        AuditCursor {
+            authenticated: self.authenticated.before,
+            unauthenticated: self.unauthenticated.before,
+        }
+    }
+
+    /// The next older record. `window` records of a stream are read at once.
+    pub async fn next(&mut self, window: u64) -> Result<Option<AuditRecord>, AuditError> {
+        let (one, other) = (&mut self.authenticated, &mut self.unauthenticated);
+        tokio::try_join!(Box::pin(one.fill(window)), Box::pin(other.fill(window)))?;
+        let newer = match (one.waiting.front(), other.waiting.front()) {
+            (Some(first), Some(second)) if second.moment > first.moment => other,
+            (None, Some(_)) => other,
+            _ => one,
+        };
+        Ok(newer.take())
+    }
+}
+
+/// A record as a stream holds it.
+#[derive(Debug)]
+struct Stored {
+    number: u64,
+    /// By the server's clock, Unix nanoseconds.
+    moment: i128,
+    record: AuditRecord,
+}
+
+/// One of the streams. Nothing is ever deleted in between, so that the numbers of records follow each other.
+#[derive(Debug)]
+struct Tail {
+    stream: Option<Stream>,
+    first: u64,
+    /// All from here on were taken.
+    before: u64,
+    /// All from here on were read.
+    read: u64,
+    /// Read and not yet taken, the newest first.
+    waiting: VecDeque<Stored>,
+}
+
+impl Tail {
+    async fn open(bus: &Bus, name: &str, before: Option<u64>) -> Result<Self, AuditError> {
+        let stream = match bus.jetstream().get_stream(name).await {
+            Ok(stream) => stream,
+            // Nobody has made it yet, or it was lost with the store.
+            Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
+                return Ok(Self::empty(before));
+            }
+            Err(error) => return Err(AuditError::Stream(error.into())),
+        };
+        let state = &stream.cached_info().state;
+        let end = state.last_sequence.saturating_add(1);
+        let before = before.unwrap_or(end).min(end);
+        Ok(Self {
+            first: state.first_sequence,
+            stream: (state.messages > 0).then_some(stream),
+            before,
+            read: before,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    fn empty(before: Option<u64>) -> Self {
+        let before = before.unwrap_or_default();
+        Self {
+            stream: None,
+            first: before,
+            before,
+            read: before,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    fn take(&mut self) -> Option<AuditRecord> {
+        let stored = self.waiting.pop_front()?;
+        self.before = stored.number;
+        Some(stored.record)
+    }
+
+    /// Reads on where nothing waits, until something does or nothing is left.
+    async fn fill(&mut self, window: u64) -> Result<(), AuditError> {
+        while self.waiting.is_empty() && self.read > self.first {
+            let Some(stream) = &self.stream else { return Ok(()) };
+            let start = self.read.saturating_sub(window).max(self.first);
+            self.waiting = records(stream, start, self.read).await?;
+            self.read = start;
+            if self.waiting.is_empty() {
+                self.before = start;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the end to the first record that was made at this moment or later, found by halving.
+    async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let (mut low, mut high) = (self.first, self.before);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let message = within(stream.get_raw_message(middle)).await?;
+            if decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms) {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        self.before = low;
+        self.read = low;
+        Ok(())
+    }
+}
+
+/// The records of these numbers, the newest first.
+async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
+    let config = OrderedConfig {
+        deliver_policy: DeliverPolicy::ByStartSequence {
+            start_sequence: start,
+        },
+        ..OrderedConfig::default()
+    };
+    let consumer = within(stream.create_consumer(config)).await?;
+    let mut messages = within(consumer.messages()).await?;
+    let mut records = VecDeque::new();
+    // By number and not by count: the oldest may go by age while they are read.
+    for _ in start..end {
+        let Some(message) = within(messages.try_next()).await? else {
+            break;
+        };
+        let info = message.info().map_err(AuditError::Stream)?;
+        let (number, moment) = (info.stream_sequence, info.published.unix_timestamp_nanos());
+        if number < end
+            && let Some(record) = decoded(&message.payload)
+        {
+            records.push_front(Stored {
+                number,
+                moment,
+                record,
+            });
+        }
+        if number + 1 >= end {
+            break;
+        }
+    }
+    Ok(records)
+}
+
+fn decoded(payload: &[u8]) -> Option<AuditRecord> {
+    serde_json::from_slice(payload)
+        .inspect_err(|error| warn!(%error, "an audit record could not be decoded"))
+        .ok()
+}
