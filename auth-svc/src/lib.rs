@@ -195,7 +195,7 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
 /// Makes or changes what this service owns on the bus, as the settings have it.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
-    let wanted: [Wanted; 5] = [
+    let wanted: [Wanted; 6] = [
         Sessions::bucket(&settings.sessions).into(),
         SessionIndex::bucket(&settings.sessions).into(),
         Mirror::bucket(settings.sessions.replicas).into(),

@@ -48,7 +48,8 @@ async fn a_flood_of_failed_logins_takes_a_tenth_of_the_audit_and_evicts_nothing_
     assert_eq!(admin.post("/users", eve).await.status, 201);
 
     // A hundred from one address: ten records, and one with the number of the others.
-    join_all((0..100).map(|index| guess(&stack, &format!("user-{index}"), "192.0.2.1"))).await;
+    let names: Vec<_> = (0..100).map(|index| format!("user-{index}")).collect();
+    join_all(names.iter().map(|name| guess(&stack, name, "192.0.2.1"))).await;
     let of_source = |record: &AuditRecord| record.source.as_deref() == Some("192.0.2.1");
     let one_by_one = records(&stack).await.into_iter().filter(of_source).count();
     assert_eq!(one_by_one, 10);

@@ -79,7 +79,6 @@ pub(super) struct AuditPage {
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
     /// Only records older than this one: `next` of the page before.
-    #[param(inline)]
     before: Option<AuditPlace>,
     /// At most how many; 100 unless given.
     #[param(inline)]
