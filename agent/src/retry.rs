@@ -14,8 +14,8 @@ const AWAY: Duration = Duration::from_secs(2);
 const FIRST: Duration = Duration::from_millis(500);
 const MOST: Duration = Duration::from_secs(30);
 /// The first wait for a busy server, which usually recovers within milliseconds. It doubles up to [`BUSY_MOST`].
-const BUSY_FIRST: Duration = Duration::from_millis(20);
-const BUSY_MOST: Duration = Duration::from_secs(5);
+const BUSY_FIRST: Duration = Duration::from_millis(10);
+const BUSY_MOST: Duration = Duration::from_millis(500);
 
 /// The time of the next attempt, and the current failure.
 #[derive(Debug)]

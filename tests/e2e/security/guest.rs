@@ -243,6 +243,6 @@ fn attack_lasts() -> Duration {
     if std::env::var_os("VMWATCH_TEST_SOAK").is_some() {
         Duration::from_secs(20)
     } else {
-        Duration::from_secs(3)
+        Duration::from_secs(4)
     }
 }

@@ -177,7 +177,7 @@ async fn others(stack: &Stack) -> Fingerprint {
 async fn a_guest_at_full_speed_delays_nobody() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
-        .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "100ms")
+        .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "500ms")
         .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", "1h")
         .with_permissions()
         .start()
