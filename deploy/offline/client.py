@@ -48,6 +48,15 @@ class Api:
         answer = self.ask({"method": 458753, "data": {"user_name": user, "password": password}})
         return answer["session_id"] if answer["status_code"] == 1 else None
 
+    def login_within(self, seconds: float, user: str, password: str) -> Optional[str]:
+        """A session as soon as there is one."""
+        end = time.monotonic() + seconds
+        while True:
+            session = self.login(user, password)
+            if session or time.monotonic() > end:
+                return session
+            time.sleep(0.5)
+
     def rows(self, session: str, method: int, instance: str, more: dict) -> list:
         request = {"method": method, "session_id": session, "limit": 5, "data": {"instance_id": instance}, **more}
         return self.ask(request)["data"] or []

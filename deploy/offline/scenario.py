@@ -1,17 +1,19 @@
 """What is done with compose.yaml: up with health, the documented methods, scaling, and restarts under load."""
 
 import os
+import re
 import shutil
+import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import List
 
-from dev import layout, machines, ports
+from dev import layout, machines, ports, processes
 from dev.terminal import Problem, Step, say, style
 
 from .client import Api, Load
-from .engine import LOGS, Engine
+from .engine import LOGS, STEP_LIMIT, Engine
 
 INSTANCE = "docker-host"
 READY_LIMIT = 90.0
@@ -66,6 +68,20 @@ class Project:
         """A command that takes its time."""
         self.here().step(title, log, *self.command(arguments), cwd=self.folder)
 
+    def documented(self, section: str) -> None:
+        """Runs the commands of a section of docs/operations.md."""
+        document = (layout.ROOT / "docs" / "operations.md").read_text()
+        text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", document, re.M | re.S)[1]
+        lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
+        here = self.here()
+        path = f"{os.path.dirname(here.docker)}:{os.environ['PATH']}"
+        environment = {**here.environment, "PATH": path, "COMPOSE_PROJECT_NAME": self.name, "COMPOSE_PROFILES": "agent"}
+        with Step(f"the commands of docs/operations.md, {section}") as step:
+            script = ["bash", "-euxo", "pipefail", "-c", "\n".join(lines)]
+            log = LOGS / f"{section.lower()}.log"
+            processes.run(step, script, log, env=environment, cwd=self.folder, limit=STEP_LIMIT)
+            step.done()
+
     def here(self) -> Engine:
         return Engine(self.engine.docker, {**self.engine.environment, **self.settings})
 
@@ -110,6 +126,8 @@ def run(engine: Engine, standins) -> int:
         api = Api(project.gateways())
         documented_methods(checks, project, api)
         hardened(checks, project)
+        closed(checks, project)
+        backup_and_restore(checks, project, api)
         scale(checks, project, api)
         for service in ("metrics-svc", "auth-svc", "lifecycle-svc"):
             rolling_restart(checks, project, service)
@@ -174,6 +192,45 @@ def hardened(checks: Checks, project: Project) -> None:
             env=project.engine.environment, capture_output=True,
         )
         checks.that(shell.returncode != 0, f"{service} has no shell")
+
+
+def closed(checks: Checks, project: Project) -> None:
+    """What the servers may do, and which of their ports answer on the networks of the containers."""
+    for service, user, opened, shut in [("nats", "65532:65532", 4222, 8222), ("mongo", "999:999", 27017, None)]:
+        (container,) = project.containers(service)
+        found = project.engine.inspect(container)
+        safe = (
+            found["Config"]["User"] == user
+            and found["HostConfig"]["ReadonlyRootfs"]
+            and found["HostConfig"]["CapDrop"] == ["ALL"]
+        )
+        checks.that(safe, f"{service} runs without root, capabilities and a writable file system")
+        address = next(iter(found["NetworkSettings"]["Networks"].values()))["IPAddress"]
+        answers = accepts(address, opened) and not (shut and accepts(address, shut))
+        checks.that(answers, f"{service} listens on {opened}" + (f", and not on {shut}" if shut else ""))
+
+
+def accepts(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=2).close()
+        return True
+    except OSError:
+        return False
+
+
+def backup_and_restore(checks: Checks, project: Project, api: Api) -> None:
+    """The commands of docs/operations.md as they stand there, under programs that run on."""
+    password = project.secret("admin-password")
+    before = api.login("admin", password)
+    project.documented("Backup")
+    after = api.login_within(READY_LIMIT, "admin", password)
+    checks.that(bool(after), "a login after the backup")
+    project.documented("Restore")
+    checks.that(bool(api.login_within(READY_LIMIT, "admin", password)), "a login after the restore")
+    rows = api.rows_within(READY_LIMIT, before, 611611, INSTANCE, {})
+    checks.that(bool(rows), f"a session and rows of before the backup: {len(rows)} rows")
+    over = api.ask({"method": 611611, "session_id": after, "data": {"instance_id": INSTANCE}})
+    checks.that(over["status_code"] == 3, f"a session of after the backup is over: {over['message']}")
 
 
 def scale(checks: Checks, project: Project, api: Api) -> None:
