@@ -87,6 +87,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
 /// A stack without the cache of newest rows.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
+        .durable()
         // One user asks for everything.
         .without_read_limit()
         .set(Program::Metrics, KEPT_SETTING, "0s")

@@ -87,6 +87,8 @@ impl Report {
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));
             machine.insert("nats_server".to_owned(), json!(nats_server));
+            // As deploy/nats has it; see `StackBuilder::durable`.
+            machine.insert("nats_sync_interval".to_owned(), json!("always"));
         }
         let facts = self.machine.as_object().into_iter().flatten();
         let facts = facts.map(|(name, value)| [name.clone(), value.to_string().replace('"', "")]);

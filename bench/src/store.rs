@@ -30,7 +30,9 @@ const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
-        .fold(Stack::builder(), |builder, program| builder.replicas(program, 0))
+        .fold(Stack::builder().durable(), |builder, program| {
+            builder.replicas(program, 0)
+        })
         .without_rates()
         .set(Program::Metrics, "VMWATCH_VM_RETENTION", "18250d")
         .set(Program::Metrics, "VMWATCH_PROCESS_RETENTION", "18250d")

@@ -17,6 +17,9 @@ use crate::{
     tools,
 };
 
+/// Where a container has the configuration of [`Nats::start_durable`].
+const DURABLE_CONFIG: &str = "/etc/vmwatch/nats-durable.conf";
+
 /// A NATS server with JetStream, whose store outlives its restarts.
 #[derive(Debug)]
 pub struct Nats {
@@ -32,13 +35,53 @@ impl Nats {
         Self::start_with(folder, None).await
     }
 
+    /// As [`Nats::start`], with a server that writes each message to disk before it acknowledges it, as deploy/nats has it.
+    pub async fn start_durable(folder: &Path) -> Self {
+        let store = match Backend::chosen() {
+            Backend::Processes => folder.join("nats").display().to_string(),
+            Backend::Containers => "/data".to_owned(),
+        };
+        let config = folder.join("nats-durable.conf");
+        let text = format!("jetstream {{ store_dir: {store:?}, sync_interval: always }}\n");
+        std::fs::write(&config, text).expect("the temporary folder can be written");
+        let config = config.display().to_string();
+        let port = free_port();
+        let server = match Backend::chosen() {
+            Backend::Processes => Server::Process(process(folder, port, &["--config", &config])),
+            Backend::Containers => {
+                let mounts = vec![(config, DURABLE_CONFIG)];
+                Server::Container(container(port, &["--config", DURABLE_CONFIG], mounts))
+            }
+        };
+        Self::started(server, port, None).await
+    }
+
     /// Starts one with the users and permissions of deploy/nats.
     pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
-        let server = match Backend::chosen() {
-            Backend::Processes => Server::Process(process(folder, port, secrets.as_ref())),
-            Backend::Containers => Server::Container(container(port, secrets.as_ref())),
+        let store = folder.join("nats").display().to_string();
+        let server = match (Backend::chosen(), &secrets) {
+            (Backend::Processes, None) => {
+                let args = ["--jetstream", &format!("--store_dir={store}")];
+                Server::Process(process(folder, port, &args))
+            }
+            (Backend::Processes, Some(secrets)) => {
+                let config = secrets.nats_config(&store, free_port());
+                Server::Process(process(folder, port, &["--config", &config]))
+            }
+            // As compose.yaml has it.
+            (Backend::Containers, None) => {
+                Server::Container(container(port, &["--jetstream", "--store_dir=/data"], Vec::new()))
+            }
+            (Backend::Containers, Some(secrets)) => {
+                let args = ["--config", "/etc/vmwatch/nats/nats.conf"];
+                Server::Container(container(port, &args, secrets.mounts()))
+            }
         };
+        Self::started(server, port, secrets).await
+    }
+
+    async fn started(server: Server, port: u16, secrets: Option<Secrets>) -> Self {
         let encrypted = secrets
             .as_ref()
             .is_some_and(|secrets| secrets.ca_file().is_some());
@@ -149,33 +192,23 @@ impl Nats {
     }
 }
 
-fn process(folder: &Path, port: u16, secrets: Option<&Secrets>) -> Process {
-    let store = folder.join("nats").display().to_string();
-    let mut args = ["--addr", "127.0.0.1", "--port"].map(str::to_owned).to_vec();
-    args.push(port.to_string());
-    args.extend(match secrets {
-        None => ["--jetstream".to_owned(), format!("--store_dir={store}")],
-        Some(secrets) => ["--config".to_owned(), secrets.nats_config(&store, free_port())],
-    });
+fn process(folder: &Path, port: u16, args: &[&str]) -> Process {
+    let port = port.to_string();
+    let args = [&["--addr", "127.0.0.1", "--port", &port], args].concat();
     Process::start(Spec {
         name: "nats".to_owned(),
         program: tools::nats_server(),
-        args,
+        args: args.into_iter().map(str::to_owned).collect(),
         env: Vec::new(),
         log: folder.join("nats.log"),
     })
 }
 
-fn container(host_port: u16, secrets: Option<&Secrets>) -> Container {
-    // As compose.yaml has it.
-    let (args, mounts) = match secrets {
-        None => (vec!["--jetstream", "--store_dir=/data"], Vec::new()),
-        Some(secrets) => (vec!["--config", "/etc/vmwatch/nats/nats.conf"], secrets.mounts()),
-    };
+fn container(host_port: u16, args: &[&str], mounts: Vec<(String, &'static str)>) -> Container {
     Container::start(ContainerSpec {
         name: "nats",
         image: image(NATS_IMAGE),
-        args: args.into_iter().map(str::to_owned).collect(),
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
         host_port,
         port: 4222,
         mounts,

@@ -178,6 +178,7 @@ pub struct StackBuilder {
     replicas: HashMap<Program, usize>,
     settings: Vec<(Program, String, String)>,
     permissions: bool,
+    durable: bool,
     tls: bool,
 }
 
@@ -210,6 +211,14 @@ impl StackBuilder {
     #[must_use]
     pub fn without_login_limit(self) -> Self {
         self.set(Program::Gateway, "VMWATCH_LOGIN_BURST", "1000000")
+    }
+
+    /// With a bus that writes each message to disk before it acknowledges it, as deploy/nats has it: for benchmarks. With
+    /// permissions it does so anyway.
+    #[must_use]
+    pub fn durable(mut self) -> Self {
+        self.durable = true;
+        self
     }
 
     /// With the users and permissions of deploy/nats, rather than a bus where everybody may do everything.
@@ -254,10 +263,15 @@ impl StackBuilder {
             secrets
         };
         let certificate = secrets.as_ref().and_then(Secrets::database_certificate);
-        let (nats, database) = tokio::join!(
-            Nats::start_with(folder.path(), secrets),
-            Database::start_with(folder.path(), certificate.as_deref())
-        );
+        let nats = async {
+            if self.durable && secrets.is_none() {
+                Nats::start_durable(folder.path()).await
+            } else {
+                Nats::start_with(folder.path(), secrets).await
+            }
+        };
+        let (nats, database) =
+            tokio::join!(nats, Database::start_with(folder.path(), certificate.as_deref()));
         write_node_file(folder.path());
         let mut stack = Stack {
             gateways: Vec::new(),
@@ -333,6 +347,7 @@ impl Stack {
             .into(),
             settings: Vec::new(),
             permissions: false,
+            durable: false,
             tls: false,
         }
     }
