@@ -180,7 +180,7 @@ export const en = {
     },
     user: "User",
     target: "Target",
-    action: "Action, e.g. auth.login, or auth for all auth actions",
+    action: "Action, e.g. auth or auth.login",
     emptyTitle: "No audit records",
     empty: "No record matches the filters.",
     older: "Search older records",

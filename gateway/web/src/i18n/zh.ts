@@ -176,7 +176,7 @@ export const zh: Texts = {
     },
     user: "用户",
     target: "对象",
-    action: "操作，如 auth.login，或用 auth 匹配所有认证操作",
+    action: "操作，如 auth 或 auth.login",
     emptyTitle: "暂无审计记录",
     empty: "没有符合筛选条件的记录。",
     older: "查找更早的记录",
