@@ -1,7 +1,7 @@
-//! The page (`gateway/web`), as `build.rs` put it into the program. It stands on the REST API alone.
+//! Serves the page (`gateway/web`), which `build.rs` embeds into the binary. The page uses only the REST API.
 //!
-//! Its views have addresses of their own, which the page itself understands: whatever a browser asks for that is neither
-//! a file of the page nor of the API is answered with the page.
+//! The page routes its views on the client. A browser request for any path that is neither a file of the page nor part of the
+//! API is therefore answered with the page itself.
 
 use axum::{
     body::Body,
@@ -13,9 +13,7 @@ use bytes::Bytes;
 
 use crate::rest::no_such_path;
 
-/// A file of the page.
 struct File {
-    /// Its address.
     path: &'static str,
     plain: &'static [u8],
     gzip: &'static [u8],
@@ -23,15 +21,15 @@ struct File {
 
 const FILES: &[File] = include!(concat!(env!("OUT_DIR"), "/page_files.rs"));
 const INDEX: &str = "/index.html";
-/// Vite names these by their content, so that they never change.
+/// Vite puts a content hash into these names, so that the files never change.
 const ASSETS: &str = "/assets/";
-/// Nothing but the page's own files and its own API, and no script or style in the page's text.
+/// Allows only files and API calls of the page's own origin, and no inline scripts or styles.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
      font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
-const NOT_BUILT: &str = "This gateway was built without its page: the REST API is here, and /api/docs describes it.\n\
-     To have the page, run `./dev up`, or `npm ci && npm run build` in gateway/web and then build the gateway.\n";
+const NOT_BUILT: &str = "This gateway was built without its page. The REST API is available and documented at /api/docs.\n\
+     To build the page, run `./dev up`, or run `npm ci && npm run build` in gateway/web and rebuild the gateway.\n";
 
-/// Answers what no route takes: a file of the page, the page, or that there is nothing.
+/// Fallback route: answers with a file of the page, the page itself, or 404.
 pub(crate) async fn serve(request: Request) -> Response<Body> {
     let path = request.uri().path();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -43,10 +41,10 @@ pub(crate) async fn serve(request: Request) -> Response<Body> {
     }
 }
 
-/// Whether a browser's address bar may have asked for it.
+/// Whether the request may be a navigation in a browser.
 fn is_view(path: &str, headers: &HeaderMap) -> bool {
-    let elsewhere = path == "/api" || path.starts_with("/api/") || path.starts_with(ASSETS);
-    path == "/" || (!elsewhere && lists(headers, header::ACCEPT, "text/html"))
+    let other = path == "/api" || path.starts_with("/api/") || path.starts_with(ASSETS);
+    path == "/" || (!other && lists(headers, header::ACCEPT, "text/html"))
 }
 
 fn view(files: &[File], headers: &HeaderMap) -> Response<Body> {
@@ -57,10 +55,10 @@ fn view(files: &[File], headers: &HeaderMap) -> Response<Body> {
 }
 
 fn answer(file: &File, headers: &HeaderMap) -> Response<Body> {
-    let packed = lists(headers, header::ACCEPT_ENCODING, "gzip");
-    let body = if packed { file.gzip } else { file.plain };
+    let gzipped = lists(headers, header::ACCEPT_ENCODING, "gzip");
+    let body = if gzipped { file.gzip } else { file.plain };
     let mut response = Response::new(Body::from(Bytes::from_static(body)));
-    let kept = (header::CACHE_CONTROL, "public, max-age=31536000, immutable");
+    let cached = (header::CACHE_CONTROL, "public, max-age=31536000, immutable");
     let sent = [
         (header::CONTENT_TYPE, content_type(file.path)),
         (header::VARY, "Accept-Encoding"),
@@ -68,16 +66,16 @@ fn answer(file: &File, headers: &HeaderMap) -> Response<Body> {
     ];
     let sent = sent
         .into_iter()
-        .chain(file.path.starts_with(ASSETS).then_some(kept));
+        .chain(file.path.starts_with(ASSETS).then_some(cached));
     let headers = response.headers_mut();
     headers.extend(sent.map(|(name, value)| (name, HeaderValue::from_static(value))));
-    if packed {
+    if gzipped {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     response
 }
 
-/// Whether a header that lists what is accepted has this, and does not refuse it.
+/// Whether an `Accept…` header lists this value with a weight other than zero.
 fn lists(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
     let values = headers
         .get_all(name)
@@ -109,10 +107,10 @@ mod tests {
     }
 
     #[test]
-    fn a_view_is_what_a_browser_asks_for_and_nobody_else_has() {
+    fn serves_views_only_to_browsers_and_outside_of_the_api() {
         let browser = headers(header::ACCEPT, "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8");
         let program = headers(header::ACCEPT, "*/*");
-        for (path, of_browser, of_program) in [
+        for (path, to_browser, to_program) in [
             ("/", true, true),
             ("/vms/vm-1", true, false),
             ("/anything", true, false),
@@ -120,13 +118,13 @@ mod tests {
             ("/api/v1/nothing", false, false),
             ("/assets/old.js", false, false),
         ] {
-            assert_eq!(is_view(path, &browser), of_browser, "{path}");
-            assert_eq!(is_view(path, &program), of_program, "{path}");
+            assert_eq!(is_view(path, &browser), to_browser, "{path}");
+            assert_eq!(is_view(path, &program), to_program, "{path}");
         }
     }
 
     #[tokio::test]
-    async fn a_gateway_without_the_page_says_so_and_what_to_do() {
+    async fn explains_how_to_build_a_missing_page() {
         let response = view(&[], &HeaderMap::new());
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
@@ -138,14 +136,14 @@ mod tests {
         let page = File {
             path: INDEX,
             plain: b"<!doctype html>",
-            gzip: b"packed",
+            gzip: b"compressed",
         };
         assert_eq!(view(&[page], &HeaderMap::new()).status(), StatusCode::OK);
     }
 
     #[test]
-    fn gzip_is_sent_to_who_takes_it() {
-        for (accept, takes) in [
+    fn sends_gzip_only_to_clients_that_accept_it() {
+        for (accept, accepted) in [
             ("gzip", true),
             ("br, GZIP;q=0.5", true),
             ("gzip;q=0", false),
@@ -156,7 +154,7 @@ mod tests {
             let headers = headers(header::ACCEPT_ENCODING, accept);
             assert_eq!(
                 lists(&headers, header::ACCEPT_ENCODING, "gzip"),
-                takes,
+                accepted,
                 "{accept}"
             );
         }

@@ -1,4 +1,4 @@
-//! The documented answer, to the byte: the order of keys is the document's sample for the method.
+//! Writes the documented answer byte for byte, with the key order of the document's sample for each method.
 
 use std::fmt::Write as _;
 
@@ -13,21 +13,20 @@ use shared::{
 
 use super::python_repr::push_text;
 
-/// What every answer to a request repeats.
+/// The request fields that every answer repeats.
 #[derive(Debug)]
 pub(super) struct Echo<'a> {
-    /// The form; that of 611711 for an unknown method.
+    /// The key order of the answer; that of method 611711 for an unknown method.
     pub(super) form: Answer,
-    /// The number sent as the method, as JSON, or `null`.
+    /// The method number as sent, in JSON, or `null`.
     pub(super) method: &'a str,
-    /// The request's own session, or a login's new one.
+    /// The session of the request, or the new session after a login.
     pub(super) session_id: &'a str,
-    /// The request's own message id.
     pub(super) message_id: &'a str,
 }
 
 impl Echo<'_> {
-    /// The answer; `data` is JSON.
+    /// Writes the answer; `data` is JSON.
     pub(super) fn answer(&self, status: Status, message: &str, data: &str) -> String {
         let mut out = String::with_capacity(256 + data.len());
         // Writing to a String cannot fail.
@@ -51,7 +50,7 @@ impl Echo<'_> {
         out
     }
 
-    /// The answer of a fault, with the HTTP status that the contract gives it.
+    /// The answer to a fault, with the HTTP status that the contract assigns to it.
     pub(super) fn fault(&self, fault: &Fault) -> Response<Body> {
         let status = match fault.kind {
             FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
@@ -60,7 +59,7 @@ impl Echo<'_> {
         };
         let mut response = self.refusal(status, fault.status(), &fault.message);
         if status != StatusCode::OK {
-            // Whole seconds, at least one: Retry-After knows no fractions.
+            // Retry-After is in whole seconds; round up, at least one.
             let wait = fault
                 .retry_after
                 .map_or(1, |wait| wait.as_millis().div_ceil(1000).max(1));
@@ -71,13 +70,13 @@ impl Echo<'_> {
         response
     }
 
-    /// An answer without data at some HTTP status.
+    /// An answer without data, with this HTTP status.
     pub(super) fn refusal(&self, http: StatusCode, status: Status, message: &str) -> Response<Body> {
         respond(http, self.answer(status, message, "null"))
     }
 }
 
-/// The answer to what is no request at all.
+/// Used when the request could not be parsed: there is nothing to repeat.
 pub(super) const NOBODY: Echo<'static> = Echo {
     form: Answer::Rows,
     method: "null",
@@ -98,7 +97,7 @@ fn push_field(out: &mut String, key: &str, value: &str) {
     let _ = write!(out, ",\"{key}\":{value}");
 }
 
-/// The Python `repr` of the text, as a JSON string.
+/// Encodes the Python `repr` of the text as a JSON string.
 fn message_json(message: &str) -> String {
     let mut python = String::with_capacity(message.len() + 2);
     push_text(&mut python, message);
@@ -106,7 +105,7 @@ fn message_json(message: &str) -> String {
 }
 
 fn json(text: &str) -> String {
-    // A text always encodes.
+    // Encoding a string cannot fail.
     serde_json::to_string(text).unwrap_or_default()
 }
 
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_has_the_order_of_its_sample() {
+    fn writes_keys_in_the_order_of_the_sample() {
         let echo = |form| Echo {
             form,
             method: "458753",
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_has_the_contracts_http_status() {
+    fn maps_faults_to_the_http_status_of_the_contract() {
         let http = |kind| {
             let fault = Fault::new(kind, "x").retry_after(Duration::from_millis(1500));
             let response = NOBODY.fault(&fault);

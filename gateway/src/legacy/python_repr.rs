@@ -1,7 +1,7 @@
-//! Python's `repr`, as clients of 2017 parse it out of the answers.
+//! Python's `repr`, which clients of the 2017 API parse.
 //!
-//! Texts come out pure ASCII, as `ascii(s)` of `CPython` has them (and `repr` of a Python 2 `unicode`, with a `u` before);
-//! floats as `repr(x)`, the shortest digits that read back the same.
+//! Strings are written in pure ASCII like `ascii(s)` in `CPython` (or `repr` of a Python 2 `unicode`, with a leading `u`), and
+//! floats like `repr(x)`: the shortest digits that parse back to the same value.
 
 use std::fmt::{self, Write as _};
 
@@ -10,12 +10,12 @@ use serde::{
     de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 
-/// The one key whose text is shown as an `ObjectId`.
+/// The key whose value is written as an `ObjectId`.
 const KEY_OF_OBJECT_ID: &str = "_id";
 
-/// Appends `'…'` with Python's choice of quote and escapes.
+/// Appends a string literal with Python's choice of quotes and escapes.
 pub fn push_text(out: &mut String, text: &str) {
-    // Keys, ids, dates, and most names.
+    // Fast path for keys, ids, dates and most names.
     let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'\\');
     if text.bytes().all(plain) {
         out.push('\'');
@@ -55,7 +55,7 @@ fn push_escape(out: &mut String, code: u32) {
     };
 }
 
-/// Appends a float; one that is not finite has no literal in Python and becomes `None`.
+/// Appends a float. NaN and infinities have no literal in Python and become `None`.
 pub fn push_float(out: &mut String, number: f64) {
     if !number.is_finite() {
         out.push_str("None");
@@ -70,7 +70,7 @@ pub fn push_float(out: &mut String, number: f64) {
     if number.is_sign_negative() {
         out.push('-');
     }
-    // CPython's float_repr_style: positional from 1e-4 to below 1e16.
+    // CPython uses positional notation from 1e-4 to below 1e16.
     if (-4..16).contains(&exponent) {
         push_positional(out, &mantissa.replace('.', ""), exponent);
     } else {
@@ -79,15 +79,15 @@ pub fn push_float(out: &mut String, number: f64) {
     }
 }
 
-/// Appends a number of at most two decimals and 15 digits, which is what agents report; tells whether it was one.
+/// Fast path for numbers with at most two decimals and 15 digits, which is what agents report. Returns whether it applied.
 ///
-/// Two decimals of at most 15 digits are never the same double, so that the one which divides out to `number` is the
-/// shortest that reads back as it.
+/// No two decimal numbers of at most 15 digits round to the same double, so the one found here is the shortest that parses
+/// back to `number`.
 fn push_hundredths(out: &mut String, number: f64) -> bool {
-    const LEAST_OF_16_DIGITS: f64 = 1e15;
+    const MIN_WITH_16_DIGITS: f64 = 1e15;
     let hundredths = (number.abs() * 100.0).round();
-    #[expect(clippy::float_cmp, reason = "the same double is what is asked for")]
-    let exact = hundredths < LEAST_OF_16_DIGITS && hundredths / 100.0 == number.abs();
+    #[expect(clippy::float_cmp, reason = "tests for the identical double")]
+    let exact = hundredths < MIN_WITH_16_DIGITS && hundredths / 100.0 == number.abs();
     if !exact {
         return false;
     }
@@ -97,7 +97,7 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a whole number from 0 to 10^15"
+        reason = "an integer from 0 to 10^15"
     )]
     let hundredths = hundredths as u64;
     let (whole, fraction) = (hundredths / 100, hundredths % 100);
@@ -109,18 +109,18 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
     true
 }
 
-/// The shortest digits that read back the same, as `1.48e9`. Rust's own, but where two are equally near: there Rust takes
-/// the greater, the dtoa of `CPython` the even one, as rounding to that many digits does.
+/// The shortest digits that parse back to the same value, such as `1.48e9`. Differs from Rust's formatting only when two
+/// candidates are equally close: Rust takes the larger, `CPython` the even one, as rounding to that many digits does.
 fn shortest(number: f64) -> String {
-    // What lies exactly between two decimals of n digits has n + 1 itself; both read back as it only where n is 15 or more.
-    const FEWEST_DIGITS_OF_A_TIE: usize = 15;
+    // A value halfway between two decimals of n digits has n + 1 digits; both parse back to it only if n is at least 15.
+    const MIN_DIGITS_OF_A_TIE: usize = 15;
     let shortest = format!("{number:e}");
     let digits = shortest
         .bytes()
         .take_while(|byte| *byte != b'e')
         .filter(u8::is_ascii_digit)
         .count();
-    if digits < FEWEST_DIGITS_OF_A_TIE {
+    if digits < MIN_DIGITS_OF_A_TIE {
         return shortest;
     }
     let rounded = format!("{number:.*e}", digits - 1);
@@ -131,7 +131,7 @@ fn shortest(number: f64) -> String {
     }
 }
 
-/// Appends `digits`, the first of which stands for 10^`exponent`, with a point and a digit after it.
+/// Appends `digits` in positional notation, with at least one decimal; the first digit stands for 10^`exponent`.
 fn push_positional(out: &mut String, digits: &str, exponent: i32) {
     let before_point = usize::try_from(exponent + 1).unwrap_or(0);
     let (whole, fraction) = digits.split_at(digits.len().min(before_point));
@@ -145,9 +145,9 @@ fn push_positional(out: &mut String, digits: &str, exponent: i32) {
     out.push_str(if fraction.is_empty() { "0" } else { fraction });
 }
 
-/// A JSON array of row objects as a JSON array of strings, each the Python 2 `repr` of its row.
+/// Converts a JSON array of row objects to a JSON array of strings, each the Python 2 `repr` of a row.
 pub fn rows_to_python(rows: &str) -> Result<String, serde_json::Error> {
-    // A row of Python is about as long as its JSON, with a `u` before each key.
+    // The `repr` is about as long as the JSON, plus a `u` before each string.
     let mut out = String::with_capacity(rows.len() + rows.len() / 4);
     serde_json::Deserializer::from_str(rows).deserialize_seq(Rows { out: &mut out })?;
     Ok(out)
@@ -180,7 +180,7 @@ impl<'de> Visitor<'de> for Rows<'_> {
     }
 }
 
-/// Text that is printable ASCII, as a JSON string.
+/// Appends printable ASCII text as a JSON string.
 fn push_json_string(out: &mut String, ascii: &str) {
     out.push('"');
     if !ascii.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
@@ -253,7 +253,7 @@ impl Visitor<'_> for Scalar<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, a number, true, false or null")
+        f.write_str("a string, a number, true, false or null")
     }
 
     fn visit_str<E>(self, text: &str) -> Result<(), E> {
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_quoted_as_python_does() {
+    fn quotes_strings_like_python() {
         assert_eq!(text(""), "''");
         assert_eq!(text("it's"), r#""it's""#);
         assert_eq!(text(r#"it's "so""#), r#"'it\'s "so"'"#);
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_written_as_python_does() {
+    fn formats_floats_like_python() {
         for (number, written) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
@@ -337,7 +337,7 @@ mod tests {
             (1e16, "1e+16"),
             (1.5e300, "1.5e+300"),
             (5e-324, "5e-324"),
-            // Exactly between two decimals of 16 digits; a power of two, below which floats lie closer.
+            // A tie between two decimals of 16 digits, and a power of two, where the spacing of floats changes.
             (-82_902_859_155_638.62, "-82902859155638.62"),
             (9_007_199_254_740_992.0, "9007199254740992.0"),
             (5.960_464_477_539_063e-8, "5.960464477539063e-08"),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_the_repr_of_its_dictionary() {
+    fn formats_rows_as_dictionaries() {
         let rows =
             r#"[{"mem":8.6,"proc":95,"cmd":"é\"","shutdown_time":null,"_id":"58690637594c10403e25b049"},{}]"#;
         let python = r#"["{u'mem': 8.6, u'proc': 95, u'cmd': u'\\xe9\"', u'shutdown_time': None, u'_id': ObjectId('58690637594c10403e25b049')}","{}"]"#;

@@ -1,4 +1,4 @@
-//! The documented request, read leniently where the document's own samples are lenient and strictly elsewhere.
+//! Parses the documented request: lenient where the document's own samples are lenient, strict otherwise.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -12,7 +12,7 @@ use shared::{
     wire::{Fault, FaultKind},
 };
 
-/// The fields of the body, each as it was sent; of a repeated field the last counts, as in Python's `json`.
+/// The fields of the body as sent. If a field is repeated, the last one wins, as in Python's `json`.
 #[derive(Debug, Default)]
 pub(super) struct Body<'a> {
     method: Option<&'a RawValue>,
@@ -24,35 +24,35 @@ pub(super) struct Body<'a> {
     format: Option<&'a RawValue>,
 }
 
-/// How rows are wanted.
+/// The format of rows in the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// Strings of Python.
+    /// Strings with the Python `repr` of each row.
     Python,
     /// JSON objects.
     Json,
 }
 
-/// What is left of a request once its session is checked.
+/// The parameters of a request, apart from method and session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parameters {
     pub(super) message_id: String,
     pub(super) format: Format,
-    /// The method's own parameters, encoded.
+    /// The method's own parameters, as JSON.
     pub(super) params: Vec<u8>,
 }
 
 impl<'a> Body<'a> {
-    /// Reads the body; `None` where it is not one JSON object.
+    /// Parses the body; `None` if it is not exactly one JSON object.
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // Checked first: serde_json lets broken UTF-8 pass in what it skips.
+        // Validate first: serde_json accepts invalid UTF-8 in values that it skips.
         serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
     }
 
-    /// The method that was asked for.
+    /// The requested method.
     pub(super) fn method(&self) -> Result<(&'static MethodInfo, &'static Documented), Fault> {
         let sent = self.method.map_or("", RawValue::get);
-        let code = number_or_numeric_text(sent);
+        let code = number_or_numeric_string(sent);
         code.and_then(api::documented).ok_or_else(|| {
             let known: Vec<_> = METHODS
                 .iter()
@@ -65,26 +65,26 @@ impl<'a> Body<'a> {
         })
     }
 
-    /// The number sent as the method, as JSON, or `null`.
+    /// The method number as sent, in JSON, or `null`.
     pub(super) fn method_echo(&self) -> Cow<'a, str> {
         let Some(sent) = self.method else {
             return Cow::Borrowed("null");
         };
         let sent = sent.get();
         match sent.as_bytes().first() {
-            // Beyond a double (1E400) a number is one by its grammar, and unreadable to many clients.
+            // A number outside the range of a double, such as 1E400, is valid JSON but many clients cannot parse it.
             Some(b'-' | b'0'..=b'9') if sent.parse().is_ok_and(f64::is_finite) => Cow::Borrowed(sent),
-            _ => number_or_numeric_text(sent)
+            _ => number_or_numeric_string(sent)
                 .map_or(Cow::Borrowed("null"), |code| Cow::Owned(code.to_string())),
         }
     }
 
-    /// The session as it was sent; empty where it is absent or no text.
+    /// The session id as sent; empty if absent or not a string.
     pub(super) fn session_id(&self) -> String {
         self.session_id.and_then(text).unwrap_or_default()
     }
 
-    /// What the answer echoes; empty unless it is usable.
+    /// The message id to repeat in the answer; empty if absent or invalid.
     pub(super) fn message_id_echo(&self) -> String {
         self.message_id().unwrap_or_default()
     }
@@ -113,12 +113,12 @@ impl<'a> Body<'a> {
         let Some(sent) = self.limit else {
             return Ok(Limit::default());
         };
-        number_or_numeric_text(sent.get())
+        number_or_numeric_string(sent.get())
             .and_then(Limit::new)
             .ok_or_else(|| invalid(&format!("limit {}", Limit::RULE)))
     }
 
-    /// Everything else of the request, checked, and the method's parameters in the form that services take.
+    /// Validates the remaining fields and encodes the method's parameters as services expect them.
     pub(super) fn parameters(&self) -> Result<Parameters, Fault> {
         let message_id = self.message_id()?;
         let format = self.format()?;
@@ -133,7 +133,7 @@ impl<'a> Body<'a> {
         };
         data.insert(Cow::Borrowed("limit"), encoded(&limit)?);
         if let Some(id) = data.get("instance_id").and_then(|sent| text(sent)) {
-            // The document's samples write a trailing `;`.
+            // The document's samples contain a trailing `;`.
             let id = id
                 .trim_start()
                 .trim_end_matches(|c: char| c == ';' || c.is_whitespace());
@@ -174,8 +174,8 @@ fn text(sent: &RawValue) -> Option<String> {
     serde_json::from_str(sent.get()).ok()
 }
 
-/// A JSON integer, or a JSON string of digits alone.
-fn number_or_numeric_text(sent: &str) -> Option<u64> {
+/// Parses a JSON integer or a JSON string of digits.
+fn number_or_numeric_string(sent: &str) -> Option<u64> {
     let digits = sent
         .strip_prefix('"')
         .and_then(|rest| rest.strip_suffix('"'))
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_documented_request_becomes_the_methods_own_parameters() {
+    fn extracts_the_parameters_of_the_method() {
         let body = r#"{"method":611712,"data":{"instance_id":" 6abf5a1e; "},"session_id":"x","limit":"4","proc_name":"vballoon"}"#;
         assert_eq!(
             params(body).unwrap(),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_passed_on_for_its_service_to_refuse() {
+    fn passes_unknown_values_on_to_the_service() {
         assert_eq!(
             params(r#"{"data":{"instance_id":{"$gt":""}}}"#).unwrap(),
             r#"{"instance_id":{"$gt":""},"limit":10}"#
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_field_is_a_failure_that_says_the_rule() {
+    fn rejects_invalid_fields_and_states_the_rule() {
         for (body, rule) in [
             (r#"{"limit":0}"#, "limit must be an integer from 1 to 1000"),
             (r#"{"limit":"-1"}"#, "limit must be"),
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_method_is_a_number_or_the_same_number_as_text() {
+    fn accepts_the_method_as_number_or_numeric_string() {
         let method = |body: &str| {
             let body = Body::parse(body.as_bytes()).unwrap();
             (
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_object_is_a_body_and_of_repeated_fields_the_last_counts() {
+    fn accepts_only_a_single_object_and_the_last_of_repeated_fields() {
         for bad in ["", "[]", "null", "{", "{}{}", "{\"a\":}", "\"x\"", "\u{feff}{}"] {
             assert!(Body::parse(bad.as_bytes()).is_none(), "{bad:?}");
         }

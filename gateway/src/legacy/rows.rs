@@ -1,4 +1,4 @@
-//! The rows of a documented answer. The documented API knows no pages, so that the pages of the bus are put together here.
+//! Collects the rows of a documented answer. The documented API has no paging, so all pages from the bus are joined here.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use shared::{
 use super::unreadable;
 use crate::Gateway;
 
-/// A page as a service sends it, with its rows and the next page's parameters as they came.
+/// A page as a service sends it; rows and the next page's parameters stay undecoded.
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow)]
@@ -23,7 +23,6 @@ struct Page<'a> {
     next: Option<&'a RawValue>,
 }
 
-/// All rows of an answer.
 pub(super) struct AllRows {
     pub(super) status: Status,
     /// The method's success text.
@@ -32,7 +31,7 @@ pub(super) struct AllRows {
     pub(super) rows: String,
 }
 
-/// Asks for page after page until the last. The request's one deadline bounds them all together.
+/// Reads all pages. The request's deadline covers all of them together.
 pub(super) async fn read_all(
     gateway: &Gateway,
     info: &'static MethodInfo,
@@ -59,7 +58,7 @@ pub(super) async fn read_all(
     }
 }
 
-/// Appends the elements of a JSON array to one that is not closed yet.
+/// Appends the elements of a JSON array to an array that is not closed yet.
 fn append(all: &mut String, array: &str) {
     let elements = array.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let elements = elements.unwrap_or_default();
@@ -71,7 +70,7 @@ fn append(all: &mut String, array: &str) {
     all.push_str(elements);
 }
 
-/// The parameters of the next page: those of this one, with what the service says is different.
+/// The parameters of the next page: those of this page, with the changes in `next` applied.
 fn next_params(params: &[u8], next: &RawValue) -> Result<Vec<u8>, serde_json::Error> {
     let mut fields: BTreeMap<String, &RawValue> = serde_json::from_slice(params)?;
     fields.extend(serde_json::from_str::<BTreeMap<String, &RawValue>>(next.get())?);
@@ -101,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_the_next_page_with_what_differs() {
+    fn applies_the_changes_for_the_next_page() {
         let next = RawValue::from_string(r#"{"limit":7,"before":{"id":"x"}}"#.to_owned()).unwrap();
         let params = next_params(br#"{"instance_id":"vm-1","limit":10}"#, &next).unwrap();
         assert_eq!(
