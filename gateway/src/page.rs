@@ -1,7 +1,7 @@
 //! Serves the page (`gateway/web`), which `build.rs` embeds into the binary. The page uses only the REST API.
 //!
-//! The page routes its views on the client. A browser request for any path that is neither a file of the page nor part of the
-//! API is therefore answered with the page itself.
+//! The page routes its views on the client. A browser request for any path that is neither a file of the page nor part
+//! of the API is therefore answered with the page itself.
 
 use axum::{
     body::Body,

@@ -1,7 +1,7 @@
 //! Python's `repr`, which clients of the 2017 API parse.
 //!
-//! Strings are written in pure ASCII like `ascii(s)` in `CPython` (or `repr` of a Python 2 `unicode`, with a leading `u`), and
-//! floats like `repr(x)`: the shortest digits that parse back to the same value.
+//! Strings are written in pure ASCII like `ascii(s)` in `CPython` (or `repr` of a Python 2 `unicode`, with a leading
+//! `u`), and floats like `repr(x)`: the shortest digits that parse back to the same value.
 
 use std::fmt::{self, Write as _};
 
@@ -79,10 +79,11 @@ pub fn push_float(out: &mut String, number: f64) {
     }
 }
 
-/// Fast path for numbers with at most two decimals and 15 digits, which is what agents report. Returns whether it applied.
+/// Fast path for numbers with at most two decimals and 15 digits, which is what agents report. Returns whether it
+/// applied.
 ///
-/// No two decimal numbers of at most 15 digits round to the same double, so the one found here is the shortest that parses
-/// back to `number`.
+/// No two decimal numbers of at most 15 digits round to the same double, so the one found here is the shortest that
+/// parses back to `number`.
 fn push_hundredths(out: &mut String, number: f64) -> bool {
     const MIN_WITH_16_DIGITS: f64 = 1e15;
     let hundredths = (number.abs() * 100.0).round();
@@ -109,10 +110,12 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
     true
 }
 
-/// The shortest digits that parse back to the same value, such as `1.48e9`. Differs from Rust's formatting only when two
-/// candidates are equally close: Rust takes the larger, `CPython` the even one, as rounding to that many digits does.
+/// The shortest digits that parse back to the same value, such as `1.48e9`. Differs from Rust's formatting only when
+/// two candidates are equally close: Rust takes the larger, `CPython` the even one, as rounding to that many digits
+/// does.
 fn shortest(number: f64) -> String {
-    // A value halfway between two decimals of n digits has n + 1 digits; both parse back to it only if n is at least 15.
+    // A value halfway between two decimals of n digits has n + 1 digits; both parse back to it only if n is at least
+    // 15.
     const MIN_DIGITS_OF_A_TIE: usize = 15;
     let shortest = format!("{number:e}");
     let digits = shortest

@@ -1,4 +1,5 @@
-//! Collects the rows of a documented answer. The documented API has no paging, so all pages from the bus are joined here.
+//! Collects the rows of a documented answer. The documented API has no paging, so all pages from the bus are joined
+//! here.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! The OpenAPI document, made from the types of the routes, and its page.
+//! The OpenAPI document, generated from the types of the routes, and the Swagger UI page.
 
 use axum::{
     Router,
@@ -27,11 +27,11 @@ use super::{
     sort::VmSort,
 };
 
-/// Where the document is.
+/// Path of the document.
 const DOCUMENT: &str = "/api/openapi.json";
-/// Where its page is.
+/// Path of the Swagger UI page.
 const PAGE: &str = "/api/docs";
-/// Swagger UI sets styles on elements, and nothing else beyond its own files.
+/// Like the policy of the page, but allows inline styles, which Swagger UI needs.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
@@ -39,38 +39,38 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 #[openapi(
     info(
         title = "vmwatch",
-        description = "What the virtual machines of a private cloud and every process inside them are doing, now and \
-                       before, and starting and stopping them.",
+        description = "Monitors the virtual machines of a private cloud and every process inside them, and controls \
+                       their power state.",
     ),
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
-        // Of parameters, whose schemas are not collected from the routes.
+        // Used only in parameters, whose schemas are not collected from the routes.
         Format, Order, ProcessName, ProcessSort, VmSort,
-        // Of the data of events, which no route names.
+        // Data of live events, which no route references.
         SampleEvent, ProcessesEvent, MachineEvent,
     )),
     tags(
-        (name = "sessions", description = "Logging in and out"),
-        (name = "vms", description = "VMs and their past"),
-        (name = "processes", description = "The processes of a VM, now and at any moment that is stored"),
-        (name = "operations", description = "Starting and stopping VMs, and what became of it"),
-        (name = "events", description = "What happens, as it happens"),
-        (name = "users", description = "Users, for administrators"),
-        (name = "audit", description = "Who did what, for administrators"),
+        (name = "sessions", description = "Sign-in and sign-out"),
+        (name = "vms", description = "VMs and their history"),
+        (name = "processes", description = "The processes of a VM, now and at any stored moment"),
+        (name = "operations", description = "Operations that control VMs, and their results"),
+        (name = "events", description = "Live events"),
+        (name = "users", description = "User management, for administrators"),
+        (name = "audit", description = "The audit log, for administrators"),
     ),
 )]
 struct Base;
 
-/// What the document says of no route in particular.
+/// The document without its routes.
 pub(super) fn base() -> Document {
     let mut document = Base::openapi();
     let components = document.components.get_or_insert_with(Components::new);
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
-        .description(Some("The token that `POST /api/v1/sessions` answers."));
+        .description(Some("The token returned by `POST /api/v1/sessions`."));
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
-    let cookie = "The page's cookie. Requests other than GET must come from a page of the same address: \
-                  `Sec-Fetch-Site: same-origin`, or an `Origin` that is the address asked.";
+    let cookie = "The session cookie of the page. Requests other than GET must come from the same origin: \
+                  `Sec-Fetch-Site: same-origin`, or an `Origin` header that matches the request's host.";
     let cookie = ApiKeyValue::with_description(PLAIN_COOKIE, cookie);
     components.add_security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
     components
@@ -87,7 +87,7 @@ pub(super) fn base() -> Document {
     document
 }
 
-/// Adds what every route has: the failures, and the header with the request's id.
+/// Adds to every route its error responses and the `X-Request-Id` header.
 pub(super) fn complete(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
@@ -120,54 +120,69 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
-/// The failure of a route that may find a thing in a state that does not allow what it asks.
+/// Error response of routes that conflict with the state of a resource.
 #[derive(Debug)]
 pub(super) struct Conflict;
 
 impl<'a> ToResponse<'a> for Conflict {
     fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
-        let description = "The thing is in a state that does not allow it.";
+        let description = "The state of the resource does not allow the request.";
         ("Conflict", failure("409", description).into())
     }
 }
 
-/// The failure of a route some of whose parameters may contradict each other.
+/// Error response of routes whose parameters may conflict with each other.
 #[derive(Debug)]
 pub(super) struct Contradictory;
 
 impl<'a> ToResponse<'a> for Contradictory {
     fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
-        let description =
-            "Each parameter is right, but not beside the others; the detail says how to put it right.";
+        let description = "The parameters are valid individually but conflict with each other; `detail` explains how to fix it.";
         ("Contradictory", failure("422", description).into())
     }
 }
 
-/// How a route may fail: the status, the name among the components, and what it means.
+/// Error responses common to all routes: status, component name, description.
 const FAILURES: [(&str, &str, &str); 11] = [
     (
         "400",
         "Invalid",
-        "The request is wrong; the detail says how to put it right.",
+        "The request is invalid; `detail` explains how to fix it.",
     ),
-    ("401", "Unauthenticated", "There is no session, or it is over."),
-    ("403", "Forbidden", "The role does not allow it."),
+    (
+        "401",
+        "Unauthenticated",
+        "There is no session, or it has expired.",
+    ),
+    (
+        "403",
+        "Forbidden",
+        "The role of the user does not allow the request.",
+    ),
     (
         "404",
         "NotFound",
-        "There is no such thing, or none that the session may know of.",
+        "The resource does not exist, or the user may not see it.",
     ),
-    ("408", "Slow", "The body came too slowly."),
-    ("413", "TooLarge", "The body is too large."),
-    ("415", "NotJson", "The body is not JSON."),
-    ("429", "Throttled", "Too many tries; again after `Retry-After`."),
-    ("500", "Internal", "A defect of ours; it is in the log."),
+    ("408", "Slow", "The request body was received too slowly."),
+    ("413", "TooLarge", "The request body is too large."),
+    ("415", "NotJson", "The request body is not JSON."),
+    (
+        "429",
+        "Throttled",
+        "Too many requests; retry after `Retry-After`.",
+    ),
+    (
+        "500",
+        "Internal",
+        "Internal error; details are in the server log.",
+    ),
     (
         "503",
         "Unavailable",
-        "What the request needs is away or at its limit; again after `Retry-After`.",
+        "A required service is unreachable or overloaded; retry after `Retry-After`.",
     ),
-    ("504", "Timeout", "It took too long."),
+    ("504", "Timeout", "The request timed out."),
 ];
 
 fn may_fail(path: &str, operation: &Operation, status: &str) -> bool {
@@ -188,7 +203,7 @@ fn failure(status: &str, description: &str) -> utoipa::openapi::Response {
         let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
         let header = HeaderBuilder::new()
             .schema(Some(seconds))
-            .description(Some("Seconds to wait before another try."));
+            .description(Some("Seconds to wait before retrying."));
         response = response.header("Retry-After", header.build());
     }
     response.build()
@@ -197,13 +212,13 @@ fn failure(status: &str, description: &str) -> utoipa::openapi::Response {
 fn request_id() -> utoipa::openapi::Header {
     HeaderBuilder::new()
         .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
-        .description(Some("What the logs name the request."))
+        .description(Some("The request ID, as in the logs."))
         .build()
 }
 
-/// Serves the document and its page.
+/// Serves the document and the Swagger UI page.
 pub(super) fn serve<S: Clone + Send + Sync + 'static>(document: &Document) -> Router<S> {
-    // A document of texts and numbers always encodes.
+    // Encoding the document cannot fail.
     let json = serde_json::to_string(document).unwrap_or_default();
     let document = get(async move || ([(header::CONTENT_TYPE, "application/json")], json.clone()));
     let page = SwaggerUi::new(PAGE).config(Config::from(DOCUMENT));

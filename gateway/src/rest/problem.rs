@@ -1,4 +1,4 @@
-//! Failures as RFC 9457 problem documents, and the one place that gives each kind of fault its HTTP status.
+//! Errors as RFC 9457 problem documents, and the mapping from fault kinds to HTTP statuses.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use serde::Serialize;
 use shared::wire::{Fault, FaultKind};
 use utoipa::ToSchema;
 
-/// Carries the id of the request on every answer.
+/// Header with the request ID, set on every response.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// RFC 9457, section 3.
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
-/// Where a fault does not say how long to wait.
-const WAIT: Duration = Duration::from_secs(1);
+/// `Retry-After` for faults that do not specify one.
+const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// A failure, on its way to the client. It becomes a document in [`super::edge`], which knows the request's id.
+/// An error to be sent to the client. [`super::edge`] turns it into a document, because it knows the request ID.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -27,27 +27,26 @@ pub(super) struct Problem {
     retry_after: Option<Duration>,
 }
 
-/// A problem document as RFC 9457 describes it. `type` is always `about:blank`: programs tell problems apart by
-/// `code`.
+/// An RFC 9457 problem document. `type` is always `about:blank`; `code` identifies the kind of problem.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct ProblemDocument<'a> {
-    /// Always `about:blank`: the title is that of the HTTP status.
+    /// Always `about:blank`.
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,
-    /// The HTTP status in words.
+    /// The reason phrase of the HTTP status.
     #[schema(example = "Not Found")]
     title: &'a str,
     /// The HTTP status.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What is wrong and how to put it right.
+    /// What is wrong and how to fix it.
     detail: &'a str,
-    /// The kind of the problem, for programs.
+    /// The machine-readable kind of the problem.
     #[schema(example = "not_found")]
     code: &'a str,
-    /// What the logs name the request; also in the header `X-Request-Id`.
+    /// The request ID, as in the logs and in the header `X-Request-Id`.
     request_id: &'a str,
 }
 
@@ -61,23 +60,23 @@ impl Problem {
         }
     }
 
-    /// The request itself is wrong.
+    /// The request is malformed or has an invalid value.
     pub(super) fn invalid(detail: impl Into<String>) -> Self {
         Fault::new(FaultKind::Invalid, detail).into()
     }
 
-    /// Each part of the request is right, but not beside the others: what no schema can say.
+    /// Parameters are valid individually but conflict with each other, which a schema cannot express.
     pub(super) fn contradictory(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "contradictory", detail)
     }
 
-    /// The session is missing or over.
+    /// The session is missing or has expired.
     pub(super) fn unauthenticated() -> Self {
-        let detail = "a session is needed: POST /api/v1/sessions makes one";
+        let detail = "no valid session; sign in with POST /api/v1/sessions";
         Fault::new(FaultKind::Unauthenticated, detail).into()
     }
 
-    /// The body: a document with the request's id.
+    /// Builds the response with the problem document.
     pub(super) fn document(&self, request_id: &str) -> Response<Body> {
         let document = ProblemDocument {
             kind: "about:blank",
@@ -87,7 +86,7 @@ impl Problem {
             code: self.code,
             request_id,
         };
-        // A flat record of texts and numbers always encodes.
+        // Encoding a flat struct of strings and numbers cannot fail.
         let mut response = Response::new(Body::from(serde_json::to_vec(&document).unwrap_or_default()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
@@ -99,8 +98,13 @@ impl Problem {
             self.status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
         ) {
-            // Whole seconds, at least one: Retry-After knows no fractions.
-            let wait = self.retry_after.unwrap_or(WAIT).as_millis().div_ceil(1000).max(1);
+            // Retry-After is in whole seconds; round up, at least one.
+            let wait = self
+                .retry_after
+                .unwrap_or(DEFAULT_RETRY_AFTER)
+                .as_millis()
+                .div_ceil(1000)
+                .max(1);
             headers.extend(HeaderValue::from_str(&wait.to_string()).map(|wait| (header::RETRY_AFTER, wait)));
         }
         response
@@ -116,7 +120,7 @@ impl From<Fault> for Problem {
             FaultKind::NotFound => StatusCode::NOT_FOUND,
             FaultKind::Conflict => StatusCode::CONFLICT,
             FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-            // What a service depends on is away: to a client no different from the service being away.
+            // For the client, an unreachable backend of a service is the same as an unreachable service.
             FaultKind::Overloaded | FaultKind::Unavailable | FaultKind::Backend => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -148,8 +152,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_told_to_wait_is_told_how_long() {
-        let of = |kind, wait: Option<u64>| {
+    fn sets_retry_after_on_429_and_503_only() {
+        let answer = |kind, wait: Option<u64>| {
             let mut fault = Fault::new(kind, "x");
             fault.retry_after = wait.map(Duration::from_millis);
             let response = Problem::from(fault).document("r");
@@ -159,11 +163,17 @@ mod tests {
                 header.map(|value| value.to_str().unwrap().to_owned()),
             )
         };
-        assert_eq!(of(FaultKind::Throttled, Some(1500)), (429, Some("2".to_owned())));
-        assert_eq!(of(FaultKind::Unavailable, None), (503, Some("1".to_owned())));
-        assert_eq!(of(FaultKind::Backend, None), (503, Some("1".to_owned())));
-        assert_eq!(of(FaultKind::Overloaded, Some(0)), (503, Some("1".to_owned())));
-        assert_eq!(of(FaultKind::Timeout, Some(1)), (504, None));
-        assert_eq!(of(FaultKind::NotFound, None), (404, None));
+        assert_eq!(
+            answer(FaultKind::Throttled, Some(1500)),
+            (429, Some("2".to_owned()))
+        );
+        assert_eq!(answer(FaultKind::Unavailable, None), (503, Some("1".to_owned())));
+        assert_eq!(answer(FaultKind::Backend, None), (503, Some("1".to_owned())));
+        assert_eq!(
+            answer(FaultKind::Overloaded, Some(0)),
+            (503, Some("1".to_owned()))
+        );
+        assert_eq!(answer(FaultKind::Timeout, Some(1)), (504, None));
+        assert_eq!(answer(FaultKind::NotFound, None), (404, None));
     }
 }

@@ -1,4 +1,4 @@
-//! The processes of a VM: at any moment that is stored, over time, and as they come and go.
+//! The processes of a VM: the table at a moment, their history, and their starts and ends.
 
 use std::sync::Arc;
 
@@ -27,42 +27,42 @@ use super::{
 };
 use crate::Gateway;
 
-/// A process id.
 type Pid = Number<0, { u32::MAX as u64 }>;
 
-/// A process as one sample saw it.
+/// A process as recorded in one sample.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Process {
-    /// Its name: the kernel's short one, without arguments.
+    /// The kernel's short name of the process, without arguments.
     name: String,
-    /// Its id.
+    /// Process id.
     pid: u32,
-    /// Share of one core, percent; may pass 100.
+    /// CPU usage, percent of one core; may exceed 100.
     cpu_util: f64,
-    /// Share of the VM's memory, percent.
+    /// Memory usage, percent of the VM's memory.
     mem: f64,
-    /// Read rate, KiB/s.
+    /// Disk read rate, KiB/s.
     disk_read: f64,
-    /// Write rate, KiB/s.
+    /// Disk write rate, KiB/s.
     disk_write: f64,
-    /// When it started.
+    /// Start time of the process.
     started_at: Timestamp,
-    /// When it was seen to have ended; null while it runs. An ended process is in one table, the first after its end.
+    /// When the process was found to have ended; null while it runs. An ended process is listed only in the first table
+    /// after its end.
     #[schema(required)]
     ended_at: Option<Timestamp>,
 }
 
-/// The process table of a moment.
+/// The process table at a moment.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessTable {
-    /// When it was sampled: at the moment asked for, or the last time before; null where there is no table.
+    /// Time of the sample: at or before the requested moment; null if there is no table.
     #[schema(required)]
     at: Option<Timestamp>,
-    /// How many processes it has, before the limit.
+    /// Number of processes in the table, on all pages.
     total: u64,
-    /// The processes, sorted; ties by pid.
+    /// Sorted as requested, then by pid.
     processes: Vec<Process>,
-    /// What `cursor` is for the next page; null on the last.
+    /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
     next: Option<TableCursor>,
 }
@@ -71,30 +71,31 @@ pub(super) struct ProcessTable {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TableQuery {
-    /// The moment; now unless given.
+    /// The moment. Default: now.
     at: Option<Timestamp>,
-    /// Sorted by what; by CPU unless given.
+    /// Sort key. Default: CPU usage.
     #[serde(default)]
     #[param(value_type = Option<ProcessSort>)]
     sort: ProcessSort,
-    /// Which way; the greatest consumers first, and names and pids from their beginning, unless given.
+    /// Sort order. Default: ascending for names and pids, descending otherwise.
     order: Option<Order>,
-    /// Only processes of exactly this name.
+    /// Only processes with exactly this name.
     name: Option<ProcessName>,
-    /// At most how many; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the page before, with the same sort, order and name. It names the moment, whatever `at` says.
+    /// `next` of the previous page; requires the same `sort`, `order` and `name`. The cursor contains the moment, so
+    /// `at` is ignored.
     cursor: Option<TableCursor>,
 }
 
-/// Read the process table of a moment
+/// Read the process table at a moment
 ///
-/// Of the newest sample at or before the moment, at most seven days before. The cost is that of one sample, however
-/// far back the moment. A page may hold fewer processes than `limit` and still not be the last.
+/// Returns the newest sample at or before the moment, at most seven days older. The cost does not depend on the age of
+/// the moment. A page may hold fewer processes than `limit` without being the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes", tag = "processes", operation_id = "processes_at",
-    params(("instance_id" = InstanceId, Path, description = "the VM's id"), TableQuery),
+    params(("instance_id" = InstanceId, Path, description = "VM id"), TableQuery),
     responses((status = OK, body = ProcessTable, description = "the process table")),
 )]
 pub(super) async fn table(
@@ -103,16 +104,16 @@ pub(super) async fn table(
     Path(instance_id): Path<InstanceId>,
     Query(query): Query<TableQuery>,
 ) -> Result<axum::Json<ProcessTable>, Problem> {
-    let asked = ProcessesAtQuery {
+    let request = ProcessesAtQuery {
         instance_id,
         at_ms: query.at.map(Timestamp::as_ms),
         sort: query.sort,
         order: query.order,
         name: query.name,
         limit: page_limit(query.limit),
-        after: query.cursor.map(|place| place.0),
+        after: query.cursor.map(|cursor| cursor.0),
     };
-    let table = caller.ask::<ProcessesAt>(&gateway, &asked).await?;
+    let table = caller.ask::<ProcessesAt>(&gateway, &request).await?;
     Ok(axum::Json(ProcessTable {
         at: table.at_ms.map(Timestamp::of_ms),
         total: table.total,
@@ -136,35 +137,35 @@ impl From<processes::ProcessRow> for Process {
     }
 }
 
-/// A bucket of the past of some processes.
+/// An interval of the history of the selected processes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessPoint {
-    /// Its beginning.
+    /// Start of the bucket.
     at: Timestamp,
-    /// How many samples it is made of: moments, not rows.
+    /// Number of samples in the bucket; a sample covers all processes at one moment.
     count: u64,
-    /// How many of the processes ran.
+    /// Number of running processes.
     processes: Stat,
-    /// Their CPU together, percent of one core.
+    /// Total CPU usage, percent of one core.
     cpu_util: Stat,
-    /// Their memory together, percent of the VM's; memory that they share counts for each.
+    /// Total memory usage, percent of the VM's memory; shared memory counts for each process.
     mem: Stat,
-    /// Their read rate together, KiB/s.
+    /// Total disk read rate, KiB/s.
     disk_read: Stat,
-    /// Their write rate together, KiB/s.
+    /// Total disk write rate, KiB/s.
     disk_write: Stat,
 }
 
-/// The past of some processes.
+/// The history of the selected processes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessSeries {
-    /// The beginning of the range.
+    /// Start of the range.
     from: Timestamp,
-    /// The end of the range.
+    /// End of the range.
     to: Timestamp,
-    /// How long each bucket is, in milliseconds; 0 where there is none.
+    /// Length of each bucket in milliseconds; 0 if there are no buckets.
     step_ms: u64,
-    /// In the order of time. Buckets in which none of the processes was seen are left out.
+    /// In chronological order. Buckets in which none of the processes ran are omitted.
     buckets: Vec<ProcessPoint>,
 }
 
@@ -172,29 +173,29 @@ pub(super) struct ProcessSeries {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct HistoryQuery {
-    /// The processes of exactly this name. A name or a pid is needed; with both, of the name that had the pid.
+    /// Processes with exactly this name. `name` or `pid` is required; with both, processes must match both.
     name: Option<ProcessName>,
-    /// The processes that had this pid.
+    /// Processes with this pid.
     #[param(inline)]
     pid: Option<Pid>,
-    /// The beginning; an hour before the end unless given.
+    /// Start of the range. Default: one hour before the end.
     from: Option<Timestamp>,
-    /// The end; now unless given.
+    /// End of the range. Default: now.
     to: Option<Timestamp>,
-    /// At most how many buckets; 300 unless given.
+    /// Maximum number of buckets. Default: 300.
     #[param(inline)]
     points: Option<PointCount>,
 }
 
-/// Read the past of some processes
+/// Read the history of processes
 ///
-/// Of all of a name together, or of one by its pid: what they used at each sample, summed, and of these sums the least,
-/// the mean and the greatest in each bucket.
+/// Selects processes by name, by pid, or both. Their usage is summed per sample; each bucket holds the minimum, average
+/// and maximum of these sums.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/history", tag = "processes", operation_id = "process_history",
-    params(("instance_id" = InstanceId, Path, description = "the VM's id"), HistoryQuery),
+    params(("instance_id" = InstanceId, Path, description = "VM id"), HistoryQuery),
     responses(
-        (status = OK, body = ProcessSeries, description = "their past"),
+        (status = OK, body = ProcessSeries, description = "the history of the processes"),
         (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
     ),
 )]
@@ -208,15 +209,15 @@ pub(super) async fn history(
         query.name,
         query.pid.and_then(|pid| u32::try_from(pid.get()).ok()),
     );
-    let asked = ProcessHistoryQuery {
+    let request = ProcessHistoryQuery {
         instance_id,
-        process: process.ok_or_else(|| Problem::contradictory("query: name or pid is needed"))?,
+        process: process.ok_or_else(|| Problem::contradictory("query: name or pid is required"))?,
         range: range(query.from, query.to)?,
         points: points(query.points),
         after_ms: None,
     };
-    let range = asked.range;
-    let series = read_all(&gateway, &caller, asked).await?;
+    let range = request.range;
+    let series = read_all(&gateway, &caller, request).await?;
     Ok(axum::Json(ProcessSeries {
         from: Timestamp::of_ms(range.from_ms()),
         to: Timestamp::of_ms(range.to_ms()),
@@ -225,19 +226,19 @@ pub(super) async fn history(
     }))
 }
 
-/// Reads all pages of a history, which together have at most as many buckets as were asked for.
+/// Reads all pages of a history; together they hold at most the requested number of buckets.
 async fn read_all(
     gateway: &Gateway,
     caller: &Caller,
-    mut asked: ProcessHistoryQuery,
+    mut query: ProcessHistoryQuery,
 ) -> Result<processes::ProcessSeries, Fault> {
     let context = caller.context(gateway, ProcessHistory::INFO.kind);
-    // One permit for all pages: they are one read.
+    // One permit covers all pages of the read.
     let _permit = gateway.admission.enter(&ProcessHistory::INFO, &context).await?;
-    let mut all = gateway.bus.call::<ProcessHistory>(&context, &asked).await?;
+    let mut all = gateway.bus.call::<ProcessHistory>(&context, &query).await?;
     while all.more {
-        asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
-        let page = gateway.bus.call::<ProcessHistory>(&context, &asked).await?;
+        query.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+        let page = gateway.bus.call::<ProcessHistory>(&context, &query).await?;
         check_steps(all.step_ms, page.step_ms)?;
         all.more = page.more && !page.buckets.is_empty();
         all.buckets.extend(page.buckets);
@@ -259,27 +260,27 @@ impl From<ProcessBucket> for ProcessPoint {
     }
 }
 
-/// A start or an end of a process.
+/// The start or end of a process.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessEvent {
-    /// When.
+    /// Time of the event.
     at: Timestamp,
-    /// What.
+    /// Start or end.
     kind: ProcessEventKind,
-    /// The name of the process.
+    /// Name of the process.
     name: String,
-    /// Its id.
+    /// Process id.
     pid: u32,
-    /// When it started.
+    /// Start time of the process.
     started_at: Timestamp,
 }
 
 /// Starts and ends of processes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessEventList {
-    /// The newest first.
+    /// Newest first.
     events: Vec<ProcessEvent>,
-    /// What `cursor` is for the next page; null on the last.
+    /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
     next: Option<EventCursor>,
 }
@@ -288,25 +289,25 @@ pub(super) struct ProcessEventList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// The beginning; an hour before the end unless given.
+    /// Start of the range. Default: one hour before the end.
     from: Option<Timestamp>,
-    /// The end; now unless given.
+    /// End of the range. Default: now.
     to: Option<Timestamp>,
-    /// At most how many, the newest; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the page before, with the same range.
+    /// `next` of the previous page; requires the same range.
     cursor: Option<EventCursor>,
 }
 
-/// Read starts and ends of processes
+/// List starts and ends of processes
 ///
-/// As the samples show them: a process that lived between two samples was never seen.
+/// Derived from samples: a process that started and ended between two samples is not listed.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/events", tag = "processes", operation_id = "process_events",
-    params(("instance_id" = InstanceId, Path, description = "the VM's id"), EventsQuery),
+    params(("instance_id" = InstanceId, Path, description = "VM id"), EventsQuery),
     responses(
-        (status = OK, body = ProcessEventList, description = "starts and ends, the newest first"),
+        (status = OK, body = ProcessEventList, description = "starts and ends of processes, newest first"),
         (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
     ),
 )]
@@ -316,13 +317,13 @@ pub(super) async fn events(
     Path(instance_id): Path<InstanceId>,
     Query(query): Query<EventsQuery>,
 ) -> Result<axum::Json<ProcessEventList>, Problem> {
-    let asked = ProcessEventsQuery {
+    let request = ProcessEventsQuery {
         instance_id,
         range: range(query.from, query.to)?,
         limit: page_limit(query.limit),
-        before: query.cursor.map(|place| place.0),
+        before: query.cursor.map(|cursor| cursor.0),
     };
-    let page = caller.ask::<ProcessEvents>(&gateway, &asked).await?;
+    let page = caller.ask::<ProcessEvents>(&gateway, &request).await?;
     let last = page.events.last().filter(|_| page.more);
     let next = last.map(|last| EventCursor(last.place()));
     Ok(axum::Json(ProcessEventList {

@@ -1,4 +1,4 @@
-//! A VM's past, reduced to a chart; as JSON or CSV.
+//! The history of a VM, aggregated for a chart, as JSON or CSV.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -26,14 +26,14 @@ use super::{
 };
 use crate::Gateway;
 
-/// The least, the mean and the greatest value of a bucket.
+/// Minimum, average and maximum of a measure in a bucket.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stat {
-    /// The least.
+    /// Minimum.
     min: f64,
-    /// The mean of all samples.
+    /// Average of all samples.
     avg: f64,
-    /// The greatest.
+    /// Maximum.
     max: f64,
 }
 
@@ -43,29 +43,29 @@ impl From<history::Stat> for Stat {
     }
 }
 
-/// A bucket of a VM's past. A measure is null where no sample of the bucket has it.
+/// An interval of the history of a VM. A measure is null if no sample of the bucket contains it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Bucket {
-    /// Its beginning.
+    /// Start of the bucket.
     at: Timestamp,
-    /// How many samples it is made of.
+    /// Number of samples in the bucket.
     count: u64,
-    /// Busy share of all cores, 0 to 100.
+    /// CPU usage of all cores, percent, 0 to 100.
     #[schema(required)]
     cpu_util: Option<Stat>,
-    /// Share of memory in use, percent.
+    /// Memory usage, percent.
     #[schema(required)]
     mem: Option<Stat>,
-    /// Read rate of all whole disks, KiB/s.
+    /// Read rate of all disks, KiB/s.
     #[schema(required)]
     disk_read: Option<Stat>,
-    /// Write rate of all whole disks, KiB/s.
+    /// Write rate of all disks, KiB/s.
     #[schema(required)]
     disk_write: Option<Stat>,
-    /// Receive rate, KiB/s.
+    /// Network receive rate, KiB/s.
     #[schema(required)]
     net_incoming: Option<Stat>,
-    /// Transmit rate, KiB/s.
+    /// Network transmit rate, KiB/s.
     #[schema(required)]
     net_outgoing: Option<Stat>,
     /// Number of processes.
@@ -73,29 +73,29 @@ pub(super) struct Bucket {
     proc: Option<Stat>,
 }
 
-/// A VM's past.
+/// The history of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Series {
-    /// The beginning of the range.
+    /// Start of the range.
     from: Timestamp,
-    /// The end of the range.
+    /// End of the range.
     to: Timestamp,
-    /// How long each bucket is, in milliseconds; 0 where there is none.
+    /// Length of each bucket in milliseconds; 0 if there are no buckets.
     step_ms: u64,
-    /// What it was read from: the samples themselves, or rollups of them.
+    /// The data the buckets were computed from: raw samples or rollups.
     resolution: Resolution,
-    /// In the order of time. Buckets without a sample are left out; the first may begin before the range does, since
-    /// buckets lie on whole multiples of their length.
+    /// In chronological order. Buckets without samples are omitted. Buckets are aligned to multiples of their length,
+    /// so the first may start before the range.
     buckets: Vec<Bucket>,
 }
 
-/// How an answer is written.
+/// The format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Format {
     /// JSON.
     Json,
-    /// Comma-separated values with a heading, by RFC 4180.
+    /// Comma-separated values with a header line (RFC 4180).
     Csv,
 }
 
@@ -103,27 +103,27 @@ pub(super) enum Format {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SamplesQuery {
-    /// The beginning; an hour before the end unless given.
+    /// Start of the range. Default: one hour before the end.
     from: Option<Timestamp>,
-    /// The end; now unless given.
+    /// End of the range. Default: now.
     to: Option<Timestamp>,
-    /// At most how many buckets; 300 unless given.
+    /// Maximum number of buckets. Default: 300.
     #[param(inline)]
     points: Option<PointCount>,
-    /// How the answer is written; by `Accept` unless given.
+    /// Format of the answer. Default: chosen by the `Accept` header.
     format: Option<Format>,
 }
 
-/// Read a VM's past
+/// Read the history of a VM
 ///
-/// Reduced to at most `points` buckets with the least, the mean and the greatest value of each, from the samples or
-/// rollups of them: as fine as the points can show, so that a year costs what a day does. A VM that has no sample
-/// there has no buckets, whether it exists or not.
+/// Returns at most `points` buckets with the minimum, average and maximum of each measure, computed from raw samples or
+/// from rollups, whichever suits the bucket length; a year costs no more than a day. The list of buckets is empty if
+/// there are no samples in the range, even if the VM does not exist.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/samples", tag = "vms", operation_id = "vm_samples",
-    params(("instance_id" = InstanceId, Path, description = "the VM's id"), SamplesQuery),
+    params(("instance_id" = InstanceId, Path, description = "VM id"), SamplesQuery),
     responses(
-        (status = OK, description = "the VM's past",
+        (status = OK, description = "the history of the VM",
          content((Series = "application/json"), (String = "text/csv"))),
         (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
     ),
@@ -136,28 +136,28 @@ pub(super) async fn samples(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let range = range(query.from, query.to)?;
-    let asked = VmHistoryQuery {
+    let history = VmHistoryQuery {
         instance_id,
         range,
         points: points(query.points),
         after_ms: None,
     };
-    let series = read_all(&gateway, &caller, asked).await?;
+    let series = read_all(&gateway, &caller, history).await?;
     Ok(match query.format.unwrap_or_else(|| preferred(&headers)) {
         Format::Json => axum::Json(Series::new(range, series)).into_response(),
         Format::Csv => ([(header::CONTENT_TYPE, "text/csv")], csv(&series)).into_response(),
     })
 }
 
-/// Reads all pages of a history, which together have at most as many buckets as were asked for.
-async fn read_all(gateway: &Gateway, caller: &Caller, mut asked: VmHistoryQuery) -> Result<VmSeries, Fault> {
+/// Reads all pages of a history; together they hold at most the requested number of buckets.
+async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery) -> Result<VmSeries, Fault> {
     let context = caller.context(gateway, VmHistory::INFO.kind);
-    // One permit for all pages: they are one read.
+    // One permit covers all pages of the read.
     let _permit = gateway.admission.enter(&VmHistory::INFO, &context).await?;
-    let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &asked).await?;
+    let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &query).await?;
     while all.more {
-        asked.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
-        let page = gateway.bus.call::<VmHistory>(&context, &asked).await?;
+        query.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+        let page = gateway.bus.call::<VmHistory>(&context, &query).await?;
         check_steps(all.step_ms, page.step_ms)?;
         all.more = page.more && !page.buckets.is_empty();
         all.buckets.extend(page.buckets);
@@ -165,18 +165,17 @@ async fn read_all(gateway: &Gateway, caller: &Caller, mut asked: VmHistoryQuery)
     Ok(all)
 }
 
-/// Refuses pages whose buckets differ in length: between them the rows fell out of retention, so that the second was read
-/// from rollups.
+/// Rejects pages with different bucket lengths: rows expired between the reads, so the second page came from rollups.
 pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
-    // A page without buckets has no length.
+    // The length is 0 on a page without buckets.
     if next_ms == first_ms || next_ms == 0 {
         return Ok(());
     }
-    let text = "the history changed while it was read; try again shortly";
+    let text = "the history changed while it was being read; try again";
     Err(Fault::new(FaultKind::Unavailable, text))
 }
 
-/// CSV where `Accept` names it before JSON.
+/// CSV if the `Accept` header lists it before JSON.
 fn preferred(headers: &HeaderMap) -> Format {
     let accept = headers
         .get(header::ACCEPT)
@@ -229,7 +228,7 @@ const MEASURES: [&str; 7] = [
     "proc",
 ];
 
-/// A line a bucket; what is null in JSON is empty. Nothing in it needs quoting.
+/// Writes one line per bucket; null values are empty. No value needs quoting.
 fn csv(series: &VmSeries) -> String {
     let mut out = String::from("at,count");
     // Writing to a String cannot fail.
@@ -262,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn csv_has_a_heading_and_a_line_a_bucket() {
+    fn writes_csv_with_a_header_and_one_line_per_bucket() {
         let bucket = VmBucket {
             at_ms: 1_483_277_880_000,
             count: 2,
@@ -275,19 +274,19 @@ mod tests {
         };
         let text = csv(&series);
         let lines: Vec<_> = text.split("\r\n").collect();
-        let [heading, line, ""] = lines[..] else {
+        let [header, line, ""] = lines[..] else {
             panic!("{text}")
         };
-        assert!(heading.starts_with("at,count,cpu_util_min,cpu_util_avg,cpu_util_max,mem_min"));
+        assert!(header.starts_with("at,count,cpu_util_min,cpu_util_avg,cpu_util_max,mem_min"));
         assert_eq!(
             line,
             format!("2017-01-01T13:38:00.000Z,2,0,1.5,3{}", ",".repeat(18))
         );
-        assert_eq!(heading.split(',').count(), line.split(',').count());
+        assert_eq!(header.split(',').count(), line.split(',').count());
     }
 
     #[test]
-    fn the_first_type_that_is_known_counts() {
+    fn prefers_the_first_known_media_type() {
         for (accept, format) in [
             ("", Format::Json),
             ("*/*", Format::Json),

@@ -1,4 +1,4 @@
-//! The order of a list of VMs, and the place in it where a page ends.
+//! The sort order of the VM list, and its page cursor.
 
 use std::{cmp::Ordering, fmt::Write as _, str::FromStr};
 
@@ -11,42 +11,42 @@ use utoipa::{
 
 use super::{cursors::where_a_page_ended, vms::Vm};
 
-/// The longest key: of a text that is longer only the beginning counts.
-const LONGEST: usize = 256;
+/// Maximum length of a sort key in bytes; longer text is truncated.
+const MAX_KEY_BYTES: usize = 256;
 
-/// What VMs are sorted by.
+/// Sort key of the VM list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum VmSort {
-    /// Their id.
+    /// VM id.
     #[default]
     Id,
-    /// What the hypervisor calls them.
+    /// Name on the hypervisor.
     Name,
-    /// Their state.
+    /// State.
     State,
-    /// Busy share of all cores.
+    /// CPU usage.
     Cpu,
-    /// Share of memory in use.
+    /// Memory usage.
     Mem,
-    /// Disk rate, reads and writes together.
+    /// Disk rate, reads plus writes.
     Disk,
-    /// Network rate, both ways together.
+    /// Network rate, received plus sent.
     Net,
-    /// When they reported last.
+    /// Time of the last report.
     LastReport,
 }
 
-/// A VM's place in an order.
+/// The sort key of a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
-    /// Sorts by its bytes; empty where the VM has no such value, which comes last whichever way.
+    /// Compared bytewise. Empty if the VM has no value; such VMs come last in either order.
     value: Vec<u8>,
     id: InstanceId,
 }
 
 impl VmSort {
-    /// The way that is meant where none is given.
+    /// The order used if the request does not specify one.
     pub(super) const fn usual_order(self) -> Order {
         match self {
             Self::Id | Self::Name | Self::State => Order::Asc,
@@ -54,9 +54,8 @@ impl VmSort {
         }
     }
 
-    /// A VM's place.
     pub(super) fn key(self, vm: &Vm) -> Key {
-        let text = |text: &str| text.to_lowercase().bytes().take(LONGEST).collect();
+        let text = |text: &str| text.to_lowercase().bytes().take(MAX_KEY_BYTES).collect();
         let number = |number: f64| sortable(number).to_be_bytes().to_vec();
         let sample = vm.sample.as_ref();
         let value = match self {
@@ -76,7 +75,7 @@ impl VmSort {
     }
 }
 
-/// Bits that sort as the numbers do.
+/// Maps a float to bits that sort in numeric order.
 fn sortable(number: f64) -> u64 {
     let bits = number.to_bits();
     if number.is_sign_negative() {
@@ -87,7 +86,7 @@ fn sortable(number: f64) -> u64 {
 }
 
 impl Key {
-    /// What comes first; ties by id.
+    /// Compares two keys; equal values are ordered by id.
     pub(super) fn compare(&self, other: &Self, order: Order) -> Ordering {
         let values = match (self.value.is_empty(), other.value.is_empty(), order) {
             (false, false, Order::Desc) => other.value.cmp(&self.value),
@@ -98,12 +97,13 @@ impl Key {
     }
 }
 
-/// Where a page ended: the last VM's key, so that the next one begins behind it whatever has come or gone.
+/// Marks the end of a page with the key of its last VM, so that the next page is correct even if VMs were added or
+/// removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cursor(Key);
 
 impl Cursor {
-    /// What every cursor looks like; whatever looks so is one.
+    /// Matches exactly the valid cursors.
     const PATTERN: &str = "^([0-9a-f]{2}){0,256}\\.[0-9A-Za-z_-]{1,64}$";
 
     pub(super) fn of(key: &Key) -> Self {
@@ -120,13 +120,14 @@ impl FromStr for Cursor {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let parsed = text.split_once('.').and_then(|(value, id)| {
-            let lower = value.len() <= 2 * LONGEST && !value.bytes().any(|byte| byte.is_ascii_uppercase());
+            let lower =
+                value.len() <= 2 * MAX_KEY_BYTES && !value.bytes().any(|byte| byte.is_ascii_uppercase());
             Some(Key {
                 value: lower.then(|| hex::decode(value).ok()).flatten()?,
                 id: id.parse().ok()?,
             })
         });
-        parsed.map(Self).ok_or("must be `next` of the page before")
+        parsed.map(Self).ok_or("must be `next` of the previous page")
     }
 }
 
@@ -167,13 +168,13 @@ mod tests {
     }
 
     #[test]
-    fn numbers_sort_by_their_bits() {
+    fn maps_floats_to_bits_in_numeric_order() {
         let numbers = [f64::NEG_INFINITY, -1.5, -0.0, 0.0, 0.1, 99.9, 100.0, 1e300];
         assert!(numbers.map(sortable).is_sorted());
     }
 
     #[test]
-    fn what_has_no_value_comes_last_both_ways_and_ties_go_by_id() {
+    fn sorts_missing_values_last_and_ties_by_id() {
         let (none, low, high) = (key(b"", "a"), key(b"1", "b"), key(b"2", "c"));
         assert!(low.compare(&high, Order::Asc).is_lt() && low.compare(&high, Order::Desc).is_gt());
         for order in [Order::Asc, Order::Desc] {
@@ -183,17 +184,17 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_comes_back() {
+    fn cursor_survives_a_round_trip() {
         for key in [
             key(b"", "vm-1"),
             key(&[0, 255, 7], "VM_2"),
-            key(&[1; LONGEST], "x"),
+            key(&[1; MAX_KEY_BYTES], "x"),
         ] {
             let cursor = Cursor::of(&key);
             let text = serde_json::to_value(&cursor).unwrap();
             assert_eq!(text.as_str().unwrap().parse::<Cursor>().unwrap().into_key(), key);
         }
-        let long = format!("{}.a", "00".repeat(LONGEST + 1));
+        let long = format!("{}.a", "00".repeat(MAX_KEY_BYTES + 1));
         for bad in ["", "a", ".", "0.a", "0G.a", "0A.a", "00.a b", &long] {
             assert!(bad.parse::<Cursor>().is_err(), "{bad}");
         }

@@ -1,4 +1,4 @@
-//! Users, for administrators; and one's own password.
+//! User management for administrators, and changing passwords.
 
 use std::sync::Arc;
 
@@ -30,13 +30,13 @@ use crate::Gateway;
 /// A user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct User {
-    /// Its name.
+    /// User name.
     name: UserName,
-    /// What it may do.
+    /// Role.
     role: Role,
-    /// Which VMs it may see.
+    /// The VMs that the user may see.
     scope: Scope,
-    /// When it was made.
+    /// When the user was created.
     created_at: Timestamp,
 }
 
@@ -54,9 +54,9 @@ impl From<users::User> for User {
 /// A page of users.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UserList {
-    /// In the order of their names.
+    /// Sorted by name.
     users: Vec<User>,
-    /// What `after` is for the next page; null on the last.
+    /// Value of `after` for the next page; null on the last page.
     #[schema(required)]
     next: Option<UserName>,
 }
@@ -65,44 +65,44 @@ pub(super) struct UserList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UsersQuery {
-    /// Only names behind this one: `next` of the page before.
+    /// `next` of the previous page: lists only names after this one.
     after: Option<UserName>,
-    /// At most how many; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
 }
 
-/// A user to be made.
+/// A user to create.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewUser {
-    /// Its name.
+    /// User name.
     name: UserName,
-    /// Its first password.
+    /// The initial password.
     #[schema(value_type = String, format = Password, min_length = 8)]
     password: NewPassword,
-    /// What it may do.
+    /// Role.
     role: Role,
-    /// Which VMs it may see; all unless given.
-    #[serde(default = "everything")]
+    /// The VMs that the user may see. Default: all.
+    #[serde(default = "all_vms")]
     #[schema(default = json!("all"))]
     scope: Scope,
 }
 
-const fn everything() -> Scope {
+const fn all_vms() -> Scope {
     Scope::All
 }
 
-/// What to change of a user; what is absent stays.
+/// Changes to a user; absent fields are left unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Change {
-    /// What it may do.
-    #[serde(default, deserialize_with = "given")]
+    /// Role.
+    #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     role: Option<Role>,
-    /// Which VMs it may see.
-    #[serde(default, deserialize_with = "given")]
+    /// The VMs that the user may see.
+    #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     scope: Option<Scope>,
 }
@@ -111,17 +111,17 @@ pub(super) struct Change {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Passwords {
-    /// The password from now on.
+    /// The new password.
     #[schema(value_type = String, format = Password, min_length = 8)]
     password: NewPassword,
-    /// The password until now: needed by who changes its own.
-    #[serde(default, deserialize_with = "given")]
+    /// The current password; required when users change their own password.
+    #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<String>, nullable = false, format = Password, min_length = 1)]
     old_password: Option<Password>,
 }
 
-/// Of a field that may be absent, but not null.
-fn given<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+/// For a field that may be absent but not null.
+fn present<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: Deserialize<'de>,
     D: serde::Deserializer<'de>,
@@ -149,12 +149,12 @@ pub(super) async fn list(
     Ok(axum::Json(UserList { users, next }))
 }
 
-/// Make a user
+/// Create a user
 #[utoipa::path(
     post, path = "/users", tag = "users", operation_id = "add_user", request_body = NewUser,
     responses((
         status = CREATED, body = User, description = "the user",
-        headers(("Location" = String, description = "the user's address")),
+        headers(("Location" = String, description = "path of the user")),
     ), (status = CONFLICT, response = super::openapi::Conflict)),
 )]
 pub(super) async fn add(
@@ -187,7 +187,7 @@ pub(super) async fn add(
 /// Read a user
 #[utoipa::path(
     get, path = "/users/{user_name}", tag = "users", operation_id = "get_user",
-    params(("user_name" = UserName, Path, description = "the user's name")),
+    params(("user_name" = UserName, Path, description = "user name")),
     responses((status = OK, body = User, description = "the user")),
 )]
 pub(super) async fn get(
@@ -200,14 +200,14 @@ pub(super) async fn get(
     Ok(axum::Json(user.into()))
 }
 
-/// Change a user's role or scope
+/// Change the role or scope of a user
 ///
-/// This ends its sessions, since they carry both. The last administrator stays one.
+/// Ends all sessions of the user, because sessions carry both. The last administrator cannot be demoted.
 #[utoipa::path(
     patch, path = "/users/{user_name}", tag = "users", operation_id = "update_user", request_body = Change,
-    params(("user_name" = UserName, Path, description = "the user's name")),
+    params(("user_name" = UserName, Path, description = "user name")),
     responses(
-        (status = OK, body = User, description = "the user as it is now"),
+        (status = OK, body = User, description = "the changed user"),
         (status = CONFLICT, response = super::openapi::Conflict),
     ),
 )]
@@ -223,14 +223,14 @@ pub(super) async fn update(
     Ok(axum::Json(user.into()))
 }
 
-/// Remove a user
+/// Delete a user
 ///
-/// This ends its sessions. The last administrator stays.
+/// Ends all sessions of the user. The last administrator cannot be deleted.
 #[utoipa::path(
     delete, path = "/users/{user_name}", tag = "users", operation_id = "remove_user",
-    params(("user_name" = UserName, Path, description = "the user's name")),
+    params(("user_name" = UserName, Path, description = "user name")),
     responses(
-        (status = NO_CONTENT, description = "the user is no more"),
+        (status = NO_CONTENT, description = "the user is deleted"),
         (status = CONFLICT, response = super::openapi::Conflict),
     ),
 )]
@@ -246,11 +246,11 @@ pub(super) async fn remove(
 
 /// Set a password
 ///
-/// One's own with the old one, another's as an administrator. This ends all sessions of the user, the one that the
-/// request is made with included.
+/// Users set their own password with the current one; administrators set the password of any user. Ends all sessions of
+/// the user, including the one that sends the request.
 #[utoipa::path(
     put, path = "/users/{user_name}/password", tag = "users", operation_id = "set_password", request_body = Passwords,
-    params(("user_name" = UserName, Path, description = "the user's name")),
+    params(("user_name" = UserName, Path, description = "user name")),
     responses((status = NO_CONTENT, description = "the password is set")),
 )]
 pub(super) async fn set_password(
@@ -271,14 +271,14 @@ pub(super) async fn set_password(
     let info = UsersSetPassword::INFO;
     let context = caller.context(&gateway, info.kind);
     if change.old_password.is_some() {
-        // Checking it costs a hash, and tells whether it is right: as a login.
+        // Checking the old password costs a hash and reveals whether it is correct, so it counts as a login attempt.
         gateway.admission.check_source(&info, &context)?;
     }
     gateway.call::<UsersSetPassword>(&context, &change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// As one segment of a path (RFC 3986: all but the unreserved characters).
+/// Encodes text as one path segment: escapes all but the unreserved characters of RFC 3986.
 fn percent_encoded(text: &str) -> String {
     use std::fmt::Write as _;
     let mut out = String::with_capacity(text.len());
@@ -297,7 +297,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_segment_of_an_address() {
+    fn percent_encodes_a_path_segment() {
         assert_eq!(percent_encoded("a.b-c_d~1"), "a.b-c_d~1");
         assert_eq!(percent_encoded("a/b ?#é%"), "a%2Fb%20%3F%23%C3%A9%25");
     }
