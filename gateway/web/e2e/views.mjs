@@ -46,7 +46,7 @@ await story(async (page, { faults }) => {
   await endsAnotherSession(page);
 }, { colorScheme });
 
-/** A session of another device is listed, and ended from here. */
+/** Lists a session of another device and ends it. */
 async function endsAnotherSession(page) {
   const credentials = { user_name: setting("VMWATCH_PAGE_USER"), password: setting("VMWATCH_PAGE_PASSWORD") };
   const made = await page.request.post(`${url}/api/v1/sessions`, { data: credentials });
@@ -55,11 +55,11 @@ async function endsAnotherSession(page) {
   const rows = page.locator("table.sessions tbody tr");
   await rows.first().getByRole("button", { name: "Sign out" }).waitFor();
   const before = await rows.count();
-  check(before >= 2, `${before} sessions are listed`);
+  check(before >= 2, `expected at least 2 sessions, found ${before}`);
   await rows.nth(1).getByRole("button").click();
   await page.locator("dialog[open] button.danger").click();
-  await until("the session is listed no more", async () => (await rows.count()) === before - 1);
-  await until("the session is over", async () => {
+  await until("the session disappears from the list", async () => (await rows.count()) === before - 1);
+  await until("the token is rejected", async () => {
     const me = await page.request.get(`${url}/api/v1/me`, { headers: { Authorization: `Bearer ${token}` } });
     return me.status() === 401;
   });

@@ -48,7 +48,7 @@ export async function ask<T>(call: Promise<Answer<T>>): Promise<T> {
   throw failure;
 }
 
-/** Ends the session of this browser, and shows the sign-in. */
+/** Ends the session of this browser and shows the sign-in form. */
 export async function signOut(): Promise<void> {
   try {
     await ask(api.DELETE("/api/v1/sessions/current"));

@@ -213,18 +213,18 @@ export const en = {
   },
   sessions: {
     title: "Your sessions",
-    hint: "Each sign-in is a session. End those that you do not recognize, then change your password.",
+    hint: "Each sign-in creates a session. End any session you do not recognize, then change your password.",
     columns: {
-      source: "Signed in from", began: "Signed in", used: "Last used", idle: "Ends if unused", expires: "Ends at the latest",
+      source: "Source", began: "Signed in", used: "Last used", idle: "Expires if idle", expires: "Expires",
       action: "Action",
     },
     current: "this session",
     now: "now",
     unknownSource: "unknown address",
     end: "End session",
-    endOf: (source: string, began: string) => `End the session from ${source}, signed in ${began}`,
+    endOf: (source: string, began: string) => `End session from ${source}, signed in ${began}`,
     endTitle: "End this session?",
-    endText: (source: string, began: string) => `Signed in from ${source}, ${began}. It is signed out within a second.`,
+    endText: (source: string, began: string) => `Signed in from ${source}, ${began}. The session ends within a second.`,
   },
   password: {
     title: (name: string) => `Set password of ${name}`,

@@ -207,17 +207,17 @@ export const zh: Texts = {
   },
   sessions: {
     title: "登录会话",
-    hint: "每次登录都会产生一个会话。如有您不认识的会话，请先将其结束，再修改密码。",
+    hint: "每次登录都会创建一个会话。如发现陌生会话，请先结束该会话，再修改密码。",
     columns: {
-      source: "登录来源", began: "登录时间", used: "最近使用", idle: "闲置到期", expires: "最晚到期", action: "操作",
+      source: "登录来源", began: "登录时间", used: "最近使用", idle: "空闲过期时间", expires: "过期时间", action: "操作",
     },
     current: "当前会话",
     now: "刚刚",
     unknownSource: "未知地址",
     end: "结束会话",
-    endOf: (source, began) => `结束来自 ${source}、登录于 ${began} 的会话`,
-    endTitle: "结束此会话？",
-    endText: (source, began) => `该会话来自 ${source}，登录于 ${began}，将在一秒内退出登录。`,
+    endOf: (source, began) => `结束会话（来源 ${source}，登录时间 ${began}）`,
+    endTitle: "确定结束该会话吗？",
+    endText: (source, began) => `来源 ${source}，登录时间 ${began}。该会话将在一秒内结束。`,
   },
   password: {
     title: (name) => `设置 ${name} 的密码`,

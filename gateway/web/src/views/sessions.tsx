@@ -1,4 +1,4 @@
-//! One's own sessions: where they were begun, and an end to each.
+//! Lists the sessions of the signed-in user and ends them.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas, signOut } from "../api/client";
 import { useEvery, useResource } from "../api/resource";
@@ -11,8 +11,8 @@ import { Failed, Loading } from "../parts/states";
 
 type Session = Schemas["OwnSession"];
 
-/** Uses are known to about a minute. */
-const RELOAD = 30 * SECOND;
+/** Reload interval; the time of the last use is accurate to about a minute. */
+const RELOAD_MS = 30 * SECOND;
 
 export function Sessions() {
   const texts = t().sessions;
@@ -21,7 +21,7 @@ export function Sessions() {
     const { sessions } = await ask(api.GET("/api/v1/sessions", { signal }));
     return [...sessions.filter((session) => session.current), ...sessions.filter((session) => !session.current)];
   }, []);
-  useEvery(RELOAD, sessions.reload);
+  useEvery(RELOAD_MS, sessions.reload);
   const close = () => {
     setEnding(null);
     sessions.reload();
