@@ -77,7 +77,7 @@ impl Echo<'_> {
 }
 
 /// Used when the request could not be parsed: there is nothing to repeat.
-pub(super) const NOBODY: Echo<'static> = Echo {
+pub(super) const EMPTY_ECHO: Echo<'static> = Echo {
     form: Answer::Rows,
     method: "null",
     session_id: "",
@@ -137,7 +137,7 @@ mod tests {
     fn maps_faults_to_the_http_status_of_the_contract() {
         let http = |kind| {
             let fault = Fault::new(kind, "x").retry_after(Duration::from_millis(1500));
-            let response = NOBODY.fault(&fault);
+            let response = EMPTY_ECHO.fault(&fault);
             let after = response
                 .headers()
                 .get(header::RETRY_AFTER)

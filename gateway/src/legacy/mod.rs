@@ -1,4 +1,5 @@
-//! The documented API of 2017 (docs/api): one path, a method code in the body, an envelope around every answer.
+//! The documented API of 2017 (docs/api): a single path, a method code in the body, and an envelope around every
+//! answer.
 
 mod answer;
 pub mod python_repr;
@@ -26,7 +27,7 @@ use tokio::time::Instant;
 use tracing::{Instrument, debug, field::Empty, info_span};
 
 use self::{
-    answer::{Echo, NOBODY, respond},
+    answer::{EMPTY_ECHO, Echo, respond},
     python_repr::rows_to_python,
     request::{Body, Format, Parameters},
 };
@@ -35,7 +36,7 @@ use crate::{Gateway, body};
 /// The documented path.
 pub const PATH: &str = "/wsgi_app.py";
 
-/// Answers whatever is sent to the documented path.
+/// Handles all requests to the documented path.
 pub(crate) async fn serve(
     State(gateway): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -59,8 +60,8 @@ pub(crate) async fn serve(
     response
 }
 
-/// What a service would be sent for this body, or why not; `None` where it is not one JSON object. For who tries the
-/// parser with any bytes.
+/// For fuzzing: returns the parameters that a service would receive for this body, or the fault; `None` if the body is
+/// not a single JSON object.
 pub fn read_request(body: &[u8]) -> Option<Result<Vec<u8>, Fault>> {
     let body = Body::parse(body)?;
     Some(body.method().and_then(|_| Ok(body.parameters()?.params)))
@@ -70,31 +71,33 @@ impl Gateway {
     async fn legacy(&self, source: IpAddr, request: Request) -> Response<HttpBody> {
         if request.method() != Verb::POST {
             let text = "this address takes POST only";
-            return NOBODY.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
+            return EMPTY_ECHO.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
         }
         let bytes = match body::read(request, self.http.body_timeout).await {
             Ok(bytes) => bytes,
-            Err((status, text)) => return NOBODY.refusal(status, Status::Failure, text),
+            Err((status, text)) => return EMPTY_ECHO.refusal(status, Status::Failure, text),
         };
         let Some(body) = Body::parse(&bytes) else {
             let text = "the body must be one JSON object";
-            return NOBODY.refusal(StatusCode::BAD_REQUEST, Status::Failure, text);
+            return EMPTY_ECHO.refusal(StatusCode::BAD_REQUEST, Status::Failure, text);
         };
-        // After the reading, which takes no recursion.
+        // Checked after parsing, which is safe because it does not recurse.
         if body::is_deep(&bytes) {
-            return NOBODY.refusal(StatusCode::BAD_REQUEST, Status::Failure, body::TOO_DEEP);
+            return EMPTY_ECHO.refusal(StatusCode::BAD_REQUEST, Status::Failure, body::TOO_DEEP);
         }
         let method = body.method();
         let (echo_method, session_id, message_id) =
             (body.method_echo(), body.session_id(), body.message_id_echo());
         let echo = Echo {
-            form: method.as_ref().map_or(Answer::Rows, |(_, face)| face.answer),
+            form: method
+                .as_ref()
+                .map_or(Answer::Rows, |(_, documented)| documented.answer),
             method: &echo_method,
             session_id: &session_id,
             message_id: &message_id,
         };
         let answered = match method {
-            Ok((info, face)) => self.answer(source, &body, &echo, info, face).await,
+            Ok((info, documented)) => self.answer(source, &body, &echo, info, documented).await,
             Err(fault) => Err(fault),
         };
         answered.map_or_else(
@@ -112,7 +115,7 @@ impl Gateway {
         body: &Body<'_>,
         echo: &Echo<'_>,
         info: &'static MethodInfo,
-        face: &Documented,
+        documented: &Documented,
     ) -> Result<String, Fault> {
         // The session is checked before any other parameter, and before a permit is taken.
         let principal = self.authorize(info.access, echo.session_id).await?;
@@ -127,7 +130,7 @@ impl Gateway {
             .record("rpc.method", info.name)
             .record("request_id", context.request_id.as_str());
         let _permit = self.admission.enter(info, &context).await?;
-        if face.answer == Answer::Rows {
+        if documented.answer == Answer::Rows {
             let all = rows::read_all(self, info, &context, params).await?;
             return match format {
                 Format::Json => Ok(echo.answer(all.status, &all.message, &all.rows)),
@@ -138,10 +141,10 @@ impl Gateway {
             };
         }
         let reply = self.bus.forward(info, &context, params.into()).await?;
-        render(echo, face, &reply)
+        render(echo, documented, &reply)
     }
 
-    /// Who asks; `None` where the method needs no session.
+    /// The principal of the session; `None` if the method needs no session.
     async fn authorize(&self, access: Access, session_id: &str) -> Result<Option<Principal>, Fault> {
         if access == Access::Public {
             return Ok(None);
@@ -153,12 +156,12 @@ impl Gateway {
     }
 }
 
-/// The answer of a reply that holds no rows.
-fn render(echo: &Echo<'_>, face: &Documented, reply: &[u8]) -> Result<String, Fault> {
+/// The answer to a reply without rows.
+fn render(echo: &Echo<'_>, documented: &Documented, reply: &[u8]) -> Result<String, Fault> {
     let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
     let status = envelope.status_code;
     let (message, data) = envelope.into_result()?;
-    if face.answer != Answer::Session {
+    if documented.answer != Answer::Session {
         return Ok(echo.answer(status, &message, "null"));
     }
     let session: Session = serde_json::from_str(data.get()).map_err(unreadable)?;

@@ -1,5 +1,5 @@
-//! Typed parts of a request. What does not fit its type is refused with the name of the field and the rule, and what
-//! is not known is refused as well: a misspelt filter must not read as no filter.
+//! Extractors for typed parts of a request. Invalid values are rejected with the name of the field and the rule.
+//! Unknown fields are rejected too, so that a misspelt filter is not silently ignored.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -20,11 +20,11 @@ use utoipa::{
 use super::problem::Problem;
 use crate::Gateway;
 
-/// The query, as a type with `deny_unknown_fields`.
+/// The query, decoded into a type with `deny_unknown_fields`.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
 
-/// The query of a route that takes none.
+/// The query of a route without query parameters.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
@@ -44,7 +44,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Gateway>> for Query<T> {
     }
 }
 
-/// The one parameter of a path.
+/// The single path parameter.
 #[derive(Debug)]
 pub(super) struct Path<T>(pub(super) T);
 
@@ -59,7 +59,7 @@ impl<T: FromStr<Err: fmt::Display>> FromRequestParts<Arc<Gateway>> for Path<T> {
             return Err(Problem::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 "internal",
-                "this route has no parameter",
+                "this route has no path parameter",
             ));
         };
         value
@@ -69,7 +69,7 @@ impl<T: FromStr<Err: fmt::Display>> FromRequestParts<Arc<Gateway>> for Path<T> {
     }
 }
 
-/// A JSON body, as a type with `deny_unknown_fields`.
+/// A JSON body, decoded into a type with `deny_unknown_fields`.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
@@ -91,17 +91,17 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
                 detail,
             ));
         }
-        // In memory already: `edge` has read it within its limits.
+        // The body is already in memory: `edge` has read it and enforced the limits.
         let bytes = axum::body::to_bytes(request.into_body(), usize::MAX)
             .await
-            .map_err(|_| Problem::invalid("the body could not be read to its end"))?;
+            .map_err(|_| Problem::invalid("the body could not be read completely"))?;
         decode(&bytes).map(Self)
     }
 }
 
-/// Decodes a JSON object; the refusal names the field and the rule, and repeats no value that was sent: it may be a password.
+/// Decodes a JSON object. Errors name the field and the rule but never the value, which may be a password.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    // A struct would be read from an array as well, its fields in their order.
+    // serde would also decode a struct from an array, field by field.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::invalid("body: must be a JSON object"));
     }
@@ -110,19 +110,19 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let path = error.path().to_string();
         let inner = error.into_inner();
         let rule = inner.to_string().replace('`', "");
-        let place = if path == "." {
+        let location = if path == "." {
             String::new()
         } else {
             format!("{path}: ")
         };
-        Problem::invalid(format!("body: {place}{rule}"))
+        Problem::invalid(format!("body: {location}{rule}"))
     })?;
     json.end()
-        .map_err(|_| Problem::invalid("body: there is more behind the JSON value"))?;
+        .map_err(|_| Problem::invalid("body: unexpected data after the JSON value"))?;
     Ok(decoded)
 }
 
-/// Decodes a filter. A value that this version does not know is refused, where a stored one would be read as unknown.
+/// Decodes a filter value. Rejects values unknown to this version, which in stored data would decode as `unknown`.
 pub(super) fn known<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: DeserializeOwned + serde::Serialize,
@@ -134,11 +134,11 @@ where
     if written == text.as_str() {
         Ok(Some(value))
     } else {
-        Err(D::Error::custom("is none of the known values"))
+        Err(D::Error::custom("is not a known value"))
     }
 }
 
-/// A whole number within bounds, in a query or a body.
+/// An integer within bounds, in a query or a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number<const LEAST: u64, const MOST: u64>(u64);
 
@@ -154,7 +154,7 @@ impl<'de, const LEAST: u64, const MOST: u64> Deserialize<'de> for Number<LEAST, 
     }
 }
 
-/// Reads a whole number from the one bound to the other. `10.0` is one: JSON knows no difference.
+/// Decodes an integer within bounds. Accepts `10.0`, because JSON does not distinguish integers from floats.
 struct Whole(u64, u64);
 
 impl Visitor<'_> for Whole {
@@ -176,7 +176,7 @@ impl Visitor<'_> for Whole {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<u64, E> {
-        // A number with a fraction is written with one; the bounds lie far within what a float holds exactly.
+        // Rejects fractions. The bounds are well within the range in which a float is exact.
         let whole = format!("{number:.0}")
             .parse()
             .ok()
@@ -198,16 +198,16 @@ impl<const LEAST: u64, const MOST: u64> PartialSchema for Number<LEAST, MOST> {
 
 impl<const LEAST: u64, const MOST: u64> ToSchema for Number<LEAST, MOST> {}
 
-/// How many a page may hold.
+/// The requested page size.
 pub(super) type PageLimit = Number<1, 1000>;
 
-/// The bound of a page, 100 unless given.
+/// The page size to use; 100 by default.
 pub(super) fn page_limit(given: Option<PageLimit>) -> Limit {
-    // The bounds are those of `Limit`.
+    // Cannot fail: `PageLimit` and `Limit` have the same bounds.
     Limit::new(given.map_or(100, PageLimit::get)).unwrap_or_default()
 }
 
-/// A text of at most so many characters, in a query.
+/// A string with a maximum length in characters, in a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<const MOST: usize>(String);
 

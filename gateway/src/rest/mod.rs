@@ -1,8 +1,8 @@
-//! The REST API (docs/api/rest.md): typed routes, each of which calls typed methods on the bus.
+//! The REST API (docs/api/rest.md): typed routes that call typed methods on the bus.
 //!
 //! ```text
 //! request ─ edge (id, span, body) ─ Caller (session) ─ Path, Query, Json ─ handler ─ permit ─ bus
-//!            └ problem document, whatever went wrong
+//!            └ problem document on any error
 //! ```
 
 mod actions;
@@ -34,12 +34,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use self::{edge::no_such_path, events::encode as encode_event};
 use crate::{Gateway, page};
 
-/// What every address of the API begins with; the number is the version of the contract.
+/// Path prefix of the API, with the version of the contract.
 const PATH: &str = "/api/v1";
 
-/// The routes, the document that describes them, and the answer to what no route takes.
+/// The routes, the OpenAPI document and the fallback.
 pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
-    let (routes, document) = described();
+    let (routes, document) = routes_and_document();
     routes
         .merge(openapi::serve(&document))
         .fallback(page::serve)
@@ -48,10 +48,10 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
 
 /// The OpenAPI document.
 pub fn document() -> OpenApi {
-    described().1
+    routes_and_document().1
 }
 
-fn described() -> (Router<Arc<Gateway>>, OpenApi) {
+fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
     let routes = OpenApiRouter::new()
         .routes(routes!(sessions::login, sessions::list))
         .routes(routes!(sessions::logout))
@@ -84,7 +84,7 @@ mod tests {
     use std::{env, fs, path::PathBuf};
 
     #[test]
-    fn every_reference_of_the_document_leads_somewhere() {
+    fn resolves_every_reference_of_the_document() {
         let document = serde_json::to_value(super::document()).unwrap();
         let text = document.to_string();
         let references: Vec<_> = text.split(r##""$ref":"#"##).skip(1).collect();
@@ -95,18 +95,18 @@ mod tests {
         }
     }
 
-    /// A change of the contract is a change of a file that a reviewer sees. `VMWATCH_BLESS=1` writes it anew.
+    /// Makes changes of the contract visible in review. Run with `VMWATCH_BLESS=1` to update the file.
     #[test]
-    fn the_openapi_document_is_the_golden_one() {
+    fn openapi_document_matches_golden_file() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/openapi.json");
-        let made = super::document().to_pretty_json().unwrap() + "\n";
+        let generated = super::document().to_pretty_json().unwrap() + "\n";
         if env::var_os("VMWATCH_BLESS").is_some() {
-            fs::write(&path, &made).unwrap();
+            fs::write(&path, &generated).unwrap();
         }
         let golden = fs::read_to_string(&path).unwrap();
-        for (line, (made, golden)) in made.lines().zip(golden.lines()).enumerate() {
-            assert_eq!(made, golden, "openapi.json, line {}", line + 1);
+        for (line, (generated, golden)) in generated.lines().zip(golden.lines()).enumerate() {
+            assert_eq!(generated, golden, "openapi.json, line {}", line + 1);
         }
-        assert_eq!(made.len(), golden.len());
+        assert_eq!(generated.len(), golden.len());
     }
 }

@@ -1,4 +1,4 @@
-//! Commands on VMs, and what became of them.
+//! The operations on VMs.
 
 use std::sync::Arc;
 
@@ -25,19 +25,19 @@ use super::{
 };
 use crate::Gateway;
 
-/// What can be done to a VM.
+/// An action on a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Action {
-    /// Makes it run.
+    /// Starts or resumes the VM.
     Start,
-    /// Asks its system to shut down, as its power button does.
+    /// Asks the guest to shut down, like the power button.
     Stop,
-    /// Asks its system to start anew.
+    /// Asks the guest to reboot.
     Reboot,
-    /// Starts its system anew without asking it, as its reset button does.
+    /// Restarts the VM without asking the guest, like the reset button.
     Reset,
-    /// Cuts its power.
+    /// Powers the VM off without asking the guest.
     ForceStop,
 }
 
@@ -67,7 +67,7 @@ impl Action {
         }
     }
 
-    /// The command on the bus, and whether it is the hard form.
+    /// The verb on the bus, and whether it skips the guest.
     pub(super) const fn verb(self) -> (Verb, bool) {
         match self {
             Self::Start => (Verb::Start, false),
@@ -79,63 +79,63 @@ impl Action {
     }
 }
 
-/// The record of a command on a VM.
+/// The record of an action on a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Operation {
-    /// Its id.
+    /// Operation id.
     pub(super) id: OperationId,
-    /// What was asked.
+    /// The requested action.
     #[serde(serialize_with = "Action::or_unknown")]
     #[schema(value_type = Action)]
     action: Option<Action>,
-    /// Of which VM.
+    /// The VM.
     instance_id: InstanceId,
-    /// Where that VM is, once it was found.
+    /// The hypervisor of the VM, once known.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// Who asked.
+    /// The user who requested it.
     user: String,
-    /// From which address, as the gateway saw it.
+    /// Source address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
-    /// What the logs name the request that it came with.
+    /// The request ID, as in the logs.
     request_id: String,
-    /// When it was asked.
+    /// When it was requested.
     requested_at: Timestamp,
-    /// Until when it may be begun.
+    /// The operation is not started after this time.
     deadline: Timestamp,
-    /// When it ended.
+    /// When it ended; null while it is in progress.
     #[schema(required)]
     finished_at: Option<Timestamp>,
-    /// How far it has come.
+    /// The current state.
     state: OperationState,
-    /// The VM's state when it succeeded.
+    /// The state of the VM after success.
     #[schema(required)]
     machine_state: Option<MachineState>,
-    /// Why it did not succeed.
+    /// Why it failed.
     #[schema(required)]
     failure: Option<Failure>,
-    /// What happened, the oldest first.
+    /// The steps so far, oldest first.
     history: Vec<Happening>,
 }
 
-/// Why a command did not succeed.
+/// The reason for a failure.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Failure {
-    /// The kind, for programs.
+    /// Machine-readable kind.
     code: FaultKind,
-    /// In plain words.
+    /// Description for users.
     detail: String,
 }
 
-/// Something that happened to a command.
+/// A step of an operation.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Happening {
-    /// When.
+    /// Time of the step.
     at: Timestamp,
-    /// How far the command had come then.
+    /// The state of the operation after the step.
     state: OperationState,
-    /// What; where the hypervisor spoke, in its own words.
+    /// Description of the step; messages of the hypervisor are quoted verbatim.
     text: String,
 }
 
@@ -173,12 +173,12 @@ impl From<lifecycle::Event> for Happening {
     }
 }
 
-/// Commands.
+/// A page of operations.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OperationList {
-    /// The newest first.
+    /// Newest first.
     operations: Vec<Operation>,
-    /// What `cursor` is for the next page; null on the last.
+    /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
     next: Option<OperationCursor>,
 }
@@ -187,22 +187,22 @@ pub(super) struct OperationList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct OperationsQuery {
-    /// On this VM only.
+    /// Only operations on this VM.
     instance_id: Option<InstanceId>,
-    /// In this state only.
+    /// Only operations in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<OperationState>,
-    /// At most how many, the newest; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the page before.
+    /// `next` of the previous page.
     cursor: Option<OperationCursor>,
 }
 
-/// List commands
+/// List operations
 #[utoipa::path(
     get, path = "/operations", tag = "operations", operation_id = "list_operations", params(OperationsQuery),
-    responses((status = OK, body = OperationList, description = "the newest commands on VMs that the session may see")),
+    responses((status = OK, body = OperationList, description = "operations on VMs that the user may see, newest first")),
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
@@ -212,7 +212,7 @@ pub(super) async fn list(
     let filter = OperationFilter {
         instance_id: query.instance_id,
         state: query.state,
-        before: query.cursor.map(|place| place.0),
+        before: query.cursor.map(|cursor| cursor.0),
         limit: page_limit(query.limit),
     };
     let page = caller.ask::<OperationsList>(&gateway, &filter).await?;
@@ -224,11 +224,11 @@ pub(super) async fn list(
     }))
 }
 
-/// Read a command
+/// Read an operation
 #[utoipa::path(
     get, path = "/operations/{operation_id}", tag = "operations", operation_id = "get_operation",
-    params(("operation_id" = OperationId, Path, description = "the command's id")),
-    responses((status = OK, body = Operation, description = "the command as it is now")),
+    params(("operation_id" = OperationId, Path, description = "operation id")),
+    responses((status = OK, body = Operation, description = "the operation")),
 )]
 pub(super) async fn get(
     State(gateway): State<Arc<Gateway>>,
@@ -236,7 +236,7 @@ pub(super) async fn get(
     Path(operation_id): Path<OperationId>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<axum::Json<Operation>, Problem> {
-    let asked = OperationRef { operation_id };
-    let operation = caller.ask::<OperationsGet>(&gateway, &asked).await?;
+    let request = OperationRef { operation_id };
+    let operation = caller.ask::<OperationsGet>(&gateway, &request).await?;
     Ok(axum::Json(operation.into()))
 }

@@ -1,4 +1,4 @@
-//! VMs: what runs where, and what it reported last.
+//! VMs: their state on the hypervisor and the latest report of their agent.
 
 use std::sync::Arc;
 
@@ -27,86 +27,86 @@ use super::{
 };
 use crate::Gateway;
 
-/// What a VM's agent reported last, in percent and KiB/s.
+/// The latest sample of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sample {
-    /// When it was taken, by the VM's own clock.
+    /// Time of the sample, by the clock of the VM.
     pub(super) at: Timestamp,
-    /// Busy share of all cores, 0 to 100.
+    /// CPU usage of all cores, percent, 0 to 100.
     pub(super) cpu_util: f64,
-    /// Share of memory in use, percent.
+    /// Memory usage, percent.
     pub(super) mem: f64,
-    /// Read rate of all whole disks, KiB/s.
+    /// Read rate of all disks, KiB/s.
     pub(super) disk_read: f64,
-    /// Write rate of all whole disks, KiB/s.
+    /// Write rate of all disks, KiB/s.
     pub(super) disk_write: f64,
-    /// Receive rate, KiB/s.
+    /// Network receive rate, KiB/s.
     pub(super) net_incoming: f64,
-    /// Transmit rate, KiB/s.
+    /// Network transmit rate, KiB/s.
     pub(super) net_outgoing: f64,
     /// Number of processes.
     pub(super) proc: u32,
 }
 
-/// Whether a VM's agent is heard.
+/// Whether the agent of a VM reports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Agent {
-    /// It reported of late.
+    /// It reported recently.
     Reporting,
-    /// It did not, for longer than `VMWATCH_SILENT_AFTER`.
+    /// It has not reported for longer than `VMWATCH_SILENT_AFTER`.
     Silent,
-    /// It never did.
+    /// It has never reported.
     Never,
 }
 
 /// A VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Vm {
-    /// Its id.
+    /// VM id.
     pub(super) instance_id: InstanceId,
-    /// What the hypervisor calls it; null where no hypervisor knows it, or none was asked.
+    /// Name on the hypervisor; null if no hypervisor has the VM or could be queried.
     #[schema(required)]
     pub(super) name: Option<String>,
-    /// Where it is.
+    /// The hypervisor that has the VM.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// What the hypervisor says of it; null where none knows it, or none answers.
+    /// State on the hypervisor; null if no hypervisor has the VM or could be queried.
     #[schema(required)]
     pub(super) state: Option<MachineState>,
-    /// Whether its agent is heard; null where that is not known.
+    /// Whether the agent reports; null if unknown.
     #[schema(required)]
     pub(super) agent: Option<Agent>,
-    /// When its agent reported last, by our own clock.
+    /// Time of the last report, by the clock of the server.
     #[schema(required)]
     pub(super) last_report_at: Option<Timestamp>,
-    /// The newest sample.
+    /// The latest sample.
     #[schema(required)]
     pub(super) sample: Option<Sample>,
-    /// The highest CPU share in each three minutes of the last hour, the oldest first; null where there was no sample.
+    /// Peak CPU usage in each three minutes of the last hour, oldest first; null if there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
 }
 
 /// A page of VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VmList {
-    /// As they were asked to be sorted.
+    /// Sorted as requested.
     vms: Vec<Vm>,
-    /// How many pass the filters, on all pages.
+    /// Number of VMs that match the filters, on all pages.
     total: usize,
-    /// What `cursor` is for the next page; null on the last.
+    /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
     next: Option<Cursor>,
-    /// What is missing, and why; empty where nothing is.
+    /// Data sources that are unavailable, and why; usually empty.
     degraded: Vec<Degraded>,
 }
 
-/// A VM, with what is missing.
+/// A VM and the data sources that are unavailable.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VmDetail {
     #[serde(flatten)]
     vm: Vm,
-    /// What is missing, and why; empty where nothing is.
+    /// Data sources that are unavailable, and why; usually empty.
     degraded: Vec<Degraded>,
 }
 
@@ -114,32 +114,32 @@ pub(super) struct VmDetail {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct VmsQuery {
-    /// Only VMs with this text in id, name or hypervisor, in whatever case.
+    /// Only VMs with this text in id, name or hypervisor; case-insensitive.
     #[param(inline)]
     q: Option<Text<128>>,
     /// Only VMs in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<MachineState>,
-    /// Only VMs whose agent is heard so.
+    /// Only VMs whose agent has this status.
     agent: Option<Agent>,
-    /// Sorted by what; by id unless given. What has no value comes last.
+    /// Sort key. Default: id. VMs without a value come last.
     #[serde(default)]
     #[param(value_type = Option<VmSort>)]
     sort: VmSort,
-    /// Which way; names and ids from their beginning and all else from the greatest unless given.
+    /// Sort order. Default: ascending for id, name and state, descending otherwise.
     order: Option<Order>,
-    /// At most how many; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the page before, with the same sort and order.
+    /// `next` of the previous page; requires the same `sort` and `order`.
     cursor: Option<Cursor>,
 }
 
 /// List VMs
 ///
-/// All that the hypervisors know and all that ever reported, joined. Where one of the two halves is away, its fields are
-/// null and `degraded` says why. A VM whose value changes while one turns pages may be met twice or missed, unless
-/// they are sorted by id or name.
+/// Joins the VMs of all hypervisors with all VMs that ever reported. If one of the two sources is unreachable, its
+/// fields are null and `degraded` states why. A VM whose sort value changes between pages may appear twice or not at
+/// all, unless the list is sorted by id or name.
 #[utoipa::path(
     get, path = "/vms", tag = "vms", operation_id = "list_vms", params(VmsQuery),
     responses((status = OK, body = VmList, description = "a page of VMs")),
@@ -182,11 +182,11 @@ pub(super) async fn list(
 
 /// Read a VM
 ///
-/// What its hypervisor and its agent say of it. Where one of the two halves is away, its fields are null and `degraded`
-/// says why.
+/// Joins the data of hypervisor and agent. If one of the two sources is unreachable, its fields are null and `degraded`
+/// states why.
 #[utoipa::path(
     get, path = "/vms/{instance_id}", tag = "vms", operation_id = "get_vm",
-    params(("instance_id" = InstanceId, Path, description = "the VM's id")),
+    params(("instance_id" = InstanceId, Path, description = "VM id")),
     responses((status = OK, body = VmDetail, description = "the VM")),
 )]
 pub(super) async fn get(
@@ -200,18 +200,18 @@ pub(super) async fn get(
         caller.ask::<VmGet>(&gateway, &target),
         caller.ask::<lifecycle::State>(&gateway, &target),
     );
-    let mut away = Vec::new();
-    let summary = half(Part::Metrics, summary, &mut away);
-    let machine = half(Part::Lifecycle, machine, &mut away);
+    let mut failures = Vec::new();
+    let summary = found(Part::Metrics, summary, &mut failures);
+    let machine = found(Part::Lifecycle, machine, &mut failures);
     if summary.is_none() && machine.is_none() {
-        // Nobody knows it, unless it is somebody who cannot be asked.
-        let fault = away
+        // Neither service knows this VM; if one was unreachable, return its error instead of 404.
+        let fault = failures
             .into_iter()
             .next()
             .map_or_else(no_such_vm, |(_, fault)| fault);
         return Err(fault.into());
     }
-    let degraded = away
+    let degraded = failures
         .iter()
         .map(|(part, fault)| Degraded::new(*part, &fault.message))
         .collect::<Vec<_>>();
@@ -221,13 +221,13 @@ pub(super) async fn get(
     Ok(axum::Json(VmDetail { vm, degraded }))
 }
 
-/// What one half says. What it does not find is no failure of it: the other may know the VM.
-fn half<T>(part: Part, answer: Result<T, Fault>, away: &mut Vec<(Part, Fault)>) -> Option<T> {
+/// The answer of one service; `None` if it does not know the VM or failed. Failures are added to `failures`.
+fn found<T>(part: Part, answer: Result<T, Fault>, failures: &mut Vec<(Part, Fault)>) -> Option<T> {
     match answer {
-        Ok(found) => Some(found),
+        Ok(data) => Some(data),
         Err(fault) if fault.kind == FaultKind::NotFound => None,
         Err(fault) => {
-            away.push((part, fault));
+            failures.push((part, fault));
             None
         }
     }
@@ -261,7 +261,7 @@ impl Gateway {
 }
 
 impl Vm {
-    /// Whether the text, in lower case, is part of what the VM is called.
+    /// Whether the VM's id, name or hypervisor contains this lower-case text.
     fn contains(&self, text: &str) -> bool {
         let names = [
             Some(self.instance_id.as_str()),
