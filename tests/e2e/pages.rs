@@ -40,10 +40,12 @@ fn vm() -> InstanceId {
 /// The process table of a hostile guest, in as many parts as an agent would send.
 pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: u64) {
     let pids: Vec<u32> = (1..=PROCESSES).collect();
-    for part in pids.chunks(250) {
+    // 16 rows of such names are just below the bytes of a part.
+    for (index, chunk) in (0..).zip(pids.chunks(16)) {
         let mut body = sample(instance, at_ms, 5.0);
-        body.vm = body.vm.filter(|_| part[0] == 1);
-        body.processes = part
+        body.part = index;
+        body.vm = body.vm.filter(|_| index == 0);
+        body.processes = chunk
             .iter()
             .map(|&pid| {
                 let mut process = process(&hostile_name(), pid, 1.0, at_ms - 60 * SECOND);
