@@ -199,7 +199,7 @@ impl Auth {
 
     pub(crate) async fn add_user(&self, context: &Context, user: NewUser) -> Result<User, AuthError> {
         let name = user.name.clone();
-        let added = async { self.accounts.add(user).await.map(User::from) };
+        let added = async { Box::pin(self.accounts.add(user)).await.map(User::from) };
         self.audited(context, UsersAdd::INFO, &name, added).await
     }
 
