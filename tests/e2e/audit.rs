@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
-use futures::future::join_all;
+use futures::StreamExt;
 use serde_json::{Value, json};
 use shared::{
     api::{
@@ -49,7 +49,9 @@ async fn a_flood_of_failed_logins_takes_a_tenth_of_the_audit_and_evicts_nothing_
 
     // A hundred from one address: ten records, and one with the number of the others.
     let names: Vec<_> = (0..100).map(|index| format!("user-{index}")).collect();
-    join_all(names.iter().map(|name| guess(&stack, name, "192.0.2.1"))).await;
+    // Two at a time: a login that would wait for more than a second of hashing is refused and leaves no record.
+    let guesses = names.iter().map(|name| guess(&stack, name, "192.0.2.1"));
+    futures::stream::iter(guesses).buffer_unordered(2).count().await;
     let of_source = |record: &AuditRecord| record.source.as_deref() == Some("192.0.2.1");
     let one_by_one = records(&stack).await.into_iter().filter(of_source).count();
     assert_eq!(one_by_one, 10);
@@ -61,7 +63,8 @@ async fn a_flood_of_failed_logins_takes_a_tenth_of_the_audit_and_evicts_nothing_
         .collect();
     for network in 0..40 {
         let source = format!("198.51.{network}.1");
-        join_all(names.iter().map(|name| guess(&stack, name, &source))).await;
+        let guesses = names.iter().map(|name| guess(&stack, name, &source));
+        futures::stream::iter(guesses).buffer_unordered(2).count().await;
     }
     let mut stream = stack
         .bus

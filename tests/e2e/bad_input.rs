@@ -13,7 +13,7 @@ const MOST: usize = 64 * 1024;
 
 /// The rows of an intruder's dreams, which no answer may hold.
 async fn stack_with_rows() -> (Stack, String) {
-    let stack = Stack::builder().start().await;
+    let stack = Stack::builder().without_login_limit().start().await;
     let date = "2017-01-01T21:37:59.001065";
     store_vms(&stack, [vm_row("vm-1", date, 1)]).await;
     store_processes(&stack, [process_row("vm-1", date, "init", 1)]).await;

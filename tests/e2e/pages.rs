@@ -238,7 +238,7 @@ fn large_user(number: usize) -> Document {
     let instances = (0..500).map(|index| Bson::from(format!("{number:032}{index:032}")));
     doc! {
         "_id": format!("user-{number:03}"), "password_hash": "", "role": "viewer", "created": DateTime::now(),
-        "scope": { "only": instances.collect::<Vec<_>>() },
+        "scope": { "only": instances.collect::<Vec<_>>() }, "sessions_not_before": DateTime::now(),
     }
 }
 

@@ -31,6 +31,10 @@ use crate::{
     tools,
 };
 
+/// The stored form of a password that nobody knows.
+const NO_PASSWORD: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
 /// The administrator of every stack.
 pub const ADMIN: (&str, &str) = ("admin", "correct horse battery staple");
 
@@ -472,7 +476,7 @@ impl Stack {
             return;
         }
         let user = doc! {
-            "_id": name, "password_hash": "", "role": role.to_string(), "created": DateTime::now(),
+            "_id": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
             "scope": serialize_to_bson(&scope).expect("a scope encodes"),
             "sessions_not_before": DateTime::from_millis(0),
         };

@@ -17,6 +17,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
         let path = path
             .replace("{instance_id}", "vm-1")
             .replace("{operation_id}", "00000000000000000000000000000000")
+            .replace("{session_id}", "00000000000000000000000000000000")
             .replace("{user_name}", "nobody");
         assert!(!path.contains('{'), "{path}");
         for (method, operation) in item.as_object().unwrap() {
@@ -98,7 +99,7 @@ async fn what_no_route_takes_is_a_problem_document_too() {
     for (method, path, allowed) in [
         (Method::POST, "/api/v1/vms", "GET,HEAD"),
         (Method::DELETE, "/api/v1/users", "GET,HEAD,POST"),
-        (Method::GET, "/api/v1/sessions", "POST"),
+        (Method::PUT, "/api/v1/sessions", "GET,HEAD,POST"),
         (Method::OPTIONS, "/api/v1/me", "GET,HEAD"),
         (Method::TRACE, "/api/v1/me", "GET,HEAD"),
     ] {
