@@ -99,7 +99,7 @@ async fn what_no_route_takes_is_a_problem_document_too() {
     for (method, path, allowed) in [
         (Method::POST, "/api/v1/vms", "GET,HEAD"),
         (Method::DELETE, "/api/v1/users", "GET,HEAD,POST"),
-        (Method::PUT, "/api/v1/sessions", "GET,HEAD,POST"),
+        (Method::PUT, "/api/v1/sessions", "POST,GET,HEAD"),
         (Method::OPTIONS, "/api/v1/me", "GET,HEAD"),
         (Method::TRACE, "/api/v1/me", "GET,HEAD"),
     ] {
