@@ -13,7 +13,7 @@ use tokio::time::Instant;
 const PERIOD: Duration = Duration::from_mins(1);
 /// Failures of a source that have a record each, in a period.
 const ONE_BY_ONE: u32 = 10;
-/// Sources that are told apart; further ones are counted together.
+/// Most sources that are counted separately; further ones are counted together.
 const MOST_SOURCES: usize = 1000;
 const OTHERS: &str = "other sources";
 
