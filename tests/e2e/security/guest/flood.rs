@@ -116,28 +116,34 @@ struct Other {
 }
 
 impl Other {
-    /// For so long, how much later than they were sampled its rows are stored.
+    /// How much later than they were sampled its rows are stored, for this long. If nothing was stored, the age of the
+    /// newest row: the delay is at least that.
     async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
         let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
         while SystemTime::now() < end {
             let newer = doc! { "instance_id": THIS_MACHINE, "create_date": { "$gt": &self.newest } };
             let found: Vec<Document> = self.rows.find(newer).await.unwrap().try_collect().await.unwrap();
-            let now = SystemTime::now();
             let dates: BTreeSet<_> = found
                 .iter()
                 .map(|row| row.get_str("create_date").unwrap().to_owned())
                 .collect();
-            for date in &dates {
-                let millis = self.offset.unix_millis_of(date).unwrap();
-                let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
-                delays.push(now.duration_since(at).unwrap_or_default());
-            }
+            delays.extend(dates.iter().map(|date| self.age(date)));
             if let Some(newest) = dates.into_iter().next_back() {
                 self.newest = newest;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        if delays.is_empty() && !self.newest.is_empty() {
+            delays.push(self.age(&self.newest));
+        }
         delays
+    }
+
+    /// The time since a row of this date was sampled.
+    fn age(&self, date: &str) -> Duration {
+        let millis = self.offset.unix_millis_of(date).unwrap();
+        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
+        SystemTime::now().duration_since(at).unwrap_or_default()
     }
 
     /// Waits until what was sampled during an attack is stored.
@@ -157,12 +163,11 @@ impl Other {
     }
 }
 
+/// The median in milliseconds.
 fn median(delays: &[Duration]) -> f64 {
     let mut sorted = delays.to_vec();
     sorted.sort_unstable();
-    sorted
-        .get(sorted.len() / 2)
-        .map_or(f64::INFINITY, |delay| delay.as_secs_f64() * 1e3)
+    sorted[sorted.len() / 2].as_secs_f64() * 1e3
 }
 
 /// Streams that neither agent has to do with.
