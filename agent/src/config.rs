@@ -25,37 +25,37 @@ const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
 const INSTANCE_ID: Setting = Setting {
     name: "VMWATCH_INSTANCE_ID",
     default: "",
-    help: "id of this VM; by default what /sys/class/dmi/id/product_uuid says, which only root may read",
+    help: "id of this VM; empty: the contents of /sys/class/dmi/id/product_uuid, which only root can read",
 };
 const VM_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_VM_INTERVAL",
     default: "10s",
-    help: "time between rows of the VM",
+    help: "interval between rows of the VM",
 };
 const PROCESS_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESS_INTERVAL",
     default: "60s",
-    help: "time between rows of the processes, a whole multiple of the above",
+    help: "interval between rows of the processes; a whole multiple of the interval above",
 };
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
     default: "all",
-    help: "which processes: `all`, or `top:N` for the N greatest by CPU, by memory and by disk",
+    help: "processes to report: `all`, or `top:N` for the N greatest by CPU, by memory and by disk",
 };
 const PIN: Setting = Setting {
     name: "VMWATCH_AGENT_PIN",
     default: "",
-    help: "names that `top:N` reports in any case, such as nginx,postgres",
+    help: "comma-separated process names that `top:N` always reports, such as nginx,postgres",
 };
 pub(crate) const SPOOL_DIR: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_DIR",
     default: "/var/lib/vmwatch-agent",
-    help: "folder for samples that wait while the bus is away or the stream is full",
+    help: "folder for samples that wait while the bus is unreachable or the stream is full",
 };
 const SPOOL_SIZE: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_SIZE",
     default: "64MiB",
-    help: "the most disk that they take; beyond it the oldest are dropped",
+    help: "maximum size of that folder; beyond it the oldest samples are dropped",
 };
 
 /// Every setting, for `--help`.

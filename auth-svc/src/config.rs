@@ -19,67 +19,67 @@ const HEALTH: &str = "127.0.0.1:9081";
 const USERS_COLLECTION: Setting = Setting {
     name: "VMWATCH_USERS_COLLECTION",
     default: "users",
-    help: "collection of users",
+    help: "MongoDB collection of users",
 };
 const SESSION_TTL: Setting = Setting {
     name: "VMWATCH_SESSION_TTL",
     default: "12h",
-    help: "how long a session lives, from its login",
+    help: "lifetime of a session from its login",
 };
 const SESSION_IDLE: Setting = Setting {
     name: "VMWATCH_SESSION_IDLE_TIMEOUT",
     default: "1h",
-    help: "how long a session lives without being used; VMWATCH_SESSION_TTL ends it in any case",
+    help: "time without a request after which a session ends",
 };
 const SESSIONS_PER_USER: Setting = Setting {
     name: "VMWATCH_SESSIONS_PER_USER",
     default: "100",
-    help: "sessions of a user at once; a login beyond them ends the oldest, within a second",
+    help: "maximum sessions per user; a login beyond it ends the oldest within a second",
 };
 const RECONCILE_INTERVAL: Setting = Setting {
     name: "VMWATCH_RECONCILE_INTERVAL",
     default: "30s",
-    help: "how often the gateways' copy of the users is compared with the database",
+    help: "interval at which the users bucket is compared with the database and repaired",
 };
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
     default: "2",
-    help: "passwords hashed at once; each takes a core and 19 MiB for about 45 ms",
+    help: "passwords hashed concurrently; each takes one core and 19 MiB for about 45 ms",
 };
 const LOCKOUT_FAILURES: Setting = Setting {
     name: "VMWATCH_LOCKOUT_FAILURES",
     default: "5",
-    help: "failed logins of a user from one source before both together have to wait",
+    help: "failed logins of one user from one source after which that pair is locked out",
 };
 const LOCKOUT_WINDOW: Setting = Setting {
     name: "VMWATCH_LOCKOUT_WINDOW",
     default: "15m",
-    help: "how long they wait, and failures are remembered",
+    help: "duration of a lock-out, and time for which failures are counted",
 };
 const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
     default: "100",
-    help: "failed logins from one source before each further user there has one try only",
+    help: "failed logins from one source after which each further user has a single try from there",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
     default: "100",
-    help: "failed logins of one user before each further source for it has one try only",
+    help: "failed logins of one user after which each further source has a single try",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",
     default: "admin",
-    help: "name of the administrator made at the first start",
+    help: "name of the administrator created at the first start",
 };
 const ADMIN_PASSWORD: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD",
     default: "",
-    help: "the administrator's first password; the file below is safer",
+    help: "first password of that administrator; prefer the file below",
 };
 const ADMIN_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD_FILE",
     default: "",
-    help: "file with that password; without either, one is made and shown once",
+    help: "file with the first password of that administrator; without either, a random one is printed once",
 };
 
 /// Every setting, for `--help`.

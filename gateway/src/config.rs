@@ -21,78 +21,78 @@ const HEALTH: &str = "127.0.0.1:9080";
 pub(crate) const LISTEN: Setting = Setting {
     name: "VMWATCH_LISTEN",
     default: "0.0.0.0:8086",
-    help: "address of the API",
+    help: "address and port of the API",
 };
 const TLS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_TLS_CERTIFICATE_FILE",
     default: "",
-    help: "PEM certificates of the API, its own first; turns TLS on; renewed files are served within seconds",
+    help: "PEM file with the API's certificate chain, leaf first; enables HTTPS; a renewed file is served within seconds",
 };
 const TLS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_TLS_KEY_FILE",
     default: "",
-    help: "PEM private key of that certificate",
+    help: "PEM file with the private key of that certificate",
 };
 const TRUSTED_PROXIES: Setting = Setting {
     name: "VMWATCH_TRUSTED_PROXIES",
     default: "",
-    help: "addresses or networks, by commas, whose X-Forwarded-For tells the client's address: 10.0.0.0/8",
+    help: "comma-separated addresses or networks whose X-Forwarded-For names the client, such as 10.0.0.0/8; empty: none",
 };
 const QUERY_DEADLINE: Setting = Setting {
     name: "VMWATCH_QUERY_DEADLINE",
     default: "5s",
-    help: "how long a read or a login may take",
+    help: "deadline of a read or a login",
 };
 const COMMAND_DEADLINE: Setting = Setting {
     name: "VMWATCH_COMMAND_DEADLINE",
     default: "30s",
-    help: "how long starting a VM may take",
+    help: "deadline of a VM command of the documented API",
 };
 pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
     default: "10000",
-    help: "HTTP connections at once; an idle one takes about 16 KiB",
+    help: "maximum concurrent HTTP connections; an idle one takes about 16 KiB",
 };
 const MAX_PER_SECOND: Setting = Setting {
     name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
     default: "",
-    help: "requests that this gateway passes on to services in a second, and at one moment; more are refused with 503 at once; logout and user management are exempt; no limit unless given",
+    help: "requests per second (and burst) that this gateway forwards to services; more are refused with 503; logout and user management are exempt; empty: no limit",
 };
 const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
     default: "10s",
-    help: "for a client to send its headers, and again its body; also ends idle connections",
+    help: "time a client has to send its headers, and again its body; also ends idle connections",
 };
 const MAX_SESSIONS: Setting = Setting {
     name: "VMWATCH_MAX_SESSIONS",
     default: "200000",
-    help: "sessions kept in memory; others cost a read of the bucket each time",
+    help: "maximum sessions in memory; beyond it, each request of a further session reads the KV bucket",
 };
 const SESSIONS_STALE_AFTER: Setting = Setting {
     name: "VMWATCH_SESSIONS_STALE_AFTER",
     default: "30s",
-    help: "requests are refused once the session table could not be checked for so long",
+    help: "age of the last contact with the session bucket after which all requests are refused with 503",
 };
 
 const MAX_EVENT_STREAMS: Setting = Setting {
     name: "VMWATCH_MAX_EVENT_STREAMS",
     default: "1000",
-    help: "clients that follow live events on this gateway at once, 1 to 100000; more are refused with 503",
+    help: "maximum concurrent clients of live events on this gateway, 1 to 100000; more are refused with 503",
 };
 const EVENT_STREAMS_PER_USER: Setting = Setting {
     name: "VMWATCH_EVENT_STREAMS_PER_USER",
     default: "20",
-    help: "clients of one user that follow live events on this gateway at once, 1 to 100000; more are refused with 429",
+    help: "maximum concurrent clients of live events per user on this gateway, 1 to 100000; more are refused with 429",
 };
 const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
     default: "20",
-    help: "logins and changes of one's own password that one address may ask this gateway for at one moment, 1 to 1000000; an IPv6 network of 64 bits is one address, one of 48 bits has eight times as many; more are refused with 429",
+    help: "logins and changes of the own password that one address may send to this gateway in a burst, 1 to 1000000; an IPv6 /64 counts as one address, a /48 as eight; more are refused with 429",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",
     default: "1s",
-    help: "time after which an address that used up its burst may ask for one more, 1ms to 1h",
+    help: "time after which an address that used up its burst may send one more, 1ms to 1h",
 };
 
 /// Every setting, for `--help`.

@@ -20,37 +20,37 @@ const HEALTH: &str = "127.0.0.1:9083";
 const HYPERVISOR_TIMEOUT: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_TIMEOUT",
     default: "10s",
-    help: "how long one call to a hypervisor may take",
+    help: "deadline of one call to a hypervisor",
 };
 const HYPERVISOR_CALLS: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_CALLS",
     default: "8",
-    help: "calls to one hypervisor at once; more wait, within the time above",
+    help: "maximum concurrent calls to one hypervisor; more wait within the deadline above",
 };
 const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
     default: "5s",
-    help: "how often all VMs are listed, so that live events tell how they change",
+    help: "interval at which the states of all VMs are polled for live events",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
     default: "5m",
-    help: "how long a command is followed whose caller has given up",
+    help: "time for which an operation is pursued after its caller stopped waiting",
 };
 const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
     default: "15s",
-    help: "after a replica died, others wait this long before they carry its commands on",
+    help: "time after which another replica takes over the operations of a dead one",
 };
 const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
     default: "7d",
-    help: "how long records of commands and their idempotency keys are kept, at least 24h",
+    help: "retention of operations and their idempotency keys, at least 24h",
 };
 const OPERATIONS_MAX_BYTES: Setting = Setting {
     name: "VMWATCH_OPERATIONS_MAX_BYTES",
     default: "256MiB",
-    help: "size of the records (about 1.5 KiB each); when full, commands are refused",
+    help: "maximum size of the operations (about 1.5 KiB each); when it is reached, commands are refused",
 };
 
 /// Every setting, for `--help`.

@@ -18,114 +18,113 @@ const HEALTH: &str = "127.0.0.1:9082";
 const VM_COLLECTION: Setting = Setting {
     name: "VMWATCH_VM_COLLECTION",
     default: "vm_samples",
-    help: "collection of VM rows",
+    help: "MongoDB collection of VM rows",
 };
 const PROCESS_COLLECTION: Setting = Setting {
     name: "VMWATCH_PROCESS_COLLECTION",
     default: "process_samples",
-    help: "collection of process rows",
+    help: "MongoDB collection of process rows",
 };
 const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
     default: "30d",
-    help: "how long VM rows are kept",
+    help: "retention of VM rows",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
     default: "30d",
-    help: "how long process rows are kept",
+    help: "retention of process rows",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
     default: "90d",
-    help: "how long rollups of five minutes are kept (26,000 documents of 0.5 KiB for a VM)",
+    help: "retention of five-minute rollups (26,000 documents of 0.5 KiB per VM)",
 };
 const HOUR_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1H_RETENTION",
     default: "1095d",
-    help: "how long rollups of an hour are kept (26,000 documents for a VM)",
+    help: "retention of one-hour rollups (26,000 documents per VM)",
 };
 const DAY_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1D_RETENTION",
     default: "3650d",
-    help: "how long rollups of a day are kept (3,650 documents for a VM)",
+    help: "retention of one-day rollups (3,650 documents per VM)",
 };
 const ROLLUP_INTERVAL: Setting = Setting {
     name: "VMWATCH_ROLLUP_INTERVAL",
     default: "10s",
-    help: "how soon rollups and the list of VMs follow the rows",
+    help: "interval at which rollups and the list of VMs are updated from new rows",
 };
 const EVENT_BYTES: Setting = Setting {
     name: "VMWATCH_EVENTS_BYTES",
     default: "64MiB",
-    help: "live events that can be replayed (about 0.5 KiB each); beyond it the oldest go",
+    help: "maximum size of the live events kept for replay (about 0.5 KiB each); the oldest are dropped",
 };
 const EVENT_MAX_AGE: Setting = Setting {
     name: "VMWATCH_EVENTS_MAX_AGE",
     default: "1h",
-    help: "how long live events can be replayed",
+    help: "retention of live events for replay",
 };
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
     default: "2GiB",
-    help: "samples that wait to be stored; when full, agents keep theirs",
+    help: "maximum size of the samples waiting to be stored; when it is full, agents spool",
 };
 const STREAM_MESSAGES_PER_VM: Setting = Setting {
     name: "VMWATCH_STREAM_MESSAGES_PER_VM",
     default: "2000",
-    help: "messages of one VM that wait to be stored, 100 to 100000 (of 36 KiB at most); beyond it its agent keeps them",
+    help: "maximum messages of one VM waiting to be stored, 100 to 100000 (of at most 36 KiB); when reached, its agent spools",
 };
 const VM_MESSAGES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_MESSAGES_PER_SECOND",
     default: "50",
-    help: "messages of one VM that a replica takes in per second, 1 to 1000000; the rest waits in the stream. Ten seconds' \
-           worth may come at once, here and below",
+    help: "messages of one VM that a replica accepts per second, 1 to 1000000; the rest waits in the stream; the burst is ten seconds' worth, here and below",
 };
 const VM_ROWS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_ROWS_PER_SECOND",
     default: "1000",
-    help: "rows of one VM that a replica takes in per second, 10 to 10000000",
+    help: "rows of one VM that a replica accepts per second, 10 to 10000000",
 };
 const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
     default: "256KiB",
-    help: "bytes of one VM's messages that a replica takes in per second, 1KiB to 1GiB",
+    help: "bytes of one VM's messages that a replica accepts per second, 1KiB to 1GiB",
 };
 const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
     default: "5",
-    help: "rollups of five minutes that one VM's rows may touch per second, 1 to 1000000; each costs the database four calls",
+    help: "five-minute rollups that one VM's rows may touch per second, 1 to 1000000; each costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
     default: "0s",
-    help: "samples that wait longer are lost; 0s: none ever is",
+    help: "age after which a sample waiting to be stored is dropped; 0s: never",
 };
 const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
     default: "1",
-    help: "copies of the stream in a NATS cluster: 1, 3 or 5",
+    help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 const ACK_WAIT: Setting = Setting {
     name: "VMWATCH_ACK_WAIT",
     default: "30s",
-    help: "a sample that its replica has not stored by then, and says nothing of, is given to another",
+    help: "time without progress after which a sample is redelivered to another replica",
 };
 const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
     default: "2000",
-    help: "rows at which a batch is written",
+    help: "rows that complete a batch",
 };
 const BATCH_WAIT: Setting = Setting {
     name: "VMWATCH_BATCH_WAIT",
     default: "100ms",
-    help: "how long a batch waits for more rows before it is written",
+    help: "maximum time a batch waits for more rows",
 };
 
 const NEWEST_ROWS_KEPT: Setting = Setting {
     name: "VMWATCH_NEWEST_ROWS_KEPT",
     default: "1s",
-    help: "how long an answer with newest rows may be given again, at most 1s; 0s: each read asks the database",
+    help: "time for which an answer with newest rows is reused, at most 1s; 0s: every read queries the database",
 };
 
 /// Every setting, for `--help`.

@@ -22,19 +22,19 @@ pub struct Setting {
 pub const NATS_URL: Setting = Setting {
     name: "VMWATCH_NATS_URL",
     default: "nats://127.0.0.1:4222",
-    help: "NATS servers, separated by commas; tls:// asks for TLS",
+    help: "comma-separated NATS servers; tls:// requires TLS",
 };
 /// See [`Setting::help`].
 pub const NATS_USER: Setting = Setting {
     name: "VMWATCH_NATS_USER",
     default: "",
-    help: "user name on the bus",
+    help: "user name for NATS",
 };
 /// See [`Setting::help`].
 pub const NATS_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_NATS_PASSWORD_FILE",
     default: "",
-    help: "file with the password of VMWATCH_NATS_USER",
+    help: "file with the password of that user",
 };
 /// See [`Setting::help`].
 pub const NATS_CREDENTIALS_FILE: Setting = Setting {
@@ -46,104 +46,104 @@ pub const NATS_CREDENTIALS_FILE: Setting = Setting {
 pub const NATS_NKEY_SEED_FILE: Setting = Setting {
     name: "VMWATCH_NATS_NKEY_SEED_FILE",
     default: "",
-    help: "file with an nkey's seed (SU…), instead of user and password",
+    help: "file with an nkey seed (SU…), instead of user and password",
 };
 /// See [`Setting::help`].
 pub const NATS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CERTIFICATE_FILE",
     default: "",
-    help: "PEM certificate of this program, where the NATS servers ask for one",
+    help: "PEM file with this program's certificate, if the NATS servers require one",
 };
 /// See [`Setting::help`].
 pub const NATS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_NATS_KEY_FILE",
     default: "",
-    help: "PEM private key of that certificate",
+    help: "PEM file with the private key of that certificate",
 };
 /// See [`Setting::help`].
 pub const NATS_CA_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CA_FILE",
     default: "",
-    help: "PEM certificates that sign the NATS servers'; turns TLS on",
+    help: "PEM file with the authorities that sign the NATS servers' certificates; enables TLS",
 };
 /// See [`Setting::help`].
 pub const NATS_PING_INTERVAL: Setting = Setting {
     name: "VMWATCH_NATS_PING_INTERVAL",
     default: "5s",
-    help: "a bus that answers no ping is noticed after at most three of these",
+    help: "interval between pings; a connection without answers is dropped after at most three intervals",
 };
 /// See [`Setting::help`].
 pub const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
     default: "1",
-    help: "copies of streams and buckets in a NATS cluster: 1, 3 or 5",
+    help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 /// See [`Setting::help`].
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
     default: "10s",
-    help: "how long a stop waits for requests in flight",
+    help: "maximum time a stop waits for requests in flight",
 };
 /// See [`Setting::help`].
 pub const UTC_OFFSET: Setting = Setting {
     name: "VMWATCH_UTC_OFFSET",
     default: "+00:00",
-    help: "offset of every create_date, one for a whole deployment",
+    help: "UTC offset of every create_date; the same for a whole deployment",
 };
 /// See [`Setting::help`].
 pub const LOG: Setting = Setting {
     name: "VMWATCH_LOG",
     default: "info",
-    help: "log filter, such as `info` or `info,shared::bus=debug`",
+    help: "log filter, such as `info` or `info,async_nats=debug`",
 };
 /// See [`Setting::help`].
 pub const LOG_FORMAT: Setting = Setting {
     name: "VMWATCH_LOG_FORMAT",
     default: "text",
-    help: "`text` or `json`, to standard error",
+    help: "`text` or `json`; logs go to standard error",
 };
 /// See [`Setting::help`].
 pub const OTLP_ENDPOINT: Setting = Setting {
     name: "VMWATCH_OTLP_ENDPOINT",
     default: "",
-    help: "OTLP/HTTP collector for traces, such as http://127.0.0.1:4318; off unless given",
+    help: "OTLP/HTTP collector of traces, such as http://127.0.0.1:4318; empty: no traces",
 };
 /// See [`Setting::help`].
 pub const MONGODB_URI: Setting = Setting {
     name: "VMWATCH_MONGODB_URI",
     default: "mongodb://127.0.0.1:27017",
-    help: "the database",
+    help: "MongoDB connection URI",
 };
 /// See [`Setting::help`].
 pub const MONGODB_URI_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_URI_FILE",
     default: "",
-    help: "file with the URI of the database, where it holds a password",
+    help: "file with the connection URI, for one with a password",
 };
 /// See [`Setting::help`].
 pub const MONGODB_CA_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_CA_FILE",
     default: "",
-    help: "PEM certificates that sign the MongoDB servers'; turns TLS on",
+    help: "PEM file with the authorities that sign the MongoDB servers' certificates; enables TLS",
 };
 /// See [`Setting::help`].
 pub const DATABASE: Setting = Setting {
     name: "VMWATCH_DATABASE",
     default: "vmwatch",
-    help: "its name",
+    help: "name of the database",
 };
 /// See [`Setting::help`].
 pub const DATABASE_POOL: Setting = Setting {
     name: "VMWATCH_DATABASE_POOL",
     default: "32",
-    help: "the most connections to each server of the database",
+    help: "maximum connections to each database server",
 };
 
 /// See [`Setting::help`].
 pub const SILENT_AFTER: Setting = Setting {
     name: "VMWATCH_SILENT_AFTER",
     default: "60s",
-    help: "a VM whose agent did not report for so long counts as silent; above the agents' interval",
+    help: "time without a sample after which an agent counts as silent; must exceed the agents' interval",
 };
 
 /// Proof that a setting was wrong and the problem is on record.

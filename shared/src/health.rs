@@ -25,7 +25,7 @@ pub const fn setting(default: &'static str) -> Setting {
     Setting {
         name: "VMWATCH_HEALTH_LISTEN",
         default,
-        help: "address of /healthz, /readyz and /metrics, for the platform only",
+        help: "address and port of /healthz, /readyz and /metrics; keep it private to the platform",
     }
 }
 

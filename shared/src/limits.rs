@@ -24,27 +24,27 @@ use crate::{
 const MAX_LOGINS: Setting = Setting {
     name: "VMWATCH_MAX_LOGINS",
     default: "32",
-    help: "logins worked on at once by each gateway and each auth-svc, 1 to 65536; more are refused with 503 at once",
+    help: "concurrent logins in each gateway and each auth-svc, 1 to 65536; more are refused with 503",
 };
 const MAX_ACCOUNT_REQUESTS: Setting = Setting {
     name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
     default: "16",
-    help: "logouts and user-management requests worked on at once by each gateway and each auth-svc, 1 to 65536; one user may use a quarter",
+    help: "concurrent logouts and user-management requests in each gateway and each auth-svc, 1 to 65536; one user may use a quarter",
 };
 const MAX_COMMANDS: Setting = Setting {
     name: "VMWATCH_MAX_COMMANDS",
     default: "64",
-    help: "VM commands worked on at once by each gateway and each lifecycle-svc, 1 to 65536; one user may use a quarter",
+    help: "concurrent VM commands in each gateway and each lifecycle-svc, 1 to 65536; one user may use a quarter",
 };
 const MAX_CHEAP_READS: Setting = Setting {
     name: "VMWATCH_MAX_CHEAP_READS",
     default: "256",
-    help: "reads of newest rows, lists and states worked on at once by each gateway and each service, 1 to 65536; one user may use a quarter",
+    help: "concurrent reads of newest rows, lists and states in each gateway and each service, 1 to 65536; one user may use a quarter",
 };
 const MAX_HEAVY_READS: Setting = Setting {
     name: "VMWATCH_MAX_HEAVY_READS",
     default: "8",
-    help: "reads of history, processes over time and the audit worked on at once by each gateway and each service, 1 to 65536; one user may use a quarter; four times as many wait for up to 1 s",
+    help: "concurrent reads of history, processes over time and the audit in each gateway and each service, 1 to 65536; one user may use a quarter; four times as many wait for up to 1 s",
 };
 
 /// The settings of [`LimitSettings`].

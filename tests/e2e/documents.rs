@@ -1,11 +1,16 @@
-//! What README and ARCHITECTURE.md promise, held against the code.
+//! Compares README.md, docs/settings.md and ARCHITECTURE.md with the code.
 
 use std::{fmt::Write as _, fs, path::Path};
 
 use shared::config::Setting;
 
-const BEGIN: &str = "<!-- settings: begin -->\n";
-const END: &str = "<!-- settings: end -->";
+/// The head of docs/settings.md; the tables follow.
+const SETTINGS_HEAD: &str = "# Settings
+
+Every program reads its settings from environment variables, reports all invalid ones at once (exit code 64), and lists
+them with `--help`. Durations are written `500ms`, `10s`, `5m`, `12h`, `30d`; sizes `512KiB`, `64MiB`, `1GiB`. An empty
+variable counts as not set. This page is generated from the programs' own lists.
+";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
@@ -45,7 +50,7 @@ fn groups() -> [(&'static str, &'static [Setting]); 5] {
     ]
 }
 
-fn settings_section() -> String {
+fn settings_page() -> String {
     let table = |title: &str, settings: &[Setting]| {
         let mut rows = String::new();
         for Setting { name, default, help } in settings {
@@ -56,44 +61,56 @@ fn settings_section() -> String {
             };
             writeln!(rows, "| `{name}` | {default} | {help} |").unwrap();
         }
-        format!(
-            "\n<details><summary>{title}</summary>\n\n| setting | default | what it is for |\n|---|---|---|\n{rows}\n</details>\n"
-        )
+        format!("\n## {title}\n\n| setting | default | meaning |\n|---|---|---|\n{rows}")
     };
     let shared: Vec<Setting> = groups()
         .iter()
         .flat_map(|(_, settings)| settings.iter().copied())
         .collect();
-    let mut section = String::new();
+    let mut page = SETTINGS_HEAD.to_owned();
     for (program, settings) in programs() {
         let own: Vec<Setting> = settings
             .into_iter()
             .filter(|setting| !shared.contains(setting))
             .collect();
-        section += &table(program, &own);
+        page += &table(program, &own);
     }
     for (title, settings) in groups() {
-        section += &table(title, settings);
+        page += &table(title, settings);
     }
-    section
+    page
 }
 
-/// `VMWATCH_BLESS=1` writes the section anew.
+/// `VMWATCH_BLESS=1` rewrites the page.
 #[test]
-fn readme_lists_every_setting_as_the_programs_have_it() {
-    let path = root().join("README.md");
-    let text = fs::read_to_string(&path).unwrap();
-    let (head, rest) = text.split_once(BEGIN).expect("the section begins");
-    let (written, tail) = rest.split_once(END).expect("the section ends");
-    let expected = settings_section();
+fn settings_page_lists_every_setting_of_every_program() {
+    let path = root().join("docs/settings.md");
+    let expected = settings_page();
     if std::env::var_os("VMWATCH_BLESS").is_some() {
-        fs::write(&path, format!("{head}{BEGIN}{expected}{END}{tail}")).unwrap();
-        return;
+        fs::write(&path, &expected).unwrap();
     }
     assert_eq!(
-        written, expected,
-        "run it once with VMWATCH_BLESS=1, and look at what changed"
+        fs::read_to_string(&path).unwrap(),
+        expected,
+        "run it once with VMWATCH_BLESS=1 and review the difference"
     );
+}
+
+#[test]
+fn readme_is_a_front_door_whose_links_exist() {
+    let text = read("README.md");
+    assert!(text.lines().count() <= 150);
+    let links: Vec<&str> = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split(')').next())
+        .filter(|link| !link.contains("://"))
+        .collect();
+    assert!(links.len() > 10, "only {} links were found", links.len());
+    for link in links {
+        let path = link.split('#').next().unwrap();
+        assert!(root().join(path).exists(), "README.md links to {link}");
+    }
 }
 
 #[test]

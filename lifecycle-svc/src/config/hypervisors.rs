@@ -13,8 +13,7 @@ pub(super) const HYPERVISORS: Setting = Setting {
     } else {
         ""
     },
-    help: "what runs the VMs: name=address, separated by commas; an address is a libvirt URI or a file that names an \
-           OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
+    help: "comma-separated hypervisors as name=address; an address is a libvirt URI, or nova: and the file that describes an OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
 };
 
 /// Each may hold `VMWATCH_HYPERVISOR_CALLS` threads; tokio has 512 for blocking calls.

@@ -29,18 +29,18 @@ use crate::{
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
     default: "365d",
-    help: "how long audit records are kept",
+    help: "retention of audit records",
 };
 const MAX_BYTES: Setting = Setting {
     name: "VMWATCH_AUDIT_MAX_BYTES",
     default: "256MiB",
-    help: "size of the audit; beyond it the oldest records go (about 400 bytes each); a tenth is for failed logins",
+    help: "maximum size of the audit (about 400 bytes per record), of which a tenth is for failed logins; the oldest records are dropped",
 };
 /// Of every program that appends.
 pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     default: "true",
-    help: "true: changes of users and commands on VMs are refused while the audit can't record them; false: they go on",
+    help: "true: changes of users and VM commands are refused while they cannot be audited; false: they proceed",
 };
 
 /// The settings of the one program that owns the stream.
