@@ -1,25 +1,39 @@
 //! Leaving a queue group without losing a request.
 //!
-//! `unsubscribe` drops what the server had already sent; the client's own `drain` forgets the subscription before
-//! the server has confirmed. Asking the server to end the subscription after a bounded number *more* loses nothing:
-//! client and server agree on the last message. Under load that number comes within a quarter of a second; without
-//! load nothing comes for half a second, and then leaving at once is safe but for a message within that very round trip.
+//! `unsubscribe` drops what the server had already sent; the client's own `drain` removes the subscription before
+//! the server has confirmed. Asking the server to end the subscription after a bounded number of *further* messages
+//! loses nothing: client and server agree on the last message. Under load that number arrives within a quarter of a
+//! second. If no message arrives for half a second, the subscription is ended at once, which can lose only a message
+//! sent within that very round trip.
+//!
+//! The client counts a subscription's messages over all connections, the server only those of the present connection
+//! (async-nats 0.51 sends the total in `UNSUB`, also after a reconnection). So each reconnection replaces the
+//! subscription by a new one, whose count starts at zero on both sides.
 
 use std::time::{Duration, Instant};
 
-use async_nats::{Message, Subscriber};
+use async_nats::{Message, Subject, SubscribeError, Subscriber};
 use futures::StreamExt;
 use tracing::warn;
 
-/// More than can be on the way between server and client at any rate we serve.
+use super::Bus;
+
+/// More than can be in flight between server and client at any rate we serve.
 const LEAST_MORE: u64 = 16;
 const MOST_MORE: u64 = 4096;
-/// Nothing for this long counts as no load.
+/// A pause of this length between messages counts as no load.
 const IDLE: Duration = Duration::from_millis(500);
+/// How long a new subscription may wait for the client's queue.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// A subscription that counts what it gave, and how fast of late.
+/// A member of a queue group that counts its messages and their rate.
 pub(super) struct Counted {
+    bus: Bus,
+    subject: Subject,
+    queue: String,
     subscriber: Subscriber,
+    /// The connection that the subscription was made on, by [`Bus::connections`].
+    connection: u64,
     received: u64,
     window_start: Instant,
     window_received: u64,
@@ -27,14 +41,28 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    pub(super) fn new(subscriber: Subscriber) -> Self {
-        Self {
+    pub(super) async fn subscribe(
+        bus: &Bus,
+        subject: Subject,
+        queue: String,
+    ) -> Result<Self, SubscribeError> {
+        // Read before subscribing: a connection made in between only causes a needless renewal.
+        let connection = bus.connections();
+        let subscriber = bus
+            .client()
+            .queue_subscribe(subject.clone(), queue.clone())
+            .await?;
+        Ok(Self {
+            bus: bus.clone(),
+            subject,
+            queue,
             subscriber,
+            connection,
             received: 0,
             window_start: Instant::now(),
             window_received: 0,
             last_rate: 0,
-        }
+        })
     }
 
     /// The next message; `None` once the subscription has ended.
@@ -50,13 +78,33 @@ impl Counted {
         Some(message)
     }
 
-    /// Ends the subscription, handing on every message that still comes, within the limit.
+    /// Replaces the subscription after a reconnection; `take` gets the last messages of the former one.
+    pub(super) async fn renew(&mut self, mut take: impl FnMut(Message)) {
+        if self.connection == self.bus.connections() {
+            return;
+        }
+        let fresh = Self::subscribe(&self.bus, self.subject.clone(), self.queue.clone());
+        let Ok(Ok(fresh)) = tokio::time::timeout(RENEWAL_LIMIT, fresh).await else {
+            warn!(subject = %self.subject, "resubscription after a reconnection failed; a drain may lose requests");
+            return;
+        };
+        let mut former = std::mem::replace(self, fresh);
+        if former.subscriber.drain().await.is_err() {
+            return;
+        }
+        while let Ok(Some(message)) = tokio::time::timeout(IDLE, former.next()).await {
+            take(message);
+        }
+    }
+
+    /// Ends the subscription; `take` gets every message that still arrives within the limit.
     pub(super) async fn drain(mut self, limit: Duration, mut take: impl FnMut(Message)) {
         let end = Instant::now() + limit;
+        self.renew(&mut take).await;
         let per_second = self.last_rate.max(self.window_received);
         let more = (per_second / 4).clamp(LEAST_MORE, MOST_MORE);
         if let Err(error) = self.subscriber.unsubscribe_after(self.received + more).await {
-            warn!(%error, "the bus is away: nothing to unsubscribe from");
+            warn!(%error, "the connection to NATS has ended; nothing to unsubscribe from");
             return;
         }
         let mut leaving = false;

@@ -165,7 +165,7 @@ impl Server {
         for endpoint in self.endpoints {
             let subject = endpoint.info.full_subject();
             let queue = self.service.name().to_owned();
-            let subscription = Counted::new(self.bus.client().queue_subscribe(subject, queue).await?);
+            let subscription = Counted::subscribe(&self.bus, subject.into(), queue).await?;
             let worker = Worker {
                 bus: self.bus.clone(),
                 endpoint: Arc::new(endpoint),
@@ -210,9 +210,11 @@ struct Worker {
 
 impl Worker {
     async fn take(self, mut subscription: Counted, shutdown: CancellationToken, drain_deadline: Duration) {
+        let mut reconnections = self.bus.reconnections();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                Ok(()) = reconnections.changed() => subscription.renew(|message| self.start(message)).await,
                 message = subscription.next() => match message {
                     Some(message) => self.start(message),
                     None => break,

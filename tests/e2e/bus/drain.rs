@@ -1,22 +1,68 @@
 //! Leaving a queue group: no request is lost.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use e2e::{PATIENCE, eventually};
 use serde_json::json;
 use shared::{
     api::{Service, metrics::VmLatest},
-    bus::serve::Server,
+    bus::{Bus, serve::Server},
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::{SETTINGS, Served, answers, echo, latest, nats, rows_of, viewer};
+use super::{SETTINGS, Served, answers, echo, latest, nats, replies, rows_of, viewer};
 
-/// Replicas that leave and come back one after the other, under load, lose no request and mix up no answer.
+/// Sends requests from 16 tasks while `body` runs, and requires the right answer to each. The body gets the number of
+/// answers so far.
+async fn under_load(caller: &Bus, body: impl AsyncFnOnce(Arc<AtomicU64>)) {
+    let over = CancellationToken::new();
+    let answered = Arc::new(AtomicU64::new(0));
+    let callers: Vec<_> = (0..16)
+        .map(|worker| {
+            let (bus, over, answered) = (caller.clone(), over.clone(), Arc::clone(&answered));
+            tokio::spawn(async move {
+                let mut turn = 0;
+                while !over.is_cancelled() {
+                    let instance = format!("vm-{worker}-{turn}");
+                    let rows = bus.call::<VmLatest>(&viewer(), &latest(&instance)).await;
+                    let rows = rows.unwrap_or_else(|fault| panic!("request {turn} of {worker}: {fault}"));
+                    assert_eq!(
+                        rows.rows.as_json(),
+                        json!([{ "instance_id": instance }]).to_string()
+                    );
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    turn += 1;
+                }
+            })
+        })
+        .collect();
+    body(answered).await;
+    over.cancel();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+}
+
+/// Waits for this many further answers.
+async fn further(answered: &AtomicU64, count: u64) {
+    let before = answered.load(Ordering::Relaxed);
+    eventually("requests are answered", PATIENCE, async || {
+        let done = answered.load(Ordering::Relaxed) - before;
+        (done > count)
+            .then_some(())
+            .ok_or_else(|| format!("{done} requests"))
+    })
+    .await;
+}
+
+/// Replicas that stop and start again one after the other, under load, lose no request and mix up no answer.
 #[tokio::test]
 async fn a_rolling_restart_loses_no_request() {
     let (nats, _folder) = nats().await;
@@ -27,44 +73,45 @@ async fn a_rolling_restart_loses_no_request() {
     );
     let _stays = echo(&first, 1).await;
     answers(&caller).await;
-    let over = CancellationToken::new();
-    let asked = Arc::new(AtomicU64::new(0));
-    let callers = (0..16).map(|worker| {
-        let (bus, over, asked) = (caller.clone(), over.clone(), Arc::clone(&asked));
-        tokio::spawn(async move {
-            let mut turn = 0;
-            while !over.is_cancelled() {
-                let instance = format!("vm-{worker}-{turn}");
-                let rows = bus.call::<VmLatest>(&viewer(), &latest(&instance)).await;
-                let rows = rows.unwrap_or_else(|fault| panic!("request {turn} of {worker}: {fault}"));
-                assert_eq!(
-                    rows.rows.as_json(),
-                    json!([{ "instance_id": instance }]).to_string()
-                );
-                asked.fetch_add(1, Ordering::Relaxed);
-                turn += 1;
-            }
-        })
-    });
-    let callers: Vec<_> = callers.collect();
-    for _ in 0..5 {
-        let before = asked.load(Ordering::Relaxed);
-        let comes = echo(&second, 2).await;
-        eventually("load on both replicas", PATIENCE, async || {
-            let done = asked.load(Ordering::Relaxed) - before;
-            if done > 500 {
-                Ok(())
-            } else {
-                Err(format!("{done} requests"))
-            }
-        })
-        .await;
-        comes.drain().await;
-    }
-    over.cancel();
-    for caller in callers {
-        caller.await.unwrap();
-    }
+    under_load(&caller, async |answered| {
+        for _ in 0..5 {
+            let comes = echo(&second, 2).await;
+            further(&answered, 500).await;
+            comes.drain().await;
+        }
+    })
+    .await;
+}
+
+/// The client counts messages over all connections, the server those of the present one. A drain must not take the
+/// first for the second.
+#[tokio::test]
+async fn drain_after_a_reconnection_loses_no_request() {
+    let (nats, _folder) = nats().await;
+    let (first, second, caller) = tokio::join!(
+        nats.connect("first"),
+        nats.connect("second"),
+        nats.connect("caller")
+    );
+    let stays = echo(&first, 1).await;
+    let leaves = echo(&second, 2).await;
+    under_load(&caller, async |answered| further(&answered, 2_000).await).await;
+    nats.server.kill9();
+    nats.restart().await;
+    answers(&caller).await;
+    eventually("both replicas are found", PATIENCE, async || {
+        let found = replies(&caller, "$SRV.PING", 2, Duration::from_millis(100)).await;
+        (found.len() == 2)
+            .then_some(())
+            .ok_or_else(|| format!("{} replicas", found.len()))
+    })
+    .await;
+    under_load(&caller, async |answered| {
+        further(&answered, 500).await;
+        leaves.drain().await;
+    })
+    .await;
+    stays.drain().await;
 }
 
 /// What was begun before a stop is finished, and its answer arrives.
