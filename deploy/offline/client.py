@@ -1,30 +1,34 @@
-"""A client of the documented API, and a bounded load of them, on loopback."""
+"""A client of the documented API, and a bounded load of several clients, on loopback."""
 
 import http.client
 import json
 import threading
 import time
 from collections import Counter
-from typing import List, Optional
+from datetime import datetime, timezone
+from typing import Dict, List, Optional
 
 TIMEOUT = 35.0
 CLIENTS = 4
-# Between a client's requests: a steady load, not a race for the cores.
+# Seconds between the requests of a client: a steady load that leaves the cores to the services.
 PAUSE = 0.005
-# A rolling restart takes a minute; a load that is forgotten ends by itself.
+# Seconds between the logins of a client. All clients share one address, to which a gateway allows one login per second
+# (VMWATCH_LOGIN_INTERVAL).
+LOGIN_INTERVAL = 5.0
+# A rolling restart takes up to a minute; a load that nobody stops ends after this many seconds.
 LONGEST = 300.0
 
 
 class Api:
-    """Keeps a connection; asks the next gateway where one refuses it."""
+    """Keeps one connection open. If a gateway refuses or closes it, the next gateway gets the request."""
 
     def __init__(self, addresses: List[str]):
         self.addresses = list(addresses)
         self.connection: Optional[http.client.HTTPConnection] = None
-        self.moved = 0
+        self.retried = 0
 
     def ask(self, request: dict) -> dict:
-        """The answer; a connection that one gateway does not take or keep is tried once at each other."""
+        """Sends a request and returns the answer. After a connection error it tries each other gateway once."""
         body = json.dumps(request)
         for attempt in range(len(self.addresses) + 1):
             try:
@@ -40,7 +44,7 @@ class Api:
                 self.connection = None
                 if attempt == len(self.addresses):
                     raise
-                self.moved += 1
+                self.retried += 1
                 self.addresses.append(self.addresses.pop(0))
         raise AssertionError("the last attempt returns or raises")
 
@@ -49,20 +53,20 @@ class Api:
         return answer["session_id"] if answer["status_code"] == 1 else None
 
     def login_within(self, seconds: float, user: str, password: str) -> Optional[str]:
-        """A session as soon as there is one."""
+        """Logs in, once a second until it succeeds; `None` after this many seconds."""
         end = time.monotonic() + seconds
         while True:
             session = self.login(user, password)
             if session or time.monotonic() > end:
                 return session
-            time.sleep(0.5)
+            time.sleep(1.0)
 
     def rows(self, session: str, method: int, instance: str, more: dict) -> list:
         request = {"method": method, "session_id": session, "limit": 5, "data": {"instance_id": instance}, **more}
         return self.ask(request)["data"] or []
 
     def rows_within(self, seconds: float, *arguments) -> list:
-        """Rows as soon as there are some."""
+        """Polls until there are rows; an empty list after this many seconds."""
         end = time.monotonic() + seconds
         while True:
             rows = self.rows(*arguments)
@@ -72,13 +76,16 @@ class Api:
 
 
 class Load:
-    """Clients that ask until they are told to stop, and count."""
+    """Clients that send requests until the block ends, and count failures."""
 
     def __init__(self, addresses: List[str], password: str, instance: str, machine: str):
         self.addresses, self.password, self.instance, self.machine = addresses, password, instance, machine
-        self.asked, self.moved = 0, 0
+        self.requests, self.retried = 0, 0
         self.failures = Counter()
+        # When the first request of each kind of failure was sent, to find the cause in the logs.
+        self.first_failures: Dict[str, str] = {}
         self.slowest = 0.0
+        self._began = time.monotonic()
         self._stop, self._lock = threading.Event(), threading.Lock()
         self._threads = [threading.Thread(target=self._client, args=(number,)) for number in range(CLIENTS)]
 
@@ -92,44 +99,46 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def told(self) -> str:
-        failed = f"{sum(self.failures.values())} of {self.asked} requests failed"
-        return f"{failed} {dict(self.failures) or ''}".rstrip() + f", the slowest took {self.slowest:.2f} s"
+    def summary(self) -> str:
+        kinds = [f"{count} x {what}, first at {self.first_failures[what]}" for what, count in self.failures.items()]
+        failed = f"{sum(self.failures.values())} of {self.requests} requests failed"
+        return failed + (f" ({'; '.join(kinds)})" if kinds else "") + f", the slowest took {self.slowest:.2f} s"
 
     def _client(self, number: int) -> None:
         # Clients begin at different gateways.
         turn = number % len(self.addresses)
         api = Api(self.addresses[turn:] + self.addresses[:turn])
-        session = api.login("admin", self.password)
-        end = time.monotonic() + LONGEST
-        count = 0
-        while not self._stop.is_set() and time.monotonic() < end:
-            # Of 50 requests one is a login, which costs a password hash, and five start a VM.
-            kind = count % 50
-            if kind == 0:
+        session, count = None, 0
+        # Each client logs in at the start, and then at moments that the clients share out evenly.
+        next_login = self._began
+        while not self._stop.is_set() and time.monotonic() < self._began + LONGEST:
+            if time.monotonic() >= next_login:
                 request = {"method": 458753, "data": {"user_name": "admin", "password": self.password}}
-            elif kind % 10 == 5:
+                first = not session
+                next_login += LOGIN_INTERVAL * (1 + number / CLIENTS if first else 1)
+            elif count % 10 == 5:
                 request = {"method": 32523, "session_id": session, "data": {"instance_id": self.machine}}
             else:
                 request = {"method": 611611, "session_id": session, "limit": 2, "data": {"instance_id": self.instance}}
-            # The newest session of a client is its own: a user's oldest ones end beyond VMWATCH_SESSIONS_PER_USER.
-            session = self._count(api, request) or session
+            # A client uses its newest session: a user's oldest sessions end beyond VMWATCH_SESSIONS_PER_USER.
+            session = self._send(api, request) or session
             count += 1
             time.sleep(PAUSE)
         with self._lock:
-            self.moved += api.moved
+            self.retried += api.retried
 
-    def _count(self, api: Api, request: dict) -> Optional[str]:
-        """Asks, and counts; the session that the answer names, if any."""
-        began, answer = time.monotonic(), {}
+    def _send(self, api: Api, request: dict) -> Optional[str]:
+        """Sends a request and counts it. Returns the session of the answer, if it has one."""
+        sent, began, answer = datetime.now(timezone.utc), time.monotonic(), {}
         try:
             answer = api.ask(request)
             failure = "" if answer["status_code"] == 1 else f"{request['method']}: {answer['http']} {answer['message']}"
         except (OSError, http.client.HTTPException) as error:
             failure = f"{request['method']}: {type(error).__name__}: {error}"
         with self._lock:
-            self.asked += 1
+            self.requests += 1
             self.slowest = max(self.slowest, time.monotonic() - began)
             if failure:
                 self.failures[failure] += 1
+                self.first_failures.setdefault(failure, f"{sent:%H:%M:%S.%f} UTC")
         return None if failure else answer.get("session_id")

@@ -252,8 +252,8 @@ def rolling_restart(checks: Checks, project: Project, service: str) -> None:
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, service)
     checks.that(
-        load.asked > 100 and not load.failures,
-        f"rolling restart of {service} in {took:.1f} s: {load.told()}",
+        load.requests > 100 and not load.failures,
+        f"rolling restart of {service} in {took:.1f} s: {load.summary()}",
     )
 
 
@@ -263,8 +263,8 @@ def gateways_in_turn(checks: Checks, project: Project) -> None:
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, "gateway")
     checks.that(
-        load.asked > 100 and not load.failures,
-        f"rolling restart of gateway in {took:.1f} s: {load.told()}, {load.moved} asked again at the other gateway",
+        load.requests > 100 and not load.failures,
+        f"rolling restart of gateway in {took:.1f} s: {load.summary()}, {load.retried} repeated at the other gateway",
     )
 
 
