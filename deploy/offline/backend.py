@@ -1,4 +1,4 @@
-"""The end-to-end tests' other backend: NATS and the database as containers, by the testcontainers crate."""
+"""Runs end-to-end tests with NATS and the database in containers, started by the testcontainers crate."""
 
 from pathlib import Path
 
@@ -7,10 +7,11 @@ from dev.terminal import Step
 
 from .engine import LOGS, Engine
 
-# What the tests put on each container: the id of their process (tests/src/container.rs).
+# The label that the tests put on each container, with the id of their process (tests/src/container.rs).
 LABEL = "vmwatch-e2e"
-# Of every kind: the documented API and the REST one, users and permissions, sessions, agents, ingestion and whatever
-# may happen to the two servers: killed, frozen, restarted, full.
+# Parts of the names of the tests to run: some of each kind, and all that kill, freeze or restart the two servers. Left
+# out are faults::rollback, faults::restore and faults::disk: they replace the files of a server, so they always run the
+# two servers as processes, and `./dev test` has run them already.
 STORIES = [
     "api::", "bus::", "faults::bus::", "faults::database::", "ingest", "permissions::", "rest::vms::", "sessions::",
     "traces::",
@@ -19,7 +20,7 @@ LIMIT = 900.0
 
 
 def run(engine: Engine, standins) -> None:
-    """Runs them; what a test that was killed left behind is removed."""
+    """Runs the tests, then removes the containers that killed tests left behind."""
     environment = {
         **checks.servers(), **cargo.environment(), **engine.environment, **standins.variables,
         "VMWATCH_TEST_BACKEND": "containers",
@@ -35,14 +36,14 @@ def run(engine: Engine, standins) -> None:
 
 
 def summary(log: Path) -> str:
-    """The runner's own last words."""
+    """The last line of the test runner's summary."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     words = [line for line in lines if line.startswith(("Summary", "test result:"))]
     return words[-1] if words else ""
 
 
 def remove_left(engine: Engine) -> None:
-    """Containers of tests whose process has ended."""
+    """Removes containers of tests whose process has ended."""
     form = '{{.ID}} {{.Label "' + LABEL + '"}}'
     for line in engine.run("ps", "--all", "--filter", f"label={LABEL}", "--format", form).stdout.splitlines():
         container, process = line.split()

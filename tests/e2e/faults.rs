@@ -16,6 +16,7 @@ mod bus;
 mod connections;
 mod corpus;
 mod database;
+mod disk;
 mod http;
 mod isolation;
 mod load;
@@ -24,6 +25,7 @@ mod mixed;
 mod overload;
 mod replicas;
 mod restarts;
+mod restore;
 mod rollback;
 mod timeouts;
 

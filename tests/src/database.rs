@@ -34,8 +34,13 @@ impl Database {
 
     /// Starts a database that accepts only TLS, with the certificate in a folder created by `deploy/secrets`.
     pub async fn start_with(folder: &Path, certificate: Option<&Path>) -> Self {
+        Self::start_on(Backend::chosen(), folder, certificate).await
+    }
+
+    /// As [`Database::start_with`], on this backend.
+    pub(crate) async fn start_on(backend: Backend, folder: &Path, certificate: Option<&Path>) -> Self {
         let port = free_port();
-        let server = match Backend::chosen() {
+        let server = match backend {
             Backend::Processes => Server::Process(process(folder, port, certificate)),
             Backend::Containers => Server::Container(container(port, certificate)),
         };

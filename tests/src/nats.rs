@@ -58,9 +58,14 @@ impl Nats {
 
     /// Starts one with the users and permissions of deploy/nats.
     pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
+        Self::start_on(Backend::chosen(), folder, secrets).await
+    }
+
+    /// As [`Nats::start_with`], on this backend.
+    pub(crate) async fn start_on(backend: Backend, folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
         let store = folder.join("nats").display().to_string();
-        let server = match (Backend::chosen(), &secrets) {
+        let server = match (backend, &secrets) {
             (Backend::Processes, None) => {
                 let args = ["--jetstream", &format!("--store_dir={store}")];
                 Server::Process(process(folder, port, &args))

@@ -5,7 +5,7 @@ use std::{
     fmt::Write as _,
     fs,
     hash::{Hash as _, Hasher as _},
-    path::Path,
+    path::{Path, PathBuf},
     process::Output,
 };
 
@@ -28,7 +28,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     Database, Gateway, Nats, PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, process::run,
-    tools,
+    server::Backend, tools,
 };
 
 /// The stored form of a password that nobody knows.
@@ -184,6 +184,9 @@ pub struct StackBuilder {
     permissions: bool,
     durable: bool,
     tls: bool,
+    /// `None`: the backend of this run.
+    backend: Option<Backend>,
+    bus_store: Option<PathBuf>,
 }
 
 impl StackBuilder {
@@ -255,9 +258,27 @@ impl StackBuilder {
         })
     }
 
+    /// Runs NATS and the database as local processes, even where the other tests use containers: for tests that replace the
+    /// files of a server.
+    #[must_use]
+    pub fn with_local_servers(mut self) -> Self {
+        self.backend = Some(Backend::Processes);
+        self
+    }
+
+    /// Puts the store of NATS into this folder, and runs local servers.
+    #[must_use]
+    pub fn with_bus_store(mut self, folder: &Path) -> Self {
+        self.bus_store = Some(folder.to_owned());
+        self.with_local_servers()
+    }
+
     /// Starts everything and waits until all of it is ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
+        if let Some(store) = &self.bus_store {
+            std::os::unix::fs::symlink(store, folder.path().join("nats")).unwrap();
+        }
         let secrets = self
             .permissions
             .then(|| Secrets::make(folder.path(), &[THIS_MACHINE, GUEST]));
@@ -267,15 +288,18 @@ impl StackBuilder {
             secrets
         };
         let certificate = secrets.as_ref().and_then(Secrets::database_certificate);
+        let backend = self.backend.unwrap_or_else(Backend::chosen);
         let nats = async {
             if self.durable && secrets.is_none() {
                 Nats::start_durable(folder.path()).await
             } else {
-                Nats::start_with(folder.path(), secrets).await
+                Nats::start_on(backend, folder.path(), secrets).await
             }
         };
-        let (nats, database) =
-            tokio::join!(nats, Database::start_with(folder.path(), certificate.as_deref()));
+        let (nats, database) = tokio::join!(
+            nats,
+            Database::start_on(backend, folder.path(), certificate.as_deref())
+        );
         write_node_file(folder.path());
         let mut stack = Stack {
             gateways: Vec::new(),
@@ -353,6 +377,8 @@ impl Stack {
             permissions: false,
             durable: false,
             tls: false,
+            backend: None,
+            bus_store: None,
         }
     }
 

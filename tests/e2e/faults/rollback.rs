@@ -75,6 +75,7 @@ async fn follows_store_that_was_rolled_back() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .with_permissions()
+        .with_local_servers()
         .start()
         .await;
     let here = Api::of(stack.gateway(0));

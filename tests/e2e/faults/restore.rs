@@ -1,0 +1,152 @@
+//! Backup and restore by the steps of docs/operations.md under running programs.
+
+use std::{path::Path, process::Command};
+
+use e2e::{ADMIN, PATIENCE, Program, Server, Stack, eventually};
+use mongodb::bson::doc;
+use serde_json::{Value, json};
+use shared::time::unix_millis;
+use tempfile::TempDir;
+
+use crate::rest::client::{Api, publish, report, sample, stack};
+
+const PASSWORD: &str = "long enough";
+
+/// Copies of both stores.
+struct Backup {
+    folder: TempDir,
+}
+
+impl Backup {
+    /// Copies NATS first, so that each sample is in at least one of the two copies. `between` runs between the copies.
+    async fn take(stack: &Stack, between: impl AsyncFnOnce()) -> Self {
+        let backup = Self {
+            folder: tempfile::tempdir_in(stack.folder()).unwrap(),
+        };
+        stop(&stack.nats.server).await;
+        copy(&stack.folder().join("nats"), &backup.folder.path().join("nats"));
+        stack.nats.restart().await;
+        between().await;
+        stop(&stack.database.server).await;
+        copy(
+            &stack.folder().join("database"),
+            &backup.folder.path().join("database"),
+        );
+        stack.database.restart().await;
+        stack.ready().await;
+        backup
+    }
+
+    /// Puts both copies back and starts the database first, because samples wait in NATS.
+    async fn restore(&self, stack: &Stack) {
+        stop(&stack.nats.server).await;
+        stop(&stack.database.server).await;
+        for store in ["database", "nats"] {
+            std::fs::remove_dir_all(stack.folder().join(store)).unwrap();
+            copy(&self.folder.path().join(store), &stack.folder().join(store));
+        }
+        stack.database.restart().await;
+        stack.nats.restart().await;
+    }
+}
+
+/// Stops a server by SIGTERM, like `docker compose stop`.
+async fn stop(server: &Server) {
+    let Server::Process(process) = server else {
+        panic!("only the store of a local process can be copied");
+    };
+    process.terminate(PATIENCE).await;
+}
+
+fn copy(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap();
+    assert!(done.success(), "{} could not be copied", from.display());
+}
+
+async fn add_user(admin: &Api, name: &str) {
+    let user = json!({ "name": name, "password": PASSWORD, "role": "viewer" });
+    assert_eq!(admin.post("/users", user).await.status, 201);
+}
+
+/// Waits for this status. Until then the gateway may answer only 503 or 504, while it reads the store again.
+async fn answers(api: &Api, path: &str, expected: u16) {
+    eventually(
+        &format!("{path} is answered {expected}"),
+        PATIENCE,
+        async || match api.get(path).await.status {
+            503 | 504 if expected != 503 => Err("unavailable".to_owned()),
+            status if status == expected => Ok(()),
+            other => panic!("{path} was answered {other}"),
+        },
+    )
+    .await;
+}
+
+async fn stored_rows(stack: &Stack, instance: &str) -> u64 {
+    let rows = stack
+        .database
+        .handle()
+        .collection::<mongodb::bson::Document>("vm_samples");
+    rows.count_documents(doc! { "instance_id": instance })
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn running_programs_follow_a_restored_backup() {
+    let stack = stack().with_local_servers().start().await;
+    let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
+    add_user(&admin, "vic").await;
+    let ended_later = Api::of(stack.gateway(0)).log_in("vic", PASSWORD).await;
+    report(&stack, &admin, &[("vm-1", 1.0)]).await;
+
+    // This sample is in both copies: it waits in NATS during the first copy, and is stored before the second.
+    let metrics = &stack.replica(Program::Metrics, 0).process;
+    metrics.pause();
+    publish(&stack, &sample("vm-waits", unix_millis(), 1.0)).await;
+    let backup = Backup::take(&stack, async || {
+        metrics.resume();
+        eventually("the sample is stored", PATIENCE, async || {
+            let count = stored_rows(&stack, "vm-waits").await;
+            (count == 1).then_some(()).ok_or(format!("{count}"))
+        })
+        .await;
+    })
+    .await;
+
+    // These changes come after the backup and are lost.
+    assert_eq!(ended_later.delete("/sessions/current").await.status, 204);
+    add_user(&admin, "carol").await;
+    let carol = Api::of(stack.gateway(0)).log_in("carol", PASSWORD).await;
+    report(&stack, &admin, &[("vm-2", 2.0)]).await;
+
+    backup.restore(&stack).await;
+    stack.ready().await;
+    let fresh = eventually("vic logs in", PATIENCE, async || {
+        let body = json!({ "user_name": "vic", "password": PASSWORD });
+        let reply = Api::of(stack.gateway(0)).post("/sessions", body).await;
+        let token = reply.json()["token"].as_str().map(str::to_owned);
+        token.ok_or_else(|| format!("{reply:?}"))
+    })
+    .await;
+    answers(&Api::of(stack.gateway(0)).holding(&fresh), "/me", 200).await;
+    answers(&carol, "/me", 401).await;
+    // A session that ended after the backup is valid again, as docs/operations.md warns.
+    answers(&ended_later, "/me", 200).await;
+    answers(&admin, "/users/carol", 404).await;
+
+    answers(&admin, "/vms/vm-1", 200).await;
+    answers(&admin, "/vms/vm-2", 404).await;
+    // NATS delivers the sample again, and the database recognises its id.
+    report(&stack, &admin, &[("vm-2", 3.0)]).await;
+    assert_eq!(stored_rows(&stack, "vm-waits").await, 1);
+    let audited = eventually("the audit is read", PATIENCE, async || {
+        let reply = admin.get("/audit?limit=100").await;
+        let records: Value = reply.json();
+        (reply.status == 200)
+            .then_some(records.to_string())
+            .ok_or(reply.body)
+    })
+    .await;
+    assert!(audited.contains("vic") && !audited.contains("carol"), "{audited}");
+}
