@@ -7,8 +7,8 @@
 use metrics::counter;
 use mongodb::bson::DateTime;
 use shared::api::{
-    Role,
-    auth::{Password, UserName},
+    Role, UserKey, UserName,
+    auth::Password,
     sessions::UserRecord,
     users::{NewPassword, NewUser, UserChange},
 };
@@ -32,22 +32,24 @@ pub(crate) struct Accounts {
 
 impl Accounts {
     pub(crate) async fn find(&self, name: &UserName) -> Result<User, AuthError> {
-        let found = self.users.find(name).await?;
+        let found = self.users.find(&name.key()).await?;
         found.ok_or_else(|| AuthError::NoSuchUser(name.clone()))
     }
 
     pub(crate) async fn add(&self, new: NewUser) -> Result<User, AuthError> {
         let password = new.password.into_inner();
+        let name = new.name.into_inner();
         let user = User {
             password_hash: self.hasher.hash(password.clone()).await?,
-            name: new.name,
+            key: name.key(),
+            name,
             role: new.role,
             scope: new.scope,
             created: DateTime::now(),
             sessions_not_before: not_before(None),
         };
         if self.users.add(&user).await? {
-            self.pass_on(&user.name).await?;
+            self.pass_on(&user.key).await?;
             return Ok(user);
         }
         self.add_again(user, password).await
@@ -56,10 +58,10 @@ impl Accounts {
     /// The name is taken. If this very user was added, but not passed on, the command is a repetition and succeeds.
     async fn add_again(&self, user: User, password: Password) -> Result<User, AuthError> {
         let taken = AuthError::NameTaken(user.name.clone());
-        let Some(found) = self.users.find(&user.name).await? else {
+        let Some(found) = self.users.find(&user.key).await? else {
             return Err(taken);
         };
-        let same = (found.role, &found.scope) == (user.role, &user.scope);
+        let same = (&found.name, found.role, &found.scope) == (&user.name, user.role, &user.scope);
         if !same || self.mirror.holds(&found).await? {
             return Err(taken);
         }
@@ -69,7 +71,7 @@ impl Accounts {
         if !right {
             return Err(taken);
         }
-        self.pass_on(&found.name).await?;
+        self.pass_on(&found.key).await?;
         Ok(found)
     }
 
@@ -80,7 +82,7 @@ impl Accounts {
         }
         let updated = self.users.update(change).await?;
         let user = updated.ok_or_else(|| AuthError::NoSuchUser(change.name.clone()))?;
-        self.pass_on(&user.name).await?;
+        self.pass_on(&user.key).await?;
         Ok(user)
     }
 
@@ -91,24 +93,25 @@ impl Accounts {
         password: NewPassword,
     ) -> Result<usize, AuthError> {
         // Looked up first: a hash takes a core for 45 ms.
-        self.find(name).await?;
+        let key = self.find(name).await?.key;
         let hash = self.hasher.hash(password.into_inner()).await?;
-        if self.users.set_password(name, &hash).await?.is_none() {
+        if self.users.set_password(&key, &hash).await?.is_none() {
             return Err(AuthError::NoSuchUser(name.clone()));
         }
-        self.pass_on(name).await
+        self.pass_on(&key).await
     }
 
     /// Removes the user; how many sessions were ended. If it is gone already, what is left of it is removed.
     pub(crate) async fn remove(&self, name: &UserName) -> Result<usize, AuthError> {
+        let key = name.key();
         let known = match self.keep_an_administrator(name).await {
             Err(AuthError::NoSuchUser(_)) => false,
             other => other.map(|()| true)?,
         };
-        let removed = known && self.users.remove(name).await?;
-        let left = self.sync(name).await?;
+        let removed = known && self.users.remove(&key).await?;
+        let left = self.sync(&key).await?;
         // What is in the index of a user whose record is gone as well is to end, too.
-        let ended = self.end_sessions(name, left.as_ref()).await;
+        let ended = self.end_sessions(&key, left.as_ref()).await;
         if removed || left.is_some() || ended > 0 {
             Ok(ended)
         } else {
@@ -117,30 +120,30 @@ impl Accounts {
     }
 
     /// Passes on what the database holds of the user; how many sessions were ended.
-    pub(crate) async fn pass_on(&self, name: &UserName) -> Result<usize, AuthError> {
-        let record = self.sync(name).await?;
-        Ok(self.end_sessions(name, record.as_ref()).await)
+    pub(crate) async fn pass_on(&self, user: &UserKey) -> Result<usize, AuthError> {
+        let record = self.sync(user).await?;
+        Ok(self.end_sessions(user, record.as_ref()).await)
     }
 
-    async fn sync(&self, name: &UserName) -> Result<Option<UserRecord>, AuthError> {
-        let synced = self.mirror.sync(&self.users, name).await;
+    async fn sync(&self, user: &UserKey) -> Result<Option<UserRecord>, AuthError> {
+        let synced = self.mirror.sync(&self.users, user).await;
         synced.map_err(|error| AuthError::NotPassedOn(Box::new(error)))
     }
 
     /// Ends the user's sessions that are refused by now; how many were ended. What cannot be ended is ended by the
     /// reconciler, if the user was removed, or by its own time.
-    async fn end_sessions(&self, name: &UserName, record: Option<&UserRecord>) -> usize {
+    async fn end_sessions(&self, user: &UserKey, record: Option<&UserRecord>) -> usize {
         let not_before_ms = record.map_or(u64::MAX, |record| record.sessions_not_before_ms);
         let ended = async {
-            let ended = self.sessions.end_before(name.as_str(), not_before_ms).await?;
+            let ended = self.sessions.end_before(user, not_before_ms).await?;
             if record.is_some_and(|record| record.removed) {
-                self.mirror.forget(name).await?;
+                self.mirror.forget(user).await?;
             }
             Ok::<_, AuthError>(ended)
         };
         ended.await.unwrap_or_else(|error| {
             counter!("vmwatch_sessions_not_ended_total").increment(1);
-            warn!(%error, user = %name, "sessions that are refused by now could not be deleted");
+            warn!(%error, %user, "sessions that are refused by now could not be deleted");
             0
         })
     }

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use shared::{
-    api::auth::{Password, UserName},
+    api::{NewUserName, auth::Password},
     bus::{
         self, BusSettings,
         audit::{self, AuditSettings},
@@ -151,7 +151,7 @@ pub(crate) struct ThrottleSettings {
 /// Of the administrator made at the first start.
 #[derive(Debug)]
 pub(crate) struct FirstAdmin {
-    pub(crate) name: UserName,
+    pub(crate) name: NewUserName,
     pub(crate) password: Option<Password>,
 }
 

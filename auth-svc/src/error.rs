@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use shared::{
-    api::{audit::AuditResult, auth::UserName},
+    api::{UserName, audit::AuditResult},
     bus::{
         BusError,
         audit::AuditError,

@@ -40,7 +40,8 @@ async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Resu
         ));
     };
     let user = User {
-        name: settings.name.clone(),
+        key: settings.name.as_name().key(),
+        name: settings.name.as_name().clone(),
         password_hash: hasher.hash(password).await?,
         role: Role::Admin,
         scope: Scope::All,

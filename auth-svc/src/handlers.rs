@@ -2,11 +2,11 @@
 
 use shared::{
     api::{
-        Kind, Method, MethodInfo, Role,
+        Kind, Method, MethodInfo, Role, UserKey, UserName,
         audit::{AuditFilter, AuditPage, AuditResult},
-        auth::{Credentials, Login, Password, Session, UserName},
+        auth::{Credentials, Login, Password, Session},
         first_page,
-        sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions, user_hash},
+        sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions},
         users::{
             Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef,
             UsersAdd, UsersRemove, UsersSetPassword, UsersUpdate,
@@ -36,11 +36,12 @@ impl Auth {
         context: &Context,
         credentials: Credentials,
     ) -> Result<Session, AuthError> {
-        let name = credentials.user_name.clone();
+        let user = credentials.user_name.key();
+        let name = self.stored_name(&credentials.user_name);
         let source = context.source.as_deref().unwrap_or("-");
-        let attempt = Attempt::new(&name, source);
+        let attempt = Attempt::new(&user, source);
         let outcome = self
-            .try_login(&attempt, context.source.clone(), credentials)
+            .try_login(&user, &attempt, context.source.clone(), credentials.password)
             .await;
         let (result, once) = match &outcome {
             Ok(_) => (AuditResult::Succeeded, None),
@@ -55,7 +56,7 @@ impl Auth {
         }
         let entry = Entry {
             action: Login::INFO,
-            user: name.as_str(),
+            user: &name,
             target: None,
             result,
             detail: detail(&outcome),
@@ -68,18 +69,18 @@ impl Auth {
     /// Unknown users cost the same work as known ones.
     async fn try_login(
         &self,
+        key: &UserKey,
         attempt: &Attempt,
         source: Option<String>,
-        credentials: Credentials,
+        password: Password,
     ) -> Result<Session, AuthError> {
-        let Credentials { user_name, password } = credentials;
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
         // Asked once more under the permit: who has to wait takes no place from others meanwhile.
         self.throttle.admit(attempt).await?;
         let permit = hasher.login_permit().await?;
         // Before the user is read: a change that comes after it ends this session by its date.
         let read_at_ms = unix_millis();
-        let (user, ()) = tokio::try_join!(users.find(&user_name), self.throttle.admit(attempt))?;
+        let (user, ()) = tokio::try_join!(users.find(key), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let (right, permit) = hasher.verify(permit, password, stored).await?;
         let Some(user) = user.filter(|_| right) else {
@@ -90,6 +91,7 @@ impl Auth {
         drop(permit);
         self.keep_mirrored(&user).await?;
         let new = NewSession {
+            user: user.key.clone(),
             principal: user.principal(),
             // The clock of the replica that changed the user last may be ahead of this one's.
             began_at_ms: read_at_ms.max(user.sessions_not_before_ms()),
@@ -98,11 +100,8 @@ impl Auth {
         let (session, ()) = tokio::join!(self.accounts.sessions.create(new), self.throttle.forget(attempt));
         let session = session?;
         // What was changed since the user was read may have missed this session, if the clocks of replicas differ.
-        if users.find(&user_name).await?.as_ref() != Some(&user) {
-            self.accounts
-                .sessions
-                .end(user_name.as_str(), &session.session_id)
-                .await?;
+        if users.find(key).await?.as_ref() != Some(&user) {
+            self.accounts.sessions.end(key, &session.session_id).await?;
             return Err(AuthError::WrongCredentials);
         }
         Ok(session)
@@ -110,11 +109,11 @@ impl Auth {
 
     /// A session is refused by gateways that do not know its user as it is.
     async fn keep_mirrored(&self, user: &store::User) -> Result<(), AuthError> {
-        let held = self.mirrored.read().get(&user_hash(user.name.as_str()));
+        let held = self.mirrored.read().get(&user.key.hash());
         if held.as_deref() == Some(&record_of(user)) {
             return Ok(());
         }
-        match self.accounts.pass_on(&user.name).await {
+        match self.accounts.pass_on(&user.key).await {
             Err(AuthError::NotPassedOn(cause)) => Err(*cause),
             other => other.map(drop),
         }
@@ -124,19 +123,17 @@ impl Auth {
     pub(crate) async fn logout(&self, context: &Context, session: SessionRef) -> Result<Done, AuthError> {
         self.accounts
             .sessions
-            .end(context.user(), &session.session_id)
+            .end(&UserKey::of(context.user()), &session.session_id)
             .await?;
         Ok(Done {})
     }
 
     /// The caller's own sessions.
     pub(crate) async fn list_sessions(&self, context: &Context) -> Result<SessionList, AuthError> {
-        let name = own_name(context)?;
-        let user = self.accounts.find(&name).await?;
-        let sessions = self
-            .accounts
-            .sessions
-            .of(name.as_str(), user.sessions_not_before_ms());
+        let key = UserKey::of(context.user());
+        let user = self.accounts.users.find(&key).await?;
+        let user = user.ok_or(AuthError::NoSuchSession)?;
+        let sessions = self.accounts.sessions.of(&key, user.sessions_not_before_ms());
         Ok(SessionList {
             sessions: sessions.await?,
         })
@@ -148,14 +145,9 @@ impl Auth {
         context: &Context,
         session: SessionIdRef,
     ) -> Result<Done, AuthError> {
-        let name = own_name(context)?;
+        let key = UserKey::of(context.user());
         let outcome = async {
-            if self
-                .accounts
-                .sessions
-                .end_by_id(name.as_str(), &session.id)
-                .await?
-            {
+            if self.accounts.sessions.end_by_id(&key, &session.id).await? {
                 Ok(Done {})
             } else {
                 Err(AuthError::NoSuchSession)
@@ -170,7 +162,7 @@ impl Auth {
         let entry = Entry {
             action: SessionsEnd::INFO,
             user: context.user(),
-            target: Some(name.as_str()),
+            target: Some(context.user()),
             result,
             detail: detail(&outcome),
             once: None,
@@ -192,13 +184,14 @@ impl Auth {
     pub(crate) async fn list_users(&self, page: UserPage) -> Result<UserList, AuthError> {
         let limit = usize::from(page.limit.get());
         // One more tells whether there are more.
-        let users = self.accounts.users.list(page.after.as_ref(), limit + 1).await?;
+        let after = page.after.as_ref().map(UserName::key);
+        let users = self.accounts.users.list(after.as_ref(), limit + 1).await?;
         let (users, more) = first_page(users.into_iter().map(User::from), limit);
         Ok(UserList { users, more })
     }
 
     pub(crate) async fn add_user(&self, context: &Context, user: NewUser) -> Result<User, AuthError> {
-        let name = user.name.clone();
+        let name = user.name.as_name().clone();
         let added = async { Box::pin(self.accounts.add(user)).await.map(User::from) };
         self.audited(context, UsersAdd::INFO, &name, added).await
     }
@@ -232,7 +225,9 @@ impl Auth {
     /// One's own with the old one, counted as a login is; another's as an administrator.
     async fn may_set_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
         let principal = context.principal.as_ref();
-        if principal.is_none_or(|principal| principal.user != change.name.as_str()) {
+        let key = change.name.key();
+        // By key: another spelling of one's own name must not pass for another user.
+        if principal.is_none_or(|principal| UserKey::of(&principal.user) != key) {
             let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
             return if is_admin {
                 Ok(())
@@ -243,7 +238,7 @@ impl Auth {
         let Some(old) = change.old_password.clone() else {
             return Err(AuthError::OldPasswordNeeded);
         };
-        let attempt = Attempt::new(&change.name, context.source.as_deref().unwrap_or("-"));
+        let attempt = Attempt::new(&key, context.source.as_deref().unwrap_or("-"));
         let user = self.accounts.find(&change.name).await?;
         if self.is_password(&attempt, &user, old).await? {
             return Ok(());
@@ -284,10 +279,11 @@ impl Auth {
         }
         let context = &refused.context;
         let target = serde_json::from_slice::<UserRef>(&refused.body).ok();
+        let target = target.map(|target| self.stored_name(&target.name));
         let entry = Entry {
             action: refused.method,
             user: context.principal.as_ref().map_or("", |principal| &principal.user),
-            target: target.as_ref().map(|target| target.name.as_str()),
+            target: target.as_deref(),
             result: AuditResult::Refused,
             detail: refused.fault.message.clone(),
             once: None,
@@ -306,13 +302,15 @@ impl Auth {
         target: &UserName,
         change: impl Future<Output = Result<T, AuthError>>,
     ) -> Result<T, AuthError> {
-        audit::announced(&self.audit, context, action, target.as_str(), change).await
+        let target = self.stored_name(target);
+        audit::announced(&self.audit, context, action, &target, change).await
     }
-}
 
-/// The caller's name.
-fn own_name(context: &Context) -> Result<UserName, AuthError> {
-    context.user().parse().map_err(|_| AuthError::NoSuchSession)
+    /// The name for the audit and the log: as the user was created, whatever spelling was given.
+    fn stored_name(&self, given: &UserName) -> String {
+        let known = self.mirrored.read().get(&given.key().hash());
+        known.map_or_else(|| given.shown(), |known| known.principal.user.clone())
+    }
 }
 
 fn detail<T>(outcome: &Result<T, AuthError>) -> String {

@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use shared::{
     api::{
-        Principal, Role, Scope,
-        auth::UserName,
-        sessions::{USER_BUCKET, UserRecord, user_key},
+        Principal, Role, Scope, UserKey,
+        sessions::{USER_BUCKET, UserRecord},
     },
     bus::Bus,
 };
@@ -60,18 +59,19 @@ impl Mirror {
     pub(crate) async fn sync(
         &self,
         users: &UserStore,
-        name: &UserName,
+        user: &UserKey,
     ) -> Result<Option<UserRecord>, AuthError> {
-        let key = user_key(name.as_str());
+        let key = user.bucket_key();
         for _ in 0..TRIES {
             // The order matters; see above.
             let entry = self.bucket.entry(&key).await?;
-            let user = users.find(name).await?;
-            let held = self.bucket.decode(entry.as_ref());
-            let wanted = match user {
-                Some(user) => record_of(&user),
-                None if held == Value::Nothing => return Ok(None),
-                None => removed(name),
+            let stored = users.find(user).await?;
+            let held: Value<UserRecord> = self.bucket.decode(entry.as_ref());
+            let wanted = match (stored, &held) {
+                (Some(stored), _) => record_of(&stored),
+                (None, Value::Nothing) => return Ok(None),
+                (None, Value::Whole(held)) => removed(&held.principal.user),
+                (None, Value::Broken) => removed(user.as_str()),
             };
             let value = serde_json::to_vec(&wanted)?;
             let wanted = Value::Whole(wanted);
@@ -84,13 +84,13 @@ impl Mirror {
 
     /// Whether the bucket holds the user as it is in the database.
     pub(crate) async fn holds(&self, user: &User) -> Result<bool, AuthError> {
-        let entry = self.bucket.entry(&user_key(user.name.as_str())).await?;
+        let entry = self.bucket.entry(&user.key.bucket_key()).await?;
         Ok(self.bucket.decode(entry.as_ref()) == Value::Whole(record_of(user)))
     }
 
     /// Deletes the record of a removed user, once its sessions are over.
-    pub(crate) async fn forget(&self, name: &UserName) -> Result<(), AuthError> {
-        let entry = self.bucket.entry(&user_key(name.as_str())).await?;
+    pub(crate) async fn forget(&self, user: &UserKey) -> Result<(), AuthError> {
+        let entry = self.bucket.entry(&user.bucket_key()).await?;
         if let Value::Whole(UserRecord { removed: true, .. }) = self.bucket.decode(entry.as_ref())
             && let Some(entry) = entry
         {
@@ -110,10 +110,10 @@ pub(crate) fn record_of(user: &User) -> UserRecord {
     }
 }
 
-fn removed(name: &UserName) -> UserRecord {
+fn removed(name: &str) -> UserRecord {
     UserRecord {
         principal: Principal {
-            user: name.to_string(),
+            user: name.to_owned(),
             role: Role::Viewer,
             scope: Scope::Only(Vec::new()),
         },

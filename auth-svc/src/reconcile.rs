@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use metrics::counter;
 use shared::{
-    api::{auth::UserName, sessions::user_hash},
+    api::UserKey,
     bus::{follow::Follower, users::UserTable},
     jitter::jittered,
 };
@@ -74,38 +74,32 @@ impl Reconciler {
         loop {
             let users = self.accounts.users.list(after.as_ref(), PAGE).await?;
             for user in &users {
-                let hash = user_hash(user.name.as_str());
+                let hash = user.key.hash();
                 known.insert(hash);
                 let held = self.mirrored.read().get(&hash);
                 if held.as_deref() != Some(&record_of(user)) {
-                    failures.note(self.finish(&user.name, "copied").await)?;
+                    failures.note(self.finish(&user.key, "copied").await)?;
                 }
             }
             match users.last() {
-                Some(last) if users.len() == PAGE => after = Some(last.name.clone()),
+                Some(last) if users.len() == PAGE => after = Some(last.key.clone()),
                 _ => break,
             }
         }
         for record in mirrored {
-            let Ok(name) = record.principal.user.parse::<UserName>() else {
-                warn!(
-                    user = record.principal.user,
-                    "ignored a user whose name is not allowed"
-                );
-                continue;
-            };
-            if !known.contains(&user_hash(name.as_str())) {
-                failures.note(self.finish(&name, "removed").await)?;
+            let user = UserKey::of(&record.principal.user);
+            if !known.contains(&user.hash()) {
+                failures.note(self.finish(&user, "removed").await)?;
             }
         }
         failures.first.map_or(Ok(()), Err)
     }
 
     /// Finishes what a command left undone.
-    async fn finish(&self, name: &UserName, done: &'static str) -> Result<(), AuthError> {
-        self.accounts.pass_on(name).await?;
+    async fn finish(&self, user: &UserKey, done: &'static str) -> Result<(), AuthError> {
+        self.accounts.pass_on(user).await?;
         counter!("vmwatch_users_reconciled_total", "done" => done).increment(1);
-        info!(user = %name, done, "reconciled a user");
+        info!(%user, done, "reconciled a user");
         Ok(())
     }
 }

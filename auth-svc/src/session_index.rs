@@ -5,7 +5,7 @@
 
 use async_nats::jetstream::kv::Entry;
 use serde::{Deserialize, Serialize};
-use shared::{api::sessions::user_key, bus::Bus};
+use shared::{api::UserKey, bus::Bus};
 
 use crate::{
     AuthError,
@@ -59,7 +59,7 @@ impl SessionIndex {
     }
 
     /// Lists a session that is about to be made; gives back the oldest ones beyond the limit, which are to be ended.
-    pub(crate) async fn add(&self, user: &str, key: &str) -> Result<Vec<String>, AuthError> {
+    pub(crate) async fn add(&self, user: &UserKey, key: &str) -> Result<Vec<String>, AuthError> {
         self.change(user, |listed| {
             listed.keys.push(key.to_owned());
             let beyond = listed.keys.len().saturating_sub(self.most);
@@ -69,20 +69,20 @@ impl SessionIndex {
     }
 
     /// Takes sessions out that were ended.
-    pub(crate) async fn remove(&self, user: &str, keys: &[String]) -> Result<(), AuthError> {
+    pub(crate) async fn remove(&self, user: &UserKey, keys: &[String]) -> Result<(), AuthError> {
         self.change(user, |listed| listed.keys.retain(|key| !keys.contains(key)))
             .await
     }
 
     /// The keys of the user's sessions, oldest first.
-    pub(crate) async fn of(&self, user: &str) -> Result<Vec<String>, AuthError> {
-        let entry = self.bucket.entry(&user_key(user)).await?;
+    pub(crate) async fn of(&self, user: &UserKey) -> Result<Vec<String>, AuthError> {
+        let entry = self.bucket.entry(&user.bucket_key()).await?;
         Ok(self.listed(entry.as_ref()).keys)
     }
 
     /// Reads, changes and writes, again if another replica wrote in between.
-    async fn change<T>(&self, user: &str, change: impl Fn(&mut Listed) -> T) -> Result<T, AuthError> {
-        let key = user_key(user);
+    async fn change<T>(&self, user: &UserKey, change: impl Fn(&mut Listed) -> T) -> Result<T, AuthError> {
+        let key = user.bucket_key();
         for _ in 0..TRIES {
             let entry = self.bucket.entry(&key).await?;
             let mut listed = self.listed(entry.as_ref());

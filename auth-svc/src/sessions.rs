@@ -6,7 +6,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
 use shared::{
     api::{
-        Principal,
+        Principal, UserKey,
         auth::{Session, Token, TokenHash},
         sessions::{MOST_USED, SESSION_BUCKET, SessionId, SessionRecord, SessionSummary, UsedSession},
     },
@@ -37,6 +37,7 @@ pub(crate) struct Sessions {
 
 /// Whose session is to be made, and from where.
 pub(crate) struct NewSession {
+    pub(crate) user: UserKey,
     pub(crate) principal: Principal,
     pub(crate) began_at_ms: u64,
     pub(crate) source: Option<String>,
@@ -83,7 +84,7 @@ impl Sessions {
         let token = Token::from_random(bits);
         let key = token.key();
         let record = SessionRecord {
-            user: new.principal.user.clone(),
+            user: new.user,
             began_at_ms: new.began_at_ms,
             expires_at_ms: after(new.began_at_ms, self.ttl),
             last_used_at_ms: new.began_at_ms,
@@ -105,12 +106,12 @@ impl Sessions {
     }
 
     /// Ends a session of the user, on every gateway. Ending one that is over succeeds.
-    pub(crate) async fn end(&self, user: &str, token: &Token) -> Result<(), AuthError> {
+    pub(crate) async fn end(&self, user: &UserKey, token: &Token) -> Result<(), AuthError> {
         self.end_listed(user, vec![token.key()]).await
     }
 
     /// Ends a session of the user by its public name; whether there was one.
-    pub(crate) async fn end_by_id(&self, user: &str, id: &SessionId) -> Result<bool, AuthError> {
+    pub(crate) async fn end_by_id(&self, user: &UserKey, id: &SessionId) -> Result<bool, AuthError> {
         let keys = self.index.of(user).await?;
         let Some(key) = keys.into_iter().find(|key| id_of(key).as_ref() == Some(id)) else {
             return Ok(false);
@@ -121,7 +122,7 @@ impl Sessions {
     }
 
     /// Ends the sessions of the user that began before this time, on every gateway; how many there were.
-    pub(crate) async fn end_before(&self, user: &str, not_before_ms: u64) -> Result<usize, AuthError> {
+    pub(crate) async fn end_before(&self, user: &UserKey, not_before_ms: u64) -> Result<usize, AuthError> {
         let mut over = Vec::new();
         let mut ended = 0;
         for (key, record) in self.listed(user).await? {
@@ -139,7 +140,11 @@ impl Sessions {
     }
 
     /// The user's live sessions that began at or after this time, the newest first.
-    pub(crate) async fn of(&self, user: &str, not_before_ms: u64) -> Result<Vec<SessionSummary>, AuthError> {
+    pub(crate) async fn of(
+        &self,
+        user: &UserKey,
+        not_before_ms: u64,
+    ) -> Result<Vec<SessionSummary>, AuthError> {
         let now = unix_millis();
         let live = self
             .listed(user)
@@ -165,7 +170,7 @@ impl Sessions {
     }
 
     /// The user's sessions, the oldest first, with what is stored of those that are not over.
-    async fn listed(&self, user: &str) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
+    async fn listed(&self, user: &UserKey) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
         stream::iter(self.index.of(user).await?)
             .map(|key| async move {
                 let record = self.record(&key).await?;
@@ -214,7 +219,7 @@ impl Sessions {
         Ok(self.bucket.decode(entry.as_ref()).into_option())
     }
 
-    async fn end_listed(&self, user: &str, keys: Vec<String>) -> Result<(), AuthError> {
+    async fn end_listed(&self, user: &UserKey, keys: Vec<String>) -> Result<(), AuthError> {
         self.end_keys(&keys).await?;
         self.index.remove(user, &keys).await
     }

@@ -1,4 +1,5 @@
-//! The users in MongoDB: one document a user, its name the `_id`.
+//! The users in MongoDB: one document per user. Its `_id` is the user's key, so that no two users have names that differ only
+//! in case.
 
 use std::future::IntoFuture;
 
@@ -11,7 +12,7 @@ use mongodb::{
 };
 use serde::{Deserialize, Serialize};
 use shared::{
-    api::{Principal, Role, Scope, auth::UserName, users::UserChange},
+    api::{Principal, Role, Scope, UserKey, UserName, users::UserChange},
     store::command_span,
 };
 use tracing::Instrument;
@@ -25,6 +26,8 @@ const DUPLICATE_KEY: i32 = 11_000;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct User {
     #[serde(rename = "_id")]
+    pub(crate) key: UserKey,
+    /// As it was spelled when the user was created.
     pub(crate) name: UserName,
     /// A PHC string; see `password.rs`.
     pub(crate) password_hash: String,
@@ -61,14 +64,14 @@ impl UserStore {
         }
     }
 
-    pub(crate) async fn find(&self, name: &UserName) -> Result<Option<User>, AuthError> {
-        let found = self.users.find_one(doc! { "_id": name.as_str() }).into_future();
+    pub(crate) async fn find(&self, key: &UserKey) -> Result<Option<User>, AuthError> {
+        let found = self.users.find_one(doc! { "_id": key.as_str() }).into_future();
         Ok(found.instrument(command_span("find", self.users.name())).await?)
     }
 
-    /// Users in the order of their names, those behind the given one, at most so many.
-    pub(crate) async fn list(&self, after: Option<&UserName>, most: usize) -> Result<Vec<User>, AuthError> {
-        let filter = after.map_or_else(Document::new, |name| doc! { "_id": { "$gt": name.as_str() } });
+    /// At most this many users, sorted by key, after the given key.
+    pub(crate) async fn list(&self, after: Option<&UserKey>, most: usize) -> Result<Vec<User>, AuthError> {
+        let filter = after.map_or_else(Document::new, |key| doc! { "_id": { "$gt": key.as_str() } });
         Ok(self
             .users
             .find(filter)
@@ -93,8 +96,8 @@ impl UserStore {
     }
 
     /// Sets the password; `None` if there is no such user.
-    pub(crate) async fn set_password(&self, name: &UserName, hash: &str) -> Result<Option<User>, AuthError> {
-        self.change(name, doc! { "password_hash": hash }).await
+    pub(crate) async fn set_password(&self, key: &UserKey, hash: &str) -> Result<Option<User>, AuthError> {
+        self.change(key, doc! { "password_hash": hash }).await
     }
 
     /// Sets the role and scope that are given; `None` if there is no such user.
@@ -109,19 +112,19 @@ impl UserStore {
                 serialize_to_bson(scope).map_err(mongodb::error::Error::from)?,
             );
         }
-        self.change(&change.name, set).await
+        self.change(&change.name.key(), set).await
     }
 
     /// Changes the user and ends its sessions up to now, by their date; the user as it is then. The date only grows,
     /// however the clocks of replicas differ, so that it tells each change from the one before.
-    async fn change(&self, name: &UserName, set: Document) -> Result<Option<User>, AuthError> {
+    async fn change(&self, key: &UserKey, set: Document) -> Result<Option<User>, AuthError> {
         for _ in 0..TRIES {
-            let Some(user) = self.find(name).await? else {
+            let Some(user) = self.find(key).await? else {
                 return Ok(None);
             };
             let mut set = set.clone();
             set.insert("sessions_not_before", not_before(Some(&user)));
-            let unchanged = doc! { "_id": name.as_str(), "sessions_not_before": user.sessions_not_before };
+            let unchanged = doc! { "_id": key.as_str(), "sessions_not_before": user.sessions_not_before };
             let update = self.users.find_one_and_update(unchanged, doc! { "$set": set });
             let changed = update.return_document(ReturnDocument::After).await?;
             if changed.is_some() {
@@ -132,10 +135,10 @@ impl UserStore {
     }
 
     /// `false` where there is no such user.
-    pub(crate) async fn remove(&self, name: &UserName) -> Result<bool, AuthError> {
+    pub(crate) async fn remove(&self, key: &UserKey) -> Result<bool, AuthError> {
         Ok(self
             .users
-            .delete_one(doc! { "_id": name.as_str() })
+            .delete_one(doc! { "_id": key.as_str() })
             .await?
             .deleted_count
             == 1)

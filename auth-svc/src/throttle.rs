@@ -18,7 +18,7 @@ use async_nats::jetstream::kv::Entry;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use shared::{api::auth::UserName, bus::Bus, time::unix_millis};
+use shared::{api::UserKey, bus::Bus, time::unix_millis};
 use tracing::warn;
 
 use crate::{
@@ -55,8 +55,8 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Of this user from this source. Keys are hashes: names may hold anything, and the bucket need not tell them.
-    pub(crate) fn new(user: &UserName, source: &str) -> Self {
+    /// Of this user from this source, whatever the spelling of the name. Keys are hashes: names may hold anything, and the bucket need not tell them.
+    pub(crate) fn new(user: &UserKey, source: &str) -> Self {
         let source = &network(source);
         let key = |kind: &str, parts: &[&str]| {
             let mut hash = Sha256::new();
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn a_host_of_ipv6_is_one_source() {
-        let pair = |source| Attempt::new(&"a".parse().unwrap(), source).pair;
+        let pair = |source| Attempt::new(&UserKey::of("a"), source).pair;
         assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("192.0.2.1"), pair("192.0.2.2"));
@@ -289,10 +289,11 @@ mod tests {
 
     #[test]
     fn attempts_are_told_apart_by_user_and_source() {
-        let attempt = |user: &str, source| Attempt::new(&user.parse().unwrap(), source);
+        let attempt = |user: &str, source| Attempt::new(&UserKey::of(user), source);
         let (one, other) = (attempt("ab", "c"), attempt("a", "bc"));
         assert_ne!(one.pair, other.pair);
         assert_eq!(attempt("ab", "c").pair, one.pair);
+        assert_eq!(attempt("AB", "c").pair, one.pair, "one user in any spelling");
         assert!(
             one.pair
                 .strip_prefix("pair.")

@@ -10,8 +10,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use shared::{
     api::{
-        InstanceId, Method, MethodInfo, Principal, Role, Scope, Service,
-        auth::UserName,
+        InstanceId, Method, MethodInfo, NewUserName, Principal, Role, Scope, Service, UserName,
         users::{NewPassword, NewUser, UsersAdd, UsersRemove, UsersSetPassword},
     },
     bus::{Bus, Context, audit::Audit},
@@ -39,8 +38,9 @@ const MOST_LISTED: usize = 1000;
 pub enum UserCommand {
     /// Add a user.
     Add {
-        /// Its name.
-        name: UserName,
+        /// User name: up to 128 letters and digits of one script and ASCII punctuation. Upper and lower case are the same
+        /// when names are compared.
+        name: NewUserName,
         /// What it may do: viewer, operator or admin.
         #[arg(long, default_value = "viewer")]
         role: Role,
@@ -50,7 +50,7 @@ pub enum UserCommand {
     },
     /// Change a user's password, which ends its sessions.
     Password {
-        /// Its name.
+        /// User name, in upper or lower case.
         name: UserName,
     },
     /// List the users.
@@ -61,7 +61,7 @@ pub enum UserCommand {
     },
     /// Remove a user, which ends its sessions.
     Remove {
-        /// Its name.
+        /// User name, in upper or lower case.
         name: UserName,
     },
 }
@@ -83,7 +83,7 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
             instances,
         } => {
             let user = NewUser {
-                password: read_password(&name)?,
+                password: read_password(name.as_name())?,
                 name: name.clone(),
                 role,
                 scope: instances.map_or(Scope::All, Scope::Only),
@@ -93,9 +93,10 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
                 println!("added {} as {role}", user.name);
                 Ok(())
             });
-            announced(settings, UsersAdd::INFO, &name, added).await?;
+            announced(settings, UsersAdd::INFO, name.as_name(), added).await?;
         }
         UserCommand::Password { name } => {
+            let name = stored_name(&users, name).await?;
             let password = read_password(&name)?;
             let changed = Box::pin(async {
                 let accounts = accounts(users, settings).await?;
@@ -107,6 +108,7 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
         }
         UserCommand::List { json } => list(&users.list(None, MOST_LISTED).await?, json)?,
         UserCommand::Remove { name } => {
+            let name = stored_name(&users, name).await?;
             let removed = Box::pin(async {
                 let ended = accounts(users, settings).await?.remove(&name).await?;
                 println!("removed {name}\nended {ended} sessions of {name}");
@@ -116,6 +118,12 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
         }
     }
     Ok(())
+}
+
+/// The name as the user was created; the given name if there is no such user.
+async fn stored_name(users: &UserStore, given: UserName) -> Result<UserName, AuthError> {
+    let user = users.find(&given.key()).await?;
+    Ok(user.map_or(given, |user| user.name))
 }
 
 /// What changes users. If the bus is lost meanwhile, or the audit is not required, a change is stored all the same, and
@@ -157,7 +165,7 @@ async fn announced(
     });
     context.source = Some(cli::invoker());
     let audit = Audit::new(&bus, settings.audit_required);
-    audit::announced(&audit, &context, action, name.as_str(), change).await
+    audit::announced(&audit, &context, action, &name.shown(), change).await
 }
 
 fn refused(text: String) -> AuthError {

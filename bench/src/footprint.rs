@@ -7,6 +7,7 @@ use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::{StreamExt, TryStreamExt, stream};
 use shared::{
     api::{
+        UserKey,
         auth::Token,
         sessions::{SESSION_BUCKET, SessionRecord},
     },
@@ -60,7 +61,7 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     stream::iter(0..SESSIONS)
         .map(|session| {
             let record = SessionRecord {
-                user: format!("user-{}", session % 1000),
+                user: UserKey::of(&format!("user-{}", session % 1000)),
                 began_at_ms: now,
                 expires_at_ms: now + 3_600_000,
                 last_used_at_ms: now,

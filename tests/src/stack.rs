@@ -13,10 +13,10 @@ use futures::future::join_all;
 use mongodb::bson::{DateTime, doc, serialize_to_bson};
 use shared::{
     api::{
-        Principal, Role, Scope, Service,
+        Principal, Role, Scope, Service, UserKey,
         auth::Token,
         lifecycle::{MachineState, State, Target},
-        sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord, user_key},
+        sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
     },
     bus::{Bus, Context, audit::AuditSettings, provision::ensure_stream},
     config::{Environment, MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
@@ -474,7 +474,7 @@ impl Stack {
         self.make_user(&user, role, scope).await;
         let now = unix_millis();
         let record = SessionRecord {
-            user,
+            user: UserKey::of(&user),
             began_at_ms: now,
             expires_at_ms: now + 3_600_000,
             last_used_at_ms: now,
@@ -502,7 +502,7 @@ impl Stack {
             return;
         }
         let user = doc! {
-            "_id": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
+            "_id": UserKey::of(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
             "scope": serialize_to_bson(&scope).expect("a scope encodes"),
             "sessions_not_before": DateTime::from_millis(0),
         };
@@ -517,7 +517,8 @@ impl Stack {
             sessions_not_before_ms: 0,
             removed: false,
         };
-        self.put(USER_BUCKET, user_key(name), &record).await;
+        self.put(USER_BUCKET, UserKey::of(name).bucket_key(), &record)
+            .await;
     }
 
     async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {

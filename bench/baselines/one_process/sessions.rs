@@ -8,6 +8,7 @@ use std::{
 
 use shared::{
     api::{
+        UserKey,
         auth::{Token, TokenHash},
         sessions::SessionRecord,
     },
@@ -40,7 +41,7 @@ impl Sessions {
         let lifetime = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
         let now = unix_millis();
         let record = SessionRecord {
-            user: user.to_owned(),
+            user: UserKey::of(user),
             began_at_ms: now,
             expires_at_ms: now + lifetime,
             last_used_at_ms: now,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use shared::api::{
+    UserName,
     audit::{self, AuditFilter, AuditResult},
-    auth::UserName,
     lifecycle::OperationId,
 };
 use utoipa::{IntoParams, ToSchema};
@@ -83,7 +83,7 @@ pub(super) struct AuditQuery {
     /// At most how many; 100 unless given.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// Of this user only.
+    /// Of this user only; upper and lower case are the same.
     user: Option<UserName>,
     /// On this only: an instance id, or the name of a user.
     #[param(inline)]

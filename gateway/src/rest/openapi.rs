@@ -76,7 +76,11 @@ pub(super) fn base() -> Document {
     components
         .schemas
         .insert("Problem".to_owned(), ProblemDocument::schema());
-    for (name, response) in [Conflict::response(), Contradictory::response()] {
+    for (name, response) in [
+        Conflict::response(),
+        Contradictory::response(),
+        Unprocessable::response(),
+    ] {
         components.responses.insert(name.to_owned(), response);
     }
     for (status, name, description) in FAILURES {
@@ -139,6 +143,17 @@ impl<'a> ToResponse<'a> for Contradictory {
     fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
         let description = "The parameters are valid individually but conflict with each other; `detail` explains how to fix it.";
         ("Contradictory", failure("422", description).into())
+    }
+}
+
+/// Error response of routes whose body may break a rule that a schema cannot express.
+#[derive(Debug)]
+pub(super) struct Unprocessable;
+
+impl<'a> ToResponse<'a> for Unprocessable {
+    fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
+        let description = "A value breaks a rule that the schema cannot express; `detail` states the rule.";
+        ("Unprocessable", failure("422", description).into())
     }
 }
 

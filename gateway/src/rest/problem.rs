@@ -8,7 +8,10 @@ use axum::{
     response::IntoResponse,
 };
 use serde::Serialize;
-use shared::wire::{Fault, FaultKind};
+use shared::{
+    api::InvalidUserName,
+    wire::{Fault, FaultKind},
+};
 use utoipa::ToSchema;
 
 /// Header with the request ID, set on every response.
@@ -68,6 +71,12 @@ impl Problem {
     /// Parameters are valid individually but conflict with each other, which a schema cannot express.
     pub(super) fn contradictory(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "contradictory", detail)
+    }
+
+    /// The name of a new user is not allowed, by rules that a schema cannot express.
+    pub(super) fn user_name(rule: InvalidUserName) -> Self {
+        let detail = format!("body: name: {rule}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "user_name", detail)
     }
 
     /// The session is missing or has expired.

@@ -10,8 +10,8 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use shared::{
     api::{
-        Kind, Role, Scope,
-        auth::{Credentials, Login, Password, Token, UserName},
+        Kind, Role, Scope, UserName,
+        auth::{Credentials, Login, Password, Token},
         sessions::{Own, SessionId, SessionIdRef, SessionsEnd, SessionsList},
         users::{Logout, SessionRef},
     },

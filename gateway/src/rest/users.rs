@@ -9,8 +9,8 @@ use axum::{
 };
 use serde::{Deserialize, Serialize};
 use shared::api::{
-    Method, Role, Scope,
-    auth::{Password, UserName},
+    Method, Role, Scope, UserName,
+    auth::Password,
     users::{
         self, NewPassword, PasswordChange, UserChange, UserPage, UserRef, UsersAdd, UsersGet, UsersList,
         UsersRemove, UsersSetPassword, UsersUpdate,
@@ -76,7 +76,8 @@ pub(super) struct UsersQuery {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewUser {
-    /// User name.
+    /// User name: letters and digits of one script and ASCII punctuation, without spaces (RFC 8265). Names that differ only
+    /// in case are the same.
     name: UserName,
     /// The initial password.
     #[schema(value_type = String, format = Password, min_length = 8)]
@@ -150,12 +151,17 @@ pub(super) async fn list(
 }
 
 /// Create a user
+///
+/// A name that RFC 8265 does not allow, or that mixes scripts, is answered with 422.
 #[utoipa::path(
     post, path = "/users", tag = "users", operation_id = "add_user", request_body = NewUser,
     responses((
         status = CREATED, body = User, description = "the user",
         headers(("Location" = String, description = "path of the user")),
-    ), (status = CONFLICT, response = super::openapi::Conflict)),
+    ),
+        (status = CONFLICT, response = super::openapi::Conflict),
+        (status = UNPROCESSABLE_ENTITY, response = super::openapi::Unprocessable),
+    ),
 )]
 pub(super) async fn add(
     State(gateway): State<Arc<Gateway>>,
@@ -170,7 +176,7 @@ pub(super) async fn add(
         scope,
     } = user;
     let user = users::NewUser {
-        name,
+        name: name.try_into().map_err(Problem::user_name)?,
         password,
         role,
         scope,

@@ -12,8 +12,9 @@ use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::{counter, gauge};
 use shared::{
     api::{
+        UserHash,
         auth::TokenHash,
-        sessions::{SESSION_BUCKET, SessionRecord, UserHash, user_hash},
+        sessions::{SESSION_BUCKET, SessionRecord},
     },
     bus::follow::{StreamState, Table},
     time::unix_millis,
@@ -38,7 +39,7 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(record: SessionRecord, reported_ms: u64) -> Self {
         Self {
-            user: user_hash(&record.user),
+            user: record.user.hash(),
             record,
             reported_ms: AtomicU64::new(reported_ms),
         }
@@ -164,13 +165,15 @@ pub(super) fn decode(entry: &Entry) -> Option<SessionRecord> {
 
 #[cfg(test)]
 mod tests {
+    use shared::api::UserKey;
+
     use super::*;
 
     const NOW: u64 = 1_000_000_000;
 
     fn used_at(last_used_at_ms: u64) -> Known {
         let record = SessionRecord {
-            user: "eve".into(),
+            user: UserKey::of("eve"),
             began_at_ms: NOW,
             expires_at_ms: NOW + 10_000_000,
             last_used_at_ms,

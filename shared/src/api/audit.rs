@@ -6,10 +6,8 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Access, Class, Kind, Method, MethodInfo, Role, Service,
-    auth::{Login, UserName},
-    lifecycle::OperationId,
-    metrics::Limit,
+    Access, Class, Kind, Method, MethodInfo, Role, Service, UserKey, UserName, auth::Login,
+    lifecycle::OperationId, metrics::Limit,
 };
 
 /// The stream of audit records, appended to and never changed.
@@ -84,7 +82,7 @@ pub struct AuditRecord {
     pub at_ms: u64,
     /// What was asked for: the subject of the method behind the common prefix, such as `lifecycle.start`.
     pub action: String,
-    /// Who asked; of a login, the name that was given, known or not.
+    /// The name of the user who asked. Of a login with the name of no known user: [`UserName::shown`].
     pub user: String,
     /// From which address, as the gateway saw it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -176,7 +174,7 @@ pub struct AuditFilter {
     /// At most how many.
     #[serde(default)]
     pub limit: Limit,
-    /// Of this user only.
+    /// Of this user only; upper and lower case are the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
     /// On this only: an instance id, or the name of a user.
@@ -231,7 +229,9 @@ impl AuditFilter {
                 .strip_prefix(action)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        self.user.as_ref().is_none_or(|user| record.user == user.as_str())
+        self.user
+            .as_ref()
+            .is_none_or(|user| user.key() == UserKey::of(&record.user))
             && self
                 .target
                 .as_ref()

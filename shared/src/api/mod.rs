@@ -17,6 +17,7 @@ mod principal;
 pub mod processes;
 pub mod sessions;
 mod text;
+mod user_name;
 pub mod users;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use serde::{Serialize, de::DeserializeOwned};
 pub use page::{PAGE_BYTES, PageRoom, first_page};
 pub use principal::{Principal, Role, Scope};
 pub use text::{InstanceId, InvalidInstanceId, bounded_text};
+pub use user_name::{InvalidUserName, NewUserName, UserHash, UserKey, UserName};
 
 use crate::wire::{Fault, FaultKind};
 

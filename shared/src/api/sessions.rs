@@ -10,37 +10,24 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Access, Class, Kind, Method, MethodInfo, Principal, Role, Service, auth::TokenHash, bounded_text,
-    users::Done,
+    Access, Class, Kind, Method, MethodInfo, Principal, Role, Service, UserKey, auth::TokenHash,
+    bounded_text, users::Done,
 };
 
 /// The JetStream KV bucket of sessions: the key is [`super::auth::Token::key`], the value a [`SessionRecord`].
 pub const SESSION_BUCKET: &str = "vmwatch_sessions";
 
-/// The JetStream KV bucket of users: the key is [`user_key`], the value a [`UserRecord`].
+/// The JetStream KV bucket of users: the key is [`UserKey::bucket_key`], the value a [`UserRecord`].
 pub const USER_BUCKET: &str = "vmwatch_users";
 
 /// The most sessions in one [`UsedSessions`].
 pub const MOST_USED: usize = 1000;
 
-/// What a user is stored under in [`USER_BUCKET`].
-pub type UserHash = [u8; 32];
-
-/// The hash that a user is stored under: a name may hold characters that a key may not.
-pub fn user_hash(name: &str) -> UserHash {
-    Sha256::digest(name.as_bytes()).into()
-}
-
-/// The key of a user: the hash in hex.
-pub fn user_key(name: &str) -> String {
-    hex::encode(user_hash(name))
-}
-
 /// A session as stored. The role and scope are the user's, in [`UserRecord`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// The user's name.
-    pub user: String,
+    /// The user.
+    pub user: UserKey,
     /// When the session began, Unix milliseconds.
     pub began_at_ms: u64,
     /// The latest end, Unix milliseconds: checked by the gateway, whatever the bucket's own age limit.

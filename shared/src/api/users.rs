@@ -5,8 +5,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use super::{
-    Access, Class, Kind, Method, MethodInfo, Role, Scope, Service,
-    auth::{Password, Token, UserName},
+    Access, Class, Kind, Method, MethodInfo, NewUserName, Role, Scope, Service, UserName,
+    auth::{Password, Token},
     bounded_text,
     metrics::Limit,
 };
@@ -78,7 +78,7 @@ pub struct UserRef {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewUser {
     /// Its name.
-    pub name: UserName,
+    pub name: NewUserName,
     /// Its first password.
     pub password: NewPassword,
     /// What it may do.

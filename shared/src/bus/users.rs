@@ -7,7 +7,10 @@ use metrics::counter;
 use tracing::warn;
 
 use super::follow::Table;
-use crate::api::sessions::{USER_BUCKET, UserHash, UserRecord};
+use crate::api::{
+    UserHash,
+    sessions::{USER_BUCKET, UserRecord},
+};
 
 /// The users of the bucket. The bucket's size bounds their number.
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ async fn a_user_is_made_read_changed_and_removed() {
     let nobody = Api::of(stack.gateway(0));
     let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
 
-    let name = "Zoë / night shift";
+    let name = "Zoë/night-shift";
     let new = json!({ "name": name, "password": "a long one", "role": "operator", "scope": { "only": ["vm-1", "vm-2"] } });
     let made = admin.post("/users", new.clone()).await;
     assert_eq!(made.status, 201, "{made:?}");

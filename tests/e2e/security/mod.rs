@@ -6,6 +6,7 @@ mod guest;
 mod headers;
 mod leaks;
 mod listener;
+mod names;
 mod passwords;
 mod revocation;
 mod servers_tls;

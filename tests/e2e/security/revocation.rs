@@ -9,8 +9,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 use shared::{
     api::{
-        Principal, Role, Scope,
-        sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord, user_key},
+        Principal, Role, Scope, UserKey,
+        sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord},
         users::{PasswordChange, UsersSetPassword},
     },
     bus::Context,
@@ -164,9 +164,16 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, nobody: &Api, admin: &Api
     nobody.log_in("mia", "long enough").await.read("/me").await;
     // A copy that an attacker or a defect damaged.
     let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
-    bucket.put(user_key("mia"), "{".into()).await.unwrap();
+    bucket
+        .put(UserKey::of("mia").bucket_key(), "{".into())
+        .await
+        .unwrap();
     eventually("the copy is made again", PATIENCE, async || {
-        let value = bucket.get(user_key("mia")).await.unwrap().unwrap();
+        let value = bucket
+            .get(UserKey::of("mia").bucket_key())
+            .await
+            .unwrap()
+            .unwrap();
         let record = serde_json::from_slice::<UserRecord>(&value);
         record.map(drop).map_err(|error| error.to_string())
     })
@@ -277,7 +284,10 @@ async fn old_passwords_and_broken_records_are_throttled() {
     assert_eq!(log_in().await.status, 201);
 
     let index = js.get_key_value("vmwatch_user_sessions").await.unwrap();
-    index.put(user_key("bob"), broken.into()).await.unwrap();
+    index
+        .put(UserKey::of("bob").bucket_key(), broken.into())
+        .await
+        .unwrap();
     let reply = log_in().await;
     assert_eq!(reply.status, 201, "{reply:?}");
     let bob = nobody.holding(reply.json()["token"].as_str().unwrap());
