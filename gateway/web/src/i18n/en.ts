@@ -199,6 +199,7 @@ export const en = {
     editTitle: (name: string) => `Edit access of ${name}`,
     addTitle: "Add user",
     name: "User name",
+    nameRule: "Letters and digits of one script and punctuation, no spaces. Upper and lower case are the same.",
     role: "Role",
     roleHelp: {
       viewer: "view VMs", operator: "also control VMs", admin: "also read the audit log and manage users",

@@ -195,6 +195,7 @@ export const zh: Texts = {
     editTitle: (name) => `编辑 ${name} 的权限`,
     addTitle: "添加用户",
     name: "用户名",
+    nameRule: "可用同一种文字的字母、数字和标点，不能有空格；不区分大小写。",
     role: "角色",
     roleHelp: { viewer: "查看虚拟机", operator: "还可控制虚拟机", admin: "还可查看审计日志和管理用户" },
     scope: "虚拟机权限",

@@ -96,7 +96,11 @@ function AddDialog({ close }: { close: () => void }) {
   };
   return (
     <FormDialog title={texts.addTitle} submit={texts.add} act={act} close={close}>
-      <label>{texts.name}<input name="name" maxLength={128} autocomplete="off" autocapitalize="none" required /></label>
+      <label>
+        {texts.name}
+        <input name="name" maxLength={128} autocomplete="off" autocapitalize="none" required />
+        <span class="faint small">{texts.nameRule}</span>
+      </label>
       <label>
         {t().password.new}
         <input name="password" type="password" autocomplete="new-password" minLength={8} required />
