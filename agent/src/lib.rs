@@ -27,13 +27,11 @@ mod status;
 
 use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     bus::{Bus, BusError},
-    health,
+    program::Program,
 };
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 pub use blocking_worker::WorkerPanicked;
 pub use parts::{Part, split};
@@ -78,11 +76,7 @@ pub enum AgentError {
 
 /// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline and leaves the rest
 /// in the spool.
-pub async fn run(
-    settings: AgentSettings,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> Result<(), AgentError> {
+pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {
     let id = settings.instance_id;
     let spool = Spool::open(&settings.spool, id.clone())?;
     let sampler = Sampler::new(
@@ -103,13 +97,15 @@ pub async fn run(
             Err("no connection to NATS; samples wait in the spool")
         }
     };
-    health::start(settings.health, metrics, Arc::new(ready), shutdown.clone()).await?;
+    let waiting_for = "waiting for the start of sampling";
+    program.start_health(settings.health, waiting_for, ready).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let shipper = Shipper::new(bus, &id, spool, Arc::clone(&status));
     let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
+    program.set_serving();
     // When sampling ends, the queue closes, which ends shipping.
     let (outcome, ()) = tokio::join!(
-        sampling.run(shutdown),
+        sampling.run(program.shutdown().clone()),
         shipper.run(receiver, settings.drain_deadline)
     );
     Ok(outcome?)

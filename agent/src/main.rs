@@ -2,7 +2,7 @@
 
 use agent::config::{AgentSettings, SETTINGS};
 use clap::Parser;
-use shared::{cli, lifetime, telemetry::Telemetry};
+use shared::{cli, program};
 
 const PROGRAM: &str = "vmwatch-agent";
 
@@ -19,13 +19,11 @@ fn main() -> anyhow::Result<()> {
         .enable_all()
         .max_blocking_threads(agent::BLOCKING_THREADS)
         .build()?;
-    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    let outcome = runtime.block_on(async {
-        agent::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
-        anyhow::Ok(())
-    });
+    let telemetry = settings.telemetry.clone();
+    let outcome = runtime.block_on(program::run(PROGRAM, &telemetry, |program| {
+        agent::run(settings, program)
+    }));
     // A thread that hangs on a disk must not delay the exit.
     runtime.shutdown_background();
-    telemetry.finish();
-    outcome
+    Ok(outcome?)
 }

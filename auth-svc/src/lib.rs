@@ -22,16 +22,9 @@ mod store;
 mod throttle;
 pub mod users;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
-use metrics_exporter_prometheus::PrometheusHandle;
 use mongodb::Database;
 use shared::{
     api::{
@@ -53,11 +46,10 @@ use shared::{
         serve::Server,
         users::UserTable,
     },
-    health,
     lifetime::until_done,
+    program::Program,
     wire::Fault,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use error::AuthError;
@@ -82,30 +74,18 @@ pub(crate) struct Auth {
     flood: Arc<Flood>,
 }
 
-/// Serves until `shutdown`, then drains.
-pub async fn run(
-    settings: AuthSettings,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> Result<(), AuthError> {
+/// Serves until shutdown, then drains.
+pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthError> {
     let name = Service::Auth.name();
     let bus = Bus::connect(name, &settings.bus).await?;
-    clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
-    let serving = Arc::new(AtomicBool::new(false));
-    let readiness = {
-        let (bus, serving) = (bus.clone(), Arc::clone(&serving));
-        Arc::new(
-            move || match (bus.is_connected(), serving.load(Ordering::Relaxed)) {
-                (false, _) => Err("the bus is away"),
-                (true, false) => Err("waiting for the database and the session bucket"),
-                (true, true) => Ok(()),
-            },
-        )
-    };
-    health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
+    clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), program.shutdown().clone());
+    let waiting_for = "waiting for the database, the buckets and the subscriptions";
+    let connected = bus.clone();
+    let check = move || connected.check_connected();
+    program.start_health(settings.health, waiting_for, check).await?;
 
     let database = settings.store.open_durable(name).await?;
-    let served = Box::pin(serve(&settings, &bus, &database, &serving, shutdown)).await;
+    let served = Box::pin(serve(&settings, &bus, &database, &program)).await;
     shared::store::close(&database).await;
     served
 }
@@ -114,9 +94,9 @@ async fn serve(
     settings: &AuthSettings,
     bus: &Bus,
     database: &Database,
-    serving: &AtomicBool,
-    shutdown: CancellationToken,
+    program: &Program,
 ) -> Result<(), AuthError> {
+    let shutdown = program.shutdown().clone();
     let users = UserStore::of(database, &settings.collection);
     let hasher = Hasher::new(settings.login_permits)?;
     let first_admin = until_done("the database", &shutdown, || {
@@ -177,8 +157,7 @@ async fn serve(
         shutdown.clone(),
     ));
     let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);
-    serving.store(true, Ordering::Relaxed);
-    server.run(shutdown).await?;
+    server.run(shutdown, || program.set_serving()).await?;
     if let Err(error) = watching.await {
         warn!(%error, "background task panicked");
     }

@@ -5,7 +5,7 @@ use auth_svc::{
     users::{self, UserCommand},
 };
 use clap::{Parser, Subcommand};
-use shared::{bus::provision::setup::SetupArguments, cli, lifetime, telemetry::Telemetry};
+use shared::{bus::provision::setup::SetupArguments, cli, program};
 
 const PROGRAM: &str = "vmwatch-auth";
 
@@ -33,12 +33,12 @@ async fn main() -> anyhow::Result<()> {
     let arguments: Arguments = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
     match arguments.command {
-        Some(Command::User(command)) => return Ok(users::run(command, &settings).await?),
-        Some(Command::Setup(arguments)) => return Ok(auth_svc::set_up(&settings, arguments).await?),
-        Some(Command::Serve) | None => {}
+        Some(Command::User(command)) => users::run(command, &settings).await?,
+        Some(Command::Setup(arguments)) => auth_svc::set_up(&settings, arguments).await?,
+        Some(Command::Serve) | None => {
+            let telemetry = settings.telemetry.clone();
+            program::run(PROGRAM, &telemetry, |program| auth_svc::run(settings, program)).await?;
+        }
     }
-    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    auth_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
-    telemetry.finish();
     Ok(())
 }

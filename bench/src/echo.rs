@@ -46,7 +46,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
             let rows = rows.clone();
             async move { Ok(rows) }
         })
-        .run(shutdown_on_signal()?)
+        .run(shutdown_on_signal()?, || ())
         .await?;
     Ok(())
 }

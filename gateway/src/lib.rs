@@ -22,16 +22,15 @@ use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn_with_state, routing::any};
 use metrics::gauge;
-use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     api::{Deadlines, Method, sessions::SESSION_BUCKET},
     bus::{Bus, BusError, Context, clock},
-    health, http_server,
+    http_server,
     http_tls::{Tls, TlsError},
+    program::Program,
     wire::Fault,
 };
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{
@@ -89,28 +88,27 @@ pub enum GatewayError {
     Io(#[from] std::io::Error),
 }
 
-/// Serves until `shutdown`, then drains.
-pub async fn run(
-    settings: GatewaySettings,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> Result<(), GatewayError> {
+/// Serves until shutdown, then drains.
+pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), GatewayError> {
+    let shutdown = program.shutdown().clone();
     let bus = Bus::connect(NAME, &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), shutdown.clone());
     let sessions = Sessions::follow(&bus, settings.sessions, &shutdown);
-    let readiness = {
+    let check = {
         let (bus, sessions) = (bus.clone(), sessions.clone());
-        Arc::new(move || {
+        move || {
             let current = sessions.is_current();
             gauge!("vmwatch_session_table_current").set(if current { 1.0 } else { 0.0 });
-            match (bus.is_connected(), current) {
-                (false, _) => Err("the bus is away"),
-                (true, false) => Err("waiting for sessions and users"),
-                (true, true) => Ok(()),
+            bus.check_connected()?;
+            if current {
+                Ok(())
+            } else {
+                Err("waiting for sessions and users")
             }
-        })
+        }
     };
-    health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
+    let waiting_for = "waiting for the certificate and the listener of the API";
+    program.start_health(settings.health, waiting_for, check).await?;
 
     open_files::allow(settings.http.limits.connections);
     let address = settings.listen;
@@ -138,6 +136,8 @@ pub async fn run(
         .merge(rest::router(&gateway))
         .layer(from_fn_with_state(Arc::clone(&gateway), headers::secure))
         .with_state(gateway);
+    // Connections wait in the kernel's queue from here on.
+    program.set_serving();
     http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
     info!("drained");
     Ok(())

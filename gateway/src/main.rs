@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gateway::config::{GatewaySettings, SETTINGS};
-use shared::{cli, lifetime, telemetry::Telemetry};
+use shared::{cli, program};
 
 const PROGRAM: &str = "vmwatch-gateway";
 
@@ -15,8 +15,7 @@ struct Arguments {}
 async fn main() -> anyhow::Result<()> {
     let Arguments {} = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, GatewaySettings::read);
-    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    gateway::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
-    telemetry.finish();
+    let telemetry = settings.telemetry.clone();
+    program::run(PROGRAM, &telemetry, |program| gateway::run(settings, program)).await?;
     Ok(())
 }

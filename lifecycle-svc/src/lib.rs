@@ -19,21 +19,16 @@ mod handlers;
 mod machine;
 mod operations;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     api::Service,
     bus::{
         Bus, clock,
         provision::setup::{self, SetupArguments},
     },
-    health,
+    program::Program,
 };
-use tokio_util::sync::CancellationToken;
 
 pub use error::LifecycleError;
 
@@ -51,32 +46,24 @@ pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Resu
     Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
 }
 
-/// Serves until `shutdown`, then drains.
-pub async fn run(
-    settings: LifecycleSettings,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> Result<(), LifecycleError> {
+/// Serves until shutdown, then drains.
+pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), LifecycleError> {
+    let shutdown = program.shutdown().clone();
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{OPERATION_BUCKET}"), shutdown.clone());
     let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls)?);
     fleet.watch(&shutdown);
-    let serving = Arc::new(AtomicBool::new(false));
-    let readiness = {
-        let (bus, fleet, serving) = (bus.clone(), Arc::clone(&fleet), Arc::clone(&serving));
-        Arc::new(move || {
-            if !bus.is_connected() {
-                Err("the bus is away")
-            } else if !serving.load(Ordering::Relaxed) {
-                Err("waiting for the bucket of records, the audit, and its subscriptions")
-            } else if !fleet.reachable() {
-                Err("no hypervisor answers")
-            } else {
-                Ok(())
-            }
-        })
+    let waiting_for = "waiting for the bucket of operations, the audit and the subscriptions";
+    let (connected, reached) = (bus.clone(), Arc::clone(&fleet));
+    let check = move || {
+        connected.check_connected()?;
+        if reached.reachable() {
+            Ok(())
+        } else {
+            Err("no hypervisor answers")
+        }
     };
-    health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
+    program.start_health(settings.health, waiting_for, check).await?;
     let (events, machines) = (Events::new(&bus), Arc::new(Machines::default()));
     let interval = settings.state_interval;
     machines.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
@@ -92,8 +79,7 @@ pub async fn run(
     };
     lifecycle
         .server(&bus, settings.serve)
-        .tells(serving)
-        .run(shutdown)
+        .run(shutdown, || program.set_serving())
         .await?;
     Ok(())
 }

@@ -9,8 +9,7 @@ use lifecycle_svc::{
 };
 use shared::{
     bus::{BusSettings, provision::setup::SetupArguments},
-    cli, lifetime,
-    telemetry::Telemetry,
+    cli, program,
 };
 
 const PROGRAM: &str = "vmwatch-lifecycle";
@@ -60,9 +59,10 @@ async fn run(command: Option<Command>) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let settings = cli::settings_or_exit(PROGRAM, LifecycleSettings::read);
-    let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-    let running = lifecycle_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?);
-    Box::pin(running).await?;
-    telemetry.finish();
+    let telemetry = settings.telemetry.clone();
+    program::run(PROGRAM, &telemetry, |program| {
+        lifecycle_svc::run(settings, program)
+    })
+    .await?;
     Ok(ExitCode::SUCCESS)
 }

@@ -22,19 +22,14 @@ pub mod row_json;
 pub mod store;
 pub mod streams;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
+use std::sync::Arc;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use shared::{
     api::{Service, metrics::SAMPLE_STREAM},
     bus::{Bus, clock, serve::Server},
-    health,
     lifetime::until_done,
+    program::Program,
 };
-use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 pub use error::MetricsError;
@@ -49,29 +44,17 @@ use crate::{
     store::RowStore,
 };
 
-/// Serves until `shutdown`, then drains.
-pub async fn run(
-    settings: MetricsSettings,
-    metrics: PrometheusHandle,
-    shutdown: CancellationToken,
-) -> Result<(), MetricsError> {
+/// Serves until shutdown, then drains.
+pub async fn run(settings: MetricsSettings, program: Program) -> Result<(), MetricsError> {
     let bus = Bus::connect(Service::Metrics.name(), &settings.bus).await?;
-    clock::watch(&bus, SAMPLE_STREAM, shutdown.clone());
-    let serving = Arc::new(AtomicBool::new(false));
-    let readiness = {
-        let (bus, serving) = (bus.clone(), Arc::clone(&serving));
-        Arc::new(
-            move || match (bus.is_connected(), serving.load(Ordering::Relaxed)) {
-                (false, _) => Err("the bus is away"),
-                (true, false) => Err("waiting for the database and the sample stream"),
-                (true, true) => Ok(()),
-            },
-        )
-    };
-    health::start(settings.health, metrics, readiness, shutdown.clone()).await?;
+    clock::watch(&bus, SAMPLE_STREAM, program.shutdown().clone());
+    let waiting_for = "waiting for the database, the sample stream and the subscriptions";
+    let connected = bus.clone();
+    let check = move || connected.check_connected();
+    program.start_health(settings.health, waiting_for, check).await?;
 
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let served = Box::pin(serve(&settings, &bus, &store, &serving, shutdown)).await;
+    let served = Box::pin(serve(&settings, &bus, &store, &program)).await;
     store.close().await;
     served
 }
@@ -80,9 +63,9 @@ async fn serve(
     settings: &MetricsSettings,
     bus: &Bus,
     store: &Arc<RowStore>,
-    serving: &AtomicBool,
-    shutdown: CancellationToken,
+    program: &Program,
 ) -> Result<(), MetricsError> {
+    let shutdown = program.shutdown().clone();
     let history = Arc::new(History::beside(store, &settings.retention, settings.rollups));
     let processes = Arc::new(Processes::of(store));
     let newest = Arc::new(NewestRows::of(store, settings.newest_kept));
@@ -123,8 +106,7 @@ async fn serve(
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &newest, &history, &processes);
-    serving.store(true, Ordering::Relaxed);
-    server.run(shutdown).await?;
+    server.run(shutdown, || program.set_serving()).await?;
     for part in work {
         if let Err(error) = part.await {
             warn!(%error, "a part of the service ended by a defect");

@@ -5,7 +5,7 @@ use metrics_svc::{
     commands::{self, OperatorCommand},
     config::{MetricsSettings, SETTINGS},
 };
-use shared::{cli, lifetime, telemetry::Telemetry};
+use shared::{cli, program};
 
 const PROGRAM: &str = "vmwatch-metrics";
 
@@ -31,9 +31,8 @@ async fn main() -> anyhow::Result<()> {
     let settings = cli::settings_or_exit(PROGRAM, MetricsSettings::read);
     match command.unwrap_or(Command::Serve) {
         Command::Serve => {
-            let telemetry = Telemetry::start(PROGRAM, &settings.telemetry)?;
-            metrics_svc::run(settings, telemetry.metrics(), lifetime::shutdown_on_signal()?).await?;
-            telemetry.finish();
+            let telemetry = settings.telemetry.clone();
+            program::run(PROGRAM, &telemetry, |program| metrics_svc::run(settings, program)).await?;
         }
         Command::Operator(command) => commands::run(command, &settings).await?,
     }

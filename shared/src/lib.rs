@@ -7,8 +7,8 @@
 //! - [`wire`]: the reply envelope, the status codes and the public fault. Plain data, no I/O.
 //! - [`bus`]: calling and serving those methods over NATS, with deadline, principal, trace, bounds and drain.
 //!
-//! Beside them stand what every program starts with: [`config`], [`telemetry`], [`health`], [`http_server`],
-//! [`store`], [`limits`] and [`lifetime`].
+//! Beside them stand what every program starts with: [`program`], [`config`], [`telemetry`], [`health`],
+//! [`http_server`], [`store`], [`limits`] and [`lifetime`].
 
 pub mod api;
 pub mod bus;
@@ -20,6 +20,7 @@ pub mod http_tls;
 pub mod jitter;
 pub mod lifetime;
 pub mod limits;
+pub mod program;
 pub mod store;
 pub mod telemetry;
 pub mod time;

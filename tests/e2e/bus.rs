@@ -94,7 +94,7 @@ impl Served {
     async fn start(bus: &Bus, service: Service, server: Server, replicas: usize) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
-        let run = tokio::spawn(async move { server.run(stopped).await.unwrap() });
+        let run = tokio::spawn(async move { server.run(stopped, || ()).await.unwrap() });
         let subject = format!("$SRV.PING.{}", service.name());
         eventually("the service is found", PATIENCE, async || {
             let found = replies(bus, &subject, replicas, Duration::from_millis(100))

@@ -39,5 +39,6 @@ mod rows;
 mod security;
 mod sessions;
 mod setup;
+mod startup;
 mod traces;
 mod vm_list;

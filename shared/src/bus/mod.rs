@@ -241,6 +241,15 @@ impl Bus {
         self.client.connection_state() == State::Connected
     }
 
+    /// As [`Bus::is_connected`], with the reason that a program gives for not being ready.
+    pub fn check_connected(&self) -> Result<(), &'static str> {
+        if self.is_connected() {
+            Ok(())
+        } else {
+            Err("no connection to NATS")
+        }
+    }
+
     /// The number of connections that were made so far: 1 for the first.
     pub fn connections(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)

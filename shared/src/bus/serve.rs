@@ -6,14 +6,7 @@
 //!                      └ overloaded, throttled
 //! ```
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::{Message, Subject};
 use bytes::Bytes;
@@ -81,7 +74,6 @@ pub struct Server {
     service: Service,
     settings: ServeSettings,
     endpoints: Vec<Endpoint>,
-    serving: Option<Arc<AtomicBool>>,
     refusals: Refusals,
 }
 
@@ -93,15 +85,8 @@ impl Server {
             service,
             settings,
             endpoints: Vec::new(),
-            serving: None,
             refusals: Refusals::default(),
         }
-    }
-
-    /// Sets the flag once requests reach this server: before that it must not be called ready.
-    pub fn tells(mut self, serving: Arc<AtomicBool>) -> Self {
-        self.serving = Some(serving);
-        self
     }
 
     /// Says what is done about a request whose principal may not do what it asks for, before the caller is answered.
@@ -153,8 +138,9 @@ impl Server {
         self
     }
 
-    /// Serves until `shutdown`, then drains: takes what was already sent, finishes it, and flushes.
-    pub async fn run(self, shutdown: CancellationToken) -> Result<(), BusError> {
+    /// Serves until `shutdown`, then drains: takes what was already sent, finishes it, and flushes. Calls `subscribed` once
+    /// NATS delivers requests to this server: before that the program is not ready.
+    pub async fn run(self, shutdown: CancellationToken, subscribed: impl FnOnce()) -> Result<(), BusError> {
         let limits = Limits::new(self.settings.limits);
         let work = TaskTracker::new();
         let discovery = Discovery::new(
@@ -174,9 +160,8 @@ impl Server {
             };
             loops.spawn(worker.take(subscription, shutdown.clone(), self.settings.drain_deadline));
         }
-        shutdown.run_until_cancelled(self.bus.settled()).await;
-        if let Some(serving) = &self.serving {
-            serving.store(true, Ordering::Relaxed);
+        if shutdown.run_until_cancelled(self.bus.settled()).await.is_some() {
+            subscribed();
         }
         // Last: who is found is also there.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));

@@ -1,0 +1,65 @@
+//! How programs start and end: readiness, and telemetry.
+
+use e2e::{NatsProxy, PATIENCE, Program, Stack};
+use shared::{
+    api::{Method, auth::Login, lifecycle::List, metrics::VmLatest},
+    config::{Environment, NATS_PING_INTERVAL, NATS_URL, OTLP_ENDPOINT},
+    program,
+    telemetry::TelemetrySettings,
+};
+use tracing::info_span;
+
+use crate::traces::collector;
+
+/// A service whose subscriptions have not reached NATS is connected and has all it needs, but nobody can reach it.
+#[tokio::test]
+async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
+    let stack = Stack::builder().start().await;
+    let client = stack.bus.client();
+    for (program, method) in [
+        (Program::Auth, Login::INFO),
+        (Program::Metrics, VmLatest::INFO),
+        (Program::Lifecycle, List::INFO),
+    ] {
+        let proxy = NatsProxy::start(stack.nats.url(), "SUB vmwatch.v1.").await;
+        let replica = stack.replica(program, 0);
+        replica.process.terminate(PATIENCE).await;
+        replica.process.set(NATS_URL.name, proxy.url());
+        // The proxy holds pings back as well: the program must not take that for a lost connection.
+        replica.process.set(NATS_PING_INTERVAL.name, "2m");
+        replica.process.start_again();
+        proxy.held().await;
+        let readiness = replica.readiness().await;
+        let reason = readiness.expect_err(&format!("{program:?} is ready without subscriptions"));
+        assert!(reason.contains("waiting for"), "{program:?}: {reason}");
+
+        proxy.release();
+        replica.ready().await;
+        let answer = client.request(method.full_subject(), "".into()).await;
+        answer.unwrap_or_else(|error| panic!("{program:?} is ready but does not answer: {error}"));
+    }
+}
+
+/// The batch is sent 5 s after its first span, and the program ends at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_program_sends_its_buffered_spans() {
+    let (address, spans) = collector().await;
+    let endpoint = format!("http://{address}");
+    let env = Environment::of([(OTLP_ENDPOINT.name, endpoint.as_str())]);
+    let settings = TelemetrySettings::read(&env).unwrap();
+    let outcome = program::run("vmwatch-test", &settings, async |_| {
+        info_span!("last work").in_scope(|| ());
+        Err(std::fmt::Error)
+    })
+    .await;
+    assert!(
+        matches!(outcome, Err(program::ProgramError::Failed(_))),
+        "{outcome:?}"
+    );
+    let received = spans.lock().unwrap();
+    let names: Vec<_> = received
+        .iter()
+        .map(|received| received.span.name.as_str())
+        .collect();
+    assert_eq!(names, ["last work"]);
+}

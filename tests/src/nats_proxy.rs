@@ -1,0 +1,113 @@
+//! A proxy between a program and NATS that can hold back what the program sends.
+
+use std::sync::Arc;
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+};
+
+use crate::{PATIENCE, eventually};
+
+/// Far above the line of a protocol message.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// What the proxy does with lines that begin with its prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// The next such line closes the gate.
+    Armed,
+    /// A connection waits in front of the gate with such a line.
+    Held,
+    Open,
+}
+
+/// The proxy. It forwards everything until the program sends a line with the prefix; that line, and all that follows it, is
+/// held back until [`NatsProxy::release`]. It ends with the runtime.
+#[derive(Debug)]
+pub struct NatsProxy {
+    url: String,
+    gate: Arc<watch::Sender<Gate>>,
+}
+
+impl NatsProxy {
+    /// Starts one in front of the server at this address.
+    pub async fn start(server: &str, prefix: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("its address");
+        let gate = Arc::new(watch::Sender::new(Gate::Armed));
+        let target = server.trim_start_matches("nats://").to_owned();
+        let shared = Arc::clone(&gate);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(server) = TcpStream::connect(&target).await else {
+                    continue;
+                };
+                let (from_client, mut to_client) = client.into_split();
+                let (mut from_server, to_server) = server.into_split();
+                tokio::spawn(async move { copy(&mut from_server, &mut to_client).await });
+                tokio::spawn(forward(from_client, to_server, prefix, Arc::clone(&shared)));
+            }
+        });
+        Self {
+            url: format!("nats://{address}"),
+            gate,
+        }
+    }
+
+    /// Its address, as that of NATS.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Waits until a line is held back.
+    pub async fn held(&self) {
+        eventually("the proxy holds a line back", PATIENCE, async || {
+            let gate = *self.gate.borrow();
+            (gate == Gate::Held).then_some(()).ok_or(format!("{gate:?}"))
+        })
+        .await;
+    }
+
+    /// Forwards what was held back, and everything from now on.
+    pub fn release(&self) {
+        self.gate.send_replace(Gate::Open);
+    }
+}
+
+async fn forward(
+    from_client: OwnedReadHalf,
+    mut to_server: OwnedWriteHalf,
+    prefix: &str,
+    gate: Arc<watch::Sender<Gate>>,
+) {
+    let mut from_client = BufReader::new(from_client);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        // A payload is read as lines too; what it is cut into makes no difference to the server.
+        match from_client.read_until(b'\n', &mut line).await {
+            Ok(1..LONGEST_LINE) => {}
+            _ => return,
+        }
+        if line.starts_with(prefix.as_bytes()) {
+            gate.send_if_modified(|gate| {
+                let armed = *gate == Gate::Armed;
+                if armed {
+                    *gate = Gate::Held;
+                }
+                armed
+            });
+            let mut gate = gate.subscribe();
+            // Fails only if the sender is gone, and this task holds it.
+            let _ = gate.wait_for(|gate| *gate == Gate::Open).await;
+        }
+        if to_server.write_all(&line).await.is_err() {
+            return;
+        }
+    }
+}
