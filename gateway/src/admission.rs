@@ -63,7 +63,7 @@ impl Admission {
     /// A permit for a call, or the fault to answer with.
     pub(crate) async fn enter(&self, info: &MethodInfo, context: &Context) -> Result<Permit, Fault> {
         let permit = self.limits.of(info.class).enter(user(context)).await;
-        let permit = permit.map_err(|full| refused(full, info.name, info.class.as_str()))?;
+        let permit = permit.map_err(|full| refused(full, info.subject, info.class.as_str()))?;
         // Only once there is a permit: a request that finds none spends no token of others.
         if info.class == Class::Login {
             self.check_source(info, context)?;
@@ -72,7 +72,7 @@ impl Admission {
         let exempt = info.class == Class::Account;
         match &self.rate {
             Some(rate) if !exempt && !rate.admits() => {
-                shed(info.name, "rate");
+                shed(info.subject, "rate");
                 let text = "the gateway is at its limit of requests per second; try again shortly";
                 Err(Fault::new(FaultKind::Overloaded, text))
             }
@@ -88,7 +88,7 @@ impl Admission {
         until: tokio::time::Instant,
     ) -> Result<Permit, Fault> {
         let permit = self.limits.of(info.class).enter_until(Some(user), until).await;
-        permit.map_err(|full| refused(full, info.name, info.class.as_str()))
+        permit.map_err(|full| refused(full, info.subject, info.class.as_str()))
     }
 
     /// A permit for a request that gives commands to several VMs.
@@ -113,7 +113,7 @@ impl Admission {
         let Some(Err(wait)) = source.map(|source| self.sources.take(source)) else {
             return Ok(());
         };
-        shed(info.name, "source");
+        shed(info.subject, "source");
         let text = "too many logins from this address; try again later";
         Err(Fault::new(FaultKind::Throttled, text).retry_after(wait))
     }

@@ -14,7 +14,11 @@ use shared::{
 };
 
 use crate::{
-    admission::AdmissionSettings, proxies::Proxies, sessions::SessionSettings, sources::SourceSettings,
+    admission::AdmissionSettings,
+    legacy::{Documented, TABLE},
+    proxies::Proxies,
+    sessions::SessionSettings,
+    sources::SourceSettings,
 };
 
 const HEALTH: &str = "127.0.0.1:9080";
@@ -137,6 +141,8 @@ pub struct GatewaySettings {
     pub(crate) admission: AdmissionSettings,
     pub(crate) sessions: SessionSettings,
     pub(crate) rest: RestSettings,
+    /// The methods of the documented API; tests add rows to a copy of the table.
+    pub documented: &'static [Documented],
 }
 
 /// Of the REST API.
@@ -173,6 +179,7 @@ impl GatewaySettings {
         let silent_after = config::silent_after(env);
         let body_timeout = request_timeout?;
         Ok(Self {
+            documented: TABLE,
             bus: bus?,
             telemetry: telemetry?,
             health: health?,

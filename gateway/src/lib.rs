@@ -36,6 +36,7 @@ use tracing::info;
 use crate::{
     admission::Admission,
     config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
+    legacy::Documented,
     live::Live,
     proxies::Proxies,
     sessions::Sessions,
@@ -56,6 +57,7 @@ pub(crate) struct Gateway {
     tls: bool,
     rest: RestSettings,
     admission: Admission,
+    documented: &'static [Documented],
 }
 
 impl Gateway {
@@ -130,6 +132,7 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         tls: tls.is_some(),
         rest: settings.rest,
         admission: Admission::new(settings.admission),
+        documented: settings.documented,
     });
     let router = Router::new()
         .route(legacy::PATH, any(legacy::serve))

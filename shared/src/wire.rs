@@ -1,45 +1,13 @@
 //! What a reply on the bus looks like: one JSON object, success or fault, whatever the method.
 //!
 //! ```json
-//! {"status_code":1,"message":"success query vm information","data":[…]}
-//! {"status_code":3,"message":"no such VM","fault":"not_found"}
+//! {"data":[…]}
+//! {"fault":"not_found","message":"no such VM"}
 //! ```
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
-
-/// The documented `status_code` (docs/api/wire-contract.md, "Answer").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "u8", from = "u8")]
-pub enum Status {
-    /// 1: what every success of the documented methods carries.
-    Created = 1,
-    /// 2: documented, used by none of its samples.
-    Success = 2,
-    /// 3: every failure.
-    Failure = 3,
-    /// 4: the deadline passed before the service answered.
-    Timeout = 4,
-}
-
-impl From<Status> for u8 {
-    fn from(status: Status) -> Self {
-        status as Self
-    }
-}
-
-/// A code that only a newer version knows is a failure.
-impl From<u8> for Status {
-    fn from(code: u8) -> Self {
-        match code {
-            1 => Self::Created,
-            2 => Self::Success,
-            4 => Self::Timeout,
-            _ => Self::Failure,
-        }
-    }
-}
 
 /// Why a request failed, as far as a caller can act on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -134,14 +102,6 @@ impl Fault {
         self
     }
 
-    /// The documented status code of this fault.
-    pub const fn status(&self) -> Status {
-        match self.kind {
-            FaultKind::Timeout => Status::Timeout,
-            _ => Status::Failure,
-        }
-    }
-
     /// The cause and its sources in one line, for the log.
     pub fn cause_chain(&self) -> Option<String> {
         let mut next: Option<&dyn std::error::Error> = self.cause.as_deref().map(|cause| cause as _);
@@ -158,13 +118,12 @@ impl Fault {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Envelope<T> {
-    /// The documented status code.
-    pub status_code: Status,
-    /// The public text of a fault, or the method's success text.
-    pub message: String,
     /// The kind of a fault; absent on success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultKind>,
+    /// The public text of a fault; empty on success.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub message: String,
     /// Milliseconds to wait before another try, where a fault says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
@@ -175,11 +134,10 @@ pub struct Envelope<T> {
 
 impl<T> Envelope<T> {
     /// The envelope of a success.
-    pub fn success(message: &str, data: T) -> Self {
+    pub const fn success(data: T) -> Self {
         Self {
-            status_code: Status::Created,
-            message: message.to_owned(),
             fault: None,
+            message: String::new(),
             retry_after_ms: None,
             data: Some(data),
         }
@@ -188,9 +146,8 @@ impl<T> Envelope<T> {
     /// The envelope of a fault; its cause stays behind.
     pub fn fault(fault: &Fault) -> Self {
         Self {
-            status_code: fault.status(),
-            message: fault.message.clone(),
             fault: Some(fault.kind),
+            message: fault.message.clone(),
             retry_after_ms: fault
                 .retry_after
                 .map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)),
@@ -198,10 +155,10 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// Splits the envelope into the success text and data, or the fault.
-    pub fn into_result(self) -> Result<(String, T), Fault> {
+    /// The reply, or the fault.
+    pub fn into_result(self) -> Result<T, Fault> {
         match (self.fault, self.data) {
-            (None, Some(data)) => Ok((self.message, data)),
+            (None, Some(data)) => Ok(data),
             (Some(kind), _) => {
                 let mut fault = Fault::new(kind, self.message);
                 fault.retry_after = self.retry_after_ms.map(Duration::from_millis);
@@ -229,17 +186,17 @@ mod tests {
         let sent = serde_json::to_string(&Envelope::<()>::fault(&fault)).unwrap();
         assert_eq!(
             sent,
-            r#"{"status_code":3,"message":"the store does not answer","fault":"backend"}"#
+            r#"{"fault":"backend","message":"the store does not answer"}"#
         );
         assert_eq!(fault.cause_chain().unwrap(), "password=hunter2");
     }
 
     #[test]
     fn an_envelope_comes_back_as_it_was_sent() {
-        let sent = serde_json::to_string(&Envelope::success("done", vec![1, 2])).unwrap();
-        assert_eq!(sent, r#"{"status_code":1,"message":"done","data":[1,2]}"#);
+        let sent = serde_json::to_string(&Envelope::success(vec![1, 2])).unwrap();
+        assert_eq!(sent, r#"{"data":[1,2]}"#);
         let back: Envelope<Vec<i32>> = serde_json::from_str(&sent).unwrap();
-        assert_eq!(back.into_result().unwrap(), ("done".to_owned(), vec![1, 2]));
+        assert_eq!(back.into_result().unwrap(), vec![1, 2]);
 
         let fault = Fault::new(FaultKind::Throttled, "slow down").retry_after(Duration::from_secs(7));
         let sent = serde_json::to_string(&Envelope::<()>::fault(&fault)).unwrap();
@@ -249,11 +206,5 @@ mod tests {
             (back.kind, back.retry_after),
             (FaultKind::Throttled, Some(Duration::from_secs(7)))
         );
-    }
-
-    #[test]
-    fn a_timeout_is_status_4_and_all_other_faults_3() {
-        assert_eq!(Fault::new(FaultKind::Timeout, "").status(), Status::Timeout);
-        assert_eq!(Fault::new(FaultKind::Internal, "").status(), Status::Failure);
     }
 }

@@ -138,7 +138,7 @@ pub(crate) async fn call_in<M: Method>(
 /// Calls a method as a viewer of everything; it must succeed.
 pub(crate) async fn call<M: Method>(stack: &Stack, params: &M::Params) -> M::Reply {
     let reply = call_in::<M>(stack, Scope::All, params).await;
-    reply.unwrap_or_else(|fault| panic!("{}: {fault}", M::INFO.name))
+    reply.unwrap_or_else(|fault| panic!("{}: {fault}", M::INFO.subject))
 }
 
 /// Numbers that look random and are the same each time.

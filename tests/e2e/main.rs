@@ -14,6 +14,7 @@ mod audit;
 mod bad_input;
 mod bus;
 mod documents;
+mod extension;
 mod faults;
 mod golden;
 mod guest;

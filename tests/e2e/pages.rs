@@ -62,7 +62,7 @@ pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: 
 /// Fails where the reply of a page takes more than a page may.
 fn check_size<M: Method>(reply: &M::Reply) {
     let bytes = serde_json::to_vec(reply).unwrap().len();
-    assert!(bytes < PAGE_BYTES + 1024, "{}: {bytes} bytes", M::INFO.name);
+    assert!(bytes < PAGE_BYTES + 1024, "{}: {bytes} bytes", M::INFO.subject);
 }
 
 fn distinct(pids: &[i64]) {

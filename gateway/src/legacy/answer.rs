@@ -6,18 +6,18 @@ use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
 };
-use shared::{
-    api::Answer,
-    wire::{Fault, FaultKind, Status},
-};
+use shared::wire::{Fault, FaultKind};
 
-use super::python_repr::push_text;
+use super::{
+    python_repr::push_text,
+    table::{Key, Shape, Status},
+};
 
 /// The request fields that every answer repeats.
 #[derive(Debug)]
 pub(super) struct Echo<'a> {
-    /// The key order of the answer; that of method 611711 for an unknown method.
-    pub(super) form: Answer,
+    /// The shape of the answer; [`Shape::Rows`] for an unknown method.
+    pub(super) shape: Shape,
     /// The method number as sent, in JSON, or `null`.
     pub(super) method: &'a str,
     /// The session of the request, or the new session after a login.
@@ -29,21 +29,14 @@ impl Echo<'_> {
     /// Writes the answer; `data` is JSON.
     pub(super) fn answer(&self, status: Status, message: &str, data: &str) -> String {
         let mut out = String::with_capacity(256 + data.len());
-        // Writing to a String cannot fail.
-        let _ = write!(out, "{{\"status_code\":{}", u8::from(status));
-        match self.form {
-            Answer::Session => {
-                push_field(&mut out, "message", &message_json(message));
-                push_field(&mut out, "method", self.method);
-                push_field(&mut out, "session_id", &json(self.session_id));
-                push_field(&mut out, "message_id", &json(self.message_id));
-            }
-            Answer::Rows | Answer::Null => {
-                push_field(&mut out, "session_id", &json(self.session_id));
-                push_field(&mut out, "message_id", &json(self.message_id));
-                push_field(&mut out, "message", &message_json(message));
-                push_field(&mut out, "data", data);
-                push_field(&mut out, "method", self.method);
+        for key in self.shape.keys() {
+            match key {
+                Key::StatusCode => push_field(&mut out, "status_code", &(status as u8).to_string()),
+                Key::SessionId => push_field(&mut out, "session_id", &json(self.session_id)),
+                Key::MessageId => push_field(&mut out, "message_id", &json(self.message_id)),
+                Key::Message => push_field(&mut out, "message", &message_json(message)),
+                Key::Data => push_field(&mut out, "data", data),
+                Key::Method => push_field(&mut out, "method", self.method),
             }
         }
         out.push('}');
@@ -57,7 +50,7 @@ impl Echo<'_> {
             FaultKind::Overloaded | FaultKind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::OK,
         };
-        let mut response = self.refusal(status, fault.status(), &fault.message);
+        let mut response = self.refusal(status, fault.kind.into(), &fault.message);
         if status != StatusCode::OK {
             // Retry-After is in whole seconds; round up, at least one.
             let wait = fault
@@ -78,7 +71,7 @@ impl Echo<'_> {
 
 /// Used when the request could not be parsed: there is nothing to repeat.
 pub(super) const EMPTY_ECHO: Echo<'static> = Echo {
-    form: Answer::Rows,
+    shape: Shape::Rows,
     method: "null",
     session_id: "",
     message_id: "",
@@ -94,7 +87,9 @@ pub(super) fn respond(status: StatusCode, json: String) -> Response<Body> {
 }
 
 fn push_field(out: &mut String, key: &str, value: &str) {
-    let _ = write!(out, ",\"{key}\":{value}");
+    let separator = if out.is_empty() { '{' } else { ',' };
+    // Writing to a String cannot fail.
+    let _ = write!(out, "{separator}\"{key}\":{value}");
 }
 
 /// Encodes the Python `repr` of the text as a JSON string.
@@ -117,18 +112,18 @@ mod tests {
 
     #[test]
     fn writes_keys_in_the_order_of_the_sample() {
-        let echo = |form| Echo {
-            form,
+        let echo = |shape| Echo {
+            shape,
             method: "458753",
             session_id: "s",
             message_id: "",
         };
         assert_eq!(
-            echo(Answer::Session).answer(Status::Created, "User authenticated sucessfully...", "null"),
+            echo(Shape::Session).answer(Status::Created, "User authenticated sucessfully...", "null"),
             r#"{"status_code":1,"message":"'User authenticated sucessfully...'","method":458753,"session_id":"s","message_id":""}"#
         );
         assert_eq!(
-            echo(Answer::Null).answer(Status::Created, "", "null"),
+            echo(Shape::Null).answer(Status::Created, "", "null"),
             r#"{"status_code":1,"session_id":"s","message_id":"","message":"''","data":null,"method":458753}"#
         );
     }

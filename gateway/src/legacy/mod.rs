@@ -5,6 +5,7 @@ mod answer;
 pub mod python_repr;
 mod request;
 mod rows;
+mod table;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -19,17 +20,19 @@ use axum::{
 use metrics::{counter, histogram};
 use serde_json::value::RawValue;
 use shared::{
-    api::{Access, Answer, Documented, Kind, MethodInfo, Principal, auth::Session, auth::Token},
+    api::{Access, Kind, Principal, auth::Session, auth::Token},
     bus::Context,
-    wire::{Envelope, Fault, FaultKind, Status},
+    wire::{Envelope, Fault, FaultKind},
 };
 use tokio::time::Instant;
 use tracing::{Instrument, debug, field::Empty, info_span};
 
+pub use self::table::{Documented, Shape, TABLE};
 use self::{
     answer::{EMPTY_ECHO, Echo, respond},
     python_repr::rows_to_python,
     request::{Body, Format, Parameters},
+    table::Status,
 };
 use crate::{Gateway, body};
 
@@ -64,7 +67,7 @@ pub(crate) async fn serve(
 /// not a single JSON object.
 pub fn read_request(body: &[u8]) -> Option<Result<Vec<u8>, Fault>> {
     let body = Body::parse(body)?;
-    Some(body.method().and_then(|_| Ok(body.parameters()?.params)))
+    Some(body.method(TABLE).and_then(|_| Ok(body.parameters()?.params)))
 }
 
 impl Gateway {
@@ -85,19 +88,17 @@ impl Gateway {
         if body::is_deep(&bytes) {
             return EMPTY_ECHO.refusal(StatusCode::BAD_REQUEST, Status::Failure, body::TOO_DEEP);
         }
-        let method = body.method();
+        let method = body.method(self.documented);
         let (echo_method, session_id, message_id) =
             (body.method_echo(), body.session_id(), body.message_id_echo());
         let echo = Echo {
-            form: method
-                .as_ref()
-                .map_or(Answer::Rows, |(_, documented)| documented.answer),
+            shape: method.as_ref().map_or(Shape::Rows, |row| row.shape),
             method: &echo_method,
             session_id: &session_id,
             message_id: &message_id,
         };
         let answered = match method {
-            Ok((info, documented)) => self.answer(source, &body, &echo, info, documented).await,
+            Ok(row) => self.answer(source, &body, &echo, row).await,
             Err(fault) => Err(fault),
         };
         answered.map_or_else(
@@ -114,9 +115,9 @@ impl Gateway {
         source: IpAddr,
         body: &Body<'_>,
         echo: &Echo<'_>,
-        info: &'static MethodInfo,
-        documented: &Documented,
+        row: &Documented,
     ) -> Result<String, Fault> {
+        let info = &row.method;
         // The session is checked before any other parameter, and before a permit is taken.
         let principal = self.authorize(info.access, echo.session_id).await?;
         let Parameters { format, params, .. } = body.parameters()?;
@@ -127,21 +128,18 @@ impl Gateway {
             context = context.with_fresh_key();
         }
         tracing::Span::current()
-            .record("rpc.method", info.name)
+            .record("rpc.method", info.subject)
             .record("request_id", context.request_id.as_str());
         let _permit = self.admission.enter(info, &context).await?;
-        if documented.answer == Answer::Rows {
-            let all = rows::read_all(self, info, &context, params).await?;
-            return match format {
-                Format::Json => Ok(echo.answer(all.status, &all.message, &all.rows)),
-                Format::Python => {
-                    let rows = rows_to_python(&all.rows).map_err(unreadable)?;
-                    Ok(echo.answer(all.status, &all.message, &rows))
-                }
-            };
+        if row.shape == Shape::Rows {
+            let mut rows = rows::read_all(self, info, &context, params).await?;
+            if format == Format::Python {
+                rows = rows_to_python(&rows).map_err(unreadable)?;
+            }
+            return Ok(echo.answer(Status::Created, row.success, &rows));
         }
         let reply = self.bus.forward(info, &context, params.into()).await?;
-        render(echo, documented, &reply)
+        render(echo, row, &reply)
     }
 
     /// The principal of the session; `None` if the method needs no session.
@@ -157,12 +155,11 @@ impl Gateway {
 }
 
 /// The answer to a reply without rows.
-fn render(echo: &Echo<'_>, documented: &Documented, reply: &[u8]) -> Result<String, Fault> {
+fn render(echo: &Echo<'_>, row: &Documented, reply: &[u8]) -> Result<String, Fault> {
     let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
-    let status = envelope.status_code;
-    let (message, data) = envelope.into_result()?;
-    if documented.answer != Answer::Session {
-        return Ok(echo.answer(status, &message, "null"));
+    let data = envelope.into_result()?;
+    if row.shape != Shape::Session {
+        return Ok(echo.answer(Status::Created, row.success, "null"));
     }
     let session: Session = serde_json::from_str(data.get()).map_err(unreadable)?;
     let session_id = session.session_id.to_string();
@@ -170,7 +167,7 @@ fn render(echo: &Echo<'_>, documented: &Documented, reply: &[u8]) -> Result<Stri
         session_id: &session_id,
         ..*echo
     };
-    Ok(echo.answer(status, &message, "null"))
+    Ok(echo.answer(Status::Created, row.success, "null"))
 }
 
 fn unreadable(error: serde_json::Error) -> Fault {

@@ -8,9 +8,11 @@ use serde::{
 };
 use serde_json::value::{RawValue, to_raw_value};
 use shared::{
-    api::{self, Documented, METHODS, MethodInfo, metrics::Limit},
+    api::metrics::Limit,
     wire::{Fault, FaultKind},
 };
+
+use super::Documented;
 
 /// The fields of the body as sent. If a field is repeated, the last one wins, as in Python's `json`.
 #[derive(Debug, Default)]
@@ -49,14 +51,15 @@ impl<'a> Body<'a> {
         serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
     }
 
-    /// The requested method.
-    pub(super) fn method(&self) -> Result<(&'static MethodInfo, &'static Documented), Fault> {
+    /// The requested method, as a row of the table.
+    pub(super) fn method<'t>(&self, table: &'t [Documented]) -> Result<&'t Documented, Fault> {
         let sent = self.method.map_or("", RawValue::get);
         let code = number_or_numeric_string(sent);
-        code.and_then(api::documented).ok_or_else(|| {
-            let known: Vec<_> = METHODS
+        let row = table.iter().find(|row| Some(u64::from(row.code)) == code);
+        row.ok_or_else(|| {
+            let known: Vec<_> = table
                 .iter()
-                .filter_map(|info| Some(format!("{} ({})", info.documented?.code, info.name)))
+                .map(|row| format!("{} ({})", row.code, row.name))
                 .collect();
             Fault::new(
                 FaultKind::Invalid,
@@ -226,7 +229,7 @@ impl<'de> Visitor<'de> for Fields {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::TABLE, *};
 
     fn params(body: &str) -> Result<String, String> {
         Body::parse(body.as_bytes())
@@ -284,7 +287,7 @@ mod tests {
         let method = |body: &str| {
             let body = Body::parse(body.as_bytes()).unwrap();
             (
-                body.method().map(|(info, _)| info.name).ok(),
+                body.method(TABLE).map(|row| row.name).ok(),
                 body.method_echo().into_owned(),
             )
         };
@@ -300,7 +303,7 @@ mod tests {
         assert_eq!(method(r#"{"method":"17"}"#), (None, "17".to_owned()));
         assert_eq!(method(r#"{"method":[458753]}"#), (None, "null".to_owned()));
         assert_eq!(method("{}"), (None, "null".to_owned()));
-        let message = Body::parse(b"{}").unwrap().method().unwrap_err().message;
+        let message = Body::parse(b"{}").unwrap().method(TABLE).unwrap_err().message;
         assert!(
             message.contains("458753 (login)") && message.contains("32523"),
             "{message}"

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use shared::{
     api::MethodInfo,
     bus::Context,
-    wire::{Envelope, Fault, Status},
+    wire::{Envelope, Fault},
 };
 
 use super::unreadable;
@@ -24,36 +24,23 @@ struct Page<'a> {
     next: Option<&'a RawValue>,
 }
 
-pub(super) struct AllRows {
-    pub(super) status: Status,
-    /// The method's success text.
-    pub(super) message: String,
-    /// A JSON array.
-    pub(super) rows: String,
-}
-
-/// Reads all pages. The request's deadline covers all of them together.
+/// Reads all pages, as one JSON array. The request's deadline covers all of them together.
 pub(super) async fn read_all(
     gateway: &Gateway,
-    info: &'static MethodInfo,
+    info: &MethodInfo,
     context: &Context,
     params: Vec<u8>,
-) -> Result<AllRows, Fault> {
+) -> Result<String, Fault> {
     let mut params = Bytes::from(params);
     let mut rows = String::new();
     loop {
         let reply = gateway.bus.forward(info, context, params.clone()).await?;
         let envelope: Envelope<Page<'_>> = serde_json::from_slice(&reply).map_err(unreadable)?;
-        let status = envelope.status_code;
-        let (message, page) = envelope.into_result()?;
+        let page = envelope.into_result()?;
         append(&mut rows, page.rows.get());
         let Some(next) = page.next else {
             rows.push(']');
-            return Ok(AllRows {
-                status,
-                message,
-                rows,
-            });
+            return Ok(rows);
         };
         params = next_params(&params, next).map_err(unreadable)?.into();
     }

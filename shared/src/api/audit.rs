@@ -210,13 +210,11 @@ impl Method for List {
     type Params = AuditFilter;
     type Reply = AuditPage;
     const INFO: MethodInfo = MethodInfo {
-        name: "audit.list",
         service: Service::Auth,
         subject: "auth.audit.list",
         access: Access::Role(Role::Admin),
         kind: Kind::Query,
         class: Class::HeavyRead,
-        documented: None,
     };
 }
 

@@ -5,9 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use sha2::{Digest, Sha256};
 
-use super::{
-    Access, Answer, Class, Documented, Kind, Method, MethodInfo, Principal, Service, UserName, bounded_text,
-};
+use super::{Access, Class, Kind, Method, MethodInfo, Principal, Service, UserName, bounded_text};
 
 /// Login with a name and a password.
 #[derive(Debug)]
@@ -17,17 +15,11 @@ impl Method for Login {
     type Params = Credentials;
     type Reply = Session;
     const INFO: MethodInfo = MethodInfo {
-        name: "login",
         service: Service::Auth,
         subject: "auth.login",
         access: Access::Public,
         kind: Kind::Query,
         class: Class::Login,
-        documented: Some(Documented {
-            code: 458_753,
-            success: "User authenticated sucessfully...",
-            answer: Answer::Session,
-        }),
     };
 }
 

@@ -104,15 +104,13 @@ impl<'de> Deserialize<'de> for Points {
 }
 
 /// A row of the table for a query that the document does not know, of small cost unless it says otherwise.
-pub(super) const fn query(name: &'static str, subject: &'static str) -> MethodInfo {
+pub(super) const fn query(subject: &'static str) -> MethodInfo {
     MethodInfo {
-        name,
         service: Service::Metrics,
         subject,
         access: Access::Role(Role::Viewer),
         kind: Kind::Query,
         class: Class::CheapRead,
-        documented: None,
     }
 }
 
@@ -162,7 +160,7 @@ pub struct VmList;
 impl Method for VmList {
     type Params = Page;
     type Reply = VmPage;
-    const INFO: MethodInfo = query("vm_list", "metrics.vm.list");
+    const INFO: MethodInfo = query("metrics.vm.list");
 }
 
 /// Reads the newest row of one VM; a VM that never reported is not found.
@@ -172,7 +170,7 @@ pub struct VmGet;
 impl Method for VmGet {
     type Params = Target;
     type Reply = VmSummary;
-    const INFO: MethodInfo = query("vm_get", "metrics.vm.get");
+    const INFO: MethodInfo = query("metrics.vm.get");
 
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -297,7 +295,7 @@ impl Method for VmHistory {
     type Reply = VmSeries;
     const INFO: MethodInfo = MethodInfo {
         class: Class::HeavyRead,
-        ..query("vm_history", "metrics.vm.history")
+        ..query("metrics.vm.history")
     };
 
     fn instance(params: &VmHistoryQuery) -> Option<&InstanceId> {

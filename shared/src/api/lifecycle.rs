@@ -8,9 +8,7 @@ pub use super::operation::{
     Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPlace,
     OperationRef, OperationState,
 };
-use super::{
-    Access, Answer, Class, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit,
-};
+use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit};
 use crate::wire::Fault;
 
 /// Which VM.
@@ -112,9 +110,8 @@ impl fmt::Display for Verb {
 }
 
 /// A row of the table for a method that the document does not know.
-const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInfo {
+const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
-        name,
         service: Service::Lifecycle,
         subject,
         access: Access::Role(match kind {
@@ -126,7 +123,6 @@ const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInf
             Kind::Query => Class::CheapRead,
             Kind::Command => Class::Command,
         },
-        documented: None,
     }
 }
 
@@ -138,12 +134,7 @@ impl Method for Start {
     type Params = Target;
     type Reply = Machine;
     const INFO: MethodInfo = MethodInfo {
-        documented: Some(Documented {
-            code: 32_523,
-            success: "",
-            answer: Answer::Null,
-        }),
-        ..row("startmonitor", "lifecycle.start", Kind::Command)
+        ..row("lifecycle.start", Kind::Command)
     };
 
     fn instance(params: &Target) -> Option<&InstanceId> {
@@ -159,7 +150,7 @@ pub struct Stop;
 impl Method for Stop {
     type Params = Target;
     type Reply = Machine;
-    const INFO: MethodInfo = row("stop", "lifecycle.stop", Kind::Command);
+    const INFO: MethodInfo = row("lifecycle.stop", Kind::Command);
 
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -173,7 +164,7 @@ pub struct ForceStop;
 impl Method for ForceStop {
     type Params = Target;
     type Reply = Machine;
-    const INFO: MethodInfo = row("force_stop", "lifecycle.force_stop", Kind::Command);
+    const INFO: MethodInfo = row("lifecycle.force_stop", Kind::Command);
 
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -198,7 +189,7 @@ pub struct Reboot;
 impl Method for Reboot {
     type Params = RebootTarget;
     type Reply = Machine;
-    const INFO: MethodInfo = row("reboot", "lifecycle.reboot", Kind::Command);
+    const INFO: MethodInfo = row("lifecycle.reboot", Kind::Command);
 
     fn instance(params: &RebootTarget) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -212,7 +203,7 @@ pub struct State;
 impl Method for State {
     type Params = Target;
     type Reply = Machine;
-    const INFO: MethodInfo = row("state", "lifecycle.state", Kind::Query);
+    const INFO: MethodInfo = row("lifecycle.state", Kind::Query);
 
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -261,7 +252,7 @@ pub struct List;
 impl Method for List {
     type Params = Page;
     type Reply = MachineList;
-    const INFO: MethodInfo = row("list", "lifecycle.list", Kind::Query);
+    const INFO: MethodInfo = row("lifecycle.list", Kind::Query);
 }
 
 /// Reads a command's record.
@@ -271,7 +262,7 @@ pub struct OperationsGet;
 impl Method for OperationsGet {
     type Params = OperationRef;
     type Reply = Operation;
-    const INFO: MethodInfo = row("operations.get", "lifecycle.operations.get", Kind::Query);
+    const INFO: MethodInfo = row("lifecycle.operations.get", Kind::Query);
 }
 
 /// Lists the newest commands on the VMs that the principal may see.
@@ -281,7 +272,7 @@ pub struct OperationsList;
 impl Method for OperationsList {
     type Params = OperationFilter;
     type Reply = OperationPage;
-    const INFO: MethodInfo = row("operations.list", "lifecycle.operations.list", Kind::Query);
+    const INFO: MethodInfo = row("lifecycle.operations.list", Kind::Query);
 
     fn instance(params: &OperationFilter) -> Option<&InstanceId> {
         params.instance_id.as_ref()

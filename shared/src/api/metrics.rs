@@ -5,9 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 
-use super::{
-    Access, Answer, Class, Documented, InstanceId, Kind, Method, MethodInfo, Role, Service, bounded_text,
-};
+use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, bounded_text};
 use crate::{
     time::CreateDate,
     wire::{Fault, FaultKind},
@@ -233,19 +231,13 @@ fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Str
     .map(Some)
 }
 
-const fn query(name: &'static str, subject: &'static str, code: u32, success: &'static str) -> MethodInfo {
+const fn query(subject: &'static str) -> MethodInfo {
     MethodInfo {
-        name,
         service: Service::Metrics,
         subject,
         access: Access::Role(Role::Viewer),
         kind: Kind::Query,
         class: Class::CheapRead,
-        documented: Some(Documented {
-            code,
-            success,
-            answer: Answer::Rows,
-        }),
     }
 }
 
@@ -256,12 +248,7 @@ pub struct ProcessLatest;
 impl Method for ProcessLatest {
     type Params = Latest;
     type Reply = RowPage;
-    const INFO: MethodInfo = query(
-        "getVMMonitoringProcData",
-        "metrics.process.latest",
-        611_711,
-        "success query proc information",
-    );
+    const INFO: MethodInfo = query("metrics.process.latest");
 
     fn instance(params: &Latest) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -279,12 +266,7 @@ pub struct VmLatest;
 impl Method for VmLatest {
     type Params = Latest;
     type Reply = RowPage;
-    const INFO: MethodInfo = query(
-        "getVMMonitoringData",
-        "metrics.vm.latest",
-        611_611,
-        "success query vm information",
-    );
+    const INFO: MethodInfo = query("metrics.vm.latest");
 
     fn instance(params: &Latest) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -302,12 +284,7 @@ pub struct ProcessByName;
 impl Method for ProcessByName {
     type Params = LatestByName;
     type Reply = RowPage;
-    const INFO: MethodInfo = query(
-        "getVMMonitoringProcByNameData",
-        "metrics.process.by_name",
-        611_712,
-        "success query proc information",
-    );
+    const INFO: MethodInfo = query("metrics.process.by_name");
 
     fn instance(params: &LatestByName) -> Option<&InstanceId> {
         Some(&params.instance_id)

@@ -1,7 +1,7 @@
 //! Every method of every service, as a type. [`METHODS`] is the whole table.
 //!
-//! Adding a method is a type here (parameters, reply and a row of [`MethodInfo`]), its name in [`METHODS`], and
-//! a handler in its service. The gateway translates by the table and does not change.
+//! Adding a method takes a type here (parameters, reply and a row of [`MethodInfo`]), its entry in [`METHODS`], and a handler
+//! in its service.
 
 pub mod audit;
 pub mod auth;
@@ -103,36 +103,13 @@ impl Class {
     }
 }
 
-/// How the API of 2017 shows a method (docs/api).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Documented {
-    /// The method code.
-    pub code: u32,
-    /// The document's own success text, its spelling included.
-    pub success: &'static str,
-    /// The form of the answer.
-    pub answer: Answer,
-}
-
-/// The forms of a documented answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// The reply is an [`auth::Session`]; the answer carries its `session_id` and no `data`.
-    Session,
-    /// The reply is an array of rows.
-    Rows,
-    /// `data` is null whatever the reply.
-    Null,
-}
-
 /// One row of the method table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MethodInfo {
-    /// The name, as the document or we call it.
-    pub name: &'static str,
-    /// Who answers.
+    /// The service that answers.
     pub service: Service,
-    /// The subject behind [`SUBJECT_PREFIX`].
+    /// The subject without [`SUBJECT_PREFIX`]. It is the method's only name: on the bus, in metrics, traces, logs and the
+    /// audit.
     pub subject: &'static str,
     /// Who may call.
     pub access: Access,
@@ -140,8 +117,6 @@ pub struct MethodInfo {
     pub kind: Kind,
     /// Which limit it counts against.
     pub class: Class,
-    /// The documented face, where the method has one.
-    pub documented: Option<Documented>,
 }
 
 impl MethodInfo {
@@ -223,14 +198,6 @@ pub const METHODS: &[MethodInfo] = &[
     lifecycle::OperationsList::INFO,
 ];
 
-/// The method of a documented code.
-pub fn documented(code: u64) -> Option<(&'static MethodInfo, &'static Documented)> {
-    METHODS.iter().find_map(|info| {
-        let documented = info.documented.as_ref()?;
-        (u64::from(documented.code) == code).then_some((info, documented))
-    })
-}
-
 /// How long callers wait, as settings of who calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
@@ -257,51 +224,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_names_and_subjects_are_each_used_once() {
-        let unique = |keys: Vec<String>| keys.iter().collect::<HashSet<_>>().len() == keys.len();
-        assert!(unique(METHODS.iter().map(|m| m.name.to_owned()).collect()));
-        assert!(unique(METHODS.iter().map(MethodInfo::full_subject).collect()));
-        assert!(unique(
-            METHODS
-                .iter()
-                .filter_map(|m| m.documented)
-                .map(|d| d.code.to_string())
-                .collect()
-        ));
+    fn subjects_are_unique() {
+        let subjects: HashSet<_> = METHODS.iter().map(|method| method.subject).collect();
+        assert_eq!(subjects.len(), METHODS.len());
     }
 
     #[test]
     fn every_command_for_a_vm_counts_against_the_limit_of_commands() {
         for method in METHODS {
             let commands_a_vm = method.service == Service::Lifecycle && method.kind == Kind::Command;
-            assert_eq!(method.class == Class::Command, commands_a_vm, "{}", method.name);
+            assert_eq!(
+                method.class == Class::Command,
+                commands_a_vm,
+                "{}",
+                method.subject
+            );
         }
-    }
-
-    #[test]
-    fn the_documented_methods_are_those_of_the_contract() {
-        let table: Vec<_> = METHODS
-            .iter()
-            .filter_map(|m| Some((m.documented?.code, m.name, m.full_subject())))
-            .collect();
-        let expected = [
-            (458_753, "login", "vmwatch.v1.auth.login"),
-            (
-                611_711,
-                "getVMMonitoringProcData",
-                "vmwatch.v1.metrics.process.latest",
-            ),
-            (611_611, "getVMMonitoringData", "vmwatch.v1.metrics.vm.latest"),
-            (
-                611_712,
-                "getVMMonitoringProcByNameData",
-                "vmwatch.v1.metrics.process.by_name",
-            ),
-            (32_523, "startmonitor", "vmwatch.v1.lifecycle.start"),
-        ];
-        assert_eq!(
-            table,
-            expected.map(|(code, name, subject)| (code, name, subject.to_owned()))
-        );
     }
 }

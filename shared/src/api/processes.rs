@@ -158,7 +158,7 @@ pub struct ProcessesAt;
 impl Method for ProcessesAt {
     type Params = ProcessesAtQuery;
     type Reply = ProcessTable;
-    const INFO: MethodInfo = query("processes_at", "metrics.process.at");
+    const INFO: MethodInfo = query("metrics.process.at");
 
     fn instance(params: &ProcessesAtQuery) -> Option<&InstanceId> {
         Some(&params.instance_id)
@@ -272,7 +272,7 @@ impl Method for ProcessHistory {
     type Reply = ProcessSeries;
     const INFO: MethodInfo = MethodInfo {
         class: Class::HeavyRead,
-        ..query("process_history", "metrics.process.history")
+        ..query("metrics.process.history")
     };
 
     fn instance(params: &ProcessHistoryQuery) -> Option<&InstanceId> {
@@ -369,7 +369,7 @@ impl Method for ProcessEvents {
     type Reply = ProcessEventList;
     const INFO: MethodInfo = MethodInfo {
         class: Class::HeavyRead,
-        ..query("process_events", "metrics.process.events")
+        ..query("metrics.process.events")
     };
 
     fn instance(params: &ProcessEventsQuery) -> Option<&InstanceId> {

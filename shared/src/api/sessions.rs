@@ -168,15 +168,13 @@ pub struct UsedSession {
 }
 
 /// A row of the table for what users do with their own sessions, unless it says otherwise.
-const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInfo {
+const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
-        name,
         service: Service::Auth,
         subject,
         access: Access::Role(Role::Viewer),
         kind,
         class: Class::Account,
-        documented: None,
     }
 }
 
@@ -187,7 +185,7 @@ pub struct SessionsList;
 impl Method for SessionsList {
     type Params = Own;
     type Reply = SessionList;
-    const INFO: MethodInfo = row("sessions.list", "auth.sessions.list", Kind::Query);
+    const INFO: MethodInfo = row("auth.sessions.list", Kind::Query);
 }
 
 /// Ends one of the caller's sessions.
@@ -197,7 +195,7 @@ pub struct SessionsEnd;
 impl Method for SessionsEnd {
     type Params = SessionIdRef;
     type Reply = Done;
-    const INFO: MethodInfo = row("sessions.end", "auth.sessions.end", Kind::Command);
+    const INFO: MethodInfo = row("auth.sessions.end", Kind::Command);
 }
 
 /// Notes that sessions were used, so that they do not end for being idle. For gateways, which ask in nobody's name.
@@ -210,7 +208,7 @@ impl Method for SessionsUsed {
     const INFO: MethodInfo = MethodInfo {
         access: Access::Public,
         class: Class::CheapRead,
-        ..row("sessions.used", "auth.sessions.used", Kind::Query)
+        ..row("auth.sessions.used", Kind::Query)
     };
 }
 

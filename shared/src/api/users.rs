@@ -179,15 +179,13 @@ fn bounded_scope_if_given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 }
 
 /// A row of the table for what only administrators may, unless it says otherwise.
-const fn row(name: &'static str, subject: &'static str, kind: Kind) -> MethodInfo {
+const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
-        name,
         service: Service::Auth,
         subject,
         access: Access::Role(Role::Admin),
         kind,
         class: Class::Account,
-        documented: None,
     }
 }
 
@@ -200,7 +198,7 @@ impl Method for Logout {
     type Reply = Done;
     const INFO: MethodInfo = MethodInfo {
         access: Access::Role(Role::Viewer),
-        ..row("logout", "auth.logout", Kind::Command)
+        ..row("auth.logout", Kind::Command)
     };
 }
 
@@ -211,7 +209,7 @@ pub struct UsersGet;
 impl Method for UsersGet {
     type Params = UserRef;
     type Reply = User;
-    const INFO: MethodInfo = row("users.get", "auth.users.get", Kind::Query);
+    const INFO: MethodInfo = row("auth.users.get", Kind::Query);
 }
 
 /// Lists users.
@@ -221,7 +219,7 @@ pub struct UsersList;
 impl Method for UsersList {
     type Params = UserPage;
     type Reply = UserList;
-    const INFO: MethodInfo = row("users.list", "auth.users.list", Kind::Query);
+    const INFO: MethodInfo = row("auth.users.list", Kind::Query);
 }
 
 /// Makes a user; a taken name is a conflict.
@@ -231,7 +229,7 @@ pub struct UsersAdd;
 impl Method for UsersAdd {
     type Params = NewUser;
     type Reply = User;
-    const INFO: MethodInfo = row("users.add", "auth.users.add", Kind::Command);
+    const INFO: MethodInfo = row("auth.users.add", Kind::Command);
 }
 
 /// Changes a user's role or scope, which ends its sessions: they carry both. The last administrator stays one.
@@ -241,7 +239,7 @@ pub struct UsersUpdate;
 impl Method for UsersUpdate {
     type Params = UserChange;
     type Reply = User;
-    const INFO: MethodInfo = row("users.update", "auth.users.update", Kind::Command);
+    const INFO: MethodInfo = row("auth.users.update", Kind::Command);
 }
 
 /// Removes a user, which ends its sessions. The last administrator stays.
@@ -251,7 +249,7 @@ pub struct UsersRemove;
 impl Method for UsersRemove {
     type Params = UserRef;
     type Reply = Done;
-    const INFO: MethodInfo = row("users.remove", "auth.users.remove", Kind::Command);
+    const INFO: MethodInfo = row("auth.users.remove", Kind::Command);
 }
 
 /// Sets a password, which ends the user's sessions: one's own with the old one, another's as an administrator.
@@ -263,7 +261,7 @@ impl Method for UsersSetPassword {
     type Reply = Done;
     const INFO: MethodInfo = MethodInfo {
         access: Access::Role(Role::Viewer),
-        ..row("users.set_password", "auth.users.set_password", Kind::Command)
+        ..row("auth.users.set_password", Kind::Command)
     };
 }
 

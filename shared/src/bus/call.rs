@@ -21,7 +21,7 @@ impl Bus {
         let envelope: Envelope<M::Reply> = serde_json::from_slice(&reply).map_err(|error| {
             Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error)
         })?;
-        envelope.into_result().map(|(_, reply)| reply)
+        envelope.into_result()
     }
 
     /// Sends parameters that are already encoded and gives back the encoded [`Envelope`].
@@ -48,7 +48,7 @@ impl Bus {
             otel.kind = "client",
             rpc.system = "nats",
             rpc.service = method.service.name(),
-            rpc.method = method.name,
+            rpc.method = method.subject,
         );
         let headers = context.to_headers(&span);
         let sent = self

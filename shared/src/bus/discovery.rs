@@ -61,7 +61,7 @@ impl EndpointStats {
         let requests = self.requests.load(Ordering::Relaxed);
         let processing_time = self.nanoseconds.load(Ordering::Relaxed);
         EndpointReport {
-            name: self.info.name,
+            name: self.info.subject,
             subject: self.info.full_subject(),
             queue_group: self.info.service.name(),
             num_requests: requests,
@@ -200,7 +200,7 @@ impl Discovery {
 
     fn endpoint_infos(&self) -> Vec<EndpointInfo<'_>> {
         let info = |stats: &Arc<EndpointStats>| EndpointInfo {
-            name: stats.info.name,
+            name: stats.info.subject,
             subject: stats.info.full_subject(),
             queue_group: stats.info.service.name(),
         };

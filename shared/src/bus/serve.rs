@@ -124,10 +124,7 @@ impl Server {
                     }
                     _ => handler(context, params).await?,
                 };
-                encode(&Envelope::success(
-                    M::INFO.documented.map_or("", |face| face.success),
-                    reply,
-                ))
+                encode(&Envelope::success(reply))
             })
         };
         self.endpoints.push(Endpoint {
@@ -214,7 +211,7 @@ impl Worker {
     fn start(&self, message: Message) {
         let Some(reply_to) = message.reply.clone() else {
             debug!(
-                method = self.endpoint.info.name,
+                method = self.endpoint.info.subject,
                 "a request without a reply subject is ignored"
             );
             return;
@@ -239,7 +236,7 @@ impl Worker {
 
 impl Endpoint {
     fn shed(&self, full: Full) -> Fault {
-        let (method, limit) = (self.info.name, full.label());
+        let (method, limit) = (self.info.subject, full.label());
         counter!("vmwatch_requests_shed_total", "method" => method, "limit" => limit).increment(1);
         full.fault("the service", self.info.class.as_str())
     }
@@ -257,7 +254,7 @@ impl Endpoint {
             otel.name = self.info.subject,
             otel.kind = "server",
             rpc.system = "nats",
-            rpc.method = self.info.name,
+            rpc.method = self.info.subject,
             request_id = Empty,
             user = Empty,
             otel.status_code = Empty,
@@ -278,7 +275,7 @@ impl Endpoint {
         reply_to: Subject,
     ) {
         let started = Instant::now();
-        gauge!("vmwatch_requests_in_flight", "method" => self.info.name).increment(1.0);
+        gauge!("vmwatch_requests_in_flight", "method" => self.info.subject).increment(1.0);
         let finished = |outcome: &Result<Vec<u8>, Fault>| self.note(outcome, started.elapsed());
         match context.and_then(|context| self.admit(context)) {
             Err(fault) => {
@@ -307,7 +304,7 @@ impl Endpoint {
                 }
             }
         }
-        gauge!("vmwatch_requests_in_flight", "method" => self.info.name).decrement(1.0);
+        gauge!("vmwatch_requests_in_flight", "method" => self.info.subject).decrement(1.0);
     }
 
     /// Refuses what is late, before anything is decoded.
@@ -318,7 +315,7 @@ impl Endpoint {
             span.record("user", principal.user.as_str());
         }
         if context.remaining().is_zero() {
-            counter!("vmwatch_requests_late_total", "method" => self.info.name).increment(1);
+            counter!("vmwatch_requests_late_total", "method" => self.info.subject).increment(1);
             return Err(late());
         }
         Ok(context)
@@ -330,9 +327,9 @@ impl Endpoint {
         if bytes <= most {
             return Ok(reply);
         }
-        counter!("vmwatch_replies_too_large_total", "method" => self.info.name).increment(1);
+        counter!("vmwatch_replies_too_large_total", "method" => self.info.subject).increment(1);
         warn!(
-            method = self.info.name,
+            method = self.info.subject,
             bytes, most, "reply exceeds the payload limit of the bus"
         );
         Err(Fault::new(
@@ -344,16 +341,16 @@ impl Endpoint {
     fn note(&self, outcome: &Result<Vec<u8>, Fault>, took: Duration) {
         self.stats.record(took, outcome.as_ref().err());
         let result = outcome.as_ref().err().map_or("ok", |fault| fault.kind.as_str());
-        counter!("vmwatch_requests_total", "method" => self.info.name, "result" => result).increment(1);
-        histogram!("vmwatch_request_seconds", "method" => self.info.name).record(took.as_secs_f64());
+        counter!("vmwatch_requests_total", "method" => self.info.subject, "result" => result).increment(1);
+        histogram!("vmwatch_request_seconds", "method" => self.info.subject).record(took.as_secs_f64());
         let Err(fault) = outcome else { return };
         let cause = fault.cause_chain();
         match fault.kind {
             FaultKind::Internal | FaultKind::Backend | FaultKind::Timeout => {
                 Span::current().record("otel.status_code", "ERROR");
-                warn!(method = self.info.name, kind = %fault.kind, cause, "{}", fault.message);
+                warn!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.message);
             }
-            _ => debug!(method = self.info.name, kind = %fault.kind, cause, "{}", fault.message),
+            _ => debug!(method = self.info.subject, kind = %fault.kind, cause, "{}", fault.message),
         }
     }
 }

@@ -218,15 +218,9 @@ async fn deadlines_are_kept_by_the_service() {
         serde_json::from_slice(&reply.payload).unwrap()
     };
     let late = raw(Some(unix_millis() - 1)).await;
-    assert_eq!(
-        (&late["fault"], &late["status_code"]),
-        (&json!("timeout"), &json!(4))
-    );
+    assert_eq!(late["fault"], json!("timeout"));
     let without = raw(None).await;
-    assert_eq!(
-        (&without["fault"], &without["status_code"]),
-        (&json!("invalid"), &json!(3))
-    );
+    assert_eq!(without["fault"], json!("invalid"));
     assert_eq!(started.load(Ordering::SeqCst), 0);
 
     let while_working = raw(Some(unix_millis() + 300)).await;

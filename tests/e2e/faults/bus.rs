@@ -37,7 +37,7 @@ async fn nothing_was_started(stack: &Stack) {
     let metrics = stack.replica(Program::Lifecycle, 0).metrics().await;
     let starts = metrics
         .lines()
-        .filter(|line| line.contains(r#"method="startmonitor""#));
+        .filter(|line| line.contains(r#"method="lifecycle.start""#));
     assert_eq!(starts.collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
