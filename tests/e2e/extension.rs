@@ -97,7 +97,7 @@ fn server(stack: &Stack) -> Server {
 }
 
 /// A gateway in this process, until the test ends, with one more row in its table. Returns its address.
-async fn gateway_with(stack: &Stack, row: Documented) -> String {
+fn gateway_with(stack: &Stack, row: Documented) -> String {
     let (listen, health) = (free_port(), free_port());
     let (listen, health) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{health}"));
     let environment = Environment::of([
@@ -135,7 +135,7 @@ async fn new_method_is_served_audited_and_answered_under_a_code() {
         success: "snapshot taken",
         shape: Shape::Null,
     };
-    let url = gateway_with(&stack, row).await;
+    let url = gateway_with(&stack, row);
 
     let operator = stack.session(Role::Operator, Scope::All).await;
     let answer = eventually("the method is answered", PATIENCE, async || {
