@@ -161,3 +161,28 @@ fn architecture_points_at_files_that_exist() {
     }
     assert!(checked > 20, "only {checked} paths were found");
 }
+
+/// The files that these pages name as their tests, in `tests/e2e`, in this folder of it, or from the root.
+#[test]
+fn files_named_in_docs_exist() {
+    for (page, folder) in [
+        ("docs/faults.md", "faults"),
+        ("docs/security.md", "security"),
+        ("docs/operations.md", ""),
+    ] {
+        let text = read(page);
+        let code = text.split('`').skip(1).step_by(2);
+        let named: Vec<_> = code
+            .filter(|code| [".rs", ".py", ".mjs"].iter().any(|end| code.ends_with(end)))
+            .collect();
+        assert!(!named.is_empty(), "{page} names no test");
+        let tests = root().join("tests/e2e");
+        for name in named {
+            let paths = [root().join(name), tests.join(name), tests.join(folder).join(name)];
+            assert!(
+                paths.iter().any(|path| path.is_file()),
+                "{page}: {name} does not exist"
+            );
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! The users and permissions of deploy/nats: the whole stack works under them, and what they forbid is refused.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use async_nats::ConnectOptions;
 use e2e::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
@@ -218,4 +218,21 @@ async fn nobody_comes_in_without_the_right_password() {
     ] {
         refused(ConnectOptions::new().user_and_password(user.to_owned(), password.to_owned())).await;
     }
+
+    // A new password, by the steps of docs/operations.md.
+    let secrets = nats.secrets().unwrap();
+    let with =
+        |password: String| ConnectOptions::new().user_and_password("vmwatch-gateway".to_owned(), password);
+    let former = secrets.password("vmwatch-gateway");
+    fs::remove_file(secrets.password_file("vmwatch-gateway")).unwrap();
+    secrets.renew(&[]);
+    nats.server.reload();
+    eventually("the new password is accepted", PATIENCE, async || {
+        let connected = with(secrets.password("vmwatch-gateway"))
+            .connect(nats.url())
+            .await;
+        connected.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    refused(with(former)).await;
 }

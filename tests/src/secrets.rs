@@ -36,22 +36,12 @@ impl Secrets {
         for name in ["nats.conf", "accounts.conf", "permissions.conf"] {
             fs::copy(deploy.join("nats").join(name), folder.join("nats").join(name)).unwrap();
         }
-        let made = fs::read_to_string(store.join("nats-server/users.conf")).unwrap();
-        let (users, end) = made.rsplit_once(']').expect("a list of users");
         fs::create_dir(folder.join("nats-secrets")).unwrap();
-        fs::write(
-            folder.join("nats-secrets/users.conf"),
-            format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}"),
-        )
-        .unwrap();
-        fs::copy(
-            store.join("nats-server/agents.conf"),
-            folder.join("nats-secrets/agents.conf"),
-        )
-        .unwrap();
         fs::write(store.join("nats").join(TEST_USER), TEST_USER).unwrap();
         fs::write(folder.join("nats/tls.conf"), "").unwrap();
-        Self { folder, tls: false }
+        let secrets = Self { folder, tls: false };
+        secrets.copy_users();
+        secrets
     }
 
     /// With TLS, as in a deployment; the other tests do without its cost.
@@ -67,6 +57,22 @@ impl Secrets {
     pub fn renew(&self, args: &[&str]) {
         run_secrets(&deploy(), &self.folder.join("secrets"), args);
         self.copy_certificate();
+        self.copy_users();
+    }
+
+    /// Gives the server of the bus the list of users, with the user of the tests added.
+    fn copy_users(&self) {
+        let made = self.folder.join("secrets/nats-server");
+        let to = self.folder.join("nats-secrets");
+        let users = fs::read_to_string(made.join("users.conf")).unwrap();
+        let (users, end) = users.rsplit_once(']').expect("a list of users");
+        let users = format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}");
+        fs::write(to.join("users.conf"), users).unwrap();
+        fs::write(
+            to.join("agents.conf"),
+            fs::read(made.join("agents.conf")).unwrap(),
+        )
+        .unwrap();
     }
 
     fn copy_certificate(&self) {

@@ -136,3 +136,27 @@ async fn a_frozen_bus_is_noticed_within_three_pings() {
     assert!(seen <= f64::from(late), "{seen} of {late}");
     gateway.login(ADMIN.0, ADMIN.1).await;
 }
+
+/// A gateway whose connection is silent misses the ends of sessions. It refuses all sessions once it could not confirm its
+/// copy of them for `VMWATCH_SESSIONS_STALE_AFTER`, although the connection is still open.
+#[tokio::test]
+async fn sessions_are_refused_while_their_bucket_cannot_be_read() {
+    let stack = Stack::builder()
+        .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "2m")
+        .set(Program::Gateway, "VMWATCH_SESSIONS_STALE_AFTER", "3s")
+        .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "300ms")
+        .start()
+        .await;
+    let gateway = stack.gateway(0);
+    let session = session(&stack).await;
+    answers(gateway, &session).await;
+    stack.nats.server.pause();
+    eventually("the session is refused", PATIENCE, async || {
+        let answer = gateway.post(&vm_request(&session)).await;
+        (answer.http == 503).then_some(()).ok_or(answer.body)
+    })
+    .await;
+    assert!(!gateway.replica.process.log().contains("disconnected"));
+    stack.nats.server.resume();
+    answers(gateway, &session).await;
+}
