@@ -1,7 +1,7 @@
-"""The certificates of a deployment, made by openssl: an authority of its own, and one certificate for each server.
+"""Makes the certificates of a deployment by openssl: an authority of its own, and one certificate for each server.
 
-`make` may be run at any time: a certificate that is valid for long enough stays, one that is near its end or lacks a
-name is made again. An authority that is near its end gets a successor, which clients trust for a year before it signs.
+`make` can be run at any time: it replaces certificates that expire soon or lack a name. An authority that expires soon
+gets a successor, which clients trust for a year before it signs.
 """
 
 import ipaddress
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Iterable, List, Set
 
 DAY = 86_400
-# What signs, and what clients trust.
+# Extensions of the authority's certificate.
 AUTHORITY_KEY = """
 basicConstraints = critical, CA:TRUE, pathlen:0
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 """
-# `clientAuth`, since a server of a cluster is the client of its peers.
+# Extensions of a server's certificate; `clientAuth` because a server of a cluster is a client of its peers.
 SERVER_KEY = """
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
@@ -40,20 +40,20 @@ class Lifetimes:
     authority: int = 3650
     # Above 398 days some clients refuse a certificate.
     server: int = 397
-    # A server's certificate with less than this left is made again.
+    # A server's certificate that expires within this time is replaced.
     renew: int = 60
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server, as the folder of its certificate (`tls.crt`), key (`tls.key`) and both in one file (`tls.pem`)."""
+    """A server: its names, and the folder of its certificate (`tls.crt`), key (`tls.key`) and both (`tls.pem`)."""
 
     folder: Path
     names: Set[str]
 
 
 class Authority:
-    """One authority, as its certificate and key in the folder."""
+    """An authority: the files of its certificate and key."""
 
     def __init__(self, folder: Path, number: int):
         self.number = number
@@ -70,9 +70,9 @@ class Authority:
                 "req", "-x509", "-new", *NEW_KEY, "-keyout", key, "-out", certificate, "-days", days,
                 "-config", settings, "-subj", f"/CN=vmwatch deployment authority {number}",
             )
-            # Read by nobody but the owner of the store, and mounted nowhere.
-            place(key, authority.key, 0o400)
-            place(certificate, authority.certificate)
+            # Readable by the owner only, and mounted into no container.
+            install(key, authority.key, 0o400)
+            install(certificate, authority.certificate)
         return authority
 
     def sign(self, server: Server, days: int) -> None:
@@ -89,17 +89,17 @@ class Authority:
             both = Path(scratch) / "tls.pem"
             both.write_text(certificate.read_text() + key.read_text())
             for file in (key, certificate, both):
-                place(file, server.folder / file.name)
+                install(file, server.folder / file.name)
 
 
 class Certificates:
-    """All of a deployment; the authorities lie in the folder, what clients trust in `bundle`."""
+    """The certificates of a deployment. `folder` contains the authorities; `bundle` is the file that clients trust."""
 
     def __init__(self, folder: Path, bundle: Path, lifetimes: Lifetimes = Lifetimes()):
         self.folder, self.bundle, self.lifetimes = folder, bundle, lifetimes
 
     def make(self, servers: Iterable[Server]) -> List[str]:
-        """Makes what is missing or near its end; the folders' names of the servers whose certificate was replaced."""
+        """Makes certificates that are missing or expire soon. Returns the names of the servers whose certificate was replaced."""
         if not shutil.which("openssl"):
             sys.exit("deploy/secrets: openssl is not in PATH; install it, then run this again")
         self.folder.mkdir(mode=0o700, exist_ok=True)
@@ -107,7 +107,7 @@ class Certificates:
         self.write_bundle(authorities, self.bundle)
         replaced = []
         for server in servers:
-            if not self.holds(server):
+            if not self.is_valid(server):
                 if (server.folder / "tls.crt").exists():
                     replaced.append(server.folder.name)
                 self.signing(authorities).sign(server, self.lifetimes.server)
@@ -117,10 +117,10 @@ class Certificates:
     def write_bundle(self, authorities: List[Authority], path: Path) -> None:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_text("".join(authority.certificate.read_text() for authority in authorities))
-        place(partial, path)
+        install(partial, path)
 
     def authorities(self) -> List[Authority]:
-        """Those that have not expired, the oldest first; a successor is made in good time."""
+        """The authorities that have not expired, oldest first. Makes a successor if the newest expires soon."""
         numbers = sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("authority-*.crt"))
         found = [Authority(self.folder, number) for number in numbers]
         living = [authority for authority in found if lasts(authority.certificate, 0)]
@@ -129,11 +129,11 @@ class Certificates:
         return living
 
     def signing(self, authorities: List[Authority]) -> Authority:
-        """The oldest that outlives what it signs: every client has trusted it for the longest time."""
+        """The oldest authority that outlives the certificates it signs, because clients have trusted it for the longest time."""
         outliving = [one for one in authorities if lasts(one.certificate, self.lifetimes.server * DAY)]
         return outliving[0] if outliving else authorities[-1]
 
-    def holds(self, server: Server) -> bool:
+    def is_valid(self, server: Server) -> bool:
         """Whether the server's certificate is trusted, has all names, and lasts long enough."""
         certificate = server.folder / "tls.crt"
         present = all((server.folder / name).exists() for name in ("tls.crt", "tls.key", "tls.pem"))
@@ -141,13 +141,13 @@ class Certificates:
             present
             and lasts(certificate, self.lifetimes.renew * DAY)
             and names_of(certificate) == set(map(alternative, server.names))
-            and openssl_holds("verify", "-CAfile", self.bundle, certificate)
+            and openssl_accepts("verify", "-CAfile", self.bundle, certificate)
         )
 
 
-def place(file: Path, target: Path, mode: int = 0o444) -> None:
-    """Moves a finished file to its place. Everybody may read it who may enter the store's folder, which is its owner
-    alone, and the container that it is mounted into, whose user is not the owner."""
+def install(file: Path, target: Path, mode: int = 0o444) -> None:
+    """Moves a finished file to `target`. All users can read it, because a container's user is not the owner; on the host
+    only the owner can enter the folder."""
     file.chmod(mode)
     os.replace(file, target)
 
@@ -168,10 +168,10 @@ def names_of(certificate: Path) -> Set[str]:
 
 
 def lasts(certificate: Path, seconds: int) -> bool:
-    return openssl_holds("x509", "-in", certificate, "-noout", "-checkend", seconds)
+    return openssl_accepts("x509", "-in", certificate, "-noout", "-checkend", seconds)
 
 
-def openssl_holds(*arguments) -> bool:
+def openssl_accepts(*arguments) -> bool:
     return subprocess.run(["openssl", *map(str, arguments)], capture_output=True).returncode == 0
 
 

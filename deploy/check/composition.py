@@ -1,4 +1,4 @@
-"""The rules of compose.yaml and of the configuration that its NATS server reads."""
+"""Rules for compose.yaml and for the configuration of its NATS server."""
 
 import re
 
@@ -6,16 +6,16 @@ import yaml
 
 from . import setup, sources
 
-# A variable of its own, with an exact version (or a digest) as its default; ours are built here.
+# Foreign images: a variable whose default is an exact version, with or without a digest. Ours are built here.
 IMAGE = re.compile(r"\$\{VMWATCH_[A-Z_]+_IMAGE:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?\}")
-# Ends at once, and may change the owner of files and nothing else.
+# Changes the owner of files and exits.
 PREPARES = "nats-volume"
-# What a mongod must be told to take TLS alone.
+# The options of a mongod that accepts only TLS.
 MONGO_TLS = ["--tlsMode requireTLS", "--tlsCertificateKeyFile /run/secrets/mongo-tls", "--tlsCAFile /run/secrets/ca"]
 
 
 def compose():
-    """Settings that exist, users and password files that belong together."""
+    """Services have existing settings, matching users and passwords, no privileges, TLS and bounded logs."""
     document = yaml.safe_load((sources.ROOT / "compose.yaml").read_text())
     declared = document["secrets"]
     for service, spec in document["services"].items():
@@ -28,10 +28,10 @@ def compose():
             continue
         variables = spec["environment"]
         for variable in set(variables) - sources.settings(name) - set(document["x-settings"]):
-            yield f"{name} knows no setting {variable}"
+            yield f"{name} has no setting {variable}"
         for variable, value in variables.items():
             if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
-                yield f"{service}: {variable} names a file that it has not"
+                yield f"{service}: {variable} names a file that is not mounted"
         user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
         file = declared[secret]["file"]
         if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
@@ -46,31 +46,34 @@ def program(spec: dict) -> str:
 
 
 def hardened(service: str, spec: dict):
-    """No root, no capability, no writable root."""
+    """The service runs without root, capabilities and a writable file system, and its log is bounded."""
     if not spec.get("read_only"):
-        yield f"{service} may write its root file system"
+        yield f"{service} can write to its root file system"
     if spec.get("cap_drop") != ["ALL"] or (spec.get("cap_add") and service != PREPARES):
         yield f"{service} keeps capabilities"
     if spec.get("security_opt") != ["no-new-privileges:true"]:
         yield f"{service} may gain privileges"
+    # This driver rotates its files.
+    if spec.get("logging", {}).get("driver") != "local" and service != PREPARES:
+        yield f"{service}: its log is not bounded"
     if program(spec) in sources.CRATES:
         # deploy/Dockerfile gives these images their user.
         return
     if spec.get("user", "0").startswith("0") and service != PREPARES:
         yield f"{service} may run as root"
     if not IMAGE.fullmatch(spec["image"]):
-        yield f"{service}: {spec['image']} is no variable with an exact version as its default"
+        yield f"{service}: {spec['image']} is not a variable with an exact version as its default"
 
 
 def encrypted(service: str, variables: dict):
     if not variables["VMWATCH_NATS_URL"].startswith("tls://") or "VMWATCH_NATS_CA_FILE" not in variables:
-        yield f"{service} speaks to NATS without TLS"
+        yield f"{service} connects to NATS without TLS"
     if "VMWATCH_MONGODB_URI_FILE" in variables and "VMWATCH_MONGODB_CA_FILE" not in variables:
-        yield f"{service} speaks to MongoDB without TLS"
+        yield f"{service} connects to MongoDB without TLS"
 
 
 def servers(services: dict):
-    """Both take TLS alone, and the monitoring port is not on a network."""
+    """NATS and MongoDB accept only TLS, and the monitoring port listens on loopback."""
     command = " ".join(services["mongo"]["command"])
     for part in MONGO_TLS:
         if part not in command:
@@ -78,7 +81,7 @@ def servers(services: dict):
     folder = sources.ROOT / "deploy" / "nats"
     config = (folder / "nats.conf").read_text()
     if "include tls.conf" not in config or not re.search(r"^tls \{", (folder / "tls.conf").read_text(), re.M):
-        yield "nats takes plain connections"
+        yield "nats accepts connections without TLS"
     listeners = re.findall(r'^(http|https|monitor_port|http_port|https_port)\s*:\s*(\S+)', config, re.M)
     if listeners != [("http", '"127.0.0.1:8222"')]:
         yield f"the monitoring port of nats listens on {listeners}"

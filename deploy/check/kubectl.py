@@ -1,4 +1,4 @@
-"""kubectl, whose kustomize renders offline."""
+"""Provides kubectl, whose kustomize renders overlays offline."""
 
 import re
 import shutil
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from dev import apt, layout, tools
 
-# The first Debian release with a kubectl that knows components and `labels`; bookworm's is of 2021.
+# The first Debian release with a kubectl that supports components and `labels`; bookworm's is from 2021.
 SUITE = "forky"
 LEAST = (1, 27)
 
 
 def program() -> Path:
-    """From PATH where it is new enough, else Debian's, unpacked into the cache of ./dev."""
+    """The path of kubectl: from PATH if it is new enough, or else Debian's, unpacked into the cache of ./dev."""
     found = shutil.which("kubectl")
     if found and version(found) >= LEAST:
         return Path(found)

@@ -1,4 +1,4 @@
-"""Runs all rules, and tells each that is broken. Started by `run`, in the environment with the validator."""
+"""Runs all rules and prints each violation. `run` starts it in the environment with the validator."""
 
 import sys
 
@@ -25,7 +25,7 @@ def main() -> int:
         ("tests of the alerts", observability.firing, []),
     ]
     if ready:
-        checks.append(("production: what is yours to say", servers.decided, [overlays["production"]]))
+        checks.append(("production: placeholders that you replace", servers.decided, [overlays["production"]]))
     passed, failed = 0, 0
     for title, rule, arguments in checks:
         wrong = list(rule(*arguments))

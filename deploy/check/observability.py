@@ -1,4 +1,5 @@
-"""The rules of dashboards and alerts: they ask for metrics that somebody exports, and each alert is tested and told."""
+"""Rules for dashboards and alerts: their metrics are exported, and each alert has a test and a row in
+docs/operations.md."""
 
 import json
 import os
@@ -12,7 +13,7 @@ import yaml
 from . import sources
 
 FOLDER = sources.ROOT / "deploy" / "observability"
-# Of what is not ours: the exporters of compose.yaml, and the kubelet in Kubernetes. Names by their own sources.
+# Metrics of foreign programs: the exporters of compose.yaml, and the kubelet in Kubernetes. Names from their sources.
 FOREIGN = {
     "prometheus": {"up"},
     "prometheus-nats-exporter": {
@@ -25,20 +26,20 @@ FOREIGN = {
     "node-exporter": {"node_filesystem_avail_bytes", "node_filesystem_size_bytes"},
     "kubelet": {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"},
 }
-# Labels that Prometheus itself adds, or that every histogram has.
+# Labels that Prometheus adds, and the label of every histogram.
 ALWAYS_LABELS = {"job", "instance", "le"}
 WORDS = {"and", "or", "unless", "offset", "bool", "inf", "nan", "by", "without", "on", "ignoring", "group_left", "group_right"}
 
 
 def dashboards():
-    """Panels ask for metrics that are exported."""
+    """Every metric of a panel is exported."""
     for path in sorted((FOLDER / "grafana" / "dashboards").glob("*.json")):
         for query in queries(json.loads(path.read_text())):
             yield from (f"{path.name}: {text}" for text in unknown(query))
 
 
 def queries(part) -> Iterator[str]:
-    """Every `expr` within."""
+    """Every `expr` in a dashboard."""
     if isinstance(part, dict):
         if isinstance(part.get("expr"), str):
             yield part["expr"]
@@ -49,11 +50,11 @@ def queries(part) -> Iterator[str]:
 
 
 def alerts():
-    """Each alert asks for what is exported, has a severity and a test, and stands in docs/operations.md."""
+    """Each alert uses exported metrics, and has a severity, a test and a row in docs/operations.md."""
     document = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
     rules = [rule for group in document["groups"] for rule in group["rules"]]
     tested = cases()
-    told = set(re.findall(r"^\| `(Vmwatch\w+)`", (sources.ROOT / "docs" / "operations.md").read_text(), re.M))
+    documented = set(re.findall(r"^\| `(Vmwatch\w+)`", (sources.ROOT / "docs" / "operations.md").read_text(), re.M))
     jobs = {job["job_name"] for job in yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"]}
     for rule in rules:
         name = rule["alert"]
@@ -62,13 +63,13 @@ def alerts():
             for job in set(matched.split("|")) - jobs:
                 yield f"{name}: prometheus.yaml has no job {job}"
         if rule["labels"]["severity"] not in ("page", "ticket"):
-            yield f"{name} is neither a page nor a ticket"
+            yield f"{name}: the severity is neither page nor ticket"
         if not {True, False} <= tested.get(name, set()):
-            yield f"{name} has no test that it fires, and does not before"
-        if name not in told:
-            yield f"docs/operations.md does not say what to do at {name}"
-    for name in told - {rule["alert"] for rule in rules}:
-        yield f"docs/operations.md has {name}, which is no alert"
+            yield f"{name} has no test in which it fires and one in which it does not"
+        if name not in documented:
+            yield f"docs/operations.md has no row for {name}"
+    for name in documented - {rule["alert"] for rule in rules}:
+        yield f"docs/operations.md has a row for {name}, which is not an alert"
 
 
 def cases() -> dict:
@@ -81,7 +82,7 @@ def cases() -> dict:
 
 
 def firing():
-    """The tests of the alerts, run by promtool."""
+    """promtool accepts the alerts and passes their tests."""
     promtool = Path(os.environ["VMWATCH_PROMTOOL"])
     for arguments in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts-test.yaml"]):
         done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True)
@@ -90,7 +91,7 @@ def firing():
 
 
 def unknown(query: str) -> Iterator[str]:
-    """Metrics that nobody exports, and labels that ours have not."""
+    """Metrics that no program exports, and labels that our metrics do not have."""
     own = sources.metrics()
     foreign = set().union(*FOREIGN.values())
     for name, matchers in re.findall(r"\b([a-z_]\w*)\s*\{([^}]*)\}", query):
@@ -99,16 +100,16 @@ def unknown(query: str) -> Iterator[str]:
                 yield f"{name} has no label {label}"
     for name in names(query):
         if base(name) not in own and name not in own and name not in foreign:
-            yield f"nobody exports {name}"
+            yield f"no program exports {name}"
 
 
 def base(name: str) -> str:
-    """A histogram, of one of its three series."""
+    """The name of a histogram, from one of its three series."""
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def names(query: str) -> Set[str]:
-    """The names of metrics in PromQL: what is left without texts, labels, functions and words."""
+    """The names of metrics in a PromQL query: what remains without strings, labels, functions and keywords."""
     query = re.sub(r'"(\\.|[^"\\])*"|#.*|\$\w+', "", query)
     query = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", query)
     query = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)

@@ -1,4 +1,4 @@
-"""What an overlay of deploy/kubernetes renders to, and how its parts are read."""
+"""A rendered overlay of deploy/kubernetes, and access to its parts."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import yaml
 
 from . import sources
 
-# Pods that others make, by the labels of their chart or operator, with the ports that they listen on.
+# Pods of foreign charts and operators: their labels and ports.
 FOREIGN_PODS = {
     "nats": ({"app.kubernetes.io/name": "nats"}, {4222, 6222, 7777}),
     "mongodb": ({"app": "vmwatch-mongodb-svc"}, {27017}),
@@ -17,7 +17,7 @@ FOREIGN_PODS = {
 
 
 class Overlay:
-    """What one overlay renders to."""
+    """The objects of a rendered overlay."""
 
     def __init__(self, name: str):
         self.name = name
@@ -60,19 +60,19 @@ def ports(deployment: dict) -> dict:
 
 
 def matches(selector: dict, labels: dict) -> bool:
-    """As a label selector does, of the forms that are used here."""
+    """Whether a label selector matches. Supports only the operators that the overlays use."""
     equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
     expressions = selector.get("matchExpressions", [])
     return equal and all(rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"] for rule in expressions)
 
 
 def foreign(selector: dict) -> List[str]:
-    """The servers of others whose pods it selects."""
+    """The foreign servers whose pods the selector matches."""
     return [name for name, (labels, _) in FOREIGN_PODS.items() if matches(selector, labels)]
 
 
 def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
-    """Each variable with its value, or nothing where that comes from elsewhere."""
+    """Each variable with its value, or `None` if a reference provides the value."""
     maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
     for source in container(deployment).get("envFrom", []):
         yield from maps.get(source["configMapRef"]["name"], {}).items()
@@ -81,5 +81,5 @@ def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
 
 
 def manifest(name: str) -> dict:
-    """A file beside the overlays."""
+    """A file of deploy/kubernetes."""
     return yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / name).read_text())

@@ -1,4 +1,4 @@
-"""promtool, which checks alert rules and runs their tests."""
+"""Provides promtool, which checks alert rules and runs their tests."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from dev import apt, layout, tools
 
 
 def program() -> Path:
-    """From PATH, else that of Debian's prometheus, unpacked into the cache of ./dev: nothing is started."""
+    """The path of promtool: from PATH, or else from Debian's prometheus package, unpacked into the cache of ./dev."""
     found = shutil.which("promtool")
     if found:
         return Path(found)

@@ -1,4 +1,4 @@
-"""The rules of the overlays, each a function of one that yields what is wrong with it."""
+"""Rules for overlays. Each is a function that yields the violations of an overlay."""
 
 import kubernetes_validate
 
@@ -6,10 +6,10 @@ from . import sources
 from .overlay import Overlay, container, environment, foreign, manifest, matches, pod, ports, program
 
 KUBERNETES = "1.34"
-# Their schemas come with what defines them, not with Kubernetes.
+# Custom resources, whose schemas Kubernetes does not contain.
 CUSTOM = {"ScaledObject", "MongoDBCommunity"}
 PART_OF = {"app.kubernetes.io/part-of": "vmwatch"}
-# Made by others than deploy/secrets: the ingress's certificate, and what only some hypervisors ask for.
+# Secrets that deploy/secrets does not create: the certificate of the ingress.
 FOREIGN_SECRETS = {"vmwatch-tls"}
 FLUSH_SECONDS = 5
 
@@ -81,12 +81,12 @@ def ports_of_programs(overlay: Overlay):
             yield f"{name}: ports {sorted(found.values())}, but its image exposes {sorted(sources.image_ports(name))}"
         annotations = pod(deployment)["metadata"]["annotations"]
         if annotations["prometheus.io/port"] != str(found["health"]):
-            yield f"{name}: Prometheus is sent to another port than the health listener's"
+            yield f"{name}: Prometheus does not scrape the port of the health listener"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             asked = container(deployment)[probe]["httpGet"]
             wanted = "/readyz" if probe == "readinessProbe" else "/healthz"
             if asked["port"] not in found or asked["path"] != wanted:
-                yield f"{name}: its {probe} asks {asked}"
+                yield f"{name}: its {probe} requests {asked}"
 
 
 def settings(overlay: Overlay):
@@ -96,7 +96,7 @@ def settings(overlay: Overlay):
         shared_map = {name for item in overlay.all("ConfigMap") for name in item["data"]}
         for name, _ in environment(overlay, deployment):
             if name not in (known if name in shared_map else own):
-                yield f"{program(deployment)} knows no setting {name}"
+                yield f"{program(deployment)} has no setting {name}"
 
 
 def references(overlay: Overlay):
@@ -121,62 +121,62 @@ def references(overlay: Overlay):
         for volume, secret in volumes.items():
             known = secret["secretName"] in made or secret["secretName"] in connections
             if not known and not secret.get("optional"):
-                yield f"{name}: nobody makes the Secret {secret['secretName']}"
+                yield f"{name}: deploy/secrets does not create the Secret {secret['secretName']}"
             keys = {item["path"] for item in secret["items"]} if "items" in secret else made.get(secret["secretName"], set())
             files |= {f"{mounts[volume]}/{key}" for key in keys}
         for variable, value in environment(overlay, deployment):
             if variable.endswith("_FILE") and value not in files:
-                yield f"{name}: {variable} names {value}, which nothing mounts"
+                yield f"{name}: {variable} names {value}, which is not mounted"
         user = dict(environment(overlay, deployment))["VMWATCH_NATS_USER"]
         if volumes["bus"]["secretName"] != f"{user}-nats":
             yield f"{name}: the password of another user than {user}"
     for ingress in overlay.all("Ingress"):
         for secret in {tls["secretName"] for tls in ingress["spec"]["tls"]} - FOREIGN_SECRETS:
-            yield f"Ingress {ingress['metadata']['name']}: nobody makes the Secret {secret}"
+            yield f"Ingress {ingress['metadata']['name']}: deploy/secrets does not create the Secret {secret}"
     for user in mongodb["spec"]["users"]:
         if user["passwordSecretRef"]["name"] not in made:
-            yield f"mongodb.yaml: nobody makes the Secret {user['passwordSecretRef']['name']}"
+            yield f"mongodb.yaml: deploy/secrets does not create the Secret {user['passwordSecretRef']['name']}"
 
 
 def hardening(overlay: Overlay):
     for deployment in overlay.all("Deployment") + overlay.all("Job"):
         spec, own = pod(deployment)["spec"], container(deployment)
         security = own["securityContext"]
-        for holds, what in [
+        for passed, what in [
             (spec["securityContext"]["runAsNonRoot"], "may run as root"),
             (spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault", "has no seccomp profile"),
-            (spec["automountServiceAccountToken"] is False, "gets a token of the cluster"),
-            (security["readOnlyRootFilesystem"], "may write its file system"),
+            (spec["automountServiceAccountToken"] is False, "gets a service account token"),
+            (security["readOnlyRootFilesystem"], "can write to its file system"),
             (security["allowPrivilegeEscalation"] is False, "may gain privileges"),
             (security["capabilities"] == {"drop": ["ALL"]}, "keeps capabilities"),
-            (set(own["resources"]["requests"]) == {"cpu", "memory"}, "asks for no resources"),
-            ("memory" in own["resources"]["limits"], "has no bound on memory"),
+            (set(own["resources"]["requests"]) == {"cpu", "memory"}, "has no resource requests"),
+            ("memory" in own["resources"]["limits"], "has no memory limit"),
         ]:
-            if not holds:
+            if not passed:
                 yield f"{program(deployment)} {what}"
 
 
 def rolling_updates(overlay: Overlay):
-    """Nothing is taken away before its replacement is ready, nor killed while it still answers."""
+    """A replica stops only after its replacement is ready, and is not killed while it drains."""
     for deployment in overlay.all("Deployment"):
         name = program(deployment)
         if deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] != 0:
-            yield f"{name}: a rolling update takes a replica away before the new one is ready"
+            yield f"{name}: a rolling update stops a replica before the new one is ready"
         hook = container(deployment).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = hook + overlay.drain_seconds(deployment) + FLUSH_SECONDS
         if pod(deployment)["spec"]["terminationGracePeriodSeconds"] < needed:
-            yield f"{name}: it is killed before {needed} s, while it may still drain"
+            yield f"{name}: it is killed before {needed} s, while it may still be draining"
         if name == "gateway" and not hook:
-            yield "gateway: it stops listening before the cluster knows"
+            yield "gateway: it stops listening before the cluster has removed it from its endpoints"
 
 
 def autoscaling(overlay: Overlay):
     targets = [item["spec"]["scaleTargetRef"]["name"] for item in overlay.all("HorizontalPodAutoscaler") + overlay.all("ScaledObject")]
     for target in targets:
         if targets.count(target) > 1:
-            yield f"{target} is scaled by two autoscalers, which fight"
+            yield f"{target} has two autoscalers, which conflict"
         if target not in overlay.names("Deployment"):
-            yield f"an autoscaler scales {target}, which there is not"
+            yield f"an autoscaler scales {target}, which does not exist"
     for deployment in overlay.all("Deployment"):
         name = deployment["metadata"]["name"]
         if ("replicas" in deployment["spec"]) == (name in targets):
@@ -184,20 +184,20 @@ def autoscaling(overlay: Overlay):
 
 
 def keda(overlay: Overlay):
-    """The ScaledObject stands in for the HorizontalPodAutoscaler that it replaces, and names what there is."""
+    """The ScaledObject has the limits and triggers of the HorizontalPodAutoscaler that it replaces."""
     replaced = {item["metadata"]["name"]: item["spec"] for item in Overlay("production").all("HorizontalPodAutoscaler")}
     for item in overlay.all("ScaledObject"):
         before, spec = replaced[item["spec"]["scaleTargetRef"]["name"]], item["spec"]
         if (spec["minReplicaCount"], spec["maxReplicaCount"]) != (before["minReplicas"], before["maxReplicas"]):
-            yield "the ScaledObject has other bounds than the autoscaler that it replaces"
+            yield "the limits of the ScaledObject differ from those of the autoscaler that it replaces"
         triggers = {trigger["type"]: trigger["metadata"] for trigger in spec["triggers"]}
         cpu = before["metrics"][0]["resource"]["target"]["averageUtilization"]
         if triggers["cpu"]["value"] != str(cpu):
-            yield f"the ScaledObject does not carry the CPU trigger of {cpu} %"
+            yield f"the ScaledObject lacks the CPU trigger of {cpu} %"
         query = triggers["prometheus"]["query"]
         for label, value in [
             ("stream_name", sources.constant("shared", "SAMPLE_STREAM")),
             ("consumer_name", sources.constant("metrics-svc", "CONSUMER")),
         ]:
             if f'{label}="{value}"' not in query:
-                yield f"the ScaledObject watches another {label} than {value}"
+                yield f"the ScaledObject does not watch the {label} {value}"

@@ -1,4 +1,4 @@
-"""The rules of NATS and MongoDB, and of what stands in front of the gateway."""
+"""Rules for NATS, MongoDB and the ingress in front of the gateway."""
 
 import ipaddress
 import json
@@ -7,12 +7,12 @@ import re
 from . import sources
 from .overlay import FOREIGN_PODS, Overlay, environment, manifest, matches, program
 
-# Names and addresses that stand for the operator's own in overlays/production.
+# Placeholders for the operator's names and addresses in overlays/production.
 EXAMPLES = re.compile(r"\bexample\.com\b|\b192\.0\.2\.\d+|=yours\b")
 
 
 def servers(overlay: Overlay):
-    """NATS and MongoDB: TLS alone, no port open beyond those that somebody needs, and no root."""
+    """NATS and MongoDB accept only TLS, open only the ports that clients need, and do not run as root."""
     policies = overlay.all("NetworkPolicy")
     for name, (labels, known) in FOREIGN_PODS.items():
         own = [item["spec"] for item in policies if matches(item["spec"]["podSelector"], labels)]
@@ -21,28 +21,28 @@ def servers(overlay: Overlay):
         for rule in [rule for policy in own for rule in policy.get("ingress", [])]:
             opened = {port["port"] for port in rule.get("ports", [])}
             if not rule.get("from") or not opened or opened - known:
-                yield f"{name}: a policy opens {sorted(opened) or 'every port'} to {rule.get('from') or 'everybody'}"
+                yield f"{name}: a policy opens {sorted(opened) or 'every port'} to {rule.get('from') or 'every pod'}"
     values, mongodb = manifest("nats-values.yaml"), manifest("mongodb.yaml")
     config = values["config"]
     if not (config["nats"]["tls"]["enabled"] and config["cluster"]["tls"]["enabled"] and values["tlsCA"]["enabled"]):
-        yield "nats-values.yaml: NATS takes plain connections"
+        yield "nats-values.yaml: NATS accepts connections without TLS"
     if config["merge"].get("http") != "127.0.0.1:8222" or {"op": "remove", "path": "/http_port"} not in config["patch"]:
-        yield "nats-values.yaml: the monitoring port is open to the pod's network"
+        yield "nats-values.yaml: the monitoring port listens on the pod network"
     if not values["podTemplate"]["merge"]["spec"]["securityContext"]["runAsNonRoot"]:
         yield "nats-values.yaml: NATS may run as root"
     if not mongodb["spec"]["security"]["tls"]["enabled"] or mongodb["spec"]["security"]["tls"].get("optional"):
-        yield "mongodb.yaml: MongoDB takes plain connections"
+        yield "mongodb.yaml: MongoDB accepts connections without TLS"
     made = sources.secrets()
     used = {config["nats"]["tls"]["secretName"], config["cluster"]["tls"]["secretName"], values["tlsCA"]["secretName"]}
     used |= {mongodb["spec"]["security"]["tls"][part]["name"] for part in ("certificateKeySecretRef", "caCertificateSecretRef")}
     for secret in used - set(made):
-        yield f"nobody makes the Secret {secret}"
+        yield f"deploy/secrets does not create the Secret {secret}"
     for deployment in overlay.all("Deployment"):
         settings = dict(environment(overlay, deployment))
         if not settings["VMWATCH_NATS_URL"].startswith("tls://") or "VMWATCH_NATS_CA_FILE" not in settings:
-            yield f"{program(deployment)} speaks to NATS without TLS"
+            yield f"{program(deployment)} connects to NATS without TLS"
         if "VMWATCH_MONGODB_URI_FILE" in settings and "VMWATCH_MONGODB_CA_FILE" not in settings:
-            yield f"{program(deployment)} speaks to MongoDB without TLS"
+            yield f"{program(deployment)} connects to MongoDB without TLS"
 
 
 def bus():
@@ -56,11 +56,11 @@ def bus():
             yield f"nats-values.yaml: {name} is {merged[name]}, in nats.conf {here}"
     mounted = values["podTemplate"]["patch"][0]["value"]["secret"]
     if {item["key"] for item in mounted["items"]} != sources.secrets()[mounted["secretName"]]:
-        yield f"nats-values.yaml: it does not mount all files of the Secret {mounted['secretName']}"
+        yield f"nats-values.yaml does not mount all files of the Secret {mounted['secretName']}"
 
 
 def proxies(overlay: Overlay):
-    """Behind an ingress the gateway must be told which addresses may name the client, and be closed to others."""
+    """A gateway behind an ingress needs the addresses of trusted proxies, and is reachable by these only."""
     if not overlay.all("Ingress"):
         return
     if "VMWATCH_TRUSTED_PROXIES" not in dict(environment(overlay, overlay.deployment("vmwatch-gateway"))):
@@ -69,11 +69,11 @@ def proxies(overlay: Overlay):
         if overlay.deployment("vmwatch-gateway") in overlay.selected(policy["spec"]["podSelector"]):
             for rule in policy["spec"].get("ingress", []):
                 if not rule.get("from"):
-                    yield "the gateway is open to everybody, who may then say which client it is"
+                    yield "every pod can reach the gateway and forge a client's address"
 
 
 def decided(overlay: Overlay):
-    """What is marked `yours` has been said; of the operator's own copy (`deploy/check/run --ready`)."""
+    """The operator's copy has no placeholders left (`deploy/check/run --ready`)."""
     for item in overlay.objects:
         for text in sorted(set(EXAMPLES.findall(json.dumps(item).replace('": "', "=")))):
             yield f"{item['kind']} {item['metadata']['name']} still has the example {text}"
@@ -81,7 +81,7 @@ def decided(overlay: Overlay):
     try:
         networks = [ipaddress.ip_network(part.strip()) for part in trusted.split(",")]
     except ValueError:
-        yield f"VMWATCH_TRUSTED_PROXIES: {trusted or 'nothing'} is no list of addresses or networks"
+        yield f"VMWATCH_TRUSTED_PROXIES: {trusted or 'nothing'} is not a list of addresses or networks"
     else:
         if any(network.prefixlen == 0 for network in networks):
-            yield "VMWATCH_TRUSTED_PROXIES trusts every address, so that every client may say which it is"
+            yield "VMWATCH_TRUSTED_PROXIES trusts every address, so that every client can forge its address"

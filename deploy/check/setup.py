@@ -1,4 +1,4 @@
-"""The rules of what makes and changes streams and buckets: the `setup` command of each program that owns some."""
+"""Rules for the `setup` commands, which create and change the streams and buckets of their programs."""
 
 from . import sources
 from .overlay import Overlay, container, environment, matches, pod
@@ -6,7 +6,7 @@ from .rules import PART_OF
 
 
 def jobs(overlay: Overlay):
-    """Each owner has a Job, with its image and the settings of its Deployment."""
+    """Each owner of streams has a Job with the image and the settings of its Deployment."""
     found = {item["metadata"]["name"]: item for item in overlay.all("Job")}
     made = sources.secrets()
     for owner in sources.owners():
@@ -18,7 +18,7 @@ def jobs(overlay: Overlay):
         if own["image"] != container(deployment)["image"] or own["args"] != ["setup"]:
             yield f"{owner}: its setup Job runs {own['image']} {own['args']}"
         if own["envFrom"] != container(deployment)["envFrom"]:
-            yield f"{owner}: its setup Job has other settings than its Deployment"
+            yield f"{owner}: the settings of its setup Job differ from those of its Deployment"
         secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod(job)["spec"]["volumes"]}
         mounts = {mount["name"]: mount["mountPath"] for mount in own["volumeMounts"]}
         files = {f"{mounts.get(name)}/{key}" for name, secret in secrets.items() for key in made.get(secret, set())}
@@ -30,7 +30,7 @@ def jobs(overlay: Overlay):
         if not matches({"matchLabels": PART_OF}, pod(job)["metadata"]["labels"]):
             yield f"{owner}: the pods of its setup Job are not part of vmwatch"
     for name in found:
-        yield f"Job {name} belongs to no program that owns streams"
+        yield f"Job {name} is not the setup of a program that owns streams"
 
 
 def order(services: dict):

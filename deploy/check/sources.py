@@ -1,5 +1,5 @@
-"""What the programs themselves say: their settings, ports, metrics and names on the bus. Read from their sources, so
-that nothing here must be kept in step by hand."""
+"""Reads settings, ports, metrics and names on the bus from the sources of the programs, so that the rules need no copy of
+them."""
 
 import functools
 import json
@@ -19,12 +19,12 @@ def text_of(crate: str) -> str:
 
 
 def settings(program: str) -> Set[str]:
-    """Environment variables that the program, or the layer that all share, knows."""
+    """The environment variables of the program and of the shared crates."""
     return set(re.findall(r'"(VMWATCH_[A-Z0-9_]+)"', text_of(CRATES[program]) + text_of("shared")))
 
 
 def health_port(program: str) -> int:
-    """Of `const HEALTH: &str = "127.0.0.1:9080"`."""
+    """The port in `const HEALTH: &str = "127.0.0.1:9080"`."""
     return int(re.search(r'const HEALTH: &str = "127\.0\.0\.1:(\d+)"', text_of(CRATES[program]))[1])
 
 
@@ -48,7 +48,7 @@ def constant(crate: str, name: str) -> str:
 
 
 def secrets() -> Dict[str, Set[str]]:
-    """Names and keys of the Secrets that `deploy/secrets kubernetes` prints, from a throw-away store."""
+    """Names and keys of the Secrets that `deploy/secrets kubernetes` prints, from a temporary store."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "deploy" / "secrets", "--store", folder, "kubernetes"]
         printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

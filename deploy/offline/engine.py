@@ -1,4 +1,4 @@
-"""A Docker engine: the one that answers, else Debian's, started here and stopped here."""
+"""A Docker engine: the running one, or else Debian's, started and stopped here."""
 
 import contextlib
 import json
@@ -14,23 +14,23 @@ from dev import apt, layout, processes, tools
 from dev.terminal import Problem, Step, note
 
 LOGS = layout.LOGS / "offline"
-# The first Debian release with the second version of compose.
+# The first Debian release with version 2 of Docker Compose.
 COMPOSE_SUITE = "forky"
 START_LIMIT = 60.0
-# Longer than any container of ours may take to stop.
+# Above the stop time of any of our containers.
 STOP_LIMIT = 60.0
-# A question to the engine; and what builds, starts or restarts something.
+# Limits in seconds: for a query, and for a command that builds, starts or restarts something.
 ASK_LIMIT = 90.0
 STEP_LIMIT = 300.0
-# Of layers of earlier builds, in an engine that is ours.
+# Size of build layers to keep in an engine that was started here.
 KEPT_LAYERS = "1GB"
-# What is removed at the end, where nothing has its name any more.
+# Images with this label are removed at the end if they have no name any more.
 LABEL = "vmwatch-offline"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How to speak to it."""
+    """The Docker client and its environment."""
 
     docker: str
     environment: Dict[str, str]
@@ -38,7 +38,7 @@ class Engine:
     @classmethod
     @contextlib.contextmanager
     def answering(cls) -> Iterator["Engine"]:
-        """An engine that answers, with compose; one that was started for this is stopped again."""
+        """An engine that answers, with compose. Stops it at the end if it was started here."""
         install()
         engine = cls(client(), {**os.environ, "DOCKER_BUILDKIT": "1"})
         started = None if engine.answers() else start(engine)
@@ -59,27 +59,27 @@ class Engine:
             return False
 
     def tidy(self) -> None:
-        """Removes what earlier builds left, so that the engine's folder does not grow from run to run."""
-        with Step("removing what earlier runs left") as step:
+        """Removes images and layers of earlier builds, so that the folder of the engine does not grow with each run."""
+        with Step("removing images of earlier runs") as step:
             self.run("image", "prune", "--force", "--filter", f"label={LABEL}")
             self.run("builder", "prune", "--force", "--keep-storage", KEPT_LAYERS)
             step.done()
 
     def run(self, *arguments, **options) -> subprocess.CompletedProcess:
-        """A command whose output is wanted; a failure is a Problem with what it said."""
+        """Runs a command and captures its output. If it fails, raises a Problem with its error output."""
         argv = [self.docker, *(str(argument) for argument in arguments)]
         try:
             done = subprocess.run(
                 argv, env=self.environment, capture_output=True, text=True, timeout=ASK_LIMIT, **options
             )
         except subprocess.TimeoutExpired:
-            raise Problem(f"`{' '.join(argv)}` does not end within {ASK_LIMIT:.0f} s") from None
+            raise Problem(f"`{' '.join(argv)}` did not end within {ASK_LIMIT:.0f} s") from None
         if done.returncode != 0:
             raise Problem(f"`{' '.join(argv)}` ended with {processes.ended_how(done.returncode)}", done.stderr.strip())
         return done
 
     def step(self, title: str, log: str, *arguments, cwd: Optional[Path] = None, result: str = "") -> float:
-        """A command that takes its time, told as a step; how long it took."""
+        """Runs a slow command, shows it as a step, and returns its duration in seconds."""
         with Step(title) as step:
             argv = [self.docker, *arguments]
             processes.run(step, argv, LOGS / f"{log}.log", env=self.environment, cwd=cwd, limit=STEP_LIMIT)
@@ -93,7 +93,7 @@ class Engine:
         return json.loads(self.run("inspect", container).stdout)[0]
 
     def with_compose(self) -> "Engine":
-        """The same with `docker compose`, fetched from Debian into the cache of ./dev where it is missing."""
+        """This engine with `docker compose`, which is fetched from Debian into the cache of ./dev if it is missing."""
         has = subprocess.run([self.docker, "compose", "version"], env=self.environment, capture_output=True)
         if has.returncode == 0:
             return self
@@ -111,19 +111,20 @@ class Engine:
 
 
 def install() -> None:
-    """Docker and debootstrap, where they are missing."""
+    """Installs Docker and debootstrap if they are missing."""
     needs = [
         tools.Need("docker.io", "Docker", lambda: bool(shutil.which("dockerd") or shutil.which("docker"))),
         tools.Need("debootstrap", "debootstrap", lambda: bool(shutil.which("debootstrap"))),
     ]
     tools.install_system(needs)
     if not shutil.which("dockerd") and not Engine(client(), dict(os.environ)).answers():
-        # A client alone, of an engine that does not answer.
+        # Only a client is installed, and its engine does not answer.
         apt.install(["docker.io"], LOGS / "apt.log")
 
 
 def client() -> str:
-    """Debian's client before others: it is of the engine's own version, and builds with BuildKit without a plugin."""
+    """The path of the Docker client. Debian's is preferred: it has the engine's version, and builds with BuildKit without
+    a plugin."""
     debian = "/usr/bin/docker"
     return debian if os.path.exists(debian) else shutil.which("docker") or debian
 
@@ -131,12 +132,12 @@ def client() -> str:
 def start(engine: Engine) -> subprocess.Popen:
     if os.geteuid() != 0:
         raise Problem("no Docker engine answers, and only root can start one", "Start Docker, or run this as root.")
-    note("No Docker engine answers: starting one, which is stopped again at the end.")
+    note("No Docker engine answers: starting one, which will be stopped at the end.")
     with Step("starting dockerd") as step:
         child = processes.spawn(["dockerd"], dict(os.environ), LOGS / "dockerd.log")
         if not processes.wait_for(lambda: engine.answers() or child.poll() is not None, START_LIMIT) or child.poll() is not None:
             child.kill()
-            raise Problem("dockerd does not start", processes.tail(LOGS / "dockerd.log", processes.SHOWN_LINES))
+            raise Problem("dockerd did not start", processes.tail(LOGS / "dockerd.log", processes.SHOWN_LINES))
         step.done()
     return child
 
@@ -153,6 +154,6 @@ def stop(child: subprocess.Popen) -> None:
 
 
 def containers(engine: Engine, *filters: str) -> List[str]:
-    """The ids of containers."""
+    """The ids of the running containers that match the filters."""
     arguments = [part for text in filters for part in ("--filter", text)]
     return engine.run("ps", "--quiet", "--no-trunc", *arguments).stdout.split()

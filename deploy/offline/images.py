@@ -1,4 +1,4 @@
-"""The images: a base made of Debian's packages, ours of deploy/Dockerfile, and stand-ins for nats and mongo."""
+"""Builds the images: a base from Debian packages, ours from deploy/Dockerfile, and stand-ins for nats and mongo."""
 
 import os
 import shutil
@@ -14,31 +14,31 @@ from dev.terminal import Problem, Step, say, table
 from .engine import LABEL, LOGS, STEP_LIMIT, Engine
 
 PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "agent"]
-# What the Dockerfile would install, and what the stand-ins need: busybox for its wget.
+# The packages that deploy/Dockerfile installs, and busybox, whose wget the stand-ins need.
 BASE_PACKAGES = "ca-certificates,libvirt0,busybox-static"
 STANDIN = Path(__file__).parent / "standin"
-# Its users.js is run by the real shell; the newest that Node 20 runs.
+# The newest version of MongoDB's shell that Node 20 runs. It executes deploy/mongo/users.js.
 MONGOSH = "mongosh@2"
-# What is fetched from elsewhere, by a line that may be slow.
+# Limit in seconds for downloads, which may be slow.
 FETCH_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
 class StandIns:
-    """The variables of compose.yaml that name them."""
+    """The variables of compose.yaml that name the stand-in images."""
 
     variables: Dict[str, str]
 
 
 def base(engine: Engine) -> str:
-    """An image of this machine's own release, whose libraries our binaries are linked against."""
+    """Makes an image of this machine's Debian release, whose libraries our binaries are linked with. Returns its tag."""
     release = apt.codename()
-    # Another list of packages is another image.
+    # A changed list of packages gets a new image.
     tag = f"vmwatch-offline/debian:{release}-{zlib.crc32(BASE_PACKAGES.encode()):08x}"
     if engine.has_image(tag):
         return tag
     if not apt.is_here() or os.geteuid() != 0:
-        raise Problem("a base image can only be made as root, on Debian", "Run this as root.")
+        raise Problem("making a base image needs root on Debian", "Run this as root.")
     root = layout.DOT / "offline" / "base"
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def base(engine: Engine) -> str:
 
 
 def ours(engine: Engine, debian: str, binaries: Path) -> None:
-    """The same last stages of deploy/Dockerfile as with a registry, from binaries that are there."""
+    """Builds the last stages of deploy/Dockerfile with these binaries instead of a compilation in the image."""
     context = layout.DOT / "offline" / "context"
     shutil.rmtree(context, ignore_errors=True)
     (context / "deploy").mkdir(parents=True)
@@ -72,7 +72,7 @@ def ours(engine: Engine, debian: str, binaries: Path) -> None:
 
 
 def standins(engine: Engine, debian: str) -> StandIns:
-    """Images that are used as the official ones are, with the servers that ./dev installs."""
+    """Builds images that are used like the official ones, with the servers that ./dev installs."""
     nats = layout.DOT / "offline" / "nats"
     database = layout.DOT / "offline" / "mongo"
     for folder in (nats, database):
@@ -81,7 +81,7 @@ def standins(engine: Engine, debian: str) -> StandIns:
     shutil.copy(tools.nats_server(), nats / "nats-server")
     server = tools.database().program
     if server.name != tools.STAND_IN_PROGRAM:
-        raise Problem(f"a stand-in for mongo is made of {tools.STAND_IN}, not of {server}", "Take mongod from PATH.")
+        raise Problem(f"the stand-in for mongo is built from {tools.STAND_IN}, not from {server}", "Remove mongod from PATH.")
     shutil.copy(server, database / "database")
     shutil.copy(STANDIN / "docker-entrypoint.sh", database)
     shutil.copy(shell(), database / "mongosh.tar")
@@ -98,7 +98,7 @@ def standins(engine: Engine, debian: str) -> StandIns:
 
 
 def shell() -> Path:
-    """Node and MongoDB's own shell, installed once into the cache of ./dev; one archive, since they are 20,000 files."""
+    """An archive of Node and MongoDB's shell, which are 20,000 files. Installed once into the cache of ./dev."""
     archive = tools.layout.tools() / f"{MONGOSH}.tar"
     node = web.node()
     if not archive.exists():
@@ -119,7 +119,7 @@ def shell() -> Path:
 
 
 def sizes(engine: Engine) -> None:
-    """What the images weigh, as `docker images` counts."""
+    """Prints the sizes of the images, as `docker images` counts them."""
     rows = []
     for name in PROGRAMS:
         size = int(engine.run("image", "inspect", "--format", "{{.Size}}", f"vmwatch/{name}:offline").stdout)

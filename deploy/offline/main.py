@@ -1,4 +1,4 @@
-"""The order of it all, and its arguments."""
+"""Command line of deploy/offline/run: builds the images and runs the scenario and the end-to-end tests."""
 
 import argparse
 import contextlib
@@ -15,18 +15,19 @@ from .engine import Engine
 def main(arguments) -> int:
     parser = argparse.ArgumentParser(
         prog="deploy/offline/run",
-        description="Builds the images from binaries that lie here, with stand-ins for nats and mongo from Debian's "
-        "packages, and runs compose.yaml with them: health, the documented methods, --scale, a rolling restart under "
-        "load; then end-to-end tests whose NATS and MongoDB are containers. Installs and starts Docker where none answers, which needs root.",
+        description="Builds the images from locally built binaries, with stand-ins for nats and mongo from Debian "
+        "packages. Then runs compose.yaml with them: health, the documented methods, backup and restore, --scale, rolling "
+        "restarts under load. Then runs end-to-end tests with NATS and MongoDB in containers. If no Docker engine answers, "
+        "installs and starts one, which needs root.",
     )
-    parser.add_argument("--release", action="store_true", help="of optimised binaries, whose sizes count")
-    parser.add_argument("--binaries", type=Path, metavar="FOLDER", help="instead of building, take those of this folder")
+    parser.add_argument("--release", action="store_true", help="build optimised binaries, to measure the sizes of the images")
+    parser.add_argument("--binaries", type=Path, metavar="FOLDER", help="use the binaries in this folder instead of building them")
     parser.add_argument(
-        "--if-possible", action="store_true", help="where no Docker engine or base image can be had, say so and end well"
+        "--if-possible", action="store_true", help="without a Docker engine or base image, print a warning and exit with 0"
     )
-    parser.add_argument("--images-only", action="store_true", help="build the images, tell their sizes, and stop")
+    parser.add_argument("--images-only", action="store_true", help="build the images, print their sizes, and exit")
     options = parser.parse_args(arguments)
-    # SIGTERM too removes what was started.
+    # SIGTERM also removes everything that was started.
     interrupts.install()
     try:
         return run(options)
@@ -54,13 +55,13 @@ def run(options) -> int:
         if options.images_only:
             return 0
         failed = scenario.run(engine, standins)
-        # They have the binaries of the tests' own profile, whatever the images have.
+        # These tests use binaries of their own profile, whatever the images contain.
         backend.run(engine, standins)
         return failed
 
 
 def build(release: bool) -> Path:
-    """The folder of our binaries, built now."""
+    """Builds the binaries and returns their folder."""
     cargo.check()
     web.build()
     tools.install_system(tools.BUILD_NEEDS)
@@ -76,7 +77,7 @@ def build(release: bool) -> Path:
 
 
 def stripped(built: Path) -> Path:
-    """Copies without debug information, which is 70 of 100 MB; an optimised build has none left."""
+    """Copies the binaries without debug information, which is 70 of 100 MB in a debug build. Returns the folder."""
     tools.install_system([tools.Need("binutils", "strip", lambda: shutil.which("strip") is not None)])
     folder = layout.DOT / "offline" / "bin"
     shutil.rmtree(folder, ignore_errors=True)

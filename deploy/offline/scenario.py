@@ -1,4 +1,4 @@
-"""What is done with compose.yaml: up with health, the documented methods, scaling, and restarts under load."""
+"""Runs compose.yaml: start, documented methods, hardening, backup and restore, scaling, rolling restarts under load."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from .engine import LOGS, STEP_LIMIT, Engine
 
 INSTANCE = "docker-host"
 READY_LIMIT = 90.0
-# What the gateway, the services and the agent are called in compose.yaml.
+# The number of replicas of each service.
 SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "gateway": 2}
 
 
 class Project:
-    """compose.yaml as it is, in a folder of its own with its own secrets, so that nothing meets another stack."""
+    """The unchanged compose.yaml in a folder with secrets of its own, so that it does not conflict with another stack."""
 
     def __init__(self, engine: Engine, images: dict):
         self.engine = engine
@@ -39,7 +39,7 @@ class Project:
         names = ["api", "api2", "bus"]
         while True:
             chosen = ports.choose(names, {}, self.name)
-            # One after the other, for the range of the gateways.
+            # The gateways need a range of two ports.
             if ports.is_free(chosen["api"] + 1):
                 break
             names.append(f"next{len(names)}")
@@ -61,11 +61,11 @@ class Project:
         return (self.folder / "deploy" / ".secrets" / name).read_text().strip()
 
     def compose(self, *arguments: str) -> str:
-        """A command whose output is wanted."""
+        """Runs a command of docker compose and returns its output."""
         return self.here().run(*self.command(arguments), cwd=self.folder).stdout
 
     def compose_step(self, title: str, log: str, *arguments: str) -> None:
-        """A command that takes its time."""
+        """Runs a slow command of docker compose, shown as a step."""
         self.here().step(title, log, *self.command(arguments), cwd=self.folder)
 
     def documented(self, section: str) -> None:
@@ -92,7 +92,7 @@ class Project:
         return self.compose("ps", "--quiet", "--no-trunc", service).split()
 
     def gateways(self) -> List[str]:
-        """host:port of each."""
+        """The host:port of each gateway."""
         found = []
         for container in self.containers("gateway"):
             bindings = self.engine.inspect(container)["NetworkSettings"]["Ports"]["8086/tcp"]
@@ -103,7 +103,7 @@ class Project:
         end = time.monotonic() + READY_LIMIT
         while self.engine.inspect(container)["State"]["Health"]["Status"] != "healthy":
             if time.monotonic() > end:
-                raise Problem(f"a container is not healthy after {READY_LIMIT:.0f} s", self.logs())
+                raise Problem(f"a container was not healthy after {READY_LIMIT:.0f} s", self.logs())
             time.sleep(0.2)
 
     def logs(self) -> str:
@@ -117,7 +117,7 @@ class Project:
 
 
 def run(engine: Engine, standins) -> int:
-    """All of it; every check that fails is told, and makes the exit code 1."""
+    """Runs all checks. Returns the exit code: 1 if a check failed."""
     checks = Checks()
     project = Project(engine, standins.variables)
     try:
@@ -141,13 +141,13 @@ def run(engine: Engine, standins) -> int:
 
 
 class Checks:
-    """Counts, and tells each."""
+    """Prints and counts the results of checks."""
 
     def __init__(self):
         self.passed, self.failed = 0, 0
 
-    def that(self, holds: bool, what: str) -> None:
-        if holds:
+    def that(self, passed: bool, what: str) -> None:
+        if passed:
             self.passed += 1
             say(f"{style('ok', 'good')}  {what}")
         else:
@@ -171,13 +171,13 @@ def documented_methods(checks: Checks, project: Project, api: Api) -> None:
         rows = api.rows_within(30, session, method, INSTANCE, more)
         checks.that(bool(rows), f"{name} ({method}) of this machine, by the agent's container: {len(rows)} rows")
     started = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": machines.TO_START}})
-    checks.that(started["status_code"] == 1, f"startmonitor (32523) of a machine that is off: {started['message']}")
+    checks.that(started["status_code"] == 1, f"startmonitor (32523) of a VM that is off: {started['message']}")
     missing = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": "0" * 8}})
-    checks.that(missing["status_code"] == 3, f"startmonitor of a machine that is not there: {missing['message']}")
+    checks.that(missing["status_code"] == 3, f"startmonitor of an unknown VM: {missing['message']}")
 
 
 def hardened(checks: Checks, project: Project) -> None:
-    """What the images and compose.yaml promise."""
+    """Our containers run without root, capabilities, a writable file system and a shell."""
     for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"):
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
@@ -195,7 +195,7 @@ def hardened(checks: Checks, project: Project) -> None:
 
 
 def closed(checks: Checks, project: Project) -> None:
-    """What the servers may do, and which of their ports answer on the networks of the containers."""
+    """NATS and MongoDB run without privileges, and open only the ports that clients need."""
     for service, user, opened, shut in [("nats", "65532:65532", 4222, 8222), ("mongo", "999:999", 27017, None)]:
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
@@ -219,7 +219,7 @@ def accepts(address: str, port: int) -> bool:
 
 
 def backup_and_restore(checks: Checks, project: Project, api: Api) -> None:
-    """The commands of docs/operations.md as they stand there, under programs that run on."""
+    """Runs the commands of docs/operations.md under running programs."""
     password = project.secret("admin-password")
     before = api.login("admin", password)
     project.documented("Backup")
@@ -228,9 +228,9 @@ def backup_and_restore(checks: Checks, project: Project, api: Api) -> None:
     project.documented("Restore")
     checks.that(bool(api.login_within(READY_LIMIT, "admin", password)), "a login after the restore")
     rows = api.rows_within(READY_LIMIT, before, 611611, INSTANCE, {})
-    checks.that(bool(rows), f"a session and rows of before the backup: {len(rows)} rows")
+    checks.that(bool(rows), f"a session and rows from before the backup: {len(rows)} rows")
     over = api.ask({"method": 611611, "session_id": after, "data": {"instance_id": INSTANCE}})
-    checks.that(over["status_code"] == 3, f"a session of after the backup is over: {over['message']}")
+    checks.that(over["status_code"] == 3, f"a session from after the backup has ended: {over['message']}")
 
 
 def scale(checks: Checks, project: Project, api: Api) -> None:
@@ -243,11 +243,11 @@ def scale(checks: Checks, project: Project, api: Api) -> None:
     session = api.login("admin", project.secret("admin-password"))
     for address in project.gateways():
         rows = Api([address]).rows(session, 611611, INSTANCE, {})
-        checks.that(bool(rows), f"a session of one gateway is good at {address}")
+        checks.that(bool(rows), f"a session of one gateway is valid at {address}")
 
 
 def rolling_restart(checks: Checks, project: Project, service: str) -> None:
-    """One container after the other, each until it is healthy again, while clients ask all the time."""
+    """Restarts the containers of a service one after the other, under load. Each must be healthy before the next."""
     password = project.secret("admin-password")
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, service)
@@ -258,7 +258,8 @@ def rolling_restart(checks: Checks, project: Project, service: str) -> None:
 
 
 def gateways_in_turn(checks: Checks, project: Project) -> None:
-    """As a load balancer's clients see it: who is refused a connection by one gateway asks the other."""
+    """Restarts the gateways under load. A client whose connection is refused or closed uses the other gateway, as behind a
+    load balancer."""
     password = project.secret("admin-password")
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, "gateway")

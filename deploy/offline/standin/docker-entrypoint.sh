@@ -1,7 +1,7 @@
 #!/bin/bash
-# What the official image's entrypoint does at its first start: a server on loopback without users, the root user, the
-# scripts of /docker-entrypoint-initdb.d, and only then the server that others reach, which asks for passwords. Without
-# a root user everybody may do everything, as there. Of mongod's options it knows those of TLS.
+# Does the same as the official image's entrypoint at the first start: starts a server without users on loopback, adds the
+# root user, runs the scripts of /docker-entrypoint-initdb.d, and then starts the server that clients reach, which requires
+# passwords. Without a root user there is no access control, as in the official image. Supports mongod's TLS options only.
 set -euo pipefail
 
 arguments=(--port 27017 --storage-path /data/db --standalone --sync-on-commit --cache-size 256M --log-file-max 16MB)
@@ -12,7 +12,7 @@ while [ $# -gt 0 ]; do
         --tlsCertificateKeyFile) tls=(--tls-cert-file "$2" --tls-key-file "$2"); shift 2 ;;
         --tlsMode | --tlsCAFile) shift 2 ;;
         mongod | --tlsAllowConnectionsWithoutCertificates) shift ;;
-        *) echo "the stand-in knows no option $1" >&2; exit 64 ;;
+        *) echo "the stand-in does not support the option $1" >&2; exit 64 ;;
     esac
 done
 

@@ -1,5 +1,5 @@
-# Used as the official mongo image is: its entrypoint with MONGO_INITDB_ROOT_…, /docker-entrypoint-initdb.d and mongosh.
-# The server is a stand-in, for tests alone.
+# Replaces the official mongo image in tests: its entrypoint with MONGO_INITDB_ROOT_…, /docker-entrypoint-initdb.d and
+# mongosh. The server is a stand-in.
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
 ADD mongosh.tar /opt/mongosh/

@@ -1,4 +1,4 @@
-# Used as the official nats:…-alpine image is: its entrypoint, its wget.
+# Replaces the official nats:…-alpine image in tests: its entrypoint, its wget.
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
 COPY nats-server /usr/local/bin/
