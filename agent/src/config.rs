@@ -7,13 +7,12 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    api::InstanceId,
-    bus::{self, BusSettings},
+use vmwatch_api::{InstanceId, time::UtcOffset};
+use vmwatch_bus::BusSettings;
+use vmwatch_service::{
     config::{self, ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET},
     health,
     telemetry::{self, TelemetrySettings},
-    time::UtcOffset,
 };
 
 use crate::select::Selection;
@@ -72,7 +71,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         UTC_OFFSET,
         health::setting(HEALTH),
     ],
-    bus::SETTINGS,
+    vmwatch_bus::SETTINGS,
     telemetry::SETTINGS,
 ];
 

@@ -92,7 +92,7 @@ impl Disk {
 mod tests {
     use std::sync::mpsc;
 
-    use shared::config::ByteSize;
+    use vmwatch_service::config::ByteSize;
 
     use super::*;
     use crate::{config::SpoolSettings, parts::Part};

@@ -27,11 +27,9 @@ mod status;
 
 use std::sync::Arc;
 
-use shared::{
-    bus::{Bus, BusError},
-    program::Program,
-};
 use tokio::sync::mpsc;
+use vmwatch_bus::{Bus, BusError};
+use vmwatch_service::program::Program;
 
 pub use blocking_worker::WorkerPanicked;
 pub use parts::{Part, split};

@@ -2,7 +2,7 @@
 
 use agent::config::{AgentSettings, SETTINGS};
 use clap::Parser;
-use shared::{cli, program};
+use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-agent";
 

@@ -4,11 +4,9 @@ use std::io::Write;
 
 use bytes::Bytes;
 use serde::Serialize;
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, Sample},
-    },
+use vmwatch_api::{
+    InstanceId,
+    metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, Sample},
     time::CreateDate,
 };
 
@@ -106,7 +104,7 @@ impl Write for Length {
 #[cfg(test)]
 mod tests {
     use proptest::{collection::vec, prelude::*};
-    use shared::api::metrics::{ProcessSample, VmSample};
+    use vmwatch_api::metrics::{ProcessSample, VmSample};
 
     use super::*;
 

@@ -7,11 +7,9 @@ use async_nats::jetstream::{
     context::{PublishError, PublishErrorKind},
     message::PublishMessage,
 };
-use shared::{
-    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
-    bus::{Bus, trace_headers},
-};
 use tracing::{Instrument, field::Empty, info_span};
+use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_bus::{Bus, trace_headers};
 
 use crate::parts::Part;
 

@@ -4,16 +4,16 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::counter;
-use shared::api::{
-    InstanceId,
-    metrics::{ProcessSample, Sample},
-};
 use tokio::{
     sync::mpsc::{self, error::TrySendError},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, Sample},
+};
 
 use crate::{
     blocking_worker::{BlockingWorker, WorkerPanicked},

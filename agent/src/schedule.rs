@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use shared::jitter::jittered;
 use tokio::time::Instant;
+use vmwatch_service::jitter::jittered;
 
 use crate::config::Intervals;
 

@@ -2,7 +2,7 @@
 
 use std::{cmp::Ordering, collections::HashSet};
 
-use shared::api::metrics::ProcessSample;
+use vmwatch_api::metrics::ProcessSample;
 
 /// The kernel truncates process names to 15 bytes (`TASK_COMM_LEN` without the terminating zero).
 const COMM_BYTES: usize = 15;

@@ -7,15 +7,13 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use metrics::counter;
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{SAMPLE_SUBJECT_PREFIX, Sample},
-    },
-    bus::Bus,
-};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tracing::{error, info, trace, warn};
+use vmwatch_api::{
+    InstanceId,
+    metrics::{SAMPLE_SUBJECT_PREFIX, Sample},
+};
+use vmwatch_bus::Bus;
 
 use crate::{
     disk::Disk,

@@ -28,8 +28,8 @@ use std::{
 
 use metrics::gauge;
 use serde::Deserialize;
-use shared::{api::InstanceId, time::CreateDate};
 use tracing::{info, warn};
+use vmwatch_api::{InstanceId, time::CreateDate};
 
 use crate::{
     config::{SPOOL_DIR, SpoolSettings},

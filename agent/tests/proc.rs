@@ -20,7 +20,7 @@ use agent::{
     sample::{Roots, Sampler},
 };
 use e2e::{PATIENCE, eventually};
-use shared::api::metrics::{ProcessSample, Sample};
+use vmwatch_api::metrics::{ProcessSample, Sample};
 
 /// A child process, killed when dropped.
 struct Running(Child);

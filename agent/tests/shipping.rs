@@ -22,11 +22,9 @@ use async_nats::jetstream::{
 use e2e::{Nats, PATIENCE, Process, Spec, eventually};
 use futures::StreamExt;
 use serde_json::json;
-use shared::{
-    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample},
-    bus::Bus,
-};
 use tempfile::TempDir;
+use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
+use vmwatch_bus::Bus;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_vmwatch-agent");
 

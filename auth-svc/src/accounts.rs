@@ -6,13 +6,13 @@
 
 use metrics::counter;
 use mongodb::bson::DateTime;
-use shared::api::{
+use tracing::warn;
+use vmwatch_api::{
     Role, UserKey, UserName,
     auth::Password,
     sessions::UserRecord,
     users::{NewPassword, NewUser, UserChange},
 };
-use tracing::warn;
 
 use crate::{
     AuthError,

@@ -2,16 +2,14 @@
 
 use std::time::Duration;
 
-use shared::{
-    api::{
-        MethodInfo, PageRoom,
-        audit::{AuditFilter, AuditPage, AuditRecord, AuditResult},
-    },
-    bus::{
-        Bus, Context,
-        audit::{Audit, Newest},
-    },
+use vmwatch_api::{
+    MethodInfo, PageRoom,
+    audit::{AuditFilter, AuditPage, AuditRecord, AuditResult},
     time::unix_millis,
+};
+use vmwatch_bus::{
+    Bus, Context,
+    audit::{Audit, Newest},
 };
 
 use crate::AuthError;

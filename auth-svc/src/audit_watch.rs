@@ -6,22 +6,20 @@ use std::{
 };
 
 use metrics::gauge;
-use shared::{
-    api::{
-        Method, Service,
-        audit::{AuditRecord, AuditResult},
-        auth::Login,
-    },
-    bus::{
-        Bus,
-        audit::{Audit, AuditSettings},
-        provision::{ProvisionError, ensure_stream},
-        random_id,
-    },
-    time::unix_millis,
-};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use vmwatch_api::{
+    Method, Service,
+    audit::{AuditRecord, AuditResult},
+    auth::Login,
+    time::unix_millis,
+};
+use vmwatch_bus::{
+    Bus,
+    audit::{Audit, AuditSettings},
+    provision::{ProvisionError, ensure_stream},
+    random_id,
+};
 
 use crate::flood::Flood;
 

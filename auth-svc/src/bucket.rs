@@ -5,16 +5,14 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
 use metrics::counter;
 use serde::de::DeserializeOwned;
-pub(crate) use shared::bus::provision::Bucket as Spec;
-use shared::{
-    api::Service,
-    bus::{
-        Bus,
-        provision::{ensure_bucket, existing_bucket},
-    },
-};
 use tokio::sync::OnceCell;
 use tracing::warn;
+use vmwatch_api::Service;
+pub(crate) use vmwatch_bus::provision::Bucket as Spec;
+use vmwatch_bus::{
+    Bus,
+    provision::{ensure_bucket, existing_bucket},
+};
 
 use crate::AuthError;
 

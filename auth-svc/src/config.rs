@@ -2,18 +2,19 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use shared::{
-    api::{NewUserName, auth::Password},
-    bus::{
-        self, BusSettings,
-        audit::{self, AuditSettings},
-        serve::{self, ServeSettings},
-    },
+use vmwatch_api::{NewUserName, auth::Password};
+use vmwatch_bus::{
+    BusSettings,
+    audit::{self, AuditSettings},
+    limits,
+    serve::{self, ServeSettings},
+};
+use vmwatch_service::{
     config::{Environment, Invalid, STREAM_REPLICAS, Setting},
-    health, limits,
-    store::{self, StoreSettings},
+    health,
     telemetry::{self, TelemetrySettings},
 };
+use vmwatch_store::StoreSettings;
 
 const HEALTH: &str = "127.0.0.1:9081";
 const USERS_COLLECTION: Setting = Setting {
@@ -103,10 +104,10 @@ pub const SETTINGS: &[&[Setting]] = &[
         health::setting(HEALTH),
     ],
     audit::SETTINGS,
-    store::SETTINGS,
+    vmwatch_store::SETTINGS,
     serve::SETTINGS,
     limits::SETTINGS,
-    bus::SETTINGS,
+    vmwatch_bus::SETTINGS,
     telemetry::SETTINGS,
 ];
 

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use shared::{
-    api::{UserName, audit::AuditResult},
-    bus::{
-        BusError,
-        audit::AuditError,
-        provision::{ProvisionError, setup::SetupError},
-    },
+use vmwatch_api::{
+    UserName,
+    audit::AuditResult,
     wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{
+    BusError,
+    audit::AuditError,
+    provision::{ProvisionError, setup::SetupError},
 };
 
 /// A failure of auth-svc.

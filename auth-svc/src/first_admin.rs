@@ -1,8 +1,8 @@
 //! The administrator made at the first start, so that nobody ever ships a default password.
 
 use mongodb::bson::DateTime;
-use shared::api::{Role, Scope};
 use tracing::info;
+use vmwatch_api::{Role, Scope};
 
 use crate::{
     AuthError,
@@ -73,7 +73,7 @@ fn generate() -> Result<String, AuthError> {
 
 #[cfg(test)]
 mod tests {
-    use shared::api::auth::Password;
+    use vmwatch_api::auth::Password;
 
     use super::*;
 

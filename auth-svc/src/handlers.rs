@@ -1,21 +1,19 @@
 //! The methods of auth-svc.
 
-use shared::{
-    api::{
-        Kind, Method, MethodInfo, Role, UserKey, UserName,
-        audit::{AuditFilter, AuditPage, AuditResult},
-        auth::{Credentials, Login, Password, Session},
-        first_page,
-        sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions},
-        users::{
-            Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef,
-            UsersAdd, UsersRemove, UsersSetPassword, UsersUpdate,
-        },
-    },
-    bus::{Context, serve::Refused},
-    time::unix_millis,
-};
 use tracing::info;
+use vmwatch_api::{
+    Kind, Method, MethodInfo, Role, UserKey, UserName,
+    audit::{AuditFilter, AuditPage, AuditResult},
+    auth::{Credentials, Login, Password, Session},
+    first_page,
+    sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions},
+    time::unix_millis,
+    users::{
+        Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef, UsersAdd,
+        UsersRemove, UsersSetPassword, UsersUpdate,
+    },
+};
+use vmwatch_bus::{Context, serve::Refused};
 
 use crate::{
     Auth, AuthError,

@@ -26,31 +26,28 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use mongodb::Database;
-use shared::{
-    api::{
-        Service,
-        audit::List,
-        auth::Login,
-        sessions::{SESSION_BUCKET, SessionsEnd, SessionsList, SessionsUsed, USER_BUCKET},
-        users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
-    },
-    bus::{
-        Bus, Context,
-        audit::Audit,
-        clock,
-        follow::Follower,
-        provision::{
-            ProvisionError, Wanted, ensure_stream,
-            setup::{self, SetupArguments},
-        },
-        serve::Server,
-        users::UserTable,
-    },
-    lifetime::until_done,
-    program::Program,
+use tracing::warn;
+use vmwatch_api::{
+    Service,
+    audit::List,
+    auth::Login,
+    sessions::{SESSION_BUCKET, SessionsEnd, SessionsList, SessionsUsed, USER_BUCKET},
+    users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
     wire::Fault,
 };
-use tracing::warn;
+use vmwatch_bus::{
+    Bus, Context,
+    audit::Audit,
+    clock,
+    follow::Follower,
+    provision::{
+        ProvisionError, Wanted, ensure_stream,
+        setup::{self, SetupArguments},
+    },
+    serve::Server,
+    users::UserTable,
+};
+use vmwatch_service::{lifetime::until_done, program::Program};
 
 pub use error::AuthError;
 
@@ -86,7 +83,7 @@ pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthErr
 
     let database = settings.store.open_durable(name).await?;
     let served = Box::pin(serve(&settings, &bus, &database, &program)).await;
-    shared::store::close(&database).await;
+    vmwatch_store::close(&database).await;
     served
 }
 

@@ -5,7 +5,8 @@ use auth_svc::{
     users::{self, UserCommand},
 };
 use clap::{Parser, Subcommand};
-use shared::{bus::provision::setup::SetupArguments, cli, program};
+use vmwatch_bus::provision::setup::SetupArguments;
+use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-auth";
 

@@ -6,13 +6,11 @@
 
 use std::time::Duration;
 
-use shared::{
-    api::{
-        Principal, Role, Scope, UserKey,
-        sessions::{USER_BUCKET, UserRecord},
-    },
-    bus::Bus,
+use vmwatch_api::{
+    Principal, Role, Scope, UserKey,
+    sessions::{USER_BUCKET, UserRecord},
 };
+use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,

@@ -15,8 +15,8 @@ use argon2::{
         phc::{Output, ParamsString, PasswordHash, Salt},
     },
 };
-use shared::api::auth::Password;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use vmwatch_api::auth::Password;
 
 use crate::AuthError;
 

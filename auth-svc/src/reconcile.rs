@@ -7,13 +7,11 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use metrics::counter;
-use shared::{
-    api::UserKey,
-    bus::{follow::Follower, users::UserTable},
-    jitter::jittered,
-};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use vmwatch_api::UserKey;
+use vmwatch_bus::{follow::Follower, users::UserTable};
+use vmwatch_service::jitter::jittered;
 
 use crate::{AuthError, accounts::Accounts, mirror::record_of};
 

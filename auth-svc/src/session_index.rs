@@ -5,7 +5,8 @@
 
 use async_nats::jetstream::kv::Entry;
 use serde::{Deserialize, Serialize};
-use shared::{api::UserKey, bus::Bus};
+use vmwatch_api::UserKey;
+use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,

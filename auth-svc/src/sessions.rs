@@ -4,16 +4,14 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::counter;
-use shared::{
-    api::{
-        Principal, UserKey,
-        auth::{Session, Token, TokenHash},
-        sessions::{MOST_USED, SESSION_BUCKET, SessionId, SessionRecord, SessionSummary, UsedSession},
-    },
-    bus::Bus,
+use tracing::debug;
+use vmwatch_api::{
+    Principal, UserKey,
+    auth::{Session, Token, TokenHash},
+    sessions::{MOST_USED, SESSION_BUCKET, SessionId, SessionRecord, SessionSummary, UsedSession},
     time::unix_millis,
 };
-use tracing::debug;
+use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,

@@ -11,11 +11,9 @@ use mongodb::{
     options::ReturnDocument,
 };
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{Principal, Role, Scope, UserKey, UserName, users::UserChange},
-    store::command_span,
-};
 use tracing::Instrument;
+use vmwatch_api::{Principal, Role, Scope, UserKey, UserName, users::UserChange};
+use vmwatch_store::command_span;
 
 use crate::{AuthError, bucket::TRIES};
 

@@ -18,8 +18,9 @@ use async_nats::jetstream::kv::Entry;
 use metrics::counter;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use shared::{api::UserKey, bus::Bus, time::unix_millis};
 use tracing::warn;
+use vmwatch_api::{UserKey, time::unix_millis};
+use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,

@@ -8,14 +8,12 @@ use std::{
 
 use clap::Subcommand;
 use serde::Serialize;
-use shared::{
-    api::{
-        InstanceId, Method, MethodInfo, NewUserName, Principal, Role, Scope, Service, UserName,
-        users::{NewPassword, NewUser, UsersAdd, UsersRemove, UsersSetPassword},
-    },
-    bus::{Bus, Context, audit::Audit},
-    cli,
+use vmwatch_api::{
+    InstanceId, Method, MethodInfo, NewUserName, Principal, Role, Scope, Service, UserName,
+    users::{NewPassword, NewUser, UsersAdd, UsersRemove, UsersSetPassword},
 };
+use vmwatch_bus::{Bus, Context, audit::Audit};
+use vmwatch_service::cli;
 
 use crate::{
     AuthError,
@@ -71,7 +69,7 @@ pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), Au
     let database = settings.store.open_durable(Service::Auth.name()).await?;
     let users = UserStore::of(&database, &settings.collection);
     let done = Box::pin(carry_out(command, users, settings)).await;
-    shared::store::close(&database).await;
+    vmwatch_store::close(&database).await;
     done
 }
 

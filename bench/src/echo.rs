@@ -2,18 +2,15 @@
 //! and a bare subject with the request's payload.
 
 use futures::StreamExt;
-use shared::{
-    api::{
-        Service,
-        metrics::{RowPage, Rows, VmLatest},
-    },
-    bus::{
-        Bus, BusSettings,
-        serve::{ServeSettings, Server},
-    },
-    config::Environment,
-    lifetime::shutdown_on_signal,
+use vmwatch_api::{
+    Service,
+    metrics::{RowPage, Rows, VmLatest},
 };
+use vmwatch_bus::{
+    Bus, BusSettings,
+    serve::{ServeSettings, Server},
+};
+use vmwatch_service::{config::Environment, lifetime::shutdown_on_signal};
 
 /// The subject of bare NATS requests, without the layers of the `shared` crate.
 pub(crate) const RAW_SUBJECT: &str = "bench.echo";

@@ -2,11 +2,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{ProcessSample, Sample, VmSample},
-    },
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, Sample, VmSample},
     time::{CreateDate, UtcOffset},
 };
 

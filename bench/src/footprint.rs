@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::{StreamExt, TryStreamExt, stream};
-use shared::{
-    api::{
-        UserKey,
-        auth::Token,
-        sessions::{SESSION_BUCKET, SessionRecord},
-    },
+use vmwatch_api::{
+    UserKey,
+    auth::Token,
+    sessions::{SESSION_BUCKET, SessionRecord},
     time::unix_millis,
 };
 

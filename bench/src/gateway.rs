@@ -13,10 +13,8 @@ use clap::Args;
 use e2e::{Program, Stack, StackBuilder, codes};
 use metrics_svc::{documents::Documents, store::RowKind};
 use serde_json::json;
-use shared::{
-    api::{Role, Scope},
-    config::UTC_OFFSET,
-};
+use vmwatch_api::{Role, Scope};
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
     echo,

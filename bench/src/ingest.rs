@@ -28,7 +28,8 @@ use metrics_svc::{
     documents::Documents,
     store::{RowKind, RowStore},
 };
-use shared::{config::UTC_OFFSET, time::UtcOffset};
+use vmwatch_api::time::UtcOffset;
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
     fleet::Fleet,

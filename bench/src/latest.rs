@@ -15,15 +15,13 @@ use metrics_svc::{
     documents::Documents,
     store::{Query, RowKind, RowStore},
 };
-use shared::{
-    api::{
-        InstanceId, Principal, Role, Scope,
-        metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, VmLatest},
-    },
-    bus::{Bus, Context},
-    config::UTC_OFFSET,
+use vmwatch_api::{
+    InstanceId, Principal, Role, Scope,
+    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, VmLatest},
     time::{CreateDate, UtcOffset},
 };
+use vmwatch_bus::{Bus, Context};
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
     fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_PER_MINUTE},

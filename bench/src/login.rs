@@ -10,7 +10,7 @@ use clap::Args;
 use e2e::{ADMIN, Program, Stack, codes};
 use futures::future::try_join_all;
 use serde_json::json;
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use crate::{
     gateway::{self, address},

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use e2e::{PATIENCE, Process, Spec, Stack, free_port};
-use shared::config::NATS_URL;
+use vmwatch_service::config::NATS_URL;
 
 use crate::{
     echo,

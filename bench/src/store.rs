@@ -11,11 +11,9 @@ use metrics_svc::{
     config::{RetentionSettings, RowSettings},
     store::RowStore,
 };
-use shared::{
-    api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample},
-    config::{Environment, MONGODB_URI, UTC_OFFSET},
-    store::StoreSettings,
-};
+use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
+use vmwatch_service::config::{Environment, MONGODB_URI, UTC_OFFSET};
+use vmwatch_store::StoreSettings;
 
 /// Limit of published messages that are not yet acknowledged.
 const UNACKNOWLEDGED: usize = 256;

@@ -15,7 +15,9 @@ CRATES = {"gateway": "gateway", "auth": "auth-svc", "metrics": "metrics-svc", "l
 
 
 def text_of(crate: str) -> str:
-    return "\n".join(path.read_text() for path in sorted((ROOT / crate / "src").rglob("*.rs")))
+    """Sources of a crate, or of all crates in a folder."""
+    paths = [*(ROOT / crate).glob("src/**/*.rs"), *(ROOT / crate).glob("*/src/**/*.rs")]
+    return "\n".join(path.read_text() for path in sorted(paths))
 
 
 def settings(program: str) -> Set[str]:

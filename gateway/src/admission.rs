@@ -12,11 +12,13 @@ use std::{
 };
 
 use metrics::counter;
-use shared::{
-    api::{Class, MethodInfo},
-    bus::Context,
-    limits::{Full, Limit, LimitSettings, Limits, Permit, SHARES},
+use vmwatch_api::{
+    Class, MethodInfo,
     wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{
+    Context,
+    limits::{Full, Limit, LimitSettings, Limits, Permit, SHARES},
 };
 
 use crate::{
@@ -166,7 +168,7 @@ impl Rate {
 
 #[cfg(test)]
 mod tests {
-    use shared::api::{
+    use vmwatch_api::{
         Method, Principal, Role, Scope, auth::Login, lifecycle::Start, metrics::VmLatest, users::Logout,
     };
 

@@ -2,19 +2,21 @@
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use shared::{
-    api::Deadlines,
-    bus::{self, BusSettings},
+use vmwatch_api::Deadlines;
+use vmwatch_bus::{
+    BusSettings,
+    limits::{self, LimitSettings},
+};
+use vmwatch_service::{
     config::{self, DRAIN_DEADLINE, Environment, Invalid, SILENT_AFTER, Setting},
     health,
-    http_server::HttpLimits,
-    http_tls::TlsFiles,
-    limits::{self, LimitSettings},
     telemetry::{self, TelemetrySettings},
 };
 
 use crate::{
     admission::AdmissionSettings,
+    http_server::HttpLimits,
+    http_tls::TlsFiles,
     legacy::{Documented, TABLE},
     proxies::Proxies,
     sessions::SessionSettings,
@@ -122,7 +124,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         health::setting(HEALTH),
     ],
     limits::SETTINGS,
-    bus::SETTINGS,
+    vmwatch_bus::SETTINGS,
     telemetry::SETTINGS,
 ];
 

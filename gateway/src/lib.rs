@@ -8,6 +8,8 @@ mod admission;
 mod body;
 pub mod config;
 mod headers;
+pub mod http_server;
+pub mod http_tls;
 pub mod legacy;
 mod live;
 mod open_files;
@@ -22,20 +24,16 @@ use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn_with_state, routing::any};
 use metrics::gauge;
-use shared::{
-    api::{Deadlines, Method, sessions::SESSION_BUCKET},
-    bus::{Bus, BusError, Context, clock},
-    http_server,
-    http_tls::{Tls, TlsError},
-    program::Program,
-    wire::Fault,
-};
 use tokio::net::TcpListener;
 use tracing::info;
+use vmwatch_api::{Deadlines, Method, sessions::SESSION_BUCKET, wire::Fault};
+use vmwatch_bus::{Bus, BusError, Context, clock};
+use vmwatch_service::program::Program;
 
 use crate::{
     admission::Admission,
     config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
+    http_tls::{Tls, TlsError},
     legacy::Documented,
     live::Live,
     proxies::Proxies,

@@ -26,14 +26,14 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use futures::StreamExt;
 use metrics::counter;
-use shared::{
-    api::events::{EVENT_STREAM, LiveEvent},
-    bus::{Bus, follow::StreamState},
-    wire::{Fault, FaultKind},
-};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use vmwatch_api::{
+    events::{EVENT_STREAM, LiveEvent},
+    wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{Bus, follow::StreamState};
 
 pub(crate) use self::log::{Log, Reached, Told};
 

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use gateway::config::{GatewaySettings, SETTINGS};
-use shared::{cli, program};
+use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-gateway";
 

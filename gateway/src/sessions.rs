@@ -1,7 +1,7 @@
 //! Which session and user belong to a token, known without a round trip: tables that follow two buckets.
 //!
 //! The bucket of sessions says that a session was made and is not over; the bucket of users says what its user may do
-//! now, and from when on the user's sessions are valid. Both are followed ([`shared::bus::follow`]); if either table is not
+//! now, and from when on the user's sessions are valid. Both are followed ([`vmwatch_bus::follow`]); if either table is not
 //! current, nobody is let in. A fresh session may not have arrived yet: an unknown token waits until the table holds all
 //! that the bucket held when the token came.
 
@@ -13,18 +13,16 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream::kv::Operation;
 use metrics::counter;
 use moka::sync::Cache;
-use shared::{
-    api::{
-        Principal,
-        auth::{Token, TokenHash},
-        sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
-    },
-    bus::{Bus, follow::Follower, users::UserTable},
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    Principal,
+    auth::{Token, TokenHash},
+    sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
-use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use vmwatch_bus::{Bus, follow::Follower, users::UserTable};
 
 use self::{
     table::{Known, SessionTable, decode},

@@ -7,18 +7,16 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde::Serialize;
-use shared::{
-    api::{
-        InstanceId, Principal, Role, Scope,
-        audit::AuditRecord,
-        lifecycle::{
-            Operation, OperationFilter, OperationId, OperationPlace, OperationRef, OperationsGet,
-            OperationsList, State, Target,
-        },
-        metrics::Limit,
+use vmwatch_api::{
+    InstanceId, Principal, Role, Scope,
+    audit::AuditRecord,
+    lifecycle::{
+        Operation, OperationFilter, OperationId, OperationPlace, OperationRef, OperationsGet, OperationsList,
+        State, Target,
     },
-    bus::{Bus, BusSettings, Context, audit},
+    metrics::Limit,
 };
+use vmwatch_bus::{Bus, BusSettings, Context, audit};
 
 use self::table::{Table, moment};
 use crate::LifecycleError;

@@ -4,13 +4,13 @@ mod hypervisors;
 
 use std::{net::SocketAddr, time::Duration};
 
-use shared::{
-    bus::{
-        self, BusSettings, audit,
-        serve::{self, ServeSettings},
-    },
+use vmwatch_bus::{
+    BusSettings, audit, limits,
+    serve::{self, ServeSettings},
+};
+use vmwatch_service::{
     config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
-    health, limits,
+    health,
     telemetry::{self, TelemetrySettings},
 };
 
@@ -70,7 +70,7 @@ pub const SETTINGS: &[&[Setting]] = &[
     ],
     serve::SETTINGS,
     limits::SETTINGS,
-    bus::SETTINGS,
+    vmwatch_bus::SETTINGS,
     telemetry::SETTINGS,
 ];
 

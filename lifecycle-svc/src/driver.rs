@@ -7,7 +7,7 @@ mod nova;
 use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use shared::api::{InstanceId, lifecycle::MachineState};
+use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 pub(crate) use self::nova::{NovaSettings, TlsError};
 use crate::{

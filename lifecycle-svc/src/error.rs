@@ -1,10 +1,8 @@
 //! What can go wrong in lifecycle-svc as a program; what goes wrong with a machine is a
 //! [`DriverError`](crate::driver::DriverError).
 
-use shared::{
-    bus::{BusError, audit::AuditError, provision::setup::SetupError},
-    wire::Fault,
-};
+use vmwatch_api::wire::Fault;
+use vmwatch_bus::{BusError, audit::AuditError, provision::setup::SetupError};
 
 use crate::driver::TlsError;
 

@@ -9,21 +9,19 @@ use std::{
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
 use metrics::counter;
-use shared::{
-    api::{
-        InstanceId,
-        events::{LiveEvent, MachineEvent},
-        lifecycle::{ListedMachine, MachineState, Operation},
-    },
-    bus::Bus,
-    time::unix_millis,
-};
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use vmwatch_api::{
+    InstanceId,
+    events::{LiveEvent, MachineEvent},
+    lifecycle::{ListedMachine, MachineState, Operation},
+    time::unix_millis,
+};
+use vmwatch_bus::Bus;
 
 use crate::fleet::{Fleet, Listing};
 

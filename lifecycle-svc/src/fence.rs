@@ -8,7 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use shared::time::unix_millis;
+use vmwatch_api::time::unix_millis;
 
 use crate::driver::DriverError;
 

@@ -11,13 +11,13 @@ use std::{
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use moka::sync::Cache;
-use shared::api::{
-    InstanceId,
-    lifecycle::{ListedMachine, MachineState},
-};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use vmwatch_api::{
+    InstanceId,
+    lifecycle::{ListedMachine, MachineState},
+};
 
 use crate::{
     config::{CallLimits, HypervisorSpec},

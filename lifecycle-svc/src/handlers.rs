@@ -2,20 +2,18 @@
 
 use std::{future::ready, sync::Arc};
 
-use shared::{
-    api::{
-        InstanceId, Service, first_page,
-        lifecycle::{
-            ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList,
-            Page, Reboot, RebootTarget, Start, State, Stop, Target, Verb,
-        },
-        no_such_vm,
+use vmwatch_api::{
+    InstanceId, Service, first_page,
+    lifecycle::{
+        ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList, Page,
+        Reboot, RebootTarget, Start, State, Stop, Target, Verb,
     },
-    bus::{
-        Bus, Context,
-        serve::{ServeSettings, Server},
-    },
+    no_such_vm,
     wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{
+    Bus, Context,
+    serve::{ServeSettings, Server},
 };
 
 use crate::{

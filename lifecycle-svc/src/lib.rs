@@ -21,14 +21,12 @@ mod operations;
 
 use std::sync::Arc;
 
-use shared::{
-    api::Service,
-    bus::{
-        Bus, clock,
-        provision::setup::{self, SetupArguments},
-    },
-    program::Program,
+use vmwatch_api::Service;
+use vmwatch_bus::{
+    Bus, clock,
+    provision::setup::{self, SetupArguments},
 };
+use vmwatch_service::program::Program;
 
 pub use error::LifecycleError;
 

@@ -15,7 +15,7 @@
 
 use std::time::Duration;
 
-use shared::api::lifecycle::{MachineState, Verb};
+use vmwatch_api::lifecycle::{MachineState, Verb};
 
 /// The most times that one command tells the hypervisor the same thing.
 pub(crate) const MOST_ACTS: u8 = 3;

@@ -7,10 +7,8 @@ use lifecycle_svc::{
     client::{self, ClientCommand},
     config::{LifecycleSettings, SETTINGS, SetupSettings},
 };
-use shared::{
-    bus::{BusSettings, provision::setup::SetupArguments},
-    cli, program,
-};
+use vmwatch_bus::{BusSettings, provision::setup::SetupArguments};
+use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-lifecycle";
 

@@ -22,19 +22,17 @@ use std::{
 };
 
 use metrics::counter;
-use shared::{
-    api::{
-        InstanceId, Kind, Principal,
-        lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationPage, OperationState},
-    },
-    bus::{Bus, Context, audit::Audit, serve::Refused},
-    lifetime::until_done,
-    time::unix_millis,
-    wire::{Fault, FaultKind},
-};
 use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use vmwatch_api::{
+    InstanceId, Kind, Principal,
+    lifecycle::{Machine, Operation, OperationFilter, OperationId, OperationPage, OperationState},
+    time::unix_millis,
+    wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{Bus, Context, audit::Audit, serve::Refused};
+use vmwatch_service::lifetime::until_done;
 
 use self::{
     held::Stopped,

@@ -2,17 +2,17 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use shared::{
-    bus::{
-        self, BusSettings, audit,
-        serve::{self, ServeSettings},
-    },
-    config::{self, ByteSize, Environment, Invalid, Setting},
-    health, limits,
-    store::{self, StoreSettings},
-    telemetry::{self, TelemetrySettings},
-    time::UtcOffset,
+use vmwatch_api::time::UtcOffset;
+use vmwatch_bus::{
+    BusSettings, audit, limits,
+    serve::{self, ServeSettings},
 };
+use vmwatch_service::{
+    config::{self, ByteSize, Environment, Invalid, Setting},
+    health,
+    telemetry::{self, TelemetrySettings},
+};
+use vmwatch_store::StoreSettings;
 
 const HEALTH: &str = "127.0.0.1:9082";
 const VM_COLLECTION: Setting = Setting {
@@ -157,10 +157,10 @@ pub const SETTINGS: &[&[Setting]] = &[
         config::UTC_OFFSET,
         health::setting(HEALTH),
     ],
-    store::SETTINGS,
+    vmwatch_store::SETTINGS,
     serve::SETTINGS,
     limits::SETTINGS,
-    bus::SETTINGS,
+    vmwatch_bus::SETTINGS,
     telemetry::SETTINGS,
 ];
 

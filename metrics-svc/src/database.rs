@@ -2,8 +2,8 @@
 
 use bson::{Document, doc};
 use mongodb::Collection;
-use shared::store::{WRITE_TIMEOUT, command_span};
 use tracing::Instrument;
+use vmwatch_store::{WRITE_TIMEOUT, command_span};
 
 use crate::MetricsError;
 

@@ -4,11 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
 use sha2::{Digest, Sha256};
-use shared::{
-    api::{
-        history::Resolution,
-        metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
-    },
+use vmwatch_api::{
+    history::Resolution,
+    metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
     time::UtcOffset,
 };
 

@@ -2,13 +2,11 @@
 
 use std::time::Duration;
 
-use shared::{
-    bus::{
-        BusError,
-        audit::AuditError,
-        provision::{ProvisionError, setup::SetupError},
-    },
-    wire::{Fault, FaultKind},
+use vmwatch_api::wire::{Fault, FaultKind};
+use vmwatch_bus::{
+    BusError,
+    audit::AuditError,
+    provision::{ProvisionError, setup::SetupError},
 };
 
 /// A failure of metrics-svc.

@@ -13,19 +13,17 @@ use async_nats::{
 use bson::{RawDocument, RawDocumentBuf};
 use futures::StreamExt;
 use metrics::counter;
-use shared::{
-    api::{
-        InstanceId, Service,
-        events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
-    },
-    bus::provision::ensure_stream,
-};
 use tokio::{
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, timeout},
 };
 use tracing::{debug, warn};
+use vmwatch_api::{
+    InstanceId, Service,
+    events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
+};
+use vmwatch_bus::provision::ensure_stream;
 
 use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT};
 

@@ -2,16 +2,14 @@
 
 use std::sync::Arc;
 
-use shared::{
-    api::{
-        Scope,
-        history::{VmGet, VmHistory, VmList},
-        metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
-        no_such_vm,
-        processes::{ProcessEvents, ProcessHistory, ProcessesAt},
-    },
-    bus::serve::Server,
+use vmwatch_api::{
+    Scope,
+    history::{VmGet, VmHistory, VmList},
+    metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
+    no_such_vm,
+    processes::{ProcessEvents, ProcessHistory, ProcessesAt},
 };
+use vmwatch_bus::serve::Server;
 
 use crate::{
     history::History,

@@ -32,14 +32,14 @@ use async_nats::jetstream::{
 };
 use futures::StreamExt;
 use metrics::counter;
-use shared::{
-    api::metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
-    bus::Bus,
-    time::UtcOffset,
-};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use vmwatch_api::{
+    metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
+    time::UtcOffset,
+};
+use vmwatch_bus::Bus;
 
 use self::{
     batch::{Batch, acknowledge},

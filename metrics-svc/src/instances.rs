@@ -18,12 +18,10 @@ use std::{
 use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, bson, doc};
 use metrics::counter;
 use mongodb::Collection;
-use shared::{
-    api::{
-        InstanceId, PageRoom, Scope,
-        history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
-        lifecycle::Page,
-    },
+use vmwatch_api::{
+    InstanceId, PageRoom, Scope,
+    history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
+    lifecycle::Page,
     time::unix_millis,
 };
 

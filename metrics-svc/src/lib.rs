@@ -24,13 +24,10 @@ pub mod streams;
 
 use std::sync::Arc;
 
-use shared::{
-    api::{Service, metrics::SAMPLE_STREAM},
-    bus::{Bus, clock, serve::Server},
-    lifetime::until_done,
-    program::Program,
-};
 use tracing::warn;
+use vmwatch_api::{Service, metrics::SAMPLE_STREAM};
+use vmwatch_bus::{Bus, clock, serve::Server};
+use vmwatch_service::{lifetime::until_done, program::Program};
 
 pub use error::MetricsError;
 

@@ -5,7 +5,7 @@ use metrics_svc::{
     commands::{self, OperatorCommand},
     config::{MetricsSettings, SETTINGS},
 };
-use shared::{cli, program};
+use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-metrics";
 

@@ -12,11 +12,9 @@ use futures::{
 };
 use metrics::counter;
 use moka::sync::Cache;
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{Limit, RowPage, RowPlace},
-    },
+use vmwatch_api::{
+    InstanceId,
+    metrics::{Limit, RowPage, RowPlace},
     wire::Fault,
 };
 

@@ -56,7 +56,7 @@ fn push_value(out: &mut Vec<u8>, value: RawBsonRef<'_>) -> Result<(), serde_json
 #[cfg(test)]
 mod tests {
     use bson::{DateTime, oid::ObjectId, rawdoc};
-    use shared::api::metrics::VM_ROW_KEYS;
+    use vmwatch_api::metrics::VM_ROW_KEYS;
 
     use super::*;
 

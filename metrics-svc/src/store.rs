@@ -11,15 +11,13 @@ use mongodb::{
     error::{ErrorKind, WriteFailure},
     options::{IndexOptions, InsertManyOptions},
 };
-use shared::{
-    api::{
-        InstanceId, PageRoom, Service,
-        metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPlace, Rows, VM_ROW_KEYS},
-    },
-    store::{StoreSettings, command_span},
+use tracing::Instrument;
+use vmwatch_api::{
+    InstanceId, PageRoom, Service,
+    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPlace, Rows, VM_ROW_KEYS},
     time::{CreateDate, UtcOffset},
 };
-use tracing::Instrument;
+use vmwatch_store::{StoreSettings, command_span};
 
 use crate::{
     MetricsError,
@@ -189,8 +187,8 @@ impl RowStore {
     /// Ends the connections, at the end of a program.
     pub(crate) async fn close(&self) {
         tokio::join!(
-            shared::store::close(&self.reads.database),
-            shared::store::close(&self.durable.database)
+            vmwatch_store::close(&self.reads.database),
+            vmwatch_store::close(&self.durable.database)
         );
     }
 

@@ -7,16 +7,14 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
-use shared::{
-    api::{
-        Service,
-        metrics::{
-            DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM,
-            SAMPLE_SUBJECT_PREFIX,
-        },
+use vmwatch_api::{
+    Service,
+    metrics::{
+        DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM,
+        SAMPLE_SUBJECT_PREFIX,
     },
-    bus::provision::{Wanted, ensure_consumer, ensure_stream},
 };
+use vmwatch_bus::provision::{Wanted, ensure_consumer, ensure_stream};
 
 use crate::{
     MetricsError,

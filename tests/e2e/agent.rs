@@ -9,7 +9,7 @@ use std::{
 
 use e2e::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 /// Reads the rows of this machine.
 struct Reader<'a> {

@@ -3,7 +3,7 @@
 use e2e::{Answer, MACHINES, Power, Stack, codes, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{InstanceId, Role, Scope, lifecycle::MachineState};
+use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 

@@ -4,13 +4,11 @@ use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
-        auth::{Credentials, Login},
-    },
-    bus::{Context, audit},
+use vmwatch_api::{
+    audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
+    auth::{Credentials, Login},
 };
+use vmwatch_bus::{Context, audit};
 
 use crate::rest::client::Api;
 

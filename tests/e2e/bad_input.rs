@@ -4,7 +4,7 @@
 use e2e::{ADMIN, Answer, Gateway, MACHINES, Program, Stack, codes, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope, lifecycle::MachineState};
+use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 

@@ -10,21 +10,19 @@ use std::time::Duration;
 use e2e::{Nats, PATIENCE, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        InstanceId, Principal, Role, Scope, Service,
-        lifecycle::{Machine, MachineState, Target},
-        metrics::{Latest, Limit, RowPage, Rows, VmLatest},
-    },
-    bus::{
-        Bus, Context,
-        serve::{ServeSettings, Server},
-    },
-    limits::LimitSettings,
-};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    InstanceId, Principal, Role, Scope, Service,
+    lifecycle::{Machine, MachineState, Target},
+    metrics::{Latest, Limit, RowPage, Rows, VmLatest},
+};
+use vmwatch_bus::{
+    Bus, Context,
+    limits::LimitSettings,
+    serve::{ServeSettings, Server},
+};
 
 /// Far above what a test asks for at once, also as one user.
 const SETTINGS: ServeSettings = ServeSettings {

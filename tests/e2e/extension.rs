@@ -10,22 +10,18 @@ use gateway::{
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Scope, Service,
-        audit::{AuditRecord, AuditResult},
-        lifecycle::Target,
-    },
-    bus::{
-        audit,
-        audit::Audit,
-        serve::{Refused, ServeSettings, Server},
-    },
-    config::Environment,
-    program,
+use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Scope, Service,
+    audit::{AuditRecord, AuditResult},
+    lifecycle::Target,
     time::unix_millis,
 };
-use tokio_util::sync::CancellationToken;
+use vmwatch_bus::{
+    audit::{self, Audit},
+    serve::{Refused, ServeSettings, Server},
+};
+use vmwatch_service::{config::Environment, program};
 
 /// Reports the clock of a VM; only this test has it.
 struct Snapshot;

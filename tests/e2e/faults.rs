@@ -33,10 +33,8 @@ use std::{env, time::Duration};
 
 use e2e::{Answer, Gateway, PATIENCE, Stack, codes, eventually, failure};
 use serde_json::{Value, json};
-use shared::{
-    api::{Role, Scope},
-    config::Span,
-};
+use vmwatch_api::{Role, Scope};
+use vmwatch_service::config::Span;
 
 use crate::rows::{store_vms, vm_row};
 

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use e2e::{Program, Stack};
 use mongodb::bson::{Bson, Document};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 const GOLDEN: [&str; 5] = [
     "458753-login",

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use e2e::{Libvirtd, Program, Stack, codes, eventually, figure};
 use serde_json::json;
-use shared::api::{Role, Scope, lifecycle::MachineState};
+use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
 /// From power-on to the guest's first row, on two busy cores without KVM; some ten seconds where they are idle.

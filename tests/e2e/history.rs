@@ -5,14 +5,10 @@ use std::collections::BTreeMap;
 use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
-use shared::{
-    api::{
-        Scope,
-        history::{
-            Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries,
-        },
-        lifecycle::Target,
-    },
+use vmwatch_api::{
+    Scope,
+    history::{Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries},
+    lifecycle::Target,
     time::{CreateDate, UtcOffset, unix_millis},
 };
 

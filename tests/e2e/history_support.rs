@@ -2,15 +2,13 @@
 
 use e2e::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use mongodb::bson::{Document, doc};
-use shared::{
-    api::{
-        Method, Principal, Role, Scope,
-        metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
-    },
-    bus::Context,
+use vmwatch_api::{
+    Method, Principal, Role, Scope,
+    metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::{CreateDate, UtcOffset, unix_millis},
     wire::Fault,
 };
+use vmwatch_bus::Context;
 
 pub(crate) const SECOND: u64 = 1000;
 pub(crate) const MINUTE: u64 = 60 * SECOND;

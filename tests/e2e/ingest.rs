@@ -4,12 +4,12 @@
 use std::time::{Duration, Instant};
 
 use e2e::{PATIENCE, Program, Stack, eventually};
-use shared::api::metrics::{ProcessSample, SAMPLE_STREAM};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use vmwatch_api::metrics::{ProcessSample, SAMPLE_STREAM};
 
 use crate::ingest_support::{
     Publisher, count, drained, metric, outage, process, publish_during, resident, stack, waiting,

@@ -5,10 +5,8 @@ use e2e::{Inserts, MongoProxy, PATIENCE, Program, Replica, Stack, eventually};
 use futures::StreamExt;
 use metrics_svc::ingest::dead_letter;
 use mongodb::bson::{Document, doc};
-use shared::{
-    api::metrics::{DEAD_LETTER_STREAM, SAMPLE_STREAM},
-    config::MONGODB_URI,
-};
+use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_STREAM};
+use vmwatch_service::config::MONGODB_URI;
 
 use crate::ingest_support::{Publisher, metric, stack};
 

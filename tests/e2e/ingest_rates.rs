@@ -7,8 +7,9 @@ use std::{
 
 use e2e::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
 use mongodb::bson::{Document, doc};
-use shared::{config::UTC_OFFSET, time::CreateDate};
 use tokio::time::Instant;
+use vmwatch_api::time::CreateDate;
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::ingest_support::{Publisher, Rows, metric, stack};
 

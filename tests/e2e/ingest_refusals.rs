@@ -7,7 +7,7 @@ use e2e::{Program, Stack};
 use metrics_svc::ingest::dead_letter;
 use mongodb::bson::doc;
 use serde_json::{Value, json};
-use shared::api::metrics::{
+use vmwatch_api::metrics::{
     DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
 };
 

@@ -13,15 +13,13 @@ use e2e::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, ev
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::Value;
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
-    },
-    bus::Bus,
-    config::{Span, UTC_OFFSET},
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::CreateDate,
 };
+use vmwatch_bus::Bus;
+use vmwatch_service::config::{Span, UTC_OFFSET};
 
 /// How long parts of the stack are away: a few seconds, or what this variable says (`./dev soak` says 30s).
 pub(crate) fn outage() -> Duration {

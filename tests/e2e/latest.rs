@@ -5,15 +5,13 @@ use std::time::{Duration, SystemTime};
 use e2e::{PATIENCE, Program, Stack};
 use mongodb::bson::{Document, oid::ObjectId};
 use serde_json::Value;
-use shared::{
-    api::{
-        Principal, Role, Scope,
-        metrics::{Latest, LatestByName, Limit, ProcessByName, VmLatest},
-    },
-    bus::Context,
-    config::UTC_OFFSET,
+use vmwatch_api::{
+    Principal, Role, Scope,
+    metrics::{Latest, LatestByName, Limit, ProcessByName, VmLatest},
     time::CreateDate,
 };
+use vmwatch_bus::Context;
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
     ingest_support::stack,

@@ -6,7 +6,7 @@ use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::StreamExt;
 use mongodb::bson::{Document, doc};
-use shared::api::{
+use vmwatch_api::{
     InstanceId,
     events::{EVENT_STREAM, LiveEvent, event_filter},
 };

@@ -13,6 +13,7 @@ mod api;
 mod audit;
 mod bad_input;
 mod bus;
+mod dependencies;
 mod documents;
 mod extension;
 mod faults;

@@ -5,11 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 use e2e::{PATIENCE, Program, Stack, codes};
 use futures::future::join_all;
 use serde_json::{Value, json};
-use shared::{
-    api::{Role, Scope},
-    config::UTC_OFFSET,
-    time::CreateDate,
-};
+use vmwatch_api::{Role, Scope, time::CreateDate};
+use vmwatch_service::config::UTC_OFFSET;
 
 use crate::rows::{store_vms, vm_row};
 

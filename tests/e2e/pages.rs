@@ -5,19 +5,17 @@ use std::collections::BTreeSet;
 use e2e::Stack;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        InstanceId, Method, PAGE_BYTES, Role, Scope,
-        audit::{self, AUDIT_SUBJECT_PREFIX, AuditFilter},
-        history::{Points, TimeRange, VmHistory, VmHistoryQuery},
-        metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, RowPlace},
-        processes::{
-            ProcessEvents, ProcessEventsQuery, ProcessHistory, ProcessHistoryQuery, ProcessName,
-            ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
-        },
-        users::{UserPage, UsersList},
+use vmwatch_api::{
+    InstanceId, Method, PAGE_BYTES, Role, Scope,
+    audit::{self, AUDIT_SUBJECT_PREFIX, AuditFilter},
+    history::{Points, TimeRange, VmHistory, VmHistoryQuery},
+    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, RowPlace},
+    processes::{
+        ProcessEvents, ProcessEventsQuery, ProcessHistory, ProcessHistoryQuery, ProcessName, ProcessSelector,
+        ProcessSort, ProcessesAt, ProcessesAtQuery,
     },
     time::{CreateDate, UtcOffset, unix_millis},
+    users::{UserPage, UsersList},
 };
 
 use crate::{
@@ -142,7 +140,7 @@ async fn events_on_the_bus(stack: &Stack, range: TimeRange) -> (usize, usize) {
         places.extend(
             page.events
                 .iter()
-                .map(shared::api::processes::ProcessEvent::place),
+                .map(vmwatch_api::processes::ProcessEvent::place),
         );
         if !page.more {
             break;
@@ -309,7 +307,7 @@ async fn lists_of_records_come_in_pages_of_bounded_size() {
         after: None,
         limit: Limit::new(1000).unwrap(),
     };
-    let admin = shared::bus::Context::new(e2e::PATIENCE).as_principal(shared::api::Principal {
+    let admin = vmwatch_bus::Context::new(e2e::PATIENCE).as_principal(vmwatch_api::Principal {
         user: "test".to_owned(),
         role: Role::Admin,
         scope: Scope::All,

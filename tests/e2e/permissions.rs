@@ -6,13 +6,11 @@ use async_nats::ConnectOptions;
 use e2e::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        Principal, Role, Scope,
-        lifecycle::{State, Target},
-    },
-    bus::Context,
+use vmwatch_api::{
+    Principal, Role, Scope,
+    lifecycle::{State, Target},
 };
+use vmwatch_bus::Context;
 
 /// What the server logs of a refusal.
 const VIOLATION: &str = "Violation";
@@ -81,7 +79,7 @@ async fn the_whole_stack_works_under_the_permissions() {
 }
 
 /// The names of the services that answer a ping, as `nats micro ping` asks.
-async fn services(bus: &shared::bus::Bus) -> Vec<String> {
+async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     let client = bus.client();
     let inbox = client.new_inbox();
     let mut replies = client.subscribe(inbox.clone()).await.unwrap();

@@ -2,15 +2,13 @@
 
 use e2e::Stack;
 use mongodb::bson::{Document, doc, oid::ObjectId};
-use shared::{
-    api::{
-        Scope,
-        history::{Points, Stat, TimeRange},
-        metrics::Limit,
-        processes::{
-            Order, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory, ProcessHistoryQuery,
-            ProcessName, ProcessSelector, ProcessSort, ProcessTable, ProcessesAt, ProcessesAtQuery,
-        },
+use vmwatch_api::{
+    Scope,
+    history::{Points, Stat, TimeRange},
+    metrics::Limit,
+    processes::{
+        Order, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory, ProcessHistoryQuery,
+        ProcessName, ProcessSelector, ProcessSort, ProcessTable, ProcessesAt, ProcessesAtQuery,
     },
     time::{CreateDate, UtcOffset, unix_millis},
 };
@@ -123,7 +121,7 @@ async fn a_table_is_sorted_filtered_and_cut() {
     let stack = stack().start().await;
     let mut sample = sample("vm-1", ago(SECOND), "+00:00", 5.0);
     let mut row = |name: &str, pid, cpu, mem, read, write| {
-        sample.processes.push(shared::api::metrics::ProcessSample {
+        sample.processes.push(vmwatch_api::metrics::ProcessSample {
             mem,
             disk_read: read,
             disk_write: write,

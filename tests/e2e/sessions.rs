@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure};
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 const INVALID: &str = "'invalid or expired session'";
 

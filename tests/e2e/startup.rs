@@ -1,13 +1,13 @@
 //! How programs start and end: readiness, and telemetry.
 
 use e2e::{NatsProxy, PATIENCE, Program, Stack};
-use shared::{
-    api::{Method, auth::Login, lifecycle::List, metrics::VmLatest},
+use tracing::info_span;
+use vmwatch_api::{Method, auth::Login, lifecycle::List, metrics::VmLatest};
+use vmwatch_service::{
     config::{Environment, NATS_PING_INTERVAL, NATS_URL, OTLP_ENDPOINT},
     program,
     telemetry::TelemetrySettings,
 };
-use tracing::info_span;
 
 use crate::traces::collector;
 

@@ -15,8 +15,8 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use serde_json::json;
-use shared::api::{Role, Scope};
 use tokio::net::TcpListener;
+use vmwatch_api::{Role, Scope};
 
 /// A span and the name of the program that it came from.
 #[derive(Debug, Clone)]

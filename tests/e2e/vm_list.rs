@@ -2,13 +2,11 @@
 
 use e2e::{PATIENCE, Program, eventually};
 use futures::{StreamExt, stream};
-use shared::{
-    api::{
-        InstanceId, Scope,
-        history::{SPARKLINE_STEP_MS, VmGet, VmList, VmSummary},
-        lifecycle::{Page, Target},
-        metrics::Limit,
-    },
+use vmwatch_api::{
+    InstanceId, Scope,
+    history::{SPARKLINE_STEP_MS, VmGet, VmList, VmSummary},
+    lifecycle::{Page, Target},
+    metrics::Limit,
     time::unix_millis,
 };
 

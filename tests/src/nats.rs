@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use shared::{
-    bus::{Bus, BusSettings},
-    config::{Environment, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER},
+use vmwatch_bus::{Bus, BusSettings};
+use vmwatch_service::config::{
+    Environment, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER,
 };
 
 use crate::{

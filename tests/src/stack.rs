@@ -11,20 +11,20 @@ use std::{
 
 use futures::future::join_all;
 use mongodb::bson::{DateTime, doc, serialize_to_bson};
-use shared::{
-    api::{
-        Principal, Role, Scope, Service, UserKey,
-        auth::Token,
-        lifecycle::{MachineState, State, Target},
-        sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
-    },
-    bus::{Bus, Context, audit::AuditSettings, provision::ensure_stream},
-    config::{Environment, MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
-    health,
-    time::unix_millis,
-};
 use tempfile::TempDir;
 use tokio::sync::Mutex;
+use vmwatch_api::{
+    Principal, Role, Scope, Service, UserKey,
+    auth::Token,
+    lifecycle::{MachineState, State, Target},
+    sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
+    time::unix_millis,
+};
+use vmwatch_bus::{Bus, Context, audit::AuditSettings, provision::ensure_stream};
+use vmwatch_service::{
+    config::{Environment, MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
+    health,
+};
 
 use crate::{
     Database, Gateway, Nats, PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, process::run,

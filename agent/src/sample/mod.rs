@@ -12,11 +12,9 @@ mod vm;
 use std::{path::PathBuf, time::Duration};
 
 use procfs::ProcError;
-use shared::{
-    api::{
-        InstanceId,
-        metrics::{ProcessSample, Sample},
-    },
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, Sample},
     time::UtcOffset,
 };
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use procfs::{FromRead, Uptime};
-use shared::api::metrics::ProcessSample;
 use tracing::warn;
+use vmwatch_api::metrics::ProcessSample;
 
 use super::{
     SampleError, float, kib_per_second, percent,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use procfs::{CpuTime, DiskStats, FromRead, FromReadSI, KernelStats, Meminfo, net::InterfaceDeviceStatus};
-use shared::{
-    api::metrics::VmSample,
+use vmwatch_api::{
+    metrics::VmSample,
     time::{CreateDate, UtcOffset},
 };
 

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
-use shared::config::ByteSize;
 use tempfile::TempDir;
+use vmwatch_service::config::ByteSize;
 
 use super::*;
 

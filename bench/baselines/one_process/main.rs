@@ -18,11 +18,9 @@ use axum::{
 };
 use metrics_svc::{config::RowSettings, newest::NewestRows, store::RowStore};
 use mongodb::{Client, bson::Document};
-use shared::{
-    api::metrics::Rows,
-    config::{DATABASE, Environment, MONGODB_URI, UTC_OFFSET},
-    store::StoreSettings,
-};
+use vmwatch_api::metrics::Rows;
+use vmwatch_service::config::{DATABASE, Environment, MONGODB_URI, UTC_OFFSET};
+use vmwatch_store::StoreSettings;
 
 use crate::sessions::Sessions;
 

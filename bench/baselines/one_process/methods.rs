@@ -8,8 +8,8 @@ use gateway::legacy::python_repr::rows_to_python;
 use metrics_svc::{newest::Question, store::RowKind};
 use mongodb::bson::doc;
 use serde::Deserialize;
-use shared::api::{auth::Token, metrics::Limit};
 use virt::{connect::Connect, domain::Domain};
+use vmwatch_api::{auth::Token, metrics::Limit};
 
 use crate::App;
 

@@ -6,12 +6,10 @@ use std::{
     time::Duration,
 };
 
-use shared::{
-    api::{
-        UserKey,
-        auth::{Token, TokenHash},
-        sessions::SessionRecord,
-    },
+use vmwatch_api::{
+    UserKey,
+    auth::{Token, TokenHash},
+    sessions::SessionRecord,
     time::unix_millis,
 };
 

@@ -6,7 +6,7 @@ use axum::{
     body::Body,
     http::{HeaderValue, Response, StatusCode, header},
 };
-use shared::wire::{Fault, FaultKind};
+use vmwatch_api::wire::{Fault, FaultKind};
 
 use super::{
     python_repr::push_text,

@@ -19,13 +19,14 @@ use axum::{
 };
 use metrics::{counter, histogram};
 use serde_json::value::RawValue;
-use shared::{
-    api::{Access, Kind, Principal, auth::Session, auth::Token},
-    bus::Context,
-    wire::{Envelope, Fault, FaultKind},
-};
 use tokio::time::Instant;
 use tracing::{Instrument, debug, field::Empty, info_span};
+use vmwatch_api::{
+    Access, Kind, Principal,
+    auth::{Session, Token},
+    wire::{Envelope, Fault, FaultKind},
+};
+use vmwatch_bus::Context;
 
 pub use self::table::{Documented, Shape, TABLE};
 use self::{

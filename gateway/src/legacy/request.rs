@@ -7,8 +7,8 @@ use serde::{
     de::{IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::{RawValue, to_raw_value};
-use shared::{
-    api::metrics::Limit,
+use vmwatch_api::{
+    metrics::Limit,
     wire::{Fault, FaultKind},
 };
 

@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use shared::{
-    api::MethodInfo,
-    bus::Context,
+use vmwatch_api::{
+    MethodInfo,
     wire::{Envelope, Fault},
 };
+use vmwatch_bus::Context;
 
 use super::unreadable;
 use crate::Gateway;

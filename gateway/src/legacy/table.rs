@@ -1,13 +1,11 @@
 //! The documented API of 2017 as one table: method codes, the bus methods behind them, success texts, shapes of answers with
 //! their key order, and status codes. Exposing a bus method under a code takes one row in [`TABLE`] and one golden file.
 
-use shared::{
-    api::{
-        Method, MethodInfo,
-        auth::Login,
-        lifecycle::Start,
-        metrics::{ProcessByName, ProcessLatest, VmLatest},
-    },
+use vmwatch_api::{
+    Method, MethodInfo,
+    auth::Login,
+    lifecycle::Start,
+    metrics::{ProcessByName, ProcessLatest, VmLatest},
     wire::FaultKind,
 };
 
@@ -68,7 +66,7 @@ pub const TABLE: &[Documented] = &[
 /// What an answer contains, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// The reply is a [`shared::api::auth::Session`]; the answer carries its `session_id` and no `data`.
+    /// The reply is a [`vmwatch_api::auth::Session`]; the answer carries its `session_id` and no `data`.
     Session,
     /// The reply is a page of rows; `data` holds the rows of all pages.
     Rows,

@@ -9,8 +9,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use shared::api::InstanceId;
 use tokio::sync::watch;
+use vmwatch_api::InstanceId;
 
 /// Events that are kept: a reader that missed more reads everything anew.
 pub(super) const MOST_EVENTS: usize = 10_000;

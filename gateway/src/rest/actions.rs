@@ -12,20 +12,17 @@ use axum::{
 };
 use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId, Kind, Method, MethodInfo,
-        lifecycle::{
-            self, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot, RebootTarget,
-            Start, Stop, Target,
-        },
-    },
-    bus::{Context, random_id},
-    limits::Permit,
-    wire::{Fault, FaultKind},
-};
 use tokio::time::{Instant, timeout};
 use utoipa::ToSchema;
+use vmwatch_api::{
+    InstanceId, Kind, Method, MethodInfo,
+    lifecycle::{
+        self, ForceStop, OperationId, OperationRef, OperationState, OperationsGet, Reboot, RebootTarget,
+        Start, Stop, Target,
+    },
+    wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{Context, limits::Permit, random_id};
 
 use super::{
     PATH,

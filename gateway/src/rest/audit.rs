@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use shared::api::{
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
     UserName,
     audit::{self, AuditFilter, AuditResult},
     lifecycle::OperationId,
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,

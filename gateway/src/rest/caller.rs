@@ -12,11 +12,12 @@ use axum::{
     extract::{ConnectInfo, FromRequestParts},
     http::{HeaderMap, HeaderName, Uri, header, request::Parts, uri::Authority},
 };
-use shared::{
-    api::{Access, Kind, Method, Principal, Role, auth::Token},
-    bus::{Context, serve::check_role},
+use vmwatch_api::{
+    Access, Kind, Method, Principal, Role,
+    auth::Token,
     wire::{Fault, FaultKind},
 };
+use vmwatch_bus::{Context, serve::check_role};
 
 use super::{edge::RequestId, problem::Problem};
 use crate::{Gateway, sessions::Session};

@@ -1,15 +1,15 @@
 //! Where a page of a list ended, as the text that a client hands back for the next page.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use shared::api::{
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, Type},
+};
+use vmwatch_api::{
     audit::AuditCursor,
     lifecycle::OperationPlace,
     metrics::RowId,
     processes::{EventPlace, ProcessEventKind, TablePlace},
-};
-use utoipa::{
-    PartialSchema, ToSchema,
-    openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
 
 const RULE: &str = "must be next of the page before";

@@ -11,9 +11,9 @@ use axum::{
     response::IntoResponse,
 };
 use metrics::{counter, histogram};
-use shared::bus::random_id;
 use tokio::time::Instant;
 use tracing::{Instrument, field::Empty, info_span};
+use vmwatch_bus::random_id;
 
 use super::problem::{Problem, REQUEST_ID};
 use crate::{Gateway, body};

@@ -11,22 +11,20 @@ use bytes::Bytes;
 use futures::stream;
 use metrics::{counter, gauge};
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId, Scope,
-        auth::Token,
-        events::{self, LiveEvent},
-        lifecycle::MachineState,
-    },
-    jitter::jittered,
-    limits::Permit,
-};
 use tokio::{
     sync::watch,
     task::yield_now,
     time::{Instant, Interval, MissedTickBehavior, interval},
 };
 use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
+    InstanceId, Scope,
+    auth::Token,
+    events::{self, LiveEvent},
+    lifecycle::MachineState,
+};
+use vmwatch_bus::limits::Permit;
+use vmwatch_service::jitter::jittered;
 
 use super::{caller::Caller, extract::Query, operations::Operation, problem::Problem, time::Timestamp};
 use crate::{

@@ -11,11 +11,11 @@ use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, Error, Visitor},
 };
-use shared::api::metrics::Limit;
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{ObjectBuilder, RefOr, Schema, Type},
 };
+use vmwatch_api::metrics::Limit;
 
 use super::problem::Problem;
 use crate::Gateway;

@@ -4,16 +4,14 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use shared::{
-    api::{
-        InstanceId,
-        history::{VmList, VmSummary},
-        lifecycle::{List, ListedMachine, Machine, Page},
-        metrics::Limit,
-    },
+use utoipa::ToSchema;
+use vmwatch_api::{
+    InstanceId,
+    history::{VmList, VmSummary},
+    lifecycle::{List, ListedMachine, Machine, Page},
+    metrics::Limit,
     wire::Fault,
 };
-use utoipa::ToSchema;
 
 use super::caller::Caller;
 use crate::Gateway;

@@ -7,7 +7,6 @@ use axum::{
     response::Response,
     routing::get,
 };
-use shared::api::processes::{Order, ProcessName, ProcessSort};
 use utoipa::{
     OpenApi, PartialSchema, ToResponse,
     openapi::{
@@ -18,6 +17,7 @@ use utoipa::{
     },
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
+use vmwatch_api::processes::{Order, ProcessName, ProcessSort};
 
 use super::{
     caller::PLAIN_COOKIE,

@@ -4,17 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId,
-        lifecycle::{
-            self, MachineState, OperationFilter, OperationId, OperationPlace, OperationRef, OperationState,
-            OperationsGet, OperationsList, Verb,
-        },
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
+    InstanceId,
+    lifecycle::{
+        self, MachineState, OperationFilter, OperationId, OperationPlace, OperationRef, OperationState,
+        OperationsGet, OperationsList, Verb,
     },
     wire::FaultKind,
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,

@@ -8,11 +8,11 @@ use axum::{
     response::IntoResponse,
 };
 use serde::Serialize;
-use shared::{
-    api::InvalidUserName,
+use utoipa::ToSchema;
+use vmwatch_api::{
+    InvalidUserName,
     wire::{Fault, FaultKind},
 };
-use utoipa::ToSchema;
 
 /// Header with the request ID, set on every response.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -4,17 +4,15 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId, Method as _,
-        processes::{
-            self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
-            ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
-        },
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
+    InstanceId, Method as _,
+    processes::{
+        self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
+        ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
     },
     wire::Fault,
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,

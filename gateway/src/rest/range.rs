@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use shared::api::history::{Points, TimeRange};
+use vmwatch_api::history::{Points, TimeRange};
 
 use super::{extract::Number, problem::Problem, time::Timestamp};
 

@@ -8,14 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId, Method as _,
-        history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
-    },
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
+    InstanceId, Method as _,
+    history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
     wire::{Fault, FaultKind},
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,

@@ -8,16 +8,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        Kind, Role, Scope, UserName,
-        auth::{Credentials, Login, Password, Token},
-        sessions::{Own, SessionId, SessionIdRef, SessionsEnd, SessionsList},
-        users::{Logout, SessionRef},
-    },
-    time::unix_millis,
-};
 use utoipa::ToSchema;
+use vmwatch_api::{
+    Kind, Role, Scope, UserName,
+    auth::{Credentials, Login, Password, Token},
+    sessions::{Own, SessionId, SessionIdRef, SessionsEnd, SessionsList},
+    time::unix_millis,
+    users::{Logout, SessionRef},
+};
 
 use super::{
     caller::{Caller, Visitor, check_same_origin, set_cookie},

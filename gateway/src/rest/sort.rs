@@ -3,11 +3,11 @@
 use std::{cmp::Ordering, fmt::Write as _, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use shared::api::{InstanceId, processes::Order};
 use utoipa::{
     PartialSchema, ToSchema,
     openapi::{RefOr, Schema},
 };
+use vmwatch_api::{InstanceId, processes::Order};
 
 use super::{cursors::where_a_page_ended, vms::Vm};
 

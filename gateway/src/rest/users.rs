@@ -8,7 +8,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
-use shared::api::{
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
     Method, Role, Scope, UserName,
     auth::Password,
     users::{
@@ -16,7 +17,6 @@ use shared::api::{
         UsersRemove, UsersSetPassword, UsersUpdate,
     },
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     PATH,

@@ -4,18 +4,16 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId,
-        history::{VmGet, VmSummary},
-        lifecycle::{self, MachineState, Target},
-        no_such_vm,
-        processes::Order,
-    },
+use utoipa::{IntoParams, ToSchema};
+use vmwatch_api::{
+    InstanceId,
+    history::{VmGet, VmSummary},
+    lifecycle::{self, MachineState, Target},
+    no_such_vm,
+    processes::Order,
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
-use utoipa::{IntoParams, ToSchema};
 
 use super::{
     caller::Caller,

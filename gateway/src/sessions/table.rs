@@ -10,16 +10,14 @@ use std::{
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::{counter, gauge};
-use shared::{
-    api::{
-        UserHash,
-        auth::TokenHash,
-        sessions::{SESSION_BUCKET, SessionRecord},
-    },
-    bus::follow::{StreamState, Table},
+use tracing::warn;
+use vmwatch_api::{
+    UserHash,
+    auth::TokenHash,
+    sessions::{SESSION_BUCKET, SessionRecord},
     time::unix_millis,
 };
-use tracing::warn;
+use vmwatch_bus::follow::{StreamState, Table};
 
 /// A use is reported once in this part of the idle time-out, within the bounds below.
 const REPORTS_PER_TIMEOUT: u64 = 20;
@@ -165,7 +163,7 @@ pub(super) fn decode(entry: &Entry) -> Option<SessionRecord> {
 
 #[cfg(test)]
 mod tests {
-    use shared::api::UserKey;
+    use vmwatch_api::UserKey;
 
     use super::*;
 

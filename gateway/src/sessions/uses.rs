@@ -3,16 +3,14 @@
 use std::time::Duration;
 
 use metrics::counter;
-use shared::{
-    api::{
-        auth::Token,
-        sessions::{MOST_USED, SessionsUsed, UsedSession, UsedSessions},
-    },
-    bus::{Bus, Context},
-};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use vmwatch_api::{
+    auth::Token,
+    sessions::{MOST_USED, SessionsUsed, UsedSession, UsedSessions},
+};
+use vmwatch_bus::{Bus, Context};
 
 /// Uses that wait to be reported.
 const QUEUE: usize = 10_000;

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use shared::config::{Environment, Invalid, Setting};
+use vmwatch_service::config::{Environment, Invalid, Setting};
 
 use crate::driver::NovaSettings;
 

@@ -10,7 +10,6 @@ mod threads;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use shared::api::{InstanceId, lifecycle::MachineState};
 use tokio::{sync::Semaphore, time::Instant};
 use uuid::Uuid;
 use virt::{
@@ -19,6 +18,7 @@ use virt::{
     error::{Error, ErrorNumber},
     sys,
 };
+use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 use self::connection::{CallError, Shared};
 use super::{BUSY, Driver, DriverError, Found, MOST_LISTED, plain};
@@ -212,7 +212,7 @@ impl From<CallError> for DriverError {
 mod tests {
     use std::{sync::mpsc, time::Duration};
 
-    use shared::time::unix_millis;
+    use vmwatch_api::time::unix_millis;
 
     use super::*;
 

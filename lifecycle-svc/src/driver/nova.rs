@@ -13,11 +13,11 @@ use async_trait::async_trait;
 use http_body_util::Full;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use shared::api::{InstanceId, lifecycle::MachineState};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout_at},
 };
+use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 pub(crate) use self::{http::TlsError, settings::NovaSettings};
 use self::{

@@ -9,9 +9,9 @@ use std::{
     time::Duration,
 };
 
-use shared::time::unix_millis;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
+use vmwatch_api::time::unix_millis;
 
 use super::{
     record::{Lease, Record},

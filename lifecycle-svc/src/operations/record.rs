@@ -3,17 +3,13 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use shared::{
-    api::{
-        InstanceId,
-        lifecycle::{
-            Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb,
-        },
-    },
-    bus::Context,
+use vmwatch_api::{
+    InstanceId,
+    lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb},
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
+use vmwatch_bus::Context;
 
 /// The most events of one record; what comes later replaces the last.
 const MOST_EVENTS: usize = 32;

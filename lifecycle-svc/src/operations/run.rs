@@ -16,13 +16,13 @@
 use std::{sync::Arc, time::Duration};
 
 use metrics::{counter, histogram};
-use shared::{
-    api::lifecycle::{MachineState, Operation, OperationState, Verb},
+use tokio::time::{Instant, sleep};
+use tracing::{debug, error, info, warn};
+use vmwatch_api::{
+    lifecycle::{MachineState, Operation, OperationState, Verb},
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
-use tokio::time::{Instant, sleep};
-use tracing::{debug, error, info, warn};
 
 use super::{
     Operations,
@@ -178,7 +178,7 @@ impl Run {
     /// The end of a command whose machine is not there (any more).
     fn absent(&self) -> End {
         match (self.told, self.operation().verb) {
-            (Told::Nothing, _) => End::of(&shared::api::no_such_vm()),
+            (Told::Nothing, _) => End::of(&vmwatch_api::no_such_vm()),
             // A machine without a definition is gone once it is off.
             (_, Verb::Stop | Verb::ForceStop) => End::Succeeded(MachineState::ShutOff),
             (_, Verb::Start | Verb::Reboot | Verb::Unknown) => {

@@ -4,13 +4,14 @@
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
-use shared::{
-    api::{Service, lifecycle::OperationId},
-    bus::{
-        Bus,
-        provision::{Bucket, ProvisionError, ensure_bucket},
-    },
+use vmwatch_api::{
+    Service,
+    lifecycle::OperationId,
     wire::{Fault, FaultKind},
+};
+use vmwatch_bus::{
+    Bus,
+    provision::{Bucket, ProvisionError, ensure_bucket},
 };
 
 use super::record::Record;

@@ -3,21 +3,19 @@
 
 use std::time::Duration;
 
-use shared::{
-    api::{
-        Method,
-        audit::{AuditRecord, AuditResult},
-        lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
-    },
-    bus::{
-        audit::{Audit, AuditError, lost},
-        serve::Refused,
-    },
+use tokio::time::sleep;
+use tracing::warn;
+use vmwatch_api::{
+    Method,
+    audit::{AuditRecord, AuditResult},
+    lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
     time::unix_millis,
     wire::FaultKind,
 };
-use tokio::time::sleep;
-use tracing::warn;
+use vmwatch_bus::{
+    audit::{Audit, AuditError, lost},
+    serve::Refused,
+};
 
 /// Tries to append an end, and the pause before the second; each later pause is twice as long.
 const TRIES: u32 = 5;

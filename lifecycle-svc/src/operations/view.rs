@@ -8,18 +8,16 @@ use std::{
 };
 
 use async_nats::jetstream::kv;
-use shared::{
-    api::{
-        first_page,
-        lifecycle::{Operation, OperationId, OperationPage},
-    },
-    bus::{
-        Bus,
-        follow::{Follower, StreamState, Table},
-    },
-};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use vmwatch_api::{
+    first_page,
+    lifecycle::{Operation, OperationId, OperationPage},
+};
+use vmwatch_bus::{
+    Bus,
+    follow::{Follower, StreamState, Table},
+};
 
 use super::{
     record::Record,

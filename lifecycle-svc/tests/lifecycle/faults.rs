@@ -4,17 +4,13 @@ use std::time::{Duration, Instant};
 
 use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
-use shared::{
-    api::{
-        audit::AuditResult,
-        lifecycle::{
-            MachineState, Operation, OperationId, OperationState, Reboot, RebootTarget, Start, Verb,
-        },
-    },
-    bus::Context,
+use tokio::task::JoinHandle;
+use vmwatch_api::{
+    audit::AuditResult,
+    lifecycle::{MachineState, Operation, OperationId, OperationState, Reboot, RebootTarget, Start, Verb},
     wire::FaultKind,
 };
-use tokio::task::JoinHandle;
+use vmwatch_bus::Context;
 
 use crate::{
     cloud::{At, Cloud, Obedience},

@@ -4,19 +4,17 @@ use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::future::join_all;
-use shared::{
-    api::{
-        Role, Scope,
-        audit::AuditResult,
-        lifecycle::{
-            ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start,
-            State, Stop, Verb,
-        },
-        metrics::Limit,
+use vmwatch_api::{
+    Role, Scope,
+    audit::AuditResult,
+    lifecycle::{
+        ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start, State,
+        Stop, Verb,
     },
-    bus::audit,
+    metrics::Limit,
     wire::FaultKind,
 };
+use vmwatch_bus::audit;
 
 use crate::support::{Replica, USER, World, context, instance_id, keyed, operator, states, target, within};
 
@@ -411,10 +409,10 @@ async fn lists_show_what_the_principal_may_see_and_no_more() {
     assert_eq!(world.operations(&scoped, Some(OFF)).await, []);
 
     let hidden = theirs[1].id.clone();
-    let which = shared::api::lifecycle::OperationRef { operation_id: hidden };
+    let which = vmwatch_api::lifecycle::OperationRef { operation_id: hidden };
     let fault = world
         .bus
-        .call::<shared::api::lifecycle::OperationsGet>(&scoped, &which)
+        .call::<vmwatch_api::lifecycle::OperationsGet>(&scoped, &which)
         .await
         .unwrap_err();
     assert_eq!(fault.kind, FaultKind::NotFound);

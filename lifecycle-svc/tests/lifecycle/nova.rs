@@ -4,13 +4,11 @@ use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use e2e::{PATIENCE, eventually};
-use shared::{
-    api::{
-        lifecycle::{
-            Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
-        },
-        metrics::Limit,
+use vmwatch_api::{
+    lifecycle::{
+        Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
     },
+    metrics::Limit,
     wire::FaultKind,
 };
 

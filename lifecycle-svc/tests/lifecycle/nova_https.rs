@@ -4,7 +4,6 @@ use std::{fs, net::SocketAddr, sync::Arc};
 
 use e2e::{PATIENCE, eventually};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use shared::{api::lifecycle::MachineState, wire::FaultKind};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -13,6 +12,7 @@ use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, crypto::ring},
 };
+use vmwatch_api::{lifecycle::MachineState, wire::FaultKind};
 
 use crate::{
     cloud::{Cloud, PASSWORD, USER, entry},

@@ -7,8 +7,8 @@ use std::{
 };
 
 use e2e::{Libvirtd, PATIENCE, eventually};
-use shared::{
-    api::lifecycle::{
+use vmwatch_api::{
+    lifecycle::{
         ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
     },
     wire::FaultKind,
@@ -219,7 +219,7 @@ async fn a_start_whose_service_is_killed_is_carried_on_by_another() {
     let (bus, asked) = (world.bus.clone(), context.clone());
     let asking = tokio::spawn(async move {
         let _ = bus
-            .call::<shared::api::lifecycle::Start>(&asked, &target(VM))
+            .call::<vmwatch_api::lifecycle::Start>(&asked, &target(VM))
             .await;
     });
     eventually("it is on record", PATIENCE, async || {

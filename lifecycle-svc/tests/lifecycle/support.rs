@@ -3,29 +3,27 @@
 use std::{path::Path, time::Duration};
 
 use e2e::{Nats, PATIENCE, Process, Spec, eventually};
-use shared::{
-    api::{
-        InstanceId, Principal, Role, Scope, Service,
-        audit::AuditRecord,
-        lifecycle::{
-            Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
-            OperationsGet, OperationsList, Start, State, Target, Verb,
-        },
-        metrics::Limit,
-    },
-    bus::{
-        Bus, Context,
-        audit::{self, AuditSettings},
-        provision::ensure_stream,
-    },
-    config::Environment,
-    wire::Fault,
-};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use vmwatch_api::{
+    InstanceId, Principal, Role, Scope, Service,
+    audit::AuditRecord,
+    lifecycle::{
+        Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
+        OperationsGet, OperationsList, Start, State, Target, Verb,
+    },
+    metrics::Limit,
+    wire::Fault,
+};
+use vmwatch_bus::{
+    Bus, Context,
+    audit::{self, AuditSettings},
+    provision::ensure_stream,
+};
+use vmwatch_service::config::Environment;
 
 /// The user of most tests.
 pub(crate) const USER: &str = "ann";

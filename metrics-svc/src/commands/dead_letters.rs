@@ -7,16 +7,14 @@ use async_nats::jetstream::{
     stream::{RawMessageErrorKind, Stream},
 };
 use serde::Serialize;
-use shared::{
-    api::{
-        Service,
-        audit::{AuditRecord, AuditResult},
-        metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
-    },
-    bus::{Bus, audit::Audit, random_id},
-    cli,
+use vmwatch_api::{
+    Service,
+    audit::{AuditRecord, AuditResult},
+    metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
     time::unix_millis,
 };
+use vmwatch_bus::{Bus, audit::Audit, random_id};
+use vmwatch_service::cli;
 
 use super::{DeadLettersCommand, Selection};
 use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};

@@ -8,8 +8,8 @@ use std::{
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf};
 use indicatif::{ProgressBar, ProgressStyle};
-use shared::{
-    api::InstanceId,
+use vmwatch_api::{
+    InstanceId,
     time::{CreateDate, UtcOffset},
 };
 

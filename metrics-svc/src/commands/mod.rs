@@ -8,10 +8,8 @@ mod rebuild;
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use clap::Subcommand;
-use shared::{
-    api::Service,
-    bus::provision::setup::{self, SetupArguments},
-};
+use vmwatch_api::Service;
+use vmwatch_bus::provision::setup::{self, SetupArguments};
 
 use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore, streams};
 

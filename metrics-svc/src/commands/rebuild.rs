@@ -10,7 +10,7 @@ pub(super) async fn run(history: &History) -> Result<(), MetricsError> {
     let bar = ProgressBar::new(0);
     let template = "{msg}  {wide_bar} {pos}/{len} VMs  {eta} left";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    let done = |instance: &shared::api::InstanceId, of: usize| {
+    let done = |instance: &vmwatch_api::InstanceId, of: usize| {
         bar.set_length(of as u64);
         bar.set_message(instance.to_string());
         bar.inc(1);

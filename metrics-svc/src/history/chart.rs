@@ -1,6 +1,6 @@
 //! How fine a history is drawn: from what, and in how long buckets.
 
-use shared::api::history::{Points, Resolution, TimeRange};
+use vmwatch_api::history::{Points, Resolution, TimeRange};
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;

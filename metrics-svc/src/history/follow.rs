@@ -18,10 +18,10 @@ use bson::{RawDocumentBuf, doc, oid::ObjectId};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::{counter, gauge, histogram};
 use mongodb::Collection;
-use shared::{api::history::Resolution, time::CreateDate};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use vmwatch_api::{history::Resolution, time::CreateDate};
 
 use super::{
     History,

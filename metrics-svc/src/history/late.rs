@@ -8,7 +8,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use bson::{Binary, Bson, RawBsonRef, RawDocument, spec::BinarySubtype};
-use shared::api::history::Resolution;
+use vmwatch_api::history::Resolution;
 
 use super::{
     History,

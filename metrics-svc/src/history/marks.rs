@@ -12,7 +12,7 @@ use std::{
 use bson::{Bson, DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, oid::ObjectId};
 use futures::TryStreamExt;
 use mongodb::{Collection, options::InsertManyOptions};
-use shared::api::{InstanceId, history::Resolution};
+use vmwatch_api::{InstanceId, history::Resolution};
 
 use super::{
     chart::{bucket_start, width_ms},

@@ -15,11 +15,9 @@ pub(crate) use chart::Chart;
 
 use std::{sync::Arc, time::Duration};
 
-use shared::{
-    api::{
-        first_page,
-        history::{Resolution, VmHistoryQuery, VmSeries},
-    },
+use vmwatch_api::{
+    first_page,
+    history::{Resolution, VmHistoryQuery, VmSeries},
     time::{UtcOffset, unix_millis},
 };
 

@@ -8,9 +8,9 @@ use std::{
 };
 
 use bson::{DateTime, Document, doc};
-use shared::api::{InstanceId, history::Resolution};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use vmwatch_api::{InstanceId, history::Resolution};
 
 use super::{
     History,

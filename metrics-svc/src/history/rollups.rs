@@ -12,8 +12,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::{Collection, error::ErrorKind, options::InsertManyOptions};
-use shared::{
-    api::{InstanceId, history::Resolution},
+use vmwatch_api::{
+    InstanceId,
+    history::Resolution,
     time::{CreateDate, UtcOffset},
 };
 

@@ -1,7 +1,7 @@
 //! What the rows of a VM come to over some time: the only place where rows are added up.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
-use shared::api::history::{Stat, VmBucket};
+use vmwatch_api::history::{Stat, VmBucket};
 
 use crate::MetricsError;
 

@@ -1,8 +1,9 @@
 //! Documents that are written together, and the messages that they came from.
 
 use async_nats::jetstream::{AckKind, Message};
-use shared::{api::metrics::SAMPLE_STREAM, bus::link_to_publisher};
 use tracing::{Span, info_span, warn};
+use vmwatch_api::metrics::SAMPLE_STREAM;
+use vmwatch_bus::link_to_publisher;
 
 use super::verdict::Verdict;
 use crate::{

@@ -7,8 +7,8 @@ use async_nats::{
     jetstream::{AckKind, Context, Message},
 };
 use metrics::counter;
-use shared::api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
 use tracing::warn;
+use vmwatch_api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
 
 use super::batch::acknowledge;
 use crate::MetricsError;

@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{AckKind, Context, Message};
 use metrics::{counter, gauge, histogram};
-use shared::time::UtcOffset;
 use tokio::{
     sync::Semaphore,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
+use vmwatch_api::time::UtcOffset;
 
 use super::{
     batch::{Batch, Refused, acknowledge},

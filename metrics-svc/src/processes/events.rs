@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, collections::HashSet, time::Duration};
 
-use shared::api::{
+use vmwatch_api::{
     first_page,
     history::TimeRange,
     processes::{

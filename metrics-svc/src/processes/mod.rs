@@ -10,12 +10,10 @@ use std::{sync::Arc, time::Duration};
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{Collection, IndexModel, options::IndexOptions};
-use shared::{
-    api::{
-        InstanceId,
-        history::TimeRange,
-        processes::{ProcessName, ProcessRow},
-    },
+use vmwatch_api::{
+    InstanceId,
+    history::TimeRange,
+    processes::{ProcessName, ProcessRow},
     time::{CreateDate, UtcOffset, unix_millis},
 };
 

@@ -1,7 +1,7 @@
 //! A stored process row.
 
 use bson::{Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
-use shared::api::{metrics::RowId, processes::ProcessRow};
+use vmwatch_api::{metrics::RowId, processes::ProcessRow};
 
 use crate::{MetricsError, history::sums::number};
 

@@ -3,11 +3,9 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bson::doc;
-use shared::{
-    api::{
-        first_page,
-        processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
-    },
+use vmwatch_api::{
+    first_page,
+    processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
     time::CreateDate,
 };
 

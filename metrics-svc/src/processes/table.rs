@@ -2,11 +2,9 @@
 
 use std::{cmp::Ordering, time::Duration};
 
-use shared::{
-    api::{
-        first_page,
-        processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePlace},
-    },
+use vmwatch_api::{
+    first_page,
+    processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePlace},
     time::unix_millis,
 };
 

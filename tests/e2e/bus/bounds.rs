@@ -11,22 +11,20 @@ use std::{
 use async_nats::HeaderMap;
 use futures::{StreamExt, stream::FuturesUnordered};
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        Method, Principal, Role, Scope, Service,
-        history::{Points, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
-        lifecycle::{Start, State},
-        metrics::{RowPage, Rows, VmLatest},
-    },
-    bus::{
-        Context, headers,
-        serve::{ServeSettings, Server},
-    },
-    limits::LimitSettings,
+use tokio::sync::Semaphore;
+use vmwatch_api::{
+    Method, Principal, Role, Scope, Service,
+    history::{Points, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
+    lifecycle::{Start, State},
+    metrics::{RowPage, Rows, VmLatest},
     time::unix_millis,
     wire::FaultKind,
 };
-use tokio::sync::Semaphore;
+use vmwatch_bus::{
+    Context, headers,
+    limits::LimitSettings,
+    serve::{ServeSettings, Server},
+};
 
 use super::{SETTINGS, Served, context, echo, latest, nats, rows_of, running, target, viewer};
 

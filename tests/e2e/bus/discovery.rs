@@ -2,7 +2,8 @@
 
 use e2e::PATIENCE;
 use serde_json::Value;
-use shared::{api::metrics::VmLatest, bus::Context};
+use vmwatch_api::metrics::VmLatest;
+use vmwatch_bus::Context;
 
 use super::{ask_all, echo, latest, nats, viewer};
 

@@ -10,12 +10,10 @@ use std::{
 
 use e2e::{PATIENCE, eventually};
 use serde_json::json;
-use shared::{
-    api::{Service, metrics::VmLatest},
-    bus::{Bus, serve::Server},
-};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+use vmwatch_api::{Service, metrics::VmLatest};
+use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, echo, latest, nats, replies, rows_of, viewer};
 

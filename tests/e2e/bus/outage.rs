@@ -10,11 +10,8 @@ use std::{
 
 use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
-use shared::{
-    api::{Service, metrics::VmLatest},
-    bus::{Bus, serve::Server},
-    wire::FaultKind,
-};
+use vmwatch_api::{Service, metrics::VmLatest, wire::FaultKind};
+use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, latest, nats, rows_of, viewer};
 

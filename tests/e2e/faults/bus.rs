@@ -6,7 +6,7 @@ use std::{
 };
 
 use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
-use shared::api::lifecycle::MachineState;
+use vmwatch_api::lifecycle::MachineState;
 
 use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request, session, vm_request};
 use crate::ingest_support::metric;

@@ -3,7 +3,7 @@
 use e2e::{MACHINES, Program, Stack, codes, failure, figure};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
-use shared::api::{Role, Scope, lifecycle::MachineState};
+use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use super::{
     answers,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use e2e::{Program, Stack, figure};
 use futures::future::join_all;
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::{
     answers,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::future::join_all;
 use serde_json::json;
-use shared::api::lifecycle::MachineState;
+use vmwatch_api::lifecycle::MachineState;
 
 use super::{
     AT_ONCE, answers, assert_unavailable,

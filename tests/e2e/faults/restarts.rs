@@ -2,8 +2,8 @@
 
 use e2e::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use futures::StreamExt;
-use shared::api::{Method, metrics::VmLatest};
 use tokio::time::timeout;
+use vmwatch_api::{Method, metrics::VmLatest};
 
 use super::{
     answers,

@@ -5,8 +5,8 @@ use std::{path::Path, process::Command};
 use e2e::{ADMIN, PATIENCE, Program, Server, Stack, eventually};
 use mongodb::bson::doc;
 use serde_json::{Value, json};
-use shared::time::unix_millis;
 use tempfile::TempDir;
+use vmwatch_api::time::unix_millis;
 
 use crate::rest::client::{Api, publish, report, sample, stack};
 

@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Instant};
 use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope, sessions::USER_BUCKET};
+use vmwatch_api::{Role, Scope, sessions::USER_BUCKET};
 
 use crate::{
     ingest_support::metric,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use e2e::{Program, Stack, eventually, figure};
 use futures::future::join_all;
-use shared::api::{Method, Role, Scope, metrics::VmLatest};
+use vmwatch_api::{Method, Role, Scope, metrics::VmLatest};
 
 use super::{
     http::{Connection, address, post},

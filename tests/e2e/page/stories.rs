@@ -3,8 +3,8 @@
 use std::{os::unix::fs::symlink, process::Stdio};
 
 use e2e::{ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium};
-use shared::time::unix_millis;
 use tokio::process::{Child, Command};
+use vmwatch_api::time::unix_millis;
 
 use super::teller::{nothing, tell};
 use crate::{

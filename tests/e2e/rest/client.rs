@@ -9,11 +9,9 @@ use std::{
 use e2e::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        Role, Scope,
-        metrics::{ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
-    },
+use vmwatch_api::{
+    Role, Scope,
+    metrics::{ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::{CreateDate, unix_millis},
 };
 

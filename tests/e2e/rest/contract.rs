@@ -5,7 +5,7 @@ use std::time::Duration;
 use e2e::{PATIENCE, Program, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 

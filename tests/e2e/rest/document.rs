@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use e2e::{ADMIN, PATIENCE, Program, THIS_MACHINE, eventually};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, shown, stack};
 

@@ -11,11 +11,9 @@ use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually};
 use futures::{Stream, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::{
-    api::{
-        InstanceId, Role, Scope,
-        events::{LiveEvent, MachineEvent},
-    },
+use vmwatch_api::{
+    InstanceId, Role, Scope,
+    events::{LiveEvent, MachineEvent},
     time::unix_millis,
 };
 

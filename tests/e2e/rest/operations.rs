@@ -3,7 +3,7 @@
 use e2e::{MACHINES, PATIENCE, Program, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{InstanceId, Role, Scope, lifecycle::MachineState};
+use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use super::client::{Api, Reply, stack};
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 use e2e::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::time::unix_millis;
+use vmwatch_api::time::unix_millis;
 
 use super::client::{Api, rfc3339, stack};
 use crate::ingest_support::metric;
@@ -54,7 +54,7 @@ async fn lists_and_ends_own_sessions() {
     // Neither a token nor what it is stored under can be made of it.
     let text = json!(sessions).to_string();
     for api in &eve {
-        let token: shared::api::auth::Token = api.token.as_ref().unwrap().parse().unwrap();
+        let token: vmwatch_api::auth::Token = api.token.as_ref().unwrap().parse().unwrap();
         assert!(!text.contains(&token.to_string()) && !text.contains(&token.key()));
     }
 
@@ -81,7 +81,7 @@ async fn lists_and_ends_own_sessions() {
     // A change of the password reads the index, and ends them all.
     let consumers = format!(
         "$JS.API.CONSUMER.CREATE.KV_{}.>",
-        shared::api::sessions::SESSION_BUCKET
+        vmwatch_api::sessions::SESSION_BUCKET
     );
     let mut scans = stack.bus.client().subscribe(consumers).await.unwrap();
     stack.bus.settled().await;
@@ -152,20 +152,20 @@ async fn ends_session_that_is_idle() {
         .token
         .as_ref()
         .unwrap()
-        .parse::<shared::api::auth::Token>()
+        .parse::<vmwatch_api::auth::Token>()
         .unwrap()
         .key();
     assert_eq!(used.delete("/sessions/current").await.status, 204);
-    let report = shared::api::sessions::UsedSessions {
-        sessions: vec![shared::api::sessions::UsedSession {
+    let report = vmwatch_api::sessions::UsedSessions {
+        sessions: vec![vmwatch_api::sessions::UsedSession {
             key,
             used_at_ms: unix_millis(),
         }],
     };
-    let context = shared::bus::Context::new(PATIENCE);
+    let context = vmwatch_bus::Context::new(PATIENCE);
     let noted = stack
         .bus
-        .call::<shared::api::sessions::SessionsUsed>(&context, &report);
+        .call::<vmwatch_api::sessions::SessionsUsed>(&context, &report);
     noted.await.unwrap();
     used.is_over().await;
     there.is_over().await;

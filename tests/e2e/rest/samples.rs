@@ -3,10 +3,7 @@
 use e2e::{PATIENCE, Stack, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::{
-    api::{Role, Scope},
-    time::unix_millis,
-};
+use vmwatch_api::{Role, Scope, time::unix_millis};
 
 use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};
 

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use e2e::schemathesis;
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, report, shown, stack};
 

@@ -3,7 +3,7 @@
 use e2e::{ADMIN, PATIENCE, Program, codes, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 

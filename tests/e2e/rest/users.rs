@@ -3,7 +3,7 @@
 use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, rfc3339, stack};
 
@@ -220,7 +220,7 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
     let refused = json!({ "user_name": "mallory", "password": "a guess" });
     let refused = nobody.post("/sessions", refused).await;
     let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
-    let middle = shared::time::unix_millis();
+    let middle = vmwatch_api::time::unix_millis();
     for index in 0..5 {
         let user = json!({ "name": format!("user-{index}"), "password": "long enough", "role": "viewer" });
         assert_eq!(admin.post("/users", user).await.status, 201);

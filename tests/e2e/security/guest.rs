@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 
 use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
 use futures::TryStreamExt;
-use shared::api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
 
 use self::raw::{Raw, message};
 use crate::ingest_support::{Publisher, count};

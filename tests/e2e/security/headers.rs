@@ -3,7 +3,7 @@
 use e2e::{ADMIN, MACHINES, Program, codes};
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
+use vmwatch_api::{Role, Scope};
 
 use crate::rest::client::{Api, Reply, stack};
 

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use e2e::{Answer, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::future::join_all;
 use serde_json::{Value, json};
-use shared::api::{Role, Scope};
 use tokio::io::AsyncWriteExt;
+use vmwatch_api::{Role, Scope};
 
 use super::wire::{connect, drip, post, to_end};
 

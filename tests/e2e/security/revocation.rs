@@ -7,15 +7,13 @@ use mongodb::bson::{DateTime, Document, doc};
 use reqwest::Method;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use shared::{
-    api::{
-        Principal, Role, Scope, UserKey,
-        sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord},
-        users::{PasswordChange, UsersSetPassword},
-    },
-    bus::Context,
+use vmwatch_api::{
+    Principal, Role, Scope, UserKey,
+    sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord},
+    users::{PasswordChange, UsersSetPassword},
     wire::FaultKind,
 };
+use vmwatch_bus::Context;
 
 use crate::{ingest_support::metric, rest::client::Api};
 

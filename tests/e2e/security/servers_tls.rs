@@ -9,16 +9,14 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::json;
-use shared::{
-    config::{Environment, MONGODB_CA_FILE, MONGODB_URI},
-    store::StoreSettings,
-    time::unix_millis,
-};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
+use vmwatch_api::time::unix_millis;
+use vmwatch_service::config::{Environment, MONGODB_CA_FILE, MONGODB_URI};
+use vmwatch_store::StoreSettings;
 
 use super::tls::Authority;
 use crate::rest::client::{publish, sample};

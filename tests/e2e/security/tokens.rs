@@ -11,7 +11,7 @@ use std::{
 use e2e::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
-use shared::api::{Role, Scope, auth::Token, sessions::SESSION_BUCKET};
+use vmwatch_api::{Role, Scope, auth::Token, sessions::SESSION_BUCKET};
 
 const INVALID: &str = "'invalid or expired session'";
 

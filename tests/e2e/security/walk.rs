@@ -7,11 +7,11 @@ use std::{collections::BTreeSet, time::Duration};
 use e2e::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
-use shared::{
-    api::{InstanceId, METHODS, Principal, Role, Scope},
-    bus::Context,
+use vmwatch_api::{
+    InstanceId, METHODS, Principal, Role, Scope,
     wire::{Envelope, FaultKind},
 };
+use vmwatch_bus::Context;
 
 use crate::rest::client::{Api, Reply, report, stack};
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use gateway::legacy::{python_repr::rows_to_python, read_request};
 use metrics_svc::documents::Documents;
 use serde_json::Value;
-use shared::{api::metrics::Sample, time::UtcOffset};
+use vmwatch_api::{metrics::Sample, time::UtcOffset};
 
 /// A body of the documented API: what is passed on to a service is one JSON object with a limit within its range.
 pub fn request(body: &[u8]) {

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::Value;
-use shared::api::lifecycle::MachineState;
+use vmwatch_api::lifecycle::MachineState;
 
 /// A server, as far as it matters here.
 #[derive(Debug, Deserialize)]

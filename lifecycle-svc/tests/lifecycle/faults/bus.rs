@@ -3,13 +3,13 @@
 use std::{fs, time::Duration};
 
 use e2e::{PATIENCE, Process, Server, eventually};
-use shared::{
-    api::lifecycle::{MachineState, Operation, OperationState, Start, Verb},
-    bus::{Bus, BusSettings, Context},
-    config::Environment,
+use tokio::task::JoinHandle;
+use vmwatch_api::{
+    lifecycle::{MachineState, Operation, OperationState, Start, Verb},
     wire::FaultKind,
 };
-use tokio::task::JoinHandle;
+use vmwatch_bus::{Bus, BusSettings, Context};
+use vmwatch_service::config::Environment;
 
 use super::{Scene, VM, was_adopted};
 use crate::{

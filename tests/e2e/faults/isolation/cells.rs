@@ -9,8 +9,8 @@ use std::{
 use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Stack, eventually, figure};
 use mongodb::bson::{Document, doc};
 use serde_json::json;
-use shared::{
-    api::Role,
+use vmwatch_api::{
+    Role,
     time::{CreateDate, unix_millis},
 };
 

@@ -11,14 +11,6 @@ use std::{
 use e2e::{Gateway, PATIENCE, Stack, THIS_MACHINE, eventually};
 use futures::future::join_all;
 use serde_json::json;
-use shared::{
-    api::{
-        Role,
-        events::{LiveEvent, MachineEvent},
-        metrics::SAMPLE_SUBJECT_PREFIX,
-    },
-    time::unix_millis,
-};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -27,6 +19,12 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    Role,
+    events::{LiveEvent, MachineEvent},
+    metrics::SAMPLE_SUBJECT_PREFIX,
+    time::unix_millis,
+};
 
 use super::super::{
     http::{Connection, address},

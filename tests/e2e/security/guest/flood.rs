@@ -12,11 +12,12 @@ use std::{
 use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
-use shared::{config::UTC_OFFSET, time::UtcOffset};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
 };
+use vmwatch_api::time::UtcOffset;
+use vmwatch_service::config::UTC_OFFSET;
 
 use super::{Fingerprint, INBOX, OWN, attack_lasts, fingerprint, message, raw::Raw, resident};
 use crate::ingest_support::Publisher;

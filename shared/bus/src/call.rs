@@ -5,11 +5,11 @@ use bytes::Bytes;
 use tracing::{Instrument, info_span};
 
 use super::{Bus, Context, replies::NoReply};
-use crate::{
-    api::{Method, MethodInfo},
-    telemetry::TRACES_ONLY,
+use vmwatch_api::{
+    Method, MethodInfo,
     wire::{Envelope, Fault, FaultKind},
 };
+use vmwatch_service::telemetry::TRACES_ONLY;
 
 impl Bus {
     /// Calls a method and decodes its reply.

@@ -18,13 +18,11 @@ use tracing::error;
 
 pub use self::reader::{Newest, newest};
 use super::Bus;
-use crate::{
-    api::audit::{
-        AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
-        UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
-    },
-    config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
+use vmwatch_api::audit::{
+    AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
+    UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
 };
+use vmwatch_service::config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting};
 
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",

@@ -18,7 +18,7 @@ use async_nats::jetstream::{
 use tracing::{info, warn};
 
 use self::difference::{differences, listed};
-use crate::api::Service;
+use vmwatch_api::Service;
 
 /// JetStream answers in milliseconds or not at all.
 const DEADLINE: Duration = Duration::from_secs(3);

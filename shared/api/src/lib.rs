@@ -1,4 +1,5 @@
-//! Every method of every service, as a type. [`METHODS`] is the whole table.
+//! The contract between vmwatch's programs: every method of every service as a type. [`METHODS`] is the whole table;
+//! [`wire`] holds the reply envelope. Plain data without I/O.
 //!
 //! Adding a method takes a type here (parameters, reply and a row of [`MethodInfo`]), its entry in [`METHODS`], and a handler
 //! in its service.
@@ -17,8 +18,10 @@ mod principal;
 pub mod processes;
 pub mod sessions;
 mod text;
+pub mod time;
 mod user_name;
 pub mod users;
+pub mod wire;
 
 use std::time::Duration;
 
@@ -74,7 +77,7 @@ pub enum Kind {
     Command,
 }
 
-/// A class of requests. Each has a limit of its own in the gateway and in each service ([`crate::limits`]), so that one
+/// A class of requests. Each has a limit of its own in the gateway and in each service (`vmwatch_bus::limits`), so that one
 /// kind of load can't use up what another needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {

@@ -1,6 +1,6 @@
 //! Parameters and envelopes as they travel.
 
-use crate::wire::{Envelope, Fault, FaultKind};
+use vmwatch_api::wire::{Envelope, Fault, FaultKind};
 
 /// Decodes parameters; the fault names the field and the rule, and repeats nothing that was sent.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
@@ -38,7 +38,7 @@ pub(super) fn bytes_of(outcome: Result<Vec<u8>, Fault>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::metrics::Latest;
+    use vmwatch_api::metrics::Latest;
 
     #[test]
     fn a_refusal_names_the_field_and_the_rule_and_repeats_nothing() {

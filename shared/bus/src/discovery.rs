@@ -17,10 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::context::random_id;
-use crate::{
-    api::{MethodInfo, Service},
-    wire::Fault,
-};
+use vmwatch_api::{MethodInfo, Service, wire::Fault};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -224,10 +221,7 @@ impl Discovery {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        api::{Method, metrics::VmLatest},
-        wire::FaultKind,
-    };
+    use vmwatch_api::{Method, metrics::VmLatest, wire::FaultKind};
 
     #[test]
     fn stats_are_those_of_the_convention() {

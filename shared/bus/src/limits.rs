@@ -15,11 +15,11 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{
-    api::Class,
-    config::{Environment, Invalid, Setting},
+use vmwatch_api::{
+    Class,
     wire::{Fault, FaultKind},
 };
+use vmwatch_service::config::{Environment, Invalid, Setting};
 
 const MAX_LOGINS: Setting = Setting {
     name: "VMWATCH_MAX_LOGINS",

@@ -11,7 +11,7 @@ use futures::TryStreamExt;
 use tracing::warn;
 
 use super::{AuditError, Bus, within};
-use crate::api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
+use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
 
 /// Records read at once.
 const WINDOW: u64 = 500;

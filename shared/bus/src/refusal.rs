@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 
 use super::Context;
-use crate::{api::MethodInfo, wire::Fault};
+use vmwatch_api::{MethodInfo, wire::Fault};
 
 /// A request whose principal may not do what it asks for.
 #[derive(Debug, Clone)]

@@ -11,8 +11,8 @@ use opentelemetry::{
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::{
-    api::Principal,
+use vmwatch_api::{
+    Principal,
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
@@ -23,7 +23,7 @@ pub mod headers {
     pub const REQUEST_ID: &str = "Vmwatch-Request-Id";
     /// Unix milliseconds after which nobody waits for the answer.
     pub const DEADLINE: &str = "Vmwatch-Deadline";
-    /// The [`Principal`](crate::api::Principal) as JSON; absent where there is no session.
+    /// The [`Principal`](vmwatch_api::Principal) as JSON; absent where there is no session.
     pub const PRINCIPAL: &str = "Vmwatch-Principal";
     /// The caller's key of a command; the same key never acts twice.
     pub const IDEMPOTENCY_KEY: &str = "Vmwatch-Idempotency-Key";
@@ -191,7 +191,7 @@ impl Extractor for HeaderExtractor<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Role, Scope};
+    use vmwatch_api::{Role, Scope};
 
     #[test]
     fn a_context_comes_back_from_its_headers() {

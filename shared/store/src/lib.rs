@@ -8,7 +8,7 @@ use mongodb::{
 };
 use tracing::{Span, info_span, warn};
 
-use crate::{
+use vmwatch_service::{
     config::{
         DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_CA_FILE, MONGODB_URI, MONGODB_URI_FILE,
         Setting,

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::HashMap, fmt, str::FromStr, time::Duration};
 
-use crate::time::UtcOffset;
+use vmwatch_api::time::UtcOffset;
 
 /// The exit code for wrong settings or arguments: `EX_USAGE` of sysexits.h.
 pub const EX_USAGE: i32 = 64;

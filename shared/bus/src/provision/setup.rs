@@ -9,10 +9,8 @@ use super::{
     difference::{Difference, differences, listed, losses},
     find_consumer, find_stream, refused, within,
 };
-use crate::{
-    api::Service,
-    bus::{Bus, BusError, BusSettings},
-};
+use crate::{Bus, BusError, BusSettings};
+use vmwatch_api::Service;
 
 /// How long the command waits for a bus that is still starting.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);

@@ -7,7 +7,7 @@ use metrics::counter;
 use tracing::warn;
 
 use super::follow::Table;
-use crate::api::{
+use vmwatch_api::{
     UserHash,
     sessions::{USER_BUCKET, UserRecord},
 };

@@ -2,23 +2,39 @@
 //! not), `/metrics` (Prometheus). It shows nothing of users or VMs; bind it where only the platform reaches it.
 
 use std::{
+    convert::Infallible,
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     sync::Arc,
     time::Duration,
 };
 
-use axum::{Router, http::StatusCode, routing::get};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics::gauge;
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{debug, info, warn};
 
-use crate::{
-    config::{Environment, Invalid, Setting},
-    http_server::{HttpLimits, serve},
-};
+use crate::config::{Environment, Invalid, Setting};
+
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS: usize = 64;
+/// Limit of a whole connection, which serves one request: a client that sends or reads slowly ends here.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// Limit of a request's line and headers.
+const HEADER_LIMIT: Duration = Duration::from_secs(5);
+/// Size of the read buffer, which bounds a request's line and headers.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// Wait after a failed accept, which mostly means that the process has no free file descriptor.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// The setting of the listener; each program has its own default port.
 pub const fn setting(default: &'static str) -> Setting {
@@ -52,42 +68,107 @@ pub async fn start(
         )
     })?;
     info!(address = %listener.local_addr()?, "health listener");
-    let stopping = shutdown.clone();
-    let state = Arc::new(move || {
-        if stopping.is_cancelled() {
-            Err("stopping")
-        } else {
-            ready()
-        }
+    let probes = Arc::new(Probes {
+        ready,
+        metrics,
+        shutdown,
     });
-    let readiness = {
-        let state = Arc::clone(&state);
-        move || async move {
-            match state() {
+    tokio::spawn(probes.serve(listener));
+    Ok(())
+}
+
+/// Answers the requests of the health listener.
+struct Probes {
+    ready: Readiness,
+    metrics: PrometheusHandle,
+    shutdown: CancellationToken,
+}
+
+impl Probes {
+    async fn serve(self: Arc<Self>, listener: TcpListener) {
+        let shutdown = self.shutdown.clone();
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        let accepting = async {
+            // The semaphore is never closed.
+            while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        let probes = Arc::clone(&self);
+                        tokio::spawn(async move {
+                            probes.connection(stream, peer).await;
+                            drop(permit);
+                        });
+                    }
+                    Err(error) => {
+                        warn!(%error, "health listener: accept failed; retrying");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                }
+            }
+        };
+        shutdown.run_until_cancelled(accepting).await;
+    }
+
+    /// Serves one request. Without keep-alive no connection is idle, so that a stop has none to wait for.
+    async fn connection(self: Arc<Self>, stream: tokio::net::TcpStream, peer: SocketAddr) {
+        let service = service_fn(move |request: Request<Incoming>| {
+            let response = self.respond(&request);
+            async { Ok::<_, Infallible>(response) }
+        });
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADER_LIMIT)
+            .max_buf_size(BUFFER_BYTES)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service);
+        match timeout(CONNECTION_LIMIT, served).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => debug!(%error, %peer, "health listener: connection failed"),
+            Err(_) => debug!(%peer, "health listener: connection timed out"),
+        }
+    }
+
+    fn respond<B>(&self, request: &Request<B>) -> Response<String> {
+        let (status, body) = if matches!(*request.method(), Method::GET | Method::HEAD) {
+            self.page(request.uri().path())
+        } else {
+            (StatusCode::METHOD_NOT_ALLOWED, String::new())
+        };
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+        if status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET,HEAD"));
+        }
+        response
+    }
+
+    fn page(&self, path: &str) -> (StatusCode, String) {
+        match path {
+            "/healthz" => (StatusCode::OK, "alive\n".to_owned()),
+            "/readyz" => match self.readiness() {
                 Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
                 Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+            },
+            "/metrics" => {
+                gauge!("vmwatch_ready").set(if self.readiness().is_ok() { 1.0 } else { 0.0 });
+                (StatusCode::OK, self.metrics.render())
             }
+            _ => (StatusCode::NOT_FOUND, String::new()),
         }
-    };
-    let shown = move || async move {
-        gauge!("vmwatch_ready").set(if state().is_ok() { 1.0 } else { 0.0 });
-        metrics.render()
-    };
-    let router = Router::new()
-        .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(readiness))
-        .route("/metrics", get(shown));
-    let limits = HttpLimits {
-        connections: 64,
-        header_timeout: Duration::from_secs(5),
-        drain: Duration::from_secs(1),
-    };
-    tokio::spawn(async move {
-        if let Err(error) = serve(listener, router, limits, None, shutdown).await {
-            error!(%error, "the health listener failed");
+    }
+
+    fn readiness(&self) -> Result<(), &'static str> {
+        if self.shutdown.is_cancelled() {
+            Err("stopping")
+        } else {
+            (self.ready)()
         }
-    });
-    Ok(())
+    }
 }
 
 /// Asks the program that runs here whether it is ready, or why not: the health check of an image without shell or

@@ -12,6 +12,7 @@ mod context;
 mod discovery;
 mod drain;
 pub mod follow;
+pub mod limits;
 pub mod provision;
 mod refusal;
 mod replies;
@@ -32,7 +33,7 @@ use tracing::{debug, info, warn};
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
 use self::replies::Replies;
-use crate::{
+use vmwatch_service::{
     config::{
         Environment, Invalid, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
         NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, Setting,

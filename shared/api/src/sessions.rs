@@ -215,7 +215,7 @@ impl Method for SessionsUsed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Scope, auth::Token};
+    use crate::{Scope, auth::Token};
 
     #[test]
     fn names_session_without_token_or_hash() {

@@ -26,12 +26,12 @@ use super::{
     drain::Counted,
     refusal::Refusals,
 };
-use crate::{
-    api::{Access, Method, MethodInfo, Principal, Service},
-    config::{DRAIN_DEADLINE, Environment, Invalid, Setting},
-    limits::{Full, LimitSettings, Limits, Permit},
+use crate::limits::{Full, LimitSettings, Limits, Permit};
+use vmwatch_api::{
+    Access, Method, MethodInfo, Principal, Service,
     wire::{Envelope, Fault, FaultKind},
 };
+use vmwatch_service::config::{DRAIN_DEADLINE, Environment, Invalid, Setting};
 
 /// The settings that every service reads, beside [`crate::limits::SETTINGS`].
 pub const SETTINGS: &[Setting] = &[DRAIN_DEADLINE];
@@ -383,7 +383,7 @@ async fn send(bus: &Bus, reply_to: Subject, envelope: Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{Role, Scope};
+    use vmwatch_api::{Role, Scope};
 
     #[test]
     fn a_role_may_what_it_reaches() {
