@@ -19,7 +19,7 @@ use agent::{
     Selection,
     sample::{Roots, Sampler},
 };
-use e2e::{PATIENCE, eventually};
+use testkit::{PATIENCE, eventually};
 use vmwatch_api::metrics::{ProcessSample, Sample};
 
 /// A child process, killed when dropped.

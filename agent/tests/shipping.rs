@@ -19,10 +19,10 @@ use async_nats::jetstream::{
     context::Context,
     stream::{Config, DiscardPolicy, RetentionPolicy, Stream},
 };
-use e2e::{Nats, PATIENCE, Process, Spec, eventually};
 use futures::StreamExt;
 use serde_json::json;
 use tempfile::TempDir;
+use testkit::{Nats, PATIENCE, Process, Spec, eventually};
 use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
 use vmwatch_bus::Bus;
 

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use e2e::{Process, Program, Spec};
+use testkit::{Process, Program, Spec};
 
 use crate::{
     report::{Bound, Report, number},

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::{StreamExt, TryStreamExt, stream};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     UserKey,
     auth::Token,

@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use e2e::{Program, Stack, StackBuilder, codes};
 use metrics_svc::{documents::Documents, store::RowKind};
 use serde_json::json;
+use testkit::{Program, Stack, StackBuilder, codes};
 use vmwatch_api::{Role, Scope};
 use vmwatch_service::config::UTC_OFFSET;
 
@@ -298,7 +298,7 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
 
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.set(KEPT_SETTING, "1s");
-    metrics.process.terminate(e2e::PATIENCE).await;
+    metrics.process.terminate(testkit::PATIENCE).await;
     metrics.restart().await;
     let axum = peers::one_process(&stack, folder, &session, one("one process", KEPT)).await?;
     let plan = Plan {
@@ -484,7 +484,7 @@ pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>>
 
 /// Waits until a side answers: a service on the bus may still be subscribing.
 async fn answers_at_all(side: &Side) {
-    e2e::eventually("the service answers", e2e::PATIENCE, async || {
+    testkit::eventually("the service answers", testkit::PATIENCE, async || {
         side.load
             .answers(1)
             .await

@@ -22,12 +22,12 @@ use std::{
 use agent::Part;
 use anyhow::ensure;
 use clap::Args;
-use e2e::{Program, Stack};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics_svc::{
     documents::Documents,
     store::{RowKind, RowStore},
 };
+use testkit::{Program, Stack};
 use vmwatch_api::time::UtcOffset;
 use vmwatch_service::config::UTC_OFFSET;
 

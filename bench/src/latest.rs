@@ -10,11 +10,11 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::ensure;
 use bson::{Document, doc};
 use clap::Args;
-use e2e::{Program, Stack};
 use metrics_svc::{
     documents::Documents,
     store::{Query, RowKind, RowStore},
 };
+use testkit::{Program, Stack};
 use vmwatch_api::{
     InstanceId, Principal, Role, Scope,
     metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, VmLatest},
@@ -205,7 +205,7 @@ impl Bench {
         store::publish(self.bus.jetstream(), &parts).await?;
         store::drained(self.bus.jetstream()).await?;
         let last = CreateDate::at(end, self.offset);
-        e2e::eventually(
+        testkit::eventually(
             "the service has stored the time of the last sample",
             NOTED_WITHIN,
             async || {

@@ -7,9 +7,9 @@ use std::{
 
 use argon2::{Argon2, PasswordHasher, PasswordVerifier, password_hash::phc::PasswordHash};
 use clap::Args;
-use e2e::{ADMIN, Program, Stack, codes};
 use futures::future::try_join_all;
 use serde_json::json;
+use testkit::{ADMIN, Program, Stack, codes};
 use vmwatch_api::{Role, Scope};
 
 use crate::{

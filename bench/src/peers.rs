@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use e2e::{PATIENCE, Process, Spec, Stack, free_port};
+use testkit::{PATIENCE, Process, Spec, Stack, free_port};
 use vmwatch_service::config::NATS_URL;
 
 use crate::{

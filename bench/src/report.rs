@@ -3,8 +3,8 @@
 use std::{fmt::Write as _, fs, path::Path};
 
 use anyhow::Context;
-use e2e::Stack;
 use serde_json::{Map, Value, json};
+use testkit::Stack;
 
 use crate::{machine, usage};
 

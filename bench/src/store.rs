@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use agent::Part;
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{Context, message::PublishMessage};
-use e2e::{Program, Stack, StackBuilder};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics_svc::{
     config::{RetentionSettings, RowSettings},
     store::RowStore,
 };
+use testkit::{Program, Stack, StackBuilder};
 use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
 use vmwatch_service::config::{Environment, MONGODB_URI, UTC_OFFSET};
 use vmwatch_store::StoreSettings;

@@ -1,6 +1,6 @@
 """The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is off and contains the agent.
 
-The end-to-end tests use the same setup (tests/src/libvirtd.rs).
+The end-to-end tests use the same setup (testkit/src/libvirtd.rs).
 """
 
 import os

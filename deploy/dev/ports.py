@@ -7,7 +7,7 @@ from typing import Callable, Dict, Iterable
 from .terminal import Problem
 
 LOOPBACK = "127.0.0.1"
-# Below the kernel's ephemeral ports (by default from 32768), and above those of the tests (tests/src/ports.rs) and
+# Below the kernel's ephemeral ports (by default from 32768), and above those of the tests (testkit/src/ports.rs) and
 # MongoDB's 27017.
 FIRST, COUNT = 28_000, 4_000
 

@@ -14,7 +14,7 @@ from .terminal import Step
 
 WEB = layout.ROOT / "gateway" / "web"
 # The API types of the page are generated from it.
-CONTRACT = layout.ROOT / "tests" / "golden" / "openapi.json"
+CONTRACT = layout.ROOT / "gateway" / "openapi.json"
 SOURCES = ["src", "index.html", "package.json", "package-lock.json", "tsconfig.json", "vite.config.mjs", "pack.mjs"]
 # Required by Vite.
 NODE_LEAST = (20, 19)

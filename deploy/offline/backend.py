@@ -7,7 +7,7 @@ from dev.terminal import Step
 
 from .engine import LOGS, Engine
 
-# The label that the tests put on each container, with the id of their process (tests/src/container.rs).
+# The label that the tests put on each container, with the id of their process (testkit/src/container.rs).
 LABEL = "vmwatch-e2e"
 # Parts of the names of the tests to run: some of each kind, and all that kill, freeze or restart the two servers. Left
 # out are faults::rollback, faults::restore and faults::disk: they replace the files of a server, so they always run the

@@ -7,8 +7,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use e2e::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use serde_json::{Value, json};
+use testkit::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use vmwatch_api::{Role, Scope};
 
 /// Reads the rows of this machine.

@@ -1,8 +1,8 @@
 //! Requests that the contract accepts, and what each gets.
 
-use e2e::{Answer, MACHINES, Power, Stack, codes, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{Answer, MACHINES, Power, Stack, codes, failure};
 use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};

@@ -1,9 +1,9 @@
 //! The audit holds what it promises: under a flood of failed logins, from the command line, and when it takes no record.
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
+use testkit::{ADMIN, PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
     auth::{Credentials, Login},

@@ -1,9 +1,9 @@
 //! Input that no client of ours sends: each gets the contract's answer, nothing reaches the database as an operator,
 //! and nothing breaks.
 
-use e2e::{ADMIN, Answer, Gateway, MACHINES, Program, Stack, codes, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, Answer, Gateway, MACHINES, Program, Stack, codes, failure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};

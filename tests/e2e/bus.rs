@@ -7,10 +7,10 @@ mod outage;
 
 use std::time::Duration;
 
-use e2e::{Nats, PATIENCE, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{Nats, PATIENCE, eventually};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use e2e::{PATIENCE, Program, Stack, eventually, free_port};
 use gateway::{
     config::GatewaySettings,
     legacy::{Documented, PATH, Shape, TABLE},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use testkit::{PATIENCE, Program, Stack, eventually, free_port};
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Scope, Service,

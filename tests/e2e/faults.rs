@@ -31,8 +31,8 @@ mod timeouts;
 
 use std::{env, time::Duration};
 
-use e2e::{Answer, Gateway, PATIENCE, Stack, codes, eventually, failure};
 use serde_json::{Value, json};
+use testkit::{Answer, Gateway, PATIENCE, Stack, codes, eventually, failure};
 use vmwatch_api::{Role, Scope};
 use vmwatch_service::config::Span;
 
@@ -66,7 +66,7 @@ fn start_request(session: &str, machine: &str) -> Value {
 }
 
 fn login_request() -> Value {
-    let (user, password) = e2e::ADMIN;
+    let (user, password) = testkit::ADMIN;
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 

@@ -2,8 +2,8 @@
 
 use std::{fs, path::PathBuf};
 
-use e2e::{Program, Stack};
 use mongodb::bson::{Bson, Document};
+use testkit::{Program, Stack};
 use vmwatch_api::{Role, Scope};
 
 const GOLDEN: [&str; 5] = [

@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Libvirtd, Program, Stack, codes, eventually, figure};
 use serde_json::json;
+use testkit::{Libvirtd, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     Scope,
     history::{Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries},

@@ -1,7 +1,7 @@
 //! What the tests of history have in common: samples at any moment, and the wait for rollups that follow them.
 
-use e2e::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use mongodb::bson::{Document, doc};
+use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
     metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},

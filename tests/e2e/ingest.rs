@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{PATIENCE, Program, Stack, eventually};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},

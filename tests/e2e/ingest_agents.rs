@@ -1,7 +1,7 @@
 //! Real agents on this machine, and a bus that is away, or full, or comes back to an agent that was killed: every row
 //! that they sampled is in the store, once.
 
-use e2e::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
+use testkit::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
 
 use crate::ingest_support::{Publisher, Rows, count, metric, outage, stack};
 

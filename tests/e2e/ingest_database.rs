@@ -1,10 +1,10 @@
 //! What a database that refuses or stalls does to samples: only a row's own fault, or three crashes, make a dead letter.
 
 use async_nats::jetstream::{AckKind, consumer::PullConsumer};
-use e2e::{Inserts, MongoProxy, PATIENCE, Program, Replica, Stack, eventually};
 use futures::StreamExt;
 use metrics_svc::ingest::dead_letter;
 use mongodb::bson::{Document, doc};
+use testkit::{Inserts, MongoProxy, PATIENCE, Program, Replica, Stack, eventually};
 use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_STREAM};
 use vmwatch_service::config::MONGODB_URI;
 

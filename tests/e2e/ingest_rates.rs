@@ -5,8 +5,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use e2e::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
 use mongodb::bson::{Document, doc};
+use testkit::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
 use tokio::time::Instant;
 use vmwatch_api::time::CreateDate;
 use vmwatch_service::config::UTC_OFFSET;
@@ -96,7 +96,7 @@ async fn an_agent_empties_a_long_spool_and_loses_no_row() {
     assert_eq!(log.matches(share_is_full).count(), 1, "{log}");
 }
 
-async fn stored(stack: &e2e::Stack, instance: &str) {
+async fn stored(stack: &testkit::Stack, instance: &str) {
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     eventually("another VM's row is stored", PATIENCE, async || {
         let found = rows.count_documents(doc! { "instance_id": instance }).await;

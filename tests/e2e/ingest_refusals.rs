@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::stream::Stream;
-use e2e::{Program, Stack};
 use metrics_svc::ingest::dead_letter;
 use mongodb::bson::doc;
 use serde_json::{Value, json};
+use testkit::{Program, Stack};
 use vmwatch_api::metrics::{
     DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
 };

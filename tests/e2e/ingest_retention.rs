@@ -1,8 +1,8 @@
 //! The database deletes what is older than its retention, and a restart with another retention changes that.
 
-use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
+use testkit::{PATIENCE, Program, Stack, eventually};
 
 use crate::{
     ingest_support::{Publisher, drained, stack},

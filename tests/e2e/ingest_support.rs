@@ -9,10 +9,10 @@ use std::{
 };
 
 use async_nats::jetstream::message::PublishMessage;
-use e2e::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, eventually};
 use futures::TryStreamExt;
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::Value;
+use testkit::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     InstanceId,
     metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use e2e::{PATIENCE, Program, Stack};
 use mongodb::bson::{Document, oid::ObjectId};
 use serde_json::Value;
+use testkit::{PATIENCE, Program, Stack};
 use vmwatch_api::{
     Principal, Role, Scope,
     metrics::{Latest, LatestByName, Limit, ProcessByName, VmLatest},

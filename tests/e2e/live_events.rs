@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
-use e2e::{PATIENCE, Program, Stack, eventually};
 use futures::StreamExt;
 use mongodb::bson::{Document, doc};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     InstanceId,
     events::{EVENT_STREAM, LiveEvent, event_filter},

@@ -1,4 +1,4 @@
-//! The end-to-end tests: one module a topic, each test a story on real processes (see the harness in `../src`).
+//! The end-to-end tests: one module a topic, each test a story on real processes (the crate `testkit` is their harness).
 
 #![allow(
     clippy::unwrap_used,

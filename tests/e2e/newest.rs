@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use e2e::{PATIENCE, Program, Stack, codes};
 use futures::future::join_all;
 use serde_json::{Value, json};
+use testkit::{PATIENCE, Program, Stack, codes};
 use vmwatch_api::{Role, Scope, time::CreateDate};
 use vmwatch_service::config::UTC_OFFSET;
 
@@ -61,7 +61,7 @@ async fn no_answer_is_older_than_the_setting_says() {
         given_again += u32::from(missing.is_some());
     }
     assert!(given_again > 0, "no answer was ever given again");
-    e2e::eventually("the last row is read", PATIENCE, async || {
+    testkit::eventually("the last row is read", PATIENCE, async || {
         let rows = read(&stack, &session, 1).await;
         let newest = rows.first().and_then(|row| row["proc"].as_u64());
         let newest = newest.and_then(|newest| usize::try_from(newest).ok());

@@ -3,8 +3,8 @@
 mod stories;
 mod teller;
 
-use e2e::Stack;
 use reqwest::Method;
+use testkit::Stack;
 
 use crate::rest::client::{Api, Reply};
 

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use e2e::Stack;
 use mongodb::bson::{Bson, DateTime, Document, doc};
 use serde_json::{Value, json};
+use testkit::Stack;
 use vmwatch_api::{
     InstanceId, Method, PAGE_BYTES, Role, Scope,
     audit::{self, AUDIT_SUBJECT_PREFIX, AuditFilter},
@@ -293,7 +293,7 @@ async fn lists_of_records_come_in_pages_of_bounded_size() {
         "{} on {pages}",
         listed.len()
     );
-    e2e::eventually("all commands are listed", e2e::PATIENCE, async || {
+    testkit::eventually("all commands are listed", testkit::PATIENCE, async || {
         let (listed, pages) = all_of(&api, "/operations?limit=1000", "operations", "cursor").await;
         let ids: BTreeSet<_> = listed.iter().map(|row| row["id"].to_string()).collect();
         let whole = listed.len() == RECORDS && ids.len() == RECORDS && pages > 1;
@@ -307,7 +307,7 @@ async fn lists_of_records_come_in_pages_of_bounded_size() {
         after: None,
         limit: Limit::new(1000).unwrap(),
     };
-    let admin = vmwatch_bus::Context::new(e2e::PATIENCE).as_principal(vmwatch_api::Principal {
+    let admin = vmwatch_bus::Context::new(testkit::PATIENCE).as_principal(vmwatch_api::Principal {
         user: "test".to_owned(),
         role: Role::Admin,
         scope: Scope::All,

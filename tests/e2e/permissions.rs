@@ -3,9 +3,9 @@
 use std::{fs, time::Duration};
 
 use async_nats::ConnectOptions;
-use e2e::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
 use futures::StreamExt;
 use serde_json::{Value, json};
+use testkit::{ADMIN, MACHINES, Nats, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
 use vmwatch_api::{
     Principal, Role, Scope,
     lifecycle::{State, Target},

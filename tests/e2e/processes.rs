@@ -1,7 +1,7 @@
 //! Processes of any moment: tables, the past of some of them, starts and ends.
 
-use e2e::Stack;
 use mongodb::bson::{Document, doc, oid::ObjectId};
+use testkit::Stack;
 use vmwatch_api::{
     Scope,
     history::{Points, Stat, TimeRange},

@@ -1,7 +1,7 @@
 //! Rows as an older reporter would have left them in the store.
 
-use e2e::Stack;
 use mongodb::bson::{Document, doc, oid::ObjectId};
+use testkit::Stack;
 
 /// The row of a VM; rows of the same date are told apart by `_id`, and recognised by `proc`.
 pub(crate) fn vm_row(instance: &str, create_date: &str, proc: i32) -> Document {

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure};
 use serde_json::{Value, json};
+use testkit::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure};
 use vmwatch_api::{Role, Scope};
 
 const INVALID: &str = "'invalid or expired session'";

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, process::Output};
 
 use async_nats::{HeaderMap, jetstream::stream::Info};
-use e2e::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
+use testkit::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
     sessions::SESSION_BUCKET,

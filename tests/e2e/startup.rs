@@ -1,6 +1,6 @@
 //! How programs start and end: readiness, and telemetry.
 
-use e2e::{NatsProxy, PATIENCE, Program, Stack};
+use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
 use vmwatch_api::{Method, auth::Login, lifecycle::List, metrics::VmLatest};
 use vmwatch_service::{

@@ -7,7 +7,6 @@ use std::{
 };
 
 use axum::{Router, body::Bytes, extract::State, routing::post};
-use e2e::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::ExportTraceServiceRequest,
     common::v1::{KeyValue, any_value::Value},
@@ -15,6 +14,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message;
 use serde_json::json;
+use testkit::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
 use tokio::net::TcpListener;
 use vmwatch_api::{Role, Scope};
 

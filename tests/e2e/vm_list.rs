@@ -1,7 +1,7 @@
 //! The list of VMs: the newest row of each, whatever order rows come in, at one query a page.
 
-use e2e::{PATIENCE, Program, eventually};
 use futures::{StreamExt, stream};
+use testkit::{PATIENCE, Program, eventually};
 use vmwatch_api::{
     InstanceId, Scope,
     history::{SPARKLINE_STEP_MS, VmGet, VmList, VmSummary},

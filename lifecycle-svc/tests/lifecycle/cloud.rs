@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::{body::Bytes, http::HeaderMap};
-use e2e::{PATIENCE, eventually};
+use testkit::{PATIENCE, eventually};
 use tokio::{net::TcpListener, sync::watch};
 
 mod answers;

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
+use testkit::{PATIENCE, eventually};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
     audit::AuditResult,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use e2e::{PATIENCE, eventually};
+use testkit::{PATIENCE, eventually};
 use vmwatch_api::{
     lifecycle::{
         Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb,

@@ -3,9 +3,9 @@
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
-use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
 use serde::Deserialize;
+use testkit::{PATIENCE, eventually};
 use vmwatch_api::{
     lifecycle::{ForceStop, List, MachineState, Page, Reboot, RebootTarget, Stop},
     metrics::Limit,

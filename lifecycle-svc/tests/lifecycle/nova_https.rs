@@ -2,8 +2,8 @@
 
 use std::{fs, net::SocketAddr, sync::Arc};
 
-use e2e::{PATIENCE, eventually};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use testkit::{PATIENCE, eventually};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Libvirtd, PATIENCE, eventually};
+use testkit::{Libvirtd, PATIENCE, eventually};
 use vmwatch_api::{
     lifecycle::{
         ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Stop, Verb,

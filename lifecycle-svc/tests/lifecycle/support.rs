@@ -2,8 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use e2e::{Nats, PATIENCE, Process, Spec, eventually};
 use tempfile::TempDir;
+use testkit::{Nats, PATIENCE, Process, Spec, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -17,7 +17,7 @@ fn its_program_needs_no_library_of_libvirt() {
 async fn a_libvirt_uri_is_refused_by_name() {
     let world = World::new().await;
     let service = world.spawn("lifecycle", &[("VMWATCH_HYPERVISORS", "lab=qemu:///system")]);
-    let status = e2e::eventually("it ends", e2e::PATIENCE, async || {
+    let status = testkit::eventually("it ends", testkit::PATIENCE, async || {
         service.0.ended().ok_or_else(|| service.0.log())
     })
     .await;

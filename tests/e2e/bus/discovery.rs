@@ -1,7 +1,7 @@
 //! `$SRV.PING`, `INFO` and `STATS`.
 
-use e2e::PATIENCE;
 use serde_json::Value;
+use testkit::PATIENCE;
 use vmwatch_api::metrics::VmLatest;
 use vmwatch_bus::Context;
 

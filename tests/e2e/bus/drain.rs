@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use e2e::{PATIENCE, eventually};
 use serde_json::json;
+use testkit::{PATIENCE, eventually};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{Service, metrics::VmLatest};

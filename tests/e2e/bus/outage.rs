@@ -8,8 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{PATIENCE, eventually};
 use futures::future::join_all;
+use testkit::{PATIENCE, eventually};
 use vmwatch_api::{Service, metrics::VmLatest, wire::FaultKind};
 use vmwatch_bus::{Bus, serve::Server};
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
+use testkit::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use vmwatch_api::lifecycle::MachineState;
 
 use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request, session, vm_request};

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Gateway, Program, Stack, figure};
 use futures::future::join_all;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use testkit::{Gateway, Program, Stack, figure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant as Moment, Interval, interval_at},

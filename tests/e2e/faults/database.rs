@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually, figure};
+use testkit::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually, figure};
 
 use super::{
     AT_ONCE, answers,

@@ -6,10 +6,10 @@ use std::{
     path::PathBuf,
 };
 
-use e2e::{ADMIN, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually, figure};
 use rustix::process::geteuid;
 use serde_json::json;
 use tempfile::TempDir;
+use testkit::{ADMIN, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually, figure};
 
 use super::login_request;
 

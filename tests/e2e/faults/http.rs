@@ -3,8 +3,8 @@
 
 use std::io;
 
-use e2e::Gateway;
 use serde_json::Value;
+use testkit::Gateway;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

@@ -8,7 +8,7 @@ mod loads;
 
 use std::{fs, time::Duration};
 
-use e2e::{Process, Program, Stack, figure};
+use testkit::{Process, Program, Stack, figure};
 use tokio_util::sync::CancellationToken;
 
 use self::{

@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{Gateway, PATIENCE, eventually};
 use futures::future::join_all;
 use serde_json::Value;
+use testkit::{Gateway, PATIENCE, eventually};
 
 use super::http::{Connection, address, post};
 

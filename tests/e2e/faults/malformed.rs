@@ -1,8 +1,8 @@
 //! Bodies that no client means: each gets the answer of its contract, and none makes a program fail.
 
-use e2e::{MACHINES, Program, Stack, codes, failure, figure};
 use reqwest::{Method, header};
 use serde_json::{Value, json};
+use testkit::{MACHINES, Program, Stack, codes, failure, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use super::{

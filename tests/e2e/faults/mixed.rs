@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{MACHINES, Process, Program, Stack, THIS_MACHINE, codes, figure};
 use serde_json::json;
+use testkit::{MACHINES, Process, Program, Stack, THIS_MACHINE, codes, figure};
 
 use super::{
     answers,

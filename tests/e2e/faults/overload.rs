@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Program, Stack, figure};
 use futures::future::join_all;
+use testkit::{Program, Stack, figure};
 use vmwatch_api::{Role, Scope};
 
 use super::{

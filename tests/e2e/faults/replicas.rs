@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::future::join_all;
 use serde_json::json;
+use testkit::{ADMIN, MACHINES, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use vmwatch_api::lifecycle::MachineState;
 
 use super::{

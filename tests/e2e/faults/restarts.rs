@@ -1,7 +1,7 @@
 //! Rolling restarts: replicas that are asked to end and start again, one after the other and under load.
 
-use e2e::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use futures::StreamExt;
+use testkit::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use tokio::time::timeout;
 use vmwatch_api::{Method, metrics::VmLatest};
 

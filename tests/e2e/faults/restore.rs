@@ -2,10 +2,10 @@
 
 use std::{path::Path, process::Command};
 
-use e2e::{ADMIN, PATIENCE, Program, Server, Stack, eventually};
 use mongodb::bson::doc;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use testkit::{ADMIN, PATIENCE, Program, Server, Stack, eventually};
 use vmwatch_api::time::unix_millis;
 
 use crate::rest::client::{Api, publish, report, sample, stack};

@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path, time::Instant};
 
-use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, Gateway, MACHINES, PATIENCE, Program, Stack, eventually, figure};
 use vmwatch_api::{Role, Scope, sessions::USER_BUCKET};
 
 use crate::{

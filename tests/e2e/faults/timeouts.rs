@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::{Program, Stack, eventually, figure};
 use futures::future::join_all;
+use testkit::{Program, Stack, eventually, figure};
 use vmwatch_api::{Method, Role, Scope, metrics::VmLatest};
 
 use super::{

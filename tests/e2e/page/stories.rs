@@ -2,7 +2,9 @@
 
 use std::{os::unix::fs::symlink, process::Stdio};
 
-use e2e::{ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium};
+use testkit::{
+    ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium,
+};
 use tokio::process::{Child, Command};
 use vmwatch_api::time::unix_millis;
 

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use e2e::{ADMIN, Stack, figure, node_and_chromium};
+use testkit::{ADMIN, Stack, figure, node_and_chromium};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::Command,

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use e2e::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
+use testkit::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Role, Scope,
     metrics::{ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use e2e::{PATIENCE, Program, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{PATIENCE, Program, eventually};
 use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
@@ -123,7 +123,7 @@ async fn the_document_and_its_page_come_from_the_gateway_alone() {
         (document.status, document.header("content-type")),
         (200, Some("application/json"))
     );
-    let golden: Value = serde_json::from_str(include_str!("../../golden/openapi.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../../gateway/openapi.json")).unwrap();
     assert_eq!(document.json(), golden);
     assert_eq!(golden["openapi"], "3.1.0");
 

@@ -2,7 +2,7 @@
 
 use std::{fs, process::Command};
 
-use e2e::{ADMIN, PATIENCE, Program, THIS_MACHINE, eventually};
+use testkit::{ADMIN, PATIENCE, Program, THIS_MACHINE, eventually};
 use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, shown, stack};

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually};
 use futures::{Stream, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, MACHINES, PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     InstanceId, Role, Scope,
     events::{LiveEvent, MachineEvent},

@@ -1,8 +1,8 @@
 //! Commands over REST: on record before they are answered, once per key, and true in the end.
 
-use e2e::{MACHINES, PATIENCE, Program, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{MACHINES, PATIENCE, Program, eventually};
 use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use super::client::{Api, Reply, stack};

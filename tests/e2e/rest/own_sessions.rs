@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use e2e::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
 use vmwatch_api::time::unix_millis;
 
 use super::client::{Api, rfc3339, stack};

@@ -1,8 +1,8 @@
 //! A VM's past and its processes over REST.
 
-use e2e::{PATIENCE, Stack, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{PATIENCE, Stack, eventually};
 use vmwatch_api::{Role, Scope, time::unix_millis};
 
 use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use e2e::schemathesis;
+use testkit::schemathesis;
 use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, report, shown, stack};

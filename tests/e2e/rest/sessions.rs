@@ -1,8 +1,8 @@
 //! Sessions over REST: made, carried, believed and ended.
 
-use e2e::{ADMIN, PATIENCE, Program, codes, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, PATIENCE, Program, codes, eventually};
 use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};

@@ -1,8 +1,8 @@
 //! Users over REST, and the audit of what is done with them.
 
-use e2e::{ADMIN, PATIENCE, Program, Stack, eventually};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, rfc3339, stack};

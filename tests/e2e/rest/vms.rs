@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::{MACHINES, PATIENCE, Program, eventually};
 use serde_json::{Value, json};
+use testkit::{MACHINES, PATIENCE, Program, eventually};
 use vmwatch_api::{InstanceId, Role, Scope, time::unix_millis};
 
 use super::client::{Api, publish, report, sample, stack};

@@ -3,9 +3,9 @@
 use std::{fs, path::Path};
 
 use data_encoding::BASE64URL_NOPAD;
-use e2e::{PATIENCE, Process, Spec, eventually, free_port, nats_server};
 use nkeys::KeyPair;
 use serde_json::{Value, json};
+use testkit::{PATIENCE, Process, Spec, eventually, free_port, nats_server};
 use vmwatch_bus::{Bus, BusSettings};
 use vmwatch_service::config::{
     Environment, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,

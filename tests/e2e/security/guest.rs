@@ -11,8 +11,8 @@ mod raw;
 
 use std::{collections::BTreeMap, fs, time::Duration};
 
-use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
 use futures::TryStreamExt;
+use testkit::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
 use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
 
 use self::raw::{Raw, message};
@@ -205,7 +205,7 @@ async fn a_guest_cannot_have_another_vms_sample_taken_for_a_repetition_nor_send_
     }
     assert!(guest.settle().await.contains("maximum subscriptions exceeded"));
     let grown = resident(&stack).saturating_sub(before);
-    e2e::figure(
+    testkit::figure(
         "hostile_guest_4000_ids_of_60_kb_nats_growth_mib",
         grown as f64 / 1024.0,
     );

@@ -1,8 +1,8 @@
 //! The security headers: on every answer of every route, whatever its status.
 
-use e2e::{ADMIN, MACHINES, Program, codes};
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
+use testkit::{ADMIN, MACHINES, Program, codes};
 use vmwatch_api::{Role, Scope};
 
 use crate::rest::client::{Api, Reply, stack};
@@ -54,7 +54,7 @@ async fn status(api: &Api, method: Method, path: &str, body: Option<String>) -> 
 
 /// Method and path of every route that the API describes, with an instance that is there.
 fn routes() -> Vec<(Method, String)> {
-    let golden: Value = serde_json::from_str(include_str!("../../golden/openapi.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../../gateway/openapi.json")).unwrap();
     let mut routes = Vec::new();
     for (path, item) in golden["paths"].as_object().unwrap() {
         let path = path

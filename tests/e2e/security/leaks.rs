@@ -2,9 +2,9 @@
 
 use std::{fs, path::Path};
 
-use e2e::{ADMIN, PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually, figure};
 use reqwest::Client;
 use serde_json::json;
+use testkit::{ADMIN, PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually, figure};
 use vmwatch_api::{Role, Scope};
 
 use crate::traces::collector;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Answer, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::future::join_all;
 use serde_json::{Value, json};
+use testkit::{Answer, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use tokio::io::AsyncWriteExt;
 use vmwatch_api::{Role, Scope};
 

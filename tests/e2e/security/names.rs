@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use e2e::{ADMIN, Program, Stack, codes};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{ADMIN, Program, Stack, codes};
 
 use crate::rest::client::{Api, Reply};
 

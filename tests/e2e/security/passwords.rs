@@ -6,10 +6,10 @@ use std::{
     time::Instant,
 };
 
-use e2e::{ADMIN, Answer, Program, Stack, codes, figure};
 use futures::{StreamExt, stream};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
+use testkit::{ADMIN, Answer, Program, Stack, codes, figure};
 
 fn login(user: &str, password: &str) -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use e2e::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
 use mongodb::bson::{DateTime, Document, doc};
 use reqwest::Method;
 use serde_json::json;
 use sha2::{Digest, Sha256};
+use testkit::{ADMIN, PATIENCE, Program, Stack, eventually, figure};
 use vmwatch_api::{
     Principal, Role, Scope, UserKey,
     sessions::{SESSION_BUCKET, USER_BUCKET, UserRecord},

@@ -2,13 +2,15 @@
 
 use std::{fs, sync::Arc};
 
-use e2e::{ADMIN, Database, MACHINES, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::json;
+use testkit::{
+    ADMIN, Database, MACHINES, PATIENCE, Program, Secrets, Stack, THIS_MACHINE, codes, eventually,
+};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::TcpStream,

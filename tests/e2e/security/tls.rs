@@ -2,7 +2,6 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use e2e::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually};
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair};
 use rustls::{
     ClientConfig, ProtocolVersion, RootCertStore,
@@ -10,6 +9,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
 use serde_json::json;
+use testkit::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use futures::{StreamExt, stream};
 use serde_json::{Value, json};
+use testkit::{ADMIN, Gateway, PATIENCE, Program, Stack, codes, eventually, failure, figure};
 use vmwatch_api::{Role, Scope, auth::Token, sessions::SESSION_BUCKET};
 
 const INVALID: &str = "'invalid or expired session'";

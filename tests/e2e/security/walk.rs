@@ -4,9 +4,9 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use e2e::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use reqwest::Method;
 use serde_json::{Value, json};
+use testkit::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{
     InstanceId, METHODS, Principal, Role, Scope,
     wire::{Envelope, FaultKind},
@@ -320,7 +320,7 @@ async fn every_route_is_for_its_roles_and_scopes() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    let golden: Value = serde_json::from_str(include_str!("../../golden/openapi.json")).unwrap();
+    let golden: Value = serde_json::from_str(include_str!("../../../gateway/openapi.json")).unwrap();
     let mut described = BTreeSet::new();
     for (path, item) in golden["paths"].as_object().unwrap() {
         described.extend(

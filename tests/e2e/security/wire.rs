@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{Gateway, PATIENCE};
+use testkit::{Gateway, PATIENCE};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

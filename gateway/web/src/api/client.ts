@@ -1,4 +1,4 @@
-//! REST API client, typed from the OpenAPI document (tests/golden/openapi.json).
+//! REST API client, typed from the OpenAPI document (gateway/openapi.json).
 import { signal } from "@preact/signals";
 import createClient from "openapi-fetch";
 import type { components, paths } from "./schema";

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use e2e::{PATIENCE, Process, Server, eventually};
+use testkit::{PATIENCE, Process, Server, eventually};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
     lifecycle::{MachineState, Operation, OperationState, Start, Verb},

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use e2e::{ADMIN, Gateway, MACHINES, PATIENCE, Stack, eventually, figure};
 use mongodb::bson::{Document, doc};
 use serde_json::json;
+use testkit::{ADMIN, Gateway, MACHINES, PATIENCE, Stack, eventually, figure};
 use vmwatch_api::{
     Role,
     time::{CreateDate, unix_millis},

@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use e2e::{Gateway, PATIENCE, Stack, THIS_MACHINE, eventually};
 use futures::future::join_all;
 use serde_json::json;
+use testkit::{Gateway, PATIENCE, Stack, THIS_MACHINE, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},

@@ -9,9 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use e2e::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
+use testkit::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,

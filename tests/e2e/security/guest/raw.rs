@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::{PATIENCE, Stack};
 use serde_json::json;
+use testkit::{PATIENCE, Stack};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
