@@ -8,7 +8,10 @@ use tempfile::TempDir;
 use testkit::{ADMIN, PATIENCE, Program, Server, Stack, eventually};
 use vmwatch_api::time::unix_millis;
 
-use crate::rest::client::{Api, publish, report, sample, stack};
+use crate::{
+    ingest_support::metric,
+    rest::client::{Api, publish, report, sample, stack},
+};
 
 const PASSWORD: &str = "long enough";
 
@@ -134,6 +137,9 @@ async fn running_programs_follow_a_restored_backup() {
     // A session that ended after the backup is valid again, as docs/operations.md warns.
     answers(&ended_later, "/me", 200).await;
     answers(&admin, "/users/carol", 404).await;
+
+    let rollbacks = metric(&stack.gateway(0).replica, "vmwatch_store_rollbacks_total").await;
+    assert!(rollbacks >= 1.0, "the gateway did not notice the rollback");
 
     answers(&admin, "/vms/vm-1", 200).await;
     answers(&admin, "/vms/vm-2", 404).await;
