@@ -1,5 +1,5 @@
-// Run once by the official image's entrypoint, when it makes a new store: one user a service, each for its own
-// database, with MongoDB's built-in roles. dbAdmin is for collMod, which changes how long rows are kept.
+// The entrypoint of the official image runs this once for a new store. It creates one user per service, each for its own
+// database, with MongoDB's built-in roles. dbAdmin is for collMod, which changes the retention of rows.
 const fs = require('fs');
 
 const services = [
