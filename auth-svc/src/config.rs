@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use vmwatch_api::{NewUserName, auth::Password};
+use vmwatch_api::{NewUserName, users::NewPassword};
 use vmwatch_bus::{
     BusSettings,
     audit::{self, AuditSettings},
@@ -153,7 +153,7 @@ pub(crate) struct ThrottleSettings {
 #[derive(Debug)]
 pub(crate) struct FirstAdmin {
     pub(crate) name: NewUserName,
-    pub(crate) password: Option<Password>,
+    pub(crate) password: Option<NewPassword>,
 }
 
 impl AuthSettings {
@@ -230,7 +230,7 @@ fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {
         .or(env.optional::<String>(&ADMIN_PASSWORD)?);
     // Not by `Environment::get`: its message would repeat the password.
     let password = given
-        .map(|text| text.parse::<Password>())
+        .map(|text| text.parse::<NewPassword>())
         .transpose()
         .map_err(|rule| {
             env.problem(format!(
@@ -242,4 +242,19 @@ fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {
         name: name?,
         password,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_administrator_needs_a_password_that_any_new_user_could_have() {
+        for (password, allowed) in [("1", false), ("1234567", false), ("12345678", true)] {
+            let env = Environment::of([(ADMIN_PASSWORD.name, password)]);
+            assert_eq!(first_admin(&env).is_ok(), allowed, "{password}");
+            let problems = env.problems().concat();
+            assert_eq!(problems.contains("at least 8 characters"), !allowed, "{problems}");
+        }
+    }
 }

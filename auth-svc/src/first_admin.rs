@@ -39,6 +39,7 @@ async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Resu
             "no password could be made for the first administrator".to_owned(),
         ));
     };
+    let password = password.into_inner();
     let user = User {
         key: settings.name.as_name().key(),
         name: settings.name.as_name().clone(),
@@ -73,13 +74,13 @@ fn generate() -> Result<String, AuthError> {
 
 #[cfg(test)]
 mod tests {
-    use vmwatch_api::auth::Password;
+    use vmwatch_api::users::NewPassword;
 
     use super::*;
 
     #[test]
     fn a_generated_password_is_usable_and_never_the_same() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
-        assert!(one.parse::<Password>().is_ok() && one.len() == 24 && one != other);
+        assert!(one.parse::<NewPassword>().is_ok() && one.len() == 24 && one != other);
     }
 }
