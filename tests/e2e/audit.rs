@@ -1,14 +1,22 @@
 //! The audit holds what it promises: under a flood of failed logins, from the command line, and when it takes no record.
 
+use std::time::Duration;
+
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testkit::{ADMIN, PATIENCE, Program, Stack, eventually};
+use testkit::{ADMIN, Nats, PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
+    Service,
     audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
     auth::{Credentials, Login},
 };
-use vmwatch_bus::{Context, audit};
+use vmwatch_bus::{
+    Context,
+    audit::{self, Audit, AuditSettings, Newest},
+    provision::ensure_stream,
+};
+use vmwatch_service::config::Environment;
 
 use crate::rest::client::Api;
 
@@ -170,4 +178,46 @@ async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_
 
     jetstream.update_stream(&open).await.unwrap();
     assert_eq!(admin.post("/users", eve).await.status, 201);
+}
+
+/// A reader knows the numbers of the records when it opens the streams. It does not wait for those that expire meanwhile.
+#[tokio::test]
+async fn reading_ends_at_once_when_the_records_have_expired() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path()).await;
+    let bus = nats.connect("reader").await;
+    let settings = AuditSettings::read(&Environment::of([])).unwrap();
+    for mut stream in settings.streams() {
+        stream.max_age = Duration::from_secs(1);
+        stream.duplicate_window = Duration::from_secs(1);
+        ensure_stream(bus.jetstream(), Service::Auth, &stream)
+            .await
+            .unwrap();
+    }
+    let audit = Audit::new(&bus, true);
+    for number in 0..3 {
+        let record = AuditRecord {
+            at_ms: unix_millis(),
+            action: "auth.users.add".to_owned(),
+            user: "admin".to_owned(),
+            source: None,
+            target: None,
+            request_id: number.to_string(),
+            operation_id: None,
+            result: AuditResult::Succeeded,
+            detail: String::new(),
+        };
+        audit.append(&record, &record.request_id).await.unwrap();
+    }
+    let mut from_the_end = Newest::open(&bus, None).await.unwrap();
+    let mut from_a_moment = Newest::open(&bus, None).await.unwrap();
+    eventually("the records expire", PATIENCE, async || {
+        let mut stream = audit.stream(AUDIT_STREAM).await.unwrap();
+        let left = stream.info().await.unwrap().state.messages;
+        (left == 0).then_some(()).ok_or(format!("{left} records"))
+    })
+    .await;
+    assert!(from_the_end.next(10).await.unwrap().is_none());
+    from_a_moment.end_at(unix_millis()).await.unwrap();
+    assert!(from_a_moment.next(10).await.unwrap().is_none());
 }

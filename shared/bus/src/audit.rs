@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tracing::error;
 
 pub use self::reader::{Newest, newest};
-use super::Bus;
+use super::{Bus, random_id};
 use vmwatch_api::audit::{
     AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
     UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,

@@ -1,20 +1,23 @@
 //! Reading the audit from its end: both streams, merged by the moment at which records were stored.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 use async_nats::jetstream::{
-    consumer::{DeliverPolicy, pull::OrderedConfig},
+    ErrorCode,
+    consumer::{AckPolicy, DeliverPolicy, pull},
     context::GetStreamErrorKind,
-    stream::Stream,
+    stream::{RawMessageError, RawMessageErrorKind, Stream},
 };
 use futures::TryStreamExt;
 use tracing::warn;
 
-use super::{AuditError, Bus, within};
+use super::{AuditError, Bus, DEADLINE, random_id, within};
 use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
 
 /// Records read at once.
 const WINDOW: u64 = 500;
+/// The server deletes the consumer of a window after this long without a request.
+const CONSUMER_IDLE: Duration = Duration::from_secs(5);
 
 /// The newest records, oldest first. What cannot be read as a record is left out, with a warning.
 pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
@@ -165,8 +168,14 @@ impl Tail {
         let (mut low, mut high) = (self.first, self.before);
         while low < high {
             let middle = low + (high - low) / 2;
-            let message = within(stream.get_raw_message(middle)).await?;
-            if decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms) {
+            let is_later = match tokio::time::timeout(DEADLINE, stream.get_raw_message(middle)).await {
+                Ok(Ok(message)) => decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms),
+                // It expired after the stream's state was read: it was older.
+                Ok(Err(error)) if is_missing(&error) => false,
+                Ok(Err(error)) => return Err(AuditError::Stream(error.into())),
+                Err(_) => return Err(AuditError::Timeout),
+            };
+            if is_later {
                 high = middle;
             } else {
                 low = middle + 1;
@@ -178,20 +187,36 @@ impl Tail {
     }
 }
 
-/// The records of these numbers, the newest first.
+fn is_missing(error: &RawMessageError) -> bool {
+    match error.kind() {
+        RawMessageErrorKind::NoMessageFound => true,
+        RawMessageErrorKind::JetStream(refused) => refused.error_code() == ErrorCode::NO_MESSAGE_FOUND,
+        _ => false,
+    }
+}
+
+/// The records of these numbers, the newest first. Those that have expired since are left out: the server says at once that
+/// nothing more is there, and is not waited for.
 async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
-    let config = OrderedConfig {
+    let config = pull::Config {
+        name: Some(random_id()),
         deliver_policy: DeliverPolicy::ByStartSequence {
             start_sequence: start,
         },
-        ..OrderedConfig::default()
+        ack_policy: AckPolicy::None,
+        inactive_threshold: CONSUMER_IDLE,
+        num_replicas: 1,
+        memory_storage: true,
+        ..pull::Config::default()
     };
     let consumer = within(stream.create_consumer(config)).await?;
-    let mut messages = within(consumer.messages()).await?;
+    let most = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+    let mut messages = within(consumer.fetch().max_messages(most).messages()).await?;
     let mut records = VecDeque::new();
-    // By number and not by count: the oldest may go by age while they are read.
-    for _ in start..end {
-        let Some(message) = within(messages.try_next()).await? else {
+    loop {
+        let next = tokio::time::timeout(DEADLINE, messages.try_next()).await;
+        let next = next.map_err(|_| AuditError::Timeout)?;
+        let Some(message) = next.map_err(AuditError::Stream)? else {
             break;
         };
         let info = message.info().map_err(AuditError::Stream)?;
