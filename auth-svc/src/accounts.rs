@@ -4,6 +4,8 @@
 //! gateways, and to the user's sessions, which are ended. If a step fails, the command can be repeated, and the reconciler
 //! does what is left.
 
+use std::time::Duration;
+
 use metrics::counter;
 use mongodb::bson::DateTime;
 use tracing::warn;
@@ -13,14 +15,19 @@ use vmwatch_api::{
     sessions::UserRecord,
     users::{NewPassword, NewUser, UserChange},
 };
+use vmwatch_service::jitter::jittered;
 
 use crate::{
     AuthError,
+    bucket::TRIES,
     mirror::Mirror,
     password::Hasher,
     sessions::Sessions,
-    store::{User, UserStore, not_before},
+    store::{Ending, User, UserStore, not_before},
 };
+
+/// Before a change looks again whether another one is done.
+const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
 /// The users, with the rules.
 pub(crate) struct Accounts {
@@ -77,11 +84,16 @@ impl Accounts {
 
     /// Changes role and scope.
     pub(crate) async fn update(&self, change: &UserChange) -> Result<User, AuthError> {
-        if change.role.is_some_and(|role| role != Role::Admin) {
-            self.keep_an_administrator(&change.name).await?;
+        let may = if change.role.is_some_and(|role| role != Role::Admin) {
+            self.keep_an_administrator(&change.name).await?
+        } else {
+            Ending::Nothing
+        };
+        let updated = self.users.update(change, may).await;
+        if !matches!(updated, Ok(Some(_))) {
+            self.give_back(&change.name, may).await;
         }
-        let updated = self.users.update(change).await?;
-        let user = updated.ok_or_else(|| AuthError::NoSuchUser(change.name.clone()))?;
+        let user = updated?.ok_or_else(|| AuthError::NoSuchUser(change.name.clone()))?;
         self.pass_on(&user.key).await?;
         Ok(user)
     }
@@ -104,11 +116,17 @@ impl Accounts {
     /// Removes the user; how many sessions were ended. If it is gone already, what is left of it is removed.
     pub(crate) async fn remove(&self, name: &UserName) -> Result<usize, AuthError> {
         let key = name.key();
-        let known = match self.keep_an_administrator(name).await {
+        let removed = match self.keep_an_administrator(name).await {
             Err(AuthError::NoSuchUser(_)) => false,
-            other => other.map(|()| true)?,
+            may => {
+                let may = may?;
+                let removed = self.users.remove(&key, may).await;
+                if !matches!(removed, Ok(true)) {
+                    self.give_back(name, may).await;
+                }
+                removed?
+            }
         };
-        let removed = known && self.users.remove(&key).await?;
         let left = self.sync(&key).await?;
         // What is in the index of a user whose record is gone as well is to end, too.
         let ended = self.end_sessions(&key, left.as_ref()).await;
@@ -148,12 +166,34 @@ impl Accounts {
         })
     }
 
-    /// Refuses where the user is the only administrator. Two administrators who remove each other in the same moment
-    /// both succeed; `vmwatch-auth user add` makes another.
-    async fn keep_an_administrator(&self, name: &UserName) -> Result<(), AuthError> {
-        if self.find(name).await?.role == Role::Admin && self.users.administrators().await? == 1 {
-            return Err(AuthError::LastAdministrator(name.clone()));
+    /// Prepares a change that takes the role of an administrator from the user, if it has it: fails if no other
+    /// administrator would be left. Of two changes at the same time that take it from two users the slower one fails.
+    async fn keep_an_administrator(&self, name: &UserName) -> Result<Ending, AuthError> {
+        let key = name.key();
+        for _ in 0..TRIES {
+            if self.find(name).await?.role != Role::Admin {
+                return Ok(Ending::NoAdministrator);
+            }
+            if let Some(claim) = self.users.claim_demotion(&key).await? {
+                let others = self.users.other_administrators(&key).await;
+                if let Ok((_, 1..)) = others {
+                    return Ok(claim);
+                }
+                self.give_back(name, claim).await;
+                if others?.0 == 0 {
+                    return Err(AuthError::LastAdministrator(name.clone()));
+                }
+            }
+            // The other change is done within milliseconds, or gives way as well: the pauses differ.
+            tokio::time::sleep(jittered(CLAIM_PAUSE, 0.1)).await;
         }
-        Ok(())
+        Err(AuthError::Contended)
+    }
+
+    /// Gives back the claim of a change that was not made. If that fails, the claim expires.
+    async fn give_back(&self, name: &UserName, claim: Ending) {
+        if let Err(error) = self.users.withdraw(&name.key(), claim).await {
+            warn!(%error, user = %name, "the claim on ending an administrator's role could not be withdrawn; it expires");
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! The users in MongoDB: one document per user. Its `_id` is the user's key, so that no two users have names that differ only
 //! in case.
 
-use std::future::IntoFuture;
+use std::{
+    future::IntoFuture,
+    time::{Duration, SystemTime},
+};
 
 use futures::TryStreamExt;
 use mongodb::{
@@ -16,6 +19,11 @@ use vmwatch_api::{Principal, Role, Scope, UserKey, UserName, users::UserChange};
 use vmwatch_store::command_span;
 
 use crate::{AuthError, bucket::TRIES};
+
+/// When the claim on ending this administrator's role expires; see [`UserStore::claim_demotion`].
+const DEMOTION_CLAIM: &str = "demotion_claim_expires";
+/// Far longer than the commands of one change take. What a service leaves behind that ends in between is ignored after it.
+const CLAIM_LIFETIME: Duration = Duration::from_mins(5);
 
 /// The code of a unique index that says no.
 const DUPLICATE_KEY: i32 = 11_000;
@@ -95,11 +103,12 @@ impl UserStore {
 
     /// Sets the password; `None` if there is no such user.
     pub(crate) async fn set_password(&self, key: &UserKey, hash: &str) -> Result<Option<User>, AuthError> {
-        self.change(key, doc! { "password_hash": hash }).await
+        self.change(key, doc! { "password_hash": hash }, Document::new())
+            .await
     }
 
     /// Sets the role and scope that are given; `None` if there is no such user.
-    pub(crate) async fn update(&self, change: &UserChange) -> Result<Option<User>, AuthError> {
+    pub(crate) async fn update(&self, change: &UserChange, may: Ending) -> Result<Option<User>, AuthError> {
         let mut set = Document::new();
         if let Some(role) = change.role {
             set.insert("role", role.to_string());
@@ -110,20 +119,30 @@ impl UserStore {
                 serialize_to_bson(scope).map_err(mongodb::error::Error::from)?,
             );
         }
-        self.change(&change.name.key(), set).await
+        self.change(&change.name.key(), set, may.filter()).await
     }
 
     /// Changes the user and ends its sessions up to now, by their date; the user as it is then. The date only grows,
     /// however the clocks of replicas differ, so that it tells each change from the one before.
-    async fn change(&self, key: &UserKey, set: Document) -> Result<Option<User>, AuthError> {
+    async fn change(
+        &self,
+        key: &UserKey,
+        set: Document,
+        only_if: Document,
+    ) -> Result<Option<User>, AuthError> {
         for _ in 0..TRIES {
             let Some(user) = self.find(key).await? else {
                 return Ok(None);
             };
             let mut set = set.clone();
             set.insert("sessions_not_before", not_before(Some(&user)));
-            let unchanged = doc! { "_id": key.as_str(), "sessions_not_before": user.sessions_not_before };
-            let update = self.users.find_one_and_update(unchanged, doc! { "$set": set });
+            let mut unchanged = doc! { "_id": key.as_str(), "sessions_not_before": user.sessions_not_before };
+            unchanged.extend(only_if.clone());
+            let mut update = doc! { "$set": set };
+            if only_if.contains_key(DEMOTION_CLAIM) {
+                update.insert("$unset", doc! { DEMOTION_CLAIM: "" });
+            }
+            let update = self.users.find_one_and_update(unchanged, update);
             let changed = update.return_document(ReturnDocument::After).await?;
             if changed.is_some() {
                 return Ok(changed);
@@ -133,21 +152,73 @@ impl UserStore {
     }
 
     /// `false` where there is no such user.
-    pub(crate) async fn remove(&self, key: &UserKey) -> Result<bool, AuthError> {
-        Ok(self
-            .users
-            .delete_one(doc! { "_id": key.as_str() })
-            .await?
-            .deleted_count
-            == 1)
+    pub(crate) async fn remove(&self, key: &UserKey, may: Ending) -> Result<bool, AuthError> {
+        let mut filter = doc! { "_id": key.as_str() };
+        filter.extend(may.filter());
+        Ok(self.users.delete_one(filter).await?.deleted_count == 1)
     }
 
-    pub(crate) async fn administrators(&self) -> Result<u64, AuthError> {
-        Ok(self
-            .users
-            .count_documents(doc! { "role": Role::Admin.to_string() })
-            .await?)
+    /// Claims the right to end this administrator's role; `None` if another change has claimed it, or the user is no
+    /// administrator any more.
+    ///
+    /// Whoever has claimed counts the administrators that stay, those without a claim. Of two changes at the same time the
+    /// one that claims later finds the claim of the other, so that they never count each other's.
+    pub(crate) async fn claim_demotion(&self, key: &UserKey) -> Result<Option<Ending>, AuthError> {
+        let expires = DateTime::from_system_time(SystemTime::now() + CLAIM_LIFETIME);
+        let mut unclaimed = staying();
+        unclaimed.insert("_id", key.as_str());
+        let claim = doc! { "$set": { DEMOTION_CLAIM: expires } };
+        let claimed = self.users.update_one(unclaimed, claim).await?;
+        Ok((claimed.matched_count == 1).then_some(Ending::Claimed(expires)))
     }
+
+    /// Gives a claim back.
+    pub(crate) async fn withdraw(&self, key: &UserKey, claim: Ending) -> Result<(), AuthError> {
+        let Ending::Claimed(expires) = claim else {
+            return Ok(());
+        };
+        let claimed = doc! { "_id": key.as_str(), DEMOTION_CLAIM: expires };
+        let unset = doc! { "$unset": { DEMOTION_CLAIM: "" } };
+        self.users.update_one(claimed, unset).await?;
+        Ok(())
+    }
+
+    /// The number of administrators beside this one: all, and those whose role no change has claimed to end.
+    pub(crate) async fn other_administrators(&self, key: &UserKey) -> Result<(u64, u64), AuthError> {
+        let count = async |mut filter: Document| {
+            filter.insert("_id", doc! { "$ne": key.as_str() });
+            self.users.count_documents(filter).await
+        };
+        let all = count(doc! { "role": Role::Admin.to_string() }).await?;
+        Ok((all, count(staying()).await?))
+    }
+}
+
+/// What a change of a user may do to the role of an administrator.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ending {
+    /// The user stays or becomes an administrator, or its role is not changed.
+    Nothing,
+    /// The user is no administrator. If it has become one meanwhile, the change is not made.
+    NoAdministrator,
+    /// The claim that expires then is held.
+    Claimed(DateTime),
+}
+
+impl Ending {
+    fn filter(self) -> Document {
+        match self {
+            Self::Nothing => Document::new(),
+            Self::NoAdministrator => doc! { "role": { "$ne": Role::Admin.to_string() } },
+            Self::Claimed(expires) => doc! { DEMOTION_CLAIM: expires },
+        }
+    }
+}
+
+/// Administrators whose role no change has claimed to end.
+fn staying() -> Document {
+    let claimed = doc! { "$gt": DateTime::now() };
+    doc! { "role": Role::Admin.to_string(), DEMOTION_CLAIM: { "$not": claimed } }
 }
 
 /// From when on the sessions of a user are valid that is made or changed now: none that began up to this millisecond.

@@ -10,6 +10,7 @@ use vmwatch_api::{
     Service,
     audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
     auth::{Credentials, Login},
+    time::unix_millis,
 };
 use vmwatch_bus::{
     Context,

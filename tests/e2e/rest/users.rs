@@ -1,9 +1,14 @@
 //! Users over REST, and the audit of what is done with them.
 
+use mongodb::bson::{Document, doc};
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{ADMIN, PATIENCE, Program, Stack, eventually};
-use vmwatch_api::{Role, Scope};
+use vmwatch_api::{
+    Principal, Role, Scope,
+    users::{UserChange, UserRef, UsersRemove, UsersUpdate},
+};
+use vmwatch_bus::Context;
 
 use super::client::{Api, Reply, rfc3339, stack};
 
@@ -318,5 +323,59 @@ async fn no_session_outlives_the_change_of_a_password() {
             })
             .await;
         }
+    }
+}
+
+/// Two administrators lose their role in the same moment, at two replicas: one keeps it.
+#[tokio::test]
+async fn concurrent_demotions_leave_an_administrator() {
+    const ROUNDS: usize = 20;
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 0)
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .replicas(Program::Auth, 2)
+        .start()
+        .await;
+    let users = stack.database.handle().collection::<Document>("users");
+    let first = users.find_one(doc! { "_id": ADMIN.0 }).await.unwrap().unwrap();
+    let mut second = first.clone();
+    second.extend(doc! { "_id": "second", "name": "second" });
+    let both = doc! { "_id": { "$in": [ADMIN.0, "second"] } };
+    let context = || {
+        Context::new(PATIENCE).as_principal(Principal {
+            user: "test".to_owned(),
+            role: Role::Admin,
+            scope: Scope::All,
+        })
+    };
+    for round in 0..ROUNDS {
+        users.delete_many(both.clone()).await.unwrap();
+        users.insert_many([&first, &second]).await.unwrap();
+        let end = async |name: &str| {
+            let change = UserChange {
+                name: name.parse().unwrap(),
+                role: Some(Role::Viewer),
+                scope: None,
+            };
+            if round % 2 == 0 {
+                let updated = stack.bus.call::<UsersUpdate>(&context(), &change).await;
+                updated.map(drop)
+            } else {
+                let user = UserRef {
+                    name: name.parse().unwrap(),
+                };
+                let removed = stack.bus.call::<UsersRemove>(&context(), &user).await;
+                removed.map(drop)
+            }
+        };
+        let outcomes = tokio::join!(end(ADMIN.0), end("second"));
+        let administrators = doc! { "role": "admin" };
+        let left = users.count_documents(administrators).await.unwrap();
+        assert_eq!(left, 1, "round {round}: {outcomes:?}");
+        assert!(
+            outcomes.0.is_ok() != outcomes.1.is_ok(),
+            "round {round}: {outcomes:?}"
+        );
     }
 }
