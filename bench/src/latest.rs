@@ -11,6 +11,7 @@ use anyhow::ensure;
 use bson::{Document, doc};
 use clap::Args;
 use metrics_svc::{
+    deadline::Deadline,
     documents::Documents,
     store::{Query, RowKind, RowStore},
 };
@@ -304,7 +305,7 @@ impl Bench {
                     limit,
                     before: None,
                 };
-                Ok(self.store.latest(query, LIMIT).await?.rows)
+                Ok(self.store.latest(query, Deadline::after(LIMIT)).await?.rows)
             }
             Route::Bus => {
                 let context = Context::new(LIMIT).as_principal(Principal {

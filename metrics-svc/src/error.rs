@@ -21,6 +21,9 @@ pub enum MetricsError {
     /// The database did not carry out a part of a command.
     #[error("the row database refused a write: {0}")]
     Write(String),
+    /// Nobody waits for the result any more.
+    #[error("the deadline of the request passed between two commands to the database")]
+    DeadlinePassed,
     /// A stored row is no BSON.
     #[error("a stored row is damaged")]
     Damaged(#[from] bson::error::Error),
@@ -82,6 +85,10 @@ impl From<MetricsError> for Fault {
                 "rows cannot be read at the moment; try again shortly",
             )
             .caused_by(error),
+            MetricsError::DeadlinePassed => Self::new(
+                FaultKind::Timeout,
+                "the deadline passed before the service answered",
+            ),
             MetricsError::GoneTable => Self::new(
                 FaultKind::NotFound,
                 "the process table of the page before is no longer stored; begin with the first page",

@@ -12,6 +12,7 @@ use vmwatch_api::{
 use vmwatch_bus::serve::Server;
 
 use crate::{
+    deadline::Deadline,
     history::History,
     newest::{NewestRows, Question},
     processes::Processes,
@@ -44,12 +45,12 @@ fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
         .method::<VmLatest, _, _>(move |context, latest| {
             let newest = Arc::clone(&vms);
             let question = question(RowKind::Vm, latest, None);
-            async move { newest.rows(question, context.remaining()).await }
+            async move { newest.rows(question, Deadline::of(&context)).await }
         })
         .method::<ProcessLatest, _, _>(move |context, latest| {
             let newest = Arc::clone(&processes);
             let question = question(RowKind::Process, latest, None);
-            async move { newest.rows(question, context.remaining()).await }
+            async move { newest.rows(question, Deadline::of(&context)).await }
         })
         .method::<ProcessByName, _, _>(move |context, by_name| {
             let newest = Arc::clone(&named);
@@ -65,7 +66,7 @@ fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
                 before,
             };
             let question = question(RowKind::Process, latest, proc_name);
-            async move { newest.rows(question, context.remaining()).await }
+            async move { newest.rows(question, Deadline::of(&context)).await }
         })
 }
 
@@ -82,7 +83,10 @@ fn pasts(server: Server, history: &Arc<History>) -> Server {
                     .principal
                     .as_ref()
                     .map_or(&nothing, |principal| &principal.scope);
-                Ok(history.instances.list(&page, scope, context.remaining()).await?)
+                Ok(history
+                    .instances
+                    .list(&page, scope, Deadline::of(&context))
+                    .await?)
             }
         })
         .method::<VmGet, _, _>(move |context, target| {
@@ -90,14 +94,14 @@ fn pasts(server: Server, history: &Arc<History>) -> Server {
             async move {
                 let found = history
                     .instances
-                    .get(&target.instance_id, context.remaining())
+                    .get(&target.instance_id, Deadline::of(&context))
                     .await?;
                 found.ok_or_else(no_such_vm)
             }
         })
         .method::<VmHistory, _, _>(move |context, query| {
             let history = Arc::clone(&past);
-            async move { Ok(history.series(&query, context.remaining()).await?) }
+            async move { Ok(history.series(&query, Deadline::of(&context)).await?) }
         })
 }
 
@@ -111,14 +115,14 @@ fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
     server
         .method::<ProcessesAt, _, _>(move |context, query| {
             let processes = Arc::clone(&table);
-            async move { Ok(processes.table(&query, context.remaining()).await?) }
+            async move { Ok(processes.table(&query, Deadline::of(&context)).await?) }
         })
         .method::<ProcessHistory, _, _>(move |context, query| {
             let processes = Arc::clone(&series);
-            async move { Ok(processes.series(&query, context.remaining()).await?) }
+            async move { Ok(processes.series(&query, Deadline::of(&context)).await?) }
         })
         .method::<ProcessEvents, _, _>(move |context, query| {
             let processes = Arc::clone(&events);
-            async move { Ok(processes.events(&query, context.remaining()).await?) }
+            async move { Ok(processes.events(&query, Deadline::of(&context)).await?) }
         })
 }

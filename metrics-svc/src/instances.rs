@@ -28,6 +28,7 @@ use vmwatch_api::{
 use crate::{
     MetricsError,
     database::{find, update},
+    deadline::Deadline,
     documents::SAMPLED_AT,
     history::sums::{MEASURES, VmRow, number},
     retention,
@@ -131,13 +132,13 @@ const SUFFIX: &str = "instances";
 pub(crate) async fn last_report(
     rows: &RowStore,
     instance: &InstanceId,
-    limit: Duration,
+    deadline: Deadline,
 ) -> Result<Option<SystemTime>, MetricsError> {
     let instances = rows.reading_beside::<Document>(SUFFIX);
     let query = instances
         .find_one(doc! { "_id": instance.as_str() })
         .projection(doc! { "newest.at": 1 })
-        .max_time(limit);
+        .max_time(deadline.left()?);
     let found = find(&instances, query).await?;
     let at = found.and_then(|found| {
         found
@@ -194,7 +195,7 @@ impl Instances {
         &self,
         page: &Page,
         scope: &Scope,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<VmPage, MetricsError> {
         let mut ids = Document::new();
         if let Some(after) = &page.after {
@@ -215,7 +216,7 @@ impl Instances {
             .sort(doc! { "_id": 1 })
             .limit(i64::from(page.limit.get()) + 1)
             .batch_size(u32::from(page.limit.get()) + 1)
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let mut cursor = find(&self.reading, query).await?;
         let mut room = PageRoom::new(usize::from(page.limit.get()));
         let mut listed = VmPage::default();
@@ -236,12 +237,12 @@ impl Instances {
     pub(crate) async fn get(
         &self,
         instance: &InstanceId,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Option<VmSummary>, MetricsError> {
         let query = self
             .reading
             .find_one(doc! { "_id": instance.as_str() })
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let found = find(&self.reading, query).await?;
         found.map_or(Ok(None), |document| summary(&document, unix_millis()))
     }

@@ -7,6 +7,7 @@
 pub mod commands;
 pub mod config;
 mod database;
+pub mod deadline;
 pub mod documents;
 mod error;
 mod events;

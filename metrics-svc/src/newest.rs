@@ -18,7 +18,10 @@ use vmwatch_api::{
     wire::Fault,
 };
 
-use crate::store::{Query, RowKind, RowStore};
+use crate::{
+    deadline::Deadline,
+    store::{Query, RowKind, RowStore},
+};
 
 /// The most memory that kept answers take, in bytes.
 const KEPT_BYTES: u64 = 6 << 20;
@@ -67,9 +70,9 @@ impl NewestRows {
     }
 
     /// A page of the newest rows, as [`RowStore::latest`] has it.
-    pub async fn rows(&self, question: Question, limit: Duration) -> Result<RowPage, Fault> {
+    pub async fn rows(&self, question: Question, deadline: Deadline) -> Result<RowPage, Fault> {
         let Some(reads) = &self.reads else {
-            return self.query(question, limit).await;
+            return self.query(question, deadline).await;
         };
         // Another's query may have failed for want of its caller's time, so that it is not the last word; a second one
         // that fails is the database's.
@@ -77,7 +80,7 @@ impl NewestRows {
             let mut mine = false;
             let read = reads.get_with(question.clone(), || {
                 mine = true;
-                self.query(question.clone(), limit).shared()
+                self.query(question.clone(), deadline).shared()
             });
             let answer = read.await;
             let kept = answer
@@ -90,13 +93,13 @@ impl NewestRows {
                 return answer;
             }
         }
-        self.query(question, limit).await
+        self.query(question, deadline).await
     }
 
-    fn query(&self, question: Question, limit: Duration) -> BoxFuture<'static, Result<RowPage, Fault>> {
+    fn query(&self, question: Question, deadline: Deadline) -> BoxFuture<'static, Result<RowPage, Fault>> {
         counter!("vmwatch_newest_rows_queries_total").increment(1);
         let store = Arc::clone(&self.store);
-        async move { Ok(store.latest(question.query(), limit).await?) }.boxed()
+        async move { Ok(store.latest(question.query(), deadline).await?) }.boxed()
     }
 }
 

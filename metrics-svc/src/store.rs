@@ -23,6 +23,7 @@ use crate::{
     MetricsError,
     config::{RetentionSettings, RowSettings},
     database::find,
+    deadline::Deadline,
     instances::last_report,
     retention, row_json,
 };
@@ -81,7 +82,7 @@ pub struct Unstored {
 struct Search<'a> {
     query: Query<'a>,
     /// The deadline of each command.
-    limit: Duration,
+    deadline: Deadline,
     /// A JSON array that is not closed yet.
     rows: Vec<u8>,
     room: PageRoom,
@@ -202,10 +203,10 @@ impl RowStore {
     /// It asks for the recent past first and widens the range until it has enough; of a VM that is silent it looks
     /// back from the last report. So the cost depends on what is answered, not on the length of the history, on a
     /// database that walks the index in order and on one that sorts what is in range.
-    pub async fn latest(&self, query: Query<'_>, limit: Duration) -> Result<RowPage, MetricsError> {
+    pub async fn latest(&self, query: Query<'_>, deadline: Deadline) -> Result<RowPage, MetricsError> {
         let mut search = Search {
             query,
-            limit,
+            deadline,
             rows: Vec::from(b"["),
             room: PageRoom::new(usize::from(query.limit.get())),
             before: None,
@@ -222,7 +223,7 @@ impl RowStore {
             self.look(&mut search, end.checked_sub(back)).await?;
         }
         if search.rows.len() == 1 {
-            end = last_report(self, query.instance, limit).await?.unwrap_or(end);
+            end = last_report(self, query.instance, deadline).await?.unwrap_or(end);
         }
         for back in STEPS {
             self.look(&mut search, end.checked_sub(back)).await?;
@@ -257,7 +258,7 @@ impl RowStore {
             .sort(doc! { "create_date": -1, "_id": -1 })
             .limit(most)
             .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
-            .max_time(search.limit);
+            .max_time(search.deadline.left()?);
         let mut cursor = find(rows_of, query).await?;
         while !search.is_over() && cursor.advance().await? {
             search.add(cursor.current())?;

@@ -1,11 +1,14 @@
-//! A proxy between a program and the database that answers inserts in the database's place.
+//! A proxy between a program and the database that answers inserts in the database's place, and delays queries.
 //!
 //! It speaks just enough of MongoDB's wire protocol: a message is a header of 16 bytes (length, id, id of the request,
 //! code), and a command is an `OP_MSG` whose first section is a BSON document with the command's name as its first key.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use mongodb::bson::{Document, doc};
@@ -34,7 +37,7 @@ pub enum Inserts {
     Hold,
 }
 
-/// The proxy, for inserts into one collection; all else passes. It ends with the runtime.
+/// The proxy, for inserts into one collection and queries of it; all else passes. It ends with the runtime.
 #[derive(Debug)]
 pub struct MongoProxy {
     uri: String,
@@ -46,6 +49,8 @@ struct State {
     collection: &'static str,
     inserts: Mutex<Inserts>,
     caught: AtomicU64,
+    delay: Mutex<Duration>,
+    limits: Mutex<Vec<i64>>,
 }
 
 impl MongoProxy {
@@ -57,6 +62,8 @@ impl MongoProxy {
             collection,
             inserts: Mutex::new(Inserts::Pass),
             caught: AtomicU64::new(0),
+            delay: Mutex::default(),
+            limits: Mutex::default(),
         });
         let target = database.trim_start_matches("mongodb://").to_owned();
         let shared = Arc::clone(&state);
@@ -81,6 +88,17 @@ impl MongoProxy {
     /// From now on this becomes of inserts.
     pub fn set(&self, inserts: Inserts) {
         *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
+    }
+
+    /// From now on each query takes this much longer.
+    pub fn delay_queries(&self, delay: Duration) {
+        *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
+    }
+
+    /// The `maxTimeMS` of each query so far.
+    pub fn query_limits(&self) -> Vec<i64> {
+        let limits = self.state.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.clone()
     }
 
     /// How many inserts the database did not get.
@@ -114,6 +132,15 @@ async fn requests(
     state: &State,
 ) {
     while let Some(message) = next(&mut from_client).await {
+        if let Some(limit) = limit_of_query(&message, state.collection) {
+            state
+                .limits
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(limit);
+            let delay = *state.delay.lock().unwrap_or_else(PoisonError::into_inner);
+            tokio::time::sleep(delay).await;
+        }
         let inserts = *state.inserts.lock().unwrap_or_else(PoisonError::into_inner);
         let caught = insert_into(&message, state.collection).filter(|_| inserts != Inserts::Pass);
         let sent = match (caught, inserts) {
@@ -151,6 +178,21 @@ async fn next(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {
 
 fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The `maxTimeMS` of a query of the collection, zero if it has none; `None` of any other message.
+fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
+    if number(message, 12)? != OP_MSG {
+        return None;
+    }
+    let command = Document::from_reader(message.get(HEADER + 5..)?).ok()?;
+    if command.get_str("find").ok()? != collection {
+        return None;
+    }
+    let limit = command.get("maxTimeMS");
+    Some(limit.map_or(0, |limit| {
+        limit.as_i64().or(limit.as_i32().map(i64::from)).unwrap_or(0)
+    }))
 }
 
 /// How many documents the message inserts into the collection; `None` of any other message.

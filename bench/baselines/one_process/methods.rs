@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use argon2::{Argon2, PasswordVerifier, password_hash::phc::PasswordHash};
 use gateway::legacy::python_repr::rows_to_python;
-use metrics_svc::{newest::Question, store::RowKind};
+use metrics_svc::{deadline::Deadline, newest::Question, store::RowKind};
 use mongodb::bson::doc;
 use serde::Deserialize;
 use virt::{connect::Connect, domain::Domain};
@@ -66,7 +66,7 @@ pub(crate) async fn answer(app: &App, body: &[u8]) -> anyhow::Result<String> {
             limit: request.limit,
             before: None,
         };
-        app.newest.rows(question, LIMIT).await?.rows
+        app.newest.rows(question, Deadline::after(LIMIT)).await?.rows
     };
     Ok(envelope(&request, 1, message, &rows_to_python(rows.as_json())?))
 }

@@ -31,7 +31,7 @@ use super::{
     rollups::Bucket,
     sums::{MEASURES, Sums, VmRow},
 };
-use crate::{MetricsError, database::find, instances::Report, store::RowKind};
+use crate::{MetricsError, database::find, deadline::Deadline, instances::Report, store::RowKind};
 
 /// Buckets read at once, so that a follower never fills the pool of connections that requests share.
 const AT_ONCE: usize = 4;
@@ -133,7 +133,7 @@ impl History {
         };
         let end_ms = bucket.start_ms + width_ms(Resolution::FiveMinutes);
         let rows = self.rows.collection(RowKind::Vm);
-        self.read_rows(rows, bucket, end_ms, DEADLINE, |at_ms, row| {
+        self.read_rows(rows, bucket, end_ms, Deadline::after(DEADLINE), |at_ms, row| {
             fresh.sums.add(row);
             fresh.rows.extend(row.id);
             fresh.moments.extend(self.moment(bucket, row));
@@ -171,7 +171,7 @@ impl History {
         rows: &Collection<RawDocumentBuf>,
         from: &Bucket,
         to_ms: u64,
-        limit: Duration,
+        deadline: Deadline,
         mut each: impl FnMut(u64, &VmRow<'_>),
     ) -> Result<(), MetricsError> {
         let date = |millis| CreateDate::at_millis(millis, self.offset);
@@ -181,7 +181,7 @@ impl History {
         let query = rows
             .find(doc! { "instance_id": from.instance.as_str(), "create_date": range })
             .projection(wanted)
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let mut cursor = find(rows, query).await?;
         while cursor.advance().await? {
             let row = VmRow::of(cursor.current())?;
@@ -213,9 +213,15 @@ impl History {
                 let mut sums = Sums::default();
                 let end_ms = bucket.start_ms + width;
                 self.rollups
-                    .read_durable(from, bucket.clone(), end_ms, DEADLINE, |_, part| {
-                        sums.merge(&part);
-                    })
+                    .read_durable(
+                        from,
+                        bucket.clone(),
+                        end_ms,
+                        Deadline::after(DEADLINE),
+                        |_, part| {
+                            sums.merge(&part);
+                        },
+                    )
                     .await?;
                 Ok::<_, MetricsError>((bucket, sums))
             })

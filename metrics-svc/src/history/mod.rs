@@ -29,6 +29,7 @@ use self::{
 use crate::{
     MetricsError,
     config::{RetentionSettings, RollupSettings},
+    deadline::Deadline,
     instances::Instances,
     store::{RowKind, RowStore},
 };
@@ -77,7 +78,7 @@ impl History {
     pub(crate) async fn series(
         &self,
         query: &VmHistoryQuery,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<VmSeries, MetricsError> {
         let chart = Chart::plan(query.range, query.points, self.offset.as_millis(), |of| {
             self.kept_since(of)
@@ -89,7 +90,7 @@ impl History {
         };
         if chart.resolution == Resolution::Raw {
             let rows = self.rows.reading(RowKind::Vm);
-            self.read_rows(rows, &from, chart.end_ms(), limit, |at_ms, row| {
+            self.read_rows(rows, &from, chart.end_ms(), deadline, |at_ms, row| {
                 if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
                     sums.add(row);
                 }
@@ -97,7 +98,7 @@ impl History {
             .await?;
         } else {
             self.rollups
-                .read(chart.resolution, from, chart.end_ms(), limit, |at_ms, part| {
+                .read(chart.resolution, from, chart.end_ms(), deadline, |at_ms, part| {
                     if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
                         sums.merge(&part);
                     }

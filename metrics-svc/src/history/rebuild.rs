@@ -18,7 +18,7 @@ use super::{
     rollups::Bucket,
     sums::Sums,
 };
-use crate::{MetricsError, instances::Report, store::RowKind};
+use crate::{MetricsError, deadline::Deadline, instances::Report, store::RowKind};
 
 /// The rows of a day; a database that takes longer is slow enough.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -123,7 +123,7 @@ impl History {
         let mut five_minutes = Buckets::new();
         let end_ms = day.start_ms + width_ms(Resolution::Day);
         let rows = self.rows.collection(RowKind::Vm);
-        self.read_rows(rows, day, end_ms, DEADLINE, |at_ms, row| {
+        self.read_rows(rows, day, end_ms, Deadline::after(DEADLINE), |at_ms, row| {
             let start_ms = bucket_start(at_ms, width_ms(Resolution::FiveMinutes), offset_ms);
             let bucket = Bucket {
                 start_ms,

@@ -8,7 +8,7 @@
 //! field, and that is the number of samples. So it does not matter who writes it how often or in which order, and a
 //! bucket outlives the rows that it was made of. Rows that come when others of their bucket may be gone: see [`super::late`].
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use bson::{Bson, DateTime, Document, RawDocumentBuf, doc};
 use mongodb::{Collection, error::ErrorKind, options::InsertManyOptions};
@@ -23,6 +23,7 @@ use crate::{
     MetricsError,
     config::RollupSettings,
     database::{find, update},
+    deadline::Deadline,
     documents::SAMPLED_AT,
     retention,
     store::{DUPLICATE_KEY, RowStore},
@@ -96,7 +97,7 @@ impl Rollups {
         resolution: Resolution,
         from: Bucket,
         to_ms: u64,
-        limit: Duration,
+        deadline: Deadline,
         each: impl FnMut(u64, Sums),
     ) -> Result<(), MetricsError> {
         let [five_minutes, hours, days] = &self.reading;
@@ -105,7 +106,7 @@ impl Rollups {
             Resolution::Hour => hours,
             Resolution::Day => days,
         };
-        read(buckets, from, to_ms, limit, each).await
+        read(buckets, from, to_ms, deadline, each).await
     }
 
     /// As [`Rollups::read`], for coarser buckets that are made of them: from the primary.
@@ -114,10 +115,10 @@ impl Rollups {
         resolution: Resolution,
         from: Bucket,
         to_ms: u64,
-        limit: Duration,
+        deadline: Deadline,
         each: impl FnMut(u64, Sums),
     ) -> Result<(), MetricsError> {
-        read(self.of(resolution), from, to_ms, limit, each).await
+        read(self.of(resolution), from, to_ms, deadline, each).await
     }
 
     /// Writes buckets, each over one of fewer samples only.
@@ -225,7 +226,7 @@ async fn read(
     buckets: &Collection<RawDocumentBuf>,
     from: Bucket,
     to_ms: u64,
-    limit: Duration,
+    deadline: Deadline,
     mut each: impl FnMut(u64, Sums),
 ) -> Result<(), MetricsError> {
     let end = Bucket {
@@ -235,7 +236,7 @@ async fn read(
     let query = buckets
         .find(doc! { "_id": { "$gte": from.key(), "$lt": end.key() } })
         .sort(doc! { "_id": 1 })
-        .max_time(limit);
+        .max_time(deadline.left()?);
     let mut cursor = find(buckets, query).await?;
     while cursor.advance().await? {
         let document = cursor.current();

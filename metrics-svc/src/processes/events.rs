@@ -1,6 +1,6 @@
 //! Starts and ends of processes.
 
-use std::{cmp::Reverse, collections::HashSet, time::Duration};
+use std::{cmp::Reverse, collections::HashSet};
 
 use vmwatch_api::{
     first_page,
@@ -11,7 +11,7 @@ use vmwatch_api::{
 };
 
 use super::{MOST_ROWS, Processes};
-use crate::MetricsError;
+use crate::{MetricsError, deadline::Deadline};
 
 impl Processes {
     /// A page of the newest starts and ends of a range of time.
@@ -21,15 +21,15 @@ impl Processes {
     pub(crate) async fn events(
         &self,
         query: &ProcessEventsQuery,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<ProcessEventList, MetricsError> {
         let instance = &query.instance_id;
         let Some(range) = up_to(query.range, query.before) else {
             return Ok(ProcessEventList::default());
         };
         let most = usize::from(query.limit.get());
-        let ends = self.newest_ends(query, range, limit).await?;
-        let tables = self.tables(instance, range, limit).await?;
+        let ends = self.newest_ends(query, range, deadline).await?;
+        let tables = self.tables(instance, range, deadline).await?;
         let started = ends.iter().chain(tables.iter().flatten());
         let started = started.filter(|row| (range.from_ms()..range.to_ms()).contains(&row.started_ms));
         let mut seen = HashSet::new();
@@ -52,21 +52,21 @@ impl Processes {
         &self,
         query: &ProcessEventsQuery,
         range: TimeRange,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<ProcessRow>, MetricsError> {
         let (instance, one_more) = (&query.instance_id, i64::from(query.limit.get()) + 1);
         let Some(place) = query.before else {
-            return self.ends(instance, range, one_more, limit).await;
+            return self.ends(instance, range, one_more, deadline).await;
         };
         // Of the moment at which the page before ended all are read: any number of processes may end at one. An end is
         // at the millisecond nearest to it, which may be the one behind.
         let tied = place.at_ms.saturating_sub(1).max(range.from_ms());
         let mut ends = match TimeRange::new(tied, range.to_ms()) {
-            Some(tie) => self.ends(instance, tie, MOST_ROWS, limit).await?,
+            Some(tie) => self.ends(instance, tie, MOST_ROWS, deadline).await?,
             None => Vec::new(),
         };
         if let Some(older) = TimeRange::new(range.from_ms(), tied) {
-            ends.extend(self.ends(instance, older, one_more, limit).await?);
+            ends.extend(self.ends(instance, older, one_more, deadline).await?);
         }
         Ok(ends)
     }

@@ -21,6 +21,7 @@ use self::row::StoredProcess;
 use crate::{
     MetricsError,
     database::find,
+    deadline::Deadline,
     store::{RowKind, RowStore},
 };
 
@@ -83,12 +84,12 @@ impl Processes {
         &self,
         instance: &InstanceId,
         end_ms: u64,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Option<String>, MetricsError> {
         let mut to_ms = end_ms;
         for step in STEPS {
             let from_ms = end_ms.saturating_sub(millis(step));
-            let found = self.edge(instance, from_ms, to_ms, -1, limit).await?;
+            let found = self.edge(instance, from_ms, to_ms, -1, deadline).await?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -102,7 +103,7 @@ impl Processes {
         &self,
         instance: &InstanceId,
         start_ms: u64,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Option<String>, MetricsError> {
         let now_ms = unix_millis();
         let mut from_ms = start_ms;
@@ -111,7 +112,7 @@ impl Processes {
                 break;
             }
             let to_ms = start_ms.saturating_add(millis(step));
-            let found = self.edge(instance, from_ms, to_ms, 1, limit).await?;
+            let found = self.edge(instance, from_ms, to_ms, 1, deadline).await?;
             if found.is_some() {
                 return Ok(found);
             }
@@ -127,7 +128,7 @@ impl Processes {
         from_ms: u64,
         to_ms: u64,
         direction: i32,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Option<String>, MetricsError> {
         let date = |millis| CreateDate::at_millis(millis, self.offset);
         let range = doc! { "$gte": date(from_ms).as_str(), "$lt": date(to_ms).as_str() };
@@ -136,7 +137,7 @@ impl Processes {
             .find_one(doc! { "instance_id": instance.as_str(), "create_date": range })
             .projection(doc! { "_id": 0, "create_date": 1 })
             .sort(doc! { "create_date": direction, "_id": direction })
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let row = find(self.collection(), query).await?;
         row.map_or(Ok(None), |row| Ok(Some(row.get_str("create_date")?.to_owned())))
     }
@@ -147,13 +148,13 @@ impl Processes {
         instance: &InstanceId,
         date: &str,
         name: Option<&ProcessName>,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<StoredProcess>, MetricsError> {
         let mut filter = doc! { "instance_id": instance.as_str(), "create_date": date };
         if let Some(name) = name {
             filter.insert("cmd", name.as_str());
         }
-        self.read(filter, doc! { "_id": 1 }, MOST_ROWS, limit).await
+        self.read(filter, doc! { "_id": 1 }, MOST_ROWS, deadline).await
     }
 
     /// All processes of the sample of a date.
@@ -161,9 +162,9 @@ impl Processes {
         &self,
         instance: &InstanceId,
         date: &str,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<ProcessRow>, MetricsError> {
-        let found = self.rows_of(instance, date, None, limit).await?;
+        let found = self.rows_of(instance, date, None, deadline).await?;
         Ok(found.into_iter().map(|stored| stored.row).collect())
     }
 
@@ -173,12 +174,12 @@ impl Processes {
         instance: &InstanceId,
         range: TimeRange,
         most: i64,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<ProcessRow>, MetricsError> {
         let ended = doc! { "$gte": seconds(range.from_ms()), "$lt": seconds(range.to_ms()) };
         let filter = doc! { "instance_id": instance.as_str(), "shutdown_time": ended };
         let found = self
-            .read(filter, doc! { "shutdown_time": -1 }, most, limit)
+            .read(filter, doc! { "shutdown_time": -1 }, most, deadline)
             .await?;
         Ok(found.into_iter().map(|stored| stored.row).collect())
     }
@@ -190,7 +191,7 @@ impl Processes {
         filter: Document,
         sort: Document,
         most: i64,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<StoredProcess>, MetricsError> {
         let query = self
             .collection()
@@ -199,7 +200,7 @@ impl Processes {
             .sort(sort)
             .limit(most)
             .batch_size(2000)
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let mut cursor = find(self.collection(), query).await?;
         let mut rows = Vec::new();
         while cursor.advance().await? {
@@ -215,21 +216,21 @@ impl Processes {
         &self,
         instance: &InstanceId,
         range: TimeRange,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<Vec<Vec<ProcessRow>>, MetricsError> {
         let mut tables = Vec::new();
-        if let Some(date) = self.sample_after(instance, range.to_ms(), limit).await? {
-            tables.push(self.table_of(instance, &date, limit).await?);
+        if let Some(date) = self.sample_after(instance, range.to_ms(), deadline).await? {
+            tables.push(self.table_of(instance, &date, deadline).await?);
         }
         let mut end_ms = range.to_ms();
         for _ in 0..=MOST_CUTS {
             if end_ms <= range.from_ms() {
                 break;
             }
-            let Some(date) = self.sample_before(instance, end_ms, limit).await? else {
+            let Some(date) = self.sample_before(instance, end_ms, deadline).await? else {
                 break;
             };
-            let table = self.table_of(instance, &date, limit).await?;
+            let table = self.table_of(instance, &date, deadline).await?;
             let sampled_ms = self.offset.unix_millis_of(&date).unwrap_or(0);
             let up_ms = table.iter().map(|row| row.started_ms).min().unwrap_or(0);
             tables.push(table);

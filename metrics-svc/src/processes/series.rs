@@ -1,6 +1,6 @@
 //! The past of some processes, as one series.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
 use bson::doc;
 use vmwatch_api::{
@@ -16,6 +16,7 @@ use super::{
 use crate::{
     MetricsError,
     database::find,
+    deadline::Deadline,
     history::{Chart, sums::Sum},
 };
 
@@ -87,17 +88,18 @@ impl Processes {
     pub(crate) async fn series(
         &self,
         query: &ProcessHistoryQuery,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<ProcessSeries, MetricsError> {
         let chart = Chart::of_rows(query.range, query.points, self.offset.as_millis());
         let names = match (query.process.name(), query.process.pid()) {
             (Some(name), _) => BTreeSet::from([name.as_str().to_owned()]),
-            (None, Some(pid)) => self.names_of(query, pid, limit).await?,
+            (None, Some(pid)) => self.names_of(query, pid, deadline).await?,
             (None, None) => BTreeSet::new(),
         };
         let mut moments = vec![Moments::default(); chart.buckets];
         for name in &names {
-            self.add_moments(query, name, &chart, &mut moments, limit).await?;
+            self.add_moments(query, name, &chart, &mut moments, deadline)
+                .await?;
         }
         let buckets = moments
             .iter()
@@ -121,7 +123,7 @@ impl Processes {
         name: &str,
         chart: &Chart,
         moments: &mut [Moments],
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<(), MetricsError> {
         let date = |millis| CreateDate::at_millis(millis, self.offset);
         let range = doc! { "$gte": date(chart.first_ms).as_str(), "$lt": date(chart.end_ms()).as_str() };
@@ -132,7 +134,7 @@ impl Processes {
             .projection(row::projection())
             .sort(doc! { "create_date": 1, "_id": 1 })
             .batch_size(5000)
-            .max_time(limit);
+            .max_time(deadline.left()?);
         let mut cursor = find(self.collection(), rows).await?;
         let mut moment = Moment::default();
         let mut finish = |moment: &Moment| {
@@ -167,14 +169,14 @@ impl Processes {
         &self,
         query: &ProcessHistoryQuery,
         pid: u32,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<BTreeSet<String>, MetricsError> {
         let (instance, range) = (&query.instance_id, query.range);
-        let ends = self.ends(instance, range, MOST_ENDS, limit).await?;
-        let mut tables = self.tables(instance, range, limit).await?;
+        let ends = self.ends(instance, range, MOST_ENDS, deadline).await?;
+        let mut tables = self.tables(instance, range, deadline).await?;
         // A process that runs another program in the midst of its life has a name at the beginning and one at the end.
-        if let Some(date) = self.sample_after(instance, range.from_ms(), limit).await? {
-            tables.push(self.table_of(instance, &date, limit).await?);
+        if let Some(date) = self.sample_after(instance, range.from_ms(), deadline).await? {
+            tables.push(self.table_of(instance, &date, deadline).await?);
         }
         let rows = ends.into_iter().chain(tables.into_iter().flatten());
         let names = rows.filter(|row| row.pid == pid).map(|row| row.name);

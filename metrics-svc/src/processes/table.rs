@@ -1,6 +1,6 @@
 //! The process table of a moment.
 
-use std::{cmp::Ordering, time::Duration};
+use std::cmp::Ordering;
 
 use vmwatch_api::{
     first_page,
@@ -9,27 +9,27 @@ use vmwatch_api::{
 };
 
 use super::{Processes, row::StoredProcess};
-use crate::MetricsError;
+use crate::{MetricsError, deadline::Deadline};
 
 impl Processes {
     /// A page of the table of the newest sample at or before the moment.
     pub(crate) async fn table(
         &self,
         query: &ProcessesAtQuery,
-        limit: Duration,
+        deadline: Deadline,
     ) -> Result<ProcessTable, MetricsError> {
         let after = query.after.as_ref();
         let at_ms = after.map(|place| place.at_ms).or(query.at_ms);
         // A sample within the millisecond that was asked for is not behind it.
         let end_ms = at_ms.unwrap_or_else(unix_millis).saturating_add(1);
-        let Some(date) = self.sample_before(&query.instance_id, end_ms, limit).await? else {
+        let Some(date) = self.sample_before(&query.instance_id, end_ms, deadline).await? else {
             return match after {
                 None => Ok(ProcessTable::default()),
                 Some(_) => Err(MetricsError::GoneTable),
             };
         };
         let mut processes = self
-            .rows_of(&query.instance_id, &date, query.name.as_ref(), limit)
+            .rows_of(&query.instance_id, &date, query.name.as_ref(), deadline)
             .await?;
         let total = processes.len() as u64;
         let order = query.order.unwrap_or_else(|| query.sort.usual_order());

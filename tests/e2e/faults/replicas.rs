@@ -153,9 +153,14 @@ async fn a_frozen_replica_is_a_timeout_and_its_twin_answers() {
         let sent = late.iter().filter(|seen| clients.contains(&seen.client)).count();
         eventually("all that was sent to it is refused", PATIENCE, async || {
             let refused = metric(replica, "vmwatch_requests_late_total").await;
+            let metrics = replica.metrics().await;
+            let outcomes: Vec<_> = metrics
+                .lines()
+                .filter(|line| line.starts_with("vmwatch_requests_"))
+                .collect();
             (refused == sent as f64)
                 .then_some(())
-                .ok_or(format!("{refused} of {sent}"))
+                .ok_or(format!("{refused} of {sent}: {outcomes:#?}"))
         })
         .await;
     }

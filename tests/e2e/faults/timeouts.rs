@@ -3,8 +3,14 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use testkit::{Program, Stack, eventually, figure};
-use vmwatch_api::{Method, Role, Scope, metrics::VmLatest};
+use testkit::{MongoProxy, PATIENCE, Program, Stack, eventually, figure};
+use vmwatch_api::{
+    Method, Principal, Role, Scope,
+    metrics::{Latest, Limit, VmLatest},
+    wire::FaultKind,
+};
+use vmwatch_bus::Context;
+use vmwatch_service::config::MONGODB_URI;
 
 use super::{
     http::{Connection, address, post},
@@ -66,4 +72,50 @@ async fn timed_out_requests_leave_nothing_behind() {
         "{grown} KiB for {requests} requests"
     );
     drop(silent);
+}
+
+/// The rows of an unknown VM are looked for in several ranges of time, one after the other. With a slow database the later ones get only the time that
+/// is left, and none begins after the deadline.
+#[tokio::test]
+async fn all_queries_of_a_request_end_by_its_deadline() {
+    const DEADLINE: Duration = Duration::from_secs(1);
+    const DELAY: Duration = Duration::from_millis(400);
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 0)
+        .replicas(Program::Auth, 0)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    let proxy = MongoProxy::start(stack.database.uri(), "vm_samples").await;
+    let metrics = stack.replica(Program::Metrics, 0);
+    metrics.process.set(MONGODB_URI.name, proxy.uri());
+    metrics.process.kill9();
+    metrics.restart().await;
+    proxy.delay_queries(DELAY);
+    let before = proxy.query_limits().len();
+
+    let context = Context::new(DEADLINE).as_principal(Principal {
+        user: "test".to_owned(),
+        role: Role::Viewer,
+        scope: Scope::All,
+    });
+    let unknown = Latest {
+        instance_id: "unknown".parse().unwrap(),
+        limit: Limit::default(),
+        before: None,
+    };
+    let late = stack.bus.call::<VmLatest>(&context, &unknown).await.unwrap_err();
+    assert_eq!(late.kind, FaultKind::Timeout, "{late:?}");
+    eventually("the handler ends", PATIENCE, async || {
+        let under_way = metric(metrics, "vmwatch_requests_in_flight").await;
+        (under_way == 0.0).then_some(()).ok_or(under_way.to_string())
+    })
+    .await;
+    let limits = proxy.query_limits().split_off(before);
+    let most = i64::try_from(DEADLINE.as_millis()).unwrap();
+    let delay = i64::try_from(DELAY.as_millis()).unwrap();
+    assert!((1..=3).contains(&limits.len()), "{limits:?}");
+    for (index, limit) in (0..).zip(&limits) {
+        assert!((1..=most - index * delay).contains(limit), "{limits:?}");
+    }
 }
