@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
 use metrics::counter;
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Map;
 use tokio::sync::OnceCell;
 use tracing::warn;
 use vmwatch_api::Service;
@@ -35,6 +36,25 @@ pub(crate) enum Value<T> {
     /// It cannot be decoded, which was counted and logged.
     Broken,
     Whole(T),
+}
+
+/// A record with the fields that a newer version put into it: they are written back with it.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Kept<T> {
+    #[serde(flatten)]
+    pub(crate) known: T,
+    #[serde(flatten)]
+    more: Map<String, serde_json::Value>,
+}
+
+impl<T> Kept<T> {
+    /// A record of this version.
+    pub(crate) fn new(known: T) -> Self {
+        Self {
+            known,
+            more: Map::new(),
+        }
+    }
 }
 
 impl<T> Value<T> {
@@ -145,4 +165,16 @@ async fn within<T, E: Into<async_nats::Error>>(
 ) -> Result<T, AuthError> {
     let done = tokio::time::timeout(DEADLINE, work).await;
     done.map_err(AuthError::bucket)?.map_err(AuthError::bucket)
+}
+
+/// Fails unless the form is read from its golden file and written as it was, with the fields of a newer version too.
+#[cfg(test)]
+pub(crate) fn holds_golden<T: Serialize + DeserializeOwned>(golden: &str) {
+    let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
+    let record: T = serde_json::from_value(golden.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&record).unwrap(), golden);
+    let mut newer = golden;
+    newer["of_a_newer_version"] = serde_json::json!({ "a": [1] });
+    let kept: Kept<T> = serde_json::from_value(newer.clone()).unwrap();
+    assert_eq!(serde_json::to_value(&kept).unwrap(), newer);
 }

@@ -10,7 +10,7 @@ use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,
-    bucket::{Bucket, Spec, TRIES},
+    bucket::{Bucket, Kept, Spec, TRIES},
     config::SessionSettings,
 };
 
@@ -78,7 +78,7 @@ impl SessionIndex {
     /// The keys of the user's sessions, oldest first.
     pub(crate) async fn of(&self, user: &UserKey) -> Result<Vec<String>, AuthError> {
         let entry = self.bucket.entry(&user.bucket_key()).await?;
-        Ok(self.listed(entry.as_ref()).keys)
+        Ok(self.listed(entry.as_ref()).known.keys)
     }
 
     /// Reads, changes and writes, again if another replica wrote in between.
@@ -87,7 +87,7 @@ impl SessionIndex {
         for _ in 0..TRIES {
             let entry = self.bucket.entry(&key).await?;
             let mut listed = self.listed(entry.as_ref());
-            let result = change(&mut listed);
+            let result = change(&mut listed.known);
             let value = serde_json::to_vec(&listed)?;
             if self.bucket.write_over(&key, value, entry.as_ref()).await? {
                 return Ok(result);
@@ -97,7 +97,18 @@ impl SessionIndex {
     }
 
     /// A broken list counts as empty: it must not keep its user out. Sessions that it named still end by their dates.
-    fn listed(&self, entry: Option<&Entry>) -> Listed {
+    fn listed(&self, entry: Option<&Entry>) -> Kept<Listed> {
         self.bucket.decode(entry).into_option().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket;
+
+    #[test]
+    fn list_is_its_golden_file() {
+        bucket::holds_golden::<Listed>(include_str!("../../tests/golden/forms/user-sessions.json"));
     }
 }

@@ -15,7 +15,7 @@ use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,
-    bucket::{Bucket, Spec, Value},
+    bucket::{Bucket, Kept, Spec, Value},
     config::SessionSettings,
     session_index::SessionIndex,
 };
@@ -193,9 +193,10 @@ impl Sessions {
             return Ok(());
         }
         let entry = self.bucket.entry(&used.key).await?;
-        let Value::Whole(mut record) = self.bucket.decode::<SessionRecord>(entry.as_ref()) else {
+        let Value::Whole(mut stored) = self.bucket.decode::<Kept<SessionRecord>>(entry.as_ref()) else {
             return Ok(());
         };
+        let record = &mut stored.known;
         // Clocks differ a little, and nobody may keep a session alive from the future.
         let used_at = used.used_at_ms.min(unix_millis());
         if used_at <= record.last_used_at_ms {
@@ -203,7 +204,7 @@ impl Sessions {
         }
         record.last_used_at_ms = used_at;
         record.idle_ends_at_ms = after(used_at, self.idle);
-        let value = serde_json::to_vec(&record)?;
+        let value = serde_json::to_vec(&stored)?;
         if self.bucket.write_over(&used.key, value, entry.as_ref()).await? {
             counter!("vmwatch_session_uses_noted_total").increment(1);
         } else {
@@ -239,4 +240,15 @@ fn id_of(key: &str) -> Option<SessionId> {
     let mut hash: TokenHash = [0; 32];
     hex::decode_to_slice(key, &mut hash).ok()?;
     Some(SessionId::of(&hash))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket;
+
+    #[test]
+    fn noted_use_keeps_fields_of_a_newer_version() {
+        bucket::holds_golden::<SessionRecord>(include_str!("../../tests/golden/forms/session-record.json"));
+    }
 }

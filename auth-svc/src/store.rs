@@ -231,3 +231,36 @@ pub(crate) fn not_before(before: Option<&User>) -> DateTime {
 fn is_duplicate(error: &mongodb::error::Error) -> bool {
     matches!(&*error.kind, ErrorKind::Write(WriteFailure::WriteError(write)) if write.code == DUPLICATE_KEY)
 }
+
+#[cfg(test)]
+mod tests {
+    use bson::{Bson, deserialize_from_document, serialize_to_document};
+    use serde_json::Value;
+
+    use super::*;
+
+    fn golden() -> Value {
+        serde_json::from_str(include_str!("../../tests/golden/forms/user-document.json")).unwrap()
+    }
+
+    fn read(document: Value) -> User {
+        let document = Bson::try_from(document).unwrap();
+        deserialize_from_document(document.as_document().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn document_is_its_golden_file() {
+        let written = serialize_to_document(&read(golden())).unwrap();
+        assert_eq!(Bson::from(written).into_relaxed_extjson(), golden());
+    }
+
+    #[test]
+    fn reads_document_of_a_newer_version() {
+        let mut newer = golden();
+        newer["role"] = "auditor".into();
+        newer["scope"] = serde_json::json!({ "tenant": "x" });
+        newer["of_a_newer_version"] = 1.into();
+        let user = read(newer);
+        assert_eq!((user.role, user.scope), (Role::Unknown, Scope::Unknown));
+    }
+}

@@ -24,7 +24,7 @@ use vmwatch_bus::Bus;
 
 use crate::{
     AuthError,
-    bucket::{Bucket, Spec, Value},
+    bucket::{Bucket, Kept, Spec, Value},
     config::ThrottleSettings,
 };
 
@@ -164,18 +164,18 @@ impl Throttle {
 
     async fn failures(&self, key: &str) -> Result<Failures, AuthError> {
         let entry = self.bucket.entry(key).await?;
-        Ok(self.decode(entry.as_ref()))
+        Ok(self.decode(entry.as_ref()).known)
     }
 
     /// A record that cannot be decoded counts as throttled, until it expires.
-    fn decode(&self, entry: Option<&Entry>) -> Failures {
+    fn decode(&self, entry: Option<&Entry>) -> Kept<Failures> {
         match self.bucket.decode(entry) {
-            Value::Nothing => Failures::default(),
+            Value::Nothing => Kept::default(),
             Value::Whole(failures) => failures,
-            Value::Broken => Failures {
+            Value::Broken => Kept::new(Failures {
                 count: u32::MAX,
                 last_ms: entry.map_or(0, written_ms),
-            },
+            }),
         }
     }
 
@@ -183,13 +183,14 @@ impl Throttle {
     async fn count_one(&self, key: &str) -> Result<Option<u32>, AuthError> {
         for _ in 0..COUNT_TRIES {
             let entry = self.bucket.entry(key).await?;
-            let failures = Failures {
-                count: self.decode(entry.as_ref()).count.saturating_add(1),
+            let mut failures = self.decode(entry.as_ref());
+            failures.known = Failures {
+                count: failures.known.count.saturating_add(1),
                 last_ms: unix_millis(),
             };
             let value = serde_json::to_vec(&failures)?;
             if self.bucket.write_over(key, value, entry.as_ref()).await? {
-                return Ok(Some(failures.count));
+                return Ok(Some(failures.known.count));
             }
         }
         Ok(None)
@@ -238,6 +239,7 @@ fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bucket;
 
     const SETTINGS: ThrottleSettings = ThrottleSettings {
         by_pair: 5,
@@ -267,6 +269,11 @@ mod tests {
             last_ms: NOW - 900_000,
         };
         assert_eq!(wait(SETTINGS, long_ago, failed(5), failed(5), NOW), None);
+    }
+
+    #[test]
+    fn record_is_its_golden_file() {
+        bucket::holds_golden::<Failures>(include_str!("../../tests/golden/forms/login-failures.json"));
     }
 
     #[test]

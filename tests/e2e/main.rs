@@ -43,4 +43,5 @@ mod sessions;
 mod setup;
 mod startup;
 mod traces;
+mod versions;
 mod vm_list;

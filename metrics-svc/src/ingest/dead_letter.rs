@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{
     HeaderMap,
+    header::NATS_MESSAGE_ID,
     jetstream::{AckKind, Context, Message},
 };
 use metrics::counter;
@@ -50,13 +51,9 @@ pub(super) async fn keep(jetstream: &Context, message: &Message, reason: &str) {
 }
 
 async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result<(), MetricsError> {
-    let mut headers = HeaderMap::new();
-    headers.insert(REASON, reason.replace(['\r', '\n'], " "));
-    headers.insert(SUBJECT, message.subject.as_str());
-    if let Ok(info) = message.info() {
-        // One dead letter for one message, however often it is tried.
-        headers.insert("Nats-Msg-Id", format!("{}:{}", info.stream, info.stream_sequence));
-    }
+    let stored = message.info().ok();
+    let stored = stored.map(|info| (info.stream, info.stream_sequence));
+    let headers = headers(&message.subject, reason, stored);
     let instance = message
         .subject
         .strip_prefix(SAMPLE_SUBJECT_PREFIX)
@@ -67,4 +64,39 @@ async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result
         .await
         .map_err(MetricsError::jetstream)?;
     acknowledged.await.map(drop).map_err(MetricsError::jetstream)
+}
+
+/// The headers of a dead letter. `stored` is the stream and the sequence of the message.
+fn headers(subject: &str, reason: &str, stored: Option<(&str, u64)>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(REASON, reason.replace(['\r', '\n'], " "));
+    headers.insert(SUBJECT, subject);
+    if let Some((stream, sequence)) = stored {
+        // One dead letter for one message, however often it is tried.
+        headers.insert(NATS_MESSAGE_ID, format!("{stream}:{sequence}"));
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn headers_are_their_golden_file() {
+        const GOLDEN: &str = include_str!("../../../tests/golden/forms/dead-letter-headers.json");
+        let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
+        let written = headers(
+            "vmwatch.v1.samples.vm-1",
+            "cpu_util:\nmust be a number",
+            Some(("VMWATCH_SAMPLES", 17)),
+        );
+        let written: BTreeMap<_, _> = written
+            .iter()
+            .map(|(name, values)| (name.to_string(), values[0].to_string()))
+            .collect();
+        assert_eq!(written, golden);
+    }
 }

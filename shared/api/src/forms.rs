@@ -5,10 +5,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use super::{
-    Principal, Role,
+    Principal, Role, Scope,
     audit::{AuditRecord, AuditResult},
     events::LiveEvent,
     metrics::Sample,
+    sessions::{SessionList, SessionRecord, UserRecord},
 };
 use crate::wire::{Envelope, FaultKind};
 
@@ -34,6 +35,9 @@ fn reads_more<T: Serialize + DeserializeOwned>(golden: &str) {
 
 const PRINCIPAL: &str = include_str!("../../../tests/golden/forms/principal.json");
 const AUDIT_RECORD: &str = include_str!("../../../tests/golden/forms/audit-record.json");
+const SESSION_RECORD: &str = include_str!("../../../tests/golden/forms/session-record.json");
+const SESSION_LIST: &str = include_str!("../../../tests/golden/forms/session-list.json");
+const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record.json");
 const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
 const EVENTS: [&str; 4] = [
@@ -47,6 +51,9 @@ const EVENTS: [&str; 4] = [
 fn forms_are_their_golden_files_and_are_read_with_more_fields() {
     reads_more::<Principal>(PRINCIPAL);
     reads_more::<AuditRecord>(AUDIT_RECORD);
+    reads_more::<SessionRecord>(SESSION_RECORD);
+    reads_more::<SessionList>(SESSION_LIST);
+    reads_more::<UserRecord>(USER_RECORD);
     reads_more::<Sample>(SAMPLE);
     reads_more::<Envelope<()>>(FAULT);
     for event in EVENTS {
@@ -66,6 +73,14 @@ fn reads_values_of_a_newer_version_as_unknown() {
     assert_eq!(record.result, AuditResult::Unknown);
     let principal: Principal = serde_json::from_value(changed(PRINCIPAL, "role", "auditor".into())).unwrap();
     assert_eq!(principal.role, Role::Unknown);
+    let mut user: Value = serde_json::from_str(USER_RECORD).unwrap();
+    user["principal"]["role"] = "auditor".into();
+    user["principal"]["scope"] = serde_json::json!({ "tenant": "x" });
+    let user: UserRecord = serde_json::from_value(user).unwrap();
+    assert_eq!(
+        (user.principal.role, user.principal.scope),
+        (Role::Unknown, Scope::Unknown)
+    );
     let fault: Envelope<()> = serde_json::from_value(changed(FAULT, "fault", "quota".into())).unwrap();
     assert_eq!(fault.into_result().unwrap_err().kind, FaultKind::Internal);
 }

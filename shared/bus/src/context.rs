@@ -190,6 +190,8 @@ impl Extractor for HeaderExtractor<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use vmwatch_api::{Role, Scope};
 
@@ -208,6 +210,20 @@ mod tests {
             Context::from_headers(Some(&context.to_headers(&Span::none()))).unwrap(),
             context
         );
+    }
+
+    #[test]
+    fn headers_are_their_golden_file_and_are_read_with_more() {
+        const GOLDEN: &str = include_str!("../../../tests/golden/forms/context-headers.json");
+        let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
+        let mut map = HeaderMap::new();
+        for (name, value) in &golden {
+            map.insert(name.as_str(), value.as_str());
+        }
+        let context = Context::from_headers(Some(&map)).unwrap();
+        assert_eq!(context.to_headers(&Span::none()), map);
+        map.insert("Vmwatch-Of-A-Newer-Version", "1");
+        assert_eq!(Context::from_headers(Some(&map)).unwrap(), context);
     }
 
     #[test]
