@@ -1,5 +1,5 @@
 // The page follows the browser's language, and remembers the chosen language and theme.
-import { accessible, check, setting, signIn, story, until } from "./browser.mjs";
+import { accessible, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
 
@@ -8,12 +8,15 @@ await story(async (page, { faults }) => {
   await page.getByRole("heading", { name: "虚拟机", exact: true }).waitFor();
   check((await page.evaluate(() => document.documentElement.lang)) === "zh-CN", "the lang attribute is set");
   await accessible(page, "the list in Chinese", faults);
+  await showsValuesOfNewerVersion(page, "未知");
+  await page.goto(url);
   await page.locator(".account summary").click();
   await page.getByRole("button", { name: "English" }).click();
   await page.getByRole("heading", { name: "VMs" }).waitFor();
   await page.getByRole("button", { name: "Dark", exact: true }).click();
   await until("the theme is dark", () => page.evaluate(() => document.documentElement.dataset.theme === "dark"));
-  await page.reload();
+  await showsValuesOfNewerVersion(page, "unknown");
+  await page.goto(url);
   await page.getByRole("heading", { name: "VMs" }).waitFor();
   check(await page.evaluate(() => document.documentElement.dataset.theme === "dark"), "the theme is remembered");
 
@@ -31,3 +34,19 @@ await story(async (page, { faults }) => {
   await page.keyboard.press("ArrowLeft");
   await until("an arrow key selects a moment", () => page.url().includes("at="));
 }, { locale: "zh-CN" });
+
+/** Shows an operation, an audit record and a user whose values only a newer version knows. */
+async function showsValuesOfNewerVersion(page, unknown) {
+  for (const [address, row, count] of [
+    // State and action of the operation, result of the audit record, role and scope of the user.
+    ["/operations", "details.operation summary", 2],
+    ["/audit?action=lifecycle.migrate", "table.records tbody tr", 1],
+    ["/users", 'tr[data-user="Vera"]', 2],
+  ]) {
+    await page.goto(url + address);
+    const shown = page.locator(row);
+    await shown.waitFor();
+    const found = (await shown.innerText()).split(unknown).length - 1;
+    check(found === count, `${address} shows "${unknown}" ${found} times instead of ${count}`);
+  }
+}

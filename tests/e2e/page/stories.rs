@@ -6,12 +6,13 @@ use testkit::{
     ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium,
 };
 use tokio::process::{Child, Command};
-use vmwatch_api::time::unix_millis;
+use vmwatch_api::{Role, time::unix_millis};
 
 use super::teller::{nothing, tell};
 use crate::{
     pages::publish_hostile_table,
     rest::client::{self, Api, publish, sample},
+    versions,
 };
 
 /// Under the permissions of deploy/nats, with an agent that reports this machine every second.
@@ -121,6 +122,10 @@ async fn every_view_can_be_read_by_everybody_in_the_dark() {
 #[tokio::test]
 async fn it_speaks_the_browsers_language_and_obeys_the_keyboard() {
     let stack = with_agent().start().await;
+    versions::put_newer_operation(&stack, &versions::newer_operation()).await;
+    versions::append_newer_audit_record(&stack).await;
+    stack.session_as("Vera", Role::Viewer).await;
+    versions::give_newer_role(&stack, "Vera").await;
     tell(
         &stack,
         "preferences",

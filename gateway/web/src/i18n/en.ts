@@ -54,6 +54,7 @@ export const en = {
     close: "Close",
     more: "Load more",
     none: "—",
+    unknown: "unknown",
     labelled: (label: string, value: string) => `${label}: ${value}`,
     request: (id: string) => `Request ID: ${id}`,
     unreachable: "Cannot reach the gateway. Check your connection and try again.",

@@ -56,6 +56,7 @@ export const zh: Texts = {
     close: "关闭",
     more: "加载更多",
     none: "—",
+    unknown: "未知",
     labelled: (label, value) => `${label}：${value}`,
     request: (id) => `请求 ID：${id}`,
     unreachable: "无法连接网关，请检查网络后重试。",

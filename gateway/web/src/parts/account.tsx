@@ -1,6 +1,6 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { me, signOut } from "../api/client";
-import { t } from "../i18n";
+import { t, textOf } from "../i18n";
 import { PasswordDialog } from "./password";
 import { LanguageSwitch, ThemeSwitch } from "./switches";
 
@@ -35,7 +35,7 @@ export function AccountMenu() {
         <span class="user">{user.user_name}</span>
       </summary>
       <div class="sheet">
-        <p class="user">{texts.signedInAs(user.user_name, t().role[user.role])}</p>
+        <p class="user">{texts.signedInAs(user.user_name, textOf(t().role, user.role))}</p>
         <LanguageSwitch />
         <ThemeSwitch />
         <a class="button" href="/sessions" onClick={closeMenu}>{texts.sessions}</a>

@@ -1,7 +1,11 @@
 import type { Schemas } from "../api/client";
-import { t } from "../i18n";
+import { t, textOf } from "../i18n";
 
-type Tone = "good" | "bad" | "warn" | "busy" | "quiet";
+export type Tone = "good" | "bad" | "warn" | "busy" | "quiet";
+
+/** The tone of a value; quiet for a value of a newer version of the gateway. */
+export const toneOf = (tones: Record<string, Tone>, value: string): Tone =>
+  (Object.hasOwn(tones, value) ? tones[value] : undefined) ?? "quiet";
 
 export function Badge({ tone, children }: { tone: Tone; children: string }) {
   return <span class={`badge ${tone}`}>{children}</span>;
@@ -19,7 +23,7 @@ const MACHINE: Record<Schemas["MachineState"], Tone> = {
 };
 
 export function MachineBadge({ state }: { state: Schemas["MachineState"] | null }) {
-  return <Badge tone={state ? MACHINE[state] : "quiet"}>{t().state[state ?? "none"]}</Badge>;
+  return <Badge tone={toneOf(MACHINE, state ?? "none")}>{textOf(t().state, state ?? "none")}</Badge>;
 }
 
 const OPERATION: Record<Schemas["OperationState"], Tone> = {
@@ -32,7 +36,7 @@ const OPERATION: Record<Schemas["OperationState"], Tone> = {
 };
 
 export function OperationBadge({ state }: { state: Schemas["OperationState"] }) {
-  return <Badge tone={OPERATION[state]}>{t().operation.states[state]}</Badge>;
+  return <Badge tone={toneOf(OPERATION, state)}>{textOf(t().operation.states, state)}</Badge>;
 }
 
 export const isOver = (state: Schemas["OperationState"]): boolean => state !== "requested" && state !== "running";

@@ -2,15 +2,15 @@
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";
-import { t } from "../i18n";
-import { Badge } from "../parts/badge";
+import { t, textOf } from "../i18n";
+import { Badge, toneOf, type Tone } from "../parts/badge";
 import { usePages } from "../parts/pages";
 import { Failed, Loading, Notice } from "../parts/states";
 import { adjust, route } from "../router";
 
 type Result = Schemas["AuditResult"];
 
-const TONES: Record<Result, "good" | "bad" | "warn" | "busy"> = {
+const TONES: Record<Result, Tone> = {
   requested: "busy",
   succeeded: "good",
   refused: "warn",
@@ -94,7 +94,7 @@ function Records({ records }: { records: Schemas["AuditRecord"][] }) {
             <td class="user">{record.user}</td>
             <td class="action mono">{record.action}</td>
             <td class="target mono">{record.target ?? t().common.none}</td>
-            <td class="result"><Badge tone={TONES[record.result]}>{texts.results[record.result]}</Badge></td>
+            <td class="result"><Badge tone={toneOf(TONES, record.result)}>{textOf(texts.results, record.result)}</Badge></td>
             <td class="source mono">{record.source ?? t().common.none}</td>
             <td class="detail">{record.detail}</td>
           </tr>

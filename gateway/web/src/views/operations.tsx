@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { api, ask, type Operation, type Schemas } from "../api/client";
 import { onEvent } from "../api/live";
 import { duration, fullTime, ms, shortTime } from "../format";
-import { t } from "../i18n";
+import { t, textOf } from "../i18n";
 import { OperationBadge } from "../parts/badge";
 import { Failed, Loading, Notice } from "../parts/states";
 import { adjust, route, vmAddress } from "../router";
@@ -70,7 +70,8 @@ function withUpdates(loaded: Operation[], updates: Map<string, Operation>, state
 /** An operation in one line; expands to show its steps. */
 export function OperationCard({ operation, open = false }: { operation: Operation; open?: boolean }) {
   const texts = t().operation;
-  const action = t().action[operation.action];
+  const { confirm, confirmTitle, ...actions } = t().action;
+  const action = textOf(actions, operation.action);
   const began = ms(operation.requested_at);
   const took = operation.finished_at && duration(ms(operation.finished_at) - began);
   return (
@@ -89,7 +90,7 @@ export function OperationCard({ operation, open = false }: { operation: Operatio
           {operation.history.map((step) => (
             <li key={step.at + step.text}>
               <time class="faint" dateTime={step.at}>{fullTime(ms(step.at))}</time>
-              <span>{texts.states[step.state]}</span>
+              <span>{textOf(texts.states, step.state)}</span>
               <span>{step.text}</span>
             </li>
           ))}

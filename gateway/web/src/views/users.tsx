@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";
-import { t } from "../i18n";
+import { t, textOf } from "../i18n";
 import { FormDialog } from "../parts/dialog";
 import { usePages } from "../parts/pages";
 import { PasswordDialog } from "../parts/password";
@@ -72,8 +72,8 @@ function UserTable({ users, open }: { users: User[]; open: (open: Open) => void 
         {users.map((user) => (
           <tr key={user.name} data-user={user.name}>
             <th scope="row">{user.name}</th>
-            <td>{t().role[user.role]}</td>
-            <td>{user.scope === "all" ? texts.allVms : texts.someVms(user.scope.only.length)}</td>
+            <td>{textOf(t().role, user.role)}</td>
+            <td>{scopeText(user.scope)}</td>
             <td class="created">{fullTime(ms(user.created_at))}</td>
             <td class="act">
               <button type="button" onClick={() => open({ kind: "edit", user })}>{texts.edit}</button>
@@ -85,6 +85,13 @@ function UserTable({ users, open }: { users: User[]; open: (open: Open) => void 
       </tbody>
     </table>
   );
+}
+
+/** A newer version of the gateway may send a scope that is neither. */
+function scopeText(scope: Scope): string {
+  const texts = t().users;
+  if (scope === "all") return texts.allVms;
+  return typeof scope === "object" && scope.only ? texts.someVms(scope.only.length) : t().common.unknown;
 }
 
 function AddDialog({ close }: { close: () => void }) {
@@ -145,7 +152,7 @@ function Grant({ role, scope }: { role: Role; scope: Scope }) {
         <legend>{texts.role}</legend>
         {ROLES.map((one) => (
           <label key={one} class="option">
-            <input type="radio" name="role" value={one} defaultChecked={one === role} />
+            <input type="radio" name="role" value={one} defaultChecked={one === role} required />
             <span>{t().role[one]} <span class="faint">– {texts.roleHelp[one]}</span></span>
           </label>
         ))}
@@ -163,7 +170,7 @@ function Grant({ role, scope }: { role: Role; scope: Scope }) {
         {!all && (
           <textarea
             name="ids" aria-label={texts.scopeIds} placeholder={texts.scopeIds} rows={4} spellcheck={false}
-            defaultValue={scope === "all" ? "" : scope.only.join("\n")}
+            defaultValue={typeof scope === "object" ? scope.only.join("\n") : ""}
           />
         )}
       </fieldset>
