@@ -10,7 +10,7 @@ use std::{
 use vmwatch_api::{InstanceId, time::UtcOffset};
 use vmwatch_bus::BusSettings;
 use vmwatch_service::{
-    config::{self, ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET},
+    config::{self, ByteSize, DRAIN_DEADLINE, Environment, Invalid, Setting, UTC_OFFSET, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -23,36 +23,43 @@ const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
 
 const INSTANCE_ID: Setting = Setting {
     name: "VMWATCH_INSTANCE_ID",
+    value: Value::Text,
     default: "",
     help: "id of this VM; empty: the contents of /sys/class/dmi/id/product_uuid, which only root can read",
 };
 const VM_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_VM_INTERVAL",
+    value: Value::Duration("100ms", "1h"),
     default: "10s",
     help: "interval between rows of the VM",
 };
 const PROCESS_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESS_INTERVAL",
+    value: Value::Duration("100ms", "24h"),
     default: "60s",
     help: "interval between rows of the processes; a whole multiple of the interval above",
 };
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
+    value: Value::Text,
     default: "all",
     help: "processes to report: `all`, or `top:N` for the N greatest by CPU, by memory and by disk",
 };
 const PIN: Setting = Setting {
     name: "VMWATCH_AGENT_PIN",
+    value: Value::Text,
     default: "",
     help: "comma-separated process names that `top:N` always reports, such as nginx,postgres",
 };
 pub(crate) const SPOOL_DIR: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_DIR",
+    value: Value::Folder,
     default: "/var/lib/vmwatch-agent",
     help: "folder for samples that wait while the bus is unreachable or the stream is full",
 };
 const SPOOL_SIZE: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_SIZE",
+    value: Value::Size("4MiB", "16GiB"),
     default: "64MiB",
     help: "maximum size of that folder; beyond it the oldest samples are dropped",
 };
@@ -117,9 +124,9 @@ impl AgentSettings {
         let pinned = env.optional::<Names>(&PIN);
         let dir = env.get(&SPOOL_DIR);
         // At least a few parts of the largest size; at most what its index may take in memory.
-        let limit = env.within(&SPOOL_SIZE, ByteSize(4 << 20), ByteSize(16 << 30));
+        let limit = env.size(&SPOOL_SIZE);
         let utc_offset = config::utc_offset(env);
-        let drain_deadline = env.duration(&DRAIN_DEADLINE, Duration::ZERO, Duration::from_mins(5));
+        let drain_deadline = env.duration(&DRAIN_DEADLINE);
         let pinned = pinned?.unwrap_or_default().0;
         Ok(Self {
             bus: bus?,
@@ -163,9 +170,8 @@ fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Inv
 
 fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
     // A tick of the kernel's CPU accounting is 10 ms: below 100 ms shares become noise.
-    const LEAST: Duration = Duration::from_millis(100);
-    let vm = env.duration(&VM_INTERVAL, LEAST, Duration::from_hours(1));
-    let process = env.duration(&PROCESS_INTERVAL, LEAST, Duration::from_hours(24));
+    let vm = env.duration(&VM_INTERVAL);
+    let process = env.duration(&PROCESS_INTERVAL);
     let (vm, process) = (vm?, process?);
     let multiple = process.as_millis() / vm.as_millis();
     let remainder = process.as_millis() % vm.as_millis();

@@ -10,7 +10,7 @@ use vmwatch_bus::{
     serve::{self, ServeSettings},
 };
 use vmwatch_service::{
-    config::{Environment, Invalid, STREAM_REPLICAS, Setting},
+    config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -19,66 +19,79 @@ use vmwatch_store::StoreSettings;
 const HEALTH: &str = "127.0.0.1:9081";
 const USERS_COLLECTION: Setting = Setting {
     name: "VMWATCH_USERS_COLLECTION",
+    value: Value::Text,
     default: "users",
     help: "MongoDB collection of users",
 };
 const SESSION_TTL: Setting = Setting {
     name: "VMWATCH_SESSION_TTL",
+    value: Value::Duration("1s", "30d"),
     default: "12h",
     help: "lifetime of a session from its login",
 };
 const SESSION_IDLE: Setting = Setting {
     name: "VMWATCH_SESSION_IDLE_TIMEOUT",
+    value: Value::Duration("1s", "30d"),
     default: "1h",
     help: "time without a request after which a session ends",
 };
 const SESSIONS_PER_USER: Setting = Setting {
     name: "VMWATCH_SESSIONS_PER_USER",
+    value: Value::Number(1, 1000),
     default: "100",
     help: "maximum sessions per user; a login beyond it ends the oldest within a second",
 };
 const RECONCILE_INTERVAL: Setting = Setting {
     name: "VMWATCH_RECONCILE_INTERVAL",
+    value: Value::Duration("100ms", "1h"),
     default: "30s",
     help: "interval at which the users bucket is compared with the database and repaired",
 };
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
+    value: Value::Number(1, 64),
     default: "2",
     help: "passwords hashed concurrently; each takes one core and 19 MiB for about 45 ms",
 };
 const LOCKOUT_FAILURES: Setting = Setting {
     name: "VMWATCH_LOCKOUT_FAILURES",
+    value: Value::Number(1, 1_000_000),
     default: "5",
     help: "failed logins of one user from one source after which that pair is locked out",
 };
 const LOCKOUT_WINDOW: Setting = Setting {
     name: "VMWATCH_LOCKOUT_WINDOW",
+    value: Value::Duration("1s", "24h"),
     default: "15m",
     help: "duration of a lock-out, and time for which failures are counted",
 };
 const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
+    value: Value::Number(1, 100_000_000),
     default: "100",
     help: "failed logins from one source after which each further user has a single try from there",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
+    value: Value::Number(1, 100_000_000),
     default: "100",
     help: "failed logins of one user after which each further source has a single try",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",
+    value: Value::Text,
     default: "admin",
     help: "name of the administrator created at the first start",
 };
 const ADMIN_PASSWORD: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD",
+    value: Value::Text,
     default: "",
     help: "first password of that administrator; prefer the file below",
 };
 const ADMIN_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD_FILE",
+    value: Value::File,
     default: "",
     help: "file with the first password of that administrator; without either, a random one is printed once",
 };
@@ -165,24 +178,12 @@ impl AuthSettings {
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
         let collection = env.get(&USERS_COLLECTION);
-        let login_permits = env.within(&LOGIN_PERMITS, 1, 64);
-        let ttl = env.duration(
-            &SESSION_TTL,
-            Duration::from_secs(1),
-            Duration::from_hours(24 * 30),
-        );
-        let idle = env.duration(
-            &SESSION_IDLE,
-            Duration::from_secs(1),
-            Duration::from_hours(24 * 30),
-        );
-        let reconcile_interval = env.duration(
-            &RECONCILE_INTERVAL,
-            Duration::from_millis(100),
-            Duration::from_hours(1),
-        );
-        let per_user = env.within(&SESSIONS_PER_USER, 1, 1000);
-        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let login_permits = env.number(&LOGIN_PERMITS);
+        let ttl = env.duration(&SESSION_TTL);
+        let idle = env.duration(&SESSION_IDLE);
+        let reconcile_interval = env.duration(&RECONCILE_INTERVAL);
+        let per_user = env.number(&SESSIONS_PER_USER);
+        let replicas = env.number(&STREAM_REPLICAS);
         let throttle = throttle(env);
         let audit = AuditSettings::read(env);
         let audit_required = env.get(&audit::REQUIRED);
@@ -211,10 +212,10 @@ impl AuthSettings {
 }
 
 fn throttle(env: &Environment) -> Result<ThrottleSettings, Invalid> {
-    let by_pair = env.within(&LOCKOUT_FAILURES, 1, 1_000_000);
-    let by_source = env.within(&SOURCE_FAILURES, 1, 100_000_000);
-    let by_user = env.within(&USER_FAILURES, 1, 100_000_000);
-    let window = env.duration(&LOCKOUT_WINDOW, Duration::from_secs(1), Duration::from_hours(24));
+    let by_pair = env.number(&LOCKOUT_FAILURES);
+    let by_source = env.number(&SOURCE_FAILURES);
+    let by_user = env.number(&USER_FAILURES);
+    let window = env.duration(&LOCKOUT_WINDOW);
     Ok(ThrottleSettings {
         by_pair: by_pair?,
         by_source: by_source?,

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use testkit::{PATIENCE, Process, Spec, Stack, free_port};
-use vmwatch_service::config::NATS_URL;
+use vmwatch_bus::NATS_URL;
 
 use crate::{
     echo,

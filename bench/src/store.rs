@@ -12,7 +12,8 @@ use metrics_svc::{
 };
 use testkit::{Program, Stack, StackBuilder};
 use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
-use vmwatch_service::config::{Environment, MONGODB_URI, UTC_OFFSET};
+use vmwatch_service::config::{Environment, UTC_OFFSET};
+use vmwatch_store::MONGODB_URI;
 use vmwatch_store::StoreSettings;
 
 /// Limit of published messages that are not yet acknowledged.

@@ -8,7 +8,7 @@ use vmwatch_bus::{
     limits::{self, LimitSettings},
 };
 use vmwatch_service::{
-    config::{self, DRAIN_DEADLINE, Environment, Invalid, SILENT_AFTER, Setting},
+    config::{self, DRAIN_DEADLINE, Environment, Invalid, SILENT_AFTER, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -26,79 +26,94 @@ use crate::{
 const HEALTH: &str = "127.0.0.1:9080";
 pub(crate) const LISTEN: Setting = Setting {
     name: "VMWATCH_LISTEN",
+    value: Value::Address,
     default: "0.0.0.0:8086",
     help: "address and port of the API",
 };
 const TLS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_TLS_CERTIFICATE_FILE",
+    value: Value::File,
     default: "",
     help: "PEM file with the API's certificate chain, leaf first; enables HTTPS; a renewed file is served within seconds",
 };
 const TLS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_TLS_KEY_FILE",
+    value: Value::File,
     default: "",
     help: "PEM file with the private key of that certificate",
 };
 const TRUSTED_PROXIES: Setting = Setting {
     name: "VMWATCH_TRUSTED_PROXIES",
+    value: Value::Text,
     default: "",
     help: "comma-separated addresses or networks whose X-Forwarded-For names the client, such as 10.0.0.0/8; empty: none",
 };
 const QUERY_DEADLINE: Setting = Setting {
     name: "VMWATCH_QUERY_DEADLINE",
+    value: Value::Duration("10ms", "1m"),
     default: "5s",
     help: "deadline of a read or a login",
 };
 const COMMAND_DEADLINE: Setting = Setting {
     name: "VMWATCH_COMMAND_DEADLINE",
+    value: Value::Duration("10ms", "10m"),
     default: "30s",
     help: "deadline of a VM command of the documented API",
 };
 pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
+    value: Value::Number(1, 1_000_000),
     default: "10000",
     help: "maximum concurrent HTTP connections; an idle one takes about 16 KiB",
 };
 const MAX_PER_SECOND: Setting = Setting {
     name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
+    value: Value::Number(1, 4_294_967_295),
     default: "",
     help: "requests per second (and burst) that this gateway forwards to services; more are refused with 503; logout and user management are exempt; empty: no limit",
 };
 const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
+    value: Value::Duration("100ms", "10m"),
     default: "10s",
     help: "time a client has to send its headers, and again its body; also ends idle connections",
 };
 const MAX_SESSIONS: Setting = Setting {
     name: "VMWATCH_MAX_SESSIONS",
+    value: Value::Number(1, 10_000_000),
     default: "200000",
     help: "maximum sessions in memory; beyond it, each request of a further session reads the KV bucket",
 };
 const SESSIONS_STALE_AFTER: Setting = Setting {
     name: "VMWATCH_SESSIONS_STALE_AFTER",
+    value: Value::Duration("3s", "10m"),
     default: "30s",
     help: "age of the last contact with the session bucket after which all requests are refused with 503",
 };
 
 const MAX_EVENT_STREAMS: Setting = Setting {
     name: "VMWATCH_MAX_EVENT_STREAMS",
+    value: Value::Number(1, 100_000),
     default: "1000",
-    help: "maximum concurrent clients of live events on this gateway, 1 to 100000; more are refused with 503",
+    help: "maximum concurrent clients of live events on this gateway; more are refused with 503",
 };
 const EVENT_STREAMS_PER_USER: Setting = Setting {
     name: "VMWATCH_EVENT_STREAMS_PER_USER",
+    value: Value::Number(1, 100_000),
     default: "20",
-    help: "maximum concurrent clients of live events per user on this gateway, 1 to 100000; more are refused with 429",
+    help: "maximum concurrent clients of live events per user on this gateway; more are refused with 429",
 };
 const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
+    value: Value::Number(1, 1_000_000),
     default: "20",
-    help: "logins and changes of the own password that one address may send to this gateway in a burst, 1 to 1000000; an IPv6 /64 counts as one address, a /48 as eight; more are refused with 429",
+    help: "logins and changes of the own password that one address may send to this gateway in a burst; an IPv6 /64 counts as one address, a /48 as eight; more are refused with 429",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",
+    value: Value::Duration("1ms", "1h"),
     default: "1s",
-    help: "time after which an address that used up its burst may send one more, 1ms to 1h",
+    help: "time after which an address that used up its burst may send one more",
 };
 
 /// Every setting, for `--help`.
@@ -163,21 +178,20 @@ pub(crate) struct HttpSettings {
 impl GatewaySettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let second = Duration::from_secs(1);
         let bus = BusSettings::read(env);
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
         let listen = env.get(&LISTEN);
         let tls = tls(env);
         let proxies = env.optional(&TRUSTED_PROXIES);
-        let query = env.duration(&QUERY_DEADLINE, Duration::from_millis(10), 60 * second);
-        let command = env.duration(&COMMAND_DEADLINE, Duration::from_millis(10), 600 * second);
-        let connections = env.within(&MAX_CONNECTIONS, 1, 1_000_000);
+        let query = env.duration(&QUERY_DEADLINE);
+        let command = env.duration(&COMMAND_DEADLINE);
+        let connections = env.number(&MAX_CONNECTIONS);
         let admission = admission(env);
-        let request_timeout = env.duration(&REQUEST_TIMEOUT, Duration::from_millis(100), 600 * second);
-        let drain = env.duration(&DRAIN_DEADLINE, Duration::ZERO, 300 * second);
-        let most = env.within(&MAX_SESSIONS, 1, 10_000_000);
-        let stale_after = env.duration(&SESSIONS_STALE_AFTER, 3 * second, 600 * second);
+        let request_timeout = env.duration(&REQUEST_TIMEOUT);
+        let drain = env.duration(&DRAIN_DEADLINE);
+        let most = env.number(&MAX_SESSIONS);
+        let stale_after = env.duration(&SESSIONS_STALE_AFTER);
         let silent_after = config::silent_after(env);
         let body_timeout = request_timeout?;
         Ok(Self {
@@ -214,11 +228,11 @@ impl GatewaySettings {
 
 fn admission(env: &Environment) -> Result<AdmissionSettings, Invalid> {
     let limits = LimitSettings::read(env);
-    let event_streams = env.within(&MAX_EVENT_STREAMS, 1, 100_000);
-    let event_streams_per_user = env.within(&EVENT_STREAMS_PER_USER, 1, 100_000);
+    let event_streams = env.number(&MAX_EVENT_STREAMS);
+    let event_streams_per_user = env.number(&EVENT_STREAMS_PER_USER);
     let a_second = env.optional::<NonZeroU32>(&MAX_PER_SECOND);
-    let burst = env.within(&LOGIN_BURST, 1, 1_000_000);
-    let interval = env.duration(&LOGIN_INTERVAL, Duration::from_millis(1), Duration::from_hours(1));
+    let burst = env.number(&LOGIN_BURST);
+    let interval = env.duration(&LOGIN_INTERVAL);
     Ok(AdmissionSettings {
         limits: limits?,
         event_streams: event_streams?,

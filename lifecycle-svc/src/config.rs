@@ -9,7 +9,7 @@ use vmwatch_bus::{
     serve::{self, ServeSettings},
 };
 use vmwatch_service::{
-    config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting},
+    config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -19,36 +19,43 @@ pub(crate) use self::hypervisors::{Endpoint, HypervisorSpec};
 const HEALTH: &str = "127.0.0.1:9083";
 const HYPERVISOR_TIMEOUT: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_TIMEOUT",
+    value: Value::Duration("100ms", "5m"),
     default: "10s",
     help: "deadline of one call to a hypervisor",
 };
 const HYPERVISOR_CALLS: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_CALLS",
+    value: Value::Number(1, 16),
     default: "8",
     help: "maximum concurrent calls to one hypervisor; more wait within the deadline above",
 };
 const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
+    value: Value::Duration("100ms", "1h"),
     default: "5s",
     help: "interval at which the states of all VMs are polled for live events",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
+    value: Value::Duration("1s", "1h"),
     default: "5m",
     help: "time for which an operation is pursued after its caller stopped waiting",
 };
 const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
+    value: Value::Duration("1s", "5m"),
     default: "15s",
     help: "time after which another replica takes over the operations of a dead one",
 };
 const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
+    value: Value::Duration("24h", "365d"),
     default: "7d",
-    help: "retention of operations and their idempotency keys, at least 24h",
+    help: "retention of operations and their idempotency keys",
 };
 const OPERATIONS_MAX_BYTES: Setting = Setting {
     name: "VMWATCH_OPERATIONS_MAX_BYTES",
+    value: Value::Size("1MiB", "1024GiB"),
     default: "256MiB",
     help: "maximum size of the operations (about 1.5 KiB each); when it is reached, commands are refused",
 };
@@ -126,15 +133,11 @@ pub(crate) struct OperationSettings {
 
 impl OperationSettings {
     fn read(env: &Environment) -> Result<Self, Invalid> {
-        let limit = env.duration(&OPERATION_LIMIT, Duration::from_secs(1), Duration::from_hours(1));
-        let lease = env.duration(&OPERATION_LEASE, Duration::from_secs(1), Duration::from_mins(5));
-        let keep = env.duration(
-            &OPERATIONS_KEEP,
-            Duration::from_hours(24),
-            Duration::from_hours(24 * 365),
-        );
-        let max_bytes = env.within(&OPERATIONS_MAX_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
-        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let limit = env.duration(&OPERATION_LIMIT);
+        let lease = env.duration(&OPERATION_LEASE);
+        let keep = env.duration(&OPERATIONS_KEEP);
+        let max_bytes = env.size(&OPERATIONS_MAX_BYTES);
+        let replicas = env.number(&STREAM_REPLICAS);
         let audit_required = env.get(&audit::REQUIRED);
         Ok(Self {
             limit: limit?,
@@ -164,18 +167,10 @@ impl LifecycleSettings {
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
         let hypervisors = hypervisors::read(env);
-        let timeout = env.duration(
-            &HYPERVISOR_TIMEOUT,
-            Duration::from_millis(100),
-            Duration::from_mins(5),
-        );
-        let at_once = env.within(&HYPERVISOR_CALLS, 1, 16);
+        let timeout = env.duration(&HYPERVISOR_TIMEOUT);
+        let at_once = env.number(&HYPERVISOR_CALLS);
         let operations = OperationSettings::read(env);
-        let state_interval = env.duration(
-            &STATE_INTERVAL,
-            Duration::from_millis(100),
-            Duration::from_hours(1),
-        );
+        let state_interval = env.duration(&STATE_INTERVAL);
         Ok(Self {
             bus: bus?,
             serve: serve?,

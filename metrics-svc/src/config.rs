@@ -8,7 +8,7 @@ use vmwatch_bus::{
     serve::{self, ServeSettings},
 };
 use vmwatch_service::{
-    config::{self, ByteSize, Environment, Invalid, Setting},
+    config::{self, Environment, Invalid, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -17,114 +17,136 @@ use vmwatch_store::StoreSettings;
 const HEALTH: &str = "127.0.0.1:9082";
 const VM_COLLECTION: Setting = Setting {
     name: "VMWATCH_VM_COLLECTION",
+    value: Value::Text,
     default: "vm_samples",
     help: "MongoDB collection of VM rows",
 };
 const PROCESS_COLLECTION: Setting = Setting {
     name: "VMWATCH_PROCESS_COLLECTION",
+    value: Value::Text,
     default: "process_samples",
     help: "MongoDB collection of process rows",
 };
 const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
+    value: Value::Duration("1s", "18250d"),
     default: "30d",
     help: "retention of VM rows",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
+    value: Value::Duration("1s", "18250d"),
     default: "30d",
     help: "retention of process rows",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
+    value: Value::Duration("1d", "18250d"),
     default: "90d",
     help: "retention of five-minute rollups (26,000 documents of 0.5 KiB per VM)",
 };
 const HOUR_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1H_RETENTION",
+    value: Value::Duration("2d", "18250d"),
     default: "1095d",
     help: "retention of one-hour rollups (26,000 documents per VM)",
 };
 const DAY_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1D_RETENTION",
+    value: Value::Duration("2d", "18250d"),
     default: "3650d",
     help: "retention of one-day rollups (3,650 documents per VM)",
 };
 const ROLLUP_INTERVAL: Setting = Setting {
     name: "VMWATCH_ROLLUP_INTERVAL",
+    value: Value::Duration("10ms", "10m"),
     default: "10s",
     help: "interval at which rollups and the list of VMs are updated from new rows",
 };
 const EVENT_BYTES: Setting = Setting {
     name: "VMWATCH_EVENTS_BYTES",
+    value: Value::Size("1MiB", "1024GiB"),
     default: "64MiB",
     help: "maximum size of the live events kept for replay (about 0.5 KiB each); the oldest are dropped",
 };
 const EVENT_MAX_AGE: Setting = Setting {
     name: "VMWATCH_EVENTS_MAX_AGE",
+    value: Value::Duration("1s", "30d"),
     default: "1h",
     help: "retention of live events for replay",
 };
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
+    value: Value::Size("1MiB", "1048576GiB"),
     default: "2GiB",
     help: "maximum size of the samples waiting to be stored; when it is full, agents spool",
 };
 const STREAM_MESSAGES_PER_VM: Setting = Setting {
     name: "VMWATCH_STREAM_MESSAGES_PER_VM",
+    value: Value::Number(100, 100_000),
     default: "2000",
-    help: "maximum messages of one VM waiting to be stored, 100 to 100000 (of at most 36 KiB); when reached, its agent spools",
+    help: "maximum messages of one VM waiting to be stored (of at most 36 KiB); when reached, its agent spools",
 };
 const VM_MESSAGES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_MESSAGES_PER_SECOND",
+    value: Value::Number(1, 1_000_000),
     default: "50",
-    help: "messages of one VM that a replica accepts per second, 1 to 1000000; the rest waits in the stream; the burst is ten seconds' worth, here and below",
+    help: "messages of one VM that a replica accepts per second; the rest waits in the stream; the burst is ten seconds' worth, here and below",
 };
 const VM_ROWS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_ROWS_PER_SECOND",
+    value: Value::Number(10, 10_000_000),
     default: "1000",
-    help: "rows of one VM that a replica accepts per second, 10 to 10000000",
+    help: "rows of one VM that a replica accepts per second",
 };
 const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
+    value: Value::Size("1KiB", "1GiB"),
     default: "256KiB",
-    help: "bytes of one VM's messages that a replica accepts per second, 1KiB to 1GiB",
+    help: "bytes of one VM's messages that a replica accepts per second",
 };
 const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
+    value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "five-minute rollups that one VM's rows may touch per second, 1 to 1000000; each costs four database calls",
+    help: "five-minute rollups that one VM's rows may touch per second; each costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
+    value: Value::Duration("0s", "3650d"),
     default: "0s",
     help: "age after which a sample waiting to be stored is dropped; 0s: never",
 };
 const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
+    value: Value::Number(1, 5),
     default: "1",
     help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 const ACK_WAIT: Setting = Setting {
     name: "VMWATCH_ACK_WAIT",
+    value: Value::Duration("1s", "10m"),
     default: "30s",
     help: "time without progress after which a sample is redelivered to another replica",
 };
 const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
+    value: Value::Number(1, 20_000),
     default: "2000",
     help: "rows that complete a batch",
 };
 const BATCH_WAIT: Setting = Setting {
     name: "VMWATCH_BATCH_WAIT",
+    value: Value::Duration("1ms", "10s"),
     default: "100ms",
     help: "maximum time a batch waits for more rows",
 };
 
 const NEWEST_ROWS_KEPT: Setting = Setting {
     name: "VMWATCH_NEWEST_ROWS_KEPT",
+    value: Value::Duration("0s", "1s"),
     default: "1s",
-    help: "time for which an answer with newest rows is reused, at most 1s; 0s: every read queries the database",
+    help: "time for which an answer with newest rows is reused; 0s: every read queries the database",
 };
 
 /// Every setting, for `--help`.
@@ -279,7 +301,6 @@ pub struct BatchSettings {
 impl MetricsSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let day = Duration::from_hours(24);
         let bus = BusSettings::read(env);
         let store = StoreSettings::read(env);
         let serve = ServeSettings::read(env);
@@ -289,32 +310,28 @@ impl MetricsSettings {
         let vms = env.get(&VM_COLLECTION);
         let processes = env.get(&PROCESS_COLLECTION);
         // MongoDB's own bound for expireAfterSeconds is 2^31 - 1, 68 years.
-        let keep_vms = env.duration(&VM_RETENTION, Duration::from_secs(1), 365 * 50 * day);
-        let keep_processes = env.duration(&PROCESS_RETENTION, Duration::from_secs(1), 365 * 50 * day);
+        let keep_vms = env.duration(&VM_RETENTION);
+        let keep_processes = env.duration(&PROCESS_RETENTION);
         // A bucket must not be deleted while it is made.
-        let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION, day, 365 * 50 * day);
-        let keep_hours = env.duration(&HOUR_RETENTION, 2 * day, 365 * 50 * day);
-        let keep_days = env.duration(&DAY_RETENTION, 2 * day, 365 * 50 * day);
-        let interval = env.duration(
-            &ROLLUP_INTERVAL,
-            Duration::from_millis(10),
-            Duration::from_mins(10),
-        );
-        let event_bytes = env.within(&EVENT_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
-        let event_max_age = env.duration(&EVENT_MAX_AGE, Duration::from_secs(1), 30 * day);
-        let bytes = env.within(&STREAM_BYTES, ByteSize(1 << 20), ByteSize(1 << 50));
-        let messages_per_vm = env.within(&STREAM_MESSAGES_PER_VM, 100, 100_000);
-        let vm_messages = env.within(&VM_MESSAGES_PER_SECOND, 1, 1_000_000_u32);
-        let vm_rows = env.within(&VM_ROWS_PER_SECOND, 10, 10_000_000_u32);
-        let vm_bytes = env.within(&VM_BYTES_PER_SECOND, ByteSize(1 << 10), ByteSize(1 << 30));
-        let vm_buckets = env.within(&VM_BUCKETS_PER_SECOND, 1, 1_000_000_u32);
-        let max_age = env.duration(&STREAM_MAX_AGE, Duration::ZERO, 3650 * day);
-        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
-        let ack_wait = env.duration(&ACK_WAIT, Duration::from_secs(1), Duration::from_mins(10));
-        let rows = env.within(&BATCH_ROWS, 1, 20_000);
-        let wait = env.duration(&BATCH_WAIT, Duration::from_millis(1), Duration::from_secs(10));
+        let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION);
+        let keep_hours = env.duration(&HOUR_RETENTION);
+        let keep_days = env.duration(&DAY_RETENTION);
+        let interval = env.duration(&ROLLUP_INTERVAL);
+        let event_bytes = env.size(&EVENT_BYTES);
+        let event_max_age = env.duration(&EVENT_MAX_AGE);
+        let bytes = env.size(&STREAM_BYTES);
+        let messages_per_vm = env.number(&STREAM_MESSAGES_PER_VM);
+        let vm_messages = env.number::<u32>(&VM_MESSAGES_PER_SECOND);
+        let vm_rows = env.number::<u32>(&VM_ROWS_PER_SECOND);
+        let vm_bytes = env.size(&VM_BYTES_PER_SECOND);
+        let vm_buckets = env.number::<u32>(&VM_BUCKETS_PER_SECOND);
+        let max_age = env.duration(&STREAM_MAX_AGE);
+        let replicas = env.number(&STREAM_REPLICAS);
+        let ack_wait = env.duration(&ACK_WAIT);
+        let rows = env.number(&BATCH_ROWS);
+        let wait = env.duration(&BATCH_WAIT);
         let audit_required = env.get(&audit::REQUIRED);
-        let newest_kept = env.duration(&NEWEST_ROWS_KEPT, Duration::ZERO, Duration::from_secs(1));
+        let newest_kept = env.duration(&NEWEST_ROWS_KEPT);
         let silent_after = config::silent_after(env);
         let replicas = replicas?;
         Ok(Self {

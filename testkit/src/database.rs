@@ -69,7 +69,7 @@ impl Database {
 
     /// The driver's handle of the database that the stack uses.
     pub fn handle(&self) -> mongodb::Database {
-        self.client.database(vmwatch_service::config::DATABASE.default)
+        self.client.database(vmwatch_store::DATABASE.default)
     }
 
     /// Starts the killed database again, with the same data and port, and waits until it answers.

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use vmwatch_bus::{Bus, BusSettings};
-use vmwatch_service::config::{
-    Environment, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER,
+use vmwatch_bus::{
+    Bus, BusSettings, NATS_CA_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER,
 };
+use vmwatch_service::config::Environment;
 
 use crate::{
     Container, PATIENCE, Process, Secrets, Server, Spec,

@@ -20,11 +20,11 @@ use vmwatch_api::{
     sessions::{SESSION_BUCKET, SessionRecord, USER_BUCKET, UserRecord},
     time::unix_millis,
 };
-use vmwatch_bus::{Bus, Context, audit::AuditSettings, provision::ensure_stream};
-use vmwatch_service::{
-    config::{Environment, MONGODB_CA_FILE, MONGODB_URI, NATS_PING_INTERVAL, NATS_URL},
-    health,
+use vmwatch_bus::{
+    Bus, Context, NATS_PING_INTERVAL, NATS_URL, audit::AuditSettings, provision::ensure_stream,
 };
+use vmwatch_service::{config::Environment, health};
+use vmwatch_store::{MONGODB_CA_FILE, MONGODB_URI};
 
 use crate::{
     Database, Gateway, Nats, PATIENCE, Process, Secrets, Spec, eventually, ports::free_port, process::run,

@@ -1,8 +1,8 @@
 //! Compares README.md, docs/settings.md and ARCHITECTURE.md with the code.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
 
-use vmwatch_service::config::Setting;
+use vmwatch_service::config::{Environment, Setting, Value};
 
 /// The head of docs/settings.md; the tables follow.
 const SETTINGS_HEAD: &str = "# Settings
@@ -56,15 +56,21 @@ fn groups() -> [(&'static str, &'static [Setting]); 5] {
 fn settings_page() -> String {
     let table = |title: &str, settings: &[Setting]| {
         let mut rows = String::new();
-        for Setting { name, default, help } in settings {
+        for Setting {
+            name,
+            value,
+            default,
+            help,
+        } in settings
+        {
             let default = if default.is_empty() {
                 String::new()
             } else {
                 format!("`{default}`")
             };
-            writeln!(rows, "| `{name}` | {default} | {help} |").unwrap();
+            writeln!(rows, "| `{name}` | {value} | {default} | {help} |").unwrap();
         }
-        format!("\n## {title}\n\n| setting | default | meaning |\n|---|---|---|\n{rows}")
+        format!("\n## {title}\n\n| setting | value | default | meaning |\n|---|---|---|---|\n{rows}")
     };
     let shared: Vec<Setting> = groups()
         .iter()
@@ -97,6 +103,26 @@ fn settings_page_lists_every_setting_of_every_program() {
         expected,
         "run it once with VMWATCH_BLESS=1 and review the difference"
     );
+}
+
+#[test]
+fn defaults_lie_within_their_ranges() {
+    let env = Environment::of([]);
+    let settings = programs().into_iter().flat_map(|(_, settings)| settings);
+    let mut ranges = 0;
+    for setting in settings.filter(|setting| !setting.default.is_empty()) {
+        let valid = match setting.value {
+            Value::Number(..) => env.number::<u64>(&setting).is_ok(),
+            Value::Duration(..) => env.duration(&setting).is_ok(),
+            Value::Size(..) => env.size(&setting).is_ok(),
+            Value::Flag => env.get::<bool>(&setting).is_ok(),
+            Value::Address => env.get::<SocketAddr>(&setting).is_ok(),
+            Value::Text | Value::File | Value::Folder => continue,
+        };
+        assert!(valid, "{setting:?}: {:?}", env.problems());
+        ranges += 1;
+    }
+    assert!(ranges > 60, "only {ranges} settings have a range");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use metrics_svc::ingest::dead_letter;
 use mongodb::bson::{Document, doc};
 use testkit::{Inserts, MongoProxy, PATIENCE, Program, Replica, Stack, eventually};
 use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_STREAM};
-use vmwatch_service::config::MONGODB_URI;
+use vmwatch_store::MONGODB_URI;
 
 use crate::ingest_support::{Publisher, metric, stack};
 

@@ -3,8 +3,9 @@
 use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
 use vmwatch_api::{Method, auth::Login, lifecycle::List, metrics::VmLatest};
+use vmwatch_bus::{NATS_PING_INTERVAL, NATS_URL};
 use vmwatch_service::{
-    config::{Environment, NATS_PING_INTERVAL, NATS_URL, OTLP_ENDPOINT},
+    config::{Environment, OTLP_ENDPOINT},
     program,
     telemetry::TelemetrySettings,
 };

@@ -19,8 +19,9 @@ use axum::{
 use metrics_svc::{config::RowSettings, newest::NewestRows, store::RowStore};
 use mongodb::{Client, bson::Document};
 use vmwatch_api::metrics::Rows;
-use vmwatch_service::config::{DATABASE, Environment, MONGODB_URI, UTC_OFFSET};
+use vmwatch_service::config::{Environment, UTC_OFFSET};
 use vmwatch_store::StoreSettings;
+use vmwatch_store::{DATABASE, MONGODB_URI};
 
 use crate::sessions::Sessions;
 

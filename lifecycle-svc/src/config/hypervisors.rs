@@ -2,12 +2,13 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use vmwatch_service::config::{Environment, Invalid, Setting};
+use vmwatch_service::config::{Environment, Invalid, Setting, Value};
 
 use crate::driver::NovaSettings;
 
 pub(super) const HYPERVISORS: Setting = Setting {
     name: "VMWATCH_HYPERVISORS",
+    value: Value::Text,
     default: if cfg!(feature = "libvirt") {
         "test=test:///default"
     } else {

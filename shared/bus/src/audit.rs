@@ -22,21 +22,24 @@ use vmwatch_api::audit::{
     AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
     UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
 };
-use vmwatch_service::config::{ByteSize, Environment, Invalid, STREAM_REPLICAS, Setting};
+use vmwatch_service::config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value};
 
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
+    value: Value::Duration("1d", "3650d"),
     default: "365d",
     help: "retention of audit records",
 };
 const MAX_BYTES: Setting = Setting {
     name: "VMWATCH_AUDIT_MAX_BYTES",
+    value: Value::Size("1MiB", "1024GiB"),
     default: "256MiB",
     help: "maximum size of the audit (about 400 bytes per record), of which a tenth is for failed logins; the oldest records are dropped",
 };
 /// Of every program that appends.
 pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
+    value: Value::Flag,
     default: "true",
     help: "true: changes of users and VM commands are refused while they cannot be audited; false: they proceed",
 };
@@ -58,10 +61,9 @@ pub struct AuditSettings {
 impl AuditSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let days = |days: u64| Duration::from_hours(24 * days);
-        let keep = env.duration(&KEEP, days(1), days(3650));
-        let max_bytes = env.within(&MAX_BYTES, ByteSize(1 << 20), ByteSize(1 << 40));
-        let replicas = env.within(&STREAM_REPLICAS, 1, 5);
+        let keep = env.duration(&KEEP);
+        let max_bytes = env.size(&MAX_BYTES);
+        let replicas = env.number(&STREAM_REPLICAS);
         Ok(Self {
             keep: keep?,
             max_bytes: i64::try_from(max_bytes?.0).unwrap_or(i64::MAX),

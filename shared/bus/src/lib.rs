@@ -17,10 +17,10 @@ pub mod provision;
 mod refusal;
 mod replies;
 pub mod serve;
+mod settings;
 pub mod users;
 
 use std::{
-    path::PathBuf,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -30,116 +30,15 @@ use metrics::counter;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+pub use self::settings::{
+    BusSettings, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
+    NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, SETTINGS,
+};
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
 
-use self::replies::Replies;
-use vmwatch_service::{
-    config::{
-        Environment, Invalid, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
-        NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, Setting,
-    },
-    jitter::jittered,
-};
+use vmwatch_service::jitter::jittered;
 
-/// The settings that every program on the bus reads.
-pub const SETTINGS: &[Setting] = &[
-    NATS_URL,
-    NATS_USER,
-    NATS_PASSWORD_FILE,
-    NATS_CREDENTIALS_FILE,
-    NATS_NKEY_SEED_FILE,
-    NATS_CA_FILE,
-    NATS_CERTIFICATE_FILE,
-    NATS_KEY_FILE,
-    NATS_PING_INTERVAL,
-];
-
-/// How to reach the bus.
-#[derive(Clone)]
-pub struct BusSettings {
-    urls: Vec<String>,
-    login: Login,
-    ca_file: Option<PathBuf>,
-    /// Certificate and key of this program.
-    certificate: Option<(PathBuf, PathBuf)>,
-    ping_interval: Duration,
-}
-
-#[derive(Clone)]
-enum Login {
-    None,
-    Password { user: String, password: String },
-    CredentialsFile(PathBuf),
-    NkeySeed(String),
-}
-
-/// Shows no password.
-impl std::fmt::Debug for BusSettings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("BusSettings")
-            .field("ca_file", &self.ca_file)
-            .finish_non_exhaustive()
-    }
-}
-
-impl BusSettings {
-    /// Reads the settings.
-    pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let urls = env.get::<String>(&NATS_URL);
-        let user = env.optional::<String>(&NATS_USER);
-        let password = env.secret_file(&NATS_PASSWORD_FILE);
-        let credentials = env.optional::<PathBuf>(&NATS_CREDENTIALS_FILE);
-        let seed = env.secret_file(&NATS_NKEY_SEED_FILE);
-        let certificate = env.optional::<PathBuf>(&NATS_CERTIFICATE_FILE);
-        let key = env.optional::<PathBuf>(&NATS_KEY_FILE);
-        let ca_file = env.optional::<PathBuf>(&NATS_CA_FILE);
-        let ping = env.duration(
-            &NATS_PING_INTERVAL,
-            Duration::from_millis(100),
-            Duration::from_mins(2),
-        );
-        let login = match (user?, password?, credentials?, seed?) {
-            (None, None, None, None) => Login::None,
-            (Some(user), Some(password), None, None) => Login::Password { user, password },
-            (None, None, Some(file), None) => Login::CredentialsFile(file),
-            (None, None, None, Some(seed)) => Login::NkeySeed(seed),
-            _ => {
-                return Err(env.problem(format!(
-                    "give {} and {} together, or {} or {} alone",
-                    NATS_USER.name,
-                    NATS_PASSWORD_FILE.name,
-                    NATS_CREDENTIALS_FILE.name,
-                    NATS_NKEY_SEED_FILE.name
-                )));
-            }
-        };
-        let certificate = match (certificate?, key?) {
-            (None, None) => None,
-            (Some(certificate), Some(key)) => Some((certificate, key)),
-            _ => {
-                return Err(env.problem(format!(
-                    "give {} and {} together",
-                    NATS_CERTIFICATE_FILE.name, NATS_KEY_FILE.name
-                )));
-            }
-        };
-        Ok(Self {
-            urls: urls?.split(',').map(|url| url.trim().to_owned()).collect(),
-            login,
-            ca_file: ca_file?,
-            certificate,
-            ping_interval: ping?,
-        })
-    }
-
-    /// Whose inbox replies go to: the user's who logs in, whatever program that runs; without one, the program's.
-    fn identity<'a>(&'a self, program: &'a str) -> &'a str {
-        match &self.login {
-            Login::Password { user, .. } => user,
-            Login::None | Login::CredentialsFile(_) | Login::NkeySeed(_) => program,
-        }
-    }
-}
+use self::{replies::Replies, settings::Login};
 
 /// The bus cannot be used as the settings say.
 #[derive(Debug, thiserror::Error)]
@@ -335,6 +234,8 @@ fn note(event: &Event) {
 
 #[cfg(test)]
 mod tests {
+    use vmwatch_service::config::Environment;
+
     use super::*;
 
     #[test]

@@ -19,32 +19,37 @@ use vmwatch_api::{
     Class,
     wire::{Fault, FaultKind},
 };
-use vmwatch_service::config::{Environment, Invalid, Setting};
+use vmwatch_service::config::{Environment, Invalid, Setting, Value};
 
 const MAX_LOGINS: Setting = Setting {
     name: "VMWATCH_MAX_LOGINS",
+    value: Value::Number(1, 65_536),
     default: "32",
-    help: "concurrent logins in each gateway and each auth-svc, 1 to 65536; more are refused with 503",
+    help: "concurrent logins in each gateway and each auth-svc; more are refused with 503",
 };
 const MAX_ACCOUNT_REQUESTS: Setting = Setting {
     name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
+    value: Value::Number(1, 65_536),
     default: "16",
-    help: "concurrent logouts and user-management requests in each gateway and each auth-svc, 1 to 65536; one user may use a quarter",
+    help: "concurrent logouts and user-management requests in each gateway and each auth-svc; one user may use a quarter",
 };
 const MAX_COMMANDS: Setting = Setting {
     name: "VMWATCH_MAX_COMMANDS",
+    value: Value::Number(1, 65_536),
     default: "64",
-    help: "concurrent VM commands in each gateway and each lifecycle-svc, 1 to 65536; one user may use a quarter",
+    help: "concurrent VM commands in each gateway and each lifecycle-svc; one user may use a quarter",
 };
 const MAX_CHEAP_READS: Setting = Setting {
     name: "VMWATCH_MAX_CHEAP_READS",
+    value: Value::Number(1, 65_536),
     default: "256",
-    help: "concurrent reads of newest rows, lists and states in each gateway and each service, 1 to 65536; one user may use a quarter",
+    help: "concurrent reads of newest rows, lists and states in each gateway and each service; one user may use a quarter",
 };
 const MAX_HEAVY_READS: Setting = Setting {
     name: "VMWATCH_MAX_HEAVY_READS",
+    value: Value::Number(1, 65_536),
     default: "8",
-    help: "concurrent reads of history, processes over time and the audit in each gateway and each service, 1 to 65536; one user may use a quarter; four times as many wait for up to 1 s",
+    help: "concurrent reads of history, processes over time and the audit in each gateway and each service; one user may use a quarter; four times as many wait for up to 1 s",
 };
 
 /// The settings of [`LimitSettings`].
@@ -81,7 +86,7 @@ pub struct LimitSettings {
 impl LimitSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
-        let limit = |setting| env.within(setting, 1, 65_536);
+        let limit = |setting| env.number(setting);
         let (logins, account_requests) = (limit(&MAX_LOGINS), limit(&MAX_ACCOUNT_REQUESTS));
         let (commands, cheap_reads) = (limit(&MAX_COMMANDS), limit(&MAX_CHEAP_READS));
         let heavy_reads = limit(&MAX_HEAVY_READS);

@@ -49,7 +49,7 @@ impl ServeSettings {
     /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let limits = LimitSettings::read(env);
-        let drain_deadline = env.duration(&DRAIN_DEADLINE, Duration::ZERO, Duration::from_mins(5));
+        let drain_deadline = env.duration(&DRAIN_DEADLINE);
         Ok(Self {
             limits: limits?,
             drain_deadline: drain_deadline?,

@@ -84,10 +84,14 @@ pub fn settings_help(settings: &[Setting]) -> String {
     for setting in settings {
         let default = match setting.default {
             "" => String::new(),
-            default => format!(" [{default}]"),
+            default => format!("; default {default}"),
         };
         // Writing to a String cannot fail.
-        let _ = writeln!(help, "  {:width$}  {}{default}", setting.name, setting.help);
+        let _ = writeln!(
+            help,
+            "  {:width$}  {} [{}{default}]",
+            setting.name, setting.help, setting.value
+        );
     }
     help
 }

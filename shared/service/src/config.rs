@@ -1,147 +1,76 @@
-//! Settings from environment variables: each is named once, as a [`Setting`], and all that are wrong are told at once.
+//! Settings from environment variables. Each is declared once, as a [`Setting`]; all invalid ones are reported together.
+
+mod value;
 
 use std::{cell::RefCell, collections::HashMap, fmt, str::FromStr, time::Duration};
 
 use vmwatch_api::time::UtcOffset;
 
+pub use self::value::{ByteSize, InvalidSize, InvalidSpan, Span, Value};
+
 /// The exit code for wrong settings or arguments: `EX_USAGE` of sysexits.h.
 pub const EX_USAGE: i32 = 64;
 
-/// A setting: an environment variable, its default, and what it is for.
+/// A setting: an environment variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
-    /// The environment variable.
+    /// The variable.
     pub name: &'static str,
-    /// The default as one would write it; empty where the setting is off unless given.
+    /// Type and range of its value.
+    pub value: Value,
+    /// The default, as a user would write it; empty if there is none.
     pub default: &'static str,
-    /// What it is for, with its unit.
+    /// The meaning.
     pub help: &'static str,
 }
 
-/// The settings of the bus, of every program.
-pub const NATS_URL: Setting = Setting {
-    name: "VMWATCH_NATS_URL",
-    default: "nats://127.0.0.1:4222",
-    help: "comma-separated NATS servers; tls:// requires TLS",
-};
-/// See [`Setting::help`].
-pub const NATS_USER: Setting = Setting {
-    name: "VMWATCH_NATS_USER",
-    default: "",
-    help: "user name for NATS",
-};
-/// See [`Setting::help`].
-pub const NATS_PASSWORD_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_PASSWORD_FILE",
-    default: "",
-    help: "file with the password of that user",
-};
-/// See [`Setting::help`].
-pub const NATS_CREDENTIALS_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_CREDENTIALS_FILE",
-    default: "",
-    help: "NATS .creds file, instead of user and password",
-};
-/// See [`Setting::help`].
-pub const NATS_NKEY_SEED_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_NKEY_SEED_FILE",
-    default: "",
-    help: "file with an nkey seed (SU…), instead of user and password",
-};
-/// See [`Setting::help`].
-pub const NATS_CERTIFICATE_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_CERTIFICATE_FILE",
-    default: "",
-    help: "PEM file with this program's certificate, if the NATS servers require one",
-};
-/// See [`Setting::help`].
-pub const NATS_KEY_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_KEY_FILE",
-    default: "",
-    help: "PEM file with the private key of that certificate",
-};
-/// See [`Setting::help`].
-pub const NATS_CA_FILE: Setting = Setting {
-    name: "VMWATCH_NATS_CA_FILE",
-    default: "",
-    help: "PEM file with the authorities that sign the NATS servers' certificates; enables TLS",
-};
-/// See [`Setting::help`].
-pub const NATS_PING_INTERVAL: Setting = Setting {
-    name: "VMWATCH_NATS_PING_INTERVAL",
-    default: "5s",
-    help: "interval between pings; a connection without answers is dropped after at most three intervals",
-};
 /// See [`Setting::help`].
 pub const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
+    value: Value::Number(1, 5),
     default: "1",
     help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 /// See [`Setting::help`].
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
+    value: Value::Duration("0s", "5m"),
     default: "10s",
     help: "maximum time a stop waits for requests in flight",
 };
 /// See [`Setting::help`].
 pub const UTC_OFFSET: Setting = Setting {
     name: "VMWATCH_UTC_OFFSET",
+    value: Value::Text,
     default: "+00:00",
     help: "UTC offset of every create_date; the same for a whole deployment",
 };
 /// See [`Setting::help`].
 pub const LOG: Setting = Setting {
     name: "VMWATCH_LOG",
+    value: Value::Text,
     default: "info",
     help: "log filter, such as `info` or `info,async_nats=debug`",
 };
 /// See [`Setting::help`].
 pub const LOG_FORMAT: Setting = Setting {
     name: "VMWATCH_LOG_FORMAT",
+    value: Value::Text,
     default: "text",
     help: "`text` or `json`; logs go to standard error",
 };
 /// See [`Setting::help`].
 pub const OTLP_ENDPOINT: Setting = Setting {
     name: "VMWATCH_OTLP_ENDPOINT",
+    value: Value::Text,
     default: "",
     help: "OTLP/HTTP collector of traces, such as http://127.0.0.1:4318; empty: no traces",
-};
-/// See [`Setting::help`].
-pub const MONGODB_URI: Setting = Setting {
-    name: "VMWATCH_MONGODB_URI",
-    default: "mongodb://127.0.0.1:27017",
-    help: "MongoDB connection URI",
-};
-/// See [`Setting::help`].
-pub const MONGODB_URI_FILE: Setting = Setting {
-    name: "VMWATCH_MONGODB_URI_FILE",
-    default: "",
-    help: "file with the connection URI, for one with a password",
-};
-/// See [`Setting::help`].
-pub const MONGODB_CA_FILE: Setting = Setting {
-    name: "VMWATCH_MONGODB_CA_FILE",
-    default: "",
-    help: "PEM file with the authorities that sign the MongoDB servers' certificates; enables TLS",
-};
-/// See [`Setting::help`].
-pub const DATABASE: Setting = Setting {
-    name: "VMWATCH_DATABASE",
-    default: "vmwatch",
-    help: "name of the database",
-};
-/// See [`Setting::help`].
-pub const DATABASE_POOL: Setting = Setting {
-    name: "VMWATCH_DATABASE_POOL",
-    default: "32",
-    help: "maximum connections to each database server",
 };
 
 /// See [`Setting::help`].
 pub const SILENT_AFTER: Setting = Setting {
     name: "VMWATCH_SILENT_AFTER",
+    value: Value::Duration("1s", "24h"),
     default: "60s",
     help: "time without a sample after which an agent counts as silent; must exceed the agents' interval",
 };
@@ -220,8 +149,32 @@ impl Environment {
         })
     }
 
-    /// A number with a default, within bounds.
-    pub fn within<T>(&self, setting: &Setting, least: T, most: T) -> Result<T, Invalid>
+    /// A [`Value::Number`].
+    pub fn number<T: TryFrom<u64>>(&self, setting: &Setting) -> Result<T, Invalid> {
+        let number = match setting.value {
+            Value::Number(least, most) => self.between(setting, least, most)?,
+            _ => return Err(self.wrong_type(setting)),
+        };
+        T::try_from(number).map_err(|_| self.wrong_type(setting))
+    }
+
+    /// A [`Value::Duration`].
+    pub fn duration(&self, setting: &Setting) -> Result<Duration, Invalid> {
+        match setting.value.span_range() {
+            Some((least, most)) => self.between(setting, least, most).map(|span: Span| span.0),
+            None => Err(self.wrong_type(setting)),
+        }
+    }
+
+    /// A [`Value::Size`], in bytes.
+    pub fn size(&self, setting: &Setting) -> Result<ByteSize, Invalid> {
+        match setting.value.size_range() {
+            Some((least, most)) => self.between(setting, least, most),
+            None => Err(self.wrong_type(setting)),
+        }
+    }
+
+    fn between<T>(&self, setting: &Setting, least: T, most: T) -> Result<T, Invalid>
     where
         T: FromStr<Err: fmt::Display> + PartialOrd + fmt::Display + Copy,
     {
@@ -232,9 +185,9 @@ impl Environment {
         Ok(value)
     }
 
-    /// A duration with a default, within bounds.
-    pub fn duration(&self, setting: &Setting, least: Duration, most: Duration) -> Result<Duration, Invalid> {
-        self.within(setting, Span(least), Span(most)).map(|span| span.0)
+    /// A defect: the program reads a setting as another type than it declares.
+    fn wrong_type(&self, setting: &Setting) -> Invalid {
+        self.problem(format!("{} is not declared with this type", setting.name))
     }
 
     /// The content of the file that the setting names, without its last line break.
@@ -249,90 +202,9 @@ impl Environment {
     }
 }
 
-/// A duration as one writes it: `500ms`, `10s`, `5m`, `12h`, `30d`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Span(pub Duration);
-
-/// A text that is no [`Span`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("write a whole number and a unit: 500ms, 10s, 5m, 12h or 30d")]
-pub struct InvalidSpan;
-
-impl FromStr for Span {
-    type Err = InvalidSpan;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidSpan)?;
-        let (number, unit) = text.split_at(unit_at);
-        let millis: u64 = match unit {
-            "ms" => 1,
-            "s" => 1000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            _ => return Err(InvalidSpan),
-        };
-        let number: u64 = number.parse().map_err(|_| InvalidSpan)?;
-        number
-            .checked_mul(millis)
-            .map(|total| Self(Duration::from_millis(total)))
-            .ok_or(InvalidSpan)
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millis = self.0.as_millis();
-        for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")] {
-            if millis > 0 && millis.is_multiple_of(unit) {
-                return write!(f, "{}{name}", millis / unit);
-            }
-        }
-        write!(f, "{millis}ms")
-    }
-}
-
-/// A size as one writes it: `512KiB`, `64MiB`, `1GiB`, or a number of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ByteSize(pub u64);
-
-/// A text that is no [`ByteSize`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("write a whole number and a unit: 512KiB, 64MiB or 1GiB")]
-pub struct InvalidSize;
-
-impl FromStr for ByteSize {
-    type Err = InvalidSize;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(unit_at);
-        let bytes: u64 = match unit {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            _ => return Err(InvalidSize),
-        };
-        let number: u64 = number.parse().map_err(|_| InvalidSize)?;
-        number.checked_mul(bytes).map(Self).ok_or(InvalidSize)
-    }
-}
-
-impl fmt::Display for ByteSize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
-            if self.0 > 0 && self.0.is_multiple_of(unit) {
-                return write!(f, "{}{name}", self.0 / unit);
-            }
-        }
-        write!(f, "{}B", self.0)
-    }
-}
-
 /// When a VM that does not report counts as silent.
 pub fn silent_after(env: &Environment) -> Result<Duration, Invalid> {
-    env.duration(&SILENT_AFTER, Duration::from_secs(1), Duration::from_hours(24))
+    env.duration(&SILENT_AFTER)
 }
 
 /// The offset of `create_date`.
@@ -346,25 +218,28 @@ mod tests {
 
     const COUNT: Setting = Setting {
         name: "COUNT",
+        value: Value::Number(1, 9),
         default: "3",
         help: "a count",
     };
     const WAIT: Setting = Setting {
         name: "WAIT",
+        value: Value::Duration("0s", "1d"),
         default: "1s",
         help: "a wait",
     };
     const NEEDED: Setting = Setting {
         name: "NEEDED",
+        value: Value::Text,
         default: "",
         help: "a name",
     };
 
     #[test]
-    fn every_problem_is_told_at_once() {
+    fn reports_every_problem_at_once() {
         let env = Environment::of([("COUNT", "many"), ("WAIT", "5 minutes")]);
-        let count = env.within::<u32>(&COUNT, 1, 9);
-        let wait = env.duration(&WAIT, Duration::ZERO, Duration::MAX);
+        let count = env.number::<u32>(&COUNT);
+        let wait = env.duration(&WAIT);
         let needed = env.get::<String>(&NEEDED);
         assert!(count.is_err() && wait.is_err() && needed.is_err());
         let problems = env.problems().join("\n");
@@ -377,23 +252,10 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_kept_and_empty_means_not_given() {
-        assert_eq!(Environment::of([("COUNT", "")]).within(&COUNT, 1, 9), Ok(3));
+    fn rejects_values_outside_the_range_and_treats_empty_as_not_set() {
+        assert_eq!(Environment::of([("COUNT", "")]).number(&COUNT), Ok(3_u8));
         let env = Environment::of([("COUNT", "10")]);
-        assert_eq!(env.within(&COUNT, 1, 9), Err(Invalid));
+        assert_eq!(env.number::<u8>(&COUNT), Err(Invalid));
         assert_eq!(env.problems(), ["COUNT: 10 is not from 1 to 9"]);
-    }
-
-    #[test]
-    fn spans_and_sizes_read_as_they_are_written() {
-        for text in ["500ms", "10s", "5m", "12h", "30d"] {
-            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
-        }
-        for text in ["512KiB", "64MiB", "1GiB", "1B"] {
-            assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
-        }
-        for bad in ["", "10", "s", "1.5s", "-1s", "99999999999999999999d", "1w"] {
-            assert!(bad.parse::<Span>().is_err(), "{bad}");
-        }
     }
 }

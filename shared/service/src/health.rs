@@ -23,7 +23,7 @@ use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::config::{Environment, Invalid, Setting};
+use crate::config::{Environment, Invalid, Setting, Value};
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
@@ -40,6 +40,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 pub const fn setting(default: &'static str) -> Setting {
     Setting {
         name: "VMWATCH_HEALTH_LISTEN",
+        value: Value::Address,
         default,
         help: "address and port of /healthz, /readyz and /metrics; keep it private to the platform",
     }

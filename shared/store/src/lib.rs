@@ -9,10 +9,7 @@ use mongodb::{
 use tracing::{Span, info_span, warn};
 
 use vmwatch_service::{
-    config::{
-        DATABASE, DATABASE_POOL, Environment, Invalid, MONGODB_CA_FILE, MONGODB_URI, MONGODB_URI_FILE,
-        Setting,
-    },
+    config::{Environment, Invalid, Setting, Value},
     telemetry::TRACES_ONLY,
 };
 
@@ -22,6 +19,42 @@ const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 /// How long the primary waits for a majority before it answers that a write may not be durable. Without it a write waits for
 /// ever where the majority is lost and the primary is not, with its connection.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// See [`Setting::help`].
+pub const MONGODB_URI: Setting = Setting {
+    name: "VMWATCH_MONGODB_URI",
+    value: Value::Text,
+    default: "mongodb://127.0.0.1:27017",
+    help: "MongoDB connection URI",
+};
+/// See [`Setting::help`].
+pub const MONGODB_URI_FILE: Setting = Setting {
+    name: "VMWATCH_MONGODB_URI_FILE",
+    value: Value::File,
+    default: "",
+    help: "file with the connection URI, for one with a password",
+};
+/// See [`Setting::help`].
+pub const MONGODB_CA_FILE: Setting = Setting {
+    name: "VMWATCH_MONGODB_CA_FILE",
+    value: Value::File,
+    default: "",
+    help: "PEM file with the authorities that sign the MongoDB servers' certificates; enables TLS",
+};
+/// See [`Setting::help`].
+pub const DATABASE: Setting = Setting {
+    name: "VMWATCH_DATABASE",
+    value: Value::Text,
+    default: "vmwatch",
+    help: "name of the database",
+};
+/// See [`Setting::help`].
+pub const DATABASE_POOL: Setting = Setting {
+    name: "VMWATCH_DATABASE_POOL",
+    value: Value::Number(1, 1000),
+    default: "32",
+    help: "maximum connections to each database server",
+};
 
 /// The settings of every program with a database.
 pub const SETTINGS: &[Setting] = &[
@@ -75,7 +108,7 @@ impl StoreSettings {
         let file = env.secret_file(&MONGODB_URI_FILE);
         let ca_file = env.optional(&MONGODB_CA_FILE);
         let database = env.get(&DATABASE);
-        let pool = env.within(&DATABASE_POOL, 1, 1000);
+        let pool = env.number(&DATABASE_POOL);
         let uri = uri?;
         Ok(Self {
             uri: file?.unwrap_or(uri),

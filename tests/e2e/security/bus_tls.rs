@@ -7,10 +7,10 @@ use nkeys::KeyPair;
 use serde_json::{Value, json};
 use testkit::{PATIENCE, Process, Spec, eventually, free_port, nats_server};
 use vmwatch_bus::{Bus, BusSettings};
-use vmwatch_service::config::{
-    Environment, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
-    NATS_NKEY_SEED_FILE, NATS_URL,
+use vmwatch_bus::{
+    NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE, NATS_NKEY_SEED_FILE, NATS_URL,
 };
+use vmwatch_service::config::Environment;
 
 use super::tls::Authority;
 

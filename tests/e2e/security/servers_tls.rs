@@ -17,8 +17,9 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use vmwatch_api::time::unix_millis;
-use vmwatch_service::config::{Environment, MONGODB_CA_FILE, MONGODB_URI};
+use vmwatch_service::config::Environment;
 use vmwatch_store::StoreSettings;
+use vmwatch_store::{MONGODB_CA_FILE, MONGODB_URI};
 
 use super::tls::Authority;
 use crate::rest::client::{publish, sample};

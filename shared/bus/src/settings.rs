@@ -1,0 +1,165 @@
+//! The settings of the connection to NATS.
+
+use std::{path::PathBuf, time::Duration};
+
+use vmwatch_service::config::{Environment, Invalid, Setting, Value};
+
+/// See [`Setting::help`].
+pub const NATS_URL: Setting = Setting {
+    name: "VMWATCH_NATS_URL",
+    value: Value::Text,
+    default: "nats://127.0.0.1:4222",
+    help: "comma-separated NATS servers; tls:// requires TLS",
+};
+/// See [`Setting::help`].
+pub const NATS_USER: Setting = Setting {
+    name: "VMWATCH_NATS_USER",
+    value: Value::Text,
+    default: "",
+    help: "user name for NATS",
+};
+/// See [`Setting::help`].
+pub const NATS_PASSWORD_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_PASSWORD_FILE",
+    value: Value::File,
+    default: "",
+    help: "file with the password of that user",
+};
+/// See [`Setting::help`].
+pub const NATS_CREDENTIALS_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_CREDENTIALS_FILE",
+    value: Value::File,
+    default: "",
+    help: "NATS .creds file, instead of user and password",
+};
+/// See [`Setting::help`].
+pub const NATS_NKEY_SEED_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_NKEY_SEED_FILE",
+    value: Value::File,
+    default: "",
+    help: "file with an nkey seed (SU…), instead of user and password",
+};
+/// See [`Setting::help`].
+pub const NATS_CERTIFICATE_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_CERTIFICATE_FILE",
+    value: Value::File,
+    default: "",
+    help: "PEM file with this program's certificate, if the NATS servers require one",
+};
+/// See [`Setting::help`].
+pub const NATS_KEY_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_KEY_FILE",
+    value: Value::File,
+    default: "",
+    help: "PEM file with the private key of that certificate",
+};
+/// See [`Setting::help`].
+pub const NATS_CA_FILE: Setting = Setting {
+    name: "VMWATCH_NATS_CA_FILE",
+    value: Value::File,
+    default: "",
+    help: "PEM file with the authorities that sign the NATS servers' certificates; enables TLS",
+};
+/// See [`Setting::help`].
+pub const NATS_PING_INTERVAL: Setting = Setting {
+    name: "VMWATCH_NATS_PING_INTERVAL",
+    value: Value::Duration("100ms", "2m"),
+    default: "5s",
+    help: "interval between pings; a connection without answers is dropped after at most three intervals",
+};
+
+/// The settings that every program on the bus reads.
+pub const SETTINGS: &[Setting] = &[
+    NATS_URL,
+    NATS_USER,
+    NATS_PASSWORD_FILE,
+    NATS_CREDENTIALS_FILE,
+    NATS_NKEY_SEED_FILE,
+    NATS_CA_FILE,
+    NATS_CERTIFICATE_FILE,
+    NATS_KEY_FILE,
+    NATS_PING_INTERVAL,
+];
+
+/// How to reach the bus.
+#[derive(Clone)]
+pub struct BusSettings {
+    pub(crate) urls: Vec<String>,
+    pub(crate) login: Login,
+    pub(crate) ca_file: Option<PathBuf>,
+    /// Certificate and key of this program.
+    pub(crate) certificate: Option<(PathBuf, PathBuf)>,
+    pub(crate) ping_interval: Duration,
+}
+
+#[derive(Clone)]
+pub(crate) enum Login {
+    None,
+    Password { user: String, password: String },
+    CredentialsFile(PathBuf),
+    NkeySeed(String),
+}
+
+/// Shows no password.
+impl std::fmt::Debug for BusSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BusSettings")
+            .field("ca_file", &self.ca_file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BusSettings {
+    /// Reads the settings.
+    pub fn read(env: &Environment) -> Result<Self, Invalid> {
+        let urls = env.get::<String>(&NATS_URL);
+        let user = env.optional::<String>(&NATS_USER);
+        let password = env.secret_file(&NATS_PASSWORD_FILE);
+        let credentials = env.optional::<PathBuf>(&NATS_CREDENTIALS_FILE);
+        let seed = env.secret_file(&NATS_NKEY_SEED_FILE);
+        let certificate = env.optional::<PathBuf>(&NATS_CERTIFICATE_FILE);
+        let key = env.optional::<PathBuf>(&NATS_KEY_FILE);
+        let ca_file = env.optional::<PathBuf>(&NATS_CA_FILE);
+        let ping = env.duration(&NATS_PING_INTERVAL);
+        let login = match (user?, password?, credentials?, seed?) {
+            (None, None, None, None) => Login::None,
+            (Some(user), Some(password), None, None) => Login::Password { user, password },
+            (None, None, Some(file), None) => Login::CredentialsFile(file),
+            (None, None, None, Some(seed)) => Login::NkeySeed(seed),
+            _ => {
+                return Err(env.problem(format!(
+                    "give {} and {} together, or {} or {} alone",
+                    NATS_USER.name,
+                    NATS_PASSWORD_FILE.name,
+                    NATS_CREDENTIALS_FILE.name,
+                    NATS_NKEY_SEED_FILE.name
+                )));
+            }
+        };
+        let certificate = match (certificate?, key?) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            _ => {
+                return Err(env.problem(format!(
+                    "give {} and {} together",
+                    NATS_CERTIFICATE_FILE.name, NATS_KEY_FILE.name
+                )));
+            }
+        };
+        Ok(Self {
+            urls: urls?.split(',').map(|url| url.trim().to_owned()).collect(),
+            login,
+            ca_file: ca_file?,
+            certificate,
+            ping_interval: ping?,
+        })
+    }
+
+    /// Whose inbox replies go to: the user's who logs in, whatever program that runs; without one, the program's.
+    pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {
+        match &self.login {
+            Login::Password { user, .. } => user,
+            Login::None | Login::CredentialsFile(_) | Login::NkeySeed(_) => program,
+        }
+    }
+}

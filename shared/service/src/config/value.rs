@@ -1,0 +1,157 @@
+//! Types of settings' values, as users write them.
+//!
+//! Durations and sizes are parsed here and not by humantime and bytesize: a default must print as it is written (humantime
+//! prints `365d` as `1year`, bytesize `1GiB` as `1.0 GiB`), and a size has no decimal units that differ by a few percent.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+/// The type of a setting's value, with its range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Value {
+    /// A text, or a list or choice whose form the help explains.
+    Text,
+    /// The path of a file.
+    File,
+    /// The path of a folder.
+    Folder,
+    /// IP address and port.
+    Address,
+    /// `true` or `false`.
+    Flag,
+    /// A whole number, from the first to the second.
+    Number(u64, u64),
+    /// A [`Span`], from the first to the second.
+    Duration(&'static str, &'static str),
+    /// A [`ByteSize`], from the first to the second.
+    Size(&'static str, &'static str),
+}
+
+impl Value {
+    pub(super) fn span_range(self) -> Option<(Span, Span)> {
+        match self {
+            Self::Duration(least, most) => Some((least.parse().ok()?, most.parse().ok()?)),
+            _ => None,
+        }
+    }
+
+    pub(super) fn size_range(self) -> Option<(ByteSize, ByteSize)> {
+        match self {
+            Self::Size(least, most) => Some((least.parse().ok()?, most.parse().ok()?)),
+            _ => None,
+        }
+    }
+}
+
+/// As the help and docs/settings.md show it.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text => f.write_str("text"),
+            Self::File => f.write_str("file"),
+            Self::Folder => f.write_str("folder"),
+            Self::Address => f.write_str("address:port"),
+            Self::Flag => f.write_str("true or false"),
+            Self::Number(least, most) => write!(f, "{least} to {most}"),
+            Self::Duration(least, most) | Self::Size(least, most) => write!(f, "{least} to {most}"),
+        }
+    }
+}
+
+/// A duration as one writes it: `500ms`, `10s`, `5m`, `12h`, `30d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+/// A text that is no [`Span`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write a whole number and a unit: 500ms, 10s, 5m, 12h or 30d")]
+pub struct InvalidSpan;
+
+impl FromStr for Span {
+    type Err = InvalidSpan;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).ok_or(InvalidSpan)?;
+        let (number, unit) = text.split_at(unit_at);
+        let millis: u64 = match unit {
+            "ms" => 1,
+            "s" => 1000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return Err(InvalidSpan),
+        };
+        let number: u64 = number.parse().map_err(|_| InvalidSpan)?;
+        number
+            .checked_mul(millis)
+            .map(|total| Self(Duration::from_millis(total)))
+            .ok_or(InvalidSpan)
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let millis = self.0.as_millis();
+        for (unit, name) in [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1000, "s")] {
+            if millis > 0 && millis.is_multiple_of(unit) {
+                return write!(f, "{}{name}", millis / unit);
+            }
+        }
+        write!(f, "{millis}ms")
+    }
+}
+
+/// A size as one writes it: `512KiB`, `64MiB`, `1GiB`, or a number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// A text that is no [`ByteSize`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write a whole number and a unit: 512KiB, 64MiB or 1GiB")]
+pub struct InvalidSize;
+
+impl FromStr for ByteSize {
+    type Err = InvalidSize;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (number, unit) = text.split_at(unit_at);
+        let bytes: u64 = match unit {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            _ => return Err(InvalidSize),
+        };
+        let number: u64 = number.parse().map_err(|_| InvalidSize)?;
+        number.checked_mul(bytes).map(Self).ok_or(InvalidSize)
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
+            if self.0 > 0 && self.0.is_multiple_of(unit) {
+                return write!(f, "{}{name}", self.0 / unit);
+            }
+        }
+        write!(f, "{}B", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_spans_and_sizes_as_they_are_written() {
+        for text in ["500ms", "10s", "5m", "12h", "30d"] {
+            assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
+        }
+        for text in ["512KiB", "64MiB", "1GiB", "1B"] {
+            assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
+        }
+        for bad in ["", "10", "s", "1.5s", "-1s", "99999999999999999999d", "1w"] {
+            assert!(bad.parse::<Span>().is_err(), "{bad}");
+        }
+    }
+}
