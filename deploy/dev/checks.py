@@ -65,6 +65,7 @@ def _without_libvirt() -> list:
 def _environment() -> dict:
     """The variables that tell the tests which programs to start. Variables already set take precedence."""
     environment = servers()
+    tools.install_system(tools.FILTER_NEEDS)
     if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
     if not environment.get("VMWATCH_TEST_GUEST"):

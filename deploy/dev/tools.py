@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import re
 import shutil
 import subprocess
@@ -35,6 +36,11 @@ def _program(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
 
+def _admin_program(name: str) -> bool:
+    """Whether the program is there, also in folders that only root has in PATH."""
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
+
+
 def _libvirt() -> bool:
     probe = ["pkg-config", "--exists", "libvirt"]
     return shutil.which("pkg-config") is not None and subprocess.run(probe, capture_output=True).returncode == 0
@@ -46,6 +52,10 @@ BUILD_NEEDS = [
     Need("pkg-config", "pkg-config", _program("pkg-config")),
     Need("libvirt-dev", "libvirt's library and headers", _libvirt),
     Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
+]
+FILTER_NEEDS = [
+    Need("nftables", "nft, which limits a guest's traffic in a test", lambda: _admin_program("nft")),
+    Need("iproute2", "ip, for that test's network namespace", lambda: _admin_program("ip")),
 ]
 CXX = Need("g++", "a C++ compiler", _program("c++"))
 STAND_IN_NEEDS = [

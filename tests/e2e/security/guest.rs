@@ -6,6 +6,7 @@
 
 #![allow(clippy::cast_precision_loss, reason = "figures, all of them small")]
 
+mod filter;
 mod flood;
 mod raw;
 

@@ -19,7 +19,7 @@ use tokio::{
 use vmwatch_api::time::UtcOffset;
 use vmwatch_service::config::UTC_OFFSET;
 
-use super::{Fingerprint, INBOX, OWN, attack_lasts, fingerprint, message, raw::Raw, resident};
+use super::{Fingerprint, INBOX, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
 use crate::ingest_support::Publisher;
 
 /// What the guest sends again and again.
@@ -35,21 +35,20 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
     let mut own = Publisher::new(stack, GUEST, 250);
     let sample = own.sample();
     let part = agent::split(sample).unwrap().remove(0);
-    let of = |name, one: Vec<u8>, reads| Attack {
+    let over = |connections, name, one: Vec<u8>, reads| Attack {
         name,
         // As much as one system call takes.
         chunk: one.repeat((64 << 10) / one.len() + 1),
-        connections: 1,
+        connections,
         reads,
     };
+    let of = |name, one, reads| over(1, name, one, reads);
+    let asks = message(OWN, Some(INBOX), &[], b"{}");
     vec![
         of("malformed", message(OWN, None, &[], b"{}"), true),
-        of(
-            "malformed_with_replies",
-            message(OWN, Some(INBOX), &[], b"{}"),
-            true,
-        ),
-        of("unread_replies", message(OWN, Some(INBOX), &[], b"{}"), false),
+        of("malformed_with_replies", asks.clone(), true),
+        over(8, "eight_connections_with_replies", asks.clone(), true),
+        of("unread_replies", asks, false),
         of("samples", message(OWN, None, &[], &part.body), true),
         of(
             "forbidden",
@@ -117,8 +116,8 @@ struct Other {
 }
 
 impl Other {
-    /// How much later than they were sampled its rows are stored, for this long. If nothing was stored, the age of the
-    /// newest row: the delay is at least that.
+    /// How much later than they were sampled its rows are stored, for this long. Polls often, because the result is as
+    /// exact as the interval.
     async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
         let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
         while SystemTime::now() < end {
@@ -133,9 +132,6 @@ impl Other {
                 self.newest = newest;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        if delays.is_empty() && !self.newest.is_empty() {
-            delays.push(self.age(&self.newest));
         }
         delays
     }
@@ -181,6 +177,9 @@ async fn others(stack: &Stack) -> Fingerprint {
 /// Fills both cores, so that it runs alone (.config/nextest.toml).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_at_full_speed_delays_nobody() {
+    if !filter::is_inside("security::guest::flood::a_guest_at_full_speed_delays_nobody") {
+        return;
+    }
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
         .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "500ms")
@@ -188,6 +187,7 @@ async fn a_guest_at_full_speed_delays_nobody() {
         .with_permissions()
         .start()
         .await;
+    filter::limit_guest(&stack);
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     let mut other = Other {
         rows: stack.database.handle().collection("vm_samples"),
@@ -212,8 +212,12 @@ async fn a_guest_at_full_speed_delays_nobody() {
         // An administrator must get in to end it.
         stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
         let sent = running.end();
-        let ratio = median(&delays) / before;
         let name = attack.name;
+        assert!(
+            !delays.is_empty(),
+            "{name}: no sample of the other VM was stored during the attack"
+        );
+        let ratio = median(&delays) / before;
         figure(
             &format!("hostile_guest_{name}_mib"),
             sent as f64 / f64::from(1 << 20),
@@ -224,7 +228,7 @@ async fn a_guest_at_full_speed_delays_nobody() {
             grown as f64 / 1024.0,
         );
         worst = worst.max(ratio);
-        assert!(grown < 192 << 10, "{name}: NATS grew by {grown} KiB");
+        assert!(grown < 64 << 10, "{name}: NATS grew by {grown} KiB");
         other.catches_up().await;
     }
     figure("hostile_guest_worst_delay_ratio", worst);

@@ -1,17 +1,19 @@
 //! A client of the bus that says whatever it is told to.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::json;
 use testkit::{PATIENCE, Stack};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{
-        TcpStream,
+        TcpSocket,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
     time::timeout,
 };
+
+use super::filter::GUEST_ADDRESS;
 
 /// A connection with an agent's credential.
 pub(super) struct Raw {
@@ -24,7 +26,12 @@ impl Raw {
     pub(super) async fn connect(stack: &Stack, instance: &str) -> Self {
         let user = format!("vmwatch-agent-{instance}");
         let address = stack.nats.url().strip_prefix("nats://").unwrap();
-        let (reader, writer) = TcpStream::connect(address).await.unwrap().into_split();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::new(GUEST_ADDRESS.parse().unwrap(), 0))
+            .unwrap();
+        let connected = socket.connect(address.parse().unwrap()).await.unwrap();
+        let (reader, writer) = connected.into_split();
         let mut raw = Self { reader, writer };
         let options = json!({
             "user": user, "pass": stack.nats.password_of(&user), "verbose": false, "pedantic": false,

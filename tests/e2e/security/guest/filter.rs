@@ -1,0 +1,61 @@
+//! The packet filter of deploy/nats/guests.nft, in a network namespace of the test's own: no other program is limited, and
+//! no privilege is needed.
+
+use std::{
+    env, fs,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use testkit::Stack;
+
+/// The guest's address. Everything else in the namespace connects from 127.0.0.1.
+pub(super) const GUEST_ADDRESS: &str = "127.0.0.2";
+/// Set in the process that runs inside of the namespace.
+const INSIDE: &str = "VMWATCH_TEST_NAMESPACE";
+/// `nft` and `ip` are there on Debian, which is not in every user's PATH.
+const ADMIN_PROGRAMS: &str = "/usr/sbin:/sbin";
+
+/// Whether this process is inside of a namespace. If not, runs this test again in one, which must succeed.
+pub(super) fn is_inside(test: &str) -> bool {
+    if env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let path = format!("{}:{ADMIN_PROGRAMS}", env::var("PATH").unwrap_or_default());
+    let status = Command::new("unshare")
+        .args(["--user", "--map-root-user", "--net", "sh", "-c"])
+        .arg(r#"ip link set lo up && exec "$0" "$@""#)
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .env("PATH", path)
+        // The namespace reaches no container.
+        .env("VMWATCH_TEST_BACKEND", "processes")
+        .stdin(Stdio::null())
+        .status()
+        .expect("unshare of util-linux can be run");
+    assert!(
+        status.success(),
+        "{test} failed in its namespace; it needs user namespaces, `ip` and `nft` (`./dev install`)"
+    );
+    false
+}
+
+/// Loads the filter for the guest's address and the port of this NATS server.
+pub(super) fn limit_guest(stack: &Stack) {
+    let port = stack.nats.url().rsplit_once(':').unwrap().1;
+    let deployed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nats/guests.nft");
+    let rules = fs::read_to_string(deployed)
+        .unwrap()
+        .replace("192.0.2.0/24", GUEST_ADDRESS)
+        .replace("{ 4222 }", &format!("{{ {port} }}"));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guests.nft");
+    fs::write(&file, rules).unwrap();
+    let loaded = Command::new("nft").arg("--file").arg(&file).output().unwrap();
+    assert!(
+        loaded.status.success(),
+        "nft: {}",
+        String::from_utf8_lossy(&loaded.stderr)
+    );
+}
