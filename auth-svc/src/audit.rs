@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use vmwatch_api::{
-    MethodInfo, PageRoom,
+    MethodInfo, PageRoom, Principal, Role, Scope, Service,
     audit::{AuditFilter, AuditPage, AuditRecord, AuditResult},
     time::unix_millis,
 };
@@ -11,6 +11,7 @@ use vmwatch_bus::{
     Bus, Context,
     audit::{Audit, Newest},
 };
+use vmwatch_service::cli;
 
 use crate::AuthError;
 
@@ -20,6 +21,8 @@ const WINDOW: u64 = 500;
 const MOST_LOOKED_AT: u64 = 10_000;
 /// Records are appended within seconds of the moment that they name, by whichever replica's clock.
 const SLACK: Duration = Duration::from_mins(1);
+/// Deadline of a change that this program makes without a request.
+const OWN_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What is to be put on record.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
-    fn record(&self, context: &Context) -> (AuditRecord, String) {
+    pub(crate) fn record(&self, context: &Context) -> (AuditRecord, String) {
         let record = AuditRecord {
             at_ms: unix_millis(),
             action: self.action.subject.to_owned(),
@@ -49,6 +52,17 @@ impl Entry<'_> {
         let once = self.once.as_ref().unwrap_or(&context.request_id);
         (record, format!("{once}.{}", self.result))
     }
+}
+
+/// The context of a change that this program makes without a request: by its command line, or at its first start.
+pub(crate) fn own_context() -> Context {
+    let mut context = Context::new(OWN_DEADLINE).as_principal(Principal {
+        user: Service::Auth.name().to_owned(),
+        role: Role::Admin,
+        scope: Scope::All,
+    });
+    context.source = Some(cli::invoker());
+    context
 }
 
 /// Appends an entry about what has happened. If it can't be appended it is counted and logged: a login succeeds without

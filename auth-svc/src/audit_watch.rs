@@ -16,12 +16,10 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{
     Bus,
-    audit::{Audit, AuditSettings},
+    audit::{Audit, AuditSettings, Flood},
     provision::{ProvisionError, ensure_stream},
     random_id,
 };
-
-use crate::flood::Flood;
 
 const INTERVAL: Duration = Duration::from_secs(10);
 

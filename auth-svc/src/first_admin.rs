@@ -2,10 +2,11 @@
 
 use mongodb::bson::DateTime;
 use tracing::info;
-use vmwatch_api::{Role, Scope};
+use vmwatch_api::{Method, Role, Scope, users::UsersAdd};
+use vmwatch_bus::audit::Audit;
 
 use crate::{
-    AuthError,
+    AuthError, audit,
     config::FirstAdmin,
     password::Hasher,
     store::{User, UserStore, not_before},
@@ -16,15 +17,21 @@ pub(crate) async fn ensure(
     users: &UserStore,
     hasher: &Hasher,
     settings: &FirstAdmin,
+    audit: &Audit,
 ) -> Result<(), AuthError> {
     if users.is_empty().await? {
-        make(users, hasher, settings).await
+        make(users, hasher, settings, audit).await
     } else {
         Ok(())
     }
 }
 
-async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Result<(), AuthError> {
+async fn make(
+    users: &UserStore,
+    hasher: &Hasher,
+    settings: &FirstAdmin,
+    audit: &Audit,
+) -> Result<(), AuthError> {
     let generated = if settings.password.is_none() {
         Some(generate()?)
     } else {
@@ -49,10 +56,21 @@ async fn make(users: &UserStore, hasher: &Hasher, settings: &FirstAdmin) -> Resu
         created: DateTime::now(),
         sessions_not_before: not_before(None),
     };
-    // Of several replicas that start at once the database lets one win; only that one's password is true.
-    if !users.add(&user).await? {
+    // If several replicas start at once, the database accepts one of them; only that one's password is valid.
+    let mut lost = false;
+    let added = async {
+        lost = !users.add(&user).await?;
+        if lost {
+            return Err(AuthError::Refused("another replica made it first".to_owned()));
+        }
+        Ok(())
+    };
+    let context = audit::own_context();
+    let added = audit::announced(audit, &context, UsersAdd::INFO, user.name.as_str(), added).await;
+    if lost {
         return Ok(());
     }
+    added?;
     info!(user = %user.name, "made the first administrator");
     if let Some(password) = generated {
         // To standard output and not to the log, which is shipped and kept.

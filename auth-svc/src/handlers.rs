@@ -286,7 +286,8 @@ impl Auth {
             detail: refused.fault.message.clone(),
             once: None,
         };
-        audit::append(&self.audit, context, entry).await;
+        let (record, once) = entry.record(context);
+        self.refusals.record(&record, &once).await;
     }
 
     pub(crate) async fn list_audit(&self, filter: AuditFilter) -> Result<AuditPage, AuthError> {

@@ -11,7 +11,6 @@ mod bucket;
 pub mod config;
 mod error;
 mod first_admin;
-mod flood;
 mod handlers;
 mod mirror;
 mod password;
@@ -37,7 +36,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{
     Bus, Context,
-    audit::Audit,
+    audit::{Audit, Flood, Refusals},
     clock,
     follow::Follower,
     provision::{
@@ -52,13 +51,16 @@ use vmwatch_service::{lifetime::until_done, program::Program};
 pub use error::AuthError;
 
 use crate::{
-    accounts::Accounts, config::AuthSettings, flood::Flood, mirror::Mirror, password::Hasher,
-    reconcile::Reconciler, session_index::SessionIndex, sessions::Sessions, store::UserStore,
-    throttle::Throttle,
+    accounts::Accounts, config::AuthSettings, mirror::Mirror, password::Hasher, reconcile::Reconciler,
+    session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
 };
 
 /// A copy of the bucket of users that is older than this is not compared with the database.
 const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
+
+/// Failed logins of a source that have a record each, in this period.
+const FLOOD_ONE_BY_ONE: u32 = 10;
+const FLOOD_PERIOD: Duration = Duration::from_mins(1);
 
 /// What the handlers share.
 pub(crate) struct Auth {
@@ -68,7 +70,9 @@ pub(crate) struct Auth {
     mirrored: Follower<UserTable>,
     throttle: Throttle,
     audit: Audit,
+    /// Failed logins by source.
     flood: Arc<Flood>,
+    refusals: Arc<Refusals>,
 }
 
 /// Serves until shutdown, then drains.
@@ -96,9 +100,6 @@ async fn serve(
     let shutdown = program.shutdown().clone();
     let users = UserStore::of(database, &settings.collection);
     let hasher = Hasher::new(settings.login_permits)?;
-    let first_admin = until_done("the database", &shutdown, || {
-        first_admin::ensure(&users, &hasher, &settings.first_admin)
-    });
     let buckets = until_done("JetStream", &shutdown, || async {
         let replicas = settings.sessions.replicas;
         tokio::try_join!(
@@ -107,10 +108,17 @@ async fn serve(
             Throttle::open(bus, settings.throttle, replicas)
         )
     });
-    let audit = until_done("the audit stream", &shutdown, || ensure_audit(bus, settings));
-    let (Some(()), Some((sessions, mirror, throttle)), Some(audit)) =
-        tokio::join!(first_admin, buckets, audit)
-    else {
+    // The creation of the first administrator is in the audit.
+    let audit = async {
+        let opening = until_done("the audit stream", &shutdown, || ensure_audit(bus, settings));
+        let audit = Box::pin(opening).await?;
+        let first_admin = until_done("the database", &shutdown, || {
+            first_admin::ensure(&users, &hasher, &settings.first_admin, &audit)
+        });
+        Box::pin(first_admin).await.map(|()| audit)
+    };
+    let (buckets, audit) = tokio::join!(buckets, Box::pin(audit));
+    let (Some((sessions, mirror, throttle)), Some(audit)) = (buckets, audit) else {
         return Ok(());
     };
     let accounts = Arc::new(Accounts {
@@ -138,13 +146,15 @@ async fn serve(
         return Ok(());
     }
     tokio::spawn(reconciler.run(shutdown.clone()));
+    let refusals = Arc::new(Refusals::new(audit.clone(), Service::Auth));
     let auth = Arc::new(Auth {
         bus: bus.clone(),
         accounts,
         mirrored,
         throttle,
         audit,
-        flood: Arc::default(),
+        flood: Arc::new(Flood::new(FLOOD_PERIOD, FLOOD_ONE_BY_ONE)),
+        refusals: Arc::clone(&refusals),
     });
     let watching = tokio::spawn(audit_watch::run(
         bus.clone(),
@@ -153,8 +163,11 @@ async fn serve(
         Arc::clone(&auth.flood),
         shutdown.clone(),
     ));
+    let (counting, until) = (Arc::clone(&refusals), shutdown.clone());
+    tokio::spawn(async move { counting.run(until).await });
     let server = methods(Server::new(bus, Service::Auth, settings.serve), &auth);
     server.run(shutdown, || program.set_serving()).await?;
+    refusals.finish().await;
     if let Err(error) = watching.await {
         warn!(%error, "background task panicked");
     }

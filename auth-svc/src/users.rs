@@ -9,11 +9,10 @@ use std::{
 use clap::Subcommand;
 use serde::Serialize;
 use vmwatch_api::{
-    InstanceId, Method, MethodInfo, NewUserName, Principal, Role, Scope, Service, UserName,
+    InstanceId, Method, MethodInfo, NewUserName, Role, Scope, Service, UserName,
     users::{NewPassword, NewUser, UsersAdd, UsersRemove, UsersSetPassword},
 };
-use vmwatch_bus::{Bus, Context, audit::Audit};
-use vmwatch_service::cli;
+use vmwatch_bus::{Bus, audit::Audit};
 
 use crate::{
     AuthError,
@@ -156,12 +155,7 @@ async fn announced(
             return change.await;
         }
     };
-    let mut context = Context::new(CONNECT_LIMIT).as_principal(Principal {
-        user: Service::Auth.name().to_owned(),
-        role: Role::Admin,
-        scope: Scope::All,
-    });
-    context.source = Some(cli::invoker());
+    let context = audit::own_context();
     let audit = Audit::new(&bus, settings.audit_required);
     audit::announced(&audit, &context, action, &name.shown(), change).await
 }

@@ -70,6 +70,7 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
         return Ok(());
     };
     operations.watch(&shutdown);
+    let ending = Arc::clone(&operations);
     let lifecycle = Lifecycle {
         fleet,
         operations,
@@ -79,5 +80,6 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
         .server(&bus, settings.serve)
         .run(shutdown, || program.set_serving())
         .await?;
+    ending.finish().await;
     Ok(())
 }

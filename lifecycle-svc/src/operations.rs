@@ -108,10 +108,12 @@ impl Operations {
         })))
     }
 
-    /// Adopts what lost its owner, until shutdown.
+    /// Adopts what lost its owner, and appends counted refusals to the audit, until shutdown.
     pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
         let (this, until) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
+        let (refusals, until) = (Arc::clone(self.trail.refusals()), shutdown.clone());
+        tokio::spawn(async move { refusals.run(until).await });
     }
 
     /// Carries out a command, or waits for the end of the same one, and answers by that end.
@@ -299,7 +301,12 @@ impl Operations {
         Ok(())
     }
 
-    /// Puts a command that was refused for who asked into the audit.
+    /// Appends the counted refusals, when the service ends.
+    pub(crate) async fn finish(&self) {
+        self.trail.refusals().finish().await;
+    }
+
+    /// Appends a command that was refused because of the user's role or scope to the audit.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind == Kind::Command {
             self.trail.refused(&refused).await;

@@ -1,16 +1,19 @@
-//! The audit holds what it promises: under a flood of failed logins, from the command line, and when it takes no record.
+//! The audit holds what it promises: under floods of failed logins and refused requests, from every command line, and when
+//! it takes no record.
 
 use std::time::Duration;
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::StreamExt;
 use serde_json::{Value, json};
-use testkit::{ADMIN, Nats, PATIENCE, Program, Stack, eventually};
+use testkit::{ADMIN, Nats, PATIENCE, Program, SETUP_USER, Stack, eventually};
 use vmwatch_api::{
-    Service,
+    Principal, Role, Scope, Service,
     audit::{AUDIT_STREAM, AuditRecord, AuditResult, UNAUTHENTICATED_AUDIT_STREAM},
     auth::{Credentials, Login},
+    lifecycle::{Start, Target},
     time::unix_millis,
+    users::{UserRef, UsersRemove},
 };
 use vmwatch_bus::{
     Context,
@@ -86,7 +89,10 @@ async fn a_flood_of_failed_logins_takes_a_tenth_of_the_audit_and_evicts_nothing_
 
     let all = records(&stack).await;
     let kept = |action: &str, result| {
-        let same = |record: &&AuditRecord| record.action == action && record.result == result;
+        // Without the first administrator, whom vmwatch-auth made.
+        let same = |record: &&AuditRecord| {
+            record.action == action && record.result == result && record.user == ADMIN.0
+        };
         all.iter().filter(same).count()
     };
     assert_eq!(kept("auth.users.add", AuditResult::Requested), 1);
@@ -132,7 +138,7 @@ async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_
     let by_command: Vec<_> = records(&stack)
         .await
         .into_iter()
-        .filter(|record| record.user == "vmwatch-auth")
+        .filter(|record| record.user == "vmwatch-auth" && record.target.as_deref() == Some("bob"))
         .collect();
     let results: Vec<_> = by_command.iter().map(|record| record.result).collect();
     assert_eq!(results, [AuditResult::Requested, AuditResult::Succeeded]);
@@ -221,4 +227,126 @@ async fn reading_ends_at_once_when_the_records_have_expired() {
     assert!(from_the_end.next(10).await.unwrap().is_none());
     from_a_moment.end_at(unix_millis()).await.unwrap();
     assert!(from_a_moment.next(10).await.unwrap().is_none());
+}
+
+/// Action, target, result and words of the records of this user, oldest first.
+async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, AuditResult, String)> {
+    let mut all = records(stack).await;
+    all.sort_by_key(|record| record.at_ms);
+    let own = all.into_iter().filter(|record| record.user == user);
+    own.map(|record| (record.action, record.target, record.result, record.detail))
+        .collect()
+}
+
+/// With the permissions of a deployment, as which a running service's command lines log in.
+#[tokio::test]
+async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 0)
+        .replicas(Program::Lifecycle, 0)
+        .with_permissions()
+        .start()
+        .await;
+    eventually("the first administrator is made", PATIENCE, async || {
+        let made = of_user(&stack, "vmwatch-auth").await;
+        let of_admin = |result| {
+            let admin = Some(ADMIN.0.to_owned());
+            made.contains(&("auth.users.add".to_owned(), admin, result, String::new()))
+        };
+        let both = of_admin(AuditResult::Requested) && of_admin(AuditResult::Succeeded);
+        both.then_some(()).ok_or(format!("{made:?}"))
+    })
+    .await;
+
+    let row = r#"{"instance_id":"vm-1","create_date":"2026-01-01T21:37:59.001065","proc":95}"#;
+    stack.command(Program::Metrics, &["load", "-"], &format!("{row}\n"));
+    stack.command(Program::Metrics, &["rebuild"], "");
+    stack.command(Program::Metrics, &["backfill-dates", "--dry-run"], "");
+    stack.command(Program::Metrics, &["backfill-dates"], "");
+    let changed = [("VMWATCH_STREAM_MAX_AGE".to_owned(), "20h".to_owned())];
+    let setup = stack.try_command(SETUP_USER, Program::Metrics, &["setup"], "", &changed);
+    assert!(setup.status.success(), "{setup:?}");
+    let again = stack.try_command(SETUP_USER, Program::Metrics, &["setup"], "", &changed);
+    assert!(again.status.success(), "{again:?}");
+
+    let told = of_user(&stack, "vmwatch-metrics").await;
+    let results: Vec<_> = told
+        .iter()
+        .map(|(action, _, result, _)| (action.as_str(), *result))
+        // The harness set the streams up before.
+        .skip_while(|(action, _)| *action == "metrics.setup")
+        .collect();
+    assert_eq!(
+        results,
+        [
+            ("metrics.load", AuditResult::Requested),
+            ("metrics.load", AuditResult::Succeeded),
+            ("metrics.rebuild", AuditResult::Requested),
+            ("metrics.rebuild", AuditResult::Succeeded),
+            ("metrics.backfill_dates", AuditResult::Requested),
+            ("metrics.backfill_dates", AuditResult::Succeeded),
+            ("metrics.setup", AuditResult::Succeeded),
+        ],
+        "{told:?}"
+    );
+    let detail = &told.last().unwrap().3;
+    assert!(detail.contains("VMWATCH_SAMPLES: changed: max_age"), "{detail}");
+}
+
+#[tokio::test]
+async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
+    let stack = Stack::builder()
+        .replicas(Program::Gateway, 0)
+        .replicas(Program::Metrics, 0)
+        .start()
+        .await;
+    let context = |user: &str| {
+        Context::new(PATIENCE).as_principal(Principal {
+            user: user.to_owned(),
+            role: Role::Viewer,
+            scope: Scope::All,
+        })
+    };
+    for _ in 0..150 {
+        let target = Target {
+            instance_id: "vm-1".parse().unwrap(),
+        };
+        stack
+            .bus
+            .call::<Start>(&context("eve"), &target)
+            .await
+            .unwrap_err();
+        let name = UserRef {
+            name: ADMIN.0.parse().unwrap(),
+        };
+        let refused = stack.bus.call::<UsersRemove>(&context("eve"), &name).await;
+        refused.unwrap_err();
+    }
+    let target = Target {
+        instance_id: "vm-1".parse().unwrap(),
+    };
+    stack
+        .bus
+        .call::<Start>(&context("bob"), &target)
+        .await
+        .unwrap_err();
+
+    // What was counted is recorded when the service stops.
+    for program in [Program::Lifecycle, Program::Auth] {
+        stack.replica(program, 0).process.terminate(PATIENCE).await;
+    }
+    let of_eve = of_user(&stack, "eve").await;
+    for (action, counted) in [
+        ("lifecycle.start", "lifecycle.refused"),
+        ("auth.users.remove", "auth.refused"),
+    ] {
+        let of = |wanted: &str| -> Vec<_> { of_eve.iter().filter(|record| record.0 == wanted).collect() };
+        assert_eq!(of(action).len(), 100, "{action}");
+        let [more] = of(counted)[..] else {
+            panic!("{counted}: {of_eve:?}")
+        };
+        assert!(more.3.starts_with("50 more refused requests"), "{more:?}");
+    }
+    assert_eq!(of_eve.len(), 202);
+    assert_eq!(of_user(&stack, "bob").await.len(), 1, "others are not affected");
 }

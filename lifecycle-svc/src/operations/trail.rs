@@ -1,19 +1,19 @@
 //! What the audit says of a command: that it was asked for, before anything is done, and how it ended; or that it was
 //! refused.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::sleep;
 use tracing::warn;
 use vmwatch_api::{
-    Method,
+    Method, Service,
     audit::{AuditRecord, AuditResult},
     lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
     time::unix_millis,
     wire::FaultKind,
 };
 use vmwatch_bus::{
-    audit::{Audit, AuditError, lost},
+    audit::{Audit, AuditError, Refusals, lost},
     serve::Refused,
 };
 
@@ -24,11 +24,13 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(super) struct Trail {
     audit: Audit,
+    refusals: Arc<Refusals>,
 }
 
 impl Trail {
-    pub(super) const fn new(audit: Audit) -> Self {
-        Self { audit }
+    pub(super) fn new(audit: Audit) -> Self {
+        let refusals = Arc::new(Refusals::new(audit.clone(), Service::Lifecycle));
+        Self { audit, refusals }
     }
 
     /// Appends that a command was asked for. Without it nothing is to be done.
@@ -76,7 +78,12 @@ impl Trail {
         }
     }
 
-    /// Appends that a command was refused for who asked; nothing was begun.
+    /// Refusals that were counted and have no record yet.
+    pub(super) fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
+    }
+
+    /// Appends that a command was refused because of the user's role or scope; nothing was begun.
     pub(super) async fn refused(&self, refused: &Refused) {
         let target: Option<Target> = serde_json::from_slice(&refused.body).ok();
         let context = &refused.context;
@@ -95,9 +102,8 @@ impl Trail {
             result: AuditResult::Refused,
             detail: detail.to_owned(),
         };
-        self.audit
-            .end(&record, &format!("{}.refused", context.request_id))
-            .await;
+        let once = format!("{}.refused", context.request_id);
+        self.refusals.record(&record, &once).await;
     }
 }
 

@@ -9,14 +9,11 @@ use async_nats::jetstream::{
 use serde::Serialize;
 use vmwatch_api::{
     Service,
-    audit::{AuditRecord, AuditResult},
     metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
-    time::unix_millis,
 };
-use vmwatch_bus::{Bus, audit::Audit, random_id};
-use vmwatch_service::cli;
+use vmwatch_bus::{Bus, audit::Audit};
 
-use super::{DeadLettersCommand, Selection};
+use super::{DeadLettersCommand, Selection, announce::announced};
 use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
 
 /// JetStream answers in milliseconds or not at all.
@@ -30,15 +27,17 @@ pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings)
     .await?;
     let stream = bounded(bus.jetstream().get_stream(DEAD_LETTER_STREAM)).await?;
     let audit = Audit::new(&bus, settings.audit_required);
+    let audit = Some(&audit);
+    let detail = |selection: &Selection| format!("dead letters {selection}");
     let done = match command {
         DeadLettersCommand::List { json } => return list(&stream, json).await,
         DeadLettersCommand::Replay(selection) => {
             let replay = replay(&bus, &stream, &selection);
-            announced(&audit, "metrics.dead_letters.replay", &selection, replay).await?
+            announced(audit, "metrics.dead_letters.replay", detail(&selection), replay).await?
         }
         DeadLettersCommand::Discard(selection) => {
             let discard = discard(&stream, &selection);
-            announced(&audit, "metrics.dead_letters.discard", &selection, discard).await?
+            announced(audit, "metrics.dead_letters.discard", detail(&selection), discard).await?
         }
     };
     println!("{done}");
@@ -67,36 +66,6 @@ async fn discard(stream: &Stream, selection: &Selection) -> Result<String, Metri
         bounded(stream.delete_message(letter.sequence)).await?;
     }
     Ok(format!("discarded {} samples", letters.len()))
-}
-
-/// Carries out a command that the audit announces before, and whose outcome it records after.
-async fn announced(
-    audit: &Audit,
-    action: &str,
-    selection: &Selection,
-    act: impl Future<Output = Result<String, MetricsError>>,
-) -> Result<String, MetricsError> {
-    let mut record = AuditRecord {
-        at_ms: unix_millis(),
-        action: action.to_owned(),
-        user: Service::Metrics.name().to_owned(),
-        source: Some(cli::invoker()),
-        target: None,
-        request_id: random_id(),
-        operation_id: None,
-        result: AuditResult::Requested,
-        detail: format!("dead letters {selection}"),
-    };
-    let once = record.request_id.clone();
-    audit.begin(&record, &once).await?;
-    let outcome = act.await;
-    record.at_ms = unix_millis();
-    (record.result, record.detail) = match &outcome {
-        Ok(done) => (AuditResult::Succeeded, done.clone()),
-        Err(error) => (AuditResult::Failed, error.to_string()),
-    };
-    audit.end(&record, &format!("{once}.end")).await;
-    outcome
 }
 
 async fn bounded<T, E: Into<async_nats::Error>>(

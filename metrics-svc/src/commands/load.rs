@@ -47,20 +47,21 @@ pub(super) async fn run(
     history: &History,
     files: &[PathBuf],
     offset: UtcOffset,
-) -> Result<(), MetricsError> {
+) -> Result<String, MetricsError> {
     let mut loader = Loader::default();
     for path in files {
         load_file(&mut loader, store, history, path, offset).await?;
     }
     loader.write(store).await?;
     loader.roll_up(history).await?;
-    println!("loaded {} rows, {} lines were no rows", loader.read, loader.bad);
+    let done = format!("loaded {} rows, {} lines were no rows", loader.read, loader.bad);
     if loader.bad > 0 {
+        println!("{done}");
         return Err(MetricsError::Refused(
             "some lines were left out; put them right and load them again".into(),
         ));
     }
-    Ok(())
+    Ok(done)
 }
 
 async fn load_file(

@@ -1,5 +1,6 @@
 //! What an operator does by hand: move an old database over, look after refused samples, give old rows a date.
 
+mod announce;
 mod backfill;
 mod dead_letters;
 mod load;
@@ -82,14 +83,15 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
                 history.prepare().await?;
                 load::run(store, history, &files, settings.rows.offset).await
             };
-            with_rows(settings, load).await
+            let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+            change_rows(settings, "metrics.load", names.join(", "), load).await
         }
         OperatorCommand::Rebuild => {
             let rebuild = async |_: &RowStore, history: &History| {
                 history.prepare().await?;
                 rebuild::run(history).await
             };
-            with_rows(settings, rebuild).await
+            change_rows(settings, "metrics.rebuild", String::new(), rebuild).await
         }
         OperatorCommand::DeadLetters(command) => dead_letters::run(command, settings).await,
         OperatorCommand::Setup(arguments) => {
@@ -98,18 +100,35 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
         }
         OperatorCommand::BackfillDates { dry_run } => {
             let backfill = async |store: &RowStore, history: &History| {
-                backfill::run(store, history, &settings.retention, dry_run).await
+                backfill::run(store, history, &settings.retention, dry_run).await?;
+                Ok("every row has a date".to_owned())
             };
-            with_rows(settings, backfill).await
+            if dry_run {
+                return with_rows(settings, backfill).await.map(drop);
+            }
+            change_rows(settings, "metrics.backfill_dates", String::new(), backfill).await
         }
     }
+}
+
+/// Changes what is stored in the database, which the audit announces and records.
+async fn change_rows(
+    settings: &MetricsSettings,
+    action: &str,
+    detail: String,
+    work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
+) -> Result<(), MetricsError> {
+    let audit = announce::open(settings).await?;
+    let done = announce::announced(audit.as_ref(), action, detail, with_rows(settings, work)).await?;
+    println!("{done}");
+    Ok(())
 }
 
 /// Does what needs the database, and takes leave of it.
 async fn with_rows(
     settings: &MetricsSettings,
-    work: impl AsyncFnOnce(&RowStore, &History) -> Result<(), MetricsError>,
-) -> Result<(), MetricsError> {
+    work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
+) -> Result<String, MetricsError> {
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
     let history = History::beside(&store, &settings.retention, settings.rollups);
     let done = work(&store, &history).await;

@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{MetricsError, history::History};
 
 /// Makes everything anew. It may be repeated, and stopped half-way: nothing is taken away before it is replaced.
-pub(super) async fn run(history: &History) -> Result<(), MetricsError> {
+pub(super) async fn run(history: &History) -> Result<String, MetricsError> {
     let bar = ProgressBar::new(0);
     let template = "{msg}  {wide_bar} {pos}/{len} VMs  {eta} left";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
@@ -17,6 +17,8 @@ pub(super) async fn run(history: &History) -> Result<(), MetricsError> {
     };
     history.rebuild(&CancellationToken::new(), done).await?;
     bar.finish_and_clear();
-    println!("rebuilt the rollups and the list of {} VMs", bar.position());
-    Ok(())
+    Ok(format!(
+        "rebuilt the rollups and the list of {} VMs",
+        bar.position()
+    ))
 }

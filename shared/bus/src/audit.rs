@@ -3,7 +3,9 @@
 //! Both streams deny deletion and purging to everybody, so that what was appended stays as it is until its age or the
 //! stream's size lets the oldest go. A tenth of the size is for what anybody can cause without a session.
 
+mod flood;
 mod reader;
+mod refusals;
 
 use std::time::Duration;
 
@@ -16,11 +18,18 @@ use metrics::counter;
 use sha2::{Digest, Sha256};
 use tracing::error;
 
-pub use self::reader::{Newest, newest};
+pub use self::{
+    flood::Flood,
+    reader::{Newest, newest},
+    refusals::Refusals,
+};
 use super::{Bus, random_id};
-use vmwatch_api::audit::{
-    AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
-    UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
+use vmwatch_api::{
+    Service,
+    audit::{
+        AUDIT_STREAM, AUDIT_SUBJECT_PREFIX, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM,
+        UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
+    },
 };
 use vmwatch_service::config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value};
 
@@ -191,6 +200,12 @@ impl Audit {
         };
         within(appended).await.map(drop)
     }
+}
+
+/// The action of a record that belongs to no method: `auth.setup` of vmwatch-auth.
+pub(super) fn action(service: Service, what: &str) -> String {
+    let name = service.name();
+    format!("{}.{what}", name.strip_prefix("vmwatch-").unwrap_or(name))
 }
 
 /// Counts and logs a record that could not be appended.

@@ -235,6 +235,12 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
     let all = admin.read("/audit").await;
     let records = all["records"].as_array().unwrap();
     assert_eq!(all["next"], Value::Null);
+    // Oldest: what the services themselves did, such as setting up streams and making the administrator.
+    let is_own = |record: &&Value| record["user"].as_str().unwrap().starts_with("vmwatch-");
+    let own: Vec<_> = records.iter().filter(is_own).collect();
+    assert!(own.len() >= 2 && records.iter().rev().take(own.len()).all(|record| is_own(&record)));
+    let of_auth = |record: &&&Value| record["action"].as_str().unwrap().starts_with("auth.");
+    let (of_auth, own) = (own.iter().filter(of_auth).count(), own.len());
     let told: Vec<_> = records
         .iter()
         .map(|record| {
@@ -249,7 +255,7 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
     assert_eq!(told[1], ("auth.users.remove", Some("admin"), "requested"));
     assert_eq!(told[2], ("auth.users.add", Some("user-4"), "succeeded"));
     assert_eq!(told[3], ("auth.users.add", Some("user-4"), "requested"));
-    assert_eq!(told.len(), 14, "{told:#?}");
+    assert_eq!(told.len(), 14 + own, "{told:#?}");
     let login = &records[13];
     assert_eq!(
         (&login["action"], &login["user"], &login["result"]),
@@ -268,10 +274,10 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
     assert_eq!(count("user=mallory").await, 1);
     assert_eq!(count("target=user-3").await, 2);
     assert_eq!(count("action=auth.login").await, 2);
-    assert_eq!(count("action=auth").await, 14);
+    assert_eq!(count("action=auth").await, 14 + of_auth);
     assert_eq!(count("action=auth.log").await, 0);
     assert_eq!(count(&format!("from={}", rfc3339(middle))).await, 12);
-    assert_eq!(count(&format!("to={}", rfc3339(middle))).await, 2);
+    assert_eq!(count(&format!("to={}", rfc3339(middle))).await, 2 + own);
     assert_eq!(count("user=admin&action=auth.users.add&limit=3").await, 3);
 
     let (mut pages, mut seen, mut before) = (0, Vec::new(), String::new());
@@ -286,7 +292,7 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
             None => break,
         }
     }
-    assert_eq!((pages, &seen), (5, records));
+    assert_eq!((pages, &seen), (records.len().div_ceil(3), records));
 }
 
 /// A session that is made while its user is being changed does not outlive the change.

@@ -9,9 +9,20 @@ use super::{
     difference::{Difference, differences, listed, losses},
     find_consumer, find_stream, refused, within,
 };
-use crate::{Bus, BusError, BusSettings};
-use vmwatch_api::Service;
+use crate::{
+    Bus, BusError, BusSettings,
+    audit::{Audit, action},
+    random_id,
+};
+use vmwatch_api::{
+    Service,
+    audit::{AuditRecord, AuditResult},
+    time::unix_millis,
+};
+use vmwatch_service::cli;
 
+/// What is said of something that is as wanted already.
+const LEFT: &str = "left as it was";
 /// How long the command waits for a bus that is still starting.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
@@ -47,10 +58,43 @@ pub async fn run(
     arguments: SetupArguments,
 ) -> Result<(), SetupError> {
     let bus = Bus::connect_within(&format!("{}-setup", owner.name()), settings, CONNECT_LIMIT).await?;
-    for done in setup(bus.jetstream(), wanted, arguments).await? {
+    let outcome = setup(bus.jetstream(), wanted, arguments).await;
+    for done in outcome.as_deref().unwrap_or_default() {
         println!("{}: {}", done.name, done.what);
     }
-    Ok(())
+    if let Some((result, detail)) = audited(&outcome) {
+        append(&bus, owner, result, detail).await;
+    }
+    outcome.map(drop)
+}
+
+/// What the audit says of the outcome; nothing if nothing was to be done.
+fn audited(outcome: &Result<Vec<Done>, SetupError>) -> Option<(AuditResult, String)> {
+    let all = match outcome {
+        Ok(all) => all,
+        Err(error) => return Some((AuditResult::Failed, error.to_string())),
+    };
+    let made = all.iter().filter(|done| done.what != LEFT);
+    let made: Vec<_> = made.map(|done| format!("{}: {}", done.name, done.what)).collect();
+    (!made.is_empty()).then(|| (AuditResult::Succeeded, made.join("; ")))
+}
+
+/// Appends a record after the fact: the command of vmwatch-auth makes the stream that the record goes to.
+async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) {
+    let record = AuditRecord {
+        at_ms: unix_millis(),
+        action: action(owner, "setup"),
+        user: owner.name().to_owned(),
+        source: Some(cli::invoker()),
+        target: None,
+        request_id: random_id(),
+        operation_id: None,
+        result,
+        detail,
+    };
+    if let Err(error) = Audit::new(bus, false).append(&record, &record.request_id).await {
+        eprintln!("the command is not recorded in the audit: {error}");
+    }
 }
 
 /// What there is to do about one stream or consumer.
@@ -152,7 +196,7 @@ impl Done {
         let what = match work {
             Work::Make => "created".to_owned(),
             Work::Change(differences) => format!("changed: {}", listed(differences)),
-            Work::Leave => "left as it was".to_owned(),
+            Work::Leave => LEFT.to_owned(),
         };
         Self {
             name,

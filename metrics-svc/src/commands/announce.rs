@@ -1,0 +1,65 @@
+//! The audit of commands that change what is stored.
+
+use std::time::Duration;
+
+use vmwatch_api::{
+    Service,
+    audit::{AuditRecord, AuditResult},
+    time::unix_millis,
+};
+use vmwatch_bus::{Bus, audit::Audit, random_id};
+use vmwatch_service::cli;
+
+use crate::{MetricsError, config::MetricsSettings};
+
+/// How long a command waits for the bus, which it needs for the audit.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The audit for a command that needs the bus for nothing else. If the bus is unreachable and the audit is not required,
+/// the returned audit is `None`.
+pub(super) async fn open(settings: &MetricsSettings) -> Result<Option<Audit>, MetricsError> {
+    let name = format!("{}-commands", Service::Metrics.name());
+    match Bus::connect_within(&name, &settings.bus, CONNECT_LIMIT).await {
+        Ok(bus) => Ok(Some(Audit::new(&bus, settings.audit_required))),
+        Err(error) if settings.audit_required => Err(MetricsError::Refused(format!(
+            "{error}: the command could not be recorded in the audit, so nothing was done; \
+             VMWATCH_AUDIT_REQUIRED=false does it without"
+        ))),
+        Err(error) => {
+            eprintln!("the command is not recorded in the audit: {error}");
+            Ok(None)
+        }
+    }
+}
+
+/// Carries out a command that the audit announces before, and whose outcome it records after. The command returns its
+/// outcome in words.
+pub(super) async fn announced(
+    audit: Option<&Audit>,
+    action: &str,
+    detail: String,
+    act: impl Future<Output = Result<String, MetricsError>>,
+) -> Result<String, MetricsError> {
+    let Some(audit) = audit else { return act.await };
+    let mut record = AuditRecord {
+        at_ms: unix_millis(),
+        action: action.to_owned(),
+        user: Service::Metrics.name().to_owned(),
+        source: Some(cli::invoker()),
+        target: None,
+        request_id: random_id(),
+        operation_id: None,
+        result: AuditResult::Requested,
+        detail,
+    };
+    let once = record.request_id.clone();
+    audit.begin(&record, &once).await?;
+    let outcome = act.await;
+    record.at_ms = unix_millis();
+    (record.result, record.detail) = match &outcome {
+        Ok(done) => (AuditResult::Succeeded, done.clone()),
+        Err(error) => (AuditResult::Failed, error.to_string()),
+    };
+    audit.end(&record, &format!("{once}.end")).await;
+    outcome
+}

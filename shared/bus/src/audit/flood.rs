@@ -1,0 +1,98 @@
+//! Bounds the records that one source or user can cause by being refused. The first of a period are recorded one by one,
+//! the others as one record with their number, so that nobody can evict other records from the audit.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// The largest number of keys that are counted separately; further ones are counted together.
+const MOST_KEYS: usize = 1000;
+const OTHERS: &str = "others";
+
+/// The refusals of one key since a moment.
+#[derive(Debug)]
+struct Refused {
+    since: Instant,
+    recorded: u32,
+    more: u64,
+}
+
+/// Refusals by source address or user, of this replica.
+#[derive(Debug)]
+pub struct Flood {
+    period: Duration,
+    one_by_one: u32,
+    keys: Mutex<HashMap<String, Refused>>,
+}
+
+impl Flood {
+    /// Records `one_by_one` refusals of a key in each period.
+    pub fn new(period: Duration, one_by_one: u32) -> Self {
+        Self {
+            period,
+            one_by_one,
+            keys: Mutex::default(),
+        }
+    }
+
+    /// Counts a refusal. Returns true if it is to have a record of its own.
+    pub fn admits(&self, key: &str) -> bool {
+        let mut keys = self.lock();
+        let known = keys.len() < MOST_KEYS || keys.contains_key(key);
+        let key = if known { key } else { OTHERS };
+        let refused = keys.entry(key.to_owned()).or_insert_with(|| Refused {
+            since: Instant::now(),
+            recorded: 0,
+            more: 0,
+        });
+        if refused.recorded < self.one_by_one {
+            refused.recorded += 1;
+            return true;
+        }
+        refused.more += 1;
+        false
+    }
+
+    /// Ends the periods that are over (or all). Returns the keys with refusals that have no record, and how many.
+    pub fn take(&self, all: bool) -> Vec<(String, u64)> {
+        let mut keys = self.lock();
+        let ended = keys.extract_if(|_, refused| all || refused.since.elapsed() >= self.period);
+        let unrecorded = ended.filter(|(_, refused)| refused.more > 0);
+        unrecorded.map(|(key, refused)| (key, refused.more)).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Refused>> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PERIOD: Duration = Duration::from_mins(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_refusals_of_a_period_have_records_and_the_others_are_counted() {
+        let flood = Flood::new(PERIOD, 10);
+        let recorded = (0..100).filter(|_| flood.admits("192.0.2.1")).count();
+        assert_eq!(recorded, 10);
+        assert!(flood.admits("192.0.2.2"));
+        assert_eq!(flood.take(false), []);
+        tokio::time::advance(PERIOD).await;
+        assert_eq!(flood.take(false), [("192.0.2.1".to_owned(), 90)]);
+        assert!(flood.admits("192.0.2.1"), "a new period");
+    }
+
+    #[test]
+    fn many_keys_are_counted_together_and_take_bounded_memory() {
+        let flood = Flood::new(PERIOD, 10);
+        let recorded = (0..5000).filter(|key| flood.admits(&key.to_string())).count();
+        assert_eq!(recorded, MOST_KEYS + 10);
+        assert_eq!(flood.take(true), [(OTHERS.to_owned(), 5000 - 1010)]);
+    }
+}
