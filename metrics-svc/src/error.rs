@@ -48,6 +48,9 @@ pub enum MetricsError {
     /// The audit is required and takes no record.
     #[error("the command could not be recorded in the audit, so nothing was done")]
     NotAudited(#[from] AuditError),
+    /// The task that stores samples panicked.
+    #[error("ingestion ended before the service; the panic is in the log")]
+    IngestionEnded,
     /// The command `setup` failed.
     #[error(transparent)]
     Setup(#[from] SetupError),

@@ -106,7 +106,7 @@ impl Ingest {
         }
     }
 
-    /// Runs until shutdown; what was pulled and not yet stored then is delivered again, to whoever is there.
+    /// Runs until shutdown, or until the writer panics; what was pulled and not yet stored then is delivered again, to whoever is there.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
@@ -115,7 +115,8 @@ impl Ingest {
             rates: Rates::new(self.rate),
             refusals,
         };
-        while !shutdown.is_cancelled() {
+        // A writer that panicked stores nothing any more.
+        while !shutdown.is_cancelled() && !batches.is_closed() {
             if let Err(error) = self.pull(&mut intake, &batches, &shutdown).await {
                 let cause = error.cause();
                 warn!(cause, "the sample stream cannot be read; trying again");
@@ -182,6 +183,7 @@ impl Ingest {
             let waiting = !batch.messages().is_empty();
             tokio::select! {
                 () = shutdown.cancelled() => break,
+                () = batches.closed() => break,
                 () = tokio::time::sleep_until(due), if waiting => {}
                 message = messages.next() => match message {
                     None => break,

@@ -23,7 +23,7 @@ pub mod row_json;
 pub mod store;
 pub mod streams;
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use tracing::warn;
 use vmwatch_api::{Service, metrics::SAMPLE_STREAM};
@@ -90,8 +90,8 @@ async fn serve(
         consumer,
         settings,
     );
+    let mut ingesting = tokio::spawn(ingest.run(shutdown.clone()));
     let work = [
-        tokio::spawn(ingest.run(shutdown.clone())),
         tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
         tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
         tokio::spawn(gauges::follow(
@@ -104,10 +104,24 @@ async fn serve(
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &newest, &history, &processes);
-    server.run(shutdown, || program.set_serving()).await?;
+    let answering = server.run(shutdown.clone(), || program.set_serving());
+    let mut answering = pin!(answering);
+    // A replica that only answers, and stores nothing, would be ready all the same: it ends, and is started again.
+    tokio::select! {
+        outcome = &mut answering => {
+            outcome?;
+            if let Err(error) = ingesting.await {
+                warn!(%error, "background task panicked");
+            }
+        }
+        ended = &mut ingesting => match ended {
+            Ok(()) if shutdown.is_cancelled() => answering.await?,
+            _ => return Err(MetricsError::IngestionEnded),
+        },
+    }
     for part in work {
         if let Err(error) = part.await {
-            warn!(%error, "a part of the service ended by a defect");
+            warn!(%error, "background task panicked");
         }
     }
     Ok(())
