@@ -128,6 +128,11 @@ impl StoreSettings {
     /// Prepares a client, with a pool of its own, for writes and for reads that later writes rest on. Whatever the URI says,
     /// it writes to the journals of a majority, within [`WRITE_TIMEOUT`], and reads from the primary what a majority has.
     pub async fn open_durable(&self, program: &str) -> Result<Database, mongodb::error::Error> {
+        let options = self.durable_options(program).await?;
+        Ok(Client::with_options(options)?.database(&self.database))
+    }
+
+    async fn durable_options(&self, program: &str) -> Result<ClientOptions, mongodb::error::Error> {
         let mut options = self.options(program).await?;
         let mut concern = WriteConcern::majority();
         concern.journal = Some(true);
@@ -135,7 +140,7 @@ impl StoreSettings {
         options.write_concern = Some(concern);
         options.read_concern = Some(ReadConcern::majority());
         options.selection_criteria = Some(SelectionCriteria::ReadPreference(ReadPreference::Primary));
-        Ok(Client::with_options(options)?.database(&self.database))
+        Ok(options)
     }
 
     async fn options(&self, program: &str) -> Result<ClientOptions, mongodb::error::Error> {
@@ -172,5 +177,43 @@ pub async fn close(database: &Database) {
     let closing = database.client().clone().shutdown().immediate(true);
     if tokio::time::timeout(CLOSING_LIMIT, closing).await.is_err() {
         warn!("the database did not take leave: its sessions there end by themselves");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn durable_client_overrides_the_concerns_and_read_preference_of_the_uri() {
+        let uri = "mongodb://127.0.0.1/?w=0&journal=false&wtimeoutMS=0&readPreference=secondary&readConcernLevel=local";
+        let env = Environment::of([(MONGODB_URI.name, uri)]);
+        let settings = StoreSettings::read(&env).unwrap();
+        let options = settings.durable_options("test").await.unwrap();
+        let concern = options.write_concern.unwrap();
+        assert_eq!(concern.w, WriteConcern::majority().w);
+        assert_eq!(
+            (concern.journal, concern.w_timeout),
+            (Some(true), Some(WRITE_TIMEOUT))
+        );
+        assert_eq!(options.read_concern, Some(ReadConcern::majority()));
+        let reads = options.selection_criteria.unwrap();
+        assert!(
+            matches!(reads, SelectionCriteria::ReadPreference(ReadPreference::Primary)),
+            "{reads:?}"
+        );
+        let of_uri = settings
+            .options("test")
+            .await
+            .unwrap()
+            .selection_criteria
+            .unwrap();
+        assert!(
+            matches!(
+                of_uri,
+                SelectionCriteria::ReadPreference(ReadPreference::Secondary { .. })
+            ),
+            "requests obey the URI: {of_uri:?}"
+        );
     }
 }
