@@ -27,6 +27,8 @@ fn row_length() -> Duration {
 const FLOOD_RATE: u32 = 400;
 /// Clients that follow live events.
 const READERS: usize = 1000;
+/// What the packet filter of deploy/nats lets a guest send, in bytes per second.
+const GUEST_RATE: u32 = 128 * 1024;
 /// The most memory of the gateway, whatever the overload, in KiB.
 const GATEWAY_MEMORY: u64 = 128 * 1024;
 
@@ -108,9 +110,14 @@ async fn overload_of_one_kind_leaves_the_rest_usable() {
     .await;
     assert!(dead.all_were_asked(), "the hosts were no overload");
 
-    // Last: what it has sent waits in the stream when it is gone.
+    // Last: what it has sent waits in the stream when it is gone. What a guest does to ingestion without the packet filter
+    // of deploy/nats is in docs/security.md.
+    row("limited_guest", &stack, &[], async |over| {
+        Box::pin(loads::hostile_guest(&stack, Some(GUEST_RATE), &over)).await;
+    })
+    .await;
     row("hostile_guest", &stack, &[Cell::Ingest], async |over| {
-        Box::pin(loads::hostile_guest(&stack, &over)).await;
+        Box::pin(loads::hostile_guest(&stack, None, &over)).await;
     })
     .await;
 

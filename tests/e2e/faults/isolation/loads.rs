@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Role,
     events::{LiveEvent, MachineEvent},
-    metrics::SAMPLE_SUBJECT_PREFIX,
+    metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX},
     time::unix_millis,
 };
 
@@ -147,21 +147,31 @@ fn get(path: &str, session: &str, headers: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A guest that publishes with the credential of its agent as fast as the bus takes it: samples that are none, small and
-/// large ones.
-pub(super) async fn hostile_guest(stack: &Stack, over: &CancellationToken) {
+/// A guest that publishes with the credential of its agent, so many bytes per second or as fast as the bus takes it: samples
+/// that are none, small and large ones.
+pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &CancellationToken) {
+    /// Bytes of a small message with its head.
+    const SMALL: usize = 64;
+    const SMALL_IN_A_ROUND: usize = 500;
     let user = format!("vmwatch-agent-{THIS_MACHINE}");
     let bus = stack.nats.connect_as("hostile-guest", &user).await;
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{THIS_MACHINE}");
-    let bodies = ["{}".to_owned(), "x".repeat(64 * 1024)];
+    let bodies = ["{}".to_owned(), "x".repeat(SAMPLE_PART_BYTES)];
+    let began = Instant::now();
     let publishing = async {
-        loop {
-            for body in [&bodies[0], &bodies[0], &bodies[0], &bodies[1]] {
+        for round in 1_u32.. {
+            let bytes = SAMPLE_PART_BYTES + SMALL * SMALL_IN_A_ROUND;
+            let small = std::iter::repeat_n(&bodies[0], SMALL_IN_A_ROUND);
+            for body in small.chain([&bodies[1]]) {
                 let sent = bus.client().publish(subject.clone(), body.clone().into());
                 sent.await.expect("the client takes it");
             }
             // The client's own buffer is not the load.
             bus.flush(Duration::from_secs(5)).await;
+            if let Some(rate) = rate {
+                let round_lasts = Duration::from_secs(1) * u32::try_from(bytes).unwrap() / rate;
+                sleep_until(began + round_lasts * round).await;
+            }
         }
     };
     until(over, publishing).await;
@@ -260,7 +270,11 @@ impl EventReaders {
     }
 }
 
-/// Hosts that take connections and never say a word.
+/// Hosts that accept connections and never answer.
+///
+/// With as many hosts and calls as the settings allow, 496 calls hang. The runtime's 512 blocking threads would hold them, so
+/// this row does not show whether they have threads of their own; `lifecycle-svc/src/driver/libvirt/threads.rs` does, with
+/// a runtime of one blocking thread. This row shows that no permit or queue is shared among hypervisors.
 pub(super) struct DeadHosts {
     port: u16,
     taken: Arc<AtomicUsize>,
