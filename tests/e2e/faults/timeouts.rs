@@ -10,7 +10,7 @@ use vmwatch_api::{
     wire::FaultKind,
 };
 use vmwatch_bus::Context;
-use vmwatch_service::config::MONGODB_URI;
+use vmwatch_store::MONGODB_URI;
 
 use super::{
     http::{Connection, address, post},
