@@ -7,6 +7,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
@@ -284,18 +285,16 @@ pub(super) async fn set_password(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Encodes text as one path segment: escapes all but the unreserved characters of RFC 3986.
-fn percent_encoded(text: &str) -> String {
-    use std::fmt::Write as _;
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            // Writing to a String cannot fail.
-            _ => drop(write!(out, "%{byte:02X}")),
-        }
-    }
-    out
+/// Escapes all but the unreserved characters of RFC 3986.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Encodes text as one path segment.
+fn percent_encoded(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, SEGMENT)
 }
 
 #[cfg(test)]
@@ -304,7 +303,7 @@ mod tests {
 
     #[test]
     fn percent_encodes_a_path_segment() {
-        assert_eq!(percent_encoded("a.b-c_d~1"), "a.b-c_d~1");
-        assert_eq!(percent_encoded("a/b ?#é%"), "a%2Fb%20%3F%23%C3%A9%25");
+        assert_eq!(percent_encoded("a.b-c_d~1").to_string(), "a.b-c_d~1");
+        assert_eq!(percent_encoded("a/b ?#é%").to_string(), "a%2Fb%20%3F%23%C3%A9%25");
     }
 }
