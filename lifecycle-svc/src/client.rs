@@ -1,5 +1,5 @@
-//! The commands that ask a running service over the bus. Who may is settled by the permissions of the bus: whoever may
-//! publish on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an administrator here.
+//! Command-line client of a running service. The permissions of the bus decide who may use it: a user that may publish
+//! on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an administrator here.
 
 mod table;
 
@@ -22,42 +22,42 @@ use self::table::{Table, moment};
 use crate::LifecycleError;
 
 const DEADLINE: Duration = Duration::from_secs(30);
-/// How long the bus may take to be there.
+/// Deadline for connecting to the bus.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// What the service and its records call the user of these commands.
+/// The user name of this client in operations and the audit.
 const USER: &str = "vmwatch-lifecycle";
 
-/// What can be asked of a running service.
+/// Queries to a running service.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Ask a running service for a VM's state.
+    /// Print the state of a VM.
     State {
-        /// Its instance id.
+        /// The VM's instance id.
         instance_id: InstanceId,
-        /// As JSON, for scripts.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// List the newest commands on VMs, or show one with its history.
+    /// List the newest operations on VMs, or show one operation with its history.
     Operations {
-        /// Only this one, with its history.
+        /// Show this operation with its history.
         operation_id: Option<OperationId>,
-        /// Only those on this VM.
+        /// List only operations on the VM with this instance id.
         #[arg(long, conflicts_with = "operation_id")]
         instance: Option<InstanceId>,
-        /// At most how many, from 1 to 1000.
+        /// Maximum number of operations, from 1 to 1000.
         #[arg(long, default_value = "50", value_parser = limit, conflicts_with = "operation_id")]
         limit: Limit,
-        /// As JSON, for scripts.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
-    /// Print the newest lines of the audit: logins and commands on VMs, by whom, from where, and their results.
+    /// Print the newest audit records: logins and operations with user, source address and result.
     Audit {
-        /// At most how many, from 1 to 1000.
+        /// Maximum number of audit records, from 1 to 1000.
         #[arg(long, default_value = "50", value_parser = limit)]
         limit: Limit,
-        /// As JSON, for scripts.
+        /// Print JSON.
         #[arg(long)]
         json: bool,
     },
@@ -67,7 +67,7 @@ fn limit(text: &str) -> Result<Limit, &'static str> {
     text.parse().ok().and_then(Limit::new).ok_or(Limit::RULE)
 }
 
-/// Carries out a command.
+/// Runs a query and prints its result.
 pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), LifecycleError> {
     let bus = Bus::connect_within(USER, settings, CONNECT_DEADLINE).await?;
     match command {
@@ -103,7 +103,7 @@ pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), L
     }
 }
 
-/// Reads the newest commands, page by page.
+/// Reads the newest operations, page by page.
 async fn newest_operations(
     bus: &Bus,
     instance_id: Option<InstanceId>,
@@ -127,7 +127,7 @@ async fn newest_operations(
     }
 }
 
-/// Prints an answer: JSON for a script, a text for a person.
+/// Prints an answer as JSON or as text.
 fn show(answer: &impl Serialize, json: bool, text: impl FnOnce() -> String) -> Result<(), LifecycleError> {
     if json {
         println!("{}", serde_json::to_string(answer)?);

@@ -95,7 +95,7 @@ pub struct LifecycleSettings {
     pub(crate) state_interval: Duration,
 }
 
-/// What the command `setup` reads: nothing of hypervisors.
+/// The settings of the `setup` command, which needs no hypervisors.
 #[derive(Debug)]
 pub struct SetupSettings {
     pub(crate) bus: BusSettings,
@@ -114,20 +114,20 @@ impl SetupSettings {
     }
 }
 
-/// Of commands and their records.
+/// Settings of operations and their records.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OperationSettings {
-    /// How long a command is followed.
+    /// Time after which an operation that has not ended is ended as timed out.
     pub(crate) limit: Duration,
-    /// How long a replica's claim on a command holds without being renewed.
+    /// Time after which a replica's lease on an operation expires unless renewed.
     pub(crate) lease: Duration,
-    /// How long records are kept.
+    /// Retention of the records.
     pub(crate) keep: Duration,
-    /// The size of all records.
+    /// Maximum total size of the records.
     pub(crate) max_bytes: i64,
-    /// Copies of the bucket in a NATS cluster.
+    /// Number of replicas of the bucket in a NATS cluster.
     pub(crate) replicas: usize,
-    /// Whether a command that can't be recorded in the audit is refused.
+    /// Whether an operation that cannot be audited is refused.
     pub(crate) audit_required: bool,
 }
 
@@ -150,12 +150,12 @@ impl OperationSettings {
     }
 }
 
-/// The bounds of calls to one hypervisor.
+/// Limits for calls to one hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLimits {
-    /// How long one may take.
+    /// Deadline of a call.
     pub(crate) timeout: Duration,
-    /// How many at once.
+    /// Maximum number of concurrent calls.
     pub(crate) at_once: usize,
 }
 

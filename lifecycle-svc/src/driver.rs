@@ -1,4 +1,4 @@
-//! What a hypervisor must be able to do. A trait, because there really are several.
+//! The interface of a hypervisor. It is a trait because there are several implementations.
 
 #[cfg(feature = "libvirt")]
 mod libvirt;
@@ -15,40 +15,40 @@ use crate::{
     fence::Fence,
 };
 
-/// A hypervisor, or the API of a cloud. Every call ends within the limit that its driver was given. The success of a
-/// command says that the hypervisor took it, not that the machine is as it was asked to be: that is read. A command asks
-/// its fence under the hypervisor's permit, immediately before the call that acts.
+/// A hypervisor or the API of a cloud. Every call ends within the driver's time limit. A successful action means that
+/// the hypervisor accepted it, not that the VM has reached the wanted state; callers read the state to find out. An
+/// action checks its fence while it holds the hypervisor's permit, immediately before the call that takes effect.
 #[async_trait]
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
-    /// Whether it answers.
+    /// Checks that the hypervisor answers.
     async fn check(&self) -> Result<(), DriverError>;
 
-    /// What it says of the machine.
+    /// The state of the VM.
     async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
 
-    /// What it says of why the machine is as it is, where that is remarkable.
-    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
+    /// The hypervisor's reason for the VM's state, if it reports a notable one such as a crash.
+    async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
 
-    /// Makes the machine run, from whatever state: a paused one is resumed.
+    /// Makes the VM run from any state: a paused VM is resumed.
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Asks the machine's system to shut down.
+    /// Asks the guest to shut down.
     async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Starts the machine's system anew; `hard` without asking it.
+    /// Reboots the guest; with `hard`, resets the VM without asking the guest.
     async fn reboot(&self, id: &InstanceId, hard: bool, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Cuts the machine's power.
+    /// Cuts the VM's power.
     async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// All machines, at most [`MOST_LISTED`].
+    /// All VMs, at most [`MAX_LISTED`].
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
 }
 
-/// The most machines that one hypervisor lists.
-pub(crate) const MOST_LISTED: usize = 10_000;
+/// Maximum number of VMs listed for one hypervisor.
+pub(crate) const MAX_LISTED: usize = 10_000;
 
-/// A machine of a list.
+/// A listed VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) id: InstanceId,
@@ -56,30 +56,30 @@ pub(crate) struct Found {
     pub(crate) state: MachineState,
 }
 
-/// Why a hypervisor did not do as it was told. The texts are the hypervisor's own words.
+/// Why a call to a hypervisor failed. The texts are the hypervisor's own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DriverError {
-    /// It knows no such machine.
-    #[error("there is no such machine")]
+    /// The hypervisor has no such VM.
+    #[error("there is no such VM")]
     NotFound,
-    /// The machine is in a state that does not allow this.
+    /// The VM's state does not allow the action.
     #[error("{0}")]
     Conflict(String),
-    /// It cannot be reached. A command may have been carried out all the same.
+    /// The hypervisor is unreachable. An action may still have taken effect.
     #[error("{0}")]
     Unavailable(String),
-    /// The call was not made: none was free in time, or the fence of the command was closed.
+    /// The call was not made: no permit became free in time, or the action's fence was closed.
     #[error("the command was not sent: {0}")]
     NotBegun(&'static str),
-    /// It did not answer in time. A command may be carried out all the same.
-    #[error("it did not answer in time")]
+    /// The hypervisor did not answer in time. An action may still take effect.
+    #[error("the hypervisor did not answer in time")]
     Timeout,
-    /// It refused.
+    /// The hypervisor refused.
     #[error("{0}")]
     Rejected(String),
 }
 
-/// The driver of an endpoint. Connects when it is first used.
+/// Makes the driver of an endpoint. It connects when it is first used.
 pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Driver>, TlsError> {
     Ok(match endpoint {
         #[cfg(feature = "libvirt")]
@@ -88,11 +88,11 @@ pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Dri
     })
 }
 
-/// All permits of a hypervisor were taken for as long as a call may take.
-const BUSY: DriverError = DriverError::NotBegun("too many calls to the hypervisor at once");
+/// The error when no permit of a hypervisor became free within the time limit of a call.
+const NO_PERMIT: DriverError = DriverError::NotBegun("too many calls to the hypervisor at once");
 
-/// A hypervisor's words as one line of at most 300 characters, for people.
-fn plain(words: &str) -> String {
+/// Reduces a hypervisor's message to one line of at most 300 characters.
+fn one_line(words: &str) -> String {
     let mut line = words
         .split(|c: char| c.is_whitespace() || c.is_control())
         .filter(|word| !word.is_empty())
@@ -110,11 +110,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_become_one_line_of_bounded_length() {
+    fn shortens_messages_to_one_line() {
         assert_eq!(
-            plain("internal error:\n\tno\u{0}such  disk\n"),
+            one_line("internal error:\n\tno\u{0}such  disk\n"),
             "internal error: no such disk"
         );
-        assert_eq!(plain(&"é".repeat(1000)).chars().count(), 301);
+        assert_eq!(one_line(&"é".repeat(1000)).chars().count(), 301);
     }
 }

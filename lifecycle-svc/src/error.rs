@@ -1,4 +1,4 @@
-//! What can go wrong in lifecycle-svc as a program; what goes wrong with a machine is a
+//! Errors of lifecycle-svc as a program; failures of a call to a hypervisor are
 //! [`DriverError`](crate::driver::DriverError).
 
 use vmwatch_api::wire::Fault;
@@ -15,22 +15,22 @@ pub enum LifecycleError {
     /// A listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The certificates for a cloud's https are not usable.
-    #[error("a cloud cannot be used: {0}")]
+    /// The certificates for HTTPS to a cloud are not usable.
+    #[error("cannot connect to the cloud: {0}")]
     Tls(String),
-    /// The system's random source failed.
-    #[error("the system's random source does not answer")]
+    /// The operating system's random source failed.
+    #[error("the operating system's random source failed")]
     Random(#[from] getrandom::Error),
-    /// A running service answered a command with a fault.
+    /// A running service answered a request with a fault.
     #[error(transparent)]
     Answer(#[from] Fault),
-    /// The audit could not be read.
+    /// The audit stream could not be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
     /// The command `setup` failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// An answer could not be printed.
+    /// An answer could not be encoded as JSON.
     #[error("the answer could not be encoded")]
     Encode(#[from] serde_json::Error),
 }

@@ -1,5 +1,5 @@
-//! Live events: what came of commands, and how machines change, whoever changed them. Told at most once and never in the
-//! way of what they tell of; the records and the audit are what lasts.
+//! Publishes live events: progress of operations, and state changes of VMs whatever caused them. Events are delivered
+//! at most once and never delay the work they report; durable facts are in the operation records and the audit.
 
 use std::{
     collections::HashMap,
@@ -25,16 +25,16 @@ use vmwatch_bus::Bus;
 
 use crate::fleet::{Fleet, Listing};
 
-/// Handing a message to the connection takes no time, unless it is full.
+/// Deadline for queueing a message on the connection, which blocks only when its buffer is full.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Replicas that see the same change within this time tell it once, in milliseconds.
+/// Replicas that see the same change within this time publish it once, in milliseconds.
 const SAME_CHANGE_MS: u64 = 10_000;
 
-/// Where events are told.
+/// Publishes live events on the bus.
 #[derive(Debug, Clone)]
 pub(crate) struct Events {
     bus: Bus,
-    /// Wakes who looks for changes: a command has just changed something.
+    /// Wakes the poll for state changes after an operation has ended.
     changed: Arc<Notify>,
 }
 
@@ -46,18 +46,18 @@ impl Events {
         }
     }
 
-    /// Tells how far a command has come. A record that is written again without news is told once.
-    pub(crate) async fn tell_operation(&self, operation: &Operation) {
+    /// Publishes the progress of an operation. A record that is rewritten without change is published once.
+    pub(crate) async fn publish_operation(&self, operation: &Operation) {
         let at = operation.history.last().map_or(0, |event| event.at_ms);
         let id = format!("operation:{}:{}:{at}", operation.id, operation.state);
-        self.tell(&LiveEvent::Operation(Box::new(operation.clone())), id)
+        self.publish(&LiveEvent::Operation(Box::new(operation.clone())), id)
             .await;
         if operation.state.is_final() {
             self.changed.notify_one();
         }
     }
 
-    async fn tell_machine(&self, instance_id: InstanceId, state: Option<MachineState>) {
+    async fn publish_state(&self, instance_id: InstanceId, state: Option<MachineState>) {
         let at_ms = unix_millis();
         let now = state.map_or_else(|| "gone".to_owned(), |state| state.to_string());
         let id = format!("machine:{instance_id}:{now}:{}", at_ms / SAME_CHANGE_MS);
@@ -66,13 +66,13 @@ impl Events {
             at_ms,
             state,
         };
-        self.tell(&LiveEvent::Machine(event), id).await;
+        self.publish(&LiveEvent::Machine(event), id).await;
     }
 
-    async fn tell(&self, event: &LiveEvent, id: String) {
+    async fn publish(&self, event: &LiveEvent, id: String) {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, id);
-        // What is queued while the bus is away would be told long after.
+        // Events queued while the bus is unreachable would be delivered too late to be useful.
         let sent = self.bus.is_connected() && {
             let body = serde_json::to_vec(event).unwrap_or_default();
             let sending = self
@@ -83,25 +83,25 @@ impl Events {
         };
         if !sent {
             counter!("vmwatch_events_lost_total").increment(1);
-            debug!(kind = event.kind(), instance = %event.instance(), "a live event is lost");
+            debug!(kind = event.kind(), instance = %event.instance(), "live event lost");
         }
     }
 }
 
-/// The machines as they were last seen.
+/// The VMs as last listed.
 #[derive(Debug, Default)]
-pub(crate) struct Machines {
+pub(crate) struct ObservedVms {
     seen: Mutex<Option<HashMap<InstanceId, ListedMachine>>>,
 }
 
-impl Machines {
-    /// What the hypervisor called the machine when it was last seen.
+impl ObservedVms {
+    /// The VM's name when it was last listed.
     pub(crate) fn name(&self, id: &InstanceId) -> Option<String> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.as_ref()?.get(id).map(|machine| machine.name.clone())
+        seen.as_ref()?.get(id).map(|vm| vm.name.clone())
     }
 
-    /// Looks at all machines, again and again and after each command, and tells what has changed, until shutdown.
+    /// Polls all VMs, periodically and after each operation, and publishes changes, until shutdown.
     pub(crate) fn watch(
         self: &Arc<Self>,
         fleet: Arc<Fleet>,
@@ -113,7 +113,7 @@ impl Machines {
         let watching = async move {
             loop {
                 for (instance_id, state) in this.take(fleet.list().await) {
-                    events.tell_machine(instance_id, state).await;
+                    events.publish_state(instance_id, state).await;
                 }
                 tokio::select! {
                     () = sleep(interval) => {}
@@ -124,13 +124,13 @@ impl Machines {
         tokio::spawn(until.run_until_cancelled_owned(watching));
     }
 
-    /// Takes what was listed in place of what was seen; gives back what is different. The first look finds nothing
-    /// different, and machines of hypervisors that are silent stay as they were.
+    /// Replaces the known VMs by a new listing and returns the differences. The first listing gives none, and VMs of
+    /// unreachable hypervisors are kept unchanged.
     fn take(&self, listing: Listing) -> Vec<(InstanceId, Option<MachineState>)> {
         let mut now: HashMap<_, _> = listing
-            .machines
+            .vms
             .into_iter()
-            .map(|machine| (machine.instance_id.clone(), machine))
+            .map(|vm| (vm.instance_id.clone(), vm))
             .collect();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = seen.take() else {
@@ -139,14 +139,12 @@ impl Machines {
         };
         let mut changes: Vec<_> = now
             .values()
-            .filter(|machine| {
-                before.get(&machine.instance_id).map(|known| known.state) != Some(machine.state)
-            })
-            .map(|machine| (machine.instance_id.clone(), Some(machine.state)))
+            .filter(|vm| before.get(&vm.instance_id).map(|known| known.state) != Some(vm.state))
+            .map(|vm| (vm.instance_id.clone(), Some(vm.state)))
             .collect();
-        for (id, machine) in before {
-            if listing.silent.contains(&machine.hypervisor) {
-                now.entry(id).or_insert(machine);
+        for (id, vm) in before {
+            if listing.unreachable.contains(&vm.hypervisor) {
+                now.entry(id).or_insert(vm);
             } else if !now.contains_key(&id) {
                 changes.push((id, None));
             }
@@ -160,25 +158,25 @@ impl Machines {
 mod tests {
     use super::*;
 
-    fn listing(machines: &[(&str, &str, MachineState)], silent: &[&str]) -> Listing {
-        let machine = |&(id, hypervisor, state): &(&str, &str, MachineState)| ListedMachine {
+    fn listing(vms: &[(&str, &str, MachineState)], unreachable: &[&str]) -> Listing {
+        let vm = |&(id, hypervisor, state): &(&str, &str, MachineState)| ListedMachine {
             instance_id: id.parse().unwrap(),
             name: format!("name of {id}"),
             hypervisor: hypervisor.to_owned(),
             state,
         };
         Listing {
-            machines: machines.iter().map(machine).collect(),
-            silent: silent.iter().map(|&name| name.to_owned()).collect(),
+            vms: vms.iter().map(vm).collect(),
+            unreachable: unreachable.iter().map(|&name| name.to_owned()).collect(),
         }
     }
 
     #[test]
-    fn only_what_has_changed_is_told() {
+    fn publishes_only_changed_vms() {
         use MachineState::{Running, ShutOff};
-        let machines = Machines::default();
-        let take = |listed: &[(&str, &str, MachineState)], silent: &[&str]| {
-            let mut changes = machines.take(listing(listed, silent));
+        let vms = ObservedVms::default();
+        let take = |listed: &[(&str, &str, MachineState)], unreachable: &[&str]| {
+            let mut changes = vms.take(listing(listed, unreachable));
             changes.sort_by(|(one, _), (other, _)| one.cmp(other));
             changes
                 .into_iter()
@@ -195,9 +193,9 @@ mod tests {
         assert_eq!(
             take(&[("a", "one", ShutOff)], &["two"]),
             [],
-            "who is silent has lost nothing"
+            "an unreachable hypervisor keeps its VMs"
         );
-        assert_eq!(machines.name(&"b".parse().unwrap()), Some("name of b".to_owned()));
+        assert_eq!(vms.name(&"b".parse().unwrap()), Some("name of b".to_owned()));
         assert_eq!(take(&[("a", "one", ShutOff)], &[]), [("b".to_owned(), None)]);
         assert_eq!(
             take(&[("a", "one", ShutOff), b], &[]),

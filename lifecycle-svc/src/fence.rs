@@ -1,7 +1,8 @@
-//! Whether an act on a VM may still begin: asked by the driver immediately before the call that acts.
+//! Decides whether an action on a VM may still begin. The driver checks it immediately before the call that takes
+//! effect.
 //!
-//! A command may wait for a call to its hypervisor, for the hypervisor's login or for a look at the VM, after its record
-//! was written. By then its deadline may have passed, or another replica may have adopted it.
+//! After its record was written, an operation may wait for a call to its hypervisor, for the hypervisor's login or for
+//! the VM's state. By then its deadline may have passed, or another replica may have adopted it.
 
 use std::sync::{
     Arc,
@@ -12,12 +13,12 @@ use vmwatch_api::time::unix_millis;
 
 use crate::driver::DriverError;
 
-/// The moments by which an act must have begun.
+/// The times before which an action must begin.
 #[derive(Debug, Clone)]
 pub(crate) struct Fence {
-    /// Of the command, Unix milliseconds.
+    /// Deadline of the operation, Unix milliseconds.
     deadline_ms: u64,
-    /// Of this replica's lease on the command, as it was last written.
+    /// End of this replica's lease on the operation as last written, Unix milliseconds.
     lease_until_ms: Arc<AtomicU64>,
 }
 
@@ -29,14 +30,14 @@ impl Fence {
         }
     }
 
-    /// Fails once the deadline has passed or the lease has run out.
+    /// Fails once the deadline has passed or the lease has expired.
     pub(crate) fn check(&self) -> Result<(), DriverError> {
         let now = unix_millis();
         if now >= self.deadline_ms {
             return Err(DriverError::NotBegun("the deadline has passed"));
         }
         if now >= self.lease_until_ms.load(Ordering::Relaxed) {
-            return Err(DriverError::NotBegun("the lease on the command has run out"));
+            return Err(DriverError::NotBegun("the lease on the operation has expired"));
         }
         Ok(())
     }
@@ -53,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_act_begins_before_the_deadline_and_under_the_lease() {
+    fn closes_at_deadline_or_end_of_lease() {
         let later = unix_millis() + 60_000;
         let lease = Arc::new(AtomicU64::new(later));
         let fence = Fence::new(later, Arc::clone(&lease));
@@ -61,7 +62,7 @@ mod tests {
         lease.store(unix_millis(), Ordering::Relaxed);
         assert_eq!(
             fence.check(),
-            Err(DriverError::NotBegun("the lease on the command has run out"))
+            Err(DriverError::NotBegun("the lease on the operation has expired"))
         );
         assert_eq!(
             Fence::until(unix_millis()).check(),

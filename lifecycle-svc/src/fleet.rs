@@ -1,4 +1,4 @@
-//! Several hypervisors as one: an instance is found on the right one, and one that hangs stalls no other's machines.
+//! All configured hypervisors: finds the one that runs a VM, and keeps a hanging hypervisor from delaying the others.
 
 use std::{
     collections::HashSet,
@@ -23,17 +23,17 @@ use crate::{
     config::{CallLimits, HypervisorSpec},
     driver::{self, Driver, DriverError, TlsError},
     fence::Fence,
-    machine::Action,
+    state_machine::Action,
 };
 
-/// Where instances were last seen: some 10 MB at the most.
+/// Size of the cache of VM locations: about 10 MB at most.
 const REMEMBERED: u64 = 100_000;
-/// For how long a read asks the hypervisor where the machine was last seen, before it asks all.
+/// For this long a read first asks the hypervisor that last had the VM, before it asks all.
 const SEEN_FOR: Duration = Duration::from_mins(5);
-/// How long a command waits for the other hypervisors once one has its machine. One that takes longer is not waited for
-/// again until it has answered something: a host that hangs stalls no other's machines.
+/// How long an operation waits for the other hypervisors once one has reported the VM. A hypervisor that takes longer
+/// is not waited for again until it has answered a call, so that a hanging host does not delay every operation.
 const OTHERS_WAIT: Duration = Duration::from_millis(500);
-/// How often it is asked whether a hypervisor answers.
+/// Interval of the health check of each hypervisor.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// All hypervisors of this service.
@@ -43,44 +43,44 @@ pub(crate) struct Fleet {
     seen: Cache<InstanceId, Arc<Hypervisor>>,
 }
 
-/// One of them.
+/// A configured hypervisor.
 #[derive(Debug)]
 pub(crate) struct Hypervisor {
     pub(crate) name: String,
     pub(crate) driver: Arc<dyn Driver>,
     reachable: AtomicBool,
-    /// Whether it kept a command waiting and has answered nothing since.
-    silent: AtomicBool,
-    /// The machines that it had when it last said so: at most as many as one hypervisor lists.
-    had: Mutex<HashSet<InstanceId>>,
+    /// Whether it exceeded [`OTHERS_WAIT`] and has not answered any call since.
+    unresponsive: AtomicBool,
+    /// The VMs that it had according to its last answers: at most as many as one hypervisor lists.
+    vms: Mutex<HashSet<InstanceId>>,
 }
 
-/// Where a machine is, and in which state.
+/// The hypervisor that has a VM, and the VM's state.
 #[derive(Debug)]
 pub(crate) struct Located {
     pub(crate) hypervisor: Arc<Hypervisor>,
     pub(crate) state: MachineState,
 }
 
-/// Why no hypervisor is told to do something with a machine.
+/// Why no hypervisor can be chosen to act on a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Unowned {
-    /// None has it, or the one that may have it does not answer.
+pub(crate) enum OwnerError {
+    /// No hypervisor has the VM, or one that may have it is unreachable.
     #[error(transparent)]
     Driver(#[from] DriverError),
-    /// More than one has it. Whatever their states say, two copies must never write to one disk.
+    /// Several hypervisors have the VM. Nothing is done whatever their states: two copies must never write to one disk.
     #[error("the VM is defined on {}; remove it from all but one of them", .0.join(" and "))]
     Several(Vec<String>),
-    /// Another one had it and is unreachable now.
+    /// Another hypervisor had the VM and is unreachable now.
     #[error("{0} is unreachable and had this VM when it last answered, so that it may still run there")]
     LastOn(String),
 }
 
-/// All machines of the hypervisors that answered, and the names of the others.
+/// All VMs of the hypervisors that answered, and the names of those that did not.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
-    pub(crate) machines: Vec<ListedMachine>,
-    pub(crate) silent: Vec<String>,
+    pub(crate) vms: Vec<ListedMachine>,
+    pub(crate) unreachable: Vec<String>,
 }
 
 impl Fleet {
@@ -90,8 +90,8 @@ impl Fleet {
                 name: spec.name,
                 driver: driver::open(spec.endpoint, limits)?,
                 reachable: AtomicBool::new(false),
-                silent: AtomicBool::new(false),
-                had: Mutex::default(),
+                unresponsive: AtomicBool::new(false),
+                vms: Mutex::default(),
             }))
         };
         Ok(Self {
@@ -103,24 +103,24 @@ impl Fleet {
         })
     }
 
-    /// Finds the machine for a command: asks every hypervisor, and refuses if more than one has it. `starting` also
-    /// refuses while one that had it does not answer.
-    pub(crate) async fn owner(&self, id: &InstanceId, starting: bool) -> Result<Located, Unowned> {
+    /// Finds the VM for an operation: asks every hypervisor and refuses if several have it. With `starting` it also
+    /// refuses while a hypervisor that had the VM is unreachable.
+    pub(crate) async fn owner(&self, id: &InstanceId, starting: bool) -> Result<Located, OwnerError> {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
             .iter()
-            .map(|hypervisor| async move { (hypervisor, hypervisor.ask(id).await) })
+            .map(|hypervisor| async move { (hypervisor, hypervisor.state(id).await) })
             .collect();
         let mut owners = Vec::new();
         let mut unanswered: Vec<_> = self.hypervisors.iter().collect();
-        let mut silent = DriverError::NotFound;
+        let mut failure = DriverError::NotFound;
         let mut end = None;
         loop {
-            let all_silent = unanswered.iter().all(|hypervisor| hypervisor.is_silent());
+            let all_unresponsive = unanswered.iter().all(|hypervisor| hypervisor.is_unresponsive());
             let next = match end {
                 None => answers.next().await,
-                // What has arrived, and no more.
-                Some(_) if all_silent => answers.next().now_or_never().flatten(),
+                // Take answers that have arrived already, without waiting for more.
+                Some(_) if all_unresponsive => answers.next().now_or_never().flatten(),
                 Some(end) => timeout_at(end, answers.next()).await.ok().flatten(),
             };
             let Some((hypervisor, answer)) = next else { break };
@@ -132,24 +132,24 @@ impl Fleet {
                 }
                 Err(DriverError::NotFound) => {}
                 Err(error) => {
-                    silent = hypervisor.no_answer(&error);
+                    failure = hypervisor.report_failure(&error);
                     continue;
                 }
             }
             unanswered.retain(|other| !Arc::ptr_eq(other, hypervisor));
         }
         for hypervisor in &unanswered {
-            hypervisor.silent.store(true, Ordering::Relaxed);
+            hypervisor.unresponsive.store(true, Ordering::Relaxed);
         }
-        let last_on = unanswered.into_iter().find(|hypervisor| hypervisor.had(id));
+        let last_on = unanswered.into_iter().find(|hypervisor| hypervisor.had_vm(id));
         match (owners.pop(), last_on) {
-            // While one does not answer the machine may be there.
-            (None, _) => Err(silent.into()),
+            // The VM may be on a hypervisor that did not answer.
+            (None, _) => Err(failure.into()),
             (Some(last), _) if !owners.is_empty() => {
                 owners.push(last);
-                Err(Unowned::Several(self.names(&owners)))
+                Err(OwnerError::Several(self.names(&owners)))
             }
-            (Some(_), Some(hypervisor)) if starting => Err(Unowned::LastOn(hypervisor.name.clone())),
+            (Some(_), Some(hypervisor)) if starting => Err(OwnerError::LastOn(hypervisor.name.clone())),
             (Some(owner), _) => {
                 self.seen.insert(id.clone(), Arc::clone(&owner.hypervisor));
                 Ok(owner)
@@ -157,7 +157,7 @@ impl Fleet {
         }
     }
 
-    /// The names of some hypervisors, in the order of the settings.
+    /// The names of these hypervisors, in the order of the settings.
     fn names(&self, owners: &[Located]) -> Vec<String> {
         let is_owner = |hypervisor: &&Arc<Hypervisor>| {
             owners
@@ -168,10 +168,10 @@ impl Fleet {
         names.map(|hypervisor| hypervisor.name.clone()).collect()
     }
 
-    /// Finds the machine for a read: first where it was last seen, then everywhere at once.
+    /// Finds the VM for a read: asks the hypervisor that last had it, then all of them concurrently.
     pub(crate) async fn locate(&self, id: &InstanceId) -> Result<Located, DriverError> {
         if let Some(hypervisor) = self.seen.get(id) {
-            match hypervisor.ask(id).await {
+            match hypervisor.state(id).await {
                 Err(DriverError::NotFound) => self.seen.invalidate(id),
                 answer => return answer.map(|state| Located { hypervisor, state }),
             }
@@ -179,9 +179,9 @@ impl Fleet {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
             .iter()
-            .map(|hypervisor| async move { (hypervisor, hypervisor.ask(id).await) })
+            .map(|hypervisor| async move { (hypervisor, hypervisor.state(id).await) })
             .collect();
-        let mut silent = None;
+        let mut failure = None;
         while let Some((hypervisor, answer)) = answers.next().await {
             match answer {
                 Ok(state) => {
@@ -190,14 +190,14 @@ impl Fleet {
                     return Ok(Located { hypervisor, state });
                 }
                 Err(DriverError::NotFound) => {}
-                Err(error) => silent = Some(hypervisor.no_answer(&error)),
+                Err(error) => failure = Some(hypervisor.report_failure(&error)),
             }
         }
-        // While one is silent the machine may be there.
-        Err(silent.unwrap_or(DriverError::NotFound))
+        // The VM may be on a hypervisor that did not answer.
+        Err(failure.unwrap_or(DriverError::NotFound))
     }
 
-    /// All machines of all hypervisors that answer.
+    /// All VMs of all hypervisors that answer.
     pub(crate) async fn list(&self) -> Listing {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
@@ -208,33 +208,33 @@ impl Fleet {
         while let Some((hypervisor, answer)) = answers.next().await {
             match answer {
                 Ok(found) => {
-                    hypervisor.silent.store(false, Ordering::Relaxed);
-                    *hypervisor.lock_had() = found.iter().map(|machine| machine.id.clone()).collect();
-                    let listed = found.into_iter().map(|machine| ListedMachine {
-                        instance_id: machine.id,
-                        name: machine.name,
+                    hypervisor.unresponsive.store(false, Ordering::Relaxed);
+                    *hypervisor.lock_vms() = found.iter().map(|vm| vm.id.clone()).collect();
+                    let listed = found.into_iter().map(|vm| ListedMachine {
+                        instance_id: vm.id,
+                        name: vm.name,
                         hypervisor: hypervisor.name.clone(),
-                        state: machine.state,
+                        state: vm.state,
                     });
-                    listing.machines.extend(listed);
+                    listing.vms.extend(listed);
                 }
                 Err(error) => {
-                    warn!(hypervisor = hypervisor.name, %error, "no list");
-                    listing.silent.push(hypervisor.name.clone());
+                    warn!(hypervisor = hypervisor.name, %error, "listing VMs failed");
+                    listing.unreachable.push(hypervisor.name.clone());
                 }
             }
         }
         listing
     }
 
-    /// Whether any hypervisor answered when last asked.
+    /// Whether any hypervisor passed its last health check.
     pub(crate) fn reachable(&self) -> bool {
         self.hypervisors
             .iter()
             .any(|hypervisor| hypervisor.reachable.load(Ordering::Relaxed))
     }
 
-    /// Asks each hypervisor again and again whether it answers, until shutdown.
+    /// Starts the health check of each hypervisor, until shutdown.
     pub(crate) fn watch(&self, shutdown: &CancellationToken) {
         for hypervisor in &self.hypervisors {
             tokio::spawn(
@@ -247,8 +247,8 @@ impl Fleet {
 }
 
 impl Hypervisor {
-    /// Tells it what to do with the machine, if the fence is open when its turn comes.
-    pub(crate) async fn tell(
+    /// Sends an action on the VM if the fence is still open when a permit is free.
+    pub(crate) async fn send(
         &self,
         id: &InstanceId,
         action: Action,
@@ -262,38 +262,38 @@ impl Hypervisor {
         }
     }
 
-    /// What it says of the machine.
-    pub(crate) async fn ask(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
+    /// The state of the VM.
+    pub(crate) async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
         let answer = self.driver.state(id).await;
         match &answer {
             Ok(_) => {
-                self.lock_had().insert(id.clone());
+                self.lock_vms().insert(id.clone());
             }
             Err(DriverError::NotFound) => {
-                self.lock_had().remove(id);
+                self.lock_vms().remove(id);
             }
             Err(_) => return answer,
         }
-        self.silent.store(false, Ordering::Relaxed);
+        self.unresponsive.store(false, Ordering::Relaxed);
         answer
     }
 
-    fn is_silent(&self) -> bool {
-        self.silent.load(Ordering::Relaxed)
+    fn is_unresponsive(&self) -> bool {
+        self.unresponsive.load(Ordering::Relaxed)
     }
 
-    /// Whether it had the machine when it last said so.
-    fn had(&self, id: &InstanceId) -> bool {
-        self.lock_had().contains(id)
+    /// Whether it had the VM according to its last answers.
+    fn had_vm(&self, id: &InstanceId) -> bool {
+        self.lock_vms().contains(id)
     }
 
-    fn lock_had(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
-        self.had.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_vms(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs that it gave no answer about a machine, and makes the error that says so.
-    fn no_answer(&self, error: &DriverError) -> DriverError {
-        warn!(hypervisor = self.name, %error, "no state");
+    /// Logs a failed state request and returns the error for the caller.
+    fn report_failure(&self, error: &DriverError) -> DriverError {
+        warn!(hypervisor = self.name, %error, "reading the VM's state failed");
         DriverError::Unavailable(format!("the hypervisor {} does not answer: {error}", self.name))
     }
 
@@ -302,12 +302,12 @@ impl Hypervisor {
             let answer = self.driver.check().await;
             let was = self.reachable.swap(answer.is_ok(), Ordering::Relaxed);
             if answer.is_ok() {
-                self.silent.store(false, Ordering::Relaxed);
+                self.unresponsive.store(false, Ordering::Relaxed);
             }
             match answer {
-                Ok(()) if !was => info!(hypervisor = self.name, "reachable"),
-                Err(error) if was => warn!(hypervisor = self.name, %error, "no longer reachable"),
-                Err(error) => tracing::debug!(hypervisor = self.name, %error, "not reachable"),
+                Ok(()) if !was => info!(hypervisor = self.name, "hypervisor reachable"),
+                Err(error) if was => warn!(hypervisor = self.name, %error, "hypervisor unreachable"),
+                Err(error) => tracing::debug!(hypervisor = self.name, %error, "hypervisor still unreachable"),
                 Ok(()) => {}
             }
             tokio::time::sleep(CHECK_INTERVAL).await;

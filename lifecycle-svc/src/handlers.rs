@@ -1,4 +1,4 @@
-//! The methods of lifecycle-svc.
+//! The bus methods of lifecycle-svc.
 
 use std::{future::ready, sync::Arc};
 
@@ -18,20 +18,20 @@ use vmwatch_bus::{
 
 use crate::{
     driver::DriverError,
-    events::Machines,
+    events::ObservedVms,
     fleet::Fleet,
     operations::{Command, Operations},
 };
 
-/// What the handlers share.
+/// State shared by the handlers.
 pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
-    pub(crate) machines: Arc<Machines>,
+    pub(crate) vms: Arc<ObservedVms>,
 }
 
 impl Lifecycle {
-    /// The service with all its methods.
+    /// A bus server with all methods of the service.
     pub(crate) fn server(self, bus: &Bus, settings: ServeSettings) -> Server {
         let this = Arc::new(self);
         let operations = Arc::clone(&this.operations);
@@ -40,14 +40,14 @@ impl Lifecycle {
                 let operations = Arc::clone(&operations);
                 async move { operations.refused(refused).await }
             })
-            .method::<Start, _, _>(on(&this, Self::start))
-            .method::<Stop, _, _>(on(&this, Self::stop))
-            .method::<Reboot, _, _>(on(&this, Self::reboot))
-            .method::<ForceStop, _, _>(on(&this, Self::force_stop))
-            .method::<State, _, _>(on(&this, Self::state))
-            .method::<List, _, _>(on(&this, Self::list))
-            .method::<OperationsGet, _, _>(on(&this, Self::operation))
-            .method::<OperationsList, _, _>(on(&this, |this, context, filter| {
+            .method::<Start, _, _>(bind(&this, Self::start))
+            .method::<Stop, _, _>(bind(&this, Self::stop))
+            .method::<Reboot, _, _>(bind(&this, Self::reboot))
+            .method::<ForceStop, _, _>(bind(&this, Self::force_stop))
+            .method::<State, _, _>(bind(&this, Self::state))
+            .method::<List, _, _>(bind(&this, Self::list))
+            .method::<OperationsGet, _, _>(bind(&this, Self::operation))
+            .method::<OperationsList, _, _>(bind(&this, |this, context, filter| {
                 ready(this.operations.list(context.principal.as_ref(), &filter))
             }))
     }
@@ -96,7 +96,7 @@ impl Lifecycle {
     async fn state(self: Arc<Self>, _context: Context, target: Target) -> Result<Machine, Fault> {
         let located = self.fleet.locate(&target.instance_id).await?;
         Ok(Machine {
-            name: self.machines.name(&target.instance_id),
+            name: self.vms.name(&target.instance_id),
             hypervisor: Some(located.hypervisor.name.clone()),
             instance_id: target.instance_id,
             state: located.state,
@@ -105,12 +105,12 @@ impl Lifecycle {
 
     async fn list(self: Arc<Self>, context: Context, page: Page) -> Result<MachineList, Fault> {
         let listing = self.fleet.list().await;
-        let mut machines = listing.machines;
+        let mut machines = listing.vms;
         machines.retain(|machine| {
             let seen = context
                 .principal
                 .as_ref()
-                .is_some_and(|who| who.scope.allows(&machine.instance_id));
+                .is_some_and(|principal| principal.scope.allows(&machine.instance_id));
             seen && page
                 .after
                 .as_ref()
@@ -121,13 +121,13 @@ impl Lifecycle {
         Ok(MachineList {
             machines,
             more,
-            silent: listing.silent,
+            silent: listing.unreachable,
         })
     }
 }
 
-/// A handler of the server, with its own hold on the shared part.
-fn on<Params, Answer, Handler>(
+/// Binds a handler to the shared state.
+fn bind<Params, Answer, Handler>(
     this: &Arc<Lifecycle>,
     handler: Handler,
 ) -> impl Fn(Context, Params) -> Answer + Send + Sync + use<Params, Answer, Handler>

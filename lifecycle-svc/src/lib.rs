@@ -1,11 +1,12 @@
-//! Starting and stopping VMs truthfully: a command answers well only when the hypervisor itself says that the machine
-//! is as it was asked to be. Each command is a record with its history, acts once, and ends right whoever dies.
+//! Starts and stops VMs. An operation succeeds only when the hypervisor reports the VM in the wanted state. Each
+//! operation has a record with its history, takes effect once, and ends correctly even if a replica, the bus or the
+//! hypervisor fails meanwhile.
 //!
 //! ```text
-//! handlers ──> operations ──> machine   what to do next: pure
-//!     │            │  └─────> record, store, view: the bucket
+//! handlers ──> operations ──> state_machine   the next step: pure
+//!     │            │  └─────> record, store, view: the KV bucket
 //!     ├────────> fleet ─────> driver::{libvirt, nova}
-//!     └────────> events       what changed, told live
+//!     └────────> events       publishes changes
 //! ```
 
 pub mod client;
@@ -16,8 +17,8 @@ mod events;
 mod fence;
 mod fleet;
 mod handlers;
-mod machine;
 mod operations;
+mod state_machine;
 
 use std::sync::Arc;
 
@@ -32,13 +33,13 @@ pub use error::LifecycleError;
 
 use crate::{
     config::{LifecycleSettings, SetupSettings},
-    events::{Events, Machines},
+    events::{Events, ObservedVms},
     fleet::Fleet,
     handlers::Lifecycle,
     operations::{OPERATION_BUCKET, Operations},
 };
 
-/// Makes or changes what this service owns on the bus, as the settings have it.
+/// Creates or updates the streams and buckets that this service owns on the bus, according to the settings.
 pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Result<(), LifecycleError> {
     let wanted = [operations::bucket(&settings.operations).into()];
     Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
@@ -62,9 +63,9 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
         }
     };
     program.start_health(settings.health, waiting_for, check).await?;
-    let (events, machines) = (Events::new(&bus), Arc::new(Machines::default()));
+    let (events, vms) = (Events::new(&bus), Arc::new(ObservedVms::default()));
     let interval = settings.state_interval;
-    machines.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
+    vms.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
     let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), events, &shutdown);
     let Some(operations) = Box::pin(opened).await? else {
         return Ok(());
@@ -74,7 +75,7 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let lifecycle = Lifecycle {
         fleet,
         operations,
-        machines,
+        vms,
     };
     lifecycle
         .server(&bus, settings.serve)

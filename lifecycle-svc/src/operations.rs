@@ -1,14 +1,16 @@
-//! Commands that act once and end truthfully, whatever dies meanwhile.
+//! Operations on VMs: each takes effect once and ends with its real outcome, even if replicas fail meanwhile.
 //!
-//! Every command is a record in a bucket, made before anything is done. The record's id is the hash of the command's
-//! idempotency key and its scope, so that making it is also the claim: of many equal commands, on whichever replicas,
-//! one makes the record and carries it out; the others wait for its end and give the same answer.
+//! Every operation is a record in a KV bucket, created before anything is done. The record's id is the hash of the
+//! idempotency key and its scope, so creating the record also claims the operation: of many equal requests, on
+//! whichever replicas, one creates the record and carries out the operation; the others wait for its end and give the
+//! same answer.
 //!
-//! Who carries a command out holds a lease on it, in the record, and renews it. When a lease runs out, another replica
-//! adopts the command: what was never begun is begun if its deadline allows, a start or stop whose fate is unclear
-//! looks at the machine and ends by what it sees, and a reboot ends as "outcome unknown".
+//! The replica that carries out an operation holds a lease on it, in the record, and renews it. When a lease expires,
+//! another replica adopts the operation. If its action was never sent, it is sent if the deadline allows. A start or
+//! stop with unknown outcome ends according to the VM's state, and a reboot with unknown outcome ends as "outcome
+//! unknown".
 
-mod held;
+mod leased;
 mod record;
 mod run;
 mod store;
@@ -35,7 +37,7 @@ use vmwatch_bus::{Bus, Context, audit::Audit, serve::Refused};
 use vmwatch_service::lifetime::until_done;
 
 use self::{
-    held::Stopped,
+    leased::Aborted,
     record::{End, Lease, Record, answer},
     run::Run,
     store::{Store, Stored, Written},
@@ -48,29 +50,29 @@ pub(crate) use self::{
 };
 use crate::{config::OperationSettings, events::Events, fleet::Fleet};
 
-/// The longest idempotency key.
-const LONGEST_KEY: usize = 128;
-/// Adopted commands carried out at once.
-const ADOPTED_AT_ONCE: usize = 32;
-/// Between two looks at a record that another request or replica works on.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LAST_LOOK: Duration = Duration::from_millis(500);
+/// Maximum length of an idempotency key in bytes.
+const MAX_KEY_BYTES: usize = 128;
+/// Maximum number of adopted operations carried out concurrently.
+const MAX_CONCURRENT_ADOPTED: usize = 32;
+/// Bounds of the interval at which a record is polled while another request or replica works on it.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// All commands of this replica, and what it knows of the others'.
+/// Carries out the operations of this replica and follows those of all replicas.
 pub(crate) struct Operations {
     settings: OperationSettings,
     fleet: Arc<Fleet>,
     store: Store,
     trail: Trail,
     view: View,
-    /// This replica, in leases.
+    /// The name of this replica in leases.
     owner: String,
-    /// The commands that this replica carries out right now: never to be adopted by itself.
-    at_work: Mutex<HashSet<OperationId>>,
+    /// The operations that this replica is carrying out, so that it does not adopt them itself.
+    in_progress: Mutex<HashSet<OperationId>>,
 }
 
 impl Operations {
-    /// Opens the bucket and the audit, and reads the bucket; waits for the bus. `None` at shutdown.
+    /// Opens the KV bucket and the audit, and reads the bucket; waits for the bus. `None` at shutdown.
     pub(crate) async fn open(
         bus: &Bus,
         settings: OperationSettings,
@@ -78,7 +80,7 @@ impl Operations {
         events: Events,
         shutdown: &CancellationToken,
     ) -> Result<Option<Arc<Self>>, getrandom::Error> {
-        let store = until_done("the bucket of records", shutdown, || {
+        let store = until_done("the KV bucket of operations", shutdown, || {
             Store::open(bus, &settings, events.clone())
         });
         let Some(store) = store.await else {
@@ -104,11 +106,11 @@ impl Operations {
             trail: Trail::new(audit),
             view,
             owner: random_id()?.to_string(),
-            at_work: Mutex::default(),
+            in_progress: Mutex::default(),
         })))
     }
 
-    /// Adopts what lost its owner, and appends counted refusals to the audit, until shutdown.
+    /// Starts adopting operations whose lease has expired, and appending counted refusals to the audit, until shutdown.
     pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
         let (this, until) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
@@ -116,30 +118,30 @@ impl Operations {
         tokio::spawn(async move { refusals.run(until).await });
     }
 
-    /// Carries out a command, or waits for the end of the same one, and answers by that end.
+    /// Carries out an operation, or waits for the end of the same operation, and returns its result.
     pub(crate) async fn submit(
         self: &Arc<Self>,
         context: &Context,
         command: Command,
     ) -> Result<Machine, Fault> {
-        let asked = self.asked(context, command)?;
-        self.check_room().await?;
-        // Of the same command several times on this replica, one makes the record.
-        if let Some(at_work) = AtWork::unless_already(self, &asked.operation.id)
-            && let Some((record, revision)) = self.claim(context, &asked).await?
+        let requested = self.new_record(context, command)?;
+        self.check_space().await?;
+        // Of equal requests on this replica, one creates the record.
+        if let Some(in_progress) = InProgress::try_begin(self, &requested.operation.id)
+            && let Some((record, revision)) = self.claim(context, &requested).await?
         {
             let ended = self.begin(record, revision).await;
-            drop(at_work);
+            drop(in_progress);
             match ended {
                 Ok(operation) => return answer(operation),
-                Err(Stopped::Overtaken) => {}
-                Err(Stopped::Unwritten(error)) => return Err(error.into()),
+                Err(Aborted::LeaseLost) => {}
+                Err(Aborted::NotWritten(error)) => return Err(error.into()),
             }
         }
-        answer(self.end_of(context, &asked).await?)
+        answer(self.wait_for_end(context, &requested).await?)
     }
 
-    fn asked(&self, context: &Context, command: Command) -> Result<Record, Fault> {
+    fn new_record(&self, context: &Context, command: Command) -> Result<Record, Fault> {
         let user = context
             .principal
             .as_ref()
@@ -148,19 +150,19 @@ impl Operations {
             None => random_id().map_err(|error| {
                 Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
             })?,
-            Some(key) if (1..=LONGEST_KEY).contains(&key.len()) => {
+            Some(key) if (1..=MAX_KEY_BYTES).contains(&key.len()) => {
                 OperationId::of_key(user, &command.instance_id, command.verb, key)
             }
             Some(_) => {
-                let rule = format!("the idempotency key must be 1 to {LONGEST_KEY} bytes");
+                let rule = format!("the idempotency key must be 1 to {MAX_KEY_BYTES} bytes");
                 return Err(Fault::new(FaultKind::Invalid, rule));
             }
         };
         Ok(Record::new(id, command, context, self.lease()))
     }
 
-    /// Refuses new commands while the last tenth of the bucket is left, which those that are under way may need.
-    async fn check_room(&self) -> Result<(), Fault> {
+    /// Refuses new operations when the bucket is more than nine tenths full; running operations may need the rest.
+    async fn check_space(&self) -> Result<(), Fault> {
         let most = self.settings.max_bytes.unsigned_abs() / 10 * 9;
         if self.view.bytes_at_most() <= most {
             return Ok(());
@@ -172,11 +174,11 @@ impl Operations {
         }
         Err(Fault::new(
             FaultKind::Unavailable,
-            "the store of the records of commands is nearly full; its size and age are settings of the service",
+            "the store of operations is nearly full; an administrator can raise VMWATCH_OPERATIONS_MAX_BYTES",
         ))
     }
 
-    /// A lease of this replica that begins now.
+    /// A lease for this replica that begins now.
     fn lease(&self) -> Lease {
         Lease {
             owner: self.owner.clone(),
@@ -184,16 +186,17 @@ impl Operations {
         }
     }
 
-    /// Makes the record, or finds that it was made before. While no answer comes it is tried again until the deadline,
-    /// since a record whose answer was lost would otherwise be carried out by whoever adopts it.
-    async fn claim(&self, context: &Context, asked: &Record) -> Result<Option<Stored>, Fault> {
-        let id = &asked.operation.id;
+    /// Creates the record, or returns `None` if the operation was requested before. If the store does not answer, it
+    /// retries until the deadline: the record may have been created, and would otherwise be carried out by the replica
+    /// that adopts it.
+    async fn claim(&self, context: &Context, requested: &Record) -> Result<Option<Stored>, Fault> {
+        let id = &requested.operation.id;
         loop {
-            let failed = match self.store.create(asked).await {
-                Ok(Written::At(revision)) => return Ok(Some((asked.clone(), revision))),
-                Ok(Written::Overtaken) => match self.store.read(id).await {
-                    // Equal to the last time stamp: it is the very one that was made here.
-                    Ok(stored) => return Ok(stored.filter(|(first, _)| first == asked)),
+            let failed = match self.store.create(requested).await {
+                Ok(Written::At(revision)) => return Ok(Some((requested.clone(), revision))),
+                Ok(Written::Conflict) => match self.store.read(id).await {
+                    // An equal record, including its timestamps, is the one created here.
+                    Ok(stored) => return Ok(stored.filter(|(first, _)| first == requested)),
                     Err(error) => error,
                 },
                 Err(error) => error,
@@ -201,51 +204,53 @@ impl Operations {
             if context.remaining().is_zero() || failed.is_final() {
                 return Err(failed.into());
             }
-            debug!(operation = %id, error = %failed, "its record is made again");
-            sleep(LAST_LOOK).await;
+            debug!(operation = %id, error = %failed, "creating the record failed; retrying");
+            sleep(MAX_POLL_INTERVAL).await;
         }
     }
 
-    /// Carries out a command whose record was just made, once it is in the audit.
-    async fn begin(self: &Arc<Self>, record: Record, revision: u64) -> Result<Operation, Stopped> {
+    /// Carries out an operation whose record was just created, after writing it to the audit.
+    async fn begin(self: &Arc<Self>, record: Record, revision: u64) -> Result<Operation, Aborted> {
         let audited = self.trail.begin(&record.operation).await;
         let run = Run::new(Arc::clone(self), record, revision);
         let Err(error) = audited else {
             return run.drive().await;
         };
-        warn!(%error, "a command is not in the audit: not carried out");
-        let why = "the command could not be put into the audit, so it was not carried out; try again shortly";
-        run.without_acting(End::of(&Fault::new(FaultKind::Unavailable, why)))
+        warn!(%error, "operation not audited; refusing it");
+        let why =
+            "the action could not be recorded in the audit, so it was not carried out; try again shortly";
+        run.end_without_acting(End::from_fault(&Fault::new(FaultKind::Unavailable, why)))
             .await
     }
 
-    /// Waits for the end of a command that somebody else carries out, until the caller's deadline.
-    async fn end_of(&self, context: &Context, asked: &Record) -> Result<Operation, Fault> {
-        let id = &asked.operation.id;
-        let mut pause = FIRST_LOOK;
+    /// Waits for the end of an operation that another request or replica carries out, until the caller's deadline.
+    async fn wait_for_end(&self, context: &Context, requested: &Record) -> Result<Operation, Fault> {
+        let id = &requested.operation.id;
+        let mut pause = MIN_POLL_INTERVAL;
         loop {
             match self.store.read(id).await {
-                Ok(Some((first, _))) if first.operation.hard != asked.operation.hard => {
-                    let reused = "this idempotency key was used for the same command with other parameters; \
+                Ok(Some((first, _))) if first.operation.hard != requested.operation.hard => {
+                    let reused = "this idempotency key was used for the same action with other parameters; \
                                   use another key";
                     return Err(Fault::new(FaultKind::Conflict, reused));
                 }
                 Ok(Some((first, _))) if first.operation.state.is_final() => return Ok(first.operation),
-                // Where there is none yet, its request is just making it.
+                // Without a record, another request is just creating it.
                 Ok(_) => {}
-                Err(error) => debug!(operation = %id, %error, "its record is read again"),
+                Err(error) => debug!(operation = %id, %error, "reading the record failed; retrying"),
             }
             if context.remaining().is_zero() {
-                return Err(Fault::new(FaultKind::Timeout, "the command has not ended yet"));
+                return Err(Fault::new(FaultKind::Timeout, "the operation has not ended yet"));
             }
             sleep(pause).await;
-            pause = (pause * 2).min(LAST_LOOK);
+            pause = (pause * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
-    /// Looks for commands whose lease ran out, and carries them on. Each replica does; the bucket lets one succeed.
+    /// Looks for operations whose lease has expired, and resumes them. Every replica does; compare-and-set lets one
+    /// succeed.
     async fn adopt(self: Arc<Self>) {
-        let permits = Arc::new(Semaphore::new(ADOPTED_AT_ONCE));
+        let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_ADOPTED));
         loop {
             sleep(self.settings.lease / 3).await;
             for id in self.view.orphans(unix_millis()) {
@@ -254,8 +259,8 @@ impl Operations {
                 };
                 let this = Arc::clone(&self);
                 tokio::spawn(async move {
-                    if let Err(error) = this.carry_on(&id).await {
-                        warn!(operation = %id, %error, "not carried on");
+                    if let Err(error) = this.resume(&id).await {
+                        warn!(operation = %id, %error, "resuming the operation failed");
                     }
                     drop(permit);
                 });
@@ -263,12 +268,12 @@ impl Operations {
         }
     }
 
-    /// Takes over a command, if its lease really has run out, and carries it to its end.
-    async fn carry_on(self: &Arc<Self>, id: &OperationId) -> Result<(), Stopped> {
-        let Some(at_work) = AtWork::unless_already(self, id) else {
+    /// Adopts an operation if its lease has really expired, and carries it to its end.
+    async fn resume(self: &Arc<Self>, id: &OperationId) -> Result<(), Aborted> {
+        let Some(in_progress) = InProgress::try_begin(self, id) else {
             return Ok(());
         };
-        let stored = self.store.read(id).await.map_err(Stopped::Unwritten)?;
+        let stored = self.store.read(id).await.map_err(Aborted::NotWritten)?;
         let Some((mut record, revision)) = stored else {
             self.view.forget(id);
             return Ok(());
@@ -277,27 +282,30 @@ impl Operations {
         if record.newer || state.is_final() || record.lease.until_ms >= unix_millis() {
             return Ok(());
         }
-        // Whoever died may have died before it could say so.
+        // The previous owner may have crashed before it wrote the audit record.
         if state == OperationState::Requested
             && let Err(error) = self.trail.begin(&record.operation).await
         {
-            warn!(operation = %id, %error, "not adopted yet: it is not in the audit");
+            warn!(operation = %id, %error, "adoption postponed: writing the audit record failed");
             return Ok(());
         }
         record.lease = self.lease();
-        record.note(state, "adopted: the replica that carried it out no longer does");
+        record.note(
+            state,
+            "adopted: the lease of the replica that carried it out has expired",
+        );
         let written = self
             .store
             .replace(&record, revision)
             .await
-            .map_err(Stopped::Unwritten)?;
+            .map_err(Aborted::NotWritten)?;
         let Written::At(revision) = written else {
             return Ok(());
         };
         counter!("vmwatch_operations_adopted_total").increment(1);
-        info!(operation = %id, %state, "adopted");
+        info!(operation = %id, %state, "operation adopted");
         Run::new(Arc::clone(self), record, revision).drive().await?;
-        drop(at_work);
+        drop(in_progress);
         Ok(())
     }
 
@@ -306,14 +314,14 @@ impl Operations {
         self.trail.refusals().finish().await;
     }
 
-    /// Appends a command that was refused because of the user's role or scope to the audit.
+    /// Audits an action that was refused because of the user's role or scope.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind == Kind::Command {
             self.trail.refused(&refused).await;
         }
     }
 
-    /// A command's record, for who may see its machine.
+    /// An operation, if the principal may see its VM.
     pub(crate) async fn get(
         &self,
         principal: Option<&Principal>,
@@ -326,7 +334,7 @@ impl Operations {
             .ok_or_else(no_such_operation)
     }
 
-    /// A page of the newest commands on machines that the principal may see.
+    /// A page of the newest operations on VMs that the principal may see.
     pub(crate) fn list(
         &self,
         principal: Option<&Principal>,
@@ -365,15 +373,15 @@ fn no_such_operation() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no operation with this id")
 }
 
-/// A command that this replica carries out, for as long as this lives.
-struct AtWork {
+/// Marks an operation as being carried out by this replica, until dropped.
+struct InProgress {
     operations: Arc<Operations>,
     id: OperationId,
 }
 
-impl AtWork {
-    fn unless_already(operations: &Arc<Operations>, id: &OperationId) -> Option<Self> {
-        let free = operations.lock_at_work().insert(id.clone());
+impl InProgress {
+    fn try_begin(operations: &Arc<Operations>, id: &OperationId) -> Option<Self> {
+        let free = operations.lock_in_progress().insert(id.clone());
         free.then(|| Self {
             operations: Arc::clone(operations),
             id: id.clone(),
@@ -381,14 +389,14 @@ impl AtWork {
     }
 }
 
-impl Drop for AtWork {
+impl Drop for InProgress {
     fn drop(&mut self) {
-        self.operations.lock_at_work().remove(&self.id);
+        self.operations.lock_in_progress().remove(&self.id);
     }
 }
 
 impl Operations {
-    fn lock_at_work(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
-        self.at_work.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_in_progress(&self) -> std::sync::MutexGuard<'_, HashSet<OperationId>> {
+        self.in_progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,10 @@
-//! An aligned table, for people.
+//! Formats aligned text tables.
 
 use std::fmt;
 
 use jiff::Timestamp;
 
-/// Rows of as many cells as there are headings.
+/// A table with `N` columns.
 pub(super) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
@@ -16,7 +16,8 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row. Control characters, which would break the lines or the terminal, become `?`; an empty cell a dash.
+    /// Adds a row. Control characters, which could break lines or affect the terminal, become `?`; an empty cell
+    /// becomes `-`.
     pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| {
             if cell.is_empty() {
@@ -48,7 +49,7 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
-/// A moment of Unix milliseconds in UTC, to the second.
+/// Formats Unix milliseconds in UTC, to the second.
 pub(super) fn moment(at_ms: u64) -> String {
     let at = i64::try_from(at_ms)
         .ok()
@@ -64,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_are_aligned_and_harmless_to_a_terminal() {
+    fn aligns_columns_and_replaces_control_characters() {
         let mut table = Table::new(["WHEN", "WHO"]);
         table.row([moment(1_483_277_879_001), "名\u{1b}[2J".to_owned()]);
         table.row([String::new(), "a".to_owned()]);

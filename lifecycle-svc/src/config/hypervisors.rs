@@ -1,4 +1,4 @@
-//! The setting that names the hypervisors.
+//! The setting that lists the hypervisors.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -17,29 +17,29 @@ pub(super) const HYPERVISORS: Setting = Setting {
     help: "comma-separated hypervisors as name=address; an address is a libvirt URI, or nova: and the file that describes an OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
 };
 
-/// Each may hold `VMWATCH_HYPERVISOR_CALLS` threads; tokio has 512 for blocking calls.
-const MOST_HYPERVISORS: usize = 32;
+/// Maximum number of hypervisors. Each may use up to `VMWATCH_HYPERVISOR_CALLS` threads, at most 16.
+const MAX_HYPERVISORS: usize = 32;
 
-/// One of [`HYPERVISORS`].
+/// A hypervisor listed in [`HYPERVISORS`].
 #[derive(Debug, Clone)]
 pub(crate) struct HypervisorSpec {
-    /// What we call it, in logs and records.
+    /// Its name in logs and records.
     pub(crate) name: String,
-    /// What it is and where.
+    /// Its type and address.
     pub(crate) endpoint: Endpoint,
 }
 
-/// What a hypervisor is and where.
+/// The type and address of a hypervisor.
 #[derive(Debug, Clone)]
 pub(crate) enum Endpoint {
-    /// By libvirt, at this URI.
+    /// libvirt at this URI.
     #[cfg(feature = "libvirt")]
     Libvirt(String),
-    /// OpenStack's Nova.
+    /// OpenStack Nova.
     Nova(Box<NovaSettings>),
 }
 
-/// The text of [`HYPERVISORS`].
+/// The parsed value of [`HYPERVISORS`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HypervisorList(Vec<Entry>);
 
@@ -50,16 +50,16 @@ struct Entry {
     address: Address,
 }
 
-/// Where a hypervisor is, as it is written.
+/// The address of a hypervisor as written in the setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Address {
     #[cfg(feature = "libvirt")]
     Libvirt(String),
-    /// A file that says which cloud.
+    /// The file that describes the cloud.
     Nova(PathBuf),
 }
 
-/// A text that names no hypervisors; says which entry is wrong.
+/// Why a list of hypervisors is invalid, with the invalid entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct InvalidList(String);
@@ -77,9 +77,11 @@ impl FromStr for HypervisorList {
             list.push(entry);
         }
         match list.len() {
-            0 => Err(InvalidList("it names none".to_owned())),
-            1..=MOST_HYPERVISORS => Ok(Self(list)),
-            _ => Err(InvalidList(format!("it names more than {MOST_HYPERVISORS}"))),
+            0 => Err(InvalidList("it names no hypervisor".to_owned())),
+            1..=MAX_HYPERVISORS => Ok(Self(list)),
+            _ => Err(InvalidList(format!(
+                "it names more than {MAX_HYPERVISORS} hypervisors"
+            ))),
         }
     }
 }
@@ -100,7 +102,7 @@ impl FromStr for Entry {
                 address: address.parse()?,
             }),
             _ => Err(InvalidList(format!(
-                "`{entry}`: write name=address, the name of at most 32 of a-z, 0-9 and -"
+                "`{entry}`: write name=address with a name of 1 to 32 characters from a-z, 0-9 and -"
             ))),
         }
     }
@@ -121,11 +123,13 @@ impl FromStr for Address {
         #[cfg(feature = "libvirt")]
         return Ok(Self::Libvirt(text.to_owned()));
         #[cfg(not(feature = "libvirt"))]
-        return Err(InvalidList(format!("`{text}`: this build is without libvirt")));
+        return Err(InvalidList(format!(
+            "`{text}`: this build does not support libvirt"
+        )));
     }
 }
 
-/// Reads the setting and the files that it names, and tells all that is wrong with them.
+/// Reads the setting and the files that it names, and reports all problems found.
 pub(super) fn read(env: &Environment) -> Result<Vec<HypervisorSpec>, Invalid> {
     let list = env.get::<HypervisorList>(&HYPERVISORS)?;
     let specs: Vec<_> = list
@@ -152,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn several_hypervisors_are_named_in_one_setting() {
+    fn parses_several_hypervisors() {
         let list: HypervisorList =
             "lab=qemu:///system, rack2=qemu+tls://rack2/system?no_verify=1,c=nova:/n.toml"
                 .parse()
@@ -175,9 +179,9 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_list_says_which_entry_is_wrong() {
+    fn reports_invalid_entry() {
         for (text, part) in [
-            (",", "names none"),
+            (",", "names no hypervisor"),
             ("qemu:///system", "write name=address"),
             ("Lab=qemu:///system", "write name=address"),
             ("a=qemu:///system,a=test:///default", "a is used twice"),

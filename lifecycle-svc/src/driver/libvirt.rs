@@ -1,8 +1,8 @@
-//! Machines of one libvirt connection.
+//! VMs of one libvirt connection.
 //!
-//! libvirt's calls block and cannot be cancelled: each runs on a thread of its own, behind a semaphore of this
-//! hypervisor alone, so that a host that hangs takes its own permits and no other's. The connection is shared by all
-//! calls (libvirt allows it) and kept for the life of the process: the state of a `test:///` machine lives in it.
+//! libvirt's calls block and cannot be cancelled. Each runs on a thread of its own and holds a permit of its
+//! hypervisor, so that a hanging host uses up only its own permits. All calls share the connection, which libvirt
+//! allows; it is kept for the life of the process because the state of `test:///` VMs lives in it.
 
 mod connection;
 mod threads;
@@ -21,7 +21,7 @@ use virt::{
 use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 use self::connection::{CallError, Shared};
-use super::{BUSY, Driver, DriverError, Found, MOST_LISTED, plain};
+use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
 /// One libvirt connection.
@@ -41,7 +41,7 @@ impl Libvirt {
         }
     }
 
-    /// Runs a blocking call. When the time is up the caller goes on and the call keeps its permit until it returns.
+    /// Runs a blocking call. At the time limit the caller gets an error; the call keeps its permit until it returns.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
@@ -49,7 +49,7 @@ impl Libvirt {
         let end = Instant::now() + self.limits.timeout;
         let permit = tokio::time::timeout_at(end, Arc::clone(&self.permits).acquire_owned())
             .await
-            .map_err(|_| BUSY)?
+            .map_err(|_| NO_PERMIT)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
         let connection = Arc::clone(&self.connection);
         let called = threads::run(move || {
@@ -77,7 +77,7 @@ impl Libvirt {
             .await
     }
 
-    /// Acts on the domain, unless the fence is closed by the time that the call has its turn.
+    /// Acts on the domain unless the fence has closed by the time that the call runs.
     async fn act(
         &self,
         id: &InstanceId,
@@ -106,7 +106,7 @@ impl Driver for Libvirt {
         self.with_domain(id, state_of).await
     }
 
-    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
+    async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
         self.with_domain(id, |domain| Ok(reason_of(domain.get_state()?)))
             .await
     }
@@ -142,8 +142,8 @@ impl Driver for Libvirt {
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         self.call(|connect| {
             let domains = connect.list_all_domains(0)?;
-            // A machine that is removed between the two calls is left out.
-            Ok(domains.iter().take(MOST_LISTED).filter_map(found).collect())
+            // Skip a VM that is removed between the two calls.
+            Ok(domains.iter().take(MAX_LISTED).filter_map(found).collect())
         })
         .await
     }
@@ -157,7 +157,7 @@ fn found(domain: &Domain) -> Option<Found> {
     })
 }
 
-/// libvirt knows UUIDs only. It would take some without hyphens as well: one machine, one id.
+/// libvirt's ids are UUIDs. It also accepts UUIDs without hyphens; these are rejected so that each VM has one id.
 fn uuid_of(id: &InstanceId) -> Option<Uuid> {
     Uuid::try_parse(id.as_str())
         .ok()
@@ -179,16 +179,16 @@ fn state_of(domain: &Domain) -> Result<MachineState, Error> {
     })
 }
 
-/// libvirt's reason for a state, where it is one that people should know.
+/// libvirt's reason for a state, if it is a notable one.
 fn reason_of((state, reason): (sys::virDomainState, i32)) -> Option<String> {
     let words = match (state, u32::try_from(reason).ok()?) {
         (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_CRASHED)
-        | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => "it crashed",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_FAILED) => "it failed to start",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN) => "its system shut down",
-        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => "its power was cut",
-        (sys::VIR_DOMAIN_CRASHED, sys::VIR_DOMAIN_CRASHED_PANICKED) => "its system panicked",
-        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => "it was paused by an error of a disk",
+        | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => "the VM crashed",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_FAILED) => "the VM failed to start",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_SHUTDOWN) => "the guest shut down",
+        (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_DESTROYED) => "the VM's power was cut",
+        (sys::VIR_DOMAIN_CRASHED, sys::VIR_DOMAIN_CRASHED_PANICKED) => "the guest's kernel panicked",
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_IOERROR) => "the VM was paused by a disk error",
         _ => return None,
     };
     Some(words.to_owned())
@@ -197,12 +197,12 @@ fn reason_of((state, reason): (sys::virDomainState, i32)) -> Option<String> {
 impl From<CallError> for DriverError {
     fn from(error: CallError) -> Self {
         match error {
-            CallError::Lost(error) => Self::Unavailable(plain(error.message())),
+            CallError::Lost(error) => Self::Unavailable(one_line(error.message())),
             CallError::Refused(error) => match error.code() {
                 ErrorNumber::NoDomain => Self::NotFound,
-                ErrorNumber::OperationInvalid => Self::Conflict(plain(error.message())),
+                ErrorNumber::OperationInvalid => Self::Conflict(one_line(error.message())),
                 ErrorNumber::OperationTimeout => Self::Timeout,
-                _ => Self::Rejected(plain(error.message())),
+                _ => Self::Rejected(one_line(error.message())),
             },
         }
     }
@@ -221,7 +221,7 @@ mod tests {
         at_once: 1,
     };
 
-    /// Every act on a running machine of libvirt's test driver, with the state that it leads to.
+    /// Performs one of the four actions on a VM of libvirt's test driver.
     async fn act(libvirt: &Libvirt, id: &InstanceId, verb: usize, fence: &Fence) -> Result<(), DriverError> {
         match verb {
             0 => libvirt.shutdown(id, fence).await,
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_act_begins_after_the_deadline_although_the_call_was_waiting_before() {
+    async fn does_not_act_after_deadline_when_call_waited_for_permit() {
         let libvirt = Libvirt::new("test:///default".to_owned(), LIMITS);
         let id = libvirt.list().await.unwrap()[0].id.clone();
         assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
@@ -240,7 +240,7 @@ mod tests {
             let (release, released) = mpsc::channel::<()>();
             let deadline_ms = unix_millis() + 50;
             let fence = Fence::until(deadline_ms);
-            // A call that hangs has the only permit until the deadline has passed.
+            // A hanging call holds the only permit until the deadline has passed.
             let hanging = libvirt.call(move |_| {
                 let _ = released.recv();
                 Ok(())
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn only_uuids_as_they_are_written_are_machines() {
+    fn accepts_only_hyphenated_uuids() {
         assert!(uuid_of(&"6695eb01-f6a4-8304-79aa-97f2502e193f".parse().unwrap()).is_some());
         for other in ["vm-1", "6695eb01f6a4830479aa97f2502e193f", "6695eb01-f6a4"] {
             assert_eq!(uuid_of(&other.parse().unwrap()), None, "{other}");

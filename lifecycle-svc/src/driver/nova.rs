@@ -1,7 +1,7 @@
-//! Machines of an OpenStack cloud, over Nova's REST API.
+//! VMs of an OpenStack cloud, over Nova's REST API.
 //!
-//! A command's answer (202) says only that Nova will try: what became of it is read from the server's state. A conflict
-//! (409) may mean that the server is, or is becoming, what it was asked to be: that is read as well, by the caller.
+//! The answer to an action (202) means only that Nova will try; the server's state shows the result. A conflict (409)
+//! may mean that the server already is, or is becoming, what was asked for; the caller reads the state to find out.
 
 mod http;
 mod identity;
@@ -25,14 +25,14 @@ use self::{
     identity::Identity,
     server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, state_of},
 };
-use super::{BUSY, Driver, DriverError, Found, MOST_LISTED, plain};
+use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
-/// The first version in which a failed action tells its reason to who is no administrator.
+/// The first API version that shows the reason of a failed action to users other than administrators.
 const VERSION_WITH_DETAILS: &str = "compute 2.84";
-/// Nova's own default of the most servers of one page.
+/// Nova's default maximum page size.
 const PAGE_SIZE: usize = 1000;
 
 /// One cloud.
@@ -56,45 +56,45 @@ impl Nova {
         })
     }
 
-    /// Makes a call of several requests within the limits of one call.
+    /// Runs several requests as one call, within the limits of one call.
     async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
         let end = Instant::now() + self.limits.timeout;
         let _permit = timeout_at(end, self.permits.acquire())
             .await
-            .map_err(|_| BUSY)?
+            .map_err(|_| NO_PERMIT)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
         timeout_at(end, work).await.map_err(|_| DriverError::Timeout)?
     }
 
-    /// One request, with a new token should the old one be refused: it was not carried out then. `may_begin` is asked
-    /// before each sending.
+    /// Sends a request; if the token is refused, gets a new one and sends the request again, which is safe because a
+    /// request with a refused token has no effect. `may_begin` is called before each attempt.
     async fn request(
         &self,
-        built: impl Fn(&identity::Session) -> Result<Request<Full<bytes::Bytes>>, DriverError>,
+        build: impl Fn(&identity::Session) -> Result<Request<Full<bytes::Bytes>>, DriverError>,
         may_begin: impl Fn() -> Result<(), DriverError>,
     ) -> Result<Answer, DriverError> {
         let session = self.identity.session(&self.http).await?;
         may_begin()?;
-        let answer = self.http.send(built(&session)?).await?;
+        let answer = self.http.send(build(&session)?).await?;
         if answer.status != StatusCode::UNAUTHORIZED {
-            return accepted(answer);
+            return check_status(answer);
         }
         self.identity.forget(&session).await;
         let session = self.identity.session(&self.http).await?;
         may_begin()?;
-        accepted(self.http.send(built(&session)?).await?)
+        check_status(self.http.send(build(&session)?).await?)
     }
 
     async fn read(&self, path: &str, version: Option<&str>) -> Result<Answer, DriverError> {
         self.request(
-            |session| built(session, &Method::GET, path, version, None),
+            |session| build_request(session, &Method::GET, path, version, None),
             || Ok(()),
         )
         .await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, DriverError> {
-        decoded(&self.read(path, None).await?)
+        decode(&self.read(path, None).await?)
     }
 
     async fn server(&self, id: &InstanceId) -> Result<Server, DriverError> {
@@ -104,13 +104,13 @@ impl Nova {
     async fn act(&self, id: &InstanceId, action: &Value, fence: &Fence) -> Result<(), DriverError> {
         let path = format!("/servers/{id}/action");
         let posted = self.request(
-            |session| built(session, &Method::POST, &path, None, Some(action)),
+            |session| build_request(session, &Method::POST, &path, None, Some(action)),
             || fence.check(),
         );
         posted.await.map(drop)
     }
 
-    /// Why the server's last action failed, where it did.
+    /// The reason why the server's last action failed, if it failed.
     async fn last_failure(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
         let path = format!("/servers/{id}/os-instance-actions");
         let newest = self.get::<Actions>(&path).await?.actions.into_iter().next();
@@ -126,10 +126,13 @@ impl Nova {
         let path = format!("{path}/{request_id}");
         let whole = self.read(&path, Some(VERSION_WITH_DETAILS)).await;
         let details = whole
-            .and_then(|answer| decoded::<OneAction>(&answer))
+            .and_then(|answer| decode::<OneAction>(&answer))
             .ok()
             .and_then(|whole| whole.action.events.into_iter().find_map(|event| event.details));
-        Ok(Some(plain(&format!("{action}: {}", details.unwrap_or(message)))))
+        Ok(Some(one_line(&format!(
+            "{action}: {}",
+            details.unwrap_or(message)
+        ))))
     }
 
     async fn all_servers(&self) -> Result<Vec<Found>, DriverError> {
@@ -150,8 +153,8 @@ impl Nova {
                     state: state_of(server),
                 })
             }));
-            found.truncate(MOST_LISTED);
-            if page.servers_links.is_empty() || found.len() == MOST_LISTED {
+            found.truncate(MAX_LISTED);
+            if page.servers_links.is_empty() || found.len() == MAX_LISTED {
                 return Ok(found);
             }
         }
@@ -169,10 +172,10 @@ impl Driver for Nova {
         self.within(async { Ok(state_of(&self.server(id).await?)) }).await
     }
 
-    async fn why(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
+    async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
         self.within(async {
             match self.server(id).await?.fault {
-                Some(fault) => Ok(Some(plain(&fault.message))),
+                Some(fault) => Ok(Some(one_line(&fault.message))),
                 None => self.last_failure(id).await,
             }
         })
@@ -201,8 +204,8 @@ impl Driver for Nova {
             .await
     }
 
-    /// Nova has one stop: it asks the server's system first, and cuts the power by itself when that does not help
-    /// (`shutdown_timeout`, a minute by default).
+    /// Nova has only one stop action: it asks the guest to shut down, and cuts the power after `shutdown_timeout` (one
+    /// minute by default).
     async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
         self.shutdown(id, fence).await
     }
@@ -212,7 +215,7 @@ impl Driver for Nova {
     }
 }
 
-fn built(
+fn build_request(
     session: &identity::Session,
     method: &Method,
     path: &str,
@@ -230,33 +233,35 @@ fn built(
     request
         .body(body.map_or_else(Full::default, identity::json_body))
         .map_err(|error| {
-            DriverError::Rejected(format!("the catalogue's address of Nova is not usable: {error}"))
+            DriverError::Rejected(format!(
+                "Nova's address in the service catalogue is not usable: {error}"
+            ))
         })
 }
 
-/// An answer of success, or what the others mean.
-fn accepted(answer: Answer) -> Result<Answer, DriverError> {
+/// Returns a successful answer, or the error that its status stands for.
+fn check_status(answer: Answer) -> Result<Answer, DriverError> {
     match answer.status {
         status if status.is_success() => Ok(answer),
         StatusCode::NOT_FOUND => Err(DriverError::NotFound),
-        StatusCode::CONFLICT => Err(DriverError::Conflict(said(&answer))),
-        StatusCode::TOO_MANY_REQUESTS => Err(DriverError::Unavailable(said(&answer))),
-        status if status.is_server_error() => Err(DriverError::Unavailable(said(&answer))),
-        _ => Err(DriverError::Rejected(said(&answer))),
+        StatusCode::CONFLICT => Err(DriverError::Conflict(error_message(&answer))),
+        StatusCode::TOO_MANY_REQUESTS => Err(DriverError::Unavailable(error_message(&answer))),
+        status if status.is_server_error() => Err(DriverError::Unavailable(error_message(&answer))),
+        _ => Err(DriverError::Rejected(error_message(&answer))),
     }
 }
 
-fn decoded<T: DeserializeOwned>(answer: &Answer) -> Result<T, DriverError> {
+fn decode<T: DeserializeOwned>(answer: &Answer) -> Result<T, DriverError> {
     serde_json::from_slice(&answer.body)
-        .map_err(|error| DriverError::Rejected(format!("Nova's answer cannot be read: {error}")))
+        .map_err(|error| DriverError::Rejected(format!("Nova's answer could not be decoded: {error}")))
 }
 
-/// What an error answer says: OpenStack wraps it as `{"conflictingRequest": {"code": 409, "message": "…"}}`.
-fn said(answer: &Answer) -> String {
+/// The message of an error answer, which OpenStack wraps as `{"conflictingRequest": {"code": 409, "message": "…"}}`.
+fn error_message(answer: &Answer) -> String {
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let message = body
         .as_ref()
         .and_then(Value::as_object)
         .and_then(|faults| faults.values().find_map(|fault| fault.get("message")?.as_str()));
-    message.map_or_else(|| format!("HTTP status {}", answer.status), plain)
+    message.map_or_else(|| format!("HTTP status {}", answer.status), one_line)
 }

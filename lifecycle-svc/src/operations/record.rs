@@ -1,4 +1,4 @@
-//! The record of a command, as the bucket holds it.
+//! The record of an operation as stored in the KV bucket.
 
 use std::time::Duration;
 
@@ -11,10 +11,10 @@ use vmwatch_api::{
 };
 use vmwatch_bus::Context;
 
-/// The most events of one record; what comes later replaces the last.
-const MOST_EVENTS: usize = 32;
+/// Maximum number of events in a record; a further event replaces the last one.
+const MAX_EVENTS: usize = 32;
 
-/// A command as it was asked.
+/// A requested action on a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Command {
     pub(crate) verb: Verb,
@@ -22,24 +22,25 @@ pub(crate) struct Command {
     pub(crate) instance_id: InstanceId,
 }
 
-/// What the bucket holds of a command: what callers may see, and what only replicas need.
+/// The stored record: the operation that callers may see, and the data that only replicas need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) operation: Operation,
     pub(super) lease: Lease,
-    /// How often the hypervisor was told.
+    /// Number of times the action was sent to the hypervisor.
     pub(super) acts: u8,
-    /// Whether it holds anything that this version does not know. Then it is shown, and never written or adopted here.
+    /// Whether it holds anything that this version does not know. Such a record is shown, but neither written nor
+    /// adopted.
     #[serde(skip)]
     pub(super) newer: bool,
 }
 
-/// Who carries the command out, and until when nobody else may.
+/// The replica that carries out the operation, and the time until which no other replica may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lease {
-    /// A replica: its own random name.
+    /// The random name of a replica.
     pub(super) owner: String,
-    /// Unix milliseconds.
+    /// End of the lease, Unix milliseconds.
     pub(super) until_ms: u64,
 }
 
@@ -51,7 +52,7 @@ impl Lease {
 }
 
 impl Record {
-    /// Reads a record of whatever version. What this version knows of it, it would write the same again.
+    /// Decodes a record of any version. A record that would not be encoded to the same value again is marked as newer.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut record: Self = serde_json::from_slice(bytes)?;
         let stored: serde_json::Value = serde_json::from_slice(bytes)?;
@@ -59,7 +60,7 @@ impl Record {
         Ok(record)
     }
 
-    /// The record of a command that is just asked.
+    /// The record of a new operation.
     pub(super) fn new(id: OperationId, command: Command, context: &Context, lease: Lease) -> Self {
         let Command {
             verb,
@@ -89,15 +90,15 @@ impl Record {
             acts: 0,
             newer: false,
         };
-        record.note(OperationState::Requested, "asked for");
+        record.note(OperationState::Requested, "requested");
         record
     }
 
-    /// Notes an event, with the state that the command has from then on.
+    /// Adds an event and sets the operation's state.
     pub(super) fn note(&mut self, state: OperationState, text: impl Into<String>) {
         let operation = &mut self.operation;
         operation.state = state;
-        operation.history.truncate(MOST_EVENTS - 1);
+        operation.history.truncate(MAX_EVENTS - 1);
         operation.history.push(Event {
             at_ms: unix_millis(),
             state,
@@ -105,14 +106,14 @@ impl Record {
         });
     }
 
-    /// Ends the command.
+    /// Ends the operation.
     pub(super) fn end(&mut self, end: End) {
         let (state, text, fault) = match end {
             End::Succeeded(machine) => {
                 self.operation.machine = Some(machine);
                 (
                     OperationState::Succeeded,
-                    format!("the machine is {}", plain_state(machine)),
+                    format!("the VM is {}", describe_state(machine)),
                     None,
                 )
             }
@@ -134,22 +135,22 @@ impl Record {
     }
 }
 
-/// How a command ends.
+/// How an operation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// The hypervisor says that the machine is as it was asked to be.
+    /// The hypervisor reports the VM in the wanted state.
     Succeeded(MachineState),
-    /// It is not, and will not be.
+    /// The VM is not in the wanted state and will not reach it.
     Failed { kind: FaultKind, message: String },
-    /// The time ran out first.
+    /// The time limit passed first.
     TimedOut(String),
-    /// It may or may not be so, and the command must not be repeated.
+    /// The action may or may not have taken effect, and must not be repeated.
     Unknown(String),
 }
 
 impl End {
-    /// The end that a fault means.
-    pub(super) fn of(fault: &Fault) -> Self {
+    /// The failure that a fault stands for.
+    pub(super) fn from_fault(fault: &Fault) -> Self {
         Self::Failed {
             kind: fault.kind,
             message: fault.message.clone(),
@@ -157,21 +158,21 @@ impl End {
     }
 }
 
-/// A state in words.
-pub(super) const fn plain_state(state: MachineState) -> &'static str {
+/// A state in words for users.
+pub(super) const fn describe_state(state: MachineState) -> &'static str {
     match state {
         MachineState::Running => "running",
-        MachineState::Starting => "on its way up",
+        MachineState::Starting => "starting",
         MachineState::Paused => "paused",
-        MachineState::ShuttingDown => "on its way down",
+        MachineState::ShuttingDown => "shutting down",
         MachineState::ShutOff => "off",
         MachineState::Crashed => "crashed",
         MachineState::Suspended => "suspended",
-        MachineState::Unknown => "in a state that the hypervisor does not name",
+        MachineState::Unknown => "in an unknown state",
     }
 }
 
-/// What the caller of a command that has ended is told.
+/// The answer to the caller of an ended operation.
 pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
     match (operation.state, operation.machine, operation.fault) {
         (OperationState::Succeeded, Some(state), _) => Ok(Machine {
@@ -183,7 +184,7 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
         (_, _, Some(fault)) => Err(Fault::new(fault.kind, fault.message)),
         _ => Err(Fault::new(
             FaultKind::Internal,
-            format!("the record of the command {} is damaged", operation.id),
+            format!("the record of the operation {} is damaged", operation.id),
         )),
     }
 }
@@ -192,11 +193,11 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
 mod tests {
     use super::*;
 
-    /// `VMWATCH_BLESS=1` does not write it anew: what replicas of before have stored must be read for ever.
+    /// `VMWATCH_BLESS=1` does not rewrite it: records stored by earlier versions must stay readable.
     const GOLDEN: &str = include_str!("../../../tests/golden/forms/operation-record.json");
 
     #[test]
-    fn a_stored_record_is_what_its_golden_file_says() {
+    fn encodes_record_as_golden_file() {
         let record = Record::decode(GOLDEN.as_bytes()).unwrap();
         assert!(!record.newer);
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_a_record_of_a_newer_version_by_whatever_is_new() {
+    fn marks_record_of_newer_version() {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         for (place, value) in [
             ("/operation/verb", "migrate"),

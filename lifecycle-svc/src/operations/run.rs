@@ -1,17 +1,16 @@
-//! Carrying one command out, as the holder of its lease.
+//! Carries out one operation while holding its lease.
 //!
 //! ```text
-//!        ┌─────────────────────────────────────┐
-//!        v                                     │ wait a little
-//!   look at the machine ──> machine::next ──> Wait
-//!        ^                    │     └──> Done, Refuse, Fail, Unknown ──> audit, record, end
-//!        │                   Act
-//!        └── tell the driver <┴── record that it is told
+//!        ┌─────────────────────────────────────────────┐
+//!        v                                             │ pause
+//!   read the VM's state ──> state_state_machine::next ──> Wait
+//!        ^                          │     └──> Done, Refuse, Fail, Unknown ──> audit, record, end
+//!        │                         Act
+//!        └── send the action <──────┴── record that it is being sent
 //! ```
 //!
-//! What is to be done is written before it is done, by compare-and-set: whoever
-//! finds a record that says "running" knows that the hypervisor may have been told, and who finds "requested" knows
-//! that it was not.
+//! Each step is written by compare-and-set before it is taken: a record in state "running" means that the action may
+//! have been sent, and "requested" means that it was not.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,216 +25,222 @@ use vmwatch_api::{
 
 use super::{
     Operations,
-    held::{Held, Stopped},
-    record::{End, Record, plain_state},
+    leased::{Aborted, Leased},
+    record::{End, Record, describe_state},
 };
 use crate::{
     driver::DriverError,
-    fleet::{Hypervisor, Located, Unowned},
-    machine::{self, Action, Progress, Step, Told},
+    fleet::{Hypervisor, Located, OwnerError},
+    state_machine::{self, ActOutcome, Action, Progress, Step},
 };
 
-/// Between two looks at a machine: soon at first, since most commands take effect at once.
-const FIRST_LOOK: Duration = Duration::from_millis(50);
-const LAST_LOOK: Duration = Duration::from_secs(2);
-/// How long a machine may take to show that it obeyed an act of which no answer came, once the deadline for another
-/// has passed.
+/// Bounds of the interval at which the VM's state is polled; short at first, since most actions take effect at once.
+const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
+const MAX_POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a VM may take to show the effect of an unanswered action, once the deadline for another attempt has passed.
 const SETTLE: Duration = Duration::from_secs(10);
-/// A command that this replica carries out.
+
+/// An operation that this replica carries out.
 pub(super) struct Run {
     operations: Arc<Operations>,
-    held: Held,
-    told: Told,
-    /// When the hypervisor was last told, or the command was adopted.
-    told_at: Instant,
-    /// The hypervisor that was told. Until it is to be told again it alone is asked for the VM's state.
-    on: Option<Arc<Hypervisor>>,
-    /// The hypervisor's words on the last act that failed.
-    words: Option<String>,
+    leased: Leased,
+    outcome: ActOutcome,
+    /// When the action was last sent, or the operation was adopted.
+    acted_at: Instant,
+    /// The hypervisor that the action was sent to. Until the next attempt only this one is asked for the VM's state.
+    sent_to: Option<Arc<Hypervisor>>,
+    /// The hypervisor's message for the last failed act.
+    reason: Option<String>,
 }
 
 impl Run {
-    /// Carries out a command whose record was just written at this revision.
+    /// Takes an operation whose record was just written at this revision.
     pub(super) fn new(operations: Arc<Operations>, record: Record, revision: u64) -> Self {
-        let told = match record.operation.state {
-            OperationState::Requested => Told::Nothing,
-            _ => Told::Unclear,
+        let outcome = match record.operation.state {
+            OperationState::Requested => ActOutcome::NotSent,
+            _ => ActOutcome::Unknown,
         };
         let store = operations.store.clone();
         let lease = operations.settings.lease;
         Self {
             operations,
-            held: Held::new(store, record, revision, lease),
-            told,
-            told_at: Instant::now(),
-            on: None,
-            words: None,
+            leased: Leased::new(store, record, revision, lease),
+            outcome,
+            acted_at: Instant::now(),
+            sent_to: None,
+            reason: None,
         }
     }
 
-    /// Carries it out to its end.
-    pub(super) async fn drive(mut self) -> Result<Operation, Stopped> {
+    /// Carries out the operation to its end.
+    pub(super) async fn drive(mut self) -> Result<Operation, Aborted> {
         let end = self.carry_out().await?;
         self.finish(end).await?;
-        Ok(self.held.record.operation)
+        Ok(self.leased.record.operation)
     }
 
-    /// Ends it before anything is done.
-    pub(super) async fn without_acting(mut self, end: End) -> Result<Operation, Stopped> {
+    /// Ends the operation without acting.
+    pub(super) async fn end_without_acting(mut self, end: End) -> Result<Operation, Aborted> {
         self.finish(end).await?;
-        Ok(self.held.record.operation)
+        Ok(self.leased.record.operation)
     }
 
-    async fn carry_out(&mut self) -> Result<End, Stopped> {
+    async fn carry_out(&mut self) -> Result<End, Aborted> {
         let verb = self.operation().verb;
-        let mut pause = FIRST_LOOK;
+        let mut pause = MIN_POLL_INTERVAL;
         loop {
-            match self.look().await? {
-                Look::End(end) => return Ok(end),
-                Look::Silent => {}
-                Look::At(located) => match machine::next(verb, located.state, self.progress()) {
-                    Step::Done => return Ok(End::Succeeded(located.state)),
-                    Step::Refuse(why) => return Ok(self.failed(FaultKind::Conflict, why)),
-                    Step::Fail(why) => {
-                        self.hear_why(&located.hypervisor).await?;
-                        return Ok(self.failed(FaultKind::Backend, why));
-                    }
-                    Step::Unknown => return Ok(End::Unknown(UNKNOWN.to_owned())),
-                    Step::Act if !self.is_late() => {
-                        // No act without asking every hypervisor just before: another may have the VM by now.
-                        if self.on.take().is_some() {
+            match self.observe().await? {
+                Observation::End(end) => return Ok(end),
+                Observation::Unreachable => {}
+                Observation::State(located) => {
+                    match state_machine::next(verb, located.state, self.progress()) {
+                        Step::Done => return Ok(End::Succeeded(located.state)),
+                        Step::Refuse(why) => return Ok(self.failed(FaultKind::Conflict, why)),
+                        Step::Fail(why) => {
+                            self.fetch_reason(&located.hypervisor).await?;
+                            return Ok(self.failed(FaultKind::Backend, why));
+                        }
+                        Step::Unknown => return Ok(End::Unknown(UNKNOWN.to_owned())),
+                        Step::Act if !self.is_late() => {
+                            // Ask every hypervisor immediately before each act: another may have the VM by now.
+                            if self.sent_to.take().is_some() {
+                                continue;
+                            }
+                            if let Some(end) = self.act(&located.hypervisor).await? {
+                                return Ok(end);
+                            }
+                            pause = MIN_POLL_INTERVAL;
                             continue;
                         }
-                        if let Some(end) = self.act(&located.hypervisor).await? {
-                            return Ok(end);
-                        }
-                        pause = FIRST_LOOK;
-                        continue;
-                    }
-                    step @ (Step::Act | Step::Wait) => {
-                        if let Some(end) = self.out_of_time(located.state, step == Step::Act) {
-                            return Ok(end);
+                        step @ (Step::Act | Step::Wait) => {
+                            if let Some(end) = self.out_of_time(located.state, step == Step::Act) {
+                                return Ok(end);
+                            }
                         }
                     }
-                },
+                }
             }
-            self.held.during(sleep(pause)).await?;
-            pause = (pause * 2).min(LAST_LOOK);
+            self.leased.during(sleep(pause)).await?;
+            pause = (pause * 2).min(MAX_POLL_INTERVAL);
         }
     }
 
-    /// What the hypervisor says of the machine, or how the command ends because it says nothing.
-    async fn look(&mut self) -> Result<Look, Stopped> {
-        Ok(match self.find().await? {
+    /// Reads the VM's state, or ends the operation if it cannot be read.
+    async fn observe(&mut self) -> Result<Observation, Aborted> {
+        Ok(match self.locate().await? {
             Ok(located) => {
-                self.held.record.operation.hypervisor = Some(located.hypervisor.name.clone());
-                Look::At(located)
+                self.leased.record.operation.hypervisor = Some(located.hypervisor.name.clone());
+                Observation::State(located)
             }
-            Err(Unowned::Driver(DriverError::NotFound)) => Look::End(self.absent()),
-            Err(Unowned::Driver(error)) if self.told == Told::Nothing => {
-                Look::End(End::of(&Fault::from(error)))
+            Err(OwnerError::Driver(DriverError::NotFound)) => Observation::End(self.absent()),
+            Err(OwnerError::Driver(error)) if self.outcome == ActOutcome::NotSent => {
+                Observation::End(End::from_fault(&Fault::from(error)))
             }
-            Err(refusal @ (Unowned::Several(_) | Unowned::LastOn(_))) => Look::End(self.disputed(&refusal)),
-            Err(Unowned::Driver(error)) => {
-                debug!(operation = %self.operation().id, %error, "no state; it is asked again");
-                let silent = format!("the hypervisor does not answer: {error}");
-                self.out_of_limit(&silent).map_or(Look::Silent, Look::End)
+            Err(refusal @ (OwnerError::Several(_) | OwnerError::LastOn(_))) => {
+                Observation::End(self.disputed(&refusal))
+            }
+            Err(OwnerError::Driver(error)) => {
+                debug!(operation = %self.operation().id, %error, "reading the VM's state failed; retrying");
+                let message = format!("the hypervisor does not answer: {error}");
+                self.out_of_limit(&message)
+                    .map_or(Observation::Unreachable, Observation::End)
             }
         })
     }
 
-    /// Asks the hypervisor that was told, or all of them.
-    async fn find(&mut self) -> Result<Result<Located, Unowned>, Stopped> {
+    /// Asks the hypervisor that the action was sent to, or all of them.
+    async fn locate(&mut self) -> Result<Result<Located, OwnerError>, Aborted> {
         let id = self.operation().instance_id.clone();
-        if let Some(hypervisor) = self.on.clone() {
-            match self.held.during(hypervisor.ask(&id)).await? {
-                // It was moved, perhaps.
-                Err(DriverError::NotFound) => self.on = None,
+        if let Some(hypervisor) = self.sent_to.clone() {
+            match self.leased.during(hypervisor.state(&id)).await? {
+                // The VM may have been migrated.
+                Err(DriverError::NotFound) => self.sent_to = None,
                 Err(error) => return Ok(Err(error.into())),
                 Ok(state) => return Ok(Ok(Located { hypervisor, state })),
             }
         }
         let fleet = Arc::clone(&self.operations.fleet);
         let starting = self.operation().verb == Verb::Start;
-        self.held
+        self.leased
             .during(async move { fleet.owner(&id, starting).await })
             .await
     }
 
-    /// The end of a command whose VM more than one hypervisor has, or may have.
-    fn disputed(&self, refusal: &Unowned) -> End {
-        match self.told {
-            Told::Nothing => End::Failed {
+    /// The end of an operation whose VM several hypervisors have, or may have.
+    fn disputed(&self, refusal: &OwnerError) -> End {
+        match self.outcome {
+            ActOutcome::NotSent => End::Failed {
                 kind: FaultKind::Conflict,
                 message: format!("{refusal}; nothing was done"),
             },
-            Told::Accepted | Told::Unclear => End::Unknown(format!(
-                "{refusal}; the command was sent before, and may or may not have been carried out"
+            ActOutcome::Accepted | ActOutcome::Unknown => End::Unknown(format!(
+                "{refusal}; the action was sent before, and may or may not have been carried out"
             )),
         }
     }
 
-    /// The end of a command whose machine is not there (any more).
+    /// The end of an operation whose VM does not exist (any more).
     fn absent(&self) -> End {
-        match (self.told, self.operation().verb) {
-            (Told::Nothing, _) => End::of(&vmwatch_api::no_such_vm()),
-            // A machine without a definition is gone once it is off.
+        match (self.outcome, self.operation().verb) {
+            (ActOutcome::NotSent, _) => End::from_fault(&vmwatch_api::no_such_vm()),
+            // A transient libvirt domain disappears when it is shut off.
             (_, Verb::Stop | Verb::ForceStop) => End::Succeeded(MachineState::ShutOff),
             (_, Verb::Start | Verb::Reboot | Verb::Unknown) => {
-                self.failed(FaultKind::Backend, "the machine is gone")
+                self.failed(FaultKind::Backend, "the VM no longer exists")
             }
         }
     }
 
-    /// Tells the hypervisor, once that is on record. An end where it refused for good.
-    async fn act(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<Option<End>, Stopped> {
+    /// Records the attempt, then sends the action to the hypervisor. Returns an end if it was refused for good.
+    async fn act(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<Option<End>, Aborted> {
         let operation = self.operation();
         let (id, verb) = (operation.instance_id.clone(), operation.verb);
-        let Some(action) = machine::action(verb, operation.hard) else {
-            let why = "this version of the service does not know the command";
+        let Some(action) = state_machine::action(verb, operation.hard) else {
+            let why = "this version of the service does not know the action";
             return Ok(Some(self.failed(FaultKind::Internal, why)));
         };
-        self.held.record.acts += 1;
-        let telling = format!("telling {} to {}", hypervisor.name, plain_action(action));
-        self.held.record.note(OperationState::Running, telling);
-        self.held.write_until(self.operation().deadline_ms).await?;
-        info!(operation = %self.operation().id, instance = %id, hypervisor = hypervisor.name, %verb, "telling it");
-        let fence = self.held.fence();
-        let told = self.held.during(hypervisor.tell(&id, action, &fence)).await?;
-        if let Err(DriverError::NotBegun(why)) = told {
-            self.held.record.acts -= 1;
-            let not_told = format!("not sent to {}: {why}", hypervisor.name);
-            self.held.record.note(self.operation().state, not_told);
+        self.leased.record.acts += 1;
+        let sending = format!("sending to {}: {}", hypervisor.name, describe_action(action));
+        self.leased.record.note(OperationState::Running, sending);
+        self.leased.write_with_retry(self.operation().deadline_ms).await?;
+        info!(operation = %self.operation().id, instance = %id, hypervisor = hypervisor.name, %verb, "sending action to hypervisor");
+        let fence = self.leased.fence();
+        let sent = self.leased.during(hypervisor.send(&id, action, &fence)).await?;
+        if let Err(DriverError::NotBegun(why)) = sent {
+            self.leased.record.acts -= 1;
+            let not_sent = format!("not sent to {}: {why}", hypervisor.name);
+            self.leased.record.note(self.operation().state, not_sent);
             return Ok(None);
         }
-        self.told_at = Instant::now();
-        self.on = Some(Arc::clone(hypervisor));
-        match told {
+        self.acted_at = Instant::now();
+        self.sent_to = Some(Arc::clone(hypervisor));
+        match sent {
             Ok(()) => {
-                self.told = Told::Accepted;
-                self.held
-                    .record
-                    .note(OperationState::Running, format!("{} took it", hypervisor.name));
+                self.outcome = ActOutcome::Accepted;
+                self.leased.record.note(
+                    OperationState::Running,
+                    format!("{} accepted it", hypervisor.name),
+                );
                 Ok(None)
             }
-            Err(error) => self.told_in_vain(hypervisor, error).await,
+            Err(error) => self.act_failed(hypervisor, error).await,
         }
     }
 
-    /// After an act that failed: no answer leaves it unclear; a refusal is final unless the machine is, or is becoming,
-    /// what it was asked to be, since somebody else may have been faster.
-    async fn told_in_vain(
+    /// Handles a failed act. Without an answer the outcome is unknown. A refusal is final unless the VM already is in
+    /// the wanted state or on its way there, because another client was faster.
+    async fn act_failed(
         &mut self,
         hypervisor: &Arc<Hypervisor>,
         error: DriverError,
-    ) -> Result<Option<End>, Stopped> {
-        warn!(operation = %self.operation().id, hypervisor = hypervisor.name, %error, "it did not take it");
+    ) -> Result<Option<End>, Aborted> {
+        warn!(operation = %self.operation().id, hypervisor = hypervisor.name, %error, "hypervisor rejected action");
         let said = format!("{} said: {error}", hypervisor.name);
-        self.held.record.note(OperationState::Running, said);
-        self.words = Some(error.to_string());
+        self.leased.record.note(OperationState::Running, said);
+        self.reason = Some(error.to_string());
         match error {
             DriverError::Timeout | DriverError::Unavailable(_) | DriverError::NotBegun(_) => {
-                self.told = Told::Unclear;
+                self.outcome = ActOutcome::Unknown;
                 Ok(None)
             }
             DriverError::NotFound => Ok(None),
@@ -244,83 +249,89 @@ impl Run {
                     Arc::clone(&hypervisor.driver),
                     self.operation().instance_id.clone(),
                 );
-                let state = self.held.during(async move { driver.state(&id).await }).await?;
+                let state = self.leased.during(async move { driver.state(&id).await }).await?;
                 let afresh = Progress {
-                    told: Told::Nothing,
+                    outcome: ActOutcome::NotSent,
                     ..self.progress()
                 };
                 let goes_on = state
-                    .map(|state| machine::next(self.operation().verb, state, afresh))
+                    .map(|state| state_machine::next(self.operation().verb, state, afresh))
                     .is_ok_and(|step| matches!(step, Step::Done | Step::Wait));
                 if !goes_on {
-                    return Ok(Some(End::of(&Fault::from(error))));
+                    return Ok(Some(End::from_fault(&Fault::from(error))));
                 }
-                // What was refused of a reboot is still to be done; the others are being done by somebody else.
+                // A refused reboot is still to be done; other actions are being done by another client.
                 if self.operation().verb != Verb::Reboot {
-                    self.told = Told::Accepted;
+                    self.outcome = ActOutcome::Accepted;
                 }
                 Ok(None)
             }
         }
     }
 
-    /// Asks the hypervisor why the machine is not as it was asked to be.
-    async fn hear_why(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<(), Stopped> {
+    /// Asks the hypervisor why the VM is not in the wanted state.
+    async fn fetch_reason(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<(), Aborted> {
         let (driver, id) = (
             Arc::clone(&hypervisor.driver),
             self.operation().instance_id.clone(),
         );
-        if let Ok(Some(words)) = self.held.during(async move { driver.why(&id).await }).await? {
-            self.words = Some(words);
+        if let Ok(Some(words)) = self
+            .leased
+            .during(async move { driver.failure_reason(&id).await })
+            .await?
+        {
+            self.reason = Some(words);
         }
         Ok(())
     }
 
     fn progress(&self) -> Progress {
         Progress {
-            told: self.told,
-            acts: self.held.record.acts,
-            since: self.told_at.elapsed(),
+            outcome: self.outcome,
+            acts: self.leased.record.acts,
+            since: self.acted_at.elapsed(),
         }
     }
 
-    /// Whether nobody waits for the command any more, so that it is not to be begun.
+    /// Whether the deadline has passed, so that the action must not be sent any more.
     fn is_late(&self) -> bool {
         unix_millis() >= self.operation().deadline_ms
     }
 
-    /// The end of a command that has no time left for what is to be done next.
+    /// The end of an operation that has no time left for its next step.
     fn out_of_time(&self, state: MachineState, to_act: bool) -> Option<End> {
-        if self.is_late() && self.told == Told::Nothing {
-            let so_far = match &self.words {
-                None => "the deadline passed before the hypervisor was told; nothing was done".to_owned(),
-                Some(words) => format!("the deadline passed while the hypervisor refused it: {words}"),
+        if self.is_late() && self.outcome == ActOutcome::NotSent {
+            let so_far = match &self.reason {
+                None => "the deadline passed before the action was sent; nothing was done".to_owned(),
+                Some(words) => {
+                    format!("the deadline passed while the hypervisor refused the action: {words}")
+                }
             };
             return Some(End::TimedOut(so_far));
         }
-        let state = plain_state(state);
-        if self.is_late() && to_act && self.told_at.elapsed() >= SETTLE {
+        let state = describe_state(state);
+        if self.is_late() && to_act && self.acted_at.elapsed() >= SETTLE {
             return Some(End::TimedOut(format!(
-                "the machine is {state}, and the deadline for telling the hypervisor again has passed"
+                "the VM is {state}, and the deadline for another attempt has passed"
             )));
         }
-        self.out_of_limit(&format!("the machine is {state}"))
+        self.out_of_limit(&format!("the VM is {state}"))
     }
 
-    /// The end of a command that was followed for as long as any is.
+    /// The end of an operation that has reached the time limit.
     fn out_of_limit(&self, so_far: &str) -> Option<End> {
         let limit = self.operations.settings.limit;
         let asked_at = Duration::from_millis(self.operation().requested_at_ms);
         let followed = Duration::from_millis(unix_millis()).saturating_sub(asked_at);
         (followed >= limit).then(|| {
-            let message = format!("{so_far}, {} s after it was asked", followed.as_secs());
+            let message = format!("{so_far}, {} s after the request", followed.as_secs());
             End::TimedOut(message)
         })
     }
 
     fn failed(&self, kind: FaultKind, why: &str) -> End {
         let words = self
-            .words
+            .reason
             .as_ref()
             .map(|words| format!(" (the hypervisor said: {words})"));
         End::Failed {
@@ -329,19 +340,22 @@ impl Run {
         }
     }
 
-    /// Puts the end into the audit, then into the record: a crash in between makes the audit say it twice rather than
+    /// Writes the end to the audit, then to the record: after a crash in between, the audit has it twice rather than
     /// not at all.
-    async fn finish(&mut self, end: End) -> Result<(), Stopped> {
-        let mut ended = self.held.record.clone();
+    async fn finish(&mut self, end: End) -> Result<(), Aborted> {
+        let mut ended = self.leased.record.clone();
         ended.end(end);
         let operations = Arc::clone(&self.operations);
-        self.held.during(operations.trail.end(&ended.operation)).await?;
-        self.held.record = ended;
+        self.leased.during(operations.trail.end(&ended.operation)).await?;
+        self.leased.record = ended;
         let limit = u64::try_from(self.operations.settings.limit.as_millis()).unwrap_or(u64::MAX);
-        let written = self.held.write_until(unix_millis().saturating_add(limit)).await;
+        let written = self
+            .leased
+            .write_with_retry(unix_millis().saturating_add(limit))
+            .await;
         if let Err(stopped) = written {
             counter!("vmwatch_operations_unrecorded_total").increment(1);
-            error!(operation = %self.operation().id, error = %stopped, "its end is not on record");
+            error!(operation = %self.operation().id, error = %stopped, "recording the end of the operation failed");
             return Err(stopped);
         }
         self.tell();
@@ -349,7 +363,7 @@ impl Run {
     }
 
     fn operation(&self) -> &Operation {
-        &self.held.record.operation
+        &self.leased.record.operation
     }
 
     fn tell(&self) {
@@ -373,22 +387,22 @@ impl Run {
     }
 }
 
-const UNKNOWN: &str = "the hypervisor may or may not have done it: no answer came, and it is not to be done twice; \
-                       look at the machine before asking again";
+const UNKNOWN: &str = "the action may or may not have taken effect: the hypervisor did not answer, and the action must not be repeated; \
+                       check the VM before trying again";
 
-/// What came of a look at the machine.
-enum Look {
-    At(Located),
-    Silent,
+/// The result of reading the VM's state.
+enum Observation {
+    State(Located),
+    Unreachable,
     End(End),
 }
 
-const fn plain_action(action: Action) -> &'static str {
+const fn describe_action(action: Action) -> &'static str {
     match action {
-        Action::Start => "make it run",
-        Action::Shutdown => "ask its system to shut down",
-        Action::Reboot { hard: false } => "reboot it",
-        Action::Reboot { hard: true } => "reset it",
-        Action::Destroy => "cut its power",
+        Action::Start => "start the VM",
+        Action::Shutdown => "ask the guest to shut down",
+        Action::Reboot { hard: false } => "reboot the guest",
+        Action::Reboot { hard: true } => "reset the VM",
+        Action::Destroy => "cut the VM's power",
     }
 }

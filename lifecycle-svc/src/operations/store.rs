@@ -1,5 +1,5 @@
-//! The bucket of records: every write is a compare-and-set on the record's revision, so that of two replicas that
-//! believe a command is theirs only one can go on.
+//! The KV bucket of operation records. Every write is a compare-and-set on the record's revision, so that of two
+//! replicas that both believe to own an operation only one can continue.
 
 use std::time::Duration;
 
@@ -17,27 +17,27 @@ use vmwatch_bus::{
 use super::record::Record;
 use crate::{config::OperationSettings, events::Events};
 
-/// The bucket; the key is the command's id.
+/// Name of the bucket; its keys are operation ids.
 pub(crate) const OPERATION_BUCKET: &str = "vmwatch_operations";
-/// JetStream answers in milliseconds or not at all.
+/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// The bucket could not be read or written.
+/// Why the bucket could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
-    /// JetStream failed. A write may have been taken all the same.
+    /// JetStream failed. A write may still have taken effect.
     #[error("the record store failed")]
     Bucket(#[source] async_nats::Error),
-    /// JetStream refused the write: the bucket is full, or larger records are not allowed.
-    #[error("the record store takes no more")]
+    /// JetStream refused the write: the bucket is full, or the record is too large.
+    #[error("the record store refused the write")]
     Refused(#[source] async_nats::Error),
-    /// It did not answer in time. A write may be taken all the same.
+    /// JetStream did not answer in time. A write may still take effect.
     #[error("the record store did not answer in time")]
     Timeout,
-    /// The bucket could not be followed lately, or was rolled back and is being read again.
-    #[error("the record store is not followed at the moment")]
+    /// This replica's copy of the bucket is stale, or is being read again after the bucket was rolled back.
+    #[error("the copy of the record store is stale")]
     NotFollowed,
-    /// A record could not be encoded, or what is stored is none.
+    /// A record could not be encoded or decoded.
     #[error("a record could not be encoded or decoded")]
     Codec(#[from] serde_json::Error),
 }
@@ -45,10 +45,10 @@ pub(super) enum StoreError {
 /// The outcome of a compare-and-set.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// At this revision.
+    /// Written at this revision.
     At(u64),
-    /// Somebody else wrote since.
-    Overtaken,
+    /// Another replica has written the record since.
+    Conflict,
 }
 
 /// A record and its revision.
@@ -60,11 +60,11 @@ pub(super) struct Store {
     events: Events,
 }
 
-/// The bucket, as the settings have it.
+/// The bucket according to the settings.
 pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
     Bucket {
         name: OPERATION_BUCKET,
-        description: "records of commands on VMs",
+        description: "operations on VMs",
         max_age: settings.keep,
         max_bytes: settings.max_bytes,
         replicas: settings.replicas,
@@ -72,7 +72,7 @@ pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
 }
 
 impl Store {
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket, and creates it if missing.
     pub(super) async fn open(
         bus: &Bus,
         settings: &OperationSettings,
@@ -82,16 +82,16 @@ impl Store {
         Ok(Self { bucket, events })
     }
 
-    /// Makes the record, unless there is one with its id.
+    /// Creates the record, unless one with its id exists.
     pub(super) async fn create(&self, record: &Record) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
         let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
         match created {
             Ok(revision) => {
-                self.events.tell_operation(&record.operation).await;
+                self.events.publish_operation(&record.operation).await;
                 Ok(Written::At(revision))
             }
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Overtaken),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Conflict),
             Err(error) if error.kind() == CreateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),
         }
@@ -103,10 +103,10 @@ impl Store {
         let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
         match updated {
             Ok(revision) => {
-                self.events.tell_operation(&record.operation).await;
+                self.events.publish_operation(&record.operation).await;
                 Ok(Written::At(revision))
             }
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Overtaken),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Conflict),
             Err(error) if error.kind() == UpdateErrorKind::Other => Err(StoreError::Refused(error.into())),
             Err(error) => Err(StoreError::Bucket(error.into())),
         }
@@ -122,9 +122,9 @@ impl Store {
             .transpose()
     }
 
-    /// The size of all records.
+    /// The size of the bucket.
     pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
-        // Not the bucket's `status()`, which is as old as the bucket's handle.
+        // `status()` of the bucket would return the size at the time the bucket was opened.
         let info = within(self.bucket.stream.get_info()).await?;
         Ok(info
             .map_err(|error| StoreError::Bucket(error.into()))?
@@ -134,7 +134,7 @@ impl Store {
 }
 
 impl StoreError {
-    /// Whether another try would fail as well.
+    /// Whether a retry would fail as well.
     pub(super) const fn is_final(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Codec(_))
     }
@@ -152,10 +152,6 @@ impl From<StoreError> for Fault {
             StoreError::NotFollowed => FaultKind::Unavailable,
             _ => FaultKind::Backend,
         };
-        Self::new(
-            kind,
-            "the records of commands cannot be reached at the moment; try again shortly",
-        )
-        .caused_by(error)
+        Self::new(kind, "the store of operations is unreachable; try again shortly").caused_by(error)
     }
 }

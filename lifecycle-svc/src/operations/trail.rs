@@ -1,5 +1,4 @@
-//! What the audit says of a command: that it was asked for, before anything is done, and how it ended; or that it was
-//! refused.
+//! Writes audit records of operations: a request before anything is done, then its end; or a refusal.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +16,7 @@ use vmwatch_bus::{
     serve::Refused,
 };
 
-/// Tries to append an end, and the pause before the second; each later pause is twice as long.
+/// Number of attempts to append an end, and the pause after the first; each later pause is twice as long.
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -33,17 +32,17 @@ impl Trail {
         Self { audit, refusals }
     }
 
-    /// Appends that a command was asked for. Without it nothing is to be done.
+    /// Appends the request. If this fails, the operation must not be carried out.
     pub(super) async fn begin(&self, operation: &Operation) -> Result<(), AuditError> {
-        let Some(record) = record_of(operation, AuditResult::Requested, String::new()) else {
+        let Some(record) = audit_record(operation, AuditResult::Requested, String::new()) else {
             return Ok(());
         };
         self.audit
-            .begin(&record, &once(operation, AuditResult::Requested))
+            .begin(&record, &message_id(operation, AuditResult::Requested))
             .await
     }
 
-    /// Appends a command's end.
+    /// Appends the end of an operation.
     pub(super) async fn end(&self, operation: &Operation) {
         let result = match operation.state {
             OperationState::Requested | OperationState::Running | OperationState::Unknown => {
@@ -59,15 +58,15 @@ impl Trail {
             .last()
             .map(|event| event.text.clone())
             .unwrap_or_default();
-        let Some(record) = record_of(operation, result, detail) else {
+        let Some(record) = audit_record(operation, result, detail) else {
             return;
         };
         let mut failed = None;
         for attempt in 0..TRIES {
-            match self.audit.append(&record, &once(operation, result)).await {
+            match self.audit.append(&record, &message_id(operation, result)).await {
                 Ok(()) => return,
                 Err(error) => {
-                    warn!(operation = %operation.id, attempt, %error, "its end is not in the audit yet");
+                    warn!(operation = %operation.id, attempt, %error, "auditing the end of the operation failed; retrying");
                     failed = Some(error);
                 }
             }
@@ -83,7 +82,7 @@ impl Trail {
         &self.refusals
     }
 
-    /// Appends that a command was refused because of the user's role or scope; nothing was begun.
+    /// Appends that an action was refused because of the user's role or scope; nothing was begun.
     pub(super) async fn refused(&self, refused: &Refused) {
         let target: Option<Target> = serde_json::from_slice(&refused.body).ok();
         let context = &refused.context;
@@ -107,13 +106,13 @@ impl Trail {
     }
 }
 
-/// Of one command, one record of each result.
-fn once(operation: &Operation, result: AuditResult) -> String {
+/// The message id that makes each result of an operation appear once in the audit.
+fn message_id(operation: &Operation, result: AuditResult) -> String {
     format!("{}.{result}", operation.id)
 }
 
-/// None of a command of a newer version, which audits its own.
-fn record_of(operation: &Operation, result: AuditResult, detail: String) -> Option<AuditRecord> {
+/// The audit record; `None` for an action of a newer version, whose replicas audit it.
+fn audit_record(operation: &Operation, result: AuditResult, detail: String) -> Option<AuditRecord> {
     let action = match operation.verb {
         Verb::Start => Start::INFO,
         Verb::Stop => Stop::INFO,

@@ -1,5 +1,6 @@
-//! What this replica knows of all commands, by following the bucket: which are not ended, so that one whose owner died
-//! is adopted, and the newest ones, to be listed. Nothing is decided by it: what it says is read again first.
+//! This replica's copy of all operations, kept current by following the KV bucket. It shows which operations have not
+//! ended, so that those with an expired lease are adopted, and lists the newest. It may be slightly old: decisions are
+//! made on records read again from the bucket.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,21 +25,21 @@ use super::{
     store::{OPERATION_BUCKET, StoreError},
 };
 
-/// The commands that can be listed: some 15 MB at the most.
-const LISTED: usize = 10_000;
-/// What a record takes in the bucket beside its own bytes: subject, headers, and the server's frame.
-const OVERHEAD: u64 = 256;
-/// Commands are not listed if the bucket could not be followed for so long.
+/// Maximum number of operations kept for listing: about 15 MB.
+const MAX_LISTED: usize = 10_000;
+/// Size of a message in the bucket in addition to its value: subject, headers and the server's framing.
+const MESSAGE_OVERHEAD: u64 = 256;
+/// Operations are not listed if the copy was not confirmed current for this long.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// When the leases of commands that are not ended run out, Unix milliseconds.
+    /// End of the lease of each operation that has not ended, Unix milliseconds.
     open: HashMap<OperationId, u64>,
-    /// The newest by their last change.
+    /// The most recently changed operations, by revision.
     newest: BTreeMap<u64, Arc<Operation>>,
     revisions: HashMap<OperationId, u64>,
-    /// The size of the bucket when it was last measured, and of all that was written since.
+    /// Upper bound of the bucket's size: the last measurement plus everything written since.
     bytes: u64,
 }
 
@@ -47,7 +48,7 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Starts to follow the bucket, until shutdown.
+    /// Starts following the bucket, until shutdown.
     pub(super) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
         let known = Known::default();
         Self {
@@ -55,19 +56,19 @@ impl View {
         }
     }
 
-    /// Waits until the bucket was read.
+    /// Waits until the bucket was read once.
     pub(super) async fn filled(&self) {
         self.follower.filled().await;
     }
 
-    /// The commands that are not ended and whose lease has run out by then.
+    /// The operations that have not ended and whose lease has expired at this time.
     pub(super) fn orphans(&self, now_ms: u64) -> Vec<OperationId> {
         let known = self.follower.read();
         let expired = known.open.iter().filter(|&(_, &until)| until < now_ms);
         expired.map(|(id, _)| id.clone()).collect()
     }
 
-    /// A page of the newest commands that pass, by when they were asked.
+    /// A page of the newest operations accepted by `pass`, ordered by the time of their request.
     pub(super) fn newest(
         &self,
         most: usize,
@@ -91,17 +92,17 @@ impl View {
         Ok(OperationPage { operations, more })
     }
 
-    /// The size of the bucket, or more: what was written since it was measured may have replaced something.
+    /// Upper bound of the bucket's size; writes since the last measurement may have replaced older records.
     pub(super) fn bytes_at_most(&self) -> u64 {
         self.follower.read().bytes
     }
 
-    /// Notes the size of the bucket.
+    /// Sets the measured size of the bucket.
     pub(super) fn measured(&self, bytes: u64) {
         self.follower.write().bytes = bytes;
     }
 
-    /// Forgets a command whose record is gone: the bucket deletes the oldest without an event.
+    /// Removes an operation whose record no longer exists: the bucket expires records without an event.
     pub(super) fn forget(&self, id: &OperationId) {
         self.follower.write().replace(id.clone(), 0, None);
     }
@@ -114,13 +115,13 @@ impl Table for Known {
 
     fn apply(&mut self, entry: &kv::Entry) {
         let size = u64::try_from(entry.value.len()).unwrap_or(u64::MAX);
-        self.bytes = self.bytes.saturating_add(size.saturating_add(OVERHEAD));
+        self.bytes = self.bytes.saturating_add(size.saturating_add(MESSAGE_OVERHEAD));
         let Ok(id) = entry.key.parse::<OperationId>() else {
             return;
         };
         let record = match entry.operation {
             kv::Operation::Put => Record::decode(&entry.value)
-                .inspect_err(|error| warn!(%error, %id, "a record cannot be read"))
+                .inspect_err(|error| warn!(%error, %id, "decoding an operation failed"))
                 .ok(),
             kv::Operation::Delete | kv::Operation::Purge => None,
         };
@@ -148,7 +149,7 @@ impl Known {
         }
         self.revisions.insert(id, revision);
         self.newest.insert(revision, Arc::new(record.operation));
-        while self.newest.len() > LISTED {
+        while self.newest.len() > MAX_LISTED {
             if let Some((_, oldest)) = self.newest.pop_first() {
                 self.revisions.remove(&oldest.id);
             }

@@ -1,5 +1,5 @@
-//! A cloud: Keystone and Nova as far as the driver speaks with them, answering as the real ones were seen to. What it
-//! is asked is kept, and it can be held at any step, so that a test decides what happens between two of them.
+//! A simulated cloud: the parts of Keystone and Nova that the driver uses, answering as the real ones do. It records
+//! the actions that it receives and can hold requests at any step, so that a test decides what happens in between.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,26 +20,26 @@ pub(crate) const USER: &str = "vmwatch";
 pub(crate) const PASSWORD: &str = "the cloud's password";
 pub(crate) const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret");
 
-/// Where the cloud can be held.
+/// Steps at which the cloud can hold a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum At {
-    /// A server is asked for; no answer yet.
-    Look,
-    /// A command has arrived; nothing is done yet.
+    /// A server's state was requested and is not answered yet.
+    Read,
+    /// An action has arrived and has not taken effect yet.
     Arrived,
-    /// It is done; no answer yet.
+    /// An action has taken effect and is not answered yet.
     Done,
 }
 
-/// What a command does to a server.
+/// What an action does to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Obedience {
-    /// It is carried out before the answer.
+    /// It takes effect before the answer.
     AtOnce,
-    /// It is begun; the test says when it is done, by [`Cloud::settle`].
+    /// It begins; the test completes it with [`Cloud::settle`].
     Later,
-    /// It is accepted, tried, and fails.
-    InVain,
+    /// It is accepted and then fails.
+    Fails,
 }
 
 #[derive(Debug, Clone)]
@@ -72,32 +72,32 @@ struct Inner {
     logins: u32,
     page_size: usize,
     obedience: Obedience,
-    /// Commands as they arrived: server, command, status of the answer.
+    /// Received actions: server, action, status of the answer.
     commands: Vec<(String, String, u16)>,
-    /// What is answered instead of a server, whatever it is.
+    /// The answer to every request for a server, instead of the server.
     instead: Option<(u16, Bytes)>,
     held: HashMap<At, usize>,
     given_up: usize,
 }
 
-/// The steps at which requests are held, and how many of the held ones may go on.
+/// The steps at which requests are held, and the number of held requests that may continue.
 #[derive(Default)]
 struct Holds {
     at: HashSet<At>,
     passes: HashMap<At, usize>,
 }
 
-/// A cloud, on a port of its own.
+/// A cloud on its own port.
 #[derive(Clone)]
 pub(crate) struct Cloud {
     inner: Arc<Mutex<Inner>>,
-    /// What is to be held; a change lets every held request look again.
+    /// What to hold; a change wakes every held request.
     holds: Arc<watch::Sender<Holds>>,
     pub(crate) address: SocketAddr,
 }
 
 impl Cloud {
-    /// A cloud with these servers and their status.
+    /// Starts a cloud with these servers in these states.
     pub(crate) async fn start(servers: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = |&(id, status): &(&str, &str)| (id.to_owned(), Server::new(id, status));
@@ -126,7 +126,7 @@ impl Cloud {
         self.inner.lock().unwrap()
     }
 
-    /// The value of `VMWATCH_HYPERVISORS` that names this cloud so, with the password of a user.
+    /// An entry of `VMWATCH_HYPERVISORS` for this cloud, with user name and password.
     pub(crate) fn entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3'\nusername = '{USER}'\nproject = 'vms'\n",
@@ -135,8 +135,8 @@ impl Cloud {
         entry(folder, name, &file, "password_file", PASSWORD)
     }
 
-    /// The same with an application credential.
-    pub(crate) fn entry_of_credential(&self, folder: &Path, name: &str) -> String {
+    /// An entry of `VMWATCH_HYPERVISORS` with an application credential.
+    pub(crate) fn credential_entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3/'\napplication_credential_id = '{}'\n",
             self.address, CREDENTIAL.0
@@ -150,12 +150,12 @@ impl Cloud {
         )
     }
 
-    /// From now on commands do this.
+    /// Sets what actions do from now on.
     pub(crate) fn obey(&self, obedience: Obedience) {
         self.lock().obedience = obedience;
     }
 
-    /// The server is so now.
+    /// Sets the server's status and ends its task.
     pub(crate) fn settle(&self, id: &str, status: &str) {
         let mut inner = self.lock();
         let server = inner.servers.get_mut(id).unwrap();
@@ -163,38 +163,38 @@ impl Cloud {
         server.task = None;
     }
 
-    /// The server is in error, for this reason.
+    /// Puts the server into the error state with this fault.
     pub(crate) fn break_down(&self, id: &str, fault: &str) {
         self.settle(id, "ERROR");
         self.lock().servers.get_mut(id).unwrap().fault = Some(fault.to_owned());
     }
 
-    /// Something is being done with the server.
+    /// Sets the server's task.
     pub(crate) fn task(&self, id: &str, task: &str) {
         self.lock().servers.get_mut(id).unwrap().task = Some(task.to_owned());
     }
 
-    /// An administrator lets nobody else change the server.
+    /// Locks the server, as an administrator can.
     pub(crate) fn lock_server(&self, id: &str) {
         self.lock().servers.get_mut(id).unwrap().locked = true;
     }
 
-    /// Answers this instead of any server.
+    /// Sets an answer for every request for a server.
     pub(crate) fn answer_instead(&self, answer: Option<(u16, Bytes)>) {
         self.lock().instead = answer;
     }
 
-    /// Tokens given from now on live this long.
+    /// Sets the lifetime of new tokens.
     pub(crate) fn token_life(&self, life: Duration) {
         self.lock().token_life = life;
     }
 
-    /// Pages of lists hold so many.
+    /// Sets the page size of lists.
     pub(crate) fn page_size(&self, size: usize) {
         self.lock().page_size = size;
     }
 
-    /// Forgets all tokens.
+    /// Invalidates all tokens.
     pub(crate) fn revoke(&self) {
         self.lock().tokens.clear();
     }
@@ -203,12 +203,12 @@ impl Cloud {
         self.lock().logins
     }
 
-    /// The commands that arrived: server, command, status of the answer.
+    /// The received actions: server, action, status of the answer.
     pub(crate) fn commands(&self) -> Vec<(String, String, u16)> {
         self.lock().commands.clone()
     }
 
-    /// How many commands of this name were accepted.
+    /// The number of accepted actions of this name.
     pub(crate) fn accepted(&self, command: &str) -> usize {
         let commands = self.commands();
         commands
@@ -217,38 +217,38 @@ impl Cloud {
             .count()
     }
 
-    /// Holds every request that comes to this step.
+    /// Holds every request that reaches this step.
     pub(crate) fn hold(&self, at: At) {
         self.holds.send_modify(|holds| {
             holds.at.insert(at);
         });
     }
 
-    /// Lets those go on that were held, and those to come.
+    /// Releases held and later requests at this step.
     pub(crate) fn release(&self, at: At) {
         self.holds.send_modify(|holds| {
             holds.at.remove(&at);
         });
     }
 
-    /// Lets one of the held go on.
+    /// Releases one held request.
     pub(crate) fn let_one_pass(&self, at: At) {
         self.holds
             .send_modify(|holds| *holds.passes.entry(at).or_default() += 1);
     }
 
-    /// The cloud has one more server.
+    /// Adds a server.
     pub(crate) fn add(&self, id: &str, status: &str) {
         self.lock().servers.insert(id.to_owned(), Server::new(id, status));
     }
 
-    /// The cloud has no such server any more.
+    /// Removes a server.
     pub(crate) fn remove(&self, id: &str) {
         self.lock().servers.remove(id);
     }
 
-    /// Waits until one more request is held at this step than were.
-    pub(crate) async fn one_more_held(&self, at: At, than: usize) {
+    /// Waits until more than this number of requests were held at this step.
+    pub(crate) async fn wait_held(&self, at: At, than: usize) {
         eventually("a request is held", PATIENCE, async || {
             let held = self.held(at);
             (held > than)
@@ -258,9 +258,9 @@ impl Cloud {
         .await;
     }
 
-    /// Waits until so many commands of this name were accepted.
-    pub(crate) async fn has_accepted(&self, command: &str, count: usize) {
-        eventually("a command is accepted", PATIENCE, async || {
+    /// Waits until this number of actions of this name were accepted.
+    pub(crate) async fn wait_accepted(&self, command: &str, count: usize) {
+        eventually("an action is accepted", PATIENCE, async || {
             let commands = self.commands();
             (self.accepted(command) == count)
                 .then_some(())
@@ -269,15 +269,15 @@ impl Cloud {
         .await;
     }
 
-    /// Waits until a request that was held is given up, since who sent it is gone.
-    pub(crate) async fn has_given_up(&self) {
-        eventually("the connection is seen to be gone", PATIENCE, async || {
+    /// Waits until a held request is abandoned because its client has disconnected.
+    pub(crate) async fn wait_abandoned(&self) {
+        eventually("the closed connection is noticed", PATIENCE, async || {
             (self.lock().given_up > 0).then_some(()).ok_or_else(String::new)
         })
         .await;
     }
 
-    /// How many requests ever were held at this step.
+    /// The number of requests that were ever held at this step.
     pub(crate) fn held(&self, at: At) -> usize {
         self.lock().held.get(&at).copied().unwrap_or(0)
     }
@@ -309,7 +309,7 @@ impl Cloud {
     }
 }
 
-/// A request that is held; it is given up when its connection ends.
+/// A held request; it is abandoned when its connection ends.
 struct Held(Option<Cloud>);
 
 impl Held {
@@ -326,7 +326,7 @@ impl Drop for Held {
     }
 }
 
-/// Writes a cloud's file and its secret.
+/// Writes the settings file of a cloud and its secret, and returns the entry for `VMWATCH_HYPERVISORS`.
 pub(crate) fn entry(folder: &Path, name: &str, file: &str, key: &str, secret: &str) -> String {
     let secret_path = folder.join(format!("{name}.secret"));
     fs::write(&secret_path, format!("{secret}\n")).unwrap();

@@ -1,4 +1,5 @@
-//! What dies, hangs or is asked again: a command acts once, and its record ends true.
+//! Crashes, hanging hypervisors and repeated requests: each operation takes effect once, and its record ends with the
+//! real outcome.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ mod bus;
 
 const VM: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 
-/// A bus, a cloud with one server, and what names the cloud to the service.
+/// A bus, a cloud with one server, and the entry that configures it.
 struct Scene {
     world: World,
     cloud: Cloud,
@@ -46,7 +47,7 @@ impl Scene {
             .await
     }
 
-    /// Asks for a start that nobody here waits for.
+    /// Sends a start request without waiting for its answer.
     fn start_in_background(&self, context: Context) -> JoinHandle<()> {
         let bus = self.world.bus.clone();
         tokio::spawn(async move {
@@ -54,16 +55,16 @@ impl Scene {
         })
     }
 
-    /// Kills the only replica at a step of a start, lets the cloud go on, and gives the record that another one makes
-    /// of it.
+    /// Kills the only replica at a step of a start, releases the cloud, and returns the record after another replica
+    /// has adopted it.
     async fn killed_at(&self, at: At, limit: Duration) -> Operation {
         let first = self.replica("first").await;
         let (context, id) = keyed(limit, Verb::Start, VM, "k");
         self.cloud.hold(at);
         let asking = self.start_in_background(context.clone());
-        self.cloud.one_more_held(at, 0).await;
+        self.cloud.wait_held(at, 0).await;
         first.0.kill9();
-        self.cloud.has_given_up().await;
+        self.cloud.wait_abandoned().await;
         asking.abort();
         if limit < LEASE {
             eventually("the deadline passes", PATIENCE, async || {
@@ -86,16 +87,16 @@ fn was_adopted(operation: &Operation) -> bool {
 }
 
 #[tokio::test]
-async fn killed_before_the_hypervisor_is_told_a_start_is_carried_on() {
+async fn adopted_start_is_sent_if_replica_died_before_sending() {
     let scene = Scene::new("SHUTOFF").await;
-    let operation = scene.killed_at(At::Look, PATIENCE).await;
+    let operation = scene.killed_at(At::Read, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
     assert!(was_adopted(&operation));
     assert_eq!(scene.cloud.accepted("os-start"), 1);
 }
 
 #[tokio::test]
-async fn killed_while_the_hypervisor_is_told_a_start_is_told_again() {
+async fn adopted_start_is_repeated_if_request_was_lost() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Arrived, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -103,12 +104,12 @@ async fn killed_while_the_hypervisor_is_told_a_start_is_told_again() {
     assert_eq!(
         scene.cloud.accepted("os-start"),
         1,
-        "what died with its connection was not done"
+        "the request ended with its connection and had no effect"
     );
 }
 
 #[tokio::test]
-async fn killed_once_the_hypervisor_did_it_a_start_is_not_told_again() {
+async fn adopted_start_is_not_repeated_if_it_took_effect() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Done, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -125,17 +126,17 @@ async fn killed_once_the_hypervisor_did_it_a_start_is_not_told_again() {
 }
 
 #[tokio::test]
-async fn killed_while_the_machine_comes_up_a_start_is_waited_for_by_another() {
+async fn adopting_replica_waits_for_starting_vm() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let first = scene.replica("first").await;
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = scene.start_in_background(context);
-    scene.cloud.has_accepted("os-start", 1).await;
+    scene.cloud.wait_accepted("os-start", 1).await;
     first.0.kill9();
     asking.abort();
     let _second = scene.replica("second").await;
-    eventually("it is adopted", PATIENCE, async || {
+    eventually("the operation is adopted", PATIENCE, async || {
         let operation = scene
             .world
             .operation(&id)
@@ -153,13 +154,13 @@ async fn killed_while_the_machine_comes_up_a_start_is_waited_for_by_another() {
 }
 
 #[tokio::test]
-async fn a_command_is_not_taken_from_a_replica_that_lives() {
+async fn does_not_adopt_from_live_replica() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = scene.start_in_background(context);
-    scene.cloud.has_accepted("os-start", 1).await;
+    scene.cloud.wait_accepted("os-start", 1).await;
     let asked = Instant::now();
     eventually("three leases pass", PATIENCE, async || {
         let operation = scene
@@ -182,16 +183,16 @@ async fn a_command_is_not_taken_from_a_replica_that_lives() {
 }
 
 #[tokio::test]
-async fn an_adopted_start_past_its_deadline_is_not_begun() {
+async fn does_not_send_adopted_start_after_deadline() {
     let scene = Scene::new("SHUTOFF").await;
-    let operation = scene.killed_at(At::Look, Duration::from_secs(1)).await;
+    let operation = scene.killed_at(At::Read, Duration::from_secs(1)).await;
     assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
     assert!(operation.fault.unwrap().message.contains("nothing was done"));
     assert_eq!(scene.cloud.commands(), []);
 }
 
 #[tokio::test]
-async fn a_reboot_whose_replica_died_ends_as_unknown_and_is_never_repeated() {
+async fn reboot_of_crashed_replica_ends_as_unknown() {
     for (at, accepted) in [(At::Arrived, 0), (At::Done, 1)] {
         let scene = Scene::new("ACTIVE").await;
         let first = scene.replica("first").await;
@@ -203,15 +204,15 @@ async fn a_reboot_whose_replica_died_ends_as_unknown_and_is_never_repeated() {
         scene.cloud.hold(at);
         let (bus, asked, again) = (scene.world.bus.clone(), context.clone(), reboot.clone());
         let asking = tokio::spawn(async move { bus.call::<Reboot>(&asked, &again).await });
-        scene.cloud.one_more_held(at, 0).await;
+        scene.cloud.wait_held(at, 0).await;
         first.0.kill9();
-        scene.cloud.has_given_up().await;
+        scene.cloud.wait_abandoned().await;
         asking.abort();
         scene.cloud.release(at);
         let _second = scene.replica("second").await;
         let operation = scene.world.ended(&id).await;
         assert_eq!(operation.state, OperationState::OutcomeUnknown, "{operation:?}");
-        // Nor when it is asked for again.
+        // A repeated request does not repeat it either.
         let fault = scene
             .world
             .bus
@@ -224,14 +225,14 @@ async fn a_reboot_whose_replica_died_ends_as_unknown_and_is_never_repeated() {
 }
 
 #[tokio::test]
-async fn the_same_key_a_hundred_times_over_two_replicas_acts_once() {
+async fn hundred_requests_with_one_key_act_once() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "the key");
     let asking = join_all((0..100).map(|_| scene.world.start(&context, VM)));
     let settling = async {
-        scene.cloud.has_accepted("os-start", 1).await;
+        scene.cloud.wait_accepted("os-start", 1).await;
         scene.cloud.settle(VM, "ACTIVE");
     };
     let (answers, ()) = tokio::join!(asking, settling);
@@ -241,7 +242,7 @@ async fn the_same_key_a_hundred_times_over_two_replicas_acts_once() {
     assert_eq!(scene.cloud.accepted("os-start"), 1);
     assert_eq!(scene.cloud.commands().len(), 1);
 
-    // Also when the machine is off again meanwhile: the key stands for what was done.
+    // The same holds after the VM was shut off again: the key stands for the finished operation.
     scene.cloud.settle(VM, "SHUTOFF");
     assert_eq!(
         scene.world.start(&context, VM).await.unwrap(),
@@ -260,7 +261,7 @@ async fn the_same_key_a_hundred_times_over_two_replicas_acts_once() {
 }
 
 #[tokio::test]
-async fn a_caller_whose_deadline_passes_is_told_and_the_operation_ends_right() {
+async fn operation_continues_after_caller_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
@@ -278,7 +279,7 @@ async fn a_caller_whose_deadline_passes_is_told_and_the_operation_ends_right() {
 }
 
 #[tokio::test]
-async fn a_machine_that_never_comes_up_ends_as_timed_out() {
+async fn times_out_when_vm_never_starts() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [
@@ -289,7 +290,7 @@ async fn a_machine_that_never_comes_up_ends_as_timed_out() {
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let fault = scene.world.start(&context, VM).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
-    assert!(fault.message.contains("the machine is on its way up"), "{fault}");
+    assert!(fault.message.contains("the VM is starting"), "{fault}");
     assert_eq!(
         scene.world.operation(&id).await.unwrap().state,
         OperationState::TimedOut
@@ -297,14 +298,14 @@ async fn a_machine_that_never_comes_up_ends_as_timed_out() {
 }
 
 #[tokio::test]
-async fn a_stop_of_the_service_waits_for_the_commands_that_it_carries_out() {
+async fn shutdown_waits_for_running_operations() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let service = scene.replica("lifecycle").await;
     let (context, id): (_, OperationId) = keyed(PATIENCE, Verb::Start, VM, "k");
     let starting = scene.world.start(&context, VM);
     let stopping = async {
-        scene.cloud.has_accepted("os-start", 1).await;
+        scene.cloud.wait_accepted("os-start", 1).await;
         let ending = service.0.terminate(PATIENCE);
         let settling = async {
             eventually("it drains", PATIENCE, async || {
@@ -327,7 +328,7 @@ async fn a_stop_of_the_service_waits_for_the_commands_that_it_carries_out() {
 }
 
 #[tokio::test]
-async fn a_store_of_records_that_is_nearly_full_takes_no_new_commands_and_finishes_the_old() {
+async fn refuses_new_operations_when_store_is_nearly_full() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [
@@ -337,9 +338,9 @@ async fn a_store_of_records_that_is_nearly_full_takes_no_new_commands_and_finish
     let _service = scene.world.replica("lifecycle", &settings).await;
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = scene.start_in_background(context);
-    scene.cloud.has_accepted("os-start", 1).await;
+    scene.cloud.wait_accepted("os-start", 1).await;
     let nowhere = "bbbbbbbb-1111-4111-8111-111111111111";
-    eventually("it is nearly full", PATIENCE, async || {
+    eventually("the store is nearly full", PATIENCE, async || {
         let within = within(PATIENCE);
         let answers = join_all((0..20).map(|_| scene.world.start(&within, nowhere))).await;
         let refused = answers

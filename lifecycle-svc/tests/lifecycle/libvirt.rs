@@ -1,4 +1,4 @@
-//! On libvirt's test hypervisor: machines of our own in different states, whose state lives in the service's connection.
+//! Tests on libvirt's test driver, with VMs in different states; their state lives in the service's connection.
 
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
@@ -24,7 +24,7 @@ const PAUSED: &str = "33333333-3333-4333-8333-333333333333";
 const ELSEWHERE: &str = "44444444-4444-4444-8444-444444444444";
 const NOWHERE: &str = "99999999-9999-4999-8999-999999999999";
 
-/// A node file of libvirt's test driver, with machines in virDomainState 1 (running), 3 (paused) or 5 (shut off).
+/// Writes a node file for libvirt's test driver, with VMs in virDomainState 1 (running), 3 (paused) or 5 (shut off).
 fn node(folder: &Path, name: &str, machines: &[(&str, u8)]) -> String {
     let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
     for (index, (uuid, state)) in machines.iter().enumerate() {
@@ -40,7 +40,7 @@ fn node(folder: &Path, name: &str, machines: &[(&str, u8)]) -> String {
     format!("{name}=test://{}", path.display())
 }
 
-/// The service on two hypervisors.
+/// Starts the service with two hypervisors.
 async fn service(world: &World) -> Replica {
     let hypervisors = [
         node(world.path(), "one", &[(OFF, 5), (RUNNING, 1), (PAUSED, 3)]),
@@ -52,7 +52,7 @@ async fn service(world: &World) -> Replica {
 }
 
 #[tokio::test]
-async fn start_answers_well_only_of_a_machine_that_runs() {
+async fn start_succeeds_only_when_vm_runs() {
     let world = World::new().await;
     let _service = service(&world).await;
     for id in [OFF, RUNNING, PAUSED, ELSEWHERE] {
@@ -73,7 +73,7 @@ async fn start_answers_well_only_of_a_machine_that_runs() {
 }
 
 #[tokio::test]
-async fn every_verb_ends_in_the_state_that_it_names_or_says_why_not() {
+async fn actions_reach_their_state_or_explain_failure() {
     let world = World::new().await;
     let _service = service(&world).await;
     let bus = &world.bus;
@@ -90,12 +90,12 @@ async fn every_verb_ends_in_the_state_that_it_names_or_says_why_not() {
     let machine = bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
     assert_eq!(machine.state, MachineState::ShutOff);
     assert_eq!(world.state(RUNNING).await.unwrap(), MachineState::ShutOff);
-    // Again: it is so already.
+    // The VM is in the wanted state already.
     bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
 
     for (what, fault) in [
         (
-            "it is off; start it",
+            "the VM is off; start it",
             bus.call::<Reboot>(&operator(), &reboot(OFF, false))
                 .await
                 .unwrap_err(),
@@ -114,7 +114,7 @@ async fn every_verb_ends_in_the_state_that_it_names_or_says_why_not() {
 }
 
 #[tokio::test]
-async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
+async fn records_operation_with_history_and_audit() {
     let world = World::new().await;
     let _service = service(&world).await;
     let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "the key");
@@ -134,7 +134,7 @@ async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
             OperationState::Succeeded
         ]
     );
-    assert_eq!(operation.history[1].text, "telling one to make it run");
+    assert_eq!(operation.history[1].text, "sending to one: start the VM");
     assert!(operation.finished_at_ms.unwrap() >= operation.requested_at_ms);
 
     let audited = world.audit_of(&id).await;
@@ -156,7 +156,7 @@ async fn a_command_is_a_record_with_its_history_and_two_lines_of_the_audit() {
 }
 
 #[tokio::test]
-async fn who_may_not_is_in_the_audit_and_not_in_the_records() {
+async fn forbidden_action_is_audited_without_record() {
     let world = World::new().await;
     let _service = service(&world).await;
     let viewer = context("eve", Role::Viewer, Scope::All);
@@ -165,7 +165,7 @@ async fn who_may_not_is_in_the_audit_and_not_in_the_records() {
     let limited = context("mallory", Role::Operator, Scope::Only(vec![instance_id(RUNNING)]));
     let fault = world.start(&limited, OFF).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::NotFound);
-    // Reads are no commands.
+    // Refused reads are not audited.
     world.bus.call::<State>(&limited, &target(OFF)).await.unwrap_err();
 
     let audited = audit::newest(&world.bus, 10).await.unwrap();
@@ -192,10 +192,10 @@ async fn who_may_not_is_in_the_audit_and_not_in_the_records() {
 }
 
 #[tokio::test]
-async fn a_refused_batch_leaves_a_record_of_each_target() {
+async fn refused_batch_is_audited_per_vm() {
     let world = World::new().await;
     let _service = service(&world).await;
-    // As POST /actions asks: one request id for all.
+    // As with POST /actions, all have the same request id.
     let viewer = context("eve", Role::Viewer, Scope::All);
     let ids: Vec<_> = (0..100)
         .map(|index| format!("55555555-5555-4555-8555-{index:012}"))
@@ -213,7 +213,7 @@ async fn a_refused_batch_leaves_a_record_of_each_target() {
 }
 
 #[tokio::test]
-async fn a_command_that_cannot_be_audited_is_carried_out_only_if_that_is_allowed() {
+async fn required_audit_refuses_unaudited_action() {
     let world = World::new().await;
     let hypervisors = node(world.path(), "one", &[(OFF, 5)]);
     let strict = world
@@ -245,7 +245,7 @@ async fn a_command_that_cannot_be_audited_is_carried_out_only_if_that_is_allowed
 }
 
 #[tokio::test]
-async fn the_audit_takes_no_deletion() {
+async fn audit_refuses_deletion() {
     let world = World::new().await;
     let _service = service(&world).await;
     world.start(&operator(), OFF).await.unwrap();
@@ -256,9 +256,9 @@ async fn the_audit_takes_no_deletion() {
     assert_eq!(stream.info().await.unwrap().state.messages, state.messages);
 }
 
-/// A definition that a migration left behind: a start on it would boot a second writer on the same disk.
+/// A migration left a definition behind: a start there would boot a second writer on the same disk.
 #[tokio::test]
-async fn a_vm_that_two_hypervisors_have_is_refused_by_every_replica_after_every_restart() {
+async fn refuses_vm_defined_on_two_hypervisors() {
     let world = World::new().await;
     let hypervisors = [
         node(world.path(), "a", &[(RUNNING, 1)]),
@@ -273,7 +273,7 @@ async fn a_vm_that_two_hypervisors_have_is_refused_by_every_replica_after_every_
             async move { world.replica(&name, &settings).await }
         }));
         let _replicas = replicas.await;
-        // Reads answer, and fill the memory of where the VM was seen.
+        // Reads succeed, and fill the cache of locations.
         world.state(RUNNING).await.unwrap();
         let (bus, context, both) = (&world.bus, operator(), target(RUNNING));
         let reboot = RebootTarget {
@@ -313,14 +313,14 @@ async fn a_vm_that_two_hypervisors_have_is_refused_by_every_replica_after_every_
         let records = world.operations(&context, Some(RUNNING)).await;
         let acted = |operation: &Operation| {
             let texts = operation.history.iter().map(|event| event.text.as_str());
-            texts.into_iter().any(|text| text.starts_with("telling"))
+            texts.into_iter().any(|text| text.starts_with("sending to"))
         };
         assert!(!records.is_empty() && !records.iter().any(acted), "{records:?}");
     }
 }
 
 #[tokio::test]
-async fn a_bucket_that_differs_from_the_settings_is_changed_by_setup_alone() {
+async fn only_setup_changes_existing_bucket() {
     let world = World::new().await;
     drop(service(&world).await);
     let keep = async || {
@@ -353,7 +353,7 @@ async fn a_bucket_that_differs_from_the_settings_is_changed_by_setup_alone() {
 }
 
 #[tokio::test]
-async fn lists_show_what_the_principal_may_see_and_no_more() {
+async fn lists_respect_scope() {
     let world = World::new().await;
     let _service = service(&world).await;
     world.start(&operator(), OFF).await.unwrap();
@@ -398,7 +398,7 @@ async fn lists_show_what_the_principal_may_see_and_no_more() {
     assert_eq!(ids, [PAUSED, ELSEWHERE]);
 
     let theirs = world.listed(&operator(), None, 2).await;
-    assert_eq!(theirs[0].instance_id.as_str(), ELSEWHERE, "the newest first");
+    assert_eq!(theirs[0].instance_id.as_str(), ELSEWHERE, "newest first");
     let mine = world.operations(&scoped, None).await;
     assert_eq!(
         mine.iter()
@@ -425,7 +425,7 @@ async fn lists_show_what_the_principal_may_see_and_no_more() {
 }
 
 #[tokio::test]
-async fn the_same_key_is_the_same_command_and_with_other_parameters_a_conflict() {
+async fn reused_key_with_other_parameters_conflicts() {
     let world = World::new().await;
     let _service = service(&world).await;
     let deadline = Duration::from_secs(30);
@@ -438,12 +438,12 @@ async fn the_same_key_is_the_same_command_and_with_other_parameters_a_conflict()
         join_all((0..20).map(|_| async { world.bus.call::<Reboot>(&context, &reboot(false)).await })).await;
     assert!(answers.iter().all(Result::is_ok), "{answers:?}");
     let operation = world.operation(&id).await.unwrap();
-    let told = operation
+    let sent = operation
         .history
         .iter()
-        .filter(|event| event.text.starts_with("telling"))
+        .filter(|event| event.text.starts_with("sending to"))
         .count();
-    assert_eq!(told, 1, "{operation:?}");
+    assert_eq!(sent, 1, "{operation:?}");
 
     let fault = world
         .bus
@@ -462,7 +462,7 @@ async fn the_same_key_is_the_same_command_and_with_other_parameters_a_conflict()
 }
 
 #[tokio::test]
-async fn the_command_line_reads_state_operations_and_audit() {
+async fn command_line_shows_state_operations_and_audit() {
     let world = World::new().await;
     let _service = service(&world).await;
     let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "k");
@@ -487,7 +487,7 @@ async fn the_command_line_reads_state_operations_and_audit() {
         [id.as_str(), "start", OFF, "one", USER, "192.0.2.7", "succeeded"]
     );
     let (_, text, _) = world.command(&["operations", id.as_str()]);
-    assert!(text.contains("telling one to make it run"), "{text}");
+    assert!(text.contains("sending to one: start the VM"), "{text}");
     let (_, json, _) = world.command(&["operations", id.as_str(), "--json"]);
     let operation: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(operation["state"], "succeeded");

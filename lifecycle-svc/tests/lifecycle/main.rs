@@ -1,11 +1,11 @@
-//! lifecycle-svc as a process, over a real NATS server: on libvirt's test hypervisor, and on clouds that this test plays.
+//! Tests lifecycle-svc as a process with a real NATS server, on libvirt's test driver and on simulated clouds.
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "what fails here is the test"
+    reason = "a panic here fails the test"
 )]
 
 mod cloud;
@@ -19,7 +19,7 @@ mod nova_https;
 mod qemu;
 #[cfg_attr(
     not(feature = "libvirt"),
-    expect(dead_code, reason = "some of it only the tests on libvirt use")
+    expect(dead_code, reason = "parts are used only by the libvirt tests")
 )]
 mod support;
 #[cfg(not(feature = "libvirt"))]

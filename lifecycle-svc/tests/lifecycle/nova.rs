@@ -1,4 +1,4 @@
-//! On OpenStack's Nova: what its answers mean, and what happens when it answers nothing of use.
+//! Tests of the Nova driver: the meaning of Nova's answers, and invalid or missing answers.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ async fn service(world: &World, cloud: &Cloud, settings: &[(&str, &str)]) -> Rep
 }
 
 #[tokio::test]
-async fn every_verb_becomes_the_call_that_nova_has_for_it() {
+async fn maps_actions_to_nova_calls() {
     let (world, cloud) = (World::new().await, cloud().await);
     let service = service(&world, &cloud, &[]).await;
     let reboot = |hard| RebootTarget {
@@ -51,7 +51,7 @@ async fn every_verb_becomes_the_call_that_nova_has_for_it() {
         world.start(&operator(), PAUSED).await.unwrap(),
         MachineState::Running
     );
-    // It runs already: nothing is to be called.
+    // The VM runs already; nothing is called.
     assert_eq!(
         world.start(&operator(), ACTIVE).await.unwrap(),
         MachineState::Running
@@ -93,14 +93,14 @@ async fn every_verb_becomes_the_call_that_nova_has_for_it() {
 }
 
 #[tokio::test]
-async fn start_waits_until_nova_says_active() {
+async fn start_waits_until_server_is_active() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     cloud.obey(Obedience::Later);
     let (context, id) = keyed(PATIENCE, Verb::Start, OFF, "k");
     let starting = world.start(&context, OFF);
     let settling = async {
-        eventually("Nova is told", PATIENCE, async || {
+        eventually("Nova receives the action", PATIENCE, async || {
             match cloud.accepted("os-start") {
                 1 => Ok(()),
                 other => Err(format!("{other} times")),
@@ -117,11 +117,11 @@ async fn start_waits_until_nova_says_active() {
 }
 
 #[tokio::test]
-async fn a_conflict_is_told_apart_by_reading_the_server() {
+async fn interprets_conflict_by_server_state() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
 
-    // Somebody else starts it between our look and our command: it comes to be as it was asked.
+    // Another client starts the server between the service's read and its action: the wanted state is reached.
     for (task, status) in [(Some("powering-on"), "SHUTOFF"), (None, "ACTIVE")] {
         cloud.settle(OFF, "SHUTOFF");
         cloud.hold(At::Arrived);
@@ -129,13 +129,13 @@ async fn a_conflict_is_told_apart_by_reading_the_server() {
         let started = operator();
         let starting = world.start(&started, OFF);
         let meddling = async {
-            cloud.one_more_held(At::Arrived, held).await;
+            cloud.wait_held(At::Arrived, held).await;
             cloud.settle(OFF, status);
             if let Some(task) = task {
                 cloud.task(OFF, task);
             }
             cloud.release(At::Arrived);
-            eventually("it is refused", PATIENCE, async || {
+            eventually("the action is refused", PATIENCE, async || {
                 let commands = cloud.commands();
                 let refused = commands.last().is_some_and(|(_, _, status)| *status == 409);
                 refused.then_some(()).ok_or_else(|| format!("{commands:?}"))
@@ -147,7 +147,7 @@ async fn a_conflict_is_told_apart_by_reading_the_server() {
         assert_eq!(started.unwrap(), MachineState::Running);
     }
 
-    // A server that something else is done with refuses for good, in Nova's words.
+    // A server with another task refuses for good, with Nova's message.
     cloud.settle(OFF, "SHUTOFF");
     cloud.task(OFF, "image_snapshot");
     let fault = world.start(&operator(), OFF).await.unwrap_err();
@@ -161,24 +161,24 @@ async fn a_conflict_is_told_apart_by_reading_the_server() {
 }
 
 #[tokio::test]
-async fn a_server_that_does_not_come_up_is_a_failure_with_novas_reason() {
+async fn failed_start_reports_novas_reason() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
-    cloud.obey(Obedience::InVain);
+    cloud.obey(Obedience::Fails);
     let fault = world.start(&operator(), OFF).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Backend);
-    assert!(fault.message.contains("went off again"), "{fault}");
+    assert!(fault.message.contains("shut off immediately"), "{fault}");
     assert!(
         fault.message.contains("start: No valid host: the disk is gone"),
         "{fault}"
     );
-    assert_eq!(cloud.accepted("os-start"), 1, "not tried again and again");
+    assert_eq!(cloud.accepted("os-start"), 1, "not repeated");
 
     cloud.obey(Obedience::Later);
     let starting_of = operator();
     let starting = world.start(&starting_of, OFF);
     let breaking = async {
-        cloud.has_accepted("os-start", 2).await;
+        cloud.wait_accepted("os-start", 2).await;
         cloud.break_down(OFF, "Build of instance aborted");
     };
     let (started, ()) = tokio::join!(starting, breaking);
@@ -187,7 +187,7 @@ async fn a_server_that_does_not_come_up_is_a_failure_with_novas_reason() {
 }
 
 #[tokio::test]
-async fn a_refused_token_is_renewed_and_an_old_one_before_it_expires() {
+async fn renews_refused_and_expiring_tokens() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     world.state(OFF).await.unwrap();
@@ -199,7 +199,7 @@ async fn a_refused_token_is_renewed_and_an_old_one_before_it_expires() {
     );
     assert_eq!(cloud.logins(), 2);
 
-    // Two seconds are renewed after one and a half; Nova never sees an expired one.
+    // A token of two seconds is renewed after one and a half, so that Nova never receives an expired token.
     cloud.token_life(Duration::from_secs(2));
     cloud.revoke();
     world.state(OFF).await.unwrap();
@@ -214,7 +214,7 @@ async fn a_refused_token_is_renewed_and_an_old_one_before_it_expires() {
 }
 
 #[tokio::test]
-async fn garbage_is_a_fault_and_the_service_lives_on() {
+async fn survives_invalid_answers() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     let large = Bytes::from(vec![b'x'; 9 << 20]);
@@ -244,7 +244,7 @@ async fn garbage_is_a_fault_and_the_service_lives_on() {
 }
 
 #[tokio::test]
-async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
+async fn hanging_cloud_does_not_delay_others() {
     let (world, hangs, works) = (
         World::new().await,
         cloud().await,
@@ -260,15 +260,15 @@ async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
         ("VMWATCH_HYPERVISOR_TIMEOUT", "2s"),
     ];
     let _service = world.replica("lifecycle", &settings).await;
-    hangs.hold(At::Look);
+    hangs.hold(At::Read);
 
-    // More than it may be asked at once.
+    // More than the limit of concurrent calls.
     let waiting = async {
         let of = within(Duration::from_secs(20));
         futures::future::join_all((0..30).map(|_| world.start(&of, OFF))).await
     };
     let other = async {
-        hangs.one_more_held(At::Look, 7).await;
+        hangs.wait_held(At::Read, 7).await;
         let began = Instant::now();
         assert_eq!(
             world.start(&operator(), NOWHERE).await.unwrap(),
@@ -283,13 +283,13 @@ async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
         assert_eq!(fault.kind, FaultKind::Backend);
         assert!(fault.message.contains("does not answer"), "{fault}");
     }
-    // Where a machine is cannot be known while one is silent: no "there is no such VM".
+    // While one cloud does not answer, an unknown VM may be there: the answer is not "there is no such VM".
     let fault = world
         .state("eeeeeeee-9999-4999-8999-999999999999")
         .await
         .unwrap_err();
     assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
-    hangs.release(At::Look);
+    hangs.release(At::Read);
     assert_eq!(
         world.start(&operator(), OFF).await.unwrap(),
         MachineState::Running
@@ -297,7 +297,7 @@ async fn a_cloud_that_hangs_stalls_no_other_clouds_machines() {
 }
 
 #[tokio::test]
-async fn lists_come_in_pages_and_with_an_application_credential() {
+async fn lists_pages_with_application_credential() {
     let world = World::new().await;
     let ids: Vec<_> = (0..7)
         .map(|index| format!("aaaaaaaa-0000-4000-8000-00000000000{index}"))
@@ -305,7 +305,7 @@ async fn lists_come_in_pages_and_with_an_application_credential() {
     let servers: Vec<_> = ids.iter().map(|id| (id.as_str(), "ACTIVE")).collect();
     let cloud = Cloud::start(&servers).await;
     cloud.page_size(3);
-    let entry = cloud.entry_of_credential(world.path(), "cloud");
+    let entry = cloud.credential_entry(world.path(), "cloud");
     let _service = world
         .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &entry)])
         .await;
@@ -323,24 +323,24 @@ async fn lists_come_in_pages_and_with_an_application_credential() {
     assert_eq!(list.machines[0].name, format!("name of {}", ids[0]));
 }
 
-/// Commands wait for each other's calls: what has its turn after its deadline is not sent.
+/// An action that gets its permit after its deadline is not sent.
 #[tokio::test]
-async fn no_command_is_sent_to_nova_after_its_deadline() {
+async fn does_not_send_action_after_deadline() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[("VMWATCH_HYPERVISOR_CALLS", "1")]).await;
     let deadline = Duration::from_secs(3);
-    cloud.hold(At::Look);
+    cloud.hold(At::Read);
     let (late, id) = keyed(deadline, Verb::Start, OFF, "late");
     let starting = world.start(&late, OFF);
     let slow = async {
-        // Its first look is answered, and the one immediately before the act is not, until the deadline has passed.
-        cloud.one_more_held(At::Look, 0).await;
-        cloud.let_one_pass(At::Look);
-        cloud.one_more_held(At::Look, 1).await;
+        // The first read of the state is answered; the one immediately before the act only after the deadline.
+        cloud.wait_held(At::Read, 0).await;
+        cloud.let_one_pass(At::Read);
+        cloud.wait_held(At::Read, 1).await;
     };
     let (answer, ()) = tokio::join!(starting, slow);
     assert_eq!(answer.unwrap_err().kind, FaultKind::Timeout);
-    cloud.release(At::Look);
+    cloud.release(At::Read);
     let ended = world.ended(&id).await;
     assert_eq!(ended.state, OperationState::TimedOut, "{ended:?}");
     let not_sent = |event: &Event| event.text == "not sent to cloud: the deadline has passed";
@@ -348,9 +348,9 @@ async fn no_command_is_sent_to_nova_after_its_deadline() {
     assert_eq!(cloud.commands(), []);
 }
 
-/// A host that does not answer may still run the VM that another one has by now, after an evacuation.
+/// An unreachable host may still run a VM that was evacuated to another host.
 #[tokio::test]
-async fn no_start_while_a_hypervisor_that_had_the_vm_is_unreachable() {
+async fn refuses_start_while_previous_hypervisor_is_unreachable() {
     let world = World::new().await;
     let (old, new) = (Cloud::start(&[(OFF, "ACTIVE")]).await, Cloud::start(&[]).await);
     let hypervisors = [old.entry(world.path(), "old"), new.entry(world.path(), "new")].join(",");
@@ -361,7 +361,7 @@ async fn no_start_while_a_hypervisor_that_had_the_vm_is_unreachable() {
     let _service = world.replica("lifecycle", &settings).await;
     assert_eq!(world.state(OFF).await.unwrap(), MachineState::Running);
 
-    old.hold(At::Look);
+    old.hold(At::Read);
     new.add(OFF, "SHUTOFF");
     let fault = world.start(&operator(), OFF).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
@@ -369,10 +369,10 @@ async fn no_start_while_a_hypervisor_that_had_the_vm_is_unreachable() {
     assert!(fault.message.contains(said), "{fault}");
     assert_eq!(new.commands(), []);
 
-    // It answers, and says that it has it no more.
+    // The old host answers again and no longer has the VM.
     old.remove(OFF);
-    old.release(At::Look);
-    eventually("it is started", PATIENCE, async || {
+    old.release(At::Read);
+    eventually("the VM is started", PATIENCE, async || {
         let started = world.start(&operator(), OFF).await;
         started.map_err(|fault| fault.to_string())
     })

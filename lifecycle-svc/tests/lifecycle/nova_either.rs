@@ -1,5 +1,5 @@
-//! What our cloud and OpenStack's own Keystone and Nova must answer alike. On every run it is ours; `./dev peer nova`
-//! starts the real ones, names them by `VMWATCH_TEST_NOVA`, and runs the same tests.
+//! Tests that must pass on the simulated cloud and on real Keystone and Nova. They normally use the simulated one;
+//! `./dev peer nova` starts the real ones, passes their addresses in `VMWATCH_TEST_NOVA`, and runs the same tests.
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
@@ -18,7 +18,7 @@ use crate::{
 };
 
 const NOWHERE: &str = "dddddddd-9999-4999-8999-999999999999";
-/// A server a test, by its name: all are off at first, and the last one is locked.
+/// Each test uses its own server, by name. All are off at first, and the last one is locked.
 const SERVERS: [(&str, &str); 4] = [
     ("verbs", "aaaaaaaa-1111-4111-8111-111111111111"),
     ("credential", "bbbbbbbb-2222-4222-8222-222222222222"),
@@ -26,7 +26,7 @@ const SERVERS: [(&str, &str); 4] = [
     ("locked", "eeeeeeee-4444-4444-8444-444444444444"),
 ];
 
-/// A cloud, as deploy/peers/nova describes the real one.
+/// A cloud, described as deploy/peers/nova describes the real one.
 #[derive(Deserialize)]
 struct Peer {
     auth_url: String,
@@ -64,7 +64,7 @@ impl Peer {
         &self.servers[name]
     }
 
-    /// The value of `VMWATCH_HYPERVISORS` for the user with this password.
+    /// An entry of `VMWATCH_HYPERVISORS` with this password.
     fn by_password(&self, folder: &Path, name: &str, password: &str) -> String {
         let file = format!(
             "auth_url = '{}'\nusername = '{}'\nproject = '{}'\n",
@@ -73,7 +73,7 @@ impl Peer {
         entry(folder, name, &file, "password_file", password)
     }
 
-    /// The same for the application credential with this secret.
+    /// An entry of `VMWATCH_HYPERVISORS` with this secret of the application credential.
     fn by_credential(&self, folder: &Path, name: &str, secret: &str) -> String {
         let file = format!(
             "auth_url = '{}'\napplication_credential_id = '{}'\n",
@@ -83,7 +83,7 @@ impl Peer {
     }
 }
 
-/// A cloud, a bus, and a replica that has logged in with the password.
+/// Starts a cloud, a bus and a replica that has logged in with the password.
 async fn scene() -> (World, Peer, Replica) {
     let (world, peer) = (World::new().await, Peer::new().await);
     let hypervisors = peer.by_password(world.path(), "cloud", &peer.password);
@@ -94,7 +94,7 @@ async fn scene() -> (World, Peer, Replica) {
 }
 
 #[tokio::test]
-async fn a_server_goes_up_and_down_and_up_again() {
+async fn starts_stops_and_reboots_server() {
     let (world, peer, service) = scene().await;
     let vm = peer.server("verbs");
     let state = async || world.state(vm).await.unwrap();
@@ -102,7 +102,7 @@ async fn a_server_goes_up_and_down_and_up_again() {
     assert_eq!(state().await, MachineState::ShutOff);
     assert_eq!(start().await, MachineState::Running);
     assert_eq!(state().await, MachineState::Running);
-    assert_eq!(start().await, MachineState::Running, "it runs already");
+    assert_eq!(start().await, MachineState::Running, "the VM runs already");
     for hard in [false, true] {
         let reboot = RebootTarget {
             instance_id: instance_id(vm),
@@ -128,7 +128,7 @@ async fn a_server_goes_up_and_down_and_up_again() {
 }
 
 #[tokio::test]
-async fn an_application_credential_lists_and_starts() {
+async fn application_credential_lists_and_starts() {
     let (world, peer) = (World::new().await, Peer::new().await);
     let secret = &peer.application_credential_secret;
     let hypervisors = peer.by_credential(world.path(), "cloud", secret);
@@ -158,7 +158,7 @@ async fn an_application_credential_lists_and_starts() {
 }
 
 #[tokio::test]
-async fn wrong_credentials_are_said_in_readiness_and_in_answers_without_the_secret() {
+async fn reports_wrong_credentials_without_secret() {
     let (world, peer) = (World::new().await, Peer::new().await);
     let entries = [
         peer.by_password(world.path(), "password", "hunter2"),
@@ -166,22 +166,26 @@ async fn wrong_credentials_are_said_in_readiness_and_in_answers_without_the_secr
     ];
     for (name, hypervisors) in ["by-password", "by-credential"].into_iter().zip(entries) {
         let service = world.spawn(name, &[("VMWATCH_HYPERVISORS", &hypervisors)]);
-        eventually("it serves", PATIENCE, async || match service.readiness().await {
-            Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
-            other => Err(format!("{other:?}")),
-        })
+        eventually(
+            "the service reports that it is not ready",
+            PATIENCE,
+            async || match service.readiness().await {
+                Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        )
         .await;
-        let fault = world.start(&operator(), peer.server("verbs")).await.unwrap_err();
+        let fault = world.refused_start(&operator(), peer.server("verbs")).await;
         assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
         assert!(!service.0.log().contains("hunter2"));
         service.0.kill9();
     }
 }
 
-/// Twenty commands of different callers look at the server before one of them has started it: Nova answers the others
-/// 409, and what they asked for is done.
+/// Twenty callers read the server's state before one of them has started it. Nova answers 409 to the others, and all
+/// reach the wanted state.
 #[tokio::test]
-async fn a_crowd_of_starts_ends_well_for_everybody() {
+async fn concurrent_starts_all_succeed() {
     let (world, peer, _service) = scene().await;
     let vm = peer.server("crowd");
     let contexts: Vec<_> = (0..20).map(|_| operator()).collect();
@@ -193,7 +197,7 @@ async fn a_crowd_of_starts_ends_well_for_everybody() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_locked_refuses_for_good_in_novas_words() {
+async fn locked_server_refuses_with_novas_message() {
     let (world, peer, _service) = scene().await;
     let vm = peer.server("locked");
     let fault = world.start(&operator(), vm).await.unwrap_err();

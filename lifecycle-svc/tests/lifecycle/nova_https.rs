@@ -1,4 +1,4 @@
-//! https to a cloud: the given authority or the system's, and nobody else.
+//! HTTPS to a cloud: only the configured authority, or those of the operating system, are trusted.
 
 use std::{fs, net::SocketAddr, sync::Arc};
 
@@ -21,8 +21,8 @@ use crate::{
 
 const OFF: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 
-/// An address of https in front of the cloud, with a certificate of an authority of its own, whose certificate it gives
-/// back.
+/// Starts an HTTPS proxy for the cloud with a certificate of a new authority; returns its address and the authority's
+/// certificate.
 async fn https(cloud: &Cloud) -> (SocketAddr, String) {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::default();
@@ -49,7 +49,7 @@ async fn https(cloud: &Cloud) -> (SocketAddr, String) {
             let (stream, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // Fails where the client does not trust the certificate.
+                // Fails if the client does not trust the certificate.
                 let Ok(mut outside) = acceptor.accept(stream).await else {
                     return;
                 };
@@ -62,7 +62,7 @@ async fn https(cloud: &Cloud) -> (SocketAddr, String) {
 }
 
 #[tokio::test]
-async fn https_is_spoken_with_who_is_certified_and_with_nobody_else() {
+async fn connects_only_to_trusted_certificates() {
     let (world, cloud) = (World::new().await, Cloud::start(&[(OFF, "SHUTOFF")]).await);
     let (address, authority) = https(&cloud).await;
     let ca_file = world.path().join("ca.pem");
@@ -82,18 +82,20 @@ async fn https_is_spoken_with_who_is_certified_and_with_nobody_else() {
     );
     service.0.kill9();
 
-    // Without that file the system's authorities decide, and none of them knows it.
+    // Without that file the operating system's authorities decide, and none of them signed the certificate.
     let other = entry(world.path(), "other", &file, "password_file", PASSWORD);
     let service = world.spawn("other", &[("VMWATCH_HYPERVISORS", &other)]);
     let logins = cloud.logins();
-    eventually("it is not ready", PATIENCE, async || {
-        match service.readiness().await {
+    eventually(
+        "the service reports that it is not ready",
+        PATIENCE,
+        async || match service.readiness().await {
             Err(reason) if reason.contains("no hypervisor answers") => Ok(()),
             other => Err(format!("{other:?}")),
-        }
-    })
+        },
+    )
     .await;
-    let fault = world.start(&operator(), OFF).await.unwrap_err();
+    let fault = world.refused_start(&operator(), OFF).await;
     assert_eq!(fault.kind, FaultKind::Backend);
     assert_eq!(cloud.logins(), logins, "no password was sent");
 }

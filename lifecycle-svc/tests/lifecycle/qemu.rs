@@ -1,5 +1,5 @@
-//! On real QEMU under a real libvirtd: what the test hypervisor cannot show. The machines have no disk: their firmware
-//! runs and hears no power button.
+//! Tests on real QEMU under a real libvirtd, for what the test driver cannot show. The VMs have no disk: only their
+//! firmware runs, which ignores the power button.
 
 use std::{
     fs,
@@ -18,10 +18,10 @@ use crate::support::{Replica, World, instance_id, keyed, operator, states, targe
 
 const VM: &str = "0f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
 const BROKEN: &str = "1f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
-/// The machine of libvirt's built-in test hypervisor.
+/// The VM of libvirt's built-in test driver.
 const TEST_VM: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
 
-/// Defines a machine that is off, with these devices.
+/// Defines a VM that is off, with these devices.
 fn define(libvirtd: &Libvirtd, world: &World, uuid: &str, devices: &str) {
     let domain = format!(
         "<domain type='qemu'><name>vm-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
@@ -33,7 +33,7 @@ fn define(libvirtd: &Libvirtd, world: &World, uuid: &str, devices: &str) {
     libvirtd.virsh(&["define", &file.display().to_string()]);
 }
 
-/// A libvirtd with a machine that is off, and the service on it and on libvirt's test hypervisor.
+/// Starts a libvirtd with a VM that is off, and the service with it and libvirt's test driver.
 async fn scene(settings: &[(&str, &str)]) -> (World, Libvirtd, Replica) {
     let (world, libvirtd) = tokio::join!(World::new(), Libvirtd::start());
     define(&libvirtd, &world, VM, "");
@@ -49,7 +49,7 @@ async fn replica(world: &World, libvirtd: &Libvirtd, name: &str, settings: &[(&s
     ];
     let all: Vec<_> = own.into_iter().chain(settings.iter().copied()).collect();
     let replica = world.replica(name, &all).await;
-    eventually("it has found libvirtd", PATIENCE, async || {
+    eventually("the service has found libvirtd", PATIENCE, async || {
         let log = replica.0.log();
         log.contains("reachable hypervisor=\"lab\"")
             .then_some(())
@@ -64,7 +64,7 @@ fn says(operation: &Operation, words: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_real_machine_goes_up_and_down_and_virsh_says_the_same() {
+async fn starts_and_stops_real_vm() {
     let (world, libvirtd, _service) = scene(&[("VMWATCH_OPERATION_LIMIT", "4s")]).await;
     let domstate = || libvirtd.virsh(&["domstate", VM]);
     assert_eq!(domstate(), "shut off");
@@ -96,11 +96,11 @@ async fn a_real_machine_goes_up_and_down_and_virsh_says_the_same() {
         ("lab", MachineState::Running)
     );
 
-    // Nobody inside hears the power button: the caller is told so, and nothing is cut behind its back.
+    // The firmware ignores the power button: the caller gets a timeout, and the power is not cut.
     let (context, id) = keyed(PATIENCE, Verb::Stop, VM, "k");
     let fault = world.bus.call::<Stop>(&context, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
-    assert!(fault.message.contains("the machine is running"), "{fault}");
+    assert!(fault.message.contains("the VM is running"), "{fault}");
     assert_eq!(
         world.operation(&id).await.unwrap().state,
         OperationState::TimedOut
@@ -117,7 +117,7 @@ async fn a_real_machine_goes_up_and_down_and_virsh_says_the_same() {
 }
 
 #[tokio::test]
-async fn a_machine_that_cannot_come_up_is_a_failure_with_libvirts_reason() {
+async fn failed_start_reports_libvirts_reason() {
     let (world, libvirtd, _service) = scene(&[]).await;
     let disk = "<disk type='file'><source file='/nowhere/disk.img'/><target dev='vda' bus='virtio'/></disk>";
     define(&libvirtd, &world, BROKEN, disk);
@@ -133,7 +133,7 @@ async fn a_machine_that_cannot_come_up_is_a_failure_with_libvirts_reason() {
 }
 
 #[tokio::test]
-async fn a_libvirtd_that_was_killed_is_found_again() {
+async fn reconnects_to_restarted_libvirtd() {
     let (world, libvirtd, _service) = scene(&[]).await;
     assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
     libvirtd.process.kill9();
@@ -141,11 +141,11 @@ async fn a_libvirtd_that_was_killed_is_found_again() {
     assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
     let fault = world.start(&operator(), VM).await.unwrap_err();
     assert!(fault.message.contains("does not answer"), "{fault}");
-    // The others go on.
+    // Other hypervisors are not affected.
     world.state(TEST_VM).await.unwrap();
 
     libvirtd.process.start_again();
-    eventually("the machine is found again", PATIENCE, async || {
+    eventually("the VM is found again", PATIENCE, async || {
         world.state(VM).await.map_err(|fault| fault.to_string())
     })
     .await;
@@ -154,21 +154,23 @@ async fn a_libvirtd_that_was_killed_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_start_whose_libvirtd_is_killed_ends_true_once_it_is_back() {
+async fn start_ends_correctly_after_libvirtd_restart() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed(Duration::from_mins(1), Verb::Start, VM, "k");
     let starting = world.start(&context, VM);
     let killing = async {
-        eventually("libvirtd is told", PATIENCE, async || {
+        eventually("the action is sent to libvirtd", PATIENCE, async || {
             let log = service.0.log();
-            log.contains("telling it").then_some(()).ok_or(log)
+            log.contains("sending action to hypervisor")
+                .then_some(())
+                .ok_or(log)
         })
         .await;
         libvirtd.process.kill9();
         libvirtd.process.start_again();
     };
     let (started, ()) = tokio::join!(starting, killing);
-    // Whether libvirtd died before or after it had made the machine run, it runs now, and only once.
+    // Whether or not libvirtd had started the VM before it was killed, the VM runs now and was started once.
     assert_eq!(started.unwrap(), MachineState::Running);
     let operation = world.operation(&id).await.unwrap();
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -178,7 +180,7 @@ async fn a_start_whose_libvirtd_is_killed_ends_true_once_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_libvirtd_that_hangs_stalls_no_other_hypervisors_machines() {
+async fn hanging_libvirtd_does_not_delay_others() {
     let (world, libvirtd, _service) = scene(&[]).await;
     libvirtd.process.pause();
     let hanging = async {
@@ -201,7 +203,7 @@ async fn a_libvirtd_that_hangs_stalls_no_other_hypervisors_machines() {
         assert_eq!(answer.unwrap_err().kind, FaultKind::Backend);
     }
     libvirtd.process.resume();
-    eventually("it is started", PATIENCE, async || {
+    eventually("the VM is started", PATIENCE, async || {
         world
             .start(&operator(), VM)
             .await
@@ -212,7 +214,7 @@ async fn a_libvirtd_that_hangs_stalls_no_other_hypervisors_machines() {
 }
 
 #[tokio::test]
-async fn a_start_whose_service_is_killed_is_carried_on_by_another() {
+async fn another_replica_resumes_start() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed(Duration::from_mins(1), Verb::Start, VM, "k");
     libvirtd.process.pause();
@@ -222,7 +224,7 @@ async fn a_start_whose_service_is_killed_is_carried_on_by_another() {
             .call::<vmwatch_api::lifecycle::Start>(&asked, &target(VM))
             .await;
     });
-    eventually("it is on record", PATIENCE, async || {
+    eventually("the attempt is recorded", PATIENCE, async || {
         world.operation(&id).await.map_err(|fault| fault.to_string())
     })
     .await;

@@ -1,4 +1,4 @@
-//! A NATS server, replicas of the service, and callers.
+//! Test support: a NATS server, replicas of the service, and callers.
 
 use std::{path::Path, time::Duration};
 
@@ -16,7 +16,7 @@ use vmwatch_api::{
         OperationsGet, OperationsList, Start, State, Target, Verb,
     },
     metrics::Limit,
-    wire::Fault,
+    wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
     Bus, Context,
@@ -27,10 +27,10 @@ use vmwatch_service::config::Environment;
 
 /// The user of most tests.
 pub(crate) const USER: &str = "ann";
-/// The lease that replicas of tests hold, so that adoption is not waited for long.
+/// The lease of test replicas: short, so that tests do not wait long for adoption.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
-/// A bus, a folder, and whoever asks.
+/// A bus, a temporary folder and a calling client.
 pub(crate) struct World {
     pub(crate) bus: Bus,
     pub(crate) nats: Nats,
@@ -45,7 +45,7 @@ impl World {
             .unwrap();
         let nats = Nats::start(folder.path()).await;
         let bus = nats.connect("vmwatch-test").await;
-        // As auth-svc does, which owns it.
+        // As auth-svc does, which owns the stream.
         let audit = AuditSettings::read(&Environment::of([])).unwrap();
         for stream in audit.streams() {
             ensure_stream(bus.jetstream(), Service::Auth, &stream)
@@ -59,14 +59,14 @@ impl World {
         self.folder.path()
     }
 
-    /// A replica of the service, whose settings are those of a test and these, once it is ready.
+    /// Starts a replica of the service with the default test settings and these, and waits until it is ready.
     pub(crate) async fn replica(&self, name: &str, settings: &[(&str, &str)]) -> Replica {
         let replica = self.spawn(name, settings);
         replica.ready().await;
         replica
     }
 
-    /// A replica that need not become ready.
+    /// Starts a replica without waiting until it is ready.
     pub(crate) fn spawn(&self, name: &str, settings: &[(&str, &str)]) -> Replica {
         let lease = format!("{}ms", LEASE.as_millis());
         let common = [
@@ -74,7 +74,7 @@ impl World {
             ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
             ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
             ("VMWATCH_OPERATION_LEASE", &lease),
-            // Tests send a hundred commands at once, as one user.
+            // Tests send a hundred concurrent requests as one user.
             ("VMWATCH_MAX_COMMANDS", "1024"),
             ("RUST_BACKTRACE", "1"),
         ];
@@ -91,12 +91,12 @@ impl World {
         }))
     }
 
-    /// What the program prints for these arguments, and whether it ended well.
+    /// Runs the program with these arguments; returns whether it succeeded, its standard output and standard error.
     pub(crate) fn command(&self, arguments: &[&str]) -> (bool, String, String) {
         self.command_with(arguments, &[])
     }
 
-    /// As [`World::command`], with these settings.
+    /// Like [`World::command`], with these settings.
     pub(crate) fn command_with(
         &self,
         arguments: &[&str],
@@ -119,6 +119,17 @@ impl World {
             .map(|machine: Machine| machine.state)
     }
 
+    /// Sends a start request, as soon as a service has subscribed, and returns the fault in its answer.
+    pub(crate) async fn refused_start(&self, context: &Context, id: &str) -> Fault {
+        eventually("a service refuses the start", PATIENCE, async || {
+            match self.start(context, id).await {
+                Err(fault) if fault.kind != FaultKind::Unavailable => Ok(fault),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await
+    }
+
     pub(crate) async fn state(&self, id: &str) -> Result<MachineState, Fault> {
         self.bus
             .call::<State>(&operator(), &target(id))
@@ -133,9 +144,9 @@ impl World {
         self.bus.call::<OperationsGet>(&operator(), &which).await
     }
 
-    /// The record of a command, once it has ended.
+    /// Waits until the operation has ended, and returns it.
     pub(crate) async fn ended(&self, id: &OperationId) -> Operation {
-        eventually("the command ends", PATIENCE, async || {
+        eventually("the operation ends", PATIENCE, async || {
             match self.operation(id).await {
                 Ok(operation) if operation.state.is_final() => Ok(operation),
                 Ok(operation) => Err(format!("{operation:?}")),
@@ -156,14 +167,14 @@ impl World {
         page.operations
     }
 
-    /// The commands that this principal may list, once there are so many and all have ended: a list may be a moment old.
+    /// Waits until this principal sees this number of operations and all have ended, since lists may be slightly old.
     pub(crate) async fn listed(
         &self,
         context: &Context,
         instance: Option<&str>,
         count: usize,
     ) -> Vec<Operation> {
-        eventually("the commands are listed", PATIENCE, async || {
+        eventually("the operations are listed", PATIENCE, async || {
             let all = self.operations(context, instance).await;
             let settled = all.len() == count && all.iter().all(|operation| operation.state.is_final());
             if settled { Ok(all) } else { Err(format!("{all:?}")) }
@@ -171,7 +182,7 @@ impl World {
         .await
     }
 
-    /// What the audit says of an operation, oldest first.
+    /// The audit records of an operation, oldest first.
     pub(crate) async fn audit_of(&self, id: &OperationId) -> Vec<AuditRecord> {
         let mut records = audit::newest(&self.bus, 1000).await.unwrap();
         records.retain(|record| record.operation_id.as_ref() == Some(id));
@@ -183,7 +194,7 @@ impl World {
 pub(crate) struct Replica(pub(crate) Process);
 
 impl Replica {
-    /// Waits until it says that it can do its work.
+    /// Waits until the replica is ready.
     pub(crate) async fn ready(&self) {
         eventually(self.0.name(), PATIENCE, async || {
             assert_eq!(self.0.ended(), None, "it ended:\n{}", self.0.log());
@@ -192,7 +203,7 @@ impl Replica {
         .await;
     }
 
-    /// Whether it says that it can do its work, or why not.
+    /// Whether the replica is ready, or why not.
     pub(crate) async fn readiness(&self) -> Result<(), String> {
         let answer = self.get("/readyz").await?;
         if answer.starts_with("HTTP/1.1 200") {
@@ -202,10 +213,10 @@ impl Replica {
         }
     }
 
-    /// What its health listener answers.
+    /// Sends a request to the replica's health listener.
     pub(crate) async fn get(&self, path: &str) -> Result<String, String> {
         let log = self.0.log();
-        // The newest, should it have been started again.
+        // The last one in the log, in case the process was restarted.
         let (_, after) = log
             .rsplit_once("address=127.0.0.1:")
             .ok_or("no health listener yet")?;
@@ -233,7 +244,7 @@ pub(crate) fn target(id: &str) -> Target {
     }
 }
 
-/// A context of a user, with the deadline of most tests.
+/// The context of a user, with the default deadline of tests.
 pub(crate) fn context(user: &str, role: Role, scope: Scope) -> Context {
     let mut context = within(PATIENCE);
     context.principal = Some(Principal {
@@ -249,7 +260,7 @@ pub(crate) fn operator() -> Context {
     context(USER, Role::Operator, Scope::All)
 }
 
-/// The context of an operator who waits this long.
+/// The context of an operator with this deadline.
 pub(crate) fn within(limit: Duration) -> Context {
     let mut context = Context::new(limit);
     context.source = Some("192.0.2.7".to_owned());
@@ -260,14 +271,14 @@ pub(crate) fn within(limit: Duration) -> Context {
     })
 }
 
-/// The context of an operator whose command carries this key, and the command's id.
+/// The context of an operator with this idempotency key, and the resulting operation id.
 pub(crate) fn keyed(limit: Duration, verb: Verb, id: &str, key: &str) -> (Context, OperationId) {
     let mut context = within(limit);
     context.idempotency_key = Some(key.to_owned());
     (context, OperationId::of_key(USER, &instance_id(id), verb, key))
 }
 
-/// The states that a command went through.
+/// The states that an operation went through.
 pub(crate) fn states(operation: &Operation) -> Vec<OperationState> {
     operation.history.iter().map(|event| event.state).collect()
 }

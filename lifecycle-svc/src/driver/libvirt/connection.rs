@@ -1,4 +1,4 @@
-//! One connection to libvirt, opened when it is needed and again when it has died.
+//! A connection to libvirt, opened on first use and reopened after it has failed.
 
 use std::{
     fmt,
@@ -14,13 +14,13 @@ use virt::{
     event::{event_register_default_impl, event_run_default_impl},
 };
 
-/// A host that answers nothing for this many times that many seconds is given up, and its calls fail.
+/// A host that does not answer this many keep-alives, sent at this interval, is considered dead, and its calls fail.
 const KEEPALIVE_SECONDS: i32 = 5;
 const KEEPALIVE_COUNT: u32 = 3;
 
 /// Why a call failed.
 pub(super) enum CallError {
-    /// The connection could not be opened, or died under the call.
+    /// The connection could not be opened, or failed during the call.
     Lost(Error),
     /// libvirt answered with an error.
     Refused(Error),
@@ -47,7 +47,7 @@ impl Shared {
         }
     }
 
-    /// Calls libvirt; blocks.
+    /// Calls libvirt, blocking the thread.
     pub(super) fn call<T>(&self, work: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, CallError> {
         let open = self.connect().map_err(CallError::Lost)?;
         work(&open.0).map_err(|error| {
@@ -59,19 +59,19 @@ impl Shared {
         })
     }
 
-    /// The live connection. Who waits for it here waits on a thread of this hypervisor's own share.
+    /// Returns the live connection, or opens one. Callers that wait here block only threads of this hypervisor.
     fn connect(&self) -> Result<Arc<Open>, Error> {
         let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = slot.as_ref().filter(|open| open.is_alive()) {
             return Ok(Arc::clone(open));
         }
         if slot.take().is_some() {
-            warn!(uri = %self.uri, "the connection to libvirt died");
+            warn!(uri = %self.uri, "libvirt connection lost");
         }
         let connect = Connect::open(Some(&self.uri))?;
-        // The test driver has none, and needs none.
+        // Fails for the test driver, which is in this process and needs no keep-alive.
         if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT) {
-            debug!(uri = %self.uri, %error, "no keep-alive");
+            debug!(uri = %self.uri, %error, "libvirt keep-alive not available");
         }
         info!(uri = %self.uri, "connected to libvirt");
         let open = Arc::new(Open(connect));
@@ -80,7 +80,7 @@ impl Shared {
     }
 }
 
-/// An open connection, closed with its last user: [`Connect`] itself does not.
+/// An open connection, closed when dropped; [`Connect`] does not close itself.
 struct Open(Connect);
 
 impl Open {
@@ -92,20 +92,20 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         if let Err(error) = self.0.close() {
-            debug!(%error, "closing the connection to libvirt");
+            debug!(%error, "closing the libvirt connection failed");
         }
     }
 }
 
-/// libvirt notices a dead or frozen peer only while its event loop runs, and the loop must be there before the first
-/// connection is opened.
+/// Starts libvirt's event loop, without which libvirt does not detect a dead or frozen peer. It must run before the
+/// first connection is opened.
 fn start_event_loop() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        // It would print every error to standard error, in its own form.
+        // The default callback prints every error to standard error in its own format.
         clear_error_callback();
         if let Err(error) = event_register_default_impl() {
-            warn!(%error, "libvirt has no event loop: a host that hangs is noticed by time-outs only");
+            warn!(%error, "libvirt event loop not available; hanging hosts are detected only by timeouts");
             return;
         }
         let spawned = thread::Builder::new()
@@ -113,13 +113,13 @@ fn start_event_loop() {
             .spawn(|| {
                 loop {
                     if let Err(error) = event_run_default_impl() {
-                        warn!(%error, "libvirt's event loop");
+                        warn!(%error, "libvirt event loop failed; retrying");
                         thread::sleep(Duration::from_secs(1));
                     }
                 }
             });
         if let Err(error) = spawned {
-            warn!(%error, "no thread for libvirt's event loop");
+            warn!(%error, "starting the libvirt event loop thread failed");
         }
     });
 }

@@ -1,14 +1,14 @@
-//! A thread for each blocking call into libvirt.
+//! Runs each blocking libvirt call on its own thread.
 //!
-//! The runtime's own pool for blocking work is shared by everything, DNS look-ups included: a few dozen hosts that hang
-//! would fill it. A thread of its own costs some 20 µs and holds up nothing but the hypervisor that it calls.
+//! The runtime's blocking pool is shared by the whole process, including DNS look-ups; a few dozen hanging hosts would
+//! exhaust it. A thread of its own costs about 20 µs and affects only the hypervisor that it calls.
 
 use std::{io, thread};
 
 use tokio::sync::oneshot;
 
-/// Runs the call on a new thread. The receiver fails if the call panics. The caller bounds the number of threads, by a
-/// permit that the call keeps until it returns.
+/// Runs the call on a new thread. The receiver fails if the call panics. The caller must bound the number of threads by
+/// a permit that the call holds until it returns.
 pub(super) fn run<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
@@ -16,7 +16,7 @@ pub(super) fn run<T: Send + 'static>(
     thread::Builder::new()
         .name("libvirt-call".to_owned())
         .spawn(move || {
-            // Fails only where the caller stopped waiting at its deadline.
+            // Fails only if the caller stopped waiting at its deadline.
             let _ = sender.send(call());
         })?;
     Ok(receiver)
@@ -28,9 +28,9 @@ mod tests {
 
     use super::*;
 
-    /// One blocking thread in the runtime stands for 512: hung calls must not take it.
+    /// The runtime has one blocking thread instead of 512; hung calls must not occupy it.
     #[test]
-    fn hung_calls_leave_the_runtimes_blocking_threads_free() {
+    fn hung_calls_do_not_use_blocking_pool() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)

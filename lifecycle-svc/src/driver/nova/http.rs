@@ -1,7 +1,7 @@
-//! HTTP to a cloud: one connection pool, bounded answers, certificates that are checked.
+//! HTTP client for a cloud: one connection pool, bounded answers, verified certificates.
 //!
-//! hyper and rustls directly: reqwest with rustls on *ring*, which the bus and the database use, makes every client of
-//! the whole process panic unless a provider of cryptography was installed for the process first.
+//! It uses hyper and rustls directly. reqwest with rustls on *ring*, which the bus and the database use, would make
+//! every TLS client in the process panic unless a default crypto provider was installed first.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -19,29 +19,30 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-use crate::driver::{DriverError, plain};
+use crate::driver::{DriverError, one_line};
 
-/// A page of a thousand servers is some 3 MiB.
+/// Maximum size of an answer; a page of 1,000 servers is about 3 MiB.
 const LARGEST_ANSWER: usize = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Below the idle time-out of common proxies, so that no request meets a connection that is just being closed.
+/// Idle timeout of pooled connections: shorter than that of common proxies, so that no request is sent on a connection
+/// that the proxy is closing.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Why there is no client.
+/// Why the client could not be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
     /// The given file holds no certificate.
     #[error("ca_file holds no usable certificate")]
     Ca,
-    /// Neither does the system.
-    #[error("the system has no usable certificates; name a ca_file")]
+    /// The operating system has no usable certificates.
+    #[error("the operating system has no usable certificates; set ca_file")]
     System,
-    /// The TLS library refused.
+    /// The TLS configuration is invalid.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
 }
 
-/// An answer, read to its end.
+/// A complete answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -52,7 +53,7 @@ pub(super) struct Answer {
 pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
-    /// A client that trusts these certificates, or the system's.
+    /// A client that trusts these certificates, or those of the operating system.
     pub(super) fn new(ca: Option<&[u8]>) -> Result<Self, TlsError> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -74,7 +75,7 @@ impl Http {
         Ok(Self(client))
     }
 
-    /// Sends a request and reads the answer. Without a deadline: the driver's whole call has one.
+    /// Sends a request and reads the answer. It has no deadline because the driver's whole call has one.
     pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, DriverError> {
         let answer = self
             .0
@@ -89,7 +90,7 @@ impl Http {
                 if error.is::<LengthLimitError>() {
                     DriverError::Rejected("the cloud's answer is too large".to_owned())
                 } else {
-                    DriverError::Unavailable(plain(&format!("the cloud's answer broke off: {error}")))
+                    DriverError::Unavailable(one_line(&format!("the cloud's answer was incomplete: {error}")))
                 }
             })?;
         Ok(Answer {
@@ -121,9 +122,9 @@ fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, TlsError> {
     }
 }
 
-/// With the causes, which say whether it was the name, the port or the certificate.
+/// An error with all causes, which show whether the name, the port or the certificate is wrong.
 fn unreachable(error: &(dyn Error + 'static)) -> DriverError {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     let chain = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
-    DriverError::Unavailable(plain(&format!("the cloud cannot be reached: {chain}")))
+    DriverError::Unavailable(one_line(&format!("the cloud cannot be reached: {chain}")))
 }

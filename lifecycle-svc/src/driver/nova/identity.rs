@@ -1,4 +1,4 @@
-//! Keystone v3: a token and where Nova is, renewed before it expires and when it is refused.
+//! Keystone v3 sessions: a token and Nova's address, renewed before they expire and when the token is refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,21 +12,21 @@ use tokio::{sync::Mutex, time::Instant};
 use tracing::{debug, info};
 
 use super::{
+    error_message,
     http::{Answer, Http},
-    said,
     settings::{Login, NovaSettings},
 };
 use crate::driver::DriverError;
 
-/// A token is renewed this long before it expires, or a quarter of its life if that is less.
-const EARLY: Duration = Duration::from_mins(5);
+/// A token is renewed this long before it expires, or after three quarters of its lifetime if that is later.
+const RENEW_BEFORE_EXPIRY: Duration = Duration::from_mins(5);
 
-/// A token and where it leads.
+/// A token and the address of Nova.
 #[derive(Debug)]
 pub(super) struct Session {
     /// Marked as sensitive: `Debug` does not show it.
     pub(super) token: HeaderValue,
-    /// Nova's address, without a slash at its end.
+    /// Nova's address, without a trailing slash.
     pub(super) compute: String,
     renew_at: Instant,
 }
@@ -73,7 +73,7 @@ impl Identity {
         }
     }
 
-    /// A session that is good for a while: of many callers one logs in, and the others wait for it.
+    /// Returns a valid session. Of concurrent callers one logs in, and the others wait for it.
     pub(super) async fn session(&self, http: &Http) -> Result<Arc<Session>, DriverError> {
         let mut current = self.current.lock().await;
         if let Some(session) = current
@@ -87,14 +87,14 @@ impl Identity {
         Ok(session)
     }
 
-    /// Forgets a session whose token was refused, unless there is a newer one already.
+    /// Discards a session whose token was refused, unless it was replaced already.
     pub(super) async fn forget(&self, refused: &Arc<Session>) {
         let mut current = self.current.lock().await;
         if current
             .as_ref()
             .is_some_and(|session| Arc::ptr_eq(session, refused))
         {
-            debug!(keystone = self.settings.auth_url, "the token was refused");
+            debug!(keystone = self.settings.auth_url, "Keystone token refused");
             *current = None;
         }
     }
@@ -108,34 +108,33 @@ impl Identity {
         let answer = http.send(request).await?;
         match answer.status {
             StatusCode::CREATED => {
-                info!(keystone = self.settings.auth_url, "logged in");
+                info!(keystone = self.settings.auth_url, "logged in to Keystone");
                 self.session_of(&answer)
             }
             StatusCode::UNAUTHORIZED => Err(DriverError::Rejected(
                 "Keystone refused the credentials of this service".to_owned(),
             )),
-            status if status.is_server_error() => Err(DriverError::Unavailable(said(&answer))),
-            _ => Err(DriverError::Rejected(said(&answer))),
+            status if status.is_server_error() => Err(DriverError::Unavailable(error_message(&answer))),
+            _ => Err(DriverError::Rejected(error_message(&answer))),
         }
     }
 
     fn session_of(&self, answer: &Answer) -> Result<Session, DriverError> {
-        let unreadable =
-            |what: &str| DriverError::Rejected(format!("Keystone's answer has no usable {what}"));
+        let missing = |what: &str| DriverError::Rejected(format!("Keystone's answer has no usable {what}"));
         let mut token = answer
             .headers
             .get("x-subject-token")
             .cloned()
-            .ok_or_else(|| unreadable("token"))?;
+            .ok_or_else(|| missing("token"))?;
         token.set_sensitive(true);
-        let body: Body = serde_json::from_slice(&answer.body).map_err(|_| unreadable("body"))?;
+        let body: Body = serde_json::from_slice(&answer.body).map_err(|_| missing("body"))?;
         let life = body.token.expires_at.duration_since(Timestamp::now());
         let life = Duration::try_from(life).unwrap_or_default();
         let compute = match &self.settings.compute_url {
             Some(url) => url.clone(),
             None => self.compute_of(&body.token.catalog).ok_or_else(|| {
                 let place = self.settings.region.as_deref().unwrap_or("any region");
-                unreadable(&format!(
+                missing(&format!(
                     "{} endpoint of a compute service in {place}",
                     self.settings.interface
                 ))
@@ -144,7 +143,7 @@ impl Identity {
         Ok(Session {
             token,
             compute,
-            renew_at: Instant::now() + life.saturating_sub(EARLY.min(life / 4)),
+            renew_at: Instant::now() + life.saturating_sub(RENEW_BEFORE_EXPIRY.min(life / 4)),
         })
     }
 
@@ -183,7 +182,7 @@ fn login_body(login: &Login) -> Value {
             },
             "scope": {"project": {"name": project, "domain": {"name": project_domain}}},
         }}),
-        // It is bound to a project: a scope would be refused.
+        // An application credential is bound to a project; Keystone refuses a scope with it.
         Login::ApplicationCredential { id, secret } => json!({"auth": {
             "identity": {
                 "methods": ["application_credential"],
@@ -193,7 +192,7 @@ fn login_body(login: &Login) -> Value {
     }
 }
 
-/// A request body of JSON.
+/// A JSON request body.
 pub(super) fn json_body(value: &Value) -> Full<Bytes> {
     Full::from(value.to_string())
 }

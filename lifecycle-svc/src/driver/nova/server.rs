@@ -1,10 +1,10 @@
-//! What Nova answers, as far as it matters here.
+//! The parts of Nova's answers that are used here.
 
 use serde::Deserialize;
 use serde_json::Value;
 use vmwatch_api::lifecycle::MachineState;
 
-/// A server, as far as it matters here.
+/// A server.
 #[derive(Debug, Deserialize)]
 pub(super) struct Server {
     pub(super) id: String,
@@ -61,7 +61,7 @@ pub(super) struct ActionEvent {
     pub(super) details: Option<String>,
 }
 
-/// Nova keeps what a server is and what is being done with it apart.
+/// Combines a server's status with its current task, which Nova reports separately.
 pub(super) fn state_of(server: &Server) -> MachineState {
     match (server.status.as_str(), server.task.as_deref()) {
         ("ACTIVE", Some("powering-off" | "suspending" | "shelving" | "deleting")) => {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_state_is_what_the_server_is_and_what_is_done_with_it() {
+    fn derives_state_from_status_and_task() {
         for (status, task, state) in [
             ("ACTIVE", None, MachineState::Running),
             ("ACTIVE", Some("powering-off"), MachineState::ShuttingDown),

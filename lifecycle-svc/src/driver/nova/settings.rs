@@ -1,4 +1,4 @@
-//! Which cloud and as whom: a TOML file, with its secrets in files of their own.
+//! The settings of a cloud: a TOML file, with the secrets in files of their own.
 
 use std::{
     fmt, fs,
@@ -8,12 +8,12 @@ use std::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// A secret, never shown by `Debug` and wiped when it is dropped.
+/// A secret, hidden from `Debug` and wiped when dropped.
 #[derive(Clone)]
 pub(super) struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// The secret itself, for the one request that carries it.
+    /// The secret in plain text, for the login request.
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
@@ -25,25 +25,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Which cloud and as whom.
+/// The address of a cloud and the credentials for it.
 #[derive(Debug, Clone)]
 pub(crate) struct NovaSettings {
-    /// Keystone's address, up to and with `/v3`.
+    /// Keystone's address, including `/v3`.
     pub(super) auth_url: String,
     pub(super) login: Login,
-    /// Of the catalogue; the first endpoint unless given.
+    /// Region of the endpoint in the service catalogue; the first endpoint if `None`.
     pub(super) region: Option<String>,
-    /// Of the catalogue.
+    /// Interface of the endpoint in the service catalogue, such as `public`.
     pub(super) interface: String,
-    /// Instead of the catalogue's address of Nova.
+    /// Address of Nova, instead of the one in the service catalogue.
     pub(super) compute_url: Option<String>,
-    /// Whether machines of all projects are listed, for which the cloud asks an administrator.
+    /// Whether VMs of all projects are listed, which requires an administrator in the cloud.
     pub(super) all_projects: bool,
-    /// PEM certificates that sign the cloud's, instead of the system's.
+    /// PEM certificates of the authorities to trust, instead of those of the operating system.
     pub(super) ca: Option<Vec<u8>>,
 }
 
-/// As whom.
+/// The credentials.
 #[derive(Debug, Clone)]
 pub(super) enum Login {
     Password {
@@ -59,7 +59,7 @@ pub(super) enum Login {
     },
 }
 
-/// The file as it is written.
+/// The contents of the file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -91,25 +91,25 @@ fn default_domain() -> String {
 }
 
 impl NovaSettings {
-    /// Reads the file and those that it names; an error says what is wrong and shows no secret.
+    /// Reads the file and the files that it names; the error describes the problem without any secret.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path)
             .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
         let file: Document =
             toml::from_str(&text).map_err(|error| format!("{}: {}", path.display(), error.message()))?;
-        let told = |problem: String| format!("{}: {problem}", path.display());
+        let in_file = |problem: String| format!("{}: {problem}", path.display());
         for url in [Some(&file.auth_url), file.compute_url.as_ref()]
             .into_iter()
             .flatten()
         {
             if !(url.starts_with("https://") || url.starts_with("http://")) {
-                return Err(told(format!("`{url}` is no http(s) address")));
+                return Err(in_file(format!("`{url}` is not an http(s) address")));
             }
         }
         let ca = file.ca_file.as_deref().map(fs::read).transpose();
         Ok(Self {
-            ca: ca.map_err(|error| told(format!("ca_file cannot be read: {error}")))?,
-            login: file.login().map_err(told)?,
+            ca: ca.map_err(|error| in_file(format!("ca_file cannot be read: {error}")))?,
+            login: file.login().map_err(in_file)?,
             auth_url: file.auth_url.trim_end_matches('/').to_owned(),
             region: file.region,
             interface: file.interface,
@@ -137,7 +137,7 @@ impl Document {
                 password: secret("password_file", self.password_file.as_deref())?,
             }),
             _ => Err(
-                "give username, project and password_file, or application_credential_id and \
+                "set username, project and password_file, or application_credential_id and \
                       application_credential_secret_file"
                     .to_owned(),
             ),
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_names_the_cloud_and_its_secret_lies_elsewhere() {
+    fn reads_cloud_and_secret_files() {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         fs::write(&secret, "hunter2\n").unwrap();
@@ -207,12 +207,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn reports_problems_without_secrets() {
         let folder = tempfile::tempdir().unwrap();
         for (text, part) in [
             ("", "missing field `auth_url`"),
-            ("auth_url = 'cloud'", "no http(s) address"),
-            ("auth_url = 'http://cloud'", "give username"),
+            ("auth_url = 'cloud'", "not an http(s) address"),
+            ("auth_url = 'http://cloud'", "set username"),
             (
                 "auth_url = 'http://cloud'\npassword = 'hunter2'",
                 "unknown field `password`",

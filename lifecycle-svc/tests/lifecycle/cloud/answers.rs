@@ -1,4 +1,4 @@
-//! What the cloud answers, as the real ones were seen to: `./dev peer nova` holds much of it against them.
+//! The answers of the simulated cloud. `./dev peer nova` compares many of them with the real services.
 
 use std::{collections::HashMap, time::SystemTime};
 
@@ -94,7 +94,7 @@ async fn show(State(cloud): State<Cloud>, UrlPath(id): UrlPath<String>, headers:
     if !cloud.admits(&headers) {
         return unauthorized();
     }
-    cloud.pass(At::Look).await;
+    cloud.pass(At::Read).await;
     let inner = cloud.lock();
     if let Some((status, body)) = &inner.instead {
         return (StatusCode::from_u16(*status).unwrap(), body.clone()).into_response();
@@ -134,7 +134,7 @@ async fn list(
     Json(page).into_response()
 }
 
-/// The command of an action's body, the status that it asks for, its task, and the status that it leads to.
+/// The statuses that an action requires, its task, and the resulting status.
 fn meaning(command: &str) -> (&'static [&'static str], &'static str, &'static str) {
     match command {
         "os-start" => (&["SHUTOFF"], "powering-on", "ACTIVE"),
@@ -142,7 +142,7 @@ fn meaning(command: &str) -> (&'static [&'static str], &'static str, &'static st
         "reboot" => (&["ACTIVE"], "reboot_started", "ACTIVE"),
         "unpause" => (&["PAUSED"], "unpausing", "ACTIVE"),
         "resume" => (&["SUSPENDED"], "resuming", "ACTIVE"),
-        other => panic!("no such command: {other}"),
+        other => panic!("no such action: {other}"),
     }
 }
 
@@ -192,7 +192,7 @@ impl Cloud {
         match obedience {
             Obedience::AtOnce => to.clone_into(&mut server.status),
             Obedience::Later => server.task = Some(task.to_owned()),
-            Obedience::InVain => server.last_failure = Some("No valid host: the disk is gone".to_owned()),
+            Obedience::Fails => server.last_failure = Some("No valid host: the disk is gone".to_owned()),
         }
         StatusCode::ACCEPTED.into_response()
     }

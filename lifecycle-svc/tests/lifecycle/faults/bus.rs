@@ -1,4 +1,4 @@
-//! A bus that is away, frozen or late: no command is carried out late, and what was done is on record.
+//! An unreachable, frozen or slow bus: no action is carried out late, and every effect is recorded.
 
 use std::{fs, time::Duration};
 
@@ -17,13 +17,13 @@ use crate::{
     support::{Replica, keyed, target, within},
 };
 
-/// A replica and a caller that do not take a frozen server for dead, and so do not connect anew.
+/// A replica and a caller with long keep-alive timeouts, so that they do not reconnect while the server is frozen.
 async fn patient(scene: &Scene) -> (Replica, Bus) {
     let settings = [
         ("VMWATCH_HYPERVISORS", scene.hypervisors.as_str()),
         ("VMWATCH_NATS_PING_INTERVAL", "1m"),
         ("VMWATCH_LOG", "debug"),
-        // A command that must be announced in the audit first makes no record while the bus is frozen.
+        // With a required audit record, no operation record would be created while the bus is frozen.
         ("VMWATCH_AUDIT_REQUIRED", "false"),
     ];
     let service = scene.world.replica("lifecycle", &settings).await;
@@ -38,16 +38,16 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
 }
 
 #[tokio::test]
-async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
+async fn refuses_start_delivered_after_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
-    // Frozen and not dead: what is sent now is delivered once it goes on.
+    // The server is frozen, not dead: it delivers messages sent now once it continues.
     freeze_bus(&scene).await;
     let late = within(Duration::from_millis(500));
     let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     scene.world.nats.server.resume();
-    eventually("it is delivered, and refused", PATIENCE, async || {
+    eventually("the request is delivered and refused", PATIENCE, async || {
         let metrics = service.get("/metrics").await?;
         let late = metrics
             .lines()
@@ -66,15 +66,15 @@ async fn a_start_that_the_bus_delivers_late_is_not_carried_out() {
 async fn freeze_bus(scene: &Scene) {
     match &scene.world.nats.server {
         Server::Process(process) => freeze(process).await,
-        // An engine answers once all of it stands still.
+        // The container engine answers once the whole container is paused.
         container @ Server::Container(_) => container.pause(),
     }
 }
 
-/// Stops a process, and waits until the last of it stands still.
+/// Stops a process and waits until all its threads are stopped.
 async fn freeze(process: &Process) {
     process.pause();
-    eventually("it stands still", PATIENCE, async || {
+    eventually("all threads are stopped", PATIENCE, async || {
         let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
         let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
         let moving = states.into_iter().find(|stat| !stat.contains(") T "));
@@ -83,8 +83,8 @@ async fn freeze(process: &Process) {
     .await;
 }
 
-/// Asks for a start, and freezes the bus when the service has the request and has not made its record yet. Gives back
-/// what the caller is told, once the service has waited in vain for the bus.
+/// Sends a start request and freezes the bus after the service has received it and before it has created the record.
+/// Returns the caller's answer after the service has timed out on the bus.
 async fn frozen_while_the_record_is_made(
     scene: &Scene,
     service: &Replica,
@@ -98,13 +98,14 @@ async fn frozen_while_the_record_is_made(
         started.map(|machine| machine.state).map_err(|fault| fault.kind)
     });
     tokio::task::yield_now().await;
-    // Asked behind the request, on the same connection: what is answered is behind it as well.
+    // Sent after the request on the same connection, so its answer also comes after the request was delivered.
     bus.settled().await;
     freeze_bus(scene).await;
     service.0.resume();
-    eventually("the service waits in vain", PATIENCE, async || {
+    eventually("the service times out on the bus", PATIENCE, async || {
         let log = service.0.log();
-        // From the record store, or, where the deadline of the request was shorter, from the follower of its bucket.
+        // The timeout comes from the record store, or from the follower of its bucket if the request's deadline was
+        // shorter.
         let waited = log.contains("did not answer in time") || log.contains("deadline has elapsed");
         waited.then_some(()).ok_or(log)
     })
@@ -113,7 +114,7 @@ async fn frozen_while_the_record_is_made(
 }
 
 #[tokio::test]
-async fn a_record_of_which_no_answer_came_is_still_ours() {
+async fn continues_after_lost_answer_to_record_creation() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
@@ -126,7 +127,7 @@ async fn a_record_of_which_no_answer_came_is_still_ours() {
 }
 
 #[tokio::test]
-async fn a_record_of_which_no_answer_came_in_time_is_not_carried_out() {
+async fn does_not_act_when_record_was_created_too_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
@@ -139,15 +140,15 @@ async fn a_record_of_which_no_answer_came_in_time_is_not_carried_out() {
 }
 
 #[tokio::test]
-async fn a_start_that_waits_while_the_bus_goes_away_does_not_run_once_it_is_late() {
+async fn does_not_act_after_lease_expired_without_bus() {
     let scene = Scene::new("SHUTOFF").await;
     let _service = scene.replica("lifecycle").await;
     let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
-    scene.cloud.hold(At::Look);
+    scene.cloud.hold(At::Read);
     let asking = scene.start_in_background(context.clone());
-    scene.cloud.one_more_held(At::Look, 0).await;
+    scene.cloud.wait_held(At::Read, 0).await;
     scene.world.nats.server.kill9();
-    scene.cloud.release(At::Look);
+    scene.cloud.release(At::Read);
     asking.abort();
     eventually("the deadline passes", PATIENCE, async || {
         let left = context.remaining();
@@ -161,13 +162,13 @@ async fn a_start_that_waits_while_the_bus_goes_away_does_not_run_once_it_is_late
 }
 
 #[tokio::test]
-async fn what_ended_while_the_bus_was_away_is_on_record_once_it_is_back() {
+async fn records_end_after_bus_returns() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
     let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
     let asking = scene.start_in_background(context);
-    scene.cloud.has_accepted("os-start", 1).await;
+    scene.cloud.wait_accepted("os-start", 1).await;
     scene.world.nats.server.kill9();
     asking.abort();
     scene.cloud.settle(VM, "ACTIVE");

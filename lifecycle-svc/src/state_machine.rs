@@ -1,4 +1,4 @@
-//! What to do next for a command, from what the hypervisor says of the machine: pure, so that every case can be tried.
+//! State machine of an operation: decides the next step from the VM's state. Pure, so that tests can try every case.
 //!
 //! ```text
 //!                start ──────────────┐
@@ -10,72 +10,72 @@
 //!      └──── force_stop, from any ─────┘        Crashed: only force_stop
 //! ```
 //!
-//! A command looks, acts at most a few times, and looks again until the hypervisor says that the machine is as it was
-//! asked to be. It never concludes from a call's success alone: only from a state that was read.
+//! An operation reads the state, acts at most [`MAX_ACTS`] times, and reads the state again until the VM is in the
+//! wanted state. A successful call never ends an operation: only a state that was read does.
 
 use std::time::Duration;
 
 use vmwatch_api::lifecycle::{MachineState, Verb};
 
-/// The most times that one command tells the hypervisor the same thing.
-pub(crate) const MOST_ACTS: u8 = 3;
-/// A machine that still runs this long after it was told to go down is told again: a shutdown that reaches a system
-/// early in its boot is lost.
-pub(crate) const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// Maximum number of times that one operation sends its action to the hypervisor.
+pub(crate) const MAX_ACTS: u8 = 3;
+/// A VM that still runs this long after a shutdown or power-off is sent it again: a guest early in its boot ignores a
+/// shutdown.
+pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
-/// What a driver can be told.
+/// An action that a driver can carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Make it run, from whatever state.
+    /// Make the VM run, from any state.
     Start,
-    /// Press its power button.
+    /// Ask the guest to shut down, like the power button.
     Shutdown,
-    /// Start its system anew; `hard` without asking it.
+    /// Reboot the guest; with `hard`, reset the VM without asking the guest.
     Reboot { hard: bool },
-    /// Cut its power.
+    /// Cut the VM's power.
     Destroy,
 }
 
-/// What is known of the command's last act.
+/// The outcome of the operation's last act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Told {
-    /// Nothing was done yet.
-    Nothing,
-    /// The hypervisor took it.
+pub(crate) enum ActOutcome {
+    /// No act was sent yet.
+    NotSent,
+    /// The hypervisor accepted it.
     Accepted,
-    /// It may have taken it: no answer came, or who asked died first.
-    Unclear,
-}
-
-/// How far a command has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Progress {
-    /// What is known of the last act.
-    pub(crate) told: Told,
-    /// How many acts there were.
-    pub(crate) acts: u8,
-    /// How long ago the last one was.
-    pub(crate) since: Duration,
-}
-
-/// What to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// The machine is as it was asked to be.
-    Done,
-    /// Tell the hypervisor.
-    Act,
-    /// Look again.
-    Wait,
-    /// The state does not allow the command, and nothing was done.
-    Refuse(&'static str),
-    /// It did not work.
-    Fail(&'static str),
-    /// It may or may not have been done, and must not be done twice.
+    /// The hypervisor may have accepted it: no answer came, or the replica that sent it crashed.
     Unknown,
 }
 
-/// What the verb tells a driver.
+/// The progress of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The outcome of the last act.
+    pub(crate) outcome: ActOutcome,
+    /// Number of acts so far.
+    pub(crate) acts: u8,
+    /// Time since the last act.
+    pub(crate) since: Duration,
+}
+
+/// The next step of an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// End with success: the VM is in the wanted state.
+    Done,
+    /// Send the action to the hypervisor.
+    Act,
+    /// Wait, then read the state again.
+    Wait,
+    /// End: the state does not allow the action, and nothing was done.
+    Refuse(&'static str),
+    /// End with failure.
+    Fail(&'static str),
+    /// End: the action may or may not have taken effect, and must not be repeated.
+    Unknown,
+}
+
+/// The driver action for a verb.
 pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
     match verb {
         Verb::Start => Some(Action::Start),
@@ -86,77 +86,83 @@ pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
     }
 }
 
-/// The next step of a command whose machine is in this state.
+/// The next step of an operation whose VM is in this state.
 pub(crate) fn next(verb: Verb, state: MachineState, progress: Progress) -> Step {
     let step = match verb {
-        Verb::Start => start(state, progress.told),
+        Verb::Start => start(state, progress.outcome),
         Verb::Stop => stop(state, progress),
-        Verb::Reboot => reboot(state, progress.told),
+        Verb::Reboot => reboot(state, progress.outcome),
         Verb::ForceStop => force_stop(state, progress),
-        Verb::Unknown => Step::Refuse("this version of the service does not know the command"),
+        Verb::Unknown => Step::Refuse("this version of the service does not know the action"),
     };
     match step {
-        Step::Act if progress.acts >= MOST_ACTS => {
-            Step::Fail("the hypervisor was told several times, in vain")
+        Step::Act if progress.acts >= MAX_ACTS => {
+            Step::Fail("gave up after several attempts: the VM did not change state")
         }
         other => other,
     }
 }
 
-const fn start(state: MachineState, told: Told) -> Step {
+const fn start(state: MachineState, outcome: ActOutcome) -> Step {
     use MachineState as Is;
-    match (state, told) {
+    match (state, outcome) {
         (Is::Running, _) => Step::Done,
-        (Is::Starting | Is::ShuttingDown, _) | (Is::Unknown, Told::Accepted | Told::Unclear) => Step::Wait,
-        (Is::ShutOff, Told::Accepted) => Step::Fail("it was started, and went off again at once"),
-        (Is::Crashed, Told::Accepted) => Step::Fail("it was started, and crashed at once"),
-        // Also after an accepted start: a machine saved while it was paused comes back paused.
+        (Is::Starting | Is::ShuttingDown, _) | (Is::Unknown, ActOutcome::Accepted | ActOutcome::Unknown) => {
+            Step::Wait
+        }
+        (Is::ShutOff, ActOutcome::Accepted) => Step::Fail("the VM shut off immediately after starting"),
+        (Is::Crashed, ActOutcome::Accepted) => Step::Fail("the VM crashed immediately after starting"),
+        // Also after an accepted start: a VM that was saved while paused is restored as paused.
         (Is::ShutOff | Is::Paused | Is::Suspended, _) => Step::Act,
-        (Is::Crashed, _) => Step::Refuse("it has crashed and is kept as it was; force it off first"),
-        (Is::Unknown, Told::Nothing) => {
-            Step::Refuse("the hypervisor gives a state that nothing can be started from")
+        (Is::Crashed, _) => {
+            Step::Refuse("the VM has crashed and is preserved for inspection; force it off first")
+        }
+        (Is::Unknown, ActOutcome::NotSent) => {
+            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be started")
         }
     }
 }
 
 fn stop(state: MachineState, progress: Progress) -> Step {
     use MachineState as Is;
-    match (state, progress.told) {
+    match (state, progress.outcome) {
         (Is::ShutOff, _) => Step::Done,
-        (Is::Running, Told::Nothing) => Step::Act,
-        (Is::Running, _) if progress.since >= TELL_AGAIN && progress.acts < MOST_ACTS => Step::Act,
-        (Is::Crashed, _) => Step::Refuse("it has crashed; force it off"),
-        (Is::Paused | Is::Suspended, Told::Nothing) => Step::Refuse(
-            "its system cannot hear a shutdown while it does not run; start it first, or force it off",
-        ),
-        (Is::Unknown, Told::Nothing) => {
-            Step::Refuse("the hypervisor gives a state that nothing can be stopped from")
+        (Is::Running, ActOutcome::NotSent) => Step::Act,
+        (Is::Running, _) if progress.since >= REPEAT_AFTER && progress.acts < MAX_ACTS => Step::Act,
+        (Is::Crashed, _) => Step::Refuse("the VM has crashed; force it off"),
+        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => {
+            Step::Refuse("a VM that does not run cannot react to a shutdown; start it first, or force it off")
+        }
+        (Is::Unknown, ActOutcome::NotSent) => {
+            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be stopped")
         }
         _ => Step::Wait,
     }
 }
 
-const fn reboot(state: MachineState, told: Told) -> Step {
+const fn reboot(state: MachineState, outcome: ActOutcome) -> Step {
     use MachineState as Is;
-    match (state, told) {
-        (_, Told::Unclear) => Step::Unknown,
-        (Is::Running, Told::Nothing) => Step::Act,
-        (Is::Running, Told::Accepted) => Step::Done,
-        (Is::ShutOff | Is::Crashed, Told::Accepted) => Step::Fail("it went off and did not come back"),
-        (Is::ShutOff, Told::Nothing) => Step::Refuse("it is off; start it"),
-        (Is::Crashed, Told::Nothing) => Step::Refuse("it has crashed; force it off, then start it"),
-        (Is::Paused | Is::Suspended, Told::Nothing) => Step::Refuse("it does not run; start it"),
-        (Is::Unknown, Told::Nothing) => {
-            Step::Refuse("the hypervisor gives a state that nothing can be rebooted from")
+    match (state, outcome) {
+        (_, ActOutcome::Unknown) => Step::Unknown,
+        (Is::Running, ActOutcome::NotSent) => Step::Act,
+        (Is::Running, ActOutcome::Accepted) => Step::Done,
+        (Is::ShutOff | Is::Crashed, ActOutcome::Accepted) => {
+            Step::Fail("the VM shut off and did not come back")
+        }
+        (Is::ShutOff, ActOutcome::NotSent) => Step::Refuse("the VM is off; start it"),
+        (Is::Crashed, ActOutcome::NotSent) => Step::Refuse("the VM has crashed; force it off, then start it"),
+        (Is::Paused | Is::Suspended, ActOutcome::NotSent) => Step::Refuse("the VM does not run; start it"),
+        (Is::Unknown, ActOutcome::NotSent) => {
+            Step::Refuse("the hypervisor reports an unknown state, from which the VM cannot be rebooted")
         }
         _ => Step::Wait,
     }
 }
 
 fn force_stop(state: MachineState, progress: Progress) -> Step {
-    match (state, progress.told) {
+    match (state, progress.outcome) {
         (MachineState::ShutOff, _) => Step::Done,
-        (_, Told::Accepted) if progress.since < TELL_AGAIN => Step::Wait,
+        (_, ActOutcome::Accepted) if progress.since < REPEAT_AFTER => Step::Wait,
         _ => Step::Act,
     }
 }
@@ -180,31 +186,31 @@ mod tests {
     const VERBS: [Verb; 4] = [Verb::Start, Verb::Stop, Verb::Reboot, Verb::ForceStop];
 
     fn progress() -> impl Strategy<Value = Progress> {
-        let told = prop::sample::select(vec![Told::Accepted, Told::Unclear]);
+        let outcome = prop::sample::select(vec![ActOutcome::Accepted, ActOutcome::Unknown]);
         prop_oneof![
             Just(Progress {
-                told: Told::Nothing,
+                outcome: ActOutcome::NotSent,
                 acts: 0,
                 since: Duration::ZERO
             }),
-            (told, 1..=MOST_ACTS, 0_u64..60).prop_map(|(told, acts, since)| Progress {
-                told,
+            (outcome, 1..=MAX_ACTS, 0_u64..60).prop_map(|(outcome, acts, since)| Progress {
+                outcome,
                 acts,
                 since: Duration::from_secs(since)
             }),
         ]
     }
 
-    /// A hypervisor for one machine that may refuse to answer, be slow, or let the machine change by itself.
+    /// What a simulated hypervisor does in one round.
     #[derive(Debug, Clone, Copy)]
     enum Turn {
-        /// The command works, and the answer arrives.
+        /// The action takes effect, and the answer arrives.
         Works,
-        /// It works, and the answer is lost.
+        /// The action takes effect, and the answer is lost.
         AnswerLost,
-        /// Nothing happens, and the answer is lost.
+        /// The action has no effect, and the answer is lost.
         Lost,
-        /// The machine goes where somebody else wants it.
+        /// Another client changes the VM to this state.
         Moves(MachineState),
     }
 
@@ -224,10 +230,10 @@ mod tests {
         }
     }
 
-    /// How a command on such a machine ends, how often it acted, and what it last saw.
+    /// Runs an operation against these turns; returns its last step, the number of acts and the last state.
     fn play(verb: Verb, mut state: MachineState, turns: &[Turn]) -> (Step, u8, MachineState) {
         let mut progress = Progress {
-            told: Told::Nothing,
+            outcome: ActOutcome::NotSent,
             acts: 0,
             since: Duration::ZERO,
         };
@@ -236,10 +242,10 @@ mod tests {
                 Step::Act => {
                     progress.acts += 1;
                     progress.since = Duration::ZERO;
-                    progress.told = if matches!(turn, Turn::Works) {
-                        Told::Accepted
+                    progress.outcome = if matches!(turn, Turn::Works) {
+                        ActOutcome::Accepted
                     } else {
-                        Told::Unclear
+                        ActOutcome::Unknown
                     };
                     if matches!(turn, Turn::Works | Turn::AnswerLost) {
                         state = after(action(verb, false).unwrap());
@@ -257,7 +263,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn success_is_only_said_of_the_state_that_was_asked_for(
+        fn succeeds_only_in_wanted_state(
             verb in prop::sample::select(VERBS.to_vec()),
             state in prop::sample::select(STATES.to_vec()),
             progress in progress(),
@@ -272,13 +278,13 @@ mod tests {
         }
 
         #[test]
-        fn no_story_makes_it_act_without_end_or_reboot_twice(
+        fn bounds_acts_and_never_reboots_twice(
             verb in prop::sample::select(VERBS.to_vec()),
             state in prop::sample::select(STATES.to_vec()),
             turns in prop::collection::vec(turn(), 0..60),
         ) {
             let (end, acts, last) = play(verb, state, &turns);
-            prop_assert!(acts <= MOST_ACTS);
+            prop_assert!(acts <= MAX_ACTS);
             if verb == Verb::Reboot {
                 prop_assert!(acts <= 1);
             }
@@ -288,7 +294,7 @@ mod tests {
         }
 
         #[test]
-        fn a_machine_that_obeys_comes_to_be_as_asked(
+        fn reaches_wanted_state_on_working_hypervisor(
             verb in prop::sample::select(vec![Verb::Start, Verb::ForceStop]),
             state in prop::sample::select(vec![MachineState::Running, MachineState::Paused, MachineState::ShutOff]),
         ) {
@@ -298,7 +304,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_so_already_is_done_without_an_act(progress in progress()) {
+        fn succeeds_without_acting_in_wanted_state(progress in progress()) {
             prop_assert_eq!(next(Verb::Start, MachineState::Running, progress), Step::Done);
             prop_assert_eq!(next(Verb::Stop, MachineState::ShutOff, progress), Step::Done);
             prop_assert_eq!(next(Verb::ForceStop, MachineState::ShutOff, progress), Step::Done);
@@ -306,9 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn a_reboot_whose_fate_is_unclear_is_not_repeated() {
+    fn does_not_repeat_reboot_with_unknown_outcome() {
         let unclear = Progress {
-            told: Told::Unclear,
+            outcome: ActOutcome::Unknown,
             acts: 1,
             since: Duration::ZERO,
         };
@@ -318,22 +324,22 @@ mod tests {
     }
 
     #[test]
-    fn a_shutdown_that_nobody_heard_is_told_again() {
-        let told = |since, acts| Progress {
-            told: Told::Accepted,
+    fn repeats_ignored_shutdown() {
+        let outcome = |since, acts| Progress {
+            outcome: ActOutcome::Accepted,
             acts,
             since,
         };
         let running = |progress| next(Verb::Stop, MachineState::Running, progress);
-        assert_eq!(running(told(TELL_AGAIN / 2, 1)), Step::Wait);
-        assert_eq!(running(told(TELL_AGAIN, 1)), Step::Act);
-        assert_eq!(running(told(TELL_AGAIN, MOST_ACTS)), Step::Wait);
+        assert_eq!(running(outcome(REPEAT_AFTER / 2, 1)), Step::Wait);
+        assert_eq!(running(outcome(REPEAT_AFTER, 1)), Step::Act);
+        assert_eq!(running(outcome(REPEAT_AFTER, MAX_ACTS)), Step::Wait);
     }
 
     #[test]
-    fn a_start_that_went_off_again_is_a_failure_and_not_a_success() {
+    fn fails_start_of_vm_that_shuts_off_again() {
         let accepted = Progress {
-            told: Told::Accepted,
+            outcome: ActOutcome::Accepted,
             acts: 1,
             since: Duration::ZERO,
         };

@@ -1,0 +1,132 @@
+//! A record under this replica's lease. The lease is renewed during every wait, and every write is a compare-and-set,
+//! so that a replica that was too slow notices that its operation was adopted by another.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::{debug, warn};
+use vmwatch_api::time::unix_millis;
+
+use super::{
+    record::{Lease, Record},
+    store::{Store, StoreError, Written},
+};
+use crate::fence::Fence;
+
+/// Pause between attempts to write a record while the store fails.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
+
+/// Why this replica stopped carrying out an operation.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Aborted {
+    /// Another replica has adopted the operation.
+    #[error("another replica has adopted the operation")]
+    LeaseLost,
+    /// The record could not be written in time; the replica that adopts the operation will end it.
+    #[error("the record of the operation could not be written")]
+    NotWritten(#[source] StoreError),
+}
+
+/// A record under this replica's lease.
+pub(super) struct Leased {
+    store: Store,
+    pub(super) record: Record,
+    revision: u64,
+    lease: Duration,
+    /// End of the lease as last written, Unix milliseconds. Shared with fences, which read it while it is renewed.
+    until_ms: Arc<AtomicU64>,
+    renew_at: Instant,
+}
+
+impl Leased {
+    /// Takes a record that was just written at this revision with a lease of this length.
+    pub(super) fn new(store: Store, record: Record, revision: u64, lease: Duration) -> Self {
+        Self {
+            store,
+            until_ms: Arc::new(AtomicU64::new(record.lease.until_ms)),
+            record,
+            revision,
+            lease,
+            renew_at: Instant::now() + lease / 3,
+        }
+    }
+
+    /// A fence that is open until the operation's deadline, as long as the lease is renewed.
+    pub(super) fn fence(&self) -> Fence {
+        Fence::new(self.record.operation.deadline_ms, Arc::clone(&self.until_ms))
+    }
+
+    /// Waits for `work` and renews the lease meanwhile. If the store is unreachable, `work` continues: no other replica
+    /// can adopt the operation then, and no action begins once the lease has expired.
+    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Aborted> {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                () = sleep_until(self.renew_at) => match self.write().await {
+                    Ok(()) => {}
+                    Err(Aborted::LeaseLost) => return Err(Aborted::LeaseLost),
+                    Err(Aborted::NotWritten(error)) => {
+                        warn!(operation = %self.record.operation.id, %error, "renewing the lease failed; retrying");
+                        self.renew_at = Instant::now() + RETRY_PAUSE;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Writes the record with a new lease that begins now.
+    pub(super) async fn write(&mut self) -> Result<(), Aborted> {
+        self.record.lease.until_ms = Lease::until(self.lease);
+        let mut written = self.replace().await?;
+        if matches!(written, Written::Conflict) && self.conflicts_with_own_write().await? {
+            written = self.replace().await?;
+        }
+        match written {
+            Written::At(revision) => {
+                self.revision = revision;
+                self.until_ms.store(self.record.lease.until_ms, Ordering::Relaxed);
+                self.renew_at = Instant::now() + self.lease / 3;
+                Ok(())
+            }
+            Written::Conflict => Err(Aborted::LeaseLost),
+        }
+    }
+
+    /// Writes the record; retries until this time (Unix milliseconds) while the store fails.
+    pub(super) async fn write_with_retry(&mut self, end_ms: u64) -> Result<(), Aborted> {
+        loop {
+            match self.write().await {
+                Err(Aborted::NotWritten(error)) if unix_millis() < end_ms => {
+                    debug!(operation = %self.record.operation.id, %error, "writing the record failed; retrying");
+                    sleep(RETRY_PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    async fn replace(&self) -> Result<Written, Aborted> {
+        let replaced = self.store.replace(&self.record, self.revision).await;
+        replaced.map_err(Aborted::NotWritten)
+    }
+
+    /// Whether the conflicting write was this replica's own, with a lost acknowledgement. Then it continues from that
+    /// revision.
+    async fn conflicts_with_own_write(&mut self) -> Result<bool, Aborted> {
+        let id = &self.record.operation.id;
+        let stored = self.store.read(id).await.map_err(Aborted::NotWritten)?;
+        // A replica that adopts an operation writes its own name into the lease.
+        let ours = stored.filter(|(record, _)| record.lease.owner == self.record.lease.owner);
+        if let Some((_, revision)) = &ours {
+            self.revision = *revision;
+        }
+        Ok(ours.is_some())
+    }
+}
