@@ -181,7 +181,7 @@ mod tests {
         let now = SystemTime::now();
         let mut ids = HashSet::new();
         for sample in fleet.minute(now, offset) {
-            let documents = Documents::of(&sample, offset, now).unwrap();
+            let documents = Documents::from_sample(&sample, offset, now).unwrap();
             let rows = documents.vms.iter().chain(&documents.processes);
             ids.extend(rows.map(|row| row.get_object_id("_id").unwrap()));
         }

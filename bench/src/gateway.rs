@@ -464,7 +464,7 @@ pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>>
         if sample.processes.is_empty() {
             ids.push(sample.instance_id.to_string());
         }
-        let made = Documents::of(&sample, offset, SystemTime::now())?;
+        let made = Documents::from_sample(&sample, offset, SystemTime::now())?;
         documents.vms.extend(made.vms);
         documents.processes.extend(made.processes);
     }

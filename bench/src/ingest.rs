@@ -175,7 +175,7 @@ impl Bench {
         let mut batch = Documents::default();
         for _ in 0..self.minutes {
             for sample in self.fleet.minute(self.next, self.offset) {
-                let documents = Documents::of(&sample, self.offset, SystemTime::now())?;
+                let documents = Documents::from_sample(&sample, self.offset, SystemTime::now())?;
                 batch.vms.extend(documents.vms);
                 batch.processes.extend(documents.processes);
                 if batch.vms.len() + batch.processes.len() >= BATCH_ROWS {

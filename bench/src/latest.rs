@@ -271,7 +271,7 @@ impl Bench {
         processes: u32,
     ) -> anyhow::Result<()> {
         let sample = fleet::sample_at(id, at, self.offset, vm, processes);
-        let documents = Documents::of(&sample, self.offset, SystemTime::now())?;
+        let documents = Documents::from_sample(&sample, self.offset, SystemTime::now())?;
         batch.vms.extend(documents.vms);
         batch.processes.extend(documents.processes);
         Ok(())

@@ -189,48 +189,48 @@ pub const SETTINGS: &[&[Setting]] = &[
 /// The settings of metrics-svc.
 #[derive(Debug)]
 pub struct MetricsSettings {
-    /// Of the bus.
+    /// Connection to the bus.
     pub bus: BusSettings,
-    /// Of the database.
+    /// Connection to the database.
     pub store: StoreSettings,
     pub(crate) serve: ServeSettings,
     /// For `main`, which starts telemetry first.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
-    /// Of the collections.
+    /// Collections of rows.
     pub rows: RowSettings,
-    /// How long rows are kept.
+    /// Retention of rows.
     pub retention: RetentionSettings,
-    /// Of the rollups.
+    /// Retention and interval of rollups.
     pub rollups: RollupSettings,
-    /// Of the stream of live events.
+    /// Stream of live events.
     pub events: EventSettings,
-    /// Of the stream of samples.
+    /// Stream of samples.
     pub stream: StreamSettings,
-    /// Of what is taken in of one VM.
+    /// Rate limits per VM.
     pub(crate) rate: RateSettings,
-    /// Of the batches written.
+    /// Size of batches.
     pub batch: BatchSettings,
-    /// How long an answer with newest rows may be given again.
+    /// Time for which an answer with newest rows is reused.
     pub(crate) newest_kept: Duration,
-    /// Whether a command that can't be recorded in the audit is refused.
+    /// Whether an operation that cannot be audited is refused.
     pub(crate) audit_required: bool,
-    /// When a VM that does not report counts as silent.
+    /// Time without a report after which a VM counts as silent.
     pub(crate) silent_after: Duration,
 }
 
-/// Of the collections.
+/// The collections of rows.
 #[derive(Debug, Clone)]
 pub struct RowSettings {
     /// Collection of VM rows.
     pub vms: String,
     /// Collection of process rows.
     pub processes: String,
-    /// The offset of every `create_date`.
+    /// UTC offset of every `create_date`.
     pub offset: UtcOffset,
 }
 
-/// How long rows are kept.
+/// Retention of rows.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionSettings {
     /// VM rows.
@@ -239,62 +239,62 @@ pub struct RetentionSettings {
     pub processes: Duration,
 }
 
-/// Of the rollups: how long those of each length are kept, and how often they are brought up to the rows.
+/// Retention of rollups by resolution, and the interval at which they are updated.
 #[derive(Debug, Clone, Copy)]
 pub struct RollupSettings {
-    /// Those of five minutes.
+    /// Retention of five-minute rollups.
     pub five_minutes: Duration,
-    /// Those of an hour.
+    /// Retention of one-hour rollups.
     pub hours: Duration,
-    /// Those of a day.
+    /// Retention of one-day rollups.
     pub days: Duration,
-    /// Between two passes.
+    /// Interval between two passes.
     pub interval: Duration,
 }
 
-/// Of the stream of live events.
+/// The stream of live events.
 #[derive(Debug, Clone, Copy)]
 pub struct EventSettings {
-    /// At most so many bytes are kept.
+    /// Maximum size.
     pub bytes: i64,
-    /// And for so long.
+    /// Maximum age.
     pub max_age: Duration,
-    /// Copies in a cluster.
+    /// Number of replicas in a NATS cluster.
     pub replicas: usize,
 }
 
-/// Of the stream of samples.
+/// The stream of samples.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamSettings {
-    /// At most so many bytes wait.
+    /// Maximum size.
     pub bytes: i64,
-    /// And so many messages of one VM.
+    /// Maximum number of messages per VM.
     pub messages_per_vm: i64,
-    /// Zero: for ever.
+    /// Maximum age; zero: unlimited.
     pub max_age: Duration,
-    /// Copies in a cluster.
+    /// Number of replicas in a NATS cluster.
     pub replicas: usize,
-    /// How long a delivered sample may stay unacknowledged before another replica gets it. A batch that waits for the
-    /// database says "in progress" well within it.
+    /// Time after which an unacknowledged sample is redelivered, to any replica. A batch that waits for the database
+    /// extends it well before it expires.
     pub ack_wait: Duration,
 }
 
-/// What a replica takes in of one VM per second.
+/// What one replica accepts from one VM per second.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RateSettings {
     pub(crate) messages: f64,
     pub(crate) rows: f64,
     pub(crate) bytes: f64,
-    /// Five-minute buckets that the rows of the VM touch.
+    /// Five-minute buckets that the VM's rows may touch.
     pub(crate) five_minutes: f64,
 }
 
-/// Of the batches written.
+/// Limits of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchSettings {
-    /// Rows at which a batch is full.
+    /// Number of rows that completes a batch.
     pub rows: usize,
-    /// How long it waits for more.
+    /// Maximum time a batch waits for more rows.
     pub wait: Duration,
 }
 
@@ -309,10 +309,10 @@ impl MetricsSettings {
         let offset = env.get(&config::UTC_OFFSET);
         let vms = env.get(&VM_COLLECTION);
         let processes = env.get(&PROCESS_COLLECTION);
-        // MongoDB's own bound for expireAfterSeconds is 2^31 - 1, 68 years.
+        // MongoDB limits expireAfterSeconds to 2^31 - 1, 68 years.
         let keep_vms = env.duration(&VM_RETENTION);
         let keep_processes = env.duration(&PROCESS_RETENTION);
-        // A bucket must not be deleted while it is made.
+        // A bucket must not expire while it is still being updated.
         let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION);
         let keep_hours = env.duration(&HOUR_RETENTION);
         let keep_days = env.duration(&DAY_RETENTION);
@@ -371,7 +371,7 @@ impl MetricsSettings {
                 messages: vm_messages?.into(),
                 rows: vm_rows?.into(),
                 five_minutes: vm_buckets?.into(),
-                // At most 1 GiB: it fits.
+                // At most 1 GiB, so the conversion is exact.
                 bytes: u32::try_from(vm_bytes?.0).unwrap_or(u32::MAX).into(),
             },
             batch: BatchSettings {

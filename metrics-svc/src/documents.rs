@@ -1,4 +1,4 @@
-//! A sample as the documents that are stored of it.
+//! Converts a sample into the documents to store.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,34 +12,35 @@ use vmwatch_api::{
 
 use crate::history::chart::{bucket_start, width_ms};
 
-/// The internal date that retention goes by; it never leaves the store.
+/// The internal date field used for retention; it is never part of an answer.
 pub const SAMPLED_AT: &str = "sampled_at";
 
-/// Clocks of guests drift; further ahead than this a sample would be "the newest" for too long.
-const FURTHEST_AHEAD: Duration = Duration::from_hours(24);
-/// Far beyond any machine: 2^50 KiB/s.
-const HIGHEST_RATE: f64 = 1_125_899_906_842_624.0;
-/// A process on every core of the largest machine.
-const HIGHEST_SHARE: f64 = 100.0 * 65_536.0;
-/// The year 9999 in Unix seconds.
-const LATEST_SECOND: f64 = 253_402_300_800.0;
+/// How far a sample's time may be ahead of this clock. Guests' clocks drift, but a sample further ahead would be a VM's
+/// newest for too long.
+const MAX_AHEAD: Duration = Duration::from_hours(24);
+/// Maximum rate, far above any hardware: 2^50 KiB/s.
+const MAX_RATE: f64 = 1_125_899_906_842_624.0;
+/// Maximum CPU share: one process on 65,536 cores.
+const MAX_CPU_SHARE: f64 = 100.0 * 65_536.0;
+/// The end of the year 9999 in Unix seconds.
+const MAX_SECOND: f64 = 253_402_300_800.0;
 
-/// Why a sample is refused for good.
+/// Why a sample is refused permanently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// More rows than one message may hold.
+    /// It has more rows than one message may hold.
     #[error("it holds more than {SAMPLE_PART_ROWS} rows")]
     TooManyRows,
-    /// It holds nothing to store.
+    /// It has no rows.
     #[error("it holds no row")]
     Empty,
-    /// The moment cannot be.
-    #[error("its create_date is more than a day ahead of this clock, or no moment at all")]
-    Moment,
-    /// A number cannot be.
-    #[error("`{0}` is not a possible number")]
+    /// Its time is invalid.
+    #[error("its create_date is not a valid date, or is more than a day ahead of this clock")]
+    Time,
+    /// A number is out of range.
+    #[error("`{0}` is out of range")]
     Number(&'static str),
-    /// A name cannot be.
+    /// A process name is too long.
     #[error("`cmd` is longer than 256 bytes")]
     Name,
 }
@@ -47,21 +48,21 @@ pub enum Refusal {
 /// The documents of a sample, by collection.
 #[derive(Debug, Default)]
 pub struct Documents {
-    /// For the VM rows.
+    /// VM rows.
     pub vms: Vec<RawDocumentBuf>,
-    /// For the process rows.
+    /// Process rows.
     pub processes: Vec<RawDocumentBuf>,
-    /// Parts of earlier samples that the agent says it dropped.
+    /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
 }
 
 impl Documents {
-    /// How many rows they are.
+    /// Total number of rows.
     pub fn rows(&self) -> usize {
         self.vms.len() + self.processes.len()
     }
 
-    /// The start of the five minutes that the VM row of a sample is in.
+    /// The start of the five-minute bucket that contains the VM row of a sample.
     pub fn five_minutes(&self, offset: UtcOffset) -> Option<u64> {
         let at = self
             .vms
@@ -77,20 +78,20 @@ impl Documents {
         ))
     }
 
-    /// Checks the sample and makes its documents.
-    pub fn of(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
+    /// Validates a sample and converts it into documents.
+    pub fn from_sample(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
         }
         if sample.vm.is_none() && sample.processes.is_empty() {
             return Err(Refusal::Empty);
         }
-        let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Moment)?;
-        if moment > now + FURTHEST_AHEAD {
-            return Err(Refusal::Moment);
+        let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
+        if moment > now + MAX_AHEAD {
+            return Err(Refusal::Time);
         }
-        within("net_incoming", sample.net_incoming, HIGHEST_RATE)?;
-        within("net_outgoing", sample.net_outgoing, HIGHEST_RATE)?;
+        within("net_incoming", sample.net_incoming, MAX_RATE)?;
+        within("net_outgoing", sample.net_outgoing, MAX_RATE)?;
         let at = DateTime::from_system_time(moment);
         let vms = sample.vm.iter().map(|vm| vm_document(sample, vm, at));
         let processes = sample
@@ -116,8 +117,8 @@ fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
 fn vm_document(sample: &Sample, vm: &VmSample, at: DateTime) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", vm.cpu_util, 100.0)?;
     within("mem", vm.mem, 100.0)?;
-    within("disk_read", vm.disk_read, HIGHEST_RATE)?;
-    within("disk_write", vm.disk_write, HIGHEST_RATE)?;
+    within("disk_read", vm.disk_read, MAX_RATE)?;
+    within("disk_write", vm.disk_write, MAX_RATE)?;
     let count = i32::try_from(vm.proc).map_err(|_| Refusal::Number("proc"))?;
     Ok(rawdoc! {
         "net_incoming": sample.net_incoming,
@@ -139,17 +140,14 @@ fn process_document(
     process: &ProcessSample,
     at: DateTime,
 ) -> Result<RawDocumentBuf, Refusal> {
-    within("cpu_util", process.cpu_util, HIGHEST_SHARE)?;
-    // Shared pages count for each process, so that a share may pass what the VM has in use, never what it has.
+    within("cpu_util", process.cpu_util, MAX_CPU_SHARE)?;
+    // Shared pages count for each process, so a process may exceed the memory in use in the VM, but never its total
+    // memory.
     within("mem", process.mem, 100.0)?;
-    within("disk_read", process.disk_read, HIGHEST_RATE)?;
-    within("disk_write", process.disk_write, HIGHEST_RATE)?;
-    within("running_time", process.running_time, LATEST_SECOND)?;
-    within(
-        "shutdown_time",
-        process.shutdown_time.unwrap_or(0.0),
-        LATEST_SECOND,
-    )?;
+    within("disk_read", process.disk_read, MAX_RATE)?;
+    within("disk_write", process.disk_write, MAX_RATE)?;
+    within("running_time", process.running_time, MAX_SECOND)?;
+    within("shutdown_time", process.shutdown_time.unwrap_or(0.0), MAX_SECOND)?;
     if process.cmd.len() > 256 {
         return Err(Refusal::Name);
     }
@@ -176,22 +174,23 @@ fn process_document(
     })
 }
 
-/// What tells the rows of one sample apart. Pids are reused, within a sample too: an ended process and its successor.
+/// Distinguishes the rows of one sample. Pids are reused, even within a sample: a process may end and another start
+/// with its pid.
 #[derive(Debug, Clone, Copy)]
 pub enum RowIdentity {
     /// The VM's own row.
     Vm,
     /// A process's row.
     Process {
-        /// Its id.
+        /// The process id.
         pid: u32,
-        /// When it started, Unix seconds.
+        /// Start time, Unix seconds.
         started: f64,
     },
 }
 
-/// The `_id` of a row: the sample's second, as in any `ObjectId`, then 8 bytes of the SHA-256 of what identifies it. The same
-/// row always has the same id, so that a sample that is delivered twice is stored once.
+/// The `_id` of a row: the sample's second, as in any `ObjectId`, then 8 bytes of a SHA-256 hash of the row's identity.
+/// The same row always has the same id, so that a sample that is delivered twice is stored once.
 pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIdentity) -> ObjectId {
     let mut hash = Sha256::new();
     // The separator cannot occur in an instance id or a date.
@@ -204,7 +203,7 @@ pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIden
         hash.update(started.to_bits().to_be_bytes());
     }
     let digest: [u8; 32] = hash.finalize().into();
-    // An ObjectId has 32 bits for the second: until 2106, as MongoDB's own.
+    // The 32 bits for the second suffice until 2106, as in any ObjectId.
     let second = u32::try_from(at.timestamp_millis().div_euclid(1000)).unwrap_or(0);
     let mut bytes = [0; 12];
     let (head, tail) = bytes.split_at_mut(4);
@@ -230,21 +229,21 @@ mod tests {
 
     fn documents(sample: &Sample) -> Result<Documents, Refusal> {
         let now = UNIX_EPOCH + Duration::from_secs(1_490_000_000);
-        Documents::of(sample, "+08:00".parse().unwrap(), now)
+        Documents::from_sample(sample, "+08:00".parse().unwrap(), now)
     }
 
     #[test]
-    fn the_same_row_always_has_the_same_id_and_its_second_is_the_samples() {
+    fn row_id_is_stable_and_starts_with_sample_time() {
         let (one, other) = (documents(&sample()).unwrap(), documents(&sample()).unwrap());
         assert_eq!(one.vms, other.vms);
         let id = one.vms[0].get_object_id("_id").unwrap();
         assert_eq!(id.timestamp().timestamp_millis(), 0x5869_0637 * 1000);
-        // Stable for ever: an upgrade must not double what is redelivered.
+        // The id must never change: otherwise rows redelivered after an upgrade would be stored twice.
         assert_eq!(id.to_hex(), "586906378b3cb134ee7c3336");
     }
 
     #[test]
-    fn a_reused_pid_is_another_row() {
+    fn reused_pid_gets_another_row_id() {
         let mut twice = sample();
         twice.processes.push(ProcessSample {
             running_time: 1_482_236_600.0,
@@ -258,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused_by_name() {
+    fn refuses_values_out_of_range() {
         let refused = |change: fn(&mut Sample)| {
             let mut sample = sample();
             change(&mut sample);
@@ -284,7 +283,7 @@ mod tests {
         assert_eq!(refused(|s| s.processes[0].cmd = "x".repeat(257)), Refusal::Name);
         assert_eq!(
             refused(|s| s.create_date = "2017-09-01T00:00:00.000000".parse().unwrap()),
-            Refusal::Moment
+            Refusal::Time
         );
         assert_eq!(
             refused(|s| (s.vm, s.processes) = (None, Vec::new())),

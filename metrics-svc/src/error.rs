@@ -1,4 +1,4 @@
-//! What can go wrong in metrics-svc, and what a caller is told of it.
+//! Errors of metrics-svc, and the faults that callers get for them.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ pub enum MetricsError {
     /// The database failed.
     #[error("the row database failed")]
     Store(#[from] mongodb::error::Error),
-    /// The database did not answer for so long.
+    /// The database did not answer within this time.
     #[error("the row database did not answer within {0:?}")]
     Unanswered(Duration),
-    /// The database did not carry out a part of a command.
+    /// The database refused part of a command.
     #[error("the row database refused a write: {0}")]
     Write(String),
-    /// Nobody waits for the result any more.
+    /// The deadline passed, so the result is not needed any more.
     #[error("the deadline of the request passed between two commands to the database")]
     DeadlinePassed,
-    /// A stored row is no BSON.
+    /// A stored row is not valid BSON.
     #[error("a stored row is damaged")]
     Damaged(#[from] bson::error::Error),
-    /// A list cannot go on behind a row that another reporter stored without an `ObjectId` or a date.
+    /// A page cannot be continued after a row that a program other than vmwatch stored without an `ObjectId` or a date.
     #[error("a page ends at a stored row that has no ObjectId or no date")]
-    NoPlace,
-    /// The page before ended in a table that is no longer stored.
-    #[error("the process table of the page before is no longer stored")]
-    GoneTable,
+    NoCursor,
+    /// The process table on which the previous page ended is no longer stored.
+    #[error("the process table of the previous page is no longer stored")]
+    TableExpired,
     /// Rows could not be encoded.
     #[error("rows could not be encoded")]
     Encode(#[from] serde_json::Error),
@@ -42,7 +42,7 @@ pub enum MetricsError {
     /// The bus could not be used.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// A stream or consumer could not be opened or made.
+    /// A stream or consumer could not be opened or created.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
     /// The audit is required and takes no record.
@@ -85,20 +85,20 @@ impl From<MetricsError> for Fault {
         match error {
             MetricsError::Store(_) | MetricsError::Write(_) => Self::new(
                 FaultKind::Backend,
-                "rows cannot be read at the moment; try again shortly",
+                "the row database is unreachable; try again shortly",
             )
             .caused_by(error),
             MetricsError::DeadlinePassed => Self::new(
                 FaultKind::Timeout,
                 "the deadline passed before the service answered",
             ),
-            MetricsError::GoneTable => Self::new(
+            MetricsError::TableExpired => Self::new(
                 FaultKind::NotFound,
-                "the process table of the page before is no longer stored; begin with the first page",
+                "the process table of the previous page is no longer stored; start again with the first page",
             ),
             other => Self::new(
                 FaultKind::Internal,
-                "the query failed on our side; it is in the log",
+                "the query failed because of an internal error, which was logged",
             )
             .caused_by(other),
         }

@@ -1,4 +1,4 @@
-//! Live events: told after the rows are stored, at most once, and never in the way of the rows.
+//! Publishes live events after rows are stored: at most once, and without ever delaying the rows.
 
 use std::time::Duration;
 
@@ -27,32 +27,32 @@ use vmwatch_bus::provision::ensure_stream;
 
 use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT};
 
-/// Events that wait to be sent; a bus that is away fills it, and then they are lost.
-const WAITING: usize = 4096;
-/// Events sent and not yet acknowledged.
-const UNACKNOWLEDGED: usize = 64;
-/// JetStream answers in milliseconds or not at all.
+/// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
+const QUEUE_LENGTH: usize = 4096;
+/// Maximum number of sent events that are not acknowledged yet.
+const MAX_UNACKNOWLEDGED: usize = 64;
+/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// An event that is told again within this time, by a sample that was delivered again, is told once.
+/// An event that is published again within this time, because its sample was redelivered, is stored once.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
-/// Where events are told.
+/// Queues live events for publication.
 #[derive(Clone)]
 pub(crate) struct Events {
-    waiting: mpsc::Sender<Told>,
+    queue: mpsc::Sender<QueuedEvent>,
 }
 
-struct Told {
+struct QueuedEvent {
     event: LiveEvent,
-    /// The same for the same rows.
+    /// Message id; equal rows have equal ids.
     id: String,
 }
 
-/// The stream, as the settings have it.
+/// The stream according to the settings.
 pub(crate) fn stream(settings: &EventSettings) -> Config {
     Config {
         name: EVENT_STREAM.to_owned(),
-        description: Some("what just happened, for live readers".to_owned()),
+        description: Some("live events".to_owned()),
         subjects: vec![event_filter(None)],
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,
@@ -65,32 +65,33 @@ pub(crate) fn stream(settings: &EventSettings) -> Config {
     }
 }
 
-/// Makes the stream if it is missing.
+/// Creates the stream if it is missing.
 pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Result<(), MetricsError> {
     ensure_stream(jetstream, Service::Metrics, &stream(settings)).await?;
     Ok(())
 }
 
 impl Events {
-    /// Starts the task that sends them; it ends when the last handle is dropped and all are sent or given up.
+    /// Starts the task that publishes events; it ends when the last handle is dropped and all events are sent or
+    /// dropped.
     pub(crate) fn start(jetstream: Context, settings: EventSettings) -> (Self, JoinHandle<()>) {
-        let (waiting, told) = mpsc::channel(WAITING);
-        let sending = tokio::spawn(send_all(jetstream, settings, told));
-        (Self { waiting }, sending)
+        let (queue, queued) = mpsc::channel(QUEUE_LENGTH);
+        let sending = tokio::spawn(send_all(jetstream, settings, queued));
+        (Self { queue }, sending)
     }
 
-    /// Tells of a stored VM row.
-    pub(crate) fn tell_sample(&self, row: &RawDocument) {
-        self.tell(sample(row));
+    /// Publishes the event of a stored VM row.
+    pub(crate) fn publish_sample(&self, row: &RawDocument) {
+        self.enqueue(sample(row));
     }
 
-    /// Tells of stored process rows of one message.
-    pub(crate) fn tell_processes(&self, rows: &[RawDocumentBuf]) {
-        self.tell(processes(rows));
+    /// Publishes the event of the process rows of one message.
+    pub(crate) fn publish_processes(&self, rows: &[RawDocumentBuf]) {
+        self.enqueue(processes(rows));
     }
 
-    fn tell(&self, told: Option<Told>) {
-        if told.is_none_or(|told| self.waiting.try_send(told).is_err()) {
+    fn enqueue(&self, event: Option<QueuedEvent>) {
+        if event.is_none_or(|event| self.queue.try_send(event).is_err()) {
             lost();
         }
     }
@@ -100,11 +101,11 @@ fn lost() {
     counter!("vmwatch_events_lost_total").increment(1);
 }
 
-async fn send_all(jetstream: Context, settings: EventSettings, told: mpsc::Receiver<Told>) {
-    let told = futures::stream::unfold(told, async |mut told| Some((told.recv().await?, told)));
-    let sent = told
-        .map(|told| timeout(DEADLINE, send(&jetstream, told)))
-        .buffered(UNACKNOWLEDGED);
+async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Receiver<QueuedEvent>) {
+    let events = futures::stream::unfold(queued, async |mut queued| Some((queued.recv().await?, queued)));
+    let sent = events
+        .map(|event| timeout(DEADLINE, send(&jetstream, event)))
+        .buffered(MAX_UNACKNOWLEDGED);
     tokio::pin!(sent);
     let mut prepared = Instant::now();
     while let Some(sent) = sent.next().await {
@@ -117,34 +118,34 @@ async fn send_all(jetstream: Context, settings: EventSettings, told: mpsc::Recei
             Err(_) => "it was not acknowledged in time".to_owned(),
         };
         lost();
-        debug!(error, "a live event is lost");
-        // A stream that was deleted, or a server that lost its store, is no reason for a restart.
+        debug!(error, "live event lost");
+        // Recreate the stream if it was deleted or the server lost its store.
         if prepared.elapsed() > DEADLINE {
             prepared = Instant::now();
-            warn!(error, "live events are lost at the moment");
+            warn!(
+                error,
+                "publishing live events failed; recreating the stream if it is missing"
+            );
             if let Ok(Err(error)) = timeout(DEADLINE, prepare(&jetstream, &settings)).await {
-                warn!(
-                    cause = error.cause(),
-                    "the stream of live events cannot be prepared"
-                );
+                warn!(cause = error.cause(), "creating the stream of live events failed");
             }
         }
     }
 }
 
-async fn send(jetstream: &Context, told: Told) -> Result<(), MetricsError> {
+async fn send(jetstream: &Context, queued: QueuedEvent) -> Result<(), MetricsError> {
     let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, told.id);
-    let body = serde_json::to_vec(&told.event)?;
+    headers.insert(NATS_MESSAGE_ID, queued.id);
+    let body = serde_json::to_vec(&queued.event)?;
     let sent = jetstream
-        .publish_with_headers(told.event.subject(), headers, body.into())
+        .publish_with_headers(queued.event.subject(), headers, body.into())
         .await;
     let acknowledged = sent.map_err(MetricsError::jetstream)?.await;
     acknowledged.map(drop).map_err(MetricsError::jetstream)
 }
 
-/// The event of a VM row as ingestion made it; anything else is none.
-fn sample(row: &RawDocument) -> Option<Told> {
+/// The event of a VM row, or `None` if the row lacks a field.
+fn sample(row: &RawDocument) -> Option<QueuedEvent> {
     let event = SampleEvent {
         instance_id: instance(row)?,
         at_ms: at_ms(row)?,
@@ -156,22 +157,22 @@ fn sample(row: &RawDocument) -> Option<Told> {
         net_outgoing: row.get_f64("net_outgoing").ok()?,
         proc: u32::try_from(row.get_i32("proc").ok()?).ok()?,
     };
-    told(LiveEvent::Sample(event), row)
+    queued(LiveEvent::Sample(event), row)
 }
 
-fn processes(rows: &[RawDocumentBuf]) -> Option<Told> {
+fn processes(rows: &[RawDocumentBuf]) -> Option<QueuedEvent> {
     let first = rows.first()?;
     let event = ProcessesEvent {
         instance_id: instance(first)?,
         at_ms: at_ms(first)?,
         rows: rows.len() as u64,
     };
-    told(LiveEvent::Processes(event), first)
+    queued(LiveEvent::Processes(event), first)
 }
 
-fn told(event: LiveEvent, row: &RawDocument) -> Option<Told> {
+fn queued(event: LiveEvent, row: &RawDocument) -> Option<QueuedEvent> {
     let id = format!("{}:{}", event.kind(), row.get_object_id("_id").ok()?.to_hex());
-    Some(Told { event, id })
+    Some(QueuedEvent { event, id })
 }
 
 fn instance(row: &RawDocument) -> Option<InstanceId> {

@@ -1,4 +1,4 @@
-//! Gauges for alerts that no request sets: VMs that fell silent, and the disk of the database.
+//! Gauges for alerts, measured periodically: VMs that fell silent, and the database's disk usage.
 
 use std::{
     sync::Arc,
@@ -13,20 +13,20 @@ use tracing::debug;
 
 use crate::{MetricsError, instances::Instances, store::RowStore};
 
-/// How often they are set.
+/// Interval of the measurements.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// A VM counts as fallen silent for so long; after that it is taken for one that is gone, or stopped on purpose.
-const COUNTED: Duration = Duration::from_mins(15);
+/// For this long a silent VM counts as "fell silent"; after that it is assumed to be deleted or stopped on purpose.
+const COUNTED_FOR: Duration = Duration::from_mins(15);
 
-/// Sets them until shutdown. A VM is silent when it has not reported for `silent_after`.
+/// Sets the gauges until shutdown. A VM is silent when it has not reported for `silent_after`.
 pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdown: CancellationToken) {
     loop {
-        // In a task of its own: a driver's call is not safe to drop half-way.
+        // Runs in its own task, because dropping a driver call half-way is not safe.
         let measuring = tokio::spawn(measure(Arc::clone(&store), silent_after));
         match shutdown.run_until_cancelled(measuring).await {
             None => return,
             Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => debug!(cause = error.cause(), "VMs and disk could not be measured"),
+            Some(Ok(Err(error))) => debug!(cause = error.cause(), "measuring VMs and disk failed"),
             Some(Err(error)) => debug!(%error, "measuring VMs and disk panicked"),
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {
@@ -38,8 +38,8 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
 async fn measure(store: Arc<RowStore>, silent_after: Duration) -> Result<(), MetricsError> {
     let now = SystemTime::now();
     let silent = now - silent_after;
-    let count = Instances::beside(&store)
-        .last_reported_within(silent - COUNTED..silent)
+    let count = Instances::new(&store)
+        .last_reported_within(silent - COUNTED_FOR..silent)
         .await?;
     gauge!("vmwatch_vms_fell_silent").set(f64::from(u32::try_from(count).unwrap_or(u32::MAX)));
     let stats = store.database().run_command(doc! { "dbStats": 1 }).await?;
@@ -50,7 +50,7 @@ async fn measure(store: Arc<RowStore>, silent_after: Duration) -> Result<(), Met
     Ok(())
 }
 
-/// Bytes used and in all, of the file system that holds the database; a server may not say.
+/// Used and total bytes of the database's file system, if the server reports them.
 fn disk(stats: &Document) -> Option<(f64, f64)> {
     Some((number(stats, "fsUsedSize")?, number(stats, "fsTotalSize")?))
 }
@@ -59,7 +59,7 @@ fn number(stats: &Document, name: &str) -> Option<f64> {
     match *stats.get(name)? {
         Bson::Double(number) => Some(number),
         Bson::Int32(number) => Some(f64::from(number)),
-        #[expect(clippy::cast_precision_loss, reason = "an alert needs no single bytes")]
+        #[expect(clippy::cast_precision_loss, reason = "an alert does not need byte precision")]
         Bson::Int64(number) => Some(number as f64),
         _ => None,
     }
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_disk_where_the_server_tells_it() {
+    fn reads_disk_usage_if_reported() {
         let stats = doc! { "ok": 1, "fsUsedSize": 3.5e9, "fsTotalSize": 10_000_000_000_i64 };
         assert_eq!(disk(&stats), Some((3.5e9, 1e10)));
         assert_eq!(disk(&doc! { "ok": 1, "fsUsedSize": 1 }), None);

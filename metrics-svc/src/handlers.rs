@@ -1,4 +1,4 @@
-//! The methods of metrics-svc.
+//! The bus methods of metrics-svc.
 
 use std::sync::Arc;
 
@@ -14,27 +14,27 @@ use vmwatch_bus::serve::Server;
 use crate::{
     deadline::Deadline,
     history::History,
-    newest::{NewestRows, Question},
     processes::Processes,
+    row_cache::{RowCache, RowQuery},
     store::RowKind,
 };
 
 /// Adds every method to the server.
 pub(crate) fn register(
     server: Server,
-    newest: &Arc<NewestRows>,
+    newest: &Arc<RowCache>,
     history: &Arc<History>,
     processes: &Arc<Processes>,
 ) -> Server {
-    let server = newest_rows(server, newest);
-    let server = pasts(server, history);
+    let server = documented_queries(server, newest);
+    let server = history_queries(server, history);
     process_queries(server, processes)
 }
 
-/// The documented queries.
-fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
+/// Methods of the documented API.
+fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
     let (vms, processes, named) = (Arc::clone(newest), Arc::clone(newest), Arc::clone(newest));
-    let question = |kind, latest: Latest, cmd| Question {
+    let question = |kind, latest: Latest, cmd| RowQuery {
         kind,
         instance: latest.instance_id,
         cmd,
@@ -70,14 +70,14 @@ fn newest_rows(server: Server, newest: &Arc<NewestRows>) -> Server {
         })
 }
 
-/// VMs and their past.
-fn pasts(server: Server, history: &Arc<History>) -> Server {
+/// Methods for VMs and their history.
+fn history_queries(server: Server, history: &Arc<History>) -> Server {
     let (list, get, past) = (Arc::clone(history), Arc::clone(history), Arc::clone(history));
     server
         .method::<VmList, _, _>(move |context, page| {
             let history = Arc::clone(&list);
             async move {
-                // The method asks for a role, so that there is always a principal; without one nothing is in scope.
+                // The method requires a role, so a principal is always present; without one nothing is in scope.
                 let nothing = Scope::Only(Vec::new());
                 let scope = context
                     .principal
@@ -105,7 +105,7 @@ fn pasts(server: Server, history: &Arc<History>) -> Server {
         })
 }
 
-/// Processes of any moment.
+/// Methods for processes at any time.
 fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
     let (table, series, events) = (
         Arc::clone(processes),

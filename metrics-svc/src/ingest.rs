@@ -1,17 +1,18 @@
-//! From JetStream into the store: nothing is acknowledged before it is stored, and nothing malformed blocks the rest.
+//! Moves samples from JetStream into the store. A sample is acknowledged only after it is stored, and a malformed one
+//! does not block others.
 //!
 //! ```text
 //! pull ─> check, make documents ─> batch (rows or time) ─> insert, majority ─> acknowledge
 //!             │ above its VM's rate ─> return to the stream    ├ database unreachable: keep, say "in progress", retry
 //!             └ malformed ─> terminate, one dead letter        ├ refused for a fault of the row: dead letter
-//!               per minute and VM                              └ refused for a reason that may pass: retry, then return
+//!               per minute and VM                              └ refused for a transient reason: retry, then return
 //! ```
 //!
-//! A message that was delivered five times and never stored may be what ends the service. It is written alone, with a
-//! record of that in the database; only the third crash that left its record makes it a dead letter ([`suspects`]).
+//! A message that was delivered five times and never stored may crash the service. It is written alone, with a record
+//! of that in the database; after three crashes that left such a record it becomes a dead letter ([`suspects`]).
 //!
-//! One batch is filled while the one before is written: memory is bounded by three batches (one full, one between the
-//! two, one filling) and one pull.
+//! One batch is filled while the previous one is written, so memory is bounded by three batches (one being written, one
+//! queued, one filling) and one pull.
 
 mod batch;
 pub mod dead_letter;
@@ -57,11 +58,11 @@ use crate::{
     streams,
 };
 
-/// Bytes asked for in one pull.
+/// Bytes requested in one pull.
 const PULL_BYTES: usize = 4 << 20;
-/// A message that is delivered for this time is written alone.
+/// From this delivery on, a message is written alone.
 const ALONE_AT_DELIVERY: i64 = 5;
-/// Between tries while the stream cannot be read.
+/// Pause between attempts while the stream cannot be read.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Moves samples into the store.
@@ -77,7 +78,7 @@ pub struct Ingest {
     offset: UtcOffset,
 }
 
-/// What one connection to the stream goes through.
+/// Rate limits and refusals, kept across reconnections to the stream.
 struct Intake {
     rates: Rates,
     refusals: Refusals,
@@ -106,7 +107,8 @@ impl Ingest {
         }
     }
 
-    /// Runs until shutdown, or until the writer panics; what was pulled and not yet stored then is delivered again, to whoever is there.
+    /// Runs until shutdown, or until the writer panics. JetStream redelivers samples that were pulled and not stored by
+    /// then.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
@@ -115,11 +117,11 @@ impl Ingest {
             rates: Rates::new(self.rate),
             refusals,
         };
-        // A writer that panicked stores nothing any more.
+        // After a panic of the writer nothing is stored any more.
         while !shutdown.is_cancelled() && !batches.is_closed() {
             if let Err(error) = self.pull(&mut intake, &batches, &shutdown).await {
                 let cause = error.cause();
-                warn!(cause, "the sample stream cannot be read; trying again");
+                warn!(cause, "reading the sample stream failed; retrying");
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 self.prepare_again(&shutdown).await;
             }
@@ -130,7 +132,7 @@ impl Ingest {
                 warn!(%error, "a background task of ingestion panicked");
             }
         }
-        // What was acknowledged last would be delivered again otherwise.
+        // Send the last acknowledgements; otherwise their samples would be redelivered.
         self.bus.flush(PAUSE).await;
         info!("ingestion stopped");
     }
@@ -142,7 +144,7 @@ impl Ingest {
             self.events.clone(),
             self.jetstream(),
             self.offset,
-            // That of the consumer as it is, which `setup` may not have changed yet.
+            // The `ack_wait` of the existing consumer, which `setup` may not have changed yet.
             self.consumer.cached_info().config.ack_wait,
         )
     }
@@ -151,12 +153,12 @@ impl Ingest {
         self.bus.jetstream()
     }
 
-    /// A stream that was deleted, or a server that lost its store, is no reason for a restart.
+    /// Recreates the stream and consumer if they were deleted or the server lost its store.
     async fn prepare_again(&mut self, shutdown: &CancellationToken) {
         let prepared = streams::prepare(self.bus.jetstream(), &self.stream);
         match shutdown.run_until_cancelled(prepared).await {
             Some(Ok(consumer)) => self.consumer = consumer,
-            Some(Err(error)) => warn!(cause = error.cause(), "the sample stream cannot be prepared"),
+            Some(Err(error)) => warn!(cause = error.cause(), "creating the sample stream failed"),
             None => {}
         }
     }
@@ -212,8 +214,8 @@ impl Ingest {
         Ok(())
     }
 
-    /// Adds a message to the batch, returns it to the stream or refuses it. One that may be what ends the service is given
-    /// back, to be written alone. A malformed message uses its VM's rate as any other.
+    /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
+    /// returned to the caller, to be written alone. Malformed messages count towards their VM's rate as well.
     async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
         let documents = read(&message, self.offset);
         let good = documents.as_ref().ok();
@@ -239,7 +241,7 @@ impl Ingest {
                 return None;
             }
         };
-        // Returns for the VM's rate say nothing of the message.
+        // Deliveries that were returned because of the VM's rate do not count.
         if delivery.delivered - returns >= ALONE_AT_DELIVERY {
             return Some(message);
         }
@@ -251,17 +253,17 @@ impl Ingest {
     }
 }
 
-/// The documents of a message, or why it is refused for good.
+/// The documents of a message, or why it is refused permanently.
 fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
     if message.payload.len() > SAMPLE_PART_BYTES {
         return Err(format!("it is larger than {SAMPLE_PART_BYTES} bytes"));
     }
     let sample: Sample =
-        serde_json::from_slice(&message.payload).map_err(|error| format!("it is no sample: {error}"))?;
+        serde_json::from_slice(&message.payload).map_err(|error| format!("it is not a sample: {error}"))?;
     if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-        return Err("its instance_id is not that of its subject".to_owned());
+        return Err("its instance_id differs from that in its subject".to_owned());
     }
-    Documents::of(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
+    Documents::from_sample(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
 }
 
 async fn write_all(writer: Writer, mut full: mpsc::Receiver<Work>, shutdown: CancellationToken) {
@@ -279,6 +281,6 @@ async fn hand_over(batches: &mpsc::Sender<Work>, batch: &mut Batch) {
 async fn send(batches: &mpsc::Sender<Work>, work: Work) {
     // The writer outlives the sender: it ends when the channel is closed.
     if batches.send(work).await.is_err() {
-        warn!("the batch writer is gone: JetStream delivers the batch again");
+        warn!("batch writer ended; JetStream will redeliver the batch");
     }
 }

@@ -1,13 +1,13 @@
-//! The newest row of every VM, so that a list of a thousand VMs is one query.
+//! Stores the newest row of each VM in one collection, so that a list of a thousand VMs takes one query.
 //!
 //! ```text
 //! vm_samples_instances  { _id: "vm-1", newest: { create_date, at, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
 //! ```
 //!
-//! Everything in it is written by `$max`, which compares documents by their first field: the newest row by its date, a
-//! point of the sparkline by its slot of three minutes and then by its value (the points are a ring: a newer slot takes the
-//! place of the one an hour before). So an older row never takes the place of a newer one, whoever writes it when.
-//! `sampled_at` is the time of the last report, by which a VM leaves the list with its last row.
+//! All fields are written with `$max`, which compares documents by their first field: the newest row by its date, and a
+//! point of the sparkline by its three-minute slot and then by its value. The points form a ring in which a newer slot
+//! replaces the one of an hour before. So an older row never replaces a newer one, in whatever order replicas write.
+//! `sampled_at` is the time of the last report; retention removes a VM from the list together with its last row.
 
 use std::{
     collections::BTreeMap,
@@ -35,21 +35,21 @@ use crate::{
     store::RowStore,
 };
 
-/// The VMs in the database.
+/// The collection of VMs.
 pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
-    /// The same collection, for requests.
+    /// The same collection, with the read settings for requests.
     reading: Collection<RawDocumentBuf>,
 }
 
-/// What some rows of a VM tell of its present.
+/// The newest row and recent CPU maxima among some rows of a VM.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     instance: InstanceId,
     newest: Option<Newest>,
-    /// The highest CPU of each slot.
+    /// Maximum CPU of each three-minute slot.
     cpu: BTreeMap<u64, f64>,
-    /// When they were stored; none of rows that were never reported.
+    /// When the rows were reported; `None` for rows that were loaded or rebuilt.
     reported: Option<SystemTime>,
 }
 
@@ -61,8 +61,8 @@ struct Newest {
 }
 
 impl Report {
-    /// Of no row yet.
-    pub(crate) const fn of(instance: InstanceId) -> Self {
+    /// A report without rows.
+    pub(crate) const fn new(instance: InstanceId) -> Self {
         Self {
             instance,
             newest: None,
@@ -71,7 +71,7 @@ impl Report {
         }
     }
 
-    /// The same, of rows that a VM reported then.
+    /// Sets the time at which the VM reported the rows.
     pub(crate) fn reported(mut self, at: Option<SystemTime>) -> Self {
         self.reported = at;
         self
@@ -99,7 +99,7 @@ impl Report {
         }
     }
 
-    /// As an update; none of no rows.
+    /// The update statement, or `None` if there are no rows.
     fn statement(&self) -> Option<Document> {
         let newest = self.newest.as_ref()?;
         let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
@@ -122,13 +122,13 @@ impl Report {
     }
 }
 
-/// A count goes by the index of the last report.
+/// Deadline of a count, which uses the index on the last report.
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
-/// What the name of the collection ends with.
+/// Suffix of the collection's name.
 const SUFFIX: &str = "instances";
 
-/// The date of a VM's newest row, as far as is known here: a row of the last few seconds may not be, nor those of an
-/// older reporter until they are rebuilt.
+/// The date of a VM's newest row. It may lag after by a few seconds, and rows written by the software of 2017 are
+/// missing until they are rebuilt.
 pub(crate) async fn last_report(
     rows: &RowStore,
     instance: &InstanceId,
@@ -152,26 +152,26 @@ pub(crate) async fn last_report(
 }
 
 impl Instances {
-    /// The collection beside the rows.
-    pub(crate) fn beside(rows: &RowStore) -> Self {
+    /// Opens the collection next to the rows.
+    pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             instances: rows.beside(SUFFIX),
             reading: rows.reading_beside(SUFFIX),
         }
     }
 
-    /// VMs leave the list with their last row.
+    /// Applies retention, so that a VM leaves the list together with its last row.
     pub(crate) async fn prepare(&self, rows: &RowStore, keep_rows: Duration) -> Result<(), MetricsError> {
         retention::apply(rows.database(), &self.instances, keep_rows).await
     }
 
-    /// Notes what rows tell.
+    /// Writes reports.
     pub(crate) async fn note(&self, reports: &[Report]) -> Result<(), MetricsError> {
         let statements: Vec<_> = reports.iter().filter_map(Report::statement).collect();
         update(&self.instances, &statements).await
     }
 
-    /// The internal date for VMs that were never reported but loaded: that of their newest row.
+    /// Sets the internal date of VMs whose rows were loaded, not reported, to the date of their newest row.
     pub(crate) async fn backfill_dates(&self) -> Result<(), MetricsError> {
         let undated = doc! { SAMPLED_AT: { "$exists": false } };
         let dated = vec![doc! { "$set": { SAMPLED_AT: "$newest.at" } }];
@@ -179,7 +179,7 @@ impl Instances {
         Ok(())
     }
 
-    /// How many VMs reported last within this time.
+    /// The number of VMs whose last report is within this time.
     pub(crate) async fn last_reported_within(&self, time: Range<SystemTime>) -> Result<u64, MetricsError> {
         let (from, until) = (
             DateTime::from_system_time(time.start),
@@ -190,7 +190,7 @@ impl Instances {
         find(&self.instances, query).await
     }
 
-    /// A page of the VMs that are in scope.
+    /// A page of the VMs in scope.
     pub(crate) async fn list(
         &self,
         page: &Page,
@@ -248,7 +248,7 @@ impl Instances {
     }
 }
 
-/// A stored VM as it is answered.
+/// Converts a stored VM into an answer.
 fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, MetricsError> {
     let Ok(instance_id) = document.get_str("_id")?.parse() else {
         return Ok(None);
@@ -284,7 +284,7 @@ fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, Met
     }))
 }
 
-/// The points of the last hour, from the ring.
+/// The sparkline of the last hour, from the ring.
 fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, MetricsError> {
     let mut points = vec![None; SPARKLINE_POINTS];
     let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) else {
@@ -297,7 +297,7 @@ fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, Me
             continue;
         };
         let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
-        // The last point is the present one; what is ahead of the clock is not shown before its time.
+        // The last point is the current slot; slots ahead of the clock are not shown yet.
         let back = now.checked_sub(slot).and_then(|back| usize::try_from(back).ok());
         let place = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
         if let Some(at) = place.and_then(|place| points.get_mut(place)) {

@@ -1,8 +1,8 @@
-//! Rows of VMs and processes in MongoDB.
+//! Stores rows of VMs and processes in MongoDB and answers queries for them.
 //!
-//! Three parts that share the store and nothing else: [`ingest`] moves samples from JetStream into it, [`history`]
-//! follows with rollups and the newest row of each VM, and the handlers answer. Every replica does all; JetStream shares
-//! the samples out, the queue group the requests.
+//! Its three parts share only the store: [`ingest`] moves samples from JetStream into it, [`history`] maintains rollups
+//! and the newest row of each VM, and the handlers answer queries. Every replica does all three; JetStream distributes
+//! the samples among replicas, and a queue group the requests.
 
 pub mod commands;
 pub mod config;
@@ -16,9 +16,9 @@ mod handlers;
 mod history;
 pub mod ingest;
 mod instances;
-pub mod newest;
 mod processes;
 mod retention;
+pub mod row_cache;
 pub mod row_json;
 pub mod store;
 pub mod streams;
@@ -37,8 +37,8 @@ use crate::{
     events::Events,
     history::History,
     ingest::{Ingest, suspects::Suspects},
-    newest::NewestRows,
     processes::Processes,
+    row_cache::RowCache,
     store::RowStore,
 };
 
@@ -64,13 +64,13 @@ async fn serve(
     program: &Program,
 ) -> Result<(), MetricsError> {
     let shutdown = program.shutdown().clone();
-    let history = Arc::new(History::beside(store, &settings.retention, settings.rollups));
+    let history = Arc::new(History::new(store, &settings.retention, settings.rollups));
     let processes = Arc::new(Processes::of(store));
-    let newest = Arc::new(NewestRows::of(store, settings.newest_kept));
+    let newest = Arc::new(RowCache::new(store, settings.newest_kept));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
-        Suspects::beside(store).prepare(store).await?;
+        Suspects::new(store).prepare(store).await?;
         processes.prepare().await
     })
     .await;
@@ -81,7 +81,7 @@ async fn serve(
     })
     .await;
     let Some(consumer) = consumer else { return Ok(()) };
-    let (events, telling) = Events::start(bus.jetstream().clone(), settings.events);
+    let (events, publishing) = Events::start(bus.jetstream().clone(), settings.events);
     let ingest = Ingest::new(
         bus,
         Arc::clone(store),
@@ -99,7 +99,7 @@ async fn serve(
             settings.silent_after,
             shutdown.clone(),
         )),
-        telling,
+        publishing,
     ];
 
     let server = Server::new(bus, Service::Metrics, settings.serve);

@@ -1,4 +1,4 @@
-//! `vmwatch-metrics`: rows of VMs and processes.
+//! `vmwatch-metrics` stores rows of VMs and processes and answers queries for them.
 
 use clap::{Parser, Subcommand};
 use metrics_svc::{
@@ -9,7 +9,7 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-metrics";
 
-/// Rows of VMs and processes: stores what agents publish, and answers `metrics.*` on the bus.
+/// Stores rows of VMs and processes that agents publish, and serves `metrics.*` on the bus.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {
@@ -19,7 +19,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Store samples and answer on the bus (what it does without a command).
+    /// Store samples and serve on the bus (the default without a command).
     Serve,
     #[command(flatten)]
     Operator(OperatorCommand),

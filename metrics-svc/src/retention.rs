@@ -1,4 +1,4 @@
-//! How long rows are kept: a TTL index on the internal date. Rows without one (of an older reporter) are kept.
+//! Retention of rows by a TTL index on the internal date. Rows without that date, from the software of 2017, are kept.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{MetricsError, documents::SAMPLED_AT};
 
 const INDEX: &str = "retention";
 
-/// Makes the TTL index, or changes an older one in place.
+/// Creates the TTL index, or changes an existing one in place.
 pub(crate) async fn apply(
     database: &Database,
     rows: &Collection<RawDocumentBuf>,
@@ -48,11 +48,11 @@ pub(crate) async fn apply(
     Ok(())
 }
 
-/// What the database goes by now.
+/// The retention currently set in the database.
 async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
     let indexes: Vec<IndexModel> = match rows.list_indexes().await {
         Ok(indexes) => indexes.try_collect().await?,
-        // A collection that nothing was written to does not exist yet.
+        // A collection does not exist before the first write.
         Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
@@ -62,7 +62,7 @@ async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, 
         .find_map(|options| options.expire_after))
 }
 
-/// `NamespaceNotFound` of MongoDB's error codes.
+/// Whether the error is MongoDB's `NamespaceNotFound`.
 fn is_missing(error: &mongodb::error::Error) -> bool {
     matches!(*error.kind, ErrorKind::Command(ref refusal) if refusal.code == 26)
 }

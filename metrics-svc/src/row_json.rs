@@ -1,12 +1,12 @@
-//! A stored row as JSON, straight from its BSON: the documented keys in the documented order, and nothing else.
+//! Encodes a stored row as JSON directly from BSON: exactly the documented keys in the documented order.
 
 use bson::{RawBsonRef, RawDocument};
 use metrics::counter;
 
 use crate::MetricsError;
 
-/// Appends the row as a JSON object with these keys in this order. A key that the row lacks is null; so is a value that
-/// no reporter writes (a date, a nested document), which is counted.
+/// Appends the row as a JSON object with these keys in this order. A missing key becomes null; so does a value of a
+/// type that no agent writes (a date, a nested document), which is counted.
 pub fn push_row<const N: usize>(
     out: &mut Vec<u8>,
     row: &RawDocument,
@@ -38,7 +38,7 @@ pub fn push_row<const N: usize>(
 
 fn push_value(out: &mut Vec<u8>, value: RawBsonRef<'_>) -> Result<(), serde_json::Error> {
     match value {
-        // serde_json writes null for what is not finite, and a fraction or exponent for every other float.
+        // serde_json writes null for a non-finite number, and every other float with a fraction or exponent.
         RawBsonRef::Double(number) => serde_json::to_writer(out, &number),
         RawBsonRef::Int32(number) => serde_json::to_writer(out, &number),
         RawBsonRef::Int64(number) => serde_json::to_writer(out, &number),
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_has_the_documented_keys_whatever_is_stored() {
+    fn encodes_exactly_documented_keys() {
         let row = rawdoc! {
             "_id": "58690637594c10403e25b049".parse::<ObjectId>().unwrap(),
             "proc": 95, "mem": 8.6, "net_outgoing": f64::NAN, "cpu_util": 0.0, "disk_read": 7_i64,

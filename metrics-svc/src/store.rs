@@ -367,7 +367,7 @@ impl Search<'_> {
 
     /// The rows of the date of this place that come behind it.
     fn rows_of_one_date(&self, place: &RowPlace) -> Result<Document, MetricsError> {
-        let id: ObjectId = place.id.as_str().parse().map_err(|_| MetricsError::NoPlace)?;
+        let id: ObjectId = place.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
         let mut filter = self.filter(None);
         filter.insert("create_date", place.create_date.as_str());
         filter.insert("_id", doc! { "$lt": id });
@@ -405,8 +405,8 @@ impl LastRow {
     fn place(&self) -> Result<RowPlace, MetricsError> {
         let id = self.id.and_then(|id| RowId::new(&id.to_hex()));
         Ok(RowPlace {
-            create_date: self.create_date.parse().map_err(|_| MetricsError::NoPlace)?,
-            id: id.ok_or(MetricsError::NoPlace)?,
+            create_date: self.create_date.parse().map_err(|_| MetricsError::NoCursor)?,
+            id: id.ok_or(MetricsError::NoCursor)?,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The streams of samples: made here, with every limit stated, and nowhere else.
+//! Defines the streams of samples, with every limit explicit. No other code creates them.
 
 use std::time::Duration;
 
@@ -24,18 +24,19 @@ use crate::{
 
 /// The durable consumer that all replicas share.
 const CONSUMER: &str = "store";
-/// Delivered to all replicas together and not yet stored. Each replica holds three batches at most, whose messages may
-/// be of one row; the server keeps some 100 bytes for each.
+/// Maximum number of messages delivered to all replicas together and not acknowledged. Each replica holds at most three
+/// batches, whose messages may have one row each; the server keeps about 100 bytes per message.
 const MAX_ACK_PENDING: i64 = 50_000;
-/// Messages that went back for their VM's rate count as well: so many VMs above their rate leave room for others.
+/// Messages returned because of their VM's rate also count as unacknowledged: this many VMs above their rate leave room
+/// for others.
 const VMS_ABOVE_RATE: i64 = 25;
-/// The least that the server accepts; unset it is two minutes. Agents send no message ids, because the ids of a stream are
-/// shared by all VMs: the server would keep those of a guest, 60 KB each, for this long.
+/// The minimum that the server accepts; the default is two minutes. Agents send no message ids, because all VMs share a
+/// stream's ids: the server would remember the ids that a guest sends, 60 KB each, for this long.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
-/// All streams and consumers of this service, as the settings have them.
+/// All streams and consumers of this service according to the settings.
 pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     [
         dead_letters(&settings.stream).into(),
@@ -47,7 +48,7 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     ]
 }
 
-/// Opens the streams of samples and their consumer, and makes those that are missing.
+/// Opens the streams of samples and their consumer, and creates those that are missing.
 pub(crate) async fn prepare(
     jetstream: &Context,
     settings: &StreamSettings,
@@ -62,7 +63,8 @@ fn consumer(settings: &StreamSettings) -> pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: settings.ack_wait,
-        // A sample is given up by a decision of ours, with a dead letter, and never by the server in silence.
+        // The service itself decides when to give up on a sample, with a dead letter; the server must never drop it
+        // silently.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING.max(VMS_ABOVE_RATE * settings.messages_per_vm),
         ..pull::Config::default()
@@ -72,13 +74,13 @@ fn consumer(settings: &StreamSettings) -> pull::Config {
 fn samples(settings: &StreamSettings) -> Config {
     Config {
         name: SAMPLE_STREAM.to_owned(),
-        description: Some("samples that wait to be stored".to_owned()),
+        description: Some("samples waiting to be stored".to_owned()),
         subjects: vec![format!("{SAMPLE_SUBJECT_PREFIX}*")],
         retention: RetentionPolicy::WorkQueue,
-        // Refuse new samples when full: what was acknowledged is never discarded, and the agent keeps the refused.
+        // Refuse new samples when full: acknowledged samples are never discarded, and agents keep refused ones.
         discard: DiscardPolicy::New,
         max_bytes: settings.bytes,
-        // And when the VM's own share is full, so that one guest cannot fill it for all.
+        // Also refuse when the VM's own share is full, so that one guest cannot fill the stream for all.
         max_messages_per_subject: settings.messages_per_vm,
         discard_new_per_subject: true,
         max_age: settings.max_age,
@@ -93,7 +95,7 @@ fn samples(settings: &StreamSettings) -> Config {
 fn dead_letters(settings: &StreamSettings) -> Config {
     Config {
         name: DEAD_LETTER_STREAM.to_owned(),
-        description: Some("samples that were refused, with the reason".to_owned()),
+        description: Some("refused samples, with the reason".to_owned()),
         subjects: vec![format!("{DEAD_LETTER_SUBJECT_PREFIX}*")],
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::Old,

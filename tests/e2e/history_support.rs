@@ -102,7 +102,10 @@ pub(crate) async fn stored(stack: &Stack) {
 
 /// How many marks wait to be followed.
 pub(crate) async fn marks(stack: &Stack) -> u64 {
-    let marks = stack.database.handle().collection::<Document>("vm_samples_marks");
+    let marks = stack
+        .database
+        .handle()
+        .collection::<Document>("vm_samples_dirty_buckets");
     marks.count_documents(doc! {}).await.unwrap()
 }
 

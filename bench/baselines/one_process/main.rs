@@ -16,7 +16,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::post,
 };
-use metrics_svc::{config::RowSettings, newest::NewestRows, store::RowStore};
+use metrics_svc::{config::RowSettings, row_cache::RowCache, store::RowStore};
 use mongodb::{Client, bson::Document};
 use vmwatch_api::metrics::Rows;
 use vmwatch_service::config::{Environment, UTC_OFFSET};
@@ -27,7 +27,7 @@ use crate::sessions::Sessions;
 
 /// The state shared by all requests.
 struct App {
-    newest: NewestRows,
+    newest: RowCache,
     /// If set, answered instead of rows from the database.
     echo: Option<Rows>,
     users: mongodb::Collection<Document>,
@@ -50,7 +50,7 @@ async fn main() -> anyhow::Result<()> {
     let kept = Duration::from_millis(set("BASELINE_KEPT_MS")?.parse()?);
     let users = Client::with_uri_str(&uri).await?.database(DATABASE.default);
     let app = App {
-        newest: NewestRows::of(&store, kept),
+        newest: RowCache::new(&store, kept),
         echo: env::var("BASELINE_ECHO").ok().map(Rows::from_json).transpose()?,
         users: users.collection("baseline_users"),
         sessions: Sessions::with(

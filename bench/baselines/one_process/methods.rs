@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use argon2::{Argon2, PasswordVerifier, password_hash::phc::PasswordHash};
 use gateway::legacy::python_repr::rows_to_python;
-use metrics_svc::{deadline::Deadline, newest::Question, store::RowKind};
+use metrics_svc::{deadline::Deadline, row_cache::RowQuery, store::RowKind};
 use mongodb::bson::doc;
 use serde::Deserialize;
 use virt::{connect::Connect, domain::Domain};
@@ -59,7 +59,7 @@ pub(crate) async fn answer(app: &App, body: &[u8]) -> anyhow::Result<String> {
     let rows = if let Some(echo) = &app.echo {
         echo.clone()
     } else {
-        let question = Question {
+        let question = RowQuery {
             kind,
             instance: request.data.instance_id.trim_end_matches([';', ' ']).parse()?,
             cmd,

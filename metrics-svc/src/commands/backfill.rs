@@ -1,4 +1,4 @@
-//! `vmwatch-metrics backfill-dates`: the internal date for rows of an older reporter.
+//! `vmwatch-metrics backfill-dates` sets the internal date of rows written by the software of 2017.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Rows changed at once.
+/// Number of rows changed per command.
 const BATCH: i64 = 5000;
 
 pub(super) async fn run(
@@ -32,7 +32,7 @@ pub(super) async fn run(
     if dry_run {
         return Ok(());
     }
-    // A VM leaves the list with its last row.
+    // Retention removes a VM from the list together with its last row.
     history.instances.backfill_dates().await
 }
 
@@ -43,15 +43,15 @@ async fn one_collection(
     dry_run: bool,
 ) -> Result<(), MetricsError> {
     let rows = store.collection(kind);
-    // The date is that of the `_id`, which the database's driver made when the row was reported.
+    // Use the date in the `_id`, which the database driver created when the row was reported.
     let undated = doc! { SAMPLED_AT: { "$exists": false }, "_id": { "$type": "objectId" } };
     let count = rows.count_documents(undated.clone()).await?;
     let mut past = undated.clone();
     past.insert("_id", doc! { "$type": "objectId", "$lt": first_id_after(keep) });
-    let doomed = rows.count_documents(past).await?;
+    let expired = rows.count_documents(past).await?;
     let days = keep.as_secs() / 86_400;
     println!(
-        "{}: {count} rows without a date, {doomed} of them older than {days} days",
+        "{}: {count} rows without a date, {expired} of them older than {days} days",
         rows.name()
     );
     if dry_run {
@@ -79,13 +79,13 @@ async fn one_collection(
     }
     progress.finish();
     println!(
-        "{}: every row has a date now; the {doomed} older ones are deleted within minutes",
+        "{}: every row has a date now; MongoDB will delete the {expired} older ones within minutes",
         rows.name()
     );
     Ok(())
 }
 
-/// The smallest `_id` of a row that is still kept.
+/// The smallest `_id` of a row within retention.
 fn first_id_after(keep: Duration) -> ObjectId {
     let moment = SystemTime::now()
         .checked_sub(keep)

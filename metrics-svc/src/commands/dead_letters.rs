@@ -1,4 +1,4 @@
-//! `vmwatch-metrics dead-letters`: samples that were refused, with the reason.
+//! `vmwatch-metrics dead-letters` lists, replays or discards refused samples.
 
 use std::{io::Write as _, time::Duration};
 
@@ -16,7 +16,7 @@ use vmwatch_bus::{Bus, audit::Audit};
 use super::{DeadLettersCommand, Selection, announce::announced};
 use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
 
-/// JetStream answers in milliseconds or not at all.
+/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
@@ -48,7 +48,7 @@ async fn replay(bus: &Bus, stream: &Stream, selection: &Selection) -> Result<Str
     let mut done = 0;
     for letter in select(stream, selection).await? {
         let Some(subject) = header(&letter, dead_letter::SUBJECT) else {
-            eprintln!("{} has no subject to be sent to; it is left", letter.sequence);
+            eprintln!("dead letter {} has no original subject; skipped", letter.sequence);
             continue;
         };
         let payload = letter.payload.clone();
@@ -57,7 +57,7 @@ async fn replay(bus: &Bus, stream: &Stream, selection: &Selection) -> Result<Str
         bounded(stream.delete_message(letter.sequence)).await?;
         done += 1;
     }
-    Ok(format!("sent {done} samples to the store again"))
+    Ok(format!("replayed {done} samples"))
 }
 
 async fn discard(stream: &Stream, selection: &Selection) -> Result<String, MetricsError> {
@@ -74,7 +74,7 @@ async fn bounded<T, E: Into<async_nats::Error>>(
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(answer) => answer.map_err(MetricsError::jetstream),
         Err(_) => Err(MetricsError::Refused(
-            "the bus does not answer; is VMWATCH_NATS_URL right?".to_owned(),
+            "the bus does not answer; check VMWATCH_NATS_URL".to_owned(),
         )),
     }
 }
@@ -83,7 +83,7 @@ fn header<'a>(letter: &'a StreamMessage, name: &str) -> Option<&'a str> {
     letter.headers.get(name).map(async_nats::HeaderValue::as_str)
 }
 
-/// The first letter from a number on.
+/// The first dead letter with at least this number.
 async fn next(stream: &Stream, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
     let all = format!("{DEAD_LETTER_SUBJECT_PREFIX}>");
     let asked = tokio::time::timeout(DEADLINE, stream.get_first_raw_message_by_subject(all, from)).await;
@@ -163,7 +163,7 @@ async fn list(stream: &Stream, json: bool) -> Result<(), MetricsError> {
         from = letter.sequence + 1;
     }
     if from == 1 && !json {
-        writeln!(out, "no sample was refused")?;
+        writeln!(out, "there are no dead letters")?;
     }
     Ok(())
 }

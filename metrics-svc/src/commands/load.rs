@@ -1,4 +1,4 @@
-//! `vmwatch-metrics load`: rows of an older database, from JSON Lines.
+//! `vmwatch-metrics load` loads rows of an older database from JSON Lines.
 
 use std::{
     fs::File,
@@ -20,15 +20,15 @@ use crate::{
     store::{RowKind, RowStore, Unstored},
 };
 
-/// Rows written at once.
+/// Number of rows per write.
 const BATCH: usize = 2000;
-/// A row of the document has some 350 bytes; a line far beyond is no row.
-const LONGEST_LINE: u64 = 64 * 1024;
-/// Bad lines shown; more are counted.
-const SHOWN: u64 = 10;
-/// Days of VMs whose rollups wait for the end of the files: 30 years of one, a day of ten thousand. More are rolled
-/// up in between.
-const MOST_DAYS: usize = 10_000;
+/// Maximum length of a line in bytes; a documented row has about 350.
+const MAX_LINE: u64 = 64 * 1024;
+/// Maximum number of invalid lines printed; the rest is counted.
+const MAX_SHOWN: u64 = 10;
+/// Maximum number of days of VMs collected before their rollups are built: 30 years of one VM, or a day of ten
+/// thousand.
+const MAX_DAYS: usize = 10_000;
 
 #[derive(Default)]
 struct Loader {
@@ -39,9 +39,9 @@ struct Loader {
     bad: u64,
 }
 
-/// Loads the files. Rows that are there already stay as they are, so that it may be repeated.
+/// Loads the files. Rows that exist already are kept unchanged, so that a load may be repeated.
 ///
-/// What it stopped in the midst of is right once it is repeated: the rollups of every day in the files are made anew.
+/// A repeated load also completes an interrupted one: it rebuilds the rollups of every day in the files.
 pub(super) async fn run(
     store: &RowStore,
     history: &History,
@@ -54,11 +54,14 @@ pub(super) async fn run(
     }
     loader.write(store).await?;
     loader.roll_up(history).await?;
-    let done = format!("loaded {} rows, {} lines were no rows", loader.read, loader.bad);
+    let done = format!(
+        "loaded {} rows, skipped {} invalid lines",
+        loader.read, loader.bad
+    );
     if loader.bad > 0 {
         println!("{done}");
         return Err(MetricsError::Refused(
-            "some lines were left out; put them right and load them again".into(),
+            "some lines were skipped; fix them and load them again".into(),
         ));
     }
     Ok(done)
@@ -84,7 +87,7 @@ async fn load_file(
     let mut line = Vec::new();
     for number in 1_u64.. {
         line.clear();
-        if lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+        if lines.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
             break;
         }
         if line.iter().all(u8::is_ascii_whitespace) {
@@ -97,9 +100,9 @@ async fn load_file(
         if loader.vms.len() + loader.processes.len() >= BATCH {
             loader.write(store).await?;
         }
-        if loader.days.len() >= MOST_DAYS {
+        if loader.days.len() >= MAX_DAYS {
             loader.write(store).await?;
-            progress.suspend(|| println!("rolling up {MOST_DAYS} days"));
+            progress.suspend(|| println!("rolling up {MAX_DAYS} days"));
             loader.roll_up(history).await?;
         }
     }
@@ -119,7 +122,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// A line that is a row.
+/// A parsed line.
 #[derive(Debug)]
 struct Row {
     kind: RowKind,
@@ -139,7 +142,7 @@ impl Loader {
         }
     }
 
-    /// Makes the rollups of the days of all rows that are written.
+    /// Rebuilds the rollups of the collected days, whose rows must be written already.
     async fn roll_up(&mut self, history: &History) -> Result<(), MetricsError> {
         let days = std::mem::take(&mut self.days);
         let bar = ProgressBar::new(days.len() as u64).with_message("days rolled up");
@@ -151,7 +154,7 @@ impl Loader {
 
     fn note_bad(&mut self, progress: &ProgressBar, path: &Path, number: u64, reason: &str) {
         self.bad += 1;
-        if self.bad <= SHOWN {
+        if self.bad <= MAX_SHOWN {
             progress.suspend(|| eprintln!("{}:{number}: {reason}", path.display()));
         }
     }
@@ -174,17 +177,17 @@ impl Loader {
     }
 }
 
-/// A line as a document in the documented shape, with an `_id` of its own where it has none.
+/// Parses a line as a document with the documented fields, and adds an `_id` if it has none.
 fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
     let json: serde_json::Value =
-        serde_json::from_slice(line).map_err(|error| format!("no JSON: {error}"))?;
-    let bson = Bson::try_from(json).map_err(|error| format!("no Extended JSON: {error}"))?;
+        serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
+    let bson = Bson::try_from(json).map_err(|error| format!("not Extended JSON: {error}"))?;
     let Bson::Document(mut row) = bson else {
-        return Err("no object".to_owned());
+        return Err("not an object".to_owned());
     };
     let text = |key: &str| {
         row.get_str(key)
-            .map_err(|_| format!("`{key}` is missing or no text"))
+            .map_err(|_| format!("`{key}` is missing or not a string"))
     };
     let instance: InstanceId = text("instance_id")?
         .parse()
@@ -199,7 +202,7 @@ fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
             Some(Bson::Int64(pid)) => u32::try_from(*pid).ok(),
             _ => None,
         };
-        let pid = pid.ok_or("`pid` is no process id")?;
+        let pid = pid.ok_or("`pid` is not a process id")?;
         (RowKind::Process, RowIdentity::Process { pid, started })
     } else if row.contains_key("proc") {
         (RowKind::Vm, RowIdentity::Vm)
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_keeps_its_ids_and_types() {
+    fn keeps_ids_and_types_of_export() {
         let line = r#"{"_id":{"$oid":"58690637594c10403e25b049"},"instance_id":"vm","create_date":"2017-01-01T21:37:59.680873","proc":95,"mem":{"$numberDouble":"8.0"}}"#;
         let (kind, row) = read(line).unwrap();
         assert_eq!(kind, RowKind::Vm);
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_without_an_id_gets_the_one_that_ingestion_gives_it() {
+    fn adds_same_id_as_ingestion() {
         let line = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","proc":95}"#;
         let (_, row) = read(line).unwrap();
         assert_eq!(
@@ -265,10 +268,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_row_is_told_by_its_reason() {
+    fn reports_reason_for_invalid_lines() {
         for (line, reason) in [
-            ("{", "no JSON"),
-            ("[1]", "no object"),
+            ("{", "not JSON"),
+            ("[1]", "not an object"),
             (
                 r#"{"create_date":"2017-01-01T21:37:59.001065","proc":1}"#,
                 "`instance_id` is missing",

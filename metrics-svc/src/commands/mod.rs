@@ -1,4 +1,4 @@
-//! What an operator does by hand: move an old database over, look after refused samples, give old rows a date.
+//! Commands for administrators: load an old database, handle dead letters, rebuild rollups, set dates of old rows.
 
 mod announce;
 mod backfill;
@@ -14,52 +14,52 @@ use vmwatch_bus::provision::setup::{self, SetupArguments};
 
 use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore, streams};
 
-/// The commands beside `serve`.
+/// The commands other than `serve`.
 #[derive(Debug, Subcommand)]
 pub enum OperatorCommand {
-    /// Load rows from JSON Lines in the documented shape; mongoexport's Extended JSON is understood.
+    /// Load rows from JSON Lines with the documented fields; accepts mongoexport's Extended JSON.
     Load {
-        /// Files to read; `-` is standard input.
+        /// Files to read; `-` reads standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Make rollups and the list of VMs anew from all rows: after a reporter that writes to the database itself.
+    /// Rebuild rollups and the list of VMs from all rows, for rows that were written to the database directly.
     Rebuild,
-    /// List, replay or discard samples that were refused.
+    /// List, replay or discard refused samples.
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
-    /// Give rows of an older reporter the internal date that retention goes by; those past it are then deleted.
+    /// Set the internal date of rows written by the software of 2017, so that retention applies to them.
     BackfillDates {
-        /// Only count what would change and what would then be past its retention.
+        /// Only print how many rows would change and how many would then be past their retention.
         #[arg(long)]
         dry_run: bool,
     },
-    /// Make or change this service's streams and consumers as the settings have them; may be repeated.
+    /// Create or update this service's streams and consumers on the bus according to the settings; safe to repeat.
     Setup(SetupArguments),
 }
 
-/// What can be done with refused samples.
+/// Commands for refused samples.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List them, oldest first.
+    /// List dead letters, oldest first.
     List {
-        /// As JSON Lines, for scripts.
+        /// Print JSON Lines.
         #[arg(long)]
         json: bool,
     },
-    /// Send them to the store again, once what was wrong is put right.
+    /// Send dead letters to the store again, after their cause was fixed.
     Replay(Selection),
-    /// Delete them.
+    /// Delete dead letters.
     Discard(Selection),
 }
 
-/// Which refused samples.
+/// Selects dead letters.
 #[derive(Debug, clap::Args)]
 pub struct Selection {
-    /// Their numbers, as `list` shows them.
+    /// Numbers of dead letters, as shown by `list`.
     #[arg(required_unless_present = "all")]
     numbers: Vec<u64>,
-    /// All of them.
+    /// Select all dead letters.
     #[arg(long, conflicts_with = "numbers")]
     all: bool,
 }
@@ -74,7 +74,7 @@ impl fmt::Display for Selection {
     }
 }
 
-/// Carries out a command.
+/// Runs a command.
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
     match command {
         OperatorCommand::Load { files } => {
@@ -111,7 +111,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
     }
 }
 
-/// Changes what is stored in the database, which the audit announces and records.
+/// Runs work that changes the database, with audit records before and after it.
 async fn change_rows(
     settings: &MetricsSettings,
     action: &str,
@@ -124,13 +124,13 @@ async fn change_rows(
     Ok(())
 }
 
-/// Does what needs the database, and takes leave of it.
+/// Runs work on the database, and closes the connection afterwards.
 async fn with_rows(
     settings: &MetricsSettings,
     work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
 ) -> Result<String, MetricsError> {
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let history = History::beside(&store, &settings.retention, settings.rollups);
+    let history = History::new(&store, &settings.retention, settings.rollups);
     let done = work(&store, &history).await;
     store.close().await;
     done

@@ -1,4 +1,4 @@
-//! How fine a history is drawn: from what, and in how long buckets.
+//! Chooses the resolution and bucket length of a chart.
 
 use vmwatch_api::history::{Points, Resolution, TimeRange};
 
@@ -7,8 +7,8 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// The lengths of buckets below a day. Each resolution's own is among them, and divides all that are longer; they fall on
-/// moments that people know. Longer ones are whole days.
+/// Bucket lengths in milliseconds, up to five days. Each resolution's own length is included and divides all longer
+/// ones; the boundaries fall on round local times. Longer buckets are whole days.
 const LADDER: [u64; 22] = [
     SECOND,
     2 * SECOND,
@@ -34,7 +34,7 @@ const LADDER: [u64; 22] = [
     5 * DAY,
 ];
 
-/// How long what a resolution is made of is; rows themselves have no length.
+/// The bucket length of a resolution; one second for rows, which have no length.
 pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
     match resolution {
         Resolution::Raw => SECOND,
@@ -44,34 +44,34 @@ pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
     }
 }
 
-/// The start of the bucket that a moment is in. Buckets lie on whole multiples of their length in local time, so that a
-/// day is a day of the deployment.
+/// The start of the bucket that contains a time. Buckets are aligned to multiples of their length in local time, so
+/// that a day is a calendar day of the deployment.
 pub(crate) fn bucket_start(at_ms: u64, width_ms: u64, offset_ms: i64) -> u64 {
     let into = i128::from(at_ms) + i128::from(offset_ms);
     let rest = into.rem_euclid(i128::from(width_ms.max(1)));
-    // A rest is below the width, and the width far below 2^64; before 1970 there is nothing.
+    // The remainder is less than the width, so the conversion is exact; times before 1970 become 0.
     at_ms.saturating_sub(u64::try_from(rest).unwrap_or(0))
 }
 
-/// The buckets of a history.
+/// The buckets of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chart {
-    /// What to read.
+    /// The resolution to read.
     pub(crate) resolution: Resolution,
     /// The start of the first bucket.
     pub(crate) first_ms: u64,
-    /// How long each is.
+    /// The length of a bucket.
     pub(crate) step_ms: u64,
-    /// How many there are.
+    /// The number of buckets.
     pub(crate) buckets: usize,
 }
 
 impl Chart {
-    /// The finest buckets of which at most so many touch the range, drawn from the coarsest resolution that gives them.
-    /// Where the range begins before what is kept at that resolution (`kept_since`), the next coarser is taken.
+    /// The shortest buckets of which at most `points` overlap the range, and the coarsest resolution that can fill
+    /// them. If the range begins before the retention of that resolution (`kept_since`), a coarser one is used.
     ///
-    /// The number of documents read follows the points, not the range: a bucket is made of at most 12 rollups, a
-    /// bucket of less than five minutes of the rows in it.
+    /// The number of documents read depends on the points, not the range: a bucket is computed from at most 12 rollups,
+    /// or from rows if it is shorter than five minutes.
     pub(crate) fn plan(
         range: TimeRange,
         points: Points,
@@ -90,7 +90,7 @@ impl Chart {
         chart
     }
 
-    /// As [`Chart::plan`], drawn from rows whatever the range.
+    /// Like [`Chart::plan`], but always computed from rows.
     pub(crate) fn of_rows(range: TimeRange, points: Points, offset_ms: i64) -> Self {
         Self {
             resolution: Resolution::Raw,
@@ -98,7 +98,7 @@ impl Chart {
         }
     }
 
-    /// The buckets of at least this length that are the shortest of which not too many touch the range.
+    /// The shortest buckets, at least this long, of which at most `points` overlap the range.
     fn finest(range: TimeRange, points: Points, offset_ms: i64, at_least: u64) -> Self {
         let most = u64::from(points.get());
         let mut steps = LADDER.into_iter().filter(|&step| step >= at_least);
@@ -106,7 +106,7 @@ impl Chart {
         loop {
             let first_ms = bucket_start(range.from_ms(), step_ms, offset_ms);
             let last_ms = bucket_start(range.to_ms() - 1, step_ms, offset_ms);
-            // Rounded up for the first bucket of 1970, which an offset cuts short.
+            // Rounded up because a UTC offset shortens the first bucket of 1970.
             let buckets = (last_ms - first_ms).div_ceil(step_ms) + 1;
             if buckets <= most {
                 return Self {
@@ -116,8 +116,8 @@ impl Chart {
                     buckets: usize::try_from(buckets).unwrap_or(usize::MAX),
                 };
             }
-            // A range that lies across the end of a bucket touches one more than its length says: then one more day,
-            // and more each time, until it does not.
+            // A range that crosses a bucket boundary overlaps one bucket more than its length suggests; lengthen the
+            // buckets until few enough overlap.
             step_ms = steps.next().unwrap_or_else(|| {
                 let days = range
                     .length_ms()
@@ -128,12 +128,12 @@ impl Chart {
         }
     }
 
-    /// The moment behind the last bucket.
+    /// The end of the last bucket.
     pub(crate) fn end_ms(&self) -> u64 {
         self.first_ms + self.step_ms * self.buckets as u64
     }
 
-    /// The number of the bucket that a moment is in.
+    /// The index of the bucket that contains a time.
     pub(crate) fn index(&self, at_ms: u64) -> Option<usize> {
         let index = usize::try_from(at_ms.checked_sub(self.first_ms)? / self.step_ms).ok()?;
         (index < self.buckets).then_some(index)
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_follows_the_points_and_not_the_range() {
+    fn resolution_follows_points() {
         assert_eq!(drawn(15 * MINUTE, 300), (Resolution::Raw, 5 * SECOND, 180));
         assert_eq!(drawn(HOUR, 300), (Resolution::Raw, 15 * SECOND, 240));
         assert_eq!(drawn(DAY, 300), (Resolution::FiveMinutes, 5 * MINUTE, 288));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_longer_kept_is_drawn_from_what_is() {
+    fn uses_coarser_resolution_beyond_retention() {
         let range = TimeRange::new(NOW - 400 * DAY, NOW - 400 * DAY + HOUR).unwrap();
         let kept_since = |resolution| match resolution {
             Resolution::Raw => NOW - 30 * DAY,
@@ -199,8 +199,8 @@ mod tests {
     }
 
     #[test]
-    fn a_day_is_a_day_of_the_deployment() {
-        // 2026-11-24T00:30 at +08:00 is 16:30 of the day before in UTC.
+    fn aligns_days_to_local_time() {
+        // 2026-11-24T00:30 at +08:00 is 16:30 of the previous day in UTC.
         let at = NOW - 8 * HOUR + 30 * MINUTE;
         let offset_ms = 8 * 3_600_000;
         assert_eq!(bucket_start(at, DAY, offset_ms), NOW - 8 * HOUR);
@@ -210,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_buckets_cover_the_range_and_are_not_too_many(
+        fn buckets_cover_range_within_limit(
             from in 0_u64..253_402_300_799_999, length in 1_u64..40_000_000_000_000, points in 1_u64..=2000,
             offset in -18 * 60_i64..=18 * 60, kept in proptest::option::of(0_u64..253_402_300_799_999),
         ) {

@@ -1,12 +1,12 @@
-//! From the marks to the rollups and the newest rows: each touched bucket is read again whole and written whole.
+//! Updates rollups and newest rows from dirty buckets: each dirty bucket is read and written as a whole.
 //!
 //! ```text
-//! marks ─> rows of five minutes ─> 5m ─> of the hour ─> 1h ─> of the day ─> 1d ─> remove the marks
-//!                     └─> newest row and sparkline of the VM
+//! dirty buckets ─> rows of five minutes ─> 5m ─> of the hour ─> 1h ─> of the day ─> 1d ─> remove the dirty buckets
+//!                       └─> newest row and sparkline of the VM
 //! ```
 //!
-//! Every replica follows. Two that meet at the same mark write the same twice, which is harmless (see
-//! [`super::rollups`]); a mark is removed last, so that a crash anywhere leaves it to whoever comes next.
+//! Every replica does this. Two that process the same dirty bucket write the same result, which is harmless (see
+//! [`super::rollups`]). An entry is removed last, so that after a crash at any point another pass processes it again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -26,83 +26,81 @@ use vmwatch_api::{history::Resolution, time::CreateDate};
 use super::{
     History,
     chart::{bucket_start, width_ms},
-    late::{self, Moment},
-    marks::{CHUNK, GIVEN_UP, Mark},
+    dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
+    late::{self, RowTime},
     rollups::Bucket,
     sums::{MEASURES, Sums, VmRow},
 };
 use crate::{MetricsError, database::find, deadline::Deadline, instances::Report, store::RowKind};
 
-/// Buckets read at once, so that a follower never fills the pool of connections that requests share.
-const AT_ONCE: usize = 4;
-/// One chunk of marks; a database that takes longer is slow enough.
+/// Maximum number of buckets read concurrently, so that a pass never takes all pooled connections, which requests
+/// share.
+const MAX_CONCURRENT: usize = 4;
+/// Deadline of one chunk of dirty buckets.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The marks of a bucket.
-type Touched = BTreeMap<Bucket, Vec<Mark>>;
+/// The entries of each dirty bucket.
+type Touched = BTreeMap<Bucket, Vec<DirtyBucket>>;
 
-/// A bucket as its rows are now.
+/// A bucket recomputed from its current rows.
 struct Fresh {
     sums: Sums,
     rows: HashSet<ObjectId>,
-    moments: Vec<Moment>,
+    moments: Vec<RowTime>,
     report: Report,
 }
 
 impl History {
-    /// Follows until shutdown.
+    /// Processes dirty buckets periodically until shutdown.
     pub(crate) async fn follow(self: Arc<Self>, interval: Duration, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(sleep(interval)).await.is_some() {
             let started = Instant::now();
             if let Err(error) = self.pass(&shutdown).await {
-                warn!(
-                    cause = error.cause(),
-                    "the rollups do not follow at the moment; trying again"
-                );
+                warn!(cause = error.cause(), "rollup pass failed; retrying");
             }
             histogram!("vmwatch_rollup_pass_seconds").record(started.elapsed().as_secs_f64());
         }
         info!("rollups stopped");
     }
 
-    /// Works through all marks that there are, the oldest first.
+    /// Processes all dirty buckets, oldest first.
     async fn pass(self: &Arc<Self>, shutdown: &CancellationToken) -> Result<(), MetricsError> {
-        let mut behind = None;
+        let mut after = None;
         let mut left = 0_u32;
         while !shutdown.is_cancelled() {
-            // In a task of its own: a driver's call is not safe to drop half-way.
+            // Runs in its own task, because dropping a driver call half-way is not safe.
             let work = {
                 let this = Arc::clone(self);
-                tokio::spawn(async move { this.chunk(behind).await })
+                tokio::spawn(async move { this.chunk(after).await })
             };
             let done = timeout(DEADLINE, work)
                 .await
                 .map_err(|_| MetricsError::Unanswered(DEADLINE))?;
-            let chunk = done.map_err(|defect| MetricsError::Io(defect.into()))??;
+            let chunk = done.map_err(|panic| MetricsError::Io(panic.into()))??;
             left = left.saturating_add(chunk.left);
-            behind = chunk.last;
-            if chunk.marks < CHUNK {
+            after = chunk.last;
+            if chunk.entries < CHUNK {
                 break;
             }
         }
-        gauge!("vmwatch_rollup_marks_left").set(left);
+        gauge!("vmwatch_dirty_buckets_left").set(left);
         Ok(())
     }
 
-    /// One chunk of marks.
-    async fn chunk(&self, behind: Option<ObjectId>) -> Result<Chunk, MetricsError> {
-        let marks = self.marks.read(behind).await?;
-        let (count, last) = (marks.len(), marks.last().map(|mark| mark.id));
+    /// Processes one chunk of dirty buckets.
+    async fn chunk(&self, after: Option<ObjectId>) -> Result<Chunk, MetricsError> {
+        let entries = self.dirty_buckets.read(after).await?;
+        let (count, last) = (entries.len(), entries.last().map(|entry| entry.id));
         let mut touched = Touched::new();
-        for mark in marks {
-            touched.entry(mark.bucket.clone()).or_default().push(mark);
+        for entry in entries {
+            touched.entry(entry.bucket.clone()).or_default().push(entry);
         }
         let fresh: BTreeMap<Bucket, Fresh> = stream::iter(touched.keys().cloned())
             .map(async |bucket| {
                 let fresh = self.fresh(&bucket).await?;
                 Ok::<_, MetricsError>((bucket, fresh))
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENT)
             .try_collect()
             .await?;
         self.write_five_minutes(&fresh).await?;
@@ -110,26 +108,26 @@ impl History {
         self.roll_up(hours.keys(), Resolution::Day).await?;
         let done = done(&touched, &fresh);
         let reports = fresh.into_iter().map(|(bucket, fresh)| {
-            let marks = touched.get(&bucket).into_iter().flatten();
-            fresh.report.reported(marks.map(|mark| mark.at).max())
+            let entries = touched.get(&bucket).into_iter().flatten();
+            fresh.report.reported(entries.map(|entry| entry.at).max())
         });
         self.instances.note(&reports.collect::<Vec<_>>()).await?;
         let left = count - done.len();
-        self.marks.remove(done).await?;
+        self.dirty_buckets.remove(done).await?;
         Ok(Chunk {
-            marks: count,
+            entries: count,
             last,
             left: u32::try_from(left).unwrap_or(u32::MAX),
         })
     }
 
-    /// Reads the rows of five minutes.
+    /// Recomputes a five-minute bucket from its rows.
     async fn fresh(&self, bucket: &Bucket) -> Result<Fresh, MetricsError> {
         let mut fresh = Fresh {
             sums: Sums::default(),
             rows: HashSet::new(),
             moments: Vec::new(),
-            report: Report::of(bucket.instance.clone()),
+            report: Report::new(bucket.instance.clone()),
         };
         let end_ms = bucket.start_ms + width_ms(Resolution::FiveMinutes);
         let rows = self.rows.collection(RowKind::Vm);
@@ -143,7 +141,7 @@ impl History {
         Ok(fresh)
     }
 
-    /// Writes the buckets as their rows are now, and adds late rows to those whose first rows may be gone.
+    /// Writes recomputed buckets; to buckets whose first rows may have expired it adds late rows instead.
     async fn write_five_minutes(&self, fresh: &BTreeMap<Bucket, Fresh>) -> Result<(), MetricsError> {
         let mut whole = Vec::new();
         for (bucket, fresh) in fresh {
@@ -151,21 +149,21 @@ impl History {
                 continue;
             }
             let micros: Vec<u32> = fresh.moments.iter().map(|moment| moment.micros).collect();
-            whole.push((bucket, fresh.sums, late::encoded(&micros)));
+            whole.push((bucket, fresh.sums, late::encode(&micros)));
         }
         self.rollups.write_five_minutes(whole.into_iter()).await
     }
 
-    /// When a row was sampled, from the start of its bucket on.
-    fn moment(&self, bucket: &Bucket, row: &VmRow<'_>) -> Option<Moment> {
+    /// The time of a row relative to the start of its bucket, with its values.
+    fn moment(&self, bucket: &Bucket, row: &VmRow<'_>) -> Option<RowTime> {
         let micros = self.offset.unix_micros_of(row.create_date)?;
-        Some(Moment {
+        Some(RowTime {
             micros: u32::try_from(micros.checked_sub(bucket.start_ms * 1000)?).ok()?,
             values: row.values,
         })
     }
 
-    /// Reads the VM rows of a range of time.
+    /// Reads the VM rows of a time range.
     pub(crate) async fn read_rows(
         &self,
         rows: &Collection<RawDocumentBuf>,
@@ -184,7 +182,7 @@ impl History {
             .max_time(deadline.left()?);
         let mut cursor = find(rows, query).await?;
         while cursor.advance().await? {
-            let row = VmRow::of(cursor.current())?;
+            let row = VmRow::from_document(cursor.current())?;
             match self.offset.unix_millis_of(row.create_date) {
                 Some(at_ms) => each(at_ms, &row),
                 None => counter!("vmwatch_unreadable_values_total").increment(1),
@@ -193,7 +191,7 @@ impl History {
         Ok(())
     }
 
-    /// Makes the buckets of a coarser resolution that finer ones lie in, and gives them back.
+    /// Recomputes and returns the buckets of a coarser resolution that contain the given ones.
     async fn roll_up(
         &self,
         finer: impl Iterator<Item = &Bucket>,
@@ -225,7 +223,7 @@ impl History {
                     .await?;
                 Ok::<_, MetricsError>((bucket, sums))
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENT)
             .try_collect()
             .await?;
         self.rollups.write(into, &rolled).await?;
@@ -233,29 +231,29 @@ impl History {
     }
 }
 
-/// What became of a chunk.
+/// The result of processing a chunk.
 struct Chunk {
-    marks: usize,
+    entries: usize,
     last: Option<ObjectId>,
     left: u32,
 }
 
-/// The marks all of whose rows were counted, and those that are given up.
+/// The entries whose rows are all counted, and those that are too old.
 fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
     let now = SystemTime::now();
     let mut done = Vec::new();
-    for (bucket, marks) in touched {
+    for (bucket, entries) in touched {
         let Some(fresh) = fresh.get(bucket) else { continue };
-        for mark in marks {
-            let counted = mark.rows.iter().all(|row| fresh.rows.contains(row));
-            if !counted && mark.at + GIVEN_UP > now {
+        for entry in entries {
+            let counted = entry.rows.iter().all(|row| fresh.rows.contains(row));
+            if !counted && entry.at + MAX_AGE > now {
                 continue;
             }
             if !counted {
-                counter!("vmwatch_rollup_marks_given_up_total").increment(1);
-                warn!(instance = %bucket.instance, "rows that were to be stored never appeared; a mark is given up");
+                counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
+                warn!(instance = %bucket.instance, "dropping dirty bucket: its rows never appeared");
             }
-            done.push(mark.id);
+            done.push(entry.id);
         }
     }
     done

@@ -1,9 +1,8 @@
-//! Rows that come when the first rows of their five minutes may be gone: TTL deletes them one by one, so that the bucket
-//! cannot be read again whole.
+//! Adds rows that arrive late, when other rows of their five-minute bucket may have expired. TTL deletes rows one by
+//! one, so the bucket cannot be recomputed from its rows any more.
 //!
-//! A bucket of five minutes therefore holds the moments of the rows that are in it. A row is told from every other of its VM
-//! by its date, so that what is stored of a bucket and what is left of its rows can be put together without counting any
-//! row twice: the rows whose moments are missing are added.
+//! A five-minute bucket therefore stores the times of its rows. Rows of one VM differ in their times, so a late row is
+//! added exactly if its time is missing in the bucket, and no row is counted twice.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -17,24 +16,24 @@ use super::{
 };
 use crate::MetricsError;
 
-/// Where the moments are in a stored sum, behind the sums themselves.
-pub(super) const MOMENTS: &str = "rows";
-/// The most moments that a bucket holds: a row each tenth of a second. One of more rows holds none, and takes no late row
-/// once its first rows are gone.
-const MOST_MOMENTS: usize = 3000;
-/// The database deletes by its own clock, and up to a minute late.
+/// The field of the row times in a stored bucket, after the sums.
+pub(super) const ROW_TIMES: &str = "rows";
+/// Maximum number of row times in a bucket: one row every tenth of a second. A bucket with more rows stores none, and
+/// accepts no late rows once its first rows have expired.
+const MAX_ROW_TIMES: usize = 3000;
+/// The database expires rows by its own clock, and up to a minute late.
 const MARGIN: Duration = Duration::from_mins(10);
 
-/// A row of a bucket: its moment in microseconds from the start of the bucket, and its values.
+/// A row of a bucket: its time in microseconds since the start of the bucket, and its values.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moment {
+pub(super) struct RowTime {
     pub(super) micros: u32,
     pub(super) values: [Option<f64>; MEASURES.len()],
 }
 
-/// The moments of a bucket as they are stored: four bytes each, the most significant first.
-pub(super) fn encoded(micros: &[u32]) -> Option<Bson> {
-    (micros.len() <= MOST_MOMENTS).then(|| {
+/// Encodes row times as four big-endian bytes each.
+pub(super) fn encode(micros: &[u32]) -> Option<Bson> {
+    (micros.len() <= MAX_ROW_TIMES).then(|| {
         Bson::Binary(Binary {
             subtype: BinarySubtype::Generic,
             bytes: micros.iter().flat_map(|micros| micros.to_be_bytes()).collect(),
@@ -42,9 +41,9 @@ pub(super) fn encoded(micros: &[u32]) -> Option<Bson> {
     })
 }
 
-/// The moments of a stored sum; `None` where it holds none.
-fn decoded(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
-    let Some(RawBsonRef::Binary(stored)) = sums.get(MOMENTS)? else {
+/// Decodes the row times of a stored bucket; `None` if it has none.
+fn decode(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
+    let Some(RawBsonRef::Binary(stored)) = sums.get(ROW_TIMES)? else {
         return Ok(None);
     };
     let (moments, _) = stored.bytes.as_chunks::<4>();
@@ -54,22 +53,22 @@ fn decoded(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
 }
 
 impl History {
-    /// Whether rows of these five minutes may be gone by their age.
+    /// Whether rows of this bucket may have expired.
     pub(super) fn may_lack_rows(&self, bucket: &Bucket) -> bool {
         let margin = u64::try_from(MARGIN.as_millis()).unwrap_or(u64::MAX);
         bucket.start_ms < self.kept_since(Resolution::Raw).saturating_add(margin)
     }
 
-    /// Adds the rows that the stored bucket lacks; `false` where none is stored that says what is in it.
-    pub(super) async fn add_late(&self, bucket: &Bucket, rows: &[Moment]) -> Result<bool, MetricsError> {
+    /// Adds the rows that the stored bucket lacks. Returns `false` if there is no stored bucket with row times.
+    pub(super) async fn add_late(&self, bucket: &Bucket, rows: &[RowTime]) -> Result<bool, MetricsError> {
         let Some(stored) = self.rollups.five_minutes(bucket).await? else {
             return Ok(false);
         };
         let stored = stored.get_document("sums")?;
-        let Some(mut micros) = decoded(stored)? else {
+        let Some(mut micros) = decode(stored)? else {
             return Ok(false);
         };
-        let before = Sums::of(stored)?;
+        let before = Sums::from_document(stored)?;
         let mut sums = before;
         let mut known: HashSet<u32> = micros.iter().copied().collect();
         for row in rows.iter().filter(|row| known.insert(row.micros)) {
@@ -77,7 +76,7 @@ impl History {
             micros.push(row.micros);
         }
         if sums.samples() > before.samples() {
-            let moments = encoded(&micros);
+            let moments = encode(&micros);
             self.rollups
                 .replace(bucket, before.samples(), sums, moments)
                 .await?;
@@ -93,18 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_back_the_moments_of_a_bucket() {
+    fn decodes_encoded_row_times() {
         let micros = vec![0, 1, 10_000_000, 299_999_999];
-        let stored = doc! { "n": 4_i64, MOMENTS: encoded(&micros).unwrap() };
+        let stored = doc! { "n": 4_i64, ROW_TIMES: encode(&micros).unwrap() };
         let stored = RawDocumentBuf::try_from(&stored).unwrap();
-        assert_eq!(decoded(&stored).unwrap(), Some(micros));
+        assert_eq!(decode(&stored).unwrap(), Some(micros));
         let without = RawDocumentBuf::try_from(&doc! { "n": 4_i64 }).unwrap();
-        assert_eq!(decoded(&without).unwrap(), None);
+        assert_eq!(decode(&without).unwrap(), None);
     }
 
     #[test]
-    fn holds_no_moments_of_too_many_rows() {
-        let moments = vec![0; MOST_MOMENTS + 1];
-        assert!(encoded(&moments[1..]).is_some() && encoded(&moments).is_none());
+    fn omits_row_times_of_too_many_rows() {
+        let moments = vec![0; MAX_ROW_TIMES + 1];
+        assert!(encode(&moments[1..]).is_some() && encode(&moments).is_none());
     }
 }

@@ -1,12 +1,12 @@
-//! The past of VMs: rollups of their rows, kept right whatever comes late, twice or not at all, and charts drawn from them.
+//! History of VMs: rollups of rows that stay correct when rows arrive late or twice, and charts drawn from them.
 //!
-//! Ingestion leaves a mark of what it touched ([`marks`]); [`follow`] reads what is marked again, whole, and writes the
-//! [`rollups`]; [`chart`] decides from which of them a range is drawn.
+//! Ingestion records the buckets that it touches ([`dirty_buckets`]); [`follow`] recomputes them and writes the
+//! [`rollups`]; [`chart`] chooses the resolution for a time range.
 
 pub(crate) mod chart;
+pub(crate) mod dirty_buckets;
 mod follow;
 mod late;
-pub(crate) mod marks;
 pub(crate) mod rebuild;
 pub(crate) mod rollups;
 pub(crate) mod sums;
@@ -22,7 +22,7 @@ use vmwatch_api::{
 };
 
 use self::{
-    marks::Marks,
+    dirty_buckets::DirtyBuckets,
     rollups::{Bucket, Rollups},
     sums::Sums,
 };
@@ -34,10 +34,10 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Rows, their rollups, and the newest of each VM.
+/// Rows, their rollups, and the newest row of each VM.
 pub(crate) struct History {
     rows: Arc<RowStore>,
-    pub(crate) marks: Marks,
+    pub(crate) dirty_buckets: DirtyBuckets,
     rollups: Rollups,
     pub(crate) instances: Instances,
     keep_rows: Duration,
@@ -45,25 +45,25 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// The collections beside the rows; nothing is asked of the database yet.
-    pub(crate) fn beside(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
+    /// Opens the collections next to the rows, without sending anything to the database yet.
+    pub(crate) fn new(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
         Self {
-            marks: Marks::beside(rows),
-            rollups: Rollups::beside(rows, keep),
-            instances: Instances::beside(rows),
+            dirty_buckets: DirtyBuckets::new(rows),
+            rollups: Rollups::new(rows, keep),
+            instances: Instances::new(rows),
             keep_rows: retention.vms,
             offset: rows.offset(),
             rows: Arc::clone(rows),
         }
     }
 
-    /// Fits the retention to the settings.
+    /// Applies retention according to the settings.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
         self.instances.prepare(&self.rows, self.keep_rows).await
     }
 
-    /// The first millisecond of which a resolution is kept.
+    /// The oldest time for which a resolution is retained, Unix milliseconds.
     fn kept_since(&self, resolution: Resolution) -> u64 {
         let keep = match resolution {
             Resolution::Raw => self.keep_rows,
@@ -74,7 +74,7 @@ impl History {
         unix_millis().saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// Draws the history of a VM.
+    /// The chart of a VM.
     pub(crate) async fn series(
         &self,
         query: &VmHistoryQuery,

@@ -1,5 +1,5 @@
-//! Rollups and newest rows of rows that ingestion did not see: of an older reporter, loaded, or from before there were
-//! rollups. A day is read once and gives all its buckets.
+//! Builds rollups and newest rows for rows that were not ingested: written by the software of 2017, loaded, or stored
+//! before rollups existed. Each day is read once for all its buckets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,26 +20,26 @@ use super::{
 };
 use crate::{MetricsError, deadline::Deadline, instances::Report, store::RowKind};
 
-/// The rows of a day; a database that takes longer is slow enough.
+/// Deadline for reading the rows of a day.
 const DEADLINE: Duration = Duration::from_mins(5);
-/// Between tries while the database is away.
+/// Pause between attempts while the database is unreachable.
 const PAUSE: Duration = Duration::from_secs(10);
-/// The document that says that the rows from before there were rollups are in them.
+/// Id of the document that records that rows stored before rollups existed are in the rollups.
 const REBUILT: &str = "rebuilt";
 
-/// Days of VMs, each by its first millisecond.
+/// Days of VMs.
 pub(crate) type Days = BTreeSet<Bucket>;
 
 type Buckets = BTreeMap<Bucket, Sums>;
 
 impl History {
-    /// The day that a moment is in.
+    /// The day that contains a time.
     pub(crate) fn day_of(&self, instance: InstanceId, at_ms: u64) -> Bucket {
         let start_ms = bucket_start(at_ms, width_ms(Resolution::Day), self.offset.as_millis());
         Bucket { instance, start_ms }
     }
 
-    /// Rebuilds everything, once in the life of a database; goes on trying until shutdown.
+    /// Rebuilds everything once per database; retries until shutdown.
     pub(crate) async fn rebuild_once(self: Arc<Self>, shutdown: CancellationToken) {
         loop {
             let rebuilding = async {
@@ -53,7 +53,7 @@ impl History {
                 Ok(()) => return,
                 Err(error) => warn!(
                     cause = error.cause(),
-                    "old rows are not in the rollups yet; trying again"
+                    "building rollups of old rows failed; retrying"
                 ),
             }
             if shutdown
@@ -66,7 +66,7 @@ impl History {
         }
     }
 
-    /// Rebuilds everything; tells of each VM that is done, and how many there are.
+    /// Rebuilds everything; calls `done` after each VM with the total number of VMs.
     pub(crate) async fn rebuild(
         &self,
         shutdown: &CancellationToken,
@@ -74,15 +74,17 @@ impl History {
     ) -> Result<(), MetricsError> {
         let vms = self.rows.collection(RowKind::Vm);
         let found = vms.distinct("instance_id", doc! {}).await?;
-        // Who has no valid id cannot be asked for.
+        // A VM with an invalid id cannot be queried.
         let instances: Vec<InstanceId> = found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
         for instance in &instances {
-            let (Some(first), Some(last)) = (self.edge(instance, 1).await?, self.edge(instance, -1).await?)
-            else {
+            let (Some(first), Some(last)) = (
+                self.boundary(instance, 1).await?,
+                self.boundary(instance, -1).await?,
+            ) else {
                 continue;
             };
             let mut day = self.day_of(instance.clone(), first);
-            let mut report = Report::of(instance.clone());
+            let mut report = Report::new(instance.clone());
             while day.start_ms <= last {
                 if shutdown.is_cancelled() {
                     return Ok(());
@@ -103,13 +105,13 @@ impl History {
         Ok(())
     }
 
-    /// Rebuilds some days; tells of each that is done.
+    /// Rebuilds some days; calls `done` after each.
     pub(crate) async fn rebuild_days(&self, days: &Days, mut done: impl FnMut()) -> Result<(), MetricsError> {
         let mut reports: BTreeMap<&InstanceId, Report> = BTreeMap::new();
         for day in days {
             let report = reports
                 .entry(&day.instance)
-                .or_insert_with(|| Report::of(day.instance.clone()));
+                .or_insert_with(|| Report::new(day.instance.clone()));
             self.rebuild_day(day, report).await?;
             done();
         }
@@ -146,7 +148,7 @@ impl History {
                 .merge(part);
             sums.merge(part);
         }
-        // What is older than it is kept would be deleted within a minute.
+        // Skip buckets past their retention, which would be deleted within a minute.
         let since = self.kept_since(Resolution::FiveMinutes);
         five_minutes.retain(|bucket, _| bucket.start_ms >= since);
         self.rollups.fill(Resolution::FiveMinutes, &five_minutes).await?;
@@ -158,8 +160,8 @@ impl History {
             .await
     }
 
-    /// The moment of the oldest (1) or newest (-1) row of a VM.
-    async fn edge(&self, instance: &InstanceId, direction: i32) -> Result<Option<u64>, MetricsError> {
+    /// The time of the oldest (1) or newest (-1) row of a VM.
+    async fn boundary(&self, instance: &InstanceId, direction: i32) -> Result<Option<u64>, MetricsError> {
         let vms = self.rows.collection(RowKind::Vm);
         let row = vms
             .find_one(doc! { "instance_id": instance.as_str() })

@@ -1,12 +1,12 @@
-//! The rollups in the database: a collection for each resolution, one document a bucket.
+//! The rollups in the database: a collection per resolution, a document per bucket.
 //!
 //! ```text
 //! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
 //! ```
 //!
-//! A bucket is only ever written whole, and only over one of fewer samples: `$max` compares documents by their first
-//! field, and that is the number of samples. So it does not matter who writes it how often or in which order, and a
-//! bucket outlives the rows that it was made of. Rows that come when others of their bucket may be gone: see [`super::late`].
+//! A bucket is always written as a whole, and replaces only a bucket with fewer samples: `$max` compares documents by
+//! their first field, which is the number of samples. So the order and number of writes do not matter, and a bucket
+//! outlives its rows. For rows that arrive when others of their bucket may have expired, see [`super::late`].
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use vmwatch_api::{
     time::{CreateDate, UtcOffset},
 };
 
-use super::{late::MOMENTS, sums::Sums};
+use super::{late::ROW_TIMES, sums::Sums};
 use crate::{
     MetricsError,
     config::RollupSettings,
@@ -32,14 +32,15 @@ use crate::{
 /// A bucket of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bucket {
-    /// Which VM.
+    /// The VM.
     pub(crate) instance: InstanceId,
-    /// Its first millisecond.
+    /// Start time, Unix milliseconds.
     pub(crate) start_ms: u64,
 }
 
 impl Bucket {
-    /// Sorts by VM and time. The separator occurs in no instance id; minutes are fine enough for every resolution.
+    /// The bucket's `_id`, which sorts by VM and time. The separator does not occur in instance ids, and minutes are
+    /// precise enough for every resolution.
     fn key(&self) -> String {
         let date = CreateDate::at_millis(self.start_ms, UtcOffset::UTC);
         let minute = date.as_str().get(..16).unwrap_or_default();
@@ -52,14 +53,14 @@ pub(crate) struct Rollups {
     five_minutes: Collection<RawDocumentBuf>,
     hours: Collection<RawDocumentBuf>,
     days: Collection<RawDocumentBuf>,
-    /// The same collections, for requests: five minutes, hours and days.
+    /// The same collections with the read settings for requests: five minutes, hours and days.
     reading: [Collection<RawDocumentBuf>; 3],
     keep: RollupSettings,
 }
 
 impl Rollups {
-    /// The collections beside the rows.
-    pub(crate) fn beside(rows: &RowStore, keep: RollupSettings) -> Self {
+    /// Opens the collections next to the rows.
+    pub(crate) fn new(rows: &RowStore, keep: RollupSettings) -> Self {
         Self {
             five_minutes: rows.beside("5m"),
             hours: rows.beside("1h"),
@@ -69,7 +70,7 @@ impl Rollups {
         }
     }
 
-    /// Fits the retention to the settings.
+    /// Applies retention according to the settings.
     pub(crate) async fn prepare(&self, rows: &RowStore) -> Result<(), MetricsError> {
         let database = rows.database();
         retention::apply(database, &self.five_minutes, self.keep.five_minutes).await?;
@@ -77,13 +78,13 @@ impl Rollups {
         retention::apply(database, &self.days, self.keep.days).await
     }
 
-    /// How long buckets are kept.
+    /// Retention of buckets.
     pub(crate) const fn keep(&self) -> &RollupSettings {
         &self.keep
     }
 
-    /// The collection of a resolution; rows have none here.
-    const fn of(&self, resolution: Resolution) -> &Collection<RawDocumentBuf> {
+    /// The collection of a resolution (five minutes for rows, which have none here).
+    const fn collection(&self, resolution: Resolution) -> &Collection<RawDocumentBuf> {
         match resolution {
             Resolution::Raw | Resolution::FiveMinutes => &self.five_minutes,
             Resolution::Hour => &self.hours,
@@ -91,7 +92,7 @@ impl Rollups {
         }
     }
 
-    /// Reads the buckets of a VM that start in a range of time, in order, for a request.
+    /// Reads a VM's buckets that start in a time range, in order, for a request.
     pub(crate) async fn read(
         &self,
         resolution: Resolution,
@@ -109,7 +110,7 @@ impl Rollups {
         read(buckets, from, to_ms, deadline, each).await
     }
 
-    /// As [`Rollups::read`], for coarser buckets that are made of them: from the primary.
+    /// Like [`Rollups::read`], but from the primary, to compute coarser buckets.
     pub(crate) async fn read_durable(
         &self,
         resolution: Resolution,
@@ -118,10 +119,10 @@ impl Rollups {
         deadline: Deadline,
         each: impl FnMut(u64, Sums),
     ) -> Result<(), MetricsError> {
-        read(self.of(resolution), from, to_ms, deadline, each).await
+        read(self.collection(resolution), from, to_ms, deadline, each).await
     }
 
-    /// Writes buckets, each over one of fewer samples only.
+    /// Writes buckets; each replaces only a stored one with fewer samples.
     pub(crate) async fn write(
         &self,
         resolution: Resolution,
@@ -129,26 +130,27 @@ impl Rollups {
     ) -> Result<(), MetricsError> {
         let filled = buckets.iter().filter(|(_, sums)| sums.samples() > 0);
         let statements = filled.map(|(bucket, sums)| statement(bucket, sums.to_document()));
-        update(self.of(resolution), &statements.collect::<Vec<_>>()).await
+        update(self.collection(resolution), &statements.collect::<Vec<_>>()).await
     }
 
-    /// Writes buckets of five minutes, as [`Rollups::write`], with the moments of their rows.
+    /// Like [`Rollups::write`] for five-minute buckets, with the times of their rows.
     pub(super) async fn write_five_minutes<'a>(
         &self,
         buckets: impl Iterator<Item = (&'a Bucket, Sums, Option<Bson>)>,
     ) -> Result<(), MetricsError> {
         let filled = buckets.filter(|(_, sums, _)| sums.samples() > 0);
-        let statements = filled.map(|(bucket, sums, moments)| statement(bucket, with_moments(sums, moments)));
+        let statements =
+            filled.map(|(bucket, sums, moments)| statement(bucket, with_row_times(sums, moments)));
         update(&self.five_minutes, &statements.collect::<Vec<_>>()).await
     }
 
-    /// The stored bucket of five minutes.
+    /// Reads a stored five-minute bucket.
     pub(super) async fn five_minutes(&self, bucket: &Bucket) -> Result<Option<RawDocumentBuf>, MetricsError> {
         let query = self.five_minutes.find_one(doc! { "_id": bucket.key() });
         find(&self.five_minutes, query).await
     }
 
-    /// Writes a bucket of five minutes over the one of this many samples that it was made of.
+    /// Replaces a five-minute bucket, if it still has this number of samples.
     pub(super) async fn replace(
         &self,
         bucket: &Bucket,
@@ -157,18 +159,18 @@ impl Rollups {
         moments: Option<Bson>,
     ) -> Result<(), MetricsError> {
         let before = doc! { "_id": bucket.key(), "sums.n": i64::try_from(samples).unwrap_or(i64::MAX) };
-        let sums = doc! { "$set": { "sums": with_moments(sums, moments) } };
+        let sums = doc! { "$set": { "sums": with_row_times(sums, moments) } };
         let replaced = self.five_minutes.update_one(before, sums).await?;
         if replaced.matched_count == 1 {
             return Ok(());
         }
-        // The marks stay, and the next pass merges into what is stored then.
+        // The entry stays dirty, and the next pass merges into the bucket stored by then.
         Err(MetricsError::Write(
             "another replica changed the bucket".to_owned(),
         ))
     }
 
-    /// As [`Rollups::write`], for buckets that are rarely there already: the rows of an old database.
+    /// Like [`Rollups::write`], but faster for buckets that usually do not exist yet, as with rows of an old database.
     pub(crate) async fn fill(
         &self,
         resolution: Resolution,
@@ -183,7 +185,7 @@ impl Rollups {
             return Ok(());
         }
         let unordered = InsertManyOptions::builder().ordered(false).build();
-        let into = self.of(resolution).clone_with_type::<Document>();
+        let into = self.collection(resolution).clone_with_type::<Document>();
         let Err(error) = into.insert_many(&documents).with_options(unordered).await else {
             return Ok(());
         };
@@ -204,7 +206,7 @@ impl Rollups {
     }
 }
 
-/// Writes a bucket where there is none, or over one of fewer samples.
+/// The statement that inserts a bucket or replaces one with fewer samples.
 fn statement(bucket: &Bucket, sums: Document) -> Document {
     doc! {
         "q": { "_id": bucket.key() },
@@ -216,9 +218,9 @@ fn statement(bucket: &Bucket, sums: Document) -> Document {
     }
 }
 
-fn with_moments(sums: Sums, moments: Option<Bson>) -> Document {
+fn with_row_times(sums: Sums, moments: Option<Bson>) -> Document {
     let mut document = sums.to_document();
-    document.extend(moments.map(|moments| (MOMENTS.to_owned(), moments)));
+    document.extend(moments.map(|moments| (ROW_TIMES.to_owned(), moments)));
     document
 }
 
@@ -241,7 +243,7 @@ async fn read(
     while cursor.advance().await? {
         let document = cursor.current();
         let start_ms = document.get_datetime(SAMPLED_AT)?.timestamp_millis();
-        let sums = Sums::of(document.get_document("sums")?)?;
+        let sums = Sums::from_document(document.get_document("sums")?)?;
         each(u64::try_from(start_ms).unwrap_or(0), sums);
     }
     Ok(())

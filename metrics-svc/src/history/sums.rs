@@ -1,4 +1,4 @@
-//! What the rows of a VM come to over some time: the only place where rows are added up.
+//! Aggregates a VM's rows over a time bucket. All aggregation goes through this module.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
 use vmwatch_api::history::{Stat, VmBucket};
@@ -16,23 +16,23 @@ pub(crate) const MEASURES: [&str; 7] = [
     "proc",
 ];
 
-/// The number of samples, first in a stored sum: see [`super::rollups`].
+/// The field of the number of samples, which must come first in a stored sum (see [`super::rollups`]).
 const SAMPLES: &str = "n";
 
-/// What history needs of a VM's row.
+/// The fields of a VM row that history uses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VmRow<'a> {
-    /// Its id, where a driver made it.
+    /// The row's id, if it is an `ObjectId`.
     pub(crate) id: Option<ObjectId>,
-    /// When it was sampled, as it is stored.
+    /// The time of the sample as stored.
     pub(crate) create_date: &'a str,
-    /// The values of [`MEASURES`]; none where the row lacks it or has no finite number.
+    /// The values of [`MEASURES`]; `None` for a missing or non-finite number.
     pub(crate) values: [Option<f64>; MEASURES.len()],
 }
 
 impl<'a> VmRow<'a> {
-    /// Reads a row, or a projection of one.
-    pub(crate) fn of(row: &'a RawDocument) -> Result<Self, MetricsError> {
+    /// Decodes a row or a projection of one.
+    pub(crate) fn from_document(row: &'a RawDocument) -> Result<Self, MetricsError> {
         let mut read = Self {
             id: None,
             create_date: "",
@@ -55,22 +55,19 @@ impl<'a> VmRow<'a> {
     }
 }
 
-/// A stored number that is finite.
+/// The stored number, if it is finite.
 pub(crate) fn number(value: RawBsonRef<'_>) -> Option<f64> {
     let number = match value {
         RawBsonRef::Double(number) => number,
         RawBsonRef::Int32(number) => f64::from(number),
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "a chart has no use for more than 53 bits"
-        )]
+        #[expect(clippy::cast_precision_loss, reason = "a chart needs no more than 53 bits")]
         RawBsonRef::Int64(number) => number as f64,
         _ => return None,
     };
     number.is_finite().then_some(number)
 }
 
-/// The sum of one measure.
+/// The aggregate of one measure.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sum {
     count: u64,
@@ -104,9 +101,9 @@ impl Sum {
         self.max = self.max.max(other.max);
     }
 
-    /// As it is answered; none where there was no value.
+    /// Converts to an answer; `None` without values.
     pub(crate) fn stat(&self) -> Option<Stat> {
-        #[expect(clippy::cast_precision_loss, reason = "2^53 samples are out of reach")]
+        #[expect(clippy::cast_precision_loss, reason = "2^53 samples are never reached")]
         let mean = self.total / self.count as f64;
         (self.count > 0).then(|| Stat {
             min: self.min,
@@ -116,7 +113,7 @@ impl Sum {
     }
 }
 
-/// What the rows of a VM come to over some time.
+/// The aggregates of a VM's rows over a time bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
     samples: u64,
@@ -124,7 +121,7 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    /// How many rows are in it.
+    /// The number of rows.
     pub(crate) const fn samples(&self) -> u64 {
         self.samples
     }
@@ -134,7 +131,7 @@ impl Sums {
         self.add_values(&row.values);
     }
 
-    /// Adds a row by its values.
+    /// Adds the values of a row.
     pub(crate) fn add_values(&mut self, values: &[Option<f64>; MEASURES.len()]) {
         self.samples += 1;
         for (sum, &value) in self.measures.iter_mut().zip(values) {
@@ -144,7 +141,7 @@ impl Sums {
         }
     }
 
-    /// Adds what other rows come to.
+    /// Adds the aggregates of other rows.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.samples += other.samples;
         for (sum, other) in self.measures.iter_mut().zip(&other.measures) {
@@ -152,7 +149,7 @@ impl Sums {
         }
     }
 
-    /// As it is stored: `{n: samples, cpu_util: [count, total, min, max], …}`.
+    /// Converts to the stored form: `{n: samples, cpu_util: [count, total, min, max], …}`.
     pub(crate) fn to_document(self) -> Document {
         let mut document = doc! { SAMPLES: stored(self.samples) };
         for (measure, sum) in MEASURES.iter().zip(self.measures) {
@@ -161,8 +158,8 @@ impl Sums {
         document
     }
 
-    /// From what is stored.
-    pub(crate) fn of(document: &RawDocument) -> Result<Self, MetricsError> {
+    /// Decodes the stored form.
+    pub(crate) fn from_document(document: &RawDocument) -> Result<Self, MetricsError> {
         let mut sums = Self::default();
         for element in document {
             let (key, value) = element?;
@@ -194,7 +191,7 @@ impl Sums {
         Ok(sums)
     }
 
-    /// As it is answered.
+    /// Converts to an answer.
     pub(crate) fn bucket(&self, at_ms: u64) -> VmBucket {
         let [
             cpu_util,
@@ -245,13 +242,13 @@ mod tests {
     fn sums(rows: &[RawDocumentBuf]) -> Sums {
         let mut sums = Sums::default();
         for row in rows {
-            sums.add(&VmRow::of(row).unwrap());
+            sums.add(&VmRow::from_document(row).unwrap());
         }
         sums
     }
 
     #[test]
-    fn a_bucket_has_the_least_the_mean_and_the_greatest_of_what_is_a_number() {
+    fn aggregates_min_mean_and_max_of_finite_numbers() {
         let bucket = sums(&[row(1.0, 90), row(0.0, 91), row(1.0, 92)]).bucket(5);
         assert_eq!((bucket.at_ms, bucket.count), (5, 3));
         assert_eq!(
@@ -282,11 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn parts_come_to_what_the_whole_does_through_the_store_as_well() {
+    fn merged_parts_equal_whole_after_encoding() {
         let rows: Vec<_> = (0..10).map(|at| row(f64::from(at) * 0.25, at)).collect();
         let through_the_store = |sums: Sums| {
             let stored = RawDocumentBuf::try_from(&sums.to_document()).unwrap();
-            Sums::of(&stored).unwrap()
+            Sums::from_document(&stored).unwrap()
         };
         let mut parts = through_the_store(sums(&rows[..3]));
         parts.merge(&through_the_store(Sums::default()));
@@ -296,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_samples_comes_first_so_that_the_greater_document_has_more_of_them() {
+    fn encodes_number_of_samples_first() {
         let document = sums(&[row(1.0, 1)]).to_document();
         let (first, value) = document.iter().next().unwrap();
         assert_eq!((first.as_str(), value), (SAMPLES, &Bson::Int64(1)));

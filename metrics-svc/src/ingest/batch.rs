@@ -1,4 +1,4 @@
-//! Documents that are written together, and the messages that they came from.
+//! A batch of documents that are written together, with the messages that they came from.
 
 use async_nats::jetstream::{AckKind, Message};
 use tracing::{Span, info_span, warn};
@@ -10,25 +10,25 @@ use crate::{
     MetricsError,
     documents::Documents,
     events::Events,
-    history::marks::Marks,
+    history::dirty_buckets::DirtyBuckets,
     store::{RowKind, RowStore},
 };
 
-/// What OpenTelemetry keeps of a span's links by default; the publishers of further messages are not linked.
-const MOST_LINKS: usize = 128;
+/// Maximum number of span links, OpenTelemetry's default; publishers of further messages are not linked.
+const MAX_LINKS: usize = 128;
 
-/// Documents, each with the place of its message.
+/// Documents, each with the index of its message.
 #[derive(Default)]
 pub(super) struct Batch {
     documents: Documents,
     vm_sources: Vec<usize>,
     process_sources: Vec<usize>,
     messages: Vec<Message>,
-    /// The last message whose agent has dropped parts.
+    /// The last message whose agent reported dropped parts.
     dropper: Option<usize>,
 }
 
-/// A document that the database did not store: the place of its message in the batch, and the database's code and words.
+/// A document that the database refused: the index of its message, and the database's code and message.
 pub(super) struct Refused {
     pub(super) source: usize,
     pub(super) code: i32,
@@ -58,14 +58,14 @@ impl Batch {
         self.messages.push(message);
     }
 
-    /// How many parts agents have dropped, and the subject of the last of these agents.
+    /// The number of parts that agents reported as dropped, and the subject of the last of these messages.
     pub(super) fn dropped_by_agents(&self) -> Option<(u64, &str)> {
         let message = self.messages.get(self.dropper?)?;
         Some((self.documents.dropped_parts, message.subject.as_str()))
     }
 
-    /// The span of all that is done with it, by OpenTelemetry's semantic conventions for messaging: a trace of its own,
-    /// linked to the spans that published its messages.
+    /// The span for processing the batch, by OpenTelemetry's semantic conventions for messaging: a new trace, linked to
+    /// the spans that published its messages.
     pub(super) fn span(&self) -> Span {
         let span = info_span!(
             parent: None,
@@ -78,19 +78,23 @@ impl Batch {
             messaging.destination.name = SAMPLE_STREAM,
             messaging.batch.message_count = self.messages.len(),
         );
-        for message in self.messages.iter().take(MOST_LINKS) {
+        for message in self.messages.iter().take(MAX_LINKS) {
             link_to_publisher(&span, message.headers.as_ref());
         }
         span
     }
 
-    /// Into both collections at once, with the marks that the rollups follow.
-    pub(super) async fn insert(&self, store: &RowStore, marks: &Marks) -> Result<Vec<Refused>, MetricsError> {
-        // All are waited for, also where one fails: a driver's call is not safe to drop half-way.
+    /// Inserts into both collections concurrently, and adds the dirty buckets.
+    pub(super) async fn insert(
+        &self,
+        store: &RowStore,
+        dirty_buckets: &DirtyBuckets,
+    ) -> Result<Vec<Refused>, MetricsError> {
+        // Waits for all even if one fails, because dropping a driver call half-way is not safe.
         let (vms, processes, marked) = tokio::join!(
             store.insert(RowKind::Vm, &self.documents.vms),
             store.insert(RowKind::Process, &self.documents.processes),
-            marks.add(&self.documents.vms)
+            dirty_buckets.add(&self.documents.vms)
         );
         marked?;
         let vms = vms?.into_iter().map(|refused| (&self.vm_sources, refused));
@@ -107,26 +111,26 @@ impl Batch {
         Ok(refused.collect())
     }
 
-    /// Tells live readers of what is stored now.
-    pub(super) fn tell(&self, events: &Events, verdicts: &[Verdict]) {
+    /// Publishes live events of the stored rows.
+    pub(super) fn publish_events(&self, events: &Events, verdicts: &[Verdict]) {
         let stored = |source: usize| verdicts.get(source) == Some(&Verdict::Stored);
         for (row, &source) in self.documents.vms.iter().zip(&self.vm_sources) {
             if stored(source) {
-                events.tell_sample(row);
+                events.publish_sample(row);
             }
         }
         let mut rows = self.documents.processes.as_slice();
         for sources in self.process_sources.chunk_by(|one, other| one == other) {
             let (of_one, rest) = rows.split_at_checked(sources.len()).unwrap_or((rows, &[]));
             if sources.first().is_some_and(|&source| stored(source)) {
-                events.tell_processes(of_one);
+                events.publish_processes(of_one);
             }
             rows = rest;
         }
     }
 
-    /// Keeps JetStream from delivering the batch to another replica as well.
-    pub(super) async fn say_in_progress(&self) {
+    /// Extends the ack wait, so that JetStream does not redeliver the batch.
+    pub(super) async fn extend_ack_wait(&self) {
         for message in &self.messages {
             acknowledge(message, AckKind::Progress).await;
         }
@@ -134,8 +138,8 @@ impl Batch {
 }
 
 pub(super) async fn acknowledge(message: &Message, kind: AckKind) {
-    // A lost acknowledgement costs a redelivery, which the row's `_id` makes harmless.
+    // A lost acknowledgement causes a redelivery, which is harmless because of the rows' stable ids.
     if let Err(error) = message.ack_with(kind).await {
-        warn!(%error, "an acknowledgement could not be sent");
+        warn!(%error, "sending an acknowledgement failed");
     }
 }

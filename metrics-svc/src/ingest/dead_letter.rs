@@ -1,4 +1,4 @@
-//! Where samples go that can never be stored.
+//! Publishes dead letters: samples that can never be stored.
 
 use std::time::Duration;
 
@@ -14,38 +14,35 @@ use vmwatch_api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
 use super::batch::acknowledge;
 use crate::MetricsError;
 
-/// The header that says why the sample was refused.
+/// Header with the reason why the sample was refused.
 pub const REASON: &str = "Vmwatch-Reason";
-/// The header that says what it was published on.
+/// Header with the subject that the sample was published on.
 pub const SUBJECT: &str = "Vmwatch-Subject";
 
-/// JetStream answers in milliseconds or not at all.
+/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// A message whose dead letter could not be published is delivered again after this time.
-const AGAIN: Duration = Duration::from_mins(1);
+/// Redelivery delay of a message whose dead letter could not be published.
+const REDELIVERY_DELAY: Duration = Duration::from_mins(1);
 
-/// Refuses a message that was taken in: counts, logs and keeps it as a dead letter.
-pub(super) async fn put_aside(jetstream: &Context, message: &Message, reason: &str) {
+/// Refuses a message that was accepted before: counts and logs it, and publishes it as a dead letter.
+pub(super) async fn refuse(jetstream: &Context, message: &Message, reason: &str) {
     counter!("vmwatch_samples_refused_total", "vm" => "other").increment(1);
-    warn!(subject = %message.subject, reason, "a sample was refused; see `vmwatch-metrics dead-letters list`");
-    keep(jetstream, message, reason).await;
+    warn!(subject = %message.subject, reason, "sample refused; see `vmwatch-metrics dead-letters list`");
+    publish_then_remove(jetstream, message, reason).await;
 }
 
-/// To the dead letters, and only then out of the stream.
-pub(super) async fn keep(jetstream: &Context, message: &Message, reason: &str) {
+/// Publishes the dead letter, then removes the message from the stream.
+pub(super) async fn publish_then_remove(jetstream: &Context, message: &Message, reason: &str) {
     match tokio::time::timeout(DEADLINE, publish(jetstream, message, reason)).await {
         Ok(Ok(())) => acknowledge(message, AckKind::Term).await,
         Ok(Err(error)) => {
-            warn!(
-                cause = error.cause(),
-                "a dead letter could not be published; trying again"
-            );
-            acknowledge(message, AckKind::Nak(Some(AGAIN))).await;
+            warn!(cause = error.cause(), "publishing a dead letter failed; retrying");
+            acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
         }
         Err(_) => {
-            warn!("a dead letter was not acknowledged in time; trying again");
-            acknowledge(message, AckKind::Nak(Some(AGAIN))).await;
+            warn!("dead letter not acknowledged in time; retrying");
+            acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
         }
     }
 }

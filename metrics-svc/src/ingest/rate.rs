@@ -1,12 +1,12 @@
-//! How much of each VM's samples is taken in. A message above its VM's rate is not lost: it goes back to the stream with a
-//! delay, so that the VM's share of the stream fills, the server refuses more, and the agent spools. Other VMs' messages
-//! pass.
+//! Limits the rate of each VM's samples. A message above its VM's rate is not lost: it returns to the stream with a
+//! delay, so that the VM's share of the stream fills, the server refuses more, and the agent spools. Messages of other
+//! VMs are not affected.
 //!
-//! Each VM has a token bucket for messages, for bytes, for rows and for the five-minute buckets of time that they touch. A
-//! message that is returned gets a time of its own behind those that were returned before it: about when its tokens exist,
-//! so that each is delivered twice and not again and again.
+//! Each VM has a token bucket for messages, for bytes, for rows and for the five-minute time buckets that they touch. A
+//! returned message is scheduled after those returned before it, at about the time when its tokens exist, so that it is
+//! delivered twice and not more often.
 //!
-//! The limits hold for one replica: several together take in several times as much.
+//! The limits apply per replica: several replicas together accept several times as much.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,72 +18,74 @@ use tracing::warn;
 
 use crate::config::RateSettings;
 
-/// What a bucket holds when it is full: what its rate gives in this time.
+/// Capacity of a token bucket, as the time that its rate takes to fill it.
 const BURST: Duration = Duration::from_secs(10);
-/// Messages return at multiples of this: the server looks through all that it has delivered each time that one is due.
+/// Messages return at multiples of this time, because the server scans all delivered messages each time that one is
+/// due.
 const RETURN_GRID: Duration = Duration::from_millis(250);
-/// A returned message may find its tokens so much too early, because of timers and of other replicas.
+/// Tolerance for a returned message that arrives before its tokens exist, because of timers and other replicas.
 const EARLY: Duration = Duration::from_secs(1);
-/// VMs that are above or near their rate at one time; the rest have full buckets and need no entry.
-const MOST_VMS: usize = 65_536;
-/// Messages whose returns are remembered, the newest first; above what is delivered and unacknowledged at one time.
-const MOST_RETURNED: usize = 100_000;
-/// How often the log names a VM that sends above its rate.
-const LOGGED_EVERY: Duration = Duration::from_mins(1);
+/// Maximum number of VMs above or near their rate at one time; other VMs have full buckets and need no entry.
+const MAX_VMS: usize = 65_536;
+/// Maximum number of messages whose returns are counted, newest first; more than can be delivered and unacknowledged at
+/// one time.
+const MAX_RETURNED: usize = 100_000;
+/// Interval at which a VM above its rate is logged.
+const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What a message takes from its VM's buckets.
+/// What a message takes from its VM's token buckets.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cost {
     pub(super) bytes: usize,
     pub(super) rows: usize,
-    /// The start of the five minutes that its VM row is in.
+    /// The start of the five-minute bucket of its VM row.
     pub(super) five_minutes: Option<u64>,
 }
 
-/// Which delivery of which message this is.
+/// Identifies a delivery of a message.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delivery {
     pub(super) stream_sequence: u64,
-    /// The first is 1.
+    /// Number of the delivery, starting at 1.
     pub(super) delivered: i64,
 }
 
 impl Delivery {
-    /// Of a message that does not say.
+    /// For a message without delivery information.
     pub(super) const UNKNOWN: Self = Self {
         stream_sequence: 0,
         delivered: 1,
     };
 }
 
-/// What to do with a message.
+/// The decision about a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Take it in. This replica has returned it so many times before, which says nothing against it.
+    /// Accept it. This replica has returned it this many times before, which does not count against it.
     Take { returns: i64 },
-    /// Give it back to the stream for so long.
+    /// Return it to the stream, with this delay.
     Return(Duration),
 }
 
-/// The buckets of all VMs.
+/// The token buckets of all VMs.
 #[derive(Debug)]
 pub(super) struct Rates {
-    /// Each measure's rate: messages, bytes, rows, five-minute buckets.
+    /// Rates per second: messages, bytes, rows, five-minute buckets.
     per_second: [f64; 4],
-    /// Times are counted from here.
+    /// Origin of all times in [`Vm`].
     start: Instant,
     vms: HashMap<String, Vm>,
-    /// How many entries there may be before those of idle VMs are dropped.
+    /// Number of entries at which those of idle VMs are removed.
     sweep_at: usize,
     returned: BTreeMap<u64, i64>,
 }
 
-/// The state of a VM; all times since [`Rates::start`].
+/// The state of a VM; all times are relative to [`Rates::start`].
 #[derive(Debug, Default)]
 struct Vm {
-    /// For each measure, when what was taken is paid for.
+    /// For each rate, the time at which the accepted amount is paid off.
     paid_at: [Duration; 4],
-    /// Behind the last message that was returned.
+    /// The time after the last returned message.
     next_return: Duration,
     five_minutes: Option<u64>,
     logged_at: Option<Duration>,
@@ -105,13 +107,13 @@ impl Rates {
         }
     }
 
-    /// Whether a message of this VM is taken in now.
+    /// Decides whether a message of this VM is accepted now.
     pub(super) fn decide(&mut self, instance: &str, cost: Cost, delivery: Delivery) -> Decision {
         let now = self.start.elapsed();
         let returns = self.returned.get(&delivery.stream_sequence).copied().unwrap_or(0);
         if !self.vms.contains_key(instance) {
             self.sweep(now);
-            if self.vms.len() >= MOST_VMS {
+            if self.vms.len() >= MAX_VMS {
                 return Decision::Take { returns };
             }
         }
@@ -128,7 +130,7 @@ impl Rates {
         let is_free = if comes_back {
             free_at <= now + EARLY
         } else {
-            // Those that were returned come first.
+            // Returned messages take precedence.
             free_at <= now && !waits
         };
         if is_free {
@@ -143,19 +145,19 @@ impl Rates {
         vm.next_return = at + prices.into_iter().max().unwrap_or_default();
         if vm
             .logged_at
-            .is_none_or(|logged_at| logged_at + LOGGED_EVERY <= now)
+            .is_none_or(|logged_at| logged_at + LOG_INTERVAL <= now)
         {
             vm.logged_at = Some(now);
-            warn!(instance, wait = ?at.saturating_sub(now), "a VM sends above its rate; its samples wait in the stream");
+            warn!(instance, wait = ?at.saturating_sub(now), "VM above its rate; its samples wait in the stream");
         }
         self.returned.insert(delivery.stream_sequence, returns + 1);
-        while self.returned.len() > MOST_RETURNED {
+        while self.returned.len() > MAX_RETURNED {
             self.returned.pop_first();
         }
         Decision::Return(on_grid(at).saturating_sub(now))
     }
 
-    /// Drops the entries of VMs whose buckets are full again, now and then.
+    /// Occasionally removes the entries of VMs whose buckets are full again.
     fn sweep(&mut self, now: Duration) {
         if self.vms.len() < self.sweep_at {
             return;
@@ -164,20 +166,20 @@ impl Rates {
             let busy = vm.paid_at.iter().any(|&paid_at| paid_at > now);
             let logged = vm
                 .logged_at
-                .is_some_and(|logged_at| logged_at + LOGGED_EVERY > now);
+                .is_some_and(|logged_at| logged_at + LOG_INTERVAL > now);
             busy || logged || vm.next_return > now
         });
-        self.sweep_at = (2 * self.vms.len()).clamp(1024, MOST_VMS);
+        self.sweep_at = (2 * self.vms.len()).clamp(1024, MAX_VMS);
     }
 }
 
-/// How long the rates take to give what a message costs, by measure.
+/// The time that each rate takes to produce the cost of a message.
 fn prices(per_second: [f64; 4], cost: Cost, last: Option<u64>) -> [Duration; 4] {
     let touched = cost.five_minutes.is_some_and(|start| Some(start) != last);
     let amounts = [1, cost.bytes, cost.rows, usize::from(touched)];
     let mut prices = [Duration::ZERO; 4];
     for ((price, amount), rate) in prices.iter_mut().zip(amounts).zip(per_second) {
-        // Amounts are those of one message and rates are at least 1: far within what a duration holds.
+        // The amounts are those of one message and rates are at least 1, so the quotient fits a duration.
         let amount = u32::try_from(amount).unwrap_or(u32::MAX);
         *price = Duration::try_from_secs_f64(f64::from(amount) / rate).unwrap_or(BURST);
     }
@@ -222,8 +224,8 @@ mod tests {
         }
     }
 
-    /// Delivers messages as the server does, each again when its delay is over, until all are taken; how often each was
-    /// delivered, and when the last was taken.
+    /// Delivers messages as the server does, each again after its delay, until all are accepted. Returns the number of
+    /// deliveries of each, and the total time.
     async fn deliver(rates: &mut Rates, instance: &str, costs: &[Cost]) -> (Vec<i64>, Duration) {
         let start = Instant::now();
         let mut waiting: BTreeMap<(Instant, u64), i64> = BTreeMap::new();
@@ -241,7 +243,10 @@ mod tests {
             let index = usize::try_from(sequence).unwrap();
             match rates.decide(instance, costs[index], delivery) {
                 Decision::Take { returns } => {
-                    assert_eq!(returns, before, "each delivery before was a return for the rate");
+                    assert_eq!(
+                        returns, before,
+                        "each earlier delivery was returned because of the rate"
+                    );
                     deliveries[index] = delivered;
                 }
                 Decision::Return(delay) => {
@@ -253,10 +258,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn takes_a_burst_and_then_the_rate_and_delivers_each_message_twice_at_most() {
+    async fn accepts_burst_then_rate_with_at_most_two_deliveries() {
         let mut rates = rates();
         let (deliveries, took) = deliver(&mut rates, "vm-1", &vec![small(); 600]).await;
-        // Ten seconds' worth at once, 500 at ten per second.
+        // A burst of ten seconds, then 500 messages at ten per second.
         assert!(deliveries.iter().filter(|&&times| times == 1).count() >= 100);
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
         assert!(
@@ -267,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn counts_rows_and_takes_a_message_that_is_larger_than_a_burst() {
+    async fn counts_rows_and_accepts_message_larger_than_burst() {
         let mut rates = rates();
         let large = Cost {
             rows: 2000,
@@ -275,7 +280,7 @@ mod tests {
         };
         let (deliveries, took) = deliver(&mut rates, "vm-1", &[large; 4]).await;
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
-        // 20 s of rows each; the first is taken at once, the next when only a burst of its debt is left.
+        // Each costs 20 s of rows; the first is accepted at once, the next when its debt has fallen to one burst.
         assert!(
             (Duration::from_secs(49)..Duration::from_secs(53)).contains(&took),
             "{took:?}"
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn counts_the_five_minutes_that_rows_touch() {
+    async fn counts_touched_five_minute_buckets() {
         let mut rates = Rates::new(RateSettings {
             messages: 1e6,
             bytes: 1e9,
@@ -306,7 +311,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_vm_above_its_rate_delays_no_other_and_a_new_message_waits_behind_the_returned_ones() {
+    async fn vm_above_rate_does_not_delay_others() {
         let mut rates = rates();
         for sequence in 0..300 {
             rates.decide("vm-1", small(), first(sequence));
@@ -325,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn forgets_vms_whose_buckets_are_full_again() {
+    async fn forgets_idle_vms() {
         let mut rates = rates();
         for vm in 0..1024 {
             rates.decide(&format!("vm-{vm}"), small(), first(vm));

@@ -1,11 +1,12 @@
-//! Messages that may have ended the service: before one of them is written alone, that is on record in the database, and
-//! once the writing has ended, whatever its end, it no longer is. So a record that is left tells of a crash.
+//! Counts crashes caused by messages. Before a suspect message is written alone, a record of it is stored in the
+//! database; it is removed when the write has ended, whatever its result. So a remaining record means that the service
+//! crashed.
 //!
 //! ```text
 //! vm_samples_suspects  { _id: "<sequence>-<published>", attempts: 2, sampled_at }
 //! ```
 //!
-//! A database that cannot be reached takes no record, so that its outages count for nothing.
+//! While the database is unreachable no record can be written, so its outages do not count as crashes.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,31 +17,31 @@ use tokio::time::timeout;
 
 use crate::{MetricsError, documents::SAMPLED_AT, retention, store::RowStore};
 
-/// Records of messages that never came again go after this time.
+/// Retention of records whose message was never delivered again.
 const KEEP: Duration = Duration::from_hours(720);
-/// One small write; a database that takes longer is as good as unreachable.
+/// Deadline of one small write.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The records.
+/// The collection of records.
 #[derive(Clone)]
 pub(crate) struct Suspects {
     records: Collection<Document>,
 }
 
 impl Suspects {
-    /// The collection beside the rows.
-    pub(crate) fn beside(rows: &RowStore) -> Self {
+    /// Opens the collection next to the rows.
+    pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             records: rows.beside("suspects"),
         }
     }
 
-    /// Fits the retention.
+    /// Applies the retention.
     pub(crate) async fn prepare(&self, rows: &RowStore) -> Result<(), MetricsError> {
         retention::apply(rows.database(), &self.records.clone_with_type(), KEEP).await
     }
 
-    /// Records that a message is about to be written; gives back how many writings of it began before and never ended.
+    /// Records that a message is about to be written; returns the number of earlier writes of it that never ended.
     pub(super) async fn begin(&self, message: &str) -> Result<i64, MetricsError> {
         let (records, id) = (self.records.clone(), message.to_owned());
         let counting = async move {
@@ -59,7 +60,7 @@ impl Suspects {
         Ok(attempts.unwrap_or(1).saturating_sub(1))
     }
 
-    /// Removes the record of a message whose writing has ended.
+    /// Removes the record after the write of its message has ended.
     pub(super) async fn end(&self, message: &str) -> Result<(), MetricsError> {
         let (records, id) = (self.records.clone(), message.to_owned());
         let removing = async move { records.delete_one(doc! { "_id": id }).await };
@@ -67,7 +68,7 @@ impl Suspects {
     }
 }
 
-/// What tells a message from every other, also after its stream was made anew.
+/// Identifies a message, even if its stream was recreated.
 pub(super) fn key(message: &Message) -> String {
     message.info().map_or_else(
         |_| message.subject.to_string(),
@@ -81,13 +82,13 @@ pub(super) fn key(message: &Message) -> String {
     )
 }
 
-/// Waits for a command of the database in a task of its own, since a driver's call is not safe to drop half-way.
+/// Waits for a database command in its own task, because dropping a driver call half-way is not safe.
 async fn bounded<T: Send + 'static>(
     command: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, MetricsError> {
     match timeout(DEADLINE, tokio::spawn(command)).await {
         Ok(Ok(done)) => Ok(done?),
-        Ok(Err(defect)) => Err(MetricsError::Io(defect.into())),
+        Ok(Err(panic)) => Err(MetricsError::Io(panic.into())),
         Err(_) => Err(MetricsError::Unanswered(DEADLINE)),
     }
 }

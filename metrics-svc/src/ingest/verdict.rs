@@ -1,9 +1,9 @@
-//! What becomes of the messages of a batch, by what the database answered for their documents.
+//! Decides what happens to the messages of a batch, by the database's answers for their documents.
 
 use super::batch::Refused;
 
-/// MongoDB's error codes that tell of a fault of the document itself, so that another try would end the same. Any other
-/// code may come from the state of the server (writes blocked, a full disk, a lock, a stepdown), which passes.
+/// MongoDB error codes for a fault of the document itself, which a retry cannot fix. Any other code may come from the
+/// state of the server (writes blocked, full disk, lock, stepdown) and be transient.
 const ROW_FAULTS: [i32; 4] = [
     // BadValue: a value that cannot be stored or indexed.
     2,      // DocumentValidationFailure: an operator's validator refuses it.
@@ -12,18 +12,18 @@ const ROW_FAULTS: [i32; 4] = [
     17_280,
 ];
 
-/// What becomes of a message.
+/// What happens to a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// All its rows are stored.
+    /// All its rows are stored; acknowledge it.
     Stored,
-    /// A row is refused for a fault of its own, in the database's words.
+    /// A row is refused because of its own fault, with the database's message.
     Refused(String),
-    /// A row is not stored for a reason that may pass.
-    Again,
+    /// A row was not stored for a reason that may be transient.
+    Retry,
 }
 
-/// The verdict on each message of a batch. A message is refused only once nothing but its faulty rows is missing.
+/// The verdict on each message of a batch. A message is refused only when all its rows except faulty ones are stored.
 pub(super) fn verdicts(messages: usize, refused: &[Refused]) -> Vec<Verdict> {
     let mut verdicts = vec![Verdict::Stored; messages];
     for Refused { source, code, words } in refused {
@@ -31,7 +31,7 @@ pub(super) fn verdicts(messages: usize, refused: &[Refused]) -> Vec<Verdict> {
             continue;
         };
         match (ROW_FAULTS.contains(code), &verdict) {
-            (false, _) => *verdict = Verdict::Again,
+            (false, _) => *verdict = Verdict::Retry,
             (true, Verdict::Stored) => *verdict = Verdict::Refused(words.clone()),
             (true, _) => {}
         }
@@ -60,20 +60,20 @@ mod tests {
                 [Verdict::Refused(fault.words)]
             );
         }
-        // UserWritesBlocked, LockTimeout, MaxTimeMSExpired, OutOfDiskSpace, InterruptedDueToReplStateChange, and one that
-        // no version of MongoDB knows.
+        // UserWritesBlocked, LockTimeout, MaxTimeMSExpired, OutOfDiskSpace, InterruptedDueToReplStateChange, and a code
+        // unknown to all versions of MongoDB.
         for code in [371, 24, 50, 14_031, 11_602, 99_999] {
-            assert_eq!(verdicts(1, &[refused(0, code)]), [Verdict::Again], "{code}");
+            assert_eq!(verdicts(1, &[refused(0, code)]), [Verdict::Retry], "{code}");
         }
     }
 
     #[test]
-    fn keeps_a_message_while_any_of_its_rows_may_still_be_stored() {
+    fn retries_message_with_transient_failure() {
         for order in [[121, 371], [371, 121]] {
             let both = order.map(|code| refused(1, code));
             assert_eq!(
                 verdicts(3, &both),
-                [Verdict::Stored, Verdict::Again, Verdict::Stored]
+                [Verdict::Stored, Verdict::Retry, Verdict::Stored]
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Batches into the database, for as long as that takes, and their acknowledgement.
+//! Writes batches to the database, retrying as long as needed, and acknowledges them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,34 +14,35 @@ use vmwatch_api::time::UtcOffset;
 
 use super::{
     batch::{Batch, Refused, acknowledge},
-    dead_letter::put_aside,
+    dead_letter::refuse,
     read,
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };
 use crate::{MetricsError, events::Events, history::History, store::RowStore};
 
-/// Between tries while the database does not take a batch: the first pause, which doubles up to a share of the ack wait.
+/// First pause between attempts while the database does not accept a batch; it doubles up to a sixth of the ack wait.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Tries after which the messages that the database takes are no longer kept waiting for those that it does not.
-const MOST_TRIES: u32 = 3;
-/// How long a batch is held that the database answers without taking any of it. Then its messages go back to the stream,
-/// so that one whose refusal never passes does not stop all others.
-const LONGEST_HOLD: Duration = Duration::from_mins(1);
-/// How long a message that was not stored waits in the stream for its next delivery.
+/// Number of attempts after which stored messages are acknowledged without waiting for the remaining ones.
+const MAX_ATTEMPTS_FOR_REST: u32 = 3;
+/// How long a batch is held if the database answers without accepting any of it. Then its messages return to the
+/// stream, so that a permanent refusal does not block all others.
+const MAX_HOLD: Duration = Duration::from_mins(1);
+/// Redelivery delay of a message that was not stored.
 const RETURN_DELAY: Duration = Duration::from_secs(10);
-/// Inserts that wait at once for a database that does not answer. One that takes too long is left to itself.
-const MOST_ATTEMPTS: usize = 8;
-/// A message with which the service crashed so often becomes a dead letter.
-const MOST_CRASHES: i64 = 3;
-/// How long a stop waits for the insert that is under way.
-const LAST_CHANCE: Duration = Duration::from_secs(3);
+/// Maximum number of concurrent inserts waiting for an unresponsive database. An insert that takes too long is left
+/// running.
+const MAX_ATTEMPTS: usize = 8;
+/// Number of crashes after which a message becomes a dead letter.
+const MAX_CRASHES: i64 = 3;
+/// How long shutdown waits for a running insert.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
-/// What is to be written.
+/// Work for the writer.
 pub(super) enum Work {
-    /// Messages that were read.
+    /// A batch of decoded messages.
     Batch(Batch),
-    /// A message that was delivered often and never stored: it is read and written while nothing else is.
+    /// A message that was delivered often and never stored; it is decoded and written alone.
     Alone(Box<Message>),
 }
 
@@ -58,7 +59,7 @@ pub(super) struct Writer {
     attempts: Arc<Semaphore>,
 }
 
-/// What the database answered last for a batch.
+/// The database's last answer for a batch.
 struct Outcome {
     verdicts: Vec<Verdict>,
     unstored: usize,
@@ -74,18 +75,18 @@ impl Writer {
         ack_wait: Duration,
     ) -> Self {
         Self {
-            suspects: Suspects::beside(store),
+            suspects: Suspects::new(store),
             store: Arc::clone(store),
             history: Arc::clone(history),
             events,
             jetstream: jetstream.clone(),
             offset,
             ack_wait,
-            attempts: Arc::new(Semaphore::new(MOST_ATTEMPTS)),
+            attempts: Arc::new(Semaphore::new(MAX_ATTEMPTS)),
         }
     }
 
-    /// Writes what is to be written; at shutdown it may be left to be delivered again.
+    /// Does some work; at shutdown it may be left for redelivery.
     pub(super) async fn work(&self, work: Work, shutdown: &CancellationToken) {
         match work {
             Work::Batch(batch) => {
@@ -99,19 +100,19 @@ impl Writer {
                 }
                 if let Err(error) = self.suspects.end(&key).await {
                     let cause = error.cause();
-                    warn!(cause, "a message that is written is still recorded as suspect");
+                    warn!(cause, "removing the record of a suspect message failed");
                 }
             }
         }
     }
 
-    /// Reads and writes a message that may crash the service; `None` at a shutdown before anything was begun.
+    /// Decodes and writes a message that may crash the service; `None` if shutdown came before it began.
     async fn write_alone(&self, key: &str, message: Message, shutdown: &CancellationToken) -> Option<()> {
         counter!("vmwatch_samples_written_alone_total").increment(1);
         let crashes = self.begin_alone(key, &message, shutdown).await?;
-        if crashes >= MOST_CRASHES {
-            let reason = format!("the service crashed {crashes} times while it was written");
-            put_aside(&self.jetstream, &message, &reason).await;
+        if crashes >= MAX_CRASHES {
+            let reason = format!("the service crashed {crashes} times while writing it");
+            refuse(&self.jetstream, &message, &reason).await;
             return Some(());
         }
         match read(&message, self.offset) {
@@ -121,12 +122,12 @@ impl Writer {
                 let span = batch.span();
                 self.write(batch, shutdown).instrument(span).await;
             }
-            Err(reason) => put_aside(&self.jetstream, &message, &reason).await,
+            Err(reason) => refuse(&self.jetstream, &message, &reason).await,
         }
         Some(())
     }
 
-    /// Records that a message is about to be written, once the database can be reached.
+    /// Records that a message is about to be written; waits for the database.
     async fn begin_alone(&self, key: &str, message: &Message, shutdown: &CancellationToken) -> Option<i64> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -134,10 +135,7 @@ impl Writer {
                 Ok(crashes) => return Some(crashes),
                 Err(error) => {
                     let cause = error.cause();
-                    warn!(
-                        cause,
-                        "the database did not take the record of a suspect; retrying"
-                    );
+                    warn!(cause, "recording a suspect message failed; retrying");
                 }
             }
             acknowledge(message, AckKind::Progress).await;
@@ -146,7 +144,7 @@ impl Writer {
         }
     }
 
-    /// Stores a batch and settles its messages; at shutdown it may be left to be delivered again.
+    /// Stores a batch and acknowledges its messages; at shutdown it may be left for redelivery.
     async fn write(&self, batch: Batch, shutdown: &CancellationToken) {
         let rows = batch.rows();
         gauge!("vmwatch_ingest_waiting_rows").set(u32::try_from(rows).unwrap_or(u32::MAX));
@@ -154,7 +152,7 @@ impl Writer {
         let Some(Outcome { verdicts, unstored }) = self.store(&batch, shutdown).await else {
             info!(
                 rows,
-                "stopping with a batch unstored: JetStream delivers it again"
+                "stopped before a batch was stored; JetStream will redeliver it"
             );
             return;
         };
@@ -164,19 +162,19 @@ impl Writer {
             counter!("vmwatch_parts_dropped_by_agents_total").increment(parts);
             warn!(
                 parts,
-                subject, "agents dropped parts of samples; the subject is that of the last one"
+                subject, "agents dropped parts of samples; subject of the last one shown"
             );
         }
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
-        batch.tell(&self.events, &verdicts);
+        batch.publish_events(&self.events, &verdicts);
         for (message, verdict) in batch.messages().iter().zip(&verdicts) {
             match verdict {
                 Verdict::Stored => acknowledge(message, AckKind::Ack).await,
                 Verdict::Refused(words) => {
                     let reason = format!("the database refused it: {words}");
-                    put_aside(&self.jetstream, message, &reason).await;
+                    refuse(&self.jetstream, message, &reason).await;
                 }
-                Verdict::Again => {
+                Verdict::Retry => {
                     counter!("vmwatch_samples_returned_total").increment(1);
                     acknowledge(message, AckKind::Nak(Some(RETURN_DELAY))).await;
                 }
@@ -184,7 +182,8 @@ impl Writer {
         }
     }
 
-    /// Tries until the database has the batch, or has answered often enough without taking some of it; `None` at shutdown.
+    /// Retries until the database has stored the batch, or has repeatedly answered without storing all of it; `None` at
+    /// shutdown.
     async fn store(&self, batch: &Arc<Batch>, shutdown: &CancellationToken) -> Option<Outcome> {
         let (mut pause, mut tries, begun) = (FIRST_PAUSE, 0, Instant::now());
         loop {
@@ -193,35 +192,36 @@ impl Writer {
                     let verdicts = verdicts(batch.messages().len(), &refused);
                     let unstored = refused.len();
                     tries += 1;
-                    let others_pass = verdicts.iter().any(|verdict| *verdict != Verdict::Again);
-                    let given_up = others_pass && tries >= MOST_TRIES || begun.elapsed() > LONGEST_HOLD;
-                    if given_up || !verdicts.contains(&Verdict::Again) {
+                    let others_pass = verdicts.iter().any(|verdict| *verdict != Verdict::Retry);
+                    let given_up =
+                        others_pass && tries >= MAX_ATTEMPTS_FOR_REST || begun.elapsed() > MAX_HOLD;
+                    if given_up || !verdicts.contains(&Verdict::Retry) {
                         return Some(Outcome { verdicts, unstored });
                     }
                     let (code, words) = refused
                         .first()
                         .map(|refused| (refused.code, &refused.words))
                         .unzip();
-                    warn!(unstored, code, words, "the database refused documents; retrying");
+                    warn!(unstored, code, words, "database refused documents; retrying");
                 }
                 Err(error) => {
                     let (cause, rows) = (error.cause(), batch.rows());
-                    warn!(cause, rows, "the database did not take a batch; retrying");
+                    warn!(cause, rows, "writing a batch failed; retrying");
                 }
             }
             counter!("vmwatch_ingest_retries_total").increment(1);
-            batch.say_in_progress().await;
+            batch.extend_ack_wait().await;
             shutdown.run_until_cancelled(sleep(pause)).await?;
-            // With an attempt that is two thirds of it, this stays within the ack wait.
+            // Together with an attempt of at most two thirds, this stays within the ack wait.
             pause = (pause * 2).min(self.ack_wait / 6);
         }
     }
 
-    /// One insert; `None` if it is not over soon after a shutdown.
+    /// Runs one insert; `None` if it does not end soon after shutdown.
     ///
-    /// One that takes too long is left to itself, since a driver's call is not safe to drop half-way: a server that
-    /// vanished without a word would hold it for a quarter of an hour, and the rows' `_id`s make it harmless
-    /// should it come through after all. Only so many are left so.
+    /// An insert that takes too long is left running, because dropping a driver call half-way is not safe. A server
+    /// that vanished without closing its connections would block it for a quarter of an hour. If it succeeds later, the
+    /// rows' stable ids make that harmless. [`MAX_ATTEMPTS`] bounds the number of such inserts.
     async fn attempt(
         &self,
         batch: &Arc<Batch>,
@@ -239,19 +239,19 @@ impl Writer {
             return Some(Err(MetricsError::Unanswered(limit)));
         };
         let insert = async move {
-            let inserted = batch.insert(&store, &history.marks).await;
+            let inserted = batch.insert(&store, &history.dirty_buckets).await;
             drop(permit);
             inserted
         };
         let mut inserting = tokio::spawn(insert.in_current_span());
         let inserted = tokio::select! {
             inserted = timeout(limit, &mut inserting) => inserted,
-            // A last chance, so that a stop under load rarely leaves a batch to be delivered again.
-            () = shutdown.cancelled() => Ok(timeout(LAST_CHANCE, &mut inserting).await.ok()?),
+            // Wait briefly, so that a shutdown under load rarely leaves a batch for redelivery.
+            () = shutdown.cancelled() => Ok(timeout(SHUTDOWN_WAIT, &mut inserting).await.ok()?),
         };
         histogram!("vmwatch_ingest_insert_seconds").record(started.elapsed().as_secs_f64());
         Some(match inserted {
-            Ok(inserted) => inserted.unwrap_or_else(|defect| Err(MetricsError::Io(defect.into()))),
+            Ok(inserted) => inserted.unwrap_or_else(|panic| Err(MetricsError::Io(panic.into()))),
             Err(_) => Err(MetricsError::Unanswered(limit)),
         })
     }

@@ -25,7 +25,7 @@ impl Processes {
         let Some(date) = self.sample_before(&query.instance_id, end_ms, deadline).await? else {
             return match after {
                 None => Ok(ProcessTable::default()),
-                Some(_) => Err(MetricsError::GoneTable),
+                Some(_) => Err(MetricsError::TableExpired),
             };
         };
         let mut processes = self
@@ -37,7 +37,7 @@ impl Processes {
         let sampled_ms = self.offset.unix_millis_of(&date);
         let first = match after {
             None => 0,
-            Some(place) => behind(&processes, sampled_ms, place).ok_or(MetricsError::GoneTable)?,
+            Some(place) => behind(&processes, sampled_ms, place).ok_or(MetricsError::TableExpired)?,
         };
         let listed = processes.get(first..).unwrap_or_default();
         let rows = listed.iter().map(|stored| &stored.row);
@@ -48,7 +48,7 @@ impl Processes {
         ) {
             (Some(last), Some(at_ms)) if more => Some(TablePlace {
                 at_ms,
-                id: last.row_id().ok_or(MetricsError::NoPlace)?,
+                id: last.row_id().ok_or(MetricsError::NoCursor)?,
             }),
             _ => None,
         };

@@ -64,7 +64,7 @@ async fn slow_and_idle_connections_are_closed_at_the_limit() {
         "{rest}"
     );
     assert!(
-        legacy.starts_with("HTTP/1.1 408 ") && legacy.contains("came too slowly"),
+        legacy.starts_with("HTTP/1.1 408 ") && legacy.contains("received too slowly"),
         "{legacy}"
     );
     assert!(

@@ -42,7 +42,7 @@ pub fn sample(message: &[u8]) {
     let again: Sample = serde_json::from_slice(&encoded).expect("and decodes");
     assert_eq!(serde_json::to_vec(&again).expect("it encodes"), encoded);
     let offset: UtcOffset = "+08:00".parse().expect("an offset");
-    if let Ok(documents) = Documents::of(&sample, offset, SystemTime::now()) {
+    if let Ok(documents) = Documents::from_sample(&sample, offset, SystemTime::now()) {
         assert_eq!(documents.processes.len(), sample.processes.len());
         assert_eq!(documents.vms.len(), usize::from(sample.vm.is_some()));
     }

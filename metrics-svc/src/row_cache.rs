@@ -1,8 +1,8 @@
-//! The newest rows, read once for all who ask for the same at about the same time.
+//! Coalesces equal reads of newest rows (single-flight) and reuses their answers for a short time.
 //!
-//! A read that equals one under way waits for that one's answer, and an answer is given again for as long as the setting
-//! says, counted from the start of its query: no answer is older than that, however slow the database was. What is kept
-//! knows nothing of users: whether a caller may see an instance is decided before this is asked.
+//! A read that equals a running one waits for its answer. An answer is reused for the configured time, counted from the
+//! start of its query, so no answer is older than that however slow the database is. The cache is independent of users:
+//! the caller's access to the VM is checked before.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,43 +23,44 @@ use crate::{
     store::{Query, RowKind, RowStore},
 };
 
-/// The most memory that kept answers take, in bytes.
-const KEPT_BYTES: u64 = 6 << 20;
-/// What one takes beside its rows: the key, the read, the cache's own bookkeeping.
+/// Maximum memory of cached answers, in bytes.
+const MAX_CACHE_BYTES: u64 = 6 << 20;
+/// Memory of an answer in addition to its rows: the key, the future and the cache's bookkeeping.
 const OVERHEAD_BYTES: u32 = 600;
-/// A row as JSON takes 250 to 350 bytes. An answer that takes more than this a row is not kept.
+/// Assumed maximum size of a row as JSON, which takes 250 to 350 bytes. An answer with more bytes per row is not
+/// cached.
 const ROW_BYTES: u32 = 512;
 
-/// What is asked for; equal ones have equal answers.
+/// A query for newest rows; equal queries have equal answers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Question {
-    /// Which rows.
+pub struct RowQuery {
+    /// VM rows or process rows.
     pub kind: RowKind,
-    /// Of which VM.
+    /// The VM.
     pub instance: InstanceId,
-    /// Of processes of this name only.
+    /// Only processes with this name.
     pub cmd: Option<String>,
-    /// At most how many.
+    /// Maximum number of rows.
     pub limit: Limit,
-    /// Only rows behind this place.
+    /// Only rows after this position, which are older.
     pub before: Option<RowPlace>,
 }
 
 type Read = Shared<BoxFuture<'static, Result<RowPage, Fault>>>;
 
-/// The newest rows, shared by equal reads.
-pub struct NewestRows {
+/// Reads newest rows, with coalescing and caching.
+pub struct RowCache {
     store: Arc<RowStore>,
-    reads: Option<Cache<Question, Read>>,
+    reads: Option<Cache<RowQuery, Read>>,
 }
 
-impl NewestRows {
-    /// Gives an answer again for so long; zero: every read is a query of its own.
-    pub fn of(store: &Arc<RowStore>, keep: Duration) -> Self {
+impl RowCache {
+    /// Reuses an answer for the time `keep`; with zero every read is its own query.
+    pub fn new(store: &Arc<RowStore>, keep: Duration) -> Self {
         let reads = || {
             Cache::builder()
-                .weigher(|question: &Question, _| question.most_bytes())
-                .max_capacity(KEPT_BYTES)
+                .weigher(|question: &RowQuery, _| question.max_bytes())
+                .max_capacity(MAX_CACHE_BYTES)
                 .time_to_live(keep)
                 .build()
         };
@@ -70,12 +71,12 @@ impl NewestRows {
     }
 
     /// A page of the newest rows, as [`RowStore::latest`] has it.
-    pub async fn rows(&self, question: Question, deadline: Deadline) -> Result<RowPage, Fault> {
+    pub async fn rows(&self, question: RowQuery, deadline: Deadline) -> Result<RowPage, Fault> {
         let Some(reads) = &self.reads else {
             return self.query(question, deadline).await;
         };
-        // Another's query may have failed for want of its caller's time, so that it is not the last word; a second one
-        // that fails is the database's.
+        // A shared query may have failed because its first caller's deadline passed, so try once more; a second failure
+        // comes from the database.
         for _ in 0..2 {
             let mut mine = false;
             let read = reads.get_with(question.clone(), || {
@@ -85,7 +86,7 @@ impl NewestRows {
             let answer = read.await;
             let kept = answer
                 .as_ref()
-                .is_ok_and(|page| page.rows.as_json().len() <= question.most_bytes() as usize);
+                .is_ok_and(|page| page.rows.as_json().len() <= question.max_bytes() as usize);
             if !kept {
                 reads.invalidate(&question);
             }
@@ -96,14 +97,14 @@ impl NewestRows {
         self.query(question, deadline).await
     }
 
-    fn query(&self, question: Question, deadline: Deadline) -> BoxFuture<'static, Result<RowPage, Fault>> {
+    fn query(&self, question: RowQuery, deadline: Deadline) -> BoxFuture<'static, Result<RowPage, Fault>> {
         counter!("vmwatch_newest_rows_queries_total").increment(1);
         let store = Arc::clone(&self.store);
         async move { Ok(store.latest(question.query(), deadline).await?) }.boxed()
     }
 }
 
-impl Question {
+impl RowQuery {
     fn query(&self) -> Query<'_> {
         Query {
             kind: self.kind,
@@ -114,7 +115,7 @@ impl Question {
         }
     }
 
-    fn most_bytes(&self) -> u32 {
+    fn max_bytes(&self) -> u32 {
         OVERHEAD_BYTES + ROW_BYTES * u32::from(self.limit.get())
     }
 }

@@ -1,0 +1,135 @@
+//! Dirty buckets: five-minute buckets of VMs with stored rows that are not in the rollups yet. Each batch adds an entry
+//! per bucket that it touches.
+//!
+//! An entry is written concurrently with the rows, so that ingestion does not wait longer for it. It names the rows and
+//! is removed once they were all read from the database and counted. So after a crash at any point, each stored row is
+//! named by an entry or is in the rollups; a batch without acknowledgement is written again together with its entries.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
+
+use bson::{Bson, DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, oid::ObjectId};
+use futures::TryStreamExt;
+use mongodb::{Collection, options::InsertManyOptions};
+use vmwatch_api::{InstanceId, history::Resolution};
+
+use super::{
+    chart::{bucket_start, width_ms},
+    rollups::Bucket,
+};
+use crate::{MetricsError, documents::SAMPLED_AT, store::RowStore};
+
+/// Number of entries read per chunk.
+pub(crate) const CHUNK: usize = 1000;
+/// Age after which an entry is dropped although some of its rows never appeared, because the database refused them or
+/// they expired.
+pub(crate) const MAX_AGE: Duration = Duration::from_hours(1);
+
+/// The collection of dirty buckets.
+pub(crate) struct DirtyBuckets {
+    dirty_buckets: Collection<RawDocumentBuf>,
+    offset_ms: i64,
+}
+
+/// An entry.
+#[derive(Debug)]
+pub(crate) struct DirtyBucket {
+    /// The entry's id.
+    pub(crate) id: ObjectId,
+    /// The bucket to recompute.
+    pub(crate) bucket: Bucket,
+    /// When the rows were stored, by the clock of the replica.
+    pub(crate) at: SystemTime,
+    /// The rows that the rollup must contain.
+    pub(crate) rows: Vec<ObjectId>,
+}
+
+impl DirtyBuckets {
+    /// Opens the collection next to the rows.
+    pub(crate) fn new(rows: &RowStore) -> Self {
+        Self {
+            dirty_buckets: rows.beside("dirty_buckets"),
+            offset_ms: rows.offset().as_millis(),
+        }
+    }
+
+    /// Adds entries for the buckets of new VM rows.
+    pub(crate) async fn add(&self, vms: &[RawDocumentBuf]) -> Result<(), MetricsError> {
+        let mut touched: BTreeMap<(&str, u64), Vec<Bson>> = BTreeMap::new();
+        for row in vms {
+            let at = row.get_datetime(SAMPLED_AT)?.timestamp_millis();
+            let at = u64::try_from(at).unwrap_or(0);
+            let start = bucket_start(at, width_ms(Resolution::FiveMinutes), self.offset_ms);
+            let bucket = (row.get_str("instance_id")?, start);
+            touched
+                .entry(bucket)
+                .or_default()
+                .push(Bson::ObjectId(row.get_object_id("_id")?));
+        }
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let now = DateTime::now();
+        let entries = touched.into_iter().map(|((instance, start), rows)| {
+            let start = DateTime::from_millis(i64::try_from(start).unwrap_or(i64::MAX));
+            doc! { "instance_id": instance, "start": start, "at": now, "rows": rows }
+        });
+        let unordered = InsertManyOptions::builder().ordered(false).build();
+        let into = self.dirty_buckets.clone_with_type::<Document>();
+        into.insert_many(entries).with_options(unordered).await?;
+        Ok(())
+    }
+
+    /// The oldest entries after this one.
+    pub(crate) async fn read(&self, after: Option<ObjectId>) -> Result<Vec<DirtyBucket>, MetricsError> {
+        let filter = after.map_or_else(Document::new, |id| doc! { "_id": { "$gt": id } });
+        let limit = i64::try_from(CHUNK).unwrap_or(i64::MAX);
+        let found = self
+            .dirty_buckets
+            .find(filter)
+            .sort(doc! { "_id": 1 })
+            .limit(limit)
+            .await?;
+        found
+            .map_err(MetricsError::from)
+            .try_filter_map(async |entry| DirtyBucket::from_document(&entry))
+            .try_collect()
+            .await
+    }
+
+    /// Removes entries.
+    pub(crate) async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), MetricsError> {
+        if !ids.is_empty() {
+            self.dirty_buckets
+                .delete_many(doc! { "_id": { "$in": ids } })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+impl DirtyBucket {
+    /// Decodes an entry.
+    fn from_document(entry: &RawDocument) -> Result<Option<Self>, MetricsError> {
+        // This service writes only valid ids; skip entries written by another program.
+        let Ok(instance) = entry.get_str("instance_id")?.parse::<InstanceId>() else {
+            return Ok(None);
+        };
+        let start = entry.get_datetime("start")?.timestamp_millis();
+        let rows = entry.get_array("rows")?.into_iter().filter_map(|row| match row {
+            Ok(RawBsonRef::ObjectId(id)) => Some(id),
+            _ => None,
+        });
+        Ok(Some(Self {
+            id: entry.get_object_id("_id")?,
+            bucket: Bucket {
+                instance,
+                start_ms: u64::try_from(start).unwrap_or(0),
+            },
+            at: entry.get_datetime("at")?.to_system_time(),
+            rows: rows.collect(),
+        }))
+    }
+}
