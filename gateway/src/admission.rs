@@ -1,8 +1,8 @@
-//! Admission control: how many requests of each class, each user and each address the gateway passes on.
+//! Admission control: limits requests per class, user and source address.
 //!
-//! Every call of a service takes a permit of its class ([`MethodInfo::class`]) and of its user first. What needs no
-//! service (the page, the description of the API, refusals) needs none, and a session is checked before a permit is
-//! taken, so that requests without one hold up nobody.
+//! Every call of a service first takes a permit of its class ([`MethodInfo::class`]) and of its user. Requests that
+//! call no service (the page, the API description, refusals) take none, and the session is checked before a permit is
+//! taken, so that requests without a session do not block others.
 
 use std::{
     net::IpAddr,
@@ -26,8 +26,8 @@ use crate::{
     sources::{SourceSettings, Sources},
 };
 
-/// What callers call this program.
-const WHOSE: &str = "the gateway";
+/// The name of this program in messages to callers.
+const PROGRAM: &str = "the gateway";
 
 /// The bounds of [`Admission`].
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +35,7 @@ pub(crate) struct AdmissionSettings {
     pub(crate) limits: LimitSettings,
     pub(crate) event_streams: usize,
     pub(crate) event_streams_per_user: usize,
-    pub(crate) a_second: Option<NonZeroU32>,
+    pub(crate) per_second: Option<NonZeroU32>,
     pub(crate) logins: SourceSettings,
 }
 
@@ -43,8 +43,8 @@ pub(crate) struct AdmissionSettings {
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: Limits,
-    /// Requests that give commands to several VMs: each holds a connection for minutes, and permits of the commands one
-    /// by one.
+    /// Requests that act on several VMs: each holds a connection for minutes, and takes permits for its actions one by
+    /// one.
     batches: Limit,
     event_streams: Limit,
     rate: Option<Rate>,
@@ -57,7 +57,7 @@ impl Admission {
             limits: Limits::new(settings.limits),
             batches: Limit::new((settings.limits.commands / SHARES).max(1)),
             event_streams: Limit::new(settings.event_streams).with_share(settings.event_streams_per_user),
-            rate: settings.a_second.map(Rate::new),
+            rate: settings.per_second.map(Rate::new),
             sources: Sources::new(settings.logins),
         }
     }
@@ -66,11 +66,11 @@ impl Admission {
     pub(crate) async fn enter(&self, info: &MethodInfo, context: &Context) -> Result<Permit, Fault> {
         let permit = self.limits.of(info.class).enter(user(context)).await;
         let permit = permit.map_err(|full| refused(full, info.subject, info.class.as_str()))?;
-        // Only once there is a permit: a request that finds none spends no token of others.
+        // Check the source only with a permit: a request without one must not spend a token.
         if info.class == Class::Login {
             self.check_source(info, context)?;
         }
-        // Logouts and revocations must work whatever else is asked.
+        // Logouts and revocations must work under any load.
         let exempt = info.class == Class::Account;
         match &self.rate {
             Some(rate) if !exempt && !rate.admits() => {
@@ -82,7 +82,7 @@ impl Admission {
         }
     }
 
-    /// A permit for a command of a request that gives several, as soon as there is one.
+    /// Waits for a permit for one action of a request that acts on several VMs.
     pub(crate) async fn enter_until(
         &self,
         info: &MethodInfo,
@@ -93,10 +93,10 @@ impl Admission {
         permit.map_err(|full| refused(full, info.subject, info.class.as_str()))
     }
 
-    /// A permit for a request that gives commands to several VMs.
+    /// A permit for a request that acts on several VMs.
     pub(crate) async fn enter_batch(&self, user: &str) -> Result<Permit, Fault> {
         let permit = self.batches.enter(Some(user)).await;
-        permit.map_err(|full| refused(full, "act_on_several", "commands for several VMs"))
+        permit.map_err(|full| refused(full, "act_on_several", "requests for several VMs"))
     }
 
     /// A permit for a stream of events.
@@ -105,9 +105,9 @@ impl Admission {
         permit.map_err(|full| refused(full, "events", "event streams"))
     }
 
-    /// Refuses a source that has passwords checked too fast. Logins ask it by themselves.
+    /// Refuses a source that sends password checks too fast. [`Self::enter`] calls it for logins.
     pub(crate) fn check_source(&self, info: &MethodInfo, context: &Context) -> Result<(), Fault> {
-        // A request without an address came over no listener of ours.
+        // Only requests that did not come through the listener have no address.
         let source = context
             .source
             .as_deref()
@@ -128,27 +128,27 @@ fn user(context: &Context) -> Option<&str> {
 
 fn refused(full: Full, method: &'static str, what: &str) -> Fault {
     shed(method, full.label());
-    full.fault(WHOSE, what)
+    full.fault(PROGRAM, what)
 }
 
 fn shed(method: &'static str, limit: &'static str) {
     counter!("vmwatch_requests_shed_total", "method" => method, "limit" => limit).increment(1);
 }
 
-/// A bound on requests a second, and on those at one moment.
+/// Limits requests per second and in a burst.
 #[derive(Debug)]
 struct Rate {
     began: Instant,
     bucket: Bucket,
-    /// Since the beginning, in nanoseconds.
+    /// The time at which the bucket is full, in nanoseconds since `began`.
     full_at: AtomicU64,
 }
 
 impl Rate {
-    fn new(a_second: NonZeroU32) -> Self {
+    fn new(per_second: NonZeroU32) -> Self {
         Self {
             began: Instant::now(),
-            bucket: Bucket::new(a_second.get(), Duration::from_secs(1) / a_second.get()),
+            bucket: Bucket::new(per_second.get(), Duration::from_secs(1) / per_second.get()),
             full_at: AtomicU64::new(0),
         }
     }
@@ -176,7 +176,7 @@ mod tests {
 
     const MILLISECOND: u64 = 1_000_000;
 
-    fn admission(a_second: Option<u32>) -> Admission {
+    fn admission(per_second: Option<u32>) -> Admission {
         Admission::new(AdmissionSettings {
             limits: LimitSettings {
                 logins: 4,
@@ -187,7 +187,7 @@ mod tests {
             },
             event_streams: 8,
             event_streams_per_user: 3,
-            a_second: a_second.and_then(NonZeroU32::new),
+            per_second: per_second.and_then(NonZeroU32::new),
             logins: SourceSettings {
                 burst: 2,
                 interval: Duration::from_hours(1),
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_class_leaves_the_permits_of_others() {
+    async fn classes_have_separate_permits() {
         let admission = admission(None);
         let mut held = Vec::new();
         for user in ["a", "b", "c", "d"] {
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_user_at_its_share_is_told_so_and_others_go_on() {
+    async fn throttles_only_user_at_its_share() {
         let admission = admission(None);
         let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
         let _held = (read("a").await.unwrap(), read("a").await.unwrap());
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn event_streams_have_a_share_of_their_own() {
+    async fn limits_event_streams_per_user() {
         let admission = admission(None);
         let mut held = Vec::new();
         for user in ["a", "a", "a", "b", "b", "b", "c", "c"] {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_login_without_a_permit_spends_no_token_of_its_address() {
+    async fn refused_login_spends_no_token_of_address() {
         let admission = admission(None);
         let login = async |source| admission.enter(&Login::INFO, &from(source)).await;
         let held = [
@@ -275,25 +275,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_without_a_permit_spends_no_token_of_the_rate() {
+    async fn refused_request_spends_no_token_of_rate() {
         let admission = admission(Some(3));
         let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
         let held = (read("a").await.unwrap(), read("a").await.unwrap());
         for _ in 0..100 {
             assert_eq!(read("a").await.unwrap_err().kind, FaultKind::Throttled);
         }
-        assert!(read("b").await.is_ok(), "one token is left");
+        assert!(read("b").await.is_ok(), "one token remains");
         assert_eq!(read("b").await.unwrap_err().kind, FaultKind::Overloaded);
         assert!(admission.enter(&Logout::INFO, &asks("b")).await.is_ok());
         drop(held);
     }
 
     #[test]
-    fn the_rate_is_kept_whatever_is_offered() {
+    fn admits_burst_and_rate_under_overload() {
         let rate = Rate::new(NonZeroU32::new(2000).unwrap());
-        // Ten thousand a second, for ten seconds.
+        // 10,000 requests per second for ten seconds.
         let admitted = (0..100_000_u64).filter(|turn| rate.admits_at(turn * MILLISECOND / 10));
-        // And the burst at the beginning.
+        // The rate, plus the burst at the beginning.
         assert_eq!(admitted.count(), 20_000 + 2_000 - 1);
     }
 }

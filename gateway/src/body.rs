@@ -1,4 +1,4 @@
-//! Reading a request's body within bounds of size, time and depth.
+//! Reads request bodies within limits of size, time and nesting depth.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
-/// The largest body (docs/api/wire-contract.md, "Endpoint").
+/// Maximum size of a body in bytes (docs/api/wire-contract.md, "Endpoint").
 const BODY_BYTES: u64 = 64 * 1024;
-/// Of a body that is too large so much is read before it is refused.
+/// Maximum number of bytes of an oversized body that are read before it is refused.
 const DISCARDED_BYTES: u64 = 16 << 20;
 
-/// How deep brackets may be nested: ten times what any request of either API needs.
+/// Maximum nesting depth of brackets: ten times what any request of either API needs.
 const DEPTH: usize = 32;
 
-/// The refusal of what is nested deeper.
+/// The error message for a body that is nested more deeply.
 pub(crate) const TOO_DEEP: &str = "the body must be nested at most 32 deep";
 
-/// Reads the body within the limits of size and time, or gives the HTTP status and the text of its refusal.
+/// Reads the body within the limits, or returns the HTTP status and text of the refusal.
 pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
     let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body must be at most 64 KiB");
     let announced = request.body().size_hint().lower();
-    // Such a client sends the body only when asked for it, which reading does.
+    // With `Expect`, the client sends the body only once the server starts to read it.
     let waits = request.headers().contains_key(header::EXPECT);
     if announced > DISCARDED_BYTES || (waits && announced > BODY_BYTES) {
         return Err(too_large);
@@ -33,13 +33,13 @@ pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (St
     match tokio::time::timeout(limit, collect(request.into_body())).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => Err(too_large),
-        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body could not be read to its end")),
-        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body came too slowly")),
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "the body could not be read completely")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "the body was received too slowly")),
     }
 }
 
-/// The whole body; `None` where it is too large. That is still read, up to a bound, and thrown away: most clients look
-/// for an answer only once they have sent all, and a connection closed before that loses it.
+/// Reads the whole body; `None` if it is too large. An oversized body is still read up to a limit and discarded: most
+/// clients read the response only after sending the whole body, and would lose it if the connection was closed earlier.
 async fn collect(mut body: Body) -> Result<Option<Bytes>, axum::Error> {
     let mut kept = BytesMut::new();
     let mut size = 0;
@@ -56,7 +56,7 @@ async fn collect(mut body: Body) -> Result<Option<Bytes>, axum::Error> {
     Ok((size <= BODY_BYTES).then(|| kept.freeze()))
 }
 
-/// Whether brackets outside of texts nest deeper than any request needs. Of what is no JSON it may say either.
+/// Whether brackets outside of strings are nested too deeply. The result is arbitrary if the input is not JSON.
 pub(crate) fn is_deep(json: &[u8]) -> bool {
     let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
     for byte in json {
@@ -80,14 +80,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn brackets_are_counted_where_they_nest_and_not_in_texts() {
+    fn counts_nested_brackets_outside_strings() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(!is_deep(nested(32).as_bytes()) && is_deep(nested(33).as_bytes()));
         assert!(is_deep("{\"a\":".repeat(33).as_bytes()));
         let flat = "[],{},".repeat(1000);
         let text = format!(r#"["{}","\"{}\\"]"#, "[".repeat(1000), "{".repeat(1000));
         assert!(!is_deep(flat.as_bytes()) && !is_deep(text.as_bytes()), "{text}");
-        // Closing brackets save nothing up.
+        // Surplus closing brackets do not offset later opening ones.
         assert!(is_deep(
             format!("{}{}", "]".repeat(50), "[".repeat(33)).as_bytes()
         ));

@@ -162,13 +162,13 @@ pub struct GatewaySettings {
     pub documented: &'static [Documented],
 }
 
-/// Of the REST API.
+/// Settings of the REST API.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RestSettings {
     pub(crate) silent_after: Duration,
 }
 
-/// Of the listener and its requests.
+/// Settings of the listener and its requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpSettings {
     pub(crate) limits: HttpLimits,
@@ -230,14 +230,14 @@ fn admission(env: &Environment) -> Result<AdmissionSettings, Invalid> {
     let limits = LimitSettings::read(env);
     let event_streams = env.number(&MAX_EVENT_STREAMS);
     let event_streams_per_user = env.number(&EVENT_STREAMS_PER_USER);
-    let a_second = env.optional::<NonZeroU32>(&MAX_PER_SECOND);
+    let per_second = env.optional::<NonZeroU32>(&MAX_PER_SECOND);
     let burst = env.number(&LOGIN_BURST);
     let interval = env.duration(&LOGIN_INTERVAL);
     Ok(AdmissionSettings {
         limits: limits?,
         event_streams: event_streams?,
         event_streams_per_user: event_streams_per_user?,
-        a_second: a_second?,
+        per_second: per_second?,
         logins: SourceSettings {
             burst: burst?,
             interval: interval?,

@@ -1,5 +1,5 @@
-//! The security headers of every answer, whichever route, fallback or middleware gave it. Only what hyper itself answers
-//! has none: a request that is no HTTP, or whose headers are too large.
+//! Adds security headers to every response of a route, fallback or middleware. Only responses of hyper itself lack
+//! them: to invalid HTTP, or to headers that are too large.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use axum::{
 
 use crate::Gateway;
 
-/// Set on every answer.
+/// Set on every response.
 const ALWAYS: [(HeaderName, &str); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "same-origin"),
@@ -30,7 +30,7 @@ const ALWAYS: [(HeaderName, &str); 5] = [
          microphone=(), payment=(), usb=()",
     ),
 ];
-/// Set where the route has not set its own: only files that are named by their content may be kept, and only the pages
+/// Set unless the route sets its own: only files named by their content hash may be cached, and only HTML pages may
 /// load anything.
 const UNLESS_SET: [(HeaderName, &str); 2] = [
     (header::CACHE_CONTROL, "no-store"),
@@ -39,7 +39,7 @@ const UNLESS_SET: [(HeaderName, &str); 2] = [
         "default-src 'none'; frame-ancestors 'none'",
     ),
 ];
-/// A year. Browsers take it from an answer over TLS alone.
+/// One year. Browsers honour this header only over TLS.
 const TRANSPORT_SECURITY: &str = "max-age=31536000";
 
 /// Wraps all routes.
@@ -48,16 +48,16 @@ pub(crate) async fn secure(
     request: Request,
     next: Next,
 ) -> Response<Body> {
-    let encrypted = gateway.tls || forwarded_over_tls(&gateway, &request);
+    let encrypted = gateway.tls || is_forwarded_over_tls(&gateway, &request);
     let mut response = next.run(request).await;
     add(response.headers_mut(), encrypted);
     response
 }
 
 /// Whether a trusted proxy says that the client reached it over TLS.
-fn forwarded_over_tls(gateway: &Gateway, request: &Request) -> bool {
+fn is_forwarded_over_tls(gateway: &Gateway, request: &Request) -> bool {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
-    peer.is_some_and(|peer| gateway.proxies.says_https(peer.0, request.headers()))
+    peer.is_some_and(|peer| gateway.proxies.reports_https(peer.0, request.headers()))
 }
 
 fn add(headers: &mut HeaderMap, encrypted: bool) {

@@ -1,8 +1,8 @@
-//! The HTTP edge: it translates, checks sessions, and holds no rule and no database connection of its own.
+//! The HTTP gateway: translates requests and checks sessions. It holds no business rules and no database connection.
 //!
-//! Way of one request: [`legacy`] reads the documented form, or [`rest`] that of today; [`sessions`] tells who asks
-//! without leaving the process, the bus carries the method's own parameters to a service, and the same module renders the
-//! reply. Live events are followed by [`live`]. What no route takes is for [`page`].
+//! A request is decoded by [`legacy`] (the documented API of 2017) or [`rest`]. [`sessions`] finds its user without a
+//! round trip, the bus carries the method's parameters to a service, and the same module encodes the reply. [`live`]
+//! follows live events, and [`page`] serves all other paths.
 
 mod admission;
 mod body;
@@ -40,10 +40,10 @@ use crate::{
     sessions::Sessions,
 };
 
-/// The name on the bus, in telemetry and in the permissions of deploy/nats.
+/// The name of this program on the bus, in telemetry and in the permissions of deploy/nats.
 pub const NAME: &str = "vmwatch-gateway";
 
-/// What every request needs.
+/// State shared by all requests.
 pub(crate) struct Gateway {
     bus: Bus,
     sessions: Sessions,
@@ -51,7 +51,7 @@ pub(crate) struct Gateway {
     deadlines: Deadlines,
     http: HttpSettings,
     proxies: Proxies,
-    /// Whether this program's own listener speaks TLS.
+    /// Whether the listener uses TLS.
     tls: bool,
     rest: RestSettings,
     admission: Admission,
@@ -59,29 +59,29 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Calls a method of a service, once admission control lets it through.
+    /// Calls a method of a service after admission control.
     async fn call<M: Method>(&self, context: &Context, params: &M::Params) -> Result<M::Reply, Fault> {
         let _permit = self.admission.enter(&M::INFO, context).await?;
         self.bus.call::<M>(context, params).await
     }
 }
 
-/// The gateway cannot run.
+/// Why the gateway failed.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The bus cannot be used.
+    /// The bus could not be used.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The address cannot be listened on.
+    /// Listening on the address failed.
     #[error("{}: cannot listen on {address}", LISTEN.name)]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
-    /// Its certificate cannot be served.
-    #[error("the certificate of the API")]
+    /// The TLS certificate is not usable.
+    #[error("the TLS certificate of the API is not usable")]
     Tls(#[from] TlsError),
     /// The health listener failed.
     #[error(transparent)]
@@ -137,7 +137,7 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         .merge(rest::router(&gateway))
         .layer(from_fn_with_state(Arc::clone(&gateway), headers::secure))
         .with_state(gateway);
-    // Connections wait in the kernel's queue from here on.
+    // From here on the kernel queues connections.
     program.set_serving();
     http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
     info!("drained");

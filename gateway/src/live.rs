@@ -1,8 +1,8 @@
-//! Live events, followed once for the whole gateway and handed to every reader.
+//! Follows live events once for the whole gateway and distributes them to all readers.
 //!
-//! One task reads the stream into a [`Log`] of the newest events, encoded; readers take from the log at their own pace,
-//! and are not waited for. It is filled at the start with what the stream holds, so that clients that come again after a
-//! restart are served from memory: JetStream is read by one consumer, however many readers there are.
+//! One task reads the stream into a [`Log`] of the newest encoded events. Readers take events from the log at their own
+//! pace; the task does not wait for them. At start it loads the events in the stream, so that clients that reconnect
+//! after a restart are served from memory. JetStream has one consumer per gateway, however many readers there are.
 
 mod log;
 
@@ -35,46 +35,47 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, follow::StreamState};
 
-pub(crate) use self::log::{Log, Reached, Told};
+pub(crate) use self::log::{EncodedEvent, Log, Reached};
 
-/// JetStream answers in milliseconds or not at all.
+/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// A consumer that broke looks like a stream in which nothing happens: this often it is asked whether something has.
+/// Interval at which the stream's state is read, because a broken consumer looks like a stream without new events.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a stream that is not there is looked for again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// How far this gateway may be behind another, of which a reader has its last event.
-const BEHIND_AT_MOST: Duration = Duration::from_secs(1);
+/// Pause before another attempt to follow the stream.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How long a reader's last event may still be missing here, because the reader got it from another gateway that was
+/// ahead.
+const MAX_LAG: Duration = Duration::from_secs(1);
 
-/// Writes an event as readers get it.
+/// Encodes an event for readers.
 type Encode = fn(u64, &LiveEvent) -> Bytes;
 
-/// What readers take from.
+/// Distributes live events to readers.
 #[derive(Clone)]
 pub(crate) struct Live {
     bus: Bus,
     encode: Encode,
-    /// Absent while the stream is not followed, and another once the stream is another.
+    /// `None` while the stream is not followed; replaced when the stream was recreated.
     log: watch::Sender<Option<Arc<Log>>>,
-    /// Numbers up to this one were given to other events before the store was rolled back; 0 for none.
+    /// Event numbers up to this one may have been used twice, because the store was rolled back; 0 for none.
     ambiguous: Arc<AtomicU64>,
-    /// Readers end with the gateway.
+    /// Ends all readers when the gateway shuts down.
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Where a reader begins.
+/// The starting point of a reader.
 pub(crate) struct Start {
     pub(crate) log: Arc<Log>,
-    /// The number of the last event that it has seen, or need not see.
+    /// The number of the last event that the reader has seen or does not need.
     pub(crate) position: u64,
-    /// The number of the newest event: up to here it is told what it missed.
+    /// The number of the newest event; events up to it are replayed.
     pub(crate) newest: u64,
-    /// Whether more was missed than can be told again.
+    /// Whether the reader missed events that cannot be replayed.
     pub(crate) gap: bool,
 }
 
 impl Live {
-    /// Starts to follow the stream, until shutdown.
+    /// Starts following the stream, until shutdown.
     pub(crate) fn follow(bus: &Bus, encode: Encode, shutdown: CancellationToken) -> Self {
         let live = Self {
             bus: bus.clone(),
@@ -85,16 +86,16 @@ impl Live {
         };
         let follower = live.clone();
         tokio::spawn(async move {
-            let following = follower.follow_for_ever();
+            let following = follower.follow_until_shutdown();
             follower.shutdown.run_until_cancelled(Box::pin(following)).await
         });
         live
     }
 
-    /// A reader that saw everything up to and with this event, or nothing at all.
+    /// Starts a reader that has seen all events up to this number, or none.
     pub(crate) async fn reader(&self, seen: Option<u64>) -> Result<Start, Fault> {
         let unavailable = || {
-            let text = "live events cannot be followed at the moment; try again shortly";
+            let text = "live events are unavailable; try again shortly";
             Fault::new(FaultKind::Unavailable, text)
         };
         if !self.bus.is_connected() {
@@ -107,13 +108,13 @@ impl Live {
         let mut reached = log.reached();
         let position = match seen {
             None => None,
-            Some(seen) if self.is_ambiguous(seen) => None,
+            Some(seen) if self.is_reused_number(seen) => None,
             Some(seen) => {
-                // What another gateway has told this one hears within milliseconds; after that, the number is of
-                // another stream.
+                // This gateway gets an event that another one has published within milliseconds. After that, the number
+                // belongs to another stream.
                 let heard = reached.wait_for(|reached| reached.number >= seen || reached.over);
-                let heard = tokio::time::timeout(BEHIND_AT_MOST, heard).await.is_ok();
-                Some(seen).filter(|seen| heard && log.reaches_back_to(*seen))
+                let heard = tokio::time::timeout(MAX_LAG, heard).await.is_ok();
+                Some(seen).filter(|seen| heard && log.covers(*seen))
             }
         };
         let newest = reached.borrow().number;
@@ -125,44 +126,44 @@ impl Live {
         })
     }
 
-    /// Whether the number may be that of an event that the store has lost.
-    fn is_ambiguous(&self, number: u64) -> bool {
+    /// Whether the number may belong to an event that the store has lost.
+    fn is_reused_number(&self, number: u64) -> bool {
         let ambiguous = self.ambiguous.load(Ordering::Relaxed);
         ambiguous > 0 && number <= ambiguous
     }
 
-    async fn follow_for_ever(&self) {
+    async fn follow_until_shutdown(&self) {
         let mut followed = None;
         let mut reconnections = self.bus.reconnections();
         loop {
             tokio::select! {
-                // What was missed meanwhile is read from the stream, if it is still the same.
+                // Missed events are read from the stream, if it is still the same.
                 Ok(()) = reconnections.changed() => continue,
                 Err(error) = Box::pin(self.follow_once(&mut followed)) => {
-                    debug!(%error, "the stream of live events is not followed");
-                    // Readers keep what they have; new ones are told to come again.
+                    debug!(%error, "following live events failed; retrying");
+                    // Existing readers keep their log; new ones get an error and retry.
                     self.log.send_replace(None);
                 }
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
 
-    /// Follows the stream from where it was left until that breaks.
+    /// Follows the stream from the last position until an error.
     async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<Infallible, async_nats::Error> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(EVENT_STREAM));
         let stream = found.await??;
         let info = stream.cached_info();
-        if let Some(other) = Followed::take_if_other(followed, info.into()) {
+        if let Some(other) = Followed::take_if_replaced(followed, info.into()) {
             self.end(&other);
         }
         let following = Followed::resume(followed, info.into(), info.state.first_sequence);
-        // From the last event that was handed on: it proves that the stream is the same.
+        // Begin with the last forwarded event, to verify that the stream is the same.
         let begin = following.position.max(1);
         let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, begin)).await??;
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What the stream holds now is read before readers are let in.
+        // Readers are admitted once the events now in the stream are loaded.
         let mut missing = Some(info.state.last_sequence);
         let mut behind = None;
         loop {
@@ -175,12 +176,12 @@ impl Live {
                     let message = message.ok_or("the consumer ended")??;
                     let info = message.info()?;
                     let published = info.published.unix_timestamp_nanos();
-                    if following.is_another(info.stream_sequence, published) {
+                    if following.is_reused(info.stream_sequence, published) {
                         let other = followed.take();
                         other.inspect(|other| self.end(other));
                         return Err("the stream was rolled back".into());
                     }
-                    self.hand_on(following, info.stream_sequence, &message);
+                    self.forward(following, info.stream_sequence, &message);
                 }
                 _ = checks.tick() => {
                     let info = tokio::time::timeout(DEADLINE, stream.get_info()).await??;
@@ -189,7 +190,7 @@ impl Live {
                     }
                     following.pass_over(info.state.first_sequence, info.state.last_sequence);
                     let newer = info.state.last_sequence > following.position;
-                    // Behind twice in a row at the same place: it is not just late.
+                    // The position did not advance between two checks, so the event is not merely late.
                     if newer && behind == Some(following.position) {
                         return Err("the stream moved on without its consumer".into());
                     }
@@ -199,36 +200,36 @@ impl Live {
         }
     }
 
-    fn hand_on(&self, followed: &mut Followed, number: u64, message: &Message) {
-        // It may have been passed over while it was on its way.
+    fn forward(&self, followed: &mut Followed, number: u64, message: &Message) {
+        // Skip events that were passed over while they were in transit.
         if number <= followed.position {
             return;
         }
         followed.position = number;
-        let told = decode(message).map(|event| Told {
+        let encoded = decode(message).map(|event| EncodedEvent {
             number,
             instance: event.instance().clone(),
             frame: (self.encode)(number, &event),
         });
-        followed.log.push(number, told);
+        followed.log.push(number, encoded);
     }
 
-    /// Ends the log of a stream that was created again or rolled back. Its readers end, connect again, and are told that
-    /// there is a gap.
+    /// Ends the log of a stream that was recreated or rolled back. Its readers end, reconnect, and are informed of the
+    /// gap.
     fn end(&self, other: &Followed) {
         counter!("vmwatch_store_rollbacks_total", "bucket" => EVENT_STREAM).increment(1);
         warn!(
             position = other.position,
-            "the stream of live events was rolled back; following it from its beginning"
+            "stream of live events was rolled back; following it from the beginning"
         );
         self.ambiguous.fetch_max(other.position, Ordering::Relaxed);
         other.log.end();
     }
 }
 
-/// How far the stream was followed.
+/// The position in the followed stream.
 struct Followed {
-    /// The stream as it was last seen.
+    /// The last known state of the stream.
     state: StreamState,
     position: u64,
     /// When the event at the position was published, Unix nanoseconds, if it was received.
@@ -237,15 +238,15 @@ struct Followed {
 }
 
 impl Followed {
-    /// Takes out what was followed before, if the stream was created again or rolled back since.
-    fn take_if_other(followed: &mut Option<Self>, state: StreamState) -> Option<Self> {
+    /// Removes and returns the position if the stream was recreated or rolled back.
+    fn take_if_replaced(followed: &mut Option<Self>, state: StreamState) -> Option<Self> {
         followed.take_if(|known| state.is_rolled_back_from(&known.state))
     }
 
-    /// Goes on where it was left, or begins with the newest events that are kept.
+    /// Continues at the last position, or begins with the newest retained events.
     fn resume(followed: &mut Option<Self>, state: StreamState, first_sequence: u64) -> &mut Self {
         let followed = followed.get_or_insert_with(|| {
-            let kept = u64::try_from(log::MOST_EVENTS).unwrap_or(u64::MAX);
+            let kept = u64::try_from(log::MAX_EVENTS).unwrap_or(u64::MAX);
             let position = state.last_sequence.saturating_sub(kept);
             Self {
                 state,
@@ -259,8 +260,8 @@ impl Followed {
         followed
     }
 
-    /// Notes that a message was received; whether another one was received under its number before.
-    fn is_another(&mut self, number: u64, published: i128) -> bool {
+    /// Records a received message; returns whether its number was used by another message before.
+    fn is_reused(&mut self, number: u64, published: i128) -> bool {
         if number < self.position {
             return false;
         }
@@ -269,9 +270,9 @@ impl Followed {
         number == self.position && known.is_some_and(|known| known != published)
     }
 
-    /// Passes over what the stream no longer holds.
+    /// Skips events that the stream no longer holds.
     fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
-        // An empty stream says that its first message is the next one.
+        // An empty stream reports the next sequence number as its first.
         let oldest = first_sequence.min(last_sequence + 1);
         if self.position + 1 < oldest {
             self.position = oldest - 1;
@@ -294,10 +295,10 @@ async fn messages(stream: &Stream, begin: u64) -> Result<Ordered, async_nats::Er
 
 fn decode(message: &Message) -> Option<LiveEvent> {
     let read = LiveEvent::read(&message.payload)
-        .inspect_err(|error| warn!(%error, subject = %message.subject, "a live event cannot be read"));
+        .inspect_err(|error| warn!(%error, subject = %message.subject, "decoding a live event failed"));
     let event = read.ok()?;
     if event.is_none() {
-        // From a newer version: its readers come through newer gateways.
+        // An event of a newer version, for clients of newer gateways.
         counter!("vmwatch_events_of_newer_kinds_total").increment(1);
     }
     event
@@ -317,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_from_what_is_kept_and_goes_on_where_it_was_left() {
+    fn resumes_at_last_position() {
         let mut followed = None;
         assert_eq!(
             Followed::resume(&mut followed, state(1, 50_000), 1).position,
@@ -325,33 +326,33 @@ mod tests {
         );
         let log = Arc::clone(&followed.as_ref().unwrap().log);
         followed.as_mut().unwrap().position = 50_000;
-        assert!(Followed::take_if_other(&mut followed, state(1, 50_010)).is_none());
+        assert!(Followed::take_if_replaced(&mut followed, state(1, 50_010)).is_none());
         let again = Followed::resume(&mut followed, state(1, 50_010), 1);
         assert!(again.position == 50_000 && Arc::ptr_eq(&again.log, &log));
-        // What expired while nobody followed is a gap for readers.
+        // Events that expired while the stream was not followed are a gap for readers.
         let later = Followed::resume(&mut followed, state(1, 60_000), 60_001);
         assert!(later.position == 60_000 && Arc::ptr_eq(&later.log, &log));
-        assert!(!log.reaches_back_to(50_000) && log.reaches_back_to(60_000));
+        assert!(!log.covers(50_000) && log.covers(60_000));
     }
 
     #[test]
-    fn begins_again_when_the_stream_is_another_or_was_rolled_back() {
+    fn restarts_when_stream_was_recreated_or_rolled_back() {
         for other in [state(2, 50_000), state(1, 40_000)] {
             let mut followed = None;
             Followed::resume(&mut followed, state(1, 50_000), 1).position = 50_000;
-            assert!(Followed::take_if_other(&mut followed, other).is_some());
+            assert!(Followed::take_if_replaced(&mut followed, other).is_some());
             let new = Followed::resume(&mut followed, other, 1);
             assert_eq!(new.position, other.last_sequence - 10_000);
         }
     }
 
     #[test]
-    fn detects_another_event_under_the_same_number() {
+    fn detects_reused_event_number() {
         let mut followed = None;
         let following = Followed::resume(&mut followed, state(1, 5), 1);
         following.position = 5;
-        assert!(!following.is_another(5, 100) && !following.is_another(5, 100));
-        assert!(!following.is_another(4, 50));
-        assert!(following.is_another(5, 101));
+        assert!(!following.is_reused(5, 100) && !following.is_reused(5, 100));
+        assert!(!following.is_reused(4, 50));
+        assert!(following.is_reused(5, 101));
     }
 }

@@ -1,4 +1,4 @@
-//! `vmwatch-gateway`: the HTTP edge.
+//! `vmwatch-gateway` serves the HTTP APIs and the page.
 
 use clap::Parser;
 use gateway::config::{GatewaySettings, SETTINGS};
@@ -6,7 +6,8 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-gateway";
 
-/// The HTTP edge of vmwatch: translates the documented API into requests on the bus.
+/// The HTTP gateway of vmwatch: serves the documented API, the REST API and the page, and translates requests to the
+/// bus.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {}

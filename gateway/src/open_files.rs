@@ -1,14 +1,15 @@
-//! Each connection is an open file, and most systems start a program with 1024 of them.
+//! Raises the limit of open files: each connection is one, and most systems start a program with a limit of 1024.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
 use crate::config::MAX_CONNECTIONS;
 
-/// Beside the connections: the bus, the health listener, the runtime's own.
+/// Files other than client connections: the bus, the health listener, the runtime.
 const OTHERS: u64 = 128;
 
-/// Raises the soft limit to the hard one. The low soft limit is for programs that use select(2), which fails beyond it.
+/// Raises the soft limit to the hard one. The low soft limit protects programs that use select(2), which fails beyond
+/// 1024.
 pub(crate) fn allow(connections: usize) {
     let most = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
@@ -16,7 +17,7 @@ pub(crate) fn allow(connections: usize) {
         maximum: most,
     };
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "the limit of open files stays as it is");
+        warn!(%error, "raising the limit of open files failed");
     }
     let needed = u64::try_from(connections)
         .unwrap_or(u64::MAX)
@@ -25,7 +26,7 @@ pub(crate) fn allow(connections: usize) {
         let setting = MAX_CONNECTIONS.name;
         warn!(
             most,
-            connections, "the system allows fewer open files than {setting} needs: connections beyond wait"
+            connections, "limit of open files is too low for {setting}; further connections will wait"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Whose request it is where proxies stand in front: what a proxy that is trusted says of its peer, and nobody else.
+//! Determines the client's address behind trusted proxies. Forwarding headers from other peers are ignored.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,11 +11,11 @@ use ipnet::IpNet;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The networks of the proxies in front; none unless given.
+/// The networks of trusted proxies; empty by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Proxies(Vec<IpNet>);
 
-/// A text that is no list of networks.
+/// The text is not a list of networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write addresses or networks with commas between them, such as 10.1.2.3,10.0.0.0/8,fd00::/8")]
 pub(crate) struct InvalidProxies;
@@ -36,9 +36,8 @@ impl FromStr for Proxies {
 }
 
 impl Proxies {
-    /// The client's address: each proxy adds its peer at the end of `X-Forwarded-For`, so that, read from the end, the
-    /// first address that is no proxy's is the last that a proxy vouches for. What stands before it anybody may have
-    /// written.
+    /// The client's address. Each proxy appends its peer to `X-Forwarded-For`, so the last address that is not a
+    /// trusted proxy was added by one; clients can forge everything before it.
     pub(crate) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.ip().to_canonical();
         let lines = headers.get_all(FORWARDED_FOR).iter().rev();
@@ -53,9 +52,9 @@ impl Proxies {
         client
     }
 
-    /// Whether the peer is trusted and says that the client used HTTPS: the last word of `X-Forwarded-Proto`, since what
-    /// stands before it anybody may have written.
-    pub(crate) fn says_https(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
+    /// Whether a trusted peer reports that the client used HTTPS: the last value of `X-Forwarded-Proto`, because
+    /// clients can forge everything before it.
+    pub(crate) fn reports_https(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
         if !self.trusts(peer.ip().to_canonical()) {
             return false;
         }
@@ -69,7 +68,7 @@ impl Proxies {
     }
 }
 
-/// An address, or one with a port, as some proxies write.
+/// Parses an address; some proxies append a port.
 fn address(hop: &str) -> Option<IpAddr> {
     let hop = hop.trim();
     let plain = hop.parse::<IpAddr>().ok();
@@ -85,17 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_client_is_the_last_address_that_a_trusted_proxy_saw() {
+    fn finds_last_address_added_by_trusted_proxy() {
         let proxies: Proxies = "10.0.0.0/8, 192.0.2.1,fd00::/8".parse().unwrap();
         for (peer, lines, client) in [
-            // Who is no proxy says nothing about others.
+            // Headers of a peer that is not a trusted proxy are ignored.
             ("198.51.100.7:1", &["203.0.113.9"][..], "198.51.100.7"),
             ("10.0.0.1:1", &[], "10.0.0.1"),
             ("10.0.0.1:1", &["203.0.113.9"], "203.0.113.9"),
             ("[::ffff:10.0.0.1]:1", &["203.0.113.9"], "203.0.113.9"),
             ("10.0.0.1:1", &["203.0.113.9:4711"], "203.0.113.9"),
             ("[fd00::1]:1", &["[2001:db8::9]:4711"], "2001:db8::9"),
-            // What the client itself wrote stands before what the proxies add.
+            // The client's own value comes before what the proxies append.
             ("10.0.0.1:1", &["1.1.1.1, 203.0.113.9,192.0.2.1"], "203.0.113.9"),
             (
                 "10.0.0.1:1",
@@ -113,15 +112,15 @@ mod tests {
             let found = proxies.client(peer.parse().unwrap(), &headers);
             assert_eq!(found, client.parse::<IpAddr>().unwrap(), "{peer} {lines:?}");
         }
-        let nobody = Proxies::default();
+        let none = Proxies::default();
         let mut headers = HeaderMap::new();
         headers.append(FORWARDED_FOR, HeaderValue::from_static("203.0.113.9"));
         let peer = "10.0.0.1:1".parse().unwrap();
-        assert_eq!(nobody.client(peer, &headers), peer.ip());
+        assert_eq!(none.client(peer, &headers), peer.ip());
     }
 
     #[test]
-    fn believes_the_scheme_of_a_trusted_proxy_alone() {
+    fn trusts_scheme_only_from_trusted_proxy() {
         let proxies: Proxies = "10.0.0.0/8".parse().unwrap();
         for (peer, lines, https) in [
             ("10.0.0.1:1", &["https"][..], true),
@@ -136,13 +135,13 @@ mod tests {
             for line in lines {
                 headers.append(FORWARDED_PROTO, HeaderValue::from_static(line));
             }
-            let said = proxies.says_https(peer.parse().unwrap(), &headers);
+            let said = proxies.reports_https(peer.parse().unwrap(), &headers);
             assert_eq!(said, https, "{peer} {lines:?}");
         }
     }
 
     #[test]
-    fn only_networks_are_a_list_of_proxies() {
+    fn rejects_invalid_networks() {
         for bad in [
             "",
             "10.0.0.0/33",

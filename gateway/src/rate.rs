@@ -1,18 +1,18 @@
-//! Token buckets, each kept as one number: the moment at which it would be full again (the generic cell rate algorithm).
+//! Token buckets, each stored as one number: the time at which it is full again (generic cell rate algorithm).
 
 use std::time::Duration;
 
-/// The size of a bucket and how fast it fills.
+/// The capacity and rate of a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
-    /// Nanoseconds in which a token comes.
+    /// Nanoseconds per token.
     each: u64,
-    /// Nanoseconds in which an empty bucket fills.
+    /// Nanoseconds until an empty bucket is full.
     whole: u64,
 }
 
 impl Bucket {
-    /// A bucket of so many tokens, of which one comes in each interval.
+    /// A bucket that holds this many tokens and gains one per interval.
     pub(crate) fn new(tokens: u32, interval: Duration) -> Self {
         let each = nanoseconds(interval).max(1);
         Self {
@@ -21,8 +21,8 @@ impl Bucket {
         }
     }
 
-    /// When a bucket is full again if a token is taken now, or how long until there is one. Moments are nanoseconds
-    /// from any beginning.
+    /// Takes a token: returns the new time at which the bucket is full, or the wait until a token is available. Times
+    /// are nanoseconds since an arbitrary origin.
     pub(crate) fn take(self, full_at: u64, now: u64) -> Result<u64, Duration> {
         let next = full_at.max(now).saturating_add(self.each);
         match (next - now).checked_sub(self.whole) {
@@ -32,7 +32,7 @@ impl Bucket {
     }
 }
 
-/// A duration as the buckets count it.
+/// Converts a duration to nanoseconds, saturating.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -43,7 +43,7 @@ mod tests {
 
     const MILLISECOND: u64 = 1_000_000;
 
-    /// How many of so many tries at one moment get a token.
+    /// The number of tokens obtained in 1,000 attempts at one time.
     fn at_once(bucket: Bucket, full_at: &mut u64, now: u64) -> usize {
         let tries = (0..1_000).filter(|_| match bucket.take(*full_at, now) {
             Ok(next) => {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_is_bounded_and_comes_back_with_time() {
+    fn bounds_burst_and_refills() {
         let bucket = Bucket::new(100, Duration::from_millis(10));
         let mut full_at = 0;
         assert_eq!(at_once(bucket, &mut full_at, 0), 100);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_when_the_next_token_comes() {
+    fn returns_wait_until_next_token() {
         let bucket = Bucket::new(1, Duration::from_secs(1));
         let full_at = bucket.take(0, 0).unwrap();
         let wait = bucket.take(full_at, 300 * MILLISECOND).unwrap_err();

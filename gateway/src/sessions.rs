@@ -1,9 +1,9 @@
-//! Which session and user belong to a token, known without a round trip: tables that follow two buckets.
+//! Resolves a token to its session and user without a round trip, from tables that follow two KV buckets.
 //!
-//! The bucket of sessions says that a session was made and is not over; the bucket of users says what its user may do
-//! now, and from when on the user's sessions are valid. Both are followed ([`vmwatch_bus::follow`]); if either table is not
-//! current, nobody is let in. A fresh session may not have arrived yet: an unknown token waits until the table holds all
-//! that the bucket held when the token came.
+//! The session bucket holds live sessions. The user bucket holds each user's current role and scope, and the time from
+//! which on sessions of the user are valid. Both are followed ([`vmwatch_bus::follow`]); while either table is stale,
+//! all requests are refused. A new session may not have arrived yet, so a check of an unknown token waits until the
+//! table has caught up with the bucket.
 
 mod table;
 mod uses;
@@ -29,13 +29,13 @@ use self::{
     uses::Uses,
 };
 
-/// JetStream answers in milliseconds or not at all.
+/// Deadline of a KV read; JetStream normally answers within milliseconds.
 const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
-/// Only while the bucket holds more than the table may: a token that was not found is not looked up again for so long,
-/// nor are more than so many remembered.
+/// Time and number of unknown tokens that are remembered, to avoid repeated reads. Used only while the bucket holds
+/// more sessions than the table may.
 const MISS_MEMORY: Duration = Duration::from_secs(5);
 const MISSES: u64 = 100_000;
-/// Reads of the bucket at once; more misses than this are answered "try again".
+/// Maximum number of concurrent reads of the bucket; further checks fail with "try again".
 const READS: usize = 64;
 
 /// The bounds of the tables.
@@ -45,7 +45,7 @@ pub(crate) struct SessionSettings {
     pub(crate) stale_after: Duration,
 }
 
-/// The sessions and users that the gateway knows.
+/// The tables of sessions and users.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     bus: Bus,
@@ -56,7 +56,7 @@ pub(crate) struct Sessions {
     reads: Arc<Semaphore>,
 }
 
-/// A valid session and its user as they are now.
+/// A valid session and its user.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     known: Arc<Known>,
@@ -69,14 +69,14 @@ impl Session {
         &self.known.record
     }
 
-    /// The user with its present role and scope.
+    /// The user with its current role and scope.
     pub(crate) fn principal(&self) -> &Principal {
         &self.user.principal
     }
 }
 
 impl Sessions {
-    /// Starts to follow the buckets, until shutdown.
+    /// Starts following the buckets, until shutdown.
     pub(crate) fn follow(bus: &Bus, settings: SessionSettings, shutdown: &CancellationToken) -> Self {
         let stale_after = settings.stale_after;
         let table = SessionTable::new(settings.most);
@@ -96,7 +96,7 @@ impl Sessions {
         }
     }
 
-    /// Whether both tables can be trusted.
+    /// Whether both tables are current.
     pub(crate) fn is_current(&self) -> bool {
         self.live.is_current() && self.users.is_current()
     }
@@ -124,12 +124,12 @@ impl Sessions {
         Ok(Some(Session { known, user }))
     }
 
-    /// Asks the bucket itself, a bounded number at once.
+    /// Reads a session from the bucket itself; concurrent reads are bounded.
     async fn read_through(&self, token: &Token, hash: TokenHash) -> Result<Option<Arc<Known>>, Fault> {
         if self.misses.contains_key(&hash) {
             return Ok(None);
         }
-        // A read sent now would wait for the reconnection, and its caller for the deadline.
+        // Without a connection the read would block until the caller's deadline.
         if !self.bus.is_connected() {
             return Err(unavailable());
         }

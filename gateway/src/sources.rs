@@ -1,7 +1,7 @@
-//! Limits how fast one address may ask for passwords to be checked, whatever the user name.
+//! Limits password checks per source address, whatever the user name.
 //!
-//! An IPv6 host may take any address of its network of 64 bits (RFC 4291, section 2.5.1), and a site usually has one of
-//! 48 bits, that is 65,536 of those: both networks have a bucket.
+//! An IPv6 host may use any address of its /64 network (RFC 4291, section 2.5.1), and a site usually has a /48, that is
+//! 65,536 such networks. Both networks therefore have a token bucket.
 
 use std::{
     collections::HashMap,
@@ -12,30 +12,31 @@ use std::{
 
 use crate::rate::{Bucket, nanoseconds};
 
-/// Buckets that are kept, some 4 MiB.
-const MOST: usize = 65_536;
-/// A site of 48 bits may do so many times what one of its networks may.
+/// Maximum number of buckets, about 4 MiB.
+const MAX_BUCKETS: usize = 65_536;
+/// Factor by which the limits of a /48 site exceed those of a /64 network.
 const SITE: u32 = 8;
 
-/// The first address of a network, and its bits. An IPv4 address is one of IPv6 that is mapped.
+/// First address and prefix length of a network. IPv4 addresses are mapped to IPv6.
 type Network = (Ipv6Addr, u32);
 
-/// How many logins of one source are let through.
+/// Limits of logins per source.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SourceSettings {
-    /// At one moment, after a pause.
+    /// Maximum burst.
     pub(crate) burst: u32,
-    /// From then on, one in each interval.
+    /// Interval of further logins.
     pub(crate) interval: Duration,
 }
 
-/// The buckets of the sources that were seen last.
+/// The token buckets of recent sources.
 #[derive(Debug)]
 pub(crate) struct Sources {
     began: Instant,
     host: Bucket,
     site: Bucket,
-    /// When the bucket of a network is full again, in nanoseconds since the beginning. A full one needs no entry.
+    /// The time at which the bucket of a network is full again, in nanoseconds since `began`. Full buckets need no
+    /// entry.
     full_at: Mutex<HashMap<Network, u64>>,
 }
 
@@ -49,7 +50,7 @@ impl Sources {
         }
     }
 
-    /// Takes a token of the source, or says how long until there is one.
+    /// Takes a token of the source, or returns the wait until one is available.
     pub(crate) fn take(&self, source: IpAddr) -> Result<(), Duration> {
         self.take_at(source, nanoseconds(self.began.elapsed()))
     }
@@ -58,11 +59,11 @@ impl Sources {
         let (host, site) = networks(source);
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |network| full_at.get(&network).copied().unwrap_or(0);
-        // Both are asked before either pays: a refusal costs no token.
+        // Check both buckets before taking from either, so that a refusal costs no token.
         let next_of_host = self.host.take(of(host), now)?;
         let next_of_site = site.map(|site| self.site.take(of(site), now).map(|next| (site, next)));
         let next_of_site = next_of_site.transpose()?;
-        if full_at.len() >= MOST {
+        if full_at.len() >= MAX_BUCKETS {
             forget(&mut full_at, now);
         }
         full_at.extend(next_of_site);
@@ -71,7 +72,7 @@ impl Sources {
     }
 }
 
-/// The network that is one host, and the one that is its site.
+/// The network of the host, and that of its site.
 fn networks(source: IpAddr) -> (Network, Option<Network>) {
     match source {
         IpAddr::V4(address) => ((address.to_ipv6_mapped(), 128), None),
@@ -82,10 +83,10 @@ fn networks(source: IpAddr) -> (Network, Option<Network>) {
     }
 }
 
-/// Makes room: first of the buckets that are full again, then of the half that is nearest to it.
+/// Frees space: removes buckets that are full again, and if needed the half that is nearest to being full.
 fn forget(full_at: &mut HashMap<Network, u64>, now: u64) {
     full_at.retain(|_, full_at| *full_at > now);
-    if full_at.len() < MOST {
+    if full_at.len() < MAX_BUCKETS {
         return;
     }
     let mut moments: Vec<u64> = full_at.values().copied().collect();
@@ -114,14 +115,14 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// How many of so many tries at one moment are let through.
+    /// The number of admitted attempts at one time.
     fn admitted(sources: &Sources, of: impl Fn(u16) -> IpAddr, tries: u16, now: u64) -> usize {
         let tries = (0..tries).filter(|turn| sources.take_at(of(*turn), now).is_ok());
         tries.count()
     }
 
     #[test]
-    fn an_address_has_a_burst_of_20_then_one_each_second() {
+    fn admits_burst_of_20_then_one_per_second() {
         let sources = sources();
         let flood = |_| source("192.0.2.1");
         assert_eq!(admitted(&sources, flood, 400, 0), 20);
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_network_of_64_bits_are_one_source() {
+    fn treats_64_bit_network_as_one_source() {
         let sources = sources();
         let flood = |turn| Ipv6Addr::new(0x2001, 0xdb8, 1, 2, turn, 4, 5, 6).into();
         assert_eq!(admitted(&sources, flood, 400, 0), 20);
@@ -141,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_site_of_48_bits_may_do_eight_times_as_much() {
+    fn allows_48_bit_site_eight_times_as_much() {
         let sources = sources();
         let flood = |turn| Ipv6Addr::new(0x2001, 0xdb8, 1, turn, 3, 4, 5, 6).into();
         assert_eq!(admitted(&sources, flood, 1000, 0), 160);
@@ -150,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_bounded_and_keeps_the_emptiest_buckets() {
+    fn bounds_table_and_keeps_emptiest_buckets() {
         let sources = sources();
         let attacker = source("192.0.2.1");
         assert_eq!(admitted(&sources, |_| attacker, 400, 0), 20);
@@ -158,7 +159,7 @@ mod tests {
             let other = Ipv4Addr::from(0x0a00_0000 + number).into();
             sources.take_at(other, 0).unwrap();
         }
-        assert!(sources.full_at.lock().unwrap().len() <= MOST);
+        assert!(sources.full_at.lock().unwrap().len() <= MAX_BUCKETS);
         assert!(
             sources.take_at(attacker, 0).is_err(),
             "the attacker is remembered"

@@ -1,7 +1,7 @@
-//! Giving commands to VMs.
+//! Actions on VMs.
 //!
-//! A command on the bus is answered when it has ended; here it is answered as soon as it is on record, with the record's
-//! address. Its idempotency key tells the record's id beforehand.
+//! On the bus a request for an action is answered when the operation has ended. Here it is answered as soon as the
+//! operation is recorded, with the address of its record. The idempotency key determines the operation's id in advance.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,19 +33,19 @@ use super::{
 };
 use crate::Gateway;
 
-/// Between two looks at the record of a command that has just been given.
+/// Interval at which a new operation's record is polled.
 const LOOK: Duration = Duration::from_millis(50);
-/// A command that is on record is answered after so long, begun or not.
+/// Time after which a recorded operation is returned even if it has not begun.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A request for several VMs ends after so long; what has not begun by then does not begin.
+/// Time limit of a request for several VMs; actions that have not begun by then do not begin.
 const WHOLE: Duration = Duration::from_mins(5);
-/// The most VMs of one request, and how many act together unless it says so.
-const MOST_VMS: usize = 100;
+/// Maximum number of VMs per request, and default number of concurrent actions.
+const MAX_VMS: usize = 100;
 const TOGETHER: u64 = 4;
-/// How many act together.
+/// Number of concurrent actions.
 type Together = Number<1, 16>;
 
-/// The caller's own key of a command, or a fresh one: the same key never acts twice on a VM.
+/// The caller's idempotency key, or a new random one. An action with the same key takes effect on a VM at most once.
 #[derive(Debug)]
 pub(super) struct IdempotencyKey(String);
 
@@ -64,28 +64,29 @@ impl FromRequestParts<Arc<Gateway>> for IdempotencyKey {
     }
 }
 
-/// A command for one VM.
+/// A request to act on one VM.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Command {
-    /// What to do.
+    /// The action.
     action: Action,
 }
 
-/// Give a command
+/// Act on a VM
 ///
-/// It is answered as soon as the command is on record, with the record's address: what became of it is there, and among
-/// the live events. The same `Idempotency-Key` never acts twice: it answers the record of the first time.
+/// Returns as soon as the operation is recorded, with the address of its record; the record and the live events show
+/// its progress and result. Requests with the same `Idempotency-Key` take effect once: repeated requests return the
+/// record of the first.
 #[utoipa::path(
     post, path = "/vms/{instance_id}/actions", tag = "operations", operation_id = "act", request_body = Command,
     params(
-        ("instance_id" = InstanceId, Path, description = "the VM's id"),
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; a fresh one is made unless given",
+        ("instance_id" = InstanceId, Path, description = "VM id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters. Default: random",
          pattern = "^[!-~]{1,128}$"),
     ),
     responses(
-        (status = ACCEPTED, body = Operation, description = "the command is on record",
-         headers(("Location" = String, description = "the record's address"))),
+        (status = ACCEPTED, body = Operation, description = "the operation is recorded",
+         headers(("Location" = String, description = "path of the operation"))),
         (status = CONFLICT, response = super::openapi::Conflict),
     ),
 )]
@@ -97,7 +98,7 @@ pub(super) async fn act(
     Query(NoParameters {}): Query<NoParameters>,
     Json(Command { action }): Json<Command>,
 ) -> Result<Response, Problem> {
-    let given = Given::new(&gateway, &caller, instance_id, action, &key);
+    let given = SubmittedAction::new(&gateway, &caller, instance_id, action, &key);
     let operation = Operation::from(given.begin().await?);
     let location = format!("{PATH}/operations/{}", operation.id);
     let mut response = (StatusCode::ACCEPTED, axum::Json(operation)).into_response();
@@ -107,71 +108,71 @@ pub(super) async fn act(
     Ok(response)
 }
 
-/// A command for several VMs.
+/// A request to act on several VMs.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CommandForSeveral {
-    /// What to do.
+    /// The action.
     action: Action,
-    /// Which VMs, in which order.
+    /// The VMs, in the order in which to act.
     #[serde(deserialize_with = "some_vms")]
     #[schema(min_items = 1, max_items = 100)]
     instance_ids: Vec<InstanceId>,
-    /// How many act together; 4 unless given.
+    /// Number of concurrent actions. Default: 4.
     #[schema(inline)]
     at_once: Option<Together>,
 }
 
 fn some_vms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<InstanceId>, D::Error> {
     let ids = Vec::<InstanceId>::deserialize(deserializer)?;
-    if (1..=MOST_VMS).contains(&ids.len()) {
+    if (1..=MAX_VMS).contains(&ids.len()) {
         Ok(ids)
     } else {
-        Err(serde::de::Error::custom(format!("must be 1 to {MOST_VMS} ids")))
+        Err(serde::de::Error::custom(format!("must be 1 to {MAX_VMS} ids")))
     }
 }
 
-/// What became of a command on one of several VMs.
+/// The outcome for one of several VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcome {
-    /// Which VM.
+    /// VM id.
     instance_id: InstanceId,
-    /// The command's record; null where it was not begun.
+    /// The operation; null if it did not begin.
     #[schema(required)]
     operation: Option<Operation>,
-    /// Why it was not begun.
+    /// Why the operation did not begin.
     #[schema(required)]
     refusal: Option<Refusal>,
 }
 
-/// Why a command was not begun.
+/// The reason why an operation did not begin.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Refusal {
-    /// The kind, for programs.
+    /// Machine-readable kind.
     code: FaultKind,
-    /// In plain words.
+    /// Description for users.
     detail: String,
 }
 
-/// What became of a command on several VMs.
+/// The outcomes for several VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcomes {
-    /// One for each VM, in the order of the request.
+    /// One outcome per VM, in the order of the request.
     outcomes: Vec<Outcome>,
 }
 
-/// Give a command to several VMs
+/// Act on several VMs
 ///
-/// A bounded number acts together, and the answer comes when the last one has ended, after five minutes at the most: what
-/// has not begun by then does not begin, nor does what has not begun when the client hangs up. What has begun goes on
-/// either way; its records and the live events tell how.
+/// Acts on a limited number of VMs at a time and returns when the last operation has ended, after at most five minutes.
+/// Operations that have not begun by then, or when the client disconnects, do not begin. Operations that have begun
+/// continue in either case; their records and the live events show the result.
 #[utoipa::path(
     post, path = "/actions", tag = "operations", operation_id = "act_on_several", request_body = CommandForSeveral,
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters; a fresh one is made unless given",
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 128 visible ASCII characters. Default: random",
          pattern = "^[!-~]{1,128}$"),
     ),
-    responses((status = OK, body = Outcomes, description = "what became of it")),
+    responses((status = OK, body = Outcomes, description = "the outcome for each VM")),
 )]
 pub(super) async fn act_on_several(
     State(gateway): State<Arc<Gateway>>,
@@ -192,17 +193,21 @@ pub(super) async fn act_on_several(
                 .enter_until(&info, &caller.principal().user, until);
             let outcome = match turn.await {
                 Ok(permit) => {
-                    let given = Given::new(gateway, caller, instance_id.clone(), command.action, key);
-                    given.until_ended(permit).await
+                    let given =
+                        SubmittedAction::new(gateway, caller, instance_id.clone(), command.action, key);
+                    given.wait_for_end(permit).await
                 }
-                Err(_) => Err(Fault::new(FaultKind::Timeout, "its turn did not come in time")),
+                Err(_) => Err(Fault::new(
+                    FaultKind::Timeout,
+                    "the time limit passed before its turn",
+                )),
             };
             Outcome::new(instance_id, outcome)
         })
         .buffered(usize::try_from(together).unwrap_or(1))
         .collect()
         .await;
-    // Whose role does not allow it may not for any VM.
+    // The role check does not depend on the VM, so one `forbidden` fails the whole request.
     match outcomes.iter().find_map(Outcome::forbidden) {
         Some(detail) => Err(Fault::new(FaultKind::Forbidden, detail).into()),
         None => Ok(axum::Json(Outcomes { outcomes })),
@@ -234,8 +239,8 @@ impl Outcome {
     }
 }
 
-/// A command as it was given.
-struct Given<'a> {
+/// An action being submitted.
+struct SubmittedAction<'a> {
     gateway: &'a Arc<Gateway>,
     caller: &'a Caller,
     context: Context,
@@ -244,7 +249,7 @@ struct Given<'a> {
     record: OperationRef,
 }
 
-impl<'a> Given<'a> {
+impl<'a> SubmittedAction<'a> {
     fn new(
         gateway: &'a Arc<Gateway>,
         caller: &'a Caller,
@@ -266,13 +271,13 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Gives the command, and waits until it has begun.
+    /// Sends the request, and waits until the operation has begun.
     async fn begin(self) -> Result<lifecycle::Operation, Fault> {
         let info = method(self.action);
         let permit = self.gateway.admission.enter(&info, &self.context).await?;
         let (gateway, context) = (Arc::clone(self.gateway), self.context.clone());
         let (instance_id, action) = (self.instance_id.clone(), self.action);
-        // Goes on when this request has been answered, or was given up.
+        // Continues after this request was answered or cancelled.
         let mut call =
             tokio::spawn(async move { send(&gateway, &context, instance_id, action, permit).await });
         let given_at = Instant::now();
@@ -280,11 +285,11 @@ impl<'a> Given<'a> {
         loop {
             if let Ok(ended) = timeout(pause, &mut call).await {
                 let ended = ended.map_err(|error| {
-                    Fault::new(FaultKind::Internal, "the command was lost").caused_by(error)
+                    Fault::new(FaultKind::Internal, "the request was lost").caused_by(error)
                 })?;
                 return self.ended(ended).await;
             }
-            if let Ok(operation) = self.look().await
+            if let Ok(operation) = self.read_operation().await
                 && (operation.state != OperationState::Requested || given_at.elapsed() > PATIENCE)
             {
                 return Ok(operation);
@@ -293,28 +298,28 @@ impl<'a> Given<'a> {
         }
     }
 
-    /// Gives the command, and waits until it has ended.
-    async fn until_ended(self, permit: Permit) -> Result<lifecycle::Operation, Fault> {
+    /// Sends the request, and waits until the operation has ended.
+    async fn wait_for_end(self, permit: Permit) -> Result<lifecycle::Operation, Fault> {
         let instance_id = self.instance_id.clone();
         let ended = send(self.gateway, &self.context, instance_id, self.action, permit).await;
         self.ended(ended).await
     }
 
-    /// The record of a command that was answered; the fault where it has none, or is none of this command's.
+    /// The operation of an answered request; the fault if there is none or it belongs to another request.
     async fn ended(&self, ended: Result<(), Fault>) -> Result<lifecycle::Operation, Fault> {
-        let record = self.look().await;
+        let record = self.read_operation().await;
         match (ended, record) {
             (Ok(()), record) => record,
-            // The record is that of a VM that is not.
+            // The VM does not exist; the record only documents the attempt.
             (Err(fault), _) if fault.kind == FaultKind::NotFound => Err(fault),
-            // The record is another command's with this key.
+            // The record belongs to another request with this key.
             (Err(fault), Ok(record)) if record.hard != self.action.verb().1 => Err(fault),
             (Err(_), Ok(record)) => Ok(record),
             (Err(fault), Err(_)) => Err(fault),
         }
     }
 
-    async fn look(&self) -> Result<lifecycle::Operation, Fault> {
+    async fn read_operation(&self) -> Result<lifecycle::Operation, Fault> {
         self.caller.ask::<OperationsGet>(self.gateway, &self.record).await
     }
 }
@@ -329,7 +334,7 @@ const fn method(action: Action) -> MethodInfo {
     }
 }
 
-/// Gives the command, and waits for its end; the permit is held until then.
+/// Sends the request, and waits for the end of the operation; holds the permit until then.
 async fn send(
     gateway: &Gateway,
     context: &Context,

@@ -1,4 +1,4 @@
-//! The audit, for administrators.
+//! The audit log, for administrators.
 
 use std::sync::Arc;
 
@@ -20,30 +20,30 @@ use super::{
 };
 use crate::Gateway;
 
-/// One line of the audit.
+/// An audit record.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AuditRecord {
-    /// When.
+    /// Time of the record.
     at: Timestamp,
-    /// What was asked for, such as `lifecycle.start` or `auth.login`.
+    /// The action, such as `lifecycle.start` or `auth.login`.
     action: String,
-    /// Who asked; of a login, the name that was given, known or not.
+    /// The user; for a login the given name, whether or not the user exists.
     user: String,
-    /// From which address, as the gateway saw it.
+    /// Source address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
-    /// On what: an instance id, or the name of a user.
+    /// The target: a VM id or a user name.
     #[schema(required)]
     target: Option<String>,
-    /// What the logs name the request.
+    /// The request ID, as in the logs.
     request_id: String,
-    /// Of a command on a VM: its record; absent otherwise.
+    /// The operation, for actions on VMs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     operation_id: Option<OperationId>,
-    /// What became of it.
+    /// The result.
     result: AuditResult,
-    /// The same in words.
+    /// Description of the result.
     detail: String,
 }
 
@@ -63,13 +63,13 @@ impl From<audit::AuditRecord> for AuditRecord {
     }
 }
 
-/// A page of the audit.
+/// A page of audit records.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AuditPage {
-    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: only so many
-    /// records are looked at for one page.
+    /// Newest first. A page may hold fewer records than `limit`, even none, without being the last, because the number
+    /// of records examined per page is limited.
     records: Vec<AuditRecord>,
-    /// What `before` is for the next page; null on the last.
+    /// Value of `before` for the next page; null on the last page.
     #[schema(required)]
     next: Option<AuditPlace>,
 }
@@ -78,31 +78,31 @@ pub(super) struct AuditPage {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
-    /// Only records older than this one: `next` of the page before.
+    /// `next` of the previous page.
     before: Option<AuditPlace>,
-    /// At most how many; 100 unless given.
+    /// Page size. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// Of this user only; upper and lower case are the same.
+    /// Only records of this user; upper and lower case are the same.
     user: Option<UserName>,
-    /// On this only: an instance id, or the name of a user.
+    /// Only records with this target: a VM id or a user name.
     #[param(inline)]
     target: Option<Text<128>>,
-    /// Of this action only, or of all below it: `auth` covers `auth.login`.
+    /// Only this action or its sub-actions: `auth` covers `auth.login`.
     #[param(inline)]
     action: Option<Text<128>>,
-    /// Not before this moment.
+    /// Only records at or after this time.
     from: Option<Timestamp>,
-    /// Before this moment.
+    /// Only records before this time.
     to: Option<Timestamp>,
 }
 
-/// Read the audit
+/// Read the audit log
 ///
-/// Logins, what administrators do with users, and commands on VMs: who, from where, what, and what became of it.
+/// Logins, user management and actions on VMs, with user, source address, target and result.
 #[utoipa::path(
     get, path = "/audit", tag = "audit", operation_id = "list_audit", params(AuditQuery),
-    responses((status = OK, body = AuditPage, description = "a page of the audit, the newest first")),
+    responses((status = OK, body = AuditPage, description = "a page of audit records, newest first")),
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,

@@ -1,10 +1,10 @@
-//! Who asks: the session behind a request, from a bearer token or from the page's cookie.
+//! Authenticates requests, by a bearer token or by the page's cookie.
 //!
-//! A browser sends a cookie whoever made it ask, so that a request that changes something is believed by its cookie
-//! only where the browser says that the page itself sent it: `Sec-Fetch-Site: same-origin`, or, from browsers that do
-//! not send that (and over plain HTTP none does), an `Origin` that is the address asked. That is the algorithm of
-//! Go's `net/http.CrossOriginProtection`, but for one thing: a request with neither header is refused, since programs
-//! have the bearer token. `SameSite=Strict` is the second wall.
+//! A browser sends the cookie whichever site caused the request. A request that changes something is therefore accepted
+//! by cookie only if the browser reports that the page itself sent it: `Sec-Fetch-Site: same-origin`, or, for browsers
+//! that do not send that header (none does over plain HTTP), an `Origin` equal to the requested address. This is the
+//! algorithm of Go's `net/http.CrossOriginProtection`, except that a request with neither header is refused, since
+//! programs can use the bearer token. `SameSite=Strict` is a second line of defence.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -19,25 +19,25 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Context, serve::check_role};
 
-use super::{edge::RequestId, problem::Problem};
+use super::{middleware::RequestId, problem::Problem};
 use crate::{Gateway, sessions::Session};
 
-/// By the W3C's Fetch Metadata: whose page made the browser send the request.
+/// W3C Fetch Metadata: the relation of the requesting page to this server.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// The page's cookie, where the page came over TLS: the prefix keeps other hosts of the domain from setting it.
+/// The page's cookie over TLS; the prefix prevents other hosts of the domain from setting it.
 const SECURE_COOKIE: &str = "__Host-vmwatch_session";
-/// The page's cookie, where it did not.
+/// The page's cookie without TLS.
 pub(super) const PLAIN_COOKIE: &str = "vmwatch_session";
 
-/// What is known of a request before its session is.
+/// A request that is not authenticated.
 #[derive(Debug)]
 pub(super) struct Visitor {
     pub(super) request_id: String,
-    /// The address that it came from.
+    /// The client's address.
     pub(super) source: Option<String>,
 }
 
-/// The session behind a request.
+/// An authenticated request.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) visitor: Visitor,
@@ -60,7 +60,7 @@ impl Caller {
         self.session.principal()
     }
 
-    /// The context of a call; a command has a fresh key.
+    /// The context of a call; a command gets a new idempotency key.
     pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
         let context = self
             .visitor
@@ -118,7 +118,7 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
         let token = token.ok_or_else(Problem::unauthenticated)?;
         let session = gateway.sessions.check(&token).await?;
         let session = session.ok_or_else(Problem::unauthenticated)?;
-        // The session of a role of a newer version is kept, and grants nothing here.
+        // A session with a role of a newer version stays valid, but grants nothing here.
         check_role(Access::Role(Role::Viewer), Some(session.principal()))?;
         Ok(Self {
             session,
@@ -150,7 +150,7 @@ fn cookie(headers: &HeaderMap) -> Option<Token> {
     of(SECURE_COOKIE).or_else(|| of(PLAIN_COOKIE))
 }
 
-/// The `Set-Cookie` of a session, `Secure` where the page came over TLS; an age of 0 ends it.
+/// The `Set-Cookie` value of a session, `Secure` over TLS; an age of 0 deletes the cookie.
 pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> String {
     let over_tls = text(headers, header::ORIGIN).is_some_and(|origin| origin.starts_with("https://"));
     let (name, secure) = if over_tls {
@@ -161,7 +161,7 @@ pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> Stri
     format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
 }
 
-/// Whether a browser says that a page of this very address sent the request.
+/// Checks that the browser reports a page of this address as the sender of the request.
 pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let same = match (text(headers, SEC_FETCH_SITE), text(headers, header::ORIGIN)) {
         (Some(site), _) => site == "same-origin" || site == "none",
@@ -175,7 +175,8 @@ pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Pr
     if same {
         return Ok(());
     }
-    let detail = "a session in a cookie is for the page of this address alone; programs send a bearer token";
+    let detail =
+        "a session cookie is only accepted from the page of this address; use a bearer token instead";
     Err(Fault::new(FaultKind::Forbidden, detail).into())
 }
 
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_believed_from_the_page_itself_only() {
+    fn accepts_cookie_only_from_same_origin() {
         for (sent, believed) in [
             (&[("sec-fetch-site", "same-origin")][..], true),
             (&[("sec-fetch-site", "none")], true),
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cookie_is_found_among_others_and_is_secure_over_tls() {
+    fn finds_cookie_and_sets_it_secure_over_tls() {
         const TOKEN: &str = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca";
         for (sent, found) in [
             ("vmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", true),
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_token_is_a_token() {
+    fn reads_bearer_token() {
         assert!(bearer("Bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
         assert!(bearer("bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
         for bad in [

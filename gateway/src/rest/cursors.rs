@@ -1,4 +1,4 @@
-//! Where a page of a list ended, as the text that a client hands back for the next page.
+//! Page cursors: the end of a page as text, which a client sends to get the next page.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use utoipa::{
@@ -12,30 +12,30 @@ use vmwatch_api::{
     processes::{EventPlace, ProcessEventKind, TablePlace},
 };
 
-const RULE: &str = "must be next of the page before";
+const RULE: &str = "must be `next` of the previous page";
 
-/// In a list of commands: the moment and the id of the last one.
+/// Cursor in a list of operations: time and id of the last one.
 #[derive(Debug)]
 pub(super) struct OperationCursor(pub(super) OperationPlace);
 
-/// In the process table of a moment: that moment, and the id of the last row.
+/// Cursor in a process table: the time of the table, and the id of the last row.
 #[derive(Debug)]
 pub(super) struct TableCursor(pub(super) TablePlace);
 
-/// In a list of starts and ends of processes: the moment, the kind, the process's id and the moment of its start.
+/// Cursor in a list of process events: time, kind, pid and start time of the process.
 #[derive(Debug)]
 pub(super) struct EventCursor(pub(super) EventPlace);
 
-/// In the audit: a number of each of its two streams.
+/// Cursor in the audit log: a number for each of its two streams.
 #[derive(Debug)]
 pub(super) struct AuditPlace(pub(super) AuditCursor);
 
-/// The schema of a cursor. Whatever fits the pattern is one.
-pub(super) fn where_a_page_ended(pattern: &str) -> RefOr<Schema> {
+/// The schema of a cursor. Every text that matches the pattern is valid.
+pub(super) fn cursor_schema(pattern: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some(pattern))
-        .description(Some("Where a page ended."))
+        .description(Some("Marks the end of a page."))
         .into()
 }
 
@@ -94,7 +94,7 @@ impl AuditPlace {
     }
 }
 
-/// A number of at most 20 digits; one that is greater than any moment stands for the greatest.
+/// A number of at most 20 digits; numbers above the maximum time saturate.
 fn number(digits: &str) -> Option<u64> {
     let fits = (1..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     fits.then(|| digits.parse().unwrap_or(u64::MAX))
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for AuditPlace {
 
 impl PartialSchema for AuditPlace {
     fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
+        cursor_schema(Self::PATTERN)
     }
 }
 
@@ -168,19 +168,19 @@ impl<'de> Deserialize<'de> for EventCursor {
 
 impl PartialSchema for OperationCursor {
     fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
+        cursor_schema(Self::PATTERN)
     }
 }
 
 impl PartialSchema for TableCursor {
     fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
+        cursor_schema(Self::PATTERN)
     }
 }
 
 impl PartialSchema for EventCursor {
     fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
+        cursor_schema(Self::PATTERN)
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_back_the_cursor_that_it_wrote() {
+    fn cursors_survive_round_trip() {
         let operation = "1483277879001.00112233445566778899aabbccddeeff";
         let table = "1483277879001.58690637594c10403e25b048";
         let event = "1483277879001.ended.479.1482236515630";
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_no_page_ended_with() {
+    fn rejects_invalid_cursors() {
         for bad in [
             "",
             ".",

@@ -1,4 +1,4 @@
-//! Live events by server-sent events (HTML Living Standard, "Server-sent events").
+//! Sends live events as server-sent events (HTML Living Standard, "Server-sent events").
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -29,19 +29,19 @@ use vmwatch_service::jitter::jittered;
 use super::{caller::Caller, extract::Query, operations::Operation, problem::Problem, time::Timestamp};
 use crate::{
     Gateway,
-    live::{Log, Reached, Start, Told},
+    live::{EncodedEvent, Log, Reached, Start},
 };
 
-/// A line that says nothing, so that proxies do not take the connection for dead and a client notices when it is.
+/// Interval of comment lines, which keep proxies from closing the connection and let clients notice a dead one.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How often it is looked whether the session still lives.
+/// Interval at which the session is checked.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
-/// Small events go out together up to so many bytes; larger ones alone, without being copied.
+/// Small events are sent together up to this many bytes; larger ones are sent alone without copying.
 const CHUNK: usize = 4096;
-/// The longest that a browser waits before it connects again.
+/// Maximum delay before a browser reconnects.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
-/// The number of the last event that was seen, as browsers send it by themselves when they connect again.
+/// The number of the last event seen, which browsers send when they reconnect.
 #[derive(Debug)]
 pub(super) struct LastEventId(Option<u64>);
 
@@ -63,68 +63,68 @@ impl FromRequestParts<Arc<Gateway>> for LastEventId {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Of this VM only.
+    /// Only events of this VM.
     instance_id: Option<InstanceId>,
 }
 
-/// Of the event `sample`: a VM reported. Percent and KiB/s.
+/// Data of the event `sample`: the values of a VM, in percent and KiB/s.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SampleEvent<'a> {
-    /// Which VM.
+    /// VM id.
     instance_id: &'a InstanceId,
-    /// When it was sampled, by the VM's own clock.
+    /// Time of the sample, by the clock of the VM.
     at: Timestamp,
-    /// Busy share of all cores, 0 to 100.
+    /// CPU usage of all cores, percent, 0 to 100.
     cpu_util: f64,
-    /// Share of memory in use, percent.
+    /// Memory usage, percent.
     mem: f64,
-    /// Read rate of all whole disks, KiB/s.
+    /// Read rate of all disks, KiB/s.
     disk_read: f64,
-    /// Write rate of all whole disks, KiB/s.
+    /// Write rate of all disks, KiB/s.
     disk_write: f64,
-    /// Receive rate, KiB/s.
+    /// Network receive rate, KiB/s.
     net_incoming: f64,
-    /// Transmit rate, KiB/s.
+    /// Network transmit rate, KiB/s.
     net_outgoing: f64,
     /// Number of processes.
     proc: u32,
 }
 
-/// Of the event `processes`: the process table of a moment can be read.
+/// Data of the event `processes`: a process table was stored.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessesEvent<'a> {
-    /// Which VM.
+    /// VM id.
     instance_id: &'a InstanceId,
-    /// When they were sampled, by the VM's own clock.
+    /// Time of the sample, by the clock of the VM.
     at: Timestamp,
 }
 
-/// Of the event `machine`: a VM's state is another than before.
+/// Data of the event `machine`: the state of a VM changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct MachineEvent<'a> {
-    /// Which VM.
+    /// VM id.
     instance_id: &'a InstanceId,
-    /// When it was seen.
+    /// Time at which the change was detected.
     at: Timestamp,
-    /// What the hypervisor says; null where no hypervisor has the VM any more.
+    /// State on the hypervisor; null if no hypervisor has the VM any more.
     #[schema(required)]
     state: Option<MachineState>,
 }
 
 /// Follow live events
 ///
-/// A stream of server-sent events: `sample`, `processes`, `operation` (data: the record as `GET /operations/{id}` answers
-/// it) and `machine`, each with JSON as its data and its number as its id. It begins with `ready`, or with `gap` where
-/// more was missed since `Last-Event-ID` than can be told again: then read anew what you show. `end` says that the
-/// session is over. A comment comes every 15 seconds; a reader that does not keep up is cut off, and connects again with
-/// the last id that it saw.
+/// A stream of server-sent events `sample`, `processes`, `operation` (data as returned by `GET /operations/{id}`) and
+/// `machine`. Each has JSON data and a number as its id. The stream begins with `ready`, or with `gap` if more events
+/// were missed since `Last-Event-ID` than can be replayed; then reload the displayed data. `end` means that the session
+/// has ended. A comment is sent every 15 seconds. A client that does not keep up is disconnected, and can reconnect
+/// with the last id that it saw.
 #[utoipa::path(
     get, path = "/events", tag = "events", operation_id = "events",
     params(
         EventsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "the id of the last event that was seen"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "id of the last event seen"),
     ),
-    responses((status = OK, description = "events, without end", content_type = "text/event-stream", body = String)),
+    responses((status = OK, description = "an endless stream of events", content_type = "text/event-stream", body = String)),
 )]
 pub(super) async fn follow(
     State(gateway): State<Arc<Gateway>>,
@@ -149,12 +149,12 @@ pub(super) async fn follow(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/event-stream"),
     );
-    // Proxies that collect answers would collect this one for ever.
+    // Keeps proxies from buffering the endless response.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
 
-/// Which events a reader gets.
+/// Selects the events of a reader.
 struct Filter {
     scope: Scope,
     instance_id: Option<InstanceId>,
@@ -166,21 +166,21 @@ impl Filter {
     }
 }
 
-/// One client that follows.
+/// A connected client.
 struct Reader {
     gateway: Arc<Gateway>,
     token: Token,
     filter: Filter,
     log: Arc<Log>,
     reached: watch::Receiver<Reached>,
-    /// The number of the last event that was looked at for it.
+    /// The number of the last event examined.
     position: u64,
-    /// Up to this number events are told again.
+    /// Events up to this number are replayed.
     newest: u64,
     /// The first frame, until it is sent.
     begin: Option<Bytes>,
-    /// A few events that are about to be sent.
-    next: VecDeque<Arc<Told>>,
+    /// Events to be sent next.
+    next: VecDeque<Arc<EncodedEvent>>,
     session_check: Interval,
     last_frame: Instant,
     ended: bool,
@@ -191,7 +191,7 @@ impl Reader {
     fn new(gateway: Arc<Gateway>, token: Token, filter: Filter, start: Start, permit: Permit) -> Self {
         gauge!("vmwatch_event_readers").increment(1.0);
         let begin = if start.gap { "gap" } else { "ready" };
-        // In front of what was missed the number would make a client believe that it has seen all of it.
+        // Sent before missed events, the number would make the client believe that it has seen all of them.
         let id = (start.position == start.newest).then_some(start.newest);
         let mut session_check = interval(SESSION_CHECK);
         session_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -212,7 +212,7 @@ impl Reader {
         }
     }
 
-    /// What is to be sent next; nothing once the stream is over.
+    /// The next bytes to send; `None` at the end of the stream.
     async fn next(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
@@ -242,7 +242,7 @@ impl Reader {
                             self.ended = true;
                             return Some(frame("end", None, "{}"));
                         }
-                        // Sessions can't be checked now; a client that comes again is told so.
+                        // Sessions cannot be checked now; a client that reconnects gets the error.
                         Err(_) => return None,
                     }
                     if self.last_frame.elapsed() >= HEARTBEAT {
@@ -250,40 +250,40 @@ impl Reader {
                     }
                 }
                 reached = self.reached.changed(), if is_at_end => reached.ok()?,
-                // Other readers have their turn meanwhile.
+                // Let other readers run.
                 () = yield_now(), if !is_at_end => {}
             }
         }
     }
 
-    /// The events that are about to be sent, as many as fit a chunk.
+    /// The next events to send, as many as fit a chunk.
     fn next_chunk(&mut self) -> Option<Bytes> {
         let mut bytes = 0;
-        let together = self.next.iter().take_while(|told| {
-            bytes += told.frame.len();
+        let together = self.next.iter().take_while(|event| {
+            bytes += event.frame.len();
             bytes <= CHUNK
         });
         let together = together.count().max(1).min(self.next.len());
-        let told: Vec<_> = self.next.drain(..together).collect();
-        let again = told.iter().filter(|told| told.number <= self.newest).count();
+        let event: Vec<_> = self.next.drain(..together).collect();
+        let again = event.iter().filter(|event| event.number <= self.newest).count();
         counter!("vmwatch_events_replayed_total").increment(again as u64);
-        match told.as_slice() {
+        match event.as_slice() {
             [] => None,
             [one] => Some(one.frame.clone()),
             several => {
-                let frames: Vec<&[u8]> = several.iter().map(|told| told.frame.as_ref()).collect();
+                let frames: Vec<&[u8]> = several.iter().map(|event| event.frame.as_ref()).collect();
                 Some(frames.concat().into())
             }
         }
     }
 
-    /// Takes a few more events from the log. True where there is nothing to do until more come; nothing where the reader
-    /// is cut off, or the log is over.
+    /// Takes more events from the log. Returns true if the reader is at the end of the log; `None` if the reader lags
+    /// too far behind or the log has ended.
     fn take(&mut self) -> Option<bool> {
         let reached = *self.reached.borrow_and_update();
         let Some(taken) = self
             .log
-            .take(self.position, |told| self.filter.allows(&told.instance))
+            .take(self.position, |event| self.filter.allows(&event.instance))
         else {
             counter!("vmwatch_event_readers_cut_off_total").increment(1);
             return None;
@@ -298,8 +298,8 @@ impl Reader {
     }
 }
 
-/// The first frame, with the time after which a browser may connect again: at random, so that the clients of a gateway
-/// that restarted do not all come at once.
+/// The first frame, with a random delay before reconnecting, so that the clients of a restarted gateway do not all
+/// reconnect at once.
 fn first_frame(name: &str, id: Option<u64>) -> Bytes {
     let retry = jittered(LONGEST_RETRY, 0.2).as_millis();
     let begin = frame(name, id, "{}");
@@ -312,12 +312,12 @@ impl Drop for Reader {
     }
 }
 
-/// An event as readers get it.
+/// Encodes an event for readers.
 pub(crate) fn encode(number: u64, event: &LiveEvent) -> Bytes {
     frame(event.kind(), Some(number), &data(event))
 }
 
-/// An event as it goes over the wire; JSON has no line breaks.
+/// Formats an event; JSON has no line breaks.
 fn frame(event: &str, id: Option<u64>, data: &str) -> Bytes {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("{id}event: {event}\ndata: {data}\n\n").into()
@@ -339,7 +339,7 @@ fn data(event: &LiveEvent) -> String {
             state: event.state,
         }),
     };
-    // Flat records of texts and numbers always encode.
+    // Encoding flat structs of strings and numbers cannot fail.
     json.unwrap_or_default()
 }
 
@@ -364,7 +364,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_is_a_frame_of_its_own() {
+    fn formats_event_as_frame() {
         let event = LiveEvent::Machine(events::MachineEvent {
             instance_id: "vm-1".parse().unwrap(),
             at_ms: 1_483_277_879_001,
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn clients_are_told_to_come_again_at_different_moments() {
+    fn spreads_reconnections() {
         let retry = |frame: Bytes| {
             let text = String::from_utf8(frame.to_vec()).unwrap();
             let (line, rest) = text.split_once('\n').unwrap();
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_gets_what_is_in_its_scope_and_what_it_asked_for() {
+    fn filters_by_scope_and_vm() {
         let id = |id: &str| id.parse::<InstanceId>().unwrap();
         let mut filter = Filter {
             scope: Scope::Only(vec![id("a"), id("b")]),

@@ -91,7 +91,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
                 detail,
             ));
         }
-        // The body is already in memory: `edge` has read it and enforced the limits.
+        // The body is already in memory: the middleware has read it and enforced the limits.
         let bytes = axum::body::to_bytes(request.into_body(), usize::MAX)
             .await
             .map_err(|_| Problem::invalid("the body could not be read completely"))?;

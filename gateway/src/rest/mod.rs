@@ -1,7 +1,7 @@
 //! The REST API (docs/api/rest.md): typed routes that call typed methods on the bus.
 //!
 //! ```text
-//! request ─ edge (id, span, body) ─ Caller (session) ─ Path, Query, Json ─ handler ─ permit ─ bus
+//! request ─ middleware (id, span, body) ─ Caller (session) ─ Path, Query, Json ─ handler ─ permit ─ bus
 //!            └ problem document on any error
 //! ```
 
@@ -9,10 +9,10 @@ mod actions;
 mod audit;
 mod caller;
 mod cursors;
-mod edge;
 mod events;
 mod extract;
 mod fleet;
+mod middleware;
 mod openapi;
 mod operations;
 mod problem;
@@ -31,7 +31,7 @@ use axum::{Router, middleware::from_fn_with_state};
 use utoipa::openapi::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub(crate) use self::{edge::no_such_path, events::encode as encode_event};
+pub(crate) use self::{events::encode as encode_event, middleware::no_such_path};
 use crate::{Gateway, page};
 
 /// Path prefix of the API, with the version of the contract.
@@ -43,7 +43,7 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
     routes
         .merge(openapi::serve(&document))
         .fallback(page::serve)
-        .layer(from_fn_with_state(Arc::clone(gateway), edge::edge))
+        .layer(from_fn_with_state(Arc::clone(gateway), middleware::middleware))
 }
 
 /// The OpenAPI document.

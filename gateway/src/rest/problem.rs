@@ -21,7 +21,7 @@ pub(super) const PROBLEM_JSON: &str = "application/problem+json";
 /// `Retry-After` for faults that do not specify one.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An error to be sent to the client. [`super::edge`] turns it into a document, because it knows the request ID.
+/// An error to be sent to the client. [`super::middleware`] turns it into a document, because it knows the request ID.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     status: StatusCode,

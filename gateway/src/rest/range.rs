@@ -1,4 +1,4 @@
-//! The time that a chart shows.
+//! The time range and number of points of a chart.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use vmwatch_api::history::{Points, TimeRange};
 
 use super::{extract::Number, problem::Problem, time::Timestamp};
 
-/// Where no beginning is given.
+/// Default length of the range.
 const USUAL: Duration = Duration::from_hours(1);
 
-/// How many points a chart may have, by [`Points`].
+/// The requested number of points, with the bounds of [`Points`].
 pub(super) type PointCount = Number<1, 2000>;
 
-/// The points, 300 unless given.
+/// The number of points. Default: 300.
 pub(super) fn points(given: Option<PointCount>) -> Points {
-    // The bounds are those of `Points`.
+    // Cannot fail: the bounds are those of `Points`.
     given
         .and_then(|points| Points::new(points.get()))
         .unwrap_or_default()
 }
 
-/// The range: up to now unless its end is given, and an hour long unless its beginning is.
+/// The range. Default: one hour up to now.
 pub(super) fn range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<TimeRange, Problem> {
     let to = to.unwrap_or_else(Timestamp::now).as_ms();
     let hour = u64::try_from(USUAL.as_millis()).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! Sessions: made, listed and ended. They are the same as the documented API's.
+//! Creates, lists and ends sessions, which are shared with the documented API.
 
 use std::sync::Arc;
 
@@ -25,16 +25,16 @@ use super::{
 };
 use crate::Gateway;
 
-/// Who wants a session, and how it is to be carried.
+/// Credentials for a new session.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewSession {
-    /// The user's name.
+    /// User name.
     user_name: UserName,
-    /// Its password.
+    /// Password.
     #[schema(value_type = String, format = Password, min_length = 1)]
     password: Password,
-    /// For a page in a browser: the token comes in a cookie that scripts cannot read, and not in the answer.
+    /// Returns the token in a cookie that scripts cannot read instead of the response; for pages in a browser.
     #[serde(default)]
     cookie: bool,
 }
@@ -42,7 +42,7 @@ pub(super) struct NewSession {
 /// A session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Session {
-    /// The token, for `Authorization: Bearer …`; absent where it is in a cookie. Whoever holds it is the user.
+    /// The token for `Authorization: Bearer …`; absent if it is in a cookie. Whoever has the token can act as the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca")]
     token: Option<Token>,
@@ -50,28 +50,28 @@ pub(super) struct Session {
     who: Me,
 }
 
-/// Who is behind a session.
+/// The user of a session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Me {
-    /// The user's name.
+    /// User name.
     user_name: String,
-    /// What the user may do.
+    /// Role.
     role: Role,
-    /// Which VMs the user may see.
+    /// The VMs that the user may see.
     scope: Scope,
-    /// When the session ends by itself.
+    /// When the session expires.
     expires_at: Timestamp,
 }
 
 /// Log in
 ///
-/// Makes a session, which is good on every gateway and in the documented API as well. A wrong name and a wrong
-/// password read the same.
+/// Creates a session, which is valid on every gateway and in the documented API. The response does not reveal whether
+/// the name or the password was wrong.
 #[utoipa::path(
     post, path = "/sessions", tag = "sessions", operation_id = "login", security(()), request_body = NewSession,
     responses((
         status = CREATED, body = Session, description = "the session",
-        headers(("Set-Cookie" = Option<String>, description = "the session, where a cookie was asked for")),
+        headers(("Set-Cookie" = Option<String>, description = "the session, if a cookie was requested")),
     )),
 )]
 pub(super) async fn login(
@@ -87,7 +87,7 @@ pub(super) async fn login(
     }): Json<NewSession>,
 ) -> Result<Response, Problem> {
     if cookie {
-        // A foreign page must not log its visitor in as somebody else either.
+        // Another site must not log its visitor in as somebody else.
         check_same_origin(&headers, &uri)?;
     }
     let context = visitor.context(&gateway, Kind::Query);
@@ -116,10 +116,10 @@ pub(super) async fn login(
 
 /// Log out
 ///
-/// Ends the session that the request is made with, on every gateway.
+/// Ends the session of the request on every gateway.
 #[utoipa::path(
     delete, path = "/sessions/current", tag = "sessions", operation_id = "logout",
-    responses((status = NO_CONTENT, description = "the session is over")),
+    responses((status = NO_CONTENT, description = "the session has ended")),
 )]
 pub(super) async fn logout(
     State(gateway): State<Arc<Gateway>>,
@@ -137,15 +137,15 @@ pub(super) async fn logout(
 /// A session of the caller's user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnSession {
-    /// Names the session; it is not the token, and says nothing about it.
+    /// Session id; the token cannot be derived from it.
     id: SessionId,
-    /// Whether the request was made with this session.
+    /// Whether this is the session of the request.
     current: bool,
     /// When the user logged in.
     began_at: Timestamp,
-    /// The last use, to about a minute.
+    /// Time of the last use, accurate to about a minute.
     last_used_at: Timestamp,
-    /// When the session ends unless it is used before.
+    /// When the session ends unless it is used before then.
     idle_ends_at: Timestamp,
     /// When the session ends in any case.
     expires_at: Timestamp,
@@ -157,14 +157,14 @@ pub(super) struct OwnSession {
 /// The live sessions of the caller's user.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SessionList {
-    /// The newest first.
+    /// Newest first.
     sessions: Vec<OwnSession>,
 }
 
 /// List your sessions
 #[utoipa::path(
     get, path = "/sessions", tag = "sessions", operation_id = "list_sessions",
-    responses((status = OK, body = SessionList, description = "the live sessions of the session's user")),
+    responses((status = OK, body = SessionList, description = "the live sessions of the user")),
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
@@ -189,11 +189,11 @@ pub(super) async fn list(
 
 /// End one of your sessions
 ///
-/// Ends it on every gateway within a second.
+/// Ends the session on every gateway within a second.
 #[utoipa::path(
     delete, path = "/sessions/{session_id}", tag = "sessions", operation_id = "end_session",
-    params(("session_id" = SessionId, Path, description = "the session's id, as `GET /sessions` lists it")),
-    responses((status = NO_CONTENT, description = "the session is over")),
+    params(("session_id" = SessionId, Path, description = "session id, as listed by `GET /sessions`")),
+    responses((status = NO_CONTENT, description = "the session has ended")),
 )]
 pub(super) async fn end(
     State(gateway): State<Arc<Gateway>>,
@@ -207,10 +207,10 @@ pub(super) async fn end(
     Ok(ended(&headers, own))
 }
 
-/// Who am I
+/// Read the current user
 #[utoipa::path(
     get, path = "/me", tag = "sessions", operation_id = "me",
-    responses((status = OK, body = Me, description = "the session's user")),
+    responses((status = OK, body = Me, description = "the user of the session")),
 )]
 pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameters>) -> axum::Json<Me> {
     let principal = caller.principal().clone();
@@ -222,7 +222,7 @@ pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameter
     })
 }
 
-/// The answer once a session is over; a browser forgets its own.
+/// The response after a session has ended; deletes the cookie of a browser.
 fn ended(headers: &HeaderMap, own: bool) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     if own && headers.contains_key(header::COOKIE) {
@@ -232,7 +232,7 @@ fn ended(headers: &HeaderMap, own: bool) -> Response {
 }
 
 fn put_cookie(response: &mut Response, cookie: &str) {
-    // A cookie is made of a token and constants: it is always a header's value.
+    // A cookie consists of a token and constants, so it is a valid header value.
     response
         .headers_mut()
         .extend(HeaderValue::from_str(cookie).map(|cookie| (header::SET_COOKIE, cookie)));

@@ -9,7 +9,7 @@ use utoipa::{
 };
 use vmwatch_api::{InstanceId, processes::Order};
 
-use super::{cursors::where_a_page_ended, vms::Vm};
+use super::{cursors::cursor_schema, vms::Vm};
 
 /// Maximum length of a sort key in bytes; longer text is truncated.
 const MAX_KEY_BYTES: usize = 256;
@@ -150,7 +150,7 @@ impl Serialize for Cursor {
 
 impl PartialSchema for Cursor {
     fn schema() -> RefOr<Schema> {
-        where_a_page_ended(Self::PATTERN)
+        cursor_schema(Self::PATTERN)
     }
 }
 

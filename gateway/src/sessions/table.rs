@@ -19,18 +19,19 @@ use vmwatch_api::{
 };
 use vmwatch_bus::follow::{StreamState, Table};
 
-/// A use is reported once in this part of the idle time-out, within the bounds below.
+/// A use is reported at most once per this fraction of the idle timeout, within the bounds below.
 const REPORTS_PER_TIMEOUT: u64 = 20;
-const SHORTEST_REPORT_MS: u64 = 250;
-const LONGEST_REPORT_MS: u64 = 60_000;
+const MIN_REPORT_INTERVAL_MS: u64 = 250;
+const MAX_REPORT_INTERVAL_MS: u64 = 60_000;
 
-/// A session, as this gateway knows it.
+/// A session in the table.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) record: SessionRecord,
     /// The key of its user.
     pub(super) user: UserHash,
-    /// The last use here that was reported, Unix milliseconds: known to this gateway even if auth-svc is unreachable.
+    /// The last use on this gateway that was reported, Unix milliseconds; it counts even if auth-svc did not receive
+    /// it.
     reported_ms: AtomicU64,
 }
 
@@ -43,7 +44,7 @@ impl Known {
         }
     }
 
-    /// Whether it has neither expired nor been idle for too long.
+    /// Whether the session has neither expired nor been idle for too long.
     pub(super) fn is_live(&self, now_ms: u64) -> bool {
         let reported = self.reported_ms.load(Ordering::Relaxed);
         let idle_end = self
@@ -53,12 +54,13 @@ impl Known {
         now_ms < self.record.expires_at_ms && now_ms < idle_end
     }
 
-    /// Whether a use now is to be reported; the caller then reports it.
+    /// Whether a use at this time must be reported; if so, the caller reports it.
     pub(super) fn is_use_due(&self, now_ms: u64) -> bool {
         let reported = self.reported_ms.load(Ordering::Relaxed);
-        let step = (self.timeout_ms() / REPORTS_PER_TIMEOUT).clamp(SHORTEST_REPORT_MS, LONGEST_REPORT_MS);
+        let step =
+            (self.timeout_ms() / REPORTS_PER_TIMEOUT).clamp(MIN_REPORT_INTERVAL_MS, MAX_REPORT_INTERVAL_MS);
         let due = reported.max(self.record.last_used_at_ms).saturating_add(step);
-        // Of several requests at once one reports.
+        // Of concurrent requests, one reports.
         now_ms >= due
             && self
                 .reported_ms
@@ -66,7 +68,7 @@ impl Known {
                 .is_ok()
     }
 
-    /// The idle time-out that auth-svc gave it.
+    /// The session's idle timeout.
     const fn timeout_ms(&self) -> u64 {
         self.record
             .idle_ends_at_ms
@@ -74,7 +76,7 @@ impl Known {
     }
 }
 
-/// The live sessions, at most so many.
+/// The live sessions, up to a maximum number.
 #[derive(Debug)]
 pub(super) struct SessionTable {
     most: usize,
@@ -103,7 +105,7 @@ impl SessionTable {
 
     fn insert(&mut self, token: TokenHash, record: SessionRecord) {
         let before = self.sessions.get(&token);
-        // A full table still works: what is not in it is read from the bucket.
+        // A full table still works: missing sessions are read from the bucket.
         if before.is_none() && self.sessions.len() >= self.most {
             counter!("vmwatch_sessions_beyond_table_total").increment(1);
             self.omits_some = true;
@@ -140,13 +142,14 @@ impl Table for SessionTable {
     }
 
     fn confirmed(&mut self, _bucket: &StreamState) {
-        // The bucket's own age limit removes entries without an event.
+        // The bucket's age limit removes entries without an event.
         let now = unix_millis();
         self.sessions.retain(|_, known| known.is_live(now));
         gauge!("vmwatch_sessions").set(u32::try_from(self.sessions.len()).map_or(f64::MAX, f64::from));
     }
 
-    /// Not for each one that ends: reading the bucket again takes longer than reading some sessions through.
+    /// Requires a tenth of the table to be free, because rereading the bucket costs more than reading some sessions
+    /// individually.
     fn has_room_for_omitted(&self) -> bool {
         self.omits_some && self.sessions.len() < self.most / 10 * 9
     }
@@ -156,7 +159,7 @@ pub(super) fn decode(entry: &Entry) -> Option<SessionRecord> {
     serde_json::from_slice(&entry.value)
         .inspect_err(|error| {
             counter!("vmwatch_broken_records_total", "bucket" => SESSION_BUCKET).increment(1);
-            warn!(%error, "a session cannot be decoded: it is refused");
+            warn!(%error, "decoding a session failed; refusing it");
         })
         .ok()
 }
@@ -185,7 +188,7 @@ mod tests {
     fn ends_session_that_was_idle_or_expired() {
         let known = used_at(NOW);
         assert!(known.is_live(NOW + 3_599_999) && !known.is_live(NOW + 3_600_000));
-        // Used here, whether auth-svc knows it or not.
+        // A use on this gateway counts even if auth-svc does not know of it.
         assert!(known.is_use_due(NOW + 3_000_000));
         assert!(known.is_live(NOW + 6_599_999) && !known.is_live(NOW + 6_600_000));
         assert!(known.is_use_due(NOW + 6_500_000) && !known.is_live(NOW + 10_000_000));

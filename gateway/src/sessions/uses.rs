@@ -1,4 +1,5 @@
-//! Reports of used sessions to auth-svc, so that they do not end for being idle. Gateways may not write to the bucket.
+//! Reports uses of sessions to auth-svc, so that used sessions do not end as idle. Gateways may not write to the
+//! bucket.
 
 use std::time::Duration;
 
@@ -12,20 +13,20 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, Context};
 
-/// Uses that wait to be reported.
+/// Maximum number of uses waiting to be reported.
 const QUEUE: usize = 10_000;
-/// Between two reports; each holds at most [`MOST_USED`] sessions.
+/// Interval between reports; each holds at most [`MOST_USED`] sessions.
 const INTERVAL: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Where uses wait to be reported.
+/// Queue of uses to report.
 #[derive(Debug, Clone)]
 pub(super) struct Uses {
     queue: mpsc::Sender<UsedSession>,
 }
 
 impl Uses {
-    /// Starts to report, until shutdown.
+    /// Starts reporting, until shutdown.
     pub(super) fn report(bus: &Bus, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let bus = bus.clone();
@@ -33,7 +34,7 @@ impl Uses {
         Self { queue }
     }
 
-    /// Reports a use, or drops it: a later use is reported again well before the session would end.
+    /// Queues a use, or drops it if the queue is full: a later use is reported well before the session would end.
     pub(super) fn note(&self, token: &Token, used_at_ms: u64) {
         let used = UsedSession {
             key: token.key(),
@@ -59,7 +60,7 @@ async fn report(bus: Bus, mut waiting: mpsc::Receiver<UsedSession>) {
             counter!("vmwatch_session_uses_dropped_total").increment(count);
             debug!(
                 cause = fault.cause_chain(),
-                "uses of sessions were not reported: {fault}"
+                "reporting uses of sessions failed: {fault}"
             );
         }
         tokio::time::sleep(INTERVAL).await;

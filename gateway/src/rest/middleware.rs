@@ -1,5 +1,5 @@
-//! What every request of the REST API gets: an id, a span, its body within a time limit, and a problem document where it
-//! fails. Its permits it takes where it calls services ([`crate::admission`]).
+//! Middleware around all routes of the REST API: request ID, span, reading the body within a time limit, and problem
+//! documents for errors. Permits are taken when services are called ([`crate::admission`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use vmwatch_bus::random_id;
 use super::problem::{Problem, REQUEST_ID};
 use crate::{Gateway, body};
 
-/// The id of a request, for extractors.
+/// The request ID, for extractors.
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(pub(super) String);
 
 /// Wraps every route and the fallback.
-pub(super) async fn edge(
+pub(super) async fn middleware(
     State(gateway): State<Arc<Gateway>>,
     mut request: Request,
     next: Next,
@@ -46,8 +46,8 @@ pub(super) async fn edge(
     );
     request.extensions_mut().insert(RequestId(request_id.clone()));
     let answered = async {
-        // First, so that a client that sends it slowly holds no permit.
-        match whole(request, gateway.http.body_timeout).await {
+        // Read the body first, so that a slow client holds no permit.
+        match with_body(request, gateway.http.body_timeout).await {
             Ok(request) => next.run(request).await,
             Err(problem) => problem.into_response(),
         }
@@ -60,8 +60,8 @@ pub(super) async fn edge(
     response
 }
 
-/// The request with its body read.
-async fn whole(request: Request, limit: Duration) -> Result<Request, Problem> {
+/// Reads the body into memory.
+async fn with_body(request: Request, limit: Duration) -> Result<Request, Problem> {
     if request.body().is_end_stream() {
         return Ok(request);
     }
@@ -76,12 +76,12 @@ async fn whole(request: Request, limit: Duration) -> Result<Request, Problem> {
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Writes the problem document, where there is a problem, and the request's id.
+/// Writes the problem document, if there is one, and the request ID.
 fn finish(response: &mut Response<Body>, request_id: &str) {
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
-        // axum's own answer where a path exists and takes other methods; it names them in `Allow`.
+        // axum's response if the path exists but not for this method; it sets `Allow`.
         let wrong_method = response.status() == StatusCode::METHOD_NOT_ALLOWED;
-        let detail = "this address does not take this method; the header Allow names those it takes";
+        let detail = "this path does not support the method; the header Allow lists the supported ones";
         wrong_method.then(|| Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail))
     });
     if let Some(problem) = problem {
@@ -95,8 +95,8 @@ fn finish(response: &mut Response<Body>, request_id: &str) {
     response.headers_mut().extend(request_id);
 }
 
-/// Answers what no route takes.
+/// The response for a path without a route.
 pub(crate) fn no_such_path() -> Response<Body> {
-    let detail = "there is nothing at this address; /api/docs describes the API";
+    let detail = "no such path; see /api/docs for the API";
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
 }
