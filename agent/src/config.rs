@@ -18,7 +18,7 @@ use vmwatch_service::{
 use crate::select::Selection;
 
 const HEALTH: &str = "127.0.0.1:9084";
-/// What the firmware calls this VM: under libvirt and Nova the id that the hypervisor knows it by.
+/// The VM's UUID from the firmware: under libvirt and Nova the id that the hypervisor uses.
 const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
 
 const INSTANCE_ID: Setting = Setting {
@@ -97,15 +97,15 @@ pub struct AgentSettings {
     pub(crate) drain_deadline: Duration,
 }
 
-/// How often what is sampled.
+/// Intervals of sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Intervals {
     pub(crate) vm: Duration,
-    /// Each this many samples of the VM carry the processes as well; at least 1.
+    /// Every this many samples include the processes; at least 1.
     pub(crate) vm_per_process: u32,
 }
 
-/// Where samples wait, and how much of them.
+/// Folder and size of the spool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SpoolSettings {
     pub(crate) dir: PathBuf,
@@ -154,7 +154,7 @@ fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Inv
     }
     let read = std::fs::read_to_string(product_uuid).map_err(|error| error.to_string());
     let parsed = read.and_then(|text| {
-        // Some firmware writes upper case; hypervisors and the API write lower.
+        // Some firmware uses upper case; hypervisors and the API use lower case.
         let id = text.trim().to_ascii_lowercase();
         id.parse::<InstanceId>()
             .map_err(|error| format!("`{id}` {error}"))
@@ -186,7 +186,7 @@ fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
     }
 }
 
-/// `all` or `top:N`.
+/// The value `all` or `top:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reported {
     All,
@@ -212,7 +212,7 @@ impl FromStr for Reported {
     }
 }
 
-/// Names separated by commas.
+/// Comma-separated names.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Names(Vec<String>);
 

@@ -1,14 +1,15 @@
-//! Parts that were dropped. The metrics of an agent are on its guest's loopback interface, where nobody reads them: the
-//! count also goes out with the next sample. It is a lower bound, since the part that carries it may be dropped as well.
+//! Counts dropped parts. An agent's metrics are on its guest's loopback interface, where no monitoring collects them,
+//! so the count is also sent with the next sample. It is a lower bound, because the part that carries it may be dropped
+//! as well.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use metrics::counter;
 
-/// What no sample has carried yet.
+/// The count that no sample has carried yet.
 static UNTOLD: AtomicU32 = AtomicU32::new(0);
 
-/// Counts parts that were dropped.
+/// Counts dropped parts.
 pub(crate) fn note(reason: &'static str, parts: u64) {
     counter!("vmwatch_agent_parts_dropped_total", "reason" => reason).increment(parts);
     give_back(u32::try_from(parts).unwrap_or(u32::MAX));
@@ -19,9 +20,9 @@ pub(crate) fn take() -> u32 {
     UNTOLD.swap(0, Ordering::Relaxed)
 }
 
-/// Puts the count of a sample back that does not go out.
+/// Restores the count of a sample that could not be sent.
 pub(crate) fn give_back(parts: u32) {
-    // It always succeeds.
+    // The update always succeeds.
     let _ = UNTOLD.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |untold| {
         Some(untold.saturating_add(parts))
     });

@@ -1,4 +1,4 @@
-//! A sample as messages: parts of bounded size.
+//! Splits a sample into messages of bounded size, called parts.
 
 use std::io::Write;
 
@@ -19,15 +19,15 @@ pub struct Part {
     pub body: Bytes,
 }
 
-/// The bounds of one part.
+/// Limits of one part.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     bytes: usize,
     rows: usize,
 }
 
-/// Splits a sample into parts within the contract's bounds; the first carries the VM's own row. They are numbered from the
-/// sample's own `part`: 0, or what follows the parts of the same sample that were sent before.
+/// Splits a sample into parts within the contract's limits; the first carries the VM's row. Parts are numbered from the
+/// sample's `part`: 0, or the number after the parts of the same sample that were sent before.
 pub fn split(sample: Sample) -> serde_json::Result<Vec<Part>> {
     let limits = Limits {
         bytes: SAMPLE_PART_BYTES,
@@ -50,7 +50,7 @@ fn split_within(mut sample: Sample, limits: Limits) -> serde_json::Result<Vec<Pa
     loop {
         let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
         while let Some(row) = rows.peek() {
-            // A row is below 2 KiB (its name has at most 64 bytes): the first of a part always fits.
+            // A row takes less than 2 KiB (its name has at most 64 bytes), so the first row of a part always fits.
             bytes += json_length(row)? + ",".len();
             let full = bytes > limits.bytes || sample.processes.len() == limits.rows;
             if full && !sample.processes.is_empty() {
@@ -87,7 +87,7 @@ fn json_length(value: &impl Serialize) -> serde_json::Result<usize> {
     Ok(length.0)
 }
 
-/// Counts what is written to it.
+/// A writer that only counts bytes.
 struct Length(usize);
 
 impl Write for Length {
@@ -145,7 +145,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_keep_the_bounds_and_make_up_the_whole(
+        fn parts_respect_limits_and_contain_all_rows(
             rows in vec(row(), 0..60), bytes in 2048_usize..16_384, most_rows in 1_usize..40, first in 0_u32..9,
         ) {
             let whole = Sample { part: first, ..sample(rows) };
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_filled() {
+    fn fills_parts_to_the_limit() {
         let mut rows = Vec::new();
         let mut row = sample(vec![]);
         row.vm = None;

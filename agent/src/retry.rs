@@ -5,17 +5,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 use vmwatch_service::jitter::jittered;
 
-use crate::publish::Trouble;
+use crate::publish::PublishError;
 
 /// How often to check for a connection while there is none. After an outage, this also spreads the first publishes of
 /// thousands of agents.
-const AWAY: Duration = Duration::from_secs(2);
-/// The first wait. It doubles with each failure of the same kind, up to [`MOST`].
+const DISCONNECTED: Duration = Duration::from_secs(2);
+/// The first wait. It doubles with each failure of the same kind, up to [`MAX`].
 const FIRST: Duration = Duration::from_millis(500);
-const MOST: Duration = Duration::from_secs(30);
-/// The first wait for a busy server, which usually recovers within milliseconds. It doubles up to [`BUSY_MOST`].
+const MAX: Duration = Duration::from_secs(30);
+/// The first wait for a busy server, which usually recovers within milliseconds. It doubles up to [`BUSY_MAX`].
 const BUSY_FIRST: Duration = Duration::from_millis(10);
-const BUSY_MOST: Duration = Duration::from_millis(500);
+const BUSY_MAX: Duration = Duration::from_millis(500);
 
 /// The time of the next attempt, and the current failure.
 #[derive(Debug)]
@@ -53,18 +53,18 @@ impl Retry {
     }
 
     /// Records a failure. Returns true if it differs in kind from the current one, or if there was none.
-    pub(crate) fn failed(&mut self, trouble: &Trouble) -> bool {
-        let kind = trouble.kind();
+    pub(crate) fn failed(&mut self, error: &PublishError) -> bool {
+        let kind = error.kind();
         let times = match self.failing {
             Some(before) if before.kind == kind => before.times.saturating_add(1),
             _ => 1,
         };
         let is_new = self.failing.is_none_or(|before| before.kind != kind);
         self.failing = Some(Failing { kind, times });
-        let wait = match trouble {
-            Trouble::Away => AWAY,
-            Trouble::Busy => doubled(BUSY_FIRST, times, BUSY_MOST),
-            _ => doubled(FIRST, times, MOST),
+        let wait = match error {
+            PublishError::Disconnected => DISCONNECTED,
+            PublishError::Busy => doubled(BUSY_FIRST, times, BUSY_MAX),
+            _ => doubled(FIRST, times, MAX),
         };
         self.later(jittered(wait, 0.25));
         is_new
@@ -99,10 +99,10 @@ mod tests {
     use super::*;
 
     /// The waits after each of `times` consecutive failures.
-    fn waits(trouble: &Trouble, times: usize) -> Vec<Duration> {
+    fn waits(error: &PublishError, times: usize) -> Vec<Duration> {
         let mut retry = Retry::new();
         let mut wait = || {
-            retry.failed(trouble);
+            retry.failed(error);
             retry.at().saturating_duration_since(Instant::now())
         };
         (0..times).map(|_| wait()).collect()
@@ -110,16 +110,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn wait_doubles_up_to_its_limit_and_is_at_least_a_quarter_of_it() {
-        for (times, wait) in (0..).zip(waits(&Trouble::NoStream, 100)) {
-            let most = MOST.min(FIRST * 2_u32.pow(times.min(16)));
+        for (times, wait) in (0..).zip(waits(&PublishError::NoStream, 100)) {
+            let most = MAX.min(FIRST * 2_u32.pow(times.min(16)));
             assert!(
                 (most / 4..=most).contains(&wait),
                 "{wait:?} after {times} of {most:?}"
             );
         }
-        assert!(waits(&Trouble::Away, 100).iter().all(|wait| *wait <= AWAY));
-        let busy = waits(&Trouble::Busy, 100);
-        assert!(busy[0] <= BUSY_FIRST && busy.iter().all(|wait| *wait <= BUSY_MOST));
+        assert!(
+            waits(&PublishError::Disconnected, 100)
+                .iter()
+                .all(|wait| *wait <= DISCONNECTED)
+        );
+        let busy = waits(&PublishError::Busy, 100);
+        assert!(busy[0] <= BUSY_FIRST && busy.iter().all(|wait| *wait <= BUSY_MAX));
     }
 
     #[tokio::test(start_paused = true)]
@@ -128,10 +132,10 @@ mod tests {
         assert!(!retry.is_due() && !retry.is_failing());
         tokio::time::advance(FIRST).await;
         assert!(retry.is_due());
-        assert!(retry.failed(&Trouble::NoStream));
-        assert!(!retry.failed(&Trouble::NoStream));
+        assert!(retry.failed(&PublishError::NoStream));
+        assert!(!retry.failed(&PublishError::NoStream));
         assert!(retry.is_failing() && !retry.is_due());
-        assert!(retry.failed(&Trouble::Unanswered));
+        assert!(retry.failed(&PublishError::Unanswered));
         assert!(retry.at() <= Instant::now() + FIRST);
         assert!(retry.succeeded(true));
         assert!(!retry.succeeded(true) && !retry.is_failing());
@@ -141,10 +145,10 @@ mod tests {
     async fn failure_lasts_until_all_is_sent_and_success_resets_the_wait() {
         let mut retry = Retry::new();
         for _ in 0..10 {
-            retry.failed(&Trouble::ShareFull);
+            retry.failed(&PublishError::ShareFull);
         }
         assert!(!retry.succeeded(false) && retry.is_failing());
-        assert!(!retry.failed(&Trouble::ShareFull), "it was logged before");
+        assert!(!retry.failed(&PublishError::ShareFull), "it was logged before");
         assert!(retry.at() <= Instant::now() + FIRST);
         assert!(retry.succeeded(true));
     }

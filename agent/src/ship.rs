@@ -1,8 +1,8 @@
-//! Parts on their way to the stream: published in order, one at a time, each until it is acknowledged; on disk
-//! meanwhile where that takes longer than a moment. What that guarantees is said in `spool.rs`.
+//! Ships parts to the stream: publishes them in order, one at a time, each until it is acknowledged. Parts that are not
+//! acknowledged within a moment are spooled to disk. For the guarantees see `spool.rs`.
 //!
-//! At level `trace` this module logs each part as it is sampled, spooled and acknowledged: a witness to hold the store
-//! against.
+//! At level `trace` this module logs each part as it is sampled, spooled and acknowledged, so that tests can compare
+//! the log with the store.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -19,18 +19,18 @@ use crate::{
     disk::Disk,
     dropped,
     parts::split,
-    publish::{Attempt, Trouble, publish},
+    publish::{Attempt, PublishError, publish},
     retry::Retry,
     spool::{Queued, Spool},
     status::Status,
 };
 
-/// How long a part may wait for its acknowledgement in memory alone.
+/// How long a part may wait for its acknowledgement in memory before it is spooled.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
-/// How soon a write to the spool that failed is tried again.
-const WRITE_AGAIN: Duration = Duration::from_secs(5);
-/// The most bytes that wait in memory, while the disk of the spool hangs or is full: 128 parts of the largest size.
-const MOST_IN_MEMORY: usize = 4 << 20;
+/// Pause before a failed write to the spool is retried.
+const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Maximum bytes kept in memory while the spool's disk hangs or is full: 128 parts of the maximum size.
+const MAX_BYTES_IN_MEMORY: usize = 4 << 20;
 
 /// Ships the samples of one VM.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ pub(crate) struct Shipper {
     subject: String,
     disk: Disk,
     status: Arc<Status>,
-    /// In memory alone, oldest first; all that is on disk is older.
+    /// Parts only in memory, oldest first; all parts on disk are older.
     fresh: VecDeque<Queued>,
-    /// When the fresh parts are to be on disk.
+    /// When the fresh parts must be written to disk.
     write_at: Option<Instant>,
     next_sequence: u64,
-    /// The part that was sent last.
+    /// The sequence number of the last part sent.
     tried: Option<u64>,
     retry: Retry,
 }
@@ -64,10 +64,10 @@ impl Shipper {
         }
     }
 
-    /// Ships until the sender of samples is gone, then what is left as far as the stream takes it within the
-    /// deadline. The rest is on disk at the end.
+    /// Ships until the sampling loop ends, then until everything is sent or the deadline passes. The rest stays on
+    /// disk.
     pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Sample>, drain_deadline: Duration) {
-        // At most one: parts are acknowledged in order.
+        // At most one part is in flight, so that parts are acknowledged in order.
         let mut sending = JoinSet::new();
         let mut drain_until = None;
         loop {
@@ -97,7 +97,7 @@ impl Shipper {
                 },
                 Some(sent) = sending.join_next() => match sent {
                     Ok((queued, outcome)) => self.settle(&queued, outcome).await,
-                    Err(panicked) => self.in_trouble(&Trouble::Refused(panicked.to_string())),
+                    Err(panicked) => self.publish_failed(&PublishError::Refused(panicked.to_string())),
                 },
                 () = tokio::time::sleep_until(wake_at) => {}
             }
@@ -112,7 +112,7 @@ impl Shipper {
         let parts = match split(sample) {
             Ok(parts) => parts,
             Err(error) => {
-                error!(%error, "a sample could not be encoded: this is a defect of the agent");
+                error!(%error, "encoding a sample failed; this is a bug in the agent");
                 return;
             }
         };
@@ -127,7 +127,7 @@ impl Shipper {
         self.keep_memory_bound();
     }
 
-    /// Whether a new part will not be acknowledged within a moment.
+    /// Whether a new part is not expected to be acknowledged within a moment.
     fn is_held_up(&self) -> bool {
         self.disk.waiting() > 0 || self.retry.is_failing() || !self.bus.is_connected()
     }
@@ -135,7 +135,7 @@ impl Shipper {
     fn keep_memory_bound(&mut self) {
         let mut bytes: usize = self.fresh.iter().map(|queued| queued.part.body.len()).sum();
         let mut dropped = 0;
-        while bytes > MOST_IN_MEMORY
+        while bytes > MAX_BYTES_IN_MEMORY
             && let Some(oldest) = self.fresh.pop_front()
         {
             bytes -= oldest.part.body.len();
@@ -144,20 +144,20 @@ impl Shipper {
         if dropped > 0 {
             error!(
                 dropped,
-                "the spool cannot be written and memory is at its limit: the oldest parts were dropped"
+                "the spool cannot be written and memory is at its limit; dropped the oldest parts"
             );
             dropped::note("memory_full", dropped);
         }
     }
 
-    /// The oldest part, if it is time to send one. While the disk hangs, what is in memory goes ahead of what is on
-    /// it: a VM whose disk hangs is the one that somebody wants to see.
+    /// The oldest part, if it is time to send one. While the disk hangs, parts in memory are sent before those on disk,
+    /// because the current state of a VM with a hanging disk matters most.
     async fn next(&mut self) -> Option<Queued> {
         if !self.retry.is_due() || (self.fresh.is_empty() && self.disk.waiting() == 0) {
             return None;
         }
         if !self.bus.is_connected() {
-            self.in_trouble(&Trouble::Away);
+            self.publish_failed(&PublishError::Disconnected);
             return None;
         }
         if self.disk.waiting() > 0 {
@@ -165,9 +165,9 @@ impl Shipper {
                 Ok(Some(oldest)) => return Some(oldest),
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(%error, "the spool cannot be read: what is in memory goes first");
+                    warn!(%error, "the spool cannot be read; sending parts in memory first");
                     if self.fresh.is_empty() {
-                        self.retry.later(WRITE_AGAIN);
+                        self.retry.later(WRITE_RETRY_PAUSE);
                     }
                 }
             }
@@ -175,9 +175,9 @@ impl Shipper {
         self.fresh.front().cloned()
     }
 
-    async fn settle(&mut self, queued: &Queued, outcome: Result<(), Trouble>) {
-        if let Err(trouble) = outcome {
-            self.in_trouble(&trouble);
+    async fn settle(&mut self, queued: &Queued, outcome: Result<(), PublishError>) {
+        if let Err(error) = outcome {
+            self.publish_failed(&error);
             return;
         }
         counter!("vmwatch_agent_parts_published_total").increment(1);
@@ -195,20 +195,20 @@ impl Shipper {
         if self.disk.waiting() > 0
             && let Err(error) = self.disk.remove(queued.sequence).await
         {
-            warn!(%error, "an acknowledged part is still in the spool and will be sent again");
-            self.retry.later(WRITE_AGAIN);
+            warn!(%error, "removing an acknowledged part from the spool failed; it will be sent again");
+            self.retry.later(WRITE_RETRY_PAUSE);
         }
         let all_sent = self.fresh.is_empty() && self.disk.waiting() == 0;
         if self.retry.succeeded(all_sent) {
-            info!("all samples that waited are acknowledged");
+            info!("all spooled samples are acknowledged");
             self.status.publishing(Ok(()));
         }
     }
 
-    fn in_trouble(&mut self, trouble: &Trouble) {
-        if self.retry.failed(trouble) {
-            warn!("{trouble}");
-            self.status.publishing(Err(trouble.kind()));
+    fn publish_failed(&mut self, error: &PublishError) {
+        if self.retry.failed(error) {
+            warn!("{error}");
+            self.status.publishing(Err(error.kind()));
         }
         if !self.fresh.is_empty() {
             self.write_at = Some(Instant::now());
@@ -223,7 +223,7 @@ impl Shipper {
         }
         self.write_at = written.error.map(|error| {
             warn!(%error, waiting = self.fresh.len(), "the spool cannot be written: parts wait in memory");
-            Instant::now() + WRITE_AGAIN
+            Instant::now() + WRITE_RETRY_PAUSE
         });
     }
 
@@ -231,7 +231,7 @@ impl Shipper {
         let waits = !self.fresh.is_empty() || self.disk.waiting() > 0;
         let send_at = (idle && waits).then(|| self.retry.at());
         let moments = [self.write_at, send_at, drain_until];
-        // With nothing to do, any far moment: a sample wakes the loop sooner.
+        // With nothing to do, wait for long; a sample wakes the loop earlier.
         moments
             .into_iter()
             .flatten()
@@ -245,15 +245,12 @@ impl Shipper {
         }
         if !self.fresh.is_empty() {
             let lost = self.fresh.len() as u64;
-            error!(
-                lost,
-                "the agent stops with parts that could be neither sent nor spooled"
-            );
+            error!(lost, "stopped with parts that could be neither sent nor spooled");
             dropped::note("stopped", lost);
         }
         info!(
             waiting = self.disk.waiting(),
-            "stopped; what waits is sent after the next start"
+            "stopped; spooled parts are sent after the next start"
         );
     }
 }

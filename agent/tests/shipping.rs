@@ -1,11 +1,11 @@
-//! The agent and a real NATS server that goes away, is full, or comes late; each sample is told by the agent's own
-//! witness in its log, and must be in the stream once, in order.
+//! Tests the agent with a real NATS server that is unreachable, full, or started late. The agent logs each sample at
+//! level `trace`; each must be in the stream exactly once, in order.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "what fails here is the test"
+    reason = "a panic fails the test"
 )]
 
 use std::{
@@ -48,7 +48,7 @@ impl Scene {
         Process::start(spec(self.folder.path(), self.nats.url()))
     }
 
-    /// The ids of the parts that wait on disk, in order.
+    /// The ids of spooled parts, in order.
     fn spooled(&self) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.folder.path().join("spool"))
             .into_iter()
@@ -58,7 +58,7 @@ impl Scene {
             .collect();
         names.sort();
         let id = |path: &PathBuf| {
-            // One that is gone was acknowledged meanwhile.
+            // A missing file was acknowledged meanwhile.
             fs::read(path).ok().map(|body| id_of(&body))
         };
         names.iter().filter_map(id).collect()
@@ -73,7 +73,7 @@ impl Scene {
     }
 }
 
-/// Its settings; a later entry of the same name wins.
+/// The agent's settings; a later entry of the same name wins.
 fn spec(folder: &Path, nats: &str) -> Spec {
     let env = [
         ("VMWATCH_INSTANCE_ID", "vm-1"),
@@ -86,7 +86,7 @@ fn spec(folder: &Path, nats: &str) -> Spec {
         ),
         ("VMWATCH_NATS_URL", nats),
         ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
-        // Any free port: nobody asks here.
+        // Any free port, which these tests do not use.
         ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
         ("VMWATCH_LOG", "info,agent::ship=trace"),
         ("VMWATCH_LOG_FORMAT", "json"),
@@ -109,7 +109,7 @@ fn id_of(body: &[u8]) -> String {
     format!("{}:{}:{}", sample.instance_id, sample.create_date, sample.part)
 }
 
-/// What the agent's log tells was `sampled`, `spooled` or `acknowledged`: the ids, and when, in seconds of the day.
+/// The parts that the agent logged as `sampled`, `spooled` or `acknowledged`: ids and times in seconds of the day.
 fn witnessed_at(agent: &Process, what: &str) -> Vec<(String, f64)> {
     let log = agent.log();
     let lines = log
@@ -132,7 +132,7 @@ fn witnessed(agent: &Process, what: &str) -> Vec<String> {
     witnessed_at(agent, what).into_iter().map(|(id, _)| id).collect()
 }
 
-/// How long it took from sampling to the disk, for three of four parts that were spooled.
+/// The upper quartile of the delay from sampling to the spool, in seconds.
 fn usual_delay(agent: &Process) -> f64 {
     let sampled: HashMap<_, _> = witnessed_at(agent, "sampled").into_iter().collect();
     let spooled = witnessed_at(agent, "spooled").into_iter();
@@ -160,7 +160,7 @@ async fn stream(jetstream: &Context, max_messages: i64) -> Stream {
     jetstream.get_stream(info.config.name).await.unwrap()
 }
 
-/// The ids in the stream, in its order; all of this VM.
+/// The ids of this VM's parts in the stream, in order.
 async fn stored(stream: &Stream) -> Vec<String> {
     let messages = stream.get_info().await.unwrap().state.messages;
     let ids = stored_of(stream, "vm-1").await;
@@ -176,7 +176,7 @@ async fn stored_of(stream: &Stream, instance: &str) -> Vec<String> {
         if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(instance) {
             continue;
         }
-        // The ids of a stream are shared by all VMs: with one, another guest could have this sample dropped.
+        // All VMs share the ids of a stream: with an id, another guest could cause this sample to be dropped.
         assert!(message.headers.get("Nats-Msg-Id").is_none());
         ids.push(id_of(&message.payload));
     }
@@ -196,11 +196,15 @@ async fn stores(stream: &Stream, count: u64) {
     .await;
 }
 
-/// Ends the agent and holds what it sampled against what the stream has.
+/// Stops the agent and compares its samples with the stream.
 async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Stream) {
     let status = agent.terminate(PATIENCE).await;
     assert!(status.success(), "{status}");
-    assert_eq!(scene.spooled(), [""; 0], "all was sent within the drain deadline");
+    assert_eq!(
+        scene.spooled(),
+        [""; 0],
+        "all parts were sent within the drain deadline"
+    );
     let sampled = witnessed(agent, "sampled");
     assert!(sampled.is_sorted(), "{sampled:?}");
     assert_eq!(stored(stream).await, sampled);
@@ -209,13 +213,13 @@ async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Str
 }
 
 #[tokio::test]
-async fn while_the_bus_is_away_samples_wait_on_disk_and_then_come_in_order() {
+async fn spools_while_disconnected_and_sends_in_order() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
     let agent = scene.agent();
     stores(&messages, 3).await;
-    // One that took its time on a busy machine may have been written; with its bus there an agent writes none.
+    // A slow acknowledgement on a busy machine may have caused a write; with a working bus the agent writes none.
     eventually("parts are acknowledged without the disk", PATIENCE, async || {
         let spooled = witnessed(&agent, "spooled");
         let straight = witnessed(&agent, "acknowledged")
@@ -228,7 +232,7 @@ async fn while_the_bus_is_away_samples_wait_on_disk_and_then_come_in_order() {
 
     scene.nats.server.kill9();
     scene.spools(7).await;
-    // At once, and not after the moment of grace (250 ms) that a bus which is there gets.
+    // Parts are spooled at once, not after the grace period (250 ms) of a connected agent.
     assert!(usual_delay(&agent) < 0.2, "{}", usual_delay(&agent));
     scene.nats.restart().await;
     stores(&messages, 12).await;
@@ -237,7 +241,7 @@ async fn while_the_bus_is_away_samples_wait_on_disk_and_then_come_in_order() {
 }
 
 #[tokio::test]
-async fn what_a_full_stream_refuses_waits_until_it_takes_more() {
+async fn spools_while_stream_is_full() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), 3).await;
@@ -255,9 +259,9 @@ async fn what_a_full_stream_refuses_waits_until_it_takes_more() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// What the stream refuses for this VM alone, while it takes other VMs' samples.
+/// The stream refuses only this VM's samples, and accepts those of others.
 #[tokio::test]
-async fn what_a_full_share_refuses_waits_until_some_is_stored() {
+async fn spools_while_share_of_vm_is_full() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let share = |max_messages_per_subject| Config {
@@ -290,12 +294,12 @@ async fn what_a_full_share_refuses_waits_until_some_is_stored() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// An acknowledgement that calls a new part a repetition is about another message: the part was not stored.
+/// An acknowledgement that marks a new part as a duplicate refers to another message: the part was not stored.
 #[tokio::test]
-async fn a_new_part_that_is_acknowledged_as_a_duplicate_is_sent_again() {
+async fn resends_new_part_acknowledged_as_duplicate() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    // In place of the stream, which never answers so to an agent: none of its messages has an id.
+    // The test answers instead of the stream, which never does so, because the agent's messages have no ids.
     let mut published = bus
         .client()
         .subscribe(format!("{SAMPLE_SUBJECT_PREFIX}*"))
@@ -311,24 +315,24 @@ async fn a_new_part_that_is_acknowledged_as_a_duplicate_is_sent_again() {
             .unwrap();
         let acknowledgement = json!({ "stream": SAMPLE_STREAM, "seq": seen.len() + 1, "duplicate": true });
         let body = acknowledgement.to_string().into();
-        let reply = message.reply.expect("it asks for an acknowledgement");
+        let reply = message.reply.expect("the message requests an acknowledgement");
         bus.client().publish(reply, body).await.unwrap();
         seen.push(id_of(&message.payload));
     }
-    // Twice: the second time the first may have been stored after all.
+    // Sent twice: for the second attempt, the first may have been stored.
     let (first, second): (Vec<_>, Vec<_>) = seen.chunks(2).map(|pair| (&pair[0], &pair[1])).unzip();
     assert_eq!(first, second);
     assert!(first.is_sorted() && first.windows(2).all(|pair| pair[0] != pair[1]));
-    assert!(agent.log().contains("took a new sample for a repetition"));
+    assert!(agent.log().contains("treated a new sample as a duplicate"));
 }
 
 #[tokio::test]
-async fn while_the_spool_cannot_be_written_samples_wait_in_memory() {
+async fn keeps_samples_in_memory_while_spool_is_unwritable() {
     let scene = Scene::set().await;
-    // Nobody has made the stream.
+    // The stream does not exist.
     let agent = scene.agent();
     scene.spools(2).await;
-    // What it writes first has this name.
+    // Block the name of the agent's temporary file.
     fs::create_dir(scene.folder.path().join("spool/unfinished")).unwrap();
     eventually("samples wait in memory", PATIENCE, async || {
         let waiting = witnessed(&agent, "sampled").len() - witnessed(&agent, "spooled").len();
@@ -349,20 +353,20 @@ async fn while_the_spool_cannot_be_written_samples_wait_in_memory() {
 }
 
 #[tokio::test]
-async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
+async fn restarted_agent_sends_spooled_samples() {
     let scene = Scene::set().await;
-    // Nobody has made the stream.
+    // The stream does not exist.
     let agent = scene.agent();
     scene.spools(5).await;
     agent.kill9();
     let spooled = scene.spooled();
-    // As if it had been killed while it wrote.
+    // Simulate a kill during a write.
     fs::write(
         scene.folder.path().join("spool/unfinished"),
         r#"{"instance_id":"vm-"#,
     )
     .unwrap();
-    assert!(agent.log().contains("there is no stream of samples yet"));
+    assert!(agent.log().contains("the stream of samples does not exist yet"));
 
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
@@ -372,7 +376,7 @@ async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
     assert!(status.success(), "{status}");
     let stored = stored(&messages).await;
     assert_eq!(stored[..spooled.len()], spooled);
-    // Of the last sample before the kill the log may tell without the disk having it.
+    // The log may mention the last sample before the kill although it is not on disk.
     let sampled = witnessed(&agent, "sampled");
     let lost: Vec<_> = sampled.iter().filter(|id| !stored.contains(id)).collect();
     assert!(lost.len() <= 1, "{lost:?}");
@@ -384,13 +388,13 @@ async fn a_killed_agent_sends_what_it_spooled_when_it_is_started_again() {
     assert!(agent.log().contains("is half-written and was skipped"));
 }
 
-/// Nobody reads the metrics of a guest: what was dropped goes out with the next sample, once.
+/// The metrics of a guest are not collected, so the next sample carries the number of dropped parts, once.
 #[tokio::test]
-async fn tells_dropped_parts_with_the_next_sample() {
+async fn reports_dropped_parts_with_next_sample() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
-    // A part that was being spooled when the machine crashed.
+    // A part that was being spooled when the VM crashed.
     fs::create_dir(scene.folder.path().join("spool")).unwrap();
     fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
     let _agent = scene.agent();
@@ -405,7 +409,7 @@ async fn tells_dropped_parts_with_the_next_sample() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
+async fn stopped_agent_keeps_latest_sample() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
@@ -414,7 +418,7 @@ async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
         .push(("VMWATCH_DRAIN_DEADLINE".to_owned(), "0s".to_owned()));
     let agent = Process::start(spec);
     stores(&messages, 1).await;
-    // A server that hangs acknowledges nothing and looks connected for a while.
+    // A hanging server acknowledges nothing and seems connected for a while.
     scene.nats.server.pause();
     let kept = || [witnessed(&agent, "acknowledged"), witnessed(&agent, "spooled")].concat();
     eventually(
@@ -443,7 +447,7 @@ async fn an_agent_that_is_stopped_at_once_keeps_what_it_has_just_sampled() {
 }
 
 #[tokio::test]
-async fn an_agent_that_may_not_start_says_why() {
+async fn explains_failed_start() {
     let folder = tempfile::tempdir().unwrap();
     let first = Process::start(spec(folder.path(), "nats://127.0.0.1:1"));
     eventually("the first agent holds the spool", PATIENCE, async || {
@@ -457,7 +461,10 @@ async fn an_agent_that_may_not_start_says_why() {
         spec.env.retain(|(name, _)| name != change.0);
         spec.env.push((change.0.to_owned(), change.1));
         let agent = Process::start(spec);
-        let status = eventually("it ends", PATIENCE, async || agent.ended().ok_or("no".to_owned())).await;
+        let status = eventually("the agent ends", PATIENCE, async || {
+            agent.ended().ok_or("no".to_owned())
+        })
+        .await;
         assert_eq!(status.code(), Some(code), "{}", agent.log());
         assert!(agent.log().contains(what), "{}", agent.log());
     };
@@ -467,7 +474,7 @@ async fn an_agent_that_may_not_start_says_why() {
     let interval = "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple";
     ends_with(interval, ("VMWATCH_AGENT_VM_INTERVAL", "300ms".to_owned()), 64).await;
 
-    // Without a bus it stops at once, and keeps what it has.
+    // Without a bus the agent stops at once, and keeps its samples.
     let status = first.terminate(Duration::from_secs(5)).await;
     assert!(status.success());
 }
