@@ -100,7 +100,7 @@ fn burn(folder: &std::path::Path) -> (Process, String) {
 }
 
 #[tokio::test]
-async fn a_process_is_seen_from_its_start_to_its_end() {
+async fn reports_process_from_start_to_end() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
         .replicas(Program::Lifecycle, 0)

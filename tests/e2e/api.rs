@@ -9,7 +9,7 @@ use crate::rows::{process_row, store_processes, store_vms, vm_row};
 
 /// Whatever the document's own samples and tables do differently from each other is understood.
 #[tokio::test]
-async fn requests_are_read_as_leniently_as_the_document_is_written() {
+async fn accepts_lenient_requests_of_the_document() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -103,7 +103,7 @@ async fn requests_are_read_as_leniently_as_the_document_is_written() {
 
 /// Newest first by `create_date`, ties by `_id`; the same rows in both forms.
 #[tokio::test]
-async fn rows_come_newest_first_in_both_forms() {
+async fn returns_rows_newest_first_in_both_formats() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -153,7 +153,7 @@ async fn rows_come_newest_first_in_both_forms() {
 
 /// Who may see and start what.
 #[tokio::test]
-async fn roles_and_scopes_are_kept() {
+async fn enforces_roles_and_scopes() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let [(off, _), (other, _), (running, Power::Running)] = MACHINES else {

@@ -51,7 +51,7 @@ async fn records(stack: &Stack) -> Vec<AuditRecord> {
 }
 
 #[tokio::test]
-async fn a_flood_of_failed_logins_takes_a_tenth_of_the_audit_and_evicts_nothing_else() {
+async fn failed_logins_use_at_most_a_tenth_of_audit() {
     let stack = stack().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     let eve = json!({ "name": "eve", "password": "a long one", "role": "viewer" });
@@ -189,7 +189,7 @@ async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_
 
 /// A reader knows the numbers of the records when it opens the streams. It does not wait for those that expire meanwhile.
 #[tokio::test]
-async fn reading_ends_at_once_when_the_records_have_expired() {
+async fn reading_expired_audit_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let bus = nats.connect("reader").await;

@@ -47,7 +47,7 @@ fn message(answer: &Answer) -> String {
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_object_gets_400() {
+async fn body_that_is_not_an_object_gets_400() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let refused = failure(3, &Value::Null, "", "'the body must be one JSON object'");
@@ -88,7 +88,7 @@ async fn a_body_that_is_no_object_gets_400() {
 }
 
 #[tokio::test]
-async fn the_size_of_a_body_is_bounded() {
+async fn limits_size_of_body() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let sized = |size: usize| {
@@ -113,7 +113,7 @@ async fn the_size_of_a_body_is_bounded() {
 }
 
 #[tokio::test]
-async fn other_verbs_get_405() {
+async fn other_methods_get_405() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let refused = failure(3, &Value::Null, "", "'this address takes POST only'");
@@ -137,7 +137,7 @@ async fn other_verbs_get_405() {
 
 /// An unknown method gets the known codes, in the order of 611711, with the number that was sent or null.
 #[tokio::test]
-async fn an_unknown_method_is_told_the_known_ones() {
+async fn error_for_unknown_method_lists_known_ones() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let known = "'method must be one of 458753 (login), 611711 (getVMMonitoringProcData), 611611 (getVMMonitoringData), \
@@ -175,7 +175,7 @@ async fn an_unknown_method_is_told_the_known_ones() {
 /// Every field with values of every other type and of every absurd size: a failure that names the field and the
 /// rule, repeats nothing that was sent, and finds no row.
 #[tokio::test]
-async fn a_wrong_field_is_refused_by_name() {
+async fn error_names_invalid_field() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let operators = [
@@ -292,7 +292,7 @@ async fn refused(gateway: &Gateway, session: &str, method: u32, change: Value, r
 
 /// Operators are no way past a password.
 #[tokio::test]
-async fn only_texts_log_in() {
+async fn login_accepts_only_strings() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let (user, password) = (json!(ADMIN.0), json!(ADMIN.1));
@@ -349,7 +349,7 @@ async fn only_texts_log_in() {
 
 /// What JSON allows and few expect.
 #[tokio::test]
-async fn odd_but_valid_json_is_read_as_python_reads_it() {
+async fn reads_unusual_json_like_python() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let plain = gateway

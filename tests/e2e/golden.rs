@@ -51,7 +51,7 @@ const HASH_OF_123456: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$gLCkzEyWRMbQQn4Hx018riGVG9PpJjML5Zpm28Rr088";
 
 #[tokio::test]
-async fn the_documents_samples_are_answered_to_the_byte() {
+async fn answers_documented_samples_to_the_byte() {
     let stack = Stack::builder().start().await;
     // The document's password is shorter than a new one may be. Users that were stored before may have it.
     let users = stack.database.handle().collection::<Document>("users");
@@ -106,7 +106,7 @@ fn stored(line: &str) -> Document {
 
 /// The golden files say what the document says, but for white space and the slips that the contract lists.
 #[test]
-fn the_golden_files_are_the_documents_samples() {
+fn golden_files_equal_documented_samples() {
     const SLIPS: [(&str, &str); 5] = [
         ("f96e22cbd0e", "f96e22cbd02e"),
         ("f96e22cbd02;", "f96e22cbd02e;"),

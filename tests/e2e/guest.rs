@@ -12,7 +12,7 @@ const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
 const BOOT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
-async fn a_real_guest_is_started_and_its_own_rows_come_back() {
+async fn starts_real_guest_and_stores_its_rows() {
     let libvirtd = Libvirtd::start().await;
     let hypervisor = format!("lab={}", libvirtd.uri());
     let stack = Stack::builder()

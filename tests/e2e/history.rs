@@ -140,7 +140,7 @@ async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezon
 
 /// Two replicas, three VMs, samples in any order and some twice, in a zone whose hours begin at half past.
 #[tokio::test]
-async fn rollups_are_what_the_rows_come_to() {
+async fn rollups_equal_aggregated_rows() {
     const ZONE: &str = "+05:30";
     let stack = stack()
         .replicas(Program::Metrics, 2)
@@ -175,7 +175,7 @@ async fn rollups_are_what_the_rows_come_to() {
 }
 
 #[tokio::test]
-async fn killed_before_the_rollups_follow() {
+async fn rollups_complete_after_kill_before_pass() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10m")
         .start()
@@ -206,7 +206,7 @@ async fn killed_before_the_rollups_follow() {
 
 /// Killed again and again while samples of one bucket are stored and followed.
 #[tokio::test]
-async fn killed_in_the_middle_of_a_bucket() {
+async fn rollups_complete_after_kill_within_bucket() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10ms")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "7")
@@ -240,7 +240,7 @@ async fn killed_in_the_middle_of_a_bucket() {
 
 /// A rollup outlives the rows that it was made of, and late rows do not harm it.
 #[tokio::test]
-async fn rollups_outlive_their_rows() {
+async fn rollups_remain_after_rows_expire() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     for second in 0..30 {
@@ -260,7 +260,7 @@ async fn rollups_outlive_their_rows() {
 
 /// Short ranges are drawn from the rows themselves, whole buckets that touch the range.
 #[tokio::test]
-async fn a_short_range_is_drawn_from_the_rows() {
+async fn short_range_is_computed_from_rows() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     for second in (0..300).step_by(10) {
@@ -296,7 +296,7 @@ async fn a_short_range_is_drawn_from_the_rows() {
 
 /// Rows of an older database: rolled up and listed by the loader itself; a year costs what a day does, by what is read.
 #[tokio::test]
-async fn a_loaded_year_is_drawn_from_days() {
+async fn loaded_year_is_computed_from_days() {
     let stack = stack().start().await;
     let end_ms = recent_bucket() / DAY * DAY;
     let mut lines = String::new();
@@ -354,7 +354,7 @@ async fn a_loaded_year_is_drawn_from_days() {
 
 /// Rows that a reporter wrote into the database itself are in rollups and list after `rebuild`, or the first start.
 #[tokio::test]
-async fn rows_of_an_older_reporter_are_found() {
+async fn finds_rows_of_older_software() {
     let stack = stack().start().await;
     let rows = (0..48).map(|hour| {
         vm_row(
@@ -401,7 +401,7 @@ async fn rows_of_an_older_reporter_are_found() {
 
 /// A VM out of scope reads as one that does not exist.
 #[tokio::test]
-async fn a_hidden_vm_has_no_past() {
+async fn vm_out_of_scope_looks_nonexistent_in_history() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     publish(&stack, &sample("vm-1", from_ms, "+00:00", 5.0)).await;
@@ -432,7 +432,7 @@ async fn a_hidden_vm_has_no_past() {
 
 /// Retention deletes the rows of a bucket one by one. A row that comes when the first of them are gone was in no rollup.
 #[tokio::test]
-async fn a_late_row_joins_a_bucket_whose_first_rows_have_expired() {
+async fn adds_late_row_to_bucket_with_expired_rows() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_VM_RETENTION", "1h")
         .start()

@@ -42,7 +42,7 @@ async fn waits(stack: &Stack, messages: u64) {
 /// Rows are stored and their acknowledgements do not arrive: NATS is frozen before they are sent, and killed with what
 /// it has not read; so is metrics-svc, which would send them again.
 #[tokio::test]
-async fn killed_between_insert_and_acknowledgement() {
+async fn stores_rows_once_after_kill_before_acknowledgement() {
     let stack = stack()
         // Above what it takes a busy machine to fill the batch: what is delivered again until then is in it twice, and
         // some of the ten samples are not.
@@ -73,7 +73,7 @@ async fn killed_between_insert_and_acknowledgement() {
 }
 
 #[tokio::test]
-async fn the_database_is_killed_in_mid_stream() {
+async fn stores_rows_once_after_kill_of_database() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publish_during(&mut publisher, async {
@@ -90,7 +90,7 @@ async fn the_database_is_killed_in_mid_stream() {
 }
 
 #[tokio::test]
-async fn nats_is_killed_in_mid_stream() {
+async fn stores_rows_once_after_kill_of_nats() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     let outages = async {
@@ -106,7 +106,7 @@ async fn nats_is_killed_in_mid_stream() {
 }
 
 #[tokio::test]
-async fn two_replicas_share_the_stream_and_one_is_killed() {
+async fn surviving_replica_stores_rows_of_killed_one() {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let (first, second) = (
         stack.replica(Program::Metrics, 0),
@@ -135,7 +135,7 @@ async fn two_replicas_share_the_stream_and_one_is_killed() {
 
 /// What a stopping service has stored it has acknowledged: the rest, and nothing else, waits in the stream.
 #[tokio::test]
-async fn a_stop_under_load_leaves_nothing_half_done() {
+async fn shutdown_under_load_loses_no_rows() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
@@ -156,7 +156,7 @@ async fn a_stop_under_load_leaves_nothing_half_done() {
 /// As a sender does whose acknowledgements are lost: with its message id, which the stream knows, and long after,
 /// when only the rows' ids tell.
 #[tokio::test]
-async fn the_same_message_ten_times() {
+async fn stores_message_delivered_ten_times_once() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     let sample = publisher.sample();
@@ -185,7 +185,7 @@ async fn the_same_message_ten_times() {
 
 /// A process ended and another got its pid before the next sample: both are in it.
 #[tokio::test]
-async fn a_pid_is_reused_within_one_interval() {
+async fn stores_both_processes_of_reused_pid() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 0);
     let mut sample = publisher.sample();
@@ -222,7 +222,7 @@ async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>
 
 /// No reset and no end tells that a server's machine is gone: the insert under way is never answered.
 #[tokio::test]
-async fn the_database_vanishes_without_a_word() {
+async fn recovers_from_database_that_vanished_silently() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -254,7 +254,7 @@ async fn the_database_vanishes_without_a_word() {
 
 /// A server whose store was lost, or an operator's `nats stream rm`.
 #[tokio::test]
-async fn a_stream_that_is_deleted_is_made_again() {
+async fn recreates_deleted_stream() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(5).await;
@@ -266,7 +266,7 @@ async fn a_stream_that_is_deleted_is_made_again() {
 
 /// What a replica holds of a backlog while the database is frozen is three batches and one pull, however much waits.
 #[tokio::test]
-async fn memory_is_bounded_while_the_database_is_frozen() {
+async fn bounds_memory_while_database_is_frozen() {
     const BACKLOG_BYTES: usize = 96 << 20;
     const MOST_KIB: u64 = 32 << 10;
     let stack = stack()

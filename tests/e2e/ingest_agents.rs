@@ -46,7 +46,7 @@ async fn stores_rows(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn nats_is_away_while_three_agents_sample() {
+async fn stores_all_samples_of_agents_after_nats_outage() {
     let stack = agents(3).start().await;
     let agents: Vec<_> = (0..3).map(|index| stack.replica(Program::Agent, index)).collect();
     stores_rows(&stack).await;
@@ -67,7 +67,7 @@ async fn nats_is_away_while_three_agents_sample() {
 }
 
 #[tokio::test]
-async fn an_agent_is_killed_with_an_unsent_spool() {
+async fn stores_spool_of_killed_agent() {
     let stack = agents(1).start().await;
     let agent = stack.replica(Program::Agent, 0);
     stores_rows(&stack).await;
@@ -86,7 +86,7 @@ async fn an_agent_is_killed_with_an_unsent_spool() {
 /// A stream of the smallest size that is full while nobody stores: what it acknowledged stays in it, what it refuses
 /// stays with the agent.
 #[tokio::test]
-async fn a_full_stream_refuses_and_is_drained() {
+async fn stores_all_samples_after_full_stream() {
     let stack = agents(1)
         .set(Program::Metrics, "VMWATCH_STREAM_BYTES", "1MiB")
         .start()

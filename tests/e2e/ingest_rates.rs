@@ -26,7 +26,7 @@ fn parts() -> u32 {
 }
 
 #[tokio::test]
-async fn an_agent_empties_a_long_spool_and_loses_no_row() {
+async fn drains_long_spool_without_loss() {
     let spool = tempfile::tempdir().unwrap();
     let share = if parts() > 1000 { "2000" } else { "100" };
     let stack = stack()

@@ -83,7 +83,7 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
 }
 
 #[tokio::test]
-async fn one_malformed_message_in_a_hundred() {
+async fn refuses_one_malformed_message_in_a_hundred() {
     let stack = stack().start().await;
     let mut sent = BTreeMap::new();
     let mut rows = Rows::default();
@@ -111,7 +111,7 @@ async fn one_malformed_message_in_a_hundred() {
 
 /// A broken or hostile agent costs one dead letter and one line of the log per minute, and nobody else's time.
 #[tokio::test]
-async fn a_flood_of_malformed_messages_leaves_one_dead_letter_a_minute() {
+async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     const FLOOD: u32 = 300;
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
@@ -131,7 +131,7 @@ async fn a_flood_of_malformed_messages_leaves_one_dead_letter_a_minute() {
 
 /// A validator that an operator set on the collection: what the database itself refuses for good.
 #[tokio::test]
-async fn what_the_database_refuses_holds_up_nothing() {
+async fn row_refused_by_database_does_not_delay_others() {
     let stack = stack().start().await;
     let validator = doc! { "collMod": "process_samples", "validator": { "cmd": { "$ne": "refused" } } };
     stack.database.handle().run_command(validator).await.unwrap();

@@ -31,7 +31,7 @@ async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn old_rows_are_deleted_and_a_restart_changes_when() {
+async fn restart_applies_changed_retention() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     // MongoDB's own sweep is once a minute.

@@ -114,7 +114,7 @@ impl Silent {
 }
 
 #[tokio::test]
-async fn the_newest_rows_of_a_vm_however_long_it_has_been_silent() {
+async fn returns_newest_rows_of_long_silent_vm() {
     let stack = stack().start().await;
     let silent = Silent::store(&stack).await;
     // Of rows that the service has not seen come in.
@@ -125,7 +125,7 @@ async fn the_newest_rows_of_a_vm_however_long_it_has_been_silent() {
 }
 
 #[tokio::test]
-async fn the_newest_rows_of_a_name_that_was_last_seen_long_ago() {
+async fn returns_newest_rows_of_long_unseen_name() {
     let stack = stack().start().await;
     let now = SystemTime::now();
     let mut rows = Vec::new();

@@ -52,7 +52,7 @@ async fn count(stack: &Stack) -> Result<u64, String> {
 }
 
 #[tokio::test]
-async fn every_stored_sample_is_told_once_and_can_be_replayed() {
+async fn publishes_each_stored_sample_once() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     let started = Instant::now();
@@ -106,7 +106,7 @@ async fn every_stored_sample_is_told_once_and_can_be_replayed() {
 
 /// Without its stream an event is lost and counted; rows are stored as if nothing were, and the stream comes back.
 #[tokio::test]
-async fn a_lost_event_holds_up_no_row() {
+async fn lost_event_does_not_delay_rows() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     stack.bus.jetstream().delete_stream(EVENT_STREAM).await.unwrap();

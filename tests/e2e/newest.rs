@@ -39,7 +39,7 @@ async fn queries(stack: &Stack) -> u64 {
 }
 
 #[tokio::test]
-async fn no_answer_is_older_than_the_setting_says() {
+async fn answers_are_not_older_than_setting() {
     let kept = Duration::from_millis(500);
     let stack = stack("500ms").await;
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -73,7 +73,7 @@ async fn no_answer_is_older_than_the_setting_says() {
 }
 
 #[tokio::test]
-async fn equal_reads_are_one_query_and_unequal_ones_are_not() {
+async fn only_equal_reads_share_a_query() {
     let stack = stack("1s").await;
     store_row(&stack, 1).await;
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -92,7 +92,7 @@ async fn equal_reads_are_one_query_and_unequal_ones_are_not() {
 }
 
 #[tokio::test]
-async fn at_zero_each_read_is_a_query_and_sees_what_is_stored() {
+async fn without_cache_each_read_queries_database() {
     let stack = stack("0s").await;
     let session = stack.session(Role::Viewer, Scope::All).await;
     let before = queries(&stack).await;
@@ -105,7 +105,7 @@ async fn at_zero_each_read_is_a_query_and_sees_what_is_stored() {
 }
 
 #[tokio::test]
-async fn what_is_given_again_is_not_given_to_who_may_not_see_it() {
+async fn cached_answers_respect_scope() {
     let stack = stack("1s").await;
     store_row(&stack, 1).await;
     let admin = stack.session(Role::Admin, Scope::All).await;

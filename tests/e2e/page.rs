@@ -9,7 +9,7 @@ use testkit::Stack;
 use crate::rest::client::{Api, Reply};
 
 #[tokio::test]
-async fn the_page_is_served_under_a_strict_policy() {
+async fn serves_page_with_strict_policy() {
     let stack = Stack::builder().start().await;
     let nobody = Api::of(stack.gateway(0));
     let get = async |path: &str, accept: &str, encoding: &str| {

@@ -256,7 +256,7 @@ fn large_operation(number: usize) -> Value {
 }
 
 #[tokio::test]
-async fn lists_of_records_come_in_pages_of_bounded_size() {
+async fn limits_page_size_of_record_lists() {
     const USERS: usize = 60;
     const RECORDS: usize = 500;
     let stack = stack().start().await;
@@ -321,7 +321,7 @@ async fn lists_of_records_come_in_pages_of_bounded_size() {
 }
 
 #[tokio::test]
-async fn charts_of_the_longest_numbers_come_whole() {
+async fn returns_charts_of_longest_numbers_completely() {
     const POINTS: u64 = 2000;
     let stack = stack().start().await;
     let first_ms = unix_millis() / SECOND * SECOND - (POINTS + 10) * SECOND;

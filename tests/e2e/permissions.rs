@@ -17,7 +17,7 @@ const VIOLATION: &str = "Violation";
 
 /// Every program does all of its work, the people's tools included, and the server has nothing to refuse.
 #[tokio::test]
-async fn the_whole_stack_works_under_the_permissions() {
+async fn whole_stack_works_with_permissions() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
         .replicas(Program::Agent, 1)
@@ -162,7 +162,7 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
 ];
 
 #[tokio::test]
-async fn what_is_not_allowed_is_refused() {
+async fn permissions_refuse_everything_else() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &["vm-1", "vm-2"]);
     let nats = Nats::start_with(folder.path(), Some(secrets)).await;
@@ -198,7 +198,7 @@ async fn what_is_not_allowed_is_refused() {
 }
 
 #[tokio::test]
-async fn nobody_comes_in_without_the_right_password() {
+async fn refuses_wrong_bus_passwords() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &["vm-1"]);
     let of_agent = secrets.password("vmwatch-agent-vm-1");

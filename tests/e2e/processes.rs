@@ -72,7 +72,7 @@ fn ago(millis: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn a_table_is_that_of_the_newest_sample_at_or_before_the_moment() {
+async fn returns_newest_table_at_or_before_time() {
     let stack = stack().start().await;
     let moments = [ago(29 * HOUR), ago(28 * HOUR), ago(2 * MINUTE), ago(MINUTE)];
     for (index, &at_ms) in (0_u32..).zip(&moments) {
@@ -117,7 +117,7 @@ async fn a_table_is_that_of_the_newest_sample_at_or_before_the_moment() {
 }
 
 #[tokio::test]
-async fn a_table_is_sorted_filtered_and_cut() {
+async fn sorts_filters_and_limits_table() {
     let stack = stack().start().await;
     let mut sample = sample("vm-1", ago(SECOND), "+00:00", 5.0);
     let mut row = |name: &str, pid, cpu, mem, read, write| {
@@ -323,7 +323,7 @@ async fn the_past_of_processes_is_one_series() {
 }
 
 #[tokio::test]
-async fn starts_and_ends_are_told_newest_first() {
+async fn lists_starts_and_ends_newest_first() {
     let stack = stack().start().await;
     let start = ago(2 * HOUR);
     let boot = start - HOUR;

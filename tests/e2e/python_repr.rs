@@ -101,7 +101,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 #[test]
-fn a_text_is_what_ascii_says() {
+fn string_equals_pythons_ascii() {
     let python = Python::judge("ascii(q)");
     proptest!(config(CASES), |(text in text())| {
         let mut written = String::new();
@@ -111,7 +111,7 @@ fn a_text_is_what_ascii_says() {
 }
 
 #[test]
-fn a_float_is_what_repr_says_and_none_where_it_is_not_finite() {
+fn float_equals_pythons_repr() {
     // Sent as its bits, so that JSON takes no part in it.
     let python = Python::judge(
         "(lambda x: repr(x) if x - x == 0 else 'None')(__import__('struct').unpack('>d', bytes.fromhex(q))[0])",
@@ -137,7 +137,7 @@ fn value() -> impl Strategy<Value = Value> {
 
 /// Evaluated with `ObjectId=str` as the contract says, every row gives back what was stored, bit for bit.
 #[test]
-fn a_row_evaluates_to_what_was_stored() {
+fn row_evaluates_to_stored_values() {
     let python = Python::judge("[eval(row, {'ObjectId': str}) for row in q]");
     let id = proptest::string::string_regex("[0-9a-f]{24}").unwrap();
     let row = (btree_map(text(), value(), 0..8), id).prop_map(|(mut row, id)| {

@@ -27,7 +27,7 @@ async fn accepted(gateway: &Gateway, session: &str) -> bool {
 
 /// A gateway learns of a session by watching; a request that is faster than the watch is answered as well.
 #[tokio::test]
-async fn a_session_is_good_on_every_gateway_at_once() {
+async fn new_session_is_valid_on_every_gateway_at_once() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 3)
         .replicas(Program::Auth, 2)
@@ -54,7 +54,7 @@ async fn a_session_is_good_on_every_gateway_at_once() {
 }
 
 #[tokio::test]
-async fn a_session_ends_when_its_time_is_up() {
+async fn session_expires() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .set(Program::Auth, "VMWATCH_SESSION_TTL", "2s")
@@ -89,7 +89,7 @@ async fn a_session_ends_when_its_time_is_up() {
 
 /// One answer for all that is no session, whatever else is wrong with the request.
 #[tokio::test]
-async fn what_is_no_session_is_refused_in_the_same_words() {
+async fn refuses_all_invalid_sessions_alike() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let gateway = stack.gateway(0);
     let good = stack.session(Role::Admin, Scope::All).await;
@@ -146,7 +146,7 @@ async fn what_is_no_session_is_refused_in_the_same_words() {
 
 /// What an operator does with users takes hold at once, and a wrong user reads as a wrong password.
 #[tokio::test]
-async fn a_users_sessions_end_with_its_password() {
+async fn password_change_ends_sessions_of_user() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
     let gateway = stack.gateway(0);
     let printed = stack.command(Program::Auth, &["user", "add", "eve"], "first password\n");

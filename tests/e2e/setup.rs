@@ -52,7 +52,7 @@ async fn info(stack: &Stack, stream: &str) -> Info {
 }
 
 #[tokio::test]
-async fn setup_may_be_repeated_and_refuses_to_delete_what_is_stored() {
+async fn setup_is_repeatable_and_refuses_to_delete_data() {
     let stack = without_services().await;
     for program in OWNERS {
         let output = setup(&stack, program, &[], &[]);
@@ -122,7 +122,7 @@ fn streams() -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn only_setup_may_change_a_stream_and_only_an_operator_may_delete_a_dead_letter() {
+fn permissions_separate_setup_and_dead_letters() {
     let mut set = "";
     let mut allowed = Vec::new();
     for line in PERMISSIONS.lines().filter(|line| !line.starts_with('#')) {
@@ -151,7 +151,7 @@ fn only_setup_may_change_a_stream_and_only_an_operator_may_delete_a_dead_letter(
 }
 
 #[tokio::test]
-async fn no_running_credential_changes_purges_or_deletes_a_stream() {
+async fn service_credentials_cannot_change_streams() {
     let stack = without_services().await;
     let agent = format!("vmwatch-agent-{THIS_MACHINE}");
     let verbs = ["UPDATE", "PURGE", "DELETE", "MSG.DELETE", "RESTORE", "SNAPSHOT"];
@@ -191,7 +191,7 @@ async fn no_running_credential_changes_purges_or_deletes_a_stream() {
 
 /// A message that rolls a subject or the whole bucket up is a purge by the right to write a key.
 #[tokio::test]
-async fn no_bucket_takes_a_rollup() {
+async fn buckets_refuse_rollup_headers() {
     let stack = without_services().await;
     let buckets = [
         ("vmwatch-auth", "vmwatch_sessions"),
@@ -222,7 +222,7 @@ async fn no_bucket_takes_a_rollup() {
 }
 
 #[tokio::test]
-async fn an_operator_and_no_service_discards_dead_letters() {
+async fn only_operator_credential_discards_dead_letters() {
     let stack = without_services().await;
     let published = stack
         .bus

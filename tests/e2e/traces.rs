@@ -98,7 +98,7 @@ fn step(program: &str, name: &str, kind: SpanKind) -> (String, String, SpanKind)
 }
 
 #[tokio::test]
-async fn a_request_is_one_tree_from_http_to_the_database_command() {
+async fn request_is_one_trace_from_http_to_database() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
     let programs = [
@@ -155,7 +155,7 @@ async fn a_request_is_one_tree_from_http_to_the_database_command() {
 }
 
 #[tokio::test]
-async fn a_sample_is_linked_from_the_agents_publish_to_its_insert() {
+async fn insert_is_linked_to_publish_of_agent() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
     let mut builder = Stack::builder().replicas(Program::Agent, 1);

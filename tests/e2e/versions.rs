@@ -108,7 +108,7 @@ async fn has_status(api: &Api, status: u16) -> Reply {
 }
 
 #[tokio::test]
-async fn records_of_a_newer_version_are_shown_and_left_alone() {
+async fn shows_but_does_not_change_records_of_newer_version() {
     let stack = stack()
         .set(Program::Lifecycle, "VMWATCH_OPERATION_LEASE", "1s")
         .set(Program::Auth, "VMWATCH_RECONCILE_INTERVAL", "200ms")

@@ -24,7 +24,7 @@ fn page(after: Option<&InstanceId>, limit: u64) -> Page {
 
 /// A thousand VMs: one query of the database for all of them, counted by its spans.
 #[tokio::test]
-async fn a_thousand_vms_are_one_query() {
+async fn lists_thousand_vms_with_one_query() {
     let (address, spans) = collector().await;
     let stack = stack()
         .set(
@@ -108,7 +108,7 @@ async fn a_thousand_vms_are_one_query() {
 }
 
 #[tokio::test]
-async fn an_older_row_never_takes_the_place_of_a_newer_one() {
+async fn older_row_never_replaces_newer_one() {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let target = Target {
         instance_id: "vm-1".parse().unwrap(),

@@ -42,7 +42,7 @@ fn limited(limits: LimitSettings) -> ServeSettings {
 
 /// A service at its bound says so at once, and loses nothing of what it has taken on.
 #[tokio::test]
-async fn a_full_service_answers_overloaded_at_once() {
+async fn full_service_answers_overloaded_at_once() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -87,7 +87,7 @@ async fn a_full_service_answers_overloaded_at_once() {
 /// Commands that hang take only permits of commands, and of those only a quarter for each user; reads of every kind and
 /// other users' commands go on.
 #[tokio::test]
-async fn hanging_commands_hold_up_neither_reads_nor_others() {
+async fn hanging_commands_do_not_block_reads_or_others() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -132,7 +132,7 @@ async fn hanging_commands_hold_up_neither_reads_nor_others() {
 
 /// Heavy reads wait for a moment rather than fail, and cheap ones do not wait for them.
 #[tokio::test]
-async fn heavy_reads_queue_and_cheap_reads_pass_them() {
+async fn cheap_reads_pass_queued_heavy_reads() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -179,7 +179,7 @@ async fn heavy_reads_queue_and_cheap_reads_pass_them() {
 /// A request that is past its deadline, or has none, never reaches a handler; one that passes it while it is worked
 /// on is answered as late, and its handler ends its work.
 #[tokio::test]
-async fn deadlines_are_kept_by_the_service() {
+async fn service_enforces_deadlines() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (started, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -234,7 +234,7 @@ async fn deadlines_are_kept_by_the_service() {
 
 /// The caller's wait ends with its deadline although nobody answers.
 #[tokio::test]
-async fn a_caller_waits_no_longer_than_its_deadline() {
+async fn caller_stops_waiting_at_its_deadline() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Metrics, SETTINGS)
@@ -254,7 +254,7 @@ async fn a_caller_waits_no_longer_than_its_deadline() {
 
 /// A panic is one failed request, and neither the service's end nor a silence until the deadline.
 #[tokio::test]
-async fn a_panic_fails_its_own_request_only() {
+async fn panic_fails_only_its_own_request() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server =
@@ -279,7 +279,7 @@ async fn a_panic_fails_its_own_request_only() {
 
 /// Role and scope are the service's to enforce, whatever a caller checked before.
 #[tokio::test]
-async fn roles_and_scopes_are_enforced_by_the_service() {
+async fn service_enforces_roles_and_scopes() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Lifecycle, SETTINGS)

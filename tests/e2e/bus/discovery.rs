@@ -9,7 +9,7 @@ use super::{ask_all, echo, latest, nats, viewer};
 
 /// `nats micro ls`, `info` and `stats` find every replica, with what it did.
 #[tokio::test]
-async fn discovery_is_answered_by_every_replica() {
+async fn every_replica_answers_discovery() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),

@@ -62,7 +62,7 @@ async fn further(answered: &AtomicU64, count: u64) {
 
 /// Replicas that stop and start again one after the other, under load, lose no request and mix up no answer.
 #[tokio::test]
-async fn a_rolling_restart_loses_no_request() {
+async fn rolling_restart_loses_no_request() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),
@@ -84,7 +84,7 @@ async fn a_rolling_restart_loses_no_request() {
 /// The client counts messages over all connections, the server those of the present one. A drain must not take the
 /// first for the second.
 #[tokio::test]
-async fn drain_after_a_reconnection_loses_no_request() {
+async fn drain_after_reconnection_loses_no_request() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),
@@ -114,7 +114,7 @@ async fn drain_after_a_reconnection_loses_no_request() {
 
 /// What was begun before a stop is finished, and its answer arrives.
 #[tokio::test]
-async fn a_drain_finishes_what_was_begun() {
+async fn drain_finishes_running_requests() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));

@@ -18,7 +18,7 @@ use super::{SETTINGS, Served, answers, latest, nats, rows_of, viewer};
 /// Without a service, without a server and with a frozen server the answer comes at once, and all is well again by
 /// itself when they are back. What was asked meanwhile is never executed.
 #[tokio::test]
-async fn a_bus_that_is_away_is_told_at_once_and_comes_back_by_itself() {
+async fn reports_unreachable_bus_at_once_and_reconnects() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let unavailable = async |what: &str| {

@@ -52,7 +52,7 @@ async fn notices(gateway: &Gateway) {
 }
 
 #[tokio::test]
-async fn a_killed_bus_is_told_at_once_and_found_again_at_once() {
+async fn reports_killed_bus_at_once_and_reconnects() {
     let stack = Stack::builder().without_login_limit().start().await;
     let gateway = stack.gateway(0);
     let session = session(&stack).await;
@@ -91,7 +91,7 @@ async fn a_killed_bus_is_told_at_once_and_found_again_at_once() {
 
 /// A frozen server holds its connections: until its silence is noticed, requests are late; from then on refused.
 #[tokio::test]
-async fn a_frozen_bus_is_noticed_within_three_pings() {
+async fn detects_frozen_bus_within_three_pings() {
     let ping = Duration::from_secs(1);
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "1s")
@@ -140,7 +140,7 @@ async fn a_frozen_bus_is_noticed_within_three_pings() {
 /// A gateway whose connection is silent misses the ends of sessions. It refuses all sessions once it could not confirm its
 /// copy of them for `VMWATCH_SESSIONS_STALE_AFTER`, although the connection is still open.
 #[tokio::test]
-async fn sessions_are_refused_while_their_bucket_cannot_be_read() {
+async fn refuses_sessions_while_bucket_is_unreadable() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "2m")
         .set(Program::Gateway, "VMWATCH_SESSIONS_STALE_AFTER", "3s")

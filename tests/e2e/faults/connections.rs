@@ -73,7 +73,7 @@ async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interva
 /// Slow heads and slow bodies are cut off at the limit, however they drip, and others are answered meanwhile. The senders
 /// have a thread of their own: what is measured beside them must not wait for them in this process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn slow_senders_are_cut_off_at_the_limit() {
+async fn disconnects_slow_senders_at_limit() {
     const SENDERS: usize = 1000;
     let limit = Duration::from_secs(2);
     allow_open_files(None);
@@ -116,7 +116,7 @@ async fn slow_senders_are_cut_off_at_the_limit() {
 
 /// Idle connections take memory of a known size, and no time from others.
 #[tokio::test]
-async fn idle_connections_cost_others_nothing() {
+async fn idle_connections_do_not_slow_others() {
     let idle = size(1_200, 10_000);
     // As most systems start a program; the gateway helps itself.
     allow_open_files(Some(1024));

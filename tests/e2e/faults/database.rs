@@ -18,7 +18,7 @@ const MOST_KIB: u64 = 32 << 10;
 /// Whoever needs the database is told so by his deadline; existing sessions and lifecycle know nothing of it; no
 /// service grows; and all is well again by itself.
 #[tokio::test]
-async fn a_database_that_is_away_harms_only_who_needs_it() {
+async fn unreachable_database_fails_only_its_users() {
     let stack = Stack::builder()
         .without_login_limit()
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "1s")

@@ -96,7 +96,7 @@ async fn logs_in(stack: &Stack) {
 
 /// Nothing that was acknowledged is lost. NATS needs free space and a restart; the programs need no action.
 #[tokio::test]
-async fn writes_fail_while_the_disk_of_nats_is_full_and_succeed_after_its_restart() {
+async fn recovers_from_full_disk_of_nats() {
     let disk = Disk::mount().await;
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)

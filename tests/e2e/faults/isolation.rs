@@ -57,7 +57,7 @@ async fn refused(stack: &Stack) -> f64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn overload_of_one_kind_leaves_the_rest_usable() {
+async fn overload_of_one_kind_leaves_other_work_usable() {
     let stack = Stack::builder()
         .with_permissions()
         // A flood can come from many addresses.

@@ -41,7 +41,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
 /// The documented API: 400 where the body is no JSON object, 413 where it is too large, and otherwise a failure in the
 /// envelope, for each value in place of each field.
 #[tokio::test]
-async fn the_documented_api_answers_by_its_contract() {
+async fn documented_api_handles_malformed_bodies() {
     let stack = Stack::builder()
         .without_login_limit()
         // So that a busy machine is no failure.
@@ -144,7 +144,7 @@ async fn refused(api: &Api, method: &Method, path: &str, body: Vec<u8>) -> Reply
 
 /// The REST API: a problem document of the 400s for each operation that takes a body, and each field of it.
 #[tokio::test]
-async fn the_rest_api_answers_with_problems_of_the_client() {
+async fn rest_api_answers_malformed_bodies_with_client_errors() {
     let stack = Stack::builder().without_login_limit().start().await;
     let session = session(&stack).await;
     answers(stack.gateway(0), &session).await;

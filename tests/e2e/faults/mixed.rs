@@ -40,7 +40,7 @@ fn grown(samples: &[(f64, f64)]) -> f64 {
 
 /// Reads, commands, logins, refusals and an agent's samples: what every program holds is flat after a warm-up.
 #[tokio::test]
-async fn memory_is_flat_under_mixed_load() {
+async fn memory_stays_flat_under_mixed_load() {
     let lasts = soak().unwrap_or(Duration::from_secs(20));
     let stack = Stack::builder()
         .without_login_limit()

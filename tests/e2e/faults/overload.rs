@@ -17,7 +17,7 @@ use crate::ingest_support::metric;
 /// Five times the cap comes, by the clock and not by the answers: the cap is served, and the rest is refused without
 /// reaching the bus.
 #[tokio::test]
-async fn five_times_the_cap_leaves_the_cap() {
+async fn keeps_goodput_at_five_times_the_limit() {
     // In the ordinary form so little that a busy machine serves it beside other tests; a debug build is slow.
     let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));

@@ -23,7 +23,7 @@ const LATE: &str = "'the deadline passed before the service answered'";
 /// What a killed replica had in flight is told as late, and nothing else fails; where the last one is killed, that is
 /// told at once.
 #[tokio::test]
-async fn a_killed_replica_fails_what_it_had_in_flight() {
+async fn killed_replica_fails_only_requests_in_flight() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "4s")
@@ -97,7 +97,7 @@ async fn a_killed_replica_fails_what_it_had_in_flight() {
 /// Half of the requests go to a replica that is frozen: these are told as late by their deadline, the others answered
 /// by its twin; and when it goes on it carries out none of what it was sent.
 #[tokio::test]
-async fn a_frozen_replica_is_a_timeout_and_its_twin_answers() {
+async fn frozen_replica_times_out_while_other_answers() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
         .replicas(Program::Lifecycle, 2)
@@ -168,7 +168,7 @@ async fn a_frozen_replica_is_a_timeout_and_its_twin_answers() {
 
 /// The only replica is frozen: nothing of what it was sent has happened when it goes on.
 #[tokio::test]
-async fn a_frozen_service_never_acts_late() {
+async fn frozen_service_never_acts_late() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_COMMAND_DEADLINE", "500ms")
         .start()

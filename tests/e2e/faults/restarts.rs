@@ -14,7 +14,7 @@ use super::{
 /// No request is lost, of whatever kind and whichever service is restarted; nor by clients of two gateways that heed
 /// `Connection: close`.
 #[tokio::test]
-async fn rolling_restarts_lose_no_request() {
+async fn rolling_restarts_of_every_service_lose_no_request() {
     let restarts = size(2, 30);
     let requests = size(2_000, 100_000);
     let services = [
@@ -71,7 +71,7 @@ async fn rolling_restarts_lose_no_request() {
 }
 /// A gateway that is asked to end still answers what it has taken on.
 #[tokio::test]
-async fn a_gateway_finishes_what_it_has_begun() {
+async fn stopping_gateway_finishes_running_requests() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = session(&stack).await;

@@ -96,7 +96,7 @@ async fn stored_rows(stack: &Stack, instance: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn running_programs_follow_a_restored_backup() {
+async fn running_programs_follow_restored_backup() {
     let stack = stack().with_local_servers().start().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     add_user(&admin, "vic").await;

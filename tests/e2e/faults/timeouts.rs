@@ -20,7 +20,7 @@ use crate::ingest_support::{metric, resident};
 
 /// async-nats 0.51 by itself keeps 333 bytes of each request that timed out, for ever (measured over 100,000).
 #[tokio::test]
-async fn timed_out_requests_leave_nothing_behind() {
+async fn timed_out_requests_leak_no_memory() {
     const CLIENTS: usize = 200;
     let rounds = size(40, 500);
     let stack = Stack::builder()
@@ -77,7 +77,7 @@ async fn timed_out_requests_leave_nothing_behind() {
 /// The rows of an unknown VM are looked for in several ranges of time, one after the other. With a slow database the later ones get only the time that
 /// is left, and none begins after the deadline.
 #[tokio::test]
-async fn all_queries_of_a_request_end_by_its_deadline() {
+async fn queries_of_a_request_share_its_deadline() {
     const DEADLINE: Duration = Duration::from_secs(1);
     const DELAY: Duration = Duration::from_millis(400);
     let stack = Stack::builder()

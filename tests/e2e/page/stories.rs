@@ -24,7 +24,7 @@ fn with_agent() -> StackBuilder {
 }
 
 #[tokio::test]
-async fn the_culprit_is_found_now_and_later() {
+async fn finds_busy_process_now_and_in_history() {
     let stack = with_agent().start().await;
     let folder = tempfile::tempdir().unwrap();
     let mut burning: Option<Child> = None;
@@ -71,7 +71,7 @@ fn burner(name: std::path::PathBuf) -> Child {
 }
 
 #[tokio::test]
-async fn a_vm_is_started_by_who_may() {
+async fn starts_vm_as_operator() {
     let stack = client::stack().start().await;
     let machines = [MACHINES[0].0, MACHINES[1].0].join(",");
     tell(
@@ -84,7 +84,7 @@ async fn a_vm_is_started_by_who_may() {
 }
 
 #[tokio::test]
-async fn live_is_lost_and_regained() {
+async fn reconnects_live_updates() {
     let stack = with_agent().start().await;
     let gateway = stack.replica(Program::Gateway, 0);
     tell(
@@ -110,17 +110,17 @@ async fn views(theme: &str) {
 }
 
 #[tokio::test]
-async fn every_view_can_be_read_by_everybody_in_the_light() {
+async fn every_view_is_accessible_in_light_theme() {
     views("light").await;
 }
 
 #[tokio::test]
-async fn every_view_can_be_read_by_everybody_in_the_dark() {
+async fn every_view_is_accessible_in_dark_theme() {
     views("dark").await;
 }
 
 #[tokio::test]
-async fn it_speaks_the_browsers_language_and_obeys_the_keyboard() {
+async fn uses_browser_language_and_keyboard() {
     let stack = with_agent().start().await;
     versions::put_newer_operation(&stack, &versions::newer_operation()).await;
     versions::append_newer_audit_record(&stack).await;
@@ -136,7 +136,7 @@ async fn it_speaks_the_browsers_language_and_obeys_the_keyboard() {
 }
 
 #[tokio::test]
-async fn a_thousand_vms_and_a_year_are_at_hand() {
+async fn shows_thousand_vms_and_a_year() {
     const DAY: u64 = 86_400_000;
     let stack = client::stack().start().await;
     let now = unix_millis();

@@ -30,7 +30,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
 }
 
 #[tokio::test]
-async fn every_route_needs_a_session_and_refuses_what_it_does_not_know() {
+async fn every_route_requires_session_and_rejects_unknown_fields() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let nobody = Api::of(stack.gateway(0));
@@ -78,7 +78,7 @@ async fn every_route_needs_a_session_and_refuses_what_it_does_not_know() {
 }
 
 #[tokio::test]
-async fn what_no_route_takes_is_a_problem_document_too() {
+async fn unknown_path_gets_problem_document() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     for path in [
@@ -115,7 +115,7 @@ async fn what_no_route_takes_is_a_problem_document_too() {
 }
 
 #[tokio::test]
-async fn the_document_and_its_page_come_from_the_gateway_alone() {
+async fn serves_openapi_document_and_its_page() {
     let stack = stack().start().await;
     let nobody = Api::of(stack.gateway(0));
     let document = Reply::of(nobody.raw(Method::GET, "/api/openapi.json")).await;
@@ -160,7 +160,7 @@ async fn the_document_and_its_page_come_from_the_gateway_alone() {
 
 /// Limits and absences are told as such, with the time to wait.
 #[tokio::test]
-async fn limits_and_absences_say_when_to_come_again() {
+async fn refusals_carry_retry_after() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "2")
         .start()
@@ -212,7 +212,7 @@ async fn limits_and_absences_say_when_to_come_again() {
 
 /// Where as many requests of a user are worked on as may be, more are refused at once.
 #[tokio::test]
-async fn what_is_too_much_is_shed() {
+async fn sheds_requests_above_limit() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")

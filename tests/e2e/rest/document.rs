@@ -8,7 +8,7 @@ use vmwatch_api::{Role, Scope};
 use super::client::{Api, shown, stack};
 
 #[tokio::test]
-async fn the_documents_lines_work_as_they_are_pasted() {
+async fn documented_command_lines_work() {
     let stack = stack().replicas(Program::Agent, 1).start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     for path in ["processes", "processes/history?name=vmwatch-agent"] {

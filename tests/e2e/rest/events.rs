@@ -111,7 +111,7 @@ pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn what_happens_is_told_at_once() {
+async fn delivers_events_at_once() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -156,7 +156,7 @@ async fn what_happens_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_reader_is_told_what_is_in_its_scope_and_what_it_asks_for() {
+async fn delivers_only_events_in_scope_and_filter() {
     let stack = stack().start().await;
     let scope = Scope::Only(["a", "b"].map(|id| id.parse::<InstanceId>().unwrap()).into());
     let limited = Api::with(&stack, Role::Viewer, scope).await;
@@ -180,7 +180,7 @@ async fn a_reader_is_told_what_is_in_its_scope_and_what_it_asks_for() {
 }
 
 #[tokio::test]
-async fn what_was_missed_is_told_again_and_what_is_gone_is_a_gap() {
+async fn replays_missed_events_or_reports_gap() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -221,7 +221,7 @@ async fn what_was_missed_is_told_again_and_what_is_gone_is_a_gap() {
 }
 
 #[tokio::test]
-async fn events_outlive_a_restart_of_the_gateway_and_of_the_bus() {
+async fn events_survive_restart_of_gateway_and_bus() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -257,7 +257,7 @@ async fn events_outlive_a_restart_of_the_gateway_and_of_the_bus() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_with_its_session() {
+async fn event_stream_ends_with_its_session() {
     let stack = stack().start().await;
     let nobody = Api::of(stack.gateway(0));
     let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
@@ -291,7 +291,7 @@ impl Follower {
 
 /// Who takes nothing of what it is sent is cut off; others go on, and the gateway holds no more than its ring.
 #[tokio::test]
-async fn a_slow_reader_is_cut_off() {
+async fn disconnects_slow_reader() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "2s")
         .start()
@@ -360,7 +360,7 @@ async fn a_slow_reader_is_cut_off() {
 }
 
 #[tokio::test]
-async fn only_so_many_follow_at_once() {
+async fn limits_concurrent_event_streams() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_MAX_EVENT_STREAMS", "2")
         .start()

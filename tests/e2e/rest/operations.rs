@@ -36,7 +36,7 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
 }
 
 #[tokio::test]
-async fn a_command_is_on_record_with_its_address_and_its_end() {
+async fn records_operation_with_address_and_result() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let (off, _) = MACHINES[0];
@@ -132,7 +132,7 @@ async fn a_command_is_on_record_with_its_address_and_its_end() {
 }
 
 #[tokio::test]
-async fn the_same_key_acts_once() {
+async fn same_key_acts_once() {
     let stack = stack()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Lifecycle, 1)
@@ -177,7 +177,7 @@ async fn the_same_key_acts_once() {
 }
 
 #[tokio::test]
-async fn who_may_not_act_does_not() {
+async fn refuses_actions_without_role_or_scope() {
     let stack = stack().start().await;
     let [(off, _), (other, _), _] = MACHINES;
     let viewer = Api::with(&stack, Role::Viewer, Scope::All).await;
@@ -235,7 +235,7 @@ async fn who_may_not_act_does_not() {
 }
 
 #[tokio::test]
-async fn several_vms_get_a_command_together() {
+async fn acts_on_several_vms() {
     let stack = stack().start().await;
     let [(off, _), (other, _), (running, _)] = MACHINES;
     let unknown = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";

@@ -29,7 +29,7 @@ async fn stored(api: &Api, path: &str, pointer: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn a_vms_past_is_reduced_on_the_server_as_json_and_csv() {
+async fn returns_aggregated_history_as_json_and_csv() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let base = base();
@@ -145,7 +145,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
 }
 
 #[tokio::test]
-async fn the_process_table_is_read_at_any_moment() {
+async fn returns_process_table_at_any_time() {
     let stack = stack().start().await;
     let (api, base, _) = three_tables(&stack).await;
     let names = |table: &Value| -> Vec<String> {
@@ -218,7 +218,7 @@ async fn the_process_table_is_read_at_any_moment() {
 }
 
 #[tokio::test]
-async fn processes_have_a_past_and_come_and_go() {
+async fn returns_process_history_and_events() {
     let stack = stack().start().await;
     let (api, _, range) = three_tables(&stack).await;
     let together = api
@@ -271,7 +271,7 @@ async fn processes_have_a_past_and_come_and_go() {
 
 /// What contradicts itself is told apart from what is wrong by itself.
 #[tokio::test]
-async fn what_no_schema_can_say_is_refused_as_such() {
+async fn rejects_conflicting_parameters() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let backwards = "from=2017-01-02T00:00:00Z&to=2017-01-01T00:00:00Z";

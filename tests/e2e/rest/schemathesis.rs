@@ -10,7 +10,7 @@ use super::client::{Api, report, shown, stack};
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemathesis.toml");
 
 #[tokio::test]
-async fn the_api_is_what_its_document_says() {
+async fn api_conforms_to_openapi_document() {
     let stack = stack().without_login_limit().start().await;
     let api = Api::with(&stack, Role::Admin, Scope::All).await;
     // So that there is something to be found.

@@ -9,7 +9,7 @@ use super::client::{Api, Reply, stack};
 
 /// One session, whichever API made it.
 #[tokio::test]
-async fn a_session_is_the_same_for_both_apis_and_ends_for_both() {
+async fn session_is_shared_by_both_apis() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let [first, second] = [0, 1].map(|index| stack.gateway(index));
     let reply = Api::of(first)
@@ -57,7 +57,7 @@ async fn a_session_is_the_same_for_both_apis_and_ends_for_both() {
 }
 
 #[tokio::test]
-async fn what_is_no_session_is_401_before_anything_else_is_looked_at() {
+async fn checks_session_before_anything_else() {
     let stack = stack().start().await;
     let nobody = Api::of(stack.gateway(0));
     let good = stack.session(Role::Admin, Scope::All).await;
@@ -100,7 +100,7 @@ async fn what_is_no_session_is_401_before_anything_else_is_looked_at() {
 
 /// The page's way: a cookie that scripts cannot read, believed from the page itself alone.
 #[tokio::test]
-async fn a_cookie_is_for_the_page_alone() {
+async fn accepts_cookie_only_from_the_page() {
     let stack = stack().start().await;
     let gateway = stack.gateway(0);
     let nobody = Api::of(gateway);

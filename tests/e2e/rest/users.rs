@@ -13,7 +13,7 @@ use vmwatch_bus::Context;
 use super::client::{Api, Reply, rfc3339, stack};
 
 #[tokio::test]
-async fn a_user_is_made_read_changed_and_removed() {
+async fn creates_reads_changes_and_removes_user() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let nobody = Api::of(stack.gateway(0));
     let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
@@ -87,7 +87,7 @@ async fn a_user_is_made_read_changed_and_removed() {
 }
 
 #[tokio::test]
-async fn passwords_are_changed_by_their_owners_and_by_administrators() {
+async fn users_and_administrators_change_passwords() {
     let stack = stack().start().await;
     let nobody = Api::of(stack.gateway(0));
     let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
@@ -158,7 +158,7 @@ async fn passwords_are_changed_by_their_owners_and_by_administrators() {
 }
 
 #[tokio::test]
-async fn somebody_stays_an_administrator() {
+async fn keeps_last_administrator() {
     let stack = stack().start().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     admin.delete("/users/admin").await.problem(409, "conflict");
@@ -177,7 +177,7 @@ async fn somebody_stays_an_administrator() {
 }
 
 #[tokio::test]
-async fn users_are_paged_to_the_end_while_others_come() {
+async fn pages_users_while_users_are_added() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
         .start()
@@ -219,7 +219,7 @@ async fn users_are_paged_to_the_end_while_others_come() {
 }
 
 #[tokio::test]
-async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
+async fn audit_records_user_actions_and_pages_to_the_end() {
     let stack = stack().start().await;
     let nobody = Api::of(stack.gateway(0));
     let refused = json!({ "user_name": "mallory", "password": "a guess" });
@@ -297,7 +297,7 @@ async fn the_audit_tells_who_did_what_and_is_read_to_its_beginning() {
 
 /// A session that is made while its user is being changed does not outlive the change.
 #[tokio::test]
-async fn no_session_outlives_the_change_of_a_password() {
+async fn password_change_ends_all_sessions() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
         .start()

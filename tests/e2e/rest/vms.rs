@@ -21,7 +21,7 @@ fn of<'a>(page: &'a Value, instance: &str) -> &'a Value {
 }
 
 #[tokio::test]
-async fn vms_are_what_hypervisors_and_agents_say_together() {
+async fn joins_hypervisor_and_agent_data() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_SILENT_AFTER", "3s")
         .start()
@@ -93,7 +93,7 @@ async fn vms_are_what_hypervisors_and_agents_say_together() {
 }
 
 #[tokio::test]
-async fn vms_are_filtered_and_sorted() {
+async fn filters_and_sorts_vms() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(first, _), (second, _), (running, _)] = MACHINES;
@@ -148,7 +148,7 @@ async fn vms_are_filtered_and_sorted() {
 }
 
 #[tokio::test]
-async fn vms_are_paged_to_the_end_while_samples_arrive() {
+async fn pages_vms_while_samples_arrive() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let names: Vec<_> = (0..20).map(|index| format!("page-{index:02}")).collect();
@@ -197,7 +197,7 @@ async fn vms_are_paged_to_the_end_while_samples_arrive() {
 }
 
 #[tokio::test]
-async fn what_is_out_of_scope_reads_as_what_does_not_exist() {
+async fn vm_out_of_scope_looks_nonexistent() {
     let stack = stack().start().await;
     let all = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(mine, _), (other, _), _] = MACHINES;
@@ -235,7 +235,7 @@ async fn what_is_out_of_scope_reads_as_what_does_not_exist() {
 
 /// A service that is away takes its half with it, and nothing more.
 #[tokio::test]
-async fn one_half_is_there_without_the_other() {
+async fn returns_degraded_vms_without_one_service() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(off, _), _, (running, _)] = MACHINES;
@@ -294,7 +294,7 @@ async fn one_half_is_there_without_the_other() {
 
 /// A thousand VMs that all report are one page, whose parts fit the messages of the bus.
 #[tokio::test]
-async fn a_thousand_vms_are_one_page() {
+async fn returns_thousand_vms_in_one_page() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let names: Vec<_> = (0..1000)

@@ -103,7 +103,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_nkey_and_a_certificate_open_the_bus_and_nothing_less() {
+async fn bus_requires_nkey_and_certificate() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let folder = folder.path();
     let user = KeyPair::new_user();
@@ -158,7 +158,7 @@ fn jwt(issuer: &KeyPair, subject: &str, name: &str, claims: &Value) -> String {
 }
 
 #[tokio::test]
-async fn a_credentials_file_opens_the_bus_and_a_forged_one_does_not() {
+async fn bus_accepts_credentials_file_and_rejects_forged_one() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let folder = folder.path();
     let (operator, account, user) = (

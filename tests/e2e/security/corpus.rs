@@ -9,7 +9,7 @@ mod targets;
 type Target = fn(&[u8]);
 
 #[test]
-fn the_corpus_is_read_without_a_fault() {
+fn parses_corpus_without_panic() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let targets: [(&str, Target); 3] = [
         ("request", targets::request),

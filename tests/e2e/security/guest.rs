@@ -100,7 +100,7 @@ async fn dead_letters(stack: &Stack) -> u64 {
 /// Every subject × reply subject × header. The services' account, other VMs' samples and the administrator's login are
 /// as before, and the guest's own samples are still taken.
 #[tokio::test]
-async fn a_guest_reaches_nothing_but_its_own_samples() {
+async fn guest_can_publish_only_its_own_samples() {
     let stack = Stack::builder().with_permissions().start().await;
     // What the administrator's login itself writes is there before.
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
@@ -151,7 +151,7 @@ async fn a_guest_reaches_nothing_but_its_own_samples() {
 
 /// Message ids are the stream's, not a VM's: one that another VM's message would have had must not keep it out.
 #[tokio::test]
-async fn a_guest_cannot_have_another_vms_sample_taken_for_a_repetition_nor_send_more_than_a_part() {
+async fn guest_cannot_suppress_samples_of_other_vms() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
         .replicas(Program::Auth, 0)
@@ -215,7 +215,7 @@ async fn a_guest_cannot_have_another_vms_sample_taken_for_a_repetition_nor_send_
 
 /// The limits of accounts.conf are those of the programs and of the server.
 #[test]
-fn the_limits_of_the_agents_account_are_those_of_the_programs() {
+fn agent_account_limits_match_programs() {
     let accounts = include_str!("../../../deploy/nats/accounts.conf");
     let server = include_str!("../../../deploy/nats/nats.conf");
     let number = |text: &str, name: &str| -> usize {

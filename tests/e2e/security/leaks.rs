@@ -76,7 +76,7 @@ async fn use_secrets(stack: &Stack) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn no_log_and_no_trace_tells_a_secret() {
+async fn logs_and_traces_contain_no_secret() {
     let (address, spans) = collector().await;
     let programs = [
         Program::Gateway,

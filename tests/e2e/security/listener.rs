@@ -19,7 +19,7 @@ fn vm_request(session: &str) -> Value {
 
 /// Who says nothing, says it slowly or has nothing more to say is closed at the limit, and not before.
 #[tokio::test]
-async fn slow_and_idle_connections_are_closed_at_the_limit() {
+async fn closes_slow_and_idle_connections_at_limit() {
     let limit = Duration::from_secs(1);
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "1s")
@@ -75,7 +75,7 @@ async fn slow_and_idle_connections_are_closed_at_the_limit() {
 
 /// Those who send their bodies slowly take no place from those who ask.
 #[tokio::test]
-async fn slow_bodies_hold_no_place() {
+async fn slow_bodies_hold_no_permit() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_LOGINS", "2")
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "2")
@@ -114,7 +114,7 @@ fn gauge(metrics: &str, name: &str) -> f64 {
 
 /// Beyond the cap connections wait in the kernel's queue, and are served when others end.
 #[tokio::test]
-async fn the_number_of_connections_is_capped() {
+async fn limits_number_of_connections() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_CONNECTIONS", "5")
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "1s")
@@ -148,7 +148,7 @@ async fn the_number_of_connections_is_capped() {
 
 /// What no request needs is refused before it costs anything.
 #[tokio::test]
-async fn headers_bodies_and_depth_are_bounded() {
+async fn limits_headers_bodies_and_depth() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let gateway = stack.gateway(0);
     let said = async |request: String| {
@@ -186,7 +186,7 @@ async fn headers_bodies_and_depth_are_bounded() {
 
 /// As many requests of a user are worked on as may be; the rest is told at once to come again.
 #[tokio::test]
-async fn what_is_too_much_is_shed_with_a_time_to_wait() {
+async fn sheds_excess_requests_with_retry_after() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")
@@ -212,7 +212,7 @@ async fn what_is_too_much_is_shed_with_a_time_to_wait() {
 
 /// Behind a proxy that is trusted each client is a source of its own; what others write is not believed.
 #[tokio::test]
-async fn the_source_is_what_a_trusted_proxy_says() {
+async fn source_is_taken_from_trusted_proxy() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .set(

@@ -41,7 +41,7 @@ fn count(number: usize) -> f64 {
 /// tells nothing. A verification of argon2id takes some 45 ms of one core, so that 2,000 are for `./dev soak`; the test
 /// takes 400, whose statistic varies more by chance: four standard deviations are allowed in place of 0.05.
 #[tokio::test]
-async fn no_answer_and_no_time_tells_who_exists() {
+async fn login_does_not_reveal_existing_users() {
     let each = if is_soak() { 1000 } else { 200 };
     let stack = Stack::builder()
         .without_login_limit()
@@ -101,7 +101,7 @@ async fn no_answer_and_no_time_tells_who_exists() {
 }
 
 #[test]
-fn the_statistic_tells_shifted_times_from_equal_ones() {
+fn statistic_distinguishes_shifted_times() {
     let times: Vec<_> = (0..100).map(|turn| count((turn * 37) % 100)).collect();
     let later: Vec<_> = times.iter().map(|time| time + 1000.0).collect();
     assert!((superiority(&times, &times) - 0.5).abs() < 1e-9);
@@ -113,7 +113,7 @@ fn the_statistic_tells_shifted_times_from_equal_ones() {
 /// are refused before a password is hashed, and everybody else gets in at the first try: the attacked from an address
 /// of his own, and another user from the attacker's.
 #[tokio::test]
-async fn guessing_passwords_leads_nowhere_and_harms_nobody() {
+async fn throttles_password_guessing_without_harming_others() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder()
         .without_login_limit()

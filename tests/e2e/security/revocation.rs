@@ -43,7 +43,7 @@ async fn add(admin: &Api, name: &str, role: &str) {
 
 /// Each step of a command may fail or never happen: what the database says takes effect all the same.
 #[tokio::test]
-async fn changes_of_users_take_effect_whatever_fails() {
+async fn user_changes_take_effect_despite_failures() {
     let stack = Stack::builder()
         .replicas(Program::Auth, 2)
         .replicas(Program::Metrics, 0)
@@ -213,7 +213,7 @@ fn counter_key(kind: &str, parts: &[&str]) -> String {
 /// However many guesses of an old password are under way, no more than the limit are judged; and broken records of the
 /// throttle and of the index neither open the door nor lock anybody out.
 #[tokio::test]
-async fn old_passwords_and_broken_records_are_throttled() {
+async fn throttles_old_passwords_and_broken_records() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)

@@ -28,7 +28,7 @@ use crate::rest::client::{publish, sample};
 const FURTHER_NAME: &str = "bus.example.com";
 
 #[tokio::test]
-async fn the_whole_stack_works_over_tls_and_takes_a_renewed_certificate() {
+async fn whole_stack_works_over_tls_and_reloads_certificate() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
         .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1s")
@@ -116,7 +116,7 @@ async fn gauges_tell_the_truth(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn the_database_is_trusted_by_its_authority_alone() {
+async fn trusts_database_only_by_its_authority() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &[]).with_tls();
     let database = Database::start_with(folder.path(), secrets.database_certificate().as_deref()).await;

@@ -83,7 +83,7 @@ fn der(pem: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn the_api_is_served_over_tls_and_renewed_certificates_without_a_restart() {
+async fn reloads_tls_certificate_without_restart() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let first = authority.certificate();
     write(folder.path(), &first);

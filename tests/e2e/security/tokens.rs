@@ -60,7 +60,7 @@ async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
 /// However many tokens are tried, the bucket is read a bounded number of times a second, and who has a session does not
 /// notice.
 #[tokio::test]
-async fn no_guess_hits_and_guesses_cost_the_bucket_nothing() {
+async fn token_guesses_fail_without_bucket_reads() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
@@ -111,7 +111,7 @@ async fn no_guess_hits_and_guesses_cost_the_bucket_nothing() {
 
 /// A login beyond the limit ends the user's oldest session, on every gateway, and nobody else's.
 #[tokio::test]
-async fn a_new_login_ends_the_oldest_session_beyond_the_limit() {
+async fn login_beyond_limit_ends_oldest_session() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Auth, 2)
@@ -189,7 +189,7 @@ async fn a_new_login_ends_the_oldest_session_beyond_the_limit() {
 
 /// From a change of password, and from the removal of a user, to the first refusal on each of two gateways.
 #[tokio::test]
-async fn a_password_change_or_removal_ends_sessions_on_every_gateway_within_a_second() {
+async fn password_change_or_removal_ends_sessions_within_a_second() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
     let admin = stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     stack.command(Program::Auth, &["user", "add", "eve"], "the first password\n");

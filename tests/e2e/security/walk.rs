@@ -224,7 +224,7 @@ fn principal(role: Role, scope: Scope) -> Principal {
 }
 
 #[tokio::test]
-async fn every_subject_is_for_its_roles_and_scopes() {
+async fn every_subject_enforces_roles_and_scopes() {
     // The test's own user may do everything on the bus.
     let stack = stack().start().await;
     let rows = subjects();
@@ -314,7 +314,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
 }
 
 #[tokio::test]
-async fn every_route_is_for_its_roles_and_scopes() {
+async fn every_route_enforces_roles_and_scopes() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
         .start()
@@ -419,7 +419,7 @@ async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
 }
 
 #[tokio::test]
-async fn every_documented_method_is_for_its_roles() {
+async fn every_documented_method_enforces_roles() {
     let stack = Stack::builder()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
         .start()

@@ -176,8 +176,8 @@ async fn others(stack: &Stack) -> Fingerprint {
 
 /// Fills both cores, so that it runs alone (.config/nextest.toml).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_at_full_speed_delays_nobody() {
-    if !filter::is_inside("security::guest::flood::a_guest_at_full_speed_delays_nobody") {
+async fn guest_at_full_speed_does_not_delay_others() {
+    if !filter::is_inside("security::guest::flood::guest_at_full_speed_does_not_delay_others") {
         return;
     }
     let stack = Stack::builder()
