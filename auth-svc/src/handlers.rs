@@ -1,12 +1,14 @@
 //! The methods of auth-svc.
 
+use std::sync::Arc;
+
 use tracing::info;
 use vmwatch_api::{
     Kind, Method, MethodInfo, Role, UserKey, UserName,
     audit::{AuditFilter, AuditPage, AuditResult},
     auth::{Credentials, Login, Password, Session},
     first_page,
-    sessions::{SessionIdRef, SessionList, SessionsEnd, UsedSessions},
+    sessions::{Own, SessionIdRef, SessionList, SessionsEnd, UsedSessions},
     time::unix_millis,
     users::{
         Done, NewUser, PasswordChange, SessionRef, User, UserChange, UserList, UserPage, UserRef, UsersAdd,
@@ -30,8 +32,8 @@ const REPEATABLE_MS: u64 = 60_000;
 impl Auth {
     /// Checks name and password, and makes a session.
     pub(crate) async fn login(
-        &self,
-        context: &Context,
+        self: Arc<Self>,
+        context: Context,
         credentials: Credentials,
     ) -> Result<Session, AuthError> {
         let user = credentials.user_name.key();
@@ -60,7 +62,7 @@ impl Auth {
             detail: detail(&outcome),
             once,
         };
-        audit::append(&self.audit, context, entry).await;
+        audit::append(&self.audit, &context, entry).await;
         outcome
     }
 
@@ -118,7 +120,11 @@ impl Auth {
     }
 
     /// Ends a session.
-    pub(crate) async fn logout(&self, context: &Context, session: SessionRef) -> Result<Done, AuthError> {
+    pub(crate) async fn logout(
+        self: Arc<Self>,
+        context: Context,
+        session: SessionRef,
+    ) -> Result<Done, AuthError> {
         self.accounts
             .sessions
             .end(&UserKey::of(context.user()), &session.session_id)
@@ -127,7 +133,11 @@ impl Auth {
     }
 
     /// The caller's own sessions.
-    pub(crate) async fn list_sessions(&self, context: &Context) -> Result<SessionList, AuthError> {
+    pub(crate) async fn list_sessions(
+        self: Arc<Self>,
+        context: Context,
+        _: Own,
+    ) -> Result<SessionList, AuthError> {
         let key = UserKey::of(context.user());
         let user = self.accounts.users.find(&key).await?;
         let user = user.ok_or(AuthError::NoSuchSession)?;
@@ -139,8 +149,8 @@ impl Auth {
 
     /// Ends one of the caller's own sessions.
     pub(crate) async fn end_session(
-        &self,
-        context: &Context,
+        self: Arc<Self>,
+        context: Context,
         session: SessionIdRef,
     ) -> Result<Done, AuthError> {
         let key = UserKey::of(context.user());
@@ -165,21 +175,29 @@ impl Auth {
             detail: detail(&outcome),
             once: None,
         };
-        audit::append(&self.audit, context, entry).await;
+        audit::append(&self.audit, &context, entry).await;
         outcome
     }
 
     /// Notes that sessions are in use.
-    pub(crate) async fn note_uses(&self, used: UsedSessions) -> Result<Done, AuthError> {
+    pub(crate) async fn note_uses(
+        self: Arc<Self>,
+        _: Context,
+        used: UsedSessions,
+    ) -> Result<Done, AuthError> {
         self.accounts.sessions.note_uses(used.sessions).await?;
         Ok(Done {})
     }
 
-    pub(crate) async fn get_user(&self, user: UserRef) -> Result<User, AuthError> {
+    pub(crate) async fn get_user(self: Arc<Self>, _: Context, user: UserRef) -> Result<User, AuthError> {
         Ok(self.accounts.find(&user.name).await?.into())
     }
 
-    pub(crate) async fn list_users(&self, page: UserPage) -> Result<UserList, AuthError> {
+    pub(crate) async fn list_users(
+        self: Arc<Self>,
+        _: Context,
+        page: UserPage,
+    ) -> Result<UserList, AuthError> {
         let limit = usize::from(page.limit.get());
         // One more tells whether there are more.
         let after = page.after.as_ref().map(UserName::key);
@@ -188,36 +206,48 @@ impl Auth {
         Ok(UserList { users, more })
     }
 
-    pub(crate) async fn add_user(&self, context: &Context, user: NewUser) -> Result<User, AuthError> {
+    pub(crate) async fn add_user(
+        self: Arc<Self>,
+        context: Context,
+        user: NewUser,
+    ) -> Result<User, AuthError> {
         let name = user.name.as_name().clone();
         let added = async { Box::pin(self.accounts.add(user)).await.map(User::from) };
-        self.audited(context, UsersAdd::INFO, &name, added).await
+        self.audited(&context, UsersAdd::INFO, &name, added).await
     }
 
-    pub(crate) async fn update_user(&self, context: &Context, change: UserChange) -> Result<User, AuthError> {
+    pub(crate) async fn update_user(
+        self: Arc<Self>,
+        context: Context,
+        change: UserChange,
+    ) -> Result<User, AuthError> {
         let changed = Box::pin(async { self.accounts.update(&change).await.map(User::from) });
-        self.audited(context, UsersUpdate::INFO, &change.name, changed)
+        self.audited(&context, UsersUpdate::INFO, &change.name, changed)
             .await
     }
 
-    pub(crate) async fn remove_user(&self, context: &Context, user: UserRef) -> Result<Done, AuthError> {
+    pub(crate) async fn remove_user(
+        self: Arc<Self>,
+        context: Context,
+        user: UserRef,
+    ) -> Result<Done, AuthError> {
         let removed = Box::pin(async { self.accounts.remove(&user.name).await.map(|_| Done {}) });
-        self.audited(context, UsersRemove::INFO, &user.name, removed)
+        self.audited(&context, UsersRemove::INFO, &user.name, removed)
             .await
     }
 
     pub(crate) async fn set_password(
-        &self,
-        context: &Context,
+        self: Arc<Self>,
+        context: Context,
         change: PasswordChange,
     ) -> Result<Done, AuthError> {
         let name = change.name.clone();
         let set = Box::pin(async {
-            self.may_set_password(context, &change).await?;
+            self.may_set_password(&context, &change).await?;
             self.accounts.set_password(&change.name, change.password).await?;
             Ok(Done {})
         });
-        self.audited(context, UsersSetPassword::INFO, &name, set).await
+        self.audited(&context, UsersSetPassword::INFO, &name, set).await
     }
 
     /// One's own with the old one, counted as a login is; another's as an administrator.
@@ -290,7 +320,11 @@ impl Auth {
         self.refusals.record(&record, &once).await;
     }
 
-    pub(crate) async fn list_audit(&self, filter: AuditFilter) -> Result<AuditPage, AuthError> {
+    pub(crate) async fn list_audit(
+        self: Arc<Self>,
+        _: Context,
+        filter: AuditFilter,
+    ) -> Result<AuditPage, AuthError> {
         audit::list(&self.bus, &filter).await
     }
 

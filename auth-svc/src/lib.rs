@@ -23,7 +23,6 @@ pub mod users;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{FutureExt, future::BoxFuture};
 use mongodb::Database;
 use tracing::warn;
 use vmwatch_api::{
@@ -32,10 +31,9 @@ use vmwatch_api::{
     auth::Login,
     sessions::{SESSION_BUCKET, SessionsEnd, SessionsList, SessionsUsed, USER_BUCKET},
     users::{Logout, UsersAdd, UsersGet, UsersList, UsersRemove, UsersSetPassword, UsersUpdate},
-    wire::Fault,
 };
 use vmwatch_bus::{
-    Bus, Context,
+    Bus,
     audit::{Audit, Flood, Refusals},
     clock,
     follow::Follower,
@@ -43,7 +41,7 @@ use vmwatch_bus::{
         ProvisionError, Wanted, ensure_stream,
         setup::{self, SetupArguments},
     },
-    serve::Server,
+    serve::{Server, bind},
     users::UserTable,
 };
 use vmwatch_service::{lifetime::until_done, program::Program};
@@ -203,56 +201,16 @@ fn methods(server: Server, auth: &Arc<Auth>) -> Server {
             let auth = Arc::clone(&for_refusals);
             async move { auth.refused(refused).await }
         })
-        .method::<Login, _, _>(with(auth, |auth, context, params| async move {
-            auth.login(&context, params).await
-        }))
-        .method::<Logout, _, _>(with(auth, |auth, context, params| async move {
-            auth.logout(&context, params).await
-        }))
-        .method::<SessionsList, _, _>(with(auth, |auth, context, _| async move {
-            auth.list_sessions(&context).await
-        }))
-        .method::<SessionsEnd, _, _>(with(auth, |auth, context, params| async move {
-            auth.end_session(&context, params).await
-        }))
-        .method::<SessionsUsed, _, _>(with(auth, |auth, _, params| async move {
-            auth.note_uses(params).await
-        }))
-        .method::<UsersGet, _, _>(with(auth, |auth, _, params| async move {
-            auth.get_user(params).await
-        }))
-        .method::<UsersList, _, _>(with(auth, |auth, _, params| async move {
-            auth.list_users(params).await
-        }))
-        .method::<UsersAdd, _, _>(with(auth, |auth, context, params| async move {
-            auth.add_user(&context, params).await
-        }))
-        .method::<UsersUpdate, _, _>(with(auth, |auth, context, params| async move {
-            auth.update_user(&context, params).await
-        }))
-        .method::<UsersRemove, _, _>(with(auth, |auth, context, params| async move {
-            auth.remove_user(&context, params).await
-        }))
-        .method::<UsersSetPassword, _, _>(with(auth, |auth, context, params| async move {
-            auth.set_password(&context, params).await
-        }))
-        .method::<List, _, _>(with(auth, |auth, _, params| async move {
-            auth.list_audit(params).await
-        }))
-}
-
-/// A handler that has what it needs at hand.
-fn with<Params, Reply, Handler, Answer>(
-    auth: &Arc<Auth>,
-    handler: Handler,
-) -> impl Fn(Context, Params) -> BoxFuture<'static, Result<Reply, Fault>> + use<Params, Reply, Handler, Answer>
-where
-    Handler: Fn(Arc<Auth>, Context, Params) -> Answer,
-    Answer: Future<Output = Result<Reply, AuthError>> + Send + 'static,
-{
-    let auth = Arc::clone(auth);
-    move |context, params| {
-        let answer = handler(Arc::clone(&auth), context, params);
-        async move { Ok(answer.await?) }.boxed()
-    }
+        .method(Login, bind(auth, Auth::login))
+        .method(Logout, bind(auth, Auth::logout))
+        .method(SessionsList, bind(auth, Auth::list_sessions))
+        .method(SessionsEnd, bind(auth, Auth::end_session))
+        .method(SessionsUsed, bind(auth, Auth::note_uses))
+        .method(UsersGet, bind(auth, Auth::get_user))
+        .method(UsersList, bind(auth, Auth::list_users))
+        .method(UsersAdd, bind(auth, Auth::add_user))
+        .method(UsersUpdate, bind(auth, Auth::update_user))
+        .method(UsersRemove, bind(auth, Auth::remove_user))
+        .method(UsersSetPassword, bind(auth, Auth::set_password))
+        .method(List, bind(auth, Auth::list_audit))
 }

@@ -39,7 +39,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let rows = RowPage::whole(Rows::from_json(ROWS.to_owned())?);
     let settings = ServeSettings::read(&env).map_err(invalid)?;
     Server::new(&bus, Service::Metrics, settings)
-        .method::<VmLatest, _, _>(move |_, _| {
+        .method(VmLatest, move |_, _| {
             let rows = rows.clone();
             async move { Ok(rows) }
         })

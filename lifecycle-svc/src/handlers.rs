@@ -13,7 +13,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{
     Bus, Context,
-    serve::{ServeSettings, Server},
+    serve::{ServeSettings, Server, bind},
 };
 
 use crate::{
@@ -40,16 +40,19 @@ impl Lifecycle {
                 let operations = Arc::clone(&operations);
                 async move { operations.refused(refused).await }
             })
-            .method::<Start, _, _>(bind(&this, Self::start))
-            .method::<Stop, _, _>(bind(&this, Self::stop))
-            .method::<Reboot, _, _>(bind(&this, Self::reboot))
-            .method::<ForceStop, _, _>(bind(&this, Self::force_stop))
-            .method::<State, _, _>(bind(&this, Self::state))
-            .method::<List, _, _>(bind(&this, Self::list))
-            .method::<OperationsGet, _, _>(bind(&this, Self::operation))
-            .method::<OperationsList, _, _>(bind(&this, |this, context, filter| {
-                ready(this.operations.list(context.principal.as_ref(), &filter))
-            }))
+            .method(Start, bind(&this, Self::start))
+            .method(Stop, bind(&this, Self::stop))
+            .method(Reboot, bind(&this, Self::reboot))
+            .method(ForceStop, bind(&this, Self::force_stop))
+            .method(State, bind(&this, Self::state))
+            .method(List, bind(&this, Self::list))
+            .method(OperationsGet, bind(&this, Self::operation))
+            .method(
+                OperationsList,
+                bind(&this, |this, context, filter| {
+                    ready(this.operations.list(context.principal.as_ref(), &filter))
+                }),
+            )
     }
 
     async fn start(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
@@ -124,18 +127,6 @@ impl Lifecycle {
             silent: listing.unreachable,
         })
     }
-}
-
-/// Binds a handler to the shared state.
-fn bind<Params, Answer, Handler>(
-    this: &Arc<Lifecycle>,
-    handler: Handler,
-) -> impl Fn(Context, Params) -> Answer + Send + Sync + use<Params, Answer, Handler>
-where
-    Handler: Fn(Arc<Lifecycle>, Context, Params) -> Answer + Send + Sync + 'static,
-{
-    let this = Arc::clone(this);
-    move |context, params| handler(Arc::clone(&this), context, params)
 }
 
 impl From<DriverError> for Fault {

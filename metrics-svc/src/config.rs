@@ -8,7 +8,7 @@ use vmwatch_bus::{
     serve::{self, ServeSettings},
 };
 use vmwatch_service::{
-    config::{self, Environment, Invalid, Setting, Value},
+    config::{self, Environment, Invalid, STREAM_REPLICAS, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -116,12 +116,6 @@ const STREAM_MAX_AGE: Setting = Setting {
     value: Value::Duration("0s", "3650d"),
     default: "0s",
     help: "age after which a sample waiting to be stored is dropped; 0s: never",
-};
-const STREAM_REPLICAS: Setting = Setting {
-    name: "VMWATCH_STREAM_REPLICAS",
-    value: Value::Number(1, 5),
-    default: "1",
-    help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 const ACK_WAIT: Setting = Setting {
     name: "VMWATCH_ACK_WAIT",

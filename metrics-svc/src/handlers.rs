@@ -4,14 +4,20 @@ use std::sync::Arc;
 
 use vmwatch_api::{
     Scope,
-    history::{VmGet, VmHistory, VmList},
+    history::{VmGet, VmHistory, VmList, VmPage, VmSummary},
+    lifecycle::{Page, Target},
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
     no_such_vm,
     processes::{ProcessEvents, ProcessHistory, ProcessesAt},
+    wire::Fault,
 };
-use vmwatch_bus::serve::Server;
+use vmwatch_bus::{
+    Context,
+    serve::{Server, bind},
+};
 
 use crate::{
+    MetricsError,
     deadline::Deadline,
     history::History,
     processes::Processes,
@@ -33,7 +39,6 @@ pub(crate) fn register(
 
 /// Methods of the documented API.
 fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
-    let (vms, processes, named) = (Arc::clone(newest), Arc::clone(newest), Arc::clone(newest));
     let question = |kind, latest: Latest, cmd| RowQuery {
         kind,
         instance: latest.instance_id,
@@ -41,88 +46,77 @@ fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
         limit: latest.limit,
         before: latest.before,
     };
+    let of_vm = move |newest: Arc<RowCache>, context: Context, latest| async move {
+        let question = question(RowKind::Vm, latest, None);
+        newest.rows(question, Deadline::of(&context)).await
+    };
+    let of_processes = move |newest: Arc<RowCache>, context: Context, latest| async move {
+        let question = question(RowKind::Process, latest, None);
+        newest.rows(question, Deadline::of(&context)).await
+    };
+    let by_name = move |newest: Arc<RowCache>, context: Context, by_name: LatestByName| async move {
+        let latest = Latest {
+            instance_id: by_name.instance_id,
+            limit: by_name.limit,
+            before: by_name.before,
+        };
+        let question = question(RowKind::Process, latest, by_name.proc_name);
+        newest.rows(question, Deadline::of(&context)).await
+    };
     server
-        .method::<VmLatest, _, _>(move |context, latest| {
-            let newest = Arc::clone(&vms);
-            let question = question(RowKind::Vm, latest, None);
-            async move { newest.rows(question, Deadline::of(&context)).await }
-        })
-        .method::<ProcessLatest, _, _>(move |context, latest| {
-            let newest = Arc::clone(&processes);
-            let question = question(RowKind::Process, latest, None);
-            async move { newest.rows(question, Deadline::of(&context)).await }
-        })
-        .method::<ProcessByName, _, _>(move |context, by_name| {
-            let newest = Arc::clone(&named);
-            let LatestByName {
-                instance_id,
-                limit,
-                proc_name,
-                before,
-            } = by_name;
-            let latest = Latest {
-                instance_id,
-                limit,
-                before,
-            };
-            let question = question(RowKind::Process, latest, proc_name);
-            async move { newest.rows(question, Deadline::of(&context)).await }
-        })
+        .method(VmLatest, bind(newest, of_vm))
+        .method(ProcessLatest, bind(newest, of_processes))
+        .method(ProcessByName, bind(newest, by_name))
 }
 
 /// Methods for VMs and their history.
 fn history_queries(server: Server, history: &Arc<History>) -> Server {
-    let (list, get, past) = (Arc::clone(history), Arc::clone(history), Arc::clone(history));
     server
-        .method::<VmList, _, _>(move |context, page| {
-            let history = Arc::clone(&list);
-            async move {
-                // The method requires a role, so a principal is always present; without one nothing is in scope.
-                let nothing = Scope::Only(Vec::new());
-                let scope = context
-                    .principal
-                    .as_ref()
-                    .map_or(&nothing, |principal| &principal.scope);
-                Ok(history
-                    .instances
-                    .list(&page, scope, Deadline::of(&context))
-                    .await?)
-            }
-        })
-        .method::<VmGet, _, _>(move |context, target| {
-            let history = Arc::clone(&get);
-            async move {
-                let found = history
-                    .instances
-                    .get(&target.instance_id, Deadline::of(&context))
-                    .await?;
-                found.ok_or_else(no_such_vm)
-            }
-        })
-        .method::<VmHistory, _, _>(move |context, query| {
-            let history = Arc::clone(&past);
-            async move { Ok(history.series(&query, Deadline::of(&context)).await?) }
-        })
+        .method(VmList, bind(history, list_vms))
+        .method(VmGet, bind(history, get_vm))
+        .method(
+            VmHistory,
+            bind(history, |history, context, query| async move {
+                history.series(&query, Deadline::of(&context)).await
+            }),
+        )
+}
+
+async fn list_vms(history: Arc<History>, context: Context, page: Page) -> Result<VmPage, MetricsError> {
+    // The method requires a role, so a principal is always present; without one nothing is in scope.
+    let nothing = Scope::Only(Vec::new());
+    let scope = context
+        .principal
+        .as_ref()
+        .map_or(&nothing, |principal| &principal.scope);
+    history.instances.list(&page, scope, Deadline::of(&context)).await
+}
+
+async fn get_vm(history: Arc<History>, context: Context, target: Target) -> Result<VmSummary, Fault> {
+    let deadline = Deadline::of(&context);
+    let found = history.instances.get(&target.instance_id, deadline).await?;
+    found.ok_or_else(no_such_vm)
 }
 
 /// Methods for processes at any time.
 fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
-    let (table, series, events) = (
-        Arc::clone(processes),
-        Arc::clone(processes),
-        Arc::clone(processes),
-    );
     server
-        .method::<ProcessesAt, _, _>(move |context, query| {
-            let processes = Arc::clone(&table);
-            async move { Ok(processes.table(&query, Deadline::of(&context)).await?) }
-        })
-        .method::<ProcessHistory, _, _>(move |context, query| {
-            let processes = Arc::clone(&series);
-            async move { Ok(processes.series(&query, Deadline::of(&context)).await?) }
-        })
-        .method::<ProcessEvents, _, _>(move |context, query| {
-            let processes = Arc::clone(&events);
-            async move { Ok(processes.events(&query, Deadline::of(&context)).await?) }
-        })
+        .method(
+            ProcessesAt,
+            bind(processes, |processes, context, query| async move {
+                processes.table(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            ProcessHistory,
+            bind(processes, |processes, context, query| async move {
+                processes.series(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            ProcessEvents,
+            bind(processes, |processes, context, query| async move {
+                processes.events(&query, Deadline::of(&context)).await
+            }),
+        )
 }

@@ -115,8 +115,9 @@ impl Served {
 }
 
 async fn echo(bus: &Bus, replicas: usize) -> Served {
-    let server = Server::new(bus, Service::Metrics, SETTINGS)
-        .method::<VmLatest, _, _>(|_, params| async move { Ok(rows_of(&params.instance_id)) });
+    let server = Server::new(bus, Service::Metrics, SETTINGS).method(VmLatest, |_, params| async move {
+        Ok(rows_of(&params.instance_id))
+    });
     Served::start(bus, Service::Metrics, server, replicas).await
 }
 

@@ -79,7 +79,7 @@ fn server(stack: &Stack) -> Server {
                 audit.end(&record, &context.request_id).await;
             }
         })
-        .method::<Snapshot, _, _>(move |context, target: Target| {
+        .method(Snapshot, move |context, target: Target| {
             let audit = Arc::clone(&audit);
             async move {
                 let (action, result) = (Snapshot::INFO.subject, AuditResult::Succeeded);

@@ -10,7 +10,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use async_nats::{Message, Subject};
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::{
+    FutureExt, TryFutureExt,
+    future::{BoxFuture, MapErr},
+};
 use metrics::{counter, gauge, histogram};
 use opentelemetry::global::get_text_map_propagator;
 use tokio::time::Instant;
@@ -67,6 +70,21 @@ struct Endpoint {
     stats: Arc<EndpointStats>,
 }
 
+/// Binds a handler to the state that it shares with others.
+pub fn bind<S, Params, Reply, E, Answer, F>(
+    state: &Arc<S>,
+    handler: F,
+) -> impl Fn(Context, Params) -> MapErr<Answer, fn(E) -> Fault> + Send + Sync + use<S, Params, Reply, E, Answer, F>
+where
+    S: Send + Sync + 'static,
+    E: Into<Fault>,
+    F: Fn(Arc<S>, Context, Params) -> Answer + Send + Sync + 'static,
+    Answer: Future<Output = Result<Reply, E>>,
+{
+    let state = Arc::clone(state);
+    move |context, params| handler(Arc::clone(&state), context, params).map_err(E::into as fn(E) -> Fault)
+}
+
 /// A service on the bus, with its methods.
 #[must_use = "a server serves only once it runs"]
 pub struct Server {
@@ -98,8 +116,8 @@ impl Server {
         self
     }
 
-    /// Adds a method.
-    pub fn method<M, F, Answer>(mut self, handler: F) -> Self
+    /// Adds a method. [`bind`] makes a handler from a function with shared state.
+    pub fn method<M, F, Answer>(mut self, _: M, handler: F) -> Self
     where
         M: Method,
         F: Fn(Context, M::Params) -> Answer + Send + Sync + 'static,

@@ -51,7 +51,7 @@ async fn full_service_answers_overloaded_at_once() {
         cheap_reads: 2,
         ..SETTINGS.limits
     });
-    let server = Server::new(&bus, Service::Metrics, settings).method::<VmLatest, _, _>(move |_, params| {
+    let server = Server::new(&bus, Service::Metrics, settings).method(VmLatest, move |_, params| {
         let held = Arc::clone(&held);
         async move {
             held.acquire().await.unwrap().forget();
@@ -97,7 +97,7 @@ async fn hanging_commands_do_not_block_reads_or_others() {
         ..SETTINGS.limits
     });
     let server = Server::new(&bus, Service::Lifecycle, settings)
-        .method::<Start, _, _>(move |_, params| {
+        .method(Start, move |_, params| {
             let held = Arc::clone(&held);
             async move {
                 if params.instance_id.as_str() == "hangs" {
@@ -106,7 +106,7 @@ async fn hanging_commands_do_not_block_reads_or_others() {
                 Ok(running(params))
             }
         })
-        .method::<State, _, _>(|_, params| async move { Ok(running(params)) });
+        .method(State, |_, params| async move { Ok(running(params)) });
     let service = Served::start(&bus, Service::Lifecycle, server, 1).await;
     let start = |user: &'static str, instance: &'static str| {
         let caller = caller.clone();
@@ -142,14 +142,17 @@ async fn cheap_reads_pass_queued_heavy_reads() {
         ..SETTINGS.limits
     });
     let server = Server::new(&bus, Service::Metrics, settings)
-        .method::<VmHistory, _, _>(move |_, _| {
+        .method(VmHistory, move |_, _| {
             let held = Arc::clone(&held);
             async move {
                 held.acquire().await.unwrap().forget();
                 Ok(VmSeries::default())
             }
         })
-        .method::<VmLatest, _, _>(|_, params| async move { Ok(rows_of(&params.instance_id)) });
+        .method(
+            VmLatest,
+            |_, params| async move { Ok(rows_of(&params.instance_id)) },
+        );
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let history = || {
         let caller = caller.clone();
@@ -185,7 +188,7 @@ async fn service_enforces_deadlines() {
     let (started, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let gate = Arc::new(Semaphore::new(0));
     let (starts, ends, held) = (Arc::clone(&started), Arc::clone(&ended), Arc::clone(&gate));
-    let server = Server::new(&bus, Service::Lifecycle, SETTINGS).method::<Start, _, _>(move |_, params| {
+    let server = Server::new(&bus, Service::Lifecycle, SETTINGS).method(Start, move |_, params| {
         let (starts, ends, held) = (Arc::clone(&starts), Arc::clone(&ends), Arc::clone(&held));
         async move {
             starts.fetch_add(1, Ordering::SeqCst);
@@ -238,7 +241,7 @@ async fn caller_stops_waiting_at_its_deadline() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Metrics, SETTINGS)
-        .method::<VmLatest, _, _>(|_, _| async { std::future::pending().await });
+        .method(VmLatest, |_, _| async { std::future::pending().await });
     let _service = Served::start(&bus, Service::Metrics, server, 1).await;
     let mut short = viewer();
     short.deadline_ms = unix_millis() + 200;
@@ -257,11 +260,10 @@ async fn caller_stops_waiting_at_its_deadline() {
 async fn panic_fails_only_its_own_request() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
-    let server =
-        Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(|_, params| async move {
-            assert_ne!(params.instance_id.as_str(), "bad", "a defect");
-            Ok(rows_of(&params.instance_id))
-        });
+    let server = Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, |_, params| async move {
+        assert_ne!(params.instance_id.as_str(), "bad", "a defect");
+        Ok(rows_of(&params.instance_id))
+    });
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let fault = caller
         .call::<VmLatest>(&viewer(), &latest("bad"))
@@ -283,7 +285,7 @@ async fn service_enforces_roles_and_scopes() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Lifecycle, SETTINGS)
-        .method::<Start, _, _>(|_, params| async move { Ok(running(params)) });
+        .method(Start, |_, params| async move { Ok(running(params)) });
     let (_other, service) = tokio::join!(echo(&bus, 1), Served::start(&bus, Service::Lifecycle, server, 1));
     let start = async |context: Context| caller.call::<Start>(&context, &target("mine")).await;
     let only = |instance: &str| Scope::Only(vec![instance.parse().unwrap()]);
@@ -324,7 +326,7 @@ async fn answers_a_fault_for_a_reply_above_the_payload_limit() {
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let most = bus.client().max_payload();
     let server =
-        Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(move |_, params| async move {
+        Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, move |_, params| async move {
             let bytes = match params.instance_id.as_str() {
                 "above" => most,
                 _ => most / 2,

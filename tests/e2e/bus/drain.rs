@@ -119,7 +119,7 @@ async fn drain_finishes_running_requests() {
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let (signal, gate) = (Arc::clone(&begun), Arc::clone(&may_end));
-    let server = Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(move |_, params| {
+    let server = Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, move |_, params| {
         let (signal, gate) = (Arc::clone(&signal), Arc::clone(&gate));
         async move {
             signal.add_permits(1);

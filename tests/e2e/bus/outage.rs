@@ -38,7 +38,7 @@ async fn reports_unreachable_bus_at_once_and_reconnects() {
 
     let executed = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&executed);
-    let server = Server::new(&bus, Service::Metrics, SETTINGS).method::<VmLatest, _, _>(move |_, params| {
+    let server = Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, move |_, params| {
         counter.fetch_add(1, Ordering::SeqCst);
         async move { Ok(rows_of(&params.instance_id)) }
     });
