@@ -17,13 +17,6 @@ use async_nats::{
 use metrics::counter;
 use sha2::{Digest, Sha256};
 use tracing::error;
-
-pub use self::{
-    flood::Flood,
-    reader::{Newest, newest},
-    refusals::Refusals,
-};
-use super::{Bus, random_id};
 use vmwatch_api::{
     Service,
     audit::{
@@ -32,6 +25,13 @@ use vmwatch_api::{
     },
 };
 use vmwatch_service::config::{Environment, Invalid, STREAM_REPLICAS, Setting, Value};
+
+pub use self::{
+    flood::Flood,
+    reader::{Newest, newest},
+    refusals::Refusals,
+};
+use super::{Bus, random_id};
 
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",

@@ -3,13 +3,13 @@
 use async_nats::{PublishErrorKind, StatusCode};
 use bytes::Bytes;
 use tracing::{Instrument, info_span};
-
-use super::{Bus, Context, replies::NoReply};
 use vmwatch_api::{
     Method, MethodInfo,
     wire::{Envelope, Fault, FaultKind},
 };
 use vmwatch_service::telemetry::TRACES_ONLY;
+
+use super::{Bus, Context, replies::NoReply};
 
 impl Bus {
     /// Calls a method and decodes its reply.

@@ -10,7 +10,6 @@ use opentelemetry::{
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-
 use vmwatch_api::{
     Principal,
     time::unix_millis,

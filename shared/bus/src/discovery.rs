@@ -15,9 +15,9 @@ use futures::{StreamExt, stream::SelectAll};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use vmwatch_api::{MethodInfo, Service, wire::Fault};
 
 use super::context::random_id;
-use vmwatch_api::{MethodInfo, Service, wire::Fault};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 

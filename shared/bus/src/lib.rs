@@ -29,14 +29,13 @@ use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
 use metrics::counter;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
+use vmwatch_service::jitter::jittered;
 
 pub use self::settings::{
     BusSettings, NATS_CA_FILE, NATS_CERTIFICATE_FILE, NATS_CREDENTIALS_FILE, NATS_KEY_FILE,
     NATS_NKEY_SEED_FILE, NATS_PASSWORD_FILE, NATS_PING_INTERVAL, NATS_URL, NATS_USER, SETTINGS,
 };
 pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_id, trace_headers};
-
-use vmwatch_service::jitter::jittered;
 
 use self::{replies::Replies, settings::Login};
 

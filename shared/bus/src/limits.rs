@@ -14,7 +14,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError},
     time::Instant,
 };
-
 use vmwatch_api::{
     Class,
     wire::{Fault, FaultKind},

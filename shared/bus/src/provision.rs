@@ -16,9 +16,9 @@ use async_nats::jetstream::{
     stream::{Config, DiscardPolicy, StorageType, Stream},
 };
 use tracing::{info, warn};
+use vmwatch_api::Service;
 
 use self::difference::{differences, listed};
-use vmwatch_api::Service;
 
 /// JetStream answers in milliseconds or not at all.
 const DEADLINE: Duration = Duration::from_secs(3);

@@ -4,9 +4,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use vmwatch_api::{MethodInfo, wire::Fault};
 
 use super::Context;
-use vmwatch_api::{MethodInfo, wire::Fault};
 
 /// A request whose principal may not do what it asks for.
 #[derive(Debug, Clone)]

@@ -20,6 +20,11 @@ use tokio::time::Instant;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, Span, debug, error, field::Empty, info, info_span, warn};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+use vmwatch_api::{
+    Access, Method, MethodInfo, Principal, Service,
+    wire::{Envelope, Fault, FaultKind},
+};
+use vmwatch_service::config::{DRAIN_DEADLINE, Environment, Invalid, Setting};
 
 use super::{
     Bus, BusError, Context, HeaderExtractor,
@@ -30,11 +35,6 @@ use super::{
     refusal::Refusals,
 };
 use crate::limits::{Full, LimitSettings, Limits, Permit};
-use vmwatch_api::{
-    Access, Method, MethodInfo, Principal, Service,
-    wire::{Envelope, Fault, FaultKind},
-};
-use vmwatch_service::config::{DRAIN_DEADLINE, Environment, Invalid, Setting};
 
 /// The settings that every service reads, beside [`crate::limits::SETTINGS`].
 pub const SETTINGS: &[Setting] = &[DRAIN_DEADLINE];

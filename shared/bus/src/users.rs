@@ -5,12 +5,12 @@ use std::{collections::HashMap, sync::Arc};
 use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::counter;
 use tracing::warn;
-
-use super::follow::Table;
 use vmwatch_api::{
     UserHash,
     sessions::{USER_BUCKET, UserRecord},
 };
+
+use super::follow::Table;
 
 /// The users of the bucket. The bucket's size bounds their number.
 #[derive(Debug, Default)]

@@ -7,7 +7,6 @@ use mongodb::{
     options::{ClientOptions, ReadConcern, ReadPreference, SelectionCriteria, Tls, TlsOptions, WriteConcern},
 };
 use tracing::{Span, info_span, warn};
-
 use vmwatch_service::{
     config::{Environment, Invalid, Setting, Value},
     telemetry::TRACES_ONLY,

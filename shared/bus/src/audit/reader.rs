@@ -10,9 +10,9 @@ use async_nats::jetstream::{
 };
 use futures::TryStreamExt;
 use tracing::warn;
+use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
 
 use super::{AuditError, Bus, DEADLINE, random_id, within};
-use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
 
 /// Records read at once.
 const WINDOW: u64 = 500;

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-
-use super::{Audit, action, flood::Flood};
-use crate::random_id;
 use vmwatch_api::{
     Service,
     audit::{AuditRecord, AuditResult},
     time::unix_millis,
 };
+
+use super::{Audit, action, flood::Flood};
+use crate::random_id;
 
 /// Each target of a refused batch, at most 100, has a record of its own. Beyond that, a user causes ten records a minute.
 const PERIOD: Duration = Duration::from_mins(10);

@@ -3,6 +3,12 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{Context, consumer::pull, stream::Stream};
+use vmwatch_api::{
+    Service,
+    audit::{AuditRecord, AuditResult},
+    time::unix_millis,
+};
+use vmwatch_service::cli;
 
 use super::{
     ProvisionError, Wanted, consumer_name, create_stream,
@@ -14,12 +20,6 @@ use crate::{
     audit::{Audit, action},
     random_id,
 };
-use vmwatch_api::{
-    Service,
-    audit::{AuditRecord, AuditResult},
-    time::unix_millis,
-};
-use vmwatch_service::cli;
 
 /// What is said of something that is as wanted already.
 const LEFT: &str = "left as it was";
