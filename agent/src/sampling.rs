@@ -164,7 +164,7 @@ impl SampleLoop {
         }
         counter!("vmwatch_agent_samples_total").increment(1);
         counter!("vmwatch_agent_process_rows_total").increment(sample.processes.len() as u64);
-        // It is closed only while the program ends on a defect, which is told.
+        // The queue is closed only while the program ends after a panic, which is logged.
         if let Err(TrySendError::Full(unsent)) = self.taken.try_send(sample) {
             error!("samples come faster than they can be spooled: one was dropped");
             dropped::note("queue_full", 1);

@@ -33,8 +33,9 @@ use crate::http_tls::Tls;
 /// ten thousand clients that send headers slowly would turn into 4 GiB.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How long a stop leaves idle connections open. Whoever is busy sends his next request within it and is answered with
-/// `Connection: close`; a connection closed at once may have that request on its way, which is lost.
+/// How long idle connections stay open after shutdown began. A busy client sends its next request within this time and
+/// gets the answer with `Connection: close`; a connection closed at once might have that request in transit, which
+/// would be lost.
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The bounds of a listener.

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-/// A user of the tests' own, beside those of a deployment, who may do everything.
+/// An additional bus user for tests, with all permissions.
 pub(crate) const TEST_USER: &str = "test";
 
 /// What `deploy/secrets` made, in a folder of the test.

@@ -103,7 +103,7 @@ impl Program {
         }
     }
 
-    /// Who it is on the bus, where there are users.
+    /// Its bus user, if the bus has users.
     fn user(self) -> String {
         match self {
             Self::Agent => format!("{}-{THIS_MACHINE}", self.binary()),
@@ -361,7 +361,7 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// One of each program but the agent, unless told otherwise.
+    /// One replica of each program except the agent by default.
     pub fn builder() -> StackBuilder {
         let one = |program| (program, 1);
         StackBuilder {
@@ -442,7 +442,9 @@ impl Stack {
         join_all(self.all().map(Replica::ready)).await;
         eventually("the tests are connected to the bus", PATIENCE, async || {
             let connected = self.bus.is_connected();
-            connected.then_some(()).ok_or_else(|| "it is away".to_owned())
+            connected
+                .then_some(())
+                .ok_or_else(|| "the server is unreachable".to_owned())
         })
         .await;
     }
@@ -621,7 +623,7 @@ impl Stack {
     }
 }
 
-/// What a program needs to know beside the servers' addresses.
+/// What a program needs in addition to the servers' addresses.
 fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> Vec<(String, String)> {
     let path = |name: &str| folder.join(name).display().to_string();
     let pairs = match program {

@@ -151,7 +151,7 @@ async fn returns_rows_newest_first_in_both_formats() {
     );
 }
 
-/// Who may see and start what.
+/// Roles and scopes limit reads and actions.
 #[tokio::test]
 async fn enforces_roles_and_scopes() {
     let stack = Stack::builder().start().await;

@@ -466,7 +466,7 @@ async fn adds_late_row_to_bucket_with_expired_rows() {
         .unwrap();
     assert_eq!(expired.deleted_count, 5);
 
-    // Twice, as a message whose acknowledgement was lost.
+    // Published twice, as after a lost acknowledgement.
     for _ in 0..2 {
         row(20, 90.0).await;
         followed(&stack).await;

@@ -15,7 +15,7 @@ pub(crate) const MINUTE: u64 = 60 * SECOND;
 pub(crate) const HOUR: u64 = 60 * MINUTE;
 pub(crate) const DAY: u64 = 24 * HOUR;
 
-/// NATS, the database and one metrics-svc, whose rollups follow at once.
+/// NATS, the database and one metrics-svc with a short rollup interval.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()

@@ -153,8 +153,8 @@ async fn shutdown_under_load_loses_no_rows() {
     publisher.rows.settle("a stop under load", &stack).await;
 }
 
-/// As a sender does whose acknowledgements are lost: with its message id, which the stream knows, and long after,
-/// when only the rows' ids tell.
+/// Publishes a message repeatedly, as after lost acknowledgements: shortly after each other, and again after a restart,
+/// when only the rows' ids identify it.
 #[tokio::test]
 async fn stores_message_delivered_ten_times_once() {
     let stack = stack().start().await;
@@ -203,8 +203,8 @@ async fn stores_both_processes_of_reused_pid() {
     assert_eq!(publisher.rows.len(), 3);
 }
 
-/// Connects whoever comes to the database; what is connected when a word comes is cut off without one, as by a
-/// network that swallows packets. Who comes afterwards is connected again.
+/// A proxy in front of the database. On a signal it drops its connections silently, like a network that swallows
+/// packets; later connections work again.
 async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>) {
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
@@ -220,7 +220,7 @@ async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>
     }
 }
 
-/// No reset and no end tells that a server's machine is gone: the insert under way is never answered.
+/// The database host vanishes without closing its connections: the running insert is never answered.
 #[tokio::test]
 async fn recovers_from_database_that_vanished_silently() {
     let stack = stack().start().await;
@@ -252,7 +252,7 @@ async fn recovers_from_database_that_vanished_silently() {
     relaying.abort();
 }
 
-/// A server whose store was lost, or an operator's `nats stream rm`.
+/// The server's store was lost, or an operator ran `nats stream rm`.
 #[tokio::test]
 async fn recreates_deleted_stream() {
     let stack = stack().start().await;

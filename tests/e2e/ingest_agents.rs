@@ -1,5 +1,5 @@
-//! Real agents on this machine, and a bus that is away, or full, or comes back to an agent that was killed: every row
-//! that they sampled is in the store, once.
+//! Tests real agents on this machine with a bus that is unreachable, full, or returns after an agent was killed: every
+//! sampled row must be stored exactly once.
 
 use testkit::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
 

@@ -21,7 +21,7 @@ use vmwatch_api::{
 use vmwatch_bus::Bus;
 use vmwatch_service::config::{Span, UTC_OFFSET};
 
-/// How long parts of the stack are away: a few seconds, or what this variable says (`./dev soak` says 30s).
+/// Length of outages: a few seconds, or the value of this variable (`./dev soak` sets 30s).
 pub(crate) fn outage() -> Duration {
     let given = env::var("VMWATCH_TEST_OUTAGE").unwrap_or_else(|_| "3s".to_owned());
     given
@@ -39,7 +39,7 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
 }
 
-/// What tells one row from every other: the instance, the date and, of a process, the pid and the bits of its start.
+/// The identity of a row: instance id, date and, for a process, pid and the bits of its start time.
 type Identity = (String, String, Option<(i64, u64)>);
 
 /// The rows that must be in the store, and no others.

@@ -78,7 +78,7 @@ async fn publishes_each_stored_sample_once() {
     };
     assert_eq!((rows.at_ms, rows.rows), (from_ms, 2));
 
-    // Delivered again: stored and told already.
+    // Redelivered: stored and published already.
     publish(&stack, &first).await;
     publish(&stack, &sample("vm-2", from_ms, "+00:00", 1.0)).await;
     for second in 1..20 {

@@ -1,4 +1,5 @@
-//! The page: how the gateway serves it, and its stories (gateway/web/e2e), told by a real Chromium over whole stacks.
+//! Tests how the gateway serves the page, and runs the browser stories (gateway/web/e2e) in a real Chromium on whole
+//! stacks.
 
 mod stories;
 mod teller;

@@ -44,7 +44,7 @@ async fn whole_stack_works_with_permissions() {
     assert_eq!(started.status(), 1, "{started:?}");
 
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
-    // Who is ready may be about to subscribe to pings, and a busy machine answers late.
+    // A ready service may not have subscribed to pings yet, and a busy machine answers late.
     let all = "auth, lifecycle and two replicas of metrics are found";
     eventually(all, PATIENCE, async || {
         let found = services(&operator).await;
@@ -95,7 +95,7 @@ async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     names
 }
 
-/// Who tries, and what: `None` publishes, a queue group (or an empty one for none) subscribes.
+/// The user and the attempt: `None` publishes; a queue group (empty for none) subscribes.
 const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     // Only the gateway publishes requests.
     ("vmwatch-auth", "vmwatch.v1.metrics.vm.latest", None),
@@ -110,7 +110,8 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.vm-2", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.dead_letters.vm-1", None),
-    // Only a service answers its own subjects, and in its group: who listens beside it reads passwords.
+    // Only the service may subscribe to its subjects, and only in its queue group: another subscriber could read
+    // passwords.
     ("vmwatch-gateway", "vmwatch.v1.auth.login", Some("")),
     ("vmwatch-auth", "vmwatch.v1.auth.login", Some("")),
     ("vmwatch-metrics", "vmwatch.v1.auth.login", Some("vmwatch-auth")),

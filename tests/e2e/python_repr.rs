@@ -92,7 +92,7 @@ fn float() -> impl Strategy<Value = f64> {
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    // No file of failed cases beside the sources: a failure prints its smallest case.
+    // Does not store failed cases in a file; a failure prints its smallest case.
     ProptestConfig {
         cases,
         failure_persistence: None,
@@ -148,7 +148,7 @@ fn row_evaluates_to_stored_values() {
         let rows = json!(rows);
         let written: Value = serde_json::from_str(&rows_to_python(&rows.to_string()).unwrap()).unwrap();
         let read_back = python.borrow_mut().ask(&written);
-        // As text: 1 and 1.0, 0.0 and -0.0 are told apart.
+        // Compares as text, to distinguish 1 from 1.0 and 0.0 from -0.0.
         prop_assert_eq!(read_back.to_string(), rows.to_string(), "{}", written);
     });
 }

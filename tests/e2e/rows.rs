@@ -3,7 +3,7 @@
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use testkit::Stack;
 
-/// The row of a VM; rows of the same date are told apart by `_id`, and recognised by `proc`.
+/// The row of a VM; rows of the same date differ in `_id`, and are recognised by `proc`.
 pub(crate) fn vm_row(instance: &str, create_date: &str, proc: i32) -> Document {
     doc! {
         "_id": ObjectId::new(), "instance_id": instance, "create_date": create_date, "proc": proc,

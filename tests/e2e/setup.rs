@@ -11,7 +11,7 @@ use vmwatch_api::{
 
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 const OWNERS: [Program; 3] = [Program::Auth, Program::Metrics, Program::Lifecycle];
-/// Who runs all the time, and whose credential could therefore be stolen from a running process.
+/// Programs that run all the time, so that their credentials could be stolen from a running process.
 const RUNNING: [&str; 4] = [
     "vmwatch-gateway",
     "vmwatch-auth",

@@ -12,7 +12,8 @@ use vmwatch_service::{
 
 use crate::traces::collector;
 
-/// A service whose subscriptions have not reached NATS is connected and has all it needs, but nobody can reach it.
+/// A service is connected and has everything it needs, but its subscriptions have not reached NATS, so requests do not
+/// reach it.
 #[tokio::test]
 async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     let stack = Stack::builder().start().await;

@@ -20,7 +20,7 @@ use crate::{
 
 const OPERATION: &str = "00112233445566778899aabbccddeeff";
 
-/// A command that a replica of a newer version has begun, and whose lease has run out.
+/// An operation that a replica of a newer version has begun, with an expired lease.
 pub(crate) fn newer_operation() -> Value {
     json!({
         "operation": {

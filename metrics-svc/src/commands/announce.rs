@@ -32,8 +32,8 @@ pub(super) async fn open(settings: &MetricsSettings) -> Result<Option<Audit>, Me
     }
 }
 
-/// Carries out a command that the audit announces before, and whose outcome it records after. The command returns its
-/// outcome in words.
+/// Runs a command with an audit record before it and one with its outcome after it. The command returns a description
+/// of its outcome.
 pub(super) async fn announced(
     audit: Option<&Audit>,
     action: &str,

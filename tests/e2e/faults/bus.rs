@@ -12,10 +12,11 @@ use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request,
 use crate::ingest_support::metric;
 
 /// The shortest outage after which clients of NATS try again at their slowest, and the issue's own.
-const AWAY: Duration = Duration::from_secs(5);
+const OUTAGE: Duration = Duration::from_secs(5);
 const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
 
-/// One of each kind of request, while the bus is away: each is refused without a wait. How long each took.
+/// Sends one request of each kind while the bus is unreachable: each is refused without waiting. Returns how long each
+/// took.
 async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
     let rows = gateway.post(&vm_request(session)).await;
     assert_unavailable(&rows, codes::VM, session);
@@ -61,7 +62,7 @@ async fn reports_killed_bus_at_once_and_reconnects() {
     stack.nats.server.kill9();
     notices(gateway).await;
     let (away, mut took) = (Instant::now(), Vec::new());
-    while away.elapsed() < AWAY {
+    while away.elapsed() < OUTAGE {
         took.extend(refused(gateway, &session).await);
     }
     let (median, p99) = (quantile(&took, 0.5), quantile(&took, 0.99));
@@ -137,8 +138,8 @@ async fn detects_frozen_bus_within_three_pings() {
     gateway.login(ADMIN.0, ADMIN.1).await;
 }
 
-/// A gateway whose connection is silent misses the ends of sessions. It refuses all sessions once it could not confirm its
-/// copy of them for `VMWATCH_SESSIONS_STALE_AFTER`, although the connection is still open.
+/// A gateway whose connection is silent misses the ends of sessions. It must refuse all sessions once its tables are
+/// stale.
 #[tokio::test]
 async fn refuses_sessions_while_bucket_is_unreadable() {
     let stack = Stack::builder()

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// Often enough that each would be kept alive by a limit that starts anew with each byte.
+/// Interval of the bytes: short enough that a limit restarted by each byte would never be reached.
 const DRIP: Duration = Duration::from_millis(200);
 
 /// Lets this process, and those that it starts from now on, open so many files; as many as it may where none are given.

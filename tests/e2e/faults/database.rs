@@ -15,8 +15,8 @@ const DEADLINE: Duration = Duration::from_secs(1);
 /// How much a service may grow while it waits: 512 requests in flight and their buffers.
 const MOST_KIB: u64 = 32 << 10;
 
-/// Whoever needs the database is told so by his deadline; existing sessions and lifecycle know nothing of it; no
-/// service grows; and all is well again by itself.
+/// Requests that need the database fail by their deadline; existing sessions and lifecycle are not affected; no service
+/// grows; and everything recovers without a restart.
 #[tokio::test]
 async fn unreachable_database_fails_only_its_users() {
     let stack = Stack::builder()

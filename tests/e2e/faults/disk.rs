@@ -142,7 +142,7 @@ async fn recovers_from_full_disk_of_nats() {
     );
 
     disk.free();
-    // The server does not resume by itself, so docs/operations.md asks for a restart.
+    // The server does not resume without a restart, so docs/operations.md asks for a restart.
     assert_ne!(gateway.post(&login_request()).await.status(), 1);
     stack.nats.server.kill9();
     stack.nats.restart().await;

@@ -18,7 +18,7 @@ use crate::ingest_support::metric;
 /// reaching the bus.
 #[tokio::test]
 async fn keeps_goodput_at_five_times_the_limit() {
-    // In the ordinary form so little that a busy machine serves it beside other tests; a debug build is slow.
+    // The short form sends little load, because a busy machine runs other tests as well and a debug build is slow.
     let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));
     let stack = Stack::builder()
@@ -31,7 +31,7 @@ async fn keeps_goodput_at_five_times_the_limit() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // Out of its scope: answered by the service without the database, whose speed is not the question.
+    // Outside of the user's scope: the service answers without the database, whose speed is not measured here.
     let scope = Scope::Only(vec!["another-vm".parse().unwrap()]);
     let session = stack.session(Role::Viewer, scope).await;
     answers(gateway, &session).await;
@@ -48,7 +48,7 @@ async fn keeps_goodput_at_five_times_the_limit() {
         let mut connection = connection.unwrap();
         let mut seen: Vec<(Answered, Duration)> = Vec::new();
         for turn in 0..each {
-            // Who is late because of a slow answer is late in what he measures.
+            // A sender that is late because of a slow answer measures from the intended time.
             let due = began + pause * index / connections + pause * turn;
             tokio::time::sleep_until(due.into()).await;
             let answer = connection.ask(&request).await.unwrap();

@@ -20,8 +20,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 8;
 const LATE: &str = "'the deadline passed before the service answered'";
 
-/// What a killed replica had in flight is told as late, and nothing else fails; where the last one is killed, that is
-/// told at once.
+/// Requests in flight on a killed replica time out, and nothing else fails. After the last replica is killed, requests
+/// fail at once.
 #[tokio::test]
 async fn killed_replica_fails_only_requests_in_flight() {
     let stack = Stack::builder()
@@ -40,7 +40,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
             stack.replica(Program::Metrics, 0).process.kill9();
             let gone = Instant::now();
             load.goes_on(500).await;
-            // Whoever waits for the dead sees his deadline pass.
+            // A request in flight on the killed replica times out.
             eventually("deadlines pass", PATIENCE, async || {
                 (gone.elapsed() > KILL_DEADLINE + AT_ONCE)
                     .then_some(())
@@ -94,8 +94,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
     answers(gateway, &session).await;
 }
 
-/// Half of the requests go to a replica that is frozen: these are told as late by their deadline, the others answered
-/// by its twin; and when it goes on it carries out none of what it was sent.
+/// Half of the requests go to a frozen replica and time out; the other replica answers the rest.
 #[tokio::test]
 async fn frozen_replica_times_out_while_other_answers() {
     let stack = Stack::builder()

@@ -76,7 +76,7 @@ async fn stopping_gateway_finishes_running_requests() {
     let gateway = stack.gateway(0);
     let session = session(&stack).await;
     answers(gateway, &session).await;
-    // Whoever listens beside the service sees when the request is on its way.
+    // An additional subscriber sees when the request is in transit.
     let mut watched = stack
         .bus
         .client()

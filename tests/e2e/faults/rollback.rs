@@ -143,7 +143,7 @@ async fn follows_store_that_was_rolled_back() {
     let operations = admin.read("/operations").await;
     assert_eq!(operations["operations"], json!([]), "the store lost the command");
 
-    // Readers of live events begin again, and are told that they missed something.
+    // Readers of live events reconnect, and are informed of the gap.
     while reader.next().await.is_some() {}
     assert!(lost_event > known_events);
     let mut reader = Follower::of(&admin, "", Some(lost_event)).await;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// async-nats 0.51 by itself keeps 333 bytes of each request that timed out, for ever (measured over 100,000).
+/// async-nats 0.51 alone keeps 333 bytes of each request that timed out, for ever (measured over 100,000).
 #[tokio::test]
 async fn timed_out_requests_leak_no_memory() {
     const CLIENTS: usize = 200;
@@ -31,7 +31,7 @@ async fn timed_out_requests_leak_no_memory() {
         .await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // Whoever listens and says nothing.
+    // A subscriber that never answers.
     let silent = stack
         .bus
         .client()

@@ -10,7 +10,7 @@ use tokio::{
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/web/e2e");
 
-/// Tells a story, about this VM; every `@demand` of it is answered with a line by `meet`.
+/// Runs a browser story on this VM; `meet` answers each line that the story prints as `@demand`.
 pub(crate) async fn tell(
     stack: &Stack,
     story: &str,

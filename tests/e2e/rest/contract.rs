@@ -158,7 +158,7 @@ async fn serves_openapi_document_and_its_page() {
     assert!(start.body.contains("/api/openapi.json"), "{start:?}");
 }
 
-/// Limits and absences are told as such, with the time to wait.
+/// Refusals for limits and unreachable services carry the time to wait.
 #[tokio::test]
 async fn refusals_carry_retry_after() {
     let stack = stack()
@@ -179,7 +179,7 @@ async fn refusals_carry_retry_after() {
     stack.replica(Program::Auth, 0).process.kill9();
     admin.get("/users").await.problem(503, "unavailable");
     stack.nats.server.pause();
-    eventually("the bus is known to be away", PATIENCE, async || {
+    eventually("the bus is known to be unreachable", PATIENCE, async || {
         let reply = admin.get("/vms").await;
         if reply.status == 503 {
             Ok(())

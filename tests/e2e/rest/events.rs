@@ -1,4 +1,4 @@
-//! Live events: at once, in scope, after a break, over a restart, and not for those who do not read.
+//! Tests live events: immediate delivery, scope, replay after a disconnection or restart, and slow readers.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -98,7 +98,7 @@ impl Follower {
     }
 }
 
-/// Tells an event as a service does; gives back its number.
+/// Publishes an event as a service does; returns its number.
 pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
     let event = LiveEvent::Machine(MachineEvent {
         instance_id: instance.parse().unwrap(),
@@ -173,7 +173,7 @@ async fn delivers_only_events_in_scope_and_filter() {
         assert_eq!(follower.expect("machine").await.data["instance_id"], instance);
     }
     assert_eq!(only_b.expect("machine").await.data["instance_id"], "b");
-    // Nothing came for who asked for what it may not see: the end is the first that does.
+    // A reader that asked for a VM out of its scope got nothing: the first event is the end.
     let token = limited.token.clone().unwrap();
     assert_eq!(limited.delete("/sessions/current").await.status, 204);
     assert_eq!(hidden.expect("end").await.data, json!({}), "of {token}");
@@ -289,7 +289,7 @@ impl Follower {
     }
 }
 
-/// Who takes nothing of what it is sent is cut off; others go on, and the gateway holds no more than its ring.
+/// A client that reads nothing is disconnected; others continue, and the gateway holds no more than its log.
 #[tokio::test]
 async fn disconnects_slow_reader() {
     let stack = stack()

@@ -98,7 +98,7 @@ async fn returns_aggregated_history_as_json_and_csv() {
         .unwrap()
         .iter()
         .map(|bucket| bucket["count"].as_u64().unwrap());
-    assert_eq!(counts.sum::<u64>(), 12, "the last hour unless told otherwise");
+    assert_eq!(counts.sum::<u64>(), 12, "the last hour by default");
     for query in [
         "from=yesterday",
         "from=2017-01-01",
@@ -131,7 +131,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
             sample.processes.push(process("culprit", 99, 80.0, at - 5000));
         }
         if step == 2 {
-            // As an agent tells of one that has ended.
+            // As an agent reports an ended process.
             let mut ended = process("culprit", 99, 0.0, base + 55_000);
             ended.shutdown_time = Some(ended.running_time + 30.0);
             sample.processes.push(ended);
@@ -269,7 +269,7 @@ async fn returns_process_history_and_events() {
         .problem(400, "invalid");
 }
 
-/// What contradicts itself is told apart from what is wrong by itself.
+/// Conflicting parameters get another error than invalid ones.
 #[tokio::test]
 async fn rejects_conflicting_parameters() {
     let stack = stack().start().await;

@@ -81,7 +81,7 @@ async fn joins_hypervisor_and_agent_data() {
             assert_eq!(one[field], listed[field], "{field} of {instance}");
         }
     }
-    eventually("who does not report is silent", PATIENCE, async || {
+    eventually("a VM without reports is silent", PATIENCE, async || {
         let page = api.read("/vms?agent=silent").await;
         if ids(&page).len() == 2 {
             Ok(())
@@ -233,7 +233,7 @@ async fn vm_out_of_scope_looks_nonexistent() {
     }
 }
 
-/// A service that is away takes its half with it, and nothing more.
+/// Without one of the two services only its half of the data is missing.
 #[tokio::test]
 async fn returns_degraded_vms_without_one_service() {
     let stack = stack().start().await;
@@ -292,7 +292,7 @@ async fn returns_degraded_vms_without_one_service() {
     .await;
 }
 
-/// A thousand VMs that all report are one page, whose parts fit the messages of the bus.
+/// A thousand reporting VMs are returned in one page, whose parts fit into bus messages.
 #[tokio::test]
 async fn returns_thousand_vms_in_one_page() {
     let stack = stack().start().await;

@@ -135,7 +135,7 @@ async fn bus_requires_nkey_and_certificate() {
     server
         .refuses(settings(&ca, &seed, "", ""), "TLS handshake error")
         .await;
-    // Whose authority is another's trusts no server.
+    // A client with another authority trusts no server.
     let foreign = file(folder, "foreign.pem", &Authority::new().pem);
     server
         .refuses(

@@ -140,7 +140,7 @@ async fn guest_can_publish_only_its_own_samples() {
     })
     .await;
     let mut after = fingerprint(&stack).await;
-    // The rows of its sample are told to live readers.
+    // The rows of its sample are published as live events.
     let events = |of: &mut Fingerprint| of.remove("VMWATCH_EVENTS").unwrap().0;
     let mut before = before;
     assert!(events(&mut after) <= events(&mut before) + 2);

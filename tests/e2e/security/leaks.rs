@@ -1,4 +1,4 @@
-//! Nothing that is written down tells a secret: no log, however much it tells, no trace, no answer of a probe.
+//! No log at any level, no trace and no probe response may contain a secret.
 
 use std::{fs, path::Path};
 
@@ -70,7 +70,7 @@ async fn use_secrets(stack: &Stack) -> Vec<String> {
         let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
         tokens.extend(answer["token"].as_str().map(str::to_owned));
     }
-    assert_eq!(tokens.len(), 3, "eve logged in anew");
+    assert_eq!(tokens.len(), 3, "eve logged in again");
     tokens.push(stack.session(Role::Viewer, Scope::All).await);
     tokens
 }

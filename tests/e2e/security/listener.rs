@@ -17,7 +17,7 @@ fn vm_request(session: &str) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Who says nothing, says it slowly or has nothing more to say is closed at the limit, and not before.
+/// Silent, slow and idle connections are closed at the limit, and not before.
 #[tokio::test]
 async fn closes_slow_and_idle_connections_at_limit() {
     let limit = Duration::from_secs(1);
@@ -73,7 +73,7 @@ async fn closes_slow_and_idle_connections_at_limit() {
     );
 }
 
-/// Those who send their bodies slowly take no place from those who ask.
+/// Clients that send bodies slowly hold no permits.
 #[tokio::test]
 async fn slow_bodies_hold_no_permit() {
     let stack = Stack::builder()
@@ -184,7 +184,7 @@ async fn limits_headers_bodies_and_depth() {
     assert_eq!(gateway.replica.process.ended(), None);
 }
 
-/// As many requests of a user are worked on as may be; the rest is told at once to come again.
+/// A limited number of a user's requests are processed; the rest is refused at once with the time to wait.
 #[tokio::test]
 async fn sheds_excess_requests_with_retry_after() {
     let stack = Stack::builder()

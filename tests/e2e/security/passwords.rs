@@ -1,4 +1,4 @@
-//! Passwords: guessed, many and slowly counted, and who exists, which no answer and no time tells.
+//! Tests against password guessing, and that neither answers nor timing reveal which users exist.
 
 use std::{
     env,
@@ -123,7 +123,7 @@ async fn throttles_password_guessing_without_harming_others() {
         .await;
     let gateway = stack.gateway(0);
     let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
-    // Two of the names exist; which ones, no answer tells.
+    // Two of the names exist; no answer reveals which.
     for user in [&users[0], &users[99]] {
         stack.command(Program::Auth, &["user", "add", user], "correct for this one\n");
     }

@@ -106,7 +106,7 @@ async fn removes_user_while_the_bus_is_frozen(stack: &Stack, nobody: &Api, admin
     assert!(again.unwrap_err().contains("there is no user vic"));
 }
 
-/// The bucket of users is away while a password is changed, and while a user is added.
+/// The user bucket is unreachable while a password is changed, and while a user is added.
 async fn repeats_change_that_was_not_passed_on(stack: &Stack, nobody: &Api, admin: &Api) {
     add(admin, "eve", "viewer").await;
     let eve = nobody.log_in("eve", "long enough").await;

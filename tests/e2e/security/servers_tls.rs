@@ -68,7 +68,7 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
     gauges_tell_the_truth(&stack).await;
 }
 
-/// What alert rules go by is there and true; a VM whose agent ends is counted.
+/// The metrics used by alert rules exist and are correct; a VM whose agent ends is counted.
 async fn gauges_tell_the_truth(stack: &Stack) {
     for program in [
         Program::Gateway,

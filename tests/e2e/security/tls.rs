@@ -48,7 +48,7 @@ impl Authority {
         )
     }
 
-    /// A TLS connection by someone who trusts this authority alone.
+    /// A TLS connection of a client that trusts only this authority.
     async fn connect(&self, gateway: &Gateway) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots

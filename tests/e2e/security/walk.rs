@@ -38,7 +38,8 @@ const OPERATION: &str = "00000000000000000000000000000000";
 /// An instance that nobody has.
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
-/// Subject behind the prefix, parameters, who may. Nothing in them changes anything: what they name does not exist.
+/// Subject after the prefix, parameters, allowed roles. The requests change nothing, because the things that they name
+/// do not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -123,7 +124,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     ]
 }
 
-/// Method, path as the OpenAPI document has it, body, who may.
+/// Method, path as in the OpenAPI document, body, allowed roles.
 type Route = (&'static str, &'static str, Value, Least);
 
 fn routes() -> Vec<Route> {
@@ -181,7 +182,7 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Code, who may.
+/// Method code, allowed roles.
 const DOCUMENTED: [(u32, Least); 5] = [
     (codes::LOGIN, Nobody),
     (codes::PROCESSES, Viewer),

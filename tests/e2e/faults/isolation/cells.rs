@@ -73,14 +73,14 @@ impl Cell {
 #[derive(Debug)]
 pub(super) struct Took(Vec<(Cell, Vec<Duration>)>);
 
-/// Users who do nothing unusual.
+/// Users with a normal load.
 pub(super) struct Bystander<'a> {
     stack: &'a Stack,
     gateway: &'a Gateway,
     admin: Api,
     reader: String,
     operator: String,
-    /// Users who are about to be removed, with a session each.
+    /// Users to be removed, with one session each.
     victims: Vec<(String, Api)>,
     /// Where they come from; nothing else does.
     address: Ipv4Addr,

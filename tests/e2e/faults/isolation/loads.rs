@@ -1,4 +1,4 @@
-//! What overloads a stack, until it is told to end.
+//! Loads that overload a stack until they are stopped.
 
 use std::{
     sync::{
@@ -95,7 +95,7 @@ async fn flood(gateway: &Gateway, rate: u32, over: &CancellationToken, request: 
     until(over, sending).await;
 }
 
-/// One user who reads long histories over hundreds of connections, and waits as long as it is told when it is refused.
+/// One user reads long histories over hundreds of connections, and waits for `Retry-After` when refused.
 pub(super) struct HeavyViewer {
     address: String,
     request: Vec<u8>,
@@ -177,7 +177,7 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
     until(over, publishing).await;
 }
 
-/// Users who follow live events, each in as many windows as one may, and have missed as much as is told again.
+/// Users follow live events, each over the maximum number of streams, after missing as many events as can be replayed.
 pub(super) struct EventReaders {
     address: String,
     requests: Vec<Vec<u8>>,
@@ -282,7 +282,7 @@ pub(super) struct DeadHosts {
 }
 
 impl DeadHosts {
-    /// As many as a service takes beside the one that answers.
+    /// The maximum number of hypervisors in addition to the one that answers.
     const HOSTS: usize = 31;
     /// The most calls to each at once that a service may make.
     pub(super) const CALLS: &str = "16";
@@ -318,7 +318,7 @@ impl DeadHosts {
     }
 }
 
-/// A user who asks for lists of VMs, each of which asks every host.
+/// A user lists VMs, which queries every hypervisor.
 pub(super) async fn ask_dead_hosts(stack: &Stack, over: &CancellationToken) {
     let session = stack.session_as("curious", Role::Viewer).await;
     let curious = Api::of(stack.gateway(0)).holding(&session);

@@ -1,4 +1,4 @@
-//! A client of the bus that says whatever it is told to.
+//! A bus client that sends arbitrary protocol lines.
 
 use std::{net::SocketAddr, time::Duration};
 
