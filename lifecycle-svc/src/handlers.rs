@@ -3,7 +3,7 @@
 use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
-    InstanceId, Service, first_page,
+    InstanceId, Method, MethodInfo, Service, first_page,
     lifecycle::{
         ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList, Page,
         Reboot, RebootTarget, Start, State, Stop, Target, Verb,
@@ -56,38 +56,52 @@ impl Lifecycle {
     }
 
     async fn start(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(&context, Verb::Start, target.instance_id, false)
+        self.command(&context, Start::INFO, Verb::Start, target.instance_id, false)
             .await
     }
 
     async fn stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(&context, Verb::Stop, target.instance_id, false)
+        self.command(&context, Stop::INFO, Verb::Stop, target.instance_id, false)
             .await
     }
 
     async fn reboot(self: Arc<Self>, context: Context, target: RebootTarget) -> Result<Machine, Fault> {
-        self.command(&context, Verb::Reboot, target.instance_id, target.hard)
-            .await
+        self.command(
+            &context,
+            Reboot::INFO,
+            Verb::Reboot,
+            target.instance_id,
+            target.hard,
+        )
+        .await
     }
 
     async fn force_stop(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
-        self.command(&context, Verb::ForceStop, target.instance_id, false)
-            .await
+        self.command(
+            &context,
+            ForceStop::INFO,
+            Verb::ForceStop,
+            target.instance_id,
+            false,
+        )
+        .await
     }
 
     async fn command(
         &self,
         context: &Context,
+        method: MethodInfo,
         verb: Verb,
         instance_id: InstanceId,
         hard: bool,
     ) -> Result<Machine, Fault> {
         let command = Command {
+            method,
             verb,
             hard,
             instance_id,
         };
-        self.operations.submit(context, command).await
+        Box::pin(self.operations.submit(context, command)).await
     }
 
     async fn operation(self: Arc<Self>, context: Context, which: OperationRef) -> Result<Operation, Fault> {

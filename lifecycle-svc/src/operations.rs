@@ -151,7 +151,7 @@ impl Operations {
                 Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
             })?,
             Some(key) if (1..=MAX_KEY_BYTES).contains(&key.len()) => {
-                OperationId::of_key(user, &command.instance_id, command.verb, key)
+                OperationId::of_key(user, &command.instance_id, &command.method, key)
             }
             Some(_) => {
                 let rule = format!("the idempotency key must be 1 to {MAX_KEY_BYTES} bytes");
@@ -211,7 +211,7 @@ impl Operations {
 
     /// Carries out an operation whose record was just created, after writing it to the audit.
     async fn begin(self: &Arc<Self>, record: Record, revision: u64) -> Result<Operation, Aborted> {
-        let audited = self.trail.begin(&record.operation).await;
+        let audited = self.trail.begin(&record).await;
         let run = Run::new(Arc::clone(self), record, revision);
         let Err(error) = audited else {
             return run.drive().await;
@@ -284,7 +284,7 @@ impl Operations {
         }
         // The previous owner may have crashed before it wrote the audit record.
         if state == OperationState::Requested
-            && let Err(error) = self.trail.begin(&record.operation).await
+            && let Err(error) = self.trail.begin(&record).await
         {
             warn!(operation = %id, %error, "adoption postponed: writing the audit record failed");
             return Ok(());

@@ -259,8 +259,7 @@ impl<'a> SubmittedAction<'a> {
     ) -> Self {
         let mut context = caller.context(gateway, Kind::Command);
         context.idempotency_key = Some(key.to_owned());
-        let (verb, _) = action.verb();
-        let operation_id = OperationId::of_key(&caller.principal().user, &instance_id, verb, key);
+        let operation_id = OperationId::of_key(&caller.principal().user, &instance_id, &method(action), key);
         Self {
             gateway,
             caller,

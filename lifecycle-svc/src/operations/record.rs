@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmwatch_api::{
-    InstanceId,
+    InstanceId, MethodInfo,
     lifecycle::{Event, Machine, MachineState, Operation, OperationFault, OperationId, OperationState, Verb},
     time::unix_millis,
     wire::{Fault, FaultKind},
@@ -17,6 +17,8 @@ const MAX_EVENTS: usize = 32;
 /// A requested action on a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Command {
+    /// The method that requested it. Idempotency keys and audit records go by it.
+    pub(crate) method: MethodInfo,
     pub(crate) verb: Verb,
     pub(crate) hard: bool,
     pub(crate) instance_id: InstanceId,
@@ -26,6 +28,8 @@ pub(crate) struct Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) operation: Operation,
+    /// The subject of the method that requested it.
+    pub(super) method: String,
     pub(super) lease: Lease,
     /// Number of times the action was sent to the hypervisor.
     pub(super) acts: u8,
@@ -63,6 +67,7 @@ impl Record {
     /// The record of a new operation.
     pub(super) fn new(id: OperationId, command: Command, context: &Context, lease: Lease) -> Self {
         let Command {
+            method,
             verb,
             hard,
             instance_id,
@@ -86,6 +91,7 @@ impl Record {
         };
         let mut record = Self {
             operation,
+            method: method.subject.to_owned(),
             lease,
             acts: 0,
             newer: false,

@@ -346,7 +346,7 @@ impl Run {
         let mut ended = self.leased.record.clone();
         ended.end(end);
         let operations = Arc::clone(&self.operations);
-        self.leased.during(operations.trail.end(&ended.operation)).await?;
+        self.leased.during(operations.trail.end(&ended)).await?;
         self.leased.record = ended;
         let limit = u64::try_from(self.operations.settings.limit.as_millis()).unwrap_or(u64::MAX);
         let written = self

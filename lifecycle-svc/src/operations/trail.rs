@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use tokio::time::sleep;
 use tracing::warn;
 use vmwatch_api::{
-    Method, Service,
+    Service,
     audit::{AuditRecord, AuditResult},
-    lifecycle::{ForceStop, Operation, OperationState, Reboot, Start, Stop, Target, Verb},
+    lifecycle::{Operation, OperationState, Target},
     time::unix_millis,
     wire::FaultKind,
 };
@@ -15,6 +15,8 @@ use vmwatch_bus::{
     audit::{Audit, AuditError, Refusals, lost},
     serve::Refused,
 };
+
+use super::record::Record;
 
 /// Number of attempts to append an end, and the pause after the first; each later pause is twice as long.
 const TRIES: u32 = 5;
@@ -33,17 +35,15 @@ impl Trail {
     }
 
     /// Appends the request. If this fails, the operation must not be carried out.
-    pub(super) async fn begin(&self, operation: &Operation) -> Result<(), AuditError> {
-        let Some(record) = audit_record(operation, AuditResult::Requested, String::new()) else {
-            return Ok(());
-        };
-        self.audit
-            .begin(&record, &message_id(operation, AuditResult::Requested))
-            .await
+    pub(super) async fn begin(&self, record: &Record) -> Result<(), AuditError> {
+        let audited = audit_record(record, AuditResult::Requested, String::new());
+        let once = message_id(&record.operation, AuditResult::Requested);
+        self.audit.begin(&audited, &once).await
     }
 
     /// Appends the end of an operation.
-    pub(super) async fn end(&self, operation: &Operation) {
+    pub(super) async fn end(&self, record: &Record) {
+        let operation = &record.operation;
         let result = match operation.state {
             OperationState::Requested | OperationState::Running | OperationState::Unknown => {
                 AuditResult::Requested
@@ -58,12 +58,10 @@ impl Trail {
             .last()
             .map(|event| event.text.clone())
             .unwrap_or_default();
-        let Some(record) = audit_record(operation, result, detail) else {
-            return;
-        };
+        let audited = audit_record(record, result, detail);
         let mut failed = None;
         for attempt in 0..TRIES {
-            match self.audit.append(&record, &message_id(operation, result)).await {
+            match self.audit.append(&audited, &message_id(operation, result)).await {
                 Ok(()) => return,
                 Err(error) => {
                     warn!(operation = %operation.id, attempt, %error, "auditing the end of the operation failed; retrying");
@@ -73,7 +71,7 @@ impl Trail {
             sleep(FIRST_PAUSE * 2_u32.pow(attempt)).await;
         }
         if let Some(error) = failed {
-            lost(&record, &error);
+            lost(&audited, &error);
         }
     }
 
@@ -111,18 +109,12 @@ fn message_id(operation: &Operation, result: AuditResult) -> String {
     format!("{}.{result}", operation.id)
 }
 
-/// The audit record; `None` for an action of a newer version, whose replicas audit it.
-fn audit_record(operation: &Operation, result: AuditResult, detail: String) -> Option<AuditRecord> {
-    let action = match operation.verb {
-        Verb::Start => Start::INFO,
-        Verb::Stop => Stop::INFO,
-        Verb::Reboot => Reboot::INFO,
-        Verb::ForceStop => ForceStop::INFO,
-        Verb::Unknown => return None,
-    };
-    Some(AuditRecord {
+/// The audit record, under the method that requested the operation.
+fn audit_record(record: &Record, result: AuditResult, detail: String) -> AuditRecord {
+    let operation = &record.operation;
+    AuditRecord {
         at_ms: unix_millis(),
-        action: action.subject.to_owned(),
+        action: record.method.clone(),
         user: operation.user.clone(),
         source: operation.source.clone(),
         target: Some(operation.instance_id.to_string()),
@@ -130,5 +122,5 @@ fn audit_record(operation: &Operation, result: AuditResult, detail: String) -> O
         operation_id: Some(operation.id.clone()),
         result,
         detail,
-    })
+    }
 }

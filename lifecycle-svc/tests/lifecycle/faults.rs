@@ -8,7 +8,7 @@ use testkit::{PATIENCE, eventually};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
     audit::AuditResult,
-    lifecycle::{MachineState, Operation, OperationId, OperationState, Reboot, RebootTarget, Start, Verb},
+    lifecycle::{MachineState, Operation, OperationId, OperationState, Reboot, RebootTarget, Start},
     wire::FaultKind,
 };
 use vmwatch_bus::Context;
@@ -59,7 +59,7 @@ impl Scene {
     /// has adopted it.
     async fn killed_at(&self, at: At, limit: Duration) -> Operation {
         let first = self.replica("first").await;
-        let (context, id) = keyed(limit, Verb::Start, VM, "k");
+        let (context, id) = keyed::<Start>(limit, VM, "k");
         self.cloud.hold(at);
         let asking = self.start_in_background(context.clone());
         self.cloud.wait_held(at, 0).await;
@@ -130,7 +130,7 @@ async fn adopting_replica_waits_for_starting_vm() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let first = scene.replica("first").await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     first.0.kill9();
@@ -158,7 +158,7 @@ async fn does_not_adopt_from_live_replica() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     let asked = Instant::now();
@@ -196,7 +196,7 @@ async fn reboot_of_crashed_replica_ends_as_unknown() {
     for (at, accepted) in [(At::Arrived, 0), (At::Done, 1)] {
         let scene = Scene::new("ACTIVE").await;
         let first = scene.replica("first").await;
-        let (context, id) = keyed(PATIENCE, Verb::Reboot, VM, "k");
+        let (context, id) = keyed::<Reboot>(PATIENCE, VM, "k");
         let reboot = RebootTarget {
             instance_id: instance_id(VM),
             hard: false,
@@ -229,7 +229,7 @@ async fn hundred_requests_with_one_key_act_once() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "the key");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "the key");
     let asking = join_all((0..100).map(|_| scene.world.start(&context, VM)));
     let settling = async {
         scene.cloud.wait_accepted("os-start", 1).await;
@@ -265,7 +265,7 @@ async fn operation_continues_after_caller_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
-    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
     let fault = scene.world.start(&context, VM).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     assert_eq!(
@@ -287,7 +287,7 @@ async fn times_out_when_vm_never_starts() {
         ("VMWATCH_OPERATION_LIMIT", "2s"),
     ];
     let _service = scene.world.replica("lifecycle", &settings).await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let fault = scene.world.start(&context, VM).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     assert!(fault.message.contains("the VM is starting"), "{fault}");
@@ -302,7 +302,7 @@ async fn shutdown_waits_for_running_operations() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let service = scene.replica("lifecycle").await;
-    let (context, id): (_, OperationId) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id): (_, OperationId) = keyed::<Start>(PATIENCE, VM, "k");
     let starting = scene.world.start(&context, VM);
     let stopping = async {
         scene.cloud.wait_accepted("os-start", 1).await;
@@ -336,7 +336,7 @@ async fn refuses_new_operations_when_store_is_nearly_full() {
         ("VMWATCH_OPERATIONS_MAX_BYTES", "1MiB"),
     ];
     let _service = scene.world.replica("lifecycle", &settings).await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     let nowhere = "bbbbbbbb-1111-4111-8111-111111111111";

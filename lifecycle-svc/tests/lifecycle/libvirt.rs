@@ -9,7 +9,7 @@ use vmwatch_api::{
     audit::AuditResult,
     lifecycle::{
         ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start, State,
-        Stop, Verb,
+        Stop,
     },
     metrics::Limit,
     wire::FaultKind,
@@ -117,7 +117,7 @@ async fn actions_reach_their_state_or_explain_failure() {
 async fn records_operation_with_history_and_audit() {
     let world = World::new().await;
     let _service = service(&world).await;
-    let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "the key");
+    let (context, id) = keyed::<Start>(Duration::from_secs(30), OFF, "the key");
     world.start(&context, OFF).await.unwrap();
 
     let operation = world.operation(&id).await.unwrap();
@@ -429,7 +429,7 @@ async fn reused_key_with_other_parameters_conflicts() {
     let world = World::new().await;
     let _service = service(&world).await;
     let deadline = Duration::from_secs(30);
-    let (context, id) = keyed(deadline, Verb::Reboot, RUNNING, "k");
+    let (context, id) = keyed::<Reboot>(deadline, RUNNING, "k");
     let reboot = |hard| RebootTarget {
         instance_id: instance_id(RUNNING),
         hard,
@@ -465,7 +465,7 @@ async fn reused_key_with_other_parameters_conflicts() {
 async fn command_line_shows_state_operations_and_audit() {
     let world = World::new().await;
     let _service = service(&world).await;
-    let (context, id) = keyed(Duration::from_secs(30), Verb::Start, OFF, "k");
+    let (context, id) = keyed::<Start>(Duration::from_secs(30), OFF, "k");
     world.start(&context, OFF).await.unwrap();
     world.start(&operator(), NOWHERE).await.unwrap_err();
 

@@ -6,7 +6,7 @@ use axum::body::Bytes;
 use testkit::{PATIENCE, eventually};
 use vmwatch_api::{
     lifecycle::{
-        Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
+        Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Start, Stop,
     },
     metrics::Limit,
     wire::FaultKind,
@@ -97,7 +97,7 @@ async fn start_waits_until_server_is_active() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     cloud.obey(Obedience::Later);
-    let (context, id) = keyed(PATIENCE, Verb::Start, OFF, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, OFF, "k");
     let starting = world.start(&context, OFF);
     let settling = async {
         eventually("Nova receives the action", PATIENCE, async || {
@@ -330,7 +330,7 @@ async fn does_not_send_action_after_deadline() {
     let _service = service(&world, &cloud, &[("VMWATCH_HYPERVISOR_CALLS", "1")]).await;
     let deadline = Duration::from_secs(3);
     cloud.hold(At::Read);
-    let (late, id) = keyed(deadline, Verb::Start, OFF, "late");
+    let (late, id) = keyed::<Start>(deadline, OFF, "late");
     let starting = world.start(&late, OFF);
     let slow = async {
         // The first read of the state is answered; the one immediately before the act only after the deadline.

@@ -9,7 +9,7 @@ use std::{
 use testkit::{Libvirtd, PATIENCE, eventually};
 use vmwatch_api::{
     lifecycle::{
-        ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Stop, Verb,
+        ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start, Stop,
     },
     wire::FaultKind,
 };
@@ -97,7 +97,7 @@ async fn starts_and_stops_real_vm() {
     );
 
     // The firmware ignores the power button: the caller gets a timeout, and the power is not cut.
-    let (context, id) = keyed(PATIENCE, Verb::Stop, VM, "k");
+    let (context, id) = keyed::<Stop>(PATIENCE, VM, "k");
     let fault = world.bus.call::<Stop>(&context, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     assert!(fault.message.contains("the VM is running"), "{fault}");
@@ -121,7 +121,7 @@ async fn failed_start_reports_libvirts_reason() {
     let (world, libvirtd, _service) = scene(&[]).await;
     let disk = "<disk type='file'><source file='/nowhere/disk.img'/><target dev='vda' bus='virtio'/></disk>";
     define(&libvirtd, &world, BROKEN, disk);
-    let (context, id) = keyed(PATIENCE, Verb::Start, BROKEN, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, BROKEN, "k");
     let fault = world.start(&context, BROKEN).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Backend);
     assert!(fault.message.starts_with("the hypervisor refused: "), "{fault}");
@@ -156,7 +156,7 @@ async fn reconnects_to_restarted_libvirtd() {
 #[tokio::test]
 async fn start_ends_correctly_after_libvirtd_restart() {
     let (world, libvirtd, service) = scene(&[]).await;
-    let (context, id) = keyed(Duration::from_mins(1), Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     let starting = world.start(&context, VM);
     let killing = async {
         eventually("the action is sent to libvirtd", PATIENCE, async || {
@@ -216,7 +216,7 @@ async fn hanging_libvirtd_does_not_delay_others() {
 #[tokio::test]
 async fn another_replica_resumes_start() {
     let (world, libvirtd, service) = scene(&[]).await;
-    let (context, id) = keyed(Duration::from_mins(1), Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     libvirtd.process.pause();
     let (bus, asked) = (world.bus.clone(), context.clone());
     let asking = tokio::spawn(async move {

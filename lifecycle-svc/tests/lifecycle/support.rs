@@ -9,11 +9,11 @@ use tokio::{
     net::TcpStream,
 };
 use vmwatch_api::{
-    InstanceId, Principal, Role, Scope, Service,
+    InstanceId, Method, Principal, Role, Scope, Service,
     audit::AuditRecord,
     lifecycle::{
         Machine, MachineState, Operation, OperationFilter, OperationId, OperationRef, OperationState,
-        OperationsGet, OperationsList, Start, State, Target, Verb,
+        OperationsGet, OperationsList, Start, State, Target,
     },
     metrics::Limit,
     wire::{Fault, FaultKind},
@@ -272,10 +272,13 @@ pub(crate) fn within(limit: Duration) -> Context {
 }
 
 /// The context of an operator with this idempotency key, and the resulting operation id.
-pub(crate) fn keyed(limit: Duration, verb: Verb, id: &str, key: &str) -> (Context, OperationId) {
+pub(crate) fn keyed<M: Method>(limit: Duration, id: &str, key: &str) -> (Context, OperationId) {
     let mut context = within(limit);
     context.idempotency_key = Some(key.to_owned());
-    (context, OperationId::of_key(USER, &instance_id(id), verb, key))
+    (
+        context,
+        OperationId::of_key(USER, &instance_id(id), &M::INFO, key),
+    )
 }
 
 /// The states that an operation went through.

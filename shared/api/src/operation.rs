@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{
-    InstanceId, bounded_text,
+    InstanceId, MethodInfo, bounded_text,
     lifecycle::{MachineState, Verb},
     metrics::Limit,
 };
@@ -37,9 +37,9 @@ impl OperationId {
 
     /// The id of the command that carries this idempotency key: whoever sent it knows it before any answer, and
     /// making a record under it is also the claim that keeps the command from acting twice.
-    pub fn of_key(user: &str, instance: &InstanceId, verb: Verb, key: &str) -> Self {
+    pub fn of_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
         let mut hash = Sha256::new();
-        for part in [user, instance.as_str(), verb.as_str(), key] {
+        for part in [user, instance.as_str(), method.subject, key] {
             // The length keeps one part from flowing into the next.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
@@ -275,22 +275,32 @@ pub struct OperationPage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        Method,
+        lifecycle::{Start, Stop},
+    };
 
     #[test]
-    fn a_key_is_scoped_to_user_vm_and_verb() {
-        let of = |user: &str, instance: &str, verb, key: &str| {
-            OperationId::of_key(user, &instance.parse().unwrap(), verb, key)
+    fn scopes_a_key_to_user_vm_and_method() {
+        let of = |user: &str, instance: &str, method: MethodInfo, key: &str| {
+            OperationId::of_key(user, &instance.parse().unwrap(), &method, key)
         };
-        let id = of("ann", "vm-1", Verb::Start, "k");
-        assert_eq!(id, of("ann", "vm-1", Verb::Start, "k"));
+        let also_starts = MethodInfo {
+            subject: "lifecycle.resume",
+            ..Start::INFO
+        };
+        let id = of("ann", "vm-1", Start::INFO, "k");
+        assert_eq!(id, of("ann", "vm-1", Start::INFO, "k"));
         assert_eq!(id.as_str().parse::<OperationId>(), Ok(id.clone()));
         for other in [
-            of("bob", "vm-1", Verb::Start, "k"),
-            of("ann", "vm-2", Verb::Start, "k"),
-            of("ann", "vm-1", Verb::Stop, "k"),
-            of("ann", "vm-1", Verb::Start, "l"),
-            of("ann", "vm-1s", Verb::Start, "k"),
-            of("an", "nvm-1", Verb::Start, "k"),
+            of("bob", "vm-1", Start::INFO, "k"),
+            of("ann", "vm-2", Start::INFO, "k"),
+            of("ann", "vm-1", Stop::INFO, "k"),
+            of("ann", "vm-1", Start::INFO, "l"),
+            of("ann", "vm-1s", Start::INFO, "k"),
+            of("an", "nvm-1", Start::INFO, "k"),
+            // Another method that does the same to the VM.
+            of("ann", "vm-1", also_starts, "k"),
         ] {
             assert_ne!(id, other);
         }

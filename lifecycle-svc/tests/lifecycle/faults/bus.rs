@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use testkit::{PATIENCE, Process, Server, eventually};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
-    lifecycle::{MachineState, Operation, OperationState, Start, Verb},
+    lifecycle::{MachineState, Operation, OperationState, Start},
     wire::FaultKind,
 };
 use vmwatch_bus::{Bus, BusSettings, Context};
@@ -117,7 +117,7 @@ async fn frozen_while_the_record_is_made(
 async fn continues_after_lost_answer_to_record_creation() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
     scene.world.nats.server.resume();
     assert_eq!(asking.await.unwrap(), Ok(MachineState::Running));
@@ -130,7 +130,7 @@ async fn continues_after_lost_answer_to_record_creation() {
 async fn does_not_act_when_record_was_created_too_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
-    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
     let asking = frozen_while_the_record_is_made(&scene, &service, &bus, context).await;
     assert_eq!(asking.await.unwrap(), Err(FaultKind::Timeout));
     scene.world.nats.server.resume();
@@ -143,7 +143,7 @@ async fn does_not_act_when_record_was_created_too_late() {
 async fn does_not_act_after_lease_expired_without_bus() {
     let scene = Scene::new("SHUTOFF").await;
     let _service = scene.replica("lifecycle").await;
-    let (context, id) = keyed(Duration::from_secs(1), Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
     scene.cloud.hold(At::Read);
     let asking = scene.start_in_background(context.clone());
     scene.cloud.wait_held(At::Read, 0).await;
@@ -166,7 +166,7 @@ async fn records_end_after_bus_returns() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
-    let (context, id) = keyed(PATIENCE, Verb::Start, VM, "k");
+    let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     scene.world.nats.server.kill9();
