@@ -243,7 +243,9 @@ impl EventReaders {
         let mut one_more = Connection::open(&self.address).await.unwrap();
         let refused = one_more.ask(&self.requests[0]).await.unwrap();
         assert_eq!(refused.http, 429, "{refused:?}");
-        eventually("every reader has what it missed", PATIENCE, async || {
+        // In the long form 1.3 GB.
+        let patience = size(PATIENCE, Duration::from_mins(5));
+        eventually("every reader has what it missed", patience, async || {
             let late = self
                 .sent
                 .iter()
