@@ -6,6 +6,7 @@ use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
 use sha2::{Digest, Sha256};
 use vmwatch_api::{
     history::Resolution,
+    measures::{Unit, VmMeasures},
     metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
     time::UtcOffset,
 };
@@ -114,11 +115,28 @@ fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
     }
 }
 
+/// The maximum of a VM's measure. Counts are stored as 32-bit integers.
+fn max_value(unit: Unit) -> f64 {
+    match unit {
+        Unit::Percent => 100.0,
+        Unit::KibPerSecond => MAX_RATE,
+        Unit::Count => i32::MAX.into(),
+    }
+}
+
 fn vm_document(sample: &Sample, vm: &VmSample, at: DateTime) -> Result<RawDocumentBuf, Refusal> {
-    within("cpu_util", vm.cpu_util, 100.0)?;
-    within("mem", vm.mem, 100.0)?;
-    within("disk_read", vm.disk_read, MAX_RATE)?;
-    within("disk_write", vm.disk_write, MAX_RATE)?;
+    let values = VmMeasures {
+        cpu_util: vm.cpu_util,
+        mem: vm.mem,
+        disk_read: vm.disk_read,
+        disk_write: vm.disk_write,
+        net_incoming: sample.net_incoming,
+        net_outgoing: sample.net_outgoing,
+        proc: f64::from(vm.proc),
+    };
+    for (measure, value) in values.described() {
+        within(measure.name, value, max_value(measure.unit))?;
+    }
     let count = i32::try_from(vm.proc).map_err(|_| Refusal::Number("proc"))?;
     Ok(rawdoc! {
         "net_incoming": sample.net_incoming,
@@ -217,6 +235,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use super::*;
+    use crate::history::sums::VmRow;
 
     fn sample() -> Sample {
         serde_json::from_str(
@@ -230,6 +249,13 @@ mod tests {
     fn documents(sample: &Sample) -> Result<Documents, Refusal> {
         let now = UNIX_EPOCH + Duration::from_secs(1_490_000_000);
         Documents::from_sample(sample, "+08:00".parse().unwrap(), now)
+    }
+
+    #[test]
+    fn stores_every_measure() {
+        let row = &documents(&sample()).unwrap().vms[0];
+        let values = VmRow::from_document(row).unwrap().values.complete().unwrap();
+        assert_eq!(values.into_array(), [0.0, 8.6, 0.0, 128.8, 0.6, 5.7, 95.0]);
     }
 
     #[test]

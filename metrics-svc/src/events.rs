@@ -25,7 +25,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::provision::ensure_stream;
 
-use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT};
+use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, history::sums::VmRow};
 
 /// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
 const QUEUE_LENGTH: usize = 4096;
@@ -149,13 +149,7 @@ fn sample(row: &RawDocument) -> Option<QueuedEvent> {
     let event = SampleEvent {
         instance_id: instance(row)?,
         at_ms: at_ms(row)?,
-        cpu_util: row.get_f64("cpu_util").ok()?,
-        mem: row.get_f64("mem").ok()?,
-        disk_read: row.get_f64("disk_read").ok()?,
-        disk_write: row.get_f64("disk_write").ok()?,
-        net_incoming: row.get_f64("net_incoming").ok()?,
-        net_outgoing: row.get_f64("net_outgoing").ok()?,
-        proc: u32::try_from(row.get_i32("proc").ok()?).ok()?,
+        values: VmRow::from_document(row).ok()?.values.complete()?.into(),
     };
     queued(LiveEvent::Sample(event), row)
 }

@@ -22,6 +22,7 @@ use vmwatch_api::{
     InstanceId, PageRoom, Scope,
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
     lifecycle::Page,
+    measures::VmMeasures,
     time::unix_millis,
 };
 
@@ -30,7 +31,7 @@ use crate::{
     database::{find, update},
     deadline::Deadline,
     documents::SAMPLED_AT,
-    history::sums::{MEASURES, VmRow, number},
+    history::sums::{VmRow, number},
     retention,
     store::RowStore,
 };
@@ -57,7 +58,7 @@ pub(crate) struct Report {
 struct Newest {
     create_date: String,
     at_ms: u64,
-    values: [Option<f64>; MEASURES.len()],
+    values: VmMeasures<Option<f64>>,
 }
 
 impl Report {
@@ -90,7 +91,7 @@ impl Report {
                 values: row.values,
             });
         }
-        if let [Some(cpu), ..] = row.values {
+        if let Some(cpu) = row.values.cpu_util {
             let slot = self.cpu.entry(at_ms / SPARKLINE_STEP_MS).or_insert(cpu);
             *slot = slot.max(cpu);
             if self.cpu.len() > SPARKLINE_POINTS {
@@ -104,8 +105,8 @@ impl Report {
         let newest = self.newest.as_ref()?;
         let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
         let mut row = doc! { "create_date": &newest.create_date, "at": at };
-        for (measure, value) in MEASURES.iter().zip(newest.values) {
-            row.insert(*measure, value);
+        for (measure, value) in newest.values.described() {
+            row.insert(measure.name, value);
         }
         let mut greatest = doc! { "newest": row };
         for (slot, cpu) in &self.cpu {
@@ -256,30 +257,17 @@ fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, Met
     let newest = document.get_document("newest")?;
     let at_ms = millis(newest.get_datetime("at")?);
     let reported = document.get(SAMPLED_AT)?.and_then(RawBsonRef::as_datetime);
-    let measure = |name| -> Result<f64, MetricsError> {
-        let value = newest.get(name)?.and_then(number);
+    let values = VmRow::from_document(newest)?.values.map(|value| {
         if value.is_none() {
             counter!("vmwatch_unreadable_values_total").increment(1);
         }
-        Ok(value.unwrap_or(0.0))
-    };
-    let processes = measure("proc")?;
+        value.unwrap_or(0.0)
+    });
     Ok(Some(VmSummary {
         instance_id,
         at_ms,
         last_report_ms: reported.map_or(at_ms, millis),
-        cpu_util: measure("cpu_util")?,
-        mem: measure("mem")?,
-        disk_read: measure("disk_read")?,
-        disk_write: measure("disk_write")?,
-        net_incoming: measure("net_incoming")?,
-        net_outgoing: measure("net_outgoing")?,
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "a count; `as` saturates"
-        )]
-        proc: processes as u32,
+        values: values.into(),
         cpu_sparkline: sparkline(document, now_ms)?,
     }))
 }

@@ -7,8 +7,9 @@ use mongodb::bson::{Bson, Document, doc};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     Scope,
-    history::{Points, Resolution, Stat, TimeRange, VmBucket, VmGet, VmHistory, VmHistoryQuery, VmSeries},
+    history::{Points, Resolution, Stat, TimeRange, VmGet, VmHistory, VmHistoryQuery, VmSeries},
     lifecycle::Target,
+    measures::{Measure, VM_MEASURES, VmMeasures},
     time::{CreateDate, UtcOffset, unix_millis},
 };
 
@@ -20,16 +21,6 @@ use crate::{
     rows::{store_vms, vm_row},
 };
 
-const MEASURES: [&str; 7] = [
-    "cpu_util",
-    "mem",
-    "disk_read",
-    "disk_write",
-    "net_incoming",
-    "net_outgoing",
-    "proc",
-];
-
 fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuery {
     VmHistoryQuery {
         instance_id: instance.parse().unwrap(),
@@ -39,26 +30,14 @@ fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuer
     }
 }
 
-fn stats(bucket: &VmBucket) -> [Option<Stat>; 7] {
-    [
-        bucket.cpu_util,
-        bucket.mem,
-        bucket.disk_read,
-        bucket.disk_write,
-        bucket.net_incoming,
-        bucket.net_outgoing,
-        bucket.proc,
-    ]
-}
-
 /// What the database itself makes of the rows: of each bucket the number of rows, and of each measure the three values.
-type Direct = BTreeMap<u64, (u64, [Stat; 7])>;
+type Direct = BTreeMap<u64, (u64, VmMeasures<Stat>)>;
 
 async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: &str) -> Direct {
     let start =
         doc! { "$dateTrunc": { "date": "$sampled_at", "unit": unit, "binSize": size, "timezone": timezone } };
     let mut group = doc! { "_id": start, "rows": { "$sum": 1 } };
-    for measure in MEASURES {
+    for Measure { name: measure, .. } in VM_MEASURES.into_array() {
         for operator in ["min", "avg", "max"] {
             group.insert(
                 format!("{operator}_{measure}"),
@@ -86,7 +65,7 @@ async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: 
     let of_group = |group: &Document| {
         let at = group.get_datetime("_id").unwrap().timestamp_millis();
         let rows = group.get_i32("rows").unwrap();
-        let stats = MEASURES.map(|measure| Stat {
+        let stats = VM_MEASURES.map(|Measure { name: measure, .. }| Stat {
             min: number(group.get(format!("min_{measure}"))),
             avg: number(group.get(format!("avg_{measure}"))),
             max: number(group.get(format!("max_{measure}"))),
@@ -107,7 +86,8 @@ fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
     for bucket in &series.buckets {
         let (rows, expected) = &direct[&bucket.at_ms];
         assert_eq!(bucket.count, *rows, "{what}: the rows of {}", bucket.at_ms);
-        for ((measure, stat), expected) in MEASURES.iter().zip(stats(bucket)).zip(expected) {
+        for ((measure, stat), expected) in bucket.stats.described().zip(expected.into_array()) {
+            let measure = measure.name;
             let stat = stat.unwrap();
             assert_eq!(
                 (stat.min, stat.max),
@@ -286,7 +266,7 @@ async fn short_range_is_computed_from_rows() {
         shown,
         (0..10).map(|index| (index * 30 * SECOND, 3)).collect::<Vec<_>>()
     );
-    let cpu = series.buckets[1].cpu_util.unwrap();
+    let cpu = series.buckets[1].stats.cpu_util.unwrap();
     assert_eq!((cpu.min, cpu.avg, cpu.max), (3.0, 4.0, 5.0));
     let within = query("vm-1", from_ms + 31 * SECOND, from_ms + 59 * SECOND, 1);
     let within = call::<VmHistory>(&stack, &within).await;
@@ -375,7 +355,7 @@ async fn finds_rows_of_older_software() {
     );
     let vm = call::<VmGet>(&stack, &target).await;
     // 2017-01-02T23:30:00Z.
-    assert_eq!((vm.at_ms, vm.proc), (1_483_399_800_000, 47));
+    assert_eq!((vm.at_ms, vm.values.proc), (1_483_399_800_000, 47));
     assert!(vm.cpu_sparkline.iter().all(Option::is_none));
     let year = query("vm-old", 1_483_228_800_000, 1_483_228_800_000 + 2 * DAY, 2);
     let series = call::<VmHistory>(&stack, &year).await;

@@ -68,11 +68,19 @@ async fn publishes_each_stored_sample_once() {
         panic!("{told:?}")
     };
     assert_eq!(
-        (row.instance_id.as_str(), row.at_ms, row.cpu_util, row.proc),
+        (
+            row.instance_id.as_str(),
+            row.at_ms,
+            row.values.cpu_util,
+            row.values.proc
+        ),
         ("vm-1", from_ms, 12.5, 95)
     );
-    assert_eq!((row.mem, row.disk_read, row.disk_write), (87.5, 6.25, 87.5));
-    assert_eq!((row.net_incoming, row.net_outgoing), (37.5, 62.5));
+    assert_eq!(
+        (row.values.mem, row.values.disk_read, row.values.disk_write),
+        (87.5, 6.25, 87.5)
+    );
+    assert_eq!((row.values.net_incoming, row.values.net_outgoing), (37.5, 62.5));
     let LiveEvent::Processes(rows) = &told[1].1 else {
         panic!("{told:?}")
     };

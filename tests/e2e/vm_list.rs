@@ -121,11 +121,19 @@ async fn older_row_never_replaces_newer_one() {
     followed(&stack).await;
     let first = call::<VmGet>(&stack, &target).await;
     assert_eq!(
-        (first.at_ms, first.cpu_util, first.mem, first.proc),
+        (
+            first.at_ms,
+            first.values.cpu_util,
+            first.values.mem,
+            first.values.proc
+        ),
         (newest, 50.0, 50.0, 95)
     );
-    assert_eq!((first.disk_read, first.disk_write), (25.0, 350.0));
-    assert_eq!((first.net_incoming, first.net_outgoing), (150.0, 250.0));
+    assert_eq!((first.values.disk_read, first.values.disk_write), (25.0, 350.0));
+    assert_eq!(
+        (first.values.net_incoming, first.values.net_outgoing),
+        (150.0, 250.0)
+    );
     assert!(
         (before..=unix_millis()).contains(&first.last_report_ms),
         "{first:?}"
@@ -142,7 +150,7 @@ async fn older_row_never_replaces_newer_one() {
         followed(&stack).await;
     }
     let after = call::<VmGet>(&stack, &target).await;
-    assert_eq!((after.at_ms, after.cpu_util), (newest, 50.0));
+    assert_eq!((after.at_ms, after.values.cpu_util), (newest, 50.0));
     assert!(
         after.last_report_ms > first.last_report_ms,
         "an older row is a report as well"
@@ -158,5 +166,5 @@ async fn older_row_never_replaces_newer_one() {
     publish(&stack, &sample("vm-1", newest + SECOND, "+00:00", 10.0)).await;
     followed(&stack).await;
     let last = call::<VmGet>(&stack, &target).await;
-    assert_eq!((last.at_ms, last.cpu_util), (newest + SECOND, 10.0));
+    assert_eq!((last.at_ms, last.values.cpu_util), (newest + SECOND, 10.0));
 }

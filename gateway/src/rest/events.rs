@@ -22,11 +22,15 @@ use vmwatch_api::{
     auth::Token,
     events::{self, LiveEvent},
     lifecycle::MachineState,
+    measures::VmValues,
 };
 use vmwatch_bus::limits::Permit;
 use vmwatch_service::jitter::jittered;
 
-use super::{caller::Caller, extract::Query, operations::Operation, problem::Problem, time::Timestamp};
+use super::{
+    caller::Caller, extract::Query, measures::values_schema, operations::Operation, problem::Problem,
+    time::Timestamp,
+};
 use crate::{
     Gateway,
     live::{EncodedEvent, Log, Reached, Start},
@@ -67,27 +71,16 @@ pub(super) struct EventsQuery {
     instance_id: Option<InstanceId>,
 }
 
-/// Data of the event `sample`: the values of a VM, in percent and KiB/s.
+/// Data of the event `sample`: the values of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SampleEvent<'a> {
     /// VM id.
     instance_id: &'a InstanceId,
     /// Time of the sample, by the clock of the VM.
     at: Timestamp,
-    /// CPU usage of all cores, percent, 0 to 100.
-    cpu_util: f64,
-    /// Memory usage, percent.
-    mem: f64,
-    /// Read rate of all disks, KiB/s.
-    disk_read: f64,
-    /// Write rate of all disks, KiB/s.
-    disk_write: f64,
-    /// Network receive rate, KiB/s.
-    net_incoming: f64,
-    /// Network transmit rate, KiB/s.
-    net_outgoing: f64,
-    /// Number of processes.
-    proc: u32,
+    #[serde(flatten)]
+    #[schema(schema_with = values_schema)]
+    values: VmValues,
 }
 
 /// Data of the event `processes`: a process table was stored.
@@ -348,13 +341,7 @@ impl<'a> From<&'a events::SampleEvent> for SampleEvent<'a> {
         Self {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
-            cpu_util: event.cpu_util,
-            mem: event.mem,
-            disk_read: event.disk_read,
-            disk_write: event.disk_write,
-            net_incoming: event.net_incoming,
-            net_outgoing: event.net_outgoing,
-            proc: event.proc,
+            values: event.values,
         }
     }
 }

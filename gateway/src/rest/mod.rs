@@ -12,6 +12,7 @@ mod cursors;
 mod events;
 mod extract;
 mod fleet;
+mod measures;
 mod middleware;
 mod openapi;
 mod operations;

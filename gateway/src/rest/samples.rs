@@ -12,12 +12,14 @@ use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Method as _,
     history::{self, Resolution, TimeRange, VmBucket, VmHistory, VmHistoryQuery, VmSeries},
+    measures::{Measure, VM_MEASURES, VmMeasures},
     wire::{Fault, FaultKind},
 };
 
 use super::{
     caller::Caller,
     extract::{Path, Query},
+    measures::stats_schema,
     problem::Problem,
     range::{PointCount, points, range},
     time::Timestamp,
@@ -48,27 +50,9 @@ pub(super) struct Bucket {
     at: Timestamp,
     /// Number of samples in the bucket.
     count: u64,
-    /// CPU usage of all cores, percent, 0 to 100.
-    #[schema(required)]
-    cpu_util: Option<Stat>,
-    /// Memory usage, percent.
-    #[schema(required)]
-    mem: Option<Stat>,
-    /// Read rate of all disks, KiB/s.
-    #[schema(required)]
-    disk_read: Option<Stat>,
-    /// Write rate of all disks, KiB/s.
-    #[schema(required)]
-    disk_write: Option<Stat>,
-    /// Network receive rate, KiB/s.
-    #[schema(required)]
-    net_incoming: Option<Stat>,
-    /// Network transmit rate, KiB/s.
-    #[schema(required)]
-    net_outgoing: Option<Stat>,
-    /// Number of processes.
-    #[schema(required)]
-    proc: Option<Stat>,
+    #[serde(flatten)]
+    #[schema(schema_with = stats_schema)]
+    stats: VmMeasures<Option<Stat>>,
 }
 
 /// The history of a VM.
@@ -205,45 +189,21 @@ impl From<VmBucket> for Bucket {
         Self {
             at: Timestamp::of_ms(bucket.at_ms),
             count: bucket.count,
-            cpu_util: bucket.cpu_util.map(Stat::from),
-            mem: bucket.mem.map(Stat::from),
-            disk_read: bucket.disk_read.map(Stat::from),
-            disk_write: bucket.disk_write.map(Stat::from),
-            net_incoming: bucket.net_incoming.map(Stat::from),
-            net_outgoing: bucket.net_outgoing.map(Stat::from),
-            proc: bucket.proc.map(Stat::from),
+            stats: bucket.stats.map(|stat| stat.map(Stat::from)),
         }
     }
 }
-
-const MEASURES: [&str; 7] = [
-    "cpu_util",
-    "mem",
-    "disk_read",
-    "disk_write",
-    "net_incoming",
-    "net_outgoing",
-    "proc",
-];
 
 /// Writes one line per bucket; null values are empty. No value needs quoting.
 fn csv(series: &VmSeries) -> String {
     let mut out = String::from("at,count");
     // Writing to a String cannot fail.
-    for measure in MEASURES {
-        let _ = write!(out, ",{measure}_min,{measure}_avg,{measure}_max");
+    for Measure { name, .. } in VM_MEASURES.into_array() {
+        let _ = write!(out, ",{name}_min,{name}_avg,{name}_max");
     }
     for bucket in &series.buckets {
         let _ = write!(out, "\r\n{},{}", Timestamp::of_ms(bucket.at_ms), bucket.count);
-        for stat in [
-            bucket.cpu_util,
-            bucket.mem,
-            bucket.disk_read,
-            bucket.disk_write,
-            bucket.net_incoming,
-            bucket.net_outgoing,
-            bucket.proc,
-        ] {
+        for stat in bucket.stats.into_array() {
             let _ = match stat {
                 Some(history::Stat { min, avg, max }) => write!(out, ",{min},{avg},{max}"),
                 None => write!(out, ",,,"),
@@ -263,8 +223,10 @@ mod tests {
         let bucket = VmBucket {
             at_ms: 1_483_277_880_000,
             count: 2,
-            cpu_util: Some([0.0, 1.5, 3.0].into()),
-            ..VmBucket::default()
+            stats: VmMeasures {
+                cpu_util: Some([0.0, 1.5, 3.0].into()),
+                ..VmMeasures::default()
+            },
         };
         let series = VmSeries {
             buckets: vec![bucket],

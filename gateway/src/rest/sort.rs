@@ -57,15 +57,15 @@ impl VmSort {
     pub(super) fn key(self, vm: &Vm) -> Key {
         let text = |text: &str| text.to_lowercase().bytes().take(MAX_KEY_BYTES).collect();
         let number = |number: f64| sortable(number).to_be_bytes().to_vec();
-        let sample = vm.sample.as_ref();
+        let values = vm.sample.as_ref().map(|sample| &sample.values);
         let value = match self {
             Self::Id => Some(vm.instance_id.as_str().as_bytes().to_vec()),
             Self::Name => vm.name.as_deref().map(text),
             Self::State => vm.state.map(|state| text(&state.to_string())),
-            Self::Cpu => sample.map(|sample| number(sample.cpu_util)),
-            Self::Mem => sample.map(|sample| number(sample.mem)),
-            Self::Disk => sample.map(|sample| number(sample.disk_read + sample.disk_write)),
-            Self::Net => sample.map(|sample| number(sample.net_incoming + sample.net_outgoing)),
+            Self::Cpu => values.map(|values| number(values.cpu_util)),
+            Self::Mem => values.map(|values| number(values.mem)),
+            Self::Disk => values.map(|values| number(values.disk_read + values.disk_write)),
+            Self::Net => values.map(|values| number(values.net_incoming + values.net_outgoing)),
             Self::LastReport => vm.last_report_at.map(|at| at.as_ms().to_be_bytes().to_vec()),
         };
         Key {

@@ -9,6 +9,7 @@ use vmwatch_api::{
     InstanceId,
     history::{VmGet, VmSummary},
     lifecycle::{self, MachineState, Target},
+    measures::VmValues,
     no_such_vm,
     processes::Order,
     time::unix_millis,
@@ -19,6 +20,7 @@ use super::{
     caller::Caller,
     extract::{NoParameters, PageLimit, Path, Query, Text, known, page_limit},
     fleet::{self, Degraded, Known, Part},
+    measures::values_schema,
     problem::Problem,
     sort::{Cursor, Key, VmSort},
     time::Timestamp,
@@ -30,20 +32,9 @@ use crate::Gateway;
 pub(super) struct Sample {
     /// Time of the sample, by the clock of the VM.
     pub(super) at: Timestamp,
-    /// CPU usage of all cores, percent, 0 to 100.
-    pub(super) cpu_util: f64,
-    /// Memory usage, percent.
-    pub(super) mem: f64,
-    /// Read rate of all disks, KiB/s.
-    pub(super) disk_read: f64,
-    /// Write rate of all disks, KiB/s.
-    pub(super) disk_write: f64,
-    /// Network receive rate, KiB/s.
-    pub(super) net_incoming: f64,
-    /// Network transmit rate, KiB/s.
-    pub(super) net_outgoing: f64,
-    /// Number of processes.
-    pub(super) proc: u32,
+    #[serde(flatten)]
+    #[schema(schema_with = values_schema)]
+    pub(super) values: VmValues,
 }
 
 /// Whether the agent of a VM reports.
@@ -277,13 +268,7 @@ impl From<&VmSummary> for Sample {
     fn from(summary: &VmSummary) -> Self {
         Self {
             at: Timestamp::of_ms(summary.at_ms),
-            cpu_util: summary.cpu_util,
-            mem: summary.mem,
-            disk_read: summary.disk_read,
-            disk_write: summary.disk_write,
-            net_incoming: summary.net_incoming,
-            net_outgoing: summary.net_outgoing,
-            proc: summary.proc,
+            values: summary.values,
         }
     }
 }

@@ -21,7 +21,7 @@ use mongodb::Collection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vmwatch_api::{history::Resolution, time::CreateDate};
+use vmwatch_api::{history::Resolution, measures::VM_MEASURES, time::CreateDate};
 
 use super::{
     History,
@@ -29,7 +29,7 @@ use super::{
     dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
     late::{self, RowTime},
     rollups::Bucket,
-    sums::{MEASURES, Sums, VmRow},
+    sums::{Sums, VmRow},
 };
 use crate::{MetricsError, database::find, deadline::Deadline, instances::Report, store::RowKind};
 
@@ -175,7 +175,11 @@ impl History {
         let date = |millis| CreateDate::at_millis(millis, self.offset);
         let range = doc! { "$gte": date(from.start_ms).as_str(), "$lt": date(to_ms).as_str() };
         let mut wanted = doc! { "create_date": 1 };
-        wanted.extend(MEASURES.iter().map(|measure| ((*measure).to_owned(), 1.into())));
+        wanted.extend(
+            VM_MEASURES
+                .into_array()
+                .map(|measure| (measure.name.to_owned(), 1.into())),
+        );
         let query = rows
             .find(doc! { "instance_id": from.instance.as_str(), "create_date": range })
             .projection(wanted)

@@ -7,13 +7,9 @@
 use std::{collections::HashSet, time::Duration};
 
 use bson::{Binary, Bson, RawBsonRef, RawDocument, spec::BinarySubtype};
-use vmwatch_api::history::Resolution;
+use vmwatch_api::{history::Resolution, measures::VmMeasures};
 
-use super::{
-    History,
-    rollups::Bucket,
-    sums::{MEASURES, Sums},
-};
+use super::{History, rollups::Bucket, sums::Sums};
 use crate::MetricsError;
 
 /// The field of the row times in a stored bucket, after the sums.
@@ -28,7 +24,7 @@ const MARGIN: Duration = Duration::from_mins(10);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowTime {
     pub(super) micros: u32,
-    pub(super) values: [Option<f64>; MEASURES.len()],
+    pub(super) values: VmMeasures<Option<f64>>,
 }
 
 /// Encodes row times as four big-endian bytes each.

@@ -1,20 +1,12 @@
 //! Aggregates a VM's rows over a time bucket. All aggregation goes through this module.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
-use vmwatch_api::history::{Stat, VmBucket};
+use vmwatch_api::{
+    history::{Stat, VmBucket},
+    measures::VmMeasures,
+};
 
 use crate::MetricsError;
-
-/// The measures of a VM row.
-pub(crate) const MEASURES: [&str; 7] = [
-    "cpu_util",
-    "mem",
-    "disk_read",
-    "disk_write",
-    "net_incoming",
-    "net_outgoing",
-    "proc",
-];
 
 /// The field of the number of samples, which must come first in a stored sum (see [`super::rollups`]).
 const SAMPLES: &str = "n";
@@ -26,8 +18,8 @@ pub(crate) struct VmRow<'a> {
     pub(crate) id: Option<ObjectId>,
     /// The time of the sample as stored.
     pub(crate) create_date: &'a str,
-    /// The values of [`MEASURES`]; `None` for a missing or non-finite number.
-    pub(crate) values: [Option<f64>; MEASURES.len()],
+    /// The values; `None` for a missing or non-finite number.
+    pub(crate) values: VmMeasures<Option<f64>>,
 }
 
 impl<'a> VmRow<'a> {
@@ -36,7 +28,7 @@ impl<'a> VmRow<'a> {
         let mut read = Self {
             id: None,
             create_date: "",
-            values: [None; MEASURES.len()],
+            values: VmMeasures::default(),
         };
         for element in row {
             let (key, value) = element?;
@@ -44,8 +36,7 @@ impl<'a> VmRow<'a> {
                 ("_id", RawBsonRef::ObjectId(id)) => read.id = Some(id),
                 ("create_date", RawBsonRef::String(text)) => read.create_date = text,
                 (key, value) => {
-                    let slots = MEASURES.iter().zip(&mut read.values);
-                    if let Some((_, slot)) = slots.into_iter().find(|(measure, _)| **measure == key) {
+                    if let Some(slot) = read.values.get_mut(key) {
                         *slot = number(value);
                     }
                 }
@@ -117,7 +108,7 @@ impl Sum {
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
     samples: u64,
-    measures: [Sum; MEASURES.len()],
+    measures: VmMeasures<Sum>,
 }
 
 impl Sums {
@@ -132,9 +123,9 @@ impl Sums {
     }
 
     /// Adds the values of a row.
-    pub(crate) fn add_values(&mut self, values: &[Option<f64>; MEASURES.len()]) {
+    pub(crate) fn add_values(&mut self, values: &VmMeasures<Option<f64>>) {
         self.samples += 1;
-        for (sum, &value) in self.measures.iter_mut().zip(values) {
+        for (sum, value) in self.measures.each_mut().zip(*values) {
             if let Some(value) = value {
                 sum.add(value);
             }
@@ -144,16 +135,19 @@ impl Sums {
     /// Adds the aggregates of other rows.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.samples += other.samples;
-        for (sum, other) in self.measures.iter_mut().zip(&other.measures) {
-            sum.merge(other);
+        for (sum, other) in self.measures.each_mut().zip(other.measures) {
+            sum.merge(&other);
         }
     }
 
     /// Converts to the stored form: `{n: samples, cpu_util: [count, total, min, max], …}`.
     pub(crate) fn to_document(self) -> Document {
         let mut document = doc! { SAMPLES: stored(self.samples) };
-        for (measure, sum) in MEASURES.iter().zip(self.measures) {
-            document.insert(*measure, bson!([stored(sum.count), sum.total, sum.min, sum.max]));
+        for (measure, sum) in self.measures.described() {
+            document.insert(
+                measure.name,
+                bson!([stored(sum.count), sum.total, sum.min, sum.max]),
+            );
         }
         document
     }
@@ -166,7 +160,7 @@ impl Sums {
             match (key.as_str(), value) {
                 (SAMPLES, value) => sums.samples = count(value),
                 (key, RawBsonRef::Array(array)) => {
-                    let Some(at) = MEASURES.iter().position(|measure| *measure == key) else {
+                    let Some(slot) = sums.measures.get_mut(key) else {
                         continue;
                     };
                     let mut parts = [RawBsonRef::Null; 4];
@@ -174,9 +168,7 @@ impl Sums {
                         *part = value?;
                     }
                     let [number_of, total, min, max] = parts;
-                    if let (Some(slot), Some(total), Some(min), Some(max)) =
-                        (sums.measures.get_mut(at), number(total), number(min), number(max))
-                    {
+                    if let (Some(total), Some(min), Some(max)) = (number(total), number(min), number(max)) {
                         *slot = Sum {
                             count: count(number_of),
                             total,
@@ -193,25 +185,10 @@ impl Sums {
 
     /// Converts to an answer.
     pub(crate) fn bucket(&self, at_ms: u64) -> VmBucket {
-        let [
-            cpu_util,
-            mem,
-            disk_read,
-            disk_write,
-            net_incoming,
-            net_outgoing,
-            proc,
-        ] = self.measures.map(|sum| sum.stat());
         VmBucket {
             at_ms,
             count: self.samples,
-            cpu_util,
-            mem,
-            disk_read,
-            disk_write,
-            net_incoming,
-            net_outgoing,
-            proc,
+            stats: self.measures.map(|sum| sum.stat()),
         }
     }
 }
@@ -252,7 +229,7 @@ mod tests {
         let bucket = sums(&[row(1.0, 90), row(0.0, 91), row(1.0, 92)]).bucket(5);
         assert_eq!((bucket.at_ms, bucket.count), (5, 3));
         assert_eq!(
-            bucket.cpu_util,
+            bucket.stats.cpu_util,
             Some(Stat {
                 min: 0.0,
                 avg: 0.667,
@@ -260,7 +237,7 @@ mod tests {
             })
         );
         assert_eq!(
-            bucket.proc,
+            bucket.stats.proc,
             Some(Stat {
                 min: 90.0,
                 avg: 91.0,
@@ -268,14 +245,14 @@ mod tests {
             })
         );
         assert_eq!(
-            bucket.disk_read,
+            bucket.stats.disk_read,
             Some(Stat {
                 min: 7.0,
                 avg: 7.0,
                 max: 7.0
             })
         );
-        assert_eq!((bucket.mem, bucket.net_incoming), (None, None));
+        assert_eq!((bucket.stats.mem, bucket.stats.net_incoming), (None, None));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     InstanceId,
     lifecycle::{MachineState, Operation},
+    measures::VmValues,
 };
 
 /// The stream of live events. metrics-svc makes it; readers have consumers of their own and acknowledge nothing.
@@ -37,20 +38,9 @@ pub struct SampleEvent {
     pub instance_id: InstanceId,
     /// When it was sampled, Unix milliseconds.
     pub at_ms: u64,
-    /// Busy share of all cores, 0 to 100.
-    pub cpu_util: f64,
-    /// Share of memory in use, percent.
-    pub mem: f64,
-    /// Read rate of all whole disks, KiB/s.
-    pub disk_read: f64,
-    /// Write rate of all whole disks, KiB/s.
-    pub disk_write: f64,
-    /// Receive rate, KiB/s.
-    pub net_incoming: f64,
-    /// Transmit rate, KiB/s.
-    pub net_outgoing: f64,
-    /// Number of processes.
-    pub proc: u32,
+    /// The values of the row.
+    #[serde(flatten)]
+    pub values: VmValues,
 }
 
 /// Tells that the process table of a moment can be read.

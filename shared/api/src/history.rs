@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use super::{
     Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service,
     lifecycle::{Page, Target},
+    measures::{VmMeasures, VmValues},
 };
 use crate::wire::Fault;
 
@@ -114,7 +115,7 @@ pub(super) const fn query(subject: &'static str) -> MethodInfo {
     }
 }
 
-/// A VM's newest row, with its recent past in short. Units as in the wire contract: KiB/s and percent.
+/// A VM's newest row, with its recent past in short.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSummary {
     /// Which VM.
@@ -124,20 +125,9 @@ pub struct VmSummary {
     /// When a row of it was last stored, by the clock of metrics-svc; of rows that were never reported but loaded,
     /// the newest one's own moment. Whether a VM is silent goes by this: it is right whatever the VM's clock says.
     pub last_report_ms: u64,
-    /// Busy share of all cores, 0 to 100.
-    pub cpu_util: f64,
-    /// Share of memory in use, percent.
-    pub mem: f64,
-    /// Read rate of all whole disks, KiB/s.
-    pub disk_read: f64,
-    /// Write rate of all whole disks, KiB/s.
-    pub disk_write: f64,
-    /// Receive rate, KiB/s.
-    pub net_incoming: f64,
-    /// Transmit rate, KiB/s.
-    pub net_outgoing: f64,
-    /// Number of processes.
-    pub proc: u32,
+    /// The values of the newest row.
+    #[serde(flatten)]
+    pub values: VmValues,
     /// The highest CPU share in each three minutes of the last hour, the oldest first, [`SPARKLINE_POINTS`] of them;
     /// null where there was no row.
     pub cpu_sparkline: Vec<Option<f64>>,
@@ -242,20 +232,9 @@ pub struct VmBucket {
     pub at_ms: u64,
     /// How many samples it is made of.
     pub count: u64,
-    /// Busy share of all cores, 0 to 100.
-    pub cpu_util: Option<Stat>,
-    /// Share of memory in use, percent.
-    pub mem: Option<Stat>,
-    /// Read rate of all whole disks, KiB/s.
-    pub disk_read: Option<Stat>,
-    /// Write rate of all whole disks, KiB/s.
-    pub disk_write: Option<Stat>,
-    /// Receive rate, KiB/s.
-    pub net_incoming: Option<Stat>,
-    /// Transmit rate, KiB/s.
-    pub net_outgoing: Option<Stat>,
-    /// Number of processes.
-    pub proc: Option<Stat>,
+    /// The statistics of each measure.
+    #[serde(flatten)]
+    pub stats: VmMeasures<Option<Stat>>,
 }
 
 /// A VM's history.
@@ -335,6 +314,13 @@ mod tests {
             let error = serde_json::from_str::<Points>(bad).unwrap_err().to_string();
             assert!(error.contains(Points::RULE), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn summary_matches_golden_json() {
+        let golden = r#"{"instance_id":"vm-1","at_ms":1483277879001,"last_report_ms":1483277880000,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95,"cpu_sparkline":[null,1.5]}"#;
+        let summary: VmSummary = serde_json::from_str(golden).unwrap();
+        assert_eq!(serde_json::to_string(&summary).unwrap(), golden);
     }
 
     #[test]

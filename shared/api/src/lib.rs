@@ -11,6 +11,7 @@ pub mod events;
 mod forms;
 pub mod history;
 pub mod lifecycle;
+pub mod measures;
 pub mod metrics;
 mod operation;
 mod page;

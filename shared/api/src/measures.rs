@@ -1,0 +1,222 @@
+//! The measures of a VM row. Events, summaries, history, stored sums, REST answers, OpenAPI, CSV and the page take their
+//! list of measures from here.
+
+use serde::{Deserialize, Serialize};
+
+/// One value per measure; [`VM_MEASURES`] describes them. `Count` is the type of counts, if it differs from that of the
+/// other measures.
+#[expect(missing_docs, reason = "VM_MEASURES describes the fields")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmMeasures<T, Count = T> {
+    pub cpu_util: T,
+    pub mem: T,
+    pub disk_read: T,
+    pub disk_write: T,
+    pub net_incoming: T,
+    pub net_outgoing: T,
+    pub proc: Count,
+}
+
+/// The values of a VM row.
+pub type VmValues = VmMeasures<f64, u32>;
+
+/// The unit of a measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    /// 0 to 100.
+    Percent,
+    /// KiB/s, not negative.
+    KibPerSecond,
+    /// A natural number.
+    Count,
+}
+
+/// Describes a measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Measure {
+    /// The name in rows, JSON and CSV.
+    pub name: &'static str,
+    /// The unit of its values.
+    pub unit: Unit,
+    /// The description in the OpenAPI document.
+    pub help: &'static str,
+}
+
+/// All measures, in the order of JSON and CSV.
+pub const VM_MEASURES: VmMeasures<Measure> = VmMeasures {
+    cpu_util: Measure::new(
+        "cpu_util",
+        Unit::Percent,
+        "CPU usage of all cores, percent, 0 to 100.",
+    ),
+    mem: Measure::new("mem", Unit::Percent, "Memory usage, percent, 0 to 100."),
+    disk_read: Measure::new("disk_read", Unit::KibPerSecond, "Read rate of all disks, KiB/s."),
+    disk_write: Measure::new(
+        "disk_write",
+        Unit::KibPerSecond,
+        "Write rate of all disks, KiB/s.",
+    ),
+    net_incoming: Measure::new("net_incoming", Unit::KibPerSecond, "Network receive rate, KiB/s."),
+    net_outgoing: Measure::new(
+        "net_outgoing",
+        Unit::KibPerSecond,
+        "Network transmit rate, KiB/s.",
+    ),
+    proc: Measure::new("proc", Unit::Count, "Number of processes."),
+};
+
+impl Measure {
+    const fn new(name: &'static str, unit: Unit, help: &'static str) -> Self {
+        Self { name, unit, help }
+    }
+}
+
+impl<T> VmMeasures<T> {
+    /// The values in the order of [`VM_MEASURES`].
+    pub fn into_array(self) -> [T; 7] {
+        [
+            self.cpu_util,
+            self.mem,
+            self.disk_read,
+            self.disk_write,
+            self.net_incoming,
+            self.net_outgoing,
+            self.proc,
+        ]
+    }
+
+    /// Converts each value.
+    pub fn map<U>(self, convert: impl FnMut(T) -> U) -> VmMeasures<U> {
+        let [
+            cpu_util,
+            mem,
+            disk_read,
+            disk_write,
+            net_incoming,
+            net_outgoing,
+            proc,
+        ] = self.into_array().map(convert);
+        VmMeasures {
+            cpu_util,
+            mem,
+            disk_read,
+            disk_write,
+            net_incoming,
+            net_outgoing,
+            proc,
+        }
+    }
+
+    /// References to the values.
+    pub const fn each_mut(&mut self) -> VmMeasures<&mut T> {
+        VmMeasures {
+            cpu_util: &mut self.cpu_util,
+            mem: &mut self.mem,
+            disk_read: &mut self.disk_read,
+            disk_write: &mut self.disk_write,
+            net_incoming: &mut self.net_incoming,
+            net_outgoing: &mut self.net_outgoing,
+            proc: &mut self.proc,
+        }
+    }
+
+    /// Pairs the values of each measure.
+    pub fn zip<U>(self, other: VmMeasures<U>) -> impl Iterator<Item = (T, U)> {
+        self.into_array().into_iter().zip(other.into_array())
+    }
+
+    /// Each measure with its value.
+    pub fn described(self) -> impl Iterator<Item = (Measure, T)> {
+        VM_MEASURES.zip(self)
+    }
+
+    /// The value of the measure with this name.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
+        let mut values = self.each_mut().described();
+        values.find_map(|(measure, value)| (measure.name == name).then_some(value))
+    }
+}
+
+impl<T> VmMeasures<Option<T>> {
+    /// The values, if none is missing.
+    pub fn complete(self) -> Option<VmMeasures<T>> {
+        Some(VmMeasures {
+            cpu_util: self.cpu_util?,
+            mem: self.mem?,
+            disk_read: self.disk_read?,
+            disk_write: self.disk_write?,
+            net_incoming: self.net_incoming?,
+            net_outgoing: self.net_outgoing?,
+            proc: self.proc?,
+        })
+    }
+}
+
+impl From<VmMeasures<f64>> for VmValues {
+    fn from(values: VmMeasures<f64>) -> Self {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a count; `as` saturates"
+        )]
+        let proc = values.proc as u32;
+        Self {
+            cpu_util: values.cpu_util,
+            mem: values.mem,
+            disk_read: values.disk_read,
+            disk_write: values.disk_write,
+            net_incoming: values.net_incoming,
+            net_outgoing: values.net_outgoing,
+            proc,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::metrics::VM_ROW_KEYS;
+
+    fn names() -> [&'static str; 7] {
+        VM_MEASURES.into_array().map(|measure| measure.name)
+    }
+
+    #[test]
+    fn names_measures_by_their_fields_in_the_order_of_json() {
+        let json = serde_json::to_string(&VM_MEASURES.map(|measure| measure.name)).unwrap();
+        let pairs = names().map(|name| format!("\"{name}\":\"{name}\""));
+        assert_eq!(json, format!("{{{}}}", pairs.join(",")));
+    }
+
+    #[test]
+    fn measures_are_the_values_of_the_documented_row() {
+        let others = ["_id", "instance_id", "create_date"];
+        let documented: BTreeSet<_> = VM_ROW_KEYS
+            .into_iter()
+            .filter(|key| !others.contains(key))
+            .collect();
+        assert_eq!(documented, BTreeSet::from(names()));
+    }
+
+    #[test]
+    fn finds_values_by_name() {
+        let mut values = VM_MEASURES.map(|measure| measure.name.len());
+        for name in names() {
+            assert_eq!(values.get_mut(name), Some(&mut name.len()));
+        }
+        assert_eq!(values.get_mut("cmd"), None);
+    }
+
+    #[test]
+    fn is_complete_only_with_all_values() {
+        let whole = VM_MEASURES.map(|measure| Some(measure.name));
+        assert_eq!(whole.complete().map(VmMeasures::into_array), Some(names()));
+        for name in names() {
+            let mut partial = whole;
+            *partial.get_mut(name).unwrap() = None;
+            assert_eq!(partial.complete(), None);
+        }
+    }
+}
