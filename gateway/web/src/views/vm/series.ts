@@ -41,8 +41,18 @@ export function columns<Measure extends string>(
   return { at, stats, stepMs };
 }
 
-export const VM_MEASURES = ["cpu_util", "mem", "disk_read", "disk_write", "net_incoming", "net_outgoing"] as const;
-export type VmMeasure = (typeof VM_MEASURES)[number];
+export type VmMeasure = Exclude<keyof Schemas["Bucket"], "at" | "count">;
+// Compiles only if it names exactly the measures of the API.
+const measures: Record<VmMeasure, true> = {
+  cpu_util: true,
+  mem: true,
+  disk_read: true,
+  disk_write: true,
+  net_incoming: true,
+  net_outgoing: true,
+  proc: true,
+};
+export const VM_MEASURES = Object.keys(measures) as VmMeasure[];
 type VmBucket = Bucket<VmMeasure>;
 
 /** Adds a live sample to its bucket or appends a new bucket; drops buckets older than `from`. */
@@ -60,12 +70,12 @@ export function withSample(buckets: VmBucket[], stepMs: number, sample: Schemas[
     const avg = (before.avg * last.count + value) / (last.count + 1);
     return { min: Math.min(before.min, value), avg, max: Math.max(before.max, value) };
   };
-  const measures = Object.fromEntries(VM_MEASURES.map((measure) => [measure, merge(measure)])) as Record<VmMeasure, Stat>;
+  const merged = Object.fromEntries(VM_MEASURES.map((measure) => [measure, merge(measure)])) as Record<VmMeasure, Stat>;
   if (last && time < begin + stepMs) {
-    kept[kept.length - 1] = { at: last.at, count: last.count + 1, ...measures };
+    kept[kept.length - 1] = { at: last.at, count: last.count + 1, ...merged };
   } else {
     const at = new Date(stepMs > 0 ? Math.floor(time / stepMs) * stepMs : time).toISOString();
-    kept.push({ at, count: 1, ...measures });
+    kept.push({ at, count: 1, ...merged });
   }
   return kept;
 }
