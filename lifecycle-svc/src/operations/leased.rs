@@ -1,13 +1,7 @@
 //! A record under this replica's lease. The lease is renewed during every wait, and every write is a compare-and-set,
 //! so that a replica that was too slow notices that its operation was adopted by another.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, warn};
@@ -17,7 +11,7 @@ use super::{
     record::{Lease, Record},
     store::{Store, StoreError, Written},
 };
-use crate::fence::Fence;
+use crate::fence::{Fence, LeaseEnd};
 
 /// Pause between attempts to write a record while the store fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -40,7 +34,7 @@ pub(super) struct Leased {
     revision: u64,
     lease: Duration,
     /// End of the lease as last written, Unix milliseconds. Shared with fences, which read it while it is renewed.
-    until_ms: Arc<AtomicU64>,
+    lease_end: Arc<LeaseEnd>,
     renew_at: Instant,
 }
 
@@ -49,7 +43,7 @@ impl Leased {
     pub(super) fn new(store: Store, record: Record, revision: u64, lease: Duration) -> Self {
         Self {
             store,
-            until_ms: Arc::new(AtomicU64::new(record.lease.until_ms)),
+            lease_end: Arc::new(LeaseEnd::at(record.lease.until_ms)),
             record,
             revision,
             lease,
@@ -59,7 +53,7 @@ impl Leased {
 
     /// A fence that is open until the operation's deadline, as long as the lease is renewed.
     pub(super) fn fence(&self) -> Fence {
-        Fence::new(self.record.operation.deadline_ms, Arc::clone(&self.until_ms))
+        Fence::new(self.record.operation.deadline_ms, Arc::clone(&self.lease_end))
     }
 
     /// Waits for `work` and renews the lease meanwhile. If the store is unreachable, `work` continues: no other replica
@@ -84,6 +78,7 @@ impl Leased {
     /// Writes the record with a new lease that begins now.
     pub(super) async fn write(&mut self) -> Result<(), Aborted> {
         self.record.lease.until_ms = Lease::until(self.lease);
+        let end = LeaseEnd::moment(self.record.lease.until_ms);
         let mut written = self.replace().await?;
         if matches!(written, Written::Conflict) && self.conflicts_with_own_write().await? {
             written = self.replace().await?;
@@ -91,7 +86,7 @@ impl Leased {
         match written {
             Written::At(revision) => {
                 self.revision = revision;
-                self.until_ms.store(self.record.lease.until_ms, Ordering::Relaxed);
+                self.lease_end.renew(end);
                 self.renew_at = Instant::now() + self.lease / 3;
                 Ok(())
             }
