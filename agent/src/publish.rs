@@ -2,14 +2,10 @@
 
 use std::{fmt, time::Duration};
 
-use async_nats::jetstream::{
-    self,
-    context::{self, PublishErrorKind},
-    message::PublishMessage,
-};
+use async_nats::{header::NATS_EXPECTED_STREAM, jetstream};
 use tracing::{Instrument, field::Empty, info_span};
 use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
-use vmwatch_bus::{Bus, trace_headers};
+use vmwatch_bus::{Bus, stream_requests::JetStreamError, trace_headers};
 
 use crate::parts::Part;
 
@@ -112,18 +108,14 @@ pub(crate) async fn publish(
         messaging.destination.name = subject,
         messaging.message.id = part.id,
     );
-    let message = PublishMessage::build()
-        .headers(trace_headers(&span))
-        .payload(part.body)
-        // Ignores acknowledgements of any other stream that takes the subject.
-        .expected_stream(SAMPLE_STREAM);
-    let acknowledged = async { bus.jetstream().send_publish(subject, message).await?.await };
-    let acknowledged = tokio::time::timeout(ACK_DEADLINE, acknowledged).instrument(span.clone());
-    let outcome = match acknowledged.await {
-        Ok(Ok(stored)) if stored.duplicate && attempt == Attempt::First => Err(PublishError::Duplicate),
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(classify(&error)),
-        Err(_) => Err(PublishError::Unanswered),
+    let mut headers = trace_headers(&span);
+    // Ignores acknowledgements of any other stream that takes the subject.
+    headers.insert(NATS_EXPECTED_STREAM, SAMPLE_STREAM);
+    let stored = bus.publish_stored(subject, headers, part.body, ACK_DEADLINE);
+    let outcome = match stored.instrument(span.clone()).await {
+        Ok(stored) if stored.duplicate && attempt == Attempt::First => Err(PublishError::Duplicate),
+        Ok(_) => Ok(()),
+        Err(error) => Err(classify(error)),
     };
     if outcome.is_err() {
         span.record("otel.status_code", "ERROR");
@@ -131,17 +123,13 @@ pub(crate) async fn publish(
     outcome
 }
 
-fn classify(error: &context::PublishError) -> PublishError {
-    let refusal =
-        std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
-    match error.kind() {
-        PublishErrorKind::StreamNotFound => PublishError::NoStream,
-        PublishErrorKind::TimedOut => PublishError::Unanswered,
-        PublishErrorKind::BrokenPipe => PublishError::Disconnected,
-        _ => match refusal {
-            Some(refusal) => classify_refusal(refusal),
-            None => PublishError::Refused(error.to_string()),
-        },
+fn classify(error: JetStreamError) -> PublishError {
+    match error {
+        JetStreamError::NoResponders => PublishError::NoStream,
+        JetStreamError::Timeout => PublishError::Unanswered,
+        JetStreamError::Refused(refusal) => classify_refusal(&refusal),
+        JetStreamError::NotSent(error) => PublishError::Refused(error.to_string()),
+        JetStreamError::Unreadable(error) => PublishError::Refused(error.to_string()),
     }
 }
 

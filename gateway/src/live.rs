@@ -184,7 +184,7 @@ impl Live {
                     self.forward(following, info.stream_sequence, &message);
                 }
                 _ = checks.tick() => {
-                    let info = tokio::time::timeout(DEADLINE, stream.get_info()).await??;
+                    let info = self.bus.stream_info(EVENT_STREAM, DEADLINE).await?;
                     if StreamState::from(&info).is_rolled_back_from(&following.state) {
                         return Err("the stream was rolled back".into());
                     }

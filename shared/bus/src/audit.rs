@@ -31,7 +31,7 @@ pub use self::{
     reader::{Newest, newest},
     refusals::Refusals,
 };
-use super::{Bus, random_id};
+use super::{Bus, random_id, stream_requests::JetStreamError};
 
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
@@ -191,14 +191,14 @@ impl Audit {
         let id = format!("{}.{once}.{}", record.action, hex::encode(target));
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, id);
-        let appended = async {
-            let stored = self
-                .bus
-                .jetstream()
-                .publish_with_headers(record.subject(), headers, body.into());
-            stored.await?.await
-        };
-        within(appended).await.map(drop)
+        let stored = self
+            .bus
+            .publish_stored(record.subject(), headers, body.into(), DEADLINE);
+        match stored.await {
+            Ok(_) => Ok(()),
+            Err(JetStreamError::Timeout) => Err(AuditError::Timeout),
+            Err(error) => Err(AuditError::Stream(error.into())),
+        }
     }
 }
 

@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream;
 use jiff::Timestamp;
 use metrics::gauge;
 use serde::Deserialize;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -30,10 +29,10 @@ struct Answered {
 
 /// Measures until shutdown, in the background. The program must be allowed to ask for the state of this stream.
 pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
-    let (jetstream, subject) = (bus.jetstream().clone(), format!("STREAM.INFO.{stream}"));
+    let (bus, request) = (bus.clone(), format!("STREAM.INFO.{stream}"));
     let measuring = async move {
         loop {
-            let pause = if let Some(seconds) = skew_seconds(&jetstream, &subject).await {
+            let pause = if let Some(seconds) = skew_seconds(&bus, &request).await {
                 gauge!("vmwatch_clock_skew_seconds").set(seconds);
                 if seconds.abs() >= NOTABLE_SECONDS {
                     warn!(seconds, "this machine's clock differs from that of NATS");
@@ -50,10 +49,9 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
 }
 
 /// How far this clock is ahead, within half of what the answer took.
-async fn skew_seconds(jetstream: &jetstream::Context, subject: &str) -> Option<f64> {
+async fn skew_seconds(bus: &Bus, request: &str) -> Option<f64> {
     let (asked, started) = (Timestamp::now(), Instant::now());
-    let asking = jetstream.request::<_, _, Answered>(subject.to_owned(), &());
-    let Answered { ts } = timeout(LIMIT, asking).await.ok()?.ok()?;
+    let Answered { ts } = bus.jetstream_api(request, LIMIT).await.ok()?;
     let there: Timestamp = ts.parse().ok()?;
     Some(ahead(asked, started.elapsed(), there))
 }

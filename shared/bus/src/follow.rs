@@ -266,10 +266,15 @@ impl<T> Shared<T> {
         )
     }
 
+    /// The name of the bucket's stream.
+    fn stream(&self) -> String {
+        format!("KV_{}", self.bucket)
+    }
+
     /// Asks the server for the state of the bucket, and compares it with what was known before the question.
-    async fn ask(&self, store: &Store) -> Result<StreamState, Ended> {
+    async fn ask(&self) -> Result<StreamState, Ended> {
         let before = self.past();
-        let info = tokio::time::timeout(DEADLINE, store.stream.get_info()).await??;
+        let info = self.bus.stream_info(&self.stream(), DEADLINE).await?;
         let state = StreamState::from(&info);
         self.observe(before, state)?;
         Ok(state)
@@ -339,10 +344,16 @@ impl<T> Shared<T> {
             return Err("the bus is unreachable".into());
         }
         let connection = self.bus.connections();
-        let store = self.store.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let store = store.ok_or("the bucket was not read yet")?;
+        if self
+            .store
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
+        {
+            return Err("the bucket was not read yet".into());
+        }
         counter!("vmwatch_bucket_looks_total", "bucket" => self.bucket).increment(1);
-        let state = match self.ask(&store).await {
+        let state = match self.ask().await {
             Ok(state) => state,
             Err(Ended::Broken(error)) => return Err(error),
             Err(_) => {
@@ -380,8 +391,7 @@ impl<T: Table> Shared<T> {
 
     /// The bucket, if it is there. One that was there before and is not any more went back.
     async fn open(&self) -> Result<Store, Ended> {
-        let stream = format!("KV_{}", self.bucket);
-        let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(stream)).await?;
+        let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(self.stream())).await?;
         if let Err(error) = &found
             && let GetStreamErrorKind::JetStream(refused) = error.kind()
             && refused.error_code() == ErrorCode::STREAM_NOT_FOUND
@@ -404,7 +414,7 @@ impl<T: Table> Shared<T> {
     async fn follow_once(&self) -> Result<Infallible, Ended> {
         let connection = self.bus.connections();
         let store = self.open().await?;
-        self.ask(&store).await?;
+        self.ask().await?;
         let mut watch = tokio::time::timeout(DEADLINE, store.watch_with_history(">")).await??;
         let empty = self
             .table
@@ -457,7 +467,7 @@ impl<T: Table> Shared<T> {
 
     /// Asks the server how far the bucket is, and confirms the table if it is as far.
     async fn check(&self, store: &Store, reading: &mut Reading<T>, ticked: bool) -> Result<(), Ended> {
-        let state = self.ask(store).await?;
+        let state = self.ask().await?;
         if reading.seen < state.newest() {
             let stuck = ticked && reading.stuck_at == Some(reading.seen);
             // What came last may have been removed without a trace: then nothing comes after what was seen.

@@ -18,6 +18,7 @@ mod refusal;
 mod replies;
 pub mod serve;
 mod settings;
+pub mod stream_requests;
 pub mod users;
 
 use std::{

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use futures::future::join_all;
-use testkit::{MongoProxy, PATIENCE, Program, Stack, eventually, figure};
+use async_nats::HeaderMap;
+use futures::{StreamExt, future::join_all};
+use testkit::{MongoProxy, Nats, PATIENCE, Program, Stack, eventually, figure};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
     metrics::{Latest, Limit, VmLatest},
     wire::FaultKind,
 };
-use vmwatch_bus::Context;
+use vmwatch_bus::{Context, stream_requests::JetStreamError};
 use vmwatch_store::MONGODB_URI;
 
 use super::{
@@ -74,8 +75,8 @@ async fn timed_out_requests_leak_no_memory() {
     drop(silent);
 }
 
-/// The rows of an unknown VM are looked for in several ranges of time, one after the other. With a slow database the later ones get only the time that
-/// is left, and none begins after the deadline.
+/// The rows of an unknown VM are looked for in several ranges of time, one after the other. With a slow database the later
+/// queries get only the time that is left, and none begins after the deadline.
 #[tokio::test]
 async fn queries_of_a_request_share_its_deadline() {
     const DEADLINE: Duration = Duration::from_secs(1);
@@ -118,4 +119,46 @@ async fn queries_of_a_request_share_its_deadline() {
     for (index, limit) in (0..).zip(&limits) {
         assert!((1..=most - index * delay).contains(limit), "{limits:?}");
     }
+}
+
+/// async-nats 0.51 by itself keeps 333 bytes of each publish that times out, for the life of the connection.
+#[tokio::test]
+async fn timed_out_publishes_leave_nothing_behind() {
+    const AT_ONCE: usize = 200;
+    let rounds = size(100, 500);
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path()).await;
+    let (bus, other) = tokio::join!(nats.connect("publisher"), nats.connect("silent"));
+    // A stream that takes messages and acknowledges none.
+    let mut silent = other.client().subscribe("vmwatch.test.silent").await.unwrap();
+    other.settled().await;
+    let reading = tokio::spawn(async move { while silent.next().await.is_some() {} });
+    let time_out = async |rounds: usize| {
+        for _ in 0..rounds {
+            let publishing = (0..AT_ONCE).map(async |_| {
+                let limit = Duration::from_millis(20);
+                let stored = bus.publish_stored("vmwatch.test.silent", HeaderMap::new(), "x".into(), limit);
+                assert!(matches!(stored.await, Err(JetStreamError::Timeout)));
+            });
+            join_all(publishing).await;
+        }
+    };
+    time_out(20).await;
+    let before = own_resident_kib();
+    time_out(rounds).await;
+    let grown = own_resident_kib().saturating_sub(before);
+    let publishes = rounds * AT_ONCE;
+    figure("faults_timed_out_publishes", publishes as f64);
+    figure("faults_timed_out_publishes_memory_grown_kib", grown as f64);
+    assert!(
+        grown < 1024 + publishes as u64 / 8,
+        "{grown} KiB for {publishes} publishes"
+    );
+    reading.abort();
+}
+
+fn own_resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
