@@ -254,8 +254,19 @@ mod tests {
     #[test]
     fn stores_every_measure() {
         let row = &documents(&sample()).unwrap().vms[0];
-        let values = VmRow::from_document(row).unwrap().values.complete().unwrap();
-        assert_eq!(values.into_array(), [0.0, 8.6, 0.0, 128.8, 0.6, 5.7, 95.0]);
+        let expected = VmMeasures {
+            cpu_util: 0.0,
+            mem: 8.6,
+            disk_read: 0.0,
+            disk_write: 128.8,
+            net_incoming: 0.6,
+            net_outgoing: 5.7,
+            proc: 95.0,
+        };
+        assert_eq!(
+            VmRow::from_document(row).unwrap().values.complete(),
+            Some(expected)
+        );
     }
 
     #[test]
