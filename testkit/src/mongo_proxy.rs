@@ -1,7 +1,8 @@
-//! A proxy between a program and the database that answers inserts in the database's place, and delays queries.
+//! A proxy in front of the database that can refuse or hold inserts and delay queries.
 //!
-//! It speaks just enough of MongoDB's wire protocol: a message is a header of 16 bytes (length, id, id of the request,
-//! code), and a command is an `OP_MSG` whose first section is a BSON document with the command's name as its first key.
+//! It understands only this part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id, id of the
+//! request, opcode), and a command is an `OP_MSG` whose first section is a BSON document with the command's name as its
+//! first key.
 
 use std::{
     sync::{
@@ -20,24 +21,25 @@ use tokio::{
     },
 };
 
-/// `OP_MSG` of the protocol.
+/// The opcode of `OP_MSG`.
 const OP_MSG: u32 = 2013;
 const HEADER: usize = 16;
-/// Far above what a driver sends.
+/// Maximum length of a message; far above what a driver sends.
 const LONGEST: usize = 64 << 20;
 
-/// What becomes of inserts.
+/// What the proxy does with inserts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserts {
-    /// The database gets them.
+    /// Forwards them to the database.
     Pass,
-    /// Each of their documents is refused with this code, as a server that is reachable does.
+    /// Refuses each document with this write error code, as a reachable server does.
     Refuse(i32),
-    /// They are neither passed on nor answered.
+    /// Neither forwards nor answers them.
     Hold,
 }
 
-/// The proxy, for inserts into one collection and queries of it; all else passes. It ends with the runtime.
+/// The proxy. It intercepts inserts into, and queries of, one collection and forwards everything else. It ends with the
+/// runtime.
 #[derive(Debug)]
 pub struct MongoProxy {
     uri: String,
@@ -54,7 +56,7 @@ struct State {
 }
 
 impl MongoProxy {
-    /// Starts one in front of the database at this address.
+    /// Starts a proxy in front of the database at this address.
     pub async fn start(database: &str, collection: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
@@ -80,17 +82,17 @@ impl MongoProxy {
         }
     }
 
-    /// Its address, as the database's.
+    /// The URI of the proxy, for use in place of the database's.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// From now on this becomes of inserts.
+    /// Changes what the proxy does with inserts from now on.
     pub fn set(&self, inserts: Inserts) {
         *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
     }
 
-    /// From now on each query takes this much longer.
+    /// Delays each query from now on by this time.
     pub fn delay_queries(&self, delay: Duration) {
         *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
     }
@@ -101,7 +103,7 @@ impl MongoProxy {
         limits.clone()
     }
 
-    /// How many inserts the database did not get.
+    /// The number of inserted documents that the proxy did not forward.
     pub fn caught(&self) -> u64 {
         self.state.caught.load(Ordering::Relaxed)
     }
@@ -180,7 +182,7 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// The `maxTimeMS` of a query of the collection, zero if it has none; `None` of any other message.
+/// The `maxTimeMS` of a query of the collection, zero if it has none; `None` for any other message.
 fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
     if number(message, 12)? != OP_MSG {
         return None;
@@ -195,12 +197,12 @@ fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
     }))
 }
 
-/// How many documents the message inserts into the collection; `None` of any other message.
+/// The number of documents that the message inserts into the collection; `None` for any other message.
 fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
     if number(message, 12)? != OP_MSG {
         return None;
     }
-    // The flags, then sections: a document (0), or a sequence of documents (1).
+    // The message consists of flags, then sections: a document (0), or a sequence of documents (1).
     let (mut at, mut command, mut documents) = (HEADER + 4, None, 0);
     while at < message.len() {
         let kind = *message.get(at)?;
@@ -218,7 +220,7 @@ fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
     (command.get_str("insert").ok()? == collection).then_some(documents + inlined)
 }
 
-/// How many documents a sequence holds: behind its length and its name.
+/// The number of documents in a sequence, which follow its length and its name.
 fn sequence(section: &[u8]) -> Option<usize> {
     let mut at = 4 + section.get(4..)?.iter().position(|byte| *byte == 0)? + 1;
     let mut count = 0;
@@ -229,7 +231,7 @@ fn sequence(section: &[u8]) -> Option<usize> {
     Some(count)
 }
 
-/// The answer of a server that refuses each document.
+/// A server's answer that refuses each document.
 fn refusal(request: &[u8], documents: usize, code: i32) -> Vec<u8> {
     let error = |index| doc! { "index": index, "code": code, "errmsg": format!("refused with {code}") };
     let errors: Vec<_> = (0..i32::try_from(documents).unwrap_or(i32::MAX))

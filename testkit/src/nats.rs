@@ -17,10 +17,10 @@ use crate::{
     tools,
 };
 
-/// Where a container has the configuration of [`Nats::start_durable`].
+/// The path of the configuration of [`Nats::start_durable`] in a container.
 const DURABLE_CONFIG: &str = "/etc/vmwatch/nats-durable.conf";
 
-/// A NATS server with JetStream, whose store outlives its restarts.
+/// A NATS server with JetStream. Its store survives restarts.
 #[derive(Debug)]
 pub struct Nats {
     /// The server.
@@ -30,12 +30,13 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// Starts one that keeps its store and log in the folder, and waits until it answers. Everybody may do everything.
+    /// Starts a server with its store and log in the folder, and waits until it answers. Clients need no credentials
+    /// and have all permissions.
     pub async fn start(folder: &Path) -> Self {
         Self::start_with(folder, None).await
     }
 
-    /// As [`Nats::start`], with a server that writes each message to disk before it acknowledges it, as deploy/nats has it.
+    /// Like [`Nats::start`], but the server writes each message to disk before it acknowledges it, as in deploy/nats.
     pub async fn start_durable(folder: &Path) -> Self {
         let store = match Backend::chosen() {
             Backend::Processes => folder.join("nats").display().to_string(),
@@ -56,12 +57,12 @@ impl Nats {
         Self::started(server, port, None).await
     }
 
-    /// Starts one with the users and permissions of deploy/nats.
+    /// Starts a server with the users and permissions of deploy/nats.
     pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
         Self::start_on(Backend::chosen(), folder, secrets).await
     }
 
-    /// As [`Nats::start_with`], on this backend.
+    /// Like [`Nats::start_with`], on this backend.
     pub(crate) async fn start_on(backend: Backend, folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
         let store = folder.join("nats").display().to_string();
@@ -74,7 +75,7 @@ impl Nats {
                 let config = secrets.nats_config(&store, free_port());
                 Server::Process(process(folder, port, &["--config", &config]))
             }
-            // As compose.yaml has it.
+            // As in compose.yaml.
             (Backend::Containers, None) => {
                 Server::Container(container(port, &["--jetstream", "--store_dir=/data"], Vec::new()))
             }
@@ -97,7 +98,7 @@ impl Nats {
         nats
     }
 
-    /// What `deploy/secrets` made for it.
+    /// The files that `deploy/secrets` made for this server.
     pub const fn secrets(&self) -> Option<&Secrets> {
         self.secrets.as_ref()
     }
@@ -107,13 +108,13 @@ impl Nats {
         &self.url
     }
 
-    /// Starts it again on the same port and store after it was killed, and waits until it answers.
+    /// Restarts the killed server on the same port and store, and waits until it answers.
     pub async fn restart(&self) {
         self.server.start_again();
         self.answers().await;
     }
 
-    /// What a program needs to know to log in as this user; nothing where everybody may come in.
+    /// The settings with which a program logs in as this user; empty if the server needs no credentials.
     pub fn login_of(&self, user: &str) -> Vec<(String, String)> {
         let Some(secrets) = &self.secrets else {
             return Vec::new();
@@ -128,7 +129,7 @@ impl Nats {
         login
     }
 
-    /// The password of this user of deploy/nats; empty where everybody may come in.
+    /// The password of this user of deploy/nats; empty if the server needs no credentials.
     pub fn password_of(&self, user: &str) -> String {
         self.secrets
             .as_ref()
@@ -136,7 +137,7 @@ impl Nats {
             .unwrap_or_default()
     }
 
-    /// Connects as a program of this name would; a frozen server is noticed within a second.
+    /// Connects as a program of this name would, but detects a frozen server within a second.
     pub async fn connect(&self, name: &str) -> Bus {
         self.connect_as(name, TEST_USER).await
     }
@@ -155,10 +156,10 @@ impl Nats {
             (NATS_PASSWORD_FILE.name, value(NATS_PASSWORD_FILE.name)),
             (NATS_CA_FILE.name, value(NATS_CA_FILE.name)),
         ]);
-        let settings = BusSettings::read(&env).expect("the settings are right");
+        let settings = BusSettings::read(&env).expect("the settings are valid");
         let bus = Bus::connect(name, &settings)
             .await
-            .expect("NATS takes the connection");
+            .expect("NATS accepts the connection");
         eventually("the connection to NATS", PATIENCE, async || {
             if bus.is_connected() {
                 Ok(())

@@ -13,21 +13,21 @@ use tokio::{
 
 use crate::{PATIENCE, eventually};
 
-/// Far above the line of a protocol message.
+/// Maximum length of a protocol line; far above what programs send.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// What the proxy does with lines that begin with its prefix.
+/// How the proxy handles lines that begin with its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
-    /// The next such line closes the gate.
+    /// Holds back the next such line and everything after it.
     Armed,
-    /// A connection waits in front of the gate with such a line.
+    /// Holds back a line and everything after it.
     Held,
     Open,
 }
 
-/// The proxy. It forwards everything until the program sends a line with the prefix; that line, and all that follows it, is
-/// held back until [`NatsProxy::release`]. It ends with the runtime.
+/// The proxy. It forwards everything until the program sends a line with the prefix. That line and everything after it
+/// are held back until [`NatsProxy::release`]. The proxy ends with the runtime.
 #[derive(Debug)]
 pub struct NatsProxy {
     url: String,
@@ -35,7 +35,7 @@ pub struct NatsProxy {
 }
 
 impl NatsProxy {
-    /// Starts one in front of the server at this address.
+    /// Starts a proxy in front of the server at this address.
     pub async fn start(server: &str, prefix: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("its address");
@@ -59,21 +59,21 @@ impl NatsProxy {
         }
     }
 
-    /// Its address, as that of NATS.
+    /// The address of the proxy, for use in place of NATS's.
     pub fn url(&self) -> &str {
         &self.url
     }
 
     /// Waits until a line is held back.
     pub async fn held(&self) {
-        eventually("the proxy holds a line back", PATIENCE, async || {
+        eventually("the proxy holds back a line", PATIENCE, async || {
             let gate = *self.gate.borrow();
             (gate == Gate::Held).then_some(()).ok_or(format!("{gate:?}"))
         })
         .await;
     }
 
-    /// Forwards what was held back, and everything from now on.
+    /// Forwards what was held back, and everything after it.
     pub fn release(&self) {
         self.gate.send_replace(Gate::Open);
     }
@@ -89,7 +89,7 @@ async fn forward(
     let mut line = Vec::new();
     loop {
         line.clear();
-        // A payload is read as lines too; what it is cut into makes no difference to the server.
+        // The proxy also splits payloads into lines, which makes no difference to the server.
         match from_client.read_until(b'\n', &mut line).await {
             Ok(1..LONGEST_LINE) => {}
             _ => return,
@@ -103,7 +103,7 @@ async fn forward(
                 armed
             });
             let mut gate = gate.subscribe();
-            // Fails only if the sender is gone, and this task holds it.
+            // Sending fails only if the sender is dropped, and this task owns it.
             let _ = gate.wait_for(|gate| *gate == Gate::Open).await;
         }
         if to_server.write_all(&line).await.is_err() {

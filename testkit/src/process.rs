@@ -111,7 +111,8 @@ impl Process {
         self.signal(Signal::TERM);
         let what = format!("{} ends after SIGTERM", self.name());
         eventually(&what, deadline, async || {
-            self.ended().ok_or_else(|| "it is still running".to_owned())
+            self.ended()
+                .ok_or_else(|| "the process is still running".to_owned())
         })
         .await
     }

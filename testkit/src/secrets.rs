@@ -1,5 +1,5 @@
-//! The users of the bus, and the certificates of both servers, as a deployment has them: deploy/nats, with passwords and
-//! certificates by `deploy/secrets`.
+//! The users of the bus and the certificates of both servers, as in a deployment: deploy/nats, with passwords and
+//! certificates made by `deploy/secrets`.
 
 use std::{
     fs,
@@ -10,23 +10,24 @@ use std::{
 /// An additional bus user for tests, with all permissions.
 pub(crate) const TEST_USER: &str = "test";
 
-/// What `deploy/secrets` made, in a folder of the test.
+/// The files that `deploy/secrets` made in a folder of the test.
 #[derive(Debug)]
 pub struct Secrets {
     folder: PathBuf,
-    /// Whether the servers take TLS alone.
+    /// Whether the servers accept only TLS.
     tls: bool,
 }
 
-/// Where nats.conf looks for the users and the certificate.
+/// The folder in which nats.conf finds the users and the certificate.
 const NATS_SECRETS: &str = "/etc/vmwatch/nats-secrets";
 
 impl Secrets {
-    /// Makes all secrets, and lets agents of these instances onto the bus.
+    /// Makes all secrets, including bus users for the agents of these instances.
     pub fn make(folder: &Path, agents: &[&str]) -> Self {
         let deploy = deploy();
         let folder = folder.join("deployment");
-        // As in the container: nats.conf names its neighbour `nats-secrets`.
+        // The folder has this name because nats.conf includes files from a sibling folder `nats-secrets`, as in the
+        // container.
         let store = folder.join("secrets");
         run_secrets(&deploy, &store, &[]);
         for agent in agents {
@@ -44,7 +45,7 @@ impl Secrets {
         secrets
     }
 
-    /// With TLS, as in a deployment; the other tests do without its cost.
+    /// Makes the servers accept only TLS, as in a deployment. Most tests do without TLS because of its cost.
     #[must_use]
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
@@ -53,14 +54,14 @@ impl Secrets {
         self
     }
 
-    /// Runs `deploy/secrets` again, and gives the server of the bus what it made.
+    /// Runs `deploy/secrets` again and copies the result to the bus server's folder.
     pub fn renew(&self, args: &[&str]) {
         run_secrets(&deploy(), &self.folder.join("secrets"), args);
         self.copy_certificate();
         self.copy_users();
     }
 
-    /// Gives the server of the bus the list of users, with the user of the tests added.
+    /// Copies the list of users to the bus server's folder, with the tests' own user added.
     fn copy_users(&self) {
         let made = self.folder.join("secrets/nats-server");
         let to = self.folder.join("nats-secrets");
@@ -83,17 +84,17 @@ impl Secrets {
         }
     }
 
-    /// What signs the servers' certificates, where they take TLS alone.
+    /// The authority that signs the servers' certificates, if the servers accept only TLS.
     pub fn ca_file(&self) -> Option<PathBuf> {
         self.tls.then(|| self.folder.join("secrets/ca.crt"))
     }
 
-    /// The folder with the certificate of the database, where it takes TLS alone.
+    /// The folder with the database's certificate, if the database accepts only TLS.
     pub fn database_certificate(&self) -> Option<PathBuf> {
         self.tls.then(|| self.folder.join("secrets/mongo-server"))
     }
 
-    /// The configuration and the users, as a container has them; its port is published to the loopback interface alone.
+    /// The configuration and users of a server in a container. Its port is published only on the loopback interface.
     pub(crate) fn mounts(&self) -> Vec<(String, &'static str)> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         vec![
@@ -102,8 +103,8 @@ impl Secrets {
         ]
     }
 
-    /// Writes the configuration of a server that is a process, and gives back its path. Nothing of a test is reached
-    /// from outside.
+    /// Writes the configuration of a server that is a local process, and returns its path. The server listens only on
+    /// the loopback interface.
     pub(crate) fn nats_config(&self, store: &str, monitoring_port: u16) -> String {
         let deployed = include_str!("../../deploy/nats/nats.conf");
         let config = deployed
@@ -119,7 +120,7 @@ impl Secrets {
         path.display().to_string()
     }
 
-    /// The file with the password of a user.
+    /// The path of the file with a user's password.
     pub fn password_file(&self, user: &str) -> PathBuf {
         let store = self.folder.join("secrets");
         match user.strip_prefix("vmwatch-agent-") {

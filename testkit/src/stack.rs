@@ -1,4 +1,4 @@
-//! A whole vmwatch.
+//! A complete stack: NATS, the database and all programs of vmwatch.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::DefaultHasher},
@@ -31,53 +31,53 @@ use crate::{
     server::Backend, tools,
 };
 
-/// The stored form of a password that nobody knows.
+/// A password hash that no password matches.
 const NO_PASSWORD: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// The administrator of every stack.
+/// Name and password of the first administrator of every stack.
 pub const ADMIN: (&str, &str) = ("admin", "correct horse battery staple");
 
-/// The machines of the test hypervisor, with their state at the start; the first is the document's.
+/// The VMs of the test hypervisor, with their state at the start. The first id is from the documented API's samples.
 pub const MACHINES: [(&str, Power); 3] = [
     ("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e", Power::Off),
     ("768a07b5-2206-4952-b445-21162571a19b", Power::Off),
     ("9afdb1ec-d396-4ba3-af7a-1e38fd8751cb", Power::Running),
 ];
 
-/// What the first agent of a stack calls the machine that the tests run on.
+/// The instance id of a stack's first agent, which runs on the machine that runs the tests.
 pub const THIS_MACHINE: &str = "this-machine";
-/// A VM whose agent has a password on the bus of a stack with permissions; no agent runs.
+/// A VM whose agent has a bus user in stacks with permissions. The harness starts no agent for it.
 pub const GUEST: &str = "guest";
 
-/// The user of the bus that `setup` logs in as.
+/// The bus user of the `setup` commands.
 pub const SETUP_USER: &str = "vmwatch-setup";
-/// The user of the bus that people's own tools log in as.
+/// The bus user of operators' tools.
 pub const OPERATOR_USER: &str = "vmwatch-operator";
 
 const NODE_FILE: &str = "node.xml";
 
-/// Whether a machine runs.
+/// The power state of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
-    /// It is off.
+    /// Off.
     Off,
-    /// It runs.
+    /// Running.
     Running,
 }
 
 /// The programs of vmwatch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Program {
-    /// Speaks HTTP.
+    /// The HTTP server.
     Gateway,
-    /// Users and sessions.
+    /// Owns users and sessions.
     Auth,
-    /// Rows.
+    /// Stores and reads rows.
     Metrics,
-    /// Starts VMs.
+    /// Runs actions on VMs.
     Lifecycle,
-    /// Samples this machine.
+    /// Publishes samples of this machine.
     Agent,
 }
 
@@ -90,7 +90,7 @@ impl Program {
         Self::Agent,
     ];
 
-    /// Those that own streams, in the order in which a deployment sets them up.
+    /// The programs that own streams, in the order in which a deployment runs their `setup`.
     const OWNERS: [Self; 3] = [Self::Auth, Self::Metrics, Self::Lifecycle];
 
     const fn binary(self) -> &'static str {
@@ -103,7 +103,7 @@ impl Program {
         }
     }
 
-    /// Its bus user, if the bus has users.
+    /// The program's bus user, in stacks with permissions.
     fn user(self) -> String {
         match self {
             Self::Agent => format!("{}-{THIS_MACHINE}", self.binary()),
@@ -112,7 +112,7 @@ impl Program {
     }
 }
 
-/// One of several equal processes of a program.
+/// One replica of a program.
 #[derive(Debug)]
 pub struct Replica {
     /// The process.
@@ -121,7 +121,7 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Waits until it says that it can do its work.
+    /// Waits until the replica is ready.
     pub async fn ready(&self) {
         let what = format!("{} is ready", self.process.name());
         eventually(&what, PATIENCE, async || {
@@ -137,7 +137,7 @@ impl Replica {
         .await;
     }
 
-    /// Whether it says that it can do its work, or why not.
+    /// Requests `/readyz`: an error has the reason why the replica is not ready.
     pub async fn readiness(&self) -> Result<(), String> {
         let asked = reqwest::get(format!("{}/readyz", self.health))
             .await
@@ -148,17 +148,17 @@ impl Replica {
         Err(asked.text().await.unwrap_or_default())
     }
 
-    /// Its metrics, as Prometheus reads them.
+    /// The replica's metrics in Prometheus's text format.
     pub async fn metrics(&self) -> String {
         let asked = reqwest::get(format!("{}/metrics", self.health)).await;
         asked
-            .expect("it answers")
+            .expect("the replica answers")
             .text()
             .await
             .expect("its metrics are text")
     }
 
-    /// The sum of a metric's series; `None` before there is one.
+    /// The sum of a metric's series; `None` if there is no series yet.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let metrics = self.metrics().await;
         let values = metrics.lines().filter_map(|line| {
@@ -169,14 +169,14 @@ impl Replica {
         values.reduce(|sum, value| sum + value)
     }
 
-    /// Starts it again after it has ended, and waits until it is ready.
+    /// Restarts the ended replica and waits until it is ready.
     pub async fn restart(&self) {
         self.process.start_again();
         self.ready().await;
     }
 }
 
-/// What a stack is made of.
+/// Configures a stack before its start.
 #[derive(Debug)]
 pub struct StackBuilder {
     replicas: HashMap<Program, usize>,
@@ -184,27 +184,27 @@ pub struct StackBuilder {
     permissions: bool,
     durable: bool,
     tls: bool,
-    /// `None`: the backend of this run.
+    /// `None` selects the default backend of this run.
     backend: Option<Backend>,
     bus_store: Option<PathBuf>,
 }
 
 impl StackBuilder {
-    /// How many of a program to start; one of each by default, and no agent.
+    /// Sets the number of replicas of a program. The default is one of each, and no agent.
     #[must_use]
     pub fn replicas(mut self, program: Program, count: usize) -> Self {
         self.replicas.insert(program, count);
         self
     }
 
-    /// A setting of all replicas of a program.
+    /// Sets a setting of all replicas of a program.
     #[must_use]
     pub fn set(mut self, program: Program, name: &str, value: &str) -> Self {
         self.settings.push((program, name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Lets one user have some thousand reads under way, for tests and measurements of something else.
+    /// Raises the limit of concurrent cheap reads, for tests and benchmarks of something else.
     #[must_use]
     pub fn without_read_limit(self) -> Self {
         [Program::Gateway, Program::Metrics]
@@ -214,35 +214,36 @@ impl StackBuilder {
             })
     }
 
-    /// Lets each address log in as often as it likes, for tests and measurements of something else.
+    /// Raises the limit of logins per address, for tests and benchmarks of something else.
     #[must_use]
     pub fn without_login_limit(self) -> Self {
         self.set(Program::Gateway, "VMWATCH_LOGIN_BURST", "1000000")
     }
 
-    /// With a bus that writes each message to disk before it acknowledges it, as deploy/nats has it: for benchmarks. With
-    /// permissions it does so anyway.
+    /// Makes the bus write each message to disk before it acknowledges it, as in deploy/nats; for benchmarks. Stacks
+    /// with permissions always do so.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// With the users and permissions of deploy/nats, rather than a bus where everybody may do everything.
+    /// Uses the users and permissions of deploy/nats. By default, every bus client has all permissions.
     #[must_use]
     pub fn with_permissions(mut self) -> Self {
         self.permissions = true;
         self
     }
 
-    /// The same, with NATS and the database taking TLS alone, as in a deployment.
+    /// Also makes NATS and the database accept only TLS, as in a deployment.
     #[must_use]
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
         self.with_permissions()
     }
 
-    /// With no limits of what one VM may send: for tests that publish in a second what an agent does in an hour.
+    /// Raises the limits of what one VM may send, for tests that publish within a second what an agent publishes in an
+    /// hour.
     #[must_use]
     pub fn without_rates(self) -> Self {
         [
@@ -258,22 +259,22 @@ impl StackBuilder {
         })
     }
 
-    /// Runs NATS and the database as local processes, even where the other tests use containers: for tests that replace the
-    /// files of a server.
+    /// Runs NATS and the database as local processes, even if other tests use containers; for tests that replace a
+    /// server's files.
     #[must_use]
     pub fn with_local_servers(mut self) -> Self {
         self.backend = Some(Backend::Processes);
         self
     }
 
-    /// Puts the store of NATS into this folder, and runs local servers.
+    /// Puts NATS's store into this folder, and runs local servers.
     #[must_use]
     pub fn with_bus_store(mut self, folder: &Path) -> Self {
         self.bus_store = Some(folder.to_owned());
         self.with_local_servers()
     }
 
-    /// Starts everything and waits until all of it is ready.
+    /// Starts the servers and replicas, and waits until all are ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
         if let Some(store) = &self.bus_store {
@@ -344,24 +345,24 @@ impl StackBuilder {
     }
 }
 
-/// A whole vmwatch. It ends with this value.
+/// A complete stack. Dropping it ends all its processes.
 #[derive(Debug)]
 pub struct Stack {
     gateways: Vec<Gateway>,
     replicas: HashMap<Program, Vec<Replica>>,
-    /// A connection of the test's own, which may do everything.
+    /// The test's own bus connection, which has all permissions.
     pub bus: Bus,
-    /// The bus.
+    /// The NATS server.
     pub nats: Nats,
-    /// The store.
+    /// The database.
     pub database: Database,
-    /// The users that sessions were made for.
+    /// The users for whom the harness made sessions.
     users: Mutex<HashSet<String>>,
     folder: TempDir,
 }
 
 impl Stack {
-    /// One replica of each program except the agent by default.
+    /// Configures a stack with one replica of each program except the agent.
     pub fn builder() -> StackBuilder {
         let one = |program| (program, 1);
         StackBuilder {
@@ -382,7 +383,7 @@ impl Stack {
         }
     }
 
-    /// Starts the first agent, which the stack was not to start itself, with further settings.
+    /// Starts the first agent after the stack, with these additional settings.
     pub fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
         let mut env = self.common_settings(Program::Agent);
         env.extend(own_settings(Program::Agent, 0, free_port(), self.folder.path()));
@@ -394,23 +395,21 @@ impl Stack {
         self.spawn(Program::Agent, 0, env)
     }
 
-    /// One of the gateways.
+    /// The gateway with this number.
     pub fn gateway(&self, index: usize) -> &Gateway {
-        self.gateways
-            .get(index)
-            .expect("as many gateways as were asked for")
+        self.gateways.get(index).expect("a gateway with this number")
     }
 
-    /// One of the replicas of a program.
+    /// The replica of a program with this number.
     pub fn replica(&self, program: Program, index: usize) -> &Replica {
         let replica = match program {
             Program::Gateway => self.gateways.get(index).map(|gateway| &gateway.replica),
             other => self.replicas.get(&other).and_then(|replicas| replicas.get(index)),
         };
-        replica.expect("as many replicas as were asked for")
+        replica.expect("a replica with this number")
     }
 
-    /// What the hypervisor says of a machine, asked through the bus.
+    /// The VM's state as lifecycle-svc reports it over the bus.
     pub async fn machine_state(&self, instance: &str) -> MachineState {
         let admin = Principal {
             user: "test".to_owned(),
@@ -427,7 +426,7 @@ impl Stack {
             .state
     }
 
-    /// Where the logs and stores of all its parts lie.
+    /// The folder with the logs and stores of all parts.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -437,10 +436,10 @@ impl Stack {
         gateways.chain(self.replicas.values().flatten())
     }
 
-    /// Waits until every replica is ready, and the tests' own connection to the bus as well.
+    /// Waits until every replica is ready and the test's own bus connection is connected.
     pub async fn ready(&self) {
         join_all(self.all().map(Replica::ready)).await;
-        eventually("the tests are connected to the bus", PATIENCE, async || {
+        eventually("the test is connected to the bus", PATIENCE, async || {
             let connected = self.bus.is_connected();
             connected
                 .then_some(())
@@ -449,22 +448,21 @@ impl Stack {
         .await;
     }
 
-    /// Makes a session as a login would, without one: for tests that are not about passwords. Sessions of the same role
-    /// and scope have the same user; see [`Stack::user_of`].
+    /// Makes a session without a login, for tests that are not about passwords. Sessions of the same role and scope
+    /// have the same user; see [`Stack::user_of`].
     pub async fn session(&self, role: Role, scope: Scope) -> String {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the system's random source answers");
         self.session_of(Token::from_random(bits), role, scope).await
     }
 
-    /// Makes a session with this token, as [`Stack::session`].
+    /// Like [`Stack::session`], with this token.
     pub async fn session_of(&self, token: Token, role: Role, scope: Scope) -> String {
         let user = Self::user_of(role, &scope);
         self.put_session(user, token, role, scope).await
     }
 
-    /// Makes a session of this user, as [`Stack::session`]: for tests of what one user may have of something. The user has
-    /// one role.
+    /// Like [`Stack::session`], with this user, for tests of limits per user. A user can have only one role.
     pub async fn session_as(&self, user: &str, role: Role) -> String {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).expect("the system's random source answers");
@@ -497,7 +495,7 @@ impl Stack {
         format!("test-{role}-{:016x}", hasher.finish())
     }
 
-    /// Makes a user as auth-svc would, but without a password, in the database and in the gateways' bucket.
+    /// Makes a user without a password in the database and in the bucket that gateways follow, as auth-svc does.
     async fn make_user(&self, name: &str, role: Role, scope: Scope) {
         let mut users = self.users.lock().await;
         if !users.insert(name.to_owned()) {
@@ -509,7 +507,7 @@ impl Stack {
             "sessions_not_before": DateTime::from_millis(0),
         };
         let made = self.database.handle().collection("users").insert_one(user).await;
-        made.expect("the database takes the user");
+        made.expect("the database stores the user");
         let record = UserRecord {
             principal: Principal {
                 user: name.to_owned(),
@@ -527,10 +525,10 @@ impl Stack {
         let bucket = self.bus.jetstream().get_key_value(bucket).await;
         let record = serde_json::to_vec(record).expect("a record encodes");
         let put = bucket
-            .expect("auth-svc made the bucket")
+            .expect("auth-svc's setup made the bucket")
             .put(key, record.into())
             .await;
-        put.expect("the bucket takes it");
+        put.expect("the bucket stores the user");
     }
 
     fn common_settings(&self, program: Program) -> Vec<(String, String)> {
@@ -541,7 +539,7 @@ impl Stack {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut env = vec![
             pair(NATS_URL.name, self.nats.url()),
-            // So that a frozen server is noticed within a second.
+            // A short ping interval, so that the program detects a frozen server within a second.
             pair(NATS_PING_INTERVAL.name, "300ms"),
             pair("RUST_BACKTRACE", "1"),
         ];
@@ -577,12 +575,12 @@ impl Stack {
         }
     }
 
-    /// Runs a command of a program, as an operator would, and gives back what it printed; it must succeed.
+    /// Runs a command of a program as an operator would. The command must succeed. Returns its output.
     pub fn command(&self, program: Program, args: &[&str], input: &str) -> String {
         self.command_as(&program.user(), program, args, input)
     }
 
-    /// As [`Stack::command`], with the credential of this user of the bus.
+    /// Like [`Stack::command`], with the credential of this bus user.
     pub fn command_as(&self, user: &str, program: Program, args: &[&str], input: &str) -> String {
         let output = self.try_command(user, program, args, input, &[]);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -590,7 +588,7 @@ impl Stack {
         text(&output.stdout)
     }
 
-    /// Runs a command with the credential of this user of the bus, and settings of its own.
+    /// Runs a command with the credential of this bus user and these settings.
     pub fn try_command(
         &self,
         user: &str,
@@ -606,16 +604,16 @@ impl Stack {
         run(&spec, input)
     }
 
-    /// Makes the streams of the audit, which commands and lifecycle-svc need, in place of auth-svc.
+    /// Makes the audit's streams, which commands and lifecycle-svc need, when auth-svc's `setup` does not run.
     async fn make_audit(&self) {
-        let settings = AuditSettings::read(&Environment::of([])).expect("the defaults are right");
+        let settings = AuditSettings::read(&Environment::of([])).expect("the defaults are valid");
         for stream in settings.streams() {
             let made = ensure_stream(self.bus.jetstream(), Service::Auth, &stream).await;
-            made.expect("JetStream makes the audit");
+            made.expect("JetStream makes the audit's streams");
         }
     }
 
-    /// Makes the streams and buckets of a program, as a deployment does before the services start.
+    /// Runs a program's `setup`, as a deployment does before it starts the services.
     fn set_up(&self, program: Program, settings: &[(String, String)]) {
         let output = self.try_command(SETUP_USER, program, &["setup"], "", settings);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -623,7 +621,7 @@ impl Stack {
     }
 }
 
-/// What a program needs in addition to the servers' addresses.
+/// A program's settings in addition to the servers' addresses.
 fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> Vec<(String, String)> {
     let path = |name: &str| folder.join(name).display().to_string();
     let pairs = match program {
@@ -647,7 +645,7 @@ fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> V
     owned.collect()
 }
 
-/// Several agents of a stack play several machines.
+/// Each agent of a stack reports under its own instance id.
 fn agent_instance(index: usize) -> String {
     match index {
         0 => THIS_MACHINE.to_owned(),
@@ -655,11 +653,11 @@ fn agent_instance(index: usize) -> String {
     }
 }
 
-/// Writes the machines as libvirt's test driver reads them.
+/// Writes the VMs in the format of libvirt's test driver.
 fn write_node_file(folder: &Path) {
     let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
     for (index, (uuid, power)) in MACHINES.iter().enumerate() {
-        // virDomainState: 1 is running, 5 shut off.
+        // Values of `virDomainState`: 1 is running, 5 is shut off.
         let state = match power {
             Power::Running => 1,
             Power::Off => 5,

@@ -8,7 +8,7 @@ use std::{
 
 /// The path of a vmwatch program, in the target folder of this test.
 pub(crate) fn own(name: &str) -> PathBuf {
-    // target/<profile>/deps/e2e-<hash>, or target/<profile>/bench
+    // The path is target/<profile>/deps/e2e-<hash>, or target/<profile>/bench.
     let this = env::current_exe().expect("the path of this test");
     let folder = this.parent().expect("the folder of this test");
     let folder = folder
