@@ -1,4 +1,4 @@
-//! The agent on the machine that the tests run on, read through the gateway and held against `/proc`.
+//! The agent on this machine: compares its rows, read through the gateway, with `/proc`.
 
 use std::{
     collections::HashSet,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use vmwatch_api::{Role, Scope};
 
-/// Reads the rows of this machine.
+/// Reads this machine's rows through the gateway.
 struct Reader<'a> {
     gateway: &'a Gateway,
     session: String,
@@ -27,7 +27,7 @@ impl Reader<'_> {
         self.rows(codes::PROCESSES_BY_NAME, Some(name)).await
     }
 
-    /// The rows of all processes and of the VM that were sampled with the newest row of this name.
+    /// The rows of all processes and of the VM at the time of the newest row of this process name.
     async fn sample_with(&self, name: &str) -> Result<(Vec<Value>, Value), String> {
         let date = self.named(name).await.swap_remove(0)["create_date"].take();
         let of_date = |rows: Vec<Value>| {
@@ -37,7 +37,7 @@ impl Reader<'_> {
         };
         let vm = of_date(self.rows(codes::VM, None).await)
             .pop()
-            .ok_or("no row of the VM")?;
+            .ok_or("the VM has no row")?;
         Ok((of_date(self.rows(codes::PROCESSES, None).await), vm))
     }
 }
@@ -55,14 +55,14 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// The fields of `/proc/<pid>/stat` that follow the name, which may hold anything.
+/// The fields of `/proc/<pid>/stat` after the name, which may contain any character.
 fn stat(pid: u32) -> Vec<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
     fields.map(|field| field.parse().unwrap_or(0)).collect()
 }
 
-/// When the process started and the CPU seconds that it has used, as proc(5) has them: fields 22, 14 and 15.
+/// The process's start time and used CPU seconds, from fields 22, 14 and 15 of `/proc/<pid>/stat` (proc(5)).
 fn started_and_used(pid: u32) -> (f64, f64) {
     let fields = stat(pid);
     let seconds = |ticks: u64| Duration::from_millis(ticks * 10).as_secs_f64();
@@ -83,9 +83,9 @@ fn memory_in_use() -> f64 {
     100.0 * (1.0 - of("MemAvailable:") / of("MemTotal:"))
 }
 
-/// A process of a name that nobody else has, which burns CPU until it is ended.
+/// A process with a unique name that uses CPU time until it is ended.
 fn burn(folder: &std::path::Path) -> (Process, String) {
-    // The kernel keeps 15 bytes of the name.
+    // The kernel truncates the name to 15 bytes.
     let name = format!("burn-{}", std::process::id());
     let program = folder.join(&name);
     symlink("/bin/sh", &program).unwrap();
@@ -113,7 +113,7 @@ async fn reports_process_from_start_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let (burner, name) = burn(folder.path());
 
-    let row = eventually("the process burns CPU", PATIENCE, async || {
+    let row = eventually("the process uses CPU time", PATIENCE, async || {
         let (started, used) = started_and_used(burner.id());
         let average = 100.0 * used / (now() - started);
         let rows = reader.named(&name).await;
@@ -130,7 +130,7 @@ async fn reports_process_from_start_to_end() {
         (&json!(THIS_MACHINE), &Value::Null)
     );
     let (running_time, (started, _)) = (number(&row, "running_time"), started_and_used(burner.id()));
-    // The kernel tells the moment of its boot in whole seconds.
+    // The kernel reports its boot time in whole seconds.
     assert!(
         (running_time - started).abs() < 1.1,
         "{running_time} and {started}"
@@ -145,7 +145,7 @@ async fn reports_process_from_start_to_end() {
     let before_end = now();
     burner.kill9();
     let after_end = now();
-    let last = eventually("the process is seen to have ended", PATIENCE, async || {
+    let last = eventually("a row says that the process ended", PATIENCE, async || {
         let newest = reader.named(&name).await.swap_remove(0);
         if newest["shutdown_time"].is_null() {
             Err(newest.to_string())
@@ -164,13 +164,13 @@ async fn reports_process_from_start_to_end() {
         (&row["pid"], &row["running_time"])
     );
 
-    // That row is the last: further samples come without it.
+    // That row is the last: later samples do not contain the process.
     let newest_vm = async || reader.rows(codes::VM, None).await[0]["create_date"].clone();
     for _ in 0..3 {
         let before = newest_vm().await;
         eventually("another sample", PATIENCE, async || {
             if newest_vm().await == before {
-                Err("none yet".to_owned())
+                Err("no other sample yet".to_owned())
             } else {
                 Ok(())
             }
@@ -181,7 +181,7 @@ async fn reports_process_from_start_to_end() {
     assert_eq!(all[0], last);
     assert!(
         all[1..].iter().all(|row| row["shutdown_time"].is_null()),
-        "one last row: {all:?}"
+        "exactly one row says that it ended: {all:?}"
     );
     assert!(
         all.iter().all(|row| row["running_time"] == last["running_time"]),
@@ -189,20 +189,20 @@ async fn reports_process_from_start_to_end() {
     );
     assert!(
         all.iter().all(|row| number(row, "cpu_util") <= 110.0),
-        "one thread fills one core: {all:?}"
+        "one thread uses one core: {all:?}"
     );
     let dates: HashSet<_> = all.iter().map(|row| row["create_date"].to_string()).collect();
-    assert_eq!(dates.len(), all.len(), "one row a sample");
+    assert_eq!(dates.len(), all.len(), "each sample has one row");
 }
 
-/// All processes are in the sample, and the VM's row is as `/proc` has it.
+/// The sample contains all processes, and the VM's row agrees with `/proc`.
 fn assert_sample_of_this_machine(processes: &[Value], vm: &Value, burner: u32) {
     let alive = processes.iter().filter(|row| row["shutdown_time"].is_null());
     let alive: HashSet<_> = alive.map(|row| row["pid"].as_u64().unwrap()).collect();
     for pid in [burner, std::process::id()] {
         assert!(alive.contains(&u64::from(pid)), "{pid} is missing");
     }
-    // Between the two readings some come and go.
+    // Some processes start or end between the two reads.
     let (rows, count) = (
         u32::try_from(alive.len()).map(f64::from).unwrap(),
         number(vm, "proc"),
@@ -216,7 +216,7 @@ fn assert_sample_of_this_machine(processes: &[Value], vm: &Value, burner: u32) {
         assert_eq!(row["net_outgoing"], vm["net_outgoing"]);
     }
     let busy = number(vm, "cpu_util");
-    assert!(busy > 0.0 && busy <= 100.0, "a core burns: {vm}");
+    assert!(busy > 0.0 && busy <= 100.0, "one core is in use: {vm}");
     assert!((number(vm, "mem") - memory_in_use()).abs() < 20.0, "{vm}");
     let date = vm["create_date"].as_str().unwrap();
     assert!(date.len() == 26 && date.as_bytes()[10] == b'T', "{date}");

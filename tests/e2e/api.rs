@@ -1,4 +1,4 @@
-//! Requests that the contract accepts, and what each gets.
+//! Requests that the documented API accepts, and their answers.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 
-/// Whatever the document's own samples and tables do differently from each other is understood.
+/// Accepts every variant of a request that the document's samples and tables use.
 #[tokio::test]
 async fn accepts_lenient_requests_of_the_document() {
     let stack = Stack::builder().start().await;
@@ -81,7 +81,7 @@ async fn accepts_lenient_requests_of_the_document() {
     assert_eq!(
         unnamed.body,
         plain.body.replace("611711", "611712"),
-        "without a name as 611711"
+        "without a name the request reads all processes, as 611711 does"
     );
 
     let echoed = ask(json!({ "message_id": "7/é\"😀" })).await.body;
@@ -101,14 +101,14 @@ async fn accepts_lenient_requests_of_the_document() {
     );
 }
 
-/// Newest first by `create_date`, ties by `_id`; the same rows in both forms.
+/// Rows are sorted by `create_date`, newest first, then by `_id`, in both output formats.
 #[tokio::test]
 async fn returns_rows_newest_first_in_both_formats() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // From before all retention to years ahead, with twins, in no order; the third has no fraction, as Python leaves
-    // it out where it is zero.
+    // The dates reach from before every retention to years in the future, with duplicates, and are unsorted. The third
+    // has no fraction, because Python omits a zero fraction.
     let dates = [
         "2017-01-01T21:37:59.680873",
         "2031-05-05T00:00:00.000001",
@@ -157,7 +157,7 @@ async fn enforces_roles_and_scopes() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let [(off, _), (other, _), (running, Power::Running)] = MACHINES else {
-        panic!("the machines of the harness")
+        panic!("the harness's third VM is not running")
     };
     let only_off = || Scope::Only(vec![off.parse::<InstanceId>().unwrap()]);
     let viewer = stack.session(Role::Viewer, Scope::All).await;
@@ -185,7 +185,7 @@ async fn enforces_roles_and_scopes() {
     assert_eq!((hidden.http, hidden.status()), (200, 3));
     assert_eq!(
         hidden.body, unknown.body,
-        "what is hidden reads as what does not exist"
+        "a VM out of scope is answered like one that does not exist"
     );
     let unknown = gateway.start_vm(&admin, "no-uuid").await;
     assert_eq!(

@@ -1,5 +1,5 @@
-//! The audit holds what it promises: under floods of failed logins and refused requests, from every command line, and when
-//! it takes no record.
+//! The audit keeps its guarantees under floods of failed logins and refused requests, for every command line, and while
+//! it accepts no records.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use vmwatch_service::config::Environment;
 
 use crate::rest::client::Api;
 
-/// Without rows and hypervisors, and with the smallest audit.
+/// A stack without metrics-svc and hypervisors, and with the smallest audit.
 async fn stack() -> Stack {
     Stack::builder()
         .replicas(Program::Metrics, 0)
@@ -34,7 +34,7 @@ async fn stack() -> Stack {
         .await
 }
 
-/// A failed login, as a gateway asks for one that came from this address.
+/// Sends a failed login as a gateway would, with this address as its source.
 async fn guess(stack: &Stack, name: &str, source: &str) {
     let mut context = Context::new(PATIENCE);
     context.source = Some(source.to_owned());
@@ -57,17 +57,18 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     let eve = json!({ "name": "eve", "password": "a long one", "role": "viewer" });
     assert_eq!(admin.post("/users", eve).await.status, 201);
 
-    // A hundred from one address: ten records, and one with the number of the others.
+    // A hundred failures from one address make ten records, and one record with the number of the others.
     let names: Vec<_> = (0..100).map(|index| format!("user-{index}")).collect();
-    // Two at a time: a login that would wait for more than a second of hashing is refused and leaves no record.
+    // Two requests at a time: auth-svc refuses a login while more than a second of hashing is queued, and a refused
+    // login makes no record.
     let guesses = names.iter().map(|name| guess(&stack, name, "192.0.2.1"));
     futures::stream::iter(guesses).buffer_unordered(2).count().await;
     let of_source = |record: &AuditRecord| record.source.as_deref() == Some("192.0.2.1");
     let one_by_one = records(&stack).await.into_iter().filter(of_source).count();
     assert_eq!(one_by_one, 10);
 
-    // From so many addresses that their records are larger than a tenth.
-    // Of the same user from the same address the throttle leaves few.
+    // The records of failures from many addresses exceed a tenth of the audit. Each has its own user and address,
+    // because the throttle would stop failures of the same pair.
     let names: Vec<_> = (0..10)
         .map(|index| format!("{index}-{}", "n".repeat(60)))
         .collect();
@@ -89,7 +90,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
 
     let all = records(&stack).await;
     let kept = |action: &str, result| {
-        // Without the first administrator, whom vmwatch-auth made.
+        // The records do not include the first administrator, which vmwatch-auth made.
         let same = |record: &&AuditRecord| {
             record.action == action && record.result == result && record.user == ADMIN.0
         };
@@ -106,7 +107,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     })
     .await;
 
-    // Page after page, both streams are read to their beginnings, in one order and without gaps.
+    // Pages read both streams to their beginnings, in one order and without gaps.
     let whole = admin.read("/audit?limit=1000").await;
     assert_eq!(whole["next"], Value::Null);
     let (mut seen, mut query) = (Vec::new(), "limit=37".to_owned());
@@ -121,7 +122,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     assert_eq!(&seen, whole["records"].as_array().unwrap());
     assert_eq!(seen.len(), all.len());
 
-    // What was collected is recorded when the service stops.
+    // The service records the pending counts when it stops.
     let auth = stack.replica(Program::Auth, 0);
     auth.process.terminate(PATIENCE).await;
     let collected = records(&stack).await;
@@ -187,7 +188,7 @@ async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_
     assert_eq!(admin.post("/users", eve).await.status, 201);
 }
 
-/// A reader knows the numbers of the records when it opens the streams. It does not wait for those that expire meanwhile.
+/// A reader knows the sequence numbers when it opens the streams. It does not wait for records that expire meanwhile.
 #[tokio::test]
 async fn reading_expired_audit_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -229,7 +230,7 @@ async fn reading_expired_audit_ends_at_once() {
     assert!(from_a_moment.next(10).await.unwrap().is_none());
 }
 
-/// Action, target, result and words of the records of this user, oldest first.
+/// Action, target, result and details of this user's records, oldest first.
 async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, AuditResult, String)> {
     let mut all = records(stack).await;
     all.sort_by_key(|record| record.at_ms);
@@ -238,7 +239,7 @@ async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, Audi
         .collect()
 }
 
-/// With the permissions of a deployment, as which a running service's command lines log in.
+/// Command lines with the permissions of a deployment, using the credentials of a running service.
 #[tokio::test]
 async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
     let stack = Stack::builder()
@@ -269,11 +270,11 @@ async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
     let again = stack.try_command(SETUP_USER, Program::Metrics, &["setup"], "", &changed);
     assert!(again.status.success(), "{again:?}");
 
-    let told = of_user(&stack, "vmwatch-metrics").await;
-    let results: Vec<_> = told
+    let records = of_user(&stack, "vmwatch-metrics").await;
+    let results: Vec<_> = records
         .iter()
         .map(|(action, _, result, _)| (action.as_str(), *result))
-        // The harness set the streams up before.
+        // The harness has already run the setups.
         .skip_while(|(action, _)| *action == "metrics.setup")
         .collect();
     assert_eq!(
@@ -287,9 +288,9 @@ async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
             ("metrics.backfill_dates", AuditResult::Succeeded),
             ("metrics.setup", AuditResult::Succeeded),
         ],
-        "{told:?}"
+        "{records:?}"
     );
-    let detail = &told.last().unwrap().3;
+    let detail = &records.last().unwrap().3;
     assert!(detail.contains("VMWATCH_SAMPLES: changed: max_age"), "{detail}");
 }
 
@@ -331,7 +332,7 @@ async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
         .await
         .unwrap_err();
 
-    // What was counted is recorded when the service stops.
+    // The service records the pending counts when it stops.
     for program in [Program::Lifecycle, Program::Auth] {
         stack.replica(program, 0).process.terminate(PATIENCE).await;
     }

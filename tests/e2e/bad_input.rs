@@ -1,5 +1,5 @@
-//! Input that no client of ours sends: each gets the contract's answer, nothing reaches the database as an operator,
-//! and nothing breaks.
+//! Input that no client of ours sends: the answer is that of the contract, no input reaches the database as an
+//! operator, and the programs keep working.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,10 +8,10 @@ use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 
-/// The largest body that is read.
+/// Maximum size of a body.
 const MOST: usize = 64 * 1024;
 
-/// The rows of an intruder's dreams, which no answer may hold.
+/// A row with a secret value that no answer may contain.
 async fn stack_with_rows() -> (Stack, String) {
     let stack = Stack::builder().without_login_limit().start().await;
     let date = "2017-01-01T21:37:59.001065";
@@ -21,7 +21,7 @@ async fn stack_with_rows() -> (Stack, String) {
     (stack, session)
 }
 
-/// After whatever was sent, the stack works as before. That no program panicked is checked as each ends.
+/// Checks that the stack still works after the bad input. The harness checks for panics when each program ends.
 async fn still_works(stack: &Stack, session: &str) {
     let gateway = stack.gateway(0);
     assert_eq!(
@@ -42,7 +42,7 @@ async fn still_works(stack: &Stack, session: &str) {
 
 fn message(answer: &Answer) -> String {
     let quoted = answer.message();
-    // Python's choice of the quote.
+    // Python's `repr` chooses the quotes.
     quoted[1..quoted.len() - 1].to_owned()
 }
 
@@ -104,7 +104,7 @@ async fn limits_size_of_body() {
         let answer = gateway.post_text(sized(size)).await;
         assert_eq!((answer.http, answer.body), (413, refused.clone()), "{size} bytes");
     }
-    // Of unknown length.
+    // A body of unknown length.
     let chunks = (0..200).map(|_| Ok::<_, std::io::Error>("x".repeat(1024)));
     let stream = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
     let answer = gateway.post_text(stream).await;
@@ -135,7 +135,8 @@ async fn other_methods_get_405() {
     still_works(&stack, &session).await;
 }
 
-/// An unknown method gets the known codes, in the order of 611711, with the number that was sent or null.
+/// The answer to an unknown method lists the known codes, in the order of 611711, and echoes the method's number or
+/// null.
 #[tokio::test]
 async fn error_for_unknown_method_lists_known_ones() {
     let (stack, session) = stack_with_rows().await;
@@ -172,8 +173,8 @@ async fn error_for_unknown_method_lists_known_ones() {
     still_works(&stack, &session).await;
 }
 
-/// Every field with values of every other type and of every absurd size: a failure that names the field and the
-/// rule, repeats nothing that was sent, and finds no row.
+/// Sends every field with values of every other type and of extreme sizes. The answer is a failure that names the field
+/// and the rule, does not repeat the input, and finds no row.
 #[tokio::test]
 async fn error_names_invalid_field() {
     let (stack, session) = stack_with_rows().await;
@@ -264,7 +265,7 @@ async fn error_names_invalid_field() {
     still_works(&stack, &session).await;
 }
 
-/// Sends the change on top of a request of the method, and expects the contract's failure.
+/// Sends a request of the method with this change, and expects the contract's failure.
 async fn refused(gateway: &Gateway, session: &str, method: u32, change: Value, rule: &str) {
     let mut request = json!({ "method": method, "session_id": session });
     for (key, value) in change.as_object().unwrap() {
@@ -284,13 +285,13 @@ async fn refused(gateway: &Gateway, session: &str, method: u32, change: Value, r
     for secret in ["$", "etc/passwd", "xxxx", "1=="] {
         assert!(
             !answer.message().contains(secret),
-            "what was sent is not repeated: {}",
+            "the answer does not repeat the input: {}",
             answer.body
         );
     }
 }
 
-/// Operators are no way past a password.
+/// Database operators in a login do not bypass the password check.
 #[tokio::test]
 async fn login_accepts_only_strings() {
     let (stack, session) = stack_with_rows().await;
@@ -347,7 +348,7 @@ async fn login_accepts_only_strings() {
     still_works(&stack, &session).await;
 }
 
-/// What JSON allows and few expect.
+/// Unusual JSON that is valid.
 #[tokio::test]
 async fn reads_unusual_json_like_python() {
     let (stack, session) = stack_with_rows().await;
@@ -358,7 +359,7 @@ async fn reads_unusual_json_like_python() {
     assert_eq!(plain.status(), 1);
     let head = format!(r#"{{"method":611611,"session_id":"{session}","#);
     for same in [
-        // Of a repeated key the last counts.
+        // If a key is repeated, the last value counts.
         format!(
             r#"{{"method":1,"session_id":"x","data":7,{}"#,
             &format!(r#"{head}"data":{{"instance_id":"vm-1"}}}}"#)[1..]
@@ -379,7 +380,7 @@ async fn reads_unusual_json_like_python() {
         let answer = gateway.post_text(same.clone()).await;
         assert_eq!(answer.body, plain.body, "{}", &same[..same.len().min(200)]);
     }
-    // Nested where a value is looked at.
+    // Deep nesting inside a value that the gateway reads.
     let deep = format!(
         r#"{head}"data":{{"instance_id":{}{}}}}}"#,
         "[".repeat(30),

@@ -1,4 +1,4 @@
-//! The bus layer of `shared`, over a real NATS server: bounds, deadlines, discovery, drain and reconnection.
+//! The bus layer (`vmwatch-bus`) over a real NATS server: limits, deadlines, discovery, drain and reconnection.
 
 mod bounds;
 mod discovery;
@@ -24,7 +24,7 @@ use vmwatch_bus::{
     serve::{ServeSettings, Server},
 };
 
-/// Far above what a test asks for at once, also as one user.
+/// A limit far above the number of concurrent requests in a test, also for one user.
 const SETTINGS: ServeSettings = ServeSettings {
     limits: LimitSettings {
         logins: 1024,
@@ -88,7 +88,7 @@ struct Served {
 }
 
 impl Served {
-    /// Starts it, and waits until so many replicas are found.
+    /// Starts the service and waits until this many replicas are found.
     async fn start(bus: &Bus, service: Service, server: Server, replicas: usize) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -130,14 +130,14 @@ async fn answers(bus: &Bus) {
     .await;
 }
 
-/// The answers to a question that every replica answers.
+/// Collects replies to a request that every replica answers.
 async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
     let found = replies(bus, subject, count, PATIENCE).await;
     assert_eq!(found.len(), count, "{subject}: {found:?}");
     found
 }
 
-/// At most so many answers, and those only that come in time.
+/// Collects at most this many replies that arrive within the time.
 async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<Value> {
     let client = bus.client();
     let inbox = client.new_inbox();
@@ -146,7 +146,7 @@ async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<
         .publish_with_reply(subject.to_owned(), inbox, "".into())
         .await
         .unwrap();
-    // The server's own word that there is nobody comes with a status.
+    // The server's own "no responders" reply has a status.
     let answers = messages.filter(|message| std::future::ready(message.status.is_none()));
     let in_time = answers.take(most).take_until(tokio::time::sleep(limit));
     in_time

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 const PROGRAMS: [&str; 5] = ["gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"];
 const DATABASE: [&str; 3] = ["mongodb", "bson", "vmwatch-store"];
-/// Most packages that the agent may be built from, itself included.
+/// Maximum number of packages that the agent is built from, including itself.
 const AGENT_PACKAGES: usize = 225;
 
 /// The packages that a package is built from, each as `name version`, without tests and build scripts.
@@ -38,7 +38,7 @@ fn name(package: &str) -> &str {
     package.split(' ').next().unwrap()
 }
 
-/// Which of these names are among the packages.
+/// Returns the names that are among the packages.
 fn found<'a>(packages: &BTreeSet<String>, names: &[&'a str]) -> Vec<&'a str> {
     let is_found = |wanted: &&str| packages.iter().any(|package| name(package) == *wanted);
     names.iter().copied().filter(is_found).collect()

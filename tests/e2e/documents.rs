@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
 
 use vmwatch_service::config::{Environment, Setting, Value};
 
-/// The head of docs/settings.md; the tables follow.
+/// The text of docs/settings.md before the tables.
 const SETTINGS_HEAD: &str = "# Settings
 
 Every program reads its settings from environment variables, reports all invalid ones at once (exit code 64), and lists
@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// A program's own settings, then the groups that it shares with others.
+/// The settings of each program, then the groups of settings that several programs share.
 fn programs() -> [(&'static str, Vec<Setting>); 5] {
     [
         ("vmwatch-gateway", gateway::config::SETTINGS.concat()),
@@ -142,7 +142,7 @@ fn readme_is_a_front_door_whose_links_exist() {
     }
 }
 
-/// What ARCHITECTURE.md points at is there.
+/// Every path in ARCHITECTURE.md exists.
 #[test]
 fn architecture_points_at_files_that_exist() {
     let text = read("ARCHITECTURE.md");
@@ -162,7 +162,7 @@ fn architecture_points_at_files_that_exist() {
     assert!(checked > 20, "only {checked} paths were found");
 }
 
-/// The files that these pages name as their tests, in `tests/e2e`, in this folder of it, or from the root.
+/// The test files that these pages name, relative to `tests/e2e`, to this folder of it, or to the root.
 #[test]
 fn files_named_in_docs_exist() {
     for (page, folder) in [

@@ -1,5 +1,5 @@
-//! A method that only this test knows is served on the bus, audited under its subject, and answered under a code by one row in
-//! a copy of the documented table.
+//! A method that only this test declares is served on the bus, audited under its subject, and answered under a code by
+//! one row in a copy of the documented table.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use vmwatch_bus::{
 };
 use vmwatch_service::{config::Environment, program};
 
-/// Reports the clock of a VM; only this test has it.
+/// Reports the clock of a VM; only this test declares this method.
 struct Snapshot;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ fn record(action: &str, user: &str, target: &Target, request_id: &str, result: A
     }
 }
 
-/// A server with the method, which audits what it refused and what it did.
+/// A server with the method, which audits refused and executed requests.
 fn server(stack: &Stack) -> Server {
     let settings = ServeSettings::read(&Environment::of([])).unwrap();
     let audit = Arc::new(Audit::new(&stack.bus, true));
@@ -92,7 +92,7 @@ fn server(stack: &Stack) -> Server {
         })
 }
 
-/// A gateway in this process, until the test ends, with one more row in its table. Returns its address.
+/// Starts a gateway in this process with one more row in its table. Returns its address.
 fn gateway_with(stack: &Stack, row: Documented) -> String {
     let (listen, health) = (free_port(), free_port());
     let (listen, health) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{health}"));
@@ -140,7 +140,7 @@ async fn new_method_is_served_audited_and_answered_under_a_code() {
         (json["status_code"] == 1).then_some(answer.clone()).ok_or(answer)
     })
     .await;
-    // The one golden file of the method.
+    // The method's only golden file.
     assert_eq!(
         answer,
         format!(

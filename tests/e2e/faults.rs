@@ -1,7 +1,7 @@
-//! Parts that die, freeze, vanish and are flooded, under load: what a client sees of it, and that all is well again by
-//! itself. Each test is a row of docs/faults.md, and prints its figures.
+//! Programs and servers that are killed, frozen, unreachable or flooded under load: which failures clients see, and
+//! recovery without intervention. Each test is a row of docs/faults.md and prints its figures.
 //!
-//! The short forms run with all tests; `./dev soak` runs the long ones, by `VMWATCH_TEST_SOAK` and
+//! The short forms run with all tests. `./dev soak` runs the long forms, selected by `VMWATCH_TEST_SOAK` and
 //! `VMWATCH_TEST_OUTAGE`.
 
 #![allow(
@@ -38,10 +38,10 @@ use vmwatch_service::config::Span;
 
 use crate::rows::{store_vms, vm_row};
 
-/// Well before any deadline of the gateway, on the busiest machine.
+/// Time limit of a refusal: well below every deadline of the gateway, even on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// How long `./dev soak` keeps up mixed load; `None` in an ordinary run of the tests.
+/// Duration of the mixed load in `./dev soak`; `None` in an ordinary test run.
 fn soak() -> Option<Duration> {
     let given = env::var("VMWATCH_TEST_SOAK").ok()?;
     Some(
@@ -52,7 +52,7 @@ fn soak() -> Option<Duration> {
     )
 }
 
-/// One of two sizes of a test.
+/// Selects the size for the short or the long form of a test.
 fn size<T>(ordinary: T, of_a_soak: T) -> T {
     if soak().is_some() { of_a_soak } else { ordinary }
 }
@@ -70,7 +70,7 @@ fn login_request() -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 
-/// A session, and a row for it to read.
+/// Makes a session, and a row for it to read.
 async fn session(stack: &Stack) -> String {
     store_vms(stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 1)]).await;
     stack.session(Role::Operator, Scope::All).await
@@ -88,7 +88,7 @@ async fn answers(gateway: &Gateway, session: &str) {
     .await;
 }
 
-/// 503 with `Retry-After` and the envelope of the method, and no wait.
+/// Whether the answer is 503 with `Retry-After` and the method's envelope, without waiting for a deadline.
 fn assert_unavailable(answer: &Answer, method: u32, session: &str) {
     assert_eq!(answer.http, 503, "{answer:?}");
     assert_eq!(answer.retry_after.as_deref(), Some("1"));

@@ -1,4 +1,4 @@
-//! The document's five samples: its own rows in the store, its own requests, its answers to the byte.
+//! The document's five samples: its rows in the store, its requests, and its answers byte for byte.
 
 use std::{fs, path::PathBuf};
 
@@ -19,7 +19,7 @@ const SESSIONS: [&str; 2] = [
     "768a07b5-2206-4952-b445-21162571a19a",
 ];
 
-/// A request and its answer. Lines with `#` say what was mended.
+/// A request and its answer. Lines with `#` describe corrections.
 struct Golden {
     request: String,
     answer: String,
@@ -46,14 +46,15 @@ impl Golden {
     }
 }
 
-/// The stored form of the document's password.
+/// The stored hash of the document's password.
 const HASH_OF_123456: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$gLCkzEyWRMbQQn4Hx018riGVG9PpJjML5Zpm28Rr088";
 
 #[tokio::test]
 async fn answers_documented_samples_to_the_byte() {
     let stack = Stack::builder().start().await;
-    // The document's password is shorter than a new one may be. Users that were stored before may have it.
+    // The document's password is shorter than the minimum for new passwords. Users stored earlier may have such
+    // passwords.
     let users = stack.database.handle().collection::<Document>("users");
     let short = doc! { "$set": { "password_hash": HASH_OF_123456 } };
     let updated = users.update_one(doc! { "_id": "admin" }, short).await.unwrap();
@@ -94,7 +95,7 @@ async fn answers_documented_samples_to_the_byte() {
     }
 }
 
-/// A line as mongoexport writes it: an integer is an Int32, a number with a point a Double.
+/// Parses a line in mongoexport's format: an integer is an Int32, a number with a point a Double.
 fn stored(line: &str) -> Document {
     let row: Document = serde_json::from_str(line).unwrap();
     assert!(matches!(row.get("_id"), Some(Bson::ObjectId(_))), "{row}");
@@ -104,7 +105,7 @@ fn stored(line: &str) -> Document {
     row
 }
 
-/// The golden files say what the document says, but for white space and the slips that the contract lists.
+/// The golden files equal the document except for white space and the errors that the contract lists.
 #[test]
 fn golden_files_equal_documented_samples() {
     const SLIPS: [(&str, &str); 5] = [
@@ -128,7 +129,7 @@ fn golden_files_equal_documented_samples() {
     };
     let requests = between("###使用说明", "###输出数据");
     let mut answers = between("<code>", "</code>");
-    // startmonitor's answer shows another session than its request.
+    // The document's answer to `startmonitor` shows another session than its request.
     answers[4] = answers[4].replace(SESSIONS[1], SESSIONS[0]);
     for (index, name) in GOLDEN.into_iter().enumerate() {
         let golden = Golden::read(name);

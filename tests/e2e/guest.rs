@@ -1,5 +1,5 @@
-//! The whole promise in one story: a VM that is off is started over HTTP, and what its own agent sees inside comes back
-//! over HTTP, under the id that libvirt gave it. Real libvirtd, real QEMU, a real kernel.
+//! The complete path: a VM that is off is started over HTTP, and the samples of its own agent are read over HTTP under
+//! the id that libvirt gave it. Uses real libvirtd, QEMU and a real kernel.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,8 @@ use testkit::{Libvirtd, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
-/// From power-on to the guest's first row, on two busy cores without KVM; some ten seconds where they are idle.
+/// Time from power-on to the guest's first row: ten seconds on idle cores; this limit allows for two busy cores without
+/// KVM.
 const BOOT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
@@ -19,7 +20,7 @@ async fn starts_real_guest_and_stores_its_rows() {
         .set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisor)
         .start()
         .await;
-    // 10.0.2.2 is this machine's loopback, as QEMU's user network shows it.
+    // 10.0.2.2 is this machine's loopback address in QEMU's user network.
     let bus = stack.nats.url().replace("127.0.0.1", "10.0.2.2");
     let every = [
         ("NATS_URL", &*bus),
@@ -39,7 +40,7 @@ async fn starts_real_guest_and_stores_its_rows() {
     let running = posted.elapsed();
 
     let query = json!({ "instance_id": GUEST });
-    let first = eventually("the guest's own row arrives", BOOT, async || {
+    let first = eventually("the guest's VM row arrives", BOOT, async || {
         let rows = gateway.rows(&session, codes::VM, 1, query.clone()).await;
         rows.first()
             .cloned()
@@ -54,7 +55,7 @@ async fn starts_real_guest_and_stores_its_rows() {
     assert_eq!(row["instance_id"], GUEST);
     assert!(
         row["proc"].as_u64().unwrap() > 10,
-        "a kernel and its threads: {row}"
+        "too few processes for a kernel and its threads: {row}"
     );
 
     let processes = eventually("the guest's processes arrive", BOOT, async || {

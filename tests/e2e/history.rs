@@ -1,4 +1,4 @@
-//! The past of VMs: rollups are what the rows come to, whatever comes late, twice, or is killed in between.
+//! The history of VMs: rollups agree with the rows, even with late or repeated samples and killed services.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,8 @@ fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuer
     }
 }
 
-/// What the database itself makes of the rows: of each bucket the number of rows, and of each measure the three values.
+/// The database's own aggregation of the rows: the number of rows of each bucket, and minimum, average and maximum of
+/// each measure.
 type Direct = BTreeMap<u64, (u64, VmMeasures<Stat>)>;
 
 async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: &str) -> Direct {
@@ -75,7 +76,7 @@ async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: 
     groups.iter().map(of_group).collect()
 }
 
-/// Holds a series against the database's own aggregation.
+/// Compares a series with the database's own aggregation.
 fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
     let starts: Vec<_> = series.buckets.iter().map(|bucket| bucket.at_ms).collect();
     assert_eq!(
@@ -104,7 +105,7 @@ fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
     }
 }
 
-/// Holds every resolution of two days of a VM against the rows.
+/// Compares every resolution of two days of a VM with the rows.
 async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezone: &str, what: &str) {
     for (points, resolution, unit, size) in [
         (576, Resolution::FiveMinutes, "minute", 5),
@@ -118,7 +119,7 @@ async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezon
     }
 }
 
-/// Two replicas, three VMs, samples in any order and some twice, in a zone whose hours begin at half past.
+/// Two replicas, three VMs, unordered and repeated samples, in a time zone with an offset of a half hour.
 #[tokio::test]
 async fn rollups_equal_aggregated_rows() {
     const ZONE: &str = "+05:30";
@@ -127,7 +128,7 @@ async fn rollups_equal_aggregated_rows() {
         .set(Program::Metrics, "VMWATCH_UTC_OFFSET", ZONE)
         .start()
         .await;
-    // Midnight there, three days ago.
+    // Midnight in that zone, three days ago.
     let first_day = recent_bucket() / DAY * DAY - 3 * DAY - 5 * HOUR - 30 * MINUTE;
     let vms = ["vm-1", "vm-2", "vm-3"];
     let mut random = Random::new();
@@ -146,7 +147,7 @@ async fn rollups_equal_aggregated_rows() {
     for vm in vms {
         assert_rolled_up(&stack, vm, first_day, ZONE, "at first").await;
     }
-    // Late: every bucket of these is in the rollups already.
+    // Late samples: the rollups contain every bucket of these already.
     publish_some(150).await;
     followed(&stack).await;
     for vm in vms {
@@ -168,7 +169,7 @@ async fn rollups_complete_after_kill_before_pass() {
     stored(&stack).await;
     assert!(
         marks(&stack).await > 0,
-        "the rows are acknowledged and in no rollup yet"
+        "the rows are acknowledged and not in a rollup yet"
     );
     let series = call::<VmHistory>(&stack, &query("vm-1", from_ms - DAY, from_ms + DAY, 600)).await;
     assert!(series.buckets.is_empty(), "{series:?}");
@@ -184,7 +185,7 @@ async fn rollups_complete_after_kill_before_pass() {
     assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed before").await;
 }
 
-/// Killed again and again while samples of one bucket are stored and followed.
+/// metrics-svc is killed repeatedly while it stores samples of one bucket and computes their rollups.
 #[tokio::test]
 async fn rollups_complete_after_kill_within_bucket() {
     let stack = stack()
@@ -201,7 +202,7 @@ async fn rollups_complete_after_kill_within_bucket() {
             let at_ms = from_ms + (round * 50 + sample_of_round) * SECOND;
             publish(&stack, &sample("vm-1", at_ms, "+00:00", random.percentage())).await;
         }
-        eventually("some rows of the round are stored", PATIENCE, async || {
+        eventually("some rows of this round are stored", PATIENCE, async || {
             let stored = rows
                 .count_documents(doc! {})
                 .await
@@ -218,7 +219,7 @@ async fn rollups_complete_after_kill_within_bucket() {
     assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed five times").await;
 }
 
-/// A rollup outlives the rows that it was made of, and late rows do not harm it.
+/// A rollup survives the rows that it was made from, and late rows do not damage it.
 #[tokio::test]
 async fn rollups_remain_after_rows_expire() {
     let stack = stack().start().await;
@@ -230,7 +231,7 @@ async fn rollups_remain_after_rows_expire() {
     let all = query("vm-1", from_ms / DAY * DAY, from_ms / DAY * DAY + 2 * DAY, 576);
     let before = call::<VmHistory>(&stack, &all).await;
     assert_eq!(before.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 30);
-    // As retention would.
+    // As retention does.
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     rows.delete_many(doc! {}).await.unwrap();
     publish(&stack, &sample("vm-1", from_ms + 31 * SECOND, "+00:00", 99.0)).await;
@@ -238,7 +239,7 @@ async fn rollups_remain_after_rows_expire() {
     assert_eq!(call::<VmHistory>(&stack, &all).await, before);
 }
 
-/// Short ranges are drawn from the rows themselves, whole buckets that touch the range.
+/// Series of short ranges are computed from the rows, in whole buckets that touch the range.
 #[tokio::test]
 async fn short_range_is_computed_from_rows() {
     let stack = stack().start().await;
@@ -274,14 +275,15 @@ async fn short_range_is_computed_from_rows() {
     assert_eq!(within.buckets[0].count, 3);
 }
 
-/// Rows of an older database: rolled up and listed by the loader itself; a year costs what a day does, by what is read.
+/// The loader itself lists the VM and rolls up the rows of an older database. A chart of a year reads about as much as
+/// one of a day.
 #[tokio::test]
 async fn loaded_year_is_computed_from_days() {
     let stack = stack().start().await;
     let end_ms = recent_bucket() / DAY * DAY;
     let mut lines = String::new();
     let mut random = Random::new();
-    // A row each hour, and each minute of the last day.
+    // One row each hour, and one each minute of the last day.
     let moments = (1..365 * 24)
         .map(|hour| hour * HOUR)
         .chain((1..24 * 60).map(|minute| minute * MINUTE));
@@ -297,8 +299,11 @@ async fn loaded_year_is_computed_from_days() {
         lines.push_str(&row.to_string());
         lines.push('\n');
     }
-    let told = stack.command(Program::Metrics, &["load", "-"], &lines);
-    assert!(told.contains(&format!("loaded {} rows", moments.len())), "{told}");
+    let output = stack.command(Program::Metrics, &["load", "-"], &lines);
+    assert!(
+        output.contains(&format!("loaded {} rows", moments.len())),
+        "{output}"
+    );
 
     let year = query("vm-1", end_ms - 365 * DAY, end_ms, 300);
     let series = call::<VmHistory>(&stack, &year).await;
@@ -332,7 +337,8 @@ async fn loaded_year_is_computed_from_days() {
     assert_eq!((vm.at_ms, vm.last_report_ms), (end_ms - MINUTE, end_ms - MINUTE));
 }
 
-/// Rows that a reporter wrote into the database itself are in rollups and list after `rebuild`, or the first start.
+/// After `rebuild`, or the first start of metrics-svc, rows that a reporter wrote into the database are in the rollups
+/// and the list.
 #[tokio::test]
 async fn finds_rows_of_older_software() {
     let stack = stack().start().await;
@@ -348,10 +354,10 @@ async fn finds_rows_of_older_software() {
         instance_id: "vm-old".parse().unwrap(),
     };
     assert!(call_in::<VmGet>(&stack, Scope::All, &target).await.is_err());
-    let told = stack.command(Program::Metrics, &["rebuild"], "");
+    let output = stack.command(Program::Metrics, &["rebuild"], "");
     assert!(
-        told.contains("rebuilt the rollups and the list of 1 VMs"),
-        "{told}"
+        output.contains("rebuilt the rollups and the list of 1 VMs"),
+        "{output}"
     );
     let vm = call::<VmGet>(&stack, &target).await;
     // 2017-01-02T23:30:00Z.
@@ -362,7 +368,7 @@ async fn finds_rows_of_older_software() {
     let counts: Vec<_> = series.buckets.iter().map(|bucket| bucket.count).collect();
     assert_eq!((series.resolution, counts), (Resolution::Day, vec![24, 24]));
 
-    // A database from before there were rollups, at the first start of a metrics-svc that makes them.
+    // A database without rollups, at the first start of a metrics-svc that makes them.
     let database = stack.database.handle();
     for name in ["state", "1d", "instances"] {
         let collection = database.collection::<Document>(&format!("vm_samples_{name}"));
@@ -379,7 +385,7 @@ async fn finds_rows_of_older_software() {
     assert_eq!(call::<VmHistory>(&stack, &year).await, series);
 }
 
-/// A VM out of scope reads as one that does not exist.
+/// A VM out of scope is answered like one that does not exist.
 #[tokio::test]
 async fn vm_out_of_scope_looks_nonexistent_in_history() {
     let stack = stack().start().await;
@@ -410,7 +416,8 @@ async fn vm_out_of_scope_looks_nonexistent_in_history() {
     assert_eq!((hidden.kind, hidden.message), (missing.kind, missing.message));
 }
 
-/// Retention deletes the rows of a bucket one by one. A row that comes when the first of them are gone was in no rollup.
+/// Retention deletes the rows of a bucket one by one. A late row that arrives after the first deletions must still be
+/// added to the rollup.
 #[tokio::test]
 async fn adds_late_row_to_bucket_with_expired_rows() {
     let stack = stack()
@@ -437,7 +444,7 @@ async fn adds_late_row_to_bucket_with_expired_rows() {
         (sums.get_i64("n").unwrap(), cpu[3].as_f64().unwrap())
     };
     assert_eq!(rollup("5m").await, (10, 10.0));
-    // As the database does at their age.
+    // Deletes rows as the database does when they expire.
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     let cut = CreateDate::at_millis(start_ms + 205 * SECOND, UtcOffset::UTC);
     let expired = rows

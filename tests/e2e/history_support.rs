@@ -1,4 +1,4 @@
-//! What the tests of history have in common: samples at any moment, and the wait for rollups that follow them.
+//! Shared parts of the history tests: samples at any time, and the wait for their rollups.
 
 use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
@@ -27,12 +27,12 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_AUDIT_REQUIRED", "false")
 }
 
-/// The start of the five minutes before the last: all of it is past, and recent.
+/// The start of the last complete five minutes but one: in the past, and recent.
 pub(crate) fn recent_bucket() -> u64 {
     (unix_millis() / (5 * MINUTE) - 2) * 5 * MINUTE
 }
 
-/// A sample of a VM whose figures all follow from the CPU share.
+/// A sample of a VM, with all values derived from the CPU share.
 pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) -> Sample {
     let offset: UtcOffset = offset.parse().unwrap();
     Sample {
@@ -53,7 +53,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
     }
 }
 
-/// A process that has been running since long ago.
+/// A process that started long ago.
 pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
     ProcessSample {
         cmd: name.to_owned(),
@@ -67,11 +67,11 @@ pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
     }
 }
 
-/// Publishes a sample, without a message id: as often as it is published, metrics-svc gets it.
+/// Publishes a sample without a message id, so that metrics-svc receives every repetition.
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     let body = serde_json::to_vec(sample).unwrap();
-    eventually("the stream takes a sample", PATIENCE, async || {
+    eventually("the stream accepts a sample", PATIENCE, async || {
         let sent = stack
             .bus
             .jetstream()
@@ -100,7 +100,7 @@ pub(crate) async fn stored(stack: &Stack) {
     .await;
 }
 
-/// How many marks wait to be followed.
+/// The number of dirty buckets.
 pub(crate) async fn marks(stack: &Stack) -> u64 {
     let marks = stack
         .database
@@ -109,10 +109,10 @@ pub(crate) async fn marks(stack: &Stack) -> u64 {
     marks.count_documents(doc! {}).await.unwrap()
 }
 
-/// Waits until every sample is stored, and in the rollups.
+/// Waits until every sample is stored and contained in the rollups.
 pub(crate) async fn followed(stack: &Stack) {
     stored(stack).await;
-    eventually("the rollups follow", PATIENCE, async || {
+    eventually("the rollups are up to date", PATIENCE, async || {
         match marks(stack).await {
             0 => Ok(()),
             marks => Err(format!("{marks} marks wait")),
@@ -138,13 +138,13 @@ pub(crate) async fn call_in<M: Method>(
         .await
 }
 
-/// Calls a method as a viewer of everything; it must succeed.
+/// Calls a method as a viewer of all VMs; the call must succeed.
 pub(crate) async fn call<M: Method>(stack: &Stack, params: &M::Params) -> M::Reply {
     let reply = call_in::<M>(stack, Scope::All, params).await;
     reply.unwrap_or_else(|fault| panic!("{}: {fault}", M::INFO.subject))
 }
 
-/// Numbers that look random and are the same each time.
+/// Pseudo-random numbers that are the same in each run.
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -1,5 +1,5 @@
-//! Ingestion loses nothing and doubles nothing, whatever is killed, frozen or restarted on the way from the stream
-//! into the store. Each test counts every row.
+//! Ingestion stores every sample exactly once, whichever part between the stream and the store is killed, frozen or
+//! restarted. Each test counts every row.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,7 @@ async fn stores(stack: &Stack, rows: u64) {
     .await;
 }
 
-/// Waits until so many more rows are stored than now: ingestion is in the middle of its work.
+/// Waits until this many more rows are stored, so that ingestion is in progress.
 async fn stores_more(stack: &Stack, rows: u64) {
     let before = count(&stack.database).await.unwrap();
     stores(stack, before + rows).await;
@@ -39,13 +39,13 @@ async fn waits(stack: &Stack, messages: u64) {
     .await;
 }
 
-/// Rows are stored and their acknowledgements do not arrive: NATS is frozen before they are sent, and killed with what
-/// it has not read; so is metrics-svc, which would send them again.
+/// Rows are stored and their acknowledgements are lost: NATS is frozen before they are sent, then killed with its
+/// unread input. Metrics-svc is killed too, because it would send them again.
 #[tokio::test]
 async fn stores_rows_once_after_kill_before_acknowledgement() {
     let stack = stack()
-        // Above what it takes a busy machine to fill the batch: what is delivered again until then is in it twice, and
-        // some of the ten samples are not.
+        // Longer than a busy machine needs to fill the batch. Otherwise redelivered messages are in the batch twice,
+        // and some of the ten samples are not in it.
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "10s")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "110")
         .set(Program::Metrics, "VMWATCH_BATCH_WAIT", "10s")
@@ -133,7 +133,7 @@ async fn surviving_replica_stores_rows_of_killed_one() {
     one.rows.settle("two replicas, one killed", &stack).await;
 }
 
-/// What a stopping service has stored it has acknowledged: the rest, and nothing else, waits in the stream.
+/// A stopping service acknowledges what it has stored. Only the other messages wait in the stream.
 #[tokio::test]
 async fn shutdown_under_load_loses_no_rows() {
     let stack = stack().start().await;
@@ -153,8 +153,8 @@ async fn shutdown_under_load_loses_no_rows() {
     publisher.rows.settle("a stop under load", &stack).await;
 }
 
-/// Publishes a message repeatedly, as after lost acknowledgements: shortly after each other, and again after a restart,
-/// when only the rows' ids identify it.
+/// Publishes a message repeatedly, as after lost acknowledgements: within a short time, and again after a restart, when
+/// only the rows' ids identify it.
 #[tokio::test]
 async fn stores_message_delivered_ten_times_once() {
     let stack = stack().start().await;
@@ -171,7 +171,7 @@ async fn stores_message_delivered_ten_times_once() {
     }
     publisher.rows.add(&sample);
     drained(&stack.bus).await;
-    // Also over a restart, and in another batch.
+    // Repeats the message also after a restart, in another batch.
     stack.replica(Program::Metrics, 0).process.kill9();
     stack.replica(Program::Metrics, 0).restart().await;
     publisher.send_raw(body).await.unwrap();
@@ -183,7 +183,7 @@ async fn stores_message_delivered_ten_times_once() {
     assert_eq!(publisher.rows.len(), 22);
 }
 
-/// A process ended and another got its pid before the next sample: both are in it.
+/// A process ended and its pid was reused before the next sample: the rows of both are stored.
 #[tokio::test]
 async fn stores_both_processes_of_reused_pid() {
     let stack = stack().start().await;
@@ -191,7 +191,7 @@ async fn stores_both_processes_of_reused_pid() {
     let mut sample = publisher.sample();
     let running = process(1);
     let ended = ProcessSample {
-        // The kernel counts starts in hundredths of a second.
+        // The kernel counts start times in hundredths of a second.
         running_time: running.running_time - 0.01,
         shutdown_time: Some(running.running_time),
         ..running.clone()
@@ -203,8 +203,8 @@ async fn stores_both_processes_of_reused_pid() {
     assert_eq!(publisher.rows.len(), 3);
 }
 
-/// A proxy in front of the database. On a signal it drops its connections silently, like a network that swallows
-/// packets; later connections work again.
+/// A proxy in front of the database. On a signal it drops its connections silently, like a network that loses packets.
+/// Later connections work again.
 async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>) {
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
@@ -220,7 +220,7 @@ async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>
     }
 }
 
-/// The database host vanishes without closing its connections: the running insert is never answered.
+/// The database host disappears without closing its connections: the current insert is never answered.
 #[tokio::test]
 async fn recovers_from_database_that_vanished_silently() {
     let stack = stack().start().await;
@@ -248,11 +248,11 @@ async fn recovers_from_database_that_vanished_silently() {
         stores_more(&stack, 500).await;
     })
     .await;
-    publisher.rows.settle("a database that vanishes", &stack).await;
+    publisher.rows.settle("a database that disappears", &stack).await;
     relaying.abort();
 }
 
-/// The server's store was lost, or an operator ran `nats stream rm`.
+/// The samples stream is recreated after its loss, or after an operator ran `nats stream rm`.
 #[tokio::test]
 async fn recreates_deleted_stream() {
     let stack = stack().start().await;
@@ -264,7 +264,7 @@ async fn recreates_deleted_stream() {
     publisher.rows.settle("a deleted stream", &stack).await;
 }
 
-/// What a replica holds of a backlog while the database is frozen is three batches and one pull, however much waits.
+/// While the database is frozen, a replica holds three batches and one pull of a backlog, whatever the backlog's size.
 #[tokio::test]
 async fn bounds_memory_while_database_is_frozen() {
     const BACKLOG_BYTES: usize = 96 << 20;
@@ -298,7 +298,7 @@ async fn bounds_memory_while_database_is_frozen() {
     println!("resident: {before} KiB after 15,000 rows, at most {most} KiB with 96 MiB waiting");
     assert!(most < before + MOST_KIB, "{before} KiB grew to {most} KiB");
 
-    // The rest of the backlog would only take time.
+    // Storing the rest of the backlog would only take time.
     stack.database.server.resume();
     stores(&stack, 120 * 251).await;
 }

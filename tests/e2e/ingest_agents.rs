@@ -5,7 +5,7 @@ use testkit::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
 
 use crate::ingest_support::{Publisher, Rows, count, metric, outage, stack};
 
-/// Agents that tell in their logs what they sample.
+/// Agents that log what they sample.
 fn agents(number: usize) -> StackBuilder {
     stack()
         .replicas(Program::Agent, number)
@@ -21,7 +21,7 @@ async fn spools(agent: &Replica, parts: f64) {
     .await;
 }
 
-/// Waits until nothing is spooled any more, then ends the agent, which sends its last sample.
+/// Waits until the spool is empty, then ends the agent, which sends its last sample.
 async fn sends_everything(agent: &Replica) {
     eventually(
         "nothing waits on disk",
@@ -63,7 +63,7 @@ async fn stores_all_samples_of_agents_after_nats_outage() {
         sends_everything(agent).await;
         rows.add_witnessed(&agent.process);
     }
-    rows.settle("NATS away, three agents", &stack).await;
+    rows.settle("NATS unreachable, three agents", &stack).await;
 }
 
 #[tokio::test]
@@ -83,8 +83,8 @@ async fn stores_spool_of_killed_agent() {
     rows.settle("agent killed with a spool", &stack).await;
 }
 
-/// A stream of the smallest size that is full while nobody stores: what it acknowledged stays in it, what it refuses
-/// stays with the agent.
+/// A stream of the smallest size is full while no service stores samples: acknowledged samples stay in the stream, and
+/// refused samples stay with the agent.
 #[tokio::test]
 async fn stores_all_samples_after_full_stream() {
     let stack = agents(1)

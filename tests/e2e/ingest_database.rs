@@ -1,4 +1,4 @@
-//! What a database that refuses or stalls does to samples: only a row's own fault, or three crashes, make a dead letter.
+//! A database that refuses or stalls writes: only a row's own fault, or three crashes, make a dead letter.
 
 use async_nats::jetstream::{AckKind, consumer::PullConsumer};
 use futures::StreamExt;
@@ -47,7 +47,7 @@ async fn caught(proxy: &MongoProxy, inserts: u64) {
     .await;
 }
 
-/// How many messages are on record as suspects.
+/// The number of messages that are recorded as suspects.
 async fn suspects(stack: &Stack) -> u64 {
     let records = stack
         .database
@@ -56,12 +56,12 @@ async fn suspects(stack: &Stack) -> u64 {
     records.count_documents(doc! {}).await.unwrap()
 }
 
-/// Delivers the one message of the stream this often without storing it, as crashes would.
+/// Delivers the stream's only message this many times without storing it, as crashes would.
 async fn deliver(stack: &Stack, times: usize) {
     let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("store").await.unwrap();
     for _ in 0..times {
-        // A delivery to the program that was killed comes again after the ack wait.
+        // The message that was delivered to the killed program is delivered again after the ack wait.
         let batch = consumer.batch().max_messages(1).expires(PATIENCE);
         let mut messages = batch.messages().await.unwrap();
         let message = messages.next().await.unwrap().unwrap();
@@ -69,7 +69,7 @@ async fn deliver(stack: &Stack, times: usize) {
     }
 }
 
-/// Before, five refusals of whatever kind within a second and a half made every waiting sample a dead letter.
+/// Temporary refusals of any kind never make a dead letter.
 #[tokio::test]
 async fn keeps_samples_while_the_server_blocks_writes() {
     const USER_WRITES_BLOCKED: i32 = 371;
@@ -89,7 +89,7 @@ async fn keeps_samples_while_the_server_blocks_writes() {
     assert!(metric(metrics, "vmwatch_ingest_retries_total").await >= 6.0);
 }
 
-/// A message that was delivered often, for whatever reason, is stored like any other.
+/// A message that was delivered often for other reasons is stored like any other.
 #[tokio::test]
 async fn writes_a_message_alone_that_was_delivered_five_times() {
     let stack = stack().start().await;
@@ -97,7 +97,7 @@ async fn writes_a_message_alone_that_was_delivered_five_times() {
     metrics.process.kill9();
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(1).await;
-    // Once more often than made it a dead letter before.
+    // One delivery more than the former limit.
     deliver(&stack, 21).await;
     metrics.restart().await;
     publisher
@@ -116,7 +116,7 @@ async fn crash_while_writing(metrics: &Replica, proxy: &MongoProxy) {
     metrics.process.kill9();
 }
 
-/// Only crashes in the midst of writing it count, and only the third makes a message a dead letter.
+/// Only crashes while the message is written count, and only the third makes it a dead letter.
 #[tokio::test]
 async fn dead_letters_a_message_after_three_crashes_with_it() {
     let (stack, proxy) = behind_a_proxy().await;
@@ -132,17 +132,17 @@ async fn dead_letters_a_message_after_three_crashes_with_it() {
         assert_eq!(dead_letters(&stack).await, [""; 0]);
     }
     metrics.restart().await;
-    eventually("it is a dead letter", PATIENCE, async || {
+    eventually("the message is a dead letter", PATIENCE, async || {
         let letters = dead_letters(&stack).await;
         let whole = letters.len() == 1 && letters[0].contains("crashed 3 times");
         whole.then_some(()).ok_or_else(|| format!("{letters:?}"))
     })
     .await;
-    // What comes after it is stored, and nothing is left on record.
+    // Later messages are stored, and no suspect remains on record.
     proxy.set(Inserts::Pass);
     let mut others = Publisher::new(&stack, "vm-2", 10);
     others.publish_many(5).await;
-    // The row of the VM itself was stored at once, in its own collection.
+    // The VM's own row was stored at once, in its own collection.
     let mut of_vm = poison;
     of_vm.processes.clear();
     others.rows.add(&of_vm);

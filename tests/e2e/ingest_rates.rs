@@ -1,4 +1,4 @@
-//! A VM above its rate waits, in the stream and then in its agent's spool, and loses nothing.
+//! Samples of a VM above its rate wait in the stream, then in its agent's spool, and none is lost.
 
 use std::{
     env, fs,
@@ -13,10 +13,10 @@ use vmwatch_service::config::UTC_OFFSET;
 
 use crate::ingest_support::{Publisher, Rows, metric, stack};
 
-/// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`, of which ten seconds' worth may come at once.
+/// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`; a burst may have ten seconds' worth.
 const RATE: u32 = 50;
 
-/// How many parts wait in the spool. A full one of 64 MiB has 16,384 small ones, in `./dev soak`.
+/// Number of parts that wait in the spool. A full one of 64 MiB has 16,384 small parts; `./dev soak` uses that.
 fn parts() -> u32 {
     if env::var_os("VMWATCH_TEST_SOAK").is_some() {
         16_000
@@ -45,7 +45,7 @@ async fn drains_long_spool_without_loss() {
     let mut taken = Publisher::new(&stack, THIS_MACHINE, 2);
     for sequence in 0..parts() {
         let mut sample = taken.sample();
-        // As an agent samples: one each ten seconds, the last just now.
+        // One sample each ten seconds, as an agent takes them; the last is current.
         let at = SystemTime::now() - Duration::from_secs(10) * (parts() - sequence);
         sample.create_date = CreateDate::at(at, UTC_OFFSET.default.parse().unwrap());
         let part = agent::split(sample.clone()).unwrap().remove(0);
@@ -91,7 +91,7 @@ async fn drains_long_spool_without_loss() {
     rows.add_witnessed(&agent.process);
     rows.absorb(other.rows);
     rows.settle("a long spool", &stack).await;
-    // The log says what waits and why once, and not with each of the refusals.
+    // The log states the cause once, and not for each refusal.
     let log = agent.process.log();
     assert_eq!(log.matches(share_is_full).count(), 1, "{log}");
 }

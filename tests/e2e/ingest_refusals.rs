@@ -1,4 +1,4 @@
-//! What can never be stored goes to the dead letters with its reason, and holds up nothing.
+//! A message that can never be stored becomes a dead letter with its reason, and delays no other message.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use vmwatch_api::metrics::{
 
 use crate::ingest_support::{Publisher, Rows, drained, process, stack};
 
-/// The dead letters: reasons, and the bodies that were refused.
+/// The dead letters: reasons and refused bodies.
 async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
     let stream: Stream = stack
         .bus
@@ -31,7 +31,7 @@ async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
     letters
 }
 
-/// A body of every kind that is refused, and the beginning of the reason.
+/// A body of each refused kind, and the beginning of the reason.
 fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut body = serde_json::to_value(sample).unwrap();
@@ -87,7 +87,7 @@ async fn refuses_one_malformed_message_in_a_hundred() {
     let stack = stack().start().await;
     let mut sent = BTreeMap::new();
     let mut rows = Rows::default();
-    // A VM each: one that sends several has one dead letter for them.
+    // Each body is sent for another VM, because a VM has only one dead letter per minute.
     for kind in 0.. {
         let mut publisher = Publisher::new(&stack, &format!("vm-1-{kind}"), 10);
         let Some((body, reason)) = malformed(&publisher.sample()).into_iter().nth(kind) else {
@@ -109,7 +109,7 @@ async fn refuses_one_malformed_message_in_a_hundred() {
     }
 }
 
-/// A broken or hostile agent costs one dead letter and one line of the log per minute, and nobody else's time.
+/// A broken or hostile agent causes one dead letter and one log line per minute, and does not delay other VMs.
 #[tokio::test]
 async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     const FLOOD: u32 = 300;
@@ -129,7 +129,7 @@ async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     assert_eq!(metrics.process.log().matches("sample refused").count(), 1);
 }
 
-/// A validator that an operator set on the collection: what the database itself refuses for good.
+/// A validator that an operator set on the collection: the database itself refuses the row permanently.
 #[tokio::test]
 async fn row_refused_by_database_does_not_delay_others() {
     let stack = stack().start().await;
@@ -142,7 +142,7 @@ async fn row_refused_by_database_does_not_delay_others() {
     publisher.send(&sample).await.unwrap();
     publisher.publish_many(20).await;
 
-    // Its other rows are stored: the message as a whole can be sent again when the reason is gone.
+    // The sample's other rows are stored. The whole message can be replayed after the validator is removed.
     sample.processes.remove(4);
     publisher.rows.add(&sample);
     publisher

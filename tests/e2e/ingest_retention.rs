@@ -14,7 +14,7 @@ async fn stored(stack: &Stack, collection: &str) -> u64 {
     collection.count_documents(doc! {}).await.unwrap()
 }
 
-/// The seconds after which rows are deleted.
+/// The retention of the index in seconds.
 async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
     let collection = stack.database.handle().collection::<Document>(collection);
     let indexes: Vec<_> = collection
@@ -34,7 +34,7 @@ async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
 async fn restart_applies_changed_retention() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
-    // MongoDB's own sweep is once a minute.
+    // MongoDB deletes expired rows once a minute.
     let admin = doc! { "setParameter": 1, "ttlMonitorSleepSecs": 1 };
     let client = stack.database.handle().client().clone();
     client.database("admin").run_command(admin).await.unwrap();

@@ -1,5 +1,4 @@
-//! What the ingestion tests have in common: samples as agents publish them, and the count of rows that the store
-//! is held against.
+//! Shared parts of the ingestion tests: samples as agents publish them, and the count of expected and stored rows.
 
 use std::{
     cell::Cell,
@@ -30,7 +29,7 @@ pub(crate) fn outage() -> Duration {
         .0
 }
 
-/// NATS, the database and one metrics-svc that soon gets again what its predecessor left behind.
+/// NATS, the database and one metrics-svc with a short ack wait, so that it soon gets its predecessor's messages again.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -42,7 +41,7 @@ pub(crate) fn stack() -> StackBuilder {
 /// The identity of a row: instance id, date and, for a process, pid and the bits of its start time.
 type Identity = (String, String, Option<(i64, u64)>);
 
-/// The rows that must be in the store, and no others.
+/// The rows that must be stored, and no others.
 #[derive(Debug, Default)]
 pub(crate) struct Rows(BTreeSet<Identity>);
 
@@ -70,8 +69,8 @@ impl Rows {
         self.0.extend(other.0);
     }
 
-    /// What an agent has sampled, as its log tells at level `trace`. What a killed agent took in its last moments is left
-    /// out where it was neither acknowledged nor spooled: that much it may lose.
+    /// The samples that an agent took, from its log at level `trace`. Samples that a killed agent had neither spooled
+    /// nor published with an acknowledgement are left out, because an agent may lose those.
     pub(crate) fn add_witnessed(&mut self, agent: &Process) {
         let log = agent.log();
         let lines = log
@@ -96,7 +95,7 @@ impl Rows {
             .for_each(|(_, sample)| self.add(sample));
     }
 
-    /// Waits until the stream is empty, then counts: every row must be in the store, once, and nothing else.
+    /// Waits until the stream is empty, then checks that every expected row is stored exactly once, and nothing else.
     pub(crate) async fn settle(&self, what: &str, stack: &Stack) {
         drained(&stack.bus).await;
         let stored = stored(&stack.database).await;
@@ -119,7 +118,7 @@ impl Rows {
         );
         assert!(
             foreign.is_empty(),
-            "{what}: {} rows are nobody's: {} ...",
+            "{what}: {} stored rows were not expected: {} ...",
             foreign.len(),
             first(&foreign)
         );
@@ -149,7 +148,7 @@ async fn stored(database: &Database) -> Vec<Identity> {
     rows
 }
 
-/// How many rows are stored.
+/// The number of stored rows.
 pub(crate) async fn count(database: &Database) -> Result<u64, String> {
     let mut rows = 0;
     for collection in ["vm_samples", "process_samples"] {
@@ -160,7 +159,7 @@ pub(crate) async fn count(database: &Database) -> Result<u64, String> {
     Ok(rows)
 }
 
-/// How many messages wait in the stream.
+/// The number of messages in the stream.
 pub(crate) async fn waiting(bus: &Bus) -> Result<u64, String> {
     let stream = bus.jetstream().get_stream(SAMPLE_STREAM).await;
     let stream = stream.map_err(|error| error.to_string())?;
@@ -169,7 +168,7 @@ pub(crate) async fn waiting(bus: &Bus) -> Result<u64, String> {
 
 /// Waits until every message of the stream is stored and acknowledged.
 pub(crate) async fn drained(bus: &Bus) {
-    // What waits grows with the outage.
+    // The wait grows with the length of the outage.
     eventually(
         "the stream is empty",
         PATIENCE + 4 * outage(),
@@ -181,14 +180,14 @@ pub(crate) async fn drained(bus: &Bus) {
     .await;
 }
 
-/// Its resident memory in KiB, of `/proc/<pid>/status`.
+/// The resident memory of a process in KiB, from `/proc/<pid>/status`.
 pub(crate) fn resident(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// A figure of a program's metrics, all its labels together.
+/// The value of a metric, summed over its labels.
 pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
     let text = replica.metrics().await;
     let lines = text.lines().filter(|line| {
@@ -200,7 +199,7 @@ pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
         .sum()
 }
 
-/// A stand-in for an agent: samples of made-up figures, a row of the VM and these processes each.
+/// A stand-in for an agent: each sample has generated values for a VM row and these processes.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bus: Bus,
@@ -208,7 +207,7 @@ pub(crate) struct Publisher {
     processes: u32,
     start: SystemTime,
     taken: u32,
-    /// Of what the stream has acknowledged.
+    /// The rows that the stream has acknowledged.
     pub(crate) rows: Rows,
 }
 
@@ -224,7 +223,7 @@ impl Publisher {
         }
     }
 
-    /// The next sample, a millisecond after the one before.
+    /// The next sample, a millisecond after the previous one.
     pub(crate) fn sample(&mut self) -> Sample {
         self.taken += 1;
         let moment = self.start + Duration::from_millis(1) * self.taken;
@@ -246,10 +245,10 @@ impl Publisher {
         }
     }
 
-    /// Publishes the next sample as an agent does, again and again until it is acknowledged; how many bytes it has.
+    /// Publishes the next sample as an agent does, until it is acknowledged. Returns its size in bytes.
     pub(crate) async fn publish(&mut self) -> u64 {
         let sample = self.sample();
-        eventually("the stream takes a sample", PATIENCE + outage(), async || {
+        eventually("the stream accepts a sample", PATIENCE + outage(), async || {
             self.send(&sample).await
         })
         .await;
@@ -263,7 +262,7 @@ impl Publisher {
         }
     }
 
-    /// Publishes samples until the stream refuses one; how many it took.
+    /// Publishes samples until the stream refuses one. Returns the number of accepted samples.
     pub(crate) async fn publish_until_full(&mut self) -> u32 {
         for taken in 0.. {
             let sample = self.sample();
@@ -276,7 +275,7 @@ impl Publisher {
         unreachable!("the stream has a limit")
     }
 
-    /// Publishes a sample once, as an agent does; it must fit one part.
+    /// Publishes a sample once, as an agent does. The sample must fit into one part.
     pub(crate) async fn send(&self, sample: &Sample) -> Result<(), String> {
         let parts = agent::split(sample.clone()).unwrap();
         let [part] = parts.as_slice() else {
@@ -298,13 +297,13 @@ impl Publisher {
     }
 }
 
-/// Publishes one sample after the other for as long as the story goes on.
+/// Publishes samples one after the other while the story runs.
 pub(crate) async fn publish_during(publisher: &mut Publisher, story: impl Future<Output = ()>) {
     let over = Cell::new(false);
     let publishing = async {
         while !over.get() {
             publisher.publish().await;
-            // A few hundred samples a second: enough to be always in the middle of something.
+            // A few hundred samples per second, so that ingestion is always in progress.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
@@ -315,7 +314,7 @@ pub(crate) async fn publish_during(publisher: &mut Publisher, story: impl Future
     tokio::join!(publishing, telling);
 }
 
-/// A process of made-up figures.
+/// A process with generated values.
 pub(crate) fn process(index: u32) -> ProcessSample {
     ProcessSample {
         cmd: format!("process-{index}"),

@@ -1,4 +1,4 @@
-//! The newest rows are found whatever lies between them, and however long ago they were sampled.
+//! The newest rows are found whatever rows lie between them, and however old they are.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const YEAR: u64 = 365 * DAY;
-/// Of rows, in seconds, on both sides of every bound that the service may look back to.
+/// Ages of rows in seconds, on both sides of every limit of the service's search ranges.
 const AGES: [u64; 14] = [
     5,
     90,
@@ -40,7 +40,7 @@ const AGES: [u64; 14] = [
     9 * YEAR,
 ];
 
-/// The number that a row is recognised by, newest first.
+/// The numbers that identify the rows, newest first.
 fn expected(rows: &[Document], number: &str) -> Vec<i64> {
     let mut rows: Vec<_> = rows
         .iter()
@@ -70,7 +70,7 @@ fn viewer() -> Context {
     })
 }
 
-/// VMs of which each has been silent for longer than the one before; two rows of each date.
+/// VMs with increasing times of silence; each has two rows of the same date.
 struct Silent(Vec<(String, Vec<Document>)>);
 
 impl Silent {
@@ -117,9 +117,9 @@ impl Silent {
 async fn returns_newest_rows_of_long_silent_vm() {
     let stack = stack().start().await;
     let silent = Silent::store(&stack).await;
-    // Of rows that the service has not seen come in.
+    // The service has not seen these rows arrive.
     silent.check(&stack).await;
-    // And when it knows of each VM when it reported last.
+    // The service knows when each VM last reported.
     stack.command(Program::Metrics, &["rebuild"], "");
     silent.check(&stack).await;
 }
@@ -134,7 +134,7 @@ async fn returns_newest_rows_of_long_unseen_name() {
             now - Duration::from_secs(age),
             UTC_OFFSET.default.parse().unwrap(),
         );
-        // One that is there at each date, and one that is no more.
+        // One process name has a row at each date, and the other has none any more.
         rows.push(process_row("vm-1", date.as_str(), "always", pid));
         if age > HOUR {
             rows.push(process_row("vm-1", date.as_str(), "once", pid));

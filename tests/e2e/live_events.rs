@@ -1,4 +1,5 @@
-//! Live events: one for each stored row of a VM, after it is stored, and none in the way of rows.
+//! Live events: one for each stored row of a VM, published after the row is stored; a failure to publish never delays
+//! rows.
 
 use std::time::Instant;
 
@@ -13,7 +14,7 @@ use vmwatch_api::{
 
 use crate::history_support::{SECOND, process, publish, recent_bucket, sample, stack, stored};
 
-/// The events of a VM from a sequence on, so many of them.
+/// This many events of a VM, from a sequence on.
 async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) -> Vec<(u64, LiveEvent)> {
     let instance: Option<InstanceId> = instance.map(|instance| instance.parse().unwrap());
     let reading = async {
@@ -59,13 +60,13 @@ async fn publishes_each_stored_sample_once() {
     let mut first = sample("vm-1", from_ms, "+00:00", 12.5);
     first.processes = vec![process("nginx", 1, 5.0), process("sh", 2, 0.0)];
     publish(&stack, &first).await;
-    let told = events(&stack, Some("vm-1"), 1, 2).await;
-    println!("told {:?} after the publish", started.elapsed());
-    // The row is there when its event is.
+    let received = events(&stack, Some("vm-1"), 1, 2).await;
+    println!("events received {:?} after the publish", started.elapsed());
+    // The row is stored before its event is published.
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 1);
-    let LiveEvent::Sample(row) = &told[0].1 else {
-        panic!("{told:?}")
+    let LiveEvent::Sample(row) = &received[0].1 else {
+        panic!("{received:?}")
     };
     assert_eq!(
         (
@@ -81,19 +82,19 @@ async fn publishes_each_stored_sample_once() {
         (87.5, 6.25, 87.5)
     );
     assert_eq!((row.values.net_incoming, row.values.net_outgoing), (37.5, 62.5));
-    let LiveEvent::Processes(rows) = &told[1].1 else {
-        panic!("{told:?}")
+    let LiveEvent::Processes(rows) = &received[1].1 else {
+        panic!("{received:?}")
     };
     assert_eq!((rows.at_ms, rows.rows), (from_ms, 2));
 
-    // Redelivered: stored and published already.
+    // The message is redelivered; its row is stored and its event published already.
     publish(&stack, &first).await;
     publish(&stack, &sample("vm-2", from_ms, "+00:00", 1.0)).await;
     for second in 1..20 {
         publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
     }
     stored(&stack).await;
-    let (seen, _) = told[1];
+    let (seen, _) = received[1];
     let replayed = events(&stack, Some("vm-1"), seen + 1, 19).await;
     let moments: Vec<_> = replayed
         .iter()
@@ -112,7 +113,7 @@ async fn publishes_each_stored_sample_once() {
     assert_eq!(events(&stack, None, 1, 22).await.len(), 22);
 }
 
-/// Without its stream an event is lost and counted; rows are stored as if nothing were, and the stream comes back.
+/// Without the stream of events an event is lost and counted, rows are still stored, and the stream is created again.
 #[tokio::test]
 async fn lost_event_does_not_delay_rows() {
     let stack = stack().start().await;

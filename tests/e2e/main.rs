@@ -1,11 +1,11 @@
-//! The end-to-end tests: one module a topic, each test a story on real processes (the crate `testkit` is their harness).
+//! The end-to-end tests: one module per topic, each on real processes (the crate `testkit` is their harness).
 
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "what fails here is the test"
+    reason = "a panic fails the test"
 )]
 
 mod agent;

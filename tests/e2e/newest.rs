@@ -1,4 +1,4 @@
-//! Equal reads share a query, and an answer is given again for as long as the setting says and no longer.
+//! Equal reads share a query. A cached answer is used for at most the time of the setting.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ async fn stack(kept: &str) -> Stack {
     builder.set(Program::Metrics, SETTING, kept).start().await
 }
 
-/// Stores a row that is newer than all before it.
+/// Stores a row that is newer than all previous rows.
 async fn store_row(stack: &Stack, number: i32) {
     let now = CreateDate::at(SystemTime::now(), UTC_OFFSET.default.parse().unwrap());
     store_vms(stack, [vm_row(VM, now.as_str(), number)]).await;
@@ -29,7 +29,7 @@ async fn read(stack: &Stack, session: &str, limit: u32) -> Vec<Value> {
     stack.gateway(0).rows(session, codes::VM, limit, data).await
 }
 
-/// How often the store was asked for newest rows.
+/// The number of queries for newest rows.
 async fn queries(stack: &Stack) -> u64 {
     let metrics = stack.replica(Program::Metrics, 0).metrics().await;
     let counted = metrics
@@ -43,7 +43,7 @@ async fn answers_are_not_older_than_setting() {
     let kept = Duration::from_millis(500);
     let stack = stack("500ms").await;
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // By number, the moment at which each row was stored.
+    // The time at which each row was stored, by its number.
     let mut stored = Vec::new();
     let (mut given_again, end) = (0, Instant::now() + Duration::from_secs(4));
     while Instant::now() < end {
@@ -56,11 +56,11 @@ async fn answers_are_not_older_than_setting() {
         let missing = stored.get(newest + 1).map(|since| asked.duration_since(*since));
         assert!(
             missing.is_none_or(|since| since <= kept),
-            "an answer lacked a row that was stored {missing:?} before"
+            "an answer did not contain a row that was stored {missing:?} before the request"
         );
         given_again += u32::from(missing.is_some());
     }
-    assert!(given_again > 0, "no answer was ever given again");
+    assert!(given_again > 0, "no answer came from the cache");
     testkit::eventually("the last row is read", PATIENCE, async || {
         let rows = read(&stack, &session, 1).await;
         let newest = rows.first().and_then(|row| row["proc"].as_u64());

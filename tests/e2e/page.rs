@@ -1,5 +1,4 @@
-//! Tests how the gateway serves the page, and runs the browser stories (gateway/web/e2e) in a real Chromium on whole
-//! stacks.
+//! Tests how the gateway serves the page, and runs the browser tests (gateway/web/e2e) in Chromium on whole stacks.
 
 mod stories;
 mod teller;
@@ -12,13 +11,16 @@ use crate::rest::client::{Api, Reply};
 #[tokio::test]
 async fn serves_page_with_strict_policy() {
     let stack = Stack::builder().start().await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let get = async |path: &str, accept: &str, encoding: &str| {
-        let request = nobody.raw(Method::GET, path).header("accept", accept);
+        let request = anonymous.raw(Method::GET, path).header("accept", accept);
         Reply::of(request.header("accept-encoding", encoding)).await
     };
     let page = get("/", "*/*", "identity").await;
-    assert_eq!(page.status, 200, "built without its page? {page:?}");
+    assert_eq!(
+        page.status, 200,
+        "the gateway was built without its page: {page:?}"
+    );
     for (name, value) in [
         ("content-type", "text/html; charset=utf-8"),
         ("cache-control", "no-store"),
@@ -34,7 +36,7 @@ async fn serves_page_with_strict_policy() {
     );
     assert!(!policy.contains("unsafe"), "{policy}");
 
-    // Every view has an address, which the page itself understands.
+    // Every view has an address that the page itself interprets.
     for view in ["/vms/vm-1?range=1h", "/operations", "/no/such/view"] {
         assert_eq!(get(view, "text/html,*/*;q=0.8", "identity").await.body, page.body);
     }
@@ -45,14 +47,14 @@ async fn serves_page_with_strict_policy() {
         .await
         .problem(404, "not_found");
     let posted = Reply::of(
-        nobody
+        anonymous
             .raw(Method::POST, "/operations")
             .header("accept", "text/html"),
     )
     .await;
     posted.problem(404, "not_found");
 
-    // What it loads never changes under its name, and is sent packed.
+    // Files whose names contain their hash never change, and are sent compressed.
     let files: Vec<_> = page
         .body
         .split('"')
@@ -60,7 +62,7 @@ async fn serves_page_with_strict_policy() {
         .collect();
     assert!(
         files.len() >= 3,
-        "a script, a style sheet, an icon: {}",
+        "expected a script, a style sheet and an icon: {}",
         page.body
     );
     let undecoded = reqwest::Client::builder().no_gzip().build().unwrap();

@@ -1,4 +1,4 @@
-//! Lists that are larger than one message of the bus: they come in pages, and nothing in them is hidden.
+//! Lists that are larger than one message of the bus are returned in pages, without omissions.
 
 use std::collections::BTreeSet;
 
@@ -24,9 +24,9 @@ use crate::{
     rows::{process_row, store_processes, store_vms, vm_row},
 };
 
-/// As many processes as a page of the REST API may hold.
+/// The maximum number of processes on a page of the REST API.
 const PROCESSES: u32 = 1000;
-/// A process that names itself so takes six bytes of JSON for each byte of its name.
+/// A process name that takes six bytes of JSON for each of its bytes.
 fn hostile_name() -> String {
     "\u{1}".repeat(256)
 }
@@ -35,10 +35,10 @@ fn vm() -> InstanceId {
     "vm-1".parse().unwrap()
 }
 
-/// The process table of a hostile guest, in as many parts as an agent would send.
+/// The process table of a hostile guest, in as many parts as an agent sends.
 pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: u64) {
     let pids: Vec<u32> = (1..=PROCESSES).collect();
-    // 16 rows of such names are just below the bytes of a part.
+    // 16 rows with such names are just below the maximum size of a part.
     for (index, chunk) in (0..).zip(pids.chunks(16)) {
         let mut body = sample(instance, at_ms, 5.0);
         body.part = index;
@@ -47,7 +47,7 @@ pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: 
             .iter()
             .map(|&pid| {
                 let mut process = process(&hostile_name(), pid, 1.0, at_ms - 60 * SECOND);
-                // Half of them ended, all at one moment.
+                // Half of the processes ended, all at the same time.
                 process.shutdown_time = (pid % 2 == 0).then_some(process.running_time + 30.0);
                 process
             })
@@ -57,7 +57,7 @@ pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: 
     stored(stack).await;
 }
 
-/// Fails where the reply of a page takes more than a page may.
+/// Fails if the reply of a page exceeds the maximum size of a page.
 fn check_size<M: Method>(reply: &M::Reply) {
     let bytes = serde_json::to_vec(reply).unwrap().len();
     assert!(bytes < PAGE_BYTES + 1024, "{}: {bytes} bytes", M::INFO.subject);
@@ -69,7 +69,7 @@ fn distinct(pids: &[i64]) {
     assert_eq!(pids.len(), PROCESSES as usize, "each once");
 }
 
-/// The pids of a list of rows, over all its pages, and how many pages there were.
+/// The pids of a list of rows, from all its pages, and the number of pages.
 async fn rows_on_the_bus(stack: &Stack, by_name: bool) -> (Vec<i64>, usize) {
     let (mut limit, mut before): (Limit, Option<RowPlace>) = (Limit::new(1000).unwrap(), None);
     let (mut pids, mut pages) = (Vec::new(), 0);
@@ -154,7 +154,7 @@ async fn events_on_the_bus(stack: &Stack, range: TimeRange) -> (usize, usize) {
     (places.len(), pages)
 }
 
-/// All items of a list of the REST API, and how many pages they came on.
+/// All items of a list of the REST API, and the number of its pages.
 async fn all_of(api: &Api, path: &str, items: &str, cursor: &str) -> (Vec<Value>, usize) {
     let (mut all, mut pages) = (Vec::new(), 0);
     let mut page = api.read(path).await;
@@ -185,7 +185,7 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
         let (pids, pages) = table_on_the_bus(&stack, sort).await;
         distinct(&pids);
         assert!(pages > 1, "{pages} pages");
-        // All have the same figures and name, so that the order is that of the pids.
+        // All rows have the same values and name, so they are sorted by pid.
         assert!(pids.is_sorted(), "{sort:?}");
     }
     let range = TimeRange::new(at_ms - 120 * SECOND, at_ms).unwrap();
@@ -211,7 +211,7 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
     let gone = format!("/vms/vm-1/processes?cursor={}.{}", at_ms - 1, "0".repeat(24));
     api.get(&gone).await.problem(404, "not_found");
 
-    // The API of 2017 knows no pages: its one answer holds all of them.
+    // The API of 2017 has no pages: one answer contains all rows.
     let token = api.token.clone().unwrap();
     for (method, format) in [(611_711, "json"), (611_711, "python"), (611_712, "json")] {
         let body = json!({
@@ -231,7 +231,7 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
     }
 }
 
-/// A user whose scope names as many VMs as it may, with ids of the greatest length.
+/// A user whose scope has the maximum number of VMs, with ids of the maximum length.
 fn large_user(number: usize) -> Document {
     let instances = (0..500).map(|index| Bson::from(format!("{number:032}{index:032}")));
     doc! {
@@ -240,7 +240,7 @@ fn large_user(number: usize) -> Document {
     }
 }
 
-/// A command as lifecycle-svc records it, with a long story.
+/// An operation as lifecycle-svc records it, with many steps.
 fn large_operation(number: usize) -> Value {
     let id = format!("{number:032x}");
     let event = json!({ "at_ms": 1, "state": "succeeded", "text": "x".repeat(4000) });
@@ -281,7 +281,7 @@ async fn limits_page_size_of_record_lists() {
 
     let api = Api::with(&stack, Role::Admin, Scope::All).await;
     let (listed, pages) = all_of(&api, "/users?limit=1000", "users", "after").await;
-    // With the first administrator and the user of the test's own session.
+    // The list includes the first administrator and the user of the test's own session.
     assert!(
         listed.len() == USERS + 2 && pages > 1,
         "{} on {pages}",
@@ -293,7 +293,7 @@ async fn limits_page_size_of_record_lists() {
         "{} on {pages}",
         listed.len()
     );
-    testkit::eventually("all commands are listed", testkit::PATIENCE, async || {
+    testkit::eventually("all operations are listed", testkit::PATIENCE, async || {
         let (listed, pages) = all_of(&api, "/operations?limit=1000", "operations", "cursor").await;
         let ids: BTreeSet<_> = listed.iter().map(|row| row["id"].to_string()).collect();
         let whole = listed.len() == RECORDS && ids.len() == RECORDS && pages > 1;
@@ -326,7 +326,7 @@ async fn returns_charts_of_longest_numbers_completely() {
     let stack = stack().start().await;
     let first_ms = unix_millis() / SECOND * SECOND - (POINTS + 10) * SECOND;
     let date = |second: u64| CreateDate::at_millis(first_ms + second * SECOND, UtcOffset::UTC);
-    // Written with 17 digits and an exponent.
+    // Numbers with 17 digits and an exponent.
     let number = 1.234_567_890_123_456_7e-300;
     let numbers = |row: Document| {
         let row = row.into_iter().map(|(key, value)| match value {

@@ -1,4 +1,4 @@
-//! The users and permissions of deploy/nats: the whole stack works under them, and what they forbid is refused.
+//! The users and permissions of deploy/nats: the whole stack works with them, and forbidden actions are refused.
 
 use std::{fs, time::Duration};
 
@@ -12,10 +12,10 @@ use vmwatch_api::{
 };
 use vmwatch_bus::Context;
 
-/// What the server logs of a refusal.
+/// The server's log message for a refusal.
 const VIOLATION: &str = "Violation";
 
-/// Every program does all of its work, the people's tools included, and the server has nothing to refuse.
+/// Every program and the operators' tools do all their work, and the server refuses nothing.
 #[tokio::test]
 async fn whole_stack_works_with_permissions() {
     let stack = Stack::builder()
@@ -44,7 +44,7 @@ async fn whole_stack_works_with_permissions() {
     assert_eq!(started.status(), 1, "{started:?}");
 
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
-    // A ready service may not have subscribed to pings yet, and a busy machine answers late.
+    // A service that is ready may not have subscribed to pings yet, and a busy machine answers late.
     let all = "auth, lifecycle and two replicas of metrics are found";
     eventually(all, PATIENCE, async || {
         let found = services(&operator).await;
@@ -95,7 +95,7 @@ async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     names
 }
 
-/// The user and the attempt: `None` publishes; a queue group (empty for none) subscribes.
+/// The bus user and its attempt: `None` publishes; `Some` subscribes in this queue group (empty for none).
 const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     // Only the gateway publishes requests.
     ("vmwatch-auth", "vmwatch.v1.metrics.vm.latest", None),
@@ -105,12 +105,12 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-operator", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.lifecycle.start", None),
-    // Only an agent publishes samples, and only its own instance's; an operator replays dead letters.
+    // Only an agent publishes samples, and only of its own instance. An operator may replay dead letters.
     ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.vm-2", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.dead_letters.vm-1", None),
-    // Only the service may subscribe to its subjects, and only in its queue group: another subscriber could read
+    // Only the service may subscribe to its subjects, and only in its queue group. Another subscriber could read
     // passwords.
     ("vmwatch-gateway", "vmwatch.v1.auth.login", Some("")),
     ("vmwatch-auth", "vmwatch.v1.auth.login", Some("")),
@@ -127,14 +127,14 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ),
     ("vmwatch-operator", ">", Some("")),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.>", Some("")),
-    // Everybody has an inbox of its own, and nobody sends what was not asked for.
+    // Each user has its own inbox, and no other user can publish to it.
     ("vmwatch-operator", "_INBOX_vmwatch-gateway.>", Some("")),
     ("vmwatch-metrics", "_INBOX.>", Some("")),
     ("vmwatch-gateway", "_INBOX_vmwatch-auth.>", Some("")),
     ("vmwatch-agent-vm-1", "_INBOX_vmwatch-agent-vm-2.>", Some("")),
     ("vmwatch-metrics", "_INBOX_vmwatch-gateway.made-up", None),
     ("vmwatch-operator", "_INBOX_vmwatch-gateway.made-up", None),
-    // Sessions are written by auth alone, and read by gateways.
+    // Only auth-svc writes sessions, and only gateways read them.
     ("vmwatch-gateway", "$KV.vmwatch_sessions.made-up", None),
     (
         "vmwatch-gateway",
@@ -153,7 +153,7 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
         None,
     ),
-    // What was recorded stays.
+    // Audit records cannot be deleted or changed.
     ("vmwatch-auth", "$JS.API.STREAM.DELETE.VMWATCH_AUDIT", None),
     ("vmwatch-lifecycle", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),
     ("vmwatch-auth", "vmwatch.v1.audit.lifecycle.start", None),
@@ -218,7 +218,7 @@ async fn refuses_wrong_bus_passwords() {
         refused(ConnectOptions::new().user_and_password(user.to_owned(), password.to_owned())).await;
     }
 
-    // A new password, by the steps of docs/operations.md.
+    // Changes a password by the steps of docs/operations.md.
     let secrets = nats.secrets().unwrap();
     let with =
         |password: String| ConnectOptions::new().user_and_password("vmwatch-gateway".to_owned(), password);

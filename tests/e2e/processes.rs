@@ -1,4 +1,4 @@
-//! Processes of any moment: tables, the past of some of them, starts and ends.
+//! Processes at any time: process tables, the history of selected processes, starts and ends.
 
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use testkit::Stack;
@@ -38,7 +38,7 @@ fn names(table: &ProcessTable) -> Vec<&str> {
         .collect()
 }
 
-/// A row as it is stored.
+/// A row as stored.
 #[derive(Clone, Copy)]
 struct Row {
     at_ms: u64,
@@ -66,7 +66,7 @@ async fn store(stack: &Stack, rows: &[Row]) {
     store_processes(stack, rows.iter().map(|row| row.document())).await;
 }
 
-/// Whole seconds, as the rows of these tests have them.
+/// A time in whole seconds, as in the rows of these tests.
 fn ago(millis: u64) -> u64 {
     unix_millis() / SECOND * SECOND - millis
 }
@@ -87,7 +87,7 @@ async fn returns_newest_table_at_or_before_time() {
     for (asked, expected) in [
         (None, Some(3)),
         (Some(moments[3] + 7), Some(3)),
-        // A millisecond before it was taken there was the one before.
+        // A millisecond before this table was taken, the previous table is returned.
         (Some(moments[3] + 6), Some(2)),
         (Some(ago(HOUR)), Some(1)),
         (Some(moments[1] + 7), Some(1)),
@@ -105,7 +105,7 @@ async fn returns_newest_table_at_or_before_time() {
         assert_eq!(table.processes.first().map(|process| process.name.clone()), name);
         assert_eq!(table.total, if expected.is_some() { 50 } else { 0 });
     }
-    // The moment of a table gives the same table.
+    // A query with the time of a table returns the same table.
     let table = table_at(None).await;
     assert_eq!(table_at(table.at_ms).await, table);
 
@@ -189,10 +189,13 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
     }
 }
 
-/// Two workers of one name, one of which ends; a pid that comes into use again under another name, and one that
-/// runs another program in the midst of its life.
+/// Two workers of one name, of which one ends; a pid that is reused under another name; and a process that starts
+/// another program.
 #[tokio::test]
-#[expect(clippy::too_many_lines, reason = "one life of three processes, told once")]
+#[expect(
+    clippy::too_many_lines,
+    reason = "one history of three processes, checked in several ways"
+)]
 async fn the_past_of_processes_is_one_series() {
     let stack = stack().start().await;
     let start = unix_millis() / HOUR * HOUR - 2 * HOUR;
@@ -214,7 +217,7 @@ async fn the_past_of_processes_is_one_series() {
         rows.push(row(minute, if minute < 20 { "sh" } else { "java" }, 3, 200.0));
         rows.push(row(minute, "idle", 4, 0.0));
     }
-    // The last row of pid 2, and another process with its pid later.
+    // The last row of pid 2, then another process with that pid.
     rows.push(Row {
         ended_ms: Some(start + 30 * MINUTE - SECOND),
         cpu_util: 0.0,
@@ -278,7 +281,7 @@ async fn the_past_of_processes_is_one_series() {
             max: 2.0
         }
     );
-    // The last row of an ended process is of one that no longer runs.
+    // The last row of an ended process does not count as running.
     assert_eq!(
         series.buckets[3].processes,
         Stat {
@@ -298,7 +301,7 @@ async fn the_past_of_processes_is_one_series() {
             max: 59.0
         }
     );
-    // By its pid alone, under both of its names, and of one that has ended, with its successor.
+    // By pid alone: a process under both of its names, and an ended process with its successor.
     let by_pid = async |pid, to_ms| {
         let series = call::<ProcessHistory>(&stack, &past(None, Some(pid), start, to_ms, 60)).await;
         series.buckets.iter().map(|bucket| bucket.count).sum::<u64>()
@@ -309,7 +312,7 @@ async fn the_past_of_processes_is_one_series() {
     assert_eq!(by_pid(3, start + HOUR).await, 60);
     assert_eq!(by_pid(9, start + HOUR).await, 0);
 
-    // Buckets are whole: those of this range end two hours after it at most, long before the rows begin.
+    // The range has whole buckets, which end at most two hours after it, long before the first rows.
     let nothing = past(Some("nginx"), None, start - DAY, start - 12 * HOUR, 10);
     let nothing = call::<ProcessHistory>(&stack, &nothing).await;
     let hidden = past(Some("nginx"), None, start, start + HOUR, 10);
@@ -338,7 +341,7 @@ async fn lists_starts_and_ends_newest_first() {
     let cut = start + 30 * MINUTE;
     let mut rows = Vec::new();
     for minute in 0..60 {
-        // The VM is off for some minutes around the cut, and everything starts anew.
+        // The VM is off for some minutes around the cut, then all processes start again.
         let up = if minute < 28 { boot } else { cut };
         if (28..32).contains(&minute) {
             continue;
@@ -363,12 +366,12 @@ async fn lists_starts_and_ends_newest_first() {
             limit: Limit::new(limit).unwrap(),
             before: None,
         };
-        let told = call::<ProcessEvents>(&stack, &query).await;
-        let events = told.events.into_iter().map(|event| {
+        let page = call::<ProcessEvents>(&stack, &query).await;
+        let events = page.events.into_iter().map(|event| {
             let minute = event.at_ms.cast_signed() - start.cast_signed();
             (event.kind, event.name, event.pid, minute / MINUTE.cast_signed())
         });
-        (events.collect::<Vec<_>>(), told.more)
+        (events.collect::<Vec<_>>(), page.more)
     };
     let (started, ended) = (ProcessEventKind::Started, ProcessEventKind::Ended);
     let event = |kind, name: &str, pid, minute| (kind, name.to_owned(), pid, minute);
@@ -381,12 +384,12 @@ async fn lists_starts_and_ends_newest_first() {
     assert_eq!(events(start, start + HOUR, 10).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 4).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 3).await, (all[..3].to_vec(), true));
-    // A range that ends before a process did: its start is told all the same, its end not.
+    // If a range ends before a process does, it contains the start but not the end.
     assert_eq!(
         events(start + 35 * MINUTE, start + 42 * MINUTE, 10).await,
         (all[1..2].to_vec(), false)
     );
-    // The end of the range is not within it.
+    // The end of a range is exclusive.
     assert_eq!(events(start, start + 10 * MINUTE, 10).await, (Vec::new(), false));
     assert_eq!(
         events(boot, start, 10).await,

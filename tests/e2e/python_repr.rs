@@ -1,4 +1,4 @@
-//! The `repr` of rows, judged by a real `python3`: what it says of the same value is right.
+//! Compares the `repr` of rows with that of a real `python3`.
 
 use std::{
     cell::RefCell,
@@ -15,10 +15,10 @@ use proptest::{
 use serde_json::{Value, json};
 
 const CASES: u32 = 4096;
-/// A row is a dozen texts and numbers.
+/// Maximum time of an evaluation; a row has about a dozen texts and numbers.
 const ROW_CASES: u32 = 512;
 
-/// A Python that answers a line of JSON with a line of JSON.
+/// A Python process that answers each line of JSON with a line of JSON.
 struct Python {
     child: Child,
     questions: ChildStdin,
@@ -26,7 +26,7 @@ struct Python {
 }
 
 impl Python {
-    /// `expression` is evaluated for each question, which it knows as `q`.
+    /// Python evaluates `expression` for each question, which is the variable `q`.
     fn judge(expression: &str) -> RefCell<Self> {
         let program = format!(
             "import json, sys\nfor line in sys.stdin:\n q = json.loads(line)\n print(json.dumps({expression}), flush=True)"
@@ -36,7 +36,7 @@ impl Python {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .expect("python3 is needed on PATH");
+            .expect("python3 is missing in PATH");
         let (questions, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
         RefCell::new(Self {
             child,
@@ -60,7 +60,7 @@ impl Drop for Python {
     }
 }
 
-/// Texts of every plane, with more quotes, controls and look-alikes of line ends than chance would give.
+/// Texts of every Unicode plane, with a high share of quotes, control characters and line separators.
 fn text() -> impl Strategy<Value = String> {
     let special = "'\"\\\0\t\n\r\u{7f}\u{80}\u{a0}\u{ad}\u{ff}\u{100}\u{2028}\u{2029}\u{d7ff}\u{e000}\u{feff}\u{ffff}\u{10000}\u{10ffff}é中😀 az{}u,:#%";
     let special: Vec<char> = special.chars().collect();
@@ -74,13 +74,13 @@ fn text() -> impl Strategy<Value = String> {
     vec(any_char, 0..24).prop_map(String::from_iter)
 }
 
-/// Floats of every magnitude, and those at which the way of writing changes.
+/// Floats of every magnitude, and those at which the notation changes.
 fn float() -> impl Strategy<Value = f64> {
     let digits = (-1_000_000_000_000_i64..1_000_000_000_000, -30_i32..30);
     prop_oneof![
         4 => any::<u64>().prop_map(f64::from_bits),
         4 => digits.prop_map(|(digits, power)| format!("{digits}e{power}").parse().unwrap()),
-        // Sums of few powers of two: often exactly between two decimals, where the even one is right.
+        // Sums of few powers of two are often exactly between two decimals, where Python rounds to even.
         3 => (1_u64 << 49..1 << 53, -64_i32..64).prop_map(|(m, power)| Duration::from_secs(m).as_secs_f64() * 2_f64.powi(power)),
         2 => any::<i32>().prop_map(|tenths| f64::from(tenths) / 10.0),
         2 => (0_u64..4_000_000_000_000).prop_map(|millis| Duration::from_millis(millis).as_secs_f64()),
@@ -92,7 +92,7 @@ fn float() -> impl Strategy<Value = f64> {
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    // Does not store failed cases in a file; a failure prints its smallest case.
+    // Failed cases are not stored in a file; a failure prints its smallest case.
     ProptestConfig {
         cases,
         failure_persistence: None,
@@ -112,7 +112,7 @@ fn string_equals_pythons_ascii() {
 
 #[test]
 fn float_equals_pythons_repr() {
-    // Sent as its bits, so that JSON takes no part in it.
+    // The number is sent as its bits, so that the result does not depend on JSON.
     let python = Python::judge(
         "(lambda x: repr(x) if x - x == 0 else 'None')(__import__('struct').unpack('>d', bytes.fromhex(q))[0])",
     );
@@ -124,7 +124,7 @@ fn float_equals_pythons_repr() {
     });
 }
 
-/// Anything that a stored row may hold, as metrics-svc sends it: a number that is not finite as null.
+/// Any row that may be stored, as metrics-svc sends it: non-finite numbers are null.
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
         text().prop_map(Value::from),
@@ -135,7 +135,7 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Evaluated with `ObjectId=str` as the contract says, every row gives back what was stored, bit for bit.
+/// Evaluated with `ObjectId=str`, as the contract says, every row returns the stored values bit for bit.
 #[test]
 fn row_evaluates_to_stored_values() {
     let python = Python::judge("[eval(row, {'ObjectId': str}) for row in q]");

@@ -1,9 +1,9 @@
-//! Rows as an older reporter would have left them in the store.
+//! Rows in the database as an older reporter stored them.
 
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use testkit::Stack;
 
-/// The row of a VM; rows of the same date differ in `_id`, and are recognised by `proc`.
+/// The row of a VM. Rows of the same date differ in `_id` and are identified by `proc`.
 pub(crate) fn vm_row(instance: &str, create_date: &str, proc: i32) -> Document {
     doc! {
         "_id": ObjectId::new(), "instance_id": instance, "create_date": create_date, "proc": proc,
@@ -20,7 +20,7 @@ pub(crate) fn process_row(instance: &str, create_date: &str, cmd: &str, pid: i32
     }
 }
 
-/// Puts VM rows into the store.
+/// Stores VM rows.
 pub(crate) async fn store_vms(stack: &Stack, rows: impl IntoIterator<Item = Document>) {
     stack
         .database
@@ -31,7 +31,7 @@ pub(crate) async fn store_vms(stack: &Stack, rows: impl IntoIterator<Item = Docu
         .unwrap();
 }
 
-/// Puts process rows into the store.
+/// Stores process rows.
 pub(crate) async fn store_processes(stack: &Stack, rows: impl IntoIterator<Item = Document>) {
     stack
         .database

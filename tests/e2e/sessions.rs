@@ -1,4 +1,4 @@
-//! Sessions: made by one gateway, good on all at once, and ended everywhere.
+//! Sessions: made by one gateway, valid on all at once, and ended everywhere.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ fn vm_request(session: &Value) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Whether a gateway takes the session; anything but yes and the contract's no is a failure.
+/// Whether a gateway accepts the session. Fails on any answer but success and the contract's refusal.
 async fn accepted(gateway: &Gateway, session: &str) -> bool {
     let answer = gateway.post(&vm_request(&json!(session))).await;
     let accepted = answer.status() == 1;
@@ -25,7 +25,7 @@ async fn accepted(gateway: &Gateway, session: &str) -> bool {
     accepted
 }
 
-/// A gateway learns of a session by watching; a request that is faster than the watch is answered as well.
+/// A gateway learns of a session by watching the bucket. A request that arrives before the update is answered as well.
 #[tokio::test]
 async fn new_session_is_valid_on_every_gateway_at_once() {
     let stack = Stack::builder()
@@ -39,9 +39,9 @@ async fn new_session_is_valid_on_every_gateway_at_once() {
         let session = gateways[turn % 3].login(ADMIN.0, ADMIN.1).await;
         assert!(accepted(gateways[(turn + 1) % 3], &session).await, "turn {turn}");
         assert!(accepted(gateways[(turn + 2) % 3], &session).await, "turn {turn}");
-        assert!(seen.insert(session), "a session is never given twice");
+        assert!(seen.insert(session), "every session is new");
     }
-    // Without the time that passwords take, the request and the watch run side by side.
+    // Without the delay of password hashing, requests arrive at the same time as the watch's updates.
     for turn in 0..200 {
         let session = stack.session(Role::Viewer, Scope::All).await;
         let [first, second, third] = gateways.map(|gateway| accepted(gateway, &session));
@@ -68,26 +68,29 @@ async fn session_expires() {
         let taken = accepted(gateway, &session).await;
         assert!(
             taken || before.elapsed() > Duration::from_secs(2),
-            "it ended too early"
+            "the session ended too early"
         );
         eventually("the session ends", PATIENCE, async || {
             if accepted(gateway, &session).await {
-                Err("it is still taken".to_owned())
+                Err("the session is still accepted".to_owned())
             } else {
                 Ok(())
             }
         })
         .await;
-        assert!(before.elapsed() >= Duration::from_secs(2), "it ended too early");
+        assert!(
+            before.elapsed() >= Duration::from_secs(2),
+            "the session ended too early"
+        );
     }
     assert!(
         made.elapsed() < Duration::from_secs(4),
-        "it lived too long: {:?}",
+        "the session ended too late: {:?}",
         made.elapsed()
     );
 }
 
-/// One answer for all that is no session, whatever else is wrong with the request.
+/// Every invalid session gets the same answer, whatever else is wrong with the request.
 #[tokio::test]
 async fn refuses_all_invalid_sessions_alike() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
@@ -124,7 +127,7 @@ async fn refuses_all_invalid_sessions_alike() {
             "{no_text}"
         );
     }
-    // The session comes before any other parameter, and for every method but login.
+    // The session is checked before all other parameters, for every method but login.
     for method in [
         codes::PROCESSES,
         codes::VM,
@@ -144,7 +147,8 @@ async fn refuses_all_invalid_sessions_alike() {
     }
 }
 
-/// What an operator does with users takes hold at once, and a wrong user reads as a wrong password.
+/// An operator's changes of users take effect at once. A login of an unknown user gets the same answer as a wrong
+/// password.
 #[tokio::test]
 async fn password_change_ends_sessions_of_user() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
@@ -159,7 +163,7 @@ async fn password_change_ends_sessions_of_user() {
     for index in [0, 1] {
         eventually("the session ends", Duration::from_secs(1), async || {
             if accepted(stack.gateway(index), &session).await {
-                Err("it is still taken".to_owned())
+                Err("the session is still accepted".to_owned())
             } else {
                 Ok(())
             }
@@ -167,7 +171,7 @@ async fn password_change_ends_sessions_of_user() {
         .await;
         assert!(
             accepted(stack.gateway(index), &other).await,
-            "other users keep theirs"
+            "other users keep their sessions"
         );
     }
     gateway.login("eve", "second password").await;

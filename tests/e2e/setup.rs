@@ -1,4 +1,4 @@
-//! Streams and buckets: made and changed by the `setup` commands alone, and by no running service's credential.
+//! Only the `setup` commands can make and change streams and buckets; no credential of a running service can.
 
 use std::{collections::BTreeSet, process::Output};
 
@@ -11,7 +11,7 @@ use vmwatch_api::{
 
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 const OWNERS: [Program; 3] = [Program::Auth, Program::Metrics, Program::Lifecycle];
-/// Programs that run all the time, so that their credentials could be stolen from a running process.
+/// The programs that run all the time, so that their credentials could be stolen from a running process.
 const RUNNING: [&str; 4] = [
     "vmwatch-gateway",
     "vmwatch-auth",
@@ -19,7 +19,7 @@ const RUNNING: [&str; 4] = [
     "vmwatch-lifecycle",
 ];
 
-/// A bus with users and permissions, and a database; the streams are set up, and nothing of ours runs.
+/// A bus with users and permissions, and a database. The setups have run, and no program of ours runs.
 async fn without_services() -> Stack {
     let none = [
         Program::Gateway,
@@ -73,7 +73,7 @@ async fn setup_is_repeatable_and_refuses_to_delete_data() {
         text(&grown.stderr)
     );
 
-    // A record of 600 KB twice: more than the least size that the setting takes.
+    // Two records of 600 KB: more than the minimum of the setting.
     let jetstream = stack.bus.jetstream();
     for _ in 0..2 {
         let subject = format!("{AUDIT_SUBJECT_PREFIX}test");
@@ -113,7 +113,7 @@ async fn setup_is_repeatable_and_refuses_to_delete_data() {
     assert_eq!(info(&stack, &sessions).await.config.max_age.as_secs(), 3600);
 }
 
-/// The streams that `setup` makes, by the file itself.
+/// The streams that `setup` makes, from its source.
 fn streams() -> BTreeSet<&'static str> {
     let quoted = PERMISSIONS.split('"').skip(1).step_by(2);
     quoted
@@ -156,7 +156,7 @@ async fn service_credentials_cannot_change_streams() {
     let agent = format!("vmwatch-agent-{THIS_MACHINE}");
     let verbs = ["UPDATE", "PURGE", "DELETE", "MSG.DELETE", "RESTORE", "SNAPSHOT"];
     let mut expected = Vec::new();
-    // A connection that ends takes with it what it has not sent yet.
+    // A client that closes its connection loses the messages that it has not sent yet.
     let mut connections = Vec::new();
     for user in RUNNING.into_iter().chain([agent.as_str()]) {
         let bus = stack.nats.connect_as("an attack", user).await;
@@ -184,12 +184,12 @@ async fn service_credentials_cannot_change_streams() {
     })
     .await;
     for stream in streams() {
-        // It is there.
+        // The stream still exists.
         info(&stack, stream).await;
     }
 }
 
-/// A message that rolls a subject or the whole bucket up is a purge by the right to write a key.
+/// A message with a rollup header would purge a subject or the whole bucket with only the permission to write a key.
 #[tokio::test]
 async fn buckets_refuse_rollup_headers() {
     let stack = without_services().await;

@@ -1,4 +1,4 @@
-//! How programs start and end: readiness, and telemetry.
+//! Start and end of programs: readiness and telemetry.
 
 use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
@@ -12,8 +12,7 @@ use vmwatch_service::{
 
 use crate::traces::collector;
 
-/// A service is connected and has everything it needs, but its subscriptions have not reached NATS, so requests do not
-/// reach it.
+/// A service is connected, but its subscriptions have not reached NATS, so it gets no requests and must not be ready.
 #[tokio::test]
 async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     let stack = Stack::builder().start().await;
@@ -27,7 +26,7 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
         let replica = stack.replica(program, 0);
         replica.process.terminate(PATIENCE).await;
         replica.process.set(NATS_URL.name, proxy.url());
-        // The proxy holds pings back as well: the program must not take that for a lost connection.
+        // The proxy also holds back pings; the program must not treat that as a lost connection.
         replica.process.set(NATS_PING_INTERVAL.name, "2m");
         replica.process.start_again();
         proxy.held().await;
@@ -42,7 +41,7 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     }
 }
 
-/// The batch is sent 5 s after its first span, and the program ends at once.
+/// Spans are sent in batches each 5 s, and the program ends before that.
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_program_sends_its_buffered_spans() {
     let (address, spans) = collector().await;

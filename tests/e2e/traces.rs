@@ -1,4 +1,4 @@
-//! Traces: one tree over HTTP, bus, service and database, as a collector receives it over OTLP.
+//! Traces: one tree from HTTP over the bus and a service to the database, as a collector receives it over OTLP.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use testkit::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
 use tokio::net::TcpListener;
 use vmwatch_api::{Role, Scope};
 
-/// A span and the name of the program that it came from.
+/// A span and the name of its program.
 #[derive(Debug, Clone)]
 pub(crate) struct Received {
     program: String,
@@ -27,7 +27,7 @@ pub(crate) struct Received {
 
 pub(crate) type Spans = Arc<Mutex<Vec<Received>>>;
 
-/// An OTLP/HTTP collector that keeps everything.
+/// An OTLP/HTTP collector that keeps all spans.
 pub(crate) async fn collector() -> (SocketAddr, Spans) {
     let spans = Spans::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -70,8 +70,8 @@ pub(crate) fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-/// The chain from the root to the span, as (program, name, kind), or what is still missing: each program sends its own
-/// spans in batches, a parent in a later one than its child.
+/// The chain from the root to the span, as (program, name, kind), or the missing part: each program sends its spans in
+/// batches, so a parent can arrive after its child.
 fn chain(spans: &[Received], leaf: &Received) -> Result<Vec<(String, String, SpanKind)>, String> {
     let by_id: HashMap<&[u8], &Received> = spans
         .iter()
@@ -83,7 +83,7 @@ fn chain(spans: &[Received], leaf: &Received) -> Result<Vec<(String, String, Spa
         let span = &received.span;
         assert_eq!(span.trace_id, leaf.span.trace_id, "a parent in another trace");
         chain.push((received.program.clone(), span.name.clone(), span.kind()));
-        assert!(span.parent_span_id.is_empty() || chain.len() < 10, "a circle");
+        assert!(span.parent_span_id.is_empty() || chain.len() < 10, "a cycle");
         next = by_id.get(span.parent_span_id.as_slice()).copied();
         if next.is_none() && !span.parent_span_id.is_empty() {
             return Err(format!("a parent that was not sent: {chain:?}"));
@@ -122,7 +122,7 @@ async fn request_is_one_trace_from_http_to_database() {
             .is_empty()
     );
 
-    let found = eventually("the trace arrives whole", PATIENCE, async || {
+    let found = eventually("the complete trace arrives", PATIENCE, async || {
         let spans = spans.lock().unwrap().clone();
         let leaf = spans
             .iter()
@@ -194,7 +194,7 @@ async fn insert_is_linked_to_publish_of_agent() {
             SpanKind::Producer
         )
     );
-    // A batch is of many traces: it belongs to none of them.
+    // A batch stores messages of many traces, so it is a root span with links.
     assert!(batch.span.parent_span_id.is_empty());
     assert_ne!(batch.span.trace_id, publish.span.trace_id);
     assert_eq!(
@@ -203,7 +203,7 @@ async fn insert_is_linked_to_publish_of_agent() {
     );
 }
 
-/// An insert, its parent, and the span of a link of that.
+/// The span of an insert, its parent, and the span that the parent links to.
 fn linked(spans: &[Received]) -> Option<(Received, Received, Received)> {
     let by_id = |id: &[u8]| spans.iter().find(|received| received.span.span_id == id);
     spans

@@ -1,4 +1,4 @@
-//! Records of a newer version in the stores of this one: shown where possible, and left alone.
+//! Records of a newer version in this version's stores are shown where possible, and not changed.
 
 use async_nats::jetstream::kv::Store;
 use mongodb::bson::doc;
@@ -20,7 +20,7 @@ use crate::{
 
 const OPERATION: &str = "00112233445566778899aabbccddeeff";
 
-/// An operation that a replica of a newer version has begun, with an expired lease.
+/// An operation that a replica of a newer version began, with an expired lease.
 pub(crate) fn newer_operation() -> Value {
     json!({
         "operation": {
@@ -33,7 +33,7 @@ pub(crate) fn newer_operation() -> Value {
     })
 }
 
-/// Puts a command of a newer version into the bucket; its revision there.
+/// Writes an operation of a newer version to the bucket. Returns its revision.
 pub(crate) async fn put_newer_operation(stack: &Stack, operation: &Value) -> (Store, u64) {
     let operations = bucket(stack, "vmwatch_operations").await;
     let revision = put(&operations, OPERATION, operation).await;
@@ -54,7 +54,7 @@ pub(crate) async fn append_newer_audit_record(stack: &Stack) {
     .await;
 }
 
-/// Gives the user a role and a scope that only a newer version knows, as that version would.
+/// Gives the user a role and a scope that only a newer version knows.
 pub(crate) async fn give_newer_role(stack: &Stack, user: &str) -> (Store, u64) {
     let set = doc! { "role": "auditor", "scope": { "tenant": "x" }, "of_a_newer_version": 1 };
     let users = stack
@@ -112,7 +112,7 @@ async fn shows_but_does_not_change_records_of_newer_version() {
     let stack = stack()
         .set(Program::Lifecycle, "VMWATCH_OPERATION_LEASE", "1s")
         .set(Program::Auth, "VMWATCH_RECONCILE_INTERVAL", "200ms")
-        // So that uses of sessions are reported every 250 ms.
+        // With this idle time-out, uses of sessions are reported every 250 ms.
         .set(Program::Auth, "VMWATCH_SESSION_IDLE_TIMEOUT", "5s")
         .start()
         .await;
@@ -124,8 +124,8 @@ async fn shows_but_does_not_change_records_of_newer_version() {
     refuses_and_keeps_newer_role(&stack, &admin).await;
     keeps_newer_fields_of_sessions(&stack).await;
 
-    // Twice the time after which a record that lost its owner is adopted.
-    eventually("leases have run out", PATIENCE, async || {
+    // Twice the time after which an operation with an expired lease is adopted.
+    eventually("leases have expired", PATIENCE, async || {
         (unix_millis() > began + 2_000)
             .then_some(())
             .ok_or("not yet".to_owned())
@@ -154,9 +154,9 @@ async fn shows_operation_audit_record_and_event(stack: &Stack, admin: &Api) {
     let event = json!({ "kind": "alert", "severity": 3 });
     publish(stack, &format!("{EVENT_SUBJECT_PREFIX}alert.vm-1"), &event).await;
     let gateway = stack.replica(Program::Gateway, 0);
-    eventually("the event is passed over", PATIENCE, async || {
+    eventually("the unknown event is counted", PATIENCE, async || {
         let counted = metric(gateway, "vmwatch_events_of_newer_kinds_total").await;
-        // Exact: it is a count.
+        // The comparison is exact, because the value is a count.
         (counted > 0.5).then_some(()).ok_or(counted.to_string())
     })
     .await;
@@ -177,7 +177,8 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
         (&listed["role"], &listed["scope"]),
         (&json!("unknown"), &json!("unknown"))
     );
-    // Passes after it: users that were made later have been mirrored, or removed from the bucket.
+    // Waits for a reconciler pass that began after this: users that were added later are mirrored or removed from the
+    // bucket.
     let auth = stack.replica(Program::Auth, 0);
     let ghost = json!({
         "principal": { "user": "ghost", "role": "viewer", "scope": "all" }, "sessions_not_before_ms": 0,
@@ -185,7 +186,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     for _ in 0..2 {
         let before = metric(auth, "vmwatch_users_reconciled_total").await;
         put(&users, &UserKey::of("ghost").bucket_key(), &ghost).await;
-        eventually("a pass is over", PATIENCE, async || {
+        eventually("a reconciler pass has ended", PATIENCE, async || {
             let reconciled = metric(auth, "vmwatch_users_reconciled_total").await;
             (reconciled > before).then_some(()).ok_or(reconciled.to_string())
         })
@@ -193,7 +194,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     }
     let key = UserKey::of("Vera").bucket_key();
     assert_eq!(users.entry(&key).await.unwrap().unwrap().revision, revision);
-    // The session was kept: it is valid again when the role is known again.
+    // The session was kept: it is valid again as soon as the role is known.
     let mut record = value(&users, &key).await;
     record["principal"]["role"] = json!("viewer");
     record["principal"]["scope"] = json!("all");
@@ -207,12 +208,12 @@ async fn keeps_newer_fields_of_sessions(stack: &Stack) {
     let sessions = bucket(stack, SESSION_BUCKET).await;
     let mut record = value(&sessions, &token.key()).await;
     record["of_a_newer_version"] = json!({ "a": [1] });
-    // A use is due soon.
+    // The next use of this session must be recorded soon.
     record["last_used_at_ms"] = json!(unix_millis() - 1_000);
     record["idle_ends_at_ms"] = json!(unix_millis() + 4_000);
     let revision = put(&sessions, &token.key(), &record).await;
     let api = Api::of(stack.gateway(0)).holding(&session);
-    eventually("a use is noted", PATIENCE, async || {
+    eventually("the use is recorded", PATIENCE, async || {
         assert_eq!(api.get("/me").await.status, 200);
         let entry = sessions.entry(token.key()).await.unwrap().unwrap();
         (entry.revision > revision)

@@ -1,4 +1,4 @@
-//! The list of VMs: the newest row of each, whatever order rows come in, at one query a page.
+//! The list of VMs shows the newest row of each, in whatever order rows arrive, with one query per page.
 
 use futures::{StreamExt, stream};
 use testkit::{PATIENCE, Program, eventually};
@@ -22,7 +22,7 @@ fn page(after: Option<&InstanceId>, limit: u64) -> Page {
     }
 }
 
-/// A thousand VMs: one query of the database for all of them, counted by its spans.
+/// A list of a thousand VMs needs one database query, counted by its spans.
 #[tokio::test]
 async fn lists_thousand_vms_with_one_query() {
     let (address, spans) = collector().await;
@@ -67,7 +67,7 @@ async fn lists_thousand_vms_with_one_query() {
     .await;
     assert_eq!(queries, ["find vm_samples_instances"]);
 
-    // In pages, to the end.
+    // Reads all pages.
     let mut paged: Vec<VmSummary> = Vec::new();
     loop {
         let after = paged.last().map(|vm| vm.instance_id.clone());
@@ -113,7 +113,7 @@ async fn older_row_never_replaces_newer_one() {
     let target = Target {
         instance_id: "vm-1".parse().unwrap(),
     };
-    // In the middle of a slot of the sparkline, so that the test ends in the one in which it began.
+    // The time is in the middle of a slot of the sparkline, so that the test ends in the same slot.
     let slot = unix_millis() / SPARKLINE_STEP_MS - 1;
     let newest = slot * SPARKLINE_STEP_MS + 90 * SECOND;
     let before = unix_millis();
@@ -139,7 +139,7 @@ async fn older_row_never_replaces_newer_one() {
         "{first:?}"
     );
 
-    // Older ones, in the same five minutes and in earlier ones, some beyond the sparkline.
+    // Older rows: in the same five minutes and earlier, some before the sparkline.
     for (back, cpu) in [
         (SECOND, 60.0),
         (2 * SECOND, 40.0),

@@ -1,4 +1,4 @@
-//! What every handler gets for free: bounds, deadlines, panics caught, roles and scopes.
+//! Checks that the bus layer makes for every handler: limits, deadlines, panics, roles and scopes.
 
 use std::{
     sync::{
@@ -40,7 +40,7 @@ fn limited(limits: LimitSettings) -> ServeSettings {
     ServeSettings { limits, ..SETTINGS }
 }
 
-/// A service at its bound says so at once, and loses nothing of what it has taken on.
+/// A service at its limit refuses further requests at once, and completes those it accepted.
 #[tokio::test]
 async fn full_service_answers_overloaded_at_once() {
     let (nats, _folder) = nats().await;
@@ -61,7 +61,7 @@ async fn full_service_answers_overloaded_at_once() {
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let ask = |instance: &'static str| {
         let caller = caller.clone();
-        // Each as a user of its own: one user has a quarter.
+        // Each request has its own user, because one user gets a quarter of the permits.
         async move {
             caller
                 .call::<VmLatest>(&as_user(instance), &latest(instance))
@@ -84,8 +84,8 @@ async fn full_service_answers_overloaded_at_once() {
     service.drain().await;
 }
 
-/// Commands that hang take only permits of commands, and of those only a quarter for each user; reads of every kind and
-/// other users' commands go on.
+/// Commands that hang take only permits of commands, and one user at most a quarter of those. Reads of every kind and
+/// other users' commands continue.
 #[tokio::test]
 async fn hanging_commands_do_not_block_reads_or_others() {
     let (nats, _folder) = nats().await;
@@ -130,7 +130,7 @@ async fn hanging_commands_do_not_block_reads_or_others() {
     service.drain().await;
 }
 
-/// Heavy reads wait for a moment rather than fail, and cheap ones do not wait for them.
+/// Heavy reads wait up to a second for a permit, and cheap reads do not wait for them.
 #[tokio::test]
 async fn cheap_reads_pass_queued_heavy_reads() {
     let (nats, _folder) = nats().await;
@@ -164,7 +164,7 @@ async fn cheap_reads_pass_queued_heavy_reads() {
         };
         tokio::spawn(async move { caller.call::<VmHistory>(&as_user("one"), &query).await })
     };
-    // One is worked on, four wait, and one finds the user's quarter of the queue full.
+    // One request is processed, four are queued, and one exceeds the user's quarter of the queue.
     let mut asking: FuturesUnordered<_> = (0..6).map(|_| history()).collect();
     let refused = asking.next().await.unwrap().unwrap().unwrap_err();
     assert_eq!(refused.kind, FaultKind::Throttled);
@@ -179,8 +179,8 @@ async fn cheap_reads_pass_queued_heavy_reads() {
     service.drain().await;
 }
 
-/// A request that is past its deadline, or has none, never reaches a handler; one that passes it while it is worked
-/// on is answered as late, and its handler ends its work.
+/// A request whose deadline has passed or is missing never reaches a handler. If the deadline passes during processing,
+/// the answer is a timeout and the handler is cancelled.
 #[tokio::test]
 async fn service_enforces_deadlines() {
     let (nats, _folder) = nats().await;
@@ -235,7 +235,7 @@ async fn service_enforces_deadlines() {
     assert_eq!(ended.load(Ordering::SeqCst), 1);
 }
 
-/// The caller's wait ends with its deadline although nobody answers.
+/// The caller's wait ends at its deadline if no service answers.
 #[tokio::test]
 async fn caller_stops_waiting_at_its_deadline() {
     let (nats, _folder) = nats().await;
@@ -255,7 +255,7 @@ async fn caller_stops_waiting_at_its_deadline() {
     );
 }
 
-/// A panic is one failed request, and neither the service's end nor a silence until the deadline.
+/// A panic fails only its own request: the service continues, and the caller gets an answer before the deadline.
 #[tokio::test]
 async fn panic_fails_only_its_own_request() {
     let (nats, _folder) = nats().await;
@@ -272,14 +272,14 @@ async fn panic_fails_only_its_own_request() {
     assert_eq!(fault.kind, FaultKind::Internal);
     assert!(
         !fault.message.contains("defect"),
-        "the cause stays in the log: {}",
+        "the answer does not contain the cause: {}",
         fault.message
     );
     caller.call::<VmLatest>(&viewer(), &latest("good")).await.unwrap();
     service.drain().await;
 }
 
-/// Role and scope are the service's to enforce, whatever a caller checked before.
+/// The service enforces role and scope, whatever its caller has checked.
 #[tokio::test]
 async fn service_enforces_roles_and_scopes() {
     let (nats, _folder) = nats().await;
@@ -319,7 +319,7 @@ async fn service_enforces_roles_and_scopes() {
     service.drain().await;
 }
 
-/// Before, such a reply was never sent: its caller waited until the deadline.
+/// A reply above the size limit is answered with a fault at once; otherwise its caller would wait until the deadline.
 #[tokio::test]
 async fn answers_a_fault_for_a_reply_above_the_payload_limit() {
     let (nats, _folder) = nats().await;

@@ -1,4 +1,4 @@
-//! `$SRV.PING`, `INFO` and `STATS`.
+//! Service discovery: `$SRV.PING`, `INFO` and `STATS`.
 
 use serde_json::Value;
 use testkit::PATIENCE;
@@ -7,7 +7,7 @@ use vmwatch_bus::Context;
 
 use super::{ask_all, echo, latest, nats, viewer};
 
-/// `nats micro ls`, `info` and `stats` find every replica, with what it did.
+/// `nats micro ls`, `info` and `stats` find every replica, with its request counts.
 #[tokio::test]
 async fn every_replica_answers_discovery() {
     let (nats, _folder) = nats().await;

@@ -1,4 +1,4 @@
-//! Leaving a queue group: no request is lost.
+//! Leaving a queue group loses no request.
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, echo, latest, nats, replies, rows_of, viewer};
 
-/// Sends requests from 16 tasks while `body` runs, and requires the right answer to each. The body gets the number of
+/// Sends requests from 16 tasks while `body` runs, and requires the right answer to each. `body` gets the number of
 /// answers so far.
 async fn under_load(caller: &Bus, body: impl AsyncFnOnce(Arc<AtomicU64>)) {
     let over = CancellationToken::new();
@@ -60,7 +60,7 @@ async fn further(answered: &AtomicU64, count: u64) {
     .await;
 }
 
-/// Replicas that stop and start again one after the other, under load, lose no request and mix up no answer.
+/// Replicas that restart in turn under load lose no request and confuse no answers.
 #[tokio::test]
 async fn rolling_restart_loses_no_request() {
     let (nats, _folder) = nats().await;
@@ -81,8 +81,8 @@ async fn rolling_restart_loses_no_request() {
     .await;
 }
 
-/// The client counts messages over all connections, the server those of the present one. A drain must not take the
-/// first for the second.
+/// The client counts messages of all connections, and the server those of the current one. A drain must not confuse the
+/// two counts.
 #[tokio::test]
 async fn drain_after_reconnection_loses_no_request() {
     let (nats, _folder) = nats().await;
@@ -112,7 +112,7 @@ async fn drain_after_reconnection_loses_no_request() {
     stays.drain().await;
 }
 
-/// What was begun before a stop is finished, and its answer arrives.
+/// Requests that the service accepted before a stop are completed and answered.
 #[tokio::test]
 async fn drain_finishes_running_requests() {
     let (nats, _folder) = nats().await;

@@ -1,4 +1,4 @@
-//! Without a service, and without a server.
+//! Requests without a service or without a server.
 
 use std::{
     sync::{
@@ -15,8 +15,8 @@ use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, latest, nats, rows_of, viewer};
 
-/// Without a service, without a server and with a frozen server the answer comes at once, and all is well again by
-/// itself when they are back. What was asked meanwhile is never executed.
+/// Without a service, without a server and with a frozen server, requests are refused at once. Requests succeed again
+/// when the service and server are back. Refused requests are never executed.
 #[tokio::test]
 async fn reports_unreachable_bus_at_once_and_reconnects() {
     let (nats, _folder) = nats().await;
@@ -63,7 +63,7 @@ async fn reports_unreachable_bus_at_once_and_reconnects() {
 }
 
 async fn noticed(bus: &Bus) {
-    eventually("the client notices", PATIENCE, async || {
+    eventually("the client detects the outage", PATIENCE, async || {
         if bus.is_connected() {
             Err("still connected".to_owned())
         } else {

@@ -1,4 +1,4 @@
-//! NATS is killed, and frozen.
+//! NATS is killed or frozen.
 
 use std::{
     cell::Cell,
@@ -11,12 +11,12 @@ use vmwatch_api::lifecycle::MachineState;
 use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request, session, vm_request};
 use crate::ingest_support::metric;
 
-/// The shortest outage after which clients of NATS try again at their slowest, and the issue's own.
+/// Long enough that NATS clients have reached their longest retry interval.
 const OUTAGE: Duration = Duration::from_secs(5);
 const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Sends one request of each kind while the bus is unreachable: each is refused without waiting. Returns how long each
-/// took.
+/// Sends one request of each kind while the bus is unreachable: each is refused without waiting. Returns the time that
+/// each took.
 async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
     let rows = gateway.post(&vm_request(session)).await;
     assert_unavailable(&rows, codes::VM, session);
@@ -30,11 +30,11 @@ async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
     [rows, unknown, login, start].map(|answer| answer.took).to_vec()
 }
 
-/// No command that was refused ever reached the service.
+/// Checks that no refused command reached the service.
 async fn nothing_was_started(stack: &Stack) {
     let machine = MACHINES[0].0;
     assert_eq!(stack.machine_state(machine).await, MachineState::ShutOff);
-    // The state itself was asked for; of starts there were none, carried out or refused.
+    // The check itself requested the state; the service recorded no start, executed or refused.
     let metrics = stack.replica(Program::Lifecycle, 0).metrics().await;
     let starts = metrics
         .lines()
@@ -43,12 +43,14 @@ async fn nothing_was_started(stack: &Stack) {
 }
 
 async fn notices(gateway: &Gateway) {
-    eventually("the gateway notices", PATIENCE, async || {
-        match gateway.replica.readiness().await {
-            Ok(()) => Err("it still calls itself ready".to_owned()),
+    eventually(
+        "the gateway detects the outage",
+        PATIENCE,
+        async || match gateway.replica.readiness().await {
+            Ok(()) => Err("the program still reports ready".to_owned()),
             Err(_) => Ok(()),
-        }
-    })
+        },
+    )
     .await;
 }
 
@@ -61,15 +63,16 @@ async fn reports_killed_bus_at_once_and_reconnects() {
 
     stack.nats.server.kill9();
     notices(gateway).await;
-    let (away, mut took) = (Instant::now(), Vec::new());
-    while away.elapsed() < OUTAGE {
+    let (killed_at, mut took) = (Instant::now(), Vec::new());
+    while killed_at.elapsed() < OUTAGE {
         took.extend(refused(gateway, &session).await);
     }
     let (median, p99) = (quantile(&took, 0.5), quantile(&took, 0.99));
     figure("faults_nats_killed_refusals", took.len() as f64);
     figure("faults_nats_killed_refusal_p50_ms", median);
     figure("faults_nats_killed_refusal_p99_ms", p99);
-    // That the slowest waited for no deadline is asserted by `refused`: a stopwatch on a busy machine shows no more.
+    // `refused` asserts that the slowest refusal waited for no deadline; a tighter limit would depend on the load of
+    // the machine.
     assert!(median < 50.0, "{median} ms");
 
     let back = Cell::new(None);
@@ -90,7 +93,8 @@ async fn reports_killed_bus_at_once_and_reconnects() {
     gateway.login(ADMIN.0, ADMIN.1).await;
 }
 
-/// A frozen server holds its connections: until its silence is noticed, requests are late; from then on refused.
+/// A frozen server keeps its connections: requests time out until its silence is detected, and are refused from then
+/// on.
 #[tokio::test]
 async fn detects_frozen_bus_within_three_pings() {
     let ping = Duration::from_secs(1);
@@ -113,7 +117,10 @@ async fn detects_frozen_bus_within_three_pings() {
         }
         assert_eq!((answer.http, answer.status()), (200, 4), "{answer:?}");
         late += 1;
-        assert!(frozen.elapsed() < PATIENCE, "it is not noticed");
+        assert!(
+            frozen.elapsed() < PATIENCE,
+            "the frozen server is not detected yet"
+        );
     }
     let noticed = frozen.elapsed();
     figure(
@@ -121,7 +128,7 @@ async fn detects_frozen_bus_within_three_pings() {
         noticed.as_secs_f64() / ping.as_secs_f64(),
     );
     figure("faults_nats_frozen_timeouts_before", f64::from(late));
-    assert!(late > 0, "the deadline's answer until then");
+    assert!(late > 0, "until the detection, requests fail at their deadline");
     assert!(noticed < 3 * ping + AT_ONCE, "{noticed:?}");
     for _ in 0..10 {
         refused(gateway, &session).await;
@@ -131,7 +138,7 @@ async fn detects_frozen_bus_within_three_pings() {
     answers(gateway, &session).await;
     stack.ready().await;
     nothing_was_started(&stack).await;
-    // What was late at the gateway was not carried out afterwards either: the service refused it, or never saw it.
+    // Requests that timed out at the gateway were not executed later: the service refused them or never received them.
     let metrics = stack.replica(Program::Metrics, 0);
     let seen = metric(metrics, "vmwatch_requests_late_total").await;
     assert!(seen <= f64::from(late), "{seen} of {late}");

@@ -1,4 +1,4 @@
-//! Connections that send slowly, or nothing.
+//! Connections that send slowly or not at all.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use crate::ingest_support::{metric, resident};
 /// Interval of the bytes: short enough that a limit restarted by each byte would never be reached.
 const DRIP: Duration = Duration::from_millis(200);
 
-/// Lets this process, and those that it starts from now on, open so many files; as many as it may where none are given.
+/// Sets the limit of open files of this process and its future children; `None` sets the maximum.
 fn allow_open_files(files: Option<u64>) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = files.or(maximum);
@@ -30,7 +30,7 @@ fn allow_open_files(files: Option<u64>) {
 
 async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
     let (address, mut opened) = (address(gateway), Vec::new());
-    // Not more at once than wait at a listener.
+    // At most as many connections at once as fit into the listener's queue.
     while opened.len() < count {
         let some = (0..100.min(count - opened.len())).map(|_| Connection::open(&address));
         opened.extend(join_all(some).await.into_iter().map(Result::unwrap));
@@ -38,7 +38,7 @@ async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
     opened
 }
 
-/// The 99th percentile of so many requests one after the other, in milliseconds; all are answered well.
+/// The 99th percentile in milliseconds of this many consecutive requests, which must all succeed.
 async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
     let clients = vec![(Client::of(&[gateway], 0), vm_request(session))];
     let (seen, ()) = Load::default()
@@ -48,7 +48,7 @@ async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
     quantile(&seen.iter().map(|seen| seen.took).collect::<Vec<_>>(), 0.99)
 }
 
-/// Sends the head, then a byte at each tick, until the connection is closed; how long that took.
+/// Sends the head, then a byte at each tick, until the connection is closed. Returns the time that took.
 async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interval) -> Duration {
     let began = Instant::now();
     ticks.tick().await;
@@ -70,8 +70,8 @@ async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interva
     }
 }
 
-/// Slow heads and slow bodies are cut off at the limit, however they drip, and others are answered meanwhile. The senders
-/// have a thread of their own: what is measured beside them must not wait for them in this process.
+/// The gateway closes connections with slow heads or bodies at the time limit, and answers others meanwhile. The slow
+/// senders have their own thread, so that they do not delay the measured requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn disconnects_slow_senders_at_limit() {
     const SENDERS: usize = 1000;
@@ -93,7 +93,7 @@ async fn disconnects_slow_senders_at_limit() {
         "POST /wsgi_app.py HTTP/1.1\r\nHost: vmwatch\r\nContent-Length: 1000\r\n\r\n{",
     ];
     let senders = senders.into_iter().zip(heads.into_iter().cycle());
-    // Each at moments of its own, as strangers do.
+    // The senders start at different times, as independent clients do.
     let ticks = |index| interval_at(Moment::now() + DRIP.mul_f64(index as f64 / SENDERS as f64), DRIP);
     let dripping: Vec<_> = senders
         .enumerate()
@@ -106,7 +106,7 @@ async fn disconnects_slow_senders_at_limit() {
     figure("faults_slow_senders_longest_open_ms", longest.as_secs_f64() * 1e3);
     figure("faults_slow_senders_others_p99_ms", with);
     figure("faults_slow_senders_others_p99_without_ms", without);
-    // The limit, and what a busy machine needs to close a thousand connections.
+    // The limit, plus the time that a busy machine needs to close a thousand connections.
     assert!(longest < limit + Duration::from_secs(3), "{longest:?}");
     assert!(
         soak().is_none() || with < 2.0 * without,
@@ -114,11 +114,11 @@ async fn disconnects_slow_senders_at_limit() {
     );
 }
 
-/// Idle connections take memory of a known size, and no time from others.
+/// Idle connections use a known amount of memory and do not slow other requests.
 #[tokio::test]
 async fn idle_connections_do_not_slow_others() {
     let idle = size(1_200, 10_000);
-    // As most systems start a program; the gateway helps itself.
+    // The gateway starts with the usual limit of open files and raises it.
     allow_open_files(Some(1024));
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "5m")

@@ -1,8 +1,8 @@
-//! What a JSON parser meets in hostile places, after the cases of Nicolas Seriot's `JSONTestSuite`.
+//! Hostile JSON, after the cases of Nicolas Seriot's `JSONTestSuite`.
 
-/// What RFC 8259 calls no JSON.
+/// Texts that are not JSON by RFC 8259.
 pub(super) const NO_JSON: &[&[u8]] = &[
-    // Nothing, and less than a value.
+    // Empty and incomplete texts.
     b"",
     b" ",
     b"\n",
@@ -103,7 +103,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"\"a",
     b"\"a\"\"b\"",
     b"\xe5",
-    // Words.
+    // Literals.
     b"[tru]",
     b"[True]",
     b"[TRUE]",
@@ -112,7 +112,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[undefined]",
     b"[fals]",
     b"nulltrue",
-    // Other languages.
+    // Other formats.
     b"<html>",
     b"method=611611&limit=1",
     b"--a\r\nContent-Disposition: form-data\r\n\r\n1\r\n--a--",
@@ -120,7 +120,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"<?xml version=\"1.0\"?><!DOCTYPE a [<!ENTITY b SYSTEM \"file:///etc/passwd\">]><a>&b;</a>",
 ];
 
-/// Well-formed, and nothing that a field of ours takes; also what parsers differ about.
+/// Valid JSON that no field accepts, and texts on which parsers differ.
 pub(super) const ODD_VALUES: &[&[u8]] = &[
     b"null",
     b"true",
@@ -156,10 +156,10 @@ pub(super) const ODD_VALUES: &[&[u8]] = &[
     b"\"../../../../etc/passwd\"",
     b"\"';--\"",
     b"\"\\r\\nX-Injected: 1\"",
-    // Lone surrogates: RFC 8259 leaves them to the parser.
+    // Lone surrogates: RFC 8259 leaves their handling to the parser.
     b"\"\\uD800\"",
     b"\"\\uDC00\\uD800\"",
-    // No UTF-8.
+    // Invalid UTF-8.
     b"\"\xff\"",
     b"\"\xc0\xaf\"",
     b"\"\xed\xa0\x80\"",

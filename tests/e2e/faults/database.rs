@@ -1,4 +1,4 @@
-//! The database is killed, and frozen.
+//! The database is killed or frozen.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use super::{
 use crate::ingest_support::{outage, resident};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// How much a service may grow while it waits: 512 requests in flight and their buffers.
+/// Maximum growth of a service while it waits: 512 requests in flight and their buffers.
 const MOST_KIB: u64 = 32 << 10;
 
-/// Requests that need the database fail by their deadline; existing sessions and lifecycle are not affected; no service
-/// grows; and everything recovers without a restart.
+/// Requests that need the database fail by their deadline. Existing sessions and lifecycle are not affected, no service
+/// grows above the limit, and everything recovers without a restart.
 #[tokio::test]
 async fn unreachable_database_fails_only_its_users() {
     let stack = Stack::builder()
@@ -68,9 +68,9 @@ async fn unreachable_database_fails_only_its_users() {
         };
         let (seen, (began, ended)) = Load::default().during(clients.collect(), story).await;
 
-        let away = |seen: &&Seen| seen.sent > began && seen.sent + seen.took < ended;
+        let during_outage = |seen: &&Seen| seen.sent > began && seen.sent + seen.took < ended;
         let mut slowest = Duration::ZERO;
-        for seen in seen.iter().filter(away) {
+        for seen in seen.iter().filter(during_outage) {
             if seen.client == questions.len() - 1 {
                 assert!(seen.is_good(), "starting a VM needs no database: {seen:?}");
                 continue;
@@ -86,11 +86,15 @@ async fn unreachable_database_fails_only_its_users() {
                 );
                 assert!(
                     !seen.said.contains("session'"),
-                    "the session is as good as before: {seen:?}"
+                    "the session is still valid: {seen:?}"
                 );
             }
         }
-        let of = |client: usize| seen.iter().filter(away).filter(move |seen| seen.client == client);
+        let of = |client: usize| {
+            seen.iter()
+                .filter(during_outage)
+                .filter(move |seen| seen.client == client)
+        };
         let logins = of(questions.len() - 2).filter(|seen| !seen.is_good()).count();
         let starts = of(questions.len() - 1).count();
         figure(

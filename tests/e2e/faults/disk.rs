@@ -78,7 +78,7 @@ impl Disk {
     }
 }
 
-/// The samples that the agent made and that are not stored: lost, or on their way.
+/// The number of samples that the agent made and that are not stored: lost or in transit.
 async fn missing(stack: &Stack) -> f64 {
     let stored = stack.database.handle().collection::<Document>("vm_samples");
     let stored = stored.count_documents(doc! { "instance_id": THIS_MACHINE }).await;

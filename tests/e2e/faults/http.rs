@@ -1,5 +1,5 @@
-//! HTTP/1.1 by hand: a connection that does nothing of its own accord, neither again nor elsewhere, and costs little
-//! beside the programs that are measured.
+//! A minimal HTTP/1.1 client: it never retries or follows redirects, and uses little CPU time next to the measured
+//! programs.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub(super) struct Connection {
     read: Vec<u8>,
 }
 
-/// What a gateway answered.
+/// A gateway's answer.
 #[derive(Debug)]
 pub(super) struct Answered {
     pub(super) http: u16,
@@ -27,19 +27,19 @@ pub(super) struct Answered {
 }
 
 impl Answered {
-    /// Whether the gateway says that it ends the connection.
+    /// Whether the gateway announces that it closes the connection.
     pub(super) fn is_last(&self) -> bool {
         self.head.contains("\r\nconnection: close\r\n")
     }
 
-    /// The envelope's `status_code`; 0 where there is none.
+    /// The envelope's `status_code`; 0 if there is none.
     pub(super) fn status(&self) -> u64 {
         let envelope = serde_json::from_str::<Value>(&self.body).unwrap_or_default();
         envelope["status_code"].as_u64().unwrap_or_default()
     }
 }
 
-/// Where a gateway listens.
+/// `HOST:PORT` of the gateway.
 pub(super) fn address(gateway: &Gateway) -> String {
     gateway.url("").replace("http://", "")
 }
@@ -67,7 +67,7 @@ impl Connection {
         self.answer().await
     }
 
-    /// Reads the next answer; every answer of ours says its length.
+    /// Reads the next answer; every answer of ours states its length.
     pub(super) async fn answer(&mut self) -> io::Result<Answered> {
         let head_end = self
             .read_until(|read| find(read, b"\r\n\r\n").map(|at| at + 4))

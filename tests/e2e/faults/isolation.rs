@@ -1,7 +1,7 @@
 //! Isolation: overload of one kind leaves everything else usable.
 //!
-//! A matrix: each row is an overload, each cell a kind of work that must go on beside it, within a bound that is far
-//! above what it takes and far below a refusal.
+//! Each row of the matrix is an overload. Each cell is a kind of work that must succeed during it, within a bound far
+//! above its usual time and far below the deadline.
 
 mod cells;
 mod loads;
@@ -18,7 +18,7 @@ use self::{
 use super::{load::quantile, size, soak};
 use crate::ingest_support::metric;
 
-/// How long each overload lasts.
+/// Duration of each overload.
 fn row_length() -> Duration {
     size(Duration::from_secs(5), Duration::from_secs(30))
 }
@@ -27,12 +27,12 @@ fn row_length() -> Duration {
 const FLOOD_RATE: u32 = 400;
 /// Clients that follow live events.
 const READERS: usize = 1000;
-/// What the packet filter of deploy/nats lets a guest send, in bytes per second.
+/// The rate at which the packet filter of deploy/nats lets a guest send, in bytes per second.
 const GUEST_RATE: u32 = 128 * 1024;
-/// The most memory of the gateway, whatever the overload, in KiB.
+/// Maximum memory of the gateway in KiB, for every overload.
 const GATEWAY_MEMORY: u64 = 128 * 1024;
 
-/// Runs the cells beside a load, and holds each against its bound.
+/// Runs the cells during a load, and compares each with its bound.
 async fn row(
     name: &str,
     stack: &Stack,
@@ -51,7 +51,7 @@ async fn row(
     took
 }
 
-/// How often the gateway refused something.
+/// The number of requests that the gateway refused.
 async fn refused(stack: &Stack) -> f64 {
     metric(&stack.gateway(0).replica, "vmwatch_requests_shed_total").await
 }
@@ -76,7 +76,7 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
     compare_reads(&quiet, &flood);
 
     let before = refused(&stack).await;
-    // From so many addresses, it is for other logins to come again.
+    // Floods from many addresses delay other logins, so logins are not asserted.
     let leaves_out = [Cell::Login];
     row("distributed_login_flood", &stack, &leaves_out, async |over| {
         loads::distributed_login_flood(gateway, FLOOD_RATE, &over).await;
@@ -94,7 +94,7 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
         readers.follow(&over).await;
     })
     .await;
-    assert_eq!(readers.connected(), READERS, "some were cut off");
+    assert_eq!(readers.connected(), READERS, "some readers were disconnected");
     figure("isolation_event_readers", READERS as f64);
     figure(
         "isolation_event_readers_sent_mib",
@@ -110,8 +110,8 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
     .await;
     assert!(dead.all_were_asked(), "the hosts were no overload");
 
-    // Last: what it has sent waits in the stream when it is gone. What a guest does to ingestion without the packet filter
-    // of deploy/nats is in docs/security.md.
+    // The guest is last, because its messages wait in the stream after it has ended. docs/security.md states what a
+    // guest does to ingestion without the packet filter of deploy/nats.
     row("limited_guest", &stack, &[], async |over| {
         Box::pin(loads::hostile_guest(&stack, Some(GUEST_RATE), &over)).await;
     })
@@ -123,7 +123,7 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
 
     let memory = peak_memory(&gateway.replica.process);
     figure("isolation_gateway_peak_mib", memory as f64 / 1024.0);
-    assert!(memory <= GATEWAY_MEMORY, "the gateway had {memory} KiB");
+    assert!(memory <= GATEWAY_MEMORY, "the gateway used {memory} KiB");
 }
 
 /// Restarts lifecycle-svc with more hypervisors.
@@ -140,13 +140,13 @@ async fn add_hypervisors(stack: &Stack, more: &str) {
     lifecycle.restart().await;
 }
 
-/// What a flood of logins costs those who have a session.
+/// The effect of a flood of logins on users that already have a session.
 fn compare_reads(quiet: &Took, flood: &Took) {
     let p99 = |took: &Took| quantile(took.of(Cell::Read), 0.99);
     let (without, with) = (p99(quiet), p99(flood));
     figure("isolation_login_flood_reads_p99_ms", with);
     figure("isolation_login_flood_reads_p99_without_ms", without);
-    // Of the long form only, and of what is shipped: elsewhere other tests share the machine.
+    // Asserted only in the long form on a release build, because other tests share the machine in the short form.
     let measures = soak().is_some() && !cfg!(debug_assertions);
     assert!(
         !measures || with <= f64::max(2.0 * without, 10.0),
@@ -154,7 +154,7 @@ fn compare_reads(quiet: &Took, flood: &Took) {
     );
 }
 
-/// The most memory that a process had, in KiB.
+/// The maximum resident memory of a process so far, in KiB.
 fn peak_memory(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status

@@ -1,4 +1,4 @@
-//! Clients that ask one after the other while something happens to the stack.
+//! Clients that send one request after the other while a test changes the stack.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,8 +11,8 @@ use testkit::{Gateway, PATIENCE, eventually};
 
 use super::http::{Connection, address, post};
 
-/// A client of one or several gateways. Where one refuses it, or has said that it ends the connection, it goes to the
-/// next; a request that was sent is never sent again.
+/// A client of one or several gateways. It switches to the next gateway if the current one refuses a connection or
+/// closes it. It never repeats a request that was sent.
 #[derive(Debug)]
 pub(super) struct Client {
     addresses: Vec<String>,
@@ -20,18 +20,18 @@ pub(super) struct Client {
     connection: Option<Connection>,
 }
 
-/// What a client saw of one request.
+/// The outcome of one request.
 #[derive(Debug)]
 pub(super) struct Seen {
-    /// The question, by the index of its client.
+    /// The index of the client, which identifies the request.
     pub(super) client: usize,
     pub(super) sent: Instant,
     pub(super) took: Duration,
-    /// The HTTP status; 0 where the connection ended without an answer.
+    /// The HTTP status; 0 if the connection ended without an answer.
     pub(super) http: u16,
     /// The envelope's status.
     pub(super) status: u64,
-    /// Of an answer that is not a success: all of it.
+    /// The complete answer, unless it is a success.
     pub(super) said: String,
 }
 
@@ -82,7 +82,7 @@ impl Client {
     }
 
     async fn connect(&mut self) -> Connection {
-        eventually("a gateway takes the connection", PATIENCE, async || {
+        eventually("a gateway accepts the connection", PATIENCE, async || {
             let address = &self.addresses[self.at % self.addresses.len()];
             let opened = Connection::open(address).await;
             self.at += usize::from(opened.is_err());
@@ -92,7 +92,7 @@ impl Client {
     }
 }
 
-/// Load, and what its clients have seen so far.
+/// The load, and the outcomes so far.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     over: Cell<bool>,
@@ -100,7 +100,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Lets each client ask its question again and again until the story is over; what they saw, and what it gave.
+    /// Lets each client repeat its request while `story` runs. Returns the outcomes and the story's result.
     pub(super) async fn during<T>(
         self,
         clients: Vec<(Client, Value)>,
@@ -121,24 +121,24 @@ impl Load {
                     }
                 }
             });
-        let telling = async {
-            let told = story(&self).await;
+        let running = async {
+            let result = story(&self).await;
             self.over.set(true);
-            told
+            result
         };
-        let (_, told) = tokio::join!(join_all(asking), telling);
-        (self.seen.into_inner(), told)
+        let (_, result) = tokio::join!(join_all(asking), running);
+        (self.seen.into_inner(), result)
     }
 
-    /// How many requests were answered so far.
+    /// The number of answered requests so far.
     pub(super) fn answered(&self) -> usize {
         self.seen.borrow().len()
     }
 
-    /// Waits until so many more are answered.
+    /// Waits for this many further answers.
     pub(super) async fn goes_on(&self, more: usize) {
         let before = self.answered();
-        eventually("load goes on", PATIENCE, async || {
+        eventually("the load continues", PATIENCE, async || {
             let done = self.answered() - before;
             if done >= more {
                 Ok(())
@@ -150,7 +150,7 @@ impl Load {
     }
 }
 
-/// In milliseconds; 0.5 is the median.
+/// A quantile in milliseconds; 0.5 is the median.
 pub(super) fn quantile(of: &[Duration], share: f64) -> f64 {
     let mut sorted = of.to_vec();
     sorted.sort_unstable();

@@ -1,4 +1,4 @@
-//! Bodies that no client means: each gets the answer of its contract, and none makes a program fail.
+//! Malformed bodies: the answer is that of the contract, and no program fails.
 
 use reqwest::{Method, header};
 use serde_json::{Value, json};
@@ -12,7 +12,8 @@ use super::{
 };
 use crate::rest::client::{Api, Reply};
 
-/// No answer so far was a failure of ours, by the gateway's own count. That no program panicked is seen as each ends.
+/// Checks by the gateway's metrics that no answer was a server error. The harness checks for panics when each program
+/// ends.
 async fn no_failure_of_ours(stack: &Stack, sent: usize, what: &str) {
     let metrics = stack.replica(Program::Gateway, 0).metrics().await;
     let failures = metrics
@@ -25,7 +26,7 @@ async fn no_failure_of_ours(stack: &Stack, sent: usize, what: &str) {
     assert_eq!(stack.machine_state(MACHINES[0].0).await, MachineState::ShutOff);
 }
 
-/// Bytes that are the same in each run.
+/// Pseudo-random bytes that are the same in each run.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     // Marsaglia's xorshift.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
@@ -38,13 +39,13 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     next.take(length).collect()
 }
 
-/// The documented API: 400 where the body is no JSON object, 413 where it is too large, and otherwise a failure in the
-/// envelope, for each value in place of each field.
+/// The documented API answers 400 if the body is not a JSON object, 413 if it is too large, and otherwise a failure in
+/// the envelope, for each odd value in each field.
 #[tokio::test]
 async fn documented_api_handles_malformed_bodies() {
     let stack = Stack::builder()
         .without_login_limit()
-        // So that a busy machine is no failure.
+        // A long deadline, so that a busy machine causes no timeouts.
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
         .start()
         .await;
@@ -118,7 +119,7 @@ async fn documented_api_handles_malformed_bodies() {
     no_failure_of_ours(&stack, sent, "documented").await;
 }
 
-/// The schema that a reference stands for.
+/// Resolves a schema reference.
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     match schema["$ref"].as_str() {
         Some(reference) => &document.pointer(&reference[1..]).unwrap()["properties"],
@@ -142,7 +143,8 @@ async fn refused(api: &Api, method: &Method, path: &str, body: Vec<u8>) -> Reply
     reply
 }
 
-/// The REST API: a problem document of the 400s for each operation that takes a body, and each field of it.
+/// The REST API answers each odd value, in each field of each operation with a body, with a problem document and a 4xx
+/// status.
 #[tokio::test]
 async fn rest_api_answers_malformed_bodies_with_client_errors() {
     let stack = Stack::builder().without_login_limit().start().await;
@@ -164,7 +166,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
                 let reply = refused(&api, &method, &path, body.to_vec()).await;
                 assert!(
                     !reply.body.contains("passwd"),
-                    "what was sent is not repeated: {reply:?}"
+                    "the answer does not repeat the input: {reply:?}"
                 );
                 sent += 1;
             }
@@ -178,7 +180,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
             }
             for field in resolved(&document, schema).as_object().unwrap().keys() {
                 fields += 1;
-                // No field of ours takes an object with these keys, or a list of lists.
+                // No field accepts an object with these keys, or a list of lists.
                 for value in [json!({ "$gt": "" }), json!([[[]]]), json!({ "": { "": 0 } })] {
                     let body = json!({ field: value }).to_string();
                     refused(&api, &method, &path, body.into()).await;
@@ -189,7 +191,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
     }
     assert!(
         fields > 5,
-        "the document has operations that take bodies: {fields} fields"
+        "too few fields were found in the document: {fields} fields"
     );
     answers(stack.gateway(0), &session).await;
     no_failure_of_ours(&stack, sent, "rest").await;

@@ -1,4 +1,4 @@
-//! Everything at once, for a while: no program grows.
+//! Mixed load: no program's memory grows.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,10 @@ const PROGRAMS: [Program; 5] = [
     Program::Lifecycle,
     Program::Agent,
 ];
-/// What a program may grow by after its warm-up, however long that is; its memory goes up and down by less.
+/// Maximum growth of a program after its warm-up, whatever the duration; larger than the usual variation.
 const MOST_KIB: f64 = 8.0 * 1024.0;
 
-/// By how much a program has grown, by the straight line that fits what was seen best, in KiB.
+/// The growth of a program in KiB, by linear regression over its memory samples.
 fn grown(samples: &[(f64, f64)]) -> f64 {
     let count = samples.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| samples.iter().map(of).sum::<f64>() / count;
@@ -38,7 +38,8 @@ fn grown(samples: &[(f64, f64)]) -> f64 {
     both / spread * (samples[samples.len() - 1].0 - samples[0].0)
 }
 
-/// Reads, commands, logins, refusals and an agent's samples: what every program holds is flat after a warm-up.
+/// Under reads, commands, logins, refusals and an agent's samples, the memory of every program stays flat after a
+/// warm-up.
 #[tokio::test]
 async fn memory_stays_flat_under_mixed_load() {
     let lasts = soak().unwrap_or(Duration::from_secs(20));

@@ -1,4 +1,4 @@
-//! More than a setting allows.
+//! Load above a limit.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::ingest_support::metric;
 
-/// Five times the cap comes, by the clock and not by the answers: the cap is served, and the rest is refused without
+/// An open loop offers five times the limit: requests up to the limit succeed, and the rest are refused without
 /// reaching the bus.
 #[tokio::test]
 async fn keeps_goodput_at_five_times_the_limit() {
@@ -31,7 +31,7 @@ async fn keeps_goodput_at_five_times_the_limit() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // Outside of the user's scope: the service answers without the database, whose speed is not measured here.
+    // A VM out of the user's scope: the service answers without the database, whose speed is not measured here.
     let scope = Scope::Only(vec!["another-vm".parse().unwrap()]);
     let session = stack.session(Role::Viewer, scope).await;
     answers(gateway, &session).await;
@@ -48,7 +48,7 @@ async fn keeps_goodput_at_five_times_the_limit() {
         let mut connection = connection.unwrap();
         let mut seen: Vec<(Answered, Duration)> = Vec::new();
         for turn in 0..each {
-            // A sender that is late because of a slow answer measures from the intended time.
+            // A late sender measures from the time at which the request was due.
             let due = began + pause * index / connections + pause * turn;
             tokio::time::sleep_until(due.into()).await;
             let answer = connection.ask(&request).await.unwrap();
@@ -78,9 +78,9 @@ async fn keeps_goodput_at_five_times_the_limit() {
     assert_eq!(
         reached,
         good.len() as f64,
-        "what was refused never reached the bus"
+        "refused requests never reached the bus"
     );
-    // Of the long form only, and of what is shipped: elsewhere other tests share the machine.
+    // Asserted only in the long form on a release build, because other tests share the machine in the short form.
     let measures = soak().is_some() && !cfg!(debug_assertions);
     assert!(!measures || p99 < 50.0, "{p99} ms");
 }

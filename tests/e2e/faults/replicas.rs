@@ -1,4 +1,4 @@
-//! Replicas that die and freeze.
+//! Replicas that are killed or frozen.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::{
 use crate::ingest_support::{metric, outage};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Above what a request takes on the busiest machine.
+/// Far above the duration of a request on a busy machine.
 const KILL_DEADLINE: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 8;
 const LATE: &str = "'the deadline passed before the service answered'";
@@ -41,7 +41,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
             let gone = Instant::now();
             load.goes_on(500).await;
             // A request in flight on the killed replica times out.
-            eventually("deadlines pass", PATIENCE, async || {
+            eventually("requests time out", PATIENCE, async || {
                 (gone.elapsed() > KILL_DEADLINE + AT_ONCE)
                     .then_some(())
                     .ok_or_else(String::new)
@@ -65,7 +65,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
     }
 
     stack.replica(Program::Metrics, 1).process.kill9();
-    eventually("NATS notices", PATIENCE, async || {
+    eventually("NATS detects the killed replica", PATIENCE, async || {
         let answer = gateway.post(&vm_request(&session)).await;
         if answer.http == 503 {
             Ok(())
@@ -88,7 +88,7 @@ async fn killed_replica_fails_only_requests_in_flight() {
     assert_eq!(
         gateway.start_vm(&session, MACHINES[0].0).await.status(),
         1,
-        "other services go on"
+        "other services are not affected"
     );
     stack.replica(Program::Metrics, 0).restart().await;
     answers(gateway, &session).await;
@@ -120,7 +120,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     let (seen, ()) = Load::default()
         .during(clients.collect(), async |_| {
             let end = Instant::now() + outage();
-            eventually("the freeze goes on", PATIENCE + outage(), async || {
+            eventually("enough requests time out", PATIENCE + outage(), async || {
                 (Instant::now() > end).then_some(()).ok_or_else(String::new)
             })
             .await;
@@ -129,7 +129,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     let late: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
     for seen in &late {
         assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
-        // A deadline is a whole millisecond of the clock, rounded down.
+        // A deadline is in whole milliseconds, rounded down.
         let early = Duration::from_millis(1);
         assert!(
             seen.took + early >= DEADLINE && seen.took < DEADLINE + AT_ONCE,
@@ -150,22 +150,26 @@ async fn frozen_replica_times_out_while_other_answers() {
     }
     for (replica, clients) in [(frozen[0], 0..4), (frozen[1], 4..8)] {
         let sent = late.iter().filter(|seen| clients.contains(&seen.client)).count();
-        eventually("all that was sent to it is refused", PATIENCE, async || {
-            let refused = metric(replica, "vmwatch_requests_late_total").await;
-            let metrics = replica.metrics().await;
-            let outcomes: Vec<_> = metrics
-                .lines()
-                .filter(|line| line.starts_with("vmwatch_requests_"))
-                .collect();
-            (refused == sent as f64)
-                .then_some(())
-                .ok_or(format!("{refused} of {sent}: {outcomes:#?}"))
-        })
+        eventually(
+            "every request sent to the frozen replica is refused",
+            PATIENCE,
+            async || {
+                let refused = metric(replica, "vmwatch_requests_late_total").await;
+                let metrics = replica.metrics().await;
+                let outcomes: Vec<_> = metrics
+                    .lines()
+                    .filter(|line| line.starts_with("vmwatch_requests_"))
+                    .collect();
+                (refused == sent as f64)
+                    .then_some(())
+                    .ok_or(format!("{refused} of {sent}: {outcomes:#?}"))
+            },
+        )
         .await;
     }
 }
 
-/// The only replica is frozen: nothing of what it was sent has happened when it goes on.
+/// The only replica is frozen: when it resumes, it executes no request that it received meanwhile.
 #[tokio::test]
 async fn frozen_service_never_acts_late() {
     let stack = Stack::builder()

@@ -1,4 +1,4 @@
-//! Rolling restarts: replicas that are asked to end and start again, one after the other and under load.
+//! Rolling restarts: replicas stop on SIGTERM and start again in turn, under load.
 
 use futures::StreamExt;
 use testkit::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
@@ -11,8 +11,8 @@ use super::{
     login_request, session, size, start_request, vm_request,
 };
 
-/// No request is lost, of whatever kind and whichever service is restarted; nor by clients of two gateways that heed
-/// `Connection: close`.
+/// No request of any kind fails, whichever service is restarted. The same holds for two gateways if their clients
+/// honour `Connection: close`.
 #[tokio::test]
 async fn rolling_restarts_of_every_service_lose_no_request() {
     let restarts = size(2, 30);
@@ -28,7 +28,7 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
         .fold(Stack::builder().without_login_limit(), |builder, &program| {
             builder.replicas(program, 2)
         })
-        // So that a busy machine is no failure.
+        // A long deadline, so that a busy machine causes no timeouts.
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
         .start()
         .await;
@@ -69,7 +69,7 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
         &failed[..failed.len().min(3)]
     );
 }
-/// A gateway that is asked to end still answers what it has taken on.
+/// A gateway that stops answers the requests that it has accepted.
 #[tokio::test]
 async fn stopping_gateway_finishes_running_requests() {
     let stack = Stack::builder().start().await;
@@ -93,7 +93,7 @@ async fn stopping_gateway_finishes_running_requests() {
         let resume = async {
             eventually("the gateway stops", PATIENCE, async || {
                 match gateway.replica.readiness().await {
-                    Ok(()) => Err("it still calls itself ready".to_owned()),
+                    Ok(()) => Err("the gateway still reports ready".to_owned()),
                     Err(_) => Ok(()),
                 }
             })

@@ -1,4 +1,4 @@
-//! NATS's store goes back in time, as after a power loss or a restored backup, while everything else keeps running.
+//! NATS's store goes back in time, as after a power loss or a restored backup, while all programs keep running.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -15,14 +15,14 @@ use crate::{
     },
 };
 
-/// The store of the NATS server, stopped meanwhile.
+/// The store of the NATS server; the server is stopped while it is copied or restored.
 struct StoreCopy<'a> {
     stack: &'a Stack,
     copy: tempfile::TempDir,
 }
 
 impl<'a> StoreCopy<'a> {
-    /// Copies the store as it is now.
+    /// Copies the current store.
     async fn take(stack: &'a Stack) -> Self {
         let copy = tempfile::tempdir_in(stack.folder()).unwrap();
         stack.nats.server.kill9();
@@ -32,7 +32,7 @@ impl<'a> StoreCopy<'a> {
         Self { stack, copy }
     }
 
-    /// Puts the copy back, and starts the server with it.
+    /// Restores the copy and starts the server with it.
     async fn put_back(self) {
         let store = self.stack.folder().join("nats");
         self.stack.nats.server.kill9();
@@ -69,7 +69,7 @@ async fn is_valid(api: &Api) {
     .await;
 }
 
-/// Sessions that only the lost part of the store knew are over for good, and fresh ones are valid at once.
+/// Sessions that only the lost part of the store contained are invalid, and new sessions are valid at once.
 #[tokio::test]
 async fn follows_store_that_was_rolled_back() {
     let stack = Stack::builder()
@@ -111,12 +111,12 @@ async fn follows_store_that_was_rolled_back() {
     let back = Instant::now();
     for gateway in [stack.gateway(0), there] {
         let fresh = logs_in(gateway).await;
-        // Never refused: a gateway that is behind says so.
-        eventually("a fresh session is valid", PATIENCE, async || {
+        // A gateway that has not read the store again must answer 503, not 401.
+        eventually("a new session is valid", PATIENCE, async || {
             match status(&fresh).await {
                 200 => Ok(()),
-                503 => Err("it is catching up".to_owned()),
-                other => panic!("a fresh session was answered {other}"),
+                503 => Err("the gateway is reading the store again".to_owned()),
+                other => panic!("a new session was answered with {other}"),
             }
         })
         .await;
@@ -124,11 +124,11 @@ async fn follows_store_that_was_rolled_back() {
             assert_eq!(
                 status(&ghost.at(gateway)).await,
                 401,
-                "a session that the store lost"
+                "a session that the store lost is refused"
             );
         }
         is_valid(&admin.at(gateway)).await;
-        // The restored bucket holds the user and the session; the database does not.
+        // The restored bucket contains the user and the session; the database does not contain the user.
         vic.at(gateway).is_over().await;
         assert!(metric(&gateway.replica, "vmwatch_store_rollbacks_total").await >= 1.0);
     }
@@ -138,19 +138,23 @@ async fn follows_store_that_was_rolled_back() {
     );
     for program in [Program::Auth, Program::Lifecycle] {
         let noticed = metric(stack.replica(program, 0), "vmwatch_store_rollbacks_total").await;
-        assert!(noticed >= 1.0, "{program:?} noticed nothing");
+        assert!(noticed >= 1.0, "{program:?} did not detect the rollback");
     }
     let operations = admin.read("/operations").await;
-    assert_eq!(operations["operations"], json!([]), "the store lost the command");
+    assert_eq!(
+        operations["operations"],
+        json!([]),
+        "the store lost the operation"
+    );
 
     // Readers of live events reconnect, and are informed of the gap.
     while reader.next().await.is_some() {}
     assert!(lost_event > known_events);
     let mut reader = Follower::of(&admin, "", Some(lost_event)).await;
     reader.expect("gap").await;
-    let told = tell(&stack, "vm-1").await;
+    let published = tell(&stack, "vm-1").await;
     let event = reader.expect("machine").await;
-    assert_eq!(event.id, Some(told));
+    assert_eq!(event.id, Some(published));
 
     loses_users(&stack, &admin).await;
 }
@@ -176,15 +180,17 @@ async fn loses_users(stack: &Stack, admin: &Api) {
     deleted.unwrap();
     for index in [0, 1] {
         let gateway = stack.gateway(index);
-        eventually("the gateway refuses everybody", PATIENCE, async || {
-            match (
+        eventually(
+            "the gateway answers 503 to every session",
+            PATIENCE,
+            async || match (
                 status(&admin.at(gateway)).await,
                 gateway.replica.readiness().await,
             ) {
                 (503, Err(_)) => Ok(()),
                 other => Err(format!("{other:?}")),
-            }
-        })
+            },
+        )
         .await;
     }
     auth.restart().await;

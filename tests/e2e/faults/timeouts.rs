@@ -1,4 +1,4 @@
-//! Requests that nobody answers.
+//! Requests without an answer.
 
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// async-nats 0.51 alone keeps 333 bytes of each request that timed out, for ever (measured over 100,000).
+/// async-nats 0.51 alone keeps 333 bytes of each timed-out request for the life of the connection (measured over
+/// 100,000).
 #[tokio::test]
 async fn timed_out_requests_leak_no_memory() {
     const CLIENTS: usize = 200;
@@ -63,7 +64,7 @@ async fn timed_out_requests_leak_no_memory() {
     let requests = rounds * CLIENTS;
     figure("faults_timed_out_requests", requests as f64);
     figure("faults_timed_out_memory_grown_kib", grown as f64);
-    eventually("nobody waits", Duration::from_secs(5), async || {
+    eventually("no request waits", Duration::from_secs(5), async || {
         let waiting = metric(&gateway.replica, "vmwatch_bus_replies_awaited").await;
         (waiting == 0.0).then_some(()).ok_or(waiting.to_string())
     })
@@ -75,8 +76,8 @@ async fn timed_out_requests_leak_no_memory() {
     drop(silent);
 }
 
-/// The rows of an unknown VM are looked for in several ranges of time, one after the other. With a slow database the later
-/// queries get only the time that is left, and none begins after the deadline.
+/// A query of an unknown VM's rows searches several time ranges in turn. With a slow database, later searches get only
+/// the remaining time, and none begins after the deadline.
 #[tokio::test]
 async fn queries_of_a_request_share_its_deadline() {
     const DEADLINE: Duration = Duration::from_secs(1);
@@ -121,7 +122,7 @@ async fn queries_of_a_request_share_its_deadline() {
     }
 }
 
-/// async-nats 0.51 by itself keeps 333 bytes of each publish that times out, for the life of the connection.
+/// async-nats 0.51 alone keeps 333 bytes of each publish that times out, for the life of the connection.
 #[tokio::test]
 async fn timed_out_publishes_leave_nothing_behind() {
     const AT_ONCE: usize = 200;
@@ -129,7 +130,7 @@ async fn timed_out_publishes_leave_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let (bus, other) = tokio::join!(nats.connect("publisher"), nats.connect("silent"));
-    // A stream that takes messages and acknowledges none.
+    // A stream that stores messages and acknowledges none.
     let mut silent = other.client().subscribe("vmwatch.test.silent").await.unwrap();
     other.settled().await;
     let reading = tokio::spawn(async move { while silent.next().await.is_some() {} });

@@ -1,4 +1,4 @@
-//! The stories, each over a stack of its own.
+//! The browser tests, each with its own stack.
 
 use std::{os::unix::fs::symlink, process::Stdio};
 
@@ -15,7 +15,7 @@ use crate::{
     versions,
 };
 
-/// Under the permissions of deploy/nats, with an agent that reports this machine every second.
+/// A stack with the permissions of deploy/nats and an agent that reports this machine every second.
 fn with_agent() -> StackBuilder {
     client::stack()
         .replicas(Program::Agent, 1)
@@ -37,7 +37,7 @@ async fn finds_busy_process_now_and_in_history() {
             match demand {
                 "burn" => burning = Some(burner(folder.path().join(name))),
                 "rest" => {
-                    let mut child = burning.take().expect("it burns");
+                    let mut child = burning.take().expect("the process starts");
                     child.kill().await.expect("it can be killed");
                 }
                 "hide" => {
@@ -52,13 +52,14 @@ async fn finds_busy_process_now_and_in_history() {
     .await;
 }
 
-/// A process of this name that takes all the CPU it gets: many threads, so that a busy machine gives it the most.
+/// A process of this name with many threads that uses all CPU time it gets, so that it is the busiest even on a busy
+/// machine.
 fn burner(name: std::path::PathBuf) -> Child {
     const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
         if (isMainThread) for (let i = 0; i < 8; i++) new Worker(__filename);
         for (;;) {}";
     let [node, _] = node_and_chromium();
-    // A process is called by the name that it was started under.
+    // The name of a process is the file name under which it was started.
     symlink(node, &name).unwrap();
     let script = name.with_extension("cjs");
     std::fs::write(&script, BURN).unwrap();
@@ -140,7 +141,7 @@ async fn shows_thousand_vms_and_a_year() {
     const DAY: u64 = 86_400_000;
     let stack = client::stack().start().await;
     let now = unix_millis();
-    // Of the busiest there is more below.
+    // The busiest VM gets its rows below.
     for index in (0..997_u32).filter(|index| *index != 42) {
         let busy = f64::from(index % 90);
         publish(&stack, &sample(&format!("fleet-{index:04}"), now, busy)).await;
@@ -149,12 +150,16 @@ async fn shows_thousand_vms_and_a_year() {
         publish(&stack, &sample("fleet-0042", now - day * DAY, 97.0)).await;
     }
     let api = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
-    eventually("all are listed, and the year is", PATIENCE, async || {
-        let list = api.read("/vms?limit=1&sort=cpu").await;
-        // With the three of the hypervisor.
-        let ready = list["total"] == 1000 && list["vms"][0]["instance_id"] == "fleet-0042";
-        ready.then_some(()).ok_or_else(|| list.to_string())
-    })
+    eventually(
+        "the list has all VMs, and the busiest with its year of rows",
+        PATIENCE,
+        async || {
+            let list = api.read("/vms?limit=1&sort=cpu").await;
+            // The total includes the three VMs of the hypervisor.
+            let ready = list["total"] == 1000 && list["vms"][0]["instance_id"] == "fleet-0042";
+            ready.then_some(()).ok_or_else(|| list.to_string())
+        },
+    )
     .await;
     tell(&stack, "fleet", &[("VMWATCH_PAGE_VM", "fleet-0042")], nothing).await;
 }

@@ -1,4 +1,4 @@
-//! Runs a story of gateway/web/e2e with Node, and does to the stack what the story demands.
+//! Runs a browser test of gateway/web/e2e with Node, and executes its requests to change the stack.
 
 use std::process::Stdio;
 
@@ -10,7 +10,8 @@ use tokio::{
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/web/e2e");
 
-/// Runs a browser story on this VM; `meet` answers each line that the story prints as `@demand`.
+/// Runs a browser test with this environment. `meet` executes each line that it prints as `@demand`, and returns the
+/// answer.
 pub(crate) async fn tell(
     stack: &Stack,
     story: &str,
@@ -36,13 +37,16 @@ pub(crate) async fn tell(
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("Node can be run");
-    let mut answers = child.stdin.take().expect("it was asked for");
-    let mut lines = BufReader::new(child.stdout.take().expect("it was asked for")).lines();
-    while let Some(line) = lines.next_line().await.expect("it writes text") {
+        .expect("Node starts");
+    let mut answers = child.stdin.take().expect("stdin is piped");
+    let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    while let Some(line) = lines.next_line().await.expect("the browser test writes text") {
         if let Some(demand) = line.strip_prefix('@') {
             let answer = meet(demand).await + "\n";
-            answers.write_all(answer.as_bytes()).await.expect("it reads");
+            answers
+                .write_all(answer.as_bytes())
+                .await
+                .expect("the browser test reads answers");
         } else if let Some((name, value)) = line
             .strip_prefix("figure ")
             .and_then(|rest| rest.rsplit_once(' '))
@@ -52,11 +56,11 @@ pub(crate) async fn tell(
             println!("{line}");
         }
     }
-    let status = child.wait().await.expect("it ends");
-    assert!(status.success(), "the story {story} failed; see above");
+    let status = child.wait().await.expect("the browser test ends");
+    assert!(status.success(), "the browser test {story} failed; see above");
 }
 
-/// For stories that demand nothing.
+/// For browser tests without demands.
 pub(crate) async fn nothing(what: &str) -> String {
-    panic!("nobody was to demand {what}");
+    panic!("this browser test has an unexpected demand: {what}");
 }

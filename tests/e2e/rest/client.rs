@@ -1,4 +1,4 @@
-//! A client of the REST API, and samples to fill a stack with.
+//! A client of the REST API, and samples for a stack.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -15,7 +15,7 @@ use vmwatch_api::{
     time::{CreateDate, unix_millis},
 };
 
-/// A client of one gateway, with a session or without.
+/// A client of one gateway, with or without a session.
 #[derive(Debug, Clone)]
 pub(crate) struct Api {
     http: reqwest::Client,
@@ -23,7 +23,7 @@ pub(crate) struct Api {
     pub(crate) token: Option<String>,
 }
 
-/// What a gateway answered.
+/// A gateway's answer.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -31,7 +31,8 @@ pub(crate) struct Reply {
     pub(crate) body: String,
 }
 
-/// Runs a program to its end, without a busy thread of the runtime, and shows what it said; its standard output.
+/// Runs a program to its end without blocking the runtime, prints its output, and returns its success and standard
+/// output.
 pub(crate) async fn shown(mut command: Command) -> (bool, String) {
     let output = tokio::task::spawn_blocking(move || command.output());
     let output = output.await.unwrap().unwrap();
@@ -41,7 +42,7 @@ pub(crate) async fn shown(mut command: Command) -> (bool, String) {
 }
 
 impl Api {
-    /// Without a session.
+    /// A client without a session.
     pub(crate) fn of(gateway: &Gateway) -> Self {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
@@ -53,7 +54,7 @@ impl Api {
         }
     }
 
-    /// Without a session, from this loopback address.
+    /// A client without a session that connects from this loopback address.
     pub(crate) fn from_address(gateway: &Gateway, address: Ipv4Addr) -> Self {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
@@ -64,7 +65,7 @@ impl Api {
         }
     }
 
-    /// With a session of this role and scope on the stack's first gateway.
+    /// A client with a session of this role and scope on the stack's first gateway.
     pub(crate) async fn with(stack: &Stack, role: Role, scope: Scope) -> Self {
         let token = stack.session(role, scope).await;
         Self::of(stack.gateway(0)).holding(&token)
@@ -78,9 +79,9 @@ impl Api {
         }
     }
 
-    /// Waits until its session is over, for as long as the product says that this may take.
+    /// Waits until the session is invalid, at most for the time that the product promises.
     pub(crate) async fn is_over(&self) {
-        eventually("the session is over", Duration::from_secs(1), async || {
+        eventually("the session is invalid", Duration::from_secs(1), async || {
             let reply = self.get("/me").await;
             let over = reply.status == 401;
             over.then_some(()).ok_or_else(|| format!("{reply:?}"))
@@ -88,7 +89,7 @@ impl Api {
         .await;
     }
 
-    /// The same session on another gateway.
+    /// A client of another gateway with the same session.
     pub(crate) fn at(&self, gateway: &Gateway) -> Self {
         Self {
             base: gateway.url(""),
@@ -126,7 +127,7 @@ impl Api {
         Reply::of(self.request(Method::DELETE, path)).await
     }
 
-    /// The body of a success.
+    /// The body of a successful answer.
     pub(crate) async fn read(&self, path: &str) -> Value {
         let reply = self.get(path).await;
         assert_eq!(reply.status, 200, "{path}: {reply:?}");
@@ -148,7 +149,7 @@ impl Reply {
         Self {
             status: response.status().as_u16(),
             headers: response.headers().clone(),
-            body: response.text().await.expect("a whole answer"),
+            body: response.text().await.expect("a complete answer"),
         }
     }
 
@@ -160,7 +161,7 @@ impl Reply {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// Fails unless it is a whole problem document of this status and code; gives back its detail.
+    /// Fails unless the answer is a complete problem document of this status and code. Returns its detail.
     pub(crate) fn problem(&self, status: u16, code: &str) -> String {
         let document = self.json();
         assert_eq!(
@@ -190,7 +191,7 @@ impl Reply {
     }
 }
 
-/// A stack under the permissions of deploy/nats, in which lists and states follow what happens closely.
+/// A stack with the permissions of deploy/nats, and with short intervals for lists and states.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()
@@ -199,10 +200,10 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }
 
-/// A moment as the API writes it.
+/// A time in the API's format.
 pub(crate) fn rfc3339(ms: u64) -> String {
     let date = CreateDate::at(UNIX_EPOCH + Duration::from_millis(ms), "+00:00".parse().unwrap());
-    // Milliseconds, where rows have microseconds.
+    // The API has milliseconds, rows have microseconds.
     format!("{}Z", &date.as_str()[..23])
 }
 
@@ -246,13 +247,13 @@ pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     for part in agent::split(sample.clone()).unwrap() {
         let sent = stack.bus.jetstream().publish(subject.clone(), part.body).await;
-        sent.expect("the bus takes it")
+        sent.expect("the bus accepts the sample")
             .await
-            .expect("the stream keeps it");
+            .expect("the stream acknowledges the sample");
     }
 }
 
-/// Publishes a sample of now for each of these VMs, and waits until all are listed.
+/// Publishes a current sample for each of these VMs, and waits until the list contains all.
 pub(crate) async fn report(stack: &Stack, api: &Api, vms: &[(&str, f64)]) {
     for (instance, cpu) in vms {
         publish(stack, &sample(instance, unix_millis(), *cpu)).await;

@@ -1,4 +1,4 @@
-//! What holds for every route: the document that describes them is the list.
+//! Rules that hold for every route of the OpenAPI document.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 
-/// Every method and path of the document, with values in place of parameters.
+/// Every method and path of the document, with values for the parameters.
 async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
     let document = Reply::of(api.raw(Method::GET, "/api/openapi.json")).await.json();
     let mut routes = Vec::new();
@@ -33,11 +33,11 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
 async fn every_route_requires_session_and_rejects_unknown_fields() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     for (method, path, takes_body) in routes(&admin).await {
         let what = format!("{method} {path}");
         if what != "POST /api/v1/sessions" {
-            let reply = Reply::of(nobody.raw(method.clone(), &path)).await;
+            let reply = Reply::of(anonymous.raw(method.clone(), &path)).await;
             reply.problem(401, "unauthenticated");
         }
         let with_query = admin.raw(method.clone(), &format!("{path}?nonsense=1"));
@@ -117,8 +117,8 @@ async fn unknown_path_gets_problem_document() {
 #[tokio::test]
 async fn serves_openapi_document_and_its_page() {
     let stack = stack().start().await;
-    let nobody = Api::of(stack.gateway(0));
-    let document = Reply::of(nobody.raw(Method::GET, "/api/openapi.json")).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let document = Reply::of(anonymous.raw(Method::GET, "/api/openapi.json")).await;
     assert_eq!(
         (document.status, document.header("content-type")),
         (200, Some("application/json"))
@@ -127,12 +127,12 @@ async fn serves_openapi_document_and_its_page() {
     assert_eq!(document.json(), golden);
     assert_eq!(golden["openapi"], "3.1.0");
 
-    let moved = Reply::of(nobody.raw(Method::GET, "/api/docs")).await;
+    let moved = Reply::of(anonymous.raw(Method::GET, "/api/docs")).await;
     assert_eq!(
         (moved.status, moved.header("location")),
         (303, Some("/api/docs/"))
     );
-    let page = Reply::of(nobody.raw(Method::GET, "/api/docs/")).await;
+    let page = Reply::of(anonymous.raw(Method::GET, "/api/docs/")).await;
     assert_eq!(page.status, 200, "{page:?}");
     let policy = page.header("content-security-policy").unwrap();
     assert!(
@@ -149,32 +149,32 @@ async fn serves_openapi_document_and_its_page() {
         let Some(file) = part.strip_prefix("./") else {
             continue;
         };
-        let reply = Reply::of(nobody.raw(Method::GET, &format!("/api/docs/{file}"))).await;
+        let reply = Reply::of(anonymous.raw(Method::GET, &format!("/api/docs/{file}"))).await;
         assert_eq!(reply.status, 200, "{file}");
         files += 1;
     }
     assert!(files >= 4, "{}", page.body);
-    let start = Reply::of(nobody.raw(Method::GET, "/api/docs/swagger-initializer.js")).await;
+    let start = Reply::of(anonymous.raw(Method::GET, "/api/docs/swagger-initializer.js")).await;
     assert!(start.body.contains("/api/openapi.json"), "{start:?}");
 }
 
-/// Refusals for limits and unreachable services carry the time to wait.
+/// Refusals because of limits or unreachable services have `Retry-After`.
 #[tokio::test]
 async fn refusals_carry_retry_after() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "2")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let wrong = json!({ "user_name": "mallory", "password": "a guess" });
     for _ in 0..2 {
-        nobody
+        anonymous
             .post("/sessions", wrong.clone())
             .await
             .problem(401, "unauthenticated");
     }
-    nobody.post("/sessions", wrong).await.problem(429, "throttled");
+    anonymous.post("/sessions", wrong).await.problem(429, "throttled");
 
     stack.replica(Program::Auth, 0).process.kill9();
     admin.get("/users").await.problem(503, "unavailable");
@@ -210,7 +210,7 @@ async fn refusals_carry_retry_after() {
         .unwrap();
 }
 
-/// Where as many requests of a user are worked on as may be, more are refused at once.
+/// If a user has the maximum number of requests under way, further ones are refused at once.
 #[tokio::test]
 async fn sheds_requests_above_limit() {
     let stack = stack()
@@ -221,7 +221,7 @@ async fn sheds_requests_above_limit() {
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.pause();
-    // None of them ends before all have come.
+    // No request ends before all have arrived.
     let hanging = (0..6).map(|_| admin.get("/vms/vm-1/processes"));
     let replies = futures::future::join_all(hanging).await;
     let shed: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();

@@ -1,4 +1,4 @@
-//! The lines of docs/api/rest.md, run as they stand there.
+//! Runs the lines of docs/api/rest.md.
 
 use std::{fs, process::Command};
 
@@ -44,7 +44,7 @@ async fn documented_command_lines_work() {
     )
     .unwrap();
     let mut command = Command::new("sh");
-    // -e: the first line that fails ends it.
+    // With -e the shell ends at the first line that fails.
     command.args(["-e", "-c", &lines]).current_dir(folder.path());
     let (succeeded, text) = shown(command).await;
     assert!(succeeded, "a line failed; see above");

@@ -19,7 +19,7 @@ use vmwatch_api::{
 
 use super::client::{Api, Reply, publish, sample, stack};
 
-/// An event as it came.
+/// A received event.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Event {
     pub(crate) name: String,
@@ -27,7 +27,7 @@ pub(crate) struct Event {
     data: Value,
 }
 
-/// A client that follows.
+/// A client that reads the stream of events.
 pub(crate) struct Follower {
     bytes: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
     buffer: String,
@@ -54,7 +54,7 @@ impl Follower {
         }
     }
 
-    /// The next event; nothing at the end of the stream.
+    /// The next event; `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             while let Some((block, rest)) = self.buffer.split_once("\n\n") {
@@ -75,14 +75,14 @@ impl Follower {
             }
             let chunk = tokio::time::timeout(PATIENCE, self.bytes.next())
                 .await
-                .expect("something comes");
-            // A connection that is cut is an end as well.
+                .expect("the stream sends data");
+            // A closed connection ends the stream as well.
             self.buffer.push_str(std::str::from_utf8(&chunk?.ok()?).unwrap());
         }
     }
 
     pub(crate) async fn expect(&mut self, name: &str) -> Event {
-        let event = self.next().await.expect("the stream goes on");
+        let event = self.next().await.expect("the stream has another event");
         assert_eq!(event.name, name, "{event:?}");
         event
     }
@@ -90,7 +90,7 @@ impl Follower {
     /// Skips to the next event of this name about this VM.
     async fn until(&mut self, name: &str, instance: &str) -> Event {
         loop {
-            let event = self.next().await.expect("the stream goes on");
+            let event = self.next().await.expect("the stream has another event");
             if event.name == name && event.data["instance_id"] == instance {
                 return event;
             }
@@ -98,7 +98,7 @@ impl Follower {
     }
 }
 
-/// Publishes an event as a service does; returns its number.
+/// Publishes an event as a service does. Returns its sequence number.
 pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
     let event = LiveEvent::Machine(MachineEvent {
         instance_id: instance.parse().unwrap(),
@@ -116,7 +116,7 @@ async fn delivers_events_at_once() {
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
     let ready = follower.expect("ready").await;
-    assert!(ready.id.is_some(), "where it stands");
+    assert!(ready.id.is_some(), "the first event states its position");
 
     let published = Instant::now();
     let at = unix_millis();
@@ -173,7 +173,7 @@ async fn delivers_only_events_in_scope_and_filter() {
         assert_eq!(follower.expect("machine").await.data["instance_id"], instance);
     }
     assert_eq!(only_b.expect("machine").await.data["instance_id"], "b");
-    // A reader that asked for a VM out of its scope got nothing: the first event is the end.
+    // A reader that requested a VM out of its scope gets no events: the first event is the end.
     let token = limited.token.clone().unwrap();
     assert_eq!(limited.delete("/sessions/current").await.status, 204);
     assert_eq!(hidden.expect("end").await.data, json!({}), "of {token}");
@@ -194,19 +194,19 @@ async fn replays_missed_events_or_reports_gap() {
         tell(&stack, "vm-2").await,
         tell(&stack, "vm-3").await,
     ];
-    // On another gateway as well: the number is the stream's.
+    // The number is that of the stream, so another gateway can replay from it too.
     for index in [0, 1] {
         let mut follower = Follower::of(&api.at(stack.gateway(index)), "", Some(seen)).await;
         assert_eq!(
             follower.expect("ready").await.id,
             None,
-            "what was missed comes first"
+            "missed events are replayed first"
         );
         for number in missed {
             assert_eq!(follower.expect("machine").await.id, Some(number));
         }
         let next = tell(&stack, "vm-1").await;
-        // Of the other gateway's turn there may be one more.
+        // One more event of the other gateway's round may follow.
         while follower.expect("machine").await.id != Some(next) {}
     }
     for (seen, name) in [(u64::MAX, "gap"), (seen + 1_000_000, "gap")] {
@@ -243,25 +243,25 @@ async fn events_survive_restart_of_gateway_and_bus() {
 
     stack.nats.server.kill9();
     stack.nats.server.start_again();
-    let told = eventually("the bus is back", PATIENCE, async || {
+    let received = eventually("the bus is reachable again", PATIENCE, async || {
         let event = tell(&stack, "vm-2");
-        let told = tokio::time::timeout(Duration::from_secs(2), event).await;
-        told.map_err(|late| late.to_string())
+        let received = tokio::time::timeout(Duration::from_secs(2), event).await;
+        received.map_err(|late| late.to_string())
     })
     .await;
-    // The same connection goes on, and soon: a consumer that was lost with the server is missed within two seconds.
+    // The same connection continues soon: a consumer that was lost with the server is detected within two seconds.
     let back = Instant::now();
-    assert!(follower.until("machine", "vm-2").await.id <= Some(told));
-    println!("from the bus being back to the event: {:?}", back.elapsed());
+    assert!(follower.until("machine", "vm-2").await.id <= Some(received));
+    println!("from the bus being reachable to the event: {:?}", back.elapsed());
     assert!(back.elapsed() < Duration::from_secs(8), "{:?}", back.elapsed());
 }
 
 #[tokio::test]
 async fn event_stream_ends_with_its_session() {
     let stack = stack().start().await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
-    let other = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
+    let other = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let (mut ending, mut staying) = (
         Follower::of(&admin, "", None).await,
         Follower::of(&other, "", None).await,
@@ -282,14 +282,14 @@ impl Follower {
             match self.next().await {
                 Some(event) if event.name == "end" => break,
                 Some(_) => {}
-                None => panic!("it ended without saying why"),
+                None => panic!("the stream ended without an `end` event"),
             }
         }
         assert_eq!(self.next().await, None);
     }
 }
 
-/// A client that reads nothing is disconnected; others continue, and the gateway holds no more than its log.
+/// A client that reads nothing is disconnected. Others continue, and the gateway keeps only its log of events.
 #[tokio::test]
 async fn disconnects_slow_reader() {
     let stack = stack()
@@ -315,15 +315,15 @@ async fn disconnects_slow_reader() {
             .map(str::to_owned);
         line.unwrap_or_default()
     };
-    eventually("both are there", PATIENCE, async || {
+    eventually("both clients are connected", PATIENCE, async || {
         let line = readers().await;
         if line.ends_with(" 2") { Ok(()) } else { Err(line) }
     })
     .await;
 
-    // More than the kernel keeps for a connection: 40 MB.
+    // More than the kernel buffers for a connection: 40 MB.
     let text = "x".repeat(200_000);
-    // One after the other: a reader that is 16 MiB behind, as on a busy machine, would be cut off too.
+    // Sequential, because a reader that is 16 MiB behind, as on a busy machine, would be disconnected too.
     for _ in 0..200 {
         let event = json!({ "kind": "operation", "id": "00000000000000000000000000000000", "verb": "start",
             "instance_id": "vm-1", "user": text, "request_id": "r", "requested_at_ms": 1, "deadline_ms": 1,
@@ -337,12 +337,12 @@ async fn disconnects_slow_reader() {
         sent.unwrap().await.unwrap();
         healthy.until("operation", "vm-1").await;
     }
-    eventually("the slow one is cut off", PATIENCE, async || {
+    eventually("the slow client is disconnected", PATIENCE, async || {
         let line = readers().await;
         if line.ends_with(" 1") { Ok(()) } else { Err(line) }
     })
     .await;
-    // What the kernel held comes still, and then the end.
+    // The data in the kernel's buffer still arrives, then the connection ends.
     slow.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut received = 0;
     let mut buffer = vec![0; 1 << 20];
@@ -354,7 +354,10 @@ async fn disconnects_slow_reader() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(received < 200 * 200_000, "it was not sent everything: {received}");
+    assert!(
+        received < 200 * 200_000,
+        "the slow client did not get everything: {received}"
+    );
     tell(&stack, "vm-9").await;
     healthy.until("machine", "vm-9").await;
 }
@@ -370,7 +373,7 @@ async fn limits_concurrent_event_streams() {
     let _second = Follower::of(&api, "", None).await;
     api.get("/events").await.problem(503, "overloaded");
     drop(first);
-    eventually("a place is free", PATIENCE, async || {
+    eventually("a stream is free again", PATIENCE, async || {
         let request = api.request(Method::GET, "/events").send().await.unwrap();
         if request.status() == 200 {
             Ok(())

@@ -1,4 +1,4 @@
-//! Stories of the REST API, over whole stacks.
+//! Tests of the REST API on whole stacks.
 
 pub(crate) mod client;
 mod contract;

@@ -1,4 +1,4 @@
-//! Commands over REST: on record before they are answered, once per key, and true in the end.
+//! Operations over REST: recorded before they are answered, executed once per key, with the right result.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ async fn act(api: &Api, instance: &str, action: &str, key: Option<&str>) -> Repl
     Reply::of(request.json(&json!({ "action": action }))).await
 }
 
-/// The record at the address that an accepted command names, once it has ended.
+/// The operation at the path that an accepted request returned, after it has ended.
 async fn ended(api: &Api, accepted: &Reply) -> Value {
     assert_eq!(accepted.status, 202, "{accepted:?}");
     let operation = accepted.json();
@@ -24,7 +24,7 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
         accepted.header("location"),
         Some(format!("/api/v1{path}").as_str())
     );
-    eventually("the command ends", PATIENCE, async || {
+    eventually("the operation ends", PATIENCE, async || {
         let operation = api.read(&path).await;
         if operation["finished_at"].is_string() {
             Ok(operation)
@@ -84,7 +84,7 @@ async fn records_operation_with_address_and_result() {
             "{operation}"
         );
     }
-    // What the machine's state does not allow is on record as such.
+    // An action that the VM's state does not allow is recorded as refused.
     let refused = ended(&api, &act(&api, off, "reboot", None).await).await;
     assert_eq!(
         (&refused["state"], &refused["failure"]["code"]),
@@ -127,7 +127,7 @@ async fn records_operation_with_address_and_result() {
     assert_eq!(
         &seen,
         listed["operations"].as_array().unwrap(),
-        "paged to the end"
+        "the last page was reached"
     );
 }
 
@@ -150,14 +150,14 @@ async fn same_key_acts_once() {
     assert_eq!(
         ended(&api, &act(&api, off, "force-stop", Some("key-1")).await).await["state"],
         "succeeded",
-        "another verb is another command"
+        "another action is another operation"
     );
     let again = ended(&api, &act(&api, off, "start", Some("key-1")).await).await;
-    assert_eq!(again, one, "the record of the first time");
+    assert_eq!(again, one, "the operation of the first request");
     assert_eq!(
         stack.machine_state(off).await,
         MachineState::ShutOff,
-        "and nothing was done"
+        "nothing was done"
     );
 
     let (running, _) = MACHINES[2];
@@ -244,7 +244,7 @@ async fn acts_on_several_vms() {
     let reply = operator.post("/actions", body.clone()).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     let outcomes = reply.json();
-    let told: Vec<_> = outcomes["outcomes"]
+    let results: Vec<_> = outcomes["outcomes"]
         .as_array()
         .unwrap()
         .iter()
@@ -262,7 +262,7 @@ async fn acts_on_several_vms() {
         (running, Some("succeeded"), None),
         (other, Some("succeeded"), None),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(results, expected);
     for instance in [off, other] {
         assert_eq!(stack.machine_state(instance).await, MachineState::Running);
     }

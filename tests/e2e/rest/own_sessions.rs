@@ -1,4 +1,4 @@
-//! One's own sessions: listed, ended, and over for being idle.
+//! A user's own sessions: listed, ended, and expired for being idle.
 
 use std::time::Instant;
 
@@ -26,19 +26,23 @@ async fn lists_and_ends_own_sessions() {
         .start()
         .await;
     let before = rfc3339(unix_millis());
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let new = json!({ "name": "eve", "password": "long enough", "role": "viewer" });
     assert_eq!(admin.post("/users", new).await.status, 201);
     let mut eve = Vec::new();
     for _ in 0..6 {
-        eve.push(nobody.log_in("eve", "long enough").await);
+        eve.push(anonymous.log_in("eve", "long enough").await);
     }
     let [first, .., last] = &eve[..] else {
         unreachable!()
     };
     let sessions = listed(first).await;
-    assert_eq!(sessions.len(), 6, "one's own, and nobody else's: {sessions:?}");
+    assert_eq!(
+        sessions.len(),
+        6,
+        "the list has only the user's own sessions: {sessions:?}"
+    );
     let current: Vec<_> = sessions
         .iter()
         .filter(|session| session["current"] == true)
@@ -51,7 +55,7 @@ async fn lists_and_ends_own_sessions() {
         assert!(session["last_used_at"].as_str().unwrap() >= began, "{session}");
         assert!(session["idle_ends_at"].as_str().unwrap() < session["expires_at"].as_str().unwrap());
     }
-    // Neither a token nor what it is stored under can be made of it.
+    // Neither the token nor its storage key can be derived from the id.
     let text = json!(sessions).to_string();
     for api in &eve {
         let token: vmwatch_api::auth::Token = api.token.as_ref().unwrap().parse().unwrap();
@@ -66,19 +70,23 @@ async fn lists_and_ends_own_sessions() {
         .await
         .problem(404, "not_found");
     first.delete(&path("x")).await.problem(400, "invalid");
-    assert_eq!(last.get("/me").await.status, 200, "nobody else could end it");
+    assert_eq!(
+        last.get("/me").await.status,
+        200,
+        "another user cannot end the session"
+    );
     assert_eq!(first.delete(&path(&id(0))).await.status, 204);
     for api in [last, &last.at(stack.gateway(1))] {
         api.is_over().await;
     }
     first.delete(&path(&id(0))).await.problem(404, "not_found");
     assert_eq!(listed(first).await.len(), 5);
-    // One's own, as logging out does.
+    // The user ends the current session, like a logout.
     assert_eq!(first.delete(&path(&id(5))).await.status, 204);
     first.is_over().await;
     assert_eq!(listed(&eve[1]).await.len(), 4);
 
-    // A change of the password reads the index, and ends them all.
+    // A change of the password reads the index and ends all sessions.
     let consumers = format!(
         "$JS.API.CONSUMER.CREATE.KV_{}.>",
         vmwatch_api::sessions::SESSION_BUCKET
@@ -100,7 +108,7 @@ async fn lists_and_ends_own_sessions() {
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// A session that is used lives on, on all gateways; one that is not ends.
+/// A session that is used stays valid on all gateways; an idle one ends.
 #[tokio::test]
 async fn ends_session_that_is_idle() {
     let stack = Stack::builder()
@@ -111,14 +119,14 @@ async fn ends_session_that_is_idle() {
         .set(Program::Auth, "VMWATCH_SESSION_IDLE_TIMEOUT", "4s")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
-    let used = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let used = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let began = Instant::now();
-    let idle = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let idle = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let there = used.at(stack.gateway(1));
-    // Used on the first gateway alone, until the other session is over.
-    eventually("the idle session is over", PATIENCE, async || {
-        assert_eq!(used.get("/me").await.status, 200, "it is in use");
+    // The session is used only on the first gateway, until the other session has ended.
+    eventually("the idle session is invalid", PATIENCE, async || {
+        assert_eq!(used.get("/me").await.status, 200, "the used session is valid");
         let sessions = listed(&used).await.len();
         (sessions == 1)
             .then_some(())
@@ -133,9 +141,9 @@ async fn ends_session_that_is_idle() {
     assert_eq!(
         there.get("/me").await.status,
         200,
-        "the other gateway knows that it is used"
+        "the session is valid on the other gateway too"
     );
-    // Uses are written at a bounded rate: once in 250 ms at this time-out, however often it is used.
+    // Uses are written at a bounded rate: once in 250 ms with this time-out, however often the session is used.
     let seconds = began.elapsed().as_secs_f64();
     let noted = metric(
         stack.replica(Program::Auth, 0),
@@ -147,7 +155,7 @@ async fn ends_session_that_is_idle() {
         "{noted} in {seconds} s"
     );
 
-    // A use that is reported after the session was ended does not bring it back.
+    // A use that is reported after the session has ended does not restore it.
     let key = used
         .token
         .as_ref()

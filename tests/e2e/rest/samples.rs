@@ -1,4 +1,4 @@
-//! A VM's past and its processes over REST.
+//! A VM's history and processes over REST.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use vmwatch_api::{Role, Scope, time::unix_millis};
 
 use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};
 
-/// Whole buckets of a minute, well before now.
+/// The start of whole buckets of a minute, well in the past.
 fn base() -> u64 {
     (unix_millis() / 60_000 - 30) * 60_000
 }
@@ -83,7 +83,7 @@ async fn returns_aggregated_history_as_json_and_csv() {
         .header("accept", "text/csv");
     assert_eq!(Reply::of(accepting).await.body, csv.body);
 
-    // At another offset it is the same moment.
+    // The same time with another offset.
     let shifted = rfc3339(base + 8 * 3_600_000).replace('Z', "%2B08:00");
     let same = api
         .read(&format!(
@@ -114,8 +114,8 @@ async fn returns_aggregated_history_as_json_and_csv() {
     }
 }
 
-/// Three tables of a VM a minute apart, of which the middle one shows the culprit and the last its end; gives back a
-/// client, the moment of the first and the range of all.
+/// Stores three tables of a VM a minute apart: the second contains the culprit, the third its end. Returns a client,
+/// the time of the first table and the range of all.
 async fn three_tables(stack: &Stack) -> (Api, u64, String) {
     let api = Api::with(stack, Role::Viewer, Scope::All).await;
     let base = base();
@@ -131,7 +131,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
             sample.processes.push(process("culprit", 99, 80.0, at - 5000));
         }
         if step == 2 {
-            // As an agent reports an ended process.
+            // An ended process as an agent reports it.
             let mut ended = process("culprit", 99, 0.0, base + 55_000);
             ended.shutdown_time = Some(ended.running_time + 30.0);
             sample.processes.push(ended);
@@ -256,20 +256,20 @@ async fn returns_process_history_and_events() {
         }
     })
     .await;
-    let told: Vec<_> = events["events"]
+    let listed: Vec<_> = events["events"]
         .as_array()
         .unwrap()
         .iter()
         .filter(|event| event["name"] == "culprit")
         .map(|event| (event["kind"].as_str().unwrap(), event["pid"].as_u64().unwrap()))
         .collect();
-    assert!(told.contains(&("started", 99)), "{events}");
+    assert!(listed.contains(&("started", 99)), "{events}");
     api.get("/vms/vm-1/processes/events?limit=0")
         .await
         .problem(400, "invalid");
 }
 
-/// Conflicting parameters get another error than invalid ones.
+/// Conflicting parameters get another error code than invalid ones.
 #[tokio::test]
 async fn rejects_conflicting_parameters() {
     let stack = stack().start().await;

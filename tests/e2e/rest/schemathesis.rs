@@ -1,4 +1,5 @@
-//! The REST API held against its own document by schemathesis: every check, on thousands of made-up requests.
+//! Checks the REST API against its OpenAPI document with schemathesis: every check, with thousands of generated
+//! requests.
 
 use std::process::Command;
 
@@ -13,20 +14,20 @@ const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemath
 async fn api_conforms_to_openapi_document() {
     let stack = stack().without_login_limit().start().await;
     let api = Api::with(&stack, Role::Admin, Scope::All).await;
-    // So that there is something to be found.
+    // The requests find these VMs.
     report(&stack, &api, &[("vm-1", 12.5), ("0", 1.0)]).await;
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(schemathesis());
     command
         .args(["--config-file", CONFIG, "run", "--no-color"])
         .arg(stack.gateway(0).url("/api/openapi.json"))
-        // In the environment: arguments can be read by every process of the machine.
+        // The token is in the environment, because all processes of the machine can read arguments.
         .env("VMWATCH_TEST_TOKEN", api.token.as_deref().unwrap())
         .current_dir(folder.path());
     let (succeeded, text) = shown(command).await;
     assert!(succeeded, "schemathesis found failures; see above");
     assert!(
         text.contains("Tested: 21") && text.contains("Selected: 21/23"),
-        "all routes but two"
+        "schemathesis did not test all routes but two"
     );
 }

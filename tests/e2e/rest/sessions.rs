@@ -1,4 +1,4 @@
-//! Sessions over REST: made, carried, believed and ended.
+//! Sessions over REST: made, used and ended, by header and by cookie.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 
-/// One session, whichever API made it.
+/// A session is valid for both APIs, whichever made it.
 #[tokio::test]
 async fn session_is_shared_by_both_apis() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
@@ -21,7 +21,10 @@ async fn session_is_shared_by_both_apis() {
         (&session["user_name"], &session["role"], &session["scope"]),
         (&json!("admin"), &json!("admin"), &json!("all"))
     );
-    assert!(reply.header("set-cookie").is_none(), "nobody asked for a cookie");
+    assert!(
+        reply.header("set-cookie").is_none(),
+        "the request did not ask for a cookie"
+    );
     let token = session["token"].as_str().unwrap();
     let here = Api::of(first).holding(token);
     let there = here.at(second);
@@ -33,7 +36,7 @@ async fn session_is_shared_by_both_apis() {
     assert_eq!(
         second.post(&request).await.status(),
         1,
-        "the documented API takes it"
+        "the documented API accepts the session"
     );
 
     let legacy = first.login(ADMIN.0, ADMIN.1).await;
@@ -47,7 +50,7 @@ async fn session_is_shared_by_both_apis() {
     assert_eq!(
         second.post(&request).await.status(),
         3,
-        "for the documented API as well"
+        "the documented API refuses the session too"
     );
     assert_eq!(
         here.holding(&legacy).get("/me").await.status,
@@ -59,7 +62,7 @@ async fn session_is_shared_by_both_apis() {
 #[tokio::test]
 async fn checks_session_before_anything_else() {
     let stack = stack().start().await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let good = stack.session(Role::Admin, Scope::All).await;
     for token in [
         "",
@@ -76,18 +79,20 @@ async fn checks_session_before_anything_else() {
             "/operations/x",
             "/events",
         ] {
-            let reply = nobody.holding(token).get(path).await;
+            let reply = anonymous.holding(token).get(path).await;
             reply.problem(401, "unauthenticated");
             assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
         }
     }
     for value in [format!("Basic {good}"), good.clone(), format!("Bearer  {good} x")] {
-        let request = nobody.request(Method::GET, "/me").header("authorization", &value);
+        let request = anonymous
+            .request(Method::GET, "/me")
+            .header("authorization", &value);
         Reply::of(request).await.problem(401, "unauthenticated");
     }
-    // A wrong name and a wrong password read the same, but for the id of the request.
+    // Answers to a wrong name and a wrong password differ only in the request id.
     let refused = async |user: &str| {
-        let reply = nobody
+        let reply = anonymous
             .post("/sessions", json!({ "user_name": user, "password": "wrong" }))
             .await;
         reply.problem(401, "unauthenticated");
@@ -98,18 +103,18 @@ async fn checks_session_before_anything_else() {
     assert_eq!(refused(ADMIN.0).await, refused("mallory").await);
 }
 
-/// The page's way: a cookie that scripts cannot read, believed from the page itself alone.
+/// The page's session: a cookie that scripts cannot read, accepted only from the page itself.
 #[tokio::test]
 async fn accepts_cookie_only_from_the_page() {
     let stack = stack().start().await;
     let gateway = stack.gateway(0);
-    let nobody = Api::of(gateway);
+    let anonymous = Api::of(gateway);
     let (origin, login) = (
         gateway.url(""),
         json!({ "user_name": ADMIN.0, "password": ADMIN.1, "cookie": true }),
     );
     let logged_in = async |headers: &[(&str, &str)]| {
-        let mut request = nobody.request(Method::POST, "/sessions").json(&login);
+        let mut request = anonymous.request(Method::POST, "/sessions").json(&login);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -143,7 +148,7 @@ async fn accepts_cookie_only_from_the_page() {
 
     let reply = logged_in(&[("origin", &origin)]).await;
     assert_eq!(reply.status, 201, "{reply:?}");
-    assert!(reply.json().get("token").is_none(), "scripts never see the token");
+    assert!(reply.json().get("token").is_none(), "the body has no token");
     let cookie = reply.header("set-cookie").unwrap();
     assert!(
         cookie.contains("; HttpOnly; SameSite=Strict") && !cookie.contains("Secure"),
@@ -151,7 +156,7 @@ async fn accepts_cookie_only_from_the_page() {
     );
     let pair = cookie.split(';').next().unwrap().to_owned();
     let page = |method: Method, path: &str| {
-        nobody
+        anonymous
             .request(method, path)
             .header("cookie", format!("a=b; {pair}"))
     };
@@ -159,7 +164,7 @@ async fn accepts_cookie_only_from_the_page() {
     assert_eq!(
         Reply::of(page(Method::GET, "/me")).await.status,
         200,
-        "reading needs no more"
+        "reading needs only the cookie"
     );
     let new = json!({ "name": "eve", "password": "long enough", "role": "viewer" });
     for headers in [
@@ -188,9 +193,9 @@ async fn accepts_cookie_only_from_the_page() {
             .header("set-cookie")
             .unwrap()
             .contains("=; Path=/; Max-Age=0;"),
-        "the browser forgets it"
+        "the browser deletes the cookie"
     );
-    eventually("the session is over", PATIENCE, async || {
+    eventually("the session is invalid", PATIENCE, async || {
         let reply = Reply::of(page(Method::GET, "/me")).await;
         if reply.status == 401 {
             Ok(())

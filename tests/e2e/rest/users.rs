@@ -1,4 +1,4 @@
-//! Users over REST, and the audit of what is done with them.
+//! Users over REST, and the audit of their changes.
 
 use mongodb::bson::{Document, doc};
 use reqwest::Method;
@@ -15,8 +15,8 @@ use super::client::{Api, Reply, rfc3339, stack};
 #[tokio::test]
 async fn creates_reads_changes_and_removes_user() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
 
     let name = "Zoë/night-shift";
     let new = json!({ "name": name, "password": "a long one", "role": "operator", "scope": { "only": ["vm-1", "vm-2"] } });
@@ -33,7 +33,7 @@ async fn creates_reads_changes_and_removes_user() {
     assert_eq!(admin.read(path).await, user);
     admin.post("/users", new).await.problem(409, "conflict");
 
-    let zoe = nobody.log_in(name, "a long one").await;
+    let zoe = anonymous.log_in(name, "a long one").await;
     let there = zoe.at(stack.gateway(1));
     assert_eq!(there.read("/me").await["scope"], user["scope"]);
     for (method, path, body) in [
@@ -65,7 +65,7 @@ async fn creates_reads_changes_and_removes_user() {
     );
     zoe.is_over().await;
     there.is_over().await;
-    let zoe = nobody.log_in(name, "a long one").await;
+    let zoe = anonymous.log_in(name, "a long one").await;
     assert_eq!(zoe.read("/me").await["role"], "viewer");
     let same = admin.send(Method::PATCH, path, json!({})).await;
     assert_eq!((same.status, same.json()), (200, changed.json()));
@@ -80,7 +80,7 @@ async fn creates_reads_changes_and_removes_user() {
         admin.send(method, path, body).await.problem(404, "not_found");
     }
     let body = json!({ "user_name": name, "password": "a long one" });
-    nobody
+    anonymous
         .post("/sessions", body)
         .await
         .problem(401, "unauthenticated");
@@ -89,11 +89,11 @@ async fn creates_reads_changes_and_removes_user() {
 #[tokio::test]
 async fn users_and_administrators_change_passwords() {
     let stack = stack().start().await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let new = json!({ "name": "eve", "password": "the first", "role": "viewer" });
     assert_eq!(admin.post("/users", new).await.status, 201);
-    let eve = nobody.log_in("eve", "the first").await;
+    let eve = anonymous.log_in("eve", "the first").await;
     let put = async |api: &Api, user: &str, body: Value| {
         api.send(Method::PUT, &format!("/users/{user}/password"), body)
             .await
@@ -134,16 +134,16 @@ async fn users_and_administrators_change_passwords() {
     assert_eq!(changed.status, 204, "{changed:?}");
     eve.is_over().await;
     let body = json!({ "user_name": "eve", "password": "the first" });
-    nobody
+    anonymous
         .post("/sessions", body)
         .await
         .problem(401, "unauthenticated");
-    let eve = nobody.log_in("eve", "the second").await;
+    let eve = anonymous.log_in("eve", "the second").await;
 
     put(&admin, "nobody", json!({ "password": "the third" }))
         .await
         .problem(404, "not_found");
-    // An administrator's own is changed as everybody's is: a stolen session is not enough.
+    // An administrator needs the old password for its own change, so that a stolen session is not enough.
     put(&admin, "admin", json!({ "password": "the third" }))
         .await
         .problem(403, "forbidden");
@@ -154,7 +154,7 @@ async fn users_and_administrators_change_passwords() {
         204
     );
     eve.is_over().await;
-    nobody.log_in("eve", "the third").await;
+    anonymous.log_in("eve", "the third").await;
 }
 
 #[tokio::test]
@@ -210,7 +210,7 @@ async fn pages_users_while_users_are_added() {
             None => break,
         }
     }
-    // The second is the user of the session that all of this is done with.
+    // The second user is that of the test's own session.
     let expected: Vec<_> = ["admin".to_owned(), Stack::user_of(Role::Admin, &Scope::All)]
         .into_iter()
         .chain((0..7).map(|index| format!("user-{index}")))
@@ -221,10 +221,10 @@ async fn pages_users_while_users_are_added() {
 #[tokio::test]
 async fn audit_records_user_actions_and_pages_to_the_end() {
     let stack = stack().start().await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let refused = json!({ "user_name": "mallory", "password": "a guess" });
-    let refused = nobody.post("/sessions", refused).await;
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let refused = anonymous.post("/sessions", refused).await;
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     let middle = vmwatch_api::time::unix_millis();
     for index in 0..5 {
         let user = json!({ "name": format!("user-{index}"), "password": "long enough", "role": "viewer" });
@@ -235,13 +235,13 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
     let all = admin.read("/audit").await;
     let records = all["records"].as_array().unwrap();
     assert_eq!(all["next"], Value::Null);
-    // Oldest: what the services themselves did, such as setting up streams and making the administrator.
+    // The oldest records are those of the services: the setup of streams and the creation of the administrator.
     let is_own = |record: &&Value| record["user"].as_str().unwrap().starts_with("vmwatch-");
     let own: Vec<_> = records.iter().filter(is_own).collect();
     assert!(own.len() >= 2 && records.iter().rev().take(own.len()).all(|record| is_own(&record)));
     let of_auth = |record: &&&Value| record["action"].as_str().unwrap().starts_with("auth.");
     let (of_auth, own) = (own.iter().filter(of_auth).count(), own.len());
-    let told: Vec<_> = records
+    let entries: Vec<_> = records
         .iter()
         .map(|record| {
             (
@@ -251,11 +251,11 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
             )
         })
         .collect();
-    assert_eq!(told[0], ("auth.users.remove", Some("admin"), "refused"));
-    assert_eq!(told[1], ("auth.users.remove", Some("admin"), "requested"));
-    assert_eq!(told[2], ("auth.users.add", Some("user-4"), "succeeded"));
-    assert_eq!(told[3], ("auth.users.add", Some("user-4"), "requested"));
-    assert_eq!(told.len(), 14 + own, "{told:#?}");
+    assert_eq!(entries[0], ("auth.users.remove", Some("admin"), "refused"));
+    assert_eq!(entries[1], ("auth.users.remove", Some("admin"), "requested"));
+    assert_eq!(entries[2], ("auth.users.add", Some("user-4"), "succeeded"));
+    assert_eq!(entries[3], ("auth.users.add", Some("user-4"), "requested"));
+    assert_eq!(entries.len(), 14 + own, "{entries:#?}");
     let login = &records[13];
     assert_eq!(
         (&login["action"], &login["user"], &login["result"]),
@@ -285,8 +285,8 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
         let page = admin.read(&format!("/audit?limit=3{before}")).await;
         seen.extend(page["records"].as_array().unwrap().clone());
         pages += 1;
-        // What is appended meanwhile is newer than what is still to be read.
-        nobody.log_in(ADMIN.0, ADMIN.1).await;
+        // Records that are appended meanwhile are newer than those that are still to be read.
+        anonymous.log_in(ADMIN.0, ADMIN.1).await;
         match page["next"].as_str() {
             Some(next) => before = format!("&before={next}"),
             None => break,
@@ -302,14 +302,14 @@ async fn password_change_ends_all_sessions() {
         .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let new = json!({ "name": "eve", "password": "password-0", "role": "viewer" });
     assert_eq!(admin.post("/users", new).await.status, 201);
     for turn in 0..5 {
         let (old, next) = (format!("password-{turn}"), format!("password-{}", turn + 1));
         let logins = futures::future::join_all(
-            (0..6).map(|_| nobody.post("/sessions", json!({ "user_name": "eve", "password": old }))),
+            (0..6).map(|_| anonymous.post("/sessions", json!({ "user_name": "eve", "password": old }))),
         );
         let change = admin.send(Method::PUT, "/users/eve/password", json!({ "password": next }));
         let (logins, change) = tokio::join!(logins, change);
@@ -319,8 +319,8 @@ async fn password_change_ends_all_sessions() {
             .filter(|reply: &&Reply| reply.status == 201)
             .map(|reply| reply.json()["token"].as_str().unwrap().to_owned());
         for token in tokens {
-            eventually("the session is over", PATIENCE, async || {
-                let reply = nobody.holding(&token).get("/me").await;
+            eventually("the session is invalid", PATIENCE, async || {
+                let reply = anonymous.holding(&token).get("/me").await;
                 if reply.status == 401 {
                     Ok(())
                 } else {
@@ -332,7 +332,7 @@ async fn password_change_ends_all_sessions() {
     }
 }
 
-/// Two administrators lose their role in the same moment, at two replicas: one keeps it.
+/// Two administrators lose their role at the same time, at two replicas: one keeps it.
 #[tokio::test]
 async fn concurrent_demotions_leave_an_administrator() {
     const ROUNDS: usize = 20;

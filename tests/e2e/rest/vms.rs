@@ -1,4 +1,4 @@
-//! VMs over REST: joined from two services, filtered, sorted, paged, and hidden.
+//! VMs over REST: joined from two services, filtered, sorted, paged, and limited by scope.
 
 use std::time::Duration;
 
@@ -178,7 +178,7 @@ async fn pages_vms_while_samples_arrive() {
             }
             assert_eq!(seen, names, "in order, each once");
         }
-        // By a value that changes all the time the pages still come to an end.
+        // Pages that are sorted by a changing value still end.
         let (mut pages, mut cursor) = (0, String::new());
         loop {
             let page = api.read(&format!("/vms?q=page-&sort=cpu&limit=3{cursor}")).await;
@@ -191,7 +191,7 @@ async fn pages_vms_while_samples_arrive() {
         assert!(pages < 100);
     };
     tokio::select! {
-        () = writing => unreachable!("it writes for ever"),
+        () = writing => unreachable!("writing does not end"),
         () = reading => {}
     }
 }
@@ -281,14 +281,18 @@ async fn returns_degraded_vms_without_one_service() {
     api.get("/vms").await.problem(503, "unavailable");
     assert_eq!(api.get("/me").await.status, 200);
     metrics.restart().await;
-    eventually("the half is back", Duration::from_secs(10), async || {
-        let reply = api.get("/vms").await;
-        if reply.status == 200 {
-            Ok(())
-        } else {
-            Err(format!("{reply:?}"))
-        }
-    })
+    eventually(
+        "the missing data is returned again",
+        Duration::from_secs(10),
+        async || {
+            let reply = api.get("/vms").await;
+            if reply.status == 200 {
+                Ok(())
+            } else {
+                Err(format!("{reply:?}"))
+            }
+        },
+    )
     .await;
 }
 
@@ -303,7 +307,7 @@ async fn returns_thousand_vms_in_one_page() {
     for name in &names {
         publish(&stack, &sample(name, unix_millis(), 33.3)).await;
     }
-    let page = eventually("all are listed", PATIENCE, async || {
+    let page = eventually("all VMs are listed", PATIENCE, async || {
         let page = api.read("/vms?q=xxx&limit=1000").await;
         if page["total"] == 1000 {
             Ok(page)

@@ -14,7 +14,7 @@ use vmwatch_service::config::Environment;
 
 use super::tls::Authority;
 
-/// A server over TLS alone, with these lines of configuration.
+/// A server that accepts only TLS, with these lines of configuration.
 struct Server {
     process: Process,
     url: String,
@@ -64,12 +64,12 @@ impl Server {
         assert!(!format!("{settings:?}").contains("SU"), "{settings:?}");
         Bus::connect("a-test", &settings)
             .await
-            .expect("it goes on trying")
+            .expect("the client connects in the background")
     }
 
     async fn takes(&self, settings: [(&str, String); 4]) {
         let bus = self.connect(settings).await;
-        eventually("the bus is there", PATIENCE, async || {
+        eventually("the bus is reachable", PATIENCE, async || {
             if bus.is_connected() {
                 Ok(())
             } else {
@@ -80,7 +80,7 @@ impl Server {
         bus.client().flush().await.unwrap();
     }
 
-    /// Refuses, and says so in these words.
+    /// The server refuses these settings and logs these words.
     async fn refuses(&self, settings: [(&str, String); 4], words: &str) {
         let before = self.process.log().matches(words).count();
         let bus = self.connect(settings).await;
@@ -135,7 +135,7 @@ async fn bus_requires_nkey_and_certificate() {
     server
         .refuses(settings(&ca, &seed, "", ""), "TLS handshake error")
         .await;
-    // A client with another authority trusts no server.
+    // A client with another authority does not trust this server.
     let foreign = file(folder, "foreign.pem", &Authority::new().pem);
     server
         .refuses(
@@ -145,7 +145,7 @@ async fn bus_requires_nkey_and_certificate() {
         .await;
 }
 
-/// A JWT of NATS, signed by the key.
+/// A JWT of NATS, signed with this key.
 fn jwt(issuer: &KeyPair, subject: &str, name: &str, claims: &Value) -> String {
     let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let header = encode(&json!({ "typ": "JWT", "alg": "ed25519-nkey" }));

@@ -1,4 +1,4 @@
-//! What `./dev fuzz` starts from, as a plain test: the same functions over the same files.
+//! The corpus of `./dev fuzz` as a plain test: the same functions on the same files.
 
 use std::{fs, path::Path};
 
@@ -21,7 +21,7 @@ fn parses_corpus_without_panic() {
         assert!(files.len() >= 5, "{name}");
         for file in files {
             let bytes = fs::read(file.path()).unwrap();
-            // And what a connection that breaks leaves of it.
+            // Also a prefix of the file, as left by a broken connection.
             for end in 0..=bytes.len() {
                 target(&bytes[..end]);
             }

@@ -1,8 +1,7 @@
-//! A guest that was taken over: all that its agent's credential can do on the bus, by a client of our own that speaks the
-//! protocol over a plain socket and keeps to none of its rules.
-//!
-//! What must hold is that nothing else changes: the other streams and buckets, the database, NATS's memory, and how soon
-//! other VMs' samples are stored.
+//! A compromised guest: everything that its agent's credential can do on the bus, with a client that speaks the
+//! protocol over a plain socket and follows none of its rules.
+//! A guest must not affect the other streams and buckets, the database, NATS's memory, and the delay of other VMs'
+//! samples.
 
 #![allow(clippy::cast_precision_loss, reason = "figures, all of them small")]
 
@@ -19,12 +18,12 @@ use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STRE
 use self::raw::{Raw, message};
 use crate::ingest_support::{Publisher, count};
 
-/// The VM's own subject.
+/// The subject of the VM's samples.
 const OWN: &str = "vmwatch.v1.samples.guest";
-/// Nobody's inbox but this agent's.
+/// An inbox that only this agent may use.
 const INBOX: &str = "_INBOX_vmwatch-agent-guest.x";
 
-/// Subjects that mean something in the services' account, to publish to and to be answered on.
+/// Subjects with a meaning in the services' account, used as subject and as reply subject.
 const SUBJECTS: &[&str] = &[
     "$KV.vmwatch_sessions.made-up",
     // SHA-256 of "admin": the sessions of that user.
@@ -54,7 +53,7 @@ const SUBJECTS: &[&str] = &[
     ">",
 ];
 
-/// Headers that JetStream or the server acts on.
+/// Headers that JetStream or the server interprets.
 const HEADERS: &[&[(&str, &str)]] = &[
     &[],
     &[("Nats-Msg-Id", "this-machine:2026-01-01T00:00:00.000000:0")],
@@ -69,7 +68,7 @@ const HEADERS: &[&[(&str, &str)]] = &[
     &[("Nats-Batch-Id", "x"), ("Nats-Batch-Sequence", "1")],
 ];
 
-/// The last sequence and the bytes of every stream, buckets among them.
+/// The last sequence and the bytes of every stream, including buckets.
 type Fingerprint = BTreeMap<String, (u64, u64)>;
 
 async fn fingerprint(stack: &Stack) -> Fingerprint {
@@ -78,7 +77,7 @@ async fn fingerprint(stack: &Stack) -> Fingerprint {
     let of_one = |info: async_nats::jetstream::stream::Info| {
         (info.config.name, (info.state.last_sequence, info.state.bytes))
     };
-    // Its own samples are its own; its dead letters are checked apart.
+    // The guest may change the stream of samples; dead letters are checked separately.
     let of_others = |name: &str| ![SAMPLE_STREAM, DEAD_LETTER_STREAM].contains(&name);
     streams
         .into_iter()
@@ -97,12 +96,12 @@ async fn dead_letters(stack: &Stack) -> u64 {
     stream.cached_info().state.messages
 }
 
-/// Every subject × reply subject × header. The services' account, other VMs' samples and the administrator's login are
-/// as before, and the guest's own samples are still taken.
+/// Publishes with every subject, reply subject and header. The services' account, other VMs' samples and the
+/// administrator's login do not change, and the guest's own samples are still accepted.
 #[tokio::test]
 async fn guest_can_publish_only_its_own_samples() {
     let stack = Stack::builder().with_permissions().start().await;
-    // What the administrator's login itself writes is there before.
+    // The fingerprint is taken after this login, because a login writes to buckets.
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     let before = fingerprint(&stack).await;
     assert!(
@@ -120,36 +119,46 @@ async fn guest_can_publish_only_its_own_samples() {
             guest.send(&message(OWN, Some(subject), headers, b"{}")).await;
         }
     }
-    let told = guest.settle().await;
-    assert!(told.contains("Permissions Violation for Publish"), "{told}");
-    assert!(told.contains("Permissions Violation for Subscription"), "{told}");
-    assert!(!told.contains("MSG "), "nothing was delivered to it: {told}");
+    let output = guest.settle().await;
+    assert!(output.contains("Permissions Violation for Publish"), "{output}");
+    assert!(
+        output.contains("Permissions Violation for Subscription"),
+        "{output}"
+    );
+    assert!(
+        !output.contains("MSG "),
+        "nothing was delivered to the guest: {output}"
+    );
 
-    // What comes last in the stream is stored behind all of the above.
+    // A sample that is published last is stored after all messages above were processed.
     let mut own = Publisher::new(&stack, GUEST, 1);
     own.publish().await;
     guest.send(format!("SUB {INBOX} 3\r\n").as_bytes()).await;
     guest.send(&message(OWN, Some(INBOX), &[], b"{}")).await;
-    let told = guest
+    let output = guest
         .settle_until(&format!(r#""stream":"{SAMPLE_STREAM}""#))
         .await;
-    assert!(told.contains(INBOX), "the acknowledgement arrives: {told}");
+    assert!(output.contains(INBOX), "the acknowledgement arrives: {output}");
     eventually("the guest's sample is stored", PATIENCE, async || {
         let rows = count(&stack.database).await?;
         (rows == 2).then_some(()).ok_or(format!("{rows} rows"))
     })
     .await;
     let mut after = fingerprint(&stack).await;
-    // The rows of its sample are published as live events.
+    // The rows of the guest's sample are published as live events.
     let events = |of: &mut Fingerprint| of.remove("VMWATCH_EVENTS").unwrap().0;
     let mut before = before;
     assert!(events(&mut after) <= events(&mut before) + 2);
     assert_eq!(after, before);
-    assert!(dead_letters(&stack).await <= 1, "one a minute");
+    assert!(
+        dead_letters(&stack).await <= 1,
+        "at most one dead letter per minute"
+    );
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
 }
 
-/// Message ids are the stream's, not a VM's: one that another VM's message would have had must not keep it out.
+/// Message ids are deduplicated per stream, so a guest that uses another VM's next message id must not suppress that
+/// VM's message.
 #[tokio::test]
 async fn guest_cannot_suppress_samples_of_other_vms() {
     let stack = Stack::builder()
@@ -174,7 +183,8 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
     })
     .await;
 
-    // Ids of 60 KB filled the server's memory: a header counts, and the connection ends.
+    // Ids of 60 KB once filled the server's memory: headers count toward the maximum size, and the server closes the
+    // connection.
     let before = resident(&stack);
     let id = "x".repeat(60_000);
     for _ in 0..20 {
@@ -183,8 +193,8 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
             .flat_map(|number| message(OWN, None, &[("Nats-Msg-Id", &format!("{number}{id}"))], b"{}"))
             .collect();
         guest.send(&messages).await;
-        let told = guest.settle().await;
-        assert!(told.contains("Maximum Payload Violation"), "{told}");
+        let output = guest.settle().await;
+        assert!(output.contains("Maximum Payload Violation"), "{output}");
     }
     let mut guest = Raw::connect(&stack, GUEST).await;
     guest
@@ -213,7 +223,7 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
     assert!(grown < 32 << 10, "NATS grew by {grown} KiB");
 }
 
-/// The limits of accounts.conf are those of the programs and of the server.
+/// The limits in accounts.conf equal those of the programs and of the server.
 #[test]
 fn agent_account_limits_match_programs() {
     let accounts = include_str!("../../../deploy/nats/accounts.conf");
@@ -239,7 +249,7 @@ fn resident(stack: &Stack) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// How long one kind of attack lasts.
+/// Duration of each attack.
 fn attack_lasts() -> Duration {
     if std::env::var_os("VMWATCH_TEST_SOAK").is_some() {
         Duration::from_secs(20)

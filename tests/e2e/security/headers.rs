@@ -1,4 +1,4 @@
-//! The security headers: on every answer of every route, whatever its status.
+//! The security headers are on every answer of every route, whatever its status.
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
@@ -7,14 +7,14 @@ use vmwatch_api::{Role, Scope};
 
 use crate::rest::client::{Api, Reply, stack};
 
-/// Names and values that every answer has.
+/// Headers of every answer.
 const ALWAYS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
 ];
-/// Of a file that is named by its content; everything else is kept by nobody.
+/// The header of files that are named by their content; all other answers have `no-store`.
 const KEPT: &str = "public, max-age=31536000, immutable";
 
 fn check(what: &str, headers: &HeaderMap, kept: &str) {
@@ -36,13 +36,13 @@ fn check(what: &str, headers: &HeaderMap, kept: &str) {
     assert_eq!(encrypted, None, "{what}: only over TLS");
 }
 
-/// Sends a request, checks the headers of its answer, and gives back its status.
+/// Sends a request, checks the headers of its answer, and returns its status.
 async fn status(api: &Api, method: Method, path: &str, body: Option<String>) -> u16 {
     let mut request = api.raw(method.clone(), path);
     if let Some(body) = body {
         request = request.header("content-type", "application/json").body(body);
     }
-    // Without the body: that of the event stream never ends.
+    // The body is not read, because that of the event stream never ends.
     let response = request.send().await.unwrap();
     check(
         &format!("{method} {path}: {}", response.status()),
@@ -52,7 +52,7 @@ async fn status(api: &Api, method: Method, path: &str, body: Option<String>) -> 
     response.status().as_u16()
 }
 
-/// Method and path of every route that the API describes, with an instance that is there.
+/// Method and path of every documented route, with an existing instance id.
 fn routes() -> Vec<(Method, String)> {
     let golden: Value = serde_json::from_str(include_str!("../../../gateway/openapi.json")).unwrap();
     let mut routes = Vec::new();
@@ -75,34 +75,34 @@ async fn every_response_has_security_headers() {
         .set(Program::Gateway, "VMWATCH_TRUSTED_PROXIES", "127.0.0.1")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
+    let anonymous = Api::of(stack.gateway(0));
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let viewer = Api::with(&stack, Role::Viewer, Scope::All).await;
     let mut seen = Vec::new();
-    for api in [&nobody, &viewer, &admin] {
+    for api in [&anonymous, &viewer, &admin] {
         for (method, path) in routes() {
-            // The last of all: it ends the session.
+            // This route is last because it ends the session.
             if !path.ends_with("/sessions/current") {
                 seen.push(status(api, method, &path, None).await);
             }
         }
     }
     seen.extend(odd_requests(&admin).await);
-    seen.extend(documented(&nobody).await);
-    pages(&nobody).await;
-    behind_a_proxy(&nobody).await;
+    seen.extend(documented(&anonymous).await);
+    pages(&anonymous).await;
+    behind_a_proxy(&anonymous).await;
 
     // Without the bus every call fails.
     stack.nats.server.kill9();
     let login = json!({ "method": codes::LOGIN, "data": { "user_name": "a", "password": "b" } });
     seen.push(status(&admin, Method::GET, "/api/v1/users", None).await);
-    seen.push(status(&nobody, Method::POST, "/wsgi_app.py", Some(login.to_string())).await);
+    seen.push(status(&anonymous, Method::POST, "/wsgi_app.py", Some(login.to_string())).await);
     for expected in [200, 400, 401, 403, 404, 405, 413, 415, 503] {
         assert!(seen.contains(&expected), "no answer was {expected}: {seen:?}");
     }
 }
 
-/// What no route takes, or not like this.
+/// Requests that no route accepts.
 async fn odd_requests(api: &Api) -> Vec<u16> {
     let large = " ".repeat(64 * 1024 + 1);
     let mut seen = Vec::new();
@@ -130,7 +130,7 @@ async fn odd_requests(api: &Api) -> Vec<u16> {
     seen
 }
 
-/// The documented API, the answer with a new session above all.
+/// The documented API, including the answer to a login.
 async fn documented(api: &Api) -> Vec<u16> {
     let data = json!({ "user_name": ADMIN.0, "password": ADMIN.1, "instance_id": MACHINES[0].0 });
     let mut seen = Vec::new();
@@ -141,7 +141,7 @@ async fn documented(api: &Api) -> Vec<u16> {
     seen
 }
 
-/// The page and its files, the API's document and the page of that.
+/// The page and its files, the OpenAPI document and its page.
 async fn pages(api: &Api) {
     let get = async |path: &str, kept: &str| {
         let reply = Reply::of(api.raw(Method::GET, path).header("accept", "text/html")).await;
@@ -164,7 +164,7 @@ async fn pages(api: &Api) {
     }
 }
 
-/// A proxy that is trusted says whether its client came over TLS.
+/// A trusted proxy states whether its client used TLS.
 async fn behind_a_proxy(api: &Api) {
     for (said, expected) in [
         ("https", Some("max-age=31536000")),

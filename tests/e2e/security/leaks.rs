@@ -9,11 +9,11 @@ use vmwatch_api::{Role, Scope};
 
 use crate::traces::collector;
 
-/// What our own programs tell at most.
+/// The most verbose log filter for our own programs.
 const EVERYTHING: &str =
     "info,gateway=trace,shared=trace,auth_svc=trace,metrics_svc=trace,lifecycle_svc=trace,agent=trace";
 
-/// All that lies in a folder, deep down, with its name.
+/// All files below a folder, with their paths.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
@@ -27,12 +27,12 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// The passwords that are used.
+/// The passwords of this test.
 const FIRST: &str = "first-secret-of-eve";
 const SECOND: &str = "second-secret-of-eve";
 const WRONG: &str = "a-guess-that-is-wrong";
 
-/// Logs in, guesses, changes a password and asks, in every way; gives back the tokens.
+/// Logs in, guesses, changes a password and sends requests in every way. Returns the tokens.
 async fn use_secrets(stack: &Stack) -> Vec<String> {
     let gateway = stack.gateway(0);
     stack.command(Program::Auth, &["user", "add", "eve"], &format!("{FIRST}\n"));
@@ -40,7 +40,7 @@ async fn use_secrets(stack: &Stack) -> Vec<String> {
     let eve = gateway.login("eve", FIRST).await;
     let guessed = json!({ "method": codes::LOGIN, "data": { "user_name": "eve", "password": WRONG } });
     assert_eq!(gateway.post(&guessed).await.status(), 3);
-    // Where it does not belong, or is not understood.
+    // Secrets in wrong places, and requests that are not understood.
     for body in [
         json!({ "method": codes::VM, "session_id": admin, "data": { "instance_id": "vm-1" }, "password": WRONG }),
         json!({ "method": codes::LOGIN, "data": { "user_name": WRONG, "password": [FIRST] } }),
@@ -94,7 +94,7 @@ async fn logs_and_traces_contain_no_secret() {
     }
     let stack = builder.start().await;
     let tokens = use_secrets(&stack).await;
-    eventually("traces of all came", PATIENCE, async || {
+    eventually("all programs sent traces", PATIENCE, async || {
         let spans = format!("{:?}", spans.lock().unwrap());
         let missing = ["vmwatch-gateway", "vmwatch-auth", "vmwatch-metrics"]
             .into_iter()
@@ -117,35 +117,35 @@ async fn logs_and_traces_contain_no_secret() {
     ] {
         secrets.push((format!("the password of {user}"), stack.nats.password_of(user)));
     }
-    let mut told = vec![(
+    let mut texts = vec![(
         "the traces".to_owned(),
         format!("{:?}", spans.lock().unwrap()).into_bytes(),
     )];
-    told.extend(
+    texts.extend(
         files(stack.folder())
             .into_iter()
             .filter(|(name, _)| Path::new(name).extension().is_some_and(|kind| kind == "log")),
     );
     for program in programs {
         let metrics = stack.replica(program, 0).metrics().await;
-        told.push((format!("the metrics of {program:?}"), metrics.into_bytes()));
+        texts.push((format!("the metrics of {program:?}"), metrics.into_bytes()));
     }
     assert!(
-        told.len() >= 11,
+        texts.len() >= 11,
         "seven logs, the traces and five pages of metrics"
     );
-    let traced = told
+    let traced = texts
         .iter()
         .any(|(name, text)| name.contains("vmwatch-auth") && contains(text, b"TRACE"));
-    let debugged = told
+    let debugged = texts
         .iter()
         .any(|(name, text)| name.contains("vmwatch-gateway") && contains(text, b"DEBUG"));
-    assert!(traced || debugged, "the logs tell more than usual");
-    for (name, text) in &told {
+    assert!(traced || debugged, "no program logged at a verbose level");
+    for (name, text) in &texts {
         for (what, secret) in &secrets {
             assert!(
                 secret.len() > 8 && !contains(text, secret.as_bytes()),
-                "{name} tells {what}: {secret}"
+                "{name} contains {what}: {secret}"
             );
         }
     }

@@ -1,4 +1,4 @@
-//! What a client can do to the listener: nothing to others, and nothing for long.
+//! Clients that misuse the gateway's listener do not affect other clients, and are disconnected at a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,7 @@ async fn slow_bodies_hold_no_permit() {
         stream.write_all(half.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    eventually("they are there", PATIENCE, async || {
+    eventually("the connections are open", PATIENCE, async || {
         let metrics = gateway.replica.metrics().await;
         if gauge(&metrics, "vmwatch_http_connections") >= 10.0 {
             Ok(())
@@ -112,7 +112,7 @@ fn gauge(metrics: &str, name: &str) -> f64 {
     values.sum()
 }
 
-/// Beyond the cap connections wait in the kernel's queue, and are served when others end.
+/// Connections above the limit wait in the kernel's queue, and are served when others end.
 #[tokio::test]
 async fn limits_number_of_connections() {
     let stack = Stack::builder()
@@ -142,18 +142,18 @@ async fn limits_number_of_connections() {
         () = watching => unreachable!("it never ends"),
     };
     assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
-    // The health listener, which has a cap of its own, counts itself.
+    // The health listener, which has its own limit, counts its own connection.
     assert!((5.0..=6.0).contains(&most), "{most} connections at once");
 }
 
-/// What no request needs is refused before it costs anything.
+/// Requests that are too large or nested too deep are refused before they use resources.
 #[tokio::test]
 async fn limits_headers_bodies_and_depth() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let gateway = stack.gateway(0);
     let said = async |request: String| {
         let mut stream = connect(gateway).await;
-        // It may answer and close before all is sent.
+        // The gateway may answer and close before everything is sent.
         let _ = stream.write_all(request.as_bytes()).await;
         to_end(&mut stream).await
     };
@@ -210,7 +210,7 @@ async fn sheds_excess_requests_with_retry_after() {
     assert_eq!(gateway.post(&request).await.status(), 1);
 }
 
-/// Behind a proxy that is trusted each client is a source of its own; what others write is not believed.
+/// Behind a trusted proxy each client is its own source. The header of an untrusted sender is ignored.
 #[tokio::test]
 async fn source_is_taken_from_trusted_proxy() {
     let stack = Stack::builder()
@@ -246,13 +246,13 @@ async fn source_is_taken_from_trusted_proxy() {
     assert_eq!(
         status("203.0.113.1").await,
         "429",
-        "this source has had its tries"
+        "this source has no attempts left"
     );
-    // What a client writes itself stands in front of what the proxies add, and changes nothing.
+    // An entry that the client writes itself stands before those of the proxies, and has no effect.
     assert_eq!(status("198.51.100.1, 203.0.113.1, 10.1.1.1").await, "429");
     assert_eq!(
         status("203.0.113.1, 198.51.100.1").await,
         "200",
-        "another source has tries of its own"
+        "another source has its own attempts"
     );
 }

@@ -1,4 +1,4 @@
-//! Whom vmwatch lets in, what it gives to whom, and what a hostile client can do to others (docs/security.md).
+//! Authentication, authorization, and protection against hostile clients (docs/security.md).
 
 mod bus_tls;
 mod corpus;

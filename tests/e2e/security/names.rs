@@ -1,4 +1,4 @@
-//! User names: one user for all spellings of a name, and none that looks like another's.
+//! User names: all spellings of a name are one user, and no name looks like another user's.
 
 use std::net::Ipv4Addr;
 
@@ -9,9 +9,9 @@ use testkit::{ADMIN, Program, Stack, codes};
 use crate::rest::client::{Api, Reply};
 
 const PASSWORD: &str = "long enough";
-/// Spellings of one name; the last one is of full width.
+/// Spellings of one name; the last one has full-width characters.
 const SPELLINGS: [&str; 5] = ["ops", "OPS", "Ops", "oPs", "ＯＰＳ"];
-/// Names that no user can have: a Cyrillic letter, a space, an override of the direction, and a zero-width space.
+/// Names that no user can have: with a Cyrillic letter, a space, a direction override, and a zero-width space.
 const LOOK_ALIKES: [&str; 4] = ["\u{430}dmin", "admin ", "admin\u{202e}", "ad\u{200b}min"];
 
 fn new_user(name: &str, role: &str) -> Value {
@@ -31,13 +31,13 @@ async fn one_user_has_all_spellings_of_a_name() {
         .replicas(Program::Lifecycle, 0)
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     creates_one_user_per_name(&stack, &admin).await;
     refuses_look_alikes_for_new_users(&stack, &admin).await;
-    logs_in_by_every_spelling(&stack, &nobody).await;
-    asks_for_the_old_password_whatever_the_spelling(&nobody, &admin).await;
-    answers_look_alikes_as_unknown_users(&stack, &nobody).await;
+    logs_in_by_every_spelling(&stack, &anonymous).await;
+    asks_for_the_old_password_whatever_the_spelling(&anonymous, &admin).await;
+    answers_look_alikes_as_unknown_users(&stack, &anonymous).await;
     throttles_all_spellings_as_one_user(&stack).await;
     audits_the_stored_name(&admin).await;
     removes_by_any_spelling(&stack, &admin).await;
@@ -75,7 +75,7 @@ async fn refuses_look_alikes_for_new_users(stack: &Stack, admin: &Api) {
         .await
         .problem(422, "user_name");
     assert!(detail.contains("must not mix scripts"), "{detail}");
-    // The schema's own bounds.
+    // The limits in the schema itself.
     admin
         .post("/users", new_user("", "viewer"))
         .await
@@ -89,9 +89,9 @@ async fn refuses_look_alikes_for_new_users(stack: &Stack, admin: &Api) {
     );
 }
 
-async fn logs_in_by_every_spelling(stack: &Stack, nobody: &Api) {
+async fn logs_in_by_every_spelling(stack: &Stack, anonymous: &Api) {
     for spelling in SPELLINGS {
-        let session = nobody.log_in(spelling, PASSWORD).await;
+        let session = anonymous.log_in(spelling, PASSWORD).await;
         assert_eq!(session.read("/me").await["user_name"], "Ops", "{spelling}");
         let listed = session.read("/sessions").await;
         assert!(!listed["sessions"].as_array().unwrap().is_empty(), "{spelling}");
@@ -99,15 +99,16 @@ async fn logs_in_by_every_spelling(stack: &Stack, nobody: &Api) {
     stack.gateway(0).login("OPS", PASSWORD).await;
 }
 
-/// An administrator sets others' passwords without the old one; another spelling of one's own name is not another user.
-async fn asks_for_the_old_password_whatever_the_spelling(nobody: &Api, admin: &Api) {
+/// An administrator sets others' passwords without the old one. Another spelling of the administrator's own name is not
+/// another user.
+async fn asks_for_the_old_password_whatever_the_spelling(anonymous: &Api, admin: &Api) {
     let body = json!({ "password": "another one" });
     for name in ["ADMIN", "Admin", "ａdmin"] {
         let path = format!("/users/{name}/password");
         let reply = admin.send(Method::PUT, &path, body.clone()).await;
         reply.problem(403, "forbidden");
     }
-    let ops = nobody.log_in("ops", PASSWORD).await;
+    let ops = anonymous.log_in("ops", PASSWORD).await;
     let change = json!({ "password": "another one", "old_password": PASSWORD });
     let reply = ops.send(Method::PUT, "/users/OPS/password", change).await;
     assert_eq!(reply.status, 204, "{reply:?}");
@@ -122,7 +123,7 @@ async fn asks_for_the_old_password_whatever_the_spelling(nobody: &Api, admin: &A
     assert_eq!(reply.status, 204, "{reply:?}");
 }
 
-async fn answers_look_alikes_as_unknown_users(stack: &Stack, nobody: &Api) {
+async fn answers_look_alikes_as_unknown_users(stack: &Stack, anonymous: &Api) {
     let documented = async |user: &str| {
         let data = json!({ "user_name": user, "password": ADMIN.1 });
         let answer = stack
@@ -132,18 +133,18 @@ async fn answers_look_alikes_as_unknown_users(stack: &Stack, nobody: &Api) {
         (answer.http, answer.body)
     };
     let unknown = documented("mallory").await;
-    let detail = log_in(nobody, "mallory", ADMIN.1)
+    let detail = log_in(anonymous, "mallory", ADMIN.1)
         .await
         .problem(401, "unauthenticated");
     for name in LOOK_ALIKES {
         assert_eq!(documented(name).await, unknown, "{name:?}");
-        let refused = log_in(nobody, name, ADMIN.1).await;
+        let refused = log_in(anonymous, name, ADMIN.1).await;
         assert_eq!(refused.problem(401, "unauthenticated"), detail, "{name:?}");
     }
 }
 
 async fn throttles_all_spellings_as_one_user(stack: &Stack) {
-    // Not from the address of the other failures: only the first ten of an address have records of their own.
+    // Each address has its own source, because only the first ten failures of a source have their own records.
     let attacker = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 8));
     for spelling in SPELLINGS {
         log_in(&attacker, spelling, "a guess")
@@ -155,7 +156,7 @@ async fn throttles_all_spellings_as_one_user(stack: &Stack) {
             .await
             .problem(429, "throttled");
     }
-    // Only from where it was guessed.
+    // Only the source of the guesses is throttled.
     let elsewhere = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 9));
     elsewhere.log_in("OPS", PASSWORD).await;
 }

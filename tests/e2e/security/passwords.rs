@@ -15,13 +15,13 @@ fn login(user: &str, password: &str) -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 
-/// The long form, in `./dev soak`.
+/// The number of pairs in the long form, in `./dev soak`.
 fn is_soak() -> bool {
     env::var_os("VMWATCH_TEST_SOAK").is_some_and(|minutes| !minutes.is_empty())
 }
 
-/// The probability that a random one of the first is greater than a random one of the second, where equal ones count
-/// half: the U statistic of Mann and Whitney by the product of the counts.
+/// The probability that a random value of the first is greater than a random value of the second; equal values count
+/// half. This is the U statistic of Mann and Whitney divided by the product of the counts.
 fn superiority(first: &[f64], second: &[f64]) -> f64 {
     let points = first.iter().flat_map(|one| {
         second.iter().map(move |other| match one.total_cmp(other) {
@@ -37,9 +37,10 @@ fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).expect("a small count"))
 }
 
-/// Names that exist and names that do not, one after the other: equal texts, equal statuses, and times whose order
-/// tells nothing. A verification of argon2id takes some 45 ms of one core, so that 2,000 are for `./dev soak`; the test
-/// takes 400, whose statistic varies more by chance: four standard deviations are allowed in place of 0.05.
+/// Logins with existing and unknown names in turn: texts and statuses are equal, and a rank statistic does not
+/// distinguish the times. A verification of argon2id takes about 45 ms of one core, so 2,000 are for `./dev soak`. The
+/// short form makes 400; because its statistic varies more by chance, four standard deviations are allowed in place of
+/// 0.05.
 #[tokio::test]
 async fn login_does_not_reveal_existing_users() {
     let each = if is_soak() { 1000 } else { 200 };
@@ -64,9 +65,9 @@ async fn login_does_not_reveal_existing_users() {
     };
     let mut shapes = Vec::new();
     for turn in 0..2 * each {
-        // A pair in the one order, the next in the other: what a machine does now and then hits both alike.
+        // Pairs alternate in their order, so that variations of the machine's speed affect both alike.
         let is_known = matches!(turn % 4, 0 | 3);
-        // Names of one length, and each unknown one only once.
+        // Names of equal length; each unknown name is used only once.
         let name = if is_known {
             ADMIN.0.to_owned()
         } else {
@@ -91,7 +92,7 @@ async fn login_does_not_reveal_existing_users() {
     let slower = superiority(&known, &unknown);
     figure("login_known_slower_than_unknown_probability", slower);
     figure("login_times_compared", count(2 * each));
-    // The deviation of the statistic where both are alike: sqrt((n + m + 1) / 12nm).
+    // The standard deviation of the statistic if both are alike: sqrt((n + m + 1) / 12nm).
     let deviation = (count(2 * each + 1) / (12.0 * count(each * each))).sqrt();
     let allowed = f64::max(0.05, 4.0 * deviation);
     assert!(
@@ -109,9 +110,9 @@ fn statistic_distinguishes_shifted_times() {
     assert!(superiority(&times, &later).abs() < 1e-9);
 }
 
-/// Ten thousand guesses: half of them at one user, the others over a hundred, from one address. None gets in, most
-/// are refused before a password is hashed, and everybody else gets in at the first try: the attacked from an address
-/// of his own, and another user from the attacker's.
+/// Ten thousand guesses from one address: half of them for one user, the others for a hundred users. None succeeds, and
+/// most are refused before a password is hashed. All other logins succeed at the first attempt: the attacked user's
+/// from another address, and another user's from the attacker's address.
 #[tokio::test]
 async fn throttles_password_guessing_without_harming_others() {
     const GUESSES: usize = 10_000;
@@ -158,13 +159,14 @@ async fn throttles_password_guessing_without_harming_others() {
         .await;
     let of = |status: StatusCode| statuses.iter().filter(|found| **found == status).count();
     let (tried, throttled) = (of(StatusCode::OK), of(StatusCode::TOO_MANY_REQUESTS));
-    let away = of(StatusCode::SERVICE_UNAVAILABLE);
+    let unavailable = of(StatusCode::SERVICE_UNAVAILABLE);
     figure("password_guesses", count(GUESSES));
     figure("password_guesses_accepted", 0.0);
     figure("password_guesses_throttled", count(throttled));
     figure("password_guesses_tried", count(tried));
-    assert_eq!(tried + throttled + away, GUESSES, "{statuses:?}");
-    // Five of each pair, until a hundred failures of the source leave one to each; those under way at once may pass it.
+    assert_eq!(tried + throttled + unavailable, GUESSES, "{statuses:?}");
+    // Five guesses of each pair are checked, until a hundred failures of the source leave one per pair. Concurrent
+    // guesses may exceed the limit.
     assert!(tried <= 5 + 100 + users.len() + 64, "{tried} were tried");
 
     let enter = async |client: &Client, user: &str, password: &str| {

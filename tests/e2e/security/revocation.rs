@@ -1,4 +1,4 @@
-//! Changes and removals of users take effect, whatever fails in between.
+//! Changes and removals of users take effect, whatever fails during the command.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use vmwatch_bus::Context;
 
 use crate::{ingest_support::metric, rest::client::Api};
 
-/// Keys of the session bucket that hold a session.
+/// The keys of sessions in the session bucket.
 async fn stored_sessions(stack: &Stack) -> usize {
     use futures::TryStreamExt;
     let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await.unwrap();
@@ -41,7 +41,7 @@ async fn add(admin: &Api, name: &str, role: &str) {
     assert_eq!(added.status, 201, "{added:?}");
 }
 
-/// Each step of a command may fail or never happen: what the database says takes effect all the same.
+/// Each step of a command may fail or be skipped: the state of the database still takes effect.
 #[tokio::test]
 async fn user_changes_take_effect_despite_failures() {
     let stack = Stack::builder()
@@ -52,18 +52,18 @@ async fn user_changes_take_effect_despite_failures() {
         .set(Program::Auth, "VMWATCH_RECONCILE_INTERVAL", "500ms")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
-    removes_user_while_the_bus_is_frozen(&stack, &nobody, &admin).await;
-    repeats_change_that_was_not_passed_on(&stack, &nobody, &admin).await;
-    heals_what_a_crash_left_undone(&stack, &nobody, &admin).await;
-    finishes_removal_that_a_crash_interrupted(&stack, &nobody, &admin).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
+    removes_user_while_the_bus_is_frozen(&stack, &anonymous, &admin).await;
+    repeats_change_that_was_not_passed_on(&stack, &anonymous, &admin).await;
+    heals_what_a_crash_left_undone(&stack, &anonymous, &admin).await;
+    finishes_removal_that_a_crash_interrupted(&stack, &anonymous, &admin).await;
     assert_eq!(admin.get("/me").await.status, 200, "others are not touched");
     let log = stack.nats.server.log();
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// What the command line says.
+/// Runs the command and returns its output.
 fn remove_by_command(stack: &Stack, user: &str) -> Result<String, String> {
     remove_by_command_with(stack, user, &[])
 }
@@ -83,18 +83,19 @@ fn remove_by_command_with(
     }
 }
 
-async fn removes_user_while_the_bus_is_frozen(stack: &Stack, nobody: &Api, admin: &Api) {
+async fn removes_user_while_the_bus_is_frozen(stack: &Stack, anonymous: &Api, admin: &Api) {
     add(admin, "vic", "operator").await;
-    let vic = nobody.log_in("vic", "long enough").await;
+    let vic = anonymous.log_in("vic", "long enough").await;
     stack.nats.server.pause();
-    // Else nothing at all would be changed.
+    // Without this setting the command would be refused, because the audit is unreachable.
     let unaudited = [("VMWATCH_AUDIT_REQUIRED".to_owned(), "false".to_owned())];
     let refused = remove_by_command_with(stack, "vic", &unaudited);
     stack.nats.server.resume();
     let refused = refused.unwrap_err();
     assert!(refused.contains("repeat it"), "{refused}");
     stack.ready().await;
-    // The reconciler may have been faster: both are a success, and nothing is left to be removed after that.
+    // The reconciler may have removed the user first. In both cases the removal succeeded, and nothing is left to
+    // remove.
     let repeated = remove_by_command(stack, "vic");
     assert!(
         repeated.as_ref().is_ok_and(|text| text.contains("removed vic"))
@@ -107,9 +108,9 @@ async fn removes_user_while_the_bus_is_frozen(stack: &Stack, nobody: &Api, admin
 }
 
 /// The user bucket is unreachable while a password is changed, and while a user is added.
-async fn repeats_change_that_was_not_passed_on(stack: &Stack, nobody: &Api, admin: &Api) {
+async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, admin: &Api) {
     add(admin, "eve", "viewer").await;
-    let eve = nobody.log_in("eve", "long enough").await;
+    let eve = anonymous.log_in("eve", "long enough").await;
     let change = json!({ "password": "another one", "old_password": "long enough" });
     let put = async |api: &Api| api.send(Method::PUT, "/users/eve/password", change.clone()).await;
     let new = json!({ "name": "ann", "password": "long enough", "role": "viewer" });
@@ -119,17 +120,18 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, nobody: &Api, admi
         assert!(detail.contains("repeat it"), "{detail}");
     }
     refuses_writes(stack, false).await;
-    // The old password is the new one by now. If the reconciler was faster, the session is over as it should be.
+    // The old password is the new one by now. If the reconciler was faster, the session has already ended, as it
+    // should.
     let repeated = put(&eve).await;
     assert!(matches!(repeated.status, 204 | 401), "{repeated:?}");
     eve.is_over().await;
-    nobody.log_in("eve", "another one").await;
+    anonymous.log_in("eve", "another one").await;
     let repeated = admin.post("/users", new).await;
     assert!(matches!(repeated.status, 201 | 409), "{repeated:?}");
-    nobody.log_in("ann", "long enough").await;
+    anonymous.log_in("ann", "long enough").await;
 }
 
-/// Makes the bucket of users refuse new values, or take them again.
+/// Makes the bucket of users refuse or accept new values.
 async fn refuses_writes(stack: &Stack, refuses: bool) {
     let stream = format!("KV_{USER_BUCKET}");
     let info = stack.bus.jetstream().get_stream(&stream).await.unwrap();
@@ -138,10 +140,10 @@ async fn refuses_writes(stack: &Stack, refuses: bool) {
     stack.bus.jetstream().update_stream(config).await.unwrap();
 }
 
-/// Auth-svc died between the database and the bucket, or an operator changed the database.
-async fn heals_what_a_crash_left_undone(stack: &Stack, nobody: &Api, admin: &Api) {
+/// The state after auth-svc died between the writes to database and bucket, or after an operator changed the database.
+async fn heals_what_a_crash_left_undone(stack: &Stack, anonymous: &Api, admin: &Api) {
     add(admin, "mia", "operator").await;
-    let mia = nobody.log_in("mia", "long enough").await;
+    let mia = anonymous.log_in("mia", "long enough").await;
     assert_eq!(mia.read("/me").await["role"], "operator");
     set_in_database(stack, "mia", doc! { "role": "viewer" }).await;
     eventually(
@@ -154,19 +156,19 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, nobody: &Api, admin: &Api
     )
     .await;
     set_in_database(stack, "mia", doc! { "sessions_not_before": DateTime::now() }).await;
-    eventually("the session is over", PATIENCE, async || {
+    eventually("the session is invalid", PATIENCE, async || {
         let status = mia.get("/me").await.status;
         (status == 401).then_some(()).ok_or(status.to_string())
     })
     .await;
-    nobody.log_in("mia", "long enough").await.read("/me").await;
-    // A copy that an attacker or a defect damaged.
+    anonymous.log_in("mia", "long enough").await.read("/me").await;
+    // The user's record in the bucket, damaged by an attacker or a defect.
     let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
     bucket
         .put(UserKey::of("mia").bucket_key(), "{".into())
         .await
         .unwrap();
-    eventually("the copy is made again", PATIENCE, async || {
+    eventually("the record is restored", PATIENCE, async || {
         let value = bucket
             .get(UserKey::of("mia").bucket_key())
             .await
@@ -178,11 +180,11 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, nobody: &Api, admin: &Api
     .await;
 }
 
-/// The user is gone from the database; neither the bucket nor the sessions know it.
-async fn finishes_removal_that_a_crash_interrupted(stack: &Stack, nobody: &Api, admin: &Api) {
+/// The user is removed from the database, but not from the bucket, and its sessions exist.
+async fn finishes_removal_that_a_crash_interrupted(stack: &Stack, anonymous: &Api, admin: &Api) {
     let before = stored_sessions(stack).await;
     add(admin, "zoe", "viewer").await;
-    let zoe = nobody.log_in("zoe", "long enough").await;
+    let zoe = anonymous.log_in("zoe", "long enough").await;
     assert_eq!(zoe.get("/me").await.status, 200);
     users(stack).delete_one(doc! { "_id": "zoe" }).await.unwrap();
     eventually("the session is refused", PATIENCE, async || {
@@ -210,8 +212,8 @@ fn counter_key(kind: &str, parts: &[&str]) -> String {
     format!("{kind}.{}", data_encoding::HEXLOWER.encode(&digest))
 }
 
-/// However many guesses of an old password are under way, no more than the limit are judged; and broken records of the
-/// throttle and of the index neither open the door nor lock anybody out.
+/// However many guesses of an old password run concurrently, at most the limit are checked. Broken records of the
+/// throttle and of the index neither allow more guesses nor lock a user out.
 #[tokio::test]
 async fn throttles_old_passwords_and_broken_records() {
     let stack = Stack::builder()
@@ -220,18 +222,19 @@ async fn throttles_old_passwords_and_broken_records() {
         .set(Program::Auth, "VMWATCH_MAX_ACCOUNT_REQUESTS", "1000")
         .start()
         .await;
-    let nobody = Api::of(stack.gateway(0));
-    let admin = nobody.log_in(ADMIN.0, ADMIN.1).await;
+    let anonymous = Api::of(stack.gateway(0));
+    let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     add(&admin, "vera", "viewer").await;
-    // A user that was changed in the last minute may repeat the change with the password of before.
+    // A user that was changed in the last minute could repeat the change with the previous password, so the change is
+    // moved to the past.
     set_in_database(
         &stack,
         "vera",
         doc! { "sessions_not_before": DateTime::from_millis(0) },
     )
     .await;
-    let vera = nobody.log_in("vera", "long enough").await;
-    // Sent past the gateway, whose own limits would refuse most of them.
+    let vera = anonymous.log_in("vera", "long enough").await;
+    // Sent without the gateway, whose own limits would refuse most of them.
     let context = Context::new(PATIENCE).as_principal(Principal {
         user: "vera".to_owned(),
         role: Role::Viewer,
@@ -265,7 +268,7 @@ async fn throttles_old_passwords_and_broken_records() {
     add(&admin, "bob", "viewer").await;
     let log_in = async || {
         let body = json!({ "user_name": "bob", "password": "long enough" });
-        nobody.post("/sessions", body).await
+        anonymous.post("/sessions", body).await
     };
     let failures = js.get_key_value("vmwatch_login_failures").await.unwrap();
     let pair = counter_key("pair", &["bob", "127.0.0.1"]);
@@ -274,7 +277,7 @@ async fn throttles_old_passwords_and_broken_records() {
     log_in().await.problem(429, "throttled");
     failures.delete(&pair).await.unwrap();
 
-    // The counter of the user alone leaves one try, as if it were at its limit.
+    // With its counter broken, the user is treated as at the limit: one attempt is left.
     failures
         .put(counter_key("user", &["bob"]), broken.into())
         .await
@@ -288,16 +291,16 @@ async fn throttles_old_passwords_and_broken_records() {
         .unwrap();
     let reply = log_in().await;
     assert_eq!(reply.status, 201, "{reply:?}");
-    let bob = nobody.holding(reply.json()["token"].as_str().unwrap());
+    let bob = anonymous.holding(reply.json()["token"].as_str().unwrap());
     assert_eq!(
         bob.read("/sessions").await["sessions"].as_array().unwrap().len(),
         1
     );
     let broken = metric(stack.replica(Program::Auth, 0), "vmwatch_broken_records_total").await;
     assert!(broken >= 3.0, "{broken}");
-    // The date alone ends the sessions that the broken index does not name.
+    // The date in the user's record ends the sessions that the broken index does not contain.
     assert_eq!(admin.delete("/users/bob").await.status, 204);
-    eventually("the session is over", Duration::from_secs(1), async || {
+    eventually("the session is invalid", Duration::from_secs(1), async || {
         let status = bob.get("/me").await.status;
         (status == 401).then_some(()).ok_or(status.to_string())
     })

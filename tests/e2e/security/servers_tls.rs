@@ -1,4 +1,4 @@
-//! NATS and the database as a deployment has them: TLS alone, with the certificates of `deploy/secrets`.
+//! NATS and the database as in a deployment: TLS only, with the certificates of `deploy/secrets`.
 
 use std::{fs, sync::Arc};
 
@@ -24,7 +24,7 @@ use vmwatch_store::{MONGODB_CA_FILE, MONGODB_URI};
 use super::tls::Authority;
 use crate::rest::client::{publish, sample};
 
-/// The name that the certificate of the bus gets while everything runs.
+/// The name that is added to the bus's certificate while everything runs.
 const FURTHER_NAME: &str = "bus.example.com";
 
 #[tokio::test]
@@ -36,7 +36,7 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // Users and rows are in the database; all requests and the agent's samples take the bus.
+    // Users and rows are in the database; all requests and the agent's samples use the bus.
     let session = gateway.login(ADMIN.0, ADMIN.1).await;
     let data = json!({ "instance_id": THIS_MACHINE });
     eventually("the agent's rows are answered", PATIENCE, async || {
@@ -51,7 +51,7 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
     let before = served_by_bus(&stack, "localhost").await.unwrap();
     assert!(
         served_by_bus(&stack, FURTHER_NAME).await.is_err(),
-        "not yet a name of the bus"
+        "the certificate does not have this name yet"
     );
     secrets.renew(&["bus-name", FURTHER_NAME]);
     stack.nats.server.reload();
@@ -62,14 +62,14 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
         (served != before).then_some(()).ok_or("the former".to_owned())
     })
     .await;
-    // Connections of before go on, and new ones find what they trust.
+    // Existing connections continue, and new ones trust the new certificate.
     assert_eq!(gateway.start_vm(&session, MACHINES[1].0).await.status(), 1);
     stack.nats.connect_as("a tool", "vmwatch-operator").await;
-    gauges_tell_the_truth(&stack).await;
+    metrics_of_alert_rules_are_correct(&stack).await;
 }
 
 /// The metrics used by alert rules exist and are correct; a VM whose agent ends is counted.
-async fn gauges_tell_the_truth(stack: &Stack) {
+async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     for program in [
         Program::Gateway,
         Program::Auth,
@@ -80,7 +80,7 @@ async fn gauges_tell_the_truth(stack: &Stack) {
         assert_eq!(replica.metric("vmwatch_ready").await, Some(1.0), "{program:?}");
         eventually("the clocks are compared", PATIENCE, async || {
             let skew = replica.metric("vmwatch_clock_skew_seconds").await;
-            // All programs and NATS have the clock of this machine.
+            // All programs and NATS use the clock of this machine.
             let agrees = skew.is_some_and(|skew| skew.abs() < 1.0);
             agrees.then_some(()).ok_or(format!("{program:?}: {skew:?}"))
         })
@@ -94,9 +94,9 @@ async fn gauges_tell_the_truth(stack: &Stack) {
     assert_eq!(current, Some(1.0));
     let metrics = stack.replica(Program::Metrics, 0);
     assert_eq!(metrics.metric("vmwatch_vms_fell_silent").await, Some(0.0));
-    let mut told = sample("vm-1", unix_millis(), 1.0);
-    told.vm.as_mut().unwrap().dropped_parts = 3;
-    publish(stack, &told).await;
+    let mut report = sample("vm-1", unix_millis(), 1.0);
+    report.vm.as_mut().unwrap().dropped_parts = 3;
+    publish(stack, &report).await;
     eventually(
         "the parts that an agent dropped are counted",
         PATIENCE,
@@ -109,7 +109,7 @@ async fn gauges_tell_the_truth(stack: &Stack) {
     stack.replica(Program::Agent, 0).process.kill9();
     eventually("the silent VM is counted", PATIENCE, async || {
         let count = metrics.metric("vmwatch_vms_fell_silent").await;
-        // The other VM's only sample is of before.
+        // The only sample of the other VM is too old by now.
         (count == Some(2.0)).then_some(()).ok_or(format!("{count:?}"))
     })
     .await;
@@ -131,14 +131,14 @@ async fn trusts_database_only_by_its_authority() {
     let uri = format!("{}/?serverSelectionTimeoutMS=500", database.uri());
     let ca_file = secrets.ca_file().unwrap().display().to_string();
     answers(&uri, &ca_file).await.unwrap();
-    // Of an operator's connection string, which asks for TLS in its own words.
+    // A connection string of an operator that enables TLS itself.
     answers(&format!("{uri}&ssl=true"), &ca_file).await.unwrap();
     for (uri, ca_file, why) in [
-        (&uri, "", "it takes no plain connection"),
+        (&uri, "", "the database accepts no plain connection"),
         (
             &uri,
             foreign.to_str().unwrap(),
-            "another authority did not sign it",
+            "the certificate is not of the foreign authority",
         ),
     ] {
         answers(uri, ca_file).await.expect_err(why);
@@ -146,10 +146,10 @@ async fn trusts_database_only_by_its_authority() {
 }
 
 fn address(url: &str) -> &str {
-    url.strip_prefix("tls://").expect("the bus takes TLS alone")
+    url.strip_prefix("tls://").expect("the bus accepts only TLS")
 }
 
-/// A client that goes on without TLS gets no further.
+/// A client that continues without TLS is refused.
 async fn refuses_plain(address: &str) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
@@ -157,13 +157,13 @@ async fn refuses_plain(address: &str) {
         .await
         .unwrap();
     let mut said = Vec::new();
-    // The server may reset the connection after it has said why.
+    // The server may reset the connection after it has sent the reason.
     let _ = stream.read_to_end(&mut said).await;
     let said = String::from_utf8_lossy(&said);
     assert!(said.starts_with("INFO ") && !said.contains("PONG"), "{said}");
 }
 
-/// The certificate that the bus serves to a client that asks for this name.
+/// The certificate that the bus serves to a client that requests this name.
 async fn served_by_bus(stack: &Stack, name: &'static str) -> std::io::Result<Vec<u8>> {
     let mut roots = RootCertStore::empty();
     let ca_file = stack.nats.secrets().unwrap().ca_file().unwrap();
@@ -178,7 +178,7 @@ async fn served_by_bus(stack: &Stack, name: &'static str) -> std::io::Result<Vec
         .with_root_certificates(roots)
         .with_no_client_auth();
     let mut stream = BufReader::new(TcpStream::connect(address(stack.nats.url())).await?);
-    // The server speaks first, in plain text; the handshake follows its line.
+    // The server first sends a line in plain text; the handshake follows it.
     let mut info = String::new();
     stream.read_line(&mut info).await?;
     let connector = TlsConnector::from(Arc::new(config));

@@ -1,4 +1,4 @@
-//! HTTPS: by settings, and with certificates that are renewed while it serves.
+//! HTTPS: enabled by settings, with certificates that are renewed while the gateway runs.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -15,10 +15,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::wire::{address, connect, post, to_end};
 
-/// Signs the certificates of a test.
+/// The authority that signs the certificates of a test.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// Its own certificate, as PEM.
+    /// The authority's certificate, as PEM.
     pub(super) pem: String,
 }
 
@@ -67,7 +67,7 @@ impl Authority {
 }
 
 fn write(folder: &Path, pair: &(String, String)) {
-    // As cert-manager and certbot do: whole files that take the place of others.
+    // Like cert-manager and certbot, which replace whole files.
     for (name, text) in [("tls.crt", &pair.0), ("tls.key", &pair.1)] {
         fs::write(folder.join("new"), text).unwrap();
         fs::rename(folder.join("new"), folder.join(name)).unwrap();
@@ -117,7 +117,7 @@ async fn reloads_tls_certificate_without_restart() {
         "{said}"
     );
 
-    // Neither plain HTTP, nor a handshake that never comes to its end.
+    // Plain HTTP and incomplete handshakes are refused.
     let mut plain = connect(gateway).await;
     plain
         .write_all(post("/wsgi_app.py", "", "{}").as_bytes())
@@ -126,13 +126,17 @@ async fn reloads_tls_certificate_without_restart() {
     let said = to_end(&mut plain).await;
     assert!(!said.contains("HTTP/"), "{said}");
     let mut silent = connect(gateway).await;
-    assert_eq!(to_end(&mut silent).await, "", "it is closed at the limit");
+    assert_eq!(
+        to_end(&mut silent).await,
+        "",
+        "the connection is closed at the limit"
+    );
     assert!(
         Authority::new().connect(gateway).await.is_err(),
-        "another authority's is not trusted"
+        "a certificate of another authority is not trusted"
     );
 
-    // Half a renewal, and one that is none: the former certificate is served on.
+    // After an incomplete or invalid renewal the gateway continues to serve the former certificate.
     let (second, third) = (authority.certificate(), authority.certificate());
     for broken in [(&second.0, &first.1), (&"no certificate".to_owned(), &first.1)] {
         write(folder.path(), &(broken.0.clone(), broken.1.clone()));
@@ -141,7 +145,7 @@ async fn reloads_tls_certificate_without_restart() {
             count.unwrap_or(0.0)
         };
         let before = failures().await;
-        eventually("the files are looked at", PATIENCE, async || {
+        eventually("the gateway reads the files", PATIENCE, async || {
             if failures().await > before {
                 Ok(())
             } else {
@@ -158,12 +162,12 @@ async fn reloads_tls_certificate_without_restart() {
         if found == der(&third.0) {
             Ok(())
         } else {
-            Err("still the former".to_owned())
+            Err("the former certificate is served".to_owned())
         }
     })
     .await;
     drop(before);
-    // rcgen's certificates end with the year 4095.
+    // Certificates of rcgen expire with the year 4095.
     let expires = gateway
         .replica
         .metric("vmwatch_tls_certificate_expiry_timestamp_seconds")

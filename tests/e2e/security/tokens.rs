@@ -1,4 +1,4 @@
-//! Session tokens: guessed, cut, replayed, too many, and ended.
+//! Session tokens: guessed, truncated, replayed, too many, and ended.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ fn vm_request(session: &str) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Whether a gateway takes the session; anything but yes and the contract's no is a failure.
+/// Whether a gateway accepts the session. Fails on any answer but success and the contract's refusal.
 async fn accepted(gateway: &Gateway, session: &str) -> bool {
     let answer = gateway.post(&vm_request(session)).await;
     if answer.status() == 1 {
@@ -36,7 +36,7 @@ fn random() -> String {
     Token::from_random(bits).to_string()
 }
 
-/// Counts what is asked of the session bucket, by anybody.
+/// Counts all reads of the session bucket.
 async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
     let bucket = format!("KV_{SESSION_BUCKET}");
     let count = Arc::new(AtomicU64::new(0));
@@ -57,8 +57,7 @@ async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
     count
 }
 
-/// However many tokens are tried, the bucket is read a bounded number of times a second, and who has a session does not
-/// notice.
+/// However many tokens are guessed, the bucket is read at a bounded rate, and users with a session are not affected.
 #[tokio::test]
 async fn token_guesses_fail_without_bucket_reads() {
     const GUESSES: usize = 10_000;
@@ -77,7 +76,7 @@ async fn token_guesses_fail_without_bucket_reads() {
     let reads = bucket_questions(&stack).await;
     let started = Instant::now();
     let guesses = (0..GUESSES).map(|turn| match turn % 4 {
-        // Truncated, changed in one place, and one that was good once.
+        // The guesses: truncated, changed in one digit, ended, and random.
         0 => live[..turn % 36].to_owned(),
         1 => {
             let at = turn % 8;
@@ -96,7 +95,7 @@ async fn token_guesses_fail_without_bucket_reads() {
     let seconds = started.elapsed().as_secs_f64();
     let reads = reads.load(Ordering::Relaxed);
     assert_eq!(hits, 0);
-    // 50 questions a second for unknown tokens, and the check that runs each second.
+    // 50 reads per second for unknown tokens, and the check that runs each second.
     #[expect(clippy::cast_precision_loss, reason = "a count of thousands")]
     let rate = reads as f64 / seconds;
     figure("token_guesses", 10_000.0);
@@ -109,7 +108,7 @@ async fn token_guesses_fail_without_bucket_reads() {
     assert!(accepted(gateway, &live).await);
 }
 
-/// A login beyond the limit ends the user's oldest session, on every gateway, and nobody else's.
+/// A login above the limit ends the user's oldest session on every gateway, and no other user's.
 #[tokio::test]
 async fn login_beyond_limit_ends_oldest_session() {
     let stack = Stack::builder()
@@ -127,7 +126,7 @@ async fn login_beyond_limit_ends_oldest_session() {
     for turn in 0..3 {
         sessions.push(login(turn).await);
     }
-    // One that was logged out makes room.
+    // After a logout there is room for another session.
     let out = reqwest::Client::new()
         .delete(gateways[0].url("/api/v1/sessions/current"))
         .bearer_auth(&sessions[1])
@@ -147,7 +146,7 @@ async fn login_beyond_limit_ends_oldest_session() {
         for gateway in gateways {
             eventually("the oldest session ends", Duration::from_secs(1), async || {
                 if accepted(gateway, &oldest).await {
-                    Err("it is still taken".to_owned())
+                    Err("the session is still accepted".to_owned())
                 } else {
                     Ok(())
                 }
@@ -165,10 +164,13 @@ async fn login_beyond_limit_ends_oldest_session() {
             );
         }
     }
-    assert!(accepted(gateways[1], &other).await, "another user's lives on");
-    // Many at one moment: as many as may be are left.
+    assert!(
+        accepted(gateways[1], &other).await,
+        "another user's session is still valid"
+    );
+    // After many concurrent logins the maximum number of sessions is left.
     let at_once = futures::future::join_all((0..6).map(login)).await;
-    eventually("three are left", PATIENCE, async || {
+    eventually("three sessions are left", PATIENCE, async || {
         let mut left = 0;
         for session in &at_once {
             left += u32::from(accepted(gateways[0], session).await);
@@ -187,7 +189,7 @@ async fn login_beyond_limit_ends_oldest_session() {
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// From a change of password, and from the removal of a user, to the first refusal on each of two gateways.
+/// Measures from a change of password, and from the removal of a user, to the first refusal on each of two gateways.
 #[tokio::test]
 async fn password_change_or_removal_ends_sessions_within_a_second() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
@@ -230,7 +232,7 @@ async fn password_change_or_removal_ends_sessions_within_a_second() {
             async move {
                 for session in sessions {
                     while accepted(gateway, session).await {
-                        assert!(begun.elapsed() < PATIENCE, "it is still taken");
+                        assert!(begun.elapsed() < PATIENCE, "the session is still accepted");
                     }
                 }
                 begun.elapsed()

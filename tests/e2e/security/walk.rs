@@ -1,6 +1,6 @@
-//! Who may do what: every documented method, every route of the REST API and every subject of the bus, for every role,
-//! inside and outside of a scope. The rows are written by hand, beside what the code says; a method or route without a
-//! row fails.
+//! Authorization: every documented method, every route of the REST API and every subject of the bus, for every role,
+//! inside and outside of a scope. The expected roles are written by hand, independently of the code. A method or route
+//! without a row fails the test.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,31 +15,31 @@ use vmwatch_bus::Context;
 
 use crate::rest::client::{Api, Reply, report, stack};
 
-/// The least that a caller must be.
+/// The minimum role of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Least {
-    Nobody,
+    Anonymous,
     Viewer,
     Operator,
     Admin,
 }
-use Least::{Admin, Nobody, Operator, Viewer};
+use Least::{Admin, Anonymous, Operator, Viewer};
 
 const CALLERS: [(Least, Option<Role>); 4] = [
-    (Nobody, None),
+    (Anonymous, None),
     (Viewer, Some(Role::Viewer)),
     (Operator, Some(Role::Operator)),
     (Admin, Some(Role::Admin)),
 ];
 
-/// Stands for an instance id in a row.
+/// A placeholder for the instance id in a row.
 const ID: &str = "$ID";
 const OPERATION: &str = "00000000000000000000000000000000";
-/// An instance that nobody has.
+/// The id of a VM that does not exist.
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
-/// Subject after the prefix, parameters, allowed roles. The requests change nothing, because the things that they name
-/// do not exist.
+/// Subject after the prefix, parameters, minimum role. The requests change nothing, because they name things that do
+/// not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -49,7 +49,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         (
             "auth.login",
             json!({ "user_name": "nobody", "password": "a guess" }),
-            Nobody,
+            Anonymous,
         ),
         (
             "auth.logout",
@@ -58,8 +58,8 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ),
         ("auth.sessions.list", json!({}), Viewer),
         ("auth.sessions.end", json!({ "id": OPERATION }), Viewer),
-        // Only gateways may publish it (deploy/nats): they ask in nobody's name.
-        ("auth.sessions.used", json!({ "sessions": [] }), Nobody),
+        // Only gateways may publish this subject (deploy/nats), and they do so without a principal.
+        ("auth.sessions.used", json!({ "sessions": [] }), Anonymous),
         ("auth.users.get", user.clone(), Admin),
         ("auth.users.list", limit.clone(), Admin),
         (
@@ -73,7 +73,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             Admin,
         ),
         ("auth.users.remove", user, Admin),
-        // One's own is for viewers as well; `nobody` is another's.
+        // A viewer may change its own password; this request is for another user.
         (
             "auth.users.set_password",
             json!({ "name": "nobody", "password": "long enough" }),
@@ -124,7 +124,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     ]
 }
 
-/// Method, path as in the OpenAPI document, body, allowed roles.
+/// Method, path as in the OpenAPI document, body, minimum role.
 type Route = (&'static str, &'static str, Value, Least);
 
 fn routes() -> Vec<Route> {
@@ -135,7 +135,7 @@ fn routes() -> Vec<Route> {
             "POST",
             "/sessions",
             json!({ "user_name": "nobody", "password": "a guess" }),
-            Nobody,
+            Anonymous,
         ),
         ("GET", "/sessions", none.clone(), Viewer),
         ("DELETE", "/sessions/current", none.clone(), Viewer),
@@ -182,9 +182,9 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Method code, allowed roles.
+/// Method code, minimum role.
 const DOCUMENTED: [(u32, Least); 5] = [
-    (codes::LOGIN, Nobody),
+    (codes::LOGIN, Anonymous),
     (codes::PROCESSES, Viewer),
     (codes::VM, Viewer),
     (codes::PROCESSES_BY_NAME, Viewer),
@@ -195,12 +195,12 @@ fn only(instance: &str) -> Scope {
     Scope::Only(vec![instance.parse::<InstanceId>().unwrap()])
 }
 
-/// With the instance in place of its placeholder.
+/// Replaces the placeholder with the instance id.
 fn with(params: &Value, instance: &str) -> Value {
     serde_json::from_str(&params.to_string().replace(ID, instance)).unwrap()
 }
 
-/// What a service answers to these parameters, sent as they are.
+/// The answer of a service to these parameters, sent unchanged.
 async fn ask(
     stack: &Stack,
     subject: &str,
@@ -226,7 +226,7 @@ fn principal(role: Role, scope: Scope) -> Principal {
 
 #[tokio::test]
 async fn every_subject_enforces_roles_and_scopes() {
-    // The test's own user may do everything on the bus.
+    // The test's own bus user has all permissions.
     let stack = stack().start().await;
     let rows = subjects();
     let (walked, known) = (
@@ -298,7 +298,7 @@ async fn every_subject_enforces_roles_and_scopes() {
     figure("access_checks_on_the_bus", f64::from(checks));
 }
 
-/// Sends a request of the row.
+/// Sends the request of a row.
 async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
     let (method, path, body, _) = row;
     let path = path
@@ -310,7 +310,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
     if !body.is_null() {
         request = request.json(&with(body, instance));
     }
-    // The stream of events has no end: its head is enough.
+    // The stream of events has no end, so only the head of its answer is read.
     request.send().await.unwrap()
 }
 
@@ -342,7 +342,7 @@ async fn every_route_enforces_roles_and_scopes() {
         let (method, path, _, least) = row;
         for (caller, role) in CALLERS {
             for scope in [Scope::All, only(MACHINES[0].0)] {
-                // A session of its own: one of the routes ends it.
+                // Each request has its own session, because one of the routes ends it.
                 let api = match role {
                     Some(role) => Api::with(&stack, role, scope.clone()).await,
                     None => Api::of(gateway),
@@ -352,10 +352,10 @@ async fn every_route_enforces_roles_and_scopes() {
                 let what = format!("{method} {path} as {caller:?} in {scope:?}: {status}");
                 let is_login = *method == "POST" && *path == "/sessions";
                 if *method == "POST" && *path == "/actions" && caller == Viewer {
-                    // Its answer is one for each VM.
+                    // This route answers with one result per VM.
                     let results = response.text().await.unwrap();
                     assert!(status == 403 || results.contains("forbidden"), "{what} {results}");
-                } else if is_login || caller == Nobody {
+                } else if is_login || caller == Anonymous {
                     assert_eq!(status, 401, "{what}");
                 } else if caller < *least {
                     assert_eq!(status, 403, "{what}");
@@ -370,7 +370,7 @@ async fn every_route_enforces_roles_and_scopes() {
     figure("access_checks_over_rest", f64::from(checks));
 }
 
-/// What is out of scope reads as what does not exist, and is in no list; how much was checked.
+/// VMs out of scope are answered like VMs that do not exist, and are in no list. Returns the number of checks.
 async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
     let mut checks = 0;
     let (mine, other) = (MACHINES[0].0, MACHINES[1].0);
@@ -389,7 +389,7 @@ async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
                 let response = send(&limited, row, instance).await;
                 let (status, text) = (response.status().as_u16(), response.text().await.unwrap());
                 let mut answer: Value = serde_json::from_str(&text).unwrap();
-                // What differs between any two requests.
+                // Removes the values that differ between any two requests.
                 for varies in ["request_id", "from", "to"] {
                     answer.as_object_mut().unwrap().remove(varies);
                 }
@@ -444,7 +444,7 @@ async fn every_documented_method_enforces_roles() {
                     .post(&json!({ "method": code, "session_id": session, "data": data }))
                     .await;
                 let expected = match (caller < least, caller, code) {
-                    (true, Nobody, _) => "'invalid or expired session'",
+                    (true, Anonymous, _) => "'invalid or expired session'",
                     (true, ..) => "'this needs the role operator'",
                     (_, _, codes::LOGIN) => "'wrong user name or password'",
                     (_, _, codes::START) => "'there is no VM with this instance_id'",

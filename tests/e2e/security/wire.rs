@@ -1,4 +1,4 @@
-//! HTTP by hand, for what no client library would send.
+//! HTTP without a client library, for input that no library would send.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub(super) fn address(gateway: &Gateway) -> String {
     gateway.url("").replace("http://", "")
 }
 
-/// All that comes until the other side closes; a reset counts as an end.
+/// Reads until the other side closes; a reset counts as an end.
 pub(super) async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
@@ -28,7 +28,7 @@ pub(super) async fn to_end(stream: &mut (impl AsyncRead + Unpin)) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Sends the head, and then a byte every 100 ms until the gateway closes; what it said before.
+/// Sends the head, then a byte every 100 ms until the gateway closes the connection. Returns the gateway's output.
 pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
     let mut stream = connect(gateway).await;
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -37,7 +37,7 @@ pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
         while writing.write_all(byte.as_bytes()).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // Closed for writing; the rest is in what is read.
+        // The gateway has closed its side; its output can still be read.
         std::future::pending::<()>().await;
     };
     tokio::select! {
@@ -46,7 +46,7 @@ pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
     }
 }
 
-/// A POST with this body, after which the gateway is to close.
+/// A POST with this body, after which the gateway closes the connection.
 pub(super) fn post(path: &str, headers: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n{body}",

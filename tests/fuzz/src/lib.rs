@@ -1,4 +1,4 @@
-//! What must hold for any bytes: by `./dev fuzz` for those that libFuzzer finds, and in the tests for the corpus.
+//! Properties that hold for any bytes: checked by `./dev fuzz` with generated input, and in the tests with the corpus.
 
 use std::time::SystemTime;
 
@@ -7,17 +7,18 @@ use metrics_svc::documents::Documents;
 use serde_json::Value;
 use vmwatch_api::{metrics::Sample, time::UtcOffset};
 
-/// A body of the documented API: what is passed on to a service is one JSON object with a limit within its range.
+/// A body of the documented API: a body that is passed on to a service is one JSON object with a limit within its
+/// range.
 pub fn request(body: &[u8]) {
     let Some(Ok(params)) = read_request(body) else {
         return;
     };
-    let params: Value = serde_json::from_slice(&params).expect("what is passed on is JSON");
+    let params: Value = serde_json::from_slice(&params).expect("the forwarded body is JSON");
     let limit = params["limit"].as_u64().expect("with a limit");
     assert!((1..=1000).contains(&limit), "{params}");
 }
 
-/// Rows of a service's reply: what comes out is an array of as many texts, in ASCII.
+/// Rows of a service's reply: they are converted to an array of as many ASCII texts.
 pub fn python_repr(rows: &[u8]) {
     let Ok(rows) = std::str::from_utf8(rows) else {
         return;
@@ -25,7 +26,7 @@ pub fn python_repr(rows: &[u8]) {
     let Ok(shown) = rows_to_python(rows) else { return };
     assert!(shown.is_ascii(), "{shown}");
     let shown: Vec<String> = serde_json::from_str(&shown).expect("an array of texts");
-    let sent: Vec<Value> = serde_json::from_str(rows).expect("what was shown was an array");
+    let sent: Vec<Value> = serde_json::from_str(rows).expect("the converted rows were an array");
     assert_eq!(shown.len(), sent.len());
     assert!(
         shown.iter().all(|row| row.starts_with('{') && row.ends_with('}')),
@@ -33,7 +34,7 @@ pub fn python_repr(rows: &[u8]) {
     );
 }
 
-/// A message of an agent: what is taken encodes and decodes to itself, and becomes a document a row.
+/// A message of an agent: an accepted message survives encoding and decoding, and becomes one document per row.
 pub fn sample(message: &[u8]) {
     let Ok(sample) = serde_json::from_slice::<Sample>(message) else {
         return;

@@ -1,4 +1,4 @@
-//! Work that must go on: each kind is done again and again, and each time it must succeed within its bound.
+//! Work that must continue: each kind is repeated, and must succeed within its bound each time.
 
 use std::{
     net::Ipv4Addr,
@@ -20,18 +20,18 @@ use crate::{
     rest::client::Api,
 };
 
-/// Far above what each takes on a busy machine, and below the deadlines at which it would fail.
+/// Bounds far above the usual times on a busy machine, and below the deadlines at which the work would fail.
 const LOGOUT: Duration = Duration::from_secs(3);
 const READ: Duration = Duration::from_secs(3);
 const START: Duration = Duration::from_secs(10);
 const INGEST: Duration = Duration::from_secs(10);
 const REVOCATION: Duration = Duration::from_secs(3);
 const LOGIN: Duration = Duration::from_secs(3);
-/// Between two of a kind: they are no load themselves.
+/// Pause between two repetitions, so that the work itself is no load.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Users that are removed in a row.
+/// Number of users that are removed one after the other.
 const VICTIMS: usize = 2;
-/// The VM whose samples must come through.
+/// The VM whose samples must be stored.
 const OTHER_VM: &str = "other-vm";
 
 /// A kind of work.
@@ -69,11 +69,11 @@ impl Cell {
     }
 }
 
-/// How long each kind took, each time.
+/// The durations of each kind of work.
 #[derive(Debug)]
 pub(super) struct Took(Vec<(Cell, Vec<Duration>)>);
 
-/// Users with a normal load.
+/// The users with a normal load.
 pub(super) struct Bystander<'a> {
     stack: &'a Stack,
     gateway: &'a Gateway,
@@ -82,12 +82,12 @@ pub(super) struct Bystander<'a> {
     operator: String,
     /// Users to be removed, with one session each.
     victims: Vec<(String, Api)>,
-    /// Where they come from; nothing else does.
+    /// The source address of these users, which no load uses.
     address: Ipv4Addr,
 }
 
 impl<'a> Bystander<'a> {
-    /// Everybody has a session before the overload begins; they come from an address that no row has used yet.
+    /// All users get a session before the overload begins. Their address was not used by an earlier row.
     pub(super) async fn prepare(stack: &'a Stack) -> Self {
         static ROW: AtomicU8 = AtomicU8::new(2);
         let address = Ipv4Addr::new(127, 0, 0, ROW.fetch_add(1, Ordering::Relaxed));
@@ -114,7 +114,7 @@ impl<'a> Bystander<'a> {
         }
     }
 
-    /// Works for so long, all kinds side by side but for those that this row leaves out.
+    /// Repeats all kinds of work in parallel for this time, except those that the row leaves out.
     pub(super) async fn work(mut self, time: Duration, leaves_out: &[Cell]) -> Took {
         let end = Instant::now() + time;
         let victims = std::mem::take(&mut self.victims);
@@ -124,7 +124,7 @@ impl<'a> Bystander<'a> {
             again(end_of(Cell::Read), PAUSE, || self.read()),
             again(end_of(Cell::Start), PAUSE, || self.start()),
             again(end_of(Cell::Ingest), PAUSE, || self.ingest()),
-            // As often as an address may.
+            // The rate that one address may log in at.
             again(end_of(Cell::Login), Duration::from_secs(1), || self.log_in()),
             self.revoke(victims, time),
         );
@@ -138,7 +138,7 @@ impl<'a> Bystander<'a> {
         ])
     }
 
-    /// From the request to the first refusal.
+    /// Measures from the request to the first refusal.
     async fn log_out(&self) {
         let token = self.stack.session_as("leaver", Role::Viewer).await;
         let leaver = Api::of(self.gateway).holding(&token);
@@ -157,7 +157,7 @@ impl<'a> Bystander<'a> {
         assert_eq!((answer.http, answer.status()), (200, 1), "{answer:?}");
     }
 
-    /// From the sample to the row.
+    /// Measures from the sample to the row.
     async fn ingest(&self) {
         let at = unix_millis();
         publish(self.stack, &sample(OTHER_VM, at, "+00:00", 1.5)).await;
@@ -174,13 +174,13 @@ impl<'a> Bystander<'a> {
         .await;
     }
 
-    /// From an address that nothing else comes from.
+    /// Logs in from an address that no load uses.
     async fn log_in(&self) {
         let api = Api::from_address(self.gateway, self.address);
         api.log_in(ADMIN.0, ADMIN.1).await;
     }
 
-    /// From the removal of a user to the first refusal of its session.
+    /// Measures from the removal of a user to the first refusal of its session.
     async fn revoke(&self, victims: Vec<(String, Api)>, time: Duration) -> Vec<Duration> {
         let pause = time / u32::try_from(2 * victims.len().max(1)).unwrap();
         let mut took = Vec::new();
@@ -196,7 +196,7 @@ impl<'a> Bystander<'a> {
     }
 }
 
-/// Does it again and again until the end, at least twice, if there is an end; how long each took.
+/// Repeats the work until the end, at least twice, and returns the durations. Without an end, does nothing.
 async fn again(end: Option<Instant>, pause: Duration, work: impl AsyncFn()) -> Vec<Duration> {
     let mut took = Vec::new();
     while end.is_some_and(|end| took.len() < 2 || Instant::now() < end) {
@@ -219,13 +219,13 @@ async fn is_over(session: &Api) {
 }
 
 impl Took {
-    /// How long one kind took.
+    /// The durations of one kind of work.
     pub(super) fn of(&self, cell: Cell) -> &[Duration] {
         let found = self.0.iter().find(|(of, _)| *of == cell);
         found.map_or(&[], |(_, times)| times)
     }
 
-    /// Shows the slowest of each kind, and holds it against its bound.
+    /// Prints the slowest of each kind, and compares it with its bound.
     pub(super) fn check(&self, row: &str) {
         for (cell, times) in &self.0 {
             let Some(slowest) = times.iter().max() else {

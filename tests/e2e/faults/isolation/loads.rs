@@ -35,15 +35,15 @@ use crate::{
     rest::client::Api,
 };
 
-/// A flood keeps no more requests under way than this.
+/// Maximum number of concurrent requests of a flood.
 const MOST_IN_FLIGHT: usize = 1500;
 
-/// What makes a load of something that has to be stopped.
+/// Starts a load that must be stopped explicitly.
 async fn until(over: &CancellationToken, load: impl Future<Output = ()>) {
     over.run_until_cancelled(load).await;
 }
 
-/// Logins of users that do not exist, so many a second whatever comes of them.
+/// Logins of users that do not exist, at a fixed rate whatever the answers.
 pub(super) async fn login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
     flood(gateway, rate, over, |number| login(number, "")).await;
 }
@@ -64,7 +64,7 @@ fn login(number: u32, headers: &str) -> Vec<u8> {
     format!("{head}{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-/// An open loop: each request is sent when it is due, on a connection that is idle or on a new one.
+/// An open loop: each request is sent when it is due, on an idle connection or a new one.
 async fn flood(gateway: &Gateway, rate: u32, over: &CancellationToken, request: impl Fn(u32) -> Vec<u8>) {
     let (address, began) = (address(gateway), Instant::now());
     let idle: Arc<Mutex<Vec<Connection>>> = Arc::default();
@@ -147,8 +147,8 @@ fn get(path: &str, session: &str, headers: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A guest that publishes with the credential of its agent, so many bytes per second or as fast as the bus takes it: samples
-/// that are none, small and large ones.
+/// A guest that publishes with its agent's credential, at this many bytes per second or as fast as the bus accepts:
+/// invalid messages, and small and large samples.
 pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &CancellationToken) {
     /// Bytes of a small message with its head.
     const SMALL: usize = 64;
@@ -166,7 +166,7 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
                 let sent = bus.client().publish(subject.clone(), body.clone().into());
                 sent.await.expect("the client takes it");
             }
-            // The client's own buffer is not the load.
+            // Flush often, so that the client's own buffer is not part of the load.
             bus.flush(Duration::from_secs(5)).await;
             if let Some(rate) = rate {
                 let round_lasts = Duration::from_secs(1) * u32::try_from(bytes).unwrap() / rate;
@@ -177,13 +177,14 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
     until(over, publishing).await;
 }
 
-/// Users follow live events, each over the maximum number of streams, after missing as many events as can be replayed.
+/// Users that follow live events, each over the maximum number of streams, and that have missed as many events as the
+/// gateway can replay.
 pub(super) struct EventReaders {
     address: String,
     requests: Vec<Vec<u8>>,
-    /// Bytes of the events that each has missed.
+    /// Bytes of the missed events of each reader.
     missed: u64,
-    /// Bytes that each was sent: cheaper to count than events.
+    /// Bytes received by each reader; bytes are cheaper to count than events.
     sent: Arc<Vec<AtomicU64>>,
     open: Mutex<JoinSet<()>>,
 }
@@ -192,7 +193,7 @@ impl EventReaders {
     const OF_A_USER: usize = 20;
 
     pub(super) async fn prepare(stack: &Stack, readers: usize) -> Self {
-        // Fewer than the 10,000 that the gateway keeps: events of the row itself push the oldest out.
+        // Fewer than the 10,000 that the gateway keeps, because events of this row itself evict the oldest.
         let missed = size(1_000, 9_000);
         let tell = async |number: u64| {
             let event = LiveEvent::Machine(MachineEvent {
@@ -228,7 +229,7 @@ impl EventReaders {
         }
     }
 
-    /// Connects all of them, and keeps them connected also when the row is over.
+    /// Connects all readers, and keeps them connected after the row has ended.
     pub(super) async fn follow(&self, over: &CancellationToken) {
         for (index, request) in self.requests.iter().enumerate() {
             let mut stream = TcpStream::connect(&self.address).await.unwrap();
@@ -244,9 +245,9 @@ impl EventReaders {
         let mut one_more = Connection::open(&self.address).await.unwrap();
         let refused = one_more.ask(&self.requests[0]).await.unwrap();
         assert_eq!(refused.http, 429, "{refused:?}");
-        // In the long form 1.2 GB.
+        // The long form transfers 1.2 GB.
         let patience = size(PATIENCE, Duration::from_mins(5));
-        eventually("every reader has what it missed", patience, async || {
+        eventually("every reader got the missed events", patience, async || {
             let late = self
                 .sent
                 .iter()
@@ -260,12 +261,12 @@ impl EventReaders {
         over.cancelled().await;
     }
 
-    /// Bytes that all of them were sent.
+    /// The bytes that all readers received.
     pub(super) fn sent(&self) -> u64 {
         self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
     }
 
-    /// How many are connected still.
+    /// The number of readers that are still connected.
     pub(super) fn connected(&self) -> usize {
         let mut open = self.open.lock().unwrap();
         while open.try_join_next().is_some() {}
@@ -273,11 +274,12 @@ impl EventReaders {
     }
 }
 
-/// Hosts that accept connections and never answer.
+/// Hypervisors that accept connections and never answer.
 ///
-/// With as many hosts and calls as the settings allow, 496 calls hang. The runtime's 512 blocking threads would hold them, so
-/// this row does not show whether they have threads of their own; `lifecycle-svc/src/driver/libvirt/threads.rs` does, with
-/// a runtime of one blocking thread. This row shows that no permit or queue is shared among hypervisors.
+/// With as many hosts and calls as the settings allow, 496 calls hang. The runtime's 512 blocking threads could hold
+/// them, so this row does not show whether hypervisors have their own threads. That is tested in
+/// `lifecycle-svc/src/driver/libvirt/threads.rs`, with a runtime of one blocking thread. This row shows that
+/// hypervisors share no permit or queue.
 pub(super) struct DeadHosts {
     port: u16,
     taken: Arc<AtomicUsize>,
@@ -285,9 +287,9 @@ pub(super) struct DeadHosts {
 }
 
 impl DeadHosts {
-    /// The maximum number of hypervisors in addition to the one that answers.
+    /// The maximum number of hypervisors besides the one that answers.
     const HOSTS: usize = 31;
-    /// The most calls to each at once that a service may make.
+    /// The maximum number of concurrent calls to each hypervisor.
     pub(super) const CALLS: &str = "16";
 
     pub(super) async fn listen() -> Self {
@@ -310,7 +312,7 @@ impl DeadHosts {
         }
     }
 
-    /// As the setting names them.
+    /// The hosts in the syntax of the setting.
     pub(super) fn hypervisors(&self) -> String {
         let one = |number| format!("dead-{number}=qemu+tcp://127.0.0.1:{}/system", self.port);
         (0..Self::HOSTS).map(one).collect::<Vec<_>>().join(",")

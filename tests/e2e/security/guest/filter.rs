@@ -1,5 +1,5 @@
-//! The packet filter of deploy/nats/guests.nft, in a network namespace of the test's own: no other program is limited, and
-//! no privilege is needed.
+//! The packet filter of deploy/nats/guests.nft, in a network namespace of the test's own, which limits no other program
+//! and needs no privileges.
 
 use std::{
     env, fs,
@@ -11,12 +11,12 @@ use testkit::Stack;
 
 /// The guest's address. Everything else in the namespace connects from 127.0.0.1.
 pub(super) const GUEST_ADDRESS: &str = "127.0.0.2";
-/// Set in the process that runs inside of the namespace.
+/// This variable is set in the process inside the namespace.
 const INSIDE: &str = "VMWATCH_TEST_NAMESPACE";
-/// `nft` and `ip` are there on Debian, which is not in every user's PATH.
+/// The folder of `nft` and `ip` on Debian, which is not in every user's PATH.
 const ADMIN_PROGRAMS: &str = "/usr/sbin:/sbin";
 
-/// Whether this process is inside of a namespace. If not, runs this test again in one, which must succeed.
+/// Whether this process is inside the namespace. If not, runs this test again in a namespace; that run must succeed.
 pub(super) fn is_inside(test: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
@@ -29,11 +29,11 @@ pub(super) fn is_inside(test: &str) -> bool {
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
         .env("PATH", path)
-        // The namespace reaches no container.
+        // Containers cannot be reached from the namespace.
         .env("VMWATCH_TEST_BACKEND", "processes")
         .stdin(Stdio::null())
         .status()
-        .expect("unshare of util-linux can be run");
+        .expect("cannot run unshare of util-linux");
     assert!(
         status.success(),
         "{test} failed in its namespace; it needs user namespaces, `ip` and `nft` (`./dev install`)"

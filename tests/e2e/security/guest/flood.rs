@@ -1,4 +1,4 @@
-//! The guest at full speed: how soon another VM's samples are stored, and how much NATS grows.
+//! A guest at full speed: the delay of another VM's samples, and the growth of NATS.
 
 use std::{
     collections::BTreeSet,
@@ -22,12 +22,12 @@ use vmwatch_service::config::UTC_OFFSET;
 use super::{Fingerprint, INBOX, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
 use crate::ingest_support::Publisher;
 
-/// What the guest sends again and again.
+/// The message that the guest repeats.
 struct Attack {
     name: &'static str,
     chunk: Vec<u8>,
     connections: usize,
-    /// Whether it reads what the server answers.
+    /// Whether the guest reads the server's answers.
     reads: bool,
 }
 
@@ -37,7 +37,7 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
     let part = agent::split(sample).unwrap().remove(0);
     let over = |connections, name, one: Vec<u8>, reads| Attack {
         name,
-        // As much as one system call takes.
+        // About 64 KiB, as much as one system call writes.
         chunk: one.repeat((64 << 10) / one.len() + 1),
         connections,
         reads,
@@ -58,7 +58,7 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
     ]
 }
 
-/// Ends with the attack.
+/// A running attack.
 struct Running {
     over: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -66,7 +66,7 @@ struct Running {
 }
 
 impl Attack {
-    /// Threads of its own: the test's waits for other things.
+    /// The attack has its own threads, because the test's thread waits for other things.
     async fn start(&self, stack: &Stack) -> Running {
         let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
@@ -89,7 +89,7 @@ impl Attack {
                     while reader.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {}
                 }));
             } else {
-                // Held open, unread, until the attack is over.
+                // Held open, unread, until the attack has ended.
                 tasks.push(tokio::spawn(async move {
                     let _reader = reader;
                     std::future::pending::<()>().await;
@@ -108,7 +108,7 @@ impl Running {
     }
 }
 
-/// The real agent of another VM, seen from the database.
+/// The real agent of another VM, observed in the database.
 struct Other {
     rows: mongodb::Collection<Document>,
     offset: UtcOffset,
@@ -116,8 +116,8 @@ struct Other {
 }
 
 impl Other {
-    /// How much later than they were sampled its rows are stored, for this long. Polls often, because the result is as
-    /// exact as the interval.
+    /// The delays from sampling to storing of its rows, observed for this time. Polls often, because the interval
+    /// limits the precision.
     async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
         let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
         while SystemTime::now() < end {
@@ -143,10 +143,10 @@ impl Other {
         SystemTime::now().duration_since(at).unwrap_or_default()
     }
 
-    /// Waits until what was sampled during an attack is stored.
+    /// Waits until the samples taken during an attack are stored.
     async fn catches_up(&mut self) {
         eventually(
-            "the other VM's samples are stored soon again",
+            "the other VM's samples are stored without delay again",
             PATIENCE,
             async || {
                 let delays = self.delays(Duration::from_millis(500)).await;
@@ -167,14 +167,14 @@ fn median(delays: &[Duration]) -> f64 {
     sorted[sorted.len() / 2].as_secs_f64() * 1e3
 }
 
-/// Streams that neither agent has to do with.
+/// The streams that the agents do not use.
 async fn others(stack: &Stack) -> Fingerprint {
     let mut streams = fingerprint(stack).await;
     streams.remove("VMWATCH_EVENTS");
     streams
 }
 
-/// Fills both cores, so that it runs alone (.config/nextest.toml).
+/// Uses both cores, so it runs alone (.config/nextest.toml).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guest_at_full_speed_does_not_delay_others() {
     if !filter::is_inside("security::guest::flood::guest_at_full_speed_does_not_delay_others") {
@@ -209,7 +209,7 @@ async fn guest_at_full_speed_does_not_delay_others() {
         let delays = other.delays(attack_lasts()).await;
         let grown = resident(&stack).saturating_sub(memory);
         assert_eq!(others(&stack).await, before_it, "{}", attack.name);
-        // An administrator must get in to end it.
+        // An administrator must be able to log in to end the attack.
         stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
         let sent = running.end();
         let name = attack.name;
@@ -234,7 +234,7 @@ async fn guest_at_full_speed_does_not_delay_others() {
     figure("hostile_guest_worst_delay_ratio", worst);
     let metrics = stack.replica(Program::Metrics, 0);
     assert!(metrics.process.ended().is_none());
-    // Refused at one part of the way or the other, and none of it believed.
+    // Either NATS or metrics-svc refuses each message, and none is stored.
     let agent = stack.replica(Program::Agent, 0);
     assert!(crate::ingest_support::metric(agent, "vmwatch_agent_parts_dropped_total").await < 1.0);
 }

@@ -38,45 +38,45 @@ impl Raw {
             "headers": true, "no_responders": true, "protocol": 1, "lang": "raw", "version": "0",
         });
         raw.send(format!("CONNECT {options}\r\n").as_bytes()).await;
-        let told = raw.settle().await;
-        assert!(told.contains("PONG"), "{told}");
+        let output = raw.settle().await;
+        assert!(output.contains("PONG"), "{output}");
         raw
     }
 
-    /// Sends; a server that has closed the connection reads no more, which is no fault of the test.
+    /// Sends bytes. The server may have closed the connection, which is not an error here.
     pub(super) async fn send(&mut self, bytes: &[u8]) {
         let _ = timeout(PATIENCE, self.writer.write_all(bytes))
             .await
             .expect("the server reads");
     }
 
-    /// What the server says until it has read all that was sent, or has closed the connection.
+    /// The server's output until it has processed all input or closed the connection.
     pub(super) async fn settle(&mut self) -> String {
         self.send(b"PING\r\n").await;
         self.settle_until("PONG\r\n").await
     }
 
-    /// What the server says until it says this, or has closed the connection.
+    /// The server's output until it contains this text or the connection is closed.
     pub(super) async fn settle_until(&mut self, end: &str) -> String {
-        let mut told = Vec::new();
+        let mut output = Vec::new();
         let mut buffer = vec![0; 16 << 10];
         let reading = async {
             loop {
                 match self.reader.read(&mut buffer).await {
                     Ok(0) | Err(_) => break,
-                    Ok(bytes) => told.extend_from_slice(&buffer[..bytes]),
+                    Ok(bytes) => output.extend_from_slice(&buffer[..bytes]),
                 }
-                if String::from_utf8_lossy(&told).contains(end) {
+                if String::from_utf8_lossy(&output).contains(end) {
                     break;
                 }
             }
         };
         let _ = timeout(PATIENCE.min(Duration::from_secs(20)), reading).await;
-        String::from_utf8_lossy(&told).into_owned()
+        String::from_utf8_lossy(&output).into_owned()
     }
 }
 
-/// `PUB` or, with headers, `HPUB`.
+/// A `PUB` command or, with headers, `HPUB`.
 pub(super) fn message(subject: &str, reply: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let reply = reply.map(|reply| format!(" {reply}")).unwrap_or_default();
     let mut bytes = if headers.is_empty() {
