@@ -1,5 +1,5 @@
-//! Puts the page that `./dev` built into the program: a table of the files in `web/dist`, each beside its gzipped form.
-//! Where it was not built the table is empty, and the gateway says so at `/`.
+//! Embeds the page that `./dev` built into the program: a table of the files in `web/dist`, each with its gzipped form.
+//! If the page was not built, the table is empty, and the gateway states this at `/`.
 
 use std::{
     env,
@@ -11,13 +11,13 @@ use std::{
 fn main() -> io::Result<()> {
     let web = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("web");
     let dist = web.join("dist");
-    // A folder that is not there would have cargo build the gateway anew each time.
+    // Watch only an existing folder: cargo rebuilds the gateway each time if a watched folder is missing.
     let watched = if dist.is_dir() { &dist } else { &web };
     println!("cargo::rerun-if-changed={}", watched.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let mut table = String::from("&[\n");
     for (index, path) in files(&dist)?.iter().enumerate() {
-        // Copies: the page may be built anew while the gateway is compiled.
+        // Embed copies, because the page may be rebuilt while the gateway is compiled.
         fs::copy(path, out.join(format!("page_{index}")))?;
         fs::copy(packed(path), out.join(format!("page_{index}.gz")))?;
         let name = path.strip_prefix(&dist).map_err(io::Error::other)?.display();
@@ -37,7 +37,7 @@ fn packed(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.gz", path.display()))
 }
 
-/// All that have a packed form beside them, which is made last.
+/// All files that have a gzipped form, which the build of the page writes last.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !folder.is_dir() {

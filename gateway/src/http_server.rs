@@ -1,5 +1,5 @@
-//! An HTTP/1.1 listener with the bounds that `axum::serve` lacks: it keeps half-sent requests and idle connections
-//! for ever. HTTP/1 only, since the automatic choice of a version waits for the first byte without a limit.
+//! An HTTP/1.1 listener with limits that `axum::serve` lacks: that one keeps half-sent requests and idle connections
+//! for ever. HTTP/1 only, because automatic version detection waits for the first byte without a limit.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,29 +29,28 @@ use tracing::{debug, warn};
 
 use crate::http_tls::Tls;
 
-/// What a client may send ahead of its body, and what is read of a body at once. hyper's own bound is 400 KiB, which
-/// ten thousand clients that send headers slowly would turn into 4 GiB.
+/// Maximum size of a request's headers, and size of the read buffer. hyper's own limit is 400 KiB; with it, ten
+/// thousand clients that send headers slowly could use 4 GiB.
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// How long idle connections stay open after shutdown began. A busy client sends its next request within this time and
-/// gets the answer with `Connection: close`; a connection closed at once might have that request in transit, which
-/// would be lost.
+/// gets the answer with `Connection: close`. If the connection were closed at once, a request in transit would be lost.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The bounds of a listener.
+/// The limits of a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Connections at once; more wait in the kernel's queue.
+    /// Maximum number of connections; further ones wait in the kernel's queue.
     pub connections: usize,
-    /// From the first wait for a request to the end of its headers: a slow sender and an idle connection both end here.
-    /// So does a peer that takes nothing of its answer for so long.
+    /// Time limit from the first wait for a request to the end of its headers, for slow senders and idle connections.
+    /// It also limits how long a peer may read nothing of its answer.
     pub header_timeout: Duration,
-    /// How long a stop waits for requests in flight.
+    /// How long shutdown waits for requests in flight.
     pub drain: Duration,
 }
 
-/// Serves until shutdown, then lets requests in flight finish; over TLS where that is given. Handlers find the peer as
-/// `ConnectInfo<SocketAddr>`.
+/// Serves until shutdown, then lets requests in flight finish. Uses TLS if `tls` is given. Handlers get the peer's
+/// address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -60,7 +59,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections));
-    // In an Arc, since its own clones lock it and each request makes some.
+    // In an Arc, because each request clones the token several times, and each clone of the token itself takes its
+    // lock.
     let stopping = Arc::new(shutdown.clone());
     let graceful = GracefulShutdown::new();
     loop {
@@ -77,7 +77,8 @@ pub async fn serve(
         tokio::spawn(async move {
             gauge!("vmwatch_http_connections").increment(1.0);
             if let Err(error) = connection(stream, peer, router, stopping, limits, tls, watcher).await {
-                // The peer left, sent no HTTP, or was too slow: its affair, but countable.
+                // The peer closed the connection, sent invalid HTTP, or was too slow. This is not an error of the
+                // gateway, but it is counted.
                 counter!("vmwatch_http_connection_errors_total").increment(1);
                 debug!(%error, %peer, "connection ended");
             }
@@ -88,7 +89,7 @@ pub async fn serve(
     drop(listener);
     let end = Instant::now() + limits.drain;
     let all = permits.acquire_many(u32::try_from(limits.connections).unwrap_or(u32::MAX));
-    // An error is the time-out: some connections are idle.
+    // A time-out here means that some connections were still idle.
     let _ = tokio::time::timeout(limits.drain.min(LINGER), all).await;
     if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
         warn!("the drain deadline passed with HTTP requests unfinished");
@@ -98,7 +99,7 @@ pub async fn serve(
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// One connection, to its end.
+/// Serves one connection to its end.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
@@ -144,7 +145,7 @@ where
     Ok(watcher.watch(connection).await?)
 }
 
-/// While the listener stops, every answer is the last of its connection and says so.
+/// During shutdown, adds `Connection: close` to every answer.
 fn say_goodbye(mut response: Response, stopping: &CancellationToken) -> Response {
     if stopping.is_cancelled() {
         let close = HeaderValue::from_static("close");
@@ -167,7 +168,7 @@ async fn accept(
             Some((stream, peer, permit))
         }
         Err(error) => {
-            // Out of file descriptors, mostly: wait for some to come back rather than spin.
+            // Usually the process is out of file descriptors: wait until some are closed instead of spinning.
             warn!(%error, "a connection could not be accepted");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None

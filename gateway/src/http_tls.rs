@@ -1,4 +1,4 @@
-//! TLS of a listener, from files that may be renewed while it serves.
+//! TLS of a listener, with files that may be renewed while it serves.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,20 +13,20 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How often the files are compared with what is served: two small reads. Not by time stamps, which a renewal that
-/// swaps a symbolic link may leave as they were.
+/// Interval at which the files are compared with the served certificate: two small reads. Time stamps are not used,
+/// because a renewal that replaces a symbolic link may not change them.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Where certificate and key lie, as PEM: the server's own certificate first, then those that lead to a root.
+/// The PEM files of certificate and key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The certificates.
+    /// The server's certificate first, then its intermediate certificates.
     pub certificate: PathBuf,
-    /// The private key of the first of them.
+    /// The private key of the server's certificate.
     pub key: PathBuf,
 }
 
-/// Certificate and key cannot be served.
+/// Why the certificate and key cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file cannot be read.
@@ -34,31 +34,31 @@ pub enum TlsError {
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// A file is no PEM, or has nothing of the kind in it.
+    /// A file is not valid PEM, or does not contain a certificate or key.
     #[error("{} holds no usable PEM", path.display())]
     Pem {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: rustls::pki_types::pem::Error,
     },
-    /// They do not belong together, or are of a kind that is not supported.
+    /// Certificate and key do not match, or are of an unsupported kind.
     #[error("certificate and key cannot be used together")]
     Pair(#[from] rustls::Error),
 }
 
-/// What new connections are served with.
+/// The certificate and key that new connections get.
 #[derive(Clone)]
 pub struct Tls {
     current: watch::Receiver<Arc<ServerConfig>>,
 }
 
 impl Tls {
-    /// Reads the files, and goes on watching them until shutdown: what replaces them is served within seconds, and what
-    /// cannot be used is logged and counted while the former goes on being served.
+    /// Reads the files and watches them until shutdown. Renewed files are served within seconds. If they are not
+    /// usable, the error is logged and counted, and the former certificate is still served.
     pub async fn load(files: TlsFiles, shutdown: CancellationToken) -> Result<Self, TlsError> {
         let pem = Pem::read(&files).await?;
         let (sender, current) = watch::channel(Arc::new(pem.config(&files)?));
@@ -66,13 +66,13 @@ impl Tls {
         Ok(Self { current })
     }
 
-    /// For one connection.
+    /// The acceptor for a new connection.
     pub fn acceptor(&self) -> TlsAcceptor {
         Arc::clone(&self.current.borrow()).into()
     }
 }
 
-/// The files' content.
+/// The contents of the files.
 #[derive(PartialEq, Eq)]
 struct Pem {
     certificate: Vec<u8>,
@@ -93,7 +93,7 @@ impl Pem {
         })
     }
 
-    /// Fails also where the key is not that of the certificate, as in the middle of a renewal.
+    /// Fails if certificate and key do not match, as in the middle of a renewal.
     fn config(&self, files: &TlsFiles) -> Result<ServerConfig, TlsError> {
         let pem = |path: &PathBuf| {
             let path = path.clone();
@@ -116,10 +116,10 @@ impl Pem {
     }
 }
 
-/// The end of a certificate's validity, in seconds since 1970.
+/// The expiry of a certificate, in seconds since 1970.
 fn expires(certificate: &CertificateDer<'_>) -> Option<f64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    // Beyond 2106 it reads as 2106: nobody waits for that alert.
+    // The value has 32 bits: an expiry after 2106 is reported as 2106.
     let seconds = parsed.validity().not_after.timestamp();
     Some(f64::from(u32::try_from(seconds).unwrap_or(u32::MAX)))
 }

@@ -42,7 +42,7 @@ pub(super) struct NewSession {
 /// A session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Session {
-    /// The token for `Authorization: Bearer …`; absent if it is in a cookie. Whoever has the token can act as the user.
+    /// The token for `Authorization: Bearer …`; absent if it is in a cookie. A client with the token can act as the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca")]
     token: Option<Token>,
@@ -87,7 +87,7 @@ pub(super) async fn login(
     }): Json<NewSession>,
 ) -> Result<Response, Problem> {
     if cookie {
-        // Another site must not log its visitor in as somebody else.
+        // Another site must not log its visitor in as another user.
         check_same_origin(&headers, &uri)?;
     }
     let context = visitor.context(&gateway, Kind::Query);

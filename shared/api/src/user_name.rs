@@ -20,7 +20,7 @@ use super::bounded_text;
 /// The hash of a [`UserKey`].
 pub type UserHash = [u8; 32];
 
-/// The name of a user as it was given or stored: 1 to 128 characters, none a control character. It may name nobody.
+/// The name of a user as given or stored: 1 to 128 characters, no control characters. The user need not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
