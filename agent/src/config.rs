@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_wrong_is_told_at_once() {
+    fn reports_all_problems_at_once() {
         let problems = read([
             ("VMWATCH_INSTANCE_ID", "a.b"),
             ("VMWATCH_AGENT_PROCESS_INTERVAL", "25s"),
@@ -258,14 +258,17 @@ mod tests {
             ("VMWATCH_AGENT_SPOOL_SIZE", "1KiB"),
         ])
         .unwrap_err();
-        for told in [
+        for expected in [
             "VMWATCH_INSTANCE_ID: `a.b`",
             "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL (10s)",
             "VMWATCH_AGENT_PROCESSES: `top:0`",
             "VMWATCH_AGENT_PIN: `nginx,,postgres`",
             "VMWATCH_AGENT_SPOOL_SIZE: 1KiB is not from 4MiB to 16GiB",
         ] {
-            assert!(problems.contains(told), "{told} is missing in:\n{problems}");
+            assert!(
+                problems.contains(expected),
+                "{expected} is missing in:\n{problems}"
+            );
         }
     }
 

@@ -115,7 +115,7 @@ fn witnessed_at(agent: &Process, what: &str) -> Vec<(String, f64)> {
     let lines = log
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    let told = lines.filter(|line| line["message"] == what);
+    let matching = lines.filter(|line| line["message"] == what);
     let id_and_time = |line: serde_json::Value| {
         let time = &line["timestamp"].as_str().unwrap()["2026-11-24T".len()..];
         let parts = time
@@ -125,7 +125,7 @@ fn witnessed_at(agent: &Process, what: &str) -> Vec<(String, f64)> {
         let seconds = parts.fold(0.0, |sum, part| sum * 60.0 + part);
         (line["id"].as_str().unwrap().to_owned(), seconds)
     };
-    told.map(id_and_time).collect()
+    matching.map(id_and_time).collect()
 }
 
 fn witnessed(agent: &Process, what: &str) -> Vec<String> {
@@ -399,13 +399,13 @@ async fn reports_dropped_parts_with_next_sample() {
     fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
     let _agent = scene.agent();
     stores(&messages, 2).await;
-    let mut told = Vec::new();
+    let mut dropped = Vec::new();
     for sequence in 1..=2 {
         let message = messages.get_raw_message(sequence).await.unwrap();
         let sample: Sample = serde_json::from_slice(&message.payload).unwrap();
-        told.push(sample.vm.map(|vm| vm.dropped_parts));
+        dropped.push(sample.vm.map(|vm| vm.dropped_parts));
     }
-    assert_eq!(told, [Some(1), Some(0)]);
+    assert_eq!(dropped, [Some(1), Some(0)]);
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Command-line client of a running service. The permissions of the bus decide who may use it: a user that may publish
+//! Command-line client of a running service. The permissions of the bus restrict its use: a bus user that may publish
 //! on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an administrator here.
 
 mod table;

@@ -7,8 +7,8 @@ use vmwatch_bus::Context;
 
 use crate::MetricsError;
 
-/// The moment at which nobody waits for the result any more. Each command to the database gets the time that is left, so that
-/// all commands of a request end by it.
+/// The time at which the caller stops waiting. Each database command gets the remaining time, so that all commands of a
+/// request end by then.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 

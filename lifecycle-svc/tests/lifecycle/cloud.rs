@@ -271,7 +271,7 @@ impl Cloud {
 
     /// Waits until a held request is abandoned because its client has disconnected.
     pub(crate) async fn wait_abandoned(&self) {
-        eventually("the closed connection is noticed", PATIENCE, async || {
+        eventually("the closed connection is detected", PATIENCE, async || {
             (self.lock().given_up > 0).then_some(()).ok_or_else(String::new)
         })
         .await;

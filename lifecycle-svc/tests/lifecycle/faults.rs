@@ -308,7 +308,7 @@ async fn shutdown_waits_for_running_operations() {
         scene.cloud.wait_accepted("os-start", 1).await;
         let ending = service.0.terminate(PATIENCE);
         let settling = async {
-            eventually("it drains", PATIENCE, async || {
+            eventually("the service drains", PATIENCE, async || {
                 let log = service.0.log();
                 log.contains("draining").then_some(()).ok_or(log)
             })

@@ -204,7 +204,7 @@ async fn renews_refused_and_expiring_tokens() {
     cloud.revoke();
     world.state(OFF).await.unwrap();
     let logins = cloud.logins();
-    eventually("a new token", PATIENCE, async || {
+    eventually("the driver gets a new token", PATIENCE, async || {
         world.state(OFF).await.map_err(|fault| fault.to_string())?;
         (cloud.logins() > logins)
             .then_some(())

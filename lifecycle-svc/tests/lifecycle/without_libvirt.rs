@@ -17,7 +17,7 @@ fn does_not_link_libvirt() {
 async fn rejects_libvirt_uri() {
     let world = World::new().await;
     let service = world.spawn("lifecycle", &[("VMWATCH_HYPERVISORS", "lab=qemu:///system")]);
-    let status = testkit::eventually("it ends", testkit::PATIENCE, async || {
+    let status = testkit::eventually("the service ends", testkit::PATIENCE, async || {
         service.0.ended().ok_or_else(|| service.0.log())
     })
     .await;

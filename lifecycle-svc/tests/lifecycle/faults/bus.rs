@@ -30,7 +30,7 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
     let env = Environment::of([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
     let settings = BusSettings::read(&env).unwrap();
     let bus = Bus::connect("vmwatch-test", &settings).await.unwrap();
-    eventually("a connection", PATIENCE, async || {
+    eventually("the service connects", PATIENCE, async || {
         bus.is_connected().then_some(()).ok_or_else(String::new)
     })
     .await;
