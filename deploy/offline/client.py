@@ -15,7 +15,7 @@ PAUSE = 0.005
 # Seconds between the logins of a client. All clients share one address, to which a gateway allows one login per second
 # (VMWATCH_LOGIN_INTERVAL).
 LOGIN_INTERVAL = 5.0
-# A rolling restart takes up to a minute; a load that nobody stops ends after this many seconds.
+# A rolling restart takes up to a minute; a load that is not stopped ends after this many seconds.
 LONGEST = 300.0
 
 

@@ -1,12 +1,12 @@
-"""Nova as it is, with its fake compute driver, for tests alone: `serve_nova.py FOLDER PORT` starts API, scheduler, conductor and
-compute as Nova's own functional tests do, with Placement and stand-ins of the other services, and makes servers that
-are off. Who asks is checked by the Keystone of FOLDER/identity.json. What a client needs to know is written to
-FOLDER/cloud.json, last.
+"""Runs a real Nova with its fake compute driver, for tests only: `serve_nova.py FOLDER PORT` starts API, scheduler, conductor
+and compute as Nova's own functional tests do, with Placement and stand-ins for the other services, and makes servers that
+are off. The Keystone in FOLDER/identity.json authenticates requests. When Nova is ready, its addresses and credentials are
+written to FOLDER/cloud.json.
 
 Runs in the environment of requirements.txt; `./dev peer nova` starts it.
 """
 
-# First of all, for it makes Python's own sockets and threads those of eventlet.
+# Imported first, because it replaces Python's sockets and threads by those of eventlet.
 from nova.tests.functional import integrated_helpers  # isort: skip
 
 import json
@@ -21,9 +21,9 @@ from keystoneauth1 import adapter, session
 from keystoneauth1.identity import v3
 from nova.tests.fixtures.glance import GlanceFixture
 
-# A server a test. The last one is locked by an administrator.
+# One server for each test. An administrator locks the last one.
 NAMES = ["verbs", "credential", "crowd", "locked"]
-# With `networks: none`, and 409 for a locked server.
+# This version supports `networks: none`, and answers 409 for a locked server.
 VERSION = {"OpenStack-API-Version": "compute 2.84"}
 PATIENCE = 60
 
@@ -36,7 +36,7 @@ class Cloud(integrated_helpers._IntegratedTestBase):
     STUB_KEYSTONE = False
 
     def setUp(self):
-        # Nova's own file, and who may ask Keystone about tokens.
+        # Nova's own file, with the credentials for checking tokens at Keystone.
         paste = FOLDER / "api-paste.ini"
         original = Path(sys.prefix, "etc/nova/api-paste.ini").read_text()
         section = "[filter:authtoken]\n"
@@ -55,15 +55,15 @@ class Cloud(integrated_helpers._IntegratedTestBase):
         super()._setup_services()
 
     def runTest(self):
-        # Nova's tests turn warnings into errors, and a stop would then be accepted and fail unseen.
+        # Nova's tests turn warnings into errors; a stop would then be accepted and fail silently.
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
         listener = eventlet.listen(("127.0.0.1", PORT))
         serving = eventlet.spawn(eventlet.wsgi.server, listener, self.api_fixture.app(), log_output=False)
         servers = self._servers()
-        told = FOLDER / "cloud.partial"
-        told.write_text(json.dumps({**IDENTITY, "servers": servers}))
-        told.rename(FOLDER / "cloud.json")
+        partial = FOLDER / "cloud.partial"
+        partial.write_text(json.dumps({**IDENTITY, "servers": servers}))
+        partial.rename(FOLDER / "cloud.json")
         serving.wait()
 
     def _servers(self) -> dict:
