@@ -128,7 +128,7 @@ const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Suffix of the collection's name.
 const SUFFIX: &str = "instances";
 
-/// The date of a VM's newest row. It may lag after by a few seconds, and rows written by the software of 2017 are
+/// The date of a VM's newest row. It may lag by a few seconds, and rows written by the software of 2017 are
 /// missing until they are rebuilt.
 pub(crate) async fn last_report(
     rows: &RowStore,

@@ -106,7 +106,7 @@ async fn serve(
     let server = handlers::register(server, &newest, &history, &processes);
     let answering = server.run(shutdown.clone(), || program.set_serving());
     let mut answering = pin!(answering);
-    // A replica that only answers, and stores nothing, would be ready all the same: it ends, and is started again.
+    // If ingestion fails, the replica ends and is restarted; otherwise it would stay ready without storing samples.
     tokio::select! {
         outcome = &mut answering => {
             outcome?;

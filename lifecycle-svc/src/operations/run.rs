@@ -3,7 +3,7 @@
 //! ```text
 //!        ┌─────────────────────────────────────────────┐
 //!        v                                             │ pause
-//!   read the VM's state ──> state_state_machine::next ──> Wait
+//!   read the VM's state ──> state_machine::next ──────> Wait
 //!        ^                          │     └──> Done, Refuse, Fail, Unknown ──> audit, record, end
 //!        │                         Act
 //!        └── send the action <──────┴── record that it is being sent
