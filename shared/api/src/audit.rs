@@ -1,5 +1,4 @@
-//! The audit record: who asked for what, from where, and what became of it. Login attempts, what administrators do with
-//! users, and commands on VMs.
+//! The audit record: the user, source, action, target and result of login attempts, user management, and VM actions.
 
 use std::{fmt, str::FromStr};
 
@@ -10,42 +9,41 @@ use super::{
     lifecycle::OperationId, metrics::Limit,
 };
 
-/// The stream of audit records, appended to and never changed.
+/// The stream of audit records. Records are appended and never changed.
 pub const AUDIT_STREAM: &str = "VMWATCH_AUDIT";
 /// `vmwatch.v1.audit.<action>`, such as `vmwatch.v1.audit.lifecycle.start`.
 pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
-/// The stream of records that anybody can cause without a session: failed logins. Apart from the others, so that a flood
-/// of them evicts nothing else.
+/// The stream of records that can be caused without a session: failed logins. It is separate so that a flood of
+/// failed logins evicts no other records.
 pub const UNAUTHENTICATED_AUDIT_STREAM: &str = "VMWATCH_AUDIT_UNAUTHENTICATED";
 /// `vmwatch.v1.audit_unauthenticated.<action>`.
 pub const UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit_unauthenticated.";
 
-/// What became of it, as far as it was known when the record was made.
+/// The result of the action, as known when the record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditResult {
-    /// It was asked for; another record tells the end.
+    /// The action was requested; a later record holds its result.
     Requested,
-    /// It was done.
     Succeeded,
-    /// It was not allowed, or was not begun.
+    /// The action was not allowed, or was not started.
     Refused,
-    /// It was tried and did not succeed.
+    /// The action was attempted and failed.
     Failed,
-    /// The time ran out first.
+    /// The deadline passed before the action ended.
     TimedOut,
-    /// It may or may not have been done.
+    /// The action may or may not have taken effect.
     OutcomeUnknown,
-    /// A result of a newer version.
+    /// A result written by a newer version.
     #[serde(other)]
     Unknown,
 }
 
-/// By hand, since a derived schema would list the unknown result as well.
+/// Implemented by hand: a derived schema would list `Unknown` as well.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for AuditResult {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let description = "What became of it, as far as it was known when the record was made.";
+        let description = "The result of the action, as known when the record was written.";
         let results = [
             "requested",
             "succeeded",
@@ -75,41 +73,39 @@ impl fmt::Display for AuditResult {
     }
 }
 
-/// One line of the audit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// When, Unix milliseconds.
+    /// Time of the record, Unix milliseconds.
     pub at_ms: u64,
-    /// What was asked for: the subject of the method behind the common prefix, such as `lifecycle.start`.
+    /// The requested action: the method's subject without the common prefix, such as `lifecycle.start`.
     pub action: String,
-    /// The name of the user who asked. Of a login with the name of no known user: [`UserName::shown`].
+    /// Name of the user. For a login with an unknown name: [`UserName::shown`].
     pub user: String,
-    /// From which address, as the gateway saw it.
+    /// Client address, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// On what: an instance id, or the name of a user.
+    /// Target of the action: an instance id or a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// The request that it came with, as logs name it.
+    /// Id of the request, as in the logs.
     pub request_id: String,
-    /// Of a command on a VM.
+    /// The operation, for actions on VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<OperationId>,
-    /// What became of it.
     pub result: AuditResult,
-    /// In words; never a secret.
+    /// A description of the event; never contains a secret.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
 impl AuditRecord {
-    /// Whether somebody with a session, or an operator, caused the record.
+    /// Whether the record was caused by a request with a session, or by an operator at the command line.
     pub fn is_authenticated(&self) -> bool {
         let failed_login = self.action == Login::INFO.subject && self.result != AuditResult::Succeeded;
         !failed_login && !self.user.is_empty()
     }
 
-    /// The subject that the record is published on.
+    /// The subject to publish the record on.
     pub fn subject(&self) -> String {
         let prefix = if self.is_authenticated() {
             AUDIT_SUBJECT_PREFIX
@@ -120,12 +116,12 @@ impl AuditRecord {
     }
 }
 
-/// Where a page of the audit ended: in each of its two streams the number of the oldest record that was looked at.
+/// Where a page of the audit ended: the sequence of the oldest record examined, for each of the two streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditCursor {
-    /// In [`AUDIT_STREAM`].
+    /// Sequence in [`AUDIT_STREAM`].
     pub authenticated: u64,
-    /// In [`UNAUTHENTICATED_AUDIT_STREAM`].
+    /// Sequence in [`UNAUTHENTICATED_AUDIT_STREAM`].
     pub unauthenticated: u64,
 }
 
@@ -135,7 +131,7 @@ impl fmt::Display for AuditCursor {
     }
 }
 
-/// A text that is no [`AuditCursor`].
+/// A text that is not an [`AuditCursor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be next of the page before")]
 pub struct InvalidCursor;
@@ -165,39 +161,38 @@ impl<'de> Deserialize<'de> for AuditCursor {
     }
 }
 
-/// Which records of the audit, the newest first.
+/// Selects audit records, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditFilter {
-    /// Only records older than this one, by [`AuditPage::next`].
+    /// Only records older than this cursor, taken from [`AuditPage::next`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<AuditCursor>,
-    /// At most how many.
+    /// Maximum number of records.
     #[serde(default)]
     pub limit: Limit,
-    /// Of this user only; upper and lower case are the same.
+    /// Only records of this user, compared without regard to case.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
-    /// On this only: an instance id, or the name of a user.
+    /// Only records with this target: an instance id or a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Of this action only, or of all below it: `auth` covers `auth.login`.
+    /// Only records of this action or of any action below it: `auth` covers `auth.login`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Not before this moment, Unix milliseconds.
+    /// Earliest time, inclusive, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_ms: Option<u64>,
-    /// Before this moment, Unix milliseconds.
+    /// Latest time, exclusive, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_ms: Option<u64>,
 }
 
-/// A page of the audit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditPage {
-    /// The newest first. A page may hold fewer than were asked for, even none, and still not be the last: a page has
-    /// bounds in bytes and in records that are looked at.
+    /// The newest first. A page can hold fewer records than requested, even none, without being the last, because its
+    /// size and the number of records examined are bounded.
     pub records: Vec<AuditRecord>,
-    /// What [`AuditFilter::before`] is for the next page; absent on the last.
+    /// The value of [`AuditFilter::before`] for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AuditCursor>,
 }
@@ -219,7 +214,7 @@ impl Method for List {
 }
 
 impl AuditFilter {
-    /// Whether a record is wanted.
+    /// Whether the record passes the filter.
     pub fn allows(&self, record: &AuditRecord) -> bool {
         let under = |action: &str| {
             record
@@ -245,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_all_of_its_parts() {
+    fn matches_records_that_satisfy_every_condition() {
         let record = AuditRecord {
             at_ms: 1000,
             action: "auth.users.add".to_owned(),

@@ -1,4 +1,4 @@
-//! Login: passwords and the tokens of sessions.
+//! Login: passwords and session tokens.
 
 use std::{fmt, str::FromStr};
 
@@ -23,16 +23,15 @@ impl Method for Login {
     };
 }
 
-/// Name and password of a user.
 #[derive(Serialize, Deserialize)]
 pub struct Credentials {
-    /// Any spelling of the name; one that no user can have is as wrong as an unknown one.
+    /// Any spelling of the name. A name that no user can have fails like an unknown one.
     pub user_name: UserName,
     /// 1 to 1024 bytes.
     pub password: Password,
 }
 
-/// A password: 1 to 1024 bytes. Never shown by `Debug`.
+/// A password: 1 to 1024 bytes. `Debug` does not show it.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Password(String);
@@ -74,43 +73,41 @@ impl fmt::Debug for Password {
     }
 }
 
-/// A new session, as login answers it.
+/// The reply to a successful login.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Session {
-    /// The token; whoever holds it is the user.
+    /// The token. Anyone with the token can act as the user.
     pub session_id: Token,
-    /// When it ends, Unix milliseconds.
+    /// Expiry, Unix milliseconds.
     pub expires_at_ms: u64,
-    /// Whose it is.
     pub principal: Principal,
 }
 
-/// A session token: 128 random bits, shaped like the documented lower-case UUID (a version-4 UUID would have only
-/// 122; OWASP ASVS 7.2.3 asks for 128). Never shown by `Debug`.
+/// A session token: 128 random bits, formatted like the documented lower-case UUID (a version-4 UUID would have only
+/// 122; OWASP ASVS 7.2.3 requires 128). `Debug` does not show it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token([u8; 16]);
 
-/// What a token is stored and looked up under: its SHA-256, so that who reads the bucket holds no token.
+/// The SHA-256 of a token. Tokens are stored and looked up by this hash, so that reading the bucket reveals no token.
 pub type TokenHash = [u8; 32];
 
 impl Token {
-    /// A token of these bits, which the caller took from the system's random source.
+    /// Makes a token of these bits, which must come from the system's random source.
     pub const fn from_random(bits: [u8; 16]) -> Self {
         Self(bits)
     }
 
-    /// The hash that the token is stored under.
     pub fn hash(&self) -> TokenHash {
         Sha256::digest(self.to_string().as_bytes()).into()
     }
 
-    /// The bucket's key: the hash in hex.
+    /// The key in the session bucket: the hash in hex.
     pub fn key(&self) -> String {
         hex::encode(self.hash())
     }
 }
 
-/// The 36 characters of the documented form.
+/// Writes the 36 characters of the documented form.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, byte) in self.0.iter().enumerate() {
@@ -123,7 +120,7 @@ impl fmt::Display for Token {
     }
 }
 
-/// A text that is no [`Token`].
+/// A text that is not a [`Token`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be 36 characters shaped like a lower-case UUID")]
 pub struct InvalidToken;
@@ -171,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_token_is_shaped_like_the_documents_and_comes_back() {
+    fn token_has_the_documented_form_and_round_trips() {
         let token = Token::from_random([
             0x9a, 0xfd, 0xb1, 0xec, 0xd3, 0x96, 0x4b, 0xa3, 0xaf, 0x7a, 0x1e, 0x38, 0xfd, 0x87, 0x51, 0xca,
         ]);
@@ -190,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_not_shown_by_debug() {
+    fn debug_hides_secrets() {
         let shown = format!(
             "{:?} {:?}",
             "hunter2".parse::<Password>(),
@@ -200,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn passwords_have_bounds() {
+    fn rejects_empty_and_too_long_passwords() {
         assert!(
             "x".repeat(1024).parse::<Password>().is_ok() && "x".repeat(1025).parse::<Password>().is_err()
         );

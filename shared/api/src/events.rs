@@ -1,8 +1,8 @@
-//! Live events: what just happened, for who is looking now.
+//! Live events: what has just happened, for clients that follow it.
 //!
-//! One stream for all kinds, so that one number, the stream's sequence, says how far a reader has come. Publishing is
-//! at most once and holds nobody up: what must not be lost is in the store or the audit. Readers follow from a
-//! sequence, or from now, and filter by subject.
+//! All kinds share one stream, so that a single stream sequence marks a reader's position. Publishing is at most once
+//! and never blocks: everything that must not be lost is in the store or the audit. Readers start at a sequence or at
+//! the present and filter by subject.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +12,12 @@ use super::{
     measures::VmValues,
 };
 
-/// The stream of live events. metrics-svc makes it; readers have consumers of their own and acknowledge nothing.
+/// The stream of live events, created by metrics-svc. Readers use consumers of their own and do not acknowledge.
 pub const EVENT_STREAM: &str = "VMWATCH_EVENTS";
 /// `vmwatch.v1.events.<kind>.<instance_id>`, see [`LiveEvent::kind`].
 pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
 
-/// A live event, as the body of its message.
+/// A live event; the body of its message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum LiveEvent {
@@ -25,57 +25,53 @@ pub enum LiveEvent {
     Sample(SampleEvent),
     /// Rows of a VM's processes were stored.
     Processes(ProcessesEvent),
-    /// A command on a VM came further: its record as it is now.
+    /// An operation changed; holds its current record.
     Operation(Box<Operation>),
-    /// A hypervisor says that a VM's state is another than it said before.
+    /// The hypervisor reported a different state of a VM.
     Machine(MachineEvent),
 }
 
-/// A row of a VM, as in [`super::history::VmSummary`].
+/// A row of a VM, with the values of [`super::history::VmSummary`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleEvent {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// When it was sampled, Unix milliseconds.
+    /// Time of the sample, Unix milliseconds.
     pub at_ms: u64,
-    /// The values of the row.
     #[serde(flatten)]
     pub values: VmValues,
 }
 
-/// Tells that the process table of a moment can be read.
+/// Announces that the process table of a time can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessesEvent {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// When they were sampled, Unix milliseconds.
+    /// Time of the sample, Unix milliseconds.
     pub at_ms: u64,
-    /// How many rows this part of the sample has.
+    /// Number of rows in this part of the sample.
     pub rows: u64,
 }
 
-/// A VM's state.
+/// The state of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineEvent {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// When it was seen, Unix milliseconds.
+    /// When the state was observed, Unix milliseconds.
     pub at_ms: u64,
-    /// What the hypervisor says; nothing where no hypervisor has the VM any more.
+    /// The state reported by the hypervisor; `None` if no hypervisor has the VM any more.
     pub state: Option<MachineState>,
 }
 
-/// All kinds that this version knows.
+/// The kinds known to this version.
 const KINDS: [&str; 4] = ["sample", "processes", "operation", "machine"];
 
-/// What every event has, of whatever version.
+/// The fields of every event, of any version.
 #[derive(Deserialize)]
 struct AnyEvent {
     kind: String,
 }
 
 impl LiveEvent {
-    /// Reads the body of a message; `None` of an event of a kind that only a newer version knows.
+    /// Decodes the body of a message; `None` for a kind that only a newer version knows.
     pub fn read(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let error = match serde_json::from_slice(body) {
             Ok(event) => return Ok(Some(event)),
@@ -87,7 +83,7 @@ impl LiveEvent {
         }
     }
 
-    /// The kind, as in the subject and in the body.
+    /// The kind, as in the subject and the body.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Sample(_) => "sample",
@@ -97,7 +93,7 @@ impl LiveEvent {
         }
     }
 
-    /// The VM that it is about.
+    /// The VM that the event is about.
     pub const fn instance(&self) -> &InstanceId {
         match self {
             Self::Sample(event) => &event.instance_id,
@@ -107,13 +103,13 @@ impl LiveEvent {
         }
     }
 
-    /// The subject that it is published on.
+    /// The subject to publish the event on.
     pub fn subject(&self) -> String {
         format!("{EVENT_SUBJECT_PREFIX}{}.{}", self.kind(), self.instance())
     }
 }
 
-/// What a reader filters by: all kinds of events of one VM, or of all where none is given.
+/// The filter subject for all kinds of events of one VM, or of all VMs if none is given.
 pub fn event_filter(instance: Option<&InstanceId>) -> String {
     match instance {
         Some(instance) => format!("{EVENT_SUBJECT_PREFIX}*.{instance}"),
@@ -126,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_over_an_event_of_a_newer_kind() {
+    fn ignores_event_of_a_newer_kind() {
         assert_eq!(
             LiveEvent::read(br#"{"kind":"alert","severity":3}"#).unwrap(),
             None
@@ -139,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_of_the_wire_is_what_its_golden_text_says() {
+    fn event_matches_golden_json() {
         let golden = r#"{"kind":"processes","instance_id":"vm-1","at_ms":1483277879001,"rows":95}"#;
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);

@@ -1,5 +1,5 @@
-//! The stored and sent forms, held against golden files (docs/compatibility.md): a change of a form is a change of a file
-//! that a reviewer sees.
+//! Compares stored and sent formats with golden files (docs/compatibility.md), so that a change of a format appears
+//! in a review as a change of a file.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::wire::{Envelope, FaultKind};
 
-/// Fails unless the golden file is read, and written the same again; gives back what it holds.
+/// Asserts that the golden file decodes and encodes to the same JSON. Returns the value and the JSON.
 fn holds<T: Serialize + DeserializeOwned>(golden: &str) -> (T, Value) {
     let golden: Value = serde_json::from_str(golden).unwrap();
     let read: T = serde_json::from_value(golden.clone()).unwrap();
@@ -21,7 +21,7 @@ fn holds<T: Serialize + DeserializeOwned>(golden: &str) -> (T, Value) {
     (read, golden)
 }
 
-/// What a newer version may write: the same with a field more.
+/// Adds a field, as a newer version may do.
 fn with_more(mut golden: Value) -> Value {
     let object = golden.as_object_mut().unwrap();
     object.insert("of_a_newer_version".to_owned(), serde_json::json!({ "a": [1] }));

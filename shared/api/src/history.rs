@@ -1,4 +1,5 @@
-//! Methods of metrics-svc for the REST API: VMs with their newest values, and a VM's past reduced to a chart.
+//! Methods of metrics-svc for the REST API: VMs with their newest values, and the history of a VM as buckets for a
+//! chart.
 //!
 //! All times are Unix milliseconds.
 
@@ -11,14 +12,14 @@ use super::{
 };
 use crate::wire::Fault;
 
-/// How many points the sparkline of a [`VmSummary`] has.
+/// Number of points in the sparkline of a [`VmSummary`].
 pub const SPARKLINE_POINTS: usize = 20;
-/// The time that one of them stands for: twenty are an hour.
+/// Time covered by each sparkline point; twenty points cover an hour.
 pub const SPARKLINE_STEP_MS: u64 = 180_000;
-/// The year 9999: the last that a `create_date` can name.
+/// The end of the year 9999, the last year that a `create_date` can represent.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// A range of time that is not empty.
+/// A non-empty range of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawRange")]
 pub struct TimeRange {
@@ -41,40 +42,40 @@ impl TryFrom<RawRange> for TimeRange {
 }
 
 impl TimeRange {
-    /// The rule, for a caller who broke it.
+    /// The rule to report to a caller.
     pub const RULE: &str = "must begin before it ends, and end before the year 10000";
 
-    /// The range from the one moment up to, and without, the other.
+    /// The range from `from_ms` (inclusive) to `to_ms` (exclusive); `None` if it is empty or ends too late.
     pub fn new(from_ms: u64, to_ms: u64) -> Option<Self> {
         (from_ms < to_ms && to_ms <= LAST_MS).then_some(Self { from_ms, to_ms })
     }
 
-    /// The first millisecond.
+    /// The start, inclusive.
     pub const fn from_ms(self) -> u64 {
         self.from_ms
     }
 
-    /// The millisecond behind the last.
+    /// The end, exclusive.
     pub const fn to_ms(self) -> u64 {
         self.to_ms
     }
 
-    /// How long it is, in milliseconds; at least 1.
+    /// Length in milliseconds, at least 1.
     pub const fn length_ms(self) -> u64 {
         self.to_ms - self.from_ms
     }
 }
 
-/// How many points a chart may have.
+/// Maximum number of points of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Points(u16);
 
 impl Points {
-    /// The rule, for a caller who broke it.
+    /// The rule to report to a caller.
     pub const RULE: &str = "must be an integer from 1 to 2000";
 
-    /// The number of points, if it is within 1 to 2000.
+    /// `None` unless `points` is from 1 to 2000.
     pub fn new(points: u64) -> Option<Self> {
         u16::try_from(points)
             .ok()
@@ -82,13 +83,12 @@ impl Points {
             .map(Self)
     }
 
-    /// The number.
     pub const fn get(self) -> u16 {
         self.0
     }
 }
 
-/// About what a chart on a screen can show.
+/// The default is about the number of points that a chart on a screen can show.
 impl Default for Points {
     fn default() -> Self {
         Self(300)
@@ -104,7 +104,7 @@ impl<'de> Deserialize<'de> for Points {
     }
 }
 
-/// A row of the table for a query that the document does not know, of small cost unless it says otherwise.
+/// The method table row for a query outside of the documented API; a cheap read unless changed.
 pub(super) const fn query(subject: &'static str) -> MethodInfo {
     MethodInfo {
         service: Service::Metrics,
@@ -115,35 +115,33 @@ pub(super) const fn query(subject: &'static str) -> MethodInfo {
     }
 }
 
-/// A VM's newest row, with its recent past in short.
+/// A VM's newest row with a summary of the last hour.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSummary {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// When the newest row was sampled, by the VM's own clock.
+    /// Time of the newest row by the VM's clock.
     pub at_ms: u64,
-    /// When a row of it was last stored, by the clock of metrics-svc; of rows that were never reported but loaded,
-    /// the newest one's own moment. Whether a VM is silent goes by this: it is right whatever the VM's clock says.
+    /// When a row of the VM was last stored, by the clock of metrics-svc; for rows that were imported rather than
+    /// reported, the time of the newest row. This time decides whether a VM is silent, because it does not depend on
+    /// the VM's clock.
     pub last_report_ms: u64,
-    /// The values of the newest row.
     #[serde(flatten)]
     pub values: VmValues,
-    /// The highest CPU share in each three minutes of the last hour, the oldest first, [`SPARKLINE_POINTS`] of them;
-    /// null where there was no row.
+    /// The maximum CPU usage of each three minutes of the last hour, oldest first, [`SPARKLINE_POINTS`] values; null
+    /// for intervals without rows.
     pub cpu_sparkline: Vec<Option<f64>>,
 }
 
-/// A page of VMs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmPage {
-    /// In the order of their ids.
+    /// Sorted by instance id.
     pub vms: Vec<VmSummary>,
-    /// Whether there are more behind the last.
+    /// Whether more VMs follow.
     pub more: bool,
 }
 
-/// Lists every VM that has rows and that the principal may see, with the newest; it follows the rows within seconds
-/// (`VMWATCH_ROLLUP_INTERVAL`). One query of the database a page, whatever the page's size.
+/// Lists all VMs that have rows and that the principal may see, with their newest rows. The list is at most seconds
+/// old (`VMWATCH_ROLLUP_INTERVAL`). Each page costs one database query, whatever its size.
 #[derive(Debug)]
 pub struct VmList;
 
@@ -153,7 +151,7 @@ impl Method for VmList {
     const INFO: MethodInfo = query("metrics.vm.list");
 }
 
-/// Reads the newest row of one VM; a VM that never reported is not found.
+/// Reads the newest row of a VM. A VM that never reported is not found.
 #[derive(Debug)]
 pub struct VmGet;
 
@@ -167,31 +165,25 @@ impl Method for VmGet {
     }
 }
 
-/// Asks for a VM's past.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmHistoryQuery {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// Which time.
     pub range: TimeRange,
-    /// At most how many buckets.
+    /// Maximum number of buckets.
     #[serde(default)]
     pub points: Points,
-    /// Only buckets that begin after this moment, at which the last bucket of the page before begins.
+    /// Only buckets that start after this time: the start of the last bucket of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
 }
 
-/// The least, the mean and the greatest value of a bucket; on the wire an array of the three. Means are rounded to
-/// three decimals.
+/// Minimum, mean and maximum of a bucket; on the wire an array of the three. Means are rounded to three decimals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "[f64; 3]", into = "[f64; 3]")]
 pub struct Stat {
-    /// The least.
     pub min: f64,
-    /// The mean of all samples.
+    /// The mean over all samples.
     pub avg: f64,
-    /// The greatest.
     pub max: f64,
 }
 
@@ -207,52 +199,51 @@ impl From<Stat> for [f64; 3] {
     }
 }
 
-/// What a history was read from.
+/// The data that a history was computed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Resolution {
-    /// The rows themselves.
+    /// The stored rows.
     #[serde(rename = "raw")]
     Raw,
-    /// Rollups of five minutes.
+    /// Five-minute rollups.
     #[serde(rename = "5m")]
     FiveMinutes,
-    /// Rollups of an hour.
+    /// Hourly rollups.
     #[serde(rename = "1h")]
     Hour,
-    /// Rollups of a day.
+    /// Daily rollups.
     #[serde(rename = "1d")]
     Day,
 }
 
-/// A bucket of a VM's history. A measure is null where no sample of the bucket has it.
+/// A bucket of a VM's history. A measure is null if no sample of the bucket has it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmBucket {
-    /// Its first millisecond; it ends [`VmSeries::step_ms`] later.
+    /// Start of the bucket; it ends [`VmSeries::step_ms`] later.
     pub at_ms: u64,
-    /// How many samples it is made of.
+    /// Number of samples in the bucket.
     pub count: u64,
-    /// The statistics of each measure.
     #[serde(flatten)]
     pub stats: VmMeasures<Option<Stat>>,
 }
 
-/// A VM's history.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSeries {
-    /// How long each bucket is: a whole multiple of the resolution, the same for the same range and points.
+    /// Length of each bucket: a multiple of the resolution, and the same for equal ranges and points.
     pub step_ms: u64,
-    /// What it was read from. Rollups follow the rows within seconds (`VMWATCH_ROLLUP_INTERVAL`).
+    /// The data that the history was computed from. Rollups are at most seconds old (`VMWATCH_ROLLUP_INTERVAL`).
     pub resolution: Resolution,
-    /// In the order of time, each whole. Buckets without a sample are left out; the first may begin before the range
-    /// does and the last end after it, since buckets lie on whole multiples of their length (in local time).
+    /// In order of time; every bucket is complete. Buckets without samples are omitted. The first bucket can start
+    /// before the range and the last can end after it, because buckets are aligned to multiples of their length (in
+    /// local time).
     pub buckets: Vec<VmBucket>,
-    /// Whether there are more behind the last.
+    /// Whether more buckets follow.
     #[serde(default)]
     pub more: bool,
 }
 
-/// No history: of a VM that does not exist, that has no row in the range, or that the principal may not know of.
+/// An empty history: the VM does not exist, has no rows in the range, or is hidden from the principal.
 impl Default for VmSeries {
     fn default() -> Self {
         Self {
@@ -264,8 +255,8 @@ impl Default for VmSeries {
     }
 }
 
-/// Reads a VM's history, reduced to at most as many buckets as there are points, from the rows or the rollups: as
-/// fine as the points can show, so that a year costs what a day does.
+/// Reads a VM's history, reduced to at most the given number of buckets. It reads the rows or the coarsest rollup
+/// that the points can still show, so that a year costs as much as a day.
 #[derive(Debug)]
 pub struct VmHistory;
 
@@ -291,7 +282,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_range_begins_before_it_ends() {
+    fn rejects_range_that_does_not_start_before_its_end() {
         let good = r#"{"instance_id":"vm-1","range":{"from_ms":1,"to_ms":2}}"#;
         let query: VmHistoryQuery = serde_json::from_str(good).unwrap();
         assert_eq!((query.range.length_ms(), query.points.get()), (1, 300));
@@ -306,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn points_are_an_integer_from_1_to_2000() {
+    fn accepts_points_from_1_to_2000() {
         for (text, points) in [("1", 1), ("2000", 2000)] {
             assert_eq!(serde_json::from_str::<Points>(text).unwrap().get(), points);
         }
@@ -324,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bucket_of_the_wire_is_what_its_golden_text_says() {
+    fn bucket_matches_golden_json() {
         let golden = r#"{"at_ms":1483277880000,"count":2,"cpu_util":[0.0,1.5,3.0],"mem":null,"disk_read":null,"disk_write":null,"net_incoming":null,"net_outgoing":null,"proc":[95.0,95.5,96.0]}"#;
         let bucket: VmBucket = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&bucket).unwrap(), golden);

@@ -1,8 +1,13 @@
-//! The contract between vmwatch's programs: every method of every service as a type. [`METHODS`] is the whole table;
-//! [`wire`] holds the reply envelope. Plain data without I/O.
+//! The contract between vmwatch's programs: every method of every service as a type. [`METHODS`] lists them all;
+//! [`wire`] defines the reply envelope. Plain data without I/O.
 //!
-//! Adding a method takes a type here (parameters, reply and a row of [`MethodInfo`]), its entry in [`METHODS`], and a handler
+//! To add a method, add a type here (parameters, reply and [`MethodInfo`]), its entry in [`METHODS`], and a handler
 //! in its service.
+
+#![expect(
+    missing_docs,
+    reason = "the names of most types and fields say what they hold"
+)]
 
 pub mod audit;
 pub mod auth;
@@ -35,22 +40,19 @@ pub use user_name::{InvalidUserName, NewUserName, UserHash, UserKey, UserName};
 
 use crate::wire::{Fault, FaultKind};
 
-/// What every subject of vmwatch's request–reply starts with; the number is the version of the contract.
+/// The prefix of all request subjects; the number is the version of the contract.
 pub const SUBJECT_PREFIX: &str = "vmwatch.v1.";
 
-/// A service: its name is its queue group, its name in `$SRV` discovery and its name in telemetry.
+/// A service. Its name is its queue group and its name in `$SRV` discovery and in telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
-    /// Users and sessions.
     Auth,
-    /// Rows of VMs and processes.
     Metrics,
-    /// Starting and stopping VMs.
     Lifecycle,
 }
 
 impl Service {
-    /// The name, one token of `[a-z-]`.
+    /// The name: one subject token of `[a-z-]`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auth => "vmwatch-auth",
@@ -60,42 +62,42 @@ impl Service {
     }
 }
 
-/// Who may call a method.
+/// The access that a method requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Without a session.
+    /// No session is required.
     Public,
-    /// With a session of at least this role.
+    /// A session of at least this role is required.
     Role(Role),
 }
 
-/// What a call may do, which decides how long its caller waits and whether it carries an idempotency key.
+/// Whether a method reads or acts. This decides its deadline and whether it carries an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Reads; may be repeated.
+    /// Reads; can be repeated.
     Query,
-    /// Acts; never to be executed late or twice.
+    /// Acts; must not be executed late or twice.
     Command,
 }
 
-/// A class of requests. Each has a limit of its own in the gateway and in each service (`vmwatch_bus::limits`), so that one
-/// kind of load can't use up what another needs.
+/// A class of requests. Each class has a limit of its own in the gateway and in each service (`vmwatch_bus::limits`),
+/// so that load of one class cannot exhaust what another needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
     /// Logins: each costs a password hash and needs no session.
     Login,
     /// Logout and user management, which must work under any other load.
     Account,
-    /// Commands for VMs, which may take minutes.
+    /// Actions on VMs, which can take minutes.
     Command,
-    /// Reads whose cost is small and known: newest rows, lists, states.
+    /// Reads with a small and known cost: newest rows, lists, states.
     CheapRead,
-    /// Reads that may go through many rows: history, processes over time, the audit.
+    /// Reads that can scan many rows: history, processes over time, the audit.
     HeavyRead,
 }
 
 impl Class {
-    /// The name used in texts.
+    /// The name in public messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Login => "logins",
@@ -107,51 +109,47 @@ impl Class {
     }
 }
 
-/// One row of the method table.
+/// An entry of the method table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MethodInfo {
-    /// The service that answers.
+    /// The service that implements the method.
     pub service: Service,
-    /// The subject without [`SUBJECT_PREFIX`]. It is the method's only name: on the bus, in metrics, traces, logs and the
-    /// audit.
+    /// The subject without [`SUBJECT_PREFIX`]. It is the method's only name: on the bus, in metrics, traces, logs and
+    /// the audit.
     pub subject: &'static str,
-    /// Who may call.
     pub access: Access,
-    /// Query or command.
     pub kind: Kind,
-    /// Which limit it counts against.
+    /// The limit that the request counts against.
     pub class: Class,
 }
 
 impl MethodInfo {
-    /// The whole subject.
+    /// The subject with its prefix.
     pub fn full_subject(&self) -> String {
         format!("{SUBJECT_PREFIX}{}", self.subject)
     }
 }
 
-/// A method of a service.
 pub trait Method: 'static {
-    /// What the caller sends, validated as it is decoded.
+    /// The request parameters, validated while they are decoded.
     type Params: Serialize + DeserializeOwned + Send + 'static;
-    /// What a success carries.
+    /// The reply on success.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
-    /// The row of the table.
     const INFO: MethodInfo;
 
-    /// The instance that the call is about; who may not see it gets [`Method::hidden`].
+    /// The VM that the call is about. A principal that may not see it gets [`Method::hidden`].
     fn instance(_params: &Self::Params) -> Option<&InstanceId> {
         None
     }
 
-    /// What a principal gets who may not see the instance: just what an instance that does not exist gives.
+    /// The reply to a principal that may not see the VM: the same as for a VM that does not exist.
     fn hidden() -> Result<Self::Reply, Fault> {
         Err(no_such_vm())
     }
 }
 
-/// The schema of a text that is one of these values. A value of a newer version is none of them: it may be answered, but not
-/// asked for.
+/// The schema of a text that is one of these values. The value for "unknown to this version" can be returned but not
+/// requested, so that it is not listed.
 #[cfg(feature = "openapi")]
 pub fn known_values<const N: usize>(
     description: &str,
@@ -164,12 +162,11 @@ pub fn known_values<const N: usize>(
         .into()
 }
 
-/// The fault of a VM that does not exist, or that the principal may not know of.
+/// The fault for a VM that does not exist or that the principal may not see.
 pub fn no_such_vm() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no VM with this instance_id")
 }
 
-/// All methods.
 pub const METHODS: &[MethodInfo] = &[
     auth::Login::INFO,
     users::Logout::INFO,
@@ -202,17 +199,15 @@ pub const METHODS: &[MethodInfo] = &[
     lifecycle::OperationsList::INFO,
 ];
 
-/// How long callers wait, as settings of who calls.
+/// Configured deadlines of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
-    /// For queries.
     pub query: Duration,
-    /// For commands.
     pub command: Duration,
 }
 
 impl Deadlines {
-    /// The wait for a method of this kind.
+    /// The deadline of a method of this kind.
     pub const fn of(&self, kind: Kind) -> Duration {
         match kind {
             Kind::Query => self.query,
@@ -234,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn every_command_for_a_vm_counts_against_the_limit_of_commands() {
+    fn vm_commands_count_against_the_command_limit() {
         for method in METHODS {
             let commands_a_vm = method.service == Service::Lifecycle && method.kind == Kind::Command;
             assert_eq!(

@@ -11,38 +11,34 @@ pub use super::operation::{
 use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit};
 use crate::wire::Fault;
 
-/// Which VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// Its id.
     pub instance_id: InstanceId,
 }
 
-/// What the hypervisor says of a VM.
+/// The state of a VM, as reported by the hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum MachineState {
-    /// It runs (which is not "its system has booted").
+    /// The VM runs; its operating system may not have booted yet.
     Running,
-    /// It is on its way up; a reboot counts as well.
+    /// The VM is starting or rebooting.
     Starting,
-    /// It is held in memory and does not run.
+    /// The VM is in memory but does not run.
     Paused,
-    /// It is on its way down.
     ShuttingDown,
-    /// It is off.
     ShutOff,
-    /// It stopped by a fault of its own, and is kept as it was.
+    /// The VM stopped because of a fault; its state is preserved.
     Crashed,
-    /// It is asleep, or its memory is on disk.
+    /// The VM is asleep, or its memory is saved to disk.
     Suspended,
-    /// The hypervisor says something else, or nothing.
+    /// The hypervisor reported another state, or none.
     #[serde(other)]
     Unknown,
 }
 
-/// As on the wire.
+/// Writes the name used on the wire.
 impl fmt::Display for MachineState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -58,40 +54,37 @@ impl fmt::Display for MachineState {
     }
 }
 
-/// A VM's state.
+/// A VM and its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// Its id.
     pub instance_id: InstanceId,
-    /// Its state.
     pub state: MachineState,
-    /// What the hypervisor calls it, where that is known without asking again.
+    /// The hypervisor's name for the VM, if known without another request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Where it is.
+    /// The configured name of the hypervisor that runs the VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
 }
 
-/// What a command does to a VM.
+/// An action on a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
-    /// Makes it run.
     Start,
-    /// Asks its system to shut down, as its power button does.
+    /// Asks the guest to shut down, as the power button does.
     Stop,
-    /// Starts its system anew.
+    /// Restarts the guest.
     Reboot,
-    /// Cuts its power.
+    /// Cuts the power.
     ForceStop,
-    /// What only a newer version knows: its record is shown, and left alone.
+    /// An action known only to a newer version: its operation is shown but not processed.
     #[serde(other)]
     Unknown,
 }
 
 impl Verb {
-    /// The name, as on the wire.
+    /// The name used on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -109,7 +102,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// A row of the table for a method that the document does not know.
+/// The method table row for a method outside of the documented API.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Lifecycle,
@@ -126,7 +119,7 @@ const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     }
 }
 
-/// Starts a VM; answers well only when the hypervisor says that it runs. Starting a running VM is a success.
+/// Starts a VM; succeeds only when the hypervisor reports it as running. Starting a running VM succeeds.
 #[derive(Debug)]
 pub struct Start;
 
@@ -142,8 +135,8 @@ impl Method for Start {
     }
 }
 
-/// Asks a VM's system to shut down; answers well only when the hypervisor says that the VM is off. A system may
-/// ignore it: then the deadline passes, and there is [`ForceStop`].
+/// Asks a VM's guest to shut down; succeeds only when the hypervisor reports the VM as off. If the guest ignores the
+/// request, the deadline passes; [`ForceStop`] then cuts the power.
 #[derive(Debug)]
 pub struct Stop;
 
@@ -157,7 +150,7 @@ impl Method for Stop {
     }
 }
 
-/// Cuts a VM's power; answers well only when the hypervisor says that it is off.
+/// Cuts a VM's power; succeeds only when the hypervisor reports the VM as off.
 #[derive(Debug)]
 pub struct ForceStop;
 
@@ -171,18 +164,16 @@ impl Method for ForceStop {
     }
 }
 
-/// Which VM to reboot, and how.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebootTarget {
-    /// Its id.
     pub instance_id: InstanceId,
-    /// Resets it without asking its system, as its reset button does.
+    /// Whether to reset the VM without asking the guest, as the reset button does.
     #[serde(default)]
     pub hard: bool,
 }
 
-/// Reboots a running VM; answers well when the hypervisor took the command and says that the VM runs. What the VM's
-/// system makes of it no hypervisor can see.
+/// Reboots a running VM; succeeds when the hypervisor accepted the request and reports the VM as running. The
+/// hypervisor cannot observe whether the guest has booted.
 #[derive(Debug)]
 pub struct Reboot;
 
@@ -196,7 +187,7 @@ impl Method for Reboot {
     }
 }
 
-/// Reads a VM's state.
+/// Reads the state of a VM.
 #[derive(Debug)]
 pub struct State;
 
@@ -210,42 +201,38 @@ impl Method for State {
     }
 }
 
-/// Asks for the VMs that the principal may see, a page at a time, in the order of their ids.
+/// Selects a page of the VMs that the principal may see, sorted by instance id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
-    /// Only ids behind this one: the last of the page before.
+    /// Only ids after this one: the last id of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<InstanceId>,
-    /// At most how many.
+    /// Maximum number of VMs.
     #[serde(default)]
     pub limit: Limit,
 }
 
-/// A VM of a list.
+/// A VM in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedMachine {
-    /// Its id.
     pub instance_id: InstanceId,
-    /// What the hypervisor calls it.
+    /// The hypervisor's name for the VM.
     pub name: String,
-    /// What the service's settings call the hypervisor.
+    /// The configured name of the hypervisor.
     pub hypervisor: String,
-    /// Its state.
     pub state: MachineState,
 }
 
-/// A page of VMs.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineList {
-    /// In the order of their ids.
+    /// Sorted by instance id.
     pub machines: Vec<ListedMachine>,
-    /// Whether there are more behind the last.
+    /// Whether more VMs follow.
     pub more: bool,
-    /// The hypervisors that did not answer, whose VMs are missing here.
+    /// Hypervisors that did not answer; their VMs are missing from the list.
     pub silent: Vec<String>,
 }
 
-/// Lists VMs.
 #[derive(Debug)]
 pub struct List;
 
@@ -255,7 +242,7 @@ impl Method for List {
     const INFO: MethodInfo = row("lifecycle.list", Kind::Query);
 }
 
-/// Reads a command's record.
+/// Reads an operation.
 #[derive(Debug)]
 pub struct OperationsGet;
 
@@ -265,7 +252,7 @@ impl Method for OperationsGet {
     const INFO: MethodInfo = row("lifecycle.operations.get", Kind::Query);
 }
 
-/// Lists the newest commands on the VMs that the principal may see.
+/// Lists the newest operations on the VMs that the principal may see.
 #[derive(Debug)]
 pub struct OperationsList;
 

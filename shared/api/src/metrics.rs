@@ -1,4 +1,4 @@
-//! Methods of metrics-svc, the rows that they answer, and the samples that agents publish.
+//! Methods of metrics-svc, the rows they return, and the samples that agents publish.
 
 use std::sync::Arc;
 
@@ -11,24 +11,25 @@ use crate::{
     wire::{Fault, FaultKind},
 };
 
-/// The stream of samples that wait to be stored; each instance has its own subject below [`SAMPLE_SUBJECT_PREFIX`].
+/// The stream of samples to be stored. Each VM has its own subject below [`SAMPLE_SUBJECT_PREFIX`].
 pub const SAMPLE_STREAM: &str = "VMWATCH_SAMPLES";
-/// `vmwatch.v1.samples.<instance_id>` is what the agent of that instance publishes, and all that it may.
+/// The agent of a VM publishes on `vmwatch.v1.samples.<instance_id>` and has no permission for other samples.
 pub const SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.samples.";
-/// The stream of samples that were refused, with the reason.
+/// The stream of rejected samples, with the reason.
 pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 /// `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
-/// The most bytes of one part of a sample. A VM may have so many parts waiting in the stream that larger ones would let a
-/// few guests fill it (`VMWATCH_STREAM_MESSAGES_PER_VM`).
+/// Maximum size of a part of a sample. Larger parts would let a few guests fill the stream, because each VM can have
+/// `VMWATCH_STREAM_MESSAGES_PER_VM` parts in it.
 pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
-/// The most process rows of one part of a sample: more than an agent's rows, of 110 bytes and more, fit the bytes.
+/// Maximum number of process rows in a part. It is above what an agent can fit into the size limit, since each row
+/// takes at least 110 bytes.
 pub const SAMPLE_PART_ROWS: usize = 300;
-/// The most bytes of a message with one part: the part, and room for headers. The bus closes the connection of an agent
-/// that sends more (deploy/nats/accounts.conf).
+/// Maximum size of a message with one part: the part plus headers. NATS closes the connection of an agent that sends
+/// more (deploy/nats/accounts.conf).
 pub const SAMPLE_MESSAGE_BYTES: usize = SAMPLE_PART_BYTES + 4096;
 
-/// The order of a VM row's keys, as the document's sample has it.
+/// The keys of a VM row, in the order of the documented example.
 pub const VM_ROW_KEYS: [&str; 10] = [
     "net_incoming",
     "disk_write",
@@ -42,7 +43,7 @@ pub const VM_ROW_KEYS: [&str; 10] = [
     "proc",
 ];
 
-/// The order of a process row's keys, as the document's samples have it.
+/// The keys of a process row, in the order of the documented examples.
 pub const PROCESS_ROW_KEYS: [&str; 13] = [
     "net_incoming",
     "shutdown_time",
@@ -59,16 +60,16 @@ pub const PROCESS_ROW_KEYS: [&str; 13] = [
     "running_time",
 ];
 
-/// How many rows a query may ask for.
+/// Maximum number of rows that a query may request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Limit(u16);
 
 impl Limit {
-    /// The rule, for a caller who broke it.
+    /// The rule to report to a caller.
     pub const RULE: &str = "must be an integer from 1 to 1000";
 
-    /// The limit, if it is within 1 to 1000.
+    /// `None` unless `limit` is from 1 to 1000.
     pub fn new(limit: u64) -> Option<Self> {
         u16::try_from(limit)
             .ok()
@@ -76,7 +77,6 @@ impl Limit {
             .map(Self)
     }
 
-    /// The number of rows.
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -97,55 +97,51 @@ impl<'de> Deserialize<'de> for Limit {
     }
 }
 
-/// The rows of an answer: a JSON array of objects in the documented key order, as the store encoded it. Who only
-/// forwards it never decodes it.
+/// The rows of a reply: a JSON array of objects in the documented key order, as encoded by the store. Programs that
+/// only forward it do not decode it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rows(Arc<RawValue>);
 
 impl Rows {
-    /// Rows from the text of a JSON array.
+    /// Takes the text of a JSON array.
     pub fn from_json(array: String) -> Result<Self, serde_json::Error> {
         RawValue::from_string(array).map(|rows| Self(rows.into()))
     }
 
-    /// The text of the JSON array.
     pub fn as_json(&self) -> &str {
         self.0.get()
     }
 
-    /// No rows.
+    /// An empty array.
     pub fn none() -> Result<Self, Fault> {
         Self::from_json("[]".to_owned())
             .map_err(|error| Fault::new(FaultKind::Internal, "no rows could not be encoded").caused_by(error))
     }
 }
 
-/// A page of newest rows, newest first.
+/// A page of the newest rows, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RowPage {
-    /// The rows.
     pub rows: Rows,
-    /// The parameters of the next page that differ from those of this one; absent on the last page.
+    /// The parameters that differ for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextRows>,
 }
 
-/// What changes in the parameters of a query for the next page of its rows.
+/// The query parameters that change for the next page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextRows {
-    /// How many rows are still missing.
+    /// Number of rows still to return.
     pub limit: Limit,
-    /// Where the page ended.
+    /// Where this page ended.
     pub before: RowPlace,
 }
 
-/// A row's place in the order of the newest: by its date, and among rows of one date by its id.
+/// The position of a row in the order newest first: by date, then by id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowPlace {
-    /// The row's date.
     pub create_date: CreateDate,
-    /// The row's `_id`.
     pub id: RowId,
 }
 
@@ -157,12 +153,11 @@ pub struct RowId(String);
 impl RowId {
     const RULE: &str = "must be 24 lower-case hex digits";
 
-    /// The id, if the text is one.
+    /// `None` if the text is not a row id.
     pub fn new(text: &str) -> Option<Self> {
         Self::allows(text).then(|| Self(text.to_owned()))
     }
 
-    /// The 24 digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -179,52 +174,50 @@ impl<'de> Deserialize<'de> for RowId {
 }
 
 impl RowPage {
-    /// The only page of these rows.
+    /// A page with all rows; no page follows.
     pub const fn whole(rows: Rows) -> Self {
         Self { rows, next: None }
     }
 
-    /// No rows.
+    /// An empty page.
     pub fn none() -> Result<Self, Fault> {
         Rows::none().map(Self::whole)
     }
 }
 
-/// Asks for an instance's newest rows.
+/// Selects the newest rows of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// At most how many rows.
+    /// Maximum number of rows.
     #[serde(default)]
     pub limit: Limit,
-    /// Only rows behind this place, where the page before ended.
+    /// Only rows after this position, where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<RowPlace>,
 }
 
-/// Asks for the newest rows of an instance's processes of one name, or of all where no name is given.
+/// Selects the newest process rows of a VM, of one process name or of all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatestByName {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// At most how many rows.
+    /// Maximum number of rows.
     #[serde(default)]
     pub limit: Limit,
-    /// The name, matched exactly against `cmd`.
+    /// The process name, matched exactly against `cmd`.
     #[serde(
         default,
         deserialize_with = "process_name",
         skip_serializing_if = "Option::is_none"
     )]
     pub proc_name: Option<String>,
-    /// Only rows behind this place, where the page before ended.
+    /// Only rows after this position, where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<RowPlace>,
 }
 
 fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    // The kernel's own bound is 15 bytes; rows of other reporters may carry longer names.
+    // The kernel limits names to 15 bytes; rows from other programs can have longer names.
     bounded_text(deserializer, "must be a text of at most 256 bytes", |text| {
         text.len() <= 256
     })
@@ -241,7 +234,7 @@ const fn query(subject: &'static str) -> MethodInfo {
     }
 }
 
-/// The newest rows of a VM's processes.
+/// Reads the newest process rows of a VM.
 #[derive(Debug)]
 pub struct ProcessLatest;
 
@@ -259,7 +252,7 @@ impl Method for ProcessLatest {
     }
 }
 
-/// The newest rows of a VM.
+/// Reads the newest rows of a VM.
 #[derive(Debug)]
 pub struct VmLatest;
 
@@ -277,7 +270,7 @@ impl Method for VmLatest {
     }
 }
 
-/// The newest rows of a VM's processes of one name.
+/// Reads the newest rows of a VM's processes of one name.
 #[derive(Debug)]
 pub struct ProcessByName;
 
@@ -295,35 +288,34 @@ impl Method for ProcessByName {
     }
 }
 
-/// What an agent saw at one moment, or one part of it. Rates in KiB/s and shares in percent, as the wire contract's
-/// table of units says, rounded to one decimal by the agent.
+/// What an agent measured at one time, or one part of it. Rates are in KiB/s and shares in percent, as in the table
+/// of units of the wire contract; the agent rounds them to one decimal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The VM; must equal the subject's last token.
+    /// The VM; must equal the last token of the subject.
     pub instance_id: InstanceId,
-    /// The moment, one for all rows and all parts.
+    /// Time of the sample; the same for all rows and all parts.
     pub create_date: CreateDate,
-    /// Which part of the sample this is, from 0.
+    /// Index of this part of the sample, from 0.
     #[serde(default)]
     pub part: u32,
-    /// The VM's receive rate, KiB/s.
+    /// Receive rate of the VM, KiB/s.
     pub net_incoming: f64,
-    /// The VM's transmit rate, KiB/s.
+    /// Transmit rate of the VM, KiB/s.
     pub net_outgoing: f64,
-    /// The VM's own row; only the first part carries it.
+    /// The row of the VM; only the first part has it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmSample>,
-    /// Rows of its processes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<ProcessSample>,
 }
 
-/// The VM's own row of a sample.
+/// The VM's row in a sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSample {
-    /// Busy share of all cores, 0 to 100.
+    /// CPU usage of all cores, percent, 0 to 100.
     pub cpu_util: f64,
-    /// Share of memory in use, percent.
+    /// Memory usage, percent.
     pub mem: f64,
     /// Read rate of all whole disks, KiB/s.
     pub disk_read: f64,
@@ -331,7 +323,7 @@ pub struct VmSample {
     pub disk_write: f64,
     /// Number of processes.
     pub proc: u32,
-    /// Parts of samples that the agent dropped since the sample before; no part of the row.
+    /// Number of parts of samples that the agent dropped since the previous sample; not part of the row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,
 }
@@ -341,24 +333,22 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-/// One process of a sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSample {
-    /// The kernel's short name.
+    /// The kernel's short name of the process.
     pub cmd: String,
-    /// The process id.
     pub pid: u32,
-    /// Share of one core, percent; may pass 100.
+    /// CPU usage, percent of one core; can exceed 100.
     pub cpu_util: f64,
-    /// Share of the VM's memory, percent.
+    /// Memory usage, percent of the VM's memory.
     pub mem: f64,
-    /// Read rate, KiB/s; 0 where the agent may not read it.
+    /// Read rate, KiB/s; 0 if the agent has no permission to read it.
     pub disk_read: f64,
-    /// Write rate, KiB/s; 0 where the agent may not read it.
+    /// Write rate, KiB/s; 0 if the agent has no permission to read it.
     pub disk_write: f64,
-    /// When it started, Unix seconds.
+    /// Start time, Unix seconds.
     pub running_time: f64,
-    /// When it was seen to have ended, Unix seconds; absent while it runs.
+    /// When the process was found to have ended, Unix seconds; absent while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_time: Option<f64>,
 }
@@ -368,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_an_integer_from_1_to_1000() {
+    fn accepts_limits_from_1_to_1000() {
         for (text, limit) in [("1", 1), ("10", 10), ("1000", 1000)] {
             assert_eq!(serde_json::from_str::<Limit>(text).unwrap().get(), limit);
         }
@@ -389,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_of_the_wire_is_what_its_golden_text_says() {
+    fn sample_matches_golden_json() {
         let golden = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":1,"net_incoming":0.6,"net_outgoing":5.7,"vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},"processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#;
         let sample: Sample = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&sample).unwrap(), golden);

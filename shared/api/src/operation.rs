@@ -1,4 +1,4 @@
-//! The record of a command on a VM: who asked for what, and what became of it.
+//! Operations: the records of actions on VMs, with their steps and results.
 
 use std::{fmt, str::FromStr};
 
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::wire::FaultKind;
 
-/// The id of a command: 32 hex digits.
+/// The id of an operation: 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -22,7 +22,7 @@ use crate::wire::FaultKind;
 )]
 pub struct OperationId(String);
 
-/// A text that is no [`OperationId`].
+/// A text that is not an [`OperationId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", OperationId::RULE)]
 pub struct InvalidOperationId;
@@ -30,17 +30,17 @@ pub struct InvalidOperationId;
 impl OperationId {
     const RULE: &str = "must be 32 lower-case hex digits";
 
-    /// The id of a command without an idempotency key, of bits that the caller took from the system's random source.
+    /// Makes an id for an operation without an idempotency key. The bits must come from the system's random source.
     pub fn from_random(bits: [u8; 16]) -> Self {
         Self(hex::encode(bits))
     }
 
-    /// The id of the command that carries this idempotency key: whoever sent it knows it before any answer, and
-    /// making a record under it is also the claim that keeps the command from acting twice.
+    /// Derives the id from an idempotency key. The client can compute it before any reply, and inserting an operation
+    /// under this id claims the key, so that the action is not executed twice.
     pub fn of_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
         let mut hash = Sha256::new();
         for part in [user, instance.as_str(), method.subject, key] {
-            // The length keeps one part from flowing into the next.
+            // The length prefix keeps adjacent parts from being confused.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -48,7 +48,6 @@ impl OperationId {
         Self(hex::encode(digest.get(..16).unwrap_or_default()))
     }
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -82,7 +81,7 @@ impl fmt::Display for OperationId {
     }
 }
 
-/// How far a command has come.
+/// The progress of an operation.
 ///
 /// ```text
 /// requested ──> running ──> succeeded | failed | timed_out | outcome_unknown
@@ -91,28 +90,28 @@ impl fmt::Display for OperationId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
-    /// Recorded; the hypervisor has not been told.
+    /// Recorded; no request was sent to the hypervisor yet.
     Requested,
-    /// The hypervisor has been told, or is just being told.
+    /// The request is being sent or was sent to the hypervisor.
     Running,
-    /// The hypervisor says that the machine is as it was asked to be.
+    /// The hypervisor reports the requested state.
     Succeeded,
-    /// The hypervisor refused, or the machine did not come to be as it was asked to be.
+    /// The hypervisor refused, or the VM did not reach the requested state.
     Failed,
-    /// The time ran out first.
+    /// The deadline passed first.
     TimedOut,
-    /// The hypervisor may or may not have done it, and it is not to be done twice.
+    /// The hypervisor may or may not have executed the action, and it must not be executed twice.
     OutcomeUnknown,
-    /// A state of a newer version. Whether it is the last is not known here.
+    /// A state of a newer version; this version does not know whether it is final.
     #[serde(other)]
     Unknown,
 }
 
-/// By hand, since a derived schema would allow the unknown state as well.
+/// Implemented by hand: a derived schema would list `Unknown` as well.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for OperationState {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let description = "How far a command has come.\n\n```text\nrequested ──> running ──> succeeded | failed | timed_out | outcome_unknown\n     └──────────────────> succeeded | failed | timed_out\n```";
+        let description = "The progress of an operation.\n\n```text\nrequested ──> running ──> succeeded | failed | timed_out | outcome_unknown\n     └──────────────────> succeeded | failed | timed_out\n```";
         let states = [
             "requested",
             "running",
@@ -129,7 +128,7 @@ impl utoipa::PartialSchema for OperationState {
 impl utoipa::ToSchema for OperationState {}
 
 impl OperationState {
-    /// The name, as on the wire.
+    /// The name used on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
@@ -142,7 +141,7 @@ impl OperationState {
         }
     }
 
-    /// Whether nothing more will happen.
+    /// Whether the operation has ended.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Requested | Self::Running | Self::Unknown)
     }
@@ -154,85 +153,77 @@ impl fmt::Display for OperationState {
     }
 }
 
-/// Something that happened to a command.
+/// A step of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, Unix milliseconds.
+    /// Time of the step, Unix milliseconds.
     pub at_ms: u64,
-    /// How far the command had come then.
+    /// The state after the step.
     pub state: OperationState,
-    /// What happened; where the hypervisor spoke, in its own words.
+    /// A description; quotes the hypervisor's message if there is one.
     pub text: String,
 }
 
-/// The record of a command.
+/// The record of an action on a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
-    /// Its id.
     pub id: OperationId,
-    /// What was asked.
     pub verb: Verb,
-    /// Of a reboot: whether without asking the VM's system.
+    /// Whether a reboot resets the VM without asking the guest.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hard: bool,
-    /// Of which VM.
     pub instance_id: InstanceId,
-    /// Where that VM is, once it was found.
+    /// The hypervisor that runs the VM, once it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
-    /// Who asked.
+    /// The user that requested the action.
     pub user: String,
-    /// From which address, as the gateway saw it.
+    /// Client address, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// The request that it came with, as logs name it.
+    /// Id of the request, as in the logs.
     pub request_id: String,
-    /// When it was asked, Unix milliseconds.
+    /// When the action was requested, Unix milliseconds.
     pub requested_at_ms: u64,
-    /// Until when it may be begun, Unix milliseconds.
+    /// The action is not started after this time, Unix milliseconds.
     pub deadline_ms: u64,
-    /// When it ended, Unix milliseconds.
+    /// When the operation ended, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at_ms: Option<u64>,
-    /// How far it has come.
     pub state: OperationState,
-    /// The VM's state when the command succeeded.
+    /// The VM's state when the action succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineState>,
-    /// What the caller was told, or would have been, where it did not succeed.
+    /// The fault that was returned to the caller, or would have been, if the operation did not succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<OperationFault>,
-    /// What happened, oldest first.
+    /// The steps, oldest first.
     pub history: Vec<Event>,
 }
 
-/// Why a command did not succeed.
+/// Why an operation did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationFault {
-    /// What a caller can act on.
     pub kind: FaultKind,
-    /// In plain words.
+    /// The public message.
     pub message: String,
 }
 
-/// Which command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationRef {
-    /// Its id.
     pub operation_id: OperationId,
 }
 
-/// A place in the order of a list: the newest first, those of the same millisecond by their ids.
+/// A position in the list of operations: newest first, and by id within a millisecond.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationPlace {
-    /// When the command was asked, Unix milliseconds.
+    /// When the action was requested, Unix milliseconds.
     pub requested_at_ms: u64,
-    /// Its id.
     pub id: OperationId,
 }
 
 impl OperationPlace {
-    /// The place of a command.
+    /// The position of the operation.
     pub fn of(operation: &Operation) -> Self {
         Self {
             requested_at_ms: operation.requested_at_ms,
@@ -240,35 +231,34 @@ impl OperationPlace {
         }
     }
 
-    /// Whether the command comes behind this place.
+    /// Whether the operation comes after this position.
     pub fn is_behind(&self, operation: &Operation) -> bool {
         (operation.requested_at_ms, &operation.id) < (self.requested_at_ms, &self.id)
     }
 }
 
-/// Which commands.
+/// Selects operations.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationFilter {
-    /// On this VM only.
+    /// Only operations on this VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<InstanceId>,
-    /// In this state only.
+    /// Only operations in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<OperationState>,
-    /// Only those behind this place: that of the last of the page before.
+    /// Only operations after this position: that of the last one of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<OperationPlace>,
-    /// At most how many, the newest first.
+    /// Maximum number of operations.
     #[serde(default)]
     pub limit: Limit,
 }
 
-/// A page of commands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationPage {
     /// The newest first.
     pub operations: Vec<Operation>,
-    /// Whether there are more behind the last.
+    /// Whether more operations follow.
     pub more: bool,
 }
 
@@ -299,7 +289,7 @@ mod tests {
             of("ann", "vm-1", Start::INFO, "l"),
             of("ann", "vm-1s", Start::INFO, "k"),
             of("an", "nvm-1", Start::INFO, "k"),
-            // Another method that does the same to the VM.
+            // Another method with the same action.
             of("ann", "vm-1", also_starts, "k"),
         ] {
             assert_ne!(id, other);
@@ -307,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_32_hex_digits() {
+    fn accepts_ids_of_32_hex_digits() {
         for bad in ["", "0", &"0".repeat(33), &"A".repeat(32), &"é".repeat(16), "*"] {
             assert_eq!(bad.parse::<OperationId>(), Err(InvalidOperationId), "{bad}");
         }

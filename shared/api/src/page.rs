@@ -1,14 +1,14 @@
-//! The bounds of one page of a list, in items and in bytes.
+//! Limits of one page of a list, in items and in bytes.
 
 use std::io;
 
 use serde::Serialize;
 
-/// The most bytes of JSON that the items of one page take. With its envelope a page stays below NATS's default
-/// `max_payload` of 1 MiB.
+/// Maximum size of the encoded items of a page. With its envelope, a page stays below NATS's default `max_payload` of
+/// 1 MiB.
 pub const PAGE_BYTES: usize = 768 * 1024;
 
-/// What is left of a page that is being filled.
+/// The space left on a page that is being filled.
 #[derive(Debug)]
 pub struct PageRoom {
     items: usize,
@@ -17,7 +17,7 @@ pub struct PageRoom {
 }
 
 impl PageRoom {
-    /// The room of an empty page of at most `items` items and [`PAGE_BYTES`] bytes.
+    /// The space of an empty page: `items` items and [`PAGE_BYTES`] bytes.
     pub const fn new(items: usize) -> Self {
         Self {
             items,
@@ -26,8 +26,8 @@ impl PageRoom {
         }
     }
 
-    /// Takes the room of one more item of this many encoded bytes; `false` where the page is full. The first item always
-    /// fits, so that a reader who follows the pages reaches the end of every list.
+    /// Reserves space for an item of this many encoded bytes; `false` if the page is full. The first item always
+    /// fits, so that a reader that follows the pages reaches the end of every list.
     #[must_use]
     pub const fn take(&mut self, bytes: usize) -> bool {
         // The comma that separates two items.
@@ -41,19 +41,19 @@ impl PageRoom {
         true
     }
 
-    /// As [`PageRoom::take`], for an item that is not encoded yet.
+    /// Like [`PageRoom::take`], for an item that is not encoded yet.
     #[must_use]
     pub fn take_item(&mut self, item: &impl Serialize) -> bool {
         self.take(encoded_bytes(item))
     }
 
-    /// How many more items the page may hold.
+    /// The number of items that still fit.
     pub const fn items(&self) -> usize {
         self.items
     }
 }
 
-/// The first page of a list, and whether the list goes on behind it.
+/// Returns the first page of a list, and whether more items follow.
 pub fn first_page<T: Serialize>(list: impl IntoIterator<Item = T>, most: usize) -> (Vec<T>, bool) {
     let mut room = PageRoom::new(most);
     let mut page = Vec::new();
@@ -66,10 +66,10 @@ pub fn first_page<T: Serialize>(list: impl IntoIterator<Item = T>, most: usize) 
     (page, false)
 }
 
-/// How many bytes of JSON a value takes.
+/// The encoded size of a value.
 fn encoded_bytes(value: &impl Serialize) -> usize {
     let mut counter = Counter(0);
-    // Records of texts and numbers always encode; one that did not would fail the whole reply later, with its cause.
+    // Flat records always encode. If encoding failed, encoding the whole reply would fail later and report the cause.
     let _ = serde_json::to_writer(&mut counter, value);
     counter.0
 }
@@ -92,10 +92,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ends_a_page_at_its_items_or_its_bytes() {
+    fn limits_page_by_items_and_bytes() {
         assert_eq!(first_page([1, 2, 3], 3), (vec![1, 2, 3], false));
         assert_eq!(first_page([1, 2, 3], 2), (vec![1, 2], true));
-        // Six bytes for each character, and the quotes.
+        // Each character is encoded in six bytes; two quotes are added.
         let name = "\u{1}".repeat(256);
         let (page, more) = first_page(std::iter::repeat_n(name.as_str(), 1000), 1000);
         assert!(more && page.len() == PAGE_BYTES / (6 * 256 + 3), "{}", page.len());
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn holds_one_item_whatever_its_size() {
+    fn accepts_first_item_of_any_size() {
         let large = "x".repeat(PAGE_BYTES + 1);
         assert_eq!(
             first_page([large.as_str(), "y"], 10),

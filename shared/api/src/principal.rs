@@ -1,4 +1,5 @@
-//! Who asks: the user behind a request, as the gateway found it in the session and services enforce it.
+//! The principal: the user behind a request. The gateway takes it from the session, and services enforce its role and
+//! scope.
 
 use std::{fmt, str::FromStr};
 
@@ -9,7 +10,7 @@ use serde::{
 
 use super::InstanceId;
 
-/// What a user may do; each role may do all that the one before may.
+/// The role of a user; each role includes the permissions of the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -19,8 +20,7 @@ pub enum Role {
     Operator = 2,
     /// Also manages users.
     Admin = 3,
-    /// A role of a newer version, which is less than any other and grants nothing here. Nothing that is asked for may name
-    /// it.
+    /// A role of a newer version. It ranks below all others and grants nothing. Requests cannot name it.
     #[serde(other)]
     Unknown = 0,
 }
@@ -49,20 +49,20 @@ impl FromStr for Role {
     }
 }
 
-/// Which instances a user may see.
+/// The set of VMs that a user may see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Every instance.
+    /// Every VM.
     All,
-    /// These only.
+    /// Only these VMs.
     Only(Vec<InstanceId>),
-    /// A scope of a newer version, which holds no instance here. Nothing that is asked for may name it.
+    /// A scope of a newer version; it contains no VM here. Requests cannot name it.
     Unknown,
 }
 
 impl Scope {
-    /// Whether the instance is within the scope.
+    /// Whether the VM is within the scope.
     pub fn allows(&self, instance: &InstanceId) -> bool {
         match self {
             Self::All => true,
@@ -102,16 +102,16 @@ impl<'de> Visitor<'de> for ScopeVisitor {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        // What a newer version adds to a scope may make it narrower.
+        // A field that a newer version added could narrow the scope.
         Ok(if keys == 1 { scope } else { Scope::Unknown })
     }
 }
 
-/// By hand, since a derived schema would allow the unknown role as well.
+/// Implemented by hand: a derived schema would list `Unknown` as well.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for Role {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let description = "What a user may do; each role may do all that the one before may.";
+        let description = "The role of a user; each role includes the permissions of the one before.";
         super::known_values(description, ["viewer", "operator", "admin"])
     }
 }
@@ -119,7 +119,7 @@ impl utoipa::PartialSchema for Role {
 #[cfg(feature = "openapi")]
 impl utoipa::ToSchema for Role {}
 
-/// By hand, since a derived schema would allow more keys than the one.
+/// Implemented by hand: a derived schema would allow additional keys.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for Scope {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -128,18 +128,20 @@ impl utoipa::PartialSchema for Scope {
         };
         let all = ObjectBuilder::new()
             .schema_type(Type::String)
-            .description(Some("Every instance."))
+            .description(Some("Every VM."))
             .enum_values(Some(["all"]));
         let instances = ArrayBuilder::new()
             .items(Ref::from_schema_name("InstanceId"))
             .max_items(Some(super::users::MOST_INSTANCES));
         let only = ObjectBuilder::new()
-            .description(Some("These only."))
+            .description(Some("Only these VMs."))
             .property("only", instances)
             .required("only")
             .additional_properties(Some(AdditionalProperties::FreeForm(false)));
         let either = OneOfBuilder::new().item(all).item(only);
-        either.description(Some("Which instances a user may see.")).into()
+        either
+            .description(Some("The set of VMs that a user may see."))
+            .into()
     }
 }
 
@@ -151,14 +153,13 @@ impl utoipa::ToSchema for Scope {
     }
 }
 
-/// The user behind a request.
+/// The authenticated user of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Principal {
-    /// The user's name.
+    /// Name of the user.
     pub user: String,
-    /// What the user may do.
     pub role: Role,
-    /// Which instances the user may see.
+    /// The VMs that the user may see.
     pub scope: Scope,
 }
 
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_role_may_what_the_one_before_may() {
+    fn roles_include_the_permissions_of_lower_ones() {
         assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse::<Role>(), Ok(role));
@@ -192,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_scope_allows_its_own_instances_only() {
+    fn limited_scope_allows_only_its_vms() {
         let (one, other) = ("vm-1".parse().unwrap(), "vm-2".parse().unwrap());
         let scope = Scope::Only(vec![one]);
         assert!(scope.allows(&"vm-1".parse().unwrap()) && !scope.allows(&other));

@@ -1,6 +1,6 @@
-//! Methods of metrics-svc for the REST API: the processes of a VM, at any moment and over time.
+//! Methods of metrics-svc for the REST API: the processes of a VM at a time and over time.
 //!
-//! All times are Unix milliseconds. A process is one pid from its start to its end: pids are reused.
+//! All times are Unix milliseconds. A process is identified by its pid and start time, because pids are reused.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -11,22 +11,21 @@ use super::{
 };
 use crate::wire::Fault;
 
-/// The name of a process: 1 to 256 bytes. The kernel's own bound is 15; other reporters may store longer ones.
+/// The name of a process: 1 to 256 bytes (the kernel limits names to 15; other programs can store longer ones).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(min_length = 1))]
 pub struct ProcessName(String);
 
 impl ProcessName {
-    /// The rule, for a caller who broke it.
+    /// The rule to report to a caller.
     pub const RULE: &str = "must be a text of 1 to 256 bytes";
 
-    /// The name, if it is one.
+    /// `None` if the text is not a process name.
     pub fn new(name: &str) -> Option<Self> {
         Self::allows(name).then(|| Self(name.to_owned()))
     }
 
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -42,37 +41,37 @@ impl<'de> Deserialize<'de> for ProcessName {
     }
 }
 
-/// What a process table is sorted by.
+/// The sort key of a process table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ProcessSort {
-    /// CPU share.
+    /// CPU usage.
     #[default]
     Cpu,
-    /// Memory share.
+    /// Memory usage.
     Mem,
     /// Disk rate, reads and writes together.
     Disk,
     /// Process id.
     Pid,
-    /// Name, by its bytes.
+    /// Name, compared by bytes.
     Name,
 }
 
-/// Which way.
+/// The sort direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Order {
-    /// The least first.
+    /// Ascending.
     Asc,
-    /// The greatest first.
+    /// Descending.
     Desc,
 }
 
 impl ProcessSort {
-    /// The way that is meant where none is given: the greatest consumers first, names and pids from their beginning.
+    /// The default direction: descending for usage, ascending for names and pids.
     pub const fn usual_order(self) -> Order {
         match self {
             Self::Cpu | Self::Mem | Self::Disk => Order::Desc,
@@ -81,77 +80,72 @@ impl ProcessSort {
     }
 }
 
-/// Asks for the process table of a moment.
+/// Selects the process table at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessesAtQuery {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// The moment; now where none is given.
+    /// The time; the present if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
-    /// Sorted by what.
     #[serde(default)]
     pub sort: ProcessSort,
-    /// Which way; [`ProcessSort::usual_order`] where none is given.
+    /// [`ProcessSort::usual_order`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
-    /// Only processes of exactly this name.
+    /// Only processes with exactly this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ProcessName>,
-    /// At most how many.
+    /// Maximum number of processes.
     #[serde(default)]
     pub limit: Limit,
-    /// Only processes behind this place, where the page before ended. It names the moment, whatever `at_ms` says.
+    /// Only processes after this position, where the previous page ended. Its time takes precedence over `at_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<TablePlace>,
 }
 
-/// A row's place in the process table of a moment.
+/// The position of a row in the process table at a time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablePlace {
-    /// The moment of the table.
+    /// Time of the table.
     pub at_ms: u64,
-    /// The row.
     pub id: RowId,
 }
 
-/// A process as one sample saw it.
+/// A process in one sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessRow {
-    /// Its name.
     pub name: String,
-    /// Its id.
     pub pid: u32,
-    /// Share of one core, percent; may pass 100.
+    /// CPU usage, percent of one core; can exceed 100.
     pub cpu_util: f64,
-    /// Share of the VM's memory, percent.
+    /// Memory usage, percent of the VM's memory.
     pub mem: f64,
     /// Read rate, KiB/s.
     pub disk_read: f64,
     /// Write rate, KiB/s.
     pub disk_write: f64,
-    /// When it started.
     pub started_ms: u64,
-    /// When it was seen to have ended; null while it runs. An ended process is in one table, the first after its end.
+    /// When the process was found to have ended; null while it runs. An ended process appears in one table, the first
+    /// after its end.
     pub ended_ms: Option<u64>,
 }
 
-/// The process table of a moment.
+/// The process table at a time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessTable {
-    /// When it was sampled: at the moment asked for, or the last time before; null where there is no table.
+    /// Time of the sample: the requested time or the latest before it; null if there is no table.
     pub at_ms: Option<u64>,
-    /// How many processes it has, before the limit.
+    /// Number of processes in the table, before the limit.
     pub total: u64,
-    /// The processes, sorted; ties by pid.
+    /// The processes, sorted; ties are ordered by pid.
     pub processes: Vec<ProcessRow>,
-    /// Where the page ended; absent on the last.
+    /// Where this page ended; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<TablePlace>,
 }
 
-/// Reads the process table of the newest sample at or before a moment, at most seven days before. The cost is that of
-/// one sample, however long the history and however far back the moment.
+/// Reads the process table of the newest sample at or before a time, at most seven days before. The cost is that of
+/// one sample, independent of the length of the history.
 #[derive(Debug)]
 pub struct ProcessesAt;
 
@@ -169,7 +163,7 @@ impl Method for ProcessesAt {
     }
 }
 
-/// Which processes: those of a name, those that had a pid, or those of the name that had the pid.
+/// Selects processes by name, by pid, or by both.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawSelector")]
 pub struct ProcessSelector {
@@ -194,76 +188,71 @@ impl TryFrom<RawSelector> for ProcessSelector {
 }
 
 impl ProcessSelector {
-    /// The rule, for a caller who broke it.
+    /// The rule to report to a caller.
     pub const RULE: &str = "must have a name or a pid";
 
-    /// The selector, if it selects anything.
+    /// `None` if neither name nor pid is given.
     pub fn new(name: Option<ProcessName>, pid: Option<u32>) -> Option<Self> {
         (name.is_some() || pid.is_some()).then_some(Self { name, pid })
     }
 
-    /// The name.
     pub const fn name(&self) -> Option<&ProcessName> {
         self.name.as_ref()
     }
 
-    /// The pid.
     pub const fn pid(&self) -> Option<u32> {
         self.pid
     }
 }
 
-/// Asks for the past of some processes of a VM.
+/// Selects the history of some processes of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessHistoryQuery {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// Which processes.
     pub process: ProcessSelector,
-    /// Which time.
     pub range: TimeRange,
-    /// At most how many buckets.
+    /// Maximum number of buckets.
     #[serde(default)]
     pub points: Points,
-    /// Only buckets that begin after this moment, at which the last bucket of the page before begins.
+    /// Only buckets that start after this time: the start of the last bucket of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
 }
 
-/// A bucket of the history of processes.
+/// A bucket of the history of the selected processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessBucket {
-    /// Its first millisecond; it ends [`ProcessSeries::step_ms`] later.
+    /// Start of the bucket; it ends [`ProcessSeries::step_ms`] later.
     pub at_ms: u64,
-    /// How many samples it is made of: moments, not rows.
+    /// Number of samples in the bucket; a sample with several rows counts once.
     pub count: u64,
-    /// How many of the processes ran.
+    /// Number of selected processes that ran.
     pub processes: Stat,
-    /// Their CPU together, percent of one core.
+    /// Their total CPU usage, percent of one core.
     pub cpu_util: Stat,
-    /// Their memory together, percent of the VM's; memory that they share counts for each.
+    /// Their total memory usage, percent of the VM's memory; shared memory counts for each process.
     pub mem: Stat,
-    /// Their read rate together, KiB/s.
+    /// Their total read rate, KiB/s.
     pub disk_read: Stat,
-    /// Their write rate together, KiB/s.
+    /// Their total write rate, KiB/s.
     pub disk_write: Stat,
 }
 
-/// The history of some processes.
+/// The history of the selected processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSeries {
-    /// How long each bucket is; 0 where there are none.
+    /// Length of each bucket; 0 if there are none.
     pub step_ms: u64,
-    /// As in [`super::history::VmSeries`]. Buckets in which none of the processes was seen are left out.
+    /// Ordered and aligned as in [`super::history::VmSeries`]. Buckets without any of the processes are omitted.
     pub buckets: Vec<ProcessBucket>,
-    /// Whether there are more behind the last.
+    /// Whether more buckets follow.
     #[serde(default)]
     pub more: bool,
 }
 
-/// Reads the history of the processes of a name or a pid, as one series: what they used together at each sample, and
-/// of these sums the least, the mean and the greatest in each bucket. Eight workers of a web server are one line on
-/// the chart; a single process is selected by its pid. It is read from the rows, so that a longer range costs more.
+/// Reads the history of the processes with a name or pid as one series: their total usage at each sample, with
+/// minimum, mean and maximum per bucket. Eight workers of a web server are one line on the chart; a pid selects a
+/// single process. The series is read from the rows, so that a longer range costs more.
 #[derive(Debug)]
 pub struct ProcessHistory;
 
@@ -284,62 +273,54 @@ impl Method for ProcessHistory {
     }
 }
 
-/// Asks for starts and ends of a VM's processes.
+/// Selects starts and ends of a VM's processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEventsQuery {
-    /// Which VM.
     pub instance_id: InstanceId,
-    /// Which time.
     pub range: TimeRange,
-    /// At most how many, the newest.
+    /// Maximum number of events; the newest are returned.
     #[serde(default)]
     pub limit: Limit,
-    /// Only events behind this place, where the page before ended.
+    /// Only events after this position, where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<EventPlace>,
 }
 
-/// An event's place in the order of the newest: the fields sort from the first to the last.
+/// The position of an event in the order newest first. The fields are compared in the order of their declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventPlace {
-    /// When it happened.
+    /// Time of the event.
     pub at_ms: u64,
-    /// What happened.
     pub kind: ProcessEventKind,
-    /// The id of the process.
     pub pid: u32,
-    /// When the process started.
     pub started_ms: u64,
 }
 
-/// What happened to a process.
+/// The kind of a process event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ProcessEventKind {
-    /// It started.
+    /// The process started.
     Started,
-    /// It was seen to have ended.
+    /// The process was found to have ended.
     Ended,
 }
 
-/// A start or an end.
+/// A start or an end of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEvent {
-    /// When.
+    /// Time of the event.
     pub at_ms: u64,
-    /// What.
     pub kind: ProcessEventKind,
-    /// The name of the process.
+    /// Name of the process.
     pub name: String,
-    /// Its id.
     pub pid: u32,
-    /// When it started.
     pub started_ms: u64,
 }
 
 impl ProcessEvent {
-    /// Its place in the order of the newest. No two events of a VM share one.
+    /// The position in the order newest first. It is unique within a VM.
     pub const fn place(&self) -> EventPlace {
         EventPlace {
             at_ms: self.at_ms,
@@ -350,17 +331,16 @@ impl ProcessEvent {
     }
 }
 
-/// Starts and ends.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEventList {
     /// The newest first.
     pub events: Vec<ProcessEvent>,
-    /// Whether the range holds older ones behind the last.
+    /// Whether the range holds older events.
     pub more: bool,
 }
 
-/// Reads starts and ends of a VM's processes, as its samples show them: a process that lived between two samples was
-/// never seen, and one that ended unseen (its VM was switched off, its agent stopped) has no end.
+/// Reads starts and ends of a VM's processes as seen in its samples. A process that lived between two samples is
+/// missing, and one whose end was not observed (its VM was switched off, its agent stopped) has no end event.
 #[derive(Debug)]
 pub struct ProcessEvents;
 
@@ -386,7 +366,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_asked_for_with_the_greatest_consumers_first() {
+    fn sorts_table_by_highest_usage_by_default() {
         let query: ProcessesAtQuery = serde_json::from_str(r#"{"instance_id":"vm-1"}"#).unwrap();
         assert_eq!(
             (query.sort, query.at_ms, query.limit.get()),
@@ -402,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_selector_selects_something() {
+    fn rejects_selector_without_name_and_pid() {
         let selector: ProcessSelector = serde_json::from_str(r#"{"name":"nginx"}"#).unwrap();
         assert_eq!(serde_json::to_string(&selector).unwrap(), r#"{"name":"nginx"}"#);
         let error = serde_json::from_str::<ProcessSelector>("{}")

@@ -1,8 +1,8 @@
-//! Sessions and users as auth-svc stores them for gateways, and the methods on sessions.
+//! Sessions and users as stored by auth-svc for gateways, and the methods for sessions.
 //!
 //! A session is valid only while its user is in [`USER_BUCKET`], and only if it began at or after the user's
-//! `sessions_not_before_ms`. So a change or removal of a user takes effect by one write, even if ending the user's
-//! sessions fails.
+//! `sessions_not_before_ms`. A change or removal of a user therefore takes effect with one write, even if deleting
+//! the user's sessions fails.
 
 use std::{fmt, str::FromStr};
 
@@ -20,46 +20,45 @@ pub const SESSION_BUCKET: &str = "vmwatch_sessions";
 /// The JetStream KV bucket of users: the key is [`UserKey::bucket_key`], the value a [`UserRecord`].
 pub const USER_BUCKET: &str = "vmwatch_users";
 
-/// The most sessions in one [`UsedSessions`].
+/// Maximum number of sessions in a [`UsedSessions`].
 pub const MOST_USED: usize = 1000;
 
-/// A session as stored. The role and scope are the user's, in [`UserRecord`].
+/// A session as stored. The user's role and scope are in [`UserRecord`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
-    /// The user.
     pub user: UserKey,
     /// When the session began, Unix milliseconds.
     pub began_at_ms: u64,
-    /// The latest end, Unix milliseconds: checked by the gateway, whatever the bucket's own age limit.
+    /// Absolute expiry, Unix milliseconds. The gateway checks it independently of the bucket's age limit.
     pub expires_at_ms: u64,
-    /// The last use that auth-svc knows of, Unix milliseconds.
+    /// The last use known to auth-svc, Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When the session ends unless it is used before, Unix milliseconds.
+    /// When the session expires unless it is used before, Unix milliseconds.
     pub idle_ends_at_ms: u64,
-    /// The client's address at login.
+    /// Client address at login.
     pub source: Option<String>,
 }
 
-/// A user as gateways see it: a copy of what the database holds.
+/// A user as known to gateways: a copy from the database.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRecord {
-    /// The user's name, role and scope.
+    /// Name, role and scope of the user.
     pub principal: Principal,
-    /// Sessions that began before this are over, Unix milliseconds.
+    /// Sessions that began before this time are invalid, Unix milliseconds.
     pub sessions_not_before_ms: u64,
-    /// Whether the user was removed, and its sessions are still to be ended.
+    /// Whether the user was removed and its sessions remain to be deleted.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
 
 impl UserRecord {
-    /// Whether the user may have a session that began at this time.
+    /// Whether a session of the user that began at this time is valid.
     pub const fn allows_session_of(&self, began_at_ms: u64) -> bool {
         !self.removed && began_at_ms >= self.sessions_not_before_ms
     }
 }
 
-/// The public name of a session, which says nothing about its token: 32 hexadecimal digits.
+/// The public id of a session: 32 hexadecimal digits that reveal nothing about its token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -72,7 +71,7 @@ pub struct SessionId(String);
 impl SessionId {
     const RULE: &str = "must be 32 characters of 0-9 and a-f";
 
-    /// The name of the session whose token has this hash.
+    /// Derives the id from the hash of a token.
     pub fn of(token: &TokenHash) -> Self {
         let digest: [u8; 32] = Sha256::new()
             .chain_update(b"vmwatch session id")
@@ -82,7 +81,6 @@ impl SessionId {
         Self(hex::encode(digest.split_at(16).0))
     }
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -116,58 +114,55 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// Nothing to ask for: the method is about the caller.
+/// Empty parameters: the method applies to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {}
 
-/// A session, as its user sees it.
+/// A session as shown to its user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionSummary {
-    /// Its public name.
     pub id: SessionId,
     /// When it began, Unix milliseconds.
     pub began_at_ms: u64,
     /// The last known use, Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When it ends unless it is used before, Unix milliseconds.
+    /// When the session expires unless it is used before, Unix milliseconds.
     pub idle_ends_at_ms: u64,
-    /// The latest end, Unix milliseconds.
+    /// Absolute expiry, Unix milliseconds.
     pub expires_at_ms: u64,
-    /// The client's address at login.
+    /// Client address at login.
     pub source: Option<String>,
 }
 
-/// The live sessions of a user.
+/// The valid sessions of a user.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionList {
-    /// The newest first; at most as many as a user may have.
+    /// The newest first; at most `VMWATCH_SESSIONS_PER_USER`.
     pub sessions: Vec<SessionSummary>,
 }
 
-/// Which session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionIdRef {
-    /// Its public name.
     pub id: SessionId,
 }
 
-/// Sessions that were used, as a gateway reports them.
+/// Recent uses of sessions, as reported by a gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedSessions {
-    /// At most [`MOST_USED`]; auth-svc ignores the rest.
+    /// At most [`MOST_USED`]; auth-svc ignores further ones.
     pub sessions: Vec<UsedSession>,
 }
 
 /// A use of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedSession {
-    /// The session's key in [`SESSION_BUCKET`].
+    /// Key of the session in [`SESSION_BUCKET`].
     pub key: String,
-    /// When it was used, Unix milliseconds.
+    /// Time of the use, Unix milliseconds.
     pub used_at_ms: u64,
 }
 
-/// A row of the table for what users do with their own sessions, unless it says otherwise.
+/// The method table row for a method on the caller's own sessions; a `Class::Account` request unless changed.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Auth,
@@ -178,7 +173,7 @@ const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     }
 }
 
-/// Lists the caller's live sessions.
+/// Lists the caller's valid sessions.
 #[derive(Debug)]
 pub struct SessionsList;
 
@@ -198,7 +193,7 @@ impl Method for SessionsEnd {
     const INFO: MethodInfo = row("auth.sessions.end", Kind::Command);
 }
 
-/// Notes that sessions were used, so that they do not end for being idle. For gateways, which ask in nobody's name.
+/// Records uses of sessions, so that they do not expire as idle. Gateways call it without a principal.
 #[derive(Debug)]
 pub struct SessionsUsed;
 
@@ -230,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_sessions_from_before_the_date_and_of_removed_users() {
+    fn rejects_sessions_before_the_cutoff_and_of_removed_users() {
         let mut user = UserRecord {
             principal: Principal {
                 user: "eve".into(),

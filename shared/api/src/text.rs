@@ -1,11 +1,11 @@
-//! Texts with bounds, checked as they are decoded, so that nothing unchecked reaches a handler.
+//! Texts with bounds that are checked while decoding, so that handlers receive only valid texts.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-/// Decodes a JSON string that passes `check`; anything else (an object with an operator, a number, too long a
-/// text) is refused with `rule`, which never repeats what was sent: it may be a password.
+/// Decodes a JSON string that passes `check`. Anything else (an object with an operator, a number, a text that is too
+/// long) is rejected with `rule`. The error never repeats the input, which may be a password.
 pub fn bounded_text<'de, D: Deserializer<'de>>(
     deserializer: D,
     rule: &'static str,
@@ -17,7 +17,7 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
     }
 }
 
-/// The id of a VM: 1 to 64 of `[0-9A-Za-z_-]`, so that it can be a token of a bus subject. Opaque: not always a UUID.
+/// The id of a VM, not always a UUID: 1 to 64 characters of `[0-9A-Za-z_-]`, so that it fits into a bus subject.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -27,7 +27,7 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
 )]
 pub struct InstanceId(String);
 
-/// A text that is no [`InstanceId`].
+/// A text that is not an [`InstanceId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", InstanceId::RULE)]
 pub struct InvalidInstanceId;
@@ -35,7 +35,6 @@ pub struct InvalidInstanceId;
 impl InstanceId {
     const RULE: &str = "must be 1 to 64 characters of 0-9, A-Z, a-z, _ and -";
 
-    /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -77,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_instance_id_is_one_token_of_a_subject() {
+    fn accepts_instance_ids_that_are_one_subject_token() {
         for good in [
             "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e",
             "a",
@@ -103,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_in_place_of_a_text_is_refused_without_being_repeated() {
+    fn rejects_operator_instead_of_text_without_repeating_it() {
         for bad in [r#"{"$gt":"hunter2"}"#, r#"["hunter2"]"#, "1", "null", "true"] {
             let error = serde_json::from_str::<InstanceId>(bad).unwrap_err().to_string();
             assert!(

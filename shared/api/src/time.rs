@@ -1,4 +1,4 @@
-//! The two clocks of the contract: `create_date`, a text in local time at one fixed offset, and Unix milliseconds.
+//! The two representations of time: `create_date`, a text in local time at a fixed offset, and Unix milliseconds.
 
 use std::{
     fmt,
@@ -9,18 +9,18 @@ use std::{
 use jiff::{Timestamp, civil::DateTime, tz::Offset};
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-/// Now, in Unix milliseconds.
+/// The current time in Unix milliseconds.
 pub fn unix_millis() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The fixed offset of all `create_date`s of a deployment, such as `+08:00`.
+/// The UTC offset of all `create_date`s of a deployment, such as `+08:00`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UtcOffset(Offset);
 
-/// A text that is no [`UtcOffset`].
+/// A text that is not a [`UtcOffset`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an offset such as +08:00, from -18:00 to +18:00")]
 pub struct InvalidOffset;
@@ -51,7 +51,6 @@ impl FromStr for UtcOffset {
 }
 
 impl UtcOffset {
-    /// No offset.
     pub const UTC: Self = Self(Offset::UTC);
 
     /// The offset in milliseconds, positive east of Greenwich.
@@ -59,13 +58,12 @@ impl UtcOffset {
         i64::from(self.0.seconds()) * 1000
     }
 
-    /// The moment that a `create_date` names at this offset, in Unix milliseconds; `None` of a text that is no date,
-    /// and of what was before 1970.
+    /// Converts a `create_date` at this offset to Unix milliseconds; `None` if it is not a date or is before 1970.
     pub fn unix_millis_of(self, create_date: &str) -> Option<u64> {
         self.unix_micros_of(create_date).map(|micros| micros / 1000)
     }
 
-    /// As [`UtcOffset::unix_millis_of`], in Unix microseconds.
+    /// Like [`UtcOffset::unix_millis_of`], in Unix microseconds.
     pub fn unix_micros_of(self, create_date: &str) -> Option<u64> {
         let local: DateTime = create_date.parse().ok()?;
         u64::try_from(self.0.to_timestamp(local).ok()?.as_microsecond()).ok()
@@ -85,18 +83,18 @@ impl fmt::Display for UtcOffset {
     }
 }
 
-/// When a row was sampled: ISO 8601 with microseconds and no offset, which sorts in time order.
+/// The time of a row: ISO 8601 with microseconds and without offset. It sorts in order of time.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct CreateDate(String);
 
-/// A text that is no [`CreateDate`].
+/// A text that is not a [`CreateDate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a date such as 2017-01-01T21:37:59.001065")]
 pub struct InvalidDate;
 
 impl CreateDate {
-    /// The moment, in local time at the offset. Moments outside the years 1 to 9999 become their nearest bound.
+    /// Converts a time to local time at the offset. Times outside of the years 1 to 9999 are clamped.
     pub fn at(moment: SystemTime, offset: UtcOffset) -> Self {
         let timestamp = Timestamp::try_from(moment).unwrap_or(Timestamp::MAX);
         let local = offset.0.to_datetime(timestamp);
@@ -112,7 +110,7 @@ impl CreateDate {
         ))
     }
 
-    /// As [`CreateDate::at`], of Unix milliseconds.
+    /// Like [`CreateDate::at`], from Unix milliseconds.
     pub fn at_millis(millis: u64, offset: UtcOffset) -> Self {
         let moment = UNIX_EPOCH.checked_add(Duration::from_millis(millis));
         moment.map_or_else(
@@ -121,7 +119,7 @@ impl CreateDate {
         )
     }
 
-    /// The moment that the text names at the offset.
+    /// The time that the text denotes at the offset.
     pub fn moment(&self, offset: UtcOffset) -> Result<SystemTime, InvalidDate> {
         let local: DateTime = self.0.parse().map_err(|_| InvalidDate)?;
         let micros = offset
@@ -138,13 +136,12 @@ impl CreateDate {
         moment.ok_or(InvalidDate)
     }
 
-    /// The text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// Accepts what Python's `isoformat` writes: it leaves the fraction out where it is zero.
+/// Accepts the output of Python's `isoformat`, which omits a fraction of zero.
 impl FromStr for CreateDate {
     type Err = InvalidDate;
 
@@ -186,8 +183,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_documents_row_is_eight_hours_ahead_of_its_object_id() {
-        // ObjectId('58690637…') was made at 0x58690637 = 2017-01-01T13:37:59Z.
+    fn documented_row_is_eight_hours_ahead_of_its_object_id() {
+        // ObjectId('58690637…') was created at 0x58690637 = 2017-01-01T13:37:59Z.
         let date: CreateDate = "2017-01-01T21:37:59.001065".parse().unwrap();
         let moment = date.moment("+08:00".parse().unwrap()).unwrap();
         assert_eq!(moment.duration_since(UNIX_EPOCH).unwrap().as_secs(), 0x5869_0637);
@@ -195,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn milliseconds_and_dates_name_the_same_moments() {
+    fn converts_between_milliseconds_and_dates() {
         let offset: UtcOffset = "-03:30".parse().unwrap();
         assert_eq!(offset.as_millis(), -12_600_000);
         for millis in [0, 12_600_000, 1_483_277_879_001, 4_102_444_800_000] {
@@ -207,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_is_signed_hours_and_minutes() {
+    fn accepts_offsets_of_signed_hours_and_minutes() {
         for good in ["+00:00", "+08:00", "-03:30", "+18:00"] {
             assert_eq!(good.parse::<UtcOffset>().unwrap().to_string(), good);
         }
@@ -219,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn only_real_dates_are_dates() {
+    fn rejects_invalid_dates() {
         assert!("2017-01-01T21:37:59".parse::<CreateDate>().is_ok());
         for bad in [
             "2017-1-01T21:37:58.999841",

@@ -1,10 +1,10 @@
 //! User names by RFC 8265 (PRECIS).
 //!
-//! | type | is | where |
+//! | type | meaning | used for |
 //! |---|---|---|
-//! | [`UserName`] | a name as a caller gives it | login, and requests about a user |
+//! | [`UserName`] | a name as given by a caller | login, and requests about a user |
 //! | [`NewUserName`] | a name that a new user may have | creating a user |
-//! | [`UserKey`] | the identity behind a name: the same for all spellings that differ in case only | database, buckets, throttle |
+//! | [`UserKey`] | the identity behind a name: equal for spellings that differ only in case | database, buckets, throttle |
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -37,18 +37,17 @@ pub struct UserName(String);
 impl UserName {
     const RULE: &str = "must be a text of 1 to 128 characters, none a control character";
 
-    /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The user that the name stands for.
+    /// The key of the user with this name.
     pub fn key(&self) -> UserKey {
         UserKey::of(&self.0)
     }
 
-    /// The name as the audit and the log show it. A name that no user can have is shown with all but ASCII escaped, so that
-    /// it looks like nobody's.
+    /// The name for the audit and the log. In a name that no user can have, all characters except ASCII are escaped,
+    /// so that it cannot be mistaken for a user's name.
     pub fn shown(&self) -> String {
         if NewUserName::try_from(self.clone()).is_ok_and(|allowed| allowed.0 == *self) {
             return self.0.clone();
@@ -93,36 +92,33 @@ impl fmt::Display for UserName {
     }
 }
 
-/// Why a text is not a user name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUserName {
-    /// Too short, too long, or with control characters.
+    /// The text is too short, too long, or contains control characters.
     #[error("{}", UserName::RULE)]
     Bounds,
-    /// The profile `UsernameCasePreserved` of RFC 8265 does not allow it.
+    /// The profile `UsernameCasePreserved` of RFC 8265 does not allow the name.
     #[error(
         "must consist of letters and digits of one script and ASCII punctuation, without spaces, symbols and invisible characters (RFC 8265)"
     )]
     Characters,
-    /// It mixes scripts whose letters look alike.
+    /// The name mixes scripts with letters that look alike.
     #[error("must not mix scripts, such as Latin and Cyrillic letters")]
     Scripts,
 }
 
-/// A name that a new user may have: allowed by the profile `UsernameCasePreserved` of RFC 8265, and of a single script by
-/// Unicode's technical standard 39, which counts Japanese, Korean, and Han with Bopomofo as one script each. It is kept as
-/// the profile normalizes it; its case stays.
+/// A name that a new user may have: it conforms to the profile `UsernameCasePreserved` of RFC 8265 and uses a single
+/// script by Unicode technical standard 39, which treats Japanese, Korean, and Han with Bopomofo as one script each.
+/// The name is stored as normalized by the profile, which preserves case.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct NewUserName(UserName);
 
 impl NewUserName {
-    /// The name.
     pub fn into_inner(self) -> UserName {
         self.0
     }
 
-    /// The name.
     pub const fn as_name(&self) -> &UserName {
         &self.0
     }
@@ -135,7 +131,7 @@ impl TryFrom<UserName> for NewUserName {
         let characters = |_| InvalidUserName::Characters;
         let name = UsernameCasePreserved::enforce(given.as_str()).map_err(characters)?;
         let key = UsernameCaseMapped::enforce(&*name).map_err(characters)?;
-        // RFC 8264, section 7: for a few texts the rules have to be applied more than once. Nobody needs such a name.
+        // For a few texts the rules must be applied more than once (RFC 8264, section 7). Such names are rejected.
         let is_stable = UsernameCasePreserved::enforce(&*name).is_ok_and(|again| again == name)
             && UsernameCaseMapped::enforce(&*key).is_ok_and(|again| again == key);
         if !is_stable {
@@ -144,7 +140,7 @@ impl TryFrom<UserName> for NewUserName {
         if !name.is_single_script() {
             return Err(InvalidUserName::Scripts);
         }
-        // Normalization can make a text longer.
+        // Normalization can lengthen a text.
         name.parse().map(Self)
     }
 }
@@ -171,31 +167,30 @@ impl fmt::Display for NewUserName {
     }
 }
 
-/// The identity of a user: the name by the profile `UsernameCaseMapped` of RFC 8265. Users are stored, looked up, throttled
-/// and compared by it, so that no two differ only in case, width or normalization.
+/// The identity of a user: the name normalized by the profile `UsernameCaseMapped` of RFC 8265. Users are stored,
+/// looked up, throttled and compared by key, so that no two users differ only in case, width or normalization.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserKey(String);
 
 impl UserKey {
-    /// The key of a name. A text that is not a user name is its own key, which no user has: looking it up costs what looking
-    /// up a user costs.
+    /// Derives the key of a name. A text that is not a valid user name is its own key, which no user has, so that
+    /// looking it up costs the same as looking up a user.
     pub fn of(name: &str) -> Self {
         let mapped = UsernameCaseMapped::enforce(name);
         Self(mapped.map_or_else(|_| name.to_owned(), Cow::into_owned))
     }
 
-    /// The key as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// What identifies the user in tables.
+    /// The fixed-size identifier of the user in tables.
     pub fn hash(&self) -> UserHash {
         Sha256::digest(self.0.as_bytes()).into()
     }
 
-    /// The key of the user in buckets: the hash in hex, since a name may hold characters that a bucket's key may not.
+    /// The user's key in KV buckets: the hash in hex, because a name can contain characters that a KV key cannot.
     pub fn bucket_key(&self) -> String {
         hex::encode(self.hash())
     }
@@ -218,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn given_name_has_bounds() {
+    fn rejects_empty_and_too_long_names() {
         assert!("名".repeat(128).parse::<UserName>().is_ok());
         for bad in ["", "a\0b", "a\u{85}b", &"名".repeat(129)] {
             assert_eq!(bad.parse::<UserName>(), Err(InvalidUserName::Bounds), "{bad:?}");
@@ -257,7 +252,7 @@ mod tests {
             "a☃",
             "a\u{2028}b",
             "ﬁn",
-            // Mixed directions.
+            // Text directions are mixed.
             "aשלום",
         ] {
             assert_eq!(new(bad), Err(InvalidUserName::Characters), "{bad:?}");
@@ -276,7 +271,7 @@ mod tests {
     fn spellings_of_one_name_have_one_key() {
         let key = |text: &str| text.parse::<UserName>().unwrap().key();
         assert_eq!(key("Admin").as_str(), "admin");
-        // Full width, and decomposed.
+        // Full-width and decomposed spellings.
         for (one, other) in [
             ("ADMIN", "admin"),
             ("ａｄｍｉｎ", "admin"),
@@ -287,12 +282,12 @@ mod tests {
         }
         assert_ne!(key("admin"), key("admin1"));
         assert_eq!(new("Zoe\u{308}").unwrap().as_name().as_str(), "Zo\u{eb}");
-        // Not a name: its own key.
+        // An invalid name is its own key.
         assert_eq!(key("A b").as_str(), "A b");
     }
 
     #[test]
-    fn shows_names_that_no_user_can_have_as_ascii() {
+    fn escapes_names_that_no_user_can_have() {
         let shown = |text: &str| text.parse::<UserName>().unwrap().shown();
         assert_eq!(shown("Иван"), "Иван");
         assert_eq!(shown("a guess"), "a guess");
@@ -323,7 +318,7 @@ mod tests {
         }
 
         #[test]
-        fn every_case_of_an_ascii_name_is_one_user(text in "[!-~]{1,128}") {
+        fn spellings_in_any_case_have_one_key(text in "[!-~]{1,128}") {
             let name: NewUserName = text.parse().unwrap();
             let upper: NewUserName = text.to_ascii_uppercase().parse().unwrap();
             prop_assert_eq!(name.as_name().key(), upper.as_name().key());

@@ -1,4 +1,4 @@
-//! Methods of auth-svc by which users are managed, and a session ended.
+//! Methods of auth-svc for user management and logout.
 
 use std::str::FromStr;
 
@@ -11,11 +11,11 @@ use super::{
     metrics::Limit,
 };
 
-/// The most instances of a limited scope: the principal travels in a header of every request on the bus, and with ids
-/// of the greatest length they fit the 64 KiB of an HTTP body twice.
+/// Maximum number of VMs in a limited scope. Every request on the bus carries the principal in a header; with ids of
+/// the maximum length, 500 of them take half of the 64 KiB limit of an HTTP body.
 pub const MOST_INSTANCES: usize = 500;
 
-/// A password that is about to be set: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.
+/// A password to be set: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct NewPassword(Password);
@@ -28,7 +28,6 @@ impl NewPassword {
         text.chars().count() >= Self::SHORTEST && text.parse::<Password>().is_ok()
     }
 
-    /// The password.
     pub fn into_inner(self) -> Password {
         self.0
     }
@@ -54,54 +53,45 @@ impl<'de> Deserialize<'de> for NewPassword {
     }
 }
 
-/// A user, as administrators see it.
+/// A user as shown to administrators.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct User {
-    /// Its name.
     pub name: UserName,
-    /// What it may do.
     pub role: Role,
-    /// Which instances it may see.
+    /// The VMs that the user may see.
     pub scope: Scope,
-    /// When it was made, Unix milliseconds.
+    /// When the user was created, Unix milliseconds.
     pub created_at_ms: u64,
 }
 
-/// Which user.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRef {
-    /// Its name.
     pub name: UserName,
 }
 
-/// A user to be made.
+/// A user to be created.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewUser {
-    /// Its name.
     pub name: NewUserName,
-    /// Its first password.
     pub password: NewPassword,
-    /// What it may do.
     #[serde(deserialize_with = "known_role")]
     pub role: Role,
-    /// Which instances it may see; at most [`MOST_INSTANCES`].
+    /// The VMs that the user may see; at most [`MOST_INSTANCES`].
     #[serde(deserialize_with = "bounded_scope")]
     pub scope: Scope,
 }
 
-/// What to change of a user; what is absent stays.
+/// A change of a user. Absent fields keep their values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserChange {
-    /// Which user.
     pub name: UserName,
-    /// What it may do.
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
         deserialize_with = "known_role_if_given"
     )]
     pub role: Option<Role>,
-    /// Which instances it may see; at most [`MOST_INSTANCES`].
+    /// The VMs that the user may see; at most [`MOST_INSTANCES`].
     #[serde(
         default,
         skip_serializing_if = "Option::is_none",
@@ -110,46 +100,42 @@ pub struct UserChange {
     pub scope: Option<Scope>,
 }
 
-/// A user's new password.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PasswordChange {
-    /// Whose.
+    /// Name of the user.
     pub name: UserName,
-    /// The password from now on.
+    /// The new password.
     pub password: NewPassword,
-    /// The password until now: needed by who changes its own.
+    /// The current password; required if users change their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_password: Option<Password>,
 }
 
-/// Asks for users, a page at a time, in the order of their names.
+/// Selects a page of users, sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserPage {
-    /// Only names behind this one: the last of the page before.
+    /// Only names after this one: the last name of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<UserName>,
-    /// At most how many.
+    /// Maximum number of users.
     #[serde(default)]
     pub limit: Limit,
 }
 
-/// A page of users.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserList {
-    /// In the order of their names.
+    /// Sorted by name.
     pub users: Vec<User>,
-    /// Whether there are more behind the last.
+    /// Whether more users follow.
     pub more: bool,
 }
 
-/// Which session to end.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionRef {
-    /// Its token.
     pub session_id: Token,
 }
 
-/// Done, with nothing to tell.
+/// An empty reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
 
@@ -178,7 +164,7 @@ fn bounded_scope_if_given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     bounded_scope(deserializer).map(Some)
 }
 
-/// A row of the table for what only administrators may, unless it says otherwise.
+/// The method table row for a method that only administrators may call, unless changed.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Auth,
@@ -189,7 +175,7 @@ const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     }
 }
 
-/// Ends the session that the call itself was made with. Whoever holds a token may end it.
+/// Ends the session of the request. Anyone with a token can end its session.
 #[derive(Debug)]
 pub struct Logout;
 
@@ -222,7 +208,7 @@ impl Method for UsersList {
     const INFO: MethodInfo = row("auth.users.list", Kind::Query);
 }
 
-/// Makes a user; a taken name is a conflict.
+/// Creates a user; fails with a conflict if the name is taken.
 #[derive(Debug)]
 pub struct UsersAdd;
 
@@ -232,7 +218,7 @@ impl Method for UsersAdd {
     const INFO: MethodInfo = row("auth.users.add", Kind::Command);
 }
 
-/// Changes a user's role or scope, which ends its sessions: they carry both. The last administrator stays one.
+/// Changes a user's role or scope and ends the user's sessions. The last administrator cannot be demoted.
 #[derive(Debug)]
 pub struct UsersUpdate;
 
@@ -242,7 +228,7 @@ impl Method for UsersUpdate {
     const INFO: MethodInfo = row("auth.users.update", Kind::Command);
 }
 
-/// Removes a user, which ends its sessions. The last administrator stays.
+/// Removes a user and ends the user's sessions. The last administrator cannot be removed.
 #[derive(Debug)]
 pub struct UsersRemove;
 
@@ -252,7 +238,8 @@ impl Method for UsersRemove {
     const INFO: MethodInfo = row("auth.users.remove", Kind::Command);
 }
 
-/// Sets a password, which ends the user's sessions: one's own with the old one, another's as an administrator.
+/// Sets a password and ends the user's sessions. Users change their own with the old password; administrators change
+/// those of others.
 #[derive(Debug)]
 pub struct UsersSetPassword;
 
@@ -270,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_password_has_at_least_8_characters_and_is_never_shown() {
+    fn rejects_short_passwords_and_hides_them_in_debug() {
         for (text, good) in [
             ("1234567", false),
             ("12345678", true),
@@ -285,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_has_a_bound() {
+    fn rejects_scope_with_too_many_vms() {
         let of = |count: usize| {
             let scope = Scope::Only(vec!["vm-1".parse().unwrap(); count]);
             let change = serde_json::json!({ "name": "ann", "scope": scope });

@@ -1,4 +1,4 @@
-//! What a reply on the bus looks like: one JSON object, success or fault, whatever the method.
+//! The reply envelope on the bus: one JSON object with the data or the fault, the same for all methods.
 //!
 //! ```json
 //! {"data":[…]}
@@ -9,32 +9,32 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a request failed, as far as a caller can act on it.
+/// The kind of a failure, as far as a caller can react to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum FaultKind {
-    /// The request itself is wrong; the text says how to put it right.
+    /// The request is invalid; the message says how to correct it.
     Invalid,
-    /// User name and password do not belong together.
+    /// The user name or password is wrong.
     Unauthenticated,
     /// The principal's role does not allow the method.
     Forbidden,
-    /// There is no such thing, or none the principal may know of.
+    /// The thing does not exist, or the principal may not see it.
     NotFound,
-    /// The thing exists, in a state that does not allow this.
+    /// The thing exists, but its state does not allow the request.
     Conflict,
-    /// Too many tries; again after [`Fault::retry_after`].
+    /// Too many attempts; retry after [`Fault::retry_after`].
     Throttled,
-    /// The service is at its limit of requests in flight and did not start on this one.
+    /// The service is at its concurrency limit and did not start the request.
     Overloaded,
-    /// The bus is away, or no service answers the subject.
+    /// The bus is unreachable, or no service subscribes to the subject.
     Unavailable,
-    /// The service answered, but what it depends on (database, hypervisor) did not.
+    /// The service answered, but a component it depends on (database, hypervisor) did not.
     Backend,
-    /// The deadline passed first.
+    /// The deadline passed before the reply.
     Timeout,
-    /// A defect of ours, or a fault of a kind that only a newer version knows.
+    /// A defect in vmwatch, or a kind of fault that only a newer version knows.
     #[serde(other)]
     Internal,
 }
@@ -58,17 +58,16 @@ impl FaultKind {
     }
 }
 
-/// A failure as the caller may see it, with the cause that only the log sees.
+/// A failure with its public message, and with its cause for the log.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{message}")]
 pub struct Fault {
-    /// What a caller can act on.
     pub kind: FaultKind,
-    /// Public text: what is wrong and how to put it right, never a cause or what exists.
+    /// The public message: what is wrong and how to correct it. It never reveals a cause or what exists.
     pub message: String,
-    /// How long to wait before another try, where waiting helps.
+    /// How long to wait before a retry, if a retry can help.
     pub retry_after: Option<Duration>,
-    /// The internal cause; logged with the request id where the fault is answered, never sent.
+    /// The internal cause. It is logged with the request id where the fault is answered, and never sent.
     #[source]
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
@@ -88,14 +87,14 @@ impl Fault {
         }
     }
 
-    /// The same fault, carrying what the log should say.
+    /// Adds the cause for the log.
     #[must_use]
     pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.cause = Some(Arc::new(cause));
         self
     }
 
-    /// The same fault, telling the caller when to try again.
+    /// Sets how long the caller should wait before a retry.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
@@ -114,17 +113,17 @@ impl Fault {
     }
 }
 
-/// A reply as it travels; `T` is the method's reply, or raw JSON for who only forwards it.
+/// A reply on the wire. `T` is the method's reply, or raw JSON in programs that only forward it.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Envelope<T> {
-    /// The kind of a fault; absent on success.
+    /// The kind of the fault; absent on success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultKind>,
-    /// The public text of a fault; empty on success.
+    /// The public message of the fault; empty on success.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Milliseconds to wait before another try, where a fault says so.
+    /// Milliseconds to wait before a retry, if the fault has a wait.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
     /// The method's reply; absent on a fault.
@@ -143,7 +142,7 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// The envelope of a fault; its cause stays behind.
+    /// The envelope of a fault, without its cause.
     pub fn fault(fault: &Fault) -> Self {
         Self {
             fault: Some(fault.kind),
@@ -155,7 +154,7 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// The reply, or the fault.
+    /// Returns the data or the fault.
     pub fn into_result(self) -> Result<T, Fault> {
         match (self.fault, self.data) {
             (None, Some(data)) => Ok(data),
@@ -180,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_keeps_its_cause_to_itself() {
+    fn fault_does_not_send_its_cause() {
         let fault = Fault::new(FaultKind::Backend, "the store does not answer")
             .caused_by(std::io::Error::other("password=hunter2"));
         let sent = serde_json::to_string(&Envelope::<()>::fault(&fault)).unwrap();
@@ -192,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn an_envelope_comes_back_as_it_was_sent() {
+    fn envelope_round_trips() {
         let sent = serde_json::to_string(&Envelope::success(vec![1, 2])).unwrap();
         assert_eq!(sent, r#"{"data":[1,2]}"#);
         let back: Envelope<Vec<i32>> = serde_json::from_str(&sent).unwrap();
