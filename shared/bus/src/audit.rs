@@ -1,7 +1,7 @@
 //! Appending to the audit.
 //!
-//! Both streams deny deletion and purging to everybody, so that what was appended stays as it is until its age or the
-//! stream's size lets the oldest go. A tenth of the size is for what anybody can cause without a session.
+//! Both streams deny deletion and purging, so that a record stays unchanged until its age or the stream's size evicts
+//! it. A tenth of the size is reserved for records that can be caused without a session.
 
 mod flood;
 mod reader;
@@ -45,7 +45,7 @@ const MAX_BYTES: Setting = Setting {
     default: "256MiB",
     help: "maximum size of the audit (about 400 bytes per record), of which a tenth is for failed logins; the oldest records are dropped",
 };
-/// Of every program that appends.
+/// The setting of every program that appends to the audit.
 pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     value: Value::Flag,
@@ -53,13 +53,13 @@ pub const REQUIRED: Setting = Setting {
     help: "true: changes of users and VM commands are refused while they cannot be audited; false: they proceed",
 };
 
-/// The settings of the one program that owns the stream.
+/// The settings of auth-svc, which owns the streams.
 pub const SETTINGS: &[Setting] = &[KEEP, MAX_BYTES];
 
-/// JetStream answers in milliseconds or not at all.
+/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// How long and how much is kept.
+/// The retention of the audit, by age and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditSettings {
     keep: Duration,
@@ -68,7 +68,6 @@ pub struct AuditSettings {
 }
 
 impl AuditSettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let keep = env.duration(&KEEP);
         let max_bytes = env.size(&MAX_BYTES);
@@ -80,25 +79,24 @@ impl AuditSettings {
         })
     }
 
-    /// How long records are kept.
     pub const fn keep(self) -> Duration {
         self.keep
     }
 
-    /// Both streams, for the program that owns them.
+    /// The configuration of both streams, for their owner.
     pub fn streams(self) -> [Config; 2] {
         let tenth = self.max_bytes / 10;
         [
             self.stream(
                 AUDIT_STREAM,
                 AUDIT_SUBJECT_PREFIX,
-                "who asked vmwatch for what, and what became of it",
+                "audit records: user, action, target and result",
                 self.max_bytes - tenth,
             ),
             self.stream(
                 UNAUTHENTICATED_AUDIT_STREAM,
                 UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX,
-                "failed logins and other requests without a session",
+                "audit records of failed logins and other requests without a session",
                 tenth,
             ),
         ]
@@ -122,21 +120,19 @@ impl AuditSettings {
     }
 }
 
-/// The audit could not be appended to or read.
+/// The audit could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// JetStream refused, or did not answer.
-    #[error("the audit stream does not take it")]
+    /// JetStream refused the request, or was unreachable.
+    #[error("the audit stream rejected the request or is unreachable")]
     Stream(#[source] async_nats::Error),
-    /// JetStream did not answer in time.
     #[error("the audit stream did not answer in time")]
     Timeout,
-    /// A record could not be encoded.
     #[error("an audit record could not be encoded")]
     Encode(#[from] serde_json::Error),
 }
 
-/// The audit, for a program that appends.
+/// Appends records to the audit.
 #[derive(Debug, Clone)]
 pub struct Audit {
     bus: Bus,
@@ -144,7 +140,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// The audit of this bus, whose streams auth-svc makes. `required`: see [`Audit::begin`].
+    /// Makes a handle to the audit streams, which auth-svc creates. For `required` see [`Audit::begin`].
     pub fn new(bus: &Bus, required: bool) -> Self {
         Self {
             bus: bus.clone(),
@@ -152,18 +148,18 @@ impl Audit {
         }
     }
 
-    /// Fails while there is no stream to append to.
+    /// Fails if the stream does not exist or is unreachable.
     pub async fn check(&self) -> Result<(), AuditError> {
         self.stream(AUDIT_STREAM).await.map(drop)
     }
 
-    /// One of the streams, with its state.
+    /// Reads one of the streams with its state.
     pub async fn stream(&self, name: &str) -> Result<Stream, AuditError> {
         within(self.bus.jetstream().get_stream(name)).await
     }
 
-    /// Appends a record before the act that it announces. If that fails and the audit is required, the act must not
-    /// begin; else the record is in the log alone.
+    /// Appends a record before the action that it announces. If this fails and the audit is required, the action must
+    /// not start; if the audit is not required, the record is only logged.
     pub async fn begin(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
         match self.append(record, once).await {
             Err(error) if self.required => Err(error),
@@ -175,18 +171,18 @@ impl Audit {
         }
     }
 
-    /// Appends a record of what has happened. If that fails, the record is in the log alone.
+    /// Appends a record of a completed action. If this fails, the record is only logged.
     pub async fn end(&self, record: &AuditRecord, once: &str) {
         if let Err(error) = self.append(record, once).await {
             lost(record, &error);
         }
     }
 
-    /// Appends a record, which is on disk once this succeeds. Records of the same action and target with the same `once`
-    /// within the stream's window for duplicates (two minutes) are one.
+    /// Appends a record; on success it is on disk. Records with the same action, target and `once` within the
+    /// stream's duplicate window (two minutes) are stored once.
     pub async fn append(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
         let body = serde_json::to_vec(record)?;
-        // A target may hold anything; a message id may not.
+        // A target may contain any character, unlike a message id.
         let target = Sha256::digest(record.target.as_deref().unwrap_or_default());
         let id = format!("{}.{once}.{}", record.action, hex::encode(target));
         let mut headers = HeaderMap::new();
@@ -202,16 +198,15 @@ impl Audit {
     }
 }
 
-/// The action of a record that belongs to no method: `auth.setup` of vmwatch-auth.
+/// The action name of a record that belongs to no method, such as `auth.setup` of vmwatch-auth.
 pub(super) fn action(service: Service, what: &str) -> String {
     let name = service.name();
     format!("{}.{what}", name.strip_prefix("vmwatch-").unwrap_or(name))
 }
 
-/// Counts and logs a record that could not be appended.
 pub fn lost(record: &AuditRecord, cause: &AuditError) {
     counter!("vmwatch_audit_lost_total").increment(1);
-    error!(%cause, ?record, "a record could not be appended to the audit");
+    error!(%cause, ?record, "audit append failed; the record is only in this log");
 }
 
 async fn within<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, AuditError>

@@ -24,21 +24,21 @@ impl Bus {
         envelope.into_result()
     }
 
-    /// Sends parameters that are already encoded and gives back the encoded [`Envelope`].
+    /// Sends encoded parameters and returns the encoded [`Envelope`].
     ///
-    /// The wait is bounded by the context's deadline whatever the state of the connection: the client's own
-    /// time-out starts only once the request is queued.
+    /// The context's deadline bounds the wait in every state of the connection. The client's own time-out would start
+    /// only when the request is queued.
     pub async fn forward(
         &self,
         method: &MethodInfo,
         context: &Context,
         params: Bytes,
     ) -> Result<Bytes, Fault> {
-        // A request queued now would be delivered after the reconnect, long after its caller gave up.
+        // A request queued now would be delivered after the reconnection, when its caller has given up.
         if !self.is_connected() {
             return Err(Fault::new(
                 FaultKind::Unavailable,
-                "the message bus is away; try again shortly",
+                "the message bus is unreachable; try again shortly",
             ));
         }
         let span = info_span!(
@@ -77,7 +77,7 @@ impl Bus {
     }
 }
 
-/// The fault of a deadline that passed.
+/// The fault for a passed deadline.
 pub(super) fn late() -> Fault {
     Fault::new(
         FaultKind::Timeout,

@@ -1,5 +1,5 @@
-//! How far this machine's clock is from that of NATS. Deadlines of requests are absolute: clocks that differ by more
-//! than the shortest deadline make every request late, or let one run after its caller has given up.
+//! Measures the difference between the clocks of this machine and NATS. Deadlines of requests are absolute: if clocks
+//! differ by more than the shortest deadline, every request is late, or runs after its caller has given up.
 
 use std::time::Duration;
 
@@ -12,22 +12,22 @@ use tracing::{debug, warn};
 
 use super::Bus;
 
-/// How often it is measured.
+/// Interval between measurements.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// After a failure, such as before the stream is made.
+/// Wait after a failed measurement, such as before the stream exists.
 const RETRY: Duration = Duration::from_secs(1);
-/// An answer that takes longer is no measure.
+/// Answers that take longer are too inaccurate and are discarded.
 const LIMIT: Duration = Duration::from_secs(1);
-/// From here on it is in the log: a tenth of the shortest deadline of a request, five seconds.
+/// Differences from here on are logged: a tenth of the shortest deadline of a request, five seconds.
 const NOTABLE_SECONDS: f64 = 0.5;
 
-/// The part of JetStream's answer that says when it was given.
+/// The server's timestamp in an answer of JetStream.
 #[derive(Deserialize)]
 struct Answered {
     ts: String,
 }
 
-/// Measures until shutdown, in the background. The program must be allowed to ask for the state of this stream.
+/// Measures in the background until shutdown. The program needs permission to request the state of this stream.
 pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     let (bus, request) = (bus.clone(), format!("STREAM.INFO.{stream}"));
     let measuring = async move {
@@ -35,11 +35,14 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
             let pause = if let Some(seconds) = skew_seconds(&bus, &request).await {
                 gauge!("vmwatch_clock_skew_seconds").set(seconds);
                 if seconds.abs() >= NOTABLE_SECONDS {
-                    warn!(seconds, "this machine's clock differs from that of NATS");
+                    warn!(
+                        seconds,
+                        "the clock of this machine differs from the clock of NATS"
+                    );
                 }
                 INTERVAL
             } else {
-                debug!("the clock of NATS could not be read; retrying");
+                debug!("clock measurement failed; retrying");
                 RETRY
             };
             sleep(pause).await;
@@ -48,7 +51,7 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     tokio::spawn(async move { shutdown.run_until_cancelled(measuring).await });
 }
 
-/// How far this clock is ahead, within half of what the answer took.
+/// How far the local clock is ahead; the error is at most half of the round trip.
 async fn skew_seconds(bus: &Bus, request: &str) -> Option<f64> {
     let (asked, started) = (Timestamp::now(), Instant::now());
     let Answered { ts } = bus.jetstream_api(request, LIMIT).await.ok()?;
@@ -56,7 +59,7 @@ async fn skew_seconds(bus: &Bus, request: &str) -> Option<f64> {
     Some(ahead(asked, started.elapsed(), there))
 }
 
-/// The answer was given about half-way.
+/// Assumes that the answer was made half-way through the round trip.
 fn ahead(asked: Timestamp, took: Duration, there: Timestamp) -> f64 {
     asked.duration_since(there).as_secs_f64() + took.as_secs_f64() / 2.0
 }
@@ -66,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_the_round_trip_is_not_skew() {
+    fn subtracts_half_of_the_round_trip_from_skew() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let asked = at("2026-11-26T12:00:00Z");
         let took = Duration::from_millis(200);

@@ -1,14 +1,14 @@
-//! Parameters and envelopes as they travel.
+//! Encoding and decoding of parameters and envelopes.
 
 use vmwatch_api::wire::{Envelope, Fault, FaultKind};
 
-/// Decodes parameters; the fault names the field and the rule, and repeats nothing that was sent.
+/// Decodes parameters. The fault names the field and the rule, and never repeats the input.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     let mut json = serde_json::Deserializer::from_slice(body);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner().to_string();
-        // serde_json appends a position in the bus message, which the caller never saw.
+        // serde_json appends a position within the bus message, which the caller did not write.
         let rule = inner
             .rsplit_once(" at line ")
             .map_or(inner.as_str(), |(rule, _)| rule);
@@ -27,7 +27,7 @@ pub(super) fn encode<T: serde::Serialize>(envelope: &Envelope<T>) -> Result<Vec<
 }
 
 pub(super) fn fault_bytes(fault: &Fault) -> Vec<u8> {
-    // A fault is a flat record of texts and numbers: it always encodes.
+    // A fault is a flat record of texts and numbers, which always encodes.
     serde_json::to_vec(&Envelope::<()>::fault(fault)).unwrap_or_default()
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use vmwatch_api::metrics::Latest;
 
     #[test]
-    fn a_refusal_names_the_field_and_the_rule_and_repeats_nothing() {
+    fn names_field_and_rule_without_repeating_the_input() {
         for (body, text) in [
             (
                 r#"{"instance_id":{"$gt":"hunter2"}}"#,

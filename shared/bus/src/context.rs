@@ -1,4 +1,4 @@
-//! What travels beside a request's parameters, in NATS headers.
+//! The context of a request, sent in NATS headers.
 
 use std::time::Duration;
 
@@ -16,44 +16,43 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 
-/// The names of the headers; `traceparent` and `tracestate` are W3C's own.
+/// The names of the headers; `traceparent` and `tracestate` are defined by W3C.
 pub mod headers {
-    /// Echoed in every log line of the request.
+    /// The request id, which every log line of the request has.
     pub const REQUEST_ID: &str = "Vmwatch-Request-Id";
-    /// Unix milliseconds after which nobody waits for the answer.
+    /// Unix milliseconds after which the caller has given up.
     pub const DEADLINE: &str = "Vmwatch-Deadline";
-    /// The [`Principal`](vmwatch_api::Principal) as JSON; absent where there is no session.
+    /// The [`Principal`](vmwatch_api::Principal) as JSON; absent without a session.
     pub const PRINCIPAL: &str = "Vmwatch-Principal";
-    /// The caller's key of a command; the same key never acts twice.
+    /// The idempotency key of a command; a key never takes effect twice.
     pub const IDEMPOTENCY_KEY: &str = "Vmwatch-Idempotency-Key";
-    /// The address that the request came from, as the gateway saw it.
+    /// The client address, as seen by the gateway.
     pub const SOURCE: &str = "Vmwatch-Source";
 }
 
-/// What travels beside a request's parameters.
+/// The context of a request: its id, deadline, principal, idempotency key and source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
-    /// Of one request from the edge to the last service.
+    /// The id of the request in all services.
     pub request_id: String,
-    /// Unix milliseconds after which nobody waits: services refuse what is past it. Clocks are expected to agree
-    /// within a fraction of the deadline, as NTP keeps them.
+    /// The deadline, Unix milliseconds. Services refuse requests after it. Clocks must agree within a fraction of the
+    /// deadline, as NTP ensures.
     pub deadline_ms: u64,
-    /// The user behind the request.
     pub principal: Option<Principal>,
-    /// The key of a command.
+    /// The idempotency key of a command.
     pub idempotency_key: Option<String>,
-    /// Where the request came from.
+    /// The client address.
     pub source: Option<String>,
 }
 
-/// 16 random bytes in hex, for request ids and idempotency keys. Of the thread's generator, which is a cipher (`ChaCha12`)
-/// keyed by the system's randomness: not to be guessed, and without a system call for each.
+/// 16 random bytes in hex, for request ids and idempotency keys. They come from the thread's generator, a cipher
+/// (`ChaCha12`) keyed by the system's random source, so that they are unpredictable and cost no system call each.
 pub fn random_id() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }
 
 impl Context {
-    /// The context of a new request that may take `limit`.
+    /// The context of a new request with the deadline `limit` from now.
     pub fn new(limit: Duration) -> Self {
         Self {
             request_id: random_id(),
@@ -64,37 +63,39 @@ impl Context {
         }
     }
 
-    /// The same context with the user behind it.
+    /// Sets the principal.
     #[must_use]
     pub fn as_principal(mut self, principal: Principal) -> Self {
         self.principal = Some(principal);
         self
     }
 
-    /// The same context with a fresh idempotency key.
+    /// Sets a new random idempotency key.
     #[must_use]
     pub fn with_fresh_key(mut self) -> Self {
         self.idempotency_key = Some(random_id());
         self
     }
 
-    /// Who asks; empty for nobody.
+    /// Name of the user; empty without a principal.
     pub fn user(&self) -> &str {
-        self.principal.as_ref().map_or("", |who| who.user.as_str())
+        self.principal
+            .as_ref()
+            .map_or("", |principal| principal.user.as_str())
     }
 
-    /// The time that is left; zero when the deadline has passed.
+    /// The time until the deadline; zero if it has passed.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.deadline_ms.saturating_sub(unix_millis()))
     }
 
-    /// As NATS headers, with the trace context of the span.
+    /// Encodes the context and the trace context of the span as NATS headers.
     pub(super) fn to_headers(&self, span: &Span) -> HeaderMap {
         let mut map = HeaderMap::new();
         map.insert(headers::REQUEST_ID, self.request_id.as_str());
         map.insert(headers::DEADLINE, self.deadline_ms.to_string());
         if let Some(principal) = &self.principal {
-            // A principal is a flat record of texts: it always encodes.
+            // A principal is a flat record of texts, which always encodes.
             map.insert(
                 headers::PRINCIPAL,
                 serde_json::to_string(principal).unwrap_or_default(),
@@ -110,7 +111,7 @@ impl Context {
         map
     }
 
-    /// From NATS headers; a request without a deadline or with a broken principal is refused.
+    /// Decodes NATS headers. A request without a deadline or with an invalid principal is refused.
     pub(super) fn from_headers(map: Option<&HeaderMap>) -> Result<Self, Fault> {
         let text = |name: &str| {
             map.and_then(|map| map.get(name))
@@ -145,21 +146,21 @@ fn add_trace(map: &mut HeaderMap, span: &Span) {
     get_text_map_propagator(|propagator| propagator.inject_context(&trace, &mut HeaderInjector(map)));
 }
 
-/// The headers by which whoever takes a message links to the span that published it; none where nothing is traced.
+/// Headers that let the consumer of a message link to the span that published it; empty if tracing is off.
 pub fn trace_headers(span: &Span) -> HeaderMap {
     let mut map = HeaderMap::new();
     add_trace(&mut map, span);
     map
 }
 
-/// Links a span to the one that published a message with these headers, if that was traced.
+/// Links a span to the span that published a message with these headers, if it was traced.
 pub fn link_to_publisher(span: &Span, map: Option<&HeaderMap>) {
-    // From nothing: where there is no header, the span that is current now is not who published.
+    // Starts from an empty context: without a header, the current span must not be mistaken for the publisher.
     let nothing = opentelemetry::Context::new();
     let context = get_text_map_propagator(|propagator| {
         propagator.extract_with_context(&nothing, &HeaderExtractor(map))
     });
-    // One that is not valid is left out.
+    // An invalid span context is ignored.
     span.add_link(context.span().span_context().clone());
 }
 
@@ -171,7 +172,6 @@ impl Injector for HeaderInjector<'_> {
     }
 }
 
-/// Reads the trace context from NATS headers.
 #[derive(Debug)]
 pub struct HeaderExtractor<'a>(pub Option<&'a HeaderMap>);
 
@@ -195,7 +195,7 @@ mod tests {
     use vmwatch_api::{Role, Scope};
 
     #[test]
-    fn a_context_comes_back_from_its_headers() {
+    fn context_round_trips_through_headers() {
         let principal = Principal {
             user: "管理".into(),
             role: Role::Admin,
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_are_their_golden_file_and_are_read_with_more() {
+    fn headers_match_golden_file_and_unknown_ones_are_ignored() {
         const GOLDEN: &str = include_str!("../../../tests/golden/forms/context-headers.json");
         let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
         let mut map = HeaderMap::new();
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_deadline_or_with_a_broken_principal_is_refused() {
+    fn rejects_missing_deadline_and_invalid_principal() {
         assert!(Context::from_headers(None).is_err());
         let mut map = Context::new(Duration::from_secs(5)).to_headers(&Span::none());
         map.insert(headers::PRINCIPAL, "root");

@@ -1,6 +1,6 @@
-//! `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` by the NATS service convention (ADR-32), so that the ordinary
-//! `nats micro` commands list our services. The library's own responder aborts handlers when it stops and keeps its
-//! subscriptions to itself, so that it cannot be drained without loss; hence this small one.
+//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` by the NATS service convention (ADR-32), so that the usual `nats
+//! micro` commands list the services. The responder of the client library is not used: it aborts handlers when it
+//! stops, and it does not expose its subscriptions, so that draining it loses requests.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use super::context::random_id;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// What an endpoint has done since it started.
+/// The statistics of an endpoint since its start.
 pub(super) struct EndpointStats {
     info: MethodInfo,
     requests: AtomicU64,
@@ -123,7 +123,7 @@ struct StatsExtra<'a> {
 #[derive(Serialize)]
 struct PingExtra {}
 
-/// The responder of one instance of a service.
+/// Answers discovery requests for one instance of a service.
 pub(super) struct Discovery {
     service: Service,
     id: String,
@@ -141,7 +141,7 @@ impl Discovery {
         }
     }
 
-    /// Answers until shutdown. Where the subscriptions are refused the service works all the same.
+    /// Answers until shutdown. If the subscriptions are refused, the service works without discovery.
     pub(super) async fn answer(self, client: Client, shutdown: CancellationToken) {
         let mut messages = SelectAll::new();
         for verb in ["PING", "INFO", "STATS"] {
@@ -154,7 +154,9 @@ impl Discovery {
             ] {
                 match client.subscribe(subject).await {
                     Ok(subscription) => messages.push(subscription.map(move |message| (verb, message))),
-                    Err(error) => warn!(%error, "service discovery is not answered"),
+                    Err(error) => {
+                        warn!(%error, "service discovery subscription failed; serving without it");
+                    }
                 }
             }
         }
@@ -191,7 +193,7 @@ impl Discovery {
             ),
         };
         if let Err(error) = client.publish(reply_to, body.into()).await {
-            warn!(%error, "a discovery reply could not be sent");
+            warn!(%error, "sending a discovery reply failed");
         }
     }
 
@@ -213,7 +215,7 @@ impl Discovery {
             metadata: Metadata {},
             extra,
         };
-        // Texts and numbers only: it always encodes.
+        // The reply consists of texts and numbers, which always encode.
         serde_json::to_vec(&reply).unwrap_or_default()
     }
 }
@@ -224,7 +226,7 @@ mod tests {
     use vmwatch_api::{Method, metrics::VmLatest, wire::FaultKind};
 
     #[test]
-    fn stats_are_those_of_the_convention() {
+    fn stats_follow_the_convention() {
         let stats = Arc::new(EndpointStats::new(VmLatest::INFO));
         stats.record(Duration::from_nanos(100), None);
         stats.record(

@@ -1,14 +1,14 @@
-//! Leaving a queue group without losing a request.
+//! Leaves a queue group without losing requests.
 //!
-//! `unsubscribe` drops what the server had already sent; the client's own `drain` removes the subscription before
-//! the server has confirmed. Asking the server to end the subscription after a bounded number of *further* messages
-//! loses nothing: client and server agree on the last message. Under load that number arrives within a quarter of a
-//! second. If no message arrives for half a second, the subscription is ended at once, which can lose only a message
-//! sent within that very round trip.
+//! `unsubscribe` drops messages that the server has already sent, and the client's own `drain` removes the
+//! subscription before the server has confirmed. A request to end the subscription after a number of *further*
+//! messages loses nothing, because client and server agree on the last message. Under load that number arrives within
+//! a quarter of a second. If no message arrives for half a second, the subscription ends at once; only a message sent
+//! within that round trip can then be lost.
 //!
-//! The client counts a subscription's messages over all connections, the server only those of the present connection
-//! (async-nats 0.51 sends the total in `UNSUB`, also after a reconnection). So each reconnection replaces the
-//! subscription by a new one, whose count starts at zero on both sides.
+//! The client counts a subscription's messages over all connections, but the server counts only those of the present
+//! connection (async-nats 0.51 sends the total in `UNSUB`, also after a reconnection). Each reconnection therefore
+//! replaces the subscription by a new one, whose count starts at zero on both sides.
 
 use std::time::{Duration, Instant};
 
@@ -18,21 +18,21 @@ use tracing::warn;
 
 use super::Bus;
 
-/// More than can be in flight between server and client at any rate we serve.
+/// More messages than can be in flight between server and client at the expected rates.
 const LEAST_MORE: u64 = 16;
 const MOST_MORE: u64 = 4096;
-/// A pause of this length between messages counts as no load.
+/// A pause between messages of at least this length counts as idle.
 const IDLE: Duration = Duration::from_millis(500);
-/// How long a new subscription may wait for the client's queue.
+/// Maximum wait of a new subscription for space in the client's queue.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
-/// A member of a queue group that counts its messages and their rate.
+/// A queue group subscription that counts its messages and measures their rate.
 pub(super) struct Counted {
     bus: Bus,
     subject: Subject,
     queue: String,
     subscriber: Subscriber,
-    /// The connection that the subscription was made on, by [`Bus::connections`].
+    /// The connection of the subscription, by [`Bus::connections`].
     connection: u64,
     received: u64,
     window_start: Instant,
@@ -46,7 +46,7 @@ impl Counted {
         subject: Subject,
         queue: String,
     ) -> Result<Self, SubscribeError> {
-        // Read before subscribing: a connection made in between only causes a needless renewal.
+        // Read before subscribing: a connection made in between only causes an unnecessary renewal.
         let connection = bus.connections();
         let subscriber = bus
             .client()
@@ -65,7 +65,7 @@ impl Counted {
         })
     }
 
-    /// The next message; `None` once the subscription has ended.
+    /// Returns the next message; `None` once the subscription has ended.
     pub(super) async fn next(&mut self) -> Option<Message> {
         let message = self.subscriber.next().await?;
         self.received += 1;
@@ -78,7 +78,7 @@ impl Counted {
         Some(message)
     }
 
-    /// Replaces the subscription after a reconnection; `take` gets the last messages of the former one.
+    /// Replaces the subscription after a reconnection. The last messages of the old one are passed to `take`.
     pub(super) async fn renew(&mut self, mut take: impl FnMut(Message)) {
         if self.connection == self.bus.connections() {
             return;
@@ -97,14 +97,14 @@ impl Counted {
         }
     }
 
-    /// Ends the subscription; `take` gets every message that still arrives within the limit.
+    /// Ends the subscription. Messages that still arrive within the limit are passed to `take`.
     pub(super) async fn drain(mut self, limit: Duration, mut take: impl FnMut(Message)) {
         let end = Instant::now() + limit;
         self.renew(&mut take).await;
         let per_second = self.last_rate.max(self.window_received);
         let more = (per_second / 4).clamp(LEAST_MORE, MOST_MORE);
         if let Err(error) = self.subscriber.unsubscribe_after(self.received + more).await {
-            warn!(%error, "the connection to NATS has ended; nothing to unsubscribe from");
+            warn!(%error, "the connection to NATS has ended; unsubscribing was skipped");
             return;
         }
         let mut leaving = false;

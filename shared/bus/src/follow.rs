@@ -1,11 +1,11 @@
-//! Following a bucket: a table in memory that holds what the bucket holds, and knows when it cannot be trusted.
+//! Follows a KV bucket: keeps a copy of the bucket in memory and detects when the copy is stale.
 //!
-//! - A watch alone fills the table: a late read can never bring a deleted entry back.
-//! - A broken watch looks like a quiet one. Each second the server is asked for the bucket's last sequence; a table that
-//!   could not be confirmed for too long is not current.
-//! - After each reconnection the whole bucket is read again, into a table beside the one in use.
-//! - A store that went back (power loss, a restored backup) has a lower last sequence than before, another creation time,
-//!   or no such bucket. Until the bucket has been read again the table is not current.
+//! - Only a watch fills the table, so that a late read can never restore a deleted entry.
+//! - A broken watch looks like one without changes. Each second the follower requests the bucket's last sequence. A
+//!   table that was not confirmed for too long is not current.
+//! - After each reconnection the whole bucket is read again, into a second table that then replaces the first.
+//! - A store that was rolled back (power loss, a restored backup) has a lower last sequence than before, another
+//!   creation time, or no such bucket. The table is not current until the bucket has been read again.
 
 use std::{
     convert::Infallible,
@@ -33,40 +33,40 @@ use tracing::{debug, info, warn};
 
 use super::Bus;
 
-/// JetStream answers in milliseconds or not at all.
+/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// The least time between two questions on behalf of entries that are not in the table.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Minimum interval between requests to the server on behalf of entries that are not in the table.
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(20);
 
-/// What a bucket is followed into.
+/// The in-memory copy of a bucket.
 pub trait Table: Send + Sync + 'static {
-    /// A table with the same bounds and no entries.
+    /// An empty table with the same limits.
     #[must_use]
     fn emptied(&self) -> Self;
 
-    /// Takes in a change of the bucket.
+    /// Applies a change of the bucket.
     fn apply(&mut self, entry: &Entry);
 
-    /// Called about once a second while the table holds all that the bucket holds.
+    /// Called about once a second while the table is complete.
     fn confirmed(&mut self, _bucket: &StreamState) {}
 
-    /// Whether entries were left out for which there is room by now: the bucket is then read again.
+    /// Whether there is now room for entries that were omitted; the bucket is then read again.
     fn has_room_for_omitted(&self) -> bool {
         false
     }
 }
 
-/// What the server says of a stream.
+/// The state of a stream, as reported by the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamState {
-    /// When the stream was created, Unix nanoseconds.
+    /// Creation time of the stream, Unix nanoseconds.
     pub created_ns: i128,
-    /// The highest sequence that was ever given to a message.
+    /// The highest sequence assigned so far.
     pub last_sequence: u64,
-    /// Messages that are still there.
+    /// Number of stored messages.
     pub messages: u64,
-    /// Their size.
+    /// Size of the stored messages.
     pub bytes: u64,
 }
 
@@ -82,27 +82,27 @@ impl From<&Info> for StreamState {
 }
 
 impl StreamState {
-    /// Whether a stream that was seen like `before` cannot have become this one: its store went back.
+    /// Whether a stream with the state `before` cannot have become this one, because its store was rolled back.
     pub const fn is_rolled_back_from(&self, before: &Self) -> bool {
         self.created_ns != before.created_ns || self.last_sequence < before.last_sequence
     }
 
-    /// The sequence up to which a reader must have come to have all that is there.
+    /// The sequence that a reader must have reached to have all stored messages.
     const fn newest(&self) -> u64 {
         if self.messages == 0 { 0 } else { self.last_sequence }
     }
 }
 
-/// The table is stale, or its store went back and is being read again.
+/// The table is stale, or its store was rolled back and is being read again.
 #[derive(Debug, thiserror::Error)]
-#[error("the copy of the bucket {bucket} is not current")]
+#[error("the in-memory copy of the bucket {bucket} is stale")]
 pub struct NotCurrent {
     bucket: &'static str,
     #[source]
     cause: Option<async_nats::Error>,
 }
 
-/// Follows a bucket into a table; clones share it.
+/// Follows a bucket into a table. Clones share the table.
 pub struct Follower<T> {
     shared: Arc<Shared<T>>,
 }
@@ -124,37 +124,36 @@ struct Shared<T> {
     progress: watch::Sender<Progress>,
     reloads: watch::Sender<()>,
     started: Instant,
-    /// When the table was last known to hold all that the bucket holds: milliseconds after `started`, plus one; 0 for
-    /// never.
+    /// When the table was last known to be complete: milliseconds after `started`, plus one; 0 for never.
     confirmed: AtomicU64,
-    /// The bucket as it was last seen.
+    /// The last known state of the bucket.
     past: Mutex<Option<StreamState>>,
-    /// Tells the task that follows that somebody else saw the store go back.
+    /// Wakes the following task when another task detected a rollback of the store.
     went_back: Notify,
-    looks: tokio::sync::Mutex<Looks>,
+    catch_ups: tokio::sync::Mutex<CatchUps>,
 }
 
-/// How far the table has come.
+/// The progress of the table.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// The connection over which it was read as a whole; 0 for none.
+    /// The connection over which the whole bucket was read; 0 for none.
     connection: u64,
-    /// The last sequence that it holds.
+    /// The last sequence contained in the table.
     seen: u64,
 }
 
-/// When the bucket was asked last, and when for the last time with success.
+/// Times of the latest request to the server and of the latest successful one.
 #[derive(Default)]
-struct Looks {
+struct CatchUps {
     last: Option<Instant>,
     whole: Option<Instant>,
 }
 
-/// Why one watch ended.
+/// Why a watch ended.
 enum Ended {
-    /// The connection is another: what was missed is unknown.
+    /// The connection was replaced, so that changes may have been missed.
     Reconnected,
-    /// The table has room for entries that it left out.
+    /// The table has room for entries that it omitted.
     RoomForOmitted,
     RolledBack,
     Broken(async_nats::Error),
@@ -167,7 +166,7 @@ impl<E: Into<async_nats::Error>> From<E> for Ended {
 }
 
 impl<T: Table> Follower<T> {
-    /// Starts to follow the bucket, until shutdown. Without a confirmation for `stale_after` the table is not current.
+    /// Follows the bucket until shutdown. Without a confirmation for `stale_after`, the table is not current.
     pub fn start(
         bus: &Bus,
         bucket: &'static str,
@@ -187,50 +186,50 @@ impl<T: Table> Follower<T> {
             confirmed: AtomicU64::new(0),
             past: Mutex::new(None),
             went_back: Notify::new(),
-            looks: tokio::sync::Mutex::default(),
+            catch_ups: tokio::sync::Mutex::default(),
         });
         let following = Arc::clone(&shared);
         tokio::spawn(async move { shutdown.run_until_cancelled(following.follow_for_ever()).await });
         Self { shared }
     }
 
-    /// Whether the table was filled, and was confirmed lately.
+    /// Whether the table is filled and was confirmed within `stale_after`.
     pub fn is_current(&self) -> bool {
         self.shared
             .age()
             .is_some_and(|age| age <= self.shared.stale_after)
     }
 
-    /// Waits until the bucket was read as a whole.
+    /// Waits until the whole bucket was read.
     pub async fn filled(&self) {
         let mut progress = self.shared.progress.subscribe();
-        // Fails only if the sender is gone, and this holds it.
+        // This fails only if the sender is dropped, but this value holds it.
         let _ = progress.wait_for(|progress| progress.connection != 0).await;
     }
 
-    /// The table, current or not.
+    /// Read access to the table, current or not.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         self.shared.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The table, for changes that the bucket does not tell.
+    /// Write access to the table, for changes that do not come from the bucket.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.shared.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bucket, for reads of what the table has no room for; `None` before it was first reached.
+    /// The bucket, for reading entries that the table has no room for; `None` before it was first reached.
     pub fn store(&self) -> Option<Store> {
         let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
         store.clone()
     }
 
-    /// Changes whenever the bucket was read as a whole.
+    /// Changes whenever the whole bucket was read.
     pub fn reloads(&self) -> watch::Receiver<()> {
         self.shared.reloads.subscribe()
     }
 
-    /// Finds something in the table. If it is not there, the table first catches up with the bucket: callers that wait
-    /// share one question to the server, and questions have a least distance in time.
+    /// Looks up an entry in the table. If it is missing, the table first catches up with the bucket. Waiting callers
+    /// share one request to the server, and requests have a minimum interval.
     pub async fn find<R>(&self, find: impl Fn(&T) -> Option<R>) -> Result<Option<R>, NotCurrent> {
         if !self.is_current() {
             return Err(self.shared.not_current(None));
@@ -238,7 +237,7 @@ impl<T: Table> Follower<T> {
         if let Some(found) = find(&self.read()) {
             return Ok(Some(found));
         }
-        // Boxed, as it is rare: every request's future would be as large as this one's.
+        // Boxed because it is rare; otherwise the future of every request would be as large as this one.
         let caught_up = Box::pin(self.shared.catch_up(|| find(&self.read()).is_some())).await;
         caught_up.map_err(|cause| self.shared.not_current(Some(cause)))?;
         if !self.is_current() {
@@ -256,7 +255,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// The time since the table was confirmed; `None` if it is being filled.
+    /// Time since the table was last confirmed; `None` while it is being filled.
     fn age(&self) -> Option<Duration> {
         let confirmed = self.confirmed.load(Ordering::Relaxed).checked_sub(1)?;
         Some(
@@ -266,13 +265,12 @@ impl<T> Shared<T> {
         )
     }
 
-    /// The name of the bucket's stream.
     fn stream(&self) -> String {
         format!("KV_{}", self.bucket)
     }
 
-    /// Asks the server for the state of the bucket, and compares it with what was known before the question.
-    async fn ask(&self) -> Result<StreamState, Ended> {
+    /// Requests the state of the bucket and compares it with the state known before the request.
+    async fn request_state(&self) -> Result<StreamState, Ended> {
         let before = self.past();
         let info = self.bus.stream_info(&self.stream(), DEADLINE).await?;
         let state = StreamState::from(&info);
@@ -284,13 +282,13 @@ impl<T> Shared<T> {
         *self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes note of an answer. Of two questions at once the later answer may be the older one, so that only what was
-    /// known before the question proves that the store went back.
+    /// Records the state of an answer. Answers of concurrent requests can arrive in reverse order, so that only a
+    /// state known before the request proves a rollback of the store.
     fn observe(&self, before: Option<StreamState>, state: StreamState) -> Result<(), Ended> {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         let went_back =
             |known: Option<StreamState>| known.is_some_and(|known| state.is_rolled_back_from(&known));
-        // The second of two who see it finds what the first one noted.
+        // If two tasks detect the rollback, the second finds the state recorded by the first.
         let rolled_back = went_back(before) && went_back(*past);
         if rolled_back || !went_back(*past) {
             *past = Some(state);
@@ -303,43 +301,43 @@ impl<T> Shared<T> {
         Ok(())
     }
 
-    /// Stops trusting the table.
+    /// Marks the table as not current.
     fn note_rollback(&self, before: Option<StreamState>, now: Option<StreamState>) {
         counter!("vmwatch_store_rollbacks_total", "bucket" => self.bucket).increment(1);
         warn!(
             bucket = self.bucket,
             last_sequence_before = before.map(|state| state.last_sequence),
             last_sequence = now.map(|state| state.last_sequence),
-            "the store was rolled back; reading the bucket again"
+            "the store was rolled back; rereading the bucket"
         );
         self.confirmed.store(0, Ordering::Relaxed);
         self.progress.send_replace(Progress::default());
     }
 
-    /// Returns once the table holds all that the bucket held at the call, or once `found` says that it is not needed.
+    /// Returns once the table holds everything that the bucket held at the call, or once `found` returns true.
     async fn catch_up(&self, found: impl Fn() -> bool) -> Result<(), async_nats::Error> {
-        let came = Instant::now();
-        let looking = async {
-            // While this waits, the one before often does the work.
-            let mut looks = self.looks.lock().await;
-            if looks.whole.is_some_and(|begun| begun > came) || found() {
+        let called_at = Instant::now();
+        let catching_up = async {
+            // While this waits for the lock, the previous holder often completes the work.
+            let mut catch_ups = self.catch_ups.lock().await;
+            if catch_ups.whole.is_some_and(|begun| begun > called_at) || found() {
                 return Ok(());
             }
-            if let Some(last) = looks.last {
-                tokio::time::sleep_until(last + LOOK_INTERVAL).await;
+            if let Some(last) = catch_ups.last {
+                tokio::time::sleep_until(last + CATCH_UP_INTERVAL).await;
             }
             let begun = Instant::now();
-            looks.last = Some(begun);
-            self.look().await?;
-            looks.whole = Some(begun);
+            catch_ups.last = Some(begun);
+            self.catch_up_now().await?;
+            catch_ups.whole = Some(begun);
             Ok(())
         };
-        tokio::time::timeout(DEADLINE, looking).await?
+        tokio::time::timeout(DEADLINE, catching_up).await?
     }
 
-    /// Returns once the table holds all that the bucket held at the call.
-    async fn look(&self) -> Result<(), async_nats::Error> {
-        // A question asked now would wait for the reconnection, and its caller for the deadline.
+    /// Returns once the table holds everything that the bucket held at the call.
+    async fn catch_up_now(&self) -> Result<(), async_nats::Error> {
+        // A request sent now would wait for the reconnection, and its caller until the deadline.
         if !self.bus.is_connected() {
             return Err("the bus is unreachable".into());
         }
@@ -353,7 +351,7 @@ impl<T> Shared<T> {
             return Err("the bucket was not read yet".into());
         }
         counter!("vmwatch_bucket_looks_total", "bucket" => self.bucket).increment(1);
-        let state = match self.ask().await {
+        let state = match self.request_state().await {
             Ok(state) => state,
             Err(Ended::Broken(error)) => return Err(error),
             Err(_) => {
@@ -389,7 +387,7 @@ impl<T: Table> Shared<T> {
         }
     }
 
-    /// The bucket, if it is there. One that was there before and is not any more went back.
+    /// Opens the bucket, if it exists. A bucket that existed before and does not now was rolled back.
     async fn open(&self) -> Result<Store, Ended> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(self.stream())).await?;
         if let Err(error) = &found
@@ -410,11 +408,11 @@ impl<T: Table> Shared<T> {
         Ok(store)
     }
 
-    /// One watch, from the bucket's present content on, until it ends.
+    /// Runs one watch from the present content of the bucket until the watch ends.
     async fn follow_once(&self) -> Result<Infallible, Ended> {
         let connection = self.bus.connections();
         let store = self.open().await?;
-        self.ask().await?;
+        self.request_state().await?;
         let mut watch = tokio::time::timeout(DEADLINE, store.watch_with_history(">")).await??;
         let empty = self
             .table
@@ -465,12 +463,13 @@ impl<T: Table> Shared<T> {
         }
     }
 
-    /// Asks the server how far the bucket is, and confirms the table if it is as far.
+    /// Requests the bucket's last sequence and confirms the table if it has reached that sequence.
     async fn check(&self, store: &Store, reading: &mut Reading<T>, ticked: bool) -> Result<(), Ended> {
-        let state = self.ask().await?;
+        let state = self.request_state().await?;
         if reading.seen < state.newest() {
             let stuck = ticked && reading.stuck_at == Some(reading.seen);
-            // What came last may have been removed without a trace: then nothing comes after what was seen.
+            // The newest message may have been removed without a marker; then nothing follows the table's last
+            // sequence.
             if !stuck {
                 if ticked {
                     reading.stuck_at = Some(reading.seen);
@@ -480,9 +479,9 @@ impl<T: Table> Shared<T> {
             if holds_after(store, reading.seen).await? {
                 warn!(
                     bucket = self.bucket,
-                    "the watch is broken: the bucket moved on without it"
+                    "the watch missed changes of the bucket; restarting it"
                 );
-                return Err("the bucket moved on without the watch".into());
+                return Err("the watch missed changes of the bucket".into());
             }
         }
         reading.stuck_at = None;
@@ -511,7 +510,7 @@ impl<T: Table> Shared<T> {
             info!(
                 bucket = self.bucket,
                 messages = state.messages,
-                "the bucket was read"
+                "the whole bucket was read"
             );
             self.reloads.send_replace(());
         }
@@ -522,17 +521,17 @@ impl<T: Table> Shared<T> {
     }
 }
 
-/// How far one watch has come.
+/// The progress of one watch.
 struct Reading<T> {
     connection: u64,
-    /// The table that is filled beside the one in use, until it is whole.
+    /// The table being filled, which replaces the one in use when it is complete.
     filling: Option<T>,
     seen: u64,
-    /// Where it was at the last check, if it was behind.
+    /// The sequence of the table at the last check, if it was behind.
     stuck_at: Option<u64>,
 }
 
-/// Whether the bucket holds anything after this sequence.
+/// Whether the bucket holds any message after this sequence.
 async fn holds_after(store: &Store, sequence: u64) -> Result<bool, async_nats::Error> {
     let all = format!("{}>", store.prefix);
     let next = store.stream.direct_get_next_for_subject(all, Some(sequence + 1));
@@ -548,7 +547,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn detects_store_that_went_back() {
+    fn detects_rolled_back_store() {
         let before = StreamState {
             created_ns: 1,
             last_sequence: 10,
@@ -567,7 +566,7 @@ mod tests {
             ..before
         };
         assert!(another.is_rolled_back_from(&before));
-        // All entries may have expired.
+        // All entries can have expired.
         let empty = StreamState {
             messages: 0,
             bytes: 0,

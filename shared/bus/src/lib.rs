@@ -1,8 +1,13 @@
-//! The bus: one connection a program, over which methods are called ([`call`]) and served ([`serve`]).
+//! The bus: each program has one connection, over which it calls methods ([`call`]) and serves them ([`serve`]).
 //!
-//! NATS itself gives back-pressure, queue groups and reconnection. This layer adds, once for all methods: an absolute
-//! deadline, request id, trace context and principal in headers; a bound on requests in flight; panics turned into
-//! faults; and a drain that loses nothing.
+//! NATS provides back-pressure, queue groups and reconnection. This crate adds, for all methods: an absolute
+//! deadline, request id, trace context and principal in headers; a limit of concurrent requests; faults in place of
+//! panics; and a drain that loses no request.
+
+#![expect(
+    missing_docs,
+    reason = "the names of some settings, fields and errors say everything"
+)]
 
 pub mod audit;
 mod call;
@@ -40,32 +45,31 @@ pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_i
 
 use self::{replies::Replies, settings::Login};
 
-/// The bus cannot be used as the settings say.
+/// The connection to NATS could not be set up or used.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
-    /// The `.creds` file cannot be read.
     #[error("{} cannot be read", NATS_CREDENTIALS_FILE.name)]
     Credentials(#[source] std::io::Error),
-    /// The connection cannot be set up (a wrong address or a refused login; a server that is away is waited for).
+    /// The connection could not be set up because of a wrong address or a refused login; an unreachable server is
+    /// retried instead.
     #[error("no connection to NATS")]
     Connect(#[from] async_nats::ConnectError),
-    /// A command does not wait for ever, as a service does.
+    /// No server answered within the limit of a command; only services retry without a limit.
     #[error("no NATS server answers; is {} right?", NATS_URL.name)]
     Unreachable,
-    /// A subscription was refused.
     #[error("NATS refused a subscription")]
     Subscribe(#[from] async_nats::SubscribeError),
 }
 
-/// JetStream answers in milliseconds or not at all.
+/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
 const SETTLED_LIMIT: Duration = Duration::from_secs(2);
-/// Where it cannot be asked, the reconnect takes about so long.
+/// Wait before a retry when JetStream cannot be asked; a reconnection takes about this long.
 const SETTLED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Between two looks whether the connection is there.
+/// Interval between checks whether the connection is established.
 const CONNECTED_PAUSE: Duration = Duration::from_millis(20);
 
-/// The connection of a program to the bus.
+/// A program's connection to NATS.
 #[derive(Debug, Clone)]
 pub struct Bus {
     client: Client,
@@ -75,12 +79,13 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects as `name` and goes on trying for ever where the server is away; see [`Bus::is_connected`].
+    /// Connects as `name` and retries without limit while the server is unreachable; see [`Bus::is_connected`].
     pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
         let (connected, reconnections) = watch::channel(());
         let mut options = ConnectOptions::new()
             .name(name)
-            // Each identity has an inbox of its own: who may subscribe to `_INBOX.>` reads everybody's replies.
+            // Each identity has an inbox prefix of its own: permission to subscribe to `_INBOX.>` would expose the
+            // replies to all programs.
             .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
             .ping_interval(settings.ping_interval)
             .connection_timeout(Duration::from_secs(5))
@@ -119,7 +124,7 @@ impl Bus {
         })
     }
 
-    /// As [`Bus::connect`], for a command: fails if no server has answered within the limit.
+    /// Like [`Bus::connect`], for a command: fails if no server has answered within the limit.
     pub async fn connect_within(
         name: &str,
         settings: &BusSettings,
@@ -136,12 +141,12 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Whether the server is there, as far as pings tell.
+    /// Whether the server is reachable, as far as pings show.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// As [`Bus::is_connected`], with the reason that a program gives for not being ready.
+    /// Like [`Bus::is_connected`]; the error is the reason that a program reports for not being ready.
     pub fn check_connected(&self) -> Result<(), &'static str> {
         if self.is_connected() {
             Ok(())
@@ -150,55 +155,54 @@ impl Bus {
         }
     }
 
-    /// The number of connections that were made so far: 1 for the first.
+    /// The number of connections made so far: 1 for the first.
     pub fn connections(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// Changes after each connection that is made from now on. It may lag behind [`Bus::connections`].
+    /// Notifies of each later connection. It may lag behind [`Bus::connections`].
     pub fn reconnections(&self) -> watch::Receiver<()> {
         let mut reconnections = self.reconnections.clone();
         reconnections.mark_unchanged();
         reconnections
     }
 
-    /// JetStream over this connection.
     pub const fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
     }
 
-    /// The connection itself, for what this layer does not cover.
+    /// The underlying client, for what this crate does not cover.
     pub const fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Waits until the server has taken on all that this connection sent before, subscriptions among it, however long
-    /// that takes. It handles a connection's messages in turn, so that what it answers lies behind them; flushing tells
-    /// only that they have left.
+    /// Waits without limit until the server has processed everything sent on this connection before, including
+    /// subscriptions. The server handles the messages of a connection in order, so that its answer to a request
+    /// proves this; flushing proves only that the messages were sent.
     pub async fn settled(&self) {
         loop {
             match tokio::time::timeout(SETTLED_LIMIT, self.jetstream.query_account()).await {
                 Ok(Ok(_)) => return,
-                Ok(Err(error)) => debug!(%error, "the server is asked again whether it has all"),
-                Err(_) => debug!("the server is asked again whether it has all"),
+                Ok(Err(error)) => debug!(%error, "subscription barrier failed; retrying"),
+                Err(_) => debug!("subscription barrier timed out; retrying"),
             }
             tokio::time::sleep(SETTLED_PAUSE).await;
         }
     }
 
-    /// Waits until all that was published has left, at most `limit`.
+    /// Waits until all published messages were sent, at most `limit`.
     pub async fn flush(&self, limit: Duration) {
         match tokio::time::timeout(limit, self.client.flush()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => warn!(%error, "the last messages may not have left"),
-            Err(_) => warn!(?limit, "the last messages did not leave in time"),
+            Ok(Err(error)) => warn!(%error, "flush failed; the last messages may be lost"),
+            Err(_) => warn!(?limit, "flush timed out; the last messages may be lost"),
         }
     }
 }
 
-/// What the inbox of a program or user starts with; the permissions in deploy/nats name it.
+/// The inbox prefix of a program or user; the permissions in deploy/nats name it.
 pub fn inbox_prefix(identity: &str) -> String {
-    // One token of a subject, whatever the name holds.
+    // Replaces other characters, so that any name becomes one token of a subject.
     let token = |letter: char| match letter {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
         _ => '_',
@@ -206,8 +210,8 @@ pub fn inbox_prefix(identity: &str) -> String {
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
-/// Soon at first, so that a restarted server is found within two seconds, then once a second; each at a moment of its
-/// own, since all agents lose their server at one.
+/// Grows to one second: a restarted server is found within two seconds. The delays are randomized because all agents
+/// lose their server at the same time.
 fn reconnect_delay(attempts: usize) -> Duration {
     let longest = match attempts {
         0 | 1 => Duration::ZERO,
@@ -225,7 +229,7 @@ fn note(event: &Event) {
             counter!("vmwatch_bus_slow_consumer_total").increment(1);
             warn!(
                 subscription,
-                "messages were dropped: this program reads a subscription too slowly"
+                "messages were dropped because this program reads a subscription too slowly"
             );
         }
         other => warn!(event = %other, "NATS connection"),
@@ -239,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_inbox_is_that_of_the_user_and_one_token_of_a_subject() {
+    fn inbox_prefix_is_the_user_as_one_subject_token() {
         let password = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(password.path(), "secret").unwrap();
         let file = password.path().display().to_string();

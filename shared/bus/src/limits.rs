@@ -1,8 +1,8 @@
-//! Limits of requests worked on at once: one for each class of requests, and within it a share for each user.
+//! Concurrency limits: one for each class of requests, and within it a share for each user.
 //!
-//! The gateway and every service hold the same limits, so that load of one class, or of one user, can't take what
-//! others need. A request that finds no permit is refused at once, but for heavy reads: those wait for up to a second in
-//! a bounded queue, since a page shows several charts at a time.
+//! The gateway and every service apply the same limits, so that the load of one class or one user cannot use up the
+//! permits of others. A request without a free permit is refused at once. Heavy reads instead wait for up to a second
+//! in a bounded queue, because a page shows several charts at a time.
 
 use std::{
     collections::HashMap,
@@ -51,7 +51,6 @@ const MAX_HEAVY_READS: Setting = Setting {
     help: "concurrent reads of history, processes over time and the audit in each gateway and each service; one user may use a quarter; four times as many wait for up to 1 s",
 };
 
-/// The settings of [`LimitSettings`].
 pub const SETTINGS: &[Setting] = &[
     MAX_LOGINS,
     MAX_ACCOUNT_REQUESTS,
@@ -60,14 +59,14 @@ pub const SETTINGS: &[Setting] = &[
     MAX_HEAVY_READS,
 ];
 
-/// A user's share of a limit is the limit divided by this, and at least one permit.
+/// A user's share is the limit divided by this number, but at least one permit.
 pub const SHARES: usize = 4;
-/// The longest wait in the queue of a limit that has one.
+/// Maximum wait in the queue of a limit with a queue.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// Heavy reads that may wait, for each that is worked on.
+/// Queued heavy reads per permit.
 const HEAVY_READS_WAITING: usize = 4;
 
-/// Requests worked on at once, by class.
+/// Maximum concurrent requests, by class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitSettings {
     /// [`Class::Login`]
@@ -83,7 +82,6 @@ pub struct LimitSettings {
 }
 
 impl LimitSettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let limit = |setting| env.number(setting);
         let (logins, account_requests) = (limit(&MAX_LOGINS), limit(&MAX_ACCOUNT_REQUESTS));
@@ -99,7 +97,6 @@ impl LimitSettings {
     }
 }
 
-/// The limits of all classes.
 #[derive(Debug, Clone)]
 pub struct Limits {
     logins: Limit,
@@ -110,7 +107,6 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits with all permits free.
     pub fn new(settings: LimitSettings) -> Self {
         Self {
             logins: Limit::new(settings.logins),
@@ -122,7 +118,6 @@ impl Limits {
         }
     }
 
-    /// The limit of a class.
     pub const fn of(&self, class: Class) -> &Limit {
         match class {
             Class::Login => &self.logins,
@@ -134,7 +129,7 @@ impl Limits {
     }
 }
 
-/// Permits for requests of one class.
+/// Permits for the requests of one class.
 #[derive(Debug, Clone)]
 pub struct Limit {
     permits: Arc<Semaphore>,
@@ -143,14 +138,15 @@ pub struct Limit {
     users: Arc<Users>,
 }
 
-/// A user's share of the permits and of the queue.
+/// A user's share of the permits and the queue.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     permits: usize,
     queue: usize,
 }
 
-/// Users that hold a permit or wait for one. Others have no entry, so that permits and queue bound the table.
+/// Users that hold a permit or wait for one. Users without either have no entry, so that the permits and the queue
+/// bound the table.
 #[derive(Debug, Default)]
 struct Users(Mutex<HashMap<String, Entry>>);
 
@@ -166,7 +162,7 @@ struct Share {
     queue: Arc<Semaphore>,
 }
 
-/// A request that holds a permit of its user's share or waits for one.
+/// A request that holds or waits for a permit of its user's share.
 #[derive(Debug)]
 struct Claim {
     users: Arc<Users>,
@@ -174,26 +170,26 @@ struct Claim {
     share: Share,
 }
 
-/// The right to work on one request, until it is dropped.
+/// The right to process one request; dropping it returns the permit.
 #[derive(Debug)]
-#[must_use = "the permit is given back when it is dropped"]
+#[must_use = "dropping it returns the permit"]
 pub struct Permit {
     _of_class: OwnedSemaphorePermit,
     _of_user: Option<OwnedSemaphorePermit>,
     _claim: Option<Claim>,
 }
 
-/// Why there is no permit.
+/// Why no permit was available.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
-    /// All permits are taken.
+    /// All permits of the limit are in use.
     ForAll,
-    /// The user's share is taken.
+    /// The user's share is in use.
     ForUser,
 }
 
 impl Limit {
-    /// A limit of which a user may use a quarter, and for which nothing waits.
+    /// A limit without a queue. A user's share is a quarter.
     pub fn new(most: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(most)),
@@ -206,7 +202,7 @@ impl Limit {
         }
     }
 
-    /// The same limit with a queue, of which a user may use a quarter.
+    /// Adds a queue. A user's share of the queue is a quarter.
     #[must_use]
     pub fn with_queue(mut self, most: usize) -> Self {
         self.queue = Arc::new(Semaphore::new(most));
@@ -214,15 +210,15 @@ impl Limit {
         self
     }
 
-    /// The same limit with another share for each user.
+    /// Sets the share of each user.
     #[must_use]
     pub const fn with_share(mut self, permits: usize) -> Self {
         self.share.permits = permits;
         self
     }
 
-    /// A permit, now or after a wait of at most a second where the limit has a queue. A request without a user counts
-    /// against the limit alone.
+    /// Acquires a permit, waiting for at most a second if the limit has a queue. A request without a user has no
+    /// share and counts only against the limit.
     pub async fn enter(&self, user: Option<&str>) -> Result<Permit, Full> {
         let claim = user.map(|user| self.claim(user));
         let full = match self.take_now(claim.as_ref()) {
@@ -233,7 +229,7 @@ impl Limit {
         self.take_until(claim, Instant::now() + LONGEST_WAIT).await
     }
 
-    /// A permit as soon as there is one, at the latest at this moment. The caller bounds how many wait.
+    /// Acquires a permit, waiting until the given time at the latest. The caller must limit the number of waiters.
     pub async fn enter_until(&self, user: Option<&str>, until: Instant) -> Result<Permit, Full> {
         if Instant::now() >= until {
             return Err(Full::ForAll);
@@ -279,7 +275,7 @@ impl Limit {
         queued().ok()
     }
 
-    /// The user's share comes first: a user who waits for it keeps nothing from others.
+    /// Acquires the user's share first, so that a user that waits for it blocks no permit for others.
     async fn take_until(&self, claim: Option<Claim>, until: Instant) -> Result<Permit, Full> {
         let of_user = match &claim {
             None => None,
@@ -344,12 +340,12 @@ impl Full {
         }
     }
 
-    /// What the caller is answered; `whose` is the program as callers know it, `what` the plural of what is limited.
-    pub fn fault(self, whose: &str, what: &str) -> Fault {
+    /// The fault for the caller. `program` is the name that callers know; `what` is the plural of the limited requests.
+    pub fn fault(self, program: &str, what: &str) -> Fault {
         match self {
             Self::ForAll => Fault::new(
                 FaultKind::Overloaded,
-                format!("{whose} is at its limit of {what}; try again shortly"),
+                format!("{program} is at its limit of {what}; try again shortly"),
             ),
             Self::ForUser => Fault::new(
                 FaultKind::Throttled,
@@ -365,7 +361,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_user_gets_a_quarter_and_others_get_the_rest() {
+    async fn limits_user_to_a_quarter_and_leaves_the_rest_to_others() {
         let limit = Limit::new(8);
         let mut held = Vec::new();
         for user in ["a", "a", "b", "b", "c", "c", "d", "d"] {
@@ -381,7 +377,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_quarter_is_at_least_one() {
+    async fn gives_each_user_at_least_one_permit() {
         let limit = Limit::new(1);
         let held = limit.enter(Some("a")).await.unwrap();
         assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
@@ -390,7 +386,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_users_with_a_permit_are_remembered() {
+    async fn forgets_users_without_a_permit() {
         let limit = Limit::new(4);
         for number in 0..1000 {
             drop(limit.enter(Some(&format!("user-{number}"))).await.unwrap());
@@ -403,10 +399,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_queue_is_bounded_and_waits_a_second() {
+    async fn bounds_queue_and_waits_at_most_a_second() {
         let limit = Limit::new(4).with_queue(8);
         let held = limit.enter(Some("a")).await.unwrap();
-        // A quarter of the queue is the user's.
+        // The user's share of the queue is a quarter.
         let waiting = [(); 2].map(|()| {
             let limit = limit.clone();
             tokio::spawn(async move { limit.enter(Some("a")).await.map(drop) })
@@ -428,7 +424,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_ends_at_its_moment() {
+    async fn stops_waiting_at_the_given_time() {
         let limit = Limit::new(1);
         let held = limit.enter(Some("a")).await.unwrap();
         let until = Instant::now() + Duration::from_secs(30);

@@ -1,7 +1,7 @@
-//! Streams, buckets and durable consumers. A service creates what is missing and changes nothing that exists.
+//! Creates streams, buckets and durable consumers. A service creates missing ones and changes no existing ones.
 //!
-//! Each stream has one owner. Changing an existing stream is the work of the owner's `setup` command ([`setup`]), which
-//! logs in with a credential of its own: a service that may change the limits of a stream can empty it.
+//! Each stream has one owner. Only the owner's `setup` command ([`setup`]) changes an existing stream. It logs in
+//! with a separate credential, because permission to change the limits of a stream includes the power to empty it.
 
 mod difference;
 pub mod setup;
@@ -20,15 +20,14 @@ use vmwatch_api::Service;
 
 use self::difference::{differences, listed};
 
-/// JetStream answers in milliseconds or not at all.
+/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// A stream and its durable consumers, as the settings of its owner have them.
+/// A stream and its durable consumers, as configured by its owner.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// The stream; a bucket is a stream as well.
+    /// The stream. A KV bucket is a stream as well.
     pub stream: Config,
-    /// Its durable consumers.
     pub consumers: Vec<pull::Config>,
 }
 
@@ -41,18 +40,17 @@ impl From<Config> for Wanted {
     }
 }
 
-/// A KV bucket that keeps the newest value of each key.
+/// A KV bucket that keeps the latest value of each key.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
-    /// The bucket's name.
     pub name: &'static str,
-    /// What it holds, for `nats stream info`.
+    /// The description shown by `nats stream info`.
     pub description: &'static str,
-    /// Values are deleted at this age.
+    /// Maximum age; older values are deleted.
     pub max_age: Duration,
-    /// Beyond this size writes are refused.
+    /// Maximum size; writes beyond it are refused.
     pub max_bytes: i64,
-    /// Copies in a NATS cluster.
+    /// Number of replicas in a NATS cluster.
     pub replicas: usize,
 }
 
@@ -70,7 +68,7 @@ impl From<Bucket> for Config {
             num_replicas: bucket.replicas,
             allow_direct: true,
             deny_delete: true,
-            // A message with a rollup header would purge the bucket, by no other right than writing a key.
+            // Otherwise permission to write a key would be enough to purge the bucket with a rollup header.
             deny_purge: true,
             allow_rollup: false,
             ..Self::default()
@@ -87,18 +85,16 @@ impl From<Bucket> for Wanted {
 /// A stream, bucket or consumer could not be created, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
-    /// JetStream refused.
     #[error("JetStream refused {0}")]
     Refused(String, #[source] async_nats::Error),
-    /// JetStream did not answer in time.
     #[error("JetStream did not answer in time about {0}")]
     Timeout(String),
-    /// The configuration of a stream could not be encoded.
     #[error("the configuration of a stream could not be encoded")]
     Encode(#[from] serde_json::Error),
 }
 
-/// The stream, created now if it is missing. An existing one stays as it is; a warning names what differs.
+/// Returns the stream and creates it if it is missing. An existing stream is not changed; a warning names the
+/// differences.
 pub async fn ensure_stream(
     jetstream: &Context,
     owner: Service,
@@ -117,7 +113,7 @@ pub async fn ensure_stream(
     Ok(stream)
 }
 
-/// The bucket, as [`ensure_stream`].
+/// Like [`ensure_stream`], for a bucket.
 pub async fn ensure_bucket(
     jetstream: &Context,
     owner: Service,
@@ -127,13 +123,13 @@ pub async fn ensure_bucket(
     existing_bucket(jetstream, wanted.name).await
 }
 
-/// The bucket that its owner has made.
+/// Opens a bucket, which its owner must have created.
 pub async fn existing_bucket(jetstream: &Context, name: &str) -> Result<kv::Store, ProvisionError> {
     let found = within(name, jetstream.get_key_value(name)).await?;
     found.map_err(|error| ProvisionError::Refused(name.to_owned(), error.into()))
 }
 
-/// The durable consumer, as [`ensure_stream`].
+/// Like [`ensure_stream`], for a durable consumer.
 pub async fn ensure_consumer(
     stream: &Stream,
     owner: Service,
@@ -179,7 +175,7 @@ async fn create_stream(jetstream: &Context, wanted: &Config) -> Result<Stream, P
     match within(name, jetstream.create_stream(wanted.clone())).await? {
         Ok(stream) => Ok(stream),
         Err(error) => match error.kind() {
-            // Another replica, with other settings, was faster.
+            // Another replica, with different settings, created the stream first.
             CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NAME_EXIST => {
                 let found = within(name, jetstream.get_stream(name)).await?;
                 found.map_err(|error| refused(name, error))

@@ -1,4 +1,4 @@
-//! Requests that are refused for who asks, so that a service can put them into the audit.
+//! Requests refused for lack of permission, which a service records in the audit.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,36 +8,34 @@ use vmwatch_api::{MethodInfo, wire::Fault};
 
 use super::Context;
 
-/// A request whose principal may not do what it asks for.
+/// A request that its principal has no permission for.
 #[derive(Debug, Clone)]
 pub struct Refused {
-    /// What was asked for.
     pub method: MethodInfo,
-    /// By whom, from where.
     pub context: Context,
-    /// The parameters as they came, decoded or not.
+    /// The encoded parameters; they may be invalid.
     pub body: Bytes,
-    /// What the caller is told.
+    /// The fault returned to the caller.
     pub fault: Fault,
 }
 
 type Hook = dyn Fn(Refused) -> BoxFuture<'static, ()> + Send + Sync;
 
-/// What a server does about such requests: nothing, unless it is told.
+/// The hook called for refused requests; does nothing until it is set.
 #[derive(Clone, Default)]
 pub(super) struct Refusals(Arc<OnceLock<Box<Hook>>>);
 
 impl Refusals {
-    /// From now on this is done. The first to say wins.
+    /// Sets the hook. Only the first call has an effect.
     pub(super) fn call<Done>(&self, hook: impl Fn(Refused) -> Done + Send + Sync + 'static)
     where
         Done: Future<Output = ()> + Send + 'static,
     {
-        // A second hook would be a defect of the program, and is dropped.
+        // Setting a second hook is a defect of the program; it is dropped.
         let _ = self.0.set(Box::new(move |refused| Box::pin(hook(refused))));
     }
 
-    /// Does it, and gives back the fault for the caller.
+    /// Calls the hook and returns the fault for the caller.
     pub(super) async fn note(
         &self,
         method: MethodInfo,

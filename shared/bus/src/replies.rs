@@ -1,8 +1,8 @@
-//! One inbox for the replies to all requests of a connection.
+//! A single inbox for the replies to all requests of a connection.
 //!
-//! The client has one too, but forgets none of those who wait at it: a request that times out leaves its entry there for
-//! the life of the connection, 333 bytes of it (async-nats 0.51: `Multiplexer::senders` loses an entry by a reply only). At this one,
-//! who stops waiting is gone, whatever way he stops.
+//! The client has such an inbox, but does not forget requests that time out: their entries of 333 bytes remain for
+//! the life of the connection (in async-nats 0.51, only a reply removes an entry of `Multiplexer::senders`). This
+//! inbox removes the entry whenever the caller stops waiting, for whatever reason.
 
 use std::{
     collections::HashMap,
@@ -19,45 +19,45 @@ use tracing::error;
 
 use super::{BusError, random_id};
 
-/// The inbox; it is read until the last clone of its connection is dropped.
+/// The inbox; its reader ends when the last clone of the connection is dropped.
 #[derive(Debug)]
 pub(super) struct Replies {
     prefix: String,
-    waiting: Arc<Waiting>,
+    waiting: Arc<Pending>,
     _reader: AbortOnDropHandle<()>,
 }
 
-/// Who waits, by the last token of the subject that he is answered on.
+/// Pending requests, keyed by the last token of their reply subject.
 #[derive(Debug, Default)]
-struct Waiting(Mutex<HashMap<String, oneshot::Sender<Message>>>);
+struct Pending(Mutex<HashMap<String, oneshot::Sender<Message>>>);
 
-/// No reply will come.
+/// The request got no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoReply {
-    /// The request did not leave.
+    /// The request could not be sent.
     #[error(transparent)]
     NotSent(#[from] PublishError),
-    /// The inbox is no longer read: the connection has ended.
+    /// The connection has ended, so that the inbox is no longer read.
     #[error("the connection has ended")]
     Ended,
 }
 
 impl Replies {
-    /// Subscribes to an inbox of its own.
+    /// Subscribes to a new inbox.
     pub(super) async fn subscribe(client: &Client) -> Result<Self, BusError> {
         let prefix = format!("{}.", client.new_inbox());
         let mut inbox = client.subscribe(format!("{prefix}*")).await?;
-        let waiting = Arc::new(Waiting::default());
+        let waiting = Arc::new(Pending::default());
         let (answered, start) = (Arc::clone(&waiting), prefix.len());
         let reader = tokio::spawn(async move {
             while let Some(message) = inbox.next().await {
                 let token = message.subject.get(start..).unwrap_or_default();
-                // Nobody where the reply came too late; and the sending fails where it is too late at this moment.
+                // Replies that arrive after the caller has stopped waiting are dropped.
                 if let Some(caller) = answered.remove(token) {
                     let _ = caller.send(message);
                 }
             }
-            error!("the inbox of replies has ended with the connection");
+            error!("the connection has ended; replies are no longer received");
             answered.lock().clear();
         });
         Ok(Self {
@@ -67,7 +67,7 @@ impl Replies {
         })
     }
 
-    /// Sends a request and waits for its reply; there is no limit but the caller's.
+    /// Sends a request and waits for its reply. The caller must bound the wait.
     pub(super) async fn request(
         &self,
         client: &Client,
@@ -76,9 +76,9 @@ impl Replies {
         payload: Bytes,
     ) -> Result<Message, NoReply> {
         let (caller, reply) = oneshot::channel();
-        // Not to be guessed: one service could answer for another.
-        let place = Place::take(&self.waiting, random_id(), caller);
-        let inbox = format!("{}{}", self.prefix, place.token);
+        // The token must be unpredictable, or one service could answer for another.
+        let entry = PendingEntry::insert(&self.waiting, random_id(), caller);
+        let inbox = format!("{}{}", self.prefix, entry.token);
         client
             .publish_with_reply_and_headers(subject, inbox, headers, payload)
             .await?;
@@ -86,7 +86,7 @@ impl Replies {
     }
 }
 
-impl Waiting {
+impl Pending {
     fn remove(&self, token: &str) -> Option<oneshot::Sender<Message>> {
         let removed = self.lock().remove(token);
         if removed.is_some() {
@@ -101,21 +101,21 @@ impl Waiting {
     }
 }
 
-/// A caller's place among those who wait, left with this value.
-struct Place<'a> {
-    waiting: &'a Waiting,
+/// The entry of a waiting caller; dropping it removes the entry.
+struct PendingEntry<'a> {
+    waiting: &'a Pending,
     token: String,
 }
 
-impl<'a> Place<'a> {
-    fn take(waiting: &'a Waiting, token: String, caller: oneshot::Sender<Message>) -> Self {
+impl<'a> PendingEntry<'a> {
+    fn insert(waiting: &'a Pending, token: String, caller: oneshot::Sender<Message>) -> Self {
         waiting.lock().insert(token.clone(), caller);
         gauge!("vmwatch_bus_replies_awaited").increment(1.0);
         Self { waiting, token }
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for PendingEntry<'_> {
     fn drop(&mut self) {
         self.waiting.remove(&self.token);
     }

@@ -1,4 +1,4 @@
-//! Serving methods: what every handler gets for free.
+//! Serves methods, with the checks common to all handlers.
 //!
 //! ```text
 //! message ─ headers ─ permit? ─ past deadline? ─ role ─ decode ─ instance in scope? ─ handler ─ envelope
@@ -36,20 +36,19 @@ use super::{
 };
 use crate::limits::{Full, LimitSettings, Limits, Permit};
 
-/// The settings that every service reads, beside [`crate::limits::SETTINGS`].
+/// The settings of every service in addition to [`crate::limits::SETTINGS`].
 pub const SETTINGS: &[Setting] = &[DRAIN_DEADLINE];
 
-/// The bounds of a service.
+/// The limits of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeSettings {
-    /// Requests worked on at once, by class.
+    /// Maximum concurrent requests, by class.
     pub limits: LimitSettings,
-    /// How long a stop waits for them.
+    /// How long a stop waits for requests in flight.
     pub drain_deadline: Duration,
 }
 
 impl ServeSettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let limits = LimitSettings::read(env);
         let drain_deadline = env.duration(&DRAIN_DEADLINE);
@@ -70,7 +69,7 @@ struct Endpoint {
     stats: Arc<EndpointStats>,
 }
 
-/// Binds a handler to the state that it shares with others.
+/// Makes a handler from a function and its shared state.
 pub fn bind<S, Params, Reply, E, Answer, F>(
     state: &Arc<S>,
     handler: F,
@@ -85,7 +84,6 @@ where
     move |context, params| handler(Arc::clone(&state), context, params).map_err(E::into as fn(E) -> Fault)
 }
 
-/// A service on the bus, with its methods.
 #[must_use = "a server serves only once it runs"]
 pub struct Server {
     bus: Bus,
@@ -96,7 +94,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A service without methods yet.
+    /// A server without methods.
     pub fn new(bus: &Bus, service: Service, settings: ServeSettings) -> Self {
         Self {
             bus: bus.clone(),
@@ -107,7 +105,8 @@ impl Server {
         }
     }
 
-    /// Says what is done about a request whose principal may not do what it asks for, before the caller is answered.
+    /// Sets a hook for requests that their principal has no permission for. It is called before the caller is
+    /// answered.
     pub fn on_refusal<Done>(self, hook: impl Fn(Refused) -> Done + Send + Sync + 'static) -> Self
     where
         Done: Future<Output = ()> + Send + 'static,
@@ -153,8 +152,8 @@ impl Server {
         self
     }
 
-    /// Serves until `shutdown`, then drains: takes what was already sent, finishes it, and flushes. Calls `subscribed` once
-    /// NATS delivers requests to this server: before that the program is not ready.
+    /// Serves until `shutdown`, then drains: receives the requests already sent, completes them, and flushes the
+    /// replies. Calls `subscribed` once NATS delivers requests to this server; the program is not ready before that.
     pub async fn run(self, shutdown: CancellationToken, subscribed: impl FnOnce()) -> Result<(), BusError> {
         let limits = Limits::new(self.settings.limits);
         let work = TaskTracker::new();
@@ -178,7 +177,7 @@ impl Server {
         if shutdown.run_until_cancelled(self.bus.settled()).await.is_some() {
             subscribed();
         }
-        // Last: who is found is also there.
+        // Discovery starts last, so that a discovered service already answers requests.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
         info!(service = self.service.name(), "serving");
         let stopped_at = async {
@@ -191,7 +190,7 @@ impl Server {
         if tokio::time::timeout(left, work.wait()).await.is_err() {
             warn!(
                 unfinished = work.len(),
-                "the drain deadline passed with requests unfinished"
+                "the drain deadline passed with unfinished requests"
             );
         }
         self.bus.flush(Duration::from_secs(2)).await;
@@ -200,7 +199,7 @@ impl Server {
     }
 }
 
-/// One method's loop.
+/// The loop of one method.
 struct Worker {
     bus: Bus,
     endpoint: Arc<Endpoint>,
@@ -230,13 +229,14 @@ impl Worker {
         let Some(reply_to) = message.reply.clone() else {
             debug!(
                 method = self.endpoint.info.subject,
-                "a request without a reply subject is ignored"
+                "ignored a request without a reply subject"
             );
             return;
         };
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
         let limits = self.limits.clone();
-        // A refusal is spawned too, so that a full write buffer does not stop the loop; it ends once it is written.
+        // A refusal is also sent from a task, so that a full write buffer does not block the loop. The task ends once
+        // the refusal is written.
         self.work.spawn(async move {
             let context = Context::from_headers(message.headers.as_ref());
             let user = context
@@ -278,7 +278,7 @@ impl Endpoint {
             otel.status_code = Empty,
         );
         let parent = get_text_map_propagator(|p| p.extract(&HeaderExtractor(message.headers.as_ref())));
-        // Fails only where no OpenTelemetry layer is installed: then there is no trace to continue.
+        // This fails only without an OpenTelemetry layer; then there is no trace to continue.
         let _ = span.set_parent(parent);
         let answered = self.answer_in_span(bus, context, message.payload, reply_to);
         answered.instrument(span).await;
@@ -314,8 +314,8 @@ impl Endpoint {
                     let outcome = Err(late());
                     finished(&outcome);
                     send(bus, reply_to, bytes_of(outcome)).await;
-                    // The handler goes on, holding its permit: a database driver's call is not safe to drop
-                    // half-way, and a command's record must end right.
+                    // The handler continues and keeps its permit: dropping a call of the database driver half-way is
+                    // not safe, and an operation must reach its final state.
                     if handled.await.is_err() {
                         error!("the handler panicked after its deadline");
                     }
@@ -325,7 +325,7 @@ impl Endpoint {
         gauge!("vmwatch_requests_in_flight", "method" => self.info.subject).decrement(1.0);
     }
 
-    /// Refuses what is late, before anything is decoded.
+    /// Refuses late requests before their parameters are decoded.
     fn admit(&self, context: Context) -> Result<Context, Fault> {
         let span = Span::current();
         span.record("request_id", context.request_id.as_str());
@@ -339,7 +339,8 @@ impl Endpoint {
         Ok(context)
     }
 
-    /// A reply that the bus can carry. One that it cannot is a fault at once: its caller would wait for nothing.
+    /// Replaces a reply that exceeds the payload limit of NATS by a fault; otherwise the caller would wait until the
+    /// deadline.
     fn fitting(&self, bus: &Bus, reply: Vec<u8>) -> Result<Vec<u8>, Fault> {
         let (bytes, most) = (reply.len(), bus.client().max_payload());
         if bytes <= most {
@@ -373,7 +374,7 @@ impl Endpoint {
     }
 }
 
-/// Whether the principal may call a method with this access.
+/// Checks that the principal has the role that the method requires.
 pub fn check_role(access: Access, principal: Option<&Principal>) -> Result<(), Fault> {
     match (access, principal) {
         (Access::Public, _) => Ok(()),
@@ -394,7 +395,7 @@ fn panicked() -> Fault {
 
 async fn send(bus: &Bus, reply_to: Subject, envelope: Vec<u8>) {
     if let Err(error) = bus.client().publish(reply_to, envelope.into()).await {
-        warn!(%error, "a reply could not be sent");
+        warn!(%error, "sending a reply failed");
     }
 }
 
@@ -404,7 +405,7 @@ mod tests {
     use vmwatch_api::{Role, Scope};
 
     #[test]
-    fn a_role_may_what_it_reaches() {
+    fn allows_methods_up_to_the_role() {
         let as_role = |role| {
             Some(Principal {
                 user: "u".into(),

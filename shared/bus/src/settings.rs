@@ -4,63 +4,54 @@ use std::{path::PathBuf, time::Duration};
 
 use vmwatch_service::config::{Environment, Invalid, Setting, Value};
 
-/// See [`Setting::help`].
 pub const NATS_URL: Setting = Setting {
     name: "VMWATCH_NATS_URL",
     value: Value::Text,
     default: "nats://127.0.0.1:4222",
     help: "comma-separated NATS servers; tls:// requires TLS",
 };
-/// See [`Setting::help`].
 pub const NATS_USER: Setting = Setting {
     name: "VMWATCH_NATS_USER",
     value: Value::Text,
     default: "",
     help: "user name for NATS",
 };
-/// See [`Setting::help`].
 pub const NATS_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_NATS_PASSWORD_FILE",
     value: Value::File,
     default: "",
-    help: "file with the password of that user",
+    help: "file with the password of `VMWATCH_NATS_USER`",
 };
-/// See [`Setting::help`].
 pub const NATS_CREDENTIALS_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CREDENTIALS_FILE",
     value: Value::File,
     default: "",
     help: "NATS .creds file, instead of user and password",
 };
-/// See [`Setting::help`].
 pub const NATS_NKEY_SEED_FILE: Setting = Setting {
     name: "VMWATCH_NATS_NKEY_SEED_FILE",
     value: Value::File,
     default: "",
     help: "file with an nkey seed (SU…), instead of user and password",
 };
-/// See [`Setting::help`].
 pub const NATS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CERTIFICATE_FILE",
     value: Value::File,
     default: "",
     help: "PEM file with this program's certificate, if the NATS servers require one",
 };
-/// See [`Setting::help`].
 pub const NATS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_NATS_KEY_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the private key of that certificate",
+    help: "PEM file with the private key of `VMWATCH_NATS_CERTIFICATE_FILE`",
 };
-/// See [`Setting::help`].
 pub const NATS_CA_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CA_FILE",
     value: Value::File,
     default: "",
     help: "PEM file with the authorities that sign the NATS servers' certificates; enables TLS",
 };
-/// See [`Setting::help`].
 pub const NATS_PING_INTERVAL: Setting = Setting {
     name: "VMWATCH_NATS_PING_INTERVAL",
     value: Value::Duration("100ms", "2m"),
@@ -68,7 +59,7 @@ pub const NATS_PING_INTERVAL: Setting = Setting {
     help: "interval between pings; a connection without answers is dropped after at most three intervals",
 };
 
-/// The settings that every program on the bus reads.
+/// The settings of every program on the bus.
 pub const SETTINGS: &[Setting] = &[
     NATS_URL,
     NATS_USER,
@@ -81,13 +72,13 @@ pub const SETTINGS: &[Setting] = &[
     NATS_PING_INTERVAL,
 ];
 
-/// How to reach the bus.
+/// The address of NATS and the credentials for it.
 #[derive(Clone)]
 pub struct BusSettings {
     pub(crate) urls: Vec<String>,
     pub(crate) login: Login,
     pub(crate) ca_file: Option<PathBuf>,
-    /// Certificate and key of this program.
+    /// Certificate and private key of this program.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) ping_interval: Duration,
 }
@@ -100,7 +91,7 @@ pub(crate) enum Login {
     NkeySeed(String),
 }
 
-/// Shows no password.
+/// Omits passwords.
 impl std::fmt::Debug for BusSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BusSettings")
@@ -110,7 +101,6 @@ impl std::fmt::Debug for BusSettings {
 }
 
 impl BusSettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let urls = env.get::<String>(&NATS_URL);
         let user = env.optional::<String>(&NATS_USER);
@@ -155,7 +145,7 @@ impl BusSettings {
         })
     }
 
-    /// Whose inbox replies go to: the user's who logs in, whatever program that runs; without one, the program's.
+    /// The identity in the inbox prefix: the NATS user, or the name of the program without one.
     pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {
         match &self.login {
             Login::Password { user, .. } => user,

@@ -1,8 +1,8 @@
-//! Requests to JetStream with a deadline, for what is asked often.
+//! Frequent requests to JetStream, with a deadline.
 //!
-//! The client's own requests and publishes leave an entry in its table of pending replies for each one that times out, for
-//! the life of the connection (nats.rs issue 1618). These wait at the inbox of this crate (`replies.rs`), which forgets a
-//! request that is no longer waited for.
+//! Each request or publish of the client that times out leaves an entry in the client's table of pending replies for
+//! the life of the connection (nats.rs issue 1618). These requests use the inbox of this crate (`replies.rs`), which
+//! forgets a request when its caller stops waiting.
 
 use std::time::Duration;
 
@@ -15,22 +15,17 @@ use serde::de::DeserializeOwned;
 
 use super::Bus;
 
-/// JetStream did not do what it was asked for, as far as is known.
+/// A JetStream request failed, or its result is unknown.
 #[derive(Debug, thiserror::Error)]
 pub enum JetStreamError {
-    /// No answer came in time.
     #[error("JetStream did not answer in time")]
     Timeout,
-    /// No stream takes the subject, or JetStream is not available.
     #[error("no stream takes the subject, or JetStream is not available")]
     NoResponders,
-    /// The request was not sent, or the connection ended.
     #[error("the request to JetStream could not be sent")]
     NotSent(#[source] async_nats::Error),
-    /// JetStream refused it.
     #[error("JetStream refused the request")]
     Refused(#[source] jetstream::Error),
-    /// The answer could not be decoded.
     #[error("JetStream's answer could not be decoded")]
     Unreadable(#[from] serde_json::Error),
 }
@@ -47,12 +42,12 @@ impl Bus {
         self.ask_jetstream(subject.into(), headers, body, limit).await
     }
 
-    /// The configuration and state of a stream.
+    /// Reads the configuration and state of a stream.
     pub async fn stream_info(&self, stream: &str, limit: Duration) -> Result<Info, JetStreamError> {
         self.jetstream_api(&format!("STREAM.INFO.{stream}"), limit).await
     }
 
-    /// The answer of JetStream's API to a request without parameters.
+    /// Sends a JetStream API request without parameters.
     pub(crate) async fn jetstream_api<T: DeserializeOwned>(
         &self,
         request: &str,

@@ -1,4 +1,4 @@
-//! The bucket of users, followed: by gateways, which check sessions, and by auth-svc, which keeps it like the database.
+//! Follows the users bucket: gateways check sessions with it, and auth-svc keeps it equal to the database.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,19 +12,19 @@ use vmwatch_api::{
 
 use super::follow::Table;
 
-/// The users of the bucket. The bucket's size bounds their number.
+/// The users in the bucket. The size limit of the bucket bounds their number.
 #[derive(Debug, Default)]
 pub struct UserTable {
     users: HashMap<UserHash, Arc<UserRecord>>,
 }
 
 impl UserTable {
-    /// The user with this hash, removed or not.
+    /// The user with this hash, including a removed user.
     pub fn get(&self, user: &UserHash) -> Option<Arc<UserRecord>> {
         self.users.get(user).cloned()
     }
 
-    /// All users that can be decoded.
+    /// All users whose records can be decoded.
     pub fn all(&self) -> Vec<Arc<UserRecord>> {
         self.users.values().cloned().collect()
     }
@@ -40,7 +40,7 @@ impl Table for UserTable {
         if hex::decode_to_slice(&entry.key, &mut user).is_err() {
             warn!(
                 key = entry.key,
-                "ignored a key that is not a hash in the bucket of users"
+                "ignored a key of the users bucket that is not a hash"
             );
             return;
         }
@@ -48,7 +48,7 @@ impl Table for UserTable {
             Operation::Put => serde_json::from_slice(&entry.value)
                 .inspect_err(|error| {
                     counter!("vmwatch_broken_records_total", "bucket" => USER_BUCKET).increment(1);
-                    warn!(%error, key = entry.key, "a user cannot be decoded: its sessions are refused");
+                    warn!(%error, key = entry.key, "a user record could not be decoded; the user's sessions are refused");
                 })
                 .ok(),
             Operation::Delete | Operation::Purge => None,

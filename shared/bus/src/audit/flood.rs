@@ -1,5 +1,5 @@
-//! Bounds the records that one source or user can cause by being refused. The first of a period are recorded one by one,
-//! the others as one record with their number, so that nobody can evict other records from the audit.
+//! Limits the records that one source or user can cause by refused requests. The first refusals of a period get a
+//! record each; the others are counted in one record, so that a flood cannot evict other records from the audit.
 
 use std::{
     collections::HashMap,
@@ -9,11 +9,11 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The largest number of keys that are counted separately; further ones are counted together.
+/// Maximum number of keys counted separately; further keys share one counter.
 const MOST_KEYS: usize = 1000;
 const OTHERS: &str = "others";
 
-/// The refusals of one key since a moment.
+/// The refusals of one key in its current period.
 #[derive(Debug)]
 struct Refused {
     since: Instant,
@@ -21,7 +21,7 @@ struct Refused {
     more: u64,
 }
 
-/// Refusals by source address or user, of this replica.
+/// Refusals by source address or user, in this replica.
 #[derive(Debug)]
 pub struct Flood {
     period: Duration,
@@ -30,7 +30,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// Records `one_by_one` refusals of a key in each period.
+    /// In each period, `one_by_one` refusals of a key get a record each.
     pub fn new(period: Duration, one_by_one: u32) -> Self {
         Self {
             period,
@@ -39,7 +39,7 @@ impl Flood {
         }
     }
 
-    /// Counts a refusal. Returns true if it is to have a record of its own.
+    /// Counts a refusal. Returns true if it gets a record of its own.
     pub fn admits(&self, key: &str) -> bool {
         let mut keys = self.lock();
         let known = keys.len() < MOST_KEYS || keys.contains_key(key);
@@ -57,7 +57,7 @@ impl Flood {
         false
     }
 
-    /// Ends the periods that are over (or all). Returns the keys with refusals that have no record, and how many.
+    /// Ends expired periods, or all periods. Returns the keys with unrecorded refusals and their number.
     pub fn take(&self, all: bool) -> Vec<(String, u64)> {
         let mut keys = self.lock();
         let ended = keys.extract_if(|_, refused| all || refused.since.elapsed() >= self.period);
@@ -77,7 +77,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_mins(1);
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_refusals_of_a_period_have_records_and_the_others_are_counted() {
+    async fn records_first_refusals_of_a_period_and_counts_the_rest() {
         let flood = Flood::new(PERIOD, 10);
         let recorded = (0..100).filter(|_| flood.admits("192.0.2.1")).count();
         assert_eq!(recorded, 10);
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_are_counted_together_and_take_bounded_memory() {
+    fn counts_excess_keys_together_in_bounded_memory() {
         let flood = Flood::new(PERIOD, 10);
         let recorded = (0..5000).filter(|key| flood.admits(&key.to_string())).count();
         assert_eq!(recorded, MOST_KEYS + 10);

@@ -1,4 +1,4 @@
-//! Reading the audit from its end: both streams, merged by the moment at which records were stored.
+//! Reads the audit from the newest record backwards: both streams, merged by the time at which records were stored.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -14,12 +14,12 @@ use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED
 
 use super::{AuditError, Bus, DEADLINE, random_id, within};
 
-/// Records read at once.
+/// Number of records read per request.
 const WINDOW: u64 = 500;
-/// The server deletes the consumer of a window after this long without a request.
+/// The server deletes the consumer of a window after this idle time.
 const CONSUMER_IDLE: Duration = Duration::from_secs(5);
 
-/// The newest records, oldest first. What cannot be read as a record is left out, with a warning.
+/// Reads the newest records, oldest first. Records that cannot be decoded are skipped with a warning.
 pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
     let mut records = Vec::new();
     let mut reader = Newest::open(bus, None).await?;
@@ -33,7 +33,7 @@ pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditErro
     Ok(records)
 }
 
-/// The audit from a place on, the newest record first.
+/// Reads the audit from a position backwards, newest record first.
 #[derive(Debug)]
 pub struct Newest {
     authenticated: Tail,
@@ -41,7 +41,7 @@ pub struct Newest {
 }
 
 impl Newest {
-    /// Reads on behind a place, or from the end.
+    /// Starts before a cursor, or at the newest record.
     pub async fn open(bus: &Bus, before: Option<AuditCursor>) -> Result<Self, AuditError> {
         let (authenticated, unauthenticated) = tokio::try_join!(
             Tail::open(bus, AUDIT_STREAM, before.map(|cursor| cursor.authenticated)),
@@ -57,7 +57,7 @@ impl Newest {
         })
     }
 
-    /// Leaves out what was made at this moment or later, Unix milliseconds.
+    /// Skips records made at this time or later, Unix milliseconds.
     pub async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
         tokio::try_join!(
             self.authenticated.end_at(moment_ms),
@@ -66,7 +66,7 @@ impl Newest {
         Ok(())
     }
 
-    /// Where the next record is, for a reader who comes back later.
+    /// The position of the next record, for resuming later.
     pub const fn cursor(&self) -> AuditCursor {
         AuditCursor {
             authenticated: self.authenticated.before,
@@ -74,7 +74,7 @@ impl Newest {
         }
     }
 
-    /// The next older record. `window` records of a stream are read at once.
+    /// Returns the next older record. Records are read `window` at a time from each stream.
     pub async fn next(&mut self, window: u64) -> Result<Option<AuditRecord>, AuditError> {
         let (one, other) = (&mut self.authenticated, &mut self.unauthenticated);
         tokio::try_join!(Box::pin(one.fill(window)), Box::pin(other.fill(window)))?;
@@ -87,25 +87,25 @@ impl Newest {
     }
 }
 
-/// A record as a stream holds it.
+/// A record with its position in a stream.
 #[derive(Debug)]
 struct Stored {
     number: u64,
-    /// By the server's clock, Unix nanoseconds.
+    /// Time of storage by the server's clock, Unix nanoseconds.
     moment: i128,
     record: AuditRecord,
 }
 
-/// One of the streams. Nothing is ever deleted in between, so that the numbers of records follow each other.
+/// The unread end of one of the streams. The streams deny deletion, so that sequences are contiguous.
 #[derive(Debug)]
 struct Tail {
     stream: Option<Stream>,
     first: u64,
-    /// All from here on were taken.
+    /// Records from this sequence on were returned.
     before: u64,
-    /// All from here on were read.
+    /// Records from this sequence on were read.
     read: u64,
-    /// Read and not yet taken, the newest first.
+    /// Records read but not yet returned, newest first.
     waiting: VecDeque<Stored>,
 }
 
@@ -113,7 +113,7 @@ impl Tail {
     async fn open(bus: &Bus, name: &str, before: Option<u64>) -> Result<Self, AuditError> {
         let stream = match bus.jetstream().get_stream(name).await {
             Ok(stream) => stream,
-            // Nobody has made it yet, or it was lost with the store.
+            // The stream was not created yet, or it was lost with the store.
             Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
                 return Ok(Self::empty(before));
             }
@@ -148,7 +148,7 @@ impl Tail {
         Some(stored.record)
     }
 
-    /// Reads on where nothing waits, until something does or nothing is left.
+    /// Reads further windows until a record is waiting or the stream is exhausted.
     async fn fill(&mut self, window: u64) -> Result<(), AuditError> {
         while self.waiting.is_empty() && self.read > self.first {
             let Some(stream) = &self.stream else { return Ok(()) };
@@ -162,7 +162,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Moves the end to the first record that was made at this moment or later, found by halving.
+    /// Moves the end to the first record made at this time or later, found by binary search.
     async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
         let Some(stream) = &self.stream else { return Ok(()) };
         let (mut low, mut high) = (self.first, self.before);
@@ -170,7 +170,7 @@ impl Tail {
             let middle = low + (high - low) / 2;
             let is_later = match tokio::time::timeout(DEADLINE, stream.get_raw_message(middle)).await {
                 Ok(Ok(message)) => decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms),
-                // It expired after the stream's state was read: it was older.
+                // The record expired after the stream's state was read, so it was older.
                 Ok(Err(error)) if is_missing(&error) => false,
                 Ok(Err(error)) => return Err(AuditError::Stream(error.into())),
                 Err(_) => return Err(AuditError::Timeout),
@@ -195,8 +195,8 @@ fn is_missing(error: &RawMessageError) -> bool {
     }
 }
 
-/// The records of these numbers, the newest first. Those that have expired since are left out: the server says at once that
-/// nothing more is there, and is not waited for.
+/// Reads the records with these sequences, newest first. Records that have expired are missing; the server reports at
+/// once that no more follow, so that the read does not wait for them.
 async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
     let config = pull::Config {
         name: Some(random_id()),

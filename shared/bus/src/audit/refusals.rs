@@ -1,4 +1,5 @@
-//! Records of requests that a service refused because the user may not make them. One user causes a bounded number.
+//! Audit records of requests that a service refused because the user has no permission. The number of records per
+//! user is bounded.
 
 use std::time::Duration;
 
@@ -12,13 +13,14 @@ use vmwatch_api::{
 use super::{Audit, action, flood::Flood};
 use crate::random_id;
 
-/// Each target of a refused batch, at most 100, has a record of its own. Beyond that, a user causes ten records a minute.
+/// Each target of a refused batch (at most 100) gets a record. Beyond that, a user causes at most ten records a
+/// minute.
 const PERIOD: Duration = Duration::from_mins(10);
 const ONE_BY_ONE: u32 = 100;
-/// How often periods that are over are looked for.
+/// Interval between checks for expired periods.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The refusals of one service's replica.
+/// The refusals of one replica of a service.
 #[derive(Debug)]
 pub struct Refusals {
     audit: Audit,
@@ -27,7 +29,6 @@ pub struct Refusals {
 }
 
 impl Refusals {
-    /// Appends to this audit.
     pub fn new(audit: Audit, service: Service) -> Self {
         Self {
             audit,
@@ -36,14 +37,14 @@ impl Refusals {
         }
     }
 
-    /// Appends a record, or counts it if its user has caused enough of them.
+    /// Appends a record, or only counts it if its user has reached the limit.
     pub async fn record(&self, record: &AuditRecord, once: &str) {
         if self.flood.admits(&record.user) {
             self.audit.end(record, once).await;
         }
     }
 
-    /// Appends the number of the counted refusals of each user whose period is over, until shutdown.
+    /// Appends the counts of users whose period has expired, until shutdown.
     pub async fn run(&self, shutdown: CancellationToken) {
         while shutdown
             .run_until_cancelled(tokio::time::sleep(INTERVAL))
@@ -54,7 +55,7 @@ impl Refusals {
         }
     }
 
-    /// Appends the numbers of all users, for a service that ends.
+    /// Appends the counts of all users, before the service ends.
     pub async fn finish(&self) {
         self.append_counted(true).await;
     }
@@ -70,7 +71,7 @@ impl Refusals {
                 request_id: random_id(),
                 operation_id: None,
                 result: AuditResult::Refused,
-                detail: format!("{more} more refused requests of this user within about ten minutes"),
+                detail: format!("{more} further refused requests of this user in about ten minutes"),
             };
             self.audit.end(&record, &record.request_id).await;
         }

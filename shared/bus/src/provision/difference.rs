@@ -1,4 +1,5 @@
-//! How the configuration of an existing stream or consumer differs from the wanted one, and what a change would delete.
+//! Differences between the configuration of an existing stream or consumer and the wanted one, and the messages that
+//! a change would delete.
 
 use std::{collections::BTreeSet, fmt, time::SystemTime};
 
@@ -6,7 +7,7 @@ use async_nats::jetstream::stream::{Config, Info, State};
 use serde::Serialize;
 use serde_json::Value;
 
-/// The server fills these in where they are not given.
+/// Fields that the server fills in if they are absent.
 const FILLED_IN: [&str; 6] = [
     "consumer_limits",
     "duplicate_window",
@@ -15,10 +16,10 @@ const FILLED_IN: [&str; 6] = [
     "name",
     "num_replicas",
 ];
-/// These are the operator's own: no program sets them.
+/// Fields for operators; no program sets them.
 const FOREIGN: [&str; 2] = ["metadata", "placement"];
 
-/// A field of a configuration that is not as wanted.
+/// A field whose value differs from the wanted one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Difference {
     field: String,
@@ -41,13 +42,12 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// The differences in one line.
 pub(super) fn listed(differences: &[Difference]) -> String {
     let texts: Vec<_> = differences.iter().map(Difference::to_string).collect();
     texts.join(", ")
 }
 
-/// What must change for the found configuration to be the wanted one.
+/// The fields that differ between the existing and the wanted configuration.
 pub(super) fn differences(
     wanted: &impl Serialize,
     found: &impl Serialize,
@@ -72,7 +72,7 @@ pub(super) fn differences(
     Ok(fields.into_iter().filter_map(differs).collect())
 }
 
-/// A limit of 0 and one of -1 are none; an absent flag is off.
+/// Whether the value means "not set": the limits 0 and -1, and an absent flag.
 fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -84,7 +84,7 @@ fn is_unset(value: &Value) -> bool {
     }
 }
 
-/// What the stream holds that lowered limits have no room for: a change would delete it. A sentence each.
+/// The reasons why lowered limits would delete messages of the stream; one sentence each.
 pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
     let State { messages, bytes, .. } = found.state;
     let (before, mut losses) = (&found.config, Vec::new());
@@ -97,7 +97,7 @@ pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
             messages,
             "messages",
         ),
-        // How many one subject has is not known: at most all of them.
+        // The number of messages per subject is unknown; it is at most the total.
         (
             "max_msgs_per_subject",
             wanted.max_messages_per_subject,
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_the_server_fills_in_are_no_difference() {
+    fn ignores_fields_filled_in_by_the_server() {
         let wanted = json!({ "max_bytes": 5, "max_msgs": 0, "subjects": ["a"] });
         let found = json!({
             "max_bytes": 5, "max_msgs": -1, "subjects": ["a"], "duplicate_window": 120, "deny_purge": false,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_names_both_values() {
+    fn difference_names_both_values() {
         assert_eq!(
             between(
                 &json!({ "max_bytes": 5, "duplicate_window": 7, "deny_purge": true }),

@@ -1,4 +1,4 @@
-//! The command `setup` of each program that owns streams: makes them as the settings have them, and may be repeated.
+//! The command `setup` of each program that owns streams: creates or changes them as configured. It can be repeated.
 
 use std::time::Duration;
 
@@ -21,12 +21,11 @@ use crate::{
     random_id,
 };
 
-/// What is said of something that is as wanted already.
+/// The result for something that is already as configured.
 const LEFT: &str = "left as it was";
-/// How long the command waits for a bus that is still starting.
+/// How long the command waits for NATS to start.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
-/// The arguments of `setup`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct SetupArguments {
     /// Also make changes that delete stored messages, such as a limit below what a stream holds.
@@ -34,23 +33,21 @@ pub struct SetupArguments {
     allow_data_loss: bool,
 }
 
-/// Why `setup` did not do all of its work.
+/// Why `setup` did not complete.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// The bus could not be reached.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// JetStream failed.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
-    /// A change would delete what is stored.
+    /// The change would delete stored messages.
     #[error(
-        "nothing was changed, since it would delete stored messages; repeat it with --allow-data-loss:\n{0}"
+        "nothing was changed, because the change would delete stored messages; to proceed, repeat it with --allow-data-loss:\n{0}"
     )]
     WouldDelete(String),
 }
 
-/// Carries out the command, and prints what was done to each stream and consumer.
+/// Runs the command and prints the result for each stream and consumer.
 pub async fn run(
     owner: Service,
     settings: &BusSettings,
@@ -68,7 +65,7 @@ pub async fn run(
     outcome.map(drop)
 }
 
-/// What the audit says of the outcome; nothing if nothing was to be done.
+/// The result for the audit; `None` if nothing was changed.
 fn audited(outcome: &Result<Vec<Done>, SetupError>) -> Option<(AuditResult, String)> {
     let all = match outcome {
         Ok(all) => all,
@@ -79,7 +76,7 @@ fn audited(outcome: &Result<Vec<Done>, SetupError>) -> Option<(AuditResult, Stri
     (!made.is_empty()).then(|| (AuditResult::Succeeded, made.join("; ")))
 }
 
-/// Appends a record after the fact: the command of vmwatch-auth makes the stream that the record goes to.
+/// Appends a record after the change, because the command of vmwatch-auth first creates the audit stream.
 async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) {
     let record = AuditRecord {
         at_ms: unix_millis(),
@@ -97,26 +94,25 @@ async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) 
     }
 }
 
-/// What there is to do about one stream or consumer.
+/// The change needed for one stream or consumer.
 enum Work {
     Make,
     Change(Vec<Difference>),
     Leave,
 }
 
-/// A stream or consumer that is as wanted now, and what was done to it.
+/// The result for one stream or consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
-    /// Its name.
     pub name: String,
-    /// What was done, for people: `created`, `left as it was`, or the changes.
+    /// A description for the operator: `created`, `left as it was`, or the changes.
     pub what: String,
-    /// Whether something that existed was changed.
+    /// Whether an existing stream or consumer was changed.
     pub changed: bool,
 }
 
-/// Makes the streams and consumers as wanted. A change that deletes stored messages needs the permission of the
-/// arguments; without it nothing at all is changed.
+/// Creates or changes the streams and consumers as configured. If any change would delete stored messages and the
+/// arguments do not allow it, nothing is changed.
 pub async fn setup(
     jetstream: &Context,
     wanted: &[Wanted],
