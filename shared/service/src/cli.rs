@@ -1,5 +1,5 @@
-//! What is alike in every program's command line: `--help` lists the settings, wrong settings or arguments end with
-//! [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` asks a running one.
+//! The common part of every program's command line: `--help` lists the settings, wrong settings or arguments exit
+//! with [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` asks the running program for its readiness.
 
 use std::{fmt::Write as _, os::unix::fs::MetadataExt as _};
 
@@ -12,27 +12,26 @@ use crate::{
 
 const HEALTH: &str = "health";
 
-/// Reads the arguments; `--help` shows the settings below them. The command `health` is carried out here, and ends
-/// the program.
+/// Parses the arguments. `--help` shows the settings below them. The command `health` runs here and exits.
 pub fn parse<Args: CommandFactory + FromArgMatches>(settings: &[Setting]) -> Args {
     let command = Args::command().after_help(settings_help(settings)).subcommand(
         Command::new(HEALTH).about("Ask the program that runs here whether it is ready; exit code 0 if so"),
     );
     let parsed = command.try_get_matches().and_then(|mut matches| {
         if matches.subcommand_matches(HEALTH).is_some() {
-            std::process::exit(ask_health(Args::command().get_name(), settings));
+            std::process::exit(check_health(Args::command().get_name(), settings));
         }
         Args::from_arg_matches_mut(&mut matches)
     });
     parsed.unwrap_or_else(|error| {
         let code = if error.use_stderr() { EX_USAGE } else { 0 };
-        // Where the terminal is gone there is nobody left to tell.
+        // If the terminal is closed, the message cannot be shown anywhere else.
         let _ = error.print();
         std::process::exit(code)
     })
 }
 
-fn ask_health(program: &str, settings: &[Setting]) -> i32 {
+fn check_health(program: &str, settings: &[Setting]) -> i32 {
     let name = health::setting("").name;
     let default = settings
         .iter()
@@ -48,14 +47,14 @@ fn ask_health(program: &str, settings: &[Setting]) -> i32 {
     }
 }
 
-/// Where a command comes from, for the audit: the user's number and the machine's name, as the system has them.
+/// The origin of a command for the audit: the uid and the host name.
 pub fn invoker() -> String {
     let uid = std::fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |own| own.uid().to_string());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("command line of uid {uid} on {}", host.trim())
 }
 
-/// Reads the settings from the process's environment, or tells all that is wrong and exits.
+/// Reads the settings from the environment, or prints all problems and exits.
 pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Result<S, Invalid>) -> S {
     let env = Environment::of_process();
     let settings = read(&env);
@@ -63,7 +62,7 @@ pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Res
     match settings {
         Ok(settings) if problems.is_empty() => settings,
         _ => {
-            eprintln!("{program}: it cannot start with these settings:");
+            eprintln!("{program}: cannot start because of invalid settings:");
             for problem in problems {
                 eprintln!("  {problem}");
             }
@@ -73,7 +72,7 @@ pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Res
     }
 }
 
-/// The settings, aligned, as `--help` shows them.
+/// The settings as an aligned table for `--help`.
 pub fn settings_help(settings: &[Setting]) -> String {
     let width = settings
         .iter()
@@ -86,7 +85,6 @@ pub fn settings_help(settings: &[Setting]) -> String {
             "" => String::new(),
             default => format!("; default {default}"),
         };
-        // Writing to a String cannot fail.
         let _ = writeln!(
             help,
             "  {:width$}  {} [{}{default}]",

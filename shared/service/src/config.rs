@@ -1,4 +1,5 @@
-//! Settings from environment variables. Each is declared once, as a [`Setting`]; all invalid ones are reported together.
+//! Settings from environment variables. Each is declared once, as a [`Setting`]; all invalid ones are reported
+//! together.
 
 mod value;
 
@@ -11,55 +12,49 @@ pub use self::value::{ByteSize, InvalidSize, InvalidSpan, Span, Value};
 /// The exit code for wrong settings or arguments: `EX_USAGE` of sysexits.h.
 pub const EX_USAGE: i32 = 64;
 
-/// A setting: an environment variable.
+/// A setting, read from an environment variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
-    /// The variable.
+    /// Name of the variable.
     pub name: &'static str,
-    /// Type and range of its value.
+    /// Type and range of the value.
     pub value: Value,
-    /// The default, as a user would write it; empty if there is none.
+    /// The default in the format that users write; empty if there is none.
     pub default: &'static str,
-    /// The meaning.
+    /// The text for `--help` and docs/settings.md.
     pub help: &'static str,
 }
 
-/// See [`Setting::help`].
 pub const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
     value: Value::Number(1, 5),
     default: "1",
     help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
-/// See [`Setting::help`].
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
     value: Value::Duration("0s", "5m"),
     default: "10s",
     help: "maximum time a stop waits for requests in flight",
 };
-/// See [`Setting::help`].
 pub const UTC_OFFSET: Setting = Setting {
     name: "VMWATCH_UTC_OFFSET",
     value: Value::Text,
     default: "+00:00",
     help: "UTC offset of every create_date; the same for a whole deployment",
 };
-/// See [`Setting::help`].
 pub const LOG: Setting = Setting {
     name: "VMWATCH_LOG",
     value: Value::Text,
     default: "info",
     help: "log filter, such as `info` or `info,async_nats=debug`",
 };
-/// See [`Setting::help`].
 pub const LOG_FORMAT: Setting = Setting {
     name: "VMWATCH_LOG_FORMAT",
     value: Value::Text,
     default: "text",
     help: "`text` or `json`; logs go to standard error",
 };
-/// See [`Setting::help`].
 pub const OTLP_ENDPOINT: Setting = Setting {
     name: "VMWATCH_OTLP_ENDPOINT",
     value: Value::Text,
@@ -67,7 +62,6 @@ pub const OTLP_ENDPOINT: Setting = Setting {
     help: "OTLP/HTTP collector of traces, such as http://127.0.0.1:4318; empty: no traces",
 };
 
-/// See [`Setting::help`].
 pub const SILENT_AFTER: Setting = Setting {
     name: "VMWATCH_SILENT_AFTER",
     value: Value::Duration("1s", "24h"),
@@ -75,11 +69,11 @@ pub const SILENT_AFTER: Setting = Setting {
     help: "time without a sample after which an agent counts as silent; must exceed the agents' interval",
 };
 
-/// Proof that a setting was wrong and the problem is on record.
+/// Marks a setting as invalid; its problem was recorded in [`Environment`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Invalid;
 
-/// Where settings come from, with the problems found so far.
+/// The source of settings, with the problems found so far.
 #[derive(Debug, Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
@@ -87,7 +81,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The environment of this process. A variable that is empty counts as not given.
+    /// The environment of this process. An empty variable counts as not set.
     pub fn of_process() -> Self {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
@@ -98,7 +92,7 @@ impl Environment {
         }
     }
 
-    /// Variables given by hand, for tests.
+    /// Variables for tests.
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         Self {
@@ -107,12 +101,12 @@ impl Environment {
         }
     }
 
-    /// What was wrong, a line each.
+    /// The problems, one line each.
     pub fn problems(&self) -> Vec<String> {
         self.problems.borrow().clone()
     }
 
-    /// Puts a problem on record that lies between settings.
+    /// Records a problem, such as two settings that exclude each other.
     pub fn problem(&self, text: impl Into<String>) -> Invalid {
         self.problems.borrow_mut().push(text.into());
         Invalid
@@ -122,18 +116,18 @@ impl Environment {
         self.variables.get(setting.name).map_or("", |value| value.trim())
     }
 
-    /// A setting that may be left out.
+    /// Reads a setting without a default.
     pub fn optional<T: FromStr<Err: fmt::Display>>(&self, setting: &Setting) -> Result<Option<T>, Invalid> {
         match self.text(setting) {
             "" => Ok(None),
             text => text
                 .parse()
                 .map(Some)
-                .map_err(|error| self.problem(format!("{}: `{text}` is not usable: {error}", setting.name))),
+                .map_err(|error| self.problem(format!("{}: `{text}` is invalid: {error}", setting.name))),
         }
     }
 
-    /// A setting with a default.
+    /// Reads a setting with a default.
     pub fn get<T: FromStr<Err: fmt::Display>>(&self, setting: &Setting) -> Result<T, Invalid> {
         if let Some(given) = self.optional(setting)? {
             return Ok(given);
@@ -143,13 +137,13 @@ impl Environment {
         }
         setting.default.parse().map_err(|error| {
             self.problem(format!(
-                "{}: its default `{}` is not usable: {error}",
+                "{}: its default `{}` is invalid: {error}",
                 setting.name, setting.default
             ))
         })
     }
 
-    /// A [`Value::Number`].
+    /// Reads a [`Value::Number`].
     pub fn number<T: TryFrom<u64>>(&self, setting: &Setting) -> Result<T, Invalid> {
         let number = match setting.value {
             Value::Number(least, most) => self.between(setting, least, most)?,
@@ -158,7 +152,7 @@ impl Environment {
         T::try_from(number).map_err(|_| self.wrong_type(setting))
     }
 
-    /// A [`Value::Duration`].
+    /// Reads a [`Value::Duration`].
     pub fn duration(&self, setting: &Setting) -> Result<Duration, Invalid> {
         match setting.value.span_range() {
             Some((least, most)) => self.between(setting, least, most).map(|span: Span| span.0),
@@ -166,7 +160,7 @@ impl Environment {
         }
     }
 
-    /// A [`Value::Size`], in bytes.
+    /// Reads a [`Value::Size`] in bytes.
     pub fn size(&self, setting: &Setting) -> Result<ByteSize, Invalid> {
         match setting.value.size_range() {
             Some((least, most)) => self.between(setting, least, most),
@@ -185,12 +179,15 @@ impl Environment {
         Ok(value)
     }
 
-    /// A defect: the program reads a setting as another type than it declares.
+    /// Records a defect: the program reads a setting with another type than the declared one.
     fn wrong_type(&self, setting: &Setting) -> Invalid {
-        self.problem(format!("{} is not declared with this type", setting.name))
+        self.problem(format!(
+            "{}: the program reads this setting with a wrong type; this is a defect",
+            setting.name
+        ))
     }
 
-    /// The content of the file that the setting names, without its last line break.
+    /// Reads the file named by the setting, without its last line break.
     pub fn secret_file(&self, setting: &Setting) -> Result<Option<String>, Invalid> {
         let Some(path) = self.optional::<String>(setting)? else {
             return Ok(None);
@@ -202,12 +199,12 @@ impl Environment {
     }
 }
 
-/// When a VM that does not report counts as silent.
+/// The time without samples after which a VM's agent counts as silent.
 pub fn silent_after(env: &Environment) -> Result<Duration, Invalid> {
     env.duration(&SILENT_AFTER)
 }
 
-/// The offset of `create_date`.
+/// The UTC offset of `create_date`.
 pub fn utc_offset(env: &Environment) -> Result<UtcOffset, Invalid> {
     env.get(&UTC_OFFSET)
 }
@@ -245,7 +242,7 @@ mod tests {
         let problems = env.problems().join("\n");
         assert!(problems.contains("COUNT: `many`"), "{problems}");
         assert!(
-            problems.contains("WAIT: `5 minutes` is not usable: write a whole number"),
+            problems.contains("WAIT: `5 minutes` is invalid: write a whole number"),
             "{problems}"
         );
         assert!(problems.contains("NEEDED must be set: a name"), "{problems}");

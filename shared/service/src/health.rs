@@ -1,5 +1,5 @@
-//! The small listener for probes and scrapes: `/healthz` (the process lives), `/readyz` (it can do its work, or why
-//! not), `/metrics` (Prometheus). It shows nothing of users or VMs; bind it where only the platform reaches it.
+//! The HTTP listener for probes and scrapes: `/healthz` (the process runs), `/readyz` (ready, or why not), `/metrics`
+//! (Prometheus). It shows no data of users or VMs; bind it where only the platform can reach it.
 
 use std::{
     convert::Infallible,
@@ -25,18 +25,18 @@ use tracing::{debug, info, warn};
 
 use crate::config::{Environment, Invalid, Setting, Value};
 
-/// Connections served at once; more wait in the kernel's queue.
+/// Maximum concurrent connections; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
-/// Limit of a whole connection, which serves one request: a client that sends or reads slowly ends here.
+/// Time limit of a connection, which serves one request. It ends clients that send or read slowly.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Limit of a request's line and headers.
+/// Time limit for receiving a request line and headers.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
-/// Size of the read buffer, which bounds a request's line and headers.
+/// Size of the read buffer, which limits a request line and headers.
 const BUFFER_BYTES: usize = 16 * 1024;
-/// Wait after a failed accept, which mostly means that the process has no free file descriptor.
+/// Wait after a failed accept, which usually means that the process has no free file descriptor.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// The setting of the listener; each program has its own default port.
+/// The setting of the listener address; each program has its own default port.
 pub const fn setting(default: &'static str) -> Setting {
     Setting {
         name: "VMWATCH_HEALTH_LISTEN",
@@ -46,15 +46,15 @@ pub const fn setting(default: &'static str) -> Setting {
     }
 }
 
-/// Reads the address.
+/// Reads the listener address.
 pub fn read(env: &Environment, default: &'static str) -> Result<SocketAddr, Invalid> {
     env.get(&setting(default))
 }
 
-/// Says whether the program can do its work, or what it waits for.
+/// Reports whether the program is ready, or what it waits for.
 pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 
-/// Serves the probes in the background until shutdown.
+/// Serves probes in the background until shutdown.
 pub async fn start(
     address: SocketAddr,
     metrics: PrometheusHandle,
@@ -78,7 +78,6 @@ pub async fn start(
     Ok(())
 }
 
-/// Answers the requests of the health listener.
 struct Probes {
     ready: Readiness,
     metrics: PrometheusHandle,
@@ -110,7 +109,7 @@ impl Probes {
         shutdown.run_until_cancelled(accepting).await;
     }
 
-    /// Serves one request. Without keep-alive no connection is idle, so that a stop has none to wait for.
+    /// Serves one request. Keep-alive is off, so that no idle connection delays a stop.
     async fn connection(self: Arc<Self>, stream: tokio::net::TcpStream, peer: SocketAddr) {
         let service = service_fn(move |request: Request<Incoming>| {
             let response = self.respond(&request);
@@ -172,8 +171,8 @@ impl Probes {
     }
 }
 
-/// Asks the program that runs here whether it is ready, or why not: the health check of an image without shell or
-/// `curl`. It blocks, a few seconds at most.
+/// Asks the program on this host whether it is ready; the error is the reason if it is not. This is the health check
+/// of an image without a shell or `curl`. It blocks for at most a few seconds.
 pub fn probe(address: SocketAddr) -> Result<(), String> {
     const LIMIT: Duration = Duration::from_secs(2);
     const MOST_BYTES: u64 = 4096;
@@ -198,7 +197,7 @@ pub fn probe(address: SocketAddr) -> Result<(), String> {
     Err(format!("not ready: {}", reason.trim()))
 }
 
-/// A listener on every address is reached by loopback.
+/// A listener on all addresses is reached on loopback.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -214,8 +213,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn a_probe_tells_ready_from_not_ready_and_from_nobody() {
-        // The port is free while nobody else takes it: the listener below says so if not.
+    async fn probe_distinguishes_ready_not_ready_and_unreachable() {
+        // No other process is expected to take the port; if one does, binding it below fails.
         let port = TcpListener::bind("127.0.0.1:0")
             .await
             .unwrap()
@@ -233,7 +232,7 @@ mod tests {
                 ready
                     .load(std::sync::atomic::Ordering::Relaxed)
                     .then_some(())
-                    .ok_or("the bus is away")
+                    .ok_or("the bus is unreachable")
             })
         };
         let metrics = PrometheusBuilder::new().build_recorder().handle();
@@ -241,7 +240,7 @@ mod tests {
         start(address, metrics, readiness, stop.clone()).await.unwrap();
         assert_eq!(
             asked().await.unwrap(),
-            Err("not ready: the bus is away".to_owned())
+            Err("not ready: the bus is unreachable".to_owned())
         );
         ready.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(asked().await.unwrap(), Ok(()));

@@ -1,5 +1,11 @@
-//! What every vmwatch program starts with: settings from environment variables ([`config`]), logs, metrics and traces
-//! ([`telemetry`]), the listener for probes ([`health`]), the command line ([`cli`]), and start and end ([`program`]).
+//! The common parts of every vmwatch program: settings from environment variables ([`config`]), logs, metrics and
+//! traces ([`telemetry`]), the listener for probes ([`health`]), the command line ([`cli`]), and start and stop
+//! ([`program`]).
+
+#![expect(
+    missing_docs,
+    reason = "the names of some settings, fields and errors say everything"
+)]
 
 pub mod cli;
 pub mod config;

@@ -1,5 +1,5 @@
-//! The start and the end of a program: it waits for what it depends on, and one token that SIGTERM or SIGINT cancels
-//! is handed to everything that runs.
+//! Start and stop of a program: waiting for dependencies, and a token that SIGTERM or SIGINT cancels and that every
+//! task receives.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// A token that is cancelled at the first SIGTERM or SIGINT.
+/// Returns a token that the first SIGTERM or SIGINT cancels.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -23,7 +23,7 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// Tries once a second until it succeeds, for what a program cannot start without; `None` at shutdown.
+/// Retries once a second until an operation succeeds that the program needs to start; `None` at shutdown.
 pub async fn until_done<T, E, F>(
     what: &str,
     shutdown: &CancellationToken,

@@ -1,4 +1,4 @@
-//! The one way to start and end a program that serves: telemetry, signals, the health listener, and readiness.
+//! Runs a service: telemetry, signals, the health listener, and readiness.
 
 use std::{
     net::SocketAddr,
@@ -17,21 +17,18 @@ use crate::{
     telemetry::{Telemetry, TelemetryError, TelemetrySettings},
 };
 
-/// A program ended with an error.
+/// The program ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError<E> {
-    /// Telemetry could not be set up.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    /// The handlers of SIGTERM and SIGINT could not be installed.
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
-    /// The program itself failed.
     #[error(transparent)]
     Failed(E),
 }
 
-/// What a program has in common with all others while it serves.
+/// The common state of a running program.
 #[derive(Debug)]
 pub struct Program {
     metrics: PrometheusHandle,
@@ -39,8 +36,8 @@ pub struct Program {
     serving: Arc<AtomicBool>,
 }
 
-/// Runs `serve` with telemetry until it returns; SIGTERM and SIGINT cancel [`Program::shutdown`]. Spans that are still
-/// buffered are sent at the end, also when it failed.
+/// Runs `serve` with telemetry until it returns; SIGTERM and SIGINT cancel [`Program::shutdown`]. Buffered spans are
+/// sent at the end, even if `serve` failed.
 pub async fn run<E, Done>(
     name: &'static str,
     telemetry: &TelemetrySettings,
@@ -66,13 +63,13 @@ where
 }
 
 impl Program {
-    /// Cancelled when the program must end.
+    /// The token that is cancelled when the program must stop.
     pub const fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
     }
 
-    /// Starts the health listener. The program is ready while `check` succeeds, once [`Program::set_serving`] was called;
-    /// until then its reason is `waiting_for`.
+    /// Starts the health listener. The program is ready while `check` succeeds, but not before
+    /// [`Program::set_serving`] was called; until then the reason is `waiting_for`.
     pub async fn start_health(
         &self,
         address: SocketAddr,
@@ -97,8 +94,8 @@ impl Program {
         .await
     }
 
-    /// Notes that requests reach the program. A program on the bus calls this when NATS has its subscriptions: before that,
-    /// a rolling update would stop an old replica too early.
+    /// Marks the program as serving. A program on the bus calls this once NATS has its subscriptions; earlier
+    /// readiness would let a rolling update stop the old replica too soon.
     pub fn set_serving(&self) {
         self.serving.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Logs, traces and metrics: set up once, at the start of each program.
+//! Logs, traces and metrics, set up once at the start of each program.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use tracing_subscriber::{
 
 use crate::config::{Environment, Invalid, LOG, LOG_FORMAT, OTLP_ENDPOINT, Setting};
 
-/// The target of spans of which a log shows nothing: they cost nothing where no traces are sent.
+/// The target of spans that appear only in traces, not in logs. They cost nothing while no traces are sent.
 pub const TRACES_ONLY: &str = "vmwatch_traces";
 
-/// The settings that every program reads.
+/// The telemetry settings of every program.
 pub const SETTINGS: &[Setting] = &[LOG, LOG_FORMAT, OTLP_ENDPOINT];
 
-/// How to log and where traces go.
+/// The log filter and format, and the destination of traces.
 #[derive(Debug, Clone)]
 pub struct TelemetrySettings {
     filter: String,
@@ -31,14 +31,13 @@ pub struct TelemetrySettings {
 }
 
 impl TelemetrySettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let filter = env.get::<String>(&LOG);
         let format = env.get::<String>(&LOG_FORMAT);
         let otlp_endpoint = env.optional(&OTLP_ENDPOINT);
         let filter = filter?;
         if let Err(error) = EnvFilter::try_new(&filter) {
-            return Err(env.problem(format!("{}: `{filter}` is not usable: {error}", LOG.name)));
+            return Err(env.problem(format!("{}: `{filter}` is invalid: {error}", LOG.name)));
         }
         let json = match format?.as_str() {
             "text" => false,
@@ -53,26 +52,23 @@ impl TelemetrySettings {
     }
 }
 
-/// Telemetry could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    /// The OTLP exporter refused its endpoint.
     #[error("{} cannot be used", OTLP_ENDPOINT.name)]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
-    /// Another recorder or subscriber is installed already.
-    #[error("telemetry is set up already")]
+    #[error("telemetry is already set up")]
     Twice,
 }
 
-/// Keeps telemetry running; [`Telemetry::finish`] sends what is still buffered.
-#[must_use = "spans still buffered are lost unless it is finished"]
+/// Keeps telemetry running; [`Telemetry::finish`] sends the buffered spans.
+#[must_use = "call `finish`, or buffered spans are lost"]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
     metrics: PrometheusHandle,
 }
 
 impl Telemetry {
-    /// Starts logs to standard error, metrics, and traces where an endpoint is given.
+    /// Starts logs to standard error, metrics, and traces if an endpoint is configured.
     pub fn start(program: &'static str, settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         let traces = match &settings.otlp_endpoint {
@@ -85,7 +81,7 @@ impl Telemetry {
                 .with_tracer(provider.tracer("vmwatch"))
                 .with_filter(LevelFilter::INFO)
         });
-        // Checked when the settings were read.
+        // The filter was validated when the settings were read.
         let filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
         let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES_ONLY));
         let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -106,20 +102,20 @@ impl Telemetry {
         Ok(Self { traces, metrics })
     }
 
-    /// What `/metrics` shows.
+    /// The metrics for `/metrics`.
     pub fn metrics(&self) -> PrometheusHandle {
         self.metrics.clone()
     }
 
-    /// Sends the spans that are still buffered.
+    /// Sends the buffered spans.
     pub fn finish(self) {
         if let Some(Err(error)) = self.traces.map(|provider| provider.shutdown()) {
-            tracing::warn!(%error, "the last traces could not be sent");
+            tracing::warn!(%error, "sending the last traces failed");
         }
     }
 }
 
-/// Fields as a person reads them: those that only traces need (`otel.kind`, `db.system.name`) have a dot and are left out.
+/// Formats fields for people. Fields with a dot (`otel.kind`, `db.system.name`) are only for traces and are omitted.
 fn readable_fields() -> impl for<'writer> FormatFields<'writer> {
     debug_fn(|writer, field, value| match field.name() {
         "message" => write!(writer, "{value:?} "),
@@ -141,8 +137,9 @@ fn tracer_provider(program: &'static str, endpoint: &str) -> Result<SdkTracerPro
         .build())
 }
 
-/// A histogram keeps every value until it is shown or tidied up: without this, a program whose metrics nobody reads
-/// grows with each request. A thread, since not every program has a runtime yet.
+/// Runs the upkeep of metrics. A histogram keeps every value until it is rendered or maintained, so that without this
+/// the memory of a program that is not scraped grows with each request. It uses a thread because not every program
+/// has a runtime yet.
 fn keep_small(metrics: PrometheusHandle) {
     const EVERY: Duration = Duration::from_secs(5);
     let tidying = move || {
@@ -155,12 +152,12 @@ fn keep_small(metrics: PrometheusHandle) {
         .name("metrics".to_owned())
         .spawn(tidying);
     if let Err(error) = started {
-        tracing::warn!(%error, "metrics grow until they are read");
+        tracing::warn!(%error, "metrics upkeep could not start; memory grows until metrics are scraped");
     }
 }
 
 fn metrics_recorder() -> Result<PrometheusHandle, TelemetryError> {
-    // From a cached read (0.2 ms) to a VM that starts (30 s).
+    // From a cached read (0.2 ms) to the start of a VM (30 s).
     const SECONDS: [f64; 12] = [
         0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
     ];

@@ -1,4 +1,9 @@
-//! The connection to MongoDB, bounded in every wait.
+//! The connection to MongoDB. Every wait is bounded.
+
+#![expect(
+    missing_docs,
+    reason = "the names of some settings, fields and errors say everything"
+)]
 
 use std::{path::PathBuf, time::Duration};
 
@@ -12,42 +17,37 @@ use vmwatch_service::{
     telemetry::TRACES_ONLY,
 };
 
-/// How long a closing may take: one command to a server that answers takes milliseconds.
+/// Time limit of closing, which is one command and takes milliseconds on a reachable server.
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the primary waits for a majority before it answers that a write may not be durable. Without it a write waits for
-/// ever where the majority is lost and the primary is not, with its connection.
+/// How long the primary waits for a majority before it reports that a write may not be durable. Otherwise a write and
+/// its connection would wait without limit while the primary is up but the majority is lost.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See [`Setting::help`].
 pub const MONGODB_URI: Setting = Setting {
     name: "VMWATCH_MONGODB_URI",
     value: Value::Text,
     default: "mongodb://127.0.0.1:27017",
     help: "MongoDB connection URI",
 };
-/// See [`Setting::help`].
 pub const MONGODB_URI_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_URI_FILE",
     value: Value::File,
     default: "",
-    help: "file with the connection URI, for one with a password",
+    help: "file with the MongoDB connection URI; use it for a URI with a password",
 };
-/// See [`Setting::help`].
 pub const MONGODB_CA_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_CA_FILE",
     value: Value::File,
     default: "",
     help: "PEM file with the authorities that sign the MongoDB servers' certificates; enables TLS",
 };
-/// See [`Setting::help`].
 pub const DATABASE: Setting = Setting {
     name: "VMWATCH_DATABASE",
     value: Value::Text,
     default: "vmwatch",
     help: "name of the database",
 };
-/// See [`Setting::help`].
 pub const DATABASE_POOL: Setting = Setting {
     name: "VMWATCH_DATABASE_POOL",
     value: Value::Number(1, 1000),
@@ -64,9 +64,9 @@ pub const SETTINGS: &[Setting] = &[
     DATABASE_POOL,
 ];
 
-/// The span of one command to the database, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans need
-/// another version of OpenTelemetry than ours, and would not find their parents. None outside of a request: what a
-/// service does of its own accord would be a trace of one span each time.
+/// The span of a database command, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans use a
+/// different version of OpenTelemetry and would not find their parents. Outside of requests there is no span, because
+/// background work would produce a separate trace for each command.
 pub fn command_span(operation: &'static str, collection: &str) -> Span {
     if Span::current().is_none() {
         return Span::none();
@@ -82,7 +82,7 @@ pub fn command_span(operation: &'static str, collection: &str) -> Span {
     )
 }
 
-/// How to reach the database.
+/// The connection settings.
 #[derive(Clone)]
 pub struct StoreSettings {
     uri: String,
@@ -91,7 +91,7 @@ pub struct StoreSettings {
     pool: u32,
 }
 
-/// Shows no password.
+/// Omits the password.
 impl std::fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StoreSettings")
@@ -101,7 +101,7 @@ impl std::fmt::Debug for StoreSettings {
 }
 
 impl StoreSettings {
-    /// Reads the settings; the file wins over the variable.
+    /// Reads the settings. The URI file takes precedence over the variable.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let uri = env.get(&MONGODB_URI);
         let file = env.secret_file(&MONGODB_URI_FILE);
@@ -117,15 +117,16 @@ impl StoreSettings {
         })
     }
 
-    /// Prepares a client for reads on behalf of requests: they obey the URI's read preference. It connects when it is first
-    /// used, and goes on trying for ever.
+    /// Makes a client for reads of requests, which obey the URI's read preference. It connects at its first use and
+    /// retries without limit.
     pub async fn open(&self, program: &str) -> Result<Database, mongodb::error::Error> {
         let options = self.options(program).await?;
         Ok(Client::with_options(options)?.database(&self.database))
     }
 
-    /// Prepares a client, with a pool of its own, for writes and for reads that later writes rest on. Whatever the URI says,
-    /// it writes to the journals of a majority, within [`WRITE_TIMEOUT`], and reads from the primary what a majority has.
+    /// Makes a client, with its own pool, for writes and for reads that later writes depend on. Whatever the URI
+    /// says, it writes to the journals of a majority within [`WRITE_TIMEOUT`] and reads majority-committed data from
+    /// the primary.
     pub async fn open_durable(&self, program: &str) -> Result<Database, mongodb::error::Error> {
         let options = self.durable_options(program).await?;
         Ok(Client::with_options(options)?.database(&self.database))
@@ -150,17 +151,18 @@ impl StoreSettings {
         }
         options.max_pool_size = Some(self.pool);
         options.connect_timeout = Some(Duration::from_secs(5));
-        // Below the five seconds that callers wait: a database that is away is told as such, not as a time-out.
+        // Below the five seconds that callers wait, so that an unreachable database is reported as such and not as a
+        // time-out.
         options
             .server_selection_timeout
             .get_or_insert(Duration::from_secs(3));
-        // The driver's own default, 10 s, would leave a frozen server unnoticed for long.
+        // The driver's default of 10 s would detect a frozen server too late.
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
         Ok(options)
     }
 }
 
-/// What the URI says of TLS, with the servers' certificates checked against this file.
+/// The URI's TLS options, with this file as the authority for server certificates.
 fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
     let mut tls = match of_uri {
         Some(Tls::Enabled(tls)) => tls,
@@ -170,12 +172,12 @@ fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
     tls
 }
 
-/// Ends what the driver does in the background, at the end of a program. A client that is only dropped tells the server of
-/// its sessions while the runtime goes, and panics there if its pool went first.
+/// Shuts the client down at the end of a program. A dropped client would still end its server sessions while the
+/// runtime stops, and panics if its pool was dropped first.
 pub async fn close(database: &Database) {
     let closing = database.client().clone().shutdown().immediate(true);
     if tokio::time::timeout(CLOSING_LIMIT, closing).await.is_err() {
-        warn!("the database did not take leave: its sessions there end by themselves");
+        warn!("MongoDB client shutdown timed out; server sessions will expire on their own");
     }
 }
 
@@ -184,7 +186,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn durable_client_overrides_the_concerns_and_read_preference_of_the_uri() {
+    async fn durable_client_overrides_concerns_and_read_preference_of_uri() {
         let uri = "mongodb://127.0.0.1/?w=0&journal=false&wtimeoutMS=0&readPreference=secondary&readConcernLevel=local";
         let env = Environment::of([(MONGODB_URI.name, uri)]);
         let settings = StoreSettings::read(&env).unwrap();

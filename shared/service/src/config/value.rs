@@ -1,28 +1,25 @@
-//! Types of settings' values, as users write them.
+//! The types of settings' values, in the format that users write.
 //!
-//! Durations and sizes are parsed here and not by humantime and bytesize: a default must print as it is written (humantime
-//! prints `365d` as `1year`, bytesize `1GiB` as `1.0 GiB`), and a size has no decimal units that differ by a few percent.
+//! Durations and sizes are not parsed with humantime and bytesize. A default must print as it is written (humantime
+//! prints `365d` as `1year`, bytesize `1GiB` as `1.0 GiB`), and sizes have no decimal units, which differ by a few
+//! percent.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 /// The type of a setting's value, with its range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value {
-    /// A text, or a list or choice whose form the help explains.
+    /// A text, list or choice; the help describes the format.
     Text,
-    /// The path of a file.
     File,
-    /// The path of a folder.
     Folder,
-    /// IP address and port.
     Address,
-    /// `true` or `false`.
     Flag,
-    /// A whole number, from the first to the second.
+    /// An integer; minimum and maximum.
     Number(u64, u64),
-    /// A [`Span`], from the first to the second.
+    /// A [`Span`]; minimum and maximum.
     Duration(&'static str, &'static str),
-    /// A [`ByteSize`], from the first to the second.
+    /// A [`ByteSize`]; minimum and maximum.
     Size(&'static str, &'static str),
 }
 
@@ -42,7 +39,7 @@ impl Value {
     }
 }
 
-/// As the help and docs/settings.md show it.
+/// Writes the type as shown in the help and docs/settings.md.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -57,11 +54,11 @@ impl fmt::Display for Value {
     }
 }
 
-/// A duration as one writes it: `500ms`, `10s`, `5m`, `12h`, `30d`.
+/// A duration such as `500ms`, `10s`, `5m`, `12h`, `30d`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// A text that is no [`Span`].
+/// A text that is not a [`Span`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a whole number and a unit: 500ms, 10s, 5m, 12h or 30d")]
 pub struct InvalidSpan;
@@ -100,11 +97,11 @@ impl fmt::Display for Span {
     }
 }
 
-/// A size as one writes it: `512KiB`, `64MiB`, `1GiB`, or a number of bytes.
+/// A size such as `512KiB`, `64MiB`, `1GiB`, or a number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// A text that is no [`ByteSize`].
+/// A text that is not a [`ByteSize`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a whole number and a unit: 512KiB, 64MiB or 1GiB")]
 pub struct InvalidSize;
@@ -143,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prints_spans_and_sizes_as_they_are_written() {
+    fn prints_spans_and_sizes_as_written() {
         for text in ["500ms", "10s", "5m", "12h", "30d"] {
             assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
         }
