@@ -1,8 +1,8 @@
-//! What may be done with users, by whichever way it is asked: over the bus or on the command line.
+//! The changes of users, shared by the bus methods and the command line.
 //!
-//! Each change is made in the database first, then passed on: to the bucket of users, from which it takes effect on all
-//! gateways, and to the user's sessions, which are ended. If a step fails, the command can be repeated, and the reconciler
-//! does what is left.
+//! Each change is first stored in the database and then propagated: the user's record in the users bucket makes it
+//! effective on all gateways, and the user's sessions are ended. If a step fails, the command can be repeated, and
+//! the reconciler completes the remaining steps.
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ use crate::{
     store::{Ending, User, UserStore, not_before},
 };
 
-/// Before a change looks again whether another one is done.
+/// Wait before a change checks again whether a concurrent change has finished.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
-/// The users, with the rules.
+/// The operations on users, with their rules.
 pub(crate) struct Accounts {
     pub(crate) users: UserStore,
     pub(crate) hasher: Hasher,
@@ -59,11 +59,12 @@ impl Accounts {
             self.pass_on(&user.key).await?;
             return Ok(user);
         }
-        self.add_again(user, password).await
+        self.add_repeated(user, password).await
     }
 
-    /// The name is taken. If this very user was added, but not passed on, the command is a repetition and succeeds.
-    async fn add_again(&self, user: User, password: Password) -> Result<User, AuthError> {
+    /// Handles a taken name. If the same user was added before but not propagated, the command is a repetition and
+    /// succeeds.
+    async fn add_repeated(&self, user: User, password: Password) -> Result<User, AuthError> {
         let taken = AuthError::NameTaken(user.name.clone());
         let Some(found) = self.users.find(&user.key).await? else {
             return Err(taken);
@@ -82,7 +83,6 @@ impl Accounts {
         Ok(found)
     }
 
-    /// Changes role and scope.
     pub(crate) async fn update(&self, change: &UserChange) -> Result<User, AuthError> {
         let may = if change.role.is_some_and(|role| role != Role::Admin) {
             self.keep_an_administrator(&change.name).await?
@@ -91,20 +91,20 @@ impl Accounts {
         };
         let updated = self.users.update(change, may).await;
         if !matches!(updated, Ok(Some(_))) {
-            self.give_back(&change.name, may).await;
+            self.withdraw(&change.name, may).await;
         }
         let user = updated?.ok_or_else(|| AuthError::NoSuchUser(change.name.clone()))?;
         self.pass_on(&user.key).await?;
         Ok(user)
     }
 
-    /// Sets the password; how many sessions were ended.
+    /// Sets the password. Returns the number of ended sessions.
     pub(crate) async fn set_password(
         &self,
         name: &UserName,
         password: NewPassword,
     ) -> Result<usize, AuthError> {
-        // Looked up first: a hash takes a core for 45 ms.
+        // Looked up before hashing, because a hash takes a core for 45 ms.
         let key = self.find(name).await?.key;
         let hash = self.hasher.hash(password.into_inner()).await?;
         if self.users.set_password(&key, &hash).await?.is_none() {
@@ -113,7 +113,8 @@ impl Accounts {
         self.pass_on(&key).await
     }
 
-    /// Removes the user; how many sessions were ended. If it is gone already, what is left of it is removed.
+    /// Removes the user. Returns the number of ended sessions. If the user is already removed from the database, the
+    /// remaining records are removed.
     pub(crate) async fn remove(&self, name: &UserName) -> Result<usize, AuthError> {
         let key = name.key();
         let removed = match self.keep_an_administrator(name).await {
@@ -122,13 +123,13 @@ impl Accounts {
                 let may = may?;
                 let removed = self.users.remove(&key, may).await;
                 if !matches!(removed, Ok(true)) {
-                    self.give_back(name, may).await;
+                    self.withdraw(name, may).await;
                 }
                 removed?
             }
         };
         let left = self.sync(&key).await?;
-        // What is in the index of a user whose record is gone as well is to end, too.
+        // Sessions in the index of a user without any record must end as well.
         let ended = self.end_sessions(&key, left.as_ref()).await;
         if removed || left.is_some() || ended > 0 {
             Ok(ended)
@@ -137,7 +138,7 @@ impl Accounts {
         }
     }
 
-    /// Passes on what the database holds of the user; how many sessions were ended.
+    /// Propagates the user's state in the database. Returns the number of ended sessions.
     pub(crate) async fn pass_on(&self, user: &UserKey) -> Result<usize, AuthError> {
         let record = self.sync(user).await?;
         Ok(self.end_sessions(user, record.as_ref()).await)
@@ -148,8 +149,8 @@ impl Accounts {
         synced.map_err(|error| AuthError::NotPassedOn(Box::new(error)))
     }
 
-    /// Ends the user's sessions that are refused by now; how many were ended. What cannot be ended is ended by the
-    /// reconciler, if the user was removed, or by its own time.
+    /// Ends the user's sessions that gateways now refuse. Returns their number. Sessions that cannot be ended expire,
+    /// or, if the user was removed, are ended by the reconciler.
     async fn end_sessions(&self, user: &UserKey, record: Option<&UserRecord>) -> usize {
         let not_before_ms = record.map_or(u64::MAX, |record| record.sessions_not_before_ms);
         let ended = async {
@@ -161,13 +162,13 @@ impl Accounts {
         };
         ended.await.unwrap_or_else(|error| {
             counter!("vmwatch_sessions_not_ended_total").increment(1);
-            warn!(%error, %user, "sessions that are refused by now could not be deleted");
+            warn!(%error, %user, "deleting invalidated sessions failed; gateways refuse them anyway");
             0
         })
     }
 
-    /// Prepares a change that takes the role of an administrator from the user, if it has it: fails if no other
-    /// administrator would be left. Of two changes at the same time that take it from two users the slower one fails.
+    /// Prepares a change that takes the role of administrator from the user. It fails if no other administrator would
+    /// be left. Of two concurrent changes that demote two users, the slower one fails.
     async fn keep_an_administrator(&self, name: &UserName) -> Result<Ending, AuthError> {
         let key = name.key();
         for _ in 0..TRIES {
@@ -179,21 +180,21 @@ impl Accounts {
                 if let Ok((_, 1..)) = others {
                     return Ok(claim);
                 }
-                self.give_back(name, claim).await;
+                self.withdraw(name, claim).await;
                 if others?.0 == 0 {
                     return Err(AuthError::LastAdministrator(name.clone()));
                 }
             }
-            // The other change is done within milliseconds, or gives way as well: the pauses differ.
+            // The other change ends within milliseconds or withdraws as well; jitter makes the pauses differ.
             tokio::time::sleep(jittered(CLAIM_PAUSE, 0.1)).await;
         }
         Err(AuthError::Contended)
     }
 
-    /// Gives back the claim of a change that was not made. If that fails, the claim expires.
-    async fn give_back(&self, name: &UserName, claim: Ending) {
+    /// Withdraws the claim of a change that was not made. If this fails, the claim expires.
+    async fn withdraw(&self, name: &UserName, claim: Ending) {
         if let Err(error) = self.users.withdraw(&name.key(), claim).await {
-            warn!(%error, user = %name, "the claim on ending an administrator's role could not be withdrawn; it expires");
+            warn!(%error, user = %name, "withdrawing a demotion claim failed; the claim will expire");
         }
     }
 }

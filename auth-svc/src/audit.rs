@@ -1,4 +1,4 @@
-//! The audit of logins and of what is done with users, and the whole audit for administrators.
+//! Writes audit records of logins and user management, and reads the audit for administrators.
 
 use std::time::Duration;
 
@@ -15,16 +15,16 @@ use vmwatch_service::cli;
 
 use crate::AuthError;
 
-/// Records read at once.
+/// Number of records read per request.
 const WINDOW: u64 = 500;
-/// Records looked at for one page: some 100 ms of work.
+/// Maximum number of records examined for a page, which takes about 100 ms.
 const MOST_LOOKED_AT: u64 = 10_000;
-/// Records are appended within seconds of the moment that they name, by whichever replica's clock.
+/// Records are stored within this time of their own timestamp, including clock differences between replicas.
 const SLACK: Duration = Duration::from_mins(1);
 /// Deadline of a change that this program makes without a request.
 const OWN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What is to be put on record.
+/// The contents of an audit record, without the context of the request.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) action: MethodInfo,
@@ -32,7 +32,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) target: Option<&'a str>,
     pub(crate) result: AuditResult,
     pub(crate) detail: String,
-    /// Of entries with the same, only the first of two minutes is kept; that of the request, unless given.
+    /// Of entries with the same key within two minutes, only the first is stored. The default is the request's key.
     pub(crate) once: Option<String>,
 }
 
@@ -54,7 +54,7 @@ impl Entry<'_> {
     }
 }
 
-/// The context of a change that this program makes without a request: by its command line, or at its first start.
+/// The context of a change without a request: by the command line, or at the first start.
 pub(crate) fn own_context() -> Context {
     let mut context = Context::new(OWN_DEADLINE).as_principal(Principal {
         user: Service::Auth.name().to_owned(),
@@ -65,15 +65,15 @@ pub(crate) fn own_context() -> Context {
     context
 }
 
-/// Appends an entry about what has happened. If it can't be appended it is counted and logged: a login succeeds without
-/// the audit, and what was done is done.
+/// Appends an entry about a completed action. A failure is counted and logged only, because the action has already
+/// taken effect.
 pub(crate) async fn append(audit: &Audit, context: &Context, entry: Entry<'_>) {
     let (record, once) = entry.record(context);
     audit.end(&record, &once).await;
 }
 
-/// Makes a change that the audit announces before, and whose outcome it records after. If the audit is required and can't
-/// be appended to, the change is not made.
+/// Makes a change and records it in the audit, both before the change and after it with the outcome. If the audit is
+/// required and the first record cannot be appended, the change is not made.
 pub(crate) async fn announced<T>(
     audit: &Audit,
     context: &Context,
@@ -100,7 +100,7 @@ pub(crate) async fn announced<T>(
     outcome
 }
 
-/// Reads a page, the newest first, looking at a bounded number of records.
+/// Reads a page, newest first, and examines a bounded number of records.
 pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, AuthError> {
     let mut page = AuditPage::default();
     let slack = u64::try_from(SLACK.as_millis()).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! What is done for the audit in the background: records of collected failures, metrics, and the streams if they are lost.
+//! Background work for the audit: records of collected login failures, metrics, and re-creation of lost streams.
 
 use std::{
     sync::Arc,
@@ -23,7 +23,7 @@ use vmwatch_bus::{
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs until shutdown, and records what was collected until then.
+/// Runs until shutdown, then records the failures collected so far.
 pub(crate) async fn run(
     bus: Bus,
     audit: Audit,
@@ -33,7 +33,7 @@ pub(crate) async fn run(
 ) {
     loop {
         if let Err(error) = measure(&bus, settings).await {
-            warn!(%error, "the audit could not be measured");
+            warn!(%error, "reading the state of the audit streams failed");
         }
         let stopping = shutdown
             .run_until_cancelled(tokio::time::sleep(INTERVAL))
@@ -57,13 +57,13 @@ async fn record(audit: &Audit, flood: &Flood, all: bool) {
             request_id: random_id(),
             operation_id: None,
             result: AuditResult::Refused,
-            detail: format!("{more} more failed logins from this source within about a minute"),
+            detail: format!("{more} further failed logins from this source in about a minute"),
         };
         audit.end(&record, &record.request_id).await;
     }
 }
 
-/// Exports how far back the audit reaches and how full it is. A stream that is gone is made again.
+/// Exports the age and fill level of the audit, and re-creates missing streams.
 async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionError> {
     for wanted in settings.streams() {
         let mut stream = ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
@@ -73,7 +73,7 @@ async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionErro
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let age = if state.messages == 0 { Duration::ZERO } else { age };
         let full = i64::try_from(state.bytes).unwrap_or(i64::MAX) >= info.config.max_bytes / 10 * 9;
-        // Before their age only the size evicts records.
+        // If records are evicted before they reach the maximum age, the stream's size is the cause.
         let evicting = full && state.first_sequence > 1 && age < settings.keep();
         gauge!("vmwatch_audit_oldest_age_seconds", "stream" => name.clone()).set(age.as_secs_f64());
         gauge!("vmwatch_audit_evicting", "stream" => name).set(if evicting { 1.0 } else { 0.0 });

@@ -1,4 +1,4 @@
-//! A bucket of auth-svc: how it is made, and how its values are read and changed while other replicas change them too.
+//! A KV bucket of auth-svc: creating it, and reading and changing values that other replicas change concurrently.
 
 use std::time::Duration;
 
@@ -17,28 +17,28 @@ use vmwatch_bus::{
 
 use crate::AuthError;
 
-/// JetStream answers in milliseconds or not at all.
+/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Of several that change a value at once one succeeds; the others try again.
+/// Maximum attempts of a concurrent change. Of several changes of one value at a time, one succeeds and the others
+/// retry.
 pub(crate) const TRIES: usize = 16;
 
-/// A bucket of this service.
 pub(crate) struct Bucket {
     bus: Bus,
     name: &'static str,
     store: OnceCell<Store>,
 }
 
-/// What is stored under a key.
+/// The value of a key.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Value<T> {
     Nothing,
-    /// It cannot be decoded, which was counted and logged.
+    /// The value could not be decoded; this was counted and logged.
     Broken,
     Whole(T),
 }
 
-/// A record with the fields that a newer version put into it: they are written back with it.
+/// A record together with fields of a newer version, which are preserved when the record is written.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kept<T> {
     #[serde(flatten)]
@@ -58,7 +58,7 @@ impl<T> Kept<T> {
 }
 
 impl<T> Value<T> {
-    /// The value, if there is one that can be decoded.
+    /// The value, if it exists and could be decoded.
     pub(crate) fn into_option(self) -> Option<T> {
         match self {
             Self::Whole(value) => Some(value),
@@ -68,7 +68,7 @@ impl<T> Value<T> {
 }
 
 impl Bucket {
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, spec: Spec) -> Result<Self, AuthError> {
         let store = ensure_bucket(bus.jetstream(), Service::Auth, spec).await?;
         Ok(Self {
@@ -78,7 +78,7 @@ impl Bucket {
         })
     }
 
-    /// The bucket as the service made it, for a command. It is reached at its first use.
+    /// The bucket of the running service, for a command. It is opened at its first use.
     pub(crate) fn existing(bus: &Bus, name: &'static str) -> Self {
         Self {
             bus: bus.clone(),
@@ -92,12 +92,11 @@ impl Bucket {
         Ok(self.store.get_or_try_init(open).await?)
     }
 
-    /// The newest entry of a key, a deletion included.
+    /// Reads the latest entry of a key, including a deletion marker.
     pub(crate) async fn entry(&self, key: &str) -> Result<Option<Entry>, AuthError> {
         within(self.store().await?.entry(key)).await
     }
 
-    /// Decodes an entry of this bucket.
     pub(crate) fn decode<T: DeserializeOwned>(&self, entry: Option<&Entry>) -> Value<T> {
         let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) else {
             return Value::Nothing;
@@ -106,18 +105,18 @@ impl Bucket {
             Ok(value) => Value::Whole(value),
             Err(error) => {
                 counter!("vmwatch_broken_records_total", "bucket" => self.name).increment(1);
-                warn!(%error, bucket = self.name, key = entry.key, "a record cannot be decoded");
+                warn!(%error, bucket = self.name, key = entry.key, "a record could not be decoded");
                 Value::Broken
             }
         }
     }
 
-    /// Writes a value, whatever was there.
+    /// Writes a value unconditionally.
     pub(crate) async fn put(&self, key: &str, value: Vec<u8>) -> Result<(), AuthError> {
         within(self.store().await?.put(key, value.into())).await.map(drop)
     }
 
-    /// Writes over the entry that was read; whether nobody else had written in between.
+    /// Replaces the entry that was read. Returns false if the key was changed in between.
     pub(crate) async fn write_over(
         &self,
         key: &str,
@@ -141,12 +140,12 @@ impl Bucket {
         written.map_err(AuthError::bucket)?
     }
 
-    /// Deletes a key, there or not.
+    /// Deletes a key, whether it exists or not.
     pub(crate) async fn delete(&self, key: &str) -> Result<(), AuthError> {
         within(self.store().await?.delete(key)).await
     }
 
-    /// Deletes the entry that was read; whether nobody else had written in between.
+    /// Deletes the entry that was read. Returns false if the key was changed in between.
     pub(crate) async fn delete_read(&self, entry: &Entry) -> Result<bool, AuthError> {
         let store = self.store().await?;
         let deleted = store.delete_expect_revision(&entry.key, Some(entry.revision));
@@ -159,7 +158,7 @@ impl Bucket {
     }
 }
 
-/// An answer of JetStream, within its deadline.
+/// Waits for an answer of JetStream until the deadline.
 async fn within<T, E: Into<async_nats::Error>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, AuthError> {
@@ -167,9 +166,10 @@ async fn within<T, E: Into<async_nats::Error>>(
     done.map_err(AuthError::bucket)?.map_err(AuthError::bucket)
 }
 
-/// Fails unless the form is read from its golden file and written as it was, with the fields of a newer version too.
+/// Asserts that a record decodes from its golden file and encodes to the same JSON, including fields of a newer
+/// version.
 #[cfg(test)]
-pub(crate) fn holds_golden<T: Serialize + DeserializeOwned>(golden: &str) {
+pub(crate) fn assert_matches_golden<T: Serialize + DeserializeOwned>(golden: &str) {
     let golden: serde_json::Value = serde_json::from_str(golden).unwrap();
     let record: T = serde_json::from_value(golden.clone()).unwrap();
     assert_eq!(serde_json::to_value(&record).unwrap(), golden);

@@ -124,13 +124,12 @@ pub const SETTINGS: &[&[Setting]] = &[
     telemetry::SETTINGS,
 ];
 
-/// The settings of auth-svc.
 #[derive(Debug)]
 pub struct AuthSettings {
     pub(crate) bus: BusSettings,
     pub(crate) store: StoreSettings,
     pub(crate) serve: ServeSettings,
-    /// For `main`, which starts telemetry first.
+    /// Read by `main`, which starts telemetry first.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) collection: String,
@@ -139,12 +138,12 @@ pub struct AuthSettings {
     pub(crate) reconcile_interval: Duration,
     pub(crate) throttle: ThrottleSettings,
     pub(crate) audit: AuditSettings,
-    /// Whether a change that can't be recorded in the audit is refused.
+    /// Whether changes are refused while the audit cannot be appended to.
     pub(crate) audit_required: bool,
     pub(crate) first_admin: FirstAdmin,
 }
 
-/// Of sessions.
+/// Limits of sessions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
@@ -153,7 +152,7 @@ pub(crate) struct SessionSettings {
     pub(crate) replicas: usize,
 }
 
-/// Of failed logins.
+/// Limits of failed logins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ThrottleSettings {
     pub(crate) by_pair: u32,
@@ -162,7 +161,7 @@ pub(crate) struct ThrottleSettings {
     pub(crate) window: Duration,
 }
 
-/// Of the administrator made at the first start.
+/// The administrator to create at the first start.
 #[derive(Debug)]
 pub(crate) struct FirstAdmin {
     pub(crate) name: NewUserName,
@@ -170,7 +169,6 @@ pub(crate) struct FirstAdmin {
 }
 
 impl AuthSettings {
-    /// Reads the settings.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let store = StoreSettings::read(env);
@@ -229,7 +227,7 @@ fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {
     let given = env
         .secret_file(&ADMIN_PASSWORD_FILE)?
         .or(env.optional::<String>(&ADMIN_PASSWORD)?);
-    // Not by `Environment::get`: its message would repeat the password.
+    // `Environment::get` would repeat the password in its message.
     let password = given
         .map(|text| text.parse::<NewPassword>())
         .transpose()
@@ -250,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn first_administrator_needs_a_password_that_any_new_user_could_have() {
+    fn rejects_first_administrator_with_invalid_password() {
         for (password, allowed) in [("1", false), ("1234567", false), ("12345678", true)] {
             let env = Environment::of([(ADMIN_PASSWORD.name, password)]);
             assert_eq!(first_admin(&env).is_ok(), allowed, "{password}");

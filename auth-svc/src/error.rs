@@ -1,4 +1,4 @@
-//! What can go wrong in auth-svc, and what a caller is told of it.
+//! The errors of auth-svc, and the faults that callers see.
 
 use std::time::Duration;
 
@@ -13,95 +13,84 @@ use vmwatch_bus::{
     provision::{ProvisionError, setup::SetupError},
 };
 
-/// A failure of auth-svc.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// Name and password do not belong together; which of them is wrong is never told.
+    /// Name and password do not match. The fault does not reveal which of them is wrong.
     #[error("wrong user name or password")]
     WrongCredentials,
-    /// All permits for hashing were taken for too long.
+    /// No permit for hashing became free in time.
     #[error("too many logins at once")]
     Busy,
-    /// Too many logins wait; what lies ahead takes so long.
-    #[error("too many logins wait: {0:?} of hashing lies ahead")]
+    /// Login was refused because the hashing queued before it would take too long.
+    #[error("too many logins: the hashing queue takes {0:?}")]
     QueueFull(Duration),
-    /// Too many failures of late; again after the wait.
-    #[error("too many failed logins of late")]
+    /// Too many recent failures; retry after the wait.
+    #[error("too many recent failed logins")]
     Throttled(Duration),
-    /// The database failed.
     #[error("the user database failed")]
     Store(#[from] mongodb::error::Error),
-    /// Sessions or counters could not be read or written.
+    /// A bucket of sessions, counters or users could not be read or written.
     #[error("a bucket failed")]
     Bucket(#[source] async_nats::Error),
-    /// A session could not be encoded.
     #[error("a session record could not be encoded")]
     Encode(#[from] serde_json::Error),
     /// Hashing failed, or a stored hash is damaged.
     #[error("the password could not be hashed: {0}")]
     Hash(String),
-    /// The system's random source failed.
-    #[error("the system's random source does not answer")]
+    #[error("the system's random source failed")]
     Random(#[source] getrandom::Error),
-    /// The bus could not be used.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// A listener or terminal failed.
+    /// Reading a password or serving probes failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The audit could not be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// A bucket or stream could not be opened or made.
+    /// A bucket or stream could not be opened or created.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
-    /// The command `setup` failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The audit is required and takes no record.
+    /// The audit is required, and a record could not be appended.
     #[error("the change could not be recorded in the audit, so it was not made; try again shortly")]
     NotAudited(#[source] AuditError),
-    /// There is no such user.
     #[error("there is no user {0}")]
     NoSuchUser(UserName),
-    /// A new user's name is another's.
+    /// The name of a new user belongs to another user.
     #[error("the name {0} is taken")]
     NameTaken(UserName),
-    /// Nobody would be left to manage users.
+    /// Without this user there would be no administrator.
     #[error("{0} is the last administrator; add another first")]
     LastAdministrator(UserName),
-    /// Another's password is for administrators to set.
+    /// Only administrators may set the password of another user.
     #[error("another user's password needs the role admin")]
     NotYours,
-    /// Who changes its own password proves that it is no stolen session.
-    #[error("old_password is needed to change one's own password")]
+    /// Users must confirm a change of their own password with the old one, so that a stolen session cannot change it.
+    #[error("old_password is needed to change your own password")]
     OldPasswordNeeded,
-    /// It proved nothing.
+    /// The old password is wrong.
     #[error("old_password is wrong")]
     WrongOldPassword,
-    /// The change is in the database, but gateways do not know of it yet.
-    #[error(
-        "the change was stored, but it could not be passed on to the gateways and may not be in effect yet; repeat it"
-    )]
+    /// The change is in the database but was not propagated to gateways.
+    #[error("the change was stored but did not reach the gateways and may not be in effect yet; repeat it")]
     NotPassedOn(#[source] Box<AuthError>),
-    /// Others changed the same record each time that it was tried.
-    #[error("others changed the same record at the same time")]
+    /// The record was changed concurrently at every attempt.
+    #[error("the record was changed by other requests at the same time")]
     Contended,
-    /// The user has no session with this name.
+    /// The user has no session with this id.
     #[error("there is no such session")]
     NoSuchSession,
-    /// A user command cannot be carried out; the text says why.
+    /// A user command was refused; the text says why.
     #[error("{0}")]
     Refused(String),
 }
 
 impl AuthError {
-    /// A failure of a bucket.
     pub(crate) fn bucket(error: impl Into<async_nats::Error>) -> Self {
         Self::Bucket(error.into())
     }
 
-    /// What the audit says of it.
+    /// The result for the audit record.
     pub(crate) const fn audit_result(&self) -> AuditResult {
         match self {
             Self::WrongCredentials
@@ -128,7 +117,7 @@ impl From<AuthError> for Fault {
             AuthError::WrongCredentials => Self::new(FaultKind::Unauthenticated, error.to_string()),
             AuthError::Throttled(wait) => Self::new(
                 FaultKind::Throttled,
-                "too many failed logins of late; try again later",
+                "too many recent failed logins; try again later",
             )
             .retry_after(wait),
             AuthError::NoSuchUser(_) | AuthError::NoSuchSession => {
@@ -148,12 +137,12 @@ impl From<AuthError> for Fault {
                 .caused_by(error),
             AuthError::Contended => Self::new(
                 FaultKind::Overloaded,
-                "others changed the same record at the same time; try again shortly",
+                "the record was changed by other requests at the same time; try again shortly",
             ),
             AuthError::Store(_) | AuthError::Bucket(_) | AuthError::Provision(_) | AuthError::Audit(_) => {
                 Self::new(
                     FaultKind::Backend,
-                    "users and sessions cannot be reached at the moment; try again shortly",
+                    "the store of users and sessions is unreachable; try again shortly",
                 )
                 .caused_by(error)
             }

@@ -1,4 +1,4 @@
-//! The administrator made at the first start, so that nobody ever ships a default password.
+//! Creates the administrator at the first start, so that no deployment has a default password.
 
 use mongodb::bson::DateTime;
 use tracing::info;
@@ -12,7 +12,7 @@ use crate::{
     store::{User, UserStore, not_before},
 };
 
-/// Makes the administrator where there is no user yet.
+/// Creates the administrator if there are no users.
 pub(crate) async fn ensure(
     users: &UserStore,
     hasher: &Hasher,
@@ -43,7 +43,7 @@ async fn make(
         .or_else(|| generated.as_deref()?.parse().ok())
     else {
         return Err(AuthError::Refused(
-            "no password could be made for the first administrator".to_owned(),
+            "generating a password for the first administrator failed".to_owned(),
         ));
     };
     let password = password.into_inner();
@@ -56,12 +56,13 @@ async fn make(
         created: DateTime::now(),
         sessions_not_before: not_before(None),
     };
-    // If several replicas start at once, the database accepts one of them; only that one's password is valid.
+    // If several replicas start at once, the database accepts one of their users, and only the password of that one
+    // is valid.
     let mut lost = false;
     let added = async {
         lost = !users.add(&user).await?;
         if lost {
-            return Err(AuthError::Refused("another replica made it first".to_owned()));
+            return Err(AuthError::Refused("another replica created it first".to_owned()));
         }
         Ok(())
     };
@@ -71,9 +72,9 @@ async fn make(
         return Ok(());
     }
     added?;
-    info!(user = %user.name, "made the first administrator");
+    info!(user = %user.name, "created the first administrator");
     if let Some(password) = generated {
-        // To standard output and not to the log, which is shipped and kept.
+        // Printed to standard output, because logs are forwarded and stored.
         println!(
             "\nThe first administrator is `{}` with the password\n\n    {password}\n\n\
              It is shown this once. Change it with: vmwatch-auth user password {}\n",
@@ -97,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generated_password_is_usable_and_never_the_same() {
+    fn generates_valid_and_distinct_passwords() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert!(one.parse::<NewPassword>().is_ok() && one.len() == 24 && one != other);
     }

@@ -26,11 +26,11 @@ use crate::{
     throttle::{Attempt, network},
 };
 
-/// How long after a change of a password the same change may be repeated.
+/// How long a password change can be repeated with the old password.
 const REPEATABLE_MS: u64 = 60_000;
 
 impl Auth {
-    /// Checks name and password, and makes a session.
+    /// Verifies name and password and creates a session.
     pub(crate) async fn login(
         self: Arc<Self>,
         context: Context,
@@ -45,7 +45,7 @@ impl Auth {
             .await;
         let (result, once) = match &outcome {
             Ok(_) => (AuditResult::Succeeded, None),
-            // Costs nothing to ask for, and must not push what else the audit holds out of it.
+            // Throttled logins are free to cause, so that their records must not evict others: they share one record.
             Err(AuthError::Throttled(_)) => (AuditResult::Refused, Some(attempt.id().to_owned())),
             Err(error) => (error.audit_result(), None),
         };
@@ -66,7 +66,7 @@ impl Auth {
         outcome
     }
 
-    /// Unknown users cost the same work as known ones.
+    /// Unknown users take as long as known ones.
     async fn try_login(
         &self,
         key: &UserKey,
@@ -75,10 +75,10 @@ impl Auth {
         password: Password,
     ) -> Result<Session, AuthError> {
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
-        // Asked once more under the permit: who has to wait takes no place from others meanwhile.
+        // Checked again under the permit: attempts that wait must not occupy permits meanwhile.
         self.throttle.admit(attempt).await?;
         let permit = hasher.login_permit().await?;
-        // Before the user is read: a change that comes after it ends this session by its date.
+        // Taken before the user is read, so that a later change of the user invalidates this session by its date.
         let read_at_ms = unix_millis();
         let (user, ()) = tokio::try_join!(users.find(key), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
@@ -93,13 +93,13 @@ impl Auth {
         let new = NewSession {
             user: user.key.clone(),
             principal: user.principal(),
-            // The clock of the replica that changed the user last may be ahead of this one's.
+            // The clock of the replica that last changed the user can be ahead of this one's.
             began_at_ms: read_at_ms.max(user.sessions_not_before_ms()),
             source,
         };
         let (session, ()) = tokio::join!(self.accounts.sessions.create(new), self.throttle.forget(attempt));
         let session = session?;
-        // What was changed since the user was read may have missed this session, if the clocks of replicas differ.
+        // If the clocks of replicas differ, a change since the user was read may not cover this session.
         if users.find(key).await?.as_ref() != Some(&user) {
             self.accounts.sessions.end(key, &session.session_id).await?;
             return Err(AuthError::WrongCredentials);
@@ -107,7 +107,7 @@ impl Auth {
         Ok(session)
     }
 
-    /// A session is refused by gateways that do not know its user as it is.
+    /// Propagates the user if the bucket differs from the database; otherwise gateways would refuse the session.
     async fn keep_mirrored(&self, user: &store::User) -> Result<(), AuthError> {
         let held = self.mirrored.read().get(&user.key.hash());
         if held.as_deref() == Some(&record_of(user)) {
@@ -119,7 +119,7 @@ impl Auth {
         }
     }
 
-    /// Ends a session.
+    /// Ends the session of a token.
     pub(crate) async fn logout(
         self: Arc<Self>,
         context: Context,
@@ -132,7 +132,7 @@ impl Auth {
         Ok(Done {})
     }
 
-    /// The caller's own sessions.
+    /// Lists the caller's sessions.
     pub(crate) async fn list_sessions(
         self: Arc<Self>,
         context: Context,
@@ -147,7 +147,7 @@ impl Auth {
         })
     }
 
-    /// Ends one of the caller's own sessions.
+    /// Ends one of the caller's sessions.
     pub(crate) async fn end_session(
         self: Arc<Self>,
         context: Context,
@@ -161,7 +161,7 @@ impl Auth {
                 Err(AuthError::NoSuchSession)
             }
         };
-        // Recorded after it is done: a session can be ended while the audit takes no record.
+        // Recorded afterwards, so that a session can be ended while the audit is unreachable.
         let outcome = outcome.await;
         let result = outcome
             .as_ref()
@@ -179,7 +179,7 @@ impl Auth {
         outcome
     }
 
-    /// Notes that sessions are in use.
+    /// Records that sessions were used.
     pub(crate) async fn note_uses(
         self: Arc<Self>,
         _: Context,
@@ -199,7 +199,7 @@ impl Auth {
         page: UserPage,
     ) -> Result<UserList, AuthError> {
         let limit = usize::from(page.limit.get());
-        // One more tells whether there are more.
+        // Reads one more to see whether more users follow.
         let after = page.after.as_ref().map(UserName::key);
         let users = self.accounts.users.list(after.as_ref(), limit + 1).await?;
         let (users, more) = first_page(users.into_iter().map(User::from), limit);
@@ -250,11 +250,12 @@ impl Auth {
         self.audited(&context, UsersSetPassword::INFO, &name, set).await
     }
 
-    /// One's own with the old one, counted as a login is; another's as an administrator.
+    /// Checks permission: users need their old password, and a failure counts like a failed login; administrators may
+    /// set others' passwords.
     async fn may_set_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
         let principal = context.principal.as_ref();
         let key = change.name.key();
-        // By key: another spelling of one's own name must not pass for another user.
+        // Compares keys, so that another spelling of the user's own name does not count as another user.
         if principal.is_none_or(|principal| UserKey::of(&principal.user) != key) {
             let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
             return if is_admin {
@@ -271,7 +272,7 @@ impl Auth {
         if self.is_password(&attempt, &user, old).await? {
             return Ok(());
         }
-        // A change that was stored, but failed to be passed on, is repeated with the password of before.
+        // A change that was stored but not propagated is repeated with the same old password.
         let repeatable_until_ms = user.sessions_not_before_ms().saturating_add(REPEATABLE_MS);
         let new = change.password.clone().into_inner();
         if unix_millis() < repeatable_until_ms && self.is_password(&attempt, &user, new).await? {
@@ -280,7 +281,7 @@ impl Auth {
         Err(AuthError::WrongOldPassword)
     }
 
-    /// Whether this is the user's password. However many tries are under way, no more than the limit are judged.
+    /// Whether the password is the user's. Of concurrent attempts, at most the throttle's limit are verified.
     async fn is_password(
         &self,
         attempt: &Attempt,
@@ -300,7 +301,7 @@ impl Auth {
         Ok(right)
     }
 
-    /// Puts a command that was refused for who asked on record.
+    /// Records a request that was refused for lack of permission.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind != Kind::Command {
             return;
@@ -339,7 +340,7 @@ impl Auth {
         audit::announced(&self.audit, context, action, &target, change).await
     }
 
-    /// The name for the audit and the log: as the user was created, whatever spelling was given.
+    /// The name as stored, for the audit and the log; the given spelling may differ.
     fn stored_name(&self, given: &UserName) -> String {
         let known = self.mirrored.read().get(&given.key().hash());
         known.map_or_else(|| given.shown(), |known| known.principal.user.clone())

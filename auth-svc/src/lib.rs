@@ -1,8 +1,13 @@
-//! Users in MongoDB, sessions in a JetStream KV bucket that gateways follow.
+//! Manages users in MongoDB and sessions in a JetStream KV bucket that gateways follow.
 //!
-//! A login costs two reads of the user, one argon2id verification, and a write each to the bucket of sessions, to their
-//! index and to the audit. Nothing asks this service whether a session is valid: gateways decide that from the bucket
-//! of sessions and the bucket of users, which [`mirror`] and [`reconcile`] keep like the database.
+//! A login costs two reads of the user, one argon2id verification, and one write each to the sessions bucket, the
+//! session index and the audit. No program asks this service whether a session is valid: gateways decide from the
+//! buckets of sessions and users, which [`mirror`] and [`reconcile`] keep equal to the database.
+
+#![expect(
+    missing_docs,
+    reason = "the names of some settings, fields and errors say everything"
+)]
 
 mod accounts;
 mod audit;
@@ -53,18 +58,18 @@ use crate::{
     session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
 };
 
-/// A copy of the bucket of users that is older than this is not compared with the database.
+/// The users bucket is compared with the database only if its copy in memory is newer than this.
 const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// Failed logins of a source that have a record each, in this period.
+/// Number of failed logins of a source, per period, that get a record each.
 const FLOOD_ONE_BY_ONE: u32 = 10;
 const FLOOD_PERIOD: Duration = Duration::from_mins(1);
 
-/// What the handlers share.
+/// The shared state of the handlers.
 pub(crate) struct Auth {
     bus: Bus,
     accounts: Arc<Accounts>,
-    /// The bucket of users, followed.
+    /// The in-memory copy of the users bucket.
     mirrored: Follower<UserTable>,
     throttle: Throttle,
     audit: Audit,
@@ -106,7 +111,7 @@ async fn serve(
             Throttle::open(bus, settings.throttle, replicas)
         )
     });
-    // The creation of the first administrator is in the audit.
+    // The audit stream must exist first, because creating the first administrator is recorded.
     let audit = async {
         let opening = until_done("the audit stream", &shutdown, || ensure_audit(bus, settings));
         let audit = Box::pin(opening).await?;
@@ -179,7 +184,7 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
     Ok(Audit::new(bus, settings.audit_required))
 }
 
-/// Makes or changes what this service owns on the bus, as the settings have it.
+/// Creates or changes this service's streams and buckets as configured.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
     let wanted: [Wanted; 6] = [
@@ -193,7 +198,7 @@ pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Resul
     Ok(setup::run(Service::Auth, &settings.bus, &wanted, arguments).await?)
 }
 
-/// Every method of the service, beside its handler.
+/// Registers the handler of every method.
 fn methods(server: Server, auth: &Arc<Auth>) -> Server {
     let for_refusals = Arc::clone(auth);
     server

@@ -10,7 +10,7 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-auth";
 
-/// Users and sessions of vmwatch: answers `auth.*` on the bus, and manages users.
+/// vmwatch service for users and sessions: answers `auth.*` requests on the bus and manages users.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {
@@ -20,12 +20,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answer on the bus (what it does without a command).
+    /// Answer requests on the bus (the default without a command).
     Serve,
     /// Add, change, list and remove users; passwords are read from a prompt or standard input.
     #[command(subcommand)]
     User(UserCommand),
-    /// Make or change this service's streams and buckets as the settings have them; may be repeated.
+    /// Create or change this service's streams and buckets as configured; can be repeated.
     Setup(SetupArguments),
 }
 

@@ -1,8 +1,8 @@
-//! The bucket of users, as its one writer: what gateways know of each user, copied from the database.
+//! Writes the users bucket: the gateways' copy of each user in the database. Only auth-svc writes this bucket.
 //!
-//! The database is the truth. A copy is made in this order: read what the bucket holds, read the database, write over
-//! what was read from the bucket. Of several writers the last to succeed has read the database after all others wrote, so
-//! that a change that was copied is never undone by an older one, whichever replica writes.
+//! The database is authoritative. A copy is made in this order: read the bucket, read the database, replace the
+//! bucket entry that was read. Of several writers, the last to succeed has read the database after all others wrote,
+//! so that an older state never replaces a newer one, whichever replica writes.
 
 use std::time::Duration;
 
@@ -18,20 +18,19 @@ use crate::{
     store::{User, UserStore},
 };
 
-/// Some 400,000 users with the role and a scope of all VMs; 2,000 with the longest scopes.
+/// Enough for about 400,000 users with the scope of all VMs, or 2,000 with the longest scopes.
 const BUCKET_BYTES: i64 = 64 << 20;
 
-/// The bucket of users.
 pub(crate) struct Mirror {
     bucket: Bucket,
 }
 
 impl Mirror {
-    /// The bucket, as the settings have it.
+    /// The configuration of the bucket.
     pub(crate) const fn bucket(replicas: usize) -> Spec {
         Spec {
             name: USER_BUCKET,
-            description: "what gateways know of users",
+            description: "users, for gateways",
             // A user's record lives as long as the user.
             max_age: Duration::ZERO,
             max_bytes: BUCKET_BYTES,
@@ -39,21 +38,21 @@ impl Mirror {
         }
     }
 
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, replicas: usize) -> Result<Self, AuthError> {
         Ok(Self {
             bucket: Bucket::open(bus, Self::bucket(replicas)).await?,
         })
     }
 
-    /// The bucket as the service made it.
+    /// The bucket of the running service, for a command.
     pub(crate) fn existing(bus: &Bus) -> Self {
         Self {
             bucket: Bucket::existing(bus, USER_BUCKET),
         }
     }
 
-    /// Copies the user from the database, or marks it as removed; what the bucket holds of it now.
+    /// Copies the user from the database, or marks it as removed. Returns the new record.
     pub(crate) async fn sync(
         &self,
         users: &UserStore,
@@ -61,7 +60,7 @@ impl Mirror {
     ) -> Result<Option<UserRecord>, AuthError> {
         let key = user.bucket_key();
         for _ in 0..TRIES {
-            // The order matters; see above.
+            // The order of these steps matters; see the module's documentation.
             let entry = self.bucket.entry(&key).await?;
             let stored = users.find(user).await?;
             let held: Value<UserRecord> = self.bucket.decode(entry.as_ref());
@@ -80,26 +79,26 @@ impl Mirror {
         Err(AuthError::Contended)
     }
 
-    /// Whether the bucket holds the user as it is in the database.
+    /// Whether the bucket's record equals the user in the database.
     pub(crate) async fn holds(&self, user: &User) -> Result<bool, AuthError> {
         let entry = self.bucket.entry(&user.key.bucket_key()).await?;
         Ok(self.bucket.decode(entry.as_ref()) == Value::Whole(record_of(user)))
     }
 
-    /// Deletes the record of a removed user, once its sessions are over.
+    /// Deletes the record of a removed user after its sessions have ended.
     pub(crate) async fn forget(&self, user: &UserKey) -> Result<(), AuthError> {
         let entry = self.bucket.entry(&user.bucket_key()).await?;
         if let Value::Whole(UserRecord { removed: true, .. }) = self.bucket.decode(entry.as_ref())
             && let Some(entry) = entry
         {
-            // If somebody wrote in between, the user was made again.
+            // If the entry was changed in between, the user was created again.
             self.bucket.delete_read(&entry).await?;
         }
         Ok(())
     }
 }
 
-/// What gateways are to know of the user.
+/// The bucket record of a user.
 pub(crate) fn record_of(user: &User) -> UserRecord {
     UserRecord {
         principal: user.principal(),

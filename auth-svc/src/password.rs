@@ -1,4 +1,5 @@
-//! Passwords as argon2id hashes, at OWASP's parameters (19 MiB, 2 passes, 1 lane: the Password Storage Cheat Sheet).
+//! Password hashing with argon2id, with the parameters of OWASP's Password Storage Cheat Sheet (19 MiB, 2 passes, 1
+//! lane).
 
 use std::{
     sync::{
@@ -23,42 +24,42 @@ use crate::AuthError;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
-/// The longest wait for a permit: a login must end within the caller's five seconds.
+/// Maximum wait for a permit; a login must end within the caller's deadline of five seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// A login is refused while more hashing than this lies ahead of it.
+/// A login is refused if the hashing queued before it takes longer than this.
 const LONGEST_QUEUE: Duration = Duration::from_secs(1);
-/// The weight of a new measurement in the moving average of the time of a hash is 1 in this many.
+/// The moving average of the time per hash gives a new measurement the weight of 1 in this many.
 const AVERAGED: u64 = 8;
 
-/// Hashes and verifies, a bounded number at once and never on an async thread.
+/// Hashes and verifies passwords with limited concurrency, outside of the async threads.
 pub(crate) struct Hasher {
     permits: Arc<Semaphore>,
     threads: u32,
     work: Arc<Work>,
-    /// Of hashes that are done, for the next ones: at most one a permit. Memory that is given back and asked for anew
-    /// each time stays with the allocator's arena of each thread that ever hashed (glibc raises its threshold for
-    /// returning it to the system beyond 19 MiB), and sixteen of those are more than a container of 256 MiB has.
+    /// Memory blocks for reuse, at most one per permit. Freed blocks would otherwise stay in the allocator's arena of
+    /// each thread that ever hashed (glibc raises its threshold for returning memory to the system beyond 19 MiB).
+    /// Sixteen such arenas exceed a container of 256 MiB.
     memories: Arc<Mutex<Vec<Memory>>>,
-    /// What a login of an unknown user is verified against, so that it takes as long as any other.
+    /// The hash to verify logins of unknown users against, so that they take as long as others.
     dummy: String,
 }
 
-/// What is known of the hashing that lies ahead.
+/// The amount of queued hashing.
 #[derive(Debug)]
 struct Work {
-    /// Requests that hash or wait for it.
+    /// Number of requests that hash or wait for a permit.
     queued: AtomicU32,
-    /// The time that a hash takes, in nanoseconds: a moving average.
+    /// Moving average of the time per hash, nanoseconds.
     each: AtomicU64,
 }
 
-/// The right to hash, until it is dropped.
+/// The right to hash; dropping it returns the permit.
 pub(crate) struct HashPermit {
     _permit: OwnedSemaphorePermit,
     _queued: Queued,
 }
 
-/// A request that hashes or waits for it.
+/// A request that hashes or waits for a permit.
 struct Queued(Arc<Work>);
 
 impl Hasher {
@@ -78,8 +79,8 @@ impl Hasher {
         })
     }
 
-    /// The right to hash for a login, refused at once where too much hashing lies ahead. It is held until the login is
-    /// decided, so that few tries are under way at once.
+    /// Acquires a permit for a login, which is refused at once if too much hashing is queued. The permit is held
+    /// until the login is decided, so that few attempts run concurrently.
     pub(crate) async fn login_permit(&self) -> Result<HashPermit, AuthError> {
         let ahead = self.work.time() / self.threads;
         if ahead > LONGEST_QUEUE {
@@ -88,8 +89,9 @@ impl Hasher {
         self.permit().await
     }
 
-    /// The right to hash for a user who has a session: a flood of logins does not keep administrators from setting
-    /// passwords. The service's limit of user-management requests bounds how many wait.
+    /// Acquires a permit for a user with a session. The queue limit of logins does not apply, so that a flood of
+    /// logins does not keep administrators from setting passwords. The limit of user-management requests bounds the
+    /// number of waiters.
     pub(crate) async fn permit(&self) -> Result<HashPermit, AuthError> {
         let queued = Queued::new(&self.work);
         let waited = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
@@ -101,7 +103,7 @@ impl Hasher {
         })
     }
 
-    /// The hash to store.
+    /// Computes the hash to store.
     pub(crate) async fn hash(&self, password: Password) -> Result<String, AuthError> {
         let permit = self.permit().await?;
         self.blocking(permit, move |memory| hash_now(memory, password.as_bytes()))
@@ -109,7 +111,7 @@ impl Hasher {
             .map(|(hash, _)| hash)
     }
 
-    /// Whether the password belongs to the stored hash; without one the answer is no, after the same work.
+    /// Whether the password matches the stored hash. Without a stored hash the result is false, after the same work.
     pub(crate) async fn verify(
         &self,
         permit: HashPermit,
@@ -125,7 +127,8 @@ impl Hasher {
         .await
     }
 
-    /// Off the async threads. The permit goes with the work: a caller who gives up does not make room for one more hash.
+    /// Runs off the async threads. The work owns the permit, so that a caller that gives up does not allow an
+    /// additional hash to start.
     async fn blocking<T: Send + 'static>(
         &self,
         permit: HashPermit,
@@ -146,7 +149,7 @@ impl Hasher {
 }
 
 impl Work {
-    /// The time that one thread would need for all of it.
+    /// The time that one thread would need for all queued hashes.
     fn time(&self) -> Duration {
         let queued = u64::from(self.queued.load(Ordering::Relaxed));
         Duration::from_nanos(queued.saturating_mul(self.each.load(Ordering::Relaxed)))
@@ -155,7 +158,7 @@ impl Work {
     fn measured(&self, took: Duration) {
         let took = nanoseconds(took);
         let averaged = |each: u64| Some(each - each / AVERAGED + took / AVERAGED);
-        // Never fails: there is always a next value.
+        // The update always returns a value, so that it cannot fail.
         let _ = self
             .each
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, averaged);
@@ -179,11 +182,11 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// What one hash works in, used again by the next.
+/// The memory of one hash, reused by the next one.
 #[derive(Default)]
 struct Memory(Mutex<Vec<Block>>);
 
-/// As `Argon2` does it itself, but for the memory. With this the library verifies as well, in constant time.
+/// The same as `Argon2` does, but with reused memory. The library also verifies through this, in constant time.
 impl CustomizedPasswordHasher<PasswordHash> for Memory {
     type Params = Params;
 
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hash_verifies_its_own_password_only() {
+    async fn verifies_only_the_hashed_password() {
         let hasher = Hasher::new(1).unwrap();
         let hash = hasher.hash("correct horse".parse().unwrap()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
@@ -257,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_logins_beyond_a_second_of_hashing_and_no_administrator() {
+    async fn refuses_logins_beyond_a_second_of_hashing_but_admits_administrators() {
         let hasher = Arc::new(Hasher::new(2).unwrap());
         hasher.work.each.store(100_000_000, Ordering::Relaxed);
         let held = [hasher.permit().await.unwrap(), hasher.permit().await.unwrap()];
@@ -267,7 +270,7 @@ mod tests {
                 tokio::spawn(async move { hasher.login_permit().await.map(drop) })
             })
             .collect();
-        // Twenty-one of a tenth of a second each, over two threads.
+        // Twenty-one hashes of a tenth of a second each, on two threads.
         while hasher.work.queued.load(Ordering::Relaxed) < 21 {
             tokio::task::yield_now().await;
         }
@@ -289,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_time_of_a_hash_follows_what_is_measured() {
+    async fn hash_time_follows_measurements() {
         let hasher = Hasher::new(1).unwrap();
         hasher.work.each.store(1, Ordering::Relaxed);
         for _ in 0..50 {
@@ -309,19 +312,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn not_even_the_dummys_own_password_logs_in_an_unknown_user() {
+    async fn rejects_dummy_password_for_unknown_user() {
         let hasher = Hasher::new(1).unwrap();
         assert!(!verifies(&hasher, "no user has this password", None).await);
     }
 
-    /// Of threads that ever hashed there may be many: the runtime's pool has 512. Memory is for each permit, not for each
-    /// of them.
+    /// The runtime's pool can have 512 threads. Memory must scale with the permits, not with the threads that ever
+    /// hashed.
     #[tokio::test]
-    async fn memory_is_bounded_by_permits_however_many_threads_hash() {
+    async fn memory_is_bounded_by_permits_not_by_threads() {
         let hasher = Hasher::new(2).unwrap();
         let hash = hasher.hash("right".parse().unwrap()).await.unwrap();
         let before = peak_memory_kib();
-        // The pool makes a thread for each of these, and gives later work to all of them in turn.
+        // The pool starts a thread for each of these and distributes later work over all of them.
         let together = Arc::new(std::sync::Barrier::new(16));
         let threads = (0..16).map(|_| {
             let together = Arc::clone(&together);
@@ -336,7 +339,7 @@ mod tests {
         assert!(grown < memories + 16 * 1024, "{grown} KiB more than before");
     }
 
-    /// The most that this process ever had.
+    /// The peak memory of this process.
     fn peak_memory_kib() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status

@@ -1,8 +1,8 @@
-//! Keeps the bucket of users like the database, and removes the sessions of users that are gone: after a crash between
-//! two steps, after a command whose second step failed, and after the bucket's store was rolled back.
+//! Keeps the users bucket equal to the database, and ends the sessions of removed users. This repairs the state after
+//! a crash between two steps, after a command whose second step failed, and after a rollback of the bucket's store.
 //!
-//! Every replica does it, once at its start, once in each interval, and when the bucket was read again. They may do it at
-//! once: each write is made only over what was read ([`crate::mirror`]).
+//! Every replica reconciles at its start, in each interval, and when the bucket was reread. Replicas may do so
+//! concurrently, because each write replaces only the entry that was read ([`crate::mirror`]).
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,14 +15,13 @@ use vmwatch_service::jitter::jittered;
 
 use crate::{AuthError, accounts::Accounts, mirror::record_of};
 
-/// Users read from the database at once.
+/// Number of users read from the database per request.
 const PAGE: usize = 500;
-/// Users that may fail in a pass before it ends.
+/// Maximum failures of users in a pass before it ends.
 const MOST_FAILURES: usize = 5;
-/// How long a pass waits for the bucket to be read.
+/// Maximum wait of a pass for the bucket to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The task that reconciles.
 pub(crate) struct Reconciler {
     accounts: Arc<Accounts>,
     mirrored: Follower<UserTable>,
@@ -42,7 +41,7 @@ impl Reconciler {
         }
     }
 
-    /// Reconciles again and again, until shutdown.
+    /// Reconciles at each interval and trigger, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut reloads = self.mirrored.reloads();
         let passes = async {
@@ -53,18 +52,19 @@ impl Reconciler {
                 }
                 if let Err(error) = self.pass().await {
                     counter!("vmwatch_reconciler_failures_total").increment(1);
-                    warn!(%error, "users could not be reconciled; trying again at the next interval");
+                    warn!(%error, "reconciling users failed; retrying at the next interval");
                 }
             }
         };
         shutdown.run_until_cancelled(passes).await;
     }
 
-    /// Compares all users with the bucket, and passes on those that differ.
+    /// Compares all users with the bucket and propagates those that differ.
     pub(crate) async fn pass(&self) -> Result<(), AuthError> {
         let filled = tokio::time::timeout(PATIENCE, self.mirrored.filled()).await;
         filled.map_err(AuthError::bucket)?;
-        // Taken before the database is read: a user that is made meanwhile is not in it, and is not taken for removed.
+        // Taken before the database is read. A user created in between is then missing here, and is not mistaken for
+        // a removed one.
         let mirrored = self.mirrored.read().all();
         let mut failures = Failures::default();
         let mut known = HashSet::new();
@@ -93,7 +93,7 @@ impl Reconciler {
         failures.first.map_or(Ok(()), Err)
     }
 
-    /// Finishes what a command left undone.
+    /// Completes the remaining steps of a change.
     async fn finish(&self, user: &UserKey, done: &'static str) -> Result<(), AuthError> {
         self.accounts.pass_on(user).await?;
         counter!("vmwatch_users_reconciled_total", "done" => done).increment(1);
@@ -102,8 +102,8 @@ impl Reconciler {
     }
 }
 
-/// What failed in a pass. One user must not keep the others from being reconciled; a bucket that is unreachable must not
-/// keep a pass waiting for each of them.
+/// The failures of a pass. One user's failure must not keep others from being reconciled, but an unreachable bucket
+/// must not make the pass wait for every user.
 #[derive(Default)]
 struct Failures {
     count: usize,
@@ -111,7 +111,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// Goes on, or ends the pass with its first error.
+    /// Continues after a failure, or ends the pass with its first error once there are too many.
     fn note(&mut self, outcome: Result<(), AuthError>) -> Result<(), AuthError> {
         let Err(error) = outcome else {
             return Ok(());

@@ -1,7 +1,8 @@
-//! Which sessions are whose, so that no login and no change of a user needs to read the whole bucket of sessions.
+//! Maps users to their sessions, so that logins and changes of users need not read the whole sessions bucket.
 //!
-//! A bucket of its own, which gateways cannot read, holds the keys of each user's sessions. A key is added before its
-//! session is made and taken out after it was ended: every session is listed, and a listed one may be over.
+//! A separate bucket, which gateways cannot read, holds the session keys of each user. A key is added before its
+//! session is created and removed after the session has ended: every session is listed, and a listed one may have
+//! ended.
 
 use async_nats::jetstream::kv::Entry;
 use serde::{Deserialize, Serialize};
@@ -15,35 +16,34 @@ use crate::{
 };
 
 const BUCKET: &str = "vmwatch_user_sessions";
-/// Some 10,000 users with as many sessions as they may have by default.
+/// Enough for about 10,000 users with the default maximum of sessions.
 const BUCKET_BYTES: i64 = 64 << 20;
 
-/// Of one user; keys of the session bucket, oldest first.
+/// The sessions of one user: keys of the session bucket, oldest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Listed {
     keys: Vec<String>,
 }
 
-/// The sessions of each user.
 pub(crate) struct SessionIndex {
     bucket: Bucket,
-    /// Sessions that a user may have.
+    /// Maximum sessions per user.
     most: usize,
 }
 
 impl SessionIndex {
-    /// The bucket, as the settings have it.
+    /// The configuration of the bucket.
     pub(crate) const fn bucket(settings: &SessionSettings) -> Spec {
         Spec {
             name: BUCKET,
-            description: "which sessions are whose",
+            description: "the sessions of each user",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
             replicas: settings.replicas,
         }
     }
 
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         Ok(Self {
             bucket: Bucket::open(bus, Self::bucket(settings)).await?,
@@ -51,7 +51,7 @@ impl SessionIndex {
         })
     }
 
-    /// The bucket as the service made it.
+    /// The bucket of the running service, for a command.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, BUCKET),
@@ -59,7 +59,8 @@ impl SessionIndex {
         }
     }
 
-    /// Lists a session that is about to be made; gives back the oldest ones beyond the limit, which are to be ended.
+    /// Lists a session that is about to be created. Returns the oldest sessions beyond the limit, which the caller
+    /// must end.
     pub(crate) async fn add(&self, user: &UserKey, key: &str) -> Result<Vec<String>, AuthError> {
         self.change(user, |listed| {
             listed.keys.push(key.to_owned());
@@ -69,7 +70,7 @@ impl SessionIndex {
         .await
     }
 
-    /// Takes sessions out that were ended.
+    /// Removes sessions that have ended.
     pub(crate) async fn remove(&self, user: &UserKey, keys: &[String]) -> Result<(), AuthError> {
         self.change(user, |listed| listed.keys.retain(|key| !keys.contains(key)))
             .await
@@ -81,7 +82,7 @@ impl SessionIndex {
         Ok(self.listed(entry.as_ref()).known.keys)
     }
 
-    /// Reads, changes and writes, again if another replica wrote in between.
+    /// Reads, changes and writes the list; retries if another replica wrote in between.
     async fn change<T>(&self, user: &UserKey, change: impl Fn(&mut Listed) -> T) -> Result<T, AuthError> {
         let key = user.bucket_key();
         for _ in 0..TRIES {
@@ -96,7 +97,8 @@ impl SessionIndex {
         Err(AuthError::Contended)
     }
 
-    /// A broken list counts as empty: it must not keep its user out. Sessions that it named still end by their dates.
+    /// A list that cannot be decoded counts as empty, so that its user can still log in. The sessions it named still
+    /// expire.
     fn listed(&self, entry: Option<&Entry>) -> Kept<Listed> {
         self.bucket.decode(entry).into_option().unwrap_or_default()
     }
@@ -108,7 +110,7 @@ mod tests {
     use crate::bucket;
 
     #[test]
-    fn list_is_its_golden_file() {
-        bucket::holds_golden::<Listed>(include_str!("../../tests/golden/forms/user-sessions.json"));
+    fn list_matches_golden_file() {
+        bucket::assert_matches_golden::<Listed>(include_str!("../../tests/golden/forms/user-sessions.json"));
     }
 }

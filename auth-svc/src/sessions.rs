@@ -1,4 +1,4 @@
-//! The session bucket, as its one writer.
+//! The sessions bucket. Only auth-svc writes it.
 
 use std::time::Duration;
 
@@ -20,12 +20,12 @@ use crate::{
     session_index::SessionIndex,
 };
 
-/// About a million sessions: a record takes some 250 bytes. Beyond that logins fail rather than the disk fills.
+/// Enough for about a million sessions of some 250 bytes each. Beyond that logins fail, so that the disk does not
+/// fill up.
 const BUCKET_BYTES: i64 = 256 << 20;
-/// Sessions of one request that are read or written at once.
+/// Number of sessions that one request reads or writes concurrently.
 const AT_ONCE: usize = 16;
 
-/// All sessions.
 pub(crate) struct Sessions {
     bucket: Bucket,
     index: SessionIndex,
@@ -33,7 +33,7 @@ pub(crate) struct Sessions {
     idle: Duration,
 }
 
-/// Whose session is to be made, and from where.
+/// The user and source of a session to create.
 pub(crate) struct NewSession {
     pub(crate) user: UserKey,
     pub(crate) principal: Principal,
@@ -42,7 +42,7 @@ pub(crate) struct NewSession {
 }
 
 impl Sessions {
-    /// The bucket, as the settings have it.
+    /// The configuration of the bucket.
     pub(crate) const fn bucket(settings: &SessionSettings) -> Spec {
         Spec {
             name: SESSION_BUCKET,
@@ -53,7 +53,7 @@ impl Sessions {
         }
     }
 
-    /// Opens the bucket and the index, and makes missing ones.
+    /// Opens the bucket and the index and creates missing ones.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         let bucket = Bucket::open(bus, Self::bucket(settings));
         let (bucket, index) = tokio::try_join!(bucket, SessionIndex::open(bus, settings))?;
@@ -65,7 +65,7 @@ impl Sessions {
         })
     }
 
-    /// The buckets as the service made them, for a command.
+    /// The buckets of the running service, for a command.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, SESSION_BUCKET),
@@ -75,7 +75,7 @@ impl Sessions {
         }
     }
 
-    /// Makes a session, and ends the user's oldest ones beyond the limit.
+    /// Creates a session and ends the user's oldest ones beyond the limit.
     pub(crate) async fn create(&self, new: NewSession) -> Result<Session, AuthError> {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(AuthError::Random)?;
@@ -90,7 +90,7 @@ impl Sessions {
             source: new.source,
         };
         let value = serde_json::to_vec(&record)?;
-        // Listed first: a session that is not in the index could not be ended with its user.
+        // Listed first, because a session missing from the index could not be ended together with its user.
         let beyond = self.index.add(&record.user, &key).await?;
         if !beyond.is_empty() {
             self.end_listed(&record.user, beyond).await?;
@@ -103,12 +103,12 @@ impl Sessions {
         })
     }
 
-    /// Ends a session of the user, on every gateway. Ending one that is over succeeds.
+    /// Ends a session of the user on every gateway. Succeeds if the session has already ended.
     pub(crate) async fn end(&self, user: &UserKey, token: &Token) -> Result<(), AuthError> {
         self.end_listed(user, vec![token.key()]).await
     }
 
-    /// Ends a session of the user by its public name; whether there was one.
+    /// Ends a session of the user by its public id. Returns false if there was none.
     pub(crate) async fn end_by_id(&self, user: &UserKey, id: &SessionId) -> Result<bool, AuthError> {
         let keys = self.index.of(user).await?;
         let Some(key) = keys.into_iter().find(|key| id_of(key).as_ref() == Some(id)) else {
@@ -119,7 +119,7 @@ impl Sessions {
         Ok(live)
     }
 
-    /// Ends the sessions of the user that began before this time, on every gateway; how many there were.
+    /// Ends the user's sessions that began before this time, on every gateway. Returns their number.
     pub(crate) async fn end_before(&self, user: &UserKey, not_before_ms: u64) -> Result<usize, AuthError> {
         let mut over = Vec::new();
         let mut ended = 0;
@@ -137,7 +137,7 @@ impl Sessions {
         Ok(ended)
     }
 
-    /// The user's live sessions that began at or after this time, the newest first.
+    /// The user's valid sessions that began at or after this time, newest first.
     pub(crate) async fn of(
         &self,
         user: &UserKey,
@@ -167,7 +167,7 @@ impl Sessions {
         Ok(live.collect())
     }
 
-    /// The user's sessions, the oldest first, with what is stored of those that are not over.
+    /// The keys of the user's sessions, oldest first, with the records of those that have not ended.
     async fn listed(&self, user: &UserKey) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
         stream::iter(self.index.of(user).await?)
             .map(|key| async move {
@@ -179,7 +179,7 @@ impl Sessions {
             .await
     }
 
-    /// Notes uses of sessions, at most [`MOST_USED`].
+    /// Records uses of sessions, at most [`MOST_USED`].
     pub(crate) async fn note_uses(&self, used: Vec<UsedSession>) -> Result<(), AuthError> {
         stream::iter(used.into_iter().take(MOST_USED))
             .map(Ok)
@@ -187,7 +187,7 @@ impl Sessions {
             .await
     }
 
-    /// Writes only over the record that was read, so that a session that is ended meanwhile stays ended.
+    /// Replaces only the record that was read, so that a session that has ended meanwhile is not restored.
     async fn note_use(&self, used: UsedSession) -> Result<(), AuthError> {
         if id_of(&used.key).is_none() {
             return Ok(());
@@ -197,7 +197,8 @@ impl Sessions {
             return Ok(());
         };
         let record = &mut stored.known;
-        // Clocks differ a little, and nobody may keep a session alive from the future.
+        // Uses in the future are clamped: clocks differ slightly, and a session must not be kept alive beyond its
+        // real use.
         let used_at = used.used_at_ms.min(unix_millis());
         if used_at <= record.last_used_at_ms {
             return Ok(());
@@ -208,7 +209,7 @@ impl Sessions {
         if self.bucket.write_over(&used.key, value, entry.as_ref()).await? {
             counter!("vmwatch_session_uses_noted_total").increment(1);
         } else {
-            debug!("a session changed while its use was noted");
+            debug!("a session changed while its use was recorded");
         }
         Ok(())
     }
@@ -235,7 +236,7 @@ fn after(moment_ms: u64, span: Duration) -> u64 {
     moment_ms.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The public name of the session with this key; `None` if it is not a session's key.
+/// The public id of the session with this key; `None` if the key is invalid.
 fn id_of(key: &str) -> Option<SessionId> {
     let mut hash: TokenHash = [0; 32];
     hex::decode_to_slice(key, &mut hash).ok()?;
@@ -248,7 +249,9 @@ mod tests {
     use crate::bucket;
 
     #[test]
-    fn noted_use_keeps_fields_of_a_newer_version() {
-        bucket::holds_golden::<SessionRecord>(include_str!("../../tests/golden/forms/session-record.json"));
+    fn recording_a_use_keeps_fields_of_a_newer_version() {
+        bucket::assert_matches_golden::<SessionRecord>(include_str!(
+            "../../tests/golden/forms/session-record.json"
+        ));
     }
 }

@@ -1,5 +1,4 @@
-//! The users in MongoDB: one document per user. Its `_id` is the user's key, so that no two users have names that differ only
-//! in case.
+//! The users in MongoDB: one document per user. `_id` is the user's key, so that no two names differ only in case.
 
 use std::{
     future::IntoFuture,
@@ -20,27 +19,27 @@ use vmwatch_store::command_span;
 
 use crate::{AuthError, bucket::TRIES};
 
-/// When the claim on ending this administrator's role expires; see [`UserStore::claim_demotion`].
+/// When the claim to demote this administrator expires; see [`UserStore::claim_demotion`].
 const DEMOTION_CLAIM: &str = "demotion_claim_expires";
-/// Far longer than the commands of one change take. What a service leaves behind that ends in between is ignored after it.
+/// Far longer than the commands of one change take. The claim of a service that crashed in between is ignored
+/// afterwards.
 const CLAIM_LIFETIME: Duration = Duration::from_mins(5);
 
-/// The code of a unique index that says no.
+/// MongoDB's error code for a duplicate key.
 const DUPLICATE_KEY: i32 = 11_000;
 
-/// A user as stored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct User {
     #[serde(rename = "_id")]
     pub(crate) key: UserKey,
-    /// As it was spelled when the user was created.
+    /// The name as spelled when the user was created.
     pub(crate) name: UserName,
     /// A PHC string; see `password.rs`.
     pub(crate) password_hash: String,
     pub(crate) role: Role,
     pub(crate) scope: Scope,
     pub(crate) created: DateTime,
-    /// Sessions that began before this are over. Each change of the user moves it.
+    /// Sessions that began before this time are invalid. Each change of the user advances it.
     pub(crate) sessions_not_before: DateTime,
 }
 
@@ -53,7 +52,6 @@ impl User {
         }
     }
 
-    /// As Unix milliseconds.
     pub(crate) fn sessions_not_before_ms(&self) -> u64 {
         u64::try_from(self.sessions_not_before.timestamp_millis()).unwrap_or(0)
     }
@@ -75,7 +73,7 @@ impl UserStore {
         Ok(found.instrument(command_span("find", self.users.name())).await?)
     }
 
-    /// At most this many users, sorted by key, after the given key.
+    /// At most this many users after the given key, sorted by key.
     pub(crate) async fn list(&self, after: Option<&UserKey>, most: usize) -> Result<Vec<User>, AuthError> {
         let filter = after.map_or_else(Document::new, |key| doc! { "_id": { "$gt": key.as_str() } });
         Ok(self
@@ -92,7 +90,7 @@ impl UserStore {
         Ok(self.users.find_one(doc! {}).await?.is_none())
     }
 
-    /// Adds the user; `false` where the name is taken.
+    /// Adds the user. Returns false if the name is taken.
     pub(crate) async fn add(&self, user: &User) -> Result<bool, AuthError> {
         match self.users.insert_one(user).await {
             Ok(_) => Ok(true),
@@ -107,7 +105,7 @@ impl UserStore {
             .await
     }
 
-    /// Sets the role and scope that are given; `None` if there is no such user.
+    /// Sets the given role and scope; `None` if there is no such user.
     pub(crate) async fn update(&self, change: &UserChange, may: Ending) -> Result<Option<User>, AuthError> {
         let mut set = Document::new();
         if let Some(role) = change.role {
@@ -122,8 +120,9 @@ impl UserStore {
         self.change(&change.name.key(), set, may.filter()).await
     }
 
-    /// Changes the user and ends its sessions up to now, by their date; the user as it is then. The date only grows,
-    /// however the clocks of replicas differ, so that it tells each change from the one before.
+    /// Changes the user and invalidates its sessions up to now by their date. Returns the user after the change. The
+    /// date only increases, even if the clocks of replicas differ, so that it distinguishes each change from the
+    /// previous one.
     async fn change(
         &self,
         key: &UserKey,
@@ -151,28 +150,28 @@ impl UserStore {
         Err(AuthError::Contended)
     }
 
-    /// `false` where there is no such user.
+    /// Returns false if there is no such user.
     pub(crate) async fn remove(&self, key: &UserKey, may: Ending) -> Result<bool, AuthError> {
         let mut filter = doc! { "_id": key.as_str() };
         filter.extend(may.filter());
         Ok(self.users.delete_one(filter).await?.deleted_count == 1)
     }
 
-    /// Claims the right to end this administrator's role; `None` if another change has claimed it, or the user is no
-    /// administrator any more.
+    /// Claims the right to demote this administrator; `None` if another change holds a claim, or the user is no
+    /// longer an administrator.
     ///
-    /// Whoever has claimed counts the administrators that stay, those without a claim. Of two changes at the same time the
-    /// one that claims later finds the claim of the other, so that they never count each other's.
+    /// The holder of a claim counts the remaining administrators, which are those without a claim. Of two concurrent
+    /// changes, the one that claims later sees the claim of the other, so that they never count each other's user.
     pub(crate) async fn claim_demotion(&self, key: &UserKey) -> Result<Option<Ending>, AuthError> {
         let expires = DateTime::from_system_time(SystemTime::now() + CLAIM_LIFETIME);
-        let mut unclaimed = staying();
+        let mut unclaimed = unclaimed_administrators();
         unclaimed.insert("_id", key.as_str());
         let claim = doc! { "$set": { DEMOTION_CLAIM: expires } };
         let claimed = self.users.update_one(unclaimed, claim).await?;
         Ok((claimed.matched_count == 1).then_some(Ending::Claimed(expires)))
     }
 
-    /// Gives a claim back.
+    /// Withdraws a claim.
     pub(crate) async fn withdraw(&self, key: &UserKey, claim: Ending) -> Result<(), AuthError> {
         let Ending::Claimed(expires) = claim else {
             return Ok(());
@@ -183,25 +182,25 @@ impl UserStore {
         Ok(())
     }
 
-    /// The number of administrators beside this one: all, and those whose role no change has claimed to end.
+    /// The number of other administrators: all of them, and those without a claim.
     pub(crate) async fn other_administrators(&self, key: &UserKey) -> Result<(u64, u64), AuthError> {
         let count = async |mut filter: Document| {
             filter.insert("_id", doc! { "$ne": key.as_str() });
             self.users.count_documents(filter).await
         };
         let all = count(doc! { "role": Role::Admin.to_string() }).await?;
-        Ok((all, count(staying()).await?))
+        Ok((all, count(unclaimed_administrators()).await?))
     }
 }
 
-/// What a change of a user may do to the role of an administrator.
+/// How a change of a user affects the role of an administrator.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
-    /// The user stays or becomes an administrator, or its role is not changed.
+    /// The user stays or becomes an administrator, or its role does not change.
     Nothing,
-    /// The user is no administrator. If it has become one meanwhile, the change is not made.
+    /// The user is not an administrator. If it has become one meanwhile, the change is not made.
     NoAdministrator,
-    /// The claim that expires then is held.
+    /// The change holds the claim with this expiry.
     Claimed(DateTime),
 }
 
@@ -215,13 +214,13 @@ impl Ending {
     }
 }
 
-/// Administrators whose role no change has claimed to end.
-fn staying() -> Document {
+/// Matches administrators without a claim.
+fn unclaimed_administrators() -> Document {
     let claimed = doc! { "$gt": DateTime::now() };
     doc! { "role": Role::Admin.to_string(), DEMOTION_CLAIM: { "$not": claimed } }
 }
 
-/// From when on the sessions of a user are valid that is made or changed now: none that began up to this millisecond.
+/// The time from which sessions of a user changed now are valid; sessions that began up to this millisecond are not.
 pub(crate) fn not_before(before: Option<&User>) -> DateTime {
     let before = before.map_or(0, |user| user.sessions_not_before.timestamp_millis());
     let now = DateTime::now().timestamp_millis();
@@ -249,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn document_is_its_golden_file() {
+    fn document_matches_golden_file() {
         let written = serialize_to_document(&read(golden())).unwrap();
         assert_eq!(Bson::from(written).into_relaxed_extjson(), golden());
     }

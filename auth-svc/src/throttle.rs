@@ -1,16 +1,17 @@
-//! Slows down guessing of passwords without giving anyone the power to lock others out.
+//! Slows down password guessing without enabling anyone to lock out others.
 //!
-//! Failures are counted for a while by (user, source), by source and by user, in a bucket that all replicas share:
+//! Recent failures are counted by (user, source), by source and by user, in a bucket shared by all replicas:
 //!
 //! | counted by | at the limit |
 //! |---|---|
-//! | (user, source) | that user from that source waits until its failures are forgotten |
-//! | source | each further user from there has one try left in place of the usual number |
-//! | user | each further source for that user has one try left in place of the usual number |
+//! | (user, source) | that user from that source waits until the failures expire |
+//! | source | each further user from there has one try instead of the usual number |
+//! | user | each further source for that user has one try instead of the usual number |
 //!
-//! So an administrator under attack from elsewhere still gets in from a source of his own at the first try, and so
-//! does everybody else behind the address of an attacker; and neither a name nor an address gives more than its limit of
-//! tries plus one for each partner. Unknown names are counted as known ones are: the throttle tells nobody who exists.
+//! An administrator under attack from elsewhere can therefore still log in from another source at the first try, and
+//! so can other users that share an attacker's address. A name or an address gives at most its limit of tries plus one
+//! for each source or user combined with it. Unknown names are counted like known ones, so that the throttle does not
+//! reveal which users exist.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -29,25 +30,24 @@ use crate::{
 };
 
 const BUCKET: &str = "vmwatch_login_failures";
-/// Some 400,000 counters; at the rate that password hashing allows they are forgotten long before.
+/// Enough for about 400,000 counters. At the rate that password hashing allows, they expire long before that.
 const BUCKET_BYTES: i64 = 64 << 20;
-/// Two replicas that count at once: one counts again.
+/// Maximum attempts to count a failure while other replicas change the same counter.
 const COUNT_TRIES: usize = 8;
 
-/// Failures of late.
+/// Recent failures under one key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Failures {
     count: u32,
     last_ms: u64,
 }
 
-/// The counters of all replicas.
 pub(crate) struct Throttle {
     bucket: Bucket,
     settings: ThrottleSettings,
 }
 
-/// What one login is counted under.
+/// The keys that a login is counted under.
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pair: String,
@@ -56,7 +56,8 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Of this user from this source, whatever the spelling of the name. Keys are hashes: names may hold anything, and the bucket need not tell them.
+    /// An attempt of this user, in any spelling, from this source. Keys are hashes, because names can contain any
+    /// character and the bucket need not reveal them.
     pub(crate) fn new(user: &UserKey, source: &str) -> Self {
         let source = &network(source);
         let key = |kind: &str, parts: &[&str]| {
@@ -75,25 +76,25 @@ impl Attempt {
         }
     }
 
-    /// The same for each attempt of this user from this source.
+    /// The key shared by all attempts of this user from this source.
     pub(crate) fn id(&self) -> &str {
         &self.pair
     }
 }
 
 impl Throttle {
-    /// The bucket, as the settings have it.
+    /// The configuration of the bucket.
     pub(crate) const fn bucket(settings: ThrottleSettings, replicas: usize) -> Spec {
         Spec {
             name: BUCKET,
-            description: "failed logins of late",
+            description: "recent failed logins",
             max_age: settings.window,
             max_bytes: BUCKET_BYTES,
             replicas,
         }
     }
 
-    /// Opens the bucket, and makes a missing one.
+    /// Opens the bucket and creates it if it is missing.
     pub(crate) async fn open(
         bus: &Bus,
         settings: ThrottleSettings,
@@ -103,7 +104,7 @@ impl Throttle {
         Ok(Self { bucket, settings })
     }
 
-    /// Lets the attempt through, or says how long to wait.
+    /// Admits the attempt; otherwise the error has the time to wait.
     pub(crate) async fn admit(&self, attempt: &Attempt) -> Result<(), AuthError> {
         let (pair, source, user) = tokio::try_join!(
             self.failures(&attempt.pair),
@@ -119,9 +120,9 @@ impl Throttle {
         }
     }
 
-    /// Counts a failure. Counting comes before the answer: an attempt that cannot be counted is not answered.
+    /// Counts a failure. This precedes the answer, so that an attempt that cannot be counted gets no answer.
     pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
-        // Where others counted at each try, the counter goes up fast enough.
+        // If every attempt to count conflicted, other failures raise the counter fast enough.
         tokio::try_join!(
             self.count_one(&attempt.pair),
             self.count_one(&attempt.source),
@@ -130,8 +131,8 @@ impl Throttle {
         Ok(())
     }
 
-    /// Counts an attempt as failed before it is judged, so that of any number at once no more than the limit are judged,
-    /// whatever replicas they reach. An attempt that succeeds is to be forgotten.
+    /// Counts an attempt as failed before it is verified, so that of any number of concurrent attempts, on any
+    /// replicas, at most the limit are verified. The caller must call `forget` for an attempt that succeeds.
     pub(crate) async fn claim(&self, attempt: &Attempt) -> Result<(), AuthError> {
         self.admit(attempt).await?;
         let (pair, source, user) = tokio::try_join!(
@@ -148,7 +149,7 @@ impl Throttle {
         Err(AuthError::Throttled(self.settings.window))
     }
 
-    /// Forgets the failures of a user who got in at last, from that source.
+    /// Forgets the failures of a user from this source after a successful login.
     pub(crate) async fn forget(&self, attempt: &Attempt) {
         if self
             .failures(&attempt.pair)
@@ -158,7 +159,7 @@ impl Throttle {
             return;
         }
         if let Err(error) = self.bucket.delete(&attempt.pair).await {
-            warn!(%error, "failed logins could not be forgotten; they expire");
+            warn!(%error, "resetting a failed-login counter failed; it will expire");
         }
     }
 
@@ -167,7 +168,7 @@ impl Throttle {
         Ok(self.decode(entry.as_ref()).known)
     }
 
-    /// A record that cannot be decoded counts as throttled, until it expires.
+    /// A record that cannot be decoded counts as throttled until it expires.
     fn decode(&self, entry: Option<&Entry>) -> Kept<Failures> {
         match self.bucket.decode(entry) {
             Value::Nothing => Kept::default(),
@@ -179,7 +180,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a failure, and gives back how many there are then; `None` if others counted at each try.
+    /// Counts a failure. Returns the new count; `None` if every attempt conflicted.
     async fn count_one(&self, key: &str) -> Result<Option<u32>, AuthError> {
         for _ in 0..COUNT_TRIES {
             let entry = self.bucket.entry(key).await?;
@@ -197,13 +198,13 @@ impl Throttle {
     }
 }
 
-/// When the entry was written, Unix milliseconds, by the server's clock.
+/// When the entry was written, Unix milliseconds by the server's clock.
 fn written_ms(entry: &Entry) -> u64 {
     u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
-/// What failures of a source are counted under: an IPv6 host may take any address of its network of 64 bits (RFC 4291,
-/// section 2.5.1), and would otherwise be a new source with each.
+/// The key of a source. IPv6 addresses are reduced to their 64-bit network, because a host can take any address in it
+/// (RFC 4291, section 2.5.1) and would otherwise be a new source each time.
 pub(crate) fn network(source: &str) -> String {
     let Ok(address) = source.parse::<Ipv6Addr>() else {
         return source.to_owned();
@@ -212,7 +213,7 @@ pub(crate) fn network(source: &str) -> String {
     Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
 }
 
-/// The failures of a pair at which it has to wait.
+/// The number of failures at which a pair of user and source must wait.
 const fn limit(settings: ThrottleSettings, source: u32, user: u32) -> u32 {
     if source >= settings.by_source || user >= settings.by_user {
         1
@@ -221,7 +222,7 @@ const fn limit(settings: ThrottleSettings, source: u32, user: u32) -> u32 {
     }
 }
 
-/// How long the attempt has to wait; `None` where it may be tried now.
+/// How long the attempt must wait; `None` if it may proceed.
 fn wait(
     settings: ThrottleSettings,
     pair: Failures,
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fifth_failure_locks_the_pair_for_the_window() {
+    fn locks_out_pair_after_fifth_failure() {
         assert_eq!(waits(4, 4, 4), None);
         assert_eq!(waits(5, 5, 5), Some(899));
         let long_ago = Failures {
@@ -272,23 +273,25 @@ mod tests {
     }
 
     #[test]
-    fn record_is_its_golden_file() {
-        bucket::holds_golden::<Failures>(include_str!("../../tests/golden/forms/login-failures.json"));
+    fn record_matches_golden_file() {
+        bucket::assert_matches_golden::<Failures>(include_str!(
+            "../../tests/golden/forms/login-failures.json"
+        ));
     }
 
     #[test]
-    fn nobody_is_locked_out_by_others() {
-        // An administrator who is under attack from everywhere, from a source of his own.
+    fn attackers_cannot_lock_out_other_pairs() {
+        // An administrator under attack from everywhere logs in from a new source.
         assert_eq!(waits(0, 0, 100_000), None);
-        // A user behind the address of an attacker.
+        // A user shares the address of an attacker.
         assert_eq!(waits(0, 100_000, 0), None);
-        // But one try it is.
+        // The user has only one try.
         assert_eq!(waits(1, 100_000, 0), Some(899));
         assert_eq!(waits(1, 0, 100_000), Some(899));
     }
 
     #[test]
-    fn a_host_of_ipv6_is_one_source() {
+    fn counts_ipv6_network_as_one_source() {
         let pair = |source| Attempt::new(&UserKey::of("a"), source).pair;
         assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_are_told_apart_by_user_and_source() {
+    fn distinguishes_attempts_by_user_and_source() {
         let attempt = |user: &str, source| Attempt::new(&UserKey::of(user), source);
         let (one, other) = (attempt("ab", "c"), attempt("a", "bc"));
         assert_ne!(one.pair, other.pair);

@@ -1,5 +1,5 @@
-//! `vmwatch-auth user …`: users by hand. A password comes from a prompt or standard input, never from an argument,
-//! which every process of the machine could read.
+//! The command `vmwatch-auth user …`. Passwords are read from a prompt or standard input, never from an argument,
+//! which every process on the machine could read.
 
 use std::{
     io::{IsTerminal, Write as _},
@@ -25,45 +25,44 @@ use crate::{
     store::{User, UserStore},
 };
 
-/// How long a command waits for the bus.
+/// How long a command waits for NATS.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A private cloud has tens of users.
+/// Maximum number of listed users; a private cloud has tens.
 const MOST_LISTED: usize = 1000;
 
-/// What can be done with users.
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
     /// Add a user.
     Add {
-        /// User name: up to 128 letters and digits of one script and ASCII punctuation. Upper and lower case are the same
-        /// when names are compared.
+        /// User name: up to 128 letters and digits of one script and ASCII punctuation. Names are compared without
+        /// regard to case.
         name: NewUserName,
-        /// What it may do: viewer, operator or admin.
+        /// Role: viewer, operator or admin.
         #[arg(long, default_value = "viewer")]
         role: Role,
-        /// The only instances that it may see, separated by commas; all unless given.
+        /// Comma-separated ids of the only VMs that the user may see; default: all.
         #[arg(long, value_delimiter = ',')]
         instances: Option<Vec<InstanceId>>,
     },
     /// Change a user's password, which ends its sessions.
     Password {
-        /// User name, in upper or lower case.
+        /// User name; upper and lower case are equal.
         name: UserName,
     },
     /// List the users.
     List {
-        /// As JSON, for scripts.
+        /// Print JSON, for scripts.
         #[arg(long)]
         json: bool,
     },
     /// Remove a user, which ends its sessions.
     Remove {
-        /// User name, in upper or lower case.
+        /// User name; upper and lower case are equal.
         name: UserName,
     },
 }
 
-/// Carries out a command.
+/// Runs a command.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
     let database = settings.store.open_durable(Service::Auth.name()).await?;
     let users = UserStore::of(&database, &settings.collection);
@@ -117,14 +116,14 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
     Ok(())
 }
 
-/// The name as the user was created; the given name if there is no such user.
+/// The stored name; the given name if there is no such user.
 async fn stored_name(users: &UserStore, given: UserName) -> Result<UserName, AuthError> {
     let user = users.find(&given.key()).await?;
     Ok(user.map_or(given, |user| user.name))
 }
 
-/// What changes users. If the bus is lost meanwhile, or the audit is not required, a change is stored all the same, and
-/// the error says that it is not in effect yet.
+/// Connects to NATS without waiting for it. If NATS is lost after the audit record, or unreachable while the audit is
+/// not required, the change is still stored, and the error says that it is not in effect yet.
 async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts, AuthError> {
     let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
     Ok(Accounts {
@@ -135,7 +134,7 @@ async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts,
     })
 }
 
-/// Makes a change that the audit announces before, and whose outcome it records after.
+/// Makes a change and records it in the audit before and after it.
 async fn announced(
     settings: &AuthSettings,
     action: MethodInfo,
@@ -151,7 +150,7 @@ async fn announced(
             )));
         }
         Err(error) => {
-            eprintln!("the change is not recorded in the audit: {error}");
+            eprintln!("the change will not be recorded in the audit: {error}");
             return change.await;
         }
     };
@@ -164,13 +163,13 @@ fn refused(text: String) -> AuthError {
     AuthError::Refused(text)
 }
 
-/// From a prompt, twice; or the first line of standard input.
+/// Reads a password from a prompt, twice, or the first line of standard input.
 fn read_password(name: &UserName) -> Result<NewPassword, AuthError> {
     let text = if std::io::stdin().is_terminal() {
         let first = rpassword::prompt_password(format!("New password of {name}: "))?;
-        if first != rpassword::prompt_password("Once more: ")? {
+        if first != rpassword::prompt_password("Repeat the password: ")? {
             return Err(refused(
-                "the two were not the same; nothing was changed".to_owned(),
+                "the two passwords differ; nothing was changed".to_owned(),
             ));
         }
         first
