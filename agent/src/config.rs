@@ -235,7 +235,7 @@ mod tests {
     use super::*;
 
     fn read<const N: usize>(variables: [(&str, &str); N]) -> Result<AgentSettings, String> {
-        let env = Environment::of(variables);
+        let env = Environment::from_variables(variables);
         AgentSettings::read(&env).map_err(|Invalid| env.problems().join("\n"))
     }
 
@@ -288,7 +288,7 @@ mod tests {
     fn the_firmware_names_the_vm_in_lower_case_and_otherwise_the_problem_says_what_to_set() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
-        let env = Environment::of([]);
+        let env = Environment::from_variables([]);
         let id = instance_id(&env, file.path()).unwrap();
         assert_eq!(id.as_str(), "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e");
 

@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn rejects_first_administrator_with_invalid_password() {
         for (password, allowed) in [("1", false), ("1234567", false), ("12345678", true)] {
-            let env = Environment::of([(ADMIN_PASSWORD.name, password)]);
+            let env = Environment::from_variables([(ADMIN_PASSWORD.name, password)]);
             assert_eq!(first_admin(&env).is_ok(), allowed, "{password}");
             let problems = env.problems().concat();
             assert_eq!(problems.contains("at least 8 characters"), !allowed, "{problems}");

@@ -127,7 +127,7 @@ impl Auth {
     ) -> Result<Done, AuthError> {
         self.accounts
             .sessions
-            .end(&UserKey::of(context.user()), &session.session_id)
+            .end(&UserKey::from_name(context.user()), &session.session_id)
             .await?;
         Ok(Done {})
     }
@@ -138,10 +138,10 @@ impl Auth {
         context: Context,
         _: Own,
     ) -> Result<SessionList, AuthError> {
-        let key = UserKey::of(context.user());
+        let key = UserKey::from_name(context.user());
         let user = self.accounts.users.find(&key).await?;
         let user = user.ok_or(AuthError::NoSuchSession)?;
-        let sessions = self.accounts.sessions.of(&key, user.sessions_not_before_ms());
+        let sessions = self.accounts.sessions.valid(&key, user.sessions_not_before_ms());
         Ok(SessionList {
             sessions: sessions.await?,
         })
@@ -153,7 +153,7 @@ impl Auth {
         context: Context,
         session: SessionIdRef,
     ) -> Result<Done, AuthError> {
-        let key = UserKey::of(context.user());
+        let key = UserKey::from_name(context.user());
         let outcome = async {
             if self.accounts.sessions.end_by_id(&key, &session.id).await? {
                 Ok(Done {})
@@ -256,7 +256,7 @@ impl Auth {
         let principal = context.principal.as_ref();
         let key = change.name.key();
         // Compares keys, so that another spelling of the user's own name does not count as another user.
-        if principal.is_none_or(|principal| UserKey::of(&principal.user) != key) {
+        if principal.is_none_or(|principal| UserKey::from_name(&principal.user) != key) {
             let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
             return if is_admin {
                 Ok(())

@@ -101,7 +101,7 @@ async fn serve(
     program: &Program,
 ) -> Result<(), AuthError> {
     let shutdown = program.shutdown().clone();
-    let users = UserStore::of(database, &settings.collection);
+    let users = UserStore::new(database, &settings.collection);
     let hasher = Hasher::new(settings.login_permits)?;
     let buckets = until_done("JetStream", &shutdown, || async {
         let replicas = settings.sessions.replicas;

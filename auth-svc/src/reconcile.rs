@@ -85,7 +85,7 @@ impl Reconciler {
             }
         }
         for record in mirrored {
-            let user = UserKey::of(&record.principal.user);
+            let user = UserKey::from_name(&record.principal.user);
             if !known.contains(&user.hash()) {
                 failures.note(self.finish(&user, "removed").await)?;
             }

@@ -77,7 +77,7 @@ impl SessionIndex {
     }
 
     /// The keys of the user's sessions, oldest first.
-    pub(crate) async fn of(&self, user: &UserKey) -> Result<Vec<String>, AuthError> {
+    pub(crate) async fn keys(&self, user: &UserKey) -> Result<Vec<String>, AuthError> {
         let entry = self.bucket.entry(&user.bucket_key()).await?;
         Ok(self.listed(entry.as_ref()).known.keys)
     }

@@ -110,7 +110,7 @@ impl Sessions {
 
     /// Ends a session of the user by its public id. Returns false if there was none.
     pub(crate) async fn end_by_id(&self, user: &UserKey, id: &SessionId) -> Result<bool, AuthError> {
-        let keys = self.index.of(user).await?;
+        let keys = self.index.keys(user).await?;
         let Some(key) = keys.into_iter().find(|key| id_of(key).as_ref() == Some(id)) else {
             return Ok(false);
         };
@@ -138,7 +138,7 @@ impl Sessions {
     }
 
     /// The user's valid sessions that began at or after this time, newest first.
-    pub(crate) async fn of(
+    pub(crate) async fn valid(
         &self,
         user: &UserKey,
         not_before_ms: u64,
@@ -169,7 +169,7 @@ impl Sessions {
 
     /// The keys of the user's sessions, oldest first, with the records of those that have not ended.
     async fn listed(&self, user: &UserKey) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
-        stream::iter(self.index.of(user).await?)
+        stream::iter(self.index.keys(user).await?)
             .map(|key| async move {
                 let record = self.record(&key).await?;
                 Ok((key, record))
@@ -240,7 +240,7 @@ fn after(moment_ms: u64, span: Duration) -> u64 {
 fn id_of(key: &str) -> Option<SessionId> {
     let mut hash: TokenHash = [0; 32];
     hex::decode_to_slice(key, &mut hash).ok()?;
-    Some(SessionId::of(&hash))
+    Some(SessionId::from_token_hash(&hash))
 }
 
 #[cfg(test)]

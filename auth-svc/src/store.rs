@@ -62,7 +62,7 @@ pub(crate) struct UserStore {
 }
 
 impl UserStore {
-    pub(crate) fn of(database: &Database, collection: &str) -> Self {
+    pub(crate) fn new(database: &Database, collection: &str) -> Self {
         Self {
             users: database.collection(collection),
         }

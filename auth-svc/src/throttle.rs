@@ -292,7 +292,7 @@ mod tests {
 
     #[test]
     fn counts_ipv6_network_as_one_source() {
-        let pair = |source| Attempt::new(&UserKey::of("a"), source).pair;
+        let pair = |source| Attempt::new(&UserKey::from_name("a"), source).pair;
         assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("192.0.2.1"), pair("192.0.2.2"));
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn distinguishes_attempts_by_user_and_source() {
-        let attempt = |user: &str, source| Attempt::new(&UserKey::of(user), source);
+        let attempt = |user: &str, source| Attempt::new(&UserKey::from_name(user), source);
         let (one, other) = (attempt("ab", "c"), attempt("a", "bc"));
         assert_ne!(one.pair, other.pair);
         assert_eq!(attempt("ab", "c").pair, one.pair);

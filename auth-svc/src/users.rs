@@ -65,7 +65,7 @@ pub enum UserCommand {
 /// Runs a command.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
     let database = settings.store.open_durable(Service::Auth.name()).await?;
-    let users = UserStore::of(&database, &settings.collection);
+    let users = UserStore::new(&database, &settings.collection);
     let done = Box::pin(carry_out(command, users, settings)).await;
     vmwatch_store::close(&database).await;
     done

@@ -20,7 +20,7 @@ pub(crate) const ROWS: &str = r#"[{"net_incoming":0.6,"disk_write":128.8,"mem":8
 
 /// Serves until SIGTERM.
 pub(crate) async fn serve() -> anyhow::Result<()> {
-    let env = Environment::of_process();
+    let env = Environment::from_process();
     let invalid = |_| anyhow::anyhow!(env.problems().join("; "));
     let bus = Bus::connect("bench-echo", &BusSettings::read(&env).map_err(invalid)?).await?;
     let mut raw = bus

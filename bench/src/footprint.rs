@@ -59,7 +59,7 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     stream::iter(0..SESSIONS)
         .map(|session| {
             let record = SessionRecord {
-                user: UserKey::of(&format!("user-{}", session % 1000)),
+                user: UserKey::from_name(&format!("user-{}", session % 1000)),
                 began_at_ms: now,
                 expires_at_ms: now + 3_600_000,
                 last_used_at_ms: now,

@@ -39,7 +39,7 @@ pub(crate) fn stack() -> StackBuilder {
 
 /// Opens a store in the stack's database, with the same indexes. Its collection names start with `prefix`.
 pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore> {
-    let env = Environment::of([(MONGODB_URI.name, stack.database.uri())]);
+    let env = Environment::from_variables([(MONGODB_URI.name, stack.database.uri())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
     let rows = RowSettings {
         vms: format!("{prefix}vm_samples"),

@@ -64,7 +64,7 @@ impl Admission {
 
     /// A permit for a call, or the fault to answer with.
     pub(crate) async fn enter(&self, info: &MethodInfo, context: &Context) -> Result<Permit, Fault> {
-        let permit = self.limits.of(info.class).enter(user(context)).await;
+        let permit = self.limits.for_class(info.class).enter(user(context)).await;
         let permit = permit.map_err(|full| refused(full, info.subject, info.class.as_str()))?;
         // Check the source only with a permit: a request without one must not spend a token.
         if info.class == Class::Login {
@@ -89,7 +89,11 @@ impl Admission {
         user: &str,
         until: tokio::time::Instant,
     ) -> Result<Permit, Fault> {
-        let permit = self.limits.of(info.class).enter_until(Some(user), until).await;
+        let permit = self
+            .limits
+            .for_class(info.class)
+            .enter_until(Some(user), until)
+            .await;
         permit.map_err(|full| refused(full, info.subject, info.class.as_str()))
     }
 

@@ -123,7 +123,7 @@ async fn newest_operations(
             return Ok(operations);
         };
         filter.limit = missing;
-        filter.before = Some(OperationPlace::of(last));
+        filter.before = Some(OperationPlace::from_operation(last));
     }
 }
 

@@ -151,7 +151,7 @@ impl Operations {
                 Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
             })?,
             Some(key) if (1..=MAX_KEY_BYTES).contains(&key.len()) => {
-                OperationId::of_key(user, &command.instance_id, &command.method, key)
+                OperationId::from_idempotency_key(user, &command.instance_id, &command.method, key)
             }
             Some(_) => {
                 let rule = format!("the idempotency key must be 1 to {MAX_KEY_BYTES} bytes");

@@ -149,7 +149,7 @@ impl Nats {
             let found = login.iter().find(|(name, _)| name == setting);
             found.map_or("", |(_, value)| value)
         };
-        let env = Environment::of([
+        let env = Environment::from_variables([
             (NATS_URL.name, self.url()),
             (NATS_PING_INTERVAL.name, "300ms"),
             (NATS_USER.name, value(NATS_USER.name)),

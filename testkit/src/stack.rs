@@ -474,7 +474,7 @@ impl Stack {
         self.make_user(&user, role, scope).await;
         let now = unix_millis();
         let record = SessionRecord {
-            user: UserKey::of(&user),
+            user: UserKey::from_name(&user),
             began_at_ms: now,
             expires_at_ms: now + 3_600_000,
             last_used_at_ms: now,
@@ -502,7 +502,7 @@ impl Stack {
             return;
         }
         let user = doc! {
-            "_id": UserKey::of(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
+            "_id": UserKey::from_name(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
             "scope": serialize_to_bson(&scope).expect("a scope encodes"),
             "sessions_not_before": DateTime::from_millis(0),
         };
@@ -517,7 +517,7 @@ impl Stack {
             sessions_not_before_ms: 0,
             removed: false,
         };
-        self.put(USER_BUCKET, UserKey::of(name).bucket_key(), &record)
+        self.put(USER_BUCKET, UserKey::from_name(name).bucket_key(), &record)
             .await;
     }
 
@@ -606,7 +606,7 @@ impl Stack {
 
     /// Makes the audit's streams, which commands and lifecycle-svc need, when auth-svc's `setup` does not run.
     async fn make_audit(&self) {
-        let settings = AuditSettings::read(&Environment::of([])).expect("the defaults are valid");
+        let settings = AuditSettings::read(&Environment::from_variables([])).expect("the defaults are valid");
         for stream in settings.streams() {
             let made = ensure_stream(self.bus.jetstream(), Service::Auth, &stream).await;
             made.expect("JetStream makes the audit's streams");

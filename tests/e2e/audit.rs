@@ -194,7 +194,7 @@ async fn reading_expired_audit_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let bus = nats.connect("reader").await;
-    let settings = AuditSettings::read(&Environment::of([])).unwrap();
+    let settings = AuditSettings::read(&Environment::from_variables([])).unwrap();
     for mut stream in settings.streams() {
         stream.max_age = Duration::from_secs(1);
         stream.duplicate_window = Duration::from_secs(1);

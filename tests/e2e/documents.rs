@@ -107,7 +107,7 @@ fn settings_page_lists_every_setting_of_every_program() {
 
 #[test]
 fn defaults_lie_within_their_ranges() {
-    let env = Environment::of([]);
+    let env = Environment::from_variables([]);
     let settings = programs().into_iter().flat_map(|(_, settings)| settings);
     let mut ranges = 0;
     for setting in settings.filter(|setting| !setting.default.is_empty()) {

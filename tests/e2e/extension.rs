@@ -65,7 +65,7 @@ fn record(action: &str, user: &str, target: &Target, request_id: &str, result: A
 
 /// A server with the method, which audits refused and executed requests.
 fn server(stack: &Stack) -> Server {
-    let settings = ServeSettings::read(&Environment::of([])).unwrap();
+    let settings = ServeSettings::read(&Environment::from_variables([])).unwrap();
     let audit = Arc::new(Audit::new(&stack.bus, true));
     let of_refusals = Arc::clone(&audit);
     Server::new(&stack.bus, Service::Lifecycle, settings)
@@ -96,7 +96,7 @@ fn server(stack: &Stack) -> Server {
 fn gateway_with(stack: &Stack, row: Documented) -> String {
     let (listen, health) = (free_port(), free_port());
     let (listen, health) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{health}"));
-    let environment = Environment::of([
+    let environment = Environment::from_variables([
         ("VMWATCH_NATS_URL", stack.nats.url()),
         ("VMWATCH_LISTEN", &listen),
         ("VMWATCH_HEALTH_LISTEN", &health),

@@ -46,7 +46,7 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
 async fn failed_program_sends_its_buffered_spans() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
-    let env = Environment::of([(OTLP_ENDPOINT.name, endpoint.as_str())]);
+    let env = Environment::from_variables([(OTLP_ENDPOINT.name, endpoint.as_str())]);
     let settings = TelemetrySettings::read(&env).unwrap();
     let outcome = program::run("vmwatch-test", &settings, async |_| {
         info_span!("last work").in_scope(|| ());

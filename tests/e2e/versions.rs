@@ -61,7 +61,7 @@ pub(crate) async fn give_newer_role(stack: &Stack, user: &str) -> (Store, u64) {
         .database
         .handle()
         .collection::<mongodb::bson::Document>("users");
-    let key = UserKey::of(user);
+    let key = UserKey::from_name(user);
     let update = users.update_one(doc! { "_id": key.as_str() }, doc! { "$set": set });
     assert_eq!(update.await.unwrap().matched_count, 1);
     let bucket = bucket(stack, USER_BUCKET).await;
@@ -185,14 +185,14 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     });
     for _ in 0..2 {
         let before = metric(auth, "vmwatch_users_reconciled_total").await;
-        put(&users, &UserKey::of("ghost").bucket_key(), &ghost).await;
+        put(&users, &UserKey::from_name("ghost").bucket_key(), &ghost).await;
         eventually("a reconciler pass has ended", PATIENCE, async || {
             let reconciled = metric(auth, "vmwatch_users_reconciled_total").await;
             (reconciled > before).then_some(()).ok_or(reconciled.to_string())
         })
         .await;
     }
-    let key = UserKey::of("Vera").bucket_key();
+    let key = UserKey::from_name("Vera").bucket_key();
     assert_eq!(users.entry(&key).await.unwrap().unwrap().revision, revision);
     // The session was kept: it is valid again as soon as the role is known.
     let mut record = value(&users, &key).await;

@@ -39,7 +39,7 @@ struct App {
 async fn main() -> anyhow::Result<()> {
     let set = |name: &str| env::var(name).with_context(|| format!("{name} is not set"));
     let uri = set("BASELINE_MONGODB")?;
-    let env = Environment::of([(MONGODB_URI.name, uri.as_str())]);
+    let env = Environment::from_variables([(MONGODB_URI.name, uri.as_str())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
     let rows = RowSettings {
         vms: "vm_samples".to_owned(),

@@ -39,7 +39,7 @@ impl Sessions {
         let lifetime = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
         let now = unix_millis();
         let record = SessionRecord {
-            user: UserKey::of(user),
+            user: UserKey::from_name(user),
             began_at_ms: now,
             expires_at_ms: now + lifetime,
             last_used_at_ms: now,

@@ -122,7 +122,7 @@ impl Gateway {
         // The session is checked before any other parameter, and before a permit is taken.
         let principal = self.authorize(info.access, echo.session_id).await?;
         let Parameters { format, params, .. } = body.parameters()?;
-        let mut context = Context::new(self.deadlines.of(info.kind));
+        let mut context = Context::new(self.deadlines.for_kind(info.kind));
         context.principal = principal;
         context.source = Some(source.to_string());
         if info.kind == Kind::Command {

@@ -259,7 +259,8 @@ impl<'a> SubmittedAction<'a> {
     ) -> Self {
         let mut context = caller.context(gateway, Kind::Command);
         context.idempotency_key = Some(key.to_owned());
-        let operation_id = OperationId::of_key(&caller.principal().user, &instance_id, &method(action), key);
+        let operation_id =
+            OperationId::from_idempotency_key(&caller.principal().user, &instance_id, &method(action), key);
         Self {
             gateway,
             caller,

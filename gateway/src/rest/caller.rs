@@ -48,7 +48,7 @@ pub(super) struct Caller {
 impl Visitor {
     /// The context of a call without a session.
     pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
-        let mut context = Context::new(gateway.deadlines.of(kind));
+        let mut context = Context::new(gateway.deadlines.for_kind(kind));
         context.request_id.clone_from(&self.request_id);
         context.source.clone_from(&self.source);
         context

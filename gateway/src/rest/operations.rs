@@ -215,7 +215,7 @@ pub(super) async fn list(
     };
     let page = caller.ask::<OperationsList>(&gateway, &filter).await?;
     let last = page.operations.last().filter(|_| page.more);
-    let next = last.map(|last| OperationCursor(OperationPlace::of(last)));
+    let next = last.map(|last| OperationCursor(OperationPlace::from_operation(last)));
     Ok(axum::Json(OperationList {
         operations: page.operations.into_iter().map(Operation::from).collect(),
         next,

@@ -172,7 +172,7 @@ pub(super) async fn list(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<axum::Json<SessionList>, Problem> {
     let listed = caller.ask::<SessionsList>(&gateway, &Own {}).await?;
-    let current = SessionId::of(&caller.token.hash());
+    let current = SessionId::from_token_hash(&caller.token.hash());
     let sessions = listed.sessions.into_iter().map(|session| OwnSession {
         current: session.id == current,
         id: session.id,
@@ -202,7 +202,7 @@ pub(super) async fn end(
     Path(id): Path<SessionId>,
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<Response, Problem> {
-    let own = id == SessionId::of(&caller.token.hash());
+    let own = id == SessionId::from_token_hash(&caller.token.hash());
     caller.ask::<SessionsEnd>(&gateway, &SessionIdRef { id }).await?;
     Ok(ended(&headers, own))
 }

@@ -174,7 +174,7 @@ mod tests {
 
     fn used_at(last_used_at_ms: u64) -> Known {
         let record = SessionRecord {
-            user: UserKey::of("eve"),
+            user: UserKey::from_name("eve"),
             began_at_ms: NOW,
             expires_at_ms: NOW + 10_000_000,
             last_used_at_ms,

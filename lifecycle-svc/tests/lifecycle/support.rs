@@ -46,7 +46,7 @@ impl World {
         let nats = Nats::start(folder.path()).await;
         let bus = nats.connect("vmwatch-test").await;
         // As auth-svc does, which owns the stream.
-        let audit = AuditSettings::read(&Environment::of([])).unwrap();
+        let audit = AuditSettings::read(&Environment::from_variables([])).unwrap();
         for stream in audit.streams() {
             ensure_stream(bus.jetstream(), Service::Auth, &stream)
                 .await
@@ -277,7 +277,7 @@ pub(crate) fn keyed<M: Method>(limit: Duration, id: &str, key: &str) -> (Context
     context.idempotency_key = Some(key.to_owned());
     (
         context,
-        OperationId::of_key(USER, &instance_id(id), &M::INFO, key),
+        OperationId::from_idempotency_key(USER, &instance_id(id), &M::INFO, key),
     )
 }
 

@@ -224,7 +224,7 @@ impl AuditFilter {
         };
         self.user
             .as_ref()
-            .is_none_or(|user| user.key() == UserKey::of(&record.user))
+            .is_none_or(|user| user.key() == UserKey::from_name(&record.user))
             && self
                 .target
                 .as_ref()

@@ -208,7 +208,7 @@ pub struct Deadlines {
 
 impl Deadlines {
     /// The deadline of a method of this kind.
-    pub const fn of(&self, kind: Kind) -> Duration {
+    pub const fn for_kind(&self, kind: Kind) -> Duration {
         match kind {
             Kind::Query => self.query,
             Kind::Command => self.command,

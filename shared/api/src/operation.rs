@@ -37,7 +37,7 @@ impl OperationId {
 
     /// Derives the id from an idempotency key. The client can compute it before any reply, and inserting an operation
     /// under this id claims the key, so that the action is not executed twice.
-    pub fn of_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
+    pub fn from_idempotency_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
         let mut hash = Sha256::new();
         for part in [user, instance.as_str(), method.subject, key] {
             // The length prefix keeps adjacent parts from being confused.
@@ -224,7 +224,7 @@ pub struct OperationPlace {
 
 impl OperationPlace {
     /// The position of the operation.
-    pub fn of(operation: &Operation) -> Self {
+    pub fn from_operation(operation: &Operation) -> Self {
         Self {
             requested_at_ms: operation.requested_at_ms,
             id: operation.id.clone(),
@@ -273,7 +273,7 @@ mod tests {
     #[test]
     fn scopes_a_key_to_user_vm_and_method() {
         let of = |user: &str, instance: &str, method: MethodInfo, key: &str| {
-            OperationId::of_key(user, &instance.parse().unwrap(), &method, key)
+            OperationId::from_idempotency_key(user, &instance.parse().unwrap(), &method, key)
         };
         let also_starts = MethodInfo {
             subject: "lifecycle.resume",

@@ -72,7 +72,7 @@ impl SessionId {
     const RULE: &str = "must be 32 characters of 0-9 and a-f";
 
     /// Derives the id from the hash of a token.
-    pub fn of(token: &TokenHash) -> Self {
+    pub fn from_token_hash(token: &TokenHash) -> Self {
         let digest: [u8; 32] = Sha256::new()
             .chain_update(b"vmwatch session id")
             .chain_update(token)
@@ -215,9 +215,12 @@ mod tests {
     #[test]
     fn names_session_without_token_or_hash() {
         let token = Token::from_random([7; 16]);
-        let id = SessionId::of(&token.hash());
+        let id = SessionId::from_token_hash(&token.hash());
         assert_eq!(id.as_str().parse(), Ok(id.clone()));
-        assert_ne!(id, SessionId::of(&Token::from_random([8; 16]).hash()));
+        assert_ne!(
+            id,
+            SessionId::from_token_hash(&Token::from_random([8; 16]).hash())
+        );
         assert!(!token.key().contains(id.as_str()) && !token.to_string().contains(id.as_str()));
         for bad in ["", "0", &"g".repeat(32), &"A".repeat(32), &"0".repeat(33)] {
             assert!(bad.parse::<SessionId>().is_err(), "{bad:?}");

@@ -43,7 +43,7 @@ impl UserName {
 
     /// The key of the user with this name.
     pub fn key(&self) -> UserKey {
-        UserKey::of(&self.0)
+        UserKey::from_name(&self.0)
     }
 
     /// The name for the audit and the log. In a name that no user can have, all characters except ASCII are escaped,
@@ -176,7 +176,7 @@ pub struct UserKey(String);
 impl UserKey {
     /// Derives the key of a name. A text that is not a valid user name is its own key, which no user has, so that
     /// looking it up costs the same as looking up a user.
-    pub fn of(name: &str) -> Self {
+    pub fn from_name(name: &str) -> Self {
         let mapped = UsernameCaseMapped::enforce(name);
         Self(mapped.map_or_else(|_| name.to_owned(), Cow::into_owned))
     }
@@ -311,8 +311,8 @@ mod tests {
         fn name_and_key_are_stable(text in "\\PC{1,12}") {
             let Ok(name) = text.parse::<NewUserName>() else { return Ok(()) };
             let key = name.as_name().key();
-            prop_assert_eq!(&UserKey::of(&text), &key);
-            prop_assert_eq!(&UserKey::of(key.as_str()), &key);
+            prop_assert_eq!(&UserKey::from_name(&text), &key);
+            prop_assert_eq!(&UserKey::from_name(key.as_str()), &key);
             prop_assert_eq!(name.to_string().parse::<NewUserName>(), Ok(name.clone()));
             prop_assert_eq!(name.as_name().shown(), name.to_string());
         }

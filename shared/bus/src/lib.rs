@@ -248,12 +248,12 @@ mod tests {
         std::fs::write(password.path(), "secret").unwrap();
         let file = password.path().display().to_string();
         let inbox = |user: &str| {
-            let env = Environment::of([(NATS_USER.name, user), (NATS_PASSWORD_FILE.name, &file)]);
+            let env = Environment::from_variables([(NATS_USER.name, user), (NATS_PASSWORD_FILE.name, &file)]);
             inbox_prefix(BusSettings::read(&env).unwrap().identity("vmwatch-metrics"))
         };
         assert_eq!(inbox("vmwatch-operator"), "_INBOX_vmwatch-operator");
         assert_eq!(inbox("*.> x"), "_INBOX_____x");
-        let anonymous = BusSettings::read(&Environment::of([])).unwrap();
+        let anonymous = BusSettings::read(&Environment::from_variables([])).unwrap();
         assert_eq!(
             inbox_prefix(anonymous.identity("vmwatch-metrics")),
             "_INBOX_vmwatch-metrics"

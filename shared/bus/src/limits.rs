@@ -118,7 +118,7 @@ impl Limits {
         }
     }
 
-    pub const fn of(&self, class: Class) -> &Limit {
+    pub const fn for_class(&self, class: Class) -> &Limit {
         match class {
             Class::Login => &self.logins,
             Class::Account => &self.account_requests,

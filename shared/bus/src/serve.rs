@@ -243,7 +243,7 @@ impl Worker {
                 .as_ref()
                 .ok()
                 .and_then(|context| context.principal.as_ref());
-            let limit = limits.of(endpoint.info.class);
+            let limit = limits.for_class(endpoint.info.class);
             match limit.enter(user.map(|principal| principal.user.as_str())).await {
                 Ok(permit) => endpoint.answer(&bus, context, message, reply_to, permit).await,
                 Err(full) => send(&bus, reply_to, fault_bytes(&endpoint.shed(full))).await,

@@ -56,7 +56,7 @@ pub fn invoker() -> String {
 
 /// Reads the settings from the environment, or prints all problems and exits.
 pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Result<S, Invalid>) -> S {
-    let env = Environment::of_process();
+    let env = Environment::from_process();
     let settings = read(&env);
     let problems = env.problems();
     match settings {

@@ -82,7 +82,7 @@ pub struct Environment {
 
 impl Environment {
     /// The environment of this process. An empty variable counts as not set.
-    pub fn of_process() -> Self {
+    pub fn from_process() -> Self {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
         });
@@ -93,7 +93,7 @@ impl Environment {
     }
 
     /// Variables for tests.
-    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+    pub fn from_variables<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         Self {
             variables: variables.into(),
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn reports_every_problem_at_once() {
-        let env = Environment::of([("COUNT", "many"), ("WAIT", "5 minutes")]);
+        let env = Environment::from_variables([("COUNT", "many"), ("WAIT", "5 minutes")]);
         let count = env.number::<u32>(&COUNT);
         let wait = env.duration(&WAIT);
         let needed = env.get::<String>(&NEEDED);
@@ -250,8 +250,11 @@ mod tests {
 
     #[test]
     fn rejects_values_outside_the_range_and_treats_empty_as_not_set() {
-        assert_eq!(Environment::of([("COUNT", "")]).number(&COUNT), Ok(3_u8));
-        let env = Environment::of([("COUNT", "10")]);
+        assert_eq!(
+            Environment::from_variables([("COUNT", "")]).number(&COUNT),
+            Ok(3_u8)
+        );
+        let env = Environment::from_variables([("COUNT", "10")]);
         assert_eq!(env.number::<u8>(&COUNT), Err(Invalid));
         assert_eq!(env.problems(), ["COUNT: 10 is not from 1 to 9"]);
     }

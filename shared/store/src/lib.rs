@@ -188,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn durable_client_overrides_concerns_and_read_preference_of_uri() {
         let uri = "mongodb://127.0.0.1/?w=0&journal=false&wtimeoutMS=0&readPreference=secondary&readConcernLevel=local";
-        let env = Environment::of([(MONGODB_URI.name, uri)]);
+        let env = Environment::from_variables([(MONGODB_URI.name, uri)]);
         let settings = StoreSettings::read(&env).unwrap();
         let options = settings.durable_options("test").await.unwrap();
         let concern = options.write_concern.unwrap();

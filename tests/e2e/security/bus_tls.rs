@@ -53,7 +53,7 @@ impl Server {
 
     async fn connect(&self, settings: [(&str, String); 4]) -> Bus {
         let [a, b, c, d] = &settings;
-        let env = Environment::of([
+        let env = Environment::from_variables([
             (NATS_URL.name, self.url.as_str()),
             (a.0, &a.1),
             (b.0, &b.1),

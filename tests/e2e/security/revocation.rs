@@ -165,12 +165,12 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, anonymous: &Api, admin: &
     // The user's record in the bucket, damaged by an attacker or a defect.
     let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
     bucket
-        .put(UserKey::of("mia").bucket_key(), "{".into())
+        .put(UserKey::from_name("mia").bucket_key(), "{".into())
         .await
         .unwrap();
     eventually("the record is restored", PATIENCE, async || {
         let value = bucket
-            .get(UserKey::of("mia").bucket_key())
+            .get(UserKey::from_name("mia").bucket_key())
             .await
             .unwrap()
             .unwrap();
@@ -286,7 +286,7 @@ async fn throttles_old_passwords_and_broken_records() {
 
     let index = js.get_key_value("vmwatch_user_sessions").await.unwrap();
     index
-        .put(UserKey::of("bob").bucket_key(), broken.into())
+        .put(UserKey::from_name("bob").bucket_key(), broken.into())
         .await
         .unwrap();
     let reply = log_in().await;

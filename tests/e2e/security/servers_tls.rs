@@ -123,7 +123,7 @@ async fn trusts_database_only_by_its_authority() {
     let foreign = folder.path().join("foreign.pem");
     fs::write(&foreign, Authority::new().pem).unwrap();
     let answers = async |uri: &str, ca_file: &str| {
-        let env = Environment::of([(MONGODB_URI.name, uri), (MONGODB_CA_FILE.name, ca_file)]);
+        let env = Environment::from_variables([(MONGODB_URI.name, uri), (MONGODB_CA_FILE.name, ca_file)]);
         let settings = StoreSettings::read(&env).unwrap();
         let opened = settings.open("a-test").await.unwrap();
         opened.run_command(mongodb::bson::doc! { "ping": 1 }).await

@@ -27,7 +27,7 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
         ("VMWATCH_AUDIT_REQUIRED", "false"),
     ];
     let service = scene.world.replica("lifecycle", &settings).await;
-    let env = Environment::of([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
+    let env = Environment::from_variables([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
     let settings = BusSettings::read(&env).unwrap();
     let bus = Bus::connect("vmwatch-test", &settings).await.unwrap();
     eventually("the service connects", PATIENCE, async || {

@@ -151,34 +151,34 @@ async fn settle_stream(
     let name = config.name.clone();
     let Some(found) = found else {
         let stream = create_stream(jetstream, &config).await?;
-        return Ok((stream, Done::of(name, &Work::Make)));
+        return Ok((stream, Done::new(name, &Work::Make)));
     };
     let existing = &found.cached_info().config;
-    let work = Work::of(differences(&config, existing)?);
+    let work = Work::from_differences(differences(&config, existing)?);
     if let Work::Change(_) = work {
         config.metadata.clone_from(&existing.metadata);
         config.placement.clone_from(&existing.placement);
         let updated = within(&name, jetstream.update_stream(&config)).await?;
         updated.map_err(|error| refused(&name, error))?;
     }
-    Ok((found, Done::of(name, &work)))
+    Ok((found, Done::new(name, &work)))
 }
 
 async fn settle_consumer(stream: &Stream, wanted: &pull::Config) -> Result<Done, ProvisionError> {
     let name = consumer_name(wanted);
     let work = match find_consumer(stream, name).await? {
         None => Work::Make,
-        Some(found) => Work::of(differences(wanted, &found.config)?),
+        Some(found) => Work::from_differences(differences(wanted, &found.config)?),
     };
     if !matches!(work, Work::Leave) {
         let made = within(name, stream.create_consumer(wanted.clone())).await?;
         made.map_err(|error| refused(name, error))?;
     }
-    Ok(Done::of(name.to_owned(), &work))
+    Ok(Done::new(name.to_owned(), &work))
 }
 
 impl Work {
-    fn of(differences: Vec<Difference>) -> Self {
+    fn from_differences(differences: Vec<Difference>) -> Self {
         if differences.is_empty() {
             Self::Leave
         } else {
@@ -188,7 +188,7 @@ impl Work {
 }
 
 impl Done {
-    fn of(name: String, work: &Work) -> Self {
+    fn new(name: String, work: &Work) -> Self {
         let what = match work {
             Work::Make => "created".to_owned(),
             Work::Change(differences) => format!("changed: {}", listed(differences)),
