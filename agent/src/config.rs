@@ -31,13 +31,13 @@ const VM_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_VM_INTERVAL",
     value: Value::Duration("100ms", "1h"),
     default: "10s",
-    help: "interval between rows of the VM",
+    help: "how often the agent samples the VM as a whole",
 };
 const PROCESS_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESS_INTERVAL",
     value: Value::Duration("100ms", "24h"),
     default: "60s",
-    help: "interval between rows of the processes; a whole multiple of the interval above",
+    help: "how often the agent samples the processes; a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
 };
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
@@ -61,7 +61,7 @@ const SPOOL_SIZE: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_SIZE",
     value: Value::Size("4MiB", "16GiB"),
     default: "64MiB",
-    help: "maximum size of that folder; beyond it the oldest samples are dropped",
+    help: "maximum size of VMWATCH_AGENT_SPOOL_DIR; beyond it the oldest samples are dropped",
 };
 
 /// Every setting, for `--help`.
@@ -86,7 +86,7 @@ pub const SETTINGS: &[&[Setting]] = &[
 #[derive(Debug)]
 pub struct AgentSettings {
     pub(crate) bus: BusSettings,
-    /// For `main`, which starts telemetry first.
+    /// Used by `main`, which starts telemetry before the program.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) instance_id: InstanceId,

@@ -142,7 +142,10 @@ impl SampleLoop {
         if let Some(sample) = self.late.take()
             && !processes.is_empty()
         {
-            warn!(rows = processes.len(), "late process rows arrived");
+            warn!(
+                rows = processes.len(),
+                "sampling the processes took too long; sending their rows separately"
+            );
             self.send(Sample { processes, ..sample });
         }
     }

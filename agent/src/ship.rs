@@ -222,7 +222,7 @@ impl Shipper {
             trace!(id = queued.part.id, "spooled");
         }
         self.write_at = written.error.map(|error| {
-            warn!(%error, waiting = self.fresh.len(), "the spool cannot be written: parts wait in memory");
+            warn!(%error, waiting = self.fresh.len(), "writing the spool failed; samples wait in memory");
             Instant::now() + WRITE_RETRY_PAUSE
         });
     }
@@ -245,7 +245,10 @@ impl Shipper {
         }
         if !self.fresh.is_empty() {
             let lost = self.fresh.len() as u64;
-            error!(lost, "stopped with parts that could be neither sent nor spooled");
+            error!(
+                lost,
+                "stopped; samples that could be neither sent nor spooled are lost"
+            );
             dropped::note("stopped", lost);
         }
         info!(

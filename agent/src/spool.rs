@@ -114,7 +114,7 @@ impl Spool {
         })?;
         if dir.join(UNFINISHED).exists() {
             fs::remove_file(dir.join(UNFINISHED)).map_err(unusable)?;
-            warn!("the last part that was being spooled is half-written and was skipped");
+            warn!("skipped a half-written file in the spool");
             dropped::note("unfinished", 1);
         }
         let mut files = BTreeMap::new();
@@ -136,7 +136,10 @@ impl Spool {
         spool.make_room(0);
         spool.update_depth();
         if !spool.files.is_empty() {
-            info!(parts = spool.files.len(), "found spooled parts of an earlier run");
+            info!(
+                parts = spool.files.len(),
+                "found spooled samples of an earlier run"
+            );
         }
         Ok(spool)
     }
@@ -193,7 +196,7 @@ impl Spool {
             warn!(
                 file = file_name(sequence),
                 reason = lost,
-                "a spooled part was dropped"
+                "dropped a spooled sample"
             );
             dropped::note(lost, 1);
             self.remove(sequence);
@@ -211,7 +214,7 @@ impl Spool {
             && error.kind() != ErrorKind::NotFound
         {
             // After a restart the part is sent again, which is harmless.
-            warn!(%error, "failed to remove a spooled part");
+            warn!(%error, "removing a file from the spool failed");
         }
         self.update_depth();
     }
@@ -228,7 +231,7 @@ impl Spool {
             warn!(
                 dropped,
                 limit = self.limit,
-                "the spool is full: its oldest parts were dropped"
+                "the spool is full; dropped its oldest samples"
             );
             dropped::note("spool_full", dropped);
         }

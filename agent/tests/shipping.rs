@@ -342,7 +342,7 @@ async fn keeps_samples_in_memory_while_spool_is_unwritable() {
     assert!(
         agent
             .log()
-            .contains("the spool cannot be written: parts wait in memory")
+            .contains("writing the spool failed; samples wait in memory")
     );
 
     let bus = scene.bus().await;

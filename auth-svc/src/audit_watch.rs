@@ -63,7 +63,7 @@ async fn record(audit: &Audit, flood: &Flood, all: bool) {
     }
 }
 
-/// Exports the age and fill level of the audit, and re-creates missing streams.
+/// Publishes metrics of the audit streams (age of the oldest record, bytes used) and creates streams that are missing.
 async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionError> {
     for wanted in settings.streams() {
         let mut stream = ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;

@@ -87,13 +87,13 @@ const ADMIN_PASSWORD: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD",
     value: Value::Text,
     default: "",
-    help: "first password of that administrator; prefer the file below",
+    help: "initial password of the first administrator; VMWATCH_ADMIN_PASSWORD_FILE is safer",
 };
 const ADMIN_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD_FILE",
     value: Value::File,
     default: "",
-    help: "file with the first password of that administrator; without either, a random one is printed once",
+    help: "file with the initial password of the first administrator; without it and VMWATCH_ADMIN_PASSWORD a random password is printed once",
 };
 
 /// Every setting, for `--help`.

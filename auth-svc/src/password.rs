@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn verifies_only_the_hashed_password() {
+    async fn hash_accepts_its_own_password_and_no_other() {
         let hasher = Hasher::new(1).unwrap();
         let hash = hasher.hash("correct horse".parse().unwrap()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");

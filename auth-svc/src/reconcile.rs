@@ -97,7 +97,7 @@ impl Reconciler {
     async fn finish(&self, user: &UserKey, done: &'static str) -> Result<(), AuthError> {
         self.accounts.pass_on(user).await?;
         counter!("vmwatch_users_reconciled_total", "done" => done).increment(1);
-        info!(%user, done, "reconciled a user");
+        info!(%user, done, "repaired a user in the users bucket");
         Ok(())
     }
 }

@@ -209,7 +209,7 @@ impl Sessions {
         if self.bucket.write_over(&used.key, value, entry.as_ref()).await? {
             counter!("vmwatch_session_uses_noted_total").increment(1);
         } else {
-            debug!("a session changed while its use was recorded");
+            debug!("did not record the last use of a session, because the session changed meanwhile");
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ const TLS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_TLS_KEY_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the private key of that certificate",
+    help: "PEM file with the private key of the certificate",
 };
 const TRUSTED_PROXIES: Setting = Setting {
     name: "VMWATCH_TRUSTED_PROXIES",
@@ -76,7 +76,7 @@ const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
     value: Value::Duration("100ms", "10m"),
     default: "10s",
-    help: "time a client has to send its headers, and again its body; also ends idle connections",
+    help: "time a client has to send the headers of a request, and the same again for its body; idle connections are closed after it",
 };
 const MAX_SESSIONS: Setting = Setting {
     name: "VMWATCH_MAX_SESSIONS",
@@ -113,7 +113,7 @@ const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",
     value: Value::Duration("1ms", "1h"),
     default: "1s",
-    help: "time after which an address that used up its burst may send one more",
+    help: "time after which an address that used up VMWATCH_LOGIN_BURST may try one more login",
 };
 
 /// Every setting, for `--help`.
@@ -147,7 +147,7 @@ pub const SETTINGS: &[&[Setting]] = &[
 #[derive(Debug)]
 pub struct GatewaySettings {
     pub(crate) bus: BusSettings,
-    /// For `main`, which starts telemetry first.
+    /// Used by `main`, which starts telemetry before the program.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) listen: SocketAddr,

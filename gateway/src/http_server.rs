@@ -163,7 +163,7 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, peer)) => {
             if let Err(error) = stream.set_nodelay(true) {
-                debug!(%error, %peer, "TCP_NODELAY");
+                debug!(%error, %peer, "setting TCP_NODELAY failed");
             }
             Some((stream, peer, permit))
         }

@@ -140,6 +140,6 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
     // From here on the kernel queues connections.
     program.set_serving();
     http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
-    info!("drained");
+    info!("all HTTP requests have finished");
     Ok(())
 }

@@ -27,7 +27,7 @@ const HYPERVISOR_CALLS: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_CALLS",
     value: Value::Number(1, 16),
     default: "8",
-    help: "maximum concurrent calls to one hypervisor; more wait within the deadline above",
+    help: "maximum concurrent calls to one hypervisor; further calls wait, within VMWATCH_HYPERVISOR_TIMEOUT",
 };
 const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
@@ -39,7 +39,7 @@ const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
     value: Value::Duration("1s", "1h"),
     default: "5m",
-    help: "time for which an operation is pursued after its caller stopped waiting",
+    help: "how long an operation is still carried out after its caller stopped waiting",
 };
 const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
@@ -51,13 +51,13 @@ const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
     value: Value::Duration("24h", "365d"),
     default: "7d",
-    help: "retention of operations and their idempotency keys",
+    help: "how long operations and their idempotency keys are kept",
 };
 const OPERATIONS_MAX_BYTES: Setting = Setting {
     name: "VMWATCH_OPERATIONS_MAX_BYTES",
     value: Value::Size("1MiB", "1024GiB"),
     default: "256MiB",
-    help: "maximum size of the operations (about 1.5 KiB each); when it is reached, commands are refused",
+    help: "maximum size of the store of operations (about 1.5 KiB each); when it is reached, commands are refused",
 };
 
 /// Every setting, for `--help`.
@@ -86,7 +86,7 @@ pub const SETTINGS: &[&[Setting]] = &[
 pub struct LifecycleSettings {
     pub(crate) bus: BusSettings,
     pub(crate) serve: ServeSettings,
-    /// For `main`, which starts telemetry first.
+    /// Used by `main`, which starts telemetry before the program.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) hypervisors: Vec<HypervisorSpec>,

@@ -83,7 +83,7 @@ impl Events {
         };
         if !sent {
             counter!("vmwatch_events_lost_total").increment(1);
-            debug!(kind = event.kind(), instance = %event.instance(), "live event lost");
+            debug!(kind = event.kind(), instance = %event.instance(), "publishing a live event failed; dropped it");
         }
     }
 }

@@ -286,7 +286,7 @@ impl Operations {
         if state == OperationState::Requested
             && let Err(error) = self.trail.begin(&record).await
         {
-            warn!(operation = %id, %error, "adoption postponed: writing the audit record failed");
+            warn!(operation = %id, %error, "taking over an operation of another replica failed: it cannot be audited; retrying later");
             return Ok(());
         }
         record.lease = self.lease();
@@ -303,7 +303,7 @@ impl Operations {
             return Ok(());
         };
         counter!("vmwatch_operations_adopted_total").increment(1);
-        info!(operation = %id, %state, "operation adopted");
+        info!(operation = %id, %state, "took over the operation of another replica");
         Run::new(Arc::clone(self), record, revision).drive().await?;
         drop(in_progress);
         Ok(())

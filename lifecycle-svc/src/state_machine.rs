@@ -201,7 +201,7 @@ mod tests {
         ]
     }
 
-    /// What a simulated hypervisor does in one round.
+    /// The actions of a simulated hypervisor in one polling cycle.
     #[derive(Debug, Clone, Copy)]
     enum Turn {
         /// The action takes effect, and the answer arrives.

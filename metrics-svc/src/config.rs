@@ -19,49 +19,49 @@ const VM_COLLECTION: Setting = Setting {
     name: "VMWATCH_VM_COLLECTION",
     value: Value::Text,
     default: "vm_samples",
-    help: "MongoDB collection of VM rows",
+    help: "MongoDB collection of VM samples",
 };
 const PROCESS_COLLECTION: Setting = Setting {
     name: "VMWATCH_PROCESS_COLLECTION",
     value: Value::Text,
     default: "process_samples",
-    help: "MongoDB collection of process rows",
+    help: "MongoDB collection of process samples",
 };
 const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "retention of VM rows",
+    help: "how long samples of VMs are kept",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "retention of process rows",
+    help: "how long samples of processes are kept",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
     value: Value::Duration("1d", "18250d"),
     default: "90d",
-    help: "retention of five-minute rollups (26,000 documents of 0.5 KiB per VM)",
+    help: "how long five-minute rollups are kept (26,000 documents of 0.5 KiB per VM)",
 };
 const HOUR_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1H_RETENTION",
     value: Value::Duration("2d", "18250d"),
     default: "1095d",
-    help: "retention of one-hour rollups (26,000 documents per VM)",
+    help: "how long one-hour rollups are kept (26,000 documents per VM)",
 };
 const DAY_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1D_RETENTION",
     value: Value::Duration("2d", "18250d"),
     default: "3650d",
-    help: "retention of one-day rollups (3,650 documents per VM)",
+    help: "how long one-day rollups are kept (3,650 documents per VM)",
 };
 const ROLLUP_INTERVAL: Setting = Setting {
     name: "VMWATCH_ROLLUP_INTERVAL",
     value: Value::Duration("10ms", "10m"),
     default: "10s",
-    help: "interval at which rollups and the list of VMs are updated from new rows",
+    help: "interval at which rollups and the list of VMs are updated from new samples",
 };
 const EVENT_BYTES: Setting = Setting {
     name: "VMWATCH_EVENTS_BYTES",
@@ -73,7 +73,7 @@ const EVENT_MAX_AGE: Setting = Setting {
     name: "VMWATCH_EVENTS_MAX_AGE",
     value: Value::Duration("1s", "30d"),
     default: "1h",
-    help: "retention of live events for replay",
+    help: "how long live events can be replayed",
 };
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
@@ -91,25 +91,25 @@ const VM_MESSAGES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_MESSAGES_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "50",
-    help: "messages of one VM that a replica accepts per second; the rest waits in the stream; the burst is ten seconds' worth, here and below",
+    help: "messages per second that one replica accepts from one VM, with bursts of up to ten seconds' worth; the rest waits in the stream",
 };
 const VM_ROWS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_ROWS_PER_SECOND",
     value: Value::Number(10, 10_000_000),
     default: "1000",
-    help: "rows of one VM that a replica accepts per second",
+    help: "process and VM rows per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
 };
 const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
     value: Value::Size("1KiB", "1GiB"),
     default: "256KiB",
-    help: "bytes of one VM's messages that a replica accepts per second",
+    help: "message bytes per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
 };
 const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "five-minute rollups that one VM's rows may touch per second; each costs four database calls",
+    help: "five-minute rollups per second that the samples of one VM may change; each costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
@@ -127,20 +127,20 @@ const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
     value: Value::Number(1, 20_000),
     default: "2000",
-    help: "rows that complete a batch",
+    help: "number of rows at which a batch is written to the database",
 };
 const BATCH_WAIT: Setting = Setting {
     name: "VMWATCH_BATCH_WAIT",
     value: Value::Duration("1ms", "10s"),
     default: "100ms",
-    help: "maximum time a batch waits for more rows",
+    help: "maximum time that a batch waits for more rows before it is written",
 };
 
 const NEWEST_ROWS_KEPT: Setting = Setting {
     name: "VMWATCH_NEWEST_ROWS_KEPT",
     value: Value::Duration("0s", "1s"),
     default: "1s",
-    help: "time for which an answer with newest rows is reused; 0s: every read queries the database",
+    help: "time for which an answer with newest samples is reused; 0s: every read queries the database",
 };
 
 /// Every setting, for `--help`.
@@ -188,7 +188,7 @@ pub struct MetricsSettings {
     /// Connection to the database.
     pub store: StoreSettings,
     pub(crate) serve: ServeSettings,
-    /// For `main`, which starts telemetry first.
+    /// Used by `main`, which starts telemetry before the program.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     /// Collections of rows.

@@ -118,7 +118,7 @@ async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Rec
             Err(_) => "it was not acknowledged in time".to_owned(),
         };
         lost();
-        debug!(error, "live event lost");
+        debug!(error, "publishing a live event failed; dropped it");
         // Recreate the stream if it was deleted or the server lost its store.
         if prepared.elapsed() > DEADLINE {
             prepared = Instant::now();

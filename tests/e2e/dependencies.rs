@@ -45,7 +45,7 @@ fn found<'a>(packages: &BTreeSet<String>, names: &[&'a str]) -> Vec<&'a str> {
 }
 
 #[test]
-fn no_program_depends_on_another() {
+fn no_program_crate_depends_on_another() {
     for program in PROGRAMS {
         let packages = dependencies(program, &[]);
         assert_eq!(found(&packages, &PROGRAMS), [program]);

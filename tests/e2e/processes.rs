@@ -196,7 +196,7 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
     clippy::too_many_lines,
     reason = "one history of three processes, checked in several ways"
 )]
-async fn the_past_of_processes_is_one_series() {
+async fn process_history_is_returned_as_one_series() {
     let stack = stack().start().await;
     let start = unix_millis() / HOUR * HOUR - 2 * HOUR;
     let row = |minute: u64, name, pid, cpu_util| Row {

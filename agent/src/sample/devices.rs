@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn virtual_devices_count_if_there_are_no_others() {
+    fn counts_virtual_devices_only_if_there_are_no_physical_ones() {
         let mut devices = Devices::default();
         advance(&mut devices, &[("lo", 0, 0), ("veth", 0, 0)]);
         assert_eq!(

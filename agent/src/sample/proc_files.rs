@@ -192,7 +192,7 @@ mod tests {
                         18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 4 0 0 0 0 0 0 0 0 0 0 0 0 0";
 
     #[test]
-    fn parses_the_fields_of_proc_5() {
+    fn parses_the_fields_that_the_proc_man_page_describes() {
         let file = format!("475071 (cat) {REST}\n");
         let stat = Stat::parse(file.as_bytes()).unwrap();
         assert_eq!(stat.name(), "cat");

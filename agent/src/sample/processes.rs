@@ -247,7 +247,7 @@ impl Baseline {
         }
     }
 
-    /// For a process that did not exist yet.
+    /// The value for a process that did not exist in the previous sample.
     fn zero(at: Instant) -> Self {
         Self {
             cpu_ticks: 0,

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn marks_record_of_newer_version() {
+    fn flags_record_written_by_a_newer_version() {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         for (place, value) in [
             ("/operation/verb", "migrate"),

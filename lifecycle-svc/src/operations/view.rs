@@ -29,7 +29,7 @@ use super::{
 const MAX_LISTED: usize = 10_000;
 /// Size of a message in the bucket in addition to its value: subject, headers and the server's framing.
 const MESSAGE_OVERHEAD: u64 = 256;
-/// Operations are not listed if the copy was not confirmed current for this long.
+/// Listing operations fails if the in-memory copy was last confirmed up to date longer ago than this.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]

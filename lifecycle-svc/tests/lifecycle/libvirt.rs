@@ -156,7 +156,7 @@ async fn records_operation_with_history_and_audit() {
 }
 
 #[tokio::test]
-async fn forbidden_action_is_audited_without_record() {
+async fn forbidden_action_is_audited_and_creates_no_operation() {
     let world = World::new().await;
     let _service = service(&world).await;
     let viewer = context("eve", Role::Viewer, Scope::All);

@@ -36,7 +36,7 @@ use crate::{MetricsError, database::find, deadline::Deadline, instances::Report,
 /// Maximum number of buckets read concurrently, so that a pass never takes all pooled connections, which requests
 /// share.
 const MAX_CONCURRENT: usize = 4;
-/// Deadline of one chunk of dirty buckets.
+/// Time limit for recomputing one batch of rollup buckets whose rows have changed.
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// The entries of each dirty bucket.

@@ -37,7 +37,7 @@ const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
     value: Value::Duration("1d", "3650d"),
     default: "365d",
-    help: "retention of audit records",
+    help: "how long audit records are kept",
 };
 const MAX_BYTES: Setting = Setting {
     name: "VMWATCH_AUDIT_MAX_BYTES",
@@ -50,7 +50,7 @@ pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     value: Value::Flag,
     default: "true",
-    help: "true: changes of users and VM commands are refused while they cannot be audited; false: they proceed",
+    help: "true: VM commands and changes to user accounts are refused while the audit cannot record them; false: they proceed unaudited",
 };
 
 /// The settings of auth-svc, which owns the streams.

@@ -510,7 +510,7 @@ impl<T: Table> Shared<T> {
             info!(
                 bucket = self.bucket,
                 messages = state.messages,
-                "the whole bucket was read"
+                "read all records of the KV bucket"
             );
             self.reloads.send_replace(());
         }

@@ -24,31 +24,31 @@ const MAX_LOGINS: Setting = Setting {
     name: "VMWATCH_MAX_LOGINS",
     value: Value::Number(1, 65_536),
     default: "32",
-    help: "concurrent logins in each gateway and each auth-svc; more are refused with 503",
+    help: "maximum concurrent logins in each gateway and each auth-svc; more are refused with 503",
 };
 const MAX_ACCOUNT_REQUESTS: Setting = Setting {
     name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
     value: Value::Number(1, 65_536),
     default: "16",
-    help: "concurrent logouts and user-management requests in each gateway and each auth-svc; one user may use a quarter",
+    help: "maximum concurrent logouts and user-management requests in each gateway and each auth-svc; one user may use a quarter of them",
 };
 const MAX_COMMANDS: Setting = Setting {
     name: "VMWATCH_MAX_COMMANDS",
     value: Value::Number(1, 65_536),
     default: "64",
-    help: "concurrent VM commands in each gateway and each lifecycle-svc; one user may use a quarter",
+    help: "maximum concurrent VM commands in each gateway and each lifecycle-svc; one user may use a quarter of them",
 };
 const MAX_CHEAP_READS: Setting = Setting {
     name: "VMWATCH_MAX_CHEAP_READS",
     value: Value::Number(1, 65_536),
     default: "256",
-    help: "concurrent reads of newest rows, lists and states in each gateway and each service; one user may use a quarter",
+    help: "maximum concurrent cheap reads (newest samples, VM lists, VM states) in each gateway and each service; one user may use a quarter of them",
 };
 const MAX_HEAVY_READS: Setting = Setting {
     name: "VMWATCH_MAX_HEAVY_READS",
     value: Value::Number(1, 65_536),
     default: "8",
-    help: "concurrent reads of history, processes over time and the audit in each gateway and each service; one user may use a quarter; four times as many wait for up to 1 s",
+    help: "maximum concurrent expensive reads (history, processes over time, the audit) in each gateway and each service; one user may use a quarter of them; four times as many wait for up to 1 s",
 };
 
 pub const SETTINGS: &[Setting] = &[

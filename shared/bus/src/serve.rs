@@ -179,7 +179,7 @@ impl Server {
         }
         // Discovery starts last, so that a discovered service already answers requests.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
-        info!(service = self.service.name(), "serving");
+        info!(service = self.service.name(), "serving requests on the bus");
         let stopped_at = async {
             shutdown.cancelled().await;
             Instant::now()
@@ -194,7 +194,7 @@ impl Server {
             );
         }
         self.bus.flush(Duration::from_secs(2)).await;
-        info!("drained");
+        info!("all requests on the bus have finished");
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ pub const NATS_PING_INTERVAL: Setting = Setting {
     name: "VMWATCH_NATS_PING_INTERVAL",
     value: Value::Duration("100ms", "2m"),
     default: "5s",
-    help: "interval between pings; a connection without answers is dropped after at most three intervals",
+    help: "interval between pings of the NATS server; a connection without answers is dropped after at most three intervals",
 };
 
 /// The settings of every program on the bus.

@@ -68,7 +68,7 @@ pub async fn start(
             format!("{name}: cannot listen on {address}: {error}"),
         )
     })?;
-    info!(address = %listener.local_addr()?, "health listener");
+    info!(address = %listener.local_addr()?, "serving health checks and metrics");
     let probes = Arc::new(Probes {
         ready,
         metrics,

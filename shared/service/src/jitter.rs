@@ -14,7 +14,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn varies_within_its_bounds() {
+    fn jittered_wait_stays_within_its_bounds() {
         let whole = Duration::from_secs(10);
         let waits: Vec<_> = (0..100).map(|_| jittered(whole, 0.5)).collect();
         assert!(waits.iter().all(|wait| (whole / 2..=whole).contains(wait)));

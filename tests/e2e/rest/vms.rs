@@ -235,7 +235,7 @@ async fn vm_out_of_scope_looks_nonexistent() {
 
 /// Without one of the two services only its half of the data is missing.
 #[tokio::test]
-async fn returns_degraded_vms_without_one_service() {
+async fn returns_partial_vms_if_one_service_is_unreachable() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(off, _), _, (running, _)] = MACHINES;

@@ -168,7 +168,7 @@ async fn login_beyond_limit_ends_oldest_session() {
         accepted(gateways[1], &other).await,
         "another user's session is still valid"
     );
-    // After many concurrent logins the maximum number of sessions is left.
+    // After many concurrent logins of one user, exactly the maximum number of its sessions remains.
     let at_once = futures::future::join_all((0..6).map(login)).await;
     eventually("three sessions are left", PATIENCE, async || {
         let mut left = 0;

@@ -142,7 +142,7 @@ fn zombie_has_ended() {
 }
 
 #[test]
-fn reused_pid_gives_the_last_row_and_the_new_process() {
+fn reused_pid_ends_the_old_process_and_reports_a_new_one() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 9000, Some((1 << 30, 0)));
     let mut sampler = proc.primed();

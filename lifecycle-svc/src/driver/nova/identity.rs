@@ -94,7 +94,10 @@ impl Identity {
             .as_ref()
             .is_some_and(|session| Arc::ptr_eq(session, refused))
         {
-            debug!(keystone = self.settings.auth_url, "Keystone token refused");
+            debug!(
+                keystone = self.settings.auth_url,
+                "Nova refused the Keystone token; logging in again"
+            );
             *current = None;
         }
     }

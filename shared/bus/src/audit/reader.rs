@@ -170,7 +170,7 @@ impl Tail {
             let middle = low + (high - low) / 2;
             let is_later = match tokio::time::timeout(DEADLINE, stream.get_raw_message(middle)).await {
                 Ok(Ok(message)) => decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms),
-                // The record expired after the stream's state was read, so it was older.
+                // The record expired after the stream's state was read, so its date lies before the moment.
                 Ok(Err(error)) if is_missing(&error) => false,
                 Ok(Err(error)) => return Err(AuditError::Stream(error.into())),
                 Err(_) => return Err(AuditError::Timeout),
