@@ -50,7 +50,8 @@ def bus():
     document = (sources.ROOT / "deploy" / "nats" / "nats.conf").read_text()
     values = manifest("nats-values.yaml")
     merged = {**values["config"]["merge"], **values["config"]["jetstream"]["merge"]}
-    for name in ("ping_interval", "ping_max", "max_connections", "max_pending", "max_buffered_msgs", "max_buffered_size"):
+    for name in ("ping_interval", "ping_max", "max_connections", "max_pending", "max_buffered_msgs", "max_buffered_size",
+                 "sync_interval"):
         here = re.search(rf"^\s*{name}: (\S+)$", document, re.M)[1].strip('"')
         if here != str(merged[name]).strip("<> "):
             yield f"nats-values.yaml: {name} is {merged[name]}, in nats.conf {here}"

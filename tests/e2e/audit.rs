@@ -127,7 +127,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     auth.process.terminate(PATIENCE).await;
     let collected = records(&stack).await;
     let counted =
-        |record: &AuditRecord| of_source(record) && record.detail.starts_with("90 more failed logins");
+        |record: &AuditRecord| of_source(record) && record.detail.starts_with("90 further failed logins");
     assert!(collected.iter().any(counted), "{:?}", collected.last());
 }
 
@@ -346,7 +346,7 @@ async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
         let [more] = of(counted)[..] else {
             panic!("{counted}: {of_eve:?}")
         };
-        assert!(more.3.starts_with("50 more refused requests"), "{more:?}");
+        assert!(more.3.starts_with("50 further refused requests"), "{more:?}");
     }
     assert_eq!(of_eve.len(), 202);
     assert_eq!(of_user(&stack, "bob").await.len(), 1, "others are not affected");

@@ -235,7 +235,8 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
 fn large_user(number: usize) -> Document {
     let instances = (0..500).map(|index| Bson::from(format!("{number:032}{index:032}")));
     doc! {
-        "_id": format!("user-{number:03}"), "password_hash": "", "role": "viewer", "created": DateTime::now(),
+        "_id": format!("user-{number:03}"), "name": format!("user-{number:03}"), "password_hash": "",
+        "role": "viewer", "created": DateTime::now(),
         "scope": { "only": instances.collect::<Vec<_>>() }, "sessions_not_before": DateTime::now(),
     }
 }
@@ -250,8 +251,7 @@ fn large_operation(number: usize) -> Value {
             "requested_at_ms": unix_millis(), "deadline_ms": 1, "finished_at_ms": 2, "state": "succeeded",
             "machine": "running", "history": [event],
         },
-        "lease": { "owner": "nobody", "until_ms": 1 },
-        "acts": 1,
+        "method": "lifecycle.start", "lease": { "owner": "nobody", "until_ms": 1 }, "acts": 1,
     })
 }
 

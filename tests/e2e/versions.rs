@@ -23,6 +23,7 @@ const OPERATION: &str = "00112233445566778899aabbccddeeff";
 /// An operation that a replica of a newer version began, with an expired lease.
 pub(crate) fn newer_operation() -> Value {
     json!({
+        "method": "lifecycle.migrate",
         "operation": {
             "id": OPERATION, "verb": "migrate", "instance_id": "vm-1", "user": "ann", "request_id": "r",
             "requested_at_ms": unix_millis(), "deadline_ms": unix_millis() + 60_000, "state": "preparing",

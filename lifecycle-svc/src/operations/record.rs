@@ -28,7 +28,8 @@ pub(crate) struct Command {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) operation: Operation,
-    /// The subject of the method that requested it.
+    /// The subject of the method that requested it; empty in a record of an earlier version.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) method: String,
     pub(super) lease: Lease,
     /// Number of times the action was sent to the hypervisor.

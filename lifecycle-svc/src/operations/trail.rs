@@ -112,9 +112,14 @@ fn message_id(operation: &Operation, result: AuditResult) -> String {
 /// The audit record, under the method that requested the operation.
 fn audit_record(record: &Record, result: AuditResult, detail: String) -> AuditRecord {
     let operation = &record.operation;
+    let action = match record.method.as_str() {
+        // Earlier versions had one method for each verb.
+        "" => format!("lifecycle.{}", operation.verb),
+        method => method.to_owned(),
+    };
     AuditRecord {
         at_ms: unix_millis(),
-        action: record.method.clone(),
+        action,
         user: operation.user.clone(),
         source: operation.source.clone(),
         target: Some(operation.instance_id.to_string()),
