@@ -385,7 +385,7 @@ async fn restarted_agent_sends_spooled_samples() {
         "{lost:?}"
     );
     assert!(stored.is_sorted());
-    assert!(agent.log().contains("is half-written and was skipped"));
+    assert!(agent.log().contains("skipped a half-written file in the spool"));
 }
 
 /// The metrics of a guest are not collected, so the next sample carries the number of dropped parts, once.
