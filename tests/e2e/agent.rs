@@ -1,4 +1,4 @@
-//! The agent on this machine: compares its rows, read through the gateway, with `/proc`.
+//! Runs a real agent on this machine and compares the rows that the gateway returns with the values in `/proc`.
 
 use std::{
     collections::HashSet,
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually};
 use vmwatch_api::{Role, Scope};
 
-/// Reads this machine's rows through the gateway.
+/// Reads the rows of this machine through the gateway, as an API client does.
 struct Reader<'a> {
     gateway: &'a Gateway,
     session: String,
@@ -27,7 +27,7 @@ impl Reader<'_> {
         self.rows(codes::PROCESSES_BY_NAME, Some(name)).await
     }
 
-    /// The rows of all processes and of the VM at the time of the newest row of this process name.
+    /// Returns all process rows and the VM row that have the same date as the newest row of the process `name`.
     async fn sample_with(&self, name: &str) -> Result<(Vec<Value>, Value), String> {
         let date = self.named(name).await.swap_remove(0)["create_date"].take();
         let of_date = |rows: Vec<Value>| {
@@ -45,7 +45,7 @@ impl Reader<'_> {
 fn number(row: &Value, key: &str) -> f64 {
     row[key]
         .as_f64()
-        .unwrap_or_else(|| panic!("{key} is no number: {row}"))
+        .unwrap_or_else(|| panic!("{key} is not a number: {row}"))
 }
 
 fn now() -> f64 {
@@ -55,14 +55,16 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// The fields of `/proc/<pid>/stat` after the name, which may contain any character.
+/// Returns the fields of `/proc/<pid>/stat` that follow the process name. The name is skipped because it may contain
+/// spaces and parentheses.
 fn stat(pid: u32) -> Vec<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
     fields.map(|field| field.parse().unwrap_or(0)).collect()
 }
 
-/// The process's start time and used CPU seconds, from fields 22, 14 and 15 of `/proc/<pid>/stat` (proc(5)).
+/// Returns a process's start time and its used CPU seconds, from fields 22, 14 and 15 of `/proc/<pid>/stat` (see
+/// proc(5)).
 fn started_and_used(pid: u32) -> (f64, f64) {
     let fields = stat(pid);
     let seconds = |ticks: u64| Duration::from_millis(ticks * 10).as_secs_f64();
@@ -83,9 +85,9 @@ fn memory_in_use() -> f64 {
     100.0 * (1.0 - of("MemAvailable:") / of("MemTotal:"))
 }
 
-/// A process with a unique name that uses CPU time until it is ended.
+/// Starts a process with a unique name that uses one CPU core until it is killed.
 fn burn(folder: &std::path::Path) -> (Process, String) {
-    // The kernel truncates the name to 15 bytes.
+    // The kernel truncates process names to 15 bytes.
     let name = format!("burn-{}", std::process::id());
     let program = folder.join(&name);
     symlink("/bin/sh", &program).unwrap();
@@ -100,7 +102,7 @@ fn burn(folder: &std::path::Path) -> (Process, String) {
 }
 
 #[tokio::test]
-async fn reports_process_from_start_to_end() {
+async fn agent_reports_process_until_it_ends() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
         .replicas(Program::Lifecycle, 0)
@@ -113,7 +115,7 @@ async fn reports_process_from_start_to_end() {
     let folder = tempfile::tempdir().unwrap();
     let (burner, name) = burn(folder.path());
 
-    let row = eventually("the process uses CPU time", PATIENCE, async || {
+    let row = eventually("a row shows the process's CPU use", PATIENCE, async || {
         let (started, used) = started_and_used(burner.id());
         let average = 100.0 * used / (now() - started);
         let rows = reader.named(&name).await;
@@ -130,13 +132,13 @@ async fn reports_process_from_start_to_end() {
         (&json!(THIS_MACHINE), &Value::Null)
     );
     let (running_time, (started, _)) = (number(&row, "running_time"), started_and_used(burner.id()));
-    // The kernel reports its boot time in whole seconds.
+    // The kernel reports its boot time in whole seconds, so the start time may differ by up to one second.
     assert!(
         (running_time - started).abs() < 1.1,
         "{running_time} and {started}"
     );
 
-    let sample = eventually("a whole sample", PATIENCE, async || {
+    let sample = eventually("VM and process rows are stored", PATIENCE, async || {
         reader.sample_with(&name).await
     })
     .await;
@@ -145,7 +147,7 @@ async fn reports_process_from_start_to_end() {
     let before_end = now();
     burner.kill9();
     let after_end = now();
-    let last = eventually("a row says that the process ended", PATIENCE, async || {
+    let last = eventually("a row shows the process's shutdown", PATIENCE, async || {
         let newest = reader.named(&name).await.swap_remove(0);
         if newest["shutdown_time"].is_null() {
             Err(newest.to_string())
@@ -164,13 +166,13 @@ async fn reports_process_from_start_to_end() {
         (&row["pid"], &row["running_time"])
     );
 
-    // That row is the last: later samples do not contain the process.
+    // This row must be the last row of the process: later samples must not contain the process.
     let newest_vm = async || reader.rows(codes::VM, None).await[0]["create_date"].clone();
     for _ in 0..3 {
         let before = newest_vm().await;
-        eventually("another sample", PATIENCE, async || {
+        eventually("the agent's next sample is stored", PATIENCE, async || {
             if newest_vm().await == before {
-                Err("no other sample yet".to_owned())
+                Err("the newest sample has not changed".to_owned())
             } else {
                 Ok(())
             }
@@ -181,42 +183,48 @@ async fn reports_process_from_start_to_end() {
     assert_eq!(all[0], last);
     assert!(
         all[1..].iter().all(|row| row["shutdown_time"].is_null()),
-        "exactly one row says that it ended: {all:?}"
+        "only the newest row has a shutdown time: {all:?}"
     );
     assert!(
         all.iter().all(|row| row["running_time"] == last["running_time"]),
-        "one process: {all:?}"
+        "all rows have the same start time: {all:?}"
     );
     assert!(
         all.iter().all(|row| number(row, "cpu_util") <= 110.0),
-        "one thread uses one core: {all:?}"
+        "a single-threaded process uses at most one core: {all:?}"
     );
     let dates: HashSet<_> = all.iter().map(|row| row["create_date"].to_string()).collect();
-    assert_eq!(dates.len(), all.len(), "each sample has one row");
+    assert_eq!(dates.len(), all.len(), "each sample contains the process once");
 }
 
-/// The sample contains all processes, and the VM's row agrees with `/proc`.
+/// Asserts that the sample contains all processes of this machine, and that its VM row agrees with `/proc`.
 fn assert_sample_of_this_machine(processes: &[Value], vm: &Value, burner: u32) {
     let alive = processes.iter().filter(|row| row["shutdown_time"].is_null());
     let alive: HashSet<_> = alive.map(|row| row["pid"].as_u64().unwrap()).collect();
     for pid in [burner, std::process::id()] {
-        assert!(alive.contains(&u64::from(pid)), "{pid} is missing");
+        assert!(
+            alive.contains(&u64::from(pid)),
+            "process {pid} is missing from the sample"
+        );
     }
-    // Some processes start or end between the two reads.
+    // Some processes may start or end between the agent's sample and this check.
     let (rows, count) = (
         u32::try_from(alive.len()).map(f64::from).unwrap(),
         number(vm, "proc"),
     );
     assert!(
         (rows - count).abs() <= 0.1 * count,
-        "{rows} rows of {count} processes"
+        "the sample has {rows} rows for {count} processes"
     );
     for row in processes {
         assert_eq!(row["net_incoming"], vm["net_incoming"]);
         assert_eq!(row["net_outgoing"], vm["net_outgoing"]);
     }
     let busy = number(vm, "cpu_util");
-    assert!(busy > 0.0 && busy <= 100.0, "one core is in use: {vm}");
+    assert!(
+        busy > 0.0 && busy <= 100.0,
+        "the VM's CPU utilisation is above 0 % and at most 100 %: {vm}"
+    );
     assert!((number(vm, "mem") - memory_in_use()).abs() < 20.0, "{vm}");
     let date = vm["create_date"].as_str().unwrap();
     assert!(date.len() == 26 && date.as_bytes()[10] == b'T', "{date}");

@@ -1,4 +1,4 @@
-//! Requests that the documented API accepts, and their answers.
+//! Tests requests that the documented API accepts, and its answers to them.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,9 +7,10 @@ use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 
-/// Accepts every variant of a request that the document's samples and tables use.
+/// The documented API accepts every variant of a request that appears in the examples and tables of
+/// `docs/api/vm-monitoring-api.md`.
 #[tokio::test]
-async fn accepts_lenient_requests_of_the_document() {
+async fn documented_api_accepts_every_documented_request_variant() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -31,7 +32,7 @@ async fn accepts_lenient_requests_of_the_document() {
     };
     let count = |answer: &Answer| answer.json()["data"].as_array().unwrap().len();
     let plain = ask(json!({})).await;
-    assert_eq!(count(&plain), 10, "the default limit");
+    assert_eq!(count(&plain), 10, "a request without a limit returns 10 rows");
 
     for same in [
         json!({ "method": "611711" }),
@@ -74,14 +75,14 @@ async fn accepts_lenient_requests_of_the_document() {
         assert_eq!(
             count(&ask(named(no_match)).await),
             0,
-            "{no_match:?} is matched exactly"
+            "the process name {no_match:?} matches no row"
         );
     }
     let unnamed = ask(json!({ "method": codes::PROCESSES_BY_NAME })).await;
     assert_eq!(
         unnamed.body,
         plain.body.replace("611711", "611712"),
-        "without a name the request reads all processes, as 611711 does"
+        "a request without a process name returns the rows of all processes, like method 611711"
     );
 
     let echoed = ask(json!({ "message_id": "7/é\"😀" })).await.body;
@@ -101,14 +102,14 @@ async fn accepts_lenient_requests_of_the_document() {
     );
 }
 
-/// Rows are sorted by `create_date`, newest first, then by `_id`, in both output formats.
+/// The documented API sorts rows by `create_date`, newest first, then by `_id`, in both output formats.
 #[tokio::test]
-async fn returns_rows_newest_first_in_both_formats() {
+async fn documented_api_returns_newest_rows_first_in_both_formats() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // The dates reach from before every retention to years in the future, with duplicates, and are unsorted. The third
-    // has no fraction, because Python omits a zero fraction.
+    // The dates are unsorted, contain duplicates, and range from before the retention time to years in the future. The
+    // third date has no fraction, because Python omits a fraction of zero.
     let dates = [
         "2017-01-01T21:37:59.680873",
         "2031-05-05T00:00:00.000001",
@@ -151,9 +152,9 @@ async fn returns_rows_newest_first_in_both_formats() {
     );
 }
 
-/// Roles and scopes limit reads and actions.
+/// A user's role and scope limit which VMs the user can read and which actions the user can request.
 #[tokio::test]
-async fn enforces_roles_and_scopes() {
+async fn documented_api_enforces_roles_and_scopes() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let [(off, _), (other, _), (running, Power::Running)] = MACHINES else {
@@ -185,7 +186,7 @@ async fn enforces_roles_and_scopes() {
     assert_eq!((hidden.http, hidden.status()), (200, 3));
     assert_eq!(
         hidden.body, unknown.body,
-        "a VM out of scope is answered like one that does not exist"
+        "a VM outside the user's scope is answered like a VM that does not exist"
     );
     let unknown = gateway.start_vm(&admin, "no-uuid").await;
     assert_eq!(
@@ -196,7 +197,7 @@ async fn enforces_roles_and_scopes() {
         assert_eq!(
             stack.machine_state(machine).await,
             MachineState::ShutOff,
-            "nothing was started"
+            "no VM was started"
         );
     }
 

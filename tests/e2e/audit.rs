@@ -1,5 +1,5 @@
-//! The audit keeps its guarantees under floods of failed logins and refused requests, for every command line, and while
-//! it accepts no records.
+//! Tests that the audit stays complete and bounded: under floods of failed logins and refused requests, for maintenance
+//! commands, and while its stream is full.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use vmwatch_service::config::Environment;
 
 use crate::rest::client::Api;
 
-/// A stack without metrics-svc and hypervisors, and with the smallest audit.
+/// Builds a stack without metrics-svc and hypervisors, with the smallest permitted audit stream.
 async fn stack() -> Stack {
     Stack::builder()
         .replicas(Program::Metrics, 0)
@@ -34,7 +34,7 @@ async fn stack() -> Stack {
         .await
 }
 
-/// Sends a failed login as a gateway would, with this address as its source.
+/// Sends a login with a wrong password and with the given source address, as a gateway would.
 async fn guess(stack: &Stack, name: &str, source: &str) {
     let mut context = Context::new(PATIENCE);
     context.source = Some(source.to_owned());
@@ -51,24 +51,24 @@ async fn records(stack: &Stack) -> Vec<AuditRecord> {
 }
 
 #[tokio::test]
-async fn failed_logins_use_at_most_a_tenth_of_audit() {
+async fn failed_logins_use_at_most_a_tenth_of_the_audit() {
     let stack = stack().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     let eve = json!({ "name": "eve", "password": "a long one", "role": "viewer" });
     assert_eq!(admin.post("/users", eve).await.status, 201);
 
-    // A hundred failures from one address make ten records, and one record with the number of the others.
+    // 100 failed logins from one address make ten audit records, and later one record with the number of the other 90.
     let names: Vec<_> = (0..100).map(|index| format!("user-{index}")).collect();
-    // Two requests at a time: auth-svc refuses a login while more than a second of hashing is queued, and a refused
-    // login makes no record.
+    // At most two logins run at a time: auth-svc refuses a login while more than one second of password hashing is
+    // queued, and a login that was refused for this reason makes no audit record.
     let guesses = names.iter().map(|name| guess(&stack, name, "192.0.2.1"));
     futures::stream::iter(guesses).buffer_unordered(2).count().await;
     let of_source = |record: &AuditRecord| record.source.as_deref() == Some("192.0.2.1");
     let one_by_one = records(&stack).await.into_iter().filter(of_source).count();
     assert_eq!(one_by_one, 10);
 
-    // The records of failures from many addresses exceed a tenth of the audit. Each has its own user and address,
-    // because the throttle would stop failures of the same pair.
+    // The audit records of failed logins from many addresses exceed a tenth of the audit. Each login has its own user
+    // and address, because repeated failures with the same user and address are throttled.
     let names: Vec<_> = (0..10)
         .map(|index| format!("{index}-{}", "n".repeat(60)))
         .collect();
@@ -90,7 +90,8 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
 
     let all = records(&stack).await;
     let kept = |action: &str, result| {
-        // The records do not include the first administrator, which vmwatch-auth made.
+        // Only the administrator's records are counted. The record of creating the first administrator names
+        // vmwatch-auth as its user.
         let same = |record: &&AuditRecord| {
             record.action == action && record.result == result && record.user == ADMIN.0
         };
@@ -100,14 +101,14 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     assert_eq!(kept("auth.users.add", AuditResult::Succeeded), 1);
     assert_eq!(kept("auth.login", AuditResult::Succeeded), 1);
 
-    eventually("the gauges are exported", PATIENCE, async || {
+    eventually("the audit gauges are exported", PATIENCE, async || {
         let metrics = stack.replica(Program::Auth, 0).metrics().await;
         let exported = metrics.contains("vmwatch_audit_oldest_age_seconds{stream=\"VMWATCH_AUDIT\"}");
         exported.then_some(()).ok_or(metrics)
     })
     .await;
 
-    // Pages read both streams to their beginnings, in one order and without gaps.
+    // The pages together contain the records of both audit streams, in one order and without gaps.
     let whole = admin.read("/audit?limit=1000").await;
     assert_eq!(whole["next"], Value::Null);
     let (mut seen, mut query) = (Vec::new(), "limit=37".to_owned());
@@ -122,7 +123,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
     assert_eq!(&seen, whole["records"].as_array().unwrap());
     assert_eq!(seen.len(), all.len());
 
-    // The service records the pending counts when it stops.
+    // When auth-svc stops, it records how many failed logins it had counted without recording.
     let auth = stack.replica(Program::Auth, 0);
     auth.process.terminate(PATIENCE).await;
     let collected = records(&stack).await;
@@ -132,7 +133,7 @@ async fn failed_logins_use_at_most_a_tenth_of_audit() {
 }
 
 #[tokio::test]
-async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_record() {
+async fn user_changes_are_audited_and_fail_while_the_audit_is_full() {
     let stack = stack().await;
     stack.command(Program::Auth, &["user", "add", "bob"], "a long one\n");
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
@@ -188,9 +189,10 @@ async fn the_command_line_is_in_the_audit_and_no_user_changes_while_it_takes_no_
     assert_eq!(admin.post("/users", eve).await.status, 201);
 }
 
-/// A reader knows the sequence numbers when it opens the streams. It does not wait for records that expire meanwhile.
+/// An audit reader takes the last sequence numbers when it opens the streams. It must not wait for records that expire
+/// before it reads them.
 #[tokio::test]
-async fn reading_expired_audit_ends_at_once() {
+async fn audit_reader_does_not_wait_for_expired_records() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let bus = nats.connect("reader").await;
@@ -219,10 +221,12 @@ async fn reading_expired_audit_ends_at_once() {
     }
     let mut from_the_end = Newest::open(&bus, None).await.unwrap();
     let mut from_a_moment = Newest::open(&bus, None).await.unwrap();
-    eventually("the records expire", PATIENCE, async || {
+    eventually("all audit records have expired", PATIENCE, async || {
         let mut stream = audit.stream(AUDIT_STREAM).await.unwrap();
         let left = stream.info().await.unwrap().state.messages;
-        (left == 0).then_some(()).ok_or(format!("{left} records"))
+        (left == 0)
+            .then_some(())
+            .ok_or(format!("{left} audit records are left"))
     })
     .await;
     assert!(from_the_end.next(10).await.unwrap().is_none());
@@ -230,7 +234,7 @@ async fn reading_expired_audit_ends_at_once() {
     assert!(from_a_moment.next(10).await.unwrap().is_none());
 }
 
-/// Action, target, result and details of this user's records, oldest first.
+/// Returns the action, target, result and details of each audit record of this user, oldest first.
 async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, AuditResult, String)> {
     let mut all = records(stack).await;
     all.sort_by_key(|record| record.at_ms);
@@ -239,16 +243,17 @@ async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, Audi
         .collect()
 }
 
-/// Command lines with the permissions of a deployment, using the credentials of a running service.
+/// Maintenance commands such as `vmwatch-metrics load` are audited. They run with the bus permissions of a deployment,
+/// with the credentials of their service or of the setup.
 #[tokio::test]
-async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
+async fn audit_records_maintenance_commands_and_the_first_administrator() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
         .replicas(Program::Lifecycle, 0)
         .with_permissions()
         .start()
         .await;
-    eventually("the first administrator is made", PATIENCE, async || {
+    eventually("the first administrator is audited", PATIENCE, async || {
         let made = of_user(&stack, "vmwatch-auth").await;
         let of_admin = |result| {
             let admin = Some(ADMIN.0.to_owned());
@@ -274,7 +279,7 @@ async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
     let results: Vec<_> = records
         .iter()
         .map(|(action, _, result, _)| (action.as_str(), *result))
-        // The harness has already run the setups.
+        // The test stack has already run the setup of each service.
         .skip_while(|(action, _)| *action == "metrics.setup")
         .collect();
     assert_eq!(
@@ -295,7 +300,7 @@ async fn every_command_line_and_the_first_administrator_are_in_the_audit() {
 }
 
 #[tokio::test]
-async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
+async fn refused_requests_of_one_user_make_a_bounded_number_of_audit_records() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
         .replicas(Program::Metrics, 0)
@@ -332,7 +337,7 @@ async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
         .await
         .unwrap_err();
 
-    // The service records the pending counts when it stops.
+    // When a service stops, it records how many refused requests it had counted without recording.
     for program in [Program::Lifecycle, Program::Auth] {
         stack.replica(program, 0).process.terminate(PATIENCE).await;
     }
@@ -349,5 +354,9 @@ async fn refused_requests_of_one_user_leave_a_bounded_number_of_records() {
         assert!(more.3.starts_with("50 further refused requests"), "{more:?}");
     }
     assert_eq!(of_eve.len(), 202);
-    assert_eq!(of_user(&stack, "bob").await.len(), 1, "others are not affected");
+    assert_eq!(
+        of_user(&stack, "bob").await.len(),
+        1,
+        "each refused request of another user is still recorded"
+    );
 }

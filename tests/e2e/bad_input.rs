@@ -1,5 +1,5 @@
-//! Input that no client of ours sends: the answer is that of the contract, no input reaches the database as an
-//! operator, and the programs keep working.
+//! Tests input that no vmwatch client sends: the documented API refuses it as documented, no input acts as a database
+//! operator, and all programs keep working.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,10 +8,10 @@ use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 use crate::rows::{process_row, store_processes, store_vms, vm_row};
 
-/// Maximum size of a body.
+/// Maximum size of a request body in bytes.
 const MOST: usize = 64 * 1024;
 
-/// A row with a secret value that no answer may contain.
+/// Starts a stack with one process row that contains a secret. No error message may contain this secret.
 async fn stack_with_rows() -> (Stack, String) {
     let stack = Stack::builder().without_login_limit().start().await;
     let date = "2017-01-01T21:37:59.001065";
@@ -21,7 +21,8 @@ async fn stack_with_rows() -> (Stack, String) {
     (stack, session)
 }
 
-/// Checks that the stack still works after the bad input. The harness checks for panics when each program ends.
+/// Asserts that the stack still answers requests after the bad input, and that no VM was started. The harness checks
+/// for panics when each program ends.
 async fn still_works(stack: &Stack, session: &str) {
     let gateway = stack.gateway(0);
     assert_eq!(
@@ -35,19 +36,19 @@ async fn still_works(stack: &Stack, session: &str) {
     assert_eq!(
         stack.machine_state(MACHINES[0].0).await,
         MachineState::ShutOff,
-        "nothing was started"
+        "no VM was started"
     );
     stack.ready().await;
 }
 
 fn message(answer: &Answer) -> String {
     let quoted = answer.message();
-    // Python's `repr` chooses the quotes.
+    // Python's `repr` chooses single or double quotes, depending on the text.
     quoted[1..quoted.len() - 1].to_owned()
 }
 
 #[tokio::test]
-async fn body_that_is_not_an_object_gets_400() {
+async fn request_body_that_is_not_an_object_gets_400() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let refused = failure(3, &Value::Null, "", "'the body must be one JSON object'");
@@ -88,7 +89,7 @@ async fn body_that_is_not_an_object_gets_400() {
 }
 
 #[tokio::test]
-async fn limits_size_of_body() {
+async fn request_body_above_64_kib_is_refused() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let sized = |size: usize| {
@@ -104,7 +105,7 @@ async fn limits_size_of_body() {
         let answer = gateway.post_text(sized(size)).await;
         assert_eq!((answer.http, answer.body), (413, refused.clone()), "{size} bytes");
     }
-    // A body of unknown length.
+    // This request has a body of unknown length.
     let chunks = (0..200).map(|_| Ok::<_, std::io::Error>("x".repeat(1024)));
     let stream = reqwest::Body::wrap_stream(futures::stream::iter(chunks));
     let answer = gateway.post_text(stream).await;
@@ -113,7 +114,7 @@ async fn limits_size_of_body() {
 }
 
 #[tokio::test]
-async fn other_methods_get_405() {
+async fn documented_api_answers_405_to_other_http_methods() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let refused = failure(3, &Value::Null, "", "'this address takes POST only'");
@@ -129,16 +130,16 @@ async fn other_methods_get_405() {
         assert_eq!((answer.http, answer.body), (405, refused.clone()), "{verb}");
         assert_eq!(answer.content_type.as_deref(), Some("application/json"));
     }
-    // An answer to HEAD has no body.
+    // A response to HEAD has no body.
     let answer = gateway.send(Method::HEAD, None, "").await.unwrap();
     assert_eq!((answer.http, answer.body.as_str()), (405, ""));
     still_works(&stack, &session).await;
 }
 
-/// The answer to an unknown method lists the known codes, in the order of 611711, and echoes the method's number or
-/// null.
+/// The error for an unknown method lists the known codes, in the order of the documented error of 611711, and echoes
+/// the request's method, or null if it is not a number.
 #[tokio::test]
-async fn error_for_unknown_method_lists_known_ones() {
+async fn error_for_unknown_method_lists_known_methods() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let known = "'method must be one of 458753 (login), 611711 (getVMMonitoringProcData), 611611 (getVMMonitoringData), \
@@ -173,10 +174,10 @@ async fn error_for_unknown_method_lists_known_ones() {
     still_works(&stack, &session).await;
 }
 
-/// Sends every field with values of every other type and of extreme sizes. The answer is a failure that names the field
-/// and the rule, does not repeat the input, and finds no row.
+/// Sends each field with values of every other type and of extreme sizes. The gateway must refuse the request, name the
+/// field and the violated rule, not repeat the input, and return no row.
 #[tokio::test]
-async fn error_names_invalid_field() {
+async fn error_for_invalid_field_names_the_field() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let operators = [
@@ -265,7 +266,7 @@ async fn error_names_invalid_field() {
     still_works(&stack, &session).await;
 }
 
-/// Sends a request of the method with this change, and expects the contract's failure.
+/// Sends a request of the given method with the given change, and asserts that the documented API refuses it.
 async fn refused(gateway: &Gateway, session: &str, method: u32, change: Value, rule: &str) {
     let mut request = json!({ "method": method, "session_id": session });
     for (key, value) in change.as_object().unwrap() {
@@ -285,15 +286,15 @@ async fn refused(gateway: &Gateway, session: &str, method: u32, change: Value, r
     for secret in ["$", "etc/passwd", "xxxx", "1=="] {
         assert!(
             !answer.message().contains(secret),
-            "the answer does not repeat the input: {}",
+            "the answer must not repeat the input: {}",
             answer.body
         );
     }
 }
 
-/// Database operators in a login do not bypass the password check.
+/// Database operators in the user name or password of a login do not bypass the password check.
 #[tokio::test]
-async fn login_accepts_only_strings() {
+async fn login_refuses_values_that_are_not_strings() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let (user, password) = (json!(ADMIN.0), json!(ADMIN.1));
@@ -348,9 +349,9 @@ async fn login_accepts_only_strings() {
     still_works(&stack, &session).await;
 }
 
-/// Unusual JSON that is valid.
+/// Valid JSON with unusual spelling is read as Python's `json` module reads it.
 #[tokio::test]
-async fn reads_unusual_json_like_python() {
+async fn documented_api_reads_unusual_json_like_python() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let plain = gateway
@@ -359,7 +360,7 @@ async fn reads_unusual_json_like_python() {
     assert_eq!(plain.status(), 1);
     let head = format!(r#"{{"method":611611,"session_id":"{session}","#);
     for same in [
-        // If a key is repeated, the last value counts.
+        // If a key is repeated, the last value counts, as in Python.
         format!(
             r#"{{"method":1,"session_id":"x","data":7,{}"#,
             &format!(r#"{head}"data":{{"instance_id":"vm-1"}}}}"#)[1..]
@@ -380,7 +381,7 @@ async fn reads_unusual_json_like_python() {
         let answer = gateway.post_text(same.clone()).await;
         assert_eq!(answer.body, plain.body, "{}", &same[..same.len().min(200)]);
     }
-    // Deep nesting inside a value that the gateway reads.
+    // This value is deeply nested inside a field that the gateway reads.
     let deep = format!(
         r#"{head}"data":{{"instance_id":{}{}}}}}"#,
         "[".repeat(30),

@@ -1,4 +1,4 @@
-//! The bus layer (`vmwatch-bus`) over a real NATS server: limits, deadlines, discovery, drain and reconnection.
+//! Tests the bus layer (`vmwatch-bus`) over a real NATS server: limits, deadlines, discovery, drain and reconnection.
 
 mod bounds;
 mod discovery;
@@ -24,7 +24,7 @@ use vmwatch_bus::{
     serve::{ServeSettings, Server},
 };
 
-/// A limit far above the number of concurrent requests in a test, also for one user.
+/// The limits are far above the number of concurrent requests in a test. A single user's part of a limit also suffices.
 const SETTINGS: ServeSettings = ServeSettings {
     limits: LimitSettings {
         logins: 1024,
@@ -81,27 +81,27 @@ fn running(target: Target) -> Machine {
     }
 }
 
-/// A service that runs until it is stopped.
+/// A running service, and the token that stops it.
 struct Served {
     stop: CancellationToken,
     run: JoinHandle<()>,
 }
 
 impl Served {
-    /// Starts the service and waits until this many replicas are found.
+    /// Starts a replica of the service and waits until discovery finds this many replicas.
     async fn start(bus: &Bus, service: Service, server: Server, replicas: usize) -> Self {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let run = tokio::spawn(async move { server.run(stopped, || ()).await.unwrap() });
         let subject = format!("$SRV.PING.{}", service.name());
-        eventually("the service is found", PATIENCE, async || {
+        eventually("discovery finds all replicas", PATIENCE, async || {
             let found = replies(bus, &subject, replicas, Duration::from_millis(100))
                 .await
                 .len();
             if found == replicas {
                 Ok(())
             } else {
-                Err(format!("{found} of {replicas} replicas"))
+                Err(format!("found {found} of {replicas} replicas"))
             }
         })
         .await;
@@ -130,14 +130,14 @@ async fn answers(bus: &Bus) {
     .await;
 }
 
-/// Collects replies to a request that every replica answers.
+/// Collects the replies to a request that every replica answers, and asserts their number.
 async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
     let found = replies(bus, subject, count, PATIENCE).await;
     assert_eq!(found.len(), count, "{subject}: {found:?}");
     found
 }
 
-/// Collects at most this many replies that arrive within the time.
+/// Collects the replies that arrive within the time limit, and stops after `most` replies.
 async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<Value> {
     let client = bus.client();
     let inbox = client.new_inbox();
@@ -146,7 +146,7 @@ async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<
         .publish_with_reply(subject.to_owned(), inbox, "".into())
         .await
         .unwrap();
-    // The server's own "no responders" reply has a status.
+    // Skips the NATS server's own "no responders" reply, which has a status.
     let answers = messages.filter(|message| std::future::ready(message.status.is_none()));
     let in_time = answers.take(most).take_until(tokio::time::sleep(limit));
     in_time

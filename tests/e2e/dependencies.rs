@@ -1,13 +1,14 @@
-//! The boundaries between crates, as `cargo tree` shows them.
+//! Checks the dependencies between the crates of this workspace with `cargo tree`.
 
 use std::{collections::BTreeSet, path::Path, process::Command};
 
 const PROGRAMS: [&str; 5] = ["gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"];
 const DATABASE: [&str; 3] = ["mongodb", "bson", "vmwatch-store"];
-/// Maximum number of packages that the agent is built from, including itself.
+/// Maximum number of packages in the agent's dependency tree, including the agent itself.
 const AGENT_PACKAGES: usize = 225;
 
-/// The packages that a package is built from, each as `name version`, without tests and build scripts.
+/// Returns the normal dependencies of a package, direct and indirect, each as `name version`. Dependencies of tests and
+/// build scripts are left out.
 fn dependencies(package: &str, options: &[&str]) -> BTreeSet<String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -29,7 +30,7 @@ fn dependencies(package: &str, options: &[&str]) -> BTreeSet<String> {
         .collect();
     assert!(
         packages.iter().any(|found| name(found) == package),
-        "{package} is in its own tree"
+        "the dependency tree of {package} does not contain {package} itself"
     );
     packages
 }
@@ -38,7 +39,7 @@ fn name(package: &str) -> &str {
     package.split(' ').next().unwrap()
 }
 
-/// Returns the names that are among the packages.
+/// Returns those of `names` that are in `packages`.
 fn found<'a>(packages: &BTreeSet<String>, names: &[&'a str]) -> Vec<&'a str> {
     let is_found = |wanted: &&str| packages.iter().any(|package| name(package) == *wanted);
     names.iter().copied().filter(is_found).collect()
@@ -75,13 +76,13 @@ fn agent_links_no_http_framework_and_few_packages() {
     assert!(found(&packages, &["axum", "utoipa"]).is_empty());
     assert!(
         packages.len() <= AGENT_PACKAGES,
-        "the agent is built from {} packages",
+        "the agent's dependency tree has {} packages",
         packages.len()
     );
 }
 
 #[test]
-fn contract_depends_on_no_crate_that_does_io() {
+fn api_crate_depends_on_no_crate_that_does_io() {
     let direct = dependencies("vmwatch-api", &["--all-features", "--depth=1"]);
     let direct: Vec<&str> = direct.iter().map(|package| name(package)).collect();
     assert_eq!(
@@ -98,7 +99,7 @@ fn contract_depends_on_no_crate_that_does_io() {
             "utoipa",
             "vmwatch-api"
         ],
-        "a crate without I/O may be added here"
+        "vmwatch-api has a new direct dependency; add it to this list only if it does no I/O"
     );
     let io = [
         "tokio",
@@ -116,7 +117,7 @@ fn contract_depends_on_no_crate_that_does_io() {
 }
 
 #[test]
-fn shared_crates_depend_only_on_those_below_them() {
+fn shared_crates_depend_only_on_lower_layers() {
     let shared = ["vmwatch-api", "vmwatch-service", "vmwatch-bus", "vmwatch-store"];
     for (package, expected) in [
         ("vmwatch-service", &shared[..2]),

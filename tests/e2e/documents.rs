@@ -4,7 +4,7 @@ use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
 
 use vmwatch_service::config::{Environment, Setting, Value};
 
-/// The text of docs/settings.md before the tables.
+/// The text of docs/settings.md above the generated tables.
 const SETTINGS_HEAD: &str = "# Settings
 
 Every program reads its settings from environment variables, reports all invalid ones at once (exit code 64), and lists
@@ -20,7 +20,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// The settings of each program, then the groups of settings that several programs share.
+/// The settings of each program, followed by the groups of settings that several programs share.
 fn programs() -> [(&'static str, Vec<Setting>); 5] {
     [
         ("vmwatch-gateway", gateway::config::SETTINGS.concat()),
@@ -90,7 +90,8 @@ fn settings_page() -> String {
     page
 }
 
-/// `VMWATCH_BLESS=1` rewrites the page.
+/// `docs/settings.md` must equal the page that is generated from the code. With `VMWATCH_BLESS=1` the test rewrites the
+/// page instead.
 #[test]
 fn settings_page_lists_every_setting_of_every_program() {
     let path = root().join("docs/settings.md");
@@ -101,12 +102,12 @@ fn settings_page_lists_every_setting_of_every_program() {
     assert_eq!(
         fs::read_to_string(&path).unwrap(),
         expected,
-        "run it once with VMWATCH_BLESS=1 and review the difference"
+        "docs/settings.md is out of date; run this test with VMWATCH_BLESS=1 and review the change"
     );
 }
 
 #[test]
-fn defaults_lie_within_their_ranges() {
+fn setting_defaults_are_within_their_ranges() {
     let env = Environment::from_variables([]);
     let settings = programs().into_iter().flat_map(|(_, settings)| settings);
     let mut ranges = 0;
@@ -126,7 +127,7 @@ fn defaults_lie_within_their_ranges() {
 }
 
 #[test]
-fn readme_is_a_front_door_whose_links_exist() {
+fn readme_has_at_most_150_lines_and_no_broken_links() {
     let text = read("README.md");
     assert!(text.lines().count() <= 150);
     let links: Vec<&str> = text
@@ -135,16 +136,19 @@ fn readme_is_a_front_door_whose_links_exist() {
         .filter_map(|rest| rest.split(')').next())
         .filter(|link| !link.contains("://"))
         .collect();
-    assert!(links.len() > 10, "only {} links were found", links.len());
+    assert!(links.len() > 10, "found only {} links in README.md", links.len());
     for link in links {
         let path = link.split('#').next().unwrap();
-        assert!(root().join(path).exists(), "README.md links to {link}");
+        assert!(
+            root().join(path).exists(),
+            "README.md links to {link}, which does not exist"
+        );
     }
 }
 
-/// Every path in ARCHITECTURE.md exists.
+/// Every path that ARCHITECTURE.md names exists.
 #[test]
-fn architecture_points_at_files_that_exist() {
+fn architecture_page_names_only_existing_files() {
     let text = read("ARCHITECTURE.md");
     let mut checked = 0;
     for quoted in text.split('`').skip(1).step_by(2) {
@@ -154,17 +158,18 @@ fn architecture_points_at_files_that_exist() {
         if is_path {
             assert!(
                 root().join(quoted.trim_end_matches('/')).exists(),
-                "ARCHITECTURE.md names {quoted}"
+                "ARCHITECTURE.md names {quoted}, which does not exist"
             );
             checked += 1;
         }
     }
-    assert!(checked > 20, "only {checked} paths were found");
+    assert!(checked > 20, "found only {checked} paths in ARCHITECTURE.md");
 }
 
-/// The test files that these pages name, relative to `tests/e2e`, to this folder of it, or to the root.
+/// Every test file that these pages name exists. A name is relative to the page's folder below `tests/e2e`, to
+/// `tests/e2e` itself, or to the root of the repository.
 #[test]
-fn files_named_in_docs_exist() {
+fn docs_name_only_existing_test_files() {
     for (page, folder) in [
         ("docs/faults.md", "faults"),
         ("docs/security.md", "security"),
@@ -175,13 +180,13 @@ fn files_named_in_docs_exist() {
         let named: Vec<_> = code
             .filter(|code| [".rs", ".py", ".mjs"].iter().any(|end| code.ends_with(end)))
             .collect();
-        assert!(!named.is_empty(), "{page} names no test");
+        assert!(!named.is_empty(), "{page} names no test file");
         let tests = root().join("tests/e2e");
         for name in named {
             let paths = [root().join(name), tests.join(name), tests.join(folder).join(name)];
             assert!(
                 paths.iter().any(|path| path.is_file()),
-                "{page}: {name} does not exist"
+                "{page} names the test file {name}, which does not exist"
             );
         }
     }

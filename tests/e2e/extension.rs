@@ -1,5 +1,5 @@
-//! A method that only this test declares is served on the bus, audited under its subject, and answered under a code by
-//! one row in a copy of the documented table.
+//! A bus method that only this test declares is served on the bus, audited under its subject, and answered under a code
+//! of the documented API. That code takes one additional row in a copy of the gateway's table.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use vmwatch_bus::{
 };
 use vmwatch_service::{config::Environment, program};
 
-/// Reports the clock of a VM; only this test declares this method.
+/// A bus method that only this test declares.
 struct Snapshot;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -63,7 +63,7 @@ fn record(action: &str, user: &str, target: &Target, request_id: &str, result: A
     }
 }
 
-/// A server with the method, which audits refused and executed requests.
+/// Builds a service that serves the new method and audits refused and executed requests.
 fn server(stack: &Stack) -> Server {
     let settings = ServeSettings::read(&Environment::from_variables([])).unwrap();
     let audit = Arc::new(Audit::new(&stack.bus, true));
@@ -92,7 +92,7 @@ fn server(stack: &Stack) -> Server {
         })
 }
 
-/// Starts a gateway in this process with one more row in its table. Returns its address.
+/// Starts a gateway in this process whose table has one additional row. Returns the gateway's address.
 fn gateway_with(stack: &Stack, row: Documented) -> String {
     let (listen, health) = (free_port(), free_port());
     let (listen, health) = (format!("127.0.0.1:{listen}"), format!("127.0.0.1:{health}"));
@@ -120,7 +120,7 @@ async fn post(url: &str, session: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn new_method_is_served_audited_and_answered_under_a_code() {
+async fn new_bus_method_is_served_audited_and_answered_under_a_code() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(server(&stack).run(shutdown.clone(), || ()));
@@ -134,13 +134,13 @@ async fn new_method_is_served_audited_and_answered_under_a_code() {
     let url = gateway_with(&stack, row);
 
     let operator = stack.session(Role::Operator, Scope::All).await;
-    let answer = eventually("the method is answered", PATIENCE, async || {
-        let answer = post(&url, &operator).await.ok_or("no gateway yet")?;
+    let answer = eventually("the new method is answered", PATIENCE, async || {
+        let answer = post(&url, &operator).await.ok_or("the gateway does not answer")?;
         let json: Value = serde_json::from_str(&answer).map_err(|error| error.to_string())?;
         (json["status_code"] == 1).then_some(answer.clone()).ok_or(answer)
     })
     .await;
-    // The method's only golden file.
+    // This text is the expected answer; the new method needs no other golden file.
     assert_eq!(
         answer,
         format!(
@@ -161,7 +161,7 @@ async fn new_method_is_served_audited_and_answered_under_a_code() {
     assert!(audited.contains(&(AuditResult::Refused, target)), "{audited:?}");
     assert!(audited.contains(&(AuditResult::Succeeded, target)), "{audited:?}");
 
-    // Without the row, the code is unknown.
+    // Without the additional row, the code is unknown.
     let unknown = stack.gateway(0).post(&json!({ "method": CODE })).await;
     assert!(
         unknown

@@ -1,15 +1,16 @@
-//! Programs and servers that are killed, frozen, unreachable or flooded under load: which failures clients see, and
-//! recovery without intervention. Each test is a row of docs/faults.md and prints its figures.
+//! Tests programs and servers that are killed, frozen, unreachable or flooded under load. Each test checks which
+//! failures clients see and that the system recovers without intervention. It corresponds to a row of docs/faults.md
+//! and prints its figures.
 //!
-//! The short forms run with all tests. `./dev soak` runs the long forms, selected by `VMWATCH_TEST_SOAK` and
-//! `VMWATCH_TEST_OUTAGE`.
+//! All tests run in a short form by default. `./dev soak` runs long forms, which the variables `VMWATCH_TEST_SOAK` and
+//! `VMWATCH_TEST_OUTAGE` select.
 
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::float_cmp,
-    reason = "counts and quantiles as figures, all of them small"
+    reason = "counts and quantiles are printed as figures, and all of them are small"
 )]
 
 mod bus;
@@ -38,21 +39,22 @@ use vmwatch_service::config::Span;
 
 use crate::rows::{store_vms, vm_row};
 
-/// Time limit of a refusal: well below every deadline of the gateway, even on a busy machine.
+/// Time limit of a refusal that must not wait: well below every deadline of the gateway, and long enough for a busy
+/// machine.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Duration of the mixed load in `./dev soak`; `None` in an ordinary test run.
+/// Returns the duration of the mixed load in `./dev soak`, or `None` in an ordinary test run.
 fn soak() -> Option<Duration> {
     let given = env::var("VMWATCH_TEST_SOAK").ok()?;
     Some(
         given
             .parse::<Span>()
-            .expect("VMWATCH_TEST_SOAK is a span such as 60m")
+            .expect("VMWATCH_TEST_SOAK is a duration such as 60m")
             .0,
     )
 }
 
-/// Selects the size for the short or the long form of a test.
+/// Returns the second value under `./dev soak`, and the first in an ordinary test run.
 fn size<T>(ordinary: T, of_a_soak: T) -> T {
     if soak().is_some() { of_a_soak } else { ordinary }
 }
@@ -70,14 +72,14 @@ fn login_request() -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 
-/// Makes a session, and a row for it to read.
+/// Logs in as the administrator and stores a VM row that the session can read.
 async fn session(stack: &Stack) -> String {
     store_vms(stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 1)]).await;
     stack.session(Role::Operator, Scope::All).await
 }
 
 async fn answers(gateway: &Gateway, session: &str) {
-    eventually("rows are answered", PATIENCE, async || {
+    eventually("a read of rows succeeds", PATIENCE, async || {
         let answer = gateway.post(&vm_request(session)).await;
         if answer.status() == 1 {
             Ok(())
@@ -88,7 +90,8 @@ async fn answers(gateway: &Gateway, session: &str) {
     .await;
 }
 
-/// Whether the answer is 503 with `Retry-After` and the method's envelope, without waiting for a deadline.
+/// Asserts that the answer is a 503 with `Retry-After` and the method's envelope, and that it did not wait for a
+/// deadline.
 fn assert_unavailable(answer: &Answer, method: u32, session: &str) {
     assert_eq!(answer.http, 503, "{answer:?}");
     assert_eq!(answer.retry_after.as_deref(), Some("1"));

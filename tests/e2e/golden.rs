@@ -1,4 +1,5 @@
-//! The document's five samples: its rows in the store, its requests, and its answers byte for byte.
+//! Replays the five examples of the documented API: stores the rows of the examples, sends their requests, and compares
+//! the answers byte for byte.
 
 use std::{fs, path::PathBuf};
 
@@ -13,13 +14,14 @@ const GOLDEN: [&str; 5] = [
     "611712-getVMMonitoringProcByNameData",
     "32523-startmonitor",
 ];
-/// The sessions that the document's samples use.
+/// The session ids in the documented examples.
 const SESSIONS: [&str; 2] = [
     "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca",
     "768a07b5-2206-4952-b445-21162571a19a",
 ];
 
-/// A request and its answer. Lines with `#` describe corrections.
+/// A request and its expected answer, from a golden file. Lines that begin with `#` describe corrections of the
+/// document.
 struct Golden {
     request: String,
     answer: String,
@@ -46,15 +48,15 @@ impl Golden {
     }
 }
 
-/// The stored hash of the document's password.
+/// The stored hash of the documented example's password.
 const HASH_OF_123456: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$gLCkzEyWRMbQQn4Hx018riGVG9PpJjML5Zpm28Rr088";
 
 #[tokio::test]
-async fn answers_documented_samples_to_the_byte() {
+async fn documented_examples_get_byte_identical_answers() {
     let stack = Stack::builder().start().await;
-    // The document's password is shorter than the minimum for new passwords. Users stored earlier may have such
-    // passwords.
+    // The password of the documented example is shorter than the minimum for new passwords. Users that were stored
+    // earlier may have such passwords, so the test stores the hash directly.
     let users = stack.database.handle().collection::<Document>("users");
     let short = doc! { "$set": { "password_hash": HASH_OF_123456 } };
     let updated = users.update_one(doc! { "_id": "admin" }, short).await.unwrap();
@@ -95,7 +97,7 @@ async fn answers_documented_samples_to_the_byte() {
     }
 }
 
-/// Parses a line in mongoexport's format: an integer is an Int32, a number with a point a Double.
+/// Parses a line of mongoexport's format: a number without a decimal point is an Int32, a number with one is a Double.
 fn stored(line: &str) -> Document {
     let row: Document = serde_json::from_str(line).unwrap();
     assert!(matches!(row.get("_id"), Some(Bson::ObjectId(_))), "{row}");
@@ -105,9 +107,10 @@ fn stored(line: &str) -> Document {
     row
 }
 
-/// The golden files equal the document except for white space and the errors that the contract lists.
+/// The golden files equal the examples in the document, except for white space and the errors that
+/// docs/api/wire-contract.md lists.
 #[test]
-fn golden_files_equal_documented_samples() {
+fn golden_files_equal_documented_examples() {
     const SLIPS: [(&str, &str); 5] = [
         ("f96e22cbd0e", "f96e22cbd02e"),
         ("f96e22cbd02;", "f96e22cbd02e;"),
@@ -129,7 +132,7 @@ fn golden_files_equal_documented_samples() {
     };
     let requests = between("###使用说明", "###输出数据");
     let mut answers = between("<code>", "</code>");
-    // The document's answer to `startmonitor` shows another session than its request.
+    // The documented answer to `startmonitor` has another session id than its request.
     answers[4] = answers[4].replace(SESSIONS[1], SESSIONS[0]);
     for (index, name) in GOLDEN.into_iter().enumerate() {
         let golden = Golden::read(name);

@@ -1,5 +1,5 @@
-//! The complete path: a VM that is off is started over HTTP, and the samples of its own agent are read over HTTP under
-//! the id that libvirt gave it. Uses real libvirtd, QEMU and a real kernel.
+//! Tests the complete path with a real libvirtd, QEMU and a real kernel: a VM that is off is started over HTTP, its own
+//! agent publishes samples, and these are read over HTTP under the id that libvirt gave the VM.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use testkit::{Libvirtd, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
-/// Time from power-on to the guest's first row: ten seconds on idle cores; this limit allows for two busy cores without
-/// KVM.
+/// Time limit from power-on to the guest's first row. It takes ten seconds on idle cores; the limit allows for two busy
+/// cores without KVM.
 const BOOT: Duration = Duration::from_mins(2);
 
 #[tokio::test]
-async fn starts_real_guest_and_stores_its_rows() {
+async fn guest_started_over_http_reports_its_rows() {
     let libvirtd = Libvirtd::start().await;
     let hypervisor = format!("lab={}", libvirtd.uri());
     let stack = Stack::builder()
         .set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &hypervisor)
         .start()
         .await;
-    // 10.0.2.2 is this machine's loopback address in QEMU's user network.
+    // QEMU's user network maps 10.0.2.2 to this machine's loopback address.
     let bus = stack.nats.url().replace("127.0.0.1", "10.0.2.2");
     let every = [
         ("NATS_URL", &*bus),
@@ -40,11 +40,14 @@ async fn starts_real_guest_and_stores_its_rows() {
     let running = posted.elapsed();
 
     let query = json!({ "instance_id": GUEST });
-    let first = eventually("the guest's VM row arrives", BOOT, async || {
+    let first = eventually("the guest's first VM row is stored", BOOT, async || {
         let rows = gateway.rows(&session, codes::VM, 1, query.clone()).await;
-        rows.first()
-            .cloned()
-            .ok_or_else(|| format!("its console says:\n{}", libvirtd.console(GUEST)))
+        rows.first().cloned().ok_or_else(|| {
+            format!(
+                "no VM row; the guest's console shows:\n{}",
+                libvirtd.console(GUEST)
+            )
+        })
     });
     let row = first.await;
     figure("startmonitor_to_running_seconds", running.as_secs_f64());
@@ -55,17 +58,17 @@ async fn starts_real_guest_and_stores_its_rows() {
     assert_eq!(row["instance_id"], GUEST);
     assert!(
         row["proc"].as_u64().unwrap() > 10,
-        "too few processes for a kernel and its threads: {row}"
+        "the process count is too low for a kernel with its threads: {row}"
     );
 
-    let processes = eventually("the guest's processes arrive", BOOT, async || {
+    let processes = eventually("the guest's process rows are stored", BOOT, async || {
         let rows = gateway
             .rows(&session, codes::PROCESSES, 1000, query.clone())
             .await;
         if rows.iter().any(|row| row["cmd"] == "vmwatch-agent") {
             Ok(rows)
         } else {
-            Err(format!("{} rows", rows.len()))
+            Err(format!("none of {} process rows is of vmwatch-agent", rows.len()))
         }
     });
     let names: Vec<_> = processes

@@ -1,4 +1,5 @@
-//! The history of VMs: rollups agree with the rows, even with late or repeated samples and killed services.
+//! Tests the history of VMs: the rollups must agree with the stored rows, even after late or repeated samples and
+//! killed services.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +31,8 @@ fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuer
     }
 }
 
-/// The database's own aggregation of the rows: the number of rows of each bucket, and minimum, average and maximum of
-/// each measure.
+/// The stored rows aggregated by the database itself, without the rollups: for each bucket start, the number of rows
+/// and the minimum, average and maximum of each measure.
 type Direct = BTreeMap<u64, (u64, VmMeasures<Stat>)>;
 
 async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: &str) -> Direct {
@@ -61,7 +62,7 @@ async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: 
     let number = |value: Option<&Bson>| match value {
         Some(Bson::Double(number)) => *number,
         Some(Bson::Int32(number)) => f64::from(*number),
-        other => panic!("no number: {other:?}"),
+        other => panic!("not a number: {other:?}"),
     };
     let of_group = |group: &Document| {
         let at = group.get_datetime("_id").unwrap().timestamp_millis();
@@ -76,27 +77,31 @@ async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: 
     groups.iter().map(of_group).collect()
 }
 
-/// Compares a series with the database's own aggregation.
+/// Asserts that a series equals the database's own aggregation of the rows.
 fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
     let starts: Vec<_> = series.buckets.iter().map(|bucket| bucket.at_ms).collect();
     assert_eq!(
         starts,
         direct.keys().copied().collect::<Vec<_>>(),
-        "{what}: the buckets"
+        "{what}: start times of the buckets"
     );
     for bucket in &series.buckets {
         let (rows, expected) = &direct[&bucket.at_ms];
-        assert_eq!(bucket.count, *rows, "{what}: the rows of {}", bucket.at_ms);
+        assert_eq!(
+            bucket.count, *rows,
+            "{what}: number of rows in the bucket at {}",
+            bucket.at_ms
+        );
         for ((measure, stat), expected) in bucket.stats.described().zip(expected.into_array()) {
             let measure = measure.name;
             let stat = stat.unwrap();
             assert_eq!(
                 (stat.min, stat.max),
                 (expected.min, expected.max),
-                "{what}: {measure} of {}",
+                "{what}: {measure} in the bucket at {}",
                 bucket.at_ms
             );
-            // Means are rounded to three decimals.
+            // Averages are rounded to three decimals.
             assert!(
                 (stat.avg - expected.avg).abs() <= 0.000_51,
                 "{what}: {measure}: {stat:?} {expected:?}"
@@ -105,7 +110,7 @@ fn assert_same(series: &VmSeries, direct: &Direct, what: &str) {
     }
 }
 
-/// Compares every resolution of two days of a VM with the rows.
+/// Asserts for every resolution that two days of a VM's history equal the aggregated rows.
 async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezone: &str, what: &str) {
     for (points, resolution, unit, size) in [
         (576, Resolution::FiveMinutes, "minute", 5),
@@ -119,7 +124,8 @@ async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezon
     }
 }
 
-/// Two replicas, three VMs, unordered and repeated samples, in a time zone with an offset of a half hour.
+/// Two replicas of metrics-svc store unordered and repeated samples of three VMs, in a time zone with an offset of 5:30
+/// hours.
 #[tokio::test]
 async fn rollups_equal_aggregated_rows() {
     const ZONE: &str = "+05:30";
@@ -128,7 +134,7 @@ async fn rollups_equal_aggregated_rows() {
         .set(Program::Metrics, "VMWATCH_UTC_OFFSET", ZONE)
         .start()
         .await;
-    // Midnight in that zone, three days ago.
+    // The first day starts at midnight in that zone, three days ago.
     let first_day = recent_bucket() / DAY * DAY - 3 * DAY - 5 * HOUR - 30 * MINUTE;
     let vms = ["vm-1", "vm-2", "vm-3"];
     let mut random = Random::new();
@@ -145,18 +151,18 @@ async fn rollups_equal_aggregated_rows() {
     publish_some(900).await;
     followed(&stack).await;
     for vm in vms {
-        assert_rolled_up(&stack, vm, first_day, ZONE, "at first").await;
+        assert_rolled_up(&stack, vm, first_day, ZONE, "before late samples").await;
     }
-    // Late samples: the rollups contain every bucket of these already.
+    // These late samples fall into buckets that are already rolled up.
     publish_some(150).await;
     followed(&stack).await;
     for vm in vms {
-        assert_rolled_up(&stack, vm, first_day, ZONE, "with late samples").await;
+        assert_rolled_up(&stack, vm, first_day, ZONE, "after late samples").await;
     }
 }
 
 #[tokio::test]
-async fn rollups_complete_after_kill_before_pass() {
+async fn rollups_are_complete_after_kill_before_rollup_pass() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10m")
         .start()
@@ -169,25 +175,32 @@ async fn rollups_complete_after_kill_before_pass() {
     stored(&stack).await;
     assert!(
         marks(&stack).await > 0,
-        "the rows are acknowledged and not in a rollup yet"
+        "the rows are stored, and no rollup contains them yet"
     );
     let series = call::<VmHistory>(&stack, &query("vm-1", from_ms - DAY, from_ms + DAY, 600)).await;
     assert!(series.buckets.is_empty(), "{series:?}");
     metrics.process.kill9();
     metrics.process.set("VMWATCH_ROLLUP_INTERVAL", "50ms");
     metrics.restart().await;
-    // The other half of the same bucket.
+    // These samples fall into the second half of the same bucket.
     for second in 100..200 {
         publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 7.0)).await;
     }
     followed(&stack).await;
     let first_day = from_ms / DAY * DAY;
-    assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed before").await;
+    assert_rolled_up(
+        &stack,
+        "vm-1",
+        first_day,
+        "UTC",
+        "metrics-svc killed before its rollup pass",
+    )
+    .await;
 }
 
-/// metrics-svc is killed repeatedly while it stores samples of one bucket and computes their rollups.
+/// metrics-svc is killed repeatedly while it stores samples of one bucket and computes that bucket's rollups.
 #[tokio::test]
-async fn rollups_complete_after_kill_within_bucket() {
+async fn rollups_are_complete_after_kills_within_a_bucket() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10ms")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "7")
@@ -202,7 +215,7 @@ async fn rollups_complete_after_kill_within_bucket() {
             let at_ms = from_ms + (round * 50 + sample_of_round) * SECOND;
             publish(&stack, &sample("vm-1", at_ms, "+00:00", random.percentage())).await;
         }
-        eventually("some rows of this round are stored", PATIENCE, async || {
+        eventually("samples of this round are stored", PATIENCE, async || {
             let stored = rows
                 .count_documents(doc! {})
                 .await
@@ -216,10 +229,10 @@ async fn rollups_complete_after_kill_within_bucket() {
     followed(&stack).await;
     assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 250);
     let first_day = from_ms / DAY * DAY;
-    assert_rolled_up(&stack, "vm-1", first_day, "UTC", "killed five times").await;
+    assert_rolled_up(&stack, "vm-1", first_day, "UTC", "metrics-svc killed five times").await;
 }
 
-/// A rollup survives the rows that it was made from, and late rows do not damage it.
+/// A rollup survives the expiry of the rows that it was made from, and late rows do not damage it.
 #[tokio::test]
 async fn rollups_remain_after_rows_expire() {
     let stack = stack().start().await;
@@ -231,7 +244,7 @@ async fn rollups_remain_after_rows_expire() {
     let all = query("vm-1", from_ms / DAY * DAY, from_ms / DAY * DAY + 2 * DAY, 576);
     let before = call::<VmHistory>(&stack, &all).await;
     assert_eq!(before.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 30);
-    // As retention does.
+    // Deletes the rows as retention does.
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     rows.delete_many(doc! {}).await.unwrap();
     publish(&stack, &sample("vm-1", from_ms + 31 * SECOND, "+00:00", 99.0)).await;
@@ -239,9 +252,9 @@ async fn rollups_remain_after_rows_expire() {
     assert_eq!(call::<VmHistory>(&stack, &all).await, before);
 }
 
-/// Series of short ranges are computed from the rows, in whole buckets that touch the range.
+/// The series of a short range is computed from the rows, in whole buckets that overlap the range.
 #[tokio::test]
-async fn short_range_is_computed_from_rows() {
+async fn history_of_short_range_is_computed_from_rows() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     for second in (0..300).step_by(10) {
@@ -275,15 +288,15 @@ async fn short_range_is_computed_from_rows() {
     assert_eq!(within.buckets[0].count, 3);
 }
 
-/// The loader itself lists the VM and rolls up the rows of an older database. A chart of a year reads about as much as
-/// one of a day.
+/// `vmwatch-metrics load` adds the VM to the list of VMs and rolls up the rows of an older database. A chart of a year
+/// reads about as many buckets as a chart of a day.
 #[tokio::test]
-async fn loaded_year_is_computed_from_days() {
+async fn history_of_a_year_is_computed_from_daily_rollups() {
     let stack = stack().start().await;
     let end_ms = recent_bucket() / DAY * DAY;
     let mut lines = String::new();
     let mut random = Random::new();
-    // One row each hour, and one each minute of the last day.
+    // One row for each hour of the year, and one for each minute of the last day.
     let moments = (1..365 * 24)
         .map(|hour| hour * HOUR)
         .chain((1..24 * 60).map(|minute| minute * MINUTE));
@@ -324,7 +337,10 @@ async fn loaded_year_is_computed_from_days() {
             times.push(started.elapsed());
         }
         times.sort_unstable();
-        println!("the history of {name}: {:?} (median of 20)", times[10]);
+        println!(
+            "reading the history of {name}: {:?} (median of 20 reads)",
+            times[10]
+        );
     }
 
     let vm = call::<VmGet>(
@@ -337,10 +353,10 @@ async fn loaded_year_is_computed_from_days() {
     assert_eq!((vm.at_ms, vm.last_report_ms), (end_ms - MINUTE, end_ms - MINUTE));
 }
 
-/// After `rebuild`, or the first start of metrics-svc, rows that a reporter wrote into the database are in the rollups
-/// and the list.
+/// Rows that older software wrote directly into the database appear in the rollups and in the list of VMs after
+/// `vmwatch-metrics rebuild`, or after the first start of metrics-svc.
 #[tokio::test]
-async fn finds_rows_of_older_software() {
+async fn rebuild_and_first_start_roll_up_rows_of_older_software() {
     let stack = stack().start().await;
     let rows = (0..48).map(|hour| {
         vm_row(
@@ -360,7 +376,7 @@ async fn finds_rows_of_older_software() {
         "{output}"
     );
     let vm = call::<VmGet>(&stack, &target).await;
-    // 2017-01-02T23:30:00Z.
+    // This time is 2017-01-02T23:30:00Z.
     assert_eq!((vm.at_ms, vm.values.proc), (1_483_399_800_000, 47));
     assert!(vm.cpu_sparkline.iter().all(Option::is_none));
     let year = query("vm-old", 1_483_228_800_000, 1_483_228_800_000 + 2 * DAY, 2);
@@ -368,7 +384,7 @@ async fn finds_rows_of_older_software() {
     let counts: Vec<_> = series.buckets.iter().map(|bucket| bucket.count).collect();
     assert_eq!((series.resolution, counts), (Resolution::Day, vec![24, 24]));
 
-    // A database without rollups, at the first start of a metrics-svc that makes them.
+    // Deletes the rollups, so that the next start of metrics-svc is the first with this database and builds them.
     let database = stack.database.handle();
     for name in ["state", "1d", "instances"] {
         let collection = database.collection::<Document>(&format!("vm_samples_{name}"));
@@ -377,7 +393,7 @@ async fn finds_rows_of_older_software() {
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.kill9();
     metrics.restart().await;
-    eventually("the old rows are rolled up", PATIENCE, async || {
+    eventually("metrics-svc finds the VM of the old rows", PATIENCE, async || {
         let found = call_in::<VmGet>(&stack, Scope::All, &target).await;
         found.map(drop).map_err(|fault| fault.to_string())
     })
@@ -385,7 +401,7 @@ async fn finds_rows_of_older_software() {
     assert_eq!(call::<VmHistory>(&stack, &year).await, series);
 }
 
-/// A VM out of scope is answered like one that does not exist.
+/// The history of a VM outside the user's scope is answered like that of a VM that does not exist.
 #[tokio::test]
 async fn vm_out_of_scope_looks_nonexistent_in_history() {
     let stack = stack().start().await;
@@ -417,9 +433,9 @@ async fn vm_out_of_scope_looks_nonexistent_in_history() {
 }
 
 /// Retention deletes the rows of a bucket one by one. A late row that arrives after the first deletions must still be
-/// added to the rollup.
+/// added to the bucket's rollup.
 #[tokio::test]
-async fn adds_late_row_to_bucket_with_expired_rows() {
+async fn late_row_is_added_to_rollup_after_older_rows_expired() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_VM_RETENTION", "1h")
         .start()
@@ -453,7 +469,7 @@ async fn adds_late_row_to_bucket_with_expired_rows() {
         .unwrap();
     assert_eq!(expired.deleted_count, 5);
 
-    // Published twice, as after a lost acknowledgement.
+    // The late row is published twice, as after a lost acknowledgement.
     for _ in 0..2 {
         row(20, 90.0).await;
         followed(&stack).await;

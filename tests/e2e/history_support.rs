@@ -1,4 +1,4 @@
-//! Shared parts of the history tests: samples at any time, and the wait for their rollups.
+//! Helpers of the history tests: samples at chosen times, and waiting for their rollups.
 
 use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
@@ -15,7 +15,7 @@ pub(crate) const MINUTE: u64 = 60 * SECOND;
 pub(crate) const HOUR: u64 = 60 * MINUTE;
 pub(crate) const DAY: u64 = 24 * HOUR;
 
-/// NATS, the database and one metrics-svc with a short rollup interval.
+/// Builds a stack with NATS, the database and one metrics-svc that computes rollups every 50 ms.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -23,16 +23,16 @@ pub(crate) fn stack() -> StackBuilder {
         .without_rates()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "50ms")
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
-        // vmwatch-auth, which owns the audit, does not run.
+        // vmwatch-auth owns the audit stream and does not run in this stack.
         .set(Program::Metrics, "VMWATCH_AUDIT_REQUIRED", "false")
 }
 
-/// The start of the last complete five minutes but one: in the past, and recent.
+/// Returns the start of the five-minute interval before the last complete one: recent, and wholly in the past.
 pub(crate) fn recent_bucket() -> u64 {
     (unix_millis() / (5 * MINUTE) - 2) * 5 * MINUTE
 }
 
-/// A sample of a VM, with all values derived from the CPU share.
+/// Builds a sample of a VM. All values are derived from its CPU utilisation.
 pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) -> Sample {
     let offset: UtcOffset = offset.parse().unwrap();
     Sample {
@@ -53,7 +53,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
     }
 }
 
-/// A process that started long ago.
+/// Builds a process that started long ago.
 pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
     ProcessSample {
         cmd: name.to_owned(),
@@ -67,7 +67,7 @@ pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
     }
 }
 
-/// Publishes a sample without a message id, so that metrics-svc receives every repetition.
+/// Publishes a sample without a message id, so that NATS does not discard repetitions and metrics-svc receives each.
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     let body = serde_json::to_vec(sample).unwrap();
@@ -85,7 +85,7 @@ pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
 
 /// Waits until every sample is stored and acknowledged.
 pub(crate) async fn stored(stack: &Stack) {
-    eventually("the samples are stored", PATIENCE, async || {
+    eventually("all samples are stored", PATIENCE, async || {
         let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await;
         match stream
             .map_err(|error| error.to_string())?
@@ -94,13 +94,13 @@ pub(crate) async fn stored(stack: &Stack) {
             .messages
         {
             0 => Ok(()),
-            messages => Err(format!("{messages} messages wait")),
+            messages => Err(format!("{messages} messages are left in the stream")),
         }
     })
     .await;
 }
 
-/// The number of dirty buckets.
+/// Returns the number of dirty buckets.
 pub(crate) async fn marks(stack: &Stack) -> u64 {
     let marks = stack
         .database
@@ -112,16 +112,18 @@ pub(crate) async fn marks(stack: &Stack) -> u64 {
 /// Waits until every sample is stored and contained in the rollups.
 pub(crate) async fn followed(stack: &Stack) {
     stored(stack).await;
-    eventually("the rollups are up to date", PATIENCE, async || {
-        match marks(stack).await {
+    eventually(
+        "all dirty buckets are rolled up",
+        PATIENCE,
+        async || match marks(stack).await {
             0 => Ok(()),
-            marks => Err(format!("{marks} marks wait")),
-        }
-    })
+            marks => Err(format!("{marks} buckets are dirty")),
+        },
+    )
     .await;
 }
 
-/// Calls a method as a viewer of this scope.
+/// Calls a bus method as a viewer of this scope.
 pub(crate) async fn call_in<M: Method>(
     stack: &Stack,
     scope: Scope,
@@ -138,13 +140,13 @@ pub(crate) async fn call_in<M: Method>(
         .await
 }
 
-/// Calls a method as a viewer of all VMs; the call must succeed.
+/// Calls a bus method as a viewer of all VMs and panics if the call fails.
 pub(crate) async fn call<M: Method>(stack: &Stack, params: &M::Params) -> M::Reply {
     let reply = call_in::<M>(stack, Scope::All, params).await;
     reply.unwrap_or_else(|fault| panic!("{}: {fault}", M::INFO.subject))
 }
 
-/// Pseudo-random numbers that are the same in each run.
+/// Generates the same pseudo-random numbers in each run.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -152,16 +154,16 @@ impl Random {
         Self(0x9E37_79B9_7F4A_7C15)
     }
 
-    /// A number below this one.
+    /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: u64) -> u64 {
-        // Marsaglia's xorshift64.
+        // This is Marsaglia's xorshift64 generator.
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % end
     }
 
-    /// A percentage with one decimal, as agents round.
+    /// Returns a percentage with one decimal, the precision of an agent's values.
     pub(crate) fn percentage(&mut self) -> f64 {
         f64::from(u32::try_from(self.below(1001)).unwrap()) / 10.0
     }

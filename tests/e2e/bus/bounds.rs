@@ -1,4 +1,5 @@
-//! Checks that the bus layer makes for every handler: limits, deadlines, panics, roles and scopes.
+//! Tests the checks that the bus layer makes before and around every handler: limits, deadlines, panics, roles and
+//! scopes.
 
 use std::{
     sync::{
@@ -40,9 +41,10 @@ fn limited(limits: LimitSettings) -> ServeSettings {
     ServeSettings { limits, ..SETTINGS }
 }
 
-/// A service at its limit refuses further requests at once, and completes those it accepted.
+/// A service whose permits are all in use refuses further requests at once, and completes the requests that it
+/// accepted.
 #[tokio::test]
-async fn full_service_answers_overloaded_at_once() {
+async fn service_at_its_limit_refuses_requests_at_once() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -61,7 +63,7 @@ async fn full_service_answers_overloaded_at_once() {
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
     let ask = |instance: &'static str| {
         let caller = caller.clone();
-        // Each request has its own user, because one user gets a quarter of the permits.
+        // Each request has its own user, because one user gets at most a quarter of the permits.
         async move {
             caller
                 .call::<VmLatest>(&as_user(instance), &latest(instance))
@@ -84,10 +86,10 @@ async fn full_service_answers_overloaded_at_once() {
     service.drain().await;
 }
 
-/// Commands that hang take only permits of commands, and one user at most a quarter of those. Reads of every kind and
-/// other users' commands continue.
+/// Hanging commands use only permits for commands, and one user gets at most a quarter of those. Reads and other users'
+/// commands continue.
 #[tokio::test]
-async fn hanging_commands_do_not_block_reads_or_others() {
+async fn hanging_commands_do_not_block_reads_or_other_users() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -130,9 +132,9 @@ async fn hanging_commands_do_not_block_reads_or_others() {
     service.drain().await;
 }
 
-/// Heavy reads wait up to a second for a permit, and cheap reads do not wait for them.
+/// Expensive reads wait up to a second for a permit. Cheap reads do not wait behind them.
 #[tokio::test]
-async fn cheap_reads_pass_queued_heavy_reads() {
+async fn cheap_reads_do_not_wait_for_queued_expensive_reads() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let gate = Arc::new(Semaphore::new(0));
@@ -164,7 +166,7 @@ async fn cheap_reads_pass_queued_heavy_reads() {
         };
         tokio::spawn(async move { caller.call::<VmHistory>(&as_user("one"), &query).await })
     };
-    // One request is processed, four are queued, and one exceeds the user's quarter of the queue.
+    // One request is processed, four are queued, and one is refused because it exceeds the user's quarter of the queue.
     let mut asking: FuturesUnordered<_> = (0..6).map(|_| history()).collect();
     let refused = asking.next().await.unwrap().unwrap().unwrap_err();
     assert_eq!(refused.kind, FaultKind::Throttled);
@@ -179,10 +181,10 @@ async fn cheap_reads_pass_queued_heavy_reads() {
     service.drain().await;
 }
 
-/// A request whose deadline has passed or is missing never reaches a handler. If the deadline passes during processing,
-/// the answer is a timeout and the handler is cancelled.
+/// A request whose deadline has passed or is missing never reaches a handler. If the deadline passes while the handler
+/// runs, the answer is a timeout and the handler is cancelled.
 #[tokio::test]
-async fn service_enforces_deadlines() {
+async fn service_refuses_or_cancels_requests_past_their_deadline() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (started, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -235,7 +237,7 @@ async fn service_enforces_deadlines() {
     assert_eq!(ended.load(Ordering::SeqCst), 1);
 }
 
-/// The caller's wait ends at its deadline if no service answers.
+/// A caller stops waiting at its deadline if no service answers.
 #[tokio::test]
 async fn caller_stops_waiting_at_its_deadline() {
     let (nats, _folder) = nats().await;
@@ -255,13 +257,18 @@ async fn caller_stops_waiting_at_its_deadline() {
     );
 }
 
-/// A panic fails only its own request: the service continues, and the caller gets an answer before the deadline.
+/// A panic in a handler fails only its own request: the service continues, and the caller gets an answer before the
+/// deadline.
 #[tokio::test]
-async fn panic_fails_only_its_own_request() {
+async fn panic_in_a_handler_fails_only_its_own_request() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, |_, params| async move {
-        assert_ne!(params.instance_id.as_str(), "bad", "a defect");
+        assert_ne!(
+            params.instance_id.as_str(),
+            "bad",
+            "this handler panics for the VM `bad`"
+        );
         Ok(rows_of(&params.instance_id))
     });
     let service = Served::start(&bus, Service::Metrics, server, 1).await;
@@ -272,16 +279,16 @@ async fn panic_fails_only_its_own_request() {
     assert_eq!(fault.kind, FaultKind::Internal);
     assert!(
         !fault.message.contains("defect"),
-        "the answer does not contain the cause: {}",
+        "the answer must not contain the cause: {}",
         fault.message
     );
     caller.call::<VmLatest>(&viewer(), &latest("good")).await.unwrap();
     service.drain().await;
 }
 
-/// The service enforces role and scope, whatever its caller has checked.
+/// The service enforces role and scope even if its caller has checked nothing.
 #[tokio::test]
-async fn service_enforces_roles_and_scopes() {
+async fn service_enforces_roles_and_scopes_itself() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Lifecycle, SETTINGS)
@@ -319,9 +326,10 @@ async fn service_enforces_roles_and_scopes() {
     service.drain().await;
 }
 
-/// A reply above the size limit is answered with a fault at once; otherwise its caller would wait until the deadline.
+/// If a reply is larger than the NATS payload limit, the caller gets an error at once instead of waiting until its
+/// deadline.
 #[tokio::test]
-async fn answers_a_fault_for_a_reply_above_the_payload_limit() {
+async fn reply_above_the_nats_payload_limit_becomes_an_error() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let most = bus.client().max_payload();

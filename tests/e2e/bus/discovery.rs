@@ -1,4 +1,4 @@
-//! Service discovery: `$SRV.PING`, `INFO` and `STATS`.
+//! Tests service discovery with the NATS subjects `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS`.
 
 use serde_json::Value;
 use testkit::PATIENCE;
@@ -7,9 +7,9 @@ use vmwatch_bus::Context;
 
 use super::{ask_all, echo, latest, nats, viewer};
 
-/// `nats micro ls`, `info` and `stats` find every replica, with its request counts.
+/// `nats micro ls`, `nats micro info` and `nats micro stats` find every replica, with its request counts.
 #[tokio::test]
-async fn every_replica_answers_discovery() {
+async fn every_replica_answers_nats_service_discovery() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),

@@ -1,4 +1,4 @@
-//! Leaving a queue group loses no request.
+//! Tests that a replica which stops and leaves its NATS queue group loses no request.
 
 use std::{
     sync::{
@@ -17,8 +17,8 @@ use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, echo, latest, nats, replies, rows_of, viewer};
 
-/// Sends requests from 16 tasks while `body` runs, and requires the right answer to each. `body` gets the number of
-/// answers so far.
+/// Sends requests from 16 tasks while `body` runs, and asserts that each gets the right answer. `body` receives the
+/// number of requests answered so far.
 async fn under_load(caller: &Bus, body: impl AsyncFnOnce(Arc<AtomicU64>)) {
     let over = CancellationToken::new();
     let answered = Arc::new(AtomicU64::new(0));
@@ -48,21 +48,21 @@ async fn under_load(caller: &Bus, body: impl AsyncFnOnce(Arc<AtomicU64>)) {
     }
 }
 
-/// Waits for this many further answers.
+/// Waits for `count` more answers.
 async fn further(answered: &AtomicU64, count: u64) {
     let before = answered.load(Ordering::Relaxed);
-    eventually("requests are answered", PATIENCE, async || {
+    eventually("more requests are answered", PATIENCE, async || {
         let done = answered.load(Ordering::Relaxed) - before;
         (done > count)
             .then_some(())
-            .ok_or_else(|| format!("{done} requests"))
+            .ok_or_else(|| format!("{done} requests answered so far"))
     })
     .await;
 }
 
-/// Replicas that restart in turn under load lose no request and confuse no answers.
+/// Replicas that restart in turn under load lose no request and give each caller its own answer.
 #[tokio::test]
-async fn rolling_restart_loses_no_request() {
+async fn rolling_restart_of_replicas_loses_no_request() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),
@@ -81,8 +81,8 @@ async fn rolling_restart_loses_no_request() {
     .await;
 }
 
-/// The client counts messages of all connections, and the server those of the current one. A drain must not confuse the
-/// two counts.
+/// The client counts messages over all its connections, the server only those of the current connection. A drain after
+/// a reconnection must take this difference into account.
 #[tokio::test]
 async fn drain_after_reconnection_loses_no_request() {
     let (nats, _folder) = nats().await;
@@ -97,11 +97,11 @@ async fn drain_after_reconnection_loses_no_request() {
     nats.server.kill9();
     nats.restart().await;
     answers(&caller).await;
-    eventually("both replicas are found", PATIENCE, async || {
+    eventually("discovery finds both replicas", PATIENCE, async || {
         let found = replies(&caller, "$SRV.PING", 2, Duration::from_millis(100)).await;
         (found.len() == 2)
             .then_some(())
-            .ok_or_else(|| format!("{} replicas", found.len()))
+            .ok_or_else(|| format!("found {} replicas", found.len()))
     })
     .await;
     under_load(&caller, async |answered| {
@@ -112,9 +112,9 @@ async fn drain_after_reconnection_loses_no_request() {
     stays.drain().await;
 }
 
-/// Requests that the service accepted before a stop are completed and answered.
+/// A stopping service completes and answers the requests that it accepted before the stop.
 #[tokio::test]
-async fn drain_finishes_running_requests() {
+async fn drain_completes_running_requests() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));

@@ -1,4 +1,4 @@
-//! Requests without a service or without a server.
+//! Tests requests while no service runs, or while the NATS server is killed or frozen.
 
 use std::{
     sync::{
@@ -15,10 +15,10 @@ use vmwatch_bus::{Bus, serve::Server};
 
 use super::{SETTINGS, Served, answers, latest, nats, rows_of, viewer};
 
-/// Without a service, without a server and with a frozen server, requests are refused at once. Requests succeed again
-/// when the service and server are back. Refused requests are never executed.
+/// Requests are refused at once while no service runs, while the NATS server is down, and while it is frozen. They
+/// succeed again when service and server are back. Refused requests are never executed.
 #[tokio::test]
-async fn reports_unreachable_bus_at_once_and_reconnects() {
+async fn requests_fail_at_once_while_the_bus_is_unreachable() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let unavailable = async |what: &str| {
@@ -58,12 +58,12 @@ async fn reports_unreachable_bus_at_once_and_reconnects() {
     nats.server.resume();
     answers(&caller).await;
     let tries = executed.load(Ordering::SeqCst) - before;
-    assert_eq!(tries, 1, "requests that were refused are not executed later");
+    assert_eq!(tries, 1, "refused requests must not be executed later");
     service.drain().await;
 }
 
 async fn noticed(bus: &Bus) {
-    eventually("the client detects the outage", PATIENCE, async || {
+    eventually("the NATS client detects the outage", PATIENCE, async || {
         if bus.is_connected() {
             Err("still connected".to_owned())
         } else {
