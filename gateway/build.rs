@@ -1,5 +1,5 @@
-//! Embeds the page that `./dev` built into the program: a table of the files in `web/dist`, each with its gzipped form.
-//! If the page was not built, the table is empty, and the gateway states this at `/`.
+//! Embeds the web page's files from `web/dist` (written by `./dev`) into the gateway, plain and gzipped. If the web
+//! page was not built, the table is empty and the gateway answers `/` with a text that explains how to build it.
 
 use std::{
     env,
@@ -11,13 +11,13 @@ use std::{
 fn main() -> io::Result<()> {
     let web = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("web");
     let dist = web.join("dist");
-    // Watch only an existing folder: cargo rebuilds the gateway each time if a watched folder is missing.
+    // Watch `dist` only if it exists: cargo reruns a build script every time if a watched path is missing.
     let watched = if dist.is_dir() { &dist } else { &web };
     println!("cargo::rerun-if-changed={}", watched.display());
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let mut table = String::from("&[\n");
     for (index, path) in files(&dist)?.iter().enumerate() {
-        // Embed copies, because the page may be rebuilt while the gateway is compiled.
+        // Embed copies of the files, because the page may be rebuilt while the gateway is compiled.
         fs::copy(path, out.join(format!("page_{index}")))?;
         fs::copy(packed(path), out.join(format!("page_{index}.gz")))?;
         let name = path.strip_prefix(&dist).map_err(io::Error::other)?.display();
@@ -37,7 +37,7 @@ fn packed(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.gz", path.display()))
 }
 
-/// All files that have a gzipped form, which the build of the page writes last.
+/// All files in the folder that have a `.gz` next to them. The web page's build writes the `.gz` files last.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !folder.is_dir() {

@@ -1,8 +1,8 @@
-//! Admission control: limits requests per class, user and source address.
+//! Admission control: limits requests per method class, per user and per source address.
 //!
-//! Every call of a service first takes a permit of its class ([`MethodInfo::class`]) and of its user. Requests that
-//! call no service (the page, the API description, refusals) take none, and the session is checked before a permit is
-//! taken, so that requests without a session do not block others.
+//! Every call of a service first takes a concurrency permit for its class ([`MethodInfo::class`]) and its user.
+//! Requests that call no service (the web page, the API description, refusals) take no permit. The session is checked
+//! before a permit is taken, so that requests without a session cannot use up the permits.
 
 use std::{
     net::IpAddr,
@@ -26,10 +26,10 @@ use crate::{
     sources::{SourceSettings, Sources},
 };
 
-/// The name of this program in messages to callers.
+/// How fault messages name this program.
 const PROGRAM: &str = "the gateway";
 
-/// The bounds of [`Admission`].
+/// Configured limits of concurrency and request rate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AdmissionSettings {
     pub(crate) limits: LimitSettings,
@@ -39,12 +39,12 @@ pub(crate) struct AdmissionSettings {
     pub(crate) logins: SourceSettings,
 }
 
-/// The limits of the gateway.
+/// Concurrency and rate limits for all requests to this gateway.
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: Limits,
-    /// Requests that act on several VMs: each holds a connection for minutes, and takes permits for its actions one by
-    /// one.
+    /// Concurrency limit for requests that act on several VMs. Such a request keeps its connection open for minutes and
+    /// takes a permit of the command class for each of its actions.
     batches: Limit,
     event_streams: Limit,
     rate: Option<Rate>,
@@ -62,15 +62,15 @@ impl Admission {
         }
     }
 
-    /// A permit for a call, or the fault to answer with.
+    /// Admits a call to a service: returns its permit, or the fault to send to the client.
     pub(crate) async fn enter(&self, info: &MethodInfo, context: &Context) -> Result<Permit, Fault> {
         let permit = self.limits.for_class(info.class).enter(user(context)).await;
         let permit = permit.map_err(|full| refused(full, info.subject, info.class.as_str()))?;
-        // Check the source only with a permit: a request without one must not spend a token.
+        // Check the source address last, so that a request that gets no permit spends no login token.
         if info.class == Class::Login {
             self.check_source(info, context)?;
         }
-        // Logouts and revocations must work under any load.
+        // Logout, session revocation and user management are exempt from the rate limit: they must work under any load.
         let exempt = info.class == Class::Account;
         match &self.rate {
             Some(rate) if !exempt && !rate.admits() => {
@@ -82,7 +82,7 @@ impl Admission {
         }
     }
 
-    /// Waits for a permit for one action of a request that acts on several VMs.
+    /// Waits until the given time for a permit for one of the actions of a request that acts on several VMs.
     pub(crate) async fn enter_until(
         &self,
         info: &MethodInfo,
@@ -97,21 +97,21 @@ impl Admission {
         permit.map_err(|full| refused(full, info.subject, info.class.as_str()))
     }
 
-    /// A permit for a request that acts on several VMs.
+    /// Takes a permit for a request that acts on several VMs.
     pub(crate) async fn enter_batch(&self, user: &str) -> Result<Permit, Fault> {
         let permit = self.batches.enter(Some(user)).await;
         permit.map_err(|full| refused(full, "act_on_several", "requests for several VMs"))
     }
 
-    /// A permit for a stream of events.
+    /// Takes a permit for a client of the live event stream.
     pub(crate) async fn enter_stream(&self, user: &str) -> Result<Permit, Fault> {
         let permit = self.event_streams.enter(Some(user)).await;
         permit.map_err(|full| refused(full, "events", "event streams"))
     }
 
-    /// Refuses a source that sends password checks too fast. [`Self::enter`] calls it for logins.
+    /// Refuses a password check if its source address has sent too many of them. [`Self::enter`] calls this for logins.
     pub(crate) fn check_source(&self, info: &MethodInfo, context: &Context) -> Result<(), Fault> {
-        // Only requests that did not come through the listener have no address.
+        // The source address is missing only if the request did not come through the HTTP listener.
         let source = context
             .source
             .as_deref()
@@ -139,12 +139,12 @@ fn shed(method: &'static str, limit: &'static str) {
     counter!("vmwatch_requests_shed_total", "method" => method, "limit" => limit).increment(1);
 }
 
-/// Limits requests per second and in a burst.
+/// Limits requests per second, with a burst allowance.
 #[derive(Debug)]
 struct Rate {
     began: Instant,
     bucket: Bucket,
-    /// The time at which the bucket is full, in nanoseconds since `began`.
+    /// Time at which the token bucket is full again, in nanoseconds since `began`.
     full_at: AtomicU64,
 }
 
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn classes_have_separate_permits() {
+    async fn commands_do_not_use_up_permits_of_reads() {
         let admission = admission(None);
         let mut held = Vec::new();
         for user in ["a", "b", "c", "d"] {
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn throttles_only_user_at_its_share() {
+    async fn user_at_its_permit_limit_does_not_block_other_users() {
         let admission = admission(None);
         let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
         let _held = (read("a").await.unwrap(), read("a").await.unwrap());
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn limits_event_streams_per_user() {
+    async fn event_streams_are_limited_per_user() {
         let admission = admission(None);
         let mut held = Vec::new();
         for user in ["a", "a", "a", "b", "b", "b", "c", "c"] {
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_login_spends_no_token_of_address() {
+    async fn overloaded_login_does_not_count_against_source_address() {
         let admission = admission(None);
         let login = async |source| admission.enter(&Login::INFO, &from(source)).await;
         let held = [
@@ -279,25 +279,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refused_request_spends_no_token_of_rate() {
+    async fn refused_request_does_not_count_against_rate_limit() {
         let admission = admission(Some(3));
         let read = async |user| admission.enter(&VmLatest::INFO, &asks(user)).await;
         let held = (read("a").await.unwrap(), read("a").await.unwrap());
         for _ in 0..100 {
             assert_eq!(read("a").await.unwrap_err().kind, FaultKind::Throttled);
         }
-        assert!(read("b").await.is_ok(), "one token remains");
+        assert!(
+            read("b").await.is_ok(),
+            "the refused request must not have spent the last rate token"
+        );
         assert_eq!(read("b").await.unwrap_err().kind, FaultKind::Overloaded);
         assert!(admission.enter(&Logout::INFO, &asks("b")).await.is_ok());
         drop(held);
     }
 
     #[test]
-    fn admits_burst_and_rate_under_overload() {
+    fn rate_limiter_admits_burst_plus_rate_under_overload() {
         let rate = Rate::new(NonZeroU32::new(2000).unwrap());
-        // 10,000 requests per second for ten seconds.
+        // Send 10,000 requests per second for ten seconds.
         let admitted = (0..100_000_u64).filter(|turn| rate.admits_at(turn * MILLISECOND / 10));
-        // The rate, plus the burst at the beginning.
+        // Expect 2,000 requests per second for ten seconds, plus the initial burst of 2,000.
         assert_eq!(admitted.count(), 20_000 + 2_000 - 1);
     }
 }

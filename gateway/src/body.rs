@@ -1,4 +1,4 @@
-//! Reads request bodies within limits of size, time and nesting depth.
+//! Reads HTTP request bodies within limits of size, time and nesting depth.
 
 use std::time::Duration;
 
@@ -10,22 +10,22 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 
-/// Maximum size of a body in bytes (docs/api/wire-contract.md, "Endpoint").
+/// Maximum size of a request body in bytes, as stated in docs/api/wire-contract.md, "Endpoint".
 const BODY_BYTES: u64 = 64 * 1024;
-/// Maximum number of bytes of an oversized body that are read before it is refused.
+/// Maximum number of bytes of an oversized request body that are read and discarded before the refusal is sent.
 const DISCARDED_BYTES: u64 = 16 << 20;
 
-/// Maximum nesting depth of brackets: ten times what any request of either API needs.
+/// Maximum nesting depth of JSON arrays and objects: ten times what any request of either API needs.
 const DEPTH: usize = 32;
 
-/// The error message for a body that is nested more deeply.
+/// Error message for a request body that is nested more deeply than [`DEPTH`].
 pub(crate) const TOO_DEEP: &str = "the body must be nested at most 32 deep";
 
-/// Reads the body within the limits, or returns the HTTP status and text of the refusal.
+/// Reads the request body within the limits. The inner error is the HTTP status and text of the refusal.
 pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
     let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body must be at most 64 KiB");
     let announced = request.body().size_hint().lower();
-    // With `Expect`, the client sends the body only once the server starts to read it.
+    // A client that sends `Expect: 100-continue` waits for permission, which hyper grants once the body is read.
     let waits = request.headers().contains_key(header::EXPECT);
     if announced > DISCARDED_BYTES || (waits && announced > BODY_BYTES) {
         return Err(too_large);
@@ -38,8 +38,9 @@ pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (St
     }
 }
 
-/// Reads the whole body; `None` if it is too large. An oversized body is still read up to a limit and discarded: most
-/// clients read the response only after sending the whole body, and would lose it if the connection was closed earlier.
+/// Reads the whole body; `None` if it is too large. An oversized body is read and discarded up to [`DISCARDED_BYTES`],
+/// because most clients read the response only after sending the whole body, and would lose it if the connection were
+/// closed earlier.
 async fn collect(mut body: Body) -> Result<Option<Bytes>, axum::Error> {
     let mut kept = BytesMut::new();
     let mut size = 0;
@@ -56,7 +57,7 @@ async fn collect(mut body: Body) -> Result<Option<Bytes>, axum::Error> {
     Ok((size <= BODY_BYTES).then(|| kept.freeze()))
 }
 
-/// Whether brackets outside of strings are nested too deeply. The result is arbitrary if the input is not JSON.
+/// Whether the JSON text nests arrays and objects too deeply. If the input is not JSON, the result is meaningless.
 pub(crate) fn is_deep(json: &[u8]) -> bool {
     let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
     for byte in json {
@@ -80,14 +81,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_nested_brackets_outside_strings() {
+    fn nesting_depth_ignores_brackets_inside_strings() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(!is_deep(nested(32).as_bytes()) && is_deep(nested(33).as_bytes()));
         assert!(is_deep("{\"a\":".repeat(33).as_bytes()));
         let flat = "[],{},".repeat(1000);
         let text = format!(r#"["{}","\"{}\\"]"#, "[".repeat(1000), "{".repeat(1000));
         assert!(!is_deep(flat.as_bytes()) && !is_deep(text.as_bytes()), "{text}");
-        // Surplus closing brackets do not offset later opening ones.
+        // Surplus closing brackets must not offset opening brackets that follow.
         assert!(is_deep(
             format!("{}{}", "]".repeat(50), "[".repeat(33)).as_bytes()
         ));

@@ -1,4 +1,4 @@
-//! The settings of the gateway.
+//! Environment settings of the gateway.
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
@@ -28,7 +28,7 @@ pub(crate) const LISTEN: Setting = Setting {
     name: "VMWATCH_LISTEN",
     value: Value::Address,
     default: "0.0.0.0:8086",
-    help: "address and port of the API",
+    help: "address and port on which the gateway serves its HTTP APIs and the web page",
 };
 const TLS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_TLS_CERTIFICATE_FILE",
@@ -40,7 +40,7 @@ const TLS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_TLS_KEY_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the private key of the certificate",
+    help: "PEM file with the private key of the API's TLS certificate",
 };
 const TRUSTED_PROXIES: Setting = Setting {
     name: "VMWATCH_TRUSTED_PROXIES",
@@ -52,13 +52,13 @@ const QUERY_DEADLINE: Setting = Setting {
     name: "VMWATCH_QUERY_DEADLINE",
     value: Value::Duration("10ms", "1m"),
     default: "5s",
-    help: "deadline of a read or a login",
+    help: "time limit for answering a read request or a login",
 };
 const COMMAND_DEADLINE: Setting = Setting {
     name: "VMWATCH_COMMAND_DEADLINE",
     value: Value::Duration("10ms", "10m"),
     default: "30s",
-    help: "deadline of a VM command of the documented API",
+    help: "time limit for answering a VM action (such as start or stop) requested through the documented API",
 };
 pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
@@ -76,47 +76,47 @@ const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",
     value: Value::Duration("100ms", "10m"),
     default: "10s",
-    help: "time a client has to send the headers of a request, and the same again for its body; idle connections are closed after it",
+    help: "time limit for receiving the headers of a request, and again for receiving its body; also the time after which idle connections are closed",
 };
 const MAX_SESSIONS: Setting = Setting {
     name: "VMWATCH_MAX_SESSIONS",
     value: Value::Number(1, 10_000_000),
     default: "200000",
-    help: "maximum sessions in memory; beyond it, each request of a further session reads the KV bucket",
+    help: "maximum number of sessions held in memory; each request of a session beyond this number costs a read of the KV bucket",
 };
 const SESSIONS_STALE_AFTER: Setting = Setting {
     name: "VMWATCH_SESSIONS_STALE_AFTER",
     value: Value::Duration("3s", "10m"),
     default: "30s",
-    help: "age of the last contact with the session bucket after which all requests are refused with 503",
+    help: "time without contact to the KV bucket of sessions after which all requests are refused with 503",
 };
 
 const MAX_EVENT_STREAMS: Setting = Setting {
     name: "VMWATCH_MAX_EVENT_STREAMS",
     value: Value::Number(1, 100_000),
     default: "1000",
-    help: "maximum concurrent clients of live events on this gateway; more are refused with 503",
+    help: "maximum concurrent live event streams on this gateway; more are refused with 503",
 };
 const EVENT_STREAMS_PER_USER: Setting = Setting {
     name: "VMWATCH_EVENT_STREAMS_PER_USER",
     value: Value::Number(1, 100_000),
     default: "20",
-    help: "maximum concurrent clients of live events per user on this gateway; more are refused with 429",
+    help: "maximum concurrent live event streams per user on this gateway; more are refused with 429",
 };
 const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
     value: Value::Number(1, 1_000_000),
     default: "20",
-    help: "logins and changes of the own password that one address may send to this gateway in a burst; an IPv6 /64 counts as one address, a /48 as eight; more are refused with 429",
+    help: "maximum burst of logins and changes of one's own password from one source address; an IPv6 /64 network counts as one address, a /48 network as eight; more are refused with 429",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",
     value: Value::Duration("1ms", "1h"),
     default: "1s",
-    help: "time after which an address that used up VMWATCH_LOGIN_BURST may try one more login",
+    help: "interval at which a source address that has used up VMWATCH_LOGIN_BURST may attempt one more login",
 };
 
-/// Every setting, for `--help`.
+/// All settings of the gateway, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         LISTEN,
@@ -143,11 +143,11 @@ pub const SETTINGS: &[&[Setting]] = &[
     telemetry::SETTINGS,
 ];
 
-/// The settings of the gateway.
+/// The gateway's settings, read and validated.
 #[derive(Debug)]
 pub struct GatewaySettings {
     pub(crate) bus: BusSettings,
-    /// Used by `main`, which starts telemetry before the program.
+    /// Telemetry settings, for `main`: telemetry starts before the gateway does.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) listen: SocketAddr,
@@ -158,7 +158,7 @@ pub struct GatewaySettings {
     pub(crate) admission: AdmissionSettings,
     pub(crate) sessions: SessionSettings,
     pub(crate) rest: RestSettings,
-    /// The methods of the documented API; tests add rows to a copy of the table.
+    /// Methods of the documented API. Tests pass a copy of the table with additional rows.
     pub documented: &'static [Documented],
 }
 
@@ -168,7 +168,7 @@ pub(crate) struct RestSettings {
     pub(crate) silent_after: Duration,
 }
 
-/// Settings of the listener and its requests.
+/// Settings of the HTTP listener and its requests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpSettings {
     pub(crate) limits: HttpLimits,
@@ -176,7 +176,7 @@ pub(crate) struct HttpSettings {
 }
 
 impl GatewaySettings {
-    /// Reads the settings.
+    /// Reads and validates all settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let telemetry = TelemetrySettings::read(env);
@@ -252,7 +252,7 @@ fn tls(env: &Environment) -> Result<Option<TlsFiles>, Invalid> {
         (None, None) => Ok(None),
         (Some(certificate), Some(key)) => Ok(Some(TlsFiles { certificate, key })),
         _ => Err(env.problem(format!(
-            "give {} and {} together",
+            "set both {} and {}, or neither",
             TLS_CERTIFICATE_FILE.name, TLS_KEY_FILE.name
         ))),
     }

@@ -1,5 +1,5 @@
-//! Adds security headers to every response of a route, fallback or middleware. Only responses of hyper itself lack
-//! them: to invalid HTTP, or to headers that are too large.
+//! Adds security headers to every response of this gateway. Only the error responses that hyper sends itself, for
+//! invalid HTTP or oversized headers, do not have them.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -12,7 +12,7 @@ use axum::{
 
 use crate::Gateway;
 
-/// Set on every response.
+/// Security headers that are set on every response.
 const ALWAYS: [(HeaderName, &str); 5] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::REFERRER_POLICY, "same-origin"),
@@ -30,8 +30,8 @@ const ALWAYS: [(HeaderName, &str); 5] = [
          microphone=(), payment=(), usb=()",
     ),
 ];
-/// Set unless the route sets its own: only files named by their content hash may be cached, and only HTML pages may
-/// load anything.
+/// Security headers that are set only if the route has not set them. Files whose name contains a content hash are the
+/// only cacheable responses, and HTML pages are the only responses that may load anything.
 const UNLESS_SET: [(HeaderName, &str); 2] = [
     (header::CACHE_CONTROL, "no-store"),
     (
@@ -39,10 +39,10 @@ const UNLESS_SET: [(HeaderName, &str); 2] = [
         "default-src 'none'; frame-ancestors 'none'",
     ),
 ];
-/// One year. Browsers honour this header only over TLS.
+/// Value of `Strict-Transport-Security`: one year. Browsers honour the header only over TLS.
 const TRANSPORT_SECURITY: &str = "max-age=31536000";
 
-/// Wraps all routes.
+/// Middleware around all routes that adds the security headers.
 pub(crate) async fn secure(
     State(gateway): State<Arc<Gateway>>,
     request: Request,
@@ -54,7 +54,7 @@ pub(crate) async fn secure(
     response
 }
 
-/// Whether a trusted proxy says that the client reached it over TLS.
+/// Whether a trusted proxy reports that the client connected to the proxy over TLS.
 fn is_forwarded_over_tls(gateway: &Gateway, request: &Request) -> bool {
     let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
     peer.is_some_and(|peer| gateway.proxies.reports_https(peer.0, request.headers()))

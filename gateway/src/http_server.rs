@@ -1,5 +1,6 @@
-//! An HTTP/1.1 listener with limits that `axum::serve` lacks: that one keeps half-sent requests and idle connections
-//! for ever. HTTP/1 only, because automatic version detection waits for the first byte without a limit.
+//! HTTP/1.1 listener with limits that `axum::serve` lacks: `axum::serve` keeps half-sent requests and idle connections
+//! open for ever. HTTP/2 is not offered, because hyper's automatic version detection waits for the first byte without a
+//! time limit.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -29,28 +30,29 @@ use tracing::{debug, warn};
 
 use crate::http_tls::Tls;
 
-/// Maximum size of a request's headers, and size of the read buffer. hyper's own limit is 400 KiB; with it, ten
-/// thousand clients that send headers slowly could use 4 GiB.
+/// Maximum size of a request's headers, and size of the read buffer. With hyper's default of 400 KiB, ten thousand
+/// clients that send headers slowly could use 4 GiB.
 const BUFFER_BYTES: usize = 64 * 1024;
 
-/// How long idle connections stay open after shutdown began. A busy client sends its next request within this time and
-/// gets the answer with `Connection: close`. If the connection were closed at once, a request in transit would be lost.
+/// How long idle connections stay open after shutdown began. A client that sends a request within this time gets its
+/// answer with `Connection: close`; if idle connections were closed at once, requests in transit would be lost.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The limits of a listener.
+/// Limits of an HTTP listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// Maximum number of connections; further ones wait in the kernel's queue.
+    /// Maximum number of concurrent connections; further connections wait in the kernel's accept queue.
     pub connections: usize,
-    /// Time limit from the first wait for a request to the end of its headers, for slow senders and idle connections.
-    /// It also limits how long a peer may read nothing of its answer.
+    /// Maximum time between two requests on a connection, including the headers of the next request: ends idle
+    /// connections and clients that send headers slowly. It also limits how long a client may stop reading its
+    /// response.
     pub header_timeout: Duration,
     /// How long shutdown waits for requests in flight.
     pub drain: Duration,
 }
 
-/// Serves until shutdown, then lets requests in flight finish. Uses TLS if `tls` is given. Handlers get the peer's
-/// address as `ConnectInfo<SocketAddr>`.
+/// Accepts HTTP connections until shutdown, then lets requests in flight finish. Connections use TLS if `tls` is given.
+/// Request handlers get the client's address as `ConnectInfo<SocketAddr>`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -59,8 +61,8 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> std::io::Result<()> {
     let permits = Arc::new(Semaphore::new(limits.connections));
-    // In an Arc, because each request clones the token several times, and each clone of the token itself takes its
-    // lock.
+    // Wrapped in an Arc, because every request clones the token several times, and each clone of a `CancellationToken`
+    // takes a lock.
     let stopping = Arc::new(shutdown.clone());
     let graceful = GracefulShutdown::new();
     loop {
@@ -77,10 +79,10 @@ pub async fn serve(
         tokio::spawn(async move {
             gauge!("vmwatch_http_connections").increment(1.0);
             if let Err(error) = connection(stream, peer, router, stopping, limits, tls, watcher).await {
-                // The peer closed the connection, sent invalid HTTP, or was too slow. This is not an error of the
+                // The client closed the connection, sent invalid HTTP, or was too slow. That is not an error of the
                 // gateway, but it is counted.
                 counter!("vmwatch_http_connection_errors_total").increment(1);
-                debug!(%error, %peer, "connection ended");
+                debug!(%error, %peer, "HTTP connection ended with an error");
             }
             gauge!("vmwatch_http_connections").decrement(1.0);
             drop(permit);
@@ -89,7 +91,7 @@ pub async fn serve(
     drop(listener);
     let end = Instant::now() + limits.drain;
     let all = permits.acquire_many(u32::try_from(limits.connections).unwrap_or(u32::MAX));
-    // A time-out here means that some connections were still idle.
+    // If this times out, some connections were still idle; they are closed now.
     let _ = tokio::time::timeout(limits.drain.min(LINGER), all).await;
     if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
         warn!("the drain deadline passed with HTTP requests unfinished");
@@ -99,7 +101,7 @@ pub async fn serve(
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Serves one connection to its end.
+/// Serves one HTTP connection until it ends.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
@@ -145,7 +147,7 @@ where
     Ok(watcher.watch(connection).await?)
 }
 
-/// During shutdown, adds `Connection: close` to every answer.
+/// Adds `Connection: close` to the response during shutdown.
 fn say_goodbye(mut response: Response, stopping: &CancellationToken) -> Response {
     if stopping.is_cancelled() {
         let close = HeaderValue::from_static("close");
@@ -158,7 +160,7 @@ async fn accept(
     listener: &TcpListener,
     permits: &Arc<Semaphore>,
 ) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    // The semaphore is never closed.
+    // Acquiring fails only if the semaphore is closed, which never happens.
     let permit = Arc::clone(permits).acquire_owned().await.ok()?;
     match listener.accept().await {
         Ok((stream, peer)) => {
@@ -168,8 +170,9 @@ async fn accept(
             Some((stream, peer, permit))
         }
         Err(error) => {
-            // Usually the process is out of file descriptors: wait until some are closed instead of spinning.
-            warn!(%error, "a connection could not be accepted");
+            // Accepting usually fails because the process is out of file descriptors: wait until some are closed
+            // instead of spinning.
+            warn!(%error, "accepting an HTTP connection failed; retrying");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }

@@ -1,4 +1,4 @@
-//! TLS of a listener, with files that may be renewed while it serves.
+//! TLS for the HTTP listener. Certificate and key are reloaded when their files change.
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -13,52 +13,46 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Interval at which the files are compared with the served certificate: two small reads. Time stamps are not used,
-/// because a renewal that replaces a symbolic link may not change them.
+/// Interval at which the certificate and key files are compared with the served certificate, which costs two small
+/// reads. Modification times are not used, because a renewal that replaces a symbolic link may leave them unchanged.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The PEM files of certificate and key.
+/// Paths of the PEM files with the TLS certificate and its private key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate first, then its intermediate certificates.
+    /// PEM file with the server's certificate first, then its intermediate certificates.
     pub certificate: PathBuf,
-    /// The private key of the server's certificate.
+    /// PEM file with the private key of the server's certificate.
     pub key: PathBuf,
 }
 
-/// Why the certificate and key cannot be served.
+/// Why the TLS certificate and key cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file cannot be read.
+    /// The certificate or key file cannot be read.
     #[error("{} cannot be read", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The cause.
-        source: io::Error,
-    },
-    /// A file is not valid PEM, or does not contain a certificate or key.
-    #[error("{} holds no usable PEM", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// The file is not valid PEM, or does not contain a certificate or key.
+    #[error("{} does not contain a valid PEM certificate or key", path.display())]
     Pem {
-        /// The file.
         path: PathBuf,
-        /// The cause.
         source: rustls::pki_types::pem::Error,
     },
-    /// Certificate and key do not match, or are of an unsupported kind.
-    #[error("certificate and key cannot be used together")]
+    /// The certificate and the key do not match, or are of an unsupported kind.
+    #[error("the certificate and the private key do not match, or are of an unsupported kind")]
     Pair(#[from] rustls::Error),
 }
 
-/// The certificate and key that new connections get.
+/// The current TLS certificate and key, which every new connection uses.
 #[derive(Clone)]
 pub struct Tls {
     current: watch::Receiver<Arc<ServerConfig>>,
 }
 
 impl Tls {
-    /// Reads the files and watches them until shutdown. Renewed files are served within seconds. If they are not
-    /// usable, the error is logged and counted, and the former certificate is still served.
+    /// Reads the certificate and key, and watches their files until shutdown. A renewed certificate is served within
+    /// seconds. If the renewed files are not usable, the error is logged and counted, and the previous certificate
+    /// stays in use.
     pub async fn load(files: TlsFiles, shutdown: CancellationToken) -> Result<Self, TlsError> {
         let pem = Pem::read(&files).await?;
         let (sender, current) = watch::channel(Arc::new(pem.config(&files)?));
@@ -66,13 +60,13 @@ impl Tls {
         Ok(Self { current })
     }
 
-    /// The acceptor for a new connection.
+    /// The TLS acceptor with the current certificate.
     pub fn acceptor(&self) -> TlsAcceptor {
         Arc::clone(&self.current.borrow()).into()
     }
 }
 
-/// The contents of the files.
+/// Contents of the certificate and key files.
 #[derive(PartialEq, Eq)]
 struct Pem {
     certificate: Vec<u8>,
@@ -93,7 +87,8 @@ impl Pem {
         })
     }
 
-    /// Fails if certificate and key do not match, as in the middle of a renewal.
+    /// Builds the TLS configuration. Fails if certificate and key do not match, which happens in the middle of a
+    /// renewal.
     fn config(&self, files: &TlsFiles) -> Result<ServerConfig, TlsError> {
         let pem = |path: &PathBuf| {
             let path = path.clone();
@@ -116,10 +111,10 @@ impl Pem {
     }
 }
 
-/// The expiry of a certificate, in seconds since 1970.
+/// The certificate's expiry, in seconds since 1970.
 fn expires(certificate: &CertificateDer<'_>) -> Option<f64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-    // The value has 32 bits: an expiry after 2106 is reported as 2106.
+    // Convert by way of `u32`, which an `f64` holds exactly; an expiry after 2106 is reported as 2106.
     let seconds = parsed.validity().not_after.timestamp();
     Some(f64::from(u32::try_from(seconds).unwrap_or(u32::MAX)))
 }
@@ -139,12 +134,12 @@ async fn renew(files: TlsFiles, mut served: Pem, sender: watch::Sender<Arc<Serve
                 served = pem;
                 sender.send_replace(Arc::new(config));
                 counter!("vmwatch_tls_renewals_total").increment(1);
-                info!("a renewed certificate is served");
+                info!("renewed TLS certificate loaded");
             }
             Err(error) => {
                 counter!("vmwatch_tls_renewal_failures_total").increment(1);
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
-                warn!(%error, cause, "a renewed certificate cannot be served; the former still is");
+                warn!(%error, cause, "loading the renewed TLS certificate failed; the previous certificate stays in use");
             }
         }
     }

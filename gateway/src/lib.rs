@@ -4,6 +4,8 @@
 //! round trip, the bus carries the method's parameters to a service, and the same module encodes the reply. [`live`]
 //! follows live events, and [`page`] serves all other paths.
 
+#![expect(missing_docs, reason = "the names of some error fields say everything")]
+
 mod admission;
 mod body;
 pub mod config;
@@ -40,10 +42,10 @@ use crate::{
     sessions::Sessions,
 };
 
-/// The name of this program on the bus, in telemetry and in the permissions of deploy/nats.
+/// The gateway's name on the bus, in telemetry and in the permissions of deploy/nats.
 pub const NAME: &str = "vmwatch-gateway";
 
-/// State shared by all requests.
+/// State shared by all HTTP requests.
 pub(crate) struct Gateway {
     bus: Bus,
     sessions: Sessions,
@@ -51,7 +53,7 @@ pub(crate) struct Gateway {
     deadlines: Deadlines,
     http: HttpSettings,
     proxies: Proxies,
-    /// Whether the listener uses TLS.
+    /// Whether the API's listener uses TLS.
     tls: bool,
     rest: RestSettings,
     admission: Admission,
@@ -59,36 +61,34 @@ pub(crate) struct Gateway {
 }
 
 impl Gateway {
-    /// Calls a method of a service after admission control.
+    /// Calls a method of a service over the bus, after admission control.
     async fn call<M: Method>(&self, context: &Context, params: &M::Params) -> Result<M::Reply, Fault> {
         let _permit = self.admission.enter(&M::INFO, context).await?;
         self.bus.call::<M>(context, params).await
     }
 }
 
-/// Why the gateway failed.
+/// Why the gateway could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
-    /// The bus could not be used.
+    /// The connection to the bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// Listening on the address failed.
+    /// The API's listener could not bind its address.
     #[error("{}: cannot listen on {address}", LISTEN.name)]
     Listen {
-        /// The address.
         address: std::net::SocketAddr,
-        /// The cause.
         source: std::io::Error,
     },
-    /// The TLS certificate is not usable.
-    #[error("the TLS certificate of the API is not usable")]
+    /// The API's TLS certificate or key is not usable.
+    #[error("the API's TLS certificate or key cannot be used")]
     Tls(#[from] TlsError),
     /// The health listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
 }
 
-/// Serves until shutdown, then drains.
+/// Runs the gateway until shutdown, then lets requests in flight finish.
 pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), GatewayError> {
     let shutdown = program.shutdown().clone();
     let bus = Bus::connect(NAME, &settings.bus).await?;
@@ -103,11 +103,11 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
             if current {
                 Ok(())
             } else {
-                Err("waiting for sessions and users")
+                Err("waiting for the KV buckets of sessions and users")
             }
         }
     };
-    let waiting_for = "waiting for the certificate and the listener of the API";
+    let waiting_for = "waiting for the API's TLS certificate and listener";
     program.start_health(settings.health, waiting_for, check).await?;
 
     open_files::allow(settings.http.limits.connections);
@@ -137,7 +137,7 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         .merge(rest::router(&gateway))
         .layer(from_fn_with_state(Arc::clone(&gateway), headers::secure))
         .with_state(gateway);
-    // From here on the kernel queues connections.
+    // The listener accepts connections from here on, even before the server task runs: the kernel queues them.
     program.set_serving();
     http_server::serve(listener, router, settings.http.limits, tls, shutdown).await?;
     info!("all HTTP requests have finished");

@@ -1,8 +1,10 @@
-//! Follows live events once for the whole gateway and distributes them to all readers.
+//! Follows the stream of live events once for the whole gateway and distributes the events to all connected clients
+//! ("readers").
 //!
-//! One task reads the stream into a [`Log`] of the newest encoded events. Readers take events from the log at their own
-//! pace; the task does not wait for them. At start it loads the events in the stream, so that clients that reconnect
-//! after a restart are served from memory. JetStream has one consumer per gateway, however many readers there are.
+//! One task reads the JetStream stream into a [`Log`] of the newest encoded events. Readers take events from the log at
+//! their own pace, and the task never waits for a reader. At start the task loads the events that are in the stream, so
+//! that clients that reconnect after a restart are served from memory. JetStream has one consumer per gateway, whatever
+//! the number of readers.
 
 mod log;
 
@@ -37,45 +39,48 @@ use vmwatch_bus::{Bus, follow::StreamState};
 
 pub(crate) use self::log::{EncodedEvent, Log, Reached};
 
-/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
+/// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// Interval at which the stream's state is read, because a broken consumer looks like a stream without new events.
+/// Interval at which the stream's state is read. Without this check a broken consumer would look like a stream without
+/// new events.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Pause before another attempt to follow the stream.
+/// Pause before the next attempt to follow the stream of live events.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long a reader's last event may still be missing here, because the reader got it from another gateway that was
-/// ahead.
+/// How long to wait for the event that a reconnecting client saw last: another gateway may have received and sent it
+/// before this one received it.
 const MAX_LAG: Duration = Duration::from_secs(1);
 
-/// Encodes an event for readers.
+/// Encodes a live event with its number, as sent to clients.
 type Encode = fn(u64, &LiveEvent) -> Bytes;
 
-/// Distributes live events to readers.
+/// Distributes live events to the connected clients.
 #[derive(Clone)]
 pub(crate) struct Live {
     bus: Bus,
     encode: Encode,
-    /// `None` while the stream is not followed; replaced when the stream was recreated.
+    /// The log of the stream; `None` while the stream is not followed. Replaced by a new log when the stream was
+    /// recreated.
     log: watch::Sender<Option<Arc<Log>>>,
-    /// Event numbers up to this one may have been used twice, because the store was rolled back; 0 for none.
+    /// Highest event number that may have been used for two different events because JetStream lost its newest data; 0
+    /// if there is none.
     ambiguous: Arc<AtomicU64>,
     /// Ends all readers when the gateway shuts down.
     pub(crate) shutdown: CancellationToken,
 }
 
-/// The starting point of a reader.
+/// Where a reader starts in the log.
 pub(crate) struct Start {
     pub(crate) log: Arc<Log>,
-    /// The number of the last event that the reader has seen or does not need.
+    /// Number of the last event that the reader has seen or does not need.
     pub(crate) position: u64,
-    /// The number of the newest event; events up to it are replayed.
+    /// Number of the newest event in the log; events up to this number are replayed.
     pub(crate) newest: u64,
     /// Whether the reader missed events that cannot be replayed.
     pub(crate) gap: bool,
 }
 
 impl Live {
-    /// Starts following the stream, until shutdown.
+    /// Starts the task that follows the stream until shutdown.
     pub(crate) fn follow(bus: &Bus, encode: Encode, shutdown: CancellationToken) -> Self {
         let live = Self {
             bus: bus.clone(),
@@ -92,7 +97,7 @@ impl Live {
         live
     }
 
-    /// Starts a reader that has seen all events up to this number, or none.
+    /// Starts a reader. `seen` is the number of the last event that the client received, if any.
     pub(crate) async fn reader(&self, seen: Option<u64>) -> Result<Start, Fault> {
         let unavailable = || {
             let text = "live events are unavailable; try again shortly";
@@ -110,8 +115,8 @@ impl Live {
             None => None,
             Some(seen) if self.is_reused_number(seen) => None,
             Some(seen) => {
-                // This gateway gets an event that another one has published within milliseconds. After that, the number
-                // belongs to another stream.
+                // Another gateway may have sent this event to the client already. If so, the event arrives here within
+                // milliseconds; if it does not arrive, the number comes from a stream that no longer exists.
                 let heard = reached.wait_for(|reached| reached.number >= seen || reached.over);
                 let heard = tokio::time::timeout(MAX_LAG, heard).await.is_ok();
                 Some(seen).filter(|seen| heard && log.covers(*seen))
@@ -126,7 +131,7 @@ impl Live {
         })
     }
 
-    /// Whether the number may belong to an event that the store has lost.
+    /// Whether this number may have been used for an event that JetStream has lost.
     fn is_reused_number(&self, number: u64) -> bool {
         let ambiguous = self.ambiguous.load(Ordering::Relaxed);
         ambiguous > 0 && number <= ambiguous
@@ -137,11 +142,12 @@ impl Live {
         let mut reconnections = self.bus.reconnections();
         loop {
             tokio::select! {
-                // Missed events are read from the stream, if it is still the same.
+                // The bus reconnected: continue at once. Missed events are read from the stream, if it is still the
+                // same stream.
                 Ok(()) = reconnections.changed() => continue,
                 Err(error) = Box::pin(self.follow_once(&mut followed)) => {
                     debug!(%error, "following live events failed; retrying");
-                    // Existing readers keep their log; new ones get an error and retry.
+                    // Readers that are connected keep their log; new readers get an error and retry.
                     self.log.send_replace(None);
                 }
             }
@@ -149,7 +155,7 @@ impl Live {
         }
     }
 
-    /// Follows the stream from the last position until an error.
+    /// Follows the stream from the last known position until an error occurs.
     async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<Infallible, async_nats::Error> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(EVENT_STREAM));
         let stream = found.await??;
@@ -158,12 +164,12 @@ impl Live {
             self.end(&other);
         }
         let following = Followed::resume(followed, info.into(), info.state.first_sequence);
-        // Begin with the last forwarded event, to verify that the stream is the same.
+        // Start with the last event that was received, to verify that the stream is still the same.
         let begin = following.position.max(1);
         let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, begin)).await??;
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // Readers are admitted once the events now in the stream are loaded.
+        // Readers are admitted only once all events that are now in the stream are loaded.
         let mut missing = Some(info.state.last_sequence);
         let mut behind = None;
         loop {
@@ -190,9 +196,10 @@ impl Live {
                     }
                     following.pass_over(info.state.first_sequence, info.state.last_sequence);
                     let newer = info.state.last_sequence > following.position;
-                    // The position did not advance between two checks, so the event is not merely late.
+                    // The position did not advance between two checks, so the consumer is broken and the event is not
+                    // merely late.
                     if newer && behind == Some(following.position) {
-                        return Err("the stream moved on without its consumer".into());
+                        return Err("the consumer received none of the stream's new events".into());
                     }
                     behind = newer.then_some(following.position);
                 }
@@ -201,7 +208,7 @@ impl Live {
     }
 
     fn forward(&self, followed: &mut Followed, number: u64, message: &Message) {
-        // Skip events that were passed over while they were in transit.
+        // Skip an event that `pass_over` counted as expired while the event was in transit.
         if number <= followed.position {
             return;
         }
@@ -214,36 +221,37 @@ impl Live {
         followed.log.push(number, encoded);
     }
 
-    /// Ends the log of a stream that was recreated or rolled back. Its readers end, reconnect, and are informed of the
-    /// gap.
+    /// Ends the log of a stream that was recreated or rolled back to an older state. Its readers end; their clients
+    /// reconnect and get a `gap` event.
     fn end(&self, other: &Followed) {
         counter!("vmwatch_store_rollbacks_total", "bucket" => EVENT_STREAM).increment(1);
         warn!(
             position = other.position,
-            "stream of live events was rolled back; following it from the beginning"
+            "stream of live events was recreated or lost its newest events; following it from the beginning"
         );
         self.ambiguous.fetch_max(other.position, Ordering::Relaxed);
         other.log.end();
     }
 }
 
-/// The position in the followed stream.
+/// Position in the stream that is followed.
 struct Followed {
-    /// The last known state of the stream.
+    /// Last known state of the stream.
     state: StreamState,
     position: u64,
-    /// When the event at the position was published, Unix nanoseconds, if it was received.
+    /// Time at which the event at this position was published, in Unix nanoseconds; `None` if the event was not
+    /// received.
     published: Option<i128>,
     log: Arc<Log>,
 }
 
 impl Followed {
-    /// Removes and returns the position if the stream was recreated or rolled back.
+    /// Removes and returns the position if the stream was recreated or has lost its newest events.
     fn take_if_replaced(followed: &mut Option<Self>, state: StreamState) -> Option<Self> {
         followed.take_if(|known| state.is_rolled_back_from(&known.state))
     }
 
-    /// Continues at the last position, or begins with the newest retained events.
+    /// Continues at the last position, or starts with the newest retained events if there is no position.
     fn resume(followed: &mut Option<Self>, state: StreamState, first_sequence: u64) -> &mut Self {
         let followed = followed.get_or_insert_with(|| {
             let kept = u64::try_from(log::MAX_EVENTS).unwrap_or(u64::MAX);
@@ -260,7 +268,7 @@ impl Followed {
         followed
     }
 
-    /// Records a received message; returns whether its number was used by another message before.
+    /// Records a received event. Returns whether a different event has used its number before.
     fn is_reused(&mut self, number: u64, published: i128) -> bool {
         if number < self.position {
             return false;
@@ -270,7 +278,7 @@ impl Followed {
         number == self.position && known.is_some_and(|known| known != published)
     }
 
-    /// Skips events that the stream no longer holds.
+    /// Moves the position past events that the stream has already discarded.
     fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
         // An empty stream reports the next sequence number as its first.
         let oldest = first_sequence.min(last_sequence + 1);
@@ -298,7 +306,7 @@ fn decode(message: &Message) -> Option<LiveEvent> {
         .inspect_err(|error| warn!(%error, subject = %message.subject, "decoding a live event failed"));
     let event = read.ok()?;
     if event.is_none() {
-        // An event of a newer version, for clients of newer gateways.
+        // The event has a kind that only newer versions know; skip it.
         counter!("vmwatch_events_of_newer_kinds_total").increment(1);
     }
     event
@@ -318,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn resumes_at_last_position() {
+    fn live_events_resume_at_last_position() {
         let mut followed = None;
         assert_eq!(
             Followed::resume(&mut followed, state(1, 50_000), 1).position,
@@ -329,14 +337,14 @@ mod tests {
         assert!(Followed::take_if_replaced(&mut followed, state(1, 50_010)).is_none());
         let again = Followed::resume(&mut followed, state(1, 50_010), 1);
         assert!(again.position == 50_000 && Arc::ptr_eq(&again.log, &log));
-        // Events that expired while the stream was not followed are a gap for readers.
+        // Events that expired while the stream was not followed leave a gap in the log.
         let later = Followed::resume(&mut followed, state(1, 60_000), 60_001);
         assert!(later.position == 60_000 && Arc::ptr_eq(&later.log, &log));
         assert!(!log.covers(50_000) && log.covers(60_000));
     }
 
     #[test]
-    fn restarts_when_stream_was_recreated_or_rolled_back() {
+    fn live_events_restart_when_stream_was_recreated_or_rolled_back() {
         for other in [state(2, 50_000), state(1, 40_000)] {
             let mut followed = None;
             Followed::resume(&mut followed, state(1, 50_000), 1).position = 50_000;
@@ -347,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn detects_reused_event_number() {
+    fn event_number_used_twice_is_detected() {
         let mut followed = None;
         let following = Followed::resume(&mut followed, state(1, 5), 1);
         following.position = 5;

@@ -1,4 +1,4 @@
-//! `vmwatch-gateway` serves the HTTP APIs and the page.
+//! `vmwatch-gateway` serves the HTTP APIs and the web page.
 
 use clap::Parser;
 use gateway::config::{GatewaySettings, SETTINGS};
@@ -6,8 +6,8 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-gateway";
 
-/// The HTTP gateway of vmwatch: serves the documented API, the REST API and the page, and translates requests to the
-/// bus.
+/// HTTP gateway of vmwatch: serves the documented API, the REST API and the web page, and forwards requests to the
+/// services over the bus.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {}

@@ -1,15 +1,16 @@
-//! Raises the limit of open files: each connection is one, and most systems start a program with a limit of 1024.
+//! Raises the process's limit of open files: each connection needs one file, and most systems start a program with a
+//! limit of 1024.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing::warn;
 
 use crate::config::MAX_CONNECTIONS;
 
-/// Files other than client connections: the bus, the health listener, the runtime.
+/// Number of open files for purposes other than client connections: the bus, the health listener, the runtime.
 const OTHERS: u64 = 128;
 
-/// Raises the soft limit to the hard one. The low soft limit protects programs that use select(2), which fails beyond
-/// 1024.
+/// Raises the soft limit of open files to the hard limit. The low default protects programs that use select(2), which
+/// cannot handle file descriptors above 1023; the gateway does not use select(2).
 pub(crate) fn allow(connections: usize) {
     let most = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit {
@@ -17,7 +18,7 @@ pub(crate) fn allow(connections: usize) {
         maximum: most,
     };
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        warn!(%error, "raising the limit of open files failed");
+        warn!(%error, "raising the limit of open files failed; the default limit stays in effect");
     }
     let needed = u64::try_from(connections)
         .unwrap_or(u64::MAX)
@@ -26,7 +27,8 @@ pub(crate) fn allow(connections: usize) {
         let setting = MAX_CONNECTIONS.name;
         warn!(
             most,
-            connections, "limit of open files is too low for {setting}; further connections will wait"
+            connections,
+            "limit of open files is too low for {setting}; connections above the limit will wait"
         );
     }
 }

@@ -1,7 +1,8 @@
-//! Serves the page (`gateway/web`), which `build.rs` embeds into the binary. The page uses only the REST API.
+//! Serves the web page (`gateway/web`), whose files `build.rs` embeds into the gateway. The web page uses only the REST
+//! API.
 //!
-//! The page routes its views on the client. A browser request for any path that is neither a file of the page nor part
-//! of the API is therefore answered with the page itself.
+//! The web page's views have paths of their own, which the browser resolves. A browser that requests a path that is
+//! neither a file nor part of the API therefore gets the web page itself.
 
 use axum::{
     body::Body,
@@ -21,15 +22,17 @@ struct File {
 
 const FILES: &[File] = include!(concat!(env!("OUT_DIR"), "/page_files.rs"));
 const INDEX: &str = "/index.html";
-/// Vite puts a content hash into these names, so that the files never change.
+/// Path prefix of files whose names contain a content hash (added by Vite). Their contents never change, so browsers
+/// may cache them for ever.
 const ASSETS: &str = "/assets/";
-/// Allows only files and API calls of the page's own origin, and no inline scripts or styles.
+/// Content security policy of the web page: only files and API calls of its own origin, and no inline scripts or
+/// styles.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
      font-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'";
 const NOT_BUILT: &str = "This gateway was built without its page. The REST API is available and documented at /api/docs.\n\
      To build the page, run `./dev up`, or run `npm ci && npm run build` in gateway/web and rebuild the gateway.\n";
 
-/// Fallback route: answers with a file of the page, the page itself, or 404.
+/// Fallback route: answers with a file of the web page, the web page itself, or 404.
 pub(crate) async fn serve(request: Request) -> Response<Body> {
     let path = request.uri().path();
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -41,7 +44,7 @@ pub(crate) async fn serve(request: Request) -> Response<Body> {
     }
 }
 
-/// Whether the request may be a navigation in a browser.
+/// Whether the request may be a browser navigating to a view of the web page.
 fn is_view(path: &str, headers: &HeaderMap) -> bool {
     let other = path == "/api" || path.starts_with("/api/") || path.starts_with(ASSETS);
     path == "/" || (!other && lists(headers, header::ACCEPT, "text/html"))
@@ -75,7 +78,7 @@ fn answer(file: &File, headers: &HeaderMap) -> Response<Body> {
     response
 }
 
-/// Whether an `Accept…` header lists this value with a weight other than zero.
+/// Whether an `Accept` or `Accept-Encoding` header lists this value with a weight other than zero.
 fn lists(headers: &HeaderMap, name: header::HeaderName, wanted: &str) -> bool {
     let values = headers
         .get_all(name)
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn serves_views_only_to_browsers_and_outside_of_the_api() {
+    fn web_page_is_served_only_to_browsers_and_outside_api_paths() {
         let browser = headers(header::ACCEPT, "text/html,application/xhtml+xml;q=0.9,*/*;q=0.8");
         let program = headers(header::ACCEPT, "*/*");
         for (path, to_browser, to_program) in [
@@ -124,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn explains_how_to_build_a_missing_page() {
+    async fn gateway_without_web_page_explains_how_to_build_it() {
         let response = view(&[], &HeaderMap::new());
         assert_eq!(response.status(), StatusCode::NOT_FOUND);
         let text = axum::body::to_bytes(response.into_body(), 4096).await.unwrap();
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_gzip_only_to_clients_that_accept_it() {
+    fn gzip_is_sent_only_to_clients_that_accept_it() {
         for (accept, accepted) in [
             ("gzip", true),
             ("br, GZIP;q=0.5", true),

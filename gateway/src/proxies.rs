@@ -1,4 +1,4 @@
-//! Determines the client's address behind trusted proxies. Forwarding headers from other peers are ignored.
+//! Determines the client's address behind trusted proxies. Forwarding headers from any other peer are ignored.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -11,13 +11,13 @@ use ipnet::IpNet;
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// The networks of trusted proxies; empty by default.
+/// Networks of the trusted proxies; empty by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Proxies(Vec<IpNet>);
 
-/// The text is not a list of networks.
+/// The setting is not a list of IP addresses and networks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("write addresses or networks with commas between them, such as 10.1.2.3,10.0.0.0/8,fd00::/8")]
+#[error("must be comma-separated IP addresses or networks, such as 10.1.2.3,10.0.0.0/8,fd00::/8")]
 pub(crate) struct InvalidProxies;
 
 impl FromStr for Proxies {
@@ -36,8 +36,8 @@ impl FromStr for Proxies {
 }
 
 impl Proxies {
-    /// The client's address. Each proxy appends its peer to `X-Forwarded-For`, so the last address that is not a
-    /// trusted proxy was added by one; clients can forge everything before it.
+    /// The client's address. Each proxy appends the address of its peer to `X-Forwarded-For`, so the last address that
+    /// is not a trusted proxy was added by a trusted proxy. Clients can forge everything before that address.
     pub(crate) fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = peer.ip().to_canonical();
         let lines = headers.get_all(FORWARDED_FOR).iter().rev();
@@ -52,8 +52,8 @@ impl Proxies {
         client
     }
 
-    /// Whether a trusted peer reports that the client used HTTPS: the last value of `X-Forwarded-Proto`, because
-    /// clients can forge everything before it.
+    /// Whether a trusted proxy reports that the client used HTTPS. Only the last value of `X-Forwarded-Proto` counts,
+    /// because clients can forge everything before it.
     pub(crate) fn reports_https(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
         if !self.trusts(peer.ip().to_canonical()) {
             return false;
@@ -68,7 +68,7 @@ impl Proxies {
     }
 }
 
-/// Parses an address; some proxies append a port.
+/// Parses an address of `X-Forwarded-For`, to which some proxies append a port.
 fn address(hop: &str) -> Option<IpAddr> {
     let hop = hop.trim();
     let plain = hop.parse::<IpAddr>().ok();
@@ -84,17 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_last_address_added_by_trusted_proxy() {
+    fn client_address_is_last_address_added_by_trusted_proxy() {
         let proxies: Proxies = "10.0.0.0/8, 192.0.2.1,fd00::/8".parse().unwrap();
         for (peer, lines, client) in [
-            // Headers of a peer that is not a trusted proxy are ignored.
+            // Forwarding headers of a peer that is not a trusted proxy are ignored.
             ("198.51.100.7:1", &["203.0.113.9"][..], "198.51.100.7"),
             ("10.0.0.1:1", &[], "10.0.0.1"),
             ("10.0.0.1:1", &["203.0.113.9"], "203.0.113.9"),
             ("[::ffff:10.0.0.1]:1", &["203.0.113.9"], "203.0.113.9"),
             ("10.0.0.1:1", &["203.0.113.9:4711"], "203.0.113.9"),
             ("[fd00::1]:1", &["[2001:db8::9]:4711"], "2001:db8::9"),
-            // The client's own value comes before what the proxies append.
+            // Proxies append their peer's address after any value that the client sent itself.
             ("10.0.0.1:1", &["1.1.1.1, 203.0.113.9,192.0.2.1"], "203.0.113.9"),
             (
                 "10.0.0.1:1",
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn trusts_scheme_only_from_trusted_proxy() {
+    fn forwarded_scheme_is_trusted_only_from_trusted_proxy() {
         let proxies: Proxies = "10.0.0.0/8".parse().unwrap();
         for (peer, lines, https) in [
             ("10.0.0.1:1", &["https"][..], true),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_invalid_networks() {
+    fn invalid_trusted_proxy_networks_are_rejected() {
         for bad in [
             "",
             "10.0.0.0/33",

@@ -1,18 +1,18 @@
-//! Token buckets, each stored as one number: the time at which it is full again (generic cell rate algorithm).
+//! Token buckets. A bucket stores only the time at which it will be full again (generic cell rate algorithm).
 
 use std::time::Duration;
 
-/// The capacity and rate of a token bucket.
+/// Capacity and refill rate of a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
     /// Nanoseconds per token.
     each: u64,
-    /// Nanoseconds until an empty bucket is full.
+    /// Nanoseconds in which an empty token bucket fills completely.
     whole: u64,
 }
 
 impl Bucket {
-    /// A bucket that holds this many tokens and gains one per interval.
+    /// A token bucket with this capacity that gains one token per interval.
     pub(crate) fn new(tokens: u32, interval: Duration) -> Self {
         let each = nanoseconds(interval).max(1);
         Self {
@@ -21,8 +21,8 @@ impl Bucket {
         }
     }
 
-    /// Takes a token: returns the new time at which the bucket is full, or the wait until a token is available. Times
-    /// are nanoseconds since an arbitrary origin.
+    /// Takes a token. Returns the new time at which the token bucket will be full, or how long to wait for the next
+    /// token. All times are nanoseconds since an arbitrary origin.
     pub(crate) fn take(self, full_at: u64, now: u64) -> Result<u64, Duration> {
         let next = full_at.max(now).saturating_add(self.each);
         match (next - now).checked_sub(self.whole) {
@@ -32,7 +32,7 @@ impl Bucket {
     }
 }
 
-/// Converts a duration to nanoseconds, saturating.
+/// Converts a duration to nanoseconds; durations too long for `u64` become its maximum.
 pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -43,7 +43,7 @@ mod tests {
 
     const MILLISECOND: u64 = 1_000_000;
 
-    /// The number of tokens obtained in 1,000 attempts at one time.
+    /// How many of 1,000 attempts at the same time get a token.
     fn at_once(bucket: Bucket, full_at: &mut u64, now: u64) -> usize {
         let tries = (0..1_000).filter(|_| match bucket.take(*full_at, now) {
             Ok(next) => {
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_burst_and_refills() {
+    fn token_bucket_bounds_bursts_and_refills() {
         let bucket = Bucket::new(100, Duration::from_millis(10));
         let mut full_at = 0;
         assert_eq!(at_once(bucket, &mut full_at, 0), 100);
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn returns_wait_until_next_token() {
+    fn empty_token_bucket_returns_wait_until_next_token() {
         let bucket = Bucket::new(1, Duration::from_secs(1));
         let full_at = bucket.take(0, 0).unwrap();
         let wait = bucket.take(full_at, 300 * MILLISECOND).unwrap_err();

@@ -1,9 +1,9 @@
-//! Resolves a token to its session and user without a round trip, from tables that follow two KV buckets.
+//! Resolves a session token to its session and user from in-memory tables, without a request to auth-svc.
 //!
-//! The session bucket holds live sessions. The user bucket holds each user's current role and scope, and the time from
-//! which on sessions of the user are valid. Both are followed ([`vmwatch_bus::follow`]); while either table is stale,
-//! all requests are refused. A new session may not have arrived yet, so a check of an unknown token waits until the
-//! table has caught up with the bucket.
+//! The tables follow two KV buckets ([`vmwatch_bus::follow`]). One holds the live sessions. The other holds each user's
+//! current role and scope, and the time since which the user's sessions are valid. While either table is stale, all
+//! requests are refused. Because a new session may not have arrived yet, the check of an unknown token waits until the
+//! table has caught up with its KV bucket.
 
 mod table;
 mod uses;
@@ -29,23 +29,23 @@ use self::{
     uses::Uses,
 };
 
-/// Deadline of a KV read; JetStream normally answers within milliseconds.
+/// Deadline of a KV read. JetStream normally answers within milliseconds.
 const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
-/// Time and number of unknown tokens that are remembered, to avoid repeated reads. Used only while the bucket holds
-/// more sessions than the table may.
+/// How long, and how many, unknown tokens are remembered so that they are not read from the KV bucket again. Used only
+/// while the bucket holds more sessions than the table can hold.
 const MISS_MEMORY: Duration = Duration::from_secs(5);
 const MISSES: u64 = 100_000;
-/// Maximum number of concurrent reads of the bucket; further checks fail with "try again".
+/// Maximum number of concurrent reads of the KV bucket of sessions; further checks fail with "try again".
 const READS: usize = 64;
 
-/// The bounds of the tables.
+/// Size and staleness limits of the tables of sessions and users.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionSettings {
     pub(crate) most: usize,
     pub(crate) stale_after: Duration,
 }
 
-/// The tables of sessions and users.
+/// Tables of the live sessions and of all users.
 #[derive(Clone)]
 pub(crate) struct Sessions {
     bus: Bus,
@@ -64,19 +64,19 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// The session as stored.
+    /// The session as stored in the KV bucket.
     pub(crate) fn record(&self) -> &SessionRecord {
         &self.known.record
     }
 
-    /// The user with its current role and scope.
+    /// The session's user, with current role and scope.
     pub(crate) fn principal(&self) -> &Principal {
         &self.user.principal
     }
 }
 
 impl Sessions {
-    /// Starts following the buckets, until shutdown.
+    /// Starts the tasks that follow the KV buckets of sessions and users until shutdown.
     pub(crate) fn follow(bus: &Bus, settings: SessionSettings, shutdown: &CancellationToken) -> Self {
         let stale_after = settings.stale_after;
         let table = SessionTable::new(settings.most);
@@ -96,12 +96,12 @@ impl Sessions {
         }
     }
 
-    /// Whether both tables are current.
+    /// Whether the tables of sessions and users are both up to date.
     pub(crate) fn is_current(&self) -> bool {
         self.live.is_current() && self.users.is_current()
     }
 
-    /// The valid session of a token, or `None`. The check counts as a use.
+    /// Returns the valid session of a token, or `None`. The check counts as a use of the session.
     pub(crate) async fn check(&self, token: &Token) -> Result<Option<Session>, Fault> {
         let hash = token.hash();
         let found = self.live.find(|table| table.get(&hash)).await;
@@ -124,12 +124,12 @@ impl Sessions {
         Ok(Some(Session { known, user }))
     }
 
-    /// Reads a session from the bucket itself; concurrent reads are bounded.
+    /// Reads a session from the KV bucket instead of the table. The number of concurrent reads is bounded.
     async fn read_through(&self, token: &Token, hash: TokenHash) -> Result<Option<Arc<Known>>, Fault> {
         if self.misses.contains_key(&hash) {
             return Ok(None);
         }
-        // Without a connection the read would block until the caller's deadline.
+        // Fail early: while the bus is disconnected, the read would block until the caller's deadline.
         if !self.bus.is_connected() {
             return Err(unavailable());
         }

@@ -1,7 +1,7 @@
 //! Limits password checks per source address, whatever the user name.
 //!
-//! An IPv6 host may use any address of its /64 network (RFC 4291, section 2.5.1), and a site usually has a /48, that is
-//! 65,536 such networks. Both networks therefore have a token bucket.
+//! An IPv6 host may use any address of its /64 network (RFC 4291, section 2.5.1), and a site usually has a /48 network,
+//! which contains 65,536 /64 networks. Therefore both the /64 and the /48 network of an address have a token bucket.
 
 use std::{
     collections::HashMap,
@@ -12,31 +12,31 @@ use std::{
 
 use crate::rate::{Bucket, nanoseconds};
 
-/// Maximum number of buckets, about 4 MiB.
+/// Maximum number of token buckets; they take about 4 MiB.
 const MAX_BUCKETS: usize = 65_536;
-/// Factor by which the limits of a /48 site exceed those of a /64 network.
+/// Factor by which a /48 network may exceed the login limit of a /64 network.
 const SITE: u32 = 8;
 
 /// First address and prefix length of a network. IPv4 addresses are mapped to IPv6.
 type Network = (Ipv6Addr, u32);
 
-/// Limits of logins per source.
+/// Limits of logins per source address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SourceSettings {
-    /// Maximum burst.
+    /// Maximum number of logins in a burst.
     pub(crate) burst: u32,
-    /// Interval of further logins.
+    /// Interval between logins after the burst.
     pub(crate) interval: Duration,
 }
 
-/// The token buckets of recent sources.
+/// Token buckets of the networks that attempted logins recently.
 #[derive(Debug)]
 pub(crate) struct Sources {
     began: Instant,
     host: Bucket,
     site: Bucket,
-    /// The time at which the bucket of a network is full again, in nanoseconds since `began`. Full buckets need no
-    /// entry.
+    /// For each network, the time at which its token bucket will be full again, in nanoseconds since `began`. A network
+    /// without an entry has a full bucket.
     full_at: Mutex<HashMap<Network, u64>>,
 }
 
@@ -50,7 +50,7 @@ impl Sources {
         }
     }
 
-    /// Takes a token of the source, or returns the wait until one is available.
+    /// Takes a login token for the source address, or returns how long to wait for one.
     pub(crate) fn take(&self, source: IpAddr) -> Result<(), Duration> {
         self.take_at(source, nanoseconds(self.began.elapsed()))
     }
@@ -59,7 +59,7 @@ impl Sources {
         let (host, site) = networks(source);
         let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |network| full_at.get(&network).copied().unwrap_or(0);
-        // Check both buckets before taking from either, so that a refusal costs no token.
+        // Check both token buckets before taking from either, so that a refused login costs no token.
         let next_of_host = self.host.take(of(host), now)?;
         let next_of_site = site.map(|site| self.site.take(of(site), now).map(|next| (site, next)));
         let next_of_site = next_of_site.transpose()?;
@@ -72,7 +72,7 @@ impl Sources {
     }
 }
 
-/// The network of the host, and that of its site.
+/// The network of the host, and for IPv6 also the network of its site.
 fn networks(source: IpAddr) -> (Network, Option<Network>) {
     match source {
         IpAddr::V4(address) => ((address.to_ipv6_mapped(), 128), None),
@@ -83,7 +83,8 @@ fn networks(source: IpAddr) -> (Network, Option<Network>) {
     }
 }
 
-/// Frees space: removes buckets that are full again, and if needed the half that is nearest to being full.
+/// Makes room in the table: removes token buckets that are full again, and then, if needed, the fuller half of the
+/// rest.
 fn forget(full_at: &mut HashMap<Network, u64>, now: u64) {
     full_at.retain(|_, full_at| *full_at > now);
     if full_at.len() < MAX_BUCKETS {
@@ -115,14 +116,14 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The number of admitted attempts at one time.
+    /// How many of these login attempts at the same time are admitted.
     fn admitted(sources: &Sources, of: impl Fn(u16) -> IpAddr, tries: u16, now: u64) -> usize {
         let tries = (0..tries).filter(|turn| sources.take_at(of(*turn), now).is_ok());
         tries.count()
     }
 
     #[test]
-    fn admits_burst_of_20_then_one_per_second() {
+    fn logins_per_address_are_limited_to_burst_of_20_then_one_per_second() {
         let sources = sources();
         let flood = |_| source("192.0.2.1");
         assert_eq!(admitted(&sources, flood, 400, 0), 20);
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn treats_64_bit_network_as_one_source() {
+    fn addresses_of_one_ipv6_64_network_share_a_login_limit() {
         let sources = sources();
         let flood = |turn| Ipv6Addr::new(0x2001, 0xdb8, 1, 2, turn, 4, 5, 6).into();
         assert_eq!(admitted(&sources, flood, 400, 0), 20);
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn allows_48_bit_site_eight_times_as_much() {
+    fn ipv6_48_network_gets_eight_times_the_login_limit() {
         let sources = sources();
         let flood = |turn| Ipv6Addr::new(0x2001, 0xdb8, 1, turn, 3, 4, 5, 6).into();
         assert_eq!(admitted(&sources, flood, 1000, 0), 160);
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn bounds_table_and_keeps_emptiest_buckets() {
+    fn full_table_of_sources_keeps_those_closest_to_their_login_limit() {
         let sources = sources();
         let attacker = source("192.0.2.1");
         assert_eq!(admitted(&sources, |_| attacker, 400, 0), 20);
@@ -162,7 +163,7 @@ mod tests {
         assert!(sources.full_at.lock().unwrap().len() <= MAX_BUCKETS);
         assert!(
             sources.take_at(attacker, 0).is_err(),
-            "the attacker is remembered"
+            "the address with the emptiest token bucket must stay in the table"
         );
     }
 }

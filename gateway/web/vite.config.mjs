@@ -1,11 +1,11 @@
 import { defineConfig } from "vite";
 
-// `npm run dev` proxies /api to the gateway started by `./dev up`.
+// `npm run dev` forwards requests for /api to the gateway that `./dev up` started.
 const gateway = process.env.VMWATCH_GATEWAY ?? "http://127.0.0.1:8086";
 
 export default defineConfig({
   build: {
-    // The Content-Security-Policy does not allow data: URLs in style sheets.
+    // Do not inline assets as data: URLs, which the Content-Security-Policy does not allow in style sheets.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     target: "es2022",

@@ -117,7 +117,7 @@ async fn request_body_above_64_kib_is_refused() {
 async fn documented_api_answers_405_to_other_http_methods() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
-    let refused = failure(3, &Value::Null, "", "'this address takes POST only'");
+    let refused = failure(3, &Value::Null, "", "'this path supports only POST'");
     for verb in [
         Method::GET,
         Method::PUT,

@@ -1,4 +1,4 @@
-//! Writes the documented answer byte for byte, with the key order of the document's sample for each method.
+//! Writes an answer of the documented API. Keys appear in the order of the sample answers in the API document.
 
 use std::fmt::Write as _;
 
@@ -13,20 +13,20 @@ use super::{
     table::{Key, Shape, Status},
 };
 
-/// The request fields that every answer repeats.
+/// Values of the request that every answer of the documented API repeats.
 #[derive(Debug)]
 pub(super) struct Echo<'a> {
-    /// The shape of the answer; [`Shape::Rows`] for an unknown method.
+    /// Which keys the answer has; [`Shape::Rows`] for an unknown method.
     pub(super) shape: Shape,
-    /// The method number as sent, in JSON, or `null`.
+    /// Method code as sent by the client, in JSON; `null` if it was absent or invalid.
     pub(super) method: &'a str,
-    /// The session of the request, or the new session after a login.
+    /// Session id of the request; after a login, the id of the new session.
     pub(super) session_id: &'a str,
     pub(super) message_id: &'a str,
 }
 
 impl Echo<'_> {
-    /// Writes the answer; `data` is JSON.
+    /// Writes the answer to a request; `data` is JSON.
     pub(super) fn answer(&self, status: Status, message: &str, data: &str) -> String {
         let mut out = String::with_capacity(256 + data.len());
         for key in self.shape.keys() {
@@ -43,7 +43,7 @@ impl Echo<'_> {
         out
     }
 
-    /// The answer to a fault, with the HTTP status that the contract assigns to it.
+    /// The answer for a failed request, with the HTTP status that the contract assigns to its kind of fault.
     pub(super) fn fault(&self, fault: &Fault) -> Response<Body> {
         let status = match fault.kind {
             FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
@@ -52,7 +52,7 @@ impl Echo<'_> {
         };
         let mut response = self.refusal(status, fault.kind.into(), &fault.message);
         if status != StatusCode::OK {
-            // Retry-After is in whole seconds; round up, at least one.
+            // `Retry-After` is in whole seconds: round up, to at least one second.
             let wait = fault
                 .retry_after
                 .map_or(1, |wait| wait.as_millis().div_ceil(1000).max(1));
@@ -63,13 +63,13 @@ impl Echo<'_> {
         response
     }
 
-    /// An answer without data, with this HTTP status.
+    /// An error answer without data, sent with the given HTTP status.
     pub(super) fn refusal(&self, http: StatusCode, status: Status, message: &str) -> Response<Body> {
         respond(http, self.answer(status, message, "null"))
     }
 }
 
-/// Used when the request could not be parsed: there is nothing to repeat.
+/// Echo of a request that could not be parsed, so there are no values to repeat.
 pub(super) const EMPTY_ECHO: Echo<'static> = Echo {
     shape: Shape::Rows,
     method: "null",
@@ -92,7 +92,7 @@ fn push_field(out: &mut String, key: &str, value: &str) {
     let _ = write!(out, "{separator}\"{key}\":{value}");
 }
 
-/// Encodes the Python `repr` of the text as a JSON string.
+/// Writes a message as the documented API does: its Python `repr`, as a JSON string.
 fn message_json(message: &str) -> String {
     let mut python = String::with_capacity(message.len() + 2);
     push_text(&mut python, message);
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_keys_in_the_order_of_the_sample() {
+    fn documented_answer_has_keys_in_documented_order() {
         let echo = |shape| Echo {
             shape,
             method: "458753",
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn maps_faults_to_the_http_status_of_the_contract() {
+    fn documented_answer_to_a_fault_has_the_http_status_of_the_contract() {
         let http = |kind| {
             let fault = Fault::new(kind, "x").retry_after(Duration::from_millis(1500));
             let response = EMPTY_ECHO.fault(&fault);

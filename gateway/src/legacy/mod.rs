@@ -1,5 +1,5 @@
-//! The documented API of 2017 (docs/api): a single path, a method code in the body, and an envelope around every
-//! answer.
+//! The documented API of 2017 (docs/api): a single path, a method code in the request body, and an envelope around
+//! every answer.
 
 mod answer;
 pub mod python_repr;
@@ -37,10 +37,10 @@ use self::{
 };
 use crate::{Gateway, body};
 
-/// The documented path.
+/// The only path of the documented API.
 pub const PATH: &str = "/wsgi_app.py";
 
-/// Handles all requests to the documented path.
+/// Handles every request to the path of the documented API.
 pub(crate) async fn serve(
     State(gateway): State<Arc<Gateway>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -64,8 +64,8 @@ pub(crate) async fn serve(
     response
 }
 
-/// For fuzzing: returns the parameters that a service would receive for this body, or the fault; `None` if the body is
-/// not a single JSON object.
+/// For fuzz tests: decodes a request body into the parameters that a service would receive, or the fault that the
+/// client would receive; `None` if the body is not a single JSON object.
 pub fn read_request(body: &[u8]) -> Option<Result<Vec<u8>, Fault>> {
     let body = Body::parse(body)?;
     Some(body.method(TABLE).and_then(|_| Ok(body.parameters()?.params)))
@@ -74,7 +74,7 @@ pub fn read_request(body: &[u8]) -> Option<Result<Vec<u8>, Fault>> {
 impl Gateway {
     async fn legacy(&self, source: IpAddr, request: Request) -> Response<HttpBody> {
         if request.method() != Verb::POST {
-            let text = "this address takes POST only";
+            let text = "this path supports only POST";
             return EMPTY_ECHO.refusal(StatusCode::METHOD_NOT_ALLOWED, Status::Failure, text);
         }
         let bytes = match body::read(request, self.http.body_timeout).await {
@@ -85,7 +85,7 @@ impl Gateway {
             let text = "the body must be one JSON object";
             return EMPTY_ECHO.refusal(StatusCode::BAD_REQUEST, Status::Failure, text);
         };
-        // Checked after parsing, which is safe because it does not recurse.
+        // The nesting depth is checked after parsing, which is safe because this parser does not recurse.
         if body::is_deep(&bytes) {
             return EMPTY_ECHO.refusal(StatusCode::BAD_REQUEST, Status::Failure, body::TOO_DEEP);
         }
@@ -119,7 +119,7 @@ impl Gateway {
         row: &Documented,
     ) -> Result<String, Fault> {
         let info = &row.method;
-        // The session is checked before any other parameter, and before a permit is taken.
+        // Check the session first: before any other parameter is validated and before a permit is taken.
         let principal = self.authorize(info.access, echo.session_id).await?;
         let Parameters { format, params, .. } = body.parameters()?;
         let mut context = Context::new(self.deadlines.for_kind(info.kind));
@@ -143,7 +143,7 @@ impl Gateway {
         render(echo, row, &reply)
     }
 
-    /// The principal of the session; `None` if the method needs no session.
+    /// Checks the session and returns its principal; `None` if the method needs no session.
     async fn authorize(&self, access: Access, session_id: &str) -> Result<Option<Principal>, Fault> {
         if access == Access::Public {
             return Ok(None);
@@ -155,7 +155,7 @@ impl Gateway {
     }
 }
 
-/// The answer to a reply without rows.
+/// The answer for a successful reply that has no rows.
 fn render(echo: &Echo<'_>, row: &Documented, reply: &[u8]) -> Result<String, Fault> {
     let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
     let data = envelope.into_result()?;
@@ -172,5 +172,5 @@ fn render(echo: &Echo<'_>, row: &Documented, reply: &[u8]) -> Result<String, Fau
 }
 
 fn unreadable(error: serde_json::Error) -> Fault {
-    Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error)
+    Fault::new(FaultKind::Internal, "the service's reply could not be decoded").caused_by(error)
 }

@@ -1,7 +1,7 @@
-//! Python's `repr`, which clients of the 2017 API parse.
+//! Writes values like Python's `repr`, which clients of the 2017 API parse.
 //!
-//! Strings are written in pure ASCII like `ascii(s)` in `CPython` (or `repr` of a Python 2 `unicode`, with a leading
-//! `u`), and floats like `repr(x)`: the shortest digits that parse back to the same value.
+//! Strings are written in pure ASCII, like `ascii(s)` in `CPython` or like `repr` of a Python 2 `unicode` string with
+//! its leading `u`. Floats are written like `repr(x)`: with the fewest digits that parse back to the same value.
 
 use std::fmt::{self, Write as _};
 
@@ -10,12 +10,12 @@ use serde::{
     de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 
-/// The key whose value is written as an `ObjectId`.
+/// The value of this key is written as a MongoDB `ObjectId`.
 const KEY_OF_OBJECT_ID: &str = "_id";
 
-/// Appends a string literal with Python's choice of quotes and escapes.
+/// Appends a Python string literal, with Python's choice of quotes and escapes.
 pub fn push_text(out: &mut String, text: &str) {
-    // Fast path for keys, ids, dates and most names.
+    // Fast path for text without special characters, such as keys, ids, dates and most names.
     let plain = |byte: u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'\'' | b'\\');
     if text.bytes().all(plain) {
         out.push('\'');
@@ -55,7 +55,7 @@ fn push_escape(out: &mut String, code: u32) {
     };
 }
 
-/// Appends a float. NaN and infinities have no literal in Python and become `None`.
+/// Appends a float as Python would. NaN and infinities have no literal in Python and become `None`.
 pub fn push_float(out: &mut String, number: f64) {
     if !number.is_finite() {
         out.push_str("None");
@@ -79,11 +79,11 @@ pub fn push_float(out: &mut String, number: f64) {
     }
 }
 
-/// Fast path for numbers with at most two decimals and 15 digits, which is what agents report. Returns whether it
-/// applied.
+/// Fast path for numbers with at most two decimals and 15 digits, which is what agents report. Returns whether the
+/// number was one of these and was appended.
 ///
-/// No two decimal numbers of at most 15 digits round to the same double, so the one found here is the shortest that
-/// parses back to `number`.
+/// No two decimal numbers of at most 15 digits round to the same double. So the digits found here are the shortest that
+/// parse back to `number`.
 fn push_hundredths(out: &mut String, number: f64) -> bool {
     const MIN_WITH_16_DIGITS: f64 = 1e15;
     let hundredths = (number.abs() * 100.0).round();
@@ -110,12 +110,12 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
     true
 }
 
-/// The shortest digits that parse back to the same value, such as `1.48e9`. Differs from Rust's formatting only when
-/// two candidates are equally close: Rust takes the larger, `CPython` the even one, as rounding to that many digits
-/// does.
+/// The fewest digits that parse back to the same value, such as `1.48e9`. The result differs from Rust's formatting
+/// only when two candidates are equally close to the value: Rust takes the larger one, `CPython` the one with the even
+/// last digit.
 fn shortest(number: f64) -> String {
-    // A value halfway between two decimals of n digits has n + 1 digits; both parse back to it only if n is at least
-    // 15.
+    // A value halfway between two decimals of n digits has n + 1 digits. Both decimals parse back to the value only if
+    // n is at least 15, so only numbers with at least this many digits can be a tie.
     const MIN_DIGITS_OF_A_TIE: usize = 15;
     let shortest = format!("{number:e}");
     let digits = shortest
@@ -134,7 +134,7 @@ fn shortest(number: f64) -> String {
     }
 }
 
-/// Appends `digits` in positional notation, with at least one decimal; the first digit stands for 10^`exponent`.
+/// Appends `digits` without an exponent and with at least one decimal. The first digit stands for 10^`exponent`.
 fn push_positional(out: &mut String, digits: &str, exponent: i32) {
     let before_point = usize::try_from(exponent + 1).unwrap_or(0);
     let (whole, fraction) = digits.split_at(digits.len().min(before_point));
@@ -148,9 +148,9 @@ fn push_positional(out: &mut String, digits: &str, exponent: i32) {
     out.push_str(if fraction.is_empty() { "0" } else { fraction });
 }
 
-/// Converts a JSON array of row objects to a JSON array of strings, each the Python 2 `repr` of a row.
+/// Converts a JSON array of row objects to a JSON array of strings. Each string is the Python 2 `repr` of its row.
 pub fn rows_to_python(rows: &str) -> Result<String, serde_json::Error> {
-    // The `repr` is about as long as the JSON, plus a `u` before each string.
+    // The Python `repr` of the rows is about as long as their JSON, plus a `u` before each string.
     let mut out = String::with_capacity(rows.len() + rows.len() / 4);
     serde_json::Deserializer::from_str(rows).deserialize_seq(Rows { out: &mut out })?;
     Ok(out)
@@ -183,7 +183,7 @@ impl<'de> Visitor<'de> for Rows<'_> {
     }
 }
 
-/// Appends printable ASCII text as a JSON string.
+/// Appends a string of printable ASCII characters as a JSON string.
 fn push_json_string(out: &mut String, ascii: &str) {
     out.push('"');
     if !ascii.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_strings_like_python() {
+    fn python_repr_quotes_strings_like_python() {
         assert_eq!(text(""), "''");
         assert_eq!(text("it's"), r#""it's""#);
         assert_eq!(text(r#"it's "so""#), r#"'it\'s "so"'"#);
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_floats_like_python() {
+    fn python_repr_formats_floats_like_python() {
         for (number, written) in [
             (0.0, "0.0"),
             (-0.0, "-0.0"),
@@ -340,7 +340,7 @@ mod tests {
             (1e16, "1e+16"),
             (1.5e300, "1.5e+300"),
             (5e-324, "5e-324"),
-            // A tie between two decimals of 16 digits, and a power of two, where the spacing of floats changes.
+            // A tie between two decimals of 16 digits; then a power of two, at which the spacing of floats changes.
             (-82_902_859_155_638.62, "-82902859155638.62"),
             (9_007_199_254_740_992.0, "9007199254740992.0"),
             (5.960_464_477_539_063e-8, "5.960464477539063e-08"),
@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn formats_rows_as_dictionaries() {
+    fn python_repr_formats_rows_as_dictionaries() {
         let rows =
             r#"[{"mem":8.6,"proc":95,"cmd":"é\"","shutdown_time":null,"_id":"58690637594c10403e25b049"},{}]"#;
         let python = r#"["{u'mem': 8.6, u'proc': 95, u'cmd': u'\\xe9\"', u'shutdown_time': None, u'_id': ObjectId('58690637594c10403e25b049')}","{}"]"#;

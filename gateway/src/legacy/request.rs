@@ -1,4 +1,5 @@
-//! Parses the documented request: lenient where the document's own samples are lenient, strict otherwise.
+//! Parses requests of the documented API. Parsing is lenient where the samples in the API document require it, and
+//! strict otherwise.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -14,7 +15,7 @@ use vmwatch_api::{
 
 use super::Documented;
 
-/// The fields of the body as sent. If a field is repeated, the last one wins, as in Python's `json`.
+/// Fields of the request body as sent. If a field is repeated, its last value counts, as in Python's `json`.
 #[derive(Debug, Default)]
 pub(super) struct Body<'a> {
     method: Option<&'a RawValue>,
@@ -26,32 +27,32 @@ pub(super) struct Body<'a> {
     format: Option<&'a RawValue>,
 }
 
-/// The format of rows in the answer.
+/// How rows are written in the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// Strings with the Python `repr` of each row.
+    /// Each row is a string with its Python `repr`.
     Python,
-    /// JSON objects.
+    /// Each row is a JSON object.
     Json,
 }
 
-/// The parameters of a request, apart from method and session.
+/// Decoded parameters of a request, apart from method and session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Parameters {
     pub(super) message_id: String,
     pub(super) format: Format,
-    /// The method's own parameters, as JSON.
+    /// Parameters of the called method, as JSON.
     pub(super) params: Vec<u8>,
 }
 
 impl<'a> Body<'a> {
-    /// Parses the body; `None` if it is not exactly one JSON object.
+    /// Parses a request body; `None` if it is not exactly one JSON object.
     pub(super) fn parse(bytes: &'a [u8]) -> Option<Self> {
-        // Validate first: serde_json accepts invalid UTF-8 in values that it skips.
+        // Validate the whole body as UTF-8 first, because serde_json accepts invalid UTF-8 in values that it skips.
         serde_json::from_str(std::str::from_utf8(bytes).ok()?).ok()
     }
 
-    /// The requested method, as a row of the table.
+    /// Looks up the requested method in the table of documented methods.
     pub(super) fn method<'t>(&self, table: &'t [Documented]) -> Result<&'t Documented, Fault> {
         let sent = self.method.map_or("", RawValue::get);
         let code = number_or_numeric_string(sent);
@@ -68,26 +69,26 @@ impl<'a> Body<'a> {
         })
     }
 
-    /// The method number as sent, in JSON, or `null`.
+    /// Method code as sent by the client, in JSON; `null` if it is absent or invalid.
     pub(super) fn method_echo(&self) -> Cow<'a, str> {
         let Some(sent) = self.method else {
             return Cow::Borrowed("null");
         };
         let sent = sent.get();
         match sent.as_bytes().first() {
-            // A number outside the range of a double, such as 1E400, is valid JSON but many clients cannot parse it.
+            // A number outside the range of a double, such as 1E400, is valid JSON, but many clients cannot parse it.
             Some(b'-' | b'0'..=b'9') if sent.parse().is_ok_and(f64::is_finite) => Cow::Borrowed(sent),
             _ => number_or_numeric_string(sent)
                 .map_or(Cow::Borrowed("null"), |code| Cow::Owned(code.to_string())),
         }
     }
 
-    /// The session id as sent; empty if absent or not a string.
+    /// Session id as sent by the client; empty if it is absent or not a string.
     pub(super) fn session_id(&self) -> String {
         self.session_id.and_then(text).unwrap_or_default()
     }
 
-    /// The message id to repeat in the answer; empty if absent or invalid.
+    /// Message id to repeat in the answer; empty if it is absent or invalid.
     pub(super) fn message_id_echo(&self) -> String {
         self.message_id().unwrap_or_default()
     }
@@ -98,7 +99,7 @@ impl<'a> Body<'a> {
         };
         text(sent)
             .filter(|id| id.chars().count() <= 128)
-            .ok_or_else(|| invalid("message_id must be a text of at most 128 characters"))
+            .ok_or_else(|| invalid("message_id must be a string of at most 128 characters"))
     }
 
     fn format(&self) -> Result<Format, Fault> {
@@ -121,7 +122,7 @@ impl<'a> Body<'a> {
             .ok_or_else(|| invalid(&format!("limit {}", Limit::RULE)))
     }
 
-    /// Validates the remaining fields and encodes the method's parameters as services expect them.
+    /// Validates the remaining fields and encodes the method's parameters as the services expect them.
     pub(super) fn parameters(&self) -> Result<Parameters, Fault> {
         let message_id = self.message_id()?;
         let format = self.format()?;
@@ -136,7 +137,7 @@ impl<'a> Body<'a> {
         };
         data.insert(Cow::Borrowed("limit"), encoded(&limit)?);
         if let Some(id) = data.get("instance_id").and_then(|sent| text(sent)) {
-            // The document's samples contain a trailing `;`.
+            // Remove the `;` at the end of instance ids, which some samples in the API document contain.
             let id = id
                 .trim_start()
                 .trim_end_matches(|c: char| c == ';' || c.is_whitespace());
@@ -166,7 +167,11 @@ fn encoded<'a, T: serde::Serialize + ?Sized>(value: &T) -> Result<Cow<'a, RawVal
 }
 
 fn unencodable(error: serde_json::Error) -> Fault {
-    Fault::new(FaultKind::Internal, "the request could not be passed on").caused_by(error)
+    Fault::new(
+        FaultKind::Internal,
+        "the request could not be encoded for the service",
+    )
+    .caused_by(error)
 }
 
 fn is_null(sent: &RawValue) -> bool {
@@ -177,7 +182,7 @@ fn text(sent: &RawValue) -> Option<String> {
     serde_json::from_str(sent.get()).ok()
 }
 
-/// Parses a JSON integer or a JSON string of digits.
+/// Parses a JSON integer, or a JSON string of digits.
 fn number_or_numeric_string(sent: &str) -> Option<u64> {
     let digits = sent
         .strip_prefix('"')
@@ -240,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn extracts_the_parameters_of_the_method() {
+    fn documented_request_yields_the_parameters_of_its_method() {
         let body = r#"{"method":611712,"data":{"instance_id":" 6abf5a1e; "},"session_id":"x","limit":"4","proc_name":"vballoon"}"#;
         assert_eq!(
             params(body).unwrap(),
@@ -255,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_unknown_values_on_to_the_service() {
+    fn documented_request_passes_unknown_parameters_on_to_the_service() {
         assert_eq!(
             params(r#"{"data":{"instance_id":{"$gt":""}}}"#).unwrap(),
             r#"{"instance_id":{"$gt":""},"limit":10}"#
@@ -263,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_invalid_fields_and_states_the_rule() {
+    fn invalid_field_of_documented_request_is_rejected_with_its_rule() {
         for (body, rule) in [
             (r#"{"limit":0}"#, "limit must be an integer from 1 to 1000"),
             (r#"{"limit":"-1"}"#, "limit must be"),
@@ -283,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_the_method_as_number_or_numeric_string() {
+    fn method_code_may_be_a_number_or_a_numeric_string() {
         let method = |body: &str| {
             let body = Body::parse(body.as_bytes()).unwrap();
             (
@@ -311,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_only_a_single_object_and_the_last_of_repeated_fields() {
+    fn request_body_must_be_one_object_and_last_repeated_field_counts() {
         for bad in ["", "[]", "null", "{", "{}{}", "{\"a\":}", "\"x\"", "\u{feff}{}"] {
             assert!(Body::parse(bad.as_bytes()).is_none(), "{bad:?}");
         }

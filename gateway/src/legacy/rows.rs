@@ -1,5 +1,5 @@
-//! Collects the rows of a documented answer. The documented API has no paging, so all pages from the bus are joined
-//! here.
+//! Collects the rows of an answer of the documented API. That API has no paging, so the pages that a service sends over
+//! the bus are joined here.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use vmwatch_bus::Context;
 use super::unreadable;
 use crate::Gateway;
 
-/// A page as a service sends it; rows and the next page's parameters stay undecoded.
+/// A page as a service sends it. The rows, and the changed parameters for the next page, are not decoded.
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow)]
@@ -24,7 +24,7 @@ struct Page<'a> {
     next: Option<&'a RawValue>,
 }
 
-/// Reads all pages, as one JSON array. The request's deadline covers all of them together.
+/// Reads all pages of rows and joins them into one JSON array. The request's deadline covers all pages together.
 pub(super) async fn read_all(
     gateway: &Gateway,
     info: &MethodInfo,
@@ -46,7 +46,7 @@ pub(super) async fn read_all(
     }
 }
 
-/// Appends the elements of a JSON array to an array that is not closed yet.
+/// Appends the elements of a JSON array to another JSON array that has no closing bracket yet.
 fn append(all: &mut String, array: &str) {
     let elements = array.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let elements = elements.unwrap_or_default();
@@ -58,7 +58,7 @@ fn append(all: &mut String, array: &str) {
     all.push_str(elements);
 }
 
-/// The parameters of the next page: those of this page, with the changes in `next` applied.
+/// Parameters for the next page: the parameters of this page, with the changes in `next` applied.
 fn next_params(params: &[u8], next: &RawValue) -> Result<Vec<u8>, serde_json::Error> {
     let mut fields: BTreeMap<String, &RawValue> = serde_json::from_slice(params)?;
     fields.extend(serde_json::from_str::<BTreeMap<String, &RawValue>>(next.get())?);
@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn joins_the_elements_of_pages() {
+    fn rows_of_all_pages_are_joined_into_one_array() {
         for (pages, whole) in [
             (&["[]"][..], "["),
             (&[r#"[{"a":1}]"#], r#"[{"a":1}"#),
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn applies_the_changes_for_the_next_page() {
+    fn next_page_parameters_replace_those_of_the_previous_page() {
         let next = RawValue::from_string(r#"{"limit":7,"before":{"id":"x"}}"#.to_owned()).unwrap();
         let params = next_params(br#"{"instance_id":"vm-1","limit":10}"#, &next).unwrap();
         assert_eq!(

@@ -1,5 +1,6 @@
-//! The documented API of 2017 as one table: method codes, the bus methods behind them, success texts, shapes of answers with
-//! their key order, and status codes. Exposing a bus method under a code takes one row in [`TABLE`] and one golden file.
+//! Table of the methods of the documented API of 2017: their codes, the bus methods that answer them, success messages,
+//! answer shapes with key order, and status codes. To expose another bus method under a code, add a row to [`TABLE`]
+//! and a golden file.
 
 use vmwatch_api::{
     Method, MethodInfo,
@@ -9,22 +10,22 @@ use vmwatch_api::{
     wire::FaultKind,
 };
 
-/// A row of the table.
+/// A method of the documented API.
 #[derive(Debug, Clone, Copy)]
 pub struct Documented {
-    /// The method code.
+    /// Method code that clients send.
     pub code: u32,
-    /// The document's name of the method; shown in the answer to an unknown code.
+    /// Name of the method in the API document, shown to clients that send an unknown code.
     pub name: &'static str,
-    /// The bus method that answers.
+    /// Bus method that answers the requests.
     pub method: MethodInfo,
-    /// The document's success text, with its spelling.
+    /// Success message from the API document, with its misspellings.
     pub success: &'static str,
-    /// The shape of the answer.
+    /// Which keys the answer has.
     pub shape: Shape,
 }
 
-/// All documented methods, in the order in which the answer to an unknown code lists them.
+/// All methods of the documented API, in the order in which they are listed to clients that send an unknown code.
 pub const TABLE: &[Documented] = &[
     Documented {
         code: 458_753,
@@ -63,18 +64,18 @@ pub const TABLE: &[Documented] = &[
     },
 ];
 
-/// What an answer contains, and in which order.
+/// Which keys an answer of the documented API contains, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
-    /// The reply is a [`vmwatch_api::auth::Session`]; the answer carries its `session_id` and no `data`.
+    /// For a [`vmwatch_api::auth::Session`] as reply: the answer has its `session_id` and no `data`.
     Session,
-    /// The reply is a page of rows; `data` holds the rows of all pages.
+    /// For pages of rows as reply: `data` holds the rows of all pages.
     Rows,
-    /// `data` is null whatever the reply.
+    /// `data` is null, whatever the service replied.
     Null,
 }
 
-/// A key of an answer.
+/// A key of an answer of the documented API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Key {
     StatusCode,
@@ -86,7 +87,7 @@ pub(super) enum Key {
 }
 
 impl Shape {
-    /// The keys of an answer, in the order of the document's sample.
+    /// Keys of an answer, in the order of the samples in the API document.
     pub(super) const fn keys(self) -> &'static [Key] {
         match self {
             Self::Session => &[
@@ -108,15 +109,15 @@ impl Shape {
     }
 }
 
-/// The documented `status_code` (docs/api/wire-contract.md, "Answer"). The document also defines 2 (success), which none
-/// of its samples uses.
+/// The `status_code` of the documented API (docs/api/wire-contract.md, "Answer"). The API document also defines 2
+/// (success), but none of its samples uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
-    /// Every success.
+    /// Used for every success.
     Created = 1,
-    /// Every failure but a timeout.
+    /// Used for every failure other than a timeout.
     Failure = 3,
-    /// The deadline passed before the service answered.
+    /// Used when the deadline passed before the service answered.
     Timeout = 4,
 }
 
@@ -136,20 +137,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_and_names_are_unique() {
+    fn codes_and_names_of_documented_methods_are_unique() {
         let codes: HashSet<_> = TABLE.iter().map(|row| row.code).collect();
         let names: HashSet<_> = TABLE.iter().map(|row| row.name).collect();
         assert_eq!((codes.len(), names.len()), (TABLE.len(), TABLE.len()));
     }
 
     #[test]
-    fn timeout_has_status_4_and_all_other_faults_3() {
+    fn documented_status_is_4_for_timeouts_and_3_for_other_faults() {
         assert_eq!(Status::from(FaultKind::Timeout) as u8, 4);
         assert_eq!(Status::from(FaultKind::Internal) as u8, 3);
     }
 
     #[test]
-    fn codes_reach_the_subjects_of_the_contract() {
+    fn documented_codes_map_to_the_bus_subjects_of_the_contract() {
         let rows: Vec<_> = TABLE
             .iter()
             .map(|row| (row.code, row.name, row.method.full_subject()))

@@ -1,7 +1,7 @@
-//! The newest live events, encoded once for all readers.
+//! In-memory log of the newest live events, each encoded once for all readers.
 //!
-//! A reader holds a position, not events. Replayed and new events come from the same log, so a thousand readers need no
-//! more memory for events than one.
+//! A reader holds only its position in the log. Replayed and new events come from the same log, so a thousand readers
+//! need no more memory for events than one reader does.
 
 use std::{
     collections::VecDeque,
@@ -12,37 +12,37 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use vmwatch_api::InstanceId;
 
-/// Maximum number of retained events; a reader that missed more must reload everything.
+/// Maximum number of events in the log. A client that missed more than this must reload its data.
 pub(super) const MAX_EVENTS: usize = 10_000;
-/// Maximum bytes of retained encoded events; operations have long records.
+/// Maximum total size of the encoded events in the log. Events about operations are large.
 const MAX_BYTES: usize = 16 << 20;
-/// Maximum number of events that a reader takes and examines in one turn.
+/// Maximum number of events that a reader takes, and that it examines, in one turn.
 const MAX_TAKEN: usize = 64;
 const MAX_EXAMINED: usize = 1024;
 
-/// An encoded event.
+/// A live event, encoded as sent to clients.
 #[derive(Debug)]
 pub(crate) struct EncodedEvent {
-    /// The event's number in the stream.
+    /// The event's sequence number in the stream.
     pub(crate) number: u64,
     pub(crate) instance: InstanceId,
-    /// The event as sent to clients.
+    /// The encoded event.
     pub(crate) frame: Bytes,
 }
 
-/// The newest events of one stream.
+/// The newest events of one stream of live events.
 #[derive(Debug)]
 pub(crate) struct Log {
     events: RwLock<Events>,
     reached: watch::Sender<Reached>,
 }
 
-/// The newest position of a log.
+/// How far a log has been filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reached {
-    /// The number of the newest event.
+    /// Number of the newest event in the log.
     pub(crate) number: u64,
-    /// Whether the stream was replaced, so that no more events follow.
+    /// Whether the stream was replaced, so that no more events will be added to this log.
     pub(crate) over: bool,
 }
 
@@ -50,20 +50,20 @@ pub(crate) struct Reached {
 struct Events {
     kept: VecDeque<Arc<EncodedEvent>>,
     bytes: usize,
-    /// The number from which on no event is missing.
+    /// All events after this number are in the log.
     begin: u64,
 }
 
-/// The events that a reader takes in one turn.
+/// Events that a reader takes from the log in one turn.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) events: Vec<Arc<EncodedEvent>>,
-    /// The reader's new position: it has seen all wanted events up to here.
+    /// The reader's position after this turn: it has examined all events up to this number.
     pub(crate) position: u64,
 }
 
 impl Log {
-    /// An empty log that begins after this number.
+    /// Creates an empty log; its first event will have a number greater than this one.
     pub(super) fn after(number: u64) -> Self {
         Self {
             events: RwLock::new(Events {
@@ -75,7 +75,7 @@ impl Log {
         }
     }
 
-    /// Adds the next event, or `None` if its number holds no event for readers.
+    /// Adds the next event. `None` records that this number has no event for clients.
     pub(super) fn push(&self, number: u64, event: Option<EncodedEvent>) {
         let mut events = self.events.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(event) = event {
@@ -93,31 +93,31 @@ impl Log {
         self.reached.send_replace(Reached { number, over: false });
     }
 
-    /// Discards all events, since some before this number are missing.
+    /// Discards all events and continues at this number, because some events before it are missing.
     pub(super) fn begin_at(&self, number: u64) {
         let mut events = self.events.write().unwrap_or_else(PoisonError::into_inner);
         events.kept.clear();
         (events.bytes, events.begin) = (0, number);
     }
 
-    /// Ends all readers.
+    /// Ends all readers of this log.
     pub(super) fn end(&self) {
         self.reached.send_modify(|reached| reached.over = true);
     }
 
-    /// Watches the newest position of the log.
+    /// Notifies about new events in the log.
     pub(crate) fn reached(&self) -> watch::Receiver<Reached> {
         self.reached.subscribe()
     }
 
-    /// Whether a reader at this position misses no events.
+    /// Whether a reader at this position can continue without missing events.
     pub(super) fn covers(&self, position: u64) -> bool {
         let events = self.events.read().unwrap_or_else(PoisonError::into_inner);
         position.saturating_add(1) >= events.begin
     }
 
-    /// Takes the next events after a position that the reader wants; the numbers of taken and examined events are
-    /// bounded. `None` if some were discarded already.
+    /// Takes the next events that the reader wants after this position; the numbers of events taken and examined are
+    /// bounded. Returns `None` if some events after the position were discarded already.
     pub(crate) fn take(&self, position: u64, wants: impl Fn(&EncodedEvent) -> bool) -> Option<Taken> {
         let events = self.events.read().unwrap_or_else(PoisonError::into_inner);
         if position.saturating_add(1) < events.begin {
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_wanted_events_in_bounded_turns() {
+    fn reader_takes_wanted_events_in_bounded_turns() {
         let log = Log::after(4);
         for number in 5..2005 {
             push(&log, number, 10);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn discards_oldest_events_by_count_and_bytes() {
+    fn event_log_discards_oldest_events_by_count_and_size() {
         let log = Log::after(0);
         for number in 1..=10_001 {
             push(&log, number, 10);
@@ -188,12 +188,15 @@ mod tests {
         assert!(log.take(10_000, |_| true).is_none());
         assert_eq!(numbers(&log.take(10_001, |_| true).unwrap()), [10_002]);
         push(&log, 10_003, MAX_BYTES + 1);
-        assert!(log.take(10_002, |_| true).is_none(), "too large to be retained");
+        assert!(
+            log.take(10_002, |_| true).is_none(),
+            "the event is too large for the log and must have been discarded"
+        );
         assert!(log.take(10_003, |_| true).unwrap().events.is_empty());
     }
 
     #[test]
-    fn skips_numbers_without_events() {
+    fn reader_skips_event_numbers_without_events() {
         let log = Log::after(0);
         push(&log, 1, 10);
         log.push(2, None);

@@ -1,7 +1,8 @@
-//! Actions on VMs.
+//! REST routes that start, stop and reboot VMs.
 //!
-//! On the bus a request for an action is answered when the operation has ended. Here it is answered as soon as the
-//! operation is recorded, with the address of its record. The idempotency key determines the operation's id in advance.
+//! On the bus, a request for an action is answered when the operation has ended. These routes answer as soon as the
+//! operation's record exists, with the address of the record. They know the operation's id in advance, because it is
+//! derived from the idempotency key.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,19 +34,20 @@ use super::{
 };
 use crate::Gateway;
 
-/// Interval at which a new operation's record is polled.
+/// Interval at which the record of a new operation is polled.
 const LOOK: Duration = Duration::from_millis(50);
-/// Time after which a recorded operation is returned even if it has not begun.
+/// How long a request waits for its recorded operation to begin; after that it is answered with the operation as it is.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Time limit of a request for several VMs; actions that have not begun by then do not begin.
+/// Time limit of a request for several VMs. Actions that have not begun by then are not carried out.
 const WHOLE: Duration = Duration::from_mins(5);
-/// Maximum number of VMs per request, and default number of concurrent actions.
+/// Maximum number of VMs in one request, and the default number of concurrent actions.
 const MAX_VMS: usize = 100;
 const TOGETHER: u64 = 4;
-/// Number of concurrent actions.
+/// Number of actions carried out concurrently.
 type Together = Number<1, 16>;
 
-/// The caller's idempotency key, or a new random one. An action with the same key takes effect on a VM at most once.
+/// The caller's idempotency key, or a new random key. Of several actions on one VM with the same key only the first
+/// takes effect.
 #[derive(Debug)]
 pub(super) struct IdempotencyKey(String);
 
@@ -64,19 +66,19 @@ impl FromRequestParts<Arc<Gateway>> for IdempotencyKey {
     }
 }
 
-/// A request to act on one VM.
+/// Request body for an action on one VM.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Command {
-    /// The action.
+    /// The action to carry out.
     action: Action,
 }
 
 /// Act on a VM
 ///
-/// Returns as soon as the operation is recorded, with the address of its record; the record and the live events show
-/// its progress and result. Requests with the same `Idempotency-Key` take effect once: repeated requests return the
-/// record of the first.
+/// Returns as soon as the operation is recorded, with the address of the record. The record and the live events show
+/// the progress and the result of the operation. Requests with the same `Idempotency-Key` take effect once: repeated
+/// requests return the record of the first request.
 #[utoipa::path(
     post, path = "/vms/{instance_id}/actions", tag = "operations", operation_id = "act", request_body = Command,
     params(
@@ -108,17 +110,17 @@ pub(super) async fn act(
     Ok(response)
 }
 
-/// A request to act on several VMs.
+/// Request body for an action on several VMs.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CommandForSeveral {
-    /// The action.
+    /// The action to carry out on each VM.
     action: Action,
-    /// The VMs, in the order in which to act.
+    /// Ids of the VMs, in the order in which to act on them.
     #[serde(deserialize_with = "some_vms")]
     #[schema(min_items = 1, max_items = 100)]
     instance_ids: Vec<InstanceId>,
-    /// Number of concurrent actions. Default: 4.
+    /// Number of actions carried out concurrently. Default: 4.
     #[schema(inline)]
     at_once: Option<Together>,
 }
@@ -128,43 +130,45 @@ fn some_vms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Ins
     if (1..=MAX_VMS).contains(&ids.len()) {
         Ok(ids)
     } else {
-        Err(serde::de::Error::custom(format!("must be 1 to {MAX_VMS} ids")))
+        Err(serde::de::Error::custom(format!(
+            "must be a list of 1 to {MAX_VMS} VM ids"
+        )))
     }
 }
 
-/// The outcome for one of several VMs.
+/// Result of the request for one of the VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcome {
     /// VM id.
     instance_id: InstanceId,
-    /// The operation; null if it did not begin.
+    /// The operation; null if no operation began.
     #[schema(required)]
     operation: Option<Operation>,
-    /// Why the operation did not begin.
+    /// Reason why no operation began; null if one did.
     #[schema(required)]
     refusal: Option<Refusal>,
 }
 
-/// The reason why an operation did not begin.
+/// Reason why no operation began.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Refusal {
-    /// Machine-readable kind.
+    /// Machine-readable kind of the error.
     code: FaultKind,
-    /// Description for users.
+    /// Description of the error for users.
     detail: String,
 }
 
-/// The outcomes for several VMs.
+/// Results of a request that acts on several VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcomes {
-    /// One outcome per VM, in the order of the request.
+    /// One result per VM, in the order of the request.
     outcomes: Vec<Outcome>,
 }
 
 /// Act on several VMs
 ///
 /// Acts on a limited number of VMs at a time and returns when the last operation has ended, after at most five minutes.
-/// Operations that have not begun by then, or when the client disconnects, do not begin. Operations that have begun
+/// Actions that have not begun by then, or when the client disconnects, are not carried out. Operations that have begun
 /// continue in either case; their records and the live events show the result.
 #[utoipa::path(
     post, path = "/actions", tag = "operations", operation_id = "act_on_several", request_body = CommandForSeveral,
@@ -199,7 +203,7 @@ pub(super) async fn act_on_several(
                 }
                 Err(_) => Err(Fault::new(
                     FaultKind::Timeout,
-                    "the time limit passed before its turn",
+                    "the request's time limit passed before the action on this VM began",
                 )),
             };
             Outcome::new(instance_id, outcome)
@@ -207,7 +211,7 @@ pub(super) async fn act_on_several(
         .buffered(usize::try_from(together).unwrap_or(1))
         .collect()
         .await;
-    // The role check does not depend on the VM, so one `forbidden` fails the whole request.
+    // The role check does not depend on the VM: if one action is forbidden, all are, and the whole request fails.
     match outcomes.iter().find_map(Outcome::forbidden) {
         Some(detail) => Err(Fault::new(FaultKind::Forbidden, detail).into()),
         None => Ok(axum::Json(Outcomes { outcomes })),
@@ -239,7 +243,7 @@ impl Outcome {
     }
 }
 
-/// An action being submitted.
+/// An action on one VM that is being submitted to lifecycle-svc.
 struct SubmittedAction<'a> {
     gateway: &'a Arc<Gateway>,
     caller: &'a Caller,
@@ -271,13 +275,13 @@ impl<'a> SubmittedAction<'a> {
         }
     }
 
-    /// Sends the request, and waits until the operation has begun.
+    /// Sends the action to lifecycle-svc and waits until the operation has begun.
     async fn begin(self) -> Result<lifecycle::Operation, Fault> {
         let info = method(self.action);
         let permit = self.gateway.admission.enter(&info, &self.context).await?;
         let (gateway, context) = (Arc::clone(self.gateway), self.context.clone());
         let (instance_id, action) = (self.instance_id.clone(), self.action);
-        // Continues after this request was answered or cancelled.
+        // The task continues after the HTTP request was answered or cancelled.
         let mut call =
             tokio::spawn(async move { send(&gateway, &context, instance_id, action, permit).await });
         let given_at = Instant::now();
@@ -285,7 +289,8 @@ impl<'a> SubmittedAction<'a> {
         loop {
             if let Ok(ended) = timeout(pause, &mut call).await {
                 let ended = ended.map_err(|error| {
-                    Fault::new(FaultKind::Internal, "the request was lost").caused_by(error)
+                    Fault::new(FaultKind::Internal, "an internal error occurred; it was logged")
+                        .caused_by(error)
                 })?;
                 return self.ended(ended).await;
             }
@@ -298,21 +303,22 @@ impl<'a> SubmittedAction<'a> {
         }
     }
 
-    /// Sends the request, and waits until the operation has ended.
+    /// Sends the action to lifecycle-svc and waits until the operation has ended.
     async fn wait_for_end(self, permit: Permit) -> Result<lifecycle::Operation, Fault> {
         let instance_id = self.instance_id.clone();
         let ended = send(self.gateway, &self.context, instance_id, self.action, permit).await;
         self.ended(ended).await
     }
 
-    /// The operation of an answered request; the fault if there is none or it belongs to another request.
+    /// Returns the operation after lifecycle-svc has answered, or the fault if no operation exists or the existing one
+    /// belongs to another request.
     async fn ended(&self, ended: Result<(), Fault>) -> Result<lifecycle::Operation, Fault> {
         let record = self.read_operation().await;
         match (ended, record) {
             (Ok(()), record) => record,
-            // The VM does not exist; the record only documents the attempt.
+            // The VM does not exist, so no operation ran; the record exists only to document the attempt.
             (Err(fault), _) if fault.kind == FaultKind::NotFound => Err(fault),
-            // The record belongs to another request with this key.
+            // The idempotency key was used before for a different action, whose record this is.
             (Err(fault), Ok(record)) if record.hard != self.action.verb().1 => Err(fault),
             (Err(_), Ok(record)) => Ok(record),
             (Err(fault), Err(_)) => Err(fault),
@@ -324,7 +330,7 @@ impl<'a> SubmittedAction<'a> {
     }
 }
 
-/// The method of an action.
+/// Returns the bus method that carries out an action.
 const fn method(action: Action) -> MethodInfo {
     match action {
         Action::Start => Start::INFO,
@@ -334,7 +340,7 @@ const fn method(action: Action) -> MethodInfo {
     }
 }
 
-/// Sends the request, and waits for the end of the operation; holds the permit until then.
+/// Sends the action to lifecycle-svc and holds the permit until the operation has ended.
 async fn send(
     gateway: &Gateway,
     context: &Context,

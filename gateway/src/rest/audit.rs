@@ -1,4 +1,4 @@
-//! The audit log, for administrators.
+//! REST route with which administrators read the audit log.
 
 use std::sync::Arc;
 
@@ -20,30 +20,30 @@ use super::{
 };
 use crate::Gateway;
 
-/// An audit record.
+/// A record in the audit log.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AuditRecord {
-    /// Time of the record.
+    /// Time at which the audit record was written.
     at: Timestamp,
-    /// The action, such as `lifecycle.start` or `auth.login`.
+    /// Attempted action, such as `lifecycle.start` or `auth.login`.
     action: String,
-    /// The user; for a login the given name, whether or not the user exists.
+    /// User who attempted the action. For a login, the given name, whether or not such a user exists.
     user: String,
-    /// Source address of the request, as seen by the gateway.
+    /// Client address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
-    /// The target: a VM id or a user name.
+    /// Target of the action: a VM id or a user name.
     #[schema(required)]
     target: Option<String>,
-    /// The request ID, as in the logs.
+    /// Request ID, as in the logs.
     request_id: String,
-    /// The operation, for actions on VMs.
+    /// Id of the operation, for actions on VMs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     operation_id: Option<OperationId>,
-    /// The result.
+    /// Result of the action.
     result: AuditResult,
-    /// Description of the result.
+    /// Description of the result for administrators.
     detail: String,
 }
 
@@ -63,11 +63,11 @@ impl From<audit::AuditRecord> for AuditRecord {
     }
 }
 
-/// A page of audit records.
+/// A page of the audit log.
 #[derive(Serialize, ToSchema)]
 pub(super) struct AuditPage {
-    /// Newest first. A page may hold fewer records than `limit`, even none, without being the last, because the number
-    /// of records examined per page is limited.
+    /// Audit records, newest first. A page may hold fewer records than `limit`, even none, without being the last one,
+    /// because the number of records examined per page is limited.
     records: Vec<AuditRecord>,
     /// Value of `before` for the next page; null on the last page.
     #[schema(required)]
@@ -78,28 +78,28 @@ pub(super) struct AuditPage {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
-    /// `next` of the previous page.
+    /// The `next` value of the previous page.
     before: Option<AuditPlace>,
-    /// Page size. Default: 100.
+    /// Maximum number of audit records in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// Only records of this user; upper and lower case are the same.
+    /// Return only audit records of this user. The name is case-insensitive.
     user: Option<UserName>,
-    /// Only records with this target: a VM id or a user name.
+    /// Return only audit records with this target: a VM id or a user name.
     #[param(inline)]
     target: Option<Text<128>>,
-    /// Only this action or its sub-actions: `auth` covers `auth.login`.
+    /// Return only audit records of this action and its sub-actions: `auth` includes `auth.login`.
     #[param(inline)]
     action: Option<Text<128>>,
-    /// Only records at or after this time.
+    /// Return only audit records written at or after this time.
     from: Option<Timestamp>,
-    /// Only records before this time.
+    /// Return only audit records written before this time.
     to: Option<Timestamp>,
 }
 
 /// Read the audit log
 ///
-/// Logins, user management and actions on VMs, with user, source address, target and result.
+/// Records of logins, user management and actions on VMs, with user, client address, target and result.
 #[utoipa::path(
     get, path = "/audit", tag = "audit", operation_id = "list_audit", params(AuditQuery),
     responses((status = OK, body = AuditPage, description = "a page of audit records, newest first")),

@@ -1,10 +1,10 @@
-//! Authenticates requests, by a bearer token or by the page's cookie.
+//! Authenticates REST requests, by bearer token or by the web page's session cookie.
 //!
-//! A browser sends the cookie whichever site caused the request. A request that changes something is therefore accepted
-//! by cookie only if the browser reports that the page itself sent it: `Sec-Fetch-Site: same-origin`, or, for browsers
-//! that do not send that header (none does over plain HTTP), an `Origin` equal to the requested address. This is the
-//! algorithm of Go's `net/http.CrossOriginProtection`, except that a request with neither header is refused, since
-//! programs can use the bearer token. `SameSite=Strict` is a second line of defence.
+//! A browser sends the cookie with every request, whichever site caused the request. A request that changes something
+//! is therefore accepted by cookie only if the browser reports that the web page itself sent it: by `Sec-Fetch-Site:
+//! same-origin` or, if the browser does not send that header (none does over plain HTTP), by an `Origin` equal to the
+//! address of the request. This is the algorithm of Go's `net/http.CrossOriginProtection`, except that a request with
+//! neither header is refused, since programs can use the bearer token. `SameSite=Strict` is a second line of defence.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -22,22 +22,23 @@ use vmwatch_bus::{Context, serve::check_role};
 use super::{middleware::RequestId, problem::Problem};
 use crate::{Gateway, sessions::Session};
 
-/// W3C Fetch Metadata: the relation of the requesting page to this server.
+/// Header of W3C Fetch Metadata: how the requesting page relates to this server.
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// The page's cookie over TLS; the prefix prevents other hosts of the domain from setting it.
+/// Name of the session cookie over TLS. The prefix `__Host-` prevents other hosts of the domain from setting the
+/// cookie.
 const SECURE_COOKIE: &str = "__Host-vmwatch_session";
-/// The page's cookie without TLS.
+/// Name of the session cookie without TLS.
 pub(super) const PLAIN_COOKIE: &str = "vmwatch_session";
 
-/// A request that is not authenticated.
+/// The client of a request that needs no authentication.
 #[derive(Debug)]
 pub(super) struct Visitor {
     pub(super) request_id: String,
-    /// The client's address.
+    /// Address of the client, behind trusted proxies.
     pub(super) source: Option<String>,
 }
 
-/// An authenticated request.
+/// The authenticated user of a request.
 #[derive(Debug)]
 pub(super) struct Caller {
     pub(super) visitor: Visitor,
@@ -46,7 +47,7 @@ pub(super) struct Caller {
 }
 
 impl Visitor {
-    /// The context of a call without a session.
+    /// Creates the context of a call to a service, without a session.
     pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
         let mut context = Context::new(gateway.deadlines.for_kind(kind));
         context.request_id.clone_from(&self.request_id);
@@ -60,7 +61,7 @@ impl Caller {
         self.session.principal()
     }
 
-    /// The context of a call; a command gets a new idempotency key.
+    /// Creates the context of a call to a service in the name of the user. A command gets a random idempotency key.
     pub(super) fn context(&self, gateway: &Gateway, kind: Kind) -> Context {
         let context = self
             .visitor
@@ -72,7 +73,7 @@ impl Caller {
         }
     }
 
-    /// Calls a method.
+    /// Calls a method of a service in the name of the user.
     pub(super) async fn ask<M: Method>(
         &self,
         gateway: &Gateway,
@@ -118,7 +119,7 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
         let token = token.ok_or_else(Problem::unauthenticated)?;
         let session = gateway.sessions.check(&token).await?;
         let session = session.ok_or_else(Problem::unauthenticated)?;
-        // A session with a role of a newer version stays valid, but grants nothing here.
+        // A session whose role only a newer version knows stays valid, but permits nothing on this gateway.
         check_role(Access::Role(Role::Viewer), Some(session.principal()))?;
         Ok(Self {
             session,
@@ -150,7 +151,7 @@ fn cookie(headers: &HeaderMap) -> Option<Token> {
     of(SECURE_COOKIE).or_else(|| of(PLAIN_COOKIE))
 }
 
-/// The `Set-Cookie` value of a session, `Secure` over TLS; an age of 0 deletes the cookie.
+/// Value of the `Set-Cookie` header for a session, with `Secure` over TLS. An age of 0 deletes the cookie.
 pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> String {
     let over_tls = text(headers, header::ORIGIN).is_some_and(|origin| origin.starts_with("https://"));
     let (name, secure) = if over_tls {
@@ -161,7 +162,7 @@ pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> Stri
     format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
 }
 
-/// Checks that the browser reports a page of this address as the sender of the request.
+/// Checks that, according to the browser, a page of this server's own origin sent the request.
 pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
     let same = match (text(headers, SEC_FETCH_SITE), text(headers, header::ORIGIN)) {
         (Some(site), _) => site == "same-origin" || site == "none",
@@ -175,8 +176,7 @@ pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Pr
     if same {
         return Ok(());
     }
-    let detail =
-        "a session cookie is only accepted from the page of this address; use a bearer token instead";
+    let detail = "a session cookie is accepted only in requests from this server's own web page; use a bearer token instead";
     Err(Fault::new(FaultKind::Forbidden, detail).into())
 }
 
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_cookie_only_from_same_origin() {
+    fn cookie_is_accepted_only_in_requests_from_same_origin() {
         for (sent, believed) in [
             (&[("sec-fetch-site", "same-origin")][..], true),
             (&[("sec-fetch-site", "none")], true),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_cookie_and_sets_it_secure_over_tls() {
+    fn session_cookie_is_found_and_is_secure_over_tls() {
         const TOKEN: &str = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca";
         for (sent, found) in [
             ("vmwatch_session=9afdb1ec-d396-4ba3-af7a-1e38fd8751ca", true),
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_bearer_token() {
+    fn bearer_token_is_read_from_authorization_header() {
         assert!(bearer("Bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
         assert!(bearer("bearer 9afdb1ec-d396-4ba3-af7a-1e38fd8751ca").is_some());
         for bad in [

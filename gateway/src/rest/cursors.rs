@@ -1,4 +1,4 @@
-//! Page cursors: the end of a page as text, which a client sends to get the next page.
+//! Cursors of paged lists. A cursor marks the end of a page; the client sends it back to get the next page.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use utoipa::{
@@ -12,30 +12,30 @@ use vmwatch_api::{
     processes::{EventPlace, ProcessEventKind, TablePlace},
 };
 
-const RULE: &str = "must be `next` of the previous page";
+const RULE: &str = "must be the `next` value of the previous page";
 
-/// Cursor in a list of operations: time and id of the last one.
+/// Cursor in a list of operations: request time and id of the last operation on the page.
 #[derive(Debug)]
 pub(super) struct OperationCursor(pub(super) OperationPlace);
 
-/// Cursor in a process table: the time of the table, and the id of the last row.
+/// Cursor in a process table: time of the table, and id of the last row on the page.
 #[derive(Debug)]
 pub(super) struct TableCursor(pub(super) TablePlace);
 
-/// Cursor in a list of process events: time, kind, pid and start time of the process.
+/// Cursor in a list of process events: time and kind of the last event, and pid and start time of its process.
 #[derive(Debug)]
 pub(super) struct EventCursor(pub(super) EventPlace);
 
-/// Cursor in the audit log: a number for each of its two streams.
+/// Cursor in the audit log: a position in each of the two streams of audit records.
 #[derive(Debug)]
 pub(super) struct AuditPlace(pub(super) AuditCursor);
 
-/// The schema of a cursor. Every text that matches the pattern is valid.
+/// OpenAPI schema of a cursor. Every string that matches the pattern must be a valid cursor.
 pub(super) fn cursor_schema(pattern: &str) -> RefOr<Schema> {
     ObjectBuilder::new()
         .schema_type(Type::String)
         .pattern(Some(pattern))
-        .description(Some("Marks the end of a page."))
+        .description(Some("Opaque cursor that marks the end of a page."))
         .into()
 }
 
@@ -94,7 +94,7 @@ impl AuditPlace {
     }
 }
 
-/// A number of at most 20 digits; numbers above the maximum time saturate.
+/// Parses a number of at most 20 digits. A number above the maximum of `u64` becomes that maximum.
 fn number(digits: &str) -> Option<u64> {
     let fits = (1..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     fits.then(|| digits.parse().unwrap_or(u64::MAX))
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn cursors_survive_round_trip() {
+    fn cursors_can_be_decoded_after_encoding() {
         let operation = "1483277879001.00112233445566778899aabbccddeeff";
         let table = "1483277879001.58690637594c10403e25b048";
         let event = "1483277879001.ended.479.1482236515630";
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_invalid_cursors() {
+    fn invalid_cursors_are_rejected() {
         for bad in [
             "",
             ".",

@@ -1,4 +1,4 @@
-//! Sends live events as server-sent events (HTML Living Standard, "Server-sent events").
+//! REST route that sends live events as server-sent events (HTML Living Standard, "Server-sent events").
 
 use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
@@ -36,16 +36,17 @@ use crate::{
     live::{EncodedEvent, Log, Reached, Start},
 };
 
-/// Interval of comment lines, which keep proxies from closing the connection and let clients notice a dead one.
+/// Interval of comment lines, which keep proxies from closing the connection and let clients detect a dead connection.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Interval at which the session is checked.
+/// Interval at which a client's session is checked while it receives events.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
-/// Small events are sent together up to this many bytes; larger ones are sent alone without copying.
+/// Maximum number of bytes of small events that are sent in one chunk. A larger event is sent alone, without copying
+/// it.
 const CHUNK: usize = 4096;
-/// Maximum delay before a browser reconnects.
+/// Maximum delay before a disconnected browser reconnects.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
-/// The number of the last event seen, which browsers send when they reconnect.
+/// Number of the last event that the client has seen. Browsers send it when they reconnect.
 #[derive(Debug)]
 pub(super) struct LastEventId(Option<u64>);
 
@@ -59,7 +60,7 @@ impl FromRequestParts<Arc<Gateway>> for LastEventId {
         let number = value.to_str().ok().and_then(|text| text.parse().ok());
         number
             .map(|number| Self(Some(number)))
-            .ok_or_else(|| Problem::invalid("Last-Event-ID must be the id of an event"))
+            .ok_or_else(|| Problem::invalid("Last-Event-ID must be the id of a received event"))
     }
 }
 
@@ -67,11 +68,11 @@ impl FromRequestParts<Arc<Gateway>> for LastEventId {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Only events of this VM.
+    /// Send only events of this VM.
     instance_id: Option<InstanceId>,
 }
 
-/// Data of the event `sample`: the values of a VM.
+/// Data of a `sample` event: new values of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SampleEvent<'a> {
     /// VM id.
@@ -83,39 +84,39 @@ pub(super) struct SampleEvent<'a> {
     values: VmValues,
 }
 
-/// Data of the event `processes`: a process table was stored.
+/// Data of a `processes` event: a new process table of a VM was stored.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessesEvent<'a> {
     /// VM id.
     instance_id: &'a InstanceId,
-    /// Time of the sample, by the clock of the VM.
+    /// Time of the process table, by the clock of the VM.
     at: Timestamp,
 }
 
-/// Data of the event `machine`: the state of a VM changed.
+/// Data of a `machine` event: the state of a VM changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct MachineEvent<'a> {
     /// VM id.
     instance_id: &'a InstanceId,
-    /// Time at which the change was detected.
+    /// Time at which the state change was detected.
     at: Timestamp,
-    /// State on the hypervisor; null if no hypervisor has the VM any more.
+    /// New state of the VM on its hypervisor; null if no hypervisor has the VM any more.
     #[schema(required)]
     state: Option<MachineState>,
 }
 
 /// Follow live events
 ///
-/// A stream of server-sent events `sample`, `processes`, `operation` (data as returned by `GET /operations/{id}`) and
-/// `machine`. Each has JSON data and a number as its id. The stream begins with `ready`, or with `gap` if more events
-/// were missed since `Last-Event-ID` than can be replayed; then reload the displayed data. `end` means that the session
-/// has ended. A comment is sent every 15 seconds. A client that does not keep up is disconnected, and can reconnect
-/// with the last id that it saw.
+/// An endless stream of server-sent events named `sample`, `processes`, `operation` (with the same data as `GET
+/// /operations/{id}`) and `machine`. Each event has JSON data and a number as its id. The first event is `ready`, or
+/// `gap` if more events were missed since `Last-Event-ID` than can be replayed; after `gap`, reload the displayed data.
+/// The event `end` means that the session has ended. A comment line is sent every 15 seconds. A client that reads too
+/// slowly is disconnected; it can reconnect with the id of the last event that it received.
 #[utoipa::path(
     get, path = "/events", tag = "events", operation_id = "events",
     params(
         EventsQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "id of the last event seen"),
+        ("Last-Event-ID" = Option<u64>, Header, description = "id of the last event that the client received"),
     ),
     responses((status = OK, description = "an endless stream of events", content_type = "text/event-stream", body = String)),
 )]
@@ -142,12 +143,12 @@ pub(super) async fn follow(
         header::CONTENT_TYPE,
         HeaderValue::from_static("text/event-stream"),
     );
-    // Keeps proxies from buffering the endless response.
+    // This header makes proxies such as nginx pass the endless response on without buffering it.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
 
-/// Selects the events of a reader.
+/// Selects the events that a client receives.
 struct Filter {
     scope: Scope,
     instance_id: Option<InstanceId>,
@@ -159,20 +160,20 @@ impl Filter {
     }
 }
 
-/// A connected client.
+/// A client that is connected to the stream of live events.
 struct Reader {
     gateway: Arc<Gateway>,
     token: Token,
     filter: Filter,
     log: Arc<Log>,
     reached: watch::Receiver<Reached>,
-    /// The number of the last event examined.
+    /// Number of the last event that was examined for this client.
     position: u64,
-    /// Events up to this number are replayed.
+    /// Number of the newest event when the client connected; events up to this number count as replayed.
     newest: u64,
-    /// The first frame, until it is sent.
+    /// First frame of the stream, until it is sent.
     begin: Option<Bytes>,
-    /// Events to be sent next.
+    /// Events that are sent next.
     next: VecDeque<Arc<EncodedEvent>>,
     session_check: Interval,
     last_frame: Instant,
@@ -184,7 +185,8 @@ impl Reader {
     fn new(gateway: Arc<Gateway>, token: Token, filter: Filter, start: Start, permit: Permit) -> Self {
         gauge!("vmwatch_event_readers").increment(1.0);
         let begin = if start.gap { "gap" } else { "ready" };
-        // Sent before missed events, the number would make the client believe that it has seen all of them.
+        // If the newest event's number were sent before the missed events, the client would believe that it has seen
+        // them all.
         let id = (start.position == start.newest).then_some(start.newest);
         let mut session_check = interval(SESSION_CHECK);
         session_check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -205,7 +207,7 @@ impl Reader {
         }
     }
 
-    /// The next bytes to send; `None` at the end of the stream.
+    /// Waits for the next bytes to send; `None` ends the stream.
     async fn next(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;
@@ -235,7 +237,8 @@ impl Reader {
                             self.ended = true;
                             return Some(frame("end", None, "{}"));
                         }
-                        // Sessions cannot be checked now; a client that reconnects gets the error.
+                        // The session cannot be checked now. End the stream: when the client reconnects, it gets the
+                        // error.
                         Err(_) => return None,
                     }
                     if self.last_frame.elapsed() >= HEARTBEAT {
@@ -243,13 +246,13 @@ impl Reader {
                     }
                 }
                 reached = self.reached.changed(), if is_at_end => reached.ok()?,
-                // Let other readers run.
+                // Yield, so that a client with many events to catch up on does not delay other clients.
                 () = yield_now(), if !is_at_end => {}
             }
         }
     }
 
-    /// The next events to send, as many as fit a chunk.
+    /// Returns the next events to send, as many as fit into one chunk.
     fn next_chunk(&mut self) -> Option<Bytes> {
         let mut bytes = 0;
         let together = self.next.iter().take_while(|event| {
@@ -270,8 +273,8 @@ impl Reader {
         }
     }
 
-    /// Takes more events from the log. Returns true if the reader is at the end of the log; `None` if the reader lags
-    /// too far behind or the log has ended.
+    /// Takes more events from the log. Returns true if the client has caught up with the log, and `None` if the client
+    /// is too far behind or the log has ended.
     fn take(&mut self) -> Option<bool> {
         let reached = *self.reached.borrow_and_update();
         let Some(taken) = self
@@ -291,8 +294,8 @@ impl Reader {
     }
 }
 
-/// The first frame, with a random delay before reconnecting, so that the clients of a restarted gateway do not all
-/// reconnect at once.
+/// The first frame of the stream. It sets a random reconnection delay, so that the clients of a restarted gateway do
+/// not all reconnect at once.
 fn first_frame(name: &str, id: Option<u64>) -> Bytes {
     let retry = jittered(LONGEST_RETRY, 0.2).as_millis();
     let begin = frame(name, id, "{}");
@@ -305,12 +308,12 @@ impl Drop for Reader {
     }
 }
 
-/// Encodes an event for readers.
+/// Encodes a live event as a server-sent event, once for all clients.
 pub(crate) fn encode(number: u64, event: &LiveEvent) -> Bytes {
     frame(event.kind(), Some(number), &data(event))
 }
 
-/// Formats an event; JSON has no line breaks.
+/// Formats a server-sent event. JSON data needs no escaping, because encoded JSON contains no line breaks.
 fn frame(event: &str, id: Option<u64>, data: &str) -> Bytes {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("{id}event: {event}\ndata: {data}\n\n").into()
@@ -332,7 +335,7 @@ fn data(event: &LiveEvent) -> String {
             state: event.state,
         }),
     };
-    // Encoding flat structs of strings and numbers cannot fail.
+    // Encoding a flat struct of strings and numbers cannot fail.
     json.unwrap_or_default()
 }
 
@@ -351,7 +354,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn formats_event_as_frame() {
+    fn live_event_is_formatted_as_server_sent_event() {
         let event = LiveEvent::Machine(events::MachineEvent {
             instance_id: "vm-1".parse().unwrap(),
             at_ms: 1_483_277_879_001,
@@ -365,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn spreads_reconnections() {
+    fn reconnection_delays_of_clients_are_spread() {
         let retry = |frame: Bytes| {
             let text = String::from_utf8(frame.to_vec()).unwrap();
             let (line, rest) = text.split_once('\n').unwrap();
@@ -378,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn filters_by_scope_and_vm() {
+    fn event_filter_allows_only_vms_in_scope_and_requested_vm() {
         let id = |id: &str| id.parse::<InstanceId>().unwrap();
         let mut filter = Filter {
             scope: Scope::Only(vec![id("a"), id("b")]),

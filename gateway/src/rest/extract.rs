@@ -1,5 +1,5 @@
-//! Extractors for typed parts of a request. Invalid values are rejected with the name of the field and the rule.
-//! Unknown fields are rejected too, so that a misspelt filter is not silently ignored.
+//! Extractors for the typed parts of a REST request. A request with an invalid value is rejected with the name of the
+//! field and the rule. Unknown fields are rejected too; otherwise a misspelt filter would silently be ignored.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
@@ -20,11 +20,11 @@ use vmwatch_api::metrics::Limit;
 use super::problem::Problem;
 use crate::Gateway;
 
-/// The query, decoded into a type with `deny_unknown_fields`.
+/// Query parameters, decoded into a type with `deny_unknown_fields`.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
 
-/// The query of a route without query parameters.
+/// Query parameters of a route that has none.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NoParameters {}
@@ -44,7 +44,7 @@ impl<T: DeserializeOwned> FromRequestParts<Arc<Gateway>> for Query<T> {
     }
 }
 
-/// The single path parameter.
+/// The only path parameter of a route.
 #[derive(Debug)]
 pub(super) struct Path<T>(pub(super) T);
 
@@ -69,7 +69,7 @@ impl<T: FromStr<Err: fmt::Display>> FromRequestParts<Arc<Gateway>> for Path<T> {
     }
 }
 
-/// A JSON body, decoded into a type with `deny_unknown_fields`.
+/// JSON request body, decoded into a type with `deny_unknown_fields`.
 #[derive(Debug)]
 pub(super) struct Json<T>(pub(super) T);
 
@@ -91,7 +91,7 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
                 detail,
             ));
         }
-        // The body is already in memory: the middleware has read it and enforced the limits.
+        // The body is in memory already: the middleware has read it and enforced the limits, so this needs no limit.
         let bytes = axum::body::to_bytes(request.into_body(), usize::MAX)
             .await
             .map_err(|_| Problem::invalid("the body could not be read completely"))?;
@@ -99,9 +99,9 @@ impl<T: DeserializeOwned> FromRequest<Arc<Gateway>> for Json<T> {
     }
 }
 
-/// Decodes a JSON object. Errors name the field and the rule but never the value, which may be a password.
+/// Decodes a JSON object. Error messages name the field and the rule but never the value, which may be a password.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    // serde would also decode a struct from an array, field by field.
+    // Reject arrays, because serde would decode a struct from an array as well, field by field.
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::invalid("body: must be a JSON object"));
     }
@@ -122,7 +122,8 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     Ok(decoded)
 }
 
-/// Decodes a filter value. Rejects values unknown to this version, which in stored data would decode as `unknown`.
+/// Decodes a filter value. Rejects values that this version does not know; in stored data they would decode as
+/// `unknown`.
 pub(super) fn known<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: DeserializeOwned + serde::Serialize,
@@ -138,7 +139,7 @@ where
     }
 }
 
-/// An integer within bounds, in a query or a body.
+/// An integer within bounds, in query parameters or a request body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Number<const LEAST: u64, const MOST: u64>(u64);
 
@@ -154,7 +155,7 @@ impl<'de, const LEAST: u64, const MOST: u64> Deserialize<'de> for Number<LEAST, 
     }
 }
 
-/// Decodes an integer within bounds. Accepts `10.0`, because JSON does not distinguish integers from floats.
+/// Decodes an integer within bounds. Accepts `10.0` for `10`, because JSON does not distinguish integers from floats.
 struct Whole(u64, u64);
 
 impl Visitor<'_> for Whole {
@@ -176,7 +177,7 @@ impl Visitor<'_> for Whole {
     }
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<u64, E> {
-        // Rejects fractions. The bounds are well within the range in which a float is exact.
+        // Reject fractions. Every integer within the bounds is exact as a float.
         let whole = format!("{number:.0}")
             .parse()
             .ok()
@@ -198,16 +199,16 @@ impl<const LEAST: u64, const MOST: u64> PartialSchema for Number<LEAST, MOST> {
 
 impl<const LEAST: u64, const MOST: u64> ToSchema for Number<LEAST, MOST> {}
 
-/// The requested page size.
+/// Requested maximum number of entries on a page.
 pub(super) type PageLimit = Number<1, 1000>;
 
-/// The page size to use; 100 by default.
+/// Page size to use: the requested one, or 100.
 pub(super) fn page_limit(given: Option<PageLimit>) -> Limit {
-    // Cannot fail: `PageLimit` and `Limit` have the same bounds.
+    // This cannot fail, because `PageLimit` and `Limit` have the same bounds.
     Limit::new(given.map_or(100, PageLimit::get)).unwrap_or_default()
 }
 
-/// A string with a maximum length in characters, in a query.
+/// A query parameter with a maximum length in characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Text<const MOST: usize>(String);
 

@@ -1,5 +1,5 @@
-//! The VMs as metrics-svc and lifecycle-svc know them, joined. Where one of the two is away the other half is there all
-//! the same, and the answer says what is missing.
+//! Joins what metrics-svc and lifecycle-svc know about VMs. If one of the two services is unreachable, the answer
+//! contains the data of the other and states what is missing.
 
 use std::collections::BTreeMap;
 
@@ -16,30 +16,30 @@ use vmwatch_api::{
 use super::caller::Caller;
 use crate::Gateway;
 
-/// The most VMs that are joined; one page of a service holds a thousand.
+/// Maximum number of VMs in the list. One page of a service holds a thousand.
 const MOST: usize = 10_000;
 const PAGE: u64 = 1000;
 
-/// What is missing in an answer, and why.
+/// A source of data that is unavailable, so that its data is missing from the answer.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub(super) struct Degraded {
-    /// Which half: `metrics` (samples and when they came) or `lifecycle` (states, names and hypervisors).
+    /// The unavailable source: `metrics` (samples and times of reports) or `lifecycle` (states, names and hypervisors).
     pub(super) part: Part,
-    /// Why.
+    /// Description of the cause for users.
     pub(super) detail: String,
 }
 
-/// A half of what is known of VMs.
+/// A source of data about VMs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Part {
-    /// Samples, and when they came.
+    /// Samples and times of reports.
     Metrics,
     /// States, names and hypervisors.
     Lifecycle,
 }
 
-/// What is known of a VM.
+/// Data about a VM from both services.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) summary: Option<VmSummary>,
@@ -68,11 +68,11 @@ impl Fleet {
     }
 }
 
-/// Reads both halves at once; fails only where both are away.
+/// Reads both services concurrently; fails only if both are unreachable.
 pub(super) async fn all(gateway: &Gateway, caller: &Caller) -> Result<Fleet, Fault> {
     let (summaries, machines) = tokio::join!(summaries(gateway, caller), machines(gateway, caller));
     let mut fleet = Fleet::default();
-    let too_many = || format!("there are more VMs than the {MOST} that are joined; the others are missing");
+    let too_many = || format!("there are more than {MOST} VMs; the list is incomplete");
     match (&summaries, &machines) {
         (Err(fault), Err(_)) => return Err(fault.clone()),
         (Err(fault), _) => fleet.degraded.push(Degraded::new(Part::Metrics, &fault.message)),
@@ -102,7 +102,7 @@ pub(super) async fn all(gateway: &Gateway, caller: &Caller) -> Result<Fleet, Fau
             fleet.vms.entry(id).or_default().machine = Some(machine);
         }
         for hypervisor in silent {
-            let detail = format!("the hypervisor {hypervisor} does not answer");
+            let detail = format!("the hypervisor {hypervisor} is unreachable");
             fleet.degraded.push(Degraded::new(Part::Lifecycle, detail));
         }
         if more {
@@ -119,7 +119,7 @@ fn page_behind(last: Option<&InstanceId>) -> Page {
     }
 }
 
-/// The newest rows of all VMs, and whether there are more.
+/// Reads the newest rows of all VMs; also returns whether there are more VMs.
 async fn summaries(gateway: &Gateway, caller: &Caller) -> Result<(Vec<VmSummary>, bool), Fault> {
     let mut all: Vec<VmSummary> = Vec::new();
     loop {
@@ -133,7 +133,7 @@ async fn summaries(gateway: &Gateway, caller: &Caller) -> Result<(Vec<VmSummary>
     }
 }
 
-/// What the hypervisors say of all VMs, which of them are silent, and whether there are more VMs.
+/// Reads the state of all VMs, names of hypervisors that did not answer, and whether there are more VMs.
 async fn machines(
     gateway: &Gateway,
     caller: &Caller,

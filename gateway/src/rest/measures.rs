@@ -1,9 +1,9 @@
-//! OpenAPI schemas of the measures of a VM.
+//! OpenAPI schemas that list the measures of a VM (CPU, memory, disk and network values).
 
 use utoipa::openapi::{KnownFormat, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, SchemaFormat, Type};
 use vmwatch_api::measures::{Measure, Unit, VM_MEASURES};
 
-/// The schema of `VmValues`.
+/// Schema of `VmValues`: one value per measure.
 pub(super) fn values_schema() -> Schema {
     schema(|measure| {
         let value = ObjectBuilder::new().description(Some(measure.help));
@@ -20,7 +20,7 @@ pub(super) fn values_schema() -> Schema {
     })
 }
 
-/// The schema of the statistics of each measure, which are null without samples.
+/// Schema of the minimum, average and maximum of each measure, which are null if there are no samples.
 pub(super) fn stats_schema() -> Schema {
     schema(|measure| {
         let stat = Ref::builder()
@@ -31,7 +31,7 @@ pub(super) fn stats_schema() -> Schema {
     })
 }
 
-/// The schema of an object with one required property per measure.
+/// Schema of an object that has one required property per measure.
 fn schema(property: impl Fn(Measure) -> RefOr<Schema>) -> Schema {
     let object = VM_MEASURES
         .into_array()

@@ -1,5 +1,6 @@
-//! Middleware around all routes of the REST API: request ID, span, reading the body within a time limit, and problem
-//! documents for errors. Permits are taken when services are called ([`crate::admission`]).
+//! Middleware around all routes of the REST API. It assigns the request ID, opens the tracing span, reads the body
+//! within a time limit, and turns errors into problem documents. Permits are taken later, when a service is called
+//! ([`crate::admission`]).
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,11 +19,11 @@ use vmwatch_bus::random_id;
 use super::problem::{Problem, REQUEST_ID};
 use crate::{Gateway, body};
 
-/// The request ID, for extractors.
+/// The request ID, which the middleware passes to extractors.
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(pub(super) String);
 
-/// Wraps every route and the fallback.
+/// Middleware around every REST route and the fallback.
 pub(super) async fn middleware(
     State(gateway): State<Arc<Gateway>>,
     mut request: Request,
@@ -46,7 +47,7 @@ pub(super) async fn middleware(
     );
     request.extensions_mut().insert(RequestId(request_id.clone()));
     let answered = async {
-        // Read the body first, so that a slow client holds no permit.
+        // Read the body before the handler runs, so that a client that sends slowly holds no permit.
         match with_body(request, gateway.http.body_timeout).await {
             Ok(request) => next.run(request).await,
             Err(problem) => problem.into_response(),
@@ -60,7 +61,7 @@ pub(super) async fn middleware(
     response
 }
 
-/// Reads the body into memory.
+/// Reads the request body into memory.
 async fn with_body(request: Request, limit: Duration) -> Result<Request, Problem> {
     if request.body().is_end_stream() {
         return Ok(request);
@@ -76,12 +77,13 @@ async fn with_body(request: Request, limit: Duration) -> Result<Request, Problem
     Ok(Request::from_parts(parts, Body::from(bytes)))
 }
 
-/// Writes the problem document, if there is one, and the request ID.
+/// Adds the request ID to the response and turns an error response into a problem document.
 fn finish(response: &mut Response<Body>, request_id: &str) {
     let problem = response.extensions_mut().remove::<Problem>().or_else(|| {
-        // axum's response if the path exists but not for this method; it sets `Allow`.
+        // axum answers 405 if the path exists but not for this HTTP method; it has set `Allow` already.
         let wrong_method = response.status() == StatusCode::METHOD_NOT_ALLOWED;
-        let detail = "this path does not support the method; the header Allow lists the supported ones";
+        let detail =
+            "this path does not support the HTTP method; the Allow header lists the supported methods";
         wrong_method.then(|| Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail))
     });
     if let Some(problem) = problem {
@@ -95,8 +97,8 @@ fn finish(response: &mut Response<Body>, request_id: &str) {
     response.headers_mut().extend(request_id);
 }
 
-/// The response for a path without a route.
+/// Response for a path that has no route.
 pub(crate) fn no_such_path() -> Response<Body> {
-    let detail = "no such path; see /api/docs for the API";
+    let detail = "no such path; /api/docs describes the API";
     Problem::new(StatusCode::NOT_FOUND, "not_found", detail).into_response()
 }

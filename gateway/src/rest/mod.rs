@@ -35,10 +35,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 pub(crate) use self::{events::encode as encode_event, middleware::no_such_path};
 use crate::{Gateway, page};
 
-/// Path prefix of the API, with the version of the contract.
+/// Path prefix of the REST API, with the version of its contract.
 const PATH: &str = "/api/v1";
 
-/// The routes, the OpenAPI document and the fallback.
+/// Builds the routes of the REST API, its OpenAPI document and the fallback.
 pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
     let (routes, document) = routes_and_document();
     routes
@@ -47,7 +47,7 @@ pub(crate) fn router(gateway: &Arc<Gateway>) -> Router<Arc<Gateway>> {
         .layer(from_fn_with_state(Arc::clone(gateway), middleware::middleware))
 }
 
-/// The OpenAPI document.
+/// Returns the OpenAPI document of the REST API.
 pub fn document() -> OpenApi {
     routes_and_document().1
 }
@@ -85,7 +85,7 @@ mod tests {
     use std::{env, fs, path::PathBuf};
 
     #[test]
-    fn resolves_every_reference_of_the_document() {
+    fn every_reference_in_openapi_document_resolves() {
         let document = serde_json::to_value(super::document()).unwrap();
         let text = document.to_string();
         let references: Vec<_> = text.split(r##""$ref":"#"##).skip(1).collect();
@@ -96,7 +96,7 @@ mod tests {
         }
     }
 
-    /// Makes changes of the contract visible in review. Run with `VMWATCH_BLESS=1` to update the file.
+    /// Makes every change of the REST API's contract visible in code review. `VMWATCH_BLESS=1` updates the golden file.
     #[test]
     fn openapi_document_matches_golden_file() {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("openapi.json");

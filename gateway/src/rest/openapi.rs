@@ -1,4 +1,4 @@
-//! The OpenAPI document, generated from the types of the routes, and the Swagger UI page.
+//! Serves the OpenAPI document, which is generated from the types of the REST routes, and the Swagger UI.
 
 use axum::{
     Router,
@@ -27,11 +27,12 @@ use super::{
     sort::VmSort,
 };
 
-/// Path of the document.
+/// Path of the OpenAPI document.
 const DOCUMENT: &str = "/api/openapi.json";
-/// Path of the Swagger UI page.
+/// Path of the Swagger UI.
 const PAGE: &str = "/api/docs";
-/// Like the policy of the page, but allows inline styles, which Swagger UI needs.
+/// Content security policy of the Swagger UI: like that of the web page, but allows inline styles, which Swagger UI
+/// needs.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
      connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
@@ -44,24 +45,24 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     ),
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
-        // Used only in parameters, whose schemas are not collected from the routes.
+        // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
         Format, Order, ProcessName, ProcessSort, VmSort,
-        // Data of live events, which no route references.
+        // These types are the data of live events, which no route references.
         SampleEvent, ProcessesEvent, MachineEvent,
     )),
     tags(
-        (name = "sessions", description = "Sign-in and sign-out"),
-        (name = "vms", description = "VMs and their history"),
-        (name = "processes", description = "The processes of a VM, now and at any stored moment"),
-        (name = "operations", description = "Operations that control VMs, and their results"),
-        (name = "events", description = "Live events"),
+        (name = "sessions", description = "Logging in and out"),
+        (name = "vms", description = "List of VMs and history of their measures"),
+        (name = "processes", description = "Processes of a VM, now and at earlier times"),
+        (name = "operations", description = "Starting, stopping and rebooting VMs, and the results"),
+        (name = "events", description = "Live events: new samples, operations and state changes of VMs"),
         (name = "users", description = "User management, for administrators"),
         (name = "audit", description = "The audit log, for administrators"),
     ),
 )]
 struct Base;
 
-/// The document without its routes.
+/// The OpenAPI document without its routes.
 pub(super) fn base() -> Document {
     let mut document = Base::openapi();
     let components = document.components.get_or_insert_with(Components::new);
@@ -69,7 +70,7 @@ pub(super) fn base() -> Document {
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("The token returned by `POST /api/v1/sessions`."));
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
-    let cookie = "The session cookie of the page. Requests other than GET must come from the same origin: \
+    let cookie = "The session cookie of the web page. Requests other than GET must come from the same origin:  \
                   `Sec-Fetch-Site: same-origin`, or an `Origin` header that matches the request's host.";
     let cookie = ApiKeyValue::with_description(PLAIN_COOKIE, cookie);
     components.add_security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
@@ -91,7 +92,7 @@ pub(super) fn base() -> Document {
     document
 }
 
-/// Adds to every route its error responses and the `X-Request-Id` header.
+/// Adds the error responses and the `X-Request-Id` header to every route.
 pub(super) fn complete(document: &mut Document) {
     for (path, item) in &mut document.paths.paths {
         for operation in operations(item) {
@@ -124,18 +125,18 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
-/// Error response of routes that conflict with the state of a resource.
+/// Error response (409) of routes for which the state of the resource may not allow the request.
 #[derive(Debug)]
 pub(super) struct Conflict;
 
 impl<'a> ToResponse<'a> for Conflict {
     fn response() -> (&'a str, RefOr<utoipa::openapi::Response>) {
-        let description = "The state of the resource does not allow the request.";
+        let description = "The resource is in a state that does not allow the request.";
         ("Conflict", failure("409", description).into())
     }
 }
 
-/// Error response of routes whose parameters may conflict with each other.
+/// Error response of routes whose parameters may be valid individually but conflict with each other.
 #[derive(Debug)]
 pub(super) struct Contradictory;
 
@@ -146,7 +147,7 @@ impl<'a> ToResponse<'a> for Contradictory {
     }
 }
 
-/// Error response of routes whose body may break a rule that a schema cannot express.
+/// Error response (422) of routes whose request body may break a rule that a schema cannot express.
 #[derive(Debug)]
 pub(super) struct Unprocessable;
 
@@ -157,27 +158,19 @@ impl<'a> ToResponse<'a> for Unprocessable {
     }
 }
 
-/// Error responses common to all routes: status, component name, description.
+/// Error responses that are common to all routes: status, component name and description.
 const FAILURES: [(&str, &str, &str); 11] = [
     (
         "400",
         "Invalid",
         "The request is invalid; `detail` explains how to fix it.",
     ),
-    (
-        "401",
-        "Unauthenticated",
-        "There is no session, or it has expired.",
-    ),
-    (
-        "403",
-        "Forbidden",
-        "The role of the user does not allow the request.",
-    ),
+    ("401", "Unauthenticated", "The session is missing or has expired."),
+    ("403", "Forbidden", "The user's role does not allow the request."),
     (
         "404",
         "NotFound",
-        "The resource does not exist, or the user may not see it.",
+        "The resource does not exist, or the user is not allowed to see it.",
     ),
     ("408", "Slow", "The request body was received too slowly."),
     ("413", "TooLarge", "The request body is too large."),
@@ -185,19 +178,23 @@ const FAILURES: [(&str, &str, &str); 11] = [
     (
         "429",
         "Throttled",
-        "Too many requests; retry after `Retry-After`.",
+        "Too many requests; retry after the seconds in `Retry-After`.",
     ),
     (
         "500",
         "Internal",
-        "Internal error; details are in the server log.",
+        "An internal error occurred; details are in the server log.",
     ),
     (
         "503",
         "Unavailable",
-        "A required service is unreachable or overloaded; retry after `Retry-After`.",
+        "A required service is unreachable or overloaded; retry after the seconds in `Retry-After`.",
     ),
-    ("504", "Timeout", "The request timed out."),
+    (
+        "504",
+        "Timeout",
+        "The request was not completed within its time limit.",
+    ),
 ];
 
 fn may_fail(path: &str, operation: &Operation, status: &str) -> bool {
@@ -218,7 +215,7 @@ fn failure(status: &str, description: &str) -> utoipa::openapi::Response {
         let seconds = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(1));
         let header = HeaderBuilder::new()
             .schema(Some(seconds))
-            .description(Some("Seconds to wait before retrying."));
+            .description(Some("Seconds to wait before retrying the request."));
         response = response.header("Retry-After", header.build());
     }
     response.build()
@@ -231,9 +228,9 @@ fn request_id() -> utoipa::openapi::Header {
         .build()
 }
 
-/// Serves the document and the Swagger UI page.
+/// Serves the OpenAPI document and the Swagger UI.
 pub(super) fn serve<S: Clone + Send + Sync + 'static>(document: &Document) -> Router<S> {
-    // Encoding the document cannot fail.
+    // Encoding the OpenAPI document as JSON cannot fail.
     let json = serde_json::to_string(document).unwrap_or_default();
     let document = get(async move || ([(header::CONTENT_TYPE, "application/json")], json.clone()));
     let page = SwaggerUi::new(PAGE).config(Config::from(DOCUMENT));

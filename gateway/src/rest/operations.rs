@@ -1,4 +1,4 @@
-//! The operations on VMs.
+//! REST routes that list and read operations (actions on VMs and their results).
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ pub(super) enum Action {
 }
 
 impl Action {
-    /// The action of a command; `None` of one that only a newer version knows.
+    /// Converts a verb on the bus to the action of the REST API; `None` for a verb that only newer versions know.
     const fn of(verb: Verb, hard: bool) -> Option<Self> {
         match (verb, hard) {
             (Verb::Start, _) => Some(Self::Start),
@@ -52,11 +52,12 @@ impl Action {
         }
     }
 
-    /// The action, or `unknown` for one that only a newer version knows: it can be shown and not asked for.
+    /// Serializes the action. An action that only newer versions know becomes `unknown`, which clients can display but
+    /// not request.
     #[expect(
         clippy::ref_option,
         clippy::trivially_copy_pass_by_ref,
-        reason = "serde calls it so"
+        reason = "serde requires this signature"
     )]
     fn or_unknown<S: serde::Serializer>(action: &Option<Self>, serializer: S) -> Result<S::Ok, S::Error> {
         match action {
@@ -65,7 +66,7 @@ impl Action {
         }
     }
 
-    /// The verb on the bus, and whether it skips the guest.
+    /// The action's verb on the bus, and whether the VM is acted on without asking its guest.
     pub(super) const fn verb(self) -> (Verb, bool) {
         match self {
             Self::Start => (Verb::Start, false),
@@ -77,52 +78,52 @@ impl Action {
     }
 }
 
-/// The record of an action on a VM.
+/// Record of an action on a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Operation {
-    /// Operation id.
+    /// Id of the operation.
     pub(super) id: OperationId,
-    /// The requested action.
+    /// Action that was requested.
     #[serde(serialize_with = "Action::or_unknown")]
     #[schema(value_type = Action)]
     action: Option<Action>,
-    /// The VM.
+    /// Id of the VM.
     instance_id: InstanceId,
-    /// The hypervisor of the VM, once known.
+    /// Name of the hypervisor that has the VM; null until it is found.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// The user who requested it.
+    /// User who requested the operation.
     user: String,
-    /// Source address of the request, as seen by the gateway.
+    /// Client address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
     /// The request ID, as in the logs.
     request_id: String,
-    /// When it was requested.
+    /// Time at which the operation was requested.
     requested_at: Timestamp,
-    /// The operation is not started after this time.
+    /// Time after which the action is not sent to the hypervisor any more.
     deadline: Timestamp,
-    /// When it ended; null while it is in progress.
+    /// Time at which the operation ended; null while it is in progress.
     #[schema(required)]
     finished_at: Option<Timestamp>,
-    /// The current state.
+    /// Current state of the operation.
     state: OperationState,
-    /// The state of the VM after success.
+    /// State of the VM after the operation has succeeded; null otherwise.
     #[schema(required)]
     machine_state: Option<MachineState>,
-    /// Why it failed.
+    /// Reason why the operation failed; null otherwise.
     #[schema(required)]
     failure: Option<Failure>,
-    /// The steps so far, oldest first.
+    /// Steps of the operation so far, oldest first.
     history: Vec<Happening>,
 }
 
-/// The reason for a failure.
+/// Reason why an operation failed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Failure {
-    /// Machine-readable kind.
+    /// Machine-readable kind of the error.
     code: FaultKind,
-    /// Description for users.
+    /// Description of the error for users.
     detail: String,
 }
 
@@ -131,9 +132,9 @@ pub(super) struct Failure {
 pub(super) struct Happening {
     /// Time of the step.
     at: Timestamp,
-    /// The state of the operation after the step.
+    /// State of the operation after the step.
     state: OperationState,
-    /// Description of the step; messages of the hypervisor are quoted verbatim.
+    /// Description of the step for users. Messages of the hypervisor are quoted verbatim.
     text: String,
 }
 
@@ -174,7 +175,7 @@ impl From<lifecycle::Event> for Happening {
 /// A page of operations.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct OperationList {
-    /// Newest first.
+    /// Operations, newest first.
     operations: Vec<Operation>,
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
@@ -185,15 +186,15 @@ pub(super) struct OperationList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct OperationsQuery {
-    /// Only operations on this VM.
+    /// Return only operations on this VM.
     instance_id: Option<InstanceId>,
-    /// Only operations in this state.
+    /// Return only operations in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<OperationState>,
-    /// Page size. Default: 100.
+    /// Maximum number of operations in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the previous page.
+    /// The `next` value of the previous page.
     cursor: Option<OperationCursor>,
 }
 

@@ -1,4 +1,4 @@
-//! Errors as RFC 9457 problem documents, and the mapping from fault kinds to HTTP statuses.
+//! REST errors as problem documents (RFC 9457), and the mapping from fault kinds to HTTP statuses.
 
 use std::time::Duration;
 
@@ -14,14 +14,14 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 
-/// Header with the request ID, set on every response.
+/// Name of the header with the request ID, which every response has.
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// RFC 9457, section 3.
+/// Media type of problem documents (RFC 9457, section 3).
 pub(super) const PROBLEM_JSON: &str = "application/problem+json";
-/// `Retry-After` for faults that do not specify one.
+/// Default value of `Retry-After`, for faults that do not state how long to wait.
 const DEFAULT_RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// An error to be sent to the client. [`super::middleware`] turns it into a document, because it knows the request ID.
+/// An error to send to a REST client. [`super::middleware`] adds the request ID and turns it into a problem document.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     status: StatusCode,
@@ -30,7 +30,7 @@ pub(super) struct Problem {
     retry_after: Option<Duration>,
 }
 
-/// An RFC 9457 problem document. `type` is always `about:blank`; `code` identifies the kind of problem.
+/// An RFC 9457 problem document. `code` identifies the kind of problem, so `type` is always `about:blank`.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct ProblemDocument<'a> {
@@ -38,18 +38,18 @@ pub(super) struct ProblemDocument<'a> {
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,
-    /// The reason phrase of the HTTP status.
+    /// Reason phrase of the HTTP status.
     #[schema(example = "Not Found")]
     title: &'a str,
-    /// The HTTP status.
+    /// HTTP status of the response.
     #[schema(minimum = 400, maximum = 599)]
     status: u16,
-    /// What is wrong and how to fix it.
+    /// What is wrong with the request, and how to fix it.
     detail: &'a str,
-    /// The machine-readable kind of the problem.
+    /// Machine-readable kind of the problem.
     #[schema(example = "not_found")]
     code: &'a str,
-    /// The request ID, as in the logs and in the header `X-Request-Id`.
+    /// Request ID, as in the logs and in the header `X-Request-Id`.
     request_id: &'a str,
 }
 
@@ -63,29 +63,29 @@ impl Problem {
         }
     }
 
-    /// The request is malformed or has an invalid value.
+    /// The request is malformed or contains an invalid value.
     pub(super) fn invalid(detail: impl Into<String>) -> Self {
         Fault::new(FaultKind::Invalid, detail).into()
     }
 
-    /// Parameters are valid individually but conflict with each other, which a schema cannot express.
+    /// The parameters are valid individually but conflict with each other, which a schema cannot express.
     pub(super) fn contradictory(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "contradictory", detail)
     }
 
-    /// The name of a new user is not allowed, by rules that a schema cannot express.
+    /// The name of a new user breaks a rule that a schema cannot express.
     pub(super) fn user_name(rule: InvalidUserName) -> Self {
         let detail = format!("body: name: {rule}");
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "user_name", detail)
     }
 
-    /// The session is missing or has expired.
+    /// The request has no session, or its session has expired.
     pub(super) fn unauthenticated() -> Self {
-        let detail = "no valid session; sign in with POST /api/v1/sessions";
+        let detail = "the session is missing or has expired; log in with POST /api/v1/sessions";
         Fault::new(FaultKind::Unauthenticated, detail).into()
     }
 
-    /// Builds the response with the problem document.
+    /// Builds the response that carries the problem document.
     pub(super) fn document(&self, request_id: &str) -> Response<Body> {
         let document = ProblemDocument {
             kind: "about:blank",
@@ -107,7 +107,7 @@ impl Problem {
             self.status,
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
         ) {
-            // Retry-After is in whole seconds; round up, at least one.
+            // `Retry-After` is in whole seconds: round up, to at least one second.
             let wait = self
                 .retry_after
                 .unwrap_or(DEFAULT_RETRY_AFTER)
@@ -129,7 +129,8 @@ impl From<Fault> for Problem {
             FaultKind::NotFound => StatusCode::NOT_FOUND,
             FaultKind::Conflict => StatusCode::CONFLICT,
             FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-            // For the client, an unreachable backend of a service is the same as an unreachable service.
+            // Clients need not distinguish an unreachable hypervisor or database from an unreachable service: both are
+            // 503.
             FaultKind::Overloaded | FaultKind::Unavailable | FaultKind::Backend => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_retry_after_on_429_and_503_only() {
+    fn retry_after_is_sent_only_with_status_429_and_503() {
         let answer = |kind, wait: Option<u64>| {
             let mut fault = Fault::new(kind, "x");
             fault.retry_after = wait.map(Duration::from_millis);

@@ -1,4 +1,5 @@
-//! The processes of a VM: the table at a moment, their history, and their starts and ends.
+//! REST routes for the processes of a VM: the process table at a moment, the history of processes, and process starts
+//! and ends.
 
 use std::sync::Arc;
 
@@ -27,38 +28,38 @@ use crate::Gateway;
 
 type Pid = Number<0, { u32::MAX as u64 }>;
 
-/// A process as recorded in one sample.
+/// A process, as recorded in one sample.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Process {
-    /// The kernel's short name of the process, without arguments.
+    /// Short name of the process as kept by the kernel, without arguments.
     name: String,
-    /// Process id.
+    /// Process id (pid).
     pid: u32,
-    /// CPU usage, percent of one core; may exceed 100.
+    /// CPU usage of the process in percent of one core; may exceed 100.
     cpu_util: f64,
-    /// Memory usage, percent of the VM's memory.
+    /// Memory usage of the process in percent of the VM's memory.
     mem: f64,
-    /// Disk read rate, KiB/s.
+    /// Disk read rate of the process in KiB/s.
     disk_read: f64,
-    /// Disk write rate, KiB/s.
+    /// Disk write rate of the process in KiB/s.
     disk_write: f64,
-    /// Start time of the process.
+    /// Time at which the process started.
     started_at: Timestamp,
-    /// When the process was found to have ended; null while it runs. An ended process is listed only in the first table
-    /// after its end.
+    /// Time at which the process was found to have ended; null while it runs. An ended process appears only in the
+    /// first process table after its end.
     #[schema(required)]
     ended_at: Option<Timestamp>,
 }
 
-/// The process table at a moment.
+/// All processes of a VM at one moment.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessTable {
-    /// Time of the sample: at or before the requested moment; null if there is no table.
+    /// Time of the sample: at or before the requested moment. Null if no process table is stored.
     #[schema(required)]
     at: Option<Timestamp>,
-    /// Number of processes in the table, on all pages.
+    /// Total number of processes in the table, on all pages.
     total: u64,
-    /// Sorted as requested, then by pid.
+    /// Processes, sorted as requested and then by pid.
     processes: Vec<Process>,
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
@@ -69,28 +70,28 @@ pub(super) struct ProcessTable {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TableQuery {
-    /// The moment. Default: now.
+    /// Moment for which to return the process table. Default: now.
     at: Option<Timestamp>,
-    /// Sort key. Default: CPU usage.
+    /// Value by which to sort the processes. Default: CPU usage.
     #[serde(default)]
     #[param(value_type = Option<ProcessSort>)]
     sort: ProcessSort,
     /// Sort order. Default: ascending for names and pids, descending otherwise.
     order: Option<Order>,
-    /// Only processes with exactly this name.
+    /// Return only processes with exactly this name.
     name: Option<ProcessName>,
-    /// Page size. Default: 100.
+    /// Maximum number of processes in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the previous page; requires the same `sort`, `order` and `name`. The cursor contains the moment, so
-    /// `at` is ignored.
+    /// The `next` value of the previous page; requires the same `sort`, `order` and `name`. The cursor determines the
+    /// moment, so `at` is ignored.
     cursor: Option<TableCursor>,
 }
 
-/// Read the process table at a moment
+/// Read the process table of a VM at a moment
 ///
-/// Returns the newest sample at or before the moment, at most seven days older. The cost does not depend on the age of
-/// the moment. A page may hold fewer processes than `limit` without being the last.
+/// Returns the process table of the newest sample at or before the moment, at most seven days older. Old moments cost
+/// no more than recent ones. A page may hold fewer processes than `limit` without being the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes", tag = "processes", operation_id = "processes_at",
     params(("instance_id" = InstanceId, Path, description = "VM id"), TableQuery),
@@ -135,35 +136,36 @@ impl From<processes::ProcessRow> for Process {
     }
 }
 
-/// An interval of the history of the selected processes.
+/// Aggregated usage of the selected processes in a time bucket.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessPoint {
-    /// Start of the bucket.
+    /// Start of the time bucket.
     at: Timestamp,
-    /// Number of samples in the bucket; a sample covers all processes at one moment.
+    /// Number of samples in the time bucket; a sample covers all processes at one moment.
     count: u64,
-    /// Number of running processes.
+    /// Number of running processes among the selected ones.
     processes: Stat,
-    /// Total CPU usage, percent of one core.
+    /// Total CPU usage of the selected processes in percent of one core.
     cpu_util: Stat,
-    /// Total memory usage, percent of the VM's memory; shared memory counts for each process.
+    /// Total memory usage of the selected processes in percent of the VM's memory; memory that processes share counts
+    /// for each of them.
     mem: Stat,
-    /// Total disk read rate, KiB/s.
+    /// Total disk read rate of the selected processes in KiB/s.
     disk_read: Stat,
-    /// Total disk write rate, KiB/s.
+    /// Total disk write rate of the selected processes in KiB/s.
     disk_write: Stat,
 }
 
-/// The history of the selected processes.
+/// History of the selected processes of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessSeries {
-    /// Start of the range.
+    /// Start of the time range.
     from: Timestamp,
-    /// End of the range.
+    /// End of the time range.
     to: Timestamp,
-    /// Length of each bucket in milliseconds; 0 if there are no buckets.
+    /// Length of each time bucket in milliseconds; 0 if the list of time buckets is empty.
     step_ms: u64,
-    /// In chronological order. Buckets in which none of the processes ran are omitted.
+    /// Time buckets in chronological order. A time bucket in which none of the selected processes ran is omitted.
     buckets: Vec<ProcessPoint>,
 }
 
@@ -171,24 +173,25 @@ pub(super) struct ProcessSeries {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct HistoryQuery {
-    /// Processes with exactly this name. `name` or `pid` is required; with both, processes must match both.
+    /// Select processes with exactly this name. `name` or `pid` is required; with both, only processes that match both
+    /// are selected.
     name: Option<ProcessName>,
-    /// Processes with this pid.
+    /// Select processes with this pid.
     #[param(inline)]
     pid: Option<Pid>,
-    /// Start of the range. Default: one hour before the end.
+    /// Start of the time range. Default: one hour before its end.
     from: Option<Timestamp>,
-    /// End of the range. Default: now.
+    /// End of the time range. Default: now.
     to: Option<Timestamp>,
-    /// Maximum number of buckets. Default: 300.
+    /// Maximum number of time buckets in the answer. Default: 300.
     #[param(inline)]
     points: Option<PointCount>,
 }
 
 /// Read the history of processes
 ///
-/// Selects processes by name, by pid, or both. Their usage is summed per sample; each bucket holds the minimum, average
-/// and maximum of these sums.
+/// Selects processes by name, by pid, or by both. The usage of all selected processes is summed per sample. Each time
+/// bucket holds the minimum, average and maximum of these sums.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/history", tag = "processes", operation_id = "process_history",
     params(("instance_id" = InstanceId, Path, description = "VM id"), HistoryQuery),
@@ -224,14 +227,14 @@ pub(super) async fn history(
     }))
 }
 
-/// Reads all pages of a history; together they hold at most the requested number of buckets.
+/// Reads all pages of the history of processes; together they hold at most the requested number of time buckets.
 async fn read_all(
     gateway: &Gateway,
     caller: &Caller,
     mut query: ProcessHistoryQuery,
 ) -> Result<processes::ProcessSeries, Fault> {
     let context = caller.context(gateway, ProcessHistory::INFO.kind);
-    // One permit covers all pages of the read.
+    // One permit covers the reading of all pages.
     let _permit = gateway.admission.enter(&ProcessHistory::INFO, &context).await?;
     let mut all = gateway.bus.call::<ProcessHistory>(&context, &query).await?;
     while all.more {
@@ -258,25 +261,25 @@ impl From<ProcessBucket> for ProcessPoint {
     }
 }
 
-/// The start or end of a process.
+/// Start or end of a process.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessEvent {
-    /// Time of the event.
+    /// Time at which the process started or ended.
     at: Timestamp,
-    /// Start or end.
+    /// Whether the process started or ended.
     kind: ProcessEventKind,
     /// Name of the process.
     name: String,
-    /// Process id.
+    /// Process id (pid).
     pid: u32,
-    /// Start time of the process.
+    /// Time at which the process started.
     started_at: Timestamp,
 }
 
-/// Starts and ends of processes.
+/// A page of starts and ends of processes.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessEventList {
-    /// Newest first.
+    /// Starts and ends of processes, newest first.
     events: Vec<ProcessEvent>,
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
@@ -287,20 +290,20 @@ pub(super) struct ProcessEventList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Start of the range. Default: one hour before the end.
+    /// Start of the time range. Default: one hour before its end.
     from: Option<Timestamp>,
-    /// End of the range. Default: now.
+    /// End of the time range. Default: now.
     to: Option<Timestamp>,
-    /// Page size. Default: 100.
+    /// Maximum number of starts and ends in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the previous page; requires the same range.
+    /// The `next` value of the previous page; requires the same time range.
     cursor: Option<EventCursor>,
 }
 
 /// List starts and ends of processes
 ///
-/// Derived from samples: a process that started and ended between two samples is not listed.
+/// Starts and ends are derived from samples: a process that started and ended between two samples is not listed.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/events", tag = "processes", operation_id = "process_events",
     params(("instance_id" = InstanceId, Path, description = "VM id"), EventsQuery),

@@ -1,4 +1,4 @@
-//! The time range and number of points of a chart.
+//! Time range and number of points of a chart, as requested in a REST query.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use vmwatch_api::history::{Points, TimeRange};
 
 use super::{extract::Number, problem::Problem, time::Timestamp};
 
-/// Default length of the range.
+/// Default length of a chart's time range.
 const USUAL: Duration = Duration::from_hours(1);
 
-/// The requested number of points, with the bounds of [`Points`].
+/// Requested maximum number of points of a chart, with the bounds of [`Points`].
 pub(super) type PointCount = Number<1, 2000>;
 
-/// The number of points. Default: 300.
+/// Number of points of the chart: the requested one, or 300.
 pub(super) fn points(given: Option<PointCount>) -> Points {
-    // Cannot fail: the bounds are those of `Points`.
+    // This cannot fail, because `PointCount` and `Points` have the same bounds.
     given
         .and_then(|points| Points::new(points.get()))
         .unwrap_or_default()
 }
 
-/// The range. Default: one hour up to now.
+/// Time range of the chart; the last hour by default.
 pub(super) fn range(from: Option<Timestamp>, to: Option<Timestamp>) -> Result<TimeRange, Problem> {
     let to = to.unwrap_or_else(Timestamp::now).as_ms();
     let hour = u64::try_from(USUAL.as_millis()).unwrap_or(u64::MAX);

@@ -1,4 +1,4 @@
-//! The history of a VM, aggregated for a chart, as JSON or CSV.
+//! REST route for the history of a VM's measures, aggregated for a chart, as JSON or CSV.
 
 use std::{fmt::Write as _, sync::Arc};
 
@@ -26,14 +26,14 @@ use super::{
 };
 use crate::Gateway;
 
-/// Minimum, average and maximum of a measure in a bucket.
+/// Minimum, average and maximum of a measure in a time bucket.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stat {
-    /// Minimum.
+    /// Minimum of all samples.
     min: f64,
     /// Average of all samples.
     avg: f64,
-    /// Maximum.
+    /// Maximum of all samples.
     max: f64,
 }
 
@@ -43,35 +43,35 @@ impl From<history::Stat> for Stat {
     }
 }
 
-/// An interval of the history of a VM. A measure is null if no sample of the bucket contains it.
+/// Aggregated samples of a VM in a time bucket. A measure is null if no sample of the time bucket contains it.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Bucket {
-    /// Start of the bucket.
+    /// Start of the time bucket.
     at: Timestamp,
-    /// Number of samples in the bucket.
+    /// Number of samples in the time bucket.
     count: u64,
     #[serde(flatten)]
     #[schema(schema_with = stats_schema)]
     stats: VmMeasures<Option<Stat>>,
 }
 
-/// The history of a VM.
+/// History of a VM's measures.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Series {
-    /// Start of the range.
+    /// Start of the time range.
     from: Timestamp,
-    /// End of the range.
+    /// End of the time range.
     to: Timestamp,
-    /// Length of each bucket in milliseconds; 0 if there are no buckets.
+    /// Length of each time bucket in milliseconds; 0 if the list of time buckets is empty.
     step_ms: u64,
-    /// The data the buckets were computed from: raw samples or rollups.
+    /// Data from which the time buckets were computed: raw samples or rollups.
     resolution: Resolution,
-    /// In chronological order. Buckets without samples are omitted. Buckets are aligned to multiples of their length,
-    /// so the first may start before the range.
+    /// Time buckets in chronological order; those without samples are omitted. They are aligned to multiples of their
+    /// length, so the first one may start before the requested range.
     buckets: Vec<Bucket>,
 }
 
-/// The format of an answer.
+/// Format of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Format {
@@ -85,22 +85,22 @@ pub(super) enum Format {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct SamplesQuery {
-    /// Start of the range. Default: one hour before the end.
+    /// Start of the time range. Default: one hour before its end.
     from: Option<Timestamp>,
-    /// End of the range. Default: now.
+    /// End of the time range. Default: now.
     to: Option<Timestamp>,
-    /// Maximum number of buckets. Default: 300.
+    /// Maximum number of time buckets in the answer. Default: 300.
     #[param(inline)]
     points: Option<PointCount>,
-    /// Format of the answer. Default: chosen by the `Accept` header.
+    /// Format of the answer. Default: determined by the `Accept` header.
     format: Option<Format>,
 }
 
 /// Read the history of a VM
 ///
-/// Returns at most `points` buckets with the minimum, average and maximum of each measure, computed from raw samples or
-/// from rollups, whichever suits the bucket length; a year costs no more than a day. The list of buckets is empty if
-/// there are no samples in the range, even if the VM does not exist.
+/// Returns at most `points` time buckets with the minimum, average and maximum of each measure. They are computed from
+/// raw samples or from rollups, whichever suits their length; a year costs no more than a day. If there are no samples
+/// in the range, or if the VM does not exist, the list of time buckets is empty.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/samples", tag = "vms", operation_id = "vm_samples",
     params(("instance_id" = InstanceId, Path, description = "VM id"), SamplesQuery),
@@ -131,10 +131,10 @@ pub(super) async fn samples(
     })
 }
 
-/// Reads all pages of a history; together they hold at most the requested number of buckets.
+/// Reads all pages of the history of a VM; together they hold at most the requested number of time buckets.
 async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery) -> Result<VmSeries, Fault> {
     let context = caller.context(gateway, VmHistory::INFO.kind);
-    // One permit covers all pages of the read.
+    // One permit covers the reading of all pages.
     let _permit = gateway.admission.enter(&VmHistory::INFO, &context).await?;
     let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &query).await?;
     while all.more {
@@ -147,9 +147,10 @@ async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery)
     Ok(all)
 }
 
-/// Rejects pages with different bucket lengths: rows expired between the reads, so the second page came from rollups.
+/// Returns an error if two pages have different bucket lengths. This happens if rows expired between the two reads, so
+/// that the second page was computed from rollups.
 pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
-    // The length is 0 on a page without buckets.
+    // A page without time buckets has the length 0.
     if next_ms == first_ms || next_ms == 0 {
         return Ok(());
     }
@@ -157,7 +158,7 @@ pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
     Err(Fault::new(FaultKind::Unavailable, text))
 }
 
-/// CSV if the `Accept` header lists it before JSON.
+/// Chooses CSV if the `Accept` header lists it before JSON.
 fn preferred(headers: &HeaderMap) -> Format {
     let accept = headers
         .get(header::ACCEPT)
@@ -194,7 +195,7 @@ impl From<VmBucket> for Bucket {
     }
 }
 
-/// Writes one line per bucket; null values are empty. No value needs quoting.
+/// Writes the history as CSV, with one line per time bucket. Null values are empty; no value needs quoting.
 fn csv(series: &VmSeries) -> String {
     let mut out = String::from("at,count");
     // Writing to a String cannot fail.
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn writes_csv_with_a_header_and_one_line_per_bucket() {
+    fn csv_has_a_header_and_one_line_per_time_bucket() {
         let bucket = VmBucket {
             at_ms: 1_483_277_880_000,
             count: 2,
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn prefers_the_first_known_media_type() {
+    fn answer_format_is_first_known_media_type_of_accept_header() {
         for (accept, format) in [
             ("", Format::Json),
             ("*/*", Format::Json),

@@ -1,4 +1,4 @@
-//! Creates, lists and ends sessions, which are shared with the documented API.
+//! REST routes that create, list and end sessions. The documented API uses the same sessions.
 
 use std::sync::Arc;
 
@@ -25,24 +25,24 @@ use super::{
 };
 use crate::Gateway;
 
-/// Credentials for a new session.
+/// Credentials with which to log in.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewSession {
-    /// User name.
+    /// Name of the user.
     user_name: UserName,
-    /// Password.
+    /// Password of the user.
     #[schema(value_type = String, format = Password, min_length = 1)]
     password: Password,
-    /// Returns the token in a cookie that scripts cannot read instead of the response; for pages in a browser.
+    /// Return the session token in a cookie that scripts cannot read, instead of in the response body; for web pages.
     #[serde(default)]
     cookie: bool,
 }
 
-/// A session.
+/// A new session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Session {
-    /// The token for `Authorization: Bearer …`; absent if it is in a cookie. A client with the token can act as the user.
+    /// Token for `Authorization: Bearer …`; absent if it is in a cookie. Whoever has the token can act as the user.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, example = "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca")]
     token: Option<Token>,
@@ -53,20 +53,20 @@ pub(super) struct Session {
 /// The user of a session.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Me {
-    /// User name.
+    /// Name of the user.
     user_name: String,
-    /// Role.
+    /// Role of the user.
     role: Role,
-    /// The VMs that the user may see.
+    /// VMs that the user may see.
     scope: Scope,
-    /// When the session expires.
+    /// Time at which the session expires.
     expires_at: Timestamp,
 }
 
 /// Log in
 ///
-/// Creates a session, which is valid on every gateway and in the documented API. The response does not reveal whether
-/// the name or the password was wrong.
+/// Creates a session, which is valid on every gateway and also in the documented API. The response to a failed login
+/// does not reveal whether the name or the password was wrong.
 #[utoipa::path(
     post, path = "/sessions", tag = "sessions", operation_id = "login", security(()), request_body = NewSession,
     responses((
@@ -87,7 +87,7 @@ pub(super) async fn login(
     }): Json<NewSession>,
 ) -> Result<Response, Problem> {
     if cookie {
-        // Another site must not log its visitor in as another user.
+        // Without this check another site could log its visitor in as a different user.
         check_same_origin(&headers, &uri)?;
     }
     let context = visitor.context(&gateway, Kind::Query);
@@ -116,7 +116,7 @@ pub(super) async fn login(
 
 /// Log out
 ///
-/// Ends the session of the request on every gateway.
+/// Ends the session that sent the request, on every gateway.
 #[utoipa::path(
     delete, path = "/sessions/current", tag = "sessions", operation_id = "logout",
     responses((status = NO_CONTENT, description = "the session has ended")),
@@ -134,30 +134,30 @@ pub(super) async fn logout(
     Ok(ended(&headers, true))
 }
 
-/// A session of the caller's user.
+/// One of the user's sessions.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OwnSession {
-    /// Session id; the token cannot be derived from it.
+    /// Session id. The token cannot be derived from it.
     id: SessionId,
-    /// Whether this is the session of the request.
+    /// Whether this session sent the request.
     current: bool,
-    /// When the user logged in.
+    /// Time at which the user logged in.
     began_at: Timestamp,
-    /// Time of the last use, accurate to about a minute.
+    /// Time at which the session was last used, accurate to about a minute.
     last_used_at: Timestamp,
-    /// When the session ends unless it is used before then.
+    /// Time at which the session ends if it is not used until then.
     idle_ends_at: Timestamp,
-    /// When the session ends in any case.
+    /// Time at which the session ends even if it is used.
     expires_at: Timestamp,
-    /// The address from which the user logged in.
+    /// Client address from which the user logged in.
     #[schema(required)]
     source: Option<String>,
 }
 
-/// The live sessions of the caller's user.
+/// Live sessions of the user who sent the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SessionList {
-    /// Newest first.
+    /// Sessions, newest first.
     sessions: Vec<OwnSession>,
 }
 
@@ -222,7 +222,7 @@ pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameter
     })
 }
 
-/// The response after a session has ended; deletes the cookie of a browser.
+/// Response after a session has ended. If the browser's own session has ended, it also deletes the cookie.
 fn ended(headers: &HeaderMap, own: bool) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     if own && headers.contains_key(header::COOKIE) {

@@ -11,10 +11,10 @@ use vmwatch_api::{InstanceId, processes::Order};
 
 use super::{cursors::cursor_schema, vms::Vm};
 
-/// Maximum length of a sort key in bytes; longer text is truncated.
+/// Maximum length of a sort key in bytes; longer values are truncated.
 const MAX_KEY_BYTES: usize = 256;
 
-/// Sort key of the VM list.
+/// Value by which the VM list is sorted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum VmSort {
@@ -23,7 +23,7 @@ pub(super) enum VmSort {
     Id,
     /// Name on the hypervisor.
     Name,
-    /// State.
+    /// State of the VM on its hypervisor.
     State,
     /// CPU usage.
     Cpu,
@@ -33,20 +33,20 @@ pub(super) enum VmSort {
     Disk,
     /// Network rate, received plus sent.
     Net,
-    /// Time of the last report.
+    /// Time of the agent's last report.
     LastReport,
 }
 
-/// The sort key of a VM.
+/// Sort key of a VM: the value by which the list is sorted, and the VM's id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
-    /// Compared bytewise. Empty if the VM has no value; such VMs come last in either order.
+    /// Value as bytes in sort order. It is empty for a VM without a value; such VMs come last in either order.
     value: Vec<u8>,
     id: InstanceId,
 }
 
 impl VmSort {
-    /// The order used if the request does not specify one.
+    /// Sort order that is used if the request does not specify one.
     pub(super) const fn usual_order(self) -> Order {
         match self {
             Self::Id | Self::Name | Self::State => Order::Asc,
@@ -75,7 +75,7 @@ impl VmSort {
     }
 }
 
-/// Maps a float to bits that sort in numeric order.
+/// Maps a float to an integer such that the integers have the same order as the floats.
 fn sortable(number: f64) -> u64 {
     let bits = number.to_bits();
     if number.is_sign_negative() {
@@ -86,7 +86,7 @@ fn sortable(number: f64) -> u64 {
 }
 
 impl Key {
-    /// Compares two keys; equal values are ordered by id.
+    /// Compares two sort keys; VMs with equal values are ordered by id.
     pub(super) fn compare(&self, other: &Self, order: Order) -> Ordering {
         let values = match (self.value.is_empty(), other.value.is_empty(), order) {
             (false, false, Order::Desc) => other.value.cmp(&self.value),
@@ -97,13 +97,13 @@ impl Key {
     }
 }
 
-/// Marks the end of a page with the key of its last VM, so that the next page is correct even if VMs were added or
-/// removed.
+/// Marks the end of a page with the sort key of its last VM, so that the next page is correct even if VMs were added or
+/// removed meanwhile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Cursor(Key);
 
 impl Cursor {
-    /// Matches exactly the valid cursors.
+    /// Regular expression that matches exactly the valid cursors.
     const PATTERN: &str = "^([0-9a-f]{2}){0,256}\\.[0-9A-Za-z_-]{1,64}$";
 
     pub(super) fn of(key: &Key) -> Self {
@@ -127,7 +127,9 @@ impl FromStr for Cursor {
                 id: id.parse().ok()?,
             })
         });
-        parsed.map(Self).ok_or("must be `next` of the previous page")
+        parsed
+            .map(Self)
+            .ok_or("must be the `next` value of the previous page")
     }
 }
 
@@ -168,13 +170,13 @@ mod tests {
     }
 
     #[test]
-    fn maps_floats_to_bits_in_numeric_order() {
+    fn sort_keys_of_floats_have_numeric_order() {
         let numbers = [f64::NEG_INFINITY, -1.5, -0.0, 0.0, 0.1, 99.9, 100.0, 1e300];
         assert!(numbers.map(sortable).is_sorted());
     }
 
     #[test]
-    fn sorts_missing_values_last_and_ties_by_id() {
+    fn vms_without_value_sort_last_and_equal_values_sort_by_id() {
         let (none, low, high) = (key(b"", "a"), key(b"1", "b"), key(b"2", "c"));
         assert!(low.compare(&high, Order::Asc).is_lt() && low.compare(&high, Order::Desc).is_gt());
         for order in [Order::Asc, Order::Desc] {
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn cursor_survives_a_round_trip() {
+    fn vm_list_cursor_can_be_decoded_after_encoding() {
         for key in [
             key(b"", "vm-1"),
             key(&[0, 255, 7], "VM_2"),

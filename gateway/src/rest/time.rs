@@ -1,4 +1,4 @@
-//! Timestamps of the REST API: RFC 3339, whereas services use Unix milliseconds.
+//! Timestamps of the REST API, written as in RFC 3339. On the bus, services use Unix milliseconds instead.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -9,17 +9,17 @@ use utoipa::{
 };
 use vmwatch_api::time::unix_millis;
 
-/// A time, written in UTC with milliseconds: `2017-01-01T13:37:59.001Z`.
+/// A point in time, written in UTC with milliseconds: `2017-01-01T13:37:59.001Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Timestamp(jiff::Timestamp);
 
-/// The text is not a [`Timestamp`].
+/// The text is not an RFC 3339 time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be an RFC 3339 time such as 2017-01-01T13:37:59Z or 2017-01-01T21:37:59+08:00")]
 pub(super) struct InvalidTimestamp;
 
 impl Timestamp {
-    /// From Unix milliseconds; times after the year 9999 become its end.
+    /// Converts from Unix milliseconds; a time after the year 9999 becomes the end of that year.
     pub(super) fn of_ms(ms: u64) -> Self {
         let moment = i64::try_from(ms)
             .ok()
@@ -27,7 +27,7 @@ impl Timestamp {
         Self(moment.unwrap_or(jiff::Timestamp::MAX))
     }
 
-    /// Unix milliseconds; times before 1970 become 0, since nothing older is stored.
+    /// Converts to Unix milliseconds; a time before 1970 becomes 0, because no older data is stored.
     pub(super) fn as_ms(self) -> u64 {
         u64::try_from(self.0.as_millisecond()).unwrap_or(0)
     }
@@ -55,7 +55,7 @@ impl FromStr for Timestamp {
     }
 }
 
-/// Whether the text has the form of RFC 3339, section 5.6; jiff accepts more than that.
+/// Whether the text has the form that RFC 3339, section 5.6, requires; jiff accepts other forms as well.
 fn is_rfc3339(text: &str) -> bool {
     let fits = |text: &str, form: &str| {
         text.len() == form.len()
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_any_offset_and_writes_utc() {
+    fn timestamps_are_read_with_any_utc_offset_and_written_in_utc() {
         for (text, written) in [
             ("2017-01-01T13:37:59Z", "2017-01-01T13:37:59.000Z"),
             ("2017-01-01t21:37:59.0019+08:00", "2017-01-01T13:37:59.001Z"),
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn only_rfc_3339_is_read() {
+    fn timestamps_that_are_not_rfc_3339_are_rejected() {
         for bad in [
             "",
             "now",

@@ -1,4 +1,4 @@
-//! User management for administrators, and changing passwords.
+//! REST routes for user management by administrators and for changing one's own password.
 
 use std::sync::Arc;
 
@@ -28,16 +28,16 @@ use super::{
 };
 use crate::Gateway;
 
-/// A user.
+/// A user account.
 #[derive(Serialize, ToSchema)]
 pub(super) struct User {
-    /// User name.
+    /// Name of the user.
     name: UserName,
-    /// Role.
+    /// Role of the user.
     role: Role,
-    /// The VMs that the user may see.
+    /// VMs that the user may see.
     scope: Scope,
-    /// When the user was created.
+    /// Time at which the user was created.
     created_at: Timestamp,
 }
 
@@ -55,7 +55,7 @@ impl From<users::User> for User {
 /// A page of users.
 #[derive(Serialize, ToSchema)]
 pub(super) struct UserList {
-    /// Sorted by name.
+    /// Users, sorted by name.
     users: Vec<User>,
     /// Value of `after` for the next page; null on the last page.
     #[schema(required)]
@@ -66,9 +66,9 @@ pub(super) struct UserList {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct UsersQuery {
-    /// `next` of the previous page: lists only names after this one.
+    /// The `next` value of the previous page: return only users whose names come after it.
     after: Option<UserName>,
-    /// Page size. Default: 100.
+    /// Maximum number of users in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
 }
@@ -77,15 +77,15 @@ pub(super) struct UsersQuery {
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewUser {
-    /// User name: letters and digits of one script and ASCII punctuation, without spaces (RFC 8265). Names that differ only
-    /// in case are the same.
+    /// Name of the user: letters and digits of one script and ASCII punctuation, without spaces (RFC 8265). Names that
+    /// differ only in case are the same.
     name: UserName,
-    /// The initial password.
+    /// Initial password of the user.
     #[schema(value_type = String, format = Password, min_length = 8)]
     password: NewPassword,
-    /// Role.
+    /// Role of the user.
     role: Role,
-    /// The VMs that the user may see. Default: all.
+    /// VMs that the user may see. Default: all.
     #[serde(default = "all_vms")]
     #[schema(default = json!("all"))]
     scope: Scope,
@@ -95,34 +95,34 @@ const fn all_vms() -> Scope {
     Scope::All
 }
 
-/// Changes to a user; absent fields are left unchanged.
+/// Changes to a user; absent fields leave the user unchanged.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Change {
-    /// Role.
+    /// New role of the user.
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     role: Option<Role>,
-    /// The VMs that the user may see.
+    /// VMs that the user may see from now on.
     #[serde(default, deserialize_with = "present")]
     #[schema(nullable = false)]
     scope: Option<Scope>,
 }
 
-/// A new password.
+/// A new password for a user.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Passwords {
     /// The new password.
     #[schema(value_type = String, format = Password, min_length = 8)]
     password: NewPassword,
-    /// The current password; required when users change their own password.
+    /// Current password of the user; required when users change their own password.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = Option<String>, nullable = false, format = Password, min_length = 1)]
     old_password: Option<Password>,
 }
 
-/// For a field that may be absent but not null.
+/// Decodes a field that may be absent but not null.
 fn present<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     T: Deserialize<'de>,
@@ -153,7 +153,7 @@ pub(super) async fn list(
 
 /// Create a user
 ///
-/// A name that RFC 8265 does not allow, or that mixes scripts, is answered with 422.
+/// A name that RFC 8265 does not allow, or that mixes scripts, is refused with 422.
 #[utoipa::path(
     post, path = "/users", tag = "users", operation_id = "add_user", request_body = NewUser,
     responses((
@@ -209,7 +209,8 @@ pub(super) async fn get(
 
 /// Change the role or scope of a user
 ///
-/// Ends all sessions of the user, because sessions carry both. The last administrator cannot be demoted.
+/// Ends all sessions of the user, because sessions carry the role and the scope. The last administrator cannot be
+/// demoted.
 #[utoipa::path(
     patch, path = "/users/{user_name}", tag = "users", operation_id = "update_user", request_body = Change,
     params(("user_name" = UserName, Path, description = "user name")),
@@ -253,8 +254,8 @@ pub(super) async fn remove(
 
 /// Set a password
 ///
-/// Users set their own password with the current one; administrators set the password of any user. Ends all sessions of
-/// the user, including the one that sends the request.
+/// Users set their own password by giving the current one; administrators can set the password of any user. Ends all
+/// sessions of the user, including the session that sent the request.
 #[utoipa::path(
     put, path = "/users/{user_name}/password", tag = "users", operation_id = "set_password", request_body = Passwords,
     params(("user_name" = UserName, Path, description = "user name")),
@@ -278,21 +279,22 @@ pub(super) async fn set_password(
     let info = UsersSetPassword::INFO;
     let context = caller.context(&gateway, info.kind);
     if change.old_password.is_some() {
-        // Checking the old password costs a hash and reveals whether it is correct, so it counts as a login attempt.
+        // Checking the current password costs a hash and reveals whether the password is correct, so it counts as a
+        // login attempt.
         gateway.admission.check_source(&info, &context)?;
     }
     gateway.call::<UsersSetPassword>(&context, &change).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Escapes all but the unreserved characters of RFC 3986.
+/// Characters to percent-encode: all but the unreserved characters of RFC 3986.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
 
-/// Encodes text as one path segment.
+/// Percent-encodes text for use as one segment of a path.
 fn percent_encoded(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, SEGMENT)
 }
@@ -302,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percent_encodes_a_path_segment() {
+    fn path_segment_is_percent_encoded() {
         assert_eq!(percent_encoded("a.b-c_d~1").to_string(), "a.b-c_d~1");
         assert_eq!(percent_encoded("a/b ?#é%").to_string(), "a%2Fb%20%3F%23%C3%A9%25");
     }

@@ -1,4 +1,4 @@
-//! VMs: their state on the hypervisor and the latest report of their agent.
+//! REST routes for VMs: their state on the hypervisor and the latest sample of their agent.
 
 use std::sync::Arc;
 
@@ -37,51 +37,51 @@ pub(super) struct Sample {
     pub(super) values: VmValues,
 }
 
-/// Whether the agent of a VM reports.
+/// Whether the agent in a VM reports samples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Agent {
-    /// It reported recently.
+    /// The agent reported recently.
     Reporting,
-    /// It has not reported for longer than `VMWATCH_SILENT_AFTER`.
+    /// The agent has not reported for longer than `VMWATCH_SILENT_AFTER`.
     Silent,
-    /// It has never reported.
+    /// The agent has never reported.
     Never,
 }
 
-/// A VM.
+/// A VM: its state on the hypervisor and the latest sample of its agent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Vm {
     /// VM id.
     pub(super) instance_id: InstanceId,
-    /// Name on the hypervisor; null if no hypervisor has the VM or could be queried.
+    /// Name of the VM on its hypervisor; null if no hypervisor has the VM or its hypervisor did not answer.
     #[schema(required)]
     pub(super) name: Option<String>,
-    /// The hypervisor that has the VM.
+    /// Name of the hypervisor that has the VM; null if there is none or it did not answer.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// State on the hypervisor; null if no hypervisor has the VM or could be queried.
+    /// State of the VM on its hypervisor; null if no hypervisor has the VM or its hypervisor did not answer.
     #[schema(required)]
     pub(super) state: Option<MachineState>,
-    /// Whether the agent reports; null if unknown.
+    /// Whether the VM's agent reports samples; null if unknown.
     #[schema(required)]
     pub(super) agent: Option<Agent>,
-    /// Time of the last report, by the clock of the server.
+    /// Time of the agent's last report, by the clock of the server.
     #[schema(required)]
     pub(super) last_report_at: Option<Timestamp>,
-    /// The latest sample.
+    /// Latest sample of the VM; null if there is none.
     #[schema(required)]
     pub(super) sample: Option<Sample>,
-    /// Peak CPU usage in each three minutes of the last hour, oldest first; null if there was no sample.
+    /// Peak CPU usage of the VM in each three minutes of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
 }
 
 /// A page of VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VmList {
-    /// Sorted as requested.
+    /// VMs, sorted as requested.
     vms: Vec<Vm>,
-    /// Number of VMs that match the filters, on all pages.
+    /// Total number of VMs that match the filters, on all pages.
     total: usize,
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
@@ -103,24 +103,24 @@ pub(super) struct VmDetail {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct VmsQuery {
-    /// Only VMs with this text in id, name or hypervisor; case-insensitive.
+    /// Return only VMs whose id, name or hypervisor contains this text; case-insensitive.
     #[param(inline)]
     q: Option<Text<128>>,
-    /// Only VMs in this state.
+    /// Return only VMs in this state.
     #[serde(default, deserialize_with = "known")]
     state: Option<MachineState>,
-    /// Only VMs whose agent has this status.
+    /// Return only VMs whose agent has this status.
     agent: Option<Agent>,
-    /// Sort key. Default: id. VMs without a value come last.
+    /// Value by which to sort the VMs. Default: id. VMs without this value come last.
     #[serde(default)]
     #[param(value_type = Option<VmSort>)]
     sort: VmSort,
     /// Sort order. Default: ascending for id, name and state, descending otherwise.
     order: Option<Order>,
-    /// Page size. Default: 100.
+    /// Maximum number of VMs in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// `next` of the previous page; requires the same `sort` and `order`.
+    /// The `next` value of the previous page; requires the same `sort` and `order`.
     cursor: Option<Cursor>,
 }
 
@@ -210,7 +210,8 @@ pub(super) async fn get(
     Ok(axum::Json(VmDetail { vm, degraded }))
 }
 
-/// The answer of one service; `None` if it does not know the VM or failed. Failures are added to `failures`.
+/// Returns the answer of one service; `None` if the service does not know the VM or failed. A failure is added to
+/// `failures`.
 fn found<T>(part: Part, answer: Result<T, Fault>, failures: &mut Vec<(Part, Fault)>) -> Option<T> {
     match answer {
         Ok(data) => Some(data),

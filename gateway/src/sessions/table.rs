@@ -1,4 +1,4 @@
-//! The table of live sessions.
+//! In-memory table of the live sessions.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::follow::{StreamState, Table};
 
-/// A use is reported at most once per this fraction of the idle timeout, within the bounds below.
+/// The use of a session is reported at most this many times per idle timeout, within the bounds below.
 const REPORTS_PER_TIMEOUT: u64 = 20;
 const MIN_REPORT_INTERVAL_MS: u64 = 250;
 const MAX_REPORT_INTERVAL_MS: u64 = 60_000;
@@ -28,10 +28,10 @@ const MAX_REPORT_INTERVAL_MS: u64 = 60_000;
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) record: SessionRecord,
-    /// The key of its user.
+    /// Key of the session's user in the KV bucket of users.
     pub(super) user: UserHash,
-    /// The last use on this gateway that was reported, Unix milliseconds; it counts even if auth-svc did not receive
-    /// it.
+    /// Last reported use of the session on this gateway, in Unix milliseconds. It counts even if auth-svc did not
+    /// receive the report.
     reported_ms: AtomicU64,
 }
 
@@ -54,13 +54,13 @@ impl Known {
         now_ms < self.record.expires_at_ms && now_ms < idle_end
     }
 
-    /// Whether a use at this time must be reported; if so, the caller reports it.
+    /// Whether a use of the session at this time must be reported. If so, the caller must report it.
     pub(super) fn is_use_due(&self, now_ms: u64) -> bool {
         let reported = self.reported_ms.load(Ordering::Relaxed);
         let step =
             (self.timeout_ms() / REPORTS_PER_TIMEOUT).clamp(MIN_REPORT_INTERVAL_MS, MAX_REPORT_INTERVAL_MS);
         let due = reported.max(self.record.last_used_at_ms).saturating_add(step);
-        // Of concurrent requests, one reports.
+        // Of several concurrent requests, only one reports the use.
         now_ms >= due
             && self
                 .reported_ms
@@ -68,7 +68,7 @@ impl Known {
                 .is_ok()
     }
 
-    /// The session's idle timeout.
+    /// Idle timeout of the session, in milliseconds.
     const fn timeout_ms(&self) -> u64 {
         self.record
             .idle_ends_at_ms
@@ -98,14 +98,14 @@ impl SessionTable {
         self.sessions.get(token).cloned()
     }
 
-    /// Whether the bucket may hold live sessions that are not in the table.
+    /// Whether the KV bucket may hold live sessions that are not in the table.
     pub(super) const fn omits_some(&self) -> bool {
         self.omits_some
     }
 
     fn insert(&mut self, token: TokenHash, record: SessionRecord) {
         let before = self.sessions.get(&token);
-        // A full table still works: missing sessions are read from the bucket.
+        // Requests still work when the table is full: sessions that are not in it are read from the KV bucket.
         if before.is_none() && self.sessions.len() >= self.most {
             counter!("vmwatch_sessions_beyond_table_total").increment(1);
             self.omits_some = true;
@@ -127,7 +127,7 @@ impl Table for SessionTable {
         if hex::decode_to_slice(&entry.key, &mut token).is_err() {
             warn!(
                 key = entry.key,
-                "ignored a key that is not a hash in the bucket of sessions"
+                "ignored an entry in the KV bucket of sessions: its key is not a token hash"
             );
             return;
         }
@@ -142,14 +142,15 @@ impl Table for SessionTable {
     }
 
     fn confirmed(&mut self, _bucket: &StreamState) {
-        // The bucket's age limit removes entries without an event.
+        // The KV bucket's age limit deletes entries without notifying its followers, so expired sessions are removed
+        // here.
         let now = unix_millis();
         self.sessions.retain(|_, known| known.is_live(now));
         gauge!("vmwatch_sessions").set(u32::try_from(self.sessions.len()).map_or(f64::MAX, f64::from));
     }
 
-    /// Requires a tenth of the table to be free, because rereading the bucket costs more than reading some sessions
-    /// individually.
+    /// Whether at least a tenth of the table is free. Rereading the whole KV bucket for fewer sessions would cost more
+    /// than reading those sessions one by one.
     fn has_room_for_omitted(&self) -> bool {
         self.omits_some && self.sessions.len() < self.most / 10 * 9
     }
@@ -159,7 +160,7 @@ pub(super) fn decode(entry: &Entry) -> Option<SessionRecord> {
     serde_json::from_slice(&entry.value)
         .inspect_err(|error| {
             counter!("vmwatch_broken_records_total", "bucket" => SESSION_BUCKET).increment(1);
-            warn!(%error, "decoding a session failed; refusing it");
+            warn!(%error, "decoding a stored session failed; requests with this session are refused");
         })
         .ok()
 }
@@ -185,17 +186,17 @@ mod tests {
     }
 
     #[test]
-    fn ends_session_that_was_idle_or_expired() {
+    fn idle_or_expired_session_is_not_live() {
         let known = used_at(NOW);
         assert!(known.is_live(NOW + 3_599_999) && !known.is_live(NOW + 3_600_000));
-        // A use on this gateway counts even if auth-svc does not know of it.
+        // A use on this gateway keeps the session alive even if auth-svc does not know of the use.
         assert!(known.is_use_due(NOW + 3_000_000));
         assert!(known.is_live(NOW + 6_599_999) && !known.is_live(NOW + 6_600_000));
         assert!(known.is_use_due(NOW + 6_500_000) && !known.is_live(NOW + 10_000_000));
     }
 
     #[test]
-    fn reports_uses_once_a_minute() {
+    fn use_of_session_is_reported_at_most_once_a_minute() {
         let known = used_at(NOW);
         assert!(!known.is_use_due(NOW + 59_999));
         assert!(known.is_use_due(NOW + 60_000) && !known.is_use_due(NOW + 60_001));
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_omitted_sessions_once_there_is_room() {
+    fn full_session_table_is_reloaded_once_it_has_room() {
         let mut table = table_of(10, 10);
         assert!(!table.omits_some() && !table.has_room_for_omitted());
         table = table_of(10, 11);

@@ -1,5 +1,5 @@
-//! Reports uses of sessions to auth-svc, so that used sessions do not end as idle. Gateways may not write to the
-//! bucket.
+//! Reports to auth-svc which sessions were used, so that sessions in use do not expire as idle. Gateways themselves
+//! have no permission to write to the KV bucket of sessions.
 
 use std::time::Duration;
 
@@ -13,20 +13,20 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, Context};
 
-/// Maximum number of uses waiting to be reported.
+/// Maximum number of session uses that wait to be reported.
 const QUEUE: usize = 10_000;
-/// Interval between reports; each holds at most [`MOST_USED`] sessions.
+/// Interval between reports to auth-svc. A report holds at most [`MOST_USED`] sessions.
 const INTERVAL: Duration = Duration::from_millis(500);
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Queue of uses to report.
+/// Queue of session uses to report to auth-svc.
 #[derive(Debug, Clone)]
 pub(super) struct Uses {
     queue: mpsc::Sender<UsedSession>,
 }
 
 impl Uses {
-    /// Starts reporting, until shutdown.
+    /// Starts the task that reports session uses until shutdown.
     pub(super) fn report(bus: &Bus, shutdown: CancellationToken) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
         let bus = bus.clone();
@@ -34,7 +34,8 @@ impl Uses {
         Self { queue }
     }
 
-    /// Queues a use, or drops it if the queue is full: a later use is reported well before the session would end.
+    /// Queues the use of a session. If the queue is full the use is dropped; a later use will be reported well before
+    /// the session expires.
     pub(super) fn note(&self, token: &Token, used_at_ms: u64) {
         let used = UsedSession {
             key: token.key(),
@@ -60,7 +61,7 @@ async fn report(bus: Bus, mut waiting: mpsc::Receiver<UsedSession>) {
             counter!("vmwatch_session_uses_dropped_total").increment(count);
             debug!(
                 cause = fault.cause_chain(),
-                "reporting uses of sessions failed: {fault}"
+                "reporting session uses to auth-svc failed: {fault}"
             );
         }
         tokio::time::sleep(INTERVAL).await;

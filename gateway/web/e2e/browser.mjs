@@ -1,5 +1,5 @@
-// Drives a real Chromium against a real stack. A story also fails on any console error, Content-Security-Policy violation or
-// request to another host.
+// Runs browser tests ("stories") in a real Chromium against a running vmwatch stack. A story also fails on any console
+// error, Content-Security-Policy violation or request to another host.
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
@@ -52,7 +52,8 @@ export async function story(run, options = {}) {
 function watch(page, faults) {
   page.on("pageerror", (error) => faults.push(`error: ${error.stack ?? error}`));
   page.on("console", (message) => {
-    // The browser logs every failed request. Stories check expected failures by what the page shows.
+    // Chromium logs every failed request to the console. Ignore these: a story checks an expected failure by what the
+    // page shows.
     const expected = message.text().startsWith("Failed to load resource");
     if (message.type() === "error" && !expected) faults.push(`console: ${message.text()}`);
   });

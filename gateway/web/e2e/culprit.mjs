@@ -1,4 +1,4 @@
-// Finds the process that uses the CPU, now and at a past moment.
+// Story: an operator finds the process that uses the CPU, now and at a past moment.
 import { check, command, figure, setting, signIn, story, until, url } from "./browser.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
@@ -12,7 +12,7 @@ await story(async (page) => {
   check((await page.locator("header.top").count()) === 0, "a wrong password is rejected");
   await signIn(page);
 
-  // The row of this VM, with its live values.
+  // The table row of this VM must show live values.
   const row = page.locator(`tr[data-vm="${vm}"]`);
   await row.waitFor();
   const values = new Set();
@@ -28,15 +28,15 @@ await story(async (page) => {
   await until(`${burner} is first in the table`, async () => (await first.locator("th").innerText()).startsWith(burner));
   const sampled = () => page.locator(".processes .moment").getAttribute("data-at").then(Number);
   const since = await sampled();
-  // Long enough to cover several buckets of the chart.
-  await until("it has run for fifteen seconds", async () => (await sampled()) - since > 15_000);
+  // Fifteen seconds are long enough to cover several points of the chart.
+  await until("the process has run for fifteen seconds", async () => (await sampled()) - since > 15_000);
   const then = since + 8_000;
   await command("rest");
   const names = page.locator("table.process tbody th");
   await until("it leaves the current table", async () =>
     !(await names.allInnerTexts()).some((name) => name.startsWith(burner)));
 
-  // Hovering over that moment shows the process again.
+  // Hovering over that moment in the chart must show the process again.
   const over = page.locator('[data-chart="mem"] .u-over');
   const began = Date.now();
   await until("the table of the moment under the pointer shows it", async () => {
@@ -49,7 +49,7 @@ await story(async (page) => {
   });
   figure("page: table of a past moment under the pointer, ms, including a wait of 200", Date.now() - began);
 
-  // A shared URL shows the same moment.
+  // A shared URL must show the same moment.
   await page.goto(`${url}/vms/${vm}?range=15m&at=${new Date(then).toISOString()}`);
   await until("the URL shows that moment", async () => (await first.locator("th").innerText()).startsWith(burner));
   await first.locator("button").click();
@@ -58,7 +58,7 @@ await story(async (page) => {
   await page.keyboard.press("Escape");
   await until("Esc unpins the moment", () => !page.url().includes("at="));
 
-  // A drag zooms, and Back undoes it.
+  // Dragging across the chart zooms, and the Back button undoes the zoom.
   const box = await over.boundingBox();
   await page.mouse.move(box.x + box.width * 0.4, box.y + 40);
   await page.mouse.down();
@@ -68,14 +68,14 @@ await story(async (page) => {
   await page.goBack();
   await until("Back zooms out", () => !page.url().includes("from="));
 
-  // The name filter works, and a click pins.
+  // The process table can be filtered by name, and a click on the chart pins the moment.
   await page.locator('.processes input[type="search"]').fill("vmwatch-agent");
   await until("the filter leaves only the agent", async () =>
     (await names.allInnerTexts()).every((name) => name.startsWith("vmwatch-agent")));
   await page.mouse.click(box.x + box.width * 0.98, box.y + 40);
   await until("a click pins", () => page.url().includes("at="));
 
-  // A hostile guest whose process names make its table larger than a bus message.
+  // Guests can choose process names that make the process table larger than a bus message; the page must still show it.
   const hidden = await command("hide");
   await page.goto(`${url}/vms/${hidden}`);
   await page.locator("button.more").click();

@@ -1,4 +1,4 @@
-// Measures the page with 1,000 VMs and one year of samples.
+// Story: measures how fast the web page shows 1,000 VMs and a year of samples.
 import { check, figure, setting, signIn, story, until } from "./browser.mjs";
 
 const busiest = setting("VMWATCH_PAGE_VM");

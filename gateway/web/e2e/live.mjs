@@ -1,4 +1,4 @@
-// A lost connection is shown, and restored automatically with the missed data.
+// Story: the web page shows a lost connection, reconnects by itself and then loads the missed data.
 import { check, command, figure, setting, signIn, story, until, url } from "./browser.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
@@ -6,7 +6,7 @@ const vm = setting("VMWATCH_PAGE_VM");
 await story(async (page) => {
   await signIn(page);
   await page.locator(".live.live").waitFor();
-  // Latency from the sample's timestamp to its row on the screen.
+  // Measure the latency from the time of a sample to its display in the process table.
   await page.goto(`${url}/vms/${vm}?range=15m`);
   await page.locator('[data-chart="cpu"] canvas').waitFor();
   await page.locator(".live.live").waitFor();

@@ -1,4 +1,4 @@
-// An operator starts a VM; a viewer cannot.
+// Story: an operator can start a VM; a viewer cannot.
 import { admin, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const [off, another] = setting("VMWATCH_PAGE_MACHINES").split(",");
@@ -11,7 +11,7 @@ await story(async (page) => {
   await until("the VM is running", async () => (await row.locator("td.state .badge.good").count()) === 1);
   await until("the start button disappears", async () => (await row.locator("td.act button").count()) === 0);
 
-  // The operation is listed with its steps, and in the audit log.
+  // The operation must be listed with its steps, and it must be in the audit log.
   await page.locator('a[href="/operations"]').click();
   const card = page.locator("details.operation", { hasText: off }).first();
   await card.locator(".badge.good").waitFor();
@@ -28,7 +28,7 @@ await story(async (page) => {
   await until("the VM is shut off", async () => (await page.locator("header.vm .heading .badge.quiet").count()) >= 1);
   await page.locator(".actions button.primary").waitFor();
 
-  // Creates a viewer of one VM.
+  // Create a user with the role viewer who may see one VM.
   await page.locator('a[href="/users"]').click();
   await page.locator(".heading button.primary").click();
   await page.locator('dialog input[name="name"]').fill(viewer.user);
@@ -52,7 +52,7 @@ await story(async (page) => {
   await page.goto(`${url}/users`);
   await page.getByText("Your role does not allow this").waitFor();
 
-  // Deleting the user signs its open page out.
+  // Deleting a user must sign out the web page that the user has open.
   const { context } = { context: page.context() };
   await page.goto(url);
   await page.locator("header.top").waitFor();

@@ -1,4 +1,4 @@
-// The page follows the browser's language, and remembers the chosen language and theme.
+// Story: the web page follows the browser's language, and remembers the chosen language and theme.
 import { accessible, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
@@ -20,7 +20,7 @@ await story(async (page, { faults }) => {
   await page.getByRole("heading", { name: "VMs" }).waitFor();
   check(await page.evaluate(() => document.documentElement.dataset.theme === "dark"), "the theme is remembered");
 
-  // Keyboard only: skips the navigation and opens a VM.
+  // Skip the navigation and open a VM with the keyboard alone.
   await page.keyboard.press("Tab");
   await page.keyboard.press("Enter");
   await until("the skip link moves to the content", () => page.url().endsWith("#main"));
@@ -38,7 +38,7 @@ await story(async (page, { faults }) => {
 /** Shows an operation, an audit record and a user whose values only a newer version knows. */
 async function showsValuesOfNewerVersion(page, unknown) {
   for (const [address, row, count] of [
-    // State and action of the operation, result of the audit record, role and scope of the user.
+    // Texts to find: state and action of the operation, result of the audit record, role and scope of the user.
     ["/operations", "details.operation summary", 2],
     ["/audit?action=lifecycle.migrate", "table.records tbody tr", 1],
     ["/users", 'tr[data-user="Vera"]', 2],

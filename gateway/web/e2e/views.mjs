@@ -1,4 +1,4 @@
-// Checks each view in one theme, on a wide and a narrow screen: no axe violations, no horizontal overflow.
+// Story: every view has no axe violations and no horizontal overflow, in one theme, on a wide and a narrow screen.
 import { accessible, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const colorScheme = setting("VMWATCH_PAGE_THEME");

@@ -20,7 +20,7 @@ export function App() {
     try {
       me.value = await ask(api.GET("/api/v1/me", { signal }));
     } catch (error) {
-      // Signed out is a valid answer, not a failure.
+      // Nobody is signed in: show the sign-in form instead of an error.
       if (me.value !== null) throw error;
     }
     return true;

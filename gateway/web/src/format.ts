@@ -1,4 +1,4 @@
-//! Formats numbers with their units and times, in the selected language and the browser's time zone.
+//! Formats times, and numbers with units, in the selected language and the browser's time zone.
 import { computed } from "@preact/signals";
 import { t } from "./i18n";
 import { language } from "./preferences";
@@ -56,7 +56,7 @@ export const shortTime = (at: number): string =>
 export const visible = (text: string): string =>
   text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (character) => {
     const code = character.codePointAt(0) ?? 0;
-    // Unicode has symbols for the C0 control characters and for DEL.
+    // Show control characters by their Unicode symbols, which exist for the C0 control characters and DEL.
     return code < 0x20 ? String.fromCodePoint(0x2400 + code) : code === 0x7f ? "\u2421" : "\ufffd";
   });
 

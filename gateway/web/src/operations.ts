@@ -6,7 +6,7 @@ import { isOver } from "./parts/badge";
 
 export type Action = Schemas["Action"];
 
-/** Interval at which an operation is polled while live events are unavailable. */
+/** Interval at which a running operation is polled while live events are unavailable. */
 const POLL_MS = 2_000;
 /** Maximum number of VMs whose latest operation is kept. */
 const MAX_REMEMBERED = 200;
@@ -39,7 +39,7 @@ export function followOperations(): () => void {
   return onEvent("operation", remember);
 }
 
-/** Submits an operation. It is followed independently of the view that is shown. */
+/** Submits an operation and follows it to its end, even if the user leaves the view. */
 export async function act(instance: string, action: Action): Promise<void> {
   const operation = await ask(
     api.POST("/api/v1/vms/{instance_id}/actions", {
@@ -51,7 +51,7 @@ export async function act(instance: string, action: Action): Promise<void> {
   void pollWhileLost(operation.id);
 }
 
-/** Replaces randomUUID, which exists only on secure origins; the gateway may be reached over plain HTTP. */
+/** Creates a random UUID. `crypto.randomUUID` exists only on HTTPS pages, and the gateway may be used over plain HTTP. */
 function randomKey(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
@@ -65,7 +65,7 @@ async function pollWhileLost(id: string): Promise<void> {
     try {
       remember(await ask(api.GET("/api/v1/operations/{operation_id}", { params: { path: { operation_id: id } } })));
     } catch {
-      // The gateway may be unreachable; the next attempt may succeed.
+      // The request may fail while the gateway is unreachable; the next poll tries again.
     }
   }
 }

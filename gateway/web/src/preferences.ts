@@ -1,4 +1,4 @@
-//! User preferences, stored in the browser.
+//! User preferences (language and theme), stored in the browser.
 import { effect, signal } from "@preact/signals";
 
 export type Theme = "system" | "light" | "dark";
@@ -20,7 +20,7 @@ function save(key: string, value: string): void {
   try {
     localStorage.setItem(key, value);
   } catch {
-    // The choice lasts until the page is closed.
+    // The browser does not allow storage: the preference lasts until the page is closed.
   }
 }
 

@@ -1,4 +1,4 @@
-//! The URL holds the state of the view, so that it can be shared and the Back button works.
+//! Router of the web page. The URL holds the whole state of a view, so that it can be shared and the Back button works.
 import { signal } from "@preact/signals";
 
 interface Route {
@@ -19,7 +19,7 @@ export function go(address: string, replace = false): void {
   route.value = here();
   if (route.peek().path !== path) {
     scrollTo(0, 0);
-    // Moves the focus to the heading, so that screen readers announce the new view.
+    // Move the focus to the heading, so that screen readers announce the new view.
     requestAnimationFrame(() => document.querySelector<HTMLElement>("main h1")?.focus({ preventScroll: true }));
   }
 }

@@ -58,7 +58,8 @@ export async function signOut(): Promise<void> {
 }
 
 export function failureOf(status: number, body: unknown): Failure {
-  // A proxy in front of the gateway may answer with a body of any shape.
+  // A proxy in front of the gateway may answer with any body, so check the shape before using the body as a problem
+  // document.
   const problem = (typeof body === "object" && body !== null ? body : {}) as Partial<Schemas["Problem"]>;
   return new Failure(status, problem.code ?? "unknown", problem.detail ?? "", problem.request_id ?? null);
 }

@@ -1,5 +1,5 @@
-//! Live events (docs/api/rest.md). Uses fetch instead of EventSource, which exposes neither heartbeats nor HTTP statuses, so a
-//! silently dead connection would look live.
+//! Client for live events (docs/api/rest.md). It uses fetch instead of EventSource, which hides heartbeats and HTTP
+//! statuses: a connection that died silently would still look live.
 import { signal } from "@preact/signals";
 import { me, type Schemas } from "./client";
 
@@ -51,12 +51,12 @@ async function reconnectUntil(stop: AbortSignal): Promise<void> {
     try {
       await followOnce(stop, () => (failures = 0));
     } catch {
-      // Every failure is handled alike: show the connection as lost and reconnect.
+      // All failures are handled alike: the page shows the connection as lost and reconnects.
     }
     if (stop.aborted || me.peek() === null) return;
     liveState.value = "lost";
     const wait = Math.min(RETRY_MS * 2 ** failures++, MAX_RETRY_MS);
-    // Jitter, so that not all pages reconnect at once after a gateway restart.
+    // Random delay, so that not all pages reconnect at once after a gateway restart.
     const jittered = wait * (0.5 + Math.random());
     await new Promise((resolve) => setTimeout(resolve, jittered));
   }

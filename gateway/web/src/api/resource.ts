@@ -1,4 +1,4 @@
-//! Data that a view loads from the API, with its loading and failure state.
+//! Hook for data that a view loads from the REST API; also returns whether it is loading or has failed.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Failure, failureOf } from "./client";
 import { gaps, liveState } from "./live";

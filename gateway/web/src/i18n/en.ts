@@ -211,7 +211,7 @@ export const en = {
     scopeIds: "VM IDs, one per line",
     sessionsEnd: "All sessions of this user will end.",
     emptyTitle: "No users",
-    empty: "At least one administrator always exists, so this list is incomplete.",
+    empty: "The list could not be loaded completely. Reload the page.",
   },
   sessions: {
     title: "Your sessions",

@@ -1,4 +1,4 @@
-//! The page's texts. A key missing in one language is a compile error.
+//! Texts of the web page in all languages. A text missing in one language is a compile error.
 import { computed } from "@preact/signals";
 import { language } from "../preferences";
 import { en } from "./en";
@@ -11,6 +11,6 @@ const texts = computed<Texts>(() => (language.value === "zh-CN" ? zh : en));
 
 export const t = (): Texts => texts.value;
 
-/** The text of a value; "unknown" for a value of a newer version of the gateway. */
+/** The text for an API value; "unknown" for a value that only a newer version of the gateway knows. */
 export const textOf = (values: Record<string, string>, value: string): string =>
   (Object.hasOwn(values, value) ? values[value] : undefined) ?? t().common.unknown;

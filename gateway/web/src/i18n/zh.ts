@@ -205,7 +205,7 @@ export const zh: Texts = {
     scopeIds: "虚拟机 ID，每行一个",
     sessionsEnd: "该用户的所有会话将结束。",
     emptyTitle: "暂无用户",
-    empty: "系统至少有一名管理员，此列表未能完整加载。",
+    empty: "用户列表未能完整加载，请刷新页面。",
   },
   sessions: {
     title: "登录会话",

@@ -1,4 +1,4 @@
-//! Lists that the API returns in pages.
+//! Hook for lists that the REST API returns in pages.
 import { useState } from "preact/hooks";
 import { type Failure } from "../api/client";
 import { useResource } from "../api/resource";
@@ -37,7 +37,7 @@ export function usePages<Item, Cursor>(
     setBusy(true);
     const done = (page: Page<Item, Cursor>) =>
       setFollowing((before) => ({ items: [...before.items, ...page.items], next: page.next }));
-    // After a failure the button stays, so that the user can try again.
+    // After a failure the "Load more" button stays visible, so that the user can try again.
     read(following.next, new AbortController().signal).then(done, () => undefined).finally(() => setBusy(false));
   };
   return {

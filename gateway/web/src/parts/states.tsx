@@ -1,4 +1,4 @@
-//! Placeholders of a view: empty, failed, loading, degraded.
+//! Placeholders that a view shows when its data is empty, failed, loading or incomplete.
 import type { ComponentChildren } from "preact";
 import type { Failure, Schemas } from "../api/client";
 import { t } from "../i18n";

@@ -1,4 +1,4 @@
-//! Virtual scrolling: only the rows on the screen are in the document.
+//! Virtual scrolling: only the table rows that are visible on the screen are in the DOM.
 import type { RefObject } from "preact";
 import { useLayoutEffect, useState } from "preact/hooks";
 

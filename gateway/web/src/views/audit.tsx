@@ -1,4 +1,4 @@
-//! The audit log, for administrators.
+//! View of the audit log, for administrators.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";

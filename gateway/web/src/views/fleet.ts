@@ -1,4 +1,4 @@
-//! All VMs, read once and kept up by live events.
+//! Hook for the list of all VMs: loads it once and keeps it up to date with live events.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { api, ask, type Failure, type Schemas, type Vm } from "../api/client";
 import { onEvent } from "../api/live";
@@ -59,7 +59,7 @@ export function useFleet(): Fleet {
     const stops = [
       onEvent("sample", ({ instance_id, ...sample }) => {
         const last_report_at = new Date().toISOString();
-        // The first report of a VM that the list does not have yet.
+        // Reload the list when a VM that is not in it reports for the first time.
         if (!known.current.has(instance_id) && source.current) list.reload();
         change(instance_id, { sample, agent: "reporting", last_report_at });
       }),
@@ -73,7 +73,7 @@ export function useFleet(): Fleet {
       stops.forEach((stop) => stop());
     };
   }, []);
-  // A row shows the newest command on its VM.
+  // Read the signal, so that the list is rendered again when the newest operation on a VM changes.
   void latest.value;
   return {
     entries: [...known.current.values()],

@@ -1,4 +1,4 @@
-//! Operations on VMs, newest first, updated live.
+//! View that lists the operations on VMs, newest first, updated live.
 import { useEffect, useState } from "preact/hooks";
 import { api, ask, type Operation, type Schemas } from "../api/client";
 import { onEvent } from "../api/live";

@@ -1,4 +1,4 @@
-//! Lists the sessions of the signed-in user and ends them.
+//! View that lists the signed-in user's sessions and can end them.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas, signOut } from "../api/client";
 import { useEvery, useResource } from "../api/resource";

@@ -1,4 +1,4 @@
-//! User management, for administrators.
+//! View for user management, for administrators.
 import { useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../api/client";
 import { fullTime, ms } from "../format";

@@ -1,4 +1,4 @@
-//! The list of VMs, the busiest first.
+//! View that lists the VMs, the busiest first.
 import { useEffect, useRef, useState } from "preact/hooks";
 import { may } from "../api/client";
 import { useEvery } from "../api/resource";
@@ -15,7 +15,7 @@ export type Column = (typeof COLUMNS)[number];
 const DESCENDS: Record<Column, boolean> = {
   name: false, state: false, cpu: true, mem: true, net: true, disk: true, report: true,
 };
-/** How often rows change places; never under the pointer or the focus. */
+/** Interval at which the VMs are sorted again; not while the pointer or the focus is on the list. */
 const REORDER_MS = 5_000;
 
 export function Vms() {
@@ -127,7 +127,7 @@ function Table({ entries, sorting }: { entries: Entry[]; sorting: Sorting<Column
   );
 }
 
-/** The entries that pass, in an order that does not change under the hand. */
+/** The VMs that match the filters, in an order that does not change while the user points at the list. */
 function useOrder(entries: Entry[], sorting: Sorting<Column>, search: string, agent: string): Entry[] {
   const [turn, setTurn] = useState(0);
   const places = useRef(new Map<string, number>());
@@ -154,7 +154,7 @@ function useOrder(entries: Entry[], sorting: Sorting<Column>, search: string, ag
     .sort((one, other) => at(one) - at(other));
 }
 
-/** What a column sorts by. What a VM said before it fell silent is no claim on the top. */
+/** The value by which a column sorts. Measures of a VM whose agent has stopped reporting count as missing. */
 function valueOf({ vm }: Entry, column: Column): number | string | null {
   const sample = vm.agent === "reporting" ? vm.sample : null;
   switch (column) {

@@ -212,6 +212,6 @@ function handlePointer(chart: uPlot, host: HTMLElement, latest: { current: Chart
     chart.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
   });
   host.addEventListener("mouseleave", () => (latest.current.hover.value = null));
-  // Disables the zoom reset of uPlot; the Back button undoes a zoom.
+  // Disable uPlot's zoom reset on double click, because the Back button undoes a zoom.
   chart.over.addEventListener("dblclick", (event) => event.stopImmediatePropagation(), { capture: true });
 }

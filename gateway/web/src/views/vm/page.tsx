@@ -1,4 +1,4 @@
-//! The VM page: charts, and below them the processes at the moment under the cursor.
+//! View of one VM: charts, and below them the processes at the moment under the mouse pointer.
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, ask, type Vm } from "../../api/client";
@@ -31,7 +31,7 @@ export function VmPage({ id }: { id: string }) {
   const range = useRange();
   const history = useHistory(id, range);
   const hover = useSignal<number | null>(null);
-  // A live chart advances with the clock; the range that was requested does not.
+  // A live chart moves with the clock; the requested time range stays fixed until the next request.
   const shown = range.live ? { ...range, from: now.value - RANGES[range.name], to: now.value } : range;
   const stepMs = history.columns?.stepMs ?? 0;
   useEffect(() => {
@@ -52,7 +52,8 @@ export function VmPage({ id }: { id: string }) {
     );
   }
   if (!vm.data) return <Loading />;
-  // The processes of a bucket are those at its end: each sample covers the interval before it.
+  // For a point of the chart, show the processes at the end of its time bucket, because each sample covers the interval
+  // before it.
   const moment = (at: number) => Math.min(at + stepMs, Date.now());
   const charted = history.columns && history.columns.at.length > 0;
   return (
@@ -122,7 +123,7 @@ function useHistory(id: string, range: Range) {
   );
   useEvery(REFRESH_MS, () => range.live && series.reload());
   const [buckets, setBuckets] = useState<Bucket<VmMeasure>[] | undefined>(undefined);
-  // The page requests JSON; the OpenAPI document also allows CSV, a string.
+  // This view requests JSON. The OpenAPI document also allows CSV, which would be a string.
   const read = typeof series.data === "string" ? undefined : series.data;
   useEffect(() => setBuckets(read?.buckets), [read]);
   const reload = useRef(series.reload);

@@ -1,4 +1,4 @@
-//! The process table at the pinned moment, else at the moment under the cursor, else now.
+//! Shows the process table at the pinned moment, otherwise at the moment under the mouse pointer, otherwise now.
 import type { Signal } from "@preact/signals";
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { api, ask, type Schemas } from "../../api/client";

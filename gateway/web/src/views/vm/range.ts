@@ -1,4 +1,4 @@
-//! The time range of the charts, live or in the past. It is kept in the URL.
+//! Time range of the charts, live or in the past. It is stored in the URL.
 import { useMemo } from "preact/hooks";
 import { now } from "../../clock";
 import { DAY, HOUR, MINUTE } from "../../format";
@@ -44,7 +44,7 @@ export function useRange(): Range {
   const from = moment(query, "from");
   const to = moment(query, "to");
   const live = from === null || to === null || from >= to;
-  // A live range is recomputed only when its length changes; new samples advance the charts, not this clock.
+  // Recompute a live time range only when its length changes; new samples move the charts forward without it.
   const end = useMemo(() => now.peek(), [name, live, query]);
   const range = live ? { from: end - RANGES[name], to: end } : { from, to };
   return { name, live, pin: moment(query, "at"), ...range };

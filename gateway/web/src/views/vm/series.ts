@@ -1,4 +1,5 @@
-//! Chart data: buckets as columns, with gaps where nothing was reported and live samples appended.
+//! Converts the history of a VM into chart data: one column per measure, with gaps where there are no samples, and live
+//! samples appended.
 import type { Schemas } from "../../api/client";
 import { ms } from "../../format";
 
@@ -42,7 +43,7 @@ export function columns<Measure extends string>(
 }
 
 export type VmMeasure = Exclude<keyof Schemas["Bucket"], "at" | "count">;
-// Compiles only if it names exactly the measures of the API.
+// This fails to compile unless it names exactly the measures of the API.
 const measures: Record<VmMeasure, true> = {
   cpu_util: true,
   mem: true,
@@ -60,7 +61,7 @@ export function withSample(buckets: VmBucket[], stepMs: number, sample: Schemas[
   const time = ms(sample.at);
   const last = buckets.at(-1);
   const begin = last ? ms(last.at) : 0;
-  // A late or repeated event; the next read includes the sample.
+  // Ignore a late or repeated event; the next request for the history will include its sample.
   if (last && time < begin) return buckets;
   const kept = buckets.filter((bucket) => ms(bucket.at) + stepMs >= from);
   const merge = (measure: VmMeasure): Stat => {
