@@ -1,5 +1,5 @@
-//! Ingestion stores every sample exactly once, whichever part between the stream and the store is killed, frozen or
-//! restarted. Each test counts every row.
+//! Tests that ingestion stores every sample exactly once, whichever program or server between the samples stream and
+//! the database is killed, frozen or restarted. Each test counts every row.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use crate::ingest_support::{
 };
 
 async fn stores(stack: &Stack, rows: u64) {
-    eventually("rows are stored", PATIENCE, async || {
+    eventually("enough rows are stored", PATIENCE, async || {
         let stored = count(&stack.database).await?;
         (stored >= rows)
             .then_some(())
-            .ok_or(format!("{stored} of {rows}"))
+            .ok_or(format!("{stored} of {rows} rows are stored"))
     })
     .await;
 }
 
-/// Waits until this many more rows are stored, so that ingestion is in progress.
+/// Waits until `rows` more rows are stored, so that ingestion is in progress.
 async fn stores_more(stack: &Stack, rows: u64) {
     let before = count(&stack.database).await.unwrap();
     stores(stack, before + rows).await;
@@ -39,13 +39,13 @@ async fn waits(stack: &Stack, messages: u64) {
     .await;
 }
 
-/// Rows are stored and their acknowledgements are lost: NATS is frozen before they are sent, then killed with its
-/// unread input. Metrics-svc is killed too, because it would send them again.
+/// metrics-svc stores rows whose acknowledgements are then lost: NATS is frozen before they are sent, and killed before
+/// it reads them. metrics-svc is killed too, because it would send the acknowledgements again.
 #[tokio::test]
-async fn stores_rows_once_after_kill_before_acknowledgement() {
+async fn rows_are_stored_once_after_kill_before_acknowledgement() {
     let stack = stack()
-        // Longer than a busy machine needs to fill the batch. Otherwise redelivered messages are in the batch twice,
-        // and some of the ten samples are not in it.
+        // The ack wait is longer than a busy machine needs to fill the batch. Otherwise NATS would deliver messages
+        // twice into the batch, and some of the ten samples would not be in it.
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "10s")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "110")
         .set(Program::Metrics, "VMWATCH_BATCH_WAIT", "10s")
@@ -55,7 +55,7 @@ async fn stores_rows_once_after_kill_before_acknowledgement() {
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     stack.database.server.pause();
     publisher.publish_many(10).await;
-    eventually("metrics-svc has the batch", PATIENCE, async || {
+    eventually("metrics-svc has received the batch", PATIENCE, async || {
         let rows = metric(metrics, "vmwatch_ingest_waiting_rows").await;
         (rows > 109.0).then_some(()).ok_or(format!("{rows}"))
     })
@@ -73,7 +73,7 @@ async fn stores_rows_once_after_kill_before_acknowledgement() {
 }
 
 #[tokio::test]
-async fn stores_rows_once_after_kill_of_database() {
+async fn rows_are_stored_once_after_kill_of_database() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publish_during(&mut publisher, async {
@@ -90,7 +90,7 @@ async fn stores_rows_once_after_kill_of_database() {
 }
 
 #[tokio::test]
-async fn stores_rows_once_after_kill_of_nats() {
+async fn rows_are_stored_once_after_kill_of_nats() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     let outages = async {
@@ -106,7 +106,7 @@ async fn stores_rows_once_after_kill_of_nats() {
 }
 
 #[tokio::test]
-async fn surviving_replica_stores_rows_of_killed_one() {
+async fn surviving_replica_stores_samples_of_killed_replica() {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let (first, second) = (
         stack.replica(Program::Metrics, 0),
@@ -133,9 +133,9 @@ async fn surviving_replica_stores_rows_of_killed_one() {
     one.rows.settle("two replicas, one killed", &stack).await;
 }
 
-/// A stopping service acknowledges what it has stored. Only the other messages wait in the stream.
+/// A stopping metrics-svc acknowledges what it has stored. Only the other messages remain in the stream.
 #[tokio::test]
-async fn shutdown_under_load_loses_no_rows() {
+async fn shutdown_of_metrics_svc_under_load_loses_no_rows() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
@@ -150,13 +150,16 @@ async fn shutdown_under_load_loses_no_rows() {
     let waiting = waiting(&stack.bus).await.unwrap();
     assert_eq!(stored + 11 * waiting, publisher.rows.len() as u64);
     metrics.restart().await;
-    publisher.rows.settle("a stop under load", &stack).await;
+    publisher
+        .rows
+        .settle("metrics-svc stopped under load", &stack)
+        .await;
 }
 
-/// Publishes a message repeatedly, as after lost acknowledgements: within a short time, and again after a restart, when
-/// only the rows' ids identify it.
+/// A message is published ten times, as after lost acknowledgements: repeatedly within a short time, and again after a
+/// restart of metrics-svc, when only the ids of its rows show that they are stored already.
 #[tokio::test]
-async fn stores_message_delivered_ten_times_once() {
+async fn sample_published_ten_times_is_stored_once() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     let sample = publisher.sample();
@@ -171,21 +174,21 @@ async fn stores_message_delivered_ten_times_once() {
     }
     publisher.rows.add(&sample);
     drained(&stack.bus).await;
-    // Repeats the message also after a restart, in another batch.
+    // The message is published again after the restart, so that it is in another batch.
     stack.replica(Program::Metrics, 0).process.kill9();
     stack.replica(Program::Metrics, 0).restart().await;
     publisher.send_raw(body).await.unwrap();
     publisher.rows.add(&sample);
     publisher
         .rows
-        .settle("the same messages again and again", &stack)
+        .settle("the same messages published ten times", &stack)
         .await;
     assert_eq!(publisher.rows.len(), 22);
 }
 
-/// A process ended and its pid was reused before the next sample: the rows of both are stored.
+/// A process ends and a new process gets its pid before the next sample. The rows of both processes are stored.
 #[tokio::test]
-async fn stores_both_processes_of_reused_pid() {
+async fn both_processes_with_a_reused_pid_are_stored() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 0);
     let mut sample = publisher.sample();
@@ -203,8 +206,8 @@ async fn stores_both_processes_of_reused_pid() {
     assert_eq!(publisher.rows.len(), 3);
 }
 
-/// A proxy in front of the database. On a signal it drops its connections silently, like a network that loses packets.
-/// Later connections work again.
+/// Starts a proxy in front of the database. When signalled, it silently drops its connections, like a network that
+/// loses packets. Later connections work again.
 async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>) {
     loop {
         let (mut client, _) = listener.accept().await.unwrap();
@@ -220,9 +223,9 @@ async fn relay(listener: TcpListener, database: String, cut: watch::Receiver<()>
     }
 }
 
-/// The database host disappears without closing its connections: the current insert is never answered.
+/// The database host disappears without closing its connections, so the insert in progress is never answered.
 #[tokio::test]
-async fn recovers_from_database_that_vanished_silently() {
+async fn ingestion_recovers_after_database_host_disappears() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -248,25 +251,32 @@ async fn recovers_from_database_that_vanished_silently() {
         stores_more(&stack, 500).await;
     })
     .await;
-    publisher.rows.settle("a database that disappears", &stack).await;
+    publisher
+        .rows
+        .settle("the database host disappeared", &stack)
+        .await;
     relaying.abort();
 }
 
-/// The samples stream is recreated after its loss, or after an operator ran `nats stream rm`.
+/// The stream of samples is recreated after it is lost, for example because an operator ran `nats stream rm`.
 #[tokio::test]
-async fn recreates_deleted_stream() {
+async fn metrics_svc_recreates_deleted_samples_stream() {
     let stack = stack().start().await;
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(5).await;
     drained(&stack.bus).await;
     stack.bus.jetstream().delete_stream(SAMPLE_STREAM).await.unwrap();
     publisher.publish_many(5).await;
-    publisher.rows.settle("a deleted stream", &stack).await;
+    publisher
+        .rows
+        .settle("the samples stream was deleted", &stack)
+        .await;
 }
 
-/// While the database is frozen, a replica holds three batches and one pull of a backlog, whatever the backlog's size.
+/// While the database is frozen, a replica of metrics-svc keeps at most three batches and one pull of messages in
+/// memory, however long the backlog is.
 #[tokio::test]
-async fn bounds_memory_while_database_is_frozen() {
+async fn metrics_svc_memory_is_bounded_while_database_is_frozen() {
     const BACKLOG_BYTES: usize = 96 << 20;
     const MOST_KIB: u64 = 32 << 10;
     let stack = stack()
@@ -295,8 +305,13 @@ async fn bounds_memory_while_database_is_frozen() {
         most = most.max(resident(metrics));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    println!("resident: {before} KiB after 15,000 rows, at most {most} KiB with 96 MiB waiting");
-    assert!(most < before + MOST_KIB, "{before} KiB grew to {most} KiB");
+    println!(
+        "metrics-svc memory: {before} KiB after 15,000 rows, at most {most} KiB with a backlog of 96 MiB"
+    );
+    assert!(
+        most < before + MOST_KIB,
+        "the memory of metrics-svc grew from {before} KiB to {most} KiB"
+    );
 
     // Storing the rest of the backlog would only take time.
     stack.database.server.resume();

@@ -1,11 +1,11 @@
-//! Tests real agents on this machine with a bus that is unreachable, full, or returns after an agent was killed: every
-//! sampled row must be stored exactly once.
+//! Tests real agents on this machine while NATS is unreachable or its stream is full, and when NATS returns after an
+//! agent was killed. Every row that an agent sampled must be stored exactly once.
 
 use testkit::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
 
 use crate::ingest_support::{Publisher, Rows, count, metric, outage, stack};
 
-/// Agents that log what they sample.
+/// Builds a stack whose agents log each sample that they take.
 fn agents(number: usize) -> StackBuilder {
     stack()
         .replicas(Program::Agent, number)
@@ -14,17 +14,17 @@ fn agents(number: usize) -> StackBuilder {
 }
 
 async fn spools(agent: &Replica, parts: f64) {
-    eventually("samples wait on disk", PATIENCE + outage(), async || {
+    eventually("the agent spools samples", PATIENCE + outage(), async || {
         let waiting = metric(agent, "vmwatch_agent_spool_parts").await;
         (waiting >= parts).then_some(()).ok_or(format!("{waiting}"))
     })
     .await;
 }
 
-/// Waits until the spool is empty, then ends the agent, which sends its last sample.
+/// Waits until the agent's spool is empty and stops the agent, which sends its last sample.
 async fn sends_everything(agent: &Replica) {
     eventually(
-        "nothing waits on disk",
+        "the agent's spool is empty",
         PATIENCE + outage(),
         async || match metric(agent, "vmwatch_agent_spool_parts").await {
             0.0 => Ok(()),
@@ -38,7 +38,7 @@ async fn sends_everything(agent: &Replica) {
 }
 
 async fn stores_rows(stack: &Stack) {
-    eventually("rows of the agents are stored", PATIENCE, async || {
+    eventually("rows of every agent are stored", PATIENCE, async || {
         let stored = count(&stack.database).await?;
         (stored > 0).then_some(()).ok_or("none".to_owned())
     })
@@ -46,7 +46,7 @@ async fn stores_rows(stack: &Stack) {
 }
 
 #[tokio::test]
-async fn stores_all_samples_of_agents_after_nats_outage() {
+async fn agents_lose_no_sample_in_a_nats_outage() {
     let stack = agents(3).start().await;
     let agents: Vec<_> = (0..3).map(|index| stack.replica(Program::Agent, index)).collect();
     stores_rows(&stack).await;
@@ -67,7 +67,7 @@ async fn stores_all_samples_of_agents_after_nats_outage() {
 }
 
 #[tokio::test]
-async fn stores_spool_of_killed_agent() {
+async fn restarted_agent_sends_the_spool_of_its_killed_predecessor() {
     let stack = agents(1).start().await;
     let agent = stack.replica(Program::Agent, 0);
     stores_rows(&stack).await;
@@ -83,10 +83,10 @@ async fn stores_spool_of_killed_agent() {
     rows.settle("agent killed with a spool", &stack).await;
 }
 
-/// A stream of the smallest size is full while no service stores samples: acknowledged samples stay in the stream, and
-/// refused samples stay with the agent.
+/// A stream with the smallest size limit is full while metrics-svc stores no samples. Acknowledged samples stay in the
+/// stream, and refused samples stay in the agent's spool.
 #[tokio::test]
-async fn stores_all_samples_after_full_stream() {
+async fn agents_lose_no_sample_while_the_stream_is_full() {
     let stack = agents(1)
         .set(Program::Metrics, "VMWATCH_STREAM_BYTES", "1MiB")
         .start()
@@ -101,7 +101,7 @@ async fn stores_all_samples_after_full_stream() {
 
     let mut publisher = Publisher::new(&stack, "vm-1", 100);
     let taken = publisher.publish_until_full().await;
-    assert!(taken > 10, "{taken} samples of 15 KB");
+    assert!(taken > 10, "the stream accepted only {taken} samples of 15 KB");
     spools(agent, 3.0).await;
     assert!(agent.process.log().contains("the stream of samples is full"));
 

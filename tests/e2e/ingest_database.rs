@@ -1,4 +1,5 @@
-//! A database that refuses or stalls writes: only a row's own fault, or three crashes, make a dead letter.
+//! Tests a database that refuses or delays writes. A message becomes a dead letter only if one of its rows is invalid,
+//! or if metrics-svc crashed three times while writing it.
 
 use async_nats::jetstream::{AckKind, consumer::PullConsumer};
 use futures::StreamExt;
@@ -10,7 +11,7 @@ use vmwatch_store::MONGODB_URI;
 
 use crate::ingest_support::{Publisher, metric, stack};
 
-/// A stack whose metrics-svc reaches the database through a proxy.
+/// Builds a stack whose metrics-svc reaches the database through a proxy.
 async fn behind_a_proxy() -> (Stack, MongoProxy) {
     let stack = stack().start().await;
     let proxy = MongoProxy::start(stack.database.uri(), "process_samples").await;
@@ -21,7 +22,7 @@ async fn behind_a_proxy() -> (Stack, MongoProxy) {
     (stack, proxy)
 }
 
-/// The reasons of all dead letters.
+/// Returns the reasons of all dead letters.
 async fn dead_letters(stack: &Stack) -> Vec<String> {
     let stream = stack
         .bus
@@ -38,16 +39,16 @@ async fn dead_letters(stack: &Stack) -> Vec<String> {
 }
 
 async fn caught(proxy: &MongoProxy, inserts: u64) {
-    eventually("inserts are caught", PATIENCE, async || {
+    eventually("the proxy has stopped the inserts", PATIENCE, async || {
         let caught = proxy.caught();
         (caught >= inserts)
             .then_some(())
-            .ok_or(format!("{caught} of {inserts}"))
+            .ok_or(format!("{caught} of {inserts} inserts"))
     })
     .await;
 }
 
-/// The number of messages that are recorded as suspects.
+/// Returns the number of messages that are recorded as suspected of crashing metrics-svc.
 async fn suspects(stack: &Stack) -> u64 {
     let records = stack
         .database
@@ -56,12 +57,12 @@ async fn suspects(stack: &Stack) -> u64 {
     records.count_documents(doc! {}).await.unwrap()
 }
 
-/// Delivers the stream's only message this many times without storing it, as crashes would.
+/// Delivers the only message of the stream this many times without storing it, as if metrics-svc had crashed each time.
 async fn deliver(stack: &Stack, times: usize) {
     let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await.unwrap();
     let consumer: PullConsumer = stream.get_consumer("store").await.unwrap();
     for _ in 0..times {
-        // The message that was delivered to the killed program is delivered again after the ack wait.
+        // NATS delivers the message again after the ack wait, because the killed program did not acknowledge it.
         let batch = consumer.batch().max_messages(1).expires(PATIENCE);
         let mut messages = batch.messages().await.unwrap();
         let message = messages.next().await.unwrap().unwrap();
@@ -69,9 +70,9 @@ async fn deliver(stack: &Stack, times: usize) {
     }
 }
 
-/// Temporary refusals of any kind never make a dead letter.
+/// A temporary refusal by the database never makes a dead letter.
 #[tokio::test]
-async fn keeps_samples_while_the_server_blocks_writes() {
+async fn samples_are_kept_while_the_database_blocks_writes() {
     const USER_WRITES_BLOCKED: i32 = 371;
     let (stack, proxy) = behind_a_proxy().await;
     proxy.set(Inserts::Refuse(USER_WRITES_BLOCKED));
@@ -89,15 +90,16 @@ async fn keeps_samples_while_the_server_blocks_writes() {
     assert!(metric(metrics, "vmwatch_ingest_retries_total").await >= 6.0);
 }
 
-/// A message that was delivered often for other reasons is stored like any other.
+/// A message that was delivered 21 times, but not because of crashes while it was written, is stored like any other.
+/// metrics-svc writes it alone.
 #[tokio::test]
-async fn writes_a_message_alone_that_was_delivered_five_times() {
+async fn often_delivered_message_is_written_alone() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.kill9();
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(1).await;
-    // One delivery more than the former limit.
+    // This is one delivery more than a former limit of 20 deliveries.
     deliver(&stack, 21).await;
     metrics.restart().await;
     publisher
@@ -116,9 +118,9 @@ async fn crash_while_writing(metrics: &Replica, proxy: &MongoProxy) {
     metrics.process.kill9();
 }
 
-/// Only crashes while the message is written count, and only the third makes it a dead letter.
+/// Only crashes during the write of a message count. The third crash makes the message a dead letter.
 #[tokio::test]
-async fn dead_letters_a_message_after_three_crashes_with_it() {
+async fn message_becomes_a_dead_letter_after_three_crashes_while_writing_it() {
     let (stack, proxy) = behind_a_proxy().await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.kill9();
@@ -132,23 +134,23 @@ async fn dead_letters_a_message_after_three_crashes_with_it() {
         assert_eq!(dead_letters(&stack).await, [""; 0]);
     }
     metrics.restart().await;
-    eventually("the message is a dead letter", PATIENCE, async || {
+    eventually("the message becomes a dead letter", PATIENCE, async || {
         let letters = dead_letters(&stack).await;
         let whole = letters.len() == 1 && letters[0].contains("crashed 3 times");
         whole.then_some(()).ok_or_else(|| format!("{letters:?}"))
     })
     .await;
-    // Later messages are stored, and no suspect remains on record.
+    // Later messages are stored, and no message remains recorded as a suspect.
     proxy.set(Inserts::Pass);
     let mut others = Publisher::new(&stack, "vm-2", 10);
     others.publish_many(5).await;
-    // The VM's own row was stored at once, in its own collection.
+    // The VM's own row was stored at once, because it goes to a separate collection.
     let mut of_vm = poison;
     of_vm.processes.clear();
     others.rows.add(&of_vm);
     others
         .rows
-        .settle("samples behind a poison message", &stack)
+        .settle("samples published after a poison message", &stack)
         .await;
     assert_eq!(suspects(&stack).await, 0);
 }

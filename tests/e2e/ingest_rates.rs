@@ -1,4 +1,5 @@
-//! Samples of a VM above its rate wait in the stream, then in its agent's spool, and none is lost.
+//! Tests samples of one VM that exceed the VM's rate: they wait in the stream and then in the agent's spool, and none
+//! is lost.
 
 use std::{
     env, fs,
@@ -13,10 +14,11 @@ use vmwatch_service::config::UTC_OFFSET;
 
 use crate::ingest_support::{Publisher, Rows, metric, stack};
 
-/// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`; a burst may have ten seconds' worth.
+/// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`. A burst may contain ten times as many messages.
 const RATE: u32 = 50;
 
-/// Number of parts that wait in the spool. A full one of 64 MiB has 16,384 small parts; `./dev soak` uses that.
+/// Returns the number of sample parts in the spool. A full spool of 64 MiB holds 16,384 small parts; `./dev soak` uses
+/// that number.
 fn parts() -> u32 {
     if env::var_os("VMWATCH_TEST_SOAK").is_some() {
         16_000
@@ -26,7 +28,7 @@ fn parts() -> u32 {
 }
 
 #[tokio::test]
-async fn drains_long_spool_without_loss() {
+async fn agent_sends_a_long_spool_without_loss() {
     let spool = tempfile::tempdir().unwrap();
     let share = if parts() > 1000 { "2000" } else { "100" };
     let stack = stack()
@@ -45,7 +47,7 @@ async fn drains_long_spool_without_loss() {
     let mut taken = Publisher::new(&stack, THIS_MACHINE, 2);
     for sequence in 0..parts() {
         let mut sample = taken.sample();
-        // One sample each ten seconds, as an agent takes them; the last is current.
+        // The agent took one sample every ten seconds, and the last sample is current.
         let at = SystemTime::now() - Duration::from_secs(10) * (parts() - sequence);
         sample.create_date = CreateDate::at(at, UTC_OFFSET.default.parse().unwrap());
         let part = agent::split(sample.clone()).unwrap().remove(0);
@@ -78,7 +80,7 @@ async fn drains_long_spool_without_loss() {
     eventually("the spool is empty", limit, async || {
         match metric(&agent, "vmwatch_agent_spool_parts").await {
             0.0 => Ok(()),
-            waiting => Err(format!("{waiting} parts")),
+            waiting => Err(format!("{waiting} parts are left in the spool")),
         }
     })
     .await;
@@ -91,17 +93,17 @@ async fn drains_long_spool_without_loss() {
     rows.add_witnessed(&agent.process);
     rows.absorb(other.rows);
     rows.settle("a long spool", &stack).await;
-    // The log states the cause once, and not for each refusal.
+    // The agent logs the cause once, and not at each refused message.
     let log = agent.process.log();
     assert_eq!(log.matches(share_is_full).count(), 1, "{log}");
 }
 
 async fn stored(stack: &testkit::Stack, instance: &str) {
     let rows = stack.database.handle().collection::<Document>("vm_samples");
-    eventually("another VM's row is stored", PATIENCE, async || {
+    eventually("a row of another VM is stored", PATIENCE, async || {
         let found = rows.count_documents(doc! { "instance_id": instance }).await;
         match found.map_err(|error| error.to_string())? {
-            0 => Err("not yet".to_owned()),
+            0 => Err("the row is missing".to_owned()),
             _ => Ok(()),
         }
     })

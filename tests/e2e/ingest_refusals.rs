@@ -1,4 +1,4 @@
-//! A message that can never be stored becomes a dead letter with its reason, and delays no other message.
+//! Tests messages that can never be stored: each becomes a dead letter with its reason, and delays no other message.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use vmwatch_api::metrics::{
 
 use crate::ingest_support::{Publisher, Rows, drained, process, stack};
 
-/// The dead letters: reasons and refused bodies.
+/// Returns the reasons and the bodies of all dead letters.
 async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
     let stream: Stream = stack
         .bus
@@ -31,7 +31,7 @@ async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
     letters
 }
 
-/// A body of each refused kind, and the beginning of the reason.
+/// Returns an invalid body of each kind, with the beginning of the reason for its refusal.
 fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut body = serde_json::to_value(sample).unwrap();
@@ -83,11 +83,11 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
 }
 
 #[tokio::test]
-async fn refuses_one_malformed_message_in_a_hundred() {
+async fn malformed_messages_become_dead_letters_and_valid_ones_are_stored() {
     let stack = stack().start().await;
     let mut sent = BTreeMap::new();
     let mut rows = Rows::default();
-    // Each body is sent for another VM, because a VM has only one dead letter per minute.
+    // Each body is sent for a different VM, because a VM gets at most one dead letter per minute.
     for kind in 0.. {
         let mut publisher = Publisher::new(&stack, &format!("vm-1-{kind}"), 10);
         let Some((body, reason)) = malformed(&publisher.sample()).into_iter().nth(kind) else {
@@ -105,11 +105,15 @@ async fn refuses_one_malformed_message_in_a_hundred() {
     assert_eq!(letters.len(), sent.len());
     for (reason, body) in letters {
         let expected = sent.remove(&body).expect("each body once");
-        assert!(reason.starts_with(expected), "{reason}, and not {expected}");
+        assert!(
+            reason.starts_with(expected),
+            "the reason is {reason:?}, expected {expected:?}"
+        );
     }
 }
 
-/// A broken or hostile agent causes one dead letter and one log line per minute, and does not delay other VMs.
+/// A broken or hostile agent causes at most one dead letter and one log line per minute, and does not delay the samples
+/// of other VMs.
 #[tokio::test]
 async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     const FLOOD: u32 = 300;
@@ -129,9 +133,9 @@ async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     assert_eq!(metrics.process.log().matches("sample refused").count(), 1);
 }
 
-/// A validator that an operator set on the collection: the database itself refuses the row permanently.
+/// An operator has set a validator on the collection, so the database itself refuses a row permanently.
 #[tokio::test]
-async fn row_refused_by_database_does_not_delay_others() {
+async fn row_refused_by_the_database_does_not_delay_other_rows() {
     let stack = stack().start().await;
     let validator = doc! { "collMod": "process_samples", "validator": { "cmd": { "$ne": "refused" } } };
     stack.database.handle().run_command(validator).await.unwrap();
@@ -142,12 +146,12 @@ async fn row_refused_by_database_does_not_delay_others() {
     publisher.send(&sample).await.unwrap();
     publisher.publish_many(20).await;
 
-    // The sample's other rows are stored. The whole message can be replayed after the validator is removed.
+    // The sample's other rows are stored. The whole message can be sent again after the validator is removed.
     sample.processes.remove(4);
     publisher.rows.add(&sample);
     publisher
         .rows
-        .settle("a document that the database refuses", &stack)
+        .settle("a row that the database refuses", &stack)
         .await;
     let letters = dead_letters(&stack).await;
     assert_eq!(letters.len(), 1);
@@ -161,6 +165,9 @@ async fn row_refused_by_database_does_not_delay_others() {
     sample.processes = (0..10).map(process).collect();
     sample.processes[4].cmd = "refused".to_owned();
     publisher.rows.add(&sample);
-    publisher.rows.settle("and is sent again", &stack).await;
+    publisher
+        .rows
+        .settle("the refused message is sent again", &stack)
+        .await;
     assert!(stack.replica(Program::Metrics, 0).process.ended().is_none());
 }

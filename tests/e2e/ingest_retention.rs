@@ -1,4 +1,5 @@
-//! The database deletes what is older than its retention, and a restart with another retention changes that.
+//! Tests the retention of rows: the database deletes rows that are older, and a restart of metrics-svc applies a
+//! changed retention.
 
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
@@ -14,7 +15,7 @@ async fn stored(stack: &Stack, collection: &str) -> u64 {
     collection.count_documents(doc! {}).await.unwrap()
 }
 
-/// The retention of the index in seconds.
+/// Returns the retention of the collection's index in seconds.
 async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
     let collection = stack.database.handle().collection::<Document>(collection);
     let indexes: Vec<_> = collection
@@ -31,17 +32,17 @@ async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn restart_applies_changed_retention() {
+async fn restart_of_metrics_svc_applies_changed_retention() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
-    // MongoDB deletes expired rows once a minute.
+    // MongoDB deletes expired rows once a minute by default; this parameter makes it once a second.
     let admin = doc! { "setParameter": 1, "ttlMonitorSleepSecs": 1 };
     let client = stack.database.handle().client().clone();
     client.database("admin").run_command(admin).await.unwrap();
     let mut publisher = Publisher::new(&stack, "vm-1", 5);
     publisher.publish_many(20).await;
     drained(&stack.bus).await;
-    // A row of an older reporter has no internal date.
+    // This row has no internal date, like the rows of older reporters.
     store_vms(&stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 95)]).await;
     assert_eq!(retention(&stack, "vm_samples").await, [30 * 86_400]);
     assert_eq!(stored(&stack, "vm_samples").await, 21);

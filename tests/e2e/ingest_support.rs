@@ -1,4 +1,4 @@
-//! Shared parts of the ingestion tests: samples as agents publish them, and the count of expected and stored rows.
+//! Helpers of the ingestion tests: samples as agents publish them, and the comparison of expected and stored rows.
 
 use std::{
     cell::Cell,
@@ -20,16 +20,17 @@ use vmwatch_api::{
 use vmwatch_bus::Bus;
 use vmwatch_service::config::{Span, UTC_OFFSET};
 
-/// Length of outages: a few seconds, or the value of this variable (`./dev soak` sets 30s).
+/// Returns the duration of outages: `VMWATCH_TEST_OUTAGE` (`./dev soak` sets 30s), or a few seconds by default.
 pub(crate) fn outage() -> Duration {
     let given = env::var("VMWATCH_TEST_OUTAGE").unwrap_or_else(|_| "3s".to_owned());
     given
         .parse::<Span>()
-        .expect("VMWATCH_TEST_OUTAGE is a span such as 30s")
+        .expect("VMWATCH_TEST_OUTAGE is a duration such as 30s")
         .0
 }
 
-/// NATS, the database and one metrics-svc with a short ack wait, so that it soon gets its predecessor's messages again.
+/// Builds a stack with NATS, the database and one metrics-svc. A short ack wait lets a restarted metrics-svc soon
+/// receive the messages that its predecessor did not acknowledge.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -38,10 +39,10 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
 }
 
-/// The identity of a row: instance id, date and, for a process, pid and the bits of its start time.
+/// The identity of a row: VM, date and, for a process row, the pid and the bits of the process's start time.
 type Identity = (String, String, Option<(i64, u64)>);
 
-/// The rows that must be stored, and no others.
+/// The rows that must be stored. No other rows may be stored.
 #[derive(Debug, Default)]
 pub(crate) struct Rows(BTreeSet<Identity>);
 
@@ -69,8 +70,8 @@ impl Rows {
         self.0.extend(other.0);
     }
 
-    /// The samples that an agent took, from its log at level `trace`. Samples that a killed agent had neither spooled
-    /// nor published with an acknowledgement are left out, because an agent may lose those.
+    /// Adds the samples that an agent took, from its log at level `trace`. Samples that a killed agent had neither
+    /// spooled nor published with an acknowledgement are left out, because an agent may lose these.
     pub(crate) fn add_witnessed(&mut self, agent: &Process) {
         let log = agent.log();
         let lines = log
@@ -95,7 +96,8 @@ impl Rows {
             .for_each(|(_, sample)| self.add(sample));
     }
 
-    /// Waits until the stream is empty, then checks that every expected row is stored exactly once, and nothing else.
+    /// Waits until the samples stream is empty, then asserts that every expected row is stored exactly once and that no
+    /// other row is stored.
     pub(crate) async fn settle(&self, what: &str, stack: &Stack) {
         drained(&stack.bus).await;
         let stored = stored(&stack.database).await;
@@ -127,7 +129,7 @@ impl Rows {
     }
 }
 
-/// Every row of both collections.
+/// Returns the identity of every row of both collections.
 async fn stored(database: &Database) -> Vec<Identity> {
     let mut rows = Vec::new();
     for collection in ["vm_samples", "process_samples"] {
@@ -148,7 +150,7 @@ async fn stored(database: &Database) -> Vec<Identity> {
     rows
 }
 
-/// The number of stored rows.
+/// Returns the number of stored rows.
 pub(crate) async fn count(database: &Database) -> Result<u64, String> {
     let mut rows = 0;
     for collection in ["vm_samples", "process_samples"] {
@@ -159,35 +161,35 @@ pub(crate) async fn count(database: &Database) -> Result<u64, String> {
     Ok(rows)
 }
 
-/// The number of messages in the stream.
+/// Returns the number of messages in the samples stream.
 pub(crate) async fn waiting(bus: &Bus) -> Result<u64, String> {
     let stream = bus.jetstream().get_stream(SAMPLE_STREAM).await;
     let stream = stream.map_err(|error| error.to_string())?;
     Ok(stream.cached_info().state.messages)
 }
 
-/// Waits until every message of the stream is stored and acknowledged.
+/// Waits until every message of the samples stream is stored and acknowledged.
 pub(crate) async fn drained(bus: &Bus) {
-    // The wait grows with the length of the outage.
+    // The time limit grows with the duration of the outage.
     eventually(
-        "the stream is empty",
+        "the samples stream is empty",
         PATIENCE + 4 * outage(),
         async || match waiting(bus).await? {
             0 => Ok(()),
-            messages => Err(format!("{messages} messages wait")),
+            messages => Err(format!("{messages} messages are left in the stream")),
         },
     )
     .await;
 }
 
-/// The resident memory of a process in KiB, from `/proc/<pid>/status`.
+/// Returns the resident memory of a process in KiB, from `/proc/<pid>/status`.
 pub(crate) fn resident(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// The value of a metric, summed over its labels.
+/// Returns the value of a metric, summed over its labels.
 pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
     let text = replica.metrics().await;
     let lines = text.lines().filter(|line| {
@@ -199,7 +201,7 @@ pub(crate) async fn metric(replica: &Replica, name: &str) -> f64 {
         .sum()
 }
 
-/// A stand-in for an agent: each sample has generated values for a VM row and these processes.
+/// Publishes samples in place of an agent. Each sample has generated values for a VM row and for the given processes.
 #[derive(Debug)]
 pub(crate) struct Publisher {
     bus: Bus,
@@ -207,7 +209,7 @@ pub(crate) struct Publisher {
     processes: u32,
     start: SystemTime,
     taken: u32,
-    /// The rows that the stream has acknowledged.
+    /// The rows of samples that the stream has acknowledged.
     pub(crate) rows: Rows,
 }
 
@@ -223,7 +225,7 @@ impl Publisher {
         }
     }
 
-    /// The next sample, a millisecond after the previous one.
+    /// Returns the next sample, dated one millisecond after the previous one.
     pub(crate) fn sample(&mut self) -> Sample {
         self.taken += 1;
         let moment = self.start + Duration::from_millis(1) * self.taken;
@@ -245,7 +247,8 @@ impl Publisher {
         }
     }
 
-    /// Publishes the next sample as an agent does, until it is acknowledged. Returns its size in bytes.
+    /// Publishes the next sample repeatedly until it is acknowledged, as an agent does. Returns the size of the sample
+    /// in bytes.
     pub(crate) async fn publish(&mut self) -> u64 {
         let sample = self.sample();
         eventually("the stream accepts a sample", PATIENCE + outage(), async || {
@@ -275,16 +278,16 @@ impl Publisher {
         unreachable!("the stream has a limit")
     }
 
-    /// Publishes a sample once, as an agent does. The sample must fit into one part.
+    /// Publishes a sample once, as an agent does. The sample must fit into one message.
     pub(crate) async fn send(&self, sample: &Sample) -> Result<(), String> {
         let parts = agent::split(sample.clone()).unwrap();
         let [part] = parts.as_slice() else {
-            panic!("{} parts", parts.len());
+            panic!("the sample needs {} messages instead of one", parts.len());
         };
         self.send_raw(part.body.to_vec()).await
     }
 
-    /// Publishes a body once.
+    /// Publishes a message body once.
     pub(crate) async fn send_raw(&self, body: Vec<u8>) -> Result<(), String> {
         let message = PublishMessage::build().payload(body.into());
         let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", self.instance);
@@ -297,13 +300,13 @@ impl Publisher {
     }
 }
 
-/// Publishes samples one after the other while the story runs.
+/// Publishes samples one after the other while `story` runs.
 pub(crate) async fn publish_during(publisher: &mut Publisher, story: impl Future<Output = ()>) {
     let over = Cell::new(false);
     let publishing = async {
         while !over.get() {
             publisher.publish().await;
-            // A few hundred samples per second, so that ingestion is always in progress.
+            // The pause limits the rate to a few hundred samples per second, so that ingestion is always in progress.
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
@@ -314,7 +317,7 @@ pub(crate) async fn publish_during(publisher: &mut Publisher, story: impl Future
     tokio::join!(publishing, telling);
 }
 
-/// A process with generated values.
+/// Returns a process with generated values.
 pub(crate) fn process(index: u32) -> ProcessSample {
     ProcessSample {
         cmd: format!("process-{index}"),

@@ -1,4 +1,4 @@
-//! NATS is killed or frozen.
+//! Tests requests while the NATS server is killed or frozen.
 
 use std::{
     cell::Cell,
@@ -11,12 +11,12 @@ use vmwatch_api::lifecycle::MachineState;
 use super::{AT_ONCE, answers, assert_unavailable, load::quantile, login_request, session, vm_request};
 use crate::ingest_support::metric;
 
-/// Long enough that NATS clients have reached their longest retry interval.
+/// The outage is long enough that NATS clients reach their longest retry interval.
 const OUTAGE: Duration = Duration::from_secs(5);
 const UNKNOWN: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Sends one request of each kind while the bus is unreachable: each is refused without waiting. Returns the time that
-/// each took.
+/// Sends one request of each kind while NATS is unreachable, and asserts that the gateway refuses each without waiting.
+/// Returns the duration of each request.
 async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
     let rows = gateway.post(&vm_request(session)).await;
     assert_unavailable(&rows, codes::VM, session);
@@ -30,11 +30,12 @@ async fn refused(gateway: &Gateway, session: &str) -> Vec<Duration> {
     [rows, unknown, login, start].map(|answer| answer.took).to_vec()
 }
 
-/// Checks that no refused command reached the service.
+/// Asserts that lifecycle-svc received none of the refused start commands.
 async fn nothing_was_started(stack: &Stack) {
     let machine = MACHINES[0].0;
     assert_eq!(stack.machine_state(machine).await, MachineState::ShutOff);
-    // The check itself requested the state; the service recorded no start, executed or refused.
+    // Reading the VM's state is the only request that lifecycle-svc may have received. Its metrics must show no start,
+    // whether executed or refused.
     let metrics = stack.replica(Program::Lifecycle, 0).metrics().await;
     let starts = metrics
         .lines()
@@ -44,7 +45,7 @@ async fn nothing_was_started(stack: &Stack) {
 
 async fn notices(gateway: &Gateway) {
     eventually(
-        "the gateway detects the outage",
+        "the gateway detects the NATS outage",
         PATIENCE,
         async || match gateway.replica.readiness().await {
             Ok(()) => Err("the program still reports ready".to_owned()),
@@ -55,7 +56,7 @@ async fn notices(gateway: &Gateway) {
 }
 
 #[tokio::test]
-async fn reports_killed_bus_at_once_and_reconnects() {
+async fn gateway_refuses_at_once_while_nats_is_down_and_reconnects() {
     let stack = Stack::builder().without_login_limit().start().await;
     let gateway = stack.gateway(0);
     let session = session(&stack).await;
@@ -71,9 +72,9 @@ async fn reports_killed_bus_at_once_and_reconnects() {
     figure("faults_nats_killed_refusals", took.len() as f64);
     figure("faults_nats_killed_refusal_p50_ms", median);
     figure("faults_nats_killed_refusal_p99_ms", p99);
-    // `refused` asserts that the slowest refusal waited for no deadline; a tighter limit would depend on the load of
-    // the machine.
-    assert!(median < 50.0, "{median} ms");
+    // `refused` has asserted that even the slowest refusal waited for no deadline. A tighter limit on it would depend
+    // on the load of the machine, so only the median has one.
+    assert!(median < 50.0, "the median refusal took {median} ms");
 
     let back = Cell::new(None);
     let returns = async {
@@ -93,10 +94,10 @@ async fn reports_killed_bus_at_once_and_reconnects() {
     gateway.login(ADMIN.0, ADMIN.1).await;
 }
 
-/// A frozen server keeps its connections: requests time out until its silence is detected, and are refused from then
-/// on.
+/// A frozen NATS server keeps its connections open. Requests time out until the gateway notices that the server is
+/// silent; from then on they are refused at once.
 #[tokio::test]
-async fn detects_frozen_bus_within_three_pings() {
+async fn gateway_detects_frozen_nats_within_three_pings() {
     let ping = Duration::from_secs(1);
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "1s")
@@ -128,7 +129,10 @@ async fn detects_frozen_bus_within_three_pings() {
         noticed.as_secs_f64() / ping.as_secs_f64(),
     );
     figure("faults_nats_frozen_timeouts_before", f64::from(late));
-    assert!(late > 0, "until the detection, requests fail at their deadline");
+    assert!(
+        late > 0,
+        "requests fail at their deadline until the gateway detects the frozen server"
+    );
     assert!(noticed < 3 * ping + AT_ONCE, "{noticed:?}");
     for _ in 0..10 {
         refused(gateway, &session).await;
@@ -138,17 +142,21 @@ async fn detects_frozen_bus_within_three_pings() {
     answers(gateway, &session).await;
     stack.ready().await;
     nothing_was_started(&stack).await;
-    // Requests that timed out at the gateway were not executed later: the service refused them or never received them.
+    // Requests that timed out at the gateway were not executed later: metrics-svc refused them as late or never
+    // received them.
     let metrics = stack.replica(Program::Metrics, 0);
     let seen = metric(metrics, "vmwatch_requests_late_total").await;
-    assert!(seen <= f64::from(late), "{seen} of {late}");
+    assert!(
+        seen <= f64::from(late),
+        "metrics-svc refused {seen} late requests, but only {late} timed out"
+    );
     gateway.login(ADMIN.0, ADMIN.1).await;
 }
 
-/// A gateway whose connection is silent misses the ends of sessions. It must refuse all sessions once its tables are
-/// stale.
+/// A gateway with a silent NATS connection does not learn which sessions have ended. It must refuse all sessions once
+/// its copy of the sessions is stale.
 #[tokio::test]
-async fn refuses_sessions_while_bucket_is_unreadable() {
+async fn gateway_refuses_sessions_while_their_kv_bucket_is_unreadable() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "2m")
         .set(Program::Gateway, "VMWATCH_SESSIONS_STALE_AFTER", "3s")

@@ -1,4 +1,4 @@
-//! Connections that send slowly or not at all.
+//! Tests HTTP connections whose clients send slowly or not at all.
 
 use std::time::{Duration, Instant};
 
@@ -18,10 +18,11 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// Interval of the bytes: short enough that a limit restarted by each byte would never be reached.
+/// Pause between two bytes of a slow sender. It is so short that the gateway would never close the connection if each
+/// byte restarted its time limit.
 const DRIP: Duration = Duration::from_millis(200);
 
-/// Sets the limit of open files of this process and its future children; `None` sets the maximum.
+/// Sets the limit of open files of this process and its future children. `None` sets the maximum.
 fn allow_open_files(files: Option<u64>) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = files.or(maximum);
@@ -30,7 +31,7 @@ fn allow_open_files(files: Option<u64>) {
 
 async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
     let (address, mut opened) = (address(gateway), Vec::new());
-    // At most as many connections at once as fit into the listener's queue.
+    // Opens at most 100 connections at once, as many as fit into the listener's queue.
     while opened.len() < count {
         let some = (0..100.min(count - opened.len())).map(|_| Connection::open(&address));
         opened.extend(join_all(some).await.into_iter().map(Result::unwrap));
@@ -38,7 +39,8 @@ async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
     opened
 }
 
-/// The 99th percentile in milliseconds of this many consecutive requests, which must all succeed.
+/// Returns the 99th percentile, in milliseconds, of the durations of `requests` consecutive requests. All of them must
+/// succeed.
 async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
     let clients = vec![(Client::of(&[gateway], 0), vm_request(session))];
     let (seen, ()) = Load::default()
@@ -70,10 +72,10 @@ async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interva
     }
 }
 
-/// The gateway closes connections with slow heads or bodies at the time limit, and answers others meanwhile. The slow
-/// senders have their own thread, so that they do not delay the measured requests.
+/// The gateway closes connections with slow heads or bodies at its time limit, and serves other clients meanwhile. The
+/// slow senders run in their own thread, so that they do not delay the measured requests.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn disconnects_slow_senders_at_limit() {
+async fn gateway_disconnects_slow_senders_at_time_limit() {
     const SENDERS: usize = 1000;
     let limit = Duration::from_secs(2);
     allow_open_files(None);
@@ -106,19 +108,19 @@ async fn disconnects_slow_senders_at_limit() {
     figure("faults_slow_senders_longest_open_ms", longest.as_secs_f64() * 1e3);
     figure("faults_slow_senders_others_p99_ms", with);
     figure("faults_slow_senders_others_p99_without_ms", without);
-    // The limit, plus the time that a busy machine needs to close a thousand connections.
+    // The limit includes the time that a busy machine needs to close a thousand connections.
     assert!(longest < limit + Duration::from_secs(3), "{longest:?}");
     assert!(
         soak().is_none() || with < 2.0 * without,
-        "{without} ms became {with} ms"
+        "the 99th percentile rose from {without} ms to {with} ms"
     );
 }
 
-/// Idle connections use a known amount of memory and do not slow other requests.
+/// Idle connections use a bounded amount of the gateway's memory and do not slow other requests.
 #[tokio::test]
-async fn idle_connections_do_not_slow_others() {
+async fn idle_connections_do_not_slow_other_requests() {
     let idle = size(1_200, 10_000);
-    // The gateway starts with the usual limit of open files and raises it.
+    // The gateway starts with the usual limit of open files and raises it itself.
     allow_open_files(Some(1024));
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "5m")
@@ -136,16 +138,16 @@ async fn idle_connections_do_not_slow_others() {
     let connections = open_many(gateway, idle).await;
     let with = p99(gateway, &session, requests).await;
     let open = metric(&gateway.replica, "vmwatch_http_connections").await;
-    assert!(open >= idle as f64, "{open} of {idle} are open");
+    assert!(open >= idle as f64, "only {open} of {idle} connections are open");
     let memory = resident(&gateway.replica.process).saturating_sub(before) as f64 / idle as f64;
     drop(connections);
     figure("faults_idle_connections", idle as f64);
     figure("faults_idle_connection_kib", memory);
     figure("faults_idle_others_p99_ms", with);
     figure("faults_idle_others_p99_without_ms", without);
-    assert!(memory < 32.0, "{memory} KiB a connection");
+    assert!(memory < 32.0, "each connection uses {memory} KiB");
     assert!(
         soak().is_none() || with < 2.0 * without,
-        "{without} ms became {with} ms"
+        "the 99th percentile rose from {without} ms to {with} ms"
     );
 }

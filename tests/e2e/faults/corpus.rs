@@ -1,15 +1,15 @@
-//! Hostile JSON, after the cases of Nicolas Seriot's `JSONTestSuite`.
+//! Hostile JSON inputs, based on the cases of Nicolas Seriot's `JSONTestSuite`.
 
-/// Texts that are not JSON by RFC 8259.
+/// Texts that are not valid JSON by RFC 8259.
 pub(super) const NO_JSON: &[&[u8]] = &[
-    // Empty and incomplete texts.
+    // Empty and incomplete texts
     b"",
     b" ",
     b"\n",
     b"\xef\xbb\xbf",
     b"\x00",
     b"\xe2\x80\x8b",
-    // Arrays.
+    // Invalid arrays
     b"[",
     b"]",
     b"[1",
@@ -30,7 +30,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[\x0b1]",
     b"[1\x00]",
     b"[\xff]",
-    // Objects.
+    // Invalid objects
     b"{",
     b"}",
     b"{}}",
@@ -55,7 +55,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"{[:\"x\"}",
     b"{\"\xb9\":\"0\",}",
     b"{\"a\":\"b\",c:1}",
-    // Numbers.
+    // Invalid numbers
     b"[+1]",
     b"[01]",
     b"[-]",
@@ -81,7 +81,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[nan]",
     b"[1a]",
     b"[\xef\xbc\x91]",
-    // Texts.
+    // Invalid strings
     b"[\"",
     b"[\"a",
     b"[\"\\\"]",
@@ -103,7 +103,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"\"a",
     b"\"a\"\"b\"",
     b"\xe5",
-    // Literals.
+    // Invalid literals
     b"[tru]",
     b"[True]",
     b"[TRUE]",
@@ -112,7 +112,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[undefined]",
     b"[fals]",
     b"nulltrue",
-    // Other formats.
+    // Texts in formats other than JSON
     b"<html>",
     b"method=611611&limit=1",
     b"--a\r\nContent-Disposition: form-data\r\n\r\n1\r\n--a--",
@@ -120,7 +120,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"<?xml version=\"1.0\"?><!DOCTYPE a [<!ENTITY b SYSTEM \"file:///etc/passwd\">]><a>&b;</a>",
 ];
 
-/// Valid JSON that no field accepts, and texts on which parsers differ.
+/// Valid JSON values that no field accepts, and texts that JSON parsers treat differently.
 pub(super) const ODD_VALUES: &[&[u8]] = &[
     b"null",
     b"true",
@@ -156,10 +156,10 @@ pub(super) const ODD_VALUES: &[&[u8]] = &[
     b"\"../../../../etc/passwd\"",
     b"\"';--\"",
     b"\"\\r\\nX-Injected: 1\"",
-    // Lone surrogates: RFC 8259 leaves their handling to the parser.
+    // RFC 8259 leaves the handling of lone surrogates to the parser.
     b"\"\\uD800\"",
     b"\"\\uDC00\\uD800\"",
-    // Invalid UTF-8.
+    // Texts with invalid UTF-8
     b"\"\xff\"",
     b"\"\xc0\xaf\"",
     b"\"\xed\xa0\x80\"",

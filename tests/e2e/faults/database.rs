@@ -1,4 +1,4 @@
-//! The database is killed or frozen.
+//! Tests requests while the database is killed or frozen.
 
 use std::time::{Duration, Instant};
 
@@ -12,13 +12,14 @@ use super::{
 use crate::ingest_support::{outage, resident};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Maximum growth of a service while it waits: 512 requests in flight and their buffers.
+/// Maximum growth of a service's memory in KiB during the outage. It allows for 512 requests in flight with their
+/// buffers.
 const MOST_KIB: u64 = 32 << 10;
 
-/// Requests that need the database fail by their deadline. Existing sessions and lifecycle are not affected, no service
-/// grows above the limit, and everything recovers without a restart.
+/// Requests that need the database fail by their deadline. Existing sessions and lifecycle-svc are not affected, no
+/// service's memory grows above the limit, and everything recovers without a restart.
 #[tokio::test]
-async fn unreachable_database_fails_only_its_users() {
+async fn unreachable_database_fails_only_requests_that_need_it() {
     let stack = Stack::builder()
         .without_login_limit()
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "1s")
@@ -82,7 +83,7 @@ async fn unreachable_database_fails_only_its_users() {
                 assert!(seen.status == 3 || seen.status == 4, "{seen:?}");
                 assert!(
                     !seen.said.contains("27017") && !seen.said.contains("mongodb"),
-                    "no cause: {seen:?}"
+                    "the error must not reveal its cause: {seen:?}"
                 );
                 assert!(
                     !seen.said.contains("session'"),
@@ -105,9 +106,9 @@ async fn unreachable_database_fails_only_its_users() {
         figure(&format!("faults_database_{fault}_starts"), starts as f64);
         assert!(
             logins > 0 && starts > 0,
-            "{logins} logins failed, {starts} starts"
+            "{logins} logins failed and {starts} starts were answered; both must be above 0"
         );
-        eventually("logins are answered", PATIENCE, async || {
+        eventually("a login succeeds", PATIENCE, async || {
             let answer = gateway.post(&login_request()).await;
             if answer.status() == 1 {
                 Ok(())

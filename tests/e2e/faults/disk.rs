@@ -1,4 +1,4 @@
-//! The disk that holds the store of NATS is full.
+//! Tests the recovery from a full disk that holds the NATS store.
 
 use std::{
     fs::{self, File},
@@ -15,13 +15,13 @@ use testkit::{ADMIN, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, code
 use super::login_request;
 use crate::ingest_support::metric;
 
-/// The mount option for a size that fits the empty buckets and streams.
+/// Size of the disk, as a mount option. Empty KV buckets and streams fit into it.
 const DISK: &str = "size=24m";
-/// The line that the holder prints after mounting.
+/// The process that holds the mount prints this line after mounting.
 const MOUNTED: &str = "mounted";
 
-/// A small file system in a mount namespace of its own, which a process keeps alive. The mounts of this machine do not
-/// change, and no root is needed.
+/// A small file system in its own mount namespace. A process keeps the namespace alive. The mounts of this machine do
+/// not change, and no root access is needed.
 struct Disk {
     holder: Process,
     folder: TempDir,
@@ -54,13 +54,14 @@ impl Disk {
         Self { holder, folder }
     }
 
-    /// The path outside of the mount namespace: below the root folder of the holder.
+    /// Returns the path of the mounted disk as seen from outside of the mount namespace, through `/proc/<pid>/root` of
+    /// the process that holds the mount.
     fn path(&self) -> PathBuf {
         let root = format!("/proc/{}/root", self.holder.id());
         PathBuf::from(root + self.folder.path().to_str().unwrap())
     }
 
-    /// Leaves no byte free.
+    /// Fills the disk until no byte is free.
     fn fill(&self) {
         let mut ballast = File::create(self.path().join("ballast")).unwrap();
         let mut size = 1 << 20;
@@ -78,7 +79,7 @@ impl Disk {
     }
 }
 
-/// The number of samples that the agent made and that are not stored: lost or in transit.
+/// Returns the number of samples that the agent took and that are not stored yet, because they are lost or in transit.
 async fn missing(stack: &Stack) -> f64 {
     let stored = stack.database.handle().collection::<Document>("vm_samples");
     let stored = stored.count_documents(doc! { "instance_id": THIS_MACHINE }).await;
@@ -94,13 +95,14 @@ async fn logs_in(stack: &Stack) {
     .await;
 }
 
-/// Nothing that was acknowledged is lost. NATS needs free space and a restart; the programs need no action.
+/// No acknowledged sample is lost while the disk of NATS is full. NATS needs free space and a restart; the vmwatch
+/// programs need no action.
 #[tokio::test]
-async fn recovers_from_full_disk_of_nats() {
+async fn full_disk_of_nats_loses_no_acknowledged_sample() {
     let disk = Disk::mount().await;
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
-        // Each sample is one row of the VM.
+        // With this interval the agent sends no process rows, so that each sample is one VM row.
         .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", "1h")
         .with_permissions()
         .with_bus_store(&disk.path())
@@ -110,9 +112,11 @@ async fn recovers_from_full_disk_of_nats() {
     let session = gateway.login(ADMIN.0, ADMIN.1).await;
     let agent = stack.replica(Program::Agent, 0);
     let rows = json!({ "instance_id": THIS_MACHINE });
-    eventually("the rows of the agent are stored", PATIENCE, async || {
+    eventually("a row of the agent is stored", PATIENCE, async || {
         let rows = gateway.rows(&session, codes::VM, 3, rows.clone()).await;
-        (!rows.is_empty()).then_some(()).ok_or("none yet".to_owned())
+        (!rows.is_empty())
+            .then_some(())
+            .ok_or("no row is stored".to_owned())
     })
     .await;
 
@@ -123,17 +127,17 @@ async fn recovers_from_full_disk_of_nats() {
         (answer.status() != 1).then_some(()).ok_or(answer.body)
     })
     .await;
-    eventually("NATS logs the cause", PATIENCE, async || {
+    eventually("NATS logs that its disk is full", PATIENCE, async || {
         let log = stack.nats.server.log();
         log.contains("no space left on device").then_some(()).ok_or(log)
     })
     .await;
-    eventually("samples are spooled", PATIENCE, async || {
+    eventually("the agent spools samples", PATIENCE, async || {
         let parts = metric(agent, "vmwatch_agent_spool_parts").await;
         (parts >= 3.0).then_some(()).ok_or(parts.to_string())
     })
     .await;
-    // Reads do not need the disk.
+    // Reads of rows do not need the disk of NATS.
     assert!(
         !gateway
             .rows(&session, codes::VM, 3, rows.clone())
@@ -142,7 +146,7 @@ async fn recovers_from_full_disk_of_nats() {
     );
 
     disk.free();
-    // The server does not resume without a restart, so docs/operations.md asks for a restart.
+    // NATS does not resume by itself after space is freed, so docs/operations.md tells the operator to restart it.
     assert_ne!(gateway.post(&login_request()).await.status(), 1);
     stack.nats.server.kill9();
     stack.nats.restart().await;
@@ -151,9 +155,9 @@ async fn recovers_from_full_disk_of_nats() {
     assert!(!gateway.rows(&session, codes::VM, 3, rows).await.is_empty());
     eventually("all samples are stored", PATIENCE, async || {
         let missing = missing(&stack).await;
-        (missing <= missing_before.max(1.0))
-            .then_some(())
-            .ok_or_else(|| format!("{missing} are missing, {missing_before} before"))
+        (missing <= missing_before.max(1.0)).then_some(()).ok_or_else(|| {
+            format!("{missing} samples are missing; before the disk was full: {missing_before}")
+        })
     })
     .await;
     let dropped = metric(agent, "vmwatch_agent_parts_dropped_total").await;

@@ -1,5 +1,5 @@
-//! A minimal HTTP/1.1 client: it never retries or follows redirects, and uses little CPU time next to the measured
-//! programs.
+//! A minimal HTTP/1.1 client for load tests. It never retries and never follows redirects. It uses little CPU time,
+//! because it runs on the same machine as the measured programs.
 
 use std::io;
 
@@ -21,30 +21,30 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Answered {
     pub(super) http: u16,
-    /// The head, in lower case.
+    /// The status line and headers, in lower case.
     pub(super) head: String,
     pub(super) body: String,
 }
 
 impl Answered {
-    /// Whether the gateway announces that it closes the connection.
+    /// Returns whether the gateway announces that it closes the connection after this answer.
     pub(super) fn is_last(&self) -> bool {
         self.head.contains("\r\nconnection: close\r\n")
     }
 
-    /// The envelope's `status_code`; 0 if there is none.
+    /// Returns the `status_code` of the answer's envelope, or 0 if there is none.
     pub(super) fn status(&self) -> u64 {
         let envelope = serde_json::from_str::<Value>(&self.body).unwrap_or_default();
         envelope["status_code"].as_u64().unwrap_or_default()
     }
 }
 
-/// `HOST:PORT` of the gateway.
+/// Returns `HOST:PORT` of the gateway.
 pub(super) fn address(gateway: &Gateway) -> String {
     gateway.url("").replace("http://", "")
 }
 
-/// A request of the documented API, with its head.
+/// Builds a complete HTTP request of the documented API from its body.
 pub(super) fn post(body: &str) -> Vec<u8> {
     format!(
         "POST /wsgi_app.py HTTP/1.1\r\nHost: vmwatch\r\nContent-Length: {}\r\n\r\n{body}",
@@ -67,7 +67,7 @@ impl Connection {
         self.answer().await
     }
 
-    /// Reads the next answer; every answer of ours states its length.
+    /// Reads the next answer. Every answer of the gateway states its length.
     pub(super) async fn answer(&mut self) -> io::Result<Answered> {
         let head_end = self
             .read_until(|read| find(read, b"\r\n\r\n").map(|at| at + 4))

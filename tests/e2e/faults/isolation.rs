@@ -1,7 +1,7 @@
-//! Isolation: overload of one kind leaves everything else usable.
+//! Tests isolation: while the system is overloaded in one way, all other kinds of work must remain usable.
 //!
-//! Each row of the matrix is an overload. Each cell is a kind of work that must succeed during it, within a bound far
-//! above its usual time and far below the deadline.
+//! The test applies one overload after the other. During each it repeats every other kind of work (module `cells`),
+//! which must succeed within a bound far above its usual duration and far below its deadline.
 
 mod cells;
 mod loads;
@@ -18,21 +18,21 @@ use self::{
 use super::{load::quantile, size, soak};
 use crate::ingest_support::metric;
 
-/// Duration of each overload.
+/// Returns the duration of each overload.
 fn row_length() -> Duration {
     size(Duration::from_secs(5), Duration::from_secs(30))
 }
 
-/// Logins per second of a flood.
+/// Number of logins per second in a login flood.
 const FLOOD_RATE: u32 = 400;
-/// Clients that follow live events.
+/// Number of clients that follow live events.
 const READERS: usize = 1000;
-/// The rate at which the packet filter of deploy/nats lets a guest send, in bytes per second.
+/// The rate in bytes per second at which the packet filter in deploy/nats lets a guest send.
 const GUEST_RATE: u32 = 128 * 1024;
-/// Maximum memory of the gateway in KiB, for every overload.
+/// Maximum resident memory of the gateway in KiB, over all overloads.
 const GATEWAY_MEMORY: u64 = 128 * 1024;
 
-/// Runs the cells during a load, and compares each with its bound.
+/// Applies one overload, repeats every other kind of work meanwhile, and asserts that each kind stays within its bound.
 async fn row(
     name: &str,
     stack: &Stack,
@@ -51,16 +51,16 @@ async fn row(
     took
 }
 
-/// The number of requests that the gateway refused.
+/// Returns the number of requests that the gateway refused because it was overloaded.
 async fn refused(stack: &Stack) -> f64 {
     metric(&stack.gateway(0).replica, "vmwatch_requests_shed_total").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn overload_of_one_kind_leaves_other_work_usable() {
+async fn each_overload_leaves_all_other_work_usable() {
     let stack = Stack::builder()
         .with_permissions()
-        // A flood can come from many addresses.
+        // The gateway trusts `X-Forwarded-For` from loopback, so that a flood can appear to come from many addresses.
         .set(Program::Gateway, "VMWATCH_TRUSTED_PROXIES", "127.0.0.0/8")
         .start()
         .await;
@@ -72,29 +72,42 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
         loads::login_flood(gateway, FLOOD_RATE, &over).await;
     })
     .await;
-    assert!(refused(&stack).await > before, "the flood was no overload");
+    assert!(
+        refused(&stack).await > before,
+        "the gateway refused no request, so the flood was no overload"
+    );
     compare_reads(&quiet, &flood);
 
     let before = refused(&stack).await;
-    // Floods from many addresses delay other logins, so logins are not asserted.
+    // A flood from many addresses may delay all logins, so logins have no bound here.
     let leaves_out = [Cell::Login];
     row("distributed_login_flood", &stack, &leaves_out, async |over| {
         loads::distributed_login_flood(gateway, FLOOD_RATE, &over).await;
     })
     .await;
-    assert!(refused(&stack).await > before, "the flood was no overload");
+    assert!(
+        refused(&stack).await > before,
+        "the gateway refused no request, so the flood was no overload"
+    );
 
     let before = refused(&stack).await;
     let viewer = HeavyViewer::prepare(&stack).await;
     row("heavy_viewer", &stack, &[], async |over| viewer.read(&over).await).await;
-    assert!(refused(&stack).await > before, "the viewer was no overload");
+    assert!(
+        refused(&stack).await > before,
+        "the gateway refused no request, so the viewer's reads were no overload"
+    );
 
     let readers = EventReaders::prepare(&stack, READERS).await;
     row("event_readers", &stack, &[], async |over| {
         readers.follow(&over).await;
     })
     .await;
-    assert_eq!(readers.connected(), READERS, "some readers were disconnected");
+    assert_eq!(
+        readers.connected(),
+        READERS,
+        "some readers of live events were disconnected"
+    );
     figure("isolation_event_readers", READERS as f64);
     figure(
         "isolation_event_readers_sent_mib",
@@ -108,10 +121,10 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
         loads::ask_dead_hosts(&stack, &over).await;
     })
     .await;
-    assert!(dead.all_were_asked(), "the hosts were no overload");
+    assert!(dead.all_were_asked(), "some hanging hypervisors received no call");
 
-    // The guest is last, because its messages wait in the stream after it has ended. docs/security.md states what a
-    // guest does to ingestion without the packet filter of deploy/nats.
+    // The overloads by a guest come last, because messages of the guest are still in the stream afterwards.
+    // docs/security.md states how a guest affects ingestion if the packet filter of deploy/nats is not in use.
     row("limited_guest", &stack, &[], async |over| {
         Box::pin(loads::hostile_guest(&stack, Some(GUEST_RATE), &over)).await;
     })
@@ -123,10 +136,13 @@ async fn overload_of_one_kind_leaves_other_work_usable() {
 
     let memory = peak_memory(&gateway.replica.process);
     figure("isolation_gateway_peak_mib", memory as f64 / 1024.0);
-    assert!(memory <= GATEWAY_MEMORY, "the gateway used {memory} KiB");
+    assert!(
+        memory <= GATEWAY_MEMORY,
+        "the gateway's memory reached {memory} KiB"
+    );
 }
 
-/// Restarts lifecycle-svc with more hypervisors.
+/// Restarts lifecycle-svc with the given hypervisors in addition to its own.
 async fn add_hypervisors(stack: &Stack, more: &str) {
     const SETTING: &str = "VMWATCH_HYPERVISORS";
     let lifecycle = stack.replica(Program::Lifecycle, 0);
@@ -140,21 +156,22 @@ async fn add_hypervisors(stack: &Stack, more: &str) {
     lifecycle.restart().await;
 }
 
-/// The effect of a flood of logins on users that already have a session.
+/// Records how much a flood of logins slows the reads of users who already have a session.
 fn compare_reads(quiet: &Took, flood: &Took) {
     let p99 = |took: &Took| quantile(took.of(Cell::Read), 0.99);
     let (without, with) = (p99(quiet), p99(flood));
     figure("isolation_login_flood_reads_p99_ms", with);
     figure("isolation_login_flood_reads_p99_without_ms", without);
-    // Asserted only in the long form on a release build, because other tests share the machine in the short form.
+    // The bound is asserted only in the long form with a release build, because other tests share the machine in the
+    // short form.
     let measures = soak().is_some() && !cfg!(debug_assertions);
     assert!(
         !measures || with <= f64::max(2.0 * without, 10.0),
-        "{without} ms became {with} ms"
+        "the 99th percentile of reads rose from {without} ms to {with} ms"
     );
 }
 
-/// The maximum resident memory of a process so far, in KiB.
+/// Returns the maximum resident memory of a process so far, in KiB.
 fn peak_memory(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.id())).unwrap();
     let line = status

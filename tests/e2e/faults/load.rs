@@ -1,4 +1,4 @@
-//! Clients that send one request after the other while a test changes the stack.
+//! HTTP clients that each send one request after the other while a test changes the running system.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,8 +11,8 @@ use testkit::{Gateway, PATIENCE, eventually};
 
 use super::http::{Connection, address, post};
 
-/// A client of one or several gateways. It switches to the next gateway if the current one refuses a connection or
-/// closes it. It never repeats a request that was sent.
+/// A client of one or several gateways. It switches to the next gateway if the current one refuses or closes a
+/// connection. It never repeats a request that was sent.
 #[derive(Debug)]
 pub(super) struct Client {
     addresses: Vec<String>,
@@ -20,18 +20,18 @@ pub(super) struct Client {
     connection: Option<Connection>,
 }
 
-/// The outcome of one request.
+/// The result of one request.
 #[derive(Debug)]
 pub(super) struct Seen {
-    /// The index of the client, which identifies the request.
+    /// The index of the client that sent the request.
     pub(super) client: usize,
     pub(super) sent: Instant,
     pub(super) took: Duration,
-    /// The HTTP status; 0 if the connection ended without an answer.
+    /// The HTTP status, or 0 if the connection ended without an answer.
     pub(super) http: u16,
-    /// The envelope's status.
+    /// The `status_code` of the answer's envelope.
     pub(super) status: u64,
-    /// The complete answer, unless it is a success.
+    /// The complete answer, or an empty text if the request succeeded.
     pub(super) said: String,
 }
 
@@ -92,7 +92,7 @@ impl Client {
     }
 }
 
-/// The load, and the outcomes so far.
+/// A running load, and the results of its requests so far.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     over: Cell<bool>,
@@ -100,7 +100,8 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// Lets each client repeat its request while `story` runs. Returns the outcomes and the story's result.
+    /// Lets each client repeat its request while `story` runs. Returns the results of all requests, and the result of
+    /// `story`.
     pub(super) async fn during<T>(
         self,
         clients: Vec<(Client, Value)>,
@@ -130,27 +131,27 @@ impl Load {
         (self.seen.into_inner(), result)
     }
 
-    /// The number of answered requests so far.
+    /// Returns the number of requests answered so far.
     pub(super) fn answered(&self) -> usize {
         self.seen.borrow().len()
     }
 
-    /// Waits for this many further answers.
+    /// Waits for `more` further answers.
     pub(super) async fn goes_on(&self, more: usize) {
         let before = self.answered();
-        eventually("the load continues", PATIENCE, async || {
+        eventually("more requests are answered", PATIENCE, async || {
             let done = self.answered() - before;
             if done >= more {
                 Ok(())
             } else {
-                Err(format!("{done} of {more} requests"))
+                Err(format!("{done} of {more} requests are answered"))
             }
         })
         .await;
     }
 }
 
-/// A quantile in milliseconds; 0.5 is the median.
+/// Returns a quantile of the durations in milliseconds; a `share` of 0.5 is the median.
 pub(super) fn quantile(of: &[Duration], share: f64) -> f64 {
     let mut sorted = of.to_vec();
     sorted.sort_unstable();

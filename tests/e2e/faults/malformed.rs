@@ -1,4 +1,4 @@
-//! Malformed bodies: the answer is that of the contract, and no program fails.
+//! Tests malformed request bodies: both APIs refuse them as documented, and no program fails.
 
 use reqwest::{Method, header};
 use serde_json::{Value, json};
@@ -12,8 +12,8 @@ use super::{
 };
 use crate::rest::client::{Api, Reply};
 
-/// Checks by the gateway's metrics that no answer was a server error. The harness checks for panics when each program
-/// ends.
+/// Asserts by the gateway's metrics that no answer was a server error (5xx), and that no VM was started. The harness
+/// checks for panics when each program ends.
 async fn no_failure_of_ours(stack: &Stack, sent: usize, what: &str) {
     let metrics = stack.replica(Program::Gateway, 0).metrics().await;
     let failures = metrics
@@ -26,9 +26,9 @@ async fn no_failure_of_ours(stack: &Stack, sent: usize, what: &str) {
     assert_eq!(stack.machine_state(MACHINES[0].0).await, MachineState::ShutOff);
 }
 
-/// Pseudo-random bytes that are the same in each run.
+/// Returns pseudo-random bytes that are the same in each run.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
-    // Marsaglia's xorshift.
+    // This is Marsaglia's xorshift generator.
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let next = std::iter::repeat_with(move || {
         state ^= state << 13;
@@ -39,13 +39,13 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     next.take(length).collect()
 }
 
-/// The documented API answers 400 if the body is not a JSON object, 413 if it is too large, and otherwise a failure in
-/// the envelope, for each odd value in each field.
+/// The documented API answers 400 if the body is not a JSON object and 413 if it is too large. Any other invalid value
+/// in a field is refused in the method's envelope.
 #[tokio::test]
-async fn documented_api_handles_malformed_bodies() {
+async fn documented_api_refuses_malformed_bodies_as_documented() {
     let stack = Stack::builder()
         .without_login_limit()
-        // A long deadline, so that a busy machine causes no timeouts.
+        // The long deadline prevents timeouts on a busy machine.
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
         .start()
         .await;
@@ -119,7 +119,7 @@ async fn documented_api_handles_malformed_bodies() {
     no_failure_of_ours(&stack, sent, "documented").await;
 }
 
-/// Resolves a schema reference.
+/// Resolves a schema reference of the OpenAPI document.
 fn resolved<'a>(document: &'a Value, schema: &'a Value) -> &'a Value {
     match schema["$ref"].as_str() {
         Some(reference) => &document.pointer(&reference[1..]).unwrap()["properties"],
@@ -143,8 +143,7 @@ async fn refused(api: &Api, method: &Method, path: &str, body: Vec<u8>) -> Reply
     reply
 }
 
-/// The REST API answers each odd value, in each field of each operation with a body, with a problem document and a 4xx
-/// status.
+/// The REST API answers each odd value, in each body field of each operation, with a problem document and a 4xx status.
 #[tokio::test]
 async fn rest_api_answers_malformed_bodies_with_client_errors() {
     let stack = Stack::builder().without_login_limit().start().await;
@@ -166,7 +165,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
                 let reply = refused(&api, &method, &path, body.to_vec()).await;
                 assert!(
                     !reply.body.contains("passwd"),
-                    "the answer does not repeat the input: {reply:?}"
+                    "the answer must not repeat the input: {reply:?}"
                 );
                 sent += 1;
             }
@@ -180,7 +179,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
             }
             for field in resolved(&document, schema).as_object().unwrap().keys() {
                 fields += 1;
-                // No field accepts an object with these keys, or a list of lists.
+                // No field accepts an object with these keys or a list of lists.
                 for value in [json!({ "$gt": "" }), json!([[[]]]), json!({ "": { "": 0 } })] {
                     let body = json!({ field: value }).to_string();
                     refused(&api, &method, &path, body.into()).await;
@@ -191,7 +190,7 @@ async fn rest_api_answers_malformed_bodies_with_client_errors() {
     }
     assert!(
         fields > 5,
-        "too few fields were found in the document: {fields} fields"
+        "the OpenAPI document has only {fields} fields in request bodies"
     );
     answers(stack.gateway(0), &session).await;
     no_failure_of_ours(&stack, sent, "rest").await;

@@ -1,4 +1,4 @@
-//! Mixed load: no program's memory grows.
+//! Tests that no program's memory grows under a mixed load.
 
 use std::{
     collections::BTreeMap,
@@ -22,10 +22,11 @@ const PROGRAMS: [Program; 5] = [
     Program::Lifecycle,
     Program::Agent,
 ];
-/// Maximum growth of a program after its warm-up, whatever the duration; larger than the usual variation.
+/// Maximum growth of a program's memory in KiB after its warm-up, for every duration of the test. It is larger than the
+/// usual variation.
 const MOST_KIB: f64 = 8.0 * 1024.0;
 
-/// The growth of a program in KiB, by linear regression over its memory samples.
+/// Returns how much a program's memory grew, in KiB, by linear regression over its measurements.
 fn grown(samples: &[(f64, f64)]) -> f64 {
     let count = samples.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| samples.iter().map(of).sum::<f64>() / count;
@@ -38,10 +39,10 @@ fn grown(samples: &[(f64, f64)]) -> f64 {
     both / spread * (samples[samples.len() - 1].0 - samples[0].0)
 }
 
-/// Under reads, commands, logins, refusals and an agent's samples, the memory of every program stays flat after a
-/// warm-up.
+/// After a warm-up, the memory of every program stays flat under a mix of reads, commands, logins, refused requests and
+/// an agent's samples.
 #[tokio::test]
-async fn memory_stays_flat_under_mixed_load() {
+async fn memory_of_every_program_stays_flat_under_mixed_load() {
     let lasts = soak().unwrap_or(Duration::from_secs(20));
     let stack = Stack::builder()
         .without_login_limit()
@@ -98,7 +99,7 @@ async fn memory_stays_flat_under_mixed_load() {
         .collect();
     assert!(
         odd.is_empty(),
-        "{} odd answers: {:?}",
+        "{} unexpected answers: {:?}",
         odd.len(),
         &odd[..odd.len().min(3)]
     );
@@ -112,6 +113,6 @@ async fn memory_stays_flat_under_mixed_load() {
             samples[samples.len() - 1].1,
         );
         figure(&format!("faults_mixed_{name}_grown_kib"), grown.round());
-        assert!(grown < MOST_KIB, "{name} has grown by {grown} KiB");
+        assert!(grown < MOST_KIB, "the memory of {name} grew by {grown} KiB");
     }
 }

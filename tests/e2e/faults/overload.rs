@@ -1,4 +1,4 @@
-//! Load above a limit.
+//! Tests a gateway that receives more requests than its rate limit allows.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +14,12 @@ use super::{
 };
 use crate::ingest_support::metric;
 
-/// An open loop offers five times the limit: requests up to the limit succeed, and the rest are refused without
-/// reaching the bus.
+/// Clients send five times the permitted rate in an open loop. Requests up to the limit succeed, and the gateway
+/// refuses the rest without sending them to the bus.
 #[tokio::test]
-async fn keeps_goodput_at_five_times_the_limit() {
-    // The short form sends little load, because a busy machine runs other tests as well and a debug build is slow.
+async fn gateway_serves_its_limit_at_five_times_the_permitted_rate() {
+    // The short form sends little load, because other tests run on the machine at the same time and a debug build is
+    // slow.
     let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));
     let stack = Stack::builder()
@@ -31,7 +32,8 @@ async fn keeps_goodput_at_five_times_the_limit() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // A VM out of the user's scope: the service answers without the database, whose speed is not measured here.
+    // The VM is outside the user's scope, so that metrics-svc answers without the database, whose speed is not measured
+    // here.
     let scope = Scope::Only(vec!["another-vm".parse().unwrap()]);
     let session = stack.session(Role::Viewer, scope).await;
     answers(gateway, &session).await;
@@ -48,7 +50,7 @@ async fn keeps_goodput_at_five_times_the_limit() {
         let mut connection = connection.unwrap();
         let mut seen: Vec<(Answered, Duration)> = Vec::new();
         for turn in 0..each {
-            // A late sender measures from the time at which the request was due.
+            // If a request is sent late, its duration still counts from the time at which it was due.
             let due = began + pause * index / connections + pause * turn;
             tokio::time::sleep_until(due.into()).await;
             let answer = connection.ask(&request).await.unwrap();
@@ -73,14 +75,21 @@ async fn keeps_goodput_at_five_times_the_limit() {
     figure("faults_overload_goodput_per_s", goodput);
     figure("faults_overload_refusal_p50_ms", quantile(&waits, 0.5));
     figure("faults_overload_refusal_p99_ms", p99);
-    assert!(goodput >= 0.9 * f64::from(cap), "{goodput}/s of {cap}/s");
+    assert!(
+        goodput >= 0.9 * f64::from(cap),
+        "{goodput} successful requests per second at a limit of {cap}"
+    );
     let reached = metric(metrics, "vmwatch_requests_total").await - before;
     assert_eq!(
         reached,
         good.len() as f64,
-        "refused requests never reached the bus"
+        "refused requests must not reach the bus"
     );
-    // Asserted only in the long form on a release build, because other tests share the machine in the short form.
+    // The bound is asserted only in the long form with a release build, because other tests share the machine in the
+    // short form.
     let measures = soak().is_some() && !cfg!(debug_assertions);
-    assert!(!measures || p99 < 50.0, "{p99} ms");
+    assert!(
+        !measures || p99 < 50.0,
+        "the 99th percentile of refusals took {p99} ms"
+    );
 }

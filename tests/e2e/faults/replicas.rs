@@ -1,4 +1,4 @@
-//! Replicas that are killed or frozen.
+//! Tests requests while replicas of a service are killed or frozen.
 
 use std::time::{Duration, Instant};
 
@@ -15,13 +15,13 @@ use super::{
 use crate::ingest_support::{metric, outage};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Far above the duration of a request on a busy machine.
+/// This deadline is far above the duration of a request on a busy machine.
 const KILL_DEADLINE: Duration = Duration::from_secs(4);
 const CLIENTS: usize = 8;
 const LATE: &str = "'the deadline passed before the service answered'";
 
-/// Requests in flight on a killed replica time out, and nothing else fails. After the last replica is killed, requests
-/// fail at once.
+/// Only requests in flight on a killed replica time out; all others succeed. After the last replica of the service is
+/// killed, requests fail at once.
 #[tokio::test]
 async fn killed_replica_fails_only_requests_in_flight() {
     let stack = Stack::builder()
@@ -40,8 +40,8 @@ async fn killed_replica_fails_only_requests_in_flight() {
             stack.replica(Program::Metrics, 0).process.kill9();
             let gone = Instant::now();
             load.goes_on(500).await;
-            // A request in flight on the killed replica times out.
-            eventually("requests time out", PATIENCE, async || {
+            // Wait long enough for a request in flight on the killed replica to time out.
+            eventually("requests to the killed replica time out", PATIENCE, async || {
                 (gone.elapsed() > KILL_DEADLINE + AT_ONCE)
                     .then_some(())
                     .ok_or_else(String::new)
@@ -53,11 +53,11 @@ async fn killed_replica_fails_only_requests_in_flight() {
     let failed: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
     figure("faults_kill9_requests", seen.len() as f64);
     figure("faults_kill9_failed_requests", failed.len() as f64);
-    // Each client has one request in flight, and about half of them at the dead replica.
+    // Each client has one request in flight, and about half of these requests are at the killed replica.
     assert!(failed.len() <= CLIENTS, "{failed:?}");
     for seen in failed {
         assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
-        // NATS reads the end of a connection within moments.
+        // NATS detects the end of the connection within a second and sends the killed replica no further requests.
         assert!(
             seen.sent < gone + AT_ONCE && seen.sent + seen.took > killed,
             "{seen:?}"
@@ -88,15 +88,15 @@ async fn killed_replica_fails_only_requests_in_flight() {
     assert_eq!(
         gateway.start_vm(&session, MACHINES[0].0).await.status(),
         1,
-        "other services are not affected"
+        "requests to other services still succeed"
     );
     stack.replica(Program::Metrics, 0).restart().await;
     answers(gateway, &session).await;
 }
 
-/// Half of the requests go to a frozen replica and time out; the other replica answers the rest.
+/// NATS sends half of the requests to a frozen replica, where they time out. The other replica answers the rest.
 #[tokio::test]
-async fn frozen_replica_times_out_while_other_answers() {
+async fn requests_to_a_frozen_replica_time_out_while_the_other_answers() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
         .replicas(Program::Lifecycle, 2)
@@ -120,7 +120,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     let (seen, ()) = Load::default()
         .during(clients.collect(), async |_| {
             let end = Instant::now() + outage();
-            eventually("enough requests time out", PATIENCE + outage(), async || {
+            eventually("the outage lasts long enough", PATIENCE + outage(), async || {
                 (Instant::now() > end).then_some(()).ok_or_else(String::new)
             })
             .await;
@@ -129,7 +129,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     let late: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
     for seen in &late {
         assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
-        // A deadline is in whole milliseconds, rounded down.
+        // Deadlines are sent as whole milliseconds, rounded down.
         let early = Duration::from_millis(1);
         assert!(
             seen.took + early >= DEADLINE && seen.took < DEADLINE + AT_ONCE,
@@ -140,7 +140,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     figure("faults_frozen_replica_timeouts", late.len() as f64);
     assert!(
         !late.is_empty() && late.len() < seen.len(),
-        "{} of {}",
+        "{} of {} requests timed out",
         late.len(),
         seen.len()
     );
@@ -151,7 +151,7 @@ async fn frozen_replica_times_out_while_other_answers() {
     for (replica, clients) in [(frozen[0], 0..4), (frozen[1], 4..8)] {
         let sent = late.iter().filter(|seen| clients.contains(&seen.client)).count();
         eventually(
-            "every request sent to the frozen replica is refused",
+            "the resumed replica refuses every late request",
             PATIENCE,
             async || {
                 let refused = metric(replica, "vmwatch_requests_late_total").await;
@@ -162,16 +162,16 @@ async fn frozen_replica_times_out_while_other_answers() {
                     .collect();
                 (refused == sent as f64)
                     .then_some(())
-                    .ok_or(format!("{refused} of {sent}: {outcomes:#?}"))
+                    .ok_or(format!("it refused {refused} of {sent} requests: {outcomes:#?}"))
             },
         )
         .await;
     }
 }
 
-/// The only replica is frozen: when it resumes, it executes no request that it received meanwhile.
+/// A service with one frozen replica executes none of the commands that it received while it was frozen.
 #[tokio::test]
-async fn frozen_service_never_acts_late() {
+async fn frozen_service_never_executes_late_commands() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_COMMAND_DEADLINE", "500ms")
         .start()
@@ -186,10 +186,14 @@ async fn frozen_service_never_acts_late() {
         assert_eq!((answer.http, &answer.body), (200, &late));
     }
     lifecycle.process.resume();
-    eventually("the late commands are refused", PATIENCE, async || {
-        let refused = metric(lifecycle, "vmwatch_requests_late_total").await;
-        (refused == 3.0).then_some(()).ok_or(refused.to_string())
-    })
+    eventually(
+        "the resumed replica refuses the late commands",
+        PATIENCE,
+        async || {
+            let refused = metric(lifecycle, "vmwatch_requests_late_total").await;
+            (refused == 3.0).then_some(()).ok_or(refused.to_string())
+        },
+    )
     .await;
     assert_eq!(stack.machine_state(machine).await, MachineState::ShutOff);
     assert_eq!(gateway.start_vm(&session, machine).await.status(), 1);

@@ -1,4 +1,4 @@
-//! Rolling restarts: replicas stop on SIGTERM and start again in turn, under load.
+//! Tests rolling restarts: under load, replicas stop on SIGTERM and start again one after the other.
 
 use futures::StreamExt;
 use testkit::{MACHINES, PATIENCE, Program, Stack, eventually, figure};
@@ -11,8 +11,8 @@ use super::{
     login_request, session, size, start_request, vm_request,
 };
 
-/// No request of any kind fails, whichever service is restarted. The same holds for two gateways if their clients
-/// honour `Connection: close`.
+/// No request of any kind fails while any service restarts. This also holds for two gateways if their clients honour
+/// `Connection: close`.
 #[tokio::test]
 async fn rolling_restarts_of_every_service_lose_no_request() {
     let restarts = size(2, 30);
@@ -28,7 +28,7 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
         .fold(Stack::builder().without_login_limit(), |builder, &program| {
             builder.replicas(program, 2)
         })
-        // A long deadline, so that a busy machine causes no timeouts.
+        // The long deadline prevents timeouts on a busy machine.
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "30s")
         .start()
         .await;
@@ -64,19 +64,19 @@ async fn rolling_restarts_of_every_service_lose_no_request() {
     figure("faults_restarts_failed_requests", failed.len() as f64);
     assert!(
         failed.is_empty(),
-        "{} failed: {:?}",
+        "{} requests failed: {:?}",
         failed.len(),
         &failed[..failed.len().min(3)]
     );
 }
-/// A gateway that stops answers the requests that it has accepted.
+/// A stopping gateway answers the requests that it has accepted.
 #[tokio::test]
-async fn stopping_gateway_finishes_running_requests() {
+async fn stopping_gateway_completes_running_requests() {
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
     let session = session(&stack).await;
     answers(gateway, &session).await;
-    // An additional subscriber sees when the request is in transit.
+    // This additional subscriber shows the test that the request is in transit.
     let mut watched = stack
         .bus
         .client()

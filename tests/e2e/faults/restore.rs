@@ -1,4 +1,4 @@
-//! Backup and restore by the steps of docs/operations.md under running programs.
+//! Tests backup and restore while the vmwatch programs run, by the steps in docs/operations.md.
 
 use std::{path::Path, process::Command};
 
@@ -15,13 +15,14 @@ use crate::{
 
 const PASSWORD: &str = "long enough";
 
-/// Copies of both stores.
+/// A backup: copies of the NATS store and of the database.
 struct Backup {
     folder: TempDir,
 }
 
 impl Backup {
-    /// Copies NATS first, so that each sample is in at least one of the two copies. `between` runs between the copies.
+    /// Copies NATS first, so that each sample is in at least one of the two copies. `between` runs after the first
+    /// copy.
     async fn take(stack: &Stack, between: impl AsyncFnOnce()) -> Self {
         let backup = Self {
             folder: tempfile::tempdir_in(stack.folder()).unwrap(),
@@ -40,7 +41,7 @@ impl Backup {
         backup
     }
 
-    /// Puts both copies back and starts the database first, because samples wait in NATS.
+    /// Restores both copies. The database starts before NATS, because samples in the NATS store will be written to it.
     async fn restore(&self, stack: &Stack) {
         stop(&stack.nats.server).await;
         stop(&stack.database.server).await;
@@ -53,7 +54,7 @@ impl Backup {
     }
 }
 
-/// Stops a server by SIGTERM, like `docker compose stop`.
+/// Stops a server with SIGTERM, like `docker compose stop`.
 async fn stop(server: &Server) {
     let Server::Process(process) = server else {
         panic!("only the store of a local process can be copied");
@@ -71,7 +72,8 @@ async fn add_user(admin: &Api, name: &str) {
     assert_eq!(admin.post("/users", user).await.status, 201);
 }
 
-/// Waits for this status. Until then the gateway may answer only 503 or 504, while it reads the store again.
+/// Waits until the path is answered with the expected status. Until then only 503 or 504 is allowed, which the gateway
+/// answers while it reads the restored store.
 async fn answers(api: &Api, path: &str, expected: u16) {
     eventually(
         &format!("{path} is answered {expected}"),
@@ -96,20 +98,21 @@ async fn stored_rows(stack: &Stack, instance: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn running_programs_follow_restored_backup() {
+async fn running_programs_continue_after_a_backup_is_restored() {
     let stack = stack().with_local_servers().start().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     add_user(&admin, "vic").await;
     let ended_later = Api::of(stack.gateway(0)).log_in("vic", PASSWORD).await;
     report(&stack, &admin, &[("vm-1", 1.0)]).await;
 
-    // This sample is in both copies: it waits in NATS during the first copy, and is stored before the second.
+    // This sample is in both copies: it is in the stream during the copy of NATS, and in the database before the
+    // database is copied.
     let metrics = &stack.replica(Program::Metrics, 0).process;
     metrics.pause();
     publish(&stack, &sample("vm-waits", unix_millis(), 1.0)).await;
     let backup = Backup::take(&stack, async || {
         metrics.resume();
-        eventually("the sample is stored", PATIENCE, async || {
+        eventually("the sample of the backup is stored", PATIENCE, async || {
             let count = stored_rows(&stack, "vm-waits").await;
             (count == 1).then_some(()).ok_or(format!("{count}"))
         })
@@ -117,7 +120,7 @@ async fn running_programs_follow_restored_backup() {
     })
     .await;
 
-    // These changes come after the backup and are lost.
+    // These changes come after the backup, so the restore loses them.
     assert_eq!(ended_later.delete("/sessions/current").await.status, 204);
     add_user(&admin, "carol").await;
     let carol = Api::of(stack.gateway(0)).log_in("carol", PASSWORD).await;
@@ -125,7 +128,7 @@ async fn running_programs_follow_restored_backup() {
 
     backup.restore(&stack).await;
     stack.ready().await;
-    let fresh = eventually("vic logs in", PATIENCE, async || {
+    let fresh = eventually("the restored user vic can log in", PATIENCE, async || {
         let body = json!({ "user_name": "vic", "password": PASSWORD });
         let reply = Api::of(stack.gateway(0)).post("/sessions", body).await;
         let token = reply.json()["token"].as_str().map(str::to_owned);
@@ -139,14 +142,17 @@ async fn running_programs_follow_restored_backup() {
     answers(&admin, "/users/carol", 404).await;
 
     let rollbacks = metric(&stack.gateway(0).replica, "vmwatch_store_rollbacks_total").await;
-    assert!(rollbacks >= 1.0, "the gateway did not notice the rollback");
+    assert!(
+        rollbacks >= 1.0,
+        "the gateway did not detect that the NATS store went back in time"
+    );
 
     answers(&admin, "/vms/vm-1", 200).await;
     answers(&admin, "/vms/vm-2", 404).await;
-    // NATS delivers the sample again, and the database recognises its id.
+    // NATS delivers the sample again, and the database recognises it by its id.
     report(&stack, &admin, &[("vm-2", 3.0)]).await;
     assert_eq!(stored_rows(&stack, "vm-waits").await, 1);
-    let audited = eventually("the audit is read", PATIENCE, async || {
+    let audited = eventually("the restored audit can be read", PATIENCE, async || {
         let reply = admin.get("/audit?limit=100").await;
         let records: Value = reply.json();
         (reply.status == 200)

@@ -1,4 +1,5 @@
-//! NATS's store goes back in time, as after a power loss or a restored backup, while all programs keep running.
+//! Tests a NATS store that goes back in time, as after a power loss or a restored backup, while all programs keep
+//! running.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -15,14 +16,14 @@ use crate::{
     },
 };
 
-/// The store of the NATS server; the server is stopped while it is copied or restored.
+/// A copy of the NATS store. The server is stopped while its store is copied or restored.
 struct StoreCopy<'a> {
     stack: &'a Stack,
     copy: tempfile::TempDir,
 }
 
 impl<'a> StoreCopy<'a> {
-    /// Copies the current store.
+    /// Copies the current store of the NATS server.
     async fn take(stack: &'a Stack) -> Self {
         let copy = tempfile::tempdir_in(stack.folder()).unwrap();
         stack.nats.server.kill9();
@@ -32,7 +33,7 @@ impl<'a> StoreCopy<'a> {
         Self { stack, copy }
     }
 
-    /// Restores the copy and starts the server with it.
+    /// Restores the copy and starts the NATS server with it.
     async fn put_back(self) {
         let store = self.stack.folder().join("nats");
         self.stack.nats.server.kill9();
@@ -69,9 +70,9 @@ async fn is_valid(api: &Api) {
     .await;
 }
 
-/// Sessions that only the lost part of the store contained are invalid, and new sessions are valid at once.
+/// Sessions that only the lost part of the NATS store contained are invalid. New sessions are valid at once.
 #[tokio::test]
-async fn follows_store_that_was_rolled_back() {
+async fn running_programs_follow_a_rolled_back_nats_store() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .with_permissions()
@@ -111,12 +112,12 @@ async fn follows_store_that_was_rolled_back() {
     let back = Instant::now();
     for gateway in [stack.gateway(0), there] {
         let fresh = logs_in(gateway).await;
-        // A gateway that has not read the store again must answer 503, not 401.
+        // Until the gateway has read the restored store, it must answer 503 and not 401.
         eventually("a new session is valid", PATIENCE, async || {
             match status(&fresh).await {
                 200 => Ok(()),
                 503 => Err("the gateway is reading the store again".to_owned()),
-                other => panic!("a new session was answered with {other}"),
+                other => panic!("the gateway answered a new session with {other}"),
             }
         })
         .await;
@@ -124,11 +125,11 @@ async fn follows_store_that_was_rolled_back() {
             assert_eq!(
                 status(&ghost.at(gateway)).await,
                 401,
-                "a session that the store lost is refused"
+                "a session that the store has lost is refused"
             );
         }
         is_valid(&admin.at(gateway)).await;
-        // The restored bucket contains the user and the session; the database does not contain the user.
+        // The restored KV bucket contains the user and the session; the database does not contain the user.
         vic.at(gateway).is_over().await;
         assert!(metric(&gateway.replica, "vmwatch_store_rollbacks_total").await >= 1.0);
     }
@@ -144,10 +145,10 @@ async fn follows_store_that_was_rolled_back() {
     assert_eq!(
         operations["operations"],
         json!([]),
-        "the store lost the operation"
+        "the operation is not in the restored store"
     );
 
-    // Readers of live events reconnect, and are informed of the gap.
+    // Readers of live events reconnect and are told that events may be missing.
     while reader.next().await.is_some() {}
     assert!(lost_event > known_events);
     let mut reader = Follower::of(&admin, "", Some(lost_event)).await;
@@ -172,7 +173,8 @@ async fn logs_in(gateway: &Gateway) -> Api {
     .await
 }
 
-/// A store without the bucket of users: gateways answer 503 until auth-svc has filled it from the database.
+/// If the NATS store has lost the KV bucket of users, gateways answer 503 until auth-svc has filled it from the
+/// database.
 async fn loses_users(stack: &Stack, admin: &Api) {
     let auth = stack.replica(Program::Auth, 0);
     auth.process.terminate(PATIENCE).await;

@@ -1,4 +1,4 @@
-//! Requests without an answer.
+//! Tests requests and publishes that get no answer.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// async-nats 0.51 alone keeps 333 bytes of each timed-out request for the life of the connection (measured over
-/// 100,000).
+/// Timed-out requests do not increase the gateway's memory. async-nats 0.51 alone would keep 333 bytes per timed-out
+/// request until the connection ends (measured over 100,000 requests).
 #[tokio::test]
 async fn timed_out_requests_leak_no_memory() {
     const CLIENTS: usize = 200;
@@ -33,7 +33,7 @@ async fn timed_out_requests_leak_no_memory() {
         .await;
     let gateway = stack.gateway(0);
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // A subscriber that never answers.
+    // This subscriber receives the requests and never answers.
     let silent = stack
         .bus
         .client()
@@ -64,22 +64,27 @@ async fn timed_out_requests_leak_no_memory() {
     let requests = rounds * CLIENTS;
     figure("faults_timed_out_requests", requests as f64);
     figure("faults_timed_out_memory_grown_kib", grown as f64);
-    eventually("no request waits", Duration::from_secs(5), async || {
-        let waiting = metric(&gateway.replica, "vmwatch_bus_replies_awaited").await;
-        (waiting == 0.0).then_some(()).ok_or(waiting.to_string())
-    })
+    eventually(
+        "no request is waiting for a reply",
+        Duration::from_secs(5),
+        async || {
+            let waiting = metric(&gateway.replica, "vmwatch_bus_replies_awaited").await;
+            (waiting == 0.0).then_some(()).ok_or(waiting.to_string())
+        },
+    )
     .await;
     assert!(
         grown < 1024 + requests as u64 / 8,
-        "{grown} KiB for {requests} requests"
+        "memory grew by {grown} KiB for {requests} timed-out requests"
     );
     drop(silent);
 }
 
-/// A query of an unknown VM's rows searches several time ranges in turn. With a slow database, later searches get only
-/// the remaining time, and none begins after the deadline.
+/// All database queries of one request share the request's deadline. A read of an unknown VM's rows searches several
+/// time ranges in turn. With a slow database, later queries get only the remaining time, and none begins after the
+/// deadline.
 #[tokio::test]
-async fn queries_of_a_request_share_its_deadline() {
+async fn database_queries_of_a_request_share_its_deadline() {
     const DEADLINE: Duration = Duration::from_secs(1);
     const DELAY: Duration = Duration::from_millis(400);
     let stack = Stack::builder()
@@ -108,7 +113,7 @@ async fn queries_of_a_request_share_its_deadline() {
     };
     let late = stack.bus.call::<VmLatest>(&context, &unknown).await.unwrap_err();
     assert_eq!(late.kind, FaultKind::Timeout, "{late:?}");
-    eventually("the handler ends", PATIENCE, async || {
+    eventually("the handler of the request ends", PATIENCE, async || {
         let under_way = metric(metrics, "vmwatch_requests_in_flight").await;
         (under_way == 0.0).then_some(()).ok_or(under_way.to_string())
     })
@@ -122,15 +127,16 @@ async fn queries_of_a_request_share_its_deadline() {
     }
 }
 
-/// async-nats 0.51 alone keeps 333 bytes of each publish that times out, for the life of the connection.
+/// Publishes that time out do not increase the memory of the process. async-nats 0.51 alone would keep 333 bytes per
+/// timed-out publish until the connection ends.
 #[tokio::test]
-async fn timed_out_publishes_leave_nothing_behind() {
+async fn timed_out_publishes_leak_no_memory() {
     const AT_ONCE: usize = 200;
     let rounds = size(100, 500);
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let (bus, other) = tokio::join!(nats.connect("publisher"), nats.connect("silent"));
-    // A stream that stores messages and acknowledges none.
+    // This subscriber receives the messages and acknowledges none, like a stream that cannot answer.
     let mut silent = other.client().subscribe("vmwatch.test.silent").await.unwrap();
     other.settled().await;
     let reading = tokio::spawn(async move { while silent.next().await.is_some() {} });
@@ -153,7 +159,7 @@ async fn timed_out_publishes_leave_nothing_behind() {
     figure("faults_timed_out_publishes_memory_grown_kib", grown as f64);
     assert!(
         grown < 1024 + publishes as u64 / 8,
-        "{grown} KiB for {publishes} publishes"
+        "memory grew by {grown} KiB for {publishes} timed-out publishes"
     );
     reading.abort();
 }

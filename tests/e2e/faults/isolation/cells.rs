@@ -1,4 +1,5 @@
-//! Work that must continue: each kind is repeated, and must succeed within its bound each time.
+//! Work that must continue during an overload. Each kind of work (`Cell`) is repeated, and each repetition must succeed
+//! within the bound of its kind.
 
 use std::{
     net::Ipv4Addr,
@@ -20,21 +21,22 @@ use crate::{
     rest::client::Api,
 };
 
-/// Bounds far above the usual times on a busy machine, and below the deadlines at which the work would fail.
+/// The bounds are far above the usual durations on a busy machine, and below the deadlines at which the work would
+/// fail.
 const LOGOUT: Duration = Duration::from_secs(3);
 const READ: Duration = Duration::from_secs(3);
 const START: Duration = Duration::from_secs(10);
 const INGEST: Duration = Duration::from_secs(10);
 const REVOCATION: Duration = Duration::from_secs(3);
 const LOGIN: Duration = Duration::from_secs(3);
-/// Pause between two repetitions, so that the work itself is no load.
+/// Pause between two repetitions, so that this work is not an overload itself.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Number of users that are removed one after the other.
 const VICTIMS: usize = 2;
-/// The VM whose samples must be stored.
+/// The VM whose samples must be stored during the overload.
 const OTHER_VM: &str = "other-vm";
 
-/// A kind of work.
+/// A kind of work that must continue during an overload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cell {
     Logout,
@@ -69,25 +71,25 @@ impl Cell {
     }
 }
 
-/// The durations of each kind of work.
+/// The durations of all repetitions, for each kind of work.
 #[derive(Debug)]
 pub(super) struct Took(Vec<(Cell, Vec<Duration>)>);
 
-/// The users with a normal load.
+/// Users that work normally while the system is overloaded.
 pub(super) struct Bystander<'a> {
     stack: &'a Stack,
     gateway: &'a Gateway,
     admin: Api,
     reader: String,
     operator: String,
-    /// Users to be removed, with one session each.
+    /// Users that are removed during the overload, with one session each.
     victims: Vec<(String, Api)>,
-    /// The source address of these users, which no load uses.
+    /// The source address of these users. No overload uses it.
     address: Ipv4Addr,
 }
 
 impl<'a> Bystander<'a> {
-    /// All users get a session before the overload begins. Their address was not used by an earlier row.
+    /// Creates the users and their sessions before an overload begins. Each overload gets a new source address.
     pub(super) async fn prepare(stack: &'a Stack) -> Self {
         static ROW: AtomicU8 = AtomicU8::new(2);
         let address = Ipv4Addr::new(127, 0, 0, ROW.fetch_add(1, Ordering::Relaxed));
@@ -114,7 +116,7 @@ impl<'a> Bystander<'a> {
         }
     }
 
-    /// Repeats all kinds of work in parallel for this time, except those that the row leaves out.
+    /// Repeats all kinds of work in parallel for `time`, except the kinds in `leaves_out`.
     pub(super) async fn work(mut self, time: Duration, leaves_out: &[Cell]) -> Took {
         let end = Instant::now() + time;
         let victims = std::mem::take(&mut self.victims);
@@ -124,7 +126,7 @@ impl<'a> Bystander<'a> {
             again(end_of(Cell::Read), PAUSE, || self.read()),
             again(end_of(Cell::Start), PAUSE, || self.start()),
             again(end_of(Cell::Ingest), PAUSE, || self.ingest()),
-            // The rate that one address may log in at.
+            // Logs in once per second, the rate that the gateway permits to one source address.
             again(end_of(Cell::Login), Duration::from_secs(1), || self.log_in()),
             self.revoke(victims, time),
         );
@@ -138,7 +140,7 @@ impl<'a> Bystander<'a> {
         ])
     }
 
-    /// Measures from the request to the first refusal.
+    /// Measures the time from a logout to the first refusal of its session.
     async fn log_out(&self) {
         let token = self.stack.session_as("leaver", Role::Viewer).await;
         let leaver = Api::of(self.gateway).holding(&token);
@@ -157,30 +159,30 @@ impl<'a> Bystander<'a> {
         assert_eq!((answer.http, answer.status()), (200, 1), "{answer:?}");
     }
 
-    /// Measures from the sample to the row.
+    /// Measures the time from publishing a sample to its stored row.
     async fn ingest(&self) {
         let at = unix_millis();
         publish(self.stack, &sample(OTHER_VM, at, "+00:00", 1.5)).await;
         let date = CreateDate::at_millis(at, "+00:00".parse().unwrap());
         let rows = self.stack.database.handle().collection::<Document>("vm_samples");
         let row = doc! { "instance_id": OTHER_VM, "create_date": date.as_str() };
-        eventually("the row is stored", PATIENCE, async || {
+        eventually("the published sample is stored", PATIENCE, async || {
             let found = rows
                 .find_one(row.clone())
                 .await
                 .map_err(|error| error.to_string())?;
-            found.map(drop).ok_or_else(|| "not yet".to_owned())
+            found.map(drop).ok_or_else(|| "the row is missing".to_owned())
         })
         .await;
     }
 
-    /// Logs in from an address that no load uses.
+    /// Logs in from an address that no overload uses.
     async fn log_in(&self) {
         let api = Api::from_address(self.gateway, self.address);
         api.log_in(ADMIN.0, ADMIN.1).await;
     }
 
-    /// Measures from the removal of a user to the first refusal of its session.
+    /// Measures the time from the removal of a user to the first refusal of the user's session.
     async fn revoke(&self, victims: Vec<(String, Api)>, time: Duration) -> Vec<Duration> {
         let pause = time / u32::try_from(2 * victims.len().max(1)).unwrap();
         let mut took = Vec::new();
@@ -196,7 +198,7 @@ impl<'a> Bystander<'a> {
     }
 }
 
-/// Repeats the work until the end, at least twice, and returns the durations. Without an end, does nothing.
+/// Repeats the work until `end`, at least twice, and returns the durations. Does nothing if `end` is `None`.
 async fn again(end: Option<Instant>, pause: Duration, work: impl AsyncFn()) -> Vec<Duration> {
     let mut took = Vec::new();
     while end.is_some_and(|end| took.len() < 2 || Instant::now() < end) {
@@ -209,7 +211,7 @@ async fn again(end: Option<Instant>, pause: Duration, work: impl AsyncFn()) -> V
 }
 
 async fn is_over(session: &Api) {
-    eventually("the session is over", PATIENCE, async || {
+    eventually("the gateway refuses the session", PATIENCE, async || {
         let reply = session.get("/me").await;
         (reply.status == 401)
             .then_some(())
@@ -219,13 +221,13 @@ async fn is_over(session: &Api) {
 }
 
 impl Took {
-    /// The durations of one kind of work.
+    /// Returns the durations of one kind of work.
     pub(super) fn of(&self, cell: Cell) -> &[Duration] {
         let found = self.0.iter().find(|(of, _)| *of == cell);
         found.map_or(&[], |(_, times)| times)
     }
 
-    /// Prints the slowest of each kind, and compares it with its bound.
+    /// Prints the longest duration of each kind of work, and asserts that it is within its bound.
     pub(super) fn check(&self, row: &str) {
         for (cell, times) in &self.0 {
             let Some(slowest) = times.iter().max() else {

@@ -1,4 +1,4 @@
-//! Loads that overload a stack until they are stopped.
+//! Overloads for the isolation test. Each continues until the test stops it.
 
 use std::{
     sync::{
@@ -35,20 +35,20 @@ use crate::{
     rest::client::Api,
 };
 
-/// Maximum number of concurrent requests of a flood.
+/// Maximum number of concurrent requests of a login flood.
 const MOST_IN_FLIGHT: usize = 1500;
 
-/// Starts a load that must be stopped explicitly.
+/// Runs an overload until it is cancelled.
 async fn until(over: &CancellationToken, load: impl Future<Output = ()>) {
     over.run_until_cancelled(load).await;
 }
 
-/// Logins of users that do not exist, at a fixed rate whatever the answers.
+/// Sends logins of users that do not exist, at a fixed rate whatever the gateway answers.
 pub(super) async fn login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
     flood(gateway, rate, over, |number| login(number, "")).await;
 }
 
-/// The same, each from another address.
+/// Sends the same flood of logins, each from a different source address.
 pub(super) async fn distributed_login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
     let forwarded = |number: u32| {
         let [_, a, b, c] = number.to_be_bytes();
@@ -64,7 +64,8 @@ fn login(number: u32, headers: &str) -> Vec<u8> {
     format!("{head}{headers}Content-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
-/// An open loop: each request is sent when it is due, on an idle connection or a new one.
+/// Sends requests in an open loop: each request is sent when it is due, on an idle connection or a new one, without
+/// waiting for earlier answers.
 async fn flood(gateway: &Gateway, rate: u32, over: &CancellationToken, request: impl Fn(u32) -> Vec<u8>) {
     let (address, began) = (address(gateway), Instant::now());
     let idle: Arc<Mutex<Vec<Connection>>> = Arc::default();
@@ -95,7 +96,8 @@ async fn flood(gateway: &Gateway, rate: u32, over: &CancellationToken, request: 
     until(over, sending).await;
 }
 
-/// One user reads long histories over hundreds of connections, and waits for `Retry-After` when refused.
+/// A user who reads long histories over hundreds of connections, and who waits for `Retry-After` when a read is
+/// refused.
 pub(super) struct HeavyViewer {
     address: String,
     request: Vec<u8>,
@@ -147,10 +149,10 @@ fn get(path: &str, session: &str, headers: &str) -> Vec<u8> {
         .into_bytes()
 }
 
-/// A guest that publishes with its agent's credential, at this many bytes per second or as fast as the bus accepts:
-/// invalid messages, and small and large samples.
+/// Publishes as a hostile guest, with the bus credential of its agent: invalid messages, and small and large samples.
+/// The guest sends at `rate` bytes per second, or as fast as NATS accepts if there is no rate.
 pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &CancellationToken) {
-    /// Bytes of a small message with its head.
+    /// Size of a small message in bytes, including its NATS protocol line.
     const SMALL: usize = 64;
     const SMALL_IN_A_ROUND: usize = 500;
     let user = format!("vmwatch-agent-{THIS_MACHINE}");
@@ -164,9 +166,9 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
             let small = std::iter::repeat_n(&bodies[0], SMALL_IN_A_ROUND);
             for body in small.chain([&bodies[1]]) {
                 let sent = bus.client().publish(subject.clone(), body.clone().into());
-                sent.await.expect("the client takes it");
+                sent.await.expect("the NATS client accepts the message");
             }
-            // Flush often, so that the client's own buffer is not part of the load.
+            // Flush often, because messages in the client's own buffer do not load the server.
             bus.flush(Duration::from_secs(5)).await;
             if let Some(rate) = rate {
                 let round_lasts = Duration::from_secs(1) * u32::try_from(bytes).unwrap() / rate;
@@ -177,14 +179,14 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
     until(over, publishing).await;
 }
 
-/// Users that follow live events, each over the maximum number of streams, and that have missed as many events as the
-/// gateway can replay.
+/// Readers of live events. Each user opens the maximum number of streams, and each reader has missed as many events as
+/// the gateway can replay.
 pub(super) struct EventReaders {
     address: String,
     requests: Vec<Vec<u8>>,
-    /// Bytes of the missed events of each reader.
+    /// The size in bytes of the events that each reader missed.
     missed: u64,
-    /// Bytes received by each reader; bytes are cheaper to count than events.
+    /// The number of bytes that each reader received. Counting bytes needs less CPU time than counting events.
     sent: Arc<Vec<AtomicU64>>,
     open: Mutex<JoinSet<()>>,
 }
@@ -193,7 +195,7 @@ impl EventReaders {
     const OF_A_USER: usize = 20;
 
     pub(super) async fn prepare(stack: &Stack, readers: usize) -> Self {
-        // Fewer than the 10,000 that the gateway keeps, because events of this row itself evict the oldest.
+        // Stay below the 10,000 events that the gateway keeps, because events during the overload evict the oldest.
         let missed = size(1_000, 9_000);
         let tell = async |number: u64| {
             let event = LiveEvent::Machine(MachineEvent {
@@ -229,7 +231,7 @@ impl EventReaders {
         }
     }
 
-    /// Connects all readers, and keeps them connected after the row has ended.
+    /// Connects all readers, and keeps them connected after the overload has ended.
     pub(super) async fn follow(&self, over: &CancellationToken) {
         for (index, request) in self.requests.iter().enumerate() {
             let mut stream = TcpStream::connect(&self.address).await.unwrap();
@@ -245,28 +247,28 @@ impl EventReaders {
         let mut one_more = Connection::open(&self.address).await.unwrap();
         let refused = one_more.ask(&self.requests[0]).await.unwrap();
         assert_eq!(refused.http, 429, "{refused:?}");
-        // The long form transfers 1.2 GB.
+        // The readers receive 1.2 GB in the long form.
         let patience = size(PATIENCE, Duration::from_mins(5));
-        eventually("every reader got the missed events", patience, async || {
+        eventually("every reader has the missed events", patience, async || {
             let late = self
                 .sent
                 .iter()
                 .filter(|sent| sent.load(Ordering::Relaxed) < self.missed);
             match late.count() {
                 0 => Ok(()),
-                late => Err(format!("{late} have not")),
+                late => Err(format!("{late} readers still miss events")),
             }
         })
         .await;
         over.cancelled().await;
     }
 
-    /// The bytes that all readers received.
+    /// Returns the number of bytes that all readers received.
     pub(super) fn sent(&self) -> u64 {
         self.sent.iter().map(|sent| sent.load(Ordering::Relaxed)).sum()
     }
 
-    /// The number of readers that are still connected.
+    /// Returns the number of readers that are still connected.
     pub(super) fn connected(&self) -> usize {
         let mut open = self.open.lock().unwrap();
         while open.try_join_next().is_some() {}
@@ -276,10 +278,10 @@ impl EventReaders {
 
 /// Hypervisors that accept connections and never answer.
 ///
-/// With as many hosts and calls as the settings allow, 496 calls hang. The runtime's 512 blocking threads could hold
-/// them, so this row does not show whether hypervisors have their own threads. That is tested in
-/// `lifecycle-svc/src/driver/libvirt/threads.rs`, with a runtime of one blocking thread. This row shows that
-/// hypervisors share no permit or queue.
+/// With as many hypervisors and calls as the settings allow, 496 calls hang. The Tokio runtime's 512 blocking threads
+/// could hold all of these, so this overload does not show whether libvirt calls have their own threads;
+/// `lifecycle-svc/src/driver/libvirt/threads.rs` tests that with a runtime of one blocking thread. This overload shows
+/// that hypervisors share no permit and no queue.
 pub(super) struct DeadHosts {
     port: u16,
     taken: Arc<AtomicUsize>,
@@ -287,7 +289,7 @@ pub(super) struct DeadHosts {
 }
 
 impl DeadHosts {
-    /// The maximum number of hypervisors besides the one that answers.
+    /// The maximum number of hypervisors, without the hypervisor that answers.
     const HOSTS: usize = 31;
     /// The maximum number of concurrent calls to each hypervisor.
     pub(super) const CALLS: &str = "16";
@@ -312,7 +314,7 @@ impl DeadHosts {
         }
     }
 
-    /// The hosts in the syntax of the setting.
+    /// Returns the hypervisors in the syntax of `VMWATCH_HYPERVISORS`.
     pub(super) fn hypervisors(&self) -> String {
         let one = |number| format!("dead-{number}=qemu+tcp://127.0.0.1:{}/system", self.port);
         (0..Self::HOSTS).map(one).collect::<Vec<_>>().join(",")
@@ -323,7 +325,7 @@ impl DeadHosts {
     }
 }
 
-/// A user lists VMs, which queries every hypervisor.
+/// Lists VMs repeatedly as one user. Each list queries every hypervisor.
 pub(super) async fn ask_dead_hosts(stack: &Stack, over: &CancellationToken) {
     let session = stack.session_as("curious", Role::Viewer).await;
     let curious = Api::of(stack.gateway(0)).holding(&session);
