@@ -403,7 +403,7 @@ async fn rebuild_and_first_start_roll_up_rows_of_older_software() {
 
 /// The history of a VM outside the user's scope is answered like that of a VM that does not exist.
 #[tokio::test]
-async fn vm_out_of_scope_looks_nonexistent_in_history() {
+async fn history_of_vm_outside_scope_is_answered_like_a_nonexistent_vm() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     publish(&stack, &sample("vm-1", from_ms, "+00:00", 5.0)).await;

@@ -1,4 +1,4 @@
-//! The newest rows are found whatever rows lie between them, and however old they are.
+//! Tests that reads of the newest rows find them, however old they are and whatever other rows lie between them.
 
 use std::time::{Duration, SystemTime};
 
@@ -22,7 +22,7 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 const YEAR: u64 = 365 * DAY;
-/// Ages of rows in seconds, on both sides of every limit of the service's search ranges.
+/// Ages of rows in seconds, on both sides of every limit of the time ranges that metrics-svc searches.
 const AGES: [u64; 14] = [
     5,
     90,
@@ -40,7 +40,7 @@ const AGES: [u64; 14] = [
     9 * YEAR,
 ];
 
-/// The numbers that identify the rows, newest first.
+/// Returns the numbers that identify the expected rows, newest first.
 fn expected(rows: &[Document], number: &str) -> Vec<i64> {
     let mut rows: Vec<_> = rows
         .iter()
@@ -70,7 +70,7 @@ fn viewer() -> Context {
     })
 }
 
-/// VMs with increasing times of silence; each has two rows of the same date.
+/// VMs that stopped reporting at different times. Each has two rows of the same date.
 struct Silent(Vec<(String, Vec<Document>)>);
 
 impl Silent {
@@ -114,18 +114,18 @@ impl Silent {
 }
 
 #[tokio::test]
-async fn returns_newest_rows_of_long_silent_vm() {
+async fn newest_rows_of_a_long_silent_vm_are_found() {
     let stack = stack().start().await;
     let silent = Silent::store(&stack).await;
-    // The service has not seen these rows arrive.
+    // The rows were written directly into the database, so metrics-svc does not know when each VM last reported.
     silent.check(&stack).await;
-    // The service knows when each VM last reported.
+    // After `rebuild`, metrics-svc knows when each VM last reported.
     stack.command(Program::Metrics, &["rebuild"], "");
     silent.check(&stack).await;
 }
 
 #[tokio::test]
-async fn returns_newest_rows_of_long_unseen_name() {
+async fn newest_rows_of_a_long_ended_process_are_found() {
     let stack = stack().start().await;
     let now = SystemTime::now();
     let mut rows = Vec::new();
@@ -134,7 +134,7 @@ async fn returns_newest_rows_of_long_unseen_name() {
             now - Duration::from_secs(age),
             UTC_OFFSET.default.parse().unwrap(),
         );
-        // One process name has a row at each date, and the other has none any more.
+        // The process `always` has a row at each date. The process `once` has rows only at the oldest dates.
         rows.push(process_row("vm-1", date.as_str(), "always", pid));
         if age > HOUR {
             rows.push(process_row("vm-1", date.as_str(), "once", pid));

@@ -1,5 +1,5 @@
-//! Live events: one for each stored row of a VM, published after the row is stored; a failure to publish never delays
-//! rows.
+//! Tests live events: metrics-svc publishes one for each stored VM row, after the row is stored. A failure to publish
+//! never delays rows.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use vmwatch_api::{
 
 use crate::history_support::{SECOND, process, publish, recent_bucket, sample, stack, stored};
 
-/// This many events of a VM, from a sequence on.
+/// Reads `count` events of a VM from the events stream, beginning with the given sequence number.
 async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) -> Vec<(u64, LiveEvent)> {
     let instance: Option<InstanceId> = instance.map(|instance| instance.parse().unwrap());
     let reading = async {
@@ -40,7 +40,7 @@ async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) 
     };
     tokio::time::timeout(PATIENCE, reading)
         .await
-        .expect("the events arrive")
+        .expect("all events arrive in time")
 }
 
 async fn count(stack: &Stack) -> Result<u64, String> {
@@ -53,7 +53,7 @@ async fn count(stack: &Stack) -> Result<u64, String> {
 }
 
 #[tokio::test]
-async fn publishes_each_stored_sample_once() {
+async fn each_stored_sample_is_published_once_as_live_event() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     let started = Instant::now();
@@ -61,8 +61,11 @@ async fn publishes_each_stored_sample_once() {
     first.processes = vec![process("nginx", 1, 5.0), process("sh", 2, 0.0)];
     publish(&stack, &first).await;
     let received = events(&stack, Some("vm-1"), 1, 2).await;
-    println!("events received {:?} after the publish", started.elapsed());
-    // The row is stored before its event is published.
+    println!(
+        "events received {:?} after the sample was published",
+        started.elapsed()
+    );
+    // The row must be stored already, because its event is published after it.
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 1);
     let LiveEvent::Sample(row) = &received[0].1 else {
@@ -87,7 +90,8 @@ async fn publishes_each_stored_sample_once() {
     };
     assert_eq!((rows.at_ms, rows.rows), (from_ms, 2));
 
-    // The message is redelivered; its row is stored and its event published already.
+    // The message is published again. Its row is stored and its event is published already, so no second event may
+    // follow.
     publish(&stack, &first).await;
     publish(&stack, &sample("vm-2", from_ms, "+00:00", 1.0)).await;
     for second in 1..20 {
@@ -113,9 +117,10 @@ async fn publishes_each_stored_sample_once() {
     assert_eq!(events(&stack, None, 1, 22).await.len(), 22);
 }
 
-/// Without the stream of events an event is lost and counted, rows are still stored, and the stream is created again.
+/// While the stream of events is missing, events are lost and counted, and rows are still stored. metrics-svc creates
+/// the stream again.
 #[tokio::test]
-async fn lost_event_does_not_delay_rows() {
+async fn missing_events_stream_does_not_delay_rows() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
     stack.bus.jetstream().delete_stream(EVENT_STREAM).await.unwrap();
@@ -126,7 +131,7 @@ async fn lost_event_does_not_delay_rows() {
     stored(&stack).await;
     assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 50);
     let metrics = stack.replica(Program::Metrics, 0);
-    eventually("the loss is counted", PATIENCE, async || {
+    eventually("the lost events are counted", PATIENCE, async || {
         let text = metrics.metrics().await;
         let line = text
             .lines()
@@ -135,11 +140,11 @@ async fn lost_event_does_not_delay_rows() {
     })
     .await;
     let mut second = 50;
-    eventually("the stream is made again", PATIENCE, async || {
+    eventually("metrics-svc recreates the events stream", PATIENCE, async || {
         publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
         second += 1;
         match count(&stack).await? {
-            0 => Err("no event yet".to_owned()),
+            0 => Err("no event is stored".to_owned()),
             _ => Ok(()),
         }
     })

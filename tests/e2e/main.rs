@@ -1,4 +1,5 @@
-//! The end-to-end tests: one module per topic, each on real processes (the crate `testkit` is their harness).
+//! End-to-end tests, with one module per topic. They run real servers and the real programs, which the crate `testkit`
+//! starts.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! Equal reads share a query. A cached answer is used for at most the time of the setting.
+//! Tests the cache of newest rows in metrics-svc: equal reads share one database query, and a cached answer is used at
+//! most for the time that `VMWATCH_NEWEST_ROWS_KEPT` sets.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,7 +30,7 @@ async fn read(stack: &Stack, session: &str, limit: u32) -> Vec<Value> {
     stack.gateway(0).rows(session, codes::VM, limit, data).await
 }
 
-/// The number of queries for newest rows.
+/// Returns the number of database queries for newest rows.
 async fn queries(stack: &Stack) -> u64 {
     let metrics = stack.replica(Program::Metrics, 0).metrics().await;
     let counted = metrics
@@ -39,11 +40,11 @@ async fn queries(stack: &Stack) -> u64 {
 }
 
 #[tokio::test]
-async fn answers_are_not_older_than_setting() {
+async fn cached_rows_are_not_older_than_the_setting_allows() {
     let kept = Duration::from_millis(500);
     let stack = stack("500ms").await;
     let session = stack.session(Role::Viewer, Scope::All).await;
-    // The time at which each row was stored, by its number.
+    // The time at which each row was stored; a row's number is its index.
     let mut stored = Vec::new();
     let (mut given_again, end) = (0, Instant::now() + Duration::from_secs(4));
     while Instant::now() < end {
@@ -56,12 +57,12 @@ async fn answers_are_not_older_than_setting() {
         let missing = stored.get(newest + 1).map(|since| asked.duration_since(*since));
         assert!(
             missing.is_none_or(|since| since <= kept),
-            "an answer did not contain a row that was stored {missing:?} before the request"
+            "the answer does not contain a row that was stored {missing:?} before the request"
         );
         given_again += u32::from(missing.is_some());
     }
-    assert!(given_again > 0, "no answer came from the cache");
-    testkit::eventually("the last row is read", PATIENCE, async || {
+    assert!(given_again > 0, "some answers must come from the cache");
+    testkit::eventually("the row that was stored last is returned", PATIENCE, async || {
         let rows = read(&stack, &session, 1).await;
         let newest = rows.first().and_then(|row| row["proc"].as_u64());
         let newest = newest.and_then(|newest| usize::try_from(newest).ok());
@@ -73,7 +74,7 @@ async fn answers_are_not_older_than_setting() {
 }
 
 #[tokio::test]
-async fn only_equal_reads_share_a_query() {
+async fn only_equal_reads_share_a_database_query() {
     let stack = stack("1s").await;
     store_row(&stack, 1).await;
     let session = stack.session(Role::Viewer, Scope::All).await;
@@ -84,7 +85,7 @@ async fn only_equal_reads_share_a_query() {
     let asked = queries(&stack).await - before;
     assert!(
         (1..=1 + seconds).contains(&asked),
-        "{asked} queries in {seconds} s"
+        "60 equal reads made {asked} queries in {seconds} s"
     );
     let before = queries(&stack).await;
     read(&stack, &session, 2).await;
@@ -92,7 +93,7 @@ async fn only_equal_reads_share_a_query() {
 }
 
 #[tokio::test]
-async fn without_cache_each_read_queries_database() {
+async fn each_read_queries_the_database_if_the_cache_is_off() {
     let stack = stack("0s").await;
     let session = stack.session(Role::Viewer, Scope::All).await;
     let before = queries(&stack).await;
@@ -105,7 +106,7 @@ async fn without_cache_each_read_queries_database() {
 }
 
 #[tokio::test]
-async fn cached_answers_respect_scope() {
+async fn cached_rows_are_not_shown_outside_the_scope() {
     let stack = stack("1s").await;
     store_row(&stack, 1).await;
     let admin = stack.session(Role::Admin, Scope::All).await;

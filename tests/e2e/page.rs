@@ -1,4 +1,5 @@
-//! Tests how the gateway serves the page, and runs the browser tests (gateway/web/e2e) in Chromium on whole stacks.
+//! Tests how the gateway serves the web page, and runs the browser tests of gateway/web/e2e in Chromium, with all
+//! programs running.
 
 mod stories;
 mod teller;
@@ -9,7 +10,7 @@ use testkit::Stack;
 use crate::rest::client::{Api, Reply};
 
 #[tokio::test]
-async fn serves_page_with_strict_policy() {
+async fn gateway_serves_page_with_strict_security_policy() {
     let stack = Stack::builder().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let get = async |path: &str, accept: &str, encoding: &str| {
@@ -36,7 +37,7 @@ async fn serves_page_with_strict_policy() {
     );
     assert!(!policy.contains("unsafe"), "{policy}");
 
-    // Every view has an address that the page itself interprets.
+    // The gateway serves the same page for every view. The page itself reads the view from the address.
     for view in ["/vms/vm-1?range=1h", "/operations", "/no/such/view"] {
         assert_eq!(get(view, "text/html,*/*;q=0.8", "identity").await.body, page.body);
     }
@@ -54,7 +55,7 @@ async fn serves_page_with_strict_policy() {
     .await;
     posted.problem(404, "not_found");
 
-    // Files whose names contain their hash never change, and are sent compressed.
+    // Files whose names contain a hash of their content never change. The gateway serves them compressed.
     let files: Vec<_> = page
         .body
         .split('"')
@@ -62,7 +63,7 @@ async fn serves_page_with_strict_policy() {
         .collect();
     assert!(
         files.len() >= 3,
-        "expected a script, a style sheet and an icon: {}",
+        "the page must link to a script, a style sheet and an icon: {}",
         page.body
     );
     let undecoded = reqwest::Client::builder().no_gzip().build().unwrap();

@@ -1,4 +1,4 @@
-//! Lists that are larger than one message of the bus are returned in pages, without omissions.
+//! Tests lists that are larger than one NATS message: they are returned in pages that omit nothing.
 
 use std::collections::BTreeSet;
 
@@ -24,9 +24,9 @@ use crate::{
     rows::{process_row, store_processes, store_vms, vm_row},
 };
 
-/// The maximum number of processes on a page of the REST API.
+/// The maximum number of processes on one page of the REST API.
 const PROCESSES: u32 = 1000;
-/// A process name that takes six bytes of JSON for each of its bytes.
+/// Returns a process name in which JSON needs six bytes for each byte of the name.
 fn hostile_name() -> String {
     "\u{1}".repeat(256)
 }
@@ -35,10 +35,10 @@ fn vm() -> InstanceId {
     "vm-1".parse().unwrap()
 }
 
-/// The process table of a hostile guest, in as many parts as an agent sends.
+/// Publishes the process table of a hostile guest, in as many parts as an agent sends.
 pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: u64) {
     let pids: Vec<u32> = (1..=PROCESSES).collect();
-    // 16 rows with such names are just below the maximum size of a part.
+    // 16 rows with such names are just below the maximum size of a sample part.
     for (index, chunk) in (0..).zip(pids.chunks(16)) {
         let mut body = sample(instance, at_ms, 5.0);
         body.part = index;
@@ -47,7 +47,7 @@ pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: 
             .iter()
             .map(|&pid| {
                 let mut process = process(&hostile_name(), pid, 1.0, at_ms - 60 * SECOND);
-                // Half of the processes ended, all at the same time.
+                // Half of the processes have ended, all at the same time.
                 process.shutdown_time = (pid % 2 == 0).then_some(process.running_time + 30.0);
                 process
             })
@@ -57,7 +57,7 @@ pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: 
     stored(stack).await;
 }
 
-/// Fails if the reply of a page exceeds the maximum size of a page.
+/// Asserts that a reply is not larger than the maximum size of a page.
 fn check_size<M: Method>(reply: &M::Reply) {
     let bytes = serde_json::to_vec(reply).unwrap().len();
     assert!(bytes < PAGE_BYTES + 1024, "{}: {bytes} bytes", M::INFO.subject);
@@ -66,10 +66,10 @@ fn check_size<M: Method>(reply: &M::Reply) {
 fn distinct(pids: &[i64]) {
     let set: BTreeSet<_> = pids.iter().copied().collect();
     assert_eq!(set, (1..=i64::from(PROCESSES)).collect());
-    assert_eq!(pids.len(), PROCESSES as usize, "each once");
+    assert_eq!(pids.len(), PROCESSES as usize, "each process is listed once");
 }
 
-/// The pids of a list of rows, from all its pages, and the number of pages.
+/// Reads all pages of a list of process rows. Returns the pids and the number of pages.
 async fn rows_on_the_bus(stack: &Stack, by_name: bool) -> (Vec<i64>, usize) {
     let (mut limit, mut before): (Limit, Option<RowPlace>) = (Limit::new(1000).unwrap(), None);
     let (mut pids, mut pages) = (Vec::new(), 0);
@@ -149,12 +149,12 @@ async fn events_on_the_bus(stack: &Stack, range: TimeRange) -> (usize, usize) {
     }
     assert!(
         places.is_sorted_by(|newer, older| newer > older),
-        "in order, each once"
+        "each event is listed once, newest first"
     );
     (places.len(), pages)
 }
 
-/// All items of a list of the REST API, and the number of its pages.
+/// Reads all pages of a list of the REST API. Returns all items and the number of pages.
 async fn all_of(api: &Api, path: &str, items: &str, cursor: &str) -> (Vec<Value>, usize) {
     let (mut all, mut pages) = (Vec::new(), 0);
     let mut page = api.read(path).await;
@@ -171,7 +171,7 @@ async fn all_of(api: &Api, path: &str, items: &str, cursor: &str) -> (Vec<Value>
 }
 
 #[tokio::test]
-async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
+async fn process_lists_are_complete_despite_names_that_fill_a_message() {
     let stack = stack().start().await;
     let at_ms = unix_millis() / SECOND * SECOND - 5 * SECOND;
     publish_hostile_table(&stack, "vm-1", at_ms).await;
@@ -179,19 +179,19 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
     for by_name in [false, true] {
         let (pids, pages) = rows_on_the_bus(&stack, by_name).await;
         distinct(&pids);
-        assert!(pages > 1, "{pages} pages");
+        assert!(pages > 1, "the list has {pages} pages instead of several");
     }
     for sort in [ProcessSort::Cpu, ProcessSort::Pid, ProcessSort::Name] {
         let (pids, pages) = table_on_the_bus(&stack, sort).await;
         distinct(&pids);
-        assert!(pages > 1, "{pages} pages");
-        // All rows have the same values and name, so they are sorted by pid.
+        assert!(pages > 1, "the list has {pages} pages instead of several");
+        // All rows have the same values and the same name, so they are sorted by pid.
         assert!(pids.is_sorted(), "{sort:?}");
     }
     let range = TimeRange::new(at_ms - 120 * SECOND, at_ms).unwrap();
     let (events, pages) = events_on_the_bus(&stack, range).await;
     assert_eq!(events, PROCESSES as usize * 3 / 2);
-    assert!(pages > 1, "{pages} pages");
+    assert!(pages > 1, "the list has {pages} pages instead of several");
 
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     for limit in [1000, 130] {
@@ -211,7 +211,7 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
     let gone = format!("/vms/vm-1/processes?cursor={}.{}", at_ms - 1, "0".repeat(24));
     api.get(&gone).await.problem(404, "not_found");
 
-    // The API of 2017 has no pages: one answer contains all rows.
+    // The API of 2017 has no pages, so one answer contains all rows.
     let token = api.token.clone().unwrap();
     for (method, format) in [(611_711, "json"), (611_711, "python"), (611_712, "json")] {
         let body = json!({
@@ -231,7 +231,7 @@ async fn shows_all_processes_of_a_guest_that_names_them_to_hide_them() {
     }
 }
 
-/// A user whose scope has the maximum number of VMs, with ids of the maximum length.
+/// Returns a user whose scope has the maximum number of VMs, with ids of the maximum length.
 fn large_user(number: usize) -> Document {
     let instances = (0..500).map(|index| Bson::from(format!("{number:032}{index:032}")));
     doc! {
@@ -241,7 +241,7 @@ fn large_user(number: usize) -> Document {
     }
 }
 
-/// An operation as lifecycle-svc records it, with many steps.
+/// Returns an operation as lifecycle-svc records it, with many steps.
 fn large_operation(number: usize) -> Value {
     let id = format!("{number:032x}");
     let event = json!({ "at_ms": 1, "state": "succeeded", "text": "x".repeat(4000) });
@@ -256,7 +256,7 @@ fn large_operation(number: usize) -> Value {
 }
 
 #[tokio::test]
-async fn limits_page_size_of_record_lists() {
+async fn lists_of_users_operations_and_audit_have_bounded_pages() {
     const USERS: usize = 60;
     const RECORDS: usize = 500;
     let stack = stack().start().await;
@@ -284,13 +284,13 @@ async fn limits_page_size_of_record_lists() {
     // The list includes the first administrator and the user of the test's own session.
     assert!(
         listed.len() == USERS + 2 && pages > 1,
-        "{} on {pages}",
+        "{} items on {pages} pages",
         listed.len()
     );
     let (listed, pages) = all_of(&api, "/audit?limit=1000&action=test.pages", "records", "before").await;
     assert!(
         listed.len() == RECORDS && pages > 1,
-        "{} on {pages}",
+        "{} items on {pages} pages",
         listed.len()
     );
     testkit::eventually("all operations are listed", testkit::PATIENCE, async || {
@@ -299,7 +299,7 @@ async fn limits_page_size_of_record_lists() {
         let whole = listed.len() == RECORDS && ids.len() == RECORDS && pages > 1;
         whole
             .then_some(())
-            .ok_or_else(|| format!("{} on {pages}", listed.len()))
+            .ok_or_else(|| format!("{} items on {pages} pages", listed.len()))
     })
     .await;
 
@@ -321,12 +321,12 @@ async fn limits_page_size_of_record_lists() {
 }
 
 #[tokio::test]
-async fn returns_charts_of_longest_numbers_completely() {
+async fn charts_with_the_longest_numbers_are_complete() {
     const POINTS: u64 = 2000;
     let stack = stack().start().await;
     let first_ms = unix_millis() / SECOND * SECOND - (POINTS + 10) * SECOND;
     let date = |second: u64| CreateDate::at_millis(first_ms + second * SECOND, UtcOffset::UTC);
-    // Numbers with 17 digits and an exponent.
+    // These numbers have 17 digits and an exponent.
     let number = 1.234_567_890_123_456_7e-300;
     let numbers = |row: Document| {
         let row = row.into_iter().map(|(key, value)| match value {
@@ -354,7 +354,7 @@ async fn returns_charts_of_longest_numbers_completely() {
     };
     let page = call::<VmHistory>(&stack, &query).await;
     check_size::<VmHistory>(&page);
-    assert!(page.more, "a chart of two pages");
+    assert!(page.more, "the chart must need two pages");
     let query = ProcessHistoryQuery {
         instance_id: vm(),
         process: ProcessSelector::new(ProcessName::new("p"), None).unwrap(),

@@ -1,4 +1,4 @@
-//! The users and permissions of deploy/nats: the whole stack works with them, and forbidden actions are refused.
+//! Tests the NATS users and permissions in deploy/nats: all programs work with them, and forbidden actions are refused.
 
 use std::{fs, time::Duration};
 
@@ -12,12 +12,13 @@ use vmwatch_api::{
 };
 use vmwatch_bus::Context;
 
-/// The server's log message for a refusal.
+/// NATS logs this word when it refuses an action.
 const VIOLATION: &str = "Violation";
 
-/// Every program and the operators' tools do all their work, and the server refuses nothing.
+/// With the permissions of a deployment, every program and the operator's tools do all their work, and NATS refuses
+/// nothing.
 #[tokio::test]
-async fn whole_stack_works_with_permissions() {
+async fn all_programs_work_with_deployed_nats_permissions() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 2)
         .replicas(Program::Agent, 1)
@@ -34,9 +35,11 @@ async fn whole_stack_works_with_permissions() {
             json!({ "instance_id": THIS_MACHINE, "proc_name": "vmwatch-agent" }),
         ),
     ] {
-        eventually("the agent's rows are answered", PATIENCE, async || {
+        eventually("the agent's rows can be read", PATIENCE, async || {
             let rows = gateway.rows(&session, method, 3, data.clone()).await;
-            (!rows.is_empty()).then_some(()).ok_or("none yet".to_owned())
+            (!rows.is_empty())
+                .then_some(())
+                .ok_or("no row is stored".to_owned())
         })
         .await;
     }
@@ -44,8 +47,9 @@ async fn whole_stack_works_with_permissions() {
     assert_eq!(started.status(), 1, "{started:?}");
 
     let operator = stack.nats.connect_as("a tool", "vmwatch-operator").await;
-    // A service that is ready may not have subscribed to pings yet, and a busy machine answers late.
-    let all = "auth, lifecycle and two replicas of metrics are found";
+    // A service that is ready may not have subscribed to pings yet, and a busy machine answers late, so the ping is
+    // repeated.
+    let all = "discovery finds auth, lifecycle and two replicas of metrics";
     eventually(all, PATIENCE, async || {
         let found = services(&operator).await;
         (found.len() == 4).then_some(()).ok_or(format!("{found:?}"))
@@ -67,7 +71,7 @@ async fn whole_stack_works_with_permissions() {
         "another long password\n",
     );
     assert!(changed.contains("ended 1 sessions of admin"), "{changed}");
-    eventually("the session has ended", PATIENCE, async || {
+    eventually("the gateway refuses the ended session", PATIENCE, async || {
         let request =
             json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": THIS_MACHINE } });
         let answer = gateway.post(&request).await;
@@ -78,7 +82,7 @@ async fn whole_stack_works_with_permissions() {
     assert!(!log.contains(VIOLATION), "{log}");
 }
 
-/// The names of the services that answer a ping, as `nats micro ping` asks.
+/// Returns the names of the services that answer a ping, as `nats micro ping` does.
 async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     let client = bus.client();
     let inbox = client.new_inbox();
@@ -95,9 +99,10 @@ async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
     names
 }
 
-/// The bus user and its attempt: `None` publishes; `Some` subscribes in this queue group (empty for none).
+/// A bus user, a subject, and what the user tries with it: `None` publishes, `Some` subscribes in the named queue group
+/// (an empty name means no group).
 const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
-    // Only the gateway publishes requests.
+    // Only the gateway may publish requests.
     ("vmwatch-auth", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-metrics", "vmwatch.v1.lifecycle.start", None),
     ("vmwatch-lifecycle", "vmwatch.v1.auth.login", None),
@@ -105,12 +110,12 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-operator", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.metrics.vm.latest", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.lifecycle.start", None),
-    // Only an agent publishes samples, and only of its own instance. An operator may replay dead letters.
+    // Only an agent may publish samples, and only samples of its own VM. An operator may publish dead letters again.
     ("vmwatch-gateway", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-metrics", "vmwatch.v1.samples.vm-1", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.vm-2", None),
     ("vmwatch-agent-vm-1", "vmwatch.v1.dead_letters.vm-1", None),
-    // Only the service may subscribe to its subjects, and only in its queue group. Another subscriber could read
+    // Only a service may subscribe to its subjects, and only in its own queue group. Any other subscriber could read
     // passwords.
     ("vmwatch-gateway", "vmwatch.v1.auth.login", Some("")),
     ("vmwatch-auth", "vmwatch.v1.auth.login", Some("")),
@@ -127,14 +132,14 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ),
     ("vmwatch-operator", ">", Some("")),
     ("vmwatch-agent-vm-1", "vmwatch.v1.samples.>", Some("")),
-    // Each user has its own inbox, and no other user can publish to it.
+    // Each bus user has its own inbox, to which other users cannot publish.
     ("vmwatch-operator", "_INBOX_vmwatch-gateway.>", Some("")),
     ("vmwatch-metrics", "_INBOX.>", Some("")),
     ("vmwatch-gateway", "_INBOX_vmwatch-auth.>", Some("")),
     ("vmwatch-agent-vm-1", "_INBOX_vmwatch-agent-vm-2.>", Some("")),
     ("vmwatch-metrics", "_INBOX_vmwatch-gateway.made-up", None),
     ("vmwatch-operator", "_INBOX_vmwatch-gateway.made-up", None),
-    // Only auth-svc writes sessions, and only gateways read them.
+    // Only auth-svc may write sessions, and only gateways may read them.
     ("vmwatch-gateway", "$KV.vmwatch_sessions.made-up", None),
     (
         "vmwatch-gateway",
@@ -153,7 +158,7 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
         None,
     ),
-    // Audit records cannot be deleted or changed.
+    // No running program and no operator can delete or change audit records.
     ("vmwatch-auth", "$JS.API.STREAM.DELETE.VMWATCH_AUDIT", None),
     ("vmwatch-lifecycle", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),
     ("vmwatch-auth", "vmwatch.v1.audit.lifecycle.start", None),
@@ -163,7 +168,7 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
 ];
 
 #[tokio::test]
-async fn permissions_refuse_everything_else() {
+async fn nats_permissions_refuse_forbidden_actions() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &["vm-1", "vm-2"]);
     let nats = Nats::start_with(folder.path(), Some(secrets)).await;
@@ -199,7 +204,7 @@ async fn permissions_refuse_everything_else() {
 }
 
 #[tokio::test]
-async fn refuses_wrong_bus_passwords() {
+async fn nats_refuses_wrong_and_former_passwords() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &["vm-1"]);
     let of_agent = secrets.password("vmwatch-agent-vm-1");
@@ -218,7 +223,7 @@ async fn refuses_wrong_bus_passwords() {
         refused(ConnectOptions::new().user_and_password(user.to_owned(), password.to_owned())).await;
     }
 
-    // Changes a password by the steps of docs/operations.md.
+    // Changes a password by the steps in docs/operations.md.
     let secrets = nats.secrets().unwrap();
     let with =
         |password: String| ConnectOptions::new().user_and_password("vmwatch-gateway".to_owned(), password);

@@ -1,4 +1,4 @@
-//! Processes at any time: process tables, the history of selected processes, starts and ends.
+//! Tests process tables of any time, the history of selected processes, and their starts and ends.
 
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use testkit::Stack;
@@ -38,7 +38,7 @@ fn names(table: &ProcessTable) -> Vec<&str> {
         .collect()
 }
 
-/// A row as stored.
+/// A process row as it is stored.
 #[derive(Clone, Copy)]
 struct Row {
     at_ms: u64,
@@ -66,13 +66,13 @@ async fn store(stack: &Stack, rows: &[Row]) {
     store_processes(stack, rows.iter().map(|row| row.document())).await;
 }
 
-/// A time in whole seconds, as in the rows of these tests.
+/// Returns a time in whole seconds before now, as in the rows of these tests.
 fn ago(millis: u64) -> u64 {
     unix_millis() / SECOND * SECOND - millis
 }
 
 #[tokio::test]
-async fn returns_newest_table_at_or_before_time() {
+async fn process_table_is_the_newest_at_or_before_the_time() {
     let stack = stack().start().await;
     let moments = [ago(29 * HOUR), ago(28 * HOUR), ago(2 * MINUTE), ago(MINUTE)];
     for (index, &at_ms) in (0_u32..).zip(&moments) {
@@ -87,7 +87,7 @@ async fn returns_newest_table_at_or_before_time() {
     for (asked, expected) in [
         (None, Some(3)),
         (Some(moments[3] + 7), Some(3)),
-        // A millisecond before this table was taken, the previous table is returned.
+        // One millisecond before this table was taken, the previous table is returned.
         (Some(moments[3] + 6), Some(2)),
         (Some(ago(HOUR)), Some(1)),
         (Some(moments[1] + 7), Some(1)),
@@ -99,13 +99,13 @@ async fn returns_newest_table_at_or_before_time() {
         assert_eq!(
             table.at_ms,
             expected.map(|index: usize| moments[index] + 7),
-            "asked for {asked:?}"
+            "query for the time {asked:?}"
         );
         let name = expected.map(|index| format!("worker-{index}"));
         assert_eq!(table.processes.first().map(|process| process.name.clone()), name);
         assert_eq!(table.total, if expected.is_some() { 50 } else { 0 });
     }
-    // A query with the time of a table returns the same table.
+    // A query with exactly the time of a table returns the same table.
     let table = table_at(None).await;
     assert_eq!(table_at(table.at_ms).await, table);
 
@@ -117,7 +117,7 @@ async fn returns_newest_table_at_or_before_time() {
 }
 
 #[tokio::test]
-async fn sorts_filters_and_limits_table() {
+async fn process_table_is_sorted_filtered_and_limited() {
     let stack = stack().start().await;
     let mut sample = sample("vm-1", ago(SECOND), "+00:00", 5.0);
     let mut row = |name: &str, pid, cpu, mem, read, write| {
@@ -189,8 +189,8 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
     }
 }
 
-/// Two workers of one name, of which one ends; a pid that is reused under another name; and a process that starts
-/// another program.
+/// The history of several processes is returned as one series. The test has two workers with the same name, of which
+/// one ends; a pid that is reused under another name; and a process that starts another program.
 #[tokio::test]
 #[expect(
     clippy::too_many_lines,
@@ -217,7 +217,7 @@ async fn process_history_is_returned_as_one_series() {
         rows.push(row(minute, if minute < 20 { "sh" } else { "java" }, 3, 200.0));
         rows.push(row(minute, "idle", 4, 0.0));
     }
-    // The last row of pid 2, then another process with that pid.
+    // This is the last row of pid 2; another process with the same pid follows.
     rows.push(Row {
         ended_ms: Some(start + 30 * MINUTE - SECOND),
         cpu_util: 0.0,
@@ -301,7 +301,7 @@ async fn process_history_is_returned_as_one_series() {
             max: 59.0
         }
     );
-    // By pid alone: a process under both of its names, and an ended process with its successor.
+    // A query by pid alone returns a process under both of its names, and an ended process together with its successor.
     let by_pid = async |pid, to_ms| {
         let series = call::<ProcessHistory>(&stack, &past(None, Some(pid), start, to_ms, 60)).await;
         series.buckets.iter().map(|bucket| bucket.count).sum::<u64>()
@@ -312,7 +312,7 @@ async fn process_history_is_returned_as_one_series() {
     assert_eq!(by_pid(3, start + HOUR).await, 60);
     assert_eq!(by_pid(9, start + HOUR).await, 0);
 
-    // The range has whole buckets, which end at most two hours after it, long before the first rows.
+    // The range is extended to whole buckets, which end at most two hours after it and long before the first rows.
     let nothing = past(Some("nginx"), None, start - DAY, start - 12 * HOUR, 10);
     let nothing = call::<ProcessHistory>(&stack, &nothing).await;
     let hidden = past(Some("nginx"), None, start, start + HOUR, 10);
@@ -326,7 +326,7 @@ async fn process_history_is_returned_as_one_series() {
 }
 
 #[tokio::test]
-async fn lists_starts_and_ends_newest_first() {
+async fn process_starts_and_ends_are_listed_newest_first() {
     let stack = stack().start().await;
     let start = ago(2 * HOUR);
     let boot = start - HOUR;
@@ -341,7 +341,7 @@ async fn lists_starts_and_ends_newest_first() {
     let cut = start + 30 * MINUTE;
     let mut rows = Vec::new();
     for minute in 0..60 {
-        // The VM is off for some minutes around the cut, then all processes start again.
+        // The VM is off for some minutes around the limit between the ranges, then all processes start again.
         let up = if minute < 28 { boot } else { cut };
         if (28..32).contains(&minute) {
             continue;
@@ -384,7 +384,7 @@ async fn lists_starts_and_ends_newest_first() {
     assert_eq!(events(start, start + HOUR, 10).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 4).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 3).await, (all[..3].to_vec(), true));
-    // If a range ends before a process does, it contains the start but not the end.
+    // A range that ends before the process does contains its start but not its end.
     assert_eq!(
         events(start + 35 * MINUTE, start + 42 * MINUTE, 10).await,
         (all[1..2].to_vec(), false)

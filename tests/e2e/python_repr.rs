@@ -1,4 +1,4 @@
-//! Compares the `repr` of rows with that of a real `python3`.
+//! Compares the gateway's Python format of rows with the `repr` of a real `python3`.
 
 use std::{
     cell::RefCell,
@@ -15,7 +15,8 @@ use proptest::{
 use serde_json::{Value, json};
 
 const CASES: u32 = 4096;
-/// Maximum time of an evaluation; a row has about a dozen texts and numbers.
+/// The number of rows that are compared. It is smaller than `CASES`, because a row has about a dozen strings and
+/// numbers.
 const ROW_CASES: u32 = 512;
 
 /// A Python process that answers each line of JSON with a line of JSON.
@@ -26,7 +27,8 @@ struct Python {
 }
 
 impl Python {
-    /// Python evaluates `expression` for each question, which is the variable `q`.
+    /// Starts a Python process that evaluates `expression` for each question. The expression reads the question from
+    /// the variable `q`.
     fn judge(expression: &str) -> RefCell<Self> {
         let program = format!(
             "import json, sys\nfor line in sys.stdin:\n q = json.loads(line)\n print(json.dumps({expression}), flush=True)"
@@ -60,7 +62,7 @@ impl Drop for Python {
     }
 }
 
-/// Texts of every Unicode plane, with a high share of quotes, control characters and line separators.
+/// Generates strings of every Unicode plane, with a high share of quotes, control characters and line separators.
 fn text() -> impl Strategy<Value = String> {
     let special = "'\"\\\0\t\n\r\u{7f}\u{80}\u{a0}\u{ad}\u{ff}\u{100}\u{2028}\u{2029}\u{d7ff}\u{e000}\u{feff}\u{ffff}\u{10000}\u{10ffff}é中😀 az{}u,:#%";
     let special: Vec<char> = special.chars().collect();
@@ -74,13 +76,13 @@ fn text() -> impl Strategy<Value = String> {
     vec(any_char, 0..24).prop_map(String::from_iter)
 }
 
-/// Floats of every magnitude, and those at which the notation changes.
+/// Generates floats of every magnitude, and floats at which Python changes its notation.
 fn float() -> impl Strategy<Value = f64> {
     let digits = (-1_000_000_000_000_i64..1_000_000_000_000, -30_i32..30);
     prop_oneof![
         4 => any::<u64>().prop_map(f64::from_bits),
         4 => digits.prop_map(|(digits, power)| format!("{digits}e{power}").parse().unwrap()),
-        // Sums of few powers of two are often exactly between two decimals, where Python rounds to even.
+        // Sums of few powers of two are often exactly halfway between two decimals, where Python rounds to even.
         3 => (1_u64 << 49..1 << 53, -64_i32..64).prop_map(|(m, power)| Duration::from_secs(m).as_secs_f64() * 2_f64.powi(power)),
         2 => any::<i32>().prop_map(|tenths| f64::from(tenths) / 10.0),
         2 => (0_u64..4_000_000_000_000).prop_map(|millis| Duration::from_millis(millis).as_secs_f64()),
@@ -92,7 +94,7 @@ fn float() -> impl Strategy<Value = f64> {
 }
 
 fn config(cases: u32) -> ProptestConfig {
-    // Failed cases are not stored in a file; a failure prints its smallest case.
+    // Failed cases are not stored in a file; a failure prints the smallest failing case.
     ProptestConfig {
         cases,
         failure_persistence: None,
@@ -101,7 +103,7 @@ fn config(cases: u32) -> ProptestConfig {
 }
 
 #[test]
-fn string_equals_pythons_ascii() {
+fn python_format_of_strings_equals_pythons_ascii() {
     let python = Python::judge("ascii(q)");
     proptest!(config(CASES), |(text in text())| {
         let mut written = String::new();
@@ -111,8 +113,8 @@ fn string_equals_pythons_ascii() {
 }
 
 #[test]
-fn float_equals_pythons_repr() {
-    // The number is sent as its bits, so that the result does not depend on JSON.
+fn python_format_of_floats_equals_pythons_repr() {
+    // The number is sent as its bits, so that the comparison does not depend on how JSON writes numbers.
     let python = Python::judge(
         "(lambda x: repr(x) if x - x == 0 else 'None')(__import__('struct').unpack('>d', bytes.fromhex(q))[0])",
     );
@@ -124,7 +126,7 @@ fn float_equals_pythons_repr() {
     });
 }
 
-/// Any row that may be stored, as metrics-svc sends it: non-finite numbers are null.
+/// Generates any row that may be stored, as metrics-svc sends it: with null instead of non-finite numbers.
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
         text().prop_map(Value::from),
@@ -135,9 +137,10 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
-/// Evaluated with `ObjectId=str`, as the contract says, every row returns the stored values bit for bit.
+/// When Python evaluates a row with `ObjectId=str`, as docs/api/wire-contract.md describes, it gets exactly the stored
+/// values.
 #[test]
-fn row_evaluates_to_stored_values() {
+fn row_in_python_format_evaluates_to_stored_values() {
     let python = Python::judge("[eval(row, {'ObjectId': str}) for row in q]");
     let id = proptest::string::string_regex("[0-9a-f]{24}").unwrap();
     let row = (btree_map(text(), value(), 0..8), id).prop_map(|(mut row, id)| {
@@ -148,7 +151,7 @@ fn row_evaluates_to_stored_values() {
         let rows = json!(rows);
         let written: Value = serde_json::from_str(&rows_to_python(&rows.to_string()).unwrap()).unwrap();
         let read_back = python.borrow_mut().ask(&written);
-        // Compares as text, to distinguish 1 from 1.0 and 0.0 from -0.0.
+        // The values are compared as text, to distinguish 1 from 1.0 and 0.0 from -0.0.
         prop_assert_eq!(read_back.to_string(), rows.to_string(), "{}", written);
     });
 }

@@ -1,9 +1,9 @@
-//! Rows in the database as an older reporter stored them.
+//! Rows as an older reporter wrote them into the database.
 
 use mongodb::bson::{Document, doc, oid::ObjectId};
 use testkit::Stack;
 
-/// The row of a VM. Rows of the same date differ in `_id` and are identified by `proc`.
+/// Returns a VM row. Rows of the same date differ in `_id`; tests identify a row by its `proc`.
 pub(crate) fn vm_row(instance: &str, create_date: &str, proc: i32) -> Document {
     doc! {
         "_id": ObjectId::new(), "instance_id": instance, "create_date": create_date, "proc": proc,
@@ -11,7 +11,7 @@ pub(crate) fn vm_row(instance: &str, create_date: &str, proc: i32) -> Document {
     }
 }
 
-/// The row of a process.
+/// Returns a process row.
 pub(crate) fn process_row(instance: &str, create_date: &str, cmd: &str, pid: i32) -> Document {
     doc! {
         "_id": ObjectId::new(), "instance_id": instance, "create_date": create_date, "cmd": cmd, "pid": pid,
@@ -20,7 +20,7 @@ pub(crate) fn process_row(instance: &str, create_date: &str, cmd: &str, pid: i32
     }
 }
 
-/// Stores VM rows.
+/// Writes VM rows directly into the database.
 pub(crate) async fn store_vms(stack: &Stack, rows: impl IntoIterator<Item = Document>) {
     stack
         .database
@@ -31,7 +31,7 @@ pub(crate) async fn store_vms(stack: &Stack, rows: impl IntoIterator<Item = Docu
         .unwrap();
 }
 
-/// Stores process rows.
+/// Writes process rows directly into the database.
 pub(crate) async fn store_processes(stack: &Stack, rows: impl IntoIterator<Item = Document>) {
     stack
         .database

@@ -1,4 +1,5 @@
-//! Sessions: made by one gateway, valid on all at once, and ended everywhere.
+//! Tests sessions of the documented API: a session that one gateway made is valid on all gateways at once, and ends on
+//! all of them.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ fn vm_request(session: &Value) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Whether a gateway accepts the session. Fails on any answer but success and the contract's refusal.
+/// Returns whether a gateway accepts the session. Panics on any answer other than success and the documented refusal.
 async fn accepted(gateway: &Gateway, session: &str) -> bool {
     let answer = gateway.post(&vm_request(&json!(session))).await;
     let accepted = answer.status() == 1;
@@ -25,7 +26,8 @@ async fn accepted(gateway: &Gateway, session: &str) -> bool {
     accepted
 }
 
-/// A gateway learns of a session by watching the bucket. A request that arrives before the update is answered as well.
+/// A gateway learns of a new session by watching a KV bucket. It also accepts a request with the session that arrives
+/// before the watch's update.
 #[tokio::test]
 async fn new_session_is_valid_on_every_gateway_at_once() {
     let stack = Stack::builder()
@@ -39,9 +41,10 @@ async fn new_session_is_valid_on_every_gateway_at_once() {
         let session = gateways[turn % 3].login(ADMIN.0, ADMIN.1).await;
         assert!(accepted(gateways[(turn + 1) % 3], &session).await, "turn {turn}");
         assert!(accepted(gateways[(turn + 2) % 3], &session).await, "turn {turn}");
-        assert!(seen.insert(session), "every session is new");
+        assert!(seen.insert(session), "each login gets a new session id");
     }
-    // Without the delay of password hashing, requests arrive at the same time as the watch's updates.
+    // These sessions are made without password hashing, so that requests arrive at the same time as the watch's
+    // updates.
     for turn in 0..200 {
         let session = stack.session(Role::Viewer, Scope::All).await;
         let [first, second, third] = gateways.map(|gateway| accepted(gateway, &session));
@@ -54,7 +57,7 @@ async fn new_session_is_valid_on_every_gateway_at_once() {
 }
 
 #[tokio::test]
-async fn session_expires() {
+async fn session_expires_after_its_lifetime() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .set(Program::Auth, "VMWATCH_SESSION_TTL", "2s")
@@ -70,7 +73,7 @@ async fn session_expires() {
             taken || before.elapsed() > Duration::from_secs(2),
             "the session ended too early"
         );
-        eventually("the session ends", PATIENCE, async || {
+        eventually("the gateway refuses the session", PATIENCE, async || {
             if accepted(gateway, &session).await {
                 Err("the session is still accepted".to_owned())
             } else {
@@ -92,7 +95,7 @@ async fn session_expires() {
 
 /// Every invalid session gets the same answer, whatever else is wrong with the request.
 #[tokio::test]
-async fn refuses_all_invalid_sessions_alike() {
+async fn all_invalid_sessions_get_the_same_answer() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let gateway = stack.gateway(0);
     let good = stack.session(Role::Admin, Scope::All).await;
@@ -127,7 +130,7 @@ async fn refuses_all_invalid_sessions_alike() {
             "{no_text}"
         );
     }
-    // The session is checked before all other parameters, for every method but login.
+    // The session is checked before all other parameters, for every method except login.
     for method in [
         codes::PROCESSES,
         codes::VM,
@@ -147,10 +150,10 @@ async fn refuses_all_invalid_sessions_alike() {
     }
 }
 
-/// An operator's changes of users take effect at once. A login of an unknown user gets the same answer as a wrong
-/// password.
+/// An operator's changes of users take effect at once. A login with an unknown user name gets the same answer as one
+/// with a wrong password.
 #[tokio::test]
-async fn password_change_ends_sessions_of_user() {
+async fn password_change_by_an_operator_ends_the_users_sessions() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
     let gateway = stack.gateway(0);
     let printed = stack.command(Program::Auth, &["user", "add", "eve"], "first password\n");
@@ -161,13 +164,17 @@ async fn password_change_ends_sessions_of_user() {
 
     stack.command(Program::Auth, &["user", "password", "eve"], "second password\n");
     for index in [0, 1] {
-        eventually("the session ends", Duration::from_secs(1), async || {
-            if accepted(stack.gateway(index), &session).await {
-                Err("the session is still accepted".to_owned())
-            } else {
-                Ok(())
-            }
-        })
+        eventually(
+            "the gateway refuses the session",
+            Duration::from_secs(1),
+            async || {
+                if accepted(stack.gateway(index), &session).await {
+                    Err("the session is still accepted".to_owned())
+                } else {
+                    Ok(())
+                }
+            },
+        )
         .await;
         assert!(
             accepted(stack.gateway(index), &other).await,

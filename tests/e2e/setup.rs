@@ -1,4 +1,5 @@
-//! Only the `setup` commands can make and change streams and buckets; no credential of a running service can.
+//! Tests that only the `setup` commands can create and change streams and KV buckets. The credential of a running
+//! service cannot.
 
 use std::{collections::BTreeSet, process::Output};
 
@@ -11,7 +12,7 @@ use vmwatch_api::{
 
 const PERMISSIONS: &str = include_str!("../../deploy/nats/permissions.conf");
 const OWNERS: [Program; 3] = [Program::Auth, Program::Metrics, Program::Lifecycle];
-/// The programs that run all the time, so that their credentials could be stolen from a running process.
+/// The bus users of programs that run permanently. Their credentials could be stolen from a running process.
 const RUNNING: [&str; 4] = [
     "vmwatch-gateway",
     "vmwatch-auth",
@@ -19,7 +20,7 @@ const RUNNING: [&str; 4] = [
     "vmwatch-lifecycle",
 ];
 
-/// A bus with users and permissions, and a database. The setups have run, and no program of ours runs.
+/// Starts NATS with users and permissions, and a database. The setup commands have run, and no vmwatch program runs.
 async fn without_services() -> Stack {
     let none = [
         Program::Gateway,
@@ -52,7 +53,7 @@ async fn info(stack: &Stack, stream: &str) -> Info {
 }
 
 #[tokio::test]
-async fn setup_is_repeatable_and_refuses_to_delete_data() {
+async fn setup_command_is_repeatable_and_refuses_to_delete_data() {
     let stack = without_services().await;
     for program in OWNERS {
         let output = setup(&stack, program, &[], &[]);
@@ -73,7 +74,7 @@ async fn setup_is_repeatable_and_refuses_to_delete_data() {
         text(&grown.stderr)
     );
 
-    // Two records of 600 KB: more than the minimum of the setting.
+    // Two records of 600 KB exceed 1 MiB, the minimum of `VMWATCH_AUDIT_MAX_BYTES`.
     let jetstream = stack.bus.jetstream();
     for _ in 0..2 {
         let subject = format!("{AUDIT_SUBJECT_PREFIX}test");
@@ -97,13 +98,13 @@ async fn setup_is_repeatable_and_refuses_to_delete_data() {
     assert_eq!(
         after.state.messages,
         before.state.messages + 1,
-        "the refusal is recorded"
+        "the refused setup is recorded in the audit"
     );
     let sessions = format!("KV_{SESSION_BUCKET}");
     assert_eq!(
         info(&stack, &sessions).await.config.max_age.as_secs(),
         12 * 3600,
-        "a refusal changes nothing at all"
+        "the refused setup must change no stream or bucket"
     );
 
     let allowed = setup(&stack, Program::Auth, &["--allow-data-loss"], &small);
@@ -113,7 +114,7 @@ async fn setup_is_repeatable_and_refuses_to_delete_data() {
     assert_eq!(info(&stack, &sessions).await.config.max_age.as_secs(), 3600);
 }
 
-/// The streams that `setup` makes, from its source.
+/// Returns the streams that the setup users may update, as listed in deploy/nats/permissions.conf.
 fn streams() -> BTreeSet<&'static str> {
     let quoted = PERMISSIONS.split('"').skip(1).step_by(2);
     quoted
@@ -122,7 +123,7 @@ fn streams() -> BTreeSet<&'static str> {
 }
 
 #[test]
-fn permissions_separate_setup_and_dead_letters() {
+fn only_setup_users_may_change_streams() {
     let mut set = "";
     let mut allowed = Vec::new();
     for line in PERMISSIONS.lines().filter(|line| !line.starts_with('#')) {
@@ -151,12 +152,13 @@ fn permissions_separate_setup_and_dead_letters() {
 }
 
 #[tokio::test]
-async fn service_credentials_cannot_change_streams() {
+async fn credentials_of_services_cannot_change_streams() {
     let stack = without_services().await;
     let agent = format!("vmwatch-agent-{THIS_MACHINE}");
     let verbs = ["UPDATE", "PURGE", "DELETE", "MSG.DELETE", "RESTORE", "SNAPSHOT"];
     let mut expected = Vec::new();
-    // A client that closes its connection loses the messages that it has not sent yet.
+    // A client that closes its connection loses the messages that it has not sent yet, so the clients are kept until
+    // the end.
     let mut connections = Vec::new();
     for user in RUNNING.into_iter().chain([agent.as_str()]) {
         let bus = stack.nats.connect_as("an attack", user).await;
@@ -170,7 +172,7 @@ async fn service_credentials_cannot_change_streams() {
         bus.client().flush().await.unwrap();
         connections.push(bus);
     }
-    eventually("every attempt is refused", PATIENCE, async || {
+    eventually("NATS refuses every attempt", PATIENCE, async || {
         let log = stack.nats.server.log();
         let violations: Vec<_> = log
             .lines()
@@ -180,7 +182,7 @@ async fn service_credentials_cannot_change_streams() {
             let refused = |line: &&str| line.contains(user.as_str()) && line.contains(subject.as_str());
             !violations.iter().any(refused)
         });
-        missing.map_or(Ok(()), |missing| Err(format!("{missing:?} is not refused")))
+        missing.map_or(Ok(()), |missing| Err(format!("NATS did not refuse {missing:?}")))
     })
     .await;
     for stream in streams() {
@@ -189,9 +191,10 @@ async fn service_credentials_cannot_change_streams() {
     }
 }
 
-/// A message with a rollup header would purge a subject or the whole bucket with only the permission to write a key.
+/// NATS refuses rollup headers in KV buckets. A message with such a header would delete the history of a key or of the
+/// whole bucket, with only the permission to write one key.
 #[tokio::test]
-async fn buckets_refuse_rollup_headers() {
+async fn kv_buckets_refuse_rollup_headers() {
     let stack = without_services().await;
     let buckets = [
         ("vmwatch-auth", "vmwatch_sessions"),
@@ -222,7 +225,7 @@ async fn buckets_refuse_rollup_headers() {
 }
 
 #[tokio::test]
-async fn only_operator_credential_discards_dead_letters() {
+async fn only_the_operator_credential_can_discard_dead_letters() {
     let stack = without_services().await;
     let published = stack
         .bus

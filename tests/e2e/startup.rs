@@ -1,4 +1,4 @@
-//! Start and end of programs: readiness and telemetry.
+//! Tests the start and the end of programs: readiness and telemetry.
 
 use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
@@ -12,7 +12,7 @@ use vmwatch_service::{
 
 use crate::traces::collector;
 
-/// A service is connected, but its subscriptions have not reached NATS, so it gets no requests and must not be ready.
+/// A connected service whose subscriptions have not reached NATS gets no requests, so it must not report ready.
 #[tokio::test]
 async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     let stack = Stack::builder().start().await;
@@ -26,7 +26,8 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
         let replica = stack.replica(program, 0);
         replica.process.terminate(PATIENCE).await;
         replica.process.set(NATS_URL.name, proxy.url());
-        // The proxy also holds back pings; the program must not treat that as a lost connection.
+        // The proxy also holds back pings. The long interval prevents the program from treating the missing pings as a
+        // lost connection.
         replica.process.set(NATS_PING_INTERVAL.name, "2m");
         replica.process.start_again();
         proxy.held().await;
@@ -41,9 +42,9 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     }
 }
 
-/// Spans are sent in batches each 5 s, and the program ends before that.
+/// A program that fails exports its buffered spans before it ends. Spans are otherwise exported in batches every 5 s.
 #[tokio::test(flavor = "multi_thread")]
-async fn failed_program_sends_its_buffered_spans() {
+async fn failing_program_exports_its_buffered_spans() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
     let env = Environment::from_variables([(OTLP_ENDPOINT.name, endpoint.as_str())]);

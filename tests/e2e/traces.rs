@@ -1,4 +1,5 @@
-//! Traces: one tree from HTTP over the bus and a service to the database, as a collector receives it over OTLP.
+//! Tests traces as a collector receives them over OTLP: one request is one tree of spans, from HTTP over the bus and a
+//! service to the database.
 
 use std::{
     collections::HashMap,
@@ -18,7 +19,7 @@ use testkit::{PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually};
 use tokio::net::TcpListener;
 use vmwatch_api::{Role, Scope};
 
-/// A span and the name of its program.
+/// A received span and the name of the program that sent it.
 #[derive(Debug, Clone)]
 pub(crate) struct Received {
     program: String,
@@ -27,7 +28,7 @@ pub(crate) struct Received {
 
 pub(crate) type Spans = Arc<Mutex<Vec<Received>>>;
 
-/// An OTLP/HTTP collector that keeps all spans.
+/// Starts an OTLP/HTTP collector that keeps all spans.
 pub(crate) async fn collector() -> (SocketAddr, Spans) {
     let spans = Spans::default();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -40,14 +41,14 @@ pub(crate) async fn collector() -> (SocketAddr, Spans) {
 }
 
 async fn receive(State(spans): State<Spans>, body: Bytes) {
-    let request = ExportTraceServiceRequest::decode(body).expect("OTLP in protobuf");
+    let request = ExportTraceServiceRequest::decode(body).expect("the body is OTLP in protobuf");
     let mut kept = spans.lock().unwrap();
     for resource in request.resource_spans {
         let attributes = resource
             .resource
             .map(|resource| resource.attributes)
             .unwrap_or_default();
-        let program = text(&attributes, "service.name").expect("every program names itself");
+        let program = text(&attributes, "service.name").expect("every program sends its service name");
         for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
             kept.push(Received {
                 program: program.clone(),
@@ -70,8 +71,8 @@ pub(crate) fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
     }
 }
 
-/// The chain from the root to the span, as (program, name, kind), or the missing part: each program sends its spans in
-/// batches, so a parent can arrive after its child.
+/// Returns the spans from the root to the given span as (program, name, kind). Returns an error while a parent is
+/// missing: each program sends its spans in batches, so a parent can arrive after its child.
 fn chain(spans: &[Received], leaf: &Received) -> Result<Vec<(String, String, SpanKind)>, String> {
     let by_id: HashMap<&[u8], &Received> = spans
         .iter()
@@ -81,12 +82,18 @@ fn chain(spans: &[Received], leaf: &Received) -> Result<Vec<(String, String, Spa
     let mut next = Some(leaf);
     while let Some(received) = next {
         let span = &received.span;
-        assert_eq!(span.trace_id, leaf.span.trace_id, "a parent in another trace");
+        assert_eq!(
+            span.trace_id, leaf.span.trace_id,
+            "parent and child belong to the same trace"
+        );
         chain.push((received.program.clone(), span.name.clone(), span.kind()));
-        assert!(span.parent_span_id.is_empty() || chain.len() < 10, "a cycle");
+        assert!(
+            span.parent_span_id.is_empty() || chain.len() < 10,
+            "the chain of parents has a cycle"
+        );
         next = by_id.get(span.parent_span_id.as_slice()).copied();
         if next.is_none() && !span.parent_span_id.is_empty() {
-            return Err(format!("a parent that was not sent: {chain:?}"));
+            return Err(format!("a parent has not arrived: {chain:?}"));
         }
     }
     chain.reverse();
@@ -129,7 +136,7 @@ async fn request_is_one_trace_from_http_to_database() {
             .find(|received| received.span.name == "find vm_samples");
         let leaf = leaf
             .cloned()
-            .ok_or_else(|| format!("{} spans so far", spans.len()))?;
+            .ok_or_else(|| format!("{} spans received so far", spans.len()))?;
         let chain = chain(&spans, &leaf)?;
         Ok((spans, leaf, chain))
     });
@@ -151,11 +158,11 @@ async fn request_is_one_trace_from_http_to_database() {
         .iter()
         .filter(|received| format!("{received:?}").contains(&session))
         .count();
-    assert_eq!(secrets, 0, "a span carries the session's token");
+    assert_eq!(secrets, 0, "a span contains the session's token");
 }
 
 #[tokio::test]
-async fn insert_is_linked_to_publish_of_agent() {
+async fn span_of_an_insert_links_to_the_agents_publish() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
     let mut builder = Stack::builder().replicas(Program::Agent, 1);
@@ -165,10 +172,14 @@ async fn insert_is_linked_to_publish_of_agent() {
     }
     let _stack = builder.start().await;
 
-    let found = eventually("an insert, its batch and a publish", PATIENCE, async || {
-        let spans = spans.lock().unwrap().clone();
-        linked(&spans).ok_or_else(|| format!("{} spans so far", spans.len()))
-    });
+    let found = eventually(
+        "a linked insert, batch and publish arrive",
+        PATIENCE,
+        async || {
+            let spans = spans.lock().unwrap().clone();
+            linked(&spans).ok_or_else(|| format!("{} spans received so far", spans.len()))
+        },
+    );
     let (insert, batch, publish) = found.await;
     assert_eq!(
         (insert.program.as_str(), insert.span.kind()),
@@ -194,7 +205,7 @@ async fn insert_is_linked_to_publish_of_agent() {
             SpanKind::Producer
         )
     );
-    // A batch stores messages of many traces, so it is a root span with links.
+    // A batch stores messages of many traces, so its span is a root span with links to the publishing spans.
     assert!(batch.span.parent_span_id.is_empty());
     assert_ne!(batch.span.trace_id, publish.span.trace_id);
     assert_eq!(
@@ -203,7 +214,7 @@ async fn insert_is_linked_to_publish_of_agent() {
     );
 }
 
-/// The span of an insert, its parent, and the span that the parent links to.
+/// Returns the span of an insert, its parent, and the span that the parent links to.
 fn linked(spans: &[Received]) -> Option<(Received, Received, Received)> {
     let by_id = |id: &[u8]| spans.iter().find(|received| received.span.span_id == id);
     spans

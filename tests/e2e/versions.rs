@@ -1,4 +1,5 @@
-//! Records of a newer version in this version's stores are shown where possible, and not changed.
+//! Tests records of a newer vmwatch version in the stores: this version shows them where possible and does not change
+//! them.
 
 use async_nats::jetstream::kv::Store;
 use mongodb::bson::doc;
@@ -20,7 +21,7 @@ use crate::{
 
 const OPERATION: &str = "00112233445566778899aabbccddeeff";
 
-/// An operation that a replica of a newer version began, with an expired lease.
+/// Returns an operation that a replica of a newer version began, with an expired lease.
 pub(crate) fn newer_operation() -> Value {
     json!({
         "method": "lifecycle.migrate",
@@ -34,14 +35,14 @@ pub(crate) fn newer_operation() -> Value {
     })
 }
 
-/// Writes an operation of a newer version to the bucket. Returns its revision.
+/// Writes an operation of a newer version to the KV bucket of operations. Returns its revision.
 pub(crate) async fn put_newer_operation(stack: &Stack, operation: &Value) -> (Store, u64) {
     let operations = bucket(stack, "vmwatch_operations").await;
     let revision = put(&operations, OPERATION, operation).await;
     (operations, revision)
 }
 
-/// Appends an audit record of a newer version.
+/// Appends an audit record of a newer version to the audit stream.
 pub(crate) async fn append_newer_audit_record(stack: &Stack) {
     let record = json!({
         "at_ms": unix_millis(), "action": "lifecycle.migrate", "user": "ann", "request_id": "r",
@@ -97,23 +98,27 @@ async fn publish(stack: &Stack, subject: &str, body: &Value) {
 }
 
 async fn has_status(api: &Api, status: u16) -> Reply {
-    eventually("the record has taken effect", PATIENCE, async || {
-        let reply = api.get("/me").await;
-        if reply.status == status {
-            Ok(reply)
-        } else {
-            Err(format!("{reply:?}"))
-        }
-    })
+    eventually(
+        "the gateway applies the changed user record",
+        PATIENCE,
+        async || {
+            let reply = api.get("/me").await;
+            if reply.status == status {
+                Ok(reply)
+            } else {
+                Err(format!("{reply:?}"))
+            }
+        },
+    )
     .await
 }
 
 #[tokio::test]
-async fn shows_but_does_not_change_records_of_newer_version() {
+async fn records_of_a_newer_version_are_shown_and_not_changed() {
     let stack = stack()
         .set(Program::Lifecycle, "VMWATCH_OPERATION_LEASE", "1s")
         .set(Program::Auth, "VMWATCH_RECONCILE_INTERVAL", "200ms")
-        // With this idle time-out, uses of sessions are reported every 250 ms.
+        // With this idle time-out, auth-svc records the use of a session every 250 ms.
         .set(Program::Auth, "VMWATCH_SESSION_IDLE_TIMEOUT", "5s")
         .start()
         .await;
@@ -125,11 +130,11 @@ async fn shows_but_does_not_change_records_of_newer_version() {
     refuses_and_keeps_newer_role(&stack, &admin).await;
     keeps_newer_fields_of_sessions(&stack).await;
 
-    // Twice the time after which an operation with an expired lease is adopted.
+    // Waits for twice the time after which lifecycle-svc adopts an operation with an expired lease.
     eventually("leases have expired", PATIENCE, async || {
         (unix_millis() > began + 2_000)
             .then_some(())
-            .ok_or("not yet".to_owned())
+            .ok_or("too early".to_owned())
     })
     .await;
     let entry = operations.entry(OPERATION).await.unwrap().unwrap();
@@ -155,7 +160,7 @@ async fn shows_operation_audit_record_and_event(stack: &Stack, admin: &Api) {
     let event = json!({ "kind": "alert", "severity": 3 });
     publish(stack, &format!("{EVENT_SUBJECT_PREFIX}alert.vm-1"), &event).await;
     let gateway = stack.replica(Program::Gateway, 0);
-    eventually("the unknown event is counted", PATIENCE, async || {
+    eventually("the gateway counts the unknown event", PATIENCE, async || {
         let counted = metric(gateway, "vmwatch_events_of_newer_kinds_total").await;
         // The comparison is exact, because the value is a count.
         (counted > 0.5).then_some(()).ok_or(counted.to_string())
@@ -178,8 +183,8 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
         (&listed["role"], &listed["scope"]),
         (&json!("unknown"), &json!("unknown"))
     );
-    // Waits for a reconciler pass that began after this: users that were added later are mirrored or removed from the
-    // bucket.
+    // Waits for a reconciler pass that began after this point: a pass removes the user `ghost`, which exists only in
+    // the bucket.
     let auth = stack.replica(Program::Auth, 0);
     let ghost = json!({
         "principal": { "user": "ghost", "role": "viewer", "scope": "all" }, "sessions_not_before_ms": 0,
@@ -187,7 +192,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     for _ in 0..2 {
         let before = metric(auth, "vmwatch_users_reconciled_total").await;
         put(&users, &UserKey::from_name("ghost").bucket_key(), &ghost).await;
-        eventually("a reconciler pass has ended", PATIENCE, async || {
+        eventually("a reconciler pass has completed", PATIENCE, async || {
             let reconciled = metric(auth, "vmwatch_users_reconciled_total").await;
             (reconciled > before).then_some(()).ok_or(reconciled.to_string())
         })
@@ -195,7 +200,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     }
     let key = UserKey::from_name("Vera").bucket_key();
     assert_eq!(users.entry(&key).await.unwrap().unwrap().revision, revision);
-    // The session was kept: it is valid again as soon as the role is known.
+    // The session was kept: it is valid again as soon as its role is known.
     let mut record = value(&users, &key).await;
     record["principal"]["role"] = json!("viewer");
     record["principal"]["scope"] = json!("all");
@@ -209,12 +214,12 @@ async fn keeps_newer_fields_of_sessions(stack: &Stack) {
     let sessions = bucket(stack, SESSION_BUCKET).await;
     let mut record = value(&sessions, &token.key()).await;
     record["of_a_newer_version"] = json!({ "a": [1] });
-    // The next use of this session must be recorded soon.
+    // These times make auth-svc record the next use of this session soon.
     record["last_used_at_ms"] = json!(unix_millis() - 1_000);
     record["idle_ends_at_ms"] = json!(unix_millis() + 4_000);
     let revision = put(&sessions, &token.key(), &record).await;
     let api = Api::of(stack.gateway(0)).holding(&session);
-    eventually("the use is recorded", PATIENCE, async || {
+    eventually("the use of the session is recorded", PATIENCE, async || {
         assert_eq!(api.get("/me").await.status, 200);
         let entry = sessions.entry(token.key()).await.unwrap().unwrap();
         (entry.revision > revision)

@@ -1,4 +1,5 @@
-//! The list of VMs shows the newest row of each, in whatever order rows arrive, with one query per page.
+//! Tests the list of VMs in metrics-svc: it shows the newest row of each VM, in whatever order rows arrive, and needs
+//! one database query per page.
 
 use futures::{StreamExt, stream};
 use testkit::{PATIENCE, Program, eventually};
@@ -22,9 +23,9 @@ fn page(after: Option<&InstanceId>, limit: u64) -> Page {
     }
 }
 
-/// A list of a thousand VMs needs one database query, counted by its spans.
+/// A page with a thousand VMs needs one database query, counted by its trace spans.
 #[tokio::test]
-async fn lists_thousand_vms_with_one_query() {
+async fn list_of_a_thousand_vms_needs_one_database_query() {
     let (address, spans) = collector().await;
     let stack = stack()
         .set(
@@ -46,16 +47,16 @@ async fn lists_thousand_vms_with_one_query() {
 
     let started = std::time::Instant::now();
     let all = call::<VmList>(&stack, &page(None, 1000)).await;
-    println!("1,000 VMs listed in {:?}", started.elapsed());
+    println!("metrics-svc listed 1,000 VMs in {:?}", started.elapsed());
     assert!(!all.more);
     let listed: Vec<_> = all.vms.iter().map(|vm| vm.instance_id.to_string()).collect();
     assert_eq!(listed, names);
-    let queries = eventually("the trace arrives", PATIENCE, async || {
+    let queries = eventually("the trace of the request arrives", PATIENCE, async || {
         let spans = spans.lock().unwrap();
         let request = spans
             .iter()
             .find(|received| received.span.name == "metrics.vm.list");
-        let request = request.ok_or("no request yet")?;
+        let request = request.ok_or("the request's span has not arrived")?;
         let same = spans
             .iter()
             .filter(|received| received.span.trace_id == request.span.trace_id);
@@ -67,7 +68,7 @@ async fn lists_thousand_vms_with_one_query() {
     .await;
     assert_eq!(queries, ["find vm_samples_instances"]);
 
-    // Reads all pages.
+    // Reads the whole list in small pages.
     let mut paged: Vec<VmSummary> = Vec::new();
     loop {
         let after = paged.last().map(|vm| vm.instance_id.clone());
@@ -108,12 +109,12 @@ async fn lists_thousand_vms_with_one_query() {
 }
 
 #[tokio::test]
-async fn older_row_never_replaces_newer_one() {
+async fn older_row_never_replaces_a_newer_one_in_the_vm_list() {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let target = Target {
         instance_id: "vm-1".parse().unwrap(),
     };
-    // The time is in the middle of a slot of the sparkline, so that the test ends in the same slot.
+    // The time is in the middle of a slot of the sparkline, so that all rows of this test fall into known slots.
     let slot = unix_millis() / SPARKLINE_STEP_MS - 1;
     let newest = slot * SPARKLINE_STEP_MS + 90 * SECOND;
     let before = unix_millis();
@@ -139,7 +140,7 @@ async fn older_row_never_replaces_newer_one() {
         "{first:?}"
     );
 
-    // Older rows: in the same five minutes and earlier, some before the sparkline.
+    // These rows are older: one or two seconds, nine minutes, and 70 minutes, which is before the sparkline.
     for (back, cpu) in [
         (SECOND, 60.0),
         (2 * SECOND, 40.0),
@@ -153,13 +154,13 @@ async fn older_row_never_replaces_newer_one() {
     assert_eq!((after.at_ms, after.values.cpu_util), (newest, 50.0));
     assert!(
         after.last_report_ms > first.last_report_ms,
-        "an older row is a report as well"
+        "the time of the last report also advances with an older row"
     );
     let shown: Vec<_> = after.cpu_sparkline.iter().flatten().copied().collect();
     assert_eq!(
         shown,
         [70.0, 60.0],
-        "the highest of each three minutes of the last hour: {after:?}"
+        "the sparkline has the highest value of each three minutes: {after:?}"
     );
     assert_eq!(after.cpu_sparkline.len(), 20);
 

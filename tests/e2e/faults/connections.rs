@@ -50,7 +50,7 @@ async fn p99(gateway: &Gateway, session: &str, requests: usize) -> f64 {
     quantile(&seen.iter().map(|seen| seen.took).collect::<Vec<_>>(), 0.99)
 }
 
-/// Sends the head, then a byte at each tick, until the connection is closed. Returns the time that took.
+/// Sends the head of a request and one byte per tick until the gateway closes the connection. Returns how long that took.
 async fn drip(mut connection: Connection, head: &'static str, mut ticks: Interval) -> Duration {
     let began = Instant::now();
     ticks.tick().await;

@@ -1,4 +1,4 @@
-//! The browser tests, each with its own stack.
+//! Runs each browser test with its own set of running programs.
 
 use std::{os::unix::fs::symlink, process::Stdio};
 
@@ -15,7 +15,7 @@ use crate::{
     versions,
 };
 
-/// A stack with the permissions of deploy/nats and an agent that reports this machine every second.
+/// Builds a stack with the permissions of deploy/nats and an agent that reports this machine every second.
 fn with_agent() -> StackBuilder {
     client::stack()
         .replicas(Program::Agent, 1)
@@ -24,7 +24,7 @@ fn with_agent() -> StackBuilder {
 }
 
 #[tokio::test]
-async fn finds_busy_process_now_and_in_history() {
+async fn browser_shows_the_busiest_process_now_and_in_history() {
     let stack = with_agent().start().await;
     let folder = tempfile::tempdir().unwrap();
     let mut burning: Option<Child> = None;
@@ -37,8 +37,8 @@ async fn finds_busy_process_now_and_in_history() {
             match demand {
                 "burn" => burning = Some(burner(folder.path().join(name))),
                 "rest" => {
-                    let mut child = burning.take().expect("the process starts");
-                    child.kill().await.expect("it can be killed");
+                    let mut child = burning.take().expect("the process was started before");
+                    child.kill().await.expect("the process can be killed");
                 }
                 "hide" => {
                     publish_hostile_table(&stack, "hidden", unix_millis()).await;
@@ -52,8 +52,8 @@ async fn finds_busy_process_now_and_in_history() {
     .await;
 }
 
-/// A process of this name with many threads that uses all CPU time it gets, so that it is the busiest even on a busy
-/// machine.
+/// Starts a process with many threads under this name. It uses all CPU time that it gets, so that it is the busiest
+/// process even on a busy machine.
 fn burner(name: std::path::PathBuf) -> Child {
     const BURN: &str = "const { Worker, isMainThread } = require('node:worker_threads');
         if (isMainThread) for (let i = 0; i < 8; i++) new Worker(__filename);
@@ -72,7 +72,7 @@ fn burner(name: std::path::PathBuf) -> Child {
 }
 
 #[tokio::test]
-async fn starts_vm_as_operator() {
+async fn operator_can_start_a_vm_in_the_browser() {
     let stack = client::stack().start().await;
     let machines = [MACHINES[0].0, MACHINES[1].0].join(",");
     tell(
@@ -85,7 +85,7 @@ async fn starts_vm_as_operator() {
 }
 
 #[tokio::test]
-async fn reconnects_live_updates() {
+async fn browser_reconnects_to_live_updates() {
     let stack = with_agent().start().await;
     let gateway = stack.replica(Program::Gateway, 0);
     tell(
@@ -111,17 +111,17 @@ async fn views(theme: &str) {
 }
 
 #[tokio::test]
-async fn every_view_is_accessible_in_light_theme() {
+async fn every_page_view_is_accessible_in_the_light_theme() {
     views("light").await;
 }
 
 #[tokio::test]
-async fn every_view_is_accessible_in_dark_theme() {
+async fn every_page_view_is_accessible_in_the_dark_theme() {
     views("dark").await;
 }
 
 #[tokio::test]
-async fn uses_browser_language_and_keyboard() {
+async fn page_follows_browser_language_and_works_by_keyboard() {
     let stack = with_agent().start().await;
     versions::put_newer_operation(&stack, &versions::newer_operation()).await;
     versions::append_newer_audit_record(&stack).await;
@@ -137,7 +137,7 @@ async fn uses_browser_language_and_keyboard() {
 }
 
 #[tokio::test]
-async fn shows_thousand_vms_and_a_year() {
+async fn browser_shows_a_thousand_vms_and_a_year_of_history() {
     const DAY: u64 = 86_400_000;
     let stack = client::stack().start().await;
     let now = unix_millis();
@@ -151,7 +151,7 @@ async fn shows_thousand_vms_and_a_year() {
     }
     let api = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     eventually(
-        "the list has all VMs, and the busiest with its year of rows",
+        "the list has all VMs, and the busiest VM has a year of rows",
         PATIENCE,
         async || {
             let list = api.read("/vms?limit=1&sort=cpu").await;

@@ -1,4 +1,5 @@
-//! Runs a browser test of gateway/web/e2e with Node, and executes its requests to change the stack.
+//! Runs a browser test of gateway/web/e2e with Node.js. The browser test prints requests for changes of the running
+//! programs, which the Rust test executes.
 
 use std::process::Stdio;
 
@@ -10,8 +11,8 @@ use tokio::{
 
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/web/e2e");
 
-/// Runs a browser test with this environment. `meet` executes each line that it prints as `@demand`, and returns the
-/// answer.
+/// Runs a browser test with these environment variables. When it prints `@NAME`, `meet` executes the request NAME and
+/// returns the answer for the browser test.
 pub(crate) async fn tell(
     stack: &Stack,
     story: &str,
@@ -37,7 +38,7 @@ pub(crate) async fn tell(
         .stdout(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
-        .expect("Node starts");
+        .expect("Node.js starts");
     let mut answers = child.stdin.take().expect("stdin is piped");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
     while let Some(line) = lines.next_line().await.expect("the browser test writes text") {
@@ -51,16 +52,16 @@ pub(crate) async fn tell(
             .strip_prefix("figure ")
             .and_then(|rest| rest.rsplit_once(' '))
         {
-            figure(name, value.parse().expect("a number"));
+            figure(name, value.parse().expect("the figure is a number"));
         } else {
             println!("{line}");
         }
     }
-    let status = child.wait().await.expect("the browser test ends");
+    let status = child.wait().await.expect("the browser test can be waited for");
     assert!(status.success(), "the browser test {story} failed; see above");
 }
 
-/// For browser tests without demands.
+/// Refuses every request, for browser tests that make none.
 pub(crate) async fn nothing(what: &str) -> String {
-    panic!("this browser test has an unexpected demand: {what}");
+    panic!("the browser test made an unexpected request: {what}");
 }

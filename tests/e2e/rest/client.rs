@@ -1,4 +1,4 @@
-//! A client of the REST API, and samples for a stack.
+//! A client of the REST API, and helpers that publish samples for tests of it.
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,7 +23,7 @@ pub(crate) struct Api {
     pub(crate) token: Option<String>,
 }
 
-/// A gateway's answer.
+/// The gateway's answer to a request.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -31,8 +31,8 @@ pub(crate) struct Reply {
     pub(crate) body: String,
 }
 
-/// Runs a program to its end without blocking the runtime, prints its output, and returns its success and standard
-/// output.
+/// Runs a program without blocking the Tokio runtime and prints its output. Returns whether it succeeded, and its
+/// standard output.
 pub(crate) async fn shown(mut command: Command) -> (bool, String) {
     let output = tokio::task::spawn_blocking(move || command.output());
     let output = output.await.unwrap().unwrap();
@@ -42,7 +42,7 @@ pub(crate) async fn shown(mut command: Command) -> (bool, String) {
 }
 
 impl Api {
-    /// A client without a session.
+    /// Returns a client without a session.
     pub(crate) fn of(gateway: &Gateway) -> Self {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
@@ -54,7 +54,7 @@ impl Api {
         }
     }
 
-    /// A client without a session that connects from this loopback address.
+    /// Returns a client without a session that connects from this loopback address.
     pub(crate) fn from_address(gateway: &Gateway, address: Ipv4Addr) -> Self {
         let http = reqwest::Client::builder()
             .timeout(PATIENCE)
@@ -65,13 +65,13 @@ impl Api {
         }
     }
 
-    /// A client with a session of this role and scope on the stack's first gateway.
+    /// Returns a client with a session of this role and scope on the stack's first gateway.
     pub(crate) async fn with(stack: &Stack, role: Role, scope: Scope) -> Self {
         let token = stack.session(role, scope).await;
         Self::of(stack.gateway(0)).holding(&token)
     }
 
-    /// The same client with another session.
+    /// Returns the same client with another session.
     pub(crate) fn holding(&self, token: &str) -> Self {
         Self {
             token: Some(token.to_owned()),
@@ -79,7 +79,7 @@ impl Api {
         }
     }
 
-    /// Waits until the session is invalid, at most for the time that the product promises.
+    /// Waits until the session is invalid, at most for one second, which the product promises.
     pub(crate) async fn is_over(&self) {
         eventually("the session is invalid", Duration::from_secs(1), async || {
             let reply = self.get("/me").await;
@@ -89,7 +89,7 @@ impl Api {
         .await;
     }
 
-    /// A client of another gateway with the same session.
+    /// Returns a client of another gateway with the same session.
     pub(crate) fn at(&self, gateway: &Gateway) -> Self {
         Self {
             base: gateway.url(""),
@@ -97,12 +97,12 @@ impl Api {
         }
     }
 
-    /// A request to a path below `/api/v1`.
+    /// Starts a request to a path below `/api/v1`.
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.raw(method, &format!("/api/v1{path}"))
     }
 
-    /// A request to any path.
+    /// Starts a request to any path.
     pub(crate) fn raw(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         match &self.token {
@@ -127,41 +127,42 @@ impl Api {
         Reply::of(self.request(Method::DELETE, path)).await
     }
 
-    /// The body of a successful answer.
+    /// Returns the body of a GET request, which must succeed.
     pub(crate) async fn read(&self, path: &str) -> Value {
         let reply = self.get(path).await;
         assert_eq!(reply.status, 200, "{path}: {reply:?}");
         reply.json()
     }
 
-    /// A client with a new session of this user.
+    /// Logs in as this user and returns a client with the new session.
     pub(crate) async fn log_in(&self, user: &str, password: &str) -> Self {
         let body = json!({ "user_name": user, "password": password });
         let reply = self.post("/sessions", body).await;
         assert_eq!(reply.status, 201, "{reply:?}");
-        self.holding(reply.json()["token"].as_str().expect("a token"))
+        self.holding(reply.json()["token"].as_str().expect("the answer has a token"))
     }
 }
 
 impl Reply {
     pub(crate) async fn of(request: RequestBuilder) -> Self {
-        let response = request.send().await.expect("an answer");
+        let response = request.send().await.expect("the gateway answers");
         Self {
             status: response.status().as_u16(),
             headers: response.headers().clone(),
-            body: response.text().await.expect("a complete answer"),
+            body: response.text().await.expect("the answer is complete"),
         }
     }
 
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("no JSON ({error}): {self:?}"))
+        serde_json::from_str(&self.body)
+            .unwrap_or_else(|error| panic!("the answer is not JSON ({error}): {self:?}"))
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).map(|value| value.to_str().unwrap())
     }
 
-    /// Fails unless the answer is a complete problem document of this status and code. Returns its detail.
+    /// Asserts that the answer is a complete problem document with this status and code. Returns its detail.
     pub(crate) fn problem(&self, status: u16, code: &str) -> String {
         let document = self.json();
         assert_eq!(
@@ -187,11 +188,14 @@ impl Reply {
         );
         let waits = matches!(status, 429 | 503);
         assert_eq!(self.header("retry-after").is_some(), waits, "{self:?}");
-        document["detail"].as_str().expect("a detail").to_owned()
+        document["detail"]
+            .as_str()
+            .expect("the problem document has a detail")
+            .to_owned()
     }
 }
 
-/// A stack with the permissions of deploy/nats, and with short intervals for lists and states.
+/// Builds a stack with the permissions of deploy/nats, which refreshes lists and VM states at short intervals.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()
@@ -200,14 +204,14 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Lifecycle, "VMWATCH_STATE_INTERVAL", "500ms")
 }
 
-/// A time in the API's format.
+/// Formats a time as the REST API does.
 pub(crate) fn rfc3339(ms: u64) -> String {
     let date = CreateDate::at(UNIX_EPOCH + Duration::from_millis(ms), "+00:00".parse().unwrap());
-    // The API has milliseconds, rows have microseconds.
+    // The REST API has milliseconds, and rows have microseconds.
     format!("{}Z", &date.as_str()[..23])
 }
 
-/// A sample of a VM.
+/// Returns a sample of a VM.
 pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
     let moment = UNIX_EPOCH + Duration::from_millis(at_ms);
     Sample {
@@ -228,7 +232,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
     }
 }
 
-/// A process of a sample.
+/// Returns a process of a sample.
 pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> ProcessSample {
     ProcessSample {
         cmd: cmd.to_owned(),
@@ -253,12 +257,12 @@ pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     }
 }
 
-/// Publishes a current sample for each of these VMs, and waits until the list contains all.
+/// Publishes a current sample for each of these VMs, and waits until the VM list contains all of them.
 pub(crate) async fn report(stack: &Stack, api: &Api, vms: &[(&str, f64)]) {
     for (instance, cpu) in vms {
         publish(stack, &sample(instance, unix_millis(), *cpu)).await;
     }
-    eventually("the VMs are listed", PATIENCE, async || {
+    eventually("the VM list contains all reported VMs", PATIENCE, async || {
         for (instance, _) in vms {
             let reply = api.get(&format!("/vms/{instance}")).await;
             if reply.status != 200 || reply.json()["sample"].is_null() {

@@ -1,4 +1,4 @@
-//! Rules that hold for every route of the OpenAPI document.
+//! Tests rules that hold for every route of the OpenAPI document.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 
-/// Every method and path of the document, with values for the parameters.
+/// Returns every method and path of the OpenAPI document, with values for the path parameters.
 async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
     let document = Reply::of(api.raw(Method::GET, "/api/openapi.json")).await.json();
     let mut routes = Vec::new();
@@ -30,7 +30,7 @@ async fn routes(api: &Api) -> Vec<(Method, String, bool)> {
 }
 
 #[tokio::test]
-async fn every_route_requires_session_and_rejects_unknown_fields() {
+async fn every_rest_route_requires_a_session_and_rejects_unknown_fields() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let anonymous = Api::of(stack.gateway(0));
@@ -78,7 +78,7 @@ async fn every_route_requires_session_and_rejects_unknown_fields() {
 }
 
 #[tokio::test]
-async fn unknown_path_gets_problem_document() {
+async fn unknown_paths_and_methods_get_problem_documents() {
     let stack = stack().start().await;
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     for path in [
@@ -115,7 +115,7 @@ async fn unknown_path_gets_problem_document() {
 }
 
 #[tokio::test]
-async fn serves_openapi_document_and_its_page() {
+async fn gateway_serves_openapi_document_and_its_page() {
     let stack = stack().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let document = Reply::of(anonymous.raw(Method::GET, "/api/openapi.json")).await;
@@ -158,9 +158,9 @@ async fn serves_openapi_document_and_its_page() {
     assert!(start.body.contains("/api/openapi.json"), "{start:?}");
 }
 
-/// Refusals because of limits or unreachable services have `Retry-After`.
+/// Requests that are refused because of a limit or an unreachable service get a `Retry-After` header.
 #[tokio::test]
-async fn refusals_carry_retry_after() {
+async fn refused_requests_get_retry_after() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "2")
         .start()
@@ -179,7 +179,7 @@ async fn refusals_carry_retry_after() {
     stack.replica(Program::Auth, 0).process.kill9();
     admin.get("/users").await.problem(503, "unavailable");
     stack.nats.server.pause();
-    eventually("the bus is known to be unreachable", PATIENCE, async || {
+    eventually("the gateway detects the NATS outage", PATIENCE, async || {
         let reply = admin.get("/vms").await;
         if reply.status == 503 {
             Ok(())
@@ -190,7 +190,7 @@ async fn refusals_carry_retry_after() {
     .await;
     admin.get("/vms").await.problem(503, "unavailable");
     stack.nats.server.resume();
-    eventually("the bus is back", PATIENCE, async || {
+    eventually("the gateway is connected to NATS again", PATIENCE, async || {
         let reply = admin.get("/vms").await;
         if reply.status == 200 {
             Ok(())
@@ -210,9 +210,9 @@ async fn refusals_carry_retry_after() {
         .unwrap();
 }
 
-/// If a user has the maximum number of requests under way, further ones are refused at once.
+/// If a user has the maximum number of requests in progress, further requests of the user are refused at once.
 #[tokio::test]
-async fn sheds_requests_above_limit() {
+async fn requests_of_a_user_above_the_limit_are_refused_at_once() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")
@@ -221,7 +221,7 @@ async fn sheds_requests_above_limit() {
     let admin = Api::with(&stack, Role::Admin, Scope::All).await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.pause();
-    // No request ends before all have arrived.
+    // No request completes before all have arrived.
     let hanging = (0..6).map(|_| admin.get("/vms/vm-1/processes"));
     let replies = futures::future::join_all(hanging).await;
     let shed: Vec<_> = replies.iter().filter(|reply| reply.status == 429).collect();

@@ -1,4 +1,4 @@
-//! Runs the lines of docs/api/rest.md.
+//! Runs the shell commands in docs/api/rest.md.
 
 use std::{fs, process::Command};
 
@@ -8,20 +8,24 @@ use vmwatch_api::{Role, Scope};
 use super::client::{Api, shown, stack};
 
 #[tokio::test]
-async fn documented_command_lines_work() {
+async fn shell_commands_in_the_rest_docs_work() {
     let stack = stack().replicas(Program::Agent, 1).start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     for path in ["processes", "processes/history?name=vmwatch-agent"] {
-        eventually("the agent has reported", PATIENCE, async || {
-            let body = api.read(&format!("/vms/{THIS_MACHINE}/{path}")).await;
-            let found = ["processes", "buckets"]
-                .iter()
-                .any(|list| body[list].as_array().is_some_and(|list| !list.is_empty()));
-            if found { Ok(()) } else { Err(body.to_string()) }
-        })
+        eventually(
+            "the agent's processes and history are stored",
+            PATIENCE,
+            async || {
+                let body = api.read(&format!("/vms/{THIS_MACHINE}/{path}")).await;
+                let found = ["processes", "buckets"]
+                    .iter()
+                    .any(|list| body[list].as_array().is_some_and(|list| !list.is_empty()));
+                if found { Ok(()) } else { Err(body.to_string()) }
+            },
+        )
         .await;
     }
-    eventually("the agent is listed", PATIENCE, async || {
+    eventually("the agent's VM is listed", PATIENCE, async || {
         let page = api.read("/vms?agent=reporting").await;
         if page["total"] == 1 {
             Ok(())
@@ -44,10 +48,10 @@ async fn documented_command_lines_work() {
     )
     .unwrap();
     let mut command = Command::new("sh");
-    // With -e the shell ends at the first line that fails.
+    // With -e the shell stops at the first command that fails.
     command.args(["-e", "-c", &lines]).current_dir(folder.path());
     let (succeeded, text) = shown(command).await;
-    assert!(succeeded, "a line failed; see above");
+    assert!(succeeded, "a command of docs/api/rest.md failed; see above");
     for shown in [
         r#""user_name":"admin""#,
         r#""agent":"reporting""#,

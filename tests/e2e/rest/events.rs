@@ -1,4 +1,5 @@
-//! Tests live events: immediate delivery, scope, replay after a disconnection or restart, and slow readers.
+//! Tests live events of the REST API: immediate delivery, scope, replay after a disconnection or restart, and slow
+//! readers.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -27,7 +28,7 @@ pub(crate) struct Event {
     data: Value,
 }
 
-/// A client that reads the stream of events.
+/// A client that reads the stream of live events.
 pub(crate) struct Follower {
     bytes: Pin<Box<dyn Stream<Item = reqwest::Result<Vec<u8>>> + Send>>,
     buffer: String,
@@ -54,7 +55,7 @@ impl Follower {
         }
     }
 
-    /// The next event; `None` at the end of the stream.
+    /// Returns the next event, or `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
             while let Some((block, rest)) = self.buffer.split_once("\n\n") {
@@ -75,7 +76,7 @@ impl Follower {
             }
             let chunk = tokio::time::timeout(PATIENCE, self.bytes.next())
                 .await
-                .expect("the stream sends data");
+                .expect("the stream sends data in time");
             // A closed connection ends the stream as well.
             self.buffer.push_str(std::str::from_utf8(&chunk?.ok()?).unwrap());
         }
@@ -87,7 +88,7 @@ impl Follower {
         event
     }
 
-    /// Skips to the next event of this name about this VM.
+    /// Skips to the next event of this kind about this VM.
     async fn until(&mut self, name: &str, instance: &str) -> Event {
         loop {
             let event = self.next().await.expect("the stream has another event");
@@ -98,7 +99,7 @@ impl Follower {
     }
 }
 
-/// Publishes an event as a service does. Returns its sequence number.
+/// Publishes an event as a service does. Returns the event's sequence number.
 pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
     let event = LiveEvent::Machine(MachineEvent {
         instance_id: instance.parse().unwrap(),
@@ -111,7 +112,7 @@ pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
 }
 
 #[tokio::test]
-async fn delivers_events_at_once() {
+async fn live_events_are_delivered_at_once() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -123,7 +124,7 @@ async fn delivers_events_at_once() {
     publish(&stack, &sample("vm-1", at, 42.5)).await;
     let event = follower.until("sample", "vm-1").await;
     let took = published.elapsed();
-    println!("from publish to event: {took:?}");
+    println!("delay from publishing a sample to its event: {took:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(
         (&event.data["cpu_util"], &event.data["proc"]),
@@ -156,7 +157,7 @@ async fn delivers_events_at_once() {
 }
 
 #[tokio::test]
-async fn delivers_only_events_in_scope_and_filter() {
+async fn live_events_outside_scope_and_filter_are_not_delivered() {
     let stack = stack().start().await;
     let scope = Scope::Only(["a", "b"].map(|id| id.parse::<InstanceId>().unwrap()).into());
     let limited = Api::with(&stack, Role::Viewer, scope).await;
@@ -173,14 +174,14 @@ async fn delivers_only_events_in_scope_and_filter() {
         assert_eq!(follower.expect("machine").await.data["instance_id"], instance);
     }
     assert_eq!(only_b.expect("machine").await.data["instance_id"], "b");
-    // A reader that requested a VM out of its scope gets no events: the first event is the end.
+    // A reader that asks for a VM outside its scope gets no events: the stream ends at once.
     let token = limited.token.clone().unwrap();
     assert_eq!(limited.delete("/sessions/current").await.status, 204);
-    assert_eq!(hidden.expect("end").await.data, json!({}), "of {token}");
+    assert_eq!(hidden.expect("end").await.data, json!({}), "stream of {token}");
 }
 
 #[tokio::test]
-async fn replays_missed_events_or_reports_gap() {
+async fn missed_live_events_are_replayed_or_reported_as_a_gap() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -194,19 +195,19 @@ async fn replays_missed_events_or_reports_gap() {
         tell(&stack, "vm-2").await,
         tell(&stack, "vm-3").await,
     ];
-    // The number is that of the stream, so another gateway can replay from it too.
+    // The event number is that of the NATS stream, so another gateway can replay from it too.
     for index in [0, 1] {
         let mut follower = Follower::of(&api.at(stack.gateway(index)), "", Some(seen)).await;
         assert_eq!(
             follower.expect("ready").await.id,
             None,
-            "missed events are replayed first"
+            "the replay begins with the first missed event"
         );
         for number in missed {
             assert_eq!(follower.expect("machine").await.id, Some(number));
         }
         let next = tell(&stack, "vm-1").await;
-        // One more event of the other gateway's round may follow.
+        // One more event of the other gateway may arrive first.
         while follower.expect("machine").await.id != Some(next) {}
     }
     for (seen, name) in [(u64::MAX, "gap"), (seen + 1_000_000, "gap")] {
@@ -221,7 +222,7 @@ async fn replays_missed_events_or_reports_gap() {
 }
 
 #[tokio::test]
-async fn events_survive_restart_of_gateway_and_bus() {
+async fn live_events_continue_after_restart_of_gateway_and_nats() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let mut follower = Follower::of(&api, "", None).await;
@@ -231,7 +232,7 @@ async fn events_survive_restart_of_gateway_and_bus() {
     gateway.process.terminate(PATIENCE).await;
     assert!(
         stopped.elapsed() < Duration::from_secs(5),
-        "streams end with the gateway: {:?}",
+        "event streams end when the gateway stops: {:?}",
         stopped.elapsed()
     );
     assert_eq!(follower.next().await, None);
@@ -243,21 +244,24 @@ async fn events_survive_restart_of_gateway_and_bus() {
 
     stack.nats.server.kill9();
     stack.nats.server.start_again();
-    let received = eventually("the bus is reachable again", PATIENCE, async || {
+    let received = eventually("NATS is reachable again", PATIENCE, async || {
         let event = tell(&stack, "vm-2");
         let received = tokio::time::timeout(Duration::from_secs(2), event).await;
         received.map_err(|late| late.to_string())
     })
     .await;
-    // The same connection continues soon: a consumer that was lost with the server is detected within two seconds.
+    // The same connection continues soon: the gateway detects within two seconds that NATS has lost its consumer.
     let back = Instant::now();
     assert!(follower.until("machine", "vm-2").await.id <= Some(received));
-    println!("from the bus being reachable to the event: {:?}", back.elapsed());
+    println!(
+        "delay from NATS being reachable to the event: {:?}",
+        back.elapsed()
+    );
     assert!(back.elapsed() < Duration::from_secs(8), "{:?}", back.elapsed());
 }
 
 #[tokio::test]
-async fn event_stream_ends_with_its_session() {
+async fn live_event_stream_ends_with_its_session() {
     let stack = stack().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
@@ -289,9 +293,10 @@ impl Follower {
     }
 }
 
-/// A client that reads nothing is disconnected. Others continue, and the gateway keeps only its log of events.
+/// A client that reads nothing is disconnected. Other clients continue, and the gateway's memory use is bounded by its
+/// log of events.
 #[tokio::test]
-async fn disconnects_slow_reader() {
+async fn slow_reader_of_live_events_is_disconnected() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "2s")
         .start()
@@ -315,15 +320,16 @@ async fn disconnects_slow_reader() {
             .map(str::to_owned);
         line.unwrap_or_default()
     };
-    eventually("both clients are connected", PATIENCE, async || {
+    eventually("both readers of events are connected", PATIENCE, async || {
         let line = readers().await;
         if line.ends_with(" 2") { Ok(()) } else { Err(line) }
     })
     .await;
 
-    // More than the kernel buffers for a connection: 40 MB.
+    // The events have 40 MB, more than the kernel buffers for a connection.
     let text = "x".repeat(200_000);
-    // Sequential, because a reader that is 16 MiB behind, as on a busy machine, would be disconnected too.
+    // The events are published one by one, because a reader that is 16 MiB behind, as on a busy machine, would be
+    // disconnected too.
     for _ in 0..200 {
         let event = json!({ "kind": "operation", "id": "00000000000000000000000000000000", "verb": "start",
             "instance_id": "vm-1", "user": text, "request_id": "r", "requested_at_ms": 1, "deadline_ms": 1,
@@ -337,7 +343,7 @@ async fn disconnects_slow_reader() {
         sent.unwrap().await.unwrap();
         healthy.until("operation", "vm-1").await;
     }
-    eventually("the slow client is disconnected", PATIENCE, async || {
+    eventually("the slow reader is disconnected", PATIENCE, async || {
         let line = readers().await;
         if line.ends_with(" 1") { Ok(()) } else { Err(line) }
     })
@@ -356,14 +362,14 @@ async fn disconnects_slow_reader() {
     }
     assert!(
         received < 200 * 200_000,
-        "the slow client did not get everything: {received}"
+        "the slow reader must not receive everything: {received} bytes"
     );
     tell(&stack, "vm-9").await;
     healthy.until("machine", "vm-9").await;
 }
 
 #[tokio::test]
-async fn limits_concurrent_event_streams() {
+async fn concurrent_live_event_streams_are_limited() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_MAX_EVENT_STREAMS", "2")
         .start()
@@ -373,7 +379,7 @@ async fn limits_concurrent_event_streams() {
     let _second = Follower::of(&api, "", None).await;
     api.get("/events").await.problem(503, "overloaded");
     drop(first);
-    eventually("a stream is free again", PATIENCE, async || {
+    eventually("another event stream is accepted", PATIENCE, async || {
         let request = api.request(Method::GET, "/events").send().await.unwrap();
         if request.status() == 200 {
             Ok(())

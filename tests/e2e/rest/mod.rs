@@ -1,4 +1,4 @@
-//! Tests of the REST API on whole stacks.
+//! Tests of the REST API, with all programs running.
 
 pub(crate) mod client;
 mod contract;

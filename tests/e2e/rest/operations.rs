@@ -1,4 +1,5 @@
-//! Operations over REST: recorded before they are answered, executed once per key, with the right result.
+//! Tests operations over the REST API: each is recorded before the request is answered, is executed once per
+//! idempotency key, and gets the right result.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ async fn act(api: &Api, instance: &str, action: &str, key: Option<&str>) -> Repl
     Reply::of(request.json(&json!({ "action": action }))).await
 }
 
-/// The operation at the path that an accepted request returned, after it has ended.
+/// Waits until the operation that an accepted request named has ended, and returns it.
 async fn ended(api: &Api, accepted: &Reply) -> Value {
     assert_eq!(accepted.status, 202, "{accepted:?}");
     let operation = accepted.json();
@@ -24,7 +25,7 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
         accepted.header("location"),
         Some(format!("/api/v1{path}").as_str())
     );
-    eventually("the operation ends", PATIENCE, async || {
+    eventually("the operation has ended", PATIENCE, async || {
         let operation = api.read(&path).await;
         if operation["finished_at"].is_string() {
             Ok(operation)
@@ -36,7 +37,7 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
 }
 
 #[tokio::test]
-async fn records_operation_with_address_and_result() {
+async fn operation_records_source_address_and_result() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let (off, _) = MACHINES[0];
@@ -110,7 +111,7 @@ async fn records_operation_with_address_and_result() {
             "reboot",
             "start"
         ],
-        "the newest first"
+        "operations are listed newest first"
     );
     assert_eq!(listed["operations"][0], refused);
     let failed = api.read("/operations?state=failed").await;
@@ -127,12 +128,12 @@ async fn records_operation_with_address_and_result() {
     assert_eq!(
         &seen,
         listed["operations"].as_array().unwrap(),
-        "the last page was reached"
+        "the last page has been read"
     );
 }
 
 #[tokio::test]
-async fn same_key_acts_once() {
+async fn requests_with_the_same_idempotency_key_act_once() {
     let stack = stack()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Lifecycle, 1)
@@ -150,14 +151,17 @@ async fn same_key_acts_once() {
     assert_eq!(
         ended(&api, &act(&api, off, "force-stop", Some("key-1")).await).await["state"],
         "succeeded",
-        "another action is another operation"
+        "the same key with another action makes another operation"
     );
     let again = ended(&api, &act(&api, off, "start", Some("key-1")).await).await;
-    assert_eq!(again, one, "the operation of the first request");
+    assert_eq!(
+        again, one,
+        "a repeated request returns the operation of the first"
+    );
     assert_eq!(
         stack.machine_state(off).await,
         MachineState::ShutOff,
-        "nothing was done"
+        "the repeated request must not start the VM again"
     );
 
     let (running, _) = MACHINES[2];
@@ -177,7 +181,7 @@ async fn same_key_acts_once() {
 }
 
 #[tokio::test]
-async fn refuses_actions_without_role_or_scope() {
+async fn vm_actions_outside_role_or_scope_are_refused() {
     let stack = stack().start().await;
     let [(off, _), (other, _), _] = MACHINES;
     let viewer = Api::with(&stack, Role::Viewer, Scope::All).await;
@@ -210,7 +214,7 @@ async fn refuses_actions_without_role_or_scope() {
     assert_eq!(
         stack.machine_state(off).await,
         MachineState::ShutOff,
-        "nothing was started"
+        "no VM was started"
     );
 
     let operation = ended(&admin, &act(&admin, other, "start", None).await).await;
@@ -235,7 +239,7 @@ async fn refuses_actions_without_role_or_scope() {
 }
 
 #[tokio::test]
-async fn acts_on_several_vms() {
+async fn one_request_can_act_on_several_vms() {
     let stack = stack().start().await;
     let [(off, _), (other, _), (running, _)] = MACHINES;
     let unknown = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";

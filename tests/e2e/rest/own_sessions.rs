@@ -1,4 +1,4 @@
-//! A user's own sessions: listed, ended, and expired for being idle.
+//! Tests that users can list and end their own sessions, and that idle sessions expire.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ async fn listed(api: &Api) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn lists_and_ends_own_sessions() {
+async fn user_can_list_and_end_own_sessions() {
     let stack = stack()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Metrics, 0)
@@ -47,7 +47,7 @@ async fn lists_and_ends_own_sessions() {
         .iter()
         .filter(|session| session["current"] == true)
         .collect();
-    assert_eq!(current, [&sessions[5]], "the newest is the first");
+    assert_eq!(current, [&sessions[5]], "the newest session is listed first");
     for session in &sessions {
         assert_eq!(session["source"], "127.0.0.1");
         let began = session["began_at"].as_str().unwrap();
@@ -55,7 +55,7 @@ async fn lists_and_ends_own_sessions() {
         assert!(session["last_used_at"].as_str().unwrap() >= began, "{session}");
         assert!(session["idle_ends_at"].as_str().unwrap() < session["expires_at"].as_str().unwrap());
     }
-    // Neither the token nor its storage key can be derived from the id.
+    // Neither the session's token nor its storage key can be derived from its id.
     let text = json!(sessions).to_string();
     for api in &eve {
         let token: vmwatch_api::auth::Token = api.token.as_ref().unwrap().parse().unwrap();
@@ -73,7 +73,7 @@ async fn lists_and_ends_own_sessions() {
     assert_eq!(
         last.get("/me").await.status,
         200,
-        "another user cannot end the session"
+        "another user must not end the session"
     );
     assert_eq!(first.delete(&path(&id(0))).await.status, 204);
     for api in [last, &last.at(stack.gateway(1))] {
@@ -86,7 +86,7 @@ async fn lists_and_ends_own_sessions() {
     first.is_over().await;
     assert_eq!(listed(&eve[1]).await.len(), 4);
 
-    // A change of the password reads the index and ends all sessions.
+    // A change of the password ends all sessions, which auth-svc finds by the index of the user's sessions.
     let consumers = format!(
         "$JS.API.CONSUMER.CREATE.KV_{}.>",
         vmwatch_api::sessions::SESSION_BUCKET
@@ -101,16 +101,19 @@ async fn lists_and_ends_own_sessions() {
     }
     stack.bus.settled().await;
     let scanned = futures::FutureExt::now_or_never(futures::StreamExt::next(&mut scans));
-    assert!(scanned.is_none(), "the whole bucket was read: {scanned:?}");
+    assert!(
+        scanned.is_none(),
+        "auth-svc must not read the whole session bucket: {scanned:?}"
+    );
     let audited = admin.read("/audit?action=auth.sessions.end").await;
     assert_eq!(audited["records"].as_array().unwrap().len(), 5, "{audited}");
     let log = stack.nats.server.log();
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// A session that is used stays valid on all gateways; an idle one ends.
+/// A session that is used stays valid on all gateways; an idle session ends.
 #[tokio::test]
-async fn ends_session_that_is_idle() {
+async fn idle_session_ends_and_used_session_stays_valid() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Metrics, 0)
@@ -126,7 +129,7 @@ async fn ends_session_that_is_idle() {
     let there = used.at(stack.gateway(1));
     // The session is used only on the first gateway, until the other session has ended.
     eventually("the idle session is invalid", PATIENCE, async || {
-        assert_eq!(used.get("/me").await.status, 200, "the used session is valid");
+        assert_eq!(used.get("/me").await.status, 200, "the session in use is valid");
         let sessions = listed(&used).await.len();
         (sessions == 1)
             .then_some(())
@@ -143,7 +146,7 @@ async fn ends_session_that_is_idle() {
         200,
         "the session is valid on the other gateway too"
     );
-    // Uses are written at a bounded rate: once in 250 ms with this time-out, however often the session is used.
+    // auth-svc records uses at a bounded rate: with this time-out once in 250 ms, however often the session is used.
     let seconds = began.elapsed().as_secs_f64();
     let noted = metric(
         stack.replica(Program::Auth, 0),
@@ -152,10 +155,10 @@ async fn ends_session_that_is_idle() {
     .await;
     assert!(
         noted >= 1.0 && noted <= 4.0 * seconds + 2.0,
-        "{noted} in {seconds} s"
+        "{noted} uses were recorded in {seconds} s"
     );
 
-    // A use that is reported after the session has ended does not restore it.
+    // A use that is reported after the session has ended does not restore the session.
     let key = used
         .token
         .as_ref()

@@ -1,4 +1,4 @@
-//! A VM's history and processes over REST.
+//! Tests a VM's history and processes over the REST API.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,13 +7,13 @@ use vmwatch_api::{Role, Scope, time::unix_millis};
 
 use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};
 
-/// The start of whole buckets of a minute, well in the past.
+/// Returns a time that is well in the past and at the start of a bucket of whole minutes.
 fn base() -> u64 {
     (unix_millis() / 60_000 - 30) * 60_000
 }
 
 async fn stored(api: &Api, path: &str, pointer: &str, count: usize) {
-    eventually("the samples are stored", PATIENCE, async || {
+    eventually("all samples are stored", PATIENCE, async || {
         let body = api.read(path).await;
         let found = body
             .pointer(pointer)
@@ -29,7 +29,7 @@ async fn stored(api: &Api, path: &str, pointer: &str, count: usize) {
 }
 
 #[tokio::test]
-async fn returns_aggregated_history_as_json_and_csv() {
+async fn vm_history_is_returned_as_json_and_csv() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let base = base();
@@ -83,7 +83,7 @@ async fn returns_aggregated_history_as_json_and_csv() {
         .header("accept", "text/csv");
     assert_eq!(Reply::of(accepting).await.body, csv.body);
 
-    // The same time with another offset.
+    // This is the same time with another UTC offset.
     let shifted = rfc3339(base + 8 * 3_600_000).replace('Z', "%2B08:00");
     let same = api
         .read(&format!(
@@ -98,7 +98,7 @@ async fn returns_aggregated_history_as_json_and_csv() {
         .unwrap()
         .iter()
         .map(|bucket| bucket["count"].as_u64().unwrap());
-    assert_eq!(counts.sum::<u64>(), 12, "the last hour by default");
+    assert_eq!(counts.sum::<u64>(), 12, "the default range is the last hour");
     for query in [
         "from=yesterday",
         "from=2017-01-01",
@@ -114,8 +114,8 @@ async fn returns_aggregated_history_as_json_and_csv() {
     }
 }
 
-/// Stores three tables of a VM a minute apart: the second contains the culprit, the third its end. Returns a client,
-/// the time of the first table and the range of all.
+/// Stores three process tables of a VM, one minute apart. The second contains the process `culprit`, and the third its
+/// end. Returns a client, the time of the first table, and the range of all tables.
 async fn three_tables(stack: &Stack) -> (Api, u64, String) {
     let api = Api::with(stack, Role::Viewer, Scope::All).await;
     let base = base();
@@ -131,7 +131,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
             sample.processes.push(process("culprit", 99, 80.0, at - 5000));
         }
         if step == 2 {
-            // An ended process as an agent reports it.
+            // This process has ended, and its row is as an agent reports it.
             let mut ended = process("culprit", 99, 0.0, base + 55_000);
             ended.shutdown_time = Some(ended.running_time + 30.0);
             sample.processes.push(ended);
@@ -145,7 +145,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
 }
 
 #[tokio::test]
-async fn returns_process_table_at_any_time() {
+async fn process_table_of_any_time_is_returned() {
     let stack = stack().start().await;
     let (api, base, _) = three_tables(&stack).await;
     let names = |table: &Value| -> Vec<String> {
@@ -163,18 +163,18 @@ async fn returns_process_table_at_any_time() {
     assert_eq!(
         names(&now),
         ["worker/21", "worker/20", "init/1", "culprit/99"],
-        "the greatest consumers first"
+        "processes with the highest CPU use come first"
     );
     assert!(
         now["processes"][3]["ended_at"].is_string(),
-        "the first table after its end"
+        "the ended process is not in the newest table"
     );
     let at = |offset: u64| format!("at={}", rfc3339(base + offset));
     let then = api.read(&format!("/vms/vm-1/processes?{}", at(90_000))).await;
     assert_eq!(
         then["at"],
         rfc3339(base + 60_000),
-        "the last table at or before the moment"
+        "the table is the newest at or before the requested time"
     );
     assert_eq!(names(&then), ["culprit/99", "worker/20", "worker/21", "init/1"]);
     let culprit = &then["processes"][0];
@@ -218,7 +218,7 @@ async fn returns_process_table_at_any_time() {
 }
 
 #[tokio::test]
-async fn returns_process_history_and_events() {
+async fn process_history_and_process_events_are_returned() {
     let stack = stack().start().await;
     let (api, _, range) = three_tables(&stack).await;
     let together = api
@@ -230,7 +230,7 @@ async fn returns_process_history_and_events() {
     assert_eq!(
         (&middle["cpu_util"]["max"], &middle["processes"]["max"]),
         (&json!(40.0), &json!(2.0)),
-        "summed: {together}"
+        "values of processes with the same name are added: {together}"
     );
     let one = api
         .read(&format!("/vms/vm-1/processes/history?pid=20&{range}"))
@@ -242,7 +242,7 @@ async fn returns_process_history_and_events() {
             .problem(400, "invalid");
     }
 
-    let events = eventually("the events are made", PATIENCE, async || {
+    let events = eventually("process events are stored", PATIENCE, async || {
         let events = api.read(&format!("/vms/vm-1/processes/events?{range}")).await;
         if events["events"]
             .as_array()
@@ -269,9 +269,9 @@ async fn returns_process_history_and_events() {
         .problem(400, "invalid");
 }
 
-/// Conflicting parameters get another error code than invalid ones.
+/// Parameters that conflict get another error code than invalid parameters.
 #[tokio::test]
-async fn rejects_conflicting_parameters() {
+async fn conflicting_history_parameters_are_rejected() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let backwards = "from=2017-01-02T00:00:00Z&to=2017-01-01T00:00:00Z";

@@ -1,4 +1,4 @@
-//! Sessions over REST: made, used and ended, by header and by cookie.
+//! Tests sessions over the REST API: they are created, used and ended, with a bearer token or a cookie.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -7,9 +7,9 @@ use vmwatch_api::{Role, Scope};
 
 use super::client::{Api, Reply, stack};
 
-/// A session is valid for both APIs, whichever made it.
+/// A session is valid for both APIs, whichever of them created it.
 #[tokio::test]
-async fn session_is_shared_by_both_apis() {
+async fn session_is_valid_for_both_apis() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let [first, second] = [0, 1].map(|index| stack.gateway(index));
     let reply = Api::of(first)
@@ -23,7 +23,7 @@ async fn session_is_shared_by_both_apis() {
     );
     assert!(
         reply.header("set-cookie").is_none(),
-        "the request did not ask for a cookie"
+        "a login that asks for no cookie gets none"
     );
     let token = session["token"].as_str().unwrap();
     let here = Api::of(first).holding(token);
@@ -36,7 +36,7 @@ async fn session_is_shared_by_both_apis() {
     assert_eq!(
         second.post(&request).await.status(),
         1,
-        "the documented API accepts the session"
+        "the documented API accepts a session of the REST API"
     );
 
     let legacy = first.login(ADMIN.0, ADMIN.1).await;
@@ -50,17 +50,17 @@ async fn session_is_shared_by_both_apis() {
     assert_eq!(
         second.post(&request).await.status(),
         3,
-        "the documented API refuses the session too"
+        "the documented API also refuses the ended session"
     );
     assert_eq!(
         here.holding(&legacy).get("/me").await.status,
         200,
-        "others live on"
+        "other sessions stay valid"
     );
 }
 
 #[tokio::test]
-async fn checks_session_before_anything_else() {
+async fn session_is_checked_before_anything_else() {
     let stack = stack().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let good = stack.session(Role::Admin, Scope::All).await;
@@ -90,7 +90,7 @@ async fn checks_session_before_anything_else() {
             .header("authorization", &value);
         Reply::of(request).await.problem(401, "unauthenticated");
     }
-    // Answers to a wrong name and a wrong password differ only in the request id.
+    // Refusals of a wrong user name and of a wrong password differ only in the request id.
     let refused = async |user: &str| {
         let reply = anonymous
             .post("/sessions", json!({ "user_name": user, "password": "wrong" }))
@@ -103,9 +103,9 @@ async fn checks_session_before_anything_else() {
     assert_eq!(refused(ADMIN.0).await, refused("mallory").await);
 }
 
-/// The page's session: a cookie that scripts cannot read, accepted only from the page itself.
+/// The page's session is in a cookie that scripts cannot read. The gateway accepts it only from the page itself.
 #[tokio::test]
-async fn accepts_cookie_only_from_the_page() {
+async fn session_cookie_is_accepted_only_from_the_page() {
     let stack = stack().start().await;
     let gateway = stack.gateway(0);
     let anonymous = Api::of(gateway);
@@ -120,7 +120,7 @@ async fn accepts_cookie_only_from_the_page() {
         }
         Reply::of(request).await
     };
-    // A foreign page cannot log its visitor in.
+    // A page of another origin cannot log its visitor in.
     logged_in(&[("origin", "http://evil.example")])
         .await
         .problem(403, "forbidden");
@@ -148,7 +148,10 @@ async fn accepts_cookie_only_from_the_page() {
 
     let reply = logged_in(&[("origin", &origin)]).await;
     assert_eq!(reply.status, 201, "{reply:?}");
-    assert!(reply.json().get("token").is_none(), "the body has no token");
+    assert!(
+        reply.json().get("token").is_none(),
+        "the body must not contain the token"
+    );
     let cookie = reply.header("set-cookie").unwrap();
     assert!(
         cookie.contains("; HttpOnly; SameSite=Strict") && !cookie.contains("Secure"),
@@ -164,7 +167,7 @@ async fn accepts_cookie_only_from_the_page() {
     assert_eq!(
         Reply::of(page(Method::GET, "/me")).await.status,
         200,
-        "reading needs only the cookie"
+        "a read needs only the cookie"
     );
     let new = json!({ "name": "eve", "password": "long enough", "role": "viewer" });
     for headers in [
@@ -193,9 +196,9 @@ async fn accepts_cookie_only_from_the_page() {
             .header("set-cookie")
             .unwrap()
             .contains("=; Path=/; Max-Age=0;"),
-        "the browser deletes the cookie"
+        "the logout makes the browser delete the cookie"
     );
-    eventually("the session is invalid", PATIENCE, async || {
+    eventually("the gateway refuses the session", PATIENCE, async || {
         let reply = Reply::of(page(Method::GET, "/me")).await;
         if reply.status == 401 {
             Ok(())

@@ -1,4 +1,4 @@
-//! Users over REST, and the audit of their changes.
+//! Tests users over the REST API, and the audit of changes to users.
 
 use mongodb::bson::{Document, doc};
 use reqwest::Method;
@@ -13,7 +13,7 @@ use vmwatch_bus::Context;
 use super::client::{Api, Reply, rfc3339, stack};
 
 #[tokio::test]
-async fn creates_reads_changes_and_removes_user() {
+async fn administrator_can_create_read_change_and_remove_a_user() {
     let stack = stack().replicas(Program::Gateway, 2).start().await;
     let anonymous = Api::of(stack.gateway(0));
     let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
@@ -87,7 +87,7 @@ async fn creates_reads_changes_and_removes_user() {
 }
 
 #[tokio::test]
-async fn users_and_administrators_change_passwords() {
+async fn users_and_administrators_can_change_passwords() {
     let stack = stack().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
@@ -123,7 +123,11 @@ async fn users_and_administrators_change_passwords() {
     )
     .await
     .problem(403, "forbidden");
-    assert_eq!(eve.get("/me").await.status, 200, "nothing has changed yet");
+    assert_eq!(
+        eve.get("/me").await.status,
+        200,
+        "refused changes must not end the session"
+    );
 
     let changed = put(
         &eve,
@@ -143,7 +147,7 @@ async fn users_and_administrators_change_passwords() {
     put(&admin, "nobody", json!({ "password": "the third" }))
         .await
         .problem(404, "not_found");
-    // An administrator needs the old password for its own change, so that a stolen session is not enough.
+    // An administrator needs the old password to change its own, so that a stolen session is not enough.
     put(&admin, "admin", json!({ "password": "the third" }))
         .await
         .problem(403, "forbidden");
@@ -158,7 +162,7 @@ async fn users_and_administrators_change_passwords() {
 }
 
 #[tokio::test]
-async fn keeps_last_administrator() {
+async fn last_administrator_cannot_be_removed_or_demoted() {
     let stack = stack().start().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     admin.delete("/users/admin").await.problem(409, "conflict");
@@ -177,7 +181,7 @@ async fn keeps_last_administrator() {
 }
 
 #[tokio::test]
-async fn pages_users_while_users_are_added() {
+async fn pages_of_users_are_complete_while_users_are_added() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
         .start()
@@ -210,16 +214,16 @@ async fn pages_users_while_users_are_added() {
             None => break,
         }
     }
-    // The second user is that of the test's own session.
+    // The second user is the user of the test's own session.
     let expected: Vec<_> = ["admin".to_owned(), Stack::user_of(Role::Admin, &Scope::All)]
         .into_iter()
         .chain((0..7).map(|index| format!("user-{index}")))
         .collect();
-    assert_eq!(seen, expected, "in order, each once");
+    assert_eq!(seen, expected, "each user is listed once and in order");
 }
 
 #[tokio::test]
-async fn audit_records_user_actions_and_pages_to_the_end() {
+async fn audit_records_user_changes_and_can_be_read_to_its_beginning() {
     let stack = stack().start().await;
     let anonymous = Api::of(stack.gateway(0));
     let refused = json!({ "user_name": "mallory", "password": "a guess" });
@@ -235,7 +239,7 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
     let all = admin.read("/audit").await;
     let records = all["records"].as_array().unwrap();
     assert_eq!(all["next"], Value::Null);
-    // The oldest records are those of the services: the setup of streams and the creation of the administrator.
+    // The oldest records are those of the services: the setup of streams and the creation of the first administrator.
     let is_own = |record: &&Value| record["user"].as_str().unwrap().starts_with("vmwatch-");
     let own: Vec<_> = records.iter().filter(is_own).collect();
     assert!(own.len() >= 2 && records.iter().rev().take(own.len()).all(|record| is_own(&record)));
@@ -285,7 +289,7 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
         let page = admin.read(&format!("/audit?limit=3{before}")).await;
         seen.extend(page["records"].as_array().unwrap().clone());
         pages += 1;
-        // Records that are appended meanwhile are newer than those that are still to be read.
+        // Records that are appended while the test reads are newer than the records that it has not read yet.
         anonymous.log_in(ADMIN.0, ADMIN.1).await;
         match page["next"].as_str() {
             Some(next) => before = format!("&before={next}"),
@@ -295,7 +299,7 @@ async fn audit_records_user_actions_and_pages_to_the_end() {
     assert_eq!((pages, &seen), (records.len().div_ceil(3), records));
 }
 
-/// A session that is made while its user is being changed does not outlive the change.
+/// A session that is created while its user's password is being changed does not survive the change.
 #[tokio::test]
 async fn password_change_ends_all_sessions() {
     let stack = stack()
@@ -319,7 +323,7 @@ async fn password_change_ends_all_sessions() {
             .filter(|reply: &&Reply| reply.status == 201)
             .map(|reply| reply.json()["token"].as_str().unwrap().to_owned());
         for token in tokens {
-            eventually("the session is invalid", PATIENCE, async || {
+            eventually("the gateway refuses the session", PATIENCE, async || {
                 let reply = anonymous.holding(&token).get("/me").await;
                 if reply.status == 401 {
                     Ok(())
@@ -332,9 +336,9 @@ async fn password_change_ends_all_sessions() {
     }
 }
 
-/// Two administrators lose their role at the same time, at two replicas: one keeps it.
+/// Two administrators lose their role at the same time on two replicas of auth-svc. One of them must keep it.
 #[tokio::test]
-async fn concurrent_demotions_leave_an_administrator() {
+async fn concurrent_demotions_leave_one_administrator() {
     const ROUNDS: usize = 20;
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)

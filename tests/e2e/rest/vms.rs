@@ -1,4 +1,4 @@
-//! VMs over REST: joined from two services, filtered, sorted, paged, and limited by scope.
+//! Tests VMs over the REST API: joined from two services, filtered, sorted, paged, and limited by scope.
 
 use std::time::Duration;
 
@@ -17,11 +17,11 @@ fn of<'a>(page: &'a Value, instance: &str) -> &'a Value {
     let vms = page["vms"].as_array().unwrap();
     vms.iter()
         .find(|vm| vm["instance_id"] == instance)
-        .unwrap_or_else(|| panic!("no {instance} in {page}"))
+        .unwrap_or_else(|| panic!("{instance} is not in {page}"))
 }
 
 #[tokio::test]
-async fn joins_hypervisor_and_agent_data() {
+async fn vm_list_joins_hypervisor_and_agent_data() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_SILENT_AFTER", "3s")
         .start()
@@ -36,7 +36,11 @@ async fn joins_hypervisor_and_agent_data() {
         (&page["total"], &page["next"], &page["degraded"]),
         (&json!(4), &Value::Null, &json!([]))
     );
-    assert_eq!(ids(&page), [first, second, running, "elsewhere"], "by id");
+    assert_eq!(
+        ids(&page),
+        [first, second, running, "elsewhere"],
+        "VMs are sorted by id"
+    );
     let vm = of(&page, running);
     assert_eq!(
         (&vm["name"], &vm["hypervisor"], &vm["state"], &vm["agent"]),
@@ -81,7 +85,7 @@ async fn joins_hypervisor_and_agent_data() {
             assert_eq!(one[field], listed[field], "{field} of {instance}");
         }
     }
-    eventually("a VM without reports is silent", PATIENCE, async || {
+    eventually("a VM without further reports is silent", PATIENCE, async || {
         let page = api.read("/vms?agent=silent").await;
         if ids(&page).len() == 2 {
             Ok(())
@@ -93,7 +97,7 @@ async fn joins_hypervisor_and_agent_data() {
 }
 
 #[tokio::test]
-async fn filters_and_sorts_vms() {
+async fn vm_list_can_be_filtered_and_sorted() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(first, _), (second, _), (running, _)] = MACHINES;
@@ -148,7 +152,7 @@ async fn filters_and_sorts_vms() {
 }
 
 #[tokio::test]
-async fn pages_vms_while_samples_arrive() {
+async fn pages_of_the_vm_list_are_complete_while_samples_arrive() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let names: Vec<_> = (0..20).map(|index| format!("page-{index:02}")).collect();
@@ -176,9 +180,9 @@ async fn pages_vms_while_samples_arrive() {
                     None => break,
                 }
             }
-            assert_eq!(seen, names, "in order, each once");
+            assert_eq!(seen, names, "each VM is listed once and in order");
         }
-        // Pages that are sorted by a changing value still end.
+        // Pages that are sorted by a changing value still come to an end.
         let (mut pages, mut cursor) = (0, String::new());
         loop {
             let page = api.read(&format!("/vms?q=page-&sort=cpu&limit=3{cursor}")).await;
@@ -191,13 +195,13 @@ async fn pages_vms_while_samples_arrive() {
         assert!(pages < 100);
     };
     tokio::select! {
-        () = writing => unreachable!("writing does not end"),
+        () = writing => unreachable!("the writer runs until it is cancelled"),
         () = reading => {}
     }
 }
 
 #[tokio::test]
-async fn vm_out_of_scope_looks_nonexistent() {
+async fn vm_outside_scope_is_answered_like_a_nonexistent_vm() {
     let stack = stack().start().await;
     let all = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(mine, _), (other, _), _] = MACHINES;
@@ -233,9 +237,9 @@ async fn vm_out_of_scope_looks_nonexistent() {
     }
 }
 
-/// Without one of the two services only its half of the data is missing.
+/// While one of the two services is unreachable, only the data of that service is missing.
 #[tokio::test]
-async fn returns_partial_vms_if_one_service_is_unreachable() {
+async fn vm_list_is_partial_while_one_service_is_unreachable() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let [(off, _), _, (running, _)] = MACHINES;
@@ -282,7 +286,7 @@ async fn returns_partial_vms_if_one_service_is_unreachable() {
     assert_eq!(api.get("/me").await.status, 200);
     metrics.restart().await;
     eventually(
-        "the missing data is returned again",
+        "the answer is complete again",
         Duration::from_secs(10),
         async || {
             let reply = api.get("/vms").await;
@@ -296,9 +300,10 @@ async fn returns_partial_vms_if_one_service_is_unreachable() {
     .await;
 }
 
-/// A thousand reporting VMs are returned in one page, whose parts fit into bus messages.
+/// A thousand reporting VMs are returned in one page. The gateway reads it from metrics-svc in parts that fit into NATS
+/// messages.
 #[tokio::test]
-async fn returns_thousand_vms_in_one_page() {
+async fn vm_list_returns_a_thousand_vms_in_one_page() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Viewer, Scope::All).await;
     let names: Vec<_> = (0..1000)
@@ -320,5 +325,5 @@ async fn returns_thousand_vms_in_one_page() {
     assert_eq!(page["degraded"], json!([]));
     let before = std::time::Instant::now();
     api.read("/vms?sort=cpu&limit=1000").await;
-    println!("1,000 VMs: {:?}", before.elapsed());
+    println!("the gateway listed 1,000 VMs in {:?}", before.elapsed());
 }
