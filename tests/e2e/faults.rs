@@ -10,7 +10,7 @@
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     clippy::float_cmp,
-    reason = "counts and quantiles are printed as figures, and all of them are small"
+    reason = "the printed figures are small numbers"
 )]
 
 mod bus;

@@ -1,4 +1,4 @@
-//! The bus over TLS: nkeys, credentials of an operator's accounts, and certificates on both sides.
+//! Tests NATS over TLS: nkeys, credentials files of a NATS operator's accounts, and certificates of server and client.
 
 use std::{fs, path::Path};
 
@@ -14,7 +14,7 @@ use vmwatch_service::config::Environment;
 
 use super::tls::Authority;
 
-/// A server that accepts only TLS, with these lines of configuration.
+/// A NATS server that accepts only TLS, with additional lines of configuration for access.
 struct Server {
     process: Process,
     url: String,
@@ -69,7 +69,7 @@ impl Server {
 
     async fn takes(&self, settings: [(&str, String); 4]) {
         let bus = self.connect(settings).await;
-        eventually("the bus is reachable", PATIENCE, async || {
+        eventually("the client is connected to NATS", PATIENCE, async || {
             if bus.is_connected() {
                 Ok(())
             } else {
@@ -80,7 +80,7 @@ impl Server {
         bus.client().flush().await.unwrap();
     }
 
-    /// The server refuses these settings and logs these words.
+    /// Asserts that the server refuses a client with these settings and logs these words.
     async fn refuses(&self, settings: [(&str, String); 4], words: &str) {
         let before = self.process.log().matches(words).count();
         let bus = self.connect(settings).await;
@@ -103,7 +103,7 @@ fn file(folder: &Path, name: &str, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn bus_requires_nkey_and_certificate() {
+async fn nats_requires_nkey_and_client_certificate() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let folder = folder.path();
     let user = KeyPair::new_user();
@@ -135,7 +135,7 @@ async fn bus_requires_nkey_and_certificate() {
     server
         .refuses(settings(&ca, &seed, "", ""), "TLS handshake error")
         .await;
-    // A client with another authority does not trust this server.
+    // A client that trusts only another authority must not trust this server.
     let foreign = file(folder, "foreign.pem", &Authority::new().pem);
     server
         .refuses(
@@ -145,7 +145,7 @@ async fn bus_requires_nkey_and_certificate() {
         .await;
 }
 
-/// A JWT of NATS, signed with this key.
+/// Returns a NATS JWT, signed with the issuer's key.
 fn jwt(issuer: &KeyPair, subject: &str, name: &str, claims: &Value) -> String {
     let encode = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
     let header = encode(&json!({ "typ": "JWT", "alg": "ed25519-nkey" }));
@@ -158,7 +158,7 @@ fn jwt(issuer: &KeyPair, subject: &str, name: &str, claims: &Value) -> String {
 }
 
 #[tokio::test]
-async fn bus_accepts_credentials_file_and_rejects_forged_one() {
+async fn nats_accepts_a_credentials_file_and_rejects_a_forged_one() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let folder = folder.path();
     let (operator, account, user) = (

@@ -1,15 +1,15 @@
-//! The corpus of `./dev fuzz` as a plain test: the same functions on the same files.
+//! Runs the functions that `./dev fuzz` tests, on the files of its corpus.
 
 use std::{fs, path::Path};
 
-#[allow(unreachable_pub, reason = "a crate of its own under cargo-fuzz")]
+#[allow(unreachable_pub, reason = "the module is a separate crate under cargo-fuzz")]
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
 
 type Target = fn(&[u8]);
 
 #[test]
-fn parses_corpus_without_panic() {
+fn fuzz_corpus_causes_no_panic() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let targets: [(&str, Target); 3] = [
         ("request", targets::request),
@@ -21,7 +21,7 @@ fn parses_corpus_without_panic() {
         assert!(files.len() >= 5, "{name}");
         for file in files {
             let bytes = fs::read(file.path()).unwrap();
-            // Also a prefix of the file, as left by a broken connection.
+            // Each prefix of the file is also tested, because a broken connection leaves a prefix.
             for end in 0..=bytes.len() {
                 target(&bytes[..end]);
             }

@@ -1,9 +1,10 @@
-//! A compromised guest: everything that its agent's credential can do on the bus, with a client that speaks the
-//! protocol over a plain socket and follows none of its rules.
-//! A guest must not affect the other streams and buckets, the database, NATS's memory, and the delay of other VMs'
+//! Tests a compromised guest: everything that its agent's credential permits on NATS, with a client that writes
+//! protocol lines to a plain socket and follows no rules of NATS clients.
+//!
+//! The guest must not affect other streams and KV buckets, the database, the memory of NATS, or the delay of other VMs'
 //! samples.
 
-#![allow(clippy::cast_precision_loss, reason = "figures, all of them small")]
+#![allow(clippy::cast_precision_loss, reason = "the printed figures are small numbers")]
 
 mod filter;
 mod flood;
@@ -18,15 +19,15 @@ use vmwatch_api::metrics::{DEAD_LETTER_STREAM, SAMPLE_MESSAGE_BYTES, SAMPLE_STRE
 use self::raw::{Raw, message};
 use crate::ingest_support::{Publisher, count};
 
-/// The subject of the VM's samples.
+/// The subject of the guest's own samples.
 const OWN: &str = "vmwatch.v1.samples.guest";
-/// An inbox that only this agent may use.
+/// An inbox that only the guest's agent may use.
 const INBOX: &str = "_INBOX_vmwatch-agent-guest.x";
 
-/// Subjects with a meaning in the services' account, used as subject and as reply subject.
+/// Subjects that have a meaning in the services' account. The test uses each as subject and as reply subject.
 const SUBJECTS: &[&str] = &[
     "$KV.vmwatch_sessions.made-up",
-    // SHA-256 of "admin": the sessions of that user.
+    // SHA-256 of "admin": the key of that user's sessions.
     "$KV.vmwatch_user_sessions.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
     "$KV.vmwatch_login_failures.user.8c6976e5b5410415bde908bd4dee15dfb167a9c873fc4bb8a81f6f2ab448a918",
     "$KV.vmwatch_operations.made-up",
@@ -53,7 +54,7 @@ const SUBJECTS: &[&str] = &[
     ">",
 ];
 
-/// Headers that JetStream or the server interprets.
+/// Headers that JetStream or the NATS server interprets.
 const HEADERS: &[&[(&str, &str)]] = &[
     &[],
     &[("Nats-Msg-Id", "this-machine:2026-01-01T00:00:00.000000:0")],
@@ -68,7 +69,7 @@ const HEADERS: &[&[(&str, &str)]] = &[
     &[("Nats-Batch-Id", "x"), ("Nats-Batch-Sequence", "1")],
 ];
 
-/// The last sequence and the bytes of every stream, including buckets.
+/// The last sequence number and the size in bytes of every stream, including the streams of KV buckets.
 type Fingerprint = BTreeMap<String, (u64, u64)>;
 
 async fn fingerprint(stack: &Stack) -> Fingerprint {
@@ -77,7 +78,7 @@ async fn fingerprint(stack: &Stack) -> Fingerprint {
     let of_one = |info: async_nats::jetstream::stream::Info| {
         (info.config.name, (info.state.last_sequence, info.state.bytes))
     };
-    // The guest may change the stream of samples; dead letters are checked separately.
+    // The guest may change the stream of samples. Dead letters are checked separately.
     let of_others = |name: &str| ![SAMPLE_STREAM, DEAD_LETTER_STREAM].contains(&name);
     streams
         .into_iter()
@@ -96,12 +97,12 @@ async fn dead_letters(stack: &Stack) -> u64 {
     stream.cached_info().state.messages
 }
 
-/// Publishes with every subject, reply subject and header. The services' account, other VMs' samples and the
-/// administrator's login do not change, and the guest's own samples are still accepted.
+/// The guest publishes with every subject, reply subject and header. The services' account, other VMs' samples and the
+/// administrator's login must not be affected, and the guest's own samples must still be accepted.
 #[tokio::test]
 async fn guest_can_publish_only_its_own_samples() {
     let stack = Stack::builder().with_permissions().start().await;
-    // The fingerprint is taken after this login, because a login writes to buckets.
+    // The fingerprint is taken after this login, because a login writes to KV buckets.
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     let before = fingerprint(&stack).await;
     assert!(
@@ -127,10 +128,10 @@ async fn guest_can_publish_only_its_own_samples() {
     );
     assert!(
         !output.contains("MSG "),
-        "nothing was delivered to the guest: {output}"
+        "no message may be delivered to the guest: {output}"
     );
 
-    // A sample that is published last is stored after all messages above were processed.
+    // The sample that is published last is stored after all messages above were processed.
     let mut own = Publisher::new(&stack, GUEST, 1);
     own.publish().await;
     guest.send(format!("SUB {INBOX} 3\r\n").as_bytes()).await;
@@ -138,10 +139,13 @@ async fn guest_can_publish_only_its_own_samples() {
     let output = guest
         .settle_until(&format!(r#""stream":"{SAMPLE_STREAM}""#))
         .await;
-    assert!(output.contains(INBOX), "the acknowledgement arrives: {output}");
+    assert!(
+        output.contains(INBOX),
+        "the acknowledgement of the last sample is missing: {output}"
+    );
     eventually("the guest's sample is stored", PATIENCE, async || {
         let rows = count(&stack.database).await?;
-        (rows == 2).then_some(()).ok_or(format!("{rows} rows"))
+        (rows == 2).then_some(()).ok_or(format!("{rows} rows are stored"))
     })
     .await;
     let mut after = fingerprint(&stack).await;
@@ -152,15 +156,15 @@ async fn guest_can_publish_only_its_own_samples() {
     assert_eq!(after, before);
     assert!(
         dead_letters(&stack).await <= 1,
-        "at most one dead letter per minute"
+        "a VM gets at most one dead letter per minute"
     );
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
 }
 
-/// Message ids are deduplicated per stream, so a guest that uses another VM's next message id must not suppress that
-/// VM's message.
+/// NATS deduplicates message ids per stream. A guest that uses the id of another VM's next message must not suppress
+/// that message.
 #[tokio::test]
-async fn guest_cannot_suppress_samples_of_other_vms() {
+async fn guest_cannot_suppress_other_vms_samples_by_their_message_ids() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
         .replicas(Program::Auth, 0)
@@ -179,12 +183,12 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
     other.send(&sample).await.unwrap();
     eventually("the other VM's sample is stored", PATIENCE, async || {
         let rows = count(&stack.database).await?;
-        (rows == 2).then_some(()).ok_or(format!("{rows} rows"))
+        (rows == 2).then_some(()).ok_or(format!("{rows} rows are stored"))
     })
     .await;
 
-    // Ids of 60 KB once filled the server's memory: headers count toward the maximum size, and the server closes the
-    // connection.
+    // Message ids of 60 KB could fill the memory of NATS. Headers count toward the maximum message size, so the server
+    // closes the connection.
     let before = resident(&stack);
     let id = "x".repeat(60_000);
     for _ in 0..20 {
@@ -202,7 +206,7 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
         .await;
     assert!(
         !guest.settle().await.contains("Violation"),
-        "the largest part passes"
+        "a sample part of the maximum size is accepted"
     );
     guest
         .send(&message(OWN, None, &[], &vec![b'x'; SAMPLE_MESSAGE_BYTES + 1]))
@@ -220,19 +224,21 @@ async fn guest_cannot_suppress_samples_of_other_vms() {
         "hostile_guest_4000_ids_of_60_kb_nats_growth_mib",
         grown as f64 / 1024.0,
     );
-    assert!(grown < 32 << 10, "NATS grew by {grown} KiB");
+    assert!(grown < 32 << 10, "the memory of NATS grew by {grown} KiB");
 }
 
-/// The limits in accounts.conf equal those of the programs and of the server.
+/// The limits of the agents' account in accounts.conf equal those of the programs and of the NATS server.
 #[test]
-fn agent_account_limits_match_programs() {
+fn nats_limits_of_agents_match_the_programs() {
     let accounts = include_str!("../../../deploy/nats/accounts.conf");
     let server = include_str!("../../../deploy/nats/nats.conf");
     let number = |text: &str, name: &str| -> usize {
         let line = text
             .lines()
             .find_map(|line| line.trim().strip_prefix(&format!("{name}: ")));
-        line.unwrap_or_else(|| panic!("no {name}")).parse().unwrap()
+        line.unwrap_or_else(|| panic!("{name} is not configured"))
+            .parse()
+            .unwrap()
     };
     assert_eq!(number(accounts, "max_payload"), SAMPLE_MESSAGE_BYTES);
     assert_eq!(
@@ -242,14 +248,14 @@ fn agent_account_limits_match_programs() {
     assert!(accounts.contains(&format!("subject: \"{SAMPLE_SUBJECT_PREFIX}*\"")));
 }
 
-/// NATS's resident memory in KiB.
+/// Returns the resident memory of NATS in KiB.
 fn resident(stack: &Stack) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", stack.nats.server.id())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Duration of each attack.
+/// Returns the duration of each attack.
 fn attack_lasts() -> Duration {
     if std::env::var_os("VMWATCH_TEST_SOAK").is_some() {
         Duration::from_secs(20)

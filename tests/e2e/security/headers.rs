@@ -1,4 +1,4 @@
-//! The security headers are on every answer of every route, whatever its status.
+//! Tests that every answer of every HTTP route has the security headers, whatever its status.
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
@@ -7,14 +7,14 @@ use vmwatch_api::{Role, Scope};
 
 use crate::rest::client::{Api, Reply, stack};
 
-/// Headers of every answer.
+/// Headers that every answer must have, with their values.
 const ALWAYS: [(&str, &str); 4] = [
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "same-origin"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
 ];
-/// The header of files that are named by their content; all other answers have `no-store`.
+/// The `Cache-Control` of files whose names contain a hash of their content. All other answers have `no-store`.
 const KEPT: &str = "public, max-age=31536000, immutable";
 
 fn check(what: &str, headers: &HeaderMap, kept: &str) {
@@ -33,16 +33,16 @@ fn check(what: &str, headers: &HeaderMap, kept: &str) {
     );
     assert_eq!(value("cache-control"), kept, "{what}");
     let encrypted = headers.get("strict-transport-security");
-    assert_eq!(encrypted, None, "{what}: only over TLS");
+    assert_eq!(encrypted, None, "{what}: this header is only sent over TLS");
 }
 
-/// Sends a request, checks the headers of its answer, and returns its status.
+/// Sends a request, asserts the security headers of its answer, and returns its status.
 async fn status(api: &Api, method: Method, path: &str, body: Option<String>) -> u16 {
     let mut request = api.raw(method.clone(), path);
     if let Some(body) = body {
         request = request.header("content-type", "application/json").body(body);
     }
-    // The body is not read, because that of the event stream never ends.
+    // The body is not read, because the body of the event stream never ends.
     let response = request.send().await.unwrap();
     check(
         &format!("{method} {path}: {}", response.status()),
@@ -52,7 +52,7 @@ async fn status(api: &Api, method: Method, path: &str, body: Option<String>) -> 
     response.status().as_u16()
 }
 
-/// Method and path of every documented route, with an existing instance id.
+/// Returns the method and path of every documented route, with an existing VM.
 fn routes() -> Vec<(Method, String)> {
     let golden: Value = serde_json::from_str(include_str!("../../../gateway/openapi.json")).unwrap();
     let mut routes = Vec::new();
@@ -92,17 +92,20 @@ async fn every_response_has_security_headers() {
     pages(&anonymous).await;
     behind_a_proxy(&anonymous).await;
 
-    // Without the bus every call fails.
+    // Without NATS every call of a service fails.
     stack.nats.server.kill9();
     let login = json!({ "method": codes::LOGIN, "data": { "user_name": "a", "password": "b" } });
     seen.push(status(&admin, Method::GET, "/api/v1/users", None).await);
     seen.push(status(&anonymous, Method::POST, "/wsgi_app.py", Some(login.to_string())).await);
     for expected in [200, 400, 401, 403, 404, 405, 413, 415, 503] {
-        assert!(seen.contains(&expected), "no answer was {expected}: {seen:?}");
+        assert!(
+            seen.contains(&expected),
+            "no answer had the status {expected}: {seen:?}"
+        );
     }
 }
 
-/// Requests that no route accepts.
+/// Sends requests that no route accepts.
 async fn odd_requests(api: &Api) -> Vec<u16> {
     let large = " ".repeat(64 * 1024 + 1);
     let mut seen = Vec::new();
@@ -130,7 +133,7 @@ async fn odd_requests(api: &Api) -> Vec<u16> {
     seen
 }
 
-/// The documented API, including the answer to a login.
+/// Sends requests of the documented API, including a login.
 async fn documented(api: &Api) -> Vec<u16> {
     let data = json!({ "user_name": ADMIN.0, "password": ADMIN.1, "instance_id": MACHINES[0].0 });
     let mut seen = Vec::new();
@@ -141,7 +144,7 @@ async fn documented(api: &Api) -> Vec<u16> {
     seen
 }
 
-/// The page and its files, the OpenAPI document and its page.
+/// Requests the page and its files, and the OpenAPI document and its page.
 async fn pages(api: &Api) {
     let get = async |path: &str, kept: &str| {
         let reply = Reply::of(api.raw(Method::GET, path).header("accept", "text/html")).await;
@@ -164,7 +167,7 @@ async fn pages(api: &Api) {
     }
 }
 
-/// A trusted proxy states whether its client used TLS.
+/// A trusted proxy tells the gateway whether its client used TLS.
 async fn behind_a_proxy(api: &Api) {
     for (said, expected) in [
         ("https", Some("max-age=31536000")),

@@ -1,4 +1,4 @@
-//! No log at any level, no trace and no probe response may contain a secret.
+//! Tests that no log of any level, no trace and no metrics page contains a secret.
 
 use std::{fs, path::Path};
 
@@ -9,11 +9,11 @@ use vmwatch_api::{Role, Scope};
 
 use crate::traces::collector;
 
-/// The most verbose log filter for our own programs.
+/// The most verbose log filter for the vmwatch programs.
 const EVERYTHING: &str =
     "info,gateway=trace,shared=trace,auth_svc=trace,metrics_svc=trace,lifecycle_svc=trace,agent=trace";
 
-/// All files below a folder, with their paths.
+/// Returns all files below a folder, with their contents.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
@@ -27,12 +27,12 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// The passwords of this test.
+/// The passwords that this test uses and then searches for.
 const FIRST: &str = "first-secret-of-eve";
 const SECOND: &str = "second-secret-of-eve";
 const WRONG: &str = "a-guess-that-is-wrong";
 
-/// Logs in, guesses, changes a password and sends requests in every way. Returns the tokens.
+/// Logs in, guesses a password, changes one, and sends requests of every kind. Returns the session tokens.
 async fn use_secrets(stack: &Stack) -> Vec<String> {
     let gateway = stack.gateway(0);
     stack.command(Program::Auth, &["user", "add", "eve"], &format!("{FIRST}\n"));
@@ -40,7 +40,7 @@ async fn use_secrets(stack: &Stack) -> Vec<String> {
     let eve = gateway.login("eve", FIRST).await;
     let guessed = json!({ "method": codes::LOGIN, "data": { "user_name": "eve", "password": WRONG } });
     assert_eq!(gateway.post(&guessed).await.status(), 3);
-    // Secrets in wrong places, and requests that are not understood.
+    // These requests have secrets in the wrong fields or are malformed.
     for body in [
         json!({ "method": codes::VM, "session_id": admin, "data": { "instance_id": "vm-1" }, "password": WRONG }),
         json!({ "method": codes::LOGIN, "data": { "user_name": WRONG, "password": [FIRST] } }),
@@ -70,13 +70,13 @@ async fn use_secrets(stack: &Stack) -> Vec<String> {
         let answer: serde_json::Value = serde_json::from_str(&body).unwrap_or_default();
         tokens.extend(answer["token"].as_str().map(str::to_owned));
     }
-    assert_eq!(tokens.len(), 3, "eve logged in again");
+    assert_eq!(tokens.len(), 3, "the login of eve returned no third token");
     tokens.push(stack.session(Role::Viewer, Scope::All).await);
     tokens
 }
 
 #[tokio::test]
-async fn logs_and_traces_contain_no_secret() {
+async fn logs_traces_and_metrics_contain_no_secret() {
     let (address, spans) = collector().await;
     let programs = [
         Program::Gateway,
@@ -94,12 +94,12 @@ async fn logs_and_traces_contain_no_secret() {
     }
     let stack = builder.start().await;
     let tokens = use_secrets(&stack).await;
-    eventually("all programs sent traces", PATIENCE, async || {
+    eventually("all programs have sent traces", PATIENCE, async || {
         let spans = format!("{:?}", spans.lock().unwrap());
         let missing = ["vmwatch-gateway", "vmwatch-auth", "vmwatch-metrics"]
             .into_iter()
             .find(|name| !spans.contains(name));
-        missing.map_or(Ok(()), |name| Err(format!("none of {name}")))
+        missing.map_or(Ok(()), |name| Err(format!("no trace of {name} has arrived")))
     })
     .await;
 
@@ -132,7 +132,7 @@ async fn logs_and_traces_contain_no_secret() {
     }
     assert!(
         texts.len() >= 11,
-        "seven logs, the traces and five pages of metrics"
+        "seven logs, the traces and five metrics pages are searched"
     );
     let traced = texts
         .iter()

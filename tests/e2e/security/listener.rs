@@ -1,4 +1,4 @@
-//! Clients that misuse the gateway's listener do not affect other clients, and are disconnected at a time limit.
+//! Tests that HTTP clients which misuse the gateway do not affect other clients and are disconnected at a time limit.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ fn vm_request(session: &str) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Silent, slow and idle connections are closed at the limit, and not before.
+/// The gateway closes silent, slow and idle connections at its time limit, and not earlier.
 #[tokio::test]
-async fn closes_slow_and_idle_connections_at_limit() {
+async fn gateway_closes_slow_and_idle_connections_at_time_limit() {
     let limit = Duration::from_secs(1);
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "1s")
@@ -73,9 +73,9 @@ async fn closes_slow_and_idle_connections_at_limit() {
     );
 }
 
-/// Clients that send bodies slowly hold no permits.
+/// Requests whose body is not complete yet occupy no permit, so slow senders do not block others.
 #[tokio::test]
-async fn slow_bodies_hold_no_permit() {
+async fn requests_with_slow_bodies_hold_no_permit() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_LOGINS", "2")
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "2")
@@ -90,7 +90,7 @@ async fn slow_bodies_hold_no_permit() {
         stream.write_all(half.as_bytes()).await.unwrap();
         slow.push(stream);
     }
-    eventually("the connections are open", PATIENCE, async || {
+    eventually("all slow connections are open", PATIENCE, async || {
         let metrics = gateway.replica.metrics().await;
         if gauge(&metrics, "vmwatch_http_connections") >= 10.0 {
             Ok(())
@@ -112,9 +112,9 @@ fn gauge(metrics: &str, name: &str) -> f64 {
     values.sum()
 }
 
-/// Connections above the limit wait in the kernel's queue, and are served when others end.
+/// Connections above the limit wait in the kernel's queue. The gateway serves them when other connections end.
 #[tokio::test]
-async fn limits_number_of_connections() {
+async fn gateway_limits_open_http_connections() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_CONNECTIONS", "5")
         .set(Program::Gateway, "VMWATCH_REQUEST_TIMEOUT", "1s")
@@ -139,21 +139,25 @@ async fn limits_number_of_connections() {
     };
     let said = tokio::select! {
         said = to_end(&mut late) => said,
-        () = watching => unreachable!("it never ends"),
+        () = watching => unreachable!("the observer never ends"),
     };
     assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
-    // The health listener, which has its own limit, counts its own connection.
-    assert!((5.0..=6.0).contains(&most), "{most} connections at once");
+    // The health listener has its own limit; it counts its own connection.
+    assert!(
+        (5.0..=6.0).contains(&most),
+        "{most} connections were open at once"
+    );
 }
 
-/// Requests that are too large or nested too deep are refused before they use resources.
+/// Requests with too many or too large headers, a too large body or too deep nesting are refused before they use
+/// resources.
 #[tokio::test]
-async fn limits_headers_bodies_and_depth() {
+async fn gateway_limits_request_headers_bodies_and_nesting() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let gateway = stack.gateway(0);
     let said = async |request: String| {
         let mut stream = connect(gateway).await;
-        // The gateway may answer and close before everything is sent.
+        // The gateway may answer and close the connection before everything is sent.
         let _ = stream.write_all(request.as_bytes()).await;
         to_end(&mut stream).await
     };
@@ -184,9 +188,9 @@ async fn limits_headers_bodies_and_depth() {
     assert_eq!(gateway.replica.process.ended(), None);
 }
 
-/// A limited number of a user's requests are processed; the rest is refused at once with the time to wait.
+/// A user's requests are processed up to a limit. Further requests are refused at once, with the time to wait.
 #[tokio::test]
-async fn sheds_excess_requests_with_retry_after() {
+async fn excess_requests_of_a_user_get_429_with_retry_after() {
     let stack = Stack::builder()
         .set(Program::Gateway, "VMWATCH_MAX_CHEAP_READS", "8")
         .set(Program::Gateway, "VMWATCH_QUERY_DEADLINE", "3s")
@@ -210,9 +214,10 @@ async fn sheds_excess_requests_with_retry_after() {
     assert_eq!(gateway.post(&request).await.status(), 1);
 }
 
-/// Behind a trusted proxy each client is its own source. The header of an untrusted sender is ignored.
+/// The gateway takes the client's address from `X-Forwarded-For` only if a trusted proxy sent the header, so that
+/// clients behind the proxy are throttled separately.
 #[tokio::test]
-async fn source_is_taken_from_trusted_proxy() {
+async fn client_address_is_taken_only_from_trusted_proxy() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .set(
@@ -246,13 +251,13 @@ async fn source_is_taken_from_trusted_proxy() {
     assert_eq!(
         status("203.0.113.1").await,
         "429",
-        "this source has no attempts left"
+        "this address has no login attempts left"
     );
-    // An entry that the client writes itself stands before those of the proxies, and has no effect.
+    // A client can write entries itself. They stand before those of the proxies and have no effect.
     assert_eq!(status("198.51.100.1, 203.0.113.1, 10.1.1.1").await, "429");
     assert_eq!(
         status("203.0.113.1, 198.51.100.1").await,
         "200",
-        "another source has its own attempts"
+        "another address has its own login attempts"
     );
 }

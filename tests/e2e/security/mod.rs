@@ -1,4 +1,4 @@
-//! Authentication, authorization, and protection against hostile clients (docs/security.md).
+//! Tests of authentication, authorization, and the protection against hostile clients that docs/security.md describes.
 
 mod bus_tls;
 mod corpus;

@@ -1,4 +1,4 @@
-//! User names: all spellings of a name are one user, and no name looks like another user's.
+//! Tests user names: all spellings of a name belong to one user, and no name can look like another user's name.
 
 use std::net::Ipv4Addr;
 
@@ -9,9 +9,10 @@ use testkit::{ADMIN, Program, Stack, codes};
 use crate::rest::client::{Api, Reply};
 
 const PASSWORD: &str = "long enough";
-/// Spellings of one name; the last one has full-width characters.
+/// Spellings of one name. The last one has full-width characters.
 const SPELLINGS: [&str; 5] = ["ops", "OPS", "Ops", "oPs", "ＯＰＳ"];
-/// Names that no user can have: with a Cyrillic letter, a space, a direction override, and a zero-width space.
+/// Names that no user can have: with a Cyrillic letter, with a space, with a direction override, and with a zero-width
+/// space.
 const LOOK_ALIKES: [&str; 4] = ["\u{430}dmin", "admin ", "admin\u{202e}", "ad\u{200b}min"];
 
 fn new_user(name: &str, role: &str) -> Value {
@@ -24,7 +25,7 @@ async fn log_in(api: &Api, user: &str, password: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn one_user_has_all_spellings_of_a_name() {
+async fn all_spellings_of_a_name_belong_to_one_user() {
     let stack = Stack::builder()
         .without_login_limit()
         .replicas(Program::Metrics, 0)
@@ -75,7 +76,7 @@ async fn refuses_look_alikes_for_new_users(stack: &Stack, admin: &Api) {
         .await
         .problem(422, "user_name");
     assert!(detail.contains("must not mix scripts"), "{detail}");
-    // The limits in the schema itself.
+    // The JSON schema itself limits the length of a name.
     admin
         .post("/users", new_user("", "viewer"))
         .await
@@ -99,8 +100,8 @@ async fn logs_in_by_every_spelling(stack: &Stack, anonymous: &Api) {
     stack.gateway(0).login("OPS", PASSWORD).await;
 }
 
-/// An administrator sets others' passwords without the old one. Another spelling of the administrator's own name is not
-/// another user.
+/// Administrators set other users' passwords without the old password. Another spelling of the administrator's own name
+/// does not count as another user.
 async fn asks_for_the_old_password_whatever_the_spelling(anonymous: &Api, admin: &Api) {
     let body = json!({ "password": "another one" });
     for name in ["ADMIN", "Admin", "ａdmin"] {
@@ -144,7 +145,8 @@ async fn answers_look_alikes_as_unknown_users(stack: &Stack, anonymous: &Api) {
 }
 
 async fn throttles_all_spellings_as_one_user(stack: &Stack) {
-    // Each address has its own source, because only the first ten failures of a source have their own records.
+    // Each spelling is guessed from its own address, because only the first ten failures of an address have their own
+    // audit records.
     let attacker = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 8));
     for spelling in SPELLINGS {
         log_in(&attacker, spelling, "a guess")
@@ -156,7 +158,7 @@ async fn throttles_all_spellings_as_one_user(stack: &Stack) {
             .await
             .problem(429, "throttled");
     }
-    // Only the source of the guesses is throttled.
+    // Only the addresses of the guesses are throttled.
     let elsewhere = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 9));
     elsewhere.log_in("OPS", PASSWORD).await;
 }
@@ -172,7 +174,7 @@ async fn audits_the_stored_name(admin: &Api) {
     assert!(results("auth.login", "refused") >= 5, "{page}");
     assert!(
         records.iter().all(|record| record["user"] == "Ops"),
-        "one name for all spellings: {page}"
+        "every audit record has the stored spelling of the name: {page}"
     );
     let page = admin.read("/audit?target=Ops&limit=1000").await;
     let targets = page["records"].as_array().unwrap();
@@ -204,6 +206,6 @@ async fn removes_by_any_spelling(stack: &Stack, admin: &Api) {
     assert_eq!(
         ops.get("/me").await.status,
         401,
-        "the session of the removed user"
+        "the session of the removed user is invalid"
     );
 }

@@ -1,4 +1,4 @@
-//! Tests against password guessing, and that neither answers nor timing reveal which users exist.
+//! Tests that password guessing is throttled, and that neither answers nor response times reveal which users exist.
 
 use std::{
     env,
@@ -15,13 +15,13 @@ fn login(user: &str, password: &str) -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 
-/// The number of pairs in the long form, in `./dev soak`.
+/// Returns whether the long form of `./dev soak` runs, which makes more pairs of logins.
 fn is_soak() -> bool {
     env::var_os("VMWATCH_TEST_SOAK").is_some_and(|minutes| !minutes.is_empty())
 }
 
-/// The probability that a random value of the first is greater than a random value of the second; equal values count
-/// half. This is the U statistic of Mann and Whitney divided by the product of the counts.
+/// Returns the probability that a random value of the first list is greater than a random value of the second. Equal
+/// values count half. This is the Mann–Whitney U statistic divided by the product of the two counts.
 fn superiority(first: &[f64], second: &[f64]) -> f64 {
     let points = first.iter().flat_map(|one| {
         second.iter().map(move |other| match one.total_cmp(other) {
@@ -34,13 +34,15 @@ fn superiority(first: &[f64], second: &[f64]) -> f64 {
 }
 
 fn count(number: usize) -> f64 {
-    f64::from(u32::try_from(number).expect("a small count"))
+    f64::from(u32::try_from(number).expect("the count fits into 32 bits"))
 }
 
-/// Logins with existing and unknown names in turn: texts and statuses are equal, and a rank statistic does not
-/// distinguish the times. A verification of argon2id takes about 45 ms of one core, so 2,000 are for `./dev soak`. The
-/// short form makes 400; because its statistic varies more by chance, four standard deviations are allowed in place of
-/// 0.05.
+/// Logins with existing and with unknown names get equal answers, and their response times do not differ by a rank
+/// statistic.
+///
+/// One argon2id verification takes about 45 ms of one core, so the 2,000 logins of the long form run only in `./dev
+/// soak`. The short form makes 400 logins. Its statistic varies more by chance, so it allows four standard deviations
+/// instead of 0.05.
 #[tokio::test]
 async fn login_does_not_reveal_existing_users() {
     let each = if is_soak() { 1000 } else { 200 };
@@ -65,9 +67,9 @@ async fn login_does_not_reveal_existing_users() {
     };
     let mut shapes = Vec::new();
     for turn in 0..2 * each {
-        // Pairs alternate in their order, so that variations of the machine's speed affect both alike.
+        // The order within the pairs alternates, so that variations of the machine's speed affect both kinds alike.
         let is_known = matches!(turn % 4, 0 | 3);
-        // Names of equal length; each unknown name is used only once.
+        // All names have the same length, and each unknown name is used only once.
         let name = if is_known {
             ADMIN.0.to_owned()
         } else {
@@ -87,22 +89,22 @@ async fn login_does_not_reveal_existing_users() {
     assert_eq!((shapes[0].0, known.len(), unknown.len()), (200, each, each));
     assert!(
         shapes.iter().all(|shape| *shape == shapes[0]),
-        "an answer differs: {shapes:?}"
+        "answers for existing and unknown users differ: {shapes:?}"
     );
     let slower = superiority(&known, &unknown);
     figure("login_known_slower_than_unknown_probability", slower);
     figure("login_times_compared", count(2 * each));
-    // The standard deviation of the statistic if both are alike: sqrt((n + m + 1) / 12nm).
+    // The standard deviation of the statistic for equal distributions: sqrt((n + m + 1) / 12nm).
     let deviation = (count(2 * each + 1) / (12.0 * count(each * each))).sqrt();
     let allowed = f64::max(0.05, 4.0 * deviation);
     assert!(
         (slower - 0.5).abs() <= allowed,
-        "{slower} is not within 0.5 ± {allowed}"
+        "the response times differ: the statistic {slower} is not within 0.5 ± {allowed}"
     );
 }
 
 #[test]
-fn statistic_distinguishes_shifted_times() {
+fn rank_statistic_detects_shifted_times() {
     let times: Vec<_> = (0..100).map(|turn| count((turn * 37) % 100)).collect();
     let later: Vec<_> = times.iter().map(|time| time + 1000.0).collect();
     assert!((superiority(&times, &times) - 0.5).abs() < 1e-9);
@@ -110,11 +112,11 @@ fn statistic_distinguishes_shifted_times() {
     assert!(superiority(&times, &later).abs() < 1e-9);
 }
 
-/// Ten thousand guesses from one address: half of them for one user, the others for a hundred users. None succeeds, and
-/// most are refused before a password is hashed. All other logins succeed at the first attempt: the attacked user's
-/// from another address, and another user's from the attacker's address.
+/// One address guesses ten thousand passwords: half of them for one user, the others for a hundred users. No guess
+/// succeeds, and most are refused before a password is hashed. Other logins succeed at the first attempt: a login of
+/// the attacked user from another address, and a login of another user from the attacker's address.
 #[tokio::test]
-async fn throttles_password_guessing_without_harming_others() {
+async fn password_guessing_is_throttled_without_blocking_other_logins() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder()
         .without_login_limit()
@@ -124,7 +126,7 @@ async fn throttles_password_guessing_without_harming_others() {
         .await;
     let gateway = stack.gateway(0);
     let users: Vec<_> = (0..100).map(|number| format!("user-{number}")).collect();
-    // Two of the names exist; no answer reveals which.
+    // Two of the names exist. No answer may reveal which.
     for user in [&users[0], &users[99]] {
         stack.command(Program::Auth, &["user", "add", user], "correct for this one\n");
     }
@@ -165,9 +167,12 @@ async fn throttles_password_guessing_without_harming_others() {
     figure("password_guesses_throttled", count(throttled));
     figure("password_guesses_tried", count(tried));
     assert_eq!(tried + throttled + unavailable, GUESSES, "{statuses:?}");
-    // Five guesses of each pair are checked, until a hundred failures of the source leave one per pair. Concurrent
-    // guesses may exceed the limit.
-    assert!(tried <= 5 + 100 + users.len() + 64, "{tried} were tried");
+    // auth-svc verifies five guesses of each user, until a hundred failures of the address leave one per user.
+    // Concurrent guesses may exceed these limits slightly.
+    assert!(
+        tried <= 5 + 100 + users.len() + 64,
+        "{tried} guesses were verified"
+    );
 
     let enter = async |client: &Client, user: &str, password: &str| {
         let answer = client

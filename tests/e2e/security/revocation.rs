@@ -1,4 +1,4 @@
-//! Changes and removals of users take effect, whatever fails during the command.
+//! Tests that changes and removals of users take effect even if parts of the command fail.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use vmwatch_bus::Context;
 
 use crate::{ingest_support::metric, rest::client::Api};
 
-/// The keys of sessions in the session bucket.
+/// Returns the keys of the KV bucket of sessions.
 async fn stored_sessions(stack: &Stack) -> usize {
     use futures::TryStreamExt;
     let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await.unwrap();
@@ -41,7 +41,7 @@ async fn add(admin: &Api, name: &str, role: &str) {
     assert_eq!(added.status, 201, "{added:?}");
 }
 
-/// Each step of a command may fail or be skipped: the state of the database still takes effect.
+/// Each step of a user change may fail or be skipped. The state of the database must still take effect.
 #[tokio::test]
 async fn user_changes_take_effect_despite_failures() {
     let stack = Stack::builder()
@@ -58,12 +58,16 @@ async fn user_changes_take_effect_despite_failures() {
     repeats_change_that_was_not_passed_on(&stack, &anonymous, &admin).await;
     heals_what_a_crash_left_undone(&stack, &anonymous, &admin).await;
     finishes_removal_that_a_crash_interrupted(&stack, &anonymous, &admin).await;
-    assert_eq!(admin.get("/me").await.status, 200, "others are not touched");
+    assert_eq!(
+        admin.get("/me").await.status,
+        200,
+        "the sessions of other users stay valid"
+    );
     let log = stack.nats.server.log();
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// Runs the command and returns its output.
+/// Removes a user with the command line and returns its output.
 fn remove_by_command(stack: &Stack, user: &str) -> Result<String, String> {
     remove_by_command_with(stack, user, &[])
 }
@@ -87,14 +91,14 @@ async fn removes_user_while_the_bus_is_frozen(stack: &Stack, anonymous: &Api, ad
     add(admin, "vic", "operator").await;
     let vic = anonymous.log_in("vic", "long enough").await;
     stack.nats.server.pause();
-    // Without this setting the command would be refused, because the audit is unreachable.
+    // With the default setting the command would be refused, because the audit is unreachable.
     let unaudited = [("VMWATCH_AUDIT_REQUIRED".to_owned(), "false".to_owned())];
     let refused = remove_by_command_with(stack, "vic", &unaudited);
     stack.nats.server.resume();
     let refused = refused.unwrap_err();
     assert!(refused.contains("repeat it"), "{refused}");
     stack.ready().await;
-    // The reconciler may have removed the user first. In both cases the removal succeeded, and nothing is left to
+    // The reconciler may have removed the user first. In both cases the removal has succeeded and nothing is left to
     // remove.
     let repeated = remove_by_command(stack, "vic");
     assert!(
@@ -107,7 +111,7 @@ async fn removes_user_while_the_bus_is_frozen(stack: &Stack, anonymous: &Api, ad
     assert!(again.unwrap_err().contains("there is no user vic"));
 }
 
-/// The user bucket is unreachable while a password is changed, and while a user is added.
+/// The KV bucket of users is unreachable while a password is changed and while a user is added.
 async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, admin: &Api) {
     add(admin, "eve", "viewer").await;
     let eve = anonymous.log_in("eve", "long enough").await;
@@ -120,8 +124,8 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, a
         assert!(detail.contains("repeat it"), "{detail}");
     }
     refuses_writes(stack, false).await;
-    // The old password is the new one by now. If the reconciler was faster, the session has already ended, as it
-    // should.
+    // The password in the database has changed already, so the old password is refused. If the reconciler was faster,
+    // the session has already ended, as it should.
     let repeated = put(&eve).await;
     assert!(matches!(repeated.status, 204 | 401), "{repeated:?}");
     eve.is_over().await;
@@ -131,7 +135,7 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, a
     anonymous.log_in("ann", "long enough").await;
 }
 
-/// Makes the bucket of users refuse or accept new values.
+/// Makes the KV bucket of users refuse or accept new values.
 async fn refuses_writes(stack: &Stack, refuses: bool) {
     let stream = format!("KV_{USER_BUCKET}");
     let info = stack.bus.jetstream().get_stream(&stream).await.unwrap();
@@ -140,7 +144,8 @@ async fn refuses_writes(stack: &Stack, refuses: bool) {
     stack.bus.jetstream().update_stream(config).await.unwrap();
 }
 
-/// The state after auth-svc died between the writes to database and bucket, or after an operator changed the database.
+/// Tests the state that remains after auth-svc died between its writes to the database and to the KV bucket, or after
+/// an operator changed the database.
 async fn heals_what_a_crash_left_undone(stack: &Stack, anonymous: &Api, admin: &Api) {
     add(admin, "mia", "operator").await;
     let mia = anonymous.log_in("mia", "long enough").await;
@@ -156,52 +161,56 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, anonymous: &Api, admin: &
     )
     .await;
     set_in_database(stack, "mia", doc! { "sessions_not_before": DateTime::now() }).await;
-    eventually("the session is invalid", PATIENCE, async || {
+    eventually("the gateway refuses the session", PATIENCE, async || {
         let status = mia.get("/me").await.status;
         (status == 401).then_some(()).ok_or(status.to_string())
     })
     .await;
     anonymous.log_in("mia", "long enough").await.read("/me").await;
-    // The user's record in the bucket, damaged by an attacker or a defect.
+    // The user's record in the KV bucket is damaged, by an attacker or a software error.
     let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
     bucket
         .put(UserKey::from_name("mia").bucket_key(), "{".into())
         .await
         .unwrap();
-    eventually("the record is restored", PATIENCE, async || {
-        let value = bucket
-            .get(UserKey::from_name("mia").bucket_key())
-            .await
-            .unwrap()
-            .unwrap();
-        let record = serde_json::from_slice::<UserRecord>(&value);
-        record.map(drop).map_err(|error| error.to_string())
-    })
+    eventually(
+        "the reconciler restores the user's record",
+        PATIENCE,
+        async || {
+            let value = bucket
+                .get(UserKey::from_name("mia").bucket_key())
+                .await
+                .unwrap()
+                .unwrap();
+            let record = serde_json::from_slice::<UserRecord>(&value);
+            record.map(drop).map_err(|error| error.to_string())
+        },
+    )
     .await;
 }
 
-/// The user is removed from the database, but not from the bucket, and its sessions exist.
+/// Tests a user who is removed from the database but not from the KV bucket, and whose sessions still exist.
 async fn finishes_removal_that_a_crash_interrupted(stack: &Stack, anonymous: &Api, admin: &Api) {
     let before = stored_sessions(stack).await;
     add(admin, "zoe", "viewer").await;
     let zoe = anonymous.log_in("zoe", "long enough").await;
     assert_eq!(zoe.get("/me").await.status, 200);
     users(stack).delete_one(doc! { "_id": "zoe" }).await.unwrap();
-    eventually("the session is refused", PATIENCE, async || {
+    eventually("the gateway refuses the session", PATIENCE, async || {
         let status = zoe.get("/me").await.status;
         (status == 401).then_some(()).ok_or(status.to_string())
     })
     .await;
-    eventually("the session is deleted", PATIENCE, async || {
+    eventually("the removed user's session is deleted", PATIENCE, async || {
         let stored = stored_sessions(stack).await;
-        (stored == before)
-            .then_some(())
-            .ok_or(format!("{stored}, {before} before"))
+        (stored == before).then_some(()).ok_or(format!(
+            "{stored} sessions are stored, {before} were stored before"
+        ))
     })
     .await;
 }
 
-/// The key of a counter in the bucket of failed logins.
+/// Returns the key of a counter in the KV bucket of failed logins.
 fn counter_key(kind: &str, parts: &[&str]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
@@ -212,10 +221,10 @@ fn counter_key(kind: &str, parts: &[&str]) -> String {
     format!("{kind}.{}", data_encoding::HEXLOWER.encode(&digest))
 }
 
-/// However many guesses of an old password run concurrently, at most the limit are checked. Broken records of the
-/// throttle and of the index neither allow more guesses nor lock a user out.
+/// However many guesses of an old password run concurrently, auth-svc verifies at most the limit. Damaged records of
+/// the throttle and of the session index neither allow more guesses nor lock a user out.
 #[tokio::test]
-async fn throttles_old_passwords_and_broken_records() {
+async fn guesses_of_old_passwords_are_throttled_despite_damaged_records() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
@@ -225,8 +234,8 @@ async fn throttles_old_passwords_and_broken_records() {
     let anonymous = Api::of(stack.gateway(0));
     let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     add(&admin, "vera", "viewer").await;
-    // A user that was changed in the last minute could repeat the change with the previous password, so the change is
-    // moved to the past.
+    // A password that was changed within the last minute could be changed again with the previous password, so the test
+    // moves the change into the past.
     set_in_database(
         &stack,
         "vera",
@@ -234,7 +243,7 @@ async fn throttles_old_passwords_and_broken_records() {
     )
     .await;
     let vera = anonymous.log_in("vera", "long enough").await;
-    // Sent without the gateway, whose own limits would refuse most of them.
+    // The guesses bypass the gateway, whose own limits would refuse most of them.
     let context = Context::new(PATIENCE).as_principal(Principal {
         user: "vera".to_owned(),
         role: Role::Viewer,
@@ -277,7 +286,7 @@ async fn throttles_old_passwords_and_broken_records() {
     log_in().await.problem(429, "throttled");
     failures.delete(&pair).await.unwrap();
 
-    // With its counter broken, the user is treated as at the limit: one attempt is left.
+    // A user whose counter is damaged is treated as being at the limit: one attempt is left.
     failures
         .put(counter_key("user", &["bob"]), broken.into())
         .await
@@ -298,11 +307,16 @@ async fn throttles_old_passwords_and_broken_records() {
     );
     let broken = metric(stack.replica(Program::Auth, 0), "vmwatch_broken_records_total").await;
     assert!(broken >= 3.0, "{broken}");
-    // The date in the user's record ends the sessions that the broken index does not contain.
+    // The user's record contains a date that ends all older sessions, also those that the damaged index does not
+    // contain.
     assert_eq!(admin.delete("/users/bob").await.status, 204);
-    eventually("the session is invalid", Duration::from_secs(1), async || {
-        let status = bob.get("/me").await.status;
-        (status == 401).then_some(()).ok_or(status.to_string())
-    })
+    eventually(
+        "the gateway refuses the session",
+        Duration::from_secs(1),
+        async || {
+            let status = bob.get("/me").await.status;
+            (status == 401).then_some(()).ok_or(status.to_string())
+        },
+    )
     .await;
 }

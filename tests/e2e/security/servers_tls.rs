@@ -1,4 +1,4 @@
-//! NATS and the database as in a deployment: TLS only, with the certificates of `deploy/secrets`.
+//! Tests NATS and the database as in a deployment: with TLS only, and with certificates of `deploy/secrets`.
 
 use std::{fs, sync::Arc};
 
@@ -24,11 +24,11 @@ use vmwatch_store::{MONGODB_CA_FILE, MONGODB_URI};
 use super::tls::Authority;
 use crate::rest::client::{publish, sample};
 
-/// The name that is added to the bus's certificate while everything runs.
+/// This name is added to the certificate of NATS while all programs run.
 const FURTHER_NAME: &str = "bus.example.com";
 
 #[tokio::test]
-async fn whole_stack_works_over_tls_and_reloads_certificate() {
+async fn all_programs_work_over_tls_and_nats_reloads_its_certificate() {
     let stack = Stack::builder()
         .replicas(Program::Agent, 1)
         .set(Program::Metrics, "VMWATCH_SILENT_AFTER", "1s")
@@ -36,12 +36,15 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // Users and rows are in the database; all requests and the agent's samples use the bus.
+    // Users and rows are in the database, and all requests and the agent's samples pass through NATS, so these answers
+    // show that both connections work.
     let session = gateway.login(ADMIN.0, ADMIN.1).await;
     let data = json!({ "instance_id": THIS_MACHINE });
-    eventually("the agent's rows are answered", PATIENCE, async || {
+    eventually("the agent's rows can be read", PATIENCE, async || {
         let rows = gateway.rows(&session, codes::VM, 3, data.clone()).await;
-        (!rows.is_empty()).then_some(()).ok_or("none yet".to_owned())
+        (!rows.is_empty())
+            .then_some(())
+            .ok_or("no row is stored".to_owned())
     })
     .await;
     assert_eq!(gateway.start_vm(&session, MACHINES[0].0).await.status(), 1);
@@ -51,24 +54,26 @@ async fn whole_stack_works_over_tls_and_reloads_certificate() {
     let before = served_by_bus(&stack, "localhost").await.unwrap();
     assert!(
         served_by_bus(&stack, FURTHER_NAME).await.is_err(),
-        "the certificate does not have this name yet"
+        "the former certificate must not contain the new name"
     );
     secrets.renew(&["bus-name", FURTHER_NAME]);
     stack.nats.server.reload();
-    eventually("the renewed certificate is served", PATIENCE, async || {
+    eventually("NATS serves the renewed certificate", PATIENCE, async || {
         let served = served_by_bus(&stack, FURTHER_NAME)
             .await
             .map_err(|error| error.to_string())?;
-        (served != before).then_some(()).ok_or("the former".to_owned())
+        (served != before)
+            .then_some(())
+            .ok_or("NATS serves the former certificate".to_owned())
     })
     .await;
-    // Existing connections continue, and new ones trust the new certificate.
+    // Existing connections continue, and new clients trust the new certificate.
     assert_eq!(gateway.start_vm(&session, MACHINES[1].0).await.status(), 1);
     stack.nats.connect_as("a tool", "vmwatch-operator").await;
     metrics_of_alert_rules_are_correct(&stack).await;
 }
 
-/// The metrics used by alert rules exist and are correct; a VM whose agent ends is counted.
+/// The metrics that alert rules use exist and are correct. A VM whose agent stops is counted as silent.
 async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     for program in [
         Program::Gateway,
@@ -78,9 +83,9 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     ] {
         let replica = stack.replica(program, 0);
         assert_eq!(replica.metric("vmwatch_ready").await, Some(1.0), "{program:?}");
-        eventually("the clocks are compared", PATIENCE, async || {
+        eventually("the program reports its clock difference", PATIENCE, async || {
             let skew = replica.metric("vmwatch_clock_skew_seconds").await;
-            // All programs and NATS use the clock of this machine.
+            // All programs and NATS use the clock of this machine, so the measured difference must be small.
             let agrees = skew.is_some_and(|skew| skew.abs() < 1.0);
             agrees.then_some(()).ok_or(format!("{program:?}: {skew:?}"))
         })
@@ -98,7 +103,7 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     report.vm.as_mut().unwrap().dropped_parts = 3;
     publish(stack, &report).await;
     eventually(
-        "the parts that an agent dropped are counted",
+        "the agent exports its number of dropped sample parts",
         PATIENCE,
         async || {
             let count = metrics.metric("vmwatch_parts_dropped_by_agents_total").await;
@@ -107,16 +112,16 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     )
     .await;
     stack.replica(Program::Agent, 0).process.kill9();
-    eventually("the silent VM is counted", PATIENCE, async || {
+    eventually("metrics-svc counts the silent VM", PATIENCE, async || {
         let count = metrics.metric("vmwatch_vms_fell_silent").await;
-        // The only sample of the other VM is too old by now.
+        // The only sample of the other VM is older than `VMWATCH_SILENT_AFTER` by now.
         (count == Some(2.0)).then_some(()).ok_or(format!("{count:?}"))
     })
     .await;
 }
 
 #[tokio::test]
-async fn trusts_database_only_by_its_authority() {
+async fn database_is_trusted_only_by_its_certificate_authority() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &[]).with_tls();
     let database = Database::start_with(folder.path(), secrets.database_certificate().as_deref()).await;
@@ -131,14 +136,14 @@ async fn trusts_database_only_by_its_authority() {
     let uri = format!("{}/?serverSelectionTimeoutMS=500", database.uri());
     let ca_file = secrets.ca_file().unwrap().display().to_string();
     answers(&uri, &ca_file).await.unwrap();
-    // A connection string of an operator that enables TLS itself.
+    // This connection string enables TLS itself.
     answers(&format!("{uri}&ssl=true"), &ca_file).await.unwrap();
     for (uri, ca_file, why) in [
-        (&uri, "", "the database accepts no plain connection"),
+        (&uri, "", "the database must refuse a connection without TLS"),
         (
             &uri,
             foreign.to_str().unwrap(),
-            "the certificate is not of the foreign authority",
+            "a client of another authority must refuse the database's certificate",
         ),
     ] {
         answers(uri, ca_file).await.expect_err(why);
@@ -146,10 +151,10 @@ async fn trusts_database_only_by_its_authority() {
 }
 
 fn address(url: &str) -> &str {
-    url.strip_prefix("tls://").expect("the bus accepts only TLS")
+    url.strip_prefix("tls://").expect("NATS accepts only TLS")
 }
 
-/// A client that continues without TLS is refused.
+/// Asserts that NATS refuses a client that continues without TLS.
 async fn refuses_plain(address: &str) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream
@@ -163,7 +168,7 @@ async fn refuses_plain(address: &str) {
     assert!(said.starts_with("INFO ") && !said.contains("PONG"), "{said}");
 }
 
-/// The certificate that the bus serves to a client that requests this name.
+/// Returns the certificate that NATS serves to a client that requests this name.
 async fn served_by_bus(stack: &Stack, name: &'static str) -> std::io::Result<Vec<u8>> {
     let mut roots = RootCertStore::empty();
     let ca_file = stack.nats.secrets().unwrap().ca_file().unwrap();
@@ -178,7 +183,7 @@ async fn served_by_bus(stack: &Stack, name: &'static str) -> std::io::Result<Vec
         .with_root_certificates(roots)
         .with_no_client_auth();
     let mut stream = BufReader::new(TcpStream::connect(address(stack.nats.url())).await?);
-    // The server first sends a line in plain text; the handshake follows it.
+    // NATS first sends a line in plain text; the TLS handshake follows.
     let mut info = String::new();
     stream.read_line(&mut info).await?;
     let connector = TlsConnector::from(Arc::new(config));

@@ -1,4 +1,4 @@
-//! HTTPS: enabled by settings, with certificates that are renewed while the gateway runs.
+//! Tests HTTPS of the gateway, including certificates that are renewed while it runs.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -15,10 +15,10 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::wire::{address, connect, post, to_end};
 
-/// The authority that signs the certificates of a test.
+/// A certificate authority for tests.
 pub(super) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    /// The authority's certificate, as PEM.
+    /// The authority's own certificate in PEM.
     pub(super) pem: String,
 }
 
@@ -38,7 +38,7 @@ impl Authority {
         }
     }
 
-    /// A certificate for loopback and its key, as PEM.
+    /// Returns a certificate for loopback addresses and its key, both in PEM.
     pub(super) fn certificate(&self) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
@@ -48,7 +48,7 @@ impl Authority {
         )
     }
 
-    /// A TLS connection of a client that trusts only this authority.
+    /// Opens a TLS connection as a client that trusts only this authority.
     async fn connect(&self, gateway: &Gateway) -> std::io::Result<TlsStream<TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots
@@ -67,7 +67,7 @@ impl Authority {
 }
 
 fn write(folder: &Path, pair: &(String, String)) {
-    // Like cert-manager and certbot, which replace whole files.
+    // Files are replaced as a whole, as cert-manager and certbot do.
     for (name, text) in [("tls.crt", &pair.0), ("tls.key", &pair.1)] {
         fs::write(folder.join("new"), text).unwrap();
         fs::rename(folder.join("new"), folder.join(name)).unwrap();
@@ -83,7 +83,7 @@ fn der(pem: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn reloads_tls_certificate_without_restart() {
+async fn gateway_reloads_tls_certificate_without_restart() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let first = authority.certificate();
     write(folder.path(), &first);
@@ -129,11 +129,11 @@ async fn reloads_tls_certificate_without_restart() {
     assert_eq!(
         to_end(&mut silent).await,
         "",
-        "the connection is closed at the limit"
+        "the gateway closes a silent connection at its time limit"
     );
     assert!(
         Authority::new().connect(gateway).await.is_err(),
-        "a certificate of another authority is not trusted"
+        "a client must not trust a certificate of another authority"
     );
 
     // After an incomplete or invalid renewal the gateway continues to serve the former certificate.
@@ -145,11 +145,11 @@ async fn reloads_tls_certificate_without_restart() {
             count.unwrap_or(0.0)
         };
         let before = failures().await;
-        eventually("the gateway reads the files", PATIENCE, async || {
+        eventually("the gateway reads the invalid files", PATIENCE, async || {
             if failures().await > before {
                 Ok(())
             } else {
-                Err("not yet".to_owned())
+                Err("the gateway counted no failed renewal".to_owned())
             }
         })
         .await;
@@ -157,17 +157,21 @@ async fn reloads_tls_certificate_without_restart() {
     }
     let before = authority.connect(gateway).await.unwrap();
     write(folder.path(), &third);
-    eventually("the renewed certificate is served", PATIENCE, async || {
-        let found = served(&authority.connect(gateway).await.unwrap());
-        if found == der(&third.0) {
-            Ok(())
-        } else {
-            Err("the former certificate is served".to_owned())
-        }
-    })
+    eventually(
+        "the gateway serves the renewed certificate",
+        PATIENCE,
+        async || {
+            let found = served(&authority.connect(gateway).await.unwrap());
+            if found == der(&third.0) {
+                Ok(())
+            } else {
+                Err("the gateway serves the former certificate".to_owned())
+            }
+        },
+    )
     .await;
     drop(before);
-    // Certificates of rcgen expire with the year 4095.
+    // Certificates of the crate rcgen expire with the year 4095.
     let expires = gateway
         .replica
         .metric("vmwatch_tls_certificate_expiry_timestamp_seconds")

@@ -1,4 +1,4 @@
-//! Session tokens: guessed, truncated, replayed, too many, and ended.
+//! Tests session tokens that are guessed, truncated, replayed, too many, or ended.
 
 use std::{
     sync::{
@@ -19,7 +19,7 @@ fn vm_request(session: &str) -> Value {
     json!({ "method": codes::VM, "session_id": session, "data": { "instance_id": "vm-1" } })
 }
 
-/// Whether a gateway accepts the session. Fails on any answer but success and the contract's refusal.
+/// Returns whether a gateway accepts the session. Panics on any answer other than success and the documented refusal.
 async fn accepted(gateway: &Gateway, session: &str) -> bool {
     let answer = gateway.post(&vm_request(session)).await;
     if answer.status() == 1 {
@@ -36,7 +36,7 @@ fn random() -> String {
     Token::from_random(bits).to_string()
 }
 
-/// Counts all reads of the session bucket.
+/// Counts all reads of the KV bucket of sessions.
 async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
     let bucket = format!("KV_{SESSION_BUCKET}");
     let count = Arc::new(AtomicU64::new(0));
@@ -57,9 +57,10 @@ async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
     count
 }
 
-/// However many tokens are guessed, the bucket is read at a bounded rate, and users with a session are not affected.
+/// However many session tokens are guessed, the gateway reads the KV bucket at a bounded rate, and users with a session
+/// are not affected.
 #[tokio::test]
-async fn token_guesses_fail_without_bucket_reads() {
+async fn guesses_of_session_tokens_fail_with_bounded_bucket_reads() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
@@ -76,7 +77,7 @@ async fn token_guesses_fail_without_bucket_reads() {
     let reads = bucket_questions(&stack).await;
     let started = Instant::now();
     let guesses = (0..GUESSES).map(|turn| match turn % 4 {
-        // The guesses: truncated, changed in one digit, ended, and random.
+        // The guesses are truncated, changed in one digit, ended, or random.
         0 => live[..turn % 36].to_owned(),
         1 => {
             let at = turn % 8;
@@ -95,22 +96,26 @@ async fn token_guesses_fail_without_bucket_reads() {
     let seconds = started.elapsed().as_secs_f64();
     let reads = reads.load(Ordering::Relaxed);
     assert_eq!(hits, 0);
-    // 50 reads per second for unknown tokens, and the check that runs each second.
-    #[expect(clippy::cast_precision_loss, reason = "a count of thousands")]
+    // The bound is 50 reads per second for unknown tokens, and the gateway's own check each second.
+    #[expect(clippy::cast_precision_loss, reason = "the count is in the thousands")]
     let rate = reads as f64 / seconds;
     figure("token_guesses", 10_000.0);
     figure("token_guess_hits", 0.0);
-    #[expect(clippy::cast_precision_loss, reason = "a count of thousands")]
+    #[expect(clippy::cast_precision_loss, reason = "the count is in the thousands")]
     figure("token_guess_bucket_reads", reads as f64);
     figure("token_guess_bucket_reads_per_s", rate);
-    assert!(reads > 0, "nothing was counted");
-    assert!(rate <= 52.0 + 60.0 / seconds, "{reads} reads in {seconds} s");
+    assert!(reads > 0, "no read of the session bucket was counted");
+    assert!(
+        rate <= 52.0 + 60.0 / seconds,
+        "the session bucket was read {reads} times in {seconds} s"
+    );
     assert!(accepted(gateway, &live).await);
 }
 
-/// A login above the limit ends the user's oldest session on every gateway, and no other user's.
+/// A login above the limit of sessions ends the user's oldest session on every gateway. Sessions of other users stay
+/// valid.
 #[tokio::test]
-async fn login_beyond_limit_ends_oldest_session() {
+async fn login_above_session_limit_ends_the_oldest_session() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .replicas(Program::Auth, 2)
@@ -126,7 +131,7 @@ async fn login_beyond_limit_ends_oldest_session() {
     for turn in 0..3 {
         sessions.push(login(turn).await);
     }
-    // After a logout there is room for another session.
+    // After a logout the user can have another session without losing one.
     let out = reqwest::Client::new()
         .delete(gateways[0].url("/api/v1/sessions/current"))
         .bearer_auth(&sessions[1])
@@ -144,13 +149,17 @@ async fn login_beyond_limit_ends_oldest_session() {
         let ended = Instant::now();
         let oldest = sessions.remove(0);
         for gateway in gateways {
-            eventually("the oldest session ends", Duration::from_secs(1), async || {
-                if accepted(gateway, &oldest).await {
-                    Err("the session is still accepted".to_owned())
-                } else {
-                    Ok(())
-                }
-            })
+            eventually(
+                "the gateway refuses the oldest session",
+                Duration::from_secs(1),
+                async || {
+                    if accepted(gateway, &oldest).await {
+                        Err("the session is still accepted".to_owned())
+                    } else {
+                        Ok(())
+                    }
+                },
+            )
             .await;
         }
         figure(
@@ -170,7 +179,7 @@ async fn login_beyond_limit_ends_oldest_session() {
     );
     // After many concurrent logins of one user, exactly the maximum number of its sessions remains.
     let at_once = futures::future::join_all((0..6).map(login)).await;
-    eventually("three sessions are left", PATIENCE, async || {
+    eventually("three sessions of the user are left", PATIENCE, async || {
         let mut left = 0;
         for session in &at_once {
             left += u32::from(accepted(gateways[0], session).await);
@@ -178,7 +187,7 @@ async fn login_beyond_limit_ends_oldest_session() {
         if left == 3 {
             Ok(())
         } else {
-            Err(format!("{left} of six"))
+            Err(format!("{left} of six sessions are left"))
         }
     })
     .await;
@@ -189,9 +198,10 @@ async fn login_beyond_limit_ends_oldest_session() {
     assert!(!log.contains("Violation"), "{log}");
 }
 
-/// Measures from a change of password, and from the removal of a user, to the first refusal on each of two gateways.
+/// Measures the time from a change of password, and from the removal of a user, to the first refusal of the session on
+/// each of two gateways.
 #[tokio::test]
-async fn password_change_or_removal_ends_sessions_within_a_second() {
+async fn password_change_or_user_removal_ends_sessions_within_a_second() {
     let stack = Stack::builder().replicas(Program::Gateway, 2).start().await;
     let admin = stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     stack.command(Program::Auth, &["user", "add", "eve"], "the first password\n");

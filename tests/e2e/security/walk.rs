@@ -1,6 +1,6 @@
-//! Authorization: every documented method, every route of the REST API and every subject of the bus, for every role,
-//! inside and outside of a scope. The expected roles are written by hand, independently of the code. A method or route
-//! without a row fails the test.
+//! Tests authorization: every documented method, every route of the REST API and every bus subject, for every role,
+//! inside and outside of a scope. The tables of expected roles are written by hand, independently of the code. A
+//! method, route or subject that is not in its table fails the test.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,7 +15,7 @@ use vmwatch_bus::Context;
 
 use crate::rest::client::{Api, Reply, report, stack};
 
-/// The minimum role of a caller.
+/// The minimum role that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Least {
     Anonymous,
@@ -32,14 +32,14 @@ const CALLERS: [(Least, Option<Role>); 4] = [
     (Admin, Some(Role::Admin)),
 ];
 
-/// A placeholder for the instance id in a row.
+/// A placeholder for the VM's id in the tables.
 const ID: &str = "$ID";
 const OPERATION: &str = "00000000000000000000000000000000";
 /// The id of a VM that does not exist.
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
-/// Subject after the prefix, parameters, minimum role. The requests change nothing, because they name things that do
-/// not exist.
+/// Returns for each bus method its subject without the prefix, parameters, and minimum role. The requests change
+/// nothing, because they name users, VMs and sessions that do not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -58,7 +58,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ),
         ("auth.sessions.list", json!({}), Viewer),
         ("auth.sessions.end", json!({ "id": OPERATION }), Viewer),
-        // Only gateways may publish this subject (deploy/nats), and they do so without a principal.
+        // Only gateways may publish this subject (deploy/nats). They publish it without a principal.
         ("auth.sessions.used", json!({ "sessions": [] }), Anonymous),
         ("auth.users.get", user.clone(), Admin),
         ("auth.users.list", limit.clone(), Admin),
@@ -73,7 +73,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             Admin,
         ),
         ("auth.users.remove", user, Admin),
-        // A viewer may change its own password; this request is for another user.
+        // A viewer may change its own password; this request is for another user's password.
         (
             "auth.users.set_password",
             json!({ "name": "nobody", "password": "long enough" }),
@@ -124,7 +124,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     ]
 }
 
-/// Method, path as in the OpenAPI document, body, minimum role.
+/// Returns for each route its method, its path as in the OpenAPI document, a body, and the minimum role.
 type Route = (&'static str, &'static str, Value, Least);
 
 fn routes() -> Vec<Route> {
@@ -182,7 +182,7 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Method code, minimum role.
+/// The code of each documented method, and its minimum role.
 const DOCUMENTED: [(u32, Least); 5] = [
     (codes::LOGIN, Anonymous),
     (codes::PROCESSES, Viewer),
@@ -195,12 +195,12 @@ fn only(instance: &str) -> Scope {
     Scope::Only(vec![instance.parse::<InstanceId>().unwrap()])
 }
 
-/// Replaces the placeholder with the instance id.
+/// Replaces the placeholder with the VM's id.
 fn with(params: &Value, instance: &str) -> Value {
     serde_json::from_str(&params.to_string().replace(ID, instance)).unwrap()
 }
 
-/// The answer of a service to these parameters, sent unchanged.
+/// Sends these parameters to a service unchanged, and returns its answer.
 async fn ask(
     stack: &Stack,
     subject: &str,
@@ -225,7 +225,7 @@ fn principal(role: Role, scope: Scope) -> Principal {
 }
 
 #[tokio::test]
-async fn every_subject_enforces_roles_and_scopes() {
+async fn every_bus_subject_enforces_roles_and_scopes() {
     // The test's own bus user has all permissions.
     let stack = stack().start().await;
     let rows = subjects();
@@ -236,7 +236,10 @@ async fn every_subject_enforces_roles_and_scopes() {
             .map(|method| method.subject)
             .collect::<BTreeSet<_>>(),
     );
-    assert_eq!(walked, known, "each method has its row");
+    assert_eq!(
+        walked, known,
+        "every bus method must be in the table of this test"
+    );
     assert_eq!(rows.len(), METHODS.len());
     let mut checks = 0;
     for (subject, params, least) in &rows {
@@ -253,7 +256,7 @@ async fn every_subject_enforces_roles_and_scopes() {
                 assert_ne!(
                     answer,
                     Err(FaultKind::Invalid),
-                    "{subject}: the row's parameters are no longer right"
+                    "{subject}: the parameters in the table are invalid"
                 );
                 checks += 1;
             }
@@ -278,7 +281,7 @@ async fn every_subject_enforces_roles_and_scopes() {
             let unknown = ask(&stack, subject, limited(), &with(params, UNKNOWN)).await;
             assert_eq!(
                 hidden, unknown,
-                "{subject}: what is hidden reads as what does not exist"
+                "{subject}: a VM outside the scope must be answered like one that does not exist"
             );
         } else if matches!(
             *subject,
@@ -298,7 +301,7 @@ async fn every_subject_enforces_roles_and_scopes() {
     figure("access_checks_on_the_bus", f64::from(checks));
 }
 
-/// Sends the request of a row.
+/// Sends the request of a route.
 async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
     let (method, path, body, _) = row;
     let path = path
@@ -315,7 +318,7 @@ async fn send(api: &Api, row: &Route, instance: &str) -> reqwest::Response {
 }
 
 #[tokio::test]
-async fn every_route_enforces_roles_and_scopes() {
+async fn every_rest_route_enforces_roles_and_scopes() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOCKOUT_FAILURES", "1000")
         .start()
@@ -336,13 +339,13 @@ async fn every_route_enforces_roles_and_scopes() {
         .iter()
         .map(|(method, path, ..)| format!("{method} /api/v1{}", path.split('?').next().unwrap()))
         .collect();
-    assert_eq!(walked, described, "each route has its row");
+    assert_eq!(walked, described, "every route must be in the table of this test");
     let mut checks = 0;
     for row in &rows {
         let (method, path, _, least) = row;
         for (caller, role) in CALLERS {
             for scope in [Scope::All, only(MACHINES[0].0)] {
-                // Each request has its own session, because one of the routes ends it.
+                // Each request has its own session, because one of the routes ends its session.
                 let api = match role {
                     Some(role) => Api::with(&stack, role, scope.clone()).await,
                     None => Api::of(gateway),
@@ -370,7 +373,8 @@ async fn every_route_enforces_roles_and_scopes() {
     figure("access_checks_over_rest", f64::from(checks));
 }
 
-/// VMs out of scope are answered like VMs that do not exist, and are in no list. Returns the number of checks.
+/// Asserts that VMs outside the scope are answered like VMs that do not exist, and are in no list. Returns the number
+/// of checks.
 async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
     let mut checks = 0;
     let (mine, other) = (MACHINES[0].0, MACHINES[1].0);
@@ -397,10 +401,10 @@ async fn scopes_over_rest(stack: &Stack, rows: &[Route]) -> u32 {
             }
             assert_eq!(
                 seen[0], seen[1],
-                "{method} {path}: what is hidden reads as what does not exist"
+                "{method} {path}: a VM outside the scope must be answered like one that does not exist"
             );
         } else if matches!(*path, "/vms" | "/operations") {
-            eventually("the list shows it", Duration::from_secs(10), async || {
+            eventually("the list contains the VM", Duration::from_secs(10), async || {
                 let reply = everything.get(path).await;
                 if reply.body.contains(other) {
                     Ok(())

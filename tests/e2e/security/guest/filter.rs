@@ -1,4 +1,4 @@
-//! The packet filter of deploy/nats/guests.nft, in a network namespace of the test's own, which limits no other program
+//! Loads the packet filter of deploy/nats/guests.nft in a separate network namespace, where it affects no other program
 //! and needs no privileges.
 
 use std::{
@@ -9,14 +9,15 @@ use std::{
 
 use testkit::Stack;
 
-/// The guest's address. Everything else in the namespace connects from 127.0.0.1.
+/// The guest connects from this address. Everything else in the namespace connects from 127.0.0.1.
 pub(super) const GUEST_ADDRESS: &str = "127.0.0.2";
-/// This variable is set in the process inside the namespace.
+/// This variable is set in the process that runs inside the namespace.
 const INSIDE: &str = "VMWATCH_TEST_NAMESPACE";
-/// The folder of `nft` and `ip` on Debian, which is not in every user's PATH.
+/// The folders of `nft` and `ip` on Debian, which are not in every user's PATH.
 const ADMIN_PROGRAMS: &str = "/usr/sbin:/sbin";
 
-/// Whether this process is inside the namespace. If not, runs this test again in a namespace; that run must succeed.
+/// Returns whether this process is inside the namespace. If not, runs this test again inside a new namespace and
+/// asserts that it passes there.
 pub(super) fn is_inside(test: &str) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
@@ -29,11 +30,11 @@ pub(super) fn is_inside(test: &str) -> bool {
         .args(["--exact", test, "--nocapture"])
         .env(INSIDE, "1")
         .env("PATH", path)
-        // Containers cannot be reached from the namespace.
+        // Containers cannot be reached from the namespace, so the servers run as processes.
         .env("VMWATCH_TEST_BACKEND", "processes")
         .stdin(Stdio::null())
         .status()
-        .expect("cannot run unshare of util-linux");
+        .expect("`unshare` of util-linux is installed");
     assert!(
         status.success(),
         "{test} failed in its namespace; it needs user namespaces, `ip` and `nft` (`./dev install`)"
@@ -55,7 +56,7 @@ pub(super) fn limit_guest(stack: &Stack) {
     let loaded = Command::new("nft").arg("--file").arg(&file).output().unwrap();
     assert!(
         loaded.status.success(),
-        "nft: {}",
+        "nft failed: {}",
         String::from_utf8_lossy(&loaded.stderr)
     );
 }

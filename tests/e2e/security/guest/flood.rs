@@ -1,4 +1,4 @@
-//! A guest at full speed: the delay of another VM's samples, and the growth of NATS.
+//! Tests a guest that sends at full speed: the delay of another VM's samples, and the memory growth of NATS.
 
 use std::{
     collections::BTreeSet,
@@ -22,12 +22,12 @@ use vmwatch_service::config::UTC_OFFSET;
 use super::{Fingerprint, INBOX, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
 use crate::ingest_support::Publisher;
 
-/// The message that the guest repeats.
+/// A message that the guest sends repeatedly.
 struct Attack {
     name: &'static str,
     chunk: Vec<u8>,
     connections: usize,
-    /// Whether the guest reads the server's answers.
+    /// True if the guest reads the server's answers.
     reads: bool,
 }
 
@@ -37,7 +37,7 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
     let part = agent::split(sample).unwrap().remove(0);
     let over = |connections, name, one: Vec<u8>, reads| Attack {
         name,
-        // About 64 KiB, as much as one system call writes.
+        // A chunk has about 64 KiB, as much as one system call writes.
         chunk: one.repeat((64 << 10) / one.len() + 1),
         connections,
         reads,
@@ -58,7 +58,7 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
     ]
 }
 
-/// A running attack.
+/// A running attack, and the number of bytes sent so far.
 struct Running {
     over: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
@@ -66,7 +66,7 @@ struct Running {
 }
 
 impl Attack {
-    /// The attack has its own threads, because the test's thread waits for other things.
+    /// Starts the attack in separate tasks, because the test itself waits for other events.
     async fn start(&self, stack: &Stack) -> Running {
         let (over, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = Vec::new();
@@ -89,7 +89,7 @@ impl Attack {
                     while reader.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {}
                 }));
             } else {
-                // Held open, unread, until the attack has ended.
+                // The connection is kept open, and its input unread, until the attack has ended.
                 tasks.push(tokio::spawn(async move {
                     let _reader = reader;
                     std::future::pending::<()>().await;
@@ -108,7 +108,7 @@ impl Running {
     }
 }
 
-/// The real agent of another VM, observed in the database.
+/// The real agent of another VM, observed by its rows in the database.
 struct Other {
     rows: mongodb::Collection<Document>,
     offset: UtcOffset,
@@ -116,8 +116,8 @@ struct Other {
 }
 
 impl Other {
-    /// The delays from sampling to storing of its rows, observed for this time. Polls often, because the interval
-    /// limits the precision.
+    /// Observes the other VM's rows for this time and returns the delay of each, from sampling to storing. Polls often,
+    /// because the polling interval limits the precision.
     async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
         let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
         while SystemTime::now() < end {
@@ -136,7 +136,7 @@ impl Other {
         delays
     }
 
-    /// The time since a row of this date was sampled.
+    /// Returns the time since a row with this date was sampled.
     fn age(&self, date: &str) -> Duration {
         let millis = self.offset.unix_millis_of(date).unwrap();
         let at = SystemTime::UNIX_EPOCH + Duration::from_millis(millis);
@@ -160,24 +160,25 @@ impl Other {
     }
 }
 
-/// The median in milliseconds.
+/// Returns the median in milliseconds.
 fn median(delays: &[Duration]) -> f64 {
     let mut sorted = delays.to_vec();
     sorted.sort_unstable();
     sorted[sorted.len() / 2].as_secs_f64() * 1e3
 }
 
-/// The streams that the agents do not use.
+/// Returns the state of all streams that agents cannot change.
 async fn others(stack: &Stack) -> Fingerprint {
     let mut streams = fingerprint(stack).await;
     streams.remove("VMWATCH_EVENTS");
     streams
 }
 
-/// Uses both cores, so it runs alone (.config/nextest.toml).
+/// A guest that sends at full speed within the packet filter does not stop the storing of other VMs' samples. The test
+/// uses both CPU cores, so it runs alone (see .config/nextest.toml).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn guest_at_full_speed_does_not_delay_others() {
-    if !filter::is_inside("security::guest::flood::guest_at_full_speed_does_not_delay_others") {
+async fn guest_at_full_speed_does_not_block_other_vms() {
+    if !filter::is_inside("security::guest::flood::guest_at_full_speed_does_not_block_other_vms") {
         return;
     }
     let stack = Stack::builder()
@@ -194,9 +195,11 @@ async fn guest_at_full_speed_does_not_delay_others() {
         offset: UTC_OFFSET.default.parse().unwrap(),
         newest: String::new(),
     };
-    eventually("the other VM's rows are stored", PATIENCE, async || {
+    eventually("a row of the other VM is stored", PATIENCE, async || {
         let delays = other.delays(Duration::from_millis(100)).await;
-        (!delays.is_empty()).then_some(()).ok_or("none yet".to_owned())
+        (!delays.is_empty())
+            .then_some(())
+            .ok_or("no row is stored".to_owned())
     })
     .await;
     let before = median(&other.delays(attack_lasts()).await);
@@ -228,13 +231,13 @@ async fn guest_at_full_speed_does_not_delay_others() {
             grown as f64 / 1024.0,
         );
         worst = worst.max(ratio);
-        assert!(grown < 64 << 10, "{name}: NATS grew by {grown} KiB");
+        assert!(grown < 64 << 10, "{name}: the memory of NATS grew by {grown} KiB");
         other.catches_up().await;
     }
     figure("hostile_guest_worst_delay_ratio", worst);
     let metrics = stack.replica(Program::Metrics, 0);
     assert!(metrics.process.ended().is_none());
-    // Either NATS or metrics-svc refuses each message, and none is stored.
+    // No sample of the other VM's agent was dropped.
     let agent = stack.replica(Program::Agent, 0);
     assert!(crate::ingest_support::metric(agent, "vmwatch_agent_parts_dropped_total").await < 1.0);
 }

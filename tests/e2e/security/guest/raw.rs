@@ -1,4 +1,4 @@
-//! A bus client that sends arbitrary protocol lines.
+//! A NATS client that sends arbitrary protocol lines.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,14 +15,14 @@ use tokio::{
 
 use super::filter::GUEST_ADDRESS;
 
-/// A connection with an agent's credential.
+/// A connection with the credential of an agent.
 pub(super) struct Raw {
     pub(super) reader: OwnedReadHalf,
     pub(super) writer: OwnedWriteHalf,
 }
 
 impl Raw {
-    /// Logs in as the agent of this VM.
+    /// Connects and logs in as the agent of this VM.
     pub(super) async fn connect(stack: &Stack, instance: &str) -> Self {
         let user = format!("vmwatch-agent-{instance}");
         let address = stack.nats.url().strip_prefix("nats://").unwrap();
@@ -43,20 +43,20 @@ impl Raw {
         raw
     }
 
-    /// Sends bytes. The server may have closed the connection, which is not an error here.
+    /// Sends bytes. It is not an error if the server has closed the connection.
     pub(super) async fn send(&mut self, bytes: &[u8]) {
         let _ = timeout(PATIENCE, self.writer.write_all(bytes))
             .await
-            .expect("the server reads");
+            .expect("the server reads the bytes in time");
     }
 
-    /// The server's output until it has processed all input or closed the connection.
+    /// Returns what the server sends until it has processed all input or closed the connection.
     pub(super) async fn settle(&mut self) -> String {
         self.send(b"PING\r\n").await;
         self.settle_until("PONG\r\n").await
     }
 
-    /// The server's output until it contains this text or the connection is closed.
+    /// Returns what the server sends until it contains this text or the connection is closed.
     pub(super) async fn settle_until(&mut self, end: &str) -> String {
         let mut output = Vec::new();
         let mut buffer = vec![0; 16 << 10];
@@ -76,7 +76,7 @@ impl Raw {
     }
 }
 
-/// A `PUB` command or, with headers, `HPUB`.
+/// Builds a `PUB` command, or an `HPUB` command if there are headers.
 pub(super) fn message(subject: &str, reply: Option<&str>, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let reply = reply.map(|reply| format!(" {reply}")).unwrap_or_default();
     let mut bytes = if headers.is_empty() {
