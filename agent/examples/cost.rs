@@ -1,8 +1,8 @@
-//! Measures the cost of a sample: `cargo run --release -p agent --example cost [PROCESSES]`.
+//! Measures the CPU time that one sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
 //!
 //! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time per sampled
-//! process, next to the time that the `procfs` crate needs to read the same two files. Reports the median of all
-//! rounds, which other load on the machine affects least.
+//! process. For comparison it prints the time that the `procfs` crate needs to read the same two files. Each figure is
+//! the median of all rounds, which other load on the machine affects least.
 
 use std::{
     process::{Child, Command},
@@ -57,22 +57,22 @@ fn main() -> anyhow::Result<()> {
     let micros = |time: Duration| time.as_secs_f64() * 1e6;
     println!("processes                          {rows:8.0}");
     println!(
-        "a sample, per process              {:8.1} µs",
+        "sampling, per process              {:8.1} µs",
         micros(ours) / rows
     );
     println!(
-        "  encoded as well                  {:8.1} µs",
+        "  with encoding as JSON            {:8.1} µs",
         micros(encoded) / rows
     );
     println!(
-        "  the procfs crate, stat and io    {:8.1} µs",
+        "  procfs crate reading stat and io {:8.1} µs",
         micros(procfs) / rows
     );
-    println!("the VM's row alone                 {:8.0} µs", micros(vm_alone));
+    println!("sampling only the VM's row         {:8.0} µs", micros(vm_alone));
     Ok(())
 }
 
-/// This thread's median CPU time for one round of `work`.
+/// Returns this thread's median CPU time for one round of `work`.
 fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let mut rounds = Vec::new();
     for _ in 0..ROUNDS {
@@ -81,7 +81,10 @@ fn cpu_time_of(mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<D
         rounds.push(this_thread().saturating_sub(before));
     }
     rounds.sort();
-    rounds.get(rounds.len() / 2).copied().context("there are rounds")
+    rounds
+        .get(rounds.len() / 2)
+        .copied()
+        .context("no round was measured")
 }
 
 fn this_thread() -> Duration {
@@ -90,12 +93,12 @@ fn this_thread() -> Duration {
     time.try_into().unwrap_or_default()
 }
 
-/// A sleeping process, killed when dropped.
+/// A sleeping process that is killed when the value is dropped.
 struct Sleeper(Child);
 
 impl Drop for Sleeper {
     fn drop(&mut self) {
-        // Fails only if the process has already ended.
+        // Killing fails only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }

@@ -1,4 +1,4 @@
-//! Compares the rows of real processes with the kernel's own counters.
+//! Compares the rows that the agent samples from real processes with the kernel's own counters.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use agent::{
 use testkit::{PATIENCE, eventually};
 use vmwatch_api::metrics::{ProcessSample, Sample};
 
-/// A child process, killed when dropped.
+/// A child process that is killed when the value is dropped.
 struct Running(Child);
 
 impl Running {
@@ -40,7 +40,7 @@ impl Running {
         fs::read(format!("/proc/{}/{name}", self.0.id())).unwrap()
     }
 
-    /// A field of `stat`, numbered as in proc(5).
+    /// Returns a field of `/proc/<pid>/stat`, numbered as in proc(5).
     fn stat(&self, number: usize) -> u64 {
         let stat = String::from_utf8_lossy(&self.file("stat")).into_owned();
         let after_name = stat.rsplit_once(')').unwrap().1;
@@ -53,11 +53,11 @@ impl Running {
     }
 
     fn cpu_seconds(&self) -> f64 {
-        // A tick is 10 ms on all supported systems (getconf CLK_TCK).
+        // A clock tick is 10 ms on all supported systems (`getconf CLK_TCK`).
         f64::from(u32::try_from(self.stat(14) + self.stat(15)).unwrap()) / 100.0
     }
 
-    /// A value from a file of `key: value` lines.
+    /// Reads the value of `key` from a `/proc/<pid>` file whose lines are `key: value`.
     fn number_in(&self, file: &str, key: &str) -> f64 {
         number_in(&String::from_utf8_lossy(&self.file(file)), key)
     }
@@ -65,7 +65,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Fails only if the process has already ended.
+        // Killing fails only if the process has already ended.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -103,7 +103,7 @@ fn unix_now() -> f64 {
         .as_secs_f64()
 }
 
-/// A counter and the clock, read before and after a sample.
+/// The value of a counter and the time, read before and after a sample.
 struct Around {
     before: (f64, Instant),
     after: (f64, Instant),
@@ -117,7 +117,7 @@ impl Around {
         (Self { before, after }, value)
     }
 
-    /// The lowest and highest rate that a correct sampler can report for the time between two samples.
+    /// Returns the lowest and highest rate that a correct sampler can report for the time between two samples.
     fn rate_until(&self, next: &Self) -> (f64, f64) {
         let shortest = (next.before.1 - self.after.1).as_secs_f64();
         let longest = (next.after.1 - self.before.1).as_secs_f64();
@@ -130,12 +130,12 @@ impl Around {
 }
 
 fn assert_within(what: &str, value: f64, (least, most): (f64, f64)) {
-    // Rounded to one decimal.
+    // Rows are rounded to one decimal.
     assert!(
         (least - 0.051..=most + 0.051).contains(&value),
         "{what}: {value} is not within {least} and {most}"
     );
-    assert!(least > 0.0, "{what}: no activity was measured");
+    assert!(least > 0.0, "{what}: the counter must have increased");
 }
 
 const BUSY: &str = "
@@ -150,8 +150,8 @@ with open(sys.argv[1], 'wb') as file:
 ";
 
 #[tokio::test]
-async fn busy_process_matches_the_kernels_counters() {
-    // The folder is on the disk of the build: a tmpfs would not write to a disk.
+async fn row_of_a_busy_process_matches_the_kernels_counters() {
+    // The folder is on the disk of the build, because writes to a tmpfs do not reach a disk.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let busy = Running::start(
         Command::new("python3")
@@ -160,12 +160,16 @@ async fn busy_process_matches_the_kernels_counters() {
     );
     let pid = busy.0.id();
     let works_until = async |seconds: f64| {
-        eventually("the process works", PATIENCE, async || {
-            let done = (busy.cpu_seconds(), busy.number_in("io", "write_bytes"));
-            (done.0 > seconds && done.1 > 1e6)
-                .then_some(())
-                .ok_or(format!("{done:?}"))
-        })
+        eventually(
+            "the process uses CPU time and writes to disk",
+            PATIENCE,
+            async || {
+                let done = (busy.cpu_seconds(), busy.number_in("io", "write_bytes"));
+                (done.0 > seconds && done.1 > 1e6)
+                    .then_some(())
+                    .ok_or(format!("{done:?}"))
+            },
+        )
         .await;
     };
     let cpu = || 100.0 * busy.cpu_seconds();
@@ -195,7 +199,7 @@ async fn busy_process_matches_the_kernels_counters() {
 }
 
 #[test]
-fn running_time_matches_the_start_time_of_kernel_and_ps() {
+fn running_time_of_a_row_matches_the_kernel_and_ps() {
     let sleeper = Running::start(Command::new("sleep").arg("600"));
     let pid = sleeper.0.id();
     let mut sampler = sampler();
@@ -219,12 +223,12 @@ fn running_time_matches_the_start_time_of_kernel_and_ps() {
         .output()
         .unwrap();
     let ps: f64 = String::from_utf8(ps.stdout).unwrap().trim().parse().unwrap();
-    // Both round the boot time to seconds, but differently.
+    // The agent and `ps` both round the boot time to seconds, but differently.
     assert!((first - ps).abs() < 2.0, "{first} and {ps}");
 }
 
 #[test]
-fn ended_process_gets_exactly_one_last_row() {
+fn ended_process_gets_exactly_one_final_row() {
     let mut ended = Running::start(Command::new("sh").args(["-c", "while :; do :; done"]));
     let pid = ended.0.id();
     let mut sampler = sampler();
@@ -232,7 +236,7 @@ fn ended_process_gets_exactly_one_last_row() {
 
     let before = unix_now();
     ended.0.kill().unwrap();
-    // A zombie that is not reaped yet has ended.
+    // A zombie process has ended although it is not reaped yet.
     let until_zombie = Instant::now() + PATIENCE;
     while !String::from_utf8_lossy(&ended.file("stat")).contains(") Z ") {
         assert!(Instant::now() < until_zombie);
@@ -255,7 +259,7 @@ fn ended_process_gets_exactly_one_last_row() {
 }
 
 #[test]
-fn reports_names_of_arbitrary_bytes() {
+fn process_names_of_arbitrary_bytes_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         &b"a) S 1 (b"[..],

@@ -1,5 +1,5 @@
-//! Tests the agent with a real NATS server that is unreachable, full, or started late. The agent logs each sample at
-//! level `trace`; each must be in the stream exactly once, in order.
+//! Tests the delivery of samples by a real agent while a real NATS server is unreachable, full, or started late. The
+//! agent logs each sample at level `trace`; each sample must be in the stream exactly once and in order.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,7 +48,7 @@ impl Scene {
         Process::start(spec(self.folder.path(), self.nats.url()))
     }
 
-    /// The ids of spooled parts, in order.
+    /// Returns the ids of the spooled sample parts, in order.
     fn spooled(&self) -> Vec<String> {
         let mut names: Vec<_> = fs::read_dir(self.folder.path().join("spool"))
             .into_iter()
@@ -58,14 +58,14 @@ impl Scene {
             .collect();
         names.sort();
         let id = |path: &PathBuf| {
-            // A missing file was acknowledged meanwhile.
+            // If the file is missing, its part was acknowledged meanwhile.
             fs::read(path).ok().map(|body| id_of(&body))
         };
         names.iter().filter_map(id).collect()
     }
 
     async fn spools(&self, count: usize) {
-        eventually("parts are spooled", PATIENCE, async || {
+        eventually("the agent spools sample parts", PATIENCE, async || {
             let spooled = self.spooled().len();
             (spooled >= count).then_some(()).ok_or(format!("{spooled}"))
         })
@@ -73,7 +73,7 @@ impl Scene {
     }
 }
 
-/// The agent's settings; a later entry of the same name wins.
+/// Returns how the agent is started. If a setting is listed twice, the later value counts.
 fn spec(folder: &Path, nats: &str) -> Spec {
     let env = [
         ("VMWATCH_INSTANCE_ID", "vm-1"),
@@ -86,7 +86,7 @@ fn spec(folder: &Path, nats: &str) -> Spec {
         ),
         ("VMWATCH_NATS_URL", nats),
         ("VMWATCH_NATS_PING_INTERVAL", "300ms"),
-        // Any free port, which these tests do not use.
+        // Port 0 selects any free port; these tests do not use the health listener.
         ("VMWATCH_HEALTH_LISTEN", "127.0.0.1:0"),
         ("VMWATCH_LOG", "info,agent::ship=trace"),
         ("VMWATCH_LOG_FORMAT", "json"),
@@ -102,14 +102,15 @@ fn spec(folder: &Path, nats: &str) -> Spec {
     }
 }
 
-/// The id of a part, from its body.
+/// Returns the id of a sample part, from its body.
 fn id_of(body: &[u8]) -> String {
     let sample: Sample = serde_json::from_slice(body).unwrap();
     assert_eq!(sample.vm.is_some(), sample.part == 0);
     format!("{}:{}:{}", sample.instance_id, sample.create_date, sample.part)
 }
 
-/// The parts that the agent logged as `sampled`, `spooled` or `acknowledged`: ids and times in seconds of the day.
+/// Returns the parts that the agent logged as `sampled`, `spooled` or `acknowledged`: their ids, and their times in
+/// seconds of the day.
 fn witnessed_at(agent: &Process, what: &str) -> Vec<(String, f64)> {
     let log = agent.log();
     let lines = log
@@ -132,7 +133,7 @@ fn witnessed(agent: &Process, what: &str) -> Vec<String> {
     witnessed_at(agent, what).into_iter().map(|(id, _)| id).collect()
 }
 
-/// The upper quartile of the delay from sampling to the spool, in seconds.
+/// Returns the upper quartile, in seconds, of the delay from sampling a part to writing it to the spool.
 fn usual_delay(agent: &Process) -> f64 {
     let sampled: HashMap<_, _> = witnessed_at(agent, "sampled").into_iter().collect();
     let spooled = witnessed_at(agent, "spooled").into_iter();
@@ -160,7 +161,7 @@ async fn stream(jetstream: &Context, max_messages: i64) -> Stream {
     jetstream.get_stream(info.config.name).await.unwrap()
 }
 
-/// The ids of this VM's parts in the stream, in order.
+/// Returns the ids of this VM's parts in the stream, in order.
 async fn stored(stream: &Stream) -> Vec<String> {
     let messages = stream.get_info().await.unwrap().state.messages;
     let ids = stored_of(stream, "vm-1").await;
@@ -176,7 +177,8 @@ async fn stored_of(stream: &Stream, instance: &str) -> Vec<String> {
         if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(instance) {
             continue;
         }
-        // All VMs share the ids of a stream: with an id, another guest could cause this sample to be dropped.
+        // The messages have no message id: all VMs share the ids of a stream, so another guest could use an id first
+        // and NATS would discard this sample.
         assert!(message.headers.get("Nats-Msg-Id").is_none());
         ids.push(id_of(&message.payload));
     }
@@ -184,7 +186,7 @@ async fn stored_of(stream: &Stream, instance: &str) -> Vec<String> {
 }
 
 async fn stores(stream: &Stream, count: u64) {
-    eventually("parts arrive", PATIENCE, async || {
+    eventually("the stream receives the sample parts", PATIENCE, async || {
         let messages = stream
             .get_info()
             .await
@@ -196,14 +198,14 @@ async fn stores(stream: &Stream, count: u64) {
     .await;
 }
 
-/// Stops the agent and compares its samples with the stream.
+/// Stops the agent, and asserts that the stream has exactly the samples that it took, in order.
 async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Stream) {
     let status = agent.terminate(PATIENCE).await;
     assert!(status.success(), "{status}");
     assert_eq!(
         scene.spooled(),
         [""; 0],
-        "all parts were sent within the drain deadline"
+        "all spooled parts are sent before the drain deadline"
     );
     let sampled = witnessed(agent, "sampled");
     assert!(sampled.is_sorted(), "{sampled:?}");
@@ -213,26 +215,32 @@ async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Str
 }
 
 #[tokio::test]
-async fn spools_while_disconnected_and_sends_in_order() {
+async fn disconnected_agent_spools_and_sends_in_order_later() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
     let agent = scene.agent();
     stores(&messages, 3).await;
-    // A slow acknowledgement on a busy machine may have caused a write; with a working bus the agent writes none.
-    eventually("parts are acknowledged without the disk", PATIENCE, async || {
-        let spooled = witnessed(&agent, "spooled");
-        let straight = witnessed(&agent, "acknowledged")
-            .iter()
-            .filter(|id| !spooled.contains(id))
-            .count();
-        (straight >= 3).then_some(()).ok_or(format!("{straight}"))
-    })
+    // On a busy machine a slow acknowledgement may have caused the agent to spool a part. While NATS works, the agent
+    // writes no part to disk.
+    eventually(
+        "parts are acknowledged without being spooled",
+        PATIENCE,
+        async || {
+            let spooled = witnessed(&agent, "spooled");
+            let straight = witnessed(&agent, "acknowledged")
+                .iter()
+                .filter(|id| !spooled.contains(id))
+                .count();
+            (straight >= 3).then_some(()).ok_or(format!("{straight}"))
+        },
+    )
     .await;
 
     scene.nats.server.kill9();
     scene.spools(7).await;
-    // Parts are spooled at once, not after the grace period (250 ms) of a connected agent.
+    // While the agent is disconnected it spools each part at once, and not after the 250 ms for which a connected agent
+    // waits for an acknowledgement.
     assert!(usual_delay(&agent) < 0.2, "{}", usual_delay(&agent));
     scene.nats.restart().await;
     stores(&messages, 12).await;
@@ -241,7 +249,7 @@ async fn spools_while_disconnected_and_sends_in_order() {
 }
 
 #[tokio::test]
-async fn spools_while_stream_is_full() {
+async fn agent_spools_while_the_stream_is_full() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), 3).await;
@@ -259,9 +267,9 @@ async fn spools_while_stream_is_full() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// The stream refuses only this VM's samples, and accepts those of others.
+/// The stream refuses the samples of this VM only, and accepts those of others.
 #[tokio::test]
-async fn spools_while_share_of_vm_is_full() {
+async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let share = |max_messages_per_subject| Config {
@@ -274,7 +282,7 @@ async fn spools_while_share_of_vm_is_full() {
     let agent = scene.agent();
     scene.spools(4).await;
     assert_eq!(stored(&messages).await.len(), 3);
-    eventually("the agent logs the reason", PATIENCE, async || {
+    eventually("the agent logs that its share is full", PATIENCE, async || {
         let log = agent.log();
         log.contains("this VM's share of the stream of samples is full")
             .then_some(())
@@ -294,12 +302,14 @@ async fn spools_while_share_of_vm_is_full() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// An acknowledgement that marks a new part as a duplicate refers to another message: the part was not stored.
+/// An acknowledgement that marks a new part as a duplicate refers to another message with the same id. The new part was
+/// not stored, so the agent sends it again.
 #[tokio::test]
-async fn resends_new_part_acknowledged_as_duplicate() {
+async fn agent_resends_a_new_part_that_nats_calls_a_duplicate() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    // The test answers instead of the stream, which never does so, because the agent's messages have no ids.
+    // The test itself answers instead of a stream. A stream would never report a duplicate, because the agent's
+    // messages have no ids.
     let mut published = bus
         .client()
         .subscribe(format!("{SAMPLE_SUBJECT_PREFIX}*"))
@@ -311,7 +321,7 @@ async fn resends_new_part_acknowledged_as_duplicate() {
     while seen.len() < 8 {
         let message = tokio::time::timeout(PATIENCE, published.next())
             .await
-            .expect("the agent publishes")
+            .expect("the agent publishes in time")
             .unwrap();
         let acknowledgement = json!({ "stream": SAMPLE_STREAM, "seq": seen.len() + 1, "duplicate": true });
         let body = acknowledgement.to_string().into();
@@ -319,7 +329,8 @@ async fn resends_new_part_acknowledged_as_duplicate() {
         bus.client().publish(reply, body).await.unwrap();
         seen.push(id_of(&message.payload));
     }
-    // Sent twice: for the second attempt, the first may have been stored.
+    // Each part is sent twice. The agent accepts the duplicate mark of the second attempt, because the first may have
+    // been stored.
     let (first, second): (Vec<_>, Vec<_>) = seen.chunks(2).map(|pair| (&pair[0], &pair[1])).unzip();
     assert_eq!(first, second);
     assert!(first.is_sorted() && first.windows(2).all(|pair| pair[0] != pair[1]));
@@ -327,14 +338,14 @@ async fn resends_new_part_acknowledged_as_duplicate() {
 }
 
 #[tokio::test]
-async fn keeps_samples_in_memory_while_spool_is_unwritable() {
+async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
     let scene = Scene::set().await;
     // The stream does not exist.
     let agent = scene.agent();
     scene.spools(2).await;
-    // Block the name of the agent's temporary file.
+    // A folder with the name of the agent's temporary file makes the spool unwritable.
     fs::create_dir(scene.folder.path().join("spool/unfinished")).unwrap();
-    eventually("samples wait in memory", PATIENCE, async || {
+    eventually("the agent keeps samples in memory", PATIENCE, async || {
         let waiting = witnessed(&agent, "sampled").len() - witnessed(&agent, "spooled").len();
         (waiting >= 4).then_some(()).ok_or(format!("{waiting}"))
     })
@@ -353,14 +364,14 @@ async fn keeps_samples_in_memory_while_spool_is_unwritable() {
 }
 
 #[tokio::test]
-async fn restarted_agent_sends_spooled_samples() {
+async fn restarted_agent_sends_samples_of_the_spool() {
     let scene = Scene::set().await;
     // The stream does not exist.
     let agent = scene.agent();
     scene.spools(5).await;
     agent.kill9();
     let spooled = scene.spooled();
-    // Simulate a kill during a write.
+    // Simulates an agent that was killed while it wrote a file.
     fs::write(
         scene.folder.path().join("spool/unfinished"),
         r#"{"instance_id":"vm-"#,
@@ -376,7 +387,7 @@ async fn restarted_agent_sends_spooled_samples() {
     assert!(status.success(), "{status}");
     let stored = stored(&messages).await;
     assert_eq!(stored[..spooled.len()], spooled);
-    // The log may mention the last sample before the kill although it is not on disk.
+    // The log may mention the last sample before the kill although it never reached the disk.
     let sampled = witnessed(&agent, "sampled");
     let lost: Vec<_> = sampled.iter().filter(|id| !stored.contains(id)).collect();
     assert!(lost.len() <= 1, "{lost:?}");
@@ -388,13 +399,14 @@ async fn restarted_agent_sends_spooled_samples() {
     assert!(agent.log().contains("skipped a half-written file in the spool"));
 }
 
-/// The metrics of a guest are not collected, so the next sample carries the number of dropped parts, once.
+/// Metrics of agents are not collected, because guests cannot be reached. Therefore the next sample reports how many
+/// parts were dropped, and only that sample.
 #[tokio::test]
-async fn reports_dropped_parts_with_next_sample() {
+async fn next_sample_reports_the_number_of_dropped_parts() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
-    // A part that was being spooled when the VM crashed.
+    // This file is a part that was being spooled when the VM crashed.
     fs::create_dir(scene.folder.path().join("spool")).unwrap();
     fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
     let _agent = scene.agent();
@@ -409,7 +421,7 @@ async fn reports_dropped_parts_with_next_sample() {
 }
 
 #[tokio::test]
-async fn stopped_agent_keeps_latest_sample() {
+async fn stopped_agent_keeps_its_latest_sample() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
@@ -418,11 +430,11 @@ async fn stopped_agent_keeps_latest_sample() {
         .push(("VMWATCH_DRAIN_DEADLINE".to_owned(), "0s".to_owned()));
     let agent = Process::start(spec);
     stores(&messages, 1).await;
-    // A hanging server acknowledges nothing and seems connected for a while.
+    // A frozen server acknowledges nothing and seems connected for a while.
     scene.nats.server.pause();
     let kept = || [witnessed(&agent, "acknowledged"), witnessed(&agent, "spooled")].concat();
     eventually(
-        "a sample is neither acknowledged nor on disk",
+        "a sample is neither acknowledged nor spooled",
         PATIENCE,
         async || {
             let kept = kept();
@@ -440,17 +452,20 @@ async fn stopped_agent_keeps_latest_sample() {
     assert!(status.success(), "{status}");
     let (kept, spooled) = (kept(), scene.spooled());
     for id in witnessed(&agent, "sampled") {
-        assert!(kept.contains(&id), "{id} is lost");
+        assert!(kept.contains(&id), "sample {id} is lost");
         let acknowledged = witnessed(&agent, "acknowledged").contains(&id);
-        assert!(acknowledged || spooled.contains(&id), "{id} is not on disk");
+        assert!(
+            acknowledged || spooled.contains(&id),
+            "sample {id} is not in the spool"
+        );
     }
 }
 
 #[tokio::test]
-async fn explains_failed_start() {
+async fn failed_start_of_the_agent_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     let first = Process::start(spec(folder.path(), "nats://127.0.0.1:1"));
-    eventually("the first agent holds the spool", PATIENCE, async || {
+    eventually("the first agent has locked the spool", PATIENCE, async || {
         let lock = folder.path().join("spool/lock");
         lock.exists().then_some(()).ok_or_else(|| first.log())
     })
@@ -461,8 +476,8 @@ async fn explains_failed_start() {
         spec.env.retain(|(name, _)| name != change.0);
         spec.env.push((change.0.to_owned(), change.1));
         let agent = Process::start(spec);
-        let status = eventually("the agent ends", PATIENCE, async || {
-            agent.ended().ok_or("no".to_owned())
+        let status = eventually("the second agent ends", PATIENCE, async || {
+            agent.ended().ok_or("still running".to_owned())
         })
         .await;
         assert_eq!(status.code(), Some(code), "{}", agent.log());
@@ -474,7 +489,7 @@ async fn explains_failed_start() {
     let interval = "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple";
     ends_with(interval, ("VMWATCH_AGENT_VM_INTERVAL", "300ms".to_owned()), 64).await;
 
-    // Without a bus the agent stops at once, and keeps its samples.
+    // An agent that never reached NATS stops at once and keeps its samples.
     let status = first.terminate(Duration::from_secs(5)).await;
     assert!(status.success());
 }

@@ -1,5 +1,6 @@
-//! A simulated cloud: the parts of Keystone and Nova that the driver uses, answering as the real ones do. It records
-//! the actions that it receives and can hold requests at any step, so that a test decides what happens in between.
+//! A simulated OpenStack cloud: the parts of Keystone and Nova that the driver uses, with the answers of the real
+//! services. It records the actions that it receives. It can hold requests at several steps, so that a test decides
+//! what happens in between.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -20,10 +21,10 @@ pub(crate) const USER: &str = "vmwatch";
 pub(crate) const PASSWORD: &str = "the cloud's password";
 pub(crate) const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret");
 
-/// Steps at which the cloud can hold a request.
+/// The steps at which the simulated cloud can hold a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum At {
-    /// A server's state was requested and is not answered yet.
+    /// The state of a server was requested and is not answered yet.
     Read,
     /// An action has arrived and has not taken effect yet.
     Arrived,
@@ -31,14 +32,14 @@ pub(crate) enum At {
     Done,
 }
 
-/// What an action does to a server.
+/// What an action does to a server of the simulated cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Obedience {
-    /// It takes effect before the answer.
+    /// The action takes effect before it is answered.
     AtOnce,
-    /// It begins; the test completes it with [`Cloud::settle`].
+    /// The action begins; the test completes it with [`Cloud::settle`].
     Later,
-    /// It is accepted and then fails.
+    /// The action is accepted and then fails.
     Fails,
 }
 
@@ -72,32 +73,32 @@ struct Inner {
     logins: u32,
     page_size: usize,
     obedience: Obedience,
-    /// Received actions: server, action, status of the answer.
+    /// The received actions: server, action, and status of the answer.
     commands: Vec<(String, String, u16)>,
-    /// The answer to every request for a server, instead of the server.
+    /// If set, every request for a server gets this status and body.
     instead: Option<(u16, Bytes)>,
     held: HashMap<At, usize>,
     given_up: usize,
 }
 
-/// The steps at which requests are held, and the number of held requests that may continue.
+/// The steps at which requests are held, and how many held requests may continue.
 #[derive(Default)]
 struct Holds {
     at: HashSet<At>,
     passes: HashMap<At, usize>,
 }
 
-/// A cloud on its own port.
+/// A simulated cloud that listens on its own port.
 #[derive(Clone)]
 pub(crate) struct Cloud {
     inner: Arc<Mutex<Inner>>,
-    /// What to hold; a change wakes every held request.
+    /// The steps that hold requests. A change wakes every held request.
     holds: Arc<watch::Sender<Holds>>,
     pub(crate) address: SocketAddr,
 }
 
 impl Cloud {
-    /// Starts a cloud with these servers in these states.
+    /// Starts a simulated cloud with these servers in these states.
     pub(crate) async fn start(servers: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = |&(id, status): &(&str, &str)| (id.to_owned(), Server::new(id, status));
@@ -126,7 +127,7 @@ impl Cloud {
         self.inner.lock().unwrap()
     }
 
-    /// An entry of `VMWATCH_HYPERVISORS` for this cloud, with user name and password.
+    /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with user name and password.
     pub(crate) fn entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3'\nusername = '{USER}'\nproject = 'vms'\n",
@@ -135,7 +136,7 @@ impl Cloud {
         entry(folder, name, &file, "password_file", PASSWORD)
     }
 
-    /// An entry of `VMWATCH_HYPERVISORS` with an application credential.
+    /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with an application credential.
     pub(crate) fn credential_entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3/'\napplication_credential_id = '{}'\n",
@@ -163,23 +164,23 @@ impl Cloud {
         server.task = None;
     }
 
-    /// Puts the server into the error state with this fault.
+    /// Sets the status of a server to ERROR, with this fault.
     pub(crate) fn break_down(&self, id: &str, fault: &str) {
         self.settle(id, "ERROR");
         self.lock().servers.get_mut(id).unwrap().fault = Some(fault.to_owned());
     }
 
-    /// Sets the server's task.
+    /// Sets the task of a server.
     pub(crate) fn task(&self, id: &str, task: &str) {
         self.lock().servers.get_mut(id).unwrap().task = Some(task.to_owned());
     }
 
-    /// Locks the server, as an administrator can.
+    /// Locks a server, as an administrator can.
     pub(crate) fn lock_server(&self, id: &str) {
         self.lock().servers.get_mut(id).unwrap().locked = true;
     }
 
-    /// Sets an answer for every request for a server.
+    /// Sets the answer to every request for a server.
     pub(crate) fn answer_instead(&self, answer: Option<(u16, Bytes)>) {
         self.lock().instead = answer;
     }
@@ -189,7 +190,7 @@ impl Cloud {
         self.lock().token_life = life;
     }
 
-    /// Sets the page size of lists.
+    /// Sets the page size of server lists.
     pub(crate) fn page_size(&self, size: usize) {
         self.lock().page_size = size;
     }
@@ -203,12 +204,12 @@ impl Cloud {
         self.lock().logins
     }
 
-    /// The received actions: server, action, status of the answer.
+    /// Returns the received actions: server, action, and status of the answer.
     pub(crate) fn commands(&self) -> Vec<(String, String, u16)> {
         self.lock().commands.clone()
     }
 
-    /// The number of accepted actions of this name.
+    /// Returns the number of accepted actions of this name.
     pub(crate) fn accepted(&self, command: &str) -> usize {
         let commands = self.commands();
         commands
@@ -224,14 +225,14 @@ impl Cloud {
         });
     }
 
-    /// Releases held and later requests at this step.
+    /// Releases the requests that are held at this step, and holds no later ones.
     pub(crate) fn release(&self, at: At) {
         self.holds.send_modify(|holds| {
             holds.at.remove(&at);
         });
     }
 
-    /// Releases one held request.
+    /// Releases one request that is held at this step.
     pub(crate) fn let_one_pass(&self, at: At) {
         self.holds
             .send_modify(|holds| *holds.passes.entry(at).or_default() += 1);
@@ -247,20 +248,20 @@ impl Cloud {
         self.lock().servers.remove(id);
     }
 
-    /// Waits until more than this number of requests were held at this step.
+    /// Waits until more than `than` requests have been held at this step.
     pub(crate) async fn wait_held(&self, at: At, than: usize) {
-        eventually("a request is held", PATIENCE, async || {
+        eventually("the cloud holds a request", PATIENCE, async || {
             let held = self.held(at);
             (held > than)
                 .then_some(())
-                .ok_or_else(|| format!("{held} at {at:?}"))
+                .ok_or_else(|| format!("{held} requests were held at {at:?}"))
         })
         .await;
     }
 
-    /// Waits until this number of actions of this name were accepted.
+    /// Waits until `count` actions of this name have been accepted.
     pub(crate) async fn wait_accepted(&self, command: &str, count: usize) {
-        eventually("an action is accepted", PATIENCE, async || {
+        eventually("the cloud accepts the actions", PATIENCE, async || {
             let commands = self.commands();
             (self.accepted(command) == count)
                 .then_some(())
@@ -271,13 +272,13 @@ impl Cloud {
 
     /// Waits until a held request is abandoned because its client has disconnected.
     pub(crate) async fn wait_abandoned(&self) {
-        eventually("the closed connection is detected", PATIENCE, async || {
+        eventually("the cloud detects the closed connection", PATIENCE, async || {
             (self.lock().given_up > 0).then_some(()).ok_or_else(String::new)
         })
         .await;
     }
 
-    /// The number of requests that were ever held at this step.
+    /// Returns the number of requests that were ever held at this step.
     pub(crate) fn held(&self, at: At) -> usize {
         self.lock().held.get(&at).copied().unwrap_or(0)
     }
@@ -309,7 +310,7 @@ impl Cloud {
     }
 }
 
-/// A held request; it is abandoned when its connection ends.
+/// A held request. It counts as abandoned if it is dropped before it continues, because its connection has ended.
 struct Held(Option<Cloud>);
 
 impl Held {
@@ -326,7 +327,7 @@ impl Drop for Held {
     }
 }
 
-/// Writes the settings file of a cloud and its secret, and returns the entry for `VMWATCH_HYPERVISORS`.
+/// Writes the settings file of a cloud and its secret. Returns the entry for `VMWATCH_HYPERVISORS`.
 pub(crate) fn entry(folder: &Path, name: &str, file: &str, key: &str, secret: &str) -> String {
     let secret_path = folder.join(format!("{name}.secret"));
     fs::write(&secret_path, format!("{secret}\n")).unwrap();

@@ -1,5 +1,5 @@
-//! Crashes, hanging hypervisors and repeated requests: each operation takes effect once, and its record ends with the
-//! real outcome.
+//! Tests crashes of lifecycle-svc, hanging hypervisors and repeated requests: each operation takes effect at most once,
+//! and its record ends with the real outcome.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ mod bus;
 
 const VM: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 
-/// A bus, a cloud with one server, and the entry that configures it.
+/// A NATS server, a simulated cloud with one server, and the setting that configures the cloud.
 struct Scene {
     world: World,
     cloud: Cloud,
@@ -55,8 +55,8 @@ impl Scene {
         })
     }
 
-    /// Kills the only replica at a step of a start, releases the cloud, and returns the record after another replica
-    /// has adopted it.
+    /// Kills the only replica at a step of a start, releases the cloud, and returns the operation after another replica
+    /// has adopted and ended it.
     async fn killed_at(&self, at: At, limit: Duration) -> Operation {
         let first = self.replica("first").await;
         let (context, id) = keyed::<Start>(limit, VM, "k");
@@ -67,7 +67,7 @@ impl Scene {
         self.cloud.wait_abandoned().await;
         asking.abort();
         if limit < LEASE {
-            eventually("the deadline passes", PATIENCE, async || {
+            eventually("the deadline of the request passes", PATIENCE, async || {
                 let left = context.remaining();
                 left.is_zero().then_some(()).ok_or_else(|| format!("{left:?}"))
             })
@@ -104,7 +104,7 @@ async fn adopted_start_is_repeated_if_request_was_lost() {
     assert_eq!(
         scene.cloud.accepted("os-start"),
         1,
-        "the request ended with its connection and had no effect"
+        "the first request had no effect, because its connection ended"
     );
 }
 
@@ -136,7 +136,7 @@ async fn adopting_replica_waits_for_starting_vm() {
     first.0.kill9();
     asking.abort();
     let _second = scene.replica("second").await;
-    eventually("the operation is adopted", PATIENCE, async || {
+    eventually("the second replica adopts the operation", PATIENCE, async || {
         let operation = scene
             .world
             .operation(&id)
@@ -154,7 +154,7 @@ async fn adopting_replica_waits_for_starting_vm() {
 }
 
 #[tokio::test]
-async fn does_not_adopt_from_live_replica() {
+async fn operation_of_a_live_replica_is_not_adopted() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
@@ -162,7 +162,7 @@ async fn does_not_adopt_from_live_replica() {
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     let asked = Instant::now();
-    eventually("three leases pass", PATIENCE, async || {
+    eventually("three lease times have passed", PATIENCE, async || {
         let operation = scene
             .world
             .operation(&id)
@@ -183,7 +183,7 @@ async fn does_not_adopt_from_live_replica() {
 }
 
 #[tokio::test]
-async fn does_not_send_adopted_start_after_deadline() {
+async fn adopted_start_is_not_sent_after_its_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Read, Duration::from_secs(1)).await;
     assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
@@ -192,7 +192,7 @@ async fn does_not_send_adopted_start_after_deadline() {
 }
 
 #[tokio::test]
-async fn reboot_of_crashed_replica_ends_as_unknown() {
+async fn reboot_by_a_crashed_replica_ends_with_unknown_outcome() {
     for (at, accepted) in [(At::Arrived, 0), (At::Done, 1)] {
         let scene = Scene::new("ACTIVE").await;
         let first = scene.replica("first").await;
@@ -212,7 +212,7 @@ async fn reboot_of_crashed_replica_ends_as_unknown() {
         let _second = scene.replica("second").await;
         let operation = scene.world.ended(&id).await;
         assert_eq!(operation.state, OperationState::OutcomeUnknown, "{operation:?}");
-        // A repeated request does not repeat it either.
+        // The same request again does not repeat the reboot either.
         let fault = scene
             .world
             .bus
@@ -225,7 +225,7 @@ async fn reboot_of_crashed_replica_ends_as_unknown() {
 }
 
 #[tokio::test]
-async fn hundred_requests_with_one_key_act_once() {
+async fn hundred_requests_with_one_idempotency_key_act_once() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
@@ -242,7 +242,7 @@ async fn hundred_requests_with_one_key_act_once() {
     assert_eq!(scene.cloud.accepted("os-start"), 1);
     assert_eq!(scene.cloud.commands().len(), 1);
 
-    // The same holds after the VM was shut off again: the key stands for the finished operation.
+    // The same holds after the VM was shut off again: the key identifies the finished operation.
     scene.cloud.settle(VM, "SHUTOFF");
     assert_eq!(
         scene.world.start(&context, VM).await.unwrap(),
@@ -261,7 +261,7 @@ async fn hundred_requests_with_one_key_act_once() {
 }
 
 #[tokio::test]
-async fn operation_continues_after_caller_deadline() {
+async fn operation_continues_after_its_callers_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
@@ -279,7 +279,7 @@ async fn operation_continues_after_caller_deadline() {
 }
 
 #[tokio::test]
-async fn times_out_when_vm_never_starts() {
+async fn start_times_out_if_the_vm_never_starts() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [
@@ -298,7 +298,7 @@ async fn times_out_when_vm_never_starts() {
 }
 
 #[tokio::test]
-async fn shutdown_waits_for_running_operations() {
+async fn shutdown_of_lifecycle_svc_waits_for_running_operations() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let service = scene.replica("lifecycle").await;
@@ -308,7 +308,7 @@ async fn shutdown_waits_for_running_operations() {
         scene.cloud.wait_accepted("os-start", 1).await;
         let ending = service.0.terminate(PATIENCE);
         let settling = async {
-            eventually("the service drains", PATIENCE, async || {
+            eventually("the service stops accepting requests", PATIENCE, async || {
                 let log = service.0.log();
                 log.contains("draining").then_some(()).ok_or(log)
             })
@@ -328,7 +328,7 @@ async fn shutdown_waits_for_running_operations() {
 }
 
 #[tokio::test]
-async fn refuses_new_operations_when_store_is_nearly_full() {
+async fn new_operations_are_refused_when_their_bucket_is_nearly_full() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [
@@ -340,17 +340,19 @@ async fn refuses_new_operations_when_store_is_nearly_full() {
     let asking = scene.start_in_background(context);
     scene.cloud.wait_accepted("os-start", 1).await;
     let nowhere = "bbbbbbbb-1111-4111-8111-111111111111";
-    eventually("the store is nearly full", PATIENCE, async || {
+    eventually("the operation bucket is nearly full", PATIENCE, async || {
         let within = within(PATIENCE);
         let answers = join_all((0..20).map(|_| scene.world.start(&within, nowhere))).await;
         let refused = answers
             .into_iter()
             .filter_map(Result::err)
             .find(|fault| fault.kind != FaultKind::NotFound);
-        refused.ok_or_else(|| "not yet".to_owned()).map(|fault| {
-            assert_eq!(fault.kind, FaultKind::Unavailable);
-            assert!(fault.message.contains("nearly full"), "{fault}");
-        })
+        refused
+            .ok_or_else(|| "the start was not refused".to_owned())
+            .map(|fault| {
+                assert_eq!(fault.kind, FaultKind::Unavailable);
+                assert!(fault.message.contains("nearly full"), "{fault}");
+            })
     })
     .await;
     scene.cloud.settle(VM, "ACTIVE");

@@ -1,4 +1,5 @@
-//! Tests on libvirt's test driver, with VMs in different states; their state lives in the service's connection.
+//! Tests with libvirt's test driver, which simulates VMs in different states. Their state lives in the connection of
+//! lifecycle-svc.
 
 use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
@@ -24,7 +25,8 @@ const PAUSED: &str = "33333333-3333-4333-8333-333333333333";
 const ELSEWHERE: &str = "44444444-4444-4444-8444-444444444444";
 const NOWHERE: &str = "99999999-9999-4999-8999-999999999999";
 
-/// Writes a node file for libvirt's test driver, with VMs in virDomainState 1 (running), 3 (paused) or 5 (shut off).
+/// Writes a file for libvirt's test driver that defines VMs. A state is a virDomainState: 1 (running), 3 (paused) or 5
+/// (shut off).
 fn node(folder: &Path, name: &str, machines: &[(&str, u8)]) -> String {
     let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
     for (index, (uuid, state)) in machines.iter().enumerate() {
@@ -40,7 +42,7 @@ fn node(folder: &Path, name: &str, machines: &[(&str, u8)]) -> String {
     format!("{name}=test://{}", path.display())
 }
 
-/// Starts the service with two hypervisors.
+/// Starts lifecycle-svc with two hypervisors.
 async fn service(world: &World) -> Replica {
     let hypervisors = [
         node(world.path(), "one", &[(OFF, 5), (RUNNING, 1), (PAUSED, 3)]),
@@ -52,7 +54,7 @@ async fn service(world: &World) -> Replica {
 }
 
 #[tokio::test]
-async fn start_succeeds_only_when_vm_runs() {
+async fn start_succeeds_only_when_the_vm_runs() {
     let world = World::new().await;
     let _service = service(&world).await;
     for id in [OFF, RUNNING, PAUSED, ELSEWHERE] {
@@ -73,7 +75,7 @@ async fn start_succeeds_only_when_vm_runs() {
 }
 
 #[tokio::test]
-async fn actions_reach_their_state_or_explain_failure() {
+async fn actions_reach_the_wanted_state_or_explain_the_failure() {
     let world = World::new().await;
     let _service = service(&world).await;
     let bus = &world.bus;
@@ -90,7 +92,7 @@ async fn actions_reach_their_state_or_explain_failure() {
     let machine = bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
     assert_eq!(machine.state, MachineState::ShutOff);
     assert_eq!(world.state(RUNNING).await.unwrap(), MachineState::ShutOff);
-    // The VM is in the wanted state already.
+    // The VM is already off, so a second stop succeeds.
     bus.call::<Stop>(&operator(), &target(RUNNING)).await.unwrap();
 
     for (what, fault) in [
@@ -114,7 +116,7 @@ async fn actions_reach_their_state_or_explain_failure() {
 }
 
 #[tokio::test]
-async fn records_operation_with_history_and_audit() {
+async fn operation_is_recorded_with_history_and_audit() {
     let world = World::new().await;
     let _service = service(&world).await;
     let (context, id) = keyed::<Start>(Duration::from_secs(30), OFF, "the key");
@@ -192,10 +194,10 @@ async fn forbidden_action_is_audited_and_creates_no_operation() {
 }
 
 #[tokio::test]
-async fn refused_batch_is_audited_per_vm() {
+async fn refused_batch_of_actions_is_audited_per_vm() {
     let world = World::new().await;
     let _service = service(&world).await;
-    // As with POST /actions, all have the same request id.
+    // All these requests have the same request id, like those of one POST /actions.
     let viewer = context("eve", Role::Viewer, Scope::All);
     let ids: Vec<_> = (0..100)
         .map(|index| format!("55555555-5555-4555-8555-{index:012}"))
@@ -213,7 +215,7 @@ async fn refused_batch_is_audited_per_vm() {
 }
 
 #[tokio::test]
-async fn required_audit_refuses_unaudited_action() {
+async fn action_is_refused_if_it_cannot_be_audited() {
     let world = World::new().await;
     let hypervisors = node(world.path(), "one", &[(OFF, 5)]);
     let strict = world
@@ -245,7 +247,7 @@ async fn required_audit_refuses_unaudited_action() {
 }
 
 #[tokio::test]
-async fn audit_refuses_deletion() {
+async fn audit_records_cannot_be_deleted() {
     let world = World::new().await;
     let _service = service(&world).await;
     world.start(&operator(), OFF).await.unwrap();
@@ -256,9 +258,10 @@ async fn audit_refuses_deletion() {
     assert_eq!(stream.info().await.unwrap().state.messages, state.messages);
 }
 
-/// A migration left a definition behind: a start there would boot a second writer on the same disk.
+/// A migration can leave the definition of a VM on its former hypervisor. A start there would boot a second VM that
+/// writes to the same disk.
 #[tokio::test]
-async fn refuses_vm_defined_on_two_hypervisors() {
+async fn actions_on_a_vm_defined_on_two_hypervisors_are_refused() {
     let world = World::new().await;
     let hypervisors = [
         node(world.path(), "a", &[(RUNNING, 1)]),
@@ -273,7 +276,7 @@ async fn refuses_vm_defined_on_two_hypervisors() {
             async move { world.replica(&name, &settings).await }
         }));
         let _replicas = replicas.await;
-        // Reads succeed, and fill the cache of locations.
+        // Reads succeed, and fill the cache of where VMs are.
         world.state(RUNNING).await.unwrap();
         let (bus, context, both) = (&world.bus, operator(), target(RUNNING));
         let reboot = RebootTarget {
@@ -320,7 +323,7 @@ async fn refuses_vm_defined_on_two_hypervisors() {
 }
 
 #[tokio::test]
-async fn only_setup_changes_existing_bucket() {
+async fn only_setup_changes_the_existing_operation_bucket() {
     let world = World::new().await;
     drop(service(&world).await);
     let keep = async || {
@@ -341,7 +344,7 @@ async fn only_setup_changes_existing_bucket() {
         log.contains("run `vmwatch-lifecycle setup` to change it"),
         "{log}"
     );
-    assert_eq!(keep().await, week, "a running service changes nothing");
+    assert_eq!(keep().await, week, "a running service must not change the bucket");
 
     let (well, printed, errors) = world.command_with(&["setup"], &longer);
     assert!(well, "{errors}");
@@ -353,7 +356,7 @@ async fn only_setup_changes_existing_bucket() {
 }
 
 #[tokio::test]
-async fn lists_respect_scope() {
+async fn lists_of_vms_and_operations_respect_scope() {
     let world = World::new().await;
     let _service = service(&world).await;
     world.start(&operator(), OFF).await.unwrap();
@@ -398,7 +401,11 @@ async fn lists_respect_scope() {
     assert_eq!(ids, [PAUSED, ELSEWHERE]);
 
     let theirs = world.listed(&operator(), None, 2).await;
-    assert_eq!(theirs[0].instance_id.as_str(), ELSEWHERE, "newest first");
+    assert_eq!(
+        theirs[0].instance_id.as_str(),
+        ELSEWHERE,
+        "operations are listed newest first"
+    );
     let mine = world.operations(&scoped, None).await;
     assert_eq!(
         mine.iter()
@@ -425,7 +432,7 @@ async fn lists_respect_scope() {
 }
 
 #[tokio::test]
-async fn reused_key_with_other_parameters_conflicts() {
+async fn reused_idempotency_key_with_other_parameters_conflicts() {
     let world = World::new().await;
     let _service = service(&world).await;
     let deadline = Duration::from_secs(30);

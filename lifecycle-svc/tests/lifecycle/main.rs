@@ -1,4 +1,4 @@
-//! Tests lifecycle-svc as a process with a real NATS server, on libvirt's test driver and on simulated clouds.
+//! Tests lifecycle-svc as a process with a real NATS server, with libvirt's test driver and with simulated clouds.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ mod nova_https;
 mod qemu;
 #[cfg_attr(
     not(feature = "libvirt"),
-    expect(dead_code, reason = "parts are used only by the libvirt tests")
+    expect(dead_code, reason = "only the libvirt tests use some of these helpers")
 )]
 mod support;
 #[cfg(not(feature = "libvirt"))]

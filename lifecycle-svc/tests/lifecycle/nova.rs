@@ -1,4 +1,4 @@
-//! Tests of the Nova driver: the meaning of Nova's answers, and invalid or missing answers.
+//! Tests how the Nova driver interprets the answers of Nova, including invalid and missing answers.
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +34,7 @@ async fn service(world: &World, cloud: &Cloud, settings: &[(&str, &str)]) -> Rep
 }
 
 #[tokio::test]
-async fn maps_actions_to_nova_calls() {
+async fn vm_actions_become_the_right_nova_calls() {
     let (world, cloud) = (World::new().await, cloud().await);
     let service = service(&world, &cloud, &[]).await;
     let reboot = |hard| RebootTarget {
@@ -51,7 +51,7 @@ async fn maps_actions_to_nova_calls() {
         world.start(&operator(), PAUSED).await.unwrap(),
         MachineState::Running
     );
-    // The VM runs already; nothing is called.
+    // The VM runs already, so no action is sent.
     assert_eq!(
         world.start(&operator(), ACTIVE).await.unwrap(),
         MachineState::Running
@@ -93,7 +93,7 @@ async fn maps_actions_to_nova_calls() {
 }
 
 #[tokio::test]
-async fn start_waits_until_server_is_active() {
+async fn start_waits_until_the_nova_server_is_active() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     cloud.obey(Obedience::Later);
@@ -103,7 +103,7 @@ async fn start_waits_until_server_is_active() {
         eventually("Nova receives the action", PATIENCE, async || {
             match cloud.accepted("os-start") {
                 1 => Ok(()),
-                other => Err(format!("{other} times")),
+                other => Err(format!("Nova received {other} start actions")),
             }
         })
         .await;
@@ -117,11 +117,12 @@ async fn start_waits_until_server_is_active() {
 }
 
 #[tokio::test]
-async fn interprets_conflict_by_server_state() {
+async fn nova_conflict_is_interpreted_by_the_servers_state() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
 
-    // Another client starts the server between the service's read and its action: the wanted state is reached.
+    // Another client starts the server between the driver's read of the state and its action. The driver recognises
+    // that the wanted state is reached.
     for (task, status) in [(Some("powering-on"), "SHUTOFF"), (None, "ACTIVE")] {
         cloud.settle(OFF, "SHUTOFF");
         cloud.hold(At::Arrived);
@@ -135,7 +136,7 @@ async fn interprets_conflict_by_server_state() {
                 cloud.task(OFF, task);
             }
             cloud.release(At::Arrived);
-            eventually("the action is refused", PATIENCE, async || {
+            eventually("Nova refuses the action", PATIENCE, async || {
                 let commands = cloud.commands();
                 let refused = commands.last().is_some_and(|(_, _, status)| *status == 409);
                 refused.then_some(()).ok_or_else(|| format!("{commands:?}"))
@@ -147,7 +148,7 @@ async fn interprets_conflict_by_server_state() {
         assert_eq!(started.unwrap(), MachineState::Running);
     }
 
-    // A server with another task refuses for good, with Nova's message.
+    // A server with a different task refuses the action permanently, with Nova's message.
     cloud.settle(OFF, "SHUTOFF");
     cloud.task(OFF, "image_snapshot");
     let fault = world.start(&operator(), OFF).await.unwrap_err();
@@ -172,7 +173,11 @@ async fn failed_start_reports_novas_reason() {
         fault.message.contains("start: No valid host: the disk is gone"),
         "{fault}"
     );
-    assert_eq!(cloud.accepted("os-start"), 1, "not repeated");
+    assert_eq!(
+        cloud.accepted("os-start"),
+        1,
+        "the failed action must not be repeated"
+    );
 
     cloud.obey(Obedience::Later);
     let starting_of = operator();
@@ -187,7 +192,7 @@ async fn failed_start_reports_novas_reason() {
 }
 
 #[tokio::test]
-async fn renews_refused_and_expiring_tokens() {
+async fn nova_driver_renews_refused_and_expiring_tokens() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     world.state(OFF).await.unwrap();
@@ -199,7 +204,8 @@ async fn renews_refused_and_expiring_tokens() {
     );
     assert_eq!(cloud.logins(), 2);
 
-    // A token of two seconds is renewed after one and a half, so that Nova never receives an expired token.
+    // A token with a lifetime of two seconds is renewed after one and a half, so that Nova never receives an expired
+    // token.
     cloud.token_life(Duration::from_secs(2));
     cloud.revoke();
     world.state(OFF).await.unwrap();
@@ -208,13 +214,13 @@ async fn renews_refused_and_expiring_tokens() {
         world.state(OFF).await.map_err(|fault| fault.to_string())?;
         (cloud.logins() > logins)
             .then_some(())
-            .ok_or_else(|| "not yet".to_owned())
+            .ok_or_else(|| "the driver uses the former token".to_owned())
     })
     .await;
 }
 
 #[tokio::test]
-async fn survives_invalid_answers() {
+async fn nova_driver_survives_invalid_answers() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     let large = Bytes::from(vec![b'x'; 9 << 20]);
@@ -244,7 +250,7 @@ async fn survives_invalid_answers() {
 }
 
 #[tokio::test]
-async fn hanging_cloud_does_not_delay_others() {
+async fn hanging_cloud_does_not_delay_other_clouds() {
     let (world, hangs, works) = (
         World::new().await,
         cloud().await,
@@ -262,7 +268,7 @@ async fn hanging_cloud_does_not_delay_others() {
     let _service = world.replica("lifecycle", &settings).await;
     hangs.hold(At::Read);
 
-    // More than the limit of concurrent calls.
+    // The number of requests exceeds the limit of concurrent calls.
     let waiting = async {
         let of = within(Duration::from_secs(20));
         futures::future::join_all((0..30).map(|_| world.start(&of, OFF))).await
@@ -283,7 +289,8 @@ async fn hanging_cloud_does_not_delay_others() {
         assert_eq!(fault.kind, FaultKind::Backend);
         assert!(fault.message.contains("does not answer"), "{fault}");
     }
-    // While one cloud does not answer, an unknown VM may be there: the answer is not "there is no such VM".
+    // While one cloud does not answer, an unknown VM may be in that cloud. The answer must not be "there is no such
+    // VM".
     let fault = world
         .state("eeeeeeee-9999-4999-8999-999999999999")
         .await
@@ -297,7 +304,7 @@ async fn hanging_cloud_does_not_delay_others() {
 }
 
 #[tokio::test]
-async fn lists_pages_with_application_credential() {
+async fn nova_driver_lists_all_pages_with_an_application_credential() {
     let world = World::new().await;
     let ids: Vec<_> = (0..7)
         .map(|index| format!("aaaaaaaa-0000-4000-8000-00000000000{index}"))
@@ -325,7 +332,7 @@ async fn lists_pages_with_application_credential() {
 
 /// An action that gets its permit after its deadline is not sent.
 #[tokio::test]
-async fn does_not_send_action_after_deadline() {
+async fn nova_driver_sends_no_action_after_the_deadline() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[("VMWATCH_HYPERVISOR_CALLS", "1")]).await;
     let deadline = Duration::from_secs(3);
@@ -333,7 +340,8 @@ async fn does_not_send_action_after_deadline() {
     let (late, id) = keyed::<Start>(deadline, OFF, "late");
     let starting = world.start(&late, OFF);
     let slow = async {
-        // The first read of the state is answered; the one immediately before the act only after the deadline.
+        // The cloud answers the first read of the state. It answers the second, immediately before the action, only
+        // after the deadline.
         cloud.wait_held(At::Read, 0).await;
         cloud.let_one_pass(At::Read);
         cloud.wait_held(At::Read, 1).await;
@@ -350,7 +358,7 @@ async fn does_not_send_action_after_deadline() {
 
 /// An unreachable host may still run a VM that was evacuated to another host.
 #[tokio::test]
-async fn refuses_start_while_previous_hypervisor_is_unreachable() {
+async fn start_is_refused_while_the_vms_former_hypervisor_is_unreachable() {
     let world = World::new().await;
     let (old, new) = (Cloud::start(&[(OFF, "ACTIVE")]).await, Cloud::start(&[]).await);
     let hypervisors = [old.entry(world.path(), "old"), new.entry(world.path(), "new")].join(",");
@@ -369,10 +377,10 @@ async fn refuses_start_while_previous_hypervisor_is_unreachable() {
     assert!(fault.message.contains(said), "{fault}");
     assert_eq!(new.commands(), []);
 
-    // The old host answers again and no longer has the VM.
+    // The former host answers again and no longer has the VM.
     old.remove(OFF);
     old.release(At::Read);
-    eventually("the VM is started", PATIENCE, async || {
+    eventually("the start succeeds", PATIENCE, async || {
         let started = world.start(&operator(), OFF).await;
         started.map_err(|fault| fault.to_string())
     })

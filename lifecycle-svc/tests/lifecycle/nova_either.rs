@@ -1,5 +1,6 @@
-//! Tests that must pass on the simulated cloud and on real Keystone and Nova. They normally use the simulated one;
-//! `./dev peer nova` starts the real ones, passes their addresses in `VMWATCH_TEST_NOVA`, and runs the same tests.
+//! Tests that must pass with the simulated cloud and with the real Keystone and Nova. They normally use the simulated
+//! cloud. `./dev peer nova` starts the real services, passes their addresses in `VMWATCH_TEST_NOVA`, and runs the same
+//! tests.
 
 use std::{collections::BTreeMap, env, fs, path::Path};
 
@@ -18,7 +19,7 @@ use crate::{
 };
 
 const NOWHERE: &str = "dddddddd-9999-4999-8999-999999999999";
-/// Each test uses its own server, by name. All are off at first, and the last one is locked.
+/// Each test uses its own server, selected by name. All servers are off at first, and the last is locked.
 const SERVERS: [(&str, &str); 4] = [
     ("verbs", "aaaaaaaa-1111-4111-8111-111111111111"),
     ("credential", "bbbbbbbb-2222-4222-8222-222222222222"),
@@ -26,7 +27,7 @@ const SERVERS: [(&str, &str); 4] = [
     ("locked", "eeeeeeee-4444-4444-8444-444444444444"),
 ];
 
-/// A cloud, described as deploy/peers/nova describes the real one.
+/// A simulated or real cloud, described as deploy/peers/nova describes the real one.
 #[derive(Deserialize)]
 struct Peer {
     auth_url: String,
@@ -64,7 +65,7 @@ impl Peer {
         &self.servers[name]
     }
 
-    /// An entry of `VMWATCH_HYPERVISORS` with this password.
+    /// Returns an entry of `VMWATCH_HYPERVISORS` with this password.
     fn by_password(&self, folder: &Path, name: &str, password: &str) -> String {
         let file = format!(
             "auth_url = '{}'\nusername = '{}'\nproject = '{}'\n",
@@ -73,7 +74,7 @@ impl Peer {
         entry(folder, name, &file, "password_file", password)
     }
 
-    /// An entry of `VMWATCH_HYPERVISORS` with this secret of the application credential.
+    /// Returns an entry of `VMWATCH_HYPERVISORS` with this secret of the application credential.
     fn by_credential(&self, folder: &Path, name: &str, secret: &str) -> String {
         let file = format!(
             "auth_url = '{}'\napplication_credential_id = '{}'\n",
@@ -83,7 +84,7 @@ impl Peer {
     }
 }
 
-/// Starts a cloud, a bus and a replica that has logged in with the password.
+/// Starts a cloud, a NATS server, and a replica that has logged in to the cloud with the password.
 async fn scene() -> (World, Peer, Replica) {
     let (world, peer) = (World::new().await, Peer::new().await);
     let hypervisors = peer.by_password(world.path(), "cloud", &peer.password);
@@ -94,7 +95,7 @@ async fn scene() -> (World, Peer, Replica) {
 }
 
 #[tokio::test]
-async fn starts_stops_and_reboots_server() {
+async fn nova_server_can_be_started_stopped_and_rebooted() {
     let (world, peer, service) = scene().await;
     let vm = peer.server("verbs");
     let state = async || world.state(vm).await.unwrap();
@@ -128,7 +129,7 @@ async fn starts_stops_and_reboots_server() {
 }
 
 #[tokio::test]
-async fn application_credential_lists_and_starts() {
+async fn application_credential_can_list_and_start_nova_servers() {
     let (world, peer) = (World::new().await, Peer::new().await);
     let secret = &peer.application_credential_secret;
     let hypervisors = peer.by_credential(world.path(), "cloud", secret);
@@ -158,7 +159,7 @@ async fn application_credential_lists_and_starts() {
 }
 
 #[tokio::test]
-async fn reports_wrong_credentials_without_secret() {
+async fn wrong_cloud_credentials_are_reported_without_the_secret() {
     let (world, peer) = (World::new().await, Peer::new().await);
     let entries = [
         peer.by_password(world.path(), "password", "hunter2"),
@@ -182,10 +183,10 @@ async fn reports_wrong_credentials_without_secret() {
     }
 }
 
-/// Twenty callers read the server's state before one of them has started it. Nova answers 409 to the others, and all
-/// reach the wanted state.
+/// Twenty callers read the server's state before one of them has started it. Nova answers 409 to the other start
+/// actions, and yet all callers succeed.
 #[tokio::test]
-async fn concurrent_starts_all_succeed() {
+async fn concurrent_starts_of_one_nova_server_all_succeed() {
     let (world, peer, _service) = scene().await;
     let vm = peer.server("crowd");
     let contexts: Vec<_> = (0..20).map(|_| operator()).collect();
@@ -197,7 +198,7 @@ async fn concurrent_starts_all_succeed() {
 }
 
 #[tokio::test]
-async fn locked_server_refuses_with_novas_message() {
+async fn locked_nova_server_refuses_with_novas_message() {
     let (world, peer, _service) = scene().await;
     let vm = peer.server("locked");
     let fault = world.start(&operator(), vm).await.unwrap_err();

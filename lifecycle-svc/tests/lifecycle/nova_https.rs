@@ -1,4 +1,5 @@
-//! HTTPS to a cloud: only the configured authority, or those of the operating system, are trusted.
+//! Tests HTTPS connections to a cloud: only the configured certificate authority is trusted or, if none is configured,
+//! those of the operating system.
 
 use std::{fs, net::SocketAddr, sync::Arc};
 
@@ -21,8 +22,8 @@ use crate::{
 
 const OFF: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 
-/// Starts an HTTPS proxy for the cloud with a certificate of a new authority; returns its address and the authority's
-/// certificate.
+/// Starts an HTTPS proxy in front of the cloud, with a certificate of a new authority. Returns the proxy's address and
+/// the authority's certificate.
 async fn https(cloud: &Cloud) -> (SocketAddr, String) {
     let authority_key = KeyPair::generate().unwrap();
     let mut authority = CertificateParams::default();
@@ -49,7 +50,7 @@ async fn https(cloud: &Cloud) -> (SocketAddr, String) {
             let (stream, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // Fails if the client does not trust the certificate.
+                // The handshake fails if the client does not trust the certificate.
                 let Ok(mut outside) = acceptor.accept(stream).await else {
                     return;
                 };
@@ -62,7 +63,7 @@ async fn https(cloud: &Cloud) -> (SocketAddr, String) {
 }
 
 #[tokio::test]
-async fn connects_only_to_trusted_certificates() {
+async fn nova_driver_connects_only_to_trusted_certificates() {
     let (world, cloud) = (World::new().await, Cloud::start(&[(OFF, "SHUTOFF")]).await);
     let (address, authority) = https(&cloud).await;
     let ca_file = world.path().join("ca.pem");
@@ -82,7 +83,7 @@ async fn connects_only_to_trusted_certificates() {
     );
     service.0.kill9();
 
-    // Without that file the operating system's authorities decide, and none of them signed the certificate.
+    // Without a configured authority those of the operating system decide, and none of them signed the certificate.
     let other = entry(world.path(), "other", &file, "password_file", PASSWORD);
     let service = world.spawn("other", &[("VMWATCH_HYPERVISORS", &other)]);
     let logins = cloud.logins();
@@ -97,5 +98,9 @@ async fn connects_only_to_trusted_certificates() {
     .await;
     let fault = world.refused_start(&operator(), OFF).await;
     assert_eq!(fault.kind, FaultKind::Backend);
-    assert_eq!(cloud.logins(), logins, "no password was sent");
+    assert_eq!(
+        cloud.logins(),
+        logins,
+        "no password may be sent to an untrusted server"
+    );
 }

@@ -1,5 +1,5 @@
-//! Tests on real QEMU under a real libvirtd, for what the test driver cannot show. The VMs have no disk: only their
-//! firmware runs, which ignores the power button.
+//! Tests with a real libvirtd and QEMU, for behaviour that libvirt's test driver cannot show. The VMs have no disk, so
+//! only their firmware runs, which ignores the power button.
 
 use std::{
     fs,
@@ -18,10 +18,10 @@ use crate::support::{Replica, World, instance_id, keyed, operator, states, targe
 
 const VM: &str = "0f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
 const BROKEN: &str = "1f5d5a34-7c1e-4d7c-9a55-0d6a1f2b3c4d";
-/// The VM of libvirt's built-in test driver.
+/// The VM that libvirt's built-in test driver always has.
 const TEST_VM: &str = "6695eb01-f6a4-8304-79aa-97f2502e193f";
 
-/// Defines a VM that is off, with these devices.
+/// Defines a VM that is off and has these devices.
 fn define(libvirtd: &Libvirtd, world: &World, uuid: &str, devices: &str) {
     let domain = format!(
         "<domain type='qemu'><name>vm-{uuid}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory><vcpu>1</vcpu>\
@@ -33,7 +33,7 @@ fn define(libvirtd: &Libvirtd, world: &World, uuid: &str, devices: &str) {
     libvirtd.virsh(&["define", &file.display().to_string()]);
 }
 
-/// Starts a libvirtd with a VM that is off, and the service with it and libvirt's test driver.
+/// Starts a libvirtd with a VM that is off, and lifecycle-svc with this libvirtd and libvirt's test driver.
 async fn scene(settings: &[(&str, &str)]) -> (World, Libvirtd, Replica) {
     let (world, libvirtd) = tokio::join!(World::new(), Libvirtd::start());
     define(&libvirtd, &world, VM, "");
@@ -49,7 +49,7 @@ async fn replica(world: &World, libvirtd: &Libvirtd, name: &str, settings: &[(&s
     ];
     let all: Vec<_> = own.into_iter().chain(settings.iter().copied()).collect();
     let replica = world.replica(name, &all).await;
-    eventually("the service has found libvirtd", PATIENCE, async || {
+    eventually("lifecycle-svc is connected to libvirtd", PATIENCE, async || {
         let log = replica.0.log();
         log.contains("reachable hypervisor=\"lab\"")
             .then_some(())
@@ -64,7 +64,7 @@ fn says(operation: &Operation, words: &str) -> bool {
 }
 
 #[tokio::test]
-async fn starts_and_stops_real_vm() {
+async fn real_qemu_vm_can_be_started_and_stopped() {
     let (world, libvirtd, _service) = scene(&[("VMWATCH_OPERATION_LIMIT", "4s")]).await;
     let domstate = || libvirtd.virsh(&["domstate", VM]);
     assert_eq!(domstate(), "shut off");
@@ -96,7 +96,7 @@ async fn starts_and_stops_real_vm() {
         ("lab", MachineState::Running)
     );
 
-    // The firmware ignores the power button: the caller gets a timeout, and the power is not cut.
+    // The firmware ignores the power button. The stop times out, and the power must not be cut.
     let (context, id) = keyed::<Stop>(PATIENCE, VM, "k");
     let fault = world.bus.call::<Stop>(&context, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
@@ -133,7 +133,7 @@ async fn failed_start_reports_libvirts_reason() {
 }
 
 #[tokio::test]
-async fn reconnects_to_restarted_libvirtd() {
+async fn lifecycle_svc_reconnects_to_restarted_libvirtd() {
     let (world, libvirtd, _service) = scene(&[]).await;
     assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
     libvirtd.process.kill9();
@@ -141,20 +141,22 @@ async fn reconnects_to_restarted_libvirtd() {
     assert_eq!(fault.kind, FaultKind::Backend, "{fault}");
     let fault = world.start(&operator(), VM).await.unwrap_err();
     assert!(fault.message.contains("does not answer"), "{fault}");
-    // Other hypervisors are not affected.
+    // VMs of other hypervisors are not affected.
     world.state(TEST_VM).await.unwrap();
 
     libvirtd.process.start_again();
-    eventually("the VM is found again", PATIENCE, async || {
-        world.state(VM).await.map_err(|fault| fault.to_string())
-    })
+    eventually(
+        "the VM of the restarted libvirtd is found",
+        PATIENCE,
+        async || world.state(VM).await.map_err(|fault| fault.to_string()),
+    )
     .await;
     assert_eq!(world.start(&operator(), VM).await.unwrap(), MachineState::Running);
     assert_eq!(libvirtd.virsh(&["domstate", VM]), "running");
 }
 
 #[tokio::test]
-async fn start_ends_correctly_after_libvirtd_restart() {
+async fn start_in_progress_ends_correctly_after_libvirtd_restart() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     let starting = world.start(&context, VM);
@@ -180,7 +182,7 @@ async fn start_ends_correctly_after_libvirtd_restart() {
 }
 
 #[tokio::test]
-async fn hanging_libvirtd_does_not_delay_others() {
+async fn hanging_libvirtd_does_not_delay_other_hypervisors() {
     let (world, libvirtd, _service) = scene(&[]).await;
     libvirtd.process.pause();
     let hanging = async {
@@ -203,7 +205,7 @@ async fn hanging_libvirtd_does_not_delay_others() {
         assert_eq!(answer.unwrap_err().kind, FaultKind::Backend);
     }
     libvirtd.process.resume();
-    eventually("the VM is started", PATIENCE, async || {
+    eventually("the start succeeds", PATIENCE, async || {
         world
             .start(&operator(), VM)
             .await
@@ -214,7 +216,7 @@ async fn hanging_libvirtd_does_not_delay_others() {
 }
 
 #[tokio::test]
-async fn another_replica_resumes_start() {
+async fn another_replica_resumes_the_start_of_a_killed_one() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     libvirtd.process.pause();
@@ -224,7 +226,7 @@ async fn another_replica_resumes_start() {
             .call::<vmwatch_api::lifecycle::Start>(&asked, &target(VM))
             .await;
     });
-    eventually("the attempt is recorded", PATIENCE, async || {
+    eventually("the start attempt is recorded", PATIENCE, async || {
         world.operation(&id).await.map_err(|fault| fault.to_string())
     })
     .await;

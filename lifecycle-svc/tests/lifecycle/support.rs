@@ -1,4 +1,4 @@
-//! Test support: a NATS server, replicas of the service, and callers.
+//! Helpers of the lifecycle tests: a NATS server, replicas of lifecycle-svc, and callers.
 
 use std::{path::Path, time::Duration};
 
@@ -25,12 +25,13 @@ use vmwatch_bus::{
 };
 use vmwatch_service::config::Environment;
 
-/// The user of most tests.
+/// The user name that most tests use.
 pub(crate) const USER: &str = "ann";
-/// The lease of test replicas: short, so that tests do not wait long for adoption.
+/// The lease time of test replicas. It is short, so that tests do not wait long until another replica adopts an
+/// operation.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
 
-/// A bus, a temporary folder and a calling client.
+/// A NATS server, a temporary folder and a client that calls lifecycle-svc.
 pub(crate) struct World {
     pub(crate) bus: Bus,
     pub(crate) nats: Nats,
@@ -45,7 +46,7 @@ impl World {
             .unwrap();
         let nats = Nats::start(folder.path()).await;
         let bus = nats.connect("vmwatch-test").await;
-        // As auth-svc does, which owns the stream.
+        // Creates the audit streams like auth-svc, which owns them.
         let audit = AuditSettings::read(&Environment::from_variables([])).unwrap();
         for stream in audit.streams() {
             ensure_stream(bus.jetstream(), Service::Auth, &stream)
@@ -59,7 +60,8 @@ impl World {
         self.folder.path()
     }
 
-    /// Starts a replica of the service with the default test settings and these, and waits until it is ready.
+    /// Starts a replica of lifecycle-svc and waits until it is ready. `settings` override the settings that all tests
+    /// share.
     pub(crate) async fn replica(&self, name: &str, settings: &[(&str, &str)]) -> Replica {
         let replica = self.spawn(name, settings);
         replica.ready().await;
@@ -91,12 +93,13 @@ impl World {
         }))
     }
 
-    /// Runs the program with these arguments; returns whether it succeeded, its standard output and standard error.
+    /// Runs vmwatch-lifecycle with these arguments. Returns whether it succeeded, its standard output, and its standard
+    /// error.
     pub(crate) fn command(&self, arguments: &[&str]) -> (bool, String, String) {
         self.command_with(arguments, &[])
     }
 
-    /// Like [`World::command`], with these settings.
+    /// Does the same as [`World::command`], with additional settings.
     pub(crate) fn command_with(
         &self,
         arguments: &[&str],
@@ -119,7 +122,7 @@ impl World {
             .map(|machine: Machine| machine.state)
     }
 
-    /// Sends a start request, as soon as a service has subscribed, and returns the fault in its answer.
+    /// Sends a start request once a service has subscribed, and returns the fault in its answer.
     pub(crate) async fn refused_start(&self, context: &Context, id: &str) -> Fault {
         eventually("a service refuses the start", PATIENCE, async || {
             match self.start(context, id).await {
@@ -146,7 +149,7 @@ impl World {
 
     /// Waits until the operation has ended, and returns it.
     pub(crate) async fn ended(&self, id: &OperationId) -> Operation {
-        eventually("the operation ends", PATIENCE, async || {
+        eventually("the operation has ended", PATIENCE, async || {
             match self.operation(id).await {
                 Ok(operation) if operation.state.is_final() => Ok(operation),
                 Ok(operation) => Err(format!("{operation:?}")),
@@ -167,14 +170,14 @@ impl World {
         page.operations
     }
 
-    /// Waits until this principal sees this number of operations and all have ended, since lists may be slightly old.
+    /// Waits until this principal sees `count` operations and all have ended, because lists may be slightly old.
     pub(crate) async fn listed(
         &self,
         context: &Context,
         instance: Option<&str>,
         count: usize,
     ) -> Vec<Operation> {
-        eventually("the operations are listed", PATIENCE, async || {
+        eventually("the list contains all ended operations", PATIENCE, async || {
             let all = self.operations(context, instance).await;
             let settled = all.len() == count && all.iter().all(|operation| operation.state.is_final());
             if settled { Ok(all) } else { Err(format!("{all:?}")) }
@@ -182,7 +185,7 @@ impl World {
         .await
     }
 
-    /// The audit records of an operation, oldest first.
+    /// Returns the audit records of an operation, oldest first.
     pub(crate) async fn audit_of(&self, id: &OperationId) -> Vec<AuditRecord> {
         let mut records = audit::newest(&self.bus, 1000).await.unwrap();
         records.retain(|record| record.operation_id.as_ref() == Some(id));
@@ -190,20 +193,20 @@ impl World {
     }
 }
 
-/// A process of the service.
+/// A process of lifecycle-svc.
 pub(crate) struct Replica(pub(crate) Process);
 
 impl Replica {
     /// Waits until the replica is ready.
     pub(crate) async fn ready(&self) {
         eventually(self.0.name(), PATIENCE, async || {
-            assert_eq!(self.0.ended(), None, "it ended:\n{}", self.0.log());
+            assert_eq!(self.0.ended(), None, "lifecycle-svc ended:\n{}", self.0.log());
             self.readiness().await
         })
         .await;
     }
 
-    /// Whether the replica is ready, or why not.
+    /// Returns `Ok` if the replica is ready, or the reason why it is not.
     pub(crate) async fn readiness(&self) -> Result<(), String> {
         let answer = self.get("/readyz").await?;
         if answer.starts_with("HTTP/1.1 200") {
@@ -216,10 +219,10 @@ impl Replica {
     /// Sends a request to the replica's health listener.
     pub(crate) async fn get(&self, path: &str) -> Result<String, String> {
         let log = self.0.log();
-        // The last one in the log, in case the process was restarted.
+        // Uses the last address in the log, in case the process was restarted.
         let (_, after) = log
             .rsplit_once("address=127.0.0.1:")
-            .ok_or("no health listener yet")?;
+            .ok_or("the health listener has not started")?;
         let port = after.split(char::is_whitespace).next().unwrap_or_default();
         let connected = TcpStream::connect(format!("127.0.0.1:{port}")).await;
         let mut stream = connected.map_err(|error| error.to_string())?;
@@ -244,7 +247,7 @@ pub(crate) fn target(id: &str) -> Target {
     }
 }
 
-/// The context of a user, with the default deadline of tests.
+/// Returns the context of a user's request, with the default deadline of tests.
 pub(crate) fn context(user: &str, role: Role, scope: Scope) -> Context {
     let mut context = within(PATIENCE);
     context.principal = Some(Principal {
@@ -255,12 +258,12 @@ pub(crate) fn context(user: &str, role: Role, scope: Scope) -> Context {
     context
 }
 
-/// The context of an operator, without an idempotency key.
+/// Returns the context of an operator's request without an idempotency key.
 pub(crate) fn operator() -> Context {
     context(USER, Role::Operator, Scope::All)
 }
 
-/// The context of an operator with this deadline.
+/// Returns the context of an operator's request with this deadline.
 pub(crate) fn within(limit: Duration) -> Context {
     let mut context = Context::new(limit);
     context.source = Some("192.0.2.7".to_owned());
@@ -271,7 +274,8 @@ pub(crate) fn within(limit: Duration) -> Context {
     })
 }
 
-/// The context of an operator with this idempotency key, and the resulting operation id.
+/// Returns the context of an operator's request with this idempotency key, and the id of the operation that the key
+/// makes.
 pub(crate) fn keyed<M: Method>(limit: Duration, id: &str, key: &str) -> (Context, OperationId) {
     let mut context = within(limit);
     context.idempotency_key = Some(key.to_owned());
@@ -281,7 +285,7 @@ pub(crate) fn keyed<M: Method>(limit: Duration, id: &str, key: &str) -> (Context
     )
 }
 
-/// The states that an operation went through.
+/// Returns the states that an operation went through.
 pub(crate) fn states(operation: &Operation) -> Vec<OperationState> {
     operation.history.iter().map(|event| event.state).collect()
 }

@@ -1,4 +1,4 @@
-//! The answers of the simulated cloud. `./dev peer nova` compares many of them with the real services.
+//! The answers of the simulated cloud. `./dev peer nova` runs tests that compare them with the real services.
 
 use std::{collections::HashMap, time::SystemTime};
 
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::{At, CREDENTIAL, Cloud, Obedience, PASSWORD, Server, USER};
 
-/// Keystone below `/identity`, Nova below `/compute`.
+/// Keystone answers below `/identity`, and Nova below `/compute`.
 pub(super) fn router(cloud: Cloud) -> Router {
     Router::new()
         .route("/identity/v3/auth/tokens", post(log_in))
@@ -134,7 +134,7 @@ async fn list(
     Json(page).into_response()
 }
 
-/// The statuses that an action requires, its task, and the resulting status.
+/// Returns the statuses in which Nova accepts the action, the task that the action sets, and the resulting status.
 fn meaning(command: &str) -> (&'static [&'static str], &'static str, &'static str) {
     match command {
         "os-start" => (&["SHUTOFF"], "powering-on", "ACTIVE"),
@@ -222,7 +222,7 @@ async fn action(
     let version = headers
         .get("openstack-api-version")
         .map(|version| version.to_str().unwrap());
-    // Older versions have no such field.
+    // Versions of Nova before 2.84 do not report details of a failure.
     let event = if version == Some("compute 2.84") {
         json!({"details": details})
     } else {

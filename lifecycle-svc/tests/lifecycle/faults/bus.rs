@@ -1,4 +1,4 @@
-//! An unreachable, frozen or slow bus: no action is carried out late, and every effect is recorded.
+//! Tests lifecycle-svc while NATS is unreachable, frozen or slow: no action is sent late, and every effect is recorded.
 
 use std::{fs, time::Duration};
 
@@ -17,20 +17,20 @@ use crate::{
     support::{Replica, keyed, target, within},
 };
 
-/// A replica and a caller with long keep-alive timeouts, so that they do not reconnect while the server is frozen.
+/// Starts a replica and a caller that ping NATS once a minute, so that they do not reconnect while NATS is frozen.
 async fn patient(scene: &Scene) -> (Replica, Bus) {
     let settings = [
         ("VMWATCH_HYPERVISORS", scene.hypervisors.as_str()),
         ("VMWATCH_NATS_PING_INTERVAL", "1m"),
         ("VMWATCH_LOG", "debug"),
-        // With a required audit record, no operation record would be created while the bus is frozen.
+        // If the audit were required, no operation would be recorded while NATS is frozen.
         ("VMWATCH_AUDIT_REQUIRED", "false"),
     ];
     let service = scene.world.replica("lifecycle", &settings).await;
     let env = Environment::from_variables([("VMWATCH_NATS_URL", scene.world.nats.url()), settings[1]]);
     let settings = BusSettings::read(&env).unwrap();
     let bus = Bus::connect("vmwatch-test", &settings).await.unwrap();
-    eventually("the service connects", PATIENCE, async || {
+    eventually("the caller is connected to NATS", PATIENCE, async || {
         bus.is_connected().then_some(()).ok_or_else(String::new)
     })
     .await;
@@ -38,16 +38,16 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
 }
 
 #[tokio::test]
-async fn refuses_start_delivered_after_deadline() {
+async fn start_delivered_after_its_deadline_is_refused() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
-    // The server is frozen, not dead: it delivers messages sent now once it continues.
+    // The server is frozen and not killed, so it delivers messages that are sent now when it continues.
     freeze_bus(&scene).await;
     let late = within(Duration::from_millis(500));
     let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
     scene.world.nats.server.resume();
-    eventually("the request is delivered and refused", PATIENCE, async || {
+    eventually("lifecycle-svc refuses the late request", PATIENCE, async || {
         let metrics = service.get("/metrics").await?;
         let late = metrics
             .lines()
@@ -55,7 +55,7 @@ async fn refuses_start_delivered_after_deadline() {
         late.map(drop).ok_or(metrics)
     })
     .await;
-    eventually("the service answers", PATIENCE, async || {
+    eventually("lifecycle-svc answers again", PATIENCE, async || {
         scene.world.state(VM).await.map_err(|fault| fault.to_string())
     })
     .await;
@@ -66,15 +66,15 @@ async fn refuses_start_delivered_after_deadline() {
 async fn freeze_bus(scene: &Scene) {
     match &scene.world.nats.server {
         Server::Process(process) => freeze(process).await,
-        // The container engine answers once the whole container is paused.
+        // The container engine answers after the whole container has been paused.
         container @ Server::Container(_) => container.pause(),
     }
 }
 
-/// Stops a process and waits until all its threads are stopped.
+/// Stops a process with SIGSTOP and waits until all its threads have stopped.
 async fn freeze(process: &Process) {
     process.pause();
-    eventually("all threads are stopped", PATIENCE, async || {
+    eventually("all threads of the process have stopped", PATIENCE, async || {
         let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
         let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
         let moving = states.into_iter().find(|stat| !stat.contains(") T "));
@@ -83,8 +83,8 @@ async fn freeze(process: &Process) {
     .await;
 }
 
-/// Sends a start request and freezes the bus after the service has received it and before it has created the record.
-/// Returns the caller's answer after the service has timed out on the bus.
+/// Sends a start request, and freezes NATS after lifecycle-svc has received the request and before it has recorded the
+/// operation. Returns the caller's task after lifecycle-svc has timed out waiting for NATS.
 async fn frozen_while_the_record_is_made(
     scene: &Scene,
     service: &Replica,
@@ -98,14 +98,14 @@ async fn frozen_while_the_record_is_made(
         started.map(|machine| machine.state).map_err(|fault| fault.kind)
     });
     tokio::task::yield_now().await;
-    // Sent after the request on the same connection, so its answer also comes after the request was delivered.
+    // This message follows the request on the same connection, so its answer shows that the request was delivered.
     bus.settled().await;
     freeze_bus(scene).await;
     service.0.resume();
-    eventually("the service times out on the bus", PATIENCE, async || {
+    eventually("lifecycle-svc times out waiting for NATS", PATIENCE, async || {
         let log = service.0.log();
-        // The timeout comes from the record store, or from the follower of its bucket if the request's deadline was
-        // shorter.
+        // The timeout comes from the operation store or, if the request's deadline is shorter, from the follower of the
+        // KV bucket.
         let waited = log.contains("did not answer in time") || log.contains("deadline has elapsed");
         waited.then_some(()).ok_or(log)
     })
@@ -114,7 +114,7 @@ async fn frozen_while_the_record_is_made(
 }
 
 #[tokio::test]
-async fn continues_after_lost_answer_to_record_creation() {
+async fn start_continues_after_nats_acknowledged_its_record_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
@@ -127,7 +127,7 @@ async fn continues_after_lost_answer_to_record_creation() {
 }
 
 #[tokio::test]
-async fn does_not_act_when_record_was_created_too_late() {
+async fn start_is_not_sent_if_it_was_recorded_too_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
@@ -140,7 +140,7 @@ async fn does_not_act_when_record_was_created_too_late() {
 }
 
 #[tokio::test]
-async fn does_not_act_after_lease_expired_without_bus() {
+async fn start_is_not_sent_after_its_lease_expired_in_a_nats_outage() {
     let scene = Scene::new("SHUTOFF").await;
     let _service = scene.replica("lifecycle").await;
     let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
@@ -150,7 +150,7 @@ async fn does_not_act_after_lease_expired_without_bus() {
     scene.world.nats.server.kill9();
     scene.cloud.release(At::Read);
     asking.abort();
-    eventually("the deadline passes", PATIENCE, async || {
+    eventually("the deadline of the request passes", PATIENCE, async || {
         let left = context.remaining();
         left.is_zero().then_some(()).ok_or_else(|| format!("{left:?}"))
     })
@@ -162,7 +162,7 @@ async fn does_not_act_after_lease_expired_without_bus() {
 }
 
 #[tokio::test]
-async fn records_end_after_bus_returns() {
+async fn operation_ends_with_its_result_after_a_nats_outage() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let _service = scene.replica("lifecycle").await;
