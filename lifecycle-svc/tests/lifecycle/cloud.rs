@@ -156,7 +156,7 @@ impl Cloud {
         self.lock().obedience = obedience;
     }
 
-    /// Sets the server's status and ends its task.
+    /// Sets the status of a server and ends its task.
     pub(crate) fn settle(&self, id: &str, status: &str) {
         let mut inner = self.lock();
         let server = inner.servers.get_mut(id).unwrap();
