@@ -1,4 +1,4 @@
-//! Measures the CPU time and memory of an agent.
+//! Measures the CPU time and the memory of an agent.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,16 +11,16 @@ use crate::{
     store, usage,
 };
 
-/// Options of `bench agent`.
+/// Command-line options of `bench agent`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Minimum number of processes on the machine; sleeping ones are started to reach it
+    /// Minimum number of processes on the machine; the benchmark starts sleeping processes to reach it
     #[arg(long, default_value_t = 300)]
     processes: usize,
     /// Number of measured rounds
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Length of a round in seconds
+    /// Duration of a round in seconds
     #[arg(long, default_value_t = 10)]
     seconds: u32,
 }
@@ -47,7 +47,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     report.section("The agent");
     let processes = procfs::process::all_processes()?.count();
     report.paragraph(&format!(
-        "{processes} processes, each sampled twice per second and published to the stream. {} of them are sleeping \
+        "The agent samples {processes} processes twice per second and publishes them. {} of them are sleeping \
          processes started for this benchmark.",
         sleeping.len()
     ));
@@ -58,21 +58,24 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         let before = usage::cpu_seconds(agent)?;
         tokio::time::sleep(time).await;
         let samples = time.as_secs_f64() / INTERVAL.as_secs_f64();
-        #[expect(clippy::cast_precision_loss, reason = "some hundred processes")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "the number of processes is in the hundreds"
+        )]
         let rows = samples * processes as f64;
         spent.push((usage::cpu_seconds(agent)? - before) * 1e6 / rows);
     }
     let lines = [
         ["", "median", "min", "max"].map(str::to_owned),
         [
-            "CPU per sampled process, µs".to_owned(),
+            "CPU time per sampled process, µs".to_owned(),
             number(spent.median(), 1),
             number(spent.min(), 1),
             number(spent.max(), 1),
         ],
     ];
     report.table(&lines);
-    let text = "agent CPU per sampled process, µs";
+    let text = "CPU time of the agent per sampled process, µs";
     report.target(
         "agent_cpu_us_per_process",
         text,
@@ -80,7 +83,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         1,
         Bound::AtMost(25.0),
     );
-    let text = "agent peak resident memory, MB";
+    let text = "peak resident memory of the agent, MB";
     let resident = usage::peak_resident_mb(agent)?;
     report.target("agent_resident_peak_mb", text, resident, 1, Bound::AtMost(15.0));
     Ok(())

@@ -1,5 +1,5 @@
-//! A service that does no work, to measure the path through gateway and bus: it answers 611611 with a row from memory,
-//! and a bare subject with the request's payload.
+//! Runs a service that does no work, to measure the path through gateway and bus. It answers method 611611 with a row
+//! from memory, and requests to one other subject with their own payload.
 
 use futures::StreamExt;
 use vmwatch_api::{
@@ -12,13 +12,13 @@ use vmwatch_bus::{
 };
 use vmwatch_service::{config::Environment, lifetime::shutdown_on_signal};
 
-/// The subject of bare NATS requests, without the layers of the `shared` crate.
+/// The subject of bare NATS requests, which are answered without the bus layer `vmwatch-bus`.
 pub(crate) const RAW_SUBJECT: &str = "bench.echo";
 
-/// The answered row, taken from the API document.
+/// The row that every read returns, taken from the documented API.
 pub(crate) const ROWS: &str = r#"[{"net_incoming":0.6,"disk_write":128.8,"mem":8.6,"net_outgoing":5.7,"instance_id":"6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e","cpu_util":0.0,"disk_read":0.0,"create_date":"2017-01-01T21:37:59.001065","_id":"58690637594c10403e25b049","proc":95}]"#;
 
-/// Serves until SIGTERM.
+/// Serves requests until SIGTERM.
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let env = Environment::from_process();
     let invalid = |_| anyhow::anyhow!(env.problems().join("; "));
@@ -31,7 +31,7 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     tokio::spawn(async move {
         while let Some(message) = raw.next().await {
             if let Some(reply) = message.reply {
-                // Fails only if the connection is closed permanently.
+                // Publishing fails only if the connection is closed permanently.
                 let _ = client.publish(reply, message.payload).await;
             }
         }

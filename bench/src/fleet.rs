@@ -1,4 +1,4 @@
-//! Generates samples as agents send them with the default settings: VM rows every 10 s, process rows every minute.
+//! Generates samples like those of agents with the default settings: VM rows every 10 s, and process rows every minute.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,7 +28,7 @@ const NAMES: [&str; 12] = [
     "chronyd",
 ];
 
-/// VMs with the same number of processes each.
+/// A fleet of VMs that all have the same number of processes.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     instances: Vec<InstanceId>,
@@ -50,7 +50,7 @@ impl Fleet {
         self.instances.len() * (VM_SAMPLES_PER_MINUTE + self.processes) as usize
     }
 
-    /// The samples of one minute, in the order in which they would arrive.
+    /// Returns the samples of one minute, in the order in which they would arrive.
     pub(crate) fn minute(&mut self, start: SystemTime, offset: UtcOffset) -> Vec<Sample> {
         let mut samples = Vec::new();
         for step in 0..VM_SAMPLES_PER_MINUTE {
@@ -73,7 +73,7 @@ impl Fleet {
     }
 }
 
-/// A sample at one moment, with or without the VM's own row.
+/// Returns a sample of the given time, with or without the VM's own row.
 pub(crate) fn sample_at(
     id: &InstanceId,
     at: SystemTime,
@@ -94,7 +94,7 @@ pub(crate) fn sample_at(
     sample
 }
 
-/// A sample of random values, rounded to one decimal like an agent's.
+/// Returns a sample of random values, rounded to one decimal as agents do.
 fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate, processes: u32) -> Sample {
     Sample {
         instance_id,
@@ -131,7 +131,7 @@ fn process(random: &mut Random, index: u32) -> ProcessSample {
     }
 }
 
-/// Marsaglia's xorshift with a fixed seed: the same numbers in every run.
+/// Marsaglia's xorshift generator with a fixed seed, so that every run has the same numbers.
 #[derive(Debug)]
 pub(crate) struct Random(u64);
 
@@ -147,13 +147,13 @@ impl Random {
         self.0
     }
 
-    /// A number from 0 to `below` tenths, exclusive.
+    /// Returns a number from 0 up to, but not including, `below` tenths.
     fn tenths(&mut self, below: u32) -> f64 {
         let tenths = u32::try_from(self.next() % u64::from(below)).unwrap_or(0);
         f64::from(tenths) / 10.0
     }
 
-    /// A number from 0 to `below`, exclusive; 0 if `below` is 0.
+    /// Returns a number from 0 up to, but not including, `below`; 0 if `below` is 0.
     pub(crate) fn below(&mut self, below: usize) -> usize {
         let number = self.next() % (below as u64).max(1);
         usize::try_from(number).unwrap_or(0)
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_row_is_valid_and_distinct() {
+    fn generated_rows_are_valid_and_distinct() {
         let mut fleet = Fleet::new(20, 30).unwrap();
         let offset = "+08:00".parse().unwrap();
         let now = SystemTime::now();

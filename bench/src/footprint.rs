@@ -1,4 +1,4 @@
-//! Measures memory use and start-up time.
+//! Measures the memory and the start-up time of the programs.
 
 use std::time::{Duration, Instant};
 
@@ -19,26 +19,25 @@ use crate::{
 };
 
 const SESSIONS: u32 = 100_000;
-/// Concurrent writes to the session bucket.
+/// Number of concurrent writes to the KV bucket of sessions.
 const PUTS: usize = 256;
-/// Number of starts per program.
+/// Number of starts of each program.
 const STARTS: u32 = 7;
-/// How often to poll the readiness of a starting program.
+/// Interval at which the readiness of a starting program is polled.
 const POLL: Duration = Duration::from_millis(1);
 
-/// Reports the memory use of a stack that has just served reads.
+/// Reports the memory of the programs after they have served reads.
 pub(crate) fn after_reads(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     report.section("Memory");
-    report.paragraph(
-        "The table of results lists the peak resident memory of each program after the reads above.",
-    );
+    report
+        .paragraph("The table of results lists the peak resident memory of each program after these reads.");
     for (program, name) in [
         (Program::Gateway, "gateway"),
         (Program::Metrics, "metrics-svc"),
         (Program::Lifecycle, "lifecycle-svc"),
     ] {
         let resident = usage::peak_resident_mb(stack.replica(program, 0).process.id())?;
-        let text = format!("{name} peak resident memory under read load, MB");
+        let text = format!("peak resident memory of {name} under read load, MB");
         let figure = format!("{}_resident_peak_mb", name.replace('-', "_"));
         report.target(&figure, &text, resident, 1, Bound::AtMost(20.0));
     }
@@ -53,7 +52,7 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 }
 
 async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
-    println!("filling: {} sessions", number(f64::from(SESSIONS), 0));
+    println!("storing {} sessions", number(f64::from(SESSIONS), 0));
     let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await?;
     let now = unix_millis();
     stream::iter(0..SESSIONS)
@@ -87,11 +86,11 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
         if count >= f64::from(SESSIONS) {
             return Ok(());
         }
-        Err(format!("it has {count}"))
+        Err(format!("the gateway has loaded {count} sessions"))
     })
     .await;
     let resident = usage::resident_mb(gateway.process.id())?;
-    let text = "gateway resident memory with 100,000 sessions, MB";
+    let text = "resident memory of the gateway with 100,000 sessions, MB";
     report.target(
         "gateway_100000_sessions_resident_mb",
         text,
@@ -103,9 +102,9 @@ async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
 }
 
 async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
-    report.section("Cold start");
+    report.section("Start-up time");
     report.paragraph(
-        "From the start of the process until `/readyz` succeeds, with NATS and the database running.",
+        "Time from the start of the process until `/readyz` succeeds. NATS and the database run already.",
     );
     let mut rows = vec![["ms", "median", "min", "max"].map(str::to_owned)];
     for (program, name) in [
@@ -131,7 +130,7 @@ async fn starts(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
             took.push(started.elapsed().as_secs_f64() * 1e3);
         }
         let figure = format!("{}_cold_start_ms", name.replace('-', "_"));
-        let text = format!("{name}, cold start to ready, ms");
+        let text = format!("time from start to readiness of {name}, ms");
         report.target(&figure, &text, took.median(), 0, Bound::AtMost(100.0));
         rows.push([
             name.to_owned(),

@@ -1,5 +1,5 @@
-//! Compares reads through gateway, bus and service with the alternatives. All sides serve the same requests with
-//! byte-identical answers from the same database, in alternating rounds.
+//! Compares reads through gateway, bus and service with other implementations. All implementations answer the same
+//! requests byte for byte alike, from the same database, in alternating rounds.
 
 use std::{
     net::SocketAddr,
@@ -27,45 +27,45 @@ use crate::{
     store,
 };
 
-/// Options of `bench gateway`.
+/// Command-line options of `bench gateway`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Number of measured pairs of rounds
     #[arg(long, default_value_t = 5)]
     pairs: u32,
-    /// Length of a round in seconds
+    /// Duration of a round in seconds
     #[arg(long, default_value_t = 4)]
     seconds: u64,
-    /// Number of VMs to read from
+    /// Number of VMs whose rows are read
     #[arg(long, default_value_t = 1000)]
     vms: u32,
-    /// Measure only the path through gateway and bus, without the database
+    /// Measure only the path through gateway and bus, with answers from memory instead of the database
     #[arg(long)]
-    pub(crate) way_only: bool,
+    pub(crate) bus_path_only: bool,
 }
 
-/// Connections for reads from the database; more would only wait for it.
+/// Number of connections for reads from the database. With more connections, requests would only wait for the database.
 const READERS: usize = 32;
-/// Connections for reads from memory.
+/// Number of connections for reads from memory.
 const CALLERS: usize = 64;
 /// Requests per second of the open loop.
 const RATE: f64 = 1000.0;
-/// Processes per VM.
+/// Number of processes of each VM.
 const PROCESSES: u32 = 10;
-/// Rows per request, as in the documented samples.
+/// Number of rows per request, as in the documented examples.
 const LIMIT: u32 = 4;
 /// Number of different requests, each for a random VM.
 const REQUESTS: u32 = 8192;
-/// How far in the future the rows are dated, so that they do not grow stale before the run ends.
+/// The rows are dated this far in the future, so that they do not become stale before the run ends.
 const AHEAD: Duration = Duration::from_mins(45);
-/// The lifetime of cached answers.
+/// The time for which answers are cached.
 const KEPT: Duration = Duration::from_secs(1);
-/// Sessions in the table while the cost of a lookup is measured.
+/// Number of sessions in the table while the cost of the session check is measured.
 const SESSIONS: u32 = 100_000;
-/// The setting for the lifetime of cached answers.
+/// The setting for the time for which answers are cached.
 pub(crate) const KEPT_SETTING: &str = "VMWATCH_NEWEST_ROWS_KEPT";
 
-/// The methods that are compared.
+/// The documented methods that are compared.
 const METHODS: [(&str, u32); 2] = [("611611", codes::VM), ("611711", codes::PROCESSES)];
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -76,20 +76,20 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
         connections: READERS,
     };
     way(report, folder.path(), plan).await?;
-    if options.way_only {
+    if options.bus_path_only {
         return Ok(());
     }
     reads(report, folder.path(), plan, options.vms).await
 }
 
-/// A stack without the cache of newest rows.
+/// Builds a stack without the cache of newest rows.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .durable()
-        // One user asks for everything.
+        // One user sends all requests.
         .without_read_limit()
         .set(Program::Metrics, KEPT_SETTING, "0s")
-        // The test harness pings three times per second to detect a frozen server quickly; benchmarks do not need that.
+        // The test harness sets three pings per second to detect a frozen server quickly. Benchmarks do not need that.
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
         .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
 }
@@ -104,9 +104,9 @@ async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<(
     report.describe(&stack)?;
     report.section("The path through gateway and bus");
     report.paragraph(
-        "One row from memory, 611611. *vmwatch* is the gateway, nats-server and a service that answers at once; *axum* \
-         parses the request, checks the session and renders the same answer in one process; *bare axum* returns the \
-         request's bytes.",
+        "Method 611611 returns one row from memory. *vmwatch* is the gateway, nats-server and a service that answers \
+         at once; *axum* parses the request, checks the session and renders the same answer in one process; *bare \
+         axum* returns the request's bytes.",
     );
     let session = stack.session(Role::Viewer, Scope::All).await;
     let service = peers::echo(&stack, folder)?;
@@ -150,7 +150,7 @@ async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<(
     let to_axum = ratios(&ours.per_second, &axum_rounds.per_second).median();
     report.target(
         "echo_to_axum",
-        "requests/s, echo through the bus ÷ axum",
+        "requests/s, answers from memory through vmwatch ÷ axum",
         to_axum,
         2,
         Bound::AtLeast(0.5),
@@ -166,12 +166,12 @@ async fn way(report: &mut Report, folder: &Path, plan: Plan) -> anyhow::Result<(
     checks(report, &stack, folder, &session, plan).await
 }
 
-/// Measures the latency that gateway and service add to a bare NATS request, at a fixed rate.
+/// Measures the latency that the gateway and the service add to a bare NATS request, at a fixed rate.
 async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> anyhow::Result<()> {
     report.section("Latency at a fixed rate");
     report.paragraph(&format!(
-        "An open loop at {}/s, each request timed from when it was due: 611611 over HTTP through gateway, bus and \
-         service, and a bare NATS request to the same service.",
+        "Requests are sent in an open loop at {}/s and timed from when they were due: method 611611 over HTTP through \
+         gateway, bus and service, and a bare NATS request to the same service.",
         number(RATE, 0)
     ));
     let client = stack.bus.client().clone();
@@ -205,7 +205,7 @@ async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> a
             .collect()
     };
     let mut rows = vec![["ms", "p50", "p90", "p99", "p99, min to max"].map(str::to_owned)];
-    for (name, outcomes) in [("gateway", &over), ("raw NATS request", &bare)] {
+    for (name, outcomes) in [("gateway", &over), ("bare NATS request", &bare)] {
         let [p50, p90, p99] = [0.5, 0.9, 0.99].map(|share| at(outcomes, share).median());
         for (what, value) in [("p50", p50), ("p90", p90), ("p99", p99)] {
             report.figure(format!("at_rate_{}_{what}_ms", name.replace(' ', "_")), value);
@@ -226,7 +226,7 @@ async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> a
         .zip(&bare)
         .map(|(over, bare)| over.took.quantile(0.99) - bare.took.quantile(0.99))
         .collect();
-    let text = "p99 added over a raw NATS request at 1,000/s, ms";
+    let text = "p99 latency added to a bare NATS request at 1,000/s, ms";
     report.target("p99_added_ms", text, differences.median(), 2, Bound::AtMost(0.5));
     Ok(())
 }
@@ -266,12 +266,12 @@ async fn checks(
         anyhow::bail!("one result per side was expected");
     };
     let ratio = ratios(&with.per_second, &without.per_second).median();
-    let text = "requests/s, with ÷ without the session check";
+    let text = "requests/s with ÷ without the session check";
     report.target("session_check_ratio", text, ratio, 2, Bound::AtLeast(0.95));
     Ok(())
 }
 
-/// Compares reads from the database with one process, Python and Node.
+/// Compares reads from the database with a one-process service, Python and Node.
 async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyhow::Result<()> {
     let stack = stack().start().await;
     report.describe(&stack)?;
@@ -287,11 +287,11 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
     let axum = peers::one_process(&stack, folder, &session, one("one process", Duration::ZERO)).await?;
     report.section("Uncached reads");
     report.paragraph(&format!(
-        "The newest {LIMIT} rows of random VMs out of {vms}, {} connections.",
+        "Each request reads the newest {LIMIT} rows of a random VM out of {vms}, over {} connections.",
         plan.connections
     ));
     let reads = (session.as_str(), instances.as_slice());
-    let what = ("", "uncached ÷ one process", 0.9);
+    let what = ("", "requests/s uncached ÷ one process", 0.9);
     each_method(report, &stack, &axum, reads, plan, what).await?;
     drop(axum);
     others(report, &stack, folder, &session, &instances, plan).await?;
@@ -307,15 +307,20 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
     };
     report.section("Reads with answers cached for 1 s");
     report.paragraph(&format!(
-        "The same, with the cache of metrics-svc on both sides, {} connections.",
+        "The same requests over {} connections, with the cache of metrics-svc on both sides.",
         plan.connections
     ));
-    let what = ("_kept", "cached for 1 s ÷ one process with the same cache", 0.5);
+    let what = (
+        "_kept",
+        "requests/s cached for 1 s ÷ one process with the same cache",
+        0.5,
+    );
     each_method(report, &stack, &axum, reads, plan, what).await?;
     crate::footprint::after_reads(report, &stack)
 }
 
-/// Compares each method. The last argument holds the suffix of the result names, a description, and the target.
+/// Compares each documented method. The last argument contains the suffix of the result names, a description, and the
+/// target.
 async fn each_method(
     report: &mut Report,
     stack: &Stack,
@@ -333,7 +338,7 @@ async fn each_method(
     Ok(())
 }
 
-/// Compares one method of the stack with that of the one-process service.
+/// Compares one documented method of vmwatch with that of the one-process service.
 async fn against(
     report: &mut Report,
     stack: &Stack,
@@ -366,7 +371,7 @@ async fn against(
     Ok(())
 }
 
-/// Compares CPU time with typical services in Python and Node.
+/// Compares the CPU time of vmwatch with that of typical services in Python and Node.
 async fn others(
     report: &mut Report,
     stack: &Stack,
@@ -377,8 +382,8 @@ async fn others(
 ) -> anyhow::Result<()> {
     report.section("CPU compared with Python and Node");
     report.paragraph(
-        "Uncached 611611 and 611711, mixed. The database's CPU time is not counted. Python and Node check the session \
-         against a set with one entry.",
+        "Uncached requests of methods 611611 and 611711, mixed. The database's CPU time is not counted. Python and \
+         Node check the session against a set with one entry.",
     );
     let mixed: Vec<_> = METHODS
         .iter()
@@ -400,20 +405,20 @@ async fn others(
     let rounds = compare(&sides, plan).await?;
     sides::tell(report, "peers", &sides, &rounds);
     let [ours, python, node] = rounds.as_slice() else {
-        anyhow::bail!("as many rounds as sides");
+        anyhow::bail!("one result per side was expected");
     };
     for (name, figure, theirs) in [
         ("Python WSGI", "cpu_to_python", python),
         ("Node", "cpu_to_node", node),
     ] {
         let ratio = ratios(&ours.cpu, &theirs.cpu).median();
-        let text = format!("CPU per request ÷ {name}");
+        let text = format!("CPU time per request ÷ {name}");
         report.target(figure, &text, ratio, 2, Bound::AtMost(0.25));
     }
     Ok(())
 }
 
-/// The stack's processes that a read costs, but for the database.
+/// Returns the vmwatch processes and NATS servers that take part in a read. The database is not counted.
 fn services(stack: &Stack) -> [(&'static str, u32); 3] {
     [
         ("gateway", stack.replica(Program::Gateway, 0).process.id()),
@@ -434,14 +439,14 @@ fn ours(
     })
 }
 
-/// Where the stack's gateway listens.
+/// Returns the address of the stack's gateway.
 pub(crate) fn address(stack: &Stack) -> anyhow::Result<SocketAddr> {
     let url = stack.gateway(0).url("");
     let address = url.trim_start_matches("http://").trim_end_matches('/');
-    address.parse().context("the gateway listens on an address")
+    address.parse().context("cannot parse the gateway's address")
 }
 
-/// Requests of a method, each of a VM picked at random.
+/// Returns requests of a documented method, each for a random VM.
 pub(crate) fn requests(session: &str, method: u32, instances: &[String]) -> Arc<Vec<Vec<u8>>> {
     let mut random = Random::new();
     let picked = (0..REQUESTS).filter_map(|_| instances.get(random.below(instances.len())));
@@ -454,9 +459,9 @@ pub(crate) fn requests(session: &str, method: u32, instances: &[String]) -> Arc<
     Arc::new(requests.collect())
 }
 
-/// Fills the store with recent rows of `vms` VMs and returns their ids.
+/// Stores recent rows of `vms` VMs and returns the ids of the VMs.
 pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>> {
-    println!("filling: {vms} VMs");
+    println!("storing rows of {vms} VMs");
     let offset = UTC_OFFSET.default.parse()?;
     let rows = store::open(stack, "").await?;
     let (mut ids, mut documents) = (Vec::new(), Documents::default());
@@ -482,7 +487,7 @@ pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>>
     Ok(ids)
 }
 
-/// Waits until a side answers: a service on the bus may still be subscribing.
+/// Waits until the gateway answers successfully, because a service may still be subscribing.
 async fn answers_at_all(side: &Side) {
     testkit::eventually("the service answers", testkit::PATIENCE, async || {
         side.load
@@ -494,7 +499,7 @@ async fn answers_at_all(side: &Side) {
     .await;
 }
 
-/// Checks that all sides give the same answers, so that they can be compared.
+/// Asserts that all sides give the same answers, so that they can be compared.
 async fn same_answers(sides: &[Side]) -> anyhow::Result<()> {
     let mut first = None;
     for side in sides {

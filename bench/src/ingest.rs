@@ -38,16 +38,16 @@ use crate::{
     store, usage,
 };
 
-/// Options of `bench ingest`.
+/// Command-line options of `bench ingest`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Number of VMs
     #[arg(long, default_value_t = 200)]
     vms: u32,
-    /// Number of processes per VM
+    /// Number of processes of each VM
     #[arg(long, default_value_t = 100)]
     processes: u32,
-    /// Minutes of samples stored in one round
+    /// Minutes of samples that are stored in one round
     #[arg(long, default_value_t = 3)]
     minutes: u32,
     /// Number of measured pairs of rounds
@@ -55,11 +55,11 @@ pub(crate) struct Options {
     pairs: u32,
 }
 
-/// Numbers of concurrent batches that the warm-up of the raw insert tries.
+/// The numbers of concurrent batches that the warm-up of the raw insert tries.
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
-/// Pause before each round, because the database still writes pages after the previous one.
+/// Pause before each round, because the database still writes pages of the previous round.
 const SETTLE: Duration = Duration::from_secs(3);
-/// The default of `VMWATCH_BATCH_ROWS`, which the stack runs with.
+/// The default of `VMWATCH_BATCH_ROWS`, with which the stack runs.
 const BATCH_ROWS: usize = 2000;
 /// The processes whose CPU time is counted.
 const PROCESSES: [&str; 4] = ["nats-server", "vmwatch-metrics", "database", "bench"];
@@ -84,7 +84,7 @@ struct Bench {
     offset: UtcOffset,
     fleet: Fleet,
     minutes: u32,
-    /// The first minute of the next load.
+    /// The first minute of samples in the next round.
     next: SystemTime,
     sent: usize,
     inserted: usize,
@@ -108,7 +108,7 @@ pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result
             ours = bench.through(&load).await?;
         }
         println!(
-            "pair {pair} of {}: {} documents/s through vmwatch, {} raw",
+            "pair {pair} of {}: {} documents/s through vmwatch, {} documents/s by raw inserts",
             options.pairs,
             number(ours.documents_per_second, 0),
             number(theirs.documents_per_second, 0)
@@ -142,7 +142,7 @@ impl Bench {
         })
     }
 
-    /// Runs one round of each kind, and returns the best concurrency for the raw insert.
+    /// Runs one round of each kind, and returns the number of concurrent batches with which the raw insert is fastest.
     async fn warm_up(&mut self) -> anyhow::Result<usize> {
         let load = self.load()?;
         let through = self.through(&load).await?;
@@ -155,7 +155,7 @@ impl Bench {
             let load = self.load()?;
             let rate = self.raw(&load, concurrency).await?.documents_per_second;
             println!(
-                "warm-up: {} documents/s raw, concurrent batches: {concurrency}",
+                "warm-up: {} documents/s by raw inserts with {concurrency} concurrent batches",
                 number(rate, 0)
             );
             if rate > best.1 {
@@ -189,7 +189,7 @@ impl Bench {
         Ok(load)
     }
 
-    /// Measures from the first publish until the stream is empty.
+    /// Stores a round through vmwatch, measured from the first publish until the stream is empty.
     async fn through(&mut self, load: &Load) -> anyhow::Result<Round> {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
@@ -200,7 +200,7 @@ impl Bench {
         self.round(load, started, before)
     }
 
-    /// Measures inserting the same documents with the driver alone.
+    /// Stores the same documents with the database driver alone.
     async fn raw(&mut self, load: &Load, concurrency: usize) -> anyhow::Result<Round> {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
@@ -216,7 +216,10 @@ impl Bench {
     }
 
     fn round(&self, load: &Load, started: Instant, before: [f64; 4]) -> anyhow::Result<Round> {
-        #[expect(clippy::cast_precision_loss, reason = "some 100,000 documents")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "the number of documents is near 100,000"
+        )]
         let documents = load.documents as f64;
         let documents_per_second = documents / started.elapsed().as_secs_f64();
         let mut cpu = self.cpu()?;
@@ -229,7 +232,7 @@ impl Bench {
         })
     }
 
-    /// CPU time of each of [`PROCESSES`] so far, in seconds.
+    /// Returns the CPU time of each of [`PROCESSES`] so far, in seconds.
     fn cpu(&self) -> anyhow::Result<[f64; 4]> {
         Ok([
             usage::cpu_seconds(self.stack.nats.server.id())?,
@@ -308,7 +311,7 @@ fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usiz
             .collect();
         used.median()
     };
-    let mut rows = vec![["CPU, µs/document", "through vmwatch", "raw insert"].map(str::to_owned)];
+    let mut rows = vec![["CPU time, µs/document", "through vmwatch", "raw insert"].map(str::to_owned)];
     for (index, process) in PROCESSES.iter().enumerate() {
         let (through, raw) = (cpu(through, index), cpu(raw, index));
         report.figure(format!("ingest_cpu_us_per_document_{process}"), through);
@@ -323,7 +326,7 @@ fn tell(report: &mut Report, through: &[Round], raw: &[Round], concurrency: usiz
     report.target("ingest_to_raw_ratio", text, ratio, 2, Bound::AtLeast(0.8));
     report.figure("ingest_to_raw_ratio_min_pair", ratios.min());
     report.figure("ingest_to_raw_ratio_max_pair", ratios.max());
-    let text = "metrics-svc peak resident memory during ingestion, MB";
+    let text = "peak resident memory of metrics-svc during ingestion, MB";
     let bound = Bound::AtMost(60.0);
     report.target("ingest_metrics_resident_peak_mb", text, resident_mb, 1, bound);
 }

@@ -1,9 +1,10 @@
-//! Measures reads of a VM's latest rows with short and long histories.
+//! Measures reads of the newest rows of VMs with short and long histories.
 //!
-//! The VMs under test differ only in how far back their rows go. They keep reporting during the benchmark, so that their
-//! newest rows are as fresh as those of a live VM, and share the collections with other VMs. Each query runs against
-//! each VM in rotating order, both over the bus and against the store directly. The result is the ratio of the medians
-//! with the longest and the shortest history. One more VM with a long history stopped reporting years ago.
+//! The measured VMs differ only in how far back their rows go. They keep reporting during the benchmark, so that their
+//! newest rows are as recent as those of a live VM. Their collections also contain other VMs. Each query runs for each
+//! VM in rotating order, both over the bus and directly against the row store. The result is the ratio of two medians:
+//! that of the VM with the longest history to that of the VM with the shortest. One more VM with a long history stopped
+//! reporting years ago.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,30 +33,31 @@ use crate::{
     store,
 };
 
-/// Options of `bench latest`.
+/// Command-line options of `bench latest`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Lengths of the histories, in rows of each kind, shortest first
+    /// Lengths of the histories in rows of each kind, separated by commas, shortest first
     #[arg(long, value_delimiter = ',', default_values_t = [100, 10_000, 1_000_000])]
     rows: Vec<u32>,
-    /// How often each query is repeated
+    /// Number of times that each query is repeated
     #[arg(long, default_value_t = 200)]
     repeats: u32,
 }
 
-/// Number of other VMs in the collections, and their rows of each kind.
+/// The number of other VMs in the collections, and the number of their rows of each kind.
 const OTHERS: (u32, u32) = (50, 1000);
-/// Rows of each kind of the silent VM, and for how long it has been silent.
+/// The number of rows of each kind of the silent VM, and for how long it has been silent.
 const SILENT: (u32, Duration) = (100_000, Duration::from_hours(24 * 365 * 3));
-/// How soon the service must have stored the time of the last sample, which it does some seconds after the rows.
+/// Time limit for metrics-svc to store the time of the last sample, which it does some seconds after it stored the
+/// rows.
 const NOTED_WITHIN: Duration = Duration::from_mins(5);
-/// Processes per VM.
+/// Number of processes of each VM.
 const PROCESSES: u32 = 10;
 const BATCH_ROWS: usize = 2000;
-/// The deadline of a query, as set by a gateway.
+/// The deadline of a query, as a gateway sets it.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// A query, with the row limit of the documented samples.
+/// A query, with its limit of rows.
 #[derive(Clone, Copy)]
 struct Question {
     name: &'static str,
@@ -85,7 +87,7 @@ const QUESTIONS: [Question; 3] = [
     },
 ];
 
-/// Where a query is sent.
+/// Where a query is sent: to metrics-svc over the bus, or directly to the row store.
 #[derive(Clone, Copy)]
 enum Route {
     Bus,
@@ -94,26 +96,26 @@ enum Route {
 
 const ROUTES: [(Route, &str); 2] = [(Route::Bus, "over the bus"), (Route::Store, "store alone")];
 
-/// A VM under test.
+/// A VM whose rows are read.
 struct Subject {
-    /// Its column in the report.
+    /// The column of this VM in the report.
     column: usize,
     name: String,
     id: InstanceId,
-    /// The time of its newest row of each kind; `None` if it is silent.
+    /// The time of this VM's newest row of each kind; `None` if the VM is silent.
     newest: Option<[SystemTime; 2]>,
-    /// Latencies in milliseconds, by question and route.
+    /// Latencies in milliseconds, by query and destination.
     took: Vec<Series>,
 }
 
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
-    // Cached answers would not depend on the history.
+    // The cache is off, because cached answers would not depend on the history.
     let stack = store::stack()
         .set(Program::Metrics, KEPT_SETTING, "0s")
         .start()
         .await;
     report.describe(&stack)?;
-    report.section("Latest rows and the length of history");
+    report.section("Newest rows and the length of the history");
     let mut bench = Bench {
         store: store::open(&stack, "").await?,
         bus: stack.bus.clone(),
@@ -123,7 +125,7 @@ pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result
     let mut subjects = bench.fill(&options.rows).await?;
     for repeat in 0..options.repeats {
         bench.top_up(&mut subjects).await?;
-        // Rotate, because the first VM queried pays for caches that have cooled down.
+        // The order rotates, because the VM that is queried first fills caches for the others.
         subjects.rotate_left(1);
         for (index, question) in QUESTIONS.iter().enumerate() {
             for (column, (route, _)) in ROUTES.iter().enumerate() {
@@ -132,7 +134,7 @@ pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result
                     let rows = bench.ask(*route, question, &subject.id).await?;
                     let took = started.elapsed().as_secs_f64() * 1e3;
                     if repeat == 0 {
-                        // The first answers warm the caches and are checked instead of timed.
+                        // The first answers warm the caches; they are checked and not timed.
                         check(question, &subject.name, &rows)?;
                     } else if let Some(series) = subject.took.get_mut(index * ROUTES.len() + column) {
                         series.push(took);
@@ -156,23 +158,23 @@ struct Bench {
 impl Bench {
     async fn fill(&mut self, sizes: &[u32]) -> anyhow::Result<Vec<Subject>> {
         let (others, rows) = OTHERS;
-        println!("filling: {others} other VMs with {rows} rows of each kind");
+        println!("storing {others} other VMs with {rows} rows of each kind");
         for other in 0..others {
             self.history(&format!("other-{other}").parse()?, rows, SystemTime::now())
                 .await?;
         }
         let (rows, silence) = SILENT;
         println!(
-            "filling: a silent VM with {} rows of each kind, through the service",
+            "storing a silent VM with {} rows of each kind through metrics-svc",
             number(f64::from(rows), 0)
         );
         let silent: InstanceId = "silent".parse()?;
         self.report(&silent, rows, SystemTime::now() - silence).await?;
         let mut subjects = Vec::new();
-        // The longest first, so that all are about equally fresh when the queries begin.
+        // The longest history is stored first, so that all VMs are about equally recent when the queries begin.
         for (column, &size) in sizes.iter().enumerate().rev() {
             println!(
-                "filling: a VM with {} rows of each kind",
+                "storing a VM with {} rows of each kind",
                 number(f64::from(size), 0)
             );
             let id: InstanceId = format!("rows-{size}").parse()?;
@@ -186,11 +188,12 @@ impl Bench {
         Ok(subjects)
     }
 
-    /// Like [`Bench::history`], but through the service, which also stores the time of a VM's last sample.
+    /// Stores the rows of the silent VM like [`Bench::history`], but by publishing samples to metrics-svc, which also
+    /// stores the time of a VM's last sample.
     async fn report(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut parts = Vec::new();
         for index in (0..rows).rev() {
-            // The id of a sample does not depend on its content, so both kinds of rows of a moment share one sample.
+            // The id of a sample does not depend on its content, so both kinds of rows of one time share a sample.
             let with_processes =
                 index % VM_SAMPLES_PER_MINUTE == 0 && index / VM_SAMPLES_PER_MINUTE < rows / PROCESSES;
             let processes = if with_processes { PROCESSES } else { 0 };
@@ -207,7 +210,7 @@ impl Bench {
         store::drained(self.bus.jetstream()).await?;
         let last = CreateDate::at(end, self.offset);
         testkit::eventually(
-            "the service has stored the time of the last sample",
+            "metrics-svc has stored the time of the last sample",
             NOTED_WITHIN,
             async || {
                 let instances = self
@@ -221,14 +224,14 @@ impl Bench {
                 noted
                     .map_err(|error| error.to_string())?
                     .map(drop)
-                    .ok_or("not yet".to_owned())
+                    .ok_or("the time is not stored".to_owned())
             },
         )
         .await;
         Ok(())
     }
 
-    /// Inserts rows of both kinds, `rows` of each, the newest at `end`.
+    /// Inserts `rows` rows of each kind; the newest is dated `end`.
     async fn history(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut batch = Documents::default();
         for index in (0..rows).rev() {
@@ -390,7 +393,7 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
                     number(took.quantile(0.95), 2)
                 )
             }));
-            // The last one is the silent VM.
+            // The last VM is the silent one.
             let live = series.split_last().map_or(&[][..], |(_, live)| live);
             let ratio = match live {
                 [shortest, .., longest] => longest.median() / shortest.median(),
@@ -402,7 +405,10 @@ fn tell(report: &mut Report, subjects: &[Subject]) {
             let name = format!("latest_{}_{route}_longest_to_shortest", question.name);
             match column {
                 0 => {
-                    let text = format!("latest rows ({}), longest ÷ shortest history", question.name);
+                    let text = format!(
+                        "time to read the newest rows ({}), longest ÷ shortest history",
+                        question.name
+                    );
                     report.target(&name, &text, ratio, 2, Bound::AtMost(1.5));
                 }
                 _ => report.figure(name, ratio),

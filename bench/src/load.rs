@@ -1,9 +1,9 @@
-//! Generates HTTP/1.1 load over keep-alive connections. It uses little CPU, because it shares the cores with the
-//! programs under test.
+//! Generates HTTP/1.1 load over keep-alive connections. It uses little CPU time, because it shares the cores with the
+//! measured programs.
 //!
-//! In a closed loop each connection sends its next request as soon as the previous one is answered, which measures the
-//! maximum throughput. In an open loop requests are due at fixed times, even if earlier ones are unanswered. Each is
-//! timed from when it was due, so that a stall counts against every request that it delays.
+//! In a closed loop each connection sends its next request as soon as the previous one is answered. This measures the
+//! maximum throughput. In an open loop requests are due at fixed times, even if earlier requests are unanswered. Each
+//! request is timed from when it was due, so that a stall counts against every request that it delays.
 
 use std::{
     net::SocketAddr,
@@ -27,11 +27,11 @@ use tokio::{
 
 use crate::statistics::Series;
 
-/// Size limit of an answer.
+/// Maximum size of an answer in bytes.
 const ANSWER_BYTES: usize = 1 << 20;
-/// Time limit of an answer.
+/// Time limit for the answers to the last a round has far fewer than 2^52 requests.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The start of a successful answer of the documented API.
+/// The beginning of a successful answer of the documented API.
 const SUCCESS: &[u8] = br#"{"status_code":1,"#;
 
 /// Encodes a POST request.
@@ -57,7 +57,7 @@ impl Connection {
         })
     }
 
-    /// Sends a request and returns the answer's body. Any status but 200 is an error.
+    /// Sends a request and returns the body of the answer. Any status other than 200 is an error.
     pub(crate) async fn send(&mut self, request: &[u8]) -> anyhow::Result<&[u8]> {
         self.buffer.clear();
         let mut stream = match self.stream.take() {
@@ -88,12 +88,12 @@ async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     body: Range<usize>,
-    /// Whether the peer closes the connection after this answer.
+    /// True if the peer closes the connection after this answer.
     closes: bool,
 }
 
 impl Answer {
-    /// Parses an answer; `None` if it is incomplete.
+    /// Parses an answer. Returns `None` if it is incomplete.
     fn parse(bytes: &[u8]) -> anyhow::Result<Option<Self>> {
         let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
             return Ok(None);
@@ -115,12 +115,12 @@ impl Answer {
     }
 }
 
-/// Requests to one address. Each connection cycles through them from a different starting point.
+/// Requests to one address. Each connection sends them in the same order, from a different starting point, repeatedly.
 #[derive(Clone)]
 pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) requests: Arc<Vec<Vec<u8>>>,
-    /// The required start of every answer's body, because an error would be faster than a success.
+    /// The text with which every answer must begin. An error would be answered faster than a success.
     expected: &'static [u8],
 }
 
@@ -135,19 +135,22 @@ pub(crate) struct Outcome {
 
 impl Outcome {
     pub(crate) fn per_second(&self) -> f64 {
-        #[expect(clippy::cast_precision_loss, reason = "requests of a round")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a round has far fewer than 2^52 requests"
+        )]
         let requests = self.requests as f64;
         requests / self.seconds
     }
 }
 
 impl Load {
-    /// Requests of the documented API, all of which must succeed.
+    /// Builds a load of the documented API whose requests must all succeed.
     pub(crate) fn success(to: SocketAddr, requests: &Arc<Vec<Vec<u8>>>) -> Self {
         Self::expecting(to, requests, SUCCESS)
     }
 
-    /// Requests whose answers must start with `expected`.
+    /// Builds a load whose answers must begin with `expected`.
     pub(crate) fn expecting(to: SocketAddr, requests: &Arc<Vec<Vec<u8>>>, expected: &'static [u8]) -> Self {
         Self {
             to,
@@ -156,7 +159,7 @@ impl Load {
         }
     }
 
-    /// The answers to the first `count` requests.
+    /// Returns the answers to the first `count` requests.
     pub(crate) async fn answers(&self, count: usize) -> anyhow::Result<Vec<String>> {
         let mut connection = Connection::open(self.to).await?;
         let mut answers = Vec::new();
@@ -191,7 +194,7 @@ impl Load {
         })
     }
 
-    /// Runs an open loop over at most this many connections.
+    /// Runs an open loop over at most `connections` connections.
     pub(crate) async fn open(
         &self,
         connections: usize,
@@ -225,7 +228,7 @@ impl Load {
     }
 }
 
-/// The idle connections.
+/// The connections that are not in use.
 struct Pool {
     free: Mutex<Vec<Connection>>,
     permits: Semaphore,
@@ -268,7 +271,8 @@ fn check(body: &[u8], expected: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `act` at a fixed rate. A separate thread keeps time, because the runtime's timers have a resolution of 1 ms.
+/// Calls `act` at a fixed rate. A separate thread waits for the due times, because timers of the Tokio runtime have a
+/// resolution of 1 ms.
 pub(crate) async fn at_rate<Doing>(
     rate: f64,
     time: Duration,
@@ -280,7 +284,7 @@ where
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "some thousands of requests"
+        reason = "the number of requests is in the thousands"
     )]
     let count = (rate * time.as_secs_f64()) as u32;
     let (done, mut times) = mpsc::channel(1024);
@@ -292,7 +296,7 @@ where
             let (doing, done) = (act(), done.clone());
             handle.spawn(async move {
                 let outcome = doing.await.map(|()| due.elapsed().as_secs_f64() * 1e3);
-                // Fails only if an earlier error has ended the round.
+                // Sending fails only if an earlier error has ended the round.
                 let _ = done.send(outcome).await;
             });
         }
@@ -319,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_an_answer_once_it_is_complete() {
+    fn http_answer_is_parsed_once_it_is_complete() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
         let complete = Answer {
             body: 38..41,
@@ -334,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stall_counts_against_every_request_it_delays() {
+    async fn stall_counts_against_every_delayed_request() {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let first = Arc::new(AtomicU64::new(0));
         let outcome = at_rate(1000.0, Duration::from_millis(200), move || {
@@ -350,7 +354,7 @@ mod tests {
         .await
         .unwrap();
         assert_eq!(outcome.requests, 200);
-        // About half of the requests were due during the stall and waited for the rest of it.
+        // About half of the requests were due during the stall and waited for its end.
         assert!(outcome.took.quantile(0.75) > 20.0, "{:?}", outcome.took);
     }
 }

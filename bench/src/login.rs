@@ -1,4 +1,4 @@
-//! Compares logins with password hashing alone, and measures reads while logins keep a core busy.
+//! Compares logins with password hashing alone, and measures reads while logins use a CPU core.
 
 use std::{
     sync::Arc,
@@ -21,26 +21,26 @@ use crate::{
     usage,
 };
 
-/// Options of `bench login`.
+/// Command-line options of `bench login`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     /// Number of measured pairs of rounds
     #[arg(long, default_value_t = 5)]
     pairs: u32,
-    /// Length of a round in seconds
+    /// Duration of a round in seconds
     #[arg(long, default_value_t = 5)]
     seconds: u64,
 }
 
 /// The default of `VMWATCH_LOGIN_PERMITS`.
 const PERMITS: usize = 2;
-/// Connections that log in: for each one being hashed, another waits.
+/// Number of connections that log in: for each login that is being hashed, another one waits.
 const CALLERS: usize = 2 * PERMITS;
-/// Reads per second during logins: 20 % of what the stand-in database can answer on two cores.
+/// Reads per second during logins: 20 % of what the development database can answer on two cores.
 const RATE: f64 = 250.0;
 const READERS: usize = 32;
 const VMS: u32 = 200;
-/// Memory target of auth-svc in MB: a base, and an amount per login permit.
+/// Memory target of auth-svc in MB: a base, and an addition for each login permit.
 const RESIDENT: (f64, f64) = (20.0, 19.0 * 1.048_576);
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
@@ -58,7 +58,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     let auth = stack.replica(Program::Auth, 0).process.id();
     #[expect(clippy::cast_precision_loss, reason = "two")]
     let most = RESIDENT.0 + RESIDENT.1 * PERMITS as f64;
-    let text = "auth-svc peak resident memory under logins, MB";
+    let text = "peak resident memory of auth-svc under logins, MB";
     let resident = usage::peak_resident_mb(auth)?;
     report.target("auth_resident_peak_mb", text, resident, 1, Bound::AtMost(most));
     reads(report, &stack, &login, options.pairs, time).await
@@ -82,7 +82,7 @@ async fn logins(report: &mut Report, login: &Load, pairs: u32, time: Duration) -
         }
         let last = |rates: &[f64]| number(rates.last().copied().unwrap_or(f64::NAN), 1);
         println!(
-            "pair {} of {pairs}: {}/s logins, {}/s hashes",
+            "pair {} of {pairs}: {} logins/s, {} password hashes/s",
             pair + 1,
             last(&logins),
             last(&hashes)
@@ -97,12 +97,12 @@ async fn logins(report: &mut Report, login: &Load, pairs: u32, time: Duration) -
     }
     report.table(&rows);
     let ratio = ratios(&logins, &hashes).median();
-    let text = "logins per second ÷ argon2id alone";
+    let text = "logins per second ÷ argon2id verifications per second";
     report.target("logins_to_argon2id", text, ratio, 2, Bound::AtLeast(0.9));
     Ok(())
 }
 
-/// Runs one verifying thread per login permit.
+/// Counts the password verifications per second of one thread per login permit.
 async fn hashes_per_second(time: Duration) -> anyhow::Result<f64> {
     let hash = Argon2::default().hash_password(ADMIN.1.as_bytes());
     let hash = Arc::new(hash.map_err(|error| anyhow::anyhow!("{error}"))?.to_string());
@@ -138,7 +138,8 @@ async fn reads(
 ) -> anyhow::Result<()> {
     report.section("Reads during logins");
     report.paragraph(&format!(
-        "Uncached 611611 at {}/s in an open loop, with and without one connection that logs in repeatedly.",
+        "Uncached requests of method 611611 at {}/s in an open loop, with and without one connection that logs in \
+         repeatedly.",
         number(RATE, 0)
     ));
     let instances = gateway::fill(stack, VMS).await?;
@@ -190,7 +191,7 @@ async fn reads(
             .collect()
     };
     let ratio = ratios(&p99(&busy), &p99(&quiet)).median();
-    let text = "p99 of reads during logins ÷ without logins";
+    let text = "p99 latency of reads during logins ÷ without logins";
     report.target(
         "reads_p99_beside_logins_ratio",
         text,

@@ -1,9 +1,9 @@
-//! Describes the machine that a benchmark runs on.
+//! Describes the machine on which a benchmark runs.
 
 use procfs::{CpuInfo, Current, LoadAverage, Meminfo};
 use serde_json::{Value, json};
 
-/// The machine and its load at the start. Results from a busy machine are unreliable.
+/// Describes the machine and its load at the start. Results of a busy machine are unreliable.
 pub(crate) fn description() -> Value {
     let cpus = CpuInfo::current().ok();
     let model = cpus

@@ -1,4 +1,4 @@
-//! Load generators, and baselines that run side by side with vmwatch for comparison. Built and run by `./dev bench`.
+//! Benchmarks that compare vmwatch with other implementations side by side. `./dev bench` builds and runs them.
 
 mod agent;
 mod echo;
@@ -23,7 +23,7 @@ use clap::{Parser, Subcommand};
 
 use crate::report::Report;
 
-/// Benchmarks vmwatch on this machine. Starts and stops all the processes that it needs.
+/// Benchmarks vmwatch on this machine. Starts and stops all processes that it needs.
 #[derive(Parser)]
 #[command(name = "bench", version)]
 struct Arguments {
@@ -39,23 +39,23 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Rate at which samples are stored, compared with plain database inserts
+    /// Measure the rate at which samples are stored, compared with plain database inserts
     Ingest(ingest::Options),
-    /// Time to read the latest rows of a VM, with a short and with a long history
+    /// Measure the time to read the newest rows of VMs with a short and with a long history
     Latest(latest::Options),
-    /// Reads compared with a one-process service, Python and Node; memory use and start-up time
+    /// Compare reads with a one-process service, Python and Node; measure memory and start-up time
     Gateway(gateway::Options),
-    /// Logins compared with password hashing alone; latency of reads during logins
+    /// Compare logins with password hashing alone; measure the latency of reads during logins
     Login(login::Options),
-    /// CPU time and memory of an agent
+    /// Measure the CPU time and memory of an agent
     Agent(agent::Options),
-    /// All benchmarks, with their default options
+    /// Run all benchmarks with their default options
     All,
     #[command(hide = true)]
     EchoService,
 }
 
-/// Parses a benchmark's options from no arguments.
+/// Parses the options of a benchmark from an empty command line, so that all have their defaults.
 #[derive(Parser)]
 struct Defaults<Options: clap::Args> {
     #[command(flatten)]
@@ -82,7 +82,7 @@ async fn main() -> anyhow::Result<()> {
             login::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
             ingest::run(defaults(), &mut report).await?;
-            // Also written before the longest benchmark, so that interrupting it does not lose the results so far.
+            // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
             report.write(json, markdown)?;
             latest::run(defaults(), &mut report).await?;
         }
@@ -93,7 +93,7 @@ async fn main() -> anyhow::Result<()> {
 
 async fn reads(options: &gateway::Options, report: &mut Report) -> anyhow::Result<()> {
     gateway::run(options, report).await?;
-    if options.way_only {
+    if options.bus_path_only {
         return Ok(());
     }
     footprint::run(report).await

@@ -1,4 +1,4 @@
-//! Starts the programs that vmwatch is compared with.
+//! Starts the programs with which vmwatch is compared.
 
 use std::{
     env,
@@ -18,10 +18,10 @@ use crate::{
     sides::Side,
 };
 
-/// How often to check whether a peer accepts connections.
+/// Interval at which a starting program is polled until it accepts connections.
 const POLL: Duration = Duration::from_millis(10);
 
-/// A running peer; its processes are killed when dropped.
+/// A running program of a comparison. Its processes are killed when the value is dropped.
 pub(crate) struct Peer {
     name: &'static str,
     at: SocketAddr,
@@ -29,7 +29,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// The peer as a side of a comparison. CPU time of the processes in `others` is counted with its own.
+    /// Returns the program as one side of a comparison. The CPU time of the processes in `others` is counted with its
+    /// own.
     pub(crate) fn side(&self, requests: &Arc<Vec<Vec<u8>>>, others: &[(&'static str, u32)]) -> Side {
         let own = self.processes.iter().map(|(name, process)| (*name, process.id()));
         Side {
@@ -39,7 +40,7 @@ impl Peer {
         }
     }
 
-    /// The address that the peer listens on.
+    /// The address on which the program listens.
     pub(crate) const fn at(&self) -> SocketAddr {
         self.at
     }
@@ -63,13 +64,13 @@ impl Peer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OneProcess {
     pub(crate) name: &'static str,
-    /// How long answers are cached.
+    /// The time for which answers are cached.
     pub(crate) kept: Duration,
-    /// Answers from memory instead of the database.
+    /// True if the service answers from memory instead of the database.
     pub(crate) echo: bool,
-    /// Whether sessions are checked.
+    /// True if the service checks sessions.
     pub(crate) checked: bool,
-    /// Number of sessions in its table besides that of the benchmark.
+    /// Number of sessions in the service's table, without the session of the benchmark.
     pub(crate) sessions: u32,
 }
 
@@ -141,7 +142,7 @@ pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// Starts the Node gateway and service, connected by the stack's NATS server.
+/// Starts the Node gateway and the Node service. They are connected by the stack's NATS server.
 pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
     let at = address();
     let modules = installed_by_dev("VMWATCH_BENCH_NODE_MODULES")?
@@ -175,7 +176,7 @@ pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// Starts the service that answers from memory, on the stack's bus.
+/// Starts the service that answers from memory, connected to the stack's NATS server.
 pub(crate) fn echo(stack: &Stack, folder: &Path) -> anyhow::Result<Process> {
     let env = vec![(NATS_URL.name, stack.nats.url().to_owned())];
     Ok(start(folder, "echo", env::current_exe()?, &["echo-service"], env))
@@ -198,7 +199,7 @@ fn address() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, free_port()).into()
 }
 
-/// The path of a third-party program installed by `./dev bench`.
+/// Returns the path of a third-party program that `./dev bench` has installed.
 fn installed_by_dev(name: &str) -> anyhow::Result<PathBuf> {
     let path = env::var_os(name).filter(|path| !path.is_empty());
     path.map(PathBuf::from).with_context(|| {

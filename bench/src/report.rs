@@ -1,4 +1,4 @@
-//! The report of a run: printed, and written as JSON and Markdown.
+//! The report of a run. It is printed, and written as JSON and Markdown.
 
 use std::{fmt::Write as _, fs, path::Path};
 
@@ -8,18 +8,18 @@ use testkit::Stack;
 
 use crate::{machine, usage};
 
-/// The results of a run, in the order of measurement, and the text of the report.
+/// The results of a run in the order of measurement, and the text of the report.
 #[derive(Debug)]
 pub(crate) struct Report {
     machine: Value,
     figures: Map<String, Value>,
-    /// Rows of the table of targets, which precedes the body in the Markdown file.
+    /// The rows of the table of targets, which is at the beginning of the Markdown file.
     targets: Vec<[String; 4]>,
     /// The rest of the Markdown file.
     body: String,
 }
 
-/// The target of a result.
+/// The target that a result should reach.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Bound {
     AtLeast(f64),
@@ -38,7 +38,7 @@ impl Default for Report {
 }
 
 impl Report {
-    /// Adds a result to the JSON file. `name` includes the unit.
+    /// Adds a result to the JSON file. `name` must include the unit.
     pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64) {
         self.figures.insert(name.into(), json!(value));
     }
@@ -58,26 +58,26 @@ impl Report {
             .push([text.to_owned(), value_text, target, verdict.to_owned()]);
     }
 
-    /// Starts a section.
+    /// Starts a section of the report.
     pub(crate) fn section(&mut self, title: &str) {
         println!("\n== {title}");
         let _ = writeln!(self.body, "\n## {title}");
     }
 
-    /// Adds a paragraph.
+    /// Adds a paragraph to the report.
     pub(crate) fn paragraph(&mut self, text: &str) {
         println!("{text}");
         let _ = writeln!(self.body, "\n{text}");
     }
 
-    /// Adds a table, whose first row is the heading.
+    /// Adds a table to the report. The first row is the heading.
     pub(crate) fn table<Row: AsRef<[String]>>(&mut self, rows: &[Row]) {
         println!("\n{}\n", table(rows));
         self.body.push('\n');
         push_markdown(&mut self.body, rows);
     }
 
-    /// Prints a description of the machine and the servers, on the first call only.
+    /// Prints a description of the machine and the servers, only at the first call.
     pub(crate) fn describe(&mut self, stack: &Stack) -> anyhow::Result<()> {
         if self.machine.get("database").is_some() {
             return Ok(());
@@ -87,20 +87,22 @@ impl Report {
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));
             machine.insert("nats_server".to_owned(), json!(nats_server));
-            // As deploy/nats has it; see `StackBuilder::durable`.
+            // The stack uses this setting like a deployment; see `StackBuilder::durable`.
             machine.insert("nats_sync_interval".to_owned(), json!("always"));
         }
         let facts = self.machine.as_object().into_iter().flatten();
         let facts = facts.map(|(name, value)| [name.clone(), value.to_string().replace('"', "")]);
         println!("{}", table(&facts.collect::<Vec<_>>()));
         if cfg!(debug_assertions) {
-            println!("\nThis is a debug build: its results are meaningless. Run `./dev bench`.");
+            println!(
+                "\nThe results are meaningless, because this is a debug build. Run `./dev bench` instead."
+            );
         }
         println!();
         Ok(())
     }
 
-    /// Writes the requested files.
+    /// Writes the files that the command line requests.
     pub(crate) fn write(&self, json: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<()> {
         let write = |file: &Path, text: String| {
             fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
@@ -145,7 +147,7 @@ fn push_markdown<Row: AsRef<[String]>>(out: &mut String, rows: &[Row]) {
     }
 }
 
-/// Formats rows as a text table: the first column is left-aligned, the others (numbers) right-aligned.
+/// Formats rows as a text table. The first column is left-aligned; the others contain numbers and are right-aligned.
 pub(crate) fn table<Row: AsRef<[String]>>(rows: &[Row]) -> String {
     let mut widths = Vec::new();
     for row in rows {
@@ -191,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn groups_thousands() {
+    fn numbers_have_thousands_separators() {
         let texts = [
             (0.0, 0),
             (999.0, 0),
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn aligns_columns() {
+    fn table_columns_are_aligned() {
         let cell = |text: &str| text.to_owned();
         let rows = [
             [cell("a"), cell("10"), cell("1")],

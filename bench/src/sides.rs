@@ -9,10 +9,10 @@ use crate::{
     usage,
 };
 
-/// How long each side is loaded before the first measured round.
+/// Duration of the load on each program before the first measured round.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// One of the programs under comparison.
+/// One of the programs of a comparison.
 pub(crate) struct Side {
     pub(crate) name: &'static str,
     pub(crate) load: Load,
@@ -20,7 +20,7 @@ pub(crate) struct Side {
     pub(crate) processes: Vec<(&'static str, u32)>,
 }
 
-/// The results of a side, one entry per round.
+/// The results of one program, with one entry per round.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
     pub(crate) per_second: Vec<f64>,
@@ -28,9 +28,9 @@ pub(crate) struct Rounds {
     pub(crate) cpu: Vec<f64>,
     /// CPU time of each process per request, in microseconds.
     pub(crate) cpu_of: Vec<(&'static str, Vec<f64>)>,
-    /// Median latency, in milliseconds.
+    /// Median latency in milliseconds.
     pub(crate) median: Vec<f64>,
-    /// 99th percentile of latency, in milliseconds.
+    /// 99th percentile of the latency in milliseconds.
     pub(crate) p99: Vec<f64>,
 }
 
@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     pub(crate) connections: usize,
 }
 
-/// Warms up each side, then loads them in turn. The order rotates from pair to pair.
+/// Warms up each program, then loads them in turn. The order rotates from pair to pair.
 pub(crate) async fn compare(sides: &[Side], plan: Plan) -> anyhow::Result<Vec<Rounds>> {
     let mut rounds: Vec<Rounds> = sides.iter().map(|_| Rounds::default()).collect();
     for side in sides {
@@ -78,7 +78,10 @@ async fn round(side: &Side, plan: Plan, rounds: &mut Rounds) -> anyhow::Result<(
     let before = used()?;
     let outcome = side.load.closed(plan.connections, plan.time).await?;
     let after = used()?;
-    #[expect(clippy::cast_precision_loss, reason = "requests of a round")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a round has far fewer than 2^52 requests"
+    )]
     let requests = outcome.requests as f64;
     let mut all = 0.0;
     for (index, (name, _)) in side.processes.iter().enumerate() {
@@ -97,12 +100,12 @@ async fn round(side: &Side, plan: Plan, rounds: &mut Rounds) -> anyhow::Result<(
     Ok(())
 }
 
-/// The ratio of each pair of values.
+/// Returns the ratio of each pair of values.
 pub(crate) fn ratios(of: &[f64], to: &[f64]) -> Series {
     of.iter().zip(to).map(|(of, to)| of / to).collect()
 }
 
-/// Reports a table of the sides, and results whose names start with `prefix`.
+/// Reports a table of the programs, and results whose names begin with `prefix`.
 pub(crate) fn tell(report: &mut Report, prefix: &str, sides: &[Side], rounds: &[Rounds]) {
     let series = |values: &[f64]| values.iter().copied().collect::<Series>();
     let mut rows = vec![
@@ -113,8 +116,8 @@ pub(crate) fn tell(report: &mut Report, prefix: &str, sides: &[Side], rounds: &[
             "max",
             "median ms",
             "p99 ms",
-            "CPU µs/request",
-            "of which",
+            "CPU time, µs/request",
+            "CPU time by process",
         ]
         .map(str::to_owned)
         .to_vec(),

@@ -10,14 +10,14 @@ impl Series {
         self.0.insert(index, value);
     }
 
-    /// The nearest measurement to this quantile, without interpolation.
+    /// Returns the measurement that is nearest to this quantile, without interpolation.
     pub(crate) fn quantile(&self, share: f64) -> f64 {
         let last = self.0.len().saturating_sub(1);
         #[expect(
             clippy::cast_precision_loss,
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "an index into a few thousand measurements"
+            reason = "the index is below a few thousand"
         )]
         let index = (share * last as f64).round() as usize;
         self.0.get(index).copied().unwrap_or(f64::NAN)

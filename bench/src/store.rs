@@ -1,4 +1,4 @@
-//! The stack for storage benchmarks: publishing samples to it, and direct access to its store.
+//! Helpers of the storage benchmarks: publishing samples, and direct access to the row store.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use vmwatch_service::config::{Environment, UTC_OFFSET};
 use vmwatch_store::MONGODB_URI;
 use vmwatch_store::StoreSettings;
 
-/// Limit of published messages that are not yet acknowledged.
+/// Maximum number of published messages that are not acknowledged yet.
 const UNACKNOWLEDGED: usize = 256;
-/// How often to check whether the stream is empty. A check costs the server about 20 µs.
+/// Interval at which the stream is checked for being empty. A check costs NATS about 20 µs.
 const POLL: Duration = Duration::from_millis(5);
-/// Time limit of a round. The longest one, a million rows, takes minutes.
+/// Time limit of a round. The longest round stores a million rows and takes minutes.
 const LONGEST_ROUND: Duration = Duration::from_mins(15);
-/// Retention that deletes no rows: 50 years, the maximum of the setting.
+/// A retention that deletes no rows: 50 years, the maximum of the setting.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 
-/// NATS, the database and one metrics-svc.
+/// Builds a stack with NATS, the database and one metrics-svc.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -37,7 +37,7 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_PROCESS_RETENTION", "18250d")
 }
 
-/// Opens a store in the stack's database, with the same indexes. Its collection names start with `prefix`.
+/// Opens a row store in the stack's database, with the same indexes. Its collection names begin with `prefix`.
 pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore> {
     let env = Environment::from_variables([(MONGODB_URI.name, stack.database.uri())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
@@ -55,7 +55,7 @@ pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore
     Ok(store)
 }
 
-/// Encodes a sample as an agent does: its messages, each with its subject.
+/// Encodes a sample as an agent does. Returns its messages, each with its subject.
 pub(crate) fn parts(sample: Sample) -> anyhow::Result<Vec<(String, Part)>> {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     let parts = agent::split(sample)?.into_iter();
@@ -78,7 +78,7 @@ pub(crate) async fn publish(jetstream: &Context, parts: &[(String, Part)]) -> an
         .context("the stream refused a message")
 }
 
-/// Waits until everything is stored and acknowledged.
+/// Waits until every message is stored and acknowledged.
 pub(crate) async fn drained(jetstream: &Context) -> anyhow::Result<()> {
     let mut stream = jetstream.get_stream(SAMPLE_STREAM).await?;
     let end = Instant::now() + LONGEST_ROUND;
@@ -87,7 +87,7 @@ pub(crate) async fn drained(jetstream: &Context) -> anyhow::Result<()> {
         if left == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < end, "{left} samples are still not stored");
+        ensure!(Instant::now() < end, "{left} samples were not stored in time");
         tokio::time::sleep(POLL).await;
     }
 }

@@ -1,4 +1,5 @@
-// Baseline: a Node gateway. Turns each HTTP request into one NATS request to the service and returns its rows.
+// Baseline of `./dev bench`: a Node gateway, which sends one NATS request to the Node service for each HTTP request and
+// returns the rows of the reply.
 "use strict";
 
 const http = require("node:http");
@@ -8,7 +9,7 @@ const METHODS = new Map([
   [611611, { subject: "baseline.vm.latest", message: "'success query vm information'" }],
   [611711, { subject: "baseline.process.latest", message: "'success query proc information'" }],
 ]);
-// The valid sessions. A real gateway would read them from a store.
+// The valid session ids. A real gateway would read them from a store.
 const SESSIONS = new Set([process.env.BASELINE_SESSION]);
 const DEADLINE_MS = 5000;
 

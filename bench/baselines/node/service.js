@@ -1,4 +1,4 @@
-// Baseline: a Node service. Answers NATS requests with rows from MongoDB.
+// Baseline of `./dev bench`: a Node service, which answers NATS requests with rows from MongoDB.
 "use strict";
 
 const { connect } = require("@nats-io/transport-node");
@@ -17,7 +17,7 @@ const ENDPOINTS = [
   { subject: "baseline.process.latest", collection: "process_samples", keys: PROCESS_KEYS },
 ];
 
-// The row as the `repr` of a Python 2 dictionary, with its keys in this order.
+// Formats a row like the `repr` of a Python 2 dictionary, with its keys in the given order.
 function rowText(row, keys) {
   return `{${keys.map((key) => `u'${key}': ${valueText(row[key])}`).join(", ")}}`;
 }
@@ -57,7 +57,7 @@ function pythonFloat(number) {
 }
 
 async function main() {
-  // Without promotion, doubles stay distinguishable from integers (0.0 and 0).
+  // Values are not promoted to JavaScript numbers, so that doubles and integers can be distinguished (0.0 and 0).
   const client = await MongoClient.connect(process.env.BASELINE_MONGODB, { promoteValues: false });
   const database = client.db("vmwatch");
   const bus = await connect({ servers: process.env.BASELINE_NATS });

@@ -1,6 +1,6 @@
-//! Baseline: one axum process that answers the five documented methods itself, as a small team would write it. It has no
-//! bus, services, limits, drain or traces. It reads and renders rows with vmwatch's code, so that a comparison shows
-//! only the cost of the differences.
+//! Baseline: one axum process that answers the five documented methods itself, as a small team would write it. It has
+//! no bus, services, limits, drain or traces. It reads and renders rows with vmwatch's code, so that a comparison shows
+//! only the cost of what it lacks.
 
 mod methods;
 mod sessions;
@@ -25,10 +25,10 @@ use vmwatch_store::{DATABASE, MONGODB_URI};
 
 use crate::sessions::Sessions;
 
-/// The state shared by all requests.
+/// The state that all requests share.
 struct App {
     newest: RowCache,
-    /// If set, answered instead of rows from the database.
+    /// If set, every read returns these rows instead of rows from the database.
     echo: Option<Rows>,
     users: mongodb::Collection<Document>,
     sessions: Sessions,
@@ -66,7 +66,7 @@ async fn main() -> anyhow::Result<()> {
         .with_state(Arc::new(app));
     let listener = tokio::net::TcpListener::bind(set("BASELINE_LISTEN")?).await?;
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // Fails only if the peer has disconnected.
+        // Setting the option fails only if the peer has disconnected.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, router).await?;

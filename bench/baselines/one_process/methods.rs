@@ -1,4 +1,4 @@
-//! The five documented methods.
+//! The five methods of the documented API.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The sessions of this process: the same check as in the gateway, on a local table.
+//! The sessions of this process. They are checked as the gateway does, with a local table.
 
 use std::{
     collections::HashMap,
@@ -34,7 +34,7 @@ impl Sessions {
         Ok(sessions)
     }
 
-    /// Adds a session.
+    /// Adds a session to the table.
     pub(crate) fn add(&self, token: Token, user: &str) {
         let lifetime = u64::try_from(LIFETIME.as_millis()).unwrap_or(u64::MAX);
         let now = unix_millis();
@@ -50,7 +50,7 @@ impl Sessions {
         table.insert(token.hash(), Arc::new(record));
     }
 
-    /// Whether the session exists and has not expired.
+    /// Returns whether the session exists and has not expired.
     pub(crate) fn knows(&self, session: &str) -> bool {
         if !self.checked {
             return true;

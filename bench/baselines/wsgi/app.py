@@ -1,6 +1,6 @@
-"""Baseline: the 2017 service as a single Python WSGI application.
+"""Baseline of `./dev bench`: the service of 2017 as a single Python WSGI application.
 
-Its answers to 611611 and 611711 of the documented API are byte-identical to those of vmwatch. Started by `./dev bench`:
+Its answers to methods 611611 and 611711 of the documented API are byte-identical to those of vmwatch. To start it:
 
     BASELINE_MONGODB=mongodb://127.0.0.1:27017 BASELINE_SESSION=9afdb1ec-… gunicorn --workers 2 app:application
 """
@@ -19,12 +19,12 @@ PROCESS_KEYS = [
     "net_incoming", "shutdown_time", "mem", "net_outgoing", "cmd", "pid", "instance_id", "disk_write", "disk_read",
     "create_date", "_id", "cpu_util", "running_time",
 ]
-# Collection, keys in the order of the API document, and the success message.
+# For each method: the collection, the keys in the order of the documented API, and the success message.
 METHODS = {
     611611: ("vm_samples", VM_KEYS, "'success query vm information'"),
     611711: ("process_samples", PROCESS_KEYS, "'success query proc information'"),
 }
-# The valid sessions. A real service would read them from a store, which costs more.
+# The valid session ids. A real service would read them from a store, which costs more CPU time.
 SESSIONS = {os.environ["BASELINE_SESSION"]}
 
 database = MongoClient(os.environ["BASELINE_MONGODB"]).vmwatch
@@ -56,7 +56,7 @@ def rows(collection, keys, instance, limit):
 
 
 def row_text(row, keys):
-    """The row as the `repr` of a Python 2 dictionary, with its keys in this order."""
+    """Formats a row like the `repr` of a Python 2 dictionary, with its keys in the given order."""
     return "{" + ", ".join(f"u'{key}': {value_text(row.get(key))}" for key in keys) + "}"
 
 
