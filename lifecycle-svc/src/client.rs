@@ -1,5 +1,6 @@
-//! Command-line client of a running service. The permissions of the bus restrict its use: a bus user that may publish
-//! on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an administrator here.
+//! Command-line client that queries running replicas of lifecycle-svc over the bus. It is restricted only by the bus
+//! permissions: a bus user that may publish on `vmwatch.v1.lifecycle.>` and read the audit stream acts as an
+//! administrator here.
 
 mod table;
 
@@ -24,40 +25,40 @@ use crate::LifecycleError;
 const DEADLINE: Duration = Duration::from_secs(30);
 /// Deadline for connecting to the bus.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// The user name of this client in operations and the audit.
+/// User name of this client in operations and in the audit log.
 const USER: &str = "vmwatch-lifecycle";
 
-/// Queries to a running service.
+/// Queries to the running service.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
     /// Print the state of a VM.
     State {
-        /// The VM's instance id.
+        /// Instance id of the VM.
         instance_id: InstanceId,
-        /// Print JSON.
+        /// Print JSON instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// List the newest operations on VMs, or show one operation with its history.
+    /// List the newest operations on VMs, or show one operation with its steps.
     Operations {
-        /// Show this operation with its history.
+        /// Id of the operation to show with its steps.
         operation_id: Option<OperationId>,
         /// List only operations on the VM with this instance id.
         #[arg(long, conflicts_with = "operation_id")]
         instance: Option<InstanceId>,
-        /// Maximum number of operations, from 1 to 1000.
+        /// Maximum number of operations to list, from 1 to 1000.
         #[arg(long, default_value = "50", value_parser = limit, conflicts_with = "operation_id")]
         limit: Limit,
-        /// Print JSON.
+        /// Print JSON instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Print the newest audit records: logins and operations with user, source address and result.
+    /// Print the newest audit records: logins, user management and operations, with user, client address and result.
     Audit {
-        /// Maximum number of audit records, from 1 to 1000.
+        /// Maximum number of audit records to print, from 1 to 1000.
         #[arg(long, default_value = "50", value_parser = limit)]
         limit: Limit,
-        /// Print JSON.
+        /// Print JSON instead of a table.
         #[arg(long)]
         json: bool,
     },
@@ -67,7 +68,7 @@ fn limit(text: &str) -> Result<Limit, &'static str> {
     text.parse().ok().and_then(Limit::new).ok_or(Limit::RULE)
 }
 
-/// Runs a query and prints its result.
+/// Runs a query and prints its result to standard output.
 pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), LifecycleError> {
     let bus = Bus::connect_within(USER, settings, CONNECT_DEADLINE).await?;
     match command {
@@ -103,7 +104,7 @@ pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), L
     }
 }
 
-/// Reads the newest operations, page by page.
+/// Reads the newest operations page by page, up to the limit.
 async fn newest_operations(
     bus: &Bus,
     instance_id: Option<InstanceId>,
@@ -127,7 +128,7 @@ async fn newest_operations(
     }
 }
 
-/// Prints an answer as JSON or as text.
+/// Prints an answer of the service as JSON or as text.
 fn show(answer: &impl Serialize, json: bool, text: impl FnOnce() -> String) -> Result<(), LifecycleError> {
     if json {
         println!("{}", serde_json::to_string(answer)?);

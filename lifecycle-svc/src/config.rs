@@ -1,4 +1,4 @@
-//! The settings of lifecycle-svc.
+//! Environment settings of lifecycle-svc.
 
 mod hypervisors;
 
@@ -21,7 +21,7 @@ const HYPERVISOR_TIMEOUT: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_TIMEOUT",
     value: Value::Duration("100ms", "5m"),
     default: "10s",
-    help: "deadline of one call to a hypervisor",
+    help: "time limit of one call to a hypervisor",
 };
 const HYPERVISOR_CALLS: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_CALLS",
@@ -33,34 +33,34 @@ const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
     value: Value::Duration("100ms", "1h"),
     default: "5s",
-    help: "interval at which the states of all VMs are polled for live events",
+    help: "interval at which the states of all VMs are read from the hypervisors, to send live events about changes",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
     value: Value::Duration("1s", "1h"),
     default: "5m",
-    help: "how long an operation is still carried out after its caller stopped waiting",
+    help: "time after its request at which an operation that has not ended is recorded as timed out; its caller usually stops waiting earlier",
 };
 const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
     value: Value::Duration("1s", "5m"),
     default: "15s",
-    help: "time after which another replica takes over the operations of a dead one",
+    help: "lease of a replica on an operation; if a replica dies, another one takes over its operations after this time",
 };
 const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
     value: Value::Duration("24h", "365d"),
     default: "7d",
-    help: "how long operations and their idempotency keys are kept",
+    help: "time for which records of operations and their idempotency keys are kept",
 };
 const OPERATIONS_MAX_BYTES: Setting = Setting {
     name: "VMWATCH_OPERATIONS_MAX_BYTES",
     value: Value::Size("1MiB", "1024GiB"),
     default: "256MiB",
-    help: "maximum size of the store of operations (about 1.5 KiB each); when it is reached, commands are refused",
+    help: "maximum size of the KV bucket of operation records (about 1.5 KiB each); when it is nearly full, actions on VMs are refused",
 };
 
-/// Every setting, for `--help`.
+/// All settings of lifecycle-svc, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         hypervisors::HYPERVISORS,
@@ -81,12 +81,12 @@ pub const SETTINGS: &[&[Setting]] = &[
     telemetry::SETTINGS,
 ];
 
-/// The settings of lifecycle-svc.
+/// The settings of lifecycle-svc, read and validated.
 #[derive(Debug)]
 pub struct LifecycleSettings {
     pub(crate) bus: BusSettings,
     pub(crate) serve: ServeSettings,
-    /// Used by `main`, which starts telemetry before the program.
+    /// Telemetry settings, for `main`: telemetry starts before the service does.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) hypervisors: Vec<HypervisorSpec>,
@@ -95,7 +95,7 @@ pub struct LifecycleSettings {
     pub(crate) state_interval: Duration,
 }
 
-/// The settings of the `setup` command, which needs no hypervisors.
+/// Settings of the `setup` command, which needs no hypervisors.
 #[derive(Debug)]
 pub struct SetupSettings {
     pub(crate) bus: BusSettings,
@@ -103,7 +103,7 @@ pub struct SetupSettings {
 }
 
 impl SetupSettings {
-    /// Reads the settings.
+    /// Reads and validates the settings of the `setup` command from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let operations = OperationSettings::read(env);
@@ -114,20 +114,20 @@ impl SetupSettings {
     }
 }
 
-/// Settings of operations and their records.
+/// Settings of operations and of the KV bucket that stores their records.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OperationSettings {
-    /// Time after which an operation that has not ended is ended as timed out.
+    /// Time after its request at which an operation that has not ended is recorded as timed out.
     pub(crate) limit: Duration,
-    /// Time after which a replica's lease on an operation expires unless renewed.
+    /// Time after which a replica's lease on an operation expires if it is not renewed.
     pub(crate) lease: Duration,
-    /// Retention of the records.
+    /// How long operation records are kept.
     pub(crate) keep: Duration,
-    /// Maximum total size of the records.
+    /// Maximum total size of the operation records.
     pub(crate) max_bytes: i64,
-    /// Number of replicas of the bucket in a NATS cluster.
+    /// Number of replicas of the KV bucket in a NATS cluster.
     pub(crate) replicas: usize,
-    /// Whether an operation that cannot be audited is refused.
+    /// Whether an operation is refused if its audit record cannot be written.
     pub(crate) audit_required: bool,
 }
 
@@ -153,14 +153,14 @@ impl OperationSettings {
 /// Limits for calls to one hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLimits {
-    /// Deadline of a call.
+    /// Time limit of one call.
     pub(crate) timeout: Duration,
     /// Maximum number of concurrent calls.
     pub(crate) at_once: usize,
 }
 
 impl LifecycleSettings {
-    /// Reads the settings.
+    /// Reads and validates all settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let serve = ServeSettings::read(env);

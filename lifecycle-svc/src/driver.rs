@@ -1,4 +1,4 @@
-//! The interface of a hypervisor. It is a trait because there are several implementations.
+//! Interface to a hypervisor. It is a trait because there are two implementations: libvirt and OpenStack Nova.
 
 #[cfg(feature = "libvirt")]
 mod libvirt;
@@ -15,40 +15,41 @@ use crate::{
     fence::Fence,
 };
 
-/// A hypervisor or the API of a cloud. Every call ends within the driver's time limit. A successful action means that
-/// the hypervisor accepted it, not that the VM has reached the wanted state; callers read the state to find out. An
-/// action checks its fence while it holds the hypervisor's permit, immediately before the call that takes effect.
+/// A hypervisor or a cloud. Every call ends within the driver's time limit. If an action returns success, the
+/// hypervisor has accepted it, but the VM may not have reached the wanted state yet; the caller must read the state to
+/// find out. An action checks its fence while it holds the hypervisor's permit, immediately before the call that takes
+/// effect.
 #[async_trait]
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Checks that the hypervisor answers.
     async fn check(&self) -> Result<(), DriverError>;
 
-    /// The state of the VM.
+    /// Reads the state of a VM.
     async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
 
-    /// The hypervisor's reason for the VM's state, if it reports a notable one such as a crash.
+    /// Returns the hypervisor's reason for the VM's state, if it reports one that matters to users, such as a crash.
     async fn failure_reason(&self, id: &InstanceId) -> Result<Option<String>, DriverError>;
 
-    /// Makes the VM run from any state: a paused VM is resumed.
+    /// Starts the VM from any state; resumes a paused VM.
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// Asks the guest to shut down.
     async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Reboots the guest; with `hard`, resets the VM without asking the guest.
+    /// Reboots the guest. With `hard`, resets the VM without asking the guest.
     async fn reboot(&self, id: &InstanceId, hard: bool, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Cuts the VM's power.
+    /// Powers the VM off without asking the guest.
     async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// All VMs, at most [`MAX_LISTED`].
+    /// Lists all VMs of the hypervisor, at most [`MAX_LISTED`].
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
 }
 
-/// Maximum number of VMs listed for one hypervisor.
+/// Maximum number of VMs that are listed for one hypervisor.
 pub(crate) const MAX_LISTED: usize = 10_000;
 
-/// A listed VM.
+/// A VM in the list of a hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Found {
     pub(crate) id: InstanceId,
@@ -56,30 +57,30 @@ pub(crate) struct Found {
     pub(crate) state: MachineState,
 }
 
-/// Why a call to a hypervisor failed. The texts are the hypervisor's own.
+/// Why a call to a hypervisor failed. Messages come from the hypervisor.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DriverError {
     /// The hypervisor has no such VM.
     #[error("there is no such VM")]
     NotFound,
-    /// The VM's state does not allow the action.
+    /// The state of the VM does not allow the action.
     #[error("{0}")]
     Conflict(String),
     /// The hypervisor is unreachable. An action may still have taken effect.
     #[error("{0}")]
     Unavailable(String),
-    /// The call was not made: no permit became free in time, or the action's fence was closed.
+    /// The call was not made: no permit became free in time, or the fence did not allow the action any more.
     #[error("the command was not sent: {0}")]
     NotBegun(&'static str),
-    /// The hypervisor did not answer in time. An action may still take effect.
+    /// The hypervisor did not answer within the time limit. An action may still take effect.
     #[error("the hypervisor did not answer in time")]
     Timeout,
-    /// The hypervisor refused.
+    /// The hypervisor refused the call.
     #[error("{0}")]
     Rejected(String),
 }
 
-/// Makes the driver of an endpoint. It connects when it is first used.
+/// Creates the driver for a hypervisor. It connects on first use.
 pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Driver>, TlsError> {
     Ok(match endpoint {
         #[cfg(feature = "libvirt")]
@@ -88,10 +89,10 @@ pub(crate) fn open(endpoint: Endpoint, limits: CallLimits) -> Result<Arc<dyn Dri
     })
 }
 
-/// The error when no permit of a hypervisor became free within the time limit of a call.
-const NO_PERMIT: DriverError = DriverError::NotBegun("too many calls to the hypervisor at once");
+/// Error of a call that got no permit of its hypervisor within its time limit.
+const NO_PERMIT: DriverError = DriverError::NotBegun("too many concurrent calls to the hypervisor");
 
-/// Reduces a hypervisor's message to one line of at most 300 characters.
+/// Shortens a hypervisor's message to one line of at most 300 characters.
 fn one_line(words: &str) -> String {
     let mut line = words
         .split(|c: char| c.is_whitespace() || c.is_control())
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shortens_messages_to_one_line() {
+    fn hypervisor_messages_are_shortened_to_one_line() {
         assert_eq!(
             one_line("internal error:\n\tno\u{0}such  disk\n"),
             "internal error: no such disk"

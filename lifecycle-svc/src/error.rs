@@ -1,36 +1,36 @@
-//! Errors of lifecycle-svc as a program; failures of a call to a hypervisor are
-//! [`DriverError`](crate::driver::DriverError).
+//! Errors that end lifecycle-svc or one of its commands. A failed call to a hypervisor is a
+//! [`DriverError`](crate::driver::DriverError) instead.
 
 use vmwatch_api::wire::Fault;
 use vmwatch_bus::{BusError, audit::AuditError, provision::setup::SetupError};
 
 use crate::driver::TlsError;
 
-/// A failure of lifecycle-svc.
+/// Why lifecycle-svc or one of its commands failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LifecycleError {
-    /// The bus could not be used.
+    /// The connection to the bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// A listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// The certificates for HTTPS to a cloud are not usable.
+    /// The TLS certificates for HTTPS to a cloud cannot be used.
     #[error("cannot connect to the cloud: {0}")]
     Tls(String),
-    /// The operating system's random source failed.
-    #[error("the operating system's random source failed")]
+    /// The operating system's source of random numbers failed.
+    #[error("the operating system's source of random numbers failed")]
     Random(#[from] getrandom::Error),
-    /// A running service answered a request with a fault.
+    /// The running service answered the query of the command-line client with a fault.
     #[error(transparent)]
     Answer(#[from] Fault),
     /// The audit stream could not be read.
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// The command `setup` failed.
+    /// The `setup` command failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// An answer could not be encoded as JSON.
+    /// The answer of the service could not be encoded as JSON.
     #[error("the answer could not be encoded")]
     Encode(#[from] serde_json::Error),
 }

@@ -1,5 +1,6 @@
-//! Publishes live events: progress of operations, and state changes of VMs whatever caused them. Events are delivered
-//! at most once and never delay the work they report; durable facts are in the operation records and the audit.
+//! Publishes live events about the progress of operations and about state changes of VMs, whatever caused them. An
+//! event is delivered at most once and never delays what it reports; the durable facts are in the operation records and
+//! the audit log.
 
 use std::{
     collections::HashMap,
@@ -25,16 +26,16 @@ use vmwatch_bus::Bus;
 
 use crate::fleet::{Fleet, Listing};
 
-/// Deadline for queueing a message on the connection, which blocks only when its buffer is full.
+/// Deadline for queueing an event on the bus connection, which blocks only if the connection's buffer is full.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// Replicas that see the same change within this time publish it once, in milliseconds.
+/// If several replicas see the same state change within this time (in milliseconds), it is published once.
 const SAME_CHANGE_MS: u64 = 10_000;
 
 /// Publishes live events on the bus.
 #[derive(Debug, Clone)]
 pub(crate) struct Events {
     bus: Bus,
-    /// Wakes the poll for state changes after an operation has ended.
+    /// Wakes the task that polls the states of all VMs, after an operation has ended.
     changed: Arc<Notify>,
 }
 
@@ -46,7 +47,7 @@ impl Events {
         }
     }
 
-    /// Publishes the progress of an operation. A record that is rewritten without change is published once.
+    /// Publishes the progress of an operation. A record that is written again without a change is published only once.
     pub(crate) async fn publish_operation(&self, operation: &Operation) {
         let at = operation.history.last().map_or(0, |event| event.at_ms);
         let id = format!("operation:{}:{}:{at}", operation.id, operation.state);
@@ -72,7 +73,7 @@ impl Events {
     async fn publish(&self, event: &LiveEvent, id: String) {
         let mut headers = HeaderMap::new();
         headers.insert(NATS_MESSAGE_ID, id);
-        // Events queued while the bus is unreachable would be delivered too late to be useful.
+        // Do not queue events while the bus is unreachable: they would be delivered too late to be useful.
         let sent = self.bus.is_connected() && {
             let body = serde_json::to_vec(event).unwrap_or_default();
             let sending = self
@@ -88,20 +89,20 @@ impl Events {
     }
 }
 
-/// The VMs as last listed.
+/// The VMs and states in the last list from the hypervisors.
 #[derive(Debug, Default)]
 pub(crate) struct ObservedVms {
     seen: Mutex<Option<HashMap<InstanceId, ListedMachine>>>,
 }
 
 impl ObservedVms {
-    /// The VM's name when it was last listed.
+    /// Name of the VM when it was last listed.
     pub(crate) fn name(&self, id: &InstanceId) -> Option<String> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.as_ref()?.get(id).map(|vm| vm.name.clone())
     }
 
-    /// Polls all VMs, periodically and after each operation, and publishes changes, until shutdown.
+    /// Lists all VMs periodically and after each operation, and publishes state changes, until shutdown.
     pub(crate) fn watch(
         self: &Arc<Self>,
         fleet: Arc<Fleet>,
@@ -124,8 +125,8 @@ impl ObservedVms {
         tokio::spawn(until.run_until_cancelled_owned(watching));
     }
 
-    /// Replaces the known VMs by a new listing and returns the differences. The first listing gives none, and VMs of
-    /// unreachable hypervisors are kept unchanged.
+    /// Replaces the known VMs by those of a new list and returns the VMs whose state differs. The first list gives no
+    /// differences, and VMs of unreachable hypervisors are kept unchanged.
     fn take(&self, listing: Listing) -> Vec<(InstanceId, Option<MachineState>)> {
         let mut now: HashMap<_, _> = listing
             .vms
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn publishes_only_changed_vms() {
+    fn live_events_are_published_only_for_changed_vms() {
         use MachineState::{Running, ShutOff};
         let vms = ObservedVms::default();
         let take = |listed: &[(&str, &str, MachineState)], unreachable: &[&str]| {
@@ -193,7 +194,7 @@ mod tests {
         assert_eq!(
             take(&[("a", "one", ShutOff)], &["two"]),
             [],
-            "an unreachable hypervisor keeps its VMs"
+            "the VMs of an unreachable hypervisor must be kept"
         );
         assert_eq!(vms.name(&"b".parse().unwrap()), Some("name of b".to_owned()));
         assert_eq!(take(&[("a", "one", ShutOff)], &[]), [("b".to_owned(), None)]);

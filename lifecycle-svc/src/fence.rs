@@ -1,8 +1,8 @@
-//! Decides whether an action on a VM may still begin. The driver checks it immediately before the call that takes
+//! Decides whether an action on a VM may still begin. The driver checks this immediately before the call that takes
 //! effect.
 //!
-//! After its record was written, an operation may wait for a call to its hypervisor, for the hypervisor's login or for
-//! the VM's state. By then its deadline may have passed, or another replica may have adopted it.
+//! After its record was written, an operation may have to wait for a permit of its hypervisor, for the login at the
+//! hypervisor or for the VM's state. Meanwhile its deadline may pass, or another replica may adopt it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -13,38 +13,39 @@ use vmwatch_api::time::unix_millis;
 
 use crate::driver::DriverError;
 
-/// Longer than any lease.
+/// Duration that stands for "never ends": longer than any lease.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
 /// The times before which an action must begin.
 #[derive(Debug, Clone)]
 pub(crate) struct Fence {
-    /// Deadline of the operation, Unix milliseconds.
+    /// Deadline of the operation, in Unix milliseconds.
     deadline_ms: u64,
-    /// End of this replica's lease on the operation as last written.
+    /// End of this replica's lease on the operation, as last written to the record.
     lease: Arc<LeaseEnd>,
 }
 
-/// When a lease ends. It has ended once either clock says so: the system's clock may be set back, and the monotonic one
-/// stands still while the machine is suspended.
+/// End of a lease, by two clocks. The lease has ended once either clock says so, because the system clock may be set
+/// back and the monotonic clock stands still while the machine is suspended.
 #[derive(Debug)]
 pub(crate) struct LeaseEnd(Mutex<(u64, Instant)>);
 
 impl LeaseEnd {
-    /// The end of a lease that was just taken, Unix milliseconds.
+    /// Creates the end of a lease that was just taken, from Unix milliseconds.
     pub(crate) fn at(until_ms: u64) -> Self {
         Self(Mutex::new(Self::moment(until_ms)))
     }
 
-    /// The same moment by both clocks. Called before the lease is written, so that the write takes its time from the lease.
+    /// Converts the end of a lease to both clocks. Must be called before the lease is written, so that the time which
+    /// the write takes counts as part of the lease.
     pub(crate) fn moment(until_ms: u64) -> (u64, Instant) {
         let left = Duration::from_millis(until_ms.saturating_sub(unix_millis()));
         let now = Instant::now();
-        // Overflows only for a lease that never ends, which tests have.
+        // This overflows only for a lease that never ends, as tests use.
         (until_ms, now.checked_add(left).unwrap_or(now + LONGEST))
     }
 
-    /// Notes that the lease was renewed.
+    /// Records that the lease was renewed until this moment.
     pub(crate) fn renew(&self, moment: (u64, Instant)) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = moment;
     }
@@ -60,7 +61,7 @@ impl Fence {
         Self { deadline_ms, lease }
     }
 
-    /// Fails once the deadline has passed or the lease has expired.
+    /// Returns an error if the deadline has passed or the lease has expired.
     pub(crate) fn check(&self) -> Result<(), DriverError> {
         if unix_millis() >= self.deadline_ms {
             return Err(DriverError::NotBegun("the deadline has passed"));
@@ -71,7 +72,7 @@ impl Fence {
         Ok(())
     }
 
-    /// A fence without a lease, for tests.
+    /// Creates a fence without a lease, for tests.
     #[cfg(test)]
     pub(crate) fn until(deadline_ms: u64) -> Self {
         Self::new(deadline_ms, Arc::new(LeaseEnd::at(u64::MAX)))
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closes_at_deadline_or_end_of_lease() {
+    fn action_may_not_begin_after_deadline_or_end_of_lease() {
         let later = unix_millis() + 60_000;
         let lease = Arc::new(LeaseEnd::at(later));
         let fence = Fence::new(later, Arc::clone(&lease));
@@ -100,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn lease_ends_although_the_system_clock_was_set_back() {
+    fn lease_ends_even_if_the_system_clock_is_set_back() {
         let later = unix_millis() + 60_000;
         let lease = Arc::new(LeaseEnd::at(later));
         let fence = Fence::new(later, Arc::clone(&lease));
-        // The wall clock says that a minute is left, the monotonic one that the lease is over.
+        // By the system clock a minute is left; by the monotonic clock the lease has ended.
         lease.renew((later, Instant::now()));
         assert_eq!(
             fence.check(),

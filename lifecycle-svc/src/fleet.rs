@@ -1,4 +1,5 @@
-//! All configured hypervisors: finds the one that runs a VM, and keeps a hanging hypervisor from delaying the others.
+//! All configured hypervisors. Finds the hypervisor that runs a VM, and keeps a hanging hypervisor from delaying the
+//! others.
 
 use std::{
     collections::HashSet,
@@ -26,12 +27,13 @@ use crate::{
     state_machine::Action,
 };
 
-/// Size of the cache of VM locations: about 10 MB at most.
+/// Maximum number of VMs in the cache of locations, which then takes about 10 MB.
 const REMEMBERED: u64 = 100_000;
-/// For this long a read first asks the hypervisor that last had the VM, before it asks all.
+/// For this long, a read asks the hypervisor that last had the VM before it asks all hypervisors.
 const SEEN_FOR: Duration = Duration::from_mins(5);
-/// How long an operation waits for the other hypervisors once one has reported the VM. A hypervisor that takes longer
-/// is not waited for again until it has answered a call, so that a hanging host does not delay every operation.
+/// How long an operation waits for the remaining hypervisors once one has reported the VM. No operation waits again for
+/// a hypervisor that takes longer until that hypervisor has answered a call, so that a hanging host does not delay
+/// every operation.
 const OTHERS_WAIT: Duration = Duration::from_millis(500);
 /// Interval of the health check of each hypervisor.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -49,9 +51,9 @@ pub(crate) struct Hypervisor {
     pub(crate) name: String,
     pub(crate) driver: Arc<dyn Driver>,
     reachable: AtomicBool,
-    /// Whether it exceeded [`OTHERS_WAIT`] and has not answered any call since.
+    /// Whether the hypervisor took longer than [`OTHERS_WAIT`] and has not answered any call since.
     unresponsive: AtomicBool,
-    /// The VMs that it had according to its last answers: at most as many as one hypervisor lists.
+    /// VMs that the hypervisor had when it last answered; at most [`MAX_LISTED`].
     vms: Mutex<HashSet<InstanceId>>,
 }
 
@@ -65,18 +67,19 @@ pub(crate) struct Located {
 /// Why no hypervisor can be chosen to act on a VM.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum OwnerError {
-    /// No hypervisor has the VM, or one that may have it is unreachable.
+    /// No hypervisor has the VM, or a hypervisor that may have it is unreachable.
     #[error(transparent)]
     Driver(#[from] DriverError),
-    /// Several hypervisors have the VM. Nothing is done whatever their states: two copies must never write to one disk.
-    #[error("the VM is defined on {}; remove it from all but one of them", .0.join(" and "))]
+    /// Several hypervisors have the VM. The action is refused whatever the states of the VM, because two copies of a VM
+    /// must never write to the same disk.
+    #[error("the VM is defined on {}; remove it from all but one of these hypervisors", .0.join(" and "))]
     Several(Vec<String>),
-    /// Another hypervisor had the VM and is unreachable now.
+    /// A hypervisor that had the VM is unreachable now, so the VM may still run there.
     #[error("{0} is unreachable and had this VM when it last answered, so that it may still run there")]
     LastOn(String),
 }
 
-/// All VMs of the hypervisors that answered, and the names of those that did not.
+/// All VMs of the hypervisors that answered, and the names of the hypervisors that did not.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     pub(crate) vms: Vec<ListedMachine>,
@@ -103,8 +106,8 @@ impl Fleet {
         })
     }
 
-    /// Finds the VM for an operation: asks every hypervisor and refuses if several have it. With `starting` it also
-    /// refuses while a hypervisor that had the VM is unreachable.
+    /// Finds the hypervisor that has the VM, for an operation: asks every hypervisor and refuses if several have the
+    /// VM. With `starting` it also refuses while a hypervisor that had the VM is unreachable.
     pub(crate) async fn owner(&self, id: &InstanceId, starting: bool) -> Result<Located, OwnerError> {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
@@ -119,7 +122,8 @@ impl Fleet {
             let all_unresponsive = unanswered.iter().all(|hypervisor| hypervisor.is_unresponsive());
             let next = match end {
                 None => answers.next().await,
-                // Take answers that have arrived already, without waiting for more.
+                // Every hypervisor that is still missing is known to hang: take the answers that have arrived, without
+                // waiting for more.
                 Some(_) if all_unresponsive => answers.next().now_or_never().flatten(),
                 Some(end) => timeout_at(end, answers.next()).await.ok().flatten(),
             };
@@ -143,7 +147,7 @@ impl Fleet {
         }
         let last_on = unanswered.into_iter().find(|hypervisor| hypervisor.had_vm(id));
         match (owners.pop(), last_on) {
-            // The VM may be on a hypervisor that did not answer.
+            // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
             (None, _) => Err(failure.into()),
             (Some(last), _) if !owners.is_empty() => {
                 owners.push(last);
@@ -157,7 +161,7 @@ impl Fleet {
         }
     }
 
-    /// The names of these hypervisors, in the order of the settings.
+    /// Returns the names of these hypervisors, in the order of the settings.
     fn names(&self, owners: &[Located]) -> Vec<String> {
         let is_owner = |hypervisor: &&Arc<Hypervisor>| {
             owners
@@ -168,7 +172,8 @@ impl Fleet {
         names.map(|hypervisor| hypervisor.name.clone()).collect()
     }
 
-    /// Finds the VM for a read: asks the hypervisor that last had it, then all of them concurrently.
+    /// Finds the hypervisor that has the VM, for a read: asks the one that last had the VM, then all of them
+    /// concurrently.
     pub(crate) async fn locate(&self, id: &InstanceId) -> Result<Located, DriverError> {
         if let Some(hypervisor) = self.seen.get(id) {
             match hypervisor.state(id).await {
@@ -193,11 +198,11 @@ impl Fleet {
                 Err(error) => failure = Some(hypervisor.report_failure(&error)),
             }
         }
-        // The VM may be on a hypervisor that did not answer.
+        // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
         Err(failure.unwrap_or(DriverError::NotFound))
     }
 
-    /// All VMs of all hypervisors that answer.
+    /// Lists the VMs of all hypervisors that answer.
     pub(crate) async fn list(&self) -> Listing {
         let mut answers: FuturesUnordered<_> = self
             .hypervisors
@@ -219,7 +224,7 @@ impl Fleet {
                     listing.vms.extend(listed);
                 }
                 Err(error) => {
-                    warn!(hypervisor = hypervisor.name, %error, "listing VMs failed");
+                    warn!(hypervisor = hypervisor.name, %error, "listing the VMs of a hypervisor failed");
                     listing.unreachable.push(hypervisor.name.clone());
                 }
             }
@@ -227,14 +232,14 @@ impl Fleet {
         listing
     }
 
-    /// Whether any hypervisor passed its last health check.
+    /// Whether at least one hypervisor passed its last health check.
     pub(crate) fn reachable(&self) -> bool {
         self.hypervisors
             .iter()
             .any(|hypervisor| hypervisor.reachable.load(Ordering::Relaxed))
     }
 
-    /// Starts the health check of each hypervisor, until shutdown.
+    /// Starts the periodic health check of each hypervisor until shutdown.
     pub(crate) fn watch(&self, shutdown: &CancellationToken) {
         for hypervisor in &self.hypervisors {
             tokio::spawn(
@@ -247,7 +252,7 @@ impl Fleet {
 }
 
 impl Hypervisor {
-    /// Sends an action on the VM if the fence is still open when a permit is free.
+    /// Sends an action on the VM to this hypervisor, if the fence is still open when a permit becomes free.
     pub(crate) async fn send(
         &self,
         id: &InstanceId,
@@ -262,7 +267,7 @@ impl Hypervisor {
         }
     }
 
-    /// The state of the VM.
+    /// Reads the state of the VM from this hypervisor.
     pub(crate) async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
         let answer = self.driver.state(id).await;
         match &answer {
@@ -282,7 +287,7 @@ impl Hypervisor {
         self.unresponsive.load(Ordering::Relaxed)
     }
 
-    /// Whether it had the VM according to its last answers.
+    /// Whether this hypervisor had the VM when it last answered.
     fn had_vm(&self, id: &InstanceId) -> bool {
         self.lock_vms().contains(id)
     }
@@ -291,7 +296,7 @@ impl Hypervisor {
         self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs a failed state request and returns the error for the caller.
+    /// Logs a failed request for the VM's state and returns the error for the caller.
     fn report_failure(&self, error: &DriverError) -> DriverError {
         warn!(hypervisor = self.name, %error, "reading the VM's state failed");
         DriverError::Unavailable(format!("the hypervisor {} does not answer: {error}", self.name))

@@ -1,4 +1,4 @@
-//! The bus methods of lifecycle-svc.
+//! Handlers of the bus methods of lifecycle-svc.
 
 use std::{future::ready, sync::Arc};
 
@@ -23,7 +23,7 @@ use crate::{
     operations::{Command, Operations},
 };
 
-/// State shared by the handlers.
+/// State shared by all handlers.
 pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
@@ -31,7 +31,7 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// A bus server with all methods of the service.
+    /// Creates the bus server with all methods of the service.
     pub(crate) fn server(self, bus: &Bus, settings: ServeSettings) -> Server {
         let this = Arc::new(self);
         let operations = Arc::clone(&this.operations);

@@ -39,20 +39,20 @@ use crate::{
     operations::{OPERATION_BUCKET, Operations},
 };
 
-/// Creates or updates the streams and buckets that this service owns on the bus, according to the settings.
+/// Creates or updates this service's streams and KV buckets on the bus, according to the settings.
 pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Result<(), LifecycleError> {
     let wanted = [operations::bucket(&settings.operations).into()];
     Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
 }
 
-/// Serves until shutdown, then drains.
+/// Runs the service until shutdown, then lets running requests finish.
 pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), LifecycleError> {
     let shutdown = program.shutdown().clone();
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{OPERATION_BUCKET}"), shutdown.clone());
     let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls)?);
     fleet.watch(&shutdown);
-    let waiting_for = "waiting for the bucket of operations, the audit and the subscriptions";
+    let waiting_for = "waiting for the KV bucket of operations, the audit stream and the bus subscriptions";
     let (connected, reached) = (bus.clone(), Arc::clone(&fleet));
     let check = move || {
         connected.check_connected()?;

@@ -12,7 +12,7 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-lifecycle";
 
-/// Starts and stops VMs for vmwatch: serves `lifecycle.*` on the bus, and queries a running service.
+/// Starts and stops VMs for vmwatch: answers `lifecycle.*` requests on the bus, and queries the running service.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {
@@ -22,9 +22,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve on the bus (the default without a command).
+    /// Run the service: answer requests on the bus (the default if no command is given).
     Serve,
-    /// Create or update this service's buckets on the bus according to the settings; safe to repeat.
+    /// Create or update this service's KV buckets on the bus according to the settings; safe to repeat.
     Setup(SetupArguments),
     #[command(flatten)]
     Client(ClientCommand),
@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments: Arguments = cli::parse(&SETTINGS.concat());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(run(arguments.command));
-    // A call that hangs inside libvirt cannot be cancelled; exit without waiting for its thread.
+    // A call that hangs inside libvirt cannot be cancelled, so exit without waiting for its thread.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }

@@ -1,14 +1,14 @@
-//! Operations on VMs: each takes effect once and ends with its real outcome, even if replicas fail meanwhile.
+//! Operations on VMs. Each operation takes effect once and ends with its real outcome, even if replicas fail meanwhile.
 //!
-//! Every operation is a record in a KV bucket, created before anything is done. The record's id is the hash of the
-//! idempotency key and its scope, so creating the record also claims the operation: of many equal requests, on
-//! whichever replicas, one creates the record and carries out the operation; the others wait for its end and give the
-//! same answer.
+//! Every operation has a record in a KV bucket, which is created before anything is done. The id of the record is a
+//! hash of the idempotency key and its scope, so creating the record also claims the operation: of several equal
+//! requests, on whichever replicas, one creates the record and carries out the operation. The others wait for its end
+//! and return the same answer.
 //!
-//! The replica that carries out an operation holds a lease on it, in the record, and renews it. When a lease expires,
-//! another replica adopts the operation. If its action was never sent, it is sent if the deadline allows. A start or
-//! stop with unknown outcome ends according to the VM's state, and a reboot with unknown outcome ends as "outcome
-//! unknown".
+//! The replica that carries out an operation holds a lease on it, which is stored in the record, and renews the lease.
+//! When the lease expires, another replica adopts the operation. If the action was never sent to the hypervisor, the
+//! new replica sends it if the deadline allows. A start or stop with unknown outcome ends according to the state of the
+//! VM; a reboot with unknown outcome ends as "outcome unknown".
 
 mod leased;
 mod record;
@@ -52,9 +52,9 @@ use crate::{config::OperationSettings, events::Events, fleet::Fleet};
 
 /// Maximum length of an idempotency key in bytes.
 const MAX_KEY_BYTES: usize = 128;
-/// Maximum number of adopted operations carried out concurrently.
+/// Maximum number of adopted operations that this replica carries out concurrently.
 const MAX_CONCURRENT_ADOPTED: usize = 32;
-/// Bounds of the interval at which a record is polled while another request or replica works on it.
+/// Bounds of the interval at which an operation's record is polled while another request or replica carries it out.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -65,14 +65,15 @@ pub(crate) struct Operations {
     store: Store,
     trail: Trail,
     view: View,
-    /// The name of this replica in leases.
+    /// Name of this replica in leases.
     owner: String,
-    /// The operations that this replica is carrying out, so that it does not adopt them itself.
+    /// Operations that this replica is carrying out, so that it does not adopt its own operations.
     in_progress: Mutex<HashSet<OperationId>>,
 }
 
 impl Operations {
-    /// Opens the KV bucket and the audit, and reads the bucket; waits for the bus. `None` at shutdown.
+    /// Opens the KV bucket of operations and the audit stream, and reads the bucket; waits for the bus. Returns `None`
+    /// at shutdown.
     pub(crate) async fn open(
         bus: &Bus,
         settings: OperationSettings,
@@ -87,7 +88,7 @@ impl Operations {
             return Ok(None);
         };
         let audit = Audit::new(bus, settings.audit_required);
-        if until_done("the audit stream, which auth-svc makes", shutdown, || {
+        if until_done("the audit stream, which auth-svc creates", shutdown, || {
             audit.check()
         })
         .await
@@ -110,7 +111,8 @@ impl Operations {
         })))
     }
 
-    /// Starts adopting operations whose lease has expired, and appending counted refusals to the audit, until shutdown.
+    /// Starts two tasks that run until shutdown: adopting operations whose lease has expired, and writing audit records
+    /// of refusals that were counted.
     pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
         let (this, until) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
@@ -118,7 +120,7 @@ impl Operations {
         tokio::spawn(async move { refusals.run(until).await });
     }
 
-    /// Carries out an operation, or waits for the end of the same operation, and returns its result.
+    /// Carries out an operation, or waits for the end of an equal operation, and returns the result.
     pub(crate) async fn submit(
         self: &Arc<Self>,
         context: &Context,
@@ -126,7 +128,7 @@ impl Operations {
     ) -> Result<Machine, Fault> {
         let requested = self.new_record(context, command)?;
         self.check_space().await?;
-        // Of equal requests on this replica, one creates the record.
+        // Of several equal requests on this replica, only one tries to create the record.
         if let Some(in_progress) = InProgress::try_begin(self, &requested.operation.id)
             && let Some((record, revision)) = self.claim(context, &requested).await?
         {
@@ -148,7 +150,11 @@ impl Operations {
             .map_or("", |principal| principal.user.as_str());
         let id = match context.idempotency_key.as_deref() {
             None => random_id().map_err(|error| {
-                Fault::new(FaultKind::Internal, "the system's random source does not answer").caused_by(error)
+                Fault::new(
+                    FaultKind::Internal,
+                    "the operating system's source of random numbers failed",
+                )
+                .caused_by(error)
             })?,
             Some(key) if (1..=MAX_KEY_BYTES).contains(&key.len()) => {
                 OperationId::from_idempotency_key(user, &command.instance_id, &command.method, key)
@@ -161,7 +167,8 @@ impl Operations {
         Ok(Record::new(id, command, context, self.lease()))
     }
 
-    /// Refuses new operations when the bucket is more than nine tenths full; running operations may need the rest.
+    /// Refuses new operations when the KV bucket is more than nine tenths full, because running operations may need the
+    /// rest.
     async fn check_space(&self) -> Result<(), Fault> {
         let most = self.settings.max_bytes.unsigned_abs() / 10 * 9;
         if self.view.bytes_at_most() <= most {
@@ -174,11 +181,11 @@ impl Operations {
         }
         Err(Fault::new(
             FaultKind::Unavailable,
-            "the store of operations is nearly full; an administrator can raise VMWATCH_OPERATIONS_MAX_BYTES",
+            "the storage for operation records is nearly full; an administrator can raise VMWATCH_OPERATIONS_MAX_BYTES",
         ))
     }
 
-    /// A lease for this replica that begins now.
+    /// Creates a lease for this replica that begins now.
     fn lease(&self) -> Lease {
         Lease {
             owner: self.owner.clone(),
@@ -186,16 +193,17 @@ impl Operations {
         }
     }
 
-    /// Creates the record, or returns `None` if the operation was requested before. If the store does not answer, it
-    /// retries until the deadline: the record may have been created, and would otherwise be carried out by the replica
-    /// that adopts it.
+    /// Creates the operation's record, or returns `None` if the operation was requested before. If JetStream does not
+    /// answer, this retries until the deadline: the record may have been created, and without the retry the operation
+    /// would be carried out only by the replica that adopts it later.
     async fn claim(&self, context: &Context, requested: &Record) -> Result<Option<Stored>, Fault> {
         let id = &requested.operation.id;
         loop {
             let failed = match self.store.create(requested).await {
                 Ok(Written::At(revision)) => return Ok(Some((requested.clone(), revision))),
                 Ok(Written::Conflict) => match self.store.read(id).await {
-                    // An equal record, including its timestamps, is the one created here.
+                    // A stored record that is equal, including its timestamps, was created by an earlier attempt of
+                    // this call.
                     Ok(stored) => return Ok(stored.filter(|(first, _)| first == requested)),
                     Err(error) => error,
                 },
@@ -204,26 +212,26 @@ impl Operations {
             if context.remaining().is_zero() || failed.is_final() {
                 return Err(failed.into());
             }
-            debug!(operation = %id, error = %failed, "creating the record failed; retrying");
+            debug!(operation = %id, error = %failed, "creating the operation record failed; retrying");
             sleep(MAX_POLL_INTERVAL).await;
         }
     }
 
-    /// Carries out an operation whose record was just created, after writing it to the audit.
+    /// Writes the audit record of an operation whose record was just created, then carries out the operation.
     async fn begin(self: &Arc<Self>, record: Record, revision: u64) -> Result<Operation, Aborted> {
         let audited = self.trail.begin(&record).await;
         let run = Run::new(Arc::clone(self), record, revision);
         let Err(error) = audited else {
             return run.drive().await;
         };
-        warn!(%error, "operation not audited; refusing it");
+        warn!(%error, "writing the audit record failed; the operation is refused");
         let why =
             "the action could not be recorded in the audit, so it was not carried out; try again shortly";
         run.end_without_acting(End::from_fault(&Fault::new(FaultKind::Unavailable, why)))
             .await
     }
 
-    /// Waits for the end of an operation that another request or replica carries out, until the caller's deadline.
+    /// Waits until the caller's deadline for the end of an operation that another request or replica carries out.
     async fn wait_for_end(&self, context: &Context, requested: &Record) -> Result<Operation, Fault> {
         let id = &requested.operation.id;
         let mut pause = MIN_POLL_INTERVAL;
@@ -235,9 +243,11 @@ impl Operations {
                     return Err(Fault::new(FaultKind::Conflict, reused));
                 }
                 Ok(Some((first, _))) if first.operation.state.is_final() => return Ok(first.operation),
-                // Without a record, another request is just creating it.
+                // There is no record yet: another request is just creating it.
                 Ok(_) => {}
-                Err(error) => debug!(operation = %id, %error, "reading the record failed; retrying"),
+                Err(error) => {
+                    debug!(operation = %id, %error, "reading the operation record failed; retrying")
+                }
             }
             if context.remaining().is_zero() {
                 return Err(Fault::new(FaultKind::Timeout, "the operation has not ended yet"));
@@ -247,8 +257,8 @@ impl Operations {
         }
     }
 
-    /// Looks for operations whose lease has expired, and resumes them. Every replica does; compare-and-set lets one
-    /// succeed.
+    /// Resumes operations whose lease has expired. Every replica tries this, and compare-and-set lets only one succeed
+    /// per operation.
     async fn adopt(self: Arc<Self>) {
         let permits = Arc::new(Semaphore::new(MAX_CONCURRENT_ADOPTED));
         loop {
@@ -268,7 +278,7 @@ impl Operations {
         }
     }
 
-    /// Adopts an operation if its lease has really expired, and carries it to its end.
+    /// Adopts an operation if its lease has expired, and carries it to its end.
     async fn resume(self: &Arc<Self>, id: &OperationId) -> Result<(), Aborted> {
         let Some(in_progress) = InProgress::try_begin(self, id) else {
             return Ok(());
@@ -282,11 +292,11 @@ impl Operations {
         if record.newer || state.is_final() || record.lease.until_ms >= unix_millis() {
             return Ok(());
         }
-        // The previous owner may have crashed before it wrote the audit record.
+        // The previous owner may have crashed before it wrote the audit record, so write it (again).
         if state == OperationState::Requested
             && let Err(error) = self.trail.begin(&record).await
         {
-            warn!(operation = %id, %error, "taking over an operation of another replica failed: it cannot be audited; retrying later");
+            warn!(operation = %id, %error, "taking over an operation of another replica failed: its audit record cannot be written; retrying later");
             return Ok(());
         }
         record.lease = self.lease();
@@ -309,19 +319,19 @@ impl Operations {
         Ok(())
     }
 
-    /// Appends the counted refusals, when the service ends.
+    /// Writes audit records of the refusals counted so far, when the service stops.
     pub(crate) async fn finish(&self) {
         self.trail.refusals().finish().await;
     }
 
-    /// Audits an action that was refused because of the user's role or scope.
+    /// Writes an audit record of an action that was refused because of the user's role or scope.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind == Kind::Command {
             self.trail.refused(&refused).await;
         }
     }
 
-    /// An operation, if the principal may see its VM.
+    /// Returns an operation if the principal may see its VM.
     pub(crate) async fn get(
         &self,
         principal: Option<&Principal>,
@@ -334,7 +344,7 @@ impl Operations {
             .ok_or_else(no_such_operation)
     }
 
-    /// A page of the newest operations on VMs that the principal may see.
+    /// Returns a page of the newest operations on VMs that the principal may see.
     pub(crate) fn list(
         &self,
         principal: Option<&Principal>,
@@ -373,7 +383,7 @@ fn no_such_operation() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no operation with this id")
 }
 
-/// Marks an operation as being carried out by this replica, until dropped.
+/// Marks an operation as carried out by this replica until it is dropped.
 struct InProgress {
     operations: Arc<Operations>,
     id: OperationId,

@@ -17,65 +17,65 @@ use std::time::Duration;
 
 use vmwatch_api::lifecycle::{MachineState, Verb};
 
-/// Maximum number of times that one operation sends its action to the hypervisor.
+/// Maximum number of times that an operation sends its action to the hypervisor.
 pub(crate) const MAX_ACTS: u8 = 3;
-/// A VM that still runs this long after a shutdown or power-off is sent it again: a guest early in its boot ignores a
-/// shutdown.
+/// Time after a shutdown or power-off at which a VM that still runs is sent the action again, because a guest that is
+/// early in its boot ignores a shutdown.
 pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
-/// An action that a driver can carry out.
+/// An action on a VM that a driver can carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    /// Make the VM run, from any state.
+    /// Start the VM, from any state.
     Start,
-    /// Ask the guest to shut down, like the power button.
+    /// Ask the guest to shut down, as the power button does.
     Shutdown,
-    /// Reboot the guest; with `hard`, reset the VM without asking the guest.
+    /// Reboot the guest. With `hard`, reset the VM without asking the guest.
     Reboot { hard: bool },
-    /// Cut the VM's power.
+    /// Power the VM off without asking the guest.
     Destroy,
 }
 
-/// The outcome of the operation's last act.
+/// Outcome of the last attempt to send the operation's action to the hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ActOutcome {
-    /// No act was sent yet.
+    /// The action was not sent yet.
     NotSent,
-    /// The hypervisor accepted it.
+    /// The hypervisor accepted the action.
     Accepted,
-    /// The hypervisor may have accepted it: no answer came, or the replica that sent it crashed.
+    /// The hypervisor may have accepted the action: its answer is missing, or the replica that sent the action crashed.
     Unknown,
 }
 
-/// The progress of an operation.
+/// Progress of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The outcome of the last act.
+    /// Outcome of the last attempt.
     pub(crate) outcome: ActOutcome,
-    /// Number of acts so far.
+    /// Number of attempts so far.
     pub(crate) acts: u8,
-    /// Time since the last act.
+    /// Time since the last attempt.
     pub(crate) since: Duration,
 }
 
-/// The next step of an operation.
+/// Next step of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// End with success: the VM is in the wanted state.
+    /// End the operation with success: the VM is in the wanted state.
     Done,
     /// Send the action to the hypervisor.
     Act,
-    /// Wait, then read the state again.
+    /// Wait, then read the VM's state again.
     Wait,
-    /// End: the state does not allow the action, and nothing was done.
+    /// End the operation: the VM's state does not allow the action, and nothing was done.
     Refuse(&'static str),
-    /// End with failure.
+    /// End the operation as failed.
     Fail(&'static str),
-    /// End: the action may or may not have taken effect, and must not be repeated.
+    /// End the operation with unknown outcome: the action may or may not have taken effect, and must not be repeated.
     Unknown,
 }
 
-/// The driver action for a verb.
+/// Returns the driver's action for a verb of the bus.
 pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
     match verb {
         Verb::Start => Some(Action::Start),
@@ -86,7 +86,7 @@ pub(crate) const fn action(verb: Verb, hard: bool) -> Option<Action> {
     }
 }
 
-/// The next step of an operation whose VM is in this state.
+/// Decides the next step of an operation whose VM is in this state.
 pub(crate) fn next(verb: Verb, state: MachineState, progress: Progress) -> Step {
     let step = match verb {
         Verb::Start => start(state, progress.outcome),
@@ -112,7 +112,7 @@ const fn start(state: MachineState, outcome: ActOutcome) -> Step {
         }
         (Is::ShutOff, ActOutcome::Accepted) => Step::Fail("the VM shut off immediately after starting"),
         (Is::Crashed, ActOutcome::Accepted) => Step::Fail("the VM crashed immediately after starting"),
-        // Also after an accepted start: a VM that was saved while paused is restored as paused.
+        // This also covers an accepted start: a VM that was saved while it was paused is restored as paused.
         (Is::ShutOff | Is::Paused | Is::Suspended, _) => Step::Act,
         (Is::Crashed, _) => {
             Step::Refuse("the VM has crashed and is preserved for inspection; force it off first")
@@ -201,12 +201,12 @@ mod tests {
         ]
     }
 
-    /// The actions of a simulated hypervisor in one polling cycle.
+    /// What a simulated hypervisor does in one polling cycle.
     #[derive(Debug, Clone, Copy)]
     enum Turn {
         /// The action takes effect, and the answer arrives.
         Works,
-        /// The action takes effect, and the answer is lost.
+        /// The action takes effect, but the answer is lost.
         AnswerLost,
         /// The action has no effect, and the answer is lost.
         Lost,
@@ -230,7 +230,8 @@ mod tests {
         }
     }
 
-    /// Runs an operation against these turns; returns its last step, the number of acts and the last state.
+    /// Runs an operation on a simulated hypervisor; returns the last step, the number of attempts and the last state of
+    /// the VM.
     fn play(verb: Verb, mut state: MachineState, turns: &[Turn]) -> (Step, u8, MachineState) {
         let mut progress = Progress {
             outcome: ActOutcome::NotSent,
@@ -263,7 +264,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn succeeds_only_in_wanted_state(
+        fn operation_succeeds_only_if_vm_is_in_wanted_state(
             verb in prop::sample::select(VERBS.to_vec()),
             state in prop::sample::select(STATES.to_vec()),
             progress in progress(),
@@ -278,7 +279,7 @@ mod tests {
         }
 
         #[test]
-        fn bounds_acts_and_never_reboots_twice(
+        fn attempts_are_bounded_and_reboot_is_never_sent_twice(
             verb in prop::sample::select(VERBS.to_vec()),
             state in prop::sample::select(STATES.to_vec()),
             turns in prop::collection::vec(turn(), 0..60),
@@ -294,7 +295,7 @@ mod tests {
         }
 
         #[test]
-        fn reaches_wanted_state_on_working_hypervisor(
+        fn vm_reaches_wanted_state_on_working_hypervisor(
             verb in prop::sample::select(vec![Verb::Start, Verb::ForceStop]),
             state in prop::sample::select(vec![MachineState::Running, MachineState::Paused, MachineState::ShutOff]),
         ) {
@@ -304,7 +305,7 @@ mod tests {
         }
 
         #[test]
-        fn succeeds_without_acting_in_wanted_state(progress in progress()) {
+        fn action_is_not_sent_if_vm_is_already_in_wanted_state(progress in progress()) {
             prop_assert_eq!(next(Verb::Start, MachineState::Running, progress), Step::Done);
             prop_assert_eq!(next(Verb::Stop, MachineState::ShutOff, progress), Step::Done);
             prop_assert_eq!(next(Verb::ForceStop, MachineState::ShutOff, progress), Step::Done);
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_repeat_reboot_with_unknown_outcome() {
+    fn reboot_with_unknown_outcome_is_not_repeated() {
         let unclear = Progress {
             outcome: ActOutcome::Unknown,
             acts: 1,
@@ -324,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_ignored_shutdown() {
+    fn shutdown_ignored_by_guest_is_repeated() {
         let outcome = |since, acts| Progress {
             outcome: ActOutcome::Accepted,
             acts,
@@ -337,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn fails_start_of_vm_that_shuts_off_again() {
+    fn start_fails_if_vm_shuts_off_again() {
         let accepted = Progress {
             outcome: ActOutcome::Accepted,
             acts: 1,

@@ -1,10 +1,10 @@
-//! Formats aligned text tables.
+//! Formats a table as text with aligned columns.
 
 use std::fmt;
 
 use jiff::Timestamp;
 
-/// A table with `N` columns.
+/// A text table with `N` columns.
 pub(super) struct Table<const N: usize> {
     rows: Vec<[String; N]>,
 }
@@ -16,8 +16,8 @@ impl<const N: usize> Table<N> {
         }
     }
 
-    /// Adds a row. Control characters, which could break lines or affect the terminal, become `?`; an empty cell
-    /// becomes `-`.
+    /// Adds a row to the table. Control characters, which could break lines or affect the terminal, are replaced by
+    /// `?`, and an empty cell by `-`.
     pub(super) fn row(&mut self, cells: [String; N]) {
         self.rows.push(cells.map(|cell| {
             if cell.is_empty() {
@@ -49,7 +49,7 @@ impl<const N: usize> fmt::Display for Table<N> {
     }
 }
 
-/// Formats Unix milliseconds in UTC, to the second.
+/// Formats Unix milliseconds as UTC date and time, without fractions of a second.
 pub(super) fn moment(at_ms: u64) -> String {
     let at = i64::try_from(at_ms)
         .ok()
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn aligns_columns_and_replaces_control_characters() {
+    fn text_table_aligns_columns_and_replaces_control_characters() {
         let mut table = Table::new(["WHEN", "WHO"]);
         table.row([moment(1_483_277_879_001), "名\u{1b}[2J".to_owned()]);
         table.row([String::new(), "a".to_owned()]);

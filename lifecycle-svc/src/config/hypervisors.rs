@@ -1,4 +1,4 @@
-//! The setting that lists the hypervisors.
+//! The setting that lists the hypervisors, with the files that it names.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -14,52 +14,52 @@ pub(super) const HYPERVISORS: Setting = Setting {
     } else {
         ""
     },
-    help: "comma-separated hypervisors as name=address; an address is a libvirt URI, or nova: and the file that describes an OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
+    help: "comma-separated hypervisors as name=address; an address is a libvirt URI, or nova: followed by the path of a file that describes an OpenStack cloud, such as lab=qemu:///system,cloud=nova:/etc/vmwatch/nova.toml",
 };
 
-/// Maximum number of hypervisors. Each may use up to `VMWATCH_HYPERVISOR_CALLS` threads, at most 16.
+/// Maximum number of hypervisors. Each hypervisor may use up to `VMWATCH_HYPERVISOR_CALLS` threads (at most 16).
 const MAX_HYPERVISORS: usize = 32;
 
 /// A hypervisor listed in [`HYPERVISORS`].
 #[derive(Debug, Clone)]
 pub(crate) struct HypervisorSpec {
-    /// Its name in logs and records.
+    /// Name of the hypervisor in logs and operation records.
     pub(crate) name: String,
-    /// Its type and address.
+    /// Type and address of the hypervisor.
     pub(crate) endpoint: Endpoint,
 }
 
-/// The type and address of a hypervisor.
+/// Type and address of a hypervisor.
 #[derive(Debug, Clone)]
 pub(crate) enum Endpoint {
-    /// libvirt at this URI.
+    /// A libvirt daemon at this URI.
     #[cfg(feature = "libvirt")]
     Libvirt(String),
-    /// OpenStack Nova.
+    /// An OpenStack cloud that is accessed through Nova.
     Nova(Box<NovaSettings>),
 }
 
-/// The parsed value of [`HYPERVISORS`].
+/// Parsed value of the setting [`HYPERVISORS`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct HypervisorList(Vec<Entry>);
 
-/// An entry of the list.
+/// An entry of the list of hypervisors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Entry {
     name: String,
     address: Address,
 }
 
-/// The address of a hypervisor as written in the setting.
+/// Address of a hypervisor, as written in the setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Address {
     #[cfg(feature = "libvirt")]
     Libvirt(String),
-    /// The file that describes the cloud.
+    /// Path of the file that describes an OpenStack cloud.
     Nova(PathBuf),
 }
 
-/// Why a list of hypervisors is invalid, with the invalid entry.
+/// Why the list of hypervisors is invalid, with the invalid entry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct InvalidList(String);
@@ -77,10 +77,10 @@ impl FromStr for HypervisorList {
             list.push(entry);
         }
         match list.len() {
-            0 => Err(InvalidList("it names no hypervisor".to_owned())),
+            0 => Err(InvalidList("the list names no hypervisor".to_owned())),
             1..=MAX_HYPERVISORS => Ok(Self(list)),
             _ => Err(InvalidList(format!(
-                "it names more than {MAX_HYPERVISORS} hypervisors"
+                "the list names more than {MAX_HYPERVISORS} hypervisors"
             ))),
         }
     }
@@ -124,12 +124,12 @@ impl FromStr for Address {
         return Ok(Self::Libvirt(text.to_owned()));
         #[cfg(not(feature = "libvirt"))]
         return Err(InvalidList(format!(
-            "`{text}`: this build does not support libvirt"
+            "`{text}`: this build of vmwatch-lifecycle does not support libvirt"
         )));
     }
 }
 
-/// Reads the setting and the files that it names, and reports all problems found.
+/// Reads the list of hypervisors and the files that it names, and reports every problem found.
 pub(super) fn read(env: &Environment) -> Result<Vec<HypervisorSpec>, Invalid> {
     let list = env.get::<HypervisorList>(&HYPERVISORS)?;
     let specs: Vec<_> = list
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parses_several_hypervisors() {
+    fn list_of_several_hypervisors_is_parsed() {
         let list: HypervisorList =
             "lab=qemu:///system, rack2=qemu+tls://rack2/system?no_verify=1,c=nova:/n.toml"
                 .parse()
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_invalid_entry() {
+    fn invalid_hypervisor_list_is_rejected_with_the_invalid_entry() {
         for (text, part) in [
             (",", "names no hypervisor"),
             ("qemu:///system", "write name=address"),

@@ -1,8 +1,8 @@
-//! VMs of one libvirt connection.
+//! Driver for the VMs of one libvirt connection.
 //!
-//! libvirt's calls block and cannot be cancelled. Each runs on a thread of its own and holds a permit of its
+//! Calls to libvirt block and cannot be cancelled. Each call runs on its own thread and holds a permit of its
 //! hypervisor, so that a hanging host uses up only its own permits. All calls share the connection, which libvirt
-//! allows; it is kept for the life of the process because the state of `test:///` VMs lives in it.
+//! allows. The connection is kept for the life of the process, because the state of `test:///` VMs lives in it.
 
 mod connection;
 mod threads;
@@ -24,7 +24,7 @@ use self::connection::{CallError, Shared};
 use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
-/// One libvirt connection.
+/// Driver for one libvirt connection.
 #[derive(Debug)]
 pub(super) struct Libvirt {
     connection: Arc<Shared>,
@@ -41,7 +41,8 @@ impl Libvirt {
         }
     }
 
-    /// Runs a blocking call. At the time limit the caller gets an error; the call keeps its permit until it returns.
+    /// Runs a blocking libvirt call. At the time limit the caller gets an error, but the call keeps its permit until it
+    /// returns.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
@@ -77,7 +78,7 @@ impl Libvirt {
             .await
     }
 
-    /// Acts on the domain unless the fence has closed by the time that the call runs.
+    /// Performs an action on a VM, unless its fence has closed by the time that the call gets a thread.
     async fn act(
         &self,
         id: &InstanceId,
@@ -157,7 +158,8 @@ fn found(domain: &Domain) -> Option<Found> {
     })
 }
 
-/// libvirt's ids are UUIDs. It also accepts UUIDs without hyphens; these are rejected so that each VM has one id.
+/// Converts an instance id to libvirt's UUID. libvirt also accepts UUIDs without hyphens; they are rejected here, so
+/// that each VM has only one id.
 fn uuid_of(id: &InstanceId) -> Option<Uuid> {
     Uuid::try_parse(id.as_str())
         .ok()
@@ -179,7 +181,7 @@ fn state_of(domain: &Domain) -> Result<MachineState, Error> {
     })
 }
 
-/// libvirt's reason for a state, if it is a notable one.
+/// libvirt's reason for the state of a VM, if it matters to users.
 fn reason_of((state, reason): (sys::virDomainState, i32)) -> Option<String> {
     let words = match (state, u32::try_from(reason).ok()?) {
         (sys::VIR_DOMAIN_SHUTOFF, sys::VIR_DOMAIN_SHUTOFF_CRASHED)
@@ -221,7 +223,7 @@ mod tests {
         at_once: 1,
     };
 
-    /// Performs one of the four actions on a VM of libvirt's test driver.
+    /// Performs one of the four actions on a VM of libvirt's built-in test driver.
     async fn act(libvirt: &Libvirt, id: &InstanceId, verb: usize, fence: &Fence) -> Result<(), DriverError> {
         match verb {
             0 => libvirt.shutdown(id, fence).await,
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn does_not_act_after_deadline_when_call_waited_for_permit() {
+    async fn action_that_waited_for_permit_is_not_sent_after_deadline() {
         let libvirt = Libvirt::new("test:///default".to_owned(), LIMITS);
         let id = libvirt.list().await.unwrap()[0].id.clone();
         assert_eq!(libvirt.state(&id).await, Ok(MachineState::Running));
@@ -240,7 +242,7 @@ mod tests {
             let (release, released) = mpsc::channel::<()>();
             let deadline_ms = unix_millis() + 50;
             let fence = Fence::until(deadline_ms);
-            // A hanging call holds the only permit until the deadline has passed.
+            // A hanging call holds the hypervisor's only permit until the deadline of the action has passed.
             let hanging = libvirt.call(move |_| {
                 let _ = released.recv();
                 Ok(())
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_only_hyphenated_uuids() {
+    fn libvirt_vm_ids_must_be_hyphenated_uuids() {
         assert!(uuid_of(&"6695eb01-f6a4-8304-79aa-97f2502e193f".parse().unwrap()).is_some());
         for other in ["vm-1", "6695eb01f6a4830479aa97f2502e193f", "6695eb01-f6a4"] {
             assert_eq!(uuid_of(&other.parse().unwrap()), None, "{other}");

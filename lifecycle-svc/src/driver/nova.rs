@@ -1,7 +1,8 @@
-//! VMs of an OpenStack cloud, over Nova's REST API.
+//! Driver for the VMs of an OpenStack cloud, through Nova's REST API.
 //!
-//! The answer to an action (202) means only that Nova will try; the server's state shows the result. A conflict (409)
-//! may mean that the server already is, or is becoming, what was asked for; the caller reads the state to find out.
+//! When Nova accepts an action (202), it only promises to try; the state of the server shows the result. A conflict
+//! (409) may mean that the server already is, or soon will be, in the wanted state; the caller reads the state to find
+//! out.
 
 mod http;
 mod identity;
@@ -30,12 +31,12 @@ use crate::{config::CallLimits, fence::Fence};
 
 const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
-/// The first API version that shows the reason of a failed action to users other than administrators.
+/// First version of Nova's API that shows the reason of a failed action to users other than administrators.
 const VERSION_WITH_DETAILS: &str = "compute 2.84";
-/// Nova's default maximum page size.
+/// Default of Nova's maximum page size.
 const PAGE_SIZE: usize = 1000;
 
-/// One cloud.
+/// Driver for one OpenStack cloud.
 #[derive(Debug)]
 pub(super) struct Nova {
     http: Http,
@@ -56,7 +57,7 @@ impl Nova {
         })
     }
 
-    /// Runs several requests as one call, within the limits of one call.
+    /// Runs several requests to Nova as one driver call, within the limits of one call.
     async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
         let end = Instant::now() + self.limits.timeout;
         let _permit = timeout_at(end, self.permits.acquire())
@@ -66,8 +67,8 @@ impl Nova {
         timeout_at(end, work).await.map_err(|_| DriverError::Timeout)?
     }
 
-    /// Sends a request; if the token is refused, gets a new one and sends the request again, which is safe because a
-    /// request with a refused token has no effect. `may_begin` is called before each attempt.
+    /// Sends a request to Nova. If Nova refuses the token, gets a new token and sends the request again. That is safe,
+    /// because a request with a refused token has no effect. `may_begin` is called before each attempt.
     async fn request(
         &self,
         build: impl Fn(&identity::Session) -> Result<Request<Full<bytes::Bytes>>, DriverError>,
@@ -110,7 +111,7 @@ impl Nova {
         posted.await.map(drop)
     }
 
-    /// The reason why the server's last action failed, if it failed.
+    /// Returns why the last action on the server failed; `None` if it did not fail.
     async fn last_failure(&self, id: &InstanceId) -> Result<Option<String>, DriverError> {
         let path = format!("/servers/{id}/os-instance-actions");
         let newest = self.get::<Actions>(&path).await?.actions.into_iter().next();
@@ -204,8 +205,8 @@ impl Driver for Nova {
             .await
     }
 
-    /// Nova has only one stop action: it asks the guest to shut down, and cuts the power after `shutdown_timeout` (one
-    /// minute by default).
+    /// Powers the server off with Nova's only stop action, which first asks the guest to shut down and cuts the power
+    /// after `shutdown_timeout` (one minute by default).
     async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError> {
         self.shutdown(id, fence).await
     }
@@ -234,12 +235,12 @@ fn build_request(
         .body(body.map_or_else(Full::default, identity::json_body))
         .map_err(|error| {
             DriverError::Rejected(format!(
-                "Nova's address in the service catalogue is not usable: {error}"
+                "Nova's address in the service catalogue is invalid: {error}"
             ))
         })
 }
 
-/// Returns a successful answer, or the error that its status stands for.
+/// Returns the answer if its status is a success, otherwise the error that the status stands for.
 fn check_status(answer: Answer) -> Result<Answer, DriverError> {
     match answer.status {
         status if status.is_success() => Ok(answer),
@@ -256,7 +257,7 @@ fn decode<T: DeserializeOwned>(answer: &Answer) -> Result<T, DriverError> {
         .map_err(|error| DriverError::Rejected(format!("Nova's answer could not be decoded: {error}")))
 }
 
-/// The message of an error answer, which OpenStack wraps as `{"conflictingRequest": {"code": 409, "message": "…"}}`.
+/// Message of an error answer, which OpenStack wraps as `{"conflictingRequest": {"code": 409, "message": "…"}}`.
 fn error_message(answer: &Answer) -> String {
     let body: Option<Value> = serde_json::from_slice(&answer.body).ok();
     let message = body

@@ -1,5 +1,5 @@
-//! A record under this replica's lease. The lease is renewed during every wait, and every write is a compare-and-set,
-//! so that a replica that was too slow notices that its operation was adopted by another.
+//! An operation record on which this replica holds a lease. The lease is renewed during every wait, and every write is
+//! a compare-and-set. A replica that was too slow therefore notices that another replica has adopted the operation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::fence::{Fence, LeaseEnd};
 
-/// Pause between attempts to write a record while the store fails.
+/// Pause between attempts to write a record while JetStream fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why this replica stopped carrying out an operation.
@@ -22,24 +22,24 @@ pub(super) enum Aborted {
     /// Another replica has adopted the operation.
     #[error("another replica has adopted the operation")]
     LeaseLost,
-    /// The record could not be written in time; the replica that adopts the operation will end it.
+    /// The record could not be written in time. The replica that adopts the operation will end it.
     #[error("the record of the operation could not be written")]
     NotWritten(#[source] StoreError),
 }
 
-/// A record under this replica's lease.
+/// An operation record on which this replica holds a lease.
 pub(super) struct Leased {
     store: Store,
     pub(super) record: Record,
     revision: u64,
     lease: Duration,
-    /// End of the lease as last written, Unix milliseconds. Shared with fences, which read it while it is renewed.
+    /// End of the lease as last written, in Unix milliseconds. It is shared with fences, which must see every renewal.
     lease_end: Arc<LeaseEnd>,
     renew_at: Instant,
 }
 
 impl Leased {
-    /// Takes a record that was just written at this revision with a lease of this length.
+    /// Takes over a record that was just written at this revision with a lease of this length.
     pub(super) fn new(store: Store, record: Record, revision: u64, lease: Duration) -> Self {
         Self {
             store,
@@ -51,12 +51,12 @@ impl Leased {
         }
     }
 
-    /// A fence that is open until the operation's deadline, as long as the lease is renewed.
+    /// Creates a fence that is open until the operation's deadline, as long as the lease is renewed.
     pub(super) fn fence(&self) -> Fence {
         Fence::new(self.record.operation.deadline_ms, Arc::clone(&self.lease_end))
     }
 
-    /// Waits for `work` and renews the lease meanwhile. If the store is unreachable, `work` continues: no other replica
+    /// Waits for `work` and renews the lease meanwhile. If JetStream is unreachable, `work` continues: no other replica
     /// can adopt the operation then, and no action begins once the lease has expired.
     pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Aborted> {
         tokio::pin!(work);
@@ -94,12 +94,12 @@ impl Leased {
         }
     }
 
-    /// Writes the record; retries until this time (Unix milliseconds) while the store fails.
+    /// Writes the record. While JetStream fails, retries until `end_ms` (Unix milliseconds).
     pub(super) async fn write_with_retry(&mut self, end_ms: u64) -> Result<(), Aborted> {
         loop {
             match self.write().await {
                 Err(Aborted::NotWritten(error)) if unix_millis() < end_ms => {
-                    debug!(operation = %self.record.operation.id, %error, "writing the record failed; retrying");
+                    debug!(operation = %self.record.operation.id, %error, "writing the operation record failed; retrying");
                     sleep(RETRY_PAUSE).await;
                 }
                 other => return other,
@@ -112,12 +112,13 @@ impl Leased {
         replaced.map_err(Aborted::NotWritten)
     }
 
-    /// Whether the conflicting write was this replica's own, with a lost acknowledgement. Then it continues from that
-    /// revision.
+    /// Whether the conflicting write was this replica's own, whose acknowledgement was lost. If so, further writes
+    /// continue from its revision.
     async fn conflicts_with_own_write(&mut self) -> Result<bool, Aborted> {
         let id = &self.record.operation.id;
         let stored = self.store.read(id).await.map_err(Aborted::NotWritten)?;
-        // A replica that adopts an operation writes its own name into the lease.
+        // A replica that adopts an operation writes its own name into the lease, so an unchanged owner means that this
+        // replica wrote it.
         let ours = stored.filter(|(record, _)| record.lease.owner == self.record.lease.owner);
         if let Some((_, revision)) = &ours {
             self.revision = *revision;

@@ -1,4 +1,4 @@
-//! The record of an operation as stored in the KV bucket.
+//! Record of an operation, as stored in the KV bucket.
 
 use std::time::Duration;
 
@@ -11,46 +11,46 @@ use vmwatch_api::{
 };
 use vmwatch_bus::Context;
 
-/// Maximum number of events in a record; a further event replaces the last one.
+/// Maximum number of steps in an operation record; a further step replaces the last one.
 const MAX_EVENTS: usize = 32;
 
 /// A requested action on a VM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Command {
-    /// The method that requested it. Idempotency keys and audit records go by it.
+    /// Bus method that requested the action. It is part of idempotency keys and audit records.
     pub(crate) method: MethodInfo,
     pub(crate) verb: Verb,
     pub(crate) hard: bool,
     pub(crate) instance_id: InstanceId,
 }
 
-/// The stored record: the operation that callers may see, and the data that only replicas need.
+/// Stored operation record: the operation that callers may see, and data that only replicas need.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) operation: Operation,
-    /// The subject of the method that requested it; empty in a record of an earlier version.
+    /// Subject of the bus method that requested the operation; empty in a record of an earlier version.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) method: String,
     pub(super) lease: Lease,
-    /// Number of times the action was sent to the hypervisor.
+    /// Number of times that the action was sent to the hypervisor.
     pub(super) acts: u8,
-    /// Whether it holds anything that this version does not know. Such a record is shown, but neither written nor
-    /// adopted.
+    /// Whether the record contains anything that this version does not know. Such a record is shown to users, but
+    /// neither written nor adopted.
     #[serde(skip)]
     pub(super) newer: bool,
 }
 
-/// The replica that carries out the operation, and the time until which no other replica may.
+/// A lease on an operation: the replica that carries it out, and the time until which no other replica may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lease {
-    /// The random name of a replica.
+    /// Random name of the replica.
     pub(super) owner: String,
-    /// End of the lease, Unix milliseconds.
+    /// End of the lease, in Unix milliseconds.
     pub(super) until_ms: u64,
 }
 
 impl Lease {
-    /// The end of a lease that begins now, Unix milliseconds.
+    /// End of a lease that begins now, in Unix milliseconds.
     pub(super) fn until(length: Duration) -> u64 {
         unix_millis().saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
     }
@@ -65,7 +65,7 @@ impl Record {
         Ok(record)
     }
 
-    /// The record of a new operation.
+    /// Creates the record of a new operation.
     pub(super) fn new(id: OperationId, command: Command, context: &Context, lease: Lease) -> Self {
         let Command {
             method,
@@ -101,7 +101,7 @@ impl Record {
         record
     }
 
-    /// Adds an event and sets the operation's state.
+    /// Adds a step to the history and sets the state of the operation.
     pub(super) fn note(&mut self, state: OperationState, text: impl Into<String>) {
         let operation = &mut self.operation;
         operation.state = state;
@@ -113,7 +113,7 @@ impl Record {
         });
     }
 
-    /// Ends the operation.
+    /// Records how the operation has ended.
     pub(super) fn end(&mut self, end: End) {
         let (state, text, fault) = match end {
             End::Succeeded(machine) => {
@@ -145,18 +145,18 @@ impl Record {
 /// How an operation ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
-    /// The hypervisor reports the VM in the wanted state.
+    /// The hypervisor reports that the VM is in the wanted state.
     Succeeded(MachineState),
     /// The VM is not in the wanted state and will not reach it.
     Failed { kind: FaultKind, message: String },
-    /// The time limit passed first.
+    /// The time limit passed before the VM reached the wanted state.
     TimedOut(String),
     /// The action may or may not have taken effect, and must not be repeated.
     Unknown(String),
 }
 
 impl End {
-    /// The failure that a fault stands for.
+    /// Converts a fault to the end of an operation.
     pub(super) fn from_fault(fault: &Fault) -> Self {
         Self::Failed {
             kind: fault.kind,
@@ -165,7 +165,7 @@ impl End {
     }
 }
 
-/// A state in words for users.
+/// The state of a VM in words for users.
 pub(super) const fn describe_state(state: MachineState) -> &'static str {
     match state {
         MachineState::Running => "running",
@@ -179,7 +179,7 @@ pub(super) const fn describe_state(state: MachineState) -> &'static str {
     }
 }
 
-/// The answer to the caller of an ended operation.
+/// Answer to the caller of an operation that has ended.
 pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
     match (operation.state, operation.machine, operation.fault) {
         (OperationState::Succeeded, Some(state), _) => Ok(Machine {
@@ -191,7 +191,7 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
         (_, _, Some(fault)) => Err(Fault::new(fault.kind, fault.message)),
         _ => Err(Fault::new(
             FaultKind::Internal,
-            format!("the record of the operation {} is damaged", operation.id),
+            format!("the stored record of the operation {} is invalid", operation.id),
         )),
     }
 }
@@ -200,11 +200,12 @@ pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
 mod tests {
     use super::*;
 
-    /// `VMWATCH_BLESS=1` does not rewrite it: records stored by earlier versions must stay readable.
+    /// A record stored by an earlier version. `VMWATCH_BLESS=1` does not rewrite this file, because such records must
+    /// stay readable.
     const GOLDEN: &str = include_str!("../../../tests/golden/forms/operation-record.json");
 
     #[test]
-    fn encodes_record_as_golden_file() {
+    fn operation_record_is_encoded_as_in_golden_file() {
         let record = Record::decode(GOLDEN.as_bytes()).unwrap();
         assert!(!record.newer);
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_record_written_by_a_newer_version() {
+    fn operation_record_of_a_newer_version_is_flagged() {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
         for (place, value) in [
             ("/operation/verb", "migrate"),

@@ -34,10 +34,11 @@ use crate::{
     state_machine::{self, ActOutcome, Action, Progress, Step},
 };
 
-/// Bounds of the interval at which the VM's state is polled; short at first, since most actions take effect at once.
+/// Bounds of the interval at which the VM's state is polled. The interval is short at first, because most actions take
+/// effect at once.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a VM may take to show the effect of an unanswered action, once the deadline for another attempt has passed.
+/// After the deadline for sending an action again, how long a VM may take to show the effect of an unanswered action.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// An operation that this replica carries out.
@@ -45,16 +46,16 @@ pub(super) struct Run {
     operations: Arc<Operations>,
     leased: Leased,
     outcome: ActOutcome,
-    /// When the action was last sent, or the operation was adopted.
+    /// Time at which the action was last sent, or the operation was adopted.
     acted_at: Instant,
-    /// The hypervisor that the action was sent to. Until the next attempt only this one is asked for the VM's state.
+    /// Hypervisor that the action was sent to. Until the next attempt only this hypervisor is asked for the VM's state.
     sent_to: Option<Arc<Hypervisor>>,
-    /// The hypervisor's message for the last failed act.
+    /// The hypervisor's message about the last attempt that failed.
     reason: Option<String>,
 }
 
 impl Run {
-    /// Takes an operation whose record was just written at this revision.
+    /// Takes over an operation whose record was just written at this revision.
     pub(super) fn new(operations: Arc<Operations>, record: Record, revision: u64) -> Self {
         let outcome = match record.operation.state {
             OperationState::Requested => ActOutcome::NotSent,
@@ -79,7 +80,7 @@ impl Run {
         Ok(self.leased.record.operation)
     }
 
-    /// Ends the operation without acting.
+    /// Ends the operation without sending an action.
     pub(super) async fn end_without_acting(mut self, end: End) -> Result<Operation, Aborted> {
         self.finish(end).await?;
         Ok(self.leased.record.operation)
@@ -102,7 +103,8 @@ impl Run {
                         }
                         Step::Unknown => return Ok(End::Unknown(UNKNOWN.to_owned())),
                         Step::Act if !self.is_late() => {
-                            // Ask every hypervisor immediately before each act: another may have the VM by now.
+                            // Ask every hypervisor immediately before each attempt, because the VM may have moved to
+                            // another one.
                             if self.sent_to.take().is_some() {
                                 continue;
                             }
@@ -125,7 +127,7 @@ impl Run {
         }
     }
 
-    /// Reads the VM's state, or ends the operation if it cannot be read.
+    /// Reads the VM's state. If it cannot be read within the time limit, ends the operation.
     async fn observe(&mut self) -> Result<Observation, Aborted> {
         Ok(match self.locate().await? {
             Ok(located) => {
@@ -140,7 +142,7 @@ impl Run {
                 Observation::End(self.disputed(&refusal))
             }
             Err(OwnerError::Driver(error)) => {
-                debug!(operation = %self.operation().id, %error, "reading the VM's state failed; retrying");
+                debug!(operation = %self.operation().id, %error, "reading the VM's state for an operation failed; retrying");
                 let message = format!("the hypervisor does not answer: {error}");
                 self.out_of_limit(&message)
                     .map_or(Observation::Unreachable, Observation::End)
@@ -148,12 +150,13 @@ impl Run {
         })
     }
 
-    /// Asks the hypervisor that the action was sent to, or all of them.
+    /// Reads the VM's state from the hypervisor that the action was sent to, or else finds the VM among all
+    /// hypervisors.
     async fn locate(&mut self) -> Result<Result<Located, OwnerError>, Aborted> {
         let id = self.operation().instance_id.clone();
         if let Some(hypervisor) = self.sent_to.clone() {
             match self.leased.during(hypervisor.state(&id)).await? {
-                // The VM may have been migrated.
+                // The hypervisor no longer has the VM; it may have been migrated.
                 Err(DriverError::NotFound) => self.sent_to = None,
                 Err(error) => return Ok(Err(error.into())),
                 Ok(state) => return Ok(Ok(Located { hypervisor, state })),
@@ -166,7 +169,7 @@ impl Run {
             .await
     }
 
-    /// The end of an operation whose VM several hypervisors have, or may have.
+    /// How an operation ends if several hypervisors have its VM, or may have it.
     fn disputed(&self, refusal: &OwnerError) -> End {
         match self.outcome {
             ActOutcome::NotSent => End::Failed {
@@ -179,11 +182,11 @@ impl Run {
         }
     }
 
-    /// The end of an operation whose VM does not exist (any more).
+    /// How an operation ends if its VM does not exist, or no longer exists.
     fn absent(&self) -> End {
         match (self.outcome, self.operation().verb) {
             (ActOutcome::NotSent, _) => End::from_fault(&vmwatch_api::no_such_vm()),
-            // A transient libvirt domain disappears when it is shut off.
+            // libvirt removes a transient domain when it is shut off, so a missing VM means success here.
             (_, Verb::Stop | Verb::ForceStop) => End::Succeeded(MachineState::ShutOff),
             (_, Verb::Start | Verb::Reboot | Verb::Unknown) => {
                 self.failed(FaultKind::Backend, "the VM no longer exists")
@@ -191,7 +194,8 @@ impl Run {
         }
     }
 
-    /// Records the attempt, then sends the action to the hypervisor. Returns an end if it was refused for good.
+    /// Records the attempt, then sends the action to the hypervisor. Returns how the operation ends if the hypervisor
+    /// refused the action for good.
     async fn act(&mut self, hypervisor: &Arc<Hypervisor>) -> Result<Option<End>, Aborted> {
         let operation = self.operation();
         let (id, verb) = (operation.instance_id.clone(), operation.verb);
@@ -227,14 +231,14 @@ impl Run {
         }
     }
 
-    /// Handles a failed act. Without an answer the outcome is unknown. A refusal is final unless the VM already is in
-    /// the wanted state or on its way there, because another client was faster.
+    /// Handles a failed attempt. If the hypervisor did not answer, the outcome is unknown. A refusal is final, unless
+    /// the VM already is in the wanted state or on its way there because another client was faster.
     async fn act_failed(
         &mut self,
         hypervisor: &Arc<Hypervisor>,
         error: DriverError,
     ) -> Result<Option<End>, Aborted> {
-        warn!(operation = %self.operation().id, hypervisor = hypervisor.name, %error, "hypervisor rejected action");
+        warn!(operation = %self.operation().id, hypervisor = hypervisor.name, %error, "sending the action to the hypervisor failed");
         let said = format!("{} said: {error}", hypervisor.name);
         self.leased.record.note(OperationState::Running, said);
         self.reason = Some(error.to_string());
@@ -260,7 +264,8 @@ impl Run {
                 if !goes_on {
                     return Ok(Some(End::from_fault(&Fault::from(error))));
                 }
-                // A refused reboot is still to be done; other actions are being done by another client.
+                // A reboot that was refused still has to be done; any other action is already being done by another
+                // client.
                 if self.operation().verb != Verb::Reboot {
                     self.outcome = ActOutcome::Accepted;
                 }
@@ -293,12 +298,12 @@ impl Run {
         }
     }
 
-    /// Whether the deadline has passed, so that the action must not be sent any more.
+    /// Whether the deadline has passed, after which the action must not be sent any more.
     fn is_late(&self) -> bool {
         unix_millis() >= self.operation().deadline_ms
     }
 
-    /// The end of an operation that has no time left for its next step.
+    /// How the operation ends if no time is left for its next step; `None` if there is time.
     fn out_of_time(&self, state: MachineState, to_act: bool) -> Option<End> {
         if self.is_late() && self.outcome == ActOutcome::NotSent {
             let so_far = match &self.reason {
@@ -318,7 +323,7 @@ impl Run {
         self.out_of_limit(&format!("the VM is {state}"))
     }
 
-    /// The end of an operation that has reached the time limit.
+    /// How the operation ends if it has reached its time limit; `None` if it has not.
     fn out_of_limit(&self, so_far: &str) -> Option<End> {
         let limit = self.operations.settings.limit;
         let asked_at = Duration::from_millis(self.operation().requested_at_ms);
@@ -340,8 +345,8 @@ impl Run {
         }
     }
 
-    /// Writes the end to the audit, then to the record: after a crash in between, the audit has it twice rather than
-    /// not at all.
+    /// Writes the end of the operation to the audit log first and then to the record. After a crash between the two
+    /// writes the audit log may contain the end twice, but it never lacks it.
     async fn finish(&mut self, end: End) -> Result<(), Aborted> {
         let mut ended = self.leased.record.clone();
         ended.end(end);
@@ -390,7 +395,7 @@ impl Run {
 const UNKNOWN: &str = "the action may or may not have taken effect: the hypervisor did not answer, and the action must not be repeated; \
                        check the VM before trying again";
 
-/// The result of reading the VM's state.
+/// Result of reading the VM's state.
 enum Observation {
     State(Located),
     Unreachable,

@@ -1,5 +1,5 @@
-//! The KV bucket of operation records. Every write is a compare-and-set on the record's revision, so that of two
-//! replicas that both believe to own an operation only one can continue.
+//! KV bucket of operation records. Every write is a compare-and-set on the record's revision. If two replicas both
+//! believe that they own an operation, only one of them can continue.
 
 use std::time::Duration;
 
@@ -17,41 +17,41 @@ use vmwatch_bus::{
 use super::record::Record;
 use crate::{config::OperationSettings, events::Events};
 
-/// Name of the bucket; its keys are operation ids.
+/// Name of the KV bucket of operation records. Its keys are operation ids.
 pub(crate) const OPERATION_BUCKET: &str = "vmwatch_operations";
-/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
+/// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// Why the bucket could not be read or written.
+/// Why the KV bucket of operation records could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
     /// JetStream failed. A write may still have taken effect.
-    #[error("the record store failed")]
+    #[error("the KV bucket of operation records failed")]
     Bucket(#[source] async_nats::Error),
-    /// JetStream refused the write: the bucket is full, or the record is too large.
-    #[error("the record store refused the write")]
+    /// JetStream refused the write, because the KV bucket is full or the record is too large.
+    #[error("the KV bucket of operation records refused the write")]
     Refused(#[source] async_nats::Error),
     /// JetStream did not answer in time. A write may still take effect.
-    #[error("the record store did not answer in time")]
+    #[error("the KV bucket of operation records did not answer in time")]
     Timeout,
-    /// This replica's copy of the bucket is stale, or is being read again after the bucket was rolled back.
-    #[error("the copy of the record store is stale")]
+    /// This replica's in-memory copy of the KV bucket is out of date.
+    #[error("the in-memory copy of the operation records is out of date")]
     NotFollowed,
-    /// A record could not be encoded or decoded.
-    #[error("a record could not be encoded or decoded")]
+    /// An operation record could not be encoded or decoded.
+    #[error("an operation record could not be encoded or decoded")]
     Codec(#[from] serde_json::Error),
 }
 
-/// The outcome of a compare-and-set.
+/// Outcome of a compare-and-set write.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// Written at this revision.
+    /// The record was written and has this revision.
     At(u64),
-    /// Another replica has written the record since.
+    /// Another write has changed the record since it was read.
     Conflict,
 }
 
-/// A record and its revision.
+/// An operation record and its revision.
 pub(super) type Stored = (Record, u64);
 
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ pub(super) struct Store {
     events: Events,
 }
 
-/// The bucket according to the settings.
+/// Configuration of the KV bucket according to the settings.
 pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
     Bucket {
         name: OPERATION_BUCKET,
@@ -72,7 +72,7 @@ pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
 }
 
 impl Store {
-    /// Opens the bucket, and creates it if missing.
+    /// Opens the KV bucket, and creates it if it is missing.
     pub(super) async fn open(
         bus: &Bus,
         settings: &OperationSettings,
@@ -82,7 +82,7 @@ impl Store {
         Ok(Self { bucket, events })
     }
 
-    /// Creates the record, unless one with its id exists.
+    /// Creates the record, unless a record with its id exists.
     pub(super) async fn create(&self, record: &Record) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
         let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
@@ -97,7 +97,7 @@ impl Store {
         }
     }
 
-    /// Replaces the record that was read or written at this revision.
+    /// Replaces the record, if its revision is still the given one.
     pub(super) async fn replace(&self, record: &Record, revision: u64) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
         let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
@@ -112,7 +112,7 @@ impl Store {
         }
     }
 
-    /// The record with this id.
+    /// Reads the record with this id.
     pub(super) async fn read(&self, id: &OperationId) -> Result<Option<Stored>, StoreError> {
         let entry = within(self.bucket.entry(id.as_str())).await?;
         let entry = entry.map_err(|error| StoreError::Bucket(error.into()))?;
@@ -122,9 +122,9 @@ impl Store {
             .transpose()
     }
 
-    /// The size of the bucket.
+    /// Returns the current size of the KV bucket.
     pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
-        // `status()` of the bucket would return the size at the time the bucket was opened.
+        // The KV bucket's `status()` would return the size as of the time at which the bucket was opened.
         let info = within(self.bucket.stream.get_info()).await?;
         Ok(info
             .map_err(|error| StoreError::Bucket(error.into()))?
@@ -134,7 +134,7 @@ impl Store {
 }
 
 impl StoreError {
-    /// Whether a retry would fail as well.
+    /// Whether the error is permanent, so that a retry would fail as well.
     pub(super) const fn is_final(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Codec(_))
     }
@@ -152,6 +152,10 @@ impl From<StoreError> for Fault {
             StoreError::NotFollowed => FaultKind::Unavailable,
             _ => FaultKind::Backend,
         };
-        Self::new(kind, "the store of operations is unreachable; try again shortly").caused_by(error)
+        Self::new(
+            kind,
+            "the storage for operation records is unreachable; try again shortly",
+        )
+        .caused_by(error)
     }
 }

@@ -1,4 +1,5 @@
-//! Writes audit records of operations: a request before anything is done, then its end; or a refusal.
+//! Writes audit records of operations: the request before anything is done, and later the result; or that the action
+//! was refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,7 +19,8 @@ use vmwatch_bus::{
 
 use super::record::Record;
 
-/// Number of attempts to append an end, and the pause after the first; each later pause is twice as long.
+/// Number of attempts to write the audit record of an operation's end, and the pause after the first attempt; each
+/// later pause is twice as long.
 const TRIES: u32 = 5;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
@@ -34,14 +36,14 @@ impl Trail {
         Self { audit, refusals }
     }
 
-    /// Appends the request. If this fails, the operation must not be carried out.
+    /// Writes the audit record of a requested operation. If this fails, the operation must not be carried out.
     pub(super) async fn begin(&self, record: &Record) -> Result<(), AuditError> {
         let audited = audit_record(record, AuditResult::Requested, String::new());
         let once = message_id(&record.operation, AuditResult::Requested);
         self.audit.begin(&audited, &once).await
     }
 
-    /// Appends the end of an operation.
+    /// Writes the audit record of an operation's end.
     pub(super) async fn end(&self, record: &Record) {
         let operation = &record.operation;
         let result = match operation.state {
@@ -64,7 +66,7 @@ impl Trail {
             match self.audit.append(&audited, &message_id(operation, result)).await {
                 Ok(()) => return,
                 Err(error) => {
-                    warn!(operation = %operation.id, attempt, %error, "auditing the end of the operation failed; retrying");
+                    warn!(operation = %operation.id, attempt, %error, "writing the audit record of an operation's end failed; retrying");
                     failed = Some(error);
                 }
             }
@@ -75,12 +77,13 @@ impl Trail {
         }
     }
 
-    /// Refusals that were counted and have no record yet.
+    /// Refusals that were counted and are not in the audit log yet.
     pub(super) fn refusals(&self) -> &Arc<Refusals> {
         &self.refusals
     }
 
-    /// Appends that an action was refused because of the user's role or scope; nothing was begun.
+    /// Writes the audit record of an action that was refused because of the user's role or scope, and therefore did not
+    /// begin.
     pub(super) async fn refused(&self, refused: &Refused) {
         let target: Option<Target> = serde_json::from_slice(&refused.body).ok();
         let context = &refused.context;
@@ -104,16 +107,17 @@ impl Trail {
     }
 }
 
-/// The message id that makes each result of an operation appear once in the audit.
+/// Message id by which JetStream discards duplicates, so that each result of an operation appears once in the audit
+/// log.
 fn message_id(operation: &Operation, result: AuditResult) -> String {
     format!("{}.{result}", operation.id)
 }
 
-/// The audit record, under the method that requested the operation.
+/// Creates the audit record of an operation, under the method that requested it.
 fn audit_record(record: &Record, result: AuditResult, detail: String) -> AuditRecord {
     let operation = &record.operation;
     let action = match record.method.as_str() {
-        // Earlier versions had one method for each verb.
+        // A record of an earlier version does not name its method; those versions had one method per verb.
         "" => format!("lifecycle.{}", operation.verb),
         method => method.to_owned(),
     };

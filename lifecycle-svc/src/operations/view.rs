@@ -1,6 +1,6 @@
-//! This replica's copy of all operations, kept current by following the KV bucket. It shows which operations have not
-//! ended, so that those with an expired lease are adopted, and lists the newest. It may be slightly old: decisions are
-//! made on records read again from the bucket.
+//! This replica's in-memory copy of all operations, kept current by following the KV bucket. It shows which operations
+//! have not ended, so that those with an expired lease are adopted, and it lists the newest operations. Because it may
+//! lag behind, decisions are made only on records that are read again from the KV bucket.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -25,21 +25,21 @@ use super::{
     store::{OPERATION_BUCKET, StoreError},
 };
 
-/// Maximum number of operations kept for listing: about 15 MB.
+/// Maximum number of operations kept for lists, which then take about 15 MB.
 const MAX_LISTED: usize = 10_000;
-/// Size of a message in the bucket in addition to its value: subject, headers and the server's framing.
+/// Number of bytes that a message takes in the KV bucket besides its value: subject, headers and the server's framing.
 const MESSAGE_OVERHEAD: u64 = 256;
-/// Listing operations fails if the in-memory copy was last confirmed up to date longer ago than this.
+/// Listing operations fails if the in-memory copy was last confirmed to be current longer ago than this.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct Known {
-    /// End of the lease of each operation that has not ended, Unix milliseconds.
+    /// End of the lease of each operation that has not ended, in Unix milliseconds.
     open: HashMap<OperationId, u64>,
-    /// The most recently changed operations, by revision.
+    /// The most recently changed operations, by the revision of their record.
     newest: BTreeMap<u64, Arc<Operation>>,
     revisions: HashMap<OperationId, u64>,
-    /// Upper bound of the bucket's size: the last measurement plus everything written since.
+    /// Upper bound of the KV bucket's size: the last measured size plus everything written since.
     bytes: u64,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Starts following the bucket, until shutdown.
+    /// Starts following the KV bucket until shutdown.
     pub(super) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
         let known = Known::default();
         Self {
@@ -56,19 +56,19 @@ impl View {
         }
     }
 
-    /// Waits until the bucket was read once.
+    /// Waits until the whole KV bucket has been read once.
     pub(super) async fn filled(&self) {
         self.follower.filled().await;
     }
 
-    /// The operations that have not ended and whose lease has expired at this time.
+    /// Ids of the operations that have not ended and whose lease has expired at this time.
     pub(super) fn orphans(&self, now_ms: u64) -> Vec<OperationId> {
         let known = self.follower.read();
         let expired = known.open.iter().filter(|&(_, &until)| until < now_ms);
         expired.map(|(id, _)| id.clone()).collect()
     }
 
-    /// A page of the newest operations accepted by `pass`, ordered by the time of their request.
+    /// Returns a page of the newest operations that `pass` accepts, ordered by the time of their request.
     pub(super) fn newest(
         &self,
         most: usize,
@@ -92,17 +92,19 @@ impl View {
         Ok(OperationPage { operations, more })
     }
 
-    /// Upper bound of the bucket's size; writes since the last measurement may have replaced older records.
+    /// Upper bound of the KV bucket's size. The true size is smaller if writes since the last measurement replaced
+    /// older records.
     pub(super) fn bytes_at_most(&self) -> u64 {
         self.follower.read().bytes
     }
 
-    /// Sets the measured size of the bucket.
+    /// Records the measured size of the KV bucket.
     pub(super) fn measured(&self, bytes: u64) {
         self.follower.write().bytes = bytes;
     }
 
-    /// Removes an operation whose record no longer exists: the bucket expires records without an event.
+    /// Removes an operation whose record no longer exists. This is needed because the KV bucket expires records without
+    /// notifying its followers.
     pub(super) fn forget(&self, id: &OperationId) {
         self.follower.write().replace(id.clone(), 0, None);
     }
@@ -121,7 +123,7 @@ impl Table for Known {
         };
         let record = match entry.operation {
             kv::Operation::Put => Record::decode(&entry.value)
-                .inspect_err(|error| warn!(%error, %id, "decoding an operation failed"))
+                .inspect_err(|error| warn!(%error, %id, "decoding an operation record failed"))
                 .ok(),
             kv::Operation::Delete | kv::Operation::Purge => None,
         };

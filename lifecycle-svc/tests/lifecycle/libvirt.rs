@@ -294,7 +294,7 @@ async fn actions_on_a_vm_defined_on_two_hypervisors_are_refused() {
                 assert_eq!(fault.kind, FaultKind::Conflict, "{fault}");
                 assert_eq!(
                     fault.message,
-                    "the VM is defined on a and b; remove it from all but one of them; nothing was done"
+                    "the VM is defined on a and b; remove it from all but one of these hypervisors; nothing was done"
                 );
             }
         }

@@ -1,4 +1,4 @@
-//! A connection to libvirt, opened on first use and reopened after it has failed.
+//! Connection to a libvirt daemon, opened on first use and reopened after it has failed.
 
 use std::{
     fmt,
@@ -14,19 +14,19 @@ use virt::{
     event::{event_register_default_impl, event_run_default_impl},
 };
 
-/// A host that does not answer this many keep-alives, sent at this interval, is considered dead, and its calls fail.
+/// Interval and number of keep-alive messages: a host that answers none of them counts as dead, and calls to it fail.
 const KEEPALIVE_SECONDS: i32 = 5;
 const KEEPALIVE_COUNT: u32 = 3;
 
-/// Why a call failed.
+/// Why a libvirt call failed.
 pub(super) enum CallError {
     /// The connection could not be opened, or failed during the call.
     Lost(Error),
-    /// libvirt answered with an error.
+    /// libvirt answered the call with an error.
     Refused(Error),
 }
 
-/// The connection of one hypervisor.
+/// The connection to one hypervisor, shared by all calls to it.
 pub(super) struct Shared {
     uri: String,
     open: Mutex<Option<Arc<Open>>>,
@@ -47,7 +47,7 @@ impl Shared {
         }
     }
 
-    /// Calls libvirt, blocking the thread.
+    /// Calls libvirt and blocks the thread until it answers.
     pub(super) fn call<T>(&self, work: impl FnOnce(&Connect) -> Result<T, Error>) -> Result<T, CallError> {
         let open = self.connect().map_err(CallError::Lost)?;
         work(&open.0).map_err(|error| {
@@ -59,19 +59,19 @@ impl Shared {
         })
     }
 
-    /// Returns the live connection, or opens one. Callers that wait here block only threads of this hypervisor.
+    /// Returns the open connection, or opens one. Callers that wait here block only threads of this hypervisor.
     fn connect(&self) -> Result<Arc<Open>, Error> {
         let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = slot.as_ref().filter(|open| open.is_alive()) {
             return Ok(Arc::clone(open));
         }
         if slot.take().is_some() {
-            warn!(uri = %self.uri, "libvirt connection lost");
+            warn!(uri = %self.uri, "libvirt connection lost; reconnecting");
         }
         let connect = Connect::open(Some(&self.uri))?;
-        // Fails for the test driver, which is in this process and needs no keep-alive.
+        // This fails for libvirt's test driver, which runs in this process and needs no keep-alive.
         if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT) {
-            debug!(uri = %self.uri, %error, "libvirt keep-alive not available");
+            debug!(uri = %self.uri, %error, "libvirt does not support keep-alive messages on this connection");
         }
         info!(uri = %self.uri, "connected to libvirt");
         let open = Arc::new(Open(connect));
@@ -80,7 +80,7 @@ impl Shared {
     }
 }
 
-/// An open connection, closed when dropped; [`Connect`] does not close itself.
+/// An open connection that is closed when dropped; libvirt's [`Connect`] does not close itself.
 struct Open(Connect);
 
 impl Open {
@@ -97,15 +97,15 @@ impl Drop for Open {
     }
 }
 
-/// Starts libvirt's event loop, without which libvirt does not detect a dead or frozen peer. It must run before the
+/// Starts libvirt's event loop, without which libvirt does not detect a dead or frozen host. It must run before the
 /// first connection is opened.
 fn start_event_loop() {
     static STARTED: Once = Once::new();
     STARTED.call_once(|| {
-        // The default callback prints every error to standard error in its own format.
+        // Remove libvirt's default error callback, which prints every error to standard error in its own format.
         clear_error_callback();
         if let Err(error) = event_register_default_impl() {
-            warn!(%error, "libvirt event loop not available; hanging hosts are detected only by timeouts");
+            warn!(%error, "registering the libvirt event loop failed; hanging hosts are detected only by timeouts");
             return;
         }
         let spawned = thread::Builder::new()

@@ -1,14 +1,15 @@
 //! Runs each blocking libvirt call on its own thread.
 //!
-//! The runtime's blocking pool is shared by the whole process, including DNS look-ups; a few dozen hanging hosts would
-//! exhaust it. A thread of its own costs about 20 µs and affects only the hypervisor that it calls.
+//! The runtime's pool of blocking threads is shared by the whole process, including DNS look-ups, and a few dozen
+//! hanging hosts would exhaust it. Starting a thread costs about 20 µs, and a hanging thread affects only its
+//! hypervisor.
 
 use std::{io, thread};
 
 use tokio::sync::oneshot;
 
-/// Runs the call on a new thread. The receiver fails if the call panics. The caller must bound the number of threads by
-/// a permit that the call holds until it returns.
+/// Runs the call on a new thread. The returned receiver fails if the call panics. The caller must bound the number of
+/// threads with a permit that the call holds until it returns.
 pub(super) fn run<T: Send + 'static>(
     call: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
@@ -16,7 +17,7 @@ pub(super) fn run<T: Send + 'static>(
     thread::Builder::new()
         .name("libvirt-call".to_owned())
         .spawn(move || {
-            // Fails only if the caller stopped waiting at its deadline.
+            // Sending fails only if the caller has stopped waiting at its deadline.
             let _ = sender.send(call());
         })?;
     Ok(receiver)
@@ -28,9 +29,9 @@ mod tests {
 
     use super::*;
 
-    /// The runtime has one blocking thread instead of 512; hung calls must not occupy it.
+    /// The test's runtime has one blocking thread instead of 512; hung calls must not occupy it.
     #[test]
-    fn hung_calls_do_not_use_blocking_pool() {
+    fn hung_libvirt_calls_do_not_use_blocking_thread_pool() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .max_blocking_threads(1)
@@ -48,7 +49,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn reports_a_call_that_panicked() {
+    async fn panic_in_libvirt_call_is_reported_to_caller() {
         let panicked: oneshot::Receiver<()> = run(|| panic!("expected by this test")).unwrap();
         assert!(panicked.await.is_err());
     }

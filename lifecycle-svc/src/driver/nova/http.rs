@@ -1,7 +1,7 @@
-//! HTTP client for a cloud: one connection pool, bounded answers, verified certificates.
+//! HTTP client for one cloud, with a connection pool, bounded answers and verified certificates.
 //!
-//! It uses hyper and rustls directly. reqwest with rustls on *ring*, which the bus and the database use, would make
-//! every TLS client in the process panic unless a default crypto provider was installed first.
+//! It uses hyper and rustls directly. reqwest with rustls on *ring*, which the bus and the database clients use, would
+//! make every TLS client in the process panic unless a default crypto provider was installed first.
 
 use std::{error::Error, sync::Arc, time::Duration};
 
@@ -21,28 +21,28 @@ use rustls::{
 
 use crate::driver::{DriverError, one_line};
 
-/// Maximum size of an answer; a page of 1,000 servers is about 3 MiB.
+/// Maximum size of a cloud's answer. A page of 1,000 servers has about 3 MiB.
 const LARGEST_ANSWER: usize = 8 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle timeout of pooled connections: shorter than that of common proxies, so that no request is sent on a connection
-/// that the proxy is closing.
+/// Idle timeout of pooled connections. It is shorter than that of common proxies, so that no request is sent on a
+/// connection that the proxy is about to close.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Why the client could not be created.
+/// Why the HTTPS client for a cloud could not be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TlsError {
-    /// The given file holds no certificate.
-    #[error("ca_file holds no usable certificate")]
+    /// The file given as `ca_file` contains no certificate.
+    #[error("ca_file contains no valid certificate")]
     Ca,
-    /// The operating system has no usable certificates.
-    #[error("the operating system has no usable certificates; set ca_file")]
+    /// The operating system has no usable CA certificates.
+    #[error("the operating system has no usable CA certificates; set ca_file")]
     System,
     /// The TLS configuration is invalid.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
 }
 
-/// A complete answer.
+/// Status and complete body of an answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,
@@ -53,7 +53,7 @@ pub(super) struct Answer {
 pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
-    /// A client that trusts these certificates, or those of the operating system.
+    /// Creates a client that trusts the given CA certificates, or those of the operating system.
     pub(super) fn new(ca: Option<&[u8]>) -> Result<Self, TlsError> {
         let tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -75,7 +75,8 @@ impl Http {
         Ok(Self(client))
     }
 
-    /// Sends a request and reads the answer. It has no deadline because the driver's whole call has one.
+    /// Sends a request and reads the whole answer. There is no deadline here, because the driver call as a whole has
+    /// one.
     pub(super) async fn send(&self, request: Request<Full<Bytes>>) -> Result<Answer, DriverError> {
         let answer = self
             .0
@@ -122,7 +123,8 @@ fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, TlsError> {
     }
 }
 
-/// An error with all causes, which show whether the name, the port or the certificate is wrong.
+/// Builds the error for an unreachable cloud from all causes, which show whether the host name, the port or the
+/// certificate is wrong.
 fn unreachable(error: &(dyn Error + 'static)) -> DriverError {
     let causes = std::iter::successors(Some(error), |&error| error.source());
     let chain = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");

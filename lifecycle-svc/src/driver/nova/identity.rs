@@ -1,4 +1,5 @@
-//! Keystone v3 sessions: a token and Nova's address, renewed before they expire and when the token is refused.
+//! Session with Keystone v3 (OpenStack's identity service): a token, and Nova's address from the service catalogue. It
+//! is renewed before the token expires and when the token is refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,20 +19,21 @@ use super::{
 };
 use crate::driver::DriverError;
 
-/// A token is renewed this long before it expires, or after three quarters of its lifetime if that is later.
+/// How long before its expiry a token is renewed. A token with a short lifetime is renewed after three quarters of it
+/// instead.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_mins(5);
 
-/// A token and the address of Nova.
+/// A Keystone token and the address of Nova.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Marked as sensitive: `Debug` does not show it.
+    /// The token, marked as sensitive so that `Debug` does not show it.
     pub(super) token: HeaderValue,
-    /// Nova's address, without a trailing slash.
+    /// Address of Nova, without a trailing slash.
     pub(super) compute: String,
     renew_at: Instant,
 }
 
-/// The current session of one cloud.
+/// The current Keystone session for one cloud.
 #[derive(Debug)]
 pub(super) struct Identity {
     settings: NovaSettings,
@@ -73,7 +75,7 @@ impl Identity {
         }
     }
 
-    /// Returns a valid session. Of concurrent callers one logs in, and the others wait for it.
+    /// Returns a valid session. Of several concurrent callers one logs in, and the others wait for it.
     pub(super) async fn session(&self, http: &Http) -> Result<Arc<Session>, DriverError> {
         let mut current = self.current.lock().await;
         if let Some(session) = current
@@ -107,7 +109,7 @@ impl Identity {
         let request = Request::post(format!("{}/auth/tokens", self.settings.auth_url))
             .header(CONTENT_TYPE, "application/json")
             .body(body)
-            .map_err(|error| DriverError::Rejected(format!("auth_url is not usable: {error}")))?;
+            .map_err(|error| DriverError::Rejected(format!("auth_url is not a valid address: {error}")))?;
         let answer = http.send(request).await?;
         match answer.status {
             StatusCode::CREATED => {
@@ -123,7 +125,7 @@ impl Identity {
     }
 
     fn session_of(&self, answer: &Answer) -> Result<Session, DriverError> {
-        let missing = |what: &str| DriverError::Rejected(format!("Keystone's answer has no usable {what}"));
+        let missing = |what: &str| DriverError::Rejected(format!("Keystone's answer has no valid {what}"));
         let mut token = answer
             .headers
             .get("x-subject-token")
@@ -185,7 +187,7 @@ fn login_body(login: &Login) -> Value {
             },
             "scope": {"project": {"name": project, "domain": {"name": project_domain}}},
         }}),
-        // An application credential is bound to a project; Keystone refuses a scope with it.
+        // An application credential is bound to a project; Keystone refuses a request that also names a project.
         Login::ApplicationCredential { id, secret } => json!({"auth": {
             "identity": {
                 "methods": ["application_credential"],
@@ -195,7 +197,7 @@ fn login_body(login: &Login) -> Value {
     }
 }
 
-/// A JSON request body.
+/// Encodes a value as a JSON request body.
 pub(super) fn json_body(value: &Value) -> Full<Bytes> {
     Full::from(value.to_string())
 }

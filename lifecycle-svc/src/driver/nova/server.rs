@@ -1,10 +1,10 @@
-//! The parts of Nova's answers that are used here.
+//! The fields of Nova's answers that the driver uses.
 
 use serde::Deserialize;
 use serde_json::Value;
 use vmwatch_api::lifecycle::MachineState;
 
-/// A server.
+/// A server (VM), as returned by Nova.
 #[derive(Debug, Deserialize)]
 pub(super) struct Server {
     pub(super) id: String,
@@ -61,7 +61,7 @@ pub(super) struct ActionEvent {
     pub(super) details: Option<String>,
 }
 
-/// Combines a server's status with its current task, which Nova reports separately.
+/// Derives the state of a VM from its status and its current task, which Nova reports separately.
 pub(super) fn state_of(server: &Server) -> MachineState {
     match (server.status.as_str(), server.task.as_deref()) {
         ("ACTIVE", Some("powering-off" | "suspending" | "shelving" | "deleting")) => {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn derives_state_from_status_and_task() {
+    fn vm_state_is_derived_from_nova_status_and_task() {
         for (status, task, state) in [
             ("ACTIVE", None, MachineState::Running),
             ("ACTIVE", Some("powering-off"), MachineState::ShuttingDown),

@@ -1,4 +1,4 @@
-//! The settings of a cloud: a TOML file, with the secrets in files of their own.
+//! Settings of an OpenStack cloud: a TOML file that names further files with the secrets.
 
 use std::{
     fmt, fs,
@@ -8,12 +8,12 @@ use std::{
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
-/// A secret, hidden from `Debug` and wiped when dropped.
+/// A secret that is hidden from `Debug` output and wiped from memory when dropped.
 #[derive(Clone)]
 pub(super) struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// The secret in plain text, for the login request.
+    /// Returns the secret in plain text, for the login request.
     pub(super) fn reveal(&self) -> &str {
         &self.0
     }
@@ -25,25 +25,25 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// The address of a cloud and the credentials for it.
+/// Address of an OpenStack cloud and the credentials for it.
 #[derive(Debug, Clone)]
 pub(crate) struct NovaSettings {
-    /// Keystone's address, including `/v3`.
+    /// Address of Keystone, including `/v3`.
     pub(super) auth_url: String,
     pub(super) login: Login,
-    /// Region of the endpoint in the service catalogue; the first endpoint if `None`.
+    /// Region of Nova's endpoint in the service catalogue; the first endpoint is used if this is `None`.
     pub(super) region: Option<String>,
-    /// Interface of the endpoint in the service catalogue, such as `public`.
+    /// Interface of Nova's endpoint in the service catalogue, such as `public`.
     pub(super) interface: String,
-    /// Address of Nova, instead of the one in the service catalogue.
+    /// Address of Nova to use instead of the one in the service catalogue.
     pub(super) compute_url: Option<String>,
-    /// Whether VMs of all projects are listed, which requires an administrator in the cloud.
+    /// Whether to list the VMs of all projects, which requires an administrator of the cloud.
     pub(super) all_projects: bool,
-    /// PEM certificates of the authorities to trust, instead of those of the operating system.
+    /// PEM certificates of the authorities to trust instead of those of the operating system.
     pub(super) ca: Option<Vec<u8>>,
 }
 
-/// The credentials.
+/// Credentials for logging in to Keystone.
 #[derive(Debug, Clone)]
 pub(super) enum Login {
     Password {
@@ -59,7 +59,7 @@ pub(super) enum Login {
     },
 }
 
-/// The contents of the file.
+/// Contents of the TOML file.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -91,7 +91,7 @@ fn default_domain() -> String {
 }
 
 impl NovaSettings {
-    /// Reads the file and the files that it names; the error describes the problem without any secret.
+    /// Reads the TOML file and the files that it names. The error describes the problem without revealing a secret.
     pub(crate) fn read(path: &Path) -> Result<Self, String> {
         let text = fs::read_to_string(path)
             .map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_cloud_and_secret_files() {
+    fn cloud_settings_and_secret_files_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let secret = folder.path().join("secret");
         fs::write(&secret, "hunter2\n").unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_problems_without_secrets() {
+    fn problems_in_cloud_settings_are_reported_without_secrets() {
         let folder = tempfile::tempdir().unwrap();
         for (text, part) in [
             ("", "missing field `auth_url`"),
