@@ -199,7 +199,7 @@ async fn row_of_a_busy_process_matches_the_kernels_counters() {
 }
 
 #[test]
-fn running_time_of_a_row_matches_the_kernel_and_ps() {
+fn start_time_of_a_process_row_matches_the_kernel_and_ps() {
     let sleeper = Running::start(Command::new("sleep").arg("600"));
     let pid = sleeper.0.id();
     let mut sampler = sampler();

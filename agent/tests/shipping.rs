@@ -58,7 +58,7 @@ impl Scene {
             .collect();
         names.sort();
         let id = |path: &PathBuf| {
-            // If the file is missing, its part was acknowledged meanwhile.
+            // If the file is missing, its sample part was acknowledged meanwhile.
             fs::read(path).ok().map(|body| id_of(&body))
         };
         names.iter().filter_map(id).collect()
@@ -109,8 +109,8 @@ fn id_of(body: &[u8]) -> String {
     format!("{}:{}:{}", sample.instance_id, sample.create_date, sample.part)
 }
 
-/// Returns the parts that the agent logged as `sampled`, `spooled` or `acknowledged`: their ids, and their times in
-/// seconds of the day.
+/// Returns the sample parts that the agent logged as `sampled`, `spooled` or `acknowledged`: their ids, and their times
+/// in seconds of the day.
 fn witnessed_at(agent: &Process, what: &str) -> Vec<(String, f64)> {
     let log = agent.log();
     let lines = log
@@ -133,7 +133,7 @@ fn witnessed(agent: &Process, what: &str) -> Vec<String> {
     witnessed_at(agent, what).into_iter().map(|(id, _)| id).collect()
 }
 
-/// Returns the upper quartile, in seconds, of the delay from sampling a part to writing it to the spool.
+/// Returns the upper quartile, in seconds, of the delay from taking a sample part to writing it to the spool.
 fn usual_delay(agent: &Process) -> f64 {
     let sampled: HashMap<_, _> = witnessed_at(agent, "sampled").into_iter().collect();
     let spooled = witnessed_at(agent, "spooled").into_iter();
@@ -161,7 +161,7 @@ async fn stream(jetstream: &Context, max_messages: i64) -> Stream {
     jetstream.get_stream(info.config.name).await.unwrap()
 }
 
-/// Returns the ids of this VM's parts in the stream, in order.
+/// Returns the ids of this VM's sample parts in the stream, in order.
 async fn stored(stream: &Stream) -> Vec<String> {
     let messages = stream.get_info().await.unwrap().state.messages;
     let ids = stored_of(stream, "vm-1").await;
@@ -221,8 +221,8 @@ async fn disconnected_agent_spools_and_sends_in_order_later() {
     let messages = stream(bus.jetstream(), -1).await;
     let agent = scene.agent();
     stores(&messages, 3).await;
-    // On a busy machine a slow acknowledgement may have caused the agent to spool a part. While NATS works, the agent
-    // writes no part to disk.
+    // On a busy machine a slow acknowledgement may have caused the agent to spool a sample part. While NATS works, the
+    // agent writes no sample to disk.
     eventually(
         "parts are acknowledged without being spooled",
         PATIENCE,
@@ -239,8 +239,8 @@ async fn disconnected_agent_spools_and_sends_in_order_later() {
 
     scene.nats.server.kill9();
     scene.spools(7).await;
-    // While the agent is disconnected it spools each part at once, and not after the 250 ms for which a connected agent
-    // waits for an acknowledgement.
+    // While the agent is disconnected it spools each sample part at once, and not after the 250 ms for which a
+    // connected agent waits for an acknowledgement.
     assert!(usual_delay(&agent) < 0.2, "{}", usual_delay(&agent));
     scene.nats.restart().await;
     stores(&messages, 12).await;
@@ -302,10 +302,10 @@ async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// An acknowledgement that marks a new part as a duplicate refers to another message with the same id. The new part was
-/// not stored, so the agent sends it again.
+/// An acknowledgement that marks a new sample part as a duplicate refers to another message with the same id. The new
+/// part was not stored, so the agent sends it again.
 #[tokio::test]
-async fn agent_resends_a_new_part_that_nats_calls_a_duplicate() {
+async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     // The test itself answers instead of a stream. A stream would never report a duplicate, because the agent's
@@ -329,8 +329,8 @@ async fn agent_resends_a_new_part_that_nats_calls_a_duplicate() {
         bus.client().publish(reply, body).await.unwrap();
         seen.push(id_of(&message.payload));
     }
-    // Each part is sent twice. The agent accepts the duplicate mark of the second attempt, because the first may have
-    // been stored.
+    // Each sample part is sent twice. The agent accepts the duplicate mark of the second attempt, because the first may
+    // have been stored.
     let (first, second): (Vec<_>, Vec<_>) = seen.chunks(2).map(|pair| (&pair[0], &pair[1])).unzip();
     assert_eq!(first, second);
     assert!(first.is_sorted() && first.windows(2).all(|pair| pair[0] != pair[1]));
@@ -364,7 +364,7 @@ async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
 }
 
 #[tokio::test]
-async fn restarted_agent_sends_samples_of_the_spool() {
+async fn restarted_agent_sends_spooled_samples() {
     let scene = Scene::set().await;
     // The stream does not exist.
     let agent = scene.agent();
@@ -400,13 +400,13 @@ async fn restarted_agent_sends_samples_of_the_spool() {
 }
 
 /// Metrics of agents are not collected, because guests cannot be reached. Therefore the next sample reports how many
-/// parts were dropped, and only that sample.
+/// sample parts were dropped, and only that sample.
 #[tokio::test]
 async fn next_sample_reports_the_number_of_dropped_parts() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;
-    // This file is a part that was being spooled when the VM crashed.
+    // This file is a sample part that was being spooled when the VM crashed.
     fs::create_dir(scene.folder.path().join("spool")).unwrap();
     fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
     let _agent = scene.agent();

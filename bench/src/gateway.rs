@@ -82,7 +82,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     reads(report, folder.path(), plan, options.vms).await
 }
 
-/// Builds a stack without the cache of newest rows.
+/// Builds a test environment without the cache of newest rows.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .durable()
@@ -439,7 +439,7 @@ fn ours(
     })
 }
 
-/// Returns the address of the stack's gateway.
+/// Returns the address of the gateway.
 pub(crate) fn address(stack: &Stack) -> anyhow::Result<SocketAddr> {
     let url = stack.gateway(0).url("");
     let address = url.trim_start_matches("http://").trim_end_matches('/');

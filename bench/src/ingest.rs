@@ -59,7 +59,7 @@ pub(crate) struct Options {
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
 /// Pause before each round, because the database still writes pages of the previous round.
 const SETTLE: Duration = Duration::from_secs(3);
-/// The default of `VMWATCH_BATCH_ROWS`, with which the stack runs.
+/// The default of `VMWATCH_BATCH_ROWS`, with which metrics-svc runs.
 const BATCH_ROWS: usize = 2000;
 /// The processes whose CPU time is counted.
 const PROCESSES: [&str; 4] = ["nats-server", "vmwatch-metrics", "database", "bench"];

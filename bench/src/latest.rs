@@ -44,9 +44,10 @@ pub(crate) struct Options {
     repeats: u32,
 }
 
-/// The number of other VMs in the collections, and the number of their rows of each kind.
+/// The number of other VMs in the collections, and the number of VM rows and of process rows of each.
 const OTHERS: (u32, u32) = (50, 1000);
-/// The number of rows of each kind of the silent VM, and for how long it has been silent.
+/// For the VM that has stopped reporting: the number of its VM rows and of its process rows, and the time since its
+/// last row.
 const SILENT: (u32, Duration) = (100_000, Duration::from_hours(24 * 365 * 3));
 /// Time limit for metrics-svc to store the time of the last sample, which it does some seconds after it stored the
 /// rows.

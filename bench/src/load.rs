@@ -169,7 +169,7 @@ impl Load {
         Ok(answers)
     }
 
-    /// Runs a closed loop.
+    /// Sends the requests in a closed loop.
     pub(crate) async fn closed(&self, connections: usize, time: Duration) -> anyhow::Result<Outcome> {
         let mut opened = Vec::new();
         for _ in 0..connections {
@@ -194,7 +194,7 @@ impl Load {
         })
     }
 
-    /// Runs an open loop over at most `connections` connections.
+    /// Sends the requests in an open loop over at most `connections` connections.
     pub(crate) async fn open(
         &self,
         connections: usize,
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn http_answer_is_parsed_once_it_is_complete() {
+    fn http_answer_is_parsed_only_when_complete() {
         let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc";
         let complete = Answer {
             body: 38..41,
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn stall_counts_against_every_delayed_request() {
+    async fn load_generator_counts_a_stall_for_every_delayed_request() {
         let gate = Arc::new(tokio::sync::Mutex::new(()));
         let first = Arc::new(AtomicU64::new(0));
         let outcome = at_rate(1000.0, Duration::from_millis(200), move || {

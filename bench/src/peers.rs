@@ -142,7 +142,7 @@ pub(crate) async fn wsgi(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// Starts the Node gateway and the Node service. They are connected by the stack's NATS server.
+/// Starts the Node gateway and the Node service. They are connected by the same NATS server as vmwatch.
 pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow::Result<Peer> {
     let at = address();
     let modules = installed_by_dev("VMWATCH_BENCH_NODE_MODULES")?
@@ -176,7 +176,7 @@ pub(crate) async fn node(stack: &Stack, folder: &Path, session: &str) -> anyhow:
     peer.ready().await
 }
 
-/// Starts the service that answers from memory, connected to the stack's NATS server.
+/// Starts the service that answers from memory, connected to the same NATS server as the gateway.
 pub(crate) fn echo(stack: &Stack, folder: &Path) -> anyhow::Result<Process> {
     let env = vec![(NATS_URL.name, stack.nats.url().to_owned())];
     Ok(start(folder, "echo", env::current_exe()?, &["echo-service"], env))

@@ -87,7 +87,7 @@ impl Report {
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));
             machine.insert("nats_server".to_owned(), json!(nats_server));
-            // The stack uses this setting like a deployment; see `StackBuilder::durable`.
+            // Benchmarks use this NATS setting as deployments do; see `StackBuilder::durable`.
             machine.insert("nats_sync_interval".to_owned(), json!("always"));
         }
         let facts = self.machine.as_object().into_iter().flatten();

@@ -25,7 +25,7 @@ const LONGEST_ROUND: Duration = Duration::from_mins(15);
 /// A retention that deletes no rows: 50 years, the maximum of the setting.
 const FOR_EVER: Duration = Duration::from_hours(24 * 365 * 50);
 
-/// Builds a stack with NATS, the database and one metrics-svc.
+/// Builds a test environment with NATS, the database and one metrics-svc.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -37,7 +37,7 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_PROCESS_RETENTION", "18250d")
 }
 
-/// Opens a row store in the stack's database, with the same indexes. Its collection names begin with `prefix`.
+/// Opens a row store in the database of vmwatch, with the same indexes. Its collection names begin with `prefix`.
 pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore> {
     let env = Environment::from_variables([(MONGODB_URI.name, stack.database.uri())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;

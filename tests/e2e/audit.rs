@@ -24,7 +24,7 @@ use vmwatch_service::config::Environment;
 
 use crate::rest::client::Api;
 
-/// Builds a stack without metrics-svc and hypervisors, with the smallest permitted audit stream.
+/// Builds a test environment without metrics-svc and hypervisors, with the smallest permitted audit stream.
 async fn stack() -> Stack {
     Stack::builder()
         .replicas(Program::Metrics, 0)
@@ -279,7 +279,7 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
     let results: Vec<_> = records
         .iter()
         .map(|(action, _, result, _)| (action.as_str(), *result))
-        // The test stack has already run the setup of each service.
+        // The test environment has already run the setup of each service.
         .skip_while(|(action, _)| *action == "metrics.setup")
         .collect();
     assert_eq!(

@@ -11,7 +11,7 @@ use crate::rows::{process_row, store_processes, store_vms, vm_row};
 /// Maximum size of a request body in bytes.
 const MOST: usize = 64 * 1024;
 
-/// Starts a stack with one process row that contains a secret. No error message may contain this secret.
+/// Starts a test environment with one process row that contains a secret. No error message may contain this secret.
 async fn stack_with_rows() -> (Stack, String) {
     let stack = Stack::builder().without_login_limit().start().await;
     let date = "2017-01-01T21:37:59.001065";
@@ -21,7 +21,7 @@ async fn stack_with_rows() -> (Stack, String) {
     (stack, session)
 }
 
-/// Asserts that the stack still answers requests after the bad input, and that no VM was started. The harness checks
+/// Asserts that the gateway still answers requests after the bad input, and that no VM was started. The harness checks
 /// for panics when each program ends.
 async fn still_works(stack: &Stack, session: &str) {
     let gateway = stack.gateway(0);

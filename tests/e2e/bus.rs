@@ -24,7 +24,8 @@ use vmwatch_bus::{
     serve::{ServeSettings, Server},
 };
 
-/// The limits are far above the number of concurrent requests in a test. A single user's part of a limit also suffices.
+/// The limits are far above the number of concurrent requests in a test. The quarter of a limit that a single user gets
+/// also suffices.
 const SETTINGS: ServeSettings = ServeSettings {
     limits: LimitSettings {
         logins: 1024,

@@ -39,7 +39,7 @@ fn name(package: &str) -> &str {
     package.split(' ').next().unwrap()
 }
 
-/// Returns those of `names` that are in `packages`.
+/// Returns the names that are in the list of packages.
 fn found<'a>(packages: &BTreeSet<String>, names: &[&'a str]) -> Vec<&'a str> {
     let is_found = |wanted: &&str| packages.iter().any(|package| name(package) == *wanted);
     names.iter().copied().filter(is_found).collect()
@@ -71,7 +71,7 @@ fn only_services_with_a_database_link_its_driver() {
 }
 
 #[test]
-fn agent_links_no_http_framework_and_few_packages() {
+fn agent_has_no_http_framework_and_few_dependencies() {
     let packages = dependencies("agent", &[]);
     assert!(found(&packages, &["axum", "utoipa"]).is_empty());
     assert!(

@@ -127,7 +127,7 @@ async fn assert_rolled_up(stack: &Stack, instance: &str, first_day: u64, timezon
 /// Two replicas of metrics-svc store unordered and repeated samples of three VMs, in a time zone with an offset of 5:30
 /// hours.
 #[tokio::test]
-async fn rollups_equal_aggregated_rows() {
+async fn rollups_equal_the_directly_aggregated_rows() {
     const ZONE: &str = "+05:30";
     let stack = stack()
         .replicas(Program::Metrics, 2)
@@ -162,7 +162,7 @@ async fn rollups_equal_aggregated_rows() {
 }
 
 #[tokio::test]
-async fn rollups_are_complete_after_kill_before_rollup_pass() {
+async fn rollups_are_complete_after_a_kill_before_they_were_computed() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10m")
         .start()
@@ -200,7 +200,7 @@ async fn rollups_are_complete_after_kill_before_rollup_pass() {
 
 /// metrics-svc is killed repeatedly while it stores samples of one bucket and computes that bucket's rollups.
 #[tokio::test]
-async fn rollups_are_complete_after_kills_within_a_bucket() {
+async fn rollups_are_complete_after_kills_while_samples_are_stored() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10ms")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "7")
@@ -356,7 +356,7 @@ async fn history_of_a_year_is_computed_from_daily_rollups() {
 /// Rows that older software wrote directly into the database appear in the rollups and in the list of VMs after
 /// `vmwatch-metrics rebuild`, or after the first start of metrics-svc.
 #[tokio::test]
-async fn rebuild_and_first_start_roll_up_rows_of_older_software() {
+async fn rebuild_command_and_first_start_roll_up_rows_of_older_software() {
     let stack = stack().start().await;
     let rows = (0..48).map(|hour| {
         vm_row(

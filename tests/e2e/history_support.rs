@@ -15,7 +15,7 @@ pub(crate) const MINUTE: u64 = 60 * SECOND;
 pub(crate) const HOUR: u64 = 60 * MINUTE;
 pub(crate) const DAY: u64 = 24 * HOUR;
 
-/// Builds a stack with NATS, the database and one metrics-svc that computes rollups every 50 ms.
+/// Builds a test environment with NATS, the database and one metrics-svc that computes rollups every 50 ms.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()
@@ -23,7 +23,7 @@ pub(crate) fn stack() -> StackBuilder {
         .without_rates()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "50ms")
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
-        // vmwatch-auth owns the audit stream and does not run in this stack.
+        // vmwatch-auth owns the audit stream and does not run in this test environment.
         .set(Program::Metrics, "VMWATCH_AUDIT_REQUIRED", "false")
 }
 

@@ -5,7 +5,7 @@ use testkit::{PATIENCE, Program, Replica, Stack, StackBuilder, eventually};
 
 use crate::ingest_support::{Publisher, Rows, count, metric, outage, stack};
 
-/// Builds a stack whose agents log each sample that they take.
+/// Builds a test environment whose agents log each sample that they take.
 fn agents(number: usize) -> StackBuilder {
     stack()
         .replicas(Program::Agent, number)

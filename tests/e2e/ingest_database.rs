@@ -11,7 +11,7 @@ use vmwatch_store::MONGODB_URI;
 
 use crate::ingest_support::{Publisher, metric, stack};
 
-/// Builds a stack whose metrics-svc reaches the database through a proxy.
+/// Builds a test environment whose metrics-svc reaches the database through a proxy.
 async fn behind_a_proxy() -> (Stack, MongoProxy) {
     let stack = stack().start().await;
     let proxy = MongoProxy::start(stack.database.uri(), "process_samples").await;
@@ -93,7 +93,7 @@ async fn samples_are_kept_while_the_database_blocks_writes() {
 /// A message that was delivered 21 times, but not because of crashes while it was written, is stored like any other.
 /// metrics-svc writes it alone.
 #[tokio::test]
-async fn often_delivered_message_is_written_alone() {
+async fn message_that_was_delivered_often_is_written_alone() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.kill9();

@@ -29,8 +29,8 @@ pub(crate) fn outage() -> Duration {
         .0
 }
 
-/// Builds a stack with NATS, the database and one metrics-svc. A short ack wait lets a restarted metrics-svc soon
-/// receive the messages that its predecessor did not acknowledge.
+/// Builds a test environment with NATS, the database and one metrics-svc. A short ack wait lets a restarted metrics-svc
+/// soon receive the messages that its predecessor did not acknowledge.
 pub(crate) fn stack() -> StackBuilder {
     [Program::Gateway, Program::Auth, Program::Lifecycle]
         .into_iter()

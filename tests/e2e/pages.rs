@@ -35,7 +35,7 @@ fn vm() -> InstanceId {
     "vm-1".parse().unwrap()
 }
 
-/// Publishes the process table of a hostile guest, in as many parts as an agent sends.
+/// Publishes the process table of a hostile guest, in as many messages as an agent sends.
 pub(crate) async fn publish_hostile_table(stack: &Stack, instance: &str, at_ms: u64) {
     let pids: Vec<u32> = (1..=PROCESSES).collect();
     // 16 rows with such names are just below the maximum size of a sample part.

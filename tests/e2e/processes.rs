@@ -72,7 +72,7 @@ fn ago(millis: u64) -> u64 {
 }
 
 #[tokio::test]
-async fn process_table_is_the_newest_at_or_before_the_time() {
+async fn process_table_is_the_newest_at_or_before_the_requested_time() {
     let stack = stack().start().await;
     let moments = [ago(29 * HOUR), ago(28 * HOUR), ago(2 * MINUTE), ago(MINUTE)];
     for (index, &at_ms) in (0_u32..).zip(&moments) {

@@ -114,7 +114,7 @@ fn python_format_of_strings_equals_pythons_ascii() {
 
 #[test]
 fn python_format_of_floats_equals_pythons_repr() {
-    // The number is sent as its bits, so that the comparison does not depend on how JSON writes numbers.
+    // The number is sent to Python as its 64 bits, so that the comparison does not depend on how JSON writes numbers.
     let python = Python::judge(
         "(lambda x: repr(x) if x - x == 0 else 'None')(__import__('struct').unpack('>d', bytes.fromhex(q))[0])",
     );

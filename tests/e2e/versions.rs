@@ -162,7 +162,7 @@ async fn shows_operation_audit_record_and_event(stack: &Stack, admin: &Api) {
     let gateway = stack.replica(Program::Gateway, 0);
     eventually("the gateway counts the unknown event", PATIENCE, async || {
         let counted = metric(gateway, "vmwatch_events_of_newer_kinds_total").await;
-        // The comparison is exact, because the value is a count.
+        // The floating-point values are compared exactly, because both are counts.
         (counted > 0.5).then_some(()).ok_or(counted.to_string())
     })
     .await;
@@ -200,7 +200,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
     }
     let key = UserKey::from_name("Vera").bucket_key();
     assert_eq!(users.entry(&key).await.unwrap().unwrap().revision, revision);
-    // The session was kept: it is valid again as soon as its role is known.
+    // The session was kept: it is valid again as soon as its user has a known role.
     let mut record = value(&users, &key).await;
     record["principal"]["role"] = json!("viewer");
     record["principal"]["scope"] = json!("all");

@@ -25,10 +25,10 @@ use vmwatch_store::{DATABASE, MONGODB_URI};
 
 use crate::sessions::Sessions;
 
-/// The state that all requests share.
+/// The state that all HTTP requests share.
 struct App {
     newest: RowCache,
-    /// If set, every read returns these rows instead of rows from the database.
+    /// If set, every request for rows is answered with these rows instead of rows from the database.
     echo: Option<Rows>,
     users: mongodb::Collection<Document>,
     sessions: Sessions,

@@ -87,7 +87,7 @@ fn was_adopted(operation: &Operation) -> bool {
 }
 
 #[tokio::test]
-async fn adopted_start_is_sent_if_replica_died_before_sending() {
+async fn unsent_vm_start_of_a_killed_replica_is_sent_by_another() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Read, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -96,7 +96,7 @@ async fn adopted_start_is_sent_if_replica_died_before_sending() {
 }
 
 #[tokio::test]
-async fn adopted_start_is_repeated_if_request_was_lost() {
+async fn lost_vm_start_of_a_killed_replica_is_repeated_by_another() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Arrived, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -109,7 +109,7 @@ async fn adopted_start_is_repeated_if_request_was_lost() {
 }
 
 #[tokio::test]
-async fn adopted_start_is_not_repeated_if_it_took_effect() {
+async fn effective_vm_start_of_a_killed_replica_is_not_repeated() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Done, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -126,7 +126,7 @@ async fn adopted_start_is_not_repeated_if_it_took_effect() {
 }
 
 #[tokio::test]
-async fn adopting_replica_waits_for_starting_vm() {
+async fn replica_that_takes_over_a_vm_start_waits_until_the_vm_runs() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let first = scene.replica("first").await;
@@ -154,7 +154,7 @@ async fn adopting_replica_waits_for_starting_vm() {
 }
 
 #[tokio::test]
-async fn operation_of_a_live_replica_is_not_adopted() {
+async fn operation_of_a_live_replica_is_not_taken_over() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
@@ -183,7 +183,7 @@ async fn operation_of_a_live_replica_is_not_adopted() {
 }
 
 #[tokio::test]
-async fn adopted_start_is_not_sent_after_its_deadline() {
+async fn vm_start_of_a_killed_replica_is_not_sent_after_its_deadline() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Read, Duration::from_secs(1)).await;
     assert_eq!(operation.state, OperationState::TimedOut, "{operation:?}");
@@ -225,7 +225,7 @@ async fn reboot_by_a_crashed_replica_ends_with_unknown_outcome() {
 }
 
 #[tokio::test]
-async fn hundred_requests_with_one_idempotency_key_act_once() {
+async fn hundred_requests_with_one_idempotency_key_start_the_vm_once() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let (_one, _two) = (scene.replica("one").await, scene.replica("two").await);
@@ -279,7 +279,7 @@ async fn operation_continues_after_its_callers_deadline() {
 }
 
 #[tokio::test]
-async fn start_times_out_if_the_vm_never_starts() {
+async fn start_request_times_out_if_the_vm_never_starts() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [
@@ -328,7 +328,7 @@ async fn shutdown_of_lifecycle_svc_waits_for_running_operations() {
 }
 
 #[tokio::test]
-async fn new_operations_are_refused_when_their_bucket_is_nearly_full() {
+async fn new_operations_are_refused_when_their_kv_bucket_is_nearly_full() {
     let scene = Scene::new("SHUTOFF").await;
     scene.cloud.obey(Obedience::Later);
     let settings = [

@@ -54,7 +54,7 @@ async fn service(world: &World) -> Replica {
 }
 
 #[tokio::test]
-async fn start_succeeds_only_when_the_vm_runs() {
+async fn vm_start_succeeds_only_when_the_vm_runs() {
     let world = World::new().await;
     let _service = service(&world).await;
     for id in [OFF, RUNNING, PAUSED, ELSEWHERE] {
@@ -75,7 +75,7 @@ async fn start_succeeds_only_when_the_vm_runs() {
 }
 
 #[tokio::test]
-async fn actions_reach_the_wanted_state_or_explain_the_failure() {
+async fn vm_actions_reach_the_wanted_state_or_explain_the_failure() {
     let world = World::new().await;
     let _service = service(&world).await;
     let bus = &world.bus;

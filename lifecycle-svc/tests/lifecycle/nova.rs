@@ -93,7 +93,7 @@ async fn vm_actions_become_the_right_nova_calls() {
 }
 
 #[tokio::test]
-async fn start_waits_until_the_nova_server_is_active() {
+async fn vm_start_waits_until_the_nova_server_is_active() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     cloud.obey(Obedience::Later);
@@ -162,7 +162,7 @@ async fn nova_conflict_is_interpreted_by_the_servers_state() {
 }
 
 #[tokio::test]
-async fn failed_start_reports_novas_reason() {
+async fn failed_vm_start_reports_novas_reason() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
     cloud.obey(Obedience::Fails);
@@ -358,7 +358,7 @@ async fn nova_driver_sends_no_action_after_the_deadline() {
 
 /// An unreachable host may still run a VM that was evacuated to another host.
 #[tokio::test]
-async fn start_is_refused_while_the_vms_former_hypervisor_is_unreachable() {
+async fn vm_start_is_refused_while_the_former_hypervisor_is_unreachable() {
     let world = World::new().await;
     let (old, new) = (Cloud::start(&[(OFF, "ACTIVE")]).await, Cloud::start(&[]).await);
     let hypervisors = [old.entry(world.path(), "old"), new.entry(world.path(), "new")].join(",");

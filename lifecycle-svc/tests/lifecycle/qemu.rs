@@ -117,7 +117,7 @@ async fn real_qemu_vm_can_be_started_and_stopped() {
 }
 
 #[tokio::test]
-async fn failed_start_reports_libvirts_reason() {
+async fn failed_vm_start_reports_libvirts_reason() {
     let (world, libvirtd, _service) = scene(&[]).await;
     let disk = "<disk type='file'><source file='/nowhere/disk.img'/><target dev='vda' bus='virtio'/></disk>";
     define(&libvirtd, &world, BROKEN, disk);
@@ -156,7 +156,7 @@ async fn lifecycle_svc_reconnects_to_restarted_libvirtd() {
 }
 
 #[tokio::test]
-async fn start_in_progress_ends_correctly_after_libvirtd_restart() {
+async fn vm_start_in_progress_succeeds_after_libvirtd_restart() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     let starting = world.start(&context, VM);
@@ -216,7 +216,7 @@ async fn hanging_libvirtd_does_not_delay_other_hypervisors() {
 }
 
 #[tokio::test]
-async fn another_replica_resumes_the_start_of_a_killed_one() {
+async fn another_replica_resumes_a_vm_start_of_a_killed_replica() {
     let (world, libvirtd, service) = scene(&[]).await;
     let (context, id) = keyed::<Start>(Duration::from_mins(1), VM, "k");
     libvirtd.process.pause();

@@ -17,7 +17,7 @@ fn build_without_libvirt_does_not_link_it() {
 async fn build_without_libvirt_rejects_libvirt_uris() {
     let world = World::new().await;
     let service = world.spawn("lifecycle", &[("VMWATCH_HYPERVISORS", "lab=qemu:///system")]);
-    let status = testkit::eventually("the service ends", testkit::PATIENCE, async || {
+    let status = testkit::eventually("lifecycle-svc ends", testkit::PATIENCE, async || {
         service.0.ended().ok_or_else(|| service.0.log())
     })
     .await;

@@ -239,7 +239,7 @@ async fn service_answers_timeout_at_the_deadline_of_a_request() {
 
 /// A caller stops waiting at its deadline if no service answers.
 #[tokio::test]
-async fn caller_stops_waiting_at_its_deadline() {
+async fn bus_caller_stops_waiting_at_its_deadline() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let server = Server::new(&bus, Service::Metrics, SETTINGS)

@@ -84,7 +84,7 @@ async fn rolling_restart_of_replicas_loses_no_request() {
 /// The client counts messages over all its connections, the server only those of the current connection. A drain after
 /// a reconnection must take this difference into account.
 #[tokio::test]
-async fn drain_after_reconnection_loses_no_request() {
+async fn draining_service_loses_no_request_after_a_reconnection() {
     let (nats, _folder) = nats().await;
     let (first, second, caller) = tokio::join!(
         nats.connect("first"),
@@ -114,7 +114,7 @@ async fn drain_after_reconnection_loses_no_request() {
 
 /// A stopping service completes and answers the requests that it accepted before the stop.
 #[tokio::test]
-async fn drain_completes_running_requests() {
+async fn draining_service_completes_running_requests() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
     let (begun, may_end) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));

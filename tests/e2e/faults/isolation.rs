@@ -162,8 +162,8 @@ fn compare_reads(quiet: &Took, flood: &Took) {
     let (without, with) = (p99(quiet), p99(flood));
     figure("isolation_login_flood_reads_p99_ms", with);
     figure("isolation_login_flood_reads_p99_without_ms", without);
-    // The bound is asserted only in the long form with a release build, because other tests share the machine in the
-    // short form.
+    // The bound is asserted only under `./dev soak` with a release build, because in an ordinary test run other tests
+    // share the machine.
     let measures = soak().is_some() && !cfg!(debug_assertions);
     assert!(
         !measures || with <= f64::max(2.0 * without, 10.0),

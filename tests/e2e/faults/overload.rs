@@ -17,9 +17,9 @@ use crate::ingest_support::metric;
 /// Clients send five times the permitted rate in an open loop. Requests up to the limit succeed, and the gateway
 /// refuses the rest without sending them to the bus.
 #[tokio::test]
-async fn gateway_serves_its_limit_at_five_times_the_permitted_rate() {
-    // The short form sends little load, because other tests run on the machine at the same time and a debug build is
-    // slow.
+async fn gateway_serves_requests_up_to_its_rate_limit_during_overload() {
+    // An ordinary test run sends less load than `./dev soak`, because other tests run on the machine at the same time
+    // and a debug build is slow.
     let cap = size(20_u32, if cfg!(debug_assertions) { 200 } else { 2000 });
     let (connections, seconds) = (size(50_u32, 400), size(10, 30));
     let stack = Stack::builder()
@@ -85,8 +85,8 @@ async fn gateway_serves_its_limit_at_five_times_the_permitted_rate() {
         good.len() as f64,
         "refused requests must not reach the bus"
     );
-    // The bound is asserted only in the long form with a release build, because other tests share the machine in the
-    // short form.
+    // The bound is asserted only under `./dev soak` with a release build, because in an ordinary test run other tests
+    // share the machine.
     let measures = soak().is_some() && !cfg!(debug_assertions);
     assert!(
         !measures || p99 < 50.0,

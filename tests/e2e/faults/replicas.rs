@@ -120,9 +120,11 @@ async fn requests_to_a_frozen_replica_time_out_while_the_other_answers() {
     let (seen, ()) = Load::default()
         .during(clients.collect(), async |_| {
             let end = Instant::now() + outage();
-            eventually("the outage lasts long enough", PATIENCE + outage(), async || {
-                (Instant::now() > end).then_some(()).ok_or_else(String::new)
-            })
+            eventually(
+                "the outage has lasted long enough",
+                PATIENCE + outage(),
+                async || (Instant::now() > end).then_some(()).ok_or_else(String::new),
+            )
             .await;
         })
         .await;

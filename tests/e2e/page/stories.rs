@@ -15,7 +15,7 @@ use crate::{
     versions,
 };
 
-/// Builds a stack with the permissions of deploy/nats and an agent that reports this machine every second.
+/// Builds a test environment with the permissions of deploy/nats and an agent that reports this machine every second.
 fn with_agent() -> StackBuilder {
     client::stack()
         .replicas(Program::Agent, 1)

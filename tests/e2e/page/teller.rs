@@ -57,7 +57,10 @@ pub(crate) async fn tell(
             println!("{line}");
         }
     }
-    let status = child.wait().await.expect("the browser test can be waited for");
+    let status = child
+        .wait()
+        .await
+        .expect("the exit status of the browser test is available");
     assert!(status.success(), "the browser test {story} failed; see above");
 }
 

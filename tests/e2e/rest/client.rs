@@ -65,7 +65,7 @@ impl Api {
         }
     }
 
-    /// Returns a client with a session of this role and scope on the stack's first gateway.
+    /// Returns a client of the first gateway, with a session of this role and scope.
     pub(crate) async fn with(stack: &Stack, role: Role, scope: Scope) -> Self {
         let token = stack.session(role, scope).await;
         Self::of(stack.gateway(0)).holding(&token)
@@ -195,7 +195,8 @@ impl Reply {
     }
 }
 
-/// Builds a stack with the permissions of deploy/nats, which refreshes lists and VM states at short intervals.
+/// Builds a test environment with the permissions of deploy/nats, in which lists and VM states are refreshed at short
+/// intervals.
 pub(crate) fn stack() -> StackBuilder {
     Stack::builder()
         .with_permissions()

@@ -250,7 +250,8 @@ async fn live_events_continue_after_restart_of_gateway_and_nats() {
         received.map_err(|late| late.to_string())
     })
     .await;
-    // The same connection continues soon: the gateway detects within two seconds that NATS has lost its consumer.
+    // The event stream continues on the same connection: the gateway detects within two seconds that the restarted NATS
+    // has lost the gateway's consumer.
     let back = Instant::now();
     assert!(follower.until("machine", "vm-2").await.id <= Some(received));
     println!(

@@ -269,7 +269,7 @@ async fn process_history_and_process_events_are_returned() {
         .problem(400, "invalid");
 }
 
-/// Parameters that conflict get another error code than invalid parameters.
+/// Parameters that conflict with each other are answered with a different error code than invalid parameters.
 #[tokio::test]
 async fn conflicting_history_parameters_are_rejected() {
     let stack = stack().start().await;

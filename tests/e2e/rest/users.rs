@@ -214,7 +214,7 @@ async fn pages_of_users_are_complete_while_users_are_added() {
             None => break,
         }
     }
-    // The second user is the user of the test's own session.
+    // The list also contains the user of the test's own session.
     let expected: Vec<_> = ["admin".to_owned(), Stack::user_of(Role::Admin, &Scope::All)]
         .into_iter()
         .chain((0..7).map(|index| format!("user-{index}")))
@@ -301,7 +301,7 @@ async fn audit_records_user_changes_and_can_be_read_to_its_beginning() {
 
 /// A session that is created while its user's password is being changed does not survive the change.
 #[tokio::test]
-async fn password_change_ends_all_sessions() {
+async fn password_change_ends_all_sessions_of_the_user() {
     let stack = stack()
         .set(Program::Auth, "VMWATCH_LOGIN_PERMITS", "4")
         .start()

@@ -300,7 +300,8 @@ async fn vm_list_is_partial_while_one_service_is_unreachable() {
     .await;
 }
 
-/// A thousand reporting VMs are returned in one page. The gateway reads it in parts that fit into NATS messages.
+/// A thousand reporting VMs are returned in one page. The gateway reads it from the services in several replies, each
+/// of which fits into a NATS message.
 #[tokio::test]
 async fn vm_list_returns_a_thousand_vms_in_one_page() {
     let stack = stack().start().await;

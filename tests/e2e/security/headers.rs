@@ -70,7 +70,7 @@ fn routes() -> Vec<(Method, String)> {
 }
 
 #[tokio::test]
-async fn every_response_has_security_headers() {
+async fn every_http_response_has_security_headers() {
     let stack = stack()
         .set(Program::Gateway, "VMWATCH_TRUSTED_PROXIES", "127.0.0.1")
         .start()

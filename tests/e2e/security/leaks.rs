@@ -27,7 +27,7 @@ fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// The passwords that this test uses and then searches for.
+/// The passwords that this test uses and then searches for in logs, traces and metrics.
 const FIRST: &str = "first-secret-of-eve";
 const SECOND: &str = "second-secret-of-eve";
 const WRONG: &str = "a-guess-that-is-wrong";
@@ -118,7 +118,7 @@ async fn logs_traces_and_metrics_contain_no_secret() {
         secrets.push((format!("the password of {user}"), stack.nats.password_of(user)));
     }
     let mut texts = vec![(
-        "the traces".to_owned(),
+        "the received traces".to_owned(),
         format!("{:?}", spans.lock().unwrap()).into_bytes(),
     )];
     texts.extend(

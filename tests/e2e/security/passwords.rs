@@ -15,7 +15,7 @@ fn login(user: &str, password: &str) -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
 
-/// Returns whether the long form of `./dev soak` runs, which makes more pairs of logins.
+/// Returns whether the test runs under `./dev soak`, where it makes more pairs of logins.
 fn is_soak() -> bool {
     env::var_os("VMWATCH_TEST_SOAK").is_some_and(|minutes| !minutes.is_empty())
 }
@@ -40,8 +40,8 @@ fn count(number: usize) -> f64 {
 /// Logins with existing and with unknown names get equal answers, and their response times do not differ by a rank
 /// statistic.
 ///
-/// One argon2id verification takes about 45 ms of one core, so the 2,000 logins of the long form run only in `./dev
-/// soak`. The short form makes 400 logins. Its statistic varies more by chance, so it allows four standard deviations
+/// One argon2id verification takes about 45 ms of one core, so the test makes 2,000 logins only under `./dev soak`. An
+/// ordinary test run makes 400 logins. Its statistic varies more by chance, so it allows four standard deviations
 /// instead of 0.05.
 #[tokio::test]
 async fn login_does_not_reveal_existing_users() {

@@ -145,13 +145,17 @@ async fn gateway_reloads_tls_certificate_without_restart() {
             count.unwrap_or(0.0)
         };
         let before = failures().await;
-        eventually("the gateway reads the invalid files", PATIENCE, async || {
-            if failures().await > before {
-                Ok(())
-            } else {
-                Err("the gateway counted no failed renewal".to_owned())
-            }
-        })
+        eventually(
+            "the gateway reads the invalid certificates",
+            PATIENCE,
+            async || {
+                if failures().await > before {
+                    Ok(())
+                } else {
+                    Err("the gateway counted no failed renewal".to_owned())
+                }
+            },
+        )
         .await;
         assert_eq!(served(&authority.connect(gateway).await.unwrap()), der(&first.0));
     }

@@ -60,7 +60,7 @@ async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
 /// However many session tokens are guessed, the gateway reads the KV bucket at a bounded rate, and users with a session
 /// are not affected.
 #[tokio::test]
-async fn guesses_of_session_tokens_fail_with_bounded_bucket_reads() {
+async fn guesses_of_session_tokens_cause_bounded_kv_bucket_reads() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder().start().await;
     let gateway = stack.gateway(0);
@@ -131,7 +131,7 @@ async fn login_above_session_limit_ends_the_oldest_session() {
     for turn in 0..3 {
         sessions.push(login(turn).await);
     }
-    // After a logout the user can have another session without losing one.
+    // After a logout the user can log in once more without losing another session.
     let out = reqwest::Client::new()
         .delete(gateways[0].url("/api/v1/sessions/current"))
         .bearer_auth(&sessions[1])

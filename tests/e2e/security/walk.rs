@@ -355,7 +355,7 @@ async fn every_rest_route_enforces_roles_and_scopes() {
                 let what = format!("{method} {path} as {caller:?} in {scope:?}: {status}");
                 let is_login = *method == "POST" && *path == "/sessions";
                 if *method == "POST" && *path == "/actions" && caller == Viewer {
-                    // This route answers with one result per VM.
+                    // `POST /actions` answers with one result per VM instead of one status.
                     let results = response.text().await.unwrap();
                     assert!(status == 403 || results.contains("forbidden"), "{what} {results}");
                 } else if is_login || caller == Anonymous {

@@ -38,7 +38,7 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
 }
 
 #[tokio::test]
-async fn start_delivered_after_its_deadline_is_refused() {
+async fn vm_start_that_arrives_after_its_deadline_is_refused() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     // The server is frozen and not killed, so it delivers messages that are sent now when it continues.
@@ -114,7 +114,7 @@ async fn frozen_while_the_record_is_made(
 }
 
 #[tokio::test]
-async fn start_continues_after_nats_acknowledged_its_record_late() {
+async fn vm_start_continues_if_nats_acknowledges_its_record_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed::<Start>(PATIENCE, VM, "k");
@@ -127,7 +127,7 @@ async fn start_continues_after_nats_acknowledged_its_record_late() {
 }
 
 #[tokio::test]
-async fn start_is_not_sent_if_it_was_recorded_too_late() {
+async fn vm_start_is_not_sent_if_it_was_recorded_too_late() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");
@@ -140,7 +140,7 @@ async fn start_is_not_sent_if_it_was_recorded_too_late() {
 }
 
 #[tokio::test]
-async fn start_is_not_sent_after_its_lease_expired_in_a_nats_outage() {
+async fn vm_start_is_not_sent_after_its_lease_expired_in_a_nats_outage() {
     let scene = Scene::new("SHUTOFF").await;
     let _service = scene.replica("lifecycle").await;
     let (context, id) = keyed::<Start>(Duration::from_secs(1), VM, "k");

@@ -247,7 +247,7 @@ impl EventReaders {
         let mut one_more = Connection::open(&self.address).await.unwrap();
         let refused = one_more.ask(&self.requests[0]).await.unwrap();
         assert_eq!(refused.http, 429, "{refused:?}");
-        // The readers receive 1.2 GB in the long form.
+        // Under `./dev soak` the readers receive 1.2 GB, which takes minutes.
         let patience = size(PATIENCE, Duration::from_mins(5));
         eventually("every reader has the missed events", patience, async || {
             let late = self
