@@ -41,10 +41,10 @@ use crate::{
 /// Command-line options of `bench ingest`.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// Number of VMs
+    /// Number of simulated VMs that send samples
     #[arg(long, default_value_t = 200)]
     vms: u32,
-    /// Number of processes of each VM
+    /// Number of processes of each simulated VM
     #[arg(long, default_value_t = 100)]
     processes: u32,
     /// Minutes of samples that are stored in one round

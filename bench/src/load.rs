@@ -84,7 +84,7 @@ async fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// A complete answer.
+/// A complete HTTP response.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     body: Range<usize>,

@@ -42,7 +42,7 @@ async fn restart_of_metrics_svc_applies_changed_retention() {
     let mut publisher = Publisher::new(&stack, "vm-1", 5);
     publisher.publish_many(20).await;
     drained(&stack.bus).await;
-    // This row has no internal date, like the rows of older reporters.
+    // This row has no internal date, like rows that older reporters wrote.
     store_vms(&stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 95)]).await;
     assert_eq!(retention(&stack, "vm_samples").await, [30 * 86_400]);
     assert_eq!(stored(&stack, "vm_samples").await, 21);

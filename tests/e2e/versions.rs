@@ -184,7 +184,7 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
         (&json!("unknown"), &json!("unknown"))
     );
     // Waits for a reconciler pass that began after this point: a pass removes the user `ghost`, which exists only in
-    // the bucket.
+    // the KV bucket.
     let auth = stack.replica(Program::Auth, 0);
     let ghost = json!({
         "principal": { "user": "ghost", "role": "viewer", "scope": "all" }, "sessions_not_before_ms": 0,

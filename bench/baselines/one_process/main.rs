@@ -1,6 +1,6 @@
 //! Baseline: one axum process that answers the five documented methods itself, as a small team would write it. It has
 //! no bus, services, limits, drain or traces. It reads and renders rows with vmwatch's code, so that a comparison shows
-//! only the cost of what it lacks.
+//! only what these features cost.
 
 mod methods;
 mod sessions;

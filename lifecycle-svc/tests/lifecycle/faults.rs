@@ -212,7 +212,7 @@ async fn reboot_by_a_crashed_replica_ends_with_unknown_outcome() {
         let _second = scene.replica("second").await;
         let operation = scene.world.ended(&id).await;
         assert_eq!(operation.state, OperationState::OutcomeUnknown, "{operation:?}");
-        // The same request again does not repeat the reboot either.
+        // Sending the same request again does not repeat the reboot.
         let fault = scene
             .world
             .bus

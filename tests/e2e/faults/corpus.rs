@@ -2,14 +2,14 @@
 
 /// Texts that are not valid JSON by RFC 8259.
 pub(super) const NO_JSON: &[&[u8]] = &[
-    // Empty and incomplete texts
+    // Empty and incomplete JSON texts
     b"",
     b" ",
     b"\n",
     b"\xef\xbb\xbf",
     b"\x00",
     b"\xe2\x80\x8b",
-    // Invalid arrays
+    // JSON texts with invalid arrays
     b"[",
     b"]",
     b"[1",
@@ -30,7 +30,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[\x0b1]",
     b"[1\x00]",
     b"[\xff]",
-    // Invalid objects
+    // JSON texts with invalid objects
     b"{",
     b"}",
     b"{}}",
@@ -55,7 +55,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"{[:\"x\"}",
     b"{\"\xb9\":\"0\",}",
     b"{\"a\":\"b\",c:1}",
-    // Invalid numbers
+    // JSON texts with invalid numbers
     b"[+1]",
     b"[01]",
     b"[-]",
@@ -81,7 +81,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"[nan]",
     b"[1a]",
     b"[\xef\xbc\x91]",
-    // Invalid strings
+    // JSON texts with invalid strings
     b"[\"",
     b"[\"a",
     b"[\"\\\"]",
@@ -103,7 +103,7 @@ pub(super) const NO_JSON: &[&[u8]] = &[
     b"\"a",
     b"\"a\"\"b\"",
     b"\xe5",
-    // Invalid literals
+    // JSON texts with invalid literals
     b"[tru]",
     b"[True]",
     b"[TRUE]",

@@ -253,7 +253,7 @@ async fn client_address_is_taken_only_from_trusted_proxy() {
         "429",
         "this address has no login attempts left"
     );
-    // A client can write entries itself. They stand before those of the proxies and have no effect.
+    // A client can add its own entries to `X-Forwarded-For`. They come before those of the proxies and have no effect.
     assert_eq!(status("198.51.100.1, 203.0.113.1, 10.1.1.1").await, "429");
     assert_eq!(
         status("203.0.113.1, 198.51.100.1").await,
