@@ -1,4 +1,4 @@
-//! The settings of metrics-svc.
+//! Environment settings of metrics-svc.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,43 +19,43 @@ const VM_COLLECTION: Setting = Setting {
     name: "VMWATCH_VM_COLLECTION",
     value: Value::Text,
     default: "vm_samples",
-    help: "MongoDB collection of VM samples",
+    help: "name of the MongoDB collection that stores the samples of VMs",
 };
 const PROCESS_COLLECTION: Setting = Setting {
     name: "VMWATCH_PROCESS_COLLECTION",
     value: Value::Text,
     default: "process_samples",
-    help: "MongoDB collection of process samples",
+    help: "name of the MongoDB collection that stores the samples of processes",
 };
 const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "how long samples of VMs are kept",
+    help: "time for which samples of VMs are kept",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "how long samples of processes are kept",
+    help: "time for which samples of processes are kept",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
     value: Value::Duration("1d", "18250d"),
     default: "90d",
-    help: "how long five-minute rollups are kept (26,000 documents of 0.5 KiB per VM)",
+    help: "time for which five-minute rollups are kept (by default 26,000 documents of 0.5 KiB per VM)",
 };
 const HOUR_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1H_RETENTION",
     value: Value::Duration("2d", "18250d"),
     default: "1095d",
-    help: "how long one-hour rollups are kept (26,000 documents per VM)",
+    help: "time for which one-hour rollups are kept (by default 26,000 documents per VM)",
 };
 const DAY_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1D_RETENTION",
     value: Value::Duration("2d", "18250d"),
     default: "3650d",
-    help: "how long one-day rollups are kept (3,650 documents per VM)",
+    help: "time for which one-day rollups are kept (by default 3,650 documents per VM)",
 };
 const ROLLUP_INTERVAL: Setting = Setting {
     name: "VMWATCH_ROLLUP_INTERVAL",
@@ -67,83 +67,83 @@ const EVENT_BYTES: Setting = Setting {
     name: "VMWATCH_EVENTS_BYTES",
     value: Value::Size("1MiB", "1024GiB"),
     default: "64MiB",
-    help: "maximum size of the live events kept for replay (about 0.5 KiB each); the oldest are dropped",
+    help: "maximum total size of the live events kept for clients that reconnect (about 0.5 KiB each); when it is reached, the oldest are dropped",
 };
 const EVENT_MAX_AGE: Setting = Setting {
     name: "VMWATCH_EVENTS_MAX_AGE",
     value: Value::Duration("1s", "30d"),
     default: "1h",
-    help: "how long live events can be replayed",
+    help: "time for which live events are kept for clients that reconnect",
 };
 const STREAM_BYTES: Setting = Setting {
     name: "VMWATCH_STREAM_BYTES",
     value: Value::Size("1MiB", "1048576GiB"),
     default: "2GiB",
-    help: "maximum size of the samples waiting to be stored; when it is full, agents spool",
+    help: "maximum total size of the samples that wait in the stream to be stored; when it is reached, agents keep further samples in their spools",
 };
 const STREAM_MESSAGES_PER_VM: Setting = Setting {
     name: "VMWATCH_STREAM_MESSAGES_PER_VM",
     value: Value::Number(100, 100_000),
     default: "2000",
-    help: "maximum messages of one VM waiting to be stored (of at most 36 KiB); when reached, its agent spools",
+    help: "maximum number of messages (at most 36 KiB each) of one VM that wait in the stream to be stored; when it is reached, the VM's agent keeps further samples in its spool",
 };
 const VM_MESSAGES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_MESSAGES_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "50",
-    help: "messages per second that one replica accepts from one VM, with bursts of up to ten seconds' worth; the rest waits in the stream",
+    help: "maximum number of messages per second that one replica accepts from one VM, with bursts of up to ten seconds' worth; further messages wait in the stream",
 };
 const VM_ROWS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_ROWS_PER_SECOND",
     value: Value::Number(10, 10_000_000),
     default: "1000",
-    help: "process and VM rows per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
+    help: "maximum number of rows (of the VM and its processes) per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
 };
 const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
     value: Value::Size("1KiB", "1GiB"),
     default: "256KiB",
-    help: "message bytes per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
+    help: "maximum size of the messages per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
 };
 const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "five-minute rollups per second that the samples of one VM may change; each costs four database calls",
+    help: "maximum number of five-minute rollups per second that the samples of one VM may change; each change costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",
     value: Value::Duration("0s", "3650d"),
     default: "0s",
-    help: "age after which a sample waiting to be stored is dropped; 0s: never",
+    help: "age after which a sample that still waits to be stored is dropped; 0s: never",
 };
 const ACK_WAIT: Setting = Setting {
     name: "VMWATCH_ACK_WAIT",
     value: Value::Duration("1s", "10m"),
     default: "30s",
-    help: "time without progress after which a sample is redelivered to another replica",
+    help: "time after which a sample that a replica has received but not stored is redelivered to any replica",
 };
 const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
     value: Value::Number(1, 20_000),
     default: "2000",
-    help: "number of rows at which a batch is written to the database",
+    help: "number of rows that are collected before they are written to the database together",
 };
 const BATCH_WAIT: Setting = Setting {
     name: "VMWATCH_BATCH_WAIT",
     value: Value::Duration("1ms", "10s"),
     default: "100ms",
-    help: "maximum time that a batch waits for more rows before it is written",
+    help: "maximum time for which rows are collected before they are written to the database together",
 };
 
 const NEWEST_ROWS_KEPT: Setting = Setting {
     name: "VMWATCH_NEWEST_ROWS_KEPT",
     value: Value::Duration("0s", "1s"),
     default: "1s",
-    help: "time for which an answer with newest samples is reused; 0s: every read queries the database",
+    help: "time for which an answer with the newest samples is reused for equal requests; 0s: every request queries the database",
 };
 
-/// Every setting, for `--help`.
+/// All settings of metrics-svc, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         VM_COLLECTION,
@@ -180,45 +180,45 @@ pub const SETTINGS: &[&[Setting]] = &[
     telemetry::SETTINGS,
 ];
 
-/// The settings of metrics-svc.
+/// The settings of metrics-svc, read and validated.
 #[derive(Debug)]
 pub struct MetricsSettings {
-    /// Connection to the bus.
+    /// Settings of the connection to the bus.
     pub bus: BusSettings,
-    /// Connection to the database.
+    /// Settings of the connection to the database.
     pub store: StoreSettings,
     pub(crate) serve: ServeSettings,
-    /// Used by `main`, which starts telemetry before the program.
+    /// Telemetry settings, for `main`: telemetry starts before the service does.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
-    /// Collections of rows.
+    /// Names of the collections of rows.
     pub rows: RowSettings,
     /// Retention of rows.
     pub retention: RetentionSettings,
-    /// Retention and interval of rollups.
+    /// Retention and update interval of rollups.
     pub rollups: RollupSettings,
-    /// Stream of live events.
+    /// Limits of the stream of live events.
     pub events: EventSettings,
-    /// Stream of samples.
+    /// Limits of the stream of samples.
     pub stream: StreamSettings,
     /// Rate limits per VM.
     pub(crate) rate: RateSettings,
-    /// Size of batches.
+    /// Size limits of batches of rows.
     pub batch: BatchSettings,
     /// Time for which an answer with newest rows is reused.
     pub(crate) newest_kept: Duration,
-    /// Whether an operation that cannot be audited is refused.
+    /// Whether a command that changes data is refused if its audit record cannot be written.
     pub(crate) audit_required: bool,
     /// Time without a report after which a VM counts as silent.
     pub(crate) silent_after: Duration,
 }
 
-/// The collections of rows.
+/// Names and date format of the collections of rows.
 #[derive(Debug, Clone)]
 pub struct RowSettings {
-    /// Collection of VM rows.
+    /// Name of the collection of VM rows.
     pub vms: String,
-    /// Collection of process rows.
+    /// Name of the collection of process rows.
     pub processes: String,
     /// UTC offset of every `create_date`.
     pub offset: UtcOffset,
@@ -227,13 +227,13 @@ pub struct RowSettings {
 /// Retention of rows.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionSettings {
-    /// VM rows.
+    /// Retention of VM rows.
     pub vms: Duration,
-    /// Process rows.
+    /// Retention of process rows.
     pub processes: Duration,
 }
 
-/// Retention of rollups by resolution, and the interval at which they are updated.
+/// Retention of rollups by resolution, and the interval at which rollups are updated.
 #[derive(Debug, Clone, Copy)]
 pub struct RollupSettings {
     /// Retention of five-minute rollups.
@@ -242,34 +242,34 @@ pub struct RollupSettings {
     pub hours: Duration,
     /// Retention of one-day rollups.
     pub days: Duration,
-    /// Interval between two passes.
+    /// Interval at which rollups are updated from new rows.
     pub interval: Duration,
 }
 
-/// The stream of live events.
+/// Limits of the stream of live events.
 #[derive(Debug, Clone, Copy)]
 pub struct EventSettings {
-    /// Maximum size.
+    /// Maximum total size of the events.
     pub bytes: i64,
-    /// Maximum age.
+    /// Maximum age of an event.
     pub max_age: Duration,
-    /// Number of replicas in a NATS cluster.
+    /// Number of replicas of the stream in a NATS cluster.
     pub replicas: usize,
 }
 
-/// The stream of samples.
+/// Limits of the stream of samples.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamSettings {
-    /// Maximum size.
+    /// Maximum total size of the samples.
     pub bytes: i64,
     /// Maximum number of messages per VM.
     pub messages_per_vm: i64,
-    /// Maximum age; zero: unlimited.
+    /// Maximum age of a sample; zero means no limit.
     pub max_age: Duration,
-    /// Number of replicas in a NATS cluster.
+    /// Number of replicas of the stream in a NATS cluster.
     pub replicas: usize,
-    /// Time after which an unacknowledged sample is redelivered, to any replica. A batch that waits for the database
-    /// extends it well before it expires.
+    /// Time after which an unacknowledged sample is redelivered, to any replica. While a batch waits for the database,
+    /// the writer extends this time well before it is over.
     pub ack_wait: Duration,
 }
 
@@ -279,21 +279,21 @@ pub(crate) struct RateSettings {
     pub(crate) messages: f64,
     pub(crate) rows: f64,
     pub(crate) bytes: f64,
-    /// Five-minute buckets that the VM's rows may touch.
+    /// Number of five-minute rollups that the VM's rows may change.
     pub(crate) five_minutes: f64,
 }
 
-/// Limits of a batch.
+/// Limits of a batch of rows that are written together.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchSettings {
-    /// Number of rows that completes a batch.
+    /// Number of rows at which a batch is complete.
     pub rows: usize,
-    /// Maximum time a batch waits for more rows.
+    /// Maximum time for which a batch waits for more rows.
     pub wait: Duration,
 }
 
 impl MetricsSettings {
-    /// Reads the settings.
+    /// Reads and validates all settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let store = StoreSettings::read(env);

@@ -1,4 +1,4 @@
-//! Database commands shared by all modules.
+//! Helpers for database commands that all modules use.
 
 use bson::{Document, doc};
 use mongodb::Collection;
@@ -7,11 +7,11 @@ use vmwatch_store::{WRITE_TIMEOUT, command_span};
 
 use crate::MetricsError;
 
-/// Maximum number of statements per command: far below MongoDB's limits of 100,000 statements and 48 MB.
+/// Maximum number of statements per database command, far below MongoDB's limits of 100,000 statements and 48 MB.
 const MAX_STATEMENTS: usize = 1000;
 
-/// Executes update statements in any order, acknowledged by a majority. The driver's `update_one` would cost a round
-/// trip per statement, and its `bulk_write` requires MongoDB 8.
+/// Executes update statements in any order and waits until a majority of the database servers has acknowledged them.
+/// The driver's `update_one` would cost a round trip per statement, and its `bulk_write` requires MongoDB 8.
 pub(crate) async fn update<T: Send + Sync>(
     collection: &Collection<T>,
     statements: &[Document],
@@ -27,7 +27,8 @@ pub(crate) async fn update<T: Send + Sync>(
                 "writeConcern": { "w": "majority", "j": true, "wtimeout": wtimeout },
             })
             .await?;
-        // The command succeeds as a whole even if some of its statements failed.
+        // MongoDB reports success for the command as a whole even if some of its statements failed, so check each of
+        // them.
         for failure in ["writeErrors", "writeConcernError"] {
             if let Some(error) = reply.get(failure) {
                 return Err(MetricsError::Write(error.to_string()));
@@ -37,7 +38,7 @@ pub(crate) async fn update<T: Send + Sync>(
     Ok(())
 }
 
-/// Sends a query in its own span.
+/// Sends a query and records it in a tracing span of its own.
 pub(crate) async fn find<C: Send + Sync, T>(
     collection: &Collection<C>,
     query: impl IntoFuture<Output = mongodb::error::Result<T>>,

@@ -1,4 +1,4 @@
-//! The deadline of a request that may take several commands to the database.
+//! Deadline of a request that needs several database commands.
 
 use std::time::Duration;
 
@@ -7,23 +7,24 @@ use vmwatch_bus::Context;
 
 use crate::MetricsError;
 
-/// The time at which the caller stops waiting. Each database command gets the remaining time, so that all commands of a
-/// request end by then.
+/// Time at which the caller of a request stops waiting. Each database command gets the remaining time as its limit, so
+/// that all commands of the request end by then.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(Instant);
 
 impl Deadline {
-    /// A deadline this far from now.
+    /// Creates a deadline this far from now.
     pub fn after(limit: Duration) -> Self {
         Self(Instant::now() + limit)
     }
 
-    /// The deadline of a request.
+    /// The deadline of a bus request.
     pub fn of(context: &Context) -> Self {
         Self::after(context.remaining())
     }
 
-    /// The time that is left; an error once it has passed. MongoDB counts in milliseconds and takes zero for no limit.
+    /// Returns the remaining time, or an error if the deadline has passed. The result is at least one millisecond,
+    /// because MongoDB takes a limit of zero milliseconds as "no limit".
     pub fn left(self) -> Result<Duration, MetricsError> {
         let left = self.0.saturating_duration_since(Instant::now());
         if left < Duration::from_millis(1) {
@@ -38,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passed_deadline_is_an_error_and_never_zero() {
+    fn passed_deadline_gives_an_error_instead_of_zero_time() {
         assert!(Deadline::after(Duration::from_mins(1)).left().unwrap() <= Duration::from_mins(1));
         for limit in [Duration::ZERO, Duration::from_micros(900)] {
             assert!(matches!(

@@ -1,4 +1,4 @@
-//! Converts a sample into the documents to store.
+//! Converts a sample into the MongoDB documents to store.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,57 +13,57 @@ use vmwatch_api::{
 
 use crate::history::chart::{bucket_start, width_ms};
 
-/// The internal date field used for retention; it is never part of an answer.
+/// Name of the internal date field, which retention uses. It is never part of an answer.
 pub const SAMPLED_AT: &str = "sampled_at";
 
-/// How far a sample's time may be ahead of this clock. Guests' clocks drift, but a sample further ahead would be a VM's
-/// newest for too long.
+/// How far the time of a sample may be ahead of this service's clock. The clocks of guests drift, but a sample further
+/// ahead would remain the VM's newest sample for too long.
 const MAX_AHEAD: Duration = Duration::from_hours(24);
-/// Maximum rate, far above any hardware: 2^50 KiB/s.
+/// Maximum of a disk or network rate: 2^50 KiB/s, far above any hardware.
 const MAX_RATE: f64 = 1_125_899_906_842_624.0;
-/// Maximum CPU share: one process on 65,536 cores.
+/// Maximum CPU usage of a process in percent of one core: 65,536 cores.
 const MAX_CPU_SHARE: f64 = 100.0 * 65_536.0;
-/// The end of the year 9999 in Unix seconds.
+/// End of the year 9999, in Unix seconds.
 const MAX_SECOND: f64 = 253_402_300_800.0;
 
-/// Why a sample is refused permanently.
+/// Why a sample is refused for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// It has more rows than one message may hold.
-    #[error("it holds more than {SAMPLE_PART_ROWS} rows")]
+    /// The sample has more rows than one message may hold.
+    #[error("the sample has more than {SAMPLE_PART_ROWS} rows")]
     TooManyRows,
-    /// It has no rows.
-    #[error("it holds no row")]
+    /// The sample has no rows.
+    #[error("the sample has no rows")]
     Empty,
-    /// Its time is invalid.
-    #[error("its create_date is not a valid date, or is more than a day ahead of this clock")]
+    /// The time of the sample is invalid or too far in the future.
+    #[error("create_date is not a valid date, or is more than a day ahead of the service's clock")]
     Time,
-    /// A number is out of range.
+    /// A value of the sample is out of range; names the field.
     #[error("`{0}` is out of range")]
     Number(&'static str),
-    /// A process name is too long.
+    /// The name of a process is too long.
     #[error("`cmd` is longer than 256 bytes")]
     Name,
 }
 
-/// The documents of a sample, by collection.
+/// The MongoDB documents of a sample, by collection.
 #[derive(Debug, Default)]
 pub struct Documents {
-    /// VM rows.
+    /// Documents for the collection of VM rows.
     pub vms: Vec<RawDocumentBuf>,
-    /// Process rows.
+    /// Documents for the collection of process rows.
     pub processes: Vec<RawDocumentBuf>,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
 }
 
 impl Documents {
-    /// Total number of rows.
+    /// Total number of documents (rows).
     pub fn rows(&self) -> usize {
         self.vms.len() + self.processes.len()
     }
 
-    /// The start of the five-minute bucket that contains the VM row of a sample.
+    /// Start of the five-minute time bucket that contains the sample's VM row.
     pub fn five_minutes(&self, offset: UtcOffset) -> Option<u64> {
         let at = self
             .vms
@@ -79,7 +79,7 @@ impl Documents {
         ))
     }
 
-    /// Validates a sample and converts it into documents.
+    /// Validates a sample and converts it into MongoDB documents.
     pub fn from_sample(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
@@ -115,7 +115,7 @@ fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
     }
 }
 
-/// The maximum of a VM's measure. Counts are stored as 32-bit integers.
+/// Maximum value of a VM's measure. Counts are stored as 32-bit integers.
 fn max_value(unit: Unit) -> f64 {
     match unit {
         Unit::Percent => 100.0,
@@ -159,8 +159,8 @@ fn process_document(
     at: DateTime,
 ) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", process.cpu_util, MAX_CPU_SHARE)?;
-    // Shared pages count for each process, so a process may exceed the memory in use in the VM, but never its total
-    // memory.
+    // Memory that processes share counts for each of them. One process therefore may exceed the VM's memory in use, but
+    // never its total memory.
     within("mem", process.mem, 100.0)?;
     within("disk_read", process.disk_read, MAX_RATE)?;
     within("disk_write", process.disk_write, MAX_RATE)?;
@@ -192,26 +192,27 @@ fn process_document(
     })
 }
 
-/// Distinguishes the rows of one sample. Pids are reused, even within a sample: a process may end and another start
-/// with its pid.
+/// What distinguishes the rows of one sample. A pid alone is not enough, because pids are reused even within a sample:
+/// a process may end, and another may start with the same pid.
 #[derive(Debug, Clone, Copy)]
 pub enum RowIdentity {
-    /// The VM's own row.
+    /// The row of the VM itself.
     Vm,
-    /// A process's row.
+    /// The row of a process.
     Process {
-        /// The process id.
+        /// The process id (pid).
         pid: u32,
-        /// Start time, Unix seconds.
+        /// Start time of the process, in Unix seconds.
         started: f64,
     },
 }
 
-/// The `_id` of a row: the sample's second, as in any `ObjectId`, then 8 bytes of a SHA-256 hash of the row's identity.
-/// The same row always has the same id, so that a sample that is delivered twice is stored once.
+/// Computes the `_id` of a row: the second of the sample, as in any `ObjectId`, followed by 8 bytes of a SHA-256 hash
+/// of the row's identity. The same row always gets the same id, so that a sample that is delivered twice is stored
+/// once.
 pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIdentity) -> ObjectId {
     let mut hash = Sha256::new();
-    // The separator cannot occur in an instance id or a date.
+    // The separator between the hashed values cannot occur in an instance id or a date.
     hash.update(instance.as_bytes());
     hash.update([0]);
     hash.update(create_date.as_bytes());
@@ -221,7 +222,7 @@ pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIden
         hash.update(started.to_bits().to_be_bytes());
     }
     let digest: [u8; 32] = hash.finalize().into();
-    // The 32 bits for the second suffice until 2106, as in any ObjectId.
+    // 32 bits for the second suffice until 2106, as in any `ObjectId`.
     let second = u32::try_from(at.timestamp_millis().div_euclid(1000)).unwrap_or(0);
     let mut bytes = [0; 12];
     let (head, tail) = bytes.split_at_mut(4);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn stores_every_measure() {
+    fn document_of_a_sample_contains_every_measure() {
         let row = &documents(&sample()).unwrap().vms[0];
         let expected = VmMeasures {
             cpu_util: 0.0,
@@ -270,17 +271,18 @@ mod tests {
     }
 
     #[test]
-    fn row_id_is_stable_and_starts_with_sample_time() {
+    fn row_id_is_stable_and_starts_with_time_of_the_sample() {
         let (one, other) = (documents(&sample()).unwrap(), documents(&sample()).unwrap());
         assert_eq!(one.vms, other.vms);
         let id = one.vms[0].get_object_id("_id").unwrap();
         assert_eq!(id.timestamp().timestamp_millis(), 0x5869_0637 * 1000);
-        // The id must never change: otherwise rows redelivered after an upgrade would be stored twice.
+        // The id of a row must never change between versions; otherwise rows redelivered after an upgrade would be
+        // stored twice.
         assert_eq!(id.to_hex(), "586906378b3cb134ee7c3336");
     }
 
     #[test]
-    fn reused_pid_gets_another_row_id() {
+    fn process_that_reuses_a_pid_gets_another_row_id() {
         let mut twice = sample();
         twice.processes.push(ProcessSample {
             running_time: 1_482_236_600.0,
@@ -294,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_values_out_of_range() {
+    fn sample_with_value_out_of_range_is_refused() {
         let refused = |change: fn(&mut Sample)| {
             let mut sample = sample();
             change(&mut sample);

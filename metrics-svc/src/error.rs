@@ -9,7 +9,7 @@ use vmwatch_bus::{
     provision::{ProvisionError, setup::SetupError},
 };
 
-/// A failure of metrics-svc.
+/// Why metrics-svc, one of its commands or a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
     /// The database failed.
@@ -18,57 +18,58 @@ pub enum MetricsError {
     /// The database did not answer within this time.
     #[error("the row database did not answer within {0:?}")]
     Unanswered(Duration),
-    /// The database refused part of a command.
+    /// The database refused part of a write.
     #[error("the row database refused a write: {0}")]
     Write(String),
-    /// The deadline passed, so the result is not needed any more.
+    /// The deadline of the request passed, so its result is not needed any more.
     #[error("the deadline of the request passed between two commands to the database")]
     DeadlinePassed,
     /// A stored row is not valid BSON.
-    #[error("a stored row is damaged")]
+    #[error("a stored row is not valid BSON")]
     Damaged(#[from] bson::error::Error),
-    /// A page cannot be continued after a row that a program other than vmwatch stored without an `ObjectId` or a date.
+    /// The next page cannot be read, because this page ends at a row without an `ObjectId` or a date, written by
+    /// another program.
     #[error("a page ends at a stored row that has no ObjectId or no date")]
     NoCursor,
-    /// The process table on which the previous page ended is no longer stored.
+    /// The process table on which the previous page ended was deleted by retention.
     #[error("the process table of the previous page is no longer stored")]
     TableExpired,
-    /// Rows could not be encoded.
+    /// Rows could not be encoded as JSON.
     #[error("rows could not be encoded")]
     Encode(#[from] serde_json::Error),
-    /// JetStream failed.
+    /// A JetStream request failed.
     #[error("JetStream failed")]
     JetStream(#[source] async_nats::Error),
-    /// The bus could not be used.
+    /// The connection to the bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// A stream or consumer could not be opened or created.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
-    /// The audit is required and takes no record.
-    #[error("the command could not be recorded in the audit, so nothing was done")]
+    /// The audit record of a command could not be written, and the audit is required.
+    #[error("the audit record of the command could not be written, so nothing was done")]
     NotAudited(#[from] AuditError),
     /// The task that stores samples panicked.
-    #[error("ingestion ended before the service; the panic is in the log")]
+    #[error("the task that stores samples panicked; the panic is in the log")]
     IngestionEnded,
-    /// The command `setup` failed.
+    /// The `setup` command failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
     /// A listener, file or terminal failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// A command cannot be carried out; the text says why.
+    /// A command cannot be carried out, for the stated reason.
     #[error("{0}")]
     Refused(String),
 }
 
 impl MetricsError {
-    /// A failure of JetStream.
+    /// Wraps an error of JetStream.
     pub fn jetstream(error: impl Into<async_nats::Error>) -> Self {
         Self::JetStream(error.into())
     }
 
-    /// The error and its sources in one line, for the log.
+    /// Formats the error and its causes in one line, for the log.
     pub fn cause(&self) -> String {
         let mut text = self.to_string();
         let mut next = std::error::Error::source(self);
@@ -96,11 +97,9 @@ impl From<MetricsError> for Fault {
                 FaultKind::NotFound,
                 "the process table of the previous page is no longer stored; start again with the first page",
             ),
-            other => Self::new(
-                FaultKind::Internal,
-                "the query failed because of an internal error, which was logged",
-            )
-            .caused_by(other),
+            other => {
+                Self::new(FaultKind::Internal, "an internal error occurred; it was logged").caused_by(other)
+            }
         }
     }
 }

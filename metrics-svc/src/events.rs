@@ -1,4 +1,4 @@
-//! Publishes live events after rows are stored: at most once, and without ever delaying the rows.
+//! Publishes live events about stored rows, at most once and without ever delaying the storing of rows.
 
 use std::time::Duration;
 
@@ -29,11 +29,11 @@ use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, history:
 
 /// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
 const QUEUE_LENGTH: usize = 4096;
-/// Maximum number of sent events that are not acknowledged yet.
+/// Maximum number of published events that JetStream has not acknowledged yet.
 const MAX_UNACKNOWLEDGED: usize = 64;
-/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
+/// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// An event that is published again within this time, because its sample was redelivered, is stored once.
+/// If an event is published again within this time because its sample was redelivered, JetStream stores it only once.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
 /// Queues live events for publication.
@@ -44,11 +44,11 @@ pub(crate) struct Events {
 
 struct QueuedEvent {
     event: LiveEvent,
-    /// Message id; equal rows have equal ids.
+    /// Message id for JetStream's duplicate detection. Equal rows have equal ids.
     id: String,
 }
 
-/// The stream according to the settings.
+/// Configuration of the stream of live events according to the settings.
 pub(crate) fn stream(settings: &EventSettings) -> Config {
     Config {
         name: EVENT_STREAM.to_owned(),
@@ -65,27 +65,27 @@ pub(crate) fn stream(settings: &EventSettings) -> Config {
     }
 }
 
-/// Creates the stream if it is missing.
+/// Creates the stream of live events if it is missing.
 pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Result<(), MetricsError> {
     ensure_stream(jetstream, Service::Metrics, &stream(settings)).await?;
     Ok(())
 }
 
 impl Events {
-    /// Starts the task that publishes events; it ends when the last handle is dropped and all events are sent or
-    /// dropped.
+    /// Starts the task that publishes live events. The task ends when the last handle is dropped and all events have
+    /// been sent or dropped.
     pub(crate) fn start(jetstream: Context, settings: EventSettings) -> (Self, JoinHandle<()>) {
         let (queue, queued) = mpsc::channel(QUEUE_LENGTH);
         let sending = tokio::spawn(send_all(jetstream, settings, queued));
         (Self { queue }, sending)
     }
 
-    /// Publishes the event of a stored VM row.
+    /// Publishes a live event about a stored VM row.
     pub(crate) fn publish_sample(&self, row: &RawDocument) {
         self.enqueue(sample(row));
     }
 
-    /// Publishes the event of the process rows of one message.
+    /// Publishes a live event about the process rows of one message.
     pub(crate) fn publish_processes(&self, rows: &[RawDocumentBuf]) {
         self.enqueue(processes(rows));
     }
@@ -115,11 +115,11 @@ async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Rec
                 continue;
             }
             Ok(Err(error)) => error.cause(),
-            Err(_) => "it was not acknowledged in time".to_owned(),
+            Err(_) => "JetStream did not acknowledge the event in time".to_owned(),
         };
         lost();
         debug!(error, "publishing a live event failed; dropped it");
-        // Recreate the stream if it was deleted or the server lost its store.
+        // Recreate the stream if it was deleted or if the NATS server lost its data.
         if prepared.elapsed() > DEADLINE {
             prepared = Instant::now();
             warn!(
@@ -144,7 +144,7 @@ async fn send(jetstream: &Context, queued: QueuedEvent) -> Result<(), MetricsErr
     acknowledged.map(drop).map_err(MetricsError::jetstream)
 }
 
-/// The event of a VM row, or `None` if the row lacks a field.
+/// Creates the live event of a VM row, or returns `None` if the row lacks a field.
 fn sample(row: &RawDocument) -> Option<QueuedEvent> {
     let event = SampleEvent {
         instance_id: instance(row)?,

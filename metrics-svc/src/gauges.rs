@@ -1,4 +1,4 @@
-//! Gauges for alerts, measured periodically: VMs that fell silent, and the database's disk usage.
+//! Updates metrics for alerts periodically: the number of VMs that fell silent, and the disk usage of the database.
 
 use std::{
     sync::Arc,
@@ -13,21 +13,26 @@ use tracing::debug;
 
 use crate::{MetricsError, instances::Instances, store::RowStore};
 
-/// Interval of the measurements.
+/// Interval at which the metrics are updated.
 const INTERVAL: Duration = Duration::from_secs(5);
-/// For this long a silent VM counts as "fell silent"; after that it is assumed to be deleted or stopped on purpose.
+/// How long a silent VM counts as "fell silent". After this time it is assumed to be deleted or stopped on purpose.
 const COUNTED_FOR: Duration = Duration::from_mins(15);
 
-/// Sets the gauges until shutdown. A VM is silent when it has not reported for `silent_after`.
+/// Updates the metrics until shutdown. A VM counts as silent if it has not reported for `silent_after`.
 pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdown: CancellationToken) {
     loop {
-        // Runs in its own task, because dropping a driver call half-way is not safe.
+        // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
         let measuring = tokio::spawn(measure(Arc::clone(&store), silent_after));
         match shutdown.run_until_cancelled(measuring).await {
             None => return,
             Some(Ok(Ok(()))) => {}
-            Some(Ok(Err(error))) => debug!(cause = error.cause(), "measuring VMs and disk failed"),
-            Some(Err(error)) => debug!(%error, "measuring VMs and disk panicked"),
+            Some(Ok(Err(error))) => debug!(
+                cause = error.cause(),
+                "measuring silent VMs and disk usage of the database failed"
+            ),
+            Some(Err(error)) => {
+                debug!(%error, "measuring silent VMs and disk usage of the database panicked")
+            }
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {
             return;
@@ -50,7 +55,7 @@ async fn measure(store: Arc<RowStore>, silent_after: Duration) -> Result<(), Met
     Ok(())
 }
 
-/// Used and total bytes of the database's file system, if the server reports them.
+/// Returns used and total bytes of the database's file system, if the database server reports them.
 fn disk(stats: &Document) -> Option<(f64, f64)> {
     Some((number(stats, "fsUsedSize")?, number(stats, "fsTotalSize")?))
 }
@@ -70,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_disk_usage_if_reported() {
+    fn disk_usage_is_read_if_database_reports_it() {
         let stats = doc! { "ok": 1, "fsUsedSize": 3.5e9, "fsTotalSize": 10_000_000_000_i64 };
         assert_eq!(disk(&stats), Some((3.5e9, 1e10)));
         assert_eq!(disk(&doc! { "ok": 1, "fsUsedSize": 1 }), None);

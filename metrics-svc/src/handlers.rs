@@ -1,4 +1,4 @@
-//! The bus methods of metrics-svc.
+//! Handlers of the bus methods of metrics-svc.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ use crate::{
     store::RowKind,
 };
 
-/// Adds every method to the server.
+/// Registers all methods of metrics-svc with the bus server.
 pub(crate) fn register(
     server: Server,
     newest: &Arc<RowCache>,
@@ -37,7 +37,7 @@ pub(crate) fn register(
     process_queries(server, processes)
 }
 
-/// Methods of the documented API.
+/// Registers the methods that the documented API uses.
 fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
     let question = |kind, latest: Latest, cmd| RowQuery {
         kind,
@@ -69,7 +69,7 @@ fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
         .method(ProcessByName, bind(newest, by_name))
 }
 
-/// Methods for VMs and their history.
+/// Registers the methods for the list of VMs and their history.
 fn history_queries(server: Server, history: &Arc<History>) -> Server {
     server
         .method(VmList, bind(history, list_vms))
@@ -83,7 +83,7 @@ fn history_queries(server: Server, history: &Arc<History>) -> Server {
 }
 
 async fn list_vms(history: Arc<History>, context: Context, page: Page) -> Result<VmPage, MetricsError> {
-    // The method requires a role, so a principal is always present; without one nothing is in scope.
+    // The method requires a role, so a principal is always present; if it were missing, no VM would be in scope.
     let nothing = Scope::Only(Vec::new());
     let scope = context
         .principal
@@ -98,7 +98,7 @@ async fn get_vm(history: Arc<History>, context: Context, target: Target) -> Resu
     found.ok_or_else(no_such_vm)
 }
 
-/// Methods for processes at any time.
+/// Registers the methods for processes, now and at earlier times.
 fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
     server
         .method(

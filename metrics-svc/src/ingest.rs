@@ -1,5 +1,5 @@
-//! Moves samples from JetStream into the store. A sample is acknowledged only after it is stored, and a malformed one
-//! does not block others.
+//! Moves samples from JetStream into the database. A sample is acknowledged only after it is stored, and a malformed
+//! sample does not block others.
 //!
 //! ```text
 //! pull ─> check, make documents ─> batch (rows or time) ─> insert, majority ─> acknowledge
@@ -8,11 +8,12 @@
 //!               per minute and VM                              └ refused for a transient reason: retry, then return
 //! ```
 //!
-//! A message that was delivered five times and never stored may crash the service. It is written alone, with a record
-//! of that in the database; after three crashes that left such a record it becomes a dead letter ([`suspects`]).
+//! A message that was delivered five times and never stored may crash the service. Such a suspect message is written
+//! alone, and a record in the database marks the attempt. After three crashes that left such a record, the message
+//! becomes a dead letter ([`suspects`]).
 //!
-//! One batch is filled while the previous one is written, so memory is bounded by three batches (one being written, one
-//! queued, one filling) and one pull.
+//! One batch is filled while the previous one is written. Memory is therefore bounded by three batches (one being
+//! written, one queued, one being filled) and one pull.
 
 mod batch;
 pub mod dead_letter;
@@ -58,14 +59,15 @@ use crate::{
     streams,
 };
 
-/// Bytes requested in one pull.
+/// Maximum number of bytes requested in one pull from JetStream.
 const PULL_BYTES: usize = 4 << 20;
-/// From this delivery on, a message is written alone.
+/// From this delivery on, a message is written to the database alone, because earlier attempts may have crashed the
+/// service.
 const ALONE_AT_DELIVERY: i64 = 5;
-/// Pause between attempts while the stream cannot be read.
+/// Pause before the next attempt to read the stream of samples.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Moves samples into the store.
+/// Moves samples from JetStream into the database.
 pub struct Ingest {
     bus: Bus,
     store: Arc<RowStore>,
@@ -78,14 +80,14 @@ pub struct Ingest {
     offset: UtcOffset,
 }
 
-/// Rate limits and refusals, kept across reconnections to the stream.
+/// State that is kept across reconnections to the stream: rate limits per VM and recent refusals.
 struct Intake {
     rates: Rates,
     refusals: Refusals,
 }
 
 impl Ingest {
-    /// Prepares ingestion.
+    /// Prepares the ingestion of samples.
     pub(crate) fn new(
         bus: &Bus,
         store: Arc<RowStore>,
@@ -107,8 +109,8 @@ impl Ingest {
         }
     }
 
-    /// Runs until shutdown, or until the writer panics. JetStream redelivers samples that were pulled and not stored by
-    /// then.
+    /// Ingests samples until shutdown, or until the writer task panics. JetStream redelivers samples that were received
+    /// but not stored by then.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
@@ -117,7 +119,7 @@ impl Ingest {
             rates: Rates::new(self.rate),
             refusals,
         };
-        // After a panic of the writer nothing is stored any more.
+        // If the writer task has panicked, nothing would be stored any more, so stop.
         while !shutdown.is_cancelled() && !batches.is_closed() {
             if let Err(error) = self.pull(&mut intake, &batches, &shutdown).await {
                 let cause = error.cause();
@@ -129,12 +131,12 @@ impl Ingest {
         drop((batches, intake));
         for task in [writing, publishing] {
             if let Err(error) = task.await {
-                warn!(%error, "a background task of ingestion panicked");
+                warn!(%error, "a background task for storing samples panicked");
             }
         }
-        // Send the last acknowledgements; otherwise their samples would be redelivered.
+        // Wait until the last acknowledgements are sent; otherwise their samples would be redelivered.
         self.bus.flush(PAUSE).await;
-        info!("ingestion stopped");
+        info!("storing samples stopped");
     }
 
     fn writer(&self) -> Writer {
@@ -144,7 +146,8 @@ impl Ingest {
             self.events.clone(),
             self.jetstream(),
             self.offset,
-            // The `ack_wait` of the existing consumer, which `setup` may not have changed yet.
+            // Use the `ack_wait` of the existing consumer, because `setup` may not have changed it to the configured
+            // value yet.
             self.consumer.cached_info().config.ack_wait,
         )
     }
@@ -153,7 +156,7 @@ impl Ingest {
         self.bus.jetstream()
     }
 
-    /// Recreates the stream and consumer if they were deleted or the server lost its store.
+    /// Recreates the stream and the consumer if they were deleted or if the NATS server lost its data.
     async fn prepare_again(&mut self, shutdown: &CancellationToken) {
         let prepared = streams::prepare(self.bus.jetstream(), &self.stream);
         match shutdown.run_until_cancelled(prepared).await {
@@ -163,7 +166,7 @@ impl Ingest {
         }
     }
 
-    /// Pulls and fills batches until shutdown or an error.
+    /// Receives messages and fills batches until shutdown or an error.
     async fn pull(
         &self,
         intake: &mut Intake,
@@ -215,7 +218,7 @@ impl Ingest {
     }
 
     /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
-    /// returned to the caller, to be written alone. Malformed messages count towards their VM's rate as well.
+    /// given back to the caller, which writes it alone. Malformed messages count towards the rate of their VM as well.
     async fn take(&self, intake: &mut Intake, batch: &mut Batch, message: Message) -> Option<Message> {
         let documents = read(&message, self.offset);
         let good = documents.as_ref().ok();
@@ -241,7 +244,7 @@ impl Ingest {
                 return None;
             }
         };
-        // Deliveries that were returned because of the VM's rate do not count.
+        // Do not count deliveries after which the message was returned only because of its VM's rate.
         if delivery.delivered - returns >= ALONE_AT_DELIVERY {
             return Some(message);
         }
@@ -253,15 +256,15 @@ impl Ingest {
     }
 }
 
-/// The documents of a message, or why it is refused permanently.
+/// Decodes and validates a message, or states why it is refused for good.
 fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
     if message.payload.len() > SAMPLE_PART_BYTES {
-        return Err(format!("it is larger than {SAMPLE_PART_BYTES} bytes"));
+        return Err(format!("the message is larger than {SAMPLE_PART_BYTES} bytes"));
     }
-    let sample: Sample =
-        serde_json::from_slice(&message.payload).map_err(|error| format!("it is not a sample: {error}"))?;
+    let sample: Sample = serde_json::from_slice(&message.payload)
+        .map_err(|error| format!("the message is not a sample: {error}"))?;
     if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-        return Err("its instance_id differs from that in its subject".to_owned());
+        return Err("instance_id differs from the VM in the message's subject".to_owned());
     }
     Documents::from_sample(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
 }
@@ -279,8 +282,8 @@ async fn hand_over(batches: &mpsc::Sender<Work>, batch: &mut Batch) {
 }
 
 async fn send(batches: &mpsc::Sender<Work>, work: Work) {
-    // The writer outlives the sender: it ends when the channel is closed.
+    // The writer task runs until the channel is closed, so sending fails only if the task has panicked.
     if batches.send(work).await.is_err() {
-        warn!("batch writer ended; JetStream will redeliver the batch");
+        warn!("the task that writes batches has ended; JetStream will redeliver this batch");
     }
 }

@@ -1,12 +1,12 @@
-//! Stores the newest row of each VM in one collection, so that a list of a thousand VMs takes one query.
+//! Stores the newest row of each VM in one collection, so that listing a thousand VMs takes one query.
 //!
 //! ```text
 //! vm_samples_instances  { _id: "vm-1", newest: { create_date, at, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
 //! ```
 //!
 //! All fields are written with `$max`, which compares documents by their first field: the newest row by its date, and a
-//! point of the sparkline by its three-minute slot and then by its value. The points form a ring in which a newer slot
-//! replaces the one of an hour before. So an older row never replaces a newer one, in whatever order replicas write.
+//! point of the sparkline by its three-minute slot and then by its value. So an older row never replaces a newer one,
+//! in whatever order replicas write. The points form a ring in which a new slot replaces the slot of an hour before.
 //! `sampled_at` is the time of the last report; retention removes a VM from the list together with its last row.
 
 use std::{
@@ -39,18 +39,18 @@ use crate::{
 /// The collection of VMs.
 pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
-    /// The same collection, with the read settings for requests.
+    /// The same collection with the read settings for requests.
     reading: Collection<RawDocumentBuf>,
 }
 
-/// The newest row and recent CPU maxima among some rows of a VM.
+/// The newest row and the recent CPU maxima among some rows of a VM.
 #[derive(Debug, Clone)]
 pub(crate) struct Report {
     instance: InstanceId,
     newest: Option<Newest>,
-    /// Maximum CPU of each three-minute slot.
+    /// Maximum CPU usage in each three-minute slot.
     cpu: BTreeMap<u64, f64>,
-    /// When the rows were reported; `None` for rows that were loaded or rebuilt.
+    /// Time at which the VM reported the rows; `None` for rows that were loaded or rebuilt.
     reported: Option<SystemTime>,
 }
 
@@ -62,7 +62,7 @@ struct Newest {
 }
 
 impl Report {
-    /// A report without rows.
+    /// Creates a report without rows.
     pub(crate) const fn new(instance: InstanceId) -> Self {
         Self {
             instance,
@@ -78,7 +78,7 @@ impl Report {
         self
     }
 
-    /// Adds a row.
+    /// Adds a row to the report.
     pub(crate) fn add(&mut self, at_ms: u64, row: &VmRow<'_>) {
         if self
             .newest
@@ -100,7 +100,7 @@ impl Report {
         }
     }
 
-    /// The update statement, or `None` if there are no rows.
+    /// Returns the update statement, or `None` if the report has no rows.
     fn statement(&self) -> Option<Document> {
         let newest = self.newest.as_ref()?;
         let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
@@ -123,13 +123,13 @@ impl Report {
     }
 }
 
-/// Deadline of a count, which uses the index on the last report.
+/// Deadline of a database command that counts VMs. It uses the index on the last report.
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Suffix of the collection's name.
 const SUFFIX: &str = "instances";
 
-/// The date of a VM's newest row. It may lag by a few seconds, and rows written by the software of 2017 are
-/// missing until they are rebuilt.
+/// Returns the date of a VM's newest row. The date may lag by a few seconds, and it is missing for rows of the software
+/// of 2017 until they are rebuilt.
 pub(crate) async fn last_report(
     rows: &RowStore,
     instance: &InstanceId,
@@ -153,7 +153,7 @@ pub(crate) async fn last_report(
 }
 
 impl Instances {
-    /// Opens the collection next to the rows.
+    /// Opens the collection of VMs, which is in the same database as the rows.
     pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             instances: rows.beside(SUFFIX),
@@ -161,12 +161,12 @@ impl Instances {
         }
     }
 
-    /// Applies retention, so that a VM leaves the list together with its last row.
+    /// Applies the retention, so that a VM leaves the list together with its last row.
     pub(crate) async fn prepare(&self, rows: &RowStore, keep_rows: Duration) -> Result<(), MetricsError> {
         retention::apply(rows.database(), &self.instances, keep_rows).await
     }
 
-    /// Writes reports.
+    /// Writes the reports of several VMs.
     pub(crate) async fn note(&self, reports: &[Report]) -> Result<(), MetricsError> {
         let statements: Vec<_> = reports.iter().filter_map(Report::statement).collect();
         update(&self.instances, &statements).await
@@ -180,7 +180,7 @@ impl Instances {
         Ok(())
     }
 
-    /// The number of VMs whose last report is within this time.
+    /// Counts the VMs whose last report is within this time.
     pub(crate) async fn last_reported_within(&self, time: Range<SystemTime>) -> Result<u64, MetricsError> {
         let (from, until) = (
             DateTime::from_system_time(time.start),
@@ -191,7 +191,7 @@ impl Instances {
         find(&self.instances, query).await
     }
 
-    /// A page of the VMs in scope.
+    /// Reads a page of the VMs in scope.
     pub(crate) async fn list(
         &self,
         page: &Page,
@@ -234,7 +234,7 @@ impl Instances {
         Ok(listed)
     }
 
-    /// One VM.
+    /// Reads one VM.
     pub(crate) async fn get(
         &self,
         instance: &InstanceId,
@@ -249,7 +249,7 @@ impl Instances {
     }
 }
 
-/// Converts a stored VM into an answer.
+/// Converts a stored VM into an entry of an answer.
 fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, MetricsError> {
     let Ok(instance_id) = document.get_str("_id")?.parse() else {
         return Ok(None);
@@ -272,7 +272,7 @@ fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, Met
     }))
 }
 
-/// The sparkline of the last hour, from the ring.
+/// Reads the sparkline of the last hour from the stored ring.
 fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, MetricsError> {
     let mut points = vec![None; SPARKLINE_POINTS];
     let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) else {
@@ -285,7 +285,7 @@ fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, Me
             continue;
         };
         let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
-        // The last point is the current slot; slots ahead of the clock are not shown yet.
+        // The last point of the sparkline is the current slot. Skip slots that are ahead of this clock.
         let back = now.checked_sub(slot).and_then(|back| usize::try_from(back).ok());
         let place = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
         if let Some(at) = place.and_then(|place| points.get_mut(place)) {

@@ -1,8 +1,8 @@
 //! Stores rows of VMs and processes in MongoDB and answers queries for them.
 //!
-//! Its three parts share only the store: [`ingest`] moves samples from JetStream into it, [`history`] maintains rollups
-//! and the newest row of each VM, and the handlers answer queries. Every replica does all three; JetStream distributes
-//! the samples among replicas, and a queue group the requests.
+//! Its three parts share only the database: [`ingest`] moves samples from JetStream into it, [`history`] maintains the
+//! rollups and the newest row of each VM, and the handlers answer queries. Every replica does all three. JetStream
+//! distributes the samples among the replicas, and a NATS queue group distributes the requests.
 
 pub mod commands;
 pub mod config;
@@ -42,11 +42,11 @@ use crate::{
     store::RowStore,
 };
 
-/// Serves until shutdown, then drains.
+/// Runs the service until shutdown, then lets running requests finish.
 pub async fn run(settings: MetricsSettings, program: Program) -> Result<(), MetricsError> {
     let bus = Bus::connect(Service::Metrics.name(), &settings.bus).await?;
     clock::watch(&bus, SAMPLE_STREAM, program.shutdown().clone());
-    let waiting_for = "waiting for the database, the sample stream and the subscriptions";
+    let waiting_for = "waiting for the database, the stream of samples and the bus subscriptions";
     let connected = bus.clone();
     let check = move || connected.check_connected();
     program.start_health(settings.health, waiting_for, check).await?;
@@ -106,7 +106,8 @@ async fn serve(
     let server = handlers::register(server, &newest, &history, &processes);
     let answering = server.run(shutdown.clone(), || program.set_serving());
     let mut answering = pin!(answering);
-    // If ingestion fails, the replica ends and is restarted; otherwise it would stay ready without storing samples.
+    // If storing samples fails, end the process so that it is restarted. Otherwise this replica would stay ready
+    // without storing samples.
     tokio::select! {
         outcome = &mut answering => {
             outcome?;

@@ -9,7 +9,7 @@ use vmwatch_service::{cli, program};
 
 const PROGRAM: &str = "vmwatch-metrics";
 
-/// Stores rows of VMs and processes that agents publish, and serves `metrics.*` on the bus.
+/// Stores the samples of VMs and processes that agents publish, and answers `metrics.*` requests on the bus.
 #[derive(Parser)]
 #[command(name = PROGRAM, version)]
 struct Arguments {
@@ -19,7 +19,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Store samples and serve on the bus (the default without a command).
+    /// Run the service: store samples and answer requests on the bus (the default if no command is given).
     Serve,
     #[command(flatten)]
     Operator(OperatorCommand),

@@ -1,4 +1,5 @@
-//! Retention of rows by a TTL index on the internal date. Rows without that date, from the software of 2017, are kept.
+//! Retention of rows by a TTL index on their internal date. Rows of the software of 2017 have no internal date and are
+//! kept.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::{MetricsError, documents::SAMPLED_AT};
 
 const INDEX: &str = "retention";
 
-/// Creates the TTL index, or changes an existing one in place.
+/// Creates the TTL index, or changes the existing one in place.
 pub(crate) async fn apply(
     database: &Database,
     rows: &Collection<RawDocumentBuf>,
@@ -43,16 +44,16 @@ pub(crate) async fn apply(
     info!(
         collection = rows.name(),
         days = keep.as_secs() / 86_400,
-        "retention set"
+        "retention of a collection changed"
     );
     Ok(())
 }
 
-/// The retention currently set in the database.
+/// Reads the retention that is currently set in the database.
 async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
     let indexes: Vec<IndexModel> = match rows.list_indexes().await {
         Ok(indexes) => indexes.try_collect().await?,
-        // A collection does not exist before the first write.
+        // A collection does not exist before the first write to it, so this is not an error.
         Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };

@@ -1,8 +1,7 @@
-//! Coalesces equal reads of newest rows (single-flight) and reuses their answers for a short time.
+//! Lets equal concurrent reads of newest rows share one query (single-flight), and reuses the answer for a short time.
 //!
-//! A read that equals a running one waits for its answer. An answer is reused for the configured time, counted from the
-//! start of its query, so no answer is older than that however slow the database is. The cache is independent of users:
-//! the caller's access to the VM is checked before.
+//! An answer is reused for the configured time, counted from the start of its query. So no answer is older than that,
+//! however slow the database is. The cache does not depend on users: the caller's access to the VM is checked before.
 
 use std::{sync::Arc, time::Duration};
 
@@ -23,39 +22,39 @@ use crate::{
     store::{Query, RowKind, RowStore},
 };
 
-/// Maximum memory of cached answers, in bytes.
+/// Maximum total size of cached answers, in bytes.
 const MAX_CACHE_BYTES: u64 = 6 << 20;
-/// Memory of an answer in addition to its rows: the key, the future and the cache's bookkeeping.
+/// Memory that an answer takes in addition to its rows: the key, the future and the cache's bookkeeping.
 const OVERHEAD_BYTES: u32 = 600;
-/// Assumed maximum size of a row as JSON, which takes 250 to 350 bytes. An answer with more bytes per row is not
+/// Assumed maximum size of a row as JSON; rows normally take 250 to 350 bytes. An answer with more bytes per row is not
 /// cached.
 const ROW_BYTES: u32 = 512;
 
-/// A query for newest rows; equal queries have equal answers.
+/// A query for newest rows. Equal queries have equal answers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RowQuery {
-    /// VM rows or process rows.
+    /// Whether to read VM rows or process rows.
     pub kind: RowKind,
-    /// The VM.
+    /// The VM whose rows to read.
     pub instance: InstanceId,
-    /// Only processes with this name.
+    /// Only rows of processes with this name.
     pub cmd: Option<String>,
     /// Maximum number of rows.
     pub limit: Limit,
-    /// Only rows after this position, which are older.
+    /// Only rows that come after this row in the answer, so that they are older.
     pub before: Option<RowPlace>,
 }
 
 type Read = Shared<BoxFuture<'static, Result<RowPage, Fault>>>;
 
-/// Reads newest rows, with coalescing and caching.
+/// Reads newest rows and caches the answers.
 pub struct RowCache {
     store: Arc<RowStore>,
     reads: Option<Cache<RowQuery, Read>>,
 }
 
 impl RowCache {
-    /// Reuses an answer for the time `keep`; with zero every read is its own query.
+    /// Creates a cache that reuses an answer for the time `keep`. With zero, every read is a query of its own.
     pub fn new(store: &Arc<RowStore>, keep: Duration) -> Self {
         let reads = || {
             Cache::builder()
@@ -70,13 +69,13 @@ impl RowCache {
         }
     }
 
-    /// A page of the newest rows, as [`RowStore::latest`] has it.
+    /// Reads a page of the newest rows, like [`RowStore::latest`].
     pub async fn rows(&self, question: RowQuery, deadline: Deadline) -> Result<RowPage, Fault> {
         let Some(reads) = &self.reads else {
             return self.query(question, deadline).await;
         };
-        // A shared query may have failed because its first caller's deadline passed, so try once more; a second failure
-        // comes from the database.
+        // Try again once, because a shared query may have failed only because its first caller's deadline passed. If
+        // the second attempt fails, the database itself has failed.
         for _ in 0..2 {
             let mut mine = false;
             let read = reads.get_with(question.clone(), || {

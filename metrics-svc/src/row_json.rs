@@ -1,12 +1,12 @@
-//! Encodes a stored row as JSON directly from BSON: exactly the documented keys in the documented order.
+//! Encodes a stored row as JSON directly from BSON, with exactly the documented keys in the documented order.
 
 use bson::{RawBsonRef, RawDocument};
 use metrics::counter;
 
 use crate::MetricsError;
 
-/// Appends the row as a JSON object with these keys in this order. A missing key becomes null; so does a value of a
-/// type that no agent writes (a date, a nested document), which is counted.
+/// Appends the row as a JSON object with these keys in this order. A missing key becomes null. So does a value of a
+/// type that no agent writes, such as a date or a nested document; such values are counted.
 pub fn push_row<const N: usize>(
     out: &mut Vec<u8>,
     row: &RawDocument,
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn encodes_exactly_documented_keys() {
+    fn row_json_has_exactly_the_documented_keys() {
         let row = rawdoc! {
             "_id": "58690637594c10403e25b049".parse::<ObjectId>().unwrap(),
             "proc": 95, "mem": 8.6, "net_outgoing": f64::NAN, "cpu_util": 0.0, "disk_read": 7_i64,

@@ -1,4 +1,4 @@
-//! The rows in MongoDB: two collections, one flat document a row.
+//! The rows of VMs and processes in MongoDB: two collections, with one flat document per row.
 
 use std::{
     future::IntoFuture,
@@ -28,13 +28,13 @@ use crate::{
     retention, row_json,
 };
 
-/// The code of a unique index that says no: the row is stored already.
+/// MongoDB error code for a duplicate key, which means that the row is stored already.
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
-/// How far back [`RowStore::latest`] looks first. A VM that reports each ten seconds has its newest ten rows in the
-/// shorter.
+/// Time ranges that [`RowStore::latest`] searches first. For a VM that reports every ten seconds, the shorter one
+/// contains its newest ten rows.
 const RECENT: [Duration; 2] = [Duration::from_mins(2), Duration::from_mins(30)];
-/// How far back it looks then: from now, or from the last report of a VM that is silent.
+/// Time ranges that [`RowStore::latest`] searches next: back from now or, if the VM is silent, from its last report.
 const STEPS: [Duration; 5] = [
     Duration::from_mins(2),
     Duration::from_mins(30),
@@ -43,74 +43,74 @@ const STEPS: [Duration; 5] = [
     Duration::from_hours(2400),
 ];
 
-/// Which rows.
+/// The two kinds of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowKind {
-    /// Of VMs.
+    /// Rows of VMs.
     Vm,
-    /// Of processes.
+    /// Rows of processes.
     Process,
 }
 
-/// Asks for the newest rows.
+/// A query for the newest rows of a VM.
 #[derive(Debug, Clone, Copy)]
 pub struct Query<'a> {
-    /// Which rows.
+    /// Whether to read VM rows or process rows.
     pub kind: RowKind,
-    /// Of which VM.
+    /// The VM whose rows to read.
     pub instance: &'a InstanceId,
-    /// Of processes of this name only.
+    /// Only rows of processes with this name.
     pub cmd: Option<&'a str>,
-    /// At most how many.
+    /// Maximum number of rows.
     pub limit: Limit,
-    /// Only rows behind this place.
+    /// Only rows that come after this row in the answer, so that they are older.
     pub before: Option<&'a RowPlace>,
 }
 
-/// A document of an insert that the database did not store.
+/// A document that the database did not store when it was inserted with others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unstored {
-    /// Its place among the documents of the insert.
+    /// Index of the document among those of the insert.
     pub index: usize,
     /// MongoDB's error code.
     pub code: i32,
-    /// The database's words.
+    /// The database's error message.
     pub words: String,
 }
 
-/// The newest rows as far as they are found.
+/// A search for the newest rows, with the rows found so far.
 struct Search<'a> {
     query: Query<'a>,
-    /// The deadline of each command.
+    /// Deadline of the whole search.
     deadline: Deadline,
-    /// A JSON array that is not closed yet.
+    /// The rows found so far, as a JSON array without its closing bracket.
     rows: Vec<u8>,
     room: PageRoom,
-    /// From here on all is found.
+    /// All rows from this date on have been found.
     before: Option<CreateDate>,
     /// The last row of the page.
     last: LastRow,
-    /// Whether a row was found that the page has no room for.
+    /// Whether a row was found that did not fit into the page.
     full: bool,
 }
 
-/// What the place of a row is made of.
+/// Date and id of a row, which mark the end of a page.
 #[derive(Debug, Default)]
 struct LastRow {
     create_date: String,
     id: Option<ObjectId>,
 }
 
-/// The rows in the database.
+/// Access to the rows in the database.
 pub struct RowStore {
-    /// For reads on behalf of requests.
+    /// Collections for reads on behalf of requests.
     reads: RowCollections,
-    /// For writes and for reads that later writes rest on.
+    /// Collections for writes, and for reads on which later writes depend.
     durable: RowCollections,
     offset: UtcOffset,
 }
 
-/// The collections of rows over one client.
+/// The collections of rows, accessed through one database client.
 struct RowCollections {
     database: Database,
     vms: Collection<RawDocumentBuf>,
@@ -118,10 +118,10 @@ struct RowCollections {
 }
 
 impl RowStore {
-    /// Prepares the collections; nothing is asked of the database yet.
+    /// Opens the collections, without sending a command to the database yet.
     pub async fn open(store: &StoreSettings, rows: &RowSettings) -> Result<Self, MetricsError> {
         let name = Service::Metrics.name();
-        // An acknowledged sample is on the disk of a majority: it is deleted from the stream after that.
+        // Acknowledged samples are deleted from the stream, so a write must be on the disks of a majority before that.
         let durable = store.open_durable(&format!("{name}-durable")).await?;
         Ok(Self {
             reads: RowCollections::of(store.open(name).await?, rows),
@@ -130,14 +130,14 @@ impl RowStore {
         })
     }
 
-    /// Makes the indexes, and fits the retention to the settings.
+    /// Creates the indexes, and applies the retention settings to the collections.
     pub async fn prepare(&self, retention: &RetentionSettings) -> Result<(), MetricsError> {
         let index = |keys: Document, name: &str| {
             let options = IndexOptions::builder().name(name.to_owned()).build();
             IndexModel::builder().keys(keys).options(options).build()
         };
-        // Ascending, although the newest are asked for first: MongoDB walks an index either way, and the stand-in of
-        // development bounds a range of time only in an ascending one.
+        // The indexes are ascending although the newest rows are read first: MongoDB can read an index in both
+        // directions, and the substitute for MongoDB in development limits a time range only in an ascending index.
         let by_time = || {
             index(
                 doc! { "instance_id": 1, "create_date": 1, "_id": 1 },
@@ -159,33 +159,33 @@ impl RowStore {
         retention::apply(database, processes, retention.processes).await
     }
 
-    /// The collection of a kind, for writes and for reads that later writes rest on.
+    /// Returns the collection of this kind of rows, for writes and for reads on which later writes depend.
     pub const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
         self.durable.collection(kind)
     }
 
-    /// The collection of a kind, for reads on behalf of requests.
+    /// Returns the collection of this kind of rows, for reads on behalf of requests.
     pub(crate) const fn reading(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
         self.reads.collection(kind)
     }
 
-    /// A collection that is kept beside the VM rows and made of them: `vm_samples_5m`, where those are `vm_samples`; for
-    /// writes and for reads that later writes rest on.
+    /// Opens a collection that is derived from the VM rows and named after their collection, such as `vm_samples_5m`.
+    /// For writes and for reads on which later writes depend.
     pub(crate) fn beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
         self.durable.beside(suffix)
     }
 
-    /// As [`RowStore::beside`], for reads on behalf of requests.
+    /// Opens a derived collection like [`RowStore::beside`], for reads on behalf of requests.
     pub(crate) fn reading_beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
         self.reads.beside(suffix)
     }
 
-    /// The database itself, for commands that are not about rows.
+    /// The database itself, for commands that do not concern rows.
     pub(crate) const fn database(&self) -> &Database {
         &self.durable.database
     }
 
-    /// Ends the connections, at the end of a program.
+    /// Closes the connections to the database when a program ends.
     pub(crate) async fn close(&self) {
         tokio::join!(
             vmwatch_store::close(&self.reads.database),
@@ -193,16 +193,16 @@ impl RowStore {
         );
     }
 
-    /// The offset of every `create_date`.
+    /// UTC offset of every `create_date`.
     pub(crate) const fn offset(&self) -> UtcOffset {
         self.offset
     }
 
-    /// A page of the newest rows, newest first, as a JSON array in the documented key order.
+    /// Reads a page of the newest rows, newest first, as a JSON array in the documented key order.
     ///
-    /// It asks for the recent past first and widens the range until it has enough; of a VM that is silent it looks
-    /// back from the last report. So the cost depends on what is answered, not on the length of the history, on a
-    /// database that walks the index in order and on one that sorts what is in range.
+    /// The search begins with the recent past and widens the time range until the page is full. For a silent VM it goes
+    /// back from the VM's last report. The cost therefore depends on the size of the answer and not on the length of
+    /// the history, whether the database reads an index in order or sorts all rows in range.
     pub async fn latest(&self, query: Query<'_>, deadline: Deadline) -> Result<RowPage, MetricsError> {
         let mut search = Search {
             query,
@@ -232,8 +232,7 @@ impl RowStore {
         search.into_page()
     }
 
-    /// Adds what is missing from a range that begins then, or at the beginning of all, and ends where the search has
-    /// come to.
+    /// Adds the rows between this time (or the beginning of the history) and the oldest time searched so far.
     async fn look(&self, search: &mut Search<'_>, from: Option<SystemTime>) -> Result<(), MetricsError> {
         let from = from.map(|moment| CreateDate::at(moment, self.offset));
         let searched = from.is_some() && search.before.is_some() && from >= search.before;
@@ -246,7 +245,7 @@ impl RowStore {
         Ok(())
     }
 
-    /// Adds the rows that pass a filter, newest first, until the page has no room for more.
+    /// Adds the rows that match a filter, newest first, until the page is full.
     async fn read(&self, search: &mut Search<'_>, filter: Document) -> Result<(), MetricsError> {
         if search.is_over() {
             return Ok(());
@@ -266,8 +265,8 @@ impl RowStore {
         Ok(())
     }
 
-    /// Stores documents; those that are stored already count as stored. The documents that the database did not store come
-    /// back.
+    /// Inserts documents. A document that exists already counts as stored. Returns the documents that the database did
+    /// not store.
     pub async fn insert(
         &self,
         kind: RowKind,
@@ -328,7 +327,7 @@ impl Search<'_> {
         self.full || self.room.items() == 0
     }
 
-    /// Adds a row, if the page has room for it.
+    /// Adds a row if it fits into the page.
     fn add(&mut self, row: &RawDocument) -> Result<(), MetricsError> {
         let before = self.rows.len();
         let rows = &mut self.rows;
@@ -365,7 +364,7 @@ impl Search<'_> {
         })
     }
 
-    /// The rows of the date of this place that come behind it.
+    /// Filter for the rows that have the date of this row and come after it in the answer.
     fn rows_of_one_date(&self, place: &RowPlace) -> Result<Document, MetricsError> {
         let id: ObjectId = place.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
         let mut filter = self.filter(None);
@@ -374,7 +373,7 @@ impl Search<'_> {
         Ok(filter)
     }
 
-    /// What is not found yet, from a date on.
+    /// Filter for the rows that have not been searched yet, from this date on.
     fn filter(&self, from: Option<&CreateDate>) -> Document {
         let mut filter = doc! { "instance_id": self.query.instance.as_str() };
         if let Some(cmd) = self.query.cmd {

@@ -1,4 +1,4 @@
-//! Defines the streams of samples, with every limit explicit. No other code creates them.
+//! Defines the streams of samples and of dead letters, with every limit explicit. No other code creates them.
 
 use std::time::Duration;
 
@@ -22,21 +22,22 @@ use crate::{
     events,
 };
 
-/// The durable consumer that all replicas share.
+/// Name of the durable consumer that all replicas share.
 const CONSUMER: &str = "store";
-/// Maximum number of messages delivered to all replicas together and not acknowledged. Each replica holds at most three
-/// batches, whose messages may have one row each; the server keeps about 100 bytes per message.
+/// Maximum number of messages that are delivered to all replicas together and not acknowledged yet. Each replica holds
+/// at most three batches, whose messages may have one row each. The NATS server needs about 100 bytes per message.
 const MAX_ACK_PENDING: i64 = 50_000;
-/// Messages returned because of their VM's rate also count as unacknowledged: this many VMs above their rate leave room
-/// for others.
+/// Number of VMs above their rate that leave room for other VMs. Messages that were returned because of their VM's rate
+/// also count as unacknowledged.
 const VMS_ABOVE_RATE: i64 = 25;
-/// The minimum that the server accepts; the default is two minutes. Agents send no message ids, because all VMs share a
-/// stream's ids: the server would remember the ids that a guest sends, 60 KB each, for this long.
+/// JetStream's duplicate window, set to the minimum that the server accepts (the default is two minutes). Agents send
+/// no message ids, because all VMs would share the ids of the stream. The server would remember the ids that a guest
+/// sends, 60 KB each, for this long.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
-/// All streams and consumers of this service according to the settings.
+/// Returns all streams and consumers of this service according to the settings.
 pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     [
         dead_letters(&settings.stream).into(),
@@ -48,7 +49,7 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     ]
 }
 
-/// Opens the streams of samples and their consumer, and creates those that are missing.
+/// Opens the streams of samples and dead letters and the consumer, and creates those that are missing.
 pub(crate) async fn prepare(
     jetstream: &Context,
     settings: &StreamSettings,
@@ -63,8 +64,8 @@ fn consumer(settings: &StreamSettings) -> pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: settings.ack_wait,
-        // The service itself decides when to give up on a sample, with a dead letter; the server must never drop it
-        // silently.
+        // Unlimited, because the service itself decides when to give up on a sample, with a dead letter. The server
+        // must never drop a sample silently.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING.max(VMS_ABOVE_RATE * settings.messages_per_vm),
         ..pull::Config::default()
@@ -77,10 +78,12 @@ fn samples(settings: &StreamSettings) -> Config {
         description: Some("samples waiting to be stored".to_owned()),
         subjects: vec![format!("{SAMPLE_SUBJECT_PREFIX}*")],
         retention: RetentionPolicy::WorkQueue,
-        // Refuse new samples when full: acknowledged samples are never discarded, and agents keep refused ones.
+        // Refuse new samples when the stream is full: samples in the stream are never discarded, and agents keep
+        // samples that were refused.
         discard: DiscardPolicy::New,
         max_bytes: settings.bytes,
-        // Also refuse when the VM's own share is full, so that one guest cannot fill the stream for all.
+        // Refuse samples of a VM also when its own share of the stream is full, so that one guest cannot fill the
+        // stream for all.
         max_messages_per_subject: settings.messages_per_vm,
         discard_new_per_subject: true,
         max_age: settings.max_age,

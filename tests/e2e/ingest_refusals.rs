@@ -44,15 +44,21 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
     let mut padded = serde_json::to_vec(sample).unwrap();
     padded.resize(SAMPLE_PART_BYTES + 1, b' ');
     vec![
-        (b"pid 479 lvmetad".to_vec(), "it is not a sample: expected value"),
-        (b"\xff\xfe".to_vec(), "it is not a sample: expected value"),
+        (
+            b"pid 479 lvmetad".to_vec(),
+            "the message is not a sample: expected value",
+        ),
+        (
+            b"\xff\xfe".to_vec(),
+            "the message is not a sample: expected value",
+        ),
         (
             changed(&|body| body["create_date"] = json!("today")),
-            "it is not a sample: must be a date",
+            "the message is not a sample: must be a date",
         ),
         (
             changed(&|body| body["instance_id"] = json!("vm-2")),
-            "its instance_id differs from that in its subject",
+            "instance_id differs from the VM in the message's subject",
         ),
         (
             changed(&|body| body["vm"]["cpu_util"] = json!(100.1)),
@@ -72,13 +78,13 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
         ),
         (
             changed(&|body| body["processes"] = vec![row.clone(); SAMPLE_PART_ROWS + 1].into()),
-            "it holds more than",
+            "the sample has more than",
         ),
         (
             changed(&|body| (body["vm"], body["processes"]) = (Value::Null, json!([]))),
-            "it holds no row",
+            "the sample has no rows",
         ),
-        (padded, "it is larger than"),
+        (padded, "the message is larger than"),
     ]
 }
 
@@ -156,7 +162,7 @@ async fn row_refused_by_the_database_does_not_delay_other_rows() {
     let letters = dead_letters(&stack).await;
     assert_eq!(letters.len(), 1);
     let (reason, body) = &letters[0];
-    assert!(reason.starts_with("the database refused it: "), "{reason}");
+    assert!(reason.starts_with("the database refused a row: "), "{reason}");
 
     let lifted = doc! { "collMod": "process_samples", "validator": {} };
     stack.database.handle().run_command(lifted).await.unwrap();

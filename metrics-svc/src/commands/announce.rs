@@ -1,4 +1,4 @@
-//! The audit of commands that change what is stored.
+//! Audit records of administrator commands that change stored data.
 
 use std::time::Duration;
 
@@ -12,28 +12,28 @@ use vmwatch_service::cli;
 
 use crate::{MetricsError, config::MetricsSettings};
 
-/// How long a command waits for the bus, which it needs for the audit.
+/// How long a command waits for a connection to the bus, which it needs for its audit records.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// The audit for a command that needs the bus for nothing else. If the bus is unreachable and the audit is not required,
-/// the returned audit is `None`.
+/// Opens the audit log for a command that needs the bus for nothing else. Returns `None` if the bus is unreachable and
+/// the audit is not required.
 pub(super) async fn open(settings: &MetricsSettings) -> Result<Option<Audit>, MetricsError> {
     let name = format!("{}-commands", Service::Metrics.name());
     match Bus::connect_within(&name, &settings.bus, CONNECT_LIMIT).await {
         Ok(bus) => Ok(Some(Audit::new(&bus, settings.audit_required))),
         Err(error) if settings.audit_required => Err(MetricsError::Refused(format!(
-            "{error}: the command could not be recorded in the audit, so nothing was done; \
+            "{error}: the audit record of the command could not be written, so nothing was done; \
              VMWATCH_AUDIT_REQUIRED=false does it without"
         ))),
         Err(error) => {
-            eprintln!("the command is not recorded in the audit: {error}");
+            eprintln!("the audit record of the command could not be written: {error}");
             Ok(None)
         }
     }
 }
 
-/// Runs a command with an audit record before it and one with its outcome after it. The command returns a description
-/// of its outcome.
+/// Runs a command, with an audit record before it and another one with its outcome after it. The command returns a
+/// description of its outcome.
 pub(super) async fn announced(
     audit: Option<&Audit>,
     action: &str,

@@ -1,4 +1,4 @@
-//! `vmwatch-metrics backfill-dates` sets the internal date of rows written by the software of 2017.
+//! `vmwatch-metrics backfill-dates` sets the internal date of rows that the software of 2017 wrote without one.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,7 +14,7 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Number of rows changed per command.
+/// Number of rows that one database command changes.
 const BATCH: i64 = 5000;
 
 pub(super) async fn run(
@@ -32,7 +32,7 @@ pub(super) async fn run(
     if dry_run {
         return Ok(());
     }
-    // Retention removes a VM from the list together with its last row.
+    // Retention also removes VMs from the list of VMs, by the date of their newest row, so the list needs dates too.
     history.instances.backfill_dates().await
 }
 
@@ -43,7 +43,7 @@ async fn one_collection(
     dry_run: bool,
 ) -> Result<(), MetricsError> {
     let rows = store.collection(kind);
-    // Use the date in the `_id`, which the database driver created when the row was reported.
+    // Take the date from the `_id`, which the MongoDB driver created when the row was reported.
     let undated = doc! { SAMPLED_AT: { "$exists": false }, "_id": { "$type": "objectId" } };
     let count = rows.count_documents(undated.clone()).await?;
     let mut past = undated.clone();
@@ -85,7 +85,7 @@ async fn one_collection(
     Ok(())
 }
 
-/// The smallest `_id` of a row within retention.
+/// The smallest `_id` of a row that is not past its retention.
 fn first_id_after(keep: Duration) -> ObjectId {
     let moment = SystemTime::now()
         .checked_sub(keep)

@@ -1,4 +1,4 @@
-//! `vmwatch-metrics dead-letters` lists, replays or discards refused samples.
+//! `vmwatch-metrics dead-letters` lists, replays or discards dead letters, which are samples that were refused.
 
 use std::{io::Write as _, time::Duration};
 
@@ -16,7 +16,7 @@ use vmwatch_bus::{Bus, audit::Audit};
 use super::{DeadLettersCommand, Selection, announce::announced};
 use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
 
-/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
+/// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
@@ -83,7 +83,7 @@ fn header<'a>(letter: &'a StreamMessage, name: &str) -> Option<&'a str> {
     letter.headers.get(name).map(async_nats::HeaderValue::as_str)
 }
 
-/// The first dead letter with at least this number.
+/// Reads the first dead letter whose number is not below `from`.
 async fn next(stream: &Stream, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
     let all = format!("{DEAD_LETTER_SUBJECT_PREFIX}>");
     let asked = tokio::time::timeout(DEADLINE, stream.get_first_raw_message_by_subject(all, from)).await;

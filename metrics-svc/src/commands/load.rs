@@ -1,4 +1,4 @@
-//! `vmwatch-metrics load` loads rows of an older database from JSON Lines.
+//! `vmwatch-metrics load` loads the rows of an older database from JSON Lines files.
 
 use std::{
     fs::File,
@@ -20,14 +20,14 @@ use crate::{
     store::{RowKind, RowStore, Unstored},
 };
 
-/// Number of rows per write.
+/// Number of rows per database write.
 const BATCH: usize = 2000;
-/// Maximum length of a line in bytes; a documented row has about 350.
+/// Maximum length of a line in bytes; a row of the documented API has about 350.
 const MAX_LINE: u64 = 64 * 1024;
-/// Maximum number of invalid lines printed; the rest is counted.
+/// Maximum number of invalid lines that are printed; further ones are only counted.
 const MAX_SHOWN: u64 = 10;
-/// Maximum number of days of VMs collected before their rollups are built: 30 years of one VM, or a day of ten
-/// thousand.
+/// Maximum number of VM days that are collected before their rollups are built. This corresponds to 30 years of one VM,
+/// or one day of ten thousand VMs.
 const MAX_DAYS: usize = 10_000;
 
 #[derive(Default)]
@@ -39,9 +39,9 @@ struct Loader {
     bad: u64,
 }
 
-/// Loads the files. Rows that exist already are kept unchanged, so that a load may be repeated.
+/// Loads the files. Rows that exist already are kept unchanged, so loading the same files again is safe.
 ///
-/// A repeated load also completes an interrupted one: it rebuilds the rollups of every day in the files.
+/// Loading them again also completes an interrupted load, because the rollups of every day in the files are rebuilt.
 pub(super) async fn run(
     store: &RowStore,
     history: &History,
@@ -102,7 +102,7 @@ async fn load_file(
         }
         if loader.days.len() >= MAX_DAYS {
             loader.write(store).await?;
-            progress.suspend(|| println!("rolling up {MAX_DAYS} days"));
+            progress.suspend(|| println!("building the rollups of {MAX_DAYS} days"));
             loader.roll_up(history).await?;
         }
     }
@@ -122,7 +122,7 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
-/// A parsed line.
+/// A row parsed from a line of the file.
 #[derive(Debug)]
 struct Row {
     kind: RowKind,
@@ -142,10 +142,10 @@ impl Loader {
         }
     }
 
-    /// Rebuilds the rollups of the collected days, whose rows must be written already.
+    /// Rebuilds the rollups of the collected days. The rows of these days must have been written already.
     async fn roll_up(&mut self, history: &History) -> Result<(), MetricsError> {
         let days = std::mem::take(&mut self.days);
-        let bar = ProgressBar::new(days.len() as u64).with_message("days rolled up");
+        let bar = ProgressBar::new(days.len() as u64).with_message("days whose rollups are built");
         bar.set_style(style("{msg}  {wide_bar} {pos}/{len}  {eta} left"));
         history.rebuild_days(&days, || bar.inc(1)).await?;
         bar.finish();
@@ -177,7 +177,7 @@ impl Loader {
     }
 }
 
-/// Parses a line as a document with the documented fields, and adds an `_id` if it has none.
+/// Parses a line into a row with the documented fields, and adds an `_id` if the row has none.
 fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
     let json: serde_json::Value =
         serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn keeps_ids_and_types_of_export() {
+    fn loaded_rows_keep_ids_and_types_of_the_export() {
         let line = r#"{"_id":{"$oid":"58690637594c10403e25b049"},"instance_id":"vm","create_date":"2017-01-01T21:37:59.680873","proc":95,"mem":{"$numberDouble":"8.0"}}"#;
         let (kind, row) = read(line).unwrap();
         assert_eq!(kind, RowKind::Vm);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn adds_same_id_as_ingestion() {
+    fn loaded_row_without_id_gets_the_id_that_ingestion_would_give() {
         let line = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","proc":95}"#;
         let (_, row) = read(line).unwrap();
         assert_eq!(
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_reason_for_invalid_lines() {
+    fn invalid_line_is_rejected_with_reason() {
         for (line, reason) in [
             ("{", "not JSON"),
             ("[1]", "not an object"),

@@ -1,4 +1,5 @@
-//! Commands for administrators: load an old database, handle dead letters, rebuild rollups, set dates of old rows.
+//! Commands for administrators: load an old database, handle dead letters, rebuild rollups, and set the internal date
+//! of old rows.
 
 mod announce;
 mod backfill;
@@ -14,23 +15,25 @@ use vmwatch_bus::provision::setup::{self, SetupArguments};
 
 use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore, streams};
 
-/// The commands other than `serve`.
+/// All commands of `vmwatch-metrics` except `serve`.
 #[derive(Debug, Subcommand)]
 pub enum OperatorCommand {
-    /// Load rows from JSON Lines with the documented fields; accepts mongoexport's Extended JSON.
+    /// Load rows of VMs and processes from JSON Lines with the documented fields. The Extended JSON of mongoexport is
+    /// accepted.
     Load {
-        /// Files to read; `-` reads standard input.
+        /// Files to load; `-` means standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Rebuild rollups and the list of VMs from all rows, for rows that were written to the database directly.
+    /// Rebuild the rollups and the list of VMs from all rows. Needed after rows were written to the database directly.
     Rebuild,
-    /// List, replay or discard refused samples.
+    /// List, replay or discard dead letters (samples that were refused).
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
     /// Set the internal date of rows written by the software of 2017, so that retention applies to them.
     BackfillDates {
-        /// Only print how many rows would change and how many would then be past their retention.
+        /// Change nothing; only print how many rows would change, and how many of them are past their retention and
+        /// would be deleted.
         #[arg(long)]
         dry_run: bool,
     },
@@ -38,25 +41,25 @@ pub enum OperatorCommand {
     Setup(SetupArguments),
 }
 
-/// Commands for refused samples.
+/// Commands for dead letters (samples that were refused).
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersCommand {
-    /// List dead letters, oldest first.
+    /// List all dead letters, oldest first.
     List {
-        /// Print JSON Lines.
+        /// Print JSON Lines instead of a table.
         #[arg(long)]
         json: bool,
     },
-    /// Send dead letters to the store again, after their cause was fixed.
+    /// Send dead letters to be stored again, after the cause of their refusal was fixed.
     Replay(Selection),
-    /// Delete dead letters.
+    /// Delete dead letters without storing them.
     Discard(Selection),
 }
 
-/// Selects dead letters.
+/// The dead letters on which a command acts.
 #[derive(Debug, clap::Args)]
 pub struct Selection {
-    /// Numbers of dead letters, as shown by `list`.
+    /// Numbers of the dead letters, as shown by `list`.
     #[arg(required_unless_present = "all")]
     numbers: Vec<u64>,
     /// Select all dead letters.
@@ -74,7 +77,7 @@ impl fmt::Display for Selection {
     }
 }
 
-/// Runs a command.
+/// Runs a command of an administrator.
 pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result<(), MetricsError> {
     match command {
         OperatorCommand::Load { files } => {
@@ -111,7 +114,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
     }
 }
 
-/// Runs work that changes the database, with audit records before and after it.
+/// Runs work that changes rows in the database, with audit records before and after it.
 async fn change_rows(
     settings: &MetricsSettings,
     action: &str,
@@ -124,7 +127,7 @@ async fn change_rows(
     Ok(())
 }
 
-/// Runs work on the database, and closes the connection afterwards.
+/// Runs work on the database and closes the connection afterwards.
 async fn with_rows(
     settings: &MetricsSettings,
     work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,

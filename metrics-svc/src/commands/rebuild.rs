@@ -1,11 +1,12 @@
-//! `vmwatch-metrics rebuild` rebuilds rollups and the list of VMs from the rows.
+//! `vmwatch-metrics rebuild` rebuilds the rollups and the list of VMs from the stored rows.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{MetricsError, history::History};
 
-/// Rebuilds everything. It may be repeated or interrupted: nothing is removed before its replacement is written.
+/// Rebuilds all rollups and the list of VMs. It may be interrupted and repeated, because nothing is removed before its
+/// replacement is written.
 pub(super) async fn run(history: &History) -> Result<String, MetricsError> {
     let bar = ProgressBar::new(0);
     let template = "{msg}  {wide_bar} {pos}/{len} VMs  {eta} left";

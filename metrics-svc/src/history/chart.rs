@@ -1,4 +1,4 @@
-//! Chooses the resolution and bucket length of a chart.
+//! Chooses the resolution and the bucket length for a chart.
 
 use vmwatch_api::history::{Points, Resolution, TimeRange};
 
@@ -7,8 +7,9 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Bucket lengths in milliseconds, up to five days. Each resolution's own length is included and divides all longer
-/// ones; the boundaries fall on round local times. Longer buckets are whole days.
+/// Possible lengths of a chart's time buckets in milliseconds, up to five days. They include the length of each rollup
+/// resolution, which divides all longer lengths, and their boundaries fall on round local times. Longer buckets are
+/// whole days.
 const LADDER: [u64; 22] = [
     SECOND,
     2 * SECOND,
@@ -34,7 +35,7 @@ const LADDER: [u64; 22] = [
     5 * DAY,
 ];
 
-/// The bucket length of a resolution; one second for rows, which have no length.
+/// Bucket length of a resolution in milliseconds. Raw rows have no bucket length; they count as one second.
 pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
     match resolution {
         Resolution::Raw => SECOND,
@@ -44,34 +45,35 @@ pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
     }
 }
 
-/// The start of the bucket that contains a time. Buckets are aligned to multiples of their length in local time, so
-/// that a day is a calendar day of the deployment.
+/// Returns the start of the time bucket that contains a time. Time buckets are aligned to multiples of their length in
+/// local time, so that a day is a calendar day at the site of the deployment.
 pub(crate) fn bucket_start(at_ms: u64, width_ms: u64, offset_ms: i64) -> u64 {
     let into = i128::from(at_ms) + i128::from(offset_ms);
     let rest = into.rem_euclid(i128::from(width_ms.max(1)));
-    // The remainder is less than the width, so the conversion is exact; times before 1970 become 0.
+    // The remainder is less than the width, so the conversion is exact. Times before 1970 become 0.
     at_ms.saturating_sub(u64::try_from(rest).unwrap_or(0))
 }
 
-/// The buckets of a chart.
+/// The time buckets of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chart {
-    /// The resolution to read.
+    /// Data to read: raw rows or rollups of this resolution.
     pub(crate) resolution: Resolution,
-    /// The start of the first bucket.
+    /// Start of the first time bucket, in Unix milliseconds.
     pub(crate) first_ms: u64,
-    /// The length of a bucket.
+    /// Length of a time bucket in milliseconds.
     pub(crate) step_ms: u64,
-    /// The number of buckets.
+    /// Number of time buckets.
     pub(crate) buckets: usize,
 }
 
 impl Chart {
-    /// The shortest buckets of which at most `points` overlap the range, and the coarsest resolution that can fill
-    /// them. If the range begins before the retention of that resolution (`kept_since`), a coarser one is used.
+    /// Plans a chart: chooses the shortest time buckets of which at most `points` overlap the range, and the coarsest
+    /// resolution that can fill them. If the range begins before the retention of that resolution (`kept_since`), a
+    /// coarser resolution is used.
     ///
-    /// The number of documents read depends on the points, not the range: a bucket is computed from at most 12 rollups,
-    /// or from rows if it is shorter than five minutes.
+    /// The number of documents to read depends on the points, not on the length of the range. A time bucket is computed
+    /// from at most 12 rollups, or from rows if it is shorter than five minutes.
     pub(crate) fn plan(
         range: TimeRange,
         points: Points,
@@ -90,7 +92,7 @@ impl Chart {
         chart
     }
 
-    /// Like [`Chart::plan`], but always computed from rows.
+    /// Plans a chart like [`Chart::plan`], but always from rows.
     pub(crate) fn of_rows(range: TimeRange, points: Points, offset_ms: i64) -> Self {
         Self {
             resolution: Resolution::Raw,
@@ -98,7 +100,8 @@ impl Chart {
         }
     }
 
-    /// The shortest buckets, at least this long, of which at most `points` overlap the range.
+    /// Returns the length of the shortest time buckets, at least this long, of which at most `points` overlap the
+    /// range.
     fn finest(range: TimeRange, points: Points, offset_ms: i64, at_least: u64) -> Self {
         let most = u64::from(points.get());
         let mut steps = LADDER.into_iter().filter(|&step| step >= at_least);
@@ -106,7 +109,7 @@ impl Chart {
         loop {
             let first_ms = bucket_start(range.from_ms(), step_ms, offset_ms);
             let last_ms = bucket_start(range.to_ms() - 1, step_ms, offset_ms);
-            // Rounded up because a UTC offset shortens the first bucket of 1970.
+            // Round up, because a UTC offset shortens the first time bucket of 1970.
             let buckets = (last_ms - first_ms).div_ceil(step_ms) + 1;
             if buckets <= most {
                 return Self {
@@ -116,8 +119,8 @@ impl Chart {
                     buckets: usize::try_from(buckets).unwrap_or(usize::MAX),
                 };
             }
-            // A range that crosses a bucket boundary overlaps one bucket more than its length suggests; lengthen the
-            // buckets until few enough overlap.
+            // A range that crosses a bucket boundary overlaps one time bucket more than its length suggests, so
+            // lengthen the time buckets until few enough overlap.
             step_ms = steps.next().unwrap_or_else(|| {
                 let days = range
                     .length_ms()
@@ -128,18 +131,18 @@ impl Chart {
         }
     }
 
-    /// The end of the last bucket.
+    /// End of the last time bucket, in Unix milliseconds.
     pub(crate) fn end_ms(&self) -> u64 {
         self.first_ms + self.step_ms * self.buckets as u64
     }
 
-    /// The index of the bucket that contains a time.
+    /// Index of the time bucket that contains a time.
     pub(crate) fn index(&self, at_ms: u64) -> Option<usize> {
         let index = usize::try_from(at_ms.checked_sub(self.first_ms)? / self.step_ms).ok()?;
         (index < self.buckets).then_some(index)
     }
 
-    /// The start of a bucket.
+    /// Start of the time bucket with this index, in Unix milliseconds.
     pub(crate) fn start_ms(&self, index: usize) -> u64 {
         self.first_ms + self.step_ms * index as u64
     }
@@ -172,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn resolution_follows_points() {
+    fn chart_resolution_depends_on_number_of_points() {
         assert_eq!(drawn(15 * MINUTE, 300), (Resolution::Raw, 5 * SECOND, 180));
         assert_eq!(drawn(HOUR, 300), (Resolution::Raw, 15 * SECOND, 240));
         assert_eq!(drawn(DAY, 300), (Resolution::FiveMinutes, 5 * MINUTE, 288));
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn uses_coarser_resolution_beyond_retention() {
+    fn chart_uses_coarser_resolution_beyond_retention() {
         let range = TimeRange::new(NOW - 400 * DAY, NOW - 400 * DAY + HOUR).unwrap();
         let kept_since = |resolution| match resolution {
             Resolution::Raw => NOW - 30 * DAY,
@@ -199,8 +202,8 @@ mod tests {
     }
 
     #[test]
-    fn aligns_days_to_local_time() {
-        // 2026-11-24T00:30 at +08:00 is 16:30 of the previous day in UTC.
+    fn chart_days_are_aligned_to_local_time() {
+        // 00:30 on 2026-11-24 at UTC offset +08:00 is 16:30 of the previous day in UTC.
         let at = NOW - 8 * HOUR + 30 * MINUTE;
         let offset_ms = 8 * 3_600_000;
         assert_eq!(bucket_start(at, DAY, offset_ms), NOW - 8 * HOUR);
@@ -210,7 +213,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn buckets_cover_range_within_limit(
+        fn chart_buckets_cover_the_range_and_respect_the_limit(
             from in 0_u64..253_402_300_799_999, length in 1_u64..40_000_000_000_000, points in 1_u64..=2000,
             offset in -18 * 60_i64..=18 * 60, kept in proptest::option::of(0_u64..253_402_300_799_999),
         ) {

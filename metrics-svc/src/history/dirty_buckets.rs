@@ -1,9 +1,10 @@
-//! Dirty buckets: five-minute buckets of VMs with stored rows that are not in the rollups yet. Each batch adds an entry
-//! per bucket that it touches.
+//! Collection of dirty buckets: five-minute time buckets of VMs with stored rows that the rollups do not contain yet.
+//! Each batch of rows adds an entry for every time bucket that it touches.
 //!
-//! An entry is written concurrently with the rows, so that ingestion does not wait longer for it. It names the rows and
-//! is removed once they were all read from the database and counted. So after a crash at any point, each stored row is
-//! named by an entry or is in the rollups; a batch without acknowledgement is written again together with its entries.
+//! An entry is written concurrently with its rows, so that ingestion does not take longer. The entry names the rows,
+//! and it is removed once all of them were read from the database and counted in the rollups. So after a crash at any
+//! point, each stored row is named by an entry or counted in the rollups. A batch that was not acknowledged is written
+//! again, with its entries.
 
 use std::{
     collections::BTreeMap,
@@ -21,10 +22,10 @@ use super::{
 };
 use crate::{MetricsError, documents::SAMPLED_AT, store::RowStore};
 
-/// Number of entries read per chunk.
+/// Number of entries that are read together.
 pub(crate) const CHUNK: usize = 1000;
-/// Age after which an entry is dropped although some of its rows never appeared, because the database refused them or
-/// they expired.
+/// Age after which an entry is dropped even if some of its rows never appeared, because the database refused the rows
+/// or they expired.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(1);
 
 /// The collection of dirty buckets.
@@ -33,21 +34,21 @@ pub(crate) struct DirtyBuckets {
     offset_ms: i64,
 }
 
-/// An entry.
+/// An entry: a dirty bucket and rows that its rollup must contain.
 #[derive(Debug)]
 pub(crate) struct DirtyBucket {
-    /// The entry's id.
+    /// Id of the entry.
     pub(crate) id: ObjectId,
-    /// The bucket to recompute.
+    /// The time bucket whose rollup must be recomputed.
     pub(crate) bucket: Bucket,
-    /// When the rows were stored, by the clock of the replica.
+    /// Time at which the rows were stored, by the clock of the replica that stored them.
     pub(crate) at: SystemTime,
-    /// The rows that the rollup must contain.
+    /// Ids of the rows that the rollup must contain.
     pub(crate) rows: Vec<ObjectId>,
 }
 
 impl DirtyBuckets {
-    /// Opens the collection next to the rows.
+    /// Opens the collection of dirty buckets, which is in the same database as the rows.
     pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             dirty_buckets: rows.beside("dirty_buckets"),
@@ -55,7 +56,7 @@ impl DirtyBuckets {
         }
     }
 
-    /// Adds entries for the buckets of new VM rows.
+    /// Adds entries for the time buckets of new VM rows.
     pub(crate) async fn add(&self, vms: &[RawDocumentBuf]) -> Result<(), MetricsError> {
         let mut touched: BTreeMap<(&str, u64), Vec<Bson>> = BTreeMap::new();
         for row in vms {
@@ -82,7 +83,7 @@ impl DirtyBuckets {
         Ok(())
     }
 
-    /// The oldest entries after this one.
+    /// Reads the oldest entries that come after the given one.
     pub(crate) async fn read(&self, after: Option<ObjectId>) -> Result<Vec<DirtyBucket>, MetricsError> {
         let filter = after.map_or_else(Document::new, |id| doc! { "_id": { "$gt": id } });
         let limit = i64::try_from(CHUNK).unwrap_or(i64::MAX);
@@ -99,7 +100,7 @@ impl DirtyBuckets {
             .await
     }
 
-    /// Removes entries.
+    /// Removes entries by their ids.
     pub(crate) async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), MetricsError> {
         if !ids.is_empty() {
             self.dirty_buckets
@@ -111,9 +112,9 @@ impl DirtyBuckets {
 }
 
 impl DirtyBucket {
-    /// Decodes an entry.
+    /// Decodes a stored entry; `None` if it has no valid instance id.
     fn from_document(entry: &RawDocument) -> Result<Option<Self>, MetricsError> {
-        // This service writes only valid ids; skip entries written by another program.
+        // This service writes only valid ids, so an entry with an invalid id comes from another program and is skipped.
         let Ok(instance) = entry.get_str("instance_id")?.parse::<InstanceId>() else {
             return Ok(None);
         };

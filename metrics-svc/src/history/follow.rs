@@ -1,12 +1,14 @@
-//! Updates rollups and newest rows from dirty buckets: each dirty bucket is read and written as a whole.
+//! Updates rollups and newest rows from dirty buckets: the rows of a dirty bucket are read, and its rollup is written,
+//! as a whole.
 //!
 //! ```text
 //! dirty buckets ─> rows of five minutes ─> 5m ─> of the hour ─> 1h ─> of the day ─> 1d ─> remove the dirty buckets
 //!                       └─> newest row and sparkline of the VM
 //! ```
 //!
-//! Every replica does this. Two that process the same dirty bucket write the same result, which is harmless (see
-//! [`super::rollups`]). An entry is removed last, so that after a crash at any point another pass processes it again.
+//! Every replica does this. If two replicas process the same dirty bucket, they write the same result, which is
+//! harmless (see [`super::rollups`]). The dirty bucket is removed last, so that after a crash at any point it is
+//! processed again.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -33,16 +35,15 @@ use super::{
 };
 use crate::{MetricsError, database::find, deadline::Deadline, instances::Report, store::RowKind};
 
-/// Maximum number of buckets read concurrently, so that a pass never takes all pooled connections, which requests
-/// share.
+/// Maximum number of time buckets read concurrently. The limit leaves connections of the database pool to requests.
 const MAX_CONCURRENT: usize = 4;
-/// Time limit for recomputing one batch of rollup buckets whose rows have changed.
+/// Time limit for recomputing one batch of rollups.
 const DEADLINE: Duration = Duration::from_mins(1);
 
-/// The entries of each dirty bucket.
+/// Entries of the collection of dirty buckets, grouped by time bucket.
 type Touched = BTreeMap<Bucket, Vec<DirtyBucket>>;
 
-/// A bucket recomputed from its current rows.
+/// A time bucket recomputed from its current rows.
 struct Fresh {
     sums: Sums,
     rows: HashSet<ObjectId>,
@@ -51,16 +52,16 @@ struct Fresh {
 }
 
 impl History {
-    /// Processes dirty buckets periodically until shutdown.
+    /// Updates rollups from dirty buckets periodically until shutdown.
     pub(crate) async fn follow(self: Arc<Self>, interval: Duration, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(sleep(interval)).await.is_some() {
             let started = Instant::now();
             if let Err(error) = self.pass(&shutdown).await {
-                warn!(cause = error.cause(), "rollup pass failed; retrying");
+                warn!(cause = error.cause(), "updating rollups failed; retrying");
             }
             histogram!("vmwatch_rollup_pass_seconds").record(started.elapsed().as_secs_f64());
         }
-        info!("rollups stopped");
+        info!("updating rollups stopped");
     }
 
     /// Processes all dirty buckets, oldest first.
@@ -68,7 +69,7 @@ impl History {
         let mut after = None;
         let mut left = 0_u32;
         while !shutdown.is_cancelled() {
-            // Runs in its own task, because dropping a driver call half-way is not safe.
+            // Run in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
             let work = {
                 let this = Arc::clone(self);
                 tokio::spawn(async move { this.chunk(after).await })
@@ -87,7 +88,7 @@ impl History {
         Ok(())
     }
 
-    /// Processes one chunk of dirty buckets.
+    /// Processes the next dirty buckets after this entry, at most one chunk of them.
     async fn chunk(&self, after: Option<ObjectId>) -> Result<Chunk, MetricsError> {
         let entries = self.dirty_buckets.read(after).await?;
         let (count, last) = (entries.len(), entries.last().map(|entry| entry.id));
@@ -121,7 +122,7 @@ impl History {
         })
     }
 
-    /// Recomputes a five-minute bucket from its rows.
+    /// Recomputes a five-minute time bucket from its rows.
     async fn fresh(&self, bucket: &Bucket) -> Result<Fresh, MetricsError> {
         let mut fresh = Fresh {
             sums: Sums::default(),
@@ -141,7 +142,8 @@ impl History {
         Ok(fresh)
     }
 
-    /// Writes recomputed buckets; to buckets whose first rows may have expired it adds late rows instead.
+    /// Writes recomputed five-minute rollups. If some rows of a time bucket may have expired, adds late rows to its
+    /// stored rollup instead.
     async fn write_five_minutes(&self, fresh: &BTreeMap<Bucket, Fresh>) -> Result<(), MetricsError> {
         let mut whole = Vec::new();
         for (bucket, fresh) in fresh {
@@ -154,7 +156,7 @@ impl History {
         self.rollups.write_five_minutes(whole.into_iter()).await
     }
 
-    /// The time of a row relative to the start of its bucket, with its values.
+    /// Returns the values of a row and its time relative to the start of its time bucket.
     fn moment(&self, bucket: &Bucket, row: &VmRow<'_>) -> Option<RowTime> {
         let micros = self.offset.unix_micros_of(row.create_date)?;
         Some(RowTime {
@@ -195,7 +197,7 @@ impl History {
         Ok(())
     }
 
-    /// Recomputes and returns the buckets of a coarser resolution that contain the given ones.
+    /// Recomputes the rollups of a coarser resolution that contain the given ones, and returns them.
     async fn roll_up(
         &self,
         finer: impl Iterator<Item = &Bucket>,
@@ -235,14 +237,14 @@ impl History {
     }
 }
 
-/// The result of processing a chunk.
+/// Result of processing a chunk of dirty buckets.
 struct Chunk {
     entries: usize,
     last: Option<ObjectId>,
     left: u32,
 }
 
-/// The entries whose rows are all counted, and those that are too old.
+/// Returns the ids of entries that can be removed: those whose rows are all counted, and those that are too old.
 fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
     let now = SystemTime::now();
     let mut done = Vec::new();
@@ -255,7 +257,7 @@ fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "dropping dirty bucket: its rows never appeared");
+                warn!(instance = %bucket.instance, "dropped a dirty bucket: the rows that it names were never stored");
             }
             done.push(entry.id);
         }

@@ -1,8 +1,8 @@
-//! Adds rows that arrive late, when other rows of their five-minute bucket may have expired. TTL deletes rows one by
-//! one, so the bucket cannot be recomputed from its rows any more.
+//! Adds late rows to rollups: rows that arrive when other rows of their five-minute time bucket may have expired.
+//! MongoDB's TTL deletes rows one by one, so the rollup cannot be recomputed from the remaining rows.
 //!
-//! A five-minute bucket therefore stores the times of its rows. Rows of one VM differ in their times, so a late row is
-//! added exactly if its time is missing in the bucket, and no row is counted twice.
+//! A five-minute rollup therefore stores the times of its rows. All rows of a VM have different times, so a late row is
+//! added only if the rollup does not contain its time yet, and no row is counted twice.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,22 +12,23 @@ use vmwatch_api::{history::Resolution, measures::VmMeasures};
 use super::{History, rollups::Bucket, sums::Sums};
 use crate::MetricsError;
 
-/// The field of the row times in a stored bucket, after the sums.
+/// Field with the row times in a stored rollup; it comes after the sums.
 pub(super) const ROW_TIMES: &str = "rows";
-/// Maximum number of row times in a bucket: one row every tenth of a second. A bucket with more rows stores none, and
-/// accepts no late rows once its first rows have expired.
+/// Maximum number of row times in a rollup, which allows a row every tenth of a second. A rollup with more rows stores
+/// no row times, and accepts no late rows once its first rows have expired.
 const MAX_ROW_TIMES: usize = 3000;
-/// The database expires rows by its own clock, and up to a minute late.
+/// Rows count as possibly expired this long before their retention ends, because the database expires rows by its own
+/// clock and up to a minute late.
 const MARGIN: Duration = Duration::from_mins(10);
 
-/// A row of a bucket: its time in microseconds since the start of the bucket, and its values.
+/// A row of a five-minute time bucket: its time in microseconds since the start of the bucket, and its values.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowTime {
     pub(super) micros: u32,
     pub(super) values: VmMeasures<Option<f64>>,
 }
 
-/// Encodes row times as four big-endian bytes each.
+/// Encodes row times as four big-endian bytes each; `None` if there are too many.
 pub(super) fn encode(micros: &[u32]) -> Option<Bson> {
     (micros.len() <= MAX_ROW_TIMES).then(|| {
         Bson::Binary(Binary {
@@ -37,7 +38,7 @@ pub(super) fn encode(micros: &[u32]) -> Option<Bson> {
     })
 }
 
-/// Decodes the row times of a stored bucket; `None` if it has none.
+/// Decodes the row times of a stored rollup; `None` if it has none.
 fn decode(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
     let Some(RawBsonRef::Binary(stored)) = sums.get(ROW_TIMES)? else {
         return Ok(None);
@@ -49,13 +50,13 @@ fn decode(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
 }
 
 impl History {
-    /// Whether rows of this bucket may have expired.
+    /// Whether some rows of this time bucket may have expired.
     pub(super) fn may_lack_rows(&self, bucket: &Bucket) -> bool {
         let margin = u64::try_from(MARGIN.as_millis()).unwrap_or(u64::MAX);
         bucket.start_ms < self.kept_since(Resolution::Raw).saturating_add(margin)
     }
 
-    /// Adds the rows that the stored bucket lacks. Returns `false` if there is no stored bucket with row times.
+    /// Adds the rows that the stored rollup lacks. Returns `false` if there is no stored rollup with row times.
     pub(super) async fn add_late(&self, bucket: &Bucket, rows: &[RowTime]) -> Result<bool, MetricsError> {
         let Some(stored) = self.rollups.five_minutes(bucket).await? else {
             return Ok(false);
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decodes_encoded_row_times() {
+    fn row_times_can_be_decoded_after_encoding() {
         let micros = vec![0, 1, 10_000_000, 299_999_999];
         let stored = doc! { "n": 4_i64, ROW_TIMES: encode(&micros).unwrap() };
         let stored = RawDocumentBuf::try_from(&stored).unwrap();
@@ -98,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn omits_row_times_of_too_many_rows() {
+    fn rollup_of_too_many_rows_has_no_row_times() {
         let moments = vec![0; MAX_ROW_TIMES + 1];
         assert!(encode(&moments[1..]).is_some() && encode(&moments).is_none());
     }

@@ -1,7 +1,8 @@
-//! History of VMs: rollups of rows that stay correct when rows arrive late or twice, and charts drawn from them.
+//! History of VMs: rollups of rows, which stay correct if rows arrive late or twice, and the charts that are computed
+//! from them.
 //!
-//! Ingestion records the buckets that it touches ([`dirty_buckets`]); [`follow`] recomputes them and writes the
-//! [`rollups`]; [`chart`] chooses the resolution for a time range.
+//! Ingestion records which time buckets it has touched ([`dirty_buckets`]). [`follow`] recomputes these and writes the
+//! [`rollups`]. [`chart`] chooses the resolution for a time range.
 
 pub(crate) mod chart;
 pub(crate) mod dirty_buckets;
@@ -34,7 +35,7 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Rows, their rollups, and the newest row of each VM.
+/// Access to VM rows, their rollups, and the newest row of each VM.
 pub(crate) struct History {
     rows: Arc<RowStore>,
     pub(crate) dirty_buckets: DirtyBuckets,
@@ -45,7 +46,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Opens the collections next to the rows, without sending anything to the database yet.
+    /// Opens the collections, without sending a command to the database yet.
     pub(crate) fn new(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
         Self {
             dirty_buckets: DirtyBuckets::new(rows),
@@ -57,13 +58,13 @@ impl History {
         }
     }
 
-    /// Applies retention according to the settings.
+    /// Applies the retention settings to the collections.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
         self.instances.prepare(&self.rows, self.keep_rows).await
     }
 
-    /// The oldest time for which a resolution is retained, Unix milliseconds.
+    /// Oldest time for which data of this resolution is kept, in Unix milliseconds.
     fn kept_since(&self, resolution: Resolution) -> u64 {
         let keep = match resolution {
             Resolution::Raw => self.keep_rows,
@@ -74,7 +75,7 @@ impl History {
         unix_millis().saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// The chart of a VM.
+    /// Computes the chart of a VM.
     pub(crate) async fn series(
         &self,
         query: &VmHistoryQuery,

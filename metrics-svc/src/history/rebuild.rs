@@ -1,5 +1,5 @@
-//! Builds rollups and newest rows for rows that were not ingested: written by the software of 2017, loaded, or stored
-//! before rollups existed. Each day is read once for all its buckets.
+//! Builds the rollups and newest rows from rows that were not ingested: rows written by the software of 2017, loaded
+//! from files, or stored before rollups existed. Each day is read once for all its time buckets.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,26 +20,26 @@ use super::{
 };
 use crate::{MetricsError, deadline::Deadline, instances::Report, store::RowKind};
 
-/// Deadline for reading the rows of a day.
+/// Deadline for reading the rows of one day.
 const DEADLINE: Duration = Duration::from_mins(5);
 /// Pause between attempts while the database is unreachable.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Id of the document that records that rows stored before rollups existed are in the rollups.
+/// Id of the document that exists once the rollups contain the rows that were stored before rollups existed.
 const REBUILT: &str = "rebuilt";
 
-/// Days of VMs.
+/// A set of days of VMs.
 pub(crate) type Days = BTreeSet<Bucket>;
 
 type Buckets = BTreeMap<Bucket, Sums>;
 
 impl History {
-    /// The day that contains a time.
+    /// Returns the day that contains a time.
     pub(crate) fn day_of(&self, instance: InstanceId, at_ms: u64) -> Bucket {
         let start_ms = bucket_start(at_ms, width_ms(Resolution::Day), self.offset.as_millis());
         Bucket { instance, start_ms }
     }
 
-    /// Rebuilds everything once per database; retries until shutdown.
+    /// Rebuilds all rollups once per database; retries until this succeeds or the service shuts down.
     pub(crate) async fn rebuild_once(self: Arc<Self>, shutdown: CancellationToken) {
         loop {
             let rebuilding = async {
@@ -53,7 +53,7 @@ impl History {
                 Ok(()) => return,
                 Err(error) => warn!(
                     cause = error.cause(),
-                    "building rollups of old rows failed; retrying"
+                    "building the rollups of old rows failed; retrying"
                 ),
             }
             if shutdown
@@ -66,7 +66,7 @@ impl History {
         }
     }
 
-    /// Rebuilds everything; calls `done` after each VM with the total number of VMs.
+    /// Rebuilds all rollups. Calls `done` after each VM with the total number of VMs.
     pub(crate) async fn rebuild(
         &self,
         shutdown: &CancellationToken,
@@ -74,7 +74,7 @@ impl History {
     ) -> Result<(), MetricsError> {
         let vms = self.rows.collection(RowKind::Vm);
         let found = vms.distinct("instance_id", doc! {}).await?;
-        // A VM with an invalid id cannot be queried.
+        // Skip invalid instance ids, because a VM with an invalid id cannot be queried.
         let instances: Vec<InstanceId> = found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
         for instance in &instances {
             let (Some(first), Some(last)) = (
@@ -105,7 +105,7 @@ impl History {
         Ok(())
     }
 
-    /// Rebuilds some days; calls `done` after each.
+    /// Rebuilds the rollups of the given days. Calls `done` after each day.
     pub(crate) async fn rebuild_days(&self, days: &Days, mut done: impl FnMut()) -> Result<(), MetricsError> {
         let mut reports: BTreeMap<&InstanceId, Report> = BTreeMap::new();
         for day in days {
@@ -148,7 +148,7 @@ impl History {
                 .merge(part);
             sums.merge(part);
         }
-        // Skip buckets past their retention, which would be deleted within a minute.
+        // Skip time buckets past their retention, which MongoDB would delete within a minute.
         let since = self.kept_since(Resolution::FiveMinutes);
         five_minutes.retain(|bucket, _| bucket.start_ms >= since);
         self.rollups.fill(Resolution::FiveMinutes, &five_minutes).await?;
@@ -160,7 +160,7 @@ impl History {
             .await
     }
 
-    /// The time of the oldest (1) or newest (-1) row of a VM.
+    /// Time of the oldest (`direction` 1) or newest (`direction` -1) row of a VM.
     async fn boundary(&self, instance: &InstanceId, direction: i32) -> Result<Option<u64>, MetricsError> {
         let vms = self.rows.collection(RowKind::Vm);
         let row = vms

@@ -1,12 +1,13 @@
-//! The rollups in the database: a collection per resolution, a document per bucket.
+//! Rollups of VM rows in the database: one collection per resolution, with one document per time bucket.
 //!
 //! ```text
 //! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
 //! ```
 //!
-//! A bucket is always written as a whole, and replaces only a bucket with fewer samples: `$max` compares documents by
-//! their first field, which is the number of samples. So the order and number of writes do not matter, and a bucket
-//! outlives its rows. For rows that arrive when others of their bucket may have expired, see [`super::late`].
+//! A rollup is always written as a whole, and replaces only a rollup with fewer samples: `$max` compares documents by
+//! their first field, which is the number of samples. So the order and the number of writes do not matter, and a rollup
+//! remains after its rows have expired. [`super::late`] handles rows that arrive when others of their time bucket may
+//! have expired.
 
 use std::collections::BTreeMap;
 
@@ -29,18 +30,18 @@ use crate::{
     store::{DUPLICATE_KEY, RowStore},
 };
 
-/// A bucket of a VM.
+/// A time bucket of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Bucket {
-    /// The VM.
+    /// The VM whose rows the time bucket contains.
     pub(crate) instance: InstanceId,
-    /// Start time, Unix milliseconds.
+    /// Start time, in Unix milliseconds.
     pub(crate) start_ms: u64,
 }
 
 impl Bucket {
-    /// The bucket's `_id`, which sorts by VM and time. The separator does not occur in instance ids, and minutes are
-    /// precise enough for every resolution.
+    /// The `_id` of the rollup, which sorts by VM and then by time. The separator does not occur in instance ids, and
+    /// minutes are precise enough for every resolution.
     fn key(&self) -> String {
         let date = CreateDate::at_millis(self.start_ms, UtcOffset::UTC);
         let minute = date.as_str().get(..16).unwrap_or_default();
@@ -48,18 +49,18 @@ impl Bucket {
     }
 }
 
-/// The rollups in the database.
+/// The collections of rollups, one per resolution.
 pub(crate) struct Rollups {
     five_minutes: Collection<RawDocumentBuf>,
     hours: Collection<RawDocumentBuf>,
     days: Collection<RawDocumentBuf>,
-    /// The same collections with the read settings for requests: five minutes, hours and days.
+    /// The same collections with the read settings for requests, for five minutes, hours and days.
     reading: [Collection<RawDocumentBuf>; 3],
     keep: RollupSettings,
 }
 
 impl Rollups {
-    /// Opens the collections next to the rows.
+    /// Opens the collections of rollups, which are in the same database as the rows.
     pub(crate) fn new(rows: &RowStore, keep: RollupSettings) -> Self {
         Self {
             five_minutes: rows.beside("5m"),
@@ -70,7 +71,7 @@ impl Rollups {
         }
     }
 
-    /// Applies retention according to the settings.
+    /// Applies the retention settings to the collections of rollups.
     pub(crate) async fn prepare(&self, rows: &RowStore) -> Result<(), MetricsError> {
         let database = rows.database();
         retention::apply(database, &self.five_minutes, self.keep.five_minutes).await?;
@@ -78,12 +79,12 @@ impl Rollups {
         retention::apply(database, &self.days, self.keep.days).await
     }
 
-    /// Retention of buckets.
+    /// Retention of the rollups.
     pub(crate) const fn keep(&self) -> &RollupSettings {
         &self.keep
     }
 
-    /// The collection of a resolution (five minutes for rows, which have none here).
+    /// Returns the collection of a resolution; for raw rows, the collection of five-minute rollups.
     const fn collection(&self, resolution: Resolution) -> &Collection<RawDocumentBuf> {
         match resolution {
             Resolution::Raw | Resolution::FiveMinutes => &self.five_minutes,
@@ -92,7 +93,7 @@ impl Rollups {
         }
     }
 
-    /// Reads a VM's buckets that start in a time range, in order, for a request.
+    /// Reads a VM's rollups that start in a time range, in order, for a request.
     pub(crate) async fn read(
         &self,
         resolution: Resolution,
@@ -110,7 +111,7 @@ impl Rollups {
         read(buckets, from, to_ms, deadline, each).await
     }
 
-    /// Like [`Rollups::read`], but from the primary, to compute coarser buckets.
+    /// Reads a VM's rollups like [`Rollups::read`], but from the primary, to compute coarser rollups from them.
     pub(crate) async fn read_durable(
         &self,
         resolution: Resolution,
@@ -122,7 +123,7 @@ impl Rollups {
         read(self.collection(resolution), from, to_ms, deadline, each).await
     }
 
-    /// Writes buckets; each replaces only a stored one with fewer samples.
+    /// Writes rollups. Each replaces only a stored rollup with fewer samples.
     pub(crate) async fn write(
         &self,
         resolution: Resolution,
@@ -133,7 +134,7 @@ impl Rollups {
         update(self.collection(resolution), &statements.collect::<Vec<_>>()).await
     }
 
-    /// Like [`Rollups::write`] for five-minute buckets, with the times of their rows.
+    /// Writes five-minute rollups like [`Rollups::write`], with the times of their rows.
     pub(super) async fn write_five_minutes<'a>(
         &self,
         buckets: impl Iterator<Item = (&'a Bucket, Sums, Option<Bson>)>,
@@ -144,13 +145,13 @@ impl Rollups {
         update(&self.five_minutes, &statements.collect::<Vec<_>>()).await
     }
 
-    /// Reads a stored five-minute bucket.
+    /// Reads a stored five-minute rollup.
     pub(super) async fn five_minutes(&self, bucket: &Bucket) -> Result<Option<RawDocumentBuf>, MetricsError> {
         let query = self.five_minutes.find_one(doc! { "_id": bucket.key() });
         find(&self.five_minutes, query).await
     }
 
-    /// Replaces a five-minute bucket, if it still has this number of samples.
+    /// Replaces a five-minute rollup if its stored form still has this number of samples.
     pub(super) async fn replace(
         &self,
         bucket: &Bucket,
@@ -164,13 +165,14 @@ impl Rollups {
         if replaced.matched_count == 1 {
             return Ok(());
         }
-        // The entry stays dirty, and the next pass merges into the bucket stored by then.
+        // The dirty bucket remains, so the next update merges the rows into the rollup that is stored by then.
         Err(MetricsError::Write(
-            "another replica changed the bucket".to_owned(),
+            "another replica changed the rollup meanwhile".to_owned(),
         ))
     }
 
-    /// Like [`Rollups::write`], but faster for buckets that usually do not exist yet, as with rows of an old database.
+    /// Writes rollups like [`Rollups::write`], but faster for rollups that usually do not exist yet, as for rows of an
+    /// old database.
     pub(crate) async fn fill(
         &self,
         resolution: Resolution,
@@ -206,7 +208,7 @@ impl Rollups {
     }
 }
 
-/// The statement that inserts a bucket or replaces one with fewer samples.
+/// Returns the statement that inserts a rollup or replaces a stored rollup with fewer samples.
 fn statement(bucket: &Bucket, sums: Document) -> Document {
     doc! {
         "q": { "_id": bucket.key() },

@@ -1,4 +1,4 @@
-//! Aggregates a VM's rows over a time bucket. All aggregation goes through this module.
+//! Aggregates the rows of a VM over a time bucket. All aggregation of VM rows is in this module.
 
 use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
 use vmwatch_api::{
@@ -8,22 +8,22 @@ use vmwatch_api::{
 
 use crate::MetricsError;
 
-/// The field of the number of samples, which must come first in a stored sum (see [`super::rollups`]).
+/// Field with the number of samples. It must come first in a stored rollup (see [`super::rollups`]).
 const SAMPLES: &str = "n";
 
-/// The fields of a VM row that history uses.
+/// The fields of a VM row that rollups and charts use.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VmRow<'a> {
-    /// The row's id, if it is an `ObjectId`.
+    /// Id of the row, if it is an `ObjectId`.
     pub(crate) id: Option<ObjectId>,
-    /// The time of the sample as stored.
+    /// Time of the sample, as stored.
     pub(crate) create_date: &'a str,
-    /// The values; `None` for a missing or non-finite number.
+    /// Values of the row; `None` for a missing or non-finite number.
     pub(crate) values: VmMeasures<Option<f64>>,
 }
 
 impl<'a> VmRow<'a> {
-    /// Decodes a row or a projection of one.
+    /// Decodes a stored row, or a projection of a stored row.
     pub(crate) fn from_document(row: &'a RawDocument) -> Result<Self, MetricsError> {
         let mut read = Self {
             id: None,
@@ -46,7 +46,7 @@ impl<'a> VmRow<'a> {
     }
 }
 
-/// The stored number, if it is finite.
+/// Returns the stored number if it is finite.
 pub(crate) fn number(value: RawBsonRef<'_>) -> Option<f64> {
     let number = match value {
         RawBsonRef::Double(number) => number,
@@ -58,7 +58,7 @@ pub(crate) fn number(value: RawBsonRef<'_>) -> Option<f64> {
     number.is_finite().then_some(number)
 }
 
-/// The aggregate of one measure.
+/// Aggregate of one measure: count, total, minimum and maximum.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sum {
     count: u64,
@@ -68,7 +68,7 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    /// Adds a value.
+    /// Adds a value to the aggregate.
     pub(crate) fn add(&mut self, value: f64) {
         self.merge(&Self {
             count: 1,
@@ -92,7 +92,7 @@ impl Sum {
         self.max = self.max.max(other.max);
     }
 
-    /// Converts to an answer; `None` without values.
+    /// Converts the aggregate to minimum, average and maximum; `None` without values.
     pub(crate) fn stat(&self) -> Option<Stat> {
         #[expect(clippy::cast_precision_loss, reason = "2^53 samples are never reached")]
         let mean = self.total / self.count as f64;
@@ -104,7 +104,7 @@ impl Sum {
     }
 }
 
-/// The aggregates of a VM's rows over a time bucket.
+/// Aggregates of all measures of a VM's rows over a time bucket.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
     samples: u64,
@@ -112,17 +112,17 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    /// The number of rows.
+    /// Number of aggregated rows.
     pub(crate) const fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// Adds a row.
+    /// Adds a row to the aggregates.
     pub(crate) fn add(&mut self, row: &VmRow<'_>) {
         self.add_values(&row.values);
     }
 
-    /// Adds the values of a row.
+    /// Adds the values of a row to the aggregates.
     pub(crate) fn add_values(&mut self, values: &VmMeasures<Option<f64>>) {
         self.samples += 1;
         for (sum, value) in self.measures.each_mut().zip(*values) {
@@ -140,7 +140,7 @@ impl Sums {
         }
     }
 
-    /// Converts to the stored form: `{n: samples, cpu_util: [count, total, min, max], …}`.
+    /// Converts the aggregates to their stored form: `{n: samples, cpu_util: [count, total, min, max], …}`.
     pub(crate) fn to_document(self) -> Document {
         let mut document = doc! { SAMPLES: stored(self.samples) };
         for (measure, sum) in self.measures.described() {
@@ -152,7 +152,7 @@ impl Sums {
         document
     }
 
-    /// Decodes the stored form.
+    /// Decodes aggregates from their stored form.
     pub(crate) fn from_document(document: &RawDocument) -> Result<Self, MetricsError> {
         let mut sums = Self::default();
         for element in document {
@@ -183,7 +183,7 @@ impl Sums {
         Ok(sums)
     }
 
-    /// Converts to an answer.
+    /// Converts the aggregates to a time bucket of an answer.
     pub(crate) fn bucket(&self, at_ms: u64) -> VmBucket {
         VmBucket {
             at_ms,
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn aggregates_min_mean_and_max_of_finite_numbers() {
+    fn minimum_average_and_maximum_are_computed_from_finite_numbers() {
         let bucket = sums(&[row(1.0, 90), row(0.0, 91), row(1.0, 92)]).bucket(5);
         assert_eq!((bucket.at_ms, bucket.count), (5, 3));
         assert_eq!(
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_parts_equal_whole_after_encoding() {
+    fn merged_aggregates_equal_aggregate_of_all_rows_after_encoding() {
         let rows: Vec<_> = (0..10).map(|at| row(f64::from(at) * 0.25, at)).collect();
         let through_the_store = |sums: Sums| {
             let stored = RawDocumentBuf::try_from(&sums.to_document()).unwrap();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn encodes_number_of_samples_first() {
+    fn stored_aggregate_begins_with_number_of_samples() {
         let document = sums(&[row(1.0, 1)]).to_document();
         let (first, value) = document.iter().next().unwrap();
         assert_eq!((first.as_str(), value), (SAMPLES, &Bson::Int64(1)));

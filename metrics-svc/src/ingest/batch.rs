@@ -1,4 +1,4 @@
-//! A batch of documents that are written together, with the messages that they came from.
+//! A batch of documents that are written to the database together, with the messages that they came from.
 
 use async_nats::jetstream::{AckKind, Message};
 use tracing::{Span, info_span, warn};
@@ -14,21 +14,21 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Maximum number of span links, OpenTelemetry's default; publishers of further messages are not linked.
+/// Maximum number of span links, as in OpenTelemetry's default. The publishers of further messages are not linked.
 const MAX_LINKS: usize = 128;
 
-/// Documents, each with the index of its message.
+/// Documents, each with the index of the message that it came from.
 #[derive(Default)]
 pub(super) struct Batch {
     documents: Documents,
     vm_sources: Vec<usize>,
     process_sources: Vec<usize>,
     messages: Vec<Message>,
-    /// The last message whose agent reported dropped parts.
+    /// Index of the last message whose agent reported dropped parts.
     dropper: Option<usize>,
 }
 
-/// A document that the database refused: the index of its message, and the database's code and message.
+/// A document that the database refused: the index of its message, and the database's error code and message.
 pub(super) struct Refused {
     pub(super) source: usize,
     pub(super) code: i32,
@@ -58,14 +58,15 @@ impl Batch {
         self.messages.push(message);
     }
 
-    /// The number of parts that agents reported as dropped, and the subject of the last of these messages.
+    /// Returns the number of parts that agents reported as dropped, and the subject of the last message that reported
+    /// any.
     pub(super) fn dropped_by_agents(&self) -> Option<(u64, &str)> {
         let message = self.messages.get(self.dropper?)?;
         Some((self.documents.dropped_parts, message.subject.as_str()))
     }
 
-    /// The span for processing the batch, by OpenTelemetry's semantic conventions for messaging: a new trace, linked to
-    /// the spans that published its messages.
+    /// Creates the tracing span for processing the batch, by OpenTelemetry's semantic conventions for messaging: a new
+    /// trace that is linked to the spans that published the messages.
     pub(super) fn span(&self) -> Span {
         let span = info_span!(
             parent: None,
@@ -84,13 +85,13 @@ impl Batch {
         span
     }
 
-    /// Inserts into both collections concurrently, and adds the dirty buckets.
+    /// Inserts the documents into both collections concurrently, and adds the dirty buckets.
     pub(super) async fn insert(
         &self,
         store: &RowStore,
         dirty_buckets: &DirtyBuckets,
     ) -> Result<Vec<Refused>, MetricsError> {
-        // Waits for all even if one fails, because dropping a driver call half-way is not safe.
+        // Wait for all three even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
         let (vms, processes, marked) = tokio::join!(
             store.insert(RowKind::Vm, &self.documents.vms),
             store.insert(RowKind::Process, &self.documents.processes),
@@ -111,7 +112,7 @@ impl Batch {
         Ok(refused.collect())
     }
 
-    /// Publishes live events of the stored rows.
+    /// Publishes live events about the stored rows.
     pub(super) fn publish_events(&self, events: &Events, verdicts: &[Verdict]) {
         let stored = |source: usize| verdicts.get(source) == Some(&Verdict::Stored);
         for (row, &source) in self.documents.vms.iter().zip(&self.vm_sources) {
@@ -129,7 +130,7 @@ impl Batch {
         }
     }
 
-    /// Extends the ack wait, so that JetStream does not redeliver the batch.
+    /// Tells JetStream that the batch is still being processed, so that it does not redeliver the batch.
     pub(super) async fn extend_ack_wait(&self) {
         for message in &self.messages {
             acknowledge(message, AckKind::Progress).await;
@@ -138,7 +139,7 @@ impl Batch {
 }
 
 pub(super) async fn acknowledge(message: &Message, kind: AckKind) {
-    // A lost acknowledgement causes a redelivery, which is harmless because of the rows' stable ids.
+    // A lost acknowledgement only causes a redelivery, which is harmless because the rows have stable ids.
     if let Err(error) = message.ack_with(kind).await {
         warn!(%error, "sending an acknowledgement failed");
     }

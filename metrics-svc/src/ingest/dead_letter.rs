@@ -1,4 +1,4 @@
-//! Publishes dead letters: samples that can never be stored.
+//! Publishes dead letters: messages with samples that can never be stored.
 
 use std::time::Duration;
 
@@ -16,23 +16,24 @@ use crate::MetricsError;
 
 /// Header with the reason why the sample was refused.
 pub const REASON: &str = "Vmwatch-Reason";
-/// Header with the subject that the sample was published on.
+/// Header with the subject on which the sample was published.
 pub const SUBJECT: &str = "Vmwatch-Subject";
 
-/// Deadline of a JetStream request; JetStream normally answers within milliseconds.
+/// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Redelivery delay of a message whose dead letter could not be published.
 const REDELIVERY_DELAY: Duration = Duration::from_mins(1);
 
-/// Refuses a message that was accepted before: counts and logs it, and publishes it as a dead letter.
+/// Refuses a message that had passed the first checks: counts and logs the refusal, and publishes the message as a dead
+/// letter.
 pub(super) async fn refuse(jetstream: &Context, message: &Message, reason: &str) {
     counter!("vmwatch_samples_refused_total", "vm" => "other").increment(1);
     warn!(subject = %message.subject, reason, "sample refused; see `vmwatch-metrics dead-letters list`");
     publish_then_remove(jetstream, message, reason).await;
 }
 
-/// Publishes the dead letter, then removes the message from the stream.
+/// Publishes the dead letter, then removes the message from the stream of samples.
 pub(super) async fn publish_then_remove(jetstream: &Context, message: &Message, reason: &str) {
     match tokio::time::timeout(DEADLINE, publish(jetstream, message, reason)).await {
         Ok(Ok(())) => acknowledge(message, AckKind::Term).await,
@@ -41,7 +42,7 @@ pub(super) async fn publish_then_remove(jetstream: &Context, message: &Message, 
             acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
         }
         Err(_) => {
-            warn!("dead letter not acknowledged in time; retrying");
+            warn!("publishing a dead letter timed out; retrying");
             acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
         }
     }
@@ -63,13 +64,14 @@ async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result
     acknowledged.await.map(drop).map_err(MetricsError::jetstream)
 }
 
-/// The headers of a dead letter. `stored` is the stream and the sequence of the message.
+/// Headers of a dead letter. `stored` is the message's stream and its sequence number there.
 fn headers(subject: &str, reason: &str, stored: Option<(&str, u64)>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(REASON, reason.replace(['\r', '\n'], " "));
     headers.insert(SUBJECT, subject);
     if let Some((stream, sequence)) = stored {
-        // One dead letter for one message, however often it is tried.
+        // This id lets JetStream discard duplicates, so that a message gets one dead letter even if it is published
+        // several times.
         headers.insert(NATS_MESSAGE_ID, format!("{stream}:{sequence}"));
     }
     headers
@@ -82,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_their_golden_file() {
+    fn dead_letter_headers_match_golden_file() {
         const GOLDEN: &str = include_str!("../../../tests/golden/forms/dead-letter-headers.json");
         let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
         let written = headers(

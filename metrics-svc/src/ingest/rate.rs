@@ -1,10 +1,10 @@
-//! Limits the rate of each VM's samples. A message above its VM's rate is not lost: it returns to the stream with a
-//! delay, so that the VM's share of the stream fills, the server refuses more, and the agent spools. Messages of other
-//! VMs are not affected.
+//! Limits the rate at which samples of each VM are stored. A message above its VM's rate is not lost: it returns to the
+//! stream with a delay. The VM's share of the stream fills, the server refuses more messages, and the agent keeps them
+//! in its spool. Messages of other VMs are not affected.
 //!
-//! Each VM has a token bucket for messages, for bytes, for rows and for the five-minute time buckets that they touch. A
-//! returned message is scheduled after those returned before it, at about the time when its tokens exist, so that it is
-//! delivered twice and not more often.
+//! Each VM has token buckets for messages, for bytes, for rows and for the five-minute rollups that its rows change. A
+//! returned message is scheduled after the messages returned before it, for about the time at which its tokens will be
+//! available. It is therefore delivered twice and not more often.
 //!
 //! The limits apply per replica: several replicas together accept several times as much.
 
@@ -18,27 +18,29 @@ use tracing::warn;
 
 use crate::config::RateSettings;
 
-/// Capacity of a token bucket, as the time that its rate takes to fill it.
+/// Capacity of a token bucket, as the time in which it fills.
 const BURST: Duration = Duration::from_secs(10);
-/// Messages return at multiples of this time, because the server scans all delivered messages each time that one is
-/// due.
+/// Returned messages are due at multiples of this time, because the NATS server scans all delivered messages each time
+/// that one is due.
 const RETURN_GRID: Duration = Duration::from_millis(250);
-/// Tolerance for a returned message that arrives before its tokens exist, because of timers and other replicas.
+/// How much too early a returned message may arrive and still be accepted. Timers and other replicas cause such early
+/// arrivals.
 const EARLY: Duration = Duration::from_secs(1);
-/// Maximum number of VMs above or near their rate at one time; other VMs have full buckets and need no entry.
+/// Maximum number of VMs with an entry. Only VMs above or near their rate need an entry; the token buckets of all
+/// others are full.
 const MAX_VMS: usize = 65_536;
-/// Maximum number of messages whose returns are counted, newest first; more than can be delivered and unacknowledged at
-/// one time.
+/// Maximum number of messages whose returns are counted; the newest are kept. More messages than this cannot be
+/// delivered and unacknowledged at one time.
 const MAX_RETURNED: usize = 100_000;
-/// Interval at which a VM above its rate is logged.
+/// Minimum interval between log messages about one VM above its rate.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// What a message takes from its VM's token buckets.
+/// What a message takes from the token buckets of its VM.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cost {
     pub(super) bytes: usize,
     pub(super) rows: usize,
-    /// The start of the five-minute bucket of its VM row.
+    /// Start of the five-minute time bucket of the message's VM row.
     pub(super) five_minutes: Option<u64>,
 }
 
@@ -46,46 +48,47 @@ pub(super) struct Cost {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delivery {
     pub(super) stream_sequence: u64,
-    /// Number of the delivery, starting at 1.
+    /// Number of the delivery of this message, starting at 1.
     pub(super) delivered: i64,
 }
 
 impl Delivery {
-    /// For a message without delivery information.
+    /// Delivery of a message that has no delivery information.
     pub(super) const UNKNOWN: Self = Self {
         stream_sequence: 0,
         delivered: 1,
     };
 }
 
-/// The decision about a message.
+/// Whether a message is accepted now or returned to the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Accept it. This replica has returned it this many times before, which does not count against it.
+    /// Accept the message. This replica has returned it this many times, which must not count as failed attempts.
     Take { returns: i64 },
-    /// Return it to the stream, with this delay.
+    /// Return the message to the stream, to be redelivered after this delay.
     Return(Duration),
 }
 
-/// The token buckets of all VMs.
+/// Token buckets of all VMs.
 #[derive(Debug)]
 pub(super) struct Rates {
-    /// Rates per second: messages, bytes, rows, five-minute buckets.
+    /// Rates per second: messages, bytes, rows, five-minute rollups.
     per_second: [f64; 4],
     /// Origin of all times in [`Vm`].
     start: Instant,
     vms: HashMap<String, Vm>,
-    /// Number of entries at which those of idle VMs are removed.
+    /// Number of entries at which the entries of idle VMs are removed.
     sweep_at: usize,
     returned: BTreeMap<u64, i64>,
 }
 
-/// The state of a VM; all times are relative to [`Rates::start`].
+/// Token buckets of a VM. All times are relative to [`Rates::start`].
 #[derive(Debug, Default)]
 struct Vm {
-    /// For each rate, the time at which the accepted amount is paid off.
+    /// For each of the four rates, the time by which everything accepted so far is paid for. A message is accepted if
+    /// this is at most one burst ahead.
     paid_at: [Duration; 4],
-    /// The time after the last returned message.
+    /// Time at which the next returned message is due: after all messages returned before.
     next_return: Duration,
     five_minutes: Option<u64>,
     logged_at: Option<Duration>,
@@ -130,7 +133,7 @@ impl Rates {
         let is_free = if comes_back {
             free_at <= now + EARLY
         } else {
-            // Returned messages take precedence.
+            // Messages that were returned before take precedence over new ones.
             free_at <= now && !waits
         };
         if is_free {
@@ -148,7 +151,7 @@ impl Rates {
             .is_none_or(|logged_at| logged_at + LOG_INTERVAL <= now)
         {
             vm.logged_at = Some(now);
-            warn!(instance, wait = ?at.saturating_sub(now), "VM above its rate; its samples wait in the stream");
+            warn!(instance, wait = ?at.saturating_sub(now), "VM sends samples faster than allowed; further samples wait in the stream");
         }
         self.returned.insert(delivery.stream_sequence, returns + 1);
         while self.returned.len() > MAX_RETURNED {
@@ -157,7 +160,7 @@ impl Rates {
         Decision::Return(on_grid(at).saturating_sub(now))
     }
 
-    /// Occasionally removes the entries of VMs whose buckets are full again.
+    /// Occasionally removes the entries of VMs whose token buckets are full again.
     fn sweep(&mut self, now: Duration) {
         if self.vms.len() < self.sweep_at {
             return;
@@ -173,13 +176,13 @@ impl Rates {
     }
 }
 
-/// The time that each rate takes to produce the cost of a message.
+/// For each rate, the time in which it produces the tokens that a message costs.
 fn prices(per_second: [f64; 4], cost: Cost, last: Option<u64>) -> [Duration; 4] {
     let touched = cost.five_minutes.is_some_and(|start| Some(start) != last);
     let amounts = [1, cost.bytes, cost.rows, usize::from(touched)];
     let mut prices = [Duration::ZERO; 4];
     for ((price, amount), rate) in prices.iter_mut().zip(amounts).zip(per_second) {
-        // The amounts are those of one message and rates are at least 1, so the quotient fits a duration.
+        // The amounts of one message are small and the rates are at least 1, so the quotient fits a duration.
         let amount = u32::try_from(amount).unwrap_or(u32::MAX);
         *price = Duration::try_from_secs_f64(f64::from(amount) / rate).unwrap_or(BURST);
     }
@@ -224,8 +227,8 @@ mod tests {
         }
     }
 
-    /// Delivers messages as the server does, each again after its delay, until all are accepted. Returns the number of
-    /// deliveries of each, and the total time.
+    /// Delivers messages as JetStream does, each again after its delay, until all are accepted. Returns the number of
+    /// deliveries of each message, and the total time.
     async fn deliver(rates: &mut Rates, instance: &str, costs: &[Cost]) -> (Vec<i64>, Duration) {
         let start = Instant::now();
         let mut waiting: BTreeMap<(Instant, u64), i64> = BTreeMap::new();
@@ -245,7 +248,7 @@ mod tests {
                 Decision::Take { returns } => {
                     assert_eq!(
                         returns, before,
-                        "each earlier delivery was returned because of the rate"
+                        "every earlier delivery must have been returned because of the rate"
                     );
                     deliveries[index] = delivered;
                 }
@@ -258,10 +261,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn accepts_burst_then_rate_with_at_most_two_deliveries() {
+    async fn messages_above_vm_rate_are_delivered_at_most_twice() {
         let mut rates = rates();
         let (deliveries, took) = deliver(&mut rates, "vm-1", &vec![small(); 600]).await;
-        // A burst of ten seconds, then 500 messages at ten per second.
+        // A burst of ten seconds is accepted at once; the remaining 500 messages are accepted at ten per second.
         assert!(deliveries.iter().filter(|&&times| times == 1).count() >= 100);
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
         assert!(
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn counts_rows_and_accepts_message_larger_than_burst() {
+    async fn rows_count_towards_vm_rate_and_message_larger_than_burst_is_accepted() {
         let mut rates = rates();
         let large = Cost {
             rows: 2000,
@@ -280,7 +283,8 @@ mod tests {
         };
         let (deliveries, took) = deliver(&mut rates, "vm-1", &[large; 4]).await;
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
-        // Each costs 20 s of rows; the first is accepted at once, the next when its debt has fallen to one burst.
+        // Each message costs 20 s of rows. The first is accepted at once, each next one when the debt has fallen to one
+        // burst.
         assert!(
             (Duration::from_secs(49)..Duration::from_secs(53)).contains(&took),
             "{took:?}"
@@ -288,7 +292,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn counts_touched_five_minute_buckets() {
+    async fn changed_five_minute_rollups_count_towards_vm_rate() {
         let mut rates = Rates::new(RateSettings {
             messages: 1e6,
             bytes: 1e9,
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn vm_above_rate_does_not_delay_others() {
+    async fn vm_above_its_rate_does_not_delay_other_vms() {
         let mut rates = rates();
         for sequence in 0..300 {
             rates.decide("vm-1", small(), first(sequence));
@@ -321,7 +325,7 @@ mod tests {
             Decision::Take { returns: 0 }
         );
         let Decision::Return(delay) = rates.decide("vm-1", small(), first(301)) else {
-            panic!("a message above the rate was taken");
+            panic!("a message above the VM's rate was accepted");
         };
         assert!(
             (Duration::from_secs(19)..Duration::from_secs(22)).contains(&delay),
@@ -330,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn forgets_idle_vms() {
+    async fn rate_limiter_forgets_idle_vms() {
         let mut rates = rates();
         for vm in 0..1024 {
             rates.decide(&format!("vm-{vm}"), small(), first(vm));

@@ -1,5 +1,5 @@
 //! Refuses malformed messages: removes them from the stream, counts them per VM, and keeps one per minute and VM as a
-//! dead letter. The loop that reads the stream never waits for a dead letter.
+//! dead letter. The task that reads the stream never waits for the publication of a dead letter.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -13,21 +13,21 @@ use tracing::warn;
 
 use super::{batch::acknowledge, dead_letter::publish_then_remove};
 
-/// Minimum interval between two dead letters of a VM, and between two log messages.
+/// Minimum interval between two dead letters of a VM, and between two log messages about it.
 const MIN_INTERVAL: Duration = Duration::from_mins(1);
-/// Maximum number of dead letters waiting to be published.
+/// Maximum number of dead letters that wait to be published.
 const QUEUE_LENGTH: usize = 64;
-/// Maximum number of VMs with a dead letter in the last minute.
+/// Maximum number of VMs that may have a dead letter in one minute.
 const MAX_VMS: usize = 65_536;
-/// Maximum number of VMs with their own metric label; the rest share `other`.
+/// Maximum number of VMs with their own metric label; all further VMs share the label `other`.
 const MAX_NAMED: usize = 100;
 
-/// Recent refusals.
+/// Recent refusals, by VM.
 #[derive(Debug)]
 pub(super) struct Refusals {
     letters: mpsc::Sender<Letter>,
     recent: HashMap<String, Recent>,
-    /// Number of entries at which old ones are removed.
+    /// Number of entries at which old entries are removed.
     sweep_at: usize,
     named: HashSet<String>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Refusals {
 #[derive(Debug)]
 struct Recent {
     at: Instant,
-    /// Number of messages refused since, without a dead letter.
+    /// Number of messages refused since then without a dead letter.
     more: u64,
 }
 
@@ -47,7 +47,8 @@ struct Letter {
 }
 
 impl Refusals {
-    /// Starts the task that publishes dead letters; it ends when the value is dropped and all are published or dropped.
+    /// Starts the task that publishes dead letters. The task ends when the returned `Refusals` is dropped and all dead
+    /// letters are published or dropped.
     pub(super) fn start(jetstream: Context) -> (Self, JoinHandle<()>) {
         let (letters, mut waiting) = mpsc::channel::<Letter>(QUEUE_LENGTH);
         let publishing = tokio::spawn(async move {
@@ -64,7 +65,7 @@ impl Refusals {
         (refusals, publishing)
     }
 
-    /// Removes a message from the stream.
+    /// Refuses a message: removes it from the stream, and publishes a dead letter if its VM may have one now.
     pub(super) async fn refuse(&mut self, instance: &str, message: Message, reason: String) {
         counter!("vmwatch_samples_refused_total", "vm" => self.label(instance)).increment(1);
         let Some(more) = self.due(instance, Instant::now()) else {
@@ -81,7 +82,8 @@ impl Refusals {
         }
     }
 
-    /// Whether this VM may have a dead letter now; returns the number of its messages without one since the last.
+    /// Returns `None` if this VM may not have a dead letter now. Otherwise returns how many of its messages were
+    /// refused without a dead letter since its last one.
     fn due(&mut self, instance: &str, now: Instant) -> Option<u64> {
         if let Some(recent) = self.recent.get_mut(instance) {
             if now < recent.at + MIN_INTERVAL {
@@ -103,7 +105,7 @@ impl Refusals {
         Some(0)
     }
 
-    /// The VM's label in the metrics.
+    /// Value of the VM label in metrics.
     fn label(&mut self, instance: &str) -> String {
         if self.named.contains(instance) {
             return instance.to_owned();
@@ -130,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn limits_dead_letters_to_one_per_minute_and_vm() {
+    async fn dead_letters_are_limited_to_one_per_minute_and_vm() {
         let (mut refusals, now) = (refusals(), Instant::now());
         assert_eq!(refusals.due("vm-1", now), Some(0));
         assert_eq!(refusals.due("vm-1", now + MIN_INTERVAL / 2), None);
@@ -139,7 +141,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bounds_its_tables() {
+    async fn number_of_vms_with_dead_letters_is_bounded() {
         let (mut refusals, now) = (refusals(), Instant::now());
         for vm in 0..MAX_VMS {
             assert_eq!(refusals.due(&vm.to_string(), now), Some(0));

@@ -1,12 +1,12 @@
-//! Counts crashes caused by messages. Before a suspect message is written alone, a record of it is stored in the
-//! database; it is removed when the write has ended, whatever its result. So a remaining record means that the service
-//! crashed.
+//! Counts how often a suspect message has crashed the service. Before a suspect message is written to the database
+//! alone, a record of the attempt is stored there; it is removed when the write has ended, whatever its result. A
+//! record that remains therefore means that the service crashed.
 //!
 //! ```text
 //! vm_samples_suspects  { _id: "<sequence>-<published>", attempts: 2, sampled_at }
 //! ```
 //!
-//! While the database is unreachable no record can be written, so its outages do not count as crashes.
+//! While the database is unreachable no record can be stored, so an outage of the database does not count as a crash.
 
 use std::time::{Duration, SystemTime};
 
@@ -19,29 +19,30 @@ use crate::{MetricsError, documents::SAMPLED_AT, retention, store::RowStore};
 
 /// Retention of records whose message was never delivered again.
 const KEEP: Duration = Duration::from_hours(720);
-/// Deadline of one small write.
+/// Deadline of one small database write.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// The collection of records.
+/// The collection of records about suspect messages.
 #[derive(Clone)]
 pub(crate) struct Suspects {
     records: Collection<Document>,
 }
 
 impl Suspects {
-    /// Opens the collection next to the rows.
+    /// Opens the collection, which is in the same database as the rows.
     pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             records: rows.beside("suspects"),
         }
     }
 
-    /// Applies the retention.
+    /// Applies the retention to the collection.
     pub(crate) async fn prepare(&self, rows: &RowStore) -> Result<(), MetricsError> {
         retention::apply(rows.database(), &self.records.clone_with_type(), KEEP).await
     }
 
-    /// Records that a message is about to be written; returns the number of earlier writes of it that never ended.
+    /// Records that a suspect message is about to be written. Returns the number of earlier attempts that never ended,
+    /// which means that they crashed the service.
     pub(super) async fn begin(&self, message: &str) -> Result<i64, MetricsError> {
         let (records, id) = (self.records.clone(), message.to_owned());
         let counting = async move {
@@ -60,7 +61,7 @@ impl Suspects {
         Ok(attempts.unwrap_or(1).saturating_sub(1))
     }
 
-    /// Removes the record after the write of its message has ended.
+    /// Removes the record of a suspect message after its write has ended.
     pub(super) async fn end(&self, message: &str) -> Result<(), MetricsError> {
         let (records, id) = (self.records.clone(), message.to_owned());
         let removing = async move { records.delete_one(doc! { "_id": id }).await };
@@ -68,7 +69,7 @@ impl Suspects {
     }
 }
 
-/// Identifies a message, even if its stream was recreated.
+/// Key that identifies a message even if its stream was recreated.
 pub(super) fn key(message: &Message) -> String {
     message.info().map_or_else(
         |_| message.subject.to_string(),
@@ -82,7 +83,7 @@ pub(super) fn key(message: &Message) -> String {
     )
 }
 
-/// Waits for a database command in its own task, because dropping a driver call half-way is not safe.
+/// Waits for a database command in a separate task, because dropping a call of the MongoDB driver half-way is not safe.
 async fn bounded<T: Send + 'static>(
     command: impl Future<Output = mongodb::error::Result<T>> + Send + 'static,
 ) -> Result<T, MetricsError> {

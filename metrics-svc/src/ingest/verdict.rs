@@ -1,29 +1,26 @@
-//! Decides what happens to the messages of a batch, by the database's answers for their documents.
+//! Decides whether each message of a batch is acknowledged, refused or retried, by the database's answers for its
+//! documents.
 
 use super::batch::Refused;
 
-/// MongoDB error codes for a fault of the document itself, which a retry cannot fix. Any other code may come from the
-/// state of the server (writes blocked, full disk, lock, stepdown) and be transient.
-const ROW_FAULTS: [i32; 4] = [
-    // BadValue: a value that cannot be stored or indexed.
-    2,      // DocumentValidationFailure: an operator's validator refuses it.
-    121,    // BSONObjectTooLarge.
-    10_334, // KeyTooLong: too long for an index (MongoDB before 4.2).
-    17_280,
-];
+/// MongoDB error codes for a fault of the document itself, which a retry cannot fix: `BadValue`,
+/// `DocumentValidationFailure` (from a validator that an administrator added), `BSONObjectTooLarge` and `KeyTooLong`
+/// (MongoDB before 4.2). All other codes may be transient, because they may come from the state of the server: writes
+/// blocked, full disk, lock, stepdown.
+const ROW_FAULTS: [i32; 4] = [2, 121, 10_334, 17_280];
 
-/// What happens to a message.
+/// What happens to a message after its batch was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// All its rows are stored; acknowledge it.
+    /// All rows of the message are stored: acknowledge it.
     Stored,
-    /// A row is refused because of its own fault, with the database's message.
+    /// A row of the message is faulty and was refused with this error message: publish the message as a dead letter.
     Refused(String),
-    /// A row was not stored for a reason that may be transient.
+    /// A row of the message was not stored for a reason that may be transient: write it again.
     Retry,
 }
 
-/// The verdict on each message of a batch. A message is refused only when all its rows except faulty ones are stored.
+/// Decides on each message of a batch. A message is refused only if all its rows except the faulty ones are stored.
 pub(super) fn verdicts(messages: usize, refused: &[Refused]) -> Vec<Verdict> {
     let mut verdicts = vec![Verdict::Stored; messages];
     for Refused { source, code, words } in refused {
@@ -52,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_only_for_faults_of_the_row_itself() {
+    fn message_is_refused_only_for_faults_of_its_rows() {
         let all = [2, 121, 10_334, 17_280].map(|code| refused(0, code));
         for fault in all {
             assert_eq!(
@@ -60,15 +57,15 @@ mod tests {
                 [Verdict::Refused(fault.words)]
             );
         }
-        // UserWritesBlocked, LockTimeout, MaxTimeMSExpired, OutOfDiskSpace, InterruptedDueToReplStateChange, and a code
-        // unknown to all versions of MongoDB.
+        // In this order: UserWritesBlocked, LockTimeout, MaxTimeMSExpired, OutOfDiskSpace,
+        // InterruptedDueToReplStateChange, and a code that no version of MongoDB uses.
         for code in [371, 24, 50, 14_031, 11_602, 99_999] {
             assert_eq!(verdicts(1, &[refused(0, code)]), [Verdict::Retry], "{code}");
         }
     }
 
     #[test]
-    fn retries_message_with_transient_failure() {
+    fn message_with_transient_failure_is_retried() {
         for order in [[121, 371], [371, 121]] {
             let both = order.map(|code| refused(1, code));
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Writes batches to the database, retrying as long as needed, and acknowledges them.
+//! Writes batches of rows to the database, retrying as long as needed, and acknowledges their messages.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,32 +21,34 @@ use super::{
 };
 use crate::{MetricsError, events::Events, history::History, store::RowStore};
 
-/// First pause between attempts while the database does not accept a batch; it doubles up to a sixth of the ack wait.
+/// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
+/// wait.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Number of attempts after which stored messages are acknowledged without waiting for the remaining ones.
+/// Number of attempts after which the messages that are stored are acknowledged, without waiting for the rest of the
+/// batch.
 const MAX_ATTEMPTS_FOR_REST: u32 = 3;
-/// How long a batch is held if the database answers without accepting any of it. Then its messages return to the
-/// stream, so that a permanent refusal does not block all others.
+/// How long a batch is retried if the database answers but accepts none of its rows. After that its messages return to
+/// the stream, so that a batch that is refused for good does not block all others.
 const MAX_HOLD: Duration = Duration::from_mins(1);
 /// Redelivery delay of a message that was not stored.
 const RETURN_DELAY: Duration = Duration::from_secs(10);
-/// Maximum number of concurrent inserts waiting for an unresponsive database. An insert that takes too long is left
-/// running.
+/// Maximum number of concurrent inserts that wait for an unresponsive database. An insert that takes too long is left
+/// running, because it cannot be cancelled safely.
 const MAX_ATTEMPTS: usize = 8;
 /// Number of crashes after which a message becomes a dead letter.
 const MAX_CRASHES: i64 = 3;
 /// How long shutdown waits for a running insert.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
-/// Work for the writer.
+/// What the writer task is asked to write.
 pub(super) enum Work {
     /// A batch of decoded messages.
     Batch(Batch),
-    /// A message that was delivered often and never stored; it is decoded and written alone.
+    /// A message that was delivered several times and never stored. It is decoded and written alone.
     Alone(Box<Message>),
 }
 
-/// Writes one batch at a time.
+/// Writes batches to the database, one at a time.
 pub(super) struct Writer {
     pub(super) store: Arc<RowStore>,
     pub(super) history: Arc<History>,
@@ -54,12 +56,13 @@ pub(super) struct Writer {
     pub(super) jetstream: Context,
     pub(super) suspects: Suspects,
     pub(super) offset: UtcOffset,
-    /// See [`StreamSettings::ack_wait`](crate::config::StreamSettings::ack_wait).
+    /// Time within which a message must be acknowledged:
+    /// [`StreamSettings::ack_wait`](crate::config::StreamSettings::ack_wait).
     pub(super) ack_wait: Duration,
     attempts: Arc<Semaphore>,
 }
 
-/// The database's last answer for a batch.
+/// The database's latest answer for a batch.
 struct Outcome {
     verdicts: Vec<Verdict>,
     unstored: usize,
@@ -86,7 +89,7 @@ impl Writer {
         }
     }
 
-    /// Does some work; at shutdown it may be left for redelivery.
+    /// Writes a batch or a single message. At shutdown it may be left for redelivery instead.
     pub(super) async fn work(&self, work: Work, shutdown: &CancellationToken) {
         match work {
             Work::Batch(batch) => {
@@ -106,12 +109,12 @@ impl Writer {
         }
     }
 
-    /// Decodes and writes a message that may crash the service; `None` if shutdown came before it began.
+    /// Decodes and writes a message that may crash the service. Returns `None` if shutdown came before the write began.
     async fn write_alone(&self, key: &str, message: Message, shutdown: &CancellationToken) -> Option<()> {
         counter!("vmwatch_samples_written_alone_total").increment(1);
         let crashes = self.begin_alone(key, &message, shutdown).await?;
         if crashes >= MAX_CRASHES {
-            let reason = format!("the service crashed {crashes} times while writing it");
+            let reason = format!("the service crashed {crashes} times while writing this sample");
             refuse(&self.jetstream, &message, &reason).await;
             return Some(());
         }
@@ -127,7 +130,7 @@ impl Writer {
         Some(())
     }
 
-    /// Records that a message is about to be written; waits for the database.
+    /// Records that a suspect message is about to be written; retries until the database has stored this.
     async fn begin_alone(&self, key: &str, message: &Message, shutdown: &CancellationToken) -> Option<i64> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -135,7 +138,7 @@ impl Writer {
                 Ok(crashes) => return Some(crashes),
                 Err(error) => {
                     let cause = error.cause();
-                    warn!(cause, "recording a suspect message failed; retrying");
+                    warn!(cause, "writing the record of a suspect message failed; retrying");
                 }
             }
             acknowledge(message, AckKind::Progress).await;
@@ -144,7 +147,7 @@ impl Writer {
         }
     }
 
-    /// Stores a batch and acknowledges its messages; at shutdown it may be left for redelivery.
+    /// Stores a batch and acknowledges its messages. At shutdown the batch may be left for redelivery instead.
     async fn write(&self, batch: Batch, shutdown: &CancellationToken) {
         let rows = batch.rows();
         gauge!("vmwatch_ingest_waiting_rows").set(u32::try_from(rows).unwrap_or(u32::MAX));
@@ -171,7 +174,7 @@ impl Writer {
             match verdict {
                 Verdict::Stored => acknowledge(message, AckKind::Ack).await,
                 Verdict::Refused(words) => {
-                    let reason = format!("the database refused it: {words}");
+                    let reason = format!("the database refused a row: {words}");
                     refuse(&self.jetstream, message, &reason).await;
                 }
                 Verdict::Retry => {
@@ -182,8 +185,8 @@ impl Writer {
         }
     }
 
-    /// Retries until the database has stored the batch, or has repeatedly answered without storing all of it; `None` at
-    /// shutdown.
+    /// Retries until the database has stored the batch, or has repeatedly answered without storing all of it. Returns
+    /// `None` at shutdown.
     async fn store(&self, batch: &Arc<Batch>, shutdown: &CancellationToken) -> Option<Outcome> {
         let (mut pause, mut tries, begun) = (FIRST_PAUSE, 0, Instant::now());
         loop {
@@ -212,16 +215,18 @@ impl Writer {
             counter!("vmwatch_ingest_retries_total").increment(1);
             batch.extend_ack_wait().await;
             shutdown.run_until_cancelled(sleep(pause)).await?;
-            // Together with an attempt of at most two thirds, this stays within the ack wait.
+            // An attempt takes at most two thirds of the ack wait, so attempt and pause together stay within the ack
+            // wait.
             pause = (pause * 2).min(self.ack_wait / 6);
         }
     }
 
     /// Runs one insert; `None` if it does not end soon after shutdown.
     ///
-    /// An insert that takes too long is left running, because dropping a driver call half-way is not safe. A server
-    /// that vanished without closing its connections would block it for a quarter of an hour. If it succeeds later, the
-    /// rows' stable ids make that harmless. [`MAX_ATTEMPTS`] bounds the number of such inserts.
+    /// An insert that takes too long is left running, because dropping a call of the MongoDB driver half-way is not
+    /// safe. A database server that vanished without closing its connections would block it for a quarter of an hour.
+    /// If the insert succeeds later, that is harmless because the rows have stable ids. [`MAX_ATTEMPTS`] bounds the
+    /// number of such inserts.
     async fn attempt(
         &self,
         batch: &Arc<Batch>,
@@ -246,7 +251,7 @@ impl Writer {
         let mut inserting = tokio::spawn(insert.in_current_span());
         let inserted = tokio::select! {
             inserted = timeout(limit, &mut inserting) => inserted,
-            // Wait briefly, so that a shutdown under load rarely leaves a batch for redelivery.
+            // Wait for a short time, so that a shutdown under load rarely leaves a batch for redelivery.
             () = shutdown.cancelled() => Ok(timeout(SHUTDOWN_WAIT, &mut inserting).await.ok()?),
         };
         histogram!("vmwatch_ingest_insert_seconds").record(started.elapsed().as_secs_f64());

@@ -1,4 +1,4 @@
-//! Starts and ends of processes.
+//! Starts and ends of processes, derived from process rows.
 
 use std::{cmp::Reverse, collections::HashSet};
 
@@ -14,10 +14,10 @@ use super::{MOST_ROWS, Processes};
 use crate::{MetricsError, deadline::Deadline};
 
 impl Processes {
-    /// A page of the newest starts and ends of a range of time.
+    /// Returns a page of the newest starts and ends of processes in a time range.
     ///
-    /// An end is a row with `shutdown_time`. A start is the `running_time` of such a row, or of a row of a table that
-    /// shows processes which did not end in the range.
+    /// The end of a process is known from its row with `shutdown_time`. Its start is the `running_time` of such a row
+    /// or, for a process that did not end in the range, of a row in a process table that shows the process.
     pub(crate) async fn events(
         &self,
         query: &ProcessEventsQuery,
@@ -46,8 +46,8 @@ impl Processes {
         Ok(ProcessEventList { events, more })
     }
 
-    /// The last rows of the processes that ended in the range: enough of the newest for a page and one more, which
-    /// tells that there are more. The starts of those that ended before these are older than all of them.
+    /// Returns the last rows of the newest processes that ended in the range: enough for a page and one more, which
+    /// shows whether there is another page. Processes that ended before these also started before them.
     async fn newest_ends(
         &self,
         query: &ProcessEventsQuery,
@@ -58,8 +58,8 @@ impl Processes {
         let Some(place) = query.before else {
             return self.ends(instance, range, one_more, deadline).await;
         };
-        // Of the moment at which the page before ended all are read: any number of processes may end at one. An end is
-        // at the millisecond nearest to it, which may be the one behind.
+        // Read all processes that ended at the moment at which the previous page ended, because any number of them may
+        // have ended at that moment. Ends are rounded to milliseconds, so the millisecond before is included.
         let tied = place.at_ms.saturating_sub(1).max(range.from_ms());
         let mut ends = match TimeRange::new(tied, range.to_ms()) {
             Some(tie) => self.ends(instance, tie, MOST_ROWS, deadline).await?,
@@ -72,7 +72,7 @@ impl Processes {
     }
 }
 
-/// The part of the range that holds all events behind a place; `None` where it is empty.
+/// Returns the part of the range that contains all events after the cursor; `None` if it is empty.
 fn up_to(range: TimeRange, before: Option<EventPlace>) -> Option<TimeRange> {
     let to_ms = before.map_or(range.to_ms(), |place| {
         place.at_ms.saturating_add(1).min(range.to_ms())

@@ -1,5 +1,6 @@
-//! Processes of a VM: the table of any moment, the past of some of them, their starts and ends. All from the process
-//! rows themselves; rows of one sample share a `create_date`, which makes a table one short range of an index.
+//! Processes of a VM: the process table of any moment, the history of processes, and their starts and ends. All of them
+//! are computed from the process rows. The rows of one sample share a `create_date`, so a process table is a short
+//! range of an index.
 
 mod events;
 mod row;
@@ -25,9 +26,9 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// How far before a moment its table may lie, in widening steps, each asked only where the one before is empty. Most
-/// tables lie within an agent's interval. MongoDB would find the newest in one step; the stand-in of development
-/// reads all that is in range, so the ranges are kept near to what they find.
+/// Time ranges that are searched for the newest process table before a moment, from short to long; a longer one is
+/// searched only if the shorter ones contain none. Most tables are found within an agent's interval. MongoDB would find
+/// the newest table in one step, but the substitute for MongoDB in development reads all rows in the range.
 const STEPS: [Duration; 11] = [
     Duration::from_secs(2),
     Duration::from_secs(8),
@@ -41,19 +42,19 @@ const STEPS: [Duration; 11] = [
     Duration::from_hours(72),
     Duration::from_hours(168),
 ];
-/// The most rows of a table: twice what a kernel runs by its default `pid_max`.
+/// Maximum number of rows of a process table: twice the default `pid_max` of Linux.
 const MOST_ROWS: i64 = 65_536;
-/// How many tables before cuts are looked at: see [`Processes::tables`].
+/// Maximum number of restarts of a VM for which a process table is read: see [`Processes::tables`].
 const MOST_CUTS: usize = 8;
 
-/// The processes in the database.
+/// Access to the process rows in the database.
 pub(crate) struct Processes {
     rows: Arc<RowStore>,
     offset: UtcOffset,
 }
 
 impl Processes {
-    /// Of these rows.
+    /// Opens the process rows of this store.
     pub(crate) fn of(rows: &Arc<RowStore>) -> Self {
         Self {
             offset: rows.offset(),
@@ -61,7 +62,8 @@ impl Processes {
         }
     }
 
-    /// Makes the index of ended processes. It holds only the last row of each, and costs the other rows nothing.
+    /// Creates the index of ended processes. It contains only the last row of each process, so it costs nothing for
+    /// other rows.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         let options = IndexOptions::builder()
             .name("instance_ended".to_owned())
@@ -79,7 +81,7 @@ impl Processes {
         self.rows.reading(RowKind::Process)
     }
 
-    /// The date of the newest sample before a moment, at most seven days before.
+    /// Date of the newest sample before a moment, at most seven days older.
     async fn sample_before(
         &self,
         instance: &InstanceId,
@@ -98,7 +100,7 @@ impl Processes {
         Ok(None)
     }
 
-    /// The date of the oldest sample at or after a moment, at most seven days after, and before the present.
+    /// Date of the oldest sample at or after a moment, at most seven days later.
     async fn sample_after(
         &self,
         instance: &InstanceId,
@@ -121,7 +123,7 @@ impl Processes {
         Ok(None)
     }
 
-    /// The oldest (1) or newest (-1) date of a range of time.
+    /// Date of the oldest (`direction` 1) or newest (`direction` -1) sample in a time range.
     async fn edge(
         &self,
         instance: &InstanceId,
@@ -142,7 +144,7 @@ impl Processes {
         row.map_or(Ok(None), |row| Ok(Some(row.get_str("create_date")?.to_owned())))
     }
 
-    /// The rows of the sample of a date, of one name or of all.
+    /// Reads the rows of the sample with this date, of all processes or of those with one name.
     async fn rows_of(
         &self,
         instance: &InstanceId,
@@ -157,7 +159,7 @@ impl Processes {
         self.read(filter, doc! { "_id": 1 }, MOST_ROWS, deadline).await
     }
 
-    /// All processes of the sample of a date.
+    /// Reads all processes of the sample with this date.
     async fn table_of(
         &self,
         instance: &InstanceId,
@@ -168,7 +170,7 @@ impl Processes {
         Ok(found.into_iter().map(|stored| stored.row).collect())
     }
 
-    /// The last rows of the processes that ended in a range of time, the newest first.
+    /// Reads the last rows of the processes that ended in a time range, newest first.
     async fn ends(
         &self,
         instance: &InstanceId,
@@ -184,8 +186,9 @@ impl Processes {
         Ok(found.into_iter().map(|stored| stored.row).collect())
     }
 
-    /// Reads rows. A filter is on fields of one index alone; what else is wanted is chosen here, among few rows: the
-    /// stand-in of development reads a whole collection otherwise, and MongoDB would save little.
+    /// Reads process rows. The filter may use only fields of one index; callers check other conditions on the few rows
+    /// that are returned. Otherwise the substitute for MongoDB in development would read the whole collection, and
+    /// MongoDB itself would save little.
     async fn read(
         &self,
         filter: Document,
@@ -209,9 +212,10 @@ impl Processes {
         Ok(rows)
     }
 
-    /// The tables that show the processes that ran in a range of time and did not end in it: the first behind the range,
-    /// the last within it, and the last before each cut, at which the VM was switched off with all its processes. The
-    /// oldest process of a table tells when the VM came up, and so where to look for the cut before.
+    /// Reads process tables that together show all processes that ran in a time range and did not end in it. These are
+    /// the first table after the range, the last table within it, and the last table before each time at which the VM
+    /// was switched off with all its processes. The start of the oldest process in a table shows when the VM was
+    /// started, and so where to look for the table before.
     async fn tables(
         &self,
         instance: &InstanceId,
@@ -247,7 +251,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Unix milliseconds as rows have them, in seconds.
+/// Converts Unix milliseconds to Unix seconds, as rows store them.
 #[expect(
     clippy::cast_precision_loss,
     reason = "below 2^53 until long after the year 9999"

@@ -5,14 +5,14 @@ use vmwatch_api::{metrics::RowId, processes::ProcessRow};
 
 use crate::{MetricsError, history::sums::number};
 
-/// A process row, with its `_id` where that is an `ObjectId`.
+/// A process row, with its `_id` if that is an `ObjectId`.
 pub(super) struct StoredProcess {
     pub(super) id: Option<ObjectId>,
     pub(super) row: ProcessRow,
 }
 
 impl StoredProcess {
-    /// The id, as places on the bus have it.
+    /// Id of the row, as used in cursors on the bus.
     pub(super) fn row_id(&self) -> Option<RowId> {
         RowId::new(&self.id?.to_hex())
     }
@@ -26,7 +26,7 @@ pub(super) fn projection() -> Document {
     }
 }
 
-/// Unix seconds as milliseconds.
+/// Converts stored Unix seconds to Unix milliseconds.
 pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
     let seconds = number(seconds)?;
     #[expect(
@@ -37,7 +37,8 @@ pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
     (seconds >= 0.0).then(|| (seconds * 1000.0).round() as u64)
 }
 
-/// A row, and the date of its sample. What it lacks is 0 or empty: rows of every reporter have all of it.
+/// Decodes a stored process row, and returns it with the date of its sample. A missing field becomes 0 or empty; rows
+/// written by agents have all fields.
 pub(super) fn read(row: &RawDocument) -> Result<(&str, StoredProcess), MetricsError> {
     let mut date = "";
     let mut id = None;
@@ -78,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_read_whatever_types_its_reporter_used() {
+    fn process_row_is_decoded_whatever_number_types_it_uses() {
         let row = rawdoc! {
             "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
             "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,

@@ -1,4 +1,4 @@
-//! The past of some processes, as one series.
+//! History of the selected processes as one series, with their usage summed.
 
 use std::collections::BTreeSet;
 
@@ -20,12 +20,12 @@ use crate::{
     history::{Chart, sums::Sum},
 };
 
-/// The most names that a pid is followed under.
+/// Maximum number of names under which a pid is followed.
 const MOST_NAMES: usize = 16;
-/// The ended processes among which the names of a pid are looked for, the newest.
+/// Maximum number of ended processes, the newest, that are searched for the names of a pid.
 const MOST_ENDS: i64 = 100_000;
 
-/// What the processes use together at one moment.
+/// Total usage of the selected processes at one moment.
 #[derive(Debug, Default)]
 struct Moment {
     date: String,
@@ -48,7 +48,7 @@ impl Moment {
     }
 }
 
-/// What the moments of a bucket come to.
+/// Aggregates of the moments in a time bucket.
 #[derive(Debug, Clone, Default)]
 struct Moments {
     count: u64,
@@ -84,7 +84,7 @@ impl Moments {
 }
 
 impl Processes {
-    /// The history of the processes that were asked for.
+    /// Returns the history of the processes that the query selects.
     pub(crate) async fn series(
         &self,
         query: &ProcessHistoryQuery,
@@ -116,7 +116,7 @@ impl Processes {
         })
     }
 
-    /// Adds the samples of the processes of a name, or of those that had the pid.
+    /// Adds the samples of the processes with this name; if the query has a pid, only of those with the pid.
     async fn add_moments(
         &self,
         query: &ProcessHistoryQuery,
@@ -146,7 +146,7 @@ impl Processes {
         };
         while cursor.advance().await? {
             let (date, StoredProcess { row, .. }) = row::read(cursor.current())?;
-            // Chosen here, as in `read`.
+            // The filter cannot select the pid, because no index contains it together with the name (see `read`).
             if query.process.pid().is_some_and(|pid| pid != row.pid) {
                 continue;
             }
@@ -163,8 +163,8 @@ impl Processes {
         Ok(())
     }
 
-    /// The names under which a pid was seen: by the last rows of those that ended, and by the tables that show the
-    /// others. There is no index by pid, which would be one entry more for every row; there is one by name.
+    /// Returns the names under which a pid was seen, from the last rows of processes that ended and from process tables
+    /// that show the others. There is an index by name but none by pid, which would cost an entry for every row.
     async fn names_of(
         &self,
         query: &ProcessHistoryQuery,
@@ -174,7 +174,8 @@ impl Processes {
         let (instance, range) = (&query.instance_id, query.range);
         let ends = self.ends(instance, range, MOST_ENDS, deadline).await?;
         let mut tables = self.tables(instance, range, deadline).await?;
-        // A process that runs another program in the midst of its life has a name at the beginning and one at the end.
+        // A process that executes another program during its life has one name at the beginning of the range and
+        // another at its end.
         if let Some(date) = self.sample_after(instance, range.from_ms(), deadline).await? {
             tables.push(self.table_of(instance, &date, deadline).await?);
         }
@@ -184,7 +185,7 @@ impl Processes {
     }
 }
 
-/// Without the digits that adding up decimals leaves behind.
+/// Rounds a sum to three decimals, to remove the rounding errors of adding floats.
 fn tidy(sum: f64) -> f64 {
     (sum * 1000.0).round() / 1000.0
 }

@@ -1,4 +1,4 @@
-//! The process table of a moment.
+//! The process table of a VM at a moment.
 
 use std::cmp::Ordering;
 
@@ -12,7 +12,7 @@ use super::{Processes, row::StoredProcess};
 use crate::{MetricsError, deadline::Deadline};
 
 impl Processes {
-    /// A page of the table of the newest sample at or before the moment.
+    /// Returns a page of the process table of the newest sample at or before the moment.
     pub(crate) async fn table(
         &self,
         query: &ProcessesAtQuery,
@@ -20,7 +20,7 @@ impl Processes {
     ) -> Result<ProcessTable, MetricsError> {
         let after = query.after.as_ref();
         let at_ms = after.map(|place| place.at_ms).or(query.at_ms);
-        // A sample within the millisecond that was asked for is not behind it.
+        // A sample within the requested millisecond also counts as "at the moment".
         let end_ms = at_ms.unwrap_or_else(unix_millis).saturating_add(1);
         let Some(date) = self.sample_before(&query.instance_id, end_ms, deadline).await? else {
             return match after {
@@ -61,7 +61,8 @@ impl Processes {
     }
 }
 
-/// The index of the first row behind a place; `None` where the table or the row of the place is no longer there.
+/// Returns the index of the first row after the cursor; `None` if the table or the row of the cursor is no longer
+/// stored.
 fn behind(processes: &[StoredProcess], sampled_ms: Option<u64>, place: &TablePlace) -> Option<usize> {
     if sampled_ms != Some(place.at_ms) {
         return None;
@@ -72,7 +73,8 @@ fn behind(processes: &[StoredProcess], sampled_ms: Option<u64>, place: &TablePla
     found.map(|index| index + 1)
 }
 
-/// What comes first. The id settles every tie, so that a table has the same order on each of its pages.
+/// Compares two processes by the requested value. Equal processes are ordered by id, so that a table has the same order
+/// on each of its pages.
 fn compare(one: &StoredProcess, other: &StoredProcess, sort: ProcessSort, order: Order) -> Ordering {
     let ids = (one.id, other.id);
     let (one, other) = (&one.row, &other.row);
