@@ -162,7 +162,7 @@ pub struct GatewaySettings {
     pub documented: &'static [Documented],
 }
 
-/// Settings of the REST API.
+/// Settings that only the REST API uses.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RestSettings {
     pub(crate) silent_after: Duration,

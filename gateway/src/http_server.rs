@@ -47,7 +47,7 @@ pub struct HttpLimits {
     /// connections and clients that send headers slowly. It also limits how long a client may stop reading its
     /// response.
     pub header_timeout: Duration,
-    /// How long shutdown waits for requests in flight.
+    /// How long shutdown waits for HTTP requests in flight.
     pub drain: Duration,
 }
 
@@ -94,7 +94,7 @@ pub async fn serve(
     // If this times out, some connections were still idle; they are closed now.
     let _ = tokio::time::timeout(limits.drain.min(LINGER), all).await;
     if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
-        warn!("the drain deadline passed with HTTP requests unfinished");
+        warn!("the drain deadline passed before all HTTP requests had finished; aborting them");
     }
     Ok(())
 }

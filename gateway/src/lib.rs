@@ -1,4 +1,5 @@
-//! The HTTP gateway: translates requests and checks sessions. It holds no business rules and no database connection.
+//! The HTTP gateway: checks sessions and translates HTTP requests into bus requests. It contains no business rules and
+//! has no database connection.
 //!
 //! A request is decoded by [`legacy`] (the documented API of 2017) or [`rest`]. [`sessions`] finds its user without a
 //! round trip, the bus carries the method's parameters to a service, and the same module encodes the reply. [`live`]

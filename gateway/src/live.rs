@@ -64,7 +64,7 @@ pub(crate) struct Live {
     /// Highest event number that may have been used for two different events because JetStream lost its newest data; 0
     /// if there is none.
     ambiguous: Arc<AtomicU64>,
-    /// Ends all readers when the gateway shuts down.
+    /// Ends all event streams when the gateway shuts down.
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -75,7 +75,7 @@ pub(crate) struct Start {
     pub(crate) position: u64,
     /// Number of the newest event in the log; events up to this number are replayed.
     pub(crate) newest: u64,
-    /// Whether the reader missed events that cannot be replayed.
+    /// Whether the client missed live events that cannot be replayed.
     pub(crate) gap: bool,
 }
 
@@ -280,7 +280,7 @@ impl Followed {
 
     /// Moves the position past events that the stream has already discarded.
     fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
-        // An empty stream reports the next sequence number as its first.
+        // JetStream reports the next sequence number as the first one of an empty stream.
         let oldest = first_sequence.min(last_sequence + 1);
         if self.position + 1 < oldest {
             self.position = oldest - 1;

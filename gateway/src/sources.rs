@@ -17,7 +17,7 @@ const MAX_BUCKETS: usize = 65_536;
 /// Factor by which a /48 network may exceed the login limit of a /64 network.
 const SITE: u32 = 8;
 
-/// First address and prefix length of a network. IPv4 addresses are mapped to IPv6.
+/// An IP network: its first address and its prefix length. IPv4 addresses are mapped to IPv6.
 type Network = (Ipv6Addr, u32);
 
 /// Limits of logins per source address.

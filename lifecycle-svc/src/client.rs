@@ -31,7 +31,7 @@ const USER: &str = "vmwatch-lifecycle";
 /// Queries to the running service.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
-    /// Print the state of a VM.
+    /// Print the current state of a VM on its hypervisor.
     State {
         /// Instance id of the VM.
         instance_id: InstanceId,

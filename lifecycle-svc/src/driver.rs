@@ -33,7 +33,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Starts the VM from any state; resumes a paused VM.
     async fn start(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Asks the guest to shut down.
+    /// Asks the guest operating system to shut down.
     async fn shutdown(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
     /// Reboots the guest. With `hard`, resets the VM without asking the guest.

@@ -45,7 +45,7 @@ pub(crate) struct Fleet {
     seen: Cache<InstanceId, Arc<Hypervisor>>,
 }
 
-/// A configured hypervisor.
+/// A hypervisor that the setting `VMWATCH_HYPERVISORS` names.
 #[derive(Debug)]
 pub(crate) struct Hypervisor {
     pub(crate) name: String,
@@ -298,7 +298,7 @@ impl Hypervisor {
 
     /// Logs a failed request for the VM's state and returns the error for the caller.
     fn report_failure(&self, error: &DriverError) -> DriverError {
-        warn!(hypervisor = self.name, %error, "reading the VM's state failed");
+        warn!(hypervisor = self.name, %error, "reading the state of a VM from the hypervisor failed");
         DriverError::Unavailable(format!("the hypervisor {} does not answer: {error}", self.name))
     }
 

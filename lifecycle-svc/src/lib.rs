@@ -3,7 +3,7 @@
 //! hypervisor fails meanwhile.
 //!
 //! ```text
-//! handlers ──> operations ──> state_machine   the next step: pure
+//! handlers ──> operations ──> state_machine   decides the next step
 //!     │            │  └─────> record, store, view: the KV bucket
 //!     ├────────> fleet ─────> driver::{libvirt, nova}
 //!     └────────> events       publishes changes

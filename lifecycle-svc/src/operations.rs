@@ -270,7 +270,7 @@ impl Operations {
                 let this = Arc::clone(&self);
                 tokio::spawn(async move {
                     if let Err(error) = this.resume(&id).await {
-                        warn!(operation = %id, %error, "resuming the operation failed");
+                        warn!(operation = %id, %error, "resuming an operation of another replica failed; retrying later");
                     }
                     drop(permit);
                 });

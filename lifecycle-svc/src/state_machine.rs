@@ -1,4 +1,5 @@
-//! State machine of an operation: decides the next step from the VM's state. Pure, so that tests can try every case.
+//! State machine that decides the next step of an operation from the VM's state. It is a pure function, so that
+//! tests can try every case.
 //!
 //! ```text
 //!                start ──────────────┐
@@ -11,7 +12,7 @@
 //! ```
 //!
 //! An operation reads the state, acts at most [`MAX_ACTS`] times, and reads the state again until the VM is in the
-//! wanted state. A successful call never ends an operation: only a state that was read does.
+//! wanted state. A successful call to the hypervisor never ends an operation: only a state that was read does.
 
 use std::time::Duration;
 

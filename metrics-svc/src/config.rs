@@ -273,7 +273,7 @@ pub struct StreamSettings {
     pub ack_wait: Duration,
 }
 
-/// What one replica accepts from one VM per second.
+/// Limits per second of what one replica accepts from one VM.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RateSettings {
     pub(crate) messages: f64,
@@ -303,10 +303,10 @@ impl MetricsSettings {
         let offset = env.get(&config::UTC_OFFSET);
         let vms = env.get(&VM_COLLECTION);
         let processes = env.get(&PROCESS_COLLECTION);
-        // MongoDB limits expireAfterSeconds to 2^31 - 1, 68 years.
+        // MongoDB limits `expireAfterSeconds` to 2^31 - 1, which is 68 years.
         let keep_vms = env.duration(&VM_RETENTION);
         let keep_processes = env.duration(&PROCESS_RETENTION);
-        // A bucket must not expire while it is still being updated.
+        // A rollup must not expire while rows of its time bucket may still arrive.
         let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION);
         let keep_hours = env.duration(&HOUR_RETENTION);
         let keep_days = env.duration(&DAY_RETENTION);
@@ -365,7 +365,7 @@ impl MetricsSettings {
                 messages: vm_messages?.into(),
                 rows: vm_rows?.into(),
                 five_minutes: vm_buckets?.into(),
-                // At most 1 GiB, so the conversion is exact.
+                // The setting allows at most 1 GiB, so the conversion is exact.
                 bytes: u32::try_from(vm_bytes?.0).unwrap_or(u32::MAX).into(),
             },
             batch: BatchSettings {

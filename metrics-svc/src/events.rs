@@ -118,7 +118,7 @@ async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Rec
             Err(_) => "JetStream did not acknowledge the event in time".to_owned(),
         };
         lost();
-        debug!(error, "publishing a live event failed; dropped it");
+        debug!(error, "publishing a live event failed; the event was dropped");
         // Recreate the stream if it was deleted or if the NATS server lost its data.
         if prepared.elapsed() > DEADLINE {
             prepared = Instant::now();

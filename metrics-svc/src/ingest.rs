@@ -123,7 +123,7 @@ impl Ingest {
         while !shutdown.is_cancelled() && !batches.is_closed() {
             if let Err(error) = self.pull(&mut intake, &batches, &shutdown).await {
                 let cause = error.cause();
-                warn!(cause, "reading the sample stream failed; retrying");
+                warn!(cause, "reading the stream of samples failed; retrying");
                 shutdown.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
                 self.prepare_again(&shutdown).await;
             }
@@ -161,7 +161,10 @@ impl Ingest {
         let prepared = streams::prepare(self.bus.jetstream(), &self.stream);
         match shutdown.run_until_cancelled(prepared).await {
             Some(Ok(consumer)) => self.consumer = consumer,
-            Some(Err(error)) => warn!(cause = error.cause(), "creating the sample stream failed"),
+            Some(Err(error)) => warn!(
+                cause = error.cause(),
+                "creating the stream of samples failed; retrying"
+            ),
             None => {}
         }
     }

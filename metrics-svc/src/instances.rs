@@ -36,7 +36,7 @@ use crate::{
     store::RowStore,
 };
 
-/// The collection of VMs.
+/// The collection with one document per VM: its newest row and recent CPU maxima.
 pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
     /// The same collection with the read settings for requests.
@@ -125,7 +125,7 @@ impl Report {
 
 /// Deadline of a database command that counts VMs. It uses the index on the last report.
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
-/// Suffix of the collection's name.
+/// Suffix of the name of the collection of VMs.
 const SUFFIX: &str = "instances";
 
 /// Returns the date of a VM's newest row. The date may lag by a few seconds, and it is missing for rows of the software

@@ -1,4 +1,4 @@
-//! Stores rows of VMs and processes in MongoDB and answers queries for them.
+//! Stores samples of VMs and processes as rows in MongoDB, and answers queries for them.
 //!
 //! Its three parts share only the database: [`ingest`] moves samples from JetStream into it, [`history`] maintains the
 //! rollups and the newest row of each VM, and the handlers answer queries. Every replica does all three. JetStream

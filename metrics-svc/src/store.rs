@@ -72,7 +72,7 @@ pub struct Query<'a> {
 pub struct Unstored {
     /// Index of the document among those of the insert.
     pub index: usize,
-    /// MongoDB's error code.
+    /// The database's error code.
     pub code: i32,
     /// The database's error message.
     pub words: String,
@@ -88,7 +88,7 @@ struct Search<'a> {
     room: PageRoom,
     /// All rows from this date on have been found.
     before: Option<CreateDate>,
-    /// The last row of the page.
+    /// The last row that was added to the page.
     last: LastRow,
     /// Whether a row was found that did not fit into the page.
     full: bool,

@@ -139,7 +139,7 @@ fn some_vms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Ins
 /// Result of the request for one of the VMs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcome {
-    /// VM id.
+    /// Id of the VM.
     instance_id: InstanceId,
     /// The operation; null if no operation began.
     #[schema(required)]

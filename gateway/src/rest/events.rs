@@ -75,7 +75,7 @@ pub(super) struct EventsQuery {
 /// Data of a `sample` event: new values of a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SampleEvent<'a> {
-    /// VM id.
+    /// Id of the VM.
     instance_id: &'a InstanceId,
     /// Time of the sample, by the clock of the VM.
     at: Timestamp,
@@ -87,7 +87,7 @@ pub(super) struct SampleEvent<'a> {
 /// Data of a `processes` event: a new process table of a VM was stored.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ProcessesEvent<'a> {
-    /// VM id.
+    /// Id of the VM.
     instance_id: &'a InstanceId,
     /// Time of the process table, by the clock of the VM.
     at: Timestamp,
@@ -96,7 +96,7 @@ pub(super) struct ProcessesEvent<'a> {
 /// Data of a `machine` event: the state of a VM changed.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct MachineEvent<'a> {
-    /// VM id.
+    /// Id of the VM.
     instance_id: &'a InstanceId,
     /// Time at which the state change was detected.
     at: Timestamp,

@@ -33,9 +33,9 @@ pub(super) struct Degraded {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Part {
-    /// Samples and times of reports.
+    /// Samples of VMs and times of their reports, from metrics-svc.
     Metrics,
-    /// States, names and hypervisors.
+    /// States, names and hypervisors of VMs, from lifecycle-svc.
     Lifecycle,
 }
 

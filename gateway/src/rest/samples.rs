@@ -75,9 +75,9 @@ pub(super) struct Series {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Format {
-    /// JSON.
+    /// The answer is a JSON document.
     Json,
-    /// Comma-separated values with a header line (RFC 4180).
+    /// The answer has comma-separated values with a header line (RFC 4180).
     Csv,
 }
 

@@ -50,7 +50,7 @@ pub(super) struct Session {
     who: Me,
 }
 
-/// The user of a session.
+/// The user who owns the session of the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct Me {
     /// Name of the user.

@@ -1,4 +1,4 @@
-//! The sort order of the VM list, and its page cursor.
+//! Sort order and page cursor of the list of VMs.
 
 use std::{cmp::Ordering, fmt::Write as _, str::FromStr};
 
@@ -18,20 +18,20 @@ const MAX_KEY_BYTES: usize = 256;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum VmSort {
-    /// VM id.
+    /// Id of the VM.
     #[default]
     Id,
-    /// Name on the hypervisor.
+    /// Name of the VM on its hypervisor.
     Name,
     /// State of the VM on its hypervisor.
     State,
-    /// CPU usage.
+    /// CPU usage of the VM.
     Cpu,
-    /// Memory usage.
+    /// Memory usage of the VM.
     Mem,
-    /// Disk rate, reads plus writes.
+    /// Disk rate of the VM, reads plus writes.
     Disk,
-    /// Network rate, received plus sent.
+    /// Network rate of the VM, received plus sent.
     Net,
     /// Time of the agent's last report.
     LastReport,

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::Gateway;
 
-/// The latest sample of a VM.
+/// The latest sample that the agent of a VM has sent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sample {
     /// Time of the sample, by the clock of the VM.
@@ -52,7 +52,7 @@ pub(super) enum Agent {
 /// A VM: its state on the hypervisor and the latest sample of its agent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Vm {
-    /// VM id.
+    /// Id of the VM.
     pub(super) instance_id: InstanceId,
     /// Name of the VM on its hypervisor; null if no hypervisor has the VM or its hypervisor did not answer.
     #[schema(required)]
@@ -86,16 +86,16 @@ pub(super) struct VmList {
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
     next: Option<Cursor>,
-    /// Data sources that are unavailable, and why; usually empty.
+    /// Sources of data that are unavailable (hypervisor data or samples), and why; usually empty.
     degraded: Vec<Degraded>,
 }
 
-/// A VM and the data sources that are unavailable.
+/// A VM, and the sources of its data that are unavailable.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct VmDetail {
     #[serde(flatten)]
     vm: Vm,
-    /// Data sources that are unavailable, and why; usually empty.
+    /// Sources of data that are unavailable (hypervisor data or samples), and why; usually empty.
     degraded: Vec<Degraded>,
 }
 

@@ -24,7 +24,7 @@ const REPORTS_PER_TIMEOUT: u64 = 20;
 const MIN_REPORT_INTERVAL_MS: u64 = 250;
 const MAX_REPORT_INTERVAL_MS: u64 = 60_000;
 
-/// A session in the table.
+/// A session in the gateway's table of live sessions.
 #[derive(Debug)]
 pub(super) struct Known {
     pub(super) record: SessionRecord,

@@ -67,7 +67,7 @@ impl Leased {
                     Ok(()) => {}
                     Err(Aborted::LeaseLost) => return Err(Aborted::LeaseLost),
                     Err(Aborted::NotWritten(error)) => {
-                        warn!(operation = %self.record.operation.id, %error, "renewing the lease failed; retrying");
+                        warn!(operation = %self.record.operation.id, %error, "renewing the lease on an operation failed; retrying");
                         self.renew_at = Instant::now() + RETRY_PAUSE;
                     }
                 },

@@ -142,7 +142,7 @@ impl Record {
     }
 }
 
-/// How an operation ends.
+/// How an operation has ended, for its record and its caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum End {
     /// The hypervisor reports that the VM is in the wanted state.

@@ -360,7 +360,7 @@ impl Run {
             .await;
         if let Err(stopped) = written {
             counter!("vmwatch_operations_unrecorded_total").increment(1);
-            error!(operation = %self.operation().id, error = %stopped, "recording the end of the operation failed");
+            error!(operation = %self.operation().id, error = %stopped, "writing the end of an operation to its record failed");
             return Err(stopped);
         }
         self.tell();

@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// 2026-11-24T00:00:00Z.
+    /// Current time in these tests: 2026-11-24T00:00:00Z in Unix milliseconds.
     const NOW: u64 = 1_795_478_400_000;
 
     fn chart(back_ms: u64, points: u64) -> Chart {

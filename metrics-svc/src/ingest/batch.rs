@@ -141,6 +141,6 @@ impl Batch {
 pub(super) async fn acknowledge(message: &Message, kind: AckKind) {
     // A lost acknowledgement only causes a redelivery, which is harmless because the rows have stable ids.
     if let Err(error) = message.ack_with(kind).await {
-        warn!(%error, "sending an acknowledgement failed");
+        warn!(%error, "acknowledging a sample message failed; JetStream will redeliver it");
     }
 }

@@ -74,7 +74,7 @@ pub(super) enum Decision {
 pub(super) struct Rates {
     /// Rates per second: messages, bytes, rows, five-minute rollups.
     per_second: [f64; 4],
-    /// Origin of all times in [`Vm`].
+    /// Point in time from which all times in [`Vm`] are counted.
     start: Instant,
     vms: HashMap<String, Vm>,
     /// Number of entries at which the entries of idle VMs are removed.

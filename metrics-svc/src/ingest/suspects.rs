@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use crate::{MetricsError, documents::SAMPLED_AT, retention, store::RowStore};
 
-/// Retention of records whose message was never delivered again.
+/// Retention of records about suspect messages that were never delivered again.
 const KEEP: Duration = Duration::from_hours(720);
 /// Deadline of one small database write.
 const DEADLINE: Duration = Duration::from_secs(5);

@@ -35,14 +35,14 @@ const RETURN_DELAY: Duration = Duration::from_secs(10);
 /// Maximum number of concurrent inserts that wait for an unresponsive database. An insert that takes too long is left
 /// running, because it cannot be cancelled safely.
 const MAX_ATTEMPTS: usize = 8;
-/// Number of crashes after which a message becomes a dead letter.
+/// Number of service crashes after which the message that caused them becomes a dead letter.
 const MAX_CRASHES: i64 = 3;
 /// How long shutdown waits for a running insert.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
 /// What the writer task is asked to write.
 pub(super) enum Work {
-    /// A batch of decoded messages.
+    /// Write a batch of decoded messages.
     Batch(Batch),
     /// A message that was delivered several times and never stored. It is decoded and written alone.
     Alone(Box<Message>),
@@ -103,7 +103,7 @@ impl Writer {
                 }
                 if let Err(error) = self.suspects.end(&key).await {
                     let cause = error.cause();
-                    warn!(cause, "removing the record of a suspect message failed");
+                    warn!(cause, "removing the database record of a suspect message failed");
                 }
             }
         }
@@ -138,7 +138,10 @@ impl Writer {
                 Ok(crashes) => return Some(crashes),
                 Err(error) => {
                     let cause = error.cause();
-                    warn!(cause, "writing the record of a suspect message failed; retrying");
+                    warn!(
+                        cause,
+                        "writing the database record of a suspect message failed; retrying"
+                    );
                 }
             }
             acknowledge(message, AckKind::Progress).await;
@@ -155,7 +158,7 @@ impl Writer {
         let Some(Outcome { verdicts, unstored }) = self.store(&batch, shutdown).await else {
             info!(
                 rows,
-                "stopped before a batch was stored; JetStream will redeliver it"
+                "the service stopped before a batch of samples was stored; JetStream will redeliver it"
             );
             return;
         };
@@ -165,7 +168,7 @@ impl Writer {
             counter!("vmwatch_parts_dropped_by_agents_total").increment(parts);
             warn!(
                 parts,
-                subject, "agents dropped parts of samples; subject of the last one shown"
+                subject, "agents have dropped parts of samples; `subject` names the last of these agents"
             );
         }
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
@@ -205,11 +208,17 @@ impl Writer {
                         .first()
                         .map(|refused| (refused.code, &refused.words))
                         .unzip();
-                    warn!(unstored, code, words, "database refused documents; retrying");
+                    warn!(
+                        unstored,
+                        code, words, "the database refused some documents of a batch; retrying"
+                    );
                 }
                 Err(error) => {
                     let (cause, rows) = (error.cause(), batch.rows());
-                    warn!(cause, rows, "writing a batch failed; retrying");
+                    warn!(
+                        cause,
+                        rows, "writing a batch of samples to the database failed; retrying"
+                    );
                 }
             }
             counter!("vmwatch_ingest_retries_total").increment(1);

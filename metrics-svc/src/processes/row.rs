@@ -18,7 +18,7 @@ impl StoredProcess {
     }
 }
 
-/// The fields that [`read`] needs.
+/// MongoDB projection with the fields that [`read`] needs.
 pub(super) fn projection() -> Document {
     doc! {
         "_id": 1, "create_date": 1, "cmd": 1, "pid": 1, "cpu_util": 1, "mem": 1, "disk_read": 1, "disk_write": 1,
