@@ -9,41 +9,42 @@ use super::{
     lifecycle::OperationId, metrics::Limit,
 };
 
-/// The stream of audit records. Records are appended and never changed.
+/// The JetStream stream of audit records. Records are only appended, never changed.
 pub const AUDIT_STREAM: &str = "VMWATCH_AUDIT";
-/// `vmwatch.v1.audit.<action>`, such as `vmwatch.v1.audit.lifecycle.start`.
+/// Prefix of audit subjects: a record is published on `vmwatch.v1.audit.<action>`, such as
+/// `vmwatch.v1.audit.lifecycle.start`.
 pub const AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit.";
-/// The stream of records that can be caused without a session: failed logins. It is separate so that a flood of
-/// failed logins evicts no other records.
+/// The JetStream stream of audit records that a client can cause without a session: failed logins. It is a separate
+/// stream so that a flood of failed logins cannot evict other audit records.
 pub const UNAUTHENTICATED_AUDIT_STREAM: &str = "VMWATCH_AUDIT_UNAUTHENTICATED";
-/// `vmwatch.v1.audit_unauthenticated.<action>`.
+/// Prefix of subjects for audit records without a session: `vmwatch.v1.audit_unauthenticated.<action>`.
 pub const UNAUTHENTICATED_AUDIT_SUBJECT_PREFIX: &str = "vmwatch.v1.audit_unauthenticated.";
 
-/// The result of the action, as known when the record was written.
+/// The result of the audited action, as known when the record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AuditResult {
-    /// The action was requested; a later record holds its result.
+    /// The action was requested; a later audit record will hold its result.
     Requested,
     Succeeded,
     /// The action was not allowed, or was not started.
     Refused,
     /// The action was attempted and failed.
     Failed,
-    /// The deadline passed before the action ended.
+    /// The deadline passed before the action finished.
     TimedOut,
     /// The action may or may not have taken effect.
     OutcomeUnknown,
-    /// A result written by a newer version.
+    /// A result that only a newer version of vmwatch knows.
     #[serde(other)]
     Unknown,
 }
 
-/// Implemented by hand: a derived schema would list `Unknown` as well.
+/// Implemented by hand because the derived schema would also list `Unknown`, which no API client can send.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for AuditResult {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let description = "The result of the action, as known when the record was written.";
+        let description = "The result of the audited action, as known when the record was written.";
         let results = [
             "requested",
             "succeeded",
@@ -75,37 +76,37 @@ impl fmt::Display for AuditResult {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// Time of the record, Unix milliseconds.
+    /// When the audit record was written, Unix milliseconds.
     pub at_ms: u64,
-    /// The requested action: the method's subject without the common prefix, such as `lifecycle.start`.
+    /// The requested action, written as the method's subject without the common prefix, such as `lifecycle.start`.
     pub action: String,
-    /// Name of the user. For a login with an unknown name: [`UserName::shown`].
+    /// Name of the user who attempted the action. If no such user exists, the name is escaped by [`UserName::shown`].
     pub user: String,
-    /// Client address, as seen by the gateway.
+    /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Target of the action: an instance id or a user name.
+    /// Target of the audited action: a VM's instance id or a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Id of the request, as in the logs.
+    /// Id of the request that caused the audit record; the logs contain the same id.
     pub request_id: String,
-    /// The operation, for actions on VMs.
+    /// Id of the operation, if the audited action was an action on a VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<OperationId>,
     pub result: AuditResult,
-    /// A description of the event; never contains a secret.
+    /// A description of the audited event; it never contains a secret.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub detail: String,
 }
 
 impl AuditRecord {
-    /// Whether the record was caused by a request with a session, or by an operator at the command line.
+    /// Whether the audit record was caused by a request with a session or by an operator at the command line.
     pub fn is_authenticated(&self) -> bool {
         let failed_login = self.action == Login::INFO.subject && self.result != AuditResult::Succeeded;
         !failed_login && !self.user.is_empty()
     }
 
-    /// The subject to publish the record on.
+    /// The NATS subject that the audit record is published on.
     pub fn subject(&self) -> String {
         let prefix = if self.is_authenticated() {
             AUDIT_SUBJECT_PREFIX
@@ -116,12 +117,13 @@ impl AuditRecord {
     }
 }
 
-/// Where a page of the audit ended: the sequence of the oldest record examined, for each of the two streams.
+/// The position where a page of audit records ended: the sequence number of the oldest examined record in each of the
+/// two audit streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditCursor {
-    /// Sequence in [`AUDIT_STREAM`].
+    /// Sequence number in [`AUDIT_STREAM`].
     pub authenticated: u64,
-    /// Sequence in [`UNAUTHENTICATED_AUDIT_STREAM`].
+    /// Sequence number in [`UNAUTHENTICATED_AUDIT_STREAM`].
     pub unauthenticated: u64,
 }
 
@@ -131,9 +133,9 @@ impl fmt::Display for AuditCursor {
     }
 }
 
-/// A text that is not an [`AuditCursor`].
+/// The text is not a valid [`AuditCursor`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be next of the page before")]
+#[error("must be the value of `next` from the previous page")]
 pub struct InvalidCursor;
 
 impl FromStr for AuditCursor {
@@ -161,43 +163,43 @@ impl<'de> Deserialize<'de> for AuditCursor {
     }
 }
 
-/// Selects audit records, newest first.
+/// Selects audit records; the result is sorted newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditFilter {
-    /// Only records older than this cursor, taken from [`AuditPage::next`].
+    /// Returns only audit records older than this cursor, which is the [`AuditPage::next`] of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<AuditCursor>,
-    /// Maximum number of records.
+    /// Maximum number of audit records to return.
     #[serde(default)]
     pub limit: Limit,
-    /// Only records of this user, compared without regard to case.
+    /// Returns only audit records of this user; letter case is ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
-    /// Only records with this target: an instance id or a user name.
+    /// Returns only audit records with this target: a VM's instance id or a user name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
-    /// Only records of this action or of any action below it: `auth` covers `auth.login`.
+    /// Returns only audit records of this action and of the actions below it: `auth` includes `auth.login`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
-    /// Earliest time, inclusive, Unix milliseconds.
+    /// Returns only audit records written at or after this time, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_ms: Option<u64>,
-    /// Latest time, exclusive, Unix milliseconds.
+    /// Returns only audit records written before this time, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditPage {
-    /// The newest first. A page can hold fewer records than requested, even none, without being the last, because its
-    /// size and the number of records examined are bounded.
+    /// Audit records, newest first. Because both the page size and the number of examined records are bounded, a page
+    /// can have fewer records than requested, or none, without being the last page.
     pub records: Vec<AuditRecord>,
     /// The value of [`AuditFilter::before`] for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<AuditCursor>,
 }
 
-/// Reads the audit.
+/// Reads audit records.
 #[derive(Debug)]
 pub struct List;
 
@@ -214,7 +216,7 @@ impl Method for List {
 }
 
 impl AuditFilter {
-    /// Whether the record passes the filter.
+    /// Whether the audit record meets all conditions of the filter.
     pub fn allows(&self, record: &AuditRecord) -> bool {
         let under = |action: &str| {
             record
@@ -240,7 +242,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn matches_records_that_satisfy_every_condition() {
+    fn audit_filter_allows_only_records_that_meet_all_conditions() {
         let record = AuditRecord {
             at_ms: 1000,
             action: "auth.users.add".to_owned(),

@@ -25,13 +25,13 @@ impl Method for Login {
 
 #[derive(Serialize, Deserialize)]
 pub struct Credentials {
-    /// Any spelling of the name. A name that no user can have fails like an unknown one.
+    /// Any spelling of the user name. A login with an invalid user name fails like one with an unknown user name.
     pub user_name: UserName,
-    /// 1 to 1024 bytes.
+    /// A password of 1 to 1024 bytes.
     pub password: Password,
 }
 
-/// A password: 1 to 1024 bytes. `Debug` does not show it.
+/// A password of 1 to 1024 bytes. `Debug` does not print it.
 #[derive(Clone, Serialize)]
 #[serde(transparent)]
 pub struct Password(String);
@@ -39,7 +39,7 @@ pub struct Password(String);
 impl Password {
     const RULE: &str = "must be a text of 1 to 1024 bytes";
 
-    /// The bytes to hash.
+    /// The password as bytes, for hashing.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -76,23 +76,24 @@ impl fmt::Debug for Password {
 /// The reply to a successful login.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Session {
-    /// The token. Anyone with the token can act as the user.
+    /// The session token. Anyone who has the token can act as the user.
     pub session_id: Token,
-    /// Expiry, Unix milliseconds.
+    /// When the session expires, Unix milliseconds.
     pub expires_at_ms: u64,
     pub principal: Principal,
 }
 
-/// A session token: 128 random bits, formatted like the documented lower-case UUID (a version-4 UUID would have only
-/// 122; OWASP ASVS 7.2.3 requires 128). `Debug` does not show it.
+/// A session token: 128 random bits, formatted as a lower-case UUID because the documented API requires it. A version-4
+/// UUID would have only 122 random bits; OWASP ASVS 7.2.3 requires 128. `Debug` does not print the token.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token([u8; 16]);
 
-/// The SHA-256 of a token. Tokens are stored and looked up by this hash, so that reading the bucket reveals no token.
+/// The SHA-256 hash of a session token. Tokens are stored and looked up by this hash, so that read access to the
+/// session store reveals no token.
 pub type TokenHash = [u8; 32];
 
 impl Token {
-    /// Makes a token of these bits, which must come from the system's random source.
+    /// Creates a session token from random bits, which must come from the operating system's random generator.
     pub const fn from_random(bits: [u8; 16]) -> Self {
         Self(bits)
     }
@@ -101,13 +102,13 @@ impl Token {
         Sha256::digest(self.to_string().as_bytes()).into()
     }
 
-    /// The key in the session bucket: the hash in hex.
+    /// The session's key in the JetStream KV bucket of sessions: the token's hash in hex.
     pub fn key(&self) -> String {
         hex::encode(self.hash())
     }
 }
 
-/// Writes the 36 characters of the documented form.
+/// Formats the session token as the 36 characters that the documented API requires.
 impl fmt::Display for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, byte) in self.0.iter().enumerate() {
@@ -120,9 +121,9 @@ impl fmt::Display for Token {
     }
 }
 
-/// A text that is not a [`Token`].
+/// The text is not a valid session [`Token`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be 36 characters shaped like a lower-case UUID")]
+#[error("must be 36 characters in the format of a lower-case UUID")]
 pub struct InvalidToken;
 
 impl FromStr for Token {
@@ -168,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn token_has_the_documented_form_and_round_trips() {
+    fn session_token_is_formatted_as_uuid_and_round_trips() {
         let token = Token::from_random([
             0x9a, 0xfd, 0xb1, 0xec, 0xd3, 0x96, 0x4b, 0xa3, 0xaf, 0x7a, 0x1e, 0x38, 0xfd, 0x87, 0x51, 0xca,
         ]);
@@ -187,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_hides_secrets() {
+    fn debug_output_hides_passwords_and_tokens() {
         let shown = format!(
             "{:?} {:?}",
             "hunter2".parse::<Password>(),
@@ -197,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_empty_and_too_long_passwords() {
+    fn empty_and_too_long_passwords_are_rejected() {
         assert!(
             "x".repeat(1024).parse::<Password>().is_ok() && "x".repeat(1025).parse::<Password>().is_err()
         );

@@ -1,8 +1,8 @@
-//! Live events: what has just happened, for clients that follow it.
+//! Live events: notifications of changes that clients receive while they happen.
 //!
-//! All kinds share one stream, so that a single stream sequence marks a reader's position. Publishing is at most once
-//! and never blocks: everything that must not be lost is in the store or the audit. Readers start at a sequence or at
-//! the present and filter by subject.
+//! All kinds of events share one JetStream stream, so that a single sequence number marks a reader's position. Events
+//! are published at most once, and publishing never blocks: data that must not be lost is in the database or in the
+//! audit. A reader starts at a sequence number or at the newest event, and filters by subject.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,12 +12,14 @@ use super::{
     measures::VmValues,
 };
 
-/// The stream of live events, created by metrics-svc. Readers use consumers of their own and do not acknowledge.
+/// The JetStream stream of live events, created by metrics-svc. Each reader creates its own consumer and does not
+/// acknowledge events.
 pub const EVENT_STREAM: &str = "VMWATCH_EVENTS";
-/// `vmwatch.v1.events.<kind>.<instance_id>`, see [`LiveEvent::kind`].
+/// Prefix of event subjects: an event is published on `vmwatch.v1.events.<kind>.<instance_id>`; [`LiveEvent::kind`]
+/// lists the kinds.
 pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
 
-/// A live event; the body of its message.
+/// A live event, as encoded in the body of a NATS message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum LiveEvent {
@@ -25,7 +27,7 @@ pub enum LiveEvent {
     Sample(SampleEvent),
     /// Rows of a VM's processes were stored.
     Processes(ProcessesEvent),
-    /// An operation changed; holds its current record.
+    /// An operation changed; the event holds its current record.
     Operation(Box<Operation>),
     /// The hypervisor reported a different state of a VM.
     Machine(MachineEvent),
@@ -41,17 +43,17 @@ pub struct SampleEvent {
     pub values: VmValues,
 }
 
-/// Announces that the process table of a time can be read.
+/// Announces that the process table of a sample can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessesEvent {
     pub instance_id: InstanceId,
     /// Time of the sample, Unix milliseconds.
     pub at_ms: u64,
-    /// Number of rows in this part of the sample.
+    /// Number of process rows in this message part of the sample.
     pub rows: u64,
 }
 
-/// The state of a VM.
+/// A live event with the state of a VM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineEvent {
     pub instance_id: InstanceId,
@@ -61,17 +63,17 @@ pub struct MachineEvent {
     pub state: Option<MachineState>,
 }
 
-/// The kinds known to this version.
+/// The event kinds known to this version of vmwatch.
 const KINDS: [&str; 4] = ["sample", "processes", "operation", "machine"];
 
-/// The fields of every event, of any version.
+/// The fields that every event has, including events of kinds that a newer version of vmwatch added.
 #[derive(Deserialize)]
 struct AnyEvent {
     kind: String,
 }
 
 impl LiveEvent {
-    /// Decodes the body of a message; `None` for a kind that only a newer version knows.
+    /// Decodes the body of a live event; `None` if only a newer version of vmwatch knows the kind.
     pub fn read(body: &[u8]) -> Result<Option<Self>, serde_json::Error> {
         let error = match serde_json::from_slice(body) {
             Ok(event) => return Ok(Some(event)),
@@ -83,7 +85,7 @@ impl LiveEvent {
         }
     }
 
-    /// The kind, as in the subject and the body.
+    /// The kind of the event, as in its subject and its body.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Sample(_) => "sample",
@@ -103,13 +105,13 @@ impl LiveEvent {
         }
     }
 
-    /// The subject to publish the event on.
+    /// The NATS subject that the event is published on.
     pub fn subject(&self) -> String {
         format!("{EVENT_SUBJECT_PREFIX}{}.{}", self.kind(), self.instance())
     }
 }
 
-/// The filter subject for all kinds of events of one VM, or of all VMs if none is given.
+/// The NATS subject filter for all kinds of events of one VM, or of all VMs if `instance` is `None`.
 pub fn event_filter(instance: Option<&InstanceId>) -> String {
     match instance {
         Some(instance) => format!("{EVENT_SUBJECT_PREFIX}*.{instance}"),
@@ -122,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignores_event_of_a_newer_kind() {
+    fn event_kind_of_newer_version_is_ignored() {
         assert_eq!(
             LiveEvent::read(br#"{"kind":"alert","severity":3}"#).unwrap(),
             None
@@ -135,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn event_matches_golden_json() {
+    fn live_event_matches_golden_json() {
         let golden = r#"{"kind":"processes","instance_id":"vm-1","at_ms":1483277879001,"rows":95}"#;
         let event: LiveEvent = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&event).unwrap(), golden);

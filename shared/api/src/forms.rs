@@ -1,5 +1,5 @@
-//! Compares stored and sent formats with golden files (docs/compatibility.md), so that a change of a format appears
-//! in a review as a change of a file.
+//! Compares the stored and transmitted JSON formats with golden files (docs/compatibility.md), so that every change of
+//! a format is visible in a review.
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::wire::{Envelope, FaultKind};
 
-/// Asserts that the golden file decodes and encodes to the same JSON. Returns the value and the JSON.
+/// Asserts that the JSON of the golden file is unchanged after decoding and encoding. Returns the value and the JSON.
 fn holds<T: Serialize + DeserializeOwned>(golden: &str) -> (T, Value) {
     let golden: Value = serde_json::from_str(golden).unwrap();
     let read: T = serde_json::from_value(golden.clone()).unwrap();
@@ -21,7 +21,7 @@ fn holds<T: Serialize + DeserializeOwned>(golden: &str) -> (T, Value) {
     (read, golden)
 }
 
-/// Adds a field, as a newer version may do.
+/// Adds an unknown field to the JSON, as a newer version of vmwatch may do.
 fn with_more(mut golden: Value) -> Value {
     let object = golden.as_object_mut().unwrap();
     object.insert("of_a_newer_version".to_owned(), serde_json::json!({ "a": [1] }));
@@ -48,7 +48,7 @@ const EVENTS: [&str; 4] = [
 ];
 
 #[test]
-fn forms_are_their_golden_files_and_are_read_with_more_fields() {
+fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<Principal>(PRINCIPAL);
     reads_more::<AuditRecord>(AUDIT_RECORD);
     reads_more::<SessionRecord>(SESSION_RECORD);
@@ -62,7 +62,7 @@ fn forms_are_their_golden_files_and_are_read_with_more_fields() {
 }
 
 #[test]
-fn reads_values_of_a_newer_version_as_unknown() {
+fn enum_values_of_newer_version_decode_as_unknown() {
     let changed = |golden: &str, field: &str, value: Value| {
         let mut form: Value = serde_json::from_str(golden).unwrap();
         form[field] = value;

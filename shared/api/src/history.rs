@@ -1,7 +1,7 @@
-//! Methods of metrics-svc for the REST API: VMs with their newest values, and the history of a VM as buckets for a
-//! chart.
+//! Methods of metrics-svc for the REST API: the list of VMs with their newest values, and the history of a VM,
+//! aggregated into time buckets for a chart.
 //!
-//! All times are Unix milliseconds.
+//! All times are in Unix milliseconds.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
@@ -14,12 +14,12 @@ use crate::wire::Fault;
 
 /// Number of points in the sparkline of a [`VmSummary`].
 pub const SPARKLINE_POINTS: usize = 20;
-/// Time covered by each sparkline point; twenty points cover an hour.
+/// Length of time covered by each sparkline point; together the 20 points cover an hour.
 pub const SPARKLINE_STEP_MS: u64 = 180_000;
 /// The end of the year 9999, the last year that a `create_date` can represent.
 const LAST_MS: u64 = 253_402_300_799_999;
 
-/// A non-empty range of time.
+/// A non-empty time range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawRange")]
 pub struct TimeRange {
@@ -42,40 +42,41 @@ impl TryFrom<RawRange> for TimeRange {
 }
 
 impl TimeRange {
-    /// The rule to report to a caller.
+    /// The validation rule for a time range, as quoted in error messages to callers.
     pub const RULE: &str = "must begin before it ends, and end before the year 10000";
 
-    /// The range from `from_ms` (inclusive) to `to_ms` (exclusive); `None` if it is empty or ends too late.
+    /// Creates the time range from `from_ms` (inclusive) to `to_ms` (exclusive); `None` if the range is empty or ends
+    /// after the year 9999.
     pub fn new(from_ms: u64, to_ms: u64) -> Option<Self> {
         (from_ms < to_ms && to_ms <= LAST_MS).then_some(Self { from_ms, to_ms })
     }
 
-    /// The start, inclusive.
+    /// Start of the time range, inclusive.
     pub const fn from_ms(self) -> u64 {
         self.from_ms
     }
 
-    /// The end, exclusive.
+    /// End of the time range, exclusive.
     pub const fn to_ms(self) -> u64 {
         self.to_ms
     }
 
-    /// Length in milliseconds, at least 1.
+    /// Length of the time range in milliseconds, at least 1.
     pub const fn length_ms(self) -> u64 {
         self.to_ms - self.from_ms
     }
 }
 
-/// Maximum number of points of a chart.
+/// Maximum number of points in a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct Points(u16);
 
 impl Points {
-    /// The rule to report to a caller.
+    /// The validation rule for the number of chart points, as quoted in error messages to callers.
     pub const RULE: &str = "must be an integer from 1 to 2000";
 
-    /// `None` unless `points` is from 1 to 2000.
+    /// Returns `None` unless `points` is from 1 to 2000.
     pub fn new(points: u64) -> Option<Self> {
         u16::try_from(points)
             .ok()
@@ -88,7 +89,7 @@ impl Points {
     }
 }
 
-/// The default is about the number of points that a chart on a screen can show.
+/// The default is about as many points as a chart on a screen can show.
 impl Default for Points {
     fn default() -> Self {
         Self(300)
@@ -104,7 +105,7 @@ impl<'de> Deserialize<'de> for Points {
     }
 }
 
-/// The method table row for a query outside of the documented API; a cheap read unless changed.
+/// The method table entry of a query for the REST API. Its class is `CheapRead` unless the caller overrides it.
 pub(super) const fn query(subject: &'static str) -> MethodInfo {
     MethodInfo {
         service: Service::Metrics,
@@ -121,27 +122,27 @@ pub struct VmSummary {
     pub instance_id: InstanceId,
     /// Time of the newest row by the VM's clock.
     pub at_ms: u64,
-    /// When a row of the VM was last stored, by the clock of metrics-svc; for rows that were imported rather than
-    /// reported, the time of the newest row. This time decides whether a VM is silent, because it does not depend on
-    /// the VM's clock.
+    /// When metrics-svc last stored a row of the VM, by its own clock. If the rows were imported and not sent by an
+    /// agent, it is the time of the newest row. A VM counts as silent by this time, because it does not depend on the
+    /// VM's clock.
     pub last_report_ms: u64,
     #[serde(flatten)]
     pub values: VmValues,
-    /// The maximum CPU usage of each three minutes of the last hour, oldest first, [`SPARKLINE_POINTS`] values; null
-    /// for intervals without rows.
+    /// Maximum CPU usage in each three-minute interval of the last hour, oldest first, as [`SPARKLINE_POINTS`] values;
+    /// null for intervals without rows.
     pub cpu_sparkline: Vec<Option<f64>>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmPage {
-    /// Sorted by instance id.
+    /// The VMs, sorted by instance id.
     pub vms: Vec<VmSummary>,
-    /// Whether more VMs follow.
+    /// Whether the list continues on a further page.
     pub more: bool,
 }
 
-/// Lists all VMs that have rows and that the principal may see, with their newest rows. The list is at most seconds
-/// old (`VMWATCH_ROLLUP_INTERVAL`). Each page costs one database query, whatever its size.
+/// Lists the VMs that the principal may see and that have rows, each with its newest row. The list can be a few seconds
+/// old (`VMWATCH_ROLLUP_INTERVAL`). Each page costs one database query, independent of the page size.
 #[derive(Debug)]
 pub struct VmList;
 
@@ -151,7 +152,7 @@ impl Method for VmList {
     const INFO: MethodInfo = query("metrics.vm.list");
 }
 
-/// Reads the newest row of a VM. A VM that never reported is not found.
+/// Reads the newest row of a VM. The reply is `not_found` if the VM has never sent a sample.
 #[derive(Debug)]
 pub struct VmGet;
 
@@ -169,15 +170,17 @@ impl Method for VmGet {
 pub struct VmHistoryQuery {
     pub instance_id: InstanceId,
     pub range: TimeRange,
-    /// Maximum number of buckets.
+    /// Maximum number of time buckets to return.
     #[serde(default)]
     pub points: Points,
-    /// Only buckets that start after this time: the start of the last bucket of the previous page.
+    /// Returns only time buckets that start after this time. The next page starts after the last bucket of the previous
+    /// page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
 }
 
-/// Minimum, mean and maximum of a bucket; on the wire an array of the three. Means are rounded to three decimals.
+/// Minimum, mean and maximum of a measure in a time bucket, encoded as a JSON array of three numbers. Means are rounded
+/// to three decimals.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(from = "[f64; 3]", into = "[f64; 3]")]
 pub struct Stat {
@@ -199,11 +202,11 @@ impl From<Stat> for [f64; 3] {
     }
 }
 
-/// The data that a history was computed from.
+/// The source of a history: stored rows or rollups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Resolution {
-    /// The stored rows.
+    /// The stored rows themselves.
     #[serde(rename = "raw")]
     Raw,
     /// Five-minute rollups.
@@ -217,12 +220,12 @@ pub enum Resolution {
     Day,
 }
 
-/// A bucket of a VM's history. A measure is null if no sample of the bucket has it.
+/// A time bucket of a VM's history. A measure is null if no sample in the bucket has a value for it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmBucket {
-    /// Start of the bucket; it ends [`VmSeries::step_ms`] later.
+    /// Start of the time bucket; the bucket ends [`VmSeries::step_ms`] later.
     pub at_ms: u64,
-    /// Number of samples in the bucket.
+    /// Number of samples in the time bucket.
     pub count: u64,
     #[serde(flatten)]
     pub stats: VmMeasures<Option<Stat>>,
@@ -230,20 +233,22 @@ pub struct VmBucket {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSeries {
-    /// Length of each bucket: a multiple of the resolution, and the same for equal ranges and points.
+    /// Length of each time bucket in milliseconds: a multiple of the resolution. Requests with the same range and
+    /// number of points get the same length.
     pub step_ms: u64,
-    /// The data that the history was computed from. Rollups are at most seconds old (`VMWATCH_ROLLUP_INTERVAL`).
+    /// The source that the history was computed from. Rollups can be a few seconds old (`VMWATCH_ROLLUP_INTERVAL`).
     pub resolution: Resolution,
-    /// In order of time; every bucket is complete. Buckets without samples are omitted. The first bucket can start
-    /// before the range and the last can end after it, because buckets are aligned to multiples of their length (in
-    /// local time).
+    /// The time buckets, oldest first; each is complete. Buckets without samples are omitted. Because buckets are
+    /// aligned to multiples of their length (in local time), the first can start before the requested range and the
+    /// last can end after it.
     pub buckets: Vec<VmBucket>,
-    /// Whether more buckets follow.
+    /// Whether the history continues on a further page.
     #[serde(default)]
     pub more: bool,
 }
 
-/// An empty history: the VM does not exist, has no rows in the range, or is hidden from the principal.
+/// The default is an empty history: the reply if the VM does not exist, has no rows in the range, or is hidden from the
+/// principal.
 impl Default for VmSeries {
     fn default() -> Self {
         Self {
@@ -255,8 +260,8 @@ impl Default for VmSeries {
     }
 }
 
-/// Reads a VM's history, reduced to at most the given number of buckets. It reads the rows or the coarsest rollup
-/// that the points can still show, so that a year costs as much as a day.
+/// Reads a VM's history, aggregated into at most the given number of time buckets. The buckets are computed from rows
+/// or from the coarsest rollup with sufficient resolution, so that a query over a year costs as much as one over a day.
 #[derive(Debug)]
 pub struct VmHistory;
 
@@ -282,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rejects_range_that_does_not_start_before_its_end() {
+    fn time_range_that_does_not_start_before_its_end_is_rejected() {
         let good = r#"{"instance_id":"vm-1","range":{"from_ms":1,"to_ms":2}}"#;
         let query: VmHistoryQuery = serde_json::from_str(good).unwrap();
         assert_eq!((query.range.length_ms(), query.points.get()), (1, 300));
@@ -297,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_points_from_1_to_2000() {
+    fn number_of_chart_points_must_be_from_1_to_2000() {
         for (text, points) in [("1", 1), ("2000", 2000)] {
             assert_eq!(serde_json::from_str::<Points>(text).unwrap().get(), points);
         }
@@ -308,14 +313,14 @@ mod tests {
     }
 
     #[test]
-    fn summary_matches_golden_json() {
+    fn vm_summary_matches_golden_json() {
         let golden = r#"{"instance_id":"vm-1","at_ms":1483277879001,"last_report_ms":1483277880000,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95,"cpu_sparkline":[null,1.5]}"#;
         let summary: VmSummary = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&summary).unwrap(), golden);
     }
 
     #[test]
-    fn bucket_matches_golden_json() {
+    fn history_bucket_matches_golden_json() {
         let golden = r#"{"at_ms":1483277880000,"count":2,"cpu_util":[0.0,1.5,3.0],"mem":null,"disk_read":null,"disk_write":null,"net_incoming":null,"net_outgoing":null,"proc":[95.0,95.5,96.0]}"#;
         let bucket: VmBucket = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&bucket).unwrap(), golden);

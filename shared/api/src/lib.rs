@@ -1,12 +1,12 @@
-//! The contract between vmwatch's programs: every method of every service as a type. [`METHODS`] lists them all;
-//! [`wire`] defines the reply envelope. Plain data without I/O.
+//! The contract between vmwatch's programs: each method of each service is a Rust type. [`METHODS`] lists all methods;
+//! [`wire`] defines the format of replies. This crate performs no I/O.
 //!
-//! To add a method, add a type here (parameters, reply and [`MethodInfo`]), its entry in [`METHODS`], and a handler
-//! in its service.
+//! To add a method, define its type in this crate (parameters, reply and [`MethodInfo`]), add an entry to [`METHODS`],
+//! and write a handler in its service.
 
 #![expect(
     missing_docs,
-    reason = "the names of most types and fields say what they hold"
+    reason = "the names of most types and fields are sufficient documentation"
 )]
 
 pub mod audit;
@@ -40,10 +40,10 @@ pub use user_name::{InvalidUserName, NewUserName, UserHash, UserKey, UserName};
 
 use crate::wire::{Fault, FaultKind};
 
-/// The prefix of all request subjects; the number is the version of the contract.
+/// Prefix of the NATS subjects of all requests; `v1` is the version of the contract.
 pub const SUBJECT_PREFIX: &str = "vmwatch.v1.";
 
-/// A service. Its name is its queue group and its name in `$SRV` discovery and in telemetry.
+/// A backend service. Its name is used as its NATS queue group, in `$SRV` discovery, and in telemetry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Service {
     Auth,
@@ -52,7 +52,7 @@ pub enum Service {
 }
 
 impl Service {
-    /// The name: one subject token of `[a-z-]`.
+    /// The service's name: a single NATS subject token of the characters `[a-z-]`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auth => "vmwatch-auth",
@@ -62,42 +62,43 @@ impl Service {
     }
 }
 
-/// The access that a method requires.
+/// The authorization that a method requires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// No session is required.
+    /// The method requires no session.
     Public,
-    /// A session of at least this role is required.
+    /// The method requires a session of a user with at least this role.
     Role(Role),
 }
 
-/// Whether a method reads or acts. This decides its deadline and whether it carries an idempotency key.
+/// Whether a method only reads or has an effect. The kind decides the deadline, and only commands have an idempotency
+/// key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Reads; can be repeated.
+    /// The method only reads, so that it can be retried.
     Query,
-    /// Acts; must not be executed late or twice.
+    /// The method has an effect, so that it must not be executed after its deadline or twice.
     Command,
 }
 
-/// A class of requests. Each class has a limit of its own in the gateway and in each service (`vmwatch_bus::limits`),
-/// so that load of one class cannot exhaust what another needs.
+/// A class of requests. The gateway and each service limit each class separately (`vmwatch_bus::limits`), so that load
+/// of one class cannot exhaust the capacity for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// Logins: each costs a password hash and needs no session.
+    /// Logins: each costs a password hash, and clients can send them without a session.
     Login,
-    /// Logout and user management, which must work under any other load.
+    /// Logouts and user management, which must remain possible under any other load.
     Account,
     /// Actions on VMs, which can take minutes.
     Command,
-    /// Reads with a small and known cost: newest rows, lists, states.
+    /// Reads with a small, known cost: newest rows, lists, VM states.
     CheapRead,
-    /// Reads that can scan many rows: history, processes over time, the audit.
+    /// Reads that can scan many rows: histories of VMs and processes, and the audit.
     HeavyRead,
 }
 
 impl Class {
-    /// The name in public messages.
+    /// The name of the request class in public messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Login => "logins",
@@ -109,22 +110,22 @@ impl Class {
     }
 }
 
-/// An entry of the method table.
+/// The properties of a method: an entry of the method table [`METHODS`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MethodInfo {
     /// The service that implements the method.
     pub service: Service,
-    /// The subject without [`SUBJECT_PREFIX`]. It is the method's only name: on the bus, in metrics, traces, logs and
-    /// the audit.
+    /// The method's subject without [`SUBJECT_PREFIX`]. It is also the method's name in metrics, traces, logs and the
+    /// audit.
     pub subject: &'static str,
     pub access: Access,
     pub kind: Kind,
-    /// The limit that the request counts against.
+    /// The class whose limit applies to requests of this method.
     pub class: Class,
 }
 
 impl MethodInfo {
-    /// The subject with its prefix.
+    /// The NATS subject of the method, including [`SUBJECT_PREFIX`].
     pub fn full_subject(&self) -> String {
         format!("{SUBJECT_PREFIX}{}", self.subject)
     }
@@ -133,23 +134,23 @@ impl MethodInfo {
 pub trait Method: 'static {
     /// The request parameters, validated while they are decoded.
     type Params: Serialize + DeserializeOwned + Send + 'static;
-    /// The reply on success.
+    /// The type of a successful reply.
     type Reply: Serialize + DeserializeOwned + Send + 'static;
     const INFO: MethodInfo;
 
-    /// The VM that the call is about. A principal that may not see it gets [`Method::hidden`].
+    /// The VM that the request refers to. A principal whose scope excludes this VM gets the reply [`Method::hidden`].
     fn instance(_params: &Self::Params) -> Option<&InstanceId> {
         None
     }
 
-    /// The reply to a principal that may not see the VM: the same as for a VM that does not exist.
+    /// The reply to a principal whose scope excludes the VM. It is the same as the reply for a VM that does not exist.
     fn hidden() -> Result<Self::Reply, Fault> {
         Err(no_such_vm())
     }
 }
 
-/// The schema of a text that is one of these values. The value for "unknown to this version" can be returned but not
-/// requested, so that it is not listed.
+/// The OpenAPI schema of a string enumeration. The variant `Unknown` is omitted: replies can contain it, but clients
+/// cannot send it.
 #[cfg(feature = "openapi")]
 pub fn known_values<const N: usize>(
     description: &str,
@@ -162,7 +163,7 @@ pub fn known_values<const N: usize>(
         .into()
 }
 
-/// The fault for a VM that does not exist or that the principal may not see.
+/// The fault for a VM that does not exist or that is outside the principal's scope.
 pub fn no_such_vm() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no VM with this instance_id")
 }
@@ -199,7 +200,7 @@ pub const METHODS: &[MethodInfo] = &[
     lifecycle::OperationsList::INFO,
 ];
 
-/// Configured deadlines of requests.
+/// The configured time limits of requests, by kind of method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Deadlines {
     pub query: Duration,
@@ -207,7 +208,7 @@ pub struct Deadlines {
 }
 
 impl Deadlines {
-    /// The deadline of a method of this kind.
+    /// The time limit for methods of this kind.
     pub const fn for_kind(&self, kind: Kind) -> Duration {
         match kind {
             Kind::Query => self.query,
@@ -223,13 +224,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects_are_unique() {
+    fn no_two_methods_have_the_same_subject() {
         let subjects: HashSet<_> = METHODS.iter().map(|method| method.subject).collect();
         assert_eq!(subjects.len(), METHODS.len());
     }
 
     #[test]
-    fn vm_commands_count_against_the_command_limit() {
+    fn vm_actions_use_the_command_class() {
         for method in METHODS {
             let commands_a_vm = method.service == Service::Lifecycle && method.kind == Kind::Command;
             assert_eq!(

@@ -1,4 +1,4 @@
-//! Methods of lifecycle-svc.
+//! Methods of lifecycle-svc: reading VM states, and actions on VMs.
 
 use std::fmt;
 
@@ -29,16 +29,16 @@ pub enum MachineState {
     Paused,
     ShuttingDown,
     ShutOff,
-    /// The VM stopped because of a fault; its state is preserved.
+    /// The VM stopped because of a fault; its memory is preserved.
     Crashed,
-    /// The VM is asleep, or its memory is saved to disk.
+    /// The VM is asleep, or its memory was saved to disk.
     Suspended,
-    /// The hypervisor reported another state, or none.
+    /// The hypervisor reported a state that vmwatch does not know, or no state.
     #[serde(other)]
     Unknown,
 }
 
-/// Writes the name used on the wire.
+/// Writes the VM state's name as used on the wire.
 impl fmt::Display for MachineState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -59,7 +59,7 @@ impl fmt::Display for MachineState {
 pub struct Machine {
     pub instance_id: InstanceId,
     pub state: MachineState,
-    /// The hypervisor's name for the VM, if known without another request.
+    /// The hypervisor's name for the VM, if it is known without a further request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The configured name of the hypervisor that runs the VM.
@@ -72,19 +72,19 @@ pub struct Machine {
 #[serde(rename_all = "snake_case")]
 pub enum Verb {
     Start,
-    /// Asks the guest to shut down, as the power button does.
+    /// Asks the guest to shut down, like pressing the power button.
     Stop,
     /// Restarts the guest.
     Reboot,
-    /// Cuts the power.
+    /// Cuts the VM's power.
     ForceStop,
-    /// An action known only to a newer version: its operation is shown but not processed.
+    /// An action that only a newer version of vmwatch knows. Its operation is shown but not executed.
     #[serde(other)]
     Unknown,
 }
 
 impl Verb {
-    /// The name used on the wire.
+    /// The action's name as used on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Start => "start",
@@ -102,7 +102,7 @@ impl fmt::Display for Verb {
     }
 }
 
-/// The method table row for a method outside of the documented API.
+/// The method table entry of a method for the REST API.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Lifecycle,
@@ -167,13 +167,13 @@ impl Method for ForceStop {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RebootTarget {
     pub instance_id: InstanceId,
-    /// Whether to reset the VM without asking the guest, as the reset button does.
+    /// Whether to reset the VM without asking the guest, like pressing the reset button.
     #[serde(default)]
     pub hard: bool,
 }
 
-/// Reboots a running VM; succeeds when the hypervisor accepted the request and reports the VM as running. The
-/// hypervisor cannot observe whether the guest has booted.
+/// Reboots a running VM; succeeds when the hypervisor has accepted the request and reports the VM as running. Success
+/// does not mean that the guest has booted, because the hypervisor cannot observe that.
 #[derive(Debug)]
 pub struct Reboot;
 
@@ -204,32 +204,32 @@ impl Method for State {
 /// Selects a page of the VMs that the principal may see, sorted by instance id.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Page {
-    /// Only ids after this one: the last id of the previous page.
+    /// Returns only VMs with an instance id greater than this one, which is the last one of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<InstanceId>,
-    /// Maximum number of VMs.
+    /// Maximum number of VMs to return.
     #[serde(default)]
     pub limit: Limit,
 }
 
-/// A VM in a list.
+/// An entry in the list of VMs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListedMachine {
     pub instance_id: InstanceId,
     /// The hypervisor's name for the VM.
     pub name: String,
-    /// The configured name of the hypervisor.
+    /// The configured name of the hypervisor that runs the VM.
     pub hypervisor: String,
     pub state: MachineState,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineList {
-    /// Sorted by instance id.
+    /// The VMs, sorted by instance id.
     pub machines: Vec<ListedMachine>,
-    /// Whether more VMs follow.
+    /// Whether the list of VMs continues on a further page.
     pub more: bool,
-    /// Hypervisors that did not answer; their VMs are missing from the list.
+    /// Names of hypervisors that did not answer; their VMs are missing from the list.
     pub silent: Vec<String>,
 }
 
@@ -242,7 +242,7 @@ impl Method for List {
     const INFO: MethodInfo = row("lifecycle.list", Kind::Query);
 }
 
-/// Reads an operation.
+/// Reads the record of an operation.
 #[derive(Debug)]
 pub struct OperationsGet;
 

@@ -1,10 +1,10 @@
-//! The measures of a VM row. Events, summaries, history, stored sums, REST answers, OpenAPI, CSV and the page take their
-//! list of measures from here.
+//! The measures of a VM's row, such as CPU usage. Live events, summaries, histories, rollups, the REST API, the OpenAPI
+//! document, CSV files and the web page all derive their list of measures from this module.
 
 use serde::{Deserialize, Serialize};
 
-/// One value per measure; [`VM_MEASURES`] describes them. `Count` is the type of counts, if it differs from that of the
-/// other measures.
+/// A value for each measure of a VM's row; [`VM_MEASURES`] describes the measures. `Count` is the type of values that
+/// are counts, where it differs from that of the others.
 #[expect(missing_docs, reason = "VM_MEASURES describes the fields")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMeasures<T, Count = T> {
@@ -17,32 +17,32 @@ pub struct VmMeasures<T, Count = T> {
     pub proc: Count,
 }
 
-/// The values of a VM row.
+/// The measured values of one VM row.
 pub type VmValues = VmMeasures<f64, u32>;
 
 /// The unit of a measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unit {
-    /// 0 to 100.
+    /// A percentage from 0 to 100.
     Percent,
-    /// KiB/s, not negative.
+    /// A non-negative rate in KiB/s.
     KibPerSecond,
-    /// A natural number.
+    /// A non-negative integer.
     Count,
 }
 
 /// Describes a measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Measure {
-    /// The name in rows, JSON and CSV.
+    /// The name of the measure in rows, JSON and CSV.
     pub name: &'static str,
-    /// The unit of its values.
+    /// The unit of the measure's values.
     pub unit: Unit,
-    /// The description in the OpenAPI document.
+    /// The description of the measure in the OpenAPI document.
     pub help: &'static str,
 }
 
-/// All measures, in the order of JSON and CSV.
+/// The descriptions of all measures, in the order used in JSON and CSV.
 pub const VM_MEASURES: VmMeasures<Measure> = VmMeasures {
     cpu_util: Measure::new(
         "cpu_util",
@@ -72,7 +72,7 @@ impl Measure {
 }
 
 impl<T> VmMeasures<T> {
-    /// The values in the order of [`VM_MEASURES`].
+    /// The values as an array, in the order of [`VM_MEASURES`].
     pub fn into_array(self) -> [T; 7] {
         [
             self.cpu_util,
@@ -85,7 +85,7 @@ impl<T> VmMeasures<T> {
         ]
     }
 
-    /// Converts each value.
+    /// Applies a function to the value of each measure.
     pub fn map<U>(self, convert: impl FnMut(T) -> U) -> VmMeasures<U> {
         let [
             cpu_util,
@@ -107,7 +107,7 @@ impl<T> VmMeasures<T> {
         }
     }
 
-    /// References to the values.
+    /// Mutable references to the value of each measure.
     pub const fn each_mut(&mut self) -> VmMeasures<&mut T> {
         VmMeasures {
             cpu_util: &mut self.cpu_util,
@@ -120,17 +120,17 @@ impl<T> VmMeasures<T> {
         }
     }
 
-    /// Pairs the values of each measure.
+    /// Pairs each measure's value with the other collection's value of the same measure.
     pub fn zip<U>(self, other: VmMeasures<U>) -> impl Iterator<Item = (T, U)> {
         self.into_array().into_iter().zip(other.into_array())
     }
 
-    /// Each measure with its value.
+    /// Pairs each measure's description with its value.
     pub fn described(self) -> impl Iterator<Item = (Measure, T)> {
         VM_MEASURES.zip(self)
     }
 
-    /// The value of the measure with this name.
+    /// The value of the measure with the given name.
     pub fn get_mut(&mut self, name: &str) -> Option<&mut T> {
         let mut values = self.each_mut().described();
         values.find_map(|(measure, value)| (measure.name == name).then_some(value))
@@ -138,7 +138,7 @@ impl<T> VmMeasures<T> {
 }
 
 impl<T> VmMeasures<Option<T>> {
-    /// The values, if none is missing.
+    /// The values of all measures, or `None` if any is missing.
     pub fn complete(self) -> Option<VmMeasures<T>> {
         Some(VmMeasures {
             cpu_util: self.cpu_util?,
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn names_measures_by_their_fields_in_the_order_of_json() {
+    fn measures_have_the_names_and_order_of_their_json_fields() {
         let json = serde_json::to_string(&VM_MEASURES.map(|measure| measure.name)).unwrap();
         let pairs = names().map(|name| format!("\"{name}\":\"{name}\""));
         assert_eq!(json, format!("{{{}}}", pairs.join(",")));
     }
 
     #[test]
-    fn measures_are_the_values_of_the_documented_row() {
+    fn measures_are_the_values_of_the_documented_vm_row() {
         let others = ["_id", "instance_id", "create_date"];
         let documented: BTreeSet<_> = VM_ROW_KEYS
             .into_iter()
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_values_by_name() {
+    fn measure_is_found_by_name() {
         let mut values = VM_MEASURES.map(|measure| measure.name.len());
         for name in names() {
             assert_eq!(values.get_mut(name), Some(&mut name.len()));
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn is_complete_only_with_all_values() {
+    fn measures_are_complete_only_if_no_value_is_missing() {
         let whole = VM_MEASURES.map(|measure| Some(measure.name));
         assert_eq!(whole.complete().map(VmMeasures::into_array), Some(names()));
         for name in names() {

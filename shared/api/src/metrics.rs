@@ -1,4 +1,4 @@
-//! Methods of metrics-svc, the rows they return, and the samples that agents publish.
+//! Methods of metrics-svc, the rows that they return, and the samples that agents publish.
 
 use std::sync::Arc;
 
@@ -11,25 +11,26 @@ use crate::{
     wire::{Fault, FaultKind},
 };
 
-/// The stream of samples to be stored. Each VM has its own subject below [`SAMPLE_SUBJECT_PREFIX`].
+/// The JetStream stream of samples that wait to be stored. Each VM has its own subject below [`SAMPLE_SUBJECT_PREFIX`].
 pub const SAMPLE_STREAM: &str = "VMWATCH_SAMPLES";
-/// The agent of a VM publishes on `vmwatch.v1.samples.<instance_id>` and has no permission for other samples.
+/// Prefix of sample subjects. The agent of a VM publishes on `vmwatch.v1.samples.<instance_id>` and has no permission
+/// for the subjects of other VMs.
 pub const SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.samples.";
-/// The stream of rejected samples, with the reason.
+/// The JetStream stream of rejected samples, each with the reason for its rejection.
 pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
-/// `vmwatch.v1.dead_letters.<instance_id>`.
+/// Prefix of dead-letter subjects: `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
-/// Maximum size of a part of a sample. Larger parts would let a few guests fill the stream, because each VM can have
-/// `VMWATCH_STREAM_MESSAGES_PER_VM` parts in it.
+/// Maximum size of one message part of a sample. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` message parts in the
+/// sample stream, so that with larger parts a few guests could fill the stream.
 pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
-/// Maximum number of process rows in a part. It is above what an agent can fit into the size limit, since each row
-/// takes at least 110 bytes.
+/// Maximum number of process rows in one message part of a sample. An agent never reaches this number, because each row
+/// takes at least 110 bytes and [`SAMPLE_PART_BYTES`] limits the size.
 pub const SAMPLE_PART_ROWS: usize = 300;
-/// Maximum size of a message with one part: the part plus headers. NATS closes the connection of an agent that sends
-/// more (deploy/nats/accounts.conf).
+/// Maximum size of a NATS message with one part of a sample, including headers. NATS closes the connection of an agent
+/// that sends a larger message (deploy/nats/accounts.conf).
 pub const SAMPLE_MESSAGE_BYTES: usize = SAMPLE_PART_BYTES + 4096;
 
-/// The keys of a VM row, in the order of the documented example.
+/// The JSON keys of a VM row, in the order of the example in the documented API.
 pub const VM_ROW_KEYS: [&str; 10] = [
     "net_incoming",
     "disk_write",
@@ -43,7 +44,7 @@ pub const VM_ROW_KEYS: [&str; 10] = [
     "proc",
 ];
 
-/// The keys of a process row, in the order of the documented examples.
+/// The JSON keys of a process row, in the order of the examples in the documented API.
 pub const PROCESS_ROW_KEYS: [&str; 13] = [
     "net_incoming",
     "shutdown_time",
@@ -66,10 +67,10 @@ pub const PROCESS_ROW_KEYS: [&str; 13] = [
 pub struct Limit(u16);
 
 impl Limit {
-    /// The rule to report to a caller.
+    /// The validation rule for the limit of a query, as quoted in error messages to callers.
     pub const RULE: &str = "must be an integer from 1 to 1000";
 
-    /// `None` unless `limit` is from 1 to 1000.
+    /// Returns `None` unless `limit` is from 1 to 1000.
     pub fn new(limit: u64) -> Option<Self> {
         u16::try_from(limit)
             .ok()
@@ -97,14 +98,14 @@ impl<'de> Deserialize<'de> for Limit {
     }
 }
 
-/// The rows of a reply: a JSON array of objects in the documented key order, as encoded by the store. Programs that
-/// only forward it do not decode it.
+/// The rows of a reply: a JSON array of objects with keys in the documented order, encoded by the service that reads
+/// the database. Programs that only forward the rows do not decode them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Rows(Arc<RawValue>);
 
 impl Rows {
-    /// Takes the text of a JSON array.
+    /// Creates rows from the text of a JSON array.
     pub fn from_json(array: String) -> Result<Self, serde_json::Error> {
         RawValue::from_string(array).map(|rows| Self(rows.into()))
     }
@@ -113,39 +114,40 @@ impl Rows {
         self.0.get()
     }
 
-    /// An empty array.
+    /// Returns an empty list of rows.
     pub fn none() -> Result<Self, Fault> {
-        Self::from_json("[]".to_owned())
-            .map_err(|error| Fault::new(FaultKind::Internal, "no rows could not be encoded").caused_by(error))
+        Self::from_json("[]".to_owned()).map_err(|error| {
+            Fault::new(FaultKind::Internal, "an empty list of rows could not be encoded").caused_by(error)
+        })
     }
 }
 
-/// A page of the newest rows, newest first.
+/// A page of the newest rows of a VM, newest first.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RowPage {
     pub rows: Rows,
-    /// The parameters that differ for the next page; absent on the last page.
+    /// The parameters to change for the next page; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<NextRows>,
 }
 
-/// The query parameters that change for the next page.
+/// The query parameters that the client must change to request the next page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NextRows {
-    /// Number of rows still to return.
+    /// Number of rows that remain to be returned.
     pub limit: Limit,
-    /// Where this page ended.
+    /// Position of the last row of this page.
     pub before: RowPlace,
 }
 
-/// The position of a row in the order newest first: by date, then by id.
+/// The position of a row in a list that is sorted by date, newest first, and then by id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowPlace {
     pub create_date: CreateDate,
     pub id: RowId,
 }
 
-/// The `_id` of a row: an `ObjectId` as 24 hex digits.
+/// The `_id` of a row: a MongoDB `ObjectId`, written as 24 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct RowId(String);
@@ -153,7 +155,7 @@ pub struct RowId(String);
 impl RowId {
     const RULE: &str = "must be 24 lower-case hex digits";
 
-    /// `None` if the text is not a row id.
+    /// Returns `None` if the text is not a valid row id.
     pub fn new(text: &str) -> Option<Self> {
         Self::allows(text).then(|| Self(text.to_owned()))
     }
@@ -174,12 +176,12 @@ impl<'de> Deserialize<'de> for RowId {
 }
 
 impl RowPage {
-    /// A page with all rows; no page follows.
+    /// Creates a page that contains all rows, so that no further page exists.
     pub const fn whole(rows: Rows) -> Self {
         Self { rows, next: None }
     }
 
-    /// An empty page.
+    /// Creates a page without rows.
     pub fn none() -> Result<Self, Fault> {
         Rows::none().map(Self::whole)
     }
@@ -189,35 +191,35 @@ impl RowPage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {
     pub instance_id: InstanceId,
-    /// Maximum number of rows.
+    /// Maximum number of rows to return.
     #[serde(default)]
     pub limit: Limit,
-    /// Only rows after this position, where the previous page ended.
+    /// Returns only rows after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<RowPlace>,
 }
 
-/// Selects the newest process rows of a VM, of one process name or of all.
+/// Selects the newest process rows of a VM, either of one process name or of all processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LatestByName {
     pub instance_id: InstanceId,
-    /// Maximum number of rows.
+    /// Maximum number of process rows to return.
     #[serde(default)]
     pub limit: Limit,
-    /// The process name, matched exactly against `cmd`.
+    /// Returns only rows whose `cmd` equals this process name.
     #[serde(
         default,
         deserialize_with = "process_name",
         skip_serializing_if = "Option::is_none"
     )]
     pub proc_name: Option<String>,
-    /// Only rows after this position, where the previous page ended.
+    /// Returns only process rows after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<RowPlace>,
 }
 
 fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    // The kernel limits names to 15 bytes; rows from other programs can have longer names.
+    // The Linux kernel limits process names to 15 bytes; other sources of rows can store longer names.
     bounded_text(deserializer, "must be a text of at most 256 bytes", |text| {
         text.len() <= 256
     })
@@ -270,7 +272,7 @@ impl Method for VmLatest {
     }
 }
 
-/// Reads the newest rows of a VM's processes of one name.
+/// Reads the newest process rows of a VM with a given process name.
 #[derive(Debug)]
 pub struct ProcessByName;
 
@@ -288,42 +290,43 @@ impl Method for ProcessByName {
     }
 }
 
-/// What an agent measured at one time, or one part of it. Rates are in KiB/s and shares in percent, as in the table
-/// of units of the wire contract; the agent rounds them to one decimal.
+/// A sample that an agent measured, or one message part of it if the sample is too large for a single message. Rates
+/// are in KiB/s and usage in percent, as the documented API defines them; the agent rounds values to one decimal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// The VM; must equal the last token of the subject.
+    /// Instance id of the VM; it must equal the last token of the NATS subject.
     pub instance_id: InstanceId,
-    /// Time of the sample; the same for all rows and all parts.
+    /// Time of the sample; the same in all rows and all message parts of the sample.
     pub create_date: CreateDate,
-    /// Index of this part of the sample, from 0.
+    /// Index of this message part within the sample, starting at 0.
     #[serde(default)]
     pub part: u32,
-    /// Receive rate of the VM, KiB/s.
+    /// Network receive rate of the VM, KiB/s.
     pub net_incoming: f64,
-    /// Transmit rate of the VM, KiB/s.
+    /// Network transmit rate of the VM, KiB/s.
     pub net_outgoing: f64,
-    /// The row of the VM; only the first part has it.
+    /// The VM's row; only the first message part of a sample contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmSample>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<ProcessSample>,
 }
 
-/// The VM's row in a sample.
+/// The values of a VM's row, as sent in a sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VmSample {
     /// CPU usage of all cores, percent, 0 to 100.
     pub cpu_util: f64,
-    /// Memory usage, percent.
+    /// Memory usage, percent of the VM's memory.
     pub mem: f64,
-    /// Read rate of all whole disks, KiB/s.
+    /// Read rate of all disks, KiB/s; partitions are not counted again.
     pub disk_read: f64,
-    /// Write rate of all whole disks, KiB/s.
+    /// Write rate of all disks, KiB/s; partitions are not counted again.
     pub disk_write: f64,
-    /// Number of processes.
+    /// Number of processes in the VM.
     pub proc: u32,
-    /// Number of parts of samples that the agent dropped since the previous sample; not part of the row.
+    /// Number of message parts that the agent has dropped since the previous sample. This number is not stored in the
+    /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,
 }
@@ -335,20 +338,20 @@ const fn is_zero(number: &u32) -> bool {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSample {
-    /// The kernel's short name of the process.
+    /// The process name as reported by the kernel, at most 15 bytes.
     pub cmd: String,
     pub pid: u32,
-    /// CPU usage, percent of one core; can exceed 100.
+    /// CPU usage of the process, percent of one core; can exceed 100.
     pub cpu_util: f64,
-    /// Memory usage, percent of the VM's memory.
+    /// Memory usage of the process, percent of the VM's memory.
     pub mem: f64,
-    /// Read rate, KiB/s; 0 if the agent has no permission to read it.
+    /// Read rate of the process, KiB/s; 0 if the agent has no permission to read it.
     pub disk_read: f64,
-    /// Write rate, KiB/s; 0 if the agent has no permission to read it.
+    /// Write rate of the process, KiB/s; 0 if the agent has no permission to read it.
     pub disk_write: f64,
-    /// Start time, Unix seconds.
+    /// Start time of the process, Unix seconds.
     pub running_time: f64,
-    /// When the process was found to have ended, Unix seconds; absent while it runs.
+    /// When the agent noticed that the process had ended, Unix seconds; absent while the process runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_time: Option<f64>,
 }
@@ -358,7 +361,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepts_limits_from_1_to_1000() {
+    fn query_limit_must_be_from_1_to_1000() {
         for (text, limit) in [("1", 1), ("10", 10), ("1000", 1000)] {
             assert_eq!(serde_json::from_str::<Limit>(text).unwrap().get(), limit);
         }

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::wire::FaultKind;
 
-/// The id of an operation: 32 hex digits.
+/// The id of an operation, written as 32 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -22,7 +22,7 @@ use crate::wire::FaultKind;
 )]
 pub struct OperationId(String);
 
-/// A text that is not an [`OperationId`].
+/// The text is not a valid [`OperationId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", OperationId::RULE)]
 pub struct InvalidOperationId;
@@ -30,17 +30,19 @@ pub struct InvalidOperationId;
 impl OperationId {
     const RULE: &str = "must be 32 lower-case hex digits";
 
-    /// Makes an id for an operation without an idempotency key. The bits must come from the system's random source.
+    /// Creates the id of an operation that has no idempotency key. The bits must come from the operating system's
+    /// random generator.
     pub fn from_random(bits: [u8; 16]) -> Self {
         Self(hex::encode(bits))
     }
 
-    /// Derives the id from an idempotency key. The client can compute it before any reply, and inserting an operation
-    /// under this id claims the key, so that the action is not executed twice.
+    /// Derives the id of an operation from its idempotency key. A client can compute the id before it receives a reply.
+    /// Because ids are unique, a second request with the same key finds the existing operation and does not execute the
+    /// action again.
     pub fn from_idempotency_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
         let mut hash = Sha256::new();
         for part in [user, instance.as_str(), method.subject, key] {
-            // The length prefix keeps adjacent parts from being confused.
+            // Each hashed field is preceded by its length, so that different fields cannot produce the same input.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }
@@ -90,24 +92,25 @@ impl fmt::Display for OperationId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OperationState {
-    /// Recorded; no request was sent to the hypervisor yet.
+    /// The operation was recorded; no request has been sent to the hypervisor yet.
     Requested,
-    /// The request is being sent or was sent to the hypervisor.
+    /// A request to the hypervisor is being sent or has been sent.
     Running,
     /// The hypervisor reports the requested state.
     Succeeded,
     /// The hypervisor refused, or the VM did not reach the requested state.
     Failed,
-    /// The deadline passed first.
+    /// The deadline passed before the VM reached the requested state.
     TimedOut,
-    /// The hypervisor may or may not have executed the action, and it must not be executed twice.
+    /// It is unknown whether the hypervisor executed the action; it is not retried because it must not be executed
+    /// twice.
     OutcomeUnknown,
-    /// A state of a newer version; this version does not know whether it is final.
+    /// A state that only a newer version of vmwatch knows. This version cannot tell whether it is final.
     #[serde(other)]
     Unknown,
 }
 
-/// Implemented by hand: a derived schema would list `Unknown` as well.
+/// Implemented by hand because the derived schema would also list `Unknown`, which no API client can send.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for OperationState {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -128,7 +131,7 @@ impl utoipa::PartialSchema for OperationState {
 impl utoipa::ToSchema for OperationState {}
 
 impl OperationState {
-    /// The name used on the wire.
+    /// The operation state's name as used on the wire.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Requested => "requested",
@@ -141,7 +144,7 @@ impl OperationState {
         }
     }
 
-    /// Whether the operation has ended.
+    /// Whether the operation has finished.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Requested | Self::Running | Self::Unknown)
     }
@@ -156,11 +159,11 @@ impl fmt::Display for OperationState {
 /// A step of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// Time of the step, Unix milliseconds.
+    /// When the step took place, Unix milliseconds.
     pub at_ms: u64,
-    /// The state after the step.
+    /// The operation's state after the step.
     pub state: OperationState,
-    /// A description; quotes the hypervisor's message if there is one.
+    /// A description of the step; it quotes the hypervisor's message if there is one.
     pub text: String,
 }
 
@@ -173,31 +176,31 @@ pub struct Operation {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub hard: bool,
     pub instance_id: InstanceId,
-    /// The hypervisor that runs the VM, once it was found.
+    /// The hypervisor that runs the VM; absent until it is found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hypervisor: Option<String>,
-    /// The user that requested the action.
+    /// Name of the user who requested the action.
     pub user: String,
-    /// Client address, as seen by the gateway.
+    /// IP address of the client, as seen by the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// Id of the request, as in the logs.
+    /// Id of the request that caused the operation; the logs contain the same id.
     pub request_id: String,
     /// When the action was requested, Unix milliseconds.
     pub requested_at_ms: u64,
-    /// The action is not started after this time, Unix milliseconds.
+    /// Deadline for starting the action, Unix milliseconds. The action is not started after this time.
     pub deadline_ms: u64,
-    /// When the operation ended, Unix milliseconds.
+    /// When the operation finished, Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at_ms: Option<u64>,
     pub state: OperationState,
     /// The VM's state when the action succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<MachineState>,
-    /// The fault that was returned to the caller, or would have been, if the operation did not succeed.
+    /// The fault of an operation that did not succeed. The caller receives it if the caller still waits for the reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<OperationFault>,
-    /// The steps, oldest first.
+    /// The operation's steps, oldest first.
     pub history: Vec<Event>,
 }
 
@@ -205,7 +208,7 @@ pub struct Operation {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationFault {
     pub kind: FaultKind,
-    /// The public message.
+    /// The message shown to the user.
     pub message: String,
 }
 
@@ -214,16 +217,16 @@ pub struct OperationRef {
     pub operation_id: OperationId,
 }
 
-/// A position in the list of operations: newest first, and by id within a millisecond.
+/// A position in the list of operations, which is sorted newest first, and by id within the same millisecond.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationPlace {
-    /// When the action was requested, Unix milliseconds.
+    /// When the operation was requested, Unix milliseconds.
     pub requested_at_ms: u64,
     pub id: OperationId,
 }
 
 impl OperationPlace {
-    /// The position of the operation.
+    /// The position of the given operation in the list.
     pub fn from_operation(operation: &Operation) -> Self {
         Self {
             requested_at_ms: operation.requested_at_ms,
@@ -231,7 +234,7 @@ impl OperationPlace {
         }
     }
 
-    /// Whether the operation comes after this position.
+    /// Whether the operation comes after this position in the list.
     pub fn is_behind(&self, operation: &Operation) -> bool {
         (operation.requested_at_ms, &operation.id) < (self.requested_at_ms, &self.id)
     }
@@ -240,25 +243,25 @@ impl OperationPlace {
 /// Selects operations.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationFilter {
-    /// Only operations on this VM.
+    /// Returns only operations on this VM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance_id: Option<InstanceId>,
-    /// Only operations in this state.
+    /// Returns only operations in this state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<OperationState>,
-    /// Only operations after this position: that of the last one of the previous page.
+    /// Returns only operations after this position, which is that of the last operation of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<OperationPlace>,
-    /// Maximum number of operations.
+    /// Maximum number of operations to return.
     #[serde(default)]
     pub limit: Limit,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationPage {
-    /// The newest first.
+    /// The operations, newest first.
     pub operations: Vec<Operation>,
-    /// Whether more operations follow.
+    /// Whether the list of operations continues on a further page.
     pub more: bool,
 }
 
@@ -271,7 +274,7 @@ mod tests {
     };
 
     #[test]
-    fn scopes_a_key_to_user_vm_and_method() {
+    fn operation_id_depends_on_user_vm_method_and_idempotency_key() {
         let of = |user: &str, instance: &str, method: MethodInfo, key: &str| {
             OperationId::from_idempotency_key(user, &instance.parse().unwrap(), &method, key)
         };
@@ -289,7 +292,7 @@ mod tests {
             of("ann", "vm-1", Start::INFO, "l"),
             of("ann", "vm-1s", Start::INFO, "k"),
             of("an", "nvm-1", Start::INFO, "k"),
-            // Another method with the same action.
+            // The second method has the same action but a different subject.
             of("ann", "vm-1", also_starts, "k"),
         ] {
             assert_ne!(id, other);
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_ids_of_32_hex_digits() {
+    fn operation_id_must_be_32_hex_digits() {
         for bad in ["", "0", &"0".repeat(33), &"A".repeat(32), &"é".repeat(16), "*"] {
             assert_eq!(bad.parse::<OperationId>(), Err(InvalidOperationId), "{bad}");
         }

@@ -1,14 +1,14 @@
-//! Limits of one page of a list, in items and in bytes.
+//! Limits the size of one page of a list, both in items and in bytes.
 
 use std::io;
 
 use serde::Serialize;
 
-/// Maximum size of the encoded items of a page. With its envelope, a page stays below NATS's default `max_payload` of
-/// 1 MiB.
+/// Maximum size of the encoded items of one page of a list. Including its envelope, a reply with such a page is smaller
+/// than 1 MiB, the default `max_payload` of NATS.
 pub const PAGE_BYTES: usize = 768 * 1024;
 
-/// The space left on a page that is being filled.
+/// The remaining space on a page of a list while items are added.
 #[derive(Debug)]
 pub struct PageRoom {
     items: usize,
@@ -17,7 +17,7 @@ pub struct PageRoom {
 }
 
 impl PageRoom {
-    /// The space of an empty page: `items` items and [`PAGE_BYTES`] bytes.
+    /// Creates the space of an empty page: at most `items` items and [`PAGE_BYTES`] bytes.
     pub const fn new(items: usize) -> Self {
         Self {
             items,
@@ -26,11 +26,11 @@ impl PageRoom {
         }
     }
 
-    /// Reserves space for an item of this many encoded bytes; `false` if the page is full. The first item always
-    /// fits, so that a reader that follows the pages reaches the end of every list.
+    /// Reserves space for an item of the given encoded size; returns `false` if the page is full. The first item always
+    /// fits, whatever its size, so that a client that requests page after page always reaches the end of the list.
     #[must_use]
     pub const fn take(&mut self, bytes: usize) -> bool {
-        // The comma that separates two items.
+        // The extra byte is the comma between two items.
         let bytes = bytes.saturating_add(1);
         if self.items == 0 || (bytes > self.bytes && !self.empty) {
             return false;
@@ -41,19 +41,19 @@ impl PageRoom {
         true
     }
 
-    /// Like [`PageRoom::take`], for an item that is not encoded yet.
+    /// Like [`PageRoom::take`], but computes the encoded size of the item first.
     #[must_use]
     pub fn take_item(&mut self, item: &impl Serialize) -> bool {
         self.take(encoded_bytes(item))
     }
 
-    /// The number of items that still fit.
+    /// The number of items that still fit on the page.
     pub const fn items(&self) -> usize {
         self.items
     }
 }
 
-/// Returns the first page of a list, and whether more items follow.
+/// Returns the first page of a list and whether further items remain.
 pub fn first_page<T: Serialize>(list: impl IntoIterator<Item = T>, most: usize) -> (Vec<T>, bool) {
     let mut room = PageRoom::new(most);
     let mut page = Vec::new();
@@ -66,10 +66,11 @@ pub fn first_page<T: Serialize>(list: impl IntoIterator<Item = T>, most: usize) 
     (page, false)
 }
 
-/// The encoded size of a value.
+/// The size of a value encoded as JSON.
 fn encoded_bytes(value: &impl Serialize) -> usize {
     let mut counter = Counter(0);
-    // Flat records always encode. If encoding failed, encoding the whole reply would fail later and report the cause.
+    // Encoding into the byte counter cannot fail for the types in use. If it did, encoding the whole reply would fail
+    // as well and report the cause.
     let _ = serde_json::to_writer(&mut counter, value);
     counter.0
 }
@@ -92,10 +93,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_page_by_items_and_bytes() {
+    fn page_is_limited_in_items_and_in_bytes() {
         assert_eq!(first_page([1, 2, 3], 3), (vec![1, 2, 3], false));
         assert_eq!(first_page([1, 2, 3], 2), (vec![1, 2], true));
-        // Each character is encoded in six bytes; two quotes are added.
+        // The control character U+0001 takes six bytes in JSON; the quotes add two bytes.
         let name = "\u{1}".repeat(256);
         let (page, more) = first_page(std::iter::repeat_n(name.as_str(), 1000), 1000);
         assert!(more && page.len() == PAGE_BYTES / (6 * 256 + 3), "{}", page.len());
@@ -104,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_first_item_of_any_size() {
+    fn first_item_of_a_page_may_have_any_size() {
         let large = "x".repeat(PAGE_BYTES + 1);
         assert_eq!(
             first_page([large.as_str(), "y"], 10),

@@ -1,5 +1,5 @@
-//! The principal: the user behind a request. The gateway takes it from the session, and services enforce its role and
-//! scope.
+//! The principal: the authenticated user of a request. The gateway derives it from the session, and services enforce
+//! its role and scope.
 
 use std::{fmt, str::FromStr};
 
@@ -10,17 +10,18 @@ use serde::{
 
 use super::InstanceId;
 
-/// The role of a user; each role includes the permissions of the one before.
+/// The role of a user; each role includes the permissions of the previous one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Reads.
+    /// May read data.
     Viewer = 1,
-    /// Also starts and stops VMs.
+    /// May also perform actions on VMs.
     Operator = 2,
-    /// Also manages users.
+    /// May also manage users and read the audit.
     Admin = 3,
-    /// A role of a newer version. It ranks below all others and grants nothing. Requests cannot name it.
+    /// A role that only a newer version of vmwatch knows. It ranks below all other roles and grants no permission.
+    /// Requests cannot name it.
     #[serde(other)]
     Unknown = 0,
 }
@@ -57,7 +58,7 @@ pub enum Scope {
     All,
     /// Only these VMs.
     Only(Vec<InstanceId>),
-    /// A scope of a newer version; it contains no VM here. Requests cannot name it.
+    /// A scope that only a newer version of vmwatch knows. This version treats it as empty. Requests cannot name it.
     Unknown,
 }
 
@@ -102,16 +103,17 @@ impl<'de> Visitor<'de> for ScopeVisitor {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        // A field that a newer version added could narrow the scope.
+        // With an additional field the scope is unknown, because a newer version may use that field to restrict the
+        // scope.
         Ok(if keys == 1 { scope } else { Scope::Unknown })
     }
 }
 
-/// Implemented by hand: a derived schema would list `Unknown` as well.
+/// Implemented by hand because the derived schema would also list `Unknown`, which no API client can send.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for Role {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
-        let description = "The role of a user; each role includes the permissions of the one before.";
+        let description = "The role of a user; each role includes the permissions of the previous one.";
         super::known_values(description, ["viewer", "operator", "admin"])
     }
 }
@@ -119,7 +121,7 @@ impl utoipa::PartialSchema for Role {
 #[cfg(feature = "openapi")]
 impl utoipa::ToSchema for Role {}
 
-/// Implemented by hand: a derived schema would allow additional keys.
+/// Implemented by hand because the derived schema would allow additional keys.
 #[cfg(feature = "openapi")]
 impl utoipa::PartialSchema for Scope {
     fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
@@ -168,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn roles_include_the_permissions_of_lower_ones() {
+    fn each_role_includes_the_permissions_of_lower_roles() {
         assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
         for role in [Role::Viewer, Role::Operator, Role::Admin] {
             assert_eq!(role.to_string().parse::<Role>(), Ok(role));
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn grants_nothing_to_a_role_or_scope_of_a_newer_version() {
+    fn role_or_scope_of_newer_version_grants_nothing() {
         let newer = r#"{"user":"ann","role":"auditor","scope":{"tenant":"x"},"since":7}"#;
         let principal: Principal = serde_json::from_str(newer).unwrap();
         assert!(principal.role < Role::Viewer);
@@ -193,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn limited_scope_allows_only_its_vms() {
+    fn limited_scope_allows_only_listed_vms() {
         let (one, other) = ("vm-1".parse().unwrap(), "vm-2".parse().unwrap());
         let scope = Scope::Only(vec![one]);
         assert!(scope.allows(&"vm-1".parse().unwrap()) && !scope.allows(&other));

@@ -1,6 +1,7 @@
-//! Methods of metrics-svc for the REST API: the processes of a VM at a time and over time.
+//! Methods of metrics-svc for the REST API: the processes of a VM at one time, and their usage over time.
 //!
-//! All times are Unix milliseconds. A process is identified by its pid and start time, because pids are reused.
+//! All times are in Unix milliseconds. A process is identified by its pid and its start time, because operating systems
+//! reuse pids.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -11,17 +12,18 @@ use super::{
 };
 use crate::wire::Fault;
 
-/// The name of a process: 1 to 256 bytes (the kernel limits names to 15; other programs can store longer ones).
+/// The name of a process: 1 to 256 bytes. The Linux kernel limits names to 15 bytes, but other sources of rows can
+/// store longer names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(min_length = 1))]
 pub struct ProcessName(String);
 
 impl ProcessName {
-    /// The rule to report to a caller.
+    /// The validation rule for a process name, as quoted in error messages to callers.
     pub const RULE: &str = "must be a text of 1 to 256 bytes";
 
-    /// `None` if the text is not a process name.
+    /// Returns `None` if the text is not a valid process name.
     pub fn new(name: &str) -> Option<Self> {
         Self::allows(name).then(|| Self(name.to_owned()))
     }
@@ -46,16 +48,16 @@ impl<'de> Deserialize<'de> for ProcessName {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum ProcessSort {
-    /// CPU usage.
+    /// Sorts by CPU usage.
     #[default]
     Cpu,
-    /// Memory usage.
+    /// Sorts by memory usage.
     Mem,
-    /// Disk rate, reads and writes together.
+    /// Sorts by the sum of disk read rate and disk write rate.
     Disk,
-    /// Process id.
+    /// Sorts by process id.
     Pid,
-    /// Name, compared by bytes.
+    /// Sorts by process name, compared byte by byte.
     Name,
 }
 
@@ -71,7 +73,7 @@ pub enum Order {
 }
 
 impl ProcessSort {
-    /// The default direction: descending for usage, ascending for names and pids.
+    /// The default sort direction: descending for usage, ascending for names and pids.
     pub const fn usual_order(self) -> Order {
         match self {
             Self::Cpu | Self::Mem | Self::Disk => Order::Desc,
@@ -80,72 +82,73 @@ impl ProcessSort {
     }
 }
 
-/// Selects the process table at a time.
+/// Selects the process table of a VM at a given time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessesAtQuery {
     pub instance_id: InstanceId,
-    /// The time; the present if absent.
+    /// Time of the process table; the current time if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<u64>,
     #[serde(default)]
     pub sort: ProcessSort,
-    /// [`ProcessSort::usual_order`] if absent.
+    /// Sort direction; [`ProcessSort::usual_order`] if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub order: Option<Order>,
-    /// Only processes with exactly this name.
+    /// Returns only processes with exactly this name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ProcessName>,
-    /// Maximum number of processes.
+    /// Maximum number of processes to return.
     #[serde(default)]
     pub limit: Limit,
-    /// Only processes after this position, where the previous page ended. Its time takes precedence over `at_ms`.
+    /// Returns only processes after this position, which is where the previous page ended. The time in this position
+    /// overrides `at_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<TablePlace>,
 }
 
-/// The position of a row in the process table at a time.
+/// The position of a process in the sorted process table of a given time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TablePlace {
-    /// Time of the table.
+    /// Time of the process table.
     pub at_ms: u64,
     pub id: RowId,
 }
 
-/// A process in one sample.
+/// The values of a process in one sample.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProcessRow {
     pub name: String,
     pub pid: u32,
-    /// CPU usage, percent of one core; can exceed 100.
+    /// CPU usage of the process, percent of one core; can exceed 100.
     pub cpu_util: f64,
-    /// Memory usage, percent of the VM's memory.
+    /// Memory usage of the process, percent of the VM's memory.
     pub mem: f64,
-    /// Read rate, KiB/s.
+    /// Read rate of the process, KiB/s.
     pub disk_read: f64,
-    /// Write rate, KiB/s.
+    /// Write rate of the process, KiB/s.
     pub disk_write: f64,
     pub started_ms: u64,
-    /// When the process was found to have ended; null while it runs. An ended process appears in one table, the first
-    /// after its end.
+    /// When the agent noticed that the process had ended; null while the process runs. An ended process appears in only
+    /// one table: that of the first sample after its end.
     pub ended_ms: Option<u64>,
 }
 
-/// The process table at a time.
+/// The process table of a VM at a given time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessTable {
-    /// Time of the sample: the requested time or the latest before it; null if there is no table.
+    /// Time of the sample: the requested time or the latest sample before it; null if there is no such sample.
     pub at_ms: Option<u64>,
-    /// Number of processes in the table, before the limit.
+    /// Number of processes in the whole table, regardless of the page limit.
     pub total: u64,
-    /// The processes, sorted; ties are ordered by pid.
+    /// The sorted processes; processes with equal sort keys are sorted by pid.
     pub processes: Vec<ProcessRow>,
-    /// Where this page ended; absent on the last page.
+    /// Position where this page ended; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<TablePlace>,
 }
 
-/// Reads the process table of the newest sample at or before a time, at most seven days before. The cost is that of
-/// one sample, independent of the length of the history.
+/// Reads the process table from the newest sample at or before the given time, up to seven days earlier. The query
+/// reads only one sample, so that its cost does not depend on the length of the history.
 #[derive(Debug)]
 pub struct ProcessesAt;
 
@@ -188,10 +191,10 @@ impl TryFrom<RawSelector> for ProcessSelector {
 }
 
 impl ProcessSelector {
-    /// The rule to report to a caller.
+    /// The validation rule for a process selector, as quoted in error messages to callers.
     pub const RULE: &str = "must have a name or a pid";
 
-    /// `None` if neither name nor pid is given.
+    /// Returns `None` if neither a name nor a pid is given.
     pub fn new(name: Option<ProcessName>, pid: Option<u32>) -> Option<Self> {
         (name.is_some() || pid.is_some()).then_some(Self { name, pid })
     }
@@ -205,54 +208,58 @@ impl ProcessSelector {
     }
 }
 
-/// Selects the history of some processes of a VM.
+/// Selects the history of some of a VM's processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessHistoryQuery {
     pub instance_id: InstanceId,
     pub process: ProcessSelector,
     pub range: TimeRange,
-    /// Maximum number of buckets.
+    /// Maximum number of time buckets to return.
     #[serde(default)]
     pub points: Points,
-    /// Only buckets that start after this time: the start of the last bucket of the previous page.
+    /// Returns only time buckets that start after this time. The next page starts after the last bucket of the previous
+    /// page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after_ms: Option<u64>,
 }
 
-/// A bucket of the history of the selected processes.
+/// A time bucket in the history of the selected processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessBucket {
-    /// Start of the bucket; it ends [`ProcessSeries::step_ms`] later.
+    /// Start of the time bucket; the bucket ends [`ProcessSeries::step_ms`] later.
     pub at_ms: u64,
-    /// Number of samples in the bucket; a sample with several rows counts once.
+    /// Number of samples in the time bucket; a sample with several of the selected processes counts once.
     pub count: u64,
-    /// Number of selected processes that ran.
+    /// Number of selected processes that were running.
     pub processes: Stat,
-    /// Their total CPU usage, percent of one core.
+    /// Total CPU usage of the selected processes, percent of one core.
     pub cpu_util: Stat,
-    /// Their total memory usage, percent of the VM's memory; shared memory counts for each process.
+    /// Total memory usage of the selected processes, percent of the VM's memory; shared memory is counted once for each
+    /// process.
     pub mem: Stat,
-    /// Their total read rate, KiB/s.
+    /// Total read rate of the selected processes, KiB/s.
     pub disk_read: Stat,
-    /// Their total write rate, KiB/s.
+    /// Total write rate of the selected processes, KiB/s.
     pub disk_write: Stat,
 }
 
 /// The history of the selected processes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSeries {
-    /// Length of each bucket; 0 if there are none.
+    /// Length of each time bucket in milliseconds; 0 if there are no buckets.
     pub step_ms: u64,
-    /// Ordered and aligned as in [`super::history::VmSeries`]. Buckets without any of the processes are omitted.
+    /// The time buckets, sorted and aligned as in [`super::history::VmSeries`]. Buckets in which none of the processes
+    /// ran are omitted.
     pub buckets: Vec<ProcessBucket>,
-    /// Whether more buckets follow.
+    /// Whether the history continues on a further page.
     #[serde(default)]
     pub more: bool,
 }
 
-/// Reads the history of the processes with a name or pid as one series: their total usage at each sample, with
-/// minimum, mean and maximum per bucket. Eight workers of a web server are one line on the chart; a pid selects a
-/// single process. The series is read from the rows, so that a longer range costs more.
+/// Reads the combined history of all processes with the given name or pid: their total usage in each sample, with
+/// minimum, mean and maximum for each time bucket. For example, eight workers of a web server appear as one line in the
+/// chart; a pid selects a single process. The history is computed from rows, not from rollups, so that a longer range
+/// costs more.
 #[derive(Debug)]
 pub struct ProcessHistory;
 
@@ -273,23 +280,24 @@ impl Method for ProcessHistory {
     }
 }
 
-/// Selects starts and ends of a VM's processes.
+/// Selects the start and end events of a VM's processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEventsQuery {
     pub instance_id: InstanceId,
     pub range: TimeRange,
-    /// Maximum number of events; the newest are returned.
+    /// Maximum number of events to return; the newest are returned.
     #[serde(default)]
     pub limit: Limit,
-    /// Only events after this position, where the previous page ended.
+    /// Returns only events after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<EventPlace>,
 }
 
-/// The position of an event in the order newest first. The fields are compared in the order of their declaration.
+/// The position of an event in a list sorted newest first. The derived comparison uses the fields in the order of their
+/// declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventPlace {
-    /// Time of the event.
+    /// When the process started or ended.
     pub at_ms: u64,
     pub kind: ProcessEventKind,
     pub pid: u32,
@@ -303,14 +311,14 @@ pub struct EventPlace {
 pub enum ProcessEventKind {
     /// The process started.
     Started,
-    /// The process was found to have ended.
+    /// The agent noticed that the process had ended.
     Ended,
 }
 
-/// A start or an end of a process.
+/// The start or the end of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEvent {
-    /// Time of the event.
+    /// When the process started or ended.
     pub at_ms: u64,
     pub kind: ProcessEventKind,
     /// Name of the process.
@@ -320,7 +328,7 @@ pub struct ProcessEvent {
 }
 
 impl ProcessEvent {
-    /// The position in the order newest first. It is unique within a VM.
+    /// The position of the event in a list sorted newest first. It is unique within a VM.
     pub const fn place(&self) -> EventPlace {
         EventPlace {
             at_ms: self.at_ms,
@@ -333,14 +341,15 @@ impl ProcessEvent {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEventList {
-    /// The newest first.
+    /// The process events, newest first.
     pub events: Vec<ProcessEvent>,
-    /// Whether the range holds older events.
+    /// Whether the time range contains older events that were not returned.
     pub more: bool,
 }
 
-/// Reads starts and ends of a VM's processes as seen in its samples. A process that lived between two samples is
-/// missing, and one whose end was not observed (its VM was switched off, its agent stopped) has no end event.
+/// Reads the starts and ends of a VM's processes, as observed in its samples. A process that started and ended between
+/// two samples is missing. A process has no end event if no agent observed the end, because the VM was switched off or
+/// the agent was stopped.
 #[derive(Debug)]
 pub struct ProcessEvents;
 
@@ -366,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sorts_table_by_highest_usage_by_default() {
+    fn process_table_is_sorted_by_highest_usage_by_default() {
         let query: ProcessesAtQuery = serde_json::from_str(r#"{"instance_id":"vm-1"}"#).unwrap();
         assert_eq!(
             (query.sort, query.at_ms, query.limit.get()),
@@ -382,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_selector_without_name_and_pid() {
+    fn process_selector_without_name_or_pid_is_rejected() {
         let selector: ProcessSelector = serde_json::from_str(r#"{"name":"nginx"}"#).unwrap();
         assert_eq!(serde_json::to_string(&selector).unwrap(), r#"{"name":"nginx"}"#);
         let error = serde_json::from_str::<ProcessSelector>("{}")

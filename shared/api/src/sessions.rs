@@ -1,8 +1,8 @@
-//! Sessions and users as stored by auth-svc for gateways, and the methods for sessions.
+//! Sessions and users as auth-svc stores them for gateways, and the methods that list and end sessions.
 //!
-//! A session is valid only while its user is in [`USER_BUCKET`], and only if it began at or after the user's
-//! `sessions_not_before_ms`. A change or removal of a user therefore takes effect with one write, even if deleting
-//! the user's sessions fails.
+//! A session is valid only while its user is in the KV bucket [`USER_BUCKET`], and only if it began at or after the
+//! user's `sessions_not_before_ms`. Therefore a single write to that bucket ends all sessions of a changed or removed
+//! user, even if deleting the sessions themselves fails.
 
 use std::{fmt, str::FromStr};
 
@@ -14,51 +14,52 @@ use super::{
     bounded_text, users::Done,
 };
 
-/// The JetStream KV bucket of sessions: the key is [`super::auth::Token::key`], the value a [`SessionRecord`].
+/// Name of the JetStream KV bucket of sessions. The key is [`super::auth::Token::key`], the value a [`SessionRecord`].
 pub const SESSION_BUCKET: &str = "vmwatch_sessions";
 
-/// The JetStream KV bucket of users: the key is [`UserKey::bucket_key`], the value a [`UserRecord`].
+/// Name of the JetStream KV bucket of users. The key is [`UserKey::bucket_key`], the value a [`UserRecord`].
 pub const USER_BUCKET: &str = "vmwatch_users";
 
-/// Maximum number of sessions in a [`UsedSessions`].
+/// Maximum number of sessions in one report of used sessions ([`UsedSessions`]).
 pub const MOST_USED: usize = 1000;
 
-/// A session as stored. The user's role and scope are in [`UserRecord`].
+/// A session as stored in the KV bucket. The user's role and scope are stored separately, in [`UserRecord`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     pub user: UserKey,
     /// When the session began, Unix milliseconds.
     pub began_at_ms: u64,
-    /// Absolute expiry, Unix milliseconds. The gateway checks it independently of the bucket's age limit.
+    /// When the session expires even if it is in use, Unix milliseconds. The gateway checks this time independently of
+    /// the KV bucket's age limit.
     pub expires_at_ms: u64,
-    /// The last use known to auth-svc, Unix milliseconds.
+    /// When the session was last used, as far as auth-svc knows, Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When the session expires unless it is used before, Unix milliseconds.
+    /// When the session expires if it is not used again, Unix milliseconds.
     pub idle_ends_at_ms: u64,
-    /// Client address at login.
+    /// IP address of the client at login.
     pub source: Option<String>,
 }
 
-/// A user as known to gateways: a copy from the database.
+/// A copy of a user's database record, which gateways read from a KV bucket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserRecord {
     /// Name, role and scope of the user.
     pub principal: Principal,
-    /// Sessions that began before this time are invalid, Unix milliseconds.
+    /// Sessions of the user that began before this time are invalid, Unix milliseconds.
     pub sessions_not_before_ms: u64,
-    /// Whether the user was removed and its sessions remain to be deleted.
+    /// Whether the user was removed but the user's sessions have not been deleted yet.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub removed: bool,
 }
 
 impl UserRecord {
-    /// Whether a session of the user that began at this time is valid.
+    /// Whether a session of this user that began at the given time is valid.
     pub const fn allows_session_of(&self, began_at_ms: u64) -> bool {
         !self.removed && began_at_ms >= self.sessions_not_before_ms
     }
 }
 
-/// The public id of a session: 32 hexadecimal digits that reveal nothing about its token.
+/// The public id of a session: 32 hex digits that reveal nothing about the session token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -71,7 +72,7 @@ pub struct SessionId(String);
 impl SessionId {
     const RULE: &str = "must be 32 characters of 0-9 and a-f";
 
-    /// Derives the id from the hash of a token.
+    /// Derives the public session id from the hash of the session token.
     pub fn from_token_hash(token: &TokenHash) -> Self {
         let digest: [u8; 32] = Sha256::new()
             .chain_update(b"vmwatch session id")
@@ -114,7 +115,7 @@ impl fmt::Display for SessionId {
     }
 }
 
-/// Empty parameters: the method applies to the caller.
+/// Empty parameters for methods that apply to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Own {}
 
@@ -122,22 +123,22 @@ pub struct Own {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionSummary {
     pub id: SessionId,
-    /// When it began, Unix milliseconds.
+    /// When the session began, Unix milliseconds.
     pub began_at_ms: u64,
-    /// The last known use, Unix milliseconds.
+    /// When the session was last used, as far as auth-svc knows, Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When the session expires unless it is used before, Unix milliseconds.
+    /// When the session expires if it is not used again, Unix milliseconds.
     pub idle_ends_at_ms: u64,
-    /// Absolute expiry, Unix milliseconds.
+    /// When the session expires even if it is in use, Unix milliseconds.
     pub expires_at_ms: u64,
-    /// Client address at login.
+    /// IP address of the client at login.
     pub source: Option<String>,
 }
 
 /// The valid sessions of a user.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionList {
-    /// The newest first; at most `VMWATCH_SESSIONS_PER_USER`.
+    /// The user's valid sessions, newest first; at most `VMWATCH_SESSIONS_PER_USER`.
     pub sessions: Vec<SessionSummary>,
 }
 
@@ -146,23 +147,23 @@ pub struct SessionIdRef {
     pub id: SessionId,
 }
 
-/// Recent uses of sessions, as reported by a gateway.
+/// The times at which sessions were last used, as reported by a gateway.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedSessions {
-    /// At most [`MOST_USED`]; auth-svc ignores further ones.
+    /// The used sessions. If there are more than [`MOST_USED`], auth-svc ignores the excess.
     pub sessions: Vec<UsedSession>,
 }
 
-/// A use of a session.
+/// The last use of a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedSession {
-    /// Key of the session in [`SESSION_BUCKET`].
+    /// Key of the session in the KV bucket [`SESSION_BUCKET`].
     pub key: String,
-    /// Time of the use, Unix milliseconds.
+    /// When the session was used, Unix milliseconds.
     pub used_at_ms: u64,
 }
 
-/// The method table row for a method on the caller's own sessions; a `Class::Account` request unless changed.
+/// The method table entry of a method on the caller's own sessions. Its class is `Class::Account` unless overridden.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Auth,
@@ -193,7 +194,8 @@ impl Method for SessionsEnd {
     const INFO: MethodInfo = row("auth.sessions.end", Kind::Command);
 }
 
-/// Records uses of sessions, so that they do not expire as idle. Gateways call it without a principal.
+/// Records when sessions were used, so that sessions in use do not expire as idle. Gateways call this method without a
+/// principal.
 #[derive(Debug)]
 pub struct SessionsUsed;
 
@@ -213,7 +215,7 @@ mod tests {
     use crate::{Scope, auth::Token};
 
     #[test]
-    fn names_session_without_token_or_hash() {
+    fn session_id_reveals_neither_token_nor_hash() {
         let token = Token::from_random([7; 16]);
         let id = SessionId::from_token_hash(&token.hash());
         assert_eq!(id.as_str().parse(), Ok(id.clone()));
@@ -228,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_sessions_before_the_cutoff_and_of_removed_users() {
+    fn sessions_before_the_cutoff_and_of_removed_users_are_invalid() {
         let mut user = UserRecord {
             principal: Principal {
                 user: "eve".into(),

@@ -1,11 +1,11 @@
-//! Texts with bounds that are checked while decoding, so that handlers receive only valid texts.
+//! Text types with limits that are checked during decoding, so that handlers receive only valid texts.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-/// Decodes a JSON string that passes `check`. Anything else (an object with an operator, a number, a text that is too
-/// long) is rejected with `rule`. The error never repeats the input, which may be a password.
+/// Decodes a JSON string that passes `check`. Any other input (an object with a query operator, a number, a text that
+/// is too long) is rejected with the message `rule`. The error never repeats the input, because it may be a password.
 pub fn bounded_text<'de, D: Deserializer<'de>>(
     deserializer: D,
     rule: &'static str,
@@ -17,7 +17,8 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
     }
 }
 
-/// The id of a VM, not always a UUID: 1 to 64 characters of `[0-9A-Za-z_-]`, so that it fits into a bus subject.
+/// The id of a VM: 1 to 64 characters of `[0-9A-Za-z_-]`, so that it is a valid NATS subject token. It need not be a
+/// UUID.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -27,7 +28,7 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
 )]
 pub struct InstanceId(String);
 
-/// A text that is not an [`InstanceId`].
+/// The text is not a valid [`InstanceId`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{}", InstanceId::RULE)]
 pub struct InvalidInstanceId;
@@ -76,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn accepts_instance_ids_that_are_one_subject_token() {
+    fn instance_id_must_be_a_single_nats_subject_token() {
         for good in [
             "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e",
             "a",
@@ -102,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_operator_instead_of_text_without_repeating_it() {
+    fn query_operator_instead_of_text_is_rejected_without_repeating_it() {
         for bad in [r#"{"$gt":"hunter2"}"#, r#"["hunter2"]"#, "1", "null", "true"] {
             let error = serde_json::from_str::<InstanceId>(bad).unwrap_err().to_string();
             assert!(

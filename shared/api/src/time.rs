@@ -1,4 +1,5 @@
-//! The two representations of time: `create_date`, a text in local time at a fixed offset, and Unix milliseconds.
+//! The two formats of time in vmwatch: `create_date`, a text in local time with a fixed UTC offset, and Unix
+//! milliseconds.
 
 use std::{
     fmt,
@@ -16,13 +17,13 @@ pub fn unix_millis() -> u64 {
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The UTC offset of all `create_date`s of a deployment, such as `+08:00`.
+/// The UTC offset, such as `+08:00`, that applies to all `create_date`s of a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UtcOffset(Offset);
 
-/// A text that is not a [`UtcOffset`].
+/// The text is not a valid [`UtcOffset`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("must be an offset such as +08:00, from -18:00 to +18:00")]
+#[error("must be a UTC offset such as +08:00, from -18:00 to +18:00")]
 pub struct InvalidOffset;
 
 impl FromStr for UtcOffset {
@@ -53,17 +54,17 @@ impl FromStr for UtcOffset {
 impl UtcOffset {
     pub const UTC: Self = Self(Offset::UTC);
 
-    /// The offset in milliseconds, positive east of Greenwich.
+    /// The UTC offset in milliseconds; positive values are east of Greenwich.
     pub fn as_millis(self) -> i64 {
         i64::from(self.0.seconds()) * 1000
     }
 
-    /// Converts a `create_date` at this offset to Unix milliseconds; `None` if it is not a date or is before 1970.
+    /// Converts a `create_date` with this offset to Unix milliseconds; `None` if it is not a date or is before 1970.
     pub fn unix_millis_of(self, create_date: &str) -> Option<u64> {
         self.unix_micros_of(create_date).map(|micros| micros / 1000)
     }
 
-    /// Like [`UtcOffset::unix_millis_of`], in Unix microseconds.
+    /// Converts a `create_date` with this offset to Unix microseconds; `None` if it is not a date or is before 1970.
     pub fn unix_micros_of(self, create_date: &str) -> Option<u64> {
         let local: DateTime = create_date.parse().ok()?;
         u64::try_from(self.0.to_timestamp(local).ok()?.as_microsecond()).ok()
@@ -83,18 +84,20 @@ impl fmt::Display for UtcOffset {
     }
 }
 
-/// The time of a row: ISO 8601 with microseconds and without offset. It sorts in order of time.
+/// The time of a row as text: ISO 8601 with microseconds and without UTC offset. Texts sort in the order of their
+/// times.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct CreateDate(String);
 
-/// A text that is not a [`CreateDate`].
+/// The text is not a valid [`CreateDate`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("must be a date such as 2017-01-01T21:37:59.001065")]
 pub struct InvalidDate;
 
 impl CreateDate {
-    /// Converts a time to local time at the offset. Times outside of the years 1 to 9999 are clamped.
+    /// Converts a system time to a `create_date` with the given UTC offset. Times outside the years 1 to 9999 are
+    /// clamped.
     pub fn at(moment: SystemTime, offset: UtcOffset) -> Self {
         let timestamp = Timestamp::try_from(moment).unwrap_or(Timestamp::MAX);
         let local = offset.0.to_datetime(timestamp);
@@ -110,7 +113,8 @@ impl CreateDate {
         ))
     }
 
-    /// Like [`CreateDate::at`], from Unix milliseconds.
+    /// Converts Unix milliseconds to a `create_date` with the given UTC offset. Times outside the years 1 to 9999 are
+    /// clamped.
     pub fn at_millis(millis: u64, offset: UtcOffset) -> Self {
         let moment = UNIX_EPOCH.checked_add(Duration::from_millis(millis));
         moment.map_or_else(
@@ -119,7 +123,7 @@ impl CreateDate {
         )
     }
 
-    /// The time that the text denotes at the offset.
+    /// Converts the `create_date`, read with the given UTC offset, to a system time.
     pub fn moment(&self, offset: UtcOffset) -> Result<SystemTime, InvalidDate> {
         let local: DateTime = self.0.parse().map_err(|_| InvalidDate)?;
         let micros = offset
@@ -141,7 +145,7 @@ impl CreateDate {
     }
 }
 
-/// Accepts the output of Python's `isoformat`, which omits a fraction of zero.
+/// Accepts the output of Python's `isoformat`, which omits the fraction if it is zero.
 impl FromStr for CreateDate {
     type Err = InvalidDate;
 
@@ -183,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documented_row_is_eight_hours_ahead_of_its_object_id() {
+    fn documented_create_date_is_eight_hours_ahead_of_utc() {
         // ObjectId('58690637…') was created at 0x58690637 = 2017-01-01T13:37:59Z.
         let date: CreateDate = "2017-01-01T21:37:59.001065".parse().unwrap();
         let moment = date.moment("+08:00".parse().unwrap()).unwrap();
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn converts_between_milliseconds_and_dates() {
+    fn create_date_round_trips_through_unix_milliseconds() {
         let offset: UtcOffset = "-03:30".parse().unwrap();
         assert_eq!(offset.as_millis(), -12_600_000);
         for millis in [0, 12_600_000, 1_483_277_879_001, 4_102_444_800_000] {
@@ -204,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_offsets_of_signed_hours_and_minutes() {
+    fn utc_offset_must_be_signed_hours_and_minutes() {
         for good in ["+00:00", "+08:00", "-03:30", "+18:00"] {
             assert_eq!(good.parse::<UtcOffset>().unwrap().to_string(), good);
         }
@@ -216,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_invalid_dates() {
+    fn invalid_create_dates_are_rejected() {
         assert!("2017-01-01T21:37:59".parse::<CreateDate>().is_ok());
         for bad in [
             "2017-1-01T21:37:58.999841",

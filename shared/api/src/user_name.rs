@@ -17,10 +17,10 @@ use unicode_security::MixedScript;
 
 use super::bounded_text;
 
-/// The hash of a [`UserKey`].
+/// The SHA-256 hash of a [`UserKey`].
 pub type UserHash = [u8; 32];
 
-/// The name of a user as given or stored: 1 to 128 characters, no control characters. The user need not exist.
+/// The name of a user as typed or stored: 1 to 128 characters, no control characters. Such a user need not exist.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(
@@ -41,13 +41,13 @@ impl UserName {
         &self.0
     }
 
-    /// The key of the user with this name.
+    /// The key that identifies the user with this name.
     pub fn key(&self) -> UserKey {
         UserKey::from_name(&self.0)
     }
 
-    /// The name for the audit and the log. In a name that no user can have, all characters except ASCII are escaped,
-    /// so that it cannot be mistaken for a user's name.
+    /// The user name as written to the audit and the log. If no user can have the name, all characters except ASCII are
+    /// escaped, so that the text cannot be mistaken for the name of an existing user.
     pub fn shown(&self) -> String {
         if NewUserName::try_from(self.clone()).is_ok_and(|allowed| allowed.0 == *self) {
             return self.0.clone();
@@ -94,15 +94,15 @@ impl fmt::Display for UserName {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidUserName {
-    /// The text is too short, too long, or contains control characters.
+    /// The user name is too short, too long, or contains control characters.
     #[error("{}", UserName::RULE)]
     Bounds,
-    /// The profile `UsernameCasePreserved` of RFC 8265 does not allow the name.
+    /// The user name violates the profile `UsernameCasePreserved` of RFC 8265.
     #[error(
         "must consist of letters and digits of one script and ASCII punctuation, without spaces, symbols and invisible characters (RFC 8265)"
     )]
     Characters,
-    /// The name mixes scripts with letters that look alike.
+    /// The user name mixes scripts with similar letters.
     #[error("must not mix scripts, such as Latin and Cyrillic letters")]
     Scripts,
 }
@@ -131,7 +131,8 @@ impl TryFrom<UserName> for NewUserName {
         let characters = |_| InvalidUserName::Characters;
         let name = UsernameCasePreserved::enforce(given.as_str()).map_err(characters)?;
         let key = UsernameCaseMapped::enforce(&*name).map_err(characters)?;
-        // For a few texts the rules must be applied more than once (RFC 8264, section 7). Such names are rejected.
+        // For a few names the rules give a different result when applied again (RFC 8264, section 7). Such names are
+        // rejected.
         let is_stable = UsernameCasePreserved::enforce(&*name).is_ok_and(|again| again == name)
             && UsernameCaseMapped::enforce(&*key).is_ok_and(|again| again == key);
         if !is_stable {
@@ -140,7 +141,7 @@ impl TryFrom<UserName> for NewUserName {
         if !name.is_single_script() {
             return Err(InvalidUserName::Scripts);
         }
-        // Normalization can lengthen a text.
+        // Normalization can lengthen a name, so that its length must be checked again.
         name.parse().map(Self)
     }
 }
@@ -168,14 +169,15 @@ impl fmt::Display for NewUserName {
 }
 
 /// The identity of a user: the name normalized by the profile `UsernameCaseMapped` of RFC 8265. Users are stored,
-/// looked up, throttled and compared by key, so that no two users differ only in case, width or normalization.
+/// looked up, throttled and compared by this key, so that no two users differ only in letter case, width or Unicode
+/// normalization.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct UserKey(String);
 
 impl UserKey {
-    /// Derives the key of a name. A text that is not a valid user name is its own key, which no user has, so that
-    /// looking it up costs the same as looking up a user.
+    /// Derives the key of a user name. An invalid user name is used as its own key, which no user has. Looking it up
+    /// therefore costs the same as looking up an existing user.
     pub fn from_name(name: &str) -> Self {
         let mapped = UsernameCaseMapped::enforce(name);
         Self(mapped.map_or_else(|_| name.to_owned(), Cow::into_owned))
@@ -185,12 +187,13 @@ impl UserKey {
         &self.0
     }
 
-    /// The fixed-size identifier of the user in tables.
+    /// A fixed-size identifier of the user for in-memory tables.
     pub fn hash(&self) -> UserHash {
         Sha256::digest(self.0.as_bytes()).into()
     }
 
-    /// The user's key in KV buckets: the hash in hex, because a name can contain characters that a KV key cannot.
+    /// The user's key in JetStream KV buckets: the hash in hex, because a user name can contain characters that a KV
+    /// key cannot.
     pub fn bucket_key(&self) -> String {
         hex::encode(self.hash())
     }
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_empty_and_too_long_names() {
+    fn empty_and_too_long_user_names_are_rejected() {
         assert!("名".repeat(128).parse::<UserName>().is_ok());
         for bad in ["", "a\0b", "a\u{85}b", &"名".repeat(129)] {
             assert_eq!(bad.parse::<UserName>(), Err(InvalidUserName::Bounds), "{bad:?}");
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_names_of_one_script() {
+    fn user_names_of_one_script_are_accepted() {
         for good in [
             "admin",
             "O'Neill-2",
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_spaces_symbols_and_invisible_characters() {
+    fn user_names_with_spaces_symbols_or_invisible_characters_are_rejected() {
         for bad in [
             "a b",
             "a\u{a0}b",
@@ -252,7 +255,7 @@ mod tests {
             "a☃",
             "a\u{2028}b",
             "ﬁn",
-            // Text directions are mixed.
+            // The name mixes left-to-right and right-to-left letters.
             "aשלום",
         ] {
             assert_eq!(new(bad), Err(InvalidUserName::Characters), "{bad:?}");
@@ -260,18 +263,18 @@ mod tests {
     }
 
     #[test]
-    fn refuses_mixed_scripts() {
-        // The first letter is Cyrillic, the last one Greek.
+    fn user_names_that_mix_scripts_are_rejected() {
+        // These names mix Latin with a Cyrillic or Greek letter, or scripts that are not used together.
         for bad in ["\u{430}dmin", "adm\u{456}n", "admi\u{3b7}", "ops管理", "사용자カ"] {
             assert_eq!(new(bad), Err(InvalidUserName::Scripts), "{bad:?}");
         }
     }
 
     #[test]
-    fn spellings_of_one_name_have_one_key() {
+    fn different_spellings_of_a_user_name_have_the_same_key() {
         let key = |text: &str| text.parse::<UserName>().unwrap().key();
         assert_eq!(key("Admin").as_str(), "admin");
-        // Full-width and decomposed spellings.
+        // The alternatives are full-width and decomposed spellings of the same name.
         for (one, other) in [
             ("ADMIN", "admin"),
             ("ａｄｍｉｎ", "admin"),
@@ -282,12 +285,12 @@ mod tests {
         }
         assert_ne!(key("admin"), key("admin1"));
         assert_eq!(new("Zoe\u{308}").unwrap().as_name().as_str(), "Zo\u{eb}");
-        // An invalid name is its own key.
+        // An invalid user name is its own key.
         assert_eq!(key("A b").as_str(), "A b");
     }
 
     #[test]
-    fn escapes_names_that_no_user_can_have() {
+    fn invalid_user_names_are_escaped_for_the_log() {
         let shown = |text: &str| text.parse::<UserName>().unwrap().shown();
         assert_eq!(shown("Иван"), "Иван");
         assert_eq!(shown("a guess"), "a guess");
@@ -297,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn decodes_by_the_same_rules() {
+    fn decoding_applies_the_rules_for_user_names() {
         let decode = |json: serde_json::Value| {
             serde_json::from_value::<NewUserName>(json).map_err(|error| error.to_string())
         };
@@ -308,7 +311,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn name_and_key_are_stable(text in "\\PC{1,12}") {
+        fn normalizing_a_user_name_twice_changes_nothing(text in "\\PC{1,12}") {
             let Ok(name) = text.parse::<NewUserName>() else { return Ok(()) };
             let key = name.as_name().key();
             prop_assert_eq!(&UserKey::from_name(&text), &key);
@@ -318,7 +321,7 @@ mod tests {
         }
 
         #[test]
-        fn spellings_in_any_case_have_one_key(text in "[!-~]{1,128}") {
+        fn letter_case_does_not_change_the_user_key(text in "[!-~]{1,128}") {
             let name: NewUserName = text.parse().unwrap();
             let upper: NewUserName = text.to_ascii_uppercase().parse().unwrap();
             prop_assert_eq!(name.as_name().key(), upper.as_name().key());

@@ -1,4 +1,4 @@
-//! Methods of auth-svc for user management and logout.
+//! Methods of auth-svc for user management and for logout.
 
 use std::str::FromStr;
 
@@ -11,11 +11,11 @@ use super::{
     metrics::Limit,
 };
 
-/// Maximum number of VMs in a limited scope. Every request on the bus carries the principal in a header; with ids of
-/// the maximum length, 500 of them take half of the 64 KiB limit of an HTTP body.
+/// Maximum number of VMs in a user's limited scope. Every request between gateway and services carries the principal in
+/// a header; 500 instance ids of maximum length take half of the 64 KiB limit of an HTTP body.
 pub const MOST_INSTANCES: usize = 500;
 
-/// A password to be set: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.
+/// A new password: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 pub struct NewPassword(Password);
@@ -69,7 +69,7 @@ pub struct UserRef {
     pub name: UserName,
 }
 
-/// A user to be created.
+/// The properties of a user to be created.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NewUser {
     pub name: NewUserName,
@@ -81,7 +81,7 @@ pub struct NewUser {
     pub scope: Scope,
 }
 
-/// A change of a user. Absent fields keep their values.
+/// Changes to a user. Properties that are absent remain unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserChange {
     pub name: UserName,
@@ -102,11 +102,11 @@ pub struct UserChange {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PasswordChange {
-    /// Name of the user.
+    /// Name of the user whose password is set.
     pub name: UserName,
     /// The new password.
     pub password: NewPassword,
-    /// The current password; required if users change their own.
+    /// The current password; required when users change their own password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub old_password: Option<Password>,
 }
@@ -114,19 +114,19 @@ pub struct PasswordChange {
 /// Selects a page of users, sorted by name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserPage {
-    /// Only names after this one: the last name of the previous page.
+    /// Returns only users whose name sorts after this one, which is the last name of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<UserName>,
-    /// Maximum number of users.
+    /// Maximum number of users to return.
     #[serde(default)]
     pub limit: Limit,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UserList {
-    /// Sorted by name.
+    /// The users, sorted by name.
     pub users: Vec<User>,
-    /// Whether more users follow.
+    /// Whether the list of users continues on a further page.
     pub more: bool,
 }
 
@@ -135,7 +135,7 @@ pub struct SessionRef {
     pub session_id: Token,
 }
 
-/// An empty reply.
+/// An empty reply: the request succeeded and there is nothing to return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {}
 
@@ -154,7 +154,7 @@ fn bounded_scope<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Scope, D:
     match Scope::deserialize(deserializer)? {
         Scope::Unknown => Err(D::Error::custom("must be all or only")),
         Scope::Only(instances) if instances.len() > MOST_INSTANCES => Err(D::Error::custom(format!(
-            "must name at most {MOST_INSTANCES} instances"
+            "must list at most {MOST_INSTANCES} VMs"
         ))),
         scope => Ok(scope),
     }
@@ -164,7 +164,7 @@ fn bounded_scope_if_given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
     bounded_scope(deserializer).map(Some)
 }
 
-/// The method table row for a method that only administrators may call, unless changed.
+/// The method table entry of a method for user management. It requires the role `admin` unless overridden.
 const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     MethodInfo {
         service: Service::Auth,
@@ -175,7 +175,7 @@ const fn row(subject: &'static str, kind: Kind) -> MethodInfo {
     }
 }
 
-/// Ends the session of the request. Anyone with a token can end its session.
+/// Ends the session of the request. Anyone who has the session token can end the session.
 #[derive(Debug)]
 pub struct Logout;
 
@@ -208,7 +208,7 @@ impl Method for UsersList {
     const INFO: MethodInfo = row("auth.users.list", Kind::Query);
 }
 
-/// Creates a user; fails with a conflict if the name is taken.
+/// Creates a user; fails with a conflict if the user name is taken.
 #[derive(Debug)]
 pub struct UsersAdd;
 
@@ -218,7 +218,7 @@ impl Method for UsersAdd {
     const INFO: MethodInfo = row("auth.users.add", Kind::Command);
 }
 
-/// Changes a user's role or scope and ends the user's sessions. The last administrator cannot be demoted.
+/// Changes a user's role or scope and ends all of the user's sessions. The last administrator cannot be demoted.
 #[derive(Debug)]
 pub struct UsersUpdate;
 
@@ -228,7 +228,7 @@ impl Method for UsersUpdate {
     const INFO: MethodInfo = row("auth.users.update", Kind::Command);
 }
 
-/// Removes a user and ends the user's sessions. The last administrator cannot be removed.
+/// Removes a user and ends all of the user's sessions. The last administrator cannot be removed.
 #[derive(Debug)]
 pub struct UsersRemove;
 
@@ -238,8 +238,8 @@ impl Method for UsersRemove {
     const INFO: MethodInfo = row("auth.users.remove", Kind::Command);
 }
 
-/// Sets a password and ends the user's sessions. Users change their own with the old password; administrators change
-/// those of others.
+/// Sets a user's password and ends all of the user's sessions. Users need their current password to change their own;
+/// administrators can set the passwords of other users.
 #[derive(Debug)]
 pub struct UsersSetPassword;
 
@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rejects_short_passwords_and_hides_them_in_debug() {
+    fn short_new_passwords_are_rejected_and_hidden_in_debug_output() {
         for (text, good) in [
             ("1234567", false),
             ("12345678", true),
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_scope_with_too_many_vms() {
+    fn scope_with_too_many_vms_is_rejected() {
         let of = |count: usize| {
             let scope = Scope::Only(vec!["vm-1".parse().unwrap(); count]);
             let change = serde_json::json!({ "name": "ann", "scope": scope });

@@ -1,4 +1,4 @@
-//! The reply envelope on the bus: one JSON object with the data or the fault, the same for all methods.
+//! The format of replies on the bus (NATS): one JSON object with either the data or a fault, the same for all methods.
 //!
 //! ```json
 //! {"data":[…]}
@@ -9,38 +9,38 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-/// The kind of a failure, as far as a caller can react to it.
+/// The kind of a failure. Callers decide by it how to react.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum FaultKind {
-    /// The request is invalid; the message says how to correct it.
+    /// The request is invalid; the message explains how to correct it.
     Invalid,
     /// The user name or password is wrong.
     Unauthenticated,
     /// The principal's role does not allow the method.
     Forbidden,
-    /// The thing does not exist, or the principal may not see it.
+    /// The requested object does not exist, or the principal may not see it.
     NotFound,
     /// The thing exists, but its state does not allow the request.
     Conflict,
     /// Too many attempts; retry after [`Fault::retry_after`].
     Throttled,
-    /// The service is at its concurrency limit and did not start the request.
+    /// The service has reached its concurrency limit and has not started the request.
     Overloaded,
-    /// The bus is unreachable, or no service subscribes to the subject.
+    /// NATS is unreachable, or no service subscribes to the subject.
     Unavailable,
-    /// The service answered, but a component it depends on (database, hypervisor) did not.
+    /// The service replied, but a component that it depends on (database, hypervisor) did not answer.
     Backend,
-    /// The deadline passed before the reply.
+    /// The deadline passed before a reply arrived.
     Timeout,
-    /// A defect in vmwatch, or a kind of fault that only a newer version knows.
+    /// A defect in vmwatch, or a kind of fault that only a newer version of vmwatch knows.
     #[serde(other)]
     Internal,
 }
 
 impl FaultKind {
-    /// The name used on the wire and as a metric label.
+    /// The fault kind's name as used on the wire and as a metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Invalid => "invalid",
@@ -63,17 +63,18 @@ impl FaultKind {
 #[error("{message}")]
 pub struct Fault {
     pub kind: FaultKind,
-    /// The public message: what is wrong and how to correct it. It never reveals a cause or what exists.
+    /// The message shown to users: what is wrong and how to correct it. It never contains an internal cause and never
+    /// reveals whether hidden objects exist.
     pub message: String,
-    /// How long to wait before a retry, if a retry can help.
+    /// How long to wait before a retry; `None` if a retry does not help.
     pub retry_after: Option<Duration>,
-    /// The internal cause. It is logged with the request id where the fault is answered, and never sent.
+    /// The internal cause. It is written to the log together with the request id, and is never sent to the caller.
     #[source]
     cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Fault {
-    /// A fault without an internal cause.
+    /// Creates a fault without an internal cause.
     pub fn new(kind: FaultKind, message: impl Into<String>) -> Self {
         let retry_after = match kind {
             FaultKind::Overloaded | FaultKind::Unavailable => Some(Duration::from_secs(1)),
@@ -87,7 +88,7 @@ impl Fault {
         }
     }
 
-    /// Adds the cause for the log.
+    /// Adds the internal cause, which is only logged.
     #[must_use]
     pub fn caused_by(mut self, cause: impl std::error::Error + Send + Sync + 'static) -> Self {
         self.cause = Some(Arc::new(cause));
@@ -101,7 +102,7 @@ impl Fault {
         self
     }
 
-    /// The cause and its sources in one line, for the log.
+    /// The internal cause and its sources in one line, for the log.
     pub fn cause_chain(&self) -> Option<String> {
         let mut next: Option<&dyn std::error::Error> = self.cause.as_deref().map(|cause| cause as _);
         let mut chain = Vec::new();
@@ -113,26 +114,26 @@ impl Fault {
     }
 }
 
-/// A reply on the wire. `T` is the method's reply, or raw JSON in programs that only forward it.
+/// A reply as sent on the bus. `T` is the method's reply type, or raw JSON in programs that only forward the reply.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(bound(deserialize = "T: Deserialize<'de>"))]
 pub struct Envelope<T> {
-    /// The kind of the fault; absent on success.
+    /// The kind of the fault; absent if the request succeeded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<FaultKind>,
-    /// The public message of the fault; empty on success.
+    /// The public message of the fault; empty if the request succeeded.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
-    /// Milliseconds to wait before a retry, if the fault has a wait.
+    /// How long to wait before a retry, milliseconds; absent if a retry does not help.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
-    /// The method's reply; absent on a fault.
+    /// The method's reply; absent if the request failed.
     #[serde(default = "Option::default", skip_serializing_if = "Option::is_none")]
     pub data: Option<T>,
 }
 
 impl<T> Envelope<T> {
-    /// The envelope of a success.
+    /// Creates the envelope of a successful reply.
     pub const fn success(data: T) -> Self {
         Self {
             fault: None,
@@ -142,7 +143,7 @@ impl<T> Envelope<T> {
         }
     }
 
-    /// The envelope of a fault, without its cause.
+    /// Creates the envelope of a fault, without its internal cause.
     pub fn fault(fault: &Fault) -> Self {
         Self {
             fault: Some(fault.kind),
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fault_does_not_send_its_cause() {
+    fn reply_omits_the_internal_cause_of_a_fault() {
         let fault = Fault::new(FaultKind::Backend, "the store does not answer")
             .caused_by(std::io::Error::other("password=hunter2"));
         let sent = serde_json::to_string(&Envelope::<()>::fault(&fault)).unwrap();
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn envelope_round_trips() {
+    fn reply_envelope_round_trips() {
         let sent = serde_json::to_string(&Envelope::success(vec![1, 2])).unwrap();
         assert_eq!(sent, r#"{"data":[1,2]}"#);
         let back: Envelope<Vec<i32>> = serde_json::from_str(&sent).unwrap();
