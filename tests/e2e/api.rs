@@ -176,7 +176,7 @@ async fn documented_api_enforces_roles_and_scopes() {
         let answer = gateway.start_vm(session, off).await;
         assert_eq!(
             answer.body,
-            failure(3, &method, session, "'this needs the role operator'")
+            failure(3, &method, session, "'this request requires the role operator'")
         );
     }
     let hidden = gateway.start_vm(&limited, other).await;

@@ -149,7 +149,7 @@ async fn new_bus_method_is_served_audited_and_answered_under_a_code() {
     );
     let viewer = stack.session(Role::Viewer, Scope::All).await;
     let refused: Value = serde_json::from_str(&post(&url, &viewer).await.unwrap()).unwrap();
-    assert_eq!(refused["message"], "'this needs the role operator'");
+    assert_eq!(refused["message"], "'this request requires the role operator'");
 
     let records = audit::newest(&stack.bus, 100).await.unwrap();
     let audited: Vec<_> = records

@@ -1,7 +1,7 @@
-//! Appending to the audit.
+//! Appends audit records to the two JetStream streams of the audit.
 //!
-//! Both streams deny deletion and purging, so that a record stays unchanged until its age or the stream's size evicts
-//! it. A tenth of the size is reserved for records that can be caused without a session.
+//! Both streams deny deletion and purging, so that an audit record remains unchanged until its age or the stream's size
+//! limit evicts it. A tenth of the total size is reserved for records that clients can cause without a session.
 
 mod flood;
 mod reader;
@@ -37,29 +37,29 @@ const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
     value: Value::Duration("1d", "3650d"),
     default: "365d",
-    help: "how long audit records are kept",
+    help: "time after which audit records are deleted",
 };
 const MAX_BYTES: Setting = Setting {
     name: "VMWATCH_AUDIT_MAX_BYTES",
     value: Value::Size("1MiB", "1024GiB"),
     default: "256MiB",
-    help: "maximum size of the audit (about 400 bytes per record), of which a tenth is for failed logins; the oldest records are dropped",
+    help: "maximum size of both audit streams together (about 400 bytes per record); a tenth is reserved for failed logins; beyond it the oldest records are deleted",
 };
-/// The setting of every program that appends to the audit.
+/// The setting that every program that appends audit records needs.
 pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     value: Value::Flag,
     default: "true",
-    help: "true: VM commands and changes to user accounts are refused while the audit cannot record them; false: they proceed unaudited",
+    help: "whether actions that cannot be recorded in the audit are refused; true: VM commands and changes to user accounts fail while the audit is unreachable; false: they proceed unaudited",
 };
 
-/// The settings of auth-svc, which owns the streams.
+/// The audit settings of auth-svc, which owns the audit streams.
 pub const SETTINGS: &[Setting] = &[KEEP, MAX_BYTES];
 
-/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
+/// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// The retention of the audit, by age and size.
+/// How long and up to which total size audit records are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditSettings {
     keep: Duration,
@@ -83,7 +83,7 @@ impl AuditSettings {
         self.keep
     }
 
-    /// The configuration of both streams, for their owner.
+    /// The configurations of both audit streams, for auth-svc, which creates them.
     pub fn streams(self) -> [Config; 2] {
         let tenth = self.max_bytes / 10;
         [
@@ -120,10 +120,10 @@ impl AuditSettings {
     }
 }
 
-/// The audit could not be written or read.
+/// Writing to the audit or reading from it failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
-    /// JetStream refused the request, or was unreachable.
+    /// JetStream rejected the request or was unreachable.
     #[error("the audit stream rejected the request or is unreachable")]
     Stream(#[source] async_nats::Error),
     #[error("the audit stream did not answer in time")]
@@ -140,7 +140,7 @@ pub struct Audit {
 }
 
 impl Audit {
-    /// Makes a handle to the audit streams, which auth-svc creates. For `required` see [`Audit::begin`].
+    /// Creates a handle to the audit streams, which auth-svc creates. [`Audit::begin`] explains `required`.
     pub fn new(bus: &Bus, required: bool) -> Self {
         Self {
             bus: bus.clone(),
@@ -148,18 +148,18 @@ impl Audit {
         }
     }
 
-    /// Fails if the stream does not exist or is unreachable.
+    /// Fails if an audit stream does not exist or is unreachable.
     pub async fn check(&self) -> Result<(), AuditError> {
         self.stream(AUDIT_STREAM).await.map(drop)
     }
 
-    /// Reads one of the streams with its state.
+    /// Opens one of the audit streams and reads its state.
     pub async fn stream(&self, name: &str) -> Result<Stream, AuditError> {
         within(self.bus.jetstream().get_stream(name)).await
     }
 
-    /// Appends a record before the action that it announces. If this fails and the audit is required, the action must
-    /// not start; if the audit is not required, the record is only logged.
+    /// Appends an audit record that announces an action. If this fails and the audit is required, the caller must not
+    /// start the action; if the audit is not required, the record is only logged.
     pub async fn begin(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
         match self.append(record, once).await {
             Err(error) if self.required => Err(error),
@@ -171,18 +171,18 @@ impl Audit {
         }
     }
 
-    /// Appends a record of a completed action. If this fails, the record is only logged.
+    /// Appends an audit record of a completed action. If this fails, the record is only logged.
     pub async fn end(&self, record: &AuditRecord, once: &str) {
         if let Err(error) = self.append(record, once).await {
             lost(record, &error);
         }
     }
 
-    /// Appends a record; on success it is on disk. Records with the same action, target and `once` within the
-    /// stream's duplicate window (two minutes) are stored once.
+    /// Appends an audit record; on success the record is on disk. Records with the same action, target and `once` are
+    /// stored only once if they arrive within the stream's duplicate window (two minutes).
     pub async fn append(&self, record: &AuditRecord, once: &str) -> Result<(), AuditError> {
         let body = serde_json::to_vec(record)?;
-        // A target may contain any character, unlike a message id.
+        // The target is hashed because a target may contain any character, unlike a NATS message id.
         let target = Sha256::digest(record.target.as_deref().unwrap_or_default());
         let id = format!("{}.{once}.{}", record.action, hex::encode(target));
         let mut headers = HeaderMap::new();
@@ -198,7 +198,7 @@ impl Audit {
     }
 }
 
-/// The action name of a record that belongs to no method, such as `auth.setup` of vmwatch-auth.
+/// The audit action of something that is not a method, such as `auth.setup` for the `setup` command of vmwatch-auth.
 pub(super) fn action(service: Service, what: &str) -> String {
     let name = service.name();
     format!("{}.{what}", name.strip_prefix("vmwatch-").unwrap_or(name))

@@ -1,4 +1,4 @@
-//! Calling a method.
+//! Calls methods of services over NATS.
 
 use async_nats::{PublishErrorKind, StatusCode};
 use bytes::Bytes;
@@ -12,29 +12,34 @@ use vmwatch_service::telemetry::TRACES_ONLY;
 use super::{Bus, Context, replies::NoReply};
 
 impl Bus {
-    /// Calls a method and decodes its reply.
+    /// Calls a method of a service and decodes the reply.
     pub async fn call<M: Method>(&self, context: &Context, params: &M::Params) -> Result<M::Reply, Fault> {
         let body = serde_json::to_vec(params).map_err(|error| {
             Fault::new(FaultKind::Internal, "the request could not be encoded").caused_by(error)
         })?;
         let reply = self.forward(&M::INFO, context, body.into()).await?;
         let envelope: Envelope<M::Reply> = serde_json::from_slice(&reply).map_err(|error| {
-            Fault::new(FaultKind::Internal, "the service sent an unreadable reply").caused_by(error)
+            Fault::new(
+                FaultKind::Internal,
+                "the service sent a reply that cannot be decoded",
+            )
+            .caused_by(error)
         })?;
         envelope.into_result()
     }
 
-    /// Sends encoded parameters and returns the encoded [`Envelope`].
+    /// Sends already encoded parameters to a method and returns the encoded [`Envelope`].
     ///
-    /// The context's deadline bounds the wait in every state of the connection. The client's own time-out would start
-    /// only when the request is queued.
+    /// The deadline in the context limits the wait in every state of the connection. The NATS client's own time-out
+    /// would start only once the request is queued.
     pub async fn forward(
         &self,
         method: &MethodInfo,
         context: &Context,
         params: Bytes,
     ) -> Result<Bytes, Fault> {
-        // A request queued now would be delivered after the reconnection, when its caller has given up.
+        // While the bus is disconnected, requests fail immediately: a queued request would be delivered after the
+        // reconnection, when its caller has given up.
         if !self.is_connected() {
             return Err(Fault::new(
                 FaultKind::Unavailable,
@@ -77,7 +82,7 @@ impl Bus {
     }
 }
 
-/// The fault for a passed deadline.
+/// The fault for a request whose deadline has passed.
 pub(super) fn late() -> Fault {
     Fault::new(
         FaultKind::Timeout,

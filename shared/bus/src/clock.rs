@@ -1,5 +1,6 @@
-//! Measures the difference between the clocks of this machine and NATS. Deadlines of requests are absolute: if clocks
-//! differ by more than the shortest deadline, every request is late, or runs after its caller has given up.
+//! Measures the difference between the clocks of this machine and of the NATS server. Request deadlines are absolute
+//! times: if clocks differ by more than the shortest time limit, either every request counts as late, or requests run
+//! after their caller has given up.
 
 use std::time::Duration;
 
@@ -12,22 +13,24 @@ use tracing::{debug, warn};
 
 use super::Bus;
 
-/// Interval between measurements.
+/// Interval between measurements of the clock difference.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Wait after a failed measurement, such as before the stream exists.
+/// Wait after a failed measurement. Measurements fail, for example, until the stream exists.
 const RETRY: Duration = Duration::from_secs(1);
-/// Answers that take longer are too inaccurate and are discarded.
+/// If the server's answer takes longer than this, the measurement is too inaccurate and is discarded.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Differences from here on are logged: a tenth of the shortest deadline of a request, five seconds.
+/// Clock differences from this value on are logged. It is a tenth of the shortest time limit of a request, five
+/// seconds.
 const NOTABLE_SECONDS: f64 = 0.5;
 
-/// The server's timestamp in an answer of JetStream.
+/// The timestamp that JetStream includes in its answers.
 #[derive(Deserialize)]
 struct Answered {
     ts: String,
 }
 
-/// Measures in the background until shutdown. The program needs permission to request the state of this stream.
+/// Measures the clock difference in the background until shutdown. The program's NATS user needs permission to request
+/// the state of this stream.
 pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     let (bus, request) = (bus.clone(), format!("STREAM.INFO.{stream}"));
     let measuring = async move {
@@ -51,7 +54,7 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     tokio::spawn(async move { shutdown.run_until_cancelled(measuring).await });
 }
 
-/// How far the local clock is ahead; the error is at most half of the round trip.
+/// By how much the local clock is ahead of the server's, in seconds; the error is at most half of the round trip.
 async fn skew_seconds(bus: &Bus, request: &str) -> Option<f64> {
     let (asked, started) = (Timestamp::now(), Instant::now());
     let Answered { ts } = bus.jetstream_api(request, LIMIT).await.ok()?;
@@ -59,7 +62,7 @@ async fn skew_seconds(bus: &Bus, request: &str) -> Option<f64> {
     Some(ahead(asked, started.elapsed(), there))
 }
 
-/// Assumes that the answer was made half-way through the round trip.
+/// Assumes that the server read its clock in the middle of the round trip.
 fn ahead(asked: Timestamp, took: Duration, there: Timestamp) -> f64 {
     asked.duration_since(there).as_secs_f64() + took.as_secs_f64() / 2.0
 }
@@ -69,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subtracts_half_of_the_round_trip_from_skew() {
+    fn clock_difference_is_corrected_by_half_of_the_round_trip() {
         let at = |text: &str| text.parse::<Timestamp>().unwrap();
         let asked = at("2026-11-26T12:00:00Z");
         let took = Duration::from_millis(200);

@@ -1,14 +1,15 @@
-//! Encoding and decoding of parameters and envelopes.
+//! Encodes and decodes request parameters and reply envelopes.
 
 use vmwatch_api::wire::{Envelope, Fault, FaultKind};
 
-/// Decodes parameters. The fault names the field and the rule, and never repeats the input.
+/// Decodes request parameters. The fault names the invalid field and the violated rule, but never repeats the input.
 pub(super) fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Fault> {
     let mut json = serde_json::Deserializer::from_slice(body);
     serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();
         let inner = error.into_inner().to_string();
-        // serde_json appends a position within the bus message, which the caller did not write.
+        // `serde_json` appends a position within the NATS message. It is removed because the caller did not write that
+        // message.
         let rule = inner
             .rsplit_once(" at line ")
             .map_or(inner.as_str(), |(rule, _)| rule);
@@ -27,7 +28,7 @@ pub(super) fn encode<T: serde::Serialize>(envelope: &Envelope<T>) -> Result<Vec<
 }
 
 pub(super) fn fault_bytes(fault: &Fault) -> Vec<u8> {
-    // A fault is a flat record of texts and numbers, which always encodes.
+    // Encoding cannot fail, because a fault has only text and number fields.
     serde_json::to_vec(&Envelope::<()>::fault(fault)).unwrap_or_default()
 }
 
@@ -41,7 +42,7 @@ mod tests {
     use vmwatch_api::metrics::Latest;
 
     #[test]
-    fn names_field_and_rule_without_repeating_the_input() {
+    fn decoding_error_names_field_and_rule_but_not_the_input() {
         for (body, text) in [
             (
                 r#"{"instance_id":{"$gt":"hunter2"}}"#,

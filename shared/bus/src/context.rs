@@ -1,4 +1,4 @@
-//! The context of a request, sent in NATS headers.
+//! The context of a request (id, deadline, principal and more), which is sent in NATS headers.
 
 use std::time::Duration;
 
@@ -16,43 +16,43 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 
-/// The names of the headers; `traceparent` and `tracestate` are defined by W3C.
+/// The names of the NATS headers. `traceparent` and `tracestate` are in addition; W3C Trace Context defines them.
 pub mod headers {
-    /// The request id, which every log line of the request has.
+    /// Header with the request id, which appears in every log line about the request.
     pub const REQUEST_ID: &str = "Vmwatch-Request-Id";
-    /// Unix milliseconds after which the caller has given up.
+    /// Header with the deadline, Unix milliseconds; after it the caller has given up.
     pub const DEADLINE: &str = "Vmwatch-Deadline";
-    /// The [`Principal`](vmwatch_api::Principal) as JSON; absent without a session.
+    /// Header with the [`Principal`](vmwatch_api::Principal) as JSON; absent in requests without a session.
     pub const PRINCIPAL: &str = "Vmwatch-Principal";
-    /// The idempotency key of a command; a key never takes effect twice.
+    /// Header with the idempotency key of a command. Two commands with the same key take effect only once.
     pub const IDEMPOTENCY_KEY: &str = "Vmwatch-Idempotency-Key";
-    /// The client address, as seen by the gateway.
+    /// Header with the IP address of the client, as seen by the gateway.
     pub const SOURCE: &str = "Vmwatch-Source";
 }
 
 /// The context of a request: its id, deadline, principal, idempotency key and source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Context {
-    /// The id of the request in all services.
+    /// The id of the request, the same in all services.
     pub request_id: String,
-    /// The deadline, Unix milliseconds. Services refuse requests after it. Clocks must agree within a fraction of the
-    /// deadline, as NTP ensures.
+    /// The deadline, Unix milliseconds. Services refuse requests whose deadline has passed. The machines' clocks must
+    /// agree to within a small fraction of the shortest time limit, which NTP ensures.
     pub deadline_ms: u64,
     pub principal: Option<Principal>,
-    /// The idempotency key of a command.
+    /// The idempotency key; absent unless the request is a command.
     pub idempotency_key: Option<String>,
-    /// The client address.
+    /// The IP address of the client, as seen by the gateway.
     pub source: Option<String>,
 }
 
-/// 16 random bytes in hex, for request ids and idempotency keys. They come from the thread's generator, a cipher
-/// (`ChaCha12`) keyed by the system's random source, so that they are unpredictable and cost no system call each.
+/// Returns 16 random bytes in hex, for request ids and idempotency keys. They come from the thread-local generator
+/// (`ChaCha12`, seeded by the operating system), so that they are unpredictable and do not cost a system call each.
 pub fn random_id() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }
 
 impl Context {
-    /// The context of a new request with the deadline `limit` from now.
+    /// Creates the context of a new request whose deadline is `limit` from now.
     pub fn new(limit: Duration) -> Self {
         Self {
             request_id: random_id(),
@@ -63,7 +63,7 @@ impl Context {
         }
     }
 
-    /// Sets the principal.
+    /// Sets the principal of the request.
     #[must_use]
     pub fn as_principal(mut self, principal: Principal) -> Self {
         self.principal = Some(principal);
@@ -77,25 +77,25 @@ impl Context {
         self
     }
 
-    /// Name of the user; empty without a principal.
+    /// Name of the user; empty if the request has no principal.
     pub fn user(&self) -> &str {
         self.principal
             .as_ref()
             .map_or("", |principal| principal.user.as_str())
     }
 
-    /// The time until the deadline; zero if it has passed.
+    /// The time remaining until the deadline; zero if the deadline has passed.
     pub fn remaining(&self) -> Duration {
         Duration::from_millis(self.deadline_ms.saturating_sub(unix_millis()))
     }
 
-    /// Encodes the context and the trace context of the span as NATS headers.
+    /// Encodes the request context and the span's trace context as NATS headers.
     pub(super) fn to_headers(&self, span: &Span) -> HeaderMap {
         let mut map = HeaderMap::new();
         map.insert(headers::REQUEST_ID, self.request_id.as_str());
         map.insert(headers::DEADLINE, self.deadline_ms.to_string());
         if let Some(principal) = &self.principal {
-            // A principal is a flat record of texts, which always encodes.
+            // Encoding cannot fail, because a principal consists only of texts.
             map.insert(
                 headers::PRINCIPAL,
                 serde_json::to_string(principal).unwrap_or_default(),
@@ -111,7 +111,8 @@ impl Context {
         map
     }
 
-    /// Decodes NATS headers. A request without a deadline or with an invalid principal is refused.
+    /// Decodes the request context from NATS headers. A request without a deadline or with an invalid principal is
+    /// refused.
     pub(super) fn from_headers(map: Option<&HeaderMap>) -> Result<Self, Fault> {
         let text = |name: &str| {
             map.and_then(|map| map.get(name))
@@ -120,7 +121,7 @@ impl Context {
         let refuse = |what: &str| {
             Fault::new(
                 FaultKind::Invalid,
-                format!("the header {what} is missing or wrong"),
+                format!("the NATS header {what} is missing or invalid"),
             )
         };
         let deadline_ms = text(headers::DEADLINE)
@@ -146,21 +147,23 @@ fn add_trace(map: &mut HeaderMap, span: &Span) {
     get_text_map_propagator(|propagator| propagator.inject_context(&trace, &mut HeaderInjector(map)));
 }
 
-/// Headers that let the consumer of a message link to the span that published it; empty if tracing is off.
+/// NATS headers that let a consumer of the message link its span to the span that published it; empty if tracing is
+/// off.
 pub fn trace_headers(span: &Span) -> HeaderMap {
     let mut map = HeaderMap::new();
     add_trace(&mut map, span);
     map
 }
 
-/// Links a span to the span that published a message with these headers, if it was traced.
+/// Links the span to the span that published the message, if the headers contain a trace context.
 pub fn link_to_publisher(span: &Span, map: Option<&HeaderMap>) {
-    // Starts from an empty context: without a header, the current span must not be mistaken for the publisher.
+    // Extraction starts from an empty context; otherwise a message without trace headers would be linked to the current
+    // span.
     let nothing = opentelemetry::Context::new();
     let context = get_text_map_propagator(|propagator| {
         propagator.extract_with_context(&nothing, &HeaderExtractor(map))
     });
-    // An invalid span context is ignored.
+    // The span context may be invalid here; OpenTelemetry ignores links to invalid contexts.
     span.add_link(context.span().span_context().clone());
 }
 
@@ -195,7 +198,7 @@ mod tests {
     use vmwatch_api::{Role, Scope};
 
     #[test]
-    fn context_round_trips_through_headers() {
+    fn request_context_round_trips_through_nats_headers() {
         let principal = Principal {
             user: "管理".into(),
             role: Role::Admin,
@@ -212,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_match_golden_file_and_unknown_ones_are_ignored() {
+    fn nats_headers_match_golden_file_and_unknown_headers_are_ignored() {
         const GOLDEN: &str = include_str!("../../../tests/golden/forms/context-headers.json");
         let golden: BTreeMap<String, String> = serde_json::from_str(GOLDEN).unwrap();
         let mut map = HeaderMap::new();
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_missing_deadline_and_invalid_principal() {
+    fn request_without_deadline_or_with_invalid_principal_is_rejected() {
         assert!(Context::from_headers(None).is_err());
         let mut map = Context::new(Duration::from_secs(5)).to_headers(&Span::none());
         map.insert(headers::PRINCIPAL, "root");

@@ -1,6 +1,6 @@
-//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` by the NATS service convention (ADR-32), so that the usual `nats
-//! micro` commands list the services. The responder of the client library is not used: it aborts handlers when it
-//! stops, and it does not expose its subscriptions, so that draining it loses requests.
+//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` according to the NATS service convention (ADR-32), so that `nats
+//! micro` commands can list the services. The responder of the NATS client library is not used, for two reasons: it
+//! aborts handlers when it stops, and it does not expose its subscriptions, so that draining it would lose requests.
 
 use std::{
     sync::{
@@ -21,7 +21,7 @@ use super::context::random_id;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The statistics of an endpoint since its start.
+/// Statistics of one method (an "endpoint" in the NATS service convention) since the service started.
 pub(super) struct EndpointStats {
     info: MethodInfo,
     requests: AtomicU64,
@@ -123,7 +123,7 @@ struct StatsExtra<'a> {
 #[derive(Serialize)]
 struct PingExtra {}
 
-/// Answers discovery requests for one instance of a service.
+/// Answers discovery requests for one running instance of a service.
 pub(super) struct Discovery {
     service: Service,
     id: String,
@@ -141,7 +141,8 @@ impl Discovery {
         }
     }
 
-    /// Answers until shutdown. If the subscriptions are refused, the service works without discovery.
+    /// Answers discovery requests until shutdown. If NATS refuses the subscriptions, the service runs without
+    /// discovery.
     pub(super) async fn answer(self, client: Client, shutdown: CancellationToken) {
         let mut messages = SelectAll::new();
         for verb in ["PING", "INFO", "STATS"] {
@@ -155,7 +156,7 @@ impl Discovery {
                 match client.subscribe(subject).await {
                     Ok(subscription) => messages.push(subscription.map(move |message| (verb, message))),
                     Err(error) => {
-                        warn!(%error, "service discovery subscription failed; serving without it");
+                        warn!(%error, "service discovery subscription failed; the service runs without discovery");
                     }
                 }
             }
@@ -215,7 +216,7 @@ impl Discovery {
             metadata: Metadata {},
             extra,
         };
-        // The reply consists of texts and numbers, which always encode.
+        // Encoding cannot fail, because the discovery reply has only text and number fields.
         serde_json::to_vec(&reply).unwrap_or_default()
     }
 }
@@ -226,7 +227,7 @@ mod tests {
     use vmwatch_api::{Method, metrics::VmLatest, wire::FaultKind};
 
     #[test]
-    fn stats_follow_the_convention() {
+    fn service_statistics_follow_the_nats_convention() {
         let stats = Arc::new(EndpointStats::new(VmLatest::INFO));
         stats.record(Duration::from_nanos(100), None);
         stats.record(

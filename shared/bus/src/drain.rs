@@ -1,4 +1,4 @@
-//! Leaves a queue group without losing requests.
+//! Lets a service replica leave a NATS queue group without losing requests.
 //!
 //! `unsubscribe` drops messages that the server has already sent, and the client's own `drain` removes the
 //! subscription before the server has confirmed. A request to end the subscription after a number of *further*
@@ -6,9 +6,9 @@
 //! a quarter of a second. If no message arrives for half a second, the subscription ends at once; only a message sent
 //! within that round trip can then be lost.
 //!
-//! The client counts a subscription's messages over all connections, but the server counts only those of the present
-//! connection (async-nats 0.51 sends the total in `UNSUB`, also after a reconnection). Each reconnection therefore
-//! replaces the subscription by a new one, whose count starts at zero on both sides.
+//! The NATS client (async-nats 0.51) counts a subscription's messages across reconnections and sends that total in
+//! `UNSUB`, but the server counts only those of the current connection. After each reconnection the subscription is
+//! therefore replaced by a new one, whose count starts at zero on both sides.
 
 use std::time::{Duration, Instant};
 
@@ -18,12 +18,12 @@ use tracing::warn;
 
 use super::Bus;
 
-/// More messages than can be in flight between server and client at the expected rates.
+/// Minimum number of further messages to wait for. It exceeds the number of messages in flight at the expected rates.
 const LEAST_MORE: u64 = 16;
 const MOST_MORE: u64 = 4096;
-/// A pause between messages of at least this length counts as idle.
+/// If no message arrives for this long, the subscription counts as idle.
 const IDLE: Duration = Duration::from_millis(500);
-/// Maximum wait of a new subscription for space in the client's queue.
+/// Time limit for creating a new subscription, which may have to wait for space in the NATS client's queue.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// A queue group subscription that counts its messages and measures their rate.
@@ -32,7 +32,7 @@ pub(super) struct Counted {
     subject: Subject,
     queue: String,
     subscriber: Subscriber,
-    /// The connection of the subscription, by [`Bus::connections`].
+    /// The connection that the subscription was made on, as numbered by [`Bus::connections`].
     connection: u64,
     received: u64,
     window_start: Instant,
@@ -46,7 +46,8 @@ impl Counted {
         subject: Subject,
         queue: String,
     ) -> Result<Self, SubscribeError> {
-        // Read before subscribing: a connection made in between only causes an unnecessary renewal.
+        // The connection number is read before subscribing. A reconnection in between then only causes an unnecessary
+        // replacement of the subscription.
         let connection = bus.connections();
         let subscriber = bus
             .client()
@@ -65,7 +66,7 @@ impl Counted {
         })
     }
 
-    /// Returns the next message; `None` once the subscription has ended.
+    /// Returns the next message; `None` after the subscription has ended.
     pub(super) async fn next(&mut self) -> Option<Message> {
         let message = self.subscriber.next().await?;
         self.received += 1;
@@ -78,7 +79,8 @@ impl Counted {
         Some(message)
     }
 
-    /// Replaces the subscription after a reconnection. The last messages of the old one are passed to `take`.
+    /// If NATS was reconnected, replaces the subscription. The last messages of the old subscription are passed to
+    /// `take`.
     pub(super) async fn renew(&mut self, mut take: impl FnMut(Message)) {
         if self.connection == self.bus.connections() {
             return;
@@ -97,14 +99,14 @@ impl Counted {
         }
     }
 
-    /// Ends the subscription. Messages that still arrive within the limit are passed to `take`.
+    /// Ends the subscription. Messages that still arrive before the time limit are passed to `take`.
     pub(super) async fn drain(mut self, limit: Duration, mut take: impl FnMut(Message)) {
         let end = Instant::now() + limit;
         self.renew(&mut take).await;
         let per_second = self.last_rate.max(self.window_received);
         let more = (per_second / 4).clamp(LEAST_MORE, MOST_MORE);
         if let Err(error) = self.subscriber.unsubscribe_after(self.received + more).await {
-            warn!(%error, "the connection to NATS has ended; unsubscribing was skipped");
+            warn!(%error, "unsubscribing failed because the connection to NATS has ended");
             return;
         }
         let mut leaving = false;

@@ -1,11 +1,12 @@
-//! Follows a KV bucket: keeps a copy of the bucket in memory and detects when the copy is stale.
+//! Keeps a copy of a JetStream KV bucket in memory, follows its changes, and detects when the copy is stale.
 //!
-//! - Only a watch fills the table, so that a late read can never restore a deleted entry.
-//! - A broken watch looks like one without changes. Each second the follower requests the bucket's last sequence. A
-//!   table that was not confirmed for too long is not current.
-//! - After each reconnection the whole bucket is read again, into a second table that then replaces the first.
-//! - A store that was rolled back (power loss, a restored backup) has a lower last sequence than before, another
-//!   creation time, or no such bucket. The table is not current until the bucket has been read again.
+//! - Only a KV watch adds entries to the copy (the table), so that a delayed read cannot restore a deleted entry.
+//! - A broken watch is indistinguishable from a bucket without changes. Therefore the follower requests the bucket's
+//! last sequence number every second. A table that has not been confirmed for too long counts as stale.
+//! - After each reconnection the whole bucket is read into a second table, which then replaces the first.
+//! - If the store was rolled back (power loss, a restored backup), the bucket is missing, has a different creation
+//! time, or has a lower last sequence number than before. The table then counts as stale until the bucket has been
+//! reread.
 
 use std::{
     convert::Infallible,
@@ -33,40 +34,40 @@ use tracing::{debug, info, warn};
 
 use super::Bus;
 
-/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
+/// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum interval between requests to the server on behalf of entries that are not in the table.
+/// Minimum interval between requests to the NATS server that look for entries missing in the table.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The in-memory copy of a bucket.
+/// The in-memory copy of a JetStream KV bucket.
 pub trait Table: Send + Sync + 'static {
-    /// An empty table with the same limits.
+    /// Creates an empty table with the same limits as this one.
     #[must_use]
     fn emptied(&self) -> Self;
 
-    /// Applies a change of the bucket.
+    /// Applies a change of the KV bucket to the table.
     fn apply(&mut self, entry: &Entry);
 
-    /// Called about once a second while the table is complete.
+    /// Called about once per second while the table is complete and up to date.
     fn confirmed(&mut self, _bucket: &StreamState) {}
 
-    /// Whether there is now room for entries that were omitted; the bucket is then read again.
+    /// Whether the table has room again for entries that it omitted; if so, the KV bucket is reread.
     fn has_room_for_omitted(&self) -> bool {
         false
     }
 }
 
-/// The state of a stream, as reported by the server.
+/// The state of a JetStream stream, as reported by the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StreamState {
     /// Creation time of the stream, Unix nanoseconds.
     pub created_ns: i128,
-    /// The highest sequence assigned so far.
+    /// The highest sequence number assigned so far.
     pub last_sequence: u64,
     /// Number of stored messages.
     pub messages: u64,
-    /// Size of the stored messages.
+    /// Total size of the stored messages in bytes.
     pub bytes: u64,
 }
 
@@ -82,27 +83,27 @@ impl From<&Info> for StreamState {
 }
 
 impl StreamState {
-    /// Whether a stream with the state `before` cannot have become this one, because its store was rolled back.
+    /// Whether the store was rolled back since the stream had the state `before`.
     pub const fn is_rolled_back_from(&self, before: &Self) -> bool {
         self.created_ns != before.created_ns || self.last_sequence < before.last_sequence
     }
 
-    /// The sequence that a reader must have reached to have all stored messages.
+    /// The sequence number up to which a reader must have read to have seen all stored messages.
     const fn newest(&self) -> u64 {
         if self.messages == 0 { 0 } else { self.last_sequence }
     }
 }
 
-/// The table is stale, or its store was rolled back and is being read again.
+/// The table is stale, or the store was rolled back and the bucket is being reread.
 #[derive(Debug, thiserror::Error)]
-#[error("the in-memory copy of the bucket {bucket} is stale")]
+#[error("the in-memory copy of the KV bucket {bucket} is stale")]
 pub struct NotCurrent {
     bucket: &'static str,
     #[source]
     cause: Option<async_nats::Error>,
 }
 
-/// Follows a bucket into a table. Clones share the table.
+/// Follows a JetStream KV bucket and keeps its content in a table. Clones share the table.
 pub struct Follower<T> {
     shared: Arc<Shared<T>>,
 }
@@ -124,36 +125,36 @@ struct Shared<T> {
     progress: watch::Sender<Progress>,
     reloads: watch::Sender<()>,
     started: Instant,
-    /// When the table was last known to be complete: milliseconds after `started`, plus one; 0 for never.
+    /// When the table was last confirmed to be complete: milliseconds since `started`, plus one; 0 means never.
     confirmed: AtomicU64,
-    /// The last known state of the bucket.
+    /// The latest known state of the KV bucket.
     past: Mutex<Option<StreamState>>,
-    /// Wakes the following task when another task detected a rollback of the store.
+    /// Wakes the task that follows the bucket when another task has detected that the store was rolled back.
     went_back: Notify,
     catch_ups: tokio::sync::Mutex<CatchUps>,
 }
 
-/// The progress of the table.
+/// How far the table has followed the KV bucket.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// The connection over which the whole bucket was read; 0 for none.
+    /// Number of the connection over which the whole KV bucket was read; 0 if it has not been read yet.
     connection: u64,
-    /// The last sequence contained in the table.
+    /// The last sequence number whose change is in the table.
     seen: u64,
 }
 
-/// Times of the latest request to the server and of the latest successful one.
+/// When missing entries were last requested from the server, and when the last successful request began.
 #[derive(Default)]
 struct CatchUps {
     last: Option<Instant>,
     whole: Option<Instant>,
 }
 
-/// Why a watch ended.
+/// Why a KV watch ended.
 enum Ended {
-    /// The connection was replaced, so that changes may have been missed.
+    /// NATS was reconnected, so that the watch may have missed changes.
     Reconnected,
-    /// The table has room for entries that it omitted.
+    /// The table has room again for entries that it omitted.
     RoomForOmitted,
     RolledBack,
     Broken(async_nats::Error),
@@ -166,7 +167,7 @@ impl<E: Into<async_nats::Error>> From<E> for Ended {
 }
 
 impl<T: Table> Follower<T> {
-    /// Follows the bucket until shutdown. Without a confirmation for `stale_after`, the table is not current.
+    /// Follows the KV bucket until shutdown. The table counts as stale if it has not been confirmed for `stale_after`.
     pub fn start(
         bus: &Bus,
         bucket: &'static str,
@@ -193,43 +194,43 @@ impl<T: Table> Follower<T> {
         Self { shared }
     }
 
-    /// Whether the table is filled and was confirmed within `stale_after`.
+    /// Whether the table contains the whole KV bucket and was confirmed within `stale_after`.
     pub fn is_current(&self) -> bool {
         self.shared
             .age()
             .is_some_and(|age| age <= self.shared.stale_after)
     }
 
-    /// Waits until the whole bucket was read.
+    /// Waits until the whole KV bucket has been read.
     pub async fn filled(&self) {
         let mut progress = self.shared.progress.subscribe();
-        // This fails only if the sender is dropped, but this value holds it.
+        // Waiting fails only if the sender was dropped, but `self` owns the sender.
         let _ = progress.wait_for(|progress| progress.connection != 0).await;
     }
 
-    /// Read access to the table, current or not.
+    /// Locks the table for reading, whether it is current or stale.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         self.shared.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Write access to the table, for changes that do not come from the bucket.
+    /// Locks the table for changes that do not come from the KV bucket.
     pub fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.shared.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bucket, for reading entries that the table has no room for; `None` before it was first reached.
+    /// The KV bucket, for reading entries that the table has no room for; `None` until the bucket was first reached.
     pub fn store(&self) -> Option<Store> {
         let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
         store.clone()
     }
 
-    /// Changes whenever the whole bucket was read.
+    /// A receiver that is notified each time the whole KV bucket has been read.
     pub fn reloads(&self) -> watch::Receiver<()> {
         self.shared.reloads.subscribe()
     }
 
-    /// Looks up an entry in the table. If it is missing, the table first catches up with the bucket. Waiting callers
-    /// share one request to the server, and requests have a minimum interval.
+    /// Looks up an entry in the table. If the entry is missing, the table first catches up with the KV bucket.
+    /// Concurrent callers share one request to the server, and requests are sent at a minimum interval.
     pub async fn find<R>(&self, find: impl Fn(&T) -> Option<R>) -> Result<Option<R>, NotCurrent> {
         if !self.is_current() {
             return Err(self.shared.not_current(None));
@@ -237,7 +238,7 @@ impl<T: Table> Follower<T> {
         if let Some(found) = find(&self.read()) {
             return Ok(Some(found));
         }
-        // Boxed because it is rare; otherwise the future of every request would be as large as this one.
+        // The future is boxed because this case is rare; otherwise it would enlarge the future of every request.
         let caught_up = Box::pin(self.shared.catch_up(|| find(&self.read()).is_some())).await;
         caught_up.map_err(|cause| self.shared.not_current(Some(cause)))?;
         if !self.is_current() {
@@ -255,7 +256,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Time since the table was last confirmed; `None` while it is being filled.
+    /// Time since the table was last confirmed; `None` while the table is being filled.
     fn age(&self) -> Option<Duration> {
         let confirmed = self.confirmed.load(Ordering::Relaxed).checked_sub(1)?;
         Some(
@@ -269,7 +270,7 @@ impl<T> Shared<T> {
         format!("KV_{}", self.bucket)
     }
 
-    /// Requests the state of the bucket and compares it with the state known before the request.
+    /// Requests the current state of the KV bucket and compares it with the state known before the request.
     async fn request_state(&self) -> Result<StreamState, Ended> {
         let before = self.past();
         let info = self.bus.stream_info(&self.stream(), DEADLINE).await?;
@@ -282,13 +283,13 @@ impl<T> Shared<T> {
         *self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records the state of an answer. Answers of concurrent requests can arrive in reverse order, so that only a
-    /// state known before the request proves a rollback of the store.
+    /// Records the bucket state from a server's answer. Answers to concurrent requests can arrive in reverse order;
+    /// therefore only a comparison with the state known before the request proves that the store was rolled back.
     fn observe(&self, before: Option<StreamState>, state: StreamState) -> Result<(), Ended> {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         let went_back =
             |known: Option<StreamState>| known.is_some_and(|known| state.is_rolled_back_from(&known));
-        // If two tasks detect the rollback, the second finds the state recorded by the first.
+        // If two tasks detect the same rollback, the second one sees the state that the first one has recorded.
         let rolled_back = went_back(before) && went_back(*past);
         if rolled_back || !went_back(*past) {
             *past = Some(state);
@@ -301,24 +302,25 @@ impl<T> Shared<T> {
         Ok(())
     }
 
-    /// Marks the table as not current.
+    /// Marks the table as stale because the store was rolled back.
     fn note_rollback(&self, before: Option<StreamState>, now: Option<StreamState>) {
         counter!("vmwatch_store_rollbacks_total", "bucket" => self.bucket).increment(1);
         warn!(
             bucket = self.bucket,
             last_sequence_before = before.map(|state| state.last_sequence),
             last_sequence = now.map(|state| state.last_sequence),
-            "the store was rolled back; rereading the bucket"
+            "the JetStream store was rolled back; rereading the KV bucket"
         );
         self.confirmed.store(0, Ordering::Relaxed);
         self.progress.send_replace(Progress::default());
     }
 
-    /// Returns once the table holds everything that the bucket held at the call, or once `found` returns true.
+    /// Returns when the table contains everything that the KV bucket contained at the time of the call, or when `found`
+    /// returns true.
     async fn catch_up(&self, found: impl Fn() -> bool) -> Result<(), async_nats::Error> {
         let called_at = Instant::now();
         let catching_up = async {
-            // While this waits for the lock, the previous holder often completes the work.
+            // The previous holder of this lock often catches up on behalf of the waiting callers as well.
             let mut catch_ups = self.catch_ups.lock().await;
             if catch_ups.whole.is_some_and(|begun| begun > called_at) || found() {
                 return Ok(());
@@ -335,11 +337,12 @@ impl<T> Shared<T> {
         tokio::time::timeout(DEADLINE, catching_up).await?
     }
 
-    /// Returns once the table holds everything that the bucket held at the call.
+    /// Returns when the table contains everything that the KV bucket contained at the time of the call.
     async fn catch_up_now(&self) -> Result<(), async_nats::Error> {
-        // A request sent now would wait for the reconnection, and its caller until the deadline.
+        // While NATS is disconnected, a request would wait for the reconnection and keep its caller waiting until the
+        // deadline.
         if !self.bus.is_connected() {
-            return Err("the bus is unreachable".into());
+            return Err("NATS is unreachable".into());
         }
         let connection = self.bus.connections();
         if self
@@ -348,7 +351,7 @@ impl<T> Shared<T> {
             .unwrap_or_else(PoisonError::into_inner)
             .is_none()
         {
-            return Err("the bucket was not read yet".into());
+            return Err("the KV bucket has not been read yet".into());
         }
         counter!("vmwatch_bucket_looks_total", "bucket" => self.bucket).increment(1);
         let state = match self.request_state().await {
@@ -356,7 +359,7 @@ impl<T> Shared<T> {
             Err(Ended::Broken(error)) => return Err(error),
             Err(_) => {
                 self.went_back.notify_one();
-                return Err("the store was rolled back".into());
+                return Err("the JetStream store was rolled back".into());
             }
         };
         let mut progress = self.progress.subscribe();
@@ -380,14 +383,19 @@ impl<T: Table> Shared<T> {
             gauge!("vmwatch_bucket_unconfirmed_seconds", "bucket" => self.bucket).set(age);
             match ended {
                 Ended::Reconnected | Ended::RolledBack => continue,
-                Ended::RoomForOmitted => debug!(bucket = self.bucket, "reading omitted entries"),
-                Ended::Broken(error) => debug!(%error, bucket = self.bucket, "the watch ended"),
+                Ended::RoomForOmitted => debug!(
+                    bucket = self.bucket,
+                    "the table has room again; rereading the KV bucket for omitted entries"
+                ),
+                Ended::Broken(error) => {
+                    debug!(%error, bucket = self.bucket, "the watch of the KV bucket ended; restarting it")
+                }
             }
             tokio::time::sleep(CHECK_INTERVAL / 4).await;
         }
     }
 
-    /// Opens the bucket, if it exists. A bucket that existed before and does not now was rolled back.
+    /// Opens the KV bucket. A missing bucket means that the store was rolled back if the bucket existed before.
     async fn open(&self) -> Result<Store, Ended> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(self.stream())).await?;
         if let Err(error) = &found
@@ -408,7 +416,7 @@ impl<T: Table> Shared<T> {
         Ok(store)
     }
 
-    /// Runs one watch from the present content of the bucket until the watch ends.
+    /// Watches the KV bucket, starting with its current content, until the watch ends.
     async fn follow_once(&self) -> Result<Infallible, Ended> {
         let connection = self.bus.connections();
         let store = self.open().await?;
@@ -430,7 +438,7 @@ impl<T: Table> Shared<T> {
         loop {
             let ticked = tokio::select! {
                 entry = watch.next() => {
-                    let entry = entry.ok_or("the watch ended")??;
+                    let entry = entry.ok_or("the watch of the KV bucket ended")??;
                     let filled = reading.filling.is_some() && entry.seen_current;
                     self.apply(&mut reading, &entry);
                     if !filled {
@@ -463,13 +471,13 @@ impl<T: Table> Shared<T> {
         }
     }
 
-    /// Requests the bucket's last sequence and confirms the table if it has reached that sequence.
+    /// Requests the KV bucket's last sequence number and confirms the table if it has reached that number.
     async fn check(&self, store: &Store, reading: &mut Reading<T>, ticked: bool) -> Result<(), Ended> {
         let state = self.request_state().await?;
         if reading.seen < state.newest() {
             let stuck = ticked && reading.stuck_at == Some(reading.seen);
-            // The newest message may have been removed without a marker; then nothing follows the table's last
-            // sequence.
+            // The newest message may have been removed without a delete marker. In that case no message follows the
+            // table's last sequence number, although the stream's last sequence number is higher.
             if !stuck {
                 if ticked {
                     reading.stuck_at = Some(reading.seen);
@@ -479,9 +487,9 @@ impl<T: Table> Shared<T> {
             if holds_after(store, reading.seen).await? {
                 warn!(
                     bucket = self.bucket,
-                    "the watch missed changes of the bucket; restarting it"
+                    "the watch missed changes of the KV bucket; restarting it"
                 );
-                return Err("the watch missed changes of the bucket".into());
+                return Err("the watch missed changes of the KV bucket".into());
             }
         }
         reading.stuck_at = None;
@@ -521,17 +529,17 @@ impl<T: Table> Shared<T> {
     }
 }
 
-/// The progress of one watch.
+/// The progress of a KV watch.
 struct Reading<T> {
     connection: u64,
-    /// The table being filled, which replaces the one in use when it is complete.
+    /// The table that is being filled; it replaces the table in use when it is complete.
     filling: Option<T>,
     seen: u64,
-    /// The sequence of the table at the last check, if it was behind.
+    /// The table's sequence number at the last check, if the table was behind the KV bucket.
     stuck_at: Option<u64>,
 }
 
-/// Whether the bucket holds any message after this sequence.
+/// Whether the KV bucket contains a message with a higher sequence number than the given one.
 async fn holds_after(store: &Store, sequence: u64) -> Result<bool, async_nats::Error> {
     let all = format!("{}>", store.prefix);
     let next = store.stream.direct_get_next_for_subject(all, Some(sequence + 1));
@@ -547,7 +555,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn detects_rolled_back_store() {
+    fn rolled_back_store_is_detected() {
         let before = StreamState {
             created_ns: 1,
             last_sequence: 10,
@@ -566,7 +574,7 @@ mod tests {
             ..before
         };
         assert!(another.is_rolled_back_from(&before));
-        // All entries can have expired.
+        // The stream can be empty with an unchanged last sequence number, because all entries have expired.
         let empty = StreamState {
             messages: 0,
             bytes: 0,

@@ -1,12 +1,13 @@
-//! The bus: each program has one connection, over which it calls methods ([`call`]) and serves them ([`serve`]).
+//! The bus: each program has one connection to NATS, over which it calls methods ([`call`]) and serves them
+//! ([`serve`]).
 //!
-//! NATS provides back-pressure, queue groups and reconnection. This crate adds, for all methods: an absolute
-//! deadline, request id, trace context and principal in headers; a limit of concurrent requests; faults in place of
-//! panics; and a drain that loses no request.
+//! NATS provides back-pressure, queue groups and reconnection. For every method, this crate adds: deadline, request id,
+//! trace context and principal in headers; limits of concurrent requests; faults instead of panics; and a shutdown that
+//! loses no request.
 
 #![expect(
     missing_docs,
-    reason = "the names of some settings, fields and errors say everything"
+    reason = "the names of some settings, fields and errors are sufficient documentation"
 )]
 
 pub mod audit;
@@ -45,28 +46,28 @@ pub use context::{Context, HeaderExtractor, headers, link_to_publisher, random_i
 
 use self::{replies::Replies, settings::Login};
 
-/// The connection to NATS could not be set up or used.
+/// Connecting to NATS or using the connection failed.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     #[error("{} cannot be read", NATS_CREDENTIALS_FILE.name)]
     Credentials(#[source] std::io::Error),
-    /// The connection could not be set up because of a wrong address or a refused login; an unreachable server is
-    /// retried instead.
+    /// NATS is misconfigured or refused the login. An unreachable server does not cause this error, because the client
+    /// retries.
     #[error("no connection to NATS")]
     Connect(#[from] async_nats::ConnectError),
-    /// No server answered within the limit of a command; only services retry without a limit.
-    #[error("no NATS server answers; is {} right?", NATS_URL.name)]
+    /// No NATS server answered before the time limit of a command-line command; services retry without a limit.
+    #[error("no NATS server answers; check {}", NATS_URL.name)]
     Unreachable,
     #[error("NATS refused a subscription")]
     Subscribe(#[from] async_nats::SubscribeError),
 }
 
-/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
+/// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const SETTLED_LIMIT: Duration = Duration::from_secs(2);
-/// Wait before a retry when JetStream cannot be asked; a reconnection takes about this long.
+/// Wait before a retry when NATS does not confirm subscriptions; a reconnection takes about this long.
 const SETTLED_PAUSE: Duration = Duration::from_millis(100);
 
-/// Interval between checks whether the connection is established.
+/// Interval between checks whether the connection to NATS has been established.
 const CONNECTED_PAUSE: Duration = Duration::from_millis(20);
 
 /// A program's connection to NATS.
@@ -79,13 +80,14 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Connects as `name` and retries without limit while the server is unreachable; see [`Bus::is_connected`].
+    /// Connects to NATS under the client name `name`. While the server is unreachable, the client retries without
+    /// limit; [`Bus::is_connected`] reports the state.
     pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
         let (connected, reconnections) = watch::channel(());
         let mut options = ConnectOptions::new()
             .name(name)
-            // Each identity has an inbox prefix of its own: permission to subscribe to `_INBOX.>` would expose the
-            // replies to all programs.
+            // Each NATS user has its own inbox prefix. With a common prefix, permission to subscribe to `_INBOX.>`
+            // would expose the replies to all programs.
             .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
             .ping_interval(settings.ping_interval)
             .connection_timeout(Duration::from_secs(5))
@@ -124,7 +126,7 @@ impl Bus {
         })
     }
 
-    /// Like [`Bus::connect`], for a command: fails if no server has answered within the limit.
+    /// Like [`Bus::connect`], but fails if no server has answered within the time limit; used by command-line commands.
     pub async fn connect_within(
         name: &str,
         settings: &BusSettings,
@@ -141,12 +143,12 @@ impl Bus {
         Ok(bus)
     }
 
-    /// Whether the server is reachable, as far as pings show.
+    /// Whether the NATS server is reachable, according to the client's pings.
     pub fn is_connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Like [`Bus::is_connected`]; the error is the reason that a program reports for not being ready.
+    /// Returns an error with the reason that the program reports as not ready if NATS is unreachable.
     pub fn check_connected(&self) -> Result<(), &'static str> {
         if self.is_connected() {
             Ok(())
@@ -155,12 +157,13 @@ impl Bus {
         }
     }
 
-    /// The number of connections made so far: 1 for the first.
+    /// The number of connections made so far; it is 1 for the first connection.
     pub fn connections(&self) -> u64 {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// Notifies of each later connection. It may lag behind [`Bus::connections`].
+    /// A receiver that is notified of each reconnection. Notifications may arrive later than the change of
+    /// [`Bus::connections`].
     pub fn reconnections(&self) -> watch::Receiver<()> {
         let mut reconnections = self.reconnections.clone();
         reconnections.mark_unchanged();
@@ -171,14 +174,14 @@ impl Bus {
         &self.jetstream
     }
 
-    /// The underlying client, for what this crate does not cover.
+    /// The underlying NATS client, for functions that this crate does not wrap.
     pub const fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Waits without limit until the server has processed everything sent on this connection before, including
-    /// subscriptions. The server handles the messages of a connection in order, so that its answer to a request
-    /// proves this; flushing proves only that the messages were sent.
+    /// Waits without limit until the server has processed everything sent earlier on this connection, including
+    /// subscriptions. The server handles the messages of a connection in order, so that its answer to a request proves
+    /// this. A flush proves only that the client has sent the messages.
     pub async fn settled(&self) {
         loop {
             match tokio::time::timeout(SETTLED_LIMIT, self.jetstream.query_account()).await {
@@ -190,7 +193,7 @@ impl Bus {
         }
     }
 
-    /// Waits until all published messages were sent, at most `limit`.
+    /// Waits until all published messages have been sent, for at most `limit`.
     pub async fn flush(&self, limit: Duration) {
         match tokio::time::timeout(limit, self.client.flush()).await {
             Ok(Ok(())) => {}
@@ -200,9 +203,9 @@ impl Bus {
     }
 }
 
-/// The inbox prefix of a program or user; the permissions in deploy/nats name it.
+/// The inbox prefix of a program or NATS user; the permissions in deploy/nats contain the same prefixes.
 pub fn inbox_prefix(identity: &str) -> String {
-    // Replaces other characters, so that any name becomes one token of a subject.
+    // Characters that are not allowed in a subject token are replaced, so that any name becomes a single token.
     let token = |letter: char| match letter {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
         _ => '_',
@@ -210,8 +213,8 @@ pub fn inbox_prefix(identity: &str) -> String {
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
-/// Grows to one second: a restarted server is found within two seconds. The delays are randomized because all agents
-/// lose their server at the same time.
+/// Delay before a reconnection attempt. It grows to one second, so that a restarted server is found within two seconds.
+/// It is random because all agents lose their server at the same time.
 fn reconnect_delay(attempts: usize) -> Duration {
     let longest = match attempts {
         0 | 1 => Duration::ZERO,
@@ -243,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inbox_prefix_is_the_user_as_one_subject_token() {
+    fn inbox_prefix_contains_the_user_as_a_single_subject_token() {
         let password = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(password.path(), "secret").unwrap();
         let file = password.path().display().to_string();

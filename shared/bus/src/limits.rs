@@ -1,8 +1,8 @@
-//! Concurrency limits: one for each class of requests, and within it a share for each user.
+//! Limits of concurrent requests: one limit for each class of requests, and within each limit a share for each user.
 //!
-//! The gateway and every service apply the same limits, so that the load of one class or one user cannot use up the
-//! permits of others. A request without a free permit is refused at once. Heavy reads instead wait for up to a second
-//! in a bounded queue, because a page shows several charts at a time.
+//! The gateway and every service apply the same limits, so that the load of one class or user cannot use up the permits
+//! of others. A request that finds no free permit is refused immediately. Only heavy reads wait, for up to one second
+//! and in a bounded queue, because the web page requests several charts at once.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ const MAX_LOGINS: Setting = Setting {
     name: "VMWATCH_MAX_LOGINS",
     value: Value::Number(1, 65_536),
     default: "32",
-    help: "maximum concurrent logins in each gateway and each auth-svc; more are refused with 503",
+    help: "maximum number of concurrent logins in each gateway and each auth-svc; further logins are refused with 503",
 };
 const MAX_ACCOUNT_REQUESTS: Setting = Setting {
     name: "VMWATCH_MAX_ACCOUNT_REQUESTS",
@@ -61,23 +61,23 @@ pub const SETTINGS: &[Setting] = &[
 
 /// A user's share is the limit divided by this number, but at least one permit.
 pub const SHARES: usize = 4;
-/// Maximum wait in the queue of a limit with a queue.
+/// Maximum time that a request waits in the queue of a limit.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
-/// Queued heavy reads per permit.
+/// Number of heavy reads that may wait in the queue, as a multiple of the number of permits.
 const HEAVY_READS_WAITING: usize = 4;
 
-/// Maximum concurrent requests, by class.
+/// The maximum number of concurrent requests of each class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitSettings {
-    /// [`Class::Login`]
+    /// Maximum number of concurrent requests of [`Class::Login`].
     pub logins: usize,
-    /// [`Class::Account`]
+    /// Maximum number of concurrent requests of [`Class::Account`].
     pub account_requests: usize,
-    /// [`Class::Command`]
+    /// Maximum number of concurrent requests of [`Class::Command`].
     pub commands: usize,
-    /// [`Class::CheapRead`]
+    /// Maximum number of concurrent requests of [`Class::CheapRead`].
     pub cheap_reads: usize,
-    /// [`Class::HeavyRead`]
+    /// Maximum number of concurrent requests of [`Class::HeavyRead`].
     pub heavy_reads: usize,
 }
 
@@ -129,7 +129,7 @@ impl Limits {
     }
 }
 
-/// Permits for the requests of one class.
+/// Grants permits for the requests of one class.
 #[derive(Debug, Clone)]
 pub struct Limit {
     permits: Arc<Semaphore>,
@@ -138,15 +138,15 @@ pub struct Limit {
     users: Arc<Users>,
 }
 
-/// A user's share of the permits and the queue.
+/// One user's share of the permits and of the queue of a limit.
 #[derive(Debug, Clone, Copy)]
 struct Sizes {
     permits: usize,
     queue: usize,
 }
 
-/// Users that hold a permit or wait for one. Users without either have no entry, so that the permits and the queue
-/// bound the table.
+/// The users that hold or wait for a permit. All other users are removed, so that the number of permits and the size of
+/// the queue bound this table.
 #[derive(Debug, Default)]
 struct Users(Mutex<HashMap<String, Entry>>);
 
@@ -162,7 +162,7 @@ struct Share {
     queue: Arc<Semaphore>,
 }
 
-/// A request that holds or waits for a permit of its user's share.
+/// Registers a request of a user that holds or waits for a permit; dropping it unregisters the request.
 #[derive(Debug)]
 struct Claim {
     users: Arc<Users>,
@@ -179,17 +179,17 @@ pub struct Permit {
     _claim: Option<Claim>,
 }
 
-/// Why no permit was available.
+/// Why a request was refused a permit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Full {
     /// All permits of the limit are in use.
     ForAll,
-    /// The user's share is in use.
+    /// The user's share of the permits is in use.
     ForUser,
 }
 
 impl Limit {
-    /// A limit without a queue. A user's share is a quarter.
+    /// Creates a limit without a queue. Each user may hold a quarter of the permits.
     pub fn new(most: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(most)),
@@ -202,7 +202,7 @@ impl Limit {
         }
     }
 
-    /// Adds a queue. A user's share of the queue is a quarter.
+    /// Adds a queue to the limit. Each user may occupy a quarter of the queue.
     #[must_use]
     pub fn with_queue(mut self, most: usize) -> Self {
         self.queue = Arc::new(Semaphore::new(most));
@@ -210,15 +210,15 @@ impl Limit {
         self
     }
 
-    /// Sets the share of each user.
+    /// Sets how many permits each user may hold.
     #[must_use]
     pub const fn with_share(mut self, permits: usize) -> Self {
         self.share.permits = permits;
         self
     }
 
-    /// Acquires a permit, waiting for at most a second if the limit has a queue. A request without a user has no
-    /// share and counts only against the limit.
+    /// Acquires a permit; if the limit has a queue, waits for at most one second. A request without a user counts only
+    /// against the total limit, not against a user's share.
     pub async fn enter(&self, user: Option<&str>) -> Result<Permit, Full> {
         let claim = user.map(|user| self.claim(user));
         let full = match self.take_now(claim.as_ref()) {
@@ -229,7 +229,8 @@ impl Limit {
         self.take_until(claim, Instant::now() + LONGEST_WAIT).await
     }
 
-    /// Acquires a permit, waiting until the given time at the latest. The caller must limit the number of waiters.
+    /// Acquires a permit, waiting until the given time at the latest. The caller must limit the number of waiting
+    /// requests.
     pub async fn enter_until(&self, user: Option<&str>, until: Instant) -> Result<Permit, Full> {
         if Instant::now() >= until {
             return Err(Full::ForAll);
@@ -275,7 +276,8 @@ impl Limit {
         queued().ok()
     }
 
-    /// Acquires the user's share first, so that a user that waits for it blocks no permit for others.
+    /// Acquires a permit of the user's share first: a user that waits for its share then holds no permit that others
+    /// need.
     async fn take_until(&self, claim: Option<Claim>, until: Instant) -> Result<Permit, Full> {
         let of_user = match &claim {
             None => None,
@@ -332,7 +334,7 @@ impl Permit {
 }
 
 impl Full {
-    /// The value of the label `limit` in `vmwatch_requests_shed_total`.
+    /// The value of the label `limit` of the metric `vmwatch_requests_shed_total`.
     pub const fn label(self) -> &'static str {
         match self {
             Self::ForAll => "class",
@@ -340,7 +342,8 @@ impl Full {
         }
     }
 
-    /// The fault for the caller. `program` is the name that callers know; `what` is the plural of the limited requests.
+    /// The fault for the refused caller. `program` is the name that callers know the program by; `what` is the plural
+    /// of the limited requests.
     pub fn fault(self, program: &str, what: &str) -> Fault {
         match self {
             Self::ForAll => Fault::new(
@@ -349,7 +352,7 @@ impl Full {
             ),
             Self::ForUser => Fault::new(
                 FaultKind::Throttled,
-                format!("this user has as many {what} under way as one user may; wait until one has ended"),
+                format!("this user has reached the limit of concurrent {what} per user; wait until one has finished"),
             )
             .retry_after(LONGEST_WAIT),
         }
@@ -361,7 +364,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn limits_user_to_a_quarter_and_leaves_the_rest_to_others() {
+    async fn each_user_may_hold_at_most_a_quarter_of_the_permits() {
         let limit = Limit::new(8);
         let mut held = Vec::new();
         for user in ["a", "a", "b", "b", "c", "c", "d", "d"] {
@@ -377,7 +380,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn gives_each_user_at_least_one_permit() {
+    async fn each_user_gets_at_least_one_permit() {
         let limit = Limit::new(1);
         let held = limit.enter(Some("a")).await.unwrap();
         assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
@@ -386,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn forgets_users_without_a_permit() {
+    async fn users_without_a_permit_are_removed_from_memory() {
         let limit = Limit::new(4);
         for number in 0..1000 {
             drop(limit.enter(Some(&format!("user-{number}"))).await.unwrap());
@@ -399,10 +402,10 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn bounds_queue_and_waits_at_most_a_second() {
+    async fn queue_for_permits_is_bounded_and_waits_at_most_one_second() {
         let limit = Limit::new(4).with_queue(8);
         let held = limit.enter(Some("a")).await.unwrap();
-        // The user's share of the queue is a quarter.
+        // User `a` may occupy a quarter of the queue, which is two of eight requests.
         let waiting = [(); 2].map(|()| {
             let limit = limit.clone();
             tokio::spawn(async move { limit.enter(Some("a")).await.map(drop) })
@@ -410,8 +413,15 @@ mod tests {
         tokio::task::yield_now().await;
         let began = Instant::now();
         assert_eq!(limit.enter(Some("a")).await.unwrap_err(), Full::ForUser);
-        assert_eq!(began.elapsed(), Duration::ZERO, "a full queue refuses at once");
-        assert!(limit.enter(Some("b")).await.is_ok(), "others do not wait");
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "a request is refused immediately if the user's share of the queue is full"
+        );
+        assert!(
+            limit.enter(Some("b")).await.is_ok(),
+            "another user gets a permit without waiting"
+        );
         drop(held);
         for waited in waiting {
             assert_eq!(waited.await.unwrap(), Ok(()));
@@ -424,7 +434,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn stops_waiting_at_the_given_time() {
+    async fn waiting_for_a_permit_ends_at_the_given_time() {
         let limit = Limit::new(1);
         let held = limit.enter(Some("a")).await.unwrap();
         let until = Instant::now() + Duration::from_secs(30);

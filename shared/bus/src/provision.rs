@@ -1,7 +1,9 @@
-//! Creates streams, buckets and durable consumers. A service creates missing ones and changes no existing ones.
+//! Creates JetStream streams, KV buckets and durable consumers. A service creates missing ones but never changes
+//! existing ones.
 //!
-//! Each stream has one owner. Only the owner's `setup` command ([`setup`]) changes an existing stream. It logs in
-//! with a separate credential, because permission to change the limits of a stream includes the power to empty it.
+//! Each stream is owned by one service. Only the owner's `setup` command ([`setup`]) changes an existing stream. The
+//! command uses a separate NATS user, because permission to change a stream's limits implies the power to delete its
+//! messages.
 
 mod difference;
 pub mod setup;
@@ -20,13 +22,13 @@ use vmwatch_api::Service;
 
 use self::difference::{differences, listed};
 
-/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
+/// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(3);
 
-/// A stream and its durable consumers, as configured by its owner.
+/// A JetStream stream and its durable consumers, as configured by the service that owns them.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// The stream. A KV bucket is a stream as well.
+    /// The configuration of the stream. JetStream stores a KV bucket as a stream as well.
     pub stream: Config,
     pub consumers: Vec<pull::Config>,
 }
@@ -40,15 +42,15 @@ impl From<Config> for Wanted {
     }
 }
 
-/// A KV bucket that keeps the latest value of each key.
+/// The configuration of a JetStream KV bucket that keeps only the latest value of each key.
 #[derive(Debug, Clone, Copy)]
 pub struct Bucket {
     pub name: &'static str,
-    /// The description shown by `nats stream info`.
+    /// The description that `nats stream info` shows.
     pub description: &'static str,
-    /// Maximum age; older values are deleted.
+    /// Maximum age of a value; older values are deleted.
     pub max_age: Duration,
-    /// Maximum size; writes beyond it are refused.
+    /// Maximum size of the KV bucket; writes beyond it are refused.
     pub max_bytes: i64,
     /// Number of replicas in a NATS cluster.
     pub replicas: usize,
@@ -68,7 +70,8 @@ impl From<Bucket> for Config {
             num_replicas: bucket.replicas,
             allow_direct: true,
             deny_delete: true,
-            // Otherwise permission to write a key would be enough to purge the bucket with a rollup header.
+            // Without this flag, a client with permission to write one key could purge the bucket by sending a rollup
+            // header.
             deny_purge: true,
             allow_rollup: false,
             ..Self::default()
@@ -82,19 +85,19 @@ impl From<Bucket> for Wanted {
     }
 }
 
-/// A stream, bucket or consumer could not be created, read or changed.
+/// A stream, KV bucket or consumer could not be created, read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvisionError {
     #[error("JetStream refused {0}")]
     Refused(String, #[source] async_nats::Error),
-    #[error("JetStream did not answer in time about {0}")]
+    #[error("JetStream did not answer in time to a request about {0}")]
     Timeout(String),
     #[error("the configuration of a stream could not be encoded")]
     Encode(#[from] serde_json::Error),
 }
 
-/// Returns the stream and creates it if it is missing. An existing stream is not changed; a warning names the
-/// differences.
+/// Creates the stream if it is missing, and returns it. An existing stream is not changed; if it differs from the
+/// configuration, a warning lists the differences.
 pub async fn ensure_stream(
     jetstream: &Context,
     owner: Service,
@@ -109,11 +112,11 @@ pub async fn ensure_stream(
         return Ok(found);
     }
     let stream = create_stream(jetstream, wanted).await?;
-    info!(stream = wanted.name, "created a stream");
+    info!(stream = wanted.name, "created a JetStream stream");
     Ok(stream)
 }
 
-/// Like [`ensure_stream`], for a bucket.
+/// Creates the KV bucket if it is missing, and returns it. An existing bucket is not changed.
 pub async fn ensure_bucket(
     jetstream: &Context,
     owner: Service,
@@ -123,13 +126,13 @@ pub async fn ensure_bucket(
     existing_bucket(jetstream, wanted.name).await
 }
 
-/// Opens a bucket, which its owner must have created.
+/// Opens a KV bucket that the service that owns it must have created.
 pub async fn existing_bucket(jetstream: &Context, name: &str) -> Result<kv::Store, ProvisionError> {
     let found = within(name, jetstream.get_key_value(name)).await?;
     found.map_err(|error| ProvisionError::Refused(name.to_owned(), error.into()))
 }
 
-/// Like [`ensure_stream`], for a durable consumer.
+/// Creates the durable consumer if it is missing, and returns it. An existing consumer is not changed.
 pub async fn ensure_consumer(
     stream: &Stream,
     owner: Service,
@@ -141,7 +144,7 @@ pub async fn ensure_consumer(
     } else {
         let created = within(name, stream.create_consumer_strict(wanted.clone())).await?;
         created.map_err(|error| refused(name, error))?;
-        info!(consumer = name, "created a consumer");
+        info!(consumer = name, "created a JetStream consumer");
     }
     let consumer = within(name, stream.get_consumer(name)).await?;
     consumer.map_err(|error| ProvisionError::Refused(name.to_owned(), error))
@@ -175,7 +178,7 @@ async fn create_stream(jetstream: &Context, wanted: &Config) -> Result<Stream, P
     match within(name, jetstream.create_stream(wanted.clone())).await? {
         Ok(stream) => Ok(stream),
         Err(error) => match error.kind() {
-            // Another replica, with different settings, created the stream first.
+            // Another replica with different settings has just created the stream.
             CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NAME_EXIST => {
                 let found = within(name, jetstream.get_stream(name)).await?;
                 found.map_err(|error| refused(name, error))

@@ -1,8 +1,8 @@
-//! A single inbox for the replies to all requests of a connection.
+//! A single inbox for the replies to all requests on a NATS connection.
 //!
-//! The client has such an inbox, but does not forget requests that time out: their entries of 333 bytes remain for
-//! the life of the connection (in async-nats 0.51, only a reply removes an entry of `Multiplexer::senders`). This
-//! inbox removes the entry whenever the caller stops waiting, for whatever reason.
+//! The NATS client has such an inbox as well, but it does not forget requests that time out: an entry of 333 bytes
+//! remains for the life of the connection (in async-nats 0.51, only a reply removes an entry of
+//! `Multiplexer::senders`). This inbox removes the entry as soon as the caller stops waiting for any reason.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use tracing::error;
 
 use super::{BusError, random_id};
 
-/// The inbox; its reader ends when the last clone of the connection is dropped.
+/// The inbox for replies. The task that reads it ends when the last clone of the connection is dropped.
 #[derive(Debug)]
 pub(super) struct Replies {
     prefix: String,
@@ -31,19 +31,19 @@ pub(super) struct Replies {
 #[derive(Debug, Default)]
 struct Pending(Mutex<HashMap<String, oneshot::Sender<Message>>>);
 
-/// The request got no reply.
+/// Why a request got no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoReply {
     /// The request could not be sent.
     #[error(transparent)]
     NotSent(#[from] PublishError),
-    /// The connection has ended, so that the inbox is no longer read.
+    /// The NATS connection has ended, so that the inbox is no longer read.
     #[error("the connection has ended")]
     Ended,
 }
 
 impl Replies {
-    /// Subscribes to a new inbox.
+    /// Creates a new inbox and subscribes to it.
     pub(super) async fn subscribe(client: &Client) -> Result<Self, BusError> {
         let prefix = format!("{}.", client.new_inbox());
         let mut inbox = client.subscribe(format!("{prefix}*")).await?;
@@ -52,7 +52,7 @@ impl Replies {
         let reader = tokio::spawn(async move {
             while let Some(message) = inbox.next().await {
                 let token = message.subject.get(start..).unwrap_or_default();
-                // Replies that arrive after the caller has stopped waiting are dropped.
+                // A reply is dropped if its caller has stopped waiting.
                 if let Some(caller) = answered.remove(token) {
                     let _ = caller.send(message);
                 }
@@ -67,7 +67,7 @@ impl Replies {
         })
     }
 
-    /// Sends a request and waits for its reply. The caller must bound the wait.
+    /// Sends a request and waits for its reply without a time limit; the caller must set one.
     pub(super) async fn request(
         &self,
         client: &Client,
@@ -76,7 +76,7 @@ impl Replies {
         payload: Bytes,
     ) -> Result<Message, NoReply> {
         let (caller, reply) = oneshot::channel();
-        // The token must be unpredictable, or one service could answer for another.
+        // The token is random because otherwise a service could guess it and answer a request meant for another.
         let entry = PendingEntry::insert(&self.waiting, random_id(), caller);
         let inbox = format!("{}{}", self.prefix, entry.token);
         client
@@ -96,12 +96,12 @@ impl Pending {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Message>>> {
-        // No code that could panic runs under this lock.
+        // A poisoned lock is safe to use, because no code that could panic runs while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The entry of a waiting caller; dropping it removes the entry.
+/// The entry of a caller that waits for a reply; dropping it removes the entry.
 struct PendingEntry<'a> {
     waiting: &'a Pending,
     token: String,

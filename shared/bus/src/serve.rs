@@ -1,4 +1,4 @@
-//! Serves methods, with the checks common to all handlers.
+//! Serves methods over NATS and performs the checks that are common to all handlers.
 //!
 //! ```text
 //! message ─ headers ─ permit? ─ past deadline? ─ role ─ decode ─ instance in scope? ─ handler ─ envelope
@@ -36,15 +36,15 @@ use super::{
 };
 use crate::limits::{Full, LimitSettings, Limits, Permit};
 
-/// The settings of every service in addition to [`crate::limits::SETTINGS`].
+/// The settings that every service has in addition to [`crate::limits::SETTINGS`].
 pub const SETTINGS: &[Setting] = &[DRAIN_DEADLINE];
 
-/// The limits of a service.
+/// The limits that apply to the requests of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServeSettings {
     /// Maximum concurrent requests, by class.
     pub limits: LimitSettings,
-    /// How long a stop waits for requests in flight.
+    /// How long a stopping service waits for requests in flight.
     pub drain_deadline: Duration,
 }
 
@@ -69,7 +69,7 @@ struct Endpoint {
     stats: Arc<EndpointStats>,
 }
 
-/// Makes a handler from a function and its shared state.
+/// Creates a handler from a function and the state that it shares with other handlers.
 pub fn bind<S, Params, Reply, E, Answer, F>(
     state: &Arc<S>,
     handler: F,
@@ -94,7 +94,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server without methods.
+    /// Creates a server that has no methods yet.
     pub fn new(bus: &Bus, service: Service, settings: ServeSettings) -> Self {
         Self {
             bus: bus.clone(),
@@ -105,8 +105,7 @@ impl Server {
         }
     }
 
-    /// Sets a hook for requests that their principal has no permission for. It is called before the caller is
-    /// answered.
+    /// Sets a callback for requests whose principal lacks permission. It runs before the caller receives the fault.
     pub fn on_refusal<Done>(self, hook: impl Fn(Refused) -> Done + Send + Sync + 'static) -> Self
     where
         Done: Future<Output = ()> + Send + 'static,
@@ -115,7 +114,7 @@ impl Server {
         self
     }
 
-    /// Adds a method. [`bind`] makes a handler from a function with shared state.
+    /// Adds a method to the server. [`bind`] creates a handler from a function with shared state.
     pub fn method<M, F, Answer>(mut self, _: M, handler: F) -> Self
     where
         M: Method,
@@ -152,8 +151,9 @@ impl Server {
         self
     }
 
-    /// Serves until `shutdown`, then drains: receives the requests already sent, completes them, and flushes the
-    /// replies. Calls `subscribed` once NATS delivers requests to this server; the program is not ready before that.
+    /// Serves requests until `shutdown`, then drains: it receives requests that were already sent, completes them, and
+    /// flushes the replies. Calls `subscribed` once NATS delivers requests to this server; until then the program is
+    /// not ready.
     pub async fn run(self, shutdown: CancellationToken, subscribed: impl FnOnce()) -> Result<(), BusError> {
         let limits = Limits::new(self.settings.limits);
         let work = TaskTracker::new();
@@ -177,7 +177,7 @@ impl Server {
         if shutdown.run_until_cancelled(self.bus.settled()).await.is_some() {
             subscribed();
         }
-        // Discovery starts last, so that a discovered service already answers requests.
+        // Discovery starts last, so that a service that can be discovered already answers requests.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
         info!(service = self.service.name(), "serving requests on the bus");
         let stopped_at = async {
@@ -199,7 +199,7 @@ impl Server {
     }
 }
 
-/// The loop of one method.
+/// The task that receives the requests of one method.
 struct Worker {
     bus: Bus,
     endpoint: Arc<Endpoint>,
@@ -235,8 +235,8 @@ impl Worker {
         };
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
         let limits = self.limits.clone();
-        // A refusal is also sent from a task, so that a full write buffer does not block the loop. The task ends once
-        // the refusal is written.
+        // A refusal is sent from a task of its own, so that a full write buffer does not block the receiving task. That
+        // task ends once the refusal has been written.
         self.work.spawn(async move {
             let context = Context::from_headers(message.headers.as_ref());
             let user = context
@@ -278,7 +278,7 @@ impl Endpoint {
             otel.status_code = Empty,
         );
         let parent = get_text_map_propagator(|p| p.extract(&HeaderExtractor(message.headers.as_ref())));
-        // This fails only without an OpenTelemetry layer; then there is no trace to continue.
+        // This call fails only without an OpenTelemetry layer, in which case there is no trace to continue.
         let _ = span.set_parent(parent);
         let answered = self.answer_in_span(bus, context, message.payload, reply_to);
         answered.instrument(span).await;
@@ -314,8 +314,8 @@ impl Endpoint {
                     let outcome = Err(late());
                     finished(&outcome);
                     send(bus, reply_to, bytes_of(outcome)).await;
-                    // The handler continues and keeps its permit: dropping a call of the database driver half-way is
-                    // not safe, and an operation must reach its final state.
+                    // The handler continues after the deadline and keeps its permit. It must not be cancelled:
+                    // cancelling a call of the MongoDB driver is unsafe, and an operation must reach its final state.
                     if handled.await.is_err() {
                         error!("the handler panicked after its deadline");
                     }
@@ -325,7 +325,7 @@ impl Endpoint {
         gauge!("vmwatch_requests_in_flight", "method" => self.info.subject).decrement(1.0);
     }
 
-    /// Refuses late requests before their parameters are decoded.
+    /// Refuses requests whose deadline has passed, before their parameters are decoded.
     fn admit(&self, context: Context) -> Result<Context, Fault> {
         let span = Span::current();
         span.record("request_id", context.request_id.as_str());
@@ -339,7 +339,7 @@ impl Endpoint {
         Ok(context)
     }
 
-    /// Replaces a reply that exceeds the payload limit of NATS by a fault; otherwise the caller would wait until the
+    /// Replaces a reply that exceeds the payload limit of NATS with a fault. Otherwise the caller would wait until its
     /// deadline.
     fn fitting(&self, bus: &Bus, reply: Vec<u8>) -> Result<Vec<u8>, Fault> {
         let (bytes, most) = (reply.len(), bus.client().max_payload());
@@ -353,7 +353,7 @@ impl Endpoint {
         );
         Err(Fault::new(
             FaultKind::Internal,
-            "the reply is larger than the message bus carries; ask for fewer items or a shorter time",
+            "the reply is larger than the message bus allows; request fewer items or a shorter time range",
         ))
     }
 
@@ -374,14 +374,14 @@ impl Endpoint {
     }
 }
 
-/// Checks that the principal has the role that the method requires.
+/// Checks that the principal has the role that a method requires.
 pub fn check_role(access: Access, principal: Option<&Principal>) -> Result<(), Fault> {
     match (access, principal) {
         (Access::Public, _) => Ok(()),
         (Access::Role(needed), Some(principal)) if principal.role >= needed => Ok(()),
         (Access::Role(needed), _) => Err(Fault::new(
             FaultKind::Forbidden,
-            format!("this needs the role {needed}"),
+            format!("this request requires the role {needed}"),
         )),
     }
 }
@@ -389,7 +389,7 @@ pub fn check_role(access: Access, principal: Option<&Principal>) -> Result<(), F
 fn panicked() -> Fault {
     Fault::new(
         FaultKind::Internal,
-        "the service failed on this request; it is in its log",
+        "the service failed to process this request; the cause is in its log",
     )
 }
 
@@ -405,7 +405,7 @@ mod tests {
     use vmwatch_api::{Role, Scope};
 
     #[test]
-    fn allows_methods_up_to_the_role() {
+    fn principal_may_call_methods_up_to_its_role() {
         let as_role = |role| {
             Some(Principal {
                 user: "u".into(),

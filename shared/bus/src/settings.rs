@@ -1,4 +1,4 @@
-//! The settings of the connection to NATS.
+//! The settings for the connection to NATS.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -8,58 +8,58 @@ pub const NATS_URL: Setting = Setting {
     name: "VMWATCH_NATS_URL",
     value: Value::Text,
     default: "nats://127.0.0.1:4222",
-    help: "comma-separated NATS servers; tls:// requires TLS",
+    help: "comma-separated URLs of the NATS servers; tls:// requires TLS",
 };
 pub const NATS_USER: Setting = Setting {
     name: "VMWATCH_NATS_USER",
     value: Value::Text,
     default: "",
-    help: "user name for NATS",
+    help: "name of the NATS user that this program logs in as",
 };
 pub const NATS_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_NATS_PASSWORD_FILE",
     value: Value::File,
     default: "",
-    help: "file with the password of `VMWATCH_NATS_USER`",
+    help: "path of the file with the password of `VMWATCH_NATS_USER`",
 };
 pub const NATS_CREDENTIALS_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CREDENTIALS_FILE",
     value: Value::File,
     default: "",
-    help: "NATS .creds file, instead of user and password",
+    help: "path of the NATS .creds file, which replaces user and password",
 };
 pub const NATS_NKEY_SEED_FILE: Setting = Setting {
     name: "VMWATCH_NATS_NKEY_SEED_FILE",
     value: Value::File,
     default: "",
-    help: "file with an nkey seed (SU…), instead of user and password",
+    help: "path of the file with an nkey seed (SU…), which replaces user and password",
 };
 pub const NATS_CERTIFICATE_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CERTIFICATE_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with this program's certificate, if the NATS servers require one",
+    help: "path of the PEM file with this program's client certificate, for NATS servers that require one",
 };
 pub const NATS_KEY_FILE: Setting = Setting {
     name: "VMWATCH_NATS_KEY_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the private key of `VMWATCH_NATS_CERTIFICATE_FILE`",
+    help: "path of the PEM file with the private key of `VMWATCH_NATS_CERTIFICATE_FILE`",
 };
 pub const NATS_CA_FILE: Setting = Setting {
     name: "VMWATCH_NATS_CA_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the authorities that sign the NATS servers' certificates; enables TLS",
+    help: "path of the PEM file with the certificate authorities that sign the NATS servers' certificates; enables TLS",
 };
 pub const NATS_PING_INTERVAL: Setting = Setting {
     name: "VMWATCH_NATS_PING_INTERVAL",
     value: Value::Duration("100ms", "2m"),
     default: "5s",
-    help: "interval between pings of the NATS server; a connection without answers is dropped after at most three intervals",
+    help: "interval between pings to the NATS server; a connection whose pings are not answered is closed after at most three intervals",
 };
 
-/// The settings of every program on the bus.
+/// The NATS settings of every program.
 pub const SETTINGS: &[Setting] = &[
     NATS_URL,
     NATS_USER,
@@ -72,13 +72,13 @@ pub const SETTINGS: &[Setting] = &[
     NATS_PING_INTERVAL,
 ];
 
-/// The address of NATS and the credentials for it.
+/// The addresses of the NATS servers and the credentials to log in with.
 #[derive(Clone)]
 pub struct BusSettings {
     pub(crate) urls: Vec<String>,
     pub(crate) login: Login,
     pub(crate) ca_file: Option<PathBuf>,
-    /// Certificate and private key of this program.
+    /// The paths of this program's client certificate and private key.
     pub(crate) certificate: Option<(PathBuf, PathBuf)>,
     pub(crate) ping_interval: Duration,
 }
@@ -91,7 +91,7 @@ pub(crate) enum Login {
     NkeySeed(String),
 }
 
-/// Omits passwords.
+/// Implemented by hand to omit passwords.
 impl std::fmt::Debug for BusSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BusSettings")
@@ -145,7 +145,7 @@ impl BusSettings {
         })
     }
 
-    /// The identity in the inbox prefix: the NATS user, or the name of the program without one.
+    /// The identity used in the inbox prefix: the NATS user, or the program's name if no NATS user is set.
     pub(crate) fn identity<'a>(&'a self, program: &'a str) -> &'a str {
         match &self.login {
             Login::Password { user, .. } => user,

@@ -1,8 +1,8 @@
-//! Frequent requests to JetStream, with a deadline.
+//! Sends frequent requests to JetStream, each with a deadline.
 //!
-//! Each request or publish of the client that times out leaves an entry in the client's table of pending replies for
-//! the life of the connection (nats.rs issue 1618). These requests use the inbox of this crate (`replies.rs`), which
-//! forgets a request when its caller stops waiting.
+//! Each request or publish of the NATS client that times out leaves an entry in the client's table of pending replies
+//! for the life of the connection (nats.rs issue 1618). The requests in this module use the inbox of this crate
+//! (`replies.rs`) instead, which forgets a request when its caller stops waiting.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::Bus;
 pub enum JetStreamError {
     #[error("JetStream did not answer in time")]
     Timeout,
-    #[error("no stream takes the subject, or JetStream is not available")]
+    #[error("no stream stores messages of this subject, or JetStream is not available")]
     NoResponders,
     #[error("the request to JetStream could not be sent")]
     NotSent(#[source] async_nats::Error),
@@ -31,7 +31,7 @@ pub enum JetStreamError {
 }
 
 impl Bus {
-    /// Publishes a message and waits until a stream has stored it.
+    /// Publishes a message and waits until JetStream has stored it.
     pub async fn publish_stored(
         &self,
         subject: impl Into<Subject>,
@@ -42,12 +42,12 @@ impl Bus {
         self.ask_jetstream(subject.into(), headers, body, limit).await
     }
 
-    /// Reads the configuration and state of a stream.
+    /// Reads the configuration and the state of a JetStream stream.
     pub async fn stream_info(&self, stream: &str, limit: Duration) -> Result<Info, JetStreamError> {
         self.jetstream_api(&format!("STREAM.INFO.{stream}"), limit).await
     }
 
-    /// Sends a JetStream API request without parameters.
+    /// Sends a JetStream API request that has no parameters.
     pub(crate) async fn jetstream_api<T: DeserializeOwned>(
         &self,
         request: &str,

@@ -1,4 +1,5 @@
-//! Follows the users bucket: gateways check sessions with it, and auth-svc keeps it equal to the database.
+//! Follows the KV bucket of users. Gateways use the table to check sessions; auth-svc uses it to keep the bucket equal
+//! to the database.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,19 +13,19 @@ use vmwatch_api::{
 
 use super::follow::Table;
 
-/// The users in the bucket. The size limit of the bucket bounds their number.
+/// The users in the KV bucket. The size limit of the KV bucket limits the number of users.
 #[derive(Debug, Default)]
 pub struct UserTable {
     users: HashMap<UserHash, Arc<UserRecord>>,
 }
 
 impl UserTable {
-    /// The user with this hash, including a removed user.
+    /// The user with this hash; a removed user is returned as well until its sessions are deleted.
     pub fn get(&self, user: &UserHash) -> Option<Arc<UserRecord>> {
         self.users.get(user).cloned()
     }
 
-    /// All users whose records can be decoded.
+    /// All users in the KV bucket whose records can be decoded.
     pub fn all(&self) -> Vec<Arc<UserRecord>> {
         self.users.values().cloned().collect()
     }
@@ -40,7 +41,7 @@ impl Table for UserTable {
         if hex::decode_to_slice(&entry.key, &mut user).is_err() {
             warn!(
                 key = entry.key,
-                "ignored a key of the users bucket that is not a hash"
+                "ignored a key of the KV bucket of users that is not a user hash"
             );
             return;
         }

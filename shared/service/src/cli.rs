@@ -1,5 +1,6 @@
-//! The common part of every program's command line: `--help` lists the settings, wrong settings or arguments exit
-//! with [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` asks the running program for its readiness.
+//! The command line that all programs have in common: `--help` lists the settings, invalid settings or arguments end
+//! the program with exit code [`EX_USAGE`](crate::config::EX_USAGE), and the command `health` reports whether the
+//! program that runs on this host is ready.
 
 use std::{fmt::Write as _, os::unix::fs::MetadataExt as _};
 
@@ -12,10 +13,12 @@ use crate::{
 
 const HEALTH: &str = "health";
 
-/// Parses the arguments. `--help` shows the settings below them. The command `health` runs here and exits.
+/// Parses the command-line arguments. `--help` lists the settings after the arguments. The command `health` is handled
+/// here and exits the process.
 pub fn parse<Args: CommandFactory + FromArgMatches>(settings: &[Setting]) -> Args {
     let command = Args::command().after_help(settings_help(settings)).subcommand(
-        Command::new(HEALTH).about("Ask the program that runs here whether it is ready; exit code 0 if so"),
+        Command::new(HEALTH)
+            .about("Check whether the program that runs on this host is ready; exit code 0 if it is"),
     );
     let parsed = command.try_get_matches().and_then(|mut matches| {
         if matches.subcommand_matches(HEALTH).is_some() {
@@ -25,7 +28,7 @@ pub fn parse<Args: CommandFactory + FromArgMatches>(settings: &[Setting]) -> Arg
     });
     parsed.unwrap_or_else(|error| {
         let code = if error.use_stderr() { EX_USAGE } else { 0 };
-        // If the terminal is closed, the message cannot be shown anywhere else.
+        // Printing fails only if the terminal was closed; the message then cannot be shown anywhere else.
         let _ = error.print();
         std::process::exit(code)
     })
@@ -47,14 +50,14 @@ fn check_health(program: &str, settings: &[Setting]) -> i32 {
     }
 }
 
-/// The origin of a command for the audit: the uid and the host name.
+/// The origin of a command-line command for the audit: the user id and the host name.
 pub fn invoker() -> String {
     let uid = std::fs::metadata("/proc/self").map_or_else(|_| "?".to_owned(), |own| own.uid().to_string());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("command line of uid {uid} on {}", host.trim())
 }
 
-/// Reads the settings from the environment, or prints all problems and exits.
+/// Reads the settings from the environment. If any are invalid, prints all problems and exits the process.
 pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Result<S, Invalid>) -> S {
     let env = Environment::from_process();
     let settings = read(&env);
@@ -72,7 +75,7 @@ pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Res
     }
 }
 
-/// The settings as an aligned table for `--help`.
+/// Formats the settings as an aligned table for `--help`.
 pub fn settings_help(settings: &[Setting]) -> String {
     let width = settings
         .iter()

@@ -1,5 +1,5 @@
-//! Settings from environment variables. Each is declared once, as a [`Setting`]; all invalid ones are reported
-//! together.
+//! Reads settings from environment variables. Each setting is declared once, as a [`Setting`]. All invalid settings are
+//! reported together.
 
 mod value;
 
@@ -9,19 +9,19 @@ use vmwatch_api::time::UtcOffset;
 
 pub use self::value::{ByteSize, InvalidSize, InvalidSpan, Span, Value};
 
-/// The exit code for wrong settings or arguments: `EX_USAGE` of sysexits.h.
+/// The exit code for invalid settings or arguments: `EX_USAGE` of sysexits.h.
 pub const EX_USAGE: i32 = 64;
 
-/// A setting, read from an environment variable.
+/// The declaration of a setting, which is read from an environment variable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting {
-    /// Name of the variable.
+    /// Name of the environment variable.
     pub name: &'static str,
-    /// Type and range of the value.
+    /// Type and range of the setting's value.
     pub value: Value,
-    /// The default in the format that users write; empty if there is none.
+    /// The default value in the format that users write; empty if there is no default.
     pub default: &'static str,
-    /// The text for `--help` and docs/settings.md.
+    /// The help text for `--help` and docs/settings.md.
     pub help: &'static str,
 }
 
@@ -29,51 +29,51 @@ pub const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
     value: Value::Number(1, 5),
     default: "1",
-    help: "replicas of each stream and KV bucket in a NATS cluster: 1, 3 or 5",
+    help: "number of replicas of each JetStream stream and KV bucket in a NATS cluster: 1, 3 or 5",
 };
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
     value: Value::Duration("0s", "5m"),
     default: "10s",
-    help: "maximum time a stop waits for requests in flight",
+    help: "maximum time that a stopping program waits for requests in flight",
 };
 pub const UTC_OFFSET: Setting = Setting {
     name: "VMWATCH_UTC_OFFSET",
     value: Value::Text,
     default: "+00:00",
-    help: "UTC offset of every create_date; the same for a whole deployment",
+    help: "UTC offset of every create_date; must be the same in all programs of a deployment",
 };
 pub const LOG: Setting = Setting {
     name: "VMWATCH_LOG",
     value: Value::Text,
     default: "info",
-    help: "log filter, such as `info` or `info,async_nats=debug`",
+    help: "log filter by level and module, such as `info` or `info,async_nats=debug`",
 };
 pub const LOG_FORMAT: Setting = Setting {
     name: "VMWATCH_LOG_FORMAT",
     value: Value::Text,
     default: "text",
-    help: "`text` or `json`; logs go to standard error",
+    help: "format of the log, which is written to standard error: `text` or `json`",
 };
 pub const OTLP_ENDPOINT: Setting = Setting {
     name: "VMWATCH_OTLP_ENDPOINT",
     value: Value::Text,
     default: "",
-    help: "OTLP/HTTP collector of traces, such as http://127.0.0.1:4318; empty: no traces",
+    help: "URL of the OTLP/HTTP collector that receives traces, such as http://127.0.0.1:4318; if empty, no traces are sent",
 };
 
 pub const SILENT_AFTER: Setting = Setting {
     name: "VMWATCH_SILENT_AFTER",
     value: Value::Duration("1s", "24h"),
     default: "60s",
-    help: "time without a sample after which an agent counts as silent; must exceed the agents' interval",
+    help: "time without a sample after which an agent counts as silent; must exceed the agents' sampling interval",
 };
 
-/// Marks a setting as invalid; its problem was recorded in [`Environment`].
+/// Indicates that a setting is invalid; [`Environment`] has recorded the problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Invalid;
 
-/// The source of settings, with the problems found so far.
+/// The environment variables that settings are read from, and the problems found so far.
 #[derive(Debug, Default)]
 pub struct Environment {
     variables: HashMap<String, String>,
@@ -81,7 +81,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The environment of this process. An empty variable counts as not set.
+    /// Takes the environment variables of this process. An empty variable counts as not set.
     pub fn from_process() -> Self {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.to_string_lossy().into_owned()))
@@ -92,7 +92,7 @@ impl Environment {
         }
     }
 
-    /// Variables for tests.
+    /// Takes the given variables instead of the process environment; for tests.
     pub fn from_variables<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
         Self {
@@ -101,12 +101,12 @@ impl Environment {
         }
     }
 
-    /// The problems, one line each.
+    /// The problems found in the settings, one line each.
     pub fn problems(&self) -> Vec<String> {
         self.problems.borrow().clone()
     }
 
-    /// Records a problem, such as two settings that exclude each other.
+    /// Records a problem with the settings, such as two settings that exclude each other.
     pub fn problem(&self, text: impl Into<String>) -> Invalid {
         self.problems.borrow_mut().push(text.into());
         Invalid
@@ -116,7 +116,7 @@ impl Environment {
         self.variables.get(setting.name).map_or("", |value| value.trim())
     }
 
-    /// Reads a setting without a default.
+    /// Reads a setting that has no default.
     pub fn optional<T: FromStr<Err: fmt::Display>>(&self, setting: &Setting) -> Result<Option<T>, Invalid> {
         match self.text(setting) {
             "" => Ok(None),
@@ -127,7 +127,7 @@ impl Environment {
         }
     }
 
-    /// Reads a setting with a default.
+    /// Reads a setting that has a default.
     pub fn get<T: FromStr<Err: fmt::Display>>(&self, setting: &Setting) -> Result<T, Invalid> {
         if let Some(given) = self.optional(setting)? {
             return Ok(given);
@@ -143,7 +143,7 @@ impl Environment {
         })
     }
 
-    /// Reads a [`Value::Number`].
+    /// Reads a setting of the type [`Value::Number`].
     pub fn number<T: TryFrom<u64>>(&self, setting: &Setting) -> Result<T, Invalid> {
         let number = match setting.value {
             Value::Number(least, most) => self.between(setting, least, most)?,
@@ -152,7 +152,7 @@ impl Environment {
         T::try_from(number).map_err(|_| self.wrong_type(setting))
     }
 
-    /// Reads a [`Value::Duration`].
+    /// Reads a setting of the type [`Value::Duration`].
     pub fn duration(&self, setting: &Setting) -> Result<Duration, Invalid> {
         match setting.value.span_range() {
             Some((least, most)) => self.between(setting, least, most).map(|span: Span| span.0),
@@ -160,7 +160,7 @@ impl Environment {
         }
     }
 
-    /// Reads a [`Value::Size`] in bytes.
+    /// Reads a setting of the type [`Value::Size`], in bytes.
     pub fn size(&self, setting: &Setting) -> Result<ByteSize, Invalid> {
         match setting.value.size_range() {
             Some((least, most)) => self.between(setting, least, most),
@@ -179,7 +179,7 @@ impl Environment {
         Ok(value)
     }
 
-    /// Records a defect: the program reads a setting with another type than the declared one.
+    /// Records a defect of the program: it reads a setting with a type other than the declared one.
     fn wrong_type(&self, setting: &Setting) -> Invalid {
         self.problem(format!(
             "{}: the program reads this setting with a wrong type; this is a defect",
@@ -187,7 +187,7 @@ impl Environment {
         ))
     }
 
-    /// Reads the file named by the setting, without its last line break.
+    /// Reads the content of the file that the setting names, without the final line break.
     pub fn secret_file(&self, setting: &Setting) -> Result<Option<String>, Invalid> {
         let Some(path) = self.optional::<String>(setting)? else {
             return Ok(None);
@@ -204,7 +204,7 @@ pub fn silent_after(env: &Environment) -> Result<Duration, Invalid> {
     env.duration(&SILENT_AFTER)
 }
 
-/// The UTC offset of `create_date`.
+/// The UTC offset of the `create_date`s in this deployment.
 pub fn utc_offset(env: &Environment) -> Result<UtcOffset, Invalid> {
     env.get(&UTC_OFFSET)
 }
@@ -233,7 +233,7 @@ mod tests {
     };
 
     #[test]
-    fn reports_every_problem_at_once() {
+    fn all_invalid_settings_are_reported_together() {
         let env = Environment::from_variables([("COUNT", "many"), ("WAIT", "5 minutes")]);
         let count = env.number::<u32>(&COUNT);
         let wait = env.duration(&WAIT);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_values_outside_the_range_and_treats_empty_as_not_set() {
+    fn out_of_range_settings_are_rejected_and_empty_ones_count_as_unset() {
         assert_eq!(
             Environment::from_variables([("COUNT", "")]).number(&COUNT),
             Ok(3_u8)

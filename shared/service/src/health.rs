@@ -1,5 +1,6 @@
-//! The HTTP listener for probes and scrapes: `/healthz` (the process runs), `/readyz` (ready, or why not), `/metrics`
-//! (Prometheus). It shows no data of users or VMs; bind it where only the platform can reach it.
+//! The HTTP listener for health checks and metrics: `/healthz` (whether the process runs), `/readyz` (whether the
+//! program is ready, or why not) and `/metrics` (for Prometheus). It reveals no data of users or VMs, but should listen
+//! on an address that only the platform can reach.
 
 use std::{
     convert::Infallible,
@@ -25,36 +26,37 @@ use tracing::{debug, info, warn};
 
 use crate::config::{Environment, Invalid, Setting, Value};
 
-/// Maximum concurrent connections; further ones wait in the kernel's queue.
+/// Maximum number of concurrent connections to the health listener; further ones wait in the kernel's queue.
 const CONNECTIONS: usize = 64;
-/// Time limit of a connection, which serves one request. It ends clients that send or read slowly.
+/// Time limit of a connection, which serves one request. It bounds how long a client that sends or reads slowly can
+/// occupy the connection.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Time limit for receiving a request line and headers.
+/// Time limit for receiving the request line and the headers.
 const HEADER_LIMIT: Duration = Duration::from_secs(5);
-/// Size of the read buffer, which limits a request line and headers.
+/// Size of the read buffer, which limits the size of the request line and the headers.
 const BUFFER_BYTES: usize = 16 * 1024;
-/// Wait after a failed accept, which usually means that the process has no free file descriptor.
+/// Wait after a failed `accept`, which usually fails because the process has run out of file descriptors.
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
-/// The setting of the listener address; each program has its own default port.
+/// The setting for the listener's address; each program has its own default port.
 pub const fn setting(default: &'static str) -> Setting {
     Setting {
         name: "VMWATCH_HEALTH_LISTEN",
         value: Value::Address,
         default,
-        help: "address and port of /healthz, /readyz and /metrics; keep it private to the platform",
+        help: "address and port of the HTTP listener for /healthz, /readyz and /metrics; must be reachable only by the platform",
     }
 }
 
-/// Reads the listener address.
+/// Reads the setting for the listener's address.
 pub fn read(env: &Environment, default: &'static str) -> Result<SocketAddr, Invalid> {
     env.get(&setting(default))
 }
 
-/// Reports whether the program is ready, or what it waits for.
+/// A function that reports whether the program is ready; the error says what the program waits for.
 pub type Readiness = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 
-/// Serves probes in the background until shutdown.
+/// Serves health checks and metrics in the background until shutdown.
 pub async fn start(
     address: SocketAddr,
     metrics: PrometheusHandle,
@@ -89,7 +91,7 @@ impl Probes {
         let shutdown = self.shutdown.clone();
         let connections = Arc::new(Semaphore::new(CONNECTIONS));
         let accepting = async {
-            // The semaphore is never closed.
+            // Acquiring a permit fails only if the semaphore is closed, which never happens.
             while let Ok(permit) = Arc::clone(&connections).acquire_owned().await {
                 match listener.accept().await {
                     Ok((stream, peer)) => {
@@ -109,7 +111,7 @@ impl Probes {
         shutdown.run_until_cancelled(accepting).await;
     }
 
-    /// Serves one request. Keep-alive is off, so that no idle connection delays a stop.
+    /// Serves a single request. Keep-alive is off, so that no idle connection delays the program's shutdown.
     async fn connection(self: Arc<Self>, stream: tokio::net::TcpStream, peer: SocketAddr) {
         let service = service_fn(move |request: Request<Incoming>| {
             let response = self.respond(&request);
@@ -171,8 +173,8 @@ impl Probes {
     }
 }
 
-/// Asks the program on this host whether it is ready; the error is the reason if it is not. This is the health check
-/// of an image without a shell or `curl`. It blocks for at most a few seconds.
+/// Asks the program on this host whether it is ready; the error says why it is not. Container images without a shell or
+/// `curl` use this as their health check. The call blocks for at most a few seconds.
 pub fn probe(address: SocketAddr) -> Result<(), String> {
     const LIMIT: Duration = Duration::from_secs(2);
     const MOST_BYTES: u64 = 4096;
@@ -197,7 +199,7 @@ pub fn probe(address: SocketAddr) -> Result<(), String> {
     Err(format!("not ready: {}", reason.trim()))
 }
 
-/// A listener on all addresses is reached on loopback.
+/// The address to connect to: loopback if the listener listens on all addresses.
 fn reachable(ip: IpAddr) -> IpAddr {
     match ip {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -213,8 +215,8 @@ mod tests {
     use super::*;
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn probe_distinguishes_ready_not_ready_and_unreachable() {
-        // No other process is expected to take the port; if one does, binding it below fails.
+    async fn health_probe_distinguishes_ready_not_ready_and_unreachable() {
+        // Another process could take the port before the listener binds it; the test then fails at the bind.
         let port = TcpListener::bind("127.0.0.1:0")
             .await
             .unwrap()

@@ -1,10 +1,10 @@
-//! The common parts of every vmwatch program: settings from environment variables ([`config`]), logs, metrics and
-//! traces ([`telemetry`]), the listener for probes ([`health`]), the command line ([`cli`]), and start and stop
-//! ([`program`]).
+//! What all vmwatch programs have in common: settings from environment variables ([`config`]), logs, metrics and traces
+//! ([`telemetry`]), the HTTP listener for health checks ([`health`]), the command line ([`cli`]), and starting and
+//! stopping ([`program`]).
 
 #![expect(
     missing_docs,
-    reason = "the names of some settings, fields and errors say everything"
+    reason = "the names of some settings, fields and errors are sufficient documentation"
 )]
 
 pub mod cli;

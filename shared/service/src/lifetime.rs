@@ -1,5 +1,4 @@
-//! Start and stop of a program: waiting for dependencies, and a token that SIGTERM or SIGINT cancels and that every
-//! task receives.
+//! Starting and stopping a program: waiting for dependencies, and a cancellation token that SIGTERM or SIGINT cancels.
 
 use std::time::Duration;
 
@@ -7,7 +6,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// Returns a token that the first SIGTERM or SIGINT cancels.
+/// Returns a cancellation token that the first SIGTERM or SIGINT cancels.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -23,7 +22,7 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// Retries once a second until an operation succeeds that the program needs to start; `None` at shutdown.
+/// Retries an operation that the program needs to start, once per second until it succeeds; `None` at shutdown.
 pub async fn until_done<T, E, F>(
     what: &str,
     shutdown: &CancellationToken,
@@ -44,7 +43,7 @@ where
     }
 }
 
-/// The error and its sources in one line.
+/// Formats the error and its sources in one line.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();

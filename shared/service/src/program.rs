@@ -1,4 +1,4 @@
-//! Runs a service: telemetry, signals, the health listener, and readiness.
+//! Runs a program: sets up telemetry, signals, the health listener and readiness.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use crate::{
     telemetry::{Telemetry, TelemetryError, TelemetrySettings},
 };
 
-/// The program ended with an error.
+/// Why a program ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError<E> {
     #[error(transparent)]
@@ -28,7 +28,7 @@ pub enum ProgramError<E> {
     Failed(E),
 }
 
-/// The common state of a running program.
+/// The state that the parts of a running program share.
 #[derive(Debug)]
 pub struct Program {
     metrics: PrometheusHandle,
@@ -36,8 +36,8 @@ pub struct Program {
     serving: Arc<AtomicBool>,
 }
 
-/// Runs `serve` with telemetry until it returns; SIGTERM and SIGINT cancel [`Program::shutdown`]. Buffered spans are
-/// sent at the end, even if `serve` failed.
+/// Runs `serve` with telemetry until it returns. SIGTERM and SIGINT cancel [`Program::shutdown`]. Buffered trace spans
+/// are sent at the end, even if `serve` failed.
 pub async fn run<E, Done>(
     name: &'static str,
     telemetry: &TelemetrySettings,
@@ -63,13 +63,13 @@ where
 }
 
 impl Program {
-    /// The token that is cancelled when the program must stop.
+    /// The cancellation token that is cancelled when the program must stop.
     pub const fn shutdown(&self) -> &CancellationToken {
         &self.shutdown
     }
 
-    /// Starts the health listener. The program is ready while `check` succeeds, but not before
-    /// [`Program::set_serving`] was called; until then the reason is `waiting_for`.
+    /// Starts the health listener. The program counts as ready while `check` succeeds and once [`Program::set_serving`]
+    /// was called. Until that call, `waiting_for` is the reported reason.
     pub async fn start_health(
         &self,
         address: SocketAddr,
@@ -94,8 +94,8 @@ impl Program {
         .await
     }
 
-    /// Marks the program as serving. A program on the bus calls this once NATS has its subscriptions; earlier
-    /// readiness would let a rolling update stop the old replica too soon.
+    /// Marks the program as serving. A service calls this once NATS delivers requests to it. If it became ready
+    /// earlier, a rolling update could stop the old replica too soon.
     pub fn set_serving(&self) {
         self.serving.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Logs, traces and metrics, set up once at the start of each program.
+//! Logs, traces and metrics, which each program sets up once at its start.
 
 use std::time::Duration;
 
@@ -16,13 +16,13 @@ use tracing_subscriber::{
 
 use crate::config::{Environment, Invalid, LOG, LOG_FORMAT, OTLP_ENDPOINT, Setting};
 
-/// The target of spans that appear only in traces, not in logs. They cost nothing while no traces are sent.
+/// The target of trace spans that do not appear in the log. They cost nothing while no traces are sent.
 pub const TRACES_ONLY: &str = "vmwatch_traces";
 
 /// The telemetry settings of every program.
 pub const SETTINGS: &[Setting] = &[LOG, LOG_FORMAT, OTLP_ENDPOINT];
 
-/// The log filter and format, and the destination of traces.
+/// The telemetry configuration: log filter, log format, and the collector of traces.
 #[derive(Debug, Clone)]
 pub struct TelemetrySettings {
     filter: String,
@@ -60,7 +60,7 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Keeps telemetry running; [`Telemetry::finish`] sends the buffered spans.
+/// Keeps telemetry running; [`Telemetry::finish`] sends the buffered trace spans.
 #[must_use = "call `finish`, or buffered spans are lost"]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
@@ -68,7 +68,7 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts logs to standard error, metrics, and traces if an endpoint is configured.
+    /// Starts logs on standard error and metrics, and starts traces if a collector is configured.
     pub fn start(program: &'static str, settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         let traces = match &settings.otlp_endpoint {
@@ -81,7 +81,7 @@ impl Telemetry {
                 .with_tracer(provider.tracer("vmwatch"))
                 .with_filter(LevelFilter::INFO)
         });
-        // The filter was validated when the settings were read.
+        // The default is never used, because the filter was validated when the settings were read.
         let filter = EnvFilter::try_new(&settings.filter).unwrap_or_default();
         let filter = filter.and(filter_fn(|metadata| metadata.target() != TRACES_ONLY));
         let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
@@ -102,12 +102,12 @@ impl Telemetry {
         Ok(Self { traces, metrics })
     }
 
-    /// The metrics for `/metrics`.
+    /// The handle that renders the metrics for `/metrics`.
     pub fn metrics(&self) -> PrometheusHandle {
         self.metrics.clone()
     }
 
-    /// Sends the buffered spans.
+    /// Sends the buffered trace spans.
     pub fn finish(self) {
         if let Some(Err(error)) = self.traces.map(|provider| provider.shutdown()) {
             tracing::warn!(%error, "sending the last traces failed");
@@ -115,7 +115,8 @@ impl Telemetry {
     }
 }
 
-/// Formats fields for people. Fields with a dot (`otel.kind`, `db.system.name`) are only for traces and are omitted.
+/// Formats log fields for people. Fields with a dot in the name (`otel.kind`, `db.system.name`) are meant for traces
+/// and are omitted.
 fn readable_fields() -> impl for<'writer> FormatFields<'writer> {
     debug_fn(|writer, field, value| match field.name() {
         "message" => write!(writer, "{value:?} "),
@@ -137,9 +138,9 @@ fn tracer_provider(program: &'static str, endpoint: &str) -> Result<SdkTracerPro
         .build())
 }
 
-/// Runs the upkeep of metrics. A histogram keeps every value until it is rendered or maintained, so that without this
-/// the memory of a program that is not scraped grows with each request. It uses a thread because not every program
-/// has a runtime yet.
+/// Starts a thread that regularly maintains the metrics. A histogram keeps every recorded value until it is rendered or
+/// maintained; without maintenance, the memory of a program that is not scraped would grow with each request. It is a
+/// thread because not every program has an async runtime at this point.
 fn keep_small(metrics: PrometheusHandle) {
     const EVERY: Duration = Duration::from_secs(5);
     let tidying = move || {
@@ -157,7 +158,7 @@ fn keep_small(metrics: PrometheusHandle) {
 }
 
 fn metrics_recorder() -> Result<PrometheusHandle, TelemetryError> {
-    // From a cached read (0.2 ms) to the start of a VM (30 s).
+    // Histogram boundaries in seconds, from a cached read (0.2 ms) to the start of a VM (30 s).
     const SECONDS: [f64; 12] = [
         0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0,
     ];

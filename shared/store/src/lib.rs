@@ -1,8 +1,8 @@
-//! The connection to MongoDB. Every wait is bounded.
+//! The connection to MongoDB. Every wait has a time limit.
 
 #![expect(
     missing_docs,
-    reason = "the names of some settings, fields and errors say everything"
+    reason = "the names of some settings, fields and errors are sufficient documentation"
 )]
 
 use std::{path::PathBuf, time::Duration};
@@ -17,45 +17,46 @@ use vmwatch_service::{
     telemetry::TRACES_ONLY,
 };
 
-/// Time limit of closing, which is one command and takes milliseconds on a reachable server.
+/// Time limit for closing the MongoDB client. Closing sends one command, which takes milliseconds if the server is
+/// reachable.
 const CLOSING_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long the primary waits for a majority before it reports that a write may not be durable. Otherwise a write and
-/// its connection would wait without limit while the primary is up but the majority is lost.
+/// How long the MongoDB primary waits for a majority of replicas before it reports that a write may not be durable.
+/// Without this limit, a write and its connection would wait forever while the primary is up but has lost the majority.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub const MONGODB_URI: Setting = Setting {
     name: "VMWATCH_MONGODB_URI",
     value: Value::Text,
     default: "mongodb://127.0.0.1:27017",
-    help: "MongoDB connection URI",
+    help: "connection URI of MongoDB; must not contain a password (use VMWATCH_MONGODB_URI_FILE instead)",
 };
 pub const MONGODB_URI_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_URI_FILE",
     value: Value::File,
     default: "",
-    help: "file with the MongoDB connection URI; use it for a URI with a password",
+    help: "path of a file with the MongoDB connection URI; use it if the URI contains a password",
 };
 pub const MONGODB_CA_FILE: Setting = Setting {
     name: "VMWATCH_MONGODB_CA_FILE",
     value: Value::File,
     default: "",
-    help: "PEM file with the authorities that sign the MongoDB servers' certificates; enables TLS",
+    help: "path of the PEM file with the certificate authorities that sign the MongoDB servers' certificates; enables TLS",
 };
 pub const DATABASE: Setting = Setting {
     name: "VMWATCH_DATABASE",
     value: Value::Text,
     default: "vmwatch",
-    help: "name of the database",
+    help: "name of the MongoDB database",
 };
 pub const DATABASE_POOL: Setting = Setting {
     name: "VMWATCH_DATABASE_POOL",
     value: Value::Number(1, 1000),
     default: "32",
-    help: "maximum connections to each database server",
+    help: "maximum number of connections to each MongoDB server",
 };
 
-/// The settings of every program with a database.
+/// The database settings of every program that uses MongoDB.
 pub const SETTINGS: &[Setting] = &[
     MONGODB_URI,
     MONGODB_URI_FILE,
@@ -64,9 +65,9 @@ pub const SETTINGS: &[Setting] = &[
     DATABASE_POOL,
 ];
 
-/// The span of a database command, by OpenTelemetry's semantic conventions for MongoDB. The driver's own spans use a
-/// different version of OpenTelemetry and would not find their parents. Outside of requests there is no span, because
-/// background work would produce a separate trace for each command.
+/// Creates the trace span of a MongoDB command, with the names of OpenTelemetry's semantic conventions for MongoDB. The
+/// MongoDB driver's own spans are not used: the driver depends on a different version of OpenTelemetry, so that its
+/// spans would have no parent. Commands of background work get no span, because each would produce a separate trace.
 pub fn command_span(operation: &'static str, collection: &str) -> Span {
     if Span::current().is_none() {
         return Span::none();
@@ -82,7 +83,7 @@ pub fn command_span(operation: &'static str, collection: &str) -> Span {
     )
 }
 
-/// The connection settings.
+/// The configuration of the connection to MongoDB.
 #[derive(Clone)]
 pub struct StoreSettings {
     uri: String,
@@ -91,7 +92,7 @@ pub struct StoreSettings {
     pool: u32,
 }
 
-/// Omits the password.
+/// Implemented by hand to omit the password.
 impl std::fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StoreSettings")
@@ -101,7 +102,7 @@ impl std::fmt::Debug for StoreSettings {
 }
 
 impl StoreSettings {
-    /// Reads the settings. The URI file takes precedence over the variable.
+    /// Reads the database settings. The file with the URI takes precedence over the URI in the environment variable.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let uri = env.get(&MONGODB_URI);
         let file = env.secret_file(&MONGODB_URI_FILE);
@@ -117,16 +118,16 @@ impl StoreSettings {
         })
     }
 
-    /// Makes a client for reads of requests, which obey the URI's read preference. It connects at its first use and
-    /// retries without limit.
+    /// Creates a client for reads on behalf of requests. These reads follow the read preference of the URI. The client
+    /// connects when it is first used and retries without limit.
     pub async fn open(&self, program: &str) -> Result<Database, mongodb::error::Error> {
         let options = self.options(program).await?;
         Ok(Client::with_options(options)?.database(&self.database))
     }
 
-    /// Makes a client, with its own pool, for writes and for reads that later writes depend on. Whatever the URI
-    /// says, it writes to the journals of a majority within [`WRITE_TIMEOUT`] and reads majority-committed data from
-    /// the primary.
+    /// Creates a client with its own connection pool for writes and for reads that writes depend on. Whatever the URI
+    /// says, each write must reach the journals of a majority within [`WRITE_TIMEOUT`], and reads return
+    /// majority-committed data from the primary.
     pub async fn open_durable(&self, program: &str) -> Result<Database, mongodb::error::Error> {
         let options = self.durable_options(program).await?;
         Ok(Client::with_options(options)?.database(&self.database))
@@ -151,18 +152,18 @@ impl StoreSettings {
         }
         options.max_pool_size = Some(self.pool);
         options.connect_timeout = Some(Duration::from_secs(5));
-        // Below the five seconds that callers wait, so that an unreachable database is reported as such and not as a
-        // time-out.
+        // The time-out is shorter than the five seconds that callers wait, so that callers learn that the database is
+        // unreachable instead of running into their own time-out.
         options
             .server_selection_timeout
             .get_or_insert(Duration::from_secs(3));
-        // The driver's default of 10 s would detect a frozen server too late.
+        // The MongoDB driver's default interval of 10 s would detect a frozen server too late.
         options.heartbeat_freq.get_or_insert(Duration::from_secs(5));
         Ok(options)
     }
 }
 
-/// The URI's TLS options, with this file as the authority for server certificates.
+/// Returns the TLS options of the URI, with the given file as the authority for server certificates.
 fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
     let mut tls = match of_uri {
         Some(Tls::Enabled(tls)) => tls,
@@ -172,8 +173,8 @@ fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
     tls
 }
 
-/// Shuts the client down at the end of a program. A dropped client would still end its server sessions while the
-/// runtime stops, and panics if its pool was dropped first.
+/// Shuts down the MongoDB client when a program ends. A client that is only dropped ends its server sessions while the
+/// async runtime stops, and panics if its connection pool was dropped first.
 pub async fn close(database: &Database) {
     let closing = database.client().clone().shutdown().immediate(true);
     if tokio::time::timeout(CLOSING_LIMIT, closing).await.is_err() {
@@ -186,7 +187,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn durable_client_overrides_concerns_and_read_preference_of_uri() {
+    async fn durable_client_overrides_write_concern_read_concern_and_read_preference_of_uri() {
         let uri = "mongodb://127.0.0.1/?w=0&journal=false&wtimeoutMS=0&readPreference=secondary&readConcernLevel=local";
         let env = Environment::from_variables([(MONGODB_URI.name, uri)]);
         let settings = StoreSettings::read(&env).unwrap();
@@ -214,7 +215,7 @@ mod tests {
                 of_uri,
                 SelectionCriteria::ReadPreference(ReadPreference::Secondary { .. })
             ),
-            "requests obey the URI: {of_uri:?}"
+            "reads on behalf of requests must follow the URI: {of_uri:?}"
         );
     }
 }

@@ -206,7 +206,7 @@ async fn excess_requests_of_a_user_get_429_with_retry_after() {
     let (shed, late): (Vec<&Answer>, Vec<_>) = answers.iter().partition(|answer| answer.http == 429);
     assert_eq!((shed.len(), late.len()), (6, 2), "{answers:?}");
     for answer in shed {
-        let text = "'this user has as many cheap reads under way as one user may; wait until one has ended'";
+        let text = "'this user has reached the limit of concurrent cheap reads per user; wait until one has finished'";
         assert_eq!(answer.body, failure(3, &json!(codes::VM), &session, text));
         assert_eq!(answer.retry_after.as_deref(), Some("1"), "{answer:?}");
     }

@@ -449,7 +449,7 @@ async fn every_documented_method_enforces_roles() {
                     .await;
                 let expected = match (caller < least, caller, code) {
                     (true, Anonymous, _) => "'invalid or expired session'",
-                    (true, ..) => "'this needs the role operator'",
+                    (true, ..) => "'this request requires the role operator'",
                     (_, _, codes::LOGIN) => "'wrong user name or password'",
                     (_, _, codes::START) => "'there is no VM with this instance_id'",
                     (_, _, codes::VM) => "'success query vm information'",

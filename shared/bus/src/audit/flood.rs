@@ -1,5 +1,6 @@
-//! Limits the records that one source or user can cause by refused requests. The first refusals of a period get a
-//! record each; the others are counted in one record, so that a flood cannot evict other records from the audit.
+//! Limits the number of audit records that one source address or user can cause by refused requests. The first refusals
+//! of a period are recorded individually; the rest are only counted, in one record. A flood of refused requests
+//! therefore cannot evict other records from the audit.
 
 use std::{
     collections::HashMap,
@@ -9,11 +10,11 @@ use std::{
 
 use tokio::time::Instant;
 
-/// Maximum number of keys counted separately; further keys share one counter.
+/// Maximum number of source addresses or users whose refusals are counted separately; all others share one counter.
 const MOST_KEYS: usize = 1000;
 const OTHERS: &str = "others";
 
-/// The refusals of one key in its current period.
+/// The refusals of one source address or user in the current period.
 #[derive(Debug)]
 struct Refused {
     since: Instant,
@@ -21,7 +22,7 @@ struct Refused {
     more: u64,
 }
 
-/// Refusals by source address or user, in this replica.
+/// Counts refusals by source address or user within this replica.
 #[derive(Debug)]
 pub struct Flood {
     period: Duration,
@@ -30,7 +31,7 @@ pub struct Flood {
 }
 
 impl Flood {
-    /// In each period, `one_by_one` refusals of a key get a record each.
+    /// In each period, the first `one_by_one` refusals of each source address or user are recorded individually.
     pub fn new(period: Duration, one_by_one: u32) -> Self {
         Self {
             period,
@@ -39,7 +40,7 @@ impl Flood {
         }
     }
 
-    /// Counts a refusal. Returns true if it gets a record of its own.
+    /// Counts a refusal. Returns true if the refusal should be recorded individually.
     pub fn admits(&self, key: &str) -> bool {
         let mut keys = self.lock();
         let known = keys.len() < MOST_KEYS || keys.contains_key(key);
@@ -57,7 +58,8 @@ impl Flood {
         false
     }
 
-    /// Ends expired periods, or all periods. Returns the keys with unrecorded refusals and their number.
+    /// Closes the expired periods, or all periods if `all` is true. Returns the source addresses or users that had
+    /// refusals without an individual record, with the number of those refusals.
     pub fn take(&self, all: bool) -> Vec<(String, u64)> {
         let mut keys = self.lock();
         let ended = keys.extract_if(|_, refused| all || refused.since.elapsed() >= self.period);
@@ -77,7 +79,7 @@ mod tests {
     const PERIOD: Duration = Duration::from_mins(1);
 
     #[tokio::test(start_paused = true)]
-    async fn records_first_refusals_of_a_period_and_counts_the_rest() {
+    async fn only_first_refusals_of_a_period_are_recorded_individually() {
         let flood = Flood::new(PERIOD, 10);
         let recorded = (0..100).filter(|_| flood.admits("192.0.2.1")).count();
         assert_eq!(recorded, 10);
@@ -85,11 +87,14 @@ mod tests {
         assert_eq!(flood.take(false), []);
         tokio::time::advance(PERIOD).await;
         assert_eq!(flood.take(false), [("192.0.2.1".to_owned(), 90)]);
-        assert!(flood.admits("192.0.2.1"), "a new period");
+        assert!(
+            flood.admits("192.0.2.1"),
+            "a new period allows individual records again"
+        );
     }
 
     #[test]
-    fn counts_excess_keys_together_in_bounded_memory() {
+    fn refusals_of_excess_source_addresses_share_one_counter() {
         let flood = Flood::new(PERIOD, 10);
         let recorded = (0..5000).filter(|key| flood.admits(&key.to_string())).count();
         assert_eq!(recorded, MOST_KEYS + 10);

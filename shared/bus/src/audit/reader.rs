@@ -1,4 +1,4 @@
-//! Reads the audit from the newest record backwards: both streams, merged by the time at which records were stored.
+//! Reads audit records, newest first, from both audit streams, merged by the time at which NATS stored each record.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -14,12 +14,13 @@ use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED
 
 use super::{AuditError, Bus, DEADLINE, random_id, within};
 
-/// Number of records read per request.
+/// Number of audit records read per request to the NATS server.
 const WINDOW: u64 = 500;
-/// The server deletes the consumer of a window after this idle time.
+/// After this idle time the NATS server deletes the temporary consumer that reads a batch of audit records.
 const CONSUMER_IDLE: Duration = Duration::from_secs(5);
 
-/// Reads the newest records, oldest first. Records that cannot be decoded are skipped with a warning.
+/// Reads the newest audit records and returns them oldest first. Records that cannot be decoded are skipped with a
+/// warning.
 pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditError> {
     let mut records = Vec::new();
     let mut reader = Newest::open(bus, None).await?;
@@ -33,7 +34,7 @@ pub async fn newest(bus: &Bus, limit: u64) -> Result<Vec<AuditRecord>, AuditErro
     Ok(records)
 }
 
-/// Reads the audit from a position backwards, newest record first.
+/// Reads audit records from a given position to older ones.
 #[derive(Debug)]
 pub struct Newest {
     authenticated: Tail,
@@ -41,7 +42,7 @@ pub struct Newest {
 }
 
 impl Newest {
-    /// Starts before a cursor, or at the newest record.
+    /// Starts reading before the cursor, or at the newest audit record if there is no cursor.
     pub async fn open(bus: &Bus, before: Option<AuditCursor>) -> Result<Self, AuditError> {
         let (authenticated, unauthenticated) = tokio::try_join!(
             Tail::open(bus, AUDIT_STREAM, before.map(|cursor| cursor.authenticated)),
@@ -57,7 +58,7 @@ impl Newest {
         })
     }
 
-    /// Skips records made at this time or later, Unix milliseconds.
+    /// Skips audit records stored at or after the given time, Unix milliseconds.
     pub async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
         tokio::try_join!(
             self.authenticated.end_at(moment_ms),
@@ -66,7 +67,7 @@ impl Newest {
         Ok(())
     }
 
-    /// The position of the next record, for resuming later.
+    /// The position of the next audit record, from which reading can resume later.
     pub const fn cursor(&self) -> AuditCursor {
         AuditCursor {
             authenticated: self.authenticated.before,
@@ -74,7 +75,7 @@ impl Newest {
         }
     }
 
-    /// Returns the next older record. Records are read `window` at a time from each stream.
+    /// Returns the next older audit record. Up to `window` records are read from each stream per request.
     pub async fn next(&mut self, window: u64) -> Result<Option<AuditRecord>, AuditError> {
         let (one, other) = (&mut self.authenticated, &mut self.unauthenticated);
         tokio::try_join!(Box::pin(one.fill(window)), Box::pin(other.fill(window)))?;
@@ -87,25 +88,26 @@ impl Newest {
     }
 }
 
-/// A record with its position in a stream.
+/// An audit record with its sequence number in its stream.
 #[derive(Debug)]
 struct Stored {
     number: u64,
-    /// Time of storage by the server's clock, Unix nanoseconds.
+    /// When the NATS server stored the record by its own clock, Unix nanoseconds.
     moment: i128,
     record: AuditRecord,
 }
 
-/// The unread end of one of the streams. The streams deny deletion, so that sequences are contiguous.
+/// The part of an audit stream that has not been returned yet. The streams deny deletion, so that sequence numbers have
+/// no gaps.
 #[derive(Debug)]
 struct Tail {
     stream: Option<Stream>,
     first: u64,
-    /// Records from this sequence on were returned.
+    /// Records with this sequence number and higher ones have been returned.
     before: u64,
-    /// Records from this sequence on were read.
+    /// Records with this sequence number and higher ones have been read from the server.
     read: u64,
-    /// Records read but not yet returned, newest first.
+    /// Records that have been read but not returned yet, newest first.
     waiting: VecDeque<Stored>,
 }
 
@@ -113,7 +115,7 @@ impl Tail {
     async fn open(bus: &Bus, name: &str, before: Option<u64>) -> Result<Self, AuditError> {
         let stream = match bus.jetstream().get_stream(name).await {
             Ok(stream) => stream,
-            // The stream was not created yet, or it was lost with the store.
+            // The audit stream has not been created yet, or NATS lost its data.
             Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
                 return Ok(Self::empty(before));
             }
@@ -148,7 +150,7 @@ impl Tail {
         Some(stored.record)
     }
 
-    /// Reads further windows until a record is waiting or the stream is exhausted.
+    /// Reads older records until at least one is available or the audit stream is exhausted.
     async fn fill(&mut self, window: u64) -> Result<(), AuditError> {
         while self.waiting.is_empty() && self.read > self.first {
             let Some(stream) = &self.stream else { return Ok(()) };
@@ -162,7 +164,7 @@ impl Tail {
         Ok(())
     }
 
-    /// Moves the end to the first record made at this time or later, found by binary search.
+    /// Uses binary search to skip all records stored at or after the given time, Unix milliseconds.
     async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
         let Some(stream) = &self.stream else { return Ok(()) };
         let (mut low, mut high) = (self.first, self.before);
@@ -170,7 +172,7 @@ impl Tail {
             let middle = low + (high - low) / 2;
             let is_later = match tokio::time::timeout(DEADLINE, stream.get_raw_message(middle)).await {
                 Ok(Ok(message)) => decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms),
-                // The record expired after the stream's state was read, so its date lies before the moment.
+                // The record expired after the stream's state was read; it is therefore older than the requested time.
                 Ok(Err(error)) if is_missing(&error) => false,
                 Ok(Err(error)) => return Err(AuditError::Stream(error.into())),
                 Err(_) => return Err(AuditError::Timeout),
@@ -195,8 +197,8 @@ fn is_missing(error: &RawMessageError) -> bool {
     }
 }
 
-/// Reads the records with these sequences, newest first. Records that have expired are missing; the server reports at
-/// once that no more follow, so that the read does not wait for them.
+/// Reads the audit records with sequence numbers from `start` up to `end`, newest first. Expired records are missing;
+/// the server reports immediately when no further record follows, so that the read does not wait for them.
 async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
     let config = pull::Config {
         name: Some(random_id()),

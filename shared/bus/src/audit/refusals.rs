@@ -1,5 +1,5 @@
-//! Audit records of requests that a service refused because the user has no permission. The number of records per
-//! user is bounded.
+//! Writes audit records about requests that a service refused because the user lacks permission. The number of records
+//! per user is limited.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use vmwatch_api::{
 use super::{Audit, action, flood::Flood};
 use crate::random_id;
 
-/// Each target of a refused batch (at most 100) gets a record. Beyond that, a user causes at most ten records a
-/// minute.
+/// Period in which refusals are counted per user. A request on many VMs (at most 100) gets one record per refused VM;
+/// beyond that, a user causes at most ten records per minute on average.
 const PERIOD: Duration = Duration::from_mins(10);
 const ONE_BY_ONE: u32 = 100;
-/// Interval between checks for expired periods.
+/// Interval between checks for expired counting periods.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// The refusals of one replica of a service.
+/// Refused requests that one replica of a service counts for the audit.
 #[derive(Debug)]
 pub struct Refusals {
     audit: Audit,
@@ -37,14 +37,14 @@ impl Refusals {
         }
     }
 
-    /// Appends a record, or only counts it if its user has reached the limit.
+    /// Appends an audit record about a refused request, or only counts the refusal if the user has reached the limit.
     pub async fn record(&self, record: &AuditRecord, once: &str) {
         if self.flood.admits(&record.user) {
             self.audit.end(record, once).await;
         }
     }
 
-    /// Appends the counts of users whose period has expired, until shutdown.
+    /// Until shutdown, appends the counts of refusals of users whose counting period has expired.
     pub async fn run(&self, shutdown: CancellationToken) {
         while shutdown
             .run_until_cancelled(tokio::time::sleep(INTERVAL))
@@ -55,7 +55,7 @@ impl Refusals {
         }
     }
 
-    /// Appends the counts of all users, before the service ends.
+    /// Appends the counts of refusals of all users; called before the service stops.
     pub async fn finish(&self) {
         self.append_counted(true).await;
     }

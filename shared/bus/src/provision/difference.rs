@@ -1,5 +1,5 @@
-//! Differences between the configuration of an existing stream or consumer and the wanted one, and the messages that
-//! a change would delete.
+//! Compares the existing configuration of a JetStream stream or consumer with the wanted one, and determines which
+//! messages a change would delete.
 
 use std::{collections::BTreeSet, fmt, time::SystemTime};
 
@@ -7,7 +7,7 @@ use async_nats::jetstream::stream::{Config, Info, State};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Fields that the server fills in if they are absent.
+/// Fields to which the NATS server assigns a value if they are absent.
 const FILLED_IN: [&str; 6] = [
     "consumer_limits",
     "duplicate_window",
@@ -16,10 +16,10 @@ const FILLED_IN: [&str; 6] = [
     "name",
     "num_replicas",
 ];
-/// Fields for operators; no program sets them.
+/// Fields that only operators set; they are ignored in the comparison.
 const FOREIGN: [&str; 2] = ["metadata", "placement"];
 
-/// A field whose value differs from the wanted one.
+/// A configuration field whose existing value differs from the wanted one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Difference {
     field: String,
@@ -72,7 +72,7 @@ pub(super) fn differences(
     Ok(fields.into_iter().filter_map(differs).collect())
 }
 
-/// Whether the value means "not set": the limits 0 and -1, and an absent flag.
+/// Whether the value means "not set": a limit of 0 or -1, or an absent flag.
 fn is_unset(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -84,7 +84,7 @@ fn is_unset(value: &Value) -> bool {
     }
 }
 
-/// The reasons why lowered limits would delete messages of the stream; one sentence each.
+/// The reasons why lowered limits would delete messages of a stream, one sentence for each.
 pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
     let State { messages, bytes, .. } = found.state;
     let (before, mut losses) = (&found.config, Vec::new());
@@ -97,7 +97,7 @@ pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
             messages,
             "messages",
         ),
-        // The number of messages per subject is unknown; it is at most the total.
+        // The number of messages per subject is unknown, but it cannot exceed the total.
         (
             "max_msgs_per_subject",
             wanted.max_messages_per_subject,
@@ -109,7 +109,9 @@ pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
     for (field, limit, limit_before, held, unit) in counted {
         let lowered = limit > 0 && (limit_before <= 0 || limit < limit_before);
         if lowered && u64::try_from(limit).is_ok_and(|limit| held > limit) {
-            losses.push(format!("it holds {held} {unit}, and {field} would be {limit}"));
+            losses.push(format!(
+                "the stream holds {held} {unit}, but {field} would be {limit}"
+            ));
         }
     }
     let age = SystemTime::now()
@@ -118,7 +120,7 @@ pub(super) fn losses(wanted: &Config, found: &Info) -> Vec<String> {
     let lowered = !wanted.max_age.is_zero() && (before.max_age.is_zero() || wanted.max_age < before.max_age);
     if lowered && messages > 0 && age > wanted.max_age {
         losses.push(format!(
-            "its oldest message is {} s old, and max_age would be {} s",
+            "the stream's oldest message is {} s old, but max_age would be {} s",
             age.as_secs(),
             wanted.max_age.as_secs()
         ));
@@ -137,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn ignores_fields_filled_in_by_the_server() {
+    fn fields_filled_in_by_the_server_are_no_difference() {
         let wanted = json!({ "max_bytes": 5, "max_msgs": 0, "subjects": ["a"] });
         let found = json!({
             "max_bytes": 5, "max_msgs": -1, "subjects": ["a"], "duplicate_window": 120, "deny_purge": false,
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn difference_names_both_values() {
+    fn difference_shows_existing_and_wanted_value() {
         assert_eq!(
             between(
                 &json!({ "max_bytes": 5, "duplicate_window": 7, "deny_purge": true }),

@@ -1,4 +1,5 @@
-//! The command `setup` of each program that owns streams: creates or changes them as configured. It can be repeated.
+//! The `setup` command of each program that owns JetStream streams. It creates the streams or changes them as
+//! configured, and can be repeated.
 
 use std::time::Duration;
 
@@ -21,19 +22,19 @@ use crate::{
     random_id,
 };
 
-/// The result for something that is already as configured.
+/// The result for a stream or consumer that already has the wanted configuration.
 const LEFT: &str = "left as it was";
-/// How long the command waits for NATS to start.
+/// How long the `setup` command waits for the NATS server to start.
 const CONNECT_LIMIT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct SetupArguments {
-    /// Also make changes that delete stored messages, such as a limit below what a stream holds.
+    /// Also make changes that delete stored messages, such as a size limit below a stream's present size.
     #[arg(long)]
     allow_data_loss: bool,
 }
 
-/// Why `setup` did not complete.
+/// Why the `setup` command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
     #[error(transparent)]
@@ -42,12 +43,12 @@ pub enum SetupError {
     Provision(#[from] ProvisionError),
     /// The change would delete stored messages.
     #[error(
-        "nothing was changed, because the change would delete stored messages; to proceed, repeat it with --allow-data-loss:\n{0}"
+        "nothing was changed, because the change would delete stored messages; to proceed, repeat the command with --allow-data-loss:\n{0}"
     )]
     WouldDelete(String),
 }
 
-/// Runs the command and prints the result for each stream and consumer.
+/// Runs the `setup` command and prints the result for each stream and consumer.
 pub async fn run(
     owner: Service,
     settings: &BusSettings,
@@ -65,7 +66,7 @@ pub async fn run(
     outcome.map(drop)
 }
 
-/// The result for the audit; `None` if nothing was changed.
+/// The result of the `setup` command for the audit; `None` if nothing was changed.
 fn audited(outcome: &Result<Vec<Done>, SetupError>) -> Option<(AuditResult, String)> {
     let all = match outcome {
         Ok(all) => all,
@@ -76,7 +77,8 @@ fn audited(outcome: &Result<Vec<Done>, SetupError>) -> Option<(AuditResult, Stri
     (!made.is_empty()).then(|| (AuditResult::Succeeded, made.join("; ")))
 }
 
-/// Appends a record after the change, because the command of vmwatch-auth first creates the audit stream.
+/// Appends the audit record of the `setup` command. The record follows the change, because the command of vmwatch-auth
+/// creates the audit stream in the first place.
 async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) {
     let record = AuditRecord {
         at_ms: unix_millis(),
@@ -90,29 +92,29 @@ async fn append(bus: &Bus, owner: Service, result: AuditResult, detail: String) 
         detail,
     };
     if let Err(error) = Audit::new(bus, false).append(&record, &record.request_id).await {
-        eprintln!("the command is not recorded in the audit: {error}");
+        eprintln!("this command could not be recorded in the audit: {error}");
     }
 }
 
-/// The change needed for one stream or consumer.
+/// The change that a stream or consumer needs to have the wanted configuration.
 enum Work {
     Make,
     Change(Vec<Difference>),
     Leave,
 }
 
-/// The result for one stream or consumer.
+/// The result of the `setup` command for one stream or consumer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Done {
     pub name: String,
-    /// A description for the operator: `created`, `left as it was`, or the changes.
+    /// A description for the operator: `created`, `left as it was`, or the list of changes.
     pub what: String,
     /// Whether an existing stream or consumer was changed.
     pub changed: bool,
 }
 
-/// Creates or changes the streams and consumers as configured. If any change would delete stored messages and the
-/// arguments do not allow it, nothing is changed.
+/// Creates or changes the streams and consumers as configured. If any of the changes would delete stored messages and
+/// the arguments do not allow it, no change is made.
 pub async fn setup(
     jetstream: &Context,
     wanted: &[Wanted],

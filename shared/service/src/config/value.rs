@@ -1,25 +1,25 @@
-//! The types of settings' values, in the format that users write.
+//! The types of setting values, in the format that users write.
 //!
-//! Durations and sizes are not parsed with humantime and bytesize. A default must print as it is written (humantime
-//! prints `365d` as `1year`, bytesize `1GiB` as `1.0 GiB`), and sizes have no decimal units, which differ by a few
-//! percent.
+//! The crates humantime and bytesize are not used, because a default value must be printed as it is written: humantime
+//! prints `365d` as `1year`, and bytesize prints `1GiB` as `1.0 GiB`. Sizes accept no decimal units such as MB, which
+//! are easily confused with binary units such as MiB.
 
 use std::{fmt, str::FromStr, time::Duration};
 
-/// The type of a setting's value, with its range.
+/// The type of a setting's value, with the allowed range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Value {
-    /// A text, list or choice; the help describes the format.
+    /// A text, a list or a choice; the setting's help text describes the format.
     Text,
     File,
     Folder,
     Address,
     Flag,
-    /// An integer; minimum and maximum.
+    /// An integer between a minimum and a maximum.
     Number(u64, u64),
-    /// A [`Span`]; minimum and maximum.
+    /// A duration ([`Span`]) between a minimum and a maximum.
     Duration(&'static str, &'static str),
-    /// A [`ByteSize`]; minimum and maximum.
+    /// A size ([`ByteSize`]) between a minimum and a maximum.
     Size(&'static str, &'static str),
 }
 
@@ -39,7 +39,7 @@ impl Value {
     }
 }
 
-/// Writes the type as shown in the help and docs/settings.md.
+/// Formats the type as in the help text and docs/settings.md.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,7 +58,7 @@ impl fmt::Display for Value {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
 
-/// A text that is not a [`Span`].
+/// The text is not a valid duration ([`Span`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a whole number and a unit: 500ms, 10s, 5m, 12h or 30d")]
 pub struct InvalidSpan;
@@ -101,7 +101,7 @@ impl fmt::Display for Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
-/// A text that is not a [`ByteSize`].
+/// The text is not a valid size ([`ByteSize`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("write a whole number and a unit: 512KiB, 64MiB or 1GiB")]
 pub struct InvalidSize;
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn prints_spans_and_sizes_as_written() {
+    fn durations_and_sizes_are_printed_as_users_write_them() {
         for text in ["500ms", "10s", "5m", "12h", "30d"] {
             assert_eq!(text.parse::<Span>().unwrap().to_string(), text);
         }
