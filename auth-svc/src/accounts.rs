@@ -1,8 +1,8 @@
-//! The changes of users, shared by the bus methods and the command line.
+//! Creates, changes and removes users. The methods on the bus and the command line share this code.
 //!
-//! Each change is first stored in the database and then propagated: the user's record in the users bucket makes it
-//! effective on all gateways, and the user's sessions are ended. If a step fails, the command can be repeated, and
-//! the reconciler completes the remaining steps.
+//! Each change is first stored in the database and then propagated: the user's record in the KV bucket of users makes
+//! it effective on all gateways, and the user's sessions are ended. If a step fails, the caller can repeat the request;
+//! the reconciler ([`crate::reconcile`]) also completes the remaining steps.
 
 use std::time::Duration;
 
@@ -26,10 +26,10 @@ use crate::{
     store::{Ending, User, UserStore, not_before},
 };
 
-/// Wait before a change checks again whether a concurrent change has finished.
+/// Wait before checking again whether a concurrent change of an administrator has finished.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 
-/// The operations on users, with their rules.
+/// Changes users according to the rules, such as that one administrator must always remain.
 pub(crate) struct Accounts {
     pub(crate) users: UserStore,
     pub(crate) hasher: Hasher,
@@ -62,8 +62,8 @@ impl Accounts {
         self.add_repeated(user, password).await
     }
 
-    /// Handles a taken name. If the same user was added before but not propagated, the command is a repetition and
-    /// succeeds.
+    /// Handles an attempt to add a user whose name is taken. If an earlier attempt added the same user but did not
+    /// propagate it, this attempt completes the work and succeeds.
     async fn add_repeated(&self, user: User, password: Password) -> Result<User, AuthError> {
         let taken = AuthError::NameTaken(user.name.clone());
         let Some(found) = self.users.find(&user.key).await? else {
@@ -98,13 +98,13 @@ impl Accounts {
         Ok(user)
     }
 
-    /// Sets the password. Returns the number of ended sessions.
+    /// Sets the user's password. Returns the number of ended sessions.
     pub(crate) async fn set_password(
         &self,
         name: &UserName,
         password: NewPassword,
     ) -> Result<usize, AuthError> {
-        // Looked up before hashing, because a hash takes a core for 45 ms.
+        // The user is looked up before the password is hashed, because hashing occupies a CPU core for 45 ms.
         let key = self.find(name).await?.key;
         let hash = self.hasher.hash(password.into_inner()).await?;
         if self.users.set_password(&key, &hash).await?.is_none() {
@@ -113,8 +113,8 @@ impl Accounts {
         self.pass_on(&key).await
     }
 
-    /// Removes the user. Returns the number of ended sessions. If the user is already removed from the database, the
-    /// remaining records are removed.
+    /// Removes the user. Returns the number of ended sessions. If an earlier attempt has already removed the user from
+    /// the database, only the remaining records are removed.
     pub(crate) async fn remove(&self, name: &UserName) -> Result<usize, AuthError> {
         let key = name.key();
         let removed = match self.keep_an_administrator(name).await {
@@ -129,7 +129,7 @@ impl Accounts {
             }
         };
         let left = self.sync(&key).await?;
-        // Sessions in the index of a user without any record must end as well.
+        // The session index can list sessions of a user that no longer has any record; they must end as well.
         let ended = self.end_sessions(&key, left.as_ref()).await;
         if removed || left.is_some() || ended > 0 {
             Ok(ended)
@@ -138,7 +138,7 @@ impl Accounts {
         }
     }
 
-    /// Propagates the user's state in the database. Returns the number of ended sessions.
+    /// Propagates the user's state from the database to the gateways. Returns the number of ended sessions.
     pub(crate) async fn pass_on(&self, user: &UserKey) -> Result<usize, AuthError> {
         let record = self.sync(user).await?;
         Ok(self.end_sessions(user, record.as_ref()).await)
@@ -149,8 +149,8 @@ impl Accounts {
         synced.map_err(|error| AuthError::NotPassedOn(Box::new(error)))
     }
 
-    /// Ends the user's sessions that gateways now refuse. Returns their number. Sessions that cannot be ended expire,
-    /// or, if the user was removed, are ended by the reconciler.
+    /// Ends those sessions of the user that gateways already refuse. Returns their number. A session that cannot be
+    /// ended now expires later; if the user was removed, the reconciler ends it.
     async fn end_sessions(&self, user: &UserKey, record: Option<&UserRecord>) -> usize {
         let not_before_ms = record.map_or(u64::MAX, |record| record.sessions_not_before_ms);
         let ended = async {
@@ -167,8 +167,8 @@ impl Accounts {
         })
     }
 
-    /// Prepares a change that takes the role of administrator from the user. It fails if no other administrator would
-    /// be left. Of two concurrent changes that demote two users, the slower one fails.
+    /// Prepares a change after which the user is no longer an administrator. It fails if no other administrator would
+    /// remain. If two concurrent changes demote the last two administrators, the later one fails.
     async fn keep_an_administrator(&self, name: &UserName) -> Result<Ending, AuthError> {
         let key = name.key();
         for _ in 0..TRIES {
@@ -185,13 +185,14 @@ impl Accounts {
                     return Err(AuthError::LastAdministrator(name.clone()));
                 }
             }
-            // The other change ends within milliseconds or withdraws as well; jitter makes the pauses differ.
+            // The other change finishes or withdraws its claim within milliseconds. Random jitter keeps both from
+            // retrying at the same time.
             tokio::time::sleep(jittered(CLAIM_PAUSE, 0.1)).await;
         }
         Err(AuthError::Contended)
     }
 
-    /// Withdraws the claim of a change that was not made. If this fails, the claim expires.
+    /// Withdraws the demotion claim of a change that was not made. If withdrawing fails, the claim expires.
     async fn withdraw(&self, name: &UserName, claim: Ending) {
         if let Err(error) = self.users.withdraw(&name.key(), claim).await {
             warn!(%error, user = %name, "withdrawing a demotion claim failed; the claim will expire");

@@ -15,16 +15,17 @@ use vmwatch_service::cli;
 
 use crate::AuthError;
 
-/// Number of records read per request.
+/// Number of audit records read per request to the NATS server.
 const WINDOW: u64 = 500;
-/// Maximum number of records examined for a page, which takes about 100 ms.
+/// Maximum number of audit records examined for one page; examining them takes about 100 ms.
 const MOST_LOOKED_AT: u64 = 10_000;
-/// Records are stored within this time of their own timestamp, including clock differences between replicas.
+/// Maximum difference between an audit record's own timestamp and the time at which NATS stored it, including clock
+/// differences between replicas.
 const SLACK: Duration = Duration::from_mins(1);
-/// Deadline of a change that this program makes without a request.
+/// Time limit of a change that auth-svc makes on its own, without a request from a client.
 const OWN_DEADLINE: Duration = Duration::from_secs(5);
 
-/// The contents of an audit record, without the context of the request.
+/// The contents of an audit record, except those that come from the request's context.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
     pub(crate) action: MethodInfo,
@@ -32,7 +33,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) target: Option<&'a str>,
     pub(crate) result: AuditResult,
     pub(crate) detail: String,
-    /// Of entries with the same key within two minutes, only the first is stored. The default is the request's key.
+    /// A key for deduplication: if several audit records with the same key arrive within two minutes, only the first is
+    /// stored. By default it is the request's key.
     pub(crate) once: Option<String>,
 }
 
@@ -54,7 +56,7 @@ impl Entry<'_> {
     }
 }
 
-/// The context of a change without a request: by the command line, or at the first start.
+/// The context of a change that no request caused: a change by the command line or at the first start.
 pub(crate) fn own_context() -> Context {
     let mut context = Context::new(OWN_DEADLINE).as_principal(Principal {
         user: Service::Auth.name().to_owned(),
@@ -65,14 +67,14 @@ pub(crate) fn own_context() -> Context {
     context
 }
 
-/// Appends an entry about a completed action. A failure is counted and logged only, because the action has already
-/// taken effect.
+/// Appends the audit record of a completed action. If appending fails, the failure is only counted and logged, because
+/// the action has already taken effect.
 pub(crate) async fn append(audit: &Audit, context: &Context, entry: Entry<'_>) {
     let (record, once) = entry.record(context);
     audit.end(&record, &once).await;
 }
 
-/// Makes a change and records it in the audit, both before the change and after it with the outcome. If the audit is
+/// Makes a change and writes two audit records, one before the change and one after it with the result. If the audit is
 /// required and the first record cannot be appended, the change is not made.
 pub(crate) async fn announced<T>(
     audit: &Audit,
@@ -100,7 +102,7 @@ pub(crate) async fn announced<T>(
     outcome
 }
 
-/// Reads a page, newest first, and examines a bounded number of records.
+/// Reads a page of audit records, newest first. The number of examined records is bounded.
 pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, AuthError> {
     let mut page = AuditPage::default();
     let slack = u64::try_from(SLACK.as_millis()).unwrap_or(u64::MAX);

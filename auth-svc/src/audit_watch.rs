@@ -1,4 +1,5 @@
-//! Background work for the audit: records of collected login failures, metrics, and re-creation of lost streams.
+//! Background task for the audit: it records the counts of failed logins, publishes metrics, and recreates lost audit
+//! streams.
 
 use std::{
     sync::Arc,
@@ -23,7 +24,7 @@ use vmwatch_bus::{
 
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Runs until shutdown, then records the failures collected so far.
+/// Runs until shutdown, then records the failed logins counted so far.
 pub(crate) async fn run(
     bus: Bus,
     audit: Audit,
@@ -63,7 +64,8 @@ async fn record(audit: &Audit, flood: &Flood, all: bool) {
     }
 }
 
-/// Publishes metrics of the audit streams (age of the oldest record, bytes used) and creates streams that are missing.
+/// Publishes metrics of the audit streams (age of the oldest record, whether records are evicted early) and creates
+/// missing streams.
 async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionError> {
     for wanted in settings.streams() {
         let mut stream = ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
@@ -73,7 +75,7 @@ async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionErro
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();
         let age = if state.messages == 0 { Duration::ZERO } else { age };
         let full = i64::try_from(state.bytes).unwrap_or(i64::MAX) >= info.config.max_bytes / 10 * 9;
-        // If records are evicted before they reach the maximum age, the stream's size is the cause.
+        // Records that are evicted before they reach the maximum age are evicted because of the stream's size limit.
         let evicting = full && state.first_sequence > 1 && age < settings.keep();
         gauge!("vmwatch_audit_oldest_age_seconds", "stream" => name.clone()).set(age.as_secs_f64());
         gauge!("vmwatch_audit_evicting", "stream" => name).set(if evicting { 1.0 } else { 0.0 });

@@ -1,4 +1,5 @@
-//! A KV bucket of auth-svc: creating it, and reading and changing values that other replicas change concurrently.
+//! A JetStream KV bucket of auth-svc: creates the bucket, and reads and changes values that other replicas may change
+//! at the same time.
 
 use std::time::Duration;
 
@@ -17,10 +18,10 @@ use vmwatch_bus::{
 
 use crate::AuthError;
 
-/// JetStream normally answers within milliseconds, so that a longer wait means that it is unreachable.
+/// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// Maximum attempts of a concurrent change. Of several changes of one value at a time, one succeeds and the others
-/// retry.
+/// Maximum number of attempts to change a value that other replicas change at the same time. Of several concurrent
+/// changes, one succeeds and the others retry.
 pub(crate) const TRIES: usize = 16;
 
 pub(crate) struct Bucket {
@@ -29,16 +30,17 @@ pub(crate) struct Bucket {
     store: OnceCell<Store>,
 }
 
-/// The value of a key.
+/// The value of a key in a KV bucket.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Value<T> {
     Nothing,
-    /// The value could not be decoded; this was counted and logged.
+    /// The value could not be decoded, which was counted and logged.
     Broken,
     Whole(T),
 }
 
-/// A record together with fields of a newer version, which are preserved when the record is written.
+/// A record together with its unknown fields. Fields that a newer version of vmwatch added are preserved when the
+/// record is written.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kept<T> {
     #[serde(flatten)]
@@ -48,7 +50,7 @@ pub(crate) struct Kept<T> {
 }
 
 impl<T> Kept<T> {
-    /// A record of this version.
+    /// Creates a record that has only fields known to this version.
     pub(crate) fn new(known: T) -> Self {
         Self {
             known,
@@ -58,7 +60,7 @@ impl<T> Kept<T> {
 }
 
 impl<T> Value<T> {
-    /// The value, if it exists and could be decoded.
+    /// Returns the value if it exists and could be decoded.
     pub(crate) fn into_option(self) -> Option<T> {
         match self {
             Self::Whole(value) => Some(value),
@@ -68,7 +70,7 @@ impl<T> Value<T> {
 }
 
 impl Bucket {
-    /// Opens the bucket and creates it if it is missing.
+    /// Opens the KV bucket, and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, spec: Spec) -> Result<Self, AuthError> {
         let store = ensure_bucket(bus.jetstream(), Service::Auth, spec).await?;
         Ok(Self {
@@ -78,7 +80,8 @@ impl Bucket {
         })
     }
 
-    /// The bucket of the running service, for a command. It is opened at its first use.
+    /// A handle for command-line commands to the KV bucket that the running service created. It is opened when it is
+    /// first used.
     pub(crate) fn existing(bus: &Bus, name: &'static str) -> Self {
         Self {
             bus: bus.clone(),
@@ -92,7 +95,7 @@ impl Bucket {
         Ok(self.store.get_or_try_init(open).await?)
     }
 
-    /// Reads the latest entry of a key, including a deletion marker.
+    /// Reads the latest entry of a key. A delete marker is returned as well.
     pub(crate) async fn entry(&self, key: &str) -> Result<Option<Entry>, AuthError> {
         within(self.store().await?.entry(key)).await
     }
@@ -111,12 +114,12 @@ impl Bucket {
         }
     }
 
-    /// Writes a value unconditionally.
+    /// Writes a value whether or not the key exists.
     pub(crate) async fn put(&self, key: &str, value: Vec<u8>) -> Result<(), AuthError> {
         within(self.store().await?.put(key, value.into())).await.map(drop)
     }
 
-    /// Replaces the entry that was read. Returns false if the key was changed in between.
+    /// Writes the key only if it is unchanged since `read`. Returns false if it was changed in between.
     pub(crate) async fn write_over(
         &self,
         key: &str,
@@ -140,12 +143,12 @@ impl Bucket {
         written.map_err(AuthError::bucket)?
     }
 
-    /// Deletes a key, whether it exists or not.
+    /// Deletes a key, whether or not it exists.
     pub(crate) async fn delete(&self, key: &str) -> Result<(), AuthError> {
         within(self.store().await?.delete(key)).await
     }
 
-    /// Deletes the entry that was read. Returns false if the key was changed in between.
+    /// Deletes the key only if it is unchanged since the entry was read. Returns false if it was changed in between.
     pub(crate) async fn delete_read(&self, entry: &Entry) -> Result<bool, AuthError> {
         let store = self.store().await?;
         let deleted = store.delete_expect_revision(&entry.key, Some(entry.revision));
@@ -158,7 +161,7 @@ impl Bucket {
     }
 }
 
-/// Waits for an answer of JetStream until the deadline.
+/// Waits for JetStream's answer until the deadline.
 async fn within<T, E: Into<async_nats::Error>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, AuthError> {
@@ -166,8 +169,8 @@ async fn within<T, E: Into<async_nats::Error>>(
     done.map_err(AuthError::bucket)?.map_err(AuthError::bucket)
 }
 
-/// Asserts that a record decodes from its golden file and encodes to the same JSON, including fields of a newer
-/// version.
+/// Asserts that a record from its golden file is unchanged after decoding and encoding, including fields that a newer
+/// version added.
 #[cfg(test)]
 pub(crate) fn assert_matches_golden<T: Serialize + DeserializeOwned>(golden: &str) {
     let golden: serde_json::Value = serde_json::from_str(golden).unwrap();

@@ -21,82 +21,82 @@ const USERS_COLLECTION: Setting = Setting {
     name: "VMWATCH_USERS_COLLECTION",
     value: Value::Text,
     default: "users",
-    help: "MongoDB collection of users",
+    help: "name of the MongoDB collection of users",
 };
 const SESSION_TTL: Setting = Setting {
     name: "VMWATCH_SESSION_TTL",
     value: Value::Duration("1s", "30d"),
     default: "12h",
-    help: "lifetime of a session from its login",
+    help: "maximum lifetime of a session, counted from its login",
 };
 const SESSION_IDLE: Setting = Setting {
     name: "VMWATCH_SESSION_IDLE_TIMEOUT",
     value: Value::Duration("1s", "30d"),
     default: "1h",
-    help: "time without a request after which a session ends",
+    help: "idle time-out of a session: time without a request after which the session ends",
 };
 const SESSIONS_PER_USER: Setting = Setting {
     name: "VMWATCH_SESSIONS_PER_USER",
     value: Value::Number(1, 1000),
     default: "100",
-    help: "maximum sessions per user; a login beyond it ends the oldest within a second",
+    help: "maximum number of sessions per user; a further login ends the user's oldest session within a second",
 };
 const RECONCILE_INTERVAL: Setting = Setting {
     name: "VMWATCH_RECONCILE_INTERVAL",
     value: Value::Duration("100ms", "1h"),
     default: "30s",
-    help: "interval at which the users bucket is compared with the database and repaired",
+    help: "interval at which the KV bucket of users is compared with the database and repaired",
 };
 const LOGIN_PERMITS: Setting = Setting {
     name: "VMWATCH_LOGIN_PERMITS",
     value: Value::Number(1, 64),
     default: "2",
-    help: "passwords hashed concurrently; each takes one core and 19 MiB for about 45 ms",
+    help: "maximum number of passwords hashed concurrently; each hash uses one CPU core and 19 MiB of memory for about 45 ms",
 };
 const LOCKOUT_FAILURES: Setting = Setting {
     name: "VMWATCH_LOCKOUT_FAILURES",
     value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "failed logins of one user from one source after which that pair is locked out",
+    help: "number of failed logins of one user from one client address after which further logins of this user from this address are refused",
 };
 const LOCKOUT_WINDOW: Setting = Setting {
     name: "VMWATCH_LOCKOUT_WINDOW",
     value: Value::Duration("1s", "24h"),
     default: "15m",
-    help: "duration of a lock-out, and time for which failures are counted",
+    help: "time for which logins are refused after too many failures, and for which failures are counted",
 };
 const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "failed logins from one source after which each further user has a single try from there",
+    help: "number of failed logins from one client address after which every other user has only one attempt from that address",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "failed logins of one user after which each further source has a single try",
+    help: "number of failed logins of one user after which every other client address has only one attempt for this user",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",
     value: Value::Text,
     default: "admin",
-    help: "name of the administrator created at the first start",
+    help: "user name of the administrator that is created at the first start",
 };
 const ADMIN_PASSWORD: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD",
     value: Value::Text,
     default: "",
-    help: "initial password of the first administrator; VMWATCH_ADMIN_PASSWORD_FILE is safer",
+    help: "initial password of the first administrator; VMWATCH_ADMIN_PASSWORD_FILE keeps it out of the environment",
 };
 const ADMIN_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD_FILE",
     value: Value::File,
     default: "",
-    help: "file with the initial password of the first administrator; without it and VMWATCH_ADMIN_PASSWORD a random password is printed once",
+    help: "path of the file with the initial password of the first administrator; if neither this nor VMWATCH_ADMIN_PASSWORD is set, a random password is printed once",
 };
 
-/// Every setting, for `--help`.
+/// All settings of auth-svc, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         USERS_COLLECTION,
@@ -129,7 +129,7 @@ pub struct AuthSettings {
     pub(crate) bus: BusSettings,
     pub(crate) store: StoreSettings,
     pub(crate) serve: ServeSettings,
-    /// Read by `main`, which starts telemetry first.
+    /// The telemetry settings; `main` uses them to start telemetry before anything else.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) collection: String,
@@ -138,12 +138,12 @@ pub struct AuthSettings {
     pub(crate) reconcile_interval: Duration,
     pub(crate) throttle: ThrottleSettings,
     pub(crate) audit: AuditSettings,
-    /// Whether changes are refused while the audit cannot be appended to.
+    /// Whether changes of users are refused while the audit cannot be written.
     pub(crate) audit_required: bool,
     pub(crate) first_admin: FirstAdmin,
 }
 
-/// Limits of sessions.
+/// The limits that apply to sessions.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
@@ -152,7 +152,7 @@ pub(crate) struct SessionSettings {
     pub(crate) replicas: usize,
 }
 
-/// Limits of failed logins.
+/// The limits that apply to failed logins.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ThrottleSettings {
     pub(crate) by_pair: u32,
@@ -161,7 +161,7 @@ pub(crate) struct ThrottleSettings {
     pub(crate) window: Duration,
 }
 
-/// The administrator to create at the first start.
+/// The administrator that is created at the first start.
 #[derive(Debug)]
 pub(crate) struct FirstAdmin {
     pub(crate) name: NewUserName,
@@ -227,13 +227,13 @@ fn first_admin(env: &Environment) -> Result<FirstAdmin, Invalid> {
     let given = env
         .secret_file(&ADMIN_PASSWORD_FILE)?
         .or(env.optional::<String>(&ADMIN_PASSWORD)?);
-    // `Environment::get` would repeat the password in its message.
+    // The password is parsed here because the error of `Environment::get` would contain it.
     let password = given
         .map(|text| text.parse::<NewPassword>())
         .transpose()
         .map_err(|rule| {
             env.problem(format!(
-                "{} or {}: the password {rule}",
+                "{} or {}: the initial password {rule}",
                 ADMIN_PASSWORD_FILE.name, ADMIN_PASSWORD.name
             ))
         })?;
@@ -248,7 +248,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rejects_first_administrator_with_invalid_password() {
+    fn invalid_initial_password_of_first_administrator_is_rejected() {
         for (password, allowed) in [("1", false), ("1234567", false), ("12345678", true)] {
             let env = Environment::from_variables([(ADMIN_PASSWORD.name, password)]);
             assert_eq!(first_admin(&env).is_ok(), allowed, "{password}");

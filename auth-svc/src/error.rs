@@ -1,4 +1,4 @@
-//! The errors of auth-svc, and the faults that callers see.
+//! The errors of auth-svc, and the faults that callers receive for them.
 
 use std::time::Duration;
 
@@ -15,72 +15,75 @@ use vmwatch_bus::{
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// Name and password do not match. The fault does not reveal which of them is wrong.
+    /// User name and password do not match. The fault does not reveal which of the two is wrong.
     #[error("wrong user name or password")]
     WrongCredentials,
-    /// No permit for hashing became free in time.
+    /// No permit to hash a password became free in time.
     #[error("too many logins at once")]
     Busy,
-    /// Login was refused because the hashing queued before it would take too long.
+    /// The login was refused because password hashing queued earlier would take too long.
     #[error("too many logins: the hashing queue takes {0:?}")]
     QueueFull(Duration),
-    /// Too many recent failures; retry after the wait.
+    /// There were too many failed logins recently; a retry is possible after the contained time.
     #[error("too many recent failed logins")]
     Throttled(Duration),
-    #[error("the user database failed")]
+    #[error("the request to the user database failed")]
     Store(#[from] mongodb::error::Error),
-    /// A bucket of sessions, counters or users could not be read or written.
-    #[error("a bucket failed")]
+    /// A JetStream KV bucket of auth-svc could not be read or written.
+    #[error("a KV bucket could not be read or written")]
     Bucket(#[source] async_nats::Error),
     #[error("a session record could not be encoded")]
     Encode(#[from] serde_json::Error),
-    /// Hashing failed, or a stored hash is damaged.
+    /// Hashing a password failed, or a stored hash is damaged.
     #[error("the password could not be hashed: {0}")]
     Hash(String),
-    #[error("the system's random source failed")]
+    #[error("the operating system's random generator failed")]
     Random(#[source] getrandom::Error),
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// Reading a password or serving probes failed.
+    /// Reading a password from the terminal or starting the health listener failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     #[error(transparent)]
     Audit(#[from] AuditError),
-    /// A bucket or stream could not be opened or created.
+    /// A KV bucket or stream could not be opened or created.
     #[error(transparent)]
     Provision(#[from] ProvisionError),
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// The audit is required, and a record could not be appended.
+    /// The audit is required, but the audit record could not be appended.
     #[error("the change could not be recorded in the audit, so it was not made; try again shortly")]
     NotAudited(#[source] AuditError),
     #[error("there is no user {0}")]
     NoSuchUser(UserName),
-    /// The name of a new user belongs to another user.
-    #[error("the name {0} is taken")]
+    /// The requested name for a new user already belongs to another user.
+    #[error("the user name {0} is taken")]
     NameTaken(UserName),
-    /// Without this user there would be no administrator.
-    #[error("{0} is the last administrator; add another first")]
+    /// The change would leave no administrator.
+    #[error("{0} is the last administrator; add another administrator first")]
     LastAdministrator(UserName),
     /// Only administrators may set the password of another user.
-    #[error("another user's password needs the role admin")]
+    #[error("changing another user's password requires the role admin")]
     NotYours,
-    /// Users must confirm a change of their own password with the old one, so that a stolen session cannot change it.
-    #[error("old_password is needed to change your own password")]
+    /// Users must confirm a change of their own password with the current one, so that a stolen session is not
+    /// sufficient to change it.
+    #[error("old_password is required to change your own password")]
     OldPasswordNeeded,
-    /// The old password is wrong.
+    /// The current password given with a password change is wrong.
     #[error("old_password is wrong")]
     WrongOldPassword,
-    /// The change is in the database but was not propagated to gateways.
-    #[error("the change was stored but did not reach the gateways and may not be in effect yet; repeat it")]
+    /// The change is stored in the database but was not propagated to the gateways.
+    #[error(
+        "the change was stored but may not be in effect yet, because the gateways could not be notified; repeat the request"
+    )]
     NotPassedOn(#[source] Box<AuthError>),
-    /// The record was changed concurrently at every attempt.
+    /// Every attempt to change the record conflicted with a concurrent change.
     #[error("the record was changed by other requests at the same time")]
     Contended,
-    /// The user has no session with this id.
+    /// The user has no session with the given id.
     #[error("there is no such session")]
     NoSuchSession,
-    /// A user command was refused; the text says why.
+    /// A command-line command on users was refused; the text contains the reason.
     #[error("{0}")]
     Refused(String),
 }
@@ -90,7 +93,7 @@ impl AuthError {
         Self::Bucket(error.into())
     }
 
-    /// The result for the audit record.
+    /// The result to write to the audit record for this error.
     pub(crate) const fn audit_result(&self) -> AuditResult {
         match self {
             Self::WrongCredentials
@@ -146,9 +149,11 @@ impl From<AuthError> for Fault {
                 )
                 .caused_by(error)
             }
-            other => {
-                Self::new(FaultKind::Internal, "it failed on our side; it is in the log").caused_by(other)
-            }
+            other => Self::new(
+                FaultKind::Internal,
+                "the service failed to process this request; the cause is in its log",
+            )
+            .caused_by(other),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Creates the administrator at the first start, so that no deployment has a default password.
+//! Creates the first administrator at the first start, so that no deployment has a default password.
 
 use mongodb::bson::DateTime;
 use tracing::info;
@@ -12,7 +12,7 @@ use crate::{
     store::{User, UserStore, not_before},
 };
 
-/// Creates the administrator if there are no users.
+/// Creates the administrator if the database contains no users.
 pub(crate) async fn ensure(
     users: &UserStore,
     hasher: &Hasher,
@@ -56,13 +56,15 @@ async fn make(
         created: DateTime::now(),
         sessions_not_before: not_before(None),
     };
-    // If several replicas start at once, the database accepts one of their users, and only the password of that one
-    // is valid.
+    // If several replicas start at the same time, the database accepts the user of only one of them. Only that
+    // replica's password is valid.
     let mut lost = false;
     let added = async {
         lost = !users.add(&user).await?;
         if lost {
-            return Err(AuthError::Refused("another replica created it first".to_owned()));
+            return Err(AuthError::Refused(
+                "another replica created the first administrator".to_owned(),
+            ));
         }
         Ok(())
     };
@@ -74,7 +76,7 @@ async fn make(
     added?;
     info!(user = %user.name, "created the first administrator");
     if let Some(password) = generated {
-        // Printed to standard output, because logs are forwarded and stored.
+        // The password is printed to standard output and not logged, because logs are forwarded and stored.
         println!(
             "\nThe first administrator is `{}` with the password\n\n    {password}\n\n\
              It is shown this once. Change it with: vmwatch-auth user password {}\n",
@@ -84,7 +86,7 @@ async fn make(
     Ok(())
 }
 
-/// 96 random bits in hex.
+/// Returns 96 random bits in hex.
 fn generate() -> Result<String, AuthError> {
     let mut bits = [0_u8; 12];
     getrandom::fill(&mut bits).map_err(AuthError::Random)?;
@@ -98,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generates_valid_and_distinct_passwords() {
+    fn generated_admin_passwords_are_valid_and_distinct() {
         let (one, other) = (generate().unwrap(), generate().unwrap());
         assert!(one.parse::<NewPassword>().is_ok() && one.len() == 24 && one != other);
     }

@@ -1,4 +1,4 @@
-//! The methods of auth-svc.
+//! The handlers of auth-svc's methods.
 
 use std::sync::Arc;
 
@@ -26,11 +26,11 @@ use crate::{
     throttle::{Attempt, network},
 };
 
-/// How long a password change can be repeated with the old password.
+/// Time during which a password change can be repeated with the same old password, milliseconds.
 const REPEATABLE_MS: u64 = 60_000;
 
 impl Auth {
-    /// Verifies name and password and creates a session.
+    /// Verifies user name and password, and creates a session.
     pub(crate) async fn login(
         self: Arc<Self>,
         context: Context,
@@ -45,7 +45,8 @@ impl Auth {
             .await;
         let (result, once) = match &outcome {
             Ok(_) => (AuditResult::Succeeded, None),
-            // Throttled logins are free to cause, so that their records must not evict others: they share one record.
+            // An attacker can cause throttled logins at no cost. To keep them from evicting other audit records, they
+            // share one record.
             Err(AuthError::Throttled(_)) => (AuditResult::Refused, Some(attempt.id().to_owned())),
             Err(error) => (error.audit_result(), None),
         };
@@ -66,7 +67,7 @@ impl Auth {
         outcome
     }
 
-    /// Unknown users take as long as known ones.
+    /// Checks the credentials and creates the session. Unknown user names take as long as known ones.
     async fn try_login(
         &self,
         key: &UserKey,
@@ -75,10 +76,12 @@ impl Auth {
         password: Password,
     ) -> Result<Session, AuthError> {
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
-        // Checked again under the permit: attempts that wait must not occupy permits meanwhile.
+        // The throttle is checked before a hashing permit is acquired, so that refused attempts occupy no permit, and
+        // again afterwards, because other attempts may have failed while this one waited.
         self.throttle.admit(attempt).await?;
         let permit = hasher.login_permit().await?;
-        // Taken before the user is read, so that a later change of the user invalidates this session by its date.
+        // The time is taken before the user is read, so that a later change of the user invalidates the session created
+        // here.
         let read_at_ms = unix_millis();
         let (user, ()) = tokio::try_join!(users.find(key), self.throttle.admit(attempt))?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
@@ -93,13 +96,14 @@ impl Auth {
         let new = NewSession {
             user: user.key.clone(),
             principal: user.principal(),
-            // The clock of the replica that last changed the user can be ahead of this one's.
+            // The replica that last changed the user may have a clock that is ahead of this replica's clock.
             began_at_ms: read_at_ms.max(user.sessions_not_before_ms()),
             source,
         };
         let (session, ()) = tokio::join!(self.accounts.sessions.create(new), self.throttle.forget(attempt));
         let session = session?;
-        // If the clocks of replicas differ, a change since the user was read may not cover this session.
+        // If the clocks of replicas differ, a change made after the user was read may not invalidate this session by
+        // its time. Therefore the user is read again.
         if users.find(key).await?.as_ref() != Some(&user) {
             self.accounts.sessions.end(key, &session.session_id).await?;
             return Err(AuthError::WrongCredentials);
@@ -107,7 +111,8 @@ impl Auth {
         Ok(session)
     }
 
-    /// Propagates the user if the bucket differs from the database; otherwise gateways would refuse the session.
+    /// Propagates the user if its record in the KV bucket differs from the database; otherwise gateways would refuse
+    /// the new session.
     async fn keep_mirrored(&self, user: &store::User) -> Result<(), AuthError> {
         let held = self.mirrored.read().get(&user.key.hash());
         if held.as_deref() == Some(&record_of(user)) {
@@ -119,7 +124,7 @@ impl Auth {
         }
     }
 
-    /// Ends the session of a token.
+    /// Ends the session that a token belongs to.
     pub(crate) async fn logout(
         self: Arc<Self>,
         context: Context,
@@ -147,7 +152,7 @@ impl Auth {
         })
     }
 
-    /// Ends one of the caller's sessions.
+    /// Ends one of the caller's sessions, given by its public id.
     pub(crate) async fn end_session(
         self: Arc<Self>,
         context: Context,
@@ -161,7 +166,7 @@ impl Auth {
                 Err(AuthError::NoSuchSession)
             }
         };
-        // Recorded afterwards, so that a session can be ended while the audit is unreachable.
+        // The audit record follows the action, so that a session can be ended even while the audit is unreachable.
         let outcome = outcome.await;
         let result = outcome
             .as_ref()
@@ -179,7 +184,7 @@ impl Auth {
         outcome
     }
 
-    /// Records that sessions were used.
+    /// Records when sessions were used, as reported by a gateway.
     pub(crate) async fn note_uses(
         self: Arc<Self>,
         _: Context,
@@ -199,7 +204,7 @@ impl Auth {
         page: UserPage,
     ) -> Result<UserList, AuthError> {
         let limit = usize::from(page.limit.get());
-        // Reads one more to see whether more users follow.
+        // One more user than requested is read to determine whether more users follow.
         let after = page.after.as_ref().map(UserName::key);
         let users = self.accounts.users.list(after.as_ref(), limit + 1).await?;
         let (users, more) = first_page(users.into_iter().map(User::from), limit);
@@ -250,12 +255,12 @@ impl Auth {
         self.audited(&context, UsersSetPassword::INFO, &name, set).await
     }
 
-    /// Checks permission: users need their old password, and a failure counts like a failed login; administrators may
-    /// set others' passwords.
+    /// Checks the permission to set a password: users need their old password, and a wrong one counts as a failed
+    /// login. Administrators may set the passwords of other users.
     async fn may_set_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
         let principal = context.principal.as_ref();
         let key = change.name.key();
-        // Compares keys, so that another spelling of the user's own name does not count as another user.
+        // User keys are compared, so that a different spelling of the caller's own name does not count as another user.
         if principal.is_none_or(|principal| UserKey::from_name(&principal.user) != key) {
             let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
             return if is_admin {
@@ -272,7 +277,7 @@ impl Auth {
         if self.is_password(&attempt, &user, old).await? {
             return Ok(());
         }
-        // A change that was stored but not propagated is repeated with the same old password.
+        // A password change that was stored but not propagated can be repeated with the same old password.
         let repeatable_until_ms = user.sessions_not_before_ms().saturating_add(REPEATABLE_MS);
         let new = change.password.clone().into_inner();
         if unix_millis() < repeatable_until_ms && self.is_password(&attempt, &user, new).await? {
@@ -281,7 +286,8 @@ impl Auth {
         Err(AuthError::WrongOldPassword)
     }
 
-    /// Whether the password is the user's. Of concurrent attempts, at most the throttle's limit are verified.
+    /// Verifies the user's password. Of any number of concurrent attempts, at most as many as the throttle allows are
+    /// verified.
     async fn is_password(
         &self,
         attempt: &Attempt,
@@ -301,7 +307,7 @@ impl Auth {
         Ok(right)
     }
 
-    /// Records a request that was refused for lack of permission.
+    /// Records in the audit that a request was refused because the user lacks permission.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind != Kind::Command {
             return;
@@ -340,7 +346,7 @@ impl Auth {
         audit::announced(&self.audit, context, action, &target, change).await
     }
 
-    /// The name as stored, for the audit and the log; the given spelling may differ.
+    /// The user name as stored, for the audit and the log. The caller may have spelled it differently.
     fn stored_name(&self, given: &UserName) -> String {
         let known = self.mirrored.read().get(&given.key().hash());
         known.map_or_else(|| given.shown(), |known| known.principal.user.clone())

@@ -1,12 +1,13 @@
-//! Manages users in MongoDB and sessions in a JetStream KV bucket that gateways follow.
+//! The service for users and sessions. Users are stored in MongoDB, sessions in a JetStream KV bucket that gateways
+//! follow.
 //!
-//! A login costs two reads of the user, one argon2id verification, and one write each to the sessions bucket, the
-//! session index and the audit. No program asks this service whether a session is valid: gateways decide from the
-//! buckets of sessions and users, which [`mirror`] and [`reconcile`] keep equal to the database.
+//! A login costs two reads of the user, one argon2id verification, and one write each to the KV bucket of sessions, the
+//! session index and the audit. No program asks this service whether a session is valid: gateways decide from the KV
+//! buckets of sessions and users. [`mirror`] and [`reconcile`] keep the bucket of users equal to the database.
 
 #![expect(
     missing_docs,
-    reason = "the names of some settings, fields and errors say everything"
+    reason = "the names of some settings, fields and errors are sufficient documentation"
 )]
 
 mod accounts;
@@ -58,32 +59,33 @@ use crate::{
     session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
 };
 
-/// The users bucket is compared with the database only if its copy in memory is newer than this.
+/// The KV bucket of users is compared with the database only if its in-memory copy was confirmed more recently than
+/// this.
 const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
 
-/// Number of failed logins of a source, per period, that get a record each.
+/// Number of failed logins from one client address that are recorded individually in each counting period.
 const FLOOD_ONE_BY_ONE: u32 = 10;
 const FLOOD_PERIOD: Duration = Duration::from_mins(1);
 
-/// The shared state of the handlers.
+/// The state that all handlers share.
 pub(crate) struct Auth {
     bus: Bus,
     accounts: Arc<Accounts>,
-    /// The in-memory copy of the users bucket.
+    /// The in-memory copy of the KV bucket of users.
     mirrored: Follower<UserTable>,
     throttle: Throttle,
     audit: Audit,
-    /// Failed logins by source.
+    /// Counts failed logins by client address for the audit.
     flood: Arc<Flood>,
     refusals: Arc<Refusals>,
 }
 
-/// Serves until shutdown, then drains.
+/// Serves requests until shutdown, then drains them.
 pub async fn run(settings: AuthSettings, program: Program) -> Result<(), AuthError> {
     let name = Service::Auth.name();
     let bus = Bus::connect(name, &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{SESSION_BUCKET}"), program.shutdown().clone());
-    let waiting_for = "waiting for the database, the buckets and the subscriptions";
+    let waiting_for = "waiting for the database, the KV buckets and the NATS subscriptions";
     let connected = bus.clone();
     let check = move || connected.check_connected();
     program.start_health(settings.health, waiting_for, check).await?;
@@ -111,7 +113,8 @@ async fn serve(
             Throttle::open(bus, settings.throttle, replicas)
         )
     });
-    // The audit stream must exist first, because creating the first administrator is recorded.
+    // The audit stream is created before the first administrator, because creating the administrator writes an audit
+    // record.
     let audit = async {
         let opening = until_done("the audit stream", &shutdown, || ensure_audit(bus, settings));
         let audit = Box::pin(opening).await?;
@@ -142,9 +145,11 @@ async fn serve(
         mirrored.clone(),
         settings.reconcile_interval,
     );
-    if until_done("users to be mirrored", &shutdown, || reconciler.pass())
-        .await
-        .is_none()
+    if until_done("the users to be copied to the KV bucket", &shutdown, || {
+        reconciler.pass()
+    })
+    .await
+    .is_none()
     {
         return Ok(());
     }
@@ -184,7 +189,7 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
     Ok(Audit::new(bus, settings.audit_required))
 }
 
-/// Creates or changes this service's streams and buckets as configured.
+/// Creates auth-svc's streams and KV buckets, or changes them as configured.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
     let wanted: [Wanted; 6] = [

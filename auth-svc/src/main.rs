@@ -1,4 +1,4 @@
-//! `vmwatch-auth`: users and sessions.
+//! The program `vmwatch-auth`, which manages users and sessions.
 
 use auth_svc::{
     config::{AuthSettings, SETTINGS},
@@ -20,12 +20,12 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Answer requests on the bus (the default without a command).
+    /// Answer requests on the bus; this is the default if no command is given.
     Serve,
     /// Add, change, list and remove users; passwords are read from a prompt or standard input.
     #[command(subcommand)]
     User(UserCommand),
-    /// Create or change this service's streams and buckets as configured; can be repeated.
+    /// Create this service's JetStream streams and KV buckets, or change them as configured; can be repeated.
     Setup(SetupArguments),
 }
 

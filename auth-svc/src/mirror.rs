@@ -1,8 +1,9 @@
-//! Writes the users bucket: the gateways' copy of each user in the database. Only auth-svc writes this bucket.
+//! Maintains the KV bucket of users, the gateways' copy of the users in the database. Only auth-svc writes to this
+//! bucket.
 //!
-//! The database is authoritative. A copy is made in this order: read the bucket, read the database, replace the
-//! bucket entry that was read. Of several writers, the last to succeed has read the database after all others wrote,
-//! so that an older state never replaces a newer one, whichever replica writes.
+//! The database is authoritative. A user is copied in this order: read the KV bucket's entry, read the database, then
+//! replace the entry only if it is unchanged. If several replicas copy the same user, the last one to succeed has read
+//! the database after all others had written, so that an older state never replaces a newer one.
 
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use crate::{
     store::{User, UserStore},
 };
 
-/// Enough for about 400,000 users with the scope of all VMs, or 2,000 with the longest scopes.
+/// Size limit of the KV bucket of users: sufficient for about 400,000 users whose scope is all VMs, or 2,000 users with
+/// the longest scopes.
 const BUCKET_BYTES: i64 = 64 << 20;
 
 pub(crate) struct Mirror {
@@ -26,33 +28,33 @@ pub(crate) struct Mirror {
 }
 
 impl Mirror {
-    /// The configuration of the bucket.
+    /// The configuration of the KV bucket of users.
     pub(crate) const fn bucket(replicas: usize) -> Spec {
         Spec {
             name: USER_BUCKET,
-            description: "users, for gateways",
-            // A user's record lives as long as the user.
+            description: "copies of users, for gateways",
+            // The bucket has no age limit, because a user's record must exist as long as the user.
             max_age: Duration::ZERO,
             max_bytes: BUCKET_BYTES,
             replicas,
         }
     }
 
-    /// Opens the bucket and creates it if it is missing.
+    /// Opens the KV bucket of users, and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, replicas: usize) -> Result<Self, AuthError> {
         Ok(Self {
             bucket: Bucket::open(bus, Self::bucket(replicas)).await?,
         })
     }
 
-    /// The bucket of the running service, for a command.
+    /// A handle for command-line commands to the KV bucket that the running service created.
     pub(crate) fn existing(bus: &Bus) -> Self {
         Self {
             bucket: Bucket::existing(bus, USER_BUCKET),
         }
     }
 
-    /// Copies the user from the database, or marks it as removed. Returns the new record.
+    /// Copies the user from the database to the KV bucket, or marks the user as removed. Returns the new record.
     pub(crate) async fn sync(
         &self,
         users: &UserStore,
@@ -60,7 +62,7 @@ impl Mirror {
     ) -> Result<Option<UserRecord>, AuthError> {
         let key = user.bucket_key();
         for _ in 0..TRIES {
-            // The order of these steps matters; see the module's documentation.
+            // The order of these steps matters; the documentation of this module explains it.
             let entry = self.bucket.entry(&key).await?;
             let stored = users.find(user).await?;
             let held: Value<UserRecord> = self.bucket.decode(entry.as_ref());
@@ -79,26 +81,26 @@ impl Mirror {
         Err(AuthError::Contended)
     }
 
-    /// Whether the bucket's record equals the user in the database.
+    /// Whether the user's record in the KV bucket is equal to the database.
     pub(crate) async fn holds(&self, user: &User) -> Result<bool, AuthError> {
         let entry = self.bucket.entry(&user.key.bucket_key()).await?;
         Ok(self.bucket.decode(entry.as_ref()) == Value::Whole(record_of(user)))
     }
 
-    /// Deletes the record of a removed user after its sessions have ended.
+    /// Deletes the record of a removed user from the KV bucket, after the user's sessions have ended.
     pub(crate) async fn forget(&self, user: &UserKey) -> Result<(), AuthError> {
         let entry = self.bucket.entry(&user.bucket_key()).await?;
         if let Value::Whole(UserRecord { removed: true, .. }) = self.bucket.decode(entry.as_ref())
             && let Some(entry) = entry
         {
-            // If the entry was changed in between, the user was created again.
+            // If the entry was changed in between, a new user with the same name was created, whose record must remain.
             self.bucket.delete_read(&entry).await?;
         }
         Ok(())
     }
 }
 
-/// The bucket record of a user.
+/// Builds the record of a user for the KV bucket.
 pub(crate) fn record_of(user: &User) -> UserRecord {
     UserRecord {
         principal: user.principal(),

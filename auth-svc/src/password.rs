@@ -1,5 +1,5 @@
-//! Password hashing with argon2id, with the parameters of OWASP's Password Storage Cheat Sheet (19 MiB, 2 passes, 1
-//! lane).
+//! Password hashing with argon2id and the parameters of OWASP's Password Storage Cheat Sheet (19 MiB of memory, 2
+//! passes, 1 lane).
 
 use std::{
     sync::{
@@ -24,42 +24,42 @@ use crate::AuthError;
 const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
-/// Maximum wait for a permit; a login must end within the caller's deadline of five seconds.
+/// Maximum wait for a hashing permit. A login must finish within the caller's time limit of five seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// A login is refused if the hashing queued before it takes longer than this.
+/// A login is refused if the password hashing queued before it takes longer than this.
 const LONGEST_QUEUE: Duration = Duration::from_secs(1);
-/// The moving average of the time per hash gives a new measurement the weight of 1 in this many.
+/// Weight of the moving average of the time per hash: a new measurement counts as one in this many.
 const AVERAGED: u64 = 8;
 
-/// Hashes and verifies passwords with limited concurrency, outside of the async threads.
+/// Hashes and verifies passwords on separate threads, a limited number at a time.
 pub(crate) struct Hasher {
     permits: Arc<Semaphore>,
     threads: u32,
     work: Arc<Work>,
-    /// Memory blocks for reuse, at most one per permit. Freed blocks would otherwise stay in the allocator's arena of
-    /// each thread that ever hashed (glibc raises its threshold for returning memory to the system beyond 19 MiB).
-    /// Sixteen such arenas exceed a container of 256 MiB.
+    /// Memory blocks that are reused for hashing, at most one per permit. Without reuse, freed blocks would remain in
+    /// the allocator's arena of each thread that ever hashed a password, because glibc stops returning blocks of 19 MiB
+    /// to the operating system. Sixteen such arenas exceed a container's limit of 256 MiB.
     memories: Arc<Mutex<Vec<Memory>>>,
-    /// The hash to verify logins of unknown users against, so that they take as long as others.
+    /// The hash that logins of unknown users are verified against, so that they take as long as other logins.
     dummy: String,
 }
 
-/// The amount of queued hashing.
+/// How much password hashing is queued.
 #[derive(Debug)]
 struct Work {
-    /// Number of requests that hash or wait for a permit.
+    /// Number of requests that hash a password or wait for a hashing permit.
     queued: AtomicU32,
-    /// Moving average of the time per hash, nanoseconds.
+    /// Moving average of the time per hash, in nanoseconds.
     each: AtomicU64,
 }
 
-/// The right to hash; dropping it returns the permit.
+/// The right to hash a password; dropping it returns the permit.
 pub(crate) struct HashPermit {
     _permit: OwnedSemaphorePermit,
     _queued: Queued,
 }
 
-/// A request that hashes or waits for a permit.
+/// Counts a request as queued while it hashes a password or waits for a permit.
 struct Queued(Arc<Work>);
 
 impl Hasher {
@@ -79,8 +79,8 @@ impl Hasher {
         })
     }
 
-    /// Acquires a permit for a login, which is refused at once if too much hashing is queued. The permit is held
-    /// until the login is decided, so that few attempts run concurrently.
+    /// Acquires a hashing permit for a login, which is refused immediately if too much hashing is queued. The caller
+    /// holds the permit until the login has succeeded or failed, so that only a few attempts run concurrently.
     pub(crate) async fn login_permit(&self) -> Result<HashPermit, AuthError> {
         let ahead = self.work.time() / self.threads;
         if ahead > LONGEST_QUEUE {
@@ -89,9 +89,9 @@ impl Hasher {
         self.permit().await
     }
 
-    /// Acquires a permit for a user with a session. The queue limit of logins does not apply, so that a flood of
-    /// logins does not keep administrators from setting passwords. The limit of user-management requests bounds the
-    /// number of waiters.
+    /// Acquires a hashing permit for a user with a session. The queue limit for logins does not apply, so that
+    /// administrators can set passwords during a flood of logins. The limit of concurrent user-management requests
+    /// bounds the number of waiting requests.
     pub(crate) async fn permit(&self) -> Result<HashPermit, AuthError> {
         let queued = Queued::new(&self.work);
         let waited = tokio::time::timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned()).await;
@@ -103,7 +103,7 @@ impl Hasher {
         })
     }
 
-    /// Computes the hash to store.
+    /// Computes the hash of a password for storage.
     pub(crate) async fn hash(&self, password: Password) -> Result<String, AuthError> {
         let permit = self.permit().await?;
         self.blocking(permit, move |memory| hash_now(memory, password.as_bytes()))
@@ -111,7 +111,8 @@ impl Hasher {
             .map(|(hash, _)| hash)
     }
 
-    /// Whether the password matches the stored hash. Without a stored hash the result is false, after the same work.
+    /// Verifies a password against a stored hash. If there is no stored hash, the same work is done and the result is
+    /// false.
     pub(crate) async fn verify(
         &self,
         permit: HashPermit,
@@ -127,8 +128,8 @@ impl Hasher {
         .await
     }
 
-    /// Runs off the async threads. The work owns the permit, so that a caller that gives up does not allow an
-    /// additional hash to start.
+    /// Runs the work on a thread for blocking work. The work owns its hashing permit, so that the permit is not
+    /// returned early if the caller stops waiting.
     async fn blocking<T: Send + 'static>(
         &self,
         permit: HashPermit,
@@ -149,7 +150,7 @@ impl Hasher {
 }
 
 impl Work {
-    /// The time that one thread would need for all queued hashes.
+    /// The time that a single thread would need for all queued hashes.
     fn time(&self) -> Duration {
         let queued = u64::from(self.queued.load(Ordering::Relaxed));
         Duration::from_nanos(queued.saturating_mul(self.each.load(Ordering::Relaxed)))
@@ -158,7 +159,7 @@ impl Work {
     fn measured(&self, took: Duration) {
         let took = nanoseconds(took);
         let averaged = |each: u64| Some(each - each / AVERAGED + took / AVERAGED);
-        // The update always returns a value, so that it cannot fail.
+        // The update cannot fail, because the closure always returns a value.
         let _ = self
             .each
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, averaged);
@@ -182,11 +183,12 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The memory of one hash, reused by the next one.
+/// The memory block of one hash computation, which the next computation reuses.
 #[derive(Default)]
 struct Memory(Mutex<Vec<Block>>);
 
-/// The same as `Argon2` does, but with reused memory. The library also verifies through this, in constant time.
+/// Hashes like `Argon2` of the argon2 crate, but with reused memory. The crate also verifies passwords through this
+/// implementation, in constant time.
 impl CustomizedPasswordHasher<PasswordHash> for Memory {
     type Params = Params;
 
@@ -227,7 +229,7 @@ fn hash_now(memory: &Memory, password: &[u8]) -> Result<String, AuthError> {
     let mut salt = [0_u8; Salt::RECOMMENDED_LENGTH];
     getrandom::fill(&mut salt).map_err(hash_error)?;
     let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(hash_error)?;
-    // Argon2id and its newest version are the defaults.
+    // The defaults of the algorithm and version parameters are argon2id and its newest version.
     let hash = memory.hash_password_customized(password, &salt, None, None, params);
     Ok(hash.map_err(hash_error)?.to_string())
 }
@@ -250,7 +252,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hash_accepts_its_own_password_and_no_other() {
+    async fn password_hash_accepts_only_its_own_password() {
         let hasher = Hasher::new(1).unwrap();
         let hash = hasher.hash("correct horse".parse().unwrap()).await.unwrap();
         assert!(hash.starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{hash}");
@@ -260,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn refuses_logins_beyond_a_second_of_hashing_but_admits_administrators() {
+    async fn long_hashing_queue_refuses_logins_but_not_administrators() {
         let hasher = Arc::new(Hasher::new(2).unwrap());
         hasher.work.each.store(100_000_000, Ordering::Relaxed);
         let held = [hasher.permit().await.unwrap(), hasher.permit().await.unwrap()];
@@ -270,12 +272,12 @@ mod tests {
                 tokio::spawn(async move { hasher.login_permit().await.map(drop) })
             })
             .collect();
-        // Twenty-one hashes of a tenth of a second each, on two threads.
+        // The test queues 21 hashes of a tenth of a second each for two threads, which is more than one second of work.
         while hasher.work.queued.load(Ordering::Relaxed) < 21 {
             tokio::task::yield_now().await;
         }
         let Err(AuthError::QueueFull(wait)) = hasher.login_permit().await else {
-            panic!("the queue is longer than a second");
+            panic!("a login must be refused while the hashing queue is longer than one second");
         };
         assert_eq!(wait, Duration::from_millis(1050));
         let administrator = {
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hash_time_follows_measurements() {
+    async fn estimated_hashing_time_follows_measurements() {
         let hasher = Hasher::new(1).unwrap();
         hasher.work.each.store(1, Ordering::Relaxed);
         for _ in 0..50 {
@@ -308,23 +310,26 @@ mod tests {
             .store(nanoseconds(far_too_long), Ordering::Relaxed);
         verifies(&hasher, "right", None).await;
         let time = hasher.work.time();
-        assert!(time < far_too_long, "a hash is measured: {time:?}");
+        assert!(
+            time < far_too_long,
+            "each hash must update the measured time: {time:?}"
+        );
     }
 
     #[tokio::test]
-    async fn rejects_dummy_password_for_unknown_user() {
+    async fn dummy_password_does_not_log_in_unknown_user() {
         let hasher = Hasher::new(1).unwrap();
         assert!(!verifies(&hasher, "no user has this password", None).await);
     }
 
-    /// The runtime's pool can have 512 threads. Memory must scale with the permits, not with the threads that ever
-    /// hashed.
+    /// The runtime's pool of blocking threads can have 512 threads. Memory must scale with the number of permits, not
+    /// with the number of threads that ever hashed a password.
     #[tokio::test]
-    async fn memory_is_bounded_by_permits_not_by_threads() {
+    async fn hashing_memory_is_bounded_by_permits_not_by_threads() {
         let hasher = Hasher::new(2).unwrap();
         let hash = hasher.hash("right".parse().unwrap()).await.unwrap();
         let before = peak_memory_kib();
-        // The pool starts a thread for each of these and distributes later work over all of them.
+        // The runtime starts a thread for each of these blocking tasks; later hashes are distributed over all of them.
         let together = Arc::new(std::sync::Barrier::new(16));
         let threads = (0..16).map(|_| {
             let together = Arc::clone(&together);
@@ -336,10 +341,10 @@ mod tests {
         }
         let grown = peak_memory_kib() - before;
         let memories = u64::from(2 * MEMORY_KIB);
-        assert!(grown < memories + 16 * 1024, "{grown} KiB more than before");
+        assert!(grown < memories + 16 * 1024, "peak memory grew by {grown} KiB");
     }
 
-    /// The peak memory of this process.
+    /// The peak memory usage of this process in KiB.
     fn peak_memory_kib() -> u64 {
         let status = std::fs::read_to_string("/proc/self/status").unwrap();
         let line = status

@@ -1,8 +1,9 @@
-//! Keeps the users bucket equal to the database, and ends the sessions of removed users. This repairs the state after
-//! a crash between two steps, after a command whose second step failed, and after a rollback of the bucket's store.
+//! The reconciler keeps the KV bucket of users equal to the database and ends the sessions of removed users. It repairs
+//! the state after a crash between two steps, after a command whose second step failed, and after a rollback of the
+//! JetStream store.
 //!
-//! Every replica reconciles at its start, in each interval, and when the bucket was reread. Replicas may do so
-//! concurrently, because each write replaces only the entry that was read ([`crate::mirror`]).
+//! Each replica reconciles at its start, at a regular interval, and whenever the KV bucket was reread. Several replicas
+//! may do so at the same time, because each write replaces only an unchanged entry ([`crate::mirror`]).
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,11 +16,11 @@ use vmwatch_service::jitter::jittered;
 
 use crate::{AuthError, accounts::Accounts, mirror::record_of};
 
-/// Number of users read from the database per request.
+/// Number of users read per database query.
 const PAGE: usize = 500;
-/// Maximum failures of users in a pass before it ends.
+/// Number of users whose reconciliation may fail before the pass is aborted.
 const MOST_FAILURES: usize = 5;
-/// Maximum wait of a pass for the bucket to be read.
+/// Maximum time that a pass waits for the KV bucket of users to be read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Reconciler {
@@ -41,7 +42,7 @@ impl Reconciler {
         }
     }
 
-    /// Reconciles at each interval and trigger, until shutdown.
+    /// Reconciles at a regular interval and whenever the KV bucket was reread, until shutdown.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
         let mut reloads = self.mirrored.reloads();
         let passes = async {
@@ -52,19 +53,19 @@ impl Reconciler {
                 }
                 if let Err(error) = self.pass().await {
                     counter!("vmwatch_reconciler_failures_total").increment(1);
-                    warn!(%error, "reconciling users failed; retrying at the next interval");
+                    warn!(%error, "reconciling users with the database failed; retrying at the next interval");
                 }
             }
         };
         shutdown.run_until_cancelled(passes).await;
     }
 
-    /// Compares all users with the bucket and propagates those that differ.
+    /// Compares all users in the database with the KV bucket and propagates those that differ.
     pub(crate) async fn pass(&self) -> Result<(), AuthError> {
         let filled = tokio::time::timeout(PATIENCE, self.mirrored.filled()).await;
         filled.map_err(AuthError::bucket)?;
-        // Taken before the database is read. A user created in between is then missing here, and is not mistaken for
-        // a removed one.
+        // The records in the KV bucket are listed before the database is read. A user created in between is then
+        // missing from this list and cannot be mistaken for a removed user.
         let mirrored = self.mirrored.read().all();
         let mut failures = Failures::default();
         let mut known = HashSet::new();
@@ -93,17 +94,17 @@ impl Reconciler {
         failures.first.map_or(Ok(()), Err)
     }
 
-    /// Completes the remaining steps of a change.
+    /// Completes the remaining steps of a change of the user.
     async fn finish(&self, user: &UserKey, done: &'static str) -> Result<(), AuthError> {
         self.accounts.pass_on(user).await?;
         counter!("vmwatch_users_reconciled_total", "done" => done).increment(1);
-        info!(%user, done, "repaired a user in the users bucket");
+        info!(%user, done, "repaired the record of a user in the KV bucket");
         Ok(())
     }
 }
 
-/// The failures of a pass. One user's failure must not keep others from being reconciled, but an unreachable bucket
-/// must not make the pass wait for every user.
+/// Collects the failures of one pass. A failure of one user must not keep others from being reconciled, but if the KV
+/// bucket is unreachable, the pass must not wait for a time-out for every user.
 #[derive(Default)]
 struct Failures {
     count: usize,
@@ -111,7 +112,7 @@ struct Failures {
 }
 
 impl Failures {
-    /// Continues after a failure, or ends the pass with its first error once there are too many.
+    /// Records a failure so that the pass continues; aborts the pass with its first error if there are too many.
     fn note(&mut self, outcome: Result<(), AuthError>) -> Result<(), AuthError> {
         let Err(error) = outcome else {
             return Ok(());

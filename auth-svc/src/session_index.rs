@@ -1,8 +1,9 @@
-//! Maps users to their sessions, so that logins and changes of users need not read the whole sessions bucket.
+//! The session index maps each user to the user's sessions, so that a login or a change of a user need not read the
+//! whole KV bucket of sessions.
 //!
-//! A separate bucket, which gateways cannot read, holds the session keys of each user. A key is added before its
-//! session is created and removed after the session has ended: every session is listed, and a listed one may have
-//! ended.
+//! The index is a separate KV bucket, which gateways cannot read. A session's key is added to the index before the
+//! session is created and removed after the session has ended. Therefore every session is listed, but a listed session
+//! may have ended already.
 
 use async_nats::jetstream::kv::Entry;
 use serde::{Deserialize, Serialize};
@@ -16,10 +17,10 @@ use crate::{
 };
 
 const BUCKET: &str = "vmwatch_user_sessions";
-/// Enough for about 10,000 users with the default maximum of sessions.
+/// Size limit of the session index: sufficient for about 10,000 users with the default maximum number of sessions.
 const BUCKET_BYTES: i64 = 64 << 20;
 
-/// The sessions of one user: keys of the session bucket, oldest first.
+/// The sessions of one user: their keys in the KV bucket of sessions, oldest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Listed {
     keys: Vec<String>,
@@ -27,23 +28,23 @@ struct Listed {
 
 pub(crate) struct SessionIndex {
     bucket: Bucket,
-    /// Maximum sessions per user.
+    /// Maximum number of sessions per user.
     most: usize,
 }
 
 impl SessionIndex {
-    /// The configuration of the bucket.
+    /// The configuration of the KV bucket of the session index.
     pub(crate) const fn bucket(settings: &SessionSettings) -> Spec {
         Spec {
             name: BUCKET,
-            description: "the sessions of each user",
+            description: "index of each user's sessions",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
             replicas: settings.replicas,
         }
     }
 
-    /// Opens the bucket and creates it if it is missing.
+    /// Opens the session index, and creates its KV bucket if it is missing.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         Ok(Self {
             bucket: Bucket::open(bus, Self::bucket(settings)).await?,
@@ -51,7 +52,7 @@ impl SessionIndex {
         })
     }
 
-    /// The bucket of the running service, for a command.
+    /// A handle for command-line commands to the session index that the running service created.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, BUCKET),
@@ -59,8 +60,8 @@ impl SessionIndex {
         }
     }
 
-    /// Lists a session that is about to be created. Returns the oldest sessions beyond the limit, which the caller
-    /// must end.
+    /// Adds a session that is about to be created to the index. Returns the user's oldest sessions beyond the limit,
+    /// which the caller must end.
     pub(crate) async fn add(&self, user: &UserKey, key: &str) -> Result<Vec<String>, AuthError> {
         self.change(user, |listed| {
             listed.keys.push(key.to_owned());
@@ -70,7 +71,7 @@ impl SessionIndex {
         .await
     }
 
-    /// Removes sessions that have ended.
+    /// Removes ended sessions from the index.
     pub(crate) async fn remove(&self, user: &UserKey, keys: &[String]) -> Result<(), AuthError> {
         self.change(user, |listed| listed.keys.retain(|key| !keys.contains(key)))
             .await
@@ -82,7 +83,7 @@ impl SessionIndex {
         Ok(self.listed(entry.as_ref()).known.keys)
     }
 
-    /// Reads, changes and writes the list; retries if another replica wrote in between.
+    /// Reads, changes and writes the list of a user's sessions; retries if another replica changed the list in between.
     async fn change<T>(&self, user: &UserKey, change: impl Fn(&mut Listed) -> T) -> Result<T, AuthError> {
         let key = user.bucket_key();
         for _ in 0..TRIES {
@@ -97,8 +98,8 @@ impl SessionIndex {
         Err(AuthError::Contended)
     }
 
-    /// A list that cannot be decoded counts as empty, so that its user can still log in. The sessions it named still
-    /// expire.
+    /// Decodes a user's list of sessions. A list that cannot be decoded counts as empty, so that the user can still log
+    /// in. The sessions on that list still expire.
     fn listed(&self, entry: Option<&Entry>) -> Kept<Listed> {
         self.bucket.decode(entry).into_option().unwrap_or_default()
     }
@@ -110,7 +111,7 @@ mod tests {
     use crate::bucket;
 
     #[test]
-    fn list_matches_golden_file() {
+    fn session_list_matches_golden_file() {
         bucket::assert_matches_golden::<Listed>(include_str!("../../tests/golden/forms/user-sessions.json"));
     }
 }

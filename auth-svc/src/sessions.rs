@@ -1,4 +1,4 @@
-//! The sessions bucket. Only auth-svc writes it.
+//! The JetStream KV bucket of sessions. Only auth-svc writes to it.
 
 use std::time::Duration;
 
@@ -20,10 +20,10 @@ use crate::{
     session_index::SessionIndex,
 };
 
-/// Enough for about a million sessions of some 250 bytes each. Beyond that logins fail, so that the disk does not
-/// fill up.
+/// Size limit of the KV bucket: sufficient for about a million sessions of about 250 bytes each. When it is full,
+/// logins fail; the limit keeps sessions from filling the disk.
 const BUCKET_BYTES: i64 = 256 << 20;
-/// Number of sessions that one request reads or writes concurrently.
+/// Number of sessions that are read or written concurrently for one request.
 const AT_ONCE: usize = 16;
 
 pub(crate) struct Sessions {
@@ -33,7 +33,7 @@ pub(crate) struct Sessions {
     idle: Duration,
 }
 
-/// The user and source of a session to create.
+/// The user and the client address of a session that is to be created.
 pub(crate) struct NewSession {
     pub(crate) user: UserKey,
     pub(crate) principal: Principal,
@@ -42,18 +42,18 @@ pub(crate) struct NewSession {
 }
 
 impl Sessions {
-    /// The configuration of the bucket.
+    /// The configuration of the KV bucket of sessions.
     pub(crate) const fn bucket(settings: &SessionSettings) -> Spec {
         Spec {
             name: SESSION_BUCKET,
-            description: "live sessions of vmwatch",
+            description: "valid sessions of users",
             max_age: settings.ttl,
             max_bytes: BUCKET_BYTES,
             replicas: settings.replicas,
         }
     }
 
-    /// Opens the bucket and the index and creates missing ones.
+    /// Opens the KV bucket of sessions and the session index, and creates them if they are missing.
     pub(crate) async fn open(bus: &Bus, settings: &SessionSettings) -> Result<Self, AuthError> {
         let bucket = Bucket::open(bus, Self::bucket(settings));
         let (bucket, index) = tokio::try_join!(bucket, SessionIndex::open(bus, settings))?;
@@ -65,7 +65,7 @@ impl Sessions {
         })
     }
 
-    /// The buckets of the running service, for a command.
+    /// Handles for command-line commands to the KV buckets that the running service created.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, SESSION_BUCKET),
@@ -75,7 +75,7 @@ impl Sessions {
         }
     }
 
-    /// Creates a session and ends the user's oldest ones beyond the limit.
+    /// Creates a session and ends the user's oldest sessions beyond the limit.
     pub(crate) async fn create(&self, new: NewSession) -> Result<Session, AuthError> {
         let mut bits = [0; 16];
         getrandom::fill(&mut bits).map_err(AuthError::Random)?;
@@ -90,7 +90,8 @@ impl Sessions {
             source: new.source,
         };
         let value = serde_json::to_vec(&record)?;
-        // Listed first, because a session missing from the index could not be ended together with its user.
+        // The session is added to the index before it is created, because a session missing from the index could not be
+        // ended together with its user.
         let beyond = self.index.add(&record.user, &key).await?;
         if !beyond.is_empty() {
             self.end_listed(&record.user, beyond).await?;
@@ -103,12 +104,12 @@ impl Sessions {
         })
     }
 
-    /// Ends a session of the user on every gateway. Succeeds if the session has already ended.
+    /// Ends a session of the user, with effect on every gateway. It succeeds as well if the session has already ended.
     pub(crate) async fn end(&self, user: &UserKey, token: &Token) -> Result<(), AuthError> {
         self.end_listed(user, vec![token.key()]).await
     }
 
-    /// Ends a session of the user by its public id. Returns false if there was none.
+    /// Ends a session of the user, given by its public id. Returns false if the user has no such session.
     pub(crate) async fn end_by_id(&self, user: &UserKey, id: &SessionId) -> Result<bool, AuthError> {
         let keys = self.index.keys(user).await?;
         let Some(key) = keys.into_iter().find(|key| id_of(key).as_ref() == Some(id)) else {
@@ -119,7 +120,7 @@ impl Sessions {
         Ok(live)
     }
 
-    /// Ends the user's sessions that began before this time, on every gateway. Returns their number.
+    /// Ends the user's sessions that began before the given time, with effect on every gateway. Returns their number.
     pub(crate) async fn end_before(&self, user: &UserKey, not_before_ms: u64) -> Result<usize, AuthError> {
         let mut over = Vec::new();
         let mut ended = 0;
@@ -137,7 +138,7 @@ impl Sessions {
         Ok(ended)
     }
 
-    /// The user's valid sessions that began at or after this time, newest first.
+    /// The user's valid sessions that began at or after the given time, newest first.
     pub(crate) async fn valid(
         &self,
         user: &UserKey,
@@ -167,7 +168,7 @@ impl Sessions {
         Ok(live.collect())
     }
 
-    /// The keys of the user's sessions, oldest first, with the records of those that have not ended.
+    /// The keys of the user's sessions, oldest first, each with its record unless the session has ended.
     async fn listed(&self, user: &UserKey) -> Result<Vec<(String, Option<SessionRecord>)>, AuthError> {
         stream::iter(self.index.keys(user).await?)
             .map(|key| async move {
@@ -179,7 +180,7 @@ impl Sessions {
             .await
     }
 
-    /// Records uses of sessions, at most [`MOST_USED`].
+    /// Records when sessions were used, for at most [`MOST_USED`] sessions.
     pub(crate) async fn note_uses(&self, used: Vec<UsedSession>) -> Result<(), AuthError> {
         stream::iter(used.into_iter().take(MOST_USED))
             .map(Ok)
@@ -187,7 +188,8 @@ impl Sessions {
             .await
     }
 
-    /// Replaces only the record that was read, so that a session that has ended meanwhile is not restored.
+    /// Updates a session's record only if it is unchanged since it was read, so that a session that has ended in
+    /// between is not restored.
     async fn note_use(&self, used: UsedSession) -> Result<(), AuthError> {
         if id_of(&used.key).is_none() {
             return Ok(());
@@ -197,8 +199,8 @@ impl Sessions {
             return Ok(());
         };
         let record = &mut stored.known;
-        // Uses in the future are clamped: clocks differ slightly, and a session must not be kept alive beyond its
-        // real use.
+        // A time in the future is replaced by the present. Clocks differ slightly, and a session must not stay valid
+        // longer than its actual use justifies.
         let used_at = used.used_at_ms.min(unix_millis());
         if used_at <= record.last_used_at_ms {
             return Ok(());
@@ -236,7 +238,7 @@ fn after(moment_ms: u64, span: Duration) -> u64 {
     moment_ms.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// The public id of the session with this key; `None` if the key is invalid.
+/// The public id of the session with the given key; `None` if the key is invalid.
 fn id_of(key: &str) -> Option<SessionId> {
     let mut hash: TokenHash = [0; 32];
     hex::decode_to_slice(key, &mut hash).ok()?;
@@ -249,7 +251,7 @@ mod tests {
     use crate::bucket;
 
     #[test]
-    fn recording_a_use_keeps_fields_of_a_newer_version() {
+    fn recording_a_session_use_preserves_fields_of_newer_version() {
         bucket::assert_matches_golden::<SessionRecord>(include_str!(
             "../../tests/golden/forms/session-record.json"
         ));

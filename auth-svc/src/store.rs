@@ -1,4 +1,5 @@
-//! The users in MongoDB: one document per user. `_id` is the user's key, so that no two names differ only in case.
+//! The users in MongoDB, one document per user. The field `_id` is the user's key, so that no two user names differ
+//! only in letter case.
 
 use std::{
     future::IntoFuture,
@@ -19,10 +20,11 @@ use vmwatch_store::command_span;
 
 use crate::{AuthError, bucket::TRIES};
 
-/// When the claim to demote this administrator expires; see [`UserStore::claim_demotion`].
+/// Name of the field with the time when the claim to demote this administrator expires; see
+/// [`UserStore::claim_demotion`].
 const DEMOTION_CLAIM: &str = "demotion_claim_expires";
-/// Far longer than the commands of one change take. The claim of a service that crashed in between is ignored
-/// afterwards.
+/// Lifetime of a demotion claim, far longer than a change of a user takes. If auth-svc crashed during the change, its
+/// claim is ignored after this time.
 const CLAIM_LIFETIME: Duration = Duration::from_mins(5);
 
 /// MongoDB's error code for a duplicate key.
@@ -32,14 +34,14 @@ const DUPLICATE_KEY: i32 = 11_000;
 pub(crate) struct User {
     #[serde(rename = "_id")]
     pub(crate) key: UserKey,
-    /// The name as spelled when the user was created.
+    /// The user name as spelled when the user was created.
     pub(crate) name: UserName,
-    /// A PHC string; see `password.rs`.
+    /// The password hash as a PHC string; see `password.rs`.
     pub(crate) password_hash: String,
     pub(crate) role: Role,
     pub(crate) scope: Scope,
     pub(crate) created: DateTime,
-    /// Sessions that began before this time are invalid. Each change of the user advances it.
+    /// Sessions that began before this time are invalid. Each change of the user sets it to a later time.
     pub(crate) sessions_not_before: DateTime,
 }
 
@@ -73,7 +75,7 @@ impl UserStore {
         Ok(found.instrument(command_span("find", self.users.name())).await?)
     }
 
-    /// At most this many users after the given key, sorted by key.
+    /// Returns up to `most` users after the given key, sorted by key.
     pub(crate) async fn list(&self, after: Option<&UserKey>, most: usize) -> Result<Vec<User>, AuthError> {
         let filter = after.map_or_else(Document::new, |key| doc! { "_id": { "$gt": key.as_str() } });
         Ok(self
@@ -90,7 +92,7 @@ impl UserStore {
         Ok(self.users.find_one(doc! {}).await?.is_none())
     }
 
-    /// Adds the user. Returns false if the name is taken.
+    /// Adds the user. Returns false if the user name is taken.
     pub(crate) async fn add(&self, user: &User) -> Result<bool, AuthError> {
         match self.users.insert_one(user).await {
             Ok(_) => Ok(true),
@@ -99,13 +101,13 @@ impl UserStore {
         }
     }
 
-    /// Sets the password; `None` if there is no such user.
+    /// Sets the user's password hash; `None` if the user does not exist.
     pub(crate) async fn set_password(&self, key: &UserKey, hash: &str) -> Result<Option<User>, AuthError> {
         self.change(key, doc! { "password_hash": hash }, Document::new())
             .await
     }
 
-    /// Sets the given role and scope; `None` if there is no such user.
+    /// Sets the user's role and scope as far as they are given; `None` if the user does not exist.
     pub(crate) async fn update(&self, change: &UserChange, may: Ending) -> Result<Option<User>, AuthError> {
         let mut set = Document::new();
         if let Some(role) = change.role {
@@ -120,9 +122,9 @@ impl UserStore {
         self.change(&change.name.key(), set, may.filter()).await
     }
 
-    /// Changes the user and invalidates its sessions up to now by their date. Returns the user after the change. The
-    /// date only increases, even if the clocks of replicas differ, so that it distinguishes each change from the
-    /// previous one.
+    /// Changes the user and invalidates the sessions that began up to now. Returns the user after the change. The time
+    /// `sessions_not_before` always increases, even if the clocks of replicas differ, so that each change has a
+    /// different time.
     async fn change(
         &self,
         key: &UserKey,
@@ -150,18 +152,19 @@ impl UserStore {
         Err(AuthError::Contended)
     }
 
-    /// Returns false if there is no such user.
+    /// Removes the user. Returns false if the user does not exist.
     pub(crate) async fn remove(&self, key: &UserKey, may: Ending) -> Result<bool, AuthError> {
         let mut filter = doc! { "_id": key.as_str() };
         filter.extend(may.filter());
         Ok(self.users.delete_one(filter).await?.deleted_count == 1)
     }
 
-    /// Claims the right to demote this administrator; `None` if another change holds a claim, or the user is no
-    /// longer an administrator.
+    /// Claims the right to demote this administrator; `None` if another change holds a claim on this user, or the user
+    /// is no longer an administrator.
     ///
-    /// The holder of a claim counts the remaining administrators, which are those without a claim. Of two concurrent
-    /// changes, the one that claims later sees the claim of the other, so that they never count each other's user.
+    /// The holder of a claim counts the administrators without a claim; one of them must remain. Of two concurrent
+    /// changes, the one that claims later sees the claim of the other. Therefore they never count each other's user as
+    /// remaining.
     pub(crate) async fn claim_demotion(&self, key: &UserKey) -> Result<Option<Ending>, AuthError> {
         let expires = DateTime::from_system_time(SystemTime::now() + CLAIM_LIFETIME);
         let mut unclaimed = unclaimed_administrators();
@@ -171,7 +174,7 @@ impl UserStore {
         Ok((claimed.matched_count == 1).then_some(Ending::Claimed(expires)))
     }
 
-    /// Withdraws a claim.
+    /// Withdraws a demotion claim.
     pub(crate) async fn withdraw(&self, key: &UserKey, claim: Ending) -> Result<(), AuthError> {
         let Ending::Claimed(expires) = claim else {
             return Ok(());
@@ -182,7 +185,8 @@ impl UserStore {
         Ok(())
     }
 
-    /// The number of other administrators: all of them, and those without a claim.
+    /// Counts the other administrators. Returns the number of all of them and the number of those without a demotion
+    /// claim.
     pub(crate) async fn other_administrators(&self, key: &UserKey) -> Result<(u64, u64), AuthError> {
         let count = async |mut filter: Document| {
             filter.insert("_id", doc! { "$ne": key.as_str() });
@@ -193,14 +197,15 @@ impl UserStore {
     }
 }
 
-/// How a change of a user affects the role of an administrator.
+/// What a change of a user means for the user's role of administrator.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ending {
-    /// The user stays or becomes an administrator, or its role does not change.
+    /// The user remains or becomes an administrator, or the change does not concern the role.
     Nothing,
-    /// The user is not an administrator. If it has become one meanwhile, the change is not made.
+    /// The user was not an administrator when the change was prepared. If the user has become one since, the change is
+    /// not made.
     NoAdministrator,
-    /// The change holds the claim with this expiry.
+    /// The change holds a demotion claim that expires at this time.
     Claimed(DateTime),
 }
 
@@ -214,13 +219,14 @@ impl Ending {
     }
 }
 
-/// Matches administrators without a claim.
+/// A query filter that matches administrators without a valid demotion claim.
 fn unclaimed_administrators() -> Document {
     let claimed = doc! { "$gt": DateTime::now() };
     doc! { "role": Role::Admin.to_string(), DEMOTION_CLAIM: { "$not": claimed } }
 }
 
-/// The time from which sessions of a user changed now are valid; sessions that began up to this millisecond are not.
+/// The earliest start of sessions that remain valid after a change of the user made now. Sessions that began up to the
+/// present millisecond become invalid.
 pub(crate) fn not_before(before: Option<&User>) -> DateTime {
     let before = before.map_or(0, |user| user.sessions_not_before.timestamp_millis());
     let now = DateTime::now().timestamp_millis();
@@ -248,13 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn document_matches_golden_file() {
+    fn user_document_matches_golden_file() {
         let written = serialize_to_document(&read(golden())).unwrap();
         assert_eq!(Bson::from(written).into_relaxed_extjson(), golden());
     }
 
     #[test]
-    fn reads_document_of_a_newer_version() {
+    fn user_document_of_newer_version_can_be_read() {
         let mut newer = golden();
         newer["role"] = "auditor".into();
         newer["scope"] = serde_json::json!({ "tenant": "x" });

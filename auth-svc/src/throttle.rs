@@ -1,17 +1,18 @@
-//! Slows down password guessing without enabling anyone to lock out others.
+//! Limits password guessing in such a way that an attacker cannot lock out other users.
 //!
-//! Recent failures are counted by (user, source), by source and by user, in a bucket shared by all replicas:
+//! Recent login failures are counted by (user, client address), by client address and by user, in a KV bucket that all
+//! replicas share:
 //!
 //! | counted by | at the limit |
 //! |---|---|
-//! | (user, source) | that user from that source waits until the failures expire |
-//! | source | each further user from there has one try instead of the usual number |
-//! | user | each further source for that user has one try instead of the usual number |
+//! | (user, client address) | further logins of that user from that address are refused until the failures expire |
+//! | client address | every other user has one attempt from that address instead of the usual number |
+//! | user | every other client address has one attempt for that user instead of the usual number |
 //!
-//! An administrator under attack from elsewhere can therefore still log in from another source at the first try, and
-//! so can other users that share an attacker's address. A name or an address gives at most its limit of tries plus one
-//! for each source or user combined with it. Unknown names are counted like known ones, so that the throttle does not
-//! reveal which users exist.
+//! Therefore an administrator under attack can still log in from another address at the first attempt, and so can other
+//! users that share an attacker's address. An attacker gets at most the limit of attempts for one user name or one
+//! address, plus one attempt for each combination with another address or user. Unknown user names are counted like
+//! known ones, so that the throttle does not reveal which users exist.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -30,12 +31,13 @@ use crate::{
 };
 
 const BUCKET: &str = "vmwatch_login_failures";
-/// Enough for about 400,000 counters. At the rate that password hashing allows, they expire long before that.
+/// Size limit of the KV bucket: sufficient for about 400,000 counters. At the rate that password hashing allows,
+/// counters expire long before there are that many.
 const BUCKET_BYTES: i64 = 64 << 20;
-/// Maximum attempts to count a failure while other replicas change the same counter.
+/// Maximum number of attempts to count a failure while other replicas change the same counter.
 const COUNT_TRIES: usize = 8;
 
-/// Recent failures under one key.
+/// The recent login failures that share a key.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Failures {
     count: u32,
@@ -47,7 +49,7 @@ pub(crate) struct Throttle {
     settings: ThrottleSettings,
 }
 
-/// The keys that a login is counted under.
+/// The three keys under which the failures of a login attempt are counted.
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pair: String,
@@ -56,8 +58,8 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// An attempt of this user, in any spelling, from this source. Keys are hashes, because names can contain any
-    /// character and the bucket need not reveal them.
+    /// Creates the keys for an attempt to log in as this user from this client address. The keys are hashes, because
+    /// user names can contain any character, and so that the KV bucket does not reveal them.
     pub(crate) fn new(user: &UserKey, source: &str) -> Self {
         let source = &network(source);
         let key = |kind: &str, parts: &[&str]| {
@@ -76,14 +78,14 @@ impl Attempt {
         }
     }
 
-    /// The key shared by all attempts of this user from this source.
+    /// The key shared by all attempts of this user from this client address.
     pub(crate) fn id(&self) -> &str {
         &self.pair
     }
 }
 
 impl Throttle {
-    /// The configuration of the bucket.
+    /// The configuration of the KV bucket of login failures.
     pub(crate) const fn bucket(settings: ThrottleSettings, replicas: usize) -> Spec {
         Spec {
             name: BUCKET,
@@ -94,7 +96,7 @@ impl Throttle {
         }
     }
 
-    /// Opens the bucket and creates it if it is missing.
+    /// Opens the KV bucket of login failures, and creates it if it is missing.
     pub(crate) async fn open(
         bus: &Bus,
         settings: ThrottleSettings,
@@ -104,7 +106,7 @@ impl Throttle {
         Ok(Self { bucket, settings })
     }
 
-    /// Admits the attempt; otherwise the error has the time to wait.
+    /// Checks whether the login attempt is allowed; if not, the error contains the time to wait.
     pub(crate) async fn admit(&self, attempt: &Attempt) -> Result<(), AuthError> {
         let (pair, source, user) = tokio::try_join!(
             self.failures(&attempt.pair),
@@ -120,9 +122,10 @@ impl Throttle {
         }
     }
 
-    /// Counts a failure. This precedes the answer, so that an attempt that cannot be counted gets no answer.
+    /// Counts a failed login. The failure is counted before the caller gets an answer, so that no answer reveals the
+    /// result of an attempt that was not counted.
     pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
-        // If every attempt to count conflicted, other failures raise the counter fast enough.
+        // If counting conflicted every time, concurrent failures are increasing the counter sufficiently.
         tokio::try_join!(
             self.count_one(&attempt.pair),
             self.count_one(&attempt.source),
@@ -131,8 +134,8 @@ impl Throttle {
         Ok(())
     }
 
-    /// Counts an attempt as failed before it is verified, so that of any number of concurrent attempts, on any
-    /// replicas, at most the limit are verified. The caller must call `forget` for an attempt that succeeds.
+    /// Counts an attempt as failed before its password is verified. Therefore, of any number of concurrent attempts on
+    /// any replicas, at most the limit are verified. The caller must call `forget` if the attempt succeeds.
     pub(crate) async fn claim(&self, attempt: &Attempt) -> Result<(), AuthError> {
         self.admit(attempt).await?;
         let (pair, source, user) = tokio::try_join!(
@@ -140,7 +143,7 @@ impl Throttle {
             self.count_one(&attempt.source),
             self.count_one(&attempt.user)
         )?;
-        // The counts without this attempt.
+        // The number of earlier failures, without this attempt.
         let before = |count: Option<u32>| count.map_or(u32::MAX, |count| count.saturating_sub(1));
         if before(pair) < limit(self.settings, before(source), before(user)) {
             return Ok(());
@@ -149,7 +152,7 @@ impl Throttle {
         Err(AuthError::Throttled(self.settings.window))
     }
 
-    /// Forgets the failures of a user from this source after a successful login.
+    /// Deletes the counted failures of a user from this client address after a successful login.
     pub(crate) async fn forget(&self, attempt: &Attempt) {
         if self
             .failures(&attempt.pair)
@@ -168,7 +171,7 @@ impl Throttle {
         Ok(self.decode(entry.as_ref()).known)
     }
 
-    /// A record that cannot be decoded counts as throttled until it expires.
+    /// A counter that cannot be decoded blocks logins until it expires.
     fn decode(&self, entry: Option<&Entry>) -> Kept<Failures> {
         match self.bucket.decode(entry) {
             Value::Nothing => Kept::default(),
@@ -180,7 +183,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a failure. Returns the new count; `None` if every attempt conflicted.
+    /// Increments a failure counter. Returns the new count; `None` if every attempt conflicted with another replica.
     async fn count_one(&self, key: &str) -> Result<Option<u32>, AuthError> {
         for _ in 0..COUNT_TRIES {
             let entry = self.bucket.entry(key).await?;
@@ -198,13 +201,13 @@ impl Throttle {
     }
 }
 
-/// When the entry was written, Unix milliseconds by the server's clock.
+/// When the entry was written by the NATS server's clock, Unix milliseconds.
 fn written_ms(entry: &Entry) -> u64 {
     u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }
 
-/// The key of a source. IPv6 addresses are reduced to their 64-bit network, because a host can take any address in it
-/// (RFC 4291, section 2.5.1) and would otherwise be a new source each time.
+/// The counter key of a client address. For IPv6, the key is the 64-bit network: a host can use any address in its
+/// network (RFC 4291, section 2.5.1) and would otherwise get a new counter with each address.
 pub(crate) fn network(source: &str) -> String {
     let Ok(address) = source.parse::<Ipv6Addr>() else {
         return source.to_owned();
@@ -213,7 +216,7 @@ pub(crate) fn network(source: &str) -> String {
     Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
 }
 
-/// The number of failures at which a pair of user and source must wait.
+/// The number of failures after which logins of a user from a client address are refused.
 const fn limit(settings: ThrottleSettings, source: u32, user: u32) -> u32 {
     if source >= settings.by_source || user >= settings.by_user {
         1
@@ -222,7 +225,7 @@ const fn limit(settings: ThrottleSettings, source: u32, user: u32) -> u32 {
     }
 }
 
-/// How long the attempt must wait; `None` if it may proceed.
+/// How long the login attempt must wait; `None` if it may proceed.
 fn wait(
     settings: ThrottleSettings,
     pair: Failures,
@@ -262,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn locks_out_pair_after_fifth_failure() {
+    fn logins_of_user_from_address_are_refused_after_fifth_failure() {
         assert_eq!(waits(4, 4, 4), None);
         assert_eq!(waits(5, 5, 5), Some(899));
         let long_ago = Failures {
@@ -273,25 +276,25 @@ mod tests {
     }
 
     #[test]
-    fn record_matches_golden_file() {
+    fn login_failure_counter_matches_golden_file() {
         bucket::assert_matches_golden::<Failures>(include_str!(
             "../../tests/golden/forms/login-failures.json"
         ));
     }
 
     #[test]
-    fn attackers_cannot_lock_out_other_pairs() {
-        // An administrator under attack from everywhere logs in from a new source.
+    fn attackers_cannot_lock_out_users_at_other_addresses() {
+        // An administrator that is under attack from many addresses logs in from a new address.
         assert_eq!(waits(0, 0, 100_000), None);
-        // A user shares the address of an attacker.
+        // A user shares a client address with an attacker.
         assert_eq!(waits(0, 100_000, 0), None);
-        // The user has only one try.
+        // After one failure under these conditions, the user must wait.
         assert_eq!(waits(1, 100_000, 0), Some(899));
         assert_eq!(waits(1, 0, 100_000), Some(899));
     }
 
     #[test]
-    fn counts_ipv6_network_as_one_source() {
+    fn failed_logins_are_counted_per_ipv6_network() {
         let pair = |source| Attempt::new(&UserKey::from_name("a"), source).pair;
         assert_eq!(pair("2001:db8:1:2:3:4:5:6"), pair("2001:db8:1:2::1"));
         assert_ne!(pair("2001:db8:1:3::1"), pair("2001:db8:1:2::1"));
@@ -299,12 +302,16 @@ mod tests {
     }
 
     #[test]
-    fn distinguishes_attempts_by_user_and_source() {
+    fn login_attempts_are_counted_per_user_and_address() {
         let attempt = |user: &str, source| Attempt::new(&UserKey::from_name(user), source);
         let (one, other) = (attempt("ab", "c"), attempt("a", "bc"));
         assert_ne!(one.pair, other.pair);
         assert_eq!(attempt("ab", "c").pair, one.pair);
-        assert_eq!(attempt("AB", "c").pair, one.pair, "one user in any spelling");
+        assert_eq!(
+            attempt("AB", "c").pair,
+            one.pair,
+            "all spellings of a user name must have the same key"
+        );
         assert!(
             one.pair
                 .strip_prefix("pair.")

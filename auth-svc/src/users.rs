@@ -1,5 +1,5 @@
-//! The command `vmwatch-auth user …`. Passwords are read from a prompt or standard input, never from an argument,
-//! which every process on the machine could read.
+//! The command `vmwatch-auth user`. It reads passwords from a prompt or from standard input, never from an argument,
+//! because other processes on the machine can read the arguments.
 
 use std::{
     io::{IsTerminal, Write as _},
@@ -25,44 +25,44 @@ use crate::{
     store::{User, UserStore},
 };
 
-/// How long a command waits for NATS.
+/// How long a command on users waits for the NATS server.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// Maximum number of listed users; a private cloud has tens.
+/// Maximum number of users in the output of the `list` command; a private cloud has tens of users.
 const MOST_LISTED: usize = 1000;
 
 #[derive(Debug, Subcommand)]
 pub enum UserCommand {
     /// Add a user.
     Add {
-        /// User name: up to 128 letters and digits of one script and ASCII punctuation. Names are compared without
-        /// regard to case.
+        /// User name: up to 128 letters and digits of one script and ASCII punctuation. Letter case is ignored when
+        /// names are compared.
         name: NewUserName,
         /// Role: viewer, operator or admin.
         #[arg(long, default_value = "viewer")]
         role: Role,
-        /// Comma-separated ids of the only VMs that the user may see; default: all.
+        /// Comma-separated instance ids of the VMs that the user may see; default: all VMs.
         #[arg(long, value_delimiter = ',')]
         instances: Option<Vec<InstanceId>>,
     },
-    /// Change a user's password, which ends its sessions.
+    /// Change a user's password; this ends the user's sessions.
     Password {
-        /// User name; upper and lower case are equal.
+        /// User name; letter case is ignored.
         name: UserName,
     },
     /// List the users.
     List {
-        /// Print JSON, for scripts.
+        /// Print the users as JSON, for scripts.
         #[arg(long)]
         json: bool,
     },
-    /// Remove a user, which ends its sessions.
+    /// Remove a user; this ends the user's sessions.
     Remove {
-        /// User name; upper and lower case are equal.
+        /// User name; letter case is ignored.
         name: UserName,
     },
 }
 
-/// Runs a command.
+/// Runs a command on users.
 pub async fn run(command: UserCommand, settings: &AuthSettings) -> Result<(), AuthError> {
     let database = settings.store.open_durable(Service::Auth.name()).await?;
     let users = UserStore::new(&database, &settings.collection);
@@ -116,14 +116,15 @@ async fn carry_out(command: UserCommand, users: UserStore, settings: &AuthSettin
     Ok(())
 }
 
-/// The stored name; the given name if there is no such user.
+/// The user name as stored; if the user does not exist, the name as given.
 async fn stored_name(users: &UserStore, given: UserName) -> Result<UserName, AuthError> {
     let user = users.find(&given.key()).await?;
     Ok(user.map_or(given, |user| user.name))
 }
 
-/// Connects to NATS without waiting for it. If NATS is lost after the audit record, or unreachable while the audit is
-/// not required, the change is still stored, and the error says that it is not in effect yet.
+/// Connects to NATS without waiting for the connection. If NATS becomes unreachable after the audit record was written,
+/// or is unreachable while the audit is not required, the change is still stored. The error then says that the change
+/// is not in effect yet.
 async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts, AuthError> {
     let bus = Bus::connect(&format!("{}-users", Service::Auth.name()), &settings.bus).await?;
     Ok(Accounts {
@@ -134,7 +135,7 @@ async fn accounts(users: UserStore, settings: &AuthSettings) -> Result<Accounts,
     })
 }
 
-/// Makes a change and records it in the audit before and after it.
+/// Makes a change and writes one audit record before and one after it.
 async fn announced(
     settings: &AuthSettings,
     action: MethodInfo,
@@ -163,13 +164,13 @@ fn refused(text: String) -> AuthError {
     AuthError::Refused(text)
 }
 
-/// Reads a password from a prompt, twice, or the first line of standard input.
+/// Reads a password: from a terminal by prompting twice, otherwise from the first line of standard input.
 fn read_password(name: &UserName) -> Result<NewPassword, AuthError> {
     let text = if std::io::stdin().is_terminal() {
         let first = rpassword::prompt_password(format!("New password of {name}: "))?;
         if first != rpassword::prompt_password("Repeat the password: ")? {
             return Err(refused(
-                "the two passwords differ; nothing was changed".to_owned(),
+                "the two passwords differ; no password was changed".to_owned(),
             ));
         }
         first

@@ -1,4 +1,4 @@
-//! A test client of the documented API of 2017.
+//! A client of the documented API of 2017, for tests.
 
 use std::time::{Duration, Instant};
 
@@ -7,21 +7,21 @@ use serde_json::{Value, json};
 
 use crate::{PATIENCE, Replica};
 
-/// The documented method codes.
+/// The method codes of the documented API.
 pub mod codes {
-    /// login
+    /// Code of the documented method `login`.
     pub const LOGIN: u32 = 458_753;
-    /// getVMMonitoringProcData
+    /// Code of the documented method `getVMMonitoringProcData`.
     pub const PROCESSES: u32 = 611_711;
-    /// getVMMonitoringData
+    /// Code of the documented method `getVMMonitoringData`.
     pub const VM: u32 = 611_611;
-    /// getVMMonitoringProcByNameData
+    /// Code of the documented method `getVMMonitoringProcByNameData`.
     pub const PROCESSES_BY_NAME: u32 = 611_712;
-    /// startmonitor
+    /// Code of the documented method `startmonitor`.
     pub const START: u32 = 32_523;
 }
 
-/// A gateway of the stack, with an HTTP client.
+/// A gateway of the test stack, with an HTTP client for it.
 #[derive(Debug)]
 pub struct Gateway {
     /// The gateway's process.
@@ -30,16 +30,16 @@ pub struct Gateway {
     http: reqwest::Client,
 }
 
-/// A gateway's answer.
+/// A gateway's HTTP response.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// The HTTP status.
+    /// The HTTP status code.
     pub http: u16,
-    /// The exact body.
+    /// The response body, byte for byte.
     pub body: String,
-    /// The header `Retry-After`.
+    /// The value of the header `Retry-After`.
     pub retry_after: Option<String>,
-    /// The header `Content-Type`.
+    /// The value of the header `Content-Type`.
     pub content_type: Option<String>,
     /// Time from sending the request to receiving the last byte.
     pub took: Duration,
@@ -53,16 +53,16 @@ impl Gateway {
             http: reqwest::Client::builder()
                 .timeout(PATIENCE)
                 .build()
-                .expect("a plain HTTP client"),
+                .expect("building an HTTP client without TLS succeeds"),
         }
     }
 
-    /// The URL of a path.
+    /// The URL of a path on this gateway.
     pub fn url(&self, path: &str) -> String {
         format!("{}{path}", self.url)
     }
 
-    /// Sends a request to the path of the documented API.
+    /// Sends a request to the URL path of the documented API.
     pub async fn send(
         &self,
         method: Method,
@@ -92,7 +92,7 @@ impl Gateway {
         })
     }
 
-    /// Posts a body as the clients of 2017 do, with the content type of a form.
+    /// Posts a body with the content type of an HTML form, as the clients of 2017 do.
     pub async fn post_text(&self, body: impl Into<reqwest::Body>) -> Answer {
         self.send(Method::POST, Some("application/x-www-form-urlencoded"), body)
             .await
@@ -115,7 +115,7 @@ impl Gateway {
         }
     }
 
-    /// Queries rows and returns them as JSON objects.
+    /// Queries rows of a VM and returns them as JSON objects.
     pub async fn rows(&self, session: &str, method: u32, limit: u32, data: Value) -> Vec<Value> {
         let request = json!({ "method": method, "session_id": session, "limit": limit, "format": "json", "data": data });
         let answer = self.post(&request).await;
@@ -134,26 +134,26 @@ impl Gateway {
 }
 
 impl Answer {
-    /// The body as JSON.
+    /// The response body, parsed as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {self:?}"))
     }
 
-    /// The envelope's `status_code`.
+    /// The field `status_code` of the response body.
     pub fn status(&self) -> u64 {
         self.json()["status_code"]
             .as_u64()
-            .unwrap_or_else(|| panic!("no status_code: {self:?}"))
+            .unwrap_or_else(|| panic!("the response has no status_code: {self:?}"))
     }
 
-    /// The envelope's `message`.
+    /// The field `message` of the response body.
     pub fn message(&self) -> String {
         let message = self.json()["message"].as_str().map(str::to_owned);
-        message.unwrap_or_else(|| panic!("no message: {self:?}"))
+        message.unwrap_or_else(|| panic!("the response has no message: {self:?}"))
     }
 }
 
-/// The exact body of an error answer of a method whose answers contain `data`.
+/// The exact body of an error response of a method whose responses contain `data`.
 pub fn failure(status: u32, method: &Value, session: &str, message: &str) -> String {
     format!(
         r#"{{"status_code":{status},"session_id":{session},"message_id":"","message":{message},"data":null,"method":{method}}}"#,

@@ -1,4 +1,4 @@
-//! A server in a container, with the same operations as a [`Process`](crate::Process).
+//! A server that runs in a container and can be controlled like a [`Process`](crate::Process).
 
 use std::{
     future::Future,
@@ -16,27 +16,29 @@ use testcontainers::{
 };
 use tokio::runtime::{Builder, Runtime};
 
-/// Label with the test's process id, to find containers left behind by a killed test (deploy/offline/backend.py).
+/// Container label with the test's process id. With it, deploy/offline/backend.py finds the containers of a killed
+/// test.
 const LABEL: &str = "vmwatch-e2e";
-/// Number of log lines to show of each server when a test fails.
+/// Number of log lines to print of each server when a test fails.
 const TAIL: usize = 25;
-/// Time limit of an operation. The engine usually needs less than a second, but may have to pull an image first.
+/// Time limit of an operation. The container engine usually needs less than a second, but may first have to pull an
+/// image.
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// How to run a container.
+/// Describes how to run a container.
 #[derive(Debug)]
 pub(crate) struct ContainerSpec {
-    /// Name for messages, such as `nats`.
+    /// The server's name in messages, such as `nats`.
     pub(crate) name: &'static str,
-    /// `name:tag`.
+    /// The image in the form `name:tag`.
     pub(crate) image: String,
-    /// Arguments for the entrypoint; if empty, those of the image.
+    /// Arguments for the entrypoint; if there are none, the image's own arguments are used.
     pub(crate) args: Vec<String>,
-    /// The port on the host's loopback interface, kept across restarts.
+    /// The port on the host's loopback interface, which remains the same across restarts.
     pub(crate) host_port: u16,
-    /// The port in the container.
+    /// The port inside the container.
     pub(crate) port: u16,
-    /// Folders on the host, with their paths in the container.
+    /// Folders on the host that are mounted, each with its path inside the container.
     pub(crate) mounts: Vec<(String, &'static str)>,
 }
 
@@ -48,7 +50,7 @@ pub struct Container {
 }
 
 impl Container {
-    /// Starts a container. The engine pulls the image if it is missing.
+    /// Starts a container. The container engine pulls the image if it is missing.
     pub(crate) fn start(spec: ContainerSpec) -> Self {
         let (name, image) = (spec.name, spec.image.clone());
         let container = run_blocking(async move { request(spec).start().await })
@@ -84,7 +86,7 @@ impl Container {
         self.run_docker("unpause", |container| async move { container.unpause().await });
     }
 
-    /// Sends SIGHUP.
+    /// Sends SIGHUP to the container's main process.
     pub(crate) fn reload(&self) {
         self.run_docker("kill", |container| async move {
             let docker = docker_client_instance().await?;
@@ -94,7 +96,7 @@ impl Container {
         });
     }
 
-    /// Starts the ended container again, with the same data and port.
+    /// Restarts the ended container with the same data and port.
     pub(crate) fn start_again(&self) {
         self.run_docker("start", |container| async move { container.start().await });
     }
@@ -104,7 +106,7 @@ impl Container {
         self.run_docker("inspect", |container| async move { container.exit_code().await })
     }
 
-    /// The output so far: standard output, then standard error.
+    /// The container's output so far: standard output first, then standard error.
     pub(crate) fn log(&self) -> String {
         let written = self.run_docker("logs", |container| async move {
             let mut written = container.stdout_to_vec().await?;
@@ -123,7 +125,10 @@ impl Container {
         T: Send + 'static,
         Work: Future<Output = Result<T, TestcontainersError>> + Send + 'static,
     {
-        let container = self.container.as_ref().expect("present until dropped");
+        let container = self
+            .container
+            .as_ref()
+            .expect("the container exists until it is dropped");
         run_blocking(work(Arc::clone(container)))
             .unwrap_or_else(|error| panic!("docker {what} {}: {error}", self.name))
     }
@@ -136,13 +141,13 @@ impl Drop for Container {
             let lines: Vec<_> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(TAIL)..];
             eprintln!(
-                "---- the end of the log of {}'s container:\n{}",
+                "---- last lines of the log of {}'s container:\n{}",
                 self.name,
                 tail.join("\n")
             );
         }
         let container = self.container.take();
-        // Dropping removes the container and must happen within a runtime.
+        // Dropping this value removes the container, which must happen within an async runtime.
         run_blocking(async move { drop(container) });
     }
 }
@@ -171,7 +176,7 @@ fn request(spec: ContainerSpec) -> ContainerRequest<GenericImage> {
     })
 }
 
-/// Checks that a Docker engine is running and has these images.
+/// Checks that a Docker engine is running and that it has the given images.
 pub(crate) fn engine_has(images: &[String]) -> Result<(), String> {
     let images = images.to_vec();
     run_blocking(async move {
@@ -191,8 +196,8 @@ pub(crate) fn engine_has(images: &[String]) -> Result<(), String> {
     })
 }
 
-/// Runs a future on a separate runtime and blocks until it is done. A test's own runtime may have only one thread, and a
-/// drop cannot await.
+/// Runs a future on a separate async runtime and blocks until it is done. The test's own runtime may have only one
+/// thread, and `drop` cannot await.
 fn run_blocking<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
     static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
         let mut builder = Builder::new_multi_thread();
@@ -200,7 +205,7 @@ fn run_blocking<T: Send + 'static>(work: impl Future<Output = T> + Send + 'stati
             .worker_threads(1)
             .enable_all()
             .build()
-            .expect("starting a runtime")
+            .expect("starting an async runtime succeeds")
     });
     let (sender, result) = mpsc::sync_channel(1);
     RUNTIME.spawn(async move { sender.send(work.await) });

@@ -1,4 +1,4 @@
-//! A database that speaks MongoDB's protocol.
+//! A database server for tests that speaks the MongoDB protocol.
 
 use std::{path::Path, time::Duration};
 
@@ -17,27 +17,27 @@ use crate::{
     tools,
 };
 
-/// The database. Its data survives restarts.
+/// The database of a test. Its data survives restarts.
 #[derive(Debug)]
 pub struct Database {
-    /// The server.
+    /// The database server's process or container.
     pub server: Server,
     uri: String,
     client: Client,
 }
 
 impl Database {
-    /// Starts a database with its data and log in `folder`, and waits until it answers.
+    /// Starts a database that stores its data and log in `folder`, and waits until it answers.
     pub async fn start(folder: &Path) -> Self {
         Self::start_with(folder, None).await
     }
 
-    /// Starts a database that accepts only TLS, with the certificate in a folder created by `deploy/secrets`.
+    /// Starts a database that accepts only TLS, with a certificate from a folder that `deploy/secrets` created.
     pub async fn start_with(folder: &Path, certificate: Option<&Path>) -> Self {
         Self::start_on(Backend::chosen(), folder, certificate).await
     }
 
-    /// As [`Database::start_with`], on this backend.
+    /// Like [`Database::start_with`], with the database running on the given backend.
     pub(crate) async fn start_on(backend: Backend, folder: &Path, certificate: Option<&Path>) -> Self {
         let port = free_port();
         let server = match backend {
@@ -55,24 +55,24 @@ impl Database {
             tls.ca_file_path = Some(certificate.join("ca.crt"));
             Tls::Enabled(tls)
         });
-        let client = Client::with_options(options).expect("valid options");
+        let client = Client::with_options(options).expect("the client options are valid");
         let uri = format!("mongodb://127.0.0.1:{port}");
         let database = Self { server, uri, client };
         database.wait_until_ready().await;
         database
     }
 
-    /// The server's URI.
+    /// The connection URI of the database server.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// The driver's handle of the database that the stack uses.
+    /// The MongoDB driver's handle of the database that the stack uses.
     pub fn handle(&self) -> mongodb::Database {
         self.client.database(vmwatch_store::DATABASE.default)
     }
 
-    /// Starts the killed database again, with the same data and port, and waits until it answers.
+    /// Restarts the killed database with the same data and port, and waits until it answers.
     pub async fn restart(&self) {
         self.server.start_again();
         self.wait_until_ready().await;
@@ -81,7 +81,10 @@ impl Database {
     async fn wait_until_ready(&self) {
         eventually("the database answers", PATIENCE, async || {
             if let Some(status) = self.server.ended() {
-                panic!("the database ended at once ({status}):\n{}", self.server.log());
+                panic!(
+                    "the database ended during its start ({status}):\n{}",
+                    self.server.log()
+                );
             }
             let ping = self.handle().run_command(doc! { "ping": 1 }).await;
             ping.map(drop).map_err(|error| error.to_string())
@@ -90,7 +93,7 @@ impl Database {
     }
 }
 
-/// The arguments with which mongod accepts only TLS, with the files in this folder.
+/// The command-line arguments that make mongod accept only TLS, with the certificate files in this folder.
 fn tls_arguments(certificate: &Path) -> Vec<String> {
     let [pair, ca] = ["tls.pem", "ca.crt"].map(|name| certificate.join(name).display().to_string());
     let words = [
@@ -116,8 +119,8 @@ fn process(folder: &Path, port: u16, certificate: Option<&Path>) -> Process {
         args.extend(["--bind_ip", "127.0.0.1", "--dbpath", &store]);
         tls.extend(certificate.into_iter().flat_map(tls_arguments));
     } else {
-        // Without --sync-on-commit, the stand-in loses acknowledged writes on kill -9. The sizes keep an empty database
-        // small.
+        // Without --sync-on-commit, the stand-in for MongoDB would lose acknowledged writes on SIGKILL. The sizes are
+        // chosen so that an empty database takes little disk space.
         args.extend(["--storage-path", &store, "--standalone", "--sync-on-commit"]);
         args.extend(["--cache-size", "256M", "--log-file-max", "16MB"]);
         for (option, name) in [("--tls-cert-file", "tls.crt"), ("--tls-key-file", "tls.key")] {

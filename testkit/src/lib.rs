@@ -1,11 +1,12 @@
-//! The harness of the end-to-end tests: a complete vmwatch of real processes, on free ports and in a temporary folder.
+//! The harness of the end-to-end tests. It runs a complete vmwatch of real processes, on free ports and in a temporary
+//! folder.
 //!
-//! A [`Stack`] consists of NATS, the database and any number of replicas of each program. The test starts them, and they
-//! end with the test even if it is killed. Replicas can be killed, stopped, frozen and restarted. The harness waits for
-//! conditions with [`eventually`] and never for a fixed time.
+//! A [`Stack`] consists of NATS, a database and any number of replicas of each program. All of them end with the test,
+//! even if the test is killed. Replicas can be killed, stopped, frozen and restarted. The harness waits for conditions
+//! with [`eventually`] and never for a fixed time.
 //!
-//! vmwatch's own programs are started as a [`Process`]. NATS and the database are a [`Server`]: either a process or a
-//! container, selected by `server.rs` and transparent to the tests.
+//! The programs of vmwatch run as a [`Process`]. NATS and the database run as a [`Server`], which is either a process
+//! or a container. `server.rs` selects one of the two; the tests do not depend on the choice.
 
 #![allow(
     clippy::unwrap_used,
@@ -51,11 +52,11 @@ pub use stack::{
 };
 pub use tools::{nats_server, node_and_chromium, schemathesis};
 
-/// Default time limit of a condition: far longer than a busy two-core machine needs, so that only a real fault exceeds
-/// it.
+/// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so that only
+/// a real fault exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until the probe succeeds. After the deadline, fails the test with the probe's last error.
+/// Retries the probe until it succeeds. After the deadline, fails the test with the probe's last error.
 pub async fn eventually<T>(
     what: &str,
     deadline: Duration,

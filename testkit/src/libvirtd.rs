@@ -1,4 +1,4 @@
-//! A real hypervisor: libvirtd in session mode, with a QEMU guest that runs the agent.
+//! A real hypervisor for tests: libvirtd in session mode, with a QEMU guest that runs the agent.
 
 use std::{
     fs,
@@ -12,13 +12,13 @@ use tempfile::TempDir;
 
 use crate::{PATIENCE, Process, Spec, eventually, tools};
 
-/// Debian's `nobody`. QEMU needs no more rights, and libvirtd in session mode must not run as root.
+/// User id of `nobody` on Debian. QEMU needs no further permissions, and libvirtd in session mode must not run as root.
 const NOBODY: u32 = 65_534;
 
-/// A session libvirtd with its own folder. Dropping it ends libvirtd and its guests.
+/// A libvirtd in session mode with its own folder. Dropping it ends libvirtd and its guests.
 #[derive(Debug)]
 pub struct Libvirtd {
-    /// libvirtd's process.
+    /// The process of libvirtd.
     pub process: Process,
     folder: TempDir,
 }
@@ -35,7 +35,7 @@ impl Libvirtd {
         for name in ["home", "home/.config", "home/.config/libvirt", "run", "image"] {
             fs::create_dir(root.join(name)).unwrap();
         }
-        // No AppArmor profile and no virtlogd; only the system's libvirtd has those.
+        // The test runs without an AppArmor profile and without virtlogd, because only the system's libvirtd has them.
         let conf = "security_driver = \"none\"\nstdio_handler = \"file\"\n";
         fs::write(root.join("home/.config/libvirt/qemu.conf"), conf).unwrap();
         for part in ["vmlinuz", "initramfs.gz"] {
@@ -53,13 +53,13 @@ impl Libvirtd {
         this
     }
 
-    /// The URI for the `libvirt` driver.
+    /// The connection URI for the `libvirt` driver.
     pub fn uri(&self) -> String {
         let socket = self.folder.path().join("run/libvirt/libvirt-sock");
         format!("qemu+unix:///session?socket={}", socket.display())
     }
 
-    /// Runs `virsh`, which must succeed, and returns its output.
+    /// Runs `virsh` and returns its output; panics if the command fails.
     pub fn virsh(&self, args: &[&str]) -> String {
         self.try_virsh(args)
             .unwrap_or_else(|error| panic!("virsh {args:?}: {error}"))
@@ -78,7 +78,7 @@ impl Libvirtd {
         }
     }
 
-    /// Defines a guest that is off. Its agent gets these settings, named without the prefix `VMWATCH_`.
+    /// Defines a guest that is switched off. Its agent gets these settings, whose names lack the prefix `VMWATCH_`.
     pub fn define_guest(&self, uuid: &str, settings: &[(&str, &str)]) {
         let root = self.folder.path();
         let settings: Vec<_> = settings
@@ -98,7 +98,7 @@ impl Libvirtd {
         self.virsh(&["define", &file.display().to_string()]);
     }
 
-    /// The guest's console output.
+    /// The guest's console output so far.
     pub fn console(&self, uuid: &str) -> String {
         String::from_utf8_lossy(&fs::read(self.console_file(uuid)).unwrap_or_default()).into_owned()
     }
@@ -108,7 +108,7 @@ impl Libvirtd {
     }
 }
 
-/// QEMU keeps running after libvirtd ends, which is wanted in production but not in tests.
+/// QEMU keeps running after libvirtd ends. That is desired in production, but tests must end it.
 impl Drop for Libvirtd {
     fn drop(&mut self) {
         self.process.kill9();
@@ -118,7 +118,7 @@ impl Drop for Libvirtd {
                 .ok()
                 .and_then(|text| text.trim().parse().ok());
             if let Some(pid) = pid.filter(|pid| self.is_ours(*pid)).and_then(Pid::from_raw) {
-                // Fails only if the process has already ended.
+                // Killing fails only if the process has already ended.
                 let _ = kill_process(pid, Signal::KILL);
             }
         }
@@ -126,7 +126,7 @@ impl Drop for Libvirtd {
 }
 
 impl Libvirtd {
-    /// Whether the process is a guest of this folder, and not another one that reuses the pid.
+    /// Whether the process is a guest of this test and not another process that reuses the pid.
     fn is_ours(&self, pid: i32) -> bool {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&command).contains(&*self.folder.path().to_string_lossy())
@@ -140,7 +140,7 @@ fn spec(root: &Path, as_root: bool) -> Spec {
     if as_root {
         program = PathBuf::from("setpriv");
         let user = NOBODY.to_string();
-        // Set the parent-death signal again, because a change of user clears it.
+        // The parent-death signal is set again, because a change of the user clears it.
         let become_nobody = [
             "--reuid",
             &user,

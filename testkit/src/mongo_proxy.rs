@@ -1,8 +1,8 @@
-//! A proxy in front of the database that can refuse or hold inserts and delay queries.
+//! A proxy in front of the database that can refuse or hold back inserts and delay queries.
 //!
-//! It understands only this part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id, id of the
-//! request, opcode), and a command is an `OP_MSG` whose first section is a BSON document with the command's name as its
-//! first key.
+//! The proxy understands only a small part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id,
+//! id of the request, opcode). A command is a message of type `OP_MSG` whose first section is a BSON document with the
+//! command's name as its first key.
 
 use std::{
     sync::{
@@ -21,25 +21,25 @@ use tokio::{
     },
 };
 
-/// The opcode of `OP_MSG`.
+/// The opcode of messages of type `OP_MSG`.
 const OP_MSG: u32 = 2013;
 const HEADER: usize = 16;
-/// Maximum length of a message; far above what a driver sends.
+/// Maximum length of a message, far above what a MongoDB driver sends.
 const LONGEST: usize = 64 << 20;
 
-/// What the proxy does with inserts.
+/// How the proxy handles inserts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inserts {
-    /// Forwards them to the database.
+    /// Inserts are forwarded to the database.
     Pass,
-    /// Refuses each document with this write error code, as a reachable server does.
+    /// Each inserted document is refused with this write error code, as a reachable server would do.
     Refuse(i32),
-    /// Neither forwards nor answers them.
+    /// Inserts are neither forwarded nor answered.
     Hold,
 }
 
-/// The proxy. It intercepts inserts into, and queries of, one collection and forwards everything else. It ends with the
-/// runtime.
+/// A proxy that intercepts inserts into one collection and queries of it, and forwards everything else. It ends with
+/// the async runtime.
 #[derive(Debug)]
 pub struct MongoProxy {
     uri: String,
@@ -56,10 +56,12 @@ struct State {
 }
 
 impl MongoProxy {
-    /// Starts a proxy in front of the database at this address.
+    /// Starts a proxy in front of the database at the given address.
     pub async fn start(database: &str, collection: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("its address");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("binding a free port succeeds");
+        let address = listener.local_addr().expect("the listener has an address");
         let state = Arc::new(State {
             collection,
             inserts: Mutex::new(Inserts::Pass),
@@ -82,28 +84,28 @@ impl MongoProxy {
         }
     }
 
-    /// The URI of the proxy, for use in place of the database's.
+    /// The connection URI of the proxy, to be used instead of the database's URI.
     pub fn uri(&self) -> &str {
         &self.uri
     }
 
-    /// Changes what the proxy does with inserts from now on.
+    /// Sets how inserts are handled from now on.
     pub fn set(&self, inserts: Inserts) {
         *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
     }
 
-    /// Delays each query from now on by this time.
+    /// Delays each query by this time from now on.
     pub fn delay_queries(&self, delay: Duration) {
         *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
     }
 
-    /// The `maxTimeMS` of each query so far.
+    /// The values of `maxTimeMS` in all queries so far.
     pub fn query_limits(&self) -> Vec<i64> {
         let limits = self.state.limits.lock().unwrap_or_else(PoisonError::into_inner);
         limits.clone()
     }
 
-    /// The number of inserted documents that the proxy did not forward.
+    /// Number of inserted documents that the proxy has not forwarded.
     pub fn caught(&self) -> u64 {
         self.state.caught.load(Ordering::Relaxed)
     }
@@ -182,7 +184,8 @@ fn number(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// The `maxTimeMS` of a query of the collection, zero if it has none; `None` for any other message.
+/// The value of `maxTimeMS` if the message is a query of the collection, or zero if the query has none; `None` for any
+/// other message.
 fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
     if number(message, 12)? != OP_MSG {
         return None;
@@ -197,12 +200,13 @@ fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
     }))
 }
 
-/// The number of documents that the message inserts into the collection; `None` for any other message.
+/// The number of documents that the message inserts into the collection; `None` if the message is not such an insert.
 fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
     if number(message, 12)? != OP_MSG {
         return None;
     }
-    // The message consists of flags, then sections: a document (0), or a sequence of documents (1).
+    // The body consists of flags and then sections. A section is a document (type 0) or a sequence of documents (type
+    // 1).
     let (mut at, mut command, mut documents) = (HEADER + 4, None, 0);
     while at < message.len() {
         let kind = *message.get(at)?;
@@ -220,7 +224,7 @@ fn insert_into(message: &[u8], collection: &str) -> Option<usize> {
     (command.get_str("insert").ok()? == collection).then_some(documents + inlined)
 }
 
-/// The number of documents in a sequence, which follow its length and its name.
+/// The number of documents in a sequence section. The documents follow the section's length and name.
 fn sequence(section: &[u8]) -> Option<usize> {
     let mut at = 4 + section.get(4..)?.iter().position(|byte| *byte == 0)? + 1;
     let mut count = 0;
@@ -231,7 +235,7 @@ fn sequence(section: &[u8]) -> Option<usize> {
     Some(count)
 }
 
-/// A server's answer that refuses each document.
+/// Builds a server's answer that refuses each of the inserted documents.
 fn refusal(request: &[u8], documents: usize, code: i32) -> Vec<u8> {
     let error = |index| doc! { "index": index, "code": code, "errmsg": format!("refused with {code}") };
     let errors: Vec<_> = (0..i32::try_from(documents).unwrap_or(i32::MAX))
@@ -239,7 +243,8 @@ fn refusal(request: &[u8], documents: usize, code: i32) -> Vec<u8> {
         .collect();
     let body = doc! { "n": 0, "writeErrors": errors, "ok": 1.0 };
     let mut bytes = vec![0; HEADER + 5];
-    body.to_writer(&mut bytes).expect("the answer is BSON");
+    body.to_writer(&mut bytes)
+        .expect("encoding the answer as BSON succeeds");
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     bytes[..4].copy_from_slice(&length.to_le_bytes());
     bytes[8..12].copy_from_slice(&request[4..8]);

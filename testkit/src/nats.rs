@@ -1,4 +1,4 @@
-//! A NATS server.
+//! A NATS server for tests.
 
 use std::path::Path;
 
@@ -17,26 +17,27 @@ use crate::{
     tools,
 };
 
-/// The path of the configuration of [`Nats::start_durable`] in a container.
+/// The path inside a container of the configuration used by [`Nats::start_durable`].
 const DURABLE_CONFIG: &str = "/etc/vmwatch/nats-durable.conf";
 
-/// A NATS server with JetStream. Its store survives restarts.
+/// A NATS server with JetStream. Its stored data survives restarts.
 #[derive(Debug)]
 pub struct Nats {
-    /// The server.
+    /// The NATS server's process or container.
     pub server: Server,
     url: String,
     secrets: Option<Secrets>,
 }
 
 impl Nats {
-    /// Starts a server with its store and log in the folder, and waits until it answers. Clients need no credentials
-    /// and have all permissions.
+    /// Starts a NATS server that stores its data and log in the folder, and waits until it answers. Clients need no
+    /// credentials and have all permissions.
     pub async fn start(folder: &Path) -> Self {
         Self::start_with(folder, None).await
     }
 
-    /// Like [`Nats::start`], but the server writes each message to disk before it acknowledges it, as in deploy/nats.
+    /// Like [`Nats::start`], but the NATS server writes each message to disk before acknowledging it, as configured in
+    /// deploy/nats.
     pub async fn start_durable(folder: &Path) -> Self {
         let store = match Backend::chosen() {
             Backend::Processes => folder.join("nats").display().to_string(),
@@ -44,7 +45,7 @@ impl Nats {
         };
         let config = folder.join("nats-durable.conf");
         let text = format!("jetstream {{ store_dir: {store:?}, sync_interval: always }}\n");
-        std::fs::write(&config, text).expect("the temporary folder can be written");
+        std::fs::write(&config, text).expect("writing to the temporary folder succeeds");
         let config = config.display().to_string();
         let port = free_port();
         let server = match Backend::chosen() {
@@ -57,12 +58,12 @@ impl Nats {
         Self::started(server, port, None).await
     }
 
-    /// Starts a server with the users and permissions of deploy/nats.
+    /// Starts a NATS server with the users and permissions of deploy/nats.
     pub async fn start_with(folder: &Path, secrets: Option<Secrets>) -> Self {
         Self::start_on(Backend::chosen(), folder, secrets).await
     }
 
-    /// Like [`Nats::start_with`], on this backend.
+    /// Like [`Nats::start_with`], with the NATS server running on the given backend.
     pub(crate) async fn start_on(backend: Backend, folder: &Path, secrets: Option<Secrets>) -> Self {
         let port = free_port();
         let store = folder.join("nats").display().to_string();
@@ -75,7 +76,7 @@ impl Nats {
                 let config = secrets.nats_config(&store, free_port());
                 Server::Process(process(folder, port, &["--config", &config]))
             }
-            // As in compose.yaml.
+            // The container gets the same arguments as in compose.yaml.
             (Backend::Containers, None) => {
                 Server::Container(container(port, &["--jetstream", "--store_dir=/data"], Vec::new()))
             }
@@ -98,23 +99,23 @@ impl Nats {
         nats
     }
 
-    /// The files that `deploy/secrets` made for this server.
+    /// The files with credentials and certificates that `deploy/secrets` created for this NATS server.
     pub const fn secrets(&self) -> Option<&Secrets> {
         self.secrets.as_ref()
     }
 
-    /// The address of the server.
+    /// The URL of the NATS server.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Restarts the killed server on the same port and store, and waits until it answers.
+    /// Restarts the killed NATS server with the same port and stored data, and waits until it answers.
     pub async fn restart(&self) {
         self.server.start_again();
         self.answers().await;
     }
 
-    /// The settings with which a program logs in as this user; empty if the server needs no credentials.
+    /// The settings with which a program logs in as this NATS user; empty if the NATS server requires no credentials.
     pub fn login_of(&self, user: &str) -> Vec<(String, String)> {
         let Some(secrets) = &self.secrets else {
             return Vec::new();
@@ -129,7 +130,7 @@ impl Nats {
         login
     }
 
-    /// The password of this user of deploy/nats; empty if the server needs no credentials.
+    /// The password of this NATS user; empty if the NATS server requires no credentials.
     pub fn password_of(&self, user: &str) -> String {
         self.secrets
             .as_ref()
@@ -137,12 +138,13 @@ impl Nats {
             .unwrap_or_default()
     }
 
-    /// Connects as a program of this name would, but detects a frozen server within a second.
+    /// Connects under the given client name. Unlike a real program, the connection detects a frozen server within one
+    /// second.
     pub async fn connect(&self, name: &str) -> Bus {
         self.connect_as(name, TEST_USER).await
     }
 
-    /// Connects as this user of deploy/nats.
+    /// Connects as the given NATS user of deploy/nats.
     pub async fn connect_as(&self, name: &str, user: &str) -> Bus {
         let login = self.login_of(user);
         let value = |setting: &str| {
@@ -156,7 +158,7 @@ impl Nats {
             (NATS_PASSWORD_FILE.name, value(NATS_PASSWORD_FILE.name)),
             (NATS_CA_FILE.name, value(NATS_CA_FILE.name)),
         ]);
-        let settings = BusSettings::read(&env).expect("the settings are valid");
+        let settings = BusSettings::read(&env).expect("the NATS settings are valid");
         let bus = Bus::connect(name, &settings)
             .await
             .expect("NATS accepts the connection");
@@ -174,7 +176,10 @@ impl Nats {
     async fn answers(&self) {
         eventually("NATS answers", PATIENCE, async || {
             if let Some(status) = self.server.ended() {
-                panic!("nats-server ended at once ({status}):\n{}", self.server.log());
+                panic!(
+                    "nats-server ended during its start ({status}):\n{}",
+                    self.server.log()
+                );
             }
             let mut options = async_nats::ConnectOptions::new();
             if let Some(secrets) = &self.secrets {

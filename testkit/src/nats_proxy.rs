@@ -13,21 +13,21 @@ use tokio::{
 
 use crate::{PATIENCE, eventually};
 
-/// Maximum length of a protocol line; far above what programs send.
+/// Maximum length of a line of the NATS protocol, far above what programs send.
 const LONGEST_LINE: usize = 1 << 20;
 
-/// How the proxy handles lines that begin with its prefix.
+/// How the proxy handles lines that start with its prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Gate {
-    /// Holds back the next such line and everything after it.
+    /// The proxy holds back the next line with the prefix and everything that the program sends after it.
     Armed,
-    /// Holds back a line and everything after it.
+    /// The proxy is holding back a line and everything after it.
     Held,
     Open,
 }
 
-/// The proxy. It forwards everything until the program sends a line with the prefix. That line and everything after it
-/// are held back until [`NatsProxy::release`]. The proxy ends with the runtime.
+/// A proxy that forwards everything until the program sends a line with the prefix. It then holds back that line and
+/// everything after it until [`NatsProxy::release`] is called. The proxy ends with the async runtime.
 #[derive(Debug)]
 pub struct NatsProxy {
     url: String,
@@ -35,10 +35,12 @@ pub struct NatsProxy {
 }
 
 impl NatsProxy {
-    /// Starts a proxy in front of the server at this address.
+    /// Starts a proxy in front of the NATS server at the given address.
     pub async fn start(server: &str, prefix: &'static str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("its address");
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("binding a free port succeeds");
+        let address = listener.local_addr().expect("the listener has an address");
         let gate = Arc::new(watch::Sender::new(Gate::Armed));
         let target = server.trim_start_matches("nats://").to_owned();
         let shared = Arc::clone(&gate);
@@ -59,12 +61,12 @@ impl NatsProxy {
         }
     }
 
-    /// The address of the proxy, for use in place of NATS's.
+    /// The URL of the proxy, to be used instead of the NATS server's URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Waits until a line is held back.
+    /// Waits until the proxy holds back a line.
     pub async fn held(&self) {
         eventually("the proxy holds back a line", PATIENCE, async || {
             let gate = *self.gate.borrow();
@@ -73,7 +75,7 @@ impl NatsProxy {
         .await;
     }
 
-    /// Forwards what was held back, and everything after it.
+    /// Forwards the held-back lines, and everything that the program sends later.
     pub fn release(&self) {
         self.gate.send_replace(Gate::Open);
     }
@@ -89,7 +91,7 @@ async fn forward(
     let mut line = Vec::new();
     loop {
         line.clear();
-        // The proxy also splits payloads into lines, which makes no difference to the server.
+        // The proxy splits message payloads into lines as well, which makes no difference to the server.
         match from_client.read_until(b'\n', &mut line).await {
             Ok(1..LONGEST_LINE) => {}
             _ => return,
@@ -103,7 +105,7 @@ async fn forward(
                 armed
             });
             let mut gate = gate.subscribe();
-            // Sending fails only if the sender is dropped, and this task owns it.
+            // Waiting fails only if the sender was dropped, but this task owns the sender.
             let _ = gate.wait_for(|gate| *gate == Gate::Open).await;
         }
         if to_server.write_all(&line).await.is_err() {

@@ -1,6 +1,7 @@
-//! Free ports that stay free. Asking the kernel for any port and binding it later is a race, and a restarted server
-//! needs its previous port. Therefore each test process claims a block of ports by binding its first port, and hands out
-//! the others. The blocks are below the kernel's ephemeral ports and apart from the ports of `./dev up`.
+//! Provides free ports that remain free until they are used. Asking the kernel for a free port and binding it later
+//! would be a race, and a restarted server needs its previous port. Therefore each test process reserves a block of
+//! ports by binding the block's first port, and hands out the others. The blocks do not overlap with the kernel's
+//! ephemeral ports or with the ports of `./dev up`.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -9,15 +10,15 @@ use std::{
     sync::Mutex,
 };
 
-/// Blocks from port 20,000, where few servers listen, to below MongoDB's 27,017.
+/// Numbers of the port blocks, from port 20,000, where few servers listen, to below MongoDB's port 27,017.
 const BLOCKS: Range<u16> = 200..269;
 const BLOCK_SIZE: u16 = 100;
 
-/// The ports of this process.
+/// The ports that this test process has reserved.
 struct Owned {
-    /// Listeners on the first port of each claimed block.
+    /// Listeners that reserve blocks: each is bound to the first port of a block.
     claims: Vec<TcpListener>,
-    /// The unused ports of the newest block.
+    /// The unused ports of the block that was reserved last.
     free: Range<u16>,
 }
 
@@ -26,9 +27,11 @@ static OWNED: Mutex<Owned> = Mutex::new(Owned {
     free: 0..0,
 });
 
-/// A port of 127.0.0.1 that is free and is not given to any other test.
+/// Returns a port of 127.0.0.1 that is free and is not given to any other test.
 pub fn free_port() -> u16 {
-    let mut owned = OWNED.lock().expect("no thread panics while holding the lock");
+    let mut owned = OWNED
+        .lock()
+        .expect("no thread has panicked while holding the lock");
     loop {
         let Some(port) = owned.free.next() else {
             let (claim, free) = claim_block();
@@ -36,7 +39,7 @@ pub fn free_port() -> u16 {
             owned.free = free;
             continue;
         };
-        // An unrelated program may listen on a port of the block.
+        // An unrelated program may already listen on a port of the reserved block.
         if bind(port).is_some() {
             return port;
         }
@@ -45,7 +48,8 @@ pub fn free_port() -> u16 {
 
 fn claim_block() -> (TcpListener, Range<u16>) {
     let count = BLOCKS.end - BLOCKS.start;
-    let first = u16::try_from(process::id() % u32::from(count)).expect("a remainder of a u16");
+    let first =
+        u16::try_from(process::id() % u32::from(count)).expect("a remainder modulo a u16 fits into a u16");
     for turn in 0..count {
         let start = (BLOCKS.start + (first + turn) % count) * BLOCK_SIZE;
         if let Some(claim) = bind(start) {
@@ -68,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn returns_distinct_ports_that_are_not_in_use() {
+    fn free_ports_are_distinct_and_unused() {
         let first = free_port();
         let foreign = bind(first + 1);
         let second = free_port();
@@ -78,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_another_block_when_one_is_used_up() {
+    fn another_port_block_is_reserved_when_one_is_used_up() {
         let ports: std::collections::HashSet<_> = (0..BLOCK_SIZE * 2).map(|_| free_port()).collect();
         assert_eq!(ports.len(), usize::from(BLOCK_SIZE * 2));
     }

@@ -1,4 +1,4 @@
-//! A process of the stack, and the operations on it.
+//! A process that a test starts and controls.
 
 use std::{
     env,
@@ -15,54 +15,54 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::eventually;
 
-/// Number of log lines to show of each process when a test fails.
+/// Number of log lines to print of each process when a test fails.
 const TAIL: usize = 25;
 
-/// How to run a process.
+/// Describes how to run a process.
 #[derive(Debug, Clone)]
 pub struct Spec {
-    /// Name for messages, such as `gateway-0`.
+    /// The process's name in messages, such as `gateway-0`.
     pub name: String,
-    /// Path or name of the program.
+    /// The program's path, or its name if it is to be found in PATH.
     pub program: PathBuf,
-    /// Command-line arguments.
+    /// The command-line arguments.
     pub args: Vec<String>,
-    /// The environment; only PATH, HOME and TMPDIR are inherited.
+    /// Environment variables; only PATH, HOME and TMPDIR are inherited from the test.
     pub env: Vec<(String, String)>,
-    /// The file for the output. A restart appends to it.
+    /// The file for the process's output. A restarted process appends to it.
     pub log: PathBuf,
 }
 
-/// A running process. It is killed when dropped, and when the test's process is killed.
+/// A running process. It is killed when this value is dropped or when the test's process is killed.
 #[derive(Debug)]
 pub struct Process {
     spec: Spec,
-    /// Settings for the next start.
+    /// Settings that were changed for the next start.
     changed: Mutex<Vec<(String, String)>>,
     child: Mutex<Child>,
 }
 
 impl Process {
-    /// Starts a process.
+    /// Starts a process as described.
     pub fn start(spec: Spec) -> Self {
         let child = Mutex::new(spawn(&spec));
         let changed = Mutex::default();
         Self { spec, changed, child }
     }
 
-    /// Changes a setting for the next start and later ones.
+    /// Changes a setting, which takes effect at the next start.
     pub fn set(&self, name: &str, value: &str) {
         let mut changed = self.changed.lock().unwrap();
         changed.push((name.to_owned(), value.to_owned()));
     }
 
-    /// The value of a setting at the first start; empty if it was not set.
+    /// The value of a setting at the first start; empty if the setting was not set.
     pub fn setting(&self, name: &str) -> String {
         let given = self.spec.env.iter().rev().find(|(given, _)| given == name);
         given.map(|(_, value)| value.clone()).unwrap_or_default()
     }
 
-    /// The name for messages.
+    /// The process's name in messages.
     pub fn name(&self) -> &str {
         &self.spec.name
     }
@@ -72,7 +72,7 @@ impl Process {
         self.child.lock().unwrap().id()
     }
 
-    /// The output so far.
+    /// The process's output so far.
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.spec.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
@@ -83,30 +83,30 @@ impl Process {
         self.child.lock().unwrap().try_wait().unwrap()
     }
 
-    /// Sends SIGKILL, like a crash, and waits for the process to end.
+    /// Sends SIGKILL, which is like a crash, and waits until the process has ended.
     pub fn kill9(&self) {
         let mut child = self.child.lock().unwrap();
-        // Fails only if the process has already ended.
+        // Killing fails only if the process has already ended.
         let _ = child.kill();
         child.wait().unwrap();
     }
 
-    /// Sends SIGSTOP: the process keeps its connections but does not answer.
+    /// Sends SIGSTOP: the process keeps its connections open but does not answer.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Sends SIGCONT, which ends a pause.
+    /// Sends SIGCONT to continue a process that was frozen by [`Process::pause`].
     pub fn resume(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Sends SIGHUP: NATS reloads its configuration and certificates.
+    /// Sends SIGHUP, on which NATS reloads its configuration and certificates.
     pub fn reload(&self) {
         self.signal(Signal::HUP);
     }
 
-    /// Sends SIGTERM and waits for the process to end.
+    /// Sends SIGTERM and waits until the process has ended.
     pub async fn terminate(&self, deadline: Duration) -> ExitStatus {
         self.signal(Signal::TERM);
         let what = format!("{} ends after SIGTERM", self.name());
@@ -117,7 +117,7 @@ impl Process {
         .await
     }
 
-    /// Starts the ended process again, with the same settings except for those changed by [`Process::set`].
+    /// Restarts the ended process with the same settings, except those changed by [`Process::set`].
     pub fn start_again(&self) {
         assert!(self.ended().is_some(), "{} is still running", self.name());
         let mut spec = self.spec.clone();
@@ -128,7 +128,7 @@ impl Process {
     fn signal(&self, signal: Signal) {
         assert!(self.ended().is_none(), "{} has ended", self.name());
         let pid = Pid::from_raw(self.id().cast_signed()).expect("pids are not zero");
-        kill_process(pid, signal).expect("signalling a child process");
+        kill_process(pid, signal).expect("sending a signal to a child process succeeds");
     }
 }
 
@@ -143,14 +143,14 @@ impl Drop for Process {
         if already_failing {
             let lines: Vec<_> = log.lines().collect();
             let tail = &lines[lines.len().saturating_sub(TAIL)..];
-            eprintln!("---- the end of {}'s log:\n{}", self.name(), tail.join("\n"));
+            eprintln!("---- last lines of {}'s log:\n{}", self.name(), tail.join("\n"));
         } else if let Some(line) = log.lines().find(|line| line.contains("panicked at")) {
             panic!("{} panicked during this test: {line}\n{log}", self.name());
         }
     }
 }
 
-/// Runs a command to completion with `input` on its standard input.
+/// Runs a command with `input` on its standard input and waits until it has ended.
 pub(crate) fn run(spec: &Spec, input: &str) -> Output {
     let mut child = command(spec)
         .stdin(Stdio::piped())
@@ -158,7 +158,7 @@ pub(crate) fn run(spec: &Spec, input: &str) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {NO_SETPRIV}: {error}", spec.name));
-    // Fails if the command ends without reading its input.
+    // Writing fails if the command ends without reading its input, which is allowed.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -180,8 +180,9 @@ fn command(spec: &Spec) -> Command {
     let kept = ["PATH", "HOME", "TMPDIR"]
         .into_iter()
         .filter_map(|name| Some((name, env::var_os(name)?)));
-    // The kernel kills the child when its parent ends, even if the parent is killed and drops nothing. The parent is the
-    // spawning thread, so it must be the test's own thread and not one of a pool.
+    // The kernel kills the child process when its parent thread ends, even if the test is killed and drops nothing. The
+    // parent is the thread that starts the process; it must therefore be the test's own thread and not a thread of a
+    // pool.
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])

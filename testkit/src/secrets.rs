@@ -1,5 +1,5 @@
-//! The users of the bus and the certificates of both servers, as in a deployment: deploy/nats, with passwords and
-//! certificates made by `deploy/secrets`.
+//! Secrets for tests as in a deployment: the NATS users of deploy/nats with passwords, and the certificates of NATS and
+//! the database, all created by `deploy/secrets`.
 
 use std::{
     fs,
@@ -7,27 +7,27 @@ use std::{
     process::Command,
 };
 
-/// An additional bus user for tests, with all permissions.
+/// An additional NATS user for tests, with all permissions.
 pub(crate) const TEST_USER: &str = "test";
 
-/// The files that `deploy/secrets` made in a folder of the test.
+/// The files that `deploy/secrets` created in the test's folder.
 #[derive(Debug)]
 pub struct Secrets {
     folder: PathBuf,
-    /// Whether the servers accept only TLS.
+    /// Whether NATS and the database accept only TLS.
     tls: bool,
 }
 
-/// The folder in which nats.conf finds the users and the certificate.
+/// The folder in which nats.conf finds the list of users and the certificate.
 const NATS_SECRETS: &str = "/etc/vmwatch/nats-secrets";
 
 impl Secrets {
-    /// Makes all secrets, including bus users for the agents of these instances.
+    /// Creates all secrets, including NATS users for the agents of the given VMs.
     pub fn make(folder: &Path, agents: &[&str]) -> Self {
         let deploy = deploy();
         let folder = folder.join("deployment");
-        // The folder has this name because nats.conf includes files from a sibling folder `nats-secrets`, as in the
-        // container.
+        // The folder needs this name, because nats.conf includes files from the sibling folder `nats-secrets`, as in
+        // the container.
         let store = folder.join("secrets");
         run_secrets(&deploy, &store, &[]);
         for agent in agents {
@@ -45,7 +45,8 @@ impl Secrets {
         secrets
     }
 
-    /// Makes the servers accept only TLS, as in a deployment. Most tests do without TLS because of its cost.
+    /// Makes NATS and the database accept only TLS, as in a deployment. Most tests do not use TLS because it makes them
+    /// slower.
     #[must_use]
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
@@ -54,19 +55,19 @@ impl Secrets {
         self
     }
 
-    /// Runs `deploy/secrets` again and copies the result to the bus server's folder.
+    /// Runs `deploy/secrets` again and copies the result to the NATS server's folder.
     pub fn renew(&self, args: &[&str]) {
         run_secrets(&deploy(), &self.folder.join("secrets"), args);
         self.copy_certificate();
         self.copy_users();
     }
 
-    /// Copies the list of users to the bus server's folder, with the tests' own user added.
+    /// Copies the list of NATS users to the NATS server's folder and adds the user for tests.
     fn copy_users(&self) {
         let made = self.folder.join("secrets/nats-server");
         let to = self.folder.join("nats-secrets");
         let users = fs::read_to_string(made.join("users.conf")).unwrap();
-        let (users, end) = users.rsplit_once(']').expect("a list of users");
+        let (users, end) = users.rsplit_once(']').expect("the file contains a list of users");
         let users = format!("{users}  {{ user: {TEST_USER}, password: {TEST_USER} }}\n]{end}");
         fs::write(to.join("users.conf"), users).unwrap();
         fs::write(
@@ -84,17 +85,18 @@ impl Secrets {
         }
     }
 
-    /// The authority that signs the servers' certificates, if the servers accept only TLS.
+    /// The certificate authority that signed the servers' certificates; `None` if the servers do not use TLS.
     pub fn ca_file(&self) -> Option<PathBuf> {
         self.tls.then(|| self.folder.join("secrets/ca.crt"))
     }
 
-    /// The folder with the database's certificate, if the database accepts only TLS.
+    /// The folder with the database's certificate; `None` if the database does not use TLS.
     pub fn database_certificate(&self) -> Option<PathBuf> {
         self.tls.then(|| self.folder.join("secrets/mongo-server"))
     }
 
-    /// The configuration and users of a server in a container. Its port is published only on the loopback interface.
+    /// The folders with the NATS configuration and users to mount into a container. The container's port is published
+    /// only on the loopback interface.
     pub(crate) fn mounts(&self) -> Vec<(String, &'static str)> {
         let path = |name: &str| self.folder.join(name).display().to_string();
         vec![
@@ -103,8 +105,8 @@ impl Secrets {
         ]
     }
 
-    /// Writes the configuration of a server that is a local process, and returns its path. The server listens only on
-    /// the loopback interface.
+    /// Writes the configuration for a NATS server that runs as a local process, and returns the path. The server
+    /// listens only on the loopback interface.
     pub(crate) fn nats_config(&self, store: &str, monitoring_port: u16) -> String {
         let deployed = include_str!("../../deploy/nats/nats.conf");
         let config = deployed
@@ -120,7 +122,7 @@ impl Secrets {
         path.display().to_string()
     }
 
-    /// The path of the file with a user's password.
+    /// The path of the file with the password of a NATS user.
     pub fn password_file(&self, user: &str) -> PathBuf {
         let store = self.folder.join("secrets");
         match user.strip_prefix("vmwatch-agent-") {
@@ -129,7 +131,7 @@ impl Secrets {
         }
     }
 
-    /// The password of a user.
+    /// The password of a NATS user.
     pub fn password(&self, user: &str) -> String {
         fs::read_to_string(self.password_file(user))
             .unwrap()

@@ -4,12 +4,12 @@ use std::{env, sync::OnceLock};
 
 use crate::{Container, Process, container::engine_has};
 
-/// Forces a backend: `processes` or `containers`.
+/// Environment variable that forces a backend: `processes` or `containers`.
 const VARIABLE: &str = "VMWATCH_TEST_BACKEND";
-/// Setting the path of a server's program selects processes.
+/// Environment variables with the path of a server's program. If one of them is set, servers run as processes.
 const PROGRAMS: [&str; 2] = ["VMWATCH_TEST_NATS_SERVER", "VMWATCH_TEST_DATABASE"];
 
-/// How servers are run.
+/// The backend: how NATS and the database are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backend {
     Processes,
@@ -17,10 +17,10 @@ pub(crate) enum Backend {
 }
 
 impl Backend {
-    /// The backend of this run, selected and printed once.
+    /// The backend of this test run. It is selected and printed only once.
     ///
     /// # Panics
-    /// If the forced backend is not available.
+    /// If the backend that the environment variable forces is not available.
     pub(crate) fn chosen() -> Self {
         static CHOSEN: OnceLock<Backend> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
@@ -38,7 +38,7 @@ impl Backend {
         match given(VARIABLE).as_deref() {
             Some("processes") => (Self::Processes, VARIABLE.to_owned()),
             Some("containers") => {
-                // Missing images are pulled.
+                // No images are checked here, because the engine pulls missing images.
                 engine_has(&[]).unwrap_or_else(|why| panic!("{VARIABLE}=containers, but {why}"));
                 (Self::Containers, VARIABLE.to_owned())
             }
@@ -54,7 +54,7 @@ impl Backend {
     }
 }
 
-/// The image of a server: the value of the variable, or else its default in compose.yaml.
+/// The container image of a server: the value of the environment variable, or its default in compose.yaml.
 pub(crate) fn image(variable: &str) -> String {
     if let Some(given) = env::var(variable).ok().filter(|value| !value.is_empty()) {
         return given;
@@ -73,17 +73,17 @@ fn images() -> [String; 2] {
     [image(NATS_IMAGE), image(MONGO_IMAGE)]
 }
 
-/// NATS or the database, with the operations on it.
+/// A NATS or database server that a test can control.
 #[derive(Debug)]
 pub enum Server {
-    /// A local process.
+    /// The server runs as a local process.
     Process(Process),
-    /// A container.
+    /// The server runs in a container.
     Container(Container),
 }
 
 impl Server {
-    /// Sends SIGKILL, like a crash, and waits for the server to end.
+    /// Sends SIGKILL, which is like a crash, and waits until the server has ended.
     pub fn kill9(&self) {
         match self {
             Self::Process(process) => process.kill9(),
@@ -91,7 +91,7 @@ impl Server {
         }
     }
 
-    /// Freezes the server: it keeps its connections but does not answer.
+    /// Freezes the server: it keeps its connections open but does not answer.
     pub fn pause(&self) {
         match self {
             Self::Process(process) => process.pause(),
@@ -99,7 +99,7 @@ impl Server {
         }
     }
 
-    /// Resumes the server after [`Server::pause`].
+    /// Continues a server that was frozen by [`Server::pause`].
     pub fn resume(&self) {
         match self {
             Self::Process(process) => process.resume(),
@@ -115,7 +115,7 @@ impl Server {
         }
     }
 
-    /// Starts the ended server again, with the same port and data.
+    /// Restarts the ended server with the same port and data.
     pub fn start_again(&self) {
         match self {
             Self::Process(process) => process.start_again(),
@@ -131,7 +131,7 @@ impl Server {
         }
     }
 
-    /// The output so far.
+    /// The server's output so far.
     pub fn log(&self) -> String {
         match self {
             Self::Process(process) => process.log(),
@@ -156,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_default_images_from_compose_yaml() {
+    fn default_images_are_read_from_compose_yaml() {
         assert!(image(NATS_IMAGE).contains("nats:") || env::var(NATS_IMAGE).is_ok());
         assert!(image(MONGO_IMAGE).contains("mongo:") || env::var(MONGO_IMAGE).is_ok());
     }

@@ -1,4 +1,4 @@
-//! A complete stack: NATS, the database and all programs of vmwatch.
+//! A complete stack for tests: NATS, a database and all programs of vmwatch.
 
 use std::{
     collections::{HashMap, HashSet, hash_map::DefaultHasher},
@@ -35,24 +35,25 @@ use crate::{
 const NO_PASSWORD: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
-/// Name and password of the first administrator of every stack.
+/// User name and password of the first administrator in every test stack.
 pub const ADMIN: (&str, &str) = ("admin", "correct horse battery staple");
 
-/// The VMs of the test hypervisor, with their state at the start. The first id is from the documented API's samples.
+/// The VMs of the test hypervisor, each with its initial state. The first instance id is that of the documented API's
+/// examples.
 pub const MACHINES: [(&str, Power); 3] = [
     ("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e", Power::Off),
     ("768a07b5-2206-4952-b445-21162571a19b", Power::Off),
     ("9afdb1ec-d396-4ba3-af7a-1e38fd8751cb", Power::Running),
 ];
 
-/// The instance id of a stack's first agent, which runs on the machine that runs the tests.
+/// The instance id of a stack's first agent, which samples the machine that runs the tests.
 pub const THIS_MACHINE: &str = "this-machine";
-/// A VM whose agent has a bus user in stacks with permissions. The harness starts no agent for it.
+/// The instance id of a VM whose agent has a NATS user in stacks with permissions. The harness starts no agent for it.
 pub const GUEST: &str = "guest";
 
-/// The bus user of the `setup` commands.
+/// The NATS user of the `setup` commands.
 pub const SETUP_USER: &str = "vmwatch-setup";
-/// The bus user of operators' tools.
+/// The NATS user of operators' tools.
 pub const OPERATOR_USER: &str = "vmwatch-operator";
 
 const NODE_FILE: &str = "node.xml";
@@ -60,9 +61,9 @@ const NODE_FILE: &str = "node.xml";
 /// The power state of a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
-    /// Off.
+    /// The VM is switched off.
     Off,
-    /// Running.
+    /// The VM is running.
     Running,
 }
 
@@ -71,13 +72,13 @@ pub enum Power {
 pub enum Program {
     /// The HTTP server.
     Gateway,
-    /// Owns users and sessions.
+    /// The service for users and sessions.
     Auth,
-    /// Stores and reads rows.
+    /// The service that stores and reads rows.
     Metrics,
-    /// Runs actions on VMs.
+    /// The service that performs actions on VMs.
     Lifecycle,
-    /// Publishes samples of this machine.
+    /// The agent, which publishes samples of this machine.
     Agent,
 }
 
@@ -90,7 +91,7 @@ impl Program {
         Self::Agent,
     ];
 
-    /// The programs that own streams, in the order in which a deployment runs their `setup`.
+    /// The programs that own JetStream streams, in the order in which a deployment runs their `setup` commands.
     const OWNERS: [Self; 3] = [Self::Auth, Self::Metrics, Self::Lifecycle];
 
     const fn binary(self) -> &'static str {
@@ -103,7 +104,7 @@ impl Program {
         }
     }
 
-    /// The program's bus user, in stacks with permissions.
+    /// The NATS user of the program in stacks with permissions.
     fn user(self) -> String {
         match self {
             Self::Agent => format!("{}-{THIS_MACHINE}", self.binary()),
@@ -112,16 +113,16 @@ impl Program {
     }
 }
 
-/// One replica of a program.
+/// One running replica of a program.
 #[derive(Debug)]
 pub struct Replica {
-    /// The process.
+    /// The process of the replica.
     pub process: Process,
     health: String,
 }
 
 impl Replica {
-    /// Waits until the replica is ready.
+    /// Waits until the replica reports that it is ready.
     pub async fn ready(&self) {
         let what = format!("{} is ready", self.process.name());
         eventually(&what, PATIENCE, async || {
@@ -137,7 +138,7 @@ impl Replica {
         .await;
     }
 
-    /// Requests `/readyz`: an error has the reason why the replica is not ready.
+    /// Requests `/readyz` from the replica; the error contains the reason why it is not ready.
     pub async fn readiness(&self) -> Result<(), String> {
         let asked = reqwest::get(format!("{}/readyz", self.health))
             .await
@@ -148,17 +149,17 @@ impl Replica {
         Err(asked.text().await.unwrap_or_default())
     }
 
-    /// The replica's metrics in Prometheus's text format.
+    /// The replica's metrics in the text format of Prometheus.
     pub async fn metrics(&self) -> String {
         let asked = reqwest::get(format!("{}/metrics", self.health)).await;
         asked
-            .expect("the replica answers")
+            .expect("the replica answers the request for its metrics")
             .text()
             .await
-            .expect("its metrics are text")
+            .expect("the metrics are text")
     }
 
-    /// The sum of a metric's series; `None` if there is no series yet.
+    /// The sum of all series of a metric; `None` if the metric has no series yet.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         let metrics = self.metrics().await;
         let values = metrics.lines().filter_map(|line| {
@@ -176,7 +177,7 @@ impl Replica {
     }
 }
 
-/// Configures a stack before its start.
+/// Configures a stack before it is started.
 #[derive(Debug)]
 pub struct StackBuilder {
     replicas: HashMap<Program, usize>,
@@ -184,27 +185,27 @@ pub struct StackBuilder {
     permissions: bool,
     durable: bool,
     tls: bool,
-    /// `None` selects the default backend of this run.
+    /// The backend for NATS and the database; `None` selects the default of this test run.
     backend: Option<Backend>,
     bus_store: Option<PathBuf>,
 }
 
 impl StackBuilder {
-    /// Sets the number of replicas of a program. The default is one of each, and no agent.
+    /// Sets the number of replicas of a program. By default there is one replica of each program, but no agent.
     #[must_use]
     pub fn replicas(mut self, program: Program, count: usize) -> Self {
         self.replicas.insert(program, count);
         self
     }
 
-    /// Sets a setting of all replicas of a program.
+    /// Changes a setting of all replicas of a program.
     #[must_use]
     pub fn set(mut self, program: Program, name: &str, value: &str) -> Self {
         self.settings.push((program, name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Raises the limit of concurrent cheap reads, for tests and benchmarks of something else.
+    /// Raises the limit of concurrent cheap reads, for tests and benchmarks that would otherwise exceed it.
     #[must_use]
     pub fn without_read_limit(self) -> Self {
         [Program::Gateway, Program::Metrics]
@@ -214,21 +215,21 @@ impl StackBuilder {
             })
     }
 
-    /// Raises the limit of logins per address, for tests and benchmarks of something else.
+    /// Raises the limit of logins per client address, for tests and benchmarks that would otherwise exceed it.
     #[must_use]
     pub fn without_login_limit(self) -> Self {
         self.set(Program::Gateway, "VMWATCH_LOGIN_BURST", "1000000")
     }
 
-    /// Makes the bus write each message to disk before it acknowledges it, as in deploy/nats; for benchmarks. Stacks
-    /// with permissions always do so.
+    /// Makes NATS write each message to disk before acknowledging it, as configured in deploy/nats; for benchmarks.
+    /// Stacks with permissions always do so.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
         self
     }
 
-    /// Uses the users and permissions of deploy/nats. By default, every bus client has all permissions.
+    /// Uses the NATS users and permissions of deploy/nats. By default, every NATS client has all permissions.
     #[must_use]
     pub fn with_permissions(mut self) -> Self {
         self.permissions = true;
@@ -242,7 +243,7 @@ impl StackBuilder {
         self.with_permissions()
     }
 
-    /// Raises the limits of what one VM may send, for tests that publish within a second what an agent publishes in an
+    /// Raises the limits of what one VM may send, for tests that publish in one second what an agent publishes in an
     /// hour.
     #[must_use]
     pub fn without_rates(self) -> Self {
@@ -259,7 +260,7 @@ impl StackBuilder {
         })
     }
 
-    /// Runs NATS and the database as local processes, even if other tests use containers; for tests that replace a
+    /// Runs NATS and the database as local processes even if other tests use containers, for tests that replace a
     /// server's files.
     #[must_use]
     pub fn with_local_servers(mut self) -> Self {
@@ -267,14 +268,14 @@ impl StackBuilder {
         self
     }
 
-    /// Puts NATS's store into this folder, and runs local servers.
+    /// Stores NATS's data in the given folder, and runs the servers as local processes.
     #[must_use]
     pub fn with_bus_store(mut self, folder: &Path) -> Self {
         self.bus_store = Some(folder.to_owned());
         self.with_local_servers()
     }
 
-    /// Starts the servers and replicas, and waits until all are ready.
+    /// Starts the servers and the replicas, and waits until all of them are ready.
     pub async fn start(self) -> Stack {
         let folder = tempfile::Builder::new().prefix("vmwatch-e2e-").tempdir().unwrap();
         if let Some(store) = &self.bus_store {
@@ -345,24 +346,24 @@ impl StackBuilder {
     }
 }
 
-/// A complete stack. Dropping it ends all its processes.
+/// A running test stack. Dropping it ends all its processes.
 #[derive(Debug)]
 pub struct Stack {
     gateways: Vec<Gateway>,
     replicas: HashMap<Program, Vec<Replica>>,
-    /// The test's own bus connection, which has all permissions.
+    /// The test's own connection to NATS, which has all permissions.
     pub bus: Bus,
     /// The NATS server.
     pub nats: Nats,
-    /// The database.
+    /// The database server.
     pub database: Database,
-    /// The users for whom the harness made sessions.
+    /// The users for whom the harness has created sessions.
     users: Mutex<HashSet<String>>,
     folder: TempDir,
 }
 
 impl Stack {
-    /// Configures a stack with one replica of each program except the agent.
+    /// Configures a stack that has one replica of each program, but no agent.
     pub fn builder() -> StackBuilder {
         let one = |program| (program, 1);
         StackBuilder {
@@ -383,7 +384,7 @@ impl Stack {
         }
     }
 
-    /// Starts the first agent after the stack, with these additional settings.
+    /// Starts the stack's first agent, after the stack has started, with these additional settings.
     pub fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
         let mut env = self.common_settings(Program::Agent);
         env.extend(own_settings(Program::Agent, 0, free_port(), self.folder.path()));
@@ -395,21 +396,23 @@ impl Stack {
         self.spawn(Program::Agent, 0, env)
     }
 
-    /// The gateway with this number.
+    /// The gateway with the given index.
     pub fn gateway(&self, index: usize) -> &Gateway {
-        self.gateways.get(index).expect("a gateway with this number")
+        self.gateways
+            .get(index)
+            .expect("the stack has a gateway with this index")
     }
 
-    /// The replica of a program with this number.
+    /// The replica of a program with the given index.
     pub fn replica(&self, program: Program, index: usize) -> &Replica {
         let replica = match program {
             Program::Gateway => self.gateways.get(index).map(|gateway| &gateway.replica),
             other => self.replicas.get(&other).and_then(|replicas| replicas.get(index)),
         };
-        replica.expect("a replica with this number")
+        replica.expect("the stack has a replica with this index")
     }
 
-    /// The VM's state as lifecycle-svc reports it over the bus.
+    /// The state of a VM as lifecycle-svc reports it over NATS.
     pub async fn machine_state(&self, instance: &str) -> MachineState {
         let admin = Principal {
             user: "test".to_owned(),
@@ -418,15 +421,15 @@ impl Stack {
         };
         let context = Context::new(PATIENCE).as_principal(admin);
         let target = Target {
-            instance_id: instance.parse().expect("an instance id"),
+            instance_id: instance.parse().expect("the instance id is valid"),
         };
         let machine = self.bus.call::<State>(&context, &target).await;
         machine
-            .unwrap_or_else(|fault| panic!("no state of {instance}: {fault}"))
+            .unwrap_or_else(|fault| panic!("reading the state of {instance} failed: {fault}"))
             .state
     }
 
-    /// The folder with the logs and stores of all parts.
+    /// The folder with the logs and data of the stack's processes.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
@@ -436,7 +439,7 @@ impl Stack {
         gateways.chain(self.replicas.values().flatten())
     }
 
-    /// Waits until every replica is ready and the test's own bus connection is connected.
+    /// Waits until every replica is ready and the test's own NATS connection is established.
     pub async fn ready(&self) {
         join_all(self.all().map(Replica::ready)).await;
         eventually("the test is connected to the bus", PATIENCE, async || {
@@ -448,24 +451,24 @@ impl Stack {
         .await;
     }
 
-    /// Makes a session without a login, for tests that are not about passwords. Sessions of the same role and scope
-    /// have the same user; see [`Stack::user_of`].
+    /// Creates a session without a login, for tests that do not concern passwords. Sessions with the same role and
+    /// scope belong to the same user; see [`Stack::user_of`].
     pub async fn session(&self, role: Role, scope: Scope) -> String {
         let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the system's random source answers");
+        getrandom::fill(&mut bits).expect("the operating system's random generator works");
         self.session_of(Token::from_random(bits), role, scope).await
     }
 
-    /// Like [`Stack::session`], with this token.
+    /// Like [`Stack::session`], but with the given session token.
     pub async fn session_of(&self, token: Token, role: Role, scope: Scope) -> String {
         let user = Self::user_of(role, &scope);
         self.put_session(user, token, role, scope).await
     }
 
-    /// Like [`Stack::session`], with this user, for tests of limits per user. A user can have only one role.
+    /// Like [`Stack::session`], but for the given user, for tests of limits per user. Each user can have only one role.
     pub async fn session_as(&self, user: &str, role: Role) -> String {
         let mut bits = [0; 16];
-        getrandom::fill(&mut bits).expect("the system's random source answers");
+        getrandom::fill(&mut bits).expect("the operating system's random generator works");
         self.put_session(user.to_owned(), Token::from_random(bits), role, Scope::All)
             .await
     }
@@ -485,7 +488,7 @@ impl Stack {
         token.to_string()
     }
 
-    /// The name of the user whose sessions [`Stack::session`] makes.
+    /// The name of the user to whom the sessions created by [`Stack::session`] belong.
     pub fn user_of(role: Role, scope: &Scope) -> String {
         let Scope::Only(instances) = scope else {
             return format!("test-{role}");
@@ -495,7 +498,7 @@ impl Stack {
         format!("test-{role}-{:016x}", hasher.finish())
     }
 
-    /// Makes a user without a password in the database and in the bucket that gateways follow, as auth-svc does.
+    /// Creates a user without a password in the database and in the KV bucket that gateways follow, as auth-svc does.
     async fn make_user(&self, name: &str, role: Role, scope: Scope) {
         let mut users = self.users.lock().await;
         if !users.insert(name.to_owned()) {
@@ -503,11 +506,11 @@ impl Stack {
         }
         let user = doc! {
             "_id": UserKey::from_name(name).as_str(), "name": name, "password_hash": NO_PASSWORD, "role": role.to_string(), "created": DateTime::now(),
-            "scope": serialize_to_bson(&scope).expect("a scope encodes"),
+            "scope": serialize_to_bson(&scope).expect("encoding a scope succeeds"),
             "sessions_not_before": DateTime::from_millis(0),
         };
         let made = self.database.handle().collection("users").insert_one(user).await;
-        made.expect("the database stores the user");
+        made.expect("storing the user in the database succeeds");
         let record = UserRecord {
             principal: Principal {
                 user: name.to_owned(),
@@ -523,12 +526,12 @@ impl Stack {
 
     async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {
         let bucket = self.bus.jetstream().get_key_value(bucket).await;
-        let record = serde_json::to_vec(record).expect("a record encodes");
+        let record = serde_json::to_vec(record).expect("encoding a user record succeeds");
         let put = bucket
-            .expect("auth-svc's setup made the bucket")
+            .expect("the setup command of auth-svc has created the KV bucket")
             .put(key, record.into())
             .await;
-        put.expect("the bucket stores the user");
+        put.expect("storing the user in the KV bucket succeeds");
     }
 
     fn common_settings(&self, program: Program) -> Vec<(String, String)> {
@@ -539,7 +542,7 @@ impl Stack {
         let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
         let mut env = vec![
             pair(NATS_URL.name, self.nats.url()),
-            // A short ping interval, so that the program detects a frozen server within a second.
+            // The short ping interval lets the program detect a frozen NATS server within a second.
             pair(NATS_PING_INTERVAL.name, "300ms"),
             pair("RUST_BACKTRACE", "1"),
         ];
@@ -575,12 +578,12 @@ impl Stack {
         }
     }
 
-    /// Runs a command of a program as an operator would. The command must succeed. Returns its output.
+    /// Runs a program's command as an operator would, and returns its output; panics if the command fails.
     pub fn command(&self, program: Program, args: &[&str], input: &str) -> String {
         self.command_as(&program.user(), program, args, input)
     }
 
-    /// Like [`Stack::command`], with the credential of this bus user.
+    /// Like [`Stack::command`], but with the credentials of the given NATS user.
     pub fn command_as(&self, user: &str, program: Program, args: &[&str], input: &str) -> String {
         let output = self.try_command(user, program, args, input, &[]);
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -588,7 +591,7 @@ impl Stack {
         text(&output.stdout)
     }
 
-    /// Runs a command with the credential of this bus user and these settings.
+    /// Runs a program's command with the credentials of the given NATS user and these settings. The command may fail.
     pub fn try_command(
         &self,
         user: &str,
@@ -604,16 +607,18 @@ impl Stack {
         run(&spec, input)
     }
 
-    /// Makes the audit's streams, which commands and lifecycle-svc need, when auth-svc's `setup` does not run.
+    /// Creates the audit streams, which commands and lifecycle-svc need, for stacks in which auth-svc's `setup` does
+    /// not run.
     async fn make_audit(&self) {
-        let settings = AuditSettings::read(&Environment::from_variables([])).expect("the defaults are valid");
+        let settings =
+            AuditSettings::read(&Environment::from_variables([])).expect("the default settings are valid");
         for stream in settings.streams() {
             let made = ensure_stream(self.bus.jetstream(), Service::Auth, &stream).await;
-            made.expect("JetStream makes the audit's streams");
+            made.expect("creating the audit streams succeeds");
         }
     }
 
-    /// Runs a program's `setup`, as a deployment does before it starts the services.
+    /// Runs a program's `setup` command, as a deployment does before it starts the services.
     fn set_up(&self, program: Program, settings: &[(String, String)]) {
         let output = self.try_command(SETUP_USER, program, &["setup"], "", settings);
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -621,7 +626,7 @@ impl Stack {
     }
 }
 
-/// A program's settings in addition to the servers' addresses.
+/// The settings of a program, other than the addresses of NATS and the database.
 fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> Vec<(String, String)> {
     let path = |name: &str| folder.join(name).display().to_string();
     let pairs = match program {
@@ -645,7 +650,7 @@ fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> V
     owned.collect()
 }
 
-/// Each agent of a stack reports under its own instance id.
+/// The instance id of the stack's agent with this index; each agent has a different one.
 fn agent_instance(index: usize) -> String {
     match index {
         0 => THIS_MACHINE.to_owned(),
@@ -653,11 +658,11 @@ fn agent_instance(index: usize) -> String {
     }
 }
 
-/// Writes the VMs in the format of libvirt's test driver.
+/// Writes the definitions of the test VMs in the format of libvirt's test driver.
 fn write_node_file(folder: &Path) {
     let mut node = String::from("<node xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>\n");
     for (index, (uuid, power)) in MACHINES.iter().enumerate() {
-        // Values of `virDomainState`: 1 is running, 5 is shut off.
+        // The numbers are values of `virDomainState`: 1 is running, 5 is shut off.
         let state = match power {
             Power::Running => 1,
             Power::Off => 5,
@@ -669,5 +674,5 @@ fn write_node_file(folder: &Path) {
         );
     }
     node.push_str("</node>\n");
-    fs::write(folder.join(NODE_FILE), node).expect("the temporary folder can be written");
+    fs::write(folder.join(NODE_FILE), node).expect("writing to the temporary folder succeeds");
 }

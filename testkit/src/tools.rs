@@ -1,16 +1,16 @@
-//! Finds programs: those of vmwatch in cargo's target folder; others by environment variables, in PATH, or installed by
-//! `./dev install`.
+//! Finds programs that tests need: those of vmwatch in cargo's target folder, and others by environment variables, in
+//! PATH, or where `./dev install` installs them.
 
 use std::{
     env, fs,
     path::{Path, PathBuf},
 };
 
-/// The path of a vmwatch program, in the target folder of this test.
+/// The path of a vmwatch program in the same cargo target folder as this test.
 pub(crate) fn own(name: &str) -> PathBuf {
-    // The path is target/<profile>/deps/e2e-<hash>, or target/<profile>/bench.
-    let this = env::current_exe().expect("the path of this test");
-    let folder = this.parent().expect("the folder of this test");
+    // The path of this test is target/<profile>/deps/e2e-<hash>, or target/<profile>/bench.
+    let this = env::current_exe().expect("the path of this test is known");
+    let folder = this.parent().expect("this test is in a folder");
     let folder = folder
         .parent()
         .filter(|_| folder.ends_with("deps"))
@@ -22,7 +22,7 @@ pub(crate) fn own(name: &str) -> PathBuf {
         program.display()
     );
     if let Some(source) = newer_source(&program) {
-        // Visible only if the test fails, which is when it matters.
+        // Cargo shows this warning only if the test fails, which is when it matters.
         eprintln!(
             "warning: {name} is older than {source}; run `cargo build --workspace --bins`",
             source = source.display()
@@ -31,7 +31,7 @@ pub(crate) fn own(name: &str) -> PathBuf {
     program
 }
 
-/// A source file in cargo's dependency file that changed after the program was built.
+/// A source file listed in cargo's dependency file that was changed after the program was built.
 fn newer_source(program: &Path) -> Option<PathBuf> {
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let built = modified(program)?;
@@ -43,7 +43,7 @@ fn newer_source(program: &Path) -> Option<PathBuf> {
         .find(|source| modified(source).is_some_and(|changed| changed > built))
 }
 
-/// The path of nats-server, 2.11 or newer.
+/// The path of nats-server, which must be version 2.11 or newer.
 pub fn nats_server() -> PathBuf {
     find(
         "VMWATCH_TEST_NATS_SERVER",
@@ -52,7 +52,7 @@ pub fn nats_server() -> PathBuf {
     )
 }
 
-/// The path of the database: mongod or the stand-in.
+/// The path of the database server: mongod, or the stand-in that `./dev install` installs.
 pub(crate) fn database() -> PathBuf {
     find(
         "VMWATCH_TEST_DATABASE",
@@ -61,10 +61,10 @@ pub(crate) fn database() -> PathBuf {
     )
 }
 
-/// The path of schemathesis.
+/// The path of schemathesis, a tool that tests HTTP APIs.
 ///
 /// # Panics
-/// If it is missing.
+/// If schemathesis is not installed.
 pub fn schemathesis() -> PathBuf {
     find(
         "VMWATCH_TEST_SCHEMATHESIS",
@@ -73,10 +73,10 @@ pub fn schemathesis() -> PathBuf {
     )
 }
 
-/// The paths of Node and Chromium, which run the tests of the web page.
+/// The paths of Node.js and Chromium, which run the tests of the web page.
 ///
 /// # Panics
-/// If one is missing.
+/// If Node.js or Chromium is not installed.
 pub fn node_and_chromium() -> [PathBuf; 2] {
     [
         find("VMWATCH_TEST_NODE", "node", "node/bin/node"),
@@ -84,7 +84,7 @@ pub fn node_and_chromium() -> [PathBuf; 2] {
     ]
 }
 
-/// The folder with the test guest's `vmlinuz` and `initramfs.gz`.
+/// The folder with `vmlinuz` and `initramfs.gz`, the kernel and file system of the test guest.
 pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {
         return PathBuf::from(given);
@@ -101,7 +101,7 @@ pub(crate) fn guest_image() -> PathBuf {
         .expect("the test guest is missing; run `./dev install`, or set VMWATCH_TEST_GUEST to its folder")
 }
 
-/// The path in the variable, or else the program in PATH, or else the one installed by `./dev install`.
+/// The path in the environment variable, or the program in PATH, or the one that `./dev install` has installed.
 fn find(variable: &str, name: &str, installed: &str) -> PathBuf {
     if let Some(given) = env::var_os(variable).filter(|given| !given.is_empty()) {
         let given = PathBuf::from(given);
@@ -122,7 +122,7 @@ fn find(variable: &str, name: &str, installed: &str) -> PathBuf {
         })
 }
 
-/// The folder for tools installed by `./dev install`.
+/// The folder in which `./dev install` installs tools.
 fn cache() -> PathBuf {
     let named = |variable: &str| {
         env::var_os(variable)
