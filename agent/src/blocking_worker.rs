@@ -1,16 +1,16 @@
-//! Runs work that may block forever outside of the async loop.
+//! Runs work that may block forever on a thread outside the async event loop.
 
 use tokio::task::JoinHandle;
 
-/// Runs jobs on a blocking thread, one at a time. A new job does not start while the previous one is running, so that a
-/// hung disk blocks at most one thread.
+/// Runs jobs on a thread for blocking work, one at a time. A job is refused while the previous one is still running, so
+/// that a hung disk blocks at most one thread.
 #[derive(Debug)]
 pub(crate) struct BlockingWorker<S, T> {
     idle: Option<S>,
     running: Option<JoinHandle<(S, T)>>,
 }
 
-/// The job panicked, which ends the worker.
+/// A job panicked, which ended the worker.
 #[derive(Debug, thiserror::Error)]
 #[error("a sampler panicked; this is a bug in the agent")]
 pub struct WorkerPanicked;
@@ -23,7 +23,7 @@ impl<S: Send + 'static, T: Send + 'static> BlockingWorker<S, T> {
         }
     }
 
-    /// Starts a job; returns false if the previous one is still running.
+    /// Starts a job. Returns false if the previous job is still running.
     pub(crate) fn start(&mut self, job: impl FnOnce(&mut S) -> T + Send + 'static) -> bool {
         let Some(mut worker) = self.idle.take() else {
             return false;
@@ -35,7 +35,8 @@ impl<S: Send + 'static, T: Send + 'static> BlockingWorker<S, T> {
         true
     }
 
-    /// Waits for the running job, or forever if there is none. Cancel-safe.
+    /// Waits until the running job has finished; waits forever if there is none. The returned future may be cancelled
+    /// safely.
     pub(crate) async fn finished(&mut self) -> Result<T, WorkerPanicked> {
         let Some(running) = &mut self.running else {
             return std::future::pending().await;
@@ -57,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn runs_one_job_at_a_time() {
+    async fn blocking_worker_runs_one_job_at_a_time() {
         let mut worker = BlockingWorker::new(1);
         let (release, released) = mpsc::channel();
         assert!(worker.start(move |worker| {
@@ -75,7 +76,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn panic_ends_the_worker_with_an_error() {
+    async fn panicking_job_ends_the_worker_with_an_error() {
         let mut worker = BlockingWorker::<u8, u8>::new(1);
         assert!(worker.start(|_| panic!("on purpose")));
         assert!(worker.finished().await.is_err());

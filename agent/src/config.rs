@@ -18,53 +18,54 @@ use vmwatch_service::{
 use crate::select::Selection;
 
 const HEALTH: &str = "127.0.0.1:9084";
-/// The VM's UUID from the firmware: under libvirt and Nova the id that the hypervisor uses.
+/// The file with the VM's UUID as provided by the firmware. Under libvirt and Nova this is the id that the hypervisor
+/// uses.
 const PRODUCT_UUID: &str = "/sys/class/dmi/id/product_uuid";
 
 const INSTANCE_ID: Setting = Setting {
     name: "VMWATCH_INSTANCE_ID",
     value: Value::Text,
     default: "",
-    help: "id of this VM; empty: the contents of /sys/class/dmi/id/product_uuid, which only root can read",
+    help: "instance id of this VM; if empty, the agent uses the content of /sys/class/dmi/id/product_uuid, which only root can read",
 };
 const VM_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_VM_INTERVAL",
     value: Value::Duration("100ms", "1h"),
     default: "10s",
-    help: "how often the agent samples the VM as a whole",
+    help: "interval at which the agent samples the VM's own measures, such as CPU and memory usage",
 };
 const PROCESS_INTERVAL: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESS_INTERVAL",
     value: Value::Duration("100ms", "24h"),
     default: "60s",
-    help: "how often the agent samples the processes; a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
+    help: "interval at which the agent samples the VM's processes; must be a whole multiple of VMWATCH_AGENT_VM_INTERVAL",
 };
 const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
     value: Value::Text,
     default: "all",
-    help: "processes to report: `all`, or `top:N` for the N greatest by CPU, by memory and by disk",
+    help: "processes to report: `all`, or `top:N` for the N processes each with the highest CPU usage, memory usage and disk rate",
 };
 const PIN: Setting = Setting {
     name: "VMWATCH_AGENT_PIN",
     value: Value::Text,
     default: "",
-    help: "comma-separated process names that `top:N` always reports, such as nginx,postgres",
+    help: "comma-separated names of processes that are always reported in addition to `top:N`, such as nginx,postgres",
 };
 pub(crate) const SPOOL_DIR: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_DIR",
     value: Value::Folder,
     default: "/var/lib/vmwatch-agent",
-    help: "folder for samples that wait while the bus is unreachable or the stream is full",
+    help: "path of the folder in which samples wait while NATS is unreachable or the sample stream is full",
 };
 const SPOOL_SIZE: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_SIZE",
     value: Value::Size("4MiB", "16GiB"),
     default: "64MiB",
-    help: "maximum size of VMWATCH_AGENT_SPOOL_DIR; beyond it the oldest samples are dropped",
+    help: "maximum size of the folder VMWATCH_AGENT_SPOOL_DIR; when it is reached, the oldest samples are dropped",
 };
 
-/// Every setting, for `--help`.
+/// All settings of the agent, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
         INSTANCE_ID,
@@ -86,7 +87,7 @@ pub const SETTINGS: &[&[Setting]] = &[
 #[derive(Debug)]
 pub struct AgentSettings {
     pub(crate) bus: BusSettings,
-    /// Used by `main`, which starts telemetry before the program.
+    /// The telemetry settings; `main` uses them to start telemetry before anything else.
     pub telemetry: TelemetrySettings,
     pub(crate) health: SocketAddr,
     pub(crate) instance_id: InstanceId,
@@ -97,15 +98,15 @@ pub struct AgentSettings {
     pub(crate) drain_deadline: Duration,
 }
 
-/// Intervals of sampling.
+/// The intervals at which the VM and its processes are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Intervals {
     pub(crate) vm: Duration,
-    /// Every this many samples include the processes; at least 1.
+    /// Every how many samples the processes are included; at least 1.
     pub(crate) vm_per_process: u32,
 }
 
-/// Folder and size of the spool.
+/// The path and the maximum size of the spool folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SpoolSettings {
     pub(crate) dir: PathBuf,
@@ -113,7 +114,7 @@ pub(crate) struct SpoolSettings {
 }
 
 impl AgentSettings {
-    /// Reads the settings.
+    /// Reads the agent's settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
         let bus = BusSettings::read(env);
         let telemetry = TelemetrySettings::read(env);
@@ -123,7 +124,8 @@ impl AgentSettings {
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
         let dir = env.get(&SPOOL_DIR);
-        // At least a few parts of the largest size; at most what its index may take in memory.
+        // The spool must hold at least a few message parts of the maximum size. Its upper limit bounds the memory used
+        // by the index of its files.
         let limit = env.size(&SPOOL_SIZE);
         let utc_offset = config::utc_offset(env);
         let drain_deadline = env.duration(&DRAIN_DEADLINE);
@@ -154,14 +156,14 @@ fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Inv
     }
     let read = std::fs::read_to_string(product_uuid).map_err(|error| error.to_string());
     let parsed = read.and_then(|text| {
-        // Some firmware uses upper case; hypervisors and the API use lower case.
+        // Some firmware provides the UUID in upper case, but hypervisors and the API use lower case.
         let id = text.trim().to_ascii_lowercase();
         id.parse::<InstanceId>()
             .map_err(|error| format!("`{id}` {error}"))
     });
     parsed.map_err(|why| {
         env.problem(format!(
-            "{} must be set: {} does not tell the id of this VM: {why}",
+            "{} must be set: {} does not contain the id of this VM: {why}",
             INSTANCE_ID.name,
             product_uuid.display()
         ))
@@ -169,7 +171,7 @@ fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Inv
 }
 
 fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
-    // A tick of the kernel's CPU accounting is 10 ms: below 100 ms shares become noise.
+    // The kernel accounts CPU time in ticks of 10 ms, so that percentages over less than 100 ms would be mostly noise.
     let vm = env.duration(&VM_INTERVAL);
     let process = env.duration(&PROCESS_INTERVAL);
     let (vm, process) = (vm?, process?);
@@ -186,7 +188,7 @@ fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
     }
 }
 
-/// The value `all` or `top:N`.
+/// The processes to report, as written in the setting: `all` or `top:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reported {
     All,
@@ -212,7 +214,7 @@ impl FromStr for Reported {
     }
 }
 
-/// Comma-separated names.
+/// A list of names, as written in a setting: separated by commas.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Names(Vec<String>);
 
@@ -240,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_contract() {
+    fn default_agent_settings_are_as_documented() {
         let settings = read([("VMWATCH_INSTANCE_ID", "vm-1")]).unwrap();
         assert_eq!(settings.intervals.vm, Duration::from_secs(10));
         assert_eq!(settings.intervals.vm_per_process, 6);
@@ -249,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn reports_all_problems_at_once() {
+    fn all_invalid_agent_settings_are_reported_together() {
         let problems = read([
             ("VMWATCH_INSTANCE_ID", "a.b"),
             ("VMWATCH_AGENT_PROCESS_INTERVAL", "25s"),
@@ -273,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn the_processes_to_report_and_the_pinned_names_are_read() {
+    fn process_selection_and_pinned_names_are_parsed() {
         let settings = read([
             ("VMWATCH_INSTANCE_ID", "vm-1"),
             ("VMWATCH_AGENT_PROCESSES", "top:3"),
@@ -285,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_firmware_names_the_vm_in_lower_case_and_otherwise_the_problem_says_what_to_set() {
+    fn instance_id_defaults_to_firmware_uuid_and_missing_uuid_names_the_setting() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
         let env = Environment::from_variables([]);

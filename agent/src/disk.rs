@@ -1,4 +1,4 @@
-//! Asynchronous access to the spool, with a time limit.
+//! Asynchronous access to the spool on disk, with a time limit.
 
 use std::{
     io,
@@ -13,10 +13,11 @@ use tokio::sync::Mutex;
 
 use crate::spool::{Queued, Spool};
 
-/// A disk that takes longer than this is considered hung.
+/// A disk that does not complete a call within this time counts as hung.
 const DEADLINE: Duration = Duration::from_secs(5);
 
-/// Calls the spool on a blocking thread, one call at a time. While a call hangs, further calls fail at once.
+/// Runs calls to the spool on a thread for blocking work, one at a time. While a call hangs, further calls fail
+/// immediately.
 #[derive(Debug)]
 pub(crate) struct Disk {
     spool: Arc<Mutex<Spool>>,
@@ -24,12 +25,12 @@ pub(crate) struct Disk {
     deadline: Duration,
 }
 
-/// The result of writing parts.
+/// The result of writing several message parts to the spool.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// The number of parts written, counted from the first.
+    /// How many message parts were written; they are the first ones.
     pub(crate) count: usize,
-    /// The error that stopped the rest.
+    /// The error because of which the remaining message parts were not written.
     pub(crate) error: Option<io::Error>,
 }
 
@@ -42,7 +43,7 @@ impl Disk {
         }
     }
 
-    /// The number of parts on disk.
+    /// The number of message parts on disk.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -73,12 +74,13 @@ impl Disk {
         self.call(move |spool| spool.remove(sequence)).await
     }
 
-    /// A call that times out continues on its thread. At worst, a part that it still writes is sent twice.
+    /// A call that times out continues on its thread. In the worst case a message part that it is still writing is sent
+    /// twice.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Spool) -> T + Send + 'static,
     ) -> io::Result<T> {
-        let hung = || io::Error::new(io::ErrorKind::TimedOut, "the spool's disk timed out");
+        let hung = || io::Error::new(io::ErrorKind::TimedOut, "the disk of the spool folder timed out");
         let mut spool = Arc::clone(&self.spool).try_lock_owned().map_err(|_| hung())?;
         let call = tokio::task::spawn_blocking(move || work(&mut spool));
         match tokio::time::timeout(self.deadline, call).await {
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hung_disk_times_out_once_then_fails_at_once_until_it_recovers() {
+    async fn calls_to_hung_disk_fail_immediately_after_first_time_out() {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
             dir: dir.path().to_owned(),
@@ -120,7 +122,7 @@ mod tests {
         let (release, released) = mpsc::channel();
         let hung = disk.call(move |_| released.recv()).await.unwrap_err();
         assert_eq!(hung.kind(), io::ErrorKind::TimedOut);
-        // Far longer than the test may take: calls that waited would be noticed.
+        // The time limit is far longer than the test may take, so that a call that waited for it would be noticed.
         disk.deadline = Duration::from_hours(1);
         let written = disk.write(vec![queued(1)]).await;
         assert_eq!(

@@ -1,13 +1,16 @@
-//! Samples this VM and its processes and publishes the samples to JetStream, spooling to disk what cannot be
-//! published.
+//! The agent samples this VM and its processes and publishes the samples to JetStream. Samples that cannot be published
+//! are spooled to disk.
 //!
-//! Two loops run independently, connected by a bounded queue: [`sampling`] reads procfs at fixed intervals, [`ship`]
-//! publishes to JetStream and spools while it cannot. Calls that may hang on a disk run on blocking threads and have
-//! time limits.
+//! Two loops run independently, connected by a bounded queue: [`sampling`] reads procfs at fixed intervals, and
+//! [`ship`] publishes to JetStream or spools to disk. Calls that may hang on a disk run on threads for blocking work
+//! and have time limits.
 
 #![cfg_attr(
     test,
-    expect(clippy::float_cmp, reason = "the compared values are exact by construction")
+    expect(
+        clippy::float_cmp,
+        reason = "the tests choose values that floating-point numbers represent exactly"
+    )
 )]
 
 mod blocking_worker;
@@ -45,35 +48,35 @@ use crate::{
     status::Status,
 };
 
-/// Limit of blocking threads: one each for the two samplers, the spool and a DNS lookup, doubled in case each hangs
-/// once.
+/// Maximum number of threads for blocking work. The two samplers, the spool and DNS lookups need one each; the number
+/// is doubled in case each of them hangs once.
 pub const BLOCKING_THREADS: usize = 8;
-/// Capacity of the queue between the loops, in samples. The shipping loop stops reading the queue only during a spool
-/// call, which takes at most 5 s.
+/// Capacity of the queue between the two loops, in samples. The shipping loop stops reading the queue only during a
+/// call to the spool, which takes at most 5 s.
 const QUEUE: usize = 64;
 
 /// An error that ends the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The spool cannot be opened.
+    /// The spool folder cannot be opened.
     #[error(transparent)]
     Spool(#[from] SpoolError),
-    /// The NATS connection cannot be set up.
+    /// NATS is misconfigured or refused the login.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The boot time cannot be read.
+    /// The time of the last boot cannot be read from the kernel.
     #[error(transparent)]
     Sample(#[from] SampleError),
-    /// The health listener cannot be opened.
-    #[error("the health listener cannot be opened")]
+    /// The health listener cannot listen on its address.
+    #[error("the health listener could not be started")]
     Health(#[from] std::io::Error),
     /// A sampler panicked.
     #[error(transparent)]
     WorkerPanicked(#[from] WorkerPanicked),
 }
 
-/// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline and leaves the rest
-/// in the spool.
+/// Samples and publishes until shutdown. Then publishes what is queued until the drain deadline; what remains stays in
+/// the spool.
 pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {
     let id = settings.instance_id;
     let spool = Spool::open(&settings.spool, id.clone())?;
@@ -83,7 +86,7 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
         settings.selection,
         Roots::default(),
     )?;
-    // Each agent connects under its own name.
+    // Each agent has its own client name in NATS.
     let bus = Bus::connect(&format!("vmwatch-agent-{id}"), &settings.bus).await?;
     let status = Arc::new(Status::default());
     let (ready_bus, ready_status) = (bus.clone(), Arc::clone(&status));
@@ -95,13 +98,13 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
             Err("no connection to NATS; samples wait in the spool")
         }
     };
-    let waiting_for = "waiting for the start of sampling";
+    let waiting_for = "sampling has not started yet";
     program.start_health(settings.health, waiting_for, ready).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
     let shipper = Shipper::new(bus, &id, spool, Arc::clone(&status));
     let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
     program.set_serving();
-    // When sampling ends, the queue closes, which ends shipping.
+    // When the sampling loop ends, its end of the queue closes, which ends the shipping loop.
     let (outcome, ()) = tokio::join!(
         sampling.run(program.shutdown().clone()),
         shipper.run(receiver, settings.drain_deadline)

@@ -1,4 +1,4 @@
-//! `vmwatch-agent`: samples a VM and its processes and publishes the samples.
+//! The program `vmwatch-agent`, which samples a VM and its processes and publishes the samples.
 
 use agent::config::{AgentSettings, SETTINGS};
 use clap::Parser;
@@ -14,7 +14,8 @@ struct Arguments {}
 fn main() -> anyhow::Result<()> {
     let Arguments {} = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, AgentSettings::read);
-    // One thread runs all asynchronous work, which keeps the agent small. Blocking calls have threads of their own.
+    // A single thread runs all asynchronous work, which keeps the agent's memory usage low. Blocking calls run on other
+    // threads.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(agent::BLOCKING_THREADS)
@@ -23,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     let outcome = runtime.block_on(program::run(PROGRAM, &telemetry, |program| {
         agent::run(settings, program)
     }));
-    // A thread that hangs on a disk must not delay the exit.
+    // The runtime does not wait for its threads, because a thread that hangs on a disk must not delay the exit.
     runtime.shutdown_background();
     Ok(outcome?)
 }

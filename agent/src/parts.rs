@@ -1,4 +1,4 @@
-//! Splits a sample into messages of bounded size, called parts.
+//! Splits a sample into NATS messages of bounded size, called message parts.
 
 use std::io::Write;
 
@@ -10,24 +10,24 @@ use vmwatch_api::{
     time::CreateDate,
 };
 
-/// One message of a sample.
+/// A message part: one NATS message with all or part of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// `<instance_id>:<create_date>:<part>`, for logs and traces.
+    /// The id `<instance_id>:<create_date>:<part>`, which appears only in logs and traces.
     pub id: String,
-    /// The JSON of a [`Sample`].
+    /// The message body: a [`Sample`] as JSON.
     pub body: Bytes,
 }
 
-/// Limits of one part.
+/// The limits of one message part.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     bytes: usize,
     rows: usize,
 }
 
-/// Splits a sample into parts within the contract's limits; the first carries the VM's row. Parts are numbered from the
-/// sample's `part`: 0, or the number after the parts of the same sample that were sent before.
+/// Splits a sample into message parts within the limits of the API contract; the first one contains the VM's row. Parts
+/// are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were already sent.
 pub fn split(sample: Sample) -> serde_json::Result<Vec<Part>> {
     let limits = Limits {
         bytes: SAMPLE_PART_BYTES,
@@ -50,7 +50,8 @@ fn split_within(mut sample: Sample, limits: Limits) -> serde_json::Result<Vec<Pa
     loop {
         let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
         while let Some(row) = rows.peek() {
-            // A row takes less than 2 KiB (its name has at most 64 bytes), so the first row of a part always fits.
+            // The first row of a message part always fits, because a row takes less than 2 KiB (a process name has at
+            // most 64 bytes).
             bytes += json_length(row)? + ",".len();
             let full = bytes > limits.bytes || sample.processes.len() == limits.rows;
             if full && !sample.processes.is_empty() {
@@ -76,7 +77,7 @@ fn id_of(sample: &Sample) -> String {
     part_id(&sample.instance_id, &sample.create_date, sample.part)
 }
 
-/// The id of a part.
+/// The id of a message part.
 pub(crate) fn part_id(instance_id: &InstanceId, create_date: &CreateDate, part: u32) -> String {
     format!("{instance_id}:{create_date}:{part}")
 }
@@ -87,7 +88,7 @@ fn json_length(value: &impl Serialize) -> serde_json::Result<usize> {
     Ok(length.0)
 }
 
-/// A writer that only counts bytes.
+/// A writer that only counts the bytes written to it.
 struct Length(usize);
 
 impl Write for Length {
@@ -145,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parts_respect_limits_and_contain_all_rows(
+        fn message_parts_respect_limits_and_contain_all_rows(
             rows in vec(row(), 0..60), bytes in 2048_usize..16_384, most_rows in 1_usize..40, first in 0_u32..9,
         ) {
             let whole = Sample { part: first, ..sample(rows) };
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn fills_parts_to_the_limit() {
+    fn message_parts_are_filled_to_the_limit() {
         let mut rows = Vec::new();
         let mut row = sample(vec![]);
         row.vm = None;

@@ -1,4 +1,4 @@
-//! Publishes a part to the stream.
+//! Publishes a message part of a sample to the JetStream stream.
 
 use std::{fmt, time::Duration};
 
@@ -9,64 +9,65 @@ use vmwatch_bus::{Bus, stream_requests::JetStreamError, trace_headers};
 
 use crate::parts::Part;
 
-/// Deadline for the stream's acknowledgement. It passes each time if the server forbids the subject, because the server
-/// does not answer then.
+/// Time limit for JetStream's acknowledgement. If NATS forbids the subject, it does not answer at all, and this time
+/// always passes.
 const ACK_DEADLINE: Duration = Duration::from_secs(5);
-/// The stream is at a limit, such as "maximum bytes exceeded" or "maximum messages per subject exceeded".
+/// JetStream's error code for a stream that has reached a limit. The text of the error says which one, such as "maximum
+/// bytes exceeded" or "maximum messages per subject exceeded".
 const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
-/// Too many messages for the stream are queued in the server's memory.
+/// JetStream's error code for too many messages of the stream that are queued in the server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
 
-/// Whether a part was sent before.
+/// Whether a message part was sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// It was not sent since this agent started.
+    /// The message part has not been sent since this agent started.
     First,
-    /// It was sent, and may have been stored although no acknowledgement came.
+    /// The message part was sent before, and JetStream may have stored it although no acknowledgement arrived.
     Repeated,
 }
 
-/// Why a part was not acknowledged. Every cause may be temporary, so the part is kept.
+/// Why a message part was not acknowledged. Every cause may be temporary, so that the part is kept.
 #[derive(Debug)]
 pub(crate) enum PublishError {
-    /// There is no connection to NATS.
+    /// The agent has no connection to NATS.
     Disconnected,
-    /// No stream takes the subject.
+    /// No JetStream stream stores messages of the subject.
     NoStream,
-    /// The stream is full.
+    /// The sample stream is full.
     Full(String),
-    /// This VM has the maximum number of messages in the stream.
+    /// This VM already has the maximum number of messages in the sample stream.
     ShareFull,
-    /// The server temporarily accepts no more messages for the stream.
+    /// The NATS server temporarily accepts no more messages for the sample stream.
     Busy,
-    /// The stream treated it as a duplicate of another message and did not store it.
+    /// JetStream treated the message as a duplicate of another one and did not store it.
     Duplicate,
-    /// The server or the stream refused it.
+    /// NATS refused the message.
     Refused(String),
-    /// There was no answer before the deadline.
+    /// No acknowledgement arrived before the deadline.
     Unanswered,
 }
 
 impl PublishError {
-    /// The text for `/readyz`, which also identifies the kind of error.
+    /// The reason shown by `/readyz`. It also identifies the kind of failure.
     pub(crate) const fn kind(&self) -> &'static str {
         match self {
-            Self::Disconnected => "no connection to NATS: samples wait in the spool",
+            Self::Disconnected => "no connection to NATS; samples wait in the spool",
             Self::NoStream => {
-                "the stream of samples does not exist yet (metrics-svc creates it): samples wait in the spool"
+                "the sample stream does not exist yet (metrics-svc creates it); samples wait in the spool"
             }
-            Self::Full(_) => "the stream of samples is full: samples wait in the spool",
+            Self::Full(_) => "the sample stream is full; samples wait in the spool",
             Self::ShareFull => {
-                "this VM's share of the stream of samples is full: samples wait in the spool until metrics-svc has \
+                "this VM has the maximum number of messages in the sample stream; samples wait in the spool until metrics-svc has \
                  stored some"
             }
-            Self::Busy => "NATS is busy and accepts no more samples: they wait in the spool",
+            Self::Busy => "NATS is busy and accepts no samples at the moment; samples wait in the spool",
             Self::Duplicate => {
-                "the stream treated a new sample as a duplicate and did not store it; sending it again"
+                "JetStream treated a new sample as a duplicate and did not store it; sending it again"
             }
-            Self::Refused(_) => "NATS refuses samples (see the log): they wait in the spool",
+            Self::Refused(_) => "NATS refuses samples (see the log); samples wait in the spool",
             Self::Unanswered => {
-                "NATS does not acknowledge samples (check the user's permission to publish): they wait in the spool"
+                "NATS does not acknowledge samples (check the NATS user's permission to publish); samples wait in the spool"
             }
         }
     }
@@ -82,21 +83,23 @@ impl fmt::Display for PublishError {
     }
 }
 
-/// Publishes a part and waits for the stream's acknowledgement.
+/// Publishes a message part and waits for JetStream's acknowledgement.
 ///
-/// The message has no id, because all VMs share the ids of the stream: one guest could cause another's sample to be
-/// dropped as a duplicate. A part that is stored twice is harmless, because its rows have stable ids.
+/// The message has no `Nats-Msg-Id`, because all VMs share the message ids of the stream: a guest could use another
+/// guest's id and so cause that guest's sample to be dropped as a duplicate. A message part that is stored twice is
+/// harmless, because its rows have deterministic ids.
 pub(crate) async fn publish(
     bus: Bus,
     subject: String,
     part: Part,
     attempt: Attempt,
 ) -> Result<(), PublishError> {
-    // A message queued now would be sent after reconnecting, when the part has been sent again already.
+    // Publishing without a connection fails immediately: the client would queue the message and send it after the
+    // reconnection, when the agent has already sent the message part again.
     if !bus.is_connected() {
         return Err(PublishError::Disconnected);
     }
-    // Follows OpenTelemetry's semantic conventions for messaging. metrics-svc links its batch to this span.
+    // The span follows OpenTelemetry's semantic conventions for messaging. metrics-svc links its batches to it.
     let span = info_span!(
         "publish",
         otel.name = format!("publish {SAMPLE_SUBJECT_PREFIX}*"),
@@ -109,7 +112,8 @@ pub(crate) async fn publish(
         messaging.message.id = part.id,
     );
     let mut headers = trace_headers(&span);
-    // Ignores acknowledgements of any other stream that takes the subject.
+    // With this header, only the sample stream acknowledges the message, even if another stream also stores the
+    // subject.
     headers.insert(NATS_EXPECTED_STREAM, SAMPLE_STREAM);
     let stored = bus.publish_stored(subject, headers, part.body, ACK_DEADLINE);
     let outcome = match stored.instrument(span.clone()).await {
@@ -135,7 +139,7 @@ fn classify(error: JetStreamError) -> PublishError {
 
 fn classify_refusal(refusal: &jetstream::Error) -> PublishError {
     match refusal.error_code() {
-        // A full share has the same code as a full stream; only the text differs.
+        // A VM's limit and the stream's limit have the same error code; only the text of the error differs.
         STORE_FAILED if refusal.to_string().contains("per subject") => PublishError::ShareFull,
         STORE_FAILED => PublishError::Full(refusal.to_string()),
         TOO_MANY_REQUESTS => PublishError::Busy,

@@ -1,4 +1,4 @@
-//! Decides when to retry a failed publish.
+//! Decides when a failed publish is retried.
 
 use std::time::Duration;
 
@@ -7,17 +7,18 @@ use vmwatch_service::jitter::jittered;
 
 use crate::publish::PublishError;
 
-/// How often to check for a connection while there is none. After an outage, this also spreads the first publishes of
-/// thousands of agents.
+/// Interval between checks for a connection to NATS while there is none. After an outage it also spreads the first
+/// messages of thousands of agents over time.
 const DISCONNECTED: Duration = Duration::from_secs(2);
-/// The first wait. It doubles with each failure of the same kind, up to [`MAX`].
+/// Wait after the first failure. It doubles with each further failure of the same kind, up to [`MAX`].
 const FIRST: Duration = Duration::from_millis(500);
 const MAX: Duration = Duration::from_secs(30);
-/// The first wait for a busy server, which usually recovers within milliseconds. It doubles up to [`BUSY_MAX`].
+/// Wait after the first failure because NATS is busy, which usually ends within milliseconds. It doubles up to
+/// [`BUSY_MAX`].
 const BUSY_FIRST: Duration = Duration::from_millis(10);
 const BUSY_MAX: Duration = Duration::from_millis(500);
 
-/// The time of the next attempt, and the current failure.
+/// When the next attempt to publish takes place, and the failure that it retries.
 #[derive(Debug)]
 pub(crate) struct Retry {
     at: Instant,
@@ -31,7 +32,7 @@ struct Failing {
 }
 
 impl Retry {
-    /// Delays the first attempt, because there is no connection yet and many agents may start at the same time.
+    /// Delays the first attempt, because there is no connection to NATS yet and many agents may start at the same time.
     pub(crate) fn new() -> Self {
         Self {
             at: Instant::now() + jittered(FIRST, 0.5),
@@ -39,7 +40,7 @@ impl Retry {
         }
     }
 
-    /// The time of the next attempt.
+    /// The time of the next attempt to publish.
     pub(crate) const fn at(&self) -> Instant {
         self.at
     }
@@ -52,7 +53,7 @@ impl Retry {
         self.failing.is_some()
     }
 
-    /// Records a failure. Returns true if it differs in kind from the current one, or if there was none.
+    /// Records a failed attempt. Returns true if the failure is of another kind than the previous one, or is the first.
     pub(crate) fn failed(&mut self, error: &PublishError) -> bool {
         let kind = error.kind();
         let times = match self.failing {
@@ -70,8 +71,9 @@ impl Retry {
         is_new
     }
 
-    /// Records a success. Returns true if it ended the current failure, which lasts until all queued parts are sent: while
-    /// an agent drains a long spool, the stream alternately rejects and accepts its parts.
+    /// Records a successful attempt. Returns true if it ended a series of failures. A series ends only when all queued
+    /// message parts have been sent: while an agent empties a long spool, JetStream alternately rejects and accepts its
+    /// messages.
     pub(crate) fn succeeded(&mut self, all_sent: bool) -> bool {
         if all_sent {
             return self.failing.take().is_some();
@@ -82,15 +84,15 @@ impl Retry {
         false
     }
 
-    /// Postpones the next attempt.
+    /// Postpones the next attempt to publish.
     pub(crate) fn later(&mut self, wait: Duration) {
         self.at = Instant::now() + wait;
     }
 }
 
-/// The wait after `times` consecutive failures.
+/// The wait after `times` consecutive failures: it starts with `first` and doubles up to `most`.
 fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
-    // Limiting the exponent avoids an overflow.
+    // The exponent is limited to avoid an arithmetic overflow.
     most.min(first * 2_u32.pow(times.saturating_sub(1).min(16)))
 }
 
@@ -98,7 +100,7 @@ fn doubled(first: Duration, times: u32, most: Duration) -> Duration {
 mod tests {
     use super::*;
 
-    /// The waits after each of `times` consecutive failures.
+    /// The waits after each of the first `times` consecutive failures.
     fn waits(error: &PublishError, times: usize) -> Vec<Duration> {
         let mut retry = Retry::new();
         let mut wait = || {
@@ -109,12 +111,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn wait_doubles_up_to_its_limit_and_is_at_least_a_quarter_of_it() {
+    async fn retry_wait_doubles_up_to_a_limit() {
         for (times, wait) in (0..).zip(waits(&PublishError::NoStream, 100)) {
             let most = MAX.min(FIRST * 2_u32.pow(times.min(16)));
             assert!(
                 (most / 4..=most).contains(&wait),
-                "{wait:?} after {times} of {most:?}"
+                "the wait after {times} failures is {wait:?}, with a limit of {most:?}"
             );
         }
         assert!(
@@ -127,7 +129,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failure_is_reported_once_and_another_kind_restarts_the_wait() {
+    async fn each_kind_of_publish_failure_is_reported_once_and_resets_the_wait() {
         let mut retry = Retry::new();
         assert!(!retry.is_due() && !retry.is_failing());
         tokio::time::advance(FIRST).await;
@@ -142,13 +144,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failure_lasts_until_all_is_sent_and_success_resets_the_wait() {
+    async fn publish_failure_ends_only_when_all_parts_are_sent() {
         let mut retry = Retry::new();
         for _ in 0..10 {
             retry.failed(&PublishError::ShareFull);
         }
         assert!(!retry.succeeded(false) && retry.is_failing());
-        assert!(!retry.failed(&PublishError::ShareFull), "it was logged before");
+        assert!(
+            !retry.failed(&PublishError::ShareFull),
+            "the failure was already reported"
+        );
         assert!(retry.at() <= Instant::now() + FIRST);
         assert!(retry.succeeded(true));
     }

@@ -1,5 +1,5 @@
-//! The sampling loop. It reads the kernel's files on blocking threads with a time limit: `/proc/<pid>/io` blocks while
-//! the process executes a new program, which may hang on a disk.
+//! The sampling loop. It reads the kernel's files on threads for blocking work and with a time limit, because
+//! `/proc/<pid>/io` blocks while the process is executing a new program, which may hang on a disk.
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,16 +24,17 @@ use crate::{
     status::Status,
 };
 
-/// Time limit of a reading, after which the loop continues without it. Shorter for short intervals.
+/// Time limit for reading the kernel's files, after which the loop continues without the values. It is shorter if the
+/// sampling interval is short.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Samples until shutdown.
+/// The sampling loop: takes samples until shutdown.
 #[derive(Debug)]
 pub(crate) struct SampleLoop {
     instance_id: InstanceId,
     vm: BlockingWorker<VmSampler, Result<VmReading, SampleError>>,
     processes: BlockingWorker<ProcessSampler, Result<Vec<ProcessSample>, SampleError>>,
-    /// The sample for late process rows.
+    /// The sample that late process rows belong to.
     late: Option<Sample>,
     schedule: Schedule,
     patience: Duration,
@@ -72,7 +73,7 @@ impl SampleLoop {
         }
     }
 
-    /// Reads the counters once, so that the first sample has rates.
+    /// Reads the counters once, so that the first sample already has rates.
     async fn prime(&mut self) -> Result<(), WorkerPanicked> {
         self.processes
             .start(|sampler| sampler.prime().map(|()| Vec::new()));
@@ -102,10 +103,11 @@ impl SampleLoop {
         Ok(())
     }
 
-    /// The VM's row; `None` if it could not be read in time.
+    /// The VM's own values; `None` if they could not be read in time.
     async fn read_vm(&mut self) -> Result<Option<VmReading>, WorkerPanicked> {
         if !self.vm.start(VmSampler::read) {
-            // A reading that has finished meanwhile is outdated: discard it and start another.
+            // If an earlier reading has finished in the meantime, its values are outdated. They are discarded and a new
+            // reading is started.
             if timeout(Duration::ZERO, self.vm.finished()).await.is_err() || !self.vm.start(VmSampler::read) {
                 missed("vm_hangs", 1);
                 return Ok(None);
@@ -126,9 +128,10 @@ impl SampleLoop {
         Ok(reading.ok())
     }
 
-    /// Sends the sample with only the VM's row now, and the process rows later as further parts.
+    /// Sends the sample with only the VM's row now. The process rows follow later as further message parts of the same
+    /// sample.
     fn defer_processes(&mut self, sample: &Sample) {
-        warn!("reading the processes timed out; process rows will be late");
+        warn!("reading the processes timed out; their rows will be sent later");
         self.status.sampling(Err("reading the processes timed out"));
         self.late = Some(Sample {
             vm: None,
@@ -144,7 +147,7 @@ impl SampleLoop {
         {
             warn!(
                 rows = processes.len(),
-                "sampling the processes took too long; sending their rows separately"
+                "reading the processes took too long; sending their rows separately from the VM's row"
             );
             self.send(Sample { processes, ..sample });
         }
@@ -167,9 +170,9 @@ impl SampleLoop {
         }
         counter!("vmwatch_agent_samples_total").increment(1);
         counter!("vmwatch_agent_process_rows_total").increment(sample.processes.len() as u64);
-        // The queue is closed only while the program ends after a panic, which is logged.
+        // The queue is closed only while the agent ends after a panic, which is logged elsewhere.
         if let Err(TrySendError::Full(unsent)) = self.taken.try_send(sample) {
-            error!("samples come faster than they can be spooled: one was dropped");
+            error!("dropped a sample, because samples are taken faster than they can be spooled");
             dropped::note("queue_full", 1);
             dropped::give_back(unsent.vm.map_or(0, |vm| vm.dropped_parts));
         }
@@ -189,7 +192,7 @@ mod tests {
     use super::*;
     use crate::{sample::Roots, select::Selection};
 
-    /// A fake `/proc` with one process, pid 7.
+    /// A fake `/proc` in a temporary folder, with one process whose pid is 7.
     struct FakeProc(TempDir);
 
     impl FakeProc {
@@ -215,7 +218,8 @@ mod tests {
             self.0.path().join(name)
         }
 
-        /// Makes reads of the process's disk counters hang, as while it executes a program from a hung disk.
+        /// Makes reads of the process's disk counters hang, as they would while the process executes a program from a
+        /// hung disk.
         fn hang(&self) -> Hanging {
             let pipe = self.path("pipe");
             assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -230,7 +234,8 @@ mod tests {
 
     const IO: &str = "read_bytes: 0\nwrite_bytes: 0\n";
 
-    /// Unblocks the reads when dropped. Otherwise the test's runtime would wait forever for the blocked thread.
+    /// Unblocks the hanging reads when it is dropped. Otherwise the test's runtime would wait forever for the blocked
+    /// thread.
     struct Hanging {
         pipe: PathBuf,
         file: PathBuf,

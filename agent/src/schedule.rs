@@ -1,4 +1,5 @@
-//! Decides when to sample: at fixed intervals from a random phase. Missed ticks are counted and never caught up.
+//! Decides when to take samples: at fixed intervals, starting at a random time. Missed ticks are counted but never made
+//! up.
 
 use std::time::Duration;
 
@@ -7,27 +8,27 @@ use vmwatch_service::jitter::jittered;
 
 use crate::config::Intervals;
 
-/// The tick times of VM and process samples.
+/// Computes the ticks, which are the times at which the VM or the VM and its processes are sampled.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     intervals: Intervals,
     next: Instant,
-    /// Ticks before the next one that includes the processes; 0 means that the next tick does.
+    /// Number of ticks before the next one that includes the processes; 0 if the next tick includes them.
     until_processes: u64,
 }
 
-/// What is due at a wake-up.
+/// What has to be sampled when the sampling loop wakes up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tick {
-    /// Ticks missed since the previous wake-up.
+    /// Number of ticks missed since the sampling loop last woke up.
     pub(crate) missed: u64,
-    /// Whether the processes are due too.
+    /// Whether the processes have to be sampled as well.
     pub(crate) processes: bool,
 }
 
 impl Schedule {
-    /// The first tick is 0.5 to 1.5 intervals from now, so that agents started together do not sample in step. It
-    /// includes the processes, so that a new VM shows them at once.
+    /// Starts a schedule. The first tick is 0.5 to 1.5 intervals from now, so that agents started together do not take
+    /// samples at the same time. It includes the processes, so that they are shown soon after a VM starts.
     pub(crate) fn start(intervals: Intervals) -> Self {
         Self {
             next: Instant::now() + jittered(intervals.vm.mul_f64(1.5), 1.0 / 3.0),
@@ -40,7 +41,7 @@ impl Schedule {
         self.next
     }
 
-    /// Returns what is due and advances to the next tick. `now` is not before [`Schedule::next`].
+    /// Returns what has to be sampled now, and advances to the next tick. `now` must not be before [`Schedule::next`].
     pub(crate) fn wake(&mut self, now: Instant) -> Tick {
         let late = now.saturating_duration_since(self.next).as_nanos();
         let missed = u64::try_from(late / self.intervals.vm.as_nanos()).unwrap_or(u64::MAX);
@@ -49,7 +50,7 @@ impl Schedule {
         let processes = self.until_processes <= missed;
         let round = u64::from(self.intervals.vm_per_process);
         self.until_processes = if processes {
-            // Missed ticks do not shift the phase of the process ticks.
+            // Missed ticks do not change which later ticks include the processes.
             round - 1 - (missed - self.until_processes) % round
         } else {
             self.until_processes - passed
@@ -83,7 +84,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn starts_at_random_phase_and_keeps_interval() {
+    async fn sampling_starts_at_random_time_and_keeps_its_interval() {
         let now = Instant::now();
         let starts: Vec<_> = (0..50).map(|_| schedule().next() - now).collect();
         assert!(starts.iter().all(|start| (VM / 2..=VM * 3 / 2).contains(start)));
@@ -97,11 +98,11 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn counts_missed_ticks_and_keeps_process_phase() {
+    async fn missed_sampling_ticks_are_counted_and_keep_the_process_interval() {
         let mut schedule = schedule();
         let first = schedule.next();
         assert!(wake_on_time(&mut schedule));
-        // Ticks 1 to 3 are missed. Tick 3 was due to include the processes, so tick 4 includes them instead.
+        // Ticks 1 to 3 are missed. Tick 3 should have included the processes, so that tick 4 includes them instead.
         let tick = schedule.wake(first + VM * 4 + Duration::from_secs(1));
         assert_eq!(
             tick,
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn keeps_process_phase_after_any_delay() {
+    async fn process_sampling_keeps_its_interval_after_any_delay() {
         let mut schedule = schedule();
         let (first, mut number) = (schedule.next(), 0_u64);
         for missed in [0, 1, 5, 2, 0, 7, 3, 30, 1, 0, 0, 4] {

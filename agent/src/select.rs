@@ -1,30 +1,31 @@
-//! Selects which processes are reported.
+//! Selects the processes that the agent reports.
 
 use std::{cmp::Ordering, collections::HashSet};
 
 use vmwatch_api::metrics::ProcessSample;
 
-/// The kernel truncates process names to 15 bytes (`TASK_COMM_LEN` without the terminating zero).
+/// The kernel truncates process names to 15 bytes (`TASK_COMM_LEN` without the terminating zero byte).
 const COMM_BYTES: usize = 15;
 
-/// Which processes are reported. A process that was reported once gets a last row when it ends, whatever its rank
-/// then.
+/// Which processes the agent reports. A process that was reported once gets a last row when it ends, even if it is no
+/// longer selected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// All processes.
+    /// The agent reports all processes.
     All,
-    /// The top consumers and the pinned names.
+    /// The agent reports the processes with the highest usage and those with pinned names.
     Top {
-        /// The number of top processes by CPU, by memory and by disk each. A process that does not use a resource is
-        /// not ranked by it.
+        /// How many processes are selected by each of CPU usage, memory usage and disk rate. Processes that do not use
+        /// a resource are not selected by it.
         count: usize,
-        /// Names that are always reported. A name longer than the kernel's limit is truncated to match.
+        /// Process names that are always reported. A name longer than the kernel's limit is truncated before it is
+        /// compared.
         pinned: Vec<String>,
     },
 }
 
 impl Selection {
-    /// Keeps only the selected rows, in their order.
+    /// Removes the rows of processes that are not selected; keeps the order of the others.
     pub fn keep(&self, rows: &mut Vec<ProcessSample>) {
         let Self::Top { count, pinned } = self else {
             return;
@@ -41,7 +42,8 @@ impl Selection {
     }
 }
 
-/// The pids of the top rows by a measure. The lower pid wins a tie, so that the selection is stable.
+/// The pids of the processes with the highest values of a measure. If values are equal, the lower pid is selected, so
+/// that the selection is stable.
 fn top_pids(rows: &[ProcessSample], count: usize, measure: impl Fn(&ProcessSample) -> f64) -> Vec<u32> {
     let mut ranked: Vec<(f64, u32)> = rows.iter().map(|row| (measure(row), row.pid)).collect();
     ranked.retain(|(value, _)| *value > 0.0);
@@ -96,21 +98,21 @@ mod tests {
     }
 
     #[test]
-    fn all_keeps_every_row() {
+    fn selection_all_keeps_every_process() {
         assert_eq!(pids(&Selection::All), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
-    fn top_unites_the_leaders_by_cpu_memory_and_disk() {
+    fn selection_top_includes_highest_users_of_cpu_memory_and_disk() {
         assert_eq!(pids(&top(1, &[])), [2, 3, 4]);
-        // 3 and 4 tie by CPU: the lower pid comes first.
+        // Processes 3 and 4 have equal CPU usage, so that the lower pid is selected.
         assert_eq!(pids(&top(2, &[])), [2, 3, 4]);
-        // Idle processes are not selected, however large the count.
+        // Idle processes are not selected, however large the count is.
         assert_eq!(pids(&top(100, &[])), [1, 2, 3, 4]);
     }
 
     #[test]
-    fn pinned_names_are_always_kept_and_match_truncated() {
+    fn pinned_process_names_are_always_selected_and_match_truncated_names() {
         assert_eq!(pids(&top(1, &["idle"])), [2, 3, 4, 5]);
         assert_eq!(pids(&top(1, &["systemd-journald"])), [2, 3, 4, 6]);
         assert_eq!(pids(&top(1, &["systemd-journ", "idl"])), [2, 3, 4]);

@@ -1,8 +1,9 @@
-//! Ships parts to the stream: publishes them in order, one at a time, each until it is acknowledged. Parts that are not
-//! acknowledged within a moment are spooled to disk. For the guarantees see `spool.rs`.
+//! The shipping loop. It publishes message parts of samples to JetStream, in order and one at a time, and waits for
+//! each acknowledgement. Message parts that are not acknowledged within 250 ms are spooled to disk. `spool.rs`
+//! describes the guarantees.
 //!
-//! At level `trace` this module logs each part as it is sampled, spooled and acknowledged, so that tests can compare
-//! the log with the store.
+//! At log level `trace`, this module logs each message part when it is sampled, spooled and acknowledged, so that tests
+//! can compare the log with the stored messages.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -25,26 +26,27 @@ use crate::{
     status::Status,
 };
 
-/// How long a part may wait for its acknowledgement in memory before it is spooled.
+/// How long a message part may wait in memory for its acknowledgement before it is spooled.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
-/// Pause before a failed write to the spool is retried.
+/// Wait before a failed write to the spool is retried.
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum bytes kept in memory while the spool's disk hangs or is full: 128 parts of the maximum size.
+/// Maximum number of bytes kept in memory while the spool's disk hangs or is full: 128 message parts of the maximum
+/// size.
 const MAX_BYTES_IN_MEMORY: usize = 4 << 20;
 
-/// Ships the samples of one VM.
+/// Ships the samples of one VM to JetStream.
 #[derive(Debug)]
 pub(crate) struct Shipper {
     bus: Bus,
     subject: String,
     disk: Disk,
     status: Arc<Status>,
-    /// Parts only in memory, oldest first; all parts on disk are older.
+    /// Message parts that are only in memory, oldest first. All message parts on disk are older.
     fresh: VecDeque<Queued>,
-    /// When the fresh parts must be written to disk.
+    /// When the message parts in memory must be written to the spool.
     write_at: Option<Instant>,
     next_sequence: u64,
-    /// The sequence number of the last part sent.
+    /// The sequence number of the last message part that was sent.
     tried: Option<u64>,
     retry: Retry,
 }
@@ -64,10 +66,10 @@ impl Shipper {
         }
     }
 
-    /// Ships until the sampling loop ends, then until everything is sent or the deadline passes. The rest stays on
-    /// disk.
+    /// Ships samples until the sampling loop ends, and then until everything has been sent or the deadline has passed.
+    /// Message parts that were not sent remain on disk.
     pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Sample>, drain_deadline: Duration) {
-        // At most one part is in flight, so that parts are acknowledged in order.
+        // At most one message part is in flight, so that message parts are acknowledged in order.
         let mut sending = JoinSet::new();
         let mut drain_until = None;
         loop {
@@ -127,7 +129,7 @@ impl Shipper {
         self.keep_memory_bound();
     }
 
-    /// Whether a new part is not expected to be acknowledged within a moment.
+    /// Whether a new message part is unlikely to be acknowledged soon, because NATS is unreachable or older ones wait.
     fn is_held_up(&self) -> bool {
         self.disk.waiting() > 0 || self.retry.is_failing() || !self.bus.is_connected()
     }
@@ -144,14 +146,14 @@ impl Shipper {
         if dropped > 0 {
             error!(
                 dropped,
-                "the spool cannot be written and memory is at its limit; dropped the oldest parts"
+                "writing to the spool failed and the memory limit was reached; dropped the oldest samples"
             );
             dropped::note("memory_full", dropped);
         }
     }
 
-    /// The oldest part, if it is time to send one. While the disk hangs, parts in memory are sent before those on disk,
-    /// because the current state of a VM with a hanging disk matters most.
+    /// Returns the oldest message part if it is time to send one. While the disk hangs, message parts in memory are
+    /// sent before those on disk, because the current state of a VM with a hung disk is the most important.
     async fn next(&mut self) -> Option<Queued> {
         if !self.retry.is_due() || (self.fresh.is_empty() && self.disk.waiting() == 0) {
             return None;
@@ -165,7 +167,7 @@ impl Shipper {
                 Ok(Some(oldest)) => return Some(oldest),
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(%error, "the spool cannot be read; sending parts in memory first");
+                    warn!(%error, "reading the spool failed; sending the samples in memory first");
                     if self.fresh.is_empty() {
                         self.retry.later(WRITE_RETRY_PAUSE);
                     }
@@ -195,12 +197,12 @@ impl Shipper {
         if self.disk.waiting() > 0
             && let Err(error) = self.disk.remove(queued.sequence).await
         {
-            warn!(%error, "removing an acknowledged part from the spool failed; it will be sent again");
+            warn!(%error, "removing an acknowledged sample from the spool failed; the sample will be sent again");
             self.retry.later(WRITE_RETRY_PAUSE);
         }
         let all_sent = self.fresh.is_empty() && self.disk.waiting() == 0;
         if self.retry.succeeded(all_sent) {
-            info!("all spooled samples are acknowledged");
+            info!("all spooled samples have been sent and acknowledged");
             self.status.publishing(Ok(()));
         }
     }
@@ -215,14 +217,14 @@ impl Shipper {
         }
     }
 
-    /// Moves the fresh parts to disk.
+    /// Writes the message parts in memory to the spool.
     async fn write(&mut self) {
         let written = self.disk.write(self.fresh.iter().cloned().collect()).await;
         for queued in self.fresh.drain(..written.count) {
             trace!(id = queued.part.id, "spooled");
         }
         self.write_at = written.error.map(|error| {
-            warn!(%error, waiting = self.fresh.len(), "writing the spool failed; samples wait in memory");
+            warn!(%error, waiting = self.fresh.len(), "writing to the spool failed; samples wait in memory");
             Instant::now() + WRITE_RETRY_PAUSE
         });
     }
@@ -231,7 +233,7 @@ impl Shipper {
         let waits = !self.fresh.is_empty() || self.disk.waiting() > 0;
         let send_at = (idle && waits).then(|| self.retry.at());
         let moments = [self.write_at, send_at, drain_until];
-        // With nothing to do, wait for long; a sample wakes the loop earlier.
+        // If there is nothing to do, the loop sleeps for a long time; a new sample wakes it earlier.
         moments
             .into_iter()
             .flatten()
@@ -247,13 +249,13 @@ impl Shipper {
             let lost = self.fresh.len() as u64;
             error!(
                 lost,
-                "stopped; samples that could be neither sent nor spooled are lost"
+                "the agent stopped; samples that could be neither sent nor spooled are lost"
             );
             dropped::note("stopped", lost);
         }
         info!(
             waiting = self.disk.waiting(),
-            "stopped; spooled parts are sent after the next start"
+            "the agent stopped; spooled samples will be sent after its next start"
         );
     }
 }

@@ -1,18 +1,21 @@
-//! A queue of sample parts on disk, oldest first.
+//! The spool: a queue of message parts on disk, oldest first.
 //!
-//! **Guarantees.** 250 ms after sampling (`ship::GRACE`), a part is either acknowledged by the stream or spooled; if the
-//! bus is unreachable or other parts are queued, it is spooled at once. A spooled part survives `kill -9` and restarts,
-//! in order. It leaves the spool only when it is acknowledged, or when the spool is full and it is the oldest part; then
-//! it is dropped, counted and logged. A `kill -9` within the first 250 ms loses the one sample just taken. In return,
-//! an agent with a working bus does not write to the guest's disk.
+//! **Guarantees.** Within 250 ms of sampling (`ship::GRACE`), a message part is either acknowledged by JetStream or
+//! spooled. If NATS is unreachable or other message parts are queued, it is spooled immediately. Spooled parts survive
+//! `kill -9` and restarts, and keep their order. A part leaves the spool only when it is acknowledged, or when it is
+//! the oldest part of a full spool; in the latter case it is dropped, counted and logged. If the agent is killed with
+//! `kill -9` within those 250 ms, the sample just taken is lost. In return, an agent that can reach NATS does not write
+//! to the guest's disk.
 //!
-//! **Limits.** Files are not synced. After a power loss or a kernel crash in the guest, parts of about the last 30 s (the
-//! kernel's write-back delay) may be missing or truncated; truncated ones are detected, skipped and counted. While the
-//! disk hangs or is full, parts are kept in memory, in bounded number. A part may be sent twice (if the agent is killed
-//! between the acknowledgement and the removal of the file), which is harmless because rows have deterministic ids.
+//! **Limits.** Files are not synced. After a power loss or a kernel crash in the guest, parts of about the last 30 s
+//! (the kernel's write-back delay) may be missing or truncated; truncated parts are detected, skipped and counted.
+//! While the disk hangs or is full, a bounded number of parts is kept in memory. A part may be sent twice if the agent
+//! is killed between the acknowledgement and the removal of the file. That is harmless, because rows have deterministic
+//! ids.
 //!
-//! **Files.** Each part is a file `<sequence>.json` with the message's body. It is written under a temporary name and
-//! renamed, so that it is always complete. A lock file prevents a second agent from using the folder.
+//! **Files.** Each part is stored in a file `<sequence>.json` with the message's body. The file is written under a
+//! temporary name and then renamed, so that it is always complete. A lock file prevents a second agent from using the
+//! same folder.
 
 use std::{
     collections::BTreeMap,
@@ -39,53 +42,53 @@ use crate::{
 };
 
 const LOCK: &str = "lock";
-/// The temporary name of a file that is being written. A crash may leave it behind.
+/// The temporary name of a file that is being written. A crash can leave such a file behind.
 const UNFINISHED: &str = "unfinished";
-/// The usual block size of file systems. Files occupy whole blocks.
+/// The usual block size of file systems. Files occupy whole blocks on disk.
 const BLOCK: u64 = 4096;
 
-/// The spool cannot be used.
+/// Why the spool cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
-    /// The folder cannot be created, read or written.
-    #[error("{}: cannot use {}: {source}; set it to a folder that the agent can write to", SPOOL_DIR.name, dir.display())]
+    /// The spool folder cannot be created, read or written.
+    #[error("{}: cannot use {}: {source}; set this to a folder that the agent can write to", SPOOL_DIR.name, dir.display())]
     Dir {
-        /// The folder.
+        /// The path of the spool folder.
         dir: PathBuf,
-        /// The cause.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// Another agent uses the folder.
-    #[error("{}: another agent uses {}; stop it, or set it to a different folder", SPOOL_DIR.name, dir.display())]
+    /// Another agent already uses the spool folder.
+    #[error("{}: another agent uses {}; stop that agent, or set this to a different folder", SPOOL_DIR.name, dir.display())]
     Taken {
-        /// The folder.
+        /// The path of the spool folder.
         dir: PathBuf,
     },
 }
 
-/// A part and its position in the queue.
+/// A message part with its sequence number in the spool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Queued {
     pub(crate) sequence: u64,
     pub(crate) part: Part,
 }
 
-/// The spool. Its calls block on the disk.
+/// The spool. Its calls block while the disk does.
 #[derive(Debug)]
 pub(crate) struct Spool {
     dir: PathBuf,
     limit: u64,
     instance_id: InstanceId,
-    /// The bytes that each part occupies on disk, by sequence.
+    /// The space that each message part occupies on disk in bytes, by sequence number.
     files: BTreeMap<u64, u64>,
     bytes: u64,
-    /// The number of files; readable while the disk hangs.
+    /// The number of files in the spool. It can be read even while the disk hangs.
     waiting: Arc<AtomicU64>,
-    /// Holds the lock.
+    /// The locked file that keeps other agents from using the folder.
     _lock: File,
 }
 
-/// The fields that identify a part. Parsing them also validates the whole JSON.
+/// The fields that identify a message part. Parsing them also checks that the whole file is valid JSON.
 #[derive(Deserialize)]
 struct Head {
     instance_id: InstanceId,
@@ -94,14 +97,14 @@ struct Head {
 }
 
 impl Spool {
-    /// Opens the folder, creating it if necessary, and loads the parts of an earlier run.
+    /// Opens the spool folder, creating it if necessary, and finds the message parts of an earlier run.
     pub(crate) fn open(settings: &SpoolSettings, instance_id: InstanceId) -> Result<Self, SpoolError> {
         let dir = settings.dir.clone();
         let unusable = |source| SpoolError::Dir {
             dir: dir.clone(),
             source,
         };
-        // Only the agent's user may read what runs on this VM.
+        // Only the agent's user may read the spool, because it reveals what runs on this VM.
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -144,17 +147,17 @@ impl Spool {
         Ok(spool)
     }
 
-    /// The number of queued parts.
+    /// A shared counter of the message parts in the spool.
     pub(crate) fn waiting(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.waiting)
     }
 
-    /// The sequence number for the next part.
+    /// The sequence number for the next message part.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.files.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
-    /// Writes a part. Drops the oldest parts if it does not fit.
+    /// Writes a message part to the spool. If there is not enough space, the oldest parts are dropped.
     pub(crate) fn push(&mut self, queued: &Queued) -> io::Result<()> {
         let bytes = on_disk(queued.part.body.len() as u64);
         self.make_room(bytes);
@@ -162,11 +165,12 @@ impl Spool {
         fs::write(&unfinished, &queued.part.body)
             .and_then(|()| fs::rename(&unfinished, self.path(queued.sequence)))
             .inspect_err(|_| {
-                // Frees the space if the disk is full. If this fails too, nothing else can be done.
+                // Removing the unfinished file frees space if the disk is full. If that fails as well, nothing else can
+                // be done.
                 let _ = fs::remove_file(&unfinished);
             })?;
         self.bytes += bytes;
-        // A call that timed out may have written the part already.
+        // The same message part may already be in the spool, written by a call that timed out.
         if let Some(before) = self.files.insert(queued.sequence, bytes) {
             self.bytes -= before;
         }
@@ -174,8 +178,8 @@ impl Spool {
         Ok(())
     }
 
-    /// The oldest part. Drops unreadable parts, and those of another VM if this one was cloned. A returned error may be
-    /// temporary.
+    /// Returns the oldest message part. Unreadable parts are dropped, and so are parts of another VM that this one was
+    /// cloned from. A returned error may be temporary.
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
         while let Some((&sequence, _)) = self.files.first_key_value() {
             let lost = match fs::read(self.path(sequence)) {
@@ -204,7 +208,7 @@ impl Spool {
         Ok(None)
     }
 
-    /// Removes a part, if it is there.
+    /// Removes a message part, if the spool contains it.
     pub(crate) fn remove(&mut self, sequence: u64) {
         let Some(bytes) = self.files.remove(&sequence) else {
             return;
@@ -213,7 +217,7 @@ impl Spool {
         if let Err(error) = fs::remove_file(self.path(sequence))
             && error.kind() != ErrorKind::NotFound
         {
-            // After a restart the part is sent again, which is harmless.
+            // If removing failed, the message part is sent again after a restart, which is harmless.
             warn!(%error, "removing a file from the spool failed");
         }
         self.update_depth();
@@ -231,7 +235,7 @@ impl Spool {
             warn!(
                 dropped,
                 limit = self.limit,
-                "the spool is full; dropped its oldest samples"
+                "the spool is full; dropped the oldest samples"
             );
             dropped::note("spool_full", dropped);
         }
@@ -253,7 +257,7 @@ fn on_disk(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(BLOCK)
 }
 
-/// Sequence numbers are padded to 20 digits, so that names sort like numbers.
+/// File names contain the sequence number padded to 20 digits, so that sorting them by name sorts them by number.
 fn file_name(sequence: u64) -> String {
     format!("{sequence:020}.json")
 }
@@ -262,7 +266,8 @@ fn parse_name(name: &str) -> Option<u64> {
     name.strip_suffix(".json")?.parse().ok()
 }
 
-/// Whether the file is lost: missing, or on a bad sector. Other errors (no free file descriptor) may be temporary.
+/// Whether the file is lost, because it is missing or on a bad sector. Other errors (such as no free file descriptor)
+/// may be temporary.
 fn is_permanent(error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }

@@ -1,10 +1,10 @@
-//! The agent's readiness, for `/readyz`.
+//! Whether the agent is ready, as reported by `/readyz`.
 
 use std::sync::{Mutex, PoisonError};
 
 type State = Result<(), &'static str>;
 
-/// The last state that each loop reported.
+/// The state that each of the agent's two loops reported last.
 #[derive(Debug)]
 pub(crate) struct Status {
     sampling: Mutex<State>,
@@ -29,8 +29,8 @@ impl Status {
         *self.publishing.lock().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    /// Ready means that sampling works and the last publish did not fail. An agent that spools loses nothing, but is
-    /// not ready, because its rows are not visible.
+    /// The agent is ready if sampling works and the last publish did not fail. An agent that spools loses nothing, but
+    /// it is not ready, because its rows are not visible to users.
     pub(crate) fn ready(&self) -> State {
         let state = |of: &Mutex<State>| *of.lock().unwrap_or_else(PoisonError::into_inner);
         state(&self.sampling).and(state(&self.publishing))

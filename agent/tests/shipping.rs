@@ -256,7 +256,7 @@ async fn agent_spools_while_the_stream_is_full() {
     let agent = scene.agent();
     scene.spools(4).await;
     assert_eq!(stored(&messages).await.len(), 3);
-    assert!(agent.log().contains("the stream of samples is full"));
+    assert!(agent.log().contains("the sample stream is full"));
     let first = stored(&messages).await;
 
     messages.purge().await.unwrap();
@@ -284,7 +284,7 @@ async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
     assert_eq!(stored(&messages).await.len(), 3);
     eventually("the agent logs that its share is full", PATIENCE, async || {
         let log = agent.log();
-        log.contains("this VM's share of the stream of samples is full")
+        log.contains("this VM has the maximum number of messages in the sample stream")
             .then_some(())
             .ok_or(log)
     })
@@ -353,7 +353,7 @@ async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
     assert!(
         agent
             .log()
-            .contains("writing the spool failed; samples wait in memory")
+            .contains("writing to the spool failed; samples wait in memory")
     );
 
     let bus = scene.bus().await;
@@ -377,7 +377,7 @@ async fn restarted_agent_sends_spooled_samples() {
         r#"{"instance_id":"vm-"#,
     )
     .unwrap();
-    assert!(agent.log().contains("the stream of samples does not exist yet"));
+    assert!(agent.log().contains("the sample stream does not exist yet"));
 
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;

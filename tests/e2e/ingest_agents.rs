@@ -103,7 +103,7 @@ async fn agents_lose_no_sample_while_the_stream_is_full() {
     let taken = publisher.publish_until_full().await;
     assert!(taken > 10, "the stream accepted only {taken} samples of 15 KB");
     spools(agent, 3.0).await;
-    assert!(agent.process.log().contains("the stream of samples is full"));
+    assert!(agent.process.log().contains("the sample stream is full"));
 
     metrics.restart().await;
     sends_everything(agent).await;

@@ -62,11 +62,15 @@ async fn agent_sends_a_long_spool_without_loss() {
         ("VMWATCH_LOG", "info,agent::ship=trace"),
         ("VMWATCH_LOG_FORMAT", "json"),
     ]);
-    let share_is_full = "this VM's share of the stream of samples is full";
-    eventually("the VM's share of the stream is full", PATIENCE, async || {
-        let log = agent.process.log();
-        log.contains(share_is_full).then_some(()).ok_or(log)
-    })
+    let share_is_full = "this VM has the maximum number of messages in the sample stream";
+    eventually(
+        "the VM has the maximum number of messages in the stream",
+        PATIENCE,
+        async || {
+            let log = agent.process.log();
+            log.contains(share_is_full).then_some(()).ok_or(log)
+        },
+    )
     .await;
     let mut other = Publisher::new(&stack, "vm-2", 2);
     other.publish().await;

@@ -1,13 +1,13 @@
-//! Classifies disks and network interfaces, and computes their traffic since the previous sample.
+//! Classifies disks and network interfaces, and computes how much data they transferred since the previous sample.
 
 use std::{collections::HashMap, path::Path};
 
-/// A device's two counters, in bytes.
+/// The two counters of a device, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Traffic {
-    /// Read or received.
+    /// Bytes read from a disk or received by a network interface.
     pub(super) inward: u64,
-    /// Written or sent.
+    /// Bytes written to a disk or sent by a network interface.
     pub(super) outward: u64,
 }
 
@@ -27,19 +27,21 @@ impl Traffic {
     }
 }
 
-/// Whether a device counts toward the VM's traffic.
+/// Whether a device counts toward the VM's disk or network rates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// One of the VM's own devices.
+    /// A device of the VM itself; its traffic counts.
     Own,
-    /// Its traffic also passes through one of the VM's own devices, or never leaves the VM (a bridge, bond or tunnel).
+    /// A virtual device. Its traffic also passes through a device of the VM itself, or never leaves the VM (a bridge,
+    /// bond or tunnel).
     Virtual,
-    /// Never counted.
+    /// A device that never counts.
     Ignored,
 }
 
-/// A whole disk has a `device` link in sysfs. Loop devices, RAM disks, zram and the device-mapper and md devices on
-/// top of other disks have none. The single paths of a multipath `NVMe` disk are marked hidden.
+/// Classifies a disk. A whole disk of the VM has a `device` link in sysfs. Loop devices, RAM disks, zram, and
+/// device-mapper and md devices on top of other disks have none. The individual paths of a multipath `NVMe` disk are
+/// marked as hidden.
 pub(super) fn disk_class(sys: &Path, name: &str) -> Class {
     let block = sys.join("block").join(sysfs_name(name));
     let hidden = std::fs::read(block.join("hidden")).is_ok_and(|flag| flag.starts_with(b"1"));
@@ -50,7 +52,8 @@ pub(super) fn disk_class(sys: &Path, name: &str) -> Class {
     }
 }
 
-/// The VM's own interfaces have a `device` link in sysfs. The loopback interface is always called `lo`.
+/// Classifies a network interface. The VM's own interfaces have a `device` link in sysfs. The loopback interface is
+/// always called `lo`.
 pub(super) fn interface_class(sys: &Path, name: &str) -> Class {
     if name == "lo" {
         Class::Ignored
@@ -66,7 +69,7 @@ pub(super) fn interface_class(sys: &Path, name: &str) -> Class {
     }
 }
 
-/// sysfs replaces the `/` in names such as `cciss/c0d0` with `!`.
+/// The device's name in sysfs, which replaces the `/` in names such as `cciss/c0d0` with `!`.
 fn sysfs_name(name: &str) -> String {
     name.replace('/', "!")
 }
@@ -78,12 +81,12 @@ struct Device {
     present: bool,
 }
 
-/// The devices of one kind, with their counters at the previous sample.
+/// All disks or all network interfaces, with their counters at the previous sample.
 #[derive(Debug, Default)]
 pub(super) struct Devices(HashMap<String, Device>);
 
 impl Devices {
-    /// The traffic of the VM's own devices since the previous sample, or that of the virtual ones if there are no
+    /// The data transferred by the VM's own devices since the previous sample, or by virtual devices if there are no
     /// others (as in a container). A device that is new, or whose counters decreased, adds nothing.
     pub(super) fn advance<'a>(
         &mut self,
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn first_sample_primes_and_second_gives_traffic() {
+    fn device_traffic_is_zero_in_first_sample_and_measured_in_second() {
         let mut devices = Devices::default();
         let first = [("lo", 5, 5), ("eth0", 1000, 100), ("docker0", 7, 7)];
         assert_eq!(advance(&mut devices, &first), traffic(0, 0));
@@ -153,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn decreased_counter_and_new_device_add_nothing() {
+    fn decreased_device_counters_and_new_devices_add_no_traffic() {
         let mut devices = Devices::default();
         advance(&mut devices, &[("eth0", 1000, 1000)]);
         assert_eq!(
@@ -164,7 +167,7 @@ mod tests {
             advance(&mut devices, &[("eth0", 11, 1010), ("eth1", 507, 0)]),
             traffic(8, 0)
         );
-        // A device that disappeared and returned is new again.
+        // A device that disappeared and came back counts as new.
         advance(&mut devices, &[("eth0", 11, 1010)]);
         assert_eq!(
             advance(&mut devices, &[("eth0", 11, 1010), ("eth1", 900, 0)]),
@@ -173,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_virtual_devices_only_if_there_are_no_physical_ones() {
+    fn virtual_devices_count_only_without_physical_devices() {
         let mut devices = Devices::default();
         advance(&mut devices, &[("lo", 0, 0), ("veth", 0, 0)]);
         assert_eq!(
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn classifies_devices_by_their_sysfs_link() {
+    fn devices_are_classified_by_their_sysfs_link() {
         let sys = tempfile::tempdir().unwrap();
         for dir in [
             "block/vda/device",

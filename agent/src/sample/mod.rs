@@ -1,8 +1,8 @@
-//! Samples this VM and its processes from procfs, in the rows and units of the API contract.
+//! Samples this VM and its processes from procfs, with the rows and units that the API contract defines.
 //!
-//! Every rate covers the time since the sampler's previous call; the first call only primes the counters. Rates and
-//! percentages are rounded to one decimal and are never negative or infinite: a counter that decreased (a replaced
-//! device, a driver reset) gives 0.
+//! Every rate covers the time since the sampler's previous call; the first call only reads the counters. Rates and
+//! percentages are rounded to one decimal and are never negative or infinite. If a counter decreased (a replaced
+//! device, a driver reset), the rate is 0.
 
 mod devices;
 mod proc_files;
@@ -23,12 +23,12 @@ pub use vm::{VmReading, VmSampler};
 
 use crate::select::Selection;
 
-/// The mount points of the kernel's pseudo file systems.
+/// The mount points of procfs and sysfs; tests replace them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
-    /// `/proc`.
+    /// The mount point of procfs, normally `/proc`.
     pub proc: PathBuf,
-    /// `/sys`.
+    /// The mount point of sysfs, normally `/sys`.
     pub sys: PathBuf,
 }
 
@@ -41,19 +41,19 @@ impl Default for Roots {
     }
 }
 
-/// Sampling failed.
+/// Why sampling failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SampleError {
-    /// A system-wide file is missing or unreadable.
+    /// A file with statistics of the whole system is missing or unreadable.
     #[error("cannot read the kernel's statistics in /proc")]
     Kernel(#[from] ProcError),
-    /// The list of processes cannot be read.
+    /// The list of processes cannot be read from procfs.
     #[error("cannot list the processes in /proc")]
     List(#[source] std::io::Error),
 }
 
-/// Both samplers. The agent's loop runs them separately, so that a process whose files hang does not delay the VM's
-/// row. [`Sampler::sample`] runs both in turn.
+/// The sampler of the VM and the sampler of its processes. The sampling loop runs them separately, so that a process
+/// whose files hang does not delay the VM's row. [`Sampler::sample`] runs one after the other.
 #[derive(Debug)]
 pub struct Sampler {
     instance_id: InstanceId,
@@ -64,7 +64,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Creates both samplers. Reads only the boot time.
+    /// Creates both samplers. The only value read is the boot time.
     pub fn new(
         instance_id: InstanceId,
         utc_offset: UtcOffset,
@@ -78,7 +78,7 @@ impl Sampler {
         })
     }
 
-    /// Samples the VM and its processes. The first call primes the rates and returns 0 for them.
+    /// Samples the VM and its processes. The first call only reads the counters and returns rates of 0.
     pub fn sample(&mut self) -> Result<Sample, SampleError> {
         let reading = self.vm.read()?;
         let processes = self.processes.read(reading.memory_bytes)?;
@@ -87,7 +87,7 @@ impl Sampler {
 }
 
 impl VmReading {
-    /// Combines this reading with the process rows.
+    /// Creates a sample from the VM's values and the given process rows.
     pub fn into_sample(self, instance_id: &InstanceId, processes: Vec<ProcessSample>) -> Sample {
         Sample {
             instance_id: instance_id.clone(),
@@ -109,7 +109,8 @@ fn percent(part: f64, whole: f64) -> f64 {
     one_decimal(100.0 * part / whole)
 }
 
-/// Rounds to one decimal, as in the documented samples. Gives 0 for a negative value and for a division by zero.
+/// Rounds to one decimal, as in the examples of the documented API. Returns 0 for a negative value and for a division
+/// by zero.
 fn one_decimal(value: f64) -> f64 {
     let rounded = (value * 10.0).round() / 10.0;
     if rounded.is_finite() && rounded > 0.0 {
@@ -135,7 +136,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn values_are_finite_nonnegative_and_have_one_decimal(part: f64, whole: f64, bytes: u64, nanos: u64) {
+        fn sampled_values_are_finite_nonnegative_and_have_one_decimal(part: f64, whole: f64, bytes: u64, nanos: u64) {
             for value in [percent(part, whole), kib_per_second(bytes, Duration::from_nanos(nanos))] {
                 prop_assert!(value >= 0.0 && value.is_finite(), "{value}");
                 prop_assert!(value > 1e15 || format!("{value:?}").split_once('.').unwrap().1.len() == 1, "{value}");
@@ -144,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn converts_to_documented_units() {
+    fn rates_and_percentages_have_documented_units() {
         assert_eq!(kib_per_second(128 * 1024, Duration::from_secs(10)), 12.8);
         assert_eq!(percent(1.0, 3.0), 33.3);
         assert_eq!(kib_per_second(1, Duration::ZERO), 0.0);

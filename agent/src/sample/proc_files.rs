@@ -1,7 +1,8 @@
 //! Parses `/proc/<pid>/stat` and `/proc/<pid>/io`, the two files that a process row needs.
 //!
-//! The `procfs` crate is slower (35 µs per process): it decodes all 52 fields of `stat`, of which a row needs seven.
-//! Formats: proc(5) and `do_task_stat` in the kernel's `fs/proc/array.c`.
+//! The `procfs` crate is not used because it is slower (35 µs per process): it decodes all 52 fields of `stat`, but a
+//! process row needs only seven. The formats are described in proc(5) and by `do_task_stat` in the kernel's
+//! `fs/proc/array.c`.
 
 use std::{
     borrow::Cow,
@@ -15,10 +16,10 @@ use rustix::fs::{Mode, OFlags, open, openat};
 
 use super::SampleError;
 
-/// Upper bound of either file's size: `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
+/// Upper limit for the size of either file: `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
 const FILE_BYTES: usize = 2048;
 
-/// The pids of all processes, zombies included, as `ps` lists them.
+/// The pids of all processes, including zombies, as `ps` lists them.
 pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
     let entries = std::fs::read_dir(proc).map_err(SampleError::List)?;
     entries
@@ -29,11 +30,11 @@ pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
         .collect()
 }
 
-/// Reads the files of processes into a reused buffer.
+/// Reads the procfs files of processes into a buffer that is reused.
 #[derive(Debug)]
 pub(super) struct ProcFiles {
     root: PathBuf,
-    /// `root`, opened: opening a path relative to it is 10 % cheaper than from `/`.
+    /// An open descriptor of the folder `root`: opening a path relative to it is 10 % faster than from `/`.
     dir: OwnedFd,
     path: String,
     content: Box<[u8; FILE_BYTES]>,
@@ -61,17 +62,18 @@ impl ProcFiles {
         Stat::parse(self.read(pid, "stat")?).ok_or_else(|| ErrorKind::InvalidData.into())
     }
 
-    /// `None` if the counters cannot be read, for example for lack of privileges.
+    /// The bytes that the process read and wrote; `None` if they cannot be read, for example because the agent lacks
+    /// privileges.
     pub(super) fn disk_bytes(&mut self, pid: u32) -> Option<DiskBytes> {
         self.read(pid, "io").ok().and_then(DiskBytes::parse)
     }
 
     fn read(&mut self, pid: u32, file: &str) -> io::Result<&[u8]> {
         self.path.clear();
-        // Writing to a String cannot fail.
+        // The result is ignored because writing to a `String` cannot fail.
         let _ = write!(self.path, "{pid}/{file}");
         let file = openat(&self.dir, self.path.as_str(), OFlags::CLOEXEC, Mode::empty())?;
-        // The kernel returns a file of this size in a single read.
+        // A single read is sufficient, because the kernel returns a file of this size at once.
         let length = rustix::io::read(&file, self.content.as_mut_slice())?;
         Ok(self.content.get(..length).unwrap_or_default())
     }
@@ -83,25 +85,25 @@ pub(super) fn is_gone(error: &io::Error) -> bool {
         || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
 }
 
-/// The fields of `/proc/<pid>/stat` that a row needs.
+/// The fields of `/proc/<pid>/stat` that a process row needs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stat<'a> {
-    /// The name as stored in the file: line breaks and backslashes are escaped as `\n` and `\\`.
+    /// The process name as in the file, where line breaks and backslashes are escaped as `\n` and `\\`.
     comm: &'a [u8],
     state: u8,
     threads: u64,
-    /// CPU time in user and kernel mode, in clock ticks.
+    /// CPU time of the process in user mode and kernel mode, in clock ticks.
     pub(super) cpu_ticks: u64,
-    /// Start time, in clock ticks since boot.
+    /// Start time of the process, in clock ticks since boot.
     pub(super) start_ticks: u64,
-    /// Resident set, in pages.
+    /// Resident memory of the process, in memory pages.
     pub(super) rss_pages: u64,
 }
 
 impl<'a> Stat<'a> {
-    /// Parses the file; `None` if it does not have the format of proc(5).
+    /// Parses the content of `/proc/<pid>/stat`; `None` if it does not have the format of proc(5).
     pub(super) fn parse(file: &'a [u8]) -> Option<Self> {
-        // The name may contain spaces and parentheses; the fields after it do not.
+        // The process name may contain spaces and parentheses; the fields after it do not.
         let open = file.iter().position(|&byte| byte == b'(')?;
         let close = file.iter().rposition(|&byte| byte == b')')?;
         let comm = file.get(open + 1..close)?;
@@ -109,13 +111,13 @@ impl<'a> Stat<'a> {
             .get(close + 1..)?
             .split(u8::is_ascii_whitespace)
             .filter(|field| !field.is_empty());
-        // `nth` skips fields; the numbers in the comments are those of proc(5).
+        // `nth` skips fields. The numbers in the comments are the field numbers of proc(5).
         let state = *fields.next()?.first()?; // 3
         let user_ticks = number(fields.nth(10)?)?; // 14
         let system_ticks = number(fields.next()?)?; // 15
         let threads = number(fields.nth(4)?)?; // 20
         let start_ticks = number(fields.nth(1)?)?; // 22
-        let rss = fields.nth(1)?; // 24, briefly negative on older kernels
+        let rss = fields.nth(1)?; // 24, can be negative for a moment on older kernels
         let rss_pages = if rss.starts_with(b"-") { 0 } else { number(rss)? };
         Some(Self {
             comm,
@@ -127,13 +129,13 @@ impl<'a> Stat<'a> {
         })
     }
 
-    /// Whether the process has ended and only waits to be reaped. If the first thread has ended while others run, the
-    /// state is the same, but the thread count is higher.
+    /// Whether the process has ended and only waits for its parent to reap it. The state is the same if the main thread
+    /// has ended while other threads run, but then the thread count is higher.
     pub(super) fn has_ended(&self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 
-    /// The unescaped name, with invalid UTF-8 replaced.
+    /// The process name without escapes, with invalid UTF-8 replaced.
     pub(super) fn name(&self) -> Cow<'a, str> {
         if !self.comm.contains(&b'\\') {
             return String::from_utf8_lossy(self.comm);
@@ -156,7 +158,7 @@ impl<'a> Stat<'a> {
     }
 }
 
-/// Bytes that a process read from and wrote to disks, from `/proc/<pid>/io`.
+/// The bytes that a process read from disks and wrote to disks, according to `/proc/<pid>/io`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct DiskBytes {
     pub(super) read: u64,
@@ -164,7 +166,7 @@ pub(super) struct DiskBytes {
 }
 
 impl DiskBytes {
-    /// Parses the file; `None` if a line is missing.
+    /// Parses the content of `/proc/<pid>/io`; `None` if a line is missing.
     pub(super) fn parse(file: &[u8]) -> Option<Self> {
         let value = |key: &[u8]| {
             file.split(|&byte| byte == b'\n')
@@ -192,7 +194,7 @@ mod tests {
                         18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 4 0 0 0 0 0 0 0 0 0 0 0 0 0";
 
     #[test]
-    fn parses_the_fields_that_the_proc_man_page_describes() {
+    fn stat_fields_are_parsed_as_proc_man_page_describes() {
         let file = format!("475071 (cat) {REST}\n");
         let stat = Stat::parse(file.as_bytes()).unwrap();
         assert_eq!(stat.name(), "cat");
@@ -204,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn parses_any_name() {
+    fn process_name_with_any_characters_is_parsed() {
         for (comm, name) in [
             (&b"a) S 1 (b"[..], "a) S 1 (b"),
             (b")", ")"),
@@ -215,7 +217,7 @@ mod tests {
             (br"\\n", "\\n"),
             (b"bad \xff\xfe", "bad \u{fffd}\u{fffd}"),
             ("进程".as_bytes(), "进程"),
-            // The kernel's limit of 15 bytes may cut a character.
+            // The kernel truncates names to 15 bytes, which can cut a character.
             (&"进程进程进".as_bytes()[..14], "进程进程\u{fffd}"),
         ] {
             let file = [b"7 (", comm, b") ", REST.as_bytes()].concat();
@@ -226,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn zombie_has_ended_unless_other_threads_run() {
+    fn zombie_process_has_ended_unless_other_threads_run() {
         let zombie = format!("7 (z) {}", REST.replacen('S', "Z", 1));
         assert!(!Stat::parse(zombie.as_bytes()).unwrap().has_ended());
         let alone = zombie.replace("20 0 3 0", "20 0 1 0");
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn rejects_malformed_files() {
+    fn malformed_proc_files_are_rejected() {
         for file in [
             "",
             "7",
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_only_bytes_that_reached_the_disk() {
+    fn only_bytes_read_from_or_written_to_disk_are_counted() {
         let file = b"rchar: 1\nwchar: 2\nsyscr: 3\nsyscw: 4\nread_bytes: 4096\nwrite_bytes: 8192\n\
                      cancelled_write_bytes: 5\n";
         let bytes = DiskBytes {
@@ -266,11 +268,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn name_and_numbers_round_trip(
+        fn process_name_and_counters_round_trip_through_stat_format(
             comm in proptest::collection::vec(any::<u8>(), 0..64),
             user in 0..u64::MAX / 2, system in 0..u64::MAX / 2, start: u64, pages in 0..i64::MAX,
         ) {
-            // Escapes as the kernel does (proc_task_name in fs/proc/array.c).
+            // The test escapes names as the kernel does (proc_task_name in fs/proc/array.c).
             let mut escaped = Vec::new();
             for &byte in &comm {
                 match byte {
@@ -289,7 +291,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_do_not_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
+        fn parsing_arbitrary_proc_files_does_not_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
             let _ = Stat::parse(&file).map(|stat| stat.name().len());
             let _ = DiskBytes::parse(&file);
         }

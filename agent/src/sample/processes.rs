@@ -1,4 +1,4 @@
-//! Samples the process rows.
+//! Samples a VM's processes.
 
 use std::{
     collections::HashMap,
@@ -17,12 +17,12 @@ use super::{
 };
 use crate::select::Selection;
 
-/// Samples the process rows.
+/// Samples a VM's processes.
 ///
-/// A process is identified by its pid *and* its start time: a pid that was reused between two samples gives the last
-/// row of the old process and a row of the new one. A process that started and ended between two samples is never
-/// seen. A process that was reported and has ended gives exactly one last row, with `shutdown_time`; its rates and
-/// memory are 0 there, because its final usage can no longer be read.
+/// A process is identified by its pid *and* its start time. If a pid was reused between two samples, the sample has the
+/// last row of the old process and a row of the new one. A process that started and ended between two samples is not
+/// observed. A process that was reported and has ended gets exactly one last row, with `shutdown_time`. The rates and
+/// memory in that row are 0, because the final usage can no longer be read.
 #[derive(Debug)]
 pub struct ProcessSampler {
     selection: Selection,
@@ -30,15 +30,15 @@ pub struct ProcessSampler {
     clock: Clock,
     page_bytes: u64,
     tracked: HashMap<u32, Tracked>,
-    /// Last rows that have not been returned yet.
+    /// Last rows of ended processes that have not been returned yet.
     ended: Vec<ProcessSample>,
-    /// When the previous pass over `/proc` began, also in clock ticks since boot.
+    /// When the previous pass over `/proc` began, as an instant and in clock ticks since boot.
     previous: Option<(Instant, u64)>,
     /// The number of passes over `/proc` so far.
     passes: u64,
 }
 
-/// A process as the previous pass saw it.
+/// A process with its values in the previous pass over `/proc`.
 #[derive(Debug)]
 struct Tracked {
     name: String,
@@ -46,14 +46,14 @@ struct Tracked {
     cpu_ticks: u64,
     disk: Option<DiskBytes>,
     at: Instant,
-    /// The number of the last pass that saw the process.
+    /// The number of the last pass over `/proc` that found the process.
     last_pass: u64,
-    /// Whether a row was returned for the process; only then does it get a last one.
+    /// Whether a row of the process was returned; only then does it get a last row when it ends.
     reported: bool,
 }
 
 impl ProcessSampler {
-    /// Creates a sampler. Reads only the boot time.
+    /// Creates a process sampler. The only value read is the boot time.
     pub fn new(selection: Selection, proc: PathBuf) -> Result<Self, SampleError> {
         let clock = Clock {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
@@ -71,11 +71,11 @@ impl ProcessSampler {
         })
     }
 
-    /// Reads all processes without returning rows, so that the next call has rates.
+    /// Reads the counters of all processes without returning rows, so that the next call can compute rates.
     pub fn prime(&mut self) -> Result<(), SampleError> {
         self.running(0)?;
         self.forget_ended();
-        // A process that has ended meanwhile does not count as unreadable.
+        // A process that ended during the pass does not count as unreadable.
         let unreadable =
             |(pid, process): &(&u32, &Tracked)| process.disk.is_none() && self.files.exist(**pid);
         let unreadable = self.tracked.iter().filter(unreadable).count();
@@ -83,14 +83,14 @@ impl ProcessSampler {
             warn!(
                 unreadable,
                 processes = self.tracked.len(),
-                "cannot read the disk counters of some processes, reporting 0.0; run as root or with CAP_SYS_PTRACE"
+                "the disk counters of some processes cannot be read and are reported as 0; run the agent as root or with CAP_SYS_PTRACE"
             );
         }
         Ok(())
     }
 
-    /// The rows of the selected processes, then the last rows of ended ones. Memory is a percentage of
-    /// `memory_bytes`.
+    /// Returns the rows of the selected processes, followed by the last rows of ended processes. Memory usage is a
+    /// percentage of `memory_bytes`.
     pub fn read(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
         let mut rows = self.running(memory_bytes)?;
         self.selection.keep(&mut rows);
@@ -103,8 +103,8 @@ impl ProcessSampler {
         Ok(rows)
     }
 
-    /// The rows of all running processes. If the list of processes cannot be read, the state does not change:
-    /// processes missing from a partial list would seem to have ended.
+    /// Returns the rows of all running processes. If the list of processes cannot be read completely, the state of the
+    /// sampler does not change, because the missing processes would seem to have ended.
     fn running(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
         let began = (Instant::now(), self.clock.ticks_since_boot(self.files.root())?);
         let pids = process_ids(self.files.root())?;
@@ -123,7 +123,8 @@ impl ProcessSampler {
             Ok(stat) => (Tracked::new(&stat, self.passes), stat.rss_pages),
             Err(error) if is_gone(&error) => return None,
             Err(_) => {
-                // The process exists but is unreadable (out of file descriptors, for example): it has not ended.
+                // The process exists but cannot be read at the moment, for example because the agent has no free file
+                // descriptor. It has not ended.
                 if let Some(process) = self.tracked.get_mut(&pid) {
                     process.last_pass = self.passes;
                 }
@@ -138,7 +139,7 @@ impl ProcessSampler {
                 Some(Baseline::from_tracked(&known))
             }
             other => {
-                // The process is new. If its pid was reused, the old process has ended.
+                // This is a new process. If its pid was reused, the previous process with this pid has ended.
                 self.ended.extend(other.and_then(|old| self.last_row(pid, old)));
                 self.previous
                     .and_then(|(at, ticks)| (seen.start_ticks >= ticks).then_some(Baseline::zero(at)))
@@ -164,7 +165,8 @@ impl ProcessSampler {
         Some(row)
     }
 
-    /// Removes the processes that the current pass did not see, and returns the last rows of the reported ones.
+    /// Removes the processes that the current pass over `/proc` did not find. Returns the last rows of those that were
+    /// reported.
     fn forget_ended(&mut self) -> Vec<ProcessSample> {
         let passes = self.passes;
         let gone: Vec<_> = self
@@ -176,7 +178,7 @@ impl ProcessSampler {
             gone.into_iter()
                 .filter_map(|(pid, process)| self.last_row(pid, process)),
         );
-        // Read the clock after all processes, so that each one has really ended by this time.
+        // The clock is read after all processes, so that every missing process had really ended by this time.
         let now = unix_seconds(SystemTime::now());
         for row in &mut ended {
             row.shutdown_time = Some(now);
@@ -184,7 +186,7 @@ impl ProcessSampler {
         ended
     }
 
-    /// The last row of an ended process, if it was reported. The caller sets `shutdown_time`.
+    /// The last row of an ended process; `None` if the process was never reported. The caller sets `shutdown_time`.
     fn last_row(&self, pid: u32, process: Tracked) -> Option<ProcessSample> {
         process.reported.then(|| ProcessSample {
             cmd: process.name,
@@ -231,7 +233,7 @@ impl Tracked {
     }
 }
 
-/// A process's counters at an earlier moment.
+/// The counters of a process at an earlier time, from which rates are computed.
 struct Baseline {
     cpu_ticks: u64,
     disk: Option<DiskBytes>,
@@ -247,7 +249,7 @@ impl Baseline {
         }
     }
 
-    /// The value for a process that did not exist in the previous sample.
+    /// The counters of a process that did not exist in the previous sample: zero.
     fn zero(at: Instant) -> Self {
         Self {
             cpu_ticks: 0,
@@ -257,7 +259,7 @@ impl Baseline {
     }
 }
 
-/// The rates in a process row.
+/// The rates of a process row.
 #[derive(Debug, Default)]
 struct Usage {
     cpu_util: f64,
@@ -265,17 +267,17 @@ struct Usage {
     disk_write: f64,
 }
 
-/// Converts the kernel's clock ticks.
+/// Converts the kernel's clock ticks to seconds.
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     ticks_per_second: u64,
-    /// Boot time in Unix seconds. Read once: the kernel's value moves when the clock is set, which would change every
-    /// start time.
+    /// Boot time in Unix seconds. It is read only once: the kernel's value changes when the clock is set, which would
+    /// change the start times of all processes.
     boot: u64,
 }
 
 impl Clock {
-    /// Converts clock ticks since boot to Unix seconds with two decimals, as in the documented samples.
+    /// Converts clock ticks since boot to Unix seconds with two decimals, as in the examples of the documented API.
     fn unix_seconds(self, ticks: u64) -> f64 {
         let whole = self.boot.saturating_add(ticks / self.ticks_per_second);
         let hundredths = ticks % self.ticks_per_second * 100 / self.ticks_per_second;

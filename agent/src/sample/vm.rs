@@ -1,4 +1,4 @@
-//! Samples the VM's own row.
+//! Samples the VM's own row: usage of CPU, memory, disks and network.
 
 use std::{
     path::Path,
@@ -18,7 +18,8 @@ use super::{
     proc_files::process_ids,
 };
 
-/// The kernel counts sectors of 512 bytes, whatever the disk's sector size (Documentation/block/stat.rst).
+/// The kernel counts disk traffic in sectors of 512 bytes, whatever the disk's own sector size is
+/// (Documentation/block/stat.rst).
 const SECTOR_BYTES: u64 = 512;
 
 /// Samples the VM's own row.
@@ -31,23 +32,23 @@ pub struct VmSampler {
     interfaces: Devices,
 }
 
-/// The VM's values at one moment.
+/// The VM's own values at one moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VmReading {
-    /// The timestamp of all rows of the sample.
+    /// The time of the sample, which all of its rows share.
     pub create_date: CreateDate,
-    /// Receive rate, KiB/s.
+    /// Network receive rate, KiB/s.
     pub net_incoming: f64,
-    /// Transmit rate, KiB/s.
+    /// Network transmit rate, KiB/s.
     pub net_outgoing: f64,
     /// The VM's own row.
     pub vm: VmSample,
-    /// Total memory. Process memory is reported as a percentage of it.
+    /// Total memory of the VM in bytes; the memory usage of processes is a percentage of it.
     pub memory_bytes: u64,
 }
 
 impl VmSampler {
-    /// Creates a sampler. Reads nothing.
+    /// Creates a VM sampler without reading anything.
     pub fn new(utc_offset: UtcOffset, roots: Roots) -> Self {
         Self {
             utc_offset,
@@ -58,7 +59,7 @@ impl VmSampler {
         }
     }
 
-    /// Reads the VM's row. The first call primes the rates and returns 0 for them.
+    /// Reads the VM's own row. The first call only reads the counters and returns rates of 0.
     pub fn read(&mut self) -> Result<VmReading, SampleError> {
         let create_date = CreateDate::at(SystemTime::now(), self.utc_offset);
         let now = Instant::now();
@@ -69,7 +70,7 @@ impl VmSampler {
         let proc = u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX);
         let (elapsed, cpu_util) = match self.previous.replace((now, ticks)) {
             Some((at, previous)) => (now - at, ticks.busy_since(previous)),
-            // There was no traffic either, so every rate is 0.
+            // No previous sample exists; an infinite interval makes every rate 0.
             None => (Duration::MAX, 0.0),
         };
         Ok(VmReading {
@@ -94,7 +95,7 @@ impl VmSampler {
 
     fn memory(&self) -> Result<(f64, u64), SampleError> {
         let info = Meminfo::from_file(self.roots.proc.join("meminfo"))?;
-        // Kernels before 3.14 have no MemAvailable.
+        // Kernels before 3.14 do not report MemAvailable.
         let available = info.mem_available.unwrap_or_else(|| {
             info.mem_free
                 .saturating_add(info.buffers)
@@ -142,9 +143,9 @@ struct CpuTicks {
 }
 
 impl CpuTicks {
-    /// I/O wait counts as idle: the core could have worked. Stolen time counts as busy: there was work, but the host
-    /// did not run it. User time already includes guest time (proc(5)). psutil, which the agents of 2017 used, counts
-    /// the same way.
+    /// Time spent waiting for I/O counts as idle, because the core could have worked. Stolen time counts as busy,
+    /// because there was work but the hypervisor did not run it. User time already includes guest time (proc(5)).
+    /// psutil, which the agents of 2017 used, counts in the same way.
     fn from_cpu_time(cpu: &CpuTime) -> Self {
         let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, &part| sum.saturating_add(part));
         Self {
@@ -160,7 +161,7 @@ impl CpuTicks {
         }
     }
 
-    /// The busy percentage since `previous`. The kernel's idle counters sometimes decrease slightly.
+    /// The percentage of busy CPU time since `previous`. The kernel's idle counters sometimes decrease slightly.
     fn busy_since(self, previous: Self) -> f64 {
         let busy = float(self.busy.saturating_sub(previous.busy));
         let idle = float(self.idle.saturating_sub(previous.idle));
@@ -168,7 +169,7 @@ impl CpuTicks {
     }
 }
 
-/// Reads `/proc/stat`.
+/// Reads and parses `/proc/stat`.
 pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
     Ok(KernelStats::from_file(
         proc.join("stat"),
@@ -180,7 +181,8 @@ pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
 mod tests {
     use super::*;
 
-    /// A fake `/proc` and `/sys` with one disk, a partition, two virtual disks and three interfaces.
+    /// A fake `/proc` and `/sys` in a temporary folder, with one disk, a partition, two virtual disks and three network
+    /// interfaces.
     struct FakeVm(tempfile::TempDir);
 
     impl FakeVm {
@@ -238,14 +240,14 @@ mod tests {
         }
     }
 
-    /// Makes the previous sample 10,000 s older, so that the running time of the test is negligible.
+    /// Makes the previous sample seem 10,000 s older, so that the time the test itself takes is negligible.
     fn age(sampler: &mut VmSampler) {
         let (at, ticks) = sampler.previous.unwrap();
         sampler.previous = Some((at.checked_sub(Duration::from_secs(10_000)).unwrap(), ticks));
     }
 
     #[test]
-    fn first_sample_primes_and_second_has_the_rates() {
+    fn vm_rates_are_zero_in_first_sample_and_measured_in_second() {
         let vm = FakeVm::new();
         let mut sampler = vm.sampler();
         vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
@@ -260,7 +262,8 @@ mod tests {
         );
 
         age(&mut sampler);
-        // 20 user, 5 steal, 15 idle, 60 I/O wait: 25 % busy. Two sectors are 1 KiB.
+        // Of 100 ticks, 20 are user time, 5 stolen, 15 idle and 60 waiting for I/O, so that the CPU was busy for 25 %.
+        // Two sectors are 1 KiB.
         vm.set(
             "120 10 50 1015 100 5 5 5 0 0",
             (1000 + 2_560_000, 2000),
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn decreased_counters_give_zero() {
+    fn decreased_vm_counters_give_rates_of_zero() {
         let vm = FakeVm::new();
         let mut sampler = vm.sampler();
         vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_statistics_are_an_error_and_the_next_sample_recovers() {
+    fn missing_kernel_statistics_fail_only_the_current_vm_sample() {
         let vm = FakeVm::new();
         let mut sampler = vm.sampler();
         assert!(matches!(sampler.read(), Err(SampleError::Kernel(_))));

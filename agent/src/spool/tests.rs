@@ -53,7 +53,7 @@ fn files(dir: &TempDir) -> Vec<String> {
 }
 
 #[test]
-fn parts_survive_a_restart_in_order_and_leave_no_files() {
+fn spooled_parts_survive_a_restart_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     for sequence in 0..3 {
@@ -73,23 +73,23 @@ fn parts_survive_a_restart_in_order_and_leave_no_files() {
 }
 
 #[test]
-fn limit_counts_blocks_and_drops_the_oldest_parts() {
+fn full_spool_drops_oldest_parts() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open_with(&dir, 4);
     for sequence in 0..6 {
         spool.push(&part(sequence, 100)).unwrap();
     }
     assert_eq!(files(&dir).len(), 4 + 1);
-    // This part needs two blocks, so the two oldest parts are dropped.
+    // This message part needs two blocks, so that the two oldest ones are dropped.
     spool.push(&part(6, 4097)).unwrap();
     drop(spool);
-    // A smaller limit applies at once.
+    // A smaller size limit takes effect when the spool is opened.
     let mut spool = open_with(&dir, 3);
     assert_eq!(drain(&mut spool), [5, 6]);
 }
 
 #[test]
-fn skips_files_damaged_by_a_crash() {
+fn spool_files_damaged_by_a_crash_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     for sequence in 0..5 {
@@ -110,7 +110,7 @@ fn skips_files_damaged_by_a_crash() {
 }
 
 #[test]
-fn drops_parts_of_the_vm_that_this_one_was_cloned_from() {
+fn cloned_vm_drops_spooled_parts_of_the_original_vm() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     spool.push(&part(0, 200)).unwrap();
@@ -125,7 +125,7 @@ fn drops_parts_of_the_vm_that_this_one_was_cloned_from() {
 }
 
 #[test]
-fn rejects_a_second_agent_and_an_unusable_folder() {
+fn spool_rejects_second_agent_and_unusable_folder() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(&dir);
     let settings = SpoolSettings {
@@ -153,7 +153,7 @@ fn rejects_a_second_agent_and_an_unusable_folder() {
 }
 
 #[test]
-fn stores_a_part_once_if_written_twice() {
+fn part_written_twice_is_spooled_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open_with(&dir, 2);
     for sequence in [0, 1, 1, 1] {
@@ -164,7 +164,7 @@ fn stores_a_part_once_if_written_twice() {
 }
 
 #[test]
-fn failed_write_does_not_change_the_spool() {
+fn failed_write_leaves_spool_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = open(&dir);
     spool.push(&part(0, 200)).unwrap();
@@ -178,9 +178,9 @@ fn failed_write_does_not_change_the_spool() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Compares the spool with a plain list, including restarts.
+    /// Performs random operations, including restarts, on the spool and on a list in memory, and compares the two.
     #[test]
-    fn behaves_like_a_bounded_queue(steps in proptest::collection::vec((0_u8..4, 100_usize..20_000), 1..40)) {
+    fn spool_behaves_like_a_bounded_queue(steps in proptest::collection::vec((0_u8..4, 100_usize..20_000), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
         let (limit, mut spool) = (8, open_with(&dir, 8));
         let mut expected: Vec<(u64, u64)> = Vec::new();

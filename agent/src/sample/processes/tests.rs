@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use super::*;
 
-/// A fake `/proc`.
+/// A fake `/proc` in a temporary folder.
 struct Proc(tempfile::TempDir);
 
 impl Proc {
@@ -63,7 +63,7 @@ impl Proc {
     }
 }
 
-/// Makes the previous sample 10,000 s older, so that the running time of the test is negligible.
+/// Makes the previous sample seem 10,000 s older, so that the time the test itself takes is negligible.
 fn age(sampler: &mut ProcessSampler) {
     let older = |at: Instant| at.checked_sub(Duration::from_secs(10_000)).unwrap();
     sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
@@ -79,7 +79,7 @@ fn read(sampler: &mut ProcessSampler) -> Vec<ProcessSample> {
 }
 
 #[test]
-fn row_has_the_rates_since_the_previous_sample() {
+fn process_row_has_rates_since_the_previous_sample() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 1000, Some((1024, 4096)));
     let mut sampler = proc.primed();
@@ -100,12 +100,13 @@ fn row_has_the_rates_since_the_previous_sample() {
 }
 
 #[test]
-fn attributes_usage_of_a_new_process_to_the_last_interval() {
+fn usage_of_new_process_counts_toward_the_last_interval() {
     let proc = Proc::new();
     let mut sampler = proc.primed();
     age(&mut sampler);
     proc.set_process(8, 10_001, 500_000, Some((10_240_000, 0)));
-    // This process is older than the previous sample, which could not read it: its usage cannot be dated.
+    // This process is older than the previous sample, which could not read it. It is therefore unknown when its usage
+    // occurred.
     proc.set_process(9, 5, 500_000, Some((1 << 40, 0)));
     let rows = read(&mut sampler);
     assert_eq!((rows[0].cpu_util, rows[0].disk_read), (50.0, 1.0));
@@ -131,7 +132,7 @@ fn ended_process_gets_one_last_row() {
 }
 
 #[test]
-fn zombie_has_ended() {
+fn zombie_process_counts_as_ended() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
@@ -142,7 +143,7 @@ fn zombie_has_ended() {
 }
 
 #[test]
-fn reused_pid_ends_the_old_process_and_reports_a_new_one() {
+fn reused_pid_ends_old_process_and_reports_new_one() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 9000, Some((1 << 30, 0)));
     let mut sampler = proc.primed();
@@ -166,7 +167,7 @@ fn unreported_process_gets_no_last_row() {
         count: 1,
         pinned: vec![],
     });
-    // They tie by memory: the lower pid wins.
+    // The processes have equal memory usage, so that the one with the lower pid is selected.
     assert_eq!(
         read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
         [7]
@@ -181,7 +182,7 @@ fn unreported_process_gets_no_last_row() {
 }
 
 #[test]
-fn reported_process_gets_a_last_row_after_it_left_the_top() {
+fn reported_process_gets_last_row_even_if_no_longer_selected() {
     let proc = Proc::new();
     proc.set_process(7, 1, 0, Some((0, 0)));
     proc.set_process(8, 2, 0, Some((0, 0)));
@@ -192,7 +193,7 @@ fn reported_process_gets_a_last_row_after_it_left_the_top() {
     let pids = |rows: Vec<ProcessSample>| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
     age(&mut sampler);
     proc.set_process(8, 2, 500_000, Some((0, 0)));
-    // 7 by memory (a tie), and 8 by CPU.
+    // Process 7 is selected by memory usage, where both are equal, and process 8 by CPU usage.
     assert_eq!(pids(read(&mut sampler)), [7, 8]);
     assert_eq!(pids(read(&mut sampler)), [7]);
     proc.remove(8);
@@ -201,7 +202,7 @@ fn reported_process_gets_a_last_row_after_it_left_the_top() {
 }
 
 #[test]
-fn temporarily_unreadable_process_has_not_ended() {
+fn temporarily_unreadable_process_does_not_count_as_ended() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
@@ -213,7 +214,7 @@ fn temporarily_unreadable_process_has_not_ended() {
 }
 
 #[test]
-fn unreadable_process_list_ends_no_process() {
+fn unreadable_process_list_does_not_end_processes() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
@@ -226,7 +227,7 @@ fn unreadable_process_list_ends_no_process() {
 }
 
 #[test]
-fn decreased_counter_gives_zero() {
+fn decreased_process_counter_gives_rate_of_zero() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 1000, Some((1000, 1000)));
     let mut sampler = proc.primed();
