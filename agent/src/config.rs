@@ -124,7 +124,7 @@ impl AgentSettings {
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
         let dir = env.get(&SPOOL_DIR);
-        // The spool must hold at least a few message parts of the maximum size. Its upper limit bounds the memory used
+        // The spool must hold at least a few sample parts of the maximum size. Its upper limit bounds the memory used
         // by the index of its files.
         let limit = env.size(&SPOOL_SIZE);
         let utc_offset = config::utc_offset(env);

@@ -25,12 +25,12 @@ pub(crate) struct Disk {
     deadline: Duration,
 }
 
-/// The result of writing several message parts to the spool.
+/// The result of writing several sample parts to the spool.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// How many message parts were written; they are the first ones.
+    /// How many sample parts were written; they are the first ones.
     pub(crate) count: usize,
-    /// The error because of which the remaining message parts were not written.
+    /// The error because of which the remaining sample parts were not written.
     pub(crate) error: Option<io::Error>,
 }
 
@@ -43,7 +43,7 @@ impl Disk {
         }
     }
 
-    /// The number of message parts on disk.
+    /// The number of sample parts on disk.
     pub(crate) fn waiting(&self) -> u64 {
         self.waiting.load(Ordering::Relaxed)
     }
@@ -74,7 +74,7 @@ impl Disk {
         self.call(move |spool| spool.remove(sequence)).await
     }
 
-    /// A call that times out continues on its thread. In the worst case a message part that it is still writing is sent
+    /// A call that times out continues on its thread. In the worst case a sample part that it is still writing is sent
     /// twice.
     async fn call<T: Send + 'static>(
         &self,

@@ -1,4 +1,4 @@
-//! Splits a sample into NATS messages of bounded size, called message parts.
+//! Splits a sample into NATS messages of bounded size, called sample parts.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use vmwatch_api::{
     time::CreateDate,
 };
 
-/// A message part: one NATS message with all or part of a sample.
+/// A sample part: one NATS message that contains all or some of a sample.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The id `<instance_id>:<create_date>:<part>`, which appears only in logs and traces.
@@ -19,14 +19,14 @@ pub struct Part {
     pub body: Bytes,
 }
 
-/// The limits of one message part.
+/// The limits of one sample part.
 #[derive(Debug, Clone, Copy)]
 struct Limits {
     bytes: usize,
     rows: usize,
 }
 
-/// Splits a sample into message parts within the limits of the API contract; the first one contains the VM's row. Parts
+/// Splits a sample into sample parts within the limits of the API contract; the first one contains the VM's row. Parts
 /// are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were already sent.
 pub fn split(sample: Sample) -> serde_json::Result<Vec<Part>> {
     let limits = Limits {
@@ -50,7 +50,7 @@ fn split_within(mut sample: Sample, limits: Limits) -> serde_json::Result<Vec<Pa
     loop {
         let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
         while let Some(row) = rows.peek() {
-            // The first row of a message part always fits, because a row takes less than 2 KiB (a process name has at
+            // The first row of a sample part always fits, because a row takes less than 2 KiB (a process name has at
             // most 64 bytes).
             bytes += json_length(row)? + ",".len();
             let full = bytes > limits.bytes || sample.processes.len() == limits.rows;
@@ -77,7 +77,7 @@ fn id_of(sample: &Sample) -> String {
     part_id(&sample.instance_id, &sample.create_date, sample.part)
 }
 
-/// The id of a message part.
+/// The id of a sample part.
 pub(crate) fn part_id(instance_id: &InstanceId, create_date: &CreateDate, part: u32) -> String {
     format!("{instance_id}:{create_date}:{part}")
 }

@@ -1,4 +1,4 @@
-//! Publishes a message part of a sample to the JetStream stream.
+//! Publishes a sample part to the JetStream stream.
 
 use std::{fmt, time::Duration};
 
@@ -18,16 +18,16 @@ const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FA
 /// JetStream's error code for too many messages of the stream that are queued in the server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
 
-/// Whether a message part was sent before.
+/// Whether a sample part was sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// The message part has not been sent since this agent started.
+    /// The sample part has not been sent since this agent started.
     First,
-    /// The message part was sent before, and JetStream may have stored it although no acknowledgement arrived.
+    /// The sample part was sent before, and JetStream may have stored it although no acknowledgement arrived.
     Repeated,
 }
 
-/// Why a message part was not acknowledged. Every cause may be temporary, so that the part is kept.
+/// Why a sample part was not acknowledged. Every cause may be temporary, so that the part is kept.
 #[derive(Debug)]
 pub(crate) enum PublishError {
     /// The agent has no connection to NATS.
@@ -83,10 +83,10 @@ impl fmt::Display for PublishError {
     }
 }
 
-/// Publishes a message part and waits for JetStream's acknowledgement.
+/// Publishes a sample part and waits for JetStream's acknowledgement.
 ///
 /// The message has no `Nats-Msg-Id`, because all VMs share the message ids of the stream: a guest could use another
-/// guest's id and so cause that guest's sample to be dropped as a duplicate. A message part that is stored twice is
+/// guest's id and so cause that guest's sample to be dropped as a duplicate. A sample part that is stored twice is
 /// harmless, because its rows have deterministic ids.
 pub(crate) async fn publish(
     bus: Bus,
@@ -95,7 +95,7 @@ pub(crate) async fn publish(
     attempt: Attempt,
 ) -> Result<(), PublishError> {
     // Publishing without a connection fails immediately: the client would queue the message and send it after the
-    // reconnection, when the agent has already sent the message part again.
+    // reconnection, when the agent has already sent the sample part again.
     if !bus.is_connected() {
         return Err(PublishError::Disconnected);
     }

@@ -72,7 +72,7 @@ impl Retry {
     }
 
     /// Records a successful attempt. Returns true if it ended a series of failures. A series ends only when all queued
-    /// message parts have been sent: while an agent empties a long spool, JetStream alternately rejects and accepts its
+    /// sample parts have been sent: while an agent empties a long spool, JetStream alternately rejects and accepts its
     /// messages.
     pub(crate) fn succeeded(&mut self, all_sent: bool) -> bool {
         if all_sent {

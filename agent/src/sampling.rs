@@ -128,7 +128,7 @@ impl SampleLoop {
         Ok(reading.ok())
     }
 
-    /// Sends the sample with only the VM's row now. The process rows follow later as further message parts of the same
+    /// Sends the sample with only the VM's row now. The process rows follow later as further parts of the same
     /// sample.
     fn defer_processes(&mut self, sample: &Sample) {
         warn!("reading the processes timed out; their rows will be sent later");

@@ -1,8 +1,8 @@
-//! The shipping loop. It publishes message parts of samples to JetStream, in order and one at a time, and waits for
-//! each acknowledgement. Message parts that are not acknowledged within 250 ms are spooled to disk. `spool.rs`
+//! The shipping loop. It publishes sample parts to JetStream, in order and one at a time, and waits for
+//! each acknowledgement. Sample parts that are not acknowledged within 250 ms are spooled to disk. `spool.rs`
 //! describes the guarantees.
 //!
-//! At log level `trace`, this module logs each message part when it is sampled, spooled and acknowledged, so that tests
+//! At log level `trace`, this module logs each sample part when it is sampled, spooled and acknowledged, so that tests
 //! can compare the log with the stored messages.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -26,11 +26,11 @@ use crate::{
     status::Status,
 };
 
-/// How long a message part may wait in memory for its acknowledgement before it is spooled.
+/// How long a sample part may wait in memory for its acknowledgement before it is spooled.
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 /// Wait before a failed write to the spool is retried.
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum number of bytes kept in memory while the spool's disk hangs or is full: 128 message parts of the maximum
+/// Maximum number of bytes kept in memory while the spool's disk hangs or is full: 128 sample parts of the maximum
 /// size.
 const MAX_BYTES_IN_MEMORY: usize = 4 << 20;
 
@@ -41,12 +41,12 @@ pub(crate) struct Shipper {
     subject: String,
     disk: Disk,
     status: Arc<Status>,
-    /// Message parts that are only in memory, oldest first. All message parts on disk are older.
+    /// Sample parts that are only in memory, oldest first. All sample parts on disk are older.
     fresh: VecDeque<Queued>,
-    /// When the message parts in memory must be written to the spool.
+    /// When the sample parts in memory must be written to the spool.
     write_at: Option<Instant>,
     next_sequence: u64,
-    /// The sequence number of the last message part that was sent.
+    /// The sequence number of the last sample part that was sent.
     tried: Option<u64>,
     retry: Retry,
 }
@@ -67,9 +67,9 @@ impl Shipper {
     }
 
     /// Ships samples until the sampling loop ends, and then until everything has been sent or the deadline has passed.
-    /// Message parts that were not sent remain on disk.
+    /// Sample parts that were not sent remain on disk.
     pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Sample>, drain_deadline: Duration) {
-        // At most one message part is in flight, so that message parts are acknowledged in order.
+        // At most one sample part is in flight, so that sample parts are acknowledged in order.
         let mut sending = JoinSet::new();
         let mut drain_until = None;
         loop {
@@ -129,7 +129,7 @@ impl Shipper {
         self.keep_memory_bound();
     }
 
-    /// Whether a new message part is unlikely to be acknowledged soon, because NATS is unreachable or older ones wait.
+    /// Whether a new sample part is unlikely to be acknowledged soon, because NATS is unreachable or older ones wait.
     fn is_held_up(&self) -> bool {
         self.disk.waiting() > 0 || self.retry.is_failing() || !self.bus.is_connected()
     }
@@ -152,7 +152,7 @@ impl Shipper {
         }
     }
 
-    /// Returns the oldest message part if it is time to send one. While the disk hangs, message parts in memory are
+    /// Returns the oldest sample part if it is time to send one. While the disk hangs, sample parts in memory are
     /// sent before those on disk, because the current state of a VM with a hung disk is the most important.
     async fn next(&mut self) -> Option<Queued> {
         if !self.retry.is_due() || (self.fresh.is_empty() && self.disk.waiting() == 0) {
@@ -217,7 +217,7 @@ impl Shipper {
         }
     }
 
-    /// Writes the message parts in memory to the spool.
+    /// Writes the sample parts in memory to the spool.
     async fn write(&mut self) {
         let written = self.disk.write(self.fresh.iter().cloned().collect()).await;
         for queued in self.fresh.drain(..written.count) {

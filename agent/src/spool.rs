@@ -1,7 +1,7 @@
-//! The spool: a queue of message parts on disk, oldest first.
+//! The spool: a queue of sample parts on disk, oldest first.
 //!
-//! **Guarantees.** Within 250 ms of sampling (`ship::GRACE`), a message part is either acknowledged by JetStream or
-//! spooled. If NATS is unreachable or other message parts are queued, it is spooled immediately. Spooled parts survive
+//! **Guarantees.** Within 250 ms of sampling (`ship::GRACE`), a sample part is either acknowledged by JetStream or
+//! spooled. If NATS is unreachable or other sample parts are queued, it is spooled immediately. Spooled parts survive
 //! `kill -9` and restarts, and keep their order. A part leaves the spool only when it is acknowledged, or when it is
 //! the oldest part of a full spool; in the latter case it is dropped, counted and logged. If the agent is killed with
 //! `kill -9` within those 250 ms, the sample just taken is lost. In return, an agent that can reach NATS does not write
@@ -66,7 +66,7 @@ pub enum SpoolError {
     },
 }
 
-/// A message part with its sequence number in the spool.
+/// A sample part with its sequence number in the spool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Queued {
     pub(crate) sequence: u64,
@@ -79,7 +79,7 @@ pub(crate) struct Spool {
     dir: PathBuf,
     limit: u64,
     instance_id: InstanceId,
-    /// The space that each message part occupies on disk in bytes, by sequence number.
+    /// The space that each sample part occupies on disk in bytes, by sequence number.
     files: BTreeMap<u64, u64>,
     bytes: u64,
     /// The number of files in the spool. It can be read even while the disk hangs.
@@ -88,7 +88,7 @@ pub(crate) struct Spool {
     _lock: File,
 }
 
-/// The fields that identify a message part. Parsing them also checks that the whole file is valid JSON.
+/// The fields that identify a sample part. Parsing them also checks that the whole file is valid JSON.
 #[derive(Deserialize)]
 struct Head {
     instance_id: InstanceId,
@@ -97,7 +97,7 @@ struct Head {
 }
 
 impl Spool {
-    /// Opens the spool folder, creating it if necessary, and finds the message parts of an earlier run.
+    /// Opens the spool folder, creating it if necessary, and finds the sample parts of an earlier run.
     pub(crate) fn open(settings: &SpoolSettings, instance_id: InstanceId) -> Result<Self, SpoolError> {
         let dir = settings.dir.clone();
         let unusable = |source| SpoolError::Dir {
@@ -147,17 +147,17 @@ impl Spool {
         Ok(spool)
     }
 
-    /// A shared counter of the message parts in the spool.
+    /// A shared counter of the sample parts in the spool.
     pub(crate) fn waiting(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.waiting)
     }
 
-    /// The sequence number for the next message part.
+    /// The sequence number for the next sample part.
     pub(crate) fn next_sequence(&self) -> u64 {
         self.files.last_key_value().map_or(0, |(last, _)| last + 1)
     }
 
-    /// Writes a message part to the spool. If there is not enough space, the oldest parts are dropped.
+    /// Writes a sample part to the spool. If there is not enough space, the oldest parts are dropped.
     pub(crate) fn push(&mut self, queued: &Queued) -> io::Result<()> {
         let bytes = on_disk(queued.part.body.len() as u64);
         self.make_room(bytes);
@@ -170,7 +170,7 @@ impl Spool {
                 let _ = fs::remove_file(&unfinished);
             })?;
         self.bytes += bytes;
-        // The same message part may already be in the spool, written by a call that timed out.
+        // The same sample part may already be in the spool, written by a call that timed out.
         if let Some(before) = self.files.insert(queued.sequence, bytes) {
             self.bytes -= before;
         }
@@ -178,7 +178,7 @@ impl Spool {
         Ok(())
     }
 
-    /// Returns the oldest message part. Unreadable parts are dropped, and so are parts of another VM that this one was
+    /// Returns the oldest sample part. Unreadable parts are dropped, and so are parts of another VM that this one was
     /// cloned from. A returned error may be temporary.
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
         while let Some((&sequence, _)) = self.files.first_key_value() {
@@ -208,7 +208,7 @@ impl Spool {
         Ok(None)
     }
 
-    /// Removes a message part, if the spool contains it.
+    /// Removes a sample part, if the spool contains it.
     pub(crate) fn remove(&mut self, sequence: u64) {
         let Some(bytes) = self.files.remove(&sequence) else {
             return;
@@ -217,7 +217,7 @@ impl Spool {
         if let Err(error) = fs::remove_file(self.path(sequence))
             && error.kind() != ErrorKind::NotFound
         {
-            // If removing failed, the message part is sent again after a restart, which is harmless.
+            // If removing failed, the sample part is sent again after a restart, which is harmless.
             warn!(%error, "removing a file from the spool failed");
         }
         self.update_depth();

@@ -49,7 +49,7 @@ pub struct ProcessesEvent {
     pub instance_id: InstanceId,
     /// Time of the sample, Unix milliseconds.
     pub at_ms: u64,
-    /// Number of process rows in this message part of the sample.
+    /// Number of process rows in this sample part.
     pub rows: u64,
 }
 

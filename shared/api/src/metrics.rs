@@ -20,10 +20,10 @@ pub const SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.samples.";
 pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 /// Prefix of dead-letter subjects: `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
-/// Maximum size of one message part of a sample. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` message parts in the
+/// Maximum size of one sample part. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` sample parts in the
 /// sample stream, so that with larger parts a few guests could fill the stream.
 pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
-/// Maximum number of process rows in one message part of a sample. An agent never reaches this number, because each row
+/// Maximum number of process rows in one sample part. An agent never reaches this number, because each row
 /// takes at least 110 bytes and [`SAMPLE_PART_BYTES`] limits the size.
 pub const SAMPLE_PART_ROWS: usize = 300;
 /// Maximum size of a NATS message with one part of a sample, including headers. NATS closes the connection of an agent
@@ -290,22 +290,22 @@ impl Method for ProcessByName {
     }
 }
 
-/// A sample that an agent measured, or one message part of it if the sample is too large for a single message. Rates
+/// A sample that an agent measured, or one part of it if the sample is too large for a single message. Rates
 /// are in KiB/s and usage in percent, as the documented API defines them; the agent rounds values to one decimal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Instance id of the VM; it must equal the last token of the NATS subject.
     pub instance_id: InstanceId,
-    /// Time of the sample; the same in all rows and all message parts of the sample.
+    /// Time of the sample; the same in all rows and all of its parts.
     pub create_date: CreateDate,
-    /// Index of this message part within the sample, starting at 0.
+    /// Index of this sample part within the sample, starting at 0.
     #[serde(default)]
     pub part: u32,
     /// Network receive rate of the VM, KiB/s.
     pub net_incoming: f64,
     /// Network transmit rate of the VM, KiB/s.
     pub net_outgoing: f64,
-    /// The VM's row; only the first message part of a sample contains it.
+    /// The VM's row; only the first sample part contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmSample>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -325,7 +325,7 @@ pub struct VmSample {
     pub disk_write: f64,
     /// Number of processes in the VM.
     pub proc: u32,
-    /// Number of message parts that the agent has dropped since the previous sample. This number is not stored in the
+    /// Number of sample parts that the agent has dropped since the previous sample. This number is not stored in the
     /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,

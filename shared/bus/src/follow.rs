@@ -2,11 +2,11 @@
 //!
 //! - Only a KV watch adds entries to the copy (the table), so that a delayed read cannot restore a deleted entry.
 //! - A broken watch is indistinguishable from a bucket without changes. Therefore the follower requests the bucket's
-//! last sequence number every second. A table that has not been confirmed for too long counts as stale.
+//!   last sequence number every second. A table that has not been confirmed for too long counts as stale.
 //! - After each reconnection the whole bucket is read into a second table, which then replaces the first.
 //! - If the store was rolled back (power loss, a restored backup), the bucket is missing, has a different creation
-//! time, or has a lower last sequence number than before. The table then counts as stale until the bucket has been
-//! reread.
+//!   time, or has a lower last sequence number than before. The table then counts as stale until the bucket has been
+//!   reread.
 
 use std::{
     convert::Infallible,
@@ -388,7 +388,7 @@ impl<T: Table> Shared<T> {
                     "the table has room again; rereading the KV bucket for omitted entries"
                 ),
                 Ended::Broken(error) => {
-                    debug!(%error, bucket = self.bucket, "the watch of the KV bucket ended; restarting it")
+                    debug!(%error, bucket = self.bucket, "the watch of the KV bucket ended; restarting it");
                 }
             }
             tokio::time::sleep(CHECK_INTERVAL / 4).await;
