@@ -66,7 +66,7 @@ impl Tls {
     }
 }
 
-/// Contents of the certificate and key files.
+/// Contents of the certificate file and of the key file.
 #[derive(PartialEq, Eq)]
 struct Pem {
     certificate: Vec<u8>,

@@ -68,19 +68,19 @@ pub(crate) struct Live {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// Where a reader starts in the log.
+/// The place in the log of live events at which a newly connected client starts.
 pub(crate) struct Start {
     pub(crate) log: Arc<Log>,
-    /// Number of the last event that the reader has seen or does not need.
+    /// Number of the last live event that the client has seen or does not need.
     pub(crate) position: u64,
-    /// Number of the newest event in the log; events up to this number are replayed.
+    /// Number of the newest live event; missed events up to this number are replayed to the client.
     pub(crate) newest: u64,
     /// Whether the client missed live events that cannot be replayed.
     pub(crate) gap: bool,
 }
 
 impl Live {
-    /// Starts the task that follows the stream until shutdown.
+    /// Starts the task that follows the stream of live events until shutdown.
     pub(crate) fn follow(bus: &Bus, encode: Encode, shutdown: CancellationToken) -> Self {
         let live = Self {
             bus: bus.clone(),
@@ -147,7 +147,7 @@ impl Live {
                 Ok(()) = reconnections.changed() => continue,
                 Err(error) = Box::pin(self.follow_once(&mut followed)) => {
                     debug!(%error, "following live events failed; retrying");
-                    // Readers that are connected keep their log; new readers get an error and retry.
+                    // Clients that are connected keep their log of events; new clients get an error and retry.
                     self.log.send_replace(None);
                 }
             }
@@ -155,7 +155,7 @@ impl Live {
         }
     }
 
-    /// Follows the stream from the last known position until an error occurs.
+    /// Follows the stream of live events from the last known position until an error occurs.
     async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<Infallible, async_nats::Error> {
         let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(EVENT_STREAM));
         let stream = found.await??;
@@ -234,9 +234,9 @@ impl Live {
     }
 }
 
-/// Position in the stream that is followed.
+/// The gateway's position in the stream of live events.
 struct Followed {
-    /// Last known state of the stream.
+    /// Last known state of the stream of live events.
     state: StreamState,
     position: u64,
     /// Time at which the event at this position was published, in Unix nanoseconds; `None` if the event was not
@@ -278,7 +278,7 @@ impl Followed {
         number == self.position && known.is_some_and(|known| known != published)
     }
 
-    /// Moves the position past events that the stream has already discarded.
+    /// Moves the position past live events that the stream has already discarded.
     fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
         // JetStream reports the next sequence number as the first one of an empty stream.
         let oldest = first_sequence.min(last_sequence + 1);
@@ -306,7 +306,7 @@ fn decode(message: &Message) -> Option<LiveEvent> {
         .inspect_err(|error| warn!(%error, subject = %message.subject, "decoding a live event failed"));
     let event = read.ok()?;
     if event.is_none() {
-        // The event has a kind that only newer versions know; skip it.
+        // The live event has a kind that only newer versions know; skip it.
         counter!("vmwatch_events_of_newer_kinds_total").increment(1);
     }
     event
@@ -337,7 +337,7 @@ mod tests {
         assert!(Followed::take_if_replaced(&mut followed, state(1, 50_010)).is_none());
         let again = Followed::resume(&mut followed, state(1, 50_010), 1);
         assert!(again.position == 50_000 && Arc::ptr_eq(&again.log, &log));
-        // Events that expired while the stream was not followed leave a gap in the log.
+        // Live events that expired while the stream was not followed leave a gap in the log.
         let later = Followed::resume(&mut followed, state(1, 60_000), 60_001);
         assert!(later.position == 60_000 && Arc::ptr_eq(&later.log, &log));
         assert!(!log.covers(50_000) && log.covers(60_000));

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// Capacity and refill rate of a token bucket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bucket {
-    /// Nanoseconds per token.
+    /// Nanoseconds in which the token bucket gains one token.
     each: u64,
     /// Nanoseconds in which an empty token bucket fills completely.
     whole: u64,
@@ -43,7 +43,7 @@ mod tests {
 
     const MILLISECOND: u64 = 1_000_000;
 
-    /// How many of 1,000 attempts at the same time get a token.
+    /// Attempts to take 1,000 tokens at the same time; returns how many attempts succeed.
     fn at_once(bucket: Bucket, full_at: &mut u64, now: u64) -> usize {
         let tries = (0..1_000).filter(|_| match bucket.take(*full_at, now) {
             Ok(next) => {

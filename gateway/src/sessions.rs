@@ -56,7 +56,7 @@ pub(crate) struct Sessions {
     reads: Arc<Semaphore>,
 }
 
-/// A valid session and its user.
+/// A valid session and the user to whom it belongs.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
     known: Arc<Known>,

@@ -25,7 +25,7 @@ type Network = (Ipv6Addr, u32);
 pub(crate) struct SourceSettings {
     /// Maximum number of logins in a burst.
     pub(crate) burst: u32,
-    /// Interval between logins after the burst.
+    /// Interval between further logins after the burst.
     pub(crate) interval: Duration,
 }
 
@@ -72,7 +72,7 @@ impl Sources {
     }
 }
 
-/// The network of the host, and for IPv6 also the network of its site.
+/// Returns the network of a host and, for IPv6, also the network of its site.
 fn networks(source: IpAddr) -> (Network, Option<Network>) {
     match source {
         IpAddr::V4(address) => ((address.to_ipv6_mapped(), 128), None),

@@ -28,7 +28,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// User name of this client in operations and in the audit log.
 const USER: &str = "vmwatch-lifecycle";
 
-/// Queries to the running service.
+/// Commands that query the running lifecycle-svc.
 #[derive(Debug, Subcommand)]
 pub enum ClientCommand {
     /// Print the current state of a VM on its hypervisor.
@@ -68,7 +68,7 @@ fn limit(text: &str) -> Result<Limit, &'static str> {
     text.parse().ok().and_then(Limit::new).ok_or(Limit::RULE)
 }
 
-/// Runs a query and prints its result to standard output.
+/// Sends a query to the running lifecycle-svc and prints the answer to standard output.
 pub async fn run(command: ClientCommand, settings: &BusSettings) -> Result<(), LifecycleError> {
     let bus = Bus::connect_within(USER, settings, CONNECT_DEADLINE).await?;
     match command {

@@ -153,9 +153,9 @@ impl OperationSettings {
 /// Limits for calls to one hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CallLimits {
-    /// Time limit of one call.
+    /// Time limit of one call to the hypervisor.
     pub(crate) timeout: Duration,
-    /// Maximum number of concurrent calls.
+    /// Maximum number of concurrent calls to the hypervisor.
     pub(crate) at_once: usize,
 }
 

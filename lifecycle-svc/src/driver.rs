@@ -24,7 +24,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Checks that the hypervisor answers.
     async fn check(&self) -> Result<(), DriverError>;
 
-    /// Reads the state of a VM.
+    /// Reads the state of a VM from the hypervisor.
     async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError>;
 
     /// Returns the hypervisor's reason for the VM's state, if it reports one that matters to users, such as a crash.
@@ -42,7 +42,7 @@ pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Powers the VM off without asking the guest.
     async fn destroy(&self, id: &InstanceId, fence: &Fence) -> Result<(), DriverError>;
 
-    /// Lists all VMs of the hypervisor, at most [`MAX_LISTED`].
+    /// Lists the VMs of the hypervisor, at most [`MAX_LISTED`].
     async fn list(&self) -> Result<Vec<Found>, DriverError>;
 }
 
@@ -63,7 +63,7 @@ pub(crate) enum DriverError {
     /// The hypervisor has no such VM.
     #[error("there is no such VM")]
     NotFound,
-    /// The state of the VM does not allow the action.
+    /// The hypervisor refused the action because of the VM's state.
     #[error("{0}")]
     Conflict(String),
     /// The hypervisor is unreachable. An action may still have taken effect.
@@ -75,7 +75,7 @@ pub(crate) enum DriverError {
     /// The hypervisor did not answer within the time limit. An action may still take effect.
     #[error("the hypervisor did not answer in time")]
     Timeout,
-    /// The hypervisor refused the call.
+    /// The hypervisor refused the call for any other reason.
     #[error("{0}")]
     Rejected(String),
 }

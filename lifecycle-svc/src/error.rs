@@ -12,7 +12,7 @@ pub enum LifecycleError {
     /// The connection to the bus failed.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// A listener failed.
+    /// The health listener or another input or output operation failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// The TLS certificates for HTTPS to a cloud cannot be used.

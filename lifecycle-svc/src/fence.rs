@@ -16,7 +16,7 @@ use crate::driver::DriverError;
 /// Duration that stands for "never ends": longer than any lease.
 const LONGEST: Duration = Duration::from_hours(24 * 365);
 
-/// The times before which an action must begin.
+/// The two times before which an action on a VM must begin: its deadline and the end of the lease.
 #[derive(Debug, Clone)]
 pub(crate) struct Fence {
     /// Deadline of the operation, in Unix milliseconds.
@@ -41,7 +41,7 @@ impl LeaseEnd {
     pub(crate) fn moment(until_ms: u64) -> (u64, Instant) {
         let left = Duration::from_millis(until_ms.saturating_sub(unix_millis()));
         let now = Instant::now();
-        // This overflows only for a lease that never ends, as tests use.
+        // The sum overflows only for a lease that never ends, as tests use.
         (until_ms, now.checked_add(left).unwrap_or(now + LONGEST))
     }
 

@@ -38,7 +38,7 @@ const OTHERS_WAIT: Duration = Duration::from_millis(500);
 /// Interval of the health check of each hypervisor.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// All hypervisors of this service.
+/// All hypervisors that this service is configured to use.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     hypervisors: Vec<Arc<Hypervisor>>,

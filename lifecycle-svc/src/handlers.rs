@@ -23,7 +23,7 @@ use crate::{
     operations::{Command, Operations},
 };
 
-/// State shared by all handlers.
+/// State shared by the handlers of all bus methods.
 pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
@@ -31,7 +31,7 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Creates the bus server with all methods of the service.
+    /// Creates the bus server that answers all methods of lifecycle-svc.
     pub(crate) fn server(self, bus: &Bus, settings: ServeSettings) -> Server {
         let this = Arc::new(self);
         let operations = Arc::clone(&this.operations);

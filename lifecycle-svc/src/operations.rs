@@ -65,7 +65,7 @@ pub(crate) struct Operations {
     store: Store,
     trail: Trail,
     view: View,
-    /// Name of this replica in leases.
+    /// Random name under which this replica holds leases on operations.
     owner: String,
     /// Operations that this replica is carrying out, so that it does not adopt its own operations.
     in_progress: Mutex<HashSet<OperationId>>,
@@ -185,7 +185,7 @@ impl Operations {
         ))
     }
 
-    /// Creates a lease for this replica that begins now.
+    /// Creates a lease on an operation for this replica that begins now.
     fn lease(&self) -> Lease {
         Lease {
             owner: self.owner.clone(),
@@ -243,7 +243,7 @@ impl Operations {
                     return Err(Fault::new(FaultKind::Conflict, reused));
                 }
                 Ok(Some((first, _))) if first.operation.state.is_final() => return Ok(first.operation),
-                // There is no record yet: another request is just creating it.
+                // The operation has no record yet: another request is just creating it.
                 Ok(_) => {}
                 Err(error) => {
                     debug!(operation = %id, %error, "reading the operation record failed; retrying")

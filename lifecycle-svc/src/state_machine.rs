@@ -40,7 +40,7 @@ pub(crate) enum Action {
 /// Outcome of the last attempt to send the operation's action to the hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ActOutcome {
-    /// The action was not sent yet.
+    /// The action was not sent to the hypervisor yet.
     NotSent,
     /// The hypervisor accepted the action.
     Accepted,
@@ -51,11 +51,11 @@ pub(crate) enum ActOutcome {
 /// Progress of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// Outcome of the last attempt.
+    /// Outcome of the last attempt to send the action.
     pub(crate) outcome: ActOutcome,
-    /// Number of attempts so far.
+    /// Number of attempts to send the action so far.
     pub(crate) acts: u8,
-    /// Time since the last attempt.
+    /// Time since the last attempt to send the action.
     pub(crate) since: Duration,
 }
 

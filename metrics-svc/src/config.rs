@@ -193,7 +193,7 @@ pub struct MetricsSettings {
     pub(crate) health: SocketAddr,
     /// Names of the collections of rows.
     pub rows: RowSettings,
-    /// Retention of rows.
+    /// Retention of VM rows and process rows.
     pub retention: RetentionSettings,
     /// Retention and update interval of rollups.
     pub rollups: RollupSettings,
@@ -201,7 +201,7 @@ pub struct MetricsSettings {
     pub events: EventSettings,
     /// Limits of the stream of samples.
     pub stream: StreamSettings,
-    /// Rate limits per VM.
+    /// Limits of the rate at which samples of each VM are accepted.
     pub(crate) rate: RateSettings,
     /// Size limits of batches of rows.
     pub batch: BatchSettings,
@@ -249,9 +249,9 @@ pub struct RollupSettings {
 /// Limits of the stream of live events.
 #[derive(Debug, Clone, Copy)]
 pub struct EventSettings {
-    /// Maximum total size of the events.
+    /// Maximum total size of the live events in the stream.
     pub bytes: i64,
-    /// Maximum age of an event.
+    /// Age at which a live event is dropped from the stream.
     pub max_age: Duration,
     /// Number of replicas of the stream in a NATS cluster.
     pub replicas: usize,
@@ -260,11 +260,11 @@ pub struct EventSettings {
 /// Limits of the stream of samples.
 #[derive(Debug, Clone, Copy)]
 pub struct StreamSettings {
-    /// Maximum total size of the samples.
+    /// Maximum total size of the samples in the stream.
     pub bytes: i64,
-    /// Maximum number of messages per VM.
+    /// Maximum number of messages of one VM in the stream of samples.
     pub messages_per_vm: i64,
-    /// Maximum age of a sample; zero means no limit.
+    /// Age at which a sample is dropped from the stream; zero means never.
     pub max_age: Duration,
     /// Number of replicas of the stream in a NATS cluster.
     pub replicas: usize,
@@ -286,7 +286,7 @@ pub(crate) struct RateSettings {
 /// Limits of a batch of rows that are written together.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchSettings {
-    /// Number of rows at which a batch is complete.
+    /// Number of rows at which a batch is written to the database.
     pub rows: usize,
     /// Maximum time for which a batch waits for more rows.
     pub wait: Duration,

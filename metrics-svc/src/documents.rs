@@ -196,9 +196,9 @@ fn process_document(
 /// a process may end, and another may start with the same pid.
 #[derive(Debug, Clone, Copy)]
 pub enum RowIdentity {
-    /// The row of the VM itself.
+    /// The row is the sample's row of the VM itself.
     Vm,
-    /// The row of a process.
+    /// The row is the sample's row of a process.
     Process {
         /// The process id (pid).
         pid: u32,

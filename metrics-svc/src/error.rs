@@ -12,7 +12,7 @@ use vmwatch_bus::{
 /// Why metrics-svc, one of its commands or a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum MetricsError {
-    /// The database failed.
+    /// A command to the MongoDB database failed.
     #[error("the row database failed")]
     Store(#[from] mongodb::error::Error),
     /// The database did not answer within this time.
@@ -21,7 +21,7 @@ pub enum MetricsError {
     /// The database refused part of a write.
     #[error("the row database refused a write: {0}")]
     Write(String),
-    /// The deadline of the request passed, so its result is not needed any more.
+    /// The deadline of a request passed between two database commands.
     #[error("the deadline of the request passed between two commands to the database")]
     DeadlinePassed,
     /// A stored row is not valid BSON.
@@ -55,7 +55,7 @@ pub enum MetricsError {
     /// The `setup` command failed.
     #[error(transparent)]
     Setup(#[from] SetupError),
-    /// A listener, file or terminal failed.
+    /// Reading or writing a file, the terminal or a network connection failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
     /// A command cannot be carried out, for the stated reason.

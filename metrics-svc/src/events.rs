@@ -44,7 +44,7 @@ pub(crate) struct Events {
 
 struct QueuedEvent {
     event: LiveEvent,
-    /// Message id for JetStream's duplicate detection. Equal rows have equal ids.
+    /// Message id for JetStream's duplicate detection. Events about equal rows have equal ids.
     id: String,
 }
 

@@ -13,7 +13,7 @@ use tracing::debug;
 
 use crate::{MetricsError, instances::Instances, store::RowStore};
 
-/// Interval at which the metrics are updated.
+/// Interval at which the number of silent VMs and the disk usage are measured.
 const INTERVAL: Duration = Duration::from_secs(5);
 /// How long a silent VM counts as "fell silent". After this time it is assumed to be deleted or stopped on purpose.
 const COUNTED_FOR: Duration = Duration::from_mins(15);

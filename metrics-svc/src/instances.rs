@@ -39,7 +39,7 @@ use crate::{
 /// The collection with one document per VM: its newest row and recent CPU maxima.
 pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
-    /// The same collection with the read settings for requests.
+    /// The collection of VMs with the read settings for requests.
     reading: Collection<RawDocumentBuf>,
 }
 
@@ -62,7 +62,7 @@ struct Newest {
 }
 
 impl Report {
-    /// Creates a report without rows.
+    /// Creates a report of a VM without any rows yet.
     pub(crate) const fn new(instance: InstanceId) -> Self {
         Self {
             instance,
@@ -78,7 +78,7 @@ impl Report {
         self
     }
 
-    /// Adds a row to the report.
+    /// Adds a row to the report of its VM.
     pub(crate) fn add(&mut self, at_ms: u64, row: &VmRow<'_>) {
         if self
             .newest
@@ -166,7 +166,7 @@ impl Instances {
         retention::apply(rows.database(), &self.instances, keep_rows).await
     }
 
-    /// Writes the reports of several VMs.
+    /// Writes newest rows and CPU maxima of several VMs to the collection.
     pub(crate) async fn note(&self, reports: &[Report]) -> Result<(), MetricsError> {
         let statements: Vec<_> = reports.iter().filter_map(Report::statement).collect();
         update(&self.instances, &statements).await
@@ -180,7 +180,7 @@ impl Instances {
         Ok(())
     }
 
-    /// Counts the VMs whose last report is within this time.
+    /// Counts the VMs whose last report is within this time range.
     pub(crate) async fn last_reported_within(&self, time: Range<SystemTime>) -> Result<u64, MetricsError> {
         let (from, until) = (
             DateTime::from_system_time(time.start),
@@ -234,7 +234,7 @@ impl Instances {
         Ok(listed)
     }
 
-    /// Reads one VM.
+    /// Reads the newest row and the sparkline of one VM.
     pub(crate) async fn get(
         &self,
         instance: &InstanceId,

@@ -12,7 +12,7 @@ use crate::{MetricsError, documents::SAMPLED_AT};
 
 const INDEX: &str = "retention";
 
-/// Creates the TTL index, or changes the existing one in place.
+/// Sets the retention of a collection: creates its TTL index, or changes the existing one in place.
 pub(crate) async fn apply(
     database: &Database,
     rows: &Collection<RawDocumentBuf>,
@@ -49,7 +49,7 @@ pub(crate) async fn apply(
     Ok(())
 }
 
-/// Reads the retention that is currently set in the database.
+/// Reads the retention of a collection that is currently set in the database.
 async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
     let indexes: Vec<IndexModel> = match rows.list_indexes().await {
         Ok(indexes) => indexes.try_collect().await?,

@@ -39,7 +39,7 @@ pub struct RowQuery {
     pub instance: InstanceId,
     /// Only rows of processes with this name.
     pub cmd: Option<String>,
-    /// Maximum number of rows.
+    /// Maximum number of rows in the answer.
     pub limit: Limit,
     /// Only rows that come after this row in the answer, so that they are older.
     pub before: Option<RowPlace>,

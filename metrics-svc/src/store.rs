@@ -46,9 +46,9 @@ const STEPS: [Duration; 5] = [
 /// The two kinds of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowKind {
-    /// Rows of VMs.
+    /// Rows with the values of VMs.
     Vm,
-    /// Rows of processes.
+    /// Rows with the values of processes.
     Process,
 }
 
@@ -61,7 +61,7 @@ pub struct Query<'a> {
     pub instance: &'a InstanceId,
     /// Only rows of processes with this name.
     pub cmd: Option<&'a str>,
-    /// Maximum number of rows.
+    /// Maximum number of rows in the answer.
     pub limit: Limit,
     /// Only rows that come after this row in the answer, so that they are older.
     pub before: Option<&'a RowPlace>,
@@ -86,7 +86,7 @@ struct Search<'a> {
     /// The rows found so far, as a JSON array without its closing bracket.
     rows: Vec<u8>,
     room: PageRoom,
-    /// All rows from this date on have been found.
+    /// Date from which on the search has found all rows.
     before: Option<CreateDate>,
     /// The last row that was added to the page.
     last: LastRow,
@@ -164,7 +164,7 @@ impl RowStore {
         self.durable.collection(kind)
     }
 
-    /// Returns the collection of this kind of rows, for reads on behalf of requests.
+    /// Returns the collection of VM rows or process rows, for reads on behalf of requests.
     pub(crate) const fn reading(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
         self.reads.collection(kind)
     }

@@ -22,7 +22,7 @@ use crate::{
     events,
 };
 
-/// Name of the durable consumer that all replicas share.
+/// Name of the JetStream consumer through which all replicas receive samples.
 const CONSUMER: &str = "store";
 /// Maximum number of messages that are delivered to all replicas together and not acknowledged yet. Each replica holds
 /// at most three batches, whose messages may have one row each. The NATS server needs about 100 bytes per message.
@@ -37,7 +37,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
 
-/// Returns all streams and consumers of this service according to the settings.
+/// Returns the configuration of all streams and consumers of metrics-svc, according to the settings.
 pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     [
         dead_letters(&settings.stream).into(),

@@ -16,7 +16,7 @@ use super::{
 /// Values of the request that every answer of the documented API repeats.
 #[derive(Debug)]
 pub(super) struct Echo<'a> {
-    /// Which keys the answer has; [`Shape::Rows`] for an unknown method.
+    /// Shape of the answer: which keys it has. An unknown method gets [`Shape::Rows`].
     pub(super) shape: Shape,
     /// Method code as sent by the client, in JSON; `null` if it was absent or invalid.
     pub(super) method: &'a str,

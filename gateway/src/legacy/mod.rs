@@ -155,7 +155,7 @@ impl Gateway {
     }
 }
 
-/// The answer for a successful reply that has no rows.
+/// Writes the answer for a service's successful reply that has no rows.
 fn render(echo: &Echo<'_>, row: &Documented, reply: &[u8]) -> Result<String, Fault> {
     let envelope: Envelope<&RawValue> = serde_json::from_slice(reply).map_err(unreadable)?;
     let data = envelope.into_result()?;

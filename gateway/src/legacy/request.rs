@@ -27,7 +27,7 @@ pub(super) struct Body<'a> {
     format: Option<&'a RawValue>,
 }
 
-/// How rows are written in the answer.
+/// Format of the rows in the answer, as the request selects it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
     /// Each row is a string with its Python `repr`.

@@ -13,15 +13,15 @@ use vmwatch_api::{
 /// A method of the documented API.
 #[derive(Debug, Clone, Copy)]
 pub struct Documented {
-    /// Method code that clients send.
+    /// Number with which clients select this method.
     pub code: u32,
     /// Name of the method in the API document, shown to clients that send an unknown code.
     pub name: &'static str,
-    /// Bus method that answers the requests.
+    /// Bus method that answers requests with this method code.
     pub method: MethodInfo,
     /// Success message from the API document, with its misspellings.
     pub success: &'static str,
-    /// Which keys the answer has.
+    /// Shape of the method's answer: which keys it has.
     pub shape: Shape,
 }
 
@@ -64,14 +64,14 @@ pub const TABLE: &[Documented] = &[
     },
 ];
 
-/// Which keys an answer of the documented API contains, and in which order.
+/// Shape of an answer of the documented API: which keys it has, and in which order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shape {
     /// For a [`vmwatch_api::auth::Session`] as reply: the answer has its `session_id` and no `data`.
     Session,
     /// For pages of rows as reply: `data` holds the rows of all pages.
     Rows,
-    /// `data` is null, whatever the service replied.
+    /// The answer has `data: null`, whatever the service replied.
     Null,
 }
 
@@ -113,11 +113,11 @@ impl Shape {
 /// (success), but none of its samples uses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
-    /// Used for every success.
+    /// Status of every successful answer.
     Created = 1,
-    /// Used for every failure other than a timeout.
+    /// Status of the answer to every failure other than a timeout.
     Failure = 3,
-    /// Used when the deadline passed before the service answered.
+    /// Status of the answer if the deadline passed before the service answered.
     Timeout = 4,
 }
 

@@ -23,10 +23,10 @@ const MAX_EXAMINED: usize = 1024;
 /// A live event, encoded as sent to clients.
 #[derive(Debug)]
 pub(crate) struct EncodedEvent {
-    /// The event's sequence number in the stream.
+    /// Sequence number of the live event in its JetStream stream.
     pub(crate) number: u64,
     pub(crate) instance: InstanceId,
-    /// The encoded event.
+    /// The encoded live event.
     pub(crate) frame: Bytes,
 }
 
@@ -37,7 +37,7 @@ pub(crate) struct Log {
     reached: watch::Sender<Reached>,
 }
 
-/// How far a log has been filled.
+/// How far the log of live events has been filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reached {
     /// Number of the newest event in the log.
@@ -50,11 +50,11 @@ pub(crate) struct Reached {
 struct Events {
     kept: VecDeque<Arc<EncodedEvent>>,
     bytes: usize,
-    /// All events after this number are in the log.
+    /// The log contains all live events after this number.
     begin: u64,
 }
 
-/// Events that a reader takes from the log in one turn.
+/// Live events that a connected client ("reader") takes from the log in one turn.
 #[derive(Debug)]
 pub(crate) struct Taken {
     pub(crate) events: Vec<Arc<EncodedEvent>>,
@@ -75,7 +75,7 @@ impl Log {
         }
     }
 
-    /// Adds the next event. `None` records that this number has no event for clients.
+    /// Adds the next live event. `None` records that this sequence number has no event for clients.
     pub(super) fn push(&self, number: u64, event: Option<EncodedEvent>) {
         let mut events = self.events.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(event) = event {
@@ -100,12 +100,12 @@ impl Log {
         (events.bytes, events.begin) = (0, number);
     }
 
-    /// Ends all readers of this log.
+    /// Ends the event streams of all clients that read this log.
     pub(super) fn end(&self) {
         self.reached.send_modify(|reached| reached.over = true);
     }
 
-    /// Notifies about new events in the log.
+    /// Notifies the receiver whenever live events are added to the log.
     pub(crate) fn reached(&self) -> watch::Receiver<Reached> {
         self.reached.subscribe()
     }

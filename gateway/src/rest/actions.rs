@@ -34,7 +34,7 @@ use super::{
 };
 use crate::Gateway;
 
-/// Interval at which the record of a new operation is polled.
+/// Interval at which the gateway reads the record of a new operation until the operation has begun.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a request waits for its recorded operation to begin; after that it is answered with the operation as it is.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ const WHOLE: Duration = Duration::from_mins(5);
 /// Maximum number of VMs in one request, and the default number of concurrent actions.
 const MAX_VMS: usize = 100;
 const TOGETHER: u64 = 4;
-/// Number of actions carried out concurrently.
+/// Number of VMs on which a request acts concurrently.
 type Together = Number<1, 16>;
 
 /// The caller's idempotency key, or a new random key. Of several actions on one VM with the same key only the first
@@ -70,7 +70,7 @@ impl FromRequestParts<Arc<Gateway>> for IdempotencyKey {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Command {
-    /// The action to carry out.
+    /// Action to carry out on the VM.
     action: Action,
 }
 
@@ -114,13 +114,13 @@ pub(super) async fn act(
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CommandForSeveral {
-    /// The action to carry out on each VM.
+    /// Action to carry out on each VM.
     action: Action,
     /// Ids of the VMs, in the order in which to act on them.
     #[serde(deserialize_with = "some_vms")]
     #[schema(min_items = 1, max_items = 100)]
     instance_ids: Vec<InstanceId>,
-    /// Number of actions carried out concurrently. Default: 4.
+    /// Number of VMs on which to act concurrently. Default: 4.
     #[schema(inline)]
     at_once: Option<Together>,
 }
@@ -136,7 +136,7 @@ fn some_vms<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Ins
     }
 }
 
-/// Result of the request for one of the VMs.
+/// Result of a request that acts on several VMs, for one of them.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Outcome {
     /// Id of the VM.

@@ -35,15 +35,15 @@ pub(super) struct AuditRecord {
     /// Target of the action: a VM id or a user name.
     #[schema(required)]
     target: Option<String>,
-    /// Request ID, as in the logs.
+    /// Id of the HTTP request, as in the logs.
     request_id: String,
-    /// Id of the operation, for actions on VMs.
+    /// Id of the operation, if the attempted action was an action on a VM.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     operation_id: Option<OperationId>,
-    /// Result of the action.
+    /// Result of the attempted action.
     result: AuditResult,
-    /// Description of the result for administrators.
+    /// Description of the action's result for administrators.
     detail: String,
 }
 

@@ -167,13 +167,13 @@ struct Reader {
     filter: Filter,
     log: Arc<Log>,
     reached: watch::Receiver<Reached>,
-    /// Number of the last event that was examined for this client.
+    /// Number of the last live event that was examined for this client.
     position: u64,
     /// Number of the newest event when the client connected; events up to this number count as replayed.
     newest: u64,
-    /// First frame of the stream, until it is sent.
+    /// First frame of the event stream; `None` once it was sent.
     begin: Option<Bytes>,
-    /// Events that are sent next.
+    /// Live events that are sent to the client next.
     next: VecDeque<Arc<EncodedEvent>>,
     session_check: Interval,
     last_frame: Instant,
@@ -207,7 +207,7 @@ impl Reader {
         }
     }
 
-    /// Waits for the next bytes to send; `None` ends the stream.
+    /// Waits for the next bytes to send to the client; `None` ends the event stream.
     async fn next(&mut self) -> Option<Bytes> {
         if self.ended {
             return None;

@@ -199,7 +199,7 @@ impl<const LEAST: u64, const MOST: u64> PartialSchema for Number<LEAST, MOST> {
 
 impl<const LEAST: u64, const MOST: u64> ToSchema for Number<LEAST, MOST> {}
 
-/// Requested maximum number of entries on a page.
+/// Maximum number of entries on a page of a list, as requested.
 pub(super) type PageLimit = Number<1, 1000>;
 
 /// Page size to use: the requested one, or 100.

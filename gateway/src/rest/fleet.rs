@@ -25,7 +25,7 @@ const PAGE: u64 = 1000;
 pub(super) struct Degraded {
     /// The unavailable source: `metrics` (samples and times of reports) or `lifecycle` (states, names and hypervisors).
     pub(super) part: Part,
-    /// Description of the cause for users.
+    /// Description for users of why the data is unavailable.
     pub(super) detail: String,
 }
 
@@ -39,14 +39,14 @@ pub(super) enum Part {
     Lifecycle,
 }
 
-/// Data about a VM from both services.
+/// Data about a VM from metrics-svc and lifecycle-svc.
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub(super) summary: Option<VmSummary>,
     pub(super) machine: Option<Machine>,
 }
 
-/// All VMs that the caller may see.
+/// All VMs that the caller may see, joined from metrics-svc and lifecycle-svc.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
     pub(super) vms: BTreeMap<InstanceId, Known>,
@@ -68,7 +68,7 @@ impl Fleet {
     }
 }
 
-/// Reads both services concurrently; fails only if both are unreachable.
+/// Reads the VMs from metrics-svc and lifecycle-svc concurrently; fails only if both services are unreachable.
 pub(super) async fn all(gateway: &Gateway, caller: &Caller) -> Result<Fleet, Fault> {
     let (summaries, machines) = tokio::join!(summaries(gateway, caller), machines(gateway, caller));
     let mut fleet = Fleet::default();

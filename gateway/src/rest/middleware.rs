@@ -19,7 +19,7 @@ use vmwatch_bus::random_id;
 use super::problem::{Problem, REQUEST_ID};
 use crate::{Gateway, body};
 
-/// The request ID, which the middleware passes to extractors.
+/// Id of an HTTP request, which the middleware passes to extractors.
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(pub(super) String);
 

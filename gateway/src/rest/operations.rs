@@ -78,12 +78,12 @@ impl Action {
     }
 }
 
-/// Record of an action on a VM.
+/// Operation: the record of an action on a VM.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Operation {
     /// Id of the operation.
     pub(super) id: OperationId,
-    /// Action that was requested.
+    /// Requested action on the VM.
     #[serde(serialize_with = "Action::or_unknown")]
     #[schema(value_type = Action)]
     action: Option<Action>,
@@ -97,7 +97,7 @@ pub(super) struct Operation {
     /// Client address of the request, as seen by the gateway.
     #[schema(required)]
     source: Option<String>,
-    /// The request ID, as in the logs.
+    /// Id of the HTTP request that requested the operation, as in the logs.
     request_id: String,
     /// Time at which the operation was requested.
     requested_at: Timestamp,
@@ -127,7 +127,7 @@ pub(super) struct Failure {
     detail: String,
 }
 
-/// A step of an operation.
+/// A step in the progress of an operation.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Happening {
     /// Time of the step.

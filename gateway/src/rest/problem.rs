@@ -34,7 +34,7 @@ pub(super) struct Problem {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub(super) struct ProblemDocument<'a> {
-    /// Always `about:blank`.
+    /// The member `type` of a problem document, which is always `about:blank` in this API.
     #[serde(rename = "type")]
     #[schema(example = "about:blank")]
     kind: &'static str,

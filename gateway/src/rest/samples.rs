@@ -29,11 +29,11 @@ use crate::Gateway;
 /// Minimum, average and maximum of a measure in a time bucket.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Stat {
-    /// Minimum of all samples.
+    /// Minimum of all samples in the time bucket.
     min: f64,
-    /// Average of all samples.
+    /// Average of all samples in the time bucket.
     avg: f64,
-    /// Maximum of all samples.
+    /// Maximum of all samples in the time bucket.
     max: f64,
 }
 
@@ -71,7 +71,7 @@ pub(super) struct Series {
     buckets: Vec<Bucket>,
 }
 
-/// Format of the answer.
+/// Format in which the history of a VM is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Format {
@@ -150,7 +150,7 @@ async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery)
 /// Returns an error if two pages have different bucket lengths. This happens if rows expired between the two reads, so
 /// that the second page was computed from rollups.
 pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
-    // A page without time buckets has the length 0.
+    // A page without time buckets states a bucket length of 0, which is not a difference.
     if next_ms == first_ms || next_ms == 0 {
         return Ok(());
     }

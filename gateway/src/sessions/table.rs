@@ -60,7 +60,7 @@ impl Known {
         let step =
             (self.timeout_ms() / REPORTS_PER_TIMEOUT).clamp(MIN_REPORT_INTERVAL_MS, MAX_REPORT_INTERVAL_MS);
         let due = reported.max(self.record.last_used_at_ms).saturating_add(step);
-        // Of several concurrent requests, only one reports the use.
+        // Of several concurrent requests of a session, only one reports that the session was used.
         now_ms >= due
             && self
                 .reported_ms
@@ -76,7 +76,7 @@ impl Known {
     }
 }
 
-/// The live sessions, up to a maximum number.
+/// Table of the live sessions, up to a maximum number.
 #[derive(Debug)]
 pub(super) struct SessionTable {
     most: usize,

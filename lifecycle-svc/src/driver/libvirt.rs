@@ -143,7 +143,7 @@ impl Driver for Libvirt {
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
         self.call(|connect| {
             let domains = connect.list_all_domains(0)?;
-            // Skip a VM that is removed between the two calls.
+            // Skip a VM that was removed after libvirt listed it and before its details were read.
             Ok(domains.iter().take(MAX_LISTED).filter_map(found).collect())
         })
         .await

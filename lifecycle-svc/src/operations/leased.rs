@@ -13,7 +13,7 @@ use super::{
 };
 use crate::fence::{Fence, LeaseEnd};
 
-/// Pause between attempts to write a record while JetStream fails.
+/// Pause between attempts to write an operation record while JetStream fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// Why this replica stopped carrying out an operation.
@@ -75,7 +75,7 @@ impl Leased {
         }
     }
 
-    /// Writes the record with a new lease that begins now.
+    /// Writes the operation record with a new lease that begins now.
     pub(super) async fn write(&mut self) -> Result<(), Aborted> {
         self.record.lease.until_ms = Lease::until(self.lease);
         let end = LeaseEnd::moment(self.record.lease.until_ms);

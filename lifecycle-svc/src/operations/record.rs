@@ -43,7 +43,7 @@ pub(super) struct Record {
 /// A lease on an operation: the replica that carries it out, and the time until which no other replica may.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Lease {
-    /// Random name of the replica.
+    /// Random name of the replica that holds the lease.
     pub(super) owner: String,
     /// End of the lease, in Unix milliseconds.
     pub(super) until_ms: u64,
@@ -165,7 +165,7 @@ impl End {
     }
 }
 
-/// The state of a VM in words for users.
+/// Describes the state of a VM in words for users.
 pub(super) const fn describe_state(state: MachineState) -> &'static str {
     match state {
         MachineState::Running => "running",
@@ -179,7 +179,7 @@ pub(super) const fn describe_state(state: MachineState) -> &'static str {
     }
 }
 
-/// Answer to the caller of an operation that has ended.
+/// Returns the answer to the caller of an operation that has ended.
 pub(super) fn answer(operation: Operation) -> Result<Machine, Fault> {
     match (operation.state, operation.machine, operation.fault) {
         (OperationState::Succeeded, Some(state), _) => Ok(Machine {

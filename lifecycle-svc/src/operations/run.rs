@@ -395,7 +395,7 @@ impl Run {
 const UNKNOWN: &str = "the action may or may not have taken effect: the hypervisor did not answer, and the action must not be repeated; \
                        check the VM before trying again";
 
-/// Result of reading the VM's state.
+/// Result of reading the state of the operation's VM.
 enum Observation {
     State(Located),
     Unreachable,

@@ -25,13 +25,13 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// Why the KV bucket of operation records could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StoreError {
-    /// JetStream failed. A write may still have taken effect.
+    /// JetStream failed; if the request was a write, it may still have taken effect.
     #[error("the KV bucket of operation records failed")]
     Bucket(#[source] async_nats::Error),
     /// JetStream refused the write, because the KV bucket is full or the record is too large.
     #[error("the KV bucket of operation records refused the write")]
     Refused(#[source] async_nats::Error),
-    /// JetStream did not answer in time. A write may still take effect.
+    /// JetStream did not answer in time; if the request was a write, it may still take effect.
     #[error("the KV bucket of operation records did not answer in time")]
     Timeout,
     /// This replica's in-memory copy of the KV bucket is out of date.
@@ -45,9 +45,9 @@ pub(super) enum StoreError {
 /// Outcome of a compare-and-set write.
 #[derive(Debug)]
 pub(super) enum Written {
-    /// The record was written and has this revision.
+    /// The operation record was written and has this revision.
     At(u64),
-    /// Another write has changed the record since it was read.
+    /// Another write has changed the operation record since it was read.
     Conflict,
 }
 
@@ -60,7 +60,7 @@ pub(super) struct Store {
     events: Events,
 }
 
-/// Configuration of the KV bucket according to the settings.
+/// Returns the configuration of the KV bucket of operation records according to the settings.
 pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
     Bucket {
         name: OPERATION_BUCKET,
@@ -72,7 +72,7 @@ pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
 }
 
 impl Store {
-    /// Opens the KV bucket, and creates it if it is missing.
+    /// Opens the KV bucket of operation records, and creates it if it is missing.
     pub(super) async fn open(
         bus: &Bus,
         settings: &OperationSettings,
@@ -82,7 +82,7 @@ impl Store {
         Ok(Self { bucket, events })
     }
 
-    /// Creates the record, unless a record with its id exists.
+    /// Creates an operation record, unless a record with its id exists.
     pub(super) async fn create(&self, record: &Record) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
         let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
@@ -97,7 +97,7 @@ impl Store {
         }
     }
 
-    /// Replaces the record, if its revision is still the given one.
+    /// Replaces an operation record if its revision is still the given one.
     pub(super) async fn replace(&self, record: &Record, revision: u64) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
         let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
@@ -112,7 +112,7 @@ impl Store {
         }
     }
 
-    /// Reads the record with this id.
+    /// Reads the record of an operation.
     pub(super) async fn read(&self, id: &OperationId) -> Result<Option<Stored>, StoreError> {
         let entry = within(self.bucket.entry(id.as_str())).await?;
         let entry = entry.map_err(|error| StoreError::Bucket(error.into()))?;
@@ -122,7 +122,7 @@ impl Store {
             .transpose()
     }
 
-    /// Returns the current size of the KV bucket.
+    /// Returns the current size of the KV bucket of operation records.
     pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
         // The KV bucket's `status()` would return the size as of the time at which the bucket was opened.
         let info = within(self.bucket.stream.get_info()).await?;

@@ -48,7 +48,7 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Starts following the KV bucket until shutdown.
+    /// Starts following the KV bucket of operation records until shutdown.
     pub(super) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
         let known = Known::default();
         Self {
@@ -56,7 +56,7 @@ impl View {
         }
     }
 
-    /// Waits until the whole KV bucket has been read once.
+    /// Waits until all operation records have been read once from the KV bucket.
     pub(super) async fn filled(&self) {
         self.follower.filled().await;
     }
@@ -98,7 +98,7 @@ impl View {
         self.follower.read().bytes
     }
 
-    /// Records the measured size of the KV bucket.
+    /// Stores the measured size of the KV bucket of operation records.
     pub(super) fn measured(&self, bytes: u64) {
         self.follower.write().bytes = bytes;
     }

@@ -83,7 +83,7 @@ fn header<'a>(letter: &'a StreamMessage, name: &str) -> Option<&'a str> {
     letter.headers.get(name).map(async_nats::HeaderValue::as_str)
 }
 
-/// Reads the first dead letter whose number is not below `from`.
+/// Reads the first dead letter whose sequence number is `from` or greater.
 async fn next(stream: &Stream, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
     let all = format!("{DEAD_LETTER_SUBJECT_PREFIX}>");
     let asked = tokio::time::timeout(DEADLINE, stream.get_first_raw_message_by_subject(all, from)).await;

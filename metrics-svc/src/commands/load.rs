@@ -20,7 +20,7 @@ use crate::{
     store::{RowKind, RowStore, Unstored},
 };
 
-/// Number of rows per database write.
+/// Number of loaded rows that are written to the database together.
 const BATCH: usize = 2000;
 /// Maximum length of a line in bytes; a row of the documented API has about 350.
 const MAX_LINE: u64 = 64 * 1024;

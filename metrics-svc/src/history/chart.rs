@@ -57,7 +57,7 @@ pub(crate) fn bucket_start(at_ms: u64, width_ms: u64, offset_ms: i64) -> u64 {
 /// The time buckets of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Chart {
-    /// Data to read: raw rows or rollups of this resolution.
+    /// Resolution of the data to read: raw rows, or rollups of a certain length.
     pub(crate) resolution: Resolution,
     /// Start of the first time bucket, in Unix milliseconds.
     pub(crate) first_ms: u64,

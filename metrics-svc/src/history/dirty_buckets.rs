@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{MetricsError, documents::SAMPLED_AT, store::RowStore};
 
-/// Number of entries that are read together.
+/// Number of dirty buckets that are read together.
 pub(crate) const CHUNK: usize = 1000;
 /// Age after which an entry is dropped even if some of its rows never appeared, because the database refused the rows
 /// or they expired.
@@ -34,10 +34,10 @@ pub(crate) struct DirtyBuckets {
     offset_ms: i64,
 }
 
-/// An entry: a dirty bucket and rows that its rollup must contain.
+/// An entry of the collection: a dirty bucket, and rows that its rollup must contain.
 #[derive(Debug)]
 pub(crate) struct DirtyBucket {
-    /// Id of the entry.
+    /// Id of the entry in the collection of dirty buckets.
     pub(crate) id: ObjectId,
     /// The time bucket whose rollup must be recomputed.
     pub(crate) bucket: Bucket,
@@ -83,7 +83,7 @@ impl DirtyBuckets {
         Ok(())
     }
 
-    /// Reads the oldest entries that come after the given one.
+    /// Reads the oldest dirty buckets that come after the given entry.
     pub(crate) async fn read(&self, after: Option<ObjectId>) -> Result<Vec<DirtyBucket>, MetricsError> {
         let filter = after.map_or_else(Document::new, |id| doc! { "_id": { "$gt": id } });
         let limit = i64::try_from(CHUNK).unwrap_or(i64::MAX);
@@ -100,7 +100,7 @@ impl DirtyBuckets {
             .await
     }
 
-    /// Removes entries by their ids.
+    /// Removes dirty buckets from the collection by the ids of their entries.
     pub(crate) async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), MetricsError> {
         if !ids.is_empty() {
             self.dirty_buckets
@@ -112,7 +112,7 @@ impl DirtyBuckets {
 }
 
 impl DirtyBucket {
-    /// Decodes a stored entry; `None` if it has no valid instance id.
+    /// Decodes a stored dirty bucket; `None` if it has no valid instance id.
     fn from_document(entry: &RawDocument) -> Result<Option<Self>, MetricsError> {
         // This service writes only valid ids, so an entry with an invalid id comes from another program and is skipped.
         let Ok(instance) = entry.get_str("instance_id")?.parse::<InstanceId>() else {

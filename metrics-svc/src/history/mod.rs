@@ -46,7 +46,7 @@ pub(crate) struct History {
 }
 
 impl History {
-    /// Opens the collections, without sending a command to the database yet.
+    /// Opens the collections of rows and rollups, without sending a command to the database yet.
     pub(crate) fn new(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
         Self {
             dirty_buckets: DirtyBuckets::new(rows),
@@ -58,7 +58,7 @@ impl History {
         }
     }
 
-    /// Applies the retention settings to the collections.
+    /// Applies the retention settings to rollups and to the list of VMs.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
         self.instances.prepare(&self.rows, self.keep_rows).await

@@ -20,14 +20,14 @@ use super::{
 };
 use crate::{MetricsError, deadline::Deadline, instances::Report, store::RowKind};
 
-/// Deadline for reading the rows of one day.
+/// Deadline for reading the rows of one VM and day.
 const DEADLINE: Duration = Duration::from_mins(5);
-/// Pause between attempts while the database is unreachable.
+/// Pause between attempts to rebuild the rollups while the database is unreachable.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Id of the document that exists once the rollups contain the rows that were stored before rollups existed.
 const REBUILT: &str = "rebuilt";
 
-/// A set of days of VMs.
+/// A set of days, each of one VM.
 pub(crate) type Days = BTreeSet<Bucket>;
 
 type Buckets = BTreeMap<Bucket, Sums>;

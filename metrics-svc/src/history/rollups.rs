@@ -35,7 +35,7 @@ use crate::{
 pub(crate) struct Bucket {
     /// The VM whose rows the time bucket contains.
     pub(crate) instance: InstanceId,
-    /// Start time, in Unix milliseconds.
+    /// Start of the time bucket, in Unix milliseconds.
     pub(crate) start_ms: u64,
 }
 
@@ -79,7 +79,7 @@ impl Rollups {
         retention::apply(database, &self.days, self.keep.days).await
     }
 
-    /// Retention of the rollups.
+    /// Retention settings of the rollups.
     pub(crate) const fn keep(&self) -> &RollupSettings {
         &self.keep
     }

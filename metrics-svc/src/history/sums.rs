@@ -112,7 +112,7 @@ pub(crate) struct Sums {
 }
 
 impl Sums {
-    /// Number of aggregated rows.
+    /// Number of rows that were aggregated.
     pub(crate) const fn samples(&self) -> u64 {
         self.samples
     }
@@ -132,7 +132,7 @@ impl Sums {
         }
     }
 
-    /// Adds the aggregates of other rows.
+    /// Merges the aggregates of further rows into these aggregates.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.samples += other.samples;
         for (sum, other) in self.measures.each_mut().zip(other.measures) {
@@ -152,7 +152,7 @@ impl Sums {
         document
     }
 
-    /// Decodes aggregates from their stored form.
+    /// Decodes the aggregates of a stored rollup.
     pub(crate) fn from_document(document: &RawDocument) -> Result<Self, MetricsError> {
         let mut sums = Self::default();
         for element in document {

@@ -48,7 +48,7 @@ pub(super) struct Cost {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Delivery {
     pub(super) stream_sequence: u64,
-    /// Number of the delivery of this message, starting at 1.
+    /// How often JetStream has delivered this message, including this delivery.
     pub(super) delivered: i64,
 }
 
@@ -77,7 +77,7 @@ pub(super) struct Rates {
     /// Point in time from which all times in [`Vm`] are counted.
     start: Instant,
     vms: HashMap<String, Vm>,
-    /// Number of entries at which the entries of idle VMs are removed.
+    /// When the table has this number of VMs, the entries of idle VMs are removed.
     sweep_at: usize,
     returned: BTreeMap<u64, i64>,
 }

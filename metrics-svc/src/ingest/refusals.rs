@@ -22,12 +22,12 @@ const MAX_VMS: usize = 65_536;
 /// Maximum number of VMs with their own metric label; all further VMs share the label `other`.
 const MAX_NAMED: usize = 100;
 
-/// Recent refusals, by VM.
+/// Recent refusals of malformed messages, by VM.
 #[derive(Debug)]
 pub(super) struct Refusals {
     letters: mpsc::Sender<Letter>,
     recent: HashMap<String, Recent>,
-    /// Number of entries at which old entries are removed.
+    /// When the table has this number of VMs, old entries are removed.
     sweep_at: usize,
     named: HashSet<String>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Refusals {
 #[derive(Debug)]
 struct Recent {
     at: Instant,
-    /// Number of messages refused since then without a dead letter.
+    /// Number of messages of the VM that were refused since its last dead letter, without one of their own.
     more: u64,
 }
 

@@ -19,7 +19,7 @@ use crate::{MetricsError, documents::SAMPLED_AT, retention, store::RowStore};
 
 /// Retention of records about suspect messages that were never delivered again.
 const KEEP: Duration = Duration::from_hours(720);
-/// Deadline of one small database write.
+/// Deadline of one write of a record to the database.
 const DEADLINE: Duration = Duration::from_secs(5);
 
 /// The collection of records about suspect messages.
@@ -29,14 +29,14 @@ pub(crate) struct Suspects {
 }
 
 impl Suspects {
-    /// Opens the collection, which is in the same database as the rows.
+    /// Opens the collection of records about suspect messages, which is in the same database as the rows.
     pub(crate) fn new(rows: &RowStore) -> Self {
         Self {
             records: rows.beside("suspects"),
         }
     }
 
-    /// Applies the retention to the collection.
+    /// Applies the retention to the records about suspect messages.
     pub(crate) async fn prepare(&self, rows: &RowStore) -> Result<(), MetricsError> {
         retention::apply(rows.database(), &self.records.clone_with_type(), KEEP).await
     }
@@ -69,7 +69,7 @@ impl Suspects {
     }
 }
 
-/// Key that identifies a message even if its stream was recreated.
+/// Key that identifies a suspect message even if its stream was recreated.
 pub(super) fn key(message: &Message) -> String {
     message.info().map_or_else(
         |_| message.subject.to_string(),

@@ -30,14 +30,14 @@ const MAX_ATTEMPTS_FOR_REST: u32 = 3;
 /// How long a batch is retried if the database answers but accepts none of its rows. After that its messages return to
 /// the stream, so that a batch that is refused for good does not block all others.
 const MAX_HOLD: Duration = Duration::from_mins(1);
-/// Redelivery delay of a message that was not stored.
+/// Delay after which JetStream redelivers a message that was not stored.
 const RETURN_DELAY: Duration = Duration::from_secs(10);
 /// Maximum number of concurrent inserts that wait for an unresponsive database. An insert that takes too long is left
 /// running, because it cannot be cancelled safely.
 const MAX_ATTEMPTS: usize = 8;
 /// Number of service crashes after which the message that caused them becomes a dead letter.
 const MAX_CRASHES: i64 = 3;
-/// How long shutdown waits for a running insert.
+/// How long shutdown waits for a running insert into the database.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(3);
 
 /// What the writer task is asked to write.

@@ -1,4 +1,4 @@
-//! A stored process row.
+//! Decodes stored process rows.
 
 use bson::{Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
 use vmwatch_api::{metrics::RowId, processes::ProcessRow};

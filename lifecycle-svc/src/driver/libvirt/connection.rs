@@ -20,7 +20,7 @@ const KEEPALIVE_COUNT: u32 = 3;
 
 /// Why a libvirt call failed.
 pub(super) enum CallError {
-    /// The connection could not be opened, or failed during the call.
+    /// The connection to libvirt could not be opened, or failed during the call.
     Lost(Error),
     /// libvirt answered the call with an error.
     Refused(Error),

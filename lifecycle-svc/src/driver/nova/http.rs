@@ -37,12 +37,12 @@ pub(crate) enum TlsError {
     /// The operating system has no usable CA certificates.
     #[error("the operating system has no usable CA certificates; set ca_file")]
     System,
-    /// The TLS configuration is invalid.
+    /// rustls rejected the TLS configuration.
     #[error(transparent)]
     Rustls(#[from] rustls::Error),
 }
 
-/// Status and complete body of an answer.
+/// HTTP status and complete body of a cloud's answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: HeaderMap,

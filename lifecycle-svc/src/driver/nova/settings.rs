@@ -59,7 +59,7 @@ pub(super) enum Login {
     },
 }
 
-/// Contents of the TOML file.
+/// Contents of the TOML file with the settings of a cloud.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
