@@ -58,7 +58,7 @@ def soak(arguments) -> int:
     runner = ["cargo", "test", "--release", "--package", "e2e", "--test", "e2e", "--"]
     # One at a time, because the long forms check time limits.
     runner += ["--nocapture", "--test-threads", "1"]
-    runner += arguments or ["ingest", "faults", "security::passwords"]
+    runner += arguments or ["ingest", "faults", "security::guest", "security::passwords"]
     outages = f"outages of {environment['VMWATCH_TEST_OUTAGE']}, mixed load for {minutes} min"
     say(f"\n{style('soak', 'strong')}: {outages}: {' '.join(runner)}")
     with measured:
