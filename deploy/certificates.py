@@ -1,7 +1,7 @@
-"""Makes the certificates of a deployment by openssl: an authority of its own, and one certificate for each server.
+"""Creates the certificates of a deployment with openssl: a certificate authority, and one certificate for each server.
 
-`make` can be run at any time: it replaces certificates that expire soon or lack a name. An authority that expires soon
-gets a successor, which clients trust for a year before it signs.
+`make` can be repeated at any time: it replaces certificates that expire soon or lack a name. Before an authority expires,
+a second one is created. Clients trust both, and after a year the second one starts to sign certificates.
 """
 
 import ipaddress
@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Iterable, List, Set
 
 DAY = 86_400
-# Extensions of the authority's certificate.
+# X.509 extensions of the authority's certificate.
 AUTHORITY_KEY = """
 basicConstraints = critical, CA:TRUE, pathlen:0
 keyUsage = critical, keyCertSign, cRLSign
 subjectKeyIdentifier = hash
 """
-# Extensions of a server's certificate; `clientAuth` because a server of a cluster is a client of its peers.
+# X.509 extensions of a server's certificate. `clientAuth` is included because a server of a cluster is also a client of
+# the other servers.
 SERVER_KEY = """
 basicConstraints = critical, CA:FALSE
 keyUsage = critical, digitalSignature
@@ -35,25 +36,25 @@ NEW_KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"
 
 @dataclass(frozen=True)
 class Lifetimes:
-    """In days."""
+    """Validity periods, in days."""
 
     authority: int = 3650
-    # Above 398 days some clients refuse a certificate.
+    # Some clients refuse certificates that are valid for more than 398 days.
     server: int = 397
-    # A server's certificate that expires within this time is replaced.
+    # A server's certificate that expires within this number of days is replaced.
     renew: int = 60
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server: its names, and the folder of its certificate (`tls.crt`), key (`tls.key`) and both (`tls.pem`)."""
+    """A server with its names, and the folder with its certificate (tls.crt), its key (tls.key) and a file with both (tls.pem)."""
 
     folder: Path
     names: Set[str]
 
 
 class Authority:
-    """An authority: the files of its certificate and key."""
+    """A certificate authority: the files with its certificate and its key."""
 
     def __init__(self, folder: Path, number: int):
         self.number = number
@@ -70,13 +71,13 @@ class Authority:
                 "req", "-x509", "-new", *NEW_KEY, "-keyout", key, "-out", certificate, "-days", days,
                 "-config", settings, "-subj", f"/CN=vmwatch deployment authority {number}",
             )
-            # Readable by the owner only, and mounted into no container.
+            # The authority's key is readable only by its owner and is not mounted into any container.
             install(key, authority.key, 0o400)
             install(certificate, authority.certificate)
         return authority
 
     def sign(self, server: Server, days: int) -> None:
-        """Makes the server's key and certificate."""
+        """Creates the server's key and certificate."""
         server.folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.certificate.parent) as scratch:
             extensions, request, certificate, key = (Path(scratch) / name for name in ("ext", "csr", "tls.crt", "tls.key"))
@@ -93,15 +94,15 @@ class Authority:
 
 
 class Certificates:
-    """The certificates of a deployment. `folder` contains the authorities; `bundle` is the file that clients trust."""
+    """The certificates of a deployment. `folder` contains the authorities; `bundle` is the file with those that clients trust."""
 
     def __init__(self, folder: Path, bundle: Path, lifetimes: Lifetimes = Lifetimes()):
         self.folder, self.bundle, self.lifetimes = folder, bundle, lifetimes
 
     def make(self, servers: Iterable[Server]) -> List[str]:
-        """Makes certificates that are missing or expire soon. Returns the names of the servers whose certificate was replaced."""
+        """Creates missing certificates and replaces those that expire soon. Returns the servers whose certificate was replaced."""
         if not shutil.which("openssl"):
-            sys.exit("deploy/secrets: openssl is not in PATH; install it, then run this again")
+            sys.exit("deploy/secrets: openssl is not in PATH; install it, then run deploy/secrets again")
         self.folder.mkdir(mode=0o700, exist_ok=True)
         authorities = self.authorities()
         self.write_bundle(authorities, self.bundle)
@@ -120,7 +121,7 @@ class Certificates:
         install(partial, path)
 
     def authorities(self) -> List[Authority]:
-        """The authorities that have not expired, oldest first. Makes a successor if the newest expires soon."""
+        """Returns the authorities that have not expired, oldest first. Creates another one if the newest expires soon."""
         numbers = sorted(int(path.stem.partition("-")[2]) for path in self.folder.glob("authority-*.crt"))
         found = [Authority(self.folder, number) for number in numbers]
         living = [authority for authority in found if lasts(authority.certificate, 0)]
@@ -129,12 +130,12 @@ class Certificates:
         return living
 
     def signing(self, authorities: List[Authority]) -> Authority:
-        """The oldest authority that outlives the certificates it signs, because clients have trusted it for the longest time."""
+        """Returns the oldest authority that outlives the certificates it signs; most clients already trust it."""
         outliving = [one for one in authorities if lasts(one.certificate, self.lifetimes.server * DAY)]
         return outliving[0] if outliving else authorities[-1]
 
     def is_valid(self, server: Server) -> bool:
-        """Whether the server's certificate is trusted, has all names, and lasts long enough."""
+        """Whether the server's certificate is signed by a trusted authority, has all names, and does not expire soon."""
         certificate = server.folder / "tls.crt"
         present = all((server.folder / name).exists() for name in ("tls.crt", "tls.key", "tls.pem"))
         return (
@@ -146,14 +147,14 @@ class Certificates:
 
 
 def install(file: Path, target: Path, mode: int = 0o444) -> None:
-    """Moves a finished file to `target`. All users can read it, because a container's user is not the owner; on the host
-    only the owner can enter the folder."""
+    """Moves a finished file to `target`. The file is readable by all users, because a container's user is not the owner.
+    On the host, only the owner can enter the folder."""
     file.chmod(mode)
     os.replace(file, target)
 
 
 def alternative(name: str) -> str:
-    """A name or address as openssl writes it."""
+    """Formats a host name or IP address in the way openssl prints it."""
     try:
         return f"IP:{ipaddress.ip_address(name)}"
     except ValueError:
@@ -161,7 +162,7 @@ def alternative(name: str) -> str:
 
 
 def names_of(certificate: Path) -> Set[str]:
-    """`DNS:nats, IP Address:127.0.0.1` below the line with the extension's name."""
+    """Finds the names of a certificate in openssl's output: the line below the name of the extension."""
     _, _, listed = openssl("x509", "-in", certificate, "-noout", "-ext", "subjectAltName").partition("\n")
     parts = [part.strip() for part in listed.split(",") if part.strip()]
     return {alternative(part.partition(":")[2]) for part in parts}

@@ -1,1 +1,1 @@
-"""Checks of what deploys vmwatch; see `run`."""
+"""Checks of the deployment files; deploy/check/run runs them."""

@@ -6,16 +6,17 @@ import yaml
 
 from . import setup, sources
 
-# Foreign images: a variable whose default is an exact version, with or without a digest. Ours are built here.
+# Images that are not built here must be given by a variable whose default is an exact version, with or without a
+# digest.
 IMAGE = re.compile(r"\$\{VMWATCH_[A-Z_]+_IMAGE:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?\}")
-# Changes the owner of files and exits.
+# This service only changes the owner of files and then exits.
 PREPARES = "nats-volume"
-# The options of a mongod that accepts only TLS.
+# The options with which mongod accepts only TLS connections.
 MONGO_TLS = ["--tlsMode requireTLS", "--tlsCertificateKeyFile /run/secrets/mongo-tls", "--tlsCAFile /run/secrets/ca"]
 
 
 def compose():
-    """Services have existing settings, matching users and passwords, no privileges, TLS and bounded logs."""
+    """Checks that services have existing settings, matching users and passwords, no privileges, TLS and bounded logs."""
     document = yaml.safe_load((sources.ROOT / "compose.yaml").read_text())
     declared = document["secrets"]
     for service, spec in document["services"].items():
@@ -28,14 +29,14 @@ def compose():
             continue
         variables = spec["environment"]
         for variable in set(variables) - sources.settings(name) - set(document["x-settings"]):
-            yield f"{name} has no setting {variable}"
+            yield f"{name} does not have the setting {variable}"
         for variable, value in variables.items():
             if variable.endswith("_FILE") and value.removeprefix("/run/secrets/") not in spec["secrets"]:
-                yield f"{service}: {variable} names a file that is not mounted"
+                yield f"{service}: {variable} refers to a file that is not mounted"
         user, secret = variables["VMWATCH_NATS_USER"], variables["VMWATCH_NATS_PASSWORD_FILE"].rpartition("/")[2]
         file = declared[secret]["file"]
         if not (file.endswith(f"/{user}") or user.startswith("vmwatch-agent-")):
-            yield f"{service} has the password of another user than {user}"
+            yield f"{service} logs in as {user} but has another user's password"
         yield from encrypted(service, variables)
     yield from servers(document["services"])
     yield from setup.order(document["services"])
@@ -46,18 +47,18 @@ def program(spec: dict) -> str:
 
 
 def hardened(service: str, spec: dict):
-    """The service runs without root, capabilities and a writable file system, and its log is bounded."""
+    """Checks that the service has no root user, capabilities or writable file system, and that its log is bounded."""
     if not spec.get("read_only"):
         yield f"{service} can write to its root file system"
     if spec.get("cap_drop") != ["ALL"] or (spec.get("cap_add") and service != PREPARES):
         yield f"{service} keeps capabilities"
     if spec.get("security_opt") != ["no-new-privileges:true"]:
-        yield f"{service} may gain privileges"
-    # This driver rotates its files.
+        yield f"{service} may gain privileges (no-new-privileges is missing)"
+    # This log driver rotates its files, which bounds the size of the log.
     if spec.get("logging", {}).get("driver") != "local" and service != PREPARES:
-        yield f"{service}: its log is not bounded"
+        yield f"{service}: the size of its log is not bounded"
     if program(spec) in sources.CRATES:
-        # deploy/Dockerfile gives these images their user.
+        # The images built from deploy/Dockerfile already have an unprivileged user.
         return
     if spec.get("user", "0").startswith("0") and service != PREPARES:
         yield f"{service} may run as root"
@@ -73,18 +74,18 @@ def encrypted(service: str, variables: dict):
 
 
 def servers(services: dict):
-    """NATS and MongoDB accept only TLS, and the monitoring port listens on loopback."""
+    """Checks that NATS and MongoDB accept only TLS and that the monitoring port listens on loopback."""
     command = " ".join(services["mongo"]["command"])
     for part in MONGO_TLS:
         if part not in command:
-            yield f"mongo is not started with {part}"
+            yield f"the service mongo is not started with the option {part}"
     folder = sources.ROOT / "deploy" / "nats"
     config = (folder / "nats.conf").read_text()
     if "include tls.conf" not in config or not re.search(r"^tls \{", (folder / "tls.conf").read_text(), re.M):
-        yield "nats accepts connections without TLS"
+        yield "the service nats accepts connections without TLS"
     listeners = re.findall(r'^(http|https|monitor_port|http_port|https_port)\s*:\s*(\S+)', config, re.M)
     if listeners != [("http", '"127.0.0.1:8222"')]:
-        yield f"the monitoring port of nats listens on {listeners}"
+        yield f"the monitoring port of the service nats listens on {listeners} instead of loopback"
     for service, spec in services.items():
         if any(str(port).endswith((":8222", ":27017")) for port in spec.get("ports", [])):
-            yield f"{service} publishes the port {spec['ports']}"
+            yield f"{service} publishes a port that must stay internal: {spec['ports']}"

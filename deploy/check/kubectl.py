@@ -7,13 +7,14 @@ from pathlib import Path
 
 from dev import apt, layout, tools
 
-# The first Debian release with a kubectl that supports components and `labels`; bookworm's is from 2021.
+# The first Debian release whose kubectl supports components and the field `labels`. The kubectl of bookworm is from
+# 2021.
 SUITE = "forky"
 LEAST = (1, 27)
 
 
 def program() -> Path:
-    """The path of kubectl: from PATH if it is new enough, or else Debian's, unpacked into the cache of ./dev."""
+    """Returns the path of kubectl: from PATH if it is new enough, otherwise from a Debian package unpacked into the cache of ./dev."""
     found = shutil.which("kubectl")
     if found and version(found) >= LEAST:
         return Path(found)

@@ -1,4 +1,4 @@
-"""Runs all rules and prints each violation. `run` starts it in the environment with the validator."""
+"""Runs all rules and prints each violation. deploy/check/run starts it in the Python environment with the validator."""
 
 import sys
 
@@ -25,7 +25,7 @@ def main() -> int:
         ("tests of the alerts", observability.firing, []),
     ]
     if ready:
-        checks.append(("production: placeholders that you replace", servers.decided, [overlays["production"]]))
+        checks.append(("production: placeholders that the operator must replace", servers.decided, [overlays["production"]]))
     passed, failed = 0, 0
     for title, rule, arguments in checks:
         wrong = list(rule(*arguments))

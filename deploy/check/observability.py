@@ -1,4 +1,4 @@
-"""Rules for dashboards and alerts: their metrics are exported, and each alert has a test and a row in
+"""Checks dashboards and alerts: the programs export the metrics used, and each alert has a test and a row in
 docs/operations.md."""
 
 import json
@@ -13,7 +13,8 @@ import yaml
 from . import sources
 
 FOLDER = sources.ROOT / "deploy" / "observability"
-# Metrics of foreign programs: the exporters of compose.yaml, and the kubelet in Kubernetes. Names from their sources.
+# Metrics of other programs: the exporters in compose.yaml, and the kubelet in Kubernetes. The names are from their
+# source code.
 FOREIGN = {
     "prometheus": {"up"},
     "prometheus-nats-exporter": {
@@ -26,20 +27,20 @@ FOREIGN = {
     "node-exporter": {"node_filesystem_avail_bytes", "node_filesystem_size_bytes"},
     "kubelet": {"kubelet_volume_stats_available_bytes", "kubelet_volume_stats_capacity_bytes"},
 }
-# Labels that Prometheus adds, and the label of every histogram.
+# Labels that every metric may have: those that Prometheus adds, and the label of histogram buckets.
 ALWAYS_LABELS = {"job", "instance", "le"}
 WORDS = {"and", "or", "unless", "offset", "bool", "inf", "nan", "by", "without", "on", "ignoring", "group_left", "group_right"}
 
 
 def dashboards():
-    """Every metric of a panel is exported."""
+    """Checks that programs export every metric that a dashboard panel uses."""
     for path in sorted((FOLDER / "grafana" / "dashboards").glob("*.json")):
         for query in queries(json.loads(path.read_text())):
             yield from (f"{path.name}: {text}" for text in unknown(query))
 
 
 def queries(part) -> Iterator[str]:
-    """Every `expr` in a dashboard."""
+    """Returns every PromQL expression (`expr`) in a dashboard."""
     if isinstance(part, dict):
         if isinstance(part.get("expr"), str):
             yield part["expr"]
@@ -50,7 +51,7 @@ def queries(part) -> Iterator[str]:
 
 
 def alerts():
-    """Each alert uses exported metrics, and has a severity, a test and a row in docs/operations.md."""
+    """Checks that each alert uses exported metrics, and has a severity, tests and a row in docs/operations.md."""
     document = yaml.safe_load((FOLDER / "alerts.yaml").read_text())
     rules = [rule for group in document["groups"] for rule in group["rules"]]
     tested = cases()
@@ -65,15 +66,15 @@ def alerts():
         if rule["labels"]["severity"] not in ("page", "ticket"):
             yield f"{name}: the severity is neither page nor ticket"
         if not {True, False} <= tested.get(name, set()):
-            yield f"{name} has no test in which it fires and one in which it does not"
+            yield f"{name} needs a test in which the alert fires and a test in which it does not"
         if name not in documented:
             yield f"docs/operations.md has no row for {name}"
     for name in documented - {rule["alert"] for rule in rules}:
-        yield f"docs/operations.md has a row for {name}, which is not an alert"
+        yield f"docs/operations.md has a row for {name}, but no such alert exists"
 
 
 def cases() -> dict:
-    """For each alert, whether there are tests in which it fires and tests in which it does not."""
+    """Returns for each alert whether there are tests in which it fires and tests in which it does not."""
     found = {}
     for test in yaml.safe_load((FOLDER / "alerts-test.yaml").read_text())["tests"]:
         for case in test["alert_rule_test"]:
@@ -82,7 +83,7 @@ def cases() -> dict:
 
 
 def firing():
-    """promtool accepts the alerts and passes their tests."""
+    """Checks that promtool accepts the alert rules and that their tests pass."""
     promtool = Path(os.environ["VMWATCH_PROMTOOL"])
     for arguments in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts-test.yaml"]):
         done = subprocess.run([promtool, *arguments], cwd=FOLDER, capture_output=True, text=True)
@@ -91,7 +92,7 @@ def firing():
 
 
 def unknown(query: str) -> Iterator[str]:
-    """Metrics that no program exports, and labels that our metrics do not have."""
+    """Yields the metrics in a query that no program exports, and the labels that vmwatch's metrics do not have."""
     own = sources.metrics()
     foreign = set().union(*FOREIGN.values())
     for name, matchers in re.findall(r"\b([a-z_]\w*)\s*\{([^}]*)\}", query):
@@ -104,12 +105,12 @@ def unknown(query: str) -> Iterator[str]:
 
 
 def base(name: str) -> str:
-    """The name of a histogram, from one of its three series."""
+    """Returns the name of the histogram that a `_bucket`, `_sum` or `_count` series belongs to."""
     return re.sub(r"_(bucket|sum|count)$", "", name)
 
 
 def names(query: str) -> Set[str]:
-    """The names of metrics in a PromQL query: what remains without strings, labels, functions and keywords."""
+    """Returns the metric names in a PromQL query: the words left after strings, labels, functions and keywords are removed."""
     query = re.sub(r'"(\\.|[^"\\])*"|#.*|\$\w+', "", query)
     query = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", query)
     query = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", query)

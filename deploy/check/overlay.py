@@ -1,4 +1,4 @@
-"""A rendered overlay of deploy/kubernetes, and access to its parts."""
+"""A rendered Kustomize overlay of deploy/kubernetes, with functions to find its objects."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import yaml
 
 from . import sources
 
-# Pods of foreign charts and operators: their labels and ports.
+# Labels and ports of the pods that are created by other charts and operators (NATS, MongoDB).
 FOREIGN_PODS = {
     "nats": ({"app.kubernetes.io/name": "nats"}, {4222, 6222, 7777}),
     "mongodb": ({"app": "vmwatch-mongodb-svc"}, {27017}),
@@ -17,7 +17,7 @@ FOREIGN_PODS = {
 
 
 class Overlay:
-    """The objects of a rendered overlay."""
+    """The Kubernetes objects of a rendered overlay."""
 
     def __init__(self, name: str):
         self.name = name
@@ -60,19 +60,19 @@ def ports(deployment: dict) -> dict:
 
 
 def matches(selector: dict, labels: dict) -> bool:
-    """Whether a label selector matches. Supports only the operators that the overlays use."""
+    """Whether a label selector matches the labels. Supports only the operators that the overlays use."""
     equal = all(labels.get(key) == value for key, value in selector.get("matchLabels", {}).items())
     expressions = selector.get("matchExpressions", [])
     return equal and all(rule["operator"] == "In" and labels.get(rule["key"]) in rule["values"] for rule in expressions)
 
 
 def foreign(selector: dict) -> List[str]:
-    """The foreign servers whose pods the selector matches."""
+    """Returns the servers of other charts and operators whose pods the selector matches."""
     return [name for name, (labels, _) in FOREIGN_PODS.items() if matches(selector, labels)]
 
 
 def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
-    """Each variable with its value, or `None` if a reference provides the value."""
+    """Returns each environment variable with its value, or with `None` if the value comes from a reference."""
     maps = {item["metadata"]["name"]: item["data"] for item in overlay.all("ConfigMap")}
     for source in container(deployment).get("envFrom", []):
         yield from maps.get(source["configMapRef"]["name"], {}).items()
@@ -81,5 +81,5 @@ def environment(overlay: Overlay, deployment: dict) -> Iterator[tuple]:
 
 
 def manifest(name: str) -> dict:
-    """A file of deploy/kubernetes."""
+    """Returns the text of a file in deploy/kubernetes."""
     return yaml.safe_load((sources.ROOT / "deploy" / "kubernetes" / name).read_text())

@@ -7,7 +7,7 @@ from dev import apt, layout, tools
 
 
 def program() -> Path:
-    """The path of promtool: from PATH, or else from Debian's prometheus package, unpacked into the cache of ./dev."""
+    """Returns the path of promtool: from PATH, otherwise from Debian's prometheus package unpacked into the cache of ./dev."""
     found = shutil.which("promtool")
     if found:
         return Path(found)

@@ -1,4 +1,4 @@
-"""Rules for overlays. Each is a function that yields the violations of an overlay."""
+"""Rules for Kubernetes overlays. Each rule is a function that yields the violations in an overlay."""
 
 import kubernetes_validate
 
@@ -6,10 +6,10 @@ from . import sources
 from .overlay import Overlay, container, environment, foreign, manifest, matches, pod, ports, program
 
 KUBERNETES = "1.34"
-# Custom resources, whose schemas Kubernetes does not contain.
+# Kinds of custom resources; Kubernetes' own schemas do not include them.
 CUSTOM = {"ScaledObject", "MongoDBCommunity"}
 PART_OF = {"app.kubernetes.io/part-of": "vmwatch"}
-# Secrets that deploy/secrets does not create: the certificate of the ingress.
+# Secrets that deploy/secrets does not create, namely the certificate of the ingress.
 FOREIGN_SECRETS = {"vmwatch-tls"}
 FLUSH_SECONDS = 5
 
@@ -30,13 +30,13 @@ def selectors(overlay: Overlay):
         if not matches(deployment["spec"]["selector"], labels):
             yield f"Deployment {name}: its selector does not match its own pods"
         if not matches({"matchLabels": PART_OF}, labels):
-            yield f"Deployment {name}: its pods are not part of vmwatch"
+            yield f"Deployment {name}: its pods lack the label app.kubernetes.io/part-of=vmwatch"
         for spread in pod(deployment)["spec"]["topologySpreadConstraints"]:
             if not matches(spread["labelSelector"], labels):
-                yield f"Deployment {name}: it is spread by other pods' labels"
+                yield f"Deployment {name}: its topology spread constraint selects other pods"
     for item in overlay.all("PodDisruptionBudget"):
         if len(overlay.selected(item["spec"]["selector"])) != 1:
-            yield f"PodDisruptionBudget {item['metadata']['name']} does not select one Deployment"
+            yield f"PodDisruptionBudget {item['metadata']['name']} must select exactly one Deployment"
     for item in overlay.all("NetworkPolicy"):
         if not overlay.selected(item["spec"]["podSelector"]) and not foreign(item["spec"]["podSelector"]):
             yield f"NetworkPolicy {item['metadata']['name']} selects no pod"
@@ -46,7 +46,7 @@ def port_names(overlay: Overlay):
     for service in overlay.all("Service"):
         chosen = overlay.selected({"matchLabels": service["spec"]["selector"]})
         if len(chosen) != 1:
-            yield f"Service {service['metadata']['name']} does not select one Deployment"
+            yield f"Service {service['metadata']['name']} must select exactly one Deployment"
         for port in service["spec"]["ports"]:
             if any(port["targetPort"] not in ports(deployment) for deployment in chosen):
                 yield f"Service {service['metadata']['name']}: its pods have no port {port['targetPort']}"
@@ -68,7 +68,7 @@ def port_names(overlay: Overlay):
                     for port in item["spec"]["ports"]
                 }
                 if service["port"]["name"] not in offered:
-                    yield f"Ingress {ingress['metadata']['name']}: no Service {service['name']} with that port"
+                    yield f"Ingress {ingress['metadata']['name']}: there is no Service {service['name']} with the port that it refers to"
 
 
 def ports_of_programs(overlay: Overlay):
@@ -76,17 +76,17 @@ def ports_of_programs(overlay: Overlay):
         name = program(deployment)
         found = ports(deployment)
         if found["health"] != sources.health_port(name):
-            yield f"{name}: health port {found['health']}, but the program's is {sources.health_port(name)}"
+            yield f"{name}: its health port is {found['health']}, but the program listens on {sources.health_port(name)}"
         if set(found.values()) != sources.image_ports(name):
-            yield f"{name}: ports {sorted(found.values())}, but its image exposes {sorted(sources.image_ports(name))}"
+            yield f"{name}: it declares the ports {sorted(found.values())}, but its image exposes {sorted(sources.image_ports(name))}"
         annotations = pod(deployment)["metadata"]["annotations"]
         if annotations["prometheus.io/port"] != str(found["health"]):
-            yield f"{name}: Prometheus does not scrape the port of the health listener"
+            yield f"{name}: the annotations for Prometheus do not name the port of the health listener"
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             asked = container(deployment)[probe]["httpGet"]
             wanted = "/readyz" if probe == "readinessProbe" else "/healthz"
             if asked["port"] not in found or asked["path"] != wanted:
-                yield f"{name}: its {probe} requests {asked}"
+                yield f"{name}: its {probe} requests {asked}, not {wanted} on a port of the container"
 
 
 def settings(overlay: Overlay):
@@ -96,7 +96,7 @@ def settings(overlay: Overlay):
         shared_map = {name for item in overlay.all("ConfigMap") for name in item["data"]}
         for name, _ in environment(overlay, deployment):
             if name not in (known if name in shared_map else own):
-                yield f"{program(deployment)} has no setting {name}"
+                yield f"{program(deployment)} does not have the setting {name}"
 
 
 def references(overlay: Overlay):
@@ -116,7 +116,7 @@ def references(overlay: Overlay):
         volumes = {volume["name"]: volume["secret"] for volume in pod(deployment)["spec"]["volumes"]}
         mounts = {mount["name"]: mount["mountPath"] for mount in container(deployment)["volumeMounts"]}
         if set(volumes) != set(mounts):
-            yield f"{name}: volumes {sorted(volumes)}, mounted {sorted(mounts)}"
+            yield f"{name}: its volumes {sorted(volumes)} differ from its mounts {sorted(mounts)}"
         files = set()
         for volume, secret in volumes.items():
             known = secret["secretName"] in made or secret["secretName"] in connections
@@ -126,10 +126,10 @@ def references(overlay: Overlay):
             files |= {f"{mounts[volume]}/{key}" for key in keys}
         for variable, value in environment(overlay, deployment):
             if variable.endswith("_FILE") and value not in files:
-                yield f"{name}: {variable} names {value}, which is not mounted"
+                yield f"{name}: {variable} refers to {value}, which is not mounted"
         user = dict(environment(overlay, deployment))["VMWATCH_NATS_USER"]
         if volumes["bus"]["secretName"] != f"{user}-nats":
-            yield f"{name}: the password of another user than {user}"
+            yield f"{name}: it logs in as {user} but has another user's password"
     for ingress in overlay.all("Ingress"):
         for secret in {tls["secretName"] for tls in ingress["spec"]["tls"]} - FOREIGN_SECRETS:
             yield f"Ingress {ingress['metadata']['name']}: deploy/secrets does not create the Secret {secret}"
@@ -157,7 +157,7 @@ def hardening(overlay: Overlay):
 
 
 def rolling_updates(overlay: Overlay):
-    """A replica stops only after its replacement is ready, and is not killed while it drains."""
+    """Checks that a replica stops only after its replacement is ready, and is not killed while it drains."""
     for deployment in overlay.all("Deployment"):
         name = program(deployment)
         if deployment["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] != 0:
@@ -165,9 +165,9 @@ def rolling_updates(overlay: Overlay):
         hook = container(deployment).get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
         needed = hook + overlay.drain_seconds(deployment) + FLUSH_SECONDS
         if pod(deployment)["spec"]["terminationGracePeriodSeconds"] < needed:
-            yield f"{name}: it is killed before {needed} s, while it may still be draining"
+            yield f"{name}: it is killed after less than {needed} s, while it may still be draining"
         if name == "gateway" and not hook:
-            yield "gateway: it stops listening before the cluster has removed it from its endpoints"
+            yield "gateway: a stopping replica closes its port before the cluster has removed it from the Service's endpoints"
 
 
 def autoscaling(overlay: Overlay):
@@ -184,7 +184,7 @@ def autoscaling(overlay: Overlay):
 
 
 def keda(overlay: Overlay):
-    """The ScaledObject has the limits and triggers of the HorizontalPodAutoscaler that it replaces."""
+    """Checks that the ScaledObject has the limits and triggers of the HorizontalPodAutoscaler that it replaces."""
     replaced = {item["metadata"]["name"]: item["spec"] for item in Overlay("production").all("HorizontalPodAutoscaler")}
     for item in overlay.all("ScaledObject"):
         before, spec = replaced[item["spec"]["scaleTargetRef"]["name"]], item["spec"]
@@ -200,4 +200,4 @@ def keda(overlay: Overlay):
             ("consumer_name", sources.constant("metrics-svc", "CONSUMER")),
         ]:
             if f'{label}="{value}"' not in query:
-                yield f"the ScaledObject does not watch the {label} {value}"
+                yield f"the ScaledObject does not observe the {label} {value}"

@@ -7,21 +7,21 @@ import re
 from . import sources
 from .overlay import FOREIGN_PODS, Overlay, environment, manifest, matches, program
 
-# Placeholders for the operator's names and addresses in overlays/production.
+# Placeholders in overlays/production for the operator's own names and addresses.
 EXAMPLES = re.compile(r"\bexample\.com\b|\b192\.0\.2\.\d+|=yours\b")
 
 
 def servers(overlay: Overlay):
-    """NATS and MongoDB accept only TLS, open only the ports that clients need, and do not run as root."""
+    """Checks that NATS and MongoDB accept only TLS, open only the ports that clients need, and do not run as root."""
     policies = overlay.all("NetworkPolicy")
     for name, (labels, known) in FOREIGN_PODS.items():
         own = [item["spec"] for item in policies if matches(item["spec"]["podSelector"], labels)]
         if not any("Ingress" in policy["policyTypes"] for policy in own):
-            yield f"{name} is open to every pod of the cluster"
+            yield f"no NetworkPolicy restricts access to {name}"
         for rule in [rule for policy in own for rule in policy.get("ingress", [])]:
             opened = {port["port"] for port in rule.get("ports", [])}
             if not rule.get("from") or not opened or opened - known:
-                yield f"{name}: a policy opens {sorted(opened) or 'every port'} to {rule.get('from') or 'every pod'}"
+                yield f"{name}: a NetworkPolicy opens {sorted(opened) or 'every port'} to {rule.get('from') or 'every pod'}"
     values, mongodb = manifest("nats-values.yaml"), manifest("mongodb.yaml")
     config = values["config"]
     if not (config["nats"]["tls"]["enabled"] and config["cluster"]["tls"]["enabled"] and values["tlsCA"]["enabled"]):
@@ -46,7 +46,7 @@ def servers(overlay: Overlay):
 
 
 def bus():
-    """The NATS servers of compose and of Kubernetes have the same limits and files."""
+    """Checks that the NATS servers of compose.yaml and of Kubernetes have the same limits and files."""
     document = (sources.ROOT / "deploy" / "nats" / "nats.conf").read_text()
     values = manifest("nats-values.yaml")
     merged = {**values["config"]["merge"], **values["config"]["jetstream"]["merge"]}
@@ -54,18 +54,18 @@ def bus():
                  "sync_interval"):
         here = re.search(rf"^\s*{name}: (\S+)$", document, re.M)[1].strip('"')
         if here != str(merged[name]).strip("<> "):
-            yield f"nats-values.yaml: {name} is {merged[name]}, in nats.conf {here}"
+            yield f"nats-values.yaml: {name} is {merged[name]}, but {here} in nats.conf"
     mounted = values["podTemplate"]["patch"][0]["value"]["secret"]
     if {item["key"] for item in mounted["items"]} != sources.secrets()[mounted["secretName"]]:
         yield f"nats-values.yaml does not mount all files of the Secret {mounted['secretName']}"
 
 
 def proxies(overlay: Overlay):
-    """A gateway behind an ingress needs the addresses of trusted proxies, and is reachable by these only."""
+    """Checks that a gateway behind an ingress trusts its proxies, and that only these proxies can reach it."""
     if not overlay.all("Ingress"):
         return
     if "VMWATCH_TRUSTED_PROXIES" not in dict(environment(overlay, overlay.deployment("vmwatch-gateway"))):
-        yield "the gateway is behind an ingress and trusts no proxy: all clients are one source"
+        yield "the gateway is behind an ingress but trusts no proxy, so that all clients have the same address"
     for policy in overlay.all("NetworkPolicy"):
         if overlay.deployment("vmwatch-gateway") in overlay.selected(policy["spec"]["podSelector"]):
             for rule in policy["spec"].get("ingress", []):
@@ -74,10 +74,10 @@ def proxies(overlay: Overlay):
 
 
 def decided(overlay: Overlay):
-    """The operator's copy has no placeholders left (`deploy/check/run --ready`)."""
+    """Checks that the operator has replaced all placeholders (`deploy/check/run --ready`)."""
     for item in overlay.objects:
         for text in sorted(set(EXAMPLES.findall(json.dumps(item).replace('": "', "=")))):
-            yield f"{item['kind']} {item['metadata']['name']} still has the example {text}"
+            yield f"{item['kind']} {item['metadata']['name']} still contains the placeholder {text}"
     trusted = dict(environment(overlay, overlay.deployment("vmwatch-gateway"))).get("VMWATCH_TRUSTED_PROXIES", "")
     try:
         networks = [ipaddress.ip_network(part.strip()) for part in trusted.split(",")]

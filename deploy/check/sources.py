@@ -1,4 +1,4 @@
-"""Reads settings, ports, metrics and names on the bus from the sources of the programs, so that the rules need no copy of
+"""Reads settings, ports, metrics and NATS names from the source code of the programs, so that the rules need no copy of
 them."""
 
 import functools
@@ -15,24 +15,24 @@ CRATES = {"gateway": "gateway", "auth": "auth-svc", "metrics": "metrics-svc", "l
 
 
 def text_of(crate: str) -> str:
-    """Sources of a crate, or of all crates in a folder."""
+    """Returns the source code of a crate, or of all crates in a folder."""
     paths = [*(ROOT / crate).glob("src/**/*.rs"), *(ROOT / crate).glob("*/src/**/*.rs")]
     return "\n".join(path.read_text() for path in sorted(paths))
 
 
 def settings(program: str) -> Set[str]:
-    """The environment variables of the program and of the shared crates."""
+    """Returns the environment variables that the program and the shared crates read."""
     return set(re.findall(r'"(VMWATCH_[A-Z0-9_]+)"', text_of(CRATES[program]) + text_of("shared")))
 
 
 def health_port(program: str) -> int:
-    """The port in `const HEALTH: &str = "127.0.0.1:9080"`."""
+    """Returns the program's default health port, from a line like `const HEALTH: &str = "127.0.0.1:9080"`."""
     return int(re.search(r'const HEALTH: &str = "127\.0\.0\.1:(\d+)"', text_of(CRATES[program]))[1])
 
 
 @functools.lru_cache(maxsize=None)
 def metrics() -> Dict[str, Set[str]]:
-    """Names of counters, gauges and histograms, with their labels."""
+    """Returns the names of all counters, gauges and histograms, with their labels."""
     found = {}
     for crate in [*CRATES.values(), "shared"]:
         for name, rest in re.findall(r'(?:counter|gauge|histogram)!\(\s*"([a-z0-9_]+)"((?:[^;])*?)\)\s*\.', text_of(crate)):
@@ -41,7 +41,7 @@ def metrics() -> Dict[str, Set[str]]:
 
 
 def owners() -> Set[str]:
-    """Programs that own streams: those with the command `setup`."""
+    """Returns the programs that own JetStream streams, which are those with the command `setup`."""
     return {name for name, crate in CRATES.items() if "SetupArguments" in text_of(crate)}
 
 
@@ -50,7 +50,7 @@ def constant(crate: str, name: str) -> str:
 
 
 def secrets() -> Dict[str, Set[str]]:
-    """Names and keys of the Secrets that `deploy/secrets kubernetes` prints, from a temporary store."""
+    """Returns the names and keys of the Secrets that `deploy/secrets kubernetes` prints; runs it in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, ROOT / "deploy" / "secrets", "--store", folder, "kubernetes"]
         printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -58,6 +58,6 @@ def secrets() -> Dict[str, Set[str]]:
 
 
 def image_ports(program: str) -> Set[int]:
-    """EXPOSE of the program's stage in deploy/Dockerfile."""
+    """Returns the ports that the program's image exposes, according to deploy/Dockerfile."""
     stage = re.search(rf"\nFROM scratch AS {program}\n(.*?)ENTRYPOINT", (ROOT / "deploy" / "Dockerfile").read_text(), re.S)[1]
     return {int(port) for line in re.findall(r"EXPOSE (.*)", stage) for port in line.split()}

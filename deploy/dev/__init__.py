@@ -1,28 +1,28 @@
 """The implementation of `./dev`. It uses only Python's standard library, so that it runs without installing anything.
 
-    commands    table of commands, help, exit codes
+    commands    the table of commands, the help text, and exit codes
     up          `up`: from a fresh machine to a running stack
     inspect     `status`, `logs`, `down`
     checks      `test`: formatting, lints, builds, tests
-    peer        `peer`: tests a driver against the real system
-    bench       `bench`: benchmarks on release builds; `soak`: long forms of the fault tests
-    figures     results that tests measured: printed, and written for `--json FILE`
+    peer        `peer`: tests the Nova driver against a real OpenStack Nova
+    bench       `bench`: runs benchmarks on release builds; `soak`: runs the long forms of the fault tests
+    figures     prints the figures that tests measured, and writes them to the file given by --json
 
-    stack       programs of a stack: arguments, environment, start and stop order
-    machines    instance id of this machine, VMs of the test hypervisor
-    guide       output of `up`: waits for the first rows, prints `curl` lines to paste
-    state       .dev/: the lock and the running programs
+    stack       the programs of a stack: arguments, environment, order of starting and stopping
+    machines    the instance id of this machine, and the VMs of libvirt's test driver
+    guide       the output of `up`: waits for the first rows and prints `curl` commands to paste
+    state       the folder .dev/: the lock and the list of running programs
 
-    hypervisor  libvirtd and the real VM of `up --guest`
-    guest       image of that VM
+    hypervisor  libvirtd and the real VM that `up --guest` starts
+    guest       the image of that VM
 
-    tools       nats-server and the database, from PATH or a cache
+    tools       finds nats-server and the database in PATH or installs them into a cache
     venv        virtual environments for Python programs
-    apt         Debian packages, also from another release
-    cargo       the build
+    apt         installs Debian packages, also from another release
+    cargo       builds the programs with cargo
 
     terminal    colours, tables, progress, error messages
-    processes   process identities that survive reused pids; start, stop, run with progress
-    ports       free ports
-    layout      paths
+    processes   starts, stops and identifies processes safely even if pids are reused
+    ports       finds free ports
+    layout      the paths of files and folders
 """

@@ -12,14 +12,14 @@ from typing import Dict, List, Optional
 from . import processes
 from .terminal import Problem, Step
 
-# Wait up to 300 s for another running apt or dpkg.
+# Options that let apt wait up to 300 s for another running apt or dpkg.
 WAIT_FOR_LOCK = "DPkg::Lock::Timeout=300"
 SUITE_NAMES = {"stable", "oldstable", "testing", "unstable", "sid"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """An archive in apt's sources."""
+    """A package archive that apt's configuration lists."""
 
     uri: str
     suites: tuple
@@ -27,11 +27,11 @@ class Source:
     signed_by: str = ""
 
     def serves_release(self, codename: str) -> bool:
-        """Whether this is an archive of complete releases, not of security fixes, updates or third-party packages."""
+        """Whether the archive has complete Debian releases, not only security fixes, updates or third-party packages."""
         return "main" in self.components and bool({codename, *SUITE_NAMES} & set(self.suites))
 
     def stanza(self, suite: str) -> str:
-        """The deb822 form of this archive, with another suite."""
+        """Returns this archive in deb822 format, with the suite replaced."""
         text = f"Types: deb\nURIs: {self.uri}\nSuites: {suite}\nComponents: main\n"
         return text + (f"Signed-By: {self.signed_by}\n" if self.signed_by else "")
 
@@ -60,7 +60,7 @@ def _fields(stanza: str) -> Dict[str, str]:
     name = ""
     for line in stanza.splitlines():
         if line[:1] in (" ", "\t") and name:
-            # A continuation line, for example of an inline key, is kept as it is.
+            # A continuation line is kept unchanged, for example a line of a key that the stanza contains.
             fields[name] += "\n" + line.rstrip()
         elif ":" in line:
             name, _, value = line.partition(":")
@@ -70,7 +70,7 @@ def _fields(stanza: str) -> Dict[str, str]:
 
 
 def parse_list(text: str) -> List[Source]:
-    """Parses a one-line-style `.list` file: `deb [options] uri suite components…`."""
+    """Parses a `.list` file, which has one archive per line: `deb [options] uri suite components…`."""
     sources = []
     for line in text.splitlines():
         match = re.match(r"\s*deb\s+(?:\[([^\]]*)\]\s+)?(\S+)\s+(\S+)((?:\s+\S+)*)", line.partition("#")[0])
@@ -121,7 +121,7 @@ def _as_root(names: str) -> List[str]:
         return []
     if shutil.which("sudo"):
         if sys.stdin.isatty():
-            # Ask for the password now, before a progress line hides the prompt.
+            # sudo asks for the password now, before a progress line could hide the prompt.
             subprocess.run(["sudo", "-v"], check=False)
         return ["sudo", "-n"]
     raise Problem(f"these Debian packages are missing: {names}", f"Run as root: apt-get install {names}")
@@ -130,8 +130,8 @@ def _as_root(names: str) -> List[str]:
 def fetch(package: str, suite: str, into: Path, log: Path) -> Path:
     """Downloads `package` of another `suite` and unpacks it into `into`, without changing the system.
 
-    Uses the mirror and key of the machine's own sources. Lists and caches are private, so this needs neither root nor
-    changes in /etc.
+    The mirror and key come from the machine's own apt configuration. apt's lists and caches are in a private folder, so that
+    neither root nor changes in /etc are needed.
     """
     release = codename()
     candidates = [source for source in sources() if source.serves_release(release)]
@@ -139,7 +139,7 @@ def fetch(package: str, suite: str, into: Path, log: Path) -> Path:
         raise Problem(
             f"cannot fetch {package}: apt's sources contain no archive of Debian {release or 'releases'}"
         )
-    # Prefer Debian's own archive to third-party archives with the same layout.
+    # Debian's own archive is preferred to third-party archives with the same layout.
     candidates.sort(key=lambda source: "debian-archive" not in source.signed_by)
     failure: Optional[Problem] = None
     for source in candidates:
@@ -162,10 +162,10 @@ def _fetch_from(source: Source, package: str, suite: str, into: Path, log: Path)
         f"Dir::Cache={into}/cache",
         "Acquire::Languages=none",
         "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false",
-        # Signatures are checked, but not the age of the lists: mirrors of a testing release lag behind, and the caller
-        # checks the version.
+        # apt checks the signatures of the package lists but not their age, because mirrors of a testing release lag
+        # behind. The caller checks the version of the package.
         "Acquire::Check-Valid-Until=false",
-        # apt's download user cannot write below a home folder.
+        # apt downloads as the current user, because its own download user cannot write to a folder in a home folder.
         "APT::Sandbox::User=root",
     ):
         command += ["-o", option]

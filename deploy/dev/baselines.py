@@ -1,4 +1,4 @@
-"""Installs the Python and Node baselines of `bench` into the cache."""
+"""Installs the Python and Node.js programs that `bench` compares vmwatch with, into the cache."""
 
 import os
 import re
@@ -10,19 +10,19 @@ from . import layout, processes, tools, venv
 from .terminal import Problem, Step
 
 HOME = layout.ROOT / "bench" / "baselines"
-# Every package is pinned, so that results are comparable.
+# The versions of all packages are pinned, so that results are comparable.
 REQUIREMENTS = HOME / "wsgi" / "requirements.txt"
 PACKAGES = ("package.json", "package-lock.json")
-# Required by gunicorn.
+# The minimum Python version that gunicorn supports.
 PYTHON_LEAST = (3, 10)
-# Required by the MongoDB driver.
+# The minimum Node.js version that the MongoDB driver supports.
 NODE_LEAST = 20
-# Node from PyPI, used if Node in PATH is missing or too old.
+# Node.js as a package from PyPI, used if Node.js in PATH is missing or too old.
 NODE_WHEEL = HOME / "node" / "requirements.txt"
 
 
 def environment() -> dict:
-    """The variables that tell the `bench` crate where the programs are. Variables already set take precedence."""
+    """Returns the environment variables with the paths of these programs for the `bench` crate. Variables already set take precedence."""
     found = {
         "VMWATCH_BENCH_GUNICORN": _gunicorn,
         "VMWATCH_BENCH_NODE": _node,
@@ -51,15 +51,15 @@ def _version(node: str) -> int:
 
 
 def _modules() -> Path:
-    """The folder with the packages of package-lock.json, installed if missing or outdated."""
+    """Returns the folder with the packages of package-lock.json, which are installed if missing or outdated."""
     home = layout.tools() / "baseline-node"
     node = Path(_node())
     if all(_is_copy(HOME / "node" / name, home / name) for name in PACKAGES):
         return home / "node_modules"
     npm = node.with_name("npm") if node.with_name("npm").exists() else shutil.which("npm")
     if not npm:
-        raise Problem("npm is not in PATH", "Install it, or set VMWATCH_BENCH_NODE_MODULES to the installed packages.")
-    with tools.installing(), Step("installing the packages of the Node baseline") as step:
+        raise Problem("npm is not in PATH", "Install npm, or set VMWATCH_BENCH_NODE_MODULES to the installed packages.")
+    with tools.installing(), Step("installing the packages of the Node.js program for comparison") as step:
         shutil.rmtree(home, ignore_errors=True)
         partial = home.with_name(f".{home.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)

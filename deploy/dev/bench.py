@@ -1,4 +1,4 @@
-"""`bench`: benchmarks on release builds, best run on an idle machine. `soak`: the long forms of the fault tests."""
+"""`bench` runs benchmarks on release builds, best on an idle machine. `soak` runs the long forms of the fault tests."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ from . import baselines, cargo, checks, figures, layout, processes, tools
 from .terminal import EX_USAGE, Problem, Step, say, style
 
 SERVICES = ["gateway", "metrics-svc", "auth-svc", "lifecycle-svc"]
-# The programs that each benchmark starts.
+# The binaries that each benchmark needs.
 PROGRAMS = {
     "ingest": ["metrics-svc"],
     "latest": ["metrics-svc"],
@@ -15,14 +15,14 @@ PROGRAMS = {
     "agent": ["metrics-svc", "agent"],
     "all": [*SERVICES, "agent"],
 }
-# The benchmarks that need the Python and Node baselines.
+# The benchmarks that compare vmwatch with programs in Python and Node.js.
 COMPARING = ["gateway", "all"]
-# Length of the outages in a soak test; the default in tests is 3s.
+# Duration of each outage in a soak test; in other tests the default is 3 s.
 OUTAGE = "30s"
 
 
 def bench(arguments) -> int:
-    """Builds the programs and runs the `bench` crate with the arguments."""
+    """Builds the programs and runs the benchmark with the given arguments."""
     name = next((argument for argument in arguments if not argument.startswith("-")), "")
     if name not in PROGRAMS:
         raise Problem(f"unknown benchmark `{name}`", "Run ./dev bench with one of: " + ", ".join(PROGRAMS))
@@ -45,7 +45,7 @@ def _build_for_release(what) -> None:
 
 
 def soak(arguments) -> int:
-    """Runs the long forms of the fault tests. Remaining arguments go to the test runner."""
+    """Runs the long forms of the fault tests. Remaining arguments are passed to the test runner."""
     target, arguments = figures.option(arguments, "--json")
     minutes, arguments = figures.option(arguments, "--minutes")
     minutes = minutes or "60"
@@ -56,7 +56,7 @@ def soak(arguments) -> int:
     environment = {"VMWATCH_TEST_OUTAGE": OUTAGE, **checks.servers(), "VMWATCH_TEST_SOAK": f"{minutes}m"}
     _build_for_release(["--workspace", "--bins"])
     runner = ["cargo", "test", "--release", "--package", "e2e", "--test", "e2e", "--"]
-    # One at a time, because the long forms check time limits.
+    # The tests run one at a time, because the long forms check time limits.
     runner += ["--nocapture", "--test-threads", "1"]
     runner += arguments or ["ingest", "faults", "security::guest", "security::passwords"]
     outages = f"outages of {environment['VMWATCH_TEST_OUTAGE']}, mixed load for {minutes} min"

@@ -1,4 +1,4 @@
-"""The build. `up` and `test` share its command, so that neither invalidates the other's build."""
+"""Builds the programs with cargo. `up` and `test` use the same command, so that neither invalidates the other's build."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from . import layout, processes
 from .terminal import Problem, Step
 
-# The dev profile is also used by the tests, and the first build does not wait for whole-program optimization.
+# The dev profile is used because the tests use it as well, and because the first build then takes less time.
 PROFILE_FOLDER = "debug"
 
 
 def environment():
-    """The environment that makes cargo write its progress bar to a pipe too, to read its count of crates."""
+    """Returns the environment that makes cargo write its progress bar even to a pipe, so that progress can be shown."""
     return {**os.environ, "CARGO_TERM_PROGRESS_WHEN": "always", "CARGO_TERM_PROGRESS_WIDTH": "100"}
 
 
@@ -29,7 +29,7 @@ def progress(line: str) -> str:
 
 
 def check() -> None:
-    """Fails if cargo is missing or too old for the workspace."""
+    """Raises a Problem if cargo is missing or older than the workspace requires."""
     if not shutil.which("cargo"):
         raise Problem("cargo is not in PATH", "Install Rust with rustup, or add its bin folder to PATH.")
     needed = re.search(r'(?m)^rust-version = "([\d.]+)"', (layout.ROOT / "Cargo.toml").read_text())[1]
@@ -37,7 +37,7 @@ def check() -> None:
     found = re.search(r"(\d+\.\d+)", output)
     if not found or _numbers(found[1]) < _numbers(needed):
         installed = output.strip() or "none"
-        raise Problem(f"Rust {needed} or newer is needed; installed: {installed}", "Run: rustup update stable")
+        raise Problem(f"Rust {needed} or newer is required, but the installed version is {installed}", "Run: rustup update stable")
 
 
 def _numbers(version: str):
@@ -45,7 +45,7 @@ def _numbers(version: str):
 
 
 def target_folder(profile: str = PROFILE_FOLDER) -> Path:
-    """The folder of the built binaries, considering CARGO_TARGET_DIR and cargo's configuration."""
+    """Returns the folder with the built binaries; CARGO_TARGET_DIR and cargo's configuration can change it."""
     metadata = subprocess.run(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"],
         capture_output=True, text=True, cwd=layout.ROOT,

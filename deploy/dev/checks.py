@@ -9,15 +9,15 @@ from . import cargo, dependencies, figures, guest, layout, processes, schemathes
 from .terminal import Problem, Step, say, style
 
 
-# The arguments that each option passes to deploy/offline/run.
+# The arguments for deploy/offline/run, by the option of `./dev test`.
 CONTAINERS = {"--containers": [], "--containers=if-possible": ["--if-possible"]}
 
 
 def test(arguments) -> int:
-    """Runs all checks that a change must pass. Arguments other than these go to the test runner:
+    """Runs all checks that a change must pass. Arguments other than the following are passed to the test runner:
 
-    --containers also runs the images and compose.yaml, and end-to-end tests with NATS and the database in containers;
-    --containers=if-possible does so only if a Docker engine is available. --json FILE writes what the tests measured.
+    --containers also tests the images and compose.yaml, and runs end-to-end tests with NATS and the database in containers;
+    --containers=if-possible does so only if a Docker engine is available. --json FILE writes the figures that tests measured.
     """
     target, arguments = figures.option(arguments, "--json")
     offline = [CONTAINERS[argument] for argument in arguments if argument in CONTAINERS]
@@ -30,18 +30,18 @@ def test(arguments) -> int:
     _step("unit tests of ./dev", "dev-parts", _unittest("test_*.py"))
     _step("deployment files", "deployment", [sys.executable, "-B", layout.ROOT / "deploy" / "check" / "run"])
     dependencies.check()
-    # The gateway embeds the page, so the page is built first.
+    # The web page is built first, because the gateway's binary contains it.
     web.build()
     _step("lints", "clippy", ["cargo", "clippy", "--workspace", "--all-targets", *_locked(), "--", "-D", "warnings"])
     for title, name, command in _without_libvirt():
         _step(title, name, command)
-    # Built last, because the previous steps leave a vmwatch-lifecycle without libvirt in the same folder.
+    # This is the last build, because the previous steps leave a vmwatch-lifecycle without libvirt in the same folder.
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
     _step("./dev up, pasted lines, ./dev down", "dev-whole", _unittest("whole_*.py"))
-    _step("examples in the documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
+    _step("examples in the API documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")
-    # Show the runner's own output.
+    # The test runner's own output is shown instead of a progress line.
     with figures.Figures(target) as measured:
         environment.update(measured.environment())
         code = subprocess.run(runner, cwd=layout.ROOT, env=environment).returncode
@@ -51,7 +51,7 @@ def test(arguments) -> int:
 
 
 def _without_libvirt() -> list:
-    """The lints of lifecycle-svc without libvirt, and its tests with Nova only."""
+    """Runs the lints and tests of lifecycle-svc built without libvirt, that is, only with the Nova driver."""
     package = ["-p", "lifecycle-svc", "--no-default-features", *_locked()]
     return [
         ("lints without libvirt", "clippy-nova", ["cargo", "clippy", *package, "--all-targets", "--", "-D", "warnings"]),
@@ -63,7 +63,7 @@ def _without_libvirt() -> list:
 
 
 def _environment() -> dict:
-    """The variables that tell the tests which programs to start. Variables already set take precedence."""
+    """Returns the environment variables with the paths of programs that tests start. Variables already set take precedence."""
     environment = servers()
     tools.install_system(tools.FILTER_NEEDS)
     if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
@@ -79,7 +79,7 @@ def _environment() -> dict:
 
 
 def servers() -> dict:
-    """The environment with the NATS server and database to start. Variables already set take precedence."""
+    """Returns the environment with the paths of NATS and the database for tests. Variables already set take precedence."""
     environment = dict(os.environ)
     if not environment.get("VMWATCH_TEST_NATS_SERVER"):
         environment["VMWATCH_TEST_NATS_SERVER"] = str(tools.nats_server())
@@ -89,12 +89,12 @@ def servers() -> dict:
 
 
 def _locked() -> list:
-    """In CI, an outdated lock file is an error."""
+    """Returns the option that makes an outdated lock file an error in CI."""
     return ["--locked"] if os.environ.get("CI") else []
 
 
 def _components() -> None:
-    """Installs rustfmt and clippy, which rustup's minimal profile does not include."""
+    """Installs rustfmt and clippy if they are missing; rustup's minimal profile does not include them."""
     missing = [name for name in ("rustfmt", "clippy") if not _has(name)]
     if not missing:
         return
@@ -113,7 +113,7 @@ def _has(component: str) -> bool:
 
 
 def _unittest(pattern: str) -> list:
-    """The command that runs this tool's own tests. -B avoids __pycache__ folders next to the sources."""
+    """Returns the command that runs the tests of ./dev. -B avoids __pycache__ folders next to the sources."""
     where = ["-t", "deploy", "-s", "deploy/dev/tests", "-p", pattern]
     return [sys.executable, "-B", "-W", "error", "-m", "unittest", "discover", "-v", *where]
 
@@ -126,7 +126,7 @@ def _step(title: str, name: str, command: list) -> None:
 
 
 def _runner(arguments: list) -> list:
-    """The test command: nextest if it is installed, or else cargo test."""
+    """Returns the command that runs the tests: cargo nextest if it is installed, otherwise cargo test."""
     if subprocess.run(["cargo", "nextest", "--version"], capture_output=True).returncode == 0:
         profile = ["--profile", "ci"] if os.environ.get("CI") else []
         return ["cargo", "nextest", "run", "--workspace", *profile, *_locked(), *arguments]
@@ -135,7 +135,7 @@ def _runner(arguments: list) -> list:
 
 
 def e2e_runner(names: list) -> list:
-    """The command that runs the end-to-end tests whose names contain one of these texts."""
+    """Returns the command that runs the end-to-end tests whose names contain one of the given texts."""
     if _runner([])[1] == "nextest":
         return ["cargo", "nextest", "run", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]
     return ["cargo", "test", "--workspace", "--no-fail-fast", *_locked(), "--test", "e2e", "--", *names]

@@ -1,4 +1,4 @@
-"""Table of commands, help, exit codes."""
+"""The table of commands, the help text, and the exit codes of ./dev."""
 
 import sys
 from dataclasses import dataclass
@@ -22,34 +22,34 @@ class Command:
 COMMANDS = [
     Command(
         "up [--detach] [--guest]",
-        "install missing tools, build, start a stack, print how to use it; --guest: with a real VM in QEMU", up.up,
+        "install missing tools, build and start a stack, and print how to use it; --guest adds a real VM in QEMU", up.up,
     ),
     Command("status [--json]", "show the running programs, their state and addresses", inspect.status),
-    Command("logs [SERVICE...] [-f]", "show the end of all logs, or the named logs in full; -f: follow", inspect.logs),
+    Command("logs [SERVICE...] [-f]", "show the last lines of all logs, or the named services' whole logs; -f follows them", inspect.logs),
     Command("down", "stop the stack; its data stays in .dev/", inspect.down),
-    Command("test [ARGUMENTS]", "check formatting and lints, run all tests; arguments go to the test runner", checks.test),
+    Command("test [ARGUMENTS]", "check formatting and lints, run all tests; arguments are passed to the test runner", checks.test),
     Command(
         "test --containers",
-        "the same, then test the images and compose.yaml in Docker (needs root if no Docker runs)", checks.test,
+        "run ./dev test, then test the images and compose.yaml in Docker (needs root if no Docker engine runs)", checks.test,
     ),
     Command("soak [--minutes N]", "run the long forms of the fault tests, with mixed load for N minutes [60]", bench.soak),
-    Command("fuzz [SECONDS]", "fuzz the parsers of untrusted input, SECONDS each [30]", fuzz.fuzz),
+    Command("fuzz [SECONDS]", "fuzz the parsers of untrusted input, each for SECONDS [30]", fuzz.fuzz),
     Command(
         "bench NAME [ARGUMENTS]",
-        "benchmark: gateway, login, agent, ingest, latest or all; --json FILE, --report FILE (Markdown)", bench.bench,
+        "run a benchmark: gateway, login, agent, ingest, latest or all; --json FILE and --report FILE write the results", bench.bench,
     ),
     Command("peer nova", "install OpenStack's Keystone and Nova and test the Nova driver against them", peer.peer),
-    Command("install", "only install the tools for `up` and `test`", up.install),
+    Command("install", "install the tools that `up` and `test` need, without building vmwatch", up.install),
     Command("help", "show this help", lambda _: show_help()),
 ]
 
 SETTINGS = [
-    ("VMWATCH_LISTEN", "address of the gateway [127.0.0.1:8086]"),
+    ("VMWATCH_LISTEN", "address and port of the gateway [127.0.0.1:8086]"),
     ("VMWATCH_NATS_URL", "use this NATS server (2.11 or newer, with JetStream) instead of starting one"),
     ("VMWATCH_MONGODB_URI", "use this MongoDB instead of starting a database"),
-    ("VMWATCH_HYPERVISORS", "use these hypervisors instead of libvirt's test driver, such as lab=qemu:///system"),
+    ("VMWATCH_HYPERVISORS", "use these hypervisors, such as lab=qemu:///system, instead of libvirt's test driver"),
     ("VMWATCH_INSTANCE_ID", "instance id of this machine [its DMI product_uuid]"),
-    ("VMWATCH_DEV_DIR", "folder for data, logs and the first password [.dev]"),
+    ("VMWATCH_DEV_DIR", "folder for data, logs and the initial password [.dev]"),
     ("VMWATCH_CACHE", "folder for installed tools [~/.cache/vmwatch]"),
     ("NO_COLOR", "if set, disables colours"),
 ]
@@ -61,9 +61,9 @@ def show_help() -> int:
     say(style("Commands", "strong"))
     say(table([("  " + command.usage, command.summary) for command in COMMANDS]))
     say()
-    say("With --json FILE, test and soak write the results that the tests measured to FILE.")
+    say("With --json FILE, test and soak write the figures that the tests measured to FILE.")
     say()
-    say(style("Settings", "strong") + " (environment variables; the programs also receive their own)")
+    say(style("Settings", "strong") + " (environment variables; settings of the programs can be set as well; see docs/settings.md)")
     say(table([("  " + name, help_text) for name, help_text in SETTINGS]))
     return 0
 
@@ -83,10 +83,10 @@ def main(arguments: List[str]) -> int:
         tell(problem)
         return problem.code
     except KeyboardInterrupt:
-        # 128 + SIGINT, as in a shell.
+        # The exit code is 128 + SIGINT, as in a shell.
         return 130
     except BrokenPipeError:
-        # The reader of the output has closed it (`./dev logs | head`). Closing stderr keeps the interpreter's flush at
-        # exit from printing an error.
+        # The program that reads the output has closed the pipe (`./dev logs ... head`). Closing stderr keeps the
+        # interpreter from printing an error when it flushes at exit.
         sys.stderr.close()
         return 0

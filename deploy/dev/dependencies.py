@@ -1,4 +1,4 @@
-"""Checks dependencies with cargo-deny: licences, versions and sources, and advisories if a copy of them exists."""
+"""Checks dependencies with cargo-deny: licences, versions, sources and, if a local copy exists, security advisories."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from .terminal import Step, note
 
 
 def check() -> None:
-    """Fails if a dependency violates deny.toml."""
+    """Raises a Problem if a dependency violates deny.toml."""
     program = cargotools.program("cargo-deny")
     log = layout.LOGS / "test" / "dependencies.log"
 
@@ -20,17 +20,17 @@ def check() -> None:
     with Step("dependencies: licences, versions, sources") as step:
         run(step, "--locked", "licenses", "bans", "sources")
         if has_advisories:
-            # Use the copy as it is: tests do not access the network.
+            # The local copy of the advisories is not updated, because tests do not access the network.
             run(step, "--offline", "advisories")
         step.done()
     if not has_advisories:
         note(
-            "Dependencies were not checked for known vulnerabilities: there is no copy of the RustSec advisories.\n"
+            "Dependencies were not checked for known vulnerabilities: there is no local copy of the RustSec advisories.\n"
             f"To fetch one for future runs: {program} fetch db"
         )
 
 
 def _advisories() -> bool:
-    """Whether a copy of the RustSec advisories exists."""
+    """Whether a local copy of the RustSec advisories exists."""
     home = Path(os.environ.get("CARGO_HOME") or Path.home() / ".cargo")
     return any((home / "advisory-dbs").glob("*/crates"))

@@ -1,4 +1,4 @@
-"""Results that tests measured: printed at the end of a run, and written for `--json FILE`."""
+"""Prints the figures that tests measured at the end of a run, and writes them to a file with `--json FILE`."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def option(arguments: list, name: str):
 
 
 class Figures:
-    """Context manager that collects the results of tests run with `environment()`."""
+    """A context manager that collects the figures measured by tests that run with `environment()`."""
 
     def __init__(self, target):
         self.target = Path(target) if target else None
@@ -48,11 +48,11 @@ class Figures:
             self.target.write_text(json.dumps({"figures": figures}, indent=2) + "\n")
 
     def environment(self) -> dict:
-        """The variable with the file to which tests append one JSON object per line."""
+        """Returns the environment variable with the path of the file to which tests append one JSON object per line."""
         return {"VMWATCH_FIGURES": self._lines}
 
     def read(self) -> dict:
-        """The results by name; the last one wins if a name occurs twice."""
+        """Returns the figures by name; if a name occurs twice, the later figure is returned."""
         with open(self._lines, encoding="utf-8") as lines:
             figures = [json.loads(line) for line in lines]
         values = {figure["name"]: figure["value"] for figure in figures}

@@ -13,13 +13,13 @@ SECONDS = 30
 
 
 def fuzz(arguments) -> int:
-    """Runs each target for a number of seconds. Failing inputs are saved in tests/fuzz/artifacts."""
+    """Runs each fuzz target for the given number of seconds. Failing inputs are saved in tests/fuzz/artifacts."""
     if len(arguments) > 1 or not all(argument.isdecimal() and int(argument) > 0 for argument in arguments):
         raise Problem("./dev fuzz takes only a number of seconds", code=EX_USAGE)
     seconds = int(arguments[0]) if arguments else SECONDS
     cargo.check()
     tools.install_system([*tools.BUILD_NEEDS, tools.CXX])
-    # Use the same dependency versions as the product.
+    # The fuzz targets use the same versions of dependencies as the product.
     shutil.copyfile(layout.ROOT / "Cargo.lock", FOLDER / "Cargo.lock")
     target = layout.cache() / "build" / "fuzz"
     # RUSTC_BOOTSTRAP lets the stable compiler accept the unstable flags for libFuzzer's coverage.
@@ -30,7 +30,7 @@ def fuzz(arguments) -> int:
         processes.run(step, build, layout.LOGS / "fuzz.log", cargo.progress, env=environment, cwd=layout.ROOT)
         step.done()
     for name in TARGETS:
-        # New inputs go into a copy, so that the committed corpus stays small.
+        # New inputs are saved in a copy of the corpus, so that the committed corpus stays small.
         corpus = layout.DOT / "fuzz" / name
         shutil.copytree(FOLDER / "corpus" / name, corpus, dirs_exist_ok=True)
         say(f"\n{style(name, 'strong')}: {seconds} s")
@@ -38,5 +38,5 @@ def fuzz(arguments) -> int:
         run = [command[0], "run", *command[1:], "--sanitizer", "none", name, corpus, "--", *options, "-print_final_stats=1"]
         code = subprocess.run(run, cwd=layout.ROOT, env={**os.environ, **environment}).returncode
         if code:
-            raise Problem(f"{name}: found a failing input", f"It is in {layout.short(FOLDER)}/artifacts/{name}.")
+            raise Problem(f"{name}: found a failing input", f"The input is in {layout.short(FOLDER)}/artifacts/{name}.")
     return 0

@@ -1,6 +1,6 @@
 """Builds a guest image of a few MB: Debian's cloud kernel, and an initramfs with busybox and the agent.
 
-Even without KVM, its user space is up within seconds under QEMU. Its only program is `vmwatch-agent`.
+Even without KVM, the guest boots within seconds in QEMU. The only program that it runs is `vmwatch-agent`.
 """
 
 import gzip
@@ -15,10 +15,11 @@ from typing import Dict, List
 from . import apt, cargo, layout, processes, tools
 from .terminal import Problem, Step
 
-# Drivers for the devices in deploy/guest/domain.xml. Each module lists its own dependencies.
+# Kernel modules with the drivers for the devices in deploy/guest/domain.xml. Their dependencies are found
+# automatically.
 MODULES = ["virtio_pci", "virtio_net", "virtio_blk", "virtio_balloon", "virtio-rng", "button", "evdev"]
 TARGET = "x86_64-unknown-linux-gnu"
-# Debian's metapackage, which depends on the newest versioned kernel package.
+# Debian's metapackage, which depends on the package of the newest kernel version.
 KERNEL = "linux-image-cloud-amd64"
 
 NEEDS = [
@@ -33,9 +34,10 @@ NEEDS = [
 
 
 def image() -> Path:
-    """The folder with `vmlinuz` and `initramfs.gz`, built if missing or if the agent has changed."""
+    """Returns the folder with `vmlinuz` and `initramfs.gz`, which are built if missing or if the agent has changed."""
     tools.install_system(_needs())
-    # Built without the lock: cargo has its own, and a `dev` that only needs NATS need not wait.
+    # The agent is built without holding the lock of ./dev: cargo has its own lock, and another ./dev that only installs
+    # NATS need not wait.
     agent = _agent()
     with tools.installing():
         parts = _parts()
@@ -53,7 +55,7 @@ def image() -> Path:
 
 
 def _needs() -> List[tools.Need]:
-    """The needs of the guest. Debian's QEMU conflicts with a newer qemu-utils from backports, which is downgraded."""
+    """Returns the packages that the guest needs. Debian's QEMU conflicts with a newer qemu-utils from backports, which is downgraded."""
     query = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "qemu-utils"], capture_output=True, text=True)
     if "~bpo" not in query.stdout or all(need.present() for need in NEEDS):
         return NEEDS
@@ -62,7 +64,7 @@ def _needs() -> List[tools.Need]:
 
 
 def _parts() -> Path:
-    """The folder with kernel and busybox, unpacked from Debian's packages."""
+    """Returns the folder with the kernel and busybox, which are unpacked from Debian's packages."""
     parts = layout.tools() / "guest-parts"
     if parts.exists():
         return parts
@@ -94,7 +96,7 @@ def _kernel_package() -> str:
 
 
 def _agent() -> Path:
-    """Builds the agent, statically linked."""
+    """Builds a statically linked agent and returns its path."""
     objects = layout.cache() / "build" / "guest"
     command = ["cargo", "build", "-p", "agent", "--profile", "guest", "--target", TARGET, "--target-dir", objects]
     environment = {**cargo.environment(), "RUSTFLAGS": "-C target-feature=+crt-static"}
@@ -122,13 +124,13 @@ def _make(parts: Path, agent: Path, made: Path) -> None:
     for path in modules:
         archive.file(f"modules/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(path.name + "\n" for path in modules).encode())
-    # Without a time stamp, the same parts give the same file.
+    # The archive has no time stamp, so that equal contents give an identical file.
     (partial / "initramfs.gz").write_bytes(gzip.compress(archive.bytes(), mtime=0))
     partial.rename(made)
 
 
 def in_order(modules: Dict[str, Path]) -> List[Path]:
-    """The required modules, each after its dependencies. Missing modules are built into the kernel."""
+    """Returns the files of the required modules, each after its dependencies. Modules without a file are built into the kernel."""
     ordered: List[Path] = []
 
     def add(name: str) -> None:
@@ -145,7 +147,7 @@ def in_order(modules: Dict[str, Path]) -> List[Path]:
 
 
 def depends(module: bytes) -> List[str]:
-    """The dependencies of a kernel module: `depends=a,b` in its NUL-separated module info."""
+    """Returns the dependencies of a kernel module, which its NUL-separated module info contains as `depends=a,b`."""
     start = module.find(b"\0depends=")
     if start < 0:
         return []
@@ -177,7 +179,8 @@ class Archive:
 
     def _entry(self, name: str, mode: int, content: bytes) -> None:
         self._inode += 1
-        # ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor, namesize, check
+        # The fields are: ino, mode, uid, gid, nlink, mtime, filesize, devmajor, devminor, rdevmajor, rdevminor,
+        # namesize, check.
         numbers = [self._inode, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0]
         self._out += b"070701" + b"".join(b"%08X" % number for number in numbers)
         self._out += name.encode() + b"\0"
@@ -190,7 +193,7 @@ class Archive:
 
 
 def _keep_newest(home: Path, newest: Path) -> None:
-    """Deletes images of older agents, except for the last one, which a running stack may still use."""
+    """Deletes the images of older agents, except the newest of them, which a running stack may still use."""
     older = sorted((path for path in home.iterdir() if path != newest), key=os.path.getmtime)
     for path in older[:-1]:
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The output of `up`. It waits for the first rows, so that the printed `curl` lines return rows."""
+"""Prints how to use a stack after `up`. It first waits for rows, so that the printed `curl` commands return some."""
 
 import json
 import os
@@ -20,8 +20,8 @@ ROWS_LIMIT = 60.0
 
 
 def post(state: State, request: dict) -> dict:
-    """Sends a request of the documented API. Returns {} if there is no readable answer."""
-    # Bypass any proxy set in the environment.
+    """Sends a request of the documented API. Returns {} if the answer is missing or not JSON."""
+    # The request bypasses any proxy that is configured in the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(state.gateway + PATH, json.dumps(request).encode(), timeout=10) as answer:
@@ -46,7 +46,7 @@ def await_rows(state: State, password: str) -> None:
         warn(
             f"`{state.admin}` cannot log in with the password in {layout.short(layout.PASSWORD)}: "
             f"{session.get('message', 'no answer')}\n"
-            "Either the database already had this administrator, or the password was changed."
+            "Either the database already contained this administrator, or the password was changed."
         )
         return
     with Step("waiting for this machine's first rows") as step:
@@ -70,7 +70,7 @@ def _curl(state: State, request: str) -> str:
 
 
 def _request(state: State, method: int, instance: str, more: str = "") -> str:
-    """A curl command in the documented form. It takes the session from a shell variable."""
+    """Returns a curl command for the documented API, with the session token taken from a shell variable."""
     body = f'{{"method":{method},"data":{{"instance_id":"{instance}"}},"session_id":"\'$session\'"{more}}}'
     return _curl(state, f"'{body}'")
 
@@ -80,42 +80,42 @@ def _curl_line(state: State, method: int, instance: str, more: str = "") -> str:
 
 
 def session_lines(state: State, password: str, binaries: Path) -> list:
-    """Titles and shell lines, to be pasted in this order."""
+    """Returns shell commands with their titles, to be pasted in this order."""
     request = json.dumps(
         {"method": LOGIN, "data": {"user_name": state.admin, "password": password}}, separators=(",", ":")
     )
     capture = r"""sed -n 's/.*"session_id":"\([^"]*\)".*/\1/p'"""
     lines = [
-        ("log in and keep the session", f"session=$({_curl(state, shlex.quote(request))} | {capture})"),
+        ("log in and store the session token", f"session=$({_curl(state, shlex.quote(request))} | {capture})"),
         ("this machine's newest row", _curl_line(state, VM_ROWS, state.instance, ',"limit":1')),
-        ("four of its processes", _curl_line(state, PROCESS_ROWS, state.instance, ',"limit":4')),
+        ("four processes of this machine", _curl_line(state, PROCESS_ROWS, state.instance, ',"limit":4')),
     ]
     reading = f"VMWATCH_NATS_URL={state.nats} {shlex.quote(str(binaries / 'vmwatch-lifecycle'))}"
-    # Do not offer to start VMs on the user's own hypervisors.
+    # Commands that start VMs are not printed if the user has configured hypervisors.
     if not os.environ.get("VMWATCH_HYPERVISORS"):
         lines += [
-            ("start a VM that is shut off", _curl_line(state, START, machines.TO_START)),
+            ("start a VM that is switched off", _curl_line(state, START, machines.TO_START)),
             ("read its state over the bus", f"{reading} state {machines.TO_START}"),
         ]
     return lines + (_guest_lines(state, state.hypervisor) if state.hypervisor else [])
 
 
 def _guest_lines(state: State, own: Hypervisor) -> list:
-    """Lines that boot the real VM and read the rows that its agent sends."""
+    """Returns shell commands that start the real VM and read the rows of its agent."""
     first = _request(state, VM_ROWS, own.instance, ',"limit":1')
     return [
         ("start the guest, a real VM in QEMU", f"posted=$(date +%s%N); {_curl_line(state, START, own.instance)}"),
-        ("its state in libvirt", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
+        ("read the guest's state from libvirt", f"virsh --connect {shlex.quote(own.uri)} domstate {own.instance}"),
         (
-            "wait for its first row, and print the time since the POST",
+            "wait for the guest's first row and print the time since the start request",
             f"until {first} | grep ObjectId; do sleep 0.1; done; "
             'echo "first row after $(( ($(date +%s%N) - posted) / 1000000 )) ms"',
         ),
         (
-            "its agent, one of its processes",
+            "read the row of the guest's agent process",
             _curl_line(state, NAMED_ROWS, own.instance, ',"proc_name":"vmwatch-agent","limit":1'),
         ),
-        ("its console output", f"cat {shlex.quote(str(own.console))}"),
+        ("show the guest's console output", f"cat {shlex.quote(str(own.console))}"),
     ]
 
 
@@ -126,14 +126,14 @@ def show(state: State, password: str, database: str, binaries: Path, detached: b
     rows = [
         ("web page", f"{state.gateway}/"),
         ("administrator", state.admin),
-        ("first password", f"{password}  (also in {layout.short(layout.PASSWORD)})"),
+        ("initial password", f"{password}  (also in {layout.short(layout.PASSWORD)})"),
         ("this machine", f"{state.instance}  (instance_id)"),
         ("bus", state.nats),
         ("database", database),
         ("data and logs", layout.short(layout.DOT)),
     ]
     if state.hypervisor:
-        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM in QEMU, off)"))
+        rows.insert(3, ("guest", f"{state.hypervisor.instance}  (a VM in QEMU, switched off)"))
     say(table([("  " + name, value) for name, value in rows]))
     say()
     for title, line in session_lines(state, password, binaries):

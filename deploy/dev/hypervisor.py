@@ -1,6 +1,7 @@
-"""The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is off and contains the agent.
+"""The hypervisor of `up --guest`: libvirtd in session mode, with one real QEMU VM that is switched off and contains the
+agent.
 
-The end-to-end tests use the same setup (testkit/src/libvirtd.rs).
+The end-to-end tests run a hypervisor in the same way (testkit/src/libvirtd.rs).
 """
 
 import os
@@ -16,12 +17,12 @@ from . import layout
 from .processes import Identity, ended_how
 from .terminal import Problem
 
-# Debian's `nobody`. QEMU needs no more rights, and libvirtd in session mode must not run as root.
+# User id of `nobody` on Debian. QEMU needs no further permissions, and libvirtd in session mode must not run as root.
 NOBODY = 65_534
-# No AppArmor profile and no virtlogd; only the system's libvirtd has those.
+# There is no AppArmor profile and no virtlogd, because only the system's libvirtd has them.
 QEMU_CONF = 'security_driver = "none"\nstdio_handler = "file"\n'
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-# The host's loopback as seen by guests in QEMU's user-mode network.
+# The address at which guests in QEMU's user-mode network reach the host's loopback interface.
 HOST_OF_GUEST = "10.0.2.2"
 NAME = "guest"
 VIRSH_LIMIT = 30
@@ -29,11 +30,11 @@ VIRSH_LIMIT = 30
 
 @dataclass(frozen=True)
 class Hypervisor:
-    """The hypervisor's files. Its folder is outside the stack's, because `nobody` cannot enter a home folder and socket
+    """The hypervisor's files. They are not in the stack's folder, because `nobody` cannot enter a home folder and socket
     paths are limited to 108 bytes (unix(7))."""
 
     folder: str
-    # Instance id of the guest, which is a new VM each time.
+    # Instance id of the guest. Each `up --guest` creates a new VM.
     instance: str
 
     @classmethod
@@ -73,7 +74,7 @@ class Hypervisor:
         return {"PATH": PATH, "HOME": f"{self.folder}/home", "XDG_RUNTIME_DIR": f"{self.folder}/run"}
 
     def define(self, bus_port: int, settings: Dict[str, str]) -> None:
-        """Defines the VM in libvirt. Its agent has these settings and connects to NATS on this port."""
+        """Defines the VM in libvirt. Its agent gets these settings and connects to NATS at the given port."""
         settings = {**settings, "VMWATCH_NATS_URL": f"nats://{HOST_OF_GUEST}:{bus_port}"}
         words = [f"vmwatch.{name[len('VMWATCH_'):]}={value}" for name, value in settings.items()]
         domain = (layout.ROOT / "deploy/guest/domain.xml").read_text()
@@ -102,11 +103,11 @@ class Hypervisor:
             )
 
     def qemu(self) -> Optional[Identity]:
-        """The guest's QEMU process, or None while the guest is off. It survives if libvirtd is killed."""
+        """Returns the guest's QEMU process, or None while the guest is off. QEMU keeps running if libvirtd is killed."""
         try:
             pid = int(Path(f"{self.folder}/run/libvirt/qemu/run/{NAME}.pid").read_text())
             found = Identity.of(pid)
-            # Exclude an unrelated process that reuses the pid.
+            # The command line is compared because an unrelated process may have reused the pid.
             ours = self.folder.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None

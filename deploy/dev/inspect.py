@@ -1,4 +1,4 @@
-"""`status`, `logs` and `down`."""
+"""The commands `status`, `logs` and `down` of ./dev."""
 
 import contextlib
 import json
@@ -60,7 +60,7 @@ def _report(current: State, services: list) -> dict:
 
 
 def _guest(current: State) -> Optional[dict]:
-    """The VM of `up --guest`."""
+    """Describes the VM that `up --guest` created, or returns None."""
     own = current.hypervisor
     if not own:
         return None
@@ -84,7 +84,7 @@ def _show(current: State, services: list) -> None:
     facts = [
         ("API", f"{current.gateway}/wsgi_app.py"),
         ("bus", current.nats),
-        ("administrator", f"{current.admin}, first password in {layout.short(layout.PASSWORD)}"),
+        ("administrator", f"{current.admin}, initial password in {layout.short(layout.PASSWORD)}"),
         ("this machine", current.instance),
     ]
     guest = _guest(current)
@@ -95,7 +95,7 @@ def _show(current: State, services: list) -> None:
 
 
 def logs(arguments) -> int:
-    """Shows the end of every log, or the named logs in full. -f follows them."""
+    """Shows the last lines of every log, or the named services' whole logs. -f follows them."""
     follow = "-f" in arguments
     names = [argument for argument in arguments if argument != "-f"]
     known = sorted(path.stem for path in layout.LOGS.glob("*.log"))
@@ -103,7 +103,7 @@ def logs(arguments) -> int:
     if unknown:
         raise Problem(
             f"there is no log named `{unknown[0]}`",
-            f"Available: {', '.join(known)}." if known else "No stack was started yet; run ./dev up.",
+            f"Available: {', '.join(known)}." if known else "No stack has been started yet; run ./dev up.",
             EX_USAGE if known else 1,
         )
     chosen = names or [program.name for program in state.load().programs] or known
@@ -119,7 +119,7 @@ def logs(arguments) -> int:
 
 
 def _show_log(path: Path, prefix: str, whole: bool) -> int:
-    """Shows a log or its end. Returns the position up to which it was read."""
+    """Prints a log or its last lines. Returns the position up to which the log was read."""
     if whole:
         return _show_new(path, 0, prefix)
     end = path.stat().st_size
@@ -129,7 +129,7 @@ def _show_log(path: Path, prefix: str, whole: bool) -> int:
 
 
 def _show_new(path: Path, at: int, prefix: str) -> int:
-    """Shows the complete lines after `at` and returns the new position. A truncated log is read from its start."""
+    """Prints the complete lines after position `at` and returns the new position. A truncated log is read from its start."""
     try:
         with open(path, "rb") as file:
             if path.stat().st_size < at:
@@ -145,7 +145,7 @@ def _show_new(path: Path, at: int, prefix: str) -> int:
 
 
 def _plain(line: str) -> str:
-    """Replaces control characters, which a log line may contain because of a client's input."""
+    """Replaces control characters; log lines may contain them, because they can quote a client's input."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", line)
 
 
@@ -156,7 +156,7 @@ def down(arguments) -> int:
     interrupts.install()
     current = state.load()
     if current.guard and current.guard.alive():
-        # The `./dev up` in the foreground stops the stack, as on Ctrl-C.
+        # The `./dev up` that runs in the foreground stops the stack, as on Ctrl-C.
         current.guard.send(signal.SIGTERM)
         limit = len(stack.STOP_ORDER) * stack.STOP_LIMIT
         if not current.guard.wait(limit):

@@ -16,9 +16,9 @@ def _handle(_number, _frame):
 
 
 def install() -> None:
-    """Makes each of these signals raise KeyboardInterrupt.
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt.
 
-    SIGINT is set explicitly, because a shell ignores it in background jobs.
+    The handler of SIGINT is set explicitly, because shells make background jobs ignore SIGINT.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _handle)
@@ -31,7 +31,7 @@ def pending() -> bool:
 
 @contextlib.contextmanager
 def held_back():
-    """Defers signals within this block. When the outermost block ends, it raises KeyboardInterrupt if one arrived."""
+    """Defers signals within a `with` block. The end of the outermost block raises KeyboardInterrupt if a signal has arrived."""
     global _held, _pending
     _held += 1
     try:

@@ -9,10 +9,10 @@ from . import layout
 
 DMI = Path("/sys/class/dmi/id/product_uuid")
 
-# libvirt's virDomainState.
+# Values of libvirt's enumeration virDomainState.
 RUNNING, PAUSED, SHUT_OFF = 1, 3, 5
 
-# The VM in the examples of the documented API (docs/api). It is off, so that the documented request starts it.
+# The VM in the examples of the documented API (docs/api). It is switched off, so that the example request starts it.
 TO_START = "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e"
 OTHERS = [
     ("web", TO_START, SHUT_OFF),
@@ -22,7 +22,7 @@ OTHERS = [
 
 
 def as_uuid(text: str) -> str:
-    """The UUID as libvirt writes it, or "" if the text is not a UUID."""
+    """Returns the UUID in the format that libvirt uses, or "" if the text is not a UUID."""
     try:
         return str(uuid.UUID(text.strip()))
     except ValueError:
@@ -30,9 +30,9 @@ def as_uuid(text: str) -> str:
 
 
 def instance_id() -> str:
-    """VMWATCH_INSTANCE_ID, or the id from the firmware, or a random id that is stored for this checkout.
+    """Returns VMWATCH_INSTANCE_ID, or the UUID from the firmware, or a random id that is stored for this checkout.
 
-    Containers have no product_uuid, and reading it needs root.
+    The random id is needed in containers, which have no product_uuid, and without root, which is needed to read it.
     """
     configured = os.environ.get("VMWATCH_INSTANCE_ID", "").strip()
     if configured:
@@ -51,7 +51,7 @@ def instance_id() -> str:
 
 
 def node_xml(machines: List[Tuple[str, str, int]]) -> str:
-    """A node file for libvirt's test driver. Each connection has its own copy of the VMs."""
+    """Returns a definition of VMs for libvirt's test driver. Each connection to the driver has its own copy of these VMs."""
     domains = "".join(
         f"""  <domain type="test" xmlns:test="http://libvirt.org/schemas/domain/test/1.0">
     <name>{name}</name>
@@ -67,7 +67,7 @@ def node_xml(machines: List[Tuple[str, str, int]]) -> str:
 
 
 def write_node_file(instance: str) -> Path:
-    """Writes the stack's VMs: this machine as a running VM if its id is a UUID, and others in different states."""
+    """Writes the definitions of the stack's VMs: this machine as a running VM if its id is a UUID, and VMs in other states."""
     identity = as_uuid(instance)
     this = [("this-machine", identity, RUNNING)] if identity else []
     others = [machine for machine in OTHERS if machine[1] != identity]

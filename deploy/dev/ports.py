@@ -1,4 +1,4 @@
-"""Chooses free ports. Previous ports are reused if they are free, so that addresses stay the same."""
+"""Chooses free ports. Ports of an earlier start are reused if they are free, so that addresses stay the same."""
 
 import socket
 import zlib
@@ -7,15 +7,15 @@ from typing import Callable, Dict, Iterable
 from .terminal import Problem
 
 LOOPBACK = "127.0.0.1"
-# Below the kernel's ephemeral ports (by default from 32768), and above those of the tests (testkit/src/ports.rs) and
-# MongoDB's 27017.
+# The range is below the kernel's ephemeral ports (by default from 32768) and above MongoDB's 27017 and the ports of the
+# tests (testkit/src/ports.rs).
 FIRST, COUNT = 28_000, 4_000
 
 
 def is_free(port: int, host: str = LOOPBACK) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # Like servers, treat an address with connections in TIME_WAIT as free.
+        # A port with connections in the state TIME_WAIT counts as free, because servers can bind it.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -25,7 +25,7 @@ def is_free(port: int, host: str = LOOPBACK) -> bool:
 
 
 def answers(port: int, host: str = LOOPBACK, timeout: float = 0.5) -> bool:
-    """Whether a program accepts connections there."""
+    """Whether a program accepts connections at the given host and port."""
     try:
         socket.create_connection((host, port), timeout).close()
     except OSError:
@@ -75,5 +75,5 @@ def parse_address(text: str):
 
 
 def reachable(host: str) -> str:
-    """The host under which this machine reaches a program that listens on `host`."""
+    """Returns the host name or address at which this machine reaches a program that listens on `host`."""
     return {"0.0.0.0": LOOPBACK, "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)

@@ -1,4 +1,4 @@
-"""Process identities that survive reused pids; starting and stopping processes; running a command with progress."""
+"""Starts, stops and identifies processes, safely even if pids are reused, and runs commands with a progress line."""
 
 import contextlib
 import os
@@ -15,14 +15,14 @@ from . import layout
 from .terminal import Problem, Step
 
 TICK = 0.1
-# Number of output lines to show of a failed command.
+# Number of output lines of a failed command that are shown.
 SHOWN_LINES = 40
 
 
 def parse_stat(text: str):
-    """State and start time (in clock ticks since boot) from /proc/<pid>/stat: fields 3 and 22 of proc(5).
+    """Returns the state and the start time (in clock ticks since boot) from /proc/<pid>/stat: fields 3 and 22 of proc(5).
 
-    The second field, the name in parentheses, may itself contain spaces and parentheses.
+    The second field, the process name in parentheses, may itself contain spaces and parentheses.
     """
     fields = text.rpartition(")")[2].split()
     return fields[0], int(fields[19])
@@ -30,7 +30,7 @@ def parse_stat(text: str):
 
 @dataclass(frozen=True)
 class Identity:
-    """Identifies a process uniquely: a pid may be reused, but not with the same start time in the same boot."""
+    """Identifies a process uniquely: a pid can be reused, but not with the same start time since the same boot."""
 
     pid: int
     start: int
@@ -38,7 +38,7 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> Optional["Identity"]:
-        """The process with this pid, or None if there is none or it is a zombie."""
+        """Returns the identity of the process with this pid, or None if there is no such process or it is a zombie."""
         try:
             state, start = parse_stat(Path(f"/proc/{pid}/stat").read_text(errors="replace"))
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -50,17 +50,18 @@ class Identity:
         return Identity.of(self.pid) == self
 
     def send(self, number: int) -> None:
-        """Signals exactly this process. Does nothing if it has ended."""
+        """Sends a signal to this process, never to another one with the same pid. Does nothing if the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             try:
                 handle = os.pidfd_open(self.pid)
             except (AttributeError, PermissionError, OSError):
-                # Without pidfd (Linux before 5.3), the pid could be reused between check and signal.
+                # Without pidfd (Linux before 5.3), the pid could be reused between the check and the signal.
                 if self.alive():
                     os.kill(self.pid, number)
                 return
             try:
-                # The handle stays bound to the process that has the pid now, so check it, then signal.
+                # The pidfd refers to the process that has the pid now. Therefore the identity is checked after the
+                # pidfd was opened.
                 if self.alive():
                     signal.pidfd_send_signal(handle, number)
             finally:
@@ -81,7 +82,7 @@ def wait_for(condition: Callable[[], bool], limit: float) -> bool:
 
 
 def spawn(argv, env, log: Path) -> subprocess.Popen:
-    """Starts a program in a new session, so that Ctrl-C in the terminal only reaches `dev`."""
+    """Starts a program in a new session, so that Ctrl-C in the terminal reaches only ./dev."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
@@ -99,7 +100,7 @@ def ended_how(code: int) -> str:
 
 
 def tail(path: Path, lines: int) -> str:
-    """The last lines of a file, within its last 64 KiB."""
+    """Returns the last lines of a file, but at most its last 64 KiB."""
     try:
         with open(path, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -113,9 +114,10 @@ def tail(path: Path, lines: int) -> str:
 def run(
     step: Step, argv, log: Path, describe=lambda line: line, env=None, cwd=None, limit: Optional[float] = None
 ) -> None:
-    """Runs a command to completion and writes its output to `log`. `describe` turns the newest line into progress text.
+    """Runs a command to completion and writes its output to `log`. `describe` converts the newest output line into the
+    text of the progress line.
 
-    Raises a Problem if the command fails, or exceeds `limit` seconds and is killed.
+    Raises a Problem if the command fails, or if it exceeds `limit` seconds and is killed.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     argv = [str(part) for part in argv]
@@ -126,7 +128,8 @@ def run(
             if not in_time:
                 child.kill()
         except BaseException:
-            # A command run by sudo receives the terminal's Ctrl-C, but cannot be signalled from here.
+            # A command that was started by sudo receives Ctrl-C from the terminal, but this process may not send it a
+            # signal.
             with contextlib.suppress(PermissionError):
                 child.terminate()
             raise
@@ -140,9 +143,9 @@ def run(
 
 
 def _follow(step: Step, pipe: int, out, describe, limit: Optional[float]) -> bool:
-    """Reads the output to its end. Returns False if `limit` passes first.
+    """Reads the command's output to its end. Returns False if `limit` seconds pass first.
 
-    Of a progress bar, which redraws its line, the log keeps only the final state.
+    A progress bar redraws its line; only its final state is written to the log.
     """
     detail, rest = "", b""
     end = time.monotonic() + limit if limit else float("inf")

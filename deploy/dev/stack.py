@@ -1,4 +1,4 @@
-"""The programs of a stack: arguments, environment, start and stop order."""
+"""The programs of a stack, with their arguments and environment and the order of starting and stopping them."""
 
 import os
 import secrets
@@ -20,15 +20,15 @@ from .terminal import Problem, Step, warn
 from .tools import Database
 
 DEFAULT_LISTEN = "127.0.0.1:8086"
-# Shorter than the agent's defaults (10 s and 60 s), so that the first rows arrive soon.
+# The agent's sampling intervals are shorter than by default (10 s and 60 s), so that the first rows arrive soon.
 VM_INTERVAL, PROCESS_INTERVAL = "2s", "10s"
 
-# Short intervals give many rows, and a stack left running overnight must not fill the disk. Not set for a database
-# given by the user.
+# The retention times are short, because short sampling intervals produce many rows and a stack left running overnight
+# must not fill the disk. They are not set if the user provides the database.
 RETENTION = {"VMWATCH_VM_RETENTION": "7d", "VMWATCH_PROCESS_RETENTION": "1d"}
 
 READY_LIMIT = 60.0
-# Longer than the programs' drain deadline (10 s by default).
+# The time limit for stopping a program is longer than the programs' drain deadline, which is 10 s by default.
 STOP_LIMIT = 15.0
 LOG_LINES = 20
 
@@ -41,7 +41,7 @@ STOP_ORDER = [
 
 @dataclass(frozen=True)
 class Program:
-    """A program to start."""
+    """A program of the stack that is to be started."""
 
     name: str
     argv: list
@@ -65,7 +65,7 @@ class Plan:
     state: State
 
     def servers(self) -> List[Program]:
-        """NATS and the database, unless given by the user, and the hypervisor of `--guest`."""
+        """Returns NATS and the database, unless the user provides them, and the hypervisor of `--guest`."""
         found = []
         host = ports.LOOPBACK
         if self.nats_server:
@@ -85,12 +85,12 @@ class Plan:
         return found
 
     def setups(self) -> List[Program]:
-        """Commands that create or upgrade the streams and buckets, unless NATS is given by the user."""
+        """Returns the commands that create or change the JetStream streams and KV buckets, unless the user provides NATS."""
         found = [self._ours(name) for name in ("auth", "metrics", "lifecycle")] if self.nats_server else []
         return [Program(f"{one.name}-setup", [*one.argv, "setup"], one.env, "") for one in found]
 
     def services(self) -> List[Program]:
-        """The programs of vmwatch. They wait for their dependencies, so they can all start at once."""
+        """Returns the programs of vmwatch. They can start at the same time, because each waits for its dependencies."""
         return [
             self._ours("auth", VMWATCH_ADMIN_USER=self.state.admin, VMWATCH_ADMIN_PASSWORD_FILE=str(layout.PASSWORD)),
             self._ours("metrics"),
@@ -114,7 +114,7 @@ class Plan:
 
 
 def hypervisors(state: State) -> str:
-    """VMWATCH_HYPERVISORS or else libvirt's test driver, plus the hypervisor of `--guest`."""
+    """Returns the hypervisors in VMWATCH_HYPERVISORS or else libvirt's test driver, and the hypervisor of `--guest`."""
     named = os.environ.get("VMWATCH_HYPERVISORS")
     if not named:
         named = f"dev=test://{urllib.parse.quote(str(machines.write_node_file(state.instance)))}"
@@ -122,7 +122,7 @@ def hypervisors(state: State) -> str:
 
 
 def agent_intervals(environ) -> Dict[str, str]:
-    """Short intervals, unless the user set either one: one must be a multiple of the other."""
+    """Returns short sampling intervals, unless the user has set one of them, because one must be a multiple of the other."""
     names = ("VMWATCH_AGENT_VM_INTERVAL", "VMWATCH_AGENT_PROCESS_INTERVAL")
     if any(environ.get(name) for name in names):
         return {}
@@ -130,7 +130,7 @@ def agent_intervals(environ) -> Dict[str, str]:
 
 
 def first_password() -> str:
-    """The administrator's first password, generated once. Only this user can read its file."""
+    """Returns the administrator's initial password, which is generated once. Only this user can read its file."""
     if not layout.PASSWORD.exists():
         layout.DOT.mkdir(exist_ok=True)
         letters = string.ascii_letters + string.digits
@@ -141,14 +141,15 @@ def first_password() -> str:
 
 
 class Stack:
-    """The programs started by this `dev`."""
+    """The programs that this ./dev has started."""
 
     def __init__(self, state: State):
         self.state = state
         self.children: Dict[str, subprocess.Popen] = {}
 
     def start(self, program: Program) -> None:
-        # An interrupt between the start and the record would leave the program running.
+        # Signals are deferred, because an interrupt between the start of the program and its record would leave it
+        # running.
         with interrupts.held_back():
             child = processes.spawn(program.argv, program.env, program.log)
             identity = Identity.of(child.pid) or Identity(child.pid, 0, "")
@@ -159,7 +160,7 @@ class Stack:
             self.state.save()
 
     def ended(self) -> List[Running]:
-        """Programs that have ended and were not reported yet."""
+        """Returns the programs that have ended and were not reported yet."""
         names = [name for name, child in self.children.items() if child.poll() is not None]
         return [program for program in self.state.programs if program.name in names]
 
@@ -168,18 +169,18 @@ class Stack:
         shown = processes.tail(Path(program.log), LOG_LINES)
         return Problem(
             f"{program.name} has ended ({processes.ended_how(child.returncode)})",
-            f"The end of its log:\n\n{shown}\n\nFull log: {layout.short(program.log)}",
+            f"The last lines of its log:\n\n{shown}\n\nFull log: {layout.short(program.log)}",
         )
 
     def _not_ready(self, waiting: Dict[str, str]) -> Problem:
         details = []
         for program in [program for program in self.state.programs if program.name in waiting]:
-            details.append(f"{program.name}: {waiting[program.name]}. The end of {layout.short(program.log)}:\n")
+            details.append(f"{program.name}: {waiting[program.name]}. The last lines of {layout.short(program.log)}:\n")
             details.append(processes.tail(Path(program.log), LOG_LINES) + "\n")
         return Problem(f"not ready after {READY_LIMIT:.0f} s: {', '.join(waiting)}", "\n".join(details))
 
     def wait_until_ready(self, step: Step, names: List[str]) -> None:
-        """Waits until all of these programs are ready, and shows what it waits for."""
+        """Waits until all given programs are ready, and shows which of them are not."""
         waiting = {program.name: "" for program in self.state.programs if program.name in names}
         while waiting:
             for program in self.ended():
@@ -198,13 +199,13 @@ class Stack:
 
 
 def health_of(program: Running):
-    """The state (`ready`, `not ready` or `ended`) and the reason."""
+    """Returns the state of a program (`ready`, `not ready` or `ended`) and the reason."""
     if not program.process.alive():
         return "ended", "the process has ended"
     if not program.health:
         return ("ready", "") if ports.accepts(program.address) else ("not ready", "not accepting connections yet")
     try:
-        # Bypass any proxy set in the environment.
+        # The request bypasses any proxy that is configured in the environment.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{program.health}/readyz", timeout=2) as answer:
             answer.read()

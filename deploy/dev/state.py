@@ -17,34 +17,35 @@ FILE = layout.DOT / "state.json"
 
 @dataclass
 class Running:
-    """A program that was started."""
+    """A program that ./dev has started."""
 
     name: str
     process: Identity
-    # A socket path, host:port, or a URL.
+    # The address at which the program accepts connections: the path of a socket, HOST:PORT, or a URL.
     address: str
-    # host:port of /readyz; empty for programs without it, which are ready when they accept connections.
+    # The HOST:PORT of the program's /readyz. It is empty for programs without /readyz, which count as ready when they
+    # accept connections.
     health: str
     log: str
 
 
 @dataclass
 class State:
-    """The current or last state of the stack. Ports are kept for the next start."""
+    """The state of the running stack or of the last one. Its ports are reused at the next start."""
 
     ports: Dict[str, int] = field(default_factory=dict)
-    # The `dev` process that starts or watches the stack.
+    # The ./dev process that starts or watches the stack.
     guard: Optional[Identity] = None
-    # Started with --detach and no longer watched.
+    # Whether the stack was started with --detach and no ./dev process watches it.
     detached: bool = False
     programs: List[Running] = field(default_factory=list)
     gateway: str = ""
     nats: str = ""
-    # URI without the password.
+    # The URI of the database without its password.
     database: str = ""
     admin: str = ""
     instance: str = ""
-    # Set by `up --guest`.
+    # The hypervisor that `up --guest` started, if any.
     hypervisor: Optional[Hypervisor] = None
 
     def save(self) -> None:
@@ -54,7 +55,7 @@ class State:
         partial.replace(FILE)
 
     def running(self) -> List[Running]:
-        """The started programs, and the guest if it is on (it is a child of libvirt)."""
+        """Returns the started programs, and the guest's QEMU process while the guest is on."""
         qemu = self.hypervisor.qemu() if self.hypervisor else None
         guest = [Running("guest", qemu, "", "", str(self.hypervisor.console))] if qemu else []
         return [*self.programs, *guest]
@@ -64,7 +65,7 @@ class State:
 
 
 def load() -> State:
-    """The saved state, or an empty one if there is none or it is unreadable."""
+    """Returns the saved state, or an empty state if none was saved or it cannot be read."""
     try:
         data = json.loads(FILE.read_text())
         data["programs"] = [Running(**{**item, "process": Identity(**item["process"])}) for item in data["programs"]]
@@ -92,10 +93,10 @@ def running_already() -> None:
     by = f" (./dev up, pid {guard.pid})" if guard and guard.alive() else ""
     raise Problem(
         f"a stack of this checkout is already running or starting{by}",
-        "./dev status and ./dev logs show it, ./dev down stops it.",
+        "Use ./dev status and ./dev logs to inspect it, ./dev down to stop it.",
     )
 
 
 def redacted(uri: str) -> str:
-    """A URI without user and password."""
+    """Returns a URI without user name and password."""
     return re.sub(r"(?<=://)[^/@]*@", "", uri)

@@ -1,16 +1,16 @@
-"""Output: colours (only on a terminal), tables, a progress line, error messages with advice."""
+"""Output functions: colours (only on a terminal), tables, progress lines, and error messages with advice."""
 
 import os
 import shutil
 import sys
 import time
 
-# sysexits.h
+# The exit code EX_USAGE of sysexits.h, for invalid arguments.
 EX_USAGE = 64
 
-# How often a step reports progress if lines cannot be updated in place.
+# Interval in seconds at which a step reports progress if the output is not a terminal.
 PLAIN_INTERVAL = 15.0
-# Steps shorter than this are reported only when done.
+# A step that takes fewer seconds than this is reported only when it is done.
 SILENT = 2.0
 
 
@@ -28,7 +28,7 @@ def on_terminal(stream) -> bool:
 
 
 def coloured(stream=None) -> bool:
-    # https://no-color.org: a non-empty value disables colours.
+    # https://no-color.org: a non-empty NO_COLOR disables colours.
     return on_terminal(stream or sys.stdout) and not os.environ.get("NO_COLOR")
 
 
@@ -58,7 +58,7 @@ def tell(problem: Problem) -> None:
 
 
 def table(rows, styles=None) -> str:
-    """Aligns the columns of rows. `styles[i]` is the style of row i."""
+    """Formats rows as a table with aligned columns. `styles[i]` is the style of row i."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows)]
     lines = []
     for index, row in enumerate(rows):
@@ -75,7 +75,7 @@ def seconds(value: float) -> str:
 
 
 class Step:
-    """Shows a step with its duration: on a terminal in a line updated in place, otherwise in a line every 15 s."""
+    """Shows a step with its duration: on a terminal in a line that is updated, otherwise in a new line every 15 s."""
 
     def __init__(self, title: str):
         self.title = title
