@@ -86,7 +86,7 @@ def main(arguments: List[str]) -> int:
         # The exit code is 128 + SIGINT, as in a shell.
         return 130
     except BrokenPipeError:
-        # The program that reads the output has closed the pipe (`./dev logs ... head`). Closing stderr keeps the
+        # The program that reads the output has closed the pipe (`./dev logs | head`). Closing stderr keeps the
         # interpreter from printing an error when it flushes at exit.
         sys.stderr.close()
         return 0

@@ -1,4 +1,4 @@
-"""The third-party programs of a stack, from PATH or installed once into a cache for all checkouts."""
+"""Finds the third-party programs of a stack in PATH, or installs them once into a cache that all checkouts share."""
 
 import contextlib
 import fcntl
@@ -13,9 +13,9 @@ from typing import Callable, List
 from . import apt, cargo, layout, processes
 from .terminal import Problem, Step, note, say
 
-# Needed for per-key TTL and the client library's key-value interface.
+# The minimum version of NATS. It is required for per-key TTL and by the client library's key-value interface.
 NATS_LEAST = (2, 11)
-# The first Debian release with a recent enough server.
+# The first Debian release with a sufficiently recent nats-server.
 NATS_SUITE = "forky"
 
 STAND_IN = "secantus-mdb"
@@ -25,7 +25,7 @@ STAND_IN_PROGRAM = "secantusd-rs"
 
 @dataclass(frozen=True)
 class Need:
-    """A system dependency: its Debian package, its name, and a check whether it is present."""
+    """A system dependency: its Debian package, a description, and a function that checks whether it is present."""
 
     package: str
     what: str
@@ -37,7 +37,7 @@ def _program(name: str) -> Callable[[], bool]:
 
 
 def _admin_program(name: str) -> bool:
-    """Whether the program is there, also in folders that only root has in PATH."""
+    """Returns a check whether the program is installed, even in a folder that only root has in PATH."""
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
 
 
@@ -54,8 +54,8 @@ BUILD_NEEDS = [
     Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
 ]
 FILTER_NEEDS = [
-    Need("nftables", "nft, which limits a guest's traffic in a test", lambda: _admin_program("nft")),
-    Need("iproute2", "ip, for that test's network namespace", lambda: _admin_program("ip")),
+    Need("nftables", "nft, with which a test limits a guest's traffic", lambda: _admin_program("nft")),
+    Need("iproute2", "ip, with which a test creates a network namespace", lambda: _admin_program("ip")),
 ]
 CXX = Need("g++", "a C++ compiler", _program("c++"))
 STAND_IN_NEEDS = [
@@ -66,7 +66,7 @@ STAND_IN_NEEDS = [
 
 
 def install_system(needs: List[Need]) -> None:
-    """Installs the Debian packages of missing dependencies. Without apt, fails with a list of them."""
+    """Installs the Debian packages of missing dependencies. Without apt, raises a Problem that lists them."""
     missing = [need for need in needs if not need.present()]
     if not missing:
         return
@@ -82,7 +82,7 @@ def install_system(needs: List[Need]) -> None:
 
 @contextlib.contextmanager
 def installing():
-    """Lock that allows only one `dev` to install at a time. Check afterwards whether another one has installed it."""
+    """A lock that allows only one ./dev to install tools at a time. Its holder must check again what is already installed."""
     layout.tools().mkdir(parents=True, exist_ok=True)
     with open(layout.tools() / ".lock", "w") as lock:
         try:
@@ -94,7 +94,7 @@ def installing():
 
 
 def nats_version(text: str):
-    """Extracts `(2, 15)` from `nats-server: v2.15.1`; `(0, 0)` if there is no version."""
+    """Extracts `(2, 15)` from `nats-server: v2.15.1`; `(0, 0)` if the text contains no version."""
     match = re.search(r"v?(\d+)\.(\d+)\.\d+", text)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
@@ -108,19 +108,19 @@ def _version_of(nats_server) -> tuple:
 
 
 def nats_server() -> Path:
-    """nats-server from PATH if it is new enough, or else Debian's, unpacked into the cache."""
+    """Returns the path of nats-server: from PATH if it is new enough, otherwise from a Debian package unpacked into the cache."""
     least = ".".join(map(str, NATS_LEAST))
     on_path = shutil.which("nats-server")
     if on_path:
         if _version_of(on_path) >= NATS_LEAST:
             return Path(on_path)
-        note(f"{on_path} is older than {least} and is not used.")
+        note(f"{on_path} is not used because it is older than {least}.")
     cached = layout.tools() / "nats-server" / "nats-server"
     if cached.exists():
         return cached
     elsewhere = f"Put nats-server {least} or newer in PATH, or set VMWATCH_NATS_URL to a running server."
     if not apt.is_here():
-        raise Problem(f"nats-server {least} or newer is not in PATH, and there is no apt to fetch it with", elsewhere)
+        raise Problem(f"nats-server {least} or newer is not in PATH, and it cannot be downloaded because this system has no apt", elsewhere)
     with installing():
         if not cached.exists():
             try:
@@ -136,7 +136,7 @@ def _install_nats(program: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     unpacked = apt.fetch("nats-server", NATS_SUITE, partial, layout.LOGS / "nats-server.log")
     if _version_of(unpacked / "usr/sbin/nats-server") < NATS_LEAST:
-        raise Problem(f"the mirror's nats-server of Debian {NATS_SUITE} is too old, or does not run here")
+        raise Problem(f"the nats-server of Debian {NATS_SUITE} on the mirror is too old or does not run on this machine")
     # The final rename makes the installation atomic.
     (unpacked / "usr/sbin").rename(program.parent)
     shutil.rmtree(partial)
@@ -144,14 +144,15 @@ def _install_nats(program: Path) -> None:
 
 @dataclass(frozen=True)
 class Database:
-    """A database server."""
+    """A database server program and how to start it."""
 
     program: Path
     description: str
 
     def arguments(self, port: int, data: Path) -> list:
         if self.program.name == STAND_IN_PROGRAM:
-            # Without --sync-on-commit, kill -9 loses acknowledged writes. A small cache and log suffice here.
+            # Without --sync-on-commit, SIGKILL would lose acknowledged writes. A small cache and log are sufficient for
+            # development.
             return [
                 self.program, "--port", port, "--storage-path", data, "--standalone", "--sync-on-commit",
                 "--cache-size", "256M", "--log-file-max", "16MB",
@@ -160,7 +161,7 @@ class Database:
 
 
 def database() -> Database:
-    """mongod from PATH, or else the stand-in, built into the cache."""
+    """Returns mongod from PATH, otherwise the stand-in for MongoDB, which is built into the cache."""
     mongod = shutil.which("mongod")
     if mongod:
         return Database(Path(mongod), "mongod from PATH")
@@ -182,11 +183,11 @@ def database() -> Database:
 def _install_stand_in(home: Path) -> None:
     partial = home.with_name(f".{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # Kept if the build is interrupted, so that the next attempt continues it.
+    # The compiled objects are kept if the build is interrupted, so that the next attempt continues it.
     objects = layout.cache() / "build" / home.name
     command = [
         "cargo", "install", STAND_IN, "--version", STAND_IN_VERSION, "--locked",
-        # It declares a newer compiler than it needs; the workspace's compiler builds it.
+        # The package declares a newer compiler than it needs; the workspace's compiler can build it.
         "--ignore-rust-version",
         "--root", partial,
     ]

@@ -1,4 +1,4 @@
-"""`up`: from a fresh machine to a running stack."""
+"""`up` installs what is missing, builds vmwatch and starts a stack, even on a fresh machine."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from .tools import Database
 
 
 def up(arguments) -> int:
-    """Starts a stack, and stops it on Ctrl-C. --detach leaves it running, --guest adds a real VM."""
+    """Starts a stack and stops it on Ctrl-C. With --detach the stack keeps running; --guest adds a real VM."""
     if set(arguments) - {"--detach", "--guest"}:
         raise Problem("`up` takes only --detach and --guest", code=EX_USAGE)
     detach, guest = "--detach" in arguments, "--guest" in arguments
@@ -54,7 +54,7 @@ def install(arguments) -> int:
 
 
 def _stop_leftovers(previous: State) -> None:
-    """Stops programs that a killed `dev` left running. Fails if a detached stack is running."""
+    """Stops programs that a killed ./dev left running. Raises a Problem if a detached stack is running."""
     living = previous.living()
     if not living:
         if previous.hypervisor:
@@ -67,7 +67,7 @@ def _stop_leftovers(previous: State) -> None:
 
 
 def _listen_address() -> str:
-    """The gateway's address. Fails before anything is built if the address is not available."""
+    """Returns the gateway's address. Raises a Problem before anything is built if the address is not available."""
     listen = os.environ.get("VMWATCH_LISTEN") or stack.DEFAULT_LISTEN
     try:
         host, port = ports.parse_address(listen)
@@ -92,7 +92,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     guest_image = image.image() if guest else None
     _fill_in(running.state, listen, nats_server is not None, database is not None)
     if guest:
-        # Recorded as soon as it exists, so that it is removed with the stack.
+        # The hypervisor is recorded as soon as it exists, so that it is removed together with the stack.
         with interrupts.held_back():
             running.state.hypervisor = Hypervisor.prepare(guest_image)
             running.state.save()
@@ -116,7 +116,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
 def _set_up(commands: List[Program]) -> None:
     if not commands:
         return
-    with Step("setting up streams and buckets") as step:
+    with Step("creating streams and KV buckets") as step:
         for command in commands:
             processes.run(step, command.argv, command.log, env=command.env, limit=stack.READY_LIMIT)
         step.done()
@@ -132,7 +132,7 @@ def _launch(running: Stack, programs: List[Program]) -> None:
 
 
 def _nats_server() -> Optional[Path]:
-    """The NATS server to start, or None if the user gave one."""
+    """Returns the NATS server to start, or None if the user provides one."""
     given = os.environ.get("VMWATCH_NATS_URL")
     if not given:
         return tools.nats_server()
@@ -142,32 +142,32 @@ def _nats_server() -> Optional[Path]:
 
 
 def _database() -> Optional[Database]:
-    """The database to start, or None if the user gave one."""
+    """Returns the database to start, or None if the user provides one."""
     if os.environ.get("VMWATCH_MONGODB_URI") or os.environ.get("VMWATCH_MONGODB_URI_FILE"):
         return None
     return tools.database()
 
 
 def check_nats(urls: str) -> None:
-    """Checks the server's version and JetStream in its INFO message."""
+    """Checks the version of the user's NATS server and whether it has JetStream, in the INFO message that it sends first."""
     url = urls.split(",")[0].strip()
     address = re.match(r"(?:\w+://)?(?:[^@/]*@)?([^@/]+)", url)[1]
     host, port = ports.parse_address(address if ":" in address else f"{address}:4222")
     try:
         with socket.create_connection((host, port), timeout=5) as connection:
-            # INFO is sent in plain text, even if TLS follows.
+            # NATS sends INFO in plain text, even if TLS follows.
             greeting = json.loads(connection.makefile("rb").readline(65536).partition(b"INFO ")[2])
     except (OSError, ValueError) as error:
         raise Problem(f"no NATS server at VMWATCH_NATS_URL, {redacted(url)}: {error}") from None
     least = ".".join(map(str, tools.NATS_LEAST))
     if tools.nats_version(greeting.get("version", "")) < tools.NATS_LEAST:
-        raise Problem(f"NATS {greeting.get('version')} at VMWATCH_NATS_URL is too old: {least} or newer is needed")
+        raise Problem(f"NATS {greeting.get('version')} at VMWATCH_NATS_URL is too old: {least} or newer is required")
     if not greeting.get("jetstream"):
         raise Problem("the NATS server at VMWATCH_NATS_URL has no JetStream", "Start it with JetStream (-js).")
 
 
 def _fill_in(current: State, listen: str, own_nats: bool, own_database: bool) -> None:
-    """Sets the addresses and names used by the programs and by `status`."""
+    """Sets the addresses and names that the programs use and that `status` shows."""
     host, port = ports.parse_address(listen)
     names = ["nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"]
     current.ports = ports.choose(names, current.ports, str(layout.DOT), lambda one: one != port and ports.is_free(one))

@@ -1,4 +1,4 @@
-"""Virtual environments for Python programs in the cache, created if missing or if the requirements have changed."""
+"""Creates virtual environments for Python programs in the cache, if they are missing or their requirements have changed."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from .terminal import Problem, Step
 
 
 def environment(name: str, requirements: Path, least: tuple, otherwise: str) -> Path:
-    """The folder of the environment. `least` is the minimum Python version; `otherwise` ends the advice on it."""
+    """Returns the folder of the environment. `least` is the minimum Python version; `otherwise` is appended to the advice."""
     home = layout.tools() / name
     if not _is_current(home, requirements):
         if sys.version_info < least:
@@ -34,7 +34,8 @@ def _has_venv() -> bool:
 
 
 def _install(name: str, home: Path, requirements: Path) -> None:
-    # A venv contains its own path and cannot be moved. The requirements file, written last, marks it as complete.
+    # A virtual environment contains its own path and cannot be moved. The requirements file is written last and marks
+    # the environment as complete.
     shutil.rmtree(home, ignore_errors=True)
     log = layout.LOGS / f"{name}.log"
     with Step(f"installing {name}") as step:

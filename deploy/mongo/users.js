@@ -1,5 +1,6 @@
-// The entrypoint of the official image runs this once for a new store. It creates one user per service, each for its own
-// database, with MongoDB's built-in roles. dbAdmin is for collMod, which changes the retention of rows.
+// Creates one database user per service, each for its own database, with MongoDB's built-in roles. The entrypoint of the
+// official mongo image runs this script once for an empty database. The role dbAdmin allows collMod, with which metrics-svc
+// changes the retention of rows.
 const fs = require('fs');
 
 const services = [

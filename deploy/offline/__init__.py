@@ -1,2 +1,2 @@
-"""Images and compose.yaml run for real where no container registry can be reached: everything comes from Debian's
-packages, our own build and the tools that ./dev installs."""
+"""Runs the images and compose.yaml where no container registry can be reached. Everything comes from Debian packages,
+from the local build and from the tools that ./dev installs."""

@@ -7,11 +7,11 @@ from dev.terminal import Step
 
 from .engine import LOGS, Engine
 
-# The label that the tests put on each container, with the id of their process (testkit/src/container.rs).
+# The label that tests put on each container. Its value is the process id of the test (testkit/src/container.rs).
 LABEL = "vmwatch-e2e"
-# Parts of the names of the tests to run: some of each kind, and all that kill, freeze or restart the two servers. Left
-# out are faults::rollback, faults::restore and faults::disk: they replace the files of a server, so they always run the
-# two servers as processes, and `./dev test` has run them already.
+# Parts of the names of the tests to run: some of each kind, and all that kill, freeze or restart NATS or the database.
+# The tests faults::rollback, faults::restore and faults::disk are omitted: they replace files of a server and therefore
+# always run the servers as processes, which `./dev test` has done already.
 STORIES = [
     "api::", "bus::", "faults::bus::", "faults::database::", "ingest", "permissions::", "rest::vms::", "sessions::",
     "traces::",
@@ -36,7 +36,7 @@ def run(engine: Engine, standins) -> None:
 
 
 def summary(log: Path) -> str:
-    """The last line of the test runner's summary."""
+    """Returns the last line of the test runner's summary."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines()]
     words = [line for line in lines if line.startswith(("Summary", "test result:"))]
     return words[-1] if words else ""

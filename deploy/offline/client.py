@@ -1,4 +1,4 @@
-"""A client of the documented API, and a bounded load of several clients, on loopback."""
+"""A client of the documented API on loopback, and a load generator with a fixed number of clients."""
 
 import http.client
 import json
@@ -10,17 +10,17 @@ from typing import Dict, List, Optional
 
 TIMEOUT = 35.0
 CLIENTS = 4
-# Seconds between the requests of a client: a steady load that leaves the cores to the services.
+# Pause of a client between requests, in seconds. The load is steady and leaves the CPU cores to the services.
 PAUSE = 0.005
-# Seconds between the logins of a client. All clients share one address, to which a gateway allows one login per second
-# (VMWATCH_LOGIN_INTERVAL).
+# Interval between the logins of a client, in seconds. All clients share one address, and a gateway allows one login per
+# second from an address (VMWATCH_LOGIN_INTERVAL).
 LOGIN_INTERVAL = 5.0
-# A rolling restart takes up to a minute; a load that is not stopped ends after this many seconds.
+# Time limit of the load in seconds; a rolling restart takes up to a minute.
 LONGEST = 300.0
 
 
 class Api:
-    """Keeps one connection open. If a gateway refuses or closes it, the next gateway gets the request."""
+    """A client that keeps one connection open. If a gateway refuses or closes it, the request is sent to the next gateway."""
 
     def __init__(self, addresses: List[str]):
         self.addresses = list(addresses)
@@ -46,14 +46,14 @@ class Api:
                     raise
                 self.retried += 1
                 self.addresses.append(self.addresses.pop(0))
-        raise AssertionError("the last attempt returns or raises")
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
     def login(self, user: str, password: str) -> Optional[str]:
         answer = self.ask({"method": 458753, "data": {"user_name": user, "password": password}})
         return answer["session_id"] if answer["status_code"] == 1 else None
 
     def login_within(self, seconds: float, user: str, password: str) -> Optional[str]:
-        """Logs in, once a second until it succeeds; `None` after this many seconds."""
+        """Tries to log in once per second until it succeeds; returns `None` after the given number of seconds."""
         end = time.monotonic() + seconds
         while True:
             session = self.login(user, password)
@@ -66,7 +66,7 @@ class Api:
         return self.ask(request)["data"] or []
 
     def rows_within(self, seconds: float, *arguments) -> list:
-        """Polls until there are rows; an empty list after this many seconds."""
+        """Polls until rows exist and returns them; returns an empty list after the given number of seconds."""
         end = time.monotonic() + seconds
         while True:
             rows = self.rows(*arguments)
@@ -76,13 +76,13 @@ class Api:
 
 
 class Load:
-    """Clients that send requests until the block ends, and count failures."""
+    """Runs clients that send requests until the `with` block ends, and counts failures."""
 
     def __init__(self, addresses: List[str], password: str, instance: str, machine: str):
         self.addresses, self.password, self.instance, self.machine = addresses, password, instance, machine
         self.requests, self.retried = 0, 0
         self.failures = Counter()
-        # When the first request of each kind of failure was sent, to find the cause in the logs.
+        # When the first failed request of each kind was sent, so that the cause can be found in the logs.
         self.first_failures: Dict[str, str] = {}
         self.slowest = 0.0
         self._began = time.monotonic()
@@ -105,11 +105,11 @@ class Load:
         return failed + (f" ({'; '.join(kinds)})" if kinds else "") + f", the slowest took {self.slowest:.2f} s"
 
     def _client(self, number: int) -> None:
-        # Clients begin at different gateways.
+        # Each client starts with a different gateway.
         turn = number % len(self.addresses)
         api = Api(self.addresses[turn:] + self.addresses[:turn])
         session, count = None, 0
-        # Each client logs in at the start, and then at moments that the clients share out evenly.
+        # Each client logs in at its start and then regularly; the logins of all clients are spread evenly over time.
         next_login = self._began
         while not self._stop.is_set() and time.monotonic() < self._began + LONGEST:
             if time.monotonic() >= next_login:
@@ -120,7 +120,8 @@ class Load:
                 request = {"method": 32523, "session_id": session, "data": {"instance_id": self.machine}}
             else:
                 request = {"method": 611611, "session_id": session, "limit": 2, "data": {"instance_id": self.instance}}
-            # A client uses its newest session: a user's oldest sessions end beyond VMWATCH_SESSIONS_PER_USER.
+            # A client always uses its newest session, because a user's oldest sessions end when there are more than
+            # VMWATCH_SESSIONS_PER_USER.
             session = self._send(api, request) or session
             count += 1
             time.sleep(PAUSE)
@@ -128,7 +129,7 @@ class Load:
             self.retried += api.retried
 
     def _send(self, api: Api, request: dict) -> Optional[str]:
-        """Sends a request and counts it. Returns the session of the answer, if it has one."""
+        """Sends a request and counts it. Returns the session token in the answer, if there is one."""
         sent, began, answer = datetime.now(timezone.utc), time.monotonic(), {}
         try:
             answer = api.ask(request)

@@ -1,4 +1,4 @@
-"""A Docker engine: the running one, or else Debian's, started and stopped here."""
+"""Provides a Docker engine: the one that is running, otherwise Debian's, which is started and stopped by this module."""
 
 import contextlib
 import json
@@ -17,20 +17,20 @@ LOGS = layout.LOGS / "offline"
 # The first Debian release with version 2 of Docker Compose.
 COMPOSE_SUITE = "forky"
 START_LIMIT = 60.0
-# Above the stop time of any of our containers.
+# Time limit for stopping containers, in seconds. It exceeds the grace period of each of our containers.
 STOP_LIMIT = 60.0
-# Limits in seconds: for a query, and for a command that builds, starts or restarts something.
+# Time limits in seconds: for a query, and for a command that builds, starts or restarts something.
 ASK_LIMIT = 90.0
 STEP_LIMIT = 300.0
-# Size of build layers to keep in an engine that was started here.
+# Total size of the build layers that are kept in an engine that was started by this module.
 KEPT_LAYERS = "1GB"
-# Images with this label are removed at the end if they have no name any more.
+# Images with this label are removed at the end if they no longer have a name.
 LABEL = "vmwatch-offline"
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The Docker client and its environment."""
+    """The Docker client program and the environment to run it in."""
 
     docker: str
     environment: Dict[str, str]
@@ -38,7 +38,7 @@ class Engine:
     @classmethod
     @contextlib.contextmanager
     def answering(cls) -> Iterator["Engine"]:
-        """An engine that answers, with compose. Stops it at the end if it was started here."""
+        """Yields a running Docker engine with compose. Stops the engine at the end if it was started here."""
         install()
         engine = cls(client(), {**os.environ, "DOCKER_BUILDKIT": "1"})
         started = None if engine.answers() else start(engine)
@@ -73,7 +73,7 @@ class Engine:
                 argv, env=self.environment, capture_output=True, text=True, timeout=ASK_LIMIT, **options
             )
         except subprocess.TimeoutExpired:
-            raise Problem(f"`{' '.join(argv)}` did not end within {ASK_LIMIT:.0f} s") from None
+            raise Problem(f"`{' '.join(argv)}` timed out after {ASK_LIMIT:.0f} s") from None
         if done.returncode != 0:
             raise Problem(f"`{' '.join(argv)}` ended with {processes.ended_how(done.returncode)}", done.stderr.strip())
         return done
@@ -93,7 +93,7 @@ class Engine:
         return json.loads(self.run("inspect", container).stdout)[0]
 
     def with_compose(self) -> "Engine":
-        """This engine with `docker compose`, which is fetched from Debian into the cache of ./dev if it is missing."""
+        """Returns the engine with `docker compose`, which is downloaded from Debian into the cache of ./dev if it is missing."""
         has = subprocess.run([self.docker, "compose", "version"], env=self.environment, capture_output=True)
         if has.returncode == 0:
             return self
@@ -118,13 +118,13 @@ def install() -> None:
     ]
     tools.install_system(needs)
     if not shutil.which("dockerd") and not Engine(client(), dict(os.environ)).answers():
-        # Only a client is installed, and its engine does not answer.
+        # Only a Docker client is installed, and no engine answers it.
         apt.install(["docker.io"], LOGS / "apt.log")
 
 
 def client() -> str:
-    """The path of the Docker client. Debian's is preferred: it has the engine's version, and builds with BuildKit without
-    a plugin."""
+    """Returns the path of the Docker client. Debian's is preferred, because it has the same version as the engine and
+    includes BuildKit without a plugin."""
     debian = "/usr/bin/docker"
     return debian if os.path.exists(debian) else shutil.which("docker") or debian
 
@@ -154,6 +154,6 @@ def stop(child: subprocess.Popen) -> None:
 
 
 def containers(engine: Engine, *filters: str) -> List[str]:
-    """The ids of the running containers that match the filters."""
+    """Returns the ids of the running containers that match the filters."""
     arguments = [part for text in filters for part in ("--filter", text)]
     return engine.run("ps", "--quiet", "--no-trunc", *arguments).stdout.split()

@@ -1,4 +1,4 @@
-"""Builds the images: a base from Debian packages, ours from deploy/Dockerfile, and stand-ins for nats and mongo."""
+"""Builds container images: a base image from Debian packages, those of deploy/Dockerfile, and stand-ins for the images nats and mongo."""
 
 import os
 import shutil
@@ -14,31 +14,31 @@ from dev.terminal import Problem, Step, say, table
 from .engine import LABEL, LOGS, STEP_LIMIT, Engine
 
 PROGRAMS = ["gateway", "auth", "metrics", "lifecycle", "agent"]
-# The packages that deploy/Dockerfile installs, and busybox, whose wget the stand-ins need.
+# The packages that deploy/Dockerfile installs, and busybox, because the stand-ins need its wget.
 BASE_PACKAGES = "ca-certificates,libvirt0,busybox-static"
 STANDIN = Path(__file__).parent / "standin"
-# The newest version of MongoDB's shell that Node 20 runs. It executes deploy/mongo/users.js.
+# The newest version of MongoDB's shell that runs with Node.js 20. It executes deploy/mongo/users.js.
 MONGOSH = "mongosh@2"
-# Limit in seconds for downloads, which may be slow.
+# Time limit in seconds for downloads, which may be slow.
 FETCH_LIMIT = 600.0
 
 
 @dataclass(frozen=True)
 class StandIns:
-    """The variables of compose.yaml that name the stand-in images."""
+    """Returns the variables of compose.yaml that select the stand-in images."""
 
     variables: Dict[str, str]
 
 
 def base(engine: Engine) -> str:
-    """Makes an image of this machine's Debian release, whose libraries our binaries are linked with. Returns its tag."""
+    """Creates a base image of this machine's Debian release, because the binaries are linked with its libraries. Returns its tag."""
     release = apt.codename()
-    # A changed list of packages gets a new image.
+    # The tag depends on the list of packages, so that a changed list produces a new image.
     tag = f"vmwatch-offline/debian:{release}-{zlib.crc32(BASE_PACKAGES.encode()):08x}"
     if engine.has_image(tag):
         return tag
     if not apt.is_here() or os.geteuid() != 0:
-        raise Problem("making a base image needs root on Debian", "Run this as root.")
+        raise Problem("creating a base image requires root on Debian", "Run this as root.")
     root = layout.DOT / "offline" / "base"
     shutil.rmtree(root, ignore_errors=True)
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def base(engine: Engine) -> str:
 
 
 def ours(engine: Engine, debian: str, binaries: Path) -> None:
-    """Builds the last stages of deploy/Dockerfile with these binaries instead of a compilation in the image."""
+    """Builds the last stages of deploy/Dockerfile with the given binaries, without compiling in the image."""
     context = layout.DOT / "offline" / "context"
     shutil.rmtree(context, ignore_errors=True)
     (context / "deploy").mkdir(parents=True)
@@ -72,7 +72,7 @@ def ours(engine: Engine, debian: str, binaries: Path) -> None:
 
 
 def standins(engine: Engine, debian: str) -> StandIns:
-    """Builds images that are used like the official ones, with the servers that ./dev installs."""
+    """Builds images that contain the servers installed by ./dev and can replace the official images."""
     nats = layout.DOT / "offline" / "nats"
     database = layout.DOT / "offline" / "mongo"
     for folder in (nats, database):
@@ -98,7 +98,7 @@ def standins(engine: Engine, debian: str) -> StandIns:
 
 
 def shell() -> Path:
-    """An archive of Node and MongoDB's shell, which are 20,000 files. Installed once into the cache of ./dev."""
+    """Returns an archive with Node.js and MongoDB's shell (20,000 files), which is created once in the cache of ./dev."""
     archive = tools.layout.tools() / f"{MONGOSH}.tar"
     node = web.node()
     if not archive.exists():

@@ -1,4 +1,4 @@
-"""Command line of deploy/offline/run: builds the images and runs the scenario and the end-to-end tests."""
+"""The command line of deploy/offline/run, which builds the images and runs the scenario and the end-to-end tests."""
 
 import argparse
 import contextlib
@@ -27,7 +27,7 @@ def main(arguments) -> int:
     )
     parser.add_argument("--images-only", action="store_true", help="build the images, print their sizes, and exit")
     options = parser.parse_args(arguments)
-    # SIGTERM also removes everything that was started.
+    # SIGTERM is handled as well, so that everything that was started is also removed on SIGTERM.
     interrupts.install()
     try:
         return run(options)
@@ -55,7 +55,7 @@ def run(options) -> int:
         if options.images_only:
             return 0
         failed = scenario.run(engine, standins)
-        # These tests use binaries of their own profile, whatever the images contain.
+        # The end-to-end tests use binaries of their own build profile, whatever the images contain.
         backend.run(engine, standins)
         return failed
 
@@ -77,7 +77,7 @@ def build(release: bool) -> Path:
 
 
 def stripped(built: Path) -> Path:
-    """Copies the binaries without debug information, which is 70 of 100 MB in a debug build. Returns the folder."""
+    """Copies the binaries without debug information, which takes 70 of 100 MB in a debug build. Returns the folder."""
     tools.install_system([tools.Need("binutils", "strip", lambda: shutil.which("strip") is not None)])
     folder = layout.DOT / "offline" / "bin"
     shutil.rmtree(folder, ignore_errors=True)

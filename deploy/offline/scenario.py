@@ -1,4 +1,4 @@
-"""Runs compose.yaml: start, documented methods, hardening, backup and restore, scaling, rolling restarts under load."""
+"""Tests compose.yaml: start, documented methods, hardening, backup and restore, scaling, rolling restarts under load."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from .engine import LOGS, STEP_LIMIT, Engine
 
 INSTANCE = "docker-host"
 READY_LIMIT = 90.0
-# The number of replicas of each service.
+# The number of replicas of each service in the scaling test.
 SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "gateway": 2}
 
 
 class Project:
-    """The unchanged compose.yaml in a folder with secrets of its own, so that it does not conflict with another stack."""
+    """A compose project with the unchanged compose.yaml and its own secrets, so that it does not conflict with another stack."""
 
     def __init__(self, engine: Engine, images: dict):
         self.engine = engine
@@ -39,7 +39,7 @@ class Project:
         names = ["api", "api2", "bus"]
         while True:
             chosen = ports.choose(names, {}, self.name)
-            # The gateways need a range of two ports.
+            # The gateways need two consecutive ports.
             if ports.is_free(chosen["api"] + 1):
                 break
             names.append(f"next{len(names)}")
@@ -69,7 +69,7 @@ class Project:
         self.here().step(title, log, *self.command(arguments), cwd=self.folder)
 
     def documented(self, section: str) -> None:
-        """Runs the commands of a section of docs/operations.md."""
+        """Runs the shell commands in a section of docs/operations.md."""
         document = (layout.ROOT / "docs" / "operations.md").read_text()
         text = re.search(rf"^## {section}\n(.*?)(?=^## |\Z)", document, re.M | re.S)[1]
         lines = [line[4:] for line in text.splitlines() if line.startswith("    ")]
@@ -92,7 +92,7 @@ class Project:
         return self.compose("ps", "--quiet", "--no-trunc", service).split()
 
     def gateways(self) -> List[str]:
-        """The host:port of each gateway."""
+        """Returns the HOST:PORT of each gateway."""
         found = []
         for container in self.containers("gateway"):
             bindings = self.engine.inspect(container)["NetworkSettings"]["Ports"]["8086/tcp"]
@@ -161,7 +161,7 @@ class Checks:
 
 def documented_methods(checks: Checks, project: Project, api: Api) -> None:
     session = api.login("admin", project.secret("admin-password"))
-    checks.that(bool(session), "login (458753) with the password that deploy/secrets made")
+    checks.that(bool(session), "login (458753) with the password that deploy/secrets created succeeds")
     checks.that(api.login("admin", "wrong") is None, "a wrong password is refused")
     for method, name, more in [
         (611611, "VM rows", {}),
@@ -169,15 +169,15 @@ def documented_methods(checks: Checks, project: Project, api: Api) -> None:
         (611712, "process rows by name", {"proc_name": "vmwatch-agent"}),
     ]:
         rows = api.rows_within(30, session, method, INSTANCE, more)
-        checks.that(bool(rows), f"{name} ({method}) of this machine, by the agent's container: {len(rows)} rows")
+        checks.that(bool(rows), f"{name} ({method}) of this machine, sampled by the agent's container: {len(rows)} rows")
     started = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": machines.TO_START}})
-    checks.that(started["status_code"] == 1, f"startmonitor (32523) of a VM that is off: {started['message']}")
+    checks.that(started["status_code"] == 1, f"startmonitor (32523) starts a VM that is switched off: {started['message']}")
     missing = api.ask({"method": 32523, "session_id": session, "data": {"instance_id": "0" * 8}})
-    checks.that(missing["status_code"] == 3, f"startmonitor of an unknown VM: {missing['message']}")
+    checks.that(missing["status_code"] == 3, f"startmonitor refuses an unknown VM: {missing['message']}")
 
 
 def hardened(checks: Checks, project: Project) -> None:
-    """Our containers run without root, capabilities, a writable file system and a shell."""
+    """Checks that the containers of vmwatch have no root user, capabilities, writable file system or shell."""
     for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"):
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
@@ -195,7 +195,7 @@ def hardened(checks: Checks, project: Project) -> None:
 
 
 def closed(checks: Checks, project: Project) -> None:
-    """NATS and MongoDB run without privileges, and open only the ports that clients need."""
+    """Checks that NATS and MongoDB run without privileges and open only the ports that clients need."""
     for service, user, opened, shut in [("nats", "65532:65532", 4222, 8222), ("mongo", "999:999", 27017, None)]:
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
@@ -219,16 +219,16 @@ def accepts(address: str, port: int) -> bool:
 
 
 def backup_and_restore(checks: Checks, project: Project, api: Api) -> None:
-    """Runs the commands of docs/operations.md under running programs."""
+    """Runs the backup and restore commands of docs/operations.md while the programs are running."""
     password = project.secret("admin-password")
     before = api.login("admin", password)
     project.documented("Backup")
     after = api.login_within(READY_LIMIT, "admin", password)
-    checks.that(bool(after), "a login after the backup")
+    checks.that(bool(after), "a login after the backup succeeds")
     project.documented("Restore")
-    checks.that(bool(api.login_within(READY_LIMIT, "admin", password)), "a login after the restore")
+    checks.that(bool(api.login_within(READY_LIMIT, "admin", password)), "a login after the restore succeeds")
     rows = api.rows_within(READY_LIMIT, before, 611611, INSTANCE, {})
-    checks.that(bool(rows), f"a session and rows from before the backup: {len(rows)} rows")
+    checks.that(bool(rows), f"a session and the rows from before the backup still exist: {len(rows)} rows")
     over = api.ask({"method": 611611, "session_id": after, "data": {"instance_id": INSTANCE}})
     checks.that(over["status_code"] == 3, f"a session from after the backup has ended: {over['message']}")
 
@@ -247,7 +247,7 @@ def scale(checks: Checks, project: Project, api: Api) -> None:
 
 
 def rolling_restart(checks: Checks, project: Project, service: str) -> None:
-    """Restarts the containers of a service one after the other, under load. Each must be healthy before the next."""
+    """Restarts the containers of a service one after the other, under load. Each must be healthy before the next is restarted."""
     password = project.secret("admin-password")
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, service)
@@ -258,14 +258,14 @@ def rolling_restart(checks: Checks, project: Project, service: str) -> None:
 
 
 def gateways_in_turn(checks: Checks, project: Project) -> None:
-    """Restarts the gateways under load. A client whose connection is refused or closed uses the other gateway, as behind a
-    load balancer."""
+    """Restarts the gateways under load. A client whose connection is refused or closed uses the other gateway, as it would
+    behind a load balancer."""
     password = project.secret("admin-password")
     with Load(project.gateways(), password, INSTANCE, machines.TO_START) as load:
         took = restart_each(project, "gateway")
     checks.that(
         load.requests > 100 and not load.failures,
-        f"rolling restart of gateway in {took:.1f} s: {load.summary()}, {load.retried} repeated at the other gateway",
+        f"rolling restart of gateway in {took:.1f} s: {load.summary()}, {load.retried} repeated on the other gateway",
     )
 
 

@@ -51,7 +51,7 @@ deb http://flat.example/packages ./
 
 
 class Deb822(unittest.TestCase):
-    def test_reads_all_uris_of_enabled_binary_stanzas(self):
+    def test_deb822_parser_reads_all_uris_of_enabled_binary_stanzas(self):
         found = apt.parse_deb822(DEB822)
         self.assertEqual(
             [source.uri for source in found],
@@ -61,7 +61,7 @@ class Deb822(unittest.TestCase):
         self.assertEqual(found[0].signed_by, "/usr/share/keyrings/debian-archive-keyring.gpg")
         self.assertEqual(found[2].signed_by, "")
 
-    def test_keeps_an_inline_key_unchanged(self):
+    def test_deb822_parser_keeps_an_inline_key_unchanged(self):
         (source,) = apt.parse_deb822(INLINE_KEY)
         stanza = source.stanza("forky")
         self.assertIn("Suites: forky\n", stanza)
@@ -70,7 +70,7 @@ class Deb822(unittest.TestCase):
 
 
 class OneLine(unittest.TestCase):
-    def test_parses_options_and_skips_comments_and_deb_src(self):
+    def test_list_parser_reads_options_and_skips_comments_and_deb_src(self):
         found = apt.parse_list(ONE_LINE)
         self.assertEqual(
             [(source.uri, source.suites) for source in found],
@@ -84,7 +84,7 @@ class OneLine(unittest.TestCase):
         self.assertEqual(found[1].components, ("main",))
         self.assertEqual(found[1].signed_by, "/a.gpg /b.gpg")
 
-    def test_reads_both_formats_and_ignores_other_files(self):
+    def test_apt_sources_are_read_in_both_formats_and_other_files_ignored(self):
         with tempfile.TemporaryDirectory() as folder:
             parts = Path(folder) / "sources.list.d"
             parts.mkdir()
@@ -97,7 +97,7 @@ class OneLine(unittest.TestCase):
 
 
 class Choice(unittest.TestCase):
-    def test_only_complete_archives_serve_another_release(self):
+    def test_only_complete_archives_are_used_for_another_release(self):
         def serves(suite, component="main"):
             return apt.Source("http://mirror.example", (suite,), (component,)).serves_release("bookworm")
 
@@ -107,7 +107,7 @@ class Choice(unittest.TestCase):
             self.assertFalse(serves(suite), suite)
         self.assertFalse(serves("bookworm", component="stable"))
 
-    def test_reads_the_codename_from_os_release(self):
+    def test_debian_codename_is_read_from_os_release(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "os-release"
             self.assertEqual(apt.codename(path), "")

@@ -12,7 +12,7 @@ def module(*names: str) -> bytes:
 
 
 class Modules(unittest.TestCase):
-    def test_orders_modules_after_their_dependencies(self):
+    def test_kernel_modules_are_ordered_after_their_dependencies(self):
         with tempfile.TemporaryDirectory() as folder:
             contents = {
                 "virtio_net": module("net_failover", "virtio"),
@@ -27,13 +27,13 @@ class Modules(unittest.TestCase):
             order = [path.stem for path in guest.in_order(paths)]
         self.assertEqual(order, ["failover", "net_failover", "virtio", "virtio_net"])
 
-    def test_module_without_info_has_no_dependencies(self):
+    def test_kernel_module_without_info_has_no_dependencies(self):
         self.assertEqual(guest.depends(b"\x7fELF"), [])
         self.assertEqual(guest.depends(module()), [])
 
 
 class Archives(unittest.TestCase):
-    def test_cpio_extracts_the_archive(self):
+    def test_cpio_extracts_the_initramfs_archive(self):
         archive = guest.Archive()
         archive.folder("bin")
         archive.file("bin/tool", b"#!/bin/sh\n", 0o755)
@@ -42,14 +42,14 @@ class Archives(unittest.TestCase):
             try:
                 subprocess.run(["cpio", "-idm", "--quiet"], input=archive.bytes(), cwd=folder, check=True)
             except FileNotFoundError:
-                # Without the cpio tool, check only the magic number.
+                # If the cpio tool is not installed, the test checks only the magic number.
                 self.assertTrue(archive.bytes().startswith(b"070701"))
                 return
             self.assertEqual((Path(folder) / "bin/sh").readlink(), Path("tool"))
             self.assertEqual((Path(folder) / "bin/tool").read_bytes(), b"#!/bin/sh\n")
             self.assertTrue((Path(folder) / "bin/tool").stat().st_mode & 0o100)
 
-    def test_archive_is_reproducible(self):
+    def test_initramfs_archive_is_reproducible(self):
         def make():
             archive = guest.Archive()
             archive.file("init", b"x", 0o755)

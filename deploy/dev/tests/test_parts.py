@@ -1,4 +1,4 @@
-"""Tests of modules that are too small for their own test file."""
+"""Tests of small modules of ./dev that have no test file of their own."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from dev.state import Running, State
 
 
 def libvirt_state(node_file: Path, identity: str) -> int:
-    """The state of a VM of a node file, according to libvirt's test driver."""
+    """Returns the state of a VM that libvirt's test driver reports for the given definitions."""
     library = ctypes.CDLL("libvirt.so.0")
     library.virConnectOpen.restype = library.virDomainLookupByUUIDString.restype = ctypes.c_void_p
     connection = ctypes.c_void_p(library.virConnectOpen(f"test://{node_file}".encode()))
@@ -30,28 +30,28 @@ def libvirt_state(node_file: Path, identity: str) -> int:
 
 
 class Terminal(unittest.TestCase):
-    def test_aligns_tables(self):
+    def test_table_columns_are_aligned(self):
         self.assertEqual(terminal.table([("a", "bb"), ("ccc", "d")]), "a    bb\nccc  d")
 
-    def test_respects_no_color(self):
+    def test_no_color_variable_disables_colours(self):
         screen = mock.Mock(isatty=lambda: True)
         for environ, expected in (({"TERM": "xterm"}, True), ({"TERM": "dumb"}, False), ({"NO_COLOR": "1"}, False)):
             with mock.patch.dict(os.environ, environ, clear=True):
                 self.assertEqual(terminal.coloured(screen), expected, environ)
         self.assertFalse(terminal.coloured(io.StringIO()))
 
-    def test_formats_seconds(self):
+    def test_durations_are_formatted_in_minutes_and_seconds(self):
         self.assertEqual(terminal.seconds(1.25), "1.2 s")
         self.assertEqual(terminal.seconds(605), "10 min 05 s")
 
 
 class Versions(unittest.TestCase):
-    def test_parses_the_version_of_nats(self):
+    def test_nats_version_is_parsed(self):
         self.assertEqual(tools.nats_version("nats-server: v2.15.1"), (2, 15))
         self.assertLess(tools.nats_version("nats-server version 2.9.10"), tools.NATS_LEAST)
         self.assertEqual(tools.nats_version("something else"), (0, 0))
 
-    def test_extracts_the_progress_of_cargo(self):
+    def test_progress_is_extracted_from_cargo_output(self):
         bar = "Building [=====>     ] 123/456: tokio, serde(build)"
         self.assertEqual(cargo.progress(bar), "123/456 tokio")
         self.assertEqual(cargo.progress("Compiling ring v0.17.14"), "Compiling ring v0.17.14")
@@ -59,7 +59,7 @@ class Versions(unittest.TestCase):
 
 
 class Figures(unittest.TestCase):
-    def test_removes_options_from_arguments(self):
+    def test_option_with_value_is_removed_from_arguments(self):
         self.assertEqual(figures.option(["a", "--json", "f", "b"], "--json"), ("f", ["a", "b"]))
         self.assertEqual(figures.option(["--json=f"], "--json"), ("f", []))
         self.assertEqual(figures.option(["a"], "--json"), (None, ["a"]))
@@ -67,7 +67,7 @@ class Figures(unittest.TestCase):
             with self.assertRaises(terminal.Problem):
                 figures.option(invalid, "--json")
 
-    def test_prints_and_writes_the_results_of_a_run(self):
+    def test_measured_figures_are_printed_and_written_to_file(self):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as screen:
             target = Path(folder) / "figures.json"
             with figures.Figures(target) as measured:
@@ -81,11 +81,11 @@ class Figures(unittest.TestCase):
 
 
 class Machines(unittest.TestCase):
-    def test_writes_uuids_as_libvirt_does(self):
+    def test_uuids_are_written_in_the_format_of_libvirt(self):
         self.assertEqual(machines.as_uuid(" 6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n"), machines.TO_START)
         self.assertEqual(machines.as_uuid("my-vm"), "")
 
-    def test_libvirt_reports_the_states_in_the_node_file(self):
+    def test_libvirt_test_driver_reports_the_defined_vm_states(self):
         this = "11111111-2222-4333-8444-555555555555"
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(machines.layout, "DOT", Path(folder)):
             path = machines.write_node_file(this)
@@ -93,23 +93,23 @@ class Machines(unittest.TestCase):
             for _name, identity, expected in machines.OTHERS:
                 self.assertEqual(libvirt_state(path, identity), expected)
 
-    def test_omits_this_machine_if_its_id_is_not_a_uuid(self):
+    def test_machine_is_not_defined_as_vm_if_its_id_is_not_a_uuid(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(machines.layout, "DOT", Path(folder)):
             self.assertEqual(machines.write_node_file("my-vm").read_text().count("<domain "), len(machines.OTHERS))
 
-    def test_generated_id_stays_the_same(self):
+    def test_generated_instance_id_stays_the_same(self):
         with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, {"VMWATCH_INSTANCE_ID": ""}):
             with mock.patch.object(machines.layout, "DOT", Path(folder)), \
                     mock.patch.object(machines, "DMI", Path(folder) / "none"):
                 self.assertEqual(machines.instance_id(), machines.instance_id())
 
-    def test_keeps_intervals_set_by_the_user(self):
+    def test_sampling_intervals_set_by_the_user_are_kept(self):
         self.assertEqual(stack.agent_intervals({"VMWATCH_AGENT_VM_INTERVAL": "5s"}), {})
         self.assertEqual(len(stack.agent_intervals({})), 2)
 
 
 class Kept(unittest.TestCase):
-    def test_state_round_trips(self):
+    def test_stack_state_round_trips_through_its_file(self):
         identity = Identity(4711, 99, "boot")
         kept = State(
             ports={"nats": 28001}, guard=identity, gateway="http://127.0.0.1:8086",
@@ -123,12 +123,12 @@ class Kept(unittest.TestCase):
             state.FILE.write_text("{")
             self.assertEqual(state.load(), State())
 
-    def test_removes_passwords_from_uris(self):
+    def test_passwords_are_removed_from_uris(self):
         self.assertEqual(state.redacted("mongodb://me:pass@db:27017/x"), "mongodb://db:27017/x")
         self.assertEqual(state.redacted("nats://a:b@one:1,nats://c@two:2"), "nats://one:1,nats://two:2")
         self.assertEqual(state.redacted("mongodb://db:27017"), "mongodb://db:27017")
 
-    def test_first_password_is_generated_once_and_readable_only_by_its_owner(self):
+    def test_initial_password_is_generated_once_and_readable_only_by_owner(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "password"
             with mock.patch.multiple(stack.layout, PASSWORD=path, DOT=Path(folder)):
@@ -139,10 +139,10 @@ class Kept(unittest.TestCase):
 
 
 class Guide(unittest.TestCase):
-    def test_printed_lines_work_in_a_shell(self):
+    def test_printed_commands_work_in_a_shell(self):
         current = State(gateway="http://127.0.0.1:8086", nats="nats://127.0.0.1:28001", admin="admin", instance="vm-1")
         lines = [line for _, line in guide.session_lines(current, "pa'ss", Path("/with space"))]
-        # Replace curl by a function that prints its last argument.
+        # The test replaces curl with a function that prints its last argument.
         fake = """curl() { for last; do :; done; printf '%s' "$last"; }\n"""
         script = fake + "\n".join(lines[:2]) + """\nprintf '%s' "$session" """
         answer = '{"method":458753,"session_id":"THE-TOKEN"}'
@@ -155,7 +155,7 @@ class Guide(unittest.TestCase):
 
 
 class Interrupts(unittest.TestCase):
-    def test_raises_a_deferred_signal_afterwards(self):
+    def test_deferred_signal_is_raised_after_the_block(self):
         kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
         self.addCleanup(lambda: [signal.signal(number, handler) for number, handler in kept.items()])
         interrupts.install()

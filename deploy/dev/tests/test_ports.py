@@ -6,12 +6,12 @@ from dev.terminal import Problem
 
 
 class Choose(unittest.TestCase):
-    def test_keeps_remembered_ports_that_are_free(self):
+    def test_free_ports_of_an_earlier_start_are_reused(self):
         chosen = ports.choose(["nats", "auth"], {"nats": 28111, "auth": 28112}, "here", lambda port: port != 28112)
         self.assertEqual(chosen["nats"], 28111)
         self.assertNotEqual(chosen["auth"], 28112)
 
-    def test_chooses_distinct_ports_in_the_range(self):
+    def test_chosen_ports_are_distinct_and_in_range(self):
         names = [str(number) for number in range(50)]
         chosen = ports.choose(names, {"0": 28000, "1": 28000}, "here", lambda port: port % 2 == 0)
         self.assertEqual(len(set(chosen.values())), len(names))
@@ -19,14 +19,14 @@ class Choose(unittest.TestCase):
             self.assertEqual(port % 2, 0)
             self.assertTrue(ports.FIRST <= port < ports.FIRST + ports.COUNT)
 
-    def test_checkouts_start_at_different_but_constant_ports(self):
+    def test_each_checkout_searches_ports_from_its_own_constant_start(self):
         def first(seed):
             return ports.choose(["nats"], {}, seed, lambda port: True)["nats"]
 
         self.assertEqual(first("/home/a"), first("/home/a"))
         self.assertNotEqual(first("/home/a"), first("/home/b"))
 
-    def test_fails_if_no_port_is_free(self):
+    def test_choosing_ports_fails_if_none_is_free(self):
         with self.assertRaises(Problem):
             ports.choose(["nats"], {}, "here", lambda port: False)
 
@@ -45,7 +45,7 @@ class Probes(unittest.TestCase):
 
 
 class Addresses(unittest.TestCase):
-    def test_parses_addresses_and_maps_wildcards_to_loopback(self):
+    def test_addresses_are_parsed_and_wildcards_mapped_to_loopback(self):
         self.assertEqual(ports.parse_address("127.0.0.1:8086"), ("127.0.0.1", 8086))
         self.assertEqual(ports.parse_address("[::1]:8086"), ("::1", 8086))
         self.assertEqual(ports.reachable("0.0.0.0"), "127.0.0.1")

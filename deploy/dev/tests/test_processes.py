@@ -18,7 +18,7 @@ def sleeper():
 
 
 class Stat(unittest.TestCase):
-    def test_parses_names_with_spaces_and_parentheses(self):
+    def test_process_name_with_spaces_and_parentheses_is_parsed(self):
         text = "4711 (a) b (c) S 1 4711 4711 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 123 456\n"
         self.assertEqual(processes.parse_stat(text), ("S", 987654))
 
@@ -31,21 +31,21 @@ class Identities(unittest.TestCase):
         self.addCleanup(self.child.kill)
         self.identity = Identity.of(self.child.pid)
 
-    def test_zombie_is_not_alive(self):
+    def test_zombie_process_does_not_count_as_alive(self):
         self.assertTrue(self.identity.alive())
         self.child.kill()
-        # No wait() yet: the child is a zombie now.
+        # The test has not called wait() yet, so that the child process is a zombie now.
         self.assertTrue(self.identity.wait(10))
         self.assertIsNone(Identity.of(self.child.pid))
 
-    def test_does_not_signal_another_process_with_the_same_pid(self):
+    def test_other_process_with_same_pid_is_not_signalled(self):
         for other in (
             dataclasses.replace(self.identity, start=self.identity.start - 1),
             dataclasses.replace(self.identity, boot="another boot"),
         ):
             self.assertFalse(other.alive())
             other.send(signal.SIGKILL)
-        # Signals are delivered immediately: a SIGKILL sent above would have ended the process before SIGTERM.
+        # Signals are delivered immediately. If the calls above had sent SIGKILL, the process would no longer be alive.
         self.assertTrue(self.identity.alive())
         self.identity.send(signal.SIGTERM)
         self.assertEqual(self.child.wait(10), -signal.SIGTERM)
@@ -62,7 +62,7 @@ class Run(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.log = Path(folder.name) / "logs" / "it.log"
 
-    def test_reports_every_line_and_logs_the_last_state_of_a_progress_bar(self):
+    def test_command_progress_is_reported_and_only_final_progress_bar_is_logged(self):
         reported = []
         script = (
             r"import sys; sys.stdout.write('one\rtwo\r\x1b[Kthree\n'); sys.stdout.flush(); sys.stderr.write('four')"
@@ -71,7 +71,7 @@ class Run(unittest.TestCase):
         self.assertEqual([line for line in reported if line], ["one", "two", "three", "four"])
         self.assertEqual(self.log.read_text(), "three\nfour\n")
 
-    def test_failure_shows_the_end_of_the_output_and_the_log(self):
+    def test_failed_command_shows_its_last_output_and_the_log_path(self):
         script = "import sys; print('the reason'); sys.exit(3)"
         with self.assertRaises(Problem) as raised:
             processes.run(Step("it"), [sys.executable, "-c", script], self.log)
@@ -79,7 +79,7 @@ class Run(unittest.TestCase):
         self.assertIn("the reason", raised.exception.todo)
         self.assertIn(str(self.log), raised.exception.todo)
 
-    def test_kills_a_command_that_exceeds_its_time_limit(self):
+    def test_command_that_exceeds_its_time_limit_is_killed(self):
         script = "import signal, time; signal.signal(15, signal.SIG_IGN); print('working', flush=True); time.sleep(600)"
         with self.assertRaises(Problem) as raised:
             processes.run(Step("it"), [sys.executable, "-c", script], self.log, limit=1.0)
@@ -94,7 +94,7 @@ class Run(unittest.TestCase):
         self.assertEqual(self.log.read_text().split(), ["second", str(child.pid)])
         self.assertIn("first", self.log.with_suffix(".log.1").read_text())
 
-    def test_returns_the_tail_of_a_log(self):
+    def test_last_lines_of_a_log_are_returned(self):
         self.log.parent.mkdir()
         self.log.write_text("".join(f"{number}\n" for number in range(100_000)))
         self.assertEqual(processes.tail(self.log, 2), "99998\n99999")

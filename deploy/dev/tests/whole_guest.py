@@ -1,4 +1,4 @@
-"""Tests `./dev up --guest` with its printed lines, and that it leaves no processes behind."""
+"""Tests `./dev up --guest` and the commands that it prints, and checks that no process is left behind."""
 
 import json
 import os
@@ -56,17 +56,17 @@ class Guest(WholeStack):
         self.assertFalse(self.folder_of(off).exists())
         self.assertEqual(self.left_over(), [])
 
-    def test_down_stops_the_guest_after_a_crash_and_the_next_guest_is_a_new_vm(self):
+    def test_down_stops_guest_after_libvirtd_crash_and_next_guest_is_new_vm(self):
         self.paste(re.findall(r"(?m)^  ((?:session=|posted=).*)$", self.up()))
         first, qemu = self.guest(), Identity.of(self.guest()["pid"])
         for service in self.status()["services"]:
             Identity.of(service["pid"]).send(signal.SIGKILL)
-        self.assertTrue(qemu.alive(), "QEMU ended with libvirtd")
+        self.assertTrue(qemu.alive(), "the guest must keep running when libvirtd is killed")
         self.assertEqual(self.dev("down").returncode, 0)
         self.assertFalse(qemu.alive())
         self.assertFalse(self.folder_of(first).exists())
         self.up()
-        # A new VM has no rows of the first one.
+        # The new VM must have a different id, so that it has no rows of the first VM.
         self.assertNotEqual(self.guest()["instance_id"], first["instance_id"])
 
     def folder_of(self, guest):

@@ -1,6 +1,6 @@
-"""Tests `./dev` with the real programs, in its own folder, so that it does not affect a running stack.
+"""Tests `./dev` with the real programs, in a folder of its own, so that a running stack is not affected.
 
-Its name keeps it out of the unit tests, because the binaries must be built first. `./dev test` runs it.
+The file is not named test_*.py, because unit tests run before the binaries are built. `./dev test` runs it afterwards.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from dev import layout, machines, ports
 from dev.processes import Identity, wait_for
 
-# Much longer than a stack needs on an idle machine.
+# Time limit in seconds for a condition; it is much longer than a stack needs on an idle machine.
 PATIENCE = 120
 
 
@@ -30,7 +30,7 @@ class WholeStack(unittest.TestCase):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        # The stack under test gets only these settings.
+        # Settings of the environment are removed, so that the stack under test gets only the settings below.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("VMWATCH_")}
         self.env.update(VMWATCH_DEV_DIR=str(self.folder), VMWATCH_LISTEN=f"127.0.0.1:{self.port}")
         if "VMWATCH_CACHE" in os.environ:
@@ -52,14 +52,14 @@ class WholeStack(unittest.TestCase):
         return json.loads(self.dev("status", "--json").stdout)
 
     def identities(self):
-        """The stack's processes. Checks that there is one of each program."""
+        """Returns the stack's processes, after checking that there is one of each program."""
         found = {service["name"]: Identity.of(service["pid"]) for service in self.status()["services"]}
         self.assertEqual(set(found), {"nats", "database", "auth", "metrics", "lifecycle", "gateway", "agent"})
         self.assertNotIn(None, found.values())
         return found
 
     def left_over(self):
-        """All processes with this stack's folder in their environment, whether recorded or not."""
+        """Returns all processes that have this stack's folder in their environment, even if ./dev has not recorded them."""
         mark, found = f"VMWATCH_DEV_DIR={self.folder}\0".encode(), []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -69,11 +69,11 @@ class WholeStack(unittest.TestCase):
 
     @contextlib.contextmanager
     def foreground(self):
-        """Runs `./dev up` with its output in a file. Kills it at the end if it still runs."""
+        """Runs `./dev up` with its output in a file. Kills it at the end of the test if it is still running."""
         out = self.folder / "out.txt"
         with open(out, "w") as file:
             process = subprocess.Popen(
-                # Shells ignore SIGINT in background jobs of scripts.
+                # The test runs `./dev up` like a background job of a script, in which SIGINT is ignored.
                 ["sh", "-c", "trap '' INT; exec \"$0\" up", layout.ROOT / "dev"],
                 env=self.env, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
             )
@@ -89,7 +89,7 @@ class WholeStack(unittest.TestCase):
 
 
 class Detached(WholeStack):
-    def test_from_up_to_down(self):
+    def test_stack_works_from_up_to_down(self):
         shown = self.detach()
         started = self.identities()
         self.check_pasted_lines(shown)
@@ -149,17 +149,17 @@ class Detached(WholeStack):
 
 
 class Foreground(WholeStack):
-    def test_ctrl_c_stops_the_stack_and_the_next_up_keeps_data_and_ports(self):
+    def test_ctrl_c_stops_the_stack_and_next_up_keeps_data_and_ports(self):
         with self.foreground() as (process, out):
             started = self.identities()
             before = self.status()
             started["lifecycle"].send(signal.SIGKILL)
             self.await_text(out, "lifecycle has ended (signal SIGKILL)")
             process.send_signal(signal.SIGINT)
-            self.assertEqual(process.wait(PATIENCE), 1, "a program was killed: " + out.read_text())
+            self.assertEqual(process.wait(PATIENCE), 1, "`up` must exit with 1 because a program was killed: " + out.read_text())
         self.assertEqual(self.left_over(), [])
         with self.foreground() as (process, out):
-            # `up` warns if the administrator cannot log in with the same password.
+            # `up` prints a warning if the administrator cannot log in with the initial password.
             self.assertNotIn("cannot log in", out.read_text())
             after = self.status()
             self.assertEqual((before["nats"], before["instance_id"]), (after["nats"], after["instance_id"]))
@@ -168,7 +168,7 @@ class Foreground(WholeStack):
             self.assertEqual(process.wait(PATIENCE), 0, out.read_text())
         self.assertEqual(self.left_over(), [])
 
-    def test_up_stops_the_leftovers_of_a_killed_up(self):
+    def test_up_stops_programs_that_a_killed_up_left_running(self):
         with self.foreground() as (process, _):
             left = self.identities()
             process.kill()
@@ -192,7 +192,7 @@ class Foreground(WholeStack):
                 self.assertEqual(self.left_over(), [])
 
     def recorded(self, guard):
-        """Number of programs recorded by this `dev`; -1 before its first record."""
+        """Returns how many programs this ./dev has recorded; -1 if it has recorded nothing yet."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             state = json.loads((self.folder / "state.json").read_text())
             if state["guard"]["pid"] == guard:

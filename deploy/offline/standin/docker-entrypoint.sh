@@ -1,14 +1,15 @@
 #!/bin/bash
-# Does the same as the official image's entrypoint at the first start: starts a server without users on loopback, adds the
-# root user, runs the scripts of /docker-entrypoint-initdb.d, and then starts the server that clients reach, which requires
-# passwords. Without a root user there is no access control, as in the official image. Supports mongod's TLS options only.
+# Does the same as the entrypoint of the official mongo image. At the first start it starts a server without users on
+# loopback, adds the root user, and runs the scripts in /docker-entrypoint-initdb.d. Then it starts the server for
+# clients, which requires passwords. Without a root user there is no access control, as in the official image. Of
+# mongod's options, it supports only those for TLS.
 set -euo pipefail
 
 arguments=(--port 27017 --storage-path /data/db --standalone --sync-on-commit --cache-size 256M --log-file-max 16MB)
 tls=()
 while [ $# -gt 0 ]; do
     case $1 in
-        # One file with the certificate and the key.
+        # The file contains both the certificate and the key.
         --tlsCertificateKeyFile) tls=(--tls-cert-file "$2" --tls-key-file "$2"); shift 2 ;;
         --tlsMode | --tlsCAFile) shift 2 ;;
         mongod | --tlsAllowConnectionsWithoutCertificates) shift ;;

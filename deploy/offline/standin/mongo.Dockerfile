@@ -1,5 +1,5 @@
-# Replaces the official mongo image in tests: its entrypoint with MONGO_INITDB_ROOT_…, /docker-entrypoint-initdb.d and
-# mongosh. The server is a stand-in.
+# Replaces the official mongo image in tests. It supports the same entrypoint with MONGO_INITDB_ROOT_…,
+# /docker-entrypoint-initdb.d and mongosh, but the server is a stand-in for MongoDB.
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
 ADD mongosh.tar /opt/mongosh/

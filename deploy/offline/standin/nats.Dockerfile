@@ -1,4 +1,4 @@
-# Replaces the official nats:…-alpine image in tests: its entrypoint, its wget.
+# Replaces the official nats:…-alpine image in tests, with the same entrypoint and wget.
 ARG DEBIAN_IMAGE
 FROM ${DEBIAN_IMAGE}
 COPY nats-server /usr/local/bin/

@@ -1,7 +1,7 @@
-"""Runs a real Keystone on SQLite, for tests only: `serve_keystone.py FOLDER PORT COMPUTE_URL` makes its database, users and
-catalogue, and serves. When it is ready it writes addresses and credentials to FOLDER/identity.json.
+"""Runs a real Keystone on SQLite, for tests only. `serve_keystone.py FOLDER PORT COMPUTE_URL` creates its database, users
+and catalogue, and serves. When it is ready, it writes addresses and credentials to FOLDER/identity.json.
 
-Runs in the environment of requirements.txt; `./dev peer nova` starts it.
+It runs in a Python environment with requirements.txt; `./dev peer nova` starts it.
 """
 
 import getpass
@@ -51,7 +51,7 @@ def manage(configuration: Path, *arguments: str, **environment: str) -> None:
 
 
 def make(folder: Path, url: str) -> str:
-    """Makes the database, the keys and the first administrator. Returns the administrator's password."""
+    """Creates the database, the keys and the first administrator. Returns the administrator's password."""
     configuration = folder / "keystone.conf"
     configuration.write_text(CONFIGURATION.format(folder=folder))
     os.environ["OS_KEYSTONE_CONFIG_FILES"] = str(configuration)
@@ -74,7 +74,7 @@ def login(url: str, user: str, password: str, project: str) -> session.Session:
 
 
 def populate(url: str, admin_password: str, compute_url: str) -> dict:
-    """Makes a project, a user with only the role `member` and an application credential, and registers Nova's address."""
+    """Creates a project, a user with only the role `member` and an application credential, and registers Nova's address."""
     admin = client.Client(session=login(url, "admin", admin_password, "admin"))
     compute = admin.services.create("nova", type="compute")
     admin.endpoints.create(compute, compute_url, interface="public", region=REGION)
@@ -93,7 +93,7 @@ def populate(url: str, admin_password: str, compute_url: str) -> dict:
 
 def main() -> None:
     folder, port, compute_url = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    # Keystone would parse these arguments as its own.
+    # The arguments are removed, because Keystone would parse them as its own.
     del sys.argv[1:]
     os.umask(0o077)
     url = f"http://127.0.0.1:{port}/v3"

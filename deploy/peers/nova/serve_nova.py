@@ -1,12 +1,12 @@
-"""Runs a real Nova with its fake compute driver, for tests only: `serve_nova.py FOLDER PORT` starts API, scheduler, conductor
-and compute as Nova's own functional tests do, with Placement and stand-ins for the other services, and makes servers that
-are off. The Keystone in FOLDER/identity.json authenticates requests. When Nova is ready, its addresses and credentials are
-written to FOLDER/cloud.json.
+"""Runs a real Nova with its fake compute driver, for tests only. `serve_nova.py FOLDER PORT` starts Nova's API, scheduler,
+conductor and compute service in the same way as Nova's own functional tests, with Placement and stand-ins for the other
+services, and creates servers that are switched off. The Keystone described in FOLDER/identity.json authenticates requests.
+When Nova is ready, its addresses and credentials are written to FOLDER/cloud.json.
 
-Runs in the environment of requirements.txt; `./dev peer nova` starts it.
+It runs in a Python environment with requirements.txt; `./dev peer nova` starts it.
 """
 
-# Imported first, because it replaces Python's sockets and threads by those of eventlet.
+# This module is imported first, because it replaces Python's sockets and threads with those of eventlet.
 from nova.tests.functional import integrated_helpers  # isort: skip
 
 import json
@@ -21,9 +21,9 @@ from keystoneauth1 import adapter, session
 from keystoneauth1.identity import v3
 from nova.tests.fixtures.glance import GlanceFixture
 
-# One server for each test. An administrator locks the last one.
+# Names of the servers to create, one for each test. An administrator locks the last one.
 NAMES = ["verbs", "credential", "crowd", "locked"]
-# This version supports `networks: none`, and answers 409 for a locked server.
+# This API version supports `networks: none`, and answers 409 if a server is locked.
 VERSION = {"OpenStack-API-Version": "compute 2.84"}
 PATIENCE = 60
 
@@ -36,7 +36,7 @@ class Cloud(integrated_helpers._IntegratedTestBase):
     STUB_KEYSTONE = False
 
     def setUp(self):
-        # Nova's own file, with the credentials for checking tokens at Keystone.
+        # Nova's own configuration file, extended by the credentials with which it checks tokens at Keystone.
         paste = FOLDER / "api-paste.ini"
         original = Path(sys.prefix, "etc/nova/api-paste.ini").read_text()
         section = "[filter:authtoken]\n"
@@ -55,7 +55,7 @@ class Cloud(integrated_helpers._IntegratedTestBase):
         super()._setup_services()
 
     def runTest(self):
-        # Nova's tests turn warnings into errors; a stop would then be accepted and fail silently.
+        # Nova's tests turn warnings into errors. With such errors, a stop request would be accepted but fail silently.
         warnings.resetwarnings()
         warnings.simplefilter("ignore")
         listener = eventlet.listen(("127.0.0.1", PORT))
