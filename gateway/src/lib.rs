@@ -5,7 +5,10 @@
 //! round trip, the bus carries the method's parameters to a service, and the same module encodes the reply. [`live`]
 //! follows live events, and [`page`] serves all other paths.
 
-#![expect(missing_docs, reason = "the names of some error fields say everything")]
+#![expect(
+    missing_docs,
+    reason = "the fields of some errors are named after what they hold"
+)]
 
 mod admission;
 mod body;

@@ -179,20 +179,20 @@ impl Live {
             }
             tokio::select! {
                 message = messages.next() => {
-                    let message = message.ok_or("the consumer ended")??;
+                    let message = message.ok_or("the consumer of live events ended")??;
                     let info = message.info()?;
                     let published = info.published.unix_timestamp_nanos();
                     if following.is_reused(info.stream_sequence, published) {
                         let other = followed.take();
                         other.inspect(|other| self.end(other));
-                        return Err("the stream was rolled back".into());
+                        return Err("the stream of live events has lost its newest events".into());
                     }
                     self.forward(following, info.stream_sequence, &message);
                 }
                 _ = checks.tick() => {
                     let info = self.bus.stream_info(EVENT_STREAM, DEADLINE).await?;
                     if StreamState::from(&info).is_rolled_back_from(&following.state) {
-                        return Err("the stream was rolled back".into());
+                        return Err("the stream of live events has lost its newest events".into());
                     }
                     following.pass_over(info.state.first_sequence, info.state.last_sequence);
                     let newer = info.state.last_sequence > following.position;

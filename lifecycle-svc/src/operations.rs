@@ -246,7 +246,7 @@ impl Operations {
                 // The operation has no record yet: another request is just creating it.
                 Ok(_) => {}
                 Err(error) => {
-                    debug!(operation = %id, %error, "reading the operation record failed; retrying")
+                    debug!(operation = %id, %error, "reading the operation record failed; retrying");
                 }
             }
             if context.remaining().is_zero() {

@@ -31,7 +31,7 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
                 "measuring silent VMs and disk usage of the database failed"
             ),
             Some(Err(error)) => {
-                debug!(%error, "measuring silent VMs and disk usage of the database panicked")
+                debug!(%error, "measuring silent VMs and disk usage of the database panicked");
             }
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {

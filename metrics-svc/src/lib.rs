@@ -112,7 +112,7 @@ async fn serve(
         outcome = &mut answering => {
             outcome?;
             if let Err(error) = ingesting.await {
-                warn!(%error, "background task panicked");
+                warn!(%error, "a background task of metrics-svc panicked");
             }
         }
         ended = &mut ingesting => match ended {
@@ -122,7 +122,7 @@ async fn serve(
     }
     for part in work {
         if let Err(error) = part.await {
-            warn!(%error, "background task panicked");
+            warn!(%error, "a background task of metrics-svc panicked");
         }
     }
     Ok(())

@@ -87,7 +87,7 @@ pub fn push_float(out: &mut String, number: f64) {
 fn push_hundredths(out: &mut String, number: f64) -> bool {
     const MIN_WITH_16_DIGITS: f64 = 1e15;
     let hundredths = (number.abs() * 100.0).round();
-    #[expect(clippy::float_cmp, reason = "tests for the identical double")]
+    #[expect(clippy::float_cmp, reason = "only the identical double is acceptable")]
     let exact = hundredths < MIN_WITH_16_DIGITS && hundredths / 100.0 == number.abs();
     if !exact {
         return false;
@@ -98,7 +98,7 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "an integer from 0 to 10^15"
+        reason = "the number is an integer from 0 to 10^15"
     )]
     let hundredths = hundredths as u64;
     let (whole, fraction) = (hundredths / 100, hundredths % 100);

@@ -36,12 +36,12 @@ export async function story(run, options = {}) {
     page = await context.newPage();
     watch(page, faults);
     await run(page, { context, faults });
-    if (faults.length > 0) throw new Error(`the page reported faults:\n${faults.join("\n")}`);
+    if (faults.length > 0) throw new Error(`the browser reported faults of the page:\n${faults.join("\n")}`);
   } catch (error) {
     console.log(error.stack ?? error);
     if (faults.length > 0) console.log(`faults:\n${faults.join("\n")}`);
     const text = await page?.locator("body").innerText({ timeout: 1000 }).catch(() => "");
-    console.log(`the page showed, at ${page?.url()}:\n${text}`);
+    console.log(`text shown by the page at ${page?.url()}:\n${text}`);
     process.exitCode = 1;
   } finally {
     await browser.close();

@@ -17,11 +17,11 @@ await story(async (page) => {
   await row.waitFor();
   const values = new Set();
   const read = async () => (await row.locator("td.number").allInnerTexts()).join(" ");
-  await until("three live samples arrive", async () => values.add(await read()).size >= 3);
+  await until("the VM's row shows three different live samples", async () => values.add(await read()).size >= 3);
 
   await row.locator("a").click();
   await page.locator('[data-chart="cpu"] canvas').waitFor();
-  check((await page.locator("figure.chart").count()) === 4, "four charts");
+  check((await page.locator("figure.chart").count()) === 4, "the VM's view has four charts");
   await page.getByRole("button", { name: "15 min" }).click();
   const burner = await command("burn");
   const first = page.locator("table.process tbody tr").first();
@@ -33,13 +33,13 @@ await story(async (page) => {
   const then = since + 8_000;
   await command("rest");
   const names = page.locator("table.process tbody th");
-  await until("it leaves the current table", async () =>
+  await until("the stopped process leaves the current process table", async () =>
     !(await names.allInnerTexts()).some((name) => name.startsWith(burner)));
 
   // Hovering over that moment in the chart must show the process again.
   const over = page.locator('[data-chart="mem"] .u-over');
   const began = Date.now();
-  await until("the table of the moment under the pointer shows it", async () => {
+  await until("the process table of the moment under the pointer shows the stopped process", async () => {
     const box = await over.boundingBox();
     const share = 1 - (Date.now() - then) / 900_000;
     await page.mouse.move(box.x + box.width * share - 1, box.y + 30);
@@ -51,12 +51,12 @@ await story(async (page) => {
 
   // A shared URL must show the same moment.
   await page.goto(`${url}/vms/${vm}?range=15m&at=${new Date(then).toISOString()}`);
-  await until("the URL shows that moment", async () => (await first.locator("th").innerText()).startsWith(burner));
+  await until("the page opened from the URL shows the process table of that moment", async () => (await first.locator("th").innerText()).startsWith(burner));
   await first.locator("button").click();
   await page.locator('[data-chart="process-cpu"] canvas').waitFor();
-  check(page.url().includes(`process=${burner}`), "the URL contains the process");
+  check(page.url().includes(`process=${burner}`), "the URL contains the name of the process");
   await page.keyboard.press("Escape");
-  await until("Esc unpins the moment", () => !page.url().includes("at="));
+  await until("the Esc key unpins the moment", () => !page.url().includes("at="));
 
   // Dragging across the chart zooms, and the Back button undoes the zoom.
   const box = await over.boundingBox();
@@ -64,16 +64,16 @@ await story(async (page) => {
   await page.mouse.down();
   await page.mouse.move(box.x + box.width * 0.8, box.y + 40, { steps: 4 });
   await page.mouse.up();
-  await until("a drag zooms", () => page.url().includes("from="));
+  await until("dragging across a chart zooms in", () => page.url().includes("from="));
   await page.goBack();
-  await until("Back zooms out", () => !page.url().includes("from="));
+  await until("the Back button zooms out", () => !page.url().includes("from="));
 
   // The process table can be filtered by name, and a click on the chart pins the moment.
   await page.locator('.processes input[type="search"]').fill("vmwatch-agent");
-  await until("the filter leaves only the agent", async () =>
+  await until("the name filter leaves only the agent's process", async () =>
     (await names.allInnerTexts()).every((name) => name.startsWith("vmwatch-agent")));
   await page.mouse.click(box.x + box.width * 0.98, box.y + 40);
-  await until("a click pins", () => page.url().includes("at="));
+  await until("a click on a chart pins the moment", () => page.url().includes("at="));
 
   // Guests can choose process names that make the process table larger than a bus message; the page must still show it.
   const hidden = await command("hide");

@@ -13,7 +13,7 @@ await story(async (page) => {
   const moment = () => page.locator(".processes .moment").getAttribute("data-at").then(Number);
   const lags = [];
   let last = await moment();
-  await until("ten tables arrive", async () => {
+  await until("ten new process tables are shown", async () => {
     const now = await moment();
     if (now > last) lags.push(Date.now() - now);
     last = now;
@@ -27,8 +27,8 @@ await story(async (page) => {
   check((await page.locator(".live.lost").count()) === 1, "the header shows the lost connection");
   await command("regain");
   await page.locator(".live.live").waitFor();
-  await until("the banner disappears", async () => (await page.locator(".banner.bad").count()) === 0);
+  await until("the banner about the lost connection disappears", async () => (await page.locator(".banner.bad").count()) === 0);
   const after = Date.now();
-  await until("live data continues", async () => (await moment()) > after);
+  await until("live data is shown again after the reconnection", async () => (await moment()) > after);
   check((await page.locator("table.process tbody tr").count()) > 3, "the process table is shown");
 });

@@ -9,14 +9,14 @@ await story(async (page) => {
   const row = page.locator(`tr[data-vm="${off}"]`);
   await row.locator("td.act button").click();
   await until("the VM is running", async () => (await row.locator("td.state .badge.good").count()) === 1);
-  await until("the start button disappears", async () => (await row.locator("td.act button").count()) === 0);
+  await until("the start button of the running VM disappears", async () => (await row.locator("td.act button").count()) === 0);
 
   // The operation must be listed with its steps, and it must be in the audit log.
   await page.locator('a[href="/operations"]').click();
   const card = page.locator("details.operation", { hasText: off }).first();
   await card.locator(".badge.good").waitFor();
   await card.locator("summary strong").click();
-  check((await card.locator(".steps li").count()) >= 2, "the steps are listed");
+  check((await card.locator(".steps li").count()) >= 2, "the steps of the operation are listed");
   await page.locator('a[href="/audit"]').click();
   await page.locator("table.records tr", { hasText: off }).first().waitFor();
 
@@ -42,7 +42,7 @@ await story(async (page) => {
 
   await signIn(page, viewer);
   await page.locator(`tr[data-vm="${another}"]`).waitFor();
-  check((await page.locator("table.vms tbody tr").count()) === 1, "the viewer sees only its VM");
+  check((await page.locator("table.vms tbody tr").count()) === 1, "the viewer sees only the VM in their scope");
   check((await page.locator("td.act").count()) === 0, "a viewer has no start button");
   check((await page.locator('a[href="/audit"]').count()) === 0, "a viewer has no link to the audit log");
   await page.locator(`tr[data-vm="${another}"] a`).click();

@@ -6,7 +6,7 @@ const vm = setting("VMWATCH_PAGE_VM");
 await story(async (page, { faults }) => {
   await signIn(page);
   await page.getByRole("heading", { name: "虚拟机", exact: true }).waitFor();
-  check((await page.evaluate(() => document.documentElement.lang)) === "zh-CN", "the lang attribute is set");
+  check((await page.evaluate(() => document.documentElement.lang)) === "zh-CN", "the page's lang attribute names the browser's language");
   await accessible(page, "the list in Chinese", faults);
   await showsValuesOfNewerVersion(page, "未知");
   await page.goto(url);
@@ -14,11 +14,11 @@ await story(async (page, { faults }) => {
   await page.getByRole("button", { name: "English" }).click();
   await page.getByRole("heading", { name: "VMs" }).waitFor();
   await page.getByRole("button", { name: "Dark", exact: true }).click();
-  await until("the theme is dark", () => page.evaluate(() => document.documentElement.dataset.theme === "dark"));
+  await until("the page uses the dark theme", () => page.evaluate(() => document.documentElement.dataset.theme === "dark"));
   await showsValuesOfNewerVersion(page, "unknown");
   await page.goto(url);
   await page.getByRole("heading", { name: "VMs" }).waitFor();
-  check(await page.evaluate(() => document.documentElement.dataset.theme === "dark"), "the theme is remembered");
+  check(await page.evaluate(() => document.documentElement.dataset.theme === "dark"), "the page still uses the dark theme after it was reloaded");
 
   // Skip the navigation and open a VM with the keyboard alone.
   await page.keyboard.press("Tab");
@@ -29,10 +29,10 @@ await story(async (page, { faults }) => {
   await page.locator("h1", { hasText: vm }).waitFor();
   await page.getByRole("button", { name: "15 min" }).click();
   const scrubber = page.getByTestId("scrubber");
-  await until("the slider has several moments", async () => Number(await scrubber.getAttribute("max")) >= 2);
+  await until("the slider below the charts has several moments", async () => Number(await scrubber.getAttribute("max")) >= 2);
   await scrubber.focus();
   await page.keyboard.press("ArrowLeft");
-  await until("an arrow key selects a moment", () => page.url().includes("at="));
+  await until("an arrow key selects a moment on the slider", () => page.url().includes("at="));
 }, { locale: "zh-CN" });
 
 /** Shows an operation, an audit record and a user whose values only a newer version knows. */

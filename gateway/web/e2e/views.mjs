@@ -58,8 +58,8 @@ async function endsAnotherSession(page) {
   check(before >= 2, `expected at least 2 sessions, found ${before}`);
   await rows.nth(1).getByRole("button").click();
   await page.locator("dialog[open] button.danger").click();
-  await until("the session disappears from the list", async () => (await rows.count()) === before - 1);
-  await until("the token is rejected", async () => {
+  await until("the ended session disappears from the list", async () => (await rows.count()) === before - 1);
+  await until("the token of the ended session is rejected", async () => {
     const me = await page.request.get(`${url}/api/v1/me`, { headers: { Authorization: `Bearer ${token}` } });
     return me.status() === 401;
   });

@@ -74,7 +74,7 @@ async fn bounded<T, E: Into<async_nats::Error>>(
     match tokio::time::timeout(DEADLINE, asked).await {
         Ok(answer) => answer.map_err(MetricsError::jetstream),
         Err(_) => Err(MetricsError::Refused(
-            "the bus does not answer; check VMWATCH_NATS_URL".to_owned(),
+            "the NATS server does not answer; check VMWATCH_NATS_URL".to_owned(),
         )),
     }
 }
@@ -109,7 +109,7 @@ async fn select(stream: &Stream, selection: &Selection) -> Result<Vec<StreamMess
             Some(letter) if letter.sequence == number => letters.push(letter),
             _ => {
                 return Err(MetricsError::Refused(format!(
-                    "there is no dead letter {number}; nothing was done"
+                    "there is no dead letter with the number {number}; nothing was done"
                 )));
             }
         }

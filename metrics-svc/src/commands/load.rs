@@ -61,7 +61,7 @@ pub(super) async fn run(
     if loader.bad > 0 {
         println!("{done}");
         return Err(MetricsError::Refused(
-            "some lines were skipped; fix them and load them again".into(),
+            "some invalid lines were skipped; correct them and load the file again".into(),
         ));
     }
     Ok(done)
@@ -180,10 +180,10 @@ impl Loader {
 /// Parses a line into a row with the documented fields, and adds an `_id` if the row has none.
 fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
     let json: serde_json::Value =
-        serde_json::from_slice(line).map_err(|error| format!("not JSON: {error}"))?;
-    let bson = Bson::try_from(json).map_err(|error| format!("not Extended JSON: {error}"))?;
+        serde_json::from_slice(line).map_err(|error| format!("the line is not JSON: {error}"))?;
+    let bson = Bson::try_from(json).map_err(|error| format!("the line is not Extended JSON: {error}"))?;
     let Bson::Document(mut row) = bson else {
-        return Err("not an object".to_owned());
+        return Err("the line is not a JSON object".to_owned());
     };
     let text = |key: &str| {
         row.get_str(key)
@@ -270,8 +270,8 @@ mod tests {
     #[test]
     fn invalid_line_is_rejected_with_reason() {
         for (line, reason) in [
-            ("{", "not JSON"),
-            ("[1]", "not an object"),
+            ("{", "the line is not JSON"),
+            ("[1]", "the line is not a JSON object"),
             (
                 r#"{"create_date":"2017-01-01T21:37:59.001065","proc":1}"#,
                 "`instance_id` is missing",

@@ -254,7 +254,7 @@ fn millis(time: Duration) -> u64 {
 /// Converts Unix milliseconds to Unix seconds, as rows store them.
 #[expect(
     clippy::cast_precision_loss,
-    reason = "below 2^53 until long after the year 9999"
+    reason = "Unix milliseconds stay below 2^53 until long after the year 9999"
 )]
 fn seconds(millis: u64) -> f64 {
     millis as f64 / 1000.0

@@ -32,7 +32,7 @@ pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "checked; `as` saturates"
+        reason = "the number is checked not to be negative, and `as` saturates"
     )]
     (seconds >= 0.0).then(|| (seconds * 1000.0).round() as u64)
 }

@@ -50,7 +50,7 @@ mod tests {
 
     #[tokio::test]
     async fn panic_in_libvirt_call_is_reported_to_caller() {
-        let panicked: oneshot::Receiver<()> = run(|| panic!("expected by this test")).unwrap();
+        let panicked: oneshot::Receiver<()> = run(|| panic!("this panic is expected by the test")).unwrap();
         assert!(panicked.await.is_err());
     }
 }
