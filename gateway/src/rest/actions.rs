@@ -295,9 +295,10 @@ impl<'a> SubmittedAction<'a> {
                 return self.ended(ended).await;
             }
             if let Ok(operation) = self.read_operation().await
+                && self.is_ours(&operation)
                 && (operation.state != OperationState::Requested || given_at.elapsed() > PATIENCE)
             {
-                return Ok(operation);
+                return known(operation);
             }
             pause = (pause * 2).min(PATIENCE);
         }
@@ -316,17 +317,27 @@ impl<'a> SubmittedAction<'a> {
         let record = self.read_operation().await;
         match (ended, record) {
             (Ok(()), record) => record,
-            // The VM does not exist, so no operation ran; the record exists only to document the attempt.
-            (Err(fault), _) if fault.kind == FaultKind::NotFound => Err(fault),
-            // The idempotency key was used before for a different action, whose record this is.
-            (Err(fault), Ok(record)) if record.hard != self.action.verb().1 => Err(fault),
-            (Err(_), Ok(record)) => Ok(record),
-            (Err(fault), Err(_)) => Err(fault),
+            (Err(_), Ok(record)) if self.is_ours(&record) => known(record),
+            (Err(fault), _) => Err(fault),
         }
+    }
+
+    /// Whether the record is not that of a different action, for which the idempotency key was used before.
+    fn is_ours(&self, record: &lifecycle::Operation) -> bool {
+        record.hard == self.action.verb().1
     }
 
     async fn read_operation(&self) -> Result<lifecycle::Operation, Fault> {
         self.caller.ask::<OperationsGet>(self.gateway, &self.record).await
+    }
+}
+
+/// Returns the operation, or the fault if the VM does not exist: no operation ran, and the record exists only to document
+/// the attempt. The record may be read before the request is answered.
+fn known(operation: lifecycle::Operation) -> Result<lifecycle::Operation, Fault> {
+    match operation.fault {
+        Some(fault) if fault.kind == FaultKind::NotFound => Err(Fault::new(fault.kind, fault.message)),
+        _ => Ok(operation),
     }
 }
 

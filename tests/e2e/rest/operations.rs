@@ -1,10 +1,21 @@
 //! Tests operations over the REST API: each is recorded before the request is answered, is executed once per
 //! idempotency key, and gets the right result.
 
+use std::sync::{Arc, Mutex};
+
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::{MACHINES, PATIENCE, Program, eventually};
-use vmwatch_api::{InstanceId, Role, Scope, lifecycle::MachineState};
+use testkit::{MACHINES, PATIENCE, Program, Stack, eventually};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    InstanceId, Role, Scope, Service,
+    lifecycle::{MachineState, Operation, OperationsGet, Reboot, Start},
+    no_such_vm,
+    wire::{Fault, FaultKind},
+};
+use vmwatch_bus::serve::{ServeSettings, Server};
+use vmwatch_service::config::Environment;
 
 use super::client::{Api, Reply, stack};
 
@@ -236,6 +247,96 @@ async fn vm_actions_outside_role_or_scope_are_refused() {
             .await
             .problem(400, "invalid");
     }
+}
+
+/// A lifecycle-svc whose records can be read before it answers the requests for them.
+struct SlowAnswers {
+    /// The record of every operation.
+    record: Mutex<Operation>,
+    /// Permits for answers.
+    answers: Semaphore,
+    /// Notified when the record is read.
+    read: Notify,
+}
+
+impl SlowAnswers {
+    async fn start(stack: &Stack) -> Arc<Self> {
+        let this = Arc::new(Self {
+            record: Mutex::new(record(false, &json!(null))),
+            answers: Semaphore::new(0),
+            read: Notify::new(),
+        });
+        let settings = ServeSettings::read(&Environment::from_variables([])).unwrap();
+        let (starts, reboots, reads) = (Arc::clone(&this), Arc::clone(&this), Arc::clone(&this));
+        let server = Server::new(&stack.bus, Service::Lifecycle, settings)
+            .method(Start, move |_, _| {
+                let this = Arc::clone(&starts);
+                async move {
+                    this.answers.acquire().await.unwrap().forget();
+                    Err(no_such_vm())
+                }
+            })
+            .method(Reboot, move |_, _| {
+                let this = Arc::clone(&reboots);
+                async move {
+                    this.answers.acquire().await.unwrap().forget();
+                    Err(Fault::new(FaultKind::Conflict, "the key was used for a reboot"))
+                }
+            })
+            .method(OperationsGet, move |_, _| {
+                let this = Arc::clone(&reads);
+                async move {
+                    this.read.notify_one();
+                    Ok(this.record.lock().unwrap().clone())
+                }
+            });
+        let serving = Arc::new(Notify::new());
+        let subscribed = Arc::clone(&serving);
+        tokio::spawn(server.run(CancellationToken::new(), move || subscribed.notify_one()));
+        tokio::time::timeout(PATIENCE, serving.notified()).await.unwrap();
+        this
+    }
+}
+
+/// A record as lifecycle-svc writes it.
+fn record(hard: bool, fault: &Value) -> Operation {
+    let golden = include_str!("../../golden/forms/operation-record.json");
+    let mut record: Value = serde_json::from_str(golden).unwrap();
+    record["operation"]["hard"] = hard.into();
+    record["operation"]["fault"] = fault.clone();
+    serde_json::from_value(record["operation"].take()).unwrap()
+}
+
+/// The record of an operation can be read before its request is answered. The answer is the same.
+#[tokio::test]
+async fn record_read_before_the_answer_gives_the_same_answer() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .start()
+        .await;
+    let lifecycle = SlowAnswers::start(&stack).await;
+    let api = Api::with(&stack, Role::Operator, Scope::All).await;
+
+    let missing = json!({ "kind": "not_found", "message": no_such_vm().message });
+    *lifecycle.record.lock().unwrap() = record(false, &missing);
+    act(&api, "vm-1", "start", None).await.problem(404, "not_found");
+    lifecycle.answers.add_permits(1);
+
+    // The record of a reboot with the same key: a reset is refused.
+    *lifecycle.record.lock().unwrap() = record(false, &Value::Null);
+    let refused = act(&api, "vm-1", "reset", Some("key-1"));
+    let answering = async {
+        // The gateway reads the record a second time after it has seen that it is another request's.
+        for _ in 0..2 {
+            tokio::time::timeout(PATIENCE, lifecycle.read.notified())
+                .await
+                .unwrap();
+        }
+        lifecycle.answers.add_permits(1);
+    };
+    let (refused, ()) = tokio::join!(refused, answering);
+    refused.problem(409, "conflict");
 }
 
 #[tokio::test]
