@@ -25,9 +25,11 @@ pub mod streams;
 
 use std::{pin::pin, sync::Arc};
 
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use vmwatch_api::{Service, metrics::SAMPLE_STREAM};
-use vmwatch_bus::{Bus, clock, serve::Server};
+use vmwatch_bus::{Bus, BusError, clock, serve::Server};
 use vmwatch_service::{lifetime::until_done, program::Program};
 
 pub use error::MetricsError;
@@ -90,7 +92,7 @@ async fn serve(
         consumer,
         settings,
     );
-    let mut ingesting = tokio::spawn(ingest.run(shutdown.clone()));
+    let ingesting = tokio::spawn(ingest.run(shutdown.clone()));
     let work = [
         tokio::spawn(Arc::clone(&history).follow(settings.rollups.interval, shutdown.clone())),
         tokio::spawn(Arc::clone(&history).rebuild_once(shutdown.clone())),
@@ -105,9 +107,23 @@ async fn serve(
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &newest, &history, &processes);
     let answering = server.run(shutdown.clone(), || program.set_serving());
+    serve_while_ingesting(answering, ingesting, &shutdown).await?;
+    for part in work {
+        if let Err(error) = part.await {
+            warn!(%error, "a background task of metrics-svc panicked");
+        }
+    }
+    Ok(())
+}
+
+/// Serves until shutdown. If storing samples fails, ends the process so that it is restarted. Otherwise this replica
+/// would stay ready without storing samples.
+async fn serve_while_ingesting(
+    answering: impl Future<Output = Result<(), BusError>>,
+    mut ingesting: JoinHandle<()>,
+    shutdown: &CancellationToken,
+) -> Result<(), MetricsError> {
     let mut answering = pin!(answering);
-    // If storing samples fails, end the process so that it is restarted. Otherwise this replica would stay ready
-    // without storing samples.
     tokio::select! {
         outcome = &mut answering => {
             outcome?;
@@ -120,10 +136,32 @@ async fn serve(
             _ => return Err(MetricsError::IngestionEnded),
         },
     }
-    for part in work {
-        if let Err(error) = part.await {
-            warn!(%error, "a background task of metrics-svc panicked");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn service_ends_if_ingestion_panics_or_ends() {
+        let shutdown = CancellationToken::new();
+        for panics in [true, false] {
+            let ingesting = tokio::spawn(async move { assert!(!panics, "expected by this test") });
+            let served = serve_while_ingesting(pending(), ingesting, &shutdown).await;
+            assert!(matches!(served, Err(MetricsError::IngestionEnded)), "{served:?}");
         }
     }
-    Ok(())
+
+    #[tokio::test]
+    async fn service_drains_after_ingestion_ended_at_shutdown() {
+        let shutdown = CancellationToken::new();
+        shutdown.cancel();
+        let ingesting = tokio::spawn(ready(()));
+        serve_while_ingesting(ready(Ok(())), ingesting, &shutdown)
+            .await
+            .unwrap();
+    }
 }
