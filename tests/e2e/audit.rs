@@ -1,7 +1,7 @@
 //! Tests that the audit stays complete and bounded: under floods of failed logins and refused requests, for maintenance
 //! commands, and while its stream is full.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::StreamExt;
@@ -275,6 +275,8 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
     let again = stack.try_command(SETUP_USER, Program::Metrics, &["setup"], "", &changed);
     assert!(again.status.success(), "{again:?}");
 
+    needs_the_bus(&stack);
+
     let records = of_user(&stack, "vmwatch-metrics").await;
     let results: Vec<_> = records
         .iter()
@@ -297,6 +299,34 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
     );
     let detail = &records.last().unwrap().3;
     assert!(detail.contains("VMWATCH_SAMPLES: changed: max_age"), "{detail}");
+}
+
+/// Without the bus, commands that change rows are refused unless the audit is optional, as their help states.
+fn needs_the_bus(stack: &Stack) {
+    let run = |args: &[&str], settings: &[(&str, &str)]| {
+        let pair = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
+        let settings: Vec<_> = settings.iter().map(pair).collect();
+        stack.try_command("vmwatch-metrics", Program::Metrics, args, "", &settings)
+    };
+    let no_bus = ("VMWATCH_NATS_URL", "nats://127.0.0.1:1");
+    let optional = ("VMWATCH_AUDIT_REQUIRED", "false");
+    // Each command waits five seconds for the bus.
+    thread::scope(|scope| {
+        for args in [&["load", "-"][..], &["rebuild"], &["backfill-dates"]] {
+            scope.spawn(move || {
+                let refused = run(args, &[no_bus]);
+                assert!(!refused.status.success(), "{refused:?}");
+                for output in [refused.stderr, run(&[args[0], "--help"], &[]).stdout] {
+                    let said = String::from_utf8_lossy(&output);
+                    assert!(said.contains("VMWATCH_AUDIT_REQUIRED=false"), "{args:?}: {said}");
+                }
+            });
+        }
+        scope.spawn(move || {
+            let done = run(&["backfill-dates"], &[no_bus, optional]);
+            assert!(done.status.success(), "{done:?}");
+        });
+    });
 }
 
 #[tokio::test]

@@ -19,18 +19,20 @@ use crate::{MetricsError, config::MetricsSettings, history::History, store::RowS
 #[derive(Debug, Subcommand)]
 pub enum OperatorCommand {
     /// Load rows of VMs and processes from JSON Lines with the documented fields. The Extended JSON of mongoexport is
-    /// accepted.
+    /// accepted. Needs the bus for the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
     Load {
         /// Files to load; `-` means standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
     /// Rebuild the rollups and the list of VMs from all rows. Needed after rows were written to the database directly.
+    /// Needs the bus for the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
     Rebuild,
     /// List, replay or discard dead letters (samples that were refused).
     #[command(subcommand)]
     DeadLetters(DeadLettersCommand),
-    /// Set the internal date of rows written by the software of 2017, so that retention applies to them.
+    /// Set the internal date of rows written by the software of 2017, so that retention applies to them. Needs the bus
+    /// for the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
     BackfillDates {
         /// Change nothing; only print how many rows would change, and how many of them are past their retention and
         /// would be deleted.

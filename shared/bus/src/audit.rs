@@ -50,7 +50,7 @@ pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     value: Value::Flag,
     default: "true",
-    help: "whether actions that cannot be recorded in the audit are refused; true: VM commands and changes to user accounts fail while the audit is unreachable; false: they proceed unaudited",
+    help: "whether actions that cannot be recorded in the audit are refused; true: VM commands, changes to user accounts and changes by command line fail while the audit is unreachable; false: they proceed unaudited",
 };
 
 /// The audit settings of auth-svc, which owns the audit streams.
