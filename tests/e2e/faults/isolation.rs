@@ -117,11 +117,15 @@ async fn each_overload_leaves_all_other_work_usable() {
 
     let dead = DeadHosts::listen().await;
     add_hypervisors(&stack, &dead.hypervisors()).await;
+    let mut hung_calls = 0;
     row("hung_hypervisors", &stack, &[], async |over| {
-        loads::ask_dead_hosts(&stack, &over).await;
+        let asking = loads::ask_dead_hosts(&stack, &over);
+        let looking = async { hung_calls = loads::calls_with_own_threads(&stack).await };
+        tokio::join!(asking, looking);
     })
     .await;
     assert!(dead.all_were_asked(), "some hanging hypervisors received no call");
+    figure("isolation_hung_calls", hung_calls as f64);
 
     // The overloads by a guest come last, because messages of the guest are still in the stream afterwards.
     // docs/security.md states how a guest affects ingestion if the packet filter of deploy/nats is not in use.

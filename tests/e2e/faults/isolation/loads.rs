@@ -1,6 +1,7 @@
 //! Overloads for the isolation test. Each continues until the test stops it.
 
 use std::{
+    fs,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use std::{
 
 use futures::future::join_all;
 use serde_json::json;
-use testkit::{Gateway, PATIENCE, Stack, THIS_MACHINE, eventually};
+use testkit::{Gateway, PATIENCE, Program, Stack, THIS_MACHINE, eventually};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -279,9 +280,8 @@ impl EventReaders {
 /// Hypervisors that accept connections and never answer.
 ///
 /// With as many hypervisors and calls as the settings allow, 496 calls hang. The Tokio runtime's 512 blocking threads
-/// could hold all of these, so this overload does not show whether libvirt calls have their own threads;
-/// `lifecycle-svc/src/driver/libvirt/threads.rs` tests that with a runtime of one blocking thread. This overload shows
-/// that hypervisors share no permit and no queue.
+/// could hold all of these, so other work alone does not show whether libvirt calls have their own threads;
+/// [`calls_with_own_threads`] does. Other work shows that hypervisors share no permit and no queue.
 pub(super) struct DeadHosts {
     port: u16,
     taken: Arc<AtomicUsize>,
@@ -335,4 +335,23 @@ pub(super) async fn ask_dead_hosts(stack: &Stack, over: &CancellationToken) {
         }
     });
     until(over, async { drop(join_all(asking).await) }).await;
+}
+
+/// Waits until a call to each hypervisor hangs, in a thread of its own, so that none takes a thread of the runtime's
+/// pool. Returns the number of these threads.
+pub(super) async fn calls_with_own_threads(stack: &Stack) -> usize {
+    let lifecycle = stack.replica(Program::Lifecycle, 0).process.id();
+    eventually("each hung call has a thread", PATIENCE, async || {
+        let tasks = fs::read_dir(format!("/proc/{lifecycle}/task")).map_err(|error| error.to_string())?;
+        // A thread that ended meanwhile has no name any more.
+        let names = tasks
+            .flatten()
+            .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        let names: Vec<_> = names.collect();
+        let calls = names.iter().filter(|name| name.trim() == "libvirt-call").count();
+        (calls >= DeadHosts::HOSTS)
+            .then_some(calls)
+            .ok_or_else(|| format!("{calls}: {names:?}"))
+    })
+    .await
 }
