@@ -165,6 +165,40 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ("vmwatch-operator", "vmwatch.v1.audit.auth.login", None),
     ("vmwatch-operator", "$JS.API.STREAM.DELETE.VMWATCH_SAMPLES", None),
     ("vmwatch-agent-vm-1", "$JS.API.STREAM.INFO.VMWATCH_SAMPLES", None),
+    // The `setup` commands change streams, but neither read nor write their messages, and send no requests.
+    ("vmwatch-setup", "vmwatch.v1.auth.login", None),
+    ("vmwatch-setup", "vmwatch.v1.lifecycle.start", None),
+    ("vmwatch-setup", "vmwatch.v1.samples.vm-1", None),
+    ("vmwatch-setup", "vmwatch.v1.dead_letters.vm-1", None),
+    ("vmwatch-setup", "vmwatch.v1.audit.auth.login", None),
+    ("vmwatch-setup", "$KV.vmwatch_users.made-up", None),
+    ("vmwatch-setup", "$KV.vmwatch_sessions.made-up", None),
+    (
+        "vmwatch-setup",
+        "$JS.API.STREAM.MSG.GET.KV_vmwatch_sessions",
+        None,
+    ),
+    ("vmwatch-setup", "$JS.API.DIRECT.GET.KV_vmwatch_users", None),
+    (
+        "vmwatch-setup",
+        "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
+        None,
+    ),
+    (
+        "vmwatch-setup",
+        "$JS.API.CONSUMER.MSG.NEXT.VMWATCH_SAMPLES.store",
+        None,
+    ),
+    ("vmwatch-setup", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),
+    ("vmwatch-setup", "$JS.API.STREAM.DELETE.KV_vmwatch_users", None),
+    (
+        "vmwatch-setup",
+        "$JS.API.STREAM.MSG.DELETE.VMWATCH_DEAD_LETTERS",
+        None,
+    ),
+    ("vmwatch-setup", "vmwatch.v1.auth.login", Some("vmwatch-auth")),
+    ("vmwatch-setup", "vmwatch.v1.events.>", Some("")),
+    ("vmwatch-setup", "_INBOX_vmwatch-gateway.>", Some("")),
 ];
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 use std::{collections::BTreeSet, process::Output};
 
 use async_nats::{HeaderMap, jetstream::stream::Info};
+use metrics_svc::ingest::dead_letter;
 use testkit::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
@@ -225,23 +226,30 @@ async fn kv_buckets_refuse_rollup_headers() {
 }
 
 #[tokio::test]
-async fn only_the_operator_credential_can_discard_dead_letters() {
+async fn operator_credential_lists_replays_and_discards_dead_letters() {
     let stack = without_services().await;
-    let published = stack
-        .bus
-        .jetstream()
-        .publish("vmwatch.v1.dead_letters.vm-1", "x".into());
-    published.await.unwrap().await.unwrap();
-    let list = ["dead-letters", "list", "--json"];
-    let listed = stack.command_as(OPERATOR_USER, Program::Metrics, &list, "");
-    assert_eq!(listed.lines().count(), 1, "{listed}");
-    let discarded = stack.command_as(
-        OPERATOR_USER,
-        Program::Metrics,
-        &["dead-letters", "discard", "--all"],
-        "",
-    );
-    assert_eq!(discarded, "discarded 1 samples\n");
+    for turn in 0..2 {
+        let mut headers = HeaderMap::new();
+        headers.insert(dead_letter::SUBJECT, "vmwatch.v1.samples.vm-1");
+        let subject = "vmwatch.v1.dead_letters.vm-1";
+        let body = format!("sample {turn}").into();
+        let published = stack.bus.jetstream().publish_with_headers(subject, headers, body);
+        published.await.unwrap().await.unwrap();
+    }
+    let operator = |args: &[&str]| {
+        let args = [&["dead-letters"], args].concat();
+        stack.command_as(OPERATOR_USER, Program::Metrics, &args, "")
+    };
+    assert_eq!(operator(&["list", "--json"]).lines().count(), 2);
+
+    assert_eq!(operator(&["replay", "1"]), "replayed 1 samples\n");
+    let samples = stack.bus.jetstream().get_stream("VMWATCH_SAMPLES").await.unwrap();
+    let sample = samples
+        .get_last_raw_message_by_subject("vmwatch.v1.samples.vm-1")
+        .await;
+    assert_eq!(sample.unwrap().payload, "sample 0");
+
+    assert_eq!(operator(&["discard", "--all"]), "discarded 1 samples\n");
     assert_eq!(info(&stack, "VMWATCH_DEAD_LETTERS").await.state.messages, 0);
     assert!(!stack.nats.server.log().contains("Violation"));
 }

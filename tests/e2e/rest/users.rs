@@ -161,6 +161,42 @@ async fn users_and_administrators_can_change_passwords() {
     anonymous.log_in("eve", "the third").await;
 }
 
+/// Checks of the own password count as logins of the address, so that guesses cost the service no more than logins.
+#[tokio::test]
+async fn limits_changes_of_own_password_per_address() {
+    let stack = Stack::builder()
+        .replicas(Program::Metrics, 0)
+        .replicas(Program::Lifecycle, 0)
+        .set(Program::Gateway, "VMWATCH_LOGIN_BURST", "3")
+        .set(Program::Gateway, "VMWATCH_LOGIN_INTERVAL", "1h")
+        .start()
+        .await;
+    let token = stack.session_as("eve", Role::Viewer).await;
+    let at = |last| Api::from_address(stack.gateway(0), [127, 0, 0, last].into());
+    let guess = async |api: &Api| {
+        let body = json!({ "password": "the second", "old_password": "a guess" });
+        api.holding(&token)
+            .send(Method::PUT, "/users/eve/password", body)
+            .await
+    };
+    let (one, other) = (at(2), at(3));
+    for _ in 0..3 {
+        guess(&one).await.problem(403, "forbidden");
+    }
+    let detail = guess(&one).await.problem(429, "throttled");
+    assert!(detail.contains("from this address"), "{detail}");
+    let login = json!({ "user_name": ADMIN.0, "password": ADMIN.1 });
+    one.post("/sessions", login).await.problem(429, "throttled");
+
+    guess(&other).await.problem(403, "forbidden");
+    let admin = other.log_in(ADMIN.0, ADMIN.1).await;
+    // An administrator who sets another user's password checks no password.
+    let admin = one.holding(admin.token.as_ref().unwrap());
+    let set = json!({ "password": "the third" });
+    let reply = admin.send(Method::PUT, "/users/eve/password", set).await;
+    assert_eq!(reply.status, 204, "{reply:?}");
+}
+
 #[tokio::test]
 async fn last_administrator_cannot_be_removed_or_demoted() {
     let stack = stack().start().await;

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use reqwest::Client;
 use serde_json::json;
 use testkit::{ADMIN, PATIENCE, Program, Stack, THIS_MACHINE, codes, eventually, figure};
-use vmwatch_api::{Role, Scope};
+use vmwatch_api::{Role, Scope, auth::Token};
 
 use crate::traces::collector;
 
@@ -149,11 +149,31 @@ async fn logs_traces_and_metrics_contain_no_secret() {
             );
         }
     }
+    assert_stores_hold_no_token(&stack, &secrets);
     figure(
         "secrets_looked_for",
         f64::from(u32::try_from(secrets.len()).unwrap()),
     );
     figure("places_with_a_secret", 0.0);
+}
+
+/// Sessions are stored by the digest of their token, so that a copy of the stores gives nobody a session.
+fn assert_stores_hold_no_token(stack: &Stack, secrets: &[(String, String)]) {
+    let stores = files(stack.folder());
+    let holds = |wanted: &str| {
+        stores
+            .iter()
+            .find(|(_, bytes)| contains(bytes, wanted.as_bytes()))
+    };
+    let tokens = secrets.iter().filter(|(what, _)| what == "a token");
+    for (_, token) in tokens {
+        let parsed: Token = token.parse().unwrap();
+        assert!(holds(&parsed.key()).is_some(), "the digest is stored");
+        for form in [token.clone(), token.replace('-', "")] {
+            let holder = holds(&form).map(|(name, _)| name);
+            assert!(holder.is_none(), "{holder:?} contains the token {form}");
+        }
+    }
 }
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {

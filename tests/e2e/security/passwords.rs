@@ -11,6 +11,8 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use testkit::{ADMIN, Answer, Program, Stack, codes, figure};
 
+use crate::ingest_support::metric;
+
 fn login(user: &str, password: &str) -> Value {
     json!({ "method": codes::LOGIN, "data": { "user_name": user, "password": password } })
 }
@@ -113,13 +115,14 @@ fn rank_statistic_detects_shifted_times() {
 }
 
 /// One address guesses ten thousand passwords: half of them for one user, the others for a hundred users. No guess
-/// succeeds, and most are refused before a password is hashed. Other logins succeed at the first attempt: a login of
+/// succeeds, and most are refused before a password is hashed, although two replicas of auth-svc verify them. Other logins succeed at the first attempt: a login of
 /// the attacked user from another address, and a login of another user from the attacker's address.
 #[tokio::test]
 async fn password_guessing_is_throttled_without_blocking_other_logins() {
     const GUESSES: usize = 10_000;
     let stack = Stack::builder()
         .without_login_limit()
+        .replicas(Program::Auth, 2)
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
         .start()
@@ -173,6 +176,11 @@ async fn password_guessing_is_throttled_without_blocking_other_logins() {
         tried <= 5 + 100 + users.len() + 64,
         "{tried} guesses were verified"
     );
+    for index in [0, 1] {
+        let replica = stack.replica(Program::Auth, index);
+        let refused = metric(replica, "vmwatch_logins_throttled_total").await;
+        assert!(refused > 0.0, "replica {index} throttled no login");
+    }
 
     let enter = async |client: &Client, user: &str, password: &str| {
         let answer = client
