@@ -10,8 +10,8 @@ use vmwatch_api::{Role, Scope, auth::Token};
 use crate::traces::collector;
 
 /// The most verbose log filter for the vmwatch programs.
-const EVERYTHING: &str =
-    "info,gateway=trace,shared=trace,auth_svc=trace,metrics_svc=trace,lifecycle_svc=trace,agent=trace";
+const EVERYTHING: &str = "info,gateway=trace,vmwatch_api=trace,vmwatch_bus=trace,vmwatch_service=trace,vmwatch_store=trace,auth_svc=trace,\
+     metrics_svc=trace,lifecycle_svc=trace,agent=trace";
 
 /// Returns all files below a folder, with their contents.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
