@@ -90,7 +90,7 @@ async fn setup_command_is_repeatable_and_refuses_to_delete_data() {
     for part in [
         "nothing was changed",
         "--allow-data-loss",
-        "VMWATCH_AUDIT: it holds",
+        "VMWATCH_AUDIT: the stream holds",
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }

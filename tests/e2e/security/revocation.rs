@@ -96,7 +96,7 @@ async fn removes_user_while_the_bus_is_frozen(stack: &Stack, anonymous: &Api, ad
     let refused = remove_by_command_with(stack, "vic", &unaudited);
     stack.nats.server.resume();
     let refused = refused.unwrap_err();
-    assert!(refused.contains("repeat it"), "{refused}");
+    assert!(refused.contains("repeat the request"), "{refused}");
     stack.ready().await;
     // The reconciler may have removed the user first. In both cases the removal has succeeded and nothing is left to
     // remove.
@@ -121,7 +121,7 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, a
     refuses_writes(stack, true).await;
     for reply in [put(&eve).await, admin.post("/users", new.clone()).await] {
         let detail = reply.problem(503, "backend");
-        assert!(detail.contains("repeat it"), "{detail}");
+        assert!(detail.contains("repeat the request"), "{detail}");
     }
     refuses_writes(stack, false).await;
     // The password in the database has changed already, so the old password is refused. If the reconciler was faster,
