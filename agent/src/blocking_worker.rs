@@ -3,7 +3,7 @@
 use tokio::task::JoinHandle;
 
 /// Runs jobs on a thread for blocking work, one at a time. A job is refused while the previous one is still running, so
-/// that a hung disk blocks at most one thread.
+/// a hung disk blocks at most one thread.
 #[derive(Debug)]
 pub(crate) struct BlockingWorker<S, T> {
     idle: Option<S>,

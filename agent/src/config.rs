@@ -171,7 +171,7 @@ fn instance_id(env: &Environment, product_uuid: &Path) -> Result<InstanceId, Inv
 }
 
 fn intervals(env: &Environment) -> Result<Intervals, Invalid> {
-    // The kernel accounts CPU time in ticks of 10 ms, so that percentages over less than 100 ms would be mostly noise.
+    // The kernel accounts CPU time in ticks of 10 ms, so percentages over less than 100 ms would be mostly noise.
     let vm = env.duration(&VM_INTERVAL);
     let process = env.duration(&PROCESS_INTERVAL);
     let (vm, process) = (vm?, process?);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn instance_id_defaults_to_firmware_uuid_and_missing_uuid_names_the_setting() {
+    fn instance_id_is_read_from_firmware_or_error_names_the_setting() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
         let env = Environment::from_variables([]);

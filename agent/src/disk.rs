@@ -122,7 +122,7 @@ mod tests {
         let (release, released) = mpsc::channel();
         let hung = disk.call(move |_| released.recv()).await.unwrap_err();
         assert_eq!(hung.kind(), io::ErrorKind::TimedOut);
-        // The time limit is far longer than the test may take, so that a call that waited for it would be noticed.
+        // The time limit is far longer than the test may take, so a call that waited for it would be noticed.
         disk.deadline = Duration::from_hours(1);
         let written = disk.write(vec![queued(1)]).await;
         assert_eq!(

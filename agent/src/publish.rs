@@ -27,7 +27,7 @@ pub(crate) enum Attempt {
     Repeated,
 }
 
-/// Why a sample part was not acknowledged. Every cause may be temporary, so that the part is kept.
+/// Why a sample part was not acknowledged. Every cause may be temporary, so the part is kept.
 #[derive(Debug)]
 pub(crate) enum PublishError {
     /// The agent has no connection to NATS.

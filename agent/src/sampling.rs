@@ -73,7 +73,7 @@ impl SampleLoop {
         }
     }
 
-    /// Reads the counters once, so that the first sample already has rates.
+    /// Reads the counters once, so the first sample already has rates.
     async fn prime(&mut self) -> Result<(), WorkerPanicked> {
         self.processes
             .start(|sampler| sampler.prime().map(|()| Vec::new()));

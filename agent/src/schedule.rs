@@ -27,8 +27,8 @@ pub(crate) struct Tick {
 }
 
 impl Schedule {
-    /// Starts a schedule. The first tick is 0.5 to 1.5 intervals from now, so that agents started together do not take
-    /// samples at the same time. It includes the processes, so that they are shown soon after a VM starts.
+    /// Starts a schedule. The first tick is 0.5 to 1.5 intervals from now, so agents started together do not take
+    /// samples at the same time. It includes the processes, so they are shown soon after a VM starts.
     pub(crate) fn start(intervals: Intervals) -> Self {
         Self {
             next: Instant::now() + jittered(intervals.vm.mul_f64(1.5), 1.0 / 3.0),
@@ -102,7 +102,7 @@ mod tests {
         let mut schedule = schedule();
         let first = schedule.next();
         assert!(wake_on_time(&mut schedule));
-        // Ticks 1 to 3 are missed. Tick 3 should have included the processes, so that tick 4 includes them instead.
+        // Ticks 1 to 3 are missed. Tick 3 should have included the processes, so tick 4 includes them instead.
         let tick = schedule.wake(first + VM * 4 + Duration::from_secs(1));
         assert_eq!(
             tick,

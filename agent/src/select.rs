@@ -43,7 +43,7 @@ impl Selection {
 }
 
 /// The pids of the processes with the highest values of a measure. If values are equal, the lower pid is selected, so
-/// that the selection is stable.
+/// the selection is stable.
 fn top_pids(rows: &[ProcessSample], count: usize, measure: impl Fn(&ProcessSample) -> f64) -> Vec<u32> {
     let mut ranked: Vec<(f64, u32)> = rows.iter().map(|row| (measure(row), row.pid)).collect();
     ranked.retain(|(value, _)| *value > 0.0);
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn selection_top_includes_highest_users_of_cpu_memory_and_disk() {
         assert_eq!(pids(&top(1, &[])), [2, 3, 4]);
-        // Processes 3 and 4 have equal CPU usage, so that the lower pid is selected.
+        // Processes 3 and 4 have equal CPU usage, so the lower pid is selected.
         assert_eq!(pids(&top(2, &[])), [2, 3, 4]);
         // Idle processes are not selected, however large the count is.
         assert_eq!(pids(&top(100, &[])), [1, 2, 3, 4]);

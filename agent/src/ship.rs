@@ -2,7 +2,7 @@
 //! each acknowledgement. Sample parts that are not acknowledged within 250 ms are spooled to disk. `spool.rs`
 //! describes the guarantees.
 //!
-//! At log level `trace`, this module logs each sample part when it is sampled, spooled and acknowledged, so that tests
+//! At log level `trace`, this module logs each sample part when it is sampled, spooled and acknowledged, so tests
 //! can compare the log with the stored messages.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -69,7 +69,7 @@ impl Shipper {
     /// Ships samples until the sampling loop ends, and then until everything has been sent or the deadline has passed.
     /// Sample parts that were not sent remain on disk.
     pub(crate) async fn run(mut self, mut taken: mpsc::Receiver<Sample>, drain_deadline: Duration) {
-        // At most one sample part is in flight, so that sample parts are acknowledged in order.
+        // At most one sample part is in flight, so sample parts are acknowledged in order.
         let mut sending = JoinSet::new();
         let mut drain_until = None;
         loop {

@@ -14,7 +14,7 @@
 //! ids.
 //!
 //! **Files.** Each part is stored in a file `<sequence>.json` with the message's body. The file is written under a
-//! temporary name and then renamed, so that it is always complete. A lock file prevents a second agent from using the
+//! temporary name and then renamed, so it is always complete. A lock file prevents a second agent from using the
 //! same folder.
 
 use std::{
@@ -257,7 +257,7 @@ fn on_disk(bytes: u64) -> u64 {
     bytes.max(1).next_multiple_of(BLOCK)
 }
 
-/// File names contain the sequence number padded to 20 digits, so that sorting them by name sorts them by number.
+/// File names contain the sequence number padded to 20 digits, so sorting them by name sorts them by number.
 fn file_name(sequence: u64) -> String {
     format!("{sequence:020}.json")
 }

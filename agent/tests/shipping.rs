@@ -340,7 +340,7 @@ async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
 #[tokio::test]
 async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
     let scene = Scene::set().await;
-    // The stream does not exist.
+    // The sample stream does not exist yet, so the agent must spool.
     let agent = scene.agent();
     scene.spools(2).await;
     // A folder with the name of the agent's temporary file makes the spool unwritable.
@@ -366,7 +366,7 @@ async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
 #[tokio::test]
 async fn restarted_agent_sends_spooled_samples() {
     let scene = Scene::set().await;
-    // The stream does not exist.
+    // The sample stream does not exist yet, so the agent must spool.
     let agent = scene.agent();
     scene.spools(5).await;
     agent.kill9();

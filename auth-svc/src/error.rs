@@ -65,7 +65,7 @@ pub enum AuthError {
     /// Only administrators may set the password of another user.
     #[error("changing another user's password requires the role admin")]
     NotYours,
-    /// Users must confirm a change of their own password with the current one, so that a stolen session is not
+    /// Users must confirm a change of their own password with the current one, so a stolen session is not
     /// sufficient to change it.
     #[error("old_password is required to change your own password")]
     OldPasswordNeeded,

@@ -1,4 +1,4 @@
-//! Creates the first administrator at the first start, so that no deployment has a default password.
+//! Creates the first administrator at the first start, so no deployment has a default password.
 
 use mongodb::bson::DateTime;
 use tracing::info;

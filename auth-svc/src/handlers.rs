@@ -76,11 +76,11 @@ impl Auth {
         password: Password,
     ) -> Result<Session, AuthError> {
         let (users, hasher) = (&self.accounts.users, &self.accounts.hasher);
-        // The throttle is checked before a hashing permit is acquired, so that refused attempts occupy no permit, and
+        // The throttle is checked before a hashing permit is acquired, so refused attempts occupy no permit, and
         // again afterwards, because other attempts may have failed while this one waited.
         self.throttle.admit(attempt).await?;
         let permit = hasher.login_permit().await?;
-        // The time is taken before the user is read, so that a later change of the user invalidates the session created
+        // The time is taken before the user is read, so a later change of the user invalidates the session created
         // here.
         let read_at_ms = unix_millis();
         let (user, ()) = tokio::try_join!(users.find(key), self.throttle.admit(attempt))?;
@@ -166,7 +166,7 @@ impl Auth {
                 Err(AuthError::NoSuchSession)
             }
         };
-        // The audit record follows the action, so that a session can be ended even while the audit is unreachable.
+        // The audit record follows the action, so a session can be ended even while the audit is unreachable.
         let outcome = outcome.await;
         let result = outcome
             .as_ref()
@@ -260,7 +260,7 @@ impl Auth {
     async fn may_set_password(&self, context: &Context, change: &PasswordChange) -> Result<(), AuthError> {
         let principal = context.principal.as_ref();
         let key = change.name.key();
-        // User keys are compared, so that a different spelling of the caller's own name does not count as another user.
+        // User keys are compared, so a different spelling of the caller's own name does not count as another user.
         if principal.is_none_or(|principal| UserKey::from_name(&principal.user) != key) {
             let is_admin = principal.is_some_and(|principal| principal.role == Role::Admin);
             return if is_admin {

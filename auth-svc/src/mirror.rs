@@ -3,7 +3,7 @@
 //!
 //! The database is authoritative. A user is copied in this order: read the KV bucket's entry, read the database, then
 //! replace the entry only if it is unchanged. If several replicas copy the same user, the last one to succeed has read
-//! the database after all others had written, so that an older state never replaces a newer one.
+//! the database after all others had written, so an older state never replaces a newer one.
 
 use std::time::Duration;
 

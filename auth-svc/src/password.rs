@@ -40,7 +40,7 @@ pub(crate) struct Hasher {
     /// the allocator's arena of each thread that ever hashed a password, because glibc stops returning blocks of 19 MiB
     /// to the operating system. Sixteen such arenas exceed a container's limit of 256 MiB.
     memories: Arc<Mutex<Vec<Memory>>>,
-    /// The hash that logins of unknown users are verified against, so that they take as long as other logins.
+    /// The hash that logins of unknown users are verified against, so they take as long as other logins.
     dummy: String,
 }
 
@@ -80,7 +80,7 @@ impl Hasher {
     }
 
     /// Acquires a hashing permit for a login, which is refused immediately if too much hashing is queued. The caller
-    /// holds the permit until the login has succeeded or failed, so that only a few attempts run concurrently.
+    /// holds the permit until the login has succeeded or failed, so only a few attempts run concurrently.
     pub(crate) async fn login_permit(&self) -> Result<HashPermit, AuthError> {
         let ahead = self.work.time() / self.threads;
         if ahead > LONGEST_QUEUE {
@@ -128,7 +128,7 @@ impl Hasher {
         .await
     }
 
-    /// Runs the work on a thread for blocking work. The work owns its hashing permit, so that the permit is not
+    /// Runs the work on a thread for blocking work. The work owns its hashing permit, so the permit is not
     /// returned early if the caller stops waiting.
     async fn blocking<T: Send + 'static>(
         &self,

@@ -1,4 +1,4 @@
-//! The session index maps each user to the user's sessions, so that a login or a change of a user need not read the
+//! The session index maps each user to the user's sessions, so a login or a change of a user need not read the
 //! whole KV bucket of sessions.
 //!
 //! The index is a separate KV bucket, which gateways cannot read. A session's key is added to the index before the
@@ -98,7 +98,7 @@ impl SessionIndex {
         Err(AuthError::Contended)
     }
 
-    /// Decodes a user's list of sessions. A list that cannot be decoded counts as empty, so that the user can still log
+    /// Decodes a user's list of sessions. A list that cannot be decoded counts as empty, so the user can still log
     /// in. The sessions on that list still expire.
     fn listed(&self, entry: Option<&Entry>) -> Kept<Listed> {
         self.bucket.decode(entry).into_option().unwrap_or_default()

@@ -188,7 +188,7 @@ impl Sessions {
             .await
     }
 
-    /// Updates a session's record only if it is unchanged since it was read, so that a session that has ended in
+    /// Updates a session's record only if it is unchanged since it was read, so a session that has ended in
     /// between is not restored.
     async fn note_use(&self, used: UsedSession) -> Result<(), AuthError> {
         if id_of(&used.key).is_none() {

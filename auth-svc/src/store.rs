@@ -1,4 +1,4 @@
-//! The users in MongoDB, one document per user. The field `_id` is the user's key, so that no two user names differ
+//! The users in MongoDB, one document per user. The field `_id` is the user's key, so no two user names differ
 //! only in letter case.
 
 use std::{
@@ -123,7 +123,7 @@ impl UserStore {
     }
 
     /// Changes the user and invalidates the sessions that began up to now. Returns the user after the change. The time
-    /// `sessions_not_before` always increases, even if the clocks of replicas differ, so that each change has a
+    /// `sessions_not_before` always increases, even if the clocks of replicas differ, so each change has a
     /// different time.
     async fn change(
         &self,

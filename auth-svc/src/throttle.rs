@@ -12,7 +12,7 @@
 //! Therefore an administrator under attack can still log in from another address at the first attempt, and so can other
 //! users that share an attacker's address. An attacker gets at most the limit of attempts for one user name or one
 //! address, plus one attempt for each combination with another address or user. Unknown user names are counted like
-//! known ones, so that the throttle does not reveal which users exist.
+//! known ones, so the throttle does not reveal which users exist.
 
 use std::{net::Ipv6Addr, time::Duration};
 
@@ -122,7 +122,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a failed login. The failure is counted before the caller gets an answer, so that no answer reveals the
+    /// Counts a failed login. The failure is counted before the caller gets an answer, so no answer reveals the
     /// result of an attempt that was not counted.
     pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
         // If counting conflicted every time, concurrent failures are increasing the counter sufficiently.

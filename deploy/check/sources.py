@@ -1,4 +1,4 @@
-"""Reads settings, ports, metrics and NATS names from the source code of the programs, so that the rules need no copy of
+"""Reads settings, ports, metrics and NATS names from the source code of the programs, so the rules need no copy of
 them."""
 
 import functools

@@ -1,4 +1,4 @@
-"""The implementation of `./dev`. It uses only Python's standard library, so that it runs without installing anything.
+"""The implementation of `./dev`. It uses only Python's standard library, so it runs without installing anything.
 
     commands    the table of commands, the help text, and exit codes
     up          `up`: from a fresh machine to a running stack

@@ -10,7 +10,7 @@ from . import layout, processes, tools, venv
 from .terminal import Problem, Step
 
 HOME = layout.ROOT / "bench" / "baselines"
-# The versions of all packages are pinned, so that results are comparable.
+# The versions of all packages are pinned, so results are comparable.
 REQUIREMENTS = HOME / "wsgi" / "requirements.txt"
 PACKAGES = ("package.json", "package-lock.json")
 # The minimum Python version that gunicorn supports.

@@ -1,4 +1,4 @@
-"""Builds the programs with cargo. `up` and `test` use the same command, so that neither invalidates the other's build."""
+"""Builds the programs with cargo. `up` and `test` use the same command, so neither invalidates the other's build."""
 
 import json
 import os
@@ -15,7 +15,7 @@ PROFILE_FOLDER = "debug"
 
 
 def environment():
-    """Returns the environment that makes cargo write its progress bar even to a pipe, so that progress can be shown."""
+    """Returns the environment that makes cargo write its progress bar even to a pipe, so progress can be shown."""
     return {**os.environ, "CARGO_TERM_PROGRESS_WHEN": "always", "CARGO_TERM_PROGRESS_WIDTH": "100"}
 
 

@@ -30,7 +30,7 @@ def fuzz(arguments) -> int:
         processes.run(step, build, layout.LOGS / "fuzz.log", cargo.progress, env=environment, cwd=layout.ROOT)
         step.done()
     for name in TARGETS:
-        # New inputs are saved in a copy of the corpus, so that the committed corpus stays small.
+        # New inputs are saved in a copy of the corpus, so the committed corpus stays small.
         corpus = layout.DOT / "fuzz" / name
         shutil.copytree(FOLDER / "corpus" / name, corpus, dirs_exist_ok=True)
         say(f"\n{style(name, 'strong')}: {seconds} s")

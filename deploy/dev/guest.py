@@ -124,7 +124,7 @@ def _make(parts: Path, agent: Path, made: Path) -> None:
     for path in modules:
         archive.file(f"modules/{path.name}", path.read_bytes())
     archive.file("modules/order", "".join(path.name + "\n" for path in modules).encode())
-    # The archive has no time stamp, so that equal contents give an identical file.
+    # The archive has no time stamp, so equal contents give an identical file.
     (partial / "initramfs.gz").write_bytes(gzip.compress(archive.bytes(), mtime=0))
     partial.rename(made)
 

@@ -1,4 +1,4 @@
-"""Prints how to use a stack after `up`. It first waits for rows, so that the printed `curl` commands return some."""
+"""Prints how to use a stack after `up`. It first waits for rows, so the printed `curl` commands return some."""
 
 import json
 import os

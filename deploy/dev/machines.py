@@ -12,7 +12,7 @@ DMI = Path("/sys/class/dmi/id/product_uuid")
 # Values of libvirt's enumeration virDomainState.
 RUNNING, PAUSED, SHUT_OFF = 1, 3, 5
 
-# The VM in the examples of the documented API (docs/api). It is switched off, so that the example request starts it.
+# The VM in the examples of the documented API (docs/api). It is switched off, so the example request starts it.
 TO_START = "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e"
 OTHERS = [
     ("web", TO_START, SHUT_OFF),

@@ -1,4 +1,4 @@
-"""Chooses free ports. Ports of an earlier start are reused if they are free, so that addresses stay the same."""
+"""Chooses free ports. Ports of an earlier start are reused if they are free, so addresses stay the same."""
 
 import socket
 import zlib
@@ -50,7 +50,7 @@ def accepts(address: str) -> bool:
 def choose(
     names: Iterable[str], remembered: Dict[str, int], seed: str, free: Callable[[int], bool] = is_free
 ) -> Dict[str, int]:
-    """Chooses a free port for each name. The search starts at a port that depends on `seed` (the checkout), so that two
+    """Chooses a free port for each name. The search starts at a port that depends on `seed` (the checkout), so two
     checkouts rarely collide."""
     chosen: Dict[str, int] = {}
     begin = zlib.crc32(seed.encode())

@@ -82,7 +82,7 @@ def wait_for(condition: Callable[[], bool], limit: float) -> bool:
 
 
 def spawn(argv, env, log: Path) -> subprocess.Popen:
-    """Starts a program in a new session, so that Ctrl-C in the terminal reaches only ./dev."""
+    """Starts a program in a new session, so Ctrl-C in the terminal reaches only ./dev."""
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))

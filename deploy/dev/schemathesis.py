@@ -4,7 +4,7 @@ from pathlib import Path
 
 from . import layout, venv
 
-# The versions of all packages are pinned, so that the same checks run everywhere.
+# The versions of all packages are pinned, so the same checks run everywhere.
 REQUIREMENTS = layout.ROOT / "tests" / "schemathesis" / "requirements.txt"
 # The minimum Python version that schemathesis supports.
 LEAST = (3, 10)

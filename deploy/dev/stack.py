@@ -20,7 +20,7 @@ from .terminal import Problem, Step, warn
 from .tools import Database
 
 DEFAULT_LISTEN = "127.0.0.1:8086"
-# The agent's sampling intervals are shorter than by default (10 s and 60 s), so that the first rows arrive soon.
+# The agent's sampling intervals are shorter than by default (10 s and 60 s), so the first rows arrive soon.
 VM_INTERVAL, PROCESS_INTERVAL = "2s", "10s"
 
 # The retention times are short, because short sampling intervals produce many rows and a stack left running overnight
@@ -32,7 +32,7 @@ READY_LIMIT = 60.0
 STOP_LIMIT = 15.0
 LOG_LINES = 20
 
-# Each group is stopped after the previous one has ended, so that programs can still send what they have queued. The
+# Each group is stopped after the previous one has ended, so programs can still send what they have queued. The
 # guest is stopped after the programs that could start it again.
 STOP_ORDER = [
     ["agent"], ["gateway"], ["auth", "metrics", "lifecycle"], ["database", "libvirtd"], ["guest"], ["nats"],

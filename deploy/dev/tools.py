@@ -183,7 +183,7 @@ def database() -> Database:
 def _install_stand_in(home: Path) -> None:
     partial = home.with_name(f".{home.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    # The compiled objects are kept if the build is interrupted, so that the next attempt continues it.
+    # The compiled objects are kept if the build is interrupted, so the next attempt continues it.
     objects = layout.cache() / "build" / home.name
     command = [
         "cargo", "install", STAND_IN, "--version", STAND_IN_VERSION, "--locked",

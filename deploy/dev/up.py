@@ -92,7 +92,7 @@ def _start(running: Stack, listen: str, detach: bool, guest: bool) -> None:
     guest_image = image.image() if guest else None
     _fill_in(running.state, listen, nats_server is not None, database is not None)
     if guest:
-        # The hypervisor is recorded as soon as it exists, so that it is removed together with the stack.
+        # The hypervisor is recorded as soon as it exists, so it is removed together with the stack.
         with interrupts.held_back():
             running.state.hypervisor = Hypervisor.prepare(guest_image)
             running.state.save()

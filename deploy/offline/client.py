@@ -82,7 +82,7 @@ class Load:
         self.addresses, self.password, self.instance, self.machine = addresses, password, instance, machine
         self.requests, self.retried = 0, 0
         self.failures = Counter()
-        # When the first failed request of each kind was sent, so that the cause can be found in the logs.
+        # When the first failed request of each kind was sent, so the cause can be found in the logs.
         self.first_failures: Dict[str, str] = {}
         self.slowest = 0.0
         self._began = time.monotonic()

@@ -59,7 +59,7 @@ class Engine:
             return False
 
     def tidy(self) -> None:
-        """Removes images and layers of earlier builds, so that the folder of the engine does not grow with each run."""
+        """Removes images and layers of earlier builds, so the folder of the engine does not grow with each run."""
         with Step("removing images of earlier runs") as step:
             self.run("image", "prune", "--force", "--filter", f"label={LABEL}")
             self.run("builder", "prune", "--force", "--keep-storage", KEPT_LAYERS)

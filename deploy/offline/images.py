@@ -33,7 +33,7 @@ class StandIns:
 def base(engine: Engine) -> str:
     """Creates a base image of this machine's Debian release, because the binaries are linked with its libraries. Returns its tag."""
     release = apt.codename()
-    # The tag depends on the list of packages, so that a changed list produces a new image.
+    # The tag depends on the list of packages, so a changed list produces a new image.
     tag = f"vmwatch-offline/debian:{release}-{zlib.crc32(BASE_PACKAGES.encode()):08x}"
     if engine.has_image(tag):
         return tag

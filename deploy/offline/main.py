@@ -27,7 +27,7 @@ def main(arguments) -> int:
     )
     parser.add_argument("--images-only", action="store_true", help="build the images, print their sizes, and exit")
     options = parser.parse_args(arguments)
-    # SIGTERM is handled as well, so that everything that was started is also removed on SIGTERM.
+    # SIGTERM is handled as well, so everything that was started is also removed on SIGTERM.
     interrupts.install()
     try:
         return run(options)

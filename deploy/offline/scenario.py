@@ -22,7 +22,7 @@ SCALED = {"metrics-svc": 3, "auth-svc": 2, "lifecycle-svc": 2, "gateway": 2}
 
 
 class Project:
-    """A compose project with the unchanged compose.yaml and its own secrets, so that it does not conflict with another stack."""
+    """A compose project with the unchanged compose.yaml and its own secrets, so it does not conflict with another stack."""
 
     def __init__(self, engine: Engine, images: dict):
         self.engine = engine

@@ -52,7 +52,7 @@ pub use stack::{
 };
 pub use tools::{nats_server, node_and_chromium, schemathesis};
 
-/// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so that only
+/// Default time limit for a condition to become true. It is far longer than a busy two-core machine needs, so only
 /// a real fault exceeds it.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 

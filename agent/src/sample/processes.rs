@@ -71,7 +71,7 @@ impl ProcessSampler {
         })
     }
 
-    /// Reads the counters of all processes without returning rows, so that the next call can compute rates.
+    /// Reads the counters of all processes without returning rows, so the next call can compute rates.
     pub fn prime(&mut self) -> Result<(), SampleError> {
         self.running(0)?;
         self.forget_ended();
@@ -178,7 +178,7 @@ impl ProcessSampler {
             gone.into_iter()
                 .filter_map(|(pid, process)| self.last_row(pid, process)),
         );
-        // The clock is read after all processes, so that every missing process had really ended by this time.
+        // The clock is read after all processes, so every missing process had really ended by this time.
         let now = unix_seconds(SystemTime::now());
         for row in &mut ended {
             row.shutdown_time = Some(now);

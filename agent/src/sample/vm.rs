@@ -240,7 +240,7 @@ mod tests {
         }
     }
 
-    /// Makes the previous sample seem 10,000 s older, so that the time the test itself takes is negligible.
+    /// Makes the previous sample seem 10,000 s older, so the time the test itself takes is negligible.
     fn age(sampler: &mut VmSampler) {
         let (at, ticks) = sampler.previous.unwrap();
         sampler.previous = Some((at.checked_sub(Duration::from_secs(10_000)).unwrap(), ticks));
@@ -262,7 +262,7 @@ mod tests {
         );
 
         age(&mut sampler);
-        // Of 100 ticks, 20 are user time, 5 stolen, 15 idle and 60 waiting for I/O, so that the CPU was busy for 25 %.
+        // Of 100 ticks, 20 are user time, 5 stolen, 15 idle and 60 waiting for I/O, so the CPU was busy for 25 %.
         // Two sectors are 1 KiB.
         vm.set(
             "120 10 50 1015 100 5 5 5 0 0",

@@ -80,7 +80,7 @@ fn full_spool_drops_oldest_parts() {
         spool.push(&part(sequence, 100)).unwrap();
     }
     assert_eq!(files(&dir).len(), 4 + 1);
-    // This sample part needs two blocks, so that the two oldest ones are dropped.
+    // This sample part needs two blocks, so the two oldest ones are dropped.
     spool.push(&part(6, 4097)).unwrap();
     drop(spool);
     // A smaller size limit takes effect when the spool is opened.

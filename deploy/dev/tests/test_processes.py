@@ -34,7 +34,7 @@ class Identities(unittest.TestCase):
     def test_zombie_process_does_not_count_as_alive(self):
         self.assertTrue(self.identity.alive())
         self.child.kill()
-        # The test has not called wait() yet, so that the child process is a zombie now.
+        # The test has not called wait() yet, so the child process is a zombie now.
         self.assertTrue(self.identity.wait(10))
         self.assertIsNone(Identity.of(self.child.pid))
 

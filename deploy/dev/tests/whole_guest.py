@@ -66,7 +66,7 @@ class Guest(WholeStack):
         self.assertFalse(qemu.alive())
         self.assertFalse(self.folder_of(first).exists())
         self.up()
-        # The new VM must have a different id, so that it has no rows of the first VM.
+        # The new VM must have a different id, so it has no rows of the first VM.
         self.assertNotEqual(self.guest()["instance_id"], first["instance_id"])
 
     def folder_of(self, guest):

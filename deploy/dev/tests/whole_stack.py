@@ -1,4 +1,4 @@
-"""Tests `./dev` with the real programs, in a folder of its own, so that a running stack is not affected.
+"""Tests `./dev` with the real programs, in a folder of its own, so a running stack is not affected.
 
 The file is not named test_*.py, because unit tests run before the binaries are built. `./dev test` runs it afterwards.
 """
@@ -30,7 +30,7 @@ class WholeStack(unittest.TestCase):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        # Settings of the environment are removed, so that the stack under test gets only the settings below.
+        # Settings of the environment are removed, so the stack under test gets only the settings below.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("VMWATCH_")}
         self.env.update(VMWATCH_DEV_DIR=str(self.folder), VMWATCH_LISTEN=f"127.0.0.1:{self.port}")
         if "VMWATCH_CACHE" in os.environ:

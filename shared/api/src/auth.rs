@@ -88,7 +88,7 @@ pub struct Session {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Token([u8; 16]);
 
-/// The SHA-256 hash of a session token. Tokens are stored and looked up by this hash, so that read access to the
+/// The SHA-256 hash of a session token. Tokens are stored and looked up by this hash, so read access to the
 /// session store reveals no token.
 pub type TokenHash = [u8; 32];
 

@@ -1,6 +1,6 @@
 //! Live events: notifications of changes that clients receive while they happen.
 //!
-//! All kinds of events share one JetStream stream, so that a single sequence number marks a reader's position. Events
+//! All kinds of events share one JetStream stream, so a single sequence number marks a reader's position. Events
 //! are published at most once, and publishing never blocks: data that must not be lost is in the database or in the
 //! audit. A reader starts at a sequence number or at the newest event, and filters by subject.
 

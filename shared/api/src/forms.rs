@@ -1,4 +1,4 @@
-//! Compares the stored and transmitted JSON formats with golden files (docs/compatibility.md), so that every change of
+//! Compares the stored and transmitted JSON formats with golden files (docs/compatibility.md), so every change of
 //! a format is visible in a review.
 
 use serde::{Serialize, de::DeserializeOwned};

@@ -123,8 +123,8 @@ pub struct VmSummary {
     /// Time of the newest row by the VM's clock.
     pub at_ms: u64,
     /// When metrics-svc last stored a row of the VM, by its own clock. If the rows were imported and not sent by an
-    /// agent, it is the time of the newest row. A VM counts as silent by this time, because it does not depend on the
-    /// VM's clock.
+    /// agent, it is the time of the newest row. This time decides whether a VM counts as
+    /// silent, because it does not depend on the VM's clock.
     pub last_report_ms: u64,
     #[serde(flatten)]
     pub values: VmValues,
@@ -185,7 +185,7 @@ pub struct VmHistoryQuery {
 #[serde(from = "[f64; 3]", into = "[f64; 3]")]
 pub struct Stat {
     pub min: f64,
-    /// The mean over all samples.
+    /// The mean of all samples in the time bucket.
     pub avg: f64,
     pub max: f64,
 }
@@ -206,16 +206,16 @@ impl From<Stat> for [f64; 3] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Resolution {
-    /// The stored rows themselves.
+    /// The history was computed from the stored rows.
     #[serde(rename = "raw")]
     Raw,
-    /// Five-minute rollups.
+    /// The history was computed from five-minute rollups.
     #[serde(rename = "5m")]
     FiveMinutes,
-    /// Hourly rollups.
+    /// The history was computed from hourly rollups.
     #[serde(rename = "1h")]
     Hour,
-    /// Daily rollups.
+    /// The history was computed from daily rollups.
     #[serde(rename = "1d")]
     Day,
 }
@@ -261,7 +261,7 @@ impl Default for VmSeries {
 }
 
 /// Reads a VM's history, aggregated into at most the given number of time buckets. The buckets are computed from rows
-/// or from the coarsest rollup with sufficient resolution, so that a query over a year costs as much as one over a day.
+/// or from the coarsest rollup with sufficient resolution, so a query over a year costs as much as one over a day.
 #[derive(Debug)]
 pub struct VmHistory;
 

@@ -75,13 +75,13 @@ pub enum Access {
 /// key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The method only reads, so that it can be retried.
+    /// The method only reads, so it can be retried.
     Query,
-    /// The method has an effect, so that it must not be executed after its deadline or twice.
+    /// The method has an effect, so it must not be executed after its deadline or twice.
     Command,
 }
 
-/// A class of requests. The gateway and each service limit each class separately (`vmwatch_bus::limits`), so that load
+/// A class of requests. The gateway and each service limit each class separately (`vmwatch_bus::limits`), so load
 /// of one class cannot exhaust the capacity for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {

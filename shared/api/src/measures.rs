@@ -157,7 +157,7 @@ impl From<VmMeasures<f64>> for VmValues {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
-            reason = "a count; `as` saturates"
+            reason = "the value is a count, and `as` saturates if it is out of range"
         )]
         let proc = values.proc as u32;
         Self {

@@ -21,7 +21,7 @@ pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 /// Prefix of dead-letter subjects: `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
 /// Maximum size of one sample part. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` sample parts in the
-/// sample stream, so that with larger parts a few guests could fill the stream.
+/// sample stream, so with larger parts a few guests could fill the stream.
 pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
 /// Maximum number of process rows in one sample part. An agent never reaches this number, because each row
 /// takes at least 110 bytes and [`SAMPLE_PART_BYTES`] limits the size.
@@ -176,7 +176,7 @@ impl<'de> Deserialize<'de> for RowId {
 }
 
 impl RowPage {
-    /// Creates a page that contains all rows, so that no further page exists.
+    /// Creates a page that contains all rows, so no further page exists.
     pub const fn whole(rows: Rows) -> Self {
         Self { rows, next: None }
     }

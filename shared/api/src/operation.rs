@@ -42,7 +42,7 @@ impl OperationId {
     pub fn from_idempotency_key(user: &str, instance: &InstanceId, method: &MethodInfo, key: &str) -> Self {
         let mut hash = Sha256::new();
         for part in [user, instance.as_str(), method.subject, key] {
-            // Each hashed field is preceded by its length, so that different fields cannot produce the same input.
+            // Each hashed field is preceded by its length, so different fields cannot produce the same input.
             hash.update((part.len() as u64).to_be_bytes());
             hash.update(part);
         }

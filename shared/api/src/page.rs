@@ -27,10 +27,10 @@ impl PageRoom {
     }
 
     /// Reserves space for an item of the given encoded size; returns `false` if the page is full. The first item always
-    /// fits, whatever its size, so that a client that requests page after page always reaches the end of the list.
+    /// fits, whatever its size, so a client that requests page after page always reaches the end of the list.
     #[must_use]
     pub const fn take(&mut self, bytes: usize) -> bool {
-        // The extra byte is the comma between two items.
+        // One byte is added for the comma between two items.
         let bytes = bytes.saturating_add(1);
         if self.items == 0 || (bytes > self.bytes && !self.empty) {
             return false;

@@ -14,14 +14,14 @@ use super::InstanceId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// May read data.
+    /// A viewer may read data.
     Viewer = 1,
-    /// May also perform actions on VMs.
+    /// An operator may also perform actions on VMs.
     Operator = 2,
-    /// May also manage users and read the audit.
+    /// An administrator may also manage users and read the audit.
     Admin = 3,
-    /// A role that only a newer version of vmwatch knows. It ranks below all other roles and grants no permission.
-    /// Requests cannot name it.
+    /// A role that only a newer version of vmwatch knows. It ranks below all other roles and grants no permission. A
+    /// request that contains it is rejected.
     #[serde(other)]
     Unknown = 0,
 }
@@ -54,11 +54,12 @@ impl FromStr for Role {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// Every VM.
+    /// The scope contains every VM.
     All,
-    /// Only these VMs.
+    /// The scope contains only these VMs.
     Only(Vec<InstanceId>),
-    /// A scope that only a newer version of vmwatch knows. This version treats it as empty. Requests cannot name it.
+    /// A scope that only a newer version of vmwatch knows. This version treats it as empty. A
+    /// request that contains it is rejected.
     Unknown,
 }
 

@@ -66,9 +66,9 @@ pub enum ProcessSort {
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Order {
-    /// Ascending.
+    /// Ascending order.
     Asc,
-    /// Descending.
+    /// Descending order.
     Desc,
 }
 
@@ -148,7 +148,7 @@ pub struct ProcessTable {
 }
 
 /// Reads the process table from the newest sample at or before the given time, up to seven days earlier. The query
-/// reads only one sample, so that its cost does not depend on the length of the history.
+/// reads only one sample, so its cost does not depend on the length of the history.
 #[derive(Debug)]
 pub struct ProcessesAt;
 
@@ -258,7 +258,7 @@ pub struct ProcessSeries {
 
 /// Reads the combined history of all processes with the given name or pid: their total usage in each sample, with
 /// minimum, mean and maximum for each time bucket. For example, eight workers of a web server appear as one line in the
-/// chart; a pid selects a single process. The history is computed from rows, not from rollups, so that a longer range
+/// chart; a pid selects a single process. The history is computed from rows, not from rollups, so a longer range
 /// costs more.
 #[derive(Debug)]
 pub struct ProcessHistory;

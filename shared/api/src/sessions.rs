@@ -194,7 +194,7 @@ impl Method for SessionsEnd {
     const INFO: MethodInfo = row("auth.sessions.end", Kind::Command);
 }
 
-/// Records when sessions were used, so that sessions in use do not expire as idle. Gateways call this method without a
+/// Records when sessions were used, so sessions in use do not expire as idle. Gateways call this method without a
 /// principal.
 #[derive(Debug)]
 pub struct SessionsUsed;

@@ -1,4 +1,4 @@
-//! Text types with limits that are checked during decoding, so that handlers receive only valid texts.
+//! Text types with limits that are checked during decoding, so handlers receive only valid texts.
 
 use std::{fmt, str::FromStr};
 
@@ -17,7 +17,7 @@ pub fn bounded_text<'de, D: Deserializer<'de>>(
     }
 }
 
-/// The id of a VM: 1 to 64 characters of `[0-9A-Za-z_-]`, so that it is a valid NATS subject token. It need not be a
+/// The id of a VM: 1 to 64 characters of `[0-9A-Za-z_-]`, so it is a valid NATS subject token. It need not be a
 /// UUID.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]

@@ -47,7 +47,7 @@ impl UserName {
     }
 
     /// The user name as written to the audit and the log. If no user can have the name, all characters except ASCII are
-    /// escaped, so that the text cannot be mistaken for the name of an existing user.
+    /// escaped, so the text cannot be mistaken for the name of an existing user.
     pub fn shown(&self) -> String {
         if NewUserName::try_from(self.clone()).is_ok_and(|allowed| allowed.0 == *self) {
             return self.0.clone();
@@ -141,7 +141,7 @@ impl TryFrom<UserName> for NewUserName {
         if !name.is_single_script() {
             return Err(InvalidUserName::Scripts);
         }
-        // Normalization can lengthen a name, so that its length must be checked again.
+        // Normalization can lengthen a name, so its length must be checked again.
         name.parse().map(Self)
     }
 }
@@ -169,7 +169,7 @@ impl fmt::Display for NewUserName {
 }
 
 /// The identity of a user: the name normalized by the profile `UsernameCaseMapped` of RFC 8265. Users are stored,
-/// looked up, throttled and compared by this key, so that no two users differ only in letter case, width or Unicode
+/// looked up, throttled and compared by this key, so no two users differ only in letter case, width or Unicode
 /// normalization.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -1,6 +1,6 @@
 //! Appends audit records to the two JetStream streams of the audit.
 //!
-//! Both streams deny deletion and purging, so that an audit record remains unchanged until its age or the stream's size
+//! Both streams deny deletion and purging, so an audit record remains unchanged until its age or the stream's size
 //! limit evicts it. A tenth of the total size is reserved for records that clients can cause without a session.
 
 mod flood;

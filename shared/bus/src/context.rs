@@ -16,7 +16,8 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 
-/// The names of the NATS headers. `traceparent` and `tracestate` are in addition; W3C Trace Context defines them.
+/// The names of the NATS headers of a request. In addition, a request has the headers `traceparent` and `tracestate`, which
+/// W3C Trace Context defines.
 pub mod headers {
     /// Header with the request id, which appears in every log line about the request.
     pub const REQUEST_ID: &str = "Vmwatch-Request-Id";
@@ -46,7 +47,7 @@ pub struct Context {
 }
 
 /// Returns 16 random bytes in hex, for request ids and idempotency keys. They come from the thread-local generator
-/// (`ChaCha12`, seeded by the operating system), so that they are unpredictable and do not cost a system call each.
+/// (`ChaCha12`, seeded by the operating system), so they are unpredictable and do not cost a system call each.
 pub fn random_id() -> String {
     hex::encode(rand::random::<[u8; 16]>())
 }
@@ -70,7 +71,7 @@ impl Context {
         self
     }
 
-    /// Sets a new random idempotency key.
+    /// Adds a new random idempotency key to the request.
     #[must_use]
     pub fn with_fresh_key(mut self) -> Self {
         self.idempotency_key = Some(random_id());

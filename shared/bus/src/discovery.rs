@@ -1,6 +1,6 @@
-//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` according to the NATS service convention (ADR-32), so that `nats
+//! Answers `$SRV.PING`, `$SRV.INFO` and `$SRV.STATS` according to the NATS service convention (ADR-32), so `nats
 //! micro` commands can list the services. The responder of the NATS client library is not used, for two reasons: it
-//! aborts handlers when it stops, and it does not expose its subscriptions, so that draining it would lose requests.
+//! aborts handlers when it stops, and it does not expose its subscriptions, so draining it would lose requests.
 
 use std::{
     sync::{

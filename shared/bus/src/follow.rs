@@ -1,6 +1,6 @@
 //! Keeps a copy of a JetStream KV bucket in memory, follows its changes, and detects when the copy is stale.
 //!
-//! - Only a KV watch adds entries to the copy (the table), so that a delayed read cannot restore a deleted entry.
+//! - Only a KV watch adds entries to the copy (the table), so a delayed read cannot restore a deleted entry.
 //! - A broken watch is indistinguishable from a bucket without changes. Therefore the follower requests the bucket's
 //!   last sequence number every second. A table that has not been confirmed for too long counts as stale.
 //! - After each reconnection the whole bucket is read into a second table, which then replaces the first.
@@ -152,7 +152,7 @@ struct CatchUps {
 
 /// Why a KV watch ended.
 enum Ended {
-    /// NATS was reconnected, so that the watch may have missed changes.
+    /// NATS was reconnected, so the watch may have missed changes.
     Reconnected,
     /// The table has room again for entries that it omitted.
     RoomForOmitted,

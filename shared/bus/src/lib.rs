@@ -180,7 +180,7 @@ impl Bus {
     }
 
     /// Waits without limit until the server has processed everything sent earlier on this connection, including
-    /// subscriptions. The server handles the messages of a connection in order, so that its answer to a request proves
+    /// subscriptions. The server handles the messages of a connection in order, so its answer to a request proves
     /// this. A flush proves only that the client has sent the messages.
     pub async fn settled(&self) {
         loop {
@@ -205,7 +205,7 @@ impl Bus {
 
 /// The inbox prefix of a program or NATS user; the permissions in deploy/nats contain the same prefixes.
 pub fn inbox_prefix(identity: &str) -> String {
-    // Characters that are not allowed in a subject token are replaced, so that any name becomes a single token.
+    // Characters that are not allowed in a subject token are replaced, so any name becomes a single token.
     let token = |letter: char| match letter {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '-' | '_' => letter,
         _ => '_',
@@ -213,7 +213,7 @@ pub fn inbox_prefix(identity: &str) -> String {
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
-/// Delay before a reconnection attempt. It grows to one second, so that a restarted server is found within two seconds.
+/// Delay before a reconnection attempt. It grows to one second, so a restarted server is found within two seconds.
 /// It is random because all agents lose their server at the same time.
 fn reconnect_delay(attempts: usize) -> Duration {
     let longest = match attempts {

@@ -1,6 +1,6 @@
 //! Limits of concurrent requests: one limit for each class of requests, and within each limit a share for each user.
 //!
-//! The gateway and every service apply the same limits, so that the load of one class or user cannot use up the permits
+//! The gateway and every service apply the same limits, so the load of one class or user cannot use up the permits
 //! of others. A request that finds no free permit is refused immediately. Only heavy reads wait, for up to one second
 //! and in a bounded queue, because the web page requests several charts at once.
 
@@ -48,7 +48,7 @@ const MAX_HEAVY_READS: Setting = Setting {
     name: "VMWATCH_MAX_HEAVY_READS",
     value: Value::Number(1, 65_536),
     default: "8",
-    help: "maximum concurrent expensive reads (history, processes over time, the audit) in each gateway and each service; one user may use a quarter of them; four times as many wait for up to 1 s",
+    help: "maximum concurrent expensive reads (history, processes over time, the audit) in each gateway and each service; one user may use a quarter of them; further reads, up to four times as many, wait for up to 1 s",
 };
 
 pub const SETTINGS: &[Setting] = &[
@@ -145,7 +145,7 @@ struct Sizes {
     queue: usize,
 }
 
-/// The users that hold or wait for a permit. All other users are removed, so that the number of permits and the size of
+/// The users that hold or wait for a permit. All other users are removed, so the number of permits and the size of
 /// the queue bound this table.
 #[derive(Debug, Default)]
 struct Users(Mutex<HashMap<String, Entry>>);

@@ -37,7 +37,7 @@ pub(super) enum NoReply {
     /// The request could not be sent.
     #[error(transparent)]
     NotSent(#[from] PublishError),
-    /// The NATS connection has ended, so that the inbox is no longer read.
+    /// The NATS connection has ended, so the inbox is no longer read.
     #[error("the connection has ended")]
     Ended,
 }

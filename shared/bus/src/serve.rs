@@ -177,7 +177,7 @@ impl Server {
         if shutdown.run_until_cancelled(self.bus.settled()).await.is_some() {
             subscribed();
         }
-        // Discovery starts last, so that a service that can be discovered already answers requests.
+        // Discovery starts last, so a service that can be discovered already answers requests.
         loops.spawn(discovery.answer(self.bus.client().clone(), shutdown.clone()));
         info!(service = self.service.name(), "serving requests on the bus");
         let stopped_at = async {
@@ -235,7 +235,7 @@ impl Worker {
         };
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
         let limits = self.limits.clone();
-        // A refusal is sent from a task of its own, so that a full write buffer does not block the receiving task. That
+        // A refusal is sent from a task of its own, so a full write buffer does not block the receiving task. That
         // task ends once the refusal has been written.
         self.work.spawn(async move {
             let context = Context::from_headers(message.headers.as_ref());

@@ -111,7 +111,7 @@ impl Probes {
         shutdown.run_until_cancelled(accepting).await;
     }
 
-    /// Serves a single request. Keep-alive is off, so that no idle connection delays the program's shutdown.
+    /// Serves a single request. Keep-alive is off, so no idle connection delays the program's shutdown.
     async fn connection(self: Arc<Self>, stream: tokio::net::TcpStream, peer: SocketAddr) {
         let service = service_fn(move |request: Request<Incoming>| {
             let response = self.respond(&request);

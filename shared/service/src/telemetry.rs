@@ -54,7 +54,7 @@ impl TelemetrySettings {
 
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("{} cannot be used", OTLP_ENDPOINT.name)]
+    #[error("the collector of traces in {} cannot be used", OTLP_ENDPOINT.name)]
     Exporter(#[from] opentelemetry_otlp::ExporterBuildError),
     #[error("telemetry is already set up")]
     Twice,

@@ -66,7 +66,7 @@ pub const SETTINGS: &[Setting] = &[
 ];
 
 /// Creates the trace span of a MongoDB command, with the names of OpenTelemetry's semantic conventions for MongoDB. The
-/// MongoDB driver's own spans are not used: the driver depends on a different version of OpenTelemetry, so that its
+/// MongoDB driver's own spans are not used: the driver depends on a different version of OpenTelemetry, so its
 /// spans would have no parent. Commands of background work get no span, because each would produce a separate trace.
 pub fn command_span(operation: &'static str, collection: &str) -> Span {
     if Span::current().is_none() {
@@ -152,7 +152,7 @@ impl StoreSettings {
         }
         options.max_pool_size = Some(self.pool);
         options.connect_timeout = Some(Duration::from_secs(5));
-        // The time-out is shorter than the five seconds that callers wait, so that callers learn that the database is
+        // The time-out is shorter than the five seconds that callers wait, so callers learn that the database is
         // unreachable instead of running into their own time-out.
         options
             .server_selection_timeout

@@ -63,7 +63,7 @@ impl Proc {
     }
 }
 
-/// Makes the previous sample seem 10,000 s older, so that the time the test itself takes is negligible.
+/// Makes the previous sample seem 10,000 s older, so the time the test itself takes is negligible.
 fn age(sampler: &mut ProcessSampler) {
     let older = |at: Instant| at.checked_sub(Duration::from_secs(10_000)).unwrap();
     sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
@@ -167,7 +167,7 @@ fn unreported_process_gets_no_last_row() {
         count: 1,
         pinned: vec![],
     });
-    // The processes have equal memory usage, so that the one with the lower pid is selected.
+    // The processes have equal memory usage, so the one with the lower pid is selected.
     assert_eq!(
         read(&mut sampler).iter().map(|row| row.pid).collect::<Vec<_>>(),
         [7]

@@ -97,7 +97,7 @@ struct Stored {
     record: AuditRecord,
 }
 
-/// The part of an audit stream that has not been returned yet. The streams deny deletion, so that sequence numbers have
+/// The part of an audit stream that has not been returned yet. The streams deny deletion, so sequence numbers have
 /// no gaps.
 #[derive(Debug)]
 struct Tail {
@@ -198,7 +198,7 @@ fn is_missing(error: &RawMessageError) -> bool {
 }
 
 /// Reads the audit records with sequence numbers from `start` up to `end`, newest first. Expired records are missing;
-/// the server reports immediately when no further record follows, so that the read does not wait for them.
+/// the server reports immediately when no further record follows, so the read does not wait for them.
 async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
     let config = pull::Config {
         name: Some(random_id()),
