@@ -79,6 +79,11 @@ impl NatsProxy {
     pub fn release(&self) {
         self.gate.send_replace(Gate::Open);
     }
+
+    /// Holds back the next line with the prefix and everything after it, as at the start.
+    pub fn arm(&self) {
+        self.gate.send_replace(Gate::Armed);
+    }
 }
 
 async fn forward(

@@ -7,13 +7,16 @@
 //! within that round trip can then be lost.
 //!
 //! The NATS client (async-nats 0.51) counts a subscription's messages across reconnections and sends that total in
-//! `UNSUB`, but the server counts only those of the current connection. After each reconnection the subscription is
-//! therefore replaced by a new one, whose count starts at zero on both sides.
+//! `UNSUB`, but the server counts only those of the current connection. Each loss of the connection therefore ends the
+//! subscription, and a new one, whose count starts at zero on both sides, takes effect with the next connection. The
+//! old subscription must end before that connection is made. Otherwise the client would renew it, and requests that
+//! the server then sends to it could be lost.
 
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subject, SubscribeError, Subscriber};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
+use tokio::task::unconstrained;
 use tracing::warn;
 
 use super::Bus;
@@ -23,8 +26,6 @@ const LEAST_MORE: u64 = 16;
 const MOST_MORE: u64 = 4096;
 /// If no message arrives for this long, the subscription counts as idle.
 const IDLE: Duration = Duration::from_millis(500);
-/// Time limit for creating a new subscription, which may have to wait for space in the NATS client's queue.
-const RENEWAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// A queue group subscription that counts its messages and measures their rate.
 pub(super) struct Counted {
@@ -32,8 +33,6 @@ pub(super) struct Counted {
     subject: Subject,
     queue: String,
     subscriber: Subscriber,
-    /// The connection that the subscription was made on, as numbered by [`Bus::connections`].
-    connection: u64,
     received: u64,
     window_start: Instant,
     window_received: u64,
@@ -46,9 +45,6 @@ impl Counted {
         subject: Subject,
         queue: String,
     ) -> Result<Self, SubscribeError> {
-        // The connection number is read before subscribing. A reconnection in between then only causes an unnecessary
-        // replacement of the subscription.
-        let connection = bus.connections();
         let subscriber = bus
             .client()
             .queue_subscribe(subject.clone(), queue.clone())
@@ -58,7 +54,6 @@ impl Counted {
             subject,
             queue,
             subscriber,
-            connection,
             received: 0,
             window_start: Instant::now(),
             window_received: 0,
@@ -79,30 +74,20 @@ impl Counted {
         Some(message)
     }
 
-    /// If NATS was reconnected, replaces the subscription. The last messages of the old subscription are passed to
+    /// Ends the subscription and subscribes again. Messages that the lost connection had delivered are passed to
     /// `take`.
-    pub(super) async fn renew(&mut self, mut take: impl FnMut(Message)) {
-        if self.connection == self.bus.connections() {
-            return;
-        }
-        let fresh = Self::subscribe(&self.bus, self.subject.clone(), self.queue.clone());
-        let Ok(Ok(fresh)) = tokio::time::timeout(RENEWAL_LIMIT, fresh).await else {
-            warn!(subject = %self.subject, "resubscription after a reconnection failed; a drain may lose requests");
-            return;
-        };
-        let mut former = std::mem::replace(self, fresh);
-        if former.subscriber.drain().await.is_err() {
-            return;
-        }
-        while let Ok(Some(message)) = tokio::time::timeout(IDLE, former.next()).await {
+    pub(super) async fn renewed(mut self, mut take: impl FnMut(Message)) -> Result<Self, SubscribeError> {
+        // Tokio's cooperative scheduling would end the loop before the last message.
+        while let Some(Some(message)) = unconstrained(self.subscriber.next()).now_or_never() {
             take(message);
         }
+        drop(self.subscriber);
+        Self::subscribe(&self.bus, self.subject, self.queue).await
     }
 
     /// Ends the subscription. Messages that still arrive before the time limit are passed to `take`.
     pub(super) async fn drain(mut self, limit: Duration, mut take: impl FnMut(Message)) {
         let end = Instant::now() + limit;
-        self.renew(&mut take).await;
         let per_second = self.last_rate.max(self.window_received);
         let more = (per_second / 4).clamp(LEAST_MORE, MOST_MORE);
         if let Err(error) = self.subscriber.unsubscribe_after(self.received + more).await {

@@ -77,6 +77,7 @@ pub struct Bus {
     replies: Arc<Replies>,
     jetstream: jetstream::Context,
     reconnections: watch::Receiver<()>,
+    outages: watch::Receiver<()>,
 }
 
 impl Bus {
@@ -84,6 +85,7 @@ impl Bus {
     /// limit; [`Bus::is_connected`] reports the state.
     pub async fn connect(name: &str, settings: &BusSettings) -> Result<Self, BusError> {
         let (connected, reconnections) = watch::channel(());
+        let (disconnected, outages) = watch::channel(());
         let mut options = ConnectOptions::new()
             .name(name)
             // Each NATS user has its own inbox prefix. With a common prefix, permission to subscribe to `_INBOX.>`
@@ -95,8 +97,10 @@ impl Bus {
             .reconnect_delay_callback(reconnect_delay)
             .event_callback(move |event| {
                 note(&event);
-                if matches!(event, Event::Connected) {
-                    connected.send_replace(());
+                match event {
+                    Event::Connected => connected.send_replace(()),
+                    Event::Disconnected => disconnected.send_replace(()),
+                    _ => {}
                 }
                 std::future::ready(())
             });
@@ -123,6 +127,7 @@ impl Bus {
             replies,
             jetstream,
             reconnections,
+            outages,
         })
     }
 
@@ -170,6 +175,13 @@ impl Bus {
         reconnections
     }
 
+    /// Notifies of each later loss of the connection, before the client connects again (see [`reconnect_delay`]).
+    pub(crate) fn outages(&self) -> watch::Receiver<()> {
+        let mut outages = self.outages.clone();
+        outages.mark_unchanged();
+        outages
+    }
+
     pub const fn jetstream(&self) -> &jetstream::Context {
         &self.jetstream
     }
@@ -213,12 +225,12 @@ pub fn inbox_prefix(identity: &str) -> String {
     format!("_INBOX_{}", identity.chars().map(token).collect::<String>())
 }
 
-/// Delay before a reconnection attempt. It grows to one second, so a restarted server is found within two seconds.
-/// It is random because all agents lose their server at the same time.
+/// Delay before a reconnection attempt. It grows to one second, so that a restarted server is found within two seconds.
+/// It is random because all agents lose their server at the same time. The first attempt waits as well, so that the
+/// subscriptions of the lost connection end before the client would renew them (see [`drain`]).
 fn reconnect_delay(attempts: usize) -> Duration {
     let longest = match attempts {
-        0 | 1 => Duration::ZERO,
-        2..=5 => Duration::from_millis(100),
+        0..=5 => Duration::from_millis(100),
         6..=10 => Duration::from_millis(500),
         _ => Duration::from_secs(1),
     };

@@ -209,11 +209,25 @@ struct Worker {
 
 impl Worker {
     async fn take(self, mut subscription: Counted, shutdown: CancellationToken, drain_deadline: Duration) {
-        let mut reconnections = self.bus.reconnections();
+        let mut outages = self.bus.outages();
         loop {
             tokio::select! {
+                biased;
+                Ok(()) = outages.changed() => {
+                    let renewal = subscription.renewed(|message| self.start(message));
+                    // Waits for the connection if the client's queue is full.
+                    match shutdown.run_until_cancelled(renewal).await {
+                        Some(Ok(renewed)) => subscription = renewed,
+                        Some(Err(error)) => {
+                            let method = self.endpoint.info.subject;
+                            error!(%error, method, "resubscription failed; this method is no longer served");
+                            return;
+                        }
+                        // Without a connection no request can arrive.
+                        None => return,
+                    }
+                }
                 () = shutdown.cancelled() => break,
-                Ok(()) = reconnections.changed() => subscription.renew(|message| self.start(message)).await,
                 message = subscription.next() => match message {
                     Some(message) => self.start(message),
                     None => break,

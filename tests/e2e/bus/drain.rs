@@ -9,11 +9,12 @@ use std::{
 };
 
 use serde_json::json;
-use testkit::{PATIENCE, eventually};
-use tokio::sync::Semaphore;
+use testkit::{NatsProxy, PATIENCE, eventually};
+use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::sync::CancellationToken;
-use vmwatch_api::{Service, metrics::VmLatest};
-use vmwatch_bus::{Bus, serve::Server};
+use vmwatch_api::{Service, metrics::VmLatest, wire::FaultKind};
+use vmwatch_bus::{Bus, BusSettings, NATS_URL, serve::Server};
+use vmwatch_service::config::Environment;
 
 use super::{SETTINGS, Served, answers, echo, latest, nats, replies, rows_of, viewer};
 
@@ -110,6 +111,56 @@ async fn draining_service_loses_no_request_after_a_reconnection() {
     })
     .await;
     stays.drain().await;
+}
+
+/// Requests that a service receives while it replaces its subscriptions after a reconnection are answered, even if a
+/// slow network delays the end of a subscription and everything that the service sends after it.
+#[tokio::test]
+async fn requests_right_after_reconnection_are_answered() {
+    let (nats, _folder) = nats().await;
+    let proxy = NatsProxy::start(nats.url(), "UNSUB").await;
+    let env = Environment::from_variables([(NATS_URL.name, proxy.url())]);
+    let settings = BusSettings::read(&env).unwrap();
+    let bus = Bus::connect("service", &settings).await.unwrap();
+    proxy.release();
+    let service = echo(&bus, 1).await;
+    let caller = nats.connect("caller").await;
+    nats.server.kill9();
+    proxy.arm();
+    nats.restart().await;
+    eventually("the service has reconnected", PATIENCE, async || {
+        let connections = bus.connections();
+        (connections == 2)
+            .then_some(())
+            .ok_or_else(|| connections.to_string())
+    })
+    .await;
+    // By the second answer, the service has replaced its subscriptions, unless the proxy holds it back.
+    tokio::select! {
+        () = async { bus.settled().await; bus.settled().await } => {}
+        () = proxy.held() => {}
+    }
+    let mut callers = JoinSet::new();
+    for _ in 0..16 {
+        callers.spawn(until_answered(caller.clone()));
+        // The service receives each request on its own.
+        tokio::task::yield_now().await;
+        caller.settled().await;
+    }
+    proxy.release();
+    callers.join_all().await;
+    service.drain().await;
+}
+
+/// Sends requests until one is answered. Requests may be refused, but none may be lost.
+async fn until_answered(caller: Bus) {
+    loop {
+        match caller.call::<VmLatest>(&viewer(), &latest("vm")).await {
+            Ok(_) => return,
+            Err(fault) => assert_eq!(fault.kind, FaultKind::Unavailable, "{fault}"),
+        }
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A stopping service completes and answers the requests that it accepted before the stop.
