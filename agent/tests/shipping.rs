@@ -329,8 +329,8 @@ async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
         bus.client().publish(reply, body).await.unwrap();
         seen.push(id_of(&message.payload));
     }
-    // Each sample part is sent twice. The agent accepts the duplicate mark of the second attempt, because the first may
-    // have been stored.
+    // Every acknowledgement called its message a duplicate, so the agent sent each sample part a second time. It then
+    // took the part as stored, because the first attempt may have stored it.
     let (first, second): (Vec<_>, Vec<_>) = seen.chunks(2).map(|pair| (&pair[0], &pair[1])).unzip();
     assert_eq!(first, second);
     assert!(first.is_sorted() && first.windows(2).all(|pair| pair[0] != pair[1]));
@@ -421,7 +421,7 @@ async fn next_sample_reports_the_number_of_dropped_parts() {
 }
 
 #[tokio::test]
-async fn stopped_agent_keeps_its_latest_sample() {
+async fn stopping_agent_saves_its_unacknowledged_sample() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let messages = stream(bus.jetstream(), -1).await;

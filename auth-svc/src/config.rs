@@ -69,13 +69,13 @@ const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins from one client address after which every other user has only one attempt from that address",
+    help: "number of failed logins from one client address after which each further user may fail only once from that address, until VMWATCH_LOCKOUT_WINDOW has passed",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins of one user after which every other client address has only one attempt for this user",
+    help: "number of failed logins of one user after which each further client address may fail only once for this user, until VMWATCH_LOCKOUT_WINDOW has passed",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",

@@ -6,8 +6,8 @@
 //! | counted by | at the limit |
 //! |---|---|
 //! | (user, client address) | further logins of that user from that address are refused until the failures expire |
-//! | client address | every other user has one attempt from that address instead of the usual number |
-//! | user | every other client address has one attempt for that user instead of the usual number |
+//! | client address | each further user has one attempt from that address instead of the usual number |
+//! | user | each further client address has one attempt for that user instead of the usual number |
 //!
 //! Therefore an administrator under attack can still log in from another address at the first attempt, and so can other
 //! users that share an attacker's address. An attacker gets at most the limit of attempts for one user name or one

@@ -15,7 +15,7 @@ use vmwatch_service::{config::Environment, lifetime::shutdown_on_signal};
 /// The subject of bare NATS requests, which are answered without the bus layer `vmwatch-bus`.
 pub(crate) const RAW_SUBJECT: &str = "bench.echo";
 
-/// The row that every read returns, taken from the documented API.
+/// The fixed VM row that this substitute for metrics-svc returns for every read. It is the example of the API document.
 pub(crate) const ROWS: &str = r#"[{"net_incoming":0.6,"disk_write":128.8,"mem":8.6,"net_outgoing":5.7,"instance_id":"6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e","cpu_util":0.0,"disk_read":0.0,"create_date":"2017-01-01T21:37:59.001065","_id":"58690637594c10403e25b049","proc":95}]"#;
 
 /// Serves requests until SIGTERM.

@@ -50,7 +50,7 @@ impl Sources {
         }
     }
 
-    /// Takes a login token for the source address, or returns how long to wait for one.
+    /// Takes a rate-limit token for one login from the source address, or returns how long to wait for the next token.
     pub(crate) fn take(&self, source: IpAddr) -> Result<(), Duration> {
         self.take_at(source, nanoseconds(self.began.elapsed()))
     }

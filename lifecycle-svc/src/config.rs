@@ -39,7 +39,7 @@ const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
     value: Value::Duration("1s", "1h"),
     default: "5m",
-    help: "time after its request at which an operation that has not ended is recorded as timed out; its caller usually stops waiting earlier",
+    help: "time after which an unfinished operation is recorded as timed out, counted from its request; the caller usually stops waiting earlier",
 };
 const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",

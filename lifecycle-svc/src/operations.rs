@@ -128,7 +128,7 @@ impl Operations {
     ) -> Result<Machine, Fault> {
         let requested = self.new_record(context, command)?;
         self.check_space().await?;
-        // Of several equal requests on this replica, only one tries to create the record.
+        // Of several identical requests to this replica, only one tries to create the record.
         if let Some(in_progress) = InProgress::try_begin(self, &requested.operation.id)
             && let Some((record, revision)) = self.claim(context, &requested).await?
         {

@@ -103,13 +103,13 @@ const VM_BYTES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BYTES_PER_SECOND",
     value: Value::Size("1KiB", "1GiB"),
     default: "256KiB",
-    help: "maximum size of the messages per second that one replica accepts from one VM, with bursts of up to ten seconds' worth",
+    help: "maximum bytes of sample messages per second that one replica accepts from one VM; a burst may use the allowance of ten seconds",
 };
 const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "maximum number of five-minute rollups per second that the samples of one VM may change; each change costs four database calls",
+    help: "maximum rate, per second, at which the samples of one VM may update five-minute rollups; each update costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",

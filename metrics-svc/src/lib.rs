@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn service_drains_after_ingestion_ended_at_shutdown() {
+    async fn on_shutdown_service_drains_after_ingestion_has_ended() {
         let shutdown = CancellationToken::new();
         shutdown.cancel();
         let ingesting = tokio::spawn(ready(()));

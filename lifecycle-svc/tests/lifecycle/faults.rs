@@ -96,7 +96,7 @@ async fn unsent_vm_start_of_a_killed_replica_is_sent_by_another() {
 }
 
 #[tokio::test]
-async fn lost_vm_start_of_a_killed_replica_is_repeated_by_another() {
+async fn another_replica_repeats_a_vm_start_that_was_lost_with_its_replica() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Arrived, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");

@@ -25,8 +25,8 @@ pub enum OperatorCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Rebuild the rollups and the list of VMs from all rows. Needed after rows were written to the database directly.
-    /// Needs the bus for the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
+    /// Rebuild the rollups and the list of VMs from all rows. Required after rows were written to the database
+    /// directly. Requires the bus for its audit record, unless `VMWATCH_AUDIT_REQUIRED=false`.
     Rebuild,
     /// List, replay or discard dead letters (samples that were refused).
     #[command(subcommand)]

@@ -257,7 +257,7 @@ fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "dropped a dirty bucket: the rows that it names were never stored");
+                warn!(instance = %bucket.instance, "gave up on a rollup that was marked as outdated: the rows that should change it were never stored");
             }
             done.push(entry.id);
         }

@@ -137,7 +137,7 @@ struct Shared<T> {
 /// How far the table has followed the KV bucket.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// Number of the connection over which the whole KV bucket was read; 0 if it has not been read yet.
+    /// Sequence number of the connection over which the whole KV bucket was read; 0 if it has not been read yet.
     connection: u64,
     /// The last sequence number whose change is in the table.
     seen: u64,

@@ -223,13 +223,13 @@ mod tests {
         name: "WAIT",
         value: Value::Duration("0s", "1d"),
         default: "1s",
-        help: "a wait",
+        help: "time that the test program waits",
     };
     const NEEDED: Setting = Setting {
         name: "NEEDED",
         value: Value::Text,
         default: "",
-        help: "a name",
+        help: "name that the test program prints",
     };
 
     #[test]

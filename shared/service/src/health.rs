@@ -44,7 +44,7 @@ pub const fn setting(default: &'static str) -> Setting {
         name: "VMWATCH_HEALTH_LISTEN",
         value: Value::Address,
         default,
-        help: "address and port of the HTTP listener for /healthz, /readyz and /metrics; must be reachable only by the platform",
+        help: "address and port of the HTTP listener for /healthz, /readyz and /metrics; must be reachable only by health probes and by Prometheus",
     }
 }
 

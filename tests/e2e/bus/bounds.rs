@@ -86,8 +86,8 @@ async fn service_at_its_limit_refuses_requests_at_once() {
     service.drain().await;
 }
 
-/// Hanging commands use only permits for commands, and one user gets at most a quarter of those. Reads and other users'
-/// commands continue.
+/// Commands that hang can exhaust only the permits for commands, and one user gets at most a quarter of those. Reads and
+/// other users' commands continue.
 #[tokio::test]
 async fn hanging_commands_do_not_block_reads_or_other_users() {
     let (nats, _folder) = nats().await;

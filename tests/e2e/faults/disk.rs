@@ -137,7 +137,7 @@ async fn full_disk_of_nats_loses_no_acknowledged_sample() {
         (parts >= 3.0).then_some(()).ok_or(parts.to_string())
     })
     .await;
-    // Reads of rows do not need the disk of NATS.
+    // The gateway can still read VM rows while the disk of the NATS server is full.
     assert!(
         !gateway
             .rows(&session, codes::VM, 3, rows.clone())

@@ -72,7 +72,7 @@ async fn is_valid(api: &Api) {
 
 /// Sessions that only the lost part of the NATS store contained are invalid. New sessions are valid at once.
 #[tokio::test]
-async fn running_programs_follow_a_rolled_back_nats_store() {
+async fn running_programs_recover_after_the_nats_store_is_rolled_back() {
     let stack = Stack::builder()
         .replicas(Program::Gateway, 2)
         .with_permissions()

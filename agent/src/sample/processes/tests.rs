@@ -182,7 +182,7 @@ fn unreported_process_gets_no_last_row() {
 }
 
 #[test]
-fn reported_process_gets_last_row_even_if_no_longer_selected() {
+fn previously_reported_process_gets_a_final_row_when_it_ends() {
     let proc = Proc::new();
     proc.set_process(7, 1, 0, Some((0, 0)));
     proc.set_process(8, 2, 0, Some((0, 0)));
