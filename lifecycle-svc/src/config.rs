@@ -33,7 +33,7 @@ const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",
     value: Value::Duration("100ms", "1h"),
     default: "5s",
-    help: "interval at which the states of all VMs are read from the hypervisors, to send live events about changes",
+    help: "interval at which one replica lists the VMs of each hypervisor; the list of VMs and live events about VM states lag by at most this time",
 };
 const OPERATION_LIMIT: Setting = Setting {
     name: "VMWATCH_OPERATION_LIMIT",
@@ -45,8 +45,10 @@ const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
     value: Value::Duration("1s", "5m"),
     default: "15s",
-    help: "lease of a replica on an operation; if a replica dies, another one takes over its operations after this time",
+    help: "lease of a replica on an operation and, limited to 10s, on the polling of a hypervisor; if a replica dies, another one takes over its operations and hypervisors after this time",
 };
+/// Maximum lease on the polling of a hypervisor.
+const MAX_POLL_LEASE: Duration = Duration::from_secs(10);
 const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
     value: Value::Duration("24h", "365d"),
@@ -92,7 +94,18 @@ pub struct LifecycleSettings {
     pub(crate) hypervisors: Vec<HypervisorSpec>,
     pub(crate) calls: CallLimits,
     pub(crate) operations: OperationSettings,
-    pub(crate) state_interval: Duration,
+    pub(crate) polling: PollSettings,
+}
+
+/// Settings of the polling of hypervisors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PollSettings {
+    /// Interval at which the VMs of a hypervisor are listed.
+    pub(crate) interval: Duration,
+    /// Time after which a replica's lease on the polling of a hypervisor expires if it is not renewed.
+    pub(crate) lease: Duration,
+    /// Number of replicas of the KV buckets in a NATS cluster.
+    pub(crate) replicas: usize,
 }
 
 /// Settings of the `setup` command, which needs no hypervisors.
@@ -171,6 +184,7 @@ impl LifecycleSettings {
         let at_once = env.number(&HYPERVISOR_CALLS);
         let operations = OperationSettings::read(env);
         let state_interval = env.duration(&STATE_INTERVAL);
+        let operations = operations?;
         Ok(Self {
             bus: bus?,
             serve: serve?,
@@ -181,8 +195,12 @@ impl LifecycleSettings {
                 timeout: timeout?,
                 at_once: at_once?,
             },
-            operations: operations?,
-            state_interval: state_interval?,
+            polling: PollSettings {
+                interval: state_interval?,
+                lease: operations.lease.min(MAX_POLL_LEASE),
+                replicas: operations.replicas,
+            },
+            operations,
         })
     }
 }

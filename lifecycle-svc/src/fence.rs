@@ -50,7 +50,8 @@ impl LeaseEnd {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = moment;
     }
 
-    fn has_passed(&self) -> bool {
+    /// Whether the lease has ended by either clock.
+    pub(crate) fn has_passed(&self) -> bool {
         let (until_ms, until) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         unix_millis() >= until_ms || Instant::now() >= until
     }

@@ -2,9 +2,9 @@
 //! others.
 
 use std::{
-    collections::HashSet,
+    fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,18 +12,18 @@ use std::{
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use moka::sync::Cache;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
-use vmwatch_api::{
-    InstanceId,
-    lifecycle::{ListedMachine, MachineState},
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
 };
+use tracing::{debug, info, warn};
+use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
 use crate::{
     config::{CallLimits, HypervisorSpec},
     driver::{self, Driver, DriverError, TlsError},
     fence::Fence,
+    inventory::Inventory,
     state_machine::Action,
 };
 
@@ -35,13 +35,11 @@ const SEEN_FOR: Duration = Duration::from_mins(5);
 /// a hypervisor that takes longer until that hypervisor has answered a call, so that a hanging host does not delay
 /// every operation.
 const OTHERS_WAIT: Duration = Duration::from_millis(500);
-/// Interval of the health check of each hypervisor.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// All hypervisors that this service is configured to use.
-#[derive(Debug)]
 pub(crate) struct Fleet {
     hypervisors: Vec<Arc<Hypervisor>>,
+    inventory: Arc<Inventory>,
     seen: Cache<InstanceId, Arc<Hypervisor>>,
 }
 
@@ -50,11 +48,14 @@ pub(crate) struct Fleet {
 pub(crate) struct Hypervisor {
     pub(crate) name: String,
     pub(crate) driver: Arc<dyn Driver>,
+    /// Whether the hypervisor answered when its VMs were last listed, on whichever replica.
     reachable: AtomicBool,
+    /// Whether this replica has ever reached the hypervisor.
+    was_reached: AtomicBool,
     /// Whether the hypervisor took longer than [`OTHERS_WAIT`] and has not answered any call since.
     unresponsive: AtomicBool,
-    /// VMs that the hypervisor had when it last answered; at most [`MAX_LISTED`].
-    vms: Mutex<HashSet<InstanceId>>,
+    /// Wakes the task that lists the VMs of this hypervisor after an operation has ended.
+    operation_ended: Notify,
 }
 
 /// The hypervisor that has a VM, and the VM's state.
@@ -79,26 +80,25 @@ pub(crate) enum OwnerError {
     LastOn(String),
 }
 
-/// All VMs of the hypervisors that answered, and the names of the hypervisors that did not.
-#[derive(Debug, Default)]
-pub(crate) struct Listing {
-    pub(crate) vms: Vec<ListedMachine>,
-    pub(crate) unreachable: Vec<String>,
-}
-
 impl Fleet {
-    pub(crate) fn open(specs: Vec<HypervisorSpec>, limits: CallLimits) -> Result<Self, TlsError> {
+    pub(crate) fn open(
+        specs: Vec<HypervisorSpec>,
+        limits: CallLimits,
+        inventory: Arc<Inventory>,
+    ) -> Result<Self, TlsError> {
         let open = |spec: HypervisorSpec| -> Result<_, TlsError> {
             Ok(Arc::new(Hypervisor {
                 name: spec.name,
                 driver: driver::open(spec.endpoint, limits)?,
                 reachable: AtomicBool::new(false),
+                was_reached: AtomicBool::new(false),
                 unresponsive: AtomicBool::new(false),
-                vms: Mutex::default(),
+                operation_ended: Notify::new(),
             }))
         };
         Ok(Self {
             hypervisors: specs.into_iter().map(open).collect::<Result<_, _>>()?,
+            inventory,
             seen: Cache::builder()
                 .max_capacity(REMEMBERED)
                 .time_to_live(SEEN_FOR)
@@ -145,7 +145,9 @@ impl Fleet {
         for hypervisor in &unanswered {
             hypervisor.unresponsive.store(true, Ordering::Relaxed);
         }
-        let last_on = unanswered.into_iter().find(|hypervisor| hypervisor.had_vm(id));
+        let last_on = unanswered
+            .into_iter()
+            .find(|hypervisor| self.inventory.has(&hypervisor.name, id));
         match (owners.pop(), last_on) {
             // A hypervisor that did not answer may have the VM, so its error is returned instead of "not found".
             (None, _) => Err(failure.into()),
@@ -202,52 +204,29 @@ impl Fleet {
         Err(failure.unwrap_or(DriverError::NotFound))
     }
 
-    /// Lists the VMs of all hypervisors that answer.
-    pub(crate) async fn list(&self) -> Listing {
-        let mut answers: FuturesUnordered<_> = self
-            .hypervisors
-            .iter()
-            .map(|hypervisor| async move { (hypervisor, hypervisor.driver.list().await) })
-            .collect();
-        let mut listing = Listing::default();
-        while let Some((hypervisor, answer)) = answers.next().await {
-            match answer {
-                Ok(found) => {
-                    hypervisor.unresponsive.store(false, Ordering::Relaxed);
-                    *hypervisor.lock_vms() = found.iter().map(|vm| vm.id.clone()).collect();
-                    let listed = found.into_iter().map(|vm| ListedMachine {
-                        instance_id: vm.id,
-                        name: vm.name,
-                        hypervisor: hypervisor.name.clone(),
-                        state: vm.state,
-                    });
-                    listing.vms.extend(listed);
-                }
-                Err(error) => {
-                    warn!(hypervisor = hypervisor.name, %error, "listing the VMs of a hypervisor failed");
-                    listing.unreachable.push(hypervisor.name.clone());
-                }
-            }
-        }
-        listing
+    /// All hypervisors, in the order of the settings.
+    pub(crate) fn hypervisors(&self) -> &[Arc<Hypervisor>] {
+        &self.hypervisors
     }
 
-    /// Whether at least one hypervisor passed its last health check.
+    /// Names of all hypervisors, in the order of the settings.
+    pub(crate) fn hypervisor_names(&self) -> Vec<&str> {
+        let names = self.hypervisors.iter().map(|hypervisor| hypervisor.name.as_str());
+        names.collect()
+    }
+
+    /// Lists the VMs of this hypervisor soon, if this replica polls it.
+    pub(crate) fn poll_soon(&self, hypervisor: &str) {
+        for known in self.hypervisors.iter().filter(|known| known.name == hypervisor) {
+            known.operation_ended.notify_one();
+        }
+    }
+
+    /// Whether at least one hypervisor answered when its VMs were last listed.
     pub(crate) fn reachable(&self) -> bool {
         self.hypervisors
             .iter()
             .any(|hypervisor| hypervisor.reachable.load(Ordering::Relaxed))
-    }
-
-    /// Starts the periodic health check of each hypervisor until shutdown.
-    pub(crate) fn watch(&self, shutdown: &CancellationToken) {
-        for hypervisor in &self.hypervisors {
-            tokio::spawn(
-                shutdown
-                    .clone()
-                    .run_until_cancelled_owned(Arc::clone(hypervisor).watch()),
-            );
-        }
     }
 }
 
@@ -270,30 +249,42 @@ impl Hypervisor {
     /// Reads the state of the VM from this hypervisor.
     pub(crate) async fn state(&self, id: &InstanceId) -> Result<MachineState, DriverError> {
         let answer = self.driver.state(id).await;
-        match &answer {
-            Ok(_) => {
-                self.lock_vms().insert(id.clone());
-            }
-            Err(DriverError::NotFound) => {
-                self.lock_vms().remove(id);
-            }
-            Err(_) => return answer,
+        if matches!(answer, Ok(_) | Err(DriverError::NotFound)) {
+            self.unresponsive.store(false, Ordering::Relaxed);
         }
-        self.unresponsive.store(false, Ordering::Relaxed);
         answer
+    }
+
+    /// Records that the hypervisor answered a list or a check.
+    pub(crate) fn note_answer(&self) {
+        self.unresponsive.store(false, Ordering::Relaxed);
+        self.was_reached.store(true, Ordering::Relaxed);
+        if !self.reachable.swap(true, Ordering::Relaxed) {
+            info!(hypervisor = self.name, "hypervisor reachable");
+        }
+    }
+
+    /// Records that the hypervisor did not answer a list or a check.
+    pub(crate) fn note_failure(&self, error: &(impl fmt::Display + ?Sized)) {
+        if self.reachable.swap(false, Ordering::Relaxed) {
+            warn!(hypervisor = self.name, %error, "hypervisor unreachable");
+        } else {
+            debug!(hypervisor = self.name, %error, "hypervisor still unreachable");
+        }
+    }
+
+    /// Whether this replica has ever reached the hypervisor.
+    pub(crate) fn was_reached(&self) -> bool {
+        self.was_reached.load(Ordering::Relaxed)
+    }
+
+    /// Waits until an operation on a VM of this hypervisor has ended.
+    pub(crate) async fn operation_ended(&self) {
+        self.operation_ended.notified().await;
     }
 
     fn is_unresponsive(&self) -> bool {
         self.unresponsive.load(Ordering::Relaxed)
-    }
-
-    /// Whether this hypervisor had the VM when it last answered.
-    fn had_vm(&self, id: &InstanceId) -> bool {
-        self.lock_vms().contains(id)
-    }
-
-    fn lock_vms(&self) -> MutexGuard<'_, HashSet<InstanceId>> {
-        self.vms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Logs a failed request for the VM's state and returns the error for the caller.
@@ -301,21 +292,10 @@ impl Hypervisor {
         warn!(hypervisor = self.name, %error, "reading the state of a VM from the hypervisor failed");
         DriverError::Unavailable(format!("the hypervisor {} does not answer: {error}", self.name))
     }
+}
 
-    async fn watch(self: Arc<Self>) {
-        loop {
-            let answer = self.driver.check().await;
-            let was = self.reachable.swap(answer.is_ok(), Ordering::Relaxed);
-            if answer.is_ok() {
-                self.unresponsive.store(false, Ordering::Relaxed);
-            }
-            match answer {
-                Ok(()) if !was => info!(hypervisor = self.name, "hypervisor reachable"),
-                Err(error) if was => warn!(hypervisor = self.name, %error, "hypervisor unreachable"),
-                Err(error) => tracing::debug!(hypervisor = self.name, %error, "hypervisor still unreachable"),
-                Ok(()) => {}
-            }
-            tokio::time::sleep(CHECK_INTERVAL).await;
-        }
+impl fmt::Debug for Fleet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.hypervisors).finish()
     }
 }

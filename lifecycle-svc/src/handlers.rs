@@ -3,7 +3,7 @@
 use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
-    InstanceId, Method, MethodInfo, Service, first_page,
+    InstanceId, Method, MethodInfo, Scope, Service,
     lifecycle::{
         ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList, Page,
         Reboot, RebootTarget, Start, State, Stop, Target, Verb,
@@ -18,8 +18,8 @@ use vmwatch_bus::{
 
 use crate::{
     driver::DriverError,
-    events::ObservedVms,
     fleet::Fleet,
+    inventory::Inventory,
     operations::{Command, Operations},
 };
 
@@ -27,7 +27,7 @@ use crate::{
 pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
-    pub(crate) vms: Arc<ObservedVms>,
+    pub(crate) inventory: Arc<Inventory>,
 }
 
 impl Lifecycle {
@@ -45,7 +45,10 @@ impl Lifecycle {
             .method(Reboot, bind(&this, Self::reboot))
             .method(ForceStop, bind(&this, Self::force_stop))
             .method(State, bind(&this, Self::state))
-            .method(List, bind(&this, Self::list))
+            .method(
+                List,
+                bind(&this, |this, context, page| ready(this.list(&context, &page))),
+            )
             .method(OperationsGet, bind(&this, Self::operation))
             .method(
                 OperationsList,
@@ -113,33 +116,22 @@ impl Lifecycle {
     async fn state(self: Arc<Self>, _context: Context, target: Target) -> Result<Machine, Fault> {
         let located = self.fleet.locate(&target.instance_id).await?;
         Ok(Machine {
-            name: self.vms.name(&target.instance_id),
+            name: self.inventory.name(&target.instance_id),
             hypervisor: Some(located.hypervisor.name.clone()),
             instance_id: target.instance_id,
             state: located.state,
         })
     }
 
-    async fn list(self: Arc<Self>, context: Context, page: Page) -> Result<MachineList, Fault> {
-        let listing = self.fleet.list().await;
-        let mut machines = listing.vms;
-        machines.retain(|machine| {
-            let seen = context
-                .principal
-                .as_ref()
-                .is_some_and(|principal| principal.scope.allows(&machine.instance_id));
-            seen && page
-                .after
-                .as_ref()
-                .is_none_or(|after| machine.instance_id > *after)
-        });
-        machines.sort_by(|one, other| one.instance_id.cmp(&other.instance_id));
-        let (machines, more) = first_page(machines, usize::from(page.limit.get()));
-        Ok(MachineList {
-            machines,
-            more,
-            silent: listing.unreachable,
-        })
+    /// Answers from memory, without a call to a hypervisor.
+    #[expect(clippy::unnecessary_wraps, reason = "a handler returns a result")]
+    fn list(&self, context: &Context, page: &Page) -> Result<MachineList, Fault> {
+        let nothing = Scope::Only(Vec::new());
+        let scope = context
+            .principal
+            .as_ref()
+            .map_or(&nothing, |principal| &principal.scope);
+        Ok(self.inventory.list(scope, page, &self.fleet.hypervisor_names()))
     }
 }
 

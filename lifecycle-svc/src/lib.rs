@@ -6,6 +6,7 @@
 //! handlers ──> operations ──> state_machine   decides the next step
 //!     │            │  └─────> record, store, view: the KV bucket
 //!     ├────────> fleet ─────> driver::{libvirt, nova}
+//!     ├────────> inventory    the VMs of all hypervisors, polled by one replica each
 //!     └────────> events       publishes changes
 //! ```
 
@@ -17,31 +18,40 @@ mod events;
 mod fence;
 mod fleet;
 mod handlers;
+mod inventory;
+mod lease;
 mod operations;
 mod state_machine;
 
 use std::sync::Arc;
 
+use tokio_util::sync::CancellationToken;
 use vmwatch_api::Service;
 use vmwatch_bus::{
     Bus, clock,
     provision::setup::{self, SetupArguments},
 };
-use vmwatch_service::program::Program;
+use vmwatch_service::{lifetime::until_done, program::Program};
 
 pub use error::LifecycleError;
 
 use crate::{
-    config::{LifecycleSettings, SetupSettings},
-    events::{Events, ObservedVms},
+    config::{LifecycleSettings, PollSettings, SetupSettings},
+    events::Events,
     fleet::Fleet,
     handlers::Lifecycle,
+    inventory::{Inventory, Polling},
     operations::{OPERATION_BUCKET, Operations},
 };
 
 /// Creates or updates this service's streams and KV buckets on the bus, according to the settings.
 pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Result<(), LifecycleError> {
-    let wanted = [operations::bucket(&settings.operations).into()];
+    let [vms, leases] = inventory::buckets(settings.operations.replicas);
+    let wanted = [
+        operations::bucket(&settings.operations).into(),
+        vms.into(),
+        leases.into(),
+    ];
     Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
 }
 
@@ -50,9 +60,11 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let shutdown = program.shutdown().clone();
     let bus = Bus::connect(Service::Lifecycle.name(), &settings.bus).await?;
     clock::watch(&bus, &format!("KV_{OPERATION_BUCKET}"), shutdown.clone());
-    let fleet = Arc::new(Fleet::open(settings.hypervisors, settings.calls)?);
-    fleet.watch(&shutdown);
-    let waiting_for = "waiting for the KV bucket of operations, the audit stream and the bus subscriptions";
+    let inventory = Arc::new(Inventory::follow(&bus, &shutdown));
+    let fleet = Fleet::open(settings.hypervisors, settings.calls, Arc::clone(&inventory))?;
+    let fleet = Arc::new(fleet);
+    let waiting_for =
+        "waiting for the KV buckets of operations and VMs, the audit stream and the bus subscriptions";
     let (connected, reached) = (bus.clone(), Arc::clone(&fleet));
     let check = move || {
         connected.check_connected()?;
@@ -63,9 +75,11 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
         }
     };
     program.start_health(settings.health, waiting_for, check).await?;
-    let (events, vms) = (Events::new(&bus), Arc::new(ObservedVms::default()));
-    let interval = settings.state_interval;
-    vms.watch(Arc::clone(&fleet), events.clone(), interval, &shutdown);
+    let events = Events::new(&bus);
+    let starting = start_polling(&inventory, &fleet, &events, settings.polling, &shutdown);
+    let Some(polling) = Box::pin(starting).await else {
+        return Ok(());
+    };
     let opened = Operations::open(&bus, settings.operations, Arc::clone(&fleet), events, &shutdown);
     let Some(operations) = Box::pin(opened).await? else {
         return Ok(());
@@ -75,12 +89,38 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let lifecycle = Lifecycle {
         fleet,
         operations,
-        vms,
+        inventory,
     };
     lifecycle
         .server(&bus, settings.serve)
         .run(shutdown, || program.set_serving())
         .await?;
     ending.finish().await;
+    polling.ended().await;
     Ok(())
+}
+
+/// Starts polling the hypervisors, and waits until their VMs have been listed for the first time. Returns `None` at
+/// shutdown.
+async fn start_polling(
+    inventory: &Arc<Inventory>,
+    fleet: &Fleet,
+    events: &Events,
+    settings: PollSettings,
+    shutdown: &CancellationToken,
+) -> Option<Polling> {
+    let ensured = until_done("the KV bucket of VMs", shutdown, || {
+        inventory.ensure_buckets(settings.replicas)
+    });
+    Box::pin(ensured).await?;
+    shutdown.run_until_cancelled(inventory.filled()).await?;
+    let polling = Polling::start(inventory, fleet, events, settings, shutdown);
+    let names = fleet.hypervisor_names();
+    let configured = names.iter().map(|&name| name.to_owned()).collect();
+    let removing = inventory::remove_unconfigured(Arc::clone(inventory), configured);
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(removing));
+    shutdown
+        .run_until_cancelled(inventory.first_lists(&names))
+        .await?;
+    Some(polling)
 }

@@ -38,7 +38,7 @@ use vmwatch_service::lifetime::until_done;
 
 use self::{
     leased::Aborted,
-    record::{End, Lease, Record, answer},
+    record::{End, Record, answer},
     run::Run,
     store::{Store, Stored, Written},
     trail::Trail,
@@ -48,7 +48,7 @@ pub(crate) use self::{
     record::Command,
     store::{OPERATION_BUCKET, bucket},
 };
-use crate::{config::OperationSettings, events::Events, fleet::Fleet};
+use crate::{config::OperationSettings, events::Events, fleet::Fleet, lease::Lease};
 
 /// Maximum length of an idempotency key in bytes.
 const MAX_KEY_BYTES: usize = 128;
@@ -96,7 +96,7 @@ impl Operations {
         {
             return Ok(None);
         }
-        let view = View::follow(bus, shutdown);
+        let view = View::follow(bus, Arc::clone(&fleet), shutdown);
         if shutdown.run_until_cancelled(view.filled()).await.is_none() {
             return Ok(None);
         }

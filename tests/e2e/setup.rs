@@ -203,6 +203,8 @@ async fn kv_buckets_refuse_rollup_headers() {
         ("vmwatch-auth", "vmwatch_user_sessions"),
         ("vmwatch-auth", "vmwatch_login_failures"),
         ("vmwatch-lifecycle", "vmwatch_operations"),
+        ("vmwatch-lifecycle", "vmwatch_inventory"),
+        ("vmwatch-lifecycle", "vmwatch_hypervisor_leases"),
     ];
     for (user, bucket) in buckets {
         let bus = stack.nats.connect_as("an attack", user).await;

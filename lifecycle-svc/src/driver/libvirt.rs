@@ -30,6 +30,9 @@ pub(super) struct Libvirt {
     connection: Arc<Shared>,
     limits: CallLimits,
     permits: Arc<Semaphore>,
+    /// Permit of the only list of VMs that may be in progress. A list that hangs therefore takes no permit of an action,
+    /// and no second list is started.
+    list_permit: Arc<Semaphore>,
 }
 
 impl Libvirt {
@@ -38,6 +41,7 @@ impl Libvirt {
             connection: Arc::new(Shared::new(uri)),
             limits,
             permits: Arc::new(Semaphore::new(limits.at_once)),
+            list_permit: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -47,8 +51,16 @@ impl Libvirt {
         &self,
         work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, DriverError> {
+        self.call_with_permit(&self.permits, work).await
+    }
+
+    async fn call_with_permit<T: Send + 'static>(
+        &self,
+        permits: &Arc<Semaphore>,
+        work: impl FnOnce(&Connect) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, DriverError> {
         let end = Instant::now() + self.limits.timeout;
-        let permit = tokio::time::timeout_at(end, Arc::clone(&self.permits).acquire_owned())
+        let permit = tokio::time::timeout_at(end, Arc::clone(permits).acquire_owned())
             .await
             .map_err(|_| NO_PERMIT)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
@@ -141,21 +153,30 @@ impl Driver for Libvirt {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.call(|connect| {
+        self.call_with_permit(&self.list_permit, |connect| {
             let domains = connect.list_all_domains(0)?;
-            // Skip a VM that was removed after libvirt listed it and before its details were read.
-            Ok(domains.iter().take(MAX_LISTED).filter_map(found).collect())
+            domains
+                .iter()
+                .take(MAX_LISTED)
+                .filter_map(|domain| found(domain).transpose())
+                .collect()
         })
         .await
     }
 }
 
-fn found(domain: &Domain) -> Option<Found> {
-    Some(Found {
-        id: domain.get_uuid().ok()?.hyphenated().to_string().parse().ok()?,
-        name: domain.get_name().ok()?,
-        state: state_of(domain).ok()?,
-    })
+/// Reads the details of a listed VM; `None` if the VM was removed after it was listed. Any other error makes the whole
+/// list fail, because a VM that is missing from the list counts as removed.
+fn found(domain: &Domain) -> Result<Option<Found>, Error> {
+    let read = || -> Result<_, Error> { Ok((domain.get_uuid()?, domain.get_name()?, state_of(domain)?)) };
+    match read() {
+        Ok((uuid, name, state)) => {
+            let id = uuid.hyphenated().to_string().parse().ok();
+            Ok(id.map(|id| Found { id, name, state }))
+        }
+        Err(error) if error.code() == ErrorNumber::NoDomain => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Converts an instance id to libvirt's UUID. libvirt also accepts UUIDs without hyphens; they are rejected here, so

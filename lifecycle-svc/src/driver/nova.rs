@@ -44,6 +44,8 @@ pub(super) struct Nova {
     all_projects: bool,
     limits: CallLimits,
     permits: Semaphore,
+    /// Permit of the only list of servers that may be in progress, so that lists take no permits of actions.
+    list_permit: Semaphore,
 }
 
 impl Nova {
@@ -54,13 +56,22 @@ impl Nova {
             identity: Identity::new(settings),
             limits,
             permits: Semaphore::new(limits.at_once),
+            list_permit: Semaphore::new(1),
         })
     }
 
     /// Runs several requests to Nova as one driver call, within the limits of one call.
     async fn within<T>(&self, work: impl Future<Output = Result<T, DriverError>>) -> Result<T, DriverError> {
+        self.with_permit(&self.permits, work).await
+    }
+
+    async fn with_permit<T>(
+        &self,
+        permits: &Semaphore,
+        work: impl Future<Output = Result<T, DriverError>>,
+    ) -> Result<T, DriverError> {
         let end = Instant::now() + self.limits.timeout;
-        let _permit = timeout_at(end, self.permits.acquire())
+        let _permit = timeout_at(end, permits.acquire())
             .await
             .map_err(|_| NO_PERMIT)?
             .map_err(|closed| DriverError::Unavailable(closed.to_string()))?;
@@ -212,7 +223,7 @@ impl Driver for Nova {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.within(self.all_servers()).await
+        self.with_permit(&self.list_permit, self.all_servers()).await
     }
 }
 

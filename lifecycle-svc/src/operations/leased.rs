@@ -8,10 +8,13 @@ use tracing::{debug, warn};
 use vmwatch_api::time::unix_millis;
 
 use super::{
-    record::{Lease, Record},
+    record::Record,
     store::{Store, StoreError, Written},
 };
-use crate::fence::{Fence, LeaseEnd};
+use crate::{
+    fence::{Fence, LeaseEnd},
+    lease::Lease,
+};
 
 /// Pause between attempts to write an operation record while JetStream fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);

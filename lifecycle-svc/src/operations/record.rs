@@ -1,7 +1,5 @@
 //! Record of an operation, as stored in the KV bucket.
 
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
 use vmwatch_api::{
     InstanceId, MethodInfo,
@@ -10,6 +8,8 @@ use vmwatch_api::{
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::Context;
+
+use crate::lease::Lease;
 
 /// Maximum number of steps in an operation record; a further step replaces the last one.
 const MAX_EVENTS: usize = 32;
@@ -38,22 +38,6 @@ pub(super) struct Record {
     /// neither written nor adopted.
     #[serde(skip)]
     pub(super) newer: bool,
-}
-
-/// A lease on an operation: the replica that carries it out, and the time until which no other replica may.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Lease {
-    /// Random name of the replica that holds the lease.
-    pub(super) owner: String,
-    /// End of the lease, in Unix milliseconds.
-    pub(super) until_ms: u64,
-}
-
-impl Lease {
-    /// End of a lease that begins now, in Unix milliseconds.
-    pub(super) fn until(length: Duration) -> u64 {
-        unix_millis().saturating_add(u64::try_from(length.as_millis()).unwrap_or(u64::MAX))
-    }
 }
 
 impl Record {

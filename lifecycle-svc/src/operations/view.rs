@@ -24,6 +24,7 @@ use super::{
     record::Record,
     store::{OPERATION_BUCKET, StoreError},
 };
+use crate::fleet::Fleet;
 
 /// Maximum number of operations kept for lists, which then take about 15 MB.
 const MAX_LISTED: usize = 10_000;
@@ -32,8 +33,10 @@ const MESSAGE_OVERHEAD: u64 = 256;
 /// Listing operations fails if the in-memory copy was last confirmed to be current longer ago than this.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
+    /// The hypervisors, which are polled at once after each operation that ends, on whichever replica.
+    fleet: Arc<Fleet>,
     /// End of the lease of each operation that has not ended, in Unix milliseconds.
     open: HashMap<OperationId, u64>,
     /// The most recently changed operations, by the revision of their record.
@@ -49,8 +52,8 @@ pub(super) struct View {
 
 impl View {
     /// Starts following the KV bucket of operation records until shutdown.
-    pub(super) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
-        let known = Known::default();
+    pub(super) fn follow(bus: &Bus, fleet: Arc<Fleet>, shutdown: &CancellationToken) -> Self {
+        let known = Known::new(fleet);
         Self {
             follower: Follower::start(bus, OPERATION_BUCKET, STALE_AFTER, known, shutdown.clone()),
         }
@@ -112,7 +115,7 @@ impl View {
 
 impl Table for Known {
     fn emptied(&self) -> Self {
-        Self::default()
+        Self::new(Arc::clone(&self.fleet))
     }
 
     fn apply(&mut self, entry: &kv::Entry) {
@@ -136,6 +139,16 @@ impl Table for Known {
 }
 
 impl Known {
+    fn new(fleet: Arc<Fleet>) -> Self {
+        Self {
+            fleet,
+            open: HashMap::new(),
+            newest: BTreeMap::new(),
+            revisions: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
     fn replace(&mut self, id: OperationId, revision: u64, record: Option<Record>) {
         if let Some(before) = self.revisions.remove(&id) {
             self.newest.remove(&before);
@@ -146,6 +159,9 @@ impl Known {
         };
         if record.newer || record.operation.state.is_final() {
             self.open.remove(&id);
+            if let Some(hypervisor) = &record.operation.hypervisor {
+                self.fleet.poll_soon(hypervisor);
+            }
         } else {
             self.open.insert(id.clone(), record.lease.until_ms);
         }

@@ -26,6 +26,8 @@ pub(crate) const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret
 pub(crate) enum At {
     /// The state of a server was requested and is not answered yet.
     Read,
+    /// A list of servers was requested and is not answered yet.
+    List,
     /// An action has arrived and has not taken effect yet.
     Arrived,
     /// An action has taken effect and is not answered yet.
@@ -71,6 +73,8 @@ struct Inner {
     tokens: HashSet<String>,
     token_life: Duration,
     logins: u32,
+    /// Number of requested lists of servers.
+    lists: usize,
     page_size: usize,
     obedience: Obedience,
     /// The received actions: server, action, and status of the answer.
@@ -108,6 +112,7 @@ impl Cloud {
                 tokens: HashSet::new(),
                 token_life: Duration::from_hours(1),
                 logins: 0,
+                lists: 0,
                 page_size: 1000,
                 obedience: Obedience::AtOnce,
                 commands: Vec::new(),
@@ -202,6 +207,11 @@ impl Cloud {
 
     pub(crate) fn logins(&self) -> u32 {
         self.lock().logins
+    }
+
+    /// Returns the number of requested lists of servers.
+    pub(crate) fn lists(&self) -> usize {
+        self.lock().lists
     }
 
     /// Returns the received actions: server, action, and status of the answer.

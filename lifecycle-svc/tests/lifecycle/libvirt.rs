@@ -5,6 +5,7 @@ use std::{fmt::Write as _, fs, path::Path, time::Duration};
 
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use futures::future::join_all;
+use testkit::{PATIENCE, eventually};
 use vmwatch_api::{
     Role, Scope,
     audit::AuditResult,
@@ -371,6 +372,19 @@ async fn lists_of_vms_and_operations_respect_scope() {
         after: after.map(instance_id),
         limit: Limit::new(limit).unwrap(),
     };
+    eventually("the list shows the started VM", PATIENCE, async || {
+        let list = world
+            .bus
+            .call::<List>(&operator(), &page(None, 10))
+            .await
+            .unwrap();
+        let mut found = list.machines.iter();
+        let vm = found.find(|vm| vm.instance_id.as_str() == ELSEWHERE).unwrap();
+        (vm.state == MachineState::Running)
+            .then_some(())
+            .ok_or_else(|| format!("{vm:?}"))
+    })
+    .await;
     let all = world.bus.call::<List>(&operator(), &page(None, 3)).await.unwrap();
     let ids: Vec<_> = all
         .machines

@@ -10,6 +10,7 @@
 
 mod cloud;
 mod faults;
+mod inventory;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;

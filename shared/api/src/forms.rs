@@ -8,6 +8,8 @@ use super::{
     Principal, Role, Scope,
     audit::{AuditRecord, AuditResult},
     events::LiveEvent,
+    inventory::{InventoryHypervisor, InventoryVm},
+    lifecycle::MachineState,
     metrics::Sample,
     sessions::{SessionList, SessionRecord, UserRecord},
 };
@@ -40,6 +42,8 @@ const SESSION_LIST: &str = include_str!("../../../tests/golden/forms/session-lis
 const USER_RECORD: &str = include_str!("../../../tests/golden/forms/user-record.json");
 const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
+const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
+const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
 const EVENTS: [&str; 4] = [
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
@@ -56,6 +60,8 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<UserRecord>(USER_RECORD);
     reads_more::<Sample>(SAMPLE);
     reads_more::<Envelope<()>>(FAULT);
+    reads_more::<InventoryVm>(INVENTORY_VM);
+    reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);
     for event in EVENTS {
         reads_more::<LiveEvent>(event);
     }
@@ -71,6 +77,9 @@ fn enum_values_of_newer_version_decode_as_unknown() {
     let record: AuditRecord =
         serde_json::from_value(changed(AUDIT_RECORD, "result", "deferred".into())).unwrap();
     assert_eq!(record.result, AuditResult::Unknown);
+    let vm: InventoryVm =
+        serde_json::from_value(changed(INVENTORY_VM, "state", "hibernated".into())).unwrap();
+    assert_eq!(vm.state, MachineState::Unknown);
     let principal: Principal = serde_json::from_value(changed(PRINCIPAL, "role", "auditor".into())).unwrap();
     assert_eq!(principal.role, Role::Unknown);
     let mut user: Value = serde_json::from_str(USER_RECORD).unwrap();

@@ -15,6 +15,7 @@ pub mod events;
 #[cfg(test)]
 mod forms;
 pub mod history;
+pub mod inventory;
 pub mod lifecycle;
 pub mod measures;
 pub mod metrics;

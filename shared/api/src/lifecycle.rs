@@ -229,7 +229,7 @@ pub struct MachineList {
     pub machines: Vec<ListedMachine>,
     /// Whether the list of VMs continues on a further page.
     pub more: bool,
-    /// Names of hypervisors that did not answer; their VMs are missing from the list.
+    /// Names of hypervisors that do not answer, or answer late; their VMs have their last known state.
     pub silent: Vec<String>,
 }
 

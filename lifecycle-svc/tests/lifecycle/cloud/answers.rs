@@ -117,6 +117,8 @@ async fn list(
     if !cloud.admits(&headers) {
         return unauthorized();
     }
+    cloud.lock().lists += 1;
+    cloud.pass(At::List).await;
     let inner = cloud.lock();
     let after = query.get("marker").cloned().unwrap_or_default();
     let asked: usize = query.get("limit").map_or(1000, |limit| limit.parse().unwrap());

@@ -1,0 +1,197 @@
+//! The VMs of all hypervisors. One replica polls each hypervisor and writes what changed into a KV bucket; every replica
+//! follows the bucket and answers lists from memory.
+//!
+//! ```text
+//! hypervisor ──> poll, by the holder of the lease ──> KV bucket ──> table, in every replica ──> lifecycle.list
+//! ```
+//!
+//! A hypervisor that hangs therefore delays no request: its VMs keep their last known state, and lists name it as silent.
+
+mod lease;
+mod poll;
+mod removed;
+mod table;
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    header::NATS_MESSAGE_TTL,
+    jetstream::{publish::PublishAck, stream::Config},
+};
+use bytes::Bytes;
+use metrics::counter;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use vmwatch_api::{
+    InstanceId, Scope, Service, first_page,
+    inventory::{INVENTORY_BUCKET, InventoryHypervisor, InventoryKey},
+    lifecycle::{MachineList, Page},
+    time::unix_millis,
+};
+use vmwatch_bus::{
+    Bus,
+    follow::Follower,
+    provision::{Bucket, ProvisionError, ensure_stream},
+    stream_requests::JetStreamError,
+};
+
+use self::{
+    lease::{LEASE_BUCKET, Leases},
+    table::Known,
+};
+pub(crate) use self::{poll::Polling, removed::remove_unconfigured};
+
+/// Maximum size of the KV bucket, enough for the records of 100,000 VMs.
+const MAX_BYTES: i64 = 64 << 20;
+/// Maximum size of the KV bucket of leases, enough for 5,000 names of hypervisors.
+const MAX_LEASE_BYTES: i64 = 1 << 20;
+/// Lists name all hypervisors as silent if the table was last confirmed to be current longer ago than this.
+const STALE_AFTER: Duration = Duration::from_secs(10);
+/// Deadline of a write. JetStream normally answers within milliseconds.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// How long NATS keeps the marker of a deleted key. It is longer than any interruption of a follower's watch, after which
+/// the follower reads the whole bucket again anyway.
+const MARKER_TTL: &str = "1h";
+/// How long a starting replica waits for the first list of each hypervisor.
+const FIRST_LISTS: Duration = Duration::from_secs(2);
+const FIRST_LISTS_PAUSE: Duration = Duration::from_millis(20);
+
+/// The in-memory copy of the KV bucket, and the leases on polling.
+pub(crate) struct Inventory {
+    bus: Bus,
+    vms: Follower<Known>,
+    leases: Follower<Leases>,
+}
+
+/// A write to the KV bucket failed; it may still have taken effect.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    #[error("writing the inventory failed")]
+    JetStream(#[from] JetStreamError),
+    #[error("a record of the inventory could not be encoded")]
+    Encode(#[from] serde_json::Error),
+}
+
+/// Configurations of the KV buckets of VMs and of leases, with this number of replicas in a NATS cluster.
+pub(crate) fn buckets(replicas: usize) -> [Config; 2] {
+    let vms = Bucket {
+        name: INVENTORY_BUCKET,
+        description: "VMs of all hypervisors",
+        max_age: Duration::ZERO,
+        max_bytes: MAX_BYTES,
+        replicas,
+    };
+    let leases = Bucket {
+        name: LEASE_BUCKET,
+        description: "replicas of lifecycle-svc that poll the hypervisors",
+        max_bytes: MAX_LEASE_BYTES,
+        ..vms
+    };
+    let vms = Config {
+        allow_message_ttl: true,
+        ..vms.into()
+    };
+    [vms, leases.into()]
+}
+
+impl Inventory {
+    /// Starts following both KV buckets until shutdown, even if they do not exist yet.
+    pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
+        let (vms, leases) = (Known::default(), Leases::default());
+        Self {
+            bus: bus.clone(),
+            vms: Follower::start(bus, INVENTORY_BUCKET, STALE_AFTER, vms, shutdown.clone()),
+            leases: Follower::start(bus, LEASE_BUCKET, STALE_AFTER, leases, shutdown.clone()),
+        }
+    }
+
+    /// Creates the KV buckets if they are missing.
+    pub(crate) async fn ensure_buckets(&self, replicas: usize) -> Result<(), ProvisionError> {
+        for bucket in buckets(replicas) {
+            ensure_stream(self.bus.jetstream(), Service::Lifecycle, &bucket).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until both KV buckets have been read once.
+    pub(crate) async fn filled(&self) {
+        self.vms.filled().await;
+        self.leases.filled().await;
+    }
+
+    /// Waits until each of these hypervisors has been listed by some replica, or for at most [`FIRST_LISTS`].
+    pub(crate) async fn first_lists(&self, hypervisors: &[&str]) {
+        let end = Instant::now() + FIRST_LISTS;
+        let is_known = |name: &&str| self.vms.read().hypervisor(name).is_some();
+        while Instant::now() < end && !hypervisors.iter().all(is_known) {
+            sleep(FIRST_LISTS_PAUSE).await;
+        }
+    }
+
+    /// Name of the VM when it was last listed.
+    pub(crate) fn name(&self, id: &InstanceId) -> Option<String> {
+        self.vms.read().name(id)
+    }
+
+    /// Whether the hypervisor had the VM when its VMs were last listed.
+    pub(crate) fn has(&self, hypervisor: &str, id: &InstanceId) -> bool {
+        self.vms.read().vm(hypervisor, id).is_some()
+    }
+
+    /// Returns a page of the VMs that the scope allows, as last listed. `hypervisors` are the configured hypervisors,
+    /// which are silent until they have been listed.
+    pub(crate) fn list(&self, scope: &Scope, page: &Page, hypervisors: &[&str]) -> MachineList {
+        let is_current = self.vms.is_current();
+        let now = unix_millis();
+        let table = self.vms.read();
+        let most = usize::from(page.limit.get());
+        let machines = table.after(page.after.as_ref(), scope, most.saturating_add(1));
+        let (machines, more) = first_page(machines, most);
+        let is_silent = |name: &&str| {
+            let state = table.hypervisor(name);
+            !is_current || state.is_none_or(|state| state.is_silent(now))
+        };
+        let mut silent: Vec<_> = table.names().chain(hypervisors.iter().copied()).collect();
+        silent.sort_unstable();
+        silent.dedup();
+        silent.retain(is_silent);
+        MachineList {
+            machines,
+            more,
+            silent: silent.into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// The stored state of a hypervisor.
+    fn hypervisor(&self, name: &str) -> Option<InventoryHypervisor> {
+        self.vms.read().hypervisor(name).cloned()
+    }
+
+    /// Waits until the table contains everything that has been written; `false` if it could not be confirmed.
+    async fn catch_up(&self) -> bool {
+        self.vms.find(|_| None::<()>).await.is_ok()
+    }
+
+    async fn put(&self, key: InventoryKey<'_>, record: &impl serde::Serialize) -> Result<(), WriteError> {
+        let value = serde_json::to_vec(record)?;
+        self.write(key.to_string(), HeaderMap::new(), value.into()).await
+    }
+
+    /// Deletes a key. Its delete marker ends by itself, so that the markers of former VMs do not fill the KV bucket.
+    async fn delete(&self, key: String) -> Result<(), WriteError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("KV-Operation", "DEL");
+        headers.insert(NATS_MESSAGE_TTL, MARKER_TTL);
+        self.write(key, headers, Bytes::new()).await
+    }
+
+    async fn write(&self, key: String, headers: HeaderMap, value: Bytes) -> Result<(), WriteError> {
+        let subject = format!("$KV.{INVENTORY_BUCKET}.{key}");
+        let written = self.bus.publish_stored(subject, headers, value, DEADLINE).await;
+        let result = if written.is_ok() { "stored" } else { "failed" };
+        counter!("vmwatch_inventory_writes_total", "result" => result).increment(1);
+        let _: PublishAck = written?;
+        Ok(())
+    }
+}

@@ -1,0 +1,135 @@
+//! The inventory: the VMs of all hypervisors, in a KV bucket. lifecycle-svc owns the bucket; other services follow it.
+//!
+//! The bucket has one key per VM and hypervisor and one key per hypervisor. It is written only when something changes,
+//! so that an unchanged fleet causes no traffic, except that the key of each hypervisor is renewed once per
+//! [`RENEWAL`].
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+use super::{InstanceId, lifecycle::MachineState};
+
+/// Name of the KV bucket.
+pub const INVENTORY_BUCKET: &str = "vmwatch_inventory";
+/// Interval at which the date of a hypervisor's last list is renewed while nothing else about the hypervisor changes.
+pub const RENEWAL: Duration = Duration::from_mins(1);
+
+const VM_PREFIX: &str = "vm.";
+const HYPERVISOR_PREFIX: &str = "hypervisor.";
+
+/// A VM as last listed by a hypervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryVm {
+    /// The hypervisor's name for the VM.
+    pub name: String,
+    pub state: MachineState,
+    /// Labels that the hypervisor has for the VM.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// When this record last changed, Unix milliseconds.
+    pub changed_at_ms: u64,
+}
+
+impl InventoryVm {
+    /// Whether both records say the same about the VM; the date of the last change is ignored.
+    pub fn is_same_as(&self, other: &Self) -> bool {
+        (&self.name, self.state, &self.labels) == (&other.name, other.state, &other.labels)
+    }
+}
+
+/// Whether the VMs of a hypervisor are up to date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InventoryHypervisor {
+    /// Whether the last attempt to list the VMs of the hypervisor succeeded.
+    pub reachable: bool,
+    /// Whether a list has been requested for longer than `interval_ms` and has not arrived yet.
+    #[serde(default)]
+    pub late: bool,
+    /// When the VMs were last listed completely, Unix milliseconds. While the hypervisor is reachable and not late, the
+    /// VMs are listed every `interval_ms`, but this date is renewed only once per [`RENEWAL`].
+    #[serde(default)]
+    pub listed_at_ms: Option<u64>,
+    /// Interval at which the VMs are listed, in milliseconds.
+    pub interval_ms: u64,
+}
+
+impl InventoryHypervisor {
+    /// Whether the states of the hypervisor's VMs may be out of date: the hypervisor does not answer, answers late, or
+    /// is no longer polled.
+    pub fn is_silent(&self, now_ms: u64) -> bool {
+        let renewal = u64::try_from(RENEWAL.as_millis()).unwrap_or(u64::MAX);
+        let longest = self.interval_ms.saturating_add(renewal).saturating_mul(2);
+        let is_recent = |at: u64| now_ms.saturating_sub(at) <= longest;
+        !self.reachable || self.late || !self.listed_at_ms.is_some_and(is_recent)
+    }
+}
+
+/// A key of the KV bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InventoryKey<'a> {
+    /// A VM of a hypervisor.
+    Vm(&'a str, InstanceId),
+    /// A hypervisor.
+    Hypervisor(&'a str),
+}
+
+impl<'a> InventoryKey<'a> {
+    /// Decodes a key; `None` if only a newer version of vmwatch knows such keys.
+    pub fn read(key: &'a str) -> Option<Self> {
+        if let Some(name) = key.strip_prefix(HYPERVISOR_PREFIX) {
+            return Some(Self::Hypervisor(name));
+        }
+        let (hypervisor, id) = key.strip_prefix(VM_PREFIX)?.rsplit_once('.')?;
+        Some(Self::Vm(hypervisor, id.parse().ok()?))
+    }
+}
+
+impl fmt::Display for InventoryKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Vm(hypervisor, id) => write!(f, "{VM_PREFIX}{hypervisor}.{id}"),
+            Self::Hypervisor(name) => write!(f, "{HYPERVISOR_PREFIX}{name}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inventory_key_is_decoded_as_encoded() {
+        let vm = InventoryKey::Vm("lab-1", "vm_1".parse().unwrap());
+        for (key, text) in [
+            (vm, "vm.lab-1.vm_1"),
+            (InventoryKey::Hypervisor("lab-1"), "hypervisor.lab-1"),
+        ] {
+            assert_eq!(key.to_string(), text);
+            assert_eq!(InventoryKey::read(text), Some(key));
+        }
+        for other in ["", "vm", "vm.lab", "vm.lab.a b", "label.lab.vm-1"] {
+            assert_eq!(InventoryKey::read(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn hypervisor_is_silent_if_unreachable_late_or_not_polled() {
+        let hypervisor = InventoryHypervisor {
+            reachable: true,
+            late: false,
+            listed_at_ms: Some(1_000_000),
+            interval_ms: 5000,
+        };
+        assert!(!hypervisor.is_silent(1_000_000 + 130_000));
+        assert!(hypervisor.is_silent(1_000_000 + 130_001));
+        let changed = |change: fn(&mut InventoryHypervisor)| {
+            let mut changed = hypervisor.clone();
+            change(&mut changed);
+            changed.is_silent(1_000_000)
+        };
+        assert!(changed(|hypervisor| hypervisor.reachable = false));
+        assert!(changed(|hypervisor| hypervisor.late = true));
+        assert!(changed(|hypervisor| hypervisor.listed_at_ms = None));
+    }
+}
