@@ -169,7 +169,7 @@ impl Poller {
     async fn poll(&self, lease_end: &LeaseEnd) -> Result<(), DriverError> {
         let name = &self.hypervisor.name;
         let began = Instant::now();
-        let listed = self.list().await;
+        let listed = self.list(lease_end).await;
         // A list that took longer than the lease may be older than that of another replica.
         if lease_end.has_passed() {
             return listed.map(drop);
@@ -195,11 +195,15 @@ impl Poller {
     }
 
     /// Lists the VMs. If this takes longer than the interval, the inventory shows that the list is late.
-    async fn list(&self) -> Result<Vec<Found>, DriverError> {
+    async fn list(&self, lease_end: &LeaseEnd) -> Result<Vec<Found>, DriverError> {
         let mut listing = self.hypervisor.driver.list();
         tokio::select! {
             listed = &mut listing => return listed,
             () = sleep(self.settings.interval) => {}
+        }
+        // A replica that was suspended is not late: another one polls the hypervisor.
+        if lease_end.has_passed() {
+            return listing.await;
         }
         warn!(
             hypervisor = self.hypervisor.name,

@@ -201,6 +201,44 @@ async fn only_changes_are_written_and_operations_are_listed_at_once() {
     }
 }
 
+/// A suspended replica believes to hold its lease when it is resumed, although another replica has taken it.
+#[tokio::test]
+async fn resumed_former_holder_writes_nothing_again() {
+    let world = World::new().await;
+    let cloud = Cloud::start(&[(ONE, "SHUTOFF")]).await;
+    let entry = cloud.entry(world.path(), "cloud");
+    let replicas = [
+        replica(&world, "a", &entry, INTERVAL).await,
+        replica(&world, "b", &entry, INTERVAL).await,
+    ];
+    let before = last_sequence(&world).await;
+    let written = async |count: u64| {
+        eventually("the change is written", PATIENCE, async || {
+            let writes = last_sequence(&world).await - before;
+            (writes == count)
+                .then_some(())
+                .ok_or_else(|| format!("{writes} writes"))
+        })
+        .await;
+    };
+    let first = &replicas[usize::from(!polls(&replicas[0], "cloud").await)];
+    first.0.pause();
+    cloud.settle(ONE, "ACTIVE");
+    written(1).await;
+    first.0.resume();
+    lists_again(&cloud, 10).await;
+    written(1).await;
+    cloud.settle(ONE, "SHUTOFF");
+    written(2).await;
+    lists_again(&cloud, 10).await;
+    written(2).await;
+    let mut polling = 0;
+    for replica in &replicas {
+        polling += u32::from(polls(replica, "cloud").await);
+    }
+    assert_eq!(polling, 1);
+}
+
 #[tokio::test]
 async fn rolled_back_inventory_is_refilled_and_former_hypervisors_are_removed() {
     let world = World::new().await;
