@@ -12,7 +12,7 @@ mod poll;
 mod removed;
 mod table;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -20,7 +20,7 @@ use async_nats::{
     jetstream::{publish::PublishAck, stream::Config},
 };
 use bytes::Bytes;
-use metrics::counter;
+use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
@@ -56,6 +56,7 @@ const MARKER_TTL: &str = "1h";
 /// How long a starting replica waits for the first list of each hypervisor.
 const FIRST_LISTS: Duration = Duration::from_secs(2);
 const FIRST_LISTS_PAUSE: Duration = Duration::from_millis(20);
+const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The in-memory copy of the KV bucket, and the leases on polling.
 pub(crate) struct Inventory {
@@ -142,24 +143,42 @@ impl Inventory {
     /// Returns a page of the VMs that the scope allows, as last listed. `hypervisors` are the configured hypervisors,
     /// which are silent until they have been listed.
     pub(crate) fn list(&self, scope: &Scope, page: &Page, hypervisors: &[&str]) -> MachineList {
-        let is_current = self.vms.is_current();
-        let now = unix_millis();
-        let table = self.vms.read();
         let most = usize::from(page.limit.get());
-        let machines = table.after(page.after.as_ref(), scope, most.saturating_add(1));
+        let last = page.after.as_ref();
+        let machines = self.vms.read().after(last, scope, most.saturating_add(1));
         let (machines, more) = first_page(machines, most);
-        let is_silent = |name: &&str| {
-            let state = table.hypervisor(name);
-            !is_current || state.is_none_or(|state| state.is_silent(now))
-        };
-        let mut silent: Vec<_> = table.names().chain(hypervisors.iter().copied()).collect();
-        silent.sort_unstable();
-        silent.dedup();
-        silent.retain(is_silent);
         MachineList {
             machines,
             more,
-            silent: silent.into_iter().map(str::to_owned).collect(),
+            silent: self.silent(hypervisors),
+        }
+    }
+
+    /// Names of all hypervisors, including these, whose VMs may be out of date.
+    fn silent(&self, hypervisors: &[&str]) -> Vec<String> {
+        let is_current = self.vms.is_current();
+        let now = unix_millis();
+        let table = self.vms.read();
+        let mut names: Vec<_> = table.names().chain(hypervisors.iter().copied()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names.retain(|name| {
+            let state = table.hypervisor(name);
+            !is_current || state.is_none_or(|state| state.is_silent(now))
+        });
+        names.into_iter().map(str::to_owned).collect()
+    }
+
+    /// Exports periodically which of these hypervisors are silent, for ever.
+    pub(crate) async fn export(self: Arc<Self>, hypervisors: Vec<String>) {
+        let names: Vec<_> = hypervisors.iter().map(String::as_str).collect();
+        loop {
+            let silent = self.silent(&names);
+            for name in &hypervisors {
+                let is_silent = u8::from(silent.contains(name));
+                gauge!("vmwatch_hypervisor_silent", "hypervisor" => name.clone()).set(f64::from(is_silent));
+            }
+            sleep(EXPORT_INTERVAL).await;
         }
     }
 

@@ -116,7 +116,9 @@ async fn start_polling(
     shutdown.run_until_cancelled(inventory.filled()).await?;
     let polling = Polling::start(inventory, fleet, events, settings, shutdown);
     let names = fleet.hypervisor_names();
-    let configured = names.iter().map(|&name| name.to_owned()).collect();
+    let configured: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+    let exporting = Arc::clone(inventory).export(configured.clone());
+    tokio::spawn(shutdown.clone().run_until_cancelled_owned(exporting));
     let removing = inventory::remove_unconfigured(Arc::clone(inventory), configured);
     tokio::spawn(shutdown.clone().run_until_cancelled_owned(removing));
     shutdown

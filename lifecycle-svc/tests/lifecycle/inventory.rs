@@ -136,12 +136,23 @@ async fn hung_hypervisor_keeps_its_last_known_vms_and_delays_no_list() {
         hung.entry(world.path(), "hung"),
         healthy.entry(world.path(), "healthy"),
     ];
-    let _service = replica(&world, "lifecycle", &hypervisors.join(","), INTERVAL).await;
+    let service = replica(&world, "lifecycle", &hypervisors.join(","), INTERVAL).await;
     let (running, off) = (MachineState::Running, MachineState::ShutOff);
     listed(&world, &[(ONE, running), (OTHER, off)], &[]).await;
 
     hung.hold(At::List);
     listed(&world, &[(ONE, running), (OTHER, off)], &["hung"]).await;
+    eventually("the metrics name the silent hypervisor", PATIENCE, async || {
+        let metrics = service.get("/metrics").await?;
+        let is_set = |name: &str, value: u8| {
+            let line = format!("vmwatch_hypervisor_silent{{hypervisor=\"{name}\"}} {value}");
+            metrics.lines().any(|found| found == line)
+        };
+        (is_set("hung", 1) && is_set("healthy", 0))
+            .then_some(())
+            .ok_or_else(|| metrics.clone())
+    })
+    .await;
     let held = hung.held(At::List);
     let (mut slowest, lists) = (Duration::ZERO, healthy.lists());
     for _ in 0..100 {
