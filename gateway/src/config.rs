@@ -46,7 +46,7 @@ const TRUSTED_PROXIES: Setting = Setting {
     name: "VMWATCH_TRUSTED_PROXIES",
     value: Value::Text,
     default: "",
-    help: "comma-separated addresses or networks whose X-Forwarded-For names the client, such as 10.0.0.0/8; empty: none",
+    help: "comma-separated addresses or networks of reverse proxies, such as 10.0.0.0/8, from which X-Forwarded-For, X-Forwarded-Host and X-Forwarded-Proto are accepted; empty: none",
 };
 const QUERY_DEADLINE: Setting = Setting {
     name: "VMWATCH_QUERY_DEADLINE",

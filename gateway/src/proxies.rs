@@ -1,4 +1,5 @@
-//! Determines the client's address behind trusted proxies. Forwarding headers from any other peer are ignored.
+//! Reads the client's address, and the scheme and host of its request, from the forwarding headers of trusted proxies.
+//! Forwarding headers from any other peer are ignored.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,6 +10,7 @@ use axum::http::{HeaderMap, HeaderName};
 use ipnet::IpNet;
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Networks of the trusted proxies; empty by default.
@@ -52,15 +54,32 @@ impl Proxies {
         client
     }
 
-    /// Whether a trusted proxy reports that the client used HTTPS. Only the last value of `X-Forwarded-Proto` counts,
-    /// because clients can forge everything before it.
+    /// Whether a trusted proxy reports that the client used HTTPS.
     pub(crate) fn reports_https(&self, peer: SocketAddr, headers: &HeaderMap) -> bool {
-        if !self.trusts(peer.ip().to_canonical()) {
-            return false;
+        self.last_value(peer, headers, &FORWARDED_PROTO)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+    }
+
+    /// The host, and the port unless it is the scheme's default, to which the client sent its request according to a
+    /// trusted proxy.
+    pub(crate) fn forwarded_host<'a>(&self, peer: SocketAddr, headers: &'a HeaderMap) -> Option<&'a str> {
+        self.last_value(peer, headers, &FORWARDED_HOST)
+    }
+
+    /// Whether the peer is a trusted proxy.
+    pub(crate) fn is_trusted(&self, peer: SocketAddr) -> bool {
+        self.trusts(peer.ip().to_canonical())
+    }
+
+    /// The last value of a forwarding header that a trusted proxy sent. Proxies append to lists of values, so clients
+    /// can forge everything before the last value.
+    fn last_value<'a>(&self, peer: SocketAddr, headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+        if !self.is_trusted(peer) {
+            return None;
         }
-        let line = headers.get_all(FORWARDED_PROTO).iter().next_back();
-        let scheme = line.and_then(|line| line.to_str().ok()?.rsplit(',').next());
-        scheme.is_some_and(|scheme| scheme.trim().eq_ignore_ascii_case("https"))
+        let line = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+        let last = line.rsplit(',').next()?.trim();
+        (!last.is_empty()).then_some(last)
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
@@ -137,6 +156,35 @@ mod tests {
             }
             let said = proxies.reports_https(peer.parse().unwrap(), &headers);
             assert_eq!(said, https, "{peer} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_host_is_last_value_from_trusted_proxy() {
+        let proxies: Proxies = "10.0.0.0/8".parse().unwrap();
+        for (peer, lines, host) in [
+            ("10.0.0.1:1", &["vm.example"][..], Some("vm.example")),
+            ("10.0.0.1:1", &["vm.example:8443"], Some("vm.example:8443")),
+            ("10.0.0.1:1", &["[2001:db8::1]:80"], Some("[2001:db8::1]:80")),
+            ("[::ffff:10.0.0.1]:1", &["vm.example"], Some("vm.example")),
+            ("10.0.0.1:1", &["forged.example, vm.example "], Some("vm.example")),
+            (
+                "10.0.0.1:1",
+                &["forged.example,x", "other.example,vm.example"],
+                Some("vm.example"),
+            ),
+            ("10.0.0.1:1", &["vm.example,"], None),
+            ("10.0.0.1:1", &["forged.example", ""], None),
+            ("10.0.0.1:1", &["vm\u{e9}.example"], None),
+            ("10.0.0.1:1", &[], None),
+            ("198.51.100.7:1", &["vm.example"], None),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(FORWARDED_HOST, HeaderValue::from_str(line).unwrap());
+            }
+            let found = proxies.forwarded_host(peer.parse().unwrap(), &headers);
+            assert_eq!(found, host, "{peer} {lines:?}");
         }
     }
 

@@ -1,29 +1,18 @@
-//! Authenticates REST requests, by bearer token or by the web page's session cookie.
-//!
-//! A browser sends the cookie with every request, whichever site caused the request. A request that changes something
-//! is therefore accepted by cookie only if the browser reports that the web page itself sent it: by `Sec-Fetch-Site:
-//! same-origin` or, if the browser does not send that header (none does over plain HTTP), by an `Origin` equal to the
-//! address of the request. This is the algorithm of Go's `net/http.CrossOriginProtection`, except that a request with
-//! neither header is refused, since programs can use the bearer token. `SameSite=Strict` is a second line of defence.
+//! Authenticates REST requests, by bearer token or by the web page's session cookie. A request that changes something is
+//! accepted by cookie only from the web page itself; see [`super::same_origin`].
 
 use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
-    http::{HeaderMap, HeaderName, Uri, header, request::Parts, uri::Authority},
+    http::{HeaderMap, header, request::Parts},
 };
-use vmwatch_api::{
-    Access, Kind, Method, Principal, Role,
-    auth::Token,
-    wire::{Fault, FaultKind},
-};
+use vmwatch_api::{Access, Kind, Method, Principal, Role, auth::Token, wire::Fault};
 use vmwatch_bus::{Context, serve::check_role};
 
-use super::{middleware::RequestId, problem::Problem};
+use super::{middleware::RequestId, problem::Problem, same_origin::check_same_origin};
 use crate::{Gateway, sessions::Session};
 
-/// Header of W3C Fetch Metadata: how the requesting page relates to this server.
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// Name of the session cookie over TLS. The prefix `__Host-` prevents other hosts of the domain from setting the
 /// cookie.
 const SECURE_COOKIE: &str = "__Host-vmwatch_session";
@@ -112,7 +101,7 @@ impl FromRequestParts<Arc<Gateway>> for Caller {
         } else {
             let token = cookie(&parts.headers);
             if token.is_some() && !parts.method.is_safe() {
-                check_same_origin(&parts.headers, &parts.uri)?;
+                check_same_origin(&gateway.proxies, parts)?;
             }
             token
         };
@@ -153,7 +142,9 @@ fn cookie(headers: &HeaderMap) -> Option<Token> {
 
 /// Value of the `Set-Cookie` header for a session, with `Secure` over TLS. An age of 0 deletes the cookie.
 pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> String {
-    let over_tls = text(headers, header::ORIGIN).is_some_and(|origin| origin.starts_with("https://"));
+    let over_tls = headers
+        .get(header::ORIGIN)
+        .is_some_and(|origin| origin.as_bytes().starts_with(b"https://"));
     let (name, secure) = if over_tls {
         (SECURE_COOKIE, "; Secure")
     } else {
@@ -162,31 +153,9 @@ pub(super) fn set_cookie(headers: &HeaderMap, token: &str, seconds: u64) -> Stri
     format!("{name}={token}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}")
 }
 
-/// Checks that, according to the browser, a page of this server's own origin sent the request.
-pub(super) fn check_same_origin(headers: &HeaderMap, uri: &Uri) -> Result<(), Problem> {
-    let same = match (text(headers, SEC_FETCH_SITE), text(headers, header::ORIGIN)) {
-        (Some(site), _) => site == "same-origin" || site == "none",
-        (None, Some(origin)) => {
-            let asked = text(headers, header::HOST).or_else(|| uri.authority().map(Authority::as_str));
-            let from = origin.split_once("://").map(|(_, host)| host);
-            from.is_some() && from == asked
-        }
-        (None, None) => false,
-    };
-    if same {
-        return Ok(());
-    }
-    let detail = "a session cookie is accepted only in requests from this server's own web page; use a bearer token instead";
-    Err(Fault::new(FaultKind::Forbidden, detail).into())
-}
-
-fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
-    headers.get(name)?.to_str().ok()
-}
-
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
 
@@ -195,32 +164,6 @@ mod tests {
             .iter()
             .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
         pairs.collect()
-    }
-
-    #[test]
-    fn cookie_is_accepted_only_in_requests_from_same_origin() {
-        for (sent, believed) in [
-            (&[("sec-fetch-site", "same-origin")][..], true),
-            (&[("sec-fetch-site", "none")], true),
-            (&[("sec-fetch-site", "same-site")], false),
-            (
-                &[
-                    ("sec-fetch-site", "cross-site"),
-                    ("origin", "http://here:1"),
-                    ("host", "here:1"),
-                ],
-                false,
-            ),
-            (&[("origin", "http://here:1"), ("host", "here:1")], true),
-            (&[("origin", "https://here"), ("host", "here")], true),
-            (&[("origin", "http://here:2"), ("host", "here:1")], false),
-            (&[("origin", "null"), ("host", "null")], false),
-            (&[("origin", "http://here:1")], false),
-            (&[("host", "here:1")], false),
-        ] {
-            let checked = check_same_origin(&headers(sent), &Uri::from_static("/api/v1/me"));
-            assert_eq!(checked.is_ok(), believed, "{sent:?}");
-        }
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod operations;
 mod problem;
 mod processes;
 mod range;
+mod same_origin;
 mod samples;
 mod sessions;
 mod sort;

@@ -70,8 +70,9 @@ pub(super) fn base() -> Document {
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("The token returned by `POST /api/v1/sessions`."));
     components.add_security_scheme("bearer", SecurityScheme::Http(bearer.build()));
-    let cookie = "The session cookie of the web page. Requests other than GET must come from the same origin:  \
-                  `Sec-Fetch-Site: same-origin`, or an `Origin` header that matches the request's host.";
+    let cookie = "The session cookie of the web page. Requests other than GET must come from the same origin: \
+                  `Sec-Fetch-Site: same-origin`, or an `Origin` header that matches the request's host, \
+                  which a trusted proxy reports in `X-Forwarded-Host`.";
     let cookie = ApiKeyValue::with_description(PLAIN_COOKIE, cookie);
     components.add_security_scheme("cookie", SecurityScheme::ApiKey(ApiKey::Cookie(cookie)));
     components

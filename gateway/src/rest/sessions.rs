@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     extract::State,
-    http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -18,9 +18,10 @@ use vmwatch_api::{
 };
 
 use super::{
-    caller::{Caller, Visitor, check_same_origin, set_cookie},
+    caller::{Caller, Visitor, set_cookie},
     extract::{Json, NoParameters, Path, Query},
     problem::Problem,
+    same_origin::SameOrigin,
     time::Timestamp,
 };
 use crate::Gateway;
@@ -78,7 +79,7 @@ pub(super) async fn login(
     State(gateway): State<Arc<Gateway>>,
     visitor: Visitor,
     headers: HeaderMap,
-    uri: Uri,
+    SameOrigin(same_origin): SameOrigin,
     Query(NoParameters {}): Query<NoParameters>,
     Json(NewSession {
         user_name,
@@ -88,7 +89,7 @@ pub(super) async fn login(
 ) -> Result<Response, Problem> {
     if cookie {
         // Without this check another site could log its visitor in as a different user.
-        check_same_origin(&headers, &uri)?;
+        same_origin?;
     }
     let context = visitor.context(&gateway, Kind::Query);
     let made = gateway
