@@ -75,6 +75,8 @@ def _environment() -> dict:
     if not environment.get("VMWATCH_TEST_CHROMIUM"):
         tools.install_system([web.CHROMIUM])
         environment["VMWATCH_TEST_CHROMIUM"] = str(web.chromium())
+    if not environment.get("VMWATCH_TEST_NGINX"):
+        environment["VMWATCH_TEST_NGINX"] = str(tools.nginx())
     return environment
 
 

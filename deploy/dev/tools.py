@@ -18,6 +18,9 @@ NATS_LEAST = (2, 11)
 # The first Debian release with a sufficiently recent nats-server.
 NATS_SUITE = "forky"
 
+# PATH with the folders that only root has in PATH.
+ADMIN_PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
 STAND_IN = "secantus-mdb"
 STAND_IN_VERSION = "0.5.3-beta.196"
 STAND_IN_PROGRAM = "secantusd-rs"
@@ -38,7 +41,7 @@ def _program(name: str) -> Callable[[], bool]:
 
 def _admin_program(name: str) -> bool:
     """Returns a check whether the program is installed, even in a folder that only root has in PATH."""
-    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
+    return shutil.which(name, path=ADMIN_PATH) is not None
 
 
 def _libvirt() -> bool:
@@ -139,6 +142,39 @@ def _install_nats(program: Path) -> None:
         raise Problem(f"the nats-server of Debian {NATS_SUITE} on the mirror is too old or does not run on this machine")
     # The final rename makes the installation atomic.
     (unpacked / "usr/sbin").rename(program.parent)
+    shutil.rmtree(partial)
+
+
+def nginx() -> Path:
+    """Returns the path of nginx: from PATH or /usr/sbin, otherwise from a Debian package unpacked into the cache.
+
+    The package is not installed, because that would start nginx on port 80.
+    """
+    installed = shutil.which("nginx", path=ADMIN_PATH)
+    if installed:
+        return Path(installed)
+    cached = layout.tools() / "nginx" / "nginx"
+    elsewhere = "Install nginx, or set VMWATCH_TEST_NGINX to the program."
+    if not cached.exists() and not apt.is_here():
+        raise Problem("nginx is not installed, and it cannot be downloaded because this system has no apt", elsewhere)
+    with installing():
+        if not cached.exists():
+            try:
+                _install_nginx(cached)
+            except Problem as problem:
+                raise Problem(f"nginx could not be fetched: {problem}", f"{elsewhere}\n{problem.todo}") from None
+    return cached
+
+
+def _install_nginx(program: Path) -> None:
+    partial = layout.tools() / ".nginx.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    unpacked = apt.fetch("nginx", apt.codename(), partial, layout.LOGS / "nginx.log")
+    found = unpacked / "usr/sbin/nginx"
+    if not found.exists() or subprocess.run([found, "-v"], capture_output=True).returncode != 0:
+        raise Problem("the package nginx of this system's release contains no program that runs on this machine")
+    # The final rename makes the installation atomic.
+    found.parent.rename(program.parent)
     shutil.rmtree(partial)
 
 

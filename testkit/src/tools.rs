@@ -84,6 +84,14 @@ pub fn node_and_chromium() -> [PathBuf; 2] {
     ]
 }
 
+/// The path of nginx, a reverse proxy.
+///
+/// # Panics
+/// If nginx is not installed.
+pub fn nginx() -> PathBuf {
+    find("VMWATCH_TEST_NGINX", "nginx", "nginx/nginx")
+}
+
 /// The folder with `vmlinuz` and `initramfs.gz`, the kernel and file system of the test guest.
 pub(crate) fn guest_image() -> PathBuf {
     if let Some(given) = env::var_os("VMWATCH_TEST_GUEST").filter(|given| !given.is_empty()) {

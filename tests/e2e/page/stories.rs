@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Builds a test environment with the permissions of deploy/nats and an agent that reports this machine every second.
-fn with_agent() -> StackBuilder {
+pub(super) fn with_agent() -> StackBuilder {
     client::stack()
         .replicas(Program::Agent, 1)
         .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", "1s")

@@ -91,8 +91,13 @@ impl Api {
 
     /// Returns a client of another gateway with the same session.
     pub(crate) fn at(&self, gateway: &Gateway) -> Self {
+        self.at_url(&gateway.url(""))
+    }
+
+    /// Returns a client with the same session that sends its requests to another address, such as that of a proxy.
+    pub(crate) fn at_url(&self, base: &str) -> Self {
         Self {
-            base: gateway.url(""),
+            base: base.to_owned(),
             ..self.clone()
         }
     }
