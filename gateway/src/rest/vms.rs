@@ -54,13 +54,13 @@ pub(super) enum Agent {
 pub(super) struct Vm {
     /// Id of the VM.
     pub(super) instance_id: InstanceId,
-    /// Name of the VM on its hypervisor; null if no hypervisor has the VM or its hypervisor did not answer.
+    /// Name of the VM on its hypervisor; null if no hypervisor is known to have the VM.
     #[schema(required)]
     pub(super) name: Option<String>,
-    /// Name of the hypervisor that has the VM; null if there is none or it did not answer.
+    /// Name of the hypervisor that has the VM; null if no hypervisor is known to have it.
     #[schema(required)]
     hypervisor: Option<String>,
-    /// State of the VM on its hypervisor; null if no hypervisor has the VM or its hypervisor did not answer.
+    /// State of the VM that its hypervisor last reported; null if no state is known.
     #[schema(required)]
     pub(super) state: Option<MachineState>,
     /// Whether the VM's agent reports samples; null if unknown.
