@@ -113,7 +113,7 @@ fn setting_defaults_are_within_their_ranges() {
     let mut ranges = 0;
     for setting in settings.filter(|setting| !setting.default.is_empty()) {
         let valid = match setting.value {
-            Value::Number(..) => env.number::<u64>(&setting).is_ok(),
+            Value::Number(..) | Value::OneOf(_) => env.number::<u64>(&setting).is_ok(),
             Value::Duration(..) => env.duration(&setting).is_ok(),
             Value::Size(..) => env.size(&setting).is_ok(),
             Value::Flag => env.get::<bool>(&setting).is_ok(),

@@ -27,9 +27,10 @@ pub struct Setting {
 
 pub const STREAM_REPLICAS: Setting = Setting {
     name: "VMWATCH_STREAM_REPLICAS",
-    value: Value::Number(1, 5),
+    // An even number tolerates the loss of no more servers than the odd number below it.
+    value: Value::OneOf(&[1, 3, 5]),
     default: "1",
-    help: "number of replicas of each JetStream stream and KV bucket in a NATS cluster: 1, 3 or 5",
+    help: "number of replicas of each JetStream stream and KV bucket in a NATS cluster",
 };
 pub const DRAIN_DEADLINE: Setting = Setting {
     name: "VMWATCH_DRAIN_DEADLINE",
@@ -143,10 +144,11 @@ impl Environment {
         })
     }
 
-    /// Reads a setting of the type [`Value::Number`].
+    /// Reads a setting of the type [`Value::Number`] or [`Value::OneOf`].
     pub fn number<T: TryFrom<u64>>(&self, setting: &Setting) -> Result<T, Invalid> {
         let number = match setting.value {
             Value::Number(least, most) => self.between(setting, least, most)?,
+            Value::OneOf(choices) => self.one_of(setting, choices)?,
             _ => return Err(self.wrong_type(setting)),
         };
         T::try_from(number).map_err(|_| self.wrong_type(setting))
@@ -177,6 +179,14 @@ impl Environment {
             return Err(self.problem(format!("{}: {value} is not from {least} to {most}", setting.name)));
         }
         Ok(value)
+    }
+
+    fn one_of(&self, setting: &Setting, choices: &[u64]) -> Result<u64, Invalid> {
+        let number = self.get(setting)?;
+        if choices.contains(&number) {
+            return Ok(number);
+        }
+        Err(self.problem(format!("{}: {number} is not {}", setting.name, setting.value)))
     }
 
     /// Records a defect of the program: it reads a setting with a type other than the declared one.
@@ -246,6 +256,21 @@ mod tests {
             "{problems}"
         );
         assert!(problems.contains("NEEDED must be set: a name"), "{problems}");
+    }
+
+    #[test]
+    fn accepts_only_odd_numbers_of_stream_replicas() {
+        let read = |text: &str| {
+            let env = Environment::from_variables([(STREAM_REPLICAS.name, text)]);
+            (env.number::<usize>(&STREAM_REPLICAS), env.problems())
+        };
+        for (text, expected) in [("", 1), ("1", 1), ("3", 3), ("5", 5)] {
+            assert_eq!(read(text), (Ok(expected), Vec::new()), "{text}");
+        }
+        for text in ["0", "2", "4", "6"] {
+            let problem = format!("VMWATCH_STREAM_REPLICAS: {text} is not 1, 3 or 5");
+            assert_eq!(read(text), (Err(Invalid), vec![problem]));
+        }
     }
 
     #[test]

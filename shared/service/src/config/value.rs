@@ -17,6 +17,8 @@ pub enum Value {
     Flag,
     /// An integer between a minimum and a maximum.
     Number(u64, u64),
+    /// One of these integers.
+    OneOf(&'static [u64]),
     /// A duration ([`Span`]) between a minimum and a maximum.
     Duration(&'static str, &'static str),
     /// A size ([`ByteSize`]) between a minimum and a maximum.
@@ -49,8 +51,18 @@ impl fmt::Display for Value {
             Self::Address => f.write_str("address:port"),
             Self::Flag => f.write_str("true or false"),
             Self::Number(least, most) => write!(f, "{least} to {most}"),
+            Self::OneOf(choices) => f.write_str(&listed(choices)),
             Self::Duration(least, most) | Self::Size(least, most) => write!(f, "{least} to {most}"),
         }
+    }
+}
+
+/// The choices as a sentence lists them: `1, 3 or 5`.
+pub(super) fn listed(choices: &[u64]) -> String {
+    let texts: Vec<_> = choices.iter().map(ToString::to_string).collect();
+    match texts.as_slice() {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        other => other.concat(),
     }
 }
 
