@@ -169,9 +169,10 @@ impl UserStore {
         let expires = DateTime::from_system_time(SystemTime::now() + CLAIM_LIFETIME);
         let mut unclaimed = unclaimed_administrators();
         unclaimed.insert("_id", key.as_str());
-        let claim = doc! { "$set": { DEMOTION_CLAIM: expires } };
+        let ending = Ending::Claimed(expires);
+        let claim = doc! { "$set": ending.filter() };
         let claimed = self.users.update_one(unclaimed, claim).await?;
-        Ok((claimed.matched_count == 1).then_some(Ending::Claimed(expires)))
+        Ok((claimed.matched_count == 1).then_some(ending))
     }
 
     /// Withdraws a demotion claim.
@@ -257,6 +258,20 @@ mod tests {
     fn user_document_matches_golden_file() {
         let written = serialize_to_document(&read(golden())).unwrap();
         assert_eq!(Bson::from(written).into_relaxed_extjson(), golden());
+    }
+
+    /// Replicas of different versions respect each other's claims.
+    #[test]
+    fn claim_of_demotion_matches_golden_file() {
+        const GOLDEN: &str = include_str!("../../tests/golden/forms/user-demotion-claim.json");
+        let claim: Value = serde_json::from_str(GOLDEN).unwrap();
+        let expires = DateTime::parse_rfc3339_str("2017-01-01T13:41:40.001Z").unwrap();
+        let written = Bson::from(Ending::Claimed(expires).filter());
+        assert_eq!(written.into_relaxed_extjson(), claim);
+        // It is part of the user's document, whose other readers ignore it.
+        let mut claimed = golden();
+        claimed[DEMOTION_CLAIM] = claim[DEMOTION_CLAIM].clone();
+        assert_eq!(read(claimed), read(golden()));
     }
 
     #[test]
