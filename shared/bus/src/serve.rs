@@ -253,12 +253,18 @@ impl Worker {
         // task ends once the refusal has been written.
         self.work.spawn(async move {
             let context = Context::from_headers(message.headers.as_ref());
-            let user = context
-                .as_ref()
-                .ok()
-                .and_then(|context| context.principal.as_ref());
-            let limit = limits.for_class(endpoint.info.class);
-            match limit.enter(user.map(|principal| principal.user.as_str())).await {
+            let permit = match &context {
+                // A late request needs no permit. A replica that was frozen receives many at once, which would
+                // otherwise count as too many of one user.
+                Ok(context) if context.remaining().is_zero() => Ok(None),
+                Ok(context) => {
+                    let user = context.principal.as_ref();
+                    let user = user.map(|principal| principal.user.as_str());
+                    limits.for_class(endpoint.info.class).enter(user).await.map(Some)
+                }
+                Err(_) => limits.for_class(endpoint.info.class).enter(None).await.map(Some),
+            };
+            match permit {
                 Ok(permit) => endpoint.answer(&bus, context, message, reply_to, permit).await,
                 Err(full) => send(&bus, reply_to, fault_bytes(&endpoint.shed(full))).await,
             }
@@ -279,7 +285,7 @@ impl Endpoint {
         context: Result<Context, Fault>,
         message: Message,
         reply_to: Subject,
-        permit: Permit,
+        permit: Option<Permit>,
     ) {
         let span = info_span!(
             "request",
