@@ -31,12 +31,12 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let arguments: Arguments = cli::parse(&SETTINGS.concat());
+    let Arguments { command } = cli::parse(&SETTINGS.concat());
     let settings = cli::settings_or_exit(PROGRAM, AuthSettings::read);
-    match arguments.command {
-        Some(Command::User(command)) => users::run(command, &settings).await?,
-        Some(Command::Setup(arguments)) => auth_svc::set_up(&settings, arguments).await?,
-        Some(Command::Serve) | None => {
+    match command.unwrap_or(Command::Serve) {
+        Command::User(command) => users::run(command, &settings).await?,
+        Command::Setup(arguments) => auth_svc::set_up(&settings, arguments).await?,
+        Command::Serve => {
             let telemetry = settings.telemetry.clone();
             program::run(PROGRAM, &telemetry, |program| auth_svc::run(settings, program)).await?;
         }

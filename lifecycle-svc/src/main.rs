@@ -1,6 +1,6 @@
 //! `vmwatch-lifecycle` starts and stops VMs.
 
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use lifecycle_svc::{
@@ -30,37 +30,34 @@ enum Command {
     Client(ClientCommand),
 }
 
-fn main() -> anyhow::Result<ExitCode> {
-    let arguments: Arguments = cli::parse(&SETTINGS.concat());
+fn main() -> anyhow::Result<()> {
+    let Arguments { command } = cli::parse(&SETTINGS.concat());
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let done = runtime.block_on(run(arguments.command));
+    let done = runtime.block_on(run(command.unwrap_or(Command::Serve)));
     // A call that hangs inside libvirt cannot be cancelled, so exit without waiting for its thread.
     runtime.shutdown_timeout(Duration::from_secs(1));
     done
 }
 
-async fn run(command: Option<Command>) -> anyhow::Result<ExitCode> {
-    if let Some(Command::Client(command)) = command {
-        let bus = cli::settings_or_exit(PROGRAM, BusSettings::read);
-        let answered = client::run(command, &bus).await;
-        return Ok(answered.map_or_else(
-            |error| {
-                eprintln!("{PROGRAM}: {error}");
-                ExitCode::FAILURE
-            },
-            |()| ExitCode::SUCCESS,
-        ));
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve => {
+            let settings = cli::settings_or_exit(PROGRAM, LifecycleSettings::read);
+            let telemetry = settings.telemetry.clone();
+            program::run(PROGRAM, &telemetry, |program| {
+                lifecycle_svc::run(settings, program)
+            })
+            .await?;
+        }
+        Command::Setup(arguments) => {
+            let settings = cli::settings_or_exit(PROGRAM, SetupSettings::read);
+            lifecycle_svc::set_up(&settings, arguments).await?;
+        }
+        Command::Client(command) => {
+            let settings = cli::settings_or_exit(PROGRAM, BusSettings::read);
+            let done = client::run(command, &settings).await;
+            done.unwrap_or_else(|error| cli::fail(PROGRAM, &error));
+        }
     }
-    if let Some(Command::Setup(arguments)) = command {
-        let settings = cli::settings_or_exit(PROGRAM, SetupSettings::read);
-        lifecycle_svc::set_up(&settings, arguments).await?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let settings = cli::settings_or_exit(PROGRAM, LifecycleSettings::read);
-    let telemetry = settings.telemetry.clone();
-    program::run(PROGRAM, &telemetry, |program| {
-        lifecycle_svc::run(settings, program)
-    })
-    .await?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -75,6 +75,12 @@ pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Res
     }
 }
 
+/// Prints why a command failed, without causes, and exits.
+pub fn fail(program: &str, error: &dyn std::error::Error) -> ! {
+    eprintln!("{program}: {error}");
+    std::process::exit(1)
+}
+
 /// Formats the settings as an aligned table for `--help`.
 pub fn settings_help(settings: &[Setting]) -> String {
     let width = settings
