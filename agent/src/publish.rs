@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use async_nats::{header::NATS_EXPECTED_STREAM, jetstream};
 use tracing::{Instrument, field::Empty, info_span};
 use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
-use vmwatch_bus::{Bus, stream_requests::JetStreamError, trace_headers};
+use vmwatch_bus::{Bus, jetstream::JetStreamError, trace_headers};
 
 use crate::parts::Part;
 
@@ -132,8 +132,10 @@ fn classify(error: JetStreamError) -> PublishError {
         JetStreamError::NoResponders => PublishError::NoStream,
         JetStreamError::Timeout => PublishError::Unanswered,
         JetStreamError::Refused(refusal) => classify_refusal(&refusal),
-        JetStreamError::NotSent(error) => PublishError::Refused(error.to_string()),
-        JetStreamError::Unreadable(error) => PublishError::Refused(error.to_string()),
+        JetStreamError::NotSent(error) | JetStreamError::Unreadable(error) => {
+            PublishError::Refused(error.to_string())
+        }
+        other => PublishError::Refused(other.to_string()),
     }
 }
 

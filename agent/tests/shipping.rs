@@ -218,7 +218,7 @@ async fn assert_all_stored_in_order(scene: &Scene, agent: &Process, stream: &Str
 async fn disconnected_agent_spools_and_sends_in_order_later() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     let agent = scene.agent();
     stores(&messages, 3).await;
     // On a busy machine a slow acknowledgement may have caused the agent to spool a sample part. While NATS works, the
@@ -252,7 +252,7 @@ async fn disconnected_agent_spools_and_sends_in_order_later() {
 async fn agent_spools_while_the_stream_is_full() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), 3).await;
+    let messages = stream(bus.jetstream_for_tests(), 3).await;
     let agent = scene.agent();
     scene.spools(4).await;
     assert_eq!(stored(&messages).await.len(), 3);
@@ -260,7 +260,7 @@ async fn agent_spools_while_the_stream_is_full() {
     let first = stored(&messages).await;
 
     messages.purge().await.unwrap();
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     stores(&messages, 8).await;
     agent.terminate(PATIENCE).await;
     let all = [first, stored(&messages).await].concat();
@@ -277,8 +277,8 @@ async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
         max_messages_per_subject,
         ..config(-1)
     };
-    bus.jetstream().create_stream(share(3)).await.unwrap();
-    let messages = bus.jetstream().get_stream(SAMPLE_STREAM).await.unwrap();
+    bus.jetstream_for_tests().create_stream(share(3)).await.unwrap();
+    let messages = bus.jetstream_for_tests().get_stream(SAMPLE_STREAM).await.unwrap();
     let agent = scene.agent();
     scene.spools(4).await;
     assert_eq!(stored(&messages).await.len(), 3);
@@ -290,12 +290,19 @@ async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
     })
     .await;
     let other = format!("{SAMPLE_SUBJECT_PREFIX}vm-2");
-    let taken = bus.jetstream().publish(other, "{}".into()).await.unwrap();
+    let taken = bus
+        .jetstream_for_tests()
+        .publish(other, "{}".into())
+        .await
+        .unwrap();
     taken.await.unwrap();
 
     let first = stored_of(&messages, "vm-1").await;
     messages.purge().await.unwrap();
-    bus.jetstream().update_stream(share(1000)).await.unwrap();
+    bus.jetstream_for_tests()
+        .update_stream(share(1000))
+        .await
+        .unwrap();
     stores(&messages, 8).await;
     agent.terminate(PATIENCE).await;
     let all = [first, stored(&messages).await].concat();
@@ -311,11 +318,11 @@ async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
     // The test itself answers instead of a stream. A stream would never report a duplicate, because the agent's
     // messages have no ids.
     let mut published = bus
-        .client()
+        .client_for_tests()
         .subscribe(format!("{SAMPLE_SUBJECT_PREFIX}*"))
         .await
         .unwrap();
-    bus.client().flush().await.unwrap();
+    bus.client_for_tests().flush().await.unwrap();
     let agent = scene.agent();
     let mut seen: Vec<String> = Vec::new();
     while seen.len() < 8 {
@@ -326,7 +333,7 @@ async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
         let acknowledgement = json!({ "stream": SAMPLE_STREAM, "seq": seen.len() + 1, "duplicate": true });
         let body = acknowledgement.to_string().into();
         let reply = message.reply.expect("the message requests an acknowledgement");
-        bus.client().publish(reply, body).await.unwrap();
+        bus.client_for_tests().publish(reply, body).await.unwrap();
         seen.push(id_of(&message.payload));
     }
     // Every acknowledgement called its message a duplicate, so the agent sent each sample part a second time. It then
@@ -357,7 +364,7 @@ async fn agent_keeps_samples_in_memory_while_spool_is_unwritable() {
     );
 
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     stores(&messages, 8).await;
     fs::remove_dir(scene.folder.path().join("spool/unfinished")).unwrap();
     assert_all_stored_in_order(&scene, &agent, &messages).await;
@@ -380,7 +387,7 @@ async fn restarted_agent_sends_spooled_samples() {
     assert!(agent.log().contains("the sample stream does not exist yet"));
 
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     agent.start_again();
     stores(&messages, spooled.len() as u64 + 3).await;
     let status = agent.terminate(PATIENCE).await;
@@ -405,7 +412,7 @@ async fn restarted_agent_sends_spooled_samples() {
 async fn next_sample_reports_the_number_of_dropped_parts() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     // This file is a sample part that was being spooled when the VM crashed.
     fs::create_dir(scene.folder.path().join("spool")).unwrap();
     fs::write(scene.folder.path().join("spool/unfinished"), "{").unwrap();
@@ -424,7 +431,7 @@ async fn next_sample_reports_the_number_of_dropped_parts() {
 async fn stopping_agent_saves_its_unacknowledged_sample() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
-    let messages = stream(bus.jetstream(), -1).await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
     let mut spec = spec(scene.folder.path(), scene.nats.url());
     spec.env
         .push(("VMWATCH_DRAIN_DEADLINE".to_owned(), "0s".to_owned()));

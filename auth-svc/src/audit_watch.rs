@@ -68,8 +68,7 @@ async fn record(audit: &Audit, flood: &Flood, all: bool) {
 /// missing streams.
 async fn measure(bus: &Bus, settings: AuditSettings) -> Result<(), ProvisionError> {
     for wanted in settings.streams() {
-        let mut stream = ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
-        let Ok(info) = stream.info().await else { continue };
+        let info = ensure_stream(bus, Service::Auth, &wanted).await?;
         let (name, state) = (wanted.name, &info.state);
         let oldest = SystemTime::from(state.first_timestamp);
         let age = SystemTime::now().duration_since(oldest).unwrap_or_default();

@@ -3,18 +3,14 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{CreateErrorKind, Entry, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::counter;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Map;
-use tokio::sync::OnceCell;
 use tracing::warn;
 use vmwatch_api::Service;
-pub(crate) use vmwatch_bus::provision::Bucket as Spec;
-use vmwatch_bus::{
-    Bus,
-    provision::{ensure_bucket, existing_bucket},
-};
+pub(crate) use vmwatch_bus::provision::BucketConfig as Spec;
+use vmwatch_bus::{Bus, jetstream, provision::ensure_stream};
 
 use crate::AuthError;
 
@@ -25,9 +21,8 @@ const DEADLINE: Duration = Duration::from_secs(2);
 pub(crate) const TRIES: usize = 16;
 
 pub(crate) struct Bucket {
-    bus: Bus,
     name: &'static str,
-    store: OnceCell<Store>,
+    inner: jetstream::Bucket,
 }
 
 /// The value of a key in a KV bucket.
@@ -72,32 +67,21 @@ impl<T> Value<T> {
 impl Bucket {
     /// Opens the KV bucket, and creates it if it is missing.
     pub(crate) async fn open(bus: &Bus, spec: Spec) -> Result<Self, AuthError> {
-        let store = ensure_bucket(bus.jetstream(), Service::Auth, spec).await?;
-        Ok(Self {
-            bus: bus.clone(),
-            name: spec.name,
-            store: OnceCell::new_with(Some(store)),
-        })
+        ensure_stream(bus, Service::Auth, &spec.into()).await?;
+        Ok(Self::existing(bus, spec.name))
     }
 
-    /// A handle for command-line commands to the KV bucket that the running service created. It is opened when it is
-    /// first used.
+    /// A handle for command-line commands to the KV bucket that the running service created.
     pub(crate) fn existing(bus: &Bus, name: &'static str) -> Self {
         Self {
-            bus: bus.clone(),
             name,
-            store: OnceCell::new(),
+            inner: jetstream::Bucket::new(bus, name, DEADLINE),
         }
-    }
-
-    async fn store(&self) -> Result<&Store, AuthError> {
-        let open = || existing_bucket(self.bus.jetstream(), self.name);
-        Ok(self.store.get_or_try_init(open).await?)
     }
 
     /// Reads the latest entry of a key. A delete marker is returned as well.
     pub(crate) async fn entry(&self, key: &str) -> Result<Option<Entry>, AuthError> {
-        within(self.store().await?.entry(key)).await
+        Ok(self.inner.entry(key).await?)
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(&self, entry: Option<&Entry>) -> Value<T> {
@@ -116,7 +100,8 @@ impl Bucket {
 
     /// Writes a value whether or not the key exists.
     pub(crate) async fn put(&self, key: &str, value: Vec<u8>) -> Result<(), AuthError> {
-        within(self.store().await?.put(key, value.into())).await.map(drop)
+        self.inner.put(key, value.into()).await?;
+        Ok(())
     }
 
     /// Writes the key only if it is unchanged since `read`. Returns false if it was changed in between.
@@ -126,47 +111,23 @@ impl Bucket {
         value: Vec<u8>,
         read: Option<&Entry>,
     ) -> Result<bool, AuthError> {
-        let store = self.store().await?;
-        let written = async {
-            match read {
-                None => match store.create(key, value.into()).await {
-                    Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-                    other => other.map(|_| true).map_err(AuthError::bucket),
-                },
-                Some(entry) => match store.update(key, value.into(), entry.revision).await {
-                    Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-                    other => other.map(|_| true).map_err(AuthError::bucket),
-                },
-            }
+        let written = match read {
+            None => self.inner.create(key, value.into()).await?,
+            Some(entry) => self.inner.update(key, value.into(), entry.revision).await?,
         };
-        let written = tokio::time::timeout(DEADLINE, written).await;
-        written.map_err(AuthError::bucket)?
+        Ok(written.is_some())
     }
 
     /// Deletes a key, whether or not it exists.
     pub(crate) async fn delete(&self, key: &str) -> Result<(), AuthError> {
-        within(self.store().await?.delete(key)).await
+        Ok(self.inner.delete(key).await?)
     }
 
     /// Deletes the key only if it is unchanged since the entry was read. Returns false if it was changed in between.
     pub(crate) async fn delete_read(&self, entry: &Entry) -> Result<bool, AuthError> {
-        let store = self.store().await?;
-        let deleted = store.delete_expect_revision(&entry.key, Some(entry.revision));
-        match tokio::time::timeout(DEADLINE, deleted).await {
-            Ok(Ok(())) => Ok(true),
-            Ok(Err(error)) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Ok(Err(error)) => Err(AuthError::bucket(error)),
-            Err(late) => Err(AuthError::bucket(late)),
-        }
+        let deleted = self.inner.delete_revision(&entry.key, entry.revision).await?;
+        Ok(deleted.is_some())
     }
-}
-
-/// Waits for JetStream's answer until the deadline.
-async fn within<T, E: Into<async_nats::Error>>(
-    work: impl Future<Output = Result<T, E>>,
-) -> Result<T, AuthError> {
-    let done = tokio::time::timeout(DEADLINE, work).await;
-    done.map_err(AuthError::bucket)?.map_err(AuthError::bucket)
 }
 
 /// Asserts that a record from its golden file is unchanged after decoding and encoding, including fields that a newer

@@ -10,6 +10,7 @@ use vmwatch_api::{
 use vmwatch_bus::{
     BusError,
     audit::AuditError,
+    jetstream::JetStreamError,
     provision::{ProvisionError, setup::SetupError},
 };
 
@@ -31,7 +32,7 @@ pub enum AuthError {
     Store(#[from] mongodb::error::Error),
     /// A JetStream KV bucket of auth-svc could not be read or written.
     #[error("a KV bucket could not be read or written")]
-    Bucket(#[source] async_nats::Error),
+    Bucket(#[from] JetStreamError),
     #[error("a session record could not be encoded")]
     Encode(#[from] serde_json::Error),
     /// Hashing a password failed, or a stored hash is damaged.
@@ -89,10 +90,6 @@ pub enum AuthError {
 }
 
 impl AuthError {
-    pub(crate) fn bucket(error: impl Into<async_nats::Error>) -> Self {
-        Self::Bucket(error.into())
-    }
-
     /// The result to write to the audit record for this error.
     pub(crate) const fn audit_result(&self) -> AuditResult {
         match self {

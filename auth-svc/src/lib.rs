@@ -184,7 +184,7 @@ async fn serve(
 
 async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, ProvisionError> {
     for wanted in settings.audit.streams() {
-        ensure_stream(bus.jetstream(), Service::Auth, &wanted).await?;
+        ensure_stream(bus, Service::Auth, &wanted).await?;
     }
     Ok(Audit::new(bus, settings.audit_required))
 }

@@ -11,7 +11,7 @@ use metrics::counter;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use vmwatch_api::UserKey;
-use vmwatch_bus::{follow::Follower, users::UserTable};
+use vmwatch_bus::{follow::Follower, jetstream::JetStreamError, users::UserTable};
 use vmwatch_service::jitter::jittered;
 
 use crate::{AuthError, accounts::Accounts, mirror::record_of};
@@ -63,7 +63,7 @@ impl Reconciler {
     /// Compares all users in the database with the KV bucket and propagates those that differ.
     pub(crate) async fn pass(&self) -> Result<(), AuthError> {
         let filled = tokio::time::timeout(PATIENCE, self.mirrored.filled()).await;
-        filled.map_err(AuthError::bucket)?;
+        filled.map_err(|_| JetStreamError::Timeout)?;
         // The records in the KV bucket are listed before the database is read. A user created in between is then
         // missing from this list and cannot be mistaken for a removed user.
         let mirrored = self.mirrored.read().all();

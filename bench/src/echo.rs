@@ -24,10 +24,10 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let invalid = |_| anyhow::anyhow!(env.problems().join("; "));
     let bus = Bus::connect("bench-echo", &BusSettings::read(&env).map_err(invalid)?).await?;
     let mut raw = bus
-        .client()
+        .client_for_tests()
         .queue_subscribe(RAW_SUBJECT, "bench".to_owned())
         .await?;
-    let client = bus.client().clone();
+    let client = bus.client_for_tests().clone();
     tokio::spawn(async move {
         while let Some(message) = raw.next().await {
             if let Some(reply) = message.reply {

@@ -53,7 +53,11 @@ pub(crate) async fn run(report: &mut Report) -> anyhow::Result<()> {
 
 async fn sessions(report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
     println!("storing {} sessions", number(f64::from(SESSIONS), 0));
-    let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await?;
+    let bucket = stack
+        .bus
+        .jetstream_for_tests()
+        .get_key_value(SESSION_BUCKET)
+        .await?;
     let now = unix_millis();
     stream::iter(0..SESSIONS)
         .map(|session| {

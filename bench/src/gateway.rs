@@ -174,7 +174,7 @@ async fn added(report: &mut Report, stack: &Stack, ours: &Load, plan: Plan) -> a
          gateway, bus and service, and a bare NATS request to the same service.",
         number(RATE, 0)
     ));
-    let client = stack.bus.client().clone();
+    let client = stack.bus.client_for_tests().clone();
     let raw = async || -> anyhow::Result<Outcome> {
         let client = client.clone();
         load::at_rate(RATE, plan.time, move || {

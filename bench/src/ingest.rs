@@ -194,8 +194,8 @@ impl Bench {
         tokio::time::sleep(SETTLE).await;
         let before = self.cpu()?;
         let started = Instant::now();
-        store::publish(self.stack.bus.jetstream(), &load.parts).await?;
-        store::drained(self.stack.bus.jetstream()).await?;
+        store::publish(self.stack.bus.jetstream_for_tests(), &load.parts).await?;
+        store::drained(self.stack.bus.jetstream_for_tests()).await?;
         self.sent += load.documents;
         self.round(load, started, before)
     }

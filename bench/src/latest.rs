@@ -207,8 +207,8 @@ impl Bench {
                 processes,
             ))?);
         }
-        store::publish(self.bus.jetstream(), &parts).await?;
-        store::drained(self.bus.jetstream()).await?;
+        store::publish(self.bus.jetstream_for_tests(), &parts).await?;
+        store::drained(self.bus.jetstream_for_tests()).await?;
         let last = CreateDate::at(end, self.offset);
         testkit::eventually(
             "metrics-svc has stored the time of the last sample",

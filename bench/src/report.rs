@@ -83,7 +83,7 @@ impl Report {
             return Ok(());
         }
         let database = usage::program(stack.database.server.id())?;
-        let nats_server = stack.bus.client().server_info().version;
+        let nats_server = stack.bus.client_for_tests().server_info().version;
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));
             machine.insert("nats_server".to_owned(), json!(nats_server));

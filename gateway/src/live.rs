@@ -17,16 +17,8 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    consumer::{
-        DeliverPolicy,
-        pull::{Ordered, OrderedConfig},
-    },
-    message::Message,
-    stream::Stream,
-};
+use async_nats::jetstream::{consumer::DeliverPolicy, message::Message};
 use bytes::Bytes;
-use futures::StreamExt;
 use metrics::counter;
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -157,16 +149,17 @@ impl Live {
 
     /// Follows the stream of live events from the last known position until an error occurs.
     async fn follow_once(&self, followed: &mut Option<Followed>) -> Result<Infallible, async_nats::Error> {
-        let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(EVENT_STREAM));
-        let stream = found.await??;
-        let info = stream.cached_info();
-        if let Some(other) = Followed::take_if_replaced(followed, info.into()) {
+        let info = self.bus.stream_info(EVENT_STREAM, DEADLINE).await?;
+        let state = StreamState::from(&info);
+        if let Some(other) = Followed::take_if_replaced(followed, state) {
             self.end(&other);
         }
-        let following = Followed::resume(followed, info.into(), info.state.first_sequence);
+        let following = Followed::resume(followed, state, info.state.first_sequence);
         // Start with the last event that was received, to verify that the stream is still the same.
-        let begin = following.position.max(1);
-        let mut messages = tokio::time::timeout(DEADLINE, messages(&stream, begin)).await??;
+        let begin = DeliverPolicy::ByStartSequence {
+            start_sequence: following.position.max(1),
+        };
+        let mut reader = self.bus.read_stream(EVENT_STREAM, "", begin, DEADLINE).await?;
         let mut checks = tokio::time::interval(CHECK_INTERVAL);
         checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // Readers are admitted only once all events that are now in the stream are loaded.
@@ -178,8 +171,8 @@ impl Live {
                 self.log.send_replace(Some(Arc::clone(&following.log)));
             }
             tokio::select! {
-                message = messages.next() => {
-                    let message = message.ok_or("the consumer of live events ended")??;
+                message = reader.next() => {
+                    let message = message?;
                     let info = message.info()?;
                     let published = info.published.unix_timestamp_nanos();
                     if following.is_reused(info.stream_sequence, published) {
@@ -289,16 +282,6 @@ impl Followed {
             self.log.push(self.position, None);
         }
     }
-}
-
-async fn messages(stream: &Stream, begin: u64) -> Result<Ordered, async_nats::Error> {
-    let config = OrderedConfig {
-        deliver_policy: DeliverPolicy::ByStartSequence {
-            start_sequence: begin,
-        },
-        ..OrderedConfig::default()
-    };
-    Ok(stream.create_consumer(config).await?.messages().await?)
 }
 
 fn decode(message: &Message) -> Option<LiveEvent> {

@@ -22,7 +22,7 @@ use vmwatch_api::{
     time::unix_millis,
     wire::{Fault, FaultKind},
 };
-use vmwatch_bus::{Bus, follow::Follower, users::UserTable};
+use vmwatch_bus::{Bus, follow::Follower, jetstream::Bucket, users::UserTable};
 
 use self::{
     table::{Known, SessionTable, decode},
@@ -49,6 +49,8 @@ pub(crate) struct SessionSettings {
 #[derive(Clone)]
 pub(crate) struct Sessions {
     bus: Bus,
+    /// The session bucket itself.
+    bucket: Bucket,
     live: Follower<SessionTable>,
     users: Follower<UserTable>,
     uses: Uses,
@@ -85,6 +87,7 @@ impl Sessions {
         let users = Follower::start(bus, USER_BUCKET, stale_after, table, shutdown.clone());
         Self {
             bus: bus.clone(),
+            bucket: Bucket::new(bus, SESSION_BUCKET, BUCKET_DEADLINE),
             live,
             users,
             uses: Uses::report(bus, shutdown.clone()),
@@ -135,11 +138,8 @@ impl Sessions {
         }
         let _permit = self.reads.try_acquire().map_err(|_| unavailable())?;
         counter!("vmwatch_session_bucket_reads_total").increment(1);
-        let bucket = self.live.store().ok_or_else(unavailable)?;
-        let entry = tokio::time::timeout(BUCKET_DEADLINE, bucket.entry(token.key()))
-            .await
-            .map_err(|late| unavailable().caused_by(late))?
-            .map_err(|error| unavailable().caused_by(error))?;
+        let entry = self.bucket.entry(&token.key()).await;
+        let entry = entry.map_err(|error| unavailable().caused_by(error))?;
         let record = entry
             .filter(|entry| entry.operation == Operation::Put)
             .and_then(|entry| decode(&entry));

@@ -59,10 +59,7 @@ impl Events {
         // Do not queue events while the bus is unreachable: they would be delivered too late to be useful.
         let sent = self.bus.is_connected() && {
             let body = serde_json::to_vec(event).unwrap_or_default();
-            let sending = self
-                .bus
-                .client()
-                .publish_with_headers(event.subject(), headers, body.into());
+            let sending = self.bus.publish(event.subject(), headers, body.into());
             timeout(DEADLINE, sending).await.is_ok_and(|sent| sent.is_ok())
         };
         if !sent {

@@ -5,10 +5,7 @@ use std::time::Duration;
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
-    jetstream::{
-        Context,
-        stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
-    },
+    jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use bson::{RawDocument, RawDocumentBuf};
 use futures::StreamExt;
@@ -23,7 +20,7 @@ use vmwatch_api::{
     InstanceId, Service,
     events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
 };
-use vmwatch_bus::provision::ensure_stream;
+use vmwatch_bus::{Bus, provision::ensure_stream};
 
 use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, history::sums::VmRow};
 
@@ -66,17 +63,17 @@ pub(crate) fn stream(settings: &EventSettings) -> Config {
 }
 
 /// Creates the stream of live events if it is missing.
-pub(crate) async fn prepare(jetstream: &Context, settings: &EventSettings) -> Result<(), MetricsError> {
-    ensure_stream(jetstream, Service::Metrics, &stream(settings)).await?;
+pub(crate) async fn prepare(bus: &Bus, settings: &EventSettings) -> Result<(), MetricsError> {
+    ensure_stream(bus, Service::Metrics, &stream(settings)).await?;
     Ok(())
 }
 
 impl Events {
     /// Starts the task that publishes live events. The task ends when the last handle is dropped and all events have
     /// been sent or dropped.
-    pub(crate) fn start(jetstream: Context, settings: EventSettings) -> (Self, JoinHandle<()>) {
+    pub(crate) fn start(bus: Bus, settings: EventSettings) -> (Self, JoinHandle<()>) {
         let (queue, queued) = mpsc::channel(QUEUE_LENGTH);
-        let sending = tokio::spawn(send_all(jetstream, settings, queued));
+        let sending = tokio::spawn(send_all(bus, settings, queued));
         (Self { queue }, sending)
     }
 
@@ -101,21 +98,18 @@ fn lost() {
     counter!("vmwatch_events_lost_total").increment(1);
 }
 
-async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Receiver<QueuedEvent>) {
+async fn send_all(bus: Bus, settings: EventSettings, queued: mpsc::Receiver<QueuedEvent>) {
     let events = futures::stream::unfold(queued, async |mut queued| Some((queued.recv().await?, queued)));
-    let sent = events
-        .map(|event| timeout(DEADLINE, send(&jetstream, event)))
-        .buffered(MAX_UNACKNOWLEDGED);
+    let sent = events.map(|event| send(&bus, event)).buffered(MAX_UNACKNOWLEDGED);
     tokio::pin!(sent);
     let mut prepared = Instant::now();
     while let Some(sent) = sent.next().await {
         let error = match sent {
-            Ok(Ok(())) => {
+            Ok(()) => {
                 counter!("vmwatch_events_sent_total").increment(1);
                 continue;
             }
-            Ok(Err(error)) => error.cause(),
-            Err(_) => "JetStream did not acknowledge the event in time".to_owned(),
+            Err(error) => error.cause(),
         };
         lost();
         debug!(error, "publishing a live event failed; the event was dropped");
@@ -126,22 +120,19 @@ async fn send_all(jetstream: Context, settings: EventSettings, queued: mpsc::Rec
                 error,
                 "publishing live events failed; recreating the stream if it is missing"
             );
-            if let Ok(Err(error)) = timeout(DEADLINE, prepare(&jetstream, &settings)).await {
+            if let Ok(Err(error)) = timeout(DEADLINE, prepare(&bus, &settings)).await {
                 warn!(cause = error.cause(), "creating the stream of live events failed");
             }
         }
     }
 }
 
-async fn send(jetstream: &Context, queued: QueuedEvent) -> Result<(), MetricsError> {
+async fn send(bus: &Bus, queued: QueuedEvent) -> Result<(), MetricsError> {
     let mut headers = HeaderMap::new();
     headers.insert(NATS_MESSAGE_ID, queued.id);
     let body = serde_json::to_vec(&queued.event)?;
-    let sent = jetstream
-        .publish_with_headers(queued.event.subject(), headers, body.into())
-        .await;
-    let acknowledged = sent.map_err(MetricsError::jetstream)?.await;
-    acknowledged.map(drop).map_err(MetricsError::jetstream)
+    let stored = bus.publish_stored(queued.event.subject(), headers, body.into(), DEADLINE);
+    stored.await.map(drop).map_err(MetricsError::jetstream)
 }
 
 /// Creates the live event of a VM row, or returns `None` if the row lacks a field.

@@ -29,7 +29,7 @@ use std::{
 };
 
 use async_nats::jetstream::{
-    AckKind, Context, Message,
+    AckKind, Message,
     consumer::{PullConsumer, pull},
 };
 use futures::StreamExt;
@@ -114,7 +114,7 @@ impl Ingest {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let (batches, full) = mpsc::channel(1);
         let writing = tokio::spawn(write_all(self.writer(), full, shutdown.clone()));
-        let (refusals, publishing) = Refusals::start(self.jetstream().clone());
+        let (refusals, publishing) = Refusals::start(self.bus.clone());
         let mut intake = Intake {
             rates: Rates::new(self.rate),
             refusals,
@@ -144,7 +144,7 @@ impl Ingest {
             &self.store,
             &self.history,
             self.events.clone(),
-            self.jetstream(),
+            &self.bus,
             self.offset,
             // Use the `ack_wait` of the existing consumer, because `setup` may not have changed it to the configured
             // value yet.
@@ -152,13 +152,9 @@ impl Ingest {
         )
     }
 
-    const fn jetstream(&self) -> &Context {
-        self.bus.jetstream()
-    }
-
     /// Recreates the stream and the consumer if they were deleted or if the NATS server lost its data.
     async fn prepare_again(&mut self, shutdown: &CancellationToken) {
-        let prepared = streams::prepare(self.bus.jetstream(), &self.stream);
+        let prepared = streams::prepare(&self.bus, &self.stream);
         match shutdown.run_until_cancelled(prepared).await {
             Some(Ok(consumer)) => self.consumer = consumer,
             Some(Err(error)) => warn!(

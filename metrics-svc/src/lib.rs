@@ -78,12 +78,12 @@ async fn serve(
     .await;
     let Some(()) = prepared else { return Ok(()) };
     let consumer = until_done("JetStream", &shutdown, async || {
-        events::prepare(bus.jetstream(), &settings.events).await?;
-        streams::prepare(bus.jetstream(), &settings.stream).await
+        events::prepare(bus, &settings.events).await?;
+        streams::prepare(bus, &settings.stream).await
     })
     .await;
     let Some(consumer) = consumer else { return Ok(()) };
-    let (events, publishing) = Events::start(bus.jetstream().clone(), settings.events);
+    let (events, publishing) = Events::start(bus.clone(), settings.events);
     let ingest = Ingest::new(
         bus,
         Arc::clone(store),

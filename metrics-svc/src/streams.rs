@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    Context,
     consumer::{AckPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
@@ -14,7 +13,10 @@ use vmwatch_api::{
         SAMPLE_SUBJECT_PREFIX,
     },
 };
-use vmwatch_bus::provision::{Wanted, ensure_consumer, ensure_stream};
+use vmwatch_bus::{
+    Bus,
+    provision::{Wanted, ensure_consumer, ensure_stream},
+};
 
 use crate::{
     MetricsError,
@@ -50,13 +52,10 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
 }
 
 /// Opens the streams of samples and dead letters and the consumer, and creates those that are missing.
-pub(crate) async fn prepare(
-    jetstream: &Context,
-    settings: &StreamSettings,
-) -> Result<PullConsumer, MetricsError> {
-    ensure_stream(jetstream, Service::Metrics, &dead_letters(settings)).await?;
-    let stream = ensure_stream(jetstream, Service::Metrics, &samples(settings)).await?;
-    Ok(ensure_consumer(&stream, Service::Metrics, &consumer(settings)).await?)
+pub(crate) async fn prepare(bus: &Bus, settings: &StreamSettings) -> Result<PullConsumer, MetricsError> {
+    ensure_stream(bus, Service::Metrics, &dead_letters(settings)).await?;
+    ensure_stream(bus, Service::Metrics, &samples(settings)).await?;
+    Ok(ensure_consumer(bus, SAMPLE_STREAM, Service::Metrics, &consumer(settings)).await?)
 }
 
 fn consumer(settings: &StreamSettings) -> pull::Config {

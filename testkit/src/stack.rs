@@ -525,7 +525,7 @@ impl Stack {
     }
 
     async fn put(&self, bucket: &str, key: String, record: &impl serde::Serialize) {
-        let bucket = self.bus.jetstream().get_key_value(bucket).await;
+        let bucket = self.bus.jetstream_for_tests().get_key_value(bucket).await;
         let record = serde_json::to_vec(record).expect("encoding a user record succeeds");
         let put = bucket
             .expect("the setup command of auth-svc has created the KV bucket")
@@ -613,7 +613,7 @@ impl Stack {
         let settings =
             AuditSettings::read(&Environment::from_variables([])).expect("the default settings are valid");
         for stream in settings.streams() {
-            let made = ensure_stream(self.bus.jetstream(), Service::Auth, &stream).await;
+            let made = ensure_stream(&self.bus, Service::Auth, &stream).await;
             made.expect("creating the audit streams succeeds");
         }
     }

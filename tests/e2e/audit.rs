@@ -79,7 +79,7 @@ async fn failed_logins_use_at_most_a_tenth_of_the_audit() {
     }
     let mut stream = stack
         .bus
-        .jetstream()
+        .jetstream_for_tests()
         .get_stream(UNAUTHENTICATED_AUDIT_STREAM)
         .await
         .unwrap();
@@ -153,7 +153,7 @@ async fn user_changes_are_audited_and_fail_while_the_audit_is_full() {
         assert!(source.starts_with("command line of uid "), "{source}");
     }
 
-    let jetstream = stack.bus.jetstream();
+    let jetstream = stack.bus.jetstream_for_tests();
     let stream = jetstream.get_stream(AUDIT_STREAM).await.unwrap();
     let open = stream.cached_info().config.clone();
     let full = Config {
@@ -200,9 +200,7 @@ async fn audit_reader_does_not_wait_for_expired_records() {
     for mut stream in settings.streams() {
         stream.max_age = Duration::from_secs(1);
         stream.duplicate_window = Duration::from_secs(1);
-        ensure_stream(bus.jetstream(), Service::Auth, &stream)
-            .await
-            .unwrap();
+        ensure_stream(&bus, Service::Auth, &stream).await.unwrap();
     }
     let audit = Audit::new(&bus, true);
     for number in 0..3 {
@@ -222,8 +220,12 @@ async fn audit_reader_does_not_wait_for_expired_records() {
     let mut from_the_end = Newest::open(&bus, None).await.unwrap();
     let mut from_a_moment = Newest::open(&bus, None).await.unwrap();
     eventually("all audit records have expired", PATIENCE, async || {
-        let mut stream = audit.stream(AUDIT_STREAM).await.unwrap();
-        let left = stream.info().await.unwrap().state.messages;
+        let left = bus
+            .stream_info(AUDIT_STREAM, PATIENCE)
+            .await
+            .unwrap()
+            .state
+            .messages;
         (left == 0)
             .then_some(())
             .ok_or(format!("{left} audit records are left"))

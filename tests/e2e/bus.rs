@@ -132,7 +132,7 @@ async fn answers(bus: &Bus) {
 }
 
 /// Collects the replies to a request that every replica answers, and asserts their number.
-async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
+pub(crate) async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
     let found = replies(bus, subject, count, PATIENCE).await;
     assert_eq!(found.len(), count, "{subject}: {found:?}");
     found
@@ -140,7 +140,7 @@ async fn ask_all(bus: &Bus, subject: &str, count: usize) -> Vec<Value> {
 
 /// Collects the replies that arrive within the time limit, and stops after `most` replies.
 async fn replies(bus: &Bus, subject: &str, most: usize, limit: Duration) -> Vec<Value> {
-    let client = bus.client();
+    let client = bus.client_for_tests();
     let inbox = client.new_inbox();
     let messages = client.subscribe(inbox.clone()).await.unwrap();
     client

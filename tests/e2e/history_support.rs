@@ -74,7 +74,7 @@ pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     eventually("the stream accepts a sample", PATIENCE, async || {
         let sent = stack
             .bus
-            .jetstream()
+            .jetstream_for_tests()
             .publish(subject.clone(), body.clone().into())
             .await;
         let acknowledged = sent.map_err(|error| error.to_string())?.await;
@@ -86,7 +86,7 @@ pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
 /// Waits until every sample is stored and acknowledged.
 pub(crate) async fn stored(stack: &Stack) {
     eventually("all samples are stored", PATIENCE, async || {
-        let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await;
+        let stream = stack.bus.jetstream_for_tests().get_stream(SAMPLE_STREAM).await;
         match stream
             .map_err(|error| error.to_string())?
             .cached_info()

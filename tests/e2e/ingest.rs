@@ -265,7 +265,12 @@ async fn metrics_svc_recreates_deleted_samples_stream() {
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(5).await;
     drained(&stack.bus).await;
-    stack.bus.jetstream().delete_stream(SAMPLE_STREAM).await.unwrap();
+    stack
+        .bus
+        .jetstream_for_tests()
+        .delete_stream(SAMPLE_STREAM)
+        .await
+        .unwrap();
     publisher.publish_many(5).await;
     publisher
         .rows

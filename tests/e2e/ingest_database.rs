@@ -26,7 +26,7 @@ async fn behind_a_proxy() -> (Stack, MongoProxy) {
 async fn dead_letters(stack: &Stack) -> Vec<String> {
     let stream = stack
         .bus
-        .jetstream()
+        .jetstream_for_tests()
         .get_stream(DEAD_LETTER_STREAM)
         .await
         .unwrap();
@@ -59,7 +59,12 @@ async fn suspects(stack: &Stack) -> u64 {
 
 /// Delivers the only message of the stream this many times without storing it, as if metrics-svc had crashed each time.
 async fn deliver(stack: &Stack, times: usize) {
-    let stream = stack.bus.jetstream().get_stream(SAMPLE_STREAM).await.unwrap();
+    let stream = stack
+        .bus
+        .jetstream_for_tests()
+        .get_stream(SAMPLE_STREAM)
+        .await
+        .unwrap();
     let consumer: PullConsumer = stream.get_consumer("store").await.unwrap();
     for _ in 0..times {
         // NATS delivers the message again after the ack wait, because the killed program did not acknowledge it.

@@ -17,7 +17,7 @@ use crate::ingest_support::{Publisher, Rows, drained, process, stack};
 async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
     let stream: Stream = stack
         .bus
-        .jetstream()
+        .jetstream_for_tests()
         .get_stream(DEAD_LETTER_STREAM)
         .await
         .unwrap();

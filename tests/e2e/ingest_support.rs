@@ -163,7 +163,7 @@ pub(crate) async fn count(database: &Database) -> Result<u64, String> {
 
 /// Returns the number of messages in the samples stream.
 pub(crate) async fn waiting(bus: &Bus) -> Result<u64, String> {
-    let stream = bus.jetstream().get_stream(SAMPLE_STREAM).await;
+    let stream = bus.jetstream_for_tests().get_stream(SAMPLE_STREAM).await;
     let stream = stream.map_err(|error| error.to_string())?;
     Ok(stream.cached_info().state.messages)
 }
@@ -291,7 +291,13 @@ impl Publisher {
     pub(crate) async fn send_raw(&self, body: Vec<u8>) -> Result<(), String> {
         let message = PublishMessage::build().payload(body.into());
         let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", self.instance);
-        let published = async { self.bus.jetstream().send_publish(subject, message).await?.await };
+        let published = async {
+            self.bus
+                .jetstream_for_tests()
+                .send_publish(subject, message)
+                .await?
+                .await
+        };
         match tokio::time::timeout(Duration::from_secs(1), published).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(format!("{error:?}")),

@@ -18,7 +18,12 @@ use crate::history_support::{SECOND, process, publish, recent_bucket, sample, st
 async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) -> Vec<(u64, LiveEvent)> {
     let instance: Option<InstanceId> = instance.map(|instance| instance.parse().unwrap());
     let reading = async {
-        let stream = stack.bus.jetstream().get_stream(EVENT_STREAM).await.unwrap();
+        let stream = stack
+            .bus
+            .jetstream_for_tests()
+            .get_stream(EVENT_STREAM)
+            .await
+            .unwrap();
         let consumer = stream
             .create_consumer(OrderedConfig {
                 deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
@@ -44,7 +49,7 @@ async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) 
 }
 
 async fn count(stack: &Stack) -> Result<u64, String> {
-    let stream = stack.bus.jetstream().get_stream(EVENT_STREAM).await;
+    let stream = stack.bus.jetstream_for_tests().get_stream(EVENT_STREAM).await;
     Ok(stream
         .map_err(|error| error.to_string())?
         .cached_info()
@@ -123,7 +128,12 @@ async fn each_stored_sample_is_published_once_as_live_event() {
 async fn missing_events_stream_does_not_delay_rows() {
     let stack = stack().start().await;
     let from_ms = recent_bucket();
-    stack.bus.jetstream().delete_stream(EVENT_STREAM).await.unwrap();
+    stack
+        .bus
+        .jetstream_for_tests()
+        .delete_stream(EVENT_STREAM)
+        .await
+        .unwrap();
     let rows = stack.database.handle().collection::<Document>("vm_samples");
     for second in 0..50 {
         publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;

@@ -262,7 +262,7 @@ async fn lists_of_users_operations_and_audit_have_bounded_pages() {
     let stack = stack().start().await;
     let users = stack.database.handle().collection::<Document>("users");
     users.insert_many((0..USERS).map(large_user)).await.unwrap();
-    let jetstream = stack.bus.jetstream();
+    let jetstream = stack.bus.jetstream_for_tests();
     let operations = jetstream.get_key_value("vmwatch_operations").await.unwrap();
     for number in 0..RECORDS {
         let operation = large_operation(number).to_string();

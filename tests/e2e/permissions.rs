@@ -84,7 +84,7 @@ async fn all_programs_work_with_deployed_nats_permissions() {
 
 /// Returns the names of the services that answer a ping, as `nats micro ping` does.
 async fn services(bus: &vmwatch_bus::Bus) -> Vec<String> {
-    let client = bus.client();
+    let client = bus.client_for_tests();
     let inbox = client.new_inbox();
     let mut replies = client.subscribe(inbox.clone()).await.unwrap();
     client
@@ -208,7 +208,7 @@ async fn nats_permissions_refuse_forbidden_actions() {
     let nats = Nats::start_with(folder.path(), Some(secrets)).await;
     for (user, subject, queue) in FORBIDDEN {
         let bus = nats.connect_as("a test", user).await;
-        let client = bus.client();
+        let client = bus.client_for_tests();
         let (what, _subscription) = match *queue {
             None => {
                 client.publish(*subject, "{}".into()).await.unwrap();

@@ -49,7 +49,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 async fn info(stack: &Stack, stream: &str) -> Info {
-    let found = stack.bus.jetstream().get_stream(stream).await.unwrap();
+    let found = stack.bus.jetstream_for_tests().get_stream(stream).await.unwrap();
     found.cached_info().clone()
 }
 
@@ -76,7 +76,7 @@ async fn setup_command_is_repeatable_and_refuses_to_delete_data() {
     );
 
     // Two records of 600 KB exceed 1 MiB, the minimum of `VMWATCH_AUDIT_MAX_BYTES`.
-    let jetstream = stack.bus.jetstream();
+    let jetstream = stack.bus.jetstream_for_tests();
     for _ in 0..2 {
         let subject = format!("{AUDIT_SUBJECT_PREFIX}test");
         let published = jetstream.publish(subject, "x".repeat(600_000).into()).await;
@@ -166,11 +166,14 @@ async fn credentials_of_services_cannot_change_streams() {
         for stream in streams() {
             for verb in verbs {
                 let subject = format!("$JS.API.STREAM.{verb}.{stream}");
-                bus.client().publish(subject.clone(), "{}".into()).await.unwrap();
+                bus.client_for_tests()
+                    .publish(subject.clone(), "{}".into())
+                    .await
+                    .unwrap();
                 expected.push((user.to_owned(), format!(r#"Subject "{subject}""#)));
             }
         }
-        bus.client().flush().await.unwrap();
+        bus.client_for_tests().flush().await.unwrap();
         connections.push(bus);
     }
     eventually("NATS refuses every attempt", PATIENCE, async || {
@@ -211,7 +214,7 @@ async fn kv_buckets_refuse_rollup_headers() {
         let write = async |key: &str, headers: HeaderMap| {
             let subject = format!("$KV.{bucket}.{key}");
             let published = bus
-                .jetstream()
+                .jetstream_for_tests()
                 .publish_with_headers(subject, headers, "x".into())
                 .await;
             published.unwrap().await
@@ -235,7 +238,10 @@ async fn operator_credential_lists_replays_and_discards_dead_letters() {
         headers.insert(dead_letter::SUBJECT, "vmwatch.v1.samples.vm-1");
         let subject = "vmwatch.v1.dead_letters.vm-1";
         let body = format!("sample {turn}").into();
-        let published = stack.bus.jetstream().publish_with_headers(subject, headers, body);
+        let published = stack
+            .bus
+            .jetstream_for_tests()
+            .publish_with_headers(subject, headers, body);
         published.await.unwrap().await.unwrap();
     }
     let operator = |args: &[&str]| {
@@ -245,7 +251,12 @@ async fn operator_credential_lists_replays_and_discards_dead_letters() {
     assert_eq!(operator(&["list", "--json"]).lines().count(), 2);
 
     assert_eq!(operator(&["replay", "1"]), "replayed 1 samples\n");
-    let samples = stack.bus.jetstream().get_stream("VMWATCH_SAMPLES").await.unwrap();
+    let samples = stack
+        .bus
+        .jetstream_for_tests()
+        .get_stream("VMWATCH_SAMPLES")
+        .await
+        .unwrap();
     let sample = samples
         .get_last_raw_message_by_subject("vmwatch.v1.samples.vm-1")
         .await;

@@ -16,7 +16,7 @@ use crate::traces::collector;
 #[tokio::test]
 async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     let stack = Stack::builder().start().await;
-    let client = stack.bus.client();
+    let client = stack.bus.client_for_tests();
     for (program, method) in [
         (Program::Auth, Login::INFO),
         (Program::Metrics, VmLatest::INFO),

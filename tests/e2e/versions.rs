@@ -76,7 +76,7 @@ pub(crate) async fn give_newer_role(stack: &Stack, user: &str) -> (Store, u64) {
 }
 
 async fn bucket(stack: &Stack, name: &str) -> Store {
-    stack.bus.jetstream().get_key_value(name).await.unwrap()
+    stack.bus.jetstream_for_tests().get_key_value(name).await.unwrap()
 }
 
 async fn value(bucket: &Store, key: &str) -> Value {
@@ -91,7 +91,7 @@ async fn put(bucket: &Store, key: &str, value: &Value) -> u64 {
 async fn publish(stack: &Stack, subject: &str, body: &Value) {
     let sent = stack
         .bus
-        .jetstream()
+        .jetstream_for_tests()
         .publish(subject.to_owned(), body.to_string().into())
         .await;
     sent.unwrap().await.unwrap();

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
+use async_nats::jetstream::kv::Operation;
 use vmwatch_api::{
     Service,
     lifecycle::OperationId,
@@ -11,7 +11,8 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{
     Bus,
-    provision::{Bucket, ProvisionError, ensure_bucket},
+    jetstream::{Bucket, JetStreamError},
+    provision::{BucketConfig, ProvisionError, ensure_stream},
 };
 
 use super::record::Record;
@@ -27,13 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(3);
 pub(super) enum StoreError {
     /// JetStream failed; if the request was a write, it may still have taken effect.
     #[error("the KV bucket of operation records failed")]
-    Bucket(#[source] async_nats::Error),
-    /// JetStream refused the write, because the KV bucket is full or the record is too large.
-    #[error("the KV bucket of operation records refused the write")]
-    Refused(#[source] async_nats::Error),
-    /// JetStream did not answer in time; if the request was a write, it may still take effect.
-    #[error("the KV bucket of operation records did not answer in time")]
-    Timeout,
+    Bucket(#[from] JetStreamError),
     /// This replica's in-memory copy of the KV bucket is out of date.
     #[error("the in-memory copy of the operation records is out of date")]
     NotFollowed,
@@ -56,13 +51,13 @@ pub(super) type Stored = (Record, u64);
 
 #[derive(Debug, Clone)]
 pub(super) struct Store {
-    bucket: kv::Store,
+    bucket: Bucket,
     events: Events,
 }
 
 /// Returns the configuration of the KV bucket of operation records according to the settings.
-pub(crate) const fn bucket(settings: &OperationSettings) -> Bucket {
-    Bucket {
+pub(crate) const fn bucket(settings: &OperationSettings) -> BucketConfig {
+    BucketConfig {
         name: OPERATION_BUCKET,
         description: "operations on VMs",
         max_age: settings.keep,
@@ -78,72 +73,58 @@ impl Store {
         settings: &OperationSettings,
         events: Events,
     ) -> Result<Self, ProvisionError> {
-        let bucket = ensure_bucket(bus.jetstream(), Service::Lifecycle, bucket(settings)).await?;
+        ensure_stream(bus, Service::Lifecycle, &bucket(settings).into()).await?;
+        let bucket = Bucket::new(bus, OPERATION_BUCKET, DEADLINE);
         Ok(Self { bucket, events })
     }
 
     /// Creates an operation record, unless a record with its id exists.
     pub(super) async fn create(&self, record: &Record) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
-        let created = within(self.bucket.create(record.operation.id.as_str(), value)).await?;
-        match created {
-            Ok(revision) => {
-                self.events.publish_operation(&record.operation).await;
-                Ok(Written::At(revision))
-            }
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(Written::Conflict),
-            Err(error) if error.kind() == CreateErrorKind::Other => Err(StoreError::Refused(error.into())),
-            Err(error) => Err(StoreError::Bucket(error.into())),
-        }
+        let created = self.bucket.create(record.operation.id.as_str(), value).await?;
+        Ok(self.written(record, created).await)
     }
 
     /// Replaces an operation record if its revision is still the given one.
     pub(super) async fn replace(&self, record: &Record, revision: u64) -> Result<Written, StoreError> {
         let value = serde_json::to_vec(record)?.into();
-        let updated = within(self.bucket.update(record.operation.id.as_str(), value, revision)).await?;
-        match updated {
-            Ok(revision) => {
-                self.events.publish_operation(&record.operation).await;
-                Ok(Written::At(revision))
-            }
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(Written::Conflict),
-            Err(error) if error.kind() == UpdateErrorKind::Other => Err(StoreError::Refused(error.into())),
-            Err(error) => Err(StoreError::Bucket(error.into())),
-        }
+        let key = record.operation.id.as_str();
+        let updated = self.bucket.update(key, value, revision).await?;
+        Ok(self.written(record, updated).await)
+    }
+
+    async fn written(&self, record: &Record, revision: Option<u64>) -> Written {
+        let Some(revision) = revision else {
+            return Written::Conflict;
+        };
+        self.events.publish_operation(&record.operation).await;
+        Written::At(revision)
     }
 
     /// Reads the record of an operation.
     pub(super) async fn read(&self, id: &OperationId) -> Result<Option<Stored>, StoreError> {
-        let entry = within(self.bucket.entry(id.as_str())).await?;
-        let entry = entry.map_err(|error| StoreError::Bucket(error.into()))?;
+        let entry = self.bucket.entry(id.as_str()).await?;
         entry
-            .filter(|entry| entry.operation == kv::Operation::Put)
+            .filter(|entry| entry.operation == Operation::Put)
             .map(|entry| Ok((Record::decode(&entry.value)?, entry.revision)))
             .transpose()
     }
 
     /// Returns the current size of the KV bucket of operation records.
     pub(super) async fn bytes(&self) -> Result<u64, StoreError> {
-        // The KV bucket's `status()` would return the size as of the time at which the bucket was opened.
-        let info = within(self.bucket.stream.get_info()).await?;
-        Ok(info
-            .map_err(|error| StoreError::Bucket(error.into()))?
-            .state
-            .bytes)
+        Ok(self.bucket.bytes().await?)
     }
 }
 
 impl StoreError {
     /// Whether the error is permanent, so that a retry would fail as well.
     pub(super) const fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(_) | Self::Codec(_))
+        match self {
+            Self::Bucket(error) => error.is_final(),
+            Self::NotFollowed => false,
+            Self::Codec(_) => true,
+        }
     }
-}
-
-async fn within<T>(work: impl Future<Output = T>) -> Result<T, StoreError> {
-    tokio::time::timeout(DEADLINE, work)
-        .await
-        .map_err(|_| StoreError::Timeout)
 }
 
 impl From<StoreError> for Fault {

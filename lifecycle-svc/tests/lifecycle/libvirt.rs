@@ -222,7 +222,7 @@ async fn action_is_refused_if_it_cannot_be_audited() {
     let strict = world
         .replica("strict", &[("VMWATCH_HYPERVISORS", &hypervisors)])
         .await;
-    let jetstream = world.bus.jetstream();
+    let jetstream = world.bus.jetstream_for_tests();
     let stream = jetstream.get_stream("VMWATCH_AUDIT").await.unwrap();
     let full = Config {
         max_bytes: 1,
@@ -252,7 +252,12 @@ async fn audit_records_cannot_be_deleted() {
     let world = World::new().await;
     let _service = service(&world).await;
     world.start(&operator(), OFF).await.unwrap();
-    let mut stream = world.bus.jetstream().get_stream("VMWATCH_AUDIT").await.unwrap();
+    let mut stream = world
+        .bus
+        .jetstream_for_tests()
+        .get_stream("VMWATCH_AUDIT")
+        .await
+        .unwrap();
     let state = stream.info().await.unwrap().state.clone();
     assert!(stream.delete_message(state.first_sequence).await.is_err());
     assert!(stream.purge().await.is_err());
@@ -328,7 +333,11 @@ async fn only_setup_changes_the_existing_operation_bucket() {
     let world = World::new().await;
     drop(service(&world).await);
     let keep = async || {
-        let bucket = world.bus.jetstream().get_stream("KV_vmwatch_operations").await;
+        let bucket = world
+            .bus
+            .jetstream_for_tests()
+            .get_stream("KV_vmwatch_operations")
+            .await;
         bucket.unwrap().cached_info().config.max_age
     };
     let week = Duration::from_hours(7 * 24);

@@ -49,9 +49,7 @@ impl World {
         // Creates the audit streams like auth-svc, which owns them.
         let audit = AuditSettings::read(&Environment::from_variables([])).unwrap();
         for stream in audit.streams() {
-            ensure_stream(bus.jetstream(), Service::Auth, &stream)
-                .await
-                .unwrap();
+            ensure_stream(&bus, Service::Auth, &stream).await.unwrap();
         }
         Self { bus, nats, folder }
     }

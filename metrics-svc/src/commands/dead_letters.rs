@@ -2,16 +2,13 @@
 
 use std::{io::Write as _, time::Duration};
 
-use async_nats::jetstream::{
-    message::StreamMessage,
-    stream::{RawMessageErrorKind, Stream},
-};
+use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use serde::Serialize;
 use vmwatch_api::{
     Service,
     metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
 };
-use vmwatch_bus::{Bus, audit::Audit};
+use vmwatch_bus::{Bus, audit::Audit, jetstream::JetStreamError};
 
 use super::{DeadLettersCommand, Selection, announce::announced};
 use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
@@ -25,18 +22,17 @@ pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings)
         &settings.bus,
     )
     .await?;
-    let stream = bounded(bus.jetstream().get_stream(DEAD_LETTER_STREAM)).await?;
     let audit = Audit::new(&bus, settings.audit_required);
     let audit = Some(&audit);
     let detail = |selection: &Selection| format!("dead letters {selection}");
     let done = match command {
-        DeadLettersCommand::List { json } => return list(&stream, json).await,
+        DeadLettersCommand::List { json } => return list(&bus, json).await,
         DeadLettersCommand::Replay(selection) => {
-            let replay = replay(&bus, &stream, &selection);
+            let replay = replay(&bus, &selection);
             announced(audit, "metrics.dead_letters.replay", detail(&selection), replay).await?
         }
         DeadLettersCommand::Discard(selection) => {
-            let discard = discard(&stream, &selection);
+            let discard = discard(&bus, &selection);
             announced(audit, "metrics.dead_letters.discard", detail(&selection), discard).await?
         }
     };
@@ -44,38 +40,41 @@ pub(super) async fn run(command: DeadLettersCommand, settings: &MetricsSettings)
     Ok(())
 }
 
-async fn replay(bus: &Bus, stream: &Stream, selection: &Selection) -> Result<String, MetricsError> {
+async fn replay(bus: &Bus, selection: &Selection) -> Result<String, MetricsError> {
     let mut done = 0;
-    for letter in select(stream, selection).await? {
+    for letter in select(bus, selection).await? {
         let Some(subject) = header(&letter, dead_letter::SUBJECT) else {
             eprintln!("dead letter {} has no original subject; skipped", letter.sequence);
             continue;
         };
         let payload = letter.payload.clone();
-        let acknowledged = bounded(bus.jetstream().publish(subject.to_owned(), payload)).await?;
-        bounded(acknowledged.into_future()).await?;
-        bounded(stream.delete_message(letter.sequence)).await?;
+        let stored = bus.publish_stored(subject.to_owned(), HeaderMap::new(), payload, DEADLINE);
+        stored.await.map_err(failed)?;
+        delete(bus, &letter).await?;
         done += 1;
     }
     Ok(format!("replayed {done} samples"))
 }
 
-async fn discard(stream: &Stream, selection: &Selection) -> Result<String, MetricsError> {
-    let letters = select(stream, selection).await?;
+async fn discard(bus: &Bus, selection: &Selection) -> Result<String, MetricsError> {
+    let letters = select(bus, selection).await?;
     for letter in &letters {
-        bounded(stream.delete_message(letter.sequence)).await?;
+        delete(bus, letter).await?;
     }
     Ok(format!("discarded {} samples", letters.len()))
 }
 
-async fn bounded<T, E: Into<async_nats::Error>>(
-    asked: impl Future<Output = Result<T, E>>,
-) -> Result<T, MetricsError> {
-    match tokio::time::timeout(DEADLINE, asked).await {
-        Ok(answer) => answer.map_err(MetricsError::jetstream),
-        Err(_) => Err(MetricsError::Refused(
-            "the NATS server does not answer; check VMWATCH_NATS_URL".to_owned(),
-        )),
+async fn delete(bus: &Bus, letter: &StreamMessage) -> Result<(), MetricsError> {
+    let deleting = bus.delete_message(DEAD_LETTER_STREAM, letter.sequence, DEADLINE);
+    deleting.await.map_err(failed)
+}
+
+fn failed(error: JetStreamError) -> MetricsError {
+    match error {
+        JetStreamError::Timeout => {
+            MetricsError::Refused("the NATS server does not answer; check VMWATCH_NATS_URL".to_owned())
+        }
+        error => MetricsError::jetstream(error),
     }
 }
 
@@ -84,28 +83,24 @@ fn header<'a>(letter: &'a StreamMessage, name: &str) -> Option<&'a str> {
 }
 
 /// Reads the first dead letter whose sequence number is `from` or greater.
-async fn next(stream: &Stream, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
+async fn next(bus: &Bus, from: u64) -> Result<Option<StreamMessage>, MetricsError> {
     let all = format!("{DEAD_LETTER_SUBJECT_PREFIX}>");
-    let asked = tokio::time::timeout(DEADLINE, stream.get_first_raw_message_by_subject(all, from)).await;
-    match asked.map_err(MetricsError::jetstream)? {
-        Ok(letter) => Ok(Some(letter)),
-        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(MetricsError::jetstream(error)),
-    }
+    let found = bus.next_message(DEAD_LETTER_STREAM, from, &all, DEADLINE).await;
+    found.map_err(failed)
 }
 
-async fn select(stream: &Stream, selection: &Selection) -> Result<Vec<StreamMessage>, MetricsError> {
+async fn select(bus: &Bus, selection: &Selection) -> Result<Vec<StreamMessage>, MetricsError> {
     let mut letters = Vec::new();
     if selection.all {
         let mut from = 1;
-        while let Some(letter) = next(stream, from).await? {
+        while let Some(letter) = next(bus, from).await? {
             from = letter.sequence + 1;
             letters.push(letter);
         }
         return Ok(letters);
     }
     for &number in &selection.numbers {
-        match next(stream, number).await? {
+        match next(bus, number).await? {
             Some(letter) if letter.sequence == number => letters.push(letter),
             _ => {
                 return Err(MetricsError::Refused(format!(
@@ -126,10 +121,10 @@ struct Listed<'a> {
     reason: &'a str,
 }
 
-async fn list(stream: &Stream, json: bool) -> Result<(), MetricsError> {
+async fn list(bus: &Bus, json: bool) -> Result<(), MetricsError> {
     let mut out = std::io::stdout().lock();
     let mut from = 1;
-    while let Some(letter) = next(stream, from).await? {
+    while let Some(letter) = next(bus, from).await? {
         let listed = Listed {
             number: letter.sequence,
             refused: letter.time.to_string(),

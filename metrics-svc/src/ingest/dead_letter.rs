@@ -5,11 +5,12 @@ use std::time::Duration;
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
-    jetstream::{AckKind, Context, Message},
+    jetstream::{AckKind, Message},
 };
 use metrics::counter;
 use tracing::warn;
 use vmwatch_api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_bus::Bus;
 
 use super::batch::acknowledge;
 use crate::MetricsError;
@@ -27,28 +28,24 @@ const REDELIVERY_DELAY: Duration = Duration::from_mins(1);
 
 /// Refuses a message that had passed the first checks: counts and logs the refusal, and publishes the message as a dead
 /// letter.
-pub(super) async fn refuse(jetstream: &Context, message: &Message, reason: &str) {
+pub(super) async fn refuse(bus: &Bus, message: &Message, reason: &str) {
     counter!("vmwatch_samples_refused_total", "vm" => "other").increment(1);
     warn!(subject = %message.subject, reason, "sample refused; see `vmwatch-metrics dead-letters list`");
-    publish_then_remove(jetstream, message, reason).await;
+    publish_then_remove(bus, message, reason).await;
 }
 
 /// Publishes the dead letter, then removes the message from the stream of samples.
-pub(super) async fn publish_then_remove(jetstream: &Context, message: &Message, reason: &str) {
-    match tokio::time::timeout(DEADLINE, publish(jetstream, message, reason)).await {
-        Ok(Ok(())) => acknowledge(message, AckKind::Term).await,
-        Ok(Err(error)) => {
+pub(super) async fn publish_then_remove(bus: &Bus, message: &Message, reason: &str) {
+    match publish(bus, message, reason).await {
+        Ok(()) => acknowledge(message, AckKind::Term).await,
+        Err(error) => {
             warn!(cause = error.cause(), "publishing a dead letter failed; retrying");
-            acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
-        }
-        Err(_) => {
-            warn!("publishing a dead letter timed out; retrying");
             acknowledge(message, AckKind::Nak(Some(REDELIVERY_DELAY))).await;
         }
     }
 }
 
-async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result<(), MetricsError> {
+async fn publish(bus: &Bus, message: &Message, reason: &str) -> Result<(), MetricsError> {
     let stored = message.info().ok();
     let stored = stored.map(|info| (info.stream, info.stream_sequence));
     let headers = headers(&message.subject, reason, stored);
@@ -57,11 +54,8 @@ async fn publish(jetstream: &Context, message: &Message, reason: &str) -> Result
         .strip_prefix(SAMPLE_SUBJECT_PREFIX)
         .unwrap_or("unknown");
     let subject = format!("{DEAD_LETTER_SUBJECT_PREFIX}{instance}");
-    let acknowledged = jetstream
-        .publish_with_headers(subject, headers, message.payload.clone())
-        .await
-        .map_err(MetricsError::jetstream)?;
-    acknowledged.await.map(drop).map_err(MetricsError::jetstream)
+    let stored = bus.publish_stored(subject, headers, message.payload.clone(), DEADLINE);
+    stored.await.map(drop).map_err(MetricsError::jetstream)
 }
 
 /// Headers of a dead letter. `stored` is the message's stream and its sequence number there.

@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{AckKind, Context, Message};
+use async_nats::jetstream::{AckKind, Message};
 use metrics::counter;
 use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tracing::warn;
+use vmwatch_bus::Bus;
 
 use super::{batch::acknowledge, dead_letter::publish_then_remove};
 
@@ -49,11 +50,11 @@ struct Letter {
 impl Refusals {
     /// Starts the task that publishes dead letters. The task ends when the returned `Refusals` is dropped and all dead
     /// letters are published or dropped.
-    pub(super) fn start(jetstream: Context) -> (Self, JoinHandle<()>) {
+    pub(super) fn start(bus: Bus) -> (Self, JoinHandle<()>) {
         let (letters, mut waiting) = mpsc::channel::<Letter>(QUEUE_LENGTH);
         let publishing = tokio::spawn(async move {
             while let Some(Letter { message, reason }) = waiting.recv().await {
-                publish_then_remove(&jetstream, &message, &reason).await;
+                publish_then_remove(&bus, &message, &reason).await;
             }
         });
         let refusals = Self {

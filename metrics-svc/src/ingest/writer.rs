@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::{AckKind, Context, Message};
+use async_nats::jetstream::{AckKind, Message};
 use metrics::{counter, gauge, histogram};
 use tokio::{
     sync::Semaphore,
@@ -11,6 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, warn};
 use vmwatch_api::time::UtcOffset;
+use vmwatch_bus::Bus;
 
 use super::{
     batch::{Batch, Refused, acknowledge},
@@ -53,7 +54,7 @@ pub(super) struct Writer {
     pub(super) store: Arc<RowStore>,
     pub(super) history: Arc<History>,
     pub(super) events: Events,
-    pub(super) jetstream: Context,
+    pub(super) bus: Bus,
     pub(super) suspects: Suspects,
     pub(super) offset: UtcOffset,
     /// Time within which a message must be acknowledged:
@@ -73,7 +74,7 @@ impl Writer {
         store: &Arc<RowStore>,
         history: &Arc<History>,
         events: Events,
-        jetstream: &Context,
+        bus: &Bus,
         offset: UtcOffset,
         ack_wait: Duration,
     ) -> Self {
@@ -82,7 +83,7 @@ impl Writer {
             store: Arc::clone(store),
             history: Arc::clone(history),
             events,
-            jetstream: jetstream.clone(),
+            bus: bus.clone(),
             offset,
             ack_wait,
             attempts: Arc::new(Semaphore::new(MAX_ATTEMPTS)),
@@ -115,7 +116,7 @@ impl Writer {
         let crashes = self.begin_alone(key, &message, shutdown).await?;
         if crashes >= MAX_CRASHES {
             let reason = format!("the service crashed {crashes} times while writing this sample");
-            refuse(&self.jetstream, &message, &reason).await;
+            refuse(&self.bus, &message, &reason).await;
             return Some(());
         }
         match read(&message, self.offset) {
@@ -125,7 +126,7 @@ impl Writer {
                 let span = batch.span();
                 self.write(batch, shutdown).instrument(span).await;
             }
-            Err(reason) => refuse(&self.jetstream, &message, &reason).await,
+            Err(reason) => refuse(&self.bus, &message, &reason).await,
         }
         Some(())
     }
@@ -178,7 +179,7 @@ impl Writer {
                 Verdict::Stored => acknowledge(message, AckKind::Ack).await,
                 Verdict::Refused(words) => {
                     let reason = format!("the database refused a row: {words}");
-                    refuse(&self.jetstream, message, &reason).await;
+                    refuse(&self.bus, message, &reason).await;
                 }
                 Verdict::Retry => {
                     counter!("vmwatch_samples_returned_total").increment(1);

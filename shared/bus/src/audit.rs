@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_nats::{
     HeaderMap,
     header::NATS_MESSAGE_ID,
-    jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream},
+    jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType},
 };
 use metrics::counter;
 use sha2::{Digest, Sha256};
@@ -31,7 +31,7 @@ pub use self::{
     reader::{Newest, newest},
     refusals::Refusals,
 };
-use super::{Bus, random_id, stream_requests::JetStreamError};
+use super::{Bus, jetstream::JetStreamError, random_id};
 
 const KEEP: Setting = Setting {
     name: "VMWATCH_AUDIT_KEEP",
@@ -150,12 +150,8 @@ impl Audit {
 
     /// Fails if an audit stream does not exist or is unreachable.
     pub async fn check(&self) -> Result<(), AuditError> {
-        self.stream(AUDIT_STREAM).await.map(drop)
-    }
-
-    /// Opens one of the audit streams and reads its state.
-    pub async fn stream(&self, name: &str) -> Result<Stream, AuditError> {
-        within(self.bus.jetstream().get_stream(name)).await
+        self.bus.stream_info(AUDIT_STREAM, DEADLINE).await?;
+        Ok(())
     }
 
     /// Appends an audit record that announces an action. If this fails and the audit is required, the caller must not
@@ -190,11 +186,8 @@ impl Audit {
         let stored = self
             .bus
             .publish_stored(record.subject(), headers, body.into(), DEADLINE);
-        match stored.await {
-            Ok(_) => Ok(()),
-            Err(JetStreamError::Timeout) => Err(AuditError::Timeout),
-            Err(error) => Err(AuditError::Stream(error.into())),
-        }
+        stored.await?;
+        Ok(())
     }
 }
 
@@ -209,13 +202,11 @@ pub fn lost(record: &AuditRecord, cause: &AuditError) {
     error!(%cause, ?record, "audit append failed; the record is only in this log");
 }
 
-async fn within<T, E>(work: impl Future<Output = Result<T, E>>) -> Result<T, AuditError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    match tokio::time::timeout(DEADLINE, work).await {
-        Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(AuditError::Stream(error.into())),
-        Err(_) => Err(AuditError::Timeout),
+impl From<JetStreamError> for AuditError {
+    fn from(error: JetStreamError) -> Self {
+        match error {
+            JetStreamError::Timeout => Self::Timeout,
+            error => Self::Stream(error.into()),
+        }
     }
 }

@@ -17,13 +17,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{
-    ErrorCode,
-    context::GetStreamErrorKind,
-    kv::{Entry, Store},
-    stream::{DirectGetErrorKind, Info},
-};
-use futures::StreamExt;
+use async_nats::jetstream::{ErrorCode, kv::Entry, stream::Info};
 use metrics::{counter, gauge};
 use tokio::{
     sync::{Notify, watch},
@@ -32,7 +26,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::Bus;
+use super::{Bus, jetstream::Bucket};
 
 /// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -118,10 +112,10 @@ impl<T> Clone for Follower<T> {
 
 struct Shared<T> {
     bus: Bus,
-    bucket: &'static str,
+    name: &'static str,
+    bucket: Bucket,
     stale_after: Duration,
     table: RwLock<T>,
-    store: RwLock<Option<Store>>,
     progress: watch::Sender<Progress>,
     reloads: watch::Sender<()>,
     started: Instant,
@@ -177,10 +171,10 @@ impl<T: Table> Follower<T> {
     ) -> Self {
         let shared = Arc::new(Shared {
             bus: bus.clone(),
-            bucket,
+            name: bucket,
+            bucket: Bucket::new(bus, bucket, DEADLINE),
             stale_after,
             table: RwLock::new(table),
-            store: RwLock::new(None),
             progress: watch::Sender::new(Progress::default()),
             reloads: watch::Sender::new(()),
             started: Instant::now(),
@@ -218,12 +212,6 @@ impl<T: Table> Follower<T> {
         self.shared.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The KV bucket, for reading entries that the table has no room for; `None` until the bucket was first reached.
-    pub fn store(&self) -> Option<Store> {
-        let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
-        store.clone()
-    }
-
     /// A receiver that is notified each time the whole KV bucket has been read.
     pub fn reloads(&self) -> watch::Receiver<()> {
         self.shared.reloads.subscribe()
@@ -251,7 +239,7 @@ impl<T: Table> Follower<T> {
 impl<T> Shared<T> {
     const fn not_current(&self, cause: Option<async_nats::Error>) -> NotCurrent {
         NotCurrent {
-            bucket: self.bucket,
+            bucket: self.name,
             cause,
         }
     }
@@ -266,15 +254,20 @@ impl<T> Shared<T> {
         )
     }
 
-    fn stream(&self) -> String {
-        format!("KV_{}", self.bucket)
-    }
-
-    /// Requests the current state of the KV bucket and compares it with the state known before the request.
+    /// Requests the current state of the KV bucket and compares it with the state known before the request. A missing
+    /// bucket means that the store was rolled back if the bucket existed before.
     async fn request_state(&self) -> Result<StreamState, Ended> {
         let before = self.past();
-        let info = self.bus.stream_info(&self.stream(), DEADLINE).await?;
-        let state = StreamState::from(&info);
+        let found = self.bus.stream_info(&self.bucket.stream(), DEADLINE).await;
+        if let Err(error) = &found
+            && error.code() == Some(ErrorCode::STREAM_NOT_FOUND)
+        {
+            let before = self.past.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if before.is_some() {
+                self.note_rollback(before, None);
+            }
+        }
+        let state = StreamState::from(&found?);
         self.observe(before, state)?;
         Ok(state)
     }
@@ -304,9 +297,9 @@ impl<T> Shared<T> {
 
     /// Marks the table as stale because the store was rolled back.
     fn note_rollback(&self, before: Option<StreamState>, now: Option<StreamState>) {
-        counter!("vmwatch_store_rollbacks_total", "bucket" => self.bucket).increment(1);
+        counter!("vmwatch_store_rollbacks_total", "bucket" => self.name).increment(1);
         warn!(
-            bucket = self.bucket,
+            bucket = self.name,
             last_sequence_before = before.map(|state| state.last_sequence),
             last_sequence = now.map(|state| state.last_sequence),
             "the JetStream store was rolled back; rereading the KV bucket"
@@ -345,15 +338,7 @@ impl<T> Shared<T> {
             return Err("NATS is unreachable".into());
         }
         let connection = self.bus.connections();
-        if self
-            .store
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none()
-        {
-            return Err("the KV bucket has not been read yet".into());
-        }
-        counter!("vmwatch_bucket_looks_total", "bucket" => self.bucket).increment(1);
+        counter!("vmwatch_bucket_looks_total", "bucket" => self.name).increment(1);
         let state = match self.request_state().await {
             Ok(state) => state,
             Err(Ended::Broken(error)) => return Err(error),
@@ -380,48 +365,26 @@ impl<T: Table> Shared<T> {
                 Err(ended) = Box::pin(self.follow_once()) => ended,
             };
             let age = self.age().map_or(f64::INFINITY, |age| age.as_secs_f64());
-            gauge!("vmwatch_bucket_unconfirmed_seconds", "bucket" => self.bucket).set(age);
+            gauge!("vmwatch_bucket_unconfirmed_seconds", "bucket" => self.name).set(age);
             match ended {
                 Ended::Reconnected | Ended::RolledBack => continue,
                 Ended::RoomForOmitted => debug!(
-                    bucket = self.bucket,
+                    bucket = self.name,
                     "the table has room again; rereading the KV bucket for omitted entries"
                 ),
                 Ended::Broken(error) => {
-                    debug!(%error, bucket = self.bucket, "the watch of the KV bucket ended; restarting it");
+                    debug!(%error, bucket = self.name, "the watch of the KV bucket ended; restarting it");
                 }
             }
             tokio::time::sleep(CHECK_INTERVAL / 4).await;
         }
     }
 
-    /// Opens the KV bucket. A missing bucket means that the store was rolled back if the bucket existed before.
-    async fn open(&self) -> Result<Store, Ended> {
-        let found = tokio::time::timeout(DEADLINE, self.bus.jetstream().get_stream(self.stream())).await?;
-        if let Err(error) = &found
-            && let GetStreamErrorKind::JetStream(refused) = error.kind()
-            && refused.error_code() == ErrorCode::STREAM_NOT_FOUND
-        {
-            let before = self.past.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if before.is_some() {
-                self.note_rollback(before, None);
-            }
-        }
-        found?;
-        let store = self.bus.jetstream().get_key_value(self.bucket);
-        let store = tokio::time::timeout(DEADLINE, store).await??;
-        let mut opened = self.store.write().unwrap_or_else(PoisonError::into_inner);
-        *opened = Some(store.clone());
-        drop(opened);
-        Ok(store)
-    }
-
     /// Watches the KV bucket, starting with its current content, until the watch ends.
     async fn follow_once(&self) -> Result<Infallible, Ended> {
         let connection = self.bus.connections();
-        let store = self.open().await?;
         self.request_state().await?;
-        let mut watch = tokio::time::timeout(DEADLINE, store.watch_with_history(">")).await??;
+        let mut watch = self.bucket.watch().await?;
         let empty = self
             .table
             .read()
@@ -438,7 +401,7 @@ impl<T: Table> Shared<T> {
         loop {
             let ticked = tokio::select! {
                 entry = watch.next() => {
-                    let entry = entry.ok_or("the watch of the KV bucket ended")??;
+                    let entry = entry?;
                     let filled = reading.filling.is_some() && entry.seen_current;
                     self.apply(&mut reading, &entry);
                     if !filled {
@@ -451,7 +414,7 @@ impl<T: Table> Shared<T> {
             if self.bus.connections() != connection {
                 return Err(Ended::Reconnected);
             }
-            self.check(&store, &mut reading, ticked).await?;
+            self.check(&mut reading, ticked).await?;
         }
     }
 
@@ -472,7 +435,7 @@ impl<T: Table> Shared<T> {
     }
 
     /// Requests the KV bucket's last sequence number and confirms the table if it has reached that number.
-    async fn check(&self, store: &Store, reading: &mut Reading<T>, ticked: bool) -> Result<(), Ended> {
+    async fn check(&self, reading: &mut Reading<T>, ticked: bool) -> Result<(), Ended> {
         let state = self.request_state().await?;
         if reading.seen < state.newest() {
             let stuck = ticked && reading.stuck_at == Some(reading.seen);
@@ -484,9 +447,9 @@ impl<T: Table> Shared<T> {
                 }
                 return Ok(());
             }
-            if holds_after(store, reading.seen).await? {
+            if self.bucket.holds_from(reading.seen + 1).await? {
                 warn!(
-                    bucket = self.bucket,
+                    bucket = self.name,
                     "the watch missed changes of the KV bucket; restarting it"
                 );
                 return Err("the watch missed changes of the KV bucket".into());
@@ -509,14 +472,14 @@ impl<T: Table> Shared<T> {
         drop(table);
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.confirmed.store(millis.saturating_add(1), Ordering::Relaxed);
-        gauge!("vmwatch_bucket_unconfirmed_seconds", "bucket" => self.bucket).set(0.0);
+        gauge!("vmwatch_bucket_unconfirmed_seconds", "bucket" => self.name).set(0.0);
         self.progress.send_replace(Progress {
             connection: reading.connection,
             seen: reading.seen,
         });
         if reloaded {
             info!(
-                bucket = self.bucket,
+                bucket = self.name,
                 messages = state.messages,
                 "read all records of the KV bucket"
             );
@@ -537,17 +500,6 @@ struct Reading<T> {
     seen: u64,
     /// The table's sequence number at the last check, if the table was behind the KV bucket.
     stuck_at: Option<u64>,
-}
-
-/// Whether the KV bucket contains a message with a higher sequence number than the given one.
-async fn holds_after(store: &Store, sequence: u64) -> Result<bool, async_nats::Error> {
-    let all = format!("{}>", store.prefix);
-    let next = store.stream.direct_get_next_for_subject(all, Some(sequence + 1));
-    match tokio::time::timeout(DEADLINE, next).await? {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error.into()),
-    }
 }
 
 #[cfg(test)]

@@ -18,13 +18,13 @@ mod context;
 mod discovery;
 mod drain;
 pub mod follow;
+pub mod jetstream;
 pub mod limits;
 pub mod provision;
 mod refusal;
 mod replies;
 pub mod serve;
 mod settings;
-pub mod stream_requests;
 pub mod users;
 
 use std::{
@@ -32,7 +32,8 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Client, ConnectOptions, Event, connection::State, jetstream};
+use async_nats::{Client, ConnectOptions, Event, HeaderMap, PublishError, Subject, connection::State};
+use bytes::Bytes;
 use metrics::counter;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -75,7 +76,7 @@ const CONNECTED_PAUSE: Duration = Duration::from_millis(20);
 pub struct Bus {
     client: Client,
     replies: Arc<Replies>,
-    jetstream: jetstream::Context,
+    jetstream: async_nats::jetstream::Context,
     reconnections: watch::Receiver<()>,
     outages: watch::Receiver<()>,
 }
@@ -121,7 +122,7 @@ impl Bus {
         }
         let client = options.connect(settings.urls.as_slice()).await?;
         let replies = Arc::new(Replies::subscribe(&client).await?);
-        let jetstream = jetstream::new(client.clone());
+        let jetstream = async_nats::jetstream::new(client.clone());
         Ok(Self {
             client,
             replies,
@@ -182,13 +183,30 @@ impl Bus {
         outages
     }
 
-    pub const fn jetstream(&self) -> &jetstream::Context {
+    /// The client's own JetStream API, for tests and benchmarks. Services use [`jetstream`].
+    pub const fn jetstream_for_tests(&self) -> &async_nats::jetstream::Context {
         &self.jetstream
     }
 
-    /// The underlying NATS client, for functions that this crate does not wrap.
-    pub const fn client(&self) -> &Client {
+    pub(crate) const fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The underlying client, for tests and benchmarks.
+    pub const fn client_for_tests(&self) -> &Client {
+        &self.client
+    }
+
+    /// Publishes a message that nobody acknowledges. The caller must bound the wait.
+    pub async fn publish(
+        &self,
+        subject: impl Into<Subject>,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(), PublishError> {
+        self.client
+            .publish_with_headers(subject.into(), headers, body)
+            .await
     }
 
     /// Waits without limit until the server has processed everything sent earlier on this connection, including
@@ -196,10 +214,9 @@ impl Bus {
     /// this. A flush proves only that the client has sent the messages.
     pub async fn settled(&self) {
         loop {
-            match tokio::time::timeout(SETTLED_LIMIT, self.jetstream.query_account()).await {
-                Ok(Ok(_)) => return,
-                Ok(Err(error)) => debug!(%error, "subscription barrier failed; retrying"),
-                Err(_) => debug!("subscription barrier timed out; retrying"),
+            match self.account_info(SETTLED_LIMIT).await {
+                Ok(()) => return,
+                Err(error) => debug!(%error, "subscription barrier failed; retrying"),
             }
             tokio::time::sleep(SETTLED_PAUSE).await;
         }

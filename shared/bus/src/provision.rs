@@ -11,16 +11,18 @@ pub mod setup;
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    Context, ErrorCode,
-    consumer::{PullConsumer, pull},
-    context::{ConsumerInfoErrorKind, CreateStreamErrorKind, GetStreamErrorKind},
-    kv,
-    stream::{Config, DiscardPolicy, StorageType, Stream},
+    ErrorCode,
+    consumer::{self, PullConsumer, pull},
+    stream::{Config, DiscardPolicy, Info, StorageType},
 };
 use tracing::{info, warn};
 use vmwatch_api::Service;
 
 use self::difference::{differences, listed};
+use super::{
+    Bus,
+    jetstream::{Existing, JetStreamError},
+};
 
 /// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(3);
@@ -44,7 +46,7 @@ impl From<Config> for Wanted {
 
 /// The configuration of a JetStream KV bucket that keeps only the latest value of each key.
 #[derive(Debug, Clone, Copy)]
-pub struct Bucket {
+pub struct BucketConfig {
     pub name: &'static str,
     /// The description that `nats stream info` shows.
     pub description: &'static str,
@@ -56,8 +58,8 @@ pub struct Bucket {
     pub replicas: usize,
 }
 
-impl From<Bucket> for Config {
-    fn from(bucket: Bucket) -> Self {
+impl From<BucketConfig> for Config {
+    fn from(bucket: BucketConfig) -> Self {
         Self {
             name: format!("KV_{}", bucket.name),
             description: Some(bucket.description.to_owned()),
@@ -79,8 +81,8 @@ impl From<Bucket> for Config {
     }
 }
 
-impl From<Bucket> for Wanted {
-    fn from(bucket: Bucket) -> Self {
+impl From<BucketConfig> for Wanted {
+    fn from(bucket: BucketConfig) -> Self {
         Config::from(bucket).into()
     }
 }
@@ -96,58 +98,36 @@ pub enum ProvisionError {
     Encode(#[from] serde_json::Error),
 }
 
-/// Creates the stream if it is missing, and returns it. An existing stream is not changed; if it differs from the
-/// configuration, a warning lists the differences.
-pub async fn ensure_stream(
-    jetstream: &Context,
-    owner: Service,
-    wanted: &Config,
-) -> Result<Stream, ProvisionError> {
-    if let Some(found) = find_stream(jetstream, &wanted.name).await? {
-        warn_of_difference(
-            owner,
-            &wanted.name,
-            &differences(wanted, &found.cached_info().config)?,
-        );
+/// Creates the stream if it is missing, and returns its state. An existing stream is not changed; if it differs from
+/// the configuration, a warning lists the differences.
+pub async fn ensure_stream(bus: &Bus, owner: Service, wanted: &Config) -> Result<Info, ProvisionError> {
+    if let Some(found) = find_stream(bus, &wanted.name).await? {
+        warn_of_difference(owner, &wanted.name, &differences(wanted, &found.config)?);
         return Ok(found);
     }
-    let stream = create_stream(jetstream, wanted).await?;
+    let made = create_stream(bus, wanted).await?;
     info!(stream = wanted.name, "created a JetStream stream");
-    Ok(stream)
-}
-
-/// Creates the KV bucket if it is missing, and returns it. An existing bucket is not changed.
-pub async fn ensure_bucket(
-    jetstream: &Context,
-    owner: Service,
-    wanted: Bucket,
-) -> Result<kv::Store, ProvisionError> {
-    ensure_stream(jetstream, owner, &wanted.into()).await?;
-    existing_bucket(jetstream, wanted.name).await
-}
-
-/// Opens a KV bucket that the service that owns it must have created.
-pub async fn existing_bucket(jetstream: &Context, name: &str) -> Result<kv::Store, ProvisionError> {
-    let found = within(name, jetstream.get_key_value(name)).await?;
-    found.map_err(|error| ProvisionError::Refused(name.to_owned(), error.into()))
+    Ok(made)
 }
 
 /// Creates the durable consumer if it is missing, and returns it. An existing consumer is not changed.
 pub async fn ensure_consumer(
-    stream: &Stream,
+    bus: &Bus,
+    stream: &str,
     owner: Service,
     wanted: &pull::Config,
 ) -> Result<PullConsumer, ProvisionError> {
     let name = consumer_name(wanted);
-    if let Some(found) = find_consumer(stream, name).await? {
+    let info = if let Some(found) = find_consumer(bus, stream, name).await? {
         warn_of_difference(owner, name, &differences(wanted, &found.config)?);
+        found
     } else {
-        let created = within(name, stream.create_consumer_strict(wanted.clone())).await?;
-        created.map_err(|error| refused(name, error))?;
+        let creating = bus.create_consumer(stream, wanted.clone(), Existing::Keep, DEADLINE);
+        let created = creating.await.map_err(|error| failed(name, error))?;
         info!(consumer = name, "created a JetStream consumer");
-    }
-    let consumer = within(name, stream.get_consumer(name)).await?;
-    consumer.map_err(|error| ProvisionError::Refused(name.to_owned(), error))
+        created
+    };
+    bus.pull_consumer(info).map_err(|error| failed(name, error))
 }
 
 fn warn_of_difference(owner: Service, name: &str, differences: &[difference::Difference]) {
@@ -161,41 +141,35 @@ fn warn_of_difference(owner: Service, name: &str, differences: &[difference::Dif
     }
 }
 
-async fn find_stream(jetstream: &Context, name: &str) -> Result<Option<Stream>, ProvisionError> {
-    match within(name, jetstream.get_stream(name)).await? {
-        Ok(stream) => Ok(Some(stream)),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Ok(None)
-            }
-            _ => Err(refused(name, error)),
-        },
+async fn find_stream(bus: &Bus, name: &str) -> Result<Option<Info>, ProvisionError> {
+    match bus.stream_info(name, DEADLINE).await {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.code() == Some(ErrorCode::STREAM_NOT_FOUND) => Ok(None),
+        Err(error) => Err(failed(name, error)),
     }
 }
 
-async fn create_stream(jetstream: &Context, wanted: &Config) -> Result<Stream, ProvisionError> {
+async fn create_stream(bus: &Bus, wanted: &Config) -> Result<Info, ProvisionError> {
     let name = wanted.name.as_str();
-    match within(name, jetstream.create_stream(wanted.clone())).await? {
-        Ok(stream) => Ok(stream),
-        Err(error) => match error.kind() {
-            // Another replica with different settings has just created the stream.
-            CreateStreamErrorKind::JetStream(cause) if cause.error_code() == ErrorCode::STREAM_NAME_EXIST => {
-                let found = within(name, jetstream.get_stream(name)).await?;
-                found.map_err(|error| refused(name, error))
-            }
-            _ => Err(refused(name, error)),
-        },
+    match bus.create_stream(wanted, DEADLINE).await {
+        // Another replica with different settings has just created the stream.
+        Err(error) if error.code() == Some(ErrorCode::STREAM_NAME_EXIST) => {
+            let found = bus.stream_info(name, DEADLINE).await;
+            found.map_err(|error| failed(name, error))
+        }
+        made => made.map_err(|error| failed(name, error)),
     }
 }
 
 async fn find_consumer(
-    stream: &Stream,
+    bus: &Bus,
+    stream: &str,
     name: &str,
-) -> Result<Option<async_nats::jetstream::consumer::Info>, ProvisionError> {
-    match within(name, stream.consumer_info(name)).await? {
+) -> Result<Option<consumer::Info>, ProvisionError> {
+    match bus.consumer_info(stream, name, DEADLINE).await {
         Ok(found) => Ok(Some(found)),
-        Err(error) if error.kind() == ConsumerInfoErrorKind::NotFound => Ok(None),
-        Err(error) => Err(refused(name, error)),
+        Err(error) if error.code() == Some(ErrorCode::CONSUMER_NOT_FOUND) => Ok(None),
+        Err(error) => Err(failed(name, error)),
     }
 }
 
@@ -203,11 +177,9 @@ fn consumer_name(config: &pull::Config) -> &str {
     config.durable_name.as_deref().unwrap_or_default()
 }
 
-fn refused(name: &str, error: impl Into<async_nats::Error>) -> ProvisionError {
-    ProvisionError::Refused(name.to_owned(), error.into())
-}
-
-async fn within<T>(name: &str, work: impl Future<Output = T>) -> Result<T, ProvisionError> {
-    let answer = tokio::time::timeout(DEADLINE, work).await;
-    answer.map_err(|_| ProvisionError::Timeout(name.to_owned()))
+fn failed(name: &str, error: JetStreamError) -> ProvisionError {
+    match error {
+        JetStreamError::Timeout => ProvisionError::Timeout(name.to_owned()),
+        error => ProvisionError::Refused(name.to_owned(), error.into()),
+    }
 }

@@ -214,7 +214,7 @@ async fn service_answers_timeout_at_the_deadline_of_a_request() {
         map.insert(headers::PRINCIPAL, serde_json::to_string(&principal).unwrap());
         let body = serde_json::to_vec(&target("vm")).unwrap();
         let reply = caller
-            .client()
+            .client_for_tests()
             .request_with_headers(subject.clone(), map, body.into())
             .await
             .unwrap();
@@ -332,7 +332,7 @@ async fn service_enforces_roles_and_scopes_itself() {
 async fn reply_above_the_nats_payload_limit_becomes_an_error() {
     let (nats, _folder) = nats().await;
     let (bus, caller) = tokio::join!(nats.connect("service"), nats.connect("caller"));
-    let most = bus.client().max_payload();
+    let most = bus.client_for_tests().max_payload();
     let server =
         Server::new(&bus, Service::Metrics, SETTINGS).method(VmLatest, move |_, params| async move {
             let bytes = match params.instance_id.as_str() {

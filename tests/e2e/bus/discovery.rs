@@ -49,6 +49,10 @@ async fn every_replica_answers_nats_service_discovery() {
     assert_eq!((sum(&stats, "num_requests"), sum(&stats, "num_errors")), (2, 1));
 
     tokio::join!(replicas.0.drain(), replicas.1.drain());
-    let gone = caller.client().request("$SRV.PING", "".into()).await.unwrap_err();
+    let gone = caller
+        .client_for_tests()
+        .request("$SRV.PING", "".into())
+        .await
+        .unwrap_err();
     assert_eq!(gone.kind(), async_nats::RequestErrorKind::NoResponders);
 }

@@ -79,7 +79,7 @@ async fn stopping_gateway_completes_running_requests() {
     // This additional subscriber shows the test that the request is in transit.
     let mut watched = stack
         .bus
-        .client()
+        .client_for_tests()
         .subscribe(VmLatest::INFO.full_subject())
         .await
         .unwrap();

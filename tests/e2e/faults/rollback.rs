@@ -178,7 +178,11 @@ async fn logs_in(gateway: &Gateway) -> Api {
 async fn loses_users(stack: &Stack, admin: &Api) {
     let auth = stack.replica(Program::Auth, 0);
     auth.process.terminate(PATIENCE).await;
-    let deleted = stack.bus.jetstream().delete_key_value(USER_BUCKET).await;
+    let deleted = stack
+        .bus
+        .jetstream_for_tests()
+        .delete_key_value(USER_BUCKET)
+        .await;
     deleted.unwrap();
     for index in [0, 1] {
         let gateway = stack.gateway(index);

@@ -2,15 +2,29 @@
 
 use std::time::Duration;
 
-use async_nats::HeaderMap;
-use futures::{StreamExt, future::join_all};
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        consumer::{DeliverPolicy, pull},
+        kv::Operation,
+        stream::Config,
+    },
+};
+use futures::{
+    FutureExt, StreamExt, TryFutureExt,
+    future::{BoxFuture, join_all},
+};
 use testkit::{MongoProxy, Nats, PATIENCE, Program, Stack, eventually, figure};
 use vmwatch_api::{
-    Method, Principal, Role, Scope,
+    Method, Principal, Role, Scope, Service,
     metrics::{Latest, Limit, VmLatest},
     wire::FaultKind,
 };
-use vmwatch_bus::{Context, stream_requests::JetStreamError};
+use vmwatch_bus::{
+    Context,
+    jetstream::{Bucket, Existing, JetStreamError},
+    provision::{BucketConfig, ensure_stream},
+};
 use vmwatch_store::MONGODB_URI;
 
 use super::{
@@ -36,7 +50,7 @@ async fn timed_out_requests_leak_no_memory() {
     // This subscriber receives the requests and never answers.
     let silent = stack
         .bus
-        .client()
+        .client_for_tests()
         .subscribe(VmLatest::INFO.full_subject())
         .await
         .unwrap();
@@ -127,41 +141,138 @@ async fn database_queries_of_a_request_share_its_deadline() {
     }
 }
 
-/// Publishes that time out do not increase the memory of the process. async-nats 0.51 alone would keep 333 bytes per
-/// timed-out publish until the connection ends.
+/// JetStream requests that time out do not increase the memory of the process. async-nats 0.51 alone would keep 333
+/// bytes per timed-out request until the connection ends.
 #[tokio::test]
-async fn timed_out_publishes_leak_no_memory() {
-    const AT_ONCE: usize = 200;
-    let rounds = size(100, 500);
+async fn timed_out_jetstream_requests_leak_no_memory() {
+    const AT_ONCE: usize = 100;
+    const KINDS: usize = 5;
+    let limit = Duration::from_millis(20);
+    let rounds = size(40, 200);
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let (bus, other) = tokio::join!(nats.connect("publisher"), nats.connect("silent"));
-    // This subscriber receives the messages and acknowledges none, like a stream that cannot answer.
-    let mut silent = other.client().subscribe("vmwatch.test.silent").await.unwrap();
+    // These subscribers receive the messages and answer none, like a stream and a bucket that cannot answer.
+    let mut reading = Vec::new();
+    for subject in [
+        "vmwatch.test.silent",
+        "$KV.silent.>",
+        "$JS.API.DIRECT.GET.KV_silent.>",
+    ] {
+        let mut silent = other.client_for_tests().subscribe(subject).await.unwrap();
+        reading.push(tokio::spawn(
+            async move { while silent.next().await.is_some() {} },
+        ));
+    }
     other.settled().await;
-    let reading = tokio::spawn(async move { while silent.next().await.is_some() {} });
+    let bucket = Bucket::new(&bus, "silent", limit);
     let time_out = async |rounds: usize| {
         for _ in 0..rounds {
-            let publishing = (0..AT_ONCE).map(async |_| {
-                let limit = Duration::from_millis(20);
-                let stored = bus.publish_stored("vmwatch.test.silent", HeaderMap::new(), "x".into(), limit);
-                assert!(matches!(stored.await, Err(JetStreamError::Timeout)));
+            let asking = (0..AT_ONCE).map(async |_| {
+                let publish = bus.publish_stored("vmwatch.test.silent", HeaderMap::new(), "x".into(), limit);
+                let (stored, read, put, updated, deleted) = tokio::join!(
+                    publish,
+                    bucket.entry("key"),
+                    bucket.put("key", "x".into()),
+                    bucket.update("key", "x".into(), 1),
+                    bucket.delete("key"),
+                );
+                assert!(matches!(stored, Err(JetStreamError::Timeout)), "{stored:?}");
+                assert!(matches!(read, Err(JetStreamError::Timeout)), "{read:?}");
+                assert!(matches!(put, Err(JetStreamError::Timeout)), "{put:?}");
+                assert!(matches!(updated, Err(JetStreamError::Timeout)), "{updated:?}");
+                assert!(matches!(deleted, Err(JetStreamError::Timeout)), "{deleted:?}");
             });
-            join_all(publishing).await;
+            join_all(asking).await;
         }
     };
-    time_out(20).await;
+    time_out(8).await;
     let before = own_resident_kib();
     time_out(rounds).await;
     let grown = own_resident_kib().saturating_sub(before);
-    let publishes = rounds * AT_ONCE;
-    figure("faults_timed_out_publishes", publishes as f64);
-    figure("faults_timed_out_publishes_memory_grown_kib", grown as f64);
+    let requests = rounds * AT_ONCE * KINDS;
+    figure("faults_timed_out_jetstream_requests", requests as f64);
+    figure("faults_timed_out_jetstream_memory_grown_kib", grown as f64);
     assert!(
-        grown < 1024 + publishes as u64 / 8,
-        "memory grew by {grown} KiB for {publishes} timed-out publishes"
+        grown < 1024 + requests as u64 / 8,
+        "memory grew by {grown} KiB for {requests} timed-out requests"
     );
-    reading.abort();
+    reading.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// While the server is frozen, each kind of request to JetStream ends at its limit.
+#[tokio::test]
+async fn jetstream_requests_to_frozen_server_time_out() {
+    let limit = Duration::from_millis(100);
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path()).await;
+    let bus = nats.connect("asking").await;
+    let bucket = Bucket::new(&bus, "test", limit);
+    let stream = Config {
+        name: "TEST".to_owned(),
+        ..Config::default()
+    };
+    let consumer = pull::Config {
+        durable_name: Some("test".to_owned()),
+        ..pull::Config::default()
+    };
+    nats.server.pause();
+    let requests: [BoxFuture<'_, Result<(), JetStreamError>>; 12] = [
+        bus.stream_info("TEST", limit).map_ok(drop).boxed(),
+        bus.create_stream(&stream, limit).map_ok(drop).boxed(),
+        bus.update_stream(&stream, limit).map_ok(drop).boxed(),
+        bus.message("TEST", 1, limit).map_ok(drop).boxed(),
+        bus.next_message("TEST", 1, ">", limit).map_ok(drop).boxed(),
+        bus.delete_message("TEST", 1, limit).boxed(),
+        bus.consumer_info("TEST", "test", limit).map_ok(drop).boxed(),
+        bus.create_consumer("TEST", consumer, Existing::Keep, limit)
+            .map_ok(drop)
+            .boxed(),
+        bus.read_stream("TEST", "", DeliverPolicy::All, limit)
+            .map_ok(drop)
+            .boxed(),
+        bucket.entry("key").map_ok(drop).boxed(),
+        bucket.create("key", "x".into()).map_ok(drop).boxed(),
+        bucket.bytes().map_ok(drop).boxed(),
+    ];
+    for result in join_all(requests).await {
+        assert!(matches!(result, Err(JetStreamError::Timeout)), "{result:?}");
+    }
+    nats.server.resume();
+}
+
+/// A write that expects another revision changes nothing.
+#[tokio::test]
+async fn bucket_refuses_writes_over_another_revision() {
+    let folder = tempfile::tempdir().unwrap();
+    let nats = Nats::start(folder.path()).await;
+    let bus = nats.connect("writer").await;
+    let wanted = BucketConfig {
+        name: "test",
+        description: "a test",
+        max_age: Duration::ZERO,
+        max_bytes: 1 << 20,
+        replicas: 1,
+    };
+    ensure_stream(&bus, Service::Auth, &wanted.into()).await.unwrap();
+    let bucket = Bucket::new(&bus, "test", Duration::from_secs(2));
+    assert!(bucket.entry("key").await.unwrap().is_none());
+    let first = bucket.create("key", "1".into()).await.unwrap().unwrap();
+    assert_eq!(bucket.create("key", "2".into()).await.unwrap(), None);
+    assert_eq!(bucket.update("key", "2".into(), first + 1).await.unwrap(), None);
+    assert_eq!(bucket.delete_revision("key", first + 1).await.unwrap(), None);
+    let second = bucket.update("key", "2".into(), first).await.unwrap().unwrap();
+    let read = bucket.entry("key").await.unwrap().unwrap();
+    assert_eq!((read.value.as_ref(), read.revision), (b"2".as_ref(), second));
+    // A deleted key keeps a marker, which a new value replaces.
+    bucket.delete_revision("key", second).await.unwrap().unwrap();
+    let marker = bucket.entry("key").await.unwrap().unwrap();
+    assert_eq!(marker.operation, Operation::Delete);
+    bucket.create("key", "3".into()).await.unwrap().unwrap();
+    for key in ["", ".key", "key.", "a..b", "*", ">", "a b", "a\nb"] {
+        let refused = bucket.put(key, "x".into()).await;
+        assert!(matches!(refused, Err(JetStreamError::InvalidKey)), "{key:?}");
+    }
 }
 
 fn own_resident_kib() -> u64 {

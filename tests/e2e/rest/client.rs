@@ -256,7 +256,11 @@ pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> Pr
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     for part in agent::split(sample.clone()).unwrap() {
-        let sent = stack.bus.jetstream().publish(subject.clone(), part.body).await;
+        let sent = stack
+            .bus
+            .jetstream_for_tests()
+            .publish(subject.clone(), part.body)
+            .await;
         sent.expect("the bus accepts the sample")
             .await
             .expect("the stream acknowledges the sample");

@@ -107,7 +107,11 @@ pub(crate) async fn tell(stack: &Stack, instance: &str) -> u64 {
         state: None,
     });
     let body = serde_json::to_vec(&event).unwrap();
-    let sent = stack.bus.jetstream().publish(event.subject(), body.into()).await;
+    let sent = stack
+        .bus
+        .jetstream_for_tests()
+        .publish(event.subject(), body.into())
+        .await;
     sent.unwrap().await.unwrap().sequence
 }
 
@@ -338,7 +342,7 @@ async fn slow_reader_of_live_events_is_disconnected() {
         let subject = "vmwatch.v1.events.operation.vm-1";
         let sent = stack
             .bus
-            .jetstream()
+            .jetstream_for_tests()
             .publish(subject, event.to_string().into())
             .await;
         sent.unwrap().await.unwrap();

@@ -77,7 +77,7 @@ impl Server {
             }
         })
         .await;
-        bus.client().flush().await.unwrap();
+        bus.client_for_tests().flush().await.unwrap();
     }
 
     /// Asserts that the server refuses a client with these settings and logs these words.

@@ -73,7 +73,7 @@ const HEADERS: &[&[(&str, &str)]] = &[
 type Fingerprint = BTreeMap<String, (u64, u64)>;
 
 async fn fingerprint(stack: &Stack) -> Fingerprint {
-    let streams = stack.bus.jetstream().streams();
+    let streams = stack.bus.jetstream_for_tests().streams();
     let streams: Vec<_> = streams.try_collect().await.unwrap();
     let of_one = |info: async_nats::jetstream::stream::Info| {
         (info.config.name, (info.state.last_sequence, info.state.bytes))
@@ -90,7 +90,7 @@ async fn fingerprint(stack: &Stack) -> Fingerprint {
 async fn dead_letters(stack: &Stack) -> u64 {
     let stream = stack
         .bus
-        .jetstream()
+        .jetstream_for_tests()
         .get_stream(DEAD_LETTER_STREAM)
         .await
         .unwrap();

@@ -21,7 +21,12 @@ use crate::{
 /// Returns the keys of the KV bucket of sessions.
 async fn stored_sessions(stack: &Stack) -> usize {
     use futures::TryStreamExt;
-    let bucket = stack.bus.jetstream().get_key_value(SESSION_BUCKET).await.unwrap();
+    let bucket = stack
+        .bus
+        .jetstream_for_tests()
+        .get_key_value(SESSION_BUCKET)
+        .await
+        .unwrap();
     let keys: Vec<_> = bucket.keys().await.unwrap().try_collect().await.unwrap();
     keys.len()
 }
@@ -139,10 +144,15 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, a
 /// Makes the KV bucket of users refuse or accept new values.
 async fn refuses_writes(stack: &Stack, refuses: bool) {
     let stream = format!("KV_{USER_BUCKET}");
-    let info = stack.bus.jetstream().get_stream(&stream).await.unwrap();
+    let info = stack.bus.jetstream_for_tests().get_stream(&stream).await.unwrap();
     let mut config = info.cached_info().config.clone();
     config.max_message_size = if refuses { 1 } else { -1 };
-    stack.bus.jetstream().update_stream(config).await.unwrap();
+    stack
+        .bus
+        .jetstream_for_tests()
+        .update_stream(config)
+        .await
+        .unwrap();
 }
 
 /// Tests the state that remains after auth-svc died between its writes to the database and to the KV bucket, or after
@@ -169,7 +179,12 @@ async fn heals_what_a_crash_left_undone(stack: &Stack, anonymous: &Api, admin: &
     .await;
     anonymous.log_in("mia", "long enough").await.read("/me").await;
     // The user's record in the KV bucket is damaged, by an attacker or a software error.
-    let bucket = stack.bus.jetstream().get_key_value(USER_BUCKET).await.unwrap();
+    let bucket = stack
+        .bus
+        .jetstream_for_tests()
+        .get_key_value(USER_BUCKET)
+        .await
+        .unwrap();
     bucket
         .put(UserKey::from_name("mia").bucket_key(), "{".into())
         .await
@@ -274,7 +289,7 @@ async fn guesses_of_old_passwords_are_throttled_despite_damaged_records() {
     assert_eq!((judged, throttled), (5, 55), "{refusals:?}");
     assert_eq!(vera.get("/me").await.status, 200);
 
-    let js = stack.bus.jetstream();
+    let js = stack.bus.jetstream_for_tests();
     add(&admin, "bob", "viewer").await;
     let log_in = async || {
         let body = json!({ "user_name": "bob", "password": "long enough" });

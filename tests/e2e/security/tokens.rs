@@ -45,7 +45,7 @@ async fn bucket_questions(stack: &Stack) -> Arc<AtomicU64> {
         format!("$JS.API.DIRECT.GET.{bucket}"),
         format!("$JS.API.DIRECT.GET.{bucket}.>"),
     ] {
-        let mut seen = stack.bus.client().subscribe(subject).await.unwrap();
+        let mut seen = stack.bus.client_for_tests().subscribe(subject).await.unwrap();
         let count = Arc::clone(&count);
         tokio::spawn(async move {
             while seen.next().await.is_some() {

@@ -2,17 +2,13 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use async_nats::jetstream::{
-    ErrorCode,
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    context::GetStreamErrorKind,
-    stream::{RawMessageError, RawMessageErrorKind, Stream},
-};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, pull};
 use futures::TryStreamExt;
 use tracing::warn;
 use vmwatch_api::audit::{AUDIT_STREAM, AuditCursor, AuditRecord, UNAUTHENTICATED_AUDIT_STREAM};
 
-use super::{AuditError, Bus, DEADLINE, random_id, within};
+use super::{AuditError, Bus, DEADLINE, random_id};
+use crate::jetstream::{Existing, JetStreamError};
 
 /// Number of audit records read per request to the NATS server.
 const WINDOW: u64 = 500;
@@ -101,7 +97,8 @@ struct Stored {
 /// no gaps.
 #[derive(Debug)]
 struct Tail {
-    stream: Option<Stream>,
+    bus: Bus,
+    stream: &'static str,
     first: u64,
     /// Records with this sequence number and higher ones have been returned.
     before: u64,
@@ -112,36 +109,26 @@ struct Tail {
 }
 
 impl Tail {
-    async fn open(bus: &Bus, name: &str, before: Option<u64>) -> Result<Self, AuditError> {
-        let stream = match bus.jetstream().get_stream(name).await {
-            Ok(stream) => stream,
-            // The audit stream has not been created yet, or NATS lost its data.
-            Err(error) if matches!(error.kind(), GetStreamErrorKind::JetStream(_)) => {
-                return Ok(Self::empty(before));
+    async fn open(bus: &Bus, stream: &'static str, before: Option<u64>) -> Result<Self, AuditError> {
+        let (first, before) = match bus.stream_info(stream, DEADLINE).await {
+            Ok(info) => {
+                let end = info.state.last_sequence.saturating_add(1);
+                let before = before.unwrap_or(end).min(end);
+                let first = info.state.first_sequence;
+                (if info.state.messages > 0 { first } else { before }, before)
             }
-            Err(error) => return Err(AuditError::Stream(error.into())),
+            // The stream was not created yet, or it was lost with the store.
+            Err(JetStreamError::Refused(_)) => (before.unwrap_or_default(), before.unwrap_or_default()),
+            Err(error) => return Err(error.into()),
         };
-        let state = &stream.cached_info().state;
-        let end = state.last_sequence.saturating_add(1);
-        let before = before.unwrap_or(end).min(end);
         Ok(Self {
-            first: state.first_sequence,
-            stream: (state.messages > 0).then_some(stream),
+            bus: bus.clone(),
+            stream,
+            first,
             before,
             read: before,
             waiting: VecDeque::new(),
         })
-    }
-
-    fn empty(before: Option<u64>) -> Self {
-        let before = before.unwrap_or_default();
-        Self {
-            stream: None,
-            first: before,
-            before,
-            read: before,
-            waiting: VecDeque::new(),
-        }
     }
 
     fn take(&mut self) -> Option<AuditRecord> {
@@ -153,9 +140,8 @@ impl Tail {
     /// Reads older records until at least one is available or the audit stream is exhausted.
     async fn fill(&mut self, window: u64) -> Result<(), AuditError> {
         while self.waiting.is_empty() && self.read > self.first {
-            let Some(stream) = &self.stream else { return Ok(()) };
             let start = self.read.saturating_sub(window).max(self.first);
-            self.waiting = records(stream, start, self.read).await?;
+            self.waiting = records(&self.bus, self.stream, start, self.read).await?;
             self.read = start;
             if self.waiting.is_empty() {
                 self.before = start;
@@ -166,17 +152,13 @@ impl Tail {
 
     /// Uses binary search to skip all records stored at or after the given time, Unix milliseconds.
     async fn end_at(&mut self, moment_ms: u64) -> Result<(), AuditError> {
-        let Some(stream) = &self.stream else { return Ok(()) };
         let (mut low, mut high) = (self.first, self.before);
         while low < high {
             let middle = low + (high - low) / 2;
-            let is_later = match tokio::time::timeout(DEADLINE, stream.get_raw_message(middle)).await {
-                Ok(Ok(message)) => decoded(&message.payload).is_some_and(|record| record.at_ms >= moment_ms),
-                // The record expired after the stream's state was read; it is therefore older than the requested time.
-                Ok(Err(error)) if is_missing(&error) => false,
-                Ok(Err(error)) => return Err(AuditError::Stream(error.into())),
-                Err(_) => return Err(AuditError::Timeout),
-            };
+            // A missing record expired after the stream's state was read; it is therefore older than the requested time.
+            let found = self.bus.message(self.stream, middle, DEADLINE).await?;
+            let record = found.and_then(|message| decoded(&message.payload));
+            let is_later = record.is_some_and(|record| record.at_ms >= moment_ms);
             if is_later {
                 high = middle;
             } else {
@@ -189,17 +171,9 @@ impl Tail {
     }
 }
 
-fn is_missing(error: &RawMessageError) -> bool {
-    match error.kind() {
-        RawMessageErrorKind::NoMessageFound => true,
-        RawMessageErrorKind::JetStream(refused) => refused.error_code() == ErrorCode::NO_MESSAGE_FOUND,
-        _ => false,
-    }
-}
-
 /// Reads the audit records with sequence numbers from `start` up to `end`, newest first. Expired records are missing;
 /// the server reports immediately when no further record follows, so the read does not wait for them.
-async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
+async fn records(bus: &Bus, stream: &str, start: u64, end: u64) -> Result<VecDeque<Stored>, AuditError> {
     let config = pull::Config {
         name: Some(random_id()),
         deliver_policy: DeliverPolicy::ByStartSequence {
@@ -211,9 +185,14 @@ async fn records(stream: &Stream, start: u64, end: u64) -> Result<VecDeque<Store
         memory_storage: true,
         ..pull::Config::default()
     };
-    let consumer = within(stream.create_consumer(config)).await?;
+    let info = bus
+        .create_consumer(stream, config, Existing::Keep, DEADLINE)
+        .await?;
+    let consumer = bus.pull_consumer(info)?;
     let most = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
-    let mut messages = within(consumer.fetch().max_messages(most).messages()).await?;
+    let fetching = tokio::time::timeout(DEADLINE, consumer.fetch().max_messages(most).messages());
+    let fetched = fetching.await.map_err(|_| AuditError::Timeout)?;
+    let mut messages = fetched.map_err(|error| AuditError::Stream(error.into()))?;
     let mut records = VecDeque::new();
     loop {
         let next = tokio::time::timeout(DEADLINE, messages.try_next()).await;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{Context, consumer::pull, stream::Stream};
+use async_nats::jetstream::{consumer::pull, stream::Info};
 use vmwatch_api::{
     Service,
     audit::{AuditRecord, AuditResult},
@@ -12,13 +12,14 @@ use vmwatch_api::{
 use vmwatch_service::cli;
 
 use super::{
-    ProvisionError, Wanted, consumer_name, create_stream,
+    DEADLINE, ProvisionError, Wanted, consumer_name, create_stream,
     difference::{Difference, differences, listed, losses},
-    find_consumer, find_stream, refused, within,
+    failed, find_consumer, find_stream,
 };
 use crate::{
     Bus, BusError, BusSettings,
     audit::{Audit, action},
+    jetstream::Existing,
     random_id,
 };
 
@@ -56,7 +57,7 @@ pub async fn run(
     arguments: SetupArguments,
 ) -> Result<(), SetupError> {
     let bus = Bus::connect_within(&format!("{}-setup", owner.name()), settings, CONNECT_LIMIT).await?;
-    let outcome = setup(bus.jetstream(), wanted, arguments).await;
+    let outcome = setup(&bus, wanted, arguments).await;
     for done in outcome.as_deref().unwrap_or_default() {
         println!("{}: {}", done.name, done.what);
     }
@@ -115,17 +116,13 @@ pub struct Done {
 
 /// Creates or changes the streams and consumers as configured. If any of the changes would delete stored messages and
 /// the arguments do not allow it, no change is made.
-pub async fn setup(
-    jetstream: &Context,
-    wanted: &[Wanted],
-    arguments: SetupArguments,
-) -> Result<Vec<Done>, SetupError> {
+pub async fn setup(bus: &Bus, wanted: &[Wanted], arguments: SetupArguments) -> Result<Vec<Done>, SetupError> {
     let mut found = Vec::new();
     let mut refusals = Vec::new();
     for one in wanted {
-        let stream = find_stream(jetstream, &one.stream.name).await?;
+        let stream = find_stream(bus, &one.stream.name).await?;
         if let Some(stream) = &stream {
-            let losses = losses(&one.stream, stream.cached_info());
+            let losses = losses(&one.stream, stream);
             refusals.extend(losses.iter().map(|loss| format!("{}: {loss}", one.stream.name)));
         }
         found.push((one, stream));
@@ -135,46 +132,41 @@ pub async fn setup(
     }
     let mut all = Vec::new();
     for (wanted, found) in found {
-        let (stream, done) = settle_stream(jetstream, wanted, found).await?;
-        all.push(done);
+        all.push(settle_stream(bus, wanted, found).await?);
         for consumer in &wanted.consumers {
-            all.push(settle_consumer(&stream, consumer).await?);
+            all.push(settle_consumer(bus, &wanted.stream.name, consumer).await?);
         }
     }
     Ok(all)
 }
 
-async fn settle_stream(
-    jetstream: &Context,
-    wanted: &Wanted,
-    found: Option<Stream>,
-) -> Result<(Stream, Done), ProvisionError> {
+async fn settle_stream(bus: &Bus, wanted: &Wanted, found: Option<Info>) -> Result<Done, ProvisionError> {
     let mut config = wanted.stream.clone();
     let name = config.name.clone();
     let Some(found) = found else {
-        let stream = create_stream(jetstream, &config).await?;
-        return Ok((stream, Done::new(name, &Work::Make)));
+        create_stream(bus, &config).await?;
+        return Ok(Done::new(name, &Work::Make));
     };
-    let existing = &found.cached_info().config;
-    let work = Work::from_differences(differences(&config, existing)?);
+    let existing = found.config;
+    let work = Work::from_differences(differences(&config, &existing)?);
     if let Work::Change(_) = work {
-        config.metadata.clone_from(&existing.metadata);
-        config.placement.clone_from(&existing.placement);
-        let updated = within(&name, jetstream.update_stream(&config)).await?;
-        updated.map_err(|error| refused(&name, error))?;
+        config.metadata = existing.metadata;
+        config.placement = existing.placement;
+        let updated = bus.update_stream(&config, DEADLINE).await;
+        updated.map_err(|error| failed(&name, error))?;
     }
-    Ok((found, Done::new(name, &work)))
+    Ok(Done::new(name, &work))
 }
 
-async fn settle_consumer(stream: &Stream, wanted: &pull::Config) -> Result<Done, ProvisionError> {
+async fn settle_consumer(bus: &Bus, stream: &str, wanted: &pull::Config) -> Result<Done, ProvisionError> {
     let name = consumer_name(wanted);
-    let work = match find_consumer(stream, name).await? {
+    let work = match find_consumer(bus, stream, name).await? {
         None => Work::Make,
         Some(found) => Work::from_differences(differences(wanted, &found.config)?),
     };
     if !matches!(work, Work::Leave) {
-        let made = within(name, stream.create_consumer(wanted.clone())).await?;
-        made.map_err(|error| refused(name, error))?;
+        let making = bus.create_consumer(stream, wanted.clone(), Existing::Update, DEADLINE);
+        making.await.map_err(|error| failed(name, error))?;
     }
     Ok(Done::new(name.to_owned(), &work))
 }

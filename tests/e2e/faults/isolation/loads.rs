@@ -166,7 +166,9 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
             let bytes = SAMPLE_PART_BYTES + SMALL * SMALL_IN_A_ROUND;
             let small = std::iter::repeat_n(&bodies[0], SMALL_IN_A_ROUND);
             for body in small.chain([&bodies[1]]) {
-                let sent = bus.client().publish(subject.clone(), body.clone().into());
+                let sent = bus
+                    .client_for_tests()
+                    .publish(subject.clone(), body.clone().into());
                 sent.await.expect("the NATS client accepts the message");
             }
             // Flush often, because messages in the client's own buffer do not load the server.
@@ -205,7 +207,11 @@ impl EventReaders {
                 state: None,
             });
             let body = serde_json::to_vec(&event).unwrap();
-            let sent = stack.bus.jetstream().publish(event.subject(), body.into()).await;
+            let sent = stack
+                .bus
+                .jetstream_for_tests()
+                .publish(event.subject(), body.into())
+                .await;
             sent.unwrap().await.unwrap().sequence
         };
         let seen = tell(0).await;
