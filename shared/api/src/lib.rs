@@ -169,6 +169,8 @@ pub fn no_such_vm() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no VM with this instance_id")
 }
 
+/// Every method. The end-to-end test `every_subject_enforces_roles_and_scopes` compares this list with the methods that
+/// the services answer.
 pub const METHODS: &[MethodInfo] = &[
     auth::Login::INFO,
     users::Logout::INFO,

@@ -8,12 +8,15 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{MACHINES, PATIENCE, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{
-    InstanceId, METHODS, Principal, Role, Scope,
+    InstanceId, METHODS, MethodInfo, Principal, Role, Scope,
     wire::{Envelope, FaultKind},
 };
 use vmwatch_bus::Context;
 
-use crate::rest::client::{Api, Reply, report, stack};
+use crate::{
+    bus::ask_all,
+    rest::client::{Api, Reply, report, stack},
+};
 
 /// The minimum role that a request needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -219,6 +222,17 @@ async fn ask(
     envelope.into_result().map_err(|fault| fault.kind)
 }
 
+/// The subjects that the services answer, by their own account.
+async fn served(stack: &Stack) -> BTreeSet<String> {
+    let infos = ask_all(&stack.bus, "$SRV.INFO", 3).await;
+    let endpoints = infos
+        .iter()
+        .flat_map(|info| info["endpoints"].as_array().unwrap());
+    endpoints
+        .map(|endpoint| endpoint["subject"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 fn principal(role: Role, scope: Scope) -> Principal {
     let user = "test".to_owned();
     Principal { user, role, scope }
@@ -241,6 +255,8 @@ async fn every_bus_subject_enforces_roles_and_scopes() {
         "every bus method must be in the table of this test"
     );
     assert_eq!(rows.len(), METHODS.len());
+    let listed: BTreeSet<_> = METHODS.iter().map(MethodInfo::full_subject).collect();
+    assert_eq!(served(&stack).await, listed, "METHODS lists each served method");
     let mut checks = 0;
     for (subject, params, least) in &rows {
         for (caller, role) in CALLERS {
