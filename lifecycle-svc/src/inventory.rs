@@ -32,8 +32,8 @@ use vmwatch_api::{
 use vmwatch_bus::{
     Bus,
     follow::Follower,
-    provision::{Bucket, ProvisionError, ensure_stream},
-    stream_requests::JetStreamError,
+    jetstream::{Bucket, JetStreamError},
+    provision::{BucketConfig, ProvisionError, ensure_stream},
 };
 
 use self::{
@@ -63,6 +63,7 @@ pub(crate) struct Inventory {
     bus: Bus,
     vms: Follower<Known>,
     leases: Follower<Leases>,
+    lease_bucket: Bucket,
 }
 
 /// A write to the KV bucket failed; it may still have taken effect.
@@ -76,14 +77,14 @@ pub(crate) enum WriteError {
 
 /// Configurations of the KV buckets of VMs and of leases, with this number of replicas in a NATS cluster.
 pub(crate) fn buckets(replicas: usize) -> [Config; 2] {
-    let vms = Bucket {
+    let vms = BucketConfig {
         name: INVENTORY_BUCKET,
         description: "VMs of all hypervisors",
         max_age: Duration::ZERO,
         max_bytes: MAX_BYTES,
         replicas,
     };
-    let leases = Bucket {
+    let leases = BucketConfig {
         name: LEASE_BUCKET,
         description: "replicas of lifecycle-svc that poll the hypervisors",
         max_bytes: MAX_LEASE_BYTES,
@@ -104,13 +105,14 @@ impl Inventory {
             bus: bus.clone(),
             vms: Follower::start(bus, INVENTORY_BUCKET, STALE_AFTER, vms, shutdown.clone()),
             leases: Follower::start(bus, LEASE_BUCKET, STALE_AFTER, leases, shutdown.clone()),
+            lease_bucket: Bucket::new(bus, LEASE_BUCKET, DEADLINE),
         }
     }
 
     /// Creates the KV buckets if they are missing.
     pub(crate) async fn ensure_buckets(&self, replicas: usize) -> Result<(), ProvisionError> {
         for bucket in buckets(replicas) {
-            ensure_stream(self.bus.jetstream(), Service::Lifecycle, &bucket).await?;
+            ensure_stream(&self.bus, Service::Lifecycle, &bucket).await?;
         }
         Ok(())
     }

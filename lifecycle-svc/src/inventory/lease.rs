@@ -3,20 +3,13 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::{
-    HeaderMap,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-    jetstream::{
-        ErrorCode,
-        kv::{Entry, Operation},
-    },
-};
+use async_nats::jetstream::kv::{Entry, Operation};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 use vmwatch_api::time::unix_millis;
-use vmwatch_bus::{follow::Table, stream_requests::JetStreamError};
+use vmwatch_bus::follow::Table;
 
-use super::{DEADLINE, Inventory, WriteError};
+use super::{Inventory, WriteError};
 use crate::{fence::LeaseEnd, lease::Lease};
 
 /// Name of the KV bucket. Its keys are names of hypervisors. The leases of former hypervisors are kept.
@@ -172,26 +165,8 @@ impl Held<'_> {
             owner: self.owner.to_owned(),
             until_ms,
         };
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
-            self.revision.to_string().as_str(),
-        );
-        let subject = format!("$KV.{LEASE_BUCKET}.{}", self.hypervisor);
         let value = serde_json::to_vec(&lease)?.into();
-        let bus = &self.inventory.bus;
-        match bus.publish_stored(subject, headers, value, DEADLINE).await {
-            Ok(stored) => Ok(Some(stored.sequence)),
-            Err(JetStreamError::Refused(error)) if is_conflict(error.error_code()) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        let bucket = &self.inventory.lease_bucket;
+        Ok(bucket.update(self.hypervisor, value, self.revision).await?)
     }
-}
-
-fn is_conflict(code: ErrorCode) -> bool {
-    [
-        ErrorCode::STREAM_WRONG_LAST_SEQUENCE,
-        ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT,
-    ]
-    .contains(&code)
 }
