@@ -167,7 +167,7 @@ impl Shipper {
                 Ok(Some(oldest)) => return Some(oldest),
                 Ok(None) => {}
                 Err(error) => {
-                    warn!(%error, "reading the spool failed; sending the samples in memory first");
+                    warn!(%error, "failed to read the spool; sending the samples that are in memory first");
                     if self.fresh.is_empty() {
                         self.retry.later(WRITE_RETRY_PAUSE);
                     }

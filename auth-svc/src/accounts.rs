@@ -195,7 +195,7 @@ impl Accounts {
     /// Withdraws the demotion claim of a change that was not made. If withdrawing fails, the claim expires.
     async fn withdraw(&self, name: &UserName, claim: Ending) {
         if let Err(error) = self.users.withdraw(&name.key(), claim).await {
-            warn!(%error, user = %name, "withdrawing a demotion claim failed; the claim will expire");
+            warn!(%error, user = %name, "failed to withdraw the lock that keeps two administrators from being demoted at once; it will expire");
         }
     }
 }

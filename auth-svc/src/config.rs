@@ -69,13 +69,13 @@ const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins from one client address after which each further user may fail only once from that address, until VMWATCH_LOCKOUT_WINDOW has passed",
+    help: "number of failed logins from one client address within VMWATCH_LOCKOUT_WINDOW after which one failure of any other user blocks that user from that address",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins of one user after which each further client address may fail only once for this user, until VMWATCH_LOCKOUT_WINDOW has passed",
+    help: "number of failed logins of one user within VMWATCH_LOCKOUT_WINDOW after which one failure from any other client address blocks this user from that address",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",
@@ -87,7 +87,7 @@ const ADMIN_PASSWORD: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD",
     value: Value::Text,
     default: "",
-    help: "initial password of the first administrator; VMWATCH_ADMIN_PASSWORD_FILE keeps it out of the environment",
+    help: "initial password of the first administrator; to keep it out of the environment, set VMWATCH_ADMIN_PASSWORD_FILE instead",
 };
 const ADMIN_PASSWORD_FILE: Setting = Setting {
     name: "VMWATCH_ADMIN_PASSWORD_FILE",

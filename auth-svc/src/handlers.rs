@@ -307,7 +307,7 @@ impl Auth {
         Ok(right)
     }
 
-    /// Records in the audit that a request was refused because the user lacks permission.
+    /// Writes an audit record of a request that was refused because the user lacked permission.
     pub(crate) async fn refused(&self, refused: Refused) {
         if refused.method.kind != Kind::Command {
             return;

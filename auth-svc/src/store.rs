@@ -175,7 +175,7 @@ impl UserStore {
         Ok((claimed.matched_count == 1).then_some(ending))
     }
 
-    /// Withdraws a demotion claim.
+    /// Withdraws the claim to demote an administrator.
     pub(crate) async fn withdraw(&self, key: &UserKey, claim: Ending) -> Result<(), AuthError> {
         let Ending::Claimed(expires) = claim else {
             return Ok(());

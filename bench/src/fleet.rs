@@ -73,7 +73,7 @@ impl Fleet {
     }
 }
 
-/// Returns a sample of the given time, with or without the VM's own row.
+/// Returns a sample taken at the given time, with or without the row of the VM itself.
 pub(crate) fn sample_at(
     id: &InstanceId,
     at: SystemTime,

@@ -107,7 +107,7 @@ const LOGIN_BURST: Setting = Setting {
     name: "VMWATCH_LOGIN_BURST",
     value: Value::Number(1, 1_000_000),
     default: "20",
-    help: "maximum burst of logins and changes of one's own password from one source address; an IPv6 /64 network counts as one address, a /48 network as eight; more are refused with 429",
+    help: "maximum burst of logins and changes of one's own password from one source address; further ones are refused with 429; for IPv6, the limit applies to each /64 network, and eight times the limit to each /48 network",
 };
 const LOGIN_INTERVAL: Setting = Setting {
     name: "VMWATCH_LOGIN_INTERVAL",

@@ -220,7 +220,7 @@ impl Live {
         counter!("vmwatch_store_rollbacks_total", "bucket" => EVENT_STREAM).increment(1);
         warn!(
             position = other.position,
-            "stream of live events was recreated or lost its newest events; following it from the beginning"
+            "stream of live events was recreated or lost its newest events; reading it again from the beginning"
         );
         self.ambiguous.fetch_max(other.position, Ordering::Relaxed);
         other.log.end();

@@ -28,7 +28,7 @@ pub(crate) fn allow(connections: usize) {
         warn!(
             most,
             connections,
-            "limit of open files is too low for {setting}; connections above the limit will wait"
+            "the open-file limit of this process is too low for {setting}; connections that exceed the open-file limit will wait"
         );
     }
 }

@@ -27,7 +27,7 @@ const HYPERVISOR_CALLS: Setting = Setting {
     name: "VMWATCH_HYPERVISOR_CALLS",
     value: Value::Number(1, 16),
     default: "8",
-    help: "maximum concurrent calls to one hypervisor; further calls wait, within VMWATCH_HYPERVISOR_TIMEOUT",
+    help: "maximum concurrent calls to one hypervisor; further calls wait, and the wait counts towards VMWATCH_HYPERVISOR_TIMEOUT",
 };
 const STATE_INTERVAL: Setting = Setting {
     name: "VMWATCH_STATE_INTERVAL",

@@ -29,7 +29,8 @@ use crate::{
 
 /// Maximum number of VMs in the cache of locations, which then takes about 10 MB.
 const REMEMBERED: u64 = 100_000;
-/// For this long, a read asks the hypervisor that last had the VM before it asks all hypervisors.
+/// How long the last known hypervisor of a VM is remembered. A read of the VM asks that hypervisor first, and all
+/// hypervisors only if it no longer has the VM.
 const SEEN_FOR: Duration = Duration::from_mins(5);
 /// How long an operation waits for the remaining hypervisors once one has reported the VM. No operation waits again for
 /// a hypervisor that takes longer until that hypervisor has answered a call, so that a hanging host does not delay

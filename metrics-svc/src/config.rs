@@ -49,7 +49,7 @@ const HOUR_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1H_RETENTION",
     value: Value::Duration("2d", "18250d"),
     default: "1095d",
-    help: "time for which one-hour rollups are kept (by default 26,000 documents per VM)",
+    help: "time for which one-hour rollups are kept; the default amounts to about 26,000 documents per VM",
 };
 const DAY_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_1D_RETENTION",

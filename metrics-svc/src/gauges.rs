@@ -28,10 +28,10 @@ pub(crate) async fn follow(store: Arc<RowStore>, silent_after: Duration, shutdow
             Some(Ok(Ok(()))) => {}
             Some(Ok(Err(error))) => debug!(
                 cause = error.cause(),
-                "measuring silent VMs and disk usage of the database failed"
+                "failed to update the metrics of silent VMs and of disk usage of the database"
             ),
             Some(Err(error)) => {
-                debug!(%error, "measuring silent VMs and disk usage of the database panicked");
+                debug!(%error, "the update of the metrics of silent VMs and of disk usage of the database panicked");
             }
         }
         if shutdown.run_until_cancelled(sleep(INTERVAL)).await.is_none() {

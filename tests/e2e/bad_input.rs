@@ -177,7 +177,7 @@ async fn error_for_unknown_method_lists_known_methods() {
 /// Sends each field with values of every other type and of extreme sizes. The gateway must refuse the request, name the
 /// field and the violated rule, not repeat the input, and return no row.
 #[tokio::test]
-async fn error_for_invalid_field_names_the_field() {
+async fn invalid_field_is_named_in_the_error() {
     let (stack, session) = stack_with_rows().await;
     let gateway = stack.gateway(0);
     let operators = [

@@ -1,4 +1,4 @@
-//! Tests lists that are larger than one NATS message: they are returned in pages that omit nothing.
+//! Tests that lists too large for one NATS message are returned in pages, without losing an entry.
 
 use std::collections::BTreeSet;
 

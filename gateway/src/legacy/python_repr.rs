@@ -114,8 +114,8 @@ fn push_hundredths(out: &mut String, number: f64) -> bool {
 /// only when two candidates are equally close to the value: Rust takes the larger one, `CPython` the one with the even
 /// last digit.
 fn shortest(number: f64) -> String {
-    // A value halfway between two decimals of n digits has n + 1 digits. Both decimals parse back to the value only if
-    // n is at least 15, so only numbers with at least this many digits can be a tie.
+    // Two candidates of n digits are equally close only if the value lies halfway between them. Both parse back to the
+    // value only if n is at least 15, so a shorter result is never such a tie.
     const MIN_DIGITS_OF_A_TIE: usize = 15;
     let shortest = format!("{number:e}");
     let digits = shortest

@@ -126,7 +126,7 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
-/// Error response (409) of routes for which the state of the resource may not allow the request.
+/// Error response (409) of routes whose requests can conflict with the current state of the resource.
 #[derive(Debug)]
 pub(super) struct Conflict;
 

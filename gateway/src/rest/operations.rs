@@ -66,7 +66,7 @@ impl Action {
         }
     }
 
-    /// The action's verb on the bus, and whether the VM is acted on without asking its guest.
+    /// The action's verb in bus messages, and whether the action is forced, which means that the guest is not asked.
     pub(super) const fn verb(self) -> (Verb, bool) {
         match self {
             Self::Start => (Verb::Start, false),

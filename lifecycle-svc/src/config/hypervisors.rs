@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_hypervisor_list_is_rejected_with_the_invalid_entry() {
+    fn error_for_invalid_hypervisor_list_names_the_invalid_entry() {
         for (text, part) in [
             (",", "names no hypervisor"),
             ("qemu:///system", "write name=address"),

@@ -320,7 +320,8 @@ impl Cloud {
     }
 }
 
-/// A held request. It counts as abandoned if it is dropped before it continues, because its connection has ended.
+/// A request that the fake cloud holds back. If it is dropped before it continues, its connection has ended, and it is
+/// counted as abandoned.
 struct Held(Option<Cloud>);
 
 impl Held {

@@ -69,7 +69,7 @@ impl Suspects {
     }
 }
 
-/// Key that identifies a suspect message even if its stream was recreated.
+/// Key of a message that may crash the service. It is unique even if the stream of the message is recreated.
 pub(super) fn key(message: &Message) -> String {
     message.info().map_or_else(
         |_| message.subject.to_string(),

@@ -104,7 +104,10 @@ impl Writer {
                 }
                 if let Err(error) = self.suspects.end(&key).await {
                     let cause = error.cause();
-                    warn!(cause, "removing the database record of a suspect message failed");
+                    warn!(
+                        cause,
+                        "failed to remove the note in the database that a sample message may crash this service"
+                    );
                 }
             }
         }
@@ -141,7 +144,7 @@ impl Writer {
                     let cause = error.cause();
                     warn!(
                         cause,
-                        "writing the database record of a suspect message failed; retrying"
+                        "failed to note in the database that a sample message may crash this service; retrying"
                     );
                 }
             }

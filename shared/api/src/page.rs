@@ -17,7 +17,7 @@ pub struct PageRoom {
 }
 
 impl PageRoom {
-    /// Creates the space of an empty page: at most `items` items and [`PAGE_BYTES`] bytes.
+    /// Starts with the room of an empty page: at most `items` items and [`PAGE_BYTES`] bytes.
     pub const fn new(items: usize) -> Self {
         Self {
             items,

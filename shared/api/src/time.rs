@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documented_create_date_is_eight_hours_ahead_of_utc() {
+    fn create_date_is_in_the_time_zone_utc_plus_8() {
         // ObjectId('58690637…') was created at 0x58690637 = 2017-01-01T13:37:59Z.
         let date: CreateDate = "2017-01-01T21:37:59.001065".parse().unwrap();
         let moment = date.moment("+08:00".parse().unwrap()).unwrap();

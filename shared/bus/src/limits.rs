@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn users_without_a_permit_are_removed_from_memory() {
+    async fn users_without_a_running_request_are_removed_from_memory() {
         let limit = Limit::new(4);
         for number in 0..1000 {
             drop(limit.enter(Some(&format!("user-{number}"))).await.unwrap());

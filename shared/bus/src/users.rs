@@ -1,5 +1,5 @@
-//! Follows the KV bucket of users. Gateways use the table to check sessions; auth-svc uses it to keep the bucket equal
-//! to the database.
+//! Keeps a table in memory of the users in the KV bucket of users. Gateways check sessions against the table; auth-svc
+//! compares it with the database to repair the bucket.
 
 use std::{collections::HashMap, sync::Arc};
 

@@ -110,7 +110,7 @@ impl Telemetry {
     /// Sends the buffered trace spans.
     pub fn finish(self) {
         if let Some(Err(error)) = self.traces.map(|provider| provider.shutdown()) {
-            tracing::warn!(%error, "sending the last traces failed");
+            tracing::warn!(%error, "failed to send the remaining traces at shutdown");
         }
     }
 }

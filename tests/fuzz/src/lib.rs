@@ -7,8 +7,8 @@ use metrics_svc::documents::Documents;
 use serde_json::Value;
 use vmwatch_api::{metrics::Sample, time::UtcOffset};
 
-/// Checks the parser of the documented API: a request that the gateway forwards to a service is one JSON object whose
-/// limit is in the permitted range.
+/// Checks the request parser of the API of 2017: every request that the gateway forwards to a service is one JSON object
+/// whose field `limit` is in the permitted range.
 pub fn request(body: &[u8]) {
     let Some(Ok(params)) = read_request(body) else {
         return;

@@ -88,7 +88,7 @@ impl Newest {
 #[derive(Debug)]
 struct Stored {
     number: u64,
-    /// When the NATS server stored the record by its own clock, Unix nanoseconds.
+    /// Time at which the NATS server stored the record, by the server's clock, in Unix nanoseconds.
     moment: i128,
     record: AuditRecord,
 }
