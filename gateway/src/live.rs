@@ -209,6 +209,7 @@ impl Live {
         let encoded = decode(message).map(|event| EncodedEvent {
             number,
             instance: event.instance().clone(),
+            kind: event.kind(),
             frame: (self.encode)(number, &event),
         });
         followed.log.push(number, encoded);

@@ -26,6 +26,8 @@ pub(crate) struct EncodedEvent {
     /// Sequence number of the live event in its JetStream stream.
     pub(crate) number: u64,
     pub(crate) instance: InstanceId,
+    /// The event's kind, as returned by [`vmwatch_api::events::LiveEvent::kind`].
+    pub(crate) kind: &'static str,
     /// The encoded live event.
     pub(crate) frame: Bytes,
 }
@@ -149,6 +151,7 @@ mod tests {
         let event = EncodedEvent {
             number,
             instance: format!("vm-{}", number % 2).parse().unwrap(),
+            kind: "sample",
             frame: vec![b'x'; bytes].into(),
         };
         log.push(number, Some(event));

@@ -1,6 +1,11 @@
 //! REST route that sends live events as server-sent events (HTML Living Standard, "Server-sent events").
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -10,7 +15,7 @@ use axum::{
 use bytes::Bytes;
 use futures::stream;
 use metrics::{counter, gauge};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use tokio::{
     sync::watch,
     task::yield_now,
@@ -46,6 +51,9 @@ const CHUNK: usize = 4096;
 /// Maximum delay before a disconnected browser reconnects.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
+/// Maximum number of ids in `instance_id`: more than a screen shows rows.
+const MAX_SELECTED: usize = 200;
+
 /// Number of the last event that the client has seen. Browsers send it when they reconnect.
 #[derive(Debug)]
 pub(super) struct LastEventId(Option<u64>);
@@ -68,8 +76,53 @@ impl FromRequestParts<Arc<Gateway>> for LastEventId {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsQuery {
-    /// Send only events of this VM.
-    instance_id: Option<InstanceId>,
+    /// Send only events of these VMs: up to 200 ids, separated by commas.
+    #[param(style = Form, explode = false, value_type = Option<Vec<InstanceId>>, min_items = 1, max_items = 200)]
+    instance_id: Option<Selected>,
+    /// Send only events of this kind.
+    #[param(inline)]
+    kind: Option<EventKind>,
+}
+
+/// Ids of the VMs whose events a client receives.
+#[derive(Debug)]
+struct Selected(BTreeSet<InstanceId>);
+
+impl<'de> Deserialize<'de> for Selected {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.split(',').nth(MAX_SELECTED).is_some() {
+            return Err(D::Error::custom(format!("must have at most {MAX_SELECTED} ids")));
+        }
+        let ids = text.split(',').map(str::parse).collect::<Result<_, _>>();
+        ids.map(Self).map_err(D::Error::custom)
+    }
+}
+
+/// Kind of a live event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum EventKind {
+    /// New values of a VM.
+    Sample,
+    /// A new process table of a VM.
+    Processes,
+    /// Progress of an operation on a VM.
+    Operation,
+    /// A changed state of a VM.
+    Machine,
+}
+
+impl EventKind {
+    /// The kind as [`LiveEvent::kind`] returns it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Sample => "sample",
+            Self::Processes => "processes",
+            Self::Operation => "operation",
+            Self::Machine => "machine",
+        }
+    }
 }
 
 /// Data of a `sample` event: new values of a VM.
@@ -123,14 +176,15 @@ pub(super) struct MachineEvent<'a> {
 pub(super) async fn follow(
     State(gateway): State<Arc<Gateway>>,
     caller: Caller,
-    Query(EventsQuery { instance_id }): Query<EventsQuery>,
+    Query(query): Query<EventsQuery>,
     LastEventId(seen): LastEventId,
 ) -> Result<Response<Body>, Problem> {
     let permit = gateway.admission.enter_stream(&caller.principal().user).await?;
     let start = gateway.live.reader(seen).await?;
     let filter = Filter {
         scope: caller.principal().scope.clone(),
-        instance_id,
+        selected: query.instance_id.map(|Selected(ids)| ids),
+        kind: query.kind.map(EventKind::as_str),
     };
     let reader = Reader::new(gateway, caller.token, filter, start, permit);
     let frames = stream::unfold(reader, async |mut reader| {
@@ -151,12 +205,15 @@ pub(super) async fn follow(
 /// Selects the events that a client receives.
 struct Filter {
     scope: Scope,
-    instance_id: Option<InstanceId>,
+    selected: Option<BTreeSet<InstanceId>>,
+    kind: Option<&'static str>,
 }
 
 impl Filter {
-    fn allows(&self, instance: &InstanceId) -> bool {
-        self.instance_id.as_ref().is_none_or(|only| only == instance) && self.scope.allows(instance)
+    fn allows(&self, instance: &InstanceId, kind: &str) -> bool {
+        self.kind.is_none_or(|only| only == kind)
+            && self.selected.as_ref().is_none_or(|ids| ids.contains(instance))
+            && self.scope.allows(instance)
     }
 }
 
@@ -277,10 +334,9 @@ impl Reader {
     /// is too far behind or the log has ended.
     fn take(&mut self) -> Option<bool> {
         let reached = *self.reached.borrow_and_update();
-        let Some(taken) = self
-            .log
-            .take(self.position, |event| self.filter.allows(&event.instance))
-        else {
+        let Some(taken) = self.log.take(self.position, |event| {
+            self.filter.allows(&event.instance, event.kind)
+        }) else {
             counter!("vmwatch_event_readers_cut_off_total").increment(1);
             return None;
         };
@@ -381,16 +437,34 @@ mod tests {
     }
 
     #[test]
-    fn event_filter_allows_only_vms_in_scope_and_requested_vm() {
+    fn event_filter_allows_only_scope_selected_vms_and_kind() {
         let id = |id: &str| id.parse::<InstanceId>().unwrap();
         let mut filter = Filter {
-            scope: Scope::Only(vec![id("a"), id("b")]),
-            instance_id: None,
+            scope: Scope::Only(vec![id("a"), id("b"), id("c")]),
+            selected: None,
+            kind: None,
         };
-        assert!(filter.allows(&id("a")) && filter.allows(&id("b")) && !filter.allows(&id("c")));
-        filter.instance_id = Some(id("a"));
-        assert!(filter.allows(&id("a")) && !filter.allows(&id("b")));
-        filter.instance_id = Some(id("c"));
-        assert!(!filter.allows(&id("c")));
+        let allowed = |filter: &Filter| {
+            let allows = |instance: &&str| filter.allows(&id(instance), "sample");
+            ["a", "b", "c", "d"]
+                .into_iter()
+                .filter(allows)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(allowed(&filter), ["a", "b", "c"]);
+        filter.selected = Some([id("a"), id("b"), id("d")].into());
+        assert_eq!(allowed(&filter), ["a", "b"]);
+        filter.kind = Some("sample");
+        assert_eq!(allowed(&filter), ["a", "b"]);
+        filter.kind = Some("operation");
+        assert_eq!(allowed(&filter), [""; 0]);
+    }
+
+    #[test]
+    fn event_kinds_have_the_names_of_live_events() {
+        for kind in ["sample", "processes", "operation", "machine"] {
+            let parsed: EventKind = serde_json::from_value(kind.into()).unwrap();
+            assert_eq!(parsed.as_str(), kind);
+        }
     }
 }

@@ -9,7 +9,10 @@ use utoipa::{
 };
 use vmwatch_api::{InstanceId, processes::Order};
 
-use super::{cursors::cursor_schema, vms::Vm};
+use super::{
+    cursors::cursor_schema,
+    vms::{Agent, Vm},
+};
 
 /// Maximum length of a sort key in bytes; longer values are truncated.
 const MAX_KEY_BYTES: usize = 256;
@@ -57,7 +60,9 @@ impl VmSort {
     pub(super) fn key(self, vm: &Vm) -> Key {
         let text = |text: &str| text.to_lowercase().bytes().take(MAX_KEY_BYTES).collect();
         let number = |number: f64| sortable(number).to_be_bytes().to_vec();
-        let values = vm.sample.as_ref().map(|sample| &sample.values);
+        // The last values of a VM whose agent is silent are stale, so such a VM comes last.
+        let reporting = vm.sample.as_ref().filter(|_| vm.agent == Some(Agent::Reporting));
+        let values = reporting.map(|sample| &sample.values);
         let value = match self {
             Self::Id => Some(vm.instance_id.as_str().as_bytes().to_vec()),
             Self::Name => vm.name.as_deref().map(text),

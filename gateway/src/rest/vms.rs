@@ -111,7 +111,8 @@ pub(super) struct VmsQuery {
     state: Option<MachineState>,
     /// Return only VMs whose agent has this status.
     agent: Option<Agent>,
-    /// Value by which to sort the VMs. Default: id. VMs without this value come last.
+    /// Value by which to sort the VMs. Default: id. VMs without this value come last, and so do silent VMs if the value
+    /// is a measure, because their last sample is stale.
     #[serde(default)]
     #[param(value_type = Option<VmSort>)]
     sort: VmSort,

@@ -168,7 +168,16 @@ async fn live_events_outside_scope_and_filter_are_not_delivered() {
     let mut follower = Follower::of(&limited, "", None).await;
     let mut only_b = Follower::of(&limited, "?instance_id=b", None).await;
     let mut hidden = Follower::of(&limited, "?instance_id=c", None).await;
-    for follower in [&mut follower, &mut only_b, &mut hidden] {
+    let unknown = (0..198).map(|index| format!(",vm-{index}")).collect::<String>();
+    let mut several = Follower::of(&limited, &format!("?instance_id=a,c{unknown}"), None).await;
+    let mut operations = Follower::of(&limited, "?kind=operation", None).await;
+    for follower in [
+        &mut follower,
+        &mut only_b,
+        &mut hidden,
+        &mut several,
+        &mut operations,
+    ] {
         follower.expect("ready").await;
     }
     for instance in ["c", "a", "b", "c", "a"] {
@@ -178,10 +187,30 @@ async fn live_events_outside_scope_and_filter_are_not_delivered() {
         assert_eq!(follower.expect("machine").await.data["instance_id"], instance);
     }
     assert_eq!(only_b.expect("machine").await.data["instance_id"], "b");
-    // A reader that asks for a VM outside its scope gets no events: the stream ends at once.
+    for instance in ["a", "a"] {
+        assert_eq!(several.expect("machine").await.data["instance_id"], instance);
+    }
+    let too_many = format!("/events?instance_id=a,b,c{unknown}");
+    let refused = limited.get(&too_many).await.problem(400, "invalid");
+    assert_eq!(refused, "query: instance_id: must have at most 200 ids");
+    for bad in [
+        "instance_id=",
+        "instance_id=a,",
+        "instance_id=a,b%20c",
+        "instance_id=a&instance_id=b",
+        "kind=none",
+    ] {
+        limited
+            .get(&format!("/events?{bad}"))
+            .await
+            .problem(400, "invalid");
+    }
+    // No event reached the readers that asked for a VM outside the scope or for operations: their next event is the end.
     let token = limited.token.clone().unwrap();
     assert_eq!(limited.delete("/sessions/current").await.status, 204);
-    assert_eq!(hidden.expect("end").await.data, json!({}), "stream of {token}");
+    for mut follower in [hidden, operations] {
+        assert_eq!(follower.expect("end").await.data, json!({}), "stream of {token}");
+    }
 }
 
 #[tokio::test]
@@ -222,7 +251,7 @@ async fn missed_live_events_are_replayed_or_reported_as_a_gap() {
         let request = api.request(Method::GET, "/events").header("last-event-id", bad);
         Reply::of(request).await.problem(400, "invalid");
     }
-    api.get("/events?kind=sample").await.problem(400, "invalid");
+    api.get("/events?user=ann").await.problem(400, "invalid");
 }
 
 #[tokio::test]
