@@ -20,6 +20,8 @@ await story(async (page) => {
   await page.locator('a[href="/audit"]').click();
   await page.locator("table.records tr", { hasText: off }).first().waitFor();
 
+  await keepsPagesApart(page);
+
   // Forcing a VM off requires confirmation.
   await page.goto(`${url}/vms/${off}`);
   await page.locator(".actions select").selectOption("force-stop");
@@ -62,3 +64,31 @@ await story(async (page) => {
   await second.locator("dialog button.danger").click();
   await page.locator('input[name="password"]').waitFor();
 });
+
+/** A further page that arrives after the filter was changed is not appended to the records of the new filter. */
+async function keepsPagesApart(page) {
+  const record = (user) => ({
+    at: "2026-01-01T00:00:00.000Z", user, action: "auth.login", result: "succeeded", request_id: user, detail: "",
+  });
+  let release;
+  const released = new Promise((resolve) => (release = resolve));
+  await page.route("**/api/v1/audit?**", async (route) => {
+    const query = new URL(route.request().url()).searchParams;
+    const isFurther = query.has("before");
+    if (isFurther) await released;
+    const user = `${query.get("user") ?? "anyone"} ${isFurther ? "earlier" : "latest"}`;
+    await route.fulfill({ json: { records: [record(user)], next: isFurther ? null : "next" } }).catch(() => undefined);
+  });
+  await page.goto(`${url}/audit`);
+  const users = page.locator("table.records td.user");
+  await users.getByText("anyone latest").waitFor();
+  const requested = page.waitForRequest((request) => request.url().includes("before="));
+  await page.locator("button.more").click();
+  await requested;
+  await page.getByLabel("User", { exact: true }).fill("ann");
+  await page.keyboard.press("Enter");
+  await users.getByText("ann latest").waitFor();
+  release();
+  await page.unrouteAll({ behavior: "wait" });
+  check((await users.allInnerTexts()).join() === "ann latest", "the page of the old filter is not appended");
+}

@@ -1,12 +1,12 @@
 //! Submits operations on VMs and follows them until they finish.
 import { signal } from "@preact/signals";
 import { api, ask, type Operation, type Schemas } from "./api/client";
-import { liveState, onEvent } from "./api/live";
+import { isWatched, liveState, onEvent } from "./api/live";
 import { isOver } from "./parts/badge";
 
 export type Action = Schemas["Action"];
 
-/** Interval at which a running operation is polled while live events are unavailable. */
+/** Interval at which a running operation is polled while the page receives no live events about it. */
 const POLL_MS = 2_000;
 /** Maximum number of VMs whose latest operation is kept. */
 const MAX_REMEMBERED = 200;
@@ -48,7 +48,7 @@ export async function act(instance: string, action: Action): Promise<void> {
     }),
   );
   remember(operation);
-  void pollWhileLost(operation.id);
+  void pollWhileUnwatched(operation.id);
 }
 
 /** Creates a random UUID. `crypto.randomUUID` exists only on HTTPS pages, and the gateway may be used over plain HTTP. */
@@ -56,12 +56,12 @@ function randomKey(): string {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-async function pollWhileLost(id: string): Promise<void> {
+async function pollWhileUnwatched(id: string): Promise<void> {
   for (;;) {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
     const known = [...latest.peek().values()].find((operation) => operation.id === id);
     if (!known || isOver(known.state)) return;
-    if (liveState.peek() === "live") continue;
+    if (liveState.peek() === "live" && isWatched(known.instance_id)) continue;
     try {
       remember(await ask(api.GET("/api/v1/operations/{operation_id}", { params: { path: { operation_id: id } } })));
     } catch {

@@ -1,11 +1,14 @@
 //! Runs each browser test with its own set of running programs.
 
-use std::{os::unix::fs::symlink, process::Stdio};
+use std::{cell::Cell, os::unix::fs::symlink, process::Stdio, time::Duration};
 
 use testkit::{
-    ADMIN, MACHINES, PATIENCE, Program, StackBuilder, THIS_MACHINE, eventually, node_and_chromium,
+    ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, eventually, node_and_chromium,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    time::MissedTickBehavior,
+};
 use vmwatch_api::{Role, time::unix_millis};
 
 use super::teller::{nothing, tell};
@@ -136,18 +139,44 @@ async fn page_follows_browser_language_and_works_by_keyboard() {
     .await;
 }
 
+/// VMs of the fleet; the hypervisor has three more.
+const FLEET: u32 = 1197;
+/// Index of the busiest VM.
+const BUSIEST: u32 = 42;
+
+/// Publishes a sample of every VM of the fleet each five seconds. Values change a little; the VM `risen` is the busiest.
+async fn report_fleet(stack: &Stack, risen: &Cell<Option<u32>>, is_reporting: &Cell<bool>) {
+    let mut passes = tokio::time::interval(Duration::from_secs(5));
+    passes.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    for pass in 0_u32.. {
+        passes.tick().await;
+        for index in (0..FLEET).filter(|_| is_reporting.get()) {
+            let busy = match index {
+                _ if risen.get() == Some(index) => 99.0,
+                BUSIEST => 97.0,
+                _ => f64::from(index % 90) + f64::from((7 * index + 3 * pass) % 10) / 10.0,
+            };
+            publish(stack, &sample(&fleet_vm(index), unix_millis(), busy)).await;
+        }
+    }
+}
+
+fn fleet_vm(index: u32) -> String {
+    format!("fleet-{index:04}")
+}
+
 #[tokio::test]
-async fn browser_shows_a_thousand_vms_and_a_year_of_history() {
+async fn browser_shows_1200_reporting_vms_and_a_year_of_history() {
     const DAY: u64 = 86_400_000;
     let stack = client::stack().start().await;
     let now = unix_millis();
     // The busiest VM gets its rows below.
-    for index in (0..997_u32).filter(|index| *index != 42) {
-        let busy = f64::from(index % 90);
-        publish(&stack, &sample(&format!("fleet-{index:04}"), now, busy)).await;
+    for index in (0..FLEET).filter(|index| *index != BUSIEST) {
+        publish(&stack, &sample(&fleet_vm(index), now, f64::from(index % 90))).await;
     }
+    let busiest = fleet_vm(BUSIEST);
     for day in (0..360).rev() {
-        publish(&stack, &sample("fleet-0042", now - day * DAY, 97.0)).await;
+        publish(&stack, &sample(&busiest, now - day * DAY, 97.0)).await;
     }
     let api = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     eventually(
@@ -155,11 +184,28 @@ async fn browser_shows_a_thousand_vms_and_a_year_of_history() {
         PATIENCE,
         async || {
             let list = api.read("/vms?limit=1&sort=cpu").await;
-            // The total includes the three VMs of the hypervisor.
-            let ready = list["total"] == 1000 && list["vms"][0]["instance_id"] == "fleet-0042";
+            let ready = list["total"] == FLEET + 3 && list["vms"][0]["instance_id"] == *busiest;
             ready.then_some(()).ok_or_else(|| list.to_string())
         },
     )
     .await;
-    tell(&stack, "fleet", &[("VMWATCH_PAGE_VM", "fleet-0042")], nothing).await;
+    let last = MACHINES.iter().map(|machine| machine.0).max().unwrap();
+    let environment = [("VMWATCH_PAGE_VM", &*busiest), ("VMWATCH_PAGE_LAST", last)];
+    let (risen, is_reporting) = (Cell::new(None), Cell::new(false));
+    let story = tell(&stack, "fleet", &environment, async |demand| {
+        match demand {
+            "report" => is_reporting.set(true),
+            "rise" => {
+                risen.set(Some(333));
+                return fleet_vm(333);
+            }
+            "rest" => risen.set(None),
+            other => return nothing(other).await,
+        }
+        "done".to_owned()
+    });
+    tokio::select! {
+        () = story => {}
+        () = report_fleet(&stack, &risen, &is_reporting) => {}
+    }
 }

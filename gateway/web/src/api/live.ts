@@ -34,6 +34,37 @@ export function onEvent<K extends keyof Kinds>(kind: K, listener: (event: Kinds[
   return () => listeners[kind].delete(listener);
 }
 
+/** Maximum number of VMs that one stream selects. */
+const MAX_WATCHED = 200;
+/** A changed selection takes effect after this delay, because a list that scrolls changes it with every row. */
+const SETTLE_MS = 300;
+
+/** VMs whose events the views need; if there are none, they need the operations on all VMs. */
+let wanted: ReadonlySet<string> = new Set();
+/** VMs whose events the open stream delivers; if there are none, it delivers the operations on all VMs. */
+let watched: ReadonlySet<string> = new Set();
+let settling: ReturnType<typeof setTimeout> | undefined;
+/** Ends the open stream, so that the next one is opened for the wanted VMs. */
+let reopen = (): void => undefined;
+
+/** Selects the VMs whose events arrive. Without ids, the operations on all VMs arrive and no other events. */
+export function watch(ids: readonly string[]): void {
+  wanted = new Set(ids.slice(0, MAX_WATCHED));
+  clearTimeout(settling);
+  settling = setTimeout(() => {
+    if (!suffices()) reopen();
+  }, SETTLE_MS);
+}
+
+/** Whether the open stream delivers the events of all wanted VMs, and of few others. */
+function suffices(): boolean {
+  if (wanted.size === 0 || watched.size > 2 * wanted.size) return watched.size === wanted.size;
+  return [...wanted].every((id) => watched.has(id));
+}
+
+/** Whether the open stream delivers the operations on this VM. */
+export const isWatched = (id: string): boolean => watched.size === 0 || watched.has(id);
+
 let lastId: string | null = null;
 
 /** Connects, and reconnects after each failure. Returns the function that stops it. */
@@ -48,12 +79,16 @@ export function followLive(): () => void {
 async function reconnectUntil(stop: AbortSignal): Promise<void> {
   let failures = 0;
   while (!stop.aborted) {
+    const replaced = new AbortController();
+    reopen = () => replaced.abort();
     try {
-      await followOnce(stop, () => (failures = 0));
+      await followOnce(AbortSignal.any([stop, replaced.signal]), () => (failures = 0));
     } catch {
       // All failures are handled alike: the page shows the connection as lost and reconnects.
     }
     if (stop.aborted || me.peek() === null) return;
+    // The next stream replays what was sent meanwhile, so the page stays live.
+    if (replaced.signal.aborted) continue;
     liveState.value = "lost";
     const wait = Math.min(RETRY_MS * 2 ** failures++, MAX_RETRY_MS);
     // Random delay, so that not all pages reconnect at once after a gateway restart.
@@ -65,11 +100,13 @@ async function reconnectUntil(stop: AbortSignal): Promise<void> {
 async function followOnce(stop: AbortSignal, connected: () => void): Promise<void> {
   const silence = new AbortController();
   const hangUp = () => silence.abort();
-  stop.addEventListener("abort", hangUp);
+  watched = wanted;
+  const selection = watched.size > 0 ? `instance_id=${[...watched].join(",")}` : "kind=operation";
   let timer = setTimeout(hangUp, SILENCE_MS);
   try {
     const headers: Record<string, string> = lastId === null ? {} : { "Last-Event-ID": lastId };
-    const response = await fetch("/api/v1/events", { headers, signal: silence.signal });
+    const signal = AbortSignal.any([stop, silence.signal]);
+    const response = await fetch(`/api/v1/events?${selection}`, { headers, signal });
     if (response.status === 401) me.value = null;
     if (!response.ok || !response.body) return;
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -85,7 +122,6 @@ async function followOnce(stop: AbortSignal, connected: () => void): Promise<voi
     }
   } finally {
     clearTimeout(timer);
-    stop.removeEventListener("abort", hangUp);
   }
 }
 

@@ -1,3 +1,5 @@
+import { whole } from "../format";
+
 export const en = {
   product: "vmwatch",
   nav: { label: "Views", vms: "VMs", operations: "Operations", audit: "Audit", users: "Users", api: "API" },
@@ -74,21 +76,23 @@ export const en = {
     search: "Search by name, ID or hypervisor",
     agent: "Agent",
     all: "all",
-    count: (shown: number, total: number) => (shown === total ? `${total} VMs` : `${shown} of ${total} VMs`),
+    state: "State",
+    count: (total: number) => (total === 1 ? "1 VM" : `${whole(total)} VMs`),
+    matching: (total: number) => (total === 1 ? "1 matching VM" : `${whole(total)} matching VMs`),
     columns: {
       name: "VM", state: "State", cpu: "CPU", hour: "CPU, last hour", mem: "Memory", net: "Network", disk: "Disk",
-      report: "Last report", action: "Action",
+      last_report: "Last report", action: "Action",
     },
     sortBy: "Sort by",
     sparkline: (peak: string) => `CPU over the last hour, peak ${peak}`,
     emptyTitle: "No VMs yet",
     empty: "VMs appear here once a hypervisor is configured or an agent reports.",
     noMatchTitle: "No matching VMs",
-    noMatch: "Change the search or the agent filter, or show all VMs.",
+    noMatch: "Change the search or the filters, or show all VMs.",
     showAll: "Show all",
     start: "Start",
     startVm: (name: string) => `Start ${name}`,
-    truncated: "Only the 1,000 busiest VMs are listed and searched.",
+    outdated: "Could not refresh the list. Retrying automatically…",
   },
   vm: {
     back: "All VMs",

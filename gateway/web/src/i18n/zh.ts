@@ -1,3 +1,4 @@
+import { whole } from "../format";
 import type { Texts } from ".";
 
 export const zh: Texts = {
@@ -73,21 +74,23 @@ export const zh: Texts = {
     search: "按名称、ID 或虚拟化平台搜索",
     agent: "Agent",
     all: "全部",
-    count: (shown, total) => (shown === total ? `共 ${total} 台` : `${shown} / ${total} 台`),
+    state: "状态",
+    count: (total) => `共 ${whole(total)} 台`,
+    matching: (total) => `匹配 ${whole(total)} 台`,
     columns: {
       name: "虚拟机", state: "状态", cpu: "CPU", hour: "近 1 小时 CPU", mem: "内存", net: "网络", disk: "磁盘",
-      report: "最近上报", action: "操作",
+      last_report: "最近上报", action: "操作",
     },
     sortBy: "排序",
     sparkline: (peak) => `近 1 小时 CPU 使用率，峰值 ${peak}`,
     emptyTitle: "暂无虚拟机",
     empty: "接入虚拟化平台或有 Agent 上报后，虚拟机将显示在这里。",
     noMatchTitle: "没有匹配的虚拟机",
-    noMatch: "请调整搜索内容或 Agent 筛选条件，或显示全部虚拟机。",
+    noMatch: "请调整搜索内容或筛选条件，或显示全部虚拟机。",
     showAll: "显示全部",
     start: "启动",
     startVm: (name) => `启动 ${name}`,
-    truncated: "仅列出 CPU 使用率最高的 1,000 台虚拟机，搜索也仅限于此范围。",
+    outdated: "列表刷新失败，正在自动重试…",
   },
   vm: {
     back: "全部虚拟机",

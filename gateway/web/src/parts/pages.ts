@@ -1,7 +1,7 @@
 //! Hook for lists that the REST API returns in pages.
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { type Failure } from "../api/client";
-import { useResource } from "../api/resource";
+import { READ_TIMEOUT_MS, useResource } from "../api/resource";
 
 interface Page<Item, Cursor> {
   items: Item[];
@@ -18,35 +18,54 @@ interface Pages<Item, Cursor> extends Page<Item, Cursor> {
   more: () => void;
 }
 
-/** Reads the first page when `dependencies` change, and each further page on `more()`. */
+/**
+ * Reads the first page when `dependencies` change, and each further page on `more()`. A further page belongs to the first
+ * page that it continues: once another first page is requested, it is aborted and never shown.
+ */
 export function usePages<Item, Cursor>(
   read: (cursor: Cursor | undefined, signal: AbortSignal) => Promise<Page<Item, Cursor>>,
   dependencies: unknown[],
 ): Pages<Item, Cursor> {
-  const [following, setFollowing] = useState<Page<Item, Cursor>>({ items: [], next: undefined });
-  const [turn, setTurn] = useState(0);
+  const key = JSON.stringify(dependencies);
+  const turns = useRef(0);
+  const first = useResource(
+    async (signal) => ({ ...(await read(undefined, signal)), key, turn: ++turns.current }),
+    [key],
+  );
+  const [following, setFollowing] = useState<Page<Item, Cursor> & { turn: number }>({ items: [], next: undefined, turn: 0 });
   const [busy, setBusy] = useState(false);
-  const first = useResource(async (signal) => {
-    const page = await read(undefined, signal);
-    setFollowing({ items: [], next: page.next });
-    setTurn((count) => count + 1);
-    return page;
-  }, dependencies);
+  const stop = useRef<AbortController | undefined>(undefined);
+  const page = first.data;
+  useEffect(() => () => stop.current?.abort(), [key, page?.turn]);
+  const further = following.turn === page?.turn ? following : undefined;
+  const isCurrent = page?.key === key;
+  const next = isCurrent ? (further ?? page).next : undefined;
   const more = () => {
-    if (busy || following.next === undefined) return;
+    if (busy || first.loading || !page || next === undefined) return;
+    const { turn } = page;
+    const controller = new AbortController();
+    stop.current = controller;
     setBusy(true);
-    const done = (page: Page<Item, Cursor>) =>
-      setFollowing((before) => ({ items: [...before.items, ...page.items], next: page.next }));
+    const done = (more: Page<Item, Cursor>) => {
+      if (controller.signal.aborted) return;
+      setFollowing((before) => ({
+        items: before.turn === turn ? [...before.items, ...more.items] : more.items,
+        next: more.next,
+        turn,
+      }));
+    };
     // After a failure the "Load more" button stays visible, so that the user can try again.
-    read(following.next, new AbortController().signal).then(done, () => undefined).finally(() => setBusy(false));
+    const signal = AbortSignal.any([controller.signal, AbortSignal.timeout(READ_TIMEOUT_MS)]);
+    read(next, signal).then(done, () => undefined).finally(() => setBusy(false));
   };
   return {
-    items: [...(first.data?.items ?? []), ...following.items],
-    next: following.next,
-    loaded: first.data !== undefined,
+    items: [...(page?.items ?? []), ...(further?.items ?? [])],
+    next,
+    // While another first page is read, the old one stays on the screen; if that fails, it must not pass for the new one.
+    loaded: page !== undefined && (isCurrent || first.failure === undefined),
     loading: first.loading || busy,
     failure: first.failure,
-    turn,
+    turn: page?.turn ?? 0,
     reload: first.reload,
     more,
   };

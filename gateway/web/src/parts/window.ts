@@ -6,23 +6,24 @@ import { useLayoutEffect, useState } from "preact/hooks";
 const OVERSCAN = 12;
 const DEFAULT_HEIGHT = 48;
 
-interface Window {
+export interface Window {
+  /** Index of the first rendered row. */
   first: number;
+  /** Index after that of the last rendered row. */
   last: number;
-  /** Heights of the omitted rows above and below, in pixels. */
-  before: number;
-  behind: number;
+  /** Height of a row in pixels. */
+  height: number;
 }
 
 /** The range of rows on the screen, out of `count` rows of equal height in `body`. */
 export function useWindow(body: RefObject<HTMLElement | null>, count: number): Window {
-  const [view, setView] = useState({ first: 0, last: 40, height: DEFAULT_HEIGHT });
+  const [view, setView] = useState({ first: 0, last: 30, height: DEFAULT_HEIGHT });
   useLayoutEffect(() => {
     const update = () => {
       const element = body.current;
       if (!element) return;
-      const row = element.querySelector<HTMLElement>("tr:not(.spacer)");
-      const height = row?.offsetHeight || DEFAULT_HEIGHT;
+      const row = element.querySelector("tr:not(.spacer)");
+      const height = row?.getBoundingClientRect().height || DEFAULT_HEIGHT;
       const top = element.getBoundingClientRect().top;
       const first = Math.max(0, Math.floor(-top / height) - OVERSCAN);
       const last = Math.max(0, Math.ceil((innerHeight - top) / height)) + OVERSCAN;
@@ -39,5 +40,5 @@ export function useWindow(body: RefObject<HTMLElement | null>, count: number): W
   }, [count]);
   const first = Math.min(view.first, Math.max(0, count - 1));
   const last = Math.min(count, Math.max(view.last, first + 1));
-  return { first, last, before: first * view.height, behind: (count - last) * view.height };
+  return { first, last, height: view.height };
 }

@@ -1,4 +1,5 @@
 import { useState } from "preact/hooks";
+import type { Vm } from "../api/client";
 import { now } from "../clock";
 import { ago, ms, rate } from "../format";
 import { t } from "../i18n";
@@ -8,9 +9,8 @@ import { problemText } from "../parts/dialog";
 import { Meter } from "../parts/meter";
 import { Sparkline } from "../parts/sparkline";
 import { vmAddress } from "../router";
-import type { Entry } from "./fleet";
 
-export function VmRow({ entry: { vm }, index, acts }: { entry: Entry; index: number; acts: boolean }) {
+export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolean }) {
   const texts = t();
   const name = vm.name ?? vm.instance_id;
   const { sample } = vm;
@@ -18,7 +18,7 @@ export function VmRow({ entry: { vm }, index, acts }: { entry: Entry; index: num
   return (
     <tr aria-rowindex={index} class={vm.agent === "silent" ? "silent" : undefined} data-vm={vm.instance_id}>
       <th scope="row" class="name">
-        <a href={vmAddress(vm.instance_id)}>{name}</a>
+        <a href={vmAddress(vm.instance_id)} title={[...new Set([name, vm.instance_id])].join("\n")}>{name}</a>
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
       </th>
       <td class="state"><MachineBadge state={vm.state} /></td>
@@ -33,7 +33,7 @@ export function VmRow({ entry: { vm }, index, acts }: { entry: Entry; index: num
   );
 }
 
-function Report({ agent, at }: { agent: Entry["vm"]["agent"]; at: string | null }) {
+function Report({ agent, at }: { agent: Vm["agent"]; at: string | null }) {
   if (agent === "silent") {
     return (
       <>
@@ -47,7 +47,7 @@ function Report({ agent, at }: { agent: Entry["vm"]["agent"]; at: string | null 
 }
 
 /** Starts a stopped VM and shows the progress of the operation. */
-function StartButton({ id, name, state }: { id: string; name: string; state: Entry["vm"]["state"] }) {
+function StartButton({ id, name, state }: { id: string; name: string; state: Vm["state"] }) {
   const [problem, setProblem] = useState("");
   const [submitting, setSubmitting] = useState(false);
   const operation = latest.value.get(id);

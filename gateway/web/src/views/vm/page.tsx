@@ -2,7 +2,7 @@
 import { useSignal } from "@preact/signals";
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { api, ask, type Vm } from "../../api/client";
-import { onEvent } from "../../api/live";
+import { onEvent, watch } from "../../api/live";
 import { useEvery, useResource } from "../../api/resource";
 import { now } from "../../clock";
 import { t } from "../../i18n";
@@ -90,6 +90,10 @@ function useVm(id: string) {
   );
   const [changes, setChanges] = useState<Partial<Vm>>({});
   useEffect(() => setChanges({}), [vm.data]);
+  useEffect(() => {
+    watch([id]);
+    return () => watch([]);
+  }, [id]);
   useEffect(() => {
     const change = (more: Partial<Vm>) => setChanges((before) => ({ ...before, ...more }));
     const stops = [
