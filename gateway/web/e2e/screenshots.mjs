@@ -1,4 +1,4 @@
-// Takes screenshots of each view of a running stack, in both themes, into the given folder:
+// Takes screenshots of each view of a running stack, in both themes, and of the VM list in Chinese, into the given folder:
 //
 //   VMWATCH_PAGE_URL=http://127.0.0.1:8086 VMWATCH_PAGE_USER=admin VMWATCH_PAGE_PASSWORD=… VMWATCH_PAGE_VM=… \
 //     VMWATCH_PAGE_CHROMIUM=/usr/bin/chromium node e2e/screenshots.mjs ../../docs/screenshots
@@ -20,18 +20,18 @@ const VIEWS = {
   sessions: ["/sessions", "table.sessions tbody tr"],
 };
 
-for (const theme of ["light", "dark"]) {
+for (const [theme, locale, suffix] of [["light", "en-GB", "light"], ["dark", "en-GB", "dark"], ["light", "zh-CN", "zh"]]) {
   await story(async (page) => {
     const shot = async (name) => {
       await page.waitForTimeout(700);
-      await page.screenshot({ path: join(folder, `${name}-${theme}.png`) });
+      await page.screenshot({ path: join(folder, `${name}-${suffix}.png`) });
     };
     await page.goto(url);
     await page.locator('input[name="user"]').waitFor();
-    if (!only) await shot("sign-in");
+    if (!only && locale === "en-GB") await shot("sign-in");
     await signIn(page);
     for (const [name, [address, shown]] of Object.entries(VIEWS)) {
-      if (only && only !== name) continue;
+      if (only ? only !== name : locale !== "en-GB" && name !== "vms") continue;
       await page.setViewportSize({ width: 1280, height: 820 });
       await page.goto(url + address);
       await page.locator(shown).first().waitFor();
@@ -43,7 +43,7 @@ for (const theme of ["light", "dark"]) {
       await page.locator(shown).first().waitFor();
       await shot(`${name}-narrow`);
     }
-  }, { colorScheme: theme, viewport: { width: 1280, height: 820 } });
+  }, { colorScheme: theme, locale, viewport: { width: 1280, height: 820 } });
 }
 
 /** Moves the pointer to the peak of the example data in the CPU chart. */
