@@ -255,7 +255,10 @@ mod tests {
             problems.contains("WAIT: `5 minutes` is invalid: write a whole number"),
             "{problems}"
         );
-        assert!(problems.contains("NEEDED must be set: a name"), "{problems}");
+        assert!(
+            problems.contains("NEEDED must be set: name that the test program prints"),
+            "{problems}"
+        );
     }
 
     #[test]
