@@ -177,7 +177,7 @@ async fn serve(
     server.run(shutdown, || program.set_serving()).await?;
     refusals.finish().await;
     if let Err(error) = watching.await {
-        warn!(%error, "background task panicked");
+        warn!(%error, "a background task of auth-svc panicked");
     }
     Ok(())
 }

@@ -45,7 +45,7 @@ pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
                 }
                 INTERVAL
             } else {
-                debug!("clock measurement failed; retrying");
+                debug!("failed to compare the clock of this machine with the clock of NATS; retrying");
                 RETRY
             };
             sleep(pause).await;

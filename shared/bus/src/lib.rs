@@ -216,7 +216,9 @@ impl Bus {
         loop {
             match self.account_info(SETTLED_LIMIT).await {
                 Ok(()) => return,
-                Err(error) => debug!(%error, "subscription barrier failed; retrying"),
+                Err(error) => {
+                    debug!(%error, "NATS did not confirm that it has processed the subscriptions; retrying")
+                }
             }
             tokio::time::sleep(SETTLED_PAUSE).await;
         }
