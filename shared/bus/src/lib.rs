@@ -217,7 +217,7 @@ impl Bus {
             match self.account_info(SETTLED_LIMIT).await {
                 Ok(()) => return,
                 Err(error) => {
-                    debug!(%error, "NATS did not confirm that it has processed the subscriptions; retrying")
+                    debug!(%error, "NATS did not confirm that it has processed the subscriptions; retrying");
                 }
             }
             tokio::time::sleep(SETTLED_PAUSE).await;
