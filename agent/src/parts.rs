@@ -152,17 +152,17 @@ mod tests {
             let whole = Sample { part: first, ..sample(rows) };
             let parts = split_within(whole.clone(), Limits { bytes, rows: most_rows }).unwrap();
             let mut rows = Vec::new();
-            for (place, part) in parts.iter().enumerate() {
+            for (position, part) in parts.iter().enumerate() {
                 prop_assert!(part.body.len() <= bytes, "{} bytes", part.body.len());
-                let index = first + u32::try_from(place).unwrap();
+                let index = first + u32::try_from(position).unwrap();
                 let id = format!("6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e:2017-01-01T21:37:59.001065:{index}");
                 prop_assert_eq!(&part.id, &id);
                 let read: Sample = serde_json::from_slice(&part.body).unwrap();
                 prop_assert_eq!(read.part, index);
-                prop_assert_eq!(&read.vm, if place == 0 { &whole.vm } else { &None });
+                prop_assert_eq!(&read.vm, if position == 0 { &whole.vm } else { &None });
                 prop_assert_eq!((&read.create_date, read.net_outgoing), (&whole.create_date, whole.net_outgoing));
                 prop_assert!(read.processes.len() <= most_rows);
-                prop_assert!(place == 0 || !read.processes.is_empty());
+                prop_assert!(position == 0 || !read.processes.is_empty());
                 rows.extend(read.processes);
             }
             prop_assert_eq!(rows, whole.processes);

@@ -112,7 +112,7 @@ pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, A
     }
     let mut room = PageRoom::new(usize::from(filter.limit.get()));
     for _ in 0..MOST_LOOKED_AT {
-        let place = newest.cursor();
+        let position = newest.cursor();
         let Some(record) = newest.next(WINDOW).await? else {
             return Ok(page);
         };
@@ -124,7 +124,7 @@ pub(crate) async fn list(bus: &Bus, filter: &AuditFilter) -> Result<AuditPage, A
             continue;
         }
         if !room.take_item(&record) {
-            page.next = Some(place);
+            page.next = Some(position);
             return Ok(page);
         }
         page.records.push(record);

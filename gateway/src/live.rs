@@ -60,7 +60,7 @@ pub(crate) struct Live {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// The place in the log of live events at which a newly connected client starts.
+/// The position in the log of live events at which a newly connected client starts.
 pub(crate) struct Start {
     pub(crate) log: Arc<Log>,
     /// Number of the last live event that the client has seen or does not need.

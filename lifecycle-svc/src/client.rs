@@ -12,8 +12,8 @@ use vmwatch_api::{
     InstanceId, Principal, Role, Scope,
     audit::AuditRecord,
     lifecycle::{
-        Operation, OperationFilter, OperationId, OperationPlace, OperationRef, OperationsGet, OperationsList,
-        State, Target,
+        Operation, OperationFilter, OperationId, OperationPosition, OperationRef, OperationsGet,
+        OperationsList, State, Target,
     },
     metrics::Limit,
 };
@@ -124,7 +124,7 @@ async fn newest_operations(
             return Ok(operations);
         };
         filter.limit = missing;
-        filter.before = Some(OperationPlace::from_operation(last));
+        filter.before = Some(OperationPosition::from_operation(last));
     }
 }
 

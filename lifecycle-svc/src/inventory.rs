@@ -199,7 +199,7 @@ impl Inventory {
         self.write(key.to_string(), HeaderMap::new(), value.into()).await
     }
 
-    /// Deletes a key. Its delete marker ends by itself, so that the markers of former VMs do not fill the KV bucket.
+    /// Deletes a key. Its delete marker expires, so that the markers of former VMs do not fill the KV bucket.
     async fn delete(&self, key: String) -> Result<(), WriteError> {
         let mut headers = HeaderMap::new();
         headers.insert("KV-Operation", "DEL");

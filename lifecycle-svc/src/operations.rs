@@ -357,7 +357,7 @@ impl Operations {
                 && filter
                     .before
                     .as_ref()
-                    .is_none_or(|place| place.is_behind(operation))
+                    .is_none_or(|position| position.is_behind(operation))
                 && filter.state.is_none_or(|state| operation.state == state)
                 && filter
                     .instance_id

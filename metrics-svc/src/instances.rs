@@ -110,9 +110,9 @@ impl Report {
         }
         let mut greatest = doc! { "newest": row };
         for (slot, cpu) in &self.cpu {
-            let place = format!("cpu.{}", slot % SPARKLINE_POINTS as u64);
+            let position = format!("cpu.{}", slot % SPARKLINE_POINTS as u64);
             greatest.insert(
-                place,
+                position,
                 bson!({ "slot": i64::try_from(*slot).unwrap_or(0), "max": *cpu }),
             );
         }
@@ -287,8 +287,8 @@ fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, Me
         let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
         // The last point of the sparkline is the current slot. Skip slots that are ahead of this clock.
         let back = now.checked_sub(slot).and_then(|back| usize::try_from(back).ok());
-        let place = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
-        if let Some(at) = place.and_then(|place| points.get_mut(place)) {
+        let position = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
+        if let Some(at) = position.and_then(|position| points.get_mut(position)) {
             *at = point.get("max")?.and_then(number);
         }
     }

@@ -13,7 +13,7 @@ use metrics::counter;
 use moka::sync::Cache;
 use vmwatch_api::{
     InstanceId,
-    metrics::{Limit, RowPage, RowPlace},
+    metrics::{Limit, RowPage, RowPosition},
     wire::Fault,
 };
 
@@ -42,7 +42,7 @@ pub struct RowQuery {
     /// Maximum number of rows in the answer.
     pub limit: Limit,
     /// Only rows that come after this row in the answer, so that they are older.
-    pub before: Option<RowPlace>,
+    pub before: Option<RowPosition>,
 }
 
 type Read = Shared<BoxFuture<'static, Result<RowPage, Fault>>>;

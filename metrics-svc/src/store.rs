@@ -14,7 +14,7 @@ use mongodb::{
 use tracing::Instrument;
 use vmwatch_api::{
     InstanceId, PageRoom, Service,
-    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPlace, Rows, VM_ROW_KEYS},
+    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPosition, Rows, VM_ROW_KEYS},
     time::{CreateDate, UtcOffset},
 };
 use vmwatch_store::{StoreSettings, command_span};
@@ -64,7 +64,7 @@ pub struct Query<'a> {
     /// Maximum number of rows in the answer.
     pub limit: Limit,
     /// Only rows that come after this row in the answer, so that they are older.
-    pub before: Option<&'a RowPlace>,
+    pub before: Option<&'a RowPosition>,
 }
 
 /// A document that the database did not store when it was inserted with others.
@@ -213,10 +213,10 @@ impl RowStore {
             last: LastRow::default(),
             full: false,
         };
-        if let Some(place) = query.before {
-            let filter = search.rows_of_one_date(place)?;
+        if let Some(position) = query.before {
+            let filter = search.rows_of_one_date(position)?;
             self.read(&mut search, filter).await?;
-            search.before = Some(place.create_date.clone());
+            search.before = Some(position.create_date.clone());
         }
         let mut end = SystemTime::now();
         for back in RECENT {
@@ -357,7 +357,7 @@ impl Search<'_> {
             next: match next {
                 Some(limit) => Some(NextRows {
                     limit,
-                    before: self.last.place()?,
+                    before: self.last.position()?,
                 }),
                 None => None,
             },
@@ -365,10 +365,10 @@ impl Search<'_> {
     }
 
     /// Filter for the rows that have the date of this row and come after it in the answer.
-    fn rows_of_one_date(&self, place: &RowPlace) -> Result<Document, MetricsError> {
-        let id: ObjectId = place.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
+    fn rows_of_one_date(&self, position: &RowPosition) -> Result<Document, MetricsError> {
+        let id: ObjectId = position.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
         let mut filter = self.filter(None);
-        filter.insert("create_date", place.create_date.as_str());
+        filter.insert("create_date", position.create_date.as_str());
         filter.insert("_id", doc! { "$lt": id });
         Ok(filter)
     }
@@ -401,9 +401,9 @@ impl LastRow {
         Ok(())
     }
 
-    fn place(&self) -> Result<RowPlace, MetricsError> {
+    fn position(&self) -> Result<RowPosition, MetricsError> {
         let id = self.id.and_then(|id| RowId::new(&id.to_hex()));
-        Ok(RowPlace {
+        Ok(RowPosition {
             create_date: self.create_date.parse().map_err(|_| MetricsError::NoCursor)?,
             id: id.ok_or(MetricsError::NoCursor)?,
         })

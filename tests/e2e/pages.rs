@@ -9,7 +9,7 @@ use vmwatch_api::{
     InstanceId, Method, PAGE_BYTES, Role, Scope,
     audit::{self, AUDIT_SUBJECT_PREFIX, AuditFilter},
     history::{Points, TimeRange, VmHistory, VmHistoryQuery},
-    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, RowPlace},
+    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, RowPosition},
     processes::{
         ProcessEvents, ProcessEventsQuery, ProcessHistory, ProcessHistoryQuery, ProcessName, ProcessSelector,
         ProcessSort, ProcessesAt, ProcessesAtQuery,
@@ -71,7 +71,7 @@ fn distinct(pids: &[i64]) {
 
 /// Reads all pages of a list of process rows. Returns the pids and the number of pages.
 async fn rows_on_the_bus(stack: &Stack, by_name: bool) -> (Vec<i64>, usize) {
-    let (mut limit, mut before): (Limit, Option<RowPlace>) = (Limit::new(1000).unwrap(), None);
+    let (mut limit, mut before): (Limit, Option<RowPosition>) = (Limit::new(1000).unwrap(), None);
     let (mut pids, mut pages) = (Vec::new(), 0);
     loop {
         let page = if by_name {
@@ -132,26 +132,26 @@ async fn events_on_the_bus(stack: &Stack, range: TimeRange) -> (usize, usize) {
         limit: Limit::new(1000).unwrap(),
         before: None,
     };
-    let (mut places, mut pages) = (Vec::new(), 0);
+    let (mut positions, mut pages) = (Vec::new(), 0);
     loop {
         let page = call::<ProcessEvents>(stack, &query).await;
         check_size::<ProcessEvents>(&page);
         pages += 1;
-        places.extend(
+        positions.extend(
             page.events
                 .iter()
-                .map(vmwatch_api::processes::ProcessEvent::place),
+                .map(vmwatch_api::processes::ProcessEvent::position),
         );
         if !page.more {
             break;
         }
-        query.before = places.last().copied();
+        query.before = positions.last().copied();
     }
     assert!(
-        places.is_sorted_by(|newer, older| newer > older),
+        positions.is_sorted_by(|newer, older| newer > older),
         "each event is listed once, newest first"
     );
-    (places.len(), pages)
+    (positions.len(), pages)
 }
 
 /// Reads all pages of a list of the REST API. Returns all items and the number of pages.

@@ -76,9 +76,11 @@ pub(super) struct Command {
 
 /// Act on a VM
 ///
-/// Returns as soon as the operation is recorded, with the address of the record. The record and the live events show
-/// the progress and the result of the operation. Requests with the same `Idempotency-Key` take effect once: repeated
-/// requests return the record of the first request.
+/// Records the operation and returns its record and the address of the record, without waiting for the action to
+/// complete. A VM that no hypervisor has is answered with 404. If the hypervisors do not say within one second whether
+/// they have it, the answer is 202 and the record shows the result. The record and the live events show the progress
+/// and the result of the operation. Requests with the same `Idempotency-Key` take effect once: repeated requests return
+/// the record of the first request.
 #[utoipa::path(
     post, path = "/vms/{instance_id}/actions", tag = "operations", operation_id = "act", request_body = Command,
     params(

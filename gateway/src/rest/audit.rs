@@ -13,7 +13,7 @@ use vmwatch_api::{
 
 use super::{
     caller::Caller,
-    cursors::AuditPlace,
+    cursors::AuditPosition,
     extract::{PageLimit, Query, Text, page_limit},
     problem::Problem,
     time::Timestamp,
@@ -71,7 +71,7 @@ pub(super) struct AuditPage {
     records: Vec<AuditRecord>,
     /// Value of `before` for the next page; null on the last page.
     #[schema(required)]
-    next: Option<AuditPlace>,
+    next: Option<AuditPosition>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -79,7 +79,7 @@ pub(super) struct AuditPage {
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
     /// The `next` value of the previous page.
-    before: Option<AuditPlace>,
+    before: Option<AuditPosition>,
     /// Maximum number of audit records in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
@@ -110,7 +110,7 @@ pub(super) async fn list(
     Query(query): Query<AuditQuery>,
 ) -> Result<axum::Json<AuditPage>, Problem> {
     let filter = AuditFilter {
-        before: query.before.map(|place| place.0),
+        before: query.before.map(|position| position.0),
         limit: page_limit(query.limit),
         user: query.user,
         target: query.target.map(Text::into_inner),
@@ -121,6 +121,6 @@ pub(super) async fn list(
     let page = caller.ask::<audit::List>(&gateway, &filter).await?;
     Ok(axum::Json(AuditPage {
         records: page.records.into_iter().map(AuditRecord::from).collect(),
-        next: page.next.map(AuditPlace),
+        next: page.next.map(AuditPosition),
     }))
 }

@@ -7,28 +7,28 @@ use utoipa::{
 };
 use vmwatch_api::{
     audit::AuditCursor,
-    lifecycle::OperationPlace,
+    lifecycle::OperationPosition,
     metrics::RowId,
-    processes::{EventPlace, ProcessEventKind, TablePlace},
+    processes::{EventPosition, ProcessEventKind, TablePosition},
 };
 
 const RULE: &str = "must be the `next` value of the previous page";
 
 /// Cursor in a list of operations: request time and id of the last operation on the page.
 #[derive(Debug)]
-pub(super) struct OperationCursor(pub(super) OperationPlace);
+pub(super) struct OperationCursor(pub(super) OperationPosition);
 
 /// Cursor in a process table: time of the table, and id of the last row on the page.
 #[derive(Debug)]
-pub(super) struct TableCursor(pub(super) TablePlace);
+pub(super) struct TableCursor(pub(super) TablePosition);
 
 /// Cursor in a list of process events: time and kind of the last event, and pid and start time of its process.
 #[derive(Debug)]
-pub(super) struct EventCursor(pub(super) EventPlace);
+pub(super) struct EventCursor(pub(super) EventPosition);
 
 /// Cursor in the audit log: a position in each of the two streams of audit records.
 #[derive(Debug)]
-pub(super) struct AuditPlace(pub(super) AuditCursor);
+pub(super) struct AuditPosition(pub(super) AuditCursor);
 
 /// OpenAPI schema of a cursor. Every string that matches the pattern must be a valid cursor.
 pub(super) fn cursor_schema(pattern: &str) -> RefOr<Schema> {
@@ -44,7 +44,7 @@ impl OperationCursor {
 
     fn read(text: &str) -> Option<Self> {
         let (moment, id) = text.split_once('.')?;
-        Some(Self(OperationPlace {
+        Some(Self(OperationPosition {
             requested_at_ms: number(moment)?,
             id: id.parse().ok()?,
         }))
@@ -56,7 +56,7 @@ impl TableCursor {
 
     fn read(text: &str) -> Option<Self> {
         let (moment, id) = text.split_once('.')?;
-        Some(Self(TablePlace {
+        Some(Self(TablePosition {
             at_ms: number(moment)?,
             id: RowId::new(id)?,
         }))
@@ -68,7 +68,7 @@ impl EventCursor {
 
     fn read(text: &str) -> Option<Self> {
         let mut parts = text.split('.');
-        let place = EventPlace {
+        let position = EventPosition {
             at_ms: number(parts.next()?)?,
             kind: match parts.next()? {
                 "started" => ProcessEventKind::Started,
@@ -78,11 +78,11 @@ impl EventCursor {
             pid: u32::try_from(number(parts.next()?)?).unwrap_or(u32::MAX),
             started_ms: number(parts.next()?)?,
         };
-        parts.next().is_none().then_some(Self(place))
+        parts.next().is_none().then_some(Self(position))
     }
 }
 
-impl AuditPlace {
+impl AuditPosition {
     const PATTERN: &str = "^[0-9]{1,20}-[0-9]{1,20}$";
 
     fn read(text: &str) -> Option<Self> {
@@ -114,7 +114,7 @@ impl Serialize for TableCursor {
 
 impl Serialize for EventCursor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let EventPlace {
+        let EventPosition {
             at_ms,
             kind,
             pid,
@@ -128,25 +128,25 @@ impl Serialize for EventCursor {
     }
 }
 
-impl Serialize for AuditPlace {
+impl Serialize for AuditPosition {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for AuditPlace {
+impl<'de> Deserialize<'de> for AuditPosition {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(RULE))
     }
 }
 
-impl PartialSchema for AuditPlace {
+impl PartialSchema for AuditPosition {
     fn schema() -> RefOr<Schema> {
         cursor_schema(Self::PATTERN)
     }
 }
 
-impl ToSchema for AuditPlace {}
+impl ToSchema for AuditPosition {}
 
 impl<'de> Deserialize<'de> for OperationCursor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -203,7 +203,7 @@ mod tests {
         );
         assert_eq!(serde_json::to_value(TableCursor::read(table)).unwrap(), table);
         assert_eq!(serde_json::to_value(EventCursor::read(event)).unwrap(), event);
-        assert_eq!(serde_json::to_value(AuditPlace::read("12-3")).unwrap(), "12-3");
+        assert_eq!(serde_json::to_value(AuditPosition::read("12-3")).unwrap(), "12-3");
     }
 
     #[test]

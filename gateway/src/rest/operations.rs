@@ -8,7 +8,7 @@ use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId,
     lifecycle::{
-        self, MachineState, OperationFilter, OperationId, OperationPlace, OperationRef, OperationState,
+        self, MachineState, OperationFilter, OperationId, OperationPosition, OperationRef, OperationState,
         OperationsGet, OperationsList, Verb,
     },
     wire::FaultKind,
@@ -216,7 +216,7 @@ pub(super) async fn list(
     };
     let page = caller.ask::<OperationsList>(&gateway, &filter).await?;
     let last = page.operations.last().filter(|_| page.more);
-    let next = last.map(|last| OperationCursor(OperationPlace::from_operation(last)));
+    let next = last.map(|last| OperationCursor(OperationPosition::from_operation(last)));
     Ok(axum::Json(OperationList {
         operations: page.operations.into_iter().map(Operation::from).collect(),
         next,

@@ -326,7 +326,7 @@ pub(super) async fn events(
     };
     let page = caller.ask::<ProcessEvents>(&gateway, &request).await?;
     let last = page.events.last().filter(|_| page.more);
-    let next = last.map(|last| EventCursor(last.place()));
+    let next = last.map(|last| EventCursor(last.position()));
     Ok(axum::Json(ProcessEventList {
         events: page.events.into_iter().map(ProcessEvent::from).collect(),
         next,

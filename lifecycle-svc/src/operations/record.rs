@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn operation_record_of_a_newer_version_is_flagged() {
         let golden: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
-        for (place, value) in [
+        for (position, value) in [
             ("/operation/verb", "migrate"),
             ("/operation/state", "paused"),
             ("/operation/machine", "hibernated"),
@@ -207,17 +207,17 @@ mod tests {
             ("/operation/history/0/state", "queued"),
         ] {
             let mut newer = golden.clone();
-            *newer.pointer_mut(place).unwrap() = value.into();
+            *newer.pointer_mut(position).unwrap() = value.into();
             let record = Record::decode(newer.to_string().as_bytes()).unwrap();
-            assert!(record.newer, "{place}");
+            assert!(record.newer, "{position}");
         }
-        for place in ["", "/operation", "/lease", "/operation/history/0"] {
+        for position in ["", "/operation", "/lease", "/operation/history/0"] {
             let mut newer = golden.clone();
-            let object = newer.pointer_mut(place).unwrap().as_object_mut().unwrap();
+            let object = newer.pointer_mut(position).unwrap().as_object_mut().unwrap();
             object.insert("extra".to_owned(), 1.into());
             assert!(
                 Record::decode(newer.to_string().as_bytes()).unwrap().newer,
-                "{place}"
+                "{position}"
             );
         }
     }

@@ -6,7 +6,7 @@ use vmwatch_api::{
     first_page,
     history::TimeRange,
     processes::{
-        EventPlace, ProcessEvent, ProcessEventKind, ProcessEventList, ProcessEventsQuery, ProcessRow,
+        EventPosition, ProcessEvent, ProcessEventKind, ProcessEventList, ProcessEventsQuery, ProcessRow,
     },
 };
 
@@ -39,9 +39,9 @@ impl Processes {
             .chain(started.map(|row| (ProcessEventKind::Started, row)))
             .filter(|(kind, row)| seen.insert((*kind, row.pid, row.started_ms)))
             .map(|(kind, row)| event(kind, row))
-            .filter(|event| query.before.is_none_or(|place| event.place() < place))
+            .filter(|event| query.before.is_none_or(|position| event.position() < position))
             .collect();
-        events.sort_unstable_by_key(|event| Reverse(event.place()));
+        events.sort_unstable_by_key(|event| Reverse(event.position()));
         let (events, more) = first_page(events, most);
         Ok(ProcessEventList { events, more })
     }
@@ -55,12 +55,12 @@ impl Processes {
         deadline: Deadline,
     ) -> Result<Vec<ProcessRow>, MetricsError> {
         let (instance, one_more) = (&query.instance_id, i64::from(query.limit.get()) + 1);
-        let Some(place) = query.before else {
+        let Some(position) = query.before else {
             return self.ends(instance, range, one_more, deadline).await;
         };
         // Read all processes that ended at the moment at which the previous page ended, because any number of them may
         // have ended at that moment. Ends are rounded to milliseconds, so the millisecond before is included.
-        let tied = place.at_ms.saturating_sub(1).max(range.from_ms());
+        let tied = position.at_ms.saturating_sub(1).max(range.from_ms());
         let mut ends = match TimeRange::new(tied, range.to_ms()) {
             Some(tie) => self.ends(instance, tie, MOST_ROWS, deadline).await?,
             None => Vec::new(),
@@ -73,9 +73,9 @@ impl Processes {
 }
 
 /// Returns the part of the range that contains all events after the cursor; `None` if it is empty.
-fn up_to(range: TimeRange, before: Option<EventPlace>) -> Option<TimeRange> {
-    let to_ms = before.map_or(range.to_ms(), |place| {
-        place.at_ms.saturating_add(1).min(range.to_ms())
+fn up_to(range: TimeRange, before: Option<EventPosition>) -> Option<TimeRange> {
+    let to_ms = before.map_or(range.to_ms(), |position| {
+        position.at_ms.saturating_add(1).min(range.to_ms())
     });
     TimeRange::new(range.from_ms(), to_ms)
 }

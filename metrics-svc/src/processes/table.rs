@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use vmwatch_api::{
     first_page,
-    processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePlace},
+    processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePosition},
     time::unix_millis,
 };
 
@@ -19,7 +19,7 @@ impl Processes {
         deadline: Deadline,
     ) -> Result<ProcessTable, MetricsError> {
         let after = query.after.as_ref();
-        let at_ms = after.map(|place| place.at_ms).or(query.at_ms);
+        let at_ms = after.map(|position| position.at_ms).or(query.at_ms);
         // A sample within the requested millisecond also counts as "at the moment".
         let end_ms = at_ms.unwrap_or_else(unix_millis).saturating_add(1);
         let Some(date) = self.sample_before(&query.instance_id, end_ms, deadline).await? else {
@@ -37,7 +37,7 @@ impl Processes {
         let sampled_ms = self.offset.unix_millis_of(&date);
         let first = match after {
             None => 0,
-            Some(place) => behind(&processes, sampled_ms, place).ok_or(MetricsError::TableExpired)?,
+            Some(position) => behind(&processes, sampled_ms, position).ok_or(MetricsError::TableExpired)?,
         };
         let listed = processes.get(first..).unwrap_or_default();
         let rows = listed.iter().map(|stored| &stored.row);
@@ -46,7 +46,7 @@ impl Processes {
             page.len().checked_sub(1).and_then(|last| listed.get(last)),
             sampled_ms,
         ) {
-            (Some(last), Some(at_ms)) if more => Some(TablePlace {
+            (Some(last), Some(at_ms)) if more => Some(TablePosition {
                 at_ms,
                 id: last.row_id().ok_or(MetricsError::NoCursor)?,
             }),
@@ -63,13 +63,13 @@ impl Processes {
 
 /// Returns the index of the first row after the cursor; `None` if the table or the row of the cursor is no longer
 /// stored.
-fn behind(processes: &[StoredProcess], sampled_ms: Option<u64>, place: &TablePlace) -> Option<usize> {
-    if sampled_ms != Some(place.at_ms) {
+fn behind(processes: &[StoredProcess], sampled_ms: Option<u64>, position: &TablePosition) -> Option<usize> {
+    if sampled_ms != Some(position.at_ms) {
         return None;
     }
     let found = processes
         .iter()
-        .position(|stored| stored.row_id().as_ref() == Some(&place.id));
+        .position(|stored| stored.row_id().as_ref() == Some(&position.id));
     found.map(|index| index + 1)
 }
 

@@ -130,12 +130,12 @@ impl FromStr for Token {
     type Err = InvalidToken;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let well_placed = text.len() == 36
+        let has_uuid_format = text.len() == 36
             && text.bytes().enumerate().all(|(index, byte)| match index {
                 8 | 13 | 18 | 23 => byte == b'-',
                 _ => matches!(byte, b'0'..=b'9' | b'a'..=b'f'),
             });
-        if !well_placed {
+        if !has_uuid_format {
             return Err(InvalidToken);
         }
         let mut bits = [0; 16];

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use super::operation::{
-    Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPlace,
+    Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPosition,
     OperationRef, OperationState,
 };
 use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit};

@@ -137,12 +137,12 @@ pub struct NextRows {
     /// Number of rows that remain to be returned.
     pub limit: Limit,
     /// Position of the last row of this page.
-    pub before: RowPlace,
+    pub before: RowPosition,
 }
 
 /// The position of a row in a list that is sorted by date, newest first, and then by id.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct RowPlace {
+pub struct RowPosition {
     pub create_date: CreateDate,
     pub id: RowId,
 }
@@ -196,7 +196,7 @@ pub struct Latest {
     pub limit: Limit,
     /// Returns only rows after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<RowPlace>,
+    pub before: Option<RowPosition>,
 }
 
 /// Selects the newest process rows of a VM, either of one process name or of all processes.
@@ -215,7 +215,7 @@ pub struct LatestByName {
     pub proc_name: Option<String>,
     /// Returns only process rows after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<RowPlace>,
+    pub before: Option<RowPosition>,
 }
 
 fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

@@ -219,13 +219,13 @@ pub struct OperationRef {
 
 /// A position in the list of operations, which is sorted newest first, and by id within the same millisecond.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OperationPlace {
+pub struct OperationPosition {
     /// When the operation was requested, Unix milliseconds.
     pub requested_at_ms: u64,
     pub id: OperationId,
 }
 
-impl OperationPlace {
+impl OperationPosition {
     /// The position of the given operation in the list.
     pub fn from_operation(operation: &Operation) -> Self {
         Self {
@@ -251,7 +251,7 @@ pub struct OperationFilter {
     pub state: Option<OperationState>,
     /// Returns only operations after this position, which is that of the last operation of the previous page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<OperationPlace>,
+    pub before: Option<OperationPosition>,
     /// Maximum number of operations to return.
     #[serde(default)]
     pub limit: Limit,

@@ -103,12 +103,12 @@ pub struct ProcessesAtQuery {
     /// Returns only processes after this position, which is where the previous page ended. The time in this position
     /// overrides `at_ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<TablePlace>,
+    pub after: Option<TablePosition>,
 }
 
 /// The position of a process in the sorted process table of a given time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TablePlace {
+pub struct TablePosition {
     /// Time of the process table.
     pub at_ms: u64,
     pub id: RowId,
@@ -144,7 +144,7 @@ pub struct ProcessTable {
     pub processes: Vec<ProcessRow>,
     /// Position where this page ended; absent on the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<TablePlace>,
+    pub next: Option<TablePosition>,
 }
 
 /// Reads the process table from the newest sample at or before the given time, up to seven days earlier. The query
@@ -290,13 +290,13 @@ pub struct ProcessEventsQuery {
     pub limit: Limit,
     /// Returns only events after this position, which is where the previous page ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<EventPlace>,
+    pub before: Option<EventPosition>,
 }
 
 /// The position of an event in a list sorted newest first. The derived comparison uses the fields in the order of their
 /// declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct EventPlace {
+pub struct EventPosition {
     /// When the process started or ended.
     pub at_ms: u64,
     pub kind: ProcessEventKind,
@@ -329,8 +329,8 @@ pub struct ProcessEvent {
 
 impl ProcessEvent {
     /// The position of the event in a list sorted newest first. It is unique within a VM.
-    pub const fn place(&self) -> EventPlace {
-        EventPlace {
+    pub const fn position(&self) -> EventPosition {
+        EventPosition {
             at_ms: self.at_ms,
             kind: self.kind,
             pid: self.pid,

@@ -146,7 +146,7 @@ async fn full_disk_of_nats_loses_no_acknowledged_sample() {
     );
 
     disk.free();
-    // NATS does not resume by itself after space is freed, so docs/operations.md tells the operator to restart it.
+    // After space is freed, NATS resumes only when it is restarted, as docs/operations.md says.
     assert_ne!(gateway.post(&login_request()).await.status(), 1);
     stack.nats.server.kill9();
     stack.nats.restart().await;

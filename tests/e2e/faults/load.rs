@@ -155,6 +155,6 @@ impl Load {
 pub(super) fn quantile(of: &[Duration], share: f64) -> f64 {
     let mut sorted = of.to_vec();
     sorted.sort_unstable();
-    let place = (share * (sorted.len() - 1) as f64).round() as usize;
-    sorted[place].as_secs_f64() * 1e3
+    let position = (share * (sorted.len() - 1) as f64).round() as usize;
+    sorted[position].as_secs_f64() * 1e3
 }

@@ -87,14 +87,14 @@ async fn documented_api_refuses_malformed_bodies_as_documented() {
     let inside = ["instance_id", "proc_name", "user_name", "password"];
     let good = json!({ "method": codes::VM, "session_id": session,
         "data": { "instance_id": "vm-1", "user_name": "x", "password": "x" } });
-    let places = fields.map(|field| ("", field)).into_iter();
-    let places = places.chain(inside.map(|field| ("/data", field)));
-    for (place, method) in places.flat_map(|place| {
-        [codes::VM, codes::PROCESSES_BY_NAME, codes::START, codes::LOGIN].map(|method| (place, method))
+    let positions = fields.map(|field| ("", field)).into_iter();
+    let positions = positions.chain(inside.map(|field| ("/data", field)));
+    for (position, method) in positions.flat_map(|position| {
+        [codes::VM, codes::PROCESSES_BY_NAME, codes::START, codes::LOGIN].map(|method| (position, method))
     }) {
         let mut request = good.clone();
         request["method"] = json!(method);
-        request.pointer_mut(place.0).unwrap()[place.1] = json!("@@");
+        request.pointer_mut(position.0).unwrap()[position.1] = json!("@@");
         let request = request.to_string();
         let (before, after) = request.split_once("\"@@\"").unwrap();
         for value in NO_JSON.iter().chain(ODD_VALUES) {

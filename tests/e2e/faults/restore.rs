@@ -144,7 +144,7 @@ async fn running_programs_continue_after_a_backup_is_restored() {
     let rollbacks = metric(&stack.gateway(0).replica, "vmwatch_store_rollbacks_total").await;
     assert!(
         rollbacks >= 1.0,
-        "the gateway did not detect that the NATS store went back in time"
+        "the gateway did not detect that the NATS store was rolled back"
     );
 
     answers(&admin, "/vms/vm-1", 200).await;

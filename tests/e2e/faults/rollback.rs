@@ -1,5 +1,5 @@
-//! Tests a NATS store that goes back in time, as after a power loss or a restored backup, while all programs keep
-//! running.
+//! Tests a NATS store that is rolled back to an older state, as after a power loss or a restored backup, while all
+//! programs keep running.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -148,7 +148,7 @@ async fn running_programs_recover_after_the_nats_store_is_rolled_back() {
         "the operation is not in the restored store"
     );
 
-    // Readers of live events reconnect and are told that events may be missing.
+    // Readers of live events reconnect and are informed that events may be missing.
     while reader.next().await.is_some() {}
     assert!(lost_event > known_events);
     let mut reader = Follower::of(&admin, "", Some(lost_event)).await;

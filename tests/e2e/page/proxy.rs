@@ -107,8 +107,8 @@ async fn page_works_behind_nginx_with_documented_configuration() {
     let opened = tokio::time::timeout(PATIENCE, opening).await;
     let mut follower = opened.expect("nginx passes the stream on at once");
     follower.expect("ready").await;
-    let told = events::tell(&stack, MACHINES[0].0).await;
-    assert_eq!(follower.expect("machine").await.id, Some(told));
+    let published = events::tell(&stack, MACHINES[0].0).await;
+    assert_eq!(follower.expect("machine").await.id, Some(published));
     drop(follower);
 
     let page_url = nginx.url("vmwatch.test");

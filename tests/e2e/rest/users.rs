@@ -232,10 +232,10 @@ async fn pages_of_users_are_complete_while_users_are_added() {
     }
     let (mut seen, mut after) = (Vec::new(), None::<String>);
     loop {
-        let place = after
+        let position = after
             .as_ref()
             .map_or(String::new(), |name| format!("&after={name}"));
-        let page = admin.read(&format!("/users?limit=2{place}")).await;
+        let page = admin.read(&format!("/users?limit=2{position}")).await;
         let names: Vec<_> = page["users"]
             .as_array()
             .unwrap()

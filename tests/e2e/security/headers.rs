@@ -167,7 +167,7 @@ async fn pages(api: &Api) {
     }
 }
 
-/// A trusted proxy tells the gateway whether its client used TLS.
+/// The gateway learns from a trusted proxy whether its client used TLS.
 async fn behind_a_proxy(api: &Api) {
     for (said, expected) in [
         ("https", Some("max-age=31536000")),

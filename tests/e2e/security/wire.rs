@@ -43,7 +43,7 @@ pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
     };
     tokio::select! {
         said = to_end(&mut reading) => said,
-        () = dripping => unreachable!("the sender never ends by itself"),
+        () = dripping => unreachable!("the sender never ends"),
     }
 }
 

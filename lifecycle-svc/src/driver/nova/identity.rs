@@ -138,9 +138,9 @@ impl Identity {
         let compute = match &self.settings.compute_url {
             Some(url) => url.clone(),
             None => self.compute_of(&body.token.catalog).ok_or_else(|| {
-                let place = self.settings.region.as_deref().unwrap_or("any region");
+                let position = self.settings.region.as_deref().unwrap_or("any region");
                 missing(&format!(
-                    "{} endpoint of a compute service in {place}",
+                    "{} endpoint of a compute service in {position}",
                     self.settings.interface
                 ))
             })?,
