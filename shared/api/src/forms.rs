@@ -9,6 +9,7 @@ use super::{
     audit::{AuditRecord, AuditResult},
     events::LiveEvent,
     inventory::{InventoryHypervisor, InventoryVm},
+    labels::VmLabels,
     lifecycle::MachineState,
     metrics::Sample,
     sessions::{SessionList, SessionRecord, UserRecord},
@@ -44,6 +45,7 @@ const SAMPLE: &str = include_str!("../../../tests/golden/forms/sample.json");
 const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.json");
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
+const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
 const EVENTS: [&str; 4] = [
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
@@ -62,6 +64,7 @@ fn formats_match_golden_files_and_unknown_fields_are_ignored() {
     reads_more::<Envelope<()>>(FAULT);
     reads_more::<InventoryVm>(INVENTORY_VM);
     reads_more::<InventoryHypervisor>(INVENTORY_HYPERVISOR);
+    reads_more::<VmLabels>(VM_LABELS);
     for event in EVENTS {
         reads_more::<LiveEvent>(event);
     }

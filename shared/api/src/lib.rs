@@ -16,6 +16,7 @@ pub mod events;
 mod forms;
 pub mod history;
 pub mod inventory;
+pub mod labels;
 pub mod lifecycle;
 pub mod measures;
 pub mod metrics;
