@@ -17,7 +17,9 @@
     reason = "a panic in the harness fails the test with its message"
 )]
 
+mod browser;
 mod client;
+pub mod cloud;
 mod container;
 mod database;
 mod figures;
@@ -34,6 +36,7 @@ mod tools;
 
 use std::time::{Duration, Instant};
 
+pub use browser::{no_requests, run_in_browser};
 pub use client::{Answer, Gateway, codes, failure};
 pub use container::Container;
 pub use database::Database;

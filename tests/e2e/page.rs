@@ -3,7 +3,6 @@
 
 mod proxy;
 mod stories;
-mod teller;
 
 use reqwest::Method;
 use testkit::Stack;

@@ -4,7 +4,11 @@
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use testkit::{PATIENCE, eventually};
+use testkit::{
+    PATIENCE,
+    cloud::{At, Cloud, Obedience},
+    eventually,
+};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
     audit::AuditResult,
@@ -13,10 +17,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::Context;
 
-use crate::{
-    cloud::{At, Cloud, Obedience},
-    support::{LEASE, Replica, World, instance_id, keyed, states, target, within},
-};
+use crate::support::{LEASE, Replica, World, instance_id, keyed, states, target, within};
 
 mod bus;
 

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, header::NATS_MESSAGE_TTL, jetstream};
-use testkit::{PATIENCE, eventually, figure};
+use testkit::{
+    PATIENCE,
+    cloud::{At, Cloud},
+    eventually, figure,
+};
 use vmwatch_api::{
     inventory::{INVENTORY_BUCKET, InventoryHypervisor, InventoryKey, InventoryVm},
     lifecycle::{List, MachineList, MachineState, Page, Stop},
@@ -11,10 +15,7 @@ use vmwatch_api::{
     time::unix_millis,
 };
 
-use crate::{
-    cloud::{At, Cloud},
-    support::{LEASE, Replica, World, instance_id, operator, target},
-};
+use crate::support::{LEASE, Replica, World, instance_id, operator, target};
 
 const ONE: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 const TWO: &str = "bbbbbbbb-2222-4222-8222-222222222222";

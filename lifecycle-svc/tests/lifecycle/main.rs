@@ -8,7 +8,6 @@
     reason = "a panic here fails the test"
 )]
 
-mod cloud;
 mod faults;
 mod inventory;
 #[cfg(feature = "libvirt")]

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
-use testkit::{PATIENCE, eventually};
+use testkit::{
+    PATIENCE,
+    cloud::{At, Cloud, Obedience, PASSWORD},
+    eventually,
+};
 use vmwatch_api::{
     lifecycle::{
         Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Start, Stop,
@@ -12,10 +16,7 @@ use vmwatch_api::{
     wire::FaultKind,
 };
 
-use crate::{
-    cloud::{At, Cloud, Obedience, PASSWORD},
-    support::{Replica, World, instance_id, keyed, operator, target, within},
-};
+use crate::support::{Replica, World, instance_id, keyed, operator, target, within};
 
 const OFF: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 const ACTIVE: &str = "bbbbbbbb-2222-4222-8222-222222222222";

@@ -6,17 +6,18 @@ use std::{collections::BTreeMap, env, fs, path::Path};
 
 use futures::future::join_all;
 use serde::Deserialize;
-use testkit::{PATIENCE, eventually};
+use testkit::{
+    PATIENCE,
+    cloud::{CREDENTIAL, Cloud, PASSWORD, USER, entry},
+    eventually,
+};
 use vmwatch_api::{
     lifecycle::{ForceStop, List, MachineState, Page, Reboot, RebootTarget, Stop},
     metrics::Limit,
     wire::FaultKind,
 };
 
-use crate::{
-    cloud::{CREDENTIAL, Cloud, PASSWORD, USER, entry},
-    support::{Replica, World, instance_id, operator, target},
-};
+use crate::support::{Replica, World, instance_id, operator, target};
 
 const NOWHERE: &str = "dddddddd-9999-4999-8999-999999999999";
 /// Each test uses its own server, selected by name. All servers are off at first, and the last is locked.

@@ -4,7 +4,11 @@
 use std::{fs, net::SocketAddr, sync::Arc};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use testkit::{PATIENCE, eventually};
+use testkit::{
+    PATIENCE,
+    cloud::{Cloud, PASSWORD, USER, entry},
+    eventually,
+};
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
@@ -15,10 +19,7 @@ use tokio_rustls::{
 };
 use vmwatch_api::{lifecycle::MachineState, wire::FaultKind};
 
-use crate::{
-    cloud::{Cloud, PASSWORD, USER, entry},
-    support::{World, operator},
-};
+use crate::support::{World, operator};
 
 const OFF: &str = "aaaaaaaa-1111-4111-8111-111111111111";
 

@@ -7,13 +7,11 @@ use serde_json::json;
 use tempfile::TempDir;
 use testkit::{
     ADMIN, Gateway, MACHINES, PATIENCE, Process, Program, Spec, THIS_MACHINE, eventually, free_port, nginx,
+    no_requests, run_in_browser,
 };
 use vmwatch_api::{Role, Scope};
 
-use super::{
-    stories::with_agent,
-    teller::{nothing, tell},
-};
+use super::stories::with_agent;
 use crate::rest::{
     client::{Api, Reply},
     events::{self, Follower},
@@ -117,7 +115,7 @@ async fn page_works_behind_nginx_with_documented_configuration() {
         ("VMWATCH_PAGE_URL", page_url.as_str()),
         ("VMWATCH_PAGE_VM", THIS_MACHINE),
     ];
-    tell(&stack, "proxy", &environment, nothing).await;
+    run_in_browser(&stack, "proxy", &environment, no_requests).await;
 }
 
 /// A client that is not a trusted proxy cannot choose its own `X-Forwarded-Host`.

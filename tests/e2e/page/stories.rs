@@ -3,7 +3,8 @@
 use std::{cell::Cell, os::unix::fs::symlink, process::Stdio, time::Duration};
 
 use testkit::{
-    ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, eventually, node_and_chromium,
+    ADMIN, MACHINES, PATIENCE, Program, Stack, StackBuilder, THIS_MACHINE, eventually, no_requests,
+    node_and_chromium, run_in_browser,
 };
 use tokio::{
     process::{Child, Command},
@@ -11,7 +12,6 @@ use tokio::{
 };
 use vmwatch_api::{Role, time::unix_millis};
 
-use super::teller::{nothing, tell};
 use crate::{
     pages::publish_hostile_table,
     rest::client::{self, Api, publish, sample},
@@ -31,7 +31,7 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
     let stack = with_agent().start().await;
     let folder = tempfile::tempdir().unwrap();
     let mut burning: Option<Child> = None;
-    tell(
+    run_in_browser(
         &stack,
         "culprit",
         &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
@@ -47,7 +47,7 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
                     publish_hostile_table(&stack, "hidden", unix_millis()).await;
                     return "hidden".to_owned();
                 }
-                other => return nothing(other).await,
+                other => return no_requests(other).await,
             }
             name.to_owned()
         },
@@ -78,11 +78,11 @@ fn burner(name: std::path::PathBuf) -> Child {
 async fn operator_can_start_a_vm_in_the_browser() {
     let stack = client::stack().start().await;
     let machines = [MACHINES[0].0, MACHINES[1].0].join(",");
-    tell(
+    run_in_browser(
         &stack,
         "operate",
         &[("VMWATCH_PAGE_MACHINES", &machines)],
-        nothing,
+        no_requests,
     )
     .await;
 }
@@ -91,7 +91,7 @@ async fn operator_can_start_a_vm_in_the_browser() {
 async fn browser_reconnects_to_live_updates() {
     let stack = with_agent().start().await;
     let gateway = stack.replica(Program::Gateway, 0);
-    tell(
+    run_in_browser(
         &stack,
         "live",
         &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
@@ -99,7 +99,7 @@ async fn browser_reconnects_to_live_updates() {
             match demand {
                 "lose" => gateway.process.kill9(),
                 "regain" => gateway.restart().await,
-                other => return nothing(other).await,
+                other => return no_requests(other).await,
             }
             "done".to_owned()
         },
@@ -110,7 +110,7 @@ async fn browser_reconnects_to_live_updates() {
 async fn views(theme: &str) {
     let stack = with_agent().start().await;
     let environment = [("VMWATCH_PAGE_VM", THIS_MACHINE), ("VMWATCH_PAGE_THEME", theme)];
-    tell(&stack, "views", &environment, nothing).await;
+    run_in_browser(&stack, "views", &environment, no_requests).await;
 }
 
 #[tokio::test]
@@ -130,11 +130,11 @@ async fn page_follows_browser_language_and_works_by_keyboard() {
     versions::append_newer_audit_record(&stack).await;
     stack.session_as("Vera", Role::Viewer).await;
     versions::give_newer_role(&stack, "Vera").await;
-    tell(
+    run_in_browser(
         &stack,
         "preferences",
         &[("VMWATCH_PAGE_VM", THIS_MACHINE)],
-        nothing,
+        no_requests,
     )
     .await;
 }
@@ -205,7 +205,7 @@ async fn browser_shows_1200_reporting_vms_and_a_year_of_history() {
     let last = MACHINES.iter().map(|machine| machine.0).max().unwrap();
     let environment = [("VMWATCH_PAGE_VM", &*busiest), ("VMWATCH_PAGE_LAST", last)];
     let (is_reporting, has_risen) = (Cell::new(false), Cell::new(false));
-    let story = tell(&stack, "fleet", &environment, async |demand| {
+    let story = run_in_browser(&stack, "fleet", &environment, async |demand| {
         match demand {
             "report" => is_reporting.set(true),
             "rise" => {
@@ -213,12 +213,12 @@ async fn browser_shows_1200_reporting_vms_and_a_year_of_history() {
                 return fleet_vm(RISING);
             }
             "rest" => has_risen.set(false),
-            other => return nothing(other).await,
+            other => return no_requests(other).await,
         }
         "done".to_owned()
     });
     tokio::select! {
-        () = story => {}
+        _figures = story => {}
         () = report_fleet(&stack, &is_reporting, &has_risen) => {}
     }
 }

@@ -2,7 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use testkit::{PATIENCE, Process, Server, eventually};
+use testkit::{
+    PATIENCE, Process, Server,
+    cloud::{At, Obedience},
+    eventually,
+};
 use tokio::task::JoinHandle;
 use vmwatch_api::{
     lifecycle::{MachineState, Operation, OperationState, Start},
@@ -12,10 +16,7 @@ use vmwatch_bus::{Bus, BusSettings, Context};
 use vmwatch_service::config::Environment;
 
 use super::{Scene, VM, was_adopted};
-use crate::{
-    cloud::{At, Obedience},
-    support::{Replica, keyed, target, within},
-};
+use crate::support::{Replica, keyed, target, within};
 
 /// Starts a replica and a caller that ping NATS once a minute, so that they do not reconnect while NATS is frozen.
 async fn patient(scene: &Scene) -> (Replica, Bus) {

@@ -11,19 +11,23 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::Bytes, http::HeaderMap};
-use testkit::{PATIENCE, eventually};
-use tokio::{net::TcpListener, sync::watch};
-
 mod answers;
 
-pub(crate) const USER: &str = "vmwatch";
-pub(crate) const PASSWORD: &str = "the cloud's password";
-pub(crate) const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret");
+use axum::{body::Bytes, http::HeaderMap};
+use tokio::{net::TcpListener, sync::watch};
+
+use crate::{PATIENCE, eventually};
+
+/// User name that the simulated cloud accepts.
+pub const USER: &str = "vmwatch";
+/// Password of [`USER`].
+pub const PASSWORD: &str = "the cloud's password";
+/// Id and secret of the application credential that the simulated cloud accepts.
+pub const CREDENTIAL: (&str, &str) = ("credential-id", "credential-secret");
 
 /// The steps at which the simulated cloud can hold a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum At {
+pub enum At {
     /// The state of a server was requested and is not answered yet.
     Read,
     /// A list of servers was requested and is not answered yet.
@@ -36,7 +40,7 @@ pub(crate) enum At {
 
 /// What an action does to a server of the simulated cloud.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Obedience {
+pub enum Obedience {
     /// The action takes effect before it is answered.
     AtOnce,
     /// The action begins; the test completes it with [`Cloud::settle`].
@@ -94,16 +98,17 @@ struct Holds {
 
 /// A simulated cloud that listens on its own port.
 #[derive(Clone)]
-pub(crate) struct Cloud {
+pub struct Cloud {
     inner: Arc<Mutex<Inner>>,
     /// The steps that hold requests. A change wakes every held request.
     holds: Arc<watch::Sender<Holds>>,
-    pub(crate) address: SocketAddr,
+    /// Address at which Keystone and Nova answer.
+    pub address: SocketAddr,
 }
 
 impl Cloud {
     /// Starts a simulated cloud with these servers in these states.
-    pub(crate) async fn start(servers: &[(&str, &str)]) -> Self {
+    pub async fn start(servers: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let server = |&(id, status): &(&str, &str)| (id.to_owned(), Server::new(id, status));
         let cloud = Self {
@@ -133,7 +138,7 @@ impl Cloud {
     }
 
     /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with user name and password.
-    pub(crate) fn entry(&self, folder: &Path, name: &str) -> String {
+    pub fn entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3'\nusername = '{USER}'\nproject = 'vms'\n",
             self.address
@@ -142,7 +147,7 @@ impl Cloud {
     }
 
     /// Returns an entry of `VMWATCH_HYPERVISORS` for this cloud, with an application credential.
-    pub(crate) fn credential_entry(&self, folder: &Path, name: &str) -> String {
+    pub fn credential_entry(&self, folder: &Path, name: &str) -> String {
         let file = format!(
             "auth_url = 'http://{}/identity/v3/'\napplication_credential_id = '{}'\n",
             self.address, CREDENTIAL.0
@@ -157,12 +162,12 @@ impl Cloud {
     }
 
     /// Sets what actions do from now on.
-    pub(crate) fn obey(&self, obedience: Obedience) {
+    pub fn obey(&self, obedience: Obedience) {
         self.lock().obedience = obedience;
     }
 
     /// Sets the status of a server and ends its task.
-    pub(crate) fn settle(&self, id: &str, status: &str) {
+    pub fn settle(&self, id: &str, status: &str) {
         let mut inner = self.lock();
         let server = inner.servers.get_mut(id).unwrap();
         status.clone_into(&mut server.status);
@@ -170,57 +175,58 @@ impl Cloud {
     }
 
     /// Sets the status of a server to ERROR, with this fault.
-    pub(crate) fn break_down(&self, id: &str, fault: &str) {
+    pub fn break_down(&self, id: &str, fault: &str) {
         self.settle(id, "ERROR");
         self.lock().servers.get_mut(id).unwrap().fault = Some(fault.to_owned());
     }
 
     /// Sets the task of a server.
-    pub(crate) fn task(&self, id: &str, task: &str) {
+    pub fn task(&self, id: &str, task: &str) {
         self.lock().servers.get_mut(id).unwrap().task = Some(task.to_owned());
     }
 
     /// Locks a server, as an administrator can.
-    pub(crate) fn lock_server(&self, id: &str) {
+    pub fn lock_server(&self, id: &str) {
         self.lock().servers.get_mut(id).unwrap().locked = true;
     }
 
     /// Sets the answer to every request for a server.
-    pub(crate) fn answer_instead(&self, answer: Option<(u16, Bytes)>) {
+    pub fn answer_instead(&self, answer: Option<(u16, Bytes)>) {
         self.lock().instead = answer;
     }
 
     /// Sets the lifetime of new tokens.
-    pub(crate) fn token_life(&self, life: Duration) {
+    pub fn token_life(&self, life: Duration) {
         self.lock().token_life = life;
     }
 
     /// Sets the page size of server lists.
-    pub(crate) fn page_size(&self, size: usize) {
+    pub fn page_size(&self, size: usize) {
         self.lock().page_size = size;
     }
 
     /// Invalidates all tokens.
-    pub(crate) fn revoke(&self) {
+    pub fn revoke(&self) {
         self.lock().tokens.clear();
     }
 
-    pub(crate) fn logins(&self) -> u32 {
+    /// Returns the number of successful logins.
+    pub fn logins(&self) -> u32 {
         self.lock().logins
     }
 
     /// Returns the number of requested lists of servers.
-    pub(crate) fn lists(&self) -> usize {
+    pub fn lists(&self) -> usize {
         self.lock().lists
     }
 
     /// Returns the received actions: server, action, and status of the answer.
-    pub(crate) fn commands(&self) -> Vec<(String, String, u16)> {
+    pub fn commands(&self) -> Vec<(String, String, u16)> {
         self.lock().commands.clone()
     }
 
     /// Returns the number of accepted actions of this name.
-    pub(crate) fn accepted(&self, command: &str) -> usize {
+    pub fn accepted(&self, command: &str) -> usize {
         let commands = self.commands();
         commands
             .iter()
@@ -229,37 +235,37 @@ impl Cloud {
     }
 
     /// Holds every request that reaches this step.
-    pub(crate) fn hold(&self, at: At) {
+    pub fn hold(&self, at: At) {
         self.holds.send_modify(|holds| {
             holds.at.insert(at);
         });
     }
 
     /// Releases the requests that are held at this step, and holds no later ones.
-    pub(crate) fn release(&self, at: At) {
+    pub fn release(&self, at: At) {
         self.holds.send_modify(|holds| {
             holds.at.remove(&at);
         });
     }
 
     /// Releases one request that is held at this step.
-    pub(crate) fn let_one_pass(&self, at: At) {
+    pub fn let_one_pass(&self, at: At) {
         self.holds
             .send_modify(|holds| *holds.passes.entry(at).or_default() += 1);
     }
 
     /// Adds a server.
-    pub(crate) fn add(&self, id: &str, status: &str) {
+    pub fn add(&self, id: &str, status: &str) {
         self.lock().servers.insert(id.to_owned(), Server::new(id, status));
     }
 
     /// Removes a server.
-    pub(crate) fn remove(&self, id: &str) {
+    pub fn remove(&self, id: &str) {
         self.lock().servers.remove(id);
     }
 
     /// Waits until more than `than` requests have been held at this step.
-    pub(crate) async fn wait_held(&self, at: At, than: usize) {
+    pub async fn wait_held(&self, at: At, than: usize) {
         eventually("the cloud holds a request", PATIENCE, async || {
             let held = self.held(at);
             (held > than)
@@ -270,7 +276,7 @@ impl Cloud {
     }
 
     /// Waits until `count` actions of this name have been accepted.
-    pub(crate) async fn wait_accepted(&self, command: &str, count: usize) {
+    pub async fn wait_accepted(&self, command: &str, count: usize) {
         eventually("the cloud accepts the actions", PATIENCE, async || {
             let commands = self.commands();
             (self.accepted(command) == count)
@@ -281,7 +287,7 @@ impl Cloud {
     }
 
     /// Waits until a held request is abandoned because its client has disconnected.
-    pub(crate) async fn wait_abandoned(&self) {
+    pub async fn wait_abandoned(&self) {
         eventually("the cloud detects the closed connection", PATIENCE, async || {
             (self.lock().given_up > 0).then_some(()).ok_or_else(String::new)
         })
@@ -289,7 +295,7 @@ impl Cloud {
     }
 
     /// Returns the number of requests that were ever held at this step.
-    pub(crate) fn held(&self, at: At) -> usize {
+    pub fn held(&self, at: At) -> usize {
         self.lock().held.get(&at).copied().unwrap_or(0)
     }
 
@@ -339,7 +345,7 @@ impl Drop for Held {
 }
 
 /// Writes the settings file of a cloud and its secret. Returns the entry for `VMWATCH_HYPERVISORS`.
-pub(crate) fn entry(folder: &Path, name: &str, file: &str, key: &str, secret: &str) -> String {
+pub fn entry(folder: &Path, name: &str, file: &str, key: &str, secret: &str) -> String {
     let secret_path = folder.join(format!("{name}.secret"));
     fs::write(&secret_path, format!("{secret}\n")).unwrap();
     let path = folder.join(format!("{name}.toml"));

@@ -1,28 +1,30 @@
 //! Runs a browser test of gateway/web/e2e with Node.js. The browser test prints requests for changes of the running
 //! programs, which the Rust test executes.
 
-use std::process::Stdio;
+use std::{collections::HashMap, path::Path, process::Stdio};
 
-use testkit::{ADMIN, Stack, figure, node_and_chromium};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::Command,
 };
 
+use crate::{ADMIN, Stack, figure, node_and_chromium};
+
 const STORIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../gateway/web/e2e");
 
-/// Runs a browser test with these environment variables. When it prints `@NAME`, `meet` executes the request NAME and
-/// returns the answer for the browser test.
-pub(crate) async fn tell(
+/// Runs a browser test with these environment variables, and returns the figures that it measured. When it prints
+/// `@NAME`, `execute` executes the request NAME and returns the answer for the browser test. Panics if the browser test
+/// fails.
+pub async fn run_in_browser(
     stack: &Stack,
     story: &str,
     environment: &[(&str, &str)],
-    mut meet: impl AsyncFnMut(&str) -> String,
-) {
+    mut execute: impl AsyncFnMut(&str) -> String,
+) -> HashMap<String, f64> {
     let [node, chromium] = node_and_chromium();
     let path = format!("{STORIES}/{story}.mjs");
     assert!(
-        std::path::Path::new(STORIES)
+        Path::new(STORIES)
             .join("../node_modules/playwright-core")
             .is_dir(),
         "the page's packages are missing: run `npm ci` in gateway/web, as ./dev does"
@@ -41,9 +43,10 @@ pub(crate) async fn tell(
         .expect("Node.js starts");
     let mut answers = child.stdin.take().expect("stdin is piped");
     let mut lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
+    let mut figures = HashMap::new();
     while let Some(line) = lines.next_line().await.expect("the browser test writes text") {
-        if let Some(demand) = line.strip_prefix('@') {
-            let answer = meet(demand).await + "\n";
+        if let Some(request) = line.strip_prefix('@') {
+            let answer = execute(request).await + "\n";
             answers
                 .write_all(answer.as_bytes())
                 .await
@@ -52,7 +55,9 @@ pub(crate) async fn tell(
             .strip_prefix("figure ")
             .and_then(|rest| rest.rsplit_once(' '))
         {
-            figure(name, value.parse().expect("the figure is a number"));
+            let value = value.parse().expect("the figure is a number");
+            figure(name, value);
+            figures.insert(name.to_owned(), value);
         } else {
             println!("{line}");
         }
@@ -62,9 +67,10 @@ pub(crate) async fn tell(
         .await
         .expect("the exit status of the browser test is available");
     assert!(status.success(), "the browser test {story} failed; see above");
+    figures
 }
 
-/// Refuses every request, for browser tests that make none.
-pub(crate) async fn nothing(what: &str) -> String {
-    panic!("the browser test made an unexpected request: {what}");
+/// Handles the requests of browser tests that should make none: panics at the first one.
+pub async fn no_requests(request: &str) -> String {
+    panic!("the browser test made an unexpected request: {request}");
 }
