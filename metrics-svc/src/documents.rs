@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
-use sha2::{Digest, Sha256};
 use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
     metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
     time::UtcOffset,
 };
+use vmwatch_blocks::RowIdentity;
 
 use crate::history::chart::{bucket_start, width_ms};
 
@@ -192,43 +192,10 @@ fn process_document(
     })
 }
 
-/// What distinguishes the rows of one sample. A pid alone is not enough, because pids are reused even within a sample:
-/// a process may end, and another may start with the same pid.
-#[derive(Debug, Clone, Copy)]
-pub enum RowIdentity {
-    /// The row is the sample's row of the VM itself.
-    Vm,
-    /// The row is the sample's row of a process.
-    Process {
-        /// The process id (pid).
-        pid: u32,
-        /// Start time of the process, in Unix seconds.
-        started: f64,
-    },
-}
-
-/// Computes the `_id` of a row: the second of the sample, as in any `ObjectId`, followed by 8 bytes of a SHA-256 hash
-/// of the row's identity. The same row always gets the same id, so that a sample that is delivered twice is stored
-/// once.
+/// Computes the `_id` of a row whose sample was taken at this time.
 pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIdentity) -> ObjectId {
-    let mut hash = Sha256::new();
-    // The separator between the hashed values cannot occur in an instance id or a date.
-    hash.update(instance.as_bytes());
-    hash.update([0]);
-    hash.update(create_date.as_bytes());
-    hash.update([0]);
-    if let RowIdentity::Process { pid, started } = identity {
-        hash.update(pid.to_be_bytes());
-        hash.update(started.to_bits().to_be_bytes());
-    }
-    let digest: [u8; 32] = hash.finalize().into();
-    // 32 bits for the second suffice until 2106, as in any `ObjectId`.
-    let second = u32::try_from(at.timestamp_millis().div_euclid(1000)).unwrap_or(0);
-    let mut bytes = [0; 12];
-    let (head, tail) = bytes.split_at_mut(4);
-    head.copy_from_slice(&second.to_be_bytes());
-    tail.copy_from_slice(digest.first_chunk::<8>().unwrap_or(&[0; 8]));
-    ObjectId::from_bytes(bytes)
+    let second = at.timestamp_millis().div_euclid(1000);
+    ObjectId::from_bytes(vmwatch_blocks::row_id(instance, create_date, second, identity))
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use vmwatch_api::{
     InstanceId,
     time::{CreateDate, UtcOffset},
 };
+use vmwatch_blocks::RowIdentity;
 
 use crate::{
     MetricsError,
-    documents::{RowIdentity, row_id},
+    documents::row_id,
     history::{History, rebuild::Days},
     store::{RowKind, RowStore, Unstored},
 };

@@ -6,6 +6,7 @@ use gateway::legacy::{python_repr::rows_to_python, read_request};
 use metrics_svc::documents::Documents;
 use serde_json::Value;
 use vmwatch_api::{metrics::Sample, time::UtcOffset};
+use vmwatch_blocks::{Block, BlockError, Encoder, Limits, Rows};
 
 /// Checks the request parser of the API of 2017: every request that the gateway forwards to a service is one JSON object
 /// whose field `limit` is in the permitted range.
@@ -50,5 +51,38 @@ pub fn sample(message: &[u8]) {
     if let Ok(documents) = Documents::from_sample(&sample, offset, SystemTime::now()) {
         assert_eq!(documents.processes.len(), sample.processes.len());
         assert_eq!(documents.vms.len(), usize::from(sample.vm.is_some()));
+    }
+}
+
+/// Checks the decoder of blocks: bytes that are a block have values and ids for all rows, and these rows can be encoded
+/// again. The checksum is corrected first, because it would reject nearly all inputs.
+pub fn block(bytes: &[u8]) {
+    let mut bytes = bytes.to_vec();
+    if let [a, b, c, d, _, _, _, _, rest @ ..] = bytes.as_slice() {
+        let mut crc = crc32fast::Hasher::new();
+        crc.update(&[*a, *b, *c, *d]);
+        crc.update(rest);
+        bytes[4..8].copy_from_slice(&crc.finalize().to_le_bytes());
+    }
+    let limits = Limits {
+        rows: 5000,
+        bytes: 1 << 22,
+    };
+    let read = |bytes: &[u8]| -> Result<(Rows, usize), BlockError> {
+        let mut block = Block::open(bytes, limits)?;
+        let ids = block.ids("vm-1")?;
+        let sorted = block.sorted(&ids, i64::MIN..i64::MAX);
+        assert!(sorted.len() <= block.len());
+        let mut rows = Rows::new(block.kind(), "vm-1", 0);
+        rows.push_block(&mut block)?;
+        Ok((rows, block.len()))
+    };
+    if let Ok((rows, count)) = read(&bytes) {
+        let blocks = Encoder::new().expect("there is enough memory").encode(&rows);
+        assert!(blocks.iter().map(|block| block.rows).sum::<usize>() <= count);
+        for block in blocks {
+            let (again, _) = read(&block.bytes).expect("an encoded block can be decoded");
+            assert_eq!(again.block_id(), rows.block_id());
+        }
     }
 }
