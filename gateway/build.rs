@@ -37,7 +37,8 @@ fn packed(path: &Path) -> PathBuf {
     PathBuf::from(format!("{}.gz", path.display()))
 }
 
-/// All files in the folder that have a `.gz` next to them. The web page's build writes the `.gz` files last.
+/// All files in the folder that have a `.gz` next to them. The web page's build writes the `.gz` files last, so a file
+/// without one belongs to an unfinished build.
 fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     if !folder.is_dir() {

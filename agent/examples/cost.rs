@@ -1,8 +1,8 @@
 //! Measures the CPU time that one sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
 //!
 //! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time per sampled
-//! process. For comparison it prints the time that the `procfs` crate needs to read the same two files. Each figure is
-//! the median of all rounds, which other load on the machine affects least.
+//! process. For comparison it also prints the CPU time that the `procfs` crate needs to read a process's `stat` and
+//! `io` files. Each printed time is the median of all rounds, because other load on the machine affects a median least.
 
 use std::{
     process::{Child, Command},

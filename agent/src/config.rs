@@ -44,7 +44,7 @@ const PROCESSES: Setting = Setting {
     name: "VMWATCH_AGENT_PROCESSES",
     value: Value::Text,
     default: "all",
-    help: "processes to report: `all`, or `top:N` for the N processes each with the highest CPU usage, memory usage and disk rate",
+    help: "processes to report: `all`, or `top:N` for the N processes with the highest CPU usage, the N with the highest memory usage and the N with the highest disk rate",
 };
 const PIN: Setting = Setting {
     name: "VMWATCH_AGENT_PIN",
@@ -102,7 +102,7 @@ pub struct AgentSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Intervals {
     pub(crate) vm: Duration,
-    /// Every how many samples the processes are included; at least 1.
+    /// Number of samples of the VM per sample of its processes; at least 1.
     pub(crate) vm_per_process: u32,
 }
 
@@ -124,8 +124,8 @@ impl AgentSettings {
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
         let dir = env.get(&SPOOL_DIR);
-        // The spool must hold at least a few sample parts of the maximum size. Its upper limit bounds the memory used
-        // by the index of its files.
+        // The spool must hold at least a few sample parts of the maximum size. The upper limit of this setting bounds
+        // the memory that the index of the spool's files uses.
         let limit = env.size(&SPOOL_SIZE);
         let utc_offset = config::utc_offset(env);
         let drain_deadline = env.duration(&DRAIN_DEADLINE);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn instance_id_is_read_from_firmware_or_error_names_the_setting() {
+    fn instance_id_is_read_from_firmware_and_error_names_the_setting_if_that_fails() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "6ABF5A1E-B85C-4E5F-BA02-F96E22CBD02E\n").unwrap();
         let env = Environment::from_variables([]);

@@ -28,9 +28,9 @@ pub(crate) struct Disk {
 /// The result of writing several sample parts to the spool.
 #[derive(Debug)]
 pub(crate) struct Written {
-    /// How many sample parts were written; they are the first ones.
+    /// Number of sample parts written. Parts are written in order, so these are the first ones.
     pub(crate) count: usize,
-    /// The error because of which the remaining sample parts were not written.
+    /// The error that kept the remaining sample parts from being written.
     pub(crate) error: Option<io::Error>,
 }
 
@@ -74,8 +74,8 @@ impl Disk {
         self.call(move |spool| spool.remove(sequence)).await
     }
 
-    /// A call that times out continues on its thread. In the worst case a sample part that it is still writing is sent
-    /// twice.
+    /// A call that times out continues on its thread. A sample part that this call is still writing also stays in
+    /// memory; in the worst case the part is sent twice.
     async fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Spool) -> T + Send + 'static,
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn calls_to_hung_disk_fail_immediately_after_first_time_out() {
+    async fn once_a_call_timed_out_further_calls_to_hung_disk_fail_immediately() {
         let dir = tempfile::tempdir().unwrap();
         let settings = SpoolSettings {
             dir: dir.path().to_owned(),

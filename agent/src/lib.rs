@@ -48,8 +48,8 @@ use crate::{
     status::Status,
 };
 
-/// Maximum number of threads for blocking work. The two samplers, the spool and DNS lookups need one each; the number
-/// is doubled in case each of them hangs once.
+/// Maximum number of threads for blocking work: one each for the two samplers, the spool and DNS lookups, and a second
+/// one for each of them in case the first hangs.
 pub const BLOCKING_THREADS: usize = 8;
 /// Capacity of the queue between the two loops, in samples. The shipping loop stops reading the queue only during a
 /// call to the spool, which takes at most 5 s.
@@ -104,7 +104,7 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
     let shipper = Shipper::new(bus, &id, spool, Arc::clone(&status));
     let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
     program.set_serving();
-    // When the sampling loop ends, its end of the queue closes, which ends the shipping loop.
+    // When the sampling loop ends, it drops the queue's sender. This closes the queue and so ends the shipping loop.
     let (outcome, ()) = tokio::join!(
         sampling.run(program.shutdown().clone()),
         shipper.run(receiver, settings.drain_deadline)

@@ -9,13 +9,13 @@ use vmwatch_bus::{Bus, jetstream::JetStreamError, trace_headers};
 
 use crate::parts::Part;
 
-/// Time limit for JetStream's acknowledgement. If NATS forbids the subject, it does not answer at all, and this time
-/// always passes.
+/// Time limit for JetStream's acknowledgement. If the agent may not publish to the subject, NATS does not answer, so
+/// each attempt takes this long.
 const ACK_DEADLINE: Duration = Duration::from_secs(5);
 /// JetStream's error code for a stream that has reached a limit. The text of the error says which one, such as "maximum
 /// bytes exceeded" or "maximum messages per subject exceeded".
 const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
-/// JetStream's error code for too many messages of the stream that are queued in the server's memory.
+/// JetStream's error code for a stream that has too many messages queued in the NATS server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
 
 /// Whether a sample part was sent before.

@@ -7,14 +7,14 @@ use vmwatch_service::jitter::jittered;
 
 use crate::publish::PublishError;
 
-/// Interval between checks for a connection to NATS while there is none. After an outage it also spreads the first
-/// messages of thousands of agents over time.
+/// Interval between checks for a connection to NATS while there is none. The interval is random within limits, so after
+/// an outage thousands of agents do not send their first messages at once.
 const DISCONNECTED: Duration = Duration::from_secs(2);
 /// Wait after the first failure. It doubles with each further failure of the same kind, up to [`MAX`].
 const FIRST: Duration = Duration::from_millis(500);
 const MAX: Duration = Duration::from_secs(30);
-/// Wait after the first failure because NATS is busy, which usually ends within milliseconds. It doubles up to
-/// [`BUSY_MAX`].
+/// Wait after the first attempt that failed because NATS is busy. NATS is usually ready again within milliseconds. The
+/// wait doubles with each further such failure, up to [`BUSY_MAX`].
 const BUSY_FIRST: Duration = Duration::from_millis(10);
 const BUSY_MAX: Duration = Duration::from_millis(500);
 
@@ -32,7 +32,8 @@ struct Failing {
 }
 
 impl Retry {
-    /// Delays the first attempt, because there is no connection to NATS yet and many agents may start at the same time.
+    /// Delays the first attempt by a random time, because there is no connection to NATS yet and many agents may start
+    /// at the same time.
     pub(crate) fn new() -> Self {
         Self {
             at: Instant::now() + jittered(FIRST, 0.5),

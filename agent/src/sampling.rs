@@ -24,8 +24,8 @@ use crate::{
     status::Status,
 };
 
-/// Time limit for reading the kernel's files, after which the loop continues without the values. It is shorter if the
-/// sampling interval is short.
+/// Time limit for reading the kernel's files, after which the loop continues without the values. The limit is at most
+/// half of the VM's sampling interval.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The sampling loop: takes samples until shutdown.
@@ -34,7 +34,7 @@ pub(crate) struct SampleLoop {
     instance_id: InstanceId,
     vm: BlockingWorker<VmSampler, Result<VmReading, SampleError>>,
     processes: BlockingWorker<ProcessSampler, Result<Vec<ProcessSample>, SampleError>>,
-    /// The sample that late process rows belong to.
+    /// The sample that the process rows belong to if they are read only after the time limit.
     late: Option<Sample>,
     schedule: Schedule,
     patience: Duration,

@@ -8,7 +8,7 @@ use vmwatch_service::jitter::jittered;
 
 use crate::config::Intervals;
 
-/// Computes the ticks, which are the times at which the VM or the VM and its processes are sampled.
+/// Computes the ticks. Each tick is a time at which the VM is sampled, alone or together with its processes.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     intervals: Intervals,
@@ -28,7 +28,7 @@ pub(crate) struct Tick {
 
 impl Schedule {
     /// Starts a schedule. The first tick is 0.5 to 1.5 intervals from now, so agents started together do not take
-    /// samples at the same time. It includes the processes, so they are shown soon after a VM starts.
+    /// samples at the same time. The first tick includes the processes, so users see them soon after a VM starts.
     pub(crate) fn start(intervals: Intervals) -> Self {
         Self {
             next: Instant::now() + jittered(intervals.vm.mul_f64(1.5), 1.0 / 3.0),

@@ -15,8 +15,8 @@ pub enum Selection {
     All,
     /// The agent reports the processes with the highest usage and those with pinned names.
     Top {
-        /// How many processes are selected by each of CPU usage, memory usage and disk rate. Processes that do not use
-        /// a resource are not selected by it.
+        /// Number of processes selected by CPU usage; as many are selected by memory usage, and as many by disk rate. A
+        /// process for which a measure is 0 is not selected by that measure.
         count: usize,
         /// Process names that are always reported. A name longer than the kernel's limit is truncated before it is
         /// compared.
@@ -103,16 +103,16 @@ mod tests {
     }
 
     #[test]
-    fn selection_top_includes_highest_users_of_cpu_memory_and_disk() {
+    fn top_selection_includes_processes_with_highest_cpu_memory_and_disk_usage() {
         assert_eq!(pids(&top(1, &[])), [2, 3, 4]);
         // Processes 3 and 4 have equal CPU usage, so the lower pid is selected.
         assert_eq!(pids(&top(2, &[])), [2, 3, 4]);
-        // Idle processes are not selected, however large the count is.
+        // Processes that use no resource are not selected, however large the count is.
         assert_eq!(pids(&top(100, &[])), [1, 2, 3, 4]);
     }
 
     #[test]
-    fn pinned_process_names_are_always_selected_and_match_truncated_names() {
+    fn process_with_pinned_name_is_selected_even_if_kernel_truncated_the_name() {
         assert_eq!(pids(&top(1, &["idle"])), [2, 3, 4, 5]);
         assert_eq!(pids(&top(1, &["systemd-journald"])), [2, 3, 4, 6]);
         assert_eq!(pids(&top(1, &["systemd-journ", "idl"])), [2, 3, 4]);

@@ -43,7 +43,7 @@ pub(crate) struct Shipper {
     status: Arc<Status>,
     /// Sample parts that are only in memory, oldest first. All sample parts on disk are older.
     fresh: VecDeque<Queued>,
-    /// When the sample parts in memory must be written to the spool.
+    /// Time at which the sample parts in memory must be written to the spool.
     write_at: Option<Instant>,
     next_sequence: u64,
     /// The sequence number of the last sample part that was sent.

@@ -73,7 +73,7 @@ pub(crate) struct Queued {
     pub(crate) part: Part,
 }
 
-/// The spool. Its calls block while the disk does.
+/// The spool. Its methods block the calling thread while the disk hangs.
 #[derive(Debug)]
 pub(crate) struct Spool {
     dir: PathBuf,
@@ -178,8 +178,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Returns the oldest sample part. Unreadable parts are dropped, and so are parts of another VM that this one was
-    /// cloned from. A returned error may be temporary.
+    /// Returns the oldest sample part. Drops unreadable parts, and parts of another VM of which this VM is a clone. A
+    /// returned error may be temporary.
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
         while let Some((&sequence, _)) = self.files.first_key_value() {
             let lost = match fs::read(self.path(sequence)) {

@@ -103,7 +103,7 @@ fn unix_now() -> f64 {
         .as_secs_f64()
 }
 
-/// The value of a counter and the time, read before and after a sample.
+/// A counter's value and the time of reading it, once before and once after a sample.
 struct Around {
     before: (f64, Instant),
     after: (f64, Instant),
@@ -151,7 +151,8 @@ with open(sys.argv[1], 'wb') as file:
 
 #[tokio::test]
 async fn row_of_a_busy_process_matches_the_kernels_counters() {
-    // The folder is on the disk of the build, because writes to a tmpfs do not reach a disk.
+    // The folder is in cargo's target folder and not in `/tmp`, which may be a tmpfs: writes to a tmpfs do not reach a
+    // disk.
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let busy = Running::start(
         Command::new("python3")

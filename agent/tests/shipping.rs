@@ -73,7 +73,8 @@ impl Scene {
     }
 }
 
-/// Returns how the agent is started. If a setting is listed twice, the later value counts.
+/// Returns the command and environment with which the agent is started. If the environment lists a setting twice, the
+/// later value counts.
 fn spec(folder: &Path, nats: &str) -> Spec {
     let env = [
         ("VMWATCH_INSTANCE_ID", "vm-1"),
@@ -221,8 +222,8 @@ async fn disconnected_agent_spools_and_sends_in_order_later() {
     let messages = stream(bus.jetstream_for_tests(), -1).await;
     let agent = scene.agent();
     stores(&messages, 3).await;
-    // On a busy machine a slow acknowledgement may have caused the agent to spool a sample part. While NATS works, the
-    // agent writes no sample to disk.
+    // While NATS acknowledges in time, the agent writes no sample to disk. The test ignores spooled parts here, because
+    // on a busy machine some acknowledgements may be late.
     eventually(
         "parts are acknowledged without being spooled",
         PATIENCE,
@@ -267,9 +268,10 @@ async fn agent_spools_while_the_stream_is_full() {
     assert_eq!(all, witnessed(&agent, "sampled"));
 }
 
-/// The stream refuses the samples of this VM only, and accepts those of others.
+/// The stream refuses only the samples of this VM, because it limits the number of messages per VM, and accepts those
+/// of other VMs.
 #[tokio::test]
-async fn agent_spools_while_its_vms_share_of_the_stream_is_full() {
+async fn agent_spools_while_stream_has_maximum_number_of_messages_of_its_vm() {
     let scene = Scene::set().await;
     let bus = scene.bus().await;
     let share = |max_messages_per_subject| Config {
@@ -337,7 +339,7 @@ async fn agent_resends_a_new_sample_that_nats_calls_a_duplicate() {
         seen.push(id_of(&message.payload));
     }
     // Every acknowledgement called its message a duplicate, so the agent sent each sample part a second time. It then
-    // took the part as stored, because the first attempt may have stored it.
+    // treated the part as stored, because the second acknowledgement could mean that the first attempt stored it.
     let (first, second): (Vec<_>, Vec<_>) = seen.chunks(2).map(|pair| (&pair[0], &pair[1])).unzip();
     assert_eq!(first, second);
     assert!(first.is_sorted() && first.windows(2).all(|pair| pair[0] != pair[1]));
@@ -406,8 +408,8 @@ async fn restarted_agent_sends_spooled_samples() {
     assert!(agent.log().contains("skipped a half-written file in the spool"));
 }
 
-/// Metrics of agents are not collected, because guests cannot be reached. Therefore the next sample reports how many
-/// sample parts were dropped, and only that sample.
+/// Metrics of agents are not collected, because guests cannot be reached. Therefore the agent reports the number of
+/// dropped sample parts in the next sample, and only in that one.
 #[tokio::test]
 async fn next_sample_reports_the_number_of_dropped_parts() {
     let scene = Scene::set().await;
@@ -437,7 +439,7 @@ async fn stopping_agent_saves_its_unacknowledged_sample() {
         .push(("VMWATCH_DRAIN_DEADLINE".to_owned(), "0s".to_owned()));
     let agent = Process::start(spec);
     stores(&messages, 1).await;
-    // A frozen server acknowledges nothing and seems connected for a while.
+    // A frozen NATS server acknowledges nothing, but for a while the agent still regards it as connected.
     scene.nats.server.pause();
     let kept = || [witnessed(&agent, "acknowledged"), witnessed(&agent, "spooled")].concat();
     eventually(
@@ -469,7 +471,7 @@ async fn stopping_agent_saves_its_unacknowledged_sample() {
 }
 
 #[tokio::test]
-async fn failed_start_of_the_agent_is_explained() {
+async fn agent_that_cannot_start_logs_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let first = Process::start(spec(folder.path(), "nats://127.0.0.1:1"));
     eventually("the first agent has locked the spool", PATIENCE, async || {
@@ -496,7 +498,7 @@ async fn failed_start_of_the_agent_is_explained() {
     let interval = "VMWATCH_AGENT_PROCESS_INTERVAL must be a whole multiple";
     ends_with(interval, ("VMWATCH_AGENT_VM_INTERVAL", "300ms".to_owned()), 64).await;
 
-    // An agent that never reached NATS stops at once and keeps its samples.
+    // An agent that never reached NATS stops at once when it is terminated; its samples stay in the spool.
     let status = first.terminate(Duration::from_secs(5)).await;
     assert!(status.success());
 }

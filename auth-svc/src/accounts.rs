@@ -185,8 +185,8 @@ impl Accounts {
                     return Err(AuthError::LastAdministrator(name.clone()));
                 }
             }
-            // The other change finishes or withdraws its claim within milliseconds. Random jitter keeps both from
-            // retrying at the same time.
+            // The other change finishes or withdraws its claim within milliseconds. Random jitter keeps the two changes
+            // from retrying at the same time.
             tokio::time::sleep(jittered(CLAIM_PAUSE, 0.1)).await;
         }
         Err(AuthError::Contended)

@@ -34,7 +34,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) result: AuditResult,
     pub(crate) detail: String,
     /// A key for deduplication: if several audit records with the same key arrive within two minutes, only the first is
-    /// stored. By default it is the request's key.
+    /// stored. If this is `None`, the id of the request is the key.
     pub(crate) once: Option<String>,
 }
 

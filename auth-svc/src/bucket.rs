@@ -71,7 +71,8 @@ impl Bucket {
         Ok(Self::existing(bus, spec.name))
     }
 
-    /// A handle for command-line commands to the KV bucket that the running service created.
+    /// Returns a handle to the KV bucket without creating it. Command-line commands use this, because the running
+    /// service has created the KV bucket.
     pub(crate) fn existing(bus: &Bus, name: &'static str) -> Self {
         Self {
             name,

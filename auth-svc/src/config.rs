@@ -69,13 +69,13 @@ const SOURCE_FAILURES: Setting = Setting {
     name: "VMWATCH_SOURCE_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins from one client address within VMWATCH_LOCKOUT_WINDOW after which one failure of any other user blocks that user from that address",
+    help: "number of failed logins from one client address within VMWATCH_LOCKOUT_WINDOW; once it is reached, each further user is refused from this address after a single failed login",
 };
 const USER_FAILURES: Setting = Setting {
     name: "VMWATCH_USER_FAILURES",
     value: Value::Number(1, 100_000_000),
     default: "100",
-    help: "number of failed logins of one user within VMWATCH_LOCKOUT_WINDOW after which one failure from any other client address blocks this user from that address",
+    help: "number of failed logins of one user within VMWATCH_LOCKOUT_WINDOW; once it is reached, this user is refused from each further client address after a single failed login",
 };
 const ADMIN_USER: Setting = Setting {
     name: "VMWATCH_ADMIN_USER",

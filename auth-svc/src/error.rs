@@ -25,7 +25,7 @@ pub enum AuthError {
     /// The login was refused because password hashing queued earlier would take too long.
     #[error("too many logins: the hashing queue takes {0:?}")]
     QueueFull(Duration),
-    /// There were too many failed logins recently; a retry is possible after the contained time.
+    /// There were too many failed logins recently. The value is the time after which a retry is possible.
     #[error("too many recent failed logins")]
     Throttled(Duration),
     #[error("the request to the user database failed")]

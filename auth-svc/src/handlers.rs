@@ -26,7 +26,7 @@ use crate::{
     throttle::{Attempt, network},
 };
 
-/// Time during which a password change can be repeated with the same old password, milliseconds.
+/// Time in milliseconds after a password change during which the same request, with the old password, can be repeated.
 const REPEATABLE_MS: u64 = 60_000;
 
 impl Auth {
@@ -45,8 +45,8 @@ impl Auth {
             .await;
         let (result, once) = match &outcome {
             Ok(_) => (AuditResult::Succeeded, None),
-            // An attacker can cause throttled logins at no cost. To keep them from evicting other audit records, they
-            // share one record.
+            // An attacker can cause throttled logins at no cost. Throttled logins share one audit record, so that they
+            // do not evict other records.
             Err(AuthError::Throttled(_)) => (AuditResult::Refused, Some(attempt.id().to_owned())),
             Err(error) => (error.audit_result(), None),
         };
@@ -286,8 +286,8 @@ impl Auth {
         Err(AuthError::WrongOldPassword)
     }
 
-    /// Verifies the user's password. Of any number of concurrent attempts, at most as many as the throttle allows are
-    /// verified.
+    /// Verifies the user's password. However many attempts run concurrently, only as many passwords are verified as the
+    /// throttle allows.
     async fn is_password(
         &self,
         attempt: &Attempt,

@@ -59,8 +59,8 @@ use crate::{
     session_index::SessionIndex, sessions::Sessions, store::UserStore, throttle::Throttle,
 };
 
-/// The KV bucket of users is compared with the database only if its in-memory copy was confirmed more recently than
-/// this.
+/// Time without confirmation after which the in-memory copy of the KV bucket of users is stale. A stale copy is not
+/// compared with the database.
 const MIRROR_STALE_AFTER: Duration = Duration::from_secs(10);
 
 /// Number of failed logins from one client address that are recorded individually in each counting period.
@@ -189,7 +189,7 @@ async fn ensure_audit(bus: &Bus, settings: &AuthSettings) -> Result<Audit, Provi
     Ok(Audit::new(bus, settings.audit_required))
 }
 
-/// Creates auth-svc's streams and KV buckets, or changes them as configured.
+/// Creates auth-svc's streams and KV buckets; changes existing ones to the configured values.
 pub async fn set_up(settings: &AuthSettings, arguments: SetupArguments) -> Result<(), AuthError> {
     let [authenticated, unauthenticated] = settings.audit.streams();
     let wanted: [Wanted; 6] = [

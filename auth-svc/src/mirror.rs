@@ -47,7 +47,7 @@ impl Mirror {
         })
     }
 
-    /// A handle for command-line commands to the KV bucket that the running service created.
+    /// Returns a handle to the KV bucket without creating it, for command-line commands.
     pub(crate) fn existing(bus: &Bus) -> Self {
         Self {
             bucket: Bucket::existing(bus, USER_BUCKET),

@@ -26,9 +26,9 @@ const PASSES: u32 = 2;
 const LANES: u32 = 1;
 /// Maximum wait for a hashing permit. A login must finish within the caller's time limit of five seconds.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// A login is refused if the password hashing queued before it takes longer than this.
+/// A login is refused if hashing the passwords queued before it would take longer than this.
 const LONGEST_QUEUE: Duration = Duration::from_secs(1);
-/// Weight of the moving average of the time per hash: a new measurement counts as one in this many.
+/// Smoothing of the moving average of the time per hash: the newest measurement has the weight 1 / `AVERAGED`.
 const AVERAGED: u64 = 8;
 
 /// Hashes and verifies passwords on separate threads, a limited number at a time.
@@ -229,7 +229,7 @@ fn hash_now(memory: &Memory, password: &[u8]) -> Result<String, AuthError> {
     let mut salt = [0_u8; Salt::RECOMMENDED_LENGTH];
     getrandom::fill(&mut salt).map_err(hash_error)?;
     let params = Params::new(MEMORY_KIB, PASSES, LANES, None).map_err(hash_error)?;
-    // The defaults of the algorithm and version parameters are argon2id and its newest version.
+    // `None` selects the default algorithm, argon2id, and its newest version.
     let hash = memory.hash_password_customized(password, &salt, None, None, params);
     Ok(hash.map_err(hash_error)?.to_string())
 }

@@ -52,7 +52,7 @@ impl SessionIndex {
         })
     }
 
-    /// A handle for command-line commands to the session index that the running service created.
+    /// Returns a handle to the session index without creating its KV bucket, for command-line commands.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, BUCKET),

@@ -65,7 +65,7 @@ impl Sessions {
         })
     }
 
-    /// Handles for command-line commands to the KV buckets that the running service created.
+    /// Returns handles to the KV buckets without creating them, for command-line commands.
     pub(crate) fn existing(bus: &Bus, settings: &SessionSettings) -> Self {
         Self {
             bucket: Bucket::existing(bus, SESSION_BUCKET),

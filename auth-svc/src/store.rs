@@ -162,9 +162,9 @@ impl UserStore {
     /// Claims the right to demote this administrator; `None` if another change holds a claim on this user, or the user
     /// is no longer an administrator.
     ///
-    /// The holder of a claim counts the administrators without a claim; one of them must remain. Of two concurrent
-    /// changes, the one that claims later sees the claim of the other. Therefore they never count each other's user as
-    /// remaining.
+    /// The holder of a claim then counts the administrators without a claim and may demote this one only if there is
+    /// another. If two changes run concurrently, the one that claims later sees the earlier claim and does not count
+    /// that claim's administrator, so the two changes cannot demote the last two administrators.
     pub(crate) async fn claim_demotion(&self, key: &UserKey) -> Result<Option<Ending>, AuthError> {
         let expires = DateTime::from_system_time(SystemTime::now() + CLAIM_LIFETIME);
         let mut unclaimed = unclaimed_administrators();
@@ -186,7 +186,7 @@ impl UserStore {
         Ok(())
     }
 
-    /// Counts the other administrators. Returns the number of all of them and the number of those without a demotion
+    /// Counts the administrators other than this user. Returns two numbers: all of them, and those without a demotion
     /// claim.
     pub(crate) async fn other_administrators(&self, key: &UserKey) -> Result<(u64, u64), AuthError> {
         let count = async |mut filter: Document| {
@@ -226,8 +226,8 @@ fn unclaimed_administrators() -> Document {
     doc! { "role": Role::Admin.to_string(), DEMOTION_CLAIM: { "$not": claimed } }
 }
 
-/// The earliest start of sessions that remain valid after a change of the user made now. Sessions that began up to the
-/// present millisecond become invalid.
+/// The new `sessions_not_before` for a change of the user that is made now: the earliest start of a session that
+/// remains valid. Sessions that began up to the present millisecond become invalid.
 pub(crate) fn not_before(before: Option<&User>) -> DateTime {
     let before = before.map_or(0, |user| user.sessions_not_before.timestamp_millis());
     let now = DateTime::now().timestamp_millis();
@@ -262,13 +262,13 @@ mod tests {
 
     /// Replicas of different versions respect each other's claims.
     #[test]
-    fn claim_of_demotion_matches_golden_file() {
+    fn demotion_claim_matches_golden_file() {
         const GOLDEN: &str = include_str!("../../tests/golden/forms/user-demotion-claim.json");
         let claim: Value = serde_json::from_str(GOLDEN).unwrap();
         let expires = DateTime::parse_rfc3339_str("2017-01-01T13:41:40.001Z").unwrap();
         let written = Bson::from(Ending::Claimed(expires).filter());
         assert_eq!(written.into_relaxed_extjson(), claim);
-        // It is part of the user's document, whose other readers ignore it.
+        // The claim is a field of the user's document; code that reads the document for other purposes ignores it.
         let mut claimed = golden();
         claimed[DEMOTION_CLAIM] = claim[DEMOTION_CLAIM].clone();
         assert_eq!(read(claimed), read(golden()));

@@ -125,7 +125,8 @@ impl Throttle {
     /// Counts a failed login. The failure is counted before the caller gets an answer, so no answer reveals the
     /// result of an attempt that was not counted.
     pub(crate) async fn count_failure(&self, attempt: &Attempt) -> Result<(), AuthError> {
-        // If counting conflicted every time, concurrent failures are increasing the counter sufficiently.
+        // If every attempt to count conflicts with another replica, this failure is not counted: the conflicts
+        // themselves mean that enough other failures are being counted.
         tokio::try_join!(
             self.count_one(&attempt.pair),
             self.count_one(&attempt.source),
@@ -134,8 +135,9 @@ impl Throttle {
         Ok(())
     }
 
-    /// Counts an attempt as failed before its password is verified. Therefore, of any number of concurrent attempts on
-    /// any replicas, at most the limit are verified. The caller must call `forget` if the attempt succeeds.
+    /// Counts an attempt as failed before its password is verified. Therefore the number of passwords verified never
+    /// exceeds the limit, however many attempts run concurrently on however many replicas. The caller must call
+    /// `forget` if the attempt succeeds.
     pub(crate) async fn claim(&self, attempt: &Attempt) -> Result<(), AuthError> {
         self.admit(attempt).await?;
         let (pair, source, user) = tokio::try_join!(
@@ -143,7 +145,7 @@ impl Throttle {
             self.count_one(&attempt.source),
             self.count_one(&attempt.user)
         )?;
-        // The number of earlier failures, without this attempt.
+        // The number of earlier failures: this attempt is already included in the count.
         let before = |count: Option<u32>| count.map_or(u32::MAX, |count| count.saturating_sub(1));
         if before(pair) < limit(self.settings, before(source), before(user)) {
             return Ok(());
@@ -201,7 +203,7 @@ impl Throttle {
     }
 }
 
-/// When the entry was written by the NATS server's clock, Unix milliseconds.
+/// Time at which the entry was written, in Unix milliseconds by the clock of the NATS server.
 fn written_ms(entry: &Entry) -> u64 {
     u64::try_from(entry.created.unix_timestamp_nanos() / 1_000_000).unwrap_or(0)
 }

@@ -1,5 +1,5 @@
 //! Runs a service that does no work, to measure the path through gateway and bus. It answers method 611611 with a row
-//! from memory, and requests to one other subject with their own payload.
+//! from memory. It also answers requests to [`RAW_SUBJECT`] by returning their payload.
 
 use futures::StreamExt;
 use vmwatch_api::{

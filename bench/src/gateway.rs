@@ -1,5 +1,5 @@
-//! Compares reads through gateway, bus and service with other implementations. All implementations answer the same
-//! requests byte for byte alike, from the same database, in alternating rounds.
+//! Compares reads through gateway, bus and service with other implementations. All implementations receive the same
+//! requests in alternating rounds, read the same database, and return identical bytes.
 
 use std::{
     net::SocketAddr,
@@ -89,7 +89,8 @@ pub(crate) fn stack() -> StackBuilder {
         // One user sends all requests.
         .without_read_limit()
         .set(Program::Metrics, KEPT_SETTING, "0s")
-        // The test harness sets three pings per second to detect a frozen server quickly. Benchmarks do not need that.
+        // By default the test harness makes programs ping the NATS server three times per second, to detect a frozen
+        // server quickly. Benchmarks do not need that.
         .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
         .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
 }
@@ -319,8 +320,8 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
     crate::footprint::after_reads(report, &stack)
 }
 
-/// Compares each documented method. The last argument contains the suffix of the result names, a description, and the
-/// target.
+/// Compares each documented method. The last argument contains the suffix of the result names, a description of the
+/// comparison, and the minimum ratio to reach.
 async fn each_method(
     report: &mut Report,
     stack: &Stack,
@@ -338,7 +339,7 @@ async fn each_method(
     Ok(())
 }
 
-/// Compares one documented method of vmwatch with that of the one-process service.
+/// Compares vmwatch with the one-process service in answering one documented method.
 async fn against(
     report: &mut Report,
     stack: &Stack,
@@ -499,7 +500,7 @@ async fn answers_at_all(side: &Side) {
     .await;
 }
 
-/// Asserts that all sides give the same answers, so that they can be compared.
+/// Asserts that all compared programs give the same answers; otherwise their speeds could not be compared.
 async fn same_answers(sides: &[Side]) -> anyhow::Result<()> {
     let mut first = None;
     for side in sides {

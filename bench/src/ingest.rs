@@ -1,18 +1,18 @@
 //! Compares the rate at which vmwatch stores samples with plain inserts into the same database.
 //!
-//! **Through vmwatch**: a round publishes what a fleet of agents would (the same encoding and message ids), as fast as
-//! the stream acknowledges it, and ends when the stream is empty, that is, when everything is written with a majority
-//! write concern and acknowledged. The measured time includes publishing, on the same cores; publishing is much faster
-//! than storing and does not limit the round.
+//! **Through vmwatch**: a round publishes the same messages as a fleet of agents would, as fast as the stream
+//! acknowledges it, and ends when the stream is empty, that is, when everything is written with a majority write
+//! concern and acknowledged. The measured time includes publishing, on the same cores; publishing is much faster than
+//! storing and does not limit the round.
 //!
 //! **Raw**: one process inserts the same documents, prepared in memory, with the official driver: unordered
 //! `insert_many`, with the same write concern and batch size, into collections with the same indexes in the same
 //! database. The warm-up selects the fastest number of concurrent batches. As in metrics-svc, each batch goes into both
 //! collections concurrently.
 //!
-//! Rounds alternate, with the order swapped from pair to pair and the same pause before each, so that gradual changes
-//! (a growing index, pending page writes, other load on the machine) affect both alike. At the end all documents are
-//! counted.
+//! Rounds of the two kinds alternate. Their order is swapped from pair to pair, and the same pause precedes each round,
+//! so that gradual changes (a growing index, pending page writes, other load on the machine) affect both kinds alike.
+//! At the end all documents are counted.
 
 use std::{
     sync::Arc,
@@ -74,7 +74,7 @@ struct Load {
 /// The result of a round.
 struct Round {
     documents_per_second: f64,
-    /// CPU time of each of [`PROCESSES`] per document, in microseconds.
+    /// CPU time that each process in [`PROCESSES`] used per stored document, in microseconds.
     cpu: [f64; 4],
 }
 
@@ -232,7 +232,7 @@ impl Bench {
         })
     }
 
-    /// Returns the CPU time of each of [`PROCESSES`] so far, in seconds.
+    /// Returns the CPU time that each process in [`PROCESSES`] has used since its start, in seconds.
     fn cpu(&self) -> anyhow::Result<[f64; 4]> {
         Ok([
             usage::cpu_seconds(self.stack.nats.server.id())?,

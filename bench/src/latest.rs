@@ -172,7 +172,8 @@ impl Bench {
         let silent: InstanceId = "silent".parse()?;
         self.report(&silent, rows, SystemTime::now() - silence).await?;
         let mut subjects = Vec::new();
-        // The longest history is stored first, so that all VMs are about equally recent when the queries begin.
+        // The longest history is stored first, because it takes longest to store: the VMs stored after it get their
+        // newest rows soon before the queries begin.
         for (column, &size) in sizes.iter().enumerate().rev() {
             println!(
                 "storing a VM with {} rows of each kind",
@@ -194,7 +195,7 @@ impl Bench {
     async fn report(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
         let mut parts = Vec::new();
         for index in (0..rows).rev() {
-            // The id of a sample does not depend on its content, so both kinds of rows of one time share a sample.
+            // As with an agent, a sample that has process rows also has the VM's row of the same time.
             let with_processes =
                 index % VM_SAMPLES_PER_MINUTE == 0 && index / VM_SAMPLES_PER_MINUTE < rows / PROCESSES;
             let processes = if with_processes { PROCESSES } else { 0 };

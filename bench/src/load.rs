@@ -29,7 +29,7 @@ use crate::statistics::Series;
 
 /// Maximum size of an answer in bytes.
 const ANSWER_BYTES: usize = 1 << 20;
-/// Time limit for the answers to the last a round has far fewer than 2^52 requests.
+/// Time limit for the answers to the last requests of a round.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The beginning of a successful answer of the documented API.
 const SUCCESS: &[u8] = br#"{"status_code":1,"#;
@@ -120,7 +120,8 @@ impl Answer {
 pub(crate) struct Load {
     pub(crate) to: SocketAddr,
     pub(crate) requests: Arc<Vec<Vec<u8>>>,
-    /// The text with which every answer must begin. An error would be answered faster than a success.
+    /// The text with which every answer must begin, so that errors, which are faster to answer, do not count as
+    /// successes.
     expected: &'static [u8],
 }
 

@@ -29,8 +29,8 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// Returns the program as one side of a comparison. The CPU time of the processes in `others` is counted with its
-    /// own.
+    /// Returns the program as one side of a comparison. The processes in `others`, such as a shared server, count
+    /// toward the program's CPU time.
     pub(crate) fn side(&self, requests: &Arc<Vec<Vec<u8>>>, others: &[(&'static str, u32)]) -> Side {
         let own = self.processes.iter().map(|(name, process)| (*name, process.id()));
         Side {

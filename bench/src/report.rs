@@ -77,7 +77,7 @@ impl Report {
         push_markdown(&mut self.body, rows);
     }
 
-    /// Prints a description of the machine and the servers, only at the first call.
+    /// At the first call, prints a description of the machine and the servers; later calls do nothing.
     pub(crate) fn describe(&mut self, stack: &Stack) -> anyhow::Result<()> {
         if self.machine.get("database").is_some() {
             return Ok(());
@@ -87,7 +87,7 @@ impl Report {
         if let Some(machine) = self.machine.as_object_mut() {
             machine.insert("database".to_owned(), json!(database));
             machine.insert("nats_server".to_owned(), json!(nats_server));
-            // Benchmarks use this NATS setting as deployments do; see `StackBuilder::durable`.
+            // Benchmarks run NATS with this `sync_interval`, as deployments do; see `StackBuilder::durable`.
             machine.insert("nats_sync_interval".to_owned(), json!("always"));
         }
         let facts = self.machine.as_object().into_iter().flatten();

@@ -42,7 +42,7 @@ pub(crate) struct Plan {
     pub(crate) connections: usize,
 }
 
-/// Warms up each program, then loads them in turn. The order rotates from pair to pair.
+/// Warms up each program. Then loads the programs one after the other, `pairs` times; the order rotates each time.
 pub(crate) async fn compare(sides: &[Side], plan: Plan) -> anyhow::Result<Vec<Rounds>> {
     let mut rounds: Vec<Rounds> = sides.iter().map(|_| Rounds::default()).collect();
     for side in sides {

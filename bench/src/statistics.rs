@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantile_is_the_nearest_measurement() {
+    fn quantile_is_a_measured_value_without_interpolation() {
         let series: Series = [5.0, 1.0, 4.0, 2.0, 3.0].into_iter().collect();
         let at = [0.0, 0.25, 0.5, 0.95, 1.0].map(|share| series.quantile(share).to_string());
         assert_eq!(at, ["1", "2", "3", "5", "5"]);

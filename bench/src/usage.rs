@@ -15,7 +15,7 @@ pub(crate) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
 pub(crate) fn cpu_seconds_of_family(pid: u32) -> anyhow::Result<f64> {
     let mut seconds = cpu_seconds(pid)?;
     for other in procfs::process::all_processes()?.flatten() {
-        // Children outlive the round, so a process that has ended meanwhile is not one of them.
+        // A process that ended after it was listed is skipped: it is not a child, because children outlive the round.
         if other.stat().is_ok_and(|stat| u32::try_from(stat.ppid) == Ok(pid)) {
             seconds += cpu_seconds(u32::try_from(other.pid)?)?;
         }

@@ -26,7 +26,7 @@ use crate::{
     sources::{SourceSettings, Sources},
 };
 
-/// How fault messages name this program.
+/// Name of this program in fault messages.
 const PROGRAM: &str = "the gateway";
 
 /// Configured limits of concurrency and request rate.
@@ -82,7 +82,8 @@ impl Admission {
         }
     }
 
-    /// Waits until the given time for a permit for one of the actions of a request that acts on several VMs.
+    /// Waits, at most until the given time, for the permit of one action. Requests that act on several VMs call this
+    /// for each of their actions.
     pub(crate) async fn enter_until(
         &self,
         info: &MethodInfo,

@@ -25,7 +25,8 @@ pub(crate) const TOO_DEEP: &str = "the body must be nested at most 32 deep";
 pub(crate) async fn read(request: Request, limit: Duration) -> Result<Bytes, (StatusCode, &'static str)> {
     let too_large = (StatusCode::PAYLOAD_TOO_LARGE, "the body must be at most 64 KiB");
     let announced = request.body().size_hint().lower();
-    // A client that sends `Expect: 100-continue` waits for permission, which hyper grants once the body is read.
+    // A client that sends `Expect: 100-continue` waits for permission to send the body. hyper grants it when the
+    // gateway starts to read the body, so a body that is too large can be refused before.
     let waits = request.headers().contains_key(header::EXPECT);
     if announced > DISCARDED_BYTES || (waits && announced > BODY_BYTES) {
         return Err(too_large);

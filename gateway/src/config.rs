@@ -58,7 +58,7 @@ const COMMAND_DEADLINE: Setting = Setting {
     name: "VMWATCH_COMMAND_DEADLINE",
     value: Value::Duration("10ms", "10m"),
     default: "30s",
-    help: "time limit for answering a VM action (such as start or stop) requested through the documented API",
+    help: "time limit for answering a VM action (such as start or stop) requested through the API of 2017 (method codes)",
 };
 pub(crate) const MAX_CONNECTIONS: Setting = Setting {
     name: "VMWATCH_MAX_CONNECTIONS",
@@ -70,7 +70,7 @@ const MAX_PER_SECOND: Setting = Setting {
     name: "VMWATCH_MAX_REQUESTS_PER_SECOND",
     value: Value::Number(1, 4_294_967_295),
     default: "",
-    help: "requests per second (and burst) that this gateway forwards to services; more are refused with 503; logout and user management are exempt; empty: no limit",
+    help: "maximum number of requests per second that this gateway forwards to services, and maximum size of a burst; further requests are refused with 503; logout and user management are exempt; empty: no limit",
 };
 const REQUEST_TIMEOUT: Setting = Setting {
     name: "VMWATCH_REQUEST_TIMEOUT",

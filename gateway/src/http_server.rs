@@ -91,7 +91,7 @@ pub async fn serve(
     drop(listener);
     let end = Instant::now() + limits.drain;
     let all = permits.acquire_many(u32::try_from(limits.connections).unwrap_or(u32::MAX));
-    // If this times out, some connections are still idle; the shutdown below closes them.
+    // If this wait times out, some connections are still open; the shutdown below closes those that are idle.
     let _ = tokio::time::timeout(limits.drain.min(LINGER), all).await;
     if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
         warn!("the drain deadline passed before all HTTP requests had finished; aborting them");

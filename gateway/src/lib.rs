@@ -1,9 +1,9 @@
 //! The HTTP gateway: checks sessions and translates HTTP requests into bus requests. It contains no business rules and
 //! has no database connection.
 //!
-//! A request is decoded by [`legacy`] (the documented API of 2017) or [`rest`]. [`sessions`] finds its user without a
-//! round trip, the bus carries the method's parameters to a service, and the same module encodes the reply. [`live`]
-//! follows live events, and [`page`] serves all other paths.
+//! [`legacy`] (the documented API of 2017) or [`rest`] decodes a request. [`sessions`] finds the request's user without
+//! a round trip, and the bus carries the method's parameters to a service. The module that decoded the request encodes
+//! the reply. [`live`] follows live events, and [`page`] serves all other paths.
 
 #![expect(
     missing_docs,

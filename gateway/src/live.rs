@@ -38,8 +38,8 @@ const DEADLINE: Duration = Duration::from_secs(3);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Pause before the next attempt to follow the stream of live events.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// How long to wait for the event that a reconnecting client saw last: another gateway may have received and sent it
-/// before this one received it.
+/// How long to wait for the event that a reconnecting client saw last: another gateway may have sent this event to the
+/// client before this gateway received it.
 const MAX_LAG: Duration = Duration::from_secs(1);
 
 /// Encodes a live event with its number, as sent to clients.
@@ -201,7 +201,7 @@ impl Live {
     }
 
     fn forward(&self, followed: &mut Followed, number: u64, message: &Message) {
-        // Skip an event that `pass_over` counted as expired while the event was in transit.
+        // Skip an event that was still in transit when `pass_over` moved the position past it.
         if number <= followed.position {
             return;
         }
@@ -274,7 +274,7 @@ impl Followed {
 
     /// Moves the position past live events that the stream has already discarded.
     fn pass_over(&mut self, first_sequence: u64, last_sequence: u64) {
-        // JetStream reports the next sequence number as the first one of an empty stream.
+        // If the stream is empty, JetStream reports the next sequence number as the number of the first event.
         let oldest = first_sequence.min(last_sequence + 1);
         if self.position + 1 < oldest {
             self.position = oldest - 1;

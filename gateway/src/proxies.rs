@@ -60,8 +60,8 @@ impl Proxies {
             .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
     }
 
-    /// The host, and the port unless it is the scheme's default, to which the client sent its request according to a
-    /// trusted proxy.
+    /// The host to which the client sent its request, as a trusted proxy reports it. It includes the port unless that
+    /// is the scheme's default.
     pub(crate) fn forwarded_host<'a>(&self, peer: SocketAddr, headers: &'a HeaderMap) -> Option<&'a str> {
         self.last_value(peer, headers, &FORWARDED_HOST)
     }

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn action_may_not_begin_after_deadline_or_end_of_lease() {
+    fn action_is_refused_after_deadline_or_end_of_lease() {
         let later = unix_millis() + 60_000;
         let lease = Arc::new(LeaseEnd::at(later));
         let fence = Fence::new(later, Arc::clone(&lease));

@@ -356,7 +356,7 @@ async fn history_of_a_year_is_computed_from_daily_rollups() {
 /// Rows that older software wrote directly into the database appear in the rollups and in the list of VMs after
 /// `vmwatch-metrics rebuild`, or after the first start of metrics-svc.
 #[tokio::test]
-async fn rebuild_command_and_first_start_roll_up_rows_of_older_software() {
+async fn rebuild_command_and_first_service_start_create_rollups_of_rows_written_in_2017() {
     let stack = stack().start().await;
     let rows = (0..48).map(|hour| {
         vm_row(

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn device_traffic_is_zero_in_first_sample_and_measured_in_second() {
+    fn device_traffic_is_zero_in_first_sample_and_measured_in_second_sample() {
         let mut devices = Devices::default();
         let first = [("lo", 5, 5), ("eth0", 1000, 100), ("docker0", 7, 7)];
         assert_eq!(advance(&mut devices, &first), traffic(0, 0));

@@ -52,8 +52,9 @@ pub enum SampleError {
     List(#[source] std::io::Error),
 }
 
-/// The sampler of the VM and the sampler of its processes. The sampling loop runs them separately, so a process
-/// whose files hang does not delay the VM's row. [`Sampler::sample`] runs one after the other.
+/// The sampler of the VM and the sampler of its processes. The sampling loop runs them separately, so a process whose
+/// files in procfs block the reader does not delay the VM's row. [`Sampler::sample`] runs the two samplers one after
+/// the other.
 #[derive(Debug)]
 pub struct Sampler {
     instance_id: InstanceId,

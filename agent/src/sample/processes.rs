@@ -32,7 +32,7 @@ pub struct ProcessSampler {
     tracked: HashMap<u32, Tracked>,
     /// Last rows of ended processes that have not been returned yet.
     ended: Vec<ProcessSample>,
-    /// When the previous pass over `/proc` began, as an instant and in clock ticks since boot.
+    /// Time at which the previous pass over `/proc` began, as an instant and in clock ticks since boot.
     previous: Option<(Instant, u64)>,
     /// The number of passes over `/proc` so far.
     passes: u64,

@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn vm_rates_are_zero_in_first_sample_and_measured_in_second() {
+    fn vm_rates_are_zero_in_first_sample_and_measured_in_second_sample() {
         let vm = FakeVm::new();
         let mut sampler = vm.sampler();
         vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));

@@ -66,7 +66,7 @@ async fn main() -> anyhow::Result<()> {
         .with_state(Arc::new(app));
     let listener = tokio::net::TcpListener::bind(set("BASELINE_LISTEN")?).await?;
     let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
-        // Setting the option fails only if the peer has disconnected.
+        // Setting TCP_NODELAY fails only if the peer has disconnected.
         let _ = stream.set_nodelay(true);
     });
     axum::serve(listener, router).await?;

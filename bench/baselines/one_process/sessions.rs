@@ -1,4 +1,5 @@
-//! The sessions of this process. They are checked as the gateway does, with a local table.
+//! The sessions of this process. The process checks them as the gateway does: it looks them up in a table in its own
+//! memory.
 
 use std::{
     collections::HashMap,
@@ -21,7 +22,7 @@ pub(crate) struct Sessions {
 }
 
 impl Sessions {
-    /// Creates a table with this session and `others` more.
+    /// Creates a table with this session and `others` further sessions.
     pub(crate) fn with(session: &str, others: u32, checked: bool) -> anyhow::Result<Self> {
         let sessions = Self {
             table: RwLock::default(),

@@ -340,7 +340,8 @@ mod tests {
             (1e16, "1e+16"),
             (1.5e300, "1.5e+300"),
             (5e-324, "5e-324"),
-            // A tie between two decimals of 16 digits; then a power of two, at which the spacing of floats changes.
+            // The first number lies halfway between two decimals of 16 digits. The other two are powers of two, at
+            // which the spacing of floats changes.
             (-82_902_859_155_638.62, "-82902859155638.62"),
             (9_007_199_254_740_992.0, "9007199254740992.0"),
             (5.960_464_477_539_063e-8, "5.960464477539063e-08"),

@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn invalid_field_of_documented_request_is_rejected_with_its_rule() {
+    fn invalid_field_of_documented_request_is_rejected_with_the_rule_it_violates() {
         for (body, rule) in [
             (r#"{"limit":0}"#, "limit must be an integer from 1 to 1000"),
             (r#"{"limit":"-1"}"#, "limit must be"),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn request_body_must_be_one_object_and_last_repeated_field_counts() {
+    fn request_body_must_be_one_json_object_and_last_value_of_repeated_field_counts() {
         for bad in ["", "[]", "null", "{", "{}{}", "{\"a\":}", "\"x\"", "\u{feff}{}"] {
             assert!(Body::parse(bad.as_bytes()).is_none(), "{bad:?}");
         }

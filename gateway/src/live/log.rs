@@ -16,7 +16,8 @@ use vmwatch_api::InstanceId;
 pub(super) const MAX_EVENTS: usize = 10_000;
 /// Maximum total size of the encoded events in the log. Events about operations are large.
 const MAX_BYTES: usize = 16 << 20;
-/// Maximum number of events that a reader takes, and that it examines, in one turn.
+/// Maximum numbers of events that a reader takes and examines in one turn. A reader also examines events that it does
+/// not want and so does not take.
 const MAX_TAKEN: usize = 64;
 const MAX_EXAMINED: usize = 1024;
 
@@ -52,7 +53,7 @@ pub(crate) struct Reached {
 struct Events {
     kept: VecDeque<Arc<EncodedEvent>>,
     bytes: usize,
-    /// The log contains all live events after this number.
+    /// The log contains all live events from this number on.
     begin: u64,
 }
 

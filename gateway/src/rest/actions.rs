@@ -36,7 +36,8 @@ use crate::Gateway;
 
 /// Interval at which the gateway reads the record of a new operation until the operation has begun.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a request waits for its recorded operation to begin; after that it is answered with the operation as it is.
+/// How long a request waits for its recorded operation to begin; after that, the answer shows the operation's state at
+/// that time.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Time limit of a request for several VMs. Actions that have not begun by then are not carried out.
 const WHOLE: Duration = Duration::from_mins(5);
@@ -324,7 +325,8 @@ impl<'a> SubmittedAction<'a> {
         }
     }
 
-    /// Whether the record is not that of a different action, for which the idempotency key was used before.
+    /// Whether the record is of this action. It is of a different one if the client used the same idempotency key for
+    /// another action before.
     fn is_ours(&self, record: &lifecycle::Operation) -> bool {
         record.hard == self.action.verb().1
     }
@@ -334,8 +336,8 @@ impl<'a> SubmittedAction<'a> {
     }
 }
 
-/// Returns the operation, or the fault if the VM does not exist: no operation ran, and the record exists only to document
-/// the attempt. The record may be read before the request is answered.
+/// Returns the operation. If the VM does not exist, returns the fault: no operation ran, and the record only documents
+/// the attempt. This check is needed because the record may be read before lifecycle-svc answers with the fault.
 fn known(operation: lifecycle::Operation) -> Result<lifecycle::Operation, Fault> {
     match operation.fault {
         Some(fault) if fault.kind == FaultKind::NotFound => Err(Fault::new(fault.kind, fault.message)),

@@ -1,5 +1,5 @@
-//! Authenticates REST requests, by bearer token or by the web page's session cookie. A request that changes something is
-//! accepted by cookie only from the web page itself; see [`super::same_origin`].
+//! Authenticates REST requests, by bearer token or by the web page's session cookie. A request that changes something
+//! is accepted by cookie only from the web page itself; see [`super::same_origin`].
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -23,7 +23,7 @@ pub(super) const PLAIN_COOKIE: &str = "vmwatch_session";
 #[derive(Debug)]
 pub(super) struct Visitor {
     pub(super) request_id: String,
-    /// Address of the client, behind trusted proxies.
+    /// Address of the client; behind trusted proxies, the address that they report.
     pub(super) source: Option<String>,
 }
 

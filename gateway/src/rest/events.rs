@@ -45,13 +45,13 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Interval at which a client's session is checked while it receives events.
 const SESSION_CHECK: Duration = Duration::from_secs(1);
-/// Maximum number of bytes of small events that are sent in one chunk. A larger event is sent alone, without copying
-/// it.
+/// Maximum size in bytes of a chunk, into which several small events are copied. A larger event is sent alone, without
+/// copying it.
 const CHUNK: usize = 4096;
 /// Maximum delay before a disconnected browser reconnects.
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 
-/// Maximum number of ids in `instance_id`: more than a screen shows rows.
+/// Maximum number of ids in `instance_id`: more VMs than a screen can show.
 const MAX_SELECTED: usize = 200;
 
 /// Number of the last event that the client has seen. Browsers send it when they reconnect.

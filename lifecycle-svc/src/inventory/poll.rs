@@ -34,8 +34,8 @@ const LEASE_CHECK: Duration = Duration::from_secs(1);
 const MIN_PAUSE: Duration = Duration::from_millis(200);
 /// Maximum time after a failed list, or a failed check, until the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// After this many failed lists in a row the holder releases its lease, because another replica may reach the
-/// hypervisor.
+/// After this many consecutive failures to list the VMs, the replica releases its lease, because another replica may
+/// reach the hypervisor.
 const MAX_FAILURES: u32 = 3;
 
 /// The polling tasks of this replica, one per hypervisor.
@@ -215,8 +215,8 @@ impl Poller {
         listed
     }
 
-    /// Writes the state of the hypervisor, if it has changed or must be renewed. Without `listed_at_ms`, the date of the
-    /// last complete list stays.
+    /// Writes the state of the hypervisor, if it has changed or must be renewed. Without `listed_at_ms`, the date of
+    /// the last complete list stays.
     async fn write_state(&self, reachable: bool, late: bool, listed_at_ms: Option<u64>) {
         if !self.is_current().await {
             return;

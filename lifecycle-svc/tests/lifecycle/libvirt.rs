@@ -492,7 +492,7 @@ async fn reused_idempotency_key_with_other_parameters_conflicts() {
 }
 
 #[tokio::test]
-async fn command_line_shows_state_operations_and_audit() {
+async fn command_line_prints_vm_state_and_operations_and_audit_records() {
     let world = World::new().await;
     let _service = service(&world).await;
     let (context, id) = keyed::<Start>(Duration::from_secs(30), OFF, "k");

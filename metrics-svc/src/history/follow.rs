@@ -61,7 +61,7 @@ impl History {
             }
             histogram!("vmwatch_rollup_pass_seconds").record(started.elapsed().as_secs_f64());
         }
-        info!("updating rollups stopped");
+        info!("rollup updates stopped");
     }
 
     /// Processes all dirty buckets, oldest first.

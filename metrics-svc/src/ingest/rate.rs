@@ -20,8 +20,8 @@ use crate::config::RateSettings;
 
 /// Capacity of a token bucket, as the time in which it fills.
 const BURST: Duration = Duration::from_secs(10);
-/// Returned messages are due at multiples of this time, because the NATS server scans all delivered messages each time
-/// that one is due.
+/// Messages that metrics-svc returns to NATS for later delivery are all due at multiples of this time: NATS scans all
+/// unacknowledged messages each time that one becomes due, so common times save scans.
 const RETURN_GRID: Duration = Duration::from_millis(250);
 /// How much too early a returned message may arrive and still be accepted. Timers and other replicas cause such early
 /// arrivals.

@@ -76,7 +76,7 @@ impl fmt::Display for AuditResult {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditRecord {
-    /// When the audit record was written, Unix milliseconds.
+    /// Time at which the audit record was written, in Unix milliseconds.
     pub at_ms: u64,
     /// The requested action, written as the method's subject without the common prefix, such as `lifecycle.start`.
     pub action: String,

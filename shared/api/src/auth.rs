@@ -78,7 +78,7 @@ impl fmt::Debug for Password {
 pub struct Session {
     /// The session token. Anyone who has the token can act as the user.
     pub session_id: Token,
-    /// When the session expires, Unix milliseconds.
+    /// Time at which the session expires, in Unix milliseconds.
     pub expires_at_ms: u64,
     pub principal: Principal,
 }

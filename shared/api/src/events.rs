@@ -57,7 +57,7 @@ pub struct ProcessesEvent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineEvent {
     pub instance_id: InstanceId,
-    /// When the state was observed, Unix milliseconds.
+    /// Time at which the state was observed, in Unix milliseconds.
     pub at_ms: u64,
     /// The state reported by the hypervisor; `None` if no hypervisor has the VM any more.
     pub state: Option<MachineState>,

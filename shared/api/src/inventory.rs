@@ -27,7 +27,7 @@ pub struct InventoryVm {
     /// Labels that the hypervisor has for the VM.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// When this record last changed, Unix milliseconds.
+    /// Time at which this record last changed, in Unix milliseconds.
     pub changed_at_ms: u64,
 }
 
@@ -46,8 +46,8 @@ pub struct InventoryHypervisor {
     /// Whether a list has been requested for longer than `interval_ms` and has not arrived yet.
     #[serde(default)]
     pub late: bool,
-    /// When the VMs were last listed completely, Unix milliseconds. While the hypervisor is reachable and not late, the
-    /// VMs are listed every `interval_ms`, but this date is renewed only once per [`RENEWAL`].
+    /// Time at which the VMs were last listed completely, in Unix milliseconds. While the hypervisor is reachable and
+    /// not late, the VMs are listed every `interval_ms`, but this date is renewed only once per [`RENEWAL`].
     #[serde(default)]
     pub listed_at_ms: Option<u64>,
     /// Interval at which the VMs are listed, in milliseconds.

@@ -351,7 +351,7 @@ pub struct ProcessSample {
     pub disk_write: f64,
     /// Start time of the process, Unix seconds.
     pub running_time: f64,
-    /// When the agent noticed that the process had ended, Unix seconds; absent while the process runs.
+    /// Time at which the agent noticed that the process had ended, in Unix seconds; absent while the process runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_time: Option<f64>,
 }

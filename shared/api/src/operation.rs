@@ -159,7 +159,7 @@ impl fmt::Display for OperationState {
 /// A step of an operation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// When the step took place, Unix milliseconds.
+    /// Time at which the step took place, in Unix milliseconds.
     pub at_ms: u64,
     /// The operation's state after the step.
     pub state: OperationState,
@@ -186,11 +186,11 @@ pub struct Operation {
     pub source: Option<String>,
     /// Id of the request that caused the operation; the logs contain the same id.
     pub request_id: String,
-    /// When the action was requested, Unix milliseconds.
+    /// Time at which the action was requested, in Unix milliseconds.
     pub requested_at_ms: u64,
     /// Deadline for starting the action, Unix milliseconds. The action is not started after this time.
     pub deadline_ms: u64,
-    /// When the operation finished, Unix milliseconds.
+    /// Time at which the operation finished, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at_ms: Option<u64>,
     pub state: OperationState,
@@ -220,7 +220,7 @@ pub struct OperationRef {
 /// A position in the list of operations, which is sorted newest first, and by id within the same millisecond.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperationPosition {
-    /// When the operation was requested, Unix milliseconds.
+    /// Time at which the operation was requested, in Unix milliseconds.
     pub requested_at_ms: u64,
     pub id: OperationId,
 }

@@ -128,8 +128,8 @@ pub struct ProcessRow {
     /// Write rate of the process, KiB/s.
     pub disk_write: f64,
     pub started_ms: u64,
-    /// When the agent noticed that the process had ended; null while the process runs. An ended process appears in only
-    /// one table: that of the first sample after its end.
+    /// Time at which the agent noticed that the process had ended; null while the process runs. An ended process
+    /// appears in only one table: that of the first sample after its end.
     pub ended_ms: Option<u64>,
 }
 
@@ -297,7 +297,7 @@ pub struct ProcessEventsQuery {
 /// declaration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EventPosition {
-    /// When the process started or ended.
+    /// Time at which the process started or ended.
     pub at_ms: u64,
     pub kind: ProcessEventKind,
     pub pid: u32,
@@ -318,7 +318,7 @@ pub enum ProcessEventKind {
 /// The start or the end of a process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessEvent {
-    /// When the process started or ended.
+    /// Time at which the process started or ended.
     pub at_ms: u64,
     pub kind: ProcessEventKind,
     /// Name of the process.

@@ -27,14 +27,14 @@ pub const MOST_USED: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionRecord {
     pub user: UserKey,
-    /// When the session began, Unix milliseconds.
+    /// Time at which the session began, in Unix milliseconds.
     pub began_at_ms: u64,
-    /// When the session expires even if it is in use, Unix milliseconds. The gateway checks this time independently of
-    /// the KV bucket's age limit.
+    /// Time at which the session expires even if it is in use, in Unix milliseconds. The gateway checks this time
+    /// independently of the KV bucket's age limit.
     pub expires_at_ms: u64,
-    /// When the session was last used, as far as auth-svc knows, Unix milliseconds.
+    /// Time at which the session was last used, as far as auth-svc knows, in Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When the session expires if it is not used again, Unix milliseconds.
+    /// Time at which the session expires if it is not used again, in Unix milliseconds.
     pub idle_ends_at_ms: u64,
     /// IP address of the client at login.
     pub source: Option<String>,
@@ -123,13 +123,13 @@ pub struct Own {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SessionSummary {
     pub id: SessionId,
-    /// When the session began, Unix milliseconds.
+    /// Time at which the session began, in Unix milliseconds.
     pub began_at_ms: u64,
-    /// When the session was last used, as far as auth-svc knows, Unix milliseconds.
+    /// Time at which the session was last used, as far as auth-svc knows, in Unix milliseconds.
     pub last_used_at_ms: u64,
-    /// When the session expires if it is not used again, Unix milliseconds.
+    /// Time at which the session expires if it is not used again, in Unix milliseconds.
     pub idle_ends_at_ms: u64,
-    /// When the session expires even if it is in use, Unix milliseconds.
+    /// Time at which the session expires even if it is in use, in Unix milliseconds.
     pub expires_at_ms: u64,
     /// IP address of the client at login.
     pub source: Option<String>,
@@ -159,7 +159,7 @@ pub struct UsedSessions {
 pub struct UsedSession {
     /// Key of the session in the KV bucket [`SESSION_BUCKET`].
     pub key: String,
-    /// When the session was used, Unix milliseconds.
+    /// Time at which the session was used, in Unix milliseconds.
     pub used_at_ms: u64,
 }
 

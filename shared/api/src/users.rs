@@ -60,7 +60,7 @@ pub struct User {
     pub role: Role,
     /// The VMs that the user may see.
     pub scope: Scope,
-    /// When the user was created, Unix milliseconds.
+    /// Time at which the user was created, in Unix milliseconds.
     pub created_at_ms: u64,
 }
 

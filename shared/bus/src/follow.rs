@@ -119,7 +119,8 @@ struct Shared<T> {
     progress: watch::Sender<Progress>,
     reloads: watch::Sender<()>,
     started: Instant,
-    /// When the table was last confirmed to be complete: milliseconds since `started`, plus one; 0 means never.
+    /// Time at which the table was last confirmed to be complete: milliseconds since `started`, plus one; 0 means
+    /// never.
     confirmed: AtomicU64,
     /// The latest known state of the KV bucket.
     past: Mutex<Option<StreamState>>,

@@ -105,8 +105,8 @@ fn usage_of_new_process_counts_toward_the_last_interval() {
     let mut sampler = proc.primed();
     age(&mut sampler);
     proc.set_process(8, 10_001, 500_000, Some((10_240_000, 0)));
-    // This process is older than the previous sample, which could not read it. It is therefore unknown when its usage
-    // occurred.
+    // This process started before the previous sample, which does not contain it. It is therefore unknown how much of
+    // its usage occurred since then.
     proc.set_process(9, 5, 500_000, Some((1 << 40, 0)));
     let rows = read(&mut sampler);
     assert_eq!((rows[0].cpu_util, rows[0].disk_read), (50.0, 1.0));
@@ -114,7 +114,7 @@ fn usage_of_new_process_counts_toward_the_last_interval() {
 }
 
 #[test]
-fn ended_process_gets_one_last_row() {
+fn ended_process_gets_exactly_one_final_row() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();
@@ -193,7 +193,8 @@ fn previously_reported_process_gets_a_final_row_when_it_ends() {
     let pids = |rows: Vec<ProcessSample>| rows.iter().map(|row| row.pid).collect::<Vec<_>>();
     age(&mut sampler);
     proc.set_process(8, 2, 500_000, Some((0, 0)));
-    // Process 7 is selected by memory usage, where both are equal, and process 8 by CPU usage.
+    // Process 8 is selected by CPU usage. Both processes use the same memory, so process 7, the lower pid, is selected
+    // by memory usage.
     assert_eq!(pids(read(&mut sampler)), [7, 8]);
     assert_eq!(pids(read(&mut sampler)), [7]);
     proc.remove(8);

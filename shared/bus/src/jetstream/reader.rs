@@ -30,7 +30,7 @@ pub struct Reader {
     messages: Subscriber,
     /// The number of messages received so far.
     received: u64,
-    /// When the server was last heard.
+    /// Time at which the server was last heard.
     heard: Instant,
     /// A subject to which the server expects a message before it sends more.
     flow_control: Option<Subject>,
