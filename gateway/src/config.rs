@@ -8,7 +8,7 @@ use vmwatch_bus::{
     limits::{self, LimitSettings},
 };
 use vmwatch_service::{
-    config::{self, DRAIN_DEADLINE, Environment, Invalid, SILENT_AFTER, Setting, Value},
+    config::{DRAIN_DEADLINE, Environment, Invalid, Setting, Value},
     health,
     telemetry::{self, TelemetrySettings},
 };
@@ -133,7 +133,6 @@ pub const SETTINGS: &[&[Setting]] = &[
         DRAIN_DEADLINE,
         MAX_SESSIONS,
         SESSIONS_STALE_AFTER,
-        SILENT_AFTER,
         MAX_EVENT_STREAMS,
         EVENT_STREAMS_PER_USER,
         health::setting(HEALTH),
@@ -157,15 +156,8 @@ pub struct GatewaySettings {
     pub(crate) http: HttpSettings,
     pub(crate) admission: AdmissionSettings,
     pub(crate) sessions: SessionSettings,
-    pub(crate) rest: RestSettings,
     /// Methods of the documented API. Tests pass a copy of the table with additional rows.
     pub documented: &'static [Documented],
-}
-
-/// Settings that only the REST API uses.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RestSettings {
-    pub(crate) silent_after: Duration,
 }
 
 /// Settings of the HTTP listener and its requests.
@@ -192,7 +184,6 @@ impl GatewaySettings {
         let drain = env.duration(&DRAIN_DEADLINE);
         let most = env.number(&MAX_SESSIONS);
         let stale_after = env.duration(&SESSIONS_STALE_AFTER);
-        let silent_after = config::silent_after(env);
         let body_timeout = request_timeout?;
         Ok(Self {
             documented: TABLE,
@@ -218,9 +209,6 @@ impl GatewaySettings {
             sessions: SessionSettings {
                 most: most?,
                 stale_after: stale_after?,
-            },
-            rest: RestSettings {
-                silent_after: silent_after?,
             },
         })
     }

@@ -38,7 +38,7 @@ use vmwatch_service::program::Program;
 
 use crate::{
     admission::Admission,
-    config::{GatewaySettings, HttpSettings, LISTEN, RestSettings},
+    config::{GatewaySettings, HttpSettings, LISTEN},
     http_tls::{Tls, TlsError},
     legacy::Documented,
     live::Live,
@@ -59,7 +59,6 @@ pub(crate) struct Gateway {
     proxies: Proxies,
     /// Whether the API's listener uses TLS.
     tls: bool,
-    rest: RestSettings,
     admission: Admission,
     documented: &'static [Documented],
 }
@@ -132,7 +131,6 @@ pub async fn run(settings: GatewaySettings, program: Program) -> Result<(), Gate
         http: settings.http,
         proxies: settings.proxies,
         tls: tls.is_some(),
-        rest: settings.rest,
         admission: Admission::new(settings.admission),
         documented: settings.documented,
     });

@@ -5,10 +5,11 @@ use std::{future::ready, sync::Arc};
 use vmwatch_api::{
     InstanceId, Method, MethodInfo, Scope, Service,
     lifecycle::{
-        ForceStop, List, Machine, MachineList, Operation, OperationRef, OperationsGet, OperationsList, Page,
-        Reboot, RebootTarget, Start, State, Stop, Target, Verb,
+        ForceStop, Machine, Operation, OperationRef, OperationsGet, OperationsList, Reboot, RebootTarget,
+        Start, State, Stop, Target, Verb,
     },
     no_such_vm,
+    vms::{GetWithoutMeasures, ListWithoutMeasures, Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
@@ -46,8 +47,12 @@ impl Lifecycle {
             .method(ForceStop, bind(&this, Self::force_stop))
             .method(State, bind(&this, Self::state))
             .method(
-                List,
-                bind(&this, |this, context, page| ready(this.list(&context, &page))),
+                ListWithoutMeasures,
+                bind(&this, |this, context, query| ready(this.list(&context, &query))),
+            )
+            .method(
+                GetWithoutMeasures,
+                bind(&this, |this, _, target| ready(this.listed(&target))),
             )
             .method(OperationsGet, bind(&this, Self::operation))
             .method(
@@ -124,14 +129,27 @@ impl Lifecycle {
     }
 
     /// Answers from memory, without a call to a hypervisor.
-    #[expect(clippy::unnecessary_wraps, reason = "a handler returns a result")]
-    fn list(&self, context: &Context, page: &Page) -> Result<MachineList, Fault> {
+    fn list(&self, context: &Context, query: &VmQuery) -> Result<VmPage, Fault> {
         let nothing = Scope::Only(Vec::new());
         let scope = context
             .principal
             .as_ref()
             .map_or(&nothing, |principal| &principal.scope);
-        Ok(self.inventory.list(scope, page, &self.fleet.hypervisor_names()))
+        self.inventory.list(scope, query)
+    }
+
+    /// Answers from memory, without a call to a hypervisor.
+    fn listed(&self, target: &Target) -> Result<VmDetail, Fault> {
+        let found = self.inventory.get(&target.instance_id);
+        found.ok_or_else(|| {
+            if self.inventory.stale().contains(&Stale::Inventory) {
+                return Fault::new(
+                    FaultKind::Unavailable,
+                    "the VMs of hypervisors cannot be read; try again shortly",
+                );
+            }
+            no_such_vm()
+        })
     }
 }
 

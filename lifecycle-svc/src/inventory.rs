@@ -1,8 +1,9 @@
-//! The VMs of all hypervisors. One replica polls each hypervisor and writes what changed into a KV bucket; every replica
-//! follows the bucket and answers lists from memory.
+//! The VMs of all hypervisors. One replica polls each hypervisor and writes what changed into a KV bucket. metrics-svc
+//! follows the bucket and answers the list of VMs; every replica of this service follows it too, and answers lists from
+//! memory while metrics-svc is unreachable.
 //!
 //! ```text
-//! hypervisor ──> poll, by the holder of the lease ──> KV bucket ──> table, in every replica ──> lifecycle.list
+//! hypervisor ──> poll, by the holder of the lease ──> KV bucket ──> metrics-svc, lifecycle-svc: list of VMs
 //! ```
 //!
 //! A hypervisor that hangs therefore delays no request: its VMs keep their last known state, and lists name it as silent.
@@ -10,7 +11,6 @@
 mod lease;
 mod poll;
 mod removed;
-mod table;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,22 +24,22 @@ use metrics::{counter, gauge};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
-    InstanceId, Scope, Service, first_page,
+    InstanceId, Scope, Service,
     inventory::{INVENTORY_BUCKET, InventoryHypervisor, InventoryKey},
-    lifecycle::{MachineList, Page},
+    labels::LABELS_BUCKET,
     time::unix_millis,
+    vms::{Stale, VmDetail, VmPage, VmQuery},
+    wire::Fault,
 };
 use vmwatch_bus::{
     Bus,
     follow::Follower,
     jetstream::{Bucket, JetStreamError},
     provision::{BucketConfig, ProvisionError, ensure_stream},
+    vms::{InventoryTable, LabelTable, Vms},
 };
 
-use self::{
-    lease::{LEASE_BUCKET, Leases},
-    table::Known,
-};
+use self::lease::{LEASE_BUCKET, Leases};
 pub(crate) use self::{poll::Polling, removed::remove_unconfigured};
 
 /// Maximum size of the KV bucket, enough for the records of 100,000 VMs.
@@ -61,7 +61,8 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// The in-memory copy of the KV bucket, and the leases on polling.
 pub(crate) struct Inventory {
     bus: Bus,
-    vms: Follower<Known>,
+    vms: Follower<InventoryTable>,
+    labels: Follower<LabelTable>,
     leases: Follower<Leases>,
     lease_bucket: Bucket,
 }
@@ -100,10 +101,12 @@ pub(crate) fn buckets(replicas: usize) -> [Config; 2] {
 impl Inventory {
     /// Starts following both KV buckets until shutdown, even if they do not exist yet.
     pub(crate) fn follow(bus: &Bus, shutdown: &CancellationToken) -> Self {
-        let (vms, leases) = (Known::default(), Leases::default());
+        let (vms, leases) = (InventoryTable::default(), Leases::default());
+        let labels = LabelTable::default();
         Self {
             bus: bus.clone(),
             vms: Follower::start(bus, INVENTORY_BUCKET, STALE_AFTER, vms, shutdown.clone()),
+            labels: Follower::start(bus, LABELS_BUCKET, STALE_AFTER, labels, shutdown.clone()),
             leases: Follower::start(bus, LEASE_BUCKET, STALE_AFTER, leases, shutdown.clone()),
             lease_bucket: Bucket::new(bus, LEASE_BUCKET, DEADLINE),
         }
@@ -142,18 +145,35 @@ impl Inventory {
         self.vms.read().vm(hypervisor, id).is_some()
     }
 
-    /// Returns a page of the VMs that the scope allows, as last listed. `hypervisors` are the configured hypervisors,
-    /// which are silent until they have been listed.
-    pub(crate) fn list(&self, scope: &Scope, page: &Page, hypervisors: &[&str]) -> MachineList {
-        let most = usize::from(page.limit.get());
-        let last = page.after.as_ref();
-        let machines = self.vms.read().after(last, scope, most.saturating_add(1));
-        let (machines, more) = first_page(machines, most);
-        MachineList {
-            machines,
-            more,
-            silent: self.silent(hypervisors),
-        }
+    /// Returns a page of the VMs that the scope allows, as last listed.
+    pub(crate) fn list(&self, scope: &Scope, query: &VmQuery) -> Result<VmPage, Fault> {
+        let (inventory, labels) = (self.vms.read(), self.labels.read());
+        let mut page = vms(&inventory, &labels).list(scope, query, unix_millis())?;
+        page.stale = self.stale();
+        Ok(page)
+    }
+
+    /// Returns a VM as last listed; `None` if no hypervisor has it.
+    pub(crate) fn get(&self, id: &InstanceId) -> Option<VmDetail> {
+        let (inventory, labels) = (self.vms.read(), self.labels.read());
+        let mut detail = vms(&inventory, &labels).get(id, unix_millis())?;
+        detail.stale = self.stale();
+        Some(detail)
+    }
+
+    /// The data that may be out of date, because this replica cannot follow its KV bucket.
+    pub(crate) fn stale(&self) -> Vec<Stale> {
+        let of = [
+            (Stale::Inventory, self.vms.is_current()),
+            (
+                Stale::Labels,
+                self.labels.is_current() || !self.labels.is_filled(),
+            ),
+        ];
+        of.into_iter()
+            .filter(|(_, is_current)| !is_current)
+            .map(|(stale, _)| stale)
+            .collect()
     }
 
     /// Names of all hypervisors, including these, whose VMs may be out of date.
@@ -214,5 +234,13 @@ impl Inventory {
         counter!("vmwatch_inventory_writes_total", "result" => result).increment(1);
         let _: PublishAck = written?;
         Ok(())
+    }
+}
+
+const fn vms<'a>(inventory: &'a InventoryTable, labels: &'a LabelTable) -> Vms<'a> {
+    Vms {
+        inventory,
+        labels,
+        measures: None,
     }
 }

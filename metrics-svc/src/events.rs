@@ -1,6 +1,6 @@
 //! Publishes live events about stored rows, at most once and without ever delaying the storing of rows.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -22,7 +22,9 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, provision::ensure_stream};
 
-use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, history::sums::VmRow};
+use crate::{
+    MetricsError, config::EventSettings, documents::SAMPLED_AT, history::sums::VmRow, newest::NewestRows,
+};
 
 /// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
 const QUEUE_LENGTH: usize = 4096;
@@ -37,6 +39,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 #[derive(Clone)]
 pub(crate) struct Events {
     queue: mpsc::Sender<QueuedEvent>,
+    newest: Arc<NewestRows>,
 }
 
 struct QueuedEvent {
@@ -71,15 +74,23 @@ pub(crate) async fn prepare(bus: &Bus, settings: &EventSettings) -> Result<(), M
 impl Events {
     /// Starts the task that publishes live events. The task ends when the last handle is dropped and all events have
     /// been sent or dropped.
-    pub(crate) fn start(bus: Bus, settings: EventSettings) -> (Self, JoinHandle<()>) {
+    pub(crate) fn start(
+        bus: Bus,
+        settings: EventSettings,
+        newest: Arc<NewestRows>,
+    ) -> (Self, JoinHandle<()>) {
         let (queue, queued) = mpsc::channel(QUEUE_LENGTH);
         let sending = tokio::spawn(send_all(bus, settings, queued));
-        (Self { queue }, sending)
+        (Self { queue, newest }, sending)
     }
 
-    /// Publishes a live event about a stored VM row.
+    /// Publishes a live event about a stored VM row, and notes the row for the list of VMs.
     pub(crate) fn publish_sample(&self, row: &RawDocument) {
-        self.enqueue(sample(row));
+        let queued = sample(row);
+        if let Some(LiveEvent::Sample(event)) = queued.as_ref().map(|queued| &queued.event) {
+            self.newest.note_stored(event);
+        }
+        self.enqueue(queued);
     }
 
     /// Publishes a live event about the process rows of one message.

@@ -1,14 +1,14 @@
 //! Handlers of the bus methods of metrics-svc.
 
-use std::sync::Arc;
+use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
     Scope,
-    history::{VmGet, VmHistory, VmList, VmPage, VmSummary},
-    lifecycle::{Page, Target},
+    history::VmHistory,
+    lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
-    no_such_vm,
     processes::{ProcessEvents, ProcessHistory, ProcessesAt},
+    vms::{Get, List, VmPage, VmQuery},
     wire::Fault,
 };
 use vmwatch_bus::{
@@ -17,12 +17,12 @@ use vmwatch_bus::{
 };
 
 use crate::{
-    MetricsError,
     deadline::Deadline,
     history::History,
     processes::Processes,
     row_cache::{RowCache, RowQuery},
     store::RowKind,
+    vms::VmList,
 };
 
 /// Registers all methods of metrics-svc with the bus server.
@@ -31,9 +31,16 @@ pub(crate) fn register(
     newest: &Arc<RowCache>,
     history: &Arc<History>,
     processes: &Arc<Processes>,
+    vms: &Arc<VmList>,
 ) -> Server {
     let server = documented_queries(server, newest);
-    let server = history_queries(server, history);
+    let server = list_queries(server, vms);
+    let server = server.method(
+        VmHistory,
+        bind(history, |history, context, query| async move {
+            history.series(&query, Deadline::of(&context)).await
+        }),
+    );
     process_queries(server, processes)
 }
 
@@ -69,33 +76,29 @@ fn documented_queries(server: Server, newest: &Arc<RowCache>) -> Server {
         .method(ProcessByName, bind(newest, by_name))
 }
 
-/// Registers the methods for the list of VMs and their history.
-fn history_queries(server: Server, history: &Arc<History>) -> Server {
+/// Registers the methods for the list of VMs.
+fn list_queries(server: Server, vms: &Arc<VmList>) -> Server {
     server
-        .method(VmList, bind(history, list_vms))
-        .method(VmGet, bind(history, get_vm))
         .method(
-            VmHistory,
-            bind(history, |history, context, query| async move {
-                history.series(&query, Deadline::of(&context)).await
+            List,
+            bind(vms, |vms, context, query| ready(list_vms(&vms, &context, &query))),
+        )
+        .method(
+            Get,
+            bind(vms, |vms, context, target: Target| async move {
+                vms.get(&target.instance_id, Deadline::of(&context)).await
             }),
         )
 }
 
-async fn list_vms(history: Arc<History>, context: Context, page: Page) -> Result<VmPage, MetricsError> {
+fn list_vms(vms: &VmList, context: &Context, query: &VmQuery) -> Result<VmPage, Fault> {
     // The method requires a role, so a principal is always present; if it were missing, no VM would be in scope.
     let nothing = Scope::Only(Vec::new());
     let scope = context
         .principal
         .as_ref()
         .map_or(&nothing, |principal| &principal.scope);
-    history.instances.list(&page, scope, Deadline::of(&context)).await
-}
-
-async fn get_vm(history: Arc<History>, context: Context, target: Target) -> Result<VmSummary, Fault> {
-    let deadline = Deadline::of(&context);
-    let found = history.instances.get(&target.instance_id, deadline).await?;
-    found.ok_or_else(no_such_vm)
+    vms.list(scope, query)
 }
 
 /// Registers the methods for processes, now and at earlier times.

@@ -1,4 +1,4 @@
-//! Stores the newest row of each VM in one collection, so that listing a thousand VMs takes one query.
+//! Stores the newest row of each VM in one collection, from which every replica fills its memory (see [`crate::newest`]).
 //!
 //! ```text
 //! vm_samples_instances  { _id: "vm-1", newest: { create_date, at, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
@@ -19,12 +19,11 @@ use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, bson, do
 use metrics::counter;
 use mongodb::Collection;
 use vmwatch_api::{
-    InstanceId, PageRoom, Scope,
-    history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS, VmPage, VmSummary},
-    lifecycle::Page,
+    InstanceId,
+    history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
     measures::VmMeasures,
-    time::unix_millis,
 };
+use vmwatch_bus::vms::Row;
 
 use crate::{
     MetricsError,
@@ -41,6 +40,16 @@ pub(crate) struct Instances {
     instances: Collection<RawDocumentBuf>,
     /// The collection of VMs with the read settings for requests.
     reading: Collection<RawDocumentBuf>,
+}
+
+/// The dates of a VM's last report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LastReport {
+    pub(crate) instance: InstanceId,
+    /// Time of the newest row, Unix milliseconds.
+    pub(crate) at_ms: u64,
+    /// When a row was last stored, Unix milliseconds.
+    pub(crate) reported_ms: u64,
 }
 
 /// The newest row and the recent CPU maxima among some rows of a VM.
@@ -191,67 +200,74 @@ impl Instances {
         find(&self.instances, query).await
     }
 
-    /// Reads a page of the VMs in scope.
-    pub(crate) async fn list(
+    /// Reads the dates of the last reports of the VMs after this one, sorted by id.
+    pub(crate) async fn last_reports(
         &self,
-        page: &Page,
-        scope: &Scope,
+        after: Option<&InstanceId>,
+        most: u16,
         deadline: Deadline,
-    ) -> Result<VmPage, MetricsError> {
-        let mut ids = Document::new();
-        if let Some(after) = &page.after {
-            ids.insert("$gt", after.as_str());
-        }
-        if let Scope::Only(instances) = scope {
-            let instances: Vec<_> = instances.iter().map(InstanceId::as_str).collect();
-            ids.insert("$in", instances);
-        }
-        let filter = if ids.is_empty() {
-            Document::new()
-        } else {
-            doc! { "_id": ids }
-        };
+    ) -> Result<Vec<LastReport>, MetricsError> {
+        let filter = after.map_or_else(Document::new, |after| doc! { "_id": { "$gt": after.as_str() } });
         let query = self
             .reading
             .find(filter)
+            .projection(doc! { "newest.at": 1, SAMPLED_AT: 1 })
             .sort(doc! { "_id": 1 })
-            .limit(i64::from(page.limit.get()) + 1)
-            .batch_size(u32::from(page.limit.get()) + 1)
+            .limit(most.into())
+            .batch_size(most.into())
             .max_time(deadline.left()?);
         let mut cursor = find(&self.reading, query).await?;
-        let mut room = PageRoom::new(usize::from(page.limit.get()));
-        let mut listed = VmPage::default();
+        let mut reports = Vec::new();
         while cursor.advance().await? {
-            let Some(vm) = summary(cursor.current(), unix_millis())? else {
+            let document = cursor.current();
+            let at_ms = millis(document.get_document("newest")?.get_datetime("at")?);
+            let reported = document.get(SAMPLED_AT)?.and_then(RawBsonRef::as_datetime);
+            let Ok(instance) = document.get_str("_id")?.parse() else {
                 continue;
             };
-            if !room.take_item(&vm) {
-                listed.more = true;
-                break;
-            }
-            listed.vms.push(vm);
+            reports.push(LastReport {
+                instance,
+                at_ms,
+                reported_ms: reported.map_or(at_ms, millis),
+            });
         }
-        Ok(listed)
+        Ok(reports)
     }
 
-    /// Reads the newest row and the sparkline of one VM.
+    /// Reads the newest rows of these VMs.
+    pub(crate) async fn read(
+        &self,
+        instances: &[InstanceId],
+        deadline: Deadline,
+    ) -> Result<Vec<(InstanceId, Row)>, MetricsError> {
+        let ids: Vec<_> = instances.iter().map(InstanceId::as_str).collect();
+        let query = self
+            .reading
+            .find(doc! { "_id": { "$in": ids } })
+            .batch_size(u32::try_from(instances.len()).unwrap_or(u32::MAX))
+            .max_time(deadline.left()?);
+        let mut cursor = find(&self.reading, query).await?;
+        let mut rows = Vec::with_capacity(instances.len());
+        while cursor.advance().await? {
+            rows.extend(row(cursor.current())?);
+        }
+        Ok(rows)
+    }
+
+    /// Reads the newest row of one VM.
     pub(crate) async fn get(
         &self,
         instance: &InstanceId,
         deadline: Deadline,
-    ) -> Result<Option<VmSummary>, MetricsError> {
-        let query = self
-            .reading
-            .find_one(doc! { "_id": instance.as_str() })
-            .max_time(deadline.left()?);
-        let found = find(&self.reading, query).await?;
-        found.map_or(Ok(None), |document| summary(&document, unix_millis()))
+    ) -> Result<Option<(InstanceId, Row)>, MetricsError> {
+        let rows = self.read(std::slice::from_ref(instance), deadline).await?;
+        Ok(rows.into_iter().next())
     }
 }
 
-/// Converts a stored VM into an entry of an answer.
-fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, MetricsError> {
-    let Ok(instance_id) = document.get_str("_id")?.parse() else {
+/// Decodes the newest row and the CPU maxima of a VM; `None` if the id of the VM is not valid.
+fn row(document: &RawDocument) -> Result<Option<(InstanceId, Row)>, MetricsError> {
+    let Ok(instance) = document.get_str("_id")?.parse() else {
         return Ok(None);
     };
     let newest = document.get_document("newest")?;
@@ -263,36 +279,20 @@ fn summary(document: &RawDocument, now_ms: u64) -> Result<Option<VmSummary>, Met
         }
         value.unwrap_or(0.0)
     });
-    Ok(Some(VmSummary {
-        instance_id,
-        at_ms,
-        last_report_ms: reported.map_or(at_ms, millis),
-        values: values.into(),
-        cpu_sparkline: sparkline(document, now_ms)?,
-    }))
-}
-
-/// Reads the sparkline of the last hour from the stored ring.
-fn sparkline(document: &RawDocument, now_ms: u64) -> Result<Vec<Option<f64>>, MetricsError> {
-    let mut points = vec![None; SPARKLINE_POINTS];
-    let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) else {
-        return Ok(points);
-    };
-    let now = now_ms / SPARKLINE_STEP_MS;
-    for element in ring {
-        let (_, point) = element?;
-        let Some(point) = point.as_document() else {
-            continue;
-        };
-        let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
-        // The last point of the sparkline is the current slot. Skip slots that are ahead of this clock.
-        let back = now.checked_sub(slot).and_then(|back| usize::try_from(back).ok());
-        let position = back.and_then(|back| SPARKLINE_POINTS.checked_sub(back + 1));
-        if let Some(at) = position.and_then(|position| points.get_mut(position)) {
-            *at = point.get("max")?.and_then(number);
+    let mut row = Row::new(at_ms, values.into(), reported.map_or(at_ms, millis));
+    if let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) {
+        for element in ring {
+            let (_, point) = element?;
+            let Some(point) = point.as_document() else {
+                continue;
+            };
+            let slot = u64::try_from(point.get_i64("slot")?).unwrap_or(0);
+            if let Some(cpu) = point.get("max")?.and_then(number) {
+                row.add_cpu(slot, cpu);
+            }
         }
     }
-    Ok(points)
+    Ok(Some((instance, row)))
 }
 
 fn millis(at: DateTime) -> u64 {

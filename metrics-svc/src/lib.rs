@@ -16,12 +16,14 @@ mod handlers;
 mod history;
 pub mod ingest;
 mod instances;
+mod newest;
 mod processes;
 mod retention;
 pub mod row_cache;
 pub mod row_json;
 pub mod store;
 pub mod streams;
+mod vms;
 
 use std::{pin::pin, sync::Arc};
 
@@ -39,9 +41,11 @@ use crate::{
     events::Events,
     history::History,
     ingest::{Ingest, suspects::Suspects},
+    newest::NewestRows,
     processes::Processes,
     row_cache::RowCache,
     store::RowStore,
+    vms::VmList,
 };
 
 /// Runs the service until shutdown, then lets running requests finish.
@@ -68,7 +72,9 @@ async fn serve(
     let shutdown = program.shutdown().clone();
     let history = Arc::new(History::new(store, &settings.retention, settings.rollups));
     let processes = Arc::new(Processes::of(store));
-    let newest = Arc::new(RowCache::new(store, settings.newest_kept));
+    let rows = Arc::new(RowCache::new(store, settings.newest_kept));
+    let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
+    let vms = Arc::new(VmList::follow(bus, &newest, settings.silent_after, &shutdown));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
@@ -83,7 +89,7 @@ async fn serve(
     })
     .await;
     let Some(consumer) = consumer else { return Ok(()) };
-    let (events, publishing) = Events::start(bus.clone(), settings.events);
+    let (events, publishing) = Events::start(bus.clone(), settings.events, Arc::clone(&newest));
     let ingest = Ingest::new(
         bus,
         Arc::clone(store),
@@ -102,10 +108,13 @@ async fn serve(
             shutdown.clone(),
         )),
         publishing,
+        tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),
+        tokio::spawn(Arc::clone(&newest).compare(shutdown.clone())),
     ];
+    tokio::join!(newest.pass(), vms.filled());
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, &newest, &history, &processes);
+    let server = handlers::register(server, &rows, &history, &processes, &vms);
     let answering = server.run(shutdown.clone(), || program.set_serving());
     serve_while_ingesting(answering, ingesting, &shutdown).await?;
     for part in work {

@@ -8,10 +8,12 @@ use mongodb::bson::{Bson, Document, doc};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     Scope,
-    history::{Points, Resolution, Stat, TimeRange, VmGet, VmHistory, VmHistoryQuery, VmSeries},
+    history::{Points, Resolution, Stat, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
     lifecycle::Target,
     measures::{Measure, VM_MEASURES, VmMeasures},
     time::{CreateDate, UtcOffset, unix_millis},
+    vms::Get,
+    wire::FaultKind,
 };
 
 use crate::{
@@ -343,14 +345,16 @@ async fn history_of_a_year_is_computed_from_daily_rollups() {
         );
     }
 
-    let vm = call::<VmGet>(
+    let vm = call::<Get>(
         &stack,
         &Target {
             instance_id: "vm-1".parse().unwrap(),
         },
     )
-    .await;
-    assert_eq!((vm.at_ms, vm.last_report_ms), (end_ms - MINUTE, end_ms - MINUTE));
+    .await
+    .vm;
+    assert_eq!(vm.sample.unwrap().at_ms, end_ms - MINUTE);
+    assert_eq!(vm.last_report_ms, Some(end_ms - MINUTE));
 }
 
 /// Rows that older software wrote directly into the database appear in the rollups and in the list of VMs after
@@ -369,15 +373,16 @@ async fn rebuild_command_and_first_service_start_create_rollups_of_rows_written_
     let target = Target {
         instance_id: "vm-old".parse().unwrap(),
     };
-    assert!(call_in::<VmGet>(&stack, Scope::All, &target).await.is_err());
+    assert!(call_in::<Get>(&stack, Scope::All, &target).await.is_err());
     let output = stack.command(Program::Metrics, &["rebuild"], "");
     assert!(
         output.contains("rebuilt the rollups and the list of 1 VMs"),
         "{output}"
     );
-    let vm = call::<VmGet>(&stack, &target).await;
+    let vm = call::<Get>(&stack, &target).await.vm;
+    let sample = vm.sample.unwrap();
     // This time is 2017-01-02T23:30:00Z.
-    assert_eq!((vm.at_ms, vm.values.proc), (1_483_399_800_000, 47));
+    assert_eq!((sample.at_ms, sample.values.proc), (1_483_399_800_000, 47));
     assert!(vm.cpu_sparkline.iter().all(Option::is_none));
     let year = query("vm-old", 1_483_228_800_000, 1_483_228_800_000 + 2 * DAY, 2);
     let series = call::<VmHistory>(&stack, &year).await;
@@ -394,7 +399,7 @@ async fn rebuild_command_and_first_service_start_create_rollups_of_rows_written_
     metrics.process.kill9();
     metrics.restart().await;
     eventually("metrics-svc finds the VM of the old rows", PATIENCE, async || {
-        let found = call_in::<VmGet>(&stack, Scope::All, &target).await;
+        let found = call_in::<Get>(&stack, Scope::All, &target).await;
         found.map(drop).map_err(|fault| fault.to_string())
     })
     .await;
@@ -423,12 +428,19 @@ async fn history_of_vm_outside_scope_is_answered_like_a_nonexistent_vm() {
     let target = |instance: &str| Target {
         instance_id: instance.parse().unwrap(),
     };
-    let hidden = call_in::<VmGet>(&stack, other(), &target("vm-1"))
+    let hidden = call_in::<Get>(&stack, other(), &target("vm-1"))
         .await
         .unwrap_err();
-    let missing = call_in::<VmGet>(&stack, other(), &target("vm-2"))
-        .await
-        .unwrap_err();
+    // While the VMs of hypervisors are unknown, a VM may exist that has no rows.
+    stack.command(Program::Lifecycle, &["setup"], "");
+    let missing = eventually("the KV bucket of VMs has been read", PATIENCE, async || {
+        let found = call_in::<Get>(&stack, other(), &target("vm-2")).await;
+        let fault = found.map(|vm| format!("{vm:?}")).unwrap_err();
+        (fault.kind == FaultKind::NotFound)
+            .then(|| fault.clone())
+            .ok_or_else(|| fault.to_string())
+    })
+    .await;
     assert_eq!((hidden.kind, hidden.message), (missing.kind, missing.message));
 }
 

@@ -2,7 +2,7 @@
 
 use testkit::{NatsProxy, PATIENCE, Program, Stack};
 use tracing::info_span;
-use vmwatch_api::{Method, auth::Login, lifecycle::List, metrics::VmLatest};
+use vmwatch_api::{Method, auth::Login, lifecycle::State, metrics::VmLatest};
 use vmwatch_bus::{NATS_PING_INTERVAL, NATS_URL};
 use vmwatch_service::{
     config::{Environment, OTLP_ENDPOINT},
@@ -20,7 +20,7 @@ async fn service_is_ready_only_once_nats_knows_its_subscriptions() {
     for (program, method) in [
         (Program::Auth, Login::INFO),
         (Program::Metrics, VmLatest::INFO),
-        (Program::Lifecycle, List::INFO),
+        (Program::Lifecycle, State::INFO),
     ] {
         let proxy = NatsProxy::start(stack.nats.url(), "SUB vmwatch.v1.").await;
         let replica = stack.replica(program, 0);

@@ -17,14 +17,16 @@ use utoipa::{
     },
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
-use vmwatch_api::processes::{Order, ProcessName, ProcessSort};
+use vmwatch_api::{
+    processes::{Order, ProcessName, ProcessSort},
+    vms::VmSort,
+};
 
 use super::{
     caller::PLAIN_COOKIE,
     events::{MachineEvent, ProcessesEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
     samples::Format,
-    sort::VmSort,
 };
 
 /// Path of the OpenAPI document.

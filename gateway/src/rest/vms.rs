@@ -1,28 +1,27 @@
 //! REST routes for VMs: their state on the hypervisor and the latest sample of their agent.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
-    InstanceId,
-    history::{VmGet, VmSummary},
-    lifecycle::{self, MachineState, Target},
+    InstanceId, Method,
+    lifecycle::{MachineState, Target},
     measures::VmValues,
-    no_such_vm,
     processes::Order,
-    time::unix_millis,
+    vms::{
+        self, Agent, GetWithoutMeasures, LabelFilter, ListWithoutMeasures, ListedVm, NewestSample, Stale,
+        VmCursor, VmFilter, VmQuery, VmSort,
+    },
     wire::{Fault, FaultKind},
 };
 
 use super::{
     caller::Caller,
     extract::{NoParameters, PageLimit, Path, Query, Text, known, page_limit},
-    fleet::{self, Degraded, Known, Part},
     measures::values_schema,
     problem::Problem,
-    sort::{Cursor, Key, VmSort},
     time::Timestamp,
 };
 use crate::Gateway;
@@ -31,49 +30,76 @@ use crate::Gateway;
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Sample {
     /// Time of the sample, by the clock of the VM.
-    pub(super) at: Timestamp,
+    at: Timestamp,
     #[serde(flatten)]
     #[schema(schema_with = values_schema)]
-    pub(super) values: VmValues,
-}
-
-/// Whether the agent in a VM reports samples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Agent {
-    /// The agent reported recently.
-    Reporting,
-    /// The agent has not reported for longer than `VMWATCH_SILENT_AFTER`.
-    Silent,
-    /// The agent has never reported.
-    Never,
+    values: VmValues,
 }
 
 /// A VM: its state on the hypervisor and the latest sample of its agent.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Vm {
     /// Id of the VM.
-    pub(super) instance_id: InstanceId,
+    instance_id: InstanceId,
     /// Name of the VM on its hypervisor; null if no hypervisor is known to have the VM.
     #[schema(required)]
-    pub(super) name: Option<String>,
+    name: Option<String>,
     /// Name of the hypervisor that has the VM; null if no hypervisor is known to have it.
     #[schema(required)]
     hypervisor: Option<String>,
+    /// Names of other hypervisors that have a VM with this id. While there are any, actions on the VM are refused.
+    also_on: Vec<String>,
     /// State of the VM that its hypervisor last reported; null if no state is known.
     #[schema(required)]
-    pub(super) state: Option<MachineState>,
+    state: Option<MachineState>,
+    /// Labels of the VM: those of its hypervisor, whose keys begin with `hv/`, and those that operators have set.
+    labels: BTreeMap<String, String>,
     /// Whether the VM's agent reports samples; null if unknown.
     #[schema(required)]
-    pub(super) agent: Option<Agent>,
+    agent: Option<Agent>,
     /// Time of the agent's last report, by the clock of the server.
     #[schema(required)]
-    pub(super) last_report_at: Option<Timestamp>,
+    last_report_at: Option<Timestamp>,
     /// Latest sample of the VM; null if there is none.
     #[schema(required)]
-    pub(super) sample: Option<Sample>,
+    sample: Option<Sample>,
     /// Peak CPU usage of the VM in each three minutes of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
+}
+
+/// How current the states of a hypervisor's VMs are.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Hypervisor {
+    /// Name of the hypervisor.
+    name: String,
+    /// Whether the last attempt to list its VMs succeeded. If not, its VMs are shown with their last known state.
+    reachable: bool,
+    /// Whether the hypervisor is reachable and its VMs should have been listed again by now.
+    late: bool,
+    /// When its VMs were last listed completely, renewed at least once per minute; null if never.
+    #[schema(required)]
+    listed_at: Option<Timestamp>,
+}
+
+/// A source of data that is unavailable, so that its data is missing from the answer or out of date.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub(super) struct Degraded {
+    /// The unavailable source.
+    part: Part,
+    /// Description for users of what is missing.
+    detail: String,
+}
+
+/// A source of data about VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Part {
+    /// Samples of VMs and times of their reports.
+    Metrics,
+    /// States, names and hypervisors of VMs.
+    Lifecycle,
+    /// Labels that operators have set.
+    Labels,
 }
 
 /// A page of VMs.
@@ -82,11 +108,14 @@ pub(super) struct VmList {
     /// VMs, sorted as requested.
     vms: Vec<Vm>,
     /// Total number of VMs that match the filters, on all pages.
-    total: usize,
+    total: u64,
     /// Value of `cursor` for the next page; null on the last page.
     #[schema(required)]
-    next: Option<Cursor>,
-    /// Sources of data that are unavailable (hypervisor data or samples), and why; usually empty.
+    next: Option<VmCursor>,
+    /// The hypervisors, at most 500, those that are unreachable or late first. A user with a limited scope sees only those
+    /// that have VMs in the scope.
+    hypervisors: Vec<Hypervisor>,
+    /// Sources of data that are unavailable, and what is missing; usually empty.
     degraded: Vec<Degraded>,
 }
 
@@ -95,7 +124,9 @@ pub(super) struct VmList {
 pub(super) struct VmDetail {
     #[serde(flatten)]
     vm: Vm,
-    /// Sources of data that are unavailable (hypervisor data or samples), and why; usually empty.
+    /// The hypervisors that have the VM.
+    hypervisors: Vec<Hypervisor>,
+    /// Sources of data that are unavailable, and what is missing; usually empty.
     degraded: Vec<Degraded>,
 }
 
@@ -103,7 +134,7 @@ pub(super) struct VmDetail {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct VmsQuery {
-    /// Return only VMs whose id, name or hypervisor contains this text; case-insensitive.
+    /// Return only VMs whose id, name, hypervisor or label (`key=value`) contains this text; case-insensitive.
     #[param(inline)]
     q: Option<Text<128>>,
     /// Return only VMs in this state.
@@ -111,25 +142,31 @@ pub(super) struct VmsQuery {
     state: Option<MachineState>,
     /// Return only VMs whose agent has this status.
     agent: Option<Agent>,
+    /// Return only VMs of the hypervisor with this name.
+    #[param(inline)]
+    hypervisor: Option<Text<128>>,
+    /// Return only VMs that have this label: `key` with any value, or `key=value`.
+    #[param(value_type = Option<String>, min_length = 1, max_length = 322, pattern = "^[^=]")]
+    label: Option<LabelFilter>,
     /// Value by which to sort the VMs. Default: id. VMs without this value come last, and so do silent VMs if the value
     /// is a measure, because their last sample is stale.
     #[serde(default)]
     #[param(value_type = Option<VmSort>)]
     sort: VmSort,
-    /// Sort order. Default: ascending for id, name and state, descending otherwise.
+    /// Sort order. Default: ascending for id, name, hypervisor and state, descending otherwise.
     order: Option<Order>,
     /// Maximum number of VMs in the answer. Default: 100.
     #[param(inline)]
     limit: Option<PageLimit>,
-    /// The `next` value of the previous page; requires the same `sort` and `order`.
-    cursor: Option<Cursor>,
+    /// The `next` value of the previous page; requires the same filters, `sort` and `order`.
+    cursor: Option<VmCursor>,
 }
 
 /// List VMs
 ///
-/// Joins the VMs of all hypervisors with all VMs that ever reported. If one of the two sources is unreachable, its
-/// fields are null and `degraded` states why. A VM whose sort value changes between pages may appear twice or not at
-/// all, unless the list is sorted by id or name.
+/// Lists the VMs of all hypervisors and all VMs that ever reported. If a source of data is unavailable, its fields are
+/// null or have their last known values, and `degraded` states what is missing. A VM whose sort value changes between
+/// pages may appear twice or not at all, unless the list is sorted by id or name.
 #[utoipa::path(
     get, path = "/vms", tag = "vms", operation_id = "list_vms", params(VmsQuery),
     responses((status = OK, body = VmList, description = "a page of VMs")),
@@ -139,41 +176,38 @@ pub(super) async fn list(
     caller: Caller,
     Query(query): Query<VmsQuery>,
 ) -> Result<axum::Json<VmList>, Problem> {
-    let fleet = fleet::all(&gateway, &caller).await?;
-    let lacks_metrics = fleet.lacks(Part::Metrics);
-    let text = query.q.map(|text| text.into_inner().to_lowercase());
-    let mut vms: Vec<(Key, Vm)> = fleet
-        .vms
-        .into_iter()
-        .map(|(id, known)| gateway.vm(id, known, lacks_metrics))
-        .filter(|vm| text.as_ref().is_none_or(|text| vm.contains(text)))
-        .filter(|vm| query.state.is_none_or(|state| vm.state == Some(state)))
-        .filter(|vm| query.agent.is_none_or(|agent| vm.agent == Some(agent)))
-        .map(|vm| (query.sort.key(&vm), vm))
-        .collect();
-    let total = vms.len();
-    let order = query.order.unwrap_or(query.sort.usual_order());
-    if let Some(cursor) = query.cursor {
-        let cursor = cursor.into_key();
-        vms.retain(|(key, _)| key.compare(&cursor, order).is_gt());
+    let query = VmQuery {
+        filter: VmFilter {
+            search: query.q.map(Text::into_inner),
+            state: query.state,
+            agent: query.agent,
+            hypervisor: query.hypervisor.map(Text::into_inner),
+            label: query.label,
+        },
+        sort: query.sort,
+        order: query.order,
+        cursor: query.cursor,
+        limit: page_limit(query.limit),
+    };
+    if !query.has_own_cursor() {
+        return Err(Problem::contradictory(
+            "cursor belongs to a list with other filters, sort or order; request the first page without a cursor",
+        ));
     }
-    vms.sort_by(|(one, _), (other, _)| one.compare(other, order));
-    let limit = usize::from(page_limit(query.limit).get());
-    let more = vms.len() > limit;
-    vms.truncate(limit);
-    let next = vms.last().filter(|_| more).map(|(key, _)| Cursor::of(key));
+    let (page, missing) = ask::<vms::List, ListWithoutMeasures>(&gateway, &caller, &query).await?;
     Ok(axum::Json(VmList {
-        vms: vms.into_iter().map(|(_, vm)| vm).collect(),
-        total,
-        next,
-        degraded: fleet.degraded,
+        vms: page.vms.into_iter().map(Vm::from).collect(),
+        total: page.total,
+        next: page.next,
+        hypervisors: page.hypervisors.into_iter().map(Hypervisor::from).collect(),
+        degraded: degraded(missing, &page.stale),
     }))
 }
 
 /// Read a VM
 ///
-/// Joins the data of hypervisor and agent. If one of the two sources is unreachable, its fields are null and `degraded`
-/// states why.
+/// Reads a VM as it is in the list. If a source of data is unavailable, its fields are null or have their last known
+/// values, and `degraded` states what is missing.
 #[utoipa::path(
     get, path = "/vms/{instance_id}", tag = "vms", operation_id = "get_vm",
     params(("instance_id" = InstanceId, Path, description = "VM id")),
@@ -186,91 +220,115 @@ pub(super) async fn get(
     Query(NoParameters {}): Query<NoParameters>,
 ) -> Result<axum::Json<VmDetail>, Problem> {
     let target = Target { instance_id };
-    let (summary, machine) = tokio::join!(
-        caller.ask::<VmGet>(&gateway, &target),
-        caller.ask::<lifecycle::State>(&gateway, &target),
-    );
-    let mut failures = Vec::new();
-    let summary = found(Part::Metrics, summary, &mut failures);
-    let machine = found(Part::Lifecycle, machine, &mut failures);
-    if summary.is_none() && machine.is_none() {
-        // Neither service knows this VM; if one was unreachable, return its error instead of 404.
-        let fault = failures
-            .into_iter()
-            .next()
-            .map_or_else(no_such_vm, |(_, fault)| fault);
-        return Err(fault.into());
-    }
-    let degraded = failures
-        .iter()
-        .map(|(part, fault)| Degraded::new(*part, &fault.message))
-        .collect::<Vec<_>>();
-    let lacks_metrics = degraded.iter().any(|missing| missing.part == Part::Metrics);
-    let known = Known { summary, machine };
-    let vm = gateway.vm(target.instance_id, known, lacks_metrics);
-    Ok(axum::Json(VmDetail { vm, degraded }))
+    let (detail, missing) = ask::<vms::Get, GetWithoutMeasures>(&gateway, &caller, &target).await?;
+    Ok(axum::Json(VmDetail {
+        vm: detail.vm.into(),
+        hypervisors: detail.hypervisors.into_iter().map(Hypervisor::from).collect(),
+        degraded: degraded(missing, &detail.stale),
+    }))
 }
 
-/// Returns the answer of one service; `None` if the service does not know the VM or failed. A failure is added to
-/// `failures`.
-fn found<T>(part: Part, answer: Result<T, Fault>, failures: &mut Vec<(Part, Fault)>) -> Option<T> {
-    match answer {
-        Ok(data) => Some(data),
-        Err(fault) if fault.kind == FaultKind::NotFound => None,
-        Err(fault) => {
-            failures.push((part, fault));
-            None
-        }
+/// Calls metrics-svc, and lifecycle-svc if metrics-svc does not answer within half of the time. Also returns the fault of
+/// metrics-svc in this case.
+async fn ask<M, Fallback>(
+    gateway: &Gateway,
+    caller: &Caller,
+    params: &M::Params,
+) -> Result<(M::Reply, Option<Fault>), Fault>
+where
+    M: Method,
+    Fallback: Method<Params = M::Params, Reply = M::Reply>,
+{
+    let whole = caller.context(gateway, M::INFO.kind);
+    let mut half = whole.clone();
+    let left = u64::try_from(whole.remaining().as_millis()).unwrap_or(u64::MAX);
+    half.deadline_ms = whole.deadline_ms.saturating_sub(left / 2);
+    let fault = match gateway.call::<M>(&half, params).await {
+        Ok(reply) => return Ok((reply, None)),
+        Err(fault) => fault,
+    };
+    if !is_unanswered(fault.kind) {
+        return Err(fault);
+    }
+    match gateway.call::<Fallback>(&whole, params).await {
+        Ok(reply) => Ok((reply, Some(fault))),
+        // Only metrics-svc knows the VMs that no hypervisor has, so that its fault says why the VM was not found.
+        Err(other) if other.kind == FaultKind::NotFound => Err(fault),
+        Err(other) => Err(other),
     }
 }
 
-impl Gateway {
-    fn vm(&self, instance_id: InstanceId, known: Known, lacks_metrics: bool) -> Vm {
-        let Known { summary, machine } = known;
-        let agent = match &summary {
-            Some(summary) if self.is_silent(summary) => Some(Agent::Silent),
-            Some(_) => Some(Agent::Reporting),
-            None if lacks_metrics => None,
-            None => Some(Agent::Never),
+const fn is_unanswered(kind: FaultKind) -> bool {
+    matches!(
+        kind,
+        FaultKind::Unavailable | FaultKind::Timeout | FaultKind::Backend | FaultKind::Internal
+    )
+}
+
+/// What is missing from an answer: the fault if metrics-svc did not answer, and the data that may be out of date.
+fn degraded(missing: Option<Fault>, stale: &[Stale]) -> Vec<Degraded> {
+    let missing = missing.map(|fault| Degraded {
+        part: Part::Metrics,
+        detail: fault.message,
+    });
+    let stale = stale.iter().filter_map(|stale| {
+        let (part, detail) = match stale {
+            Stale::Inventory => (
+                Part::Lifecycle,
+                "VMs and states of hypervisors cannot be followed at the moment; the last known ones are shown",
+            ),
+            Stale::Labels => (
+                Part::Labels,
+                "labels cannot be followed at the moment; the last known ones are shown",
+            ),
+            Stale::Samples => (
+                Part::Metrics,
+                "samples cannot be read at the moment; the last known ones are shown",
+            ),
+            // A newer version knows other data.
+            Stale::Unknown => return None,
         };
-        Vm {
-            instance_id,
-            name: machine.as_ref().and_then(|machine| machine.name.clone()),
-            hypervisor: machine.as_ref().and_then(|machine| machine.hypervisor.clone()),
-            state: machine.map(|machine| machine.state),
-            agent,
-            last_report_at: summary.as_ref().map(|vm| Timestamp::of_ms(vm.last_report_ms)),
-            sample: summary.as_ref().map(Sample::from),
-            cpu_sparkline: summary.map(|summary| summary.cpu_sparkline).unwrap_or_default(),
+        Some(Degraded {
+            part,
+            detail: detail.to_owned(),
+        })
+    });
+    missing.into_iter().chain(stale).collect()
+}
+
+impl From<ListedVm> for Vm {
+    fn from(vm: ListedVm) -> Self {
+        Self {
+            instance_id: vm.instance_id,
+            name: vm.name,
+            hypervisor: vm.hypervisor,
+            also_on: vm.also_on,
+            state: vm.state,
+            labels: vm.labels,
+            agent: vm.agent,
+            last_report_at: vm.last_report_ms.map(Timestamp::of_ms),
+            sample: vm.sample.map(Sample::from),
+            cpu_sparkline: vm.cpu_sparkline,
         }
     }
-
-    fn is_silent(&self, summary: &VmSummary) -> bool {
-        let since = unix_millis().saturating_sub(summary.last_report_ms);
-        u128::from(since) > self.rest.silent_after.as_millis()
-    }
 }
 
-impl Vm {
-    /// Whether the VM's id, name or hypervisor contains this lower-case text.
-    fn contains(&self, text: &str) -> bool {
-        let names = [
-            Some(self.instance_id.as_str()),
-            self.name.as_deref(),
-            self.hypervisor.as_deref(),
-        ];
-        names
-            .into_iter()
-            .flatten()
-            .any(|name| name.to_lowercase().contains(text))
-    }
-}
-
-impl From<&VmSummary> for Sample {
-    fn from(summary: &VmSummary) -> Self {
+impl From<NewestSample> for Sample {
+    fn from(sample: NewestSample) -> Self {
         Self {
-            at: Timestamp::of_ms(summary.at_ms),
-            values: summary.values,
+            at: Timestamp::of_ms(sample.at_ms),
+            values: sample.values,
+        }
+    }
+}
+
+impl From<vms::HypervisorPart> for Hypervisor {
+    fn from(part: vms::HypervisorPart) -> Self {
+        Self {
+            name: part.name,
+            reachable: part.reachable,
+            late: part.late,
+            listed_at: part.listed_at_ms.map(Timestamp::of_ms),
         }
     }
 }

@@ -10,10 +10,10 @@ use vmwatch_api::{
     Role, Scope,
     audit::AuditResult,
     lifecycle::{
-        ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start, State,
-        Stop,
+        ForceStop, MachineState, Operation, OperationState, Reboot, RebootTarget, Start, State, Stop,
     },
     metrics::Limit,
+    vms::{VmPage, VmQuery},
     wire::FaultKind,
 };
 use vmwatch_bus::audit;
@@ -304,20 +304,12 @@ async fn actions_on_a_vm_defined_on_two_hypervisors_are_refused() {
                 );
             }
         }
-        let page = Page {
-            after: None,
-            limit: Limit::new(10).unwrap(),
-        };
-        let listed = bus.call::<List>(&context, &page).await.unwrap().machines;
-        let mut copies: Vec<_> = listed
-            .iter()
-            .filter(|machine| machine.instance_id.as_str() == RUNNING)
-            .map(|machine| (machine.hypervisor.as_str(), machine.state))
-            .collect();
-        copies.sort_by_key(|(name, _)| *name);
+        let listed = world.vms(&context, &VmQuery::default()).await.vms;
+        let vm = listed.iter().find(|vm| vm.instance_id.as_str() == RUNNING);
+        let vm = vm.expect("the VM is listed once");
         assert_eq!(
-            copies,
-            [("a", MachineState::Running), ("b", MachineState::ShutOff)]
+            (vm.hypervisor.as_deref(), vm.also_on.as_slice(), vm.state),
+            (Some("a"), &["b".to_owned()][..], Some(MachineState::Running))
         );
         let records = world.operations(&context, Some(RUNNING)).await;
         let acted = |operation: &Operation| {
@@ -377,51 +369,36 @@ async fn lists_of_vms_and_operations_respect_scope() {
         Scope::Only(vec![instance_id(ELSEWHERE), instance_id(PAUSED)]),
     );
 
-    let page = |after: Option<&str>, limit| Page {
-        after: after.map(instance_id),
-        limit: Limit::new(limit).unwrap(),
+    let mut query = VmQuery {
+        limit: Limit::new(3).unwrap(),
+        ..VmQuery::default()
+    };
+    let ids = |page: &VmPage| {
+        let ids = page.vms.iter().map(|vm| vm.instance_id.to_string());
+        ids.collect::<Vec<_>>()
     };
     eventually("the list shows the started VM", PATIENCE, async || {
-        let list = world
-            .bus
-            .call::<List>(&operator(), &page(None, 10))
-            .await
-            .unwrap();
-        let mut found = list.machines.iter();
+        let list = world.vms(&operator(), &VmQuery::default()).await;
+        let mut found = list.vms.iter();
         let vm = found.find(|vm| vm.instance_id.as_str() == ELSEWHERE).unwrap();
-        (vm.state == MachineState::Running)
+        (vm.state == Some(MachineState::Running))
             .then_some(())
             .ok_or_else(|| format!("{vm:?}"))
     })
     .await;
-    let all = world.bus.call::<List>(&operator(), &page(None, 3)).await.unwrap();
-    let ids: Vec<_> = all
-        .machines
-        .iter()
-        .map(|machine| machine.instance_id.as_str())
-        .collect();
-    assert_eq!(ids, [OFF, RUNNING, PAUSED]);
-    assert!(all.more && all.silent.is_empty());
-    let rest = world
-        .bus
-        .call::<List>(&operator(), &page(Some(PAUSED), 3))
-        .await
-        .unwrap();
-    assert_eq!(rest.machines.len(), 1);
-    assert!(!rest.more);
-    let last = &rest.machines[0];
+    let all = world.vms(&operator(), &query).await;
+    assert_eq!(ids(&all), [OFF, RUNNING, PAUSED]);
+    assert!(all.hypervisors.iter().all(|part| part.reachable && !part.late));
+    query.cursor = all.next;
+    let rest = world.vms(&operator(), &query).await;
+    assert_eq!((ids(&rest).len(), rest.total, &rest.next), (1, 4, &None));
+    let last = &rest.vms[0];
     assert_eq!(
-        (last.name.as_str(), last.hypervisor.as_str(), last.state),
-        ("two-0", "two", MachineState::Running)
+        (last.name.as_deref(), last.hypervisor.as_deref(), last.state),
+        (Some("two-0"), Some("two"), Some(MachineState::Running))
     );
-
-    let mine = world.bus.call::<List>(&scoped, &page(None, 10)).await.unwrap();
-    let ids: Vec<_> = mine
-        .machines
-        .iter()
-        .map(|machine| machine.instance_id.as_str())
-        .collect();
-    assert_eq!(ids, [PAUSED, ELSEWHERE]);
+    let mine = world.vms(&scoped, &VmQuery::default()).await;
+    assert_eq!(ids(&mine), [PAUSED, ELSEWHERE]);
 
     let theirs = world.listed(&operator(), None, 2).await;
     assert_eq!(

@@ -9,10 +9,8 @@ use testkit::{
     eventually,
 };
 use vmwatch_api::{
-    lifecycle::{
-        Event, ForceStop, List, MachineState, OperationState, Page, Reboot, RebootTarget, Start, Stop,
-    },
-    metrics::Limit,
+    lifecycle::{Event, ForceStop, MachineState, OperationState, Reboot, RebootTarget, Start, Stop},
+    vms::VmQuery,
     wire::FaultKind,
 };
 
@@ -317,18 +315,10 @@ async fn nova_driver_lists_all_pages_with_an_application_credential() {
     let _service = world
         .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &entry)])
         .await;
-    let page = Page {
-        after: None,
-        limit: Limit::new(100).unwrap(),
-    };
-    let list = world.bus.call::<List>(&operator(), &page).await.unwrap();
-    let listed: Vec<_> = list
-        .machines
-        .iter()
-        .map(|machine| machine.instance_id.to_string())
-        .collect();
+    let list = world.vms(&operator(), &VmQuery::default()).await;
+    let listed: Vec<_> = list.vms.iter().map(|vm| vm.instance_id.to_string()).collect();
     assert_eq!(listed, ids);
-    assert_eq!(list.machines[0].name, format!("name of {}", ids[0]));
+    assert_eq!(list.vms[0].name, Some(format!("name of {}", ids[0])));
 }
 
 /// An action that gets its permit after its deadline is not sent.

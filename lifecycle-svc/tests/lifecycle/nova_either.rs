@@ -12,8 +12,8 @@ use testkit::{
     eventually,
 };
 use vmwatch_api::{
-    lifecycle::{ForceStop, List, MachineState, Page, Reboot, RebootTarget, Stop},
-    metrics::Limit,
+    lifecycle::{ForceStop, MachineState, Reboot, RebootTarget, Stop},
+    vms::VmQuery,
     wire::FaultKind,
 };
 
@@ -137,21 +137,17 @@ async fn application_credential_can_list_and_start_nova_servers() {
     let service = world
         .replica("lifecycle", &[("VMWATCH_HYPERVISORS", &hypervisors)])
         .await;
-    let page = Page {
-        after: None,
-        limit: Limit::new(100).unwrap(),
-    };
-    let list = world.bus.call::<List>(&operator(), &page).await.unwrap();
-    let mut listed: Vec<_> = list
-        .machines
-        .iter()
-        .map(|machine| machine.instance_id.as_str())
-        .collect();
+    let list = world.vms(&operator(), &VmQuery::default()).await;
+    let mut listed: Vec<_> = list.vms.iter().map(|vm| vm.instance_id.as_str()).collect();
     listed.sort_unstable();
     let mut expected: Vec<_> = peer.servers.values().map(String::as_str).collect();
     expected.sort_unstable();
     assert_eq!(listed, expected);
-    assert!(list.machines.iter().all(|machine| machine.hypervisor == "cloud"));
+    assert!(
+        list.vms
+            .iter()
+            .all(|vm| vm.hypervisor.as_deref() == Some("cloud"))
+    );
 
     let vm = peer.server("credential");
     assert_eq!(world.start(&operator(), vm).await.unwrap(), MachineState::Running);

@@ -8,9 +8,8 @@ use std::{
 
 use testkit::{Libvirtd, PATIENCE, eventually};
 use vmwatch_api::{
-    lifecycle::{
-        ForceStop, List, MachineState, Operation, OperationState, Page, Reboot, RebootTarget, Start, Stop,
-    },
+    lifecycle::{ForceStop, MachineState, Operation, OperationState, Reboot, RebootTarget, Start, Stop},
+    vms::VmQuery,
     wire::FaultKind,
 };
 
@@ -81,19 +80,12 @@ async fn real_qemu_vm_can_be_started_and_stopped() {
         hard: true,
     };
     world.bus.call::<Reboot>(&operator(), &reset).await.unwrap();
-    let list = world
-        .bus
-        .call::<List>(&operator(), &Page::default())
-        .await
-        .unwrap();
-    let listed = list
-        .machines
-        .iter()
-        .find(|machine| machine.instance_id.as_str() == VM)
-        .unwrap();
+    let list = world.vms(&operator(), &VmQuery::default()).await;
+    let mut listed = list.vms.iter();
+    let listed = listed.find(|vm| vm.instance_id.as_str() == VM).unwrap();
     assert_eq!(
-        (listed.hypervisor.as_str(), listed.state),
-        ("lab", MachineState::Running)
+        (listed.hypervisor.as_deref(), listed.state),
+        (Some("lab"), Some(MachineState::Running))
     );
 
     // The firmware ignores the power button. The stop times out, and the power must not be cut.

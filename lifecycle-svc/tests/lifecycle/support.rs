@@ -16,6 +16,7 @@ use vmwatch_api::{
         OperationsGet, OperationsList, Start, State, Target,
     },
     metrics::Limit,
+    vms::{ListWithoutMeasures, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
@@ -166,6 +167,12 @@ impl World {
         };
         let page = self.bus.call::<OperationsList>(context, &filter).await.unwrap();
         page.operations
+    }
+
+    /// Lists VMs.
+    pub(crate) async fn vms(&self, context: &Context, query: &VmQuery) -> VmPage {
+        let listed = self.bus.call::<ListWithoutMeasures>(context, query).await;
+        listed.unwrap()
     }
 
     /// Waits until this principal sees `count` operations and all have ended, because lists may be slightly old.

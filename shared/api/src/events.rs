@@ -33,7 +33,7 @@ pub enum LiveEvent {
     Machine(MachineEvent),
 }
 
-/// A row of a VM, with the values of [`super::history::VmSummary`].
+/// The values of a VM's row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SampleEvent {
     pub instance_id: InstanceId,
@@ -117,6 +117,11 @@ pub fn event_filter(instance: Option<&InstanceId>) -> String {
         Some(instance) => format!("{EVENT_SUBJECT_PREFIX}*.{instance}"),
         None => format!("{EVENT_SUBJECT_PREFIX}>"),
     }
+}
+
+/// The NATS subject filter for the events of one kind, of all VMs.
+pub fn kind_filter(kind: &str) -> String {
+    format!("{EVENT_SUBJECT_PREFIX}{kind}.*")
 }
 
 #[cfg(test)]

@@ -1,18 +1,13 @@
-//! Methods of metrics-svc for the REST API: the list of VMs with their newest values, and the history of a VM,
-//! aggregated into time buckets for a chart.
+//! The history of a VM, aggregated into time buckets for a chart.
 //!
 //! All times are in Unix milliseconds.
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use super::{
-    Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service,
-    lifecycle::{Page, Target},
-    measures::{VmMeasures, VmValues},
-};
+use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, measures::VmMeasures};
 use crate::wire::Fault;
 
-/// Number of points in the sparkline of a [`VmSummary`].
+/// Number of points in the sparkline of a VM.
 pub const SPARKLINE_POINTS: usize = 20;
 /// Length of time covered by each sparkline point; together the 20 points cover an hour.
 pub const SPARKLINE_STEP_MS: u64 = 180_000;
@@ -113,56 +108,6 @@ pub(super) const fn query(subject: &'static str) -> MethodInfo {
         access: Access::Role(Role::Viewer),
         kind: Kind::Query,
         class: Class::CheapRead,
-    }
-}
-
-/// A VM's newest row with a summary of the last hour.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct VmSummary {
-    pub instance_id: InstanceId,
-    /// Time of the newest row by the VM's clock.
-    pub at_ms: u64,
-    /// When metrics-svc last stored a row of the VM, by its own clock. If the rows were imported and not sent by an
-    /// agent, it is the time of the newest row. This time decides whether a VM counts as
-    /// silent, because it does not depend on the VM's clock.
-    pub last_report_ms: u64,
-    #[serde(flatten)]
-    pub values: VmValues,
-    /// Maximum CPU usage in each three-minute interval of the last hour, oldest first, as [`SPARKLINE_POINTS`] values;
-    /// null for intervals without rows.
-    pub cpu_sparkline: Vec<Option<f64>>,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct VmPage {
-    /// The VMs, sorted by instance id.
-    pub vms: Vec<VmSummary>,
-    /// Whether the list continues on a further page.
-    pub more: bool,
-}
-
-/// Lists the VMs that the principal may see and that have rows, each with its newest row. The list can be a few seconds
-/// old (`VMWATCH_ROLLUP_INTERVAL`). Each page costs one database query, independent of the page size.
-#[derive(Debug)]
-pub struct VmList;
-
-impl Method for VmList {
-    type Params = Page;
-    type Reply = VmPage;
-    const INFO: MethodInfo = query("metrics.vm.list");
-}
-
-/// Reads the newest row of a VM. The reply is `not_found` if the VM has never sent a sample.
-#[derive(Debug)]
-pub struct VmGet;
-
-impl Method for VmGet {
-    type Params = Target;
-    type Reply = VmSummary;
-    const INFO: MethodInfo = query("metrics.vm.get");
-
-    fn instance(params: &Target) -> Option<&InstanceId> {
-        Some(&params.instance_id)
     }
 }
 
@@ -310,13 +255,6 @@ mod tests {
             let error = serde_json::from_str::<Points>(bad).unwrap_err().to_string();
             assert!(error.contains(Points::RULE), "{bad}: {error}");
         }
-    }
-
-    #[test]
-    fn vm_summary_matches_golden_json() {
-        let golden = r#"{"instance_id":"vm-1","at_ms":1483277879001,"last_report_ms":1483277880000,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95,"cpu_sparkline":[null,1.5]}"#;
-        let summary: VmSummary = serde_json::from_str(golden).unwrap();
-        assert_eq!(serde_json::to_string(&summary).unwrap(), golden);
     }
 
     #[test]

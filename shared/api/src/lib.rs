@@ -29,6 +29,7 @@ mod text;
 pub mod time;
 mod user_name;
 pub mod users;
+pub mod vms;
 pub mod wire;
 
 use std::time::Duration;
@@ -188,8 +189,8 @@ pub const METHODS: &[MethodInfo] = &[
     metrics::ProcessLatest::INFO,
     metrics::VmLatest::INFO,
     metrics::ProcessByName::INFO,
-    history::VmList::INFO,
-    history::VmGet::INFO,
+    vms::List::INFO,
+    vms::Get::INFO,
     history::VmHistory::INFO,
     processes::ProcessesAt::INFO,
     processes::ProcessHistory::INFO,
@@ -199,7 +200,8 @@ pub const METHODS: &[MethodInfo] = &[
     lifecycle::Stop::INFO,
     lifecycle::ForceStop::INFO,
     lifecycle::Reboot::INFO,
-    lifecycle::List::INFO,
+    vms::ListWithoutMeasures::INFO,
+    vms::GetWithoutMeasures::INFO,
     lifecycle::OperationsGet::INFO,
     lifecycle::OperationsList::INFO,
 ];

@@ -8,7 +8,7 @@ pub use super::operation::{
     Event, Operation, OperationFault, OperationFilter, OperationId, OperationPage, OperationPosition,
     OperationRef, OperationState,
 };
-use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, metrics::Limit};
+use super::{Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service};
 use crate::wire::Fault;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,10 +38,10 @@ pub enum MachineState {
     Unknown,
 }
 
-/// Writes the VM state's name as used on the wire.
-impl fmt::Display for MachineState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl MachineState {
+    /// The VM state's name as used on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::Running => "running",
             Self::Starting => "starting",
             Self::Paused => "paused",
@@ -50,7 +50,13 @@ impl fmt::Display for MachineState {
             Self::Crashed => "crashed",
             Self::Suspended => "suspended",
             Self::Unknown => "unknown",
-        })
+        }
+    }
+}
+
+impl fmt::Display for MachineState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -199,47 +205,6 @@ impl Method for State {
     fn instance(params: &Target) -> Option<&InstanceId> {
         Some(&params.instance_id)
     }
-}
-
-/// Selects a page of the VMs that the principal may see, sorted by instance id.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Page {
-    /// Returns only VMs with an instance id greater than this one, which is the last one of the previous page.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<InstanceId>,
-    /// Maximum number of VMs to return.
-    #[serde(default)]
-    pub limit: Limit,
-}
-
-/// An entry in the list of VMs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ListedMachine {
-    pub instance_id: InstanceId,
-    /// The hypervisor's name for the VM.
-    pub name: String,
-    /// The configured name of the hypervisor that runs the VM.
-    pub hypervisor: String,
-    pub state: MachineState,
-}
-
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MachineList {
-    /// The VMs, sorted by instance id.
-    pub machines: Vec<ListedMachine>,
-    /// Whether the list of VMs continues on a further page.
-    pub more: bool,
-    /// Names of hypervisors that do not answer, or answer late; their VMs have their last known state.
-    pub silent: Vec<String>,
-}
-
-#[derive(Debug)]
-pub struct List;
-
-impl Method for List {
-    type Params = Page;
-    type Reply = MachineList;
-    const INFO: MethodInfo = row("lifecycle.list", Kind::Query);
 }
 
 /// Reads the record of an operation.

@@ -26,6 +26,7 @@ mod replies;
 pub mod serve;
 mod settings;
 pub mod users;
+pub mod vms;
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -117,7 +117,8 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "instance_id": ID, "hard": false }),
             Operator,
         ),
-        ("lifecycle.list", limit.clone(), Viewer),
+        ("lifecycle.vm.list", limit.clone(), Viewer),
+        ("lifecycle.vm.get", at.clone(), Viewer),
         (
             "lifecycle.operations.get",
             json!({ "operation_id": OPERATION }),
@@ -301,7 +302,7 @@ async fn every_bus_subject_enforces_roles_and_scopes() {
             );
         } else if matches!(
             *subject,
-            "metrics.vm.list" | "lifecycle.list" | "lifecycle.operations.list"
+            "metrics.vm.list" | "lifecycle.vm.list" | "lifecycle.operations.list"
         ) {
             let all = ask(&stack, subject, Some(principal(Role::Viewer, Scope::All)), params)
                 .await

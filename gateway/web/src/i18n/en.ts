@@ -68,12 +68,21 @@ export const en = {
     home: "Go to VMs",
     degraded: {
       metrics: "Metrics are unavailable",
-      lifecycle: "Hypervisor data is unavailable",
+      lifecycle: "Hypervisor data is out of date",
+      labels: "Labels are out of date",
     },
   },
   vms: {
     title: "VMs",
-    search: "Search by name, ID or hypervisor",
+    search: "Search by name, ID, hypervisor or label",
+    label: "Label",
+    labelHint: "Label: key or key=value",
+    outdatedPart: {
+      unreachable: (name: string, at: string) => `${name} is unreachable; its VMs are shown as listed ${at}`,
+      late: (name: string, at: string) => `${name} responds slowly; its VMs are shown as listed ${at}`,
+      never: (name: string) => `${name} is unreachable and has not been listed yet`,
+      more: (count: number) => (count === 1 ? "1 more hypervisor is out of date" : `${count} more hypervisors are out of date`),
+    },
     agent: "Agent",
     all: "all",
     state: "State",

@@ -67,11 +67,21 @@ export const zh: Texts = {
     notFoundTitle: "页面不存在",
     notFound: "该地址没有对应的页面。",
     home: "返回虚拟机列表",
-    degraded: { metrics: "监控数据暂不可用", lifecycle: "虚拟化平台数据暂不可用" },
+    degraded: {
+      metrics: "监控数据暂不可用", lifecycle: "虚拟化平台数据可能已过期", labels: "标签可能已过期",
+    },
   },
   vms: {
     title: "虚拟机",
-    search: "按名称、ID 或虚拟化平台搜索",
+    search: "按名称、ID、虚拟化平台或标签搜索",
+    label: "标签",
+    labelHint: "标签：键 或 键=值",
+    outdatedPart: {
+      unreachable: (name: string, at: string) => `无法连接 ${name}，显示的是${at}的状态`,
+      late: (name: string, at: string) => `${name} 响应缓慢，显示的是${at}的状态`,
+      never: (name: string) => `无法连接 ${name}，尚未列出其虚拟机`,
+      more: (count: number) => `另有 ${count} 个虚拟化平台也已过期`,
+    },
     agent: "Agent",
     all: "全部",
     state: "状态",

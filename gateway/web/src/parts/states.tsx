@@ -68,7 +68,7 @@ export function DegradedNote({ degraded }: { degraded: Schemas["Degraded"][] }) 
   return (
     <div class="banner warn" role="status">
       {degraded.map(({ part, detail }) => (
-        <span key={part}>{t().common.labelled(t().common.degraded[part], detail)}</span>
+        <span key={detail}>{t().common.labelled(t().common.degraded[part], detail)}</span>
       ))}
     </div>
   );

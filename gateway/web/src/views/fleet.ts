@@ -29,6 +29,8 @@ export interface Selection extends Sort {
   q: string;
   state: Schemas["MachineState"] | undefined;
   agent: Schemas["Agent"] | undefined;
+  /** `key` or `key=value`; empty for all VMs. */
+  label: string;
 }
 
 /** Ids of the VMs whose rows must not move now. */
@@ -39,6 +41,7 @@ export class VmList {
   readonly rows: Rows;
   loaded = false;
   degraded: Schemas["Degraded"][] = [];
+  hypervisors: Schemas["Hypervisor"][] = [];
   failure: Failure | undefined;
   private total = 0;
   private reading = false;
@@ -114,17 +117,19 @@ export class VmList {
     if (this.reading) return;
     this.reading = true;
     const requestedAt = Date.now();
-    const { q, state, agent, sort, order } = this.selection;
+    const { q, state, agent, label, sort, order } = this.selection;
     const query = {
       sort, order, limit, ...(q && { q }), ...(state && { state }), ...(agent && { agent }),
+      ...(label && { label }),
       ...(start.cursor !== undefined && { cursor: start.cursor }),
     };
     const signal = AbortSignal.any([this.stop.signal, AbortSignal.timeout(READ_TIMEOUT_MS)]);
     try {
-      const { vms, next, total, degraded } = await ask(api.GET("/api/v1/vms", { params: { query }, signal }));
+      const page = await ask(api.GET("/api/v1/vms", { params: { query }, signal }));
+      const { vms, next, total, degraded, hypervisors } = page;
       if (this.stop.signal.aborted) return;
       this.rows.place(start, { vms, next, requestedAt }, this.held());
-      Object.assign(this, { total, degraded, loaded: true, failure: undefined });
+      Object.assign(this, { total, degraded, hypervisors, loaded: true, failure: undefined });
     } catch (error) {
       if (this.stop.signal.aborted) return;
       this.failure = failureFrom(error);
@@ -161,7 +166,7 @@ export function useFleet(selection: Selection, held: Held): { list: VmList | und
       });
       stop = list.follow();
     };
-    const isTyping = before.current.q !== selection.q;
+    const isTyping = before.current.q !== selection.q || before.current.label !== selection.label;
     before.current = selection;
     const timer = setTimeout(begin, isTyping ? TYPING_MS : 0);
     return () => {

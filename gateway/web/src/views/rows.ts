@@ -12,7 +12,7 @@ export interface Start {
  * Columns whose rows move only when the server is asked again. Names and ids do not change; by the time of the last
  * report, every VM on the screen would move up with each of its reports.
  */
-const UNMOVED: ReadonlySet<Schemas["VmSort"]> = new Set(["id", "name", "last_report"]);
+const UNMOVED: ReadonlySet<Schemas["VmSort"]> = new Set(["id", "name", "hypervisor", "last_report"]);
 
 type Value = number | string | null;
 

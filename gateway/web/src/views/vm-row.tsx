@@ -18,7 +18,7 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
   return (
     <tr aria-rowindex={index} class={vm.agent === "silent" ? "silent" : undefined} data-vm={vm.instance_id}>
       <th scope="row" class="name">
-        <a href={vmAddress(vm.instance_id)} title={[...new Set([name, vm.instance_id])].join("\n")}>{name}</a>
+        <a href={vmAddress(vm.instance_id)} title={details(vm)}>{name}</a>
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
       </th>
       <td class="state"><MachineBadge state={vm.state} /></td>
@@ -31,6 +31,12 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
       {acts && <td class="act"><StartButton id={vm.instance_id} name={name} state={vm.state} /></td>}
     </tr>
   );
+}
+
+/** Name, id, hypervisors and labels, one per line. */
+function details({ name, instance_id, hypervisor, also_on, labels }: Vm): string {
+  const lines = [name, instance_id, hypervisor, ...also_on, ...Object.entries(labels).map((label) => label.join("="))];
+  return [...new Set(lines)].filter(Boolean).join("\n");
 }
 
 function Report({ agent, at }: { agent: Vm["agent"]; at: string | null }) {

@@ -1,6 +1,8 @@
 //! View that lists the VMs, the busiest first.
 import { useEffect, useRef } from "preact/hooks";
 import type { Schemas } from "../api/client";
+import { now } from "../clock";
+import { ago, ms } from "../format";
 import { t } from "../i18n";
 import type { Sorting } from "../parts/sorting";
 import { DegradedNote, Failed, Loading, Notice } from "../parts/states";
@@ -12,14 +14,18 @@ const AGENTS: Schemas["Agent"][] = ["reporting", "silent", "never"];
 const STATES = ["running", "starting", "paused", "suspended", "shutting_down", "shut_off", "crashed"] as const;
 /** Maximum length of a search that the API accepts. */
 const MAX_SEARCH = 128;
+/** Maximum length of a filter by label that the API accepts. */
+const MAX_LABEL = 322;
+/** Maximum number of hypervisors that are named as out of date. */
+const MAX_NAMED = 3;
 
 export function Vms() {
   const texts = t().vms;
   const selection = selectionOf(route.value.query);
-  const { q, state, agent, sort, order } = selection;
+  const { q, state, agent, label, sort, order } = selection;
   const sorting = { column: sort, descending: order === "desc" };
   const { list, isCurrent } = useFleet(selection, heldVms);
-  const isFiltered = q !== "" || state !== undefined || agent !== undefined;
+  const isFiltered = q !== "" || label !== "" || state !== undefined || agent !== undefined;
   useScrollToTop(list?.selection);
   return (
     <>
@@ -31,6 +37,7 @@ export function Vms() {
         <Filters selection={selection} sorting={sorting} />
       </div>
       {list?.loaded && <DegradedNote degraded={list.degraded} />}
+      {list?.loaded && <OutdatedParts hypervisors={list.hypervisors} />}
       {list?.loaded && list.failure && <div class="banner warn" role="status">{texts.outdated}</div>}
       {!list?.loaded ? (
         list?.failure ? <Failed failure={list.failure} retry={list.refresh} /> : <Loading rows={10} />
@@ -39,7 +46,7 @@ export function Vms() {
       ) : isFiltered ? (
         <Notice title={texts.noMatchTitle}>
           <p>{texts.noMatch}</p>
-          <button type="button" onClick={() => adjust({ q: null, state: null, agent: null })}>{texts.showAll}</button>
+          <button type="button" onClick={() => adjust({ q: null, label: null, state: null, agent: null })}>{texts.showAll}</button>
         </Notice>
       ) : (
         <Notice title={texts.emptyTitle}><p>{texts.empty}</p></Notice>
@@ -58,9 +65,31 @@ function selectionOf(query: URLSearchParams): Sorted {
     q: (query.get("q") ?? "").slice(0, MAX_SEARCH),
     state: known(STATES, "state"),
     agent: known(AGENTS, "agent"),
+    label: labelOf(query.get("label") ?? ""),
     sort,
     order: known(["asc", "desc"], "order") ?? (DESCENDS[sort] ? "desc" : "asc"),
   };
+}
+
+/** The part of the input that is a valid filter by label: a label has a key. */
+const labelOf = (input: string): string => input.replace(/^=+/, "").slice(0, MAX_LABEL);
+
+/** Names the hypervisors whose VMs may be out of date, with the ages of their lists. */
+function OutdatedParts({ hypervisors }: { hypervisors: Schemas["Hypervisor"][] }) {
+  const texts = t().vms.outdatedPart;
+  const outdated = hypervisors.filter(({ reachable, late }) => !reachable || late);
+  if (outdated.length === 0) return null;
+  return (
+    <div class="banner warn" role="status">
+      {outdated.slice(0, MAX_NAMED).map(({ name, reachable, listed_at }) => (
+        <span key={name}>
+          {listed_at === null ? texts.never(name)
+            : (reachable ? texts.late : texts.unreachable)(name, ago(ms(listed_at), now.value))}
+        </span>
+      ))}
+      {outdated.length > MAX_NAMED && <span>{texts.more(outdated.length - MAX_NAMED)}</span>}
+    </div>
+  );
 }
 
 function sortBy({ column, descending }: Sorting<Column>): void {
@@ -83,6 +112,10 @@ function Filters({ selection, sorting }: { selection: Sorted; sorting: Sorting<C
       <input
         type="search" aria-label={texts.search} placeholder={texts.search} value={selection.q} maxLength={MAX_SEARCH}
         onInput={(event) => adjust({ q: event.currentTarget.value || null }, true)}
+      />
+      <input
+        type="search" class="label" aria-label={texts.label} placeholder={texts.labelHint} value={selection.label}
+        maxLength={MAX_LABEL} onInput={(event) => adjust({ label: labelOf(event.currentTarget.value) || null }, true)}
       />
       <Filter name="state" label={texts.state} value={selection.state} options={STATES} texts={t().state} />
       <Filter name="agent" label={texts.agent} value={selection.agent} options={AGENTS} texts={t().agent} />

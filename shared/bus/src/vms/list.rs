@@ -1,0 +1,361 @@
+//! Scope, filter, order and pages of the list of VMs.
+
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, btree_map},
+    iter::Peekable,
+};
+
+use vmwatch_api::{
+    InstanceId, PageRoom, Scope,
+    inventory::InventoryHypervisor,
+    labels::HYPERVISOR_LABEL,
+    lifecycle::MachineState,
+    processes::Order,
+    vms::{
+        Agent, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue, VmCursor, VmDetail, VmPage,
+        VmQuery, VmSort,
+    },
+    wire::{Fault, FaultKind},
+};
+
+use super::{InventoryTable, LabelTable, Row, Rows, VmCopy, labels::Labelled};
+
+/// What is known about VMs.
+#[derive(Debug, Clone, Copy)]
+pub struct Vms<'a> {
+    /// The VMs of all hypervisors.
+    pub inventory: &'a InventoryTable,
+    /// The labels that operators have set.
+    pub labels: &'a LabelTable,
+    /// The newest rows; `None` if this service does not know them.
+    pub measures: Option<Measures<'a>>,
+}
+
+/// The newest rows of VMs.
+#[derive(Debug, Clone, Copy)]
+pub struct Measures<'a> {
+    /// The rows.
+    pub rows: &'a Rows,
+    /// Time without a report after which an agent counts as silent, in milliseconds.
+    pub silent_after_ms: u64,
+}
+
+/// A VM that may be listed.
+#[derive(Debug, Clone, Copy)]
+struct Found<'a> {
+    id: &'a InstanceId,
+    copies: &'a [VmCopy],
+    /// The copy that the list shows.
+    copy: Option<&'a VmCopy>,
+    labels: Option<&'a Labelled>,
+    row: Option<&'a Row>,
+    agent: Option<Agent>,
+}
+
+/// The position of a VM in a list.
+struct Key<'a> {
+    value: Option<SortValue<'a>>,
+    id: &'a InstanceId,
+}
+
+impl Key<'_> {
+    /// VMs without a value come last in either direction; VMs with equal values are sorted by id.
+    fn compare(&self, other: &Key<'_>, order: Order) -> Ordering {
+        let values = match (&self.value, &other.value, order) {
+            (Some(mine), Some(others), Order::Asc) => mine.cmp(others),
+            (Some(mine), Some(others), Order::Desc) => others.cmp(mine),
+            (mine, others, _) => mine.is_none().cmp(&others.is_none()),
+        };
+        values.then_with(|| self.id.cmp(other.id))
+    }
+}
+
+impl<'a> Vms<'a> {
+    /// Returns a page of the VMs that the scope allows and the filter selects. It fails if the cursor belongs to another
+    /// list.
+    pub fn list(&self, scope: &Scope, query: &VmQuery, now_ms: u64) -> Result<VmPage, Fault> {
+        if !query.has_own_cursor() {
+            let text = "the cursor belongs to a list with another filter, sort value or order; request the first page without a cursor";
+            return Err(Fault::new(FaultKind::Invalid, text));
+        }
+        let search = query.filter.search.as_ref().map(|text| text.to_lowercase());
+        let after = query.cursor.as_ref().map(position);
+        let order = query.order();
+        let (mut total, mut left) = (0, Vec::new());
+        self.each(scope, now_ms, |found| {
+            let Some(found) = found.select(query, search.as_deref()) else {
+                return;
+            };
+            total += 1;
+            let key = found.key(query.sort);
+            if after
+                .as_ref()
+                .is_none_or(|after| key.compare(after, order).is_gt())
+            {
+                left.push((key, found));
+            }
+        });
+        let limit = usize::from(query.limit.get());
+        let mut more = left.len() > limit;
+        if more {
+            left.select_nth_unstable_by(limit, |(one, _), (other, _)| one.compare(other, order));
+            left.truncate(limit);
+        }
+        left.sort_unstable_by(|(one, _), (other, _)| one.compare(other, order));
+        let mut room = PageRoom::new(limit);
+        let (mut vms, mut last) = (Vec::with_capacity(left.len()), None);
+        for (key, found) in left {
+            let vm = found.listed(now_ms);
+            if !room.take_item(&vm) {
+                more = true;
+                break;
+            }
+            vms.push(vm);
+            last = Some(key);
+        }
+        let next = last.filter(|_| more).map(|key| {
+            let value = key.value.map(SortValue::into_owned);
+            query.cursor_after(value, key.id.clone())
+        });
+        Ok(VmPage {
+            vms,
+            total,
+            next,
+            hypervisors: self.parts(scope, now_ms),
+            stale: Vec::new(),
+        })
+    }
+
+    /// Returns a VM; `None` if no hypervisor has it and it has no row.
+    pub fn get(&self, id: &InstanceId, now_ms: u64) -> Option<VmDetail> {
+        let found = self.find(id, now_ms)?;
+        let names = found.copies.iter().map(|copy| &*copy.hypervisor);
+        Some(VmDetail {
+            vm: found.select(&VmQuery::default(), None)?.listed(now_ms),
+            hypervisors: names.map(|name| self.part(name, now_ms)).collect(),
+            stale: Vec::new(),
+        })
+    }
+
+    /// Calls a function for each VM in the scope.
+    fn each(&self, scope: &Scope, now_ms: u64, mut call: impl FnMut(Found<'a>)) {
+        match scope {
+            Scope::All => {
+                let joined = Joined {
+                    copies: self.inventory.sorted().peekable(),
+                    rows: self.measures.map(|measures| measures.rows.sorted().peekable()),
+                    labels: self.labels.sorted().peekable(),
+                };
+                for (id, copies, row, labels) in joined {
+                    call(self.found(id, copies, row, labels, now_ms));
+                }
+            }
+            Scope::Only(ids) => {
+                let mut ids: Vec<_> = ids.iter().collect();
+                ids.sort_unstable();
+                ids.dedup();
+                ids.into_iter()
+                    .filter_map(|id| self.find(id, now_ms))
+                    .for_each(call);
+            }
+            Scope::Unknown => {}
+        }
+    }
+
+    fn find(&self, id: &InstanceId, now_ms: u64) -> Option<Found<'a>> {
+        let row = self.measures.and_then(|measures| measures.rows.entry(id));
+        let known = self.inventory.entry(id);
+        let id = known.map(|(id, _)| id).or(row.map(|(id, _)| id))?;
+        let copies = known.map_or(&[][..], |(_, copies)| copies);
+        Some(self.found(id, copies, row.map(|(_, row)| row), self.labels.of(id), now_ms))
+    }
+
+    fn found(
+        &self,
+        id: &'a InstanceId,
+        copies: &'a [VmCopy],
+        row: Option<&'a Row>,
+        labels: Option<&'a Labelled>,
+        now_ms: u64,
+    ) -> Found<'a> {
+        let agent = self.measures.map(|measures| match row {
+            None => Agent::Never,
+            Some(row) if now_ms.saturating_sub(row.reported_ms) > measures.silent_after_ms => Agent::Silent,
+            Some(_) => Agent::Reporting,
+        });
+        Found {
+            id,
+            copies,
+            copy: None,
+            labels,
+            row,
+            agent,
+        }
+    }
+
+    /// The hypervisors, those that are unreachable or late first. With a limited scope, only those that have VMs in it.
+    fn parts(&self, scope: &Scope, now_ms: u64) -> Vec<HypervisorPart> {
+        let mut names: Vec<&str> = match scope {
+            Scope::All => self.inventory.names().collect(),
+            Scope::Only(ids) => {
+                let copies = ids.iter().flat_map(|id| self.inventory.copies(id));
+                copies.map(|copy| &*copy.hypervisor).collect()
+            }
+            Scope::Unknown => Vec::new(),
+        };
+        names.sort_unstable();
+        names.dedup();
+        let mut parts: Vec<_> = names.into_iter().map(|name| self.part(name, now_ms)).collect();
+        parts.sort_by_key(|part| part.reachable && !part.late);
+        parts.truncate(MAX_PARTS);
+        parts
+    }
+
+    fn part(&self, name: &str, now_ms: u64) -> HypervisorPart {
+        let state = self.inventory.hypervisor(name);
+        let reachable = state.is_some_and(|state| state.reachable);
+        HypervisorPart {
+            name: name.to_owned(),
+            reachable,
+            late: reachable && state.is_some_and(|state| state.is_silent(now_ms)),
+            listed_at_ms: state.and_then(|state: &InventoryHypervisor| state.listed_at_ms),
+        }
+    }
+}
+
+fn position(cursor: &VmCursor) -> Key<'_> {
+    Key {
+        value: cursor.value.clone(),
+        id: &cursor.id,
+    }
+}
+
+impl<'a> Found<'a> {
+    /// Chooses the copy of the VM to show; `None` if the filter does not select the VM. Of several copies, those that
+    /// match the filter come first, then those that are not shut off.
+    fn select(mut self, query: &VmQuery, search: Option<&str>) -> Option<Self> {
+        let filter = &query.filter;
+        let is_wanted = |copy: &&VmCopy| {
+            filter.state.is_none_or(|state| copy.vm.state == state)
+                && filter
+                    .hypervisor
+                    .as_deref()
+                    .is_none_or(|name| *name == *copy.hypervisor)
+        };
+        let wanted = self.copies.iter().filter(is_wanted);
+        self.copy = wanted.min_by_key(|copy| copy.vm.state == MachineState::ShutOff);
+        let is_selected = (self.copy.is_some() || filter.state.is_none() && filter.hypervisor.is_none())
+            && filter.agent.is_none_or(|agent| self.agent == Some(agent))
+            && filter.label.as_ref().is_none_or(|label| self.has_label(label))
+            && search.is_none_or(|text| self.contains(text));
+        is_selected.then_some(self)
+    }
+
+    fn has_label(&self, label: &LabelFilter) -> bool {
+        let is_equal = |found: Option<&str>| {
+            found.is_some_and(|found| label.value.as_deref().is_none_or(|wanted| found == wanted))
+        };
+        match label.key.strip_prefix(HYPERVISOR_LABEL) {
+            Some(key) => {
+                let mut copies = self.copies.iter();
+                copies.any(|copy| is_equal(copy.vm.labels.get(key).map(String::as_str)))
+            }
+            None => is_equal(
+                self.labels
+                    .and_then(|found| Some(found.labels.get(&label.key)?.as_str())),
+            ),
+        }
+    }
+
+    /// Whether id, name, hypervisor or a label contains this text, which is in lower case.
+    fn contains(&self, text: &str) -> bool {
+        self.copies.iter().any(|copy| copy.contains(text))
+            || self.labels.is_some_and(|labels| labels.contains(text))
+            || self.copies.is_empty() && self.id.as_str().to_lowercase().contains(text)
+    }
+
+    fn key(&self, sort: VmSort) -> Key<'a> {
+        // The last values of a VM whose agent is silent are stale, so such a VM comes last.
+        let values = self.row.filter(|_| self.agent == Some(Agent::Reporting));
+        let values = values.map(|row| row.sample.values);
+        let value = match sort {
+            VmSort::Id => Some(SortValue::text(self.id.as_str())),
+            VmSort::Name => self.copy.map(|copy| SortValue::text(copy.sort_name())),
+            VmSort::Hypervisor => self.copy.map(|copy| SortValue::text(&copy.hypervisor)),
+            VmSort::State => self.copy.map(|copy| SortValue::text(copy.vm.state.as_str())),
+            VmSort::Cpu => values.map(|values| SortValue::float(values.cpu_util)),
+            VmSort::Mem => values.map(|values| SortValue::float(values.mem)),
+            VmSort::Disk => values.map(|values| SortValue::float(values.disk_read + values.disk_write)),
+            VmSort::Net => values.map(|values| SortValue::float(values.net_incoming + values.net_outgoing)),
+            VmSort::LastReport => self.row.map(|row| SortValue::Number(row.reported_ms)),
+        };
+        Key { value, id: self.id }
+    }
+
+    fn listed(&self, now_ms: u64) -> ListedVm {
+        let others = self.copies.iter().filter(|other| {
+            let shown = self.copy.map(|copy| &copy.hypervisor);
+            shown != Some(&other.hypervisor)
+        });
+        let of_hypervisor = self.copy.into_iter().flat_map(|copy| &copy.vm.labels);
+        let mut labels: BTreeMap<_, _> = of_hypervisor
+            .map(|(key, value)| (format!("{HYPERVISOR_LABEL}{key}"), value.clone()))
+            .collect();
+        let own = self.labels.into_iter().flat_map(|found| &found.labels);
+        labels.extend(own.map(|(key, value)| (key.as_str().to_owned(), value.as_str().to_owned())));
+        ListedVm {
+            instance_id: self.id.clone(),
+            name: self.copy.map(|copy| copy.vm.name.clone()),
+            hypervisor: self.copy.map(|copy| copy.hypervisor.to_string()),
+            also_on: others.map(|copy| copy.hypervisor.to_string()).collect(),
+            state: self.copy.map(|copy| copy.vm.state),
+            labels,
+            agent: self.agent,
+            last_report_ms: self.row.map(|row| row.reported_ms),
+            sample: self.row.map(|row| row.sample),
+            cpu_sparkline: self.row.map(|row| row.sparkline(now_ms)).unwrap_or_default(),
+        }
+    }
+}
+
+/// Merges the tables, which are sorted by id. Yields each VM that a hypervisor has or that has a row.
+struct Joined<'a> {
+    copies: Peekable<btree_map::Iter<'a, InstanceId, Vec<VmCopy>>>,
+    rows: Option<Peekable<btree_map::Iter<'a, InstanceId, Row>>>,
+    labels: Peekable<btree_map::Iter<'a, InstanceId, Labelled>>,
+}
+
+impl<'a> Iterator for Joined<'a> {
+    type Item = (
+        &'a InstanceId,
+        &'a [VmCopy],
+        Option<&'a Row>,
+        Option<&'a Labelled>,
+    );
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let listed = self.copies.peek().map(|(id, _)| *id);
+        let reported = self.rows.as_mut().and_then(|rows| rows.peek()).map(|(id, _)| *id);
+        let id = match (listed, reported) {
+            (Some(one), Some(other)) => one.min(other),
+            (one, other) => one.or(other)?,
+        };
+        let copies = self.copies.next_if(|(next, _)| *next == id);
+        let row = self
+            .rows
+            .as_mut()
+            .and_then(|rows| rows.next_if(|(next, _)| *next == id));
+        while self.labels.next_if(|(next, _)| *next < id).is_some() {}
+        let labels = self.labels.next_if(|(next, _)| *next == id);
+        Some((
+            id,
+            copies.map_or(&[], |(_, copies)| copies.as_slice()),
+            row.map(|(_, row)| row),
+            labels.map(|(_, labels)| labels),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests;

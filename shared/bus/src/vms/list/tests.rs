@@ -1,0 +1,343 @@
+use std::time::Instant;
+
+use vmwatch_api::{measures::VmValues, metrics::Limit, vms::NewestSample};
+
+use super::*;
+
+const NOW: u64 = 1_800_000_000_000;
+const SILENT_AFTER: u64 = 60_000;
+
+/// The tables that a list reads.
+#[derive(Default)]
+struct Tables {
+    inventory: InventoryTable,
+    labels: LabelTable,
+    rows: Rows,
+}
+
+impl Tables {
+    fn vms(&self) -> Vms<'_> {
+        Vms {
+            inventory: &self.inventory,
+            labels: &self.labels,
+            measures: Some(Measures {
+                rows: &self.rows,
+                silent_after_ms: SILENT_AFTER,
+            }),
+        }
+    }
+
+    fn report(&mut self, id: &str, cpu: f64, ago_ms: u64) {
+        let sample = NewestSample {
+            at_ms: NOW - ago_ms,
+            values: VmValues {
+                cpu_util: cpu,
+                mem: 100.0 - cpu,
+                net_incoming: cpu * 2.0,
+                ..VmValues::default()
+            },
+        };
+        assert!(self.rows.note(&id.parse().unwrap(), sample, NOW - ago_ms));
+    }
+
+    fn label(&mut self, id: &str, key: &str, value: &str) {
+        let labels = serde_json::json!({ key: value });
+        let labels = serde_json::from_value(labels).unwrap();
+        self.labels.set(id.parse().unwrap(), labels);
+    }
+
+    fn page(&self, query: &VmQuery) -> VmPage {
+        self.vms().list(&Scope::All, query, NOW).unwrap()
+    }
+}
+
+fn query(json: &str) -> VmQuery {
+    serde_json::from_str(json).unwrap()
+}
+
+fn ids(page: &VmPage) -> Vec<&str> {
+    page.vms.iter().map(|vm| vm.instance_id.as_str()).collect()
+}
+
+/// Reads page after page, and changes the tables after each.
+fn walk(tables: &mut Tables, mut query: VmQuery, mut change: impl FnMut(&mut Tables)) -> Vec<String> {
+    let mut seen = Vec::new();
+    for _ in 0..1000 {
+        let page = tables.page(&query);
+        assert!(page.vms.len() <= usize::from(query.limit.get()));
+        seen.extend(ids(&page).into_iter().map(str::to_owned));
+        let Some(next) = page.next else { return seen };
+        query.cursor = Some(next);
+        change(tables);
+    }
+    panic!("the list has no end: {seen:?}");
+}
+
+fn example() -> Tables {
+    let (running, off) = (MachineState::Running, MachineState::ShutOff);
+    let mut tables = Tables {
+        inventory: InventoryTable::default()
+            .with("lab", "a", "Web", running)
+            .with("lab", "b", "db", off)
+            .with("attic", "c", "web-2", running)
+            .label("attic", "c", "os", "Debian"),
+        ..Tables::default()
+    };
+    tables.report("a", 5.0, 0);
+    tables.report("c", 50.0, 0);
+    tables.report("D", 20.0, 0);
+    tables.report("e", 90.0, SILENT_AFTER + 1);
+    tables.label("b", "env", "prod");
+    tables
+}
+
+#[test]
+fn list_can_be_sorted_by_every_value_in_both_directions() {
+    let tables = example();
+    for (sort, ascending, descending) in [
+        ("id", "D a b c e", "e c b a D"),
+        ("name", "b a c D e", "c a b D e"),
+        ("hypervisor", "c a b D e", "a b c D e"),
+        ("state", "a c b D e", "b a c D e"),
+        ("cpu", "a D c b e", "c D a b e"),
+        ("mem", "c D a b e", "a D c b e"),
+        ("disk", "D a c b e", "D a c b e"),
+        ("net", "a D c b e", "c D a b e"),
+        ("last_report", "e D a c b", "D a c e b"),
+    ] {
+        for (order, expected) in [("asc", ascending), ("desc", descending)] {
+            let query = query(&format!(r#"{{"sort":"{sort}","order":"{order}"}}"#));
+            let page = tables.page(&query);
+            assert_eq!(ids(&page).join(" "), expected, "{sort} {order}");
+            assert_eq!((page.total, &page.next), (5, &None));
+        }
+    }
+}
+
+#[test]
+fn list_can_be_filtered() {
+    let tables = example();
+    for (filter, expected) in [
+        (r#""search":"WEB""#, "a c"),
+        (r#""search":"d""#, "D b c"),
+        (r#""search":"ATTIC""#, "c"),
+        (r#""search":"os=deb""#, "c"),
+        (r#""search":"env=P""#, "b"),
+        (r#""search":"""#, "D a b c e"),
+        (r#""search":"nothing""#, ""),
+        (r#""state":"running""#, "a c"),
+        (r#""agent":"reporting""#, "D a c"),
+        (r#""agent":"silent""#, "e"),
+        (r#""agent":"never""#, "b"),
+        (r#""hypervisor":"lab""#, "a b"),
+        (r#""hypervisor":"la""#, ""),
+        (r#""label":"env""#, "b"),
+        (r#""label":"env=prod""#, "b"),
+        (r#""label":"env=test""#, ""),
+        (r#""label":"hv/os""#, "c"),
+        (r#""label":"hv/os=Debian""#, "c"),
+        (r#""label":"os""#, ""),
+        (r#""state":"running","search":"web","hypervisor":"lab""#, "a"),
+    ] {
+        let page = tables.page(&query(&format!("{{{filter}}}")));
+        assert_eq!(ids(&page).join(" "), expected, "{filter}");
+        assert_eq!(page.total, page.vms.len() as u64);
+    }
+    let found = tables.page(&query(r#"{"search":"web-2"}"#));
+    let [vm] = found.vms.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        vm.labels,
+        BTreeMap::from([("hv/os".to_owned(), "Debian".to_owned())])
+    );
+    assert_eq!(
+        (vm.agent, vm.state),
+        (Some(Agent::Reporting), Some(MachineState::Running))
+    );
+    assert_eq!(vm.cpu_sparkline.last(), Some(&Some(50.0)));
+}
+
+#[test]
+fn list_contains_only_the_scope() {
+    let tables = example();
+    let only = |ids: &[&str]| Scope::Only(ids.iter().map(|id| id.parse().unwrap()).collect());
+    for (scope, expected, hypervisors) in [
+        (only(&["e", "c", "nothing", "c"]), "c e", "attic"),
+        (only(&["D"]), "D", ""),
+        (only(&[]), "", ""),
+        (Scope::Unknown, "", ""),
+        (Scope::All, "D a b c e", "attic lab"),
+    ] {
+        let page = tables.vms().list(&scope, &VmQuery::default(), NOW).unwrap();
+        assert_eq!(ids(&page).join(" "), expected, "{scope:?}");
+        assert_eq!(page.total, page.vms.len() as u64);
+        let names: Vec<_> = page.hypervisors.iter().map(|part| part.name.as_str()).collect();
+        assert_eq!(names.join(" "), hypervisors, "{scope:?}");
+    }
+}
+
+#[test]
+fn vm_of_two_hypervisors_is_listed_once_with_both() {
+    let mut tables = example();
+    tables.inventory = std::mem::take(&mut tables.inventory).with("attic", "a", "old", MachineState::ShutOff);
+    let shown = |json: &str| {
+        let page = tables.page(&query(json));
+        let found = page.vms.iter().find(|vm| vm.instance_id.as_str() == "a");
+        found.map(|vm| (vm.hypervisor.clone().unwrap(), vm.also_on.join(" ")))
+    };
+    let both = |shown: &str, other: &str| Some((shown.to_owned(), other.to_owned()));
+    assert_eq!(shown("{}"), both("lab", "attic"), "the copy that runs is shown");
+    assert_eq!(shown(r#"{"hypervisor":"attic"}"#), both("attic", "lab"));
+    assert_eq!(shown(r#"{"state":"shut_off"}"#), both("attic", "lab"));
+    assert_eq!(shown(r#"{"search":"old"}"#), both("lab", "attic"));
+    assert_eq!(shown(r#"{"hypervisor":"attic","state":"running"}"#), None);
+    let pages = walk(&mut tables, query(r#"{"limit":1}"#), |_| ());
+    assert_eq!(pages.join(" "), "D a b c e");
+    let detail = tables.vms().get(&"a".parse().unwrap(), NOW).unwrap();
+    assert_eq!(detail.hypervisors.len(), 2);
+}
+
+#[test]
+fn cursor_of_another_list_is_refused() {
+    let tables = example();
+    let mut other = query(r#"{"sort":"cpu","limit":1}"#);
+    other.cursor = tables.page(&query(r#"{"sort":"mem","limit":1}"#)).next;
+    let fault = tables.vms().list(&Scope::All, &other, NOW).unwrap_err();
+    assert_eq!(fault.kind, FaultKind::Invalid);
+    assert!(fault.message.contains("cursor"), "{fault}");
+}
+
+#[test]
+fn pages_contain_each_unchanged_vm_once_while_others_change() {
+    let mut tables = Tables::default();
+    for index in 0..50 {
+        tables.report(&format!("kept-{index:02}"), f64::from(index * 2), 0);
+        tables.report(&format!("moving-{index:02}"), f64::from(index * 2 + 1), 0);
+    }
+    for (sort, order) in [
+        ("cpu", "desc"),
+        ("cpu", "asc"),
+        ("id", "asc"),
+        ("last_report", "desc"),
+    ] {
+        for limit in [1, 7, 100] {
+            let mut turn = 0;
+            let query = query(&format!(
+                r#"{{"sort":"{sort}","order":"{order}","limit":{limit}}}"#
+            ));
+            let seen = walk(&mut tables, query, |tables| {
+                turn += 1;
+                let changed = format!("moving-{:02}", turn % 50);
+                match turn % 3 {
+                    0 => tables.rows.remove(&changed.parse().unwrap()),
+                    1 => tables.report(&changed, f64::from(turn * 37 % 100), 0),
+                    _ => tables.report(&format!("new-{turn}"), f64::from(turn * 53 % 100), 1),
+                }
+            });
+            let mut kept: Vec<_> = seen.iter().filter(|id| id.starts_with("kept")).collect();
+            let sorted = kept.is_sorted() || kept.iter().rev().is_sorted();
+            assert!(
+                sorted || sort == "last_report",
+                "{sort} {order} {limit}: {kept:?}"
+            );
+            kept.sort_unstable();
+            kept.dedup();
+            assert_eq!(kept.len(), 50, "{sort} {order} {limit}");
+            assert_eq!(seen.iter().filter(|id| id.starts_with("kept")).count(), 50);
+        }
+    }
+}
+
+#[test]
+fn page_is_limited_in_bytes() {
+    let mut tables = Tables::default();
+    for index in 0..1000 {
+        let id = format!("vm-{index:04}");
+        tables.inventory =
+            std::mem::take(&mut tables.inventory).with("lab", &id, &"\"".repeat(255), MachineState::Running);
+        tables.label(&id, "note", &"\"".repeat(255));
+    }
+    let mut query = query(r#"{"limit":1000}"#);
+    let page = tables.page(&query);
+    assert!(page.vms.len() < 1000 && page.next.is_some());
+    assert!(serde_json::to_vec(&page).unwrap().len() < 1 << 20);
+    query.limit = Limit::new(1000).unwrap();
+    assert_eq!(walk(&mut tables, query, |_| ()).len(), 1000);
+}
+
+#[test]
+fn hypervisors_that_are_unreachable_or_late_come_first() {
+    let tables = Tables {
+        inventory: InventoryTable::default()
+            .hypervisor_at("a-current", true, NOW)
+            .hypervisor_at("b-late", true, NOW - 600_000)
+            .hypervisor_at("c-down", false, NOW - 1000)
+            .with("d-unlisted", "x", "x", MachineState::Running),
+        ..Tables::default()
+    };
+    let parts = tables.page(&VmQuery::default()).hypervisors;
+    let shown: Vec<_> = parts
+        .iter()
+        .map(|part| (part.name.as_str(), part.reachable, part.late))
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            ("b-late", true, true),
+            ("c-down", false, false),
+            ("d-unlisted", false, false),
+            ("a-current", true, false),
+        ]
+    );
+    assert_eq!(
+        (parts[1].listed_at_ms, parts[2].listed_at_ms),
+        (Some(NOW - 1000), None)
+    );
+}
+
+#[test]
+fn list_without_measures_has_no_agents() {
+    let tables = example();
+    let vms = Vms {
+        measures: None,
+        ..tables.vms()
+    };
+    let page = vms.list(&Scope::All, &query(r#"{"sort":"cpu"}"#), NOW).unwrap();
+    assert_eq!(ids(&page), ["a", "b", "c"]);
+    assert!(
+        page.vms
+            .iter()
+            .all(|vm| vm.agent.is_none() && vm.sample.is_none())
+    );
+    let page = vms
+        .list(&Scope::All, &query(r#"{"agent":"never"}"#), NOW)
+        .unwrap();
+    assert_eq!(page.total, 0, "the status of agents is unknown");
+}
+
+/// Prints the cost of a page; it is not limited, because the machine may be busy.
+#[test]
+fn list_of_ten_thousand_vms_is_sorted_and_searched() {
+    let mut tables = Tables::default();
+    for index in 0..10_000_u32 {
+        let id = format!("{index:08}-0000-4000-8000-000000000000");
+        let name = format!("Web-{index}");
+        tables.inventory =
+            std::mem::take(&mut tables.inventory).with("lab", &id, &name, MachineState::Running);
+        tables.report(&id, f64::from(index * 7919 % 10_000) / 100.0, 0);
+    }
+    for (json, total) in [
+        (r#"{"sort":"cpu"}"#, 10_000),
+        (r#"{"sort":"name","search":"web-99"}"#, 111),
+    ] {
+        let query = query(json);
+        let begun = Instant::now();
+        let page = tables.page(&query);
+        println!("{json}: {:?}", begun.elapsed());
+        assert_eq!(
+            (page.total, page.vms.len()),
+            (total, usize::from(query.limit.get()))
+        );
+    }
+}

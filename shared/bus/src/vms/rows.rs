@@ -1,0 +1,253 @@
+//! The newest row of each VM in memory.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    ops::Bound::{Excluded, Unbounded},
+};
+
+use vmwatch_api::{
+    InstanceId,
+    history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
+    measures::VmValues,
+    vms::NewestSample,
+};
+
+/// Maximum number of VMs whose newest rows are kept; they take about 25 MB.
+pub const MAX_ROWS: usize = 50_000;
+
+/// The newest rows of VMs, sorted by id.
+#[derive(Debug, Default)]
+pub struct Rows {
+    rows: BTreeMap<InstanceId, Row>,
+}
+
+/// The newest row of a VM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// The newest sample.
+    pub sample: NewestSample,
+    /// When metrics-svc last stored a row of the VM, Unix milliseconds.
+    pub reported_ms: u64,
+    /// Maximum CPU usage in each three minutes of the last hour.
+    cpu: CpuRing,
+}
+
+/// Maxima of the CPU usage in a ring: a slot replaces the slot of an hour before.
+#[derive(Debug, Clone, PartialEq)]
+struct CpuRing {
+    newest: u64,
+    points: [Option<f64>; SPARKLINE_POINTS],
+}
+
+impl CpuRing {
+    fn add(&mut self, slot: u64, cpu: f64) {
+        if slot > self.newest {
+            let length = SPARKLINE_POINTS as u64;
+            for passed in (self.newest + 1..=slot).rev().take(SPARKLINE_POINTS) {
+                self.set(passed % length, None);
+            }
+            self.newest = slot;
+        }
+        if slot + SPARKLINE_POINTS as u64 > self.newest {
+            let position = slot % SPARKLINE_POINTS as u64;
+            let known = self.get(position).unwrap_or(cpu);
+            self.set(position, Some(known.max(cpu)));
+        }
+    }
+
+    fn get(&self, position: u64) -> Option<f64> {
+        let position = usize::try_from(position).ok()?;
+        *self.points.get(position)?
+    }
+
+    fn set(&mut self, position: u64, value: Option<f64>) {
+        let position = usize::try_from(position).ok();
+        if let Some(point) = position.and_then(|position| self.points.get_mut(position)) {
+            *point = value;
+        }
+    }
+}
+
+impl Row {
+    /// Creates a row whose sparkline has no points.
+    pub const fn new(at_ms: u64, values: VmValues, reported_ms: u64) -> Self {
+        Self {
+            sample: NewestSample { at_ms, values },
+            reported_ms,
+            cpu: CpuRing {
+                newest: 0,
+                points: [None; SPARKLINE_POINTS],
+            },
+        }
+    }
+
+    /// Adds the maximum CPU usage in a three-minute slot to the sparkline.
+    pub fn add_cpu(&mut self, slot: u64, cpu: f64) {
+        self.cpu.add(slot, cpu);
+    }
+
+    /// Takes over what is newer in the other row of the same VM.
+    pub fn merge(&mut self, other: &Self) {
+        if other.sample.at_ms > self.sample.at_ms {
+            self.sample = other.sample;
+        }
+        self.reported_ms = self.reported_ms.max(other.reported_ms);
+        let oldest = other.cpu.newest.saturating_sub(SPARKLINE_POINTS as u64 - 1);
+        for slot in oldest..=other.cpu.newest {
+            if let Some(cpu) = other.cpu.get(slot % SPARKLINE_POINTS as u64) {
+                self.cpu.add(slot, cpu);
+            }
+        }
+    }
+
+    /// The sparkline of the last hour, oldest point first. Slots ahead of the clock are not shown.
+    pub(super) fn sparkline(&self, now_ms: u64) -> Vec<Option<f64>> {
+        let now = now_ms / SPARKLINE_STEP_MS;
+        let length = SPARKLINE_POINTS as u64;
+        let slots = (0..length).rev().map(|back| now.checked_sub(back));
+        let is_kept = |slot: &u64| *slot <= self.cpu.newest && slot + length > self.cpu.newest;
+        slots
+            .map(|slot| slot.filter(is_kept).and_then(|slot| self.cpu.get(slot % length)))
+            .collect()
+    }
+}
+
+impl Rows {
+    /// The newest row of a VM.
+    pub fn get(&self, id: &InstanceId) -> Option<&Row> {
+        self.rows.get(id)
+    }
+
+    /// Number of VMs.
+    pub fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Notes a sample. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
+    pub fn note(&mut self, id: &InstanceId, sample: NewestSample, reported_ms: u64) -> bool {
+        let mut row = Row::new(sample.at_ms, sample.values, reported_ms);
+        row.add_cpu(sample.at_ms / SPARKLINE_STEP_MS, sample.values.cpu_util);
+        self.merge(id, row)
+    }
+
+    /// Adds a row of a VM to what is known. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
+    pub fn merge(&mut self, id: &InstanceId, row: Row) -> bool {
+        if let Some(known) = self.rows.get_mut(id) {
+            known.merge(&row);
+            return true;
+        }
+        if self.rows.len() >= MAX_ROWS {
+            return false;
+        }
+        self.rows.insert(id.clone(), row);
+        true
+    }
+
+    /// Removes the row of a VM.
+    pub fn remove(&mut self, id: &InstanceId) {
+        self.rows.remove(id);
+    }
+
+    /// The rows of the VMs after `after`, up to and including `until`; `None` means no bound.
+    pub fn between<'a>(
+        &'a self,
+        after: Option<&'a InstanceId>,
+        until: Option<&'a InstanceId>,
+    ) -> impl Iterator<Item = (&'a InstanceId, &'a Row)> {
+        let begin = after.map_or(Unbounded, Excluded);
+        let rows = self.rows.range::<InstanceId, _>((begin, Unbounded));
+        rows.take_while(move |(id, _)| until.is_none_or(|until| *id <= until))
+    }
+
+    pub(super) fn entry(&self, id: &InstanceId) -> Option<(&InstanceId, &Row)> {
+        self.rows.get_key_value(id)
+    }
+
+    /// All rows, sorted by id.
+    pub(super) fn sorted(&self) -> btree_map::Iter<'_, InstanceId, Row> {
+        self.rows.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = SPARKLINE_STEP_MS * SPARKLINE_POINTS as u64;
+
+    fn sample(at_ms: u64, cpu_util: f64) -> NewestSample {
+        NewestSample {
+            at_ms,
+            values: VmValues {
+                cpu_util,
+                ..VmValues::default()
+            },
+        }
+    }
+
+    #[test]
+    fn older_sample_changes_only_report_time_and_sparkline() {
+        let id = "vm-1".parse().unwrap();
+        let mut rows = Rows::default();
+        let now = 5 * HOUR;
+        for (at, cpu, reported) in [
+            (now, 50.0, 1),
+            (now - 1000, 60.0, 2),
+            (now - 2 * SPARKLINE_STEP_MS, 70.0, 3),
+            (now - 2 * SPARKLINE_STEP_MS, 20.0, 4),
+            (now - HOUR, 80.0, 5),
+        ] {
+            assert!(rows.note(&id, sample(at, cpu), reported));
+        }
+        let row = rows.get(&id).unwrap();
+        assert_eq!((row.sample, row.reported_ms), (sample(now, 50.0), 5));
+        let points = row.sparkline(now);
+        let shown: Vec<_> = points.iter().flatten().copied().collect();
+        assert_eq!((points.len(), shown), (SPARKLINE_POINTS, vec![70.0, 60.0, 50.0]));
+        assert_eq!(points[SPARKLINE_POINTS - 1], Some(50.0));
+        // Later, the points move to the left and leave the sparkline.
+        assert_eq!(
+            row.sparkline(now + SPARKLINE_STEP_MS)[SPARKLINE_POINTS - 2],
+            Some(50.0)
+        );
+        assert!(row.sparkline(now + HOUR).iter().all(Option::is_none));
+        // Points ahead of the clock are not shown.
+        assert!(row.sparkline(now - HOUR).iter().all(Option::is_none));
+
+        let mut other = Rows::default();
+        other.note(&id, sample(now + HOUR, 1.0), 1);
+        other.merge(&id, row.clone());
+        let merged = other.get(&id).unwrap();
+        assert_eq!((merged.sample, merged.reported_ms), (sample(now + HOUR, 1.0), 5));
+        assert_eq!(
+            merged.sparkline(now + HOUR).iter().flatten().collect::<Vec<_>>(),
+            [&1.0]
+        );
+    }
+
+    #[test]
+    fn number_of_rows_is_limited() {
+        let mut rows = Rows::default();
+        let id = |index: usize| format!("vm-{index}").parse().unwrap();
+        for index in 0..MAX_ROWS {
+            assert!(rows.note(&id(index), sample(1, 1.0), 1));
+        }
+        assert!(!rows.note(&id(MAX_ROWS), sample(1, 1.0), 1));
+        assert!(
+            rows.note(&id(0), sample(2, 1.0), 1),
+            "known VMs are still updated"
+        );
+        rows.remove(&id(1));
+        assert!(rows.note(&id(MAX_ROWS), sample(1, 1.0), 1) && rows.count() == MAX_ROWS);
+        let (first, last) = (id(20), id(22));
+        let between: Vec<_> = rows
+            .between(Some(&first), Some(&last))
+            .map(|(id, _)| id.as_str())
+            .collect();
+        assert_eq!(
+            (between.first(), between.last()),
+            (Some(&"vm-200"), Some(&"vm-22"))
+        );
+        assert_eq!(rows.between(None, None).count(), MAX_ROWS);
+    }
+}
