@@ -38,7 +38,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn new(vms: u32, processes: u32) -> anyhow::Result<Self> {
-        let instances = (0..vms).map(|vm| format!("6abf5a1e-b85c-4e5f-ba02-{vm:012x}").parse());
+        let instances = (0..vms).map(|vm| instance(vm).parse());
         Ok(Self {
             instances: instances.collect::<Result<_, _>>()?,
             processes,
@@ -71,6 +71,11 @@ impl Fleet {
         }
         samples
     }
+}
+
+/// Returns the id of a VM of the fleet.
+pub(crate) fn instance(vm: u32) -> String {
+    format!("6abf5a1e-b85c-4e5f-ba02-{vm:012x}")
 }
 
 /// Returns a sample taken at the given time, with or without the row of the VM itself.

@@ -41,6 +41,11 @@ pub(crate) fn post(path: &str, body: &str) -> Vec<u8> {
     format!("{head}Content-Length: {length}\r\n\r\n{body}").into_bytes()
 }
 
+/// Encodes a GET request of the REST API with the token of a session.
+pub(crate) fn get(path: &str, session: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {session}\r\n\r\n").into_bytes()
+}
+
 /// A connection that reconnects if the peer closed it after an answer.
 pub(crate) struct Connection {
     to: SocketAddr,

@@ -16,6 +16,7 @@ mod sides;
 mod statistics;
 mod store;
 mod usage;
+mod vm_list;
 
 use std::path::PathBuf;
 
@@ -49,6 +50,8 @@ enum Bench {
     Login(login::Options),
     /// Measure the CPU time and memory of an agent
     Agent(agent::Options),
+    /// Measure the list of VMs with a large fleet that reports: latency, page requests, memory, hung hypervisor
+    Fleet(vm_list::Options),
     /// Run all benchmarks with their default options
     All,
     #[command(hide = true)]
@@ -77,10 +80,12 @@ async fn main() -> anyhow::Result<()> {
         Bench::Gateway(options) => reads(&options, &mut report).await?,
         Bench::Login(options) => login::run(&options, &mut report).await?,
         Bench::Agent(options) => agent::run(&options, &mut report).await?,
+        Bench::Fleet(options) => vm_list::run(&options, &mut report).await?,
         Bench::All => {
             reads(&defaults(), &mut report).await?;
             login::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
+            vm_list::run(&defaults(), &mut report).await?;
             ingest::run(defaults(), &mut report).await?;
             // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
             report.write(json, markdown)?;

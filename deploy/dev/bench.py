@@ -2,7 +2,7 @@
 
 import subprocess
 
-from . import baselines, cargo, checks, figures, layout, processes, tools
+from . import baselines, cargo, checks, figures, layout, processes, tools, web
 from .terminal import EX_USAGE, Problem, Step, say, style
 
 SERVICES = ["gateway", "metrics-svc", "auth-svc", "lifecycle-svc"]
@@ -13,10 +13,13 @@ PROGRAMS = {
     "gateway": [*SERVICES, "agent"],
     "login": SERVICES,
     "agent": ["metrics-svc", "agent"],
+    "fleet": SERVICES,
     "all": [*SERVICES, "agent"],
 }
 # The benchmarks that compare vmwatch with programs in Python and Node.js.
 COMPARING = ["gateway", "all"]
+# The benchmarks that open the page in a browser.
+BROWSING = ["fleet", "all"]
 # Duration of each outage in a soak test; in other tests the default is 3 s.
 OUTAGE = "30s"
 
@@ -31,6 +34,9 @@ def bench(arguments) -> int:
     environment = checks.servers()
     if name in COMPARING:
         environment.update(baselines.environment())
+    if name in BROWSING:
+        checks.add_browser(environment)
+        web.build()
     _build_for_release([f"--package={package}" for package in ["bench", *PROGRAMS[name]]])
     program = cargo.target_folder("release") / "bench"
     return subprocess.run([program, *arguments], env=environment).returncode

@@ -70,11 +70,7 @@ def _environment() -> dict:
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
     if not environment.get("VMWATCH_TEST_GUEST"):
         environment["VMWATCH_TEST_GUEST"] = str(guest.image())
-    if not environment.get("VMWATCH_TEST_NODE"):
-        environment["VMWATCH_TEST_NODE"] = str(web.node())
-    if not environment.get("VMWATCH_TEST_CHROMIUM"):
-        tools.install_system([web.CHROMIUM])
-        environment["VMWATCH_TEST_CHROMIUM"] = str(web.chromium())
+    add_browser(environment)
     if not environment.get("VMWATCH_TEST_NGINX"):
         environment["VMWATCH_TEST_NGINX"] = str(tools.nginx())
     return environment
@@ -88,6 +84,15 @@ def servers() -> dict:
     if not environment.get("VMWATCH_TEST_DATABASE"):
         environment["VMWATCH_TEST_DATABASE"] = str(tools.database().program)
     return environment
+
+
+def add_browser(environment: dict) -> None:
+    """Adds the paths of Node.js and Chromium, for tests of the page. Variables already set take precedence."""
+    if not environment.get("VMWATCH_TEST_NODE"):
+        environment["VMWATCH_TEST_NODE"] = str(web.node())
+    if not environment.get("VMWATCH_TEST_CHROMIUM"):
+        tools.install_system([web.CHROMIUM])
+        environment["VMWATCH_TEST_CHROMIUM"] = str(web.chromium())
 
 
 def _locked() -> list:
