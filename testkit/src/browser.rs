@@ -1,5 +1,5 @@
-//! Runs a browser test of gateway/web/e2e with Node.js. The browser test prints requests for changes of the running
-//! programs, which the Rust test executes.
+//! Runs a browser test of gateway/web/e2e with Node.js. To change the running programs, the browser test prints
+//! requests, which the Rust test executes.
 
 use std::{collections::HashMap, path::Path, process::Stdio};
 
@@ -70,7 +70,7 @@ pub async fn run_in_browser(
     figures
 }
 
-/// Handles the requests of browser tests that should make none: panics at the first one.
+/// Request handler for browser tests that must not make requests to the Rust test: panics if one arrives.
 pub async fn no_requests(request: &str) -> String {
     panic!("the browser test made an unexpected request: {request}");
 }

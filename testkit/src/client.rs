@@ -153,7 +153,7 @@ impl Answer {
     }
 }
 
-/// The exact body of an error response of a method whose responses contain `data`.
+/// The exact body of an error response, for methods whose responses have the field `data`.
 pub fn failure(status: u32, method: &Value, session: &str, message: &str) -> String {
     format!(
         r#"{{"status_code":{status},"session_id":{session},"message_id":"","message":{message},"data":null,"method":{method}}}"#,

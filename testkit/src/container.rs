@@ -34,7 +34,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) image: String,
     /// Arguments for the entrypoint; if there are none, the image's own arguments are used.
     pub(crate) args: Vec<String>,
-    /// The port on the host's loopback interface, which remains the same across restarts.
+    /// The port on the host's loopback interface. The port remains the same across restarts.
     pub(crate) host_port: u16,
     /// The port inside the container.
     pub(crate) port: u16,

@@ -119,8 +119,8 @@ fn process(folder: &Path, port: u16, certificate: Option<&Path>) -> Process {
         args.extend(["--bind_ip", "127.0.0.1", "--dbpath", &store]);
         tls.extend(certificate.into_iter().flat_map(tls_arguments));
     } else {
-        // Without --sync-on-commit, the stand-in for MongoDB would lose acknowledged writes on SIGKILL. The sizes are
-        // chosen so that an empty database takes little disk space.
+        // Without --sync-on-commit, the stand-in for MongoDB would lose acknowledged writes on SIGKILL. The values of
+        // --cache-size and --log-file-max are chosen so that an empty database takes little disk space.
         args.extend(["--storage-path", &store, "--standalone", "--sync-on-commit"]);
         args.extend(["--cache-size", "256M", "--log-file-max", "16MB"]);
         for (option, name) in [("--tls-cert-file", "tls.crt"), ("--tls-key-file", "tls.key")] {

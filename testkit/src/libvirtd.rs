@@ -35,7 +35,8 @@ impl Libvirtd {
         for name in ["home", "home/.config", "home/.config/libvirt", "run", "image"] {
             fs::create_dir(root.join(name)).unwrap();
         }
-        // The test runs without an AppArmor profile and without virtlogd, because only the system's libvirtd has them.
+        // The guests run without an AppArmor profile and without virtlogd, because only the system's libvirtd provides
+        // these.
         let conf = "security_driver = \"none\"\nstdio_handler = \"file\"\n";
         fs::write(root.join("home/.config/libvirt/qemu.conf"), conf).unwrap();
         for part in ["vmlinuz", "initramfs.gz"] {
@@ -78,7 +79,8 @@ impl Libvirtd {
         }
     }
 
-    /// Defines a guest that is switched off. Its agent gets these settings, whose names lack the prefix `VMWATCH_`.
+    /// Defines a guest that is switched off. The guest's agent gets these settings. Their names are given without the
+    /// prefix `VMWATCH_`.
     pub fn define_guest(&self, uuid: &str, settings: &[(&str, &str)]) {
         let root = self.folder.path();
         let settings: Vec<_> = settings

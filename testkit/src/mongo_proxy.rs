@@ -38,8 +38,8 @@ pub enum Inserts {
     Hold,
 }
 
-/// A proxy that intercepts inserts into one collection and queries of it, and forwards everything else. It ends with
-/// the async runtime.
+/// A proxy that intercepts inserts into one collection and queries of it, and forwards everything else. The proxy ends
+/// with the async runtime.
 #[derive(Debug)]
 pub struct MongoProxy {
     uri: String,
@@ -94,7 +94,7 @@ impl MongoProxy {
         *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
     }
 
-    /// Delays each query by this time from now on.
+    /// From now on, delays each query by this time.
     pub fn delay_queries(&self, delay: Duration) {
         *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
     }

@@ -17,7 +17,7 @@ use crate::{
     tools,
 };
 
-/// The path inside a container of the configuration used by [`Nats::start_durable`].
+/// The configuration file of [`Nats::start_durable`], as a path inside the container.
 const DURABLE_CONFIG: &str = "/etc/vmwatch/nats-durable.conf";
 
 /// A NATS server with JetStream. Its stored data survives restarts.

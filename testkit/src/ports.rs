@@ -10,7 +10,8 @@ use std::{
     sync::Mutex,
 };
 
-/// Numbers of the port blocks, from port 20,000, where few servers listen, to below MongoDB's port 27,017.
+/// Numbers of the port blocks, which contain the ports 20,000 to 26,899. Few servers listen on these ports, and
+/// MongoDB's port 27,017 is not among them.
 const BLOCKS: Range<u16> = 200..269;
 const BLOCK_SIZE: u16 = 100;
 

@@ -221,8 +221,8 @@ impl StackBuilder {
         self.set(Program::Gateway, "VMWATCH_LOGIN_BURST", "1000000")
     }
 
-    /// Makes NATS write each message to disk before acknowledging it, as configured in deploy/nats; for benchmarks.
-    /// Stacks with permissions always do so.
+    /// Makes NATS write each message to disk before acknowledging it, as configured in deploy/nats; for benchmarks. In
+    /// stacks with permissions, NATS always does this.
     #[must_use]
     pub fn durable(mut self) -> Self {
         self.durable = true;
@@ -236,7 +236,8 @@ impl StackBuilder {
         self
     }
 
-    /// Also makes NATS and the database accept only TLS, as in a deployment.
+    /// Makes NATS and the database accept only TLS, as in a deployment. Like [`StackBuilder::with_permissions`], also
+    /// uses the NATS users and permissions of deploy/nats.
     #[must_use]
     pub fn with_tls(mut self) -> Self {
         self.tls = true;
@@ -384,7 +385,7 @@ impl Stack {
         }
     }
 
-    /// Starts the stack's first agent, after the stack has started, with these additional settings.
+    /// Starts the first agent of a running stack, with these additional settings.
     pub fn start_agent(&self, settings: &[(&str, &str)]) -> Replica {
         let mut env = self.common_settings(Program::Agent);
         env.extend(own_settings(Program::Agent, 0, free_port(), self.folder.path()));

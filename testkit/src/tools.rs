@@ -31,7 +31,8 @@ pub(crate) fn own(name: &str) -> PathBuf {
     program
 }
 
-/// A source file listed in cargo's dependency file that was changed after the program was built.
+/// Returns a source file that was changed after the program was built. The source files are listed in cargo's
+/// dependency file.
 fn newer_source(program: &Path) -> Option<PathBuf> {
     let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let built = modified(program)?;

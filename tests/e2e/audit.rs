@@ -1,5 +1,5 @@
-//! Tests that the audit stays complete and bounded: under floods of failed logins and refused requests, for maintenance
-//! commands, and while its stream is full.
+//! Tests that the audit stays complete and its size stays bounded: under floods of failed logins and refused requests,
+//! for maintenance commands, and while the audit stream is full.
 
 use std::{thread, time::Duration};
 
@@ -51,7 +51,7 @@ async fn records(stack: &Stack) -> Vec<AuditRecord> {
 }
 
 #[tokio::test]
-async fn failed_logins_use_at_most_a_tenth_of_the_audit() {
+async fn audit_records_of_failed_logins_use_at_most_a_tenth_of_the_space() {
     let stack = stack().await;
     let admin = Api::of(stack.gateway(0)).log_in(ADMIN.0, ADMIN.1).await;
     let eve = json!({ "name": "eve", "password": "a long one", "role": "viewer" });
@@ -67,8 +67,9 @@ async fn failed_logins_use_at_most_a_tenth_of_the_audit() {
     let one_by_one = records(&stack).await.into_iter().filter(of_source).count();
     assert_eq!(one_by_one, 10);
 
-    // The audit records of failed logins from many addresses exceed a tenth of the audit. Each login has its own user
-    // and address, because repeated failures with the same user and address are throttled.
+    // The audit records of these failed logins from many addresses would need more than a tenth of the space for audit
+    // records. Each login has its own user and address, because repeated failures with the same user and address are
+    // throttled.
     let names: Vec<_> = (0..10)
         .map(|index| format!("{index}-{}", "n".repeat(60)))
         .collect();
@@ -123,7 +124,7 @@ async fn failed_logins_use_at_most_a_tenth_of_the_audit() {
     assert_eq!(&seen, whole["records"].as_array().unwrap());
     assert_eq!(seen.len(), all.len());
 
-    // When auth-svc stops, it records how many failed logins it had counted without recording.
+    // When auth-svc stops, it writes a record with the number of failed logins that have no record of their own.
     let auth = stack.replica(Program::Auth, 0);
     auth.process.terminate(PATIENCE).await;
     let collected = records(&stack).await;
@@ -189,8 +190,8 @@ async fn user_changes_are_audited_and_fail_while_the_audit_is_full() {
     assert_eq!(admin.post("/users", eve).await.status, 201);
 }
 
-/// An audit reader takes the last sequence numbers when it opens the streams. It must not wait for records that expire
-/// before it reads them.
+/// When an audit reader opens the streams, it determines their last sequence numbers. If records up to these numbers
+/// expire before the reader reads them, it must not wait for them.
 #[tokio::test]
 async fn audit_reader_does_not_wait_for_expired_records() {
     let folder = tempfile::tempdir().unwrap();
@@ -245,8 +246,8 @@ async fn of_user(stack: &Stack, user: &str) -> Vec<(String, Option<String>, Audi
         .collect()
 }
 
-/// Maintenance commands such as `vmwatch-metrics load` are audited. They run with the bus permissions of a deployment,
-/// with the credentials of their service or of the setup.
+/// Maintenance commands such as `vmwatch-metrics load` are audited. Here they run with the bus permissions of a
+/// deployment: `setup` with the credentials of the setup user, each other command with those of its service.
 #[tokio::test]
 async fn audit_records_maintenance_commands_and_the_first_administrator() {
     let stack = Stack::builder()
@@ -303,7 +304,8 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
     assert!(detail.contains("VMWATCH_SAMPLES: changed: max_age"), "{detail}");
 }
 
-/// Without the bus, commands that change rows are refused unless the audit is optional, as their help states.
+/// While NATS is unreachable, commands that change rows refuse to run unless `VMWATCH_AUDIT_REQUIRED` is false. Their
+/// error and their help name this setting.
 fn needs_the_bus(stack: &Stack) {
     let run = |args: &[&str], settings: &[(&str, &str)]| {
         let pair = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
@@ -312,7 +314,7 @@ fn needs_the_bus(stack: &Stack) {
     };
     let no_bus = ("VMWATCH_NATS_URL", "nats://127.0.0.1:1");
     let optional = ("VMWATCH_AUDIT_REQUIRED", "false");
-    // Each command waits five seconds for the bus.
+    // The commands run in parallel, because each waits five seconds for NATS.
     thread::scope(|scope| {
         for args in [&["load", "-"][..], &["rebuild"], &["backfill-dates"]] {
             scope.spawn(move || {
@@ -369,7 +371,7 @@ async fn refused_requests_of_one_user_make_a_bounded_number_of_audit_records() {
         .await
         .unwrap_err();
 
-    // When a service stops, it records how many refused requests it had counted without recording.
+    // When a service stops, it writes a record with the number of refused requests that have no record of their own.
     for program in [Program::Lifecycle, Program::Auth] {
         stack.replica(program, 0).process.terminate(PATIENCE).await;
     }

@@ -1,5 +1,5 @@
-//! Tests input that no vmwatch client sends: the documented API refuses it as documented, no input acts as a database
-//! operator, and all programs keep working.
+//! Tests input that no vmwatch client sends: the documented API refuses it as documented, the database never interprets
+//! it as an operator, and all programs keep working.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -136,8 +136,8 @@ async fn documented_api_answers_405_to_other_http_methods() {
     still_works(&stack, &session).await;
 }
 
-/// The error for an unknown method lists the known codes, in the order of the documented error of 611711, and echoes
-/// the request's method, or null if it is not a number.
+/// The error for an unknown method lists the known codes, in the same order as the documented error of method 611711,
+/// and echoes the request's method, or null if it is not a number.
 #[tokio::test]
 async fn error_for_unknown_method_lists_known_methods() {
     let (stack, session) = stack_with_rows().await;

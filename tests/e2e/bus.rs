@@ -24,8 +24,8 @@ use vmwatch_bus::{
     serve::{ServeSettings, Server},
 };
 
-/// The limits are far above the number of concurrent requests in a test. The quarter of a limit that a single user gets
-/// also suffices.
+/// The limits are far above the number of concurrent requests in a test, and so is the quarter of a limit that a single
+/// user may use.
 const SETTINGS: ServeSettings = ServeSettings {
     limits: LimitSettings {
         logins: 1024,

@@ -39,7 +39,7 @@ fn name(package: &str) -> &str {
     package.split(' ').next().unwrap()
 }
 
-/// Returns the names that are in the list of packages.
+/// Returns which of these names are in the list of packages.
 fn found<'a>(packages: &BTreeSet<String>, names: &[&'a str]) -> Vec<&'a str> {
     let is_found = |wanted: &&str| packages.iter().any(|package| name(package) == *wanted);
     names.iter().copied().filter(is_found).collect()
@@ -54,7 +54,7 @@ fn no_program_crate_depends_on_another() {
 }
 
 #[test]
-fn only_services_with_a_database_link_its_driver() {
+fn only_services_with_a_database_link_the_database_driver() {
     for program in ["gateway", "lifecycle-svc", "agent"] {
         assert!(
             found(&dependencies(program, &[]), &DATABASE).is_empty(),

@@ -1,5 +1,5 @@
 //! A bus method that only this test declares is served on the bus, audited under its subject, and answered under a code
-//! of the documented API. That code takes one additional row in a copy of the gateway's table.
+//! of the documented API. For this code, the test adds one row to a copy of the gateway's table.
 
 use std::sync::Arc;
 

@@ -1,6 +1,6 @@
 //! Tests programs and servers that are killed, frozen, unreachable or flooded under load. Each test checks which
-//! failures clients see and that the system recovers without intervention. It corresponds to a row of docs/faults.md
-//! and prints its figures.
+//! failures clients see and that the system recovers without intervention. Each test corresponds to a row of
+//! docs/faults.md and prints the figures of that row.
 //!
 //! All tests run in a short form by default. `./dev soak` runs long forms, which the variables `VMWATCH_TEST_SOAK` and
 //! `VMWATCH_TEST_OUTAGE` select.
@@ -90,8 +90,8 @@ async fn answers(gateway: &Gateway, session: &str) {
     .await;
 }
 
-/// Asserts that the answer is a 503 with `Retry-After` and the method's envelope, and that it did not wait for a
-/// deadline.
+/// Asserts that the answer is a 503 with `Retry-After` and the method's envelope, and that the gateway sent it without
+/// waiting for a deadline.
 fn assert_unavailable(answer: &Answer, method: u32, session: &str) {
     assert_eq!(answer.http, 503, "{answer:?}");
     assert_eq!(answer.retry_after.as_deref(), Some("1"));

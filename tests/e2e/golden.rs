@@ -132,7 +132,7 @@ fn golden_files_equal_documented_examples() {
     };
     let requests = between("###使用说明", "###输出数据");
     let mut answers = between("<code>", "</code>");
-    // The documented answer to `startmonitor` has another session id than its request.
+    // In the document, the answer to `startmonitor` has a different session id than the request.
     answers[4] = answers[4].replace(SESSIONS[1], SESSIONS[0]);
     for (index, name) in GOLDEN.into_iter().enumerate() {
         let golden = Golden::read(name);

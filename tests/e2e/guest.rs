@@ -8,8 +8,8 @@ use testkit::{Libvirtd, Program, Stack, codes, eventually, figure};
 use vmwatch_api::{Role, Scope, lifecycle::MachineState};
 
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
-/// Time limit from power-on to the guest's first row. It takes ten seconds on idle cores; the limit allows for two busy
-/// cores without KVM.
+/// Time limit from power-on to the guest's first row. This takes ten seconds on idle cores; the limit is long enough
+/// for two busy cores without KVM.
 const BOOT: Duration = Duration::from_mins(2);
 
 #[tokio::test]

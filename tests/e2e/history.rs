@@ -164,7 +164,7 @@ async fn rollups_equal_the_directly_aggregated_rows() {
 }
 
 #[tokio::test]
-async fn rollups_are_complete_after_a_kill_before_they_were_computed() {
+async fn rollups_are_complete_if_metrics_svc_is_killed_before_it_computes_them() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10m")
         .start()
@@ -202,7 +202,7 @@ async fn rollups_are_complete_after_a_kill_before_they_were_computed() {
 
 /// metrics-svc is killed repeatedly while it stores samples of one bucket and computes that bucket's rollups.
 #[tokio::test]
-async fn rollups_are_complete_after_kills_while_samples_are_stored() {
+async fn rollups_are_complete_if_metrics_svc_is_killed_while_it_stores_samples() {
     let stack = stack()
         .set(Program::Metrics, "VMWATCH_ROLLUP_INTERVAL", "10ms")
         .set(Program::Metrics, "VMWATCH_BATCH_ROWS", "7")

@@ -27,7 +27,7 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_AUDIT_REQUIRED", "false")
 }
 
-/// Returns the start of the five-minute interval before the last complete one: recent, and wholly in the past.
+/// Returns the start of the second-last complete five-minute interval, which is recent and wholly in the past.
 pub(crate) fn recent_bucket() -> u64 {
     (unix_millis() / (5 * MINUTE) - 2) * 5 * MINUTE
 }

@@ -39,10 +39,11 @@ async fn waits(stack: &Stack, messages: u64) {
     .await;
 }
 
-/// metrics-svc stores rows whose acknowledgements are then lost: NATS is frozen before they are sent, and killed before
-/// it reads them. metrics-svc is killed too, because it would send the acknowledgements again.
+/// metrics-svc stores rows, but the acknowledgements of their messages are lost: NATS is frozen before metrics-svc
+/// sends the acknowledgements, and killed before it reads them. metrics-svc is killed too; otherwise it would send the
+/// acknowledgements again.
 #[tokio::test]
-async fn rows_are_stored_once_after_kill_before_acknowledgement() {
+async fn rows_are_stored_once_if_the_acknowledgements_are_lost() {
     let stack = stack()
         // The ack wait is longer than a busy machine needs to fill the batch. Otherwise NATS would deliver messages
         // twice into the batch, and some of the ten samples would not be in it.
@@ -156,8 +157,9 @@ async fn shutdown_of_metrics_svc_under_load_loses_no_rows() {
         .await;
 }
 
-/// A message is published ten times, as after lost acknowledgements: repeatedly within a short time, and again after a
-/// restart of metrics-svc, when only the ids of its rows show that they are stored already.
+/// A message is published ten times within a short time, as after lost acknowledgements, and again after a restart of
+/// metrics-svc. After the restart, metrics-svc can recognise the stored rows of the message only by the ids of the
+/// rows.
 #[tokio::test]
 async fn sample_published_ten_times_is_stored_once() {
     let stack = stack().start().await;
@@ -318,7 +320,7 @@ async fn metrics_svc_memory_is_bounded_while_database_is_frozen() {
         "the memory of metrics-svc grew from {before} KiB to {most} KiB"
     );
 
-    // Storing the rest of the backlog would only take time.
+    // Only a part of the backlog is stored, because the whole would take long and test nothing more.
     stack.database.server.resume();
     stores(&stack, 120 * 251).await;
 }

@@ -83,8 +83,8 @@ async fn restarted_agent_sends_the_spool_of_its_killed_predecessor() {
     rows.settle("agent killed with a spool", &stack).await;
 }
 
-/// A stream with the smallest size limit is full while metrics-svc stores no samples. Acknowledged samples stay in the
-/// stream, and refused samples stay in the agent's spool.
+/// The stream has the smallest size limit and becomes full, because metrics-svc is stopped. The stream keeps the
+/// samples that it has acknowledged, and the agent's spool keeps the samples that the stream refuses.
 #[tokio::test]
 async fn agents_lose_no_sample_while_the_stream_is_full() {
     let stack = agents(1)

@@ -95,8 +95,8 @@ async fn samples_are_kept_while_the_database_blocks_writes() {
     assert!(metric(metrics, "vmwatch_ingest_retries_total").await >= 6.0);
 }
 
-/// A message that was delivered 21 times, but not because of crashes while it was written, is stored like any other.
-/// metrics-svc writes it alone.
+/// A message that was delivered 21 times is stored like any other if metrics-svc did not crash while it wrote the
+/// message. metrics-svc writes such a message alone, without the rows of other messages.
 #[tokio::test]
 async fn message_that_was_delivered_often_is_written_alone() {
     let stack = stack().start().await;

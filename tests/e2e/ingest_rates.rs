@@ -1,5 +1,5 @@
-//! Tests samples of one VM that exceed the VM's rate: they wait in the stream and then in the agent's spool, and none
-//! is lost.
+//! Tests samples of one VM that exceed the VM's rate limit: they wait in the stream and then in the agent's spool, and
+//! none is lost.
 
 use std::{
     env, fs,
@@ -17,8 +17,8 @@ use crate::ingest_support::{Publisher, Rows, metric, stack};
 /// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`. A burst may contain ten times as many messages.
 const RATE: u32 = 50;
 
-/// Returns the number of sample parts in the spool. A full spool of 64 MiB holds 16,384 small parts; `./dev soak` uses
-/// that number.
+/// Returns the number of sample parts in the spool. A full spool of 64 MiB holds 16,384 small parts; under `./dev soak`
+/// the test uses nearly as many.
 fn parts() -> u32 {
     if env::var_os("VMWATCH_TEST_SOAK").is_some() {
         16_000

@@ -1,5 +1,5 @@
-//! Tests the retention of rows: the database deletes rows that are older, and a restart of metrics-svc applies a
-//! changed retention.
+//! Tests the retention of rows: the database deletes rows that are older than the retention time, and a restart of
+//! metrics-svc applies a changed retention time.
 
 use futures::TryStreamExt;
 use mongodb::bson::{Document, doc};
@@ -15,7 +15,7 @@ async fn stored(stack: &Stack, collection: &str) -> u64 {
     collection.count_documents(doc! {}).await.unwrap()
 }
 
-/// Returns the retention of the collection's index in seconds.
+/// Returns the retention time, in seconds, of each index of the collection that has a retention time.
 async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
     let collection = stack.database.handle().collection::<Document>(collection);
     let indexes: Vec<_> = collection
@@ -35,14 +35,14 @@ async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
 async fn restart_of_metrics_svc_applies_changed_retention() {
     let stack = stack().start().await;
     let metrics = stack.replica(Program::Metrics, 0);
-    // MongoDB deletes expired rows once a minute by default; this parameter makes it once a second.
+    // By default, MongoDB deletes expired rows once a minute; with this parameter, it deletes them once a second.
     let admin = doc! { "setParameter": 1, "ttlMonitorSleepSecs": 1 };
     let client = stack.database.handle().client().clone();
     client.database("admin").run_command(admin).await.unwrap();
     let mut publisher = Publisher::new(&stack, "vm-1", 5);
     publisher.publish_many(20).await;
     drained(&stack.bus).await;
-    // This row has no internal date, like rows that older reporters wrote.
+    // This row lacks the internal date field by which rows expire, like the rows that older reporters wrote.
     store_vms(&stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 95)]).await;
     assert_eq!(retention(&stack, "vm_samples").await, [30 * 86_400]);
     assert_eq!(stored(&stack, "vm_samples").await, 21);

@@ -26,7 +26,7 @@ use crate::{
 
 /// The maximum number of processes on one page of the REST API.
 const PROCESSES: u32 = 1000;
-/// Returns a process name in which JSON needs six bytes for each byte of the name.
+/// Returns a process name of which JSON encodes each byte as six bytes.
 fn hostile_name() -> String {
     "\u{1}".repeat(256)
 }

@@ -66,7 +66,7 @@ async fn store(stack: &Stack, rows: &[Row]) {
     store_processes(stack, rows.iter().map(|row| row.document())).await;
 }
 
-/// Returns a time in whole seconds before now, as in the rows of these tests.
+/// Returns the time `millis` milliseconds before the start of the current second.
 fn ago(millis: u64) -> u64 {
     unix_millis() / SECOND * SECOND - millis
 }
@@ -190,7 +190,8 @@ fn past(name: Option<&str>, pid: Option<u32>, from_ms: u64, to_ms: u64, points: 
 }
 
 /// The history of several processes is returned as one series. The test has two workers with the same name, of which
-/// one ends; a pid that is reused under another name; and a process that starts another program.
+/// one ends; a pid that is reused under another name; and a process that changes its name because it executes another
+/// program.
 #[tokio::test]
 #[expect(
     clippy::too_many_lines,
@@ -301,7 +302,8 @@ async fn process_history_is_returned_as_one_series() {
             max: 59.0
         }
     );
-    // A query by pid alone returns a process under both of its names, and an ended process together with its successor.
+    // A query by pid alone returns a process under both of its names, and an ended process together with the later
+    // process of the same pid.
     let by_pid = async |pid, to_ms| {
         let series = call::<ProcessHistory>(&stack, &past(None, Some(pid), start, to_ms, 60)).await;
         series.buckets.iter().map(|bucket| bucket.count).sum::<u64>()
@@ -312,7 +314,8 @@ async fn process_history_is_returned_as_one_series() {
     assert_eq!(by_pid(3, start + HOUR).await, 60);
     assert_eq!(by_pid(9, start + HOUR).await, 0);
 
-    // The range is extended to whole buckets, which end at most two hours after it and long before the first rows.
+    // The range is extended to whole buckets. They end at most two hours after the range, which is long before the
+    // first rows.
     let nothing = past(Some("nginx"), None, start - DAY, start - 12 * HOUR, 10);
     let nothing = call::<ProcessHistory>(&stack, &nothing).await;
     let hidden = past(Some("nginx"), None, start, start + HOUR, 10);
@@ -341,7 +344,7 @@ async fn process_starts_and_ends_are_listed_newest_first() {
     let cut = start + 30 * MINUTE;
     let mut rows = Vec::new();
     for minute in 0..60 {
-        // The VM is off for some minutes around the limit between the ranges, then all processes start again.
+        // The VM is off for some minutes around minute 30, then all processes start again.
         let up = if minute < 28 { boot } else { cut };
         if (28..32).contains(&minute) {
             continue;
@@ -384,7 +387,7 @@ async fn process_starts_and_ends_are_listed_newest_first() {
     assert_eq!(events(start, start + HOUR, 10).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 4).await, (all.to_vec(), false));
     assert_eq!(events(start, start + HOUR, 3).await, (all[..3].to_vec(), true));
-    // A range that ends before the process does contains its start but not its end.
+    // If a range ends while the process is still running, it contains the start of the process but not the end.
     assert_eq!(
         events(start + 35 * MINUTE, start + 42 * MINUTE, 10).await,
         (all[1..2].to_vec(), false)

@@ -1,5 +1,5 @@
-//! Tests sessions of the documented API: a session that one gateway made is valid on all gateways at once, and ends on
-//! all of them.
+//! Tests sessions of the documented API: a session that was created through one gateway is valid on all gateways at
+//! once, and ends on all of them.
 
 use std::time::{Duration, Instant};
 

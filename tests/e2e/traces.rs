@@ -162,7 +162,7 @@ async fn request_is_one_trace_from_http_to_database() {
 }
 
 #[tokio::test]
-async fn span_of_an_insert_links_to_the_agents_publish() {
+async fn batch_span_links_to_the_publish_span_of_the_agent() {
     let (address, spans) = collector().await;
     let endpoint = format!("http://{address}");
     let mut builder = Stack::builder().replicas(Program::Agent, 1);

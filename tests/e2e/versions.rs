@@ -162,7 +162,7 @@ async fn shows_operation_audit_record_and_event(stack: &Stack, admin: &Api) {
     let gateway = stack.replica(Program::Gateway, 0);
     eventually("the gateway counts the unknown event", PATIENCE, async || {
         let counted = metric(gateway, "vmwatch_events_of_newer_kinds_total").await;
-        // The floating-point values are compared exactly, because both are counts.
+        // The metric is a count in a floating-point number: above 0.5 means at least one event.
         (counted > 0.5).then_some(()).ok_or(counted.to_string())
     })
     .await;
@@ -183,8 +183,8 @@ async fn refuses_and_keeps_newer_role(stack: &Stack, admin: &Api) {
         (&listed["role"], &listed["scope"]),
         (&json!("unknown"), &json!("unknown"))
     );
-    // Waits for a reconciler pass that began after this point: a pass removes the user `ghost`, which exists only in
-    // the KV bucket.
+    // Waits for a reconciler pass that began after this point. Each pass removes the user `ghost`, which exists only in
+    // the KV bucket. The first removal may be the work of a pass that began before.
     let auth = stack.replica(Program::Auth, 0);
     let ghost = json!({
         "principal": { "user": "ghost", "role": "viewer", "scope": "all" }, "sessions_not_before_ms": 0,

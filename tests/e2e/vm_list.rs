@@ -142,7 +142,8 @@ async fn older_row_never_replaces_a_newer_one_in_the_vm_list() {
     let reported = first.last_report_ms.unwrap();
     assert!((before..=unix_millis()).contains(&reported), "{first:?}");
 
-    // These rows are older: one or two seconds, nine minutes, and 70 minutes, which is before the sparkline.
+    // These rows are one second, two seconds, nine minutes and 70 minutes older than the newest row. The oldest is from
+    // before the start of the sparkline.
     for (back, cpu) in [
         (SECOND, 60.0),
         (2 * SECOND, 40.0),

@@ -22,7 +22,8 @@ pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     Ok(shutdown)
 }
 
-/// Retries an operation that the program needs to start, once per second until it succeeds; `None` at shutdown.
+/// Retries an operation once per second until it succeeds; the program cannot start before that. Returns `None` at
+/// shutdown.
 pub async fn until_done<T, E, F>(
     what: &str,
     shutdown: &CancellationToken,

@@ -68,8 +68,8 @@ impl Program {
         &self.shutdown
     }
 
-    /// Starts the health listener. The program counts as ready while `check` succeeds and once [`Program::set_serving`]
-    /// was called. Until that call, `waiting_for` is the reported reason.
+    /// Starts the health listener. The program is ready if `check` succeeds and [`Program::set_serving`] was called. If
+    /// only that call is missing, `waiting_for` is the reported reason.
     pub async fn start_health(
         &self,
         address: SocketAddr,
@@ -94,8 +94,8 @@ impl Program {
         .await
     }
 
-    /// Marks the program as serving. A service calls this once NATS delivers requests to it. If it became ready
-    /// earlier, a rolling update could stop the old replica too soon.
+    /// Marks the program as serving. A service calls this once NATS delivers requests to it. If the service became
+    /// ready earlier, a rolling update could stop the old replica before the new replica receives requests.
     pub fn set_serving(&self) {
         self.serving.store(true, Ordering::Relaxed);
     }

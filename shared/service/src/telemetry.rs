@@ -139,8 +139,8 @@ fn tracer_provider(program: &'static str, endpoint: &str) -> Result<SdkTracerPro
 }
 
 /// Starts a thread that regularly maintains the metrics. A histogram keeps every recorded value until it is rendered or
-/// maintained; without maintenance, the memory of a program that is not scraped would grow with each request. It is a
-/// thread because not every program has an async runtime at this point.
+/// maintained; without maintenance, the memory of a program that is not scraped would grow with each request. The
+/// maintenance runs in a thread and not in an async task, because not every program has an async runtime at this point.
 fn keep_small(metrics: PrometheusHandle) {
     const EVERY: Duration = Duration::from_secs(5);
     let tidying = move || {
@@ -153,7 +153,7 @@ fn keep_small(metrics: PrometheusHandle) {
         .name("metrics".to_owned())
         .spawn(tidying);
     if let Err(error) = started {
-        tracing::warn!(%error, "metrics upkeep could not start; memory grows until metrics are scraped");
+        tracing::warn!(%error, "metrics maintenance thread did not start; memory grows until metrics are scraped");
     }
 }
 

@@ -152,8 +152,8 @@ impl StoreSettings {
         }
         options.max_pool_size = Some(self.pool);
         options.connect_timeout = Some(Duration::from_secs(5));
-        // The time-out is shorter than the five seconds that callers wait, so callers learn that the database is
-        // unreachable instead of running into their own time-out.
+        // Callers wait five seconds. This time-out is shorter, so that callers learn that the database is unreachable
+        // before they time out themselves.
         options
             .server_selection_timeout
             .get_or_insert(Duration::from_secs(3));
@@ -173,8 +173,8 @@ fn trusting(ca_file: PathBuf, of_uri: Option<Tls>) -> TlsOptions {
     tls
 }
 
-/// Shuts down the MongoDB client when a program ends. A client that is only dropped ends its server sessions while the
-/// async runtime stops, and panics if its connection pool was dropped first.
+/// Shuts down the MongoDB client when a program ends. If a client is only dropped, it ends its server sessions while
+/// the async runtime stops, and panics if the client's connection pool was dropped before that.
 pub async fn close(database: &Database) {
     let closing = database.client().clone().shutdown().immediate(true);
     if tokio::time::timeout(CLOSING_LIMIT, closing).await.is_err() {

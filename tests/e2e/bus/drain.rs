@@ -82,8 +82,8 @@ async fn rolling_restart_of_replicas_loses_no_request() {
     .await;
 }
 
-/// The client counts messages over all its connections, the server only those of the current connection. A drain after
-/// a reconnection must take this difference into account.
+/// The NATS client counts the messages of all its connections; the NATS server counts only those of the current
+/// connection. A drain after a reconnection must take this difference into account.
 #[tokio::test]
 async fn draining_service_loses_no_request_after_a_reconnection() {
     let (nats, _folder) = nats().await;
@@ -113,8 +113,8 @@ async fn draining_service_loses_no_request_after_a_reconnection() {
     stays.drain().await;
 }
 
-/// Requests that a service receives while it replaces its subscriptions after a reconnection are answered, even if a
-/// slow network delays the end of a subscription and everything that the service sends after it.
+/// After a reconnection, a service replaces its subscriptions. Requests that it receives meanwhile are answered, even
+/// if a slow network delays an `UNSUB` line and everything that the service sends after that line.
 #[tokio::test]
 async fn requests_right_after_reconnection_are_answered() {
     let (nats, _folder) = nats().await;
@@ -135,7 +135,8 @@ async fn requests_right_after_reconnection_are_answered() {
             .ok_or_else(|| connections.to_string())
     })
     .await;
-    // By the second answer, the service has replaced its subscriptions, unless the proxy holds it back.
+    // Wait until the service has replaced its subscriptions, which the second `settled` shows, or until the proxy holds
+    // back an `UNSUB` line.
     tokio::select! {
         () = async { bus.settled().await; bus.settled().await } => {}
         () = proxy.held() => {}
@@ -143,7 +144,7 @@ async fn requests_right_after_reconnection_are_answered() {
     let mut callers = JoinSet::new();
     for _ in 0..16 {
         callers.spawn(until_answered(caller.clone()));
-        // The service receives each request on its own.
+        // Wait, so that the requests reach the service one after the other.
         tokio::task::yield_now().await;
         caller.settled().await;
     }

@@ -72,8 +72,8 @@ async fn gateway_refuses_at_once_while_nats_is_down_and_reconnects() {
     figure("faults_nats_killed_refusals", took.len() as f64);
     figure("faults_nats_killed_refusal_p50_ms", median);
     figure("faults_nats_killed_refusal_p99_ms", p99);
-    // `refused` has asserted that even the slowest refusal waited for no deadline. A tighter limit on it would depend
-    // on the load of the machine, so only the median has one.
+    // `refused` has asserted that even the slowest refusal waited for no deadline. Only the median has a tighter limit,
+    // because the slowest refusal depends on the load of the machine.
     assert!(median < 50.0, "the median refusal took {median} ms");
 
     let back = Cell::new(None);
@@ -95,7 +95,7 @@ async fn gateway_refuses_at_once_while_nats_is_down_and_reconnects() {
 }
 
 /// A frozen NATS server keeps its connections open. Requests time out until the gateway notices that the server is
-/// silent; from then on they are refused at once.
+/// silent; later requests are refused at once.
 #[tokio::test]
 async fn gateway_detects_frozen_nats_within_three_pings() {
     let ping = Duration::from_secs(1);

@@ -18,8 +18,8 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// Pause between two bytes of a slow sender. It is so short that the gateway would never close the connection if each
-/// byte restarted its time limit.
+/// Pause between two bytes of a slow sender. If each byte restarted the gateway's time limit, the gateway would never
+/// close the connection, because this pause is much shorter than the limit.
 const DRIP: Duration = Duration::from_millis(200);
 
 /// Sets the limit of open files of this process and its future children. `None` sets the maximum.
@@ -31,7 +31,7 @@ fn allow_open_files(files: Option<u64>) {
 
 async fn open_many(gateway: &Gateway, count: usize) -> Vec<Connection> {
     let (address, mut opened) = (address(gateway), Vec::new());
-    // Opens at most 100 connections at once, as many as fit into the listener's queue.
+    // Opens at most 100 connections at once, so that they fit into the listener's queue.
     while opened.len() < count {
         let some = (0..100.min(count - opened.len())).map(|_| Connection::open(&address));
         opened.extend(join_all(some).await.into_iter().map(Result::unwrap));
@@ -108,7 +108,7 @@ async fn gateway_disconnects_slow_senders_at_time_limit() {
     figure("faults_slow_senders_longest_open_ms", longest.as_secs_f64() * 1e3);
     figure("faults_slow_senders_others_p99_ms", with);
     figure("faults_slow_senders_others_p99_without_ms", without);
-    // The limit includes the time that a busy machine needs to close a thousand connections.
+    // The additional three seconds allow for a busy machine that closes a thousand connections.
     assert!(longest < limit + Duration::from_secs(3), "{longest:?}");
     assert!(
         soak().is_none() || with < 2.0 * without,

@@ -79,7 +79,8 @@ impl Disk {
     }
 }
 
-/// Returns the number of samples that the agent took and that are not stored yet, because they are lost or in transit.
+/// Returns the number of samples that the agent took but the database does not contain, because they are still in
+/// transit or were lost.
 async fn missing(stack: &Stack) -> f64 {
     let stored = stack.database.handle().collection::<Document>("vm_samples");
     let stored = stored.count_documents(doc! { "instance_id": THIS_MACHINE }).await;
@@ -95,8 +96,8 @@ async fn logs_in(stack: &Stack) {
     .await;
 }
 
-/// No acknowledged sample is lost while the disk of NATS is full. NATS needs free space and a restart; the vmwatch
-/// programs need no action.
+/// No acknowledged sample is lost while the disk of NATS is full. To recover, NATS needs free space and a restart; the
+/// vmwatch programs recover without intervention.
 #[tokio::test]
 async fn full_disk_of_nats_loses_no_acknowledged_sample() {
     let disk = Disk::mount().await;

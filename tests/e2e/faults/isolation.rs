@@ -1,7 +1,7 @@
 //! Tests isolation: while the system is overloaded in one way, all other kinds of work must remain usable.
 //!
-//! The test applies one overload after the other. During each it repeats every other kind of work (module `cells`),
-//! which must succeed within a bound far above its usual duration and far below its deadline.
+//! The test applies one overload after the other. During each overload, it repeats every other kind of work (module
+//! `cells`), which must succeed within a bound far above its usual duration and far below its deadline.
 
 mod cells;
 mod loads;

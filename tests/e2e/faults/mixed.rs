@@ -22,8 +22,8 @@ const PROGRAMS: [Program; 5] = [
     Program::Lifecycle,
     Program::Agent,
 ];
-/// Maximum growth of a program's memory in KiB after its warm-up, for every duration of the test. It is larger than the
-/// usual variation.
+/// Maximum growth of a program's memory in KiB after its warm-up, however long the test runs. This limit is larger than
+/// the usual variation of the memory.
 const MOST_KIB: f64 = 8.0 * 1024.0;
 
 /// Returns how much a program's memory grew, in KiB, by linear regression over its measurements.

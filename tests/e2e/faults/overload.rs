@@ -32,8 +32,8 @@ async fn gateway_serves_requests_up_to_its_rate_limit_during_overload() {
         .start()
         .await;
     let gateway = stack.gateway(0);
-    // The VM is outside the user's scope, so that metrics-svc answers without the database, whose speed is not measured
-    // here.
+    // The VM is outside the user's scope, so that metrics-svc answers without the database. This test does not measure
+    // the speed of the database.
     let scope = Scope::Only(vec!["another-vm".parse().unwrap()]);
     let session = stack.session(Role::Viewer, scope).await;
     answers(gateway, &session).await;

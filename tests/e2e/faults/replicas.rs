@@ -131,7 +131,7 @@ async fn requests_to_a_frozen_replica_time_out_while_the_other_answers() {
     let late: Vec<_> = seen.iter().filter(|seen| !seen.is_good()).collect();
     for seen in &late {
         assert_eq!((seen.http, seen.status), (200, 4), "{seen:?}");
-        // Deadlines are sent as whole milliseconds, rounded down.
+        // Deadlines are sent as whole milliseconds, rounded down, so a request can time out up to a millisecond early.
         let early = Duration::from_millis(1);
         assert!(
             seen.took + early >= DEADLINE && seen.took < DEADLINE + AT_ONCE,
@@ -171,7 +171,7 @@ async fn requests_to_a_frozen_replica_time_out_while_the_other_answers() {
     }
 }
 
-/// A service with one frozen replica executes none of the commands that it received while it was frozen.
+/// A service whose only replica was frozen executes none of the commands that arrived while it was frozen.
 #[tokio::test]
 async fn frozen_service_never_executes_late_commands() {
     const ROUNDS: usize = 2;
@@ -186,7 +186,8 @@ async fn frozen_service_never_executes_late_commands() {
     let lifecycle = stack.replica(Program::Lifecycle, 0);
     lifecycle.process.pause();
     let machine = MACHINES[0].0;
-    // Together more than a user may have at once; late requests do not count against that limit.
+    // All rounds together send more commands than one user may have in progress, but late commands do not count toward
+    // that limit.
     for _ in 0..ROUNDS {
         for answer in join_all((0..PER_ROUND).map(|_| gateway.start_vm(&session, machine))).await {
             let late = failure(4, &json!(codes::START), &session, LATE);

@@ -11,8 +11,8 @@ use super::{
     login_request, session, size, start_request, vm_request,
 };
 
-/// No request of any kind fails while any service restarts. This also holds for two gateways if their clients honour
-/// `Connection: close`.
+/// No request of any kind fails while the replicas of any service restart one after the other, nor while two gateways
+/// do so, if their clients honour `Connection: close`.
 #[tokio::test]
 async fn rolling_restarts_of_every_service_lose_no_request() {
     let restarts = size(2, 30);

@@ -72,8 +72,8 @@ async fn add_user(admin: &Api, name: &str) {
     assert_eq!(admin.post("/users", user).await.status, 201);
 }
 
-/// Waits until the path is answered with the expected status. Until then only 503 or 504 is allowed, which the gateway
-/// answers while it reads the restored store.
+/// Requests the path until the answer has the expected status. Before that, only the status 503 or 504 is allowed,
+/// which the gateway returns while it reads the restored store.
 async fn answers(api: &Api, path: &str, expected: u16) {
     eventually(
         &format!("{path} is answered {expected}"),

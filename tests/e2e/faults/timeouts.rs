@@ -33,8 +33,9 @@ use super::{
 };
 use crate::ingest_support::{metric, resident};
 
-/// Timed-out requests do not increase the gateway's memory. async-nats 0.51 alone would keep 333 bytes per timed-out
-/// request until the connection ends (measured over 100,000 requests).
+/// Timed-out requests do not increase the gateway's memory. With its own inbox, async-nats 0.51 would keep 333 bytes
+/// per timed-out request until the connection ends (measured over 100,000 requests), so `vmwatch-bus` replaces that
+/// inbox.
 #[tokio::test]
 async fn timed_out_requests_leak_no_memory() {
     const CLIENTS: usize = 200;
@@ -141,8 +142,8 @@ async fn database_queries_of_a_request_share_its_deadline() {
     }
 }
 
-/// JetStream requests that time out do not increase the memory of the process. async-nats 0.51 alone would keep 333
-/// bytes per timed-out request until the connection ends.
+/// JetStream requests that time out do not increase the memory of the process. With its own inbox, async-nats 0.51
+/// would keep 333 bytes per timed-out request until the connection ends.
 #[tokio::test]
 async fn timed_out_jetstream_requests_leak_no_memory() {
     const AT_ONCE: usize = 100;
@@ -200,7 +201,7 @@ async fn timed_out_jetstream_requests_leak_no_memory() {
     reading.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// While the server is frozen, each kind of request to JetStream ends at its limit.
+/// While the server is frozen, each kind of request to JetStream fails at its time limit.
 #[tokio::test]
 async fn jetstream_requests_to_frozen_server_time_out() {
     let limit = Duration::from_millis(100);
@@ -241,9 +242,9 @@ async fn jetstream_requests_to_frozen_server_time_out() {
     nats.server.resume();
 }
 
-/// A write that expects another revision changes nothing.
+/// A write changes nothing if the key does not have the revision that the write expects.
 #[tokio::test]
-async fn bucket_refuses_writes_over_another_revision() {
+async fn kv_bucket_refuses_writes_that_expect_a_wrong_revision() {
     let folder = tempfile::tempdir().unwrap();
     let nats = Nats::start(folder.path()).await;
     let bus = nats.connect("writer").await;
@@ -264,7 +265,7 @@ async fn bucket_refuses_writes_over_another_revision() {
     let second = bucket.update("key", "2".into(), first).await.unwrap().unwrap();
     let read = bucket.entry("key").await.unwrap().unwrap();
     assert_eq!((read.value.as_ref(), read.revision), (b"2".as_ref(), second));
-    // A deleted key keeps a marker, which a new value replaces.
+    // A deletion leaves a marker at the key. A new value replaces the marker.
     bucket.delete_revision("key", second).await.unwrap().unwrap();
     let marker = bucket.entry("key").await.unwrap().unwrap();
     assert_eq!(marker.operation, Operation::Delete);

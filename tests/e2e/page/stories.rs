@@ -139,15 +139,15 @@ async fn page_follows_browser_language_and_works_by_keyboard() {
     .await;
 }
 
-/// VMs of the fleet; the hypervisor has three more.
+/// Number of VMs that only report samples. The hypervisor has three more VMs.
 const FLEET: u32 = 1197;
 /// Index of the busiest VM.
 const BUSIEST: u32 = 42;
 /// Index of a VM that is idle at first and becomes the busiest.
 const RISING: u32 = 333;
 
-/// Publishes samples of the busy VMs, which are on the screen, and of some others each four seconds. Values change a
-/// little. The VM `RISING` is the busiest while `has_risen` is set.
+/// Every four seconds, publishes samples of some idle VMs and of the busy VMs, which are on the screen. The values
+/// change a little each time. The VM `RISING` is the busiest while `has_risen` is set.
 async fn report_fleet(stack: &Stack, is_reporting: &Cell<bool>, has_risen: &Cell<bool>) {
     let mut passes = tokio::time::interval(Duration::from_secs(4));
     passes.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -79,7 +79,8 @@ impl Api {
         }
     }
 
-    /// Waits until the session is invalid, at most for one second, which the product promises.
+    /// Waits until the session is invalid. Fails after one second, because vmwatch promises that a session ends within
+    /// this time.
     pub(crate) async fn is_over(&self) {
         eventually("the session is invalid", Duration::from_secs(1), async || {
             let reply = self.get("/me").await;

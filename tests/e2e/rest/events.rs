@@ -205,7 +205,8 @@ async fn live_events_outside_scope_and_filter_are_not_delivered() {
             .await
             .problem(400, "invalid");
     }
-    // No event reached the readers that asked for a VM outside the scope or for operations: their next event is the end.
+    // The readers that asked for a VM outside the scope or for operations got no event: the next event that they get is
+    // `end`.
     let token = limited.token.clone().unwrap();
     assert_eq!(limited.delete("/sessions/current").await.status, 204);
     for mut follower in [hidden, operations] {
@@ -228,7 +229,8 @@ async fn missed_live_events_are_replayed_or_reported_as_a_gap() {
         tell(&stack, "vm-2").await,
         tell(&stack, "vm-3").await,
     ];
-    // The event number is that of the NATS stream, so another gateway can replay from it too.
+    // An event has the same number on every gateway, because the NATS stream assigns the numbers. So the other gateway
+    // can replay from this number too.
     for index in [0, 1] {
         let mut follower = Follower::of(&api.at(stack.gateway(index)), "", Some(seen)).await;
         assert_eq!(
@@ -240,7 +242,7 @@ async fn missed_live_events_are_replayed_or_reported_as_a_gap() {
             assert_eq!(follower.expect("machine").await.id, Some(number));
         }
         let next = tell(&stack, "vm-1").await;
-        // One more event of the other gateway may arrive first.
+        // In the second turn, the event that was published in the first turn arrives first.
         while follower.expect("machine").await.id != Some(next) {}
     }
     for (seen, name) in [(u64::MAX, "gap"), (seen + 1_000_000, "gap")] {
@@ -360,10 +362,10 @@ async fn slow_reader_of_live_events_is_disconnected() {
     })
     .await;
 
-    // The events have 40 MB, more than the kernel buffers for a connection.
+    // The events have 40 MB in total, more than the kernel buffers for a connection.
     let text = "x".repeat(200_000);
-    // The events are published one by one, because a reader that is 16 MiB behind, as on a busy machine, would be
-    // disconnected too.
+    // Each event is published after the healthy reader has received the previous event. Otherwise the healthy reader
+    // could fall 16 MiB behind on a busy machine and would be disconnected too.
     for _ in 0..200 {
         let event = json!({ "kind": "operation", "id": "00000000000000000000000000000000", "verb": "start",
             "instance_id": "vm-1", "user": text, "request_id": "r", "requested_at_ms": 1, "deadline_ms": 1,

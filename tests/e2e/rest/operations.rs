@@ -249,7 +249,8 @@ async fn vm_actions_outside_role_or_scope_are_refused() {
     }
 }
 
-/// A lifecycle-svc whose records can be read before it answers the requests for them.
+/// A substitute for lifecycle-svc. The record of an operation can be read from it before it answers the request for the
+/// operation.
 struct SlowAnswers {
     /// The record of every operation.
     record: Mutex<Operation>,
@@ -307,9 +308,10 @@ fn record(hard: bool, fault: &Value) -> Operation {
     serde_json::from_value(record["operation"].take()).unwrap()
 }
 
-/// The record of an operation can be read before its request is answered. The answer is the same.
+/// If the gateway reads the record of an operation before lifecycle-svc answers the request for the operation, the
+/// client gets the answer that lifecycle-svc would have given.
 #[tokio::test]
-async fn record_read_before_the_answer_gives_the_same_answer() {
+async fn client_gets_same_answer_if_gateway_reads_record_before_service_answers() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
@@ -323,11 +325,12 @@ async fn record_read_before_the_answer_gives_the_same_answer() {
     act(&api, "vm-1", "start", None).await.problem(404, "not_found");
     lifecycle.answers.add_permits(1);
 
-    // The record of a reboot with the same key: a reset is refused.
+    // The record belongs to a reboot with the same idempotency key, so a reset is refused.
     *lifecycle.record.lock().unwrap() = record(false, &Value::Null);
     let refused = act(&api, "vm-1", "reset", Some("key-1"));
     let answering = async {
-        // The gateway reads the record a second time after it has seen that it is another request's.
+        // When the gateway has read the record and found that it belongs to another request, it reads the record a
+        // second time.
         for _ in 0..2 {
             tokio::time::timeout(PATIENCE, lifecycle.read.notified())
                 .await

@@ -91,7 +91,7 @@ async fn user_can_list_and_end_own_sessions() {
         "$JS.API.CONSUMER.CREATE.KV_{}",
         vmwatch_api::sessions::SESSION_BUCKET
     );
-    // The subject ends with the name of the consumer, if it has one.
+    // If the consumer has a name, the subject ends with that name.
     let client = stack.bus.client_for_tests();
     let mut scans = futures::stream::select(
         client.subscribe(create.clone()).await.unwrap(),
@@ -151,7 +151,8 @@ async fn idle_session_ends_and_used_session_stays_valid() {
         200,
         "the session is valid on the other gateway too"
     );
-    // auth-svc records uses at a bounded rate: with this time-out once in 250 ms, however often the session is used.
+    // auth-svc records the uses of a session at a bounded rate: with this idle time-out at most once in 250 ms, however
+    // often the session is used.
     let seconds = began.elapsed().as_secs_f64();
     let noted = metric(
         stack.replica(Program::Auth, 0),

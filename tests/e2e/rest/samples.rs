@@ -131,7 +131,7 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
             sample.processes.push(process("culprit", 99, 80.0, at - 5000));
         }
         if step == 2 {
-            // This process has ended, and its row is as an agent reports it.
+            // This process has ended. The row has the form in which an agent reports an ended process.
             let mut ended = process("culprit", 99, 0.0, base + 55_000);
             ended.shutdown_time = Some(ended.running_time + 30.0);
             sample.processes.push(ended);

@@ -13,7 +13,7 @@ const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/schemathesis/schemath
 async fn rest_api_conforms_to_its_openapi_document() {
     let stack = stack().without_login_limit().start().await;
     let api = Api::with(&stack, Role::Admin, Scope::All).await;
-    // The generated requests find these VMs.
+    // Generated requests that name one of these VMs find an existing VM.
     report(&stack, &api, &[("vm-1", 12.5), ("0", 1.0)]).await;
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(schemathesis());

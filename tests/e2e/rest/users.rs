@@ -161,9 +161,10 @@ async fn users_and_administrators_can_change_passwords() {
     anonymous.log_in("eve", "the third").await;
 }
 
-/// Checks of the own password count as logins of the address, so that guesses cost the service no more than logins.
+/// When a user changes their own password, the check of the old password counts as a login from the client's address,
+/// so that password guesses cost the service no more than logins.
 #[tokio::test]
-async fn limits_changes_of_own_password_per_address() {
+async fn changes_of_own_password_count_as_logins_of_the_address() {
     let stack = Stack::builder()
         .replicas(Program::Metrics, 0)
         .replicas(Program::Lifecycle, 0)
@@ -190,7 +191,7 @@ async fn limits_changes_of_own_password_per_address() {
 
     guess(&other).await.problem(403, "forbidden");
     let admin = other.log_in(ADMIN.0, ADMIN.1).await;
-    // An administrator who sets another user's password checks no password.
+    // When an administrator sets another user's password, no old password is checked, so the limit does not apply.
     let admin = one.holding(admin.token.as_ref().unwrap());
     let set = json!({ "password": "the third" });
     let reply = admin.send(Method::PUT, "/users/eve/password", set).await;
@@ -372,7 +373,8 @@ async fn password_change_ends_all_sessions_of_the_user() {
     }
 }
 
-/// Two administrators lose their role at the same time on two replicas of auth-svc. One of them must keep it.
+/// Two replicas of auth-svc receive requests at the same time that would take the role of both administrators. One
+/// administrator must keep the role.
 #[tokio::test]
 async fn concurrent_demotions_leave_one_administrator() {
     const ROUNDS: usize = 20;

@@ -219,7 +219,7 @@ async fn pages_of_the_vm_list_are_complete_while_samples_arrive() {
             }
             assert_eq!(seen, names, "each VM is listed once and in order");
         }
-        // Pages that are sorted by a changing value still come to an end.
+        // A list that is sorted by a changing value still has a last page.
         let (mut pages, mut cursor) = (0, String::new());
         loop {
             let page = api.read(&format!("/vms?q=page-&sort=cpu&limit=3{cursor}")).await;

@@ -112,7 +112,7 @@ async fn dead_letters(stack: &Stack) -> u64 {
 #[tokio::test]
 async fn guest_can_publish_only_its_own_samples() {
     let stack = Stack::builder().with_permissions().start().await;
-    // The fingerprint is taken after this login, because a login writes to KV buckets.
+    // The state of the streams is recorded after this login, because a login writes to KV buckets.
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     let before = fingerprint(&stack).await;
     assert!(
@@ -141,7 +141,7 @@ async fn guest_can_publish_only_its_own_samples() {
         "no message may be delivered to the guest: {output}"
     );
 
-    // The sample that is published last is stored after all messages above were processed.
+    // When the sample that is published last is stored, all messages above have been processed.
     let mut own = Publisher::new(&stack, GUEST, 1);
     own.publish().await;
     guest.send(format!("SUB {INBOX} 3\r\n").as_bytes()).await;
@@ -237,7 +237,7 @@ async fn guest_cannot_suppress_other_vms_samples_by_their_message_ids() {
     assert!(grown < 32 << 10, "the memory of NATS grew by {grown} KiB");
 }
 
-/// The limits of the agents' account in accounts.conf equal those of the programs and of the NATS server.
+/// The limits of the agents' account in accounts.conf agree with the limits in the programs and in nats.conf.
 #[test]
 fn nats_limits_of_agents_match_the_programs() {
     let accounts = include_str!("../../../deploy/nats/accounts.conf");

@@ -142,7 +142,7 @@ async fn gateway_limits_open_http_connections() {
         () = watching => unreachable!("the observer never ends"),
     };
     assert!(said.starts_with("HTTP/1.1 200 "), "{said}");
-    // The health listener has its own limit; it counts its own connection.
+    // The metric also counts the connection to the health listener, which has a separate limit.
     assert!(
         (5.0..=6.0).contains(&most),
         "{most} connections were open at once"
@@ -188,7 +188,8 @@ async fn gateway_limits_request_headers_bodies_and_nesting() {
     assert_eq!(gateway.replica.process.ended(), None);
 }
 
-/// A user's requests are processed up to a limit. Further requests are refused at once, with the time to wait.
+/// A user's requests are processed up to a limit. Further requests are refused at once, and the header `Retry-After`
+/// states the time to wait.
 #[tokio::test]
 async fn excess_requests_of_a_user_get_429_with_retry_after() {
     let stack = Stack::builder()

@@ -145,8 +145,8 @@ async fn answers_look_alikes_as_unknown_users(stack: &Stack, anonymous: &Api) {
 }
 
 async fn throttles_all_spellings_as_one_user(stack: &Stack) {
-    // Each spelling is guessed from its own address, because only the first ten failures of an address have their own
-    // audit records.
+    // The guesses come from a separate address, because only the first ten failures of an address have their own audit
+    // records.
     let attacker = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 8));
     for spelling in SPELLINGS {
         log_in(&attacker, spelling, "a guess")
@@ -158,7 +158,7 @@ async fn throttles_all_spellings_as_one_user(stack: &Stack) {
             .await
             .problem(429, "throttled");
     }
-    // Only the addresses of the guesses are throttled.
+    // Only the address of the guesses is throttled.
     let elsewhere = Api::from_address(stack.gateway(0), Ipv4Addr::new(127, 0, 0, 9));
     elsewhere.log_in("OPS", PASSWORD).await;
 }

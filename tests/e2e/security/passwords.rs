@@ -39,12 +39,12 @@ fn count(number: usize) -> f64 {
     f64::from(u32::try_from(number).expect("the count fits into 32 bits"))
 }
 
-/// Logins with existing and with unknown names get equal answers, and their response times do not differ by a rank
-/// statistic.
+/// Logins with existing and with unknown names get equal answers, and a rank statistic shows no difference between
+/// their response times.
 ///
 /// One argon2id verification takes about 45 ms of one core, so the test makes 2,000 logins only under `./dev soak`. An
-/// ordinary test run makes 400 logins. Its statistic varies more by chance, so it allows four standard deviations
-/// instead of 0.05.
+/// ordinary test run makes 400 logins. With fewer logins, the statistic varies more by chance, so an ordinary test run
+/// allows a difference of four standard deviations instead of 0.05.
 #[tokio::test]
 async fn login_does_not_reveal_existing_users() {
     let each = if is_soak() { 1000 } else { 200 };
@@ -115,8 +115,9 @@ fn rank_statistic_detects_shifted_times() {
 }
 
 /// One address guesses ten thousand passwords: half of them for one user, the others for a hundred users. No guess
-/// succeeds, and most are refused before a password is hashed, although two replicas of auth-svc verify them. Other logins succeed at the first attempt: a login of
-/// the attacked user from another address, and a login of another user from the attacker's address.
+/// succeeds, and most guesses are refused before a password is hashed, although two replicas of auth-svc verify them.
+/// Other logins succeed at the first attempt: a login of the attacked user from another address, and a login of another
+/// user from the attacker's address.
 #[tokio::test]
 async fn password_guessing_is_throttled_without_blocking_other_logins() {
     const GUESSES: usize = 10_000;
@@ -170,8 +171,8 @@ async fn password_guessing_is_throttled_without_blocking_other_logins() {
     figure("password_guesses_throttled", count(throttled));
     figure("password_guesses_tried", count(tried));
     assert_eq!(tried + throttled + unavailable, GUESSES, "{statuses:?}");
-    // auth-svc verifies five guesses of each user, until a hundred failures of the address leave one per user.
-    // Concurrent guesses may exceed these limits slightly.
+    // auth-svc verifies five guesses for each user. After a hundred failures from the address, it verifies only one
+    // guess for each user. Concurrent guesses may exceed these limits slightly.
     assert!(
         tried <= 5 + 100 + users.len() + 64,
         "{tried} guesses were verified"

@@ -1,4 +1,4 @@
-//! Tests that changes and removals of users take effect even if parts of the command fail.
+//! Tests that changes and removals of users take effect even if some of their steps fail.
 
 use mongodb::bson::{DateTime, Document, doc};
 use reqwest::Method;
@@ -130,8 +130,8 @@ async fn repeats_change_that_was_not_passed_on(stack: &Stack, anonymous: &Api, a
         assert!(detail.contains("repeat the request"), "{detail}");
     }
     refuses_writes(stack, false).await;
-    // The password in the database has changed already, so the old password is refused. If the reconciler was faster,
-    // the session has already ended, as it should.
+    // The password in the database has changed already, but auth-svc accepts a repetition of the change for a minute.
+    // If the reconciler was faster, the repeated request gets 401, because the session has already ended.
     let repeated = put(&eve).await;
     assert!(matches!(repeated.status, 204 | 401), "{repeated:?}");
     eve.is_over().await;
@@ -250,8 +250,8 @@ async fn guesses_of_old_passwords_are_throttled_despite_damaged_records() {
     let anonymous = Api::of(stack.gateway(0));
     let admin = anonymous.log_in(ADMIN.0, ADMIN.1).await;
     add(&admin, "vera", "viewer").await;
-    // A password that was changed within the last minute could be changed again with the previous password, so the test
-    // moves the change into the past.
+    // For a minute after a password change, auth-svc accepts a repetition of the change without the right old password,
+    // so the test moves the change into the past.
     set_in_database(
         &stack,
         "vera",
@@ -302,7 +302,7 @@ async fn guesses_of_old_passwords_are_throttled_despite_damaged_records() {
     log_in().await.problem(429, "throttled");
     failures.delete(&pair).await.unwrap();
 
-    // A user whose counter is damaged is treated as being at the limit: one attempt is left.
+    // A damaged counter of a user's failed logins counts as a counter at its limit, so one attempt per address is left.
     failures
         .put(counter_key("user", &["bob"]), broken.into())
         .await
@@ -313,7 +313,7 @@ async fn guesses_of_old_passwords_are_throttled_despite_damaged_records() {
     };
     let unlisted = session(&log_in().await);
 
-    // After its index of sessions is damaged, the index contains only new sessions.
+    // After the user's index of sessions was damaged, it contains only new sessions.
     let index = js.get_key_value("vmwatch_user_sessions").await.unwrap();
     let damage_index = async || {
         let key = UserKey::from_name("bob").bucket_key();

@@ -114,14 +114,14 @@ async fn metrics_of_alert_rules_are_correct(stack: &Stack) {
     stack.replica(Program::Agent, 0).process.kill9();
     eventually("metrics-svc counts the silent VM", PATIENCE, async || {
         let count = metrics.metric("vmwatch_vms_fell_silent").await;
-        // The only sample of the other VM is older than `VMWATCH_SILENT_AFTER` by now.
+        // The VM `vm-1` is counted too, because its only sample is older than `VMWATCH_SILENT_AFTER` by now.
         (count == Some(2.0)).then_some(()).ok_or(format!("{count:?}"))
     })
     .await;
 }
 
 #[tokio::test]
-async fn database_is_trusted_only_by_its_certificate_authority() {
+async fn database_client_trusts_only_the_configured_certificate_authority() {
     let folder = tempfile::tempdir().unwrap();
     let secrets = Secrets::make(folder.path(), &[]).with_tls();
     let database = Database::start_with(folder.path(), secrets.database_certificate().as_deref()).await;
@@ -154,7 +154,7 @@ fn address(url: &str) -> &str {
     url.strip_prefix("tls://").expect("NATS accepts only TLS")
 }
 
-/// Asserts that NATS refuses a client that continues without TLS.
+/// Asserts that NATS refuses a client that sends its credentials without TLS.
 async fn refuses_plain(address: &str) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream

@@ -175,7 +175,7 @@ async fn gateway_reloads_tls_certificate_without_restart() {
     )
     .await;
     drop(before);
-    // Certificates of the crate rcgen expire with the year 4095.
+    // Certificates that the crate rcgen creates are valid until the end of the year 4095.
     let expires = gateway
         .replica
         .metric("vmwatch_tls_certificate_expiry_timestamp_seconds")

@@ -1,4 +1,4 @@
-//! Tests session tokens that are guessed, truncated, replayed, too many, or ended.
+//! Tests session tokens that are guessed, truncated, replayed or ended, and users that have too many sessions.
 
 use std::{
     sync::{
@@ -77,7 +77,8 @@ async fn guesses_of_session_tokens_cause_bounded_kv_bucket_reads() {
     let reads = bucket_questions(&stack).await;
     let started = Instant::now();
     let guesses = (0..GUESSES).map(|turn| match turn % 4 {
-        // The guesses are truncated, changed in one digit, ended, or random.
+        // Each guess is a truncated token, a token with one changed digit, the token of an ended session, or a random
+        // token.
         0 => live[..turn % 36].to_owned(),
         1 => {
             let at = turn % 8;
@@ -96,7 +97,8 @@ async fn guesses_of_session_tokens_cause_bounded_kv_bucket_reads() {
     let seconds = started.elapsed().as_secs_f64();
     let reads = reads.load(Ordering::Relaxed);
     assert_eq!(hits, 0);
-    // The bound is 50 reads per second for unknown tokens, and the gateway's own check each second.
+    // The gateway may read 50 unknown tokens per second, and reads the KV bucket once more per second for a check of
+    // its own.
     #[expect(clippy::cast_precision_loss, reason = "the count is in the thousands")]
     let rate = reads as f64 / seconds;
     figure("token_guesses", 10_000.0);

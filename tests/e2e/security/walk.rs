@@ -41,8 +41,8 @@ const OPERATION: &str = "00000000000000000000000000000000";
 /// The id of a VM that does not exist.
 const UNKNOWN: &str = "0b5c4c56-6d0f-4a0e-8a4f-000000000000";
 
-/// Returns for each bus method its subject without the prefix, parameters, and minimum role. The requests change
-/// nothing, because they name users, VMs and sessions that do not exist.
+/// Returns for each bus method its subject (without the prefix), its parameters and its minimum role. The requests
+/// change nothing, because they name users, VMs and sessions that do not exist.
 fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
@@ -61,7 +61,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
         ),
         ("auth.sessions.list", json!({}), Viewer),
         ("auth.sessions.end", json!({ "id": OPERATION }), Viewer),
-        // Only gateways may publish this subject (deploy/nats). They publish it without a principal.
+        // Only gateways may publish to this subject (deploy/nats). Their messages have no principal.
         ("auth.sessions.used", json!({ "sessions": [] }), Anonymous),
         ("auth.users.get", user.clone(), Admin),
         ("auth.users.list", limit.clone(), Admin),
@@ -223,7 +223,7 @@ async fn ask(
     envelope.into_result().map_err(|fault| fault.kind)
 }
 
-/// The subjects that the services answer, by their own account.
+/// Returns the subjects that the services name in their answers to `$SRV.INFO`.
 async fn served(stack: &Stack) -> BTreeSet<String> {
     let infos = ask_all(&stack.bus, "$SRV.INFO", 3).await;
     let endpoints = infos

@@ -47,7 +47,7 @@ pub(super) async fn drip(gateway: &Gateway, head: &str, byte: &str) -> String {
     }
 }
 
-/// Builds a POST request with this body, after which the gateway closes the connection.
+/// Builds a POST request with this body. The gateway closes the connection after its answer.
 pub(super) fn post(path: &str, headers: &str, body: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n{headers}Content-Length: {}\r\n\r\n{body}",

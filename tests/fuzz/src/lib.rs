@@ -1,4 +1,5 @@
-//! Properties that must hold for any input. `./dev fuzz` checks them with generated input, and a test with the corpus.
+//! Properties that must hold for any input. `./dev fuzz` checks them with generated input, and an end-to-end test
+//! checks them with the files of the corpus.
 
 use std::time::SystemTime;
 

@@ -84,12 +84,13 @@ pub(super) struct Bystander<'a> {
     operator: String,
     /// Users that are removed during the overload, with one session each.
     victims: Vec<(String, Api)>,
-    /// The source address of these users. No overload uses it.
+    /// The source address from which the administrator and these users connect. No overload uses it.
     address: Ipv4Addr,
 }
 
 impl<'a> Bystander<'a> {
-    /// Creates the users and their sessions before an overload begins. Each overload gets a new source address.
+    /// Creates the users and their sessions before an overload begins. For each overload, these users get a new source
+    /// address.
     pub(super) async fn prepare(stack: &'a Stack) -> Self {
         static ROW: AtomicU8 = AtomicU8::new(2);
         let address = Ipv4Addr::new(127, 0, 0, ROW.fetch_add(1, Ordering::Relaxed));
@@ -140,7 +141,7 @@ impl<'a> Bystander<'a> {
         ])
     }
 
-    /// Measures the time from a logout to the first refusal of its session.
+    /// Measures the time from a logout to the first refused request with the ended session.
     async fn log_out(&self) {
         let token = self.stack.session_as("leaver", Role::Viewer).await;
         let leaver = Api::of(self.gateway).holding(&token);
@@ -159,7 +160,7 @@ impl<'a> Bystander<'a> {
         assert_eq!((answer.http, answer.status()), (200, 1), "{answer:?}");
     }
 
-    /// Measures the time from publishing a sample to its stored row.
+    /// Measures the time from the publishing of a sample until its row is stored.
     async fn ingest(&self) {
         let at = unix_millis();
         publish(self.stack, &sample(OTHER_VM, at, "+00:00", 1.5)).await;

@@ -49,7 +49,7 @@ pub(super) async fn login_flood(gateway: &Gateway, rate: u32, over: &Cancellatio
     flood(gateway, rate, over, |number| login(number, "")).await;
 }
 
-/// Sends the same flood of logins, each from a different source address.
+/// Sends a flood of logins like [`login_flood`], but each from a different source address.
 pub(super) async fn distributed_login_flood(gateway: &Gateway, rate: u32, over: &CancellationToken) {
     let forwarded = |number: u32| {
         let [_, a, b, c] = number.to_be_bytes();
@@ -286,8 +286,9 @@ impl EventReaders {
 /// Hypervisors that accept connections and never answer.
 ///
 /// With as many hypervisors and calls as the settings allow, 496 calls hang. The Tokio runtime's 512 blocking threads
-/// could hold all of these, so other work alone does not show whether libvirt calls have their own threads;
-/// [`calls_with_own_threads`] does. Other work shows that hypervisors share no permit and no queue.
+/// could run all of these calls, so other work would succeed even if libvirt calls had no threads of their own;
+/// [`calls_with_own_threads`] checks that they have. The success of other work shows that hypervisors share no permit
+/// and no queue.
 pub(super) struct DeadHosts {
     port: u16,
     taken: Arc<AtomicUsize>,
@@ -343,13 +344,13 @@ pub(super) async fn ask_dead_hosts(stack: &Stack, over: &CancellationToken) {
     until(over, async { drop(join_all(asking).await) }).await;
 }
 
-/// Waits until a call to each hypervisor hangs, in a thread of its own, so that none takes a thread of the runtime's
-/// pool. Returns the number of these threads.
+/// Waits until libvirt calls hang in threads of their own instead of the runtime's thread pool, with at least one such
+/// thread per hypervisor. Returns the number of these threads.
 pub(super) async fn calls_with_own_threads(stack: &Stack) -> usize {
     let lifecycle = stack.replica(Program::Lifecycle, 0).process.id();
     eventually("each hung call has a thread", PATIENCE, async || {
         let tasks = fs::read_dir(format!("/proc/{lifecycle}/task")).map_err(|error| error.to_string())?;
-        // A thread that ended meanwhile has no name any more.
+        // The name of a thread that has ended meanwhile cannot be read.
         let names = tasks
             .flatten()
             .filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());

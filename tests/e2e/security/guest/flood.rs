@@ -174,7 +174,7 @@ async fn others(stack: &Stack) -> Fingerprint {
     streams
 }
 
-/// A guest that sends at full speed within the packet filter does not stop the storing of other VMs' samples. The test
+/// A guest that sends as fast as the packet filter permits does not keep other VMs' samples from being stored. The test
 /// uses both CPU cores, so it runs alone (see .config/nextest.toml).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guest_at_full_speed_does_not_block_other_vms() {
