@@ -8,7 +8,7 @@ from . import cargo, cargotools, layout, processes, tools
 from .terminal import EX_USAGE, Problem, Step, say, style
 
 FOLDER = layout.ROOT / "tests" / "fuzz"
-TARGETS = ["request", "python_repr", "sample", "block"]
+TARGETS = ["request", "python_repr", "sample", "block", "encoded_sample"]
 SECONDS = 30
 
 

@@ -17,16 +17,14 @@
 
 mod batch;
 pub mod dead_letter;
+pub mod message;
 mod rate;
 mod refusals;
 pub(crate) mod suspects;
 mod verdict;
 mod writer;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     AckKind, Message,
@@ -37,14 +35,12 @@ use metrics::counter;
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vmwatch_api::{
-    metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
-    time::UtcOffset,
-};
+use vmwatch_api::{metrics::SAMPLE_SUBJECT_PREFIX, time::UtcOffset};
 use vmwatch_bus::Bus;
 
 use self::{
     batch::{Batch, acknowledge},
+    message::read,
     rate::{Cost, Decision, Delivery, Rates},
     refusals::Refusals,
     writer::{Work, Writer},
@@ -253,19 +249,6 @@ impl Ingest {
         }
         None
     }
-}
-
-/// Decodes and validates a message, or states why it is refused for good.
-fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
-    if message.payload.len() > SAMPLE_PART_BYTES {
-        return Err(format!("the message is larger than {SAMPLE_PART_BYTES} bytes"));
-    }
-    let sample: Sample = serde_json::from_slice(&message.payload)
-        .map_err(|error| format!("the message is not a sample: {error}"))?;
-    if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
-        return Err("instance_id differs from the VM in the message's subject".to_owned());
-    }
-    Documents::from_sample(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
 }
 
 async fn write_all(writer: Writer, mut full: mpsc::Receiver<Work>, shutdown: CancellationToken) {

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::stream::Stream;
-use metrics_svc::ingest::dead_letter;
+use metrics_svc::ingest::{dead_letter, message::CONTENT_TYPE};
 use mongodb::bson::doc;
 use serde_json::{Value, json};
 use testkit::{Program, Stack};
 use vmwatch_api::metrics::{
     DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
 };
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 
 use crate::ingest_support::{Publisher, Rows, drained, process, stack};
 
@@ -116,6 +117,40 @@ async fn malformed_messages_become_dead_letters_and_valid_ones_are_stored() {
             "the reason is {reason:?}, expected {expected:?}"
         );
     }
+}
+
+/// One sample arrives as JSON and encoded, and one only encoded. A damaged one keeps its `Content-Type` as a dead letter.
+#[tokio::test]
+async fn encoded_sample_is_stored_like_its_json() {
+    let stack = stack().start().await;
+    let mut publisher = Publisher::new(&stack, "vm-1", 10);
+    let mut encoder = Encoder::new().unwrap();
+    let (both, one) = (publisher.sample(), publisher.sample());
+    publisher.send(&both).await.unwrap();
+    for sample in [&both, &one] {
+        let body = encode_sample(sample, &mut encoder).unwrap();
+        publisher.send_encoded(body).await.unwrap();
+        publisher.rows.add(sample);
+    }
+    let mut damaged = encode_sample(&one, &mut encoder).unwrap();
+    damaged.pop();
+    publisher.send_encoded(damaged.clone()).await.unwrap();
+    publisher.rows.settle("encoded samples", &stack).await;
+
+    let letters = dead_letters(&stack).await;
+    let reason = "the message is not a sample: the block is corrupt: its checksum is wrong".to_owned();
+    assert_eq!(letters, [(reason, damaged)]);
+    let stream: Stream = stack
+        .bus
+        .jetstream_for_tests()
+        .get_stream(DEAD_LETTER_STREAM)
+        .await
+        .unwrap();
+    let letter = stream.get_raw_message(1).await.unwrap();
+    assert_eq!(
+        letter.headers.get(CONTENT_TYPE).unwrap().as_str(),
+        SAMPLE_CONTENT_TYPE
+    );
 }
 
 /// A broken or hostile agent causes at most one dead letter and one log line per minute, and does not delay the samples

@@ -9,6 +9,7 @@ use std::{
 
 use async_nats::jetstream::message::PublishMessage;
 use futures::TryStreamExt;
+use metrics_svc::ingest::message::CONTENT_TYPE;
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::Value;
 use testkit::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, eventually};
@@ -17,6 +18,7 @@ use vmwatch_api::{
     metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::CreateDate,
 };
+use vmwatch_blocks::SAMPLE_CONTENT_TYPE;
 use vmwatch_bus::Bus;
 use vmwatch_service::config::{Span, UTC_OFFSET};
 
@@ -289,7 +291,18 @@ impl Publisher {
 
     /// Publishes a message body once.
     pub(crate) async fn send_raw(&self, body: Vec<u8>) -> Result<(), String> {
+        self.send_message(PublishMessage::build().payload(body.into()))
+            .await
+    }
+
+    /// Publishes a message body once, as one in the encoding of blocks.
+    pub(crate) async fn send_encoded(&self, body: Vec<u8>) -> Result<(), String> {
         let message = PublishMessage::build().payload(body.into());
+        self.send_message(message.header(CONTENT_TYPE, SAMPLE_CONTENT_TYPE))
+            .await
+    }
+
+    async fn send_message(&self, message: PublishMessage) -> Result<(), String> {
         let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", self.instance);
         let published = async {
             self.bus

@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, process::Output};
 
 use async_nats::{HeaderMap, jetstream::stream::Info};
-use metrics_svc::ingest::dead_letter;
+use metrics_svc::ingest::{dead_letter, message::CONTENT_TYPE};
 use testkit::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
@@ -236,6 +236,7 @@ async fn operator_credential_lists_replays_and_discards_dead_letters() {
     for turn in 0..2 {
         let mut headers = HeaderMap::new();
         headers.insert(dead_letter::SUBJECT, "vmwatch.v1.samples.vm-1");
+        headers.insert(CONTENT_TYPE, "a type");
         let subject = "vmwatch.v1.dead_letters.vm-1";
         let body = format!("sample {turn}").into();
         let published = stack
@@ -259,8 +260,10 @@ async fn operator_credential_lists_replays_and_discards_dead_letters() {
         .unwrap();
     let sample = samples
         .get_last_raw_message_by_subject("vmwatch.v1.samples.vm-1")
-        .await;
-    assert_eq!(sample.unwrap().payload, "sample 0");
+        .await
+        .unwrap();
+    assert_eq!(sample.payload, "sample 0");
+    assert_eq!(sample.headers.get(CONTENT_TYPE).unwrap().as_str(), "a type");
 
     assert_eq!(operator(&["discard", "--all"]), "discarded 1 samples\n");
     assert_eq!(info(&stack, "VMWATCH_DEAD_LETTERS").await.state.messages, 0);

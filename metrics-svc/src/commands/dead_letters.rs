@@ -11,7 +11,11 @@ use vmwatch_api::{
 use vmwatch_bus::{Bus, audit::Audit, jetstream::JetStreamError};
 
 use super::{DeadLettersCommand, Selection, announce::announced};
-use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
+use crate::{
+    MetricsError,
+    config::MetricsSettings,
+    ingest::{dead_letter, message::CONTENT_TYPE},
+};
 
 /// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -47,8 +51,12 @@ async fn replay(bus: &Bus, selection: &Selection) -> Result<String, MetricsError
             eprintln!("dead letter {} has no original subject; skipped", letter.sequence);
             continue;
         };
+        let mut headers = HeaderMap::new();
+        if let Some(content_type) = header(&letter, CONTENT_TYPE) {
+            headers.insert(CONTENT_TYPE, content_type);
+        }
         let payload = letter.payload.clone();
-        let stored = bus.publish_stored(subject.to_owned(), HeaderMap::new(), payload, DEADLINE);
+        let stored = bus.publish_stored(subject.to_owned(), headers, payload, DEADLINE);
         stored.await.map_err(failed)?;
         delete(bus, &letter).await?;
         done += 1;

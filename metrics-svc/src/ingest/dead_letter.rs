@@ -12,7 +12,10 @@ use tracing::warn;
 use vmwatch_api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
 use vmwatch_bus::Bus;
 
-use super::batch::acknowledge;
+use super::{
+    batch::acknowledge,
+    message::{CONTENT_TYPE, content_type},
+};
 use crate::MetricsError;
 
 /// Header with the reason why the sample was refused.
@@ -48,7 +51,11 @@ pub(super) async fn publish_then_remove(bus: &Bus, message: &Message, reason: &s
 async fn publish(bus: &Bus, message: &Message, reason: &str) -> Result<(), MetricsError> {
     let stored = message.info().ok();
     let stored = stored.map(|info| (info.stream, info.stream_sequence));
-    let headers = headers(&message.subject, reason, stored);
+    let mut headers = headers(&message.subject, reason, stored);
+    // A replayed sample needs the `Content-Type` that it had.
+    if let Some(content_type) = content_type(message) {
+        headers.insert(CONTENT_TYPE, content_type);
+    }
     let instance = message
         .subject
         .strip_prefix(SAMPLE_SUBJECT_PREFIX)

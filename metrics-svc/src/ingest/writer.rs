@@ -16,7 +16,7 @@ use vmwatch_bus::Bus;
 use super::{
     batch::{Batch, Refused, acknowledge},
     dead_letter::refuse,
-    read,
+    message::read,
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };

@@ -23,6 +23,7 @@ mod ids;
 mod layout;
 mod numbers;
 mod rows;
+mod sample;
 mod sort;
 mod value;
 
@@ -34,6 +35,7 @@ pub use self::{
     id::{RowId, RowIdentity, row_id},
     ids::Ids,
     rows::Rows,
+    sample::{SAMPLE_CONTENT_TYPE, decode_sample, encode_sample},
     value::Value,
 };
 

@@ -11,11 +11,12 @@ type Target = fn(&[u8]);
 #[test]
 fn fuzz_corpus_causes_no_panic() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
-    let targets: [(&str, Target); 4] = [
+    let targets: [(&str, Target); 5] = [
         ("request", targets::request),
         ("python_repr", targets::python_repr),
         ("sample", targets::sample),
         ("block", targets::block),
+        ("encoded_sample", targets::encoded_sample),
     ];
     for (name, target) in targets {
         let files: Vec<_> = fs::read_dir(corpus.join(name)).unwrap().flatten().collect();

@@ -1,0 +1,73 @@
+//! Decodes the messages of agents.
+
+use std::time::SystemTime;
+
+use async_nats::jetstream::Message;
+use vmwatch_api::{
+    metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample},
+    time::UtcOffset,
+};
+use vmwatch_blocks::{Limits, SAMPLE_CONTENT_TYPE, decode_sample};
+
+use crate::documents::Documents;
+
+/// The header that says how a sample is encoded. Without it, the sample is JSON.
+pub const CONTENT_TYPE: &str = "Content-Type";
+
+/// How much of an encoded sample is decoded.
+const LIMITS: Limits = Limits {
+    rows: SAMPLE_PART_ROWS,
+    bytes: 4 << 20,
+};
+
+/// Decodes and validates a message, or states why it is refused for good.
+pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
+    if message.payload.len() > SAMPLE_PART_BYTES {
+        return Err(format!("the message is larger than {SAMPLE_PART_BYTES} bytes"));
+    }
+    let sample = decode(content_type(message), &message.payload)?;
+    if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
+        return Err("instance_id differs from the VM in the message's subject".to_owned());
+    }
+    Documents::from_sample(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
+}
+
+/// The `Content-Type` of a message.
+pub(super) fn content_type(message: &Message) -> Option<&str> {
+    let value = message.headers.as_ref()?.get(CONTENT_TYPE)?;
+    Some(value.as_str())
+}
+
+fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Sample, String> {
+    match content_type {
+        None => serde_json::from_slice(body).map_err(|error| format!("the message is not a sample: {error}")),
+        Some(SAMPLE_CONTENT_TYPE) => {
+            decode_sample(body, LIMITS).map_err(|error| format!("the message is not a sample: {error}"))
+        }
+        Some(_) => Err(format!(
+            "the Content-Type of the message is unknown; send {SAMPLE_CONTENT_TYPE}, or JSON without a Content-Type"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vmwatch_blocks::{Encoder, encode_sample};
+
+    use super::*;
+
+    #[test]
+    fn sample_is_the_same_in_either_encoding() {
+        let json = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":1,"net_incoming":0.6,"net_outgoing":5.7,"vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},"processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#;
+        let sample = decode(None, json.as_bytes()).unwrap();
+        let encoded = encode_sample(&sample, &mut Encoder::new().unwrap()).unwrap();
+        assert_eq!(decode(Some(SAMPLE_CONTENT_TYPE), &encoded).unwrap(), sample);
+        for (content_type, body) in [
+            (None, encoded.as_slice()),
+            (Some(SAMPLE_CONTENT_TYPE), json.as_bytes()),
+            (Some("application/json"), json.as_bytes()),
+        ] {
+            assert!(decode(content_type, body).is_err(), "{content_type:?}");
+        }
+    }
+}

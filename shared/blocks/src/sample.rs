@@ -1,0 +1,198 @@
+//! The encoding of a sample on the bus, whose rows are the columns of blocks.
+
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, Sample, VmSample},
+    time::CreateDate,
+};
+
+use crate::{
+    Block, BlockError, Column, Encoder, Kind, Limits, RowError, Rows, Value,
+    block::unseal,
+    bytes::{Reader, push_varint},
+    layout,
+};
+
+/// The `Content-Type` of a sample in this encoding.
+pub const SAMPLE_CONTENT_TYPE: &str = "application/vnd.vmwatch.sample.v1";
+
+/// The first bytes of an encoded sample.
+const MAGIC: [u8; 3] = *b"VMS";
+/// The version of the encoding, which follows the magic.
+const VERSION: u8 = 1;
+/// Maximum length of an instance id or a date; their own types check the rest.
+const MAX_HEAD_TEXT: usize = 64;
+
+/// Encodes a sample, or a part of one. It fails only for rows that no block can hold.
+pub fn encode_sample(sample: &Sample, encoder: &mut Encoder) -> Result<Vec<u8>, RowError> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&MAGIC);
+    bytes.push(VERSION);
+    bytes.extend_from_slice(&[0; 4]);
+    push_text(&mut bytes, sample.instance_id.as_str());
+    push_text(&mut bytes, sample.create_date.as_str());
+    push_varint(&mut bytes, sample.part.into());
+    bytes.extend_from_slice(&sample.net_incoming.to_le_bytes());
+    bytes.extend_from_slice(&sample.net_outgoing.to_le_bytes());
+    for rows in [vm_rows(sample)?, process_rows(sample)?] {
+        let block = encoder.encode(&rows).pop();
+        let block = block.map(|block| block.bytes).unwrap_or_default();
+        push_varint(&mut bytes, block.len() as u64);
+        bytes.extend_from_slice(&block);
+    }
+    layout::seal(&mut bytes);
+    Ok(bytes)
+}
+
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    push_varint(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
+    let mut rows = Rows::new(Kind::Vm, sample.instance_id.as_str(), 0);
+    if let Some(vm) = &sample.vm {
+        let fields = [
+            ("cpu_util", Value::Double(vm.cpu_util)),
+            ("mem", Value::Double(vm.mem)),
+            ("disk_read", Value::Double(vm.disk_read)),
+            ("disk_write", Value::Double(vm.disk_write)),
+            ("proc", Value::Int64(vm.proc.into())),
+            ("dropped_parts", Value::Int64(vm.dropped_parts.into())),
+        ];
+        rows.push(sample.create_date.as_str(), None, None, fields)?;
+    }
+    Ok(rows)
+}
+
+fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
+    let mut rows = Rows::new(Kind::Process, sample.instance_id.as_str(), 0);
+    for process in &sample.processes {
+        let ended = process.shutdown_time.map_or(Value::Missing, Value::Double);
+        let fields = [
+            ("cmd", Value::Text(&process.cmd)),
+            ("pid", Value::Int64(process.pid.into())),
+            ("cpu_util", Value::Double(process.cpu_util)),
+            ("mem", Value::Double(process.mem)),
+            ("disk_read", Value::Double(process.disk_read)),
+            ("disk_write", Value::Double(process.disk_write)),
+            ("running_time", Value::Double(process.running_time)),
+            ("shutdown_time", ended),
+        ];
+        rows.push(sample.create_date.as_str(), None, None, fields)?;
+    }
+    Ok(rows)
+}
+
+/// Decodes a sample. The limits apply to its process rows.
+pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError> {
+    let mut reader = Reader(unseal(bytes, MAGIC, VERSION)?);
+    let instance_id: InstanceId = reader
+        .text(MAX_HEAD_TEXT)?
+        .parse()
+        .map_err(|_| BlockError::Corrupt("its instance_id is invalid"))?;
+    let create_date: CreateDate = reader
+        .text(MAX_HEAD_TEXT)?
+        .parse()
+        .map_err(|_| BlockError::Corrupt("its create_date is invalid"))?;
+    let part = u32::try_from(reader.varint()?).map_err(|_| BlockError::TooLarge)?;
+    let (net_incoming, net_outgoing) = (double(&mut reader)?, double(&mut reader)?);
+    let one = Limits { rows: 1, ..limits };
+    let vm = read_block(&mut reader, Kind::Vm, one)?
+        .map(|mut block| vm_sample(&mut block))
+        .transpose()?;
+    let processes = match read_block(&mut reader, Kind::Process, limits)? {
+        Some(mut block) => process_samples(&mut block)?,
+        None => Vec::new(),
+    };
+    reader.end()?;
+    Ok(Sample {
+        instance_id,
+        create_date,
+        part,
+        net_incoming,
+        net_outgoing,
+        vm,
+        processes,
+    })
+}
+
+fn double(reader: &mut Reader<'_>) -> Result<f64, BlockError> {
+    let bytes = reader.take(8)?.first_chunk().copied().unwrap_or_default();
+    Ok(f64::from_le_bytes(bytes))
+}
+
+/// Reads a block with its length; `None` if it has no rows.
+fn read_block<'a>(
+    reader: &mut Reader<'a>,
+    kind: Kind,
+    limits: Limits,
+) -> Result<Option<Block<'a>>, BlockError> {
+    let length = reader.size(reader.0.len())?;
+    if length == 0 {
+        return Ok(None);
+    }
+    let block = Block::open(reader.take(length)?, limits)?;
+    if block.kind() != kind || block.is_empty() {
+        return Err(BlockError::Corrupt("it has rows of another kind"));
+    }
+    Ok(Some(block))
+}
+
+fn vm_sample(block: &mut Block<'_>) -> Result<VmSample, BlockError> {
+    let mut measure = |name: &str| block.column(name).and_then(|column| measure(&column, 0));
+    let (cpu_util, mem) = (measure("cpu_util")?, measure("mem")?);
+    let (disk_read, disk_write) = (measure("disk_read")?, measure("disk_write")?);
+    Ok(VmSample {
+        cpu_util,
+        mem,
+        disk_read,
+        disk_write,
+        proc: count(&block.column("proc")?, 0)?,
+        dropped_parts: count(&block.column("dropped_parts")?, 0)?,
+    })
+}
+
+fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockError> {
+    let (cmd, pid) = (block.column("cmd")?, block.column("pid")?);
+    let (cpu_util, mem) = (block.column("cpu_util")?, block.column("mem")?);
+    let (disk_read, disk_write) = (block.column("disk_read")?, block.column("disk_write")?);
+    let (started, ended) = (block.column("running_time")?, block.column("shutdown_time")?);
+    let process = |row| {
+        let Value::Text(cmd) = cmd.get(row) else {
+            return Err(wrong_type());
+        };
+        Ok(ProcessSample {
+            cmd: cmd.to_owned(),
+            pid: count(&pid, row)?,
+            cpu_util: measure(&cpu_util, row)?,
+            mem: measure(&mem, row)?,
+            disk_read: measure(&disk_read, row)?,
+            disk_write: measure(&disk_write, row)?,
+            running_time: measure(&started, row)?,
+            shutdown_time: match ended.get(row) {
+                Value::Missing => None,
+                _ => Some(measure(&ended, row)?),
+            },
+        })
+    };
+    (0..block.len()).map(process).collect()
+}
+
+fn measure(column: &Column, row: usize) -> Result<f64, BlockError> {
+    match column.get(row) {
+        Value::Double(number) => Ok(number),
+        _ => Err(wrong_type()),
+    }
+}
+
+fn count(column: &Column, row: usize) -> Result<u32, BlockError> {
+    match column.get(row) {
+        Value::Int64(number) => u32::try_from(number).map_err(|_| wrong_type()),
+        _ => Err(wrong_type()),
+    }
+}
+
+const fn wrong_type() -> BlockError {
+    BlockError::Corrupt("a value of the sample is missing or has the wrong type")
+}

@@ -1,0 +1,138 @@
+//! A sample is decoded exactly as it was encoded for the bus.
+#![expect(clippy::unwrap_used, reason = "a test may end with a panic")]
+
+use proptest::{array::uniform4, collection::vec, option, prelude::*};
+use vmwatch_api::metrics::{ProcessSample, Sample, VmSample};
+use vmwatch_blocks::{BlockError, Encoder, Limits, decode_sample, encode_sample};
+
+const LIMITS: Limits = Limits {
+    rows: 5000,
+    bytes: 4 << 20,
+};
+
+fn measure() -> impl Strategy<Value = f64> {
+    prop_oneof![
+        Just(0.0),
+        (0_u32..100_000).prop_map(|tenths| f64::from(tenths) / 10.0),
+        -1e300_f64..1e300
+    ]
+}
+
+fn process() -> impl Strategy<Value = ProcessSample> {
+    let started = (0_u32..1000).prop_map(|hundredths| 1_482_236_515.0 + f64::from(hundredths) / 100.0);
+    (
+        "\\PC{0,15}",
+        any::<u32>(),
+        uniform4(measure()),
+        started,
+        option::of(measure()),
+    )
+        .prop_map(
+            |(cmd, pid, [cpu_util, mem, disk_read, disk_write], running_time, shutdown_time)| ProcessSample {
+                cmd,
+                pid,
+                cpu_util,
+                mem,
+                disk_read,
+                disk_write,
+                running_time,
+                shutdown_time,
+            },
+        )
+}
+
+fn sample() -> impl Strategy<Value = Sample> {
+    let vm = (uniform4(measure()), any::<u32>(), 0_u32..3).prop_map(
+        |([cpu_util, mem, disk_read, disk_write], proc, dropped_parts)| VmSample {
+            cpu_util,
+            mem,
+            disk_read,
+            disk_write,
+            proc,
+            dropped_parts,
+        },
+    );
+    (
+        option::of(vm),
+        vec(process(), 0..50),
+        measure(),
+        measure(),
+        0_u32..9,
+    )
+        .prop_map(|(vm, mut processes, net_incoming, net_outgoing, part)| {
+            processes.sort_by_key(|process| (process.pid, process.running_time.to_bits()));
+            processes.dedup_by_key(|process| (process.pid, process.running_time.to_bits()));
+            Sample {
+                instance_id: "vm-1".parse().unwrap(),
+                create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
+                part,
+                net_incoming,
+                net_outgoing,
+                vm,
+                processes,
+            }
+        })
+}
+
+fn encode(sample: &Sample) -> Vec<u8> {
+    encode_sample(sample, &mut Encoder::new().unwrap()).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn sample_is_decoded_exactly_and_its_processes_are_sorted(sample in sample()) {
+        let bytes = encode(&sample);
+        prop_assert_eq!(decode_sample(&bytes, LIMITS).unwrap(), sample.clone());
+        let mut reversed = sample;
+        reversed.processes.reverse();
+        prop_assert_eq!(encode(&reversed), bytes);
+    }
+
+    #[test]
+    fn damaged_sample_is_rejected(sample in sample(), at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+        let mut bytes = encode(&sample);
+        let at = at.index(bytes.len());
+        bytes[at] ^= 1_u8 << bit;
+        prop_assert!(decode_sample(&bytes, LIMITS).is_err());
+        bytes.truncate(at);
+        prop_assert!(decode_sample(&bytes, LIMITS).is_err());
+    }
+}
+
+#[test]
+fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
+    let processes: Vec<ProcessSample> = (0..100_u32)
+        .map(|number| ProcessSample {
+            cmd: format!("process-{}", number * 7919 % 1000),
+            pid: number * 37 + 1,
+            cpu_util: if number % 3 == 0 {
+                f64::from(number) / 10.0
+            } else {
+                0.0
+            },
+            mem: f64::from(number * 31 % 70) / 10.0,
+            disk_read: 0.0,
+            disk_write: if number % 7 == 0 {
+                f64::from(number * 3571 % 5000) / 10.0
+            } else {
+                0.0
+            },
+            running_time: 1_482_236_515.63 + f64::from(number * 7919 % 1000),
+            shutdown_time: None,
+        })
+        .collect();
+    let sample = Sample {
+        instance_id: "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e".parse().unwrap(),
+        create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
+        part: 0,
+        net_incoming: 0.6,
+        net_outgoing: 5.7,
+        vm: None,
+        processes,
+    };
+    let bytes = encode(&sample);
+    assert!(bytes.len() <= 2500, "{}", bytes.len());
+    assert_eq!(decode_sample(&bytes, LIMITS).unwrap(), sample);
+    let fewer = Limits { rows: 99, ..LIMITS };
+    assert_eq!(decode_sample(&bytes, fewer), Err(BlockError::TooLarge));
+}
