@@ -8,9 +8,9 @@
 //!               per minute and VM                              └ refused for a transient reason: retry, then return
 //! ```
 //!
-//! A message that was delivered five times and never stored may crash the service. Such a suspect message is written
-//! alone, and a record in the database marks the attempt. After three crashes that left such a record, the message
-//! becomes a dead letter ([`suspects`]).
+//! A message that is delivered for the fifth time and still not stored may have crashed the service. Such a suspect
+//! message is written alone, and a record in the database marks the attempt. After three crashes that left such a
+//! record, the message becomes a dead letter ([`suspects`]).
 //!
 //! One batch is filled while the previous one is written. Memory is therefore bounded by three batches (one being
 //! written, one queued, one being filled) and one pull.
@@ -239,7 +239,7 @@ impl Ingest {
                 return None;
             }
         };
-        // Do not count deliveries after which the message was returned only because of its VM's rate.
+        // A delivery is no failed attempt if the message was returned only because its VM was above its rate.
         if delivery.delivered - returns >= ALONE_AT_DELIVERY {
             return Some(message);
         }

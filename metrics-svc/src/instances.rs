@@ -59,7 +59,7 @@ pub(crate) struct Report {
     newest: Option<Newest>,
     /// Maximum CPU usage in each three-minute slot.
     cpu: BTreeMap<u64, f64>,
-    /// Time at which the VM reported the rows; `None` for rows that were loaded or rebuilt.
+    /// Time at which the VM reported the rows; `None` for rows that were loaded from files or read again in a rebuild.
     reported: Option<SystemTime>,
 }
 
@@ -71,7 +71,7 @@ struct Newest {
 }
 
 impl Report {
-    /// Creates a report of a VM without any rows yet.
+    /// Creates an empty report, to which rows of the VM are added.
     pub(crate) const fn new(instance: InstanceId) -> Self {
         Self {
             instance,
@@ -132,7 +132,7 @@ impl Report {
     }
 }
 
-/// Deadline of a database command that counts VMs. It uses the index on the last report.
+/// Deadline of a database command that counts VMs. The command uses the index on the time of the last report.
 const COUNT_LIMIT: Duration = Duration::from_secs(5);
 /// Suffix of the name of the collection of VMs.
 const SUFFIX: &str = "instances";
@@ -181,7 +181,7 @@ impl Instances {
         update(&self.instances, &statements).await
     }
 
-    /// Sets the internal date of VMs whose rows were loaded, not reported, to the date of their newest row.
+    /// For VMs whose rows no agent has reported, sets the internal date (`sampled_at`) to the date of the newest row.
     pub(crate) async fn backfill_dates(&self) -> Result<(), MetricsError> {
         let undated = doc! { SAMPLED_AT: { "$exists": false } };
         let dated = vec![doc! { "$set": { SAMPLED_AT: "$newest.at" } }];

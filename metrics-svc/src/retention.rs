@@ -53,7 +53,7 @@ pub(crate) async fn apply(
 async fn current(rows: &Collection<RawDocumentBuf>) -> Result<Option<Duration>, MetricsError> {
     let indexes: Vec<IndexModel> = match rows.list_indexes().await {
         Ok(indexes) => indexes.try_collect().await?,
-        // A collection does not exist before the first write to it, so this is not an error.
+        // A missing collection is not an error, because the first write to a collection creates it.
         Err(error) if is_missing(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     };

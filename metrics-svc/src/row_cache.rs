@@ -1,7 +1,8 @@
 //! Lets equal concurrent reads of newest rows share one query (single-flight), and reuses the answer for a short time.
 //!
-//! An answer is reused for the configured time, counted from the start of its query. So no answer is older than that,
-//! however slow the database is. The cache does not depend on users: the caller's access to the VM is checked before.
+//! An answer is reused for the configured time, counted from the start of its query. So no answer is older than the
+//! configured time, however slow the database is. Users share cached answers, because the caller's access to the VM is
+//! checked before the cache is read.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,7 +42,7 @@ pub struct RowQuery {
     pub cmd: Option<String>,
     /// Maximum number of rows in the answer.
     pub limit: Limit,
-    /// Only rows that come after this row in the answer, so that they are older.
+    /// Only rows that come after this row in the order of the answer (newest first).
     pub before: Option<RowPosition>,
 }
 
@@ -54,7 +55,8 @@ pub struct RowCache {
 }
 
 impl RowCache {
-    /// Creates a cache that reuses an answer for the time `keep`. With zero, every read is a query of its own.
+    /// Creates a cache that reuses an answer for the time `keep`. If `keep` is zero, nothing is cached and every read
+    /// sends its own query.
     pub fn new(store: &Arc<RowStore>, keep: Duration) -> Self {
         let reads = || {
             Cache::builder()

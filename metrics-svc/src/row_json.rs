@@ -5,8 +5,8 @@ use metrics::counter;
 
 use crate::MetricsError;
 
-/// Appends the row as a JSON object with these keys in this order. A missing key becomes null. So does a value of a
-/// type that no agent writes, such as a date or a nested document; such values are counted.
+/// Appends the row as a JSON object with these keys in this order. Null is written for a missing key and for a value of
+/// a type that no agent writes, such as a date or a nested document; a metric counts such values.
 pub fn push_row<const N: usize>(
     out: &mut Vec<u8>,
     row: &RawDocument,

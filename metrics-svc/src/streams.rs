@@ -26,15 +26,16 @@ use crate::{
 
 /// Name of the JetStream consumer through which all replicas receive samples.
 const CONSUMER: &str = "store";
-/// Maximum number of messages that are delivered to all replicas together and not acknowledged yet. Each replica holds
-/// at most three batches, whose messages may have one row each. The NATS server needs about 100 bytes per message.
+/// Maximum number of delivered but unacknowledged messages of all replicas together. It suffices for the three batches
+/// that each replica may hold, even if each message has only one row. The NATS server needs about 100 bytes per
+/// message.
 const MAX_ACK_PENDING: i64 = 50_000;
-/// Number of VMs above their rate that leave room for other VMs. Messages that were returned because of their VM's rate
-/// also count as unacknowledged.
+/// Number of VMs that can be above their rate without blocking the other VMs. Messages that were returned because of
+/// their VM's rate count as unacknowledged, so the maximum must allow for all messages of this many VMs.
 const VMS_ABOVE_RATE: i64 = 25;
-/// JetStream's duplicate window, set to the minimum that the server accepts (the default is two minutes). Agents send
-/// no message ids, because all VMs would share the ids of the stream. The server would remember the ids that a guest
-/// sends, 60 KB each, for this long.
+/// JetStream's duplicate window: how long the server remembers message ids. Agents send no ids, because all VMs would
+/// share the ids of the stream. The window is the minimum that the server accepts (the default is two minutes), so that
+/// ids from a malicious guest, up to 60 KB each, do not fill the server's memory.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const DEAD_LETTER_BYTES: i64 = 64 << 20;
 const DEAD_LETTER_AGE: Duration = Duration::from_hours(720);
@@ -51,7 +52,7 @@ pub(crate) fn wanted(settings: &MetricsSettings) -> [Wanted; 3] {
     ]
 }
 
-/// Opens the streams of samples and dead letters and the consumer, and creates those that are missing.
+/// Opens the stream of dead letters, the stream of samples and its consumer; creates whichever is missing.
 pub(crate) async fn prepare(bus: &Bus, settings: &StreamSettings) -> Result<PullConsumer, MetricsError> {
     ensure_stream(bus, Service::Metrics, &dead_letters(settings)).await?;
     ensure_stream(bus, Service::Metrics, &samples(settings)).await?;
@@ -63,8 +64,8 @@ fn consumer(settings: &StreamSettings) -> pull::Config {
         durable_name: Some(CONSUMER.to_owned()),
         ack_policy: AckPolicy::Explicit,
         ack_wait: settings.ack_wait,
-        // Unlimited, because the service itself decides when to give up on a sample, with a dead letter. The server
-        // must never drop a sample silently.
+        // Deliveries are not limited: the server must never drop a sample silently. The service itself decides when to
+        // give up on a sample and publish it as a dead letter.
         max_deliver: -1,
         max_ack_pending: MAX_ACK_PENDING.max(VMS_ABOVE_RATE * settings.messages_per_vm),
         ..pull::Config::default()

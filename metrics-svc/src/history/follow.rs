@@ -88,7 +88,7 @@ impl History {
         Ok(())
     }
 
-    /// Processes the next dirty buckets after this entry, at most one chunk of them.
+    /// Processes at most one chunk of dirty buckets, starting after the entry with the id `after`.
     async fn chunk(&self, after: Option<ObjectId>) -> Result<Chunk, MetricsError> {
         let entries = self.dirty_buckets.read(after).await?;
         let (count, last) = (entries.len(), entries.last().map(|entry| entry.id));
@@ -197,7 +197,7 @@ impl History {
         Ok(())
     }
 
-    /// Recomputes the rollups of a coarser resolution that contain the given ones, and returns them.
+    /// Recomputes and returns the rollups of a coarser resolution whose time buckets contain the given time buckets.
     async fn roll_up(
         &self,
         finer: impl Iterator<Item = &Bucket>,
@@ -244,7 +244,8 @@ struct Chunk {
     left: u32,
 }
 
-/// Returns the ids of entries that can be removed: those whose rows are all counted, and those that are too old.
+/// Returns the ids of dirty-bucket entries that can be removed: the rollup contains all rows of the entry, or the entry
+/// is too old.
 fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
     let now = SystemTime::now();
     let mut done = Vec::new();
@@ -257,7 +258,7 @@ fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "gave up on a rollup that was marked as outdated: the rows that should change it were never stored");
+                warn!(instance = %bucket.instance, "gave up updating a rollup: some rows that it should contain were never stored");
             }
             done.push(entry.id);
         }

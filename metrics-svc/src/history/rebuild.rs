@@ -1,5 +1,6 @@
 //! Builds the rollups and newest rows from rows that were not ingested: rows written by the software of 2017, loaded
-//! from files, or stored before rollups existed. Each day is read once for all its time buckets.
+//! from files, or stored before rollups existed. The rows of a day are read only once; the rollups of all resolutions
+//! are computed from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -4,10 +4,10 @@
 //! vm_samples_5m   { _id: "vm-1/2017-01-01T13:35", sampled_at: its start, sums: { n: 30, cpu_util: [count, total, min, max], …, rows } }
 //! ```
 //!
-//! A rollup is always written as a whole, and replaces only a rollup with fewer samples: `$max` compares documents by
-//! their first field, which is the number of samples. So the order and the number of writes do not matter, and a rollup
-//! remains after its rows have expired. [`super::late`] handles rows that arrive when others of their time bucket may
-//! have expired.
+//! A rollup is always written as a whole, and replaces the stored rollup only if that has fewer samples: `$max`
+//! compares documents by their first field, which is the number of samples. So the order and the number of writes do
+//! not matter, and a rollup remains after its rows have expired. [`super::late`] handles rows that arrive when other
+//! rows of their time bucket may have expired.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub(crate) struct Rollups {
     five_minutes: Collection<RawDocumentBuf>,
     hours: Collection<RawDocumentBuf>,
     days: Collection<RawDocumentBuf>,
-    /// The same collections with the read settings for requests, for five minutes, hours and days.
+    /// The same collections, in the order five minutes, hours, days, with the read settings for requests.
     reading: [Collection<RawDocumentBuf>; 3],
     keep: RollupSettings,
 }
@@ -93,7 +93,7 @@ impl Rollups {
         }
     }
 
-    /// Reads a VM's rollups that start in a time range, in order, for a request.
+    /// Reads the rollups of a VM that start in a time range, oldest first; used to answer requests.
     pub(crate) async fn read(
         &self,
         resolution: Resolution,
@@ -123,7 +123,7 @@ impl Rollups {
         read(self.collection(resolution), from, to_ms, deadline, each).await
     }
 
-    /// Writes rollups. Each replaces only a stored rollup with fewer samples.
+    /// Writes rollups. A stored rollup is replaced only if it has fewer samples.
     pub(crate) async fn write(
         &self,
         resolution: Resolution,
@@ -165,14 +165,14 @@ impl Rollups {
         if replaced.matched_count == 1 {
             return Ok(());
         }
-        // The dirty bucket remains, so the next update merges the rows into the rollup that is stored by then.
+        // This error keeps the dirty bucket, so the next update merges the rows into the rollup of the other replica.
         Err(MetricsError::Write(
             "another replica changed the rollup meanwhile".to_owned(),
         ))
     }
 
-    /// Writes rollups like [`Rollups::write`], but faster for rollups that usually do not exist yet, as for rows of an
-    /// old database.
+    /// Writes rollups like [`Rollups::write`], but faster if most of them are not stored yet, as in the first rebuild
+    /// of an old database.
     pub(crate) async fn fill(
         &self,
         resolution: Resolution,
@@ -208,7 +208,7 @@ impl Rollups {
     }
 }
 
-/// Returns the statement that inserts a rollup or replaces a stored rollup with fewer samples.
+/// Returns the statement that inserts a rollup, or replaces the stored rollup if that has fewer samples.
 fn statement(bucket: &Bucket, sums: Document) -> Document {
     doc! {
         "q": { "_id": bucket.key() },

@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_aggregates_equal_aggregate_of_all_rows_after_encoding() {
+    fn merging_stored_aggregates_gives_the_aggregate_of_all_rows() {
         let rows: Vec<_> = (0..10).map(|at| row(f64::from(at) * 0.25, at)).collect();
         let through_the_store = |sums: Sums| {
             let stored = RawDocumentBuf::try_from(&sums.to_document()).unwrap();

@@ -14,7 +14,7 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Maximum number of span links, as in OpenTelemetry's default. The publishers of further messages are not linked.
+/// Maximum number of span links of a batch: OpenTelemetry's default. The publishers of further messages are not linked.
 const MAX_LINKS: usize = 128;
 
 /// Documents, each with the index of the message that it came from.
@@ -85,7 +85,7 @@ impl Batch {
         span
     }
 
-    /// Inserts the documents into both collections concurrently, and adds the dirty buckets.
+    /// Inserts the VM rows and the process rows and adds the dirty buckets, all three concurrently.
     pub(super) async fn insert(
         &self,
         store: &RowStore,

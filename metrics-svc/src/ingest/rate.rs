@@ -1,10 +1,10 @@
 //! Limits the rate at which samples of each VM are stored. A message above its VM's rate is not lost: it returns to the
-//! stream with a delay. The VM's share of the stream fills, the server refuses more messages, and the agent keeps them
-//! in its spool. Messages of other VMs are not affected.
+//! stream with a delay. If this fills the VM's share of the stream, the NATS server refuses further messages of the VM,
+//! and the agent keeps them in its spool. Messages of other VMs are not affected.
 //!
 //! Each VM has token buckets for messages, for bytes, for rows and for the five-minute rollups that its rows change. A
 //! returned message is scheduled after the messages returned before it, for about the time at which its tokens will be
-//! available. It is therefore delivered twice and not more often.
+//! available. It is therefore delivered only twice: before and after its return.
 //!
 //! The limits apply per replica: several replicas together accept several times as much.
 
@@ -20,17 +20,17 @@ use crate::config::RateSettings;
 
 /// Capacity of a token bucket, as the time in which it fills.
 const BURST: Duration = Duration::from_secs(10);
-/// Messages that metrics-svc returns to NATS for later delivery are all due at multiples of this time: NATS scans all
-/// unacknowledged messages each time that one becomes due, so common times save scans.
+/// Messages that metrics-svc returns to NATS for later delivery are all due at multiples of this time: whenever
+/// messages become due, NATS scans all unacknowledged messages, so fewer distinct times mean fewer scans.
 const RETURN_GRID: Duration = Duration::from_millis(250);
-/// How much too early a returned message may arrive and still be accepted. Timers and other replicas cause such early
-/// arrivals.
+/// A returned message is accepted up to this long before its tokens are available, because timers are inexact and each
+/// replica has its own token buckets.
 const EARLY: Duration = Duration::from_secs(1);
 /// Maximum number of VMs with an entry. Only VMs above or near their rate need an entry; the token buckets of all
 /// others are full.
 const MAX_VMS: usize = 65_536;
-/// Maximum number of messages whose returns are counted; the newest are kept. More messages than this cannot be
-/// delivered and unacknowledged at one time.
+/// Maximum number of messages whose returns are counted; beyond it, the oldest messages are forgotten. With the default
+/// settings, the consumer never has so many unacknowledged messages.
 const MAX_RETURNED: usize = 100_000;
 /// Minimum interval between log messages about one VM above its rate.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);
@@ -63,7 +63,8 @@ impl Delivery {
 /// Whether a message is accepted now or returned to the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Decision {
-    /// Accept the message. This replica has returned it this many times, which must not count as failed attempts.
+    /// Accept the message. `returns` is how often this replica has returned the message; those deliveries must not
+    /// count as failed attempts.
     Take { returns: i64 },
     /// Return the message to the stream, to be redelivered after this delay.
     Return(Duration),
@@ -85,10 +86,10 @@ pub(super) struct Rates {
 /// Token buckets of a VM. All times are relative to [`Rates::start`].
 #[derive(Debug, Default)]
 struct Vm {
-    /// For each of the four rates, the time by which everything accepted so far is paid for. A message is accepted if
-    /// this is at most one burst ahead.
+    /// For each of the four rates, the time at which the rate will have produced the tokens for all messages accepted
+    /// so far. A message is accepted if this time is at most one burst ([`BURST`]) in the future.
     paid_at: [Duration; 4],
-    /// Time at which the next returned message is due: after all messages returned before.
+    /// Earliest time at which the next message to be returned may be due: after all messages returned before it.
     next_return: Duration,
     five_minutes: Option<u64>,
     logged_at: Option<Duration>,
@@ -133,7 +134,7 @@ impl Rates {
         let is_free = if comes_back {
             free_at <= now + EARLY
         } else {
-            // Messages that were returned before take precedence over new ones.
+            // A new message is not accepted while returned messages wait, because they take precedence.
             free_at <= now && !waits
         };
         if is_free {
@@ -227,8 +228,8 @@ mod tests {
         }
     }
 
-    /// Delivers messages as JetStream does, each again after its delay, until all are accepted. Returns the number of
-    /// deliveries of each message, and the total time.
+    /// Delivers messages as JetStream does until all are accepted: a returned message is delivered again after its
+    /// delay. Returns the number of deliveries of each message, and the total time.
     async fn deliver(rates: &mut Rates, instance: &str, costs: &[Cost]) -> (Vec<i64>, Duration) {
         let start = Instant::now();
         let mut waiting: BTreeMap<(Instant, u64), i64> = BTreeMap::new();
@@ -283,8 +284,8 @@ mod tests {
         };
         let (deliveries, took) = deliver(&mut rates, "vm-1", &[large; 4]).await;
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
-        // Each message costs 20 s of rows. The first is accepted at once, each next one when the debt has fallen to one
-        // burst.
+        // The row tokens for one message take 20 s to produce. The first message is accepted at once, each further
+        // message when the tokens that are still owed are at most one burst.
         assert!(
             (Duration::from_secs(49)..Duration::from_secs(53)).contains(&took),
             "{took:?}"

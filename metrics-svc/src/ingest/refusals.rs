@@ -37,7 +37,7 @@ pub(super) struct Refusals {
 #[derive(Debug)]
 struct Recent {
     at: Instant,
-    /// Number of messages of the VM that were refused since its last dead letter, without one of their own.
+    /// Number of messages of the VM that were refused without a dead letter since this one.
     more: u64,
 }
 
@@ -48,8 +48,8 @@ struct Letter {
 }
 
 impl Refusals {
-    /// Starts the task that publishes dead letters. The task ends when the returned `Refusals` is dropped and all dead
-    /// letters are published or dropped.
+    /// Starts the task that publishes dead letters. The task ends when the returned `Refusals` is dropped and no dead
+    /// letter waits any more.
     pub(super) fn start(bus: Bus) -> (Self, JoinHandle<()>) {
         let (letters, mut waiting) = mpsc::channel::<Letter>(QUEUE_LENGTH);
         let publishing = tokio::spawn(async move {
@@ -66,7 +66,8 @@ impl Refusals {
         (refusals, publishing)
     }
 
-    /// Refuses a message: removes it from the stream, and publishes a dead letter if its VM may have one now.
+    /// Refuses a message: removes it from the stream, and publishes it as a dead letter unless its VM has had one
+    /// within the last minute.
     pub(super) async fn refuse(&mut self, instance: &str, message: Message, reason: String) {
         counter!("vmwatch_samples_refused_total", "vm" => self.label(instance)).increment(1);
         let Some(more) = self.due(instance, Instant::now()) else {
@@ -83,8 +84,8 @@ impl Refusals {
         }
     }
 
-    /// Returns `None` if this VM may not have a dead letter now. Otherwise returns how many of its messages were
-    /// refused without a dead letter since its last one.
+    /// Returns `None` if this VM has had a dead letter within the last minute, or if too many VMs have. Otherwise a
+    /// dead letter may be published; returns how many messages of the VM were refused without one since its last one.
     fn due(&mut self, instance: &str, now: Instant) -> Option<u64> {
         if let Some(recent) = self.recent.get_mut(instance) {
             if now < recent.at + MIN_INTERVAL {

@@ -41,8 +41,8 @@ impl Suspects {
         retention::apply(rows.database(), &self.records.clone_with_type(), KEEP).await
     }
 
-    /// Records that a suspect message is about to be written. Returns the number of earlier attempts that never ended,
-    /// which means that they crashed the service.
+    /// Records that a suspect message is about to be written. Returns the number of earlier attempts that never ended
+    /// because the service crashed.
     pub(super) async fn begin(&self, message: &str) -> Result<i64, MetricsError> {
         let (records, id) = (self.records.clone(), message.to_owned());
         let counting = async move {

@@ -25,8 +25,8 @@ use crate::{MetricsError, events::Events, history::History, store::RowStore};
 /// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
 /// wait.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Number of attempts after which the messages that are stored are acknowledged, without waiting for the rest of the
-/// batch.
+/// Number of attempts after which a batch that is only partly stored is not retried: its stored messages are
+/// acknowledged, and the others return to the stream.
 const MAX_ATTEMPTS_FOR_REST: u32 = 3;
 /// How long a batch is retried if the database answers but accepts none of its rows. After that its messages return to
 /// the stream, so that a batch that is refused for good does not block all others.
@@ -90,7 +90,8 @@ impl Writer {
         }
     }
 
-    /// Writes a batch or a single message. At shutdown it may be left for redelivery instead.
+    /// Writes a batch or a single message. At shutdown the write may be skipped; JetStream then redelivers the
+    /// messages.
     pub(super) async fn work(&self, work: Work, shutdown: &CancellationToken) {
         match work {
             Work::Batch(batch) => {
@@ -134,7 +135,7 @@ impl Writer {
         Some(())
     }
 
-    /// Records that a suspect message is about to be written; retries until the database has stored this.
+    /// Records that a suspect message is about to be written; retries until the database has stored this record.
     async fn begin_alone(&self, key: &str, message: &Message, shutdown: &CancellationToken) -> Option<i64> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -154,7 +155,8 @@ impl Writer {
         }
     }
 
-    /// Stores a batch and acknowledges its messages. At shutdown the batch may be left for redelivery instead.
+    /// Stores a batch and acknowledges its messages. At shutdown both may be skipped; JetStream then redelivers the
+    /// messages.
     async fn write(&self, batch: Batch, shutdown: &CancellationToken) {
         let rows = batch.rows();
         gauge!("vmwatch_ingest_waiting_rows").set(u32::try_from(rows).unwrap_or(u32::MAX));
@@ -237,9 +239,9 @@ impl Writer {
     /// Runs one insert; `None` if it does not end soon after shutdown.
     ///
     /// An insert that takes too long is left running, because dropping a call of the MongoDB driver half-way is not
-    /// safe. A database server that vanished without closing its connections would block it for a quarter of an hour.
-    /// If the insert succeeds later, that is harmless because the rows have stable ids. [`MAX_ATTEMPTS`] bounds the
-    /// number of such inserts.
+    /// safe. If a database server vanishes without closing its connections, an insert can wait for a quarter of an
+    /// hour. It is harmless if the insert still succeeds then, because the rows have stable ids. [`MAX_ATTEMPTS`]
+    /// bounds the number of such inserts.
     async fn attempt(
         &self,
         batch: &Arc<Batch>,

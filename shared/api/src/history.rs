@@ -183,9 +183,9 @@ pub struct VmSeries {
     pub step_ms: u64,
     /// The source that the history was computed from. Rollups can be a few seconds old (`VMWATCH_ROLLUP_INTERVAL`).
     pub resolution: Resolution,
-    /// The time buckets, oldest first; each is complete. Buckets without samples are omitted. Because buckets are
-    /// aligned to multiples of their length (in local time), the first can start before the requested range and the
-    /// last can end after it.
+    /// The time buckets, oldest first; each is computed from all its samples. Buckets without samples are omitted.
+    /// Because buckets are aligned to multiples of their length (in local time), the first can start before the
+    /// requested range and the last can end after it.
     pub buckets: Vec<VmBucket>,
     /// Whether the history continues on a further page.
     #[serde(default)]

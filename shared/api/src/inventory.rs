@@ -1,8 +1,7 @@
 //! The inventory: the VMs of all hypervisors, in a KV bucket. lifecycle-svc owns the bucket; other services follow it.
 //!
-//! The bucket has one key per VM and hypervisor and one key per hypervisor. It is written only when something changes,
-//! so that an unchanged fleet causes no traffic, except that the key of each hypervisor is renewed once per
-//! [`RENEWAL`].
+//! The bucket has one key per VM and hypervisor and one key per hypervisor. While nothing changes, nothing is written,
+//! except that the key of each hypervisor is renewed once per [`RENEWAL`].
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -12,7 +11,7 @@ use super::{InstanceId, lifecycle::MachineState};
 
 /// Name of the KV bucket.
 pub const INVENTORY_BUCKET: &str = "vmwatch_inventory";
-/// Interval at which the date of a hypervisor's last list is renewed while nothing else about the hypervisor changes.
+/// Interval at which [`InventoryHypervisor::listed_at_ms`] is renewed while nothing else about the hypervisor changes.
 pub const RENEWAL: Duration = Duration::from_mins(1);
 
 const VM_PREFIX: &str = "vm.";
@@ -43,7 +42,7 @@ impl InventoryVm {
 pub struct InventoryHypervisor {
     /// Whether the last attempt to list the VMs of the hypervisor succeeded.
     pub reachable: bool,
-    /// Whether a list has been requested for longer than `interval_ms` and has not arrived yet.
+    /// Whether the hypervisor was asked for its VMs more than `interval_ms` ago and has not answered yet.
     #[serde(default)]
     pub late: bool,
     /// Time at which the VMs were last listed completely, in Unix milliseconds. While the hypervisor is reachable and

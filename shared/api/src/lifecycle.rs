@@ -65,7 +65,7 @@ impl fmt::Display for MachineState {
 pub struct Machine {
     pub instance_id: InstanceId,
     pub state: MachineState,
-    /// The hypervisor's name for the VM, if it is known without a further request.
+    /// The hypervisor's name for the VM, if it is known without a further request to the hypervisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// The configured name of the hypervisor that runs the VM.

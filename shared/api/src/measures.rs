@@ -3,8 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// A value for each measure of a VM's row; [`VM_MEASURES`] describes the measures. `Count` is the type of values that
-/// are counts, where it differs from that of the others.
+/// A value for each measure of a VM's row; [`VM_MEASURES`] describes the measures. Values have the type `T`, except
+/// counts (`proc`), which can have a type of their own, `Count`.
 #[expect(missing_docs, reason = "VM_MEASURES describes the fields")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMeasures<T, Count = T> {
@@ -120,7 +120,7 @@ impl<T> VmMeasures<T> {
         }
     }
 
-    /// Pairs each measure's value with the other collection's value of the same measure.
+    /// Pairs the value of each measure in `self` with the value of the same measure in `other`.
     pub fn zip<U>(self, other: VmMeasures<U>) -> impl Iterator<Item = (T, U)> {
         self.into_array().into_iter().zip(other.into_array())
     }

@@ -296,7 +296,7 @@ impl Method for ProcessByName {
 pub struct Sample {
     /// Instance id of the VM; it must equal the last token of the NATS subject.
     pub instance_id: InstanceId,
-    /// Time of the sample; the same in all rows and all of its parts.
+    /// Time of the sample, the same in all its parts and rows.
     pub create_date: CreateDate,
     /// Index of this sample part within the sample, starting at 0.
     #[serde(default)]
@@ -319,9 +319,9 @@ pub struct VmSample {
     pub cpu_util: f64,
     /// Memory usage, percent of the VM's memory.
     pub mem: f64,
-    /// Read rate of all disks, KiB/s; partitions are not counted again.
+    /// Read rate of all disks, KiB/s; partitions are not counted in addition to their disk.
     pub disk_read: f64,
-    /// Write rate of all disks, KiB/s; partitions are not counted again.
+    /// Write rate of all disks, KiB/s; partitions are not counted in addition to their disk.
     pub disk_write: f64,
     /// Number of processes in the VM.
     pub proc: u32,

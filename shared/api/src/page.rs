@@ -17,7 +17,7 @@ pub struct PageRoom {
 }
 
 impl PageRoom {
-    /// Starts with the room of an empty page: at most `items` items and [`PAGE_BYTES`] bytes.
+    /// Returns the space of an empty page: at most `items` items and [`PAGE_BYTES`] bytes.
     pub const fn new(items: usize) -> Self {
         Self {
             items,

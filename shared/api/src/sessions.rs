@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn sessions_before_the_cutoff_and_of_removed_users_are_invalid() {
+    fn sessions_of_removed_users_and_sessions_from_before_the_cutoff_are_invalid() {
         let mut user = UserRecord {
             principal: Principal {
                 user: "eve".into(),

@@ -11,8 +11,9 @@ use super::{
     metrics::Limit,
 };
 
-/// Maximum number of VMs in a user's limited scope. Every request between gateway and services carries the principal in
-/// a header; 500 instance ids of maximum length take half of the 64 KiB limit of an HTTP body.
+/// Maximum number of VMs in a user's limited scope. The limit keeps two kinds of messages small: every request between
+/// gateway and services, which carries the scope in a header, and the HTTP request that sets the scope (500 instance
+/// ids of maximum length take half of the 64 KiB that its body may have).
 pub const MOST_INSTANCES: usize = 500;
 
 /// A new password: at least 8 characters (NIST SP 800-63B) and at most 1024 bytes.

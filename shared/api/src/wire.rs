@@ -22,7 +22,7 @@ pub enum FaultKind {
     Forbidden,
     /// The requested object does not exist, or the principal may not see it.
     NotFound,
-    /// The thing exists, but its state does not allow the request.
+    /// The requested object exists, but its state does not allow the request.
     Conflict,
     /// Too many attempts; retry after [`Fault::retry_after`].
     Throttled,

@@ -45,7 +45,7 @@ const MAX_BYTES: Setting = Setting {
     default: "256MiB",
     help: "maximum size of both audit streams together (about 400 bytes per record); a tenth is reserved for failed logins; beyond it the oldest records are deleted",
 };
-/// The setting that every program that appends audit records needs.
+/// The audit setting of every program that appends audit records.
 pub const REQUIRED: Setting = Setting {
     name: "VMWATCH_AUDIT_REQUIRED",
     value: Value::Flag,

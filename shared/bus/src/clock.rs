@@ -15,12 +15,13 @@ use super::Bus;
 
 /// Interval between measurements of the clock difference.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Wait after a failed measurement. Measurements fail, for example, until the stream exists.
+/// Wait after a failed measurement. Measurements fail, for example, until the stream whose state is requested has been
+/// created.
 const RETRY: Duration = Duration::from_secs(1);
 /// If the server's answer takes longer than this, the measurement is too inaccurate and is discarded.
 const LIMIT: Duration = Duration::from_secs(1);
-/// Clock differences from this value on are logged. It is a tenth of the shortest time limit of a request, five
-/// seconds.
+/// Clock differences from this value on are logged. The value is a tenth of five seconds, the shortest time limit of a
+/// request.
 const NOTABLE_SECONDS: f64 = 0.5;
 
 /// The timestamp that JetStream includes in its answers.
@@ -29,8 +30,8 @@ struct Answered {
     ts: String,
 }
 
-/// Measures the clock difference in the background until shutdown. The program's NATS user needs permission to request
-/// the state of this stream.
+/// Measures the clock difference in the background until shutdown, by requests for the state of `stream`. The program's
+/// NATS user needs permission for these requests.
 pub fn watch(bus: &Bus, stream: &str, shutdown: CancellationToken) {
     let (bus, request) = (bus.clone(), format!("STREAM.INFO.{stream}"));
     let measuring = async move {

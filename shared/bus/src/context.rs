@@ -21,7 +21,7 @@ use vmwatch_api::{
 pub mod headers {
     /// Header with the request id, which appears in every log line about the request.
     pub const REQUEST_ID: &str = "Vmwatch-Request-Id";
-    /// Header with the deadline, Unix milliseconds; after it the caller has given up.
+    /// Header with the deadline, Unix milliseconds; after this time the caller no longer waits for a reply.
     pub const DEADLINE: &str = "Vmwatch-Deadline";
     /// Header with the [`Principal`](vmwatch_api::Principal) as JSON; absent in requests without a session.
     pub const PRINCIPAL: &str = "Vmwatch-Principal";

@@ -1,10 +1,10 @@
 //! Lets a service replica leave a NATS queue group without losing requests.
 //!
-//! `unsubscribe` drops messages that the server has already sent, and the client's own `drain` removes the
-//! subscription before the server has confirmed. A request to end the subscription after a number of *further*
-//! messages loses nothing, because client and server agree on the last message. Under load that number arrives within
-//! a quarter of a second. If no message arrives for half a second, the subscription ends at once; only a message sent
-//! within that round trip can then be lost.
+//! `unsubscribe` drops messages that the server has already sent, and the client's own `drain` removes the subscription
+//! before the server has confirmed. A request to end the subscription after a number of *further* messages loses
+//! nothing, because client and server agree on the last message. Under load that number arrives within a quarter of a
+//! second. If no message arrives for half a second, the client unsubscribes at once; only a message that the server
+//! sends before it processes the request can then be lost.
 //!
 //! The NATS client (async-nats 0.51) counts a subscription's messages across reconnections and sends that total in
 //! `UNSUB`, but the server counts only those of the current connection. Each loss of the connection therefore ends the
@@ -77,7 +77,8 @@ impl Counted {
     /// Ends the subscription and subscribes again. Messages that the lost connection had delivered are passed to
     /// `take`.
     pub(super) async fn renewed(mut self, mut take: impl FnMut(Message)) -> Result<Self, SubscribeError> {
-        // Tokio's cooperative scheduling would end the loop before the last message.
+        // Without `unconstrained`, Tokio's cooperative scheduling would report after some messages that none is
+        // available, and the loop would end before the last message.
         while let Some(Some(message)) = unconstrained(self.subscriber.next()).now_or_never() {
             take(message);
         }

@@ -31,7 +31,7 @@ use super::{Bus, jetstream::Bucket};
 /// JetStream normally answers within milliseconds; after this time it counts as unreachable.
 const DEADLINE: Duration = Duration::from_secs(2);
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Minimum interval between requests to the NATS server that look for entries missing in the table.
+/// Minimum interval between requests to the NATS server about entries that are missing in the table.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The in-memory copy of a JetStream KV bucket.
@@ -132,7 +132,8 @@ struct Shared<T> {
 /// How far the table has followed the KV bucket.
 #[derive(Debug, Clone, Copy, Default)]
 struct Progress {
-    /// Sequence number of the connection over which the whole KV bucket was read; 0 if it has not been read yet.
+    /// Number of the connection ([`Bus::connections`]) over which the whole KV bucket was read; 0 if it has not been
+    /// read yet.
     connection: u64,
     /// The last sequence number whose change is in the table.
     seen: u64,

@@ -1,9 +1,10 @@
-//! Sends requests to JetStream, each with a deadline. Services send none in another way.
+//! Sends requests to JetStream, each with a deadline. Services send all requests to JetStream through this module,
+//! except those of pull consumers.
 //!
 //! In async-nats 0.51, each request or publish that times out leaves an entry of 333 bytes in the client's table of
 //! pending replies for the life of the connection (nats.rs issue 1618). The requests in this module use the inbox of
 //! this crate (`replies.rs`) instead, which forgets a request when its caller stops waiting. The client's pull
-//! consumers do not use that table, so that they are used as they are.
+//! consumers do not use the table of pending replies, so services use them directly.
 
 mod bucket;
 mod reader;
@@ -42,20 +43,20 @@ pub enum JetStreamError {
     NotSent(#[source] async_nats::Error),
     #[error("JetStream refused the request")]
     Refused(#[source] jetstream::Error),
-    /// The answer to a direct read of a message is an error status.
+    /// JetStream answered a direct read of a message with an error status.
     #[error("JetStream answered with status {0}")]
     Status(StatusCode),
     #[error("JetStream's answer could not be decoded")]
     Unreadable(#[source] async_nats::Error),
     #[error("a key of a bucket may contain only letters, digits, `-`, `/`, `_`, `=` and inner dots")]
     InvalidKey,
-    /// The reader did not get a message that the server sent, or its consumer was deleted.
+    /// A message that the server sent did not reach the reader, or the reader's consumer was deleted.
     #[error("the reader lost its place in the stream")]
     Interrupted,
 }
 
 impl JetStreamError {
-    /// The server's code of a refusal.
+    /// The server's error code, if the server refused the request.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             Self::Refused(error) => Some(error.error_code()),
@@ -69,7 +70,7 @@ impl JetStreamError {
     }
 }
 
-/// Whether a new consumer may replace one with the same name.
+/// Whether creating a consumer may change an existing consumer with the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     Keep,
@@ -102,7 +103,7 @@ impl Bus {
         self.jetstream_api(&format!("STREAM.INFO.{stream}"), limit).await
     }
 
-    /// Creates a stream. Succeeds if it exists with the same configuration.
+    /// Creates a stream. Also succeeds if the stream exists already with the same configuration.
     pub async fn create_stream(&self, wanted: &Config, limit: Duration) -> Result<Info, JetStreamError> {
         let request = format!("STREAM.CREATE.{}", wanted.name);
         self.jetstream_api_with(&request, wanted, limit).await
@@ -128,7 +129,7 @@ impl Bus {
         self.select_message(stream, select, limit).await
     }
 
-    /// Reads the first message from this sequence on whose subject matches.
+    /// Reads the first message that has this or a higher sequence number and whose subject matches the filter.
     pub async fn next_message(
         &self,
         stream: &str,
@@ -189,7 +190,7 @@ impl Bus {
             .await
     }
 
-    /// Creates a consumer. With [`Existing::Keep`], fails if one with the name exists.
+    /// Creates a consumer. With [`Existing::Keep`], fails if a consumer with the same name exists.
     pub async fn create_consumer(
         &self,
         stream: &str,
@@ -199,7 +200,7 @@ impl Bus {
     ) -> Result<consumer::Info, JetStreamError> {
         let config = wanted.into_consumer_config();
         let mut request = format!("CONSUMER.CREATE.{stream}");
-        // The server requires that a request with a name repeats it and the filter in its subject.
+        // If the consumer has a name, the server requires its name and filter in the subject of the request.
         if let Some(name) = config.name.as_ref().or(config.durable_name.as_ref()) {
             request = format!("{request}.{name}");
             if !config.filter_subject.is_empty() {
@@ -214,7 +215,7 @@ impl Bus {
         self.jetstream_api_with(&request, &body, limit).await
     }
 
-    /// The reader of a pull consumer that exists.
+    /// Returns a client for an existing pull consumer.
     pub fn pull_consumer(&self, info: consumer::Info) -> Result<PullConsumer, JetStreamError> {
         let config = pull::Config::try_from_consumer_config(info.config.clone());
         let config = config.map_err(JetStreamError::Unreadable)?;

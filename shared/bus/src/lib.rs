@@ -90,8 +90,8 @@ impl Bus {
         let (disconnected, outages) = watch::channel(());
         let mut options = ConnectOptions::new()
             .name(name)
-            // Each NATS user has its own inbox prefix. With a common prefix, permission to subscribe to `_INBOX.>`
-            // would expose the replies to all programs.
+            // Each NATS user has its own inbox prefix. With a common prefix, every program would need permission to
+            // subscribe to `_INBOX.>` and could read the replies that other programs receive.
             .custom_inbox_prefix(inbox_prefix(settings.identity(name)))
             .ping_interval(settings.ping_interval)
             .connection_timeout(Duration::from_secs(5))
@@ -155,7 +155,7 @@ impl Bus {
         self.client.connection_state() == State::Connected
     }
 
-    /// Returns an error with the reason that the program reports as not ready if NATS is unreachable.
+    /// Fails if NATS is unreachable. The error states this as the reason why the program is not ready.
     pub fn check_connected(&self) -> Result<(), &'static str> {
         if self.is_connected() {
             Ok(())
@@ -169,15 +169,16 @@ impl Bus {
         self.client.statistics().connects.load(Ordering::Relaxed)
     }
 
-    /// A receiver that is notified of each reconnection. Notifications may arrive later than the change of
-    /// [`Bus::connections`].
+    /// A receiver that is notified of each reconnection. [`Bus::connections`] may change before the notification
+    /// arrives.
     pub fn reconnections(&self) -> watch::Receiver<()> {
         let mut reconnections = self.reconnections.clone();
         reconnections.mark_unchanged();
         reconnections
     }
 
-    /// Notifies of each later loss of the connection, before the client connects again (see [`reconnect_delay`]).
+    /// A receiver that is notified of each loss of the connection after this call, before the client connects again
+    /// (see [`reconnect_delay`]).
     pub(crate) fn outages(&self) -> watch::Receiver<()> {
         let mut outages = self.outages.clone();
         outages.mark_unchanged();
@@ -198,7 +199,8 @@ impl Bus {
         &self.client
     }
 
-    /// Publishes a message that nobody acknowledges. The caller must bound the wait.
+    /// Publishes a message that is not acknowledged. The call waits while the client's queue is full; the caller must
+    /// set a time limit.
     pub async fn publish(
         &self,
         subject: impl Into<Subject>,
@@ -267,7 +269,7 @@ fn note(event: &Event) {
                 "messages were dropped because this program reads a subscription too slowly"
             );
         }
-        other => warn!(event = %other, "NATS connection"),
+        other => warn!(event = %other, "the state of the NATS connection changed"),
     }
 }
 

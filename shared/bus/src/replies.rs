@@ -2,7 +2,7 @@
 //!
 //! The NATS client has such an inbox as well, but it does not forget requests that time out: an entry of 333 bytes
 //! remains for the life of the connection (in async-nats 0.51, only a reply removes an entry of
-//! `Multiplexer::senders`). This inbox removes the entry as soon as the caller stops waiting for any reason.
+//! `Multiplexer::senders`). This inbox removes an entry as soon as its caller stops waiting, whatever the reason.
 
 use std::{
     collections::HashMap,
@@ -76,7 +76,7 @@ impl Replies {
         payload: Bytes,
     ) -> Result<Message, NoReply> {
         let (caller, reply) = oneshot::channel();
-        // The token is random because otherwise a service could guess it and answer a request meant for another.
+        // The token is random because otherwise a service could guess it and answer a request to another service.
         let entry = PendingEntry::insert(&self.waiting, random_id(), caller);
         let inbox = format!("{}{}", self.prefix, entry.token);
         client
@@ -96,12 +96,12 @@ impl Pending {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, oneshot::Sender<Message>>> {
-        // A poisoned lock is safe to use, because no code that could panic runs while it is held.
+        // A poisoned lock is safe to use, because no code that could panic runs while the lock is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The entry of a caller that waits for a reply; dropping it removes the entry.
+/// Represents the entry of a caller in [`Pending`]; dropping this value removes the entry.
 struct PendingEntry<'a> {
     waiting: &'a Pending,
     token: String,

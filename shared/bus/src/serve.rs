@@ -105,7 +105,8 @@ impl Server {
         }
     }
 
-    /// Sets a callback for requests whose principal lacks permission. It runs before the caller receives the fault.
+    /// Sets a callback for requests whose principal lacks permission. The callback runs before the caller receives the
+    /// fault.
     pub fn on_refusal<Done>(self, hook: impl Fn(Refused) -> Done + Send + Sync + 'static) -> Self
     where
         Done: Future<Output = ()> + Send + 'static,
@@ -215,7 +216,7 @@ impl Worker {
                 biased;
                 Ok(()) = outages.changed() => {
                     let renewal = subscription.renewed(|message| self.start(message));
-                    // Waits for the connection if the client's queue is full.
+                    // If the client's queue is full, the renewal waits until NATS is connected again.
                     match shutdown.run_until_cancelled(renewal).await {
                         Some(Ok(renewed)) => subscription = renewed,
                         Some(Err(error)) => {
@@ -223,7 +224,7 @@ impl Worker {
                             error!(%error, method, "resubscription failed; this method is no longer served");
                             return;
                         }
-                        // Without a connection no request can arrive.
+                        // Without a connection no request can arrive, so there is nothing to drain.
                         None => return,
                     }
                 }
@@ -249,13 +250,13 @@ impl Worker {
         };
         let (bus, endpoint) = (self.bus.clone(), Arc::clone(&self.endpoint));
         let limits = self.limits.clone();
-        // A refusal is sent from a task of its own, so a full write buffer does not block the receiving task. That
-        // task ends once the refusal has been written.
+        // Refusals are also sent from the task of their request, so a full write buffer does not block the task that
+        // receives requests.
         self.work.spawn(async move {
             let context = Context::from_headers(message.headers.as_ref());
             let permit = match &context {
-                // A late request needs no permit. A replica that was frozen receives many at once, which would
-                // otherwise count as too many of one user.
+                // A request whose deadline has passed needs no permit. A replica that was frozen receives many of them
+                // at once, which would otherwise use up the user's share of the permits.
                 Ok(context) if context.remaining().is_zero() => Ok(None),
                 Ok(context) => {
                     let user = context.principal.as_ref();

@@ -91,7 +91,7 @@ pub(crate) enum Login {
     NkeySeed(String),
 }
 
-/// Implemented by hand to omit passwords.
+/// `Debug` is implemented by hand to omit passwords.
 impl std::fmt::Debug for BusSettings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("BusSettings")

@@ -75,7 +75,7 @@ pub fn settings_or_exit<S>(program: &str, read: impl FnOnce(&Environment) -> Res
     }
 }
 
-/// Prints why a command failed, without causes, and exits.
+/// Prints the error of a failed command, without the errors that caused it, and exits with code 1.
 pub fn fail(program: &str, error: &dyn std::error::Error) -> ! {
     eprintln!("{program}: {error}");
     std::process::exit(1)

@@ -117,7 +117,7 @@ impl Tail {
                 let first = info.state.first_sequence;
                 (if info.state.messages > 0 { first } else { before }, before)
             }
-            // The stream was not created yet, or it was lost with the store.
+            // The stream was not created yet, or it was lost together with all data of JetStream.
             Err(JetStreamError::Refused(_)) => (before.unwrap_or_default(), before.unwrap_or_default()),
             Err(error) => return Err(error.into()),
         };

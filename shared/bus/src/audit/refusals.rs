@@ -13,14 +13,14 @@ use vmwatch_api::{
 use super::{Audit, action, flood::Flood};
 use crate::random_id;
 
-/// Period in which refusals are counted per user. A request on many VMs (at most 100) gets one record per refused VM;
-/// beyond that, a user causes at most ten records per minute on average.
+/// Period in which refusals are counted per user. The first 100 refusals in a period get one record each: enough for a
+/// request on 100 VMs, the maximum, and ten records per minute on average.
 const PERIOD: Duration = Duration::from_mins(10);
 const ONE_BY_ONE: u32 = 100;
 /// Interval between checks for expired counting periods.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Refused requests that one replica of a service counts for the audit.
+/// Records the refused requests of one replica of a service in the audit.
 #[derive(Debug)]
 pub struct Refusals {
     audit: Audit,

@@ -1,6 +1,7 @@
 //! A KV bucket: reading, writing and following it.
 //!
-//! A bucket is a stream that keeps the last message of each subject; a key is the end of the subject.
+//! A bucket is a stream that keeps the last message of each subject; a key is the part of the subject after the
+//! bucket's prefix.
 
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::Bus;
 const OPERATION: &str = "KV-Operation";
 const DELETED: &str = "DEL";
 
-/// A KV bucket, which its owner has created. Each call has the limit.
+/// Access to a KV bucket, which the owning service creates. Each call takes at most the time `limit`.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     bus: Bus,
@@ -72,7 +73,7 @@ impl Bucket {
         self.write(key, HeaderMap::new(), value).await
     }
 
-    /// Writes the value of a key that has none. Returns its revision, or `None` if the key has a value.
+    /// Writes a value if the key has none. Returns its revision, or `None` if the key has a value.
     pub async fn create(&self, key: &str, value: Bytes) -> Result<Option<u64>, JetStreamError> {
         let creating = async {
             let created = self.update(key, value.clone(), 0).await?;
@@ -90,7 +91,8 @@ impl Bucket {
         created.map_err(|_| JetStreamError::Timeout)?
     }
 
-    /// Replaces the entry with this revision. Returns the new revision, or `None` if the key has another revision.
+    /// Replaces the value of a key if the key still has this revision. Returns the new revision, or `None` if the key
+    /// has another revision.
     pub async fn update(
         &self,
         key: &str,
@@ -100,14 +102,15 @@ impl Bucket {
         unless_changed(self.write(key, expecting(revision), value).await)
     }
 
-    /// Deletes a key, whether it exists or not.
+    /// Deletes a key; also succeeds if the key does not exist.
     pub async fn delete(&self, key: &str) -> Result<(), JetStreamError> {
         let mut headers = HeaderMap::new();
         headers.insert(OPERATION, DELETED);
         self.write(key, headers, Bytes::new()).await.map(drop)
     }
 
-    /// Deletes the entry with this revision. Returns the marker's revision, or `None` if the key has another revision.
+    /// Deletes a key if it still has this revision. Returns the revision of the deletion marker, or `None` if the key
+    /// has another revision.
     pub async fn delete_revision(&self, key: &str, revision: u64) -> Result<Option<u64>, JetStreamError> {
         let mut headers = expecting(revision);
         headers.insert(OPERATION, DELETED);
@@ -219,7 +222,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// The next entry. Nothing is lost if the caller stops waiting.
+    /// Returns the next entry. If the caller stops waiting, a later call returns that entry.
     pub(crate) async fn next(&mut self) -> Result<Entry, JetStreamError> {
         let message = self.reader.next().await?;
         let info = message.info().map_err(JetStreamError::Unreadable)?;

@@ -22,22 +22,24 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// The server deletes the consumer when its reader has been gone for this time.
 const IDLE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Reads a stream through a consumer of its own. After an error the caller opens another reader at its position; the
-/// client's ordered consumer would open one itself, with requests that leak (see [`super`]).
+/// Reads a stream through a consumer of its own. After an error, the caller opens a new reader at the position that it
+/// has reached. The client's ordered consumer would do this itself, but its requests leak memory if they time out (see
+/// [`super`]).
 #[derive(Debug)]
 pub struct Reader {
     bus: Bus,
     messages: Subscriber,
     /// The number of messages received so far.
     received: u64,
-    /// Time at which the server was last heard.
+    /// Time at which the last message or heartbeat of the server arrived.
     heard: Instant,
-    /// A subject to which the server expects a message before it sends more.
+    /// Subject of a pending flow-control request: the server sends more messages only after a reply to this subject.
     flow_control: Option<Subject>,
 }
 
 impl Bus {
-    /// Reads the messages of a stream whose subject matches the filter (empty: all), from the position on.
+    /// Reads the messages of a stream from the given position on. A filter that is not empty selects messages by their
+    /// subject.
     pub async fn read_stream(
         &self,
         stream: &str,
@@ -74,7 +76,7 @@ impl Bus {
 }
 
 impl Reader {
-    /// The next message. Nothing is lost if the caller stops waiting.
+    /// Returns the next message. If the caller stops waiting, a later call returns that message.
     pub async fn next(&mut self) -> Result<Message, JetStreamError> {
         loop {
             if let Some(subject) = self.flow_control.clone() {

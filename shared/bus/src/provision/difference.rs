@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_filled_in_by_the_server_are_no_difference() {
+    fn fields_filled_in_by_the_server_do_not_count_as_differences() {
         let wanted = json!({ "max_bytes": 5, "max_msgs": 0, "subjects": ["a"] });
         let found = json!({
             "max_bytes": 5, "max_msgs": -1, "subjects": ["a"], "duplicate_window": 120, "deny_purge": false,
