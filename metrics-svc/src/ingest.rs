@@ -57,8 +57,8 @@ use crate::{
 
 /// Maximum number of bytes requested in one pull from JetStream.
 const PULL_BYTES: usize = 4 << 20;
-/// From this delivery on, a message is written to the database alone, because earlier attempts may have crashed the
-/// service.
+/// From this delivery on, a message is written to the database separately from other messages, because earlier attempts
+/// may have crashed the service.
 const ALONE_AT_DELIVERY: i64 = 5;
 /// Pause before the next attempt to read the stream of samples.
 const PAUSE: Duration = Duration::from_secs(1);

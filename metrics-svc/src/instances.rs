@@ -200,7 +200,7 @@ impl Instances {
         find(&self.instances, query).await
     }
 
-    /// Reads the dates of the last reports of the VMs after this one, sorted by id.
+    /// Reads the dates of the last reports of the VMs whose ids come after this id, sorted by id.
     pub(crate) async fn last_reports(
         &self,
         after: Option<&InstanceId>,

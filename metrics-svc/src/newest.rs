@@ -51,9 +51,9 @@ const PASS_INTERVAL: Duration = Duration::from_mins(1);
 const PASS_LIMIT: Duration = Duration::from_secs(30);
 /// The rows count as out of date if no pass has succeeded for this time.
 const STALE_AFTER: Duration = Duration::from_mins(3);
-/// Number of VMs that a query reads dates of.
+/// Maximum number of VMs in a query for the dates of last reports.
 const DATES: u16 = 1000;
-/// Number of VMs that a query reads rows of.
+/// Maximum number of VMs in a query for rows.
 const CHUNK: usize = 250;
 /// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -254,7 +254,7 @@ impl NewestRows {
         let mut reader = bus
             .read_stream(EVENT_STREAM, &filter, DeliverPolicy::New, DEADLINE)
             .await?;
-        // The events since the last reader are missing.
+        // Events that were published after the previous reader stopped are missing.
         self.missed.notify_one();
         loop {
             let message = reader.next().await?;

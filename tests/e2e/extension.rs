@@ -1,5 +1,6 @@
-//! A bus method that only this test declares is served on the bus, audited under its subject, and answered under a code
-//! of the documented API. For this code, the test adds one row to a copy of the gateway's table.
+//! Adding a method takes its declaration, a handler and one row in the gateway's table of method codes. This test
+//! declares a method, and adds a row for it to a copy of that table. The method is then served on the bus, audited
+//! under its subject, and answered under its method code in the documented API.
 
 use std::sync::Arc;
 

@@ -223,7 +223,8 @@ pub(super) async fn me(caller: Caller, Query(NoParameters {}): Query<NoParameter
     })
 }
 
-/// Response after a session has ended. If the browser's own session has ended, it also deletes the cookie.
+/// Response to a request that ended a session. If the session was the browser's own, the response also deletes the
+/// cookie.
 fn ended(headers: &HeaderMap, own: bool) -> Response {
     let mut response = StatusCode::NO_CONTENT.into_response();
     if own && headers.contains_key(header::COOKIE) {

@@ -61,7 +61,7 @@ async fn report(bus: Bus, mut waiting: mpsc::Receiver<UsedSession>) {
             counter!("vmwatch_session_uses_dropped_total").increment(count);
             debug!(
                 cause = fault.cause_chain(),
-                "reporting session uses to auth-svc failed: {fault}"
+                "sending the times of last use of sessions to auth-svc failed: {fault}"
             );
         }
         tokio::time::sleep(INTERVAL).await;

@@ -107,7 +107,7 @@ impl Writer {
                     let cause = error.cause();
                     warn!(
                         cause,
-                        "failed to remove the note in the database that a sample message may crash this service"
+                        "failed to delete the database record that marks a sample message as a possible cause of crashes"
                     );
                 }
             }

@@ -72,8 +72,8 @@ async fn gateway_refuses_at_once_while_nats_is_down_and_reconnects() {
     figure("faults_nats_killed_refusals", took.len() as f64);
     figure("faults_nats_killed_refusal_p50_ms", median);
     figure("faults_nats_killed_refusal_p99_ms", p99);
-    // `refused` has asserted that even the slowest refusal waited for no deadline. Only the median has a tighter limit,
-    // because the slowest refusal depends on the load of the machine.
+    // `refused` has asserted that even the slowest request was refused before its deadline. The slowest one depends on
+    // the load of the machine, so only the median is compared with a tighter limit.
     assert!(median < 50.0, "the median refusal took {median} ms");
 
     let back = Cell::new(None);

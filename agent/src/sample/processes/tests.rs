@@ -215,7 +215,7 @@ fn temporarily_unreadable_process_does_not_count_as_ended() {
 }
 
 #[test]
-fn unreadable_process_list_does_not_end_processes() {
+fn processes_are_not_reported_as_ended_if_process_list_is_unreadable() {
     let proc = Proc::new();
     proc.set_process(7, 1607, 0, None);
     let mut sampler = proc.primed();

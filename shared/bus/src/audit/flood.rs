@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_of_excess_source_addresses_share_one_counter() {
+    fn refusals_of_source_addresses_beyond_the_limit_share_one_counter() {
         let flood = Flood::new(PERIOD, 10);
         let recorded = (0..5000).filter(|key| flood.admits(&key.to_string())).count();
         assert_eq!(recorded, MOST_KEYS + 10);

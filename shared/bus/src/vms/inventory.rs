@@ -69,7 +69,7 @@ impl VmCopy {
 }
 
 impl InventoryTable {
-    /// Names of the hypervisors that have been listed or that have VMs.
+    /// Names of the hypervisors of which the inventory has a state or VMs.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.hypervisors.keys().map(AsRef::as_ref)
     }
