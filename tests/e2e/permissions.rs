@@ -158,6 +158,21 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_sessions.spy",
         None,
     ),
+    // Only lifecycle-svc may write the VMs of hypervisors and the labels, which metrics-svc follows.
+    ("vmwatch-metrics", "$KV.vmwatch_inventory.made-up", None),
+    ("vmwatch-metrics", "$KV.vmwatch_labels.made-up", None),
+    (
+        "vmwatch-metrics",
+        "$JS.API.STREAM.PURGE.KV_vmwatch_inventory",
+        None,
+    ),
+    ("vmwatch-metrics", "$JS.API.STREAM.CREATE.KV_vmwatch_labels", None),
+    ("vmwatch-metrics", "$JS.API.STREAM.PURGE.VMWATCH_EVENTS", None),
+    (
+        "vmwatch-gateway",
+        "$JS.API.CONSUMER.CREATE.KV_vmwatch_inventory",
+        None,
+    ),
     // No running program and no operator can delete or change audit records.
     ("vmwatch-auth", "$JS.API.STREAM.DELETE.VMWATCH_AUDIT", None),
     ("vmwatch-lifecycle", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),

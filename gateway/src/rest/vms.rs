@@ -169,7 +169,10 @@ pub(super) struct VmsQuery {
 /// pages may appear twice or not at all, unless the list is sorted by id or name.
 #[utoipa::path(
     get, path = "/vms", tag = "vms", operation_id = "list_vms", params(VmsQuery),
-    responses((status = OK, body = VmList, description = "a page of VMs")),
+    responses(
+        (status = OK, body = VmList, description = "a page of VMs"),
+        (status = UNPROCESSABLE_ENTITY, response = super::openapi::Contradictory),
+    ),
 )]
 pub(super) async fn list(
     State(gateway): State<Arc<Gateway>>,
@@ -191,7 +194,7 @@ pub(super) async fn list(
     };
     if !query.has_own_cursor() {
         return Err(Problem::contradictory(
-            "cursor belongs to a list with other filters, sort or order; request the first page without a cursor",
+            "query: cursor belongs to a list with other filters, sort or order; request the first page without a cursor",
         ));
     }
     let (page, missing) = ask::<vms::List, ListWithoutMeasures>(&gateway, &caller, &query).await?;

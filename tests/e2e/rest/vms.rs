@@ -1,7 +1,13 @@
 //! Tests VMs over the REST API: joined from two services, filtered, sorted, paged, and limited by scope.
 
+use std::time::Instant;
+
 use serde_json::{Value, json};
-use testkit::{MACHINES, PATIENCE, Program, eventually};
+use testkit::{
+    MACHINES, PATIENCE, Program,
+    cloud::{At, Cloud},
+    eventually, figure,
+};
 use vmwatch_api::{InstanceId, Role, Scope, inventory::INVENTORY_BUCKET, time::unix_millis};
 
 use super::client::{Api, publish, report, sample, stack};
@@ -350,6 +356,62 @@ async fn vm_list_is_partial_while_one_source_is_unreachable() {
         is_read.then_some(()).ok_or_else(|| format!("{reply:?}"))
     })
     .await;
+}
+
+/// A hypervisor that hangs keeps its last known VMs, and delays neither the list nor the VMs of other hypervisors.
+#[tokio::test]
+async fn hung_hypervisor_affects_only_its_own_part_of_the_vm_list() {
+    const HUNG: &str = "aaaaaaaa-1111-4111-8111-111111111111";
+    const HEALTHY: &str = "bbbbbbbb-2222-4222-8222-222222222222";
+    let folder = tempfile::tempdir().unwrap();
+    let hung = Cloud::start(&[(HUNG, "ACTIVE")]).await;
+    let healthy = Cloud::start(&[(HEALTHY, "SHUTOFF")]).await;
+    let entries = [
+        hung.entry(folder.path(), "hung"),
+        healthy.entry(folder.path(), "healthy"),
+    ];
+    let stack = stack()
+        .set(Program::Lifecycle, "VMWATCH_HYPERVISORS", &entries.join(","))
+        .start()
+        .await;
+    let api = Api::with(&stack, Role::Viewer, Scope::All).await;
+    let listed = async |states: [&str; 2], outdated: &[&str]| {
+        eventually("the list is as expected", PATIENCE, async || {
+            let page = api.read("/vms").await;
+            let vms = page["vms"].as_array().unwrap();
+            let found: Vec<_> = vms
+                .iter()
+                .map(|vm| vm["state"].as_str().unwrap_or_default())
+                .collect();
+            let parts = page["hypervisors"].as_array().unwrap();
+            let is_outdated = |part: &&Value| part["reachable"] == false || part["late"] == true;
+            let names: Vec<_> = parts
+                .iter()
+                .filter(is_outdated)
+                .map(|part| &part["name"])
+                .collect();
+            (found == states && names == outdated)
+                .then_some(())
+                .ok_or_else(|| page.to_string())
+        })
+        .await;
+    };
+    listed(["running", "shut_off"], &[]).await;
+    hung.hold(At::List);
+    listed(["running", "shut_off"], &["hung"]).await;
+    healthy.settle(HEALTHY, "ACTIVE");
+    listed(["running", "running"], &["hung"]).await;
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let began = Instant::now();
+        assert_eq!(api.read("/vms").await["total"], 2);
+        times.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    times.sort_by(f64::total_cmp);
+    figure("rest_list_beside_hung_hypervisor_p99_ms", times[98]);
+    hung.settle(HUNG, "SHUTOFF");
+    hung.release(At::List);
+    listed(["shut_off", "running"], &[]).await;
 }
 
 /// A thousand reporting VMs are returned in one page, which fits into a NATS message.

@@ -114,7 +114,7 @@ function Filters({ selection, sorting }: { selection: Sorted; sorting: Sorting<C
         onInput={(event) => adjust({ q: event.currentTarget.value || null }, true)}
       />
       <input
-        type="search" class="label" aria-label={texts.label} placeholder={texts.labelHint} value={selection.label}
+        type="text" class="label" aria-label={texts.label} placeholder={texts.labelHint} value={selection.label}
         maxLength={MAX_LABEL} onInput={(event) => adjust({ label: labelOf(event.currentTarget.value) || null }, true)}
       />
       <Filter name="state" label={texts.state} value={selection.state} options={STATES} texts={t().state} />
