@@ -50,7 +50,7 @@ impl Auth {
             Err(AuthError::Throttled(_)) => (AuditResult::Refused, Some(attempt.id().to_owned())),
             Err(error) => (error.audit_result(), None),
         };
-        info!(user = %name, source, %result, "login");
+        info!(user = %name, source, %result, "login attempted");
         let failed = result != AuditResult::Succeeded;
         if failed && !self.flood.admits(&network(source)) {
             return outcome;

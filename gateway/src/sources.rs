@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn full_table_of_sources_keeps_those_closest_to_their_login_limit() {
+    fn full_table_drops_the_sources_with_the_fewest_recent_logins() {
         let sources = sources();
         let attacker = source("192.0.2.1");
         assert_eq!(admitted(&sources, |_| attacker, 400, 0), 20);

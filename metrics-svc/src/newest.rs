@@ -49,7 +49,7 @@ use crate::{
 const PASS_INTERVAL: Duration = Duration::from_mins(1);
 /// Time limit for comparing all rows with the database.
 const PASS_LIMIT: Duration = Duration::from_secs(30);
-/// The rows count as out of date if no pass has succeeded for this time.
+/// The rows in memory count as out of date if they have not been compared with the database for this time.
 const STALE_AFTER: Duration = Duration::from_mins(3);
 /// Maximum number of VMs in a query for the dates of last reports.
 const DATES: u16 = 1000;

@@ -69,7 +69,7 @@ impl Echo<'_> {
     }
 }
 
-/// Echo of a request that could not be parsed, so there are no values to repeat.
+/// What the answer to a request that could not be parsed contains in the fields that repeat values of the request.
 pub(super) const EMPTY_ECHO: Echo<'static> = Echo {
     shape: Shape::Rows,
     method: "null",

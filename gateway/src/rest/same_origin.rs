@@ -186,7 +186,7 @@ mod tests {
             (PROXY, &["evil.example", "vmwatch.example:8080"], true),
             (PROXY, &["vmwatch.example:8080, evil.example"], false),
             (PROXY, &["vmwatch.example:8080", "evil.example"], false),
-            // The port is part of the origin.
+            // Hosts with different ports are different origins.
             (PROXY, &["vmwatch.example"], false),
             (PROXY, &[], false),
             (PROXY, &[""], false),

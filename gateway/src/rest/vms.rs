@@ -288,7 +288,7 @@ fn degraded(missing: Option<Fault>, stale: &[Stale]) -> Vec<Degraded> {
                 Part::Metrics,
                 "samples cannot be read at the moment; the last known ones are shown",
             ),
-            // A newer version knows other data.
+            // A newer service names a source that this gateway does not know.
             Stale::Unknown => return None,
         };
         Some(Degraded {

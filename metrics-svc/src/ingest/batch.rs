@@ -24,7 +24,7 @@ pub(super) struct Batch {
     vm_sources: Vec<usize>,
     process_sources: Vec<usize>,
     messages: Vec<Message>,
-    /// Index of the last message whose agent reported dropped parts.
+    /// Index, within the batch, of the last message in which an agent reported that it had dropped sample parts.
     dropper: Option<usize>,
 }
 

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn decimals_take_no_more_bytes_than_their_integers() {
+    fn decimal_fractions_take_no_more_bytes_than_integers() {
         let tenths: Vec<f64> = (0..250).map(|at| f64::from(at * at % 251) / 10.0).collect();
         // Differences of such integers need two bytes, and the doubles themselves eight.
         assert!(doubles(&tenths).len() <= 2 * 250 + 8);

@@ -227,7 +227,7 @@ mod tests {
         name: "COUNT",
         value: Value::Number(1, 9),
         default: "3",
-        help: "a count",
+        help: "number of retries",
     };
     const WAIT: Setting = Setting {
         name: "WAIT",

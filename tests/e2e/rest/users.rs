@@ -326,7 +326,7 @@ async fn audit_records_user_changes_and_can_be_read_to_its_beginning() {
         let page = admin.read(&format!("/audit?limit=3{before}")).await;
         seen.extend(page["records"].as_array().unwrap().clone());
         pages += 1;
-        // Records that are appended while the test reads are newer than the records that it has not read yet.
+        // Records that are appended while the test reads come before its cursor, because pages run from new to old.
         anonymous.log_in(ADMIN.0, ADMIN.1).await;
         match page["next"].as_str() {
             Some(next) => before = format!("&before={next}"),

@@ -167,7 +167,7 @@ impl Table for InventoryTable {
             Some(InventoryKey::Hypervisor(name)) => {
                 self.set_hypervisor(name, decode(entry, INVENTORY_BUCKET));
             }
-            // Only a newer version knows this key.
+            // A newer version of vmwatch wrote this key; this version ignores it.
             None => {}
         }
     }

@@ -67,7 +67,7 @@ impl Table for LabelTable {
     }
 
     fn apply(&mut self, entry: &Entry) {
-        // Only a newer version knows other keys.
+        // A newer version of vmwatch may write keys of other kinds; this version ignores them.
         if let Ok(id) = entry.key.parse() {
             let record: Option<VmLabels> = decode(entry, LABELS_BUCKET);
             self.set(id, record.unwrap_or_default().labels);

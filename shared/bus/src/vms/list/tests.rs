@@ -178,7 +178,7 @@ fn list_contains_only_the_scope() {
 }
 
 #[test]
-fn vm_of_two_hypervisors_is_listed_once_with_both() {
+fn vm_on_two_hypervisors_is_listed_once_with_both_names() {
     let mut tables = example();
     tables.inventory = std::mem::take(&mut tables.inventory).with("attic", "a", "old", MachineState::ShutOff);
     let shown = |json: &str| {
