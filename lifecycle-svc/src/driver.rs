@@ -1,5 +1,6 @@
 //! Interface to a hypervisor. It is a trait because there are two implementations: libvirt and OpenStack Nova.
 
+mod labels;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;
@@ -9,7 +10,10 @@ use std::{fmt, sync::Arc};
 use async_trait::async_trait;
 use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
-pub(crate) use self::nova::{NovaSettings, TlsError};
+pub(crate) use self::{
+    labels::FoundLabels,
+    nova::{NovaSettings, TlsError},
+};
 use crate::{
     config::{CallLimits, Endpoint},
     fence::Fence,
@@ -55,6 +59,8 @@ pub(crate) struct Found {
     pub(crate) id: InstanceId,
     pub(crate) name: String,
     pub(crate) state: MachineState,
+    /// The labels of the VM; `None` if this list has not read them, so that those that are known stay.
+    pub(crate) labels: Option<FoundLabels>,
 }
 
 /// Why a call to a hypervisor failed. Messages come from the hypervisor.

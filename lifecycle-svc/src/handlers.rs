@@ -4,16 +4,19 @@ use std::{future::ready, sync::Arc};
 
 use vmwatch_api::{
     InstanceId, Method, MethodInfo, Scope, Service,
+    labels::{LabelsChange, LabelsGet, LabelsReply, LabelsSet},
     lifecycle::{
         ForceStop, Machine, Operation, OperationRef, OperationsGet, OperationsList, Reboot, RebootTarget,
         Start, State, Stop, Target, Verb,
     },
     no_such_vm,
+    removal::{Removal, RemovalCheck, RemovalFinish, Removed},
     vms::{GetWithoutMeasures, ListWithoutMeasures, Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
 use vmwatch_bus::{
     Bus, Context,
+    audit::Audit,
     serve::{ServeSettings, Server, bind},
 };
 
@@ -21,6 +24,7 @@ use crate::{
     driver::DriverError,
     fleet::Fleet,
     inventory::Inventory,
+    labels::Labels,
     operations::{Command, Operations},
 };
 
@@ -29,6 +33,8 @@ pub(crate) struct Lifecycle {
     pub(crate) fleet: Arc<Fleet>,
     pub(crate) operations: Arc<Operations>,
     pub(crate) inventory: Arc<Inventory>,
+    pub(crate) labels: Labels,
+    pub(crate) audit: Audit,
 }
 
 impl Lifecycle {
@@ -61,6 +67,13 @@ impl Lifecycle {
                     ready(this.operations.list(context.principal.as_ref(), &filter))
                 }),
             )
+            .method(LabelsGet, bind(&this, Self::labels))
+            .method(LabelsSet, bind(&this, Self::set_labels))
+            .method(
+                RemovalCheck,
+                bind(&this, |this, _, removal| ready(this.check_removal(&removal))),
+            )
+            .method(RemovalFinish, bind(&this, Self::finish_removal))
     }
 
     async fn start(self: Arc<Self>, context: Context, target: Target) -> Result<Machine, Fault> {
@@ -126,6 +139,22 @@ impl Lifecycle {
             instance_id: target.instance_id,
             state: located.state,
         })
+    }
+
+    async fn labels(self: Arc<Self>, _context: Context, target: Target) -> Result<LabelsReply, Fault> {
+        Ok(self.labels.get(&target.instance_id).await?)
+    }
+
+    async fn set_labels(
+        self: Arc<Self>,
+        context: Context,
+        change: LabelsChange,
+    ) -> Result<LabelsReply, Fault> {
+        Ok(self.labels.set(&context, change).await?)
+    }
+
+    async fn finish_removal(self: Arc<Self>, context: Context, removal: Removal) -> Result<Removed, Fault> {
+        self.remove(&context, &removal).await
     }
 
     /// Answers from memory, without a call to a hypervisor.

@@ -12,7 +12,7 @@ mod lease;
 mod poll;
 mod removed;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{
     HeaderMap,
@@ -52,7 +52,7 @@ const STALE_AFTER: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(3);
 /// How long NATS keeps the marker of a deleted key. It is longer than any interruption of a follower's watch, after which
 /// the follower reads the whole bucket again anyway.
-const MARKER_TTL: &str = "1h";
+pub(crate) const MARKER_TTL: &str = "1h";
 /// How long a starting replica waits for the first list of each hypervisor.
 const FIRST_LISTS: Duration = Duration::from_secs(2);
 const FIRST_LISTS_PAUSE: Duration = Duration::from_millis(20);
@@ -75,6 +75,11 @@ pub(crate) enum WriteError {
     #[error("a record of the inventory could not be encoded")]
     Encode(#[from] serde_json::Error),
 }
+
+/// This replica's copy of the inventory is out of date.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("the in-memory copy of the inventory is out of date")]
+pub(crate) struct OutOfDate;
 
 /// Configurations of the KV buckets of VMs and of leases, with this number of replicas in a NATS cluster.
 pub(crate) fn buckets(replicas: usize) -> [Config; 2] {
@@ -138,6 +143,40 @@ impl Inventory {
     /// Name of the VM when it was last listed.
     pub(crate) fn name(&self, id: &InstanceId) -> Option<String> {
         self.vms.read().name(id)
+    }
+
+    /// The labels that hypervisors have for the VM, and whether any of them has the VM.
+    pub(crate) fn labels(&self, id: &InstanceId) -> (BTreeMap<String, String>, bool) {
+        let table = self.vms.read();
+        let mut labels = BTreeMap::new();
+        let mut is_listed = false;
+        for copy in table.copies(id) {
+            is_listed = true;
+            labels.extend(copy.vm.labels.clone());
+        }
+        (labels, is_listed)
+    }
+
+    /// Names of the hypervisors that have the VM, and whether each is reachable. Fails if this replica's copy of the
+    /// inventory is out of date.
+    pub(crate) fn hypervisors_of(&self, id: &InstanceId) -> Result<Vec<(String, bool)>, OutOfDate> {
+        if !self.vms.is_current() {
+            return Err(OutOfDate);
+        }
+        let now = unix_millis();
+        let table = self.vms.read();
+        let names = table.copies(id).iter().map(|copy| {
+            let state = table.hypervisor(&copy.hypervisor);
+            let is_reachable = state.is_some_and(|state| state.is_reachable(now));
+            (copy.hypervisor.to_string(), is_reachable)
+        });
+        Ok(names.collect())
+    }
+
+    /// Deletes what is known of a VM on a hypervisor.
+    pub(crate) async fn forget(&self, hypervisor: &str, id: &InstanceId) -> Result<(), WriteError> {
+        let key = InventoryKey::Vm(hypervisor, id.clone());
+        self.delete(key.to_string()).await
     }
 
     /// Whether the hypervisor had the VM when its VMs were last listed.

@@ -7,6 +7,8 @@
 //!     │            │  └─────> record, store, view: the KV bucket
 //!     ├────────> fleet ─────> driver::{libvirt, nova}
 //!     ├────────> inventory    the VMs of all hypervisors, polled by one replica each
+//!     ├────────> labels       the labels that operators set: another KV bucket
+//!     ├────────> removal      of VMs that no hypervisor has any more
 //!     └────────> events       publishes changes
 //! ```
 
@@ -19,8 +21,10 @@ mod fence;
 mod fleet;
 mod handlers;
 mod inventory;
+mod labels;
 mod lease;
 mod operations;
+mod removal;
 mod state_machine;
 
 use std::sync::Arc;
@@ -28,7 +32,9 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::Service;
 use vmwatch_bus::{
-    Bus, clock,
+    Bus,
+    audit::Audit,
+    clock,
     provision::setup::{self, SetupArguments},
 };
 use vmwatch_service::{lifetime::until_done, program::Program};
@@ -41,6 +47,7 @@ use crate::{
     fleet::Fleet,
     handlers::Lifecycle,
     inventory::{Inventory, Polling},
+    labels::Labels,
     operations::{OPERATION_BUCKET, Operations},
 };
 
@@ -51,6 +58,7 @@ pub async fn set_up(settings: &SetupSettings, arguments: SetupArguments) -> Resu
         operations::bucket(&settings.operations).into(),
         vms.into(),
         leases.into(),
+        labels::bucket(settings.operations.replicas).into(),
     ];
     Ok(setup::run(Service::Lifecycle, &settings.bus, &wanted, arguments).await?)
 }
@@ -63,8 +71,7 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     let inventory = Arc::new(Inventory::follow(&bus, &shutdown));
     let fleet = Fleet::open(settings.hypervisors, settings.calls, Arc::clone(&inventory))?;
     let fleet = Arc::new(fleet);
-    let waiting_for =
-        "waiting for the KV buckets of operations and VMs, the audit stream and the bus subscriptions";
+    let waiting_for = "waiting for the KV buckets of operations, VMs and labels, the audit stream and the bus subscriptions";
     let (connected, reached) = (bus.clone(), Arc::clone(&fleet));
     let check = move || {
         connected.check_connected()?;
@@ -76,6 +83,15 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
     };
     program.start_health(settings.health, waiting_for, check).await?;
     let events = Events::new(&bus);
+    let replicas = settings.operations.replicas;
+    let ensured = until_done("the KV bucket of labels", &shutdown, || {
+        labels::ensure_bucket(&bus, replicas)
+    });
+    let Some(()) = ensured.await else {
+        return Ok(());
+    };
+    let audit = Audit::new(&bus, settings.operations.audit_required);
+    let labels = Labels::new(&bus, audit.clone(), Arc::clone(&inventory));
     let starting = start_polling(&inventory, &fleet, &events, settings.polling, &shutdown);
     let Some(polling) = Box::pin(starting).await else {
         return Ok(());
@@ -90,6 +106,8 @@ pub async fn run(settings: LifecycleSettings, program: Program) -> Result<(), Li
         fleet,
         operations,
         inventory,
+        labels,
+        audit,
     };
     lifecycle
         .server(&bus, settings.serve)

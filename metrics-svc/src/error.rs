@@ -93,6 +93,7 @@ impl From<MetricsError> for Fault {
                 FaultKind::Timeout,
                 "the deadline passed before the service answered",
             ),
+            MetricsError::NotAudited(error) => error.into(),
             MetricsError::TableExpired => Self::new(
                 FaultKind::NotFound,
                 "the process table of the previous page is no longer stored; start again with the first page",

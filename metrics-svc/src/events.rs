@@ -18,7 +18,8 @@ use tokio::{
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId, Service,
-    events::{EVENT_STREAM, LiveEvent, ProcessesEvent, SampleEvent, event_filter},
+    events::{EVENT_STREAM, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent, event_filter},
+    time::unix_millis,
 };
 use vmwatch_bus::{Bus, provision::ensure_stream};
 
@@ -96,6 +97,17 @@ impl Events {
     /// Publishes a live event about the process rows of one message.
     pub(crate) fn publish_processes(&self, rows: &[RawDocumentBuf]) {
         self.enqueue(processes(rows));
+    }
+
+    /// Publishes a live event about a VM whose history was deleted.
+    pub(crate) fn publish_removed(&self, instance_id: &InstanceId) {
+        let at_ms = unix_millis();
+        let event = LiveEvent::Removed(RemovedEvent {
+            instance_id: instance_id.clone(),
+            at_ms,
+        });
+        let id = format!("{}:{instance_id}:{at_ms}", event.kind());
+        self.enqueue(Some(QueuedEvent { event, id }));
     }
 
     fn enqueue(&self, event: Option<QueuedEvent>) {

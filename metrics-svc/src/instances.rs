@@ -175,6 +175,11 @@ impl Instances {
         retention::apply(rows.database(), &self.instances, keep_rows).await
     }
 
+    /// The collection of VMs, for writes.
+    pub(crate) const fn documents(&self) -> &Collection<RawDocumentBuf> {
+        &self.instances
+    }
+
     /// Writes newest rows and CPU maxima of several VMs to the collection.
     pub(crate) async fn note(&self, reports: &[Report]) -> Result<(), MetricsError> {
         let statements: Vec<_> = reports.iter().filter_map(Report::statement).collect();

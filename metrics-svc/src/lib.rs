@@ -18,6 +18,7 @@ pub mod ingest;
 mod instances;
 mod newest;
 mod processes;
+mod removal;
 mod retention;
 pub mod row_cache;
 pub mod row_json;
@@ -30,8 +31,13 @@ use std::{pin::pin, sync::Arc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use vmwatch_api::{Service, metrics::SAMPLE_STREAM};
-use vmwatch_bus::{Bus, BusError, clock, serve::Server};
+use vmwatch_api::{Service, metrics::SAMPLE_STREAM, removal::HistoryRemove};
+use vmwatch_bus::{
+    Bus, BusError,
+    audit::Audit,
+    clock,
+    serve::{Server, bind},
+};
 use vmwatch_service::{lifetime::until_done, program::Program};
 
 pub use error::MetricsError;
@@ -43,6 +49,7 @@ use crate::{
     ingest::{Ingest, suspects::Suspects},
     newest::NewestRows,
     processes::Processes,
+    removal::Removal,
     row_cache::RowCache,
     store::RowStore,
     vms::VmList,
@@ -90,6 +97,13 @@ async fn serve(
     .await;
     let Some(consumer) = consumer else { return Ok(()) };
     let (events, publishing) = Events::start(bus.clone(), settings.events, Arc::clone(&newest));
+    let removal = Arc::new(Removal {
+        rows: Arc::clone(store),
+        history: Arc::clone(&history),
+        newest: Arc::clone(&newest),
+        audit: Audit::new(bus, settings.audit_required),
+        events: events.clone(),
+    });
     let ingest = Ingest::new(
         bus,
         Arc::clone(store),
@@ -115,6 +129,7 @@ async fn serve(
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &rows, &history, &processes, &vms);
+    let server = server.method(HistoryRemove, bind(&removal, Removal::remove));
     let answering = server.run(shutdown.clone(), || program.set_serving());
     serve_while_ingesting(answering, ingesting, &shutdown).await?;
     for part in work {

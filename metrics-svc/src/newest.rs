@@ -115,6 +115,11 @@ impl NewestRows {
         }
     }
 
+    /// Removes the row of a VM whose history was deleted.
+    pub(crate) fn remove(&self, id: &InstanceId) {
+        self.write().remove(id);
+    }
+
     /// Reads the row of one VM from the database.
     pub(crate) async fn load(&self, id: &InstanceId, deadline: Deadline) -> Result<(), MetricsError> {
         let found = self.instances.get(id, deadline).await?;
@@ -250,7 +255,14 @@ impl NewestRows {
     }
 
     async fn follow_once(&self, bus: &Bus) -> Result<Infallible, async_nats::Error> {
-        let filter = kind_filter("sample");
+        let (samples, removed) = (self.read_events(bus, "sample"), self.read_events(bus, "removed"));
+        let (never, _) = tokio::try_join!(samples, removed)?;
+        Ok(never)
+    }
+
+    /// Follows the live events of one kind.
+    async fn read_events(&self, bus: &Bus, kind: &str) -> Result<Infallible, async_nats::Error> {
+        let filter = kind_filter(kind);
         let mut reader = bus
             .read_stream(EVENT_STREAM, &filter, DeliverPolicy::New, DEADLINE)
             .await?;
@@ -259,18 +271,17 @@ impl NewestRows {
         loop {
             let message = reader.next().await?;
             let published = message.info()?.published.unix_timestamp_nanos() / 1_000_000;
-            if let Some(event) = decode(&message) {
-                self.note(&event, u64::try_from(published).unwrap_or(0));
+            match decode(&message) {
+                Some(LiveEvent::Sample(event)) => self.note(&event, u64::try_from(published).unwrap_or(0)),
+                Some(LiveEvent::Removed(event)) => self.remove(&event.instance_id),
+                _ => {}
             }
         }
     }
 }
 
-fn decode(message: &Message) -> Option<SampleEvent> {
+fn decode(message: &Message) -> Option<LiveEvent> {
     let read = LiveEvent::read(&message.payload)
         .inspect_err(|error| warn!(%error, subject = %message.subject, "decoding a live event failed"));
-    match read {
-        Ok(Some(LiveEvent::Sample(event))) => Some(event),
-        _ => None,
-    }
+    read.ok().flatten()
 }

@@ -57,6 +57,8 @@ struct Server {
     locked: bool,
     fault: Option<String>,
     last_failure: Option<String>,
+    metadata: BTreeMap<String, String>,
+    tags: Vec<String>,
 }
 
 impl Server {
@@ -68,6 +70,8 @@ impl Server {
             locked: false,
             fault: None,
             last_failure: None,
+            metadata: BTreeMap::new(),
+            tags: Vec::new(),
         }
     }
 }
@@ -172,6 +176,17 @@ impl Cloud {
         let server = inner.servers.get_mut(id).unwrap();
         status.clone_into(&mut server.status);
         server.task = None;
+    }
+
+    /// Sets the metadata and the tags of a server.
+    pub fn label(&self, id: &str, metadata: &[(&str, &str)], tags: &[&str]) {
+        let mut inner = self.lock();
+        let server = inner.servers.get_mut(id).unwrap();
+        let metadata = metadata.iter();
+        server.metadata = metadata
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        server.tags = tags.iter().map(|&tag| tag.to_owned()).collect();
     }
 
     /// Sets the status of a server to ERROR, with this fault.

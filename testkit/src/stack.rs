@@ -668,9 +668,10 @@ fn write_node_file(folder: &Path) {
             Power::Running => 1,
             Power::Off => 5,
         };
+        let title = if index == 0 { "<title>Ledger</title>" } else { "" };
         let _ = writeln!(
             node,
-            "<domain type='test'><name>vm-{index}</name><uuid>{uuid}</uuid><memory unit='MiB'>64</memory>\
+            "<domain type='test'><name>vm-{index}</name><uuid>{uuid}</uuid>{title}<memory unit='MiB'>64</memory>\
              <os><type>hvm</type></os><test:runstate>{state}</test:runstate></domain>"
         );
     }

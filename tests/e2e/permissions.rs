@@ -173,6 +173,11 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
         "$JS.API.CONSUMER.CREATE.KV_vmwatch_inventory",
         None,
     ),
+    // Only lifecycle-svc may write labels, and only metrics-svc may report that a VM was removed.
+    ("vmwatch-gateway", "$KV.vmwatch_labels.vm-1", None),
+    ("vmwatch-metrics", "$KV.vmwatch_labels.vm-1", None),
+    ("vmwatch-operator", "$KV.vmwatch_labels.vm-1", None),
+    ("vmwatch-lifecycle", "vmwatch.v1.events.removed.vm-1", None),
     // No running program and no operator can delete or change audit records.
     ("vmwatch-auth", "$JS.API.STREAM.DELETE.VMWATCH_AUDIT", None),
     ("vmwatch-lifecycle", "$JS.API.STREAM.PURGE.VMWATCH_AUDIT", None),

@@ -111,6 +111,8 @@ enum EventKind {
     Operation,
     /// A changed state of a VM.
     Machine,
+    /// The removal of a VM by an administrator.
+    Removed,
 }
 
 impl EventKind {
@@ -121,6 +123,7 @@ impl EventKind {
             Self::Processes => "processes",
             Self::Operation => "operation",
             Self::Machine => "machine",
+            Self::Removed => "removed",
         }
     }
 }
@@ -158,10 +161,19 @@ pub(super) struct MachineEvent<'a> {
     state: Option<MachineState>,
 }
 
+/// Data of a `removed` event: an administrator removed a VM.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RemovedEvent<'a> {
+    /// Id of the VM.
+    instance_id: &'a InstanceId,
+    /// Time at which the history of the VM had been deleted.
+    at: Timestamp,
+}
+
 /// Follow live events
 ///
 /// An endless stream of server-sent events named `sample`, `processes`, `operation` (with the same data as `GET
-/// /operations/{id}`) and `machine`. Each event has JSON data and a number as its id. The first event is `ready`, or
+/// /operations/{id}`), `machine` and `removed`. Each event has JSON data and a number as its id. The first event is `ready`, or
 /// `gap` if more events were missed since `Last-Event-ID` than can be replayed; after `gap`, reload the displayed data.
 /// The event `end` means that the session has ended. A comment line is sent every 15 seconds. A client that reads too
 /// slowly is disconnected; it can reconnect with the id of the last event that it received.
@@ -390,6 +402,10 @@ fn data(event: &LiveEvent) -> String {
             at: Timestamp::of_ms(event.at_ms),
             state: event.state,
         }),
+        LiveEvent::Removed(event) => serde_json::to_string(&RemovedEvent {
+            instance_id: &event.instance_id,
+            at: Timestamp::of_ms(event.at_ms),
+        }),
     };
     // Encoding a flat struct of strings and numbers cannot fail.
     json.unwrap_or_default()
@@ -462,7 +478,7 @@ mod tests {
 
     #[test]
     fn event_kinds_have_the_names_of_live_events() {
-        for kind in ["sample", "processes", "operation", "machine"] {
+        for kind in ["sample", "processes", "operation", "machine", "removed"] {
             let parsed: EventKind = serde_json::from_value(kind.into()).unwrap();
             assert_eq!(parsed.as_str(), kind);
         }

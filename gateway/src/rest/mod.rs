@@ -11,6 +11,7 @@ mod caller;
 mod cursors;
 mod events;
 mod extract;
+mod labels;
 mod measures;
 mod middleware;
 mod openapi;
@@ -18,6 +19,7 @@ mod operations;
 mod problem;
 mod processes;
 mod range;
+mod removal;
 mod same_origin;
 mod samples;
 mod sessions;
@@ -58,7 +60,8 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(sessions::end))
         .routes(routes!(sessions::me))
         .routes(routes!(vms::list))
-        .routes(routes!(vms::get))
+        .routes(routes!(vms::get, removal::remove))
+        .routes(routes!(labels::get, labels::set))
         .routes(routes!(samples::samples))
         .routes(routes!(processes::table))
         .routes(routes!(processes::history))

@@ -24,7 +24,7 @@ use vmwatch_api::{
 
 use super::{
     caller::PLAIN_COOKIE,
-    events::{MachineEvent, ProcessesEvent, SampleEvent},
+    events::{MachineEvent, ProcessesEvent, RemovedEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
     samples::Format,
 };
@@ -50,7 +50,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
         // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
         Format, Order, ProcessName, ProcessSort, VmSort,
         // These types are the data of live events, which no route references.
-        SampleEvent, ProcessesEvent, MachineEvent,
+        SampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
     )),
     tags(
         (name = "sessions", description = "Logging in and out"),

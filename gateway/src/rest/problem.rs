@@ -11,6 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use vmwatch_api::{
     InvalidUserName,
+    labels::InvalidLabels,
     wire::{Fault, FaultKind},
 };
 
@@ -77,6 +78,12 @@ impl Problem {
     pub(super) fn user_name(rule: InvalidUserName) -> Self {
         let detail = format!("body: name: {rule}");
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "user_name", detail)
+    }
+
+    /// Labels break a rule. A schema cannot express all of them, such as the length in bytes.
+    pub(super) fn labels(rule: InvalidLabels) -> Self {
+        let detail = format!("body: labels: {rule}");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "labels", detail)
     }
 
     /// The request has no session, or its session has expired.

@@ -1,4 +1,4 @@
-// Story: an operator can start a VM; a viewer cannot.
+// Story: an operator can start a VM and label it, and an administrator can remove one; a viewer can do neither.
 import { admin, check, setting, signIn, story, until, url } from "./browser.mjs";
 
 const [off, another] = setting("VMWATCH_PAGE_MACHINES").split(",");
@@ -30,6 +30,9 @@ await story(async (page) => {
   await until("the VM is shut off", async () => (await page.locator("header.vm .heading .badge.quiet").count()) >= 1);
   await page.locator(".actions button.primary").waitFor();
 
+  await labels(page);
+  await removes(page);
+
   // Create a user with the role viewer who may see one VM.
   await page.locator('a[href="/users"]').click();
   await page.locator(".heading button.primary").click();
@@ -49,6 +52,7 @@ await story(async (page) => {
   check((await page.locator('a[href="/audit"]').count()) === 0, "a viewer has no link to the audit log");
   await page.locator(`tr[data-vm="${another}"] a`).click();
   await page.getByText("Controlling VMs requires the operator role.").waitFor();
+  check((await page.locator("header.vm .manage button").count()) === 0, "a viewer can neither edit labels nor remove a VM");
   await page.goto(`${url}/vms/${off}`);
   await page.getByText("VM not found").waitFor();
   await page.goto(`${url}/users`);
@@ -64,6 +68,66 @@ await story(async (page) => {
   await second.locator("dialog button.danger").click();
   await page.locator('input[name="password"]').waitFor();
 });
+
+/** Labels are added, changed and removed; those of the hypervisor are shown and cannot be edited. */
+async function labels(page) {
+  const shown = page.locator(".labels li");
+  const rows = page.locator("dialog .label-row");
+  const save = () => page.locator('dialog button[type="submit"]').click();
+  const shows = (expected) =>
+    until(`the labels ${expected} are shown`, async () => (await shown.allInnerTexts()).join() === expected);
+  await shows("hv/title=Ledger");
+  await page.locator(".labels > button").click();
+  check((await rows.count()) === 1, "the label of the hypervisor is not in the dialog");
+  await rows.getByLabel("Key").fill("team");
+  await rows.getByLabel("Value").fill("storage");
+  await page.locator(".label-rows > button").click();
+  await rows.nth(1).getByLabel("Key").fill("hv/mine");
+  await save();
+  await page.locator("dialog .problem", { hasText: "not begin with hv/" }).waitFor();
+  await rows.nth(1).getByLabel("Key").fill("rack");
+  await save();
+  await shows("rack,team=storage,hv/title=Ledger");
+
+  // A change by another user is not overwritten.
+  await page.locator(".labels > button").click();
+  await rows.nth(1).getByLabel("Value").fill("network");
+  const changed = await page.evaluate(async (path) => {
+    const { labels, revision } = await (await fetch(path)).json();
+    const body = JSON.stringify({ labels: { ...labels, owner: "ann" }, revision });
+    return (await fetch(path, { method: "PUT", body, headers: { "Content-Type": "application/json" } })).status;
+  }, `/api/v1/vms/${off}/labels`);
+  check(changed === 200, "the other user changes the labels");
+  await save();
+  await page.locator("dialog .problem", { hasText: "Another user has changed the labels" }).waitFor();
+  await page.keyboard.press("Escape");
+  await shows("owner=ann,rack,team=storage,hv/title=Ledger");
+  await page.locator(".labels > button").click();
+  await rows.nth(1).locator("button").click();
+  await save();
+  await shows("owner=ann,team=storage,hv/title=Ledger");
+}
+
+/** A VM that a hypervisor has cannot be removed; another one can, by its name. */
+async function removes(page) {
+  const name = page.locator('dialog input[name="name"]');
+  const submit = page.locator("dialog button.danger");
+  await page.locator(".remove-vm").click();
+  await name.fill((await page.locator("main h1").innerText()).trim());
+  await submit.click();
+  await page.locator("dialog .problem", { hasText: "still has this VM" }).waitFor();
+  await page.goto(`${url}/vms/decommissioned`);
+  await page.locator(".remove-vm").click();
+  await name.fill("decommissione");
+  await submit.click();
+  check(await name.evaluate((input) => !input.validity.valid), "a wrong name is not sent");
+  await name.fill("decommissioned");
+  await submit.click();
+  await page.locator("table.vms tbody tr").first().waitFor();
+  await page.goto(`${url}/vms/decommissioned`);
+  await page.getByText("VM not found").waitFor();
+  await page.goto(`${url}/vms/${off}`);
+}
 
 /** A further page that arrives after the filter was changed is not appended to the records of the new filter. */
 async function keepsPagesApart(page) {

@@ -5,6 +5,7 @@
 //! allows. The connection is kept for the life of the process, because the state of `test:///` VMs lives in it.
 
 mod connection;
+mod labels;
 mod threads;
 
 use std::sync::Arc;
@@ -20,7 +21,10 @@ use virt::{
 };
 use vmwatch_api::{InstanceId, lifecycle::MachineState};
 
-use self::connection::{CallError, Shared};
+use self::{
+    connection::{CallError, Shared},
+    labels::LabelReads,
+};
 use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
 use crate::{config::CallLimits, fence::Fence};
 
@@ -33,6 +37,7 @@ pub(super) struct Libvirt {
     /// Permit of the only list of VMs that may be in progress. A list that hangs therefore takes no permit of an action,
     /// and no second list is started.
     list_permit: Arc<Semaphore>,
+    label_reads: LabelReads,
 }
 
 impl Libvirt {
@@ -42,6 +47,7 @@ impl Libvirt {
             limits,
             permits: Arc::new(Semaphore::new(limits.at_once)),
             list_permit: Arc::new(Semaphore::new(1)),
+            label_reads: LabelReads::default(),
         }
     }
 
@@ -153,13 +159,21 @@ impl Driver for Libvirt {
     }
 
     async fn list(&self) -> Result<Vec<Found>, DriverError> {
-        self.call_with_permit(&self.list_permit, |connect| {
+        let label_reads = self.label_reads.clone();
+        self.call_with_permit(&self.list_permit, move |connect| {
             let domains = connect.list_all_domains(0)?;
-            domains
-                .iter()
-                .take(MAX_LISTED)
-                .filter_map(|domain| found(domain).transpose())
-                .collect()
+            let found = domains.iter().take(MAX_LISTED).filter_map(|domain| {
+                let found = found(domain).transpose()?;
+                Some(found.map(|(uuid, found)| (uuid, domain, found)))
+            });
+            let found = found.collect::<Result<Vec<_>, _>>()?;
+            let listed: Vec<_> = found.iter().map(|(uuid, domain, _)| (*uuid, *domain)).collect();
+            let mut labels = label_reads.read(&listed);
+            let found = found.into_iter().map(|(uuid, _, found)| Found {
+                labels: labels.remove(&uuid),
+                ..found
+            });
+            Ok(found.collect())
         })
         .await
     }
@@ -167,12 +181,18 @@ impl Driver for Libvirt {
 
 /// Reads the details of a listed VM; `None` if the VM was removed after it was listed. Any other error makes the whole
 /// list fail, because a VM that is missing from the list counts as removed.
-fn found(domain: &Domain) -> Result<Option<Found>, Error> {
+fn found(domain: &Domain) -> Result<Option<(Uuid, Found)>, Error> {
     let read = || -> Result<_, Error> { Ok((domain.get_uuid()?, domain.get_name()?, state_of(domain)?)) };
     match read() {
         Ok((uuid, name, state)) => {
             let id = uuid.hyphenated().to_string().parse().ok();
-            Ok(id.map(|id| Found { id, name, state }))
+            let found = id.map(|id| Found {
+                id,
+                name,
+                state,
+                labels: None,
+            });
+            Ok(found.map(|found| (uuid, found)))
         }
         Err(error) if error.code() == ErrorNumber::NoDomain => Ok(None),
         Err(error) => Err(error),

@@ -24,7 +24,7 @@ pub(crate) use self::{http::TlsError, settings::NovaSettings};
 use self::{
     http::{Answer, Http},
     identity::Identity,
-    server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, state_of},
+    server::{ActionEntry, Actions, OneAction, OneServer, Page, Server, labels_of, state_of},
 };
 use super::{Driver, DriverError, Found, MAX_LISTED, NO_PERMIT, one_line};
 use crate::{config::CallLimits, fence::Fence};
@@ -33,6 +33,8 @@ const AUTH_TOKEN: HeaderName = HeaderName::from_static("x-auth-token");
 const API_VERSION: HeaderName = HeaderName::from_static("openstack-api-version");
 /// First version of Nova's API that shows the reason of a failed action to users other than administrators.
 const VERSION_WITH_DETAILS: &str = "compute 2.84";
+/// First version of Nova's API in which lists of servers contain tags: that of OpenStack Newton (2016).
+const VERSION_WITH_TAGS: &str = "compute 2.26";
 /// Default of Nova's maximum page size.
 const PAGE_SIZE: usize = 1000;
 
@@ -153,7 +155,7 @@ impl Nova {
         loop {
             let all = if self.all_projects { "&all_tenants=1" } else { "" };
             let path = format!("/servers/detail?limit={PAGE_SIZE}{all}{marker}");
-            let page: Page = self.get(&path).await?;
+            let page: Page = decode(&self.read(&path, Some(VERSION_WITH_TAGS)).await?)?;
             let Some(last) = page.servers.last() else {
                 return Ok(found);
             };
@@ -163,6 +165,7 @@ impl Nova {
                     id: server.id.parse().ok()?,
                     name: server.name.clone(),
                     state: state_of(server),
+                    labels: Some(labels_of(server)),
                 })
             }));
             found.truncate(MAX_LISTED);

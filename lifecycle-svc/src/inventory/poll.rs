@@ -300,10 +300,21 @@ impl Poller {
             .collect();
         for (id, vm) in found {
             let known = table.vm(name, &id);
+            let known_labels = known.map(|known| &known.labels);
+            let labels = match vm.labels {
+                Some(found) => {
+                    if known_labels != Some(&found.labels) {
+                        counter!("vmwatch_hypervisor_labels_omitted_total", "hypervisor" => name.to_owned())
+                            .increment(found.omitted);
+                    }
+                    found.labels
+                }
+                None => known_labels.cloned().unwrap_or_default(),
+            };
             let new = InventoryVm {
                 name: vm.name,
                 state: vm.state,
-                labels: known.map(|known| known.labels.clone()).unwrap_or_default(),
+                labels,
                 changed_at_ms,
             };
             if known.is_some_and(|known| known.is_same_as(&new)) {

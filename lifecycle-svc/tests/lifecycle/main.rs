@@ -10,6 +10,7 @@
 
 mod faults;
 mod inventory;
+mod labels;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod nova;

@@ -100,6 +100,11 @@ impl DirtyBuckets {
             .await
     }
 
+    /// The collection of dirty buckets.
+    pub(crate) const fn documents(&self) -> &Collection<RawDocumentBuf> {
+        &self.dirty_buckets
+    }
+
     /// Removes dirty buckets from the collection by the ids of their entries.
     pub(crate) async fn remove(&self, ids: Vec<ObjectId>) -> Result<(), MetricsError> {
         if !ids.is_empty() {

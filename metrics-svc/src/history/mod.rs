@@ -16,8 +16,10 @@ pub(crate) use chart::Chart;
 
 use std::{sync::Arc, time::Duration};
 
+use bson::{Document, RawDocumentBuf};
+use mongodb::Collection;
 use vmwatch_api::{
-    first_page,
+    InstanceId, first_page,
     history::{Resolution, VmHistoryQuery, VmSeries},
     time::{UtcOffset, unix_millis},
 };
@@ -73,6 +75,14 @@ impl History {
             Resolution::Day => self.rollups.keep().days,
         };
         unix_millis().saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// The collections of rollups, with a filter for the rollups of a VM.
+    pub(crate) fn rollup_documents(
+        &self,
+        instance: &InstanceId,
+    ) -> [(&Collection<RawDocumentBuf>, Document); 3] {
+        self.rollups.documents(instance)
     }
 
     /// Computes the chart of a VM.

@@ -84,6 +84,14 @@ impl Rollups {
         &self.keep
     }
 
+    /// The collections, with a filter for the rollups of a VM: those with a key that begins with its id and the
+    /// separator.
+    pub(super) fn documents(&self, instance: &InstanceId) -> [(&Collection<RawDocumentBuf>, Document); 3] {
+        // The character after the separator `/` is `0`.
+        let of_vm = doc! { "_id": { "$gte": format!("{instance}/"), "$lt": format!("{instance}0") } };
+        [&self.five_minutes, &self.hours, &self.days].map(|rollups| (rollups, of_vm.clone()))
+    }
+
     /// Returns the collection of a resolution; for raw rows, the collection of five-minute rollups.
     const fn collection(&self, resolution: Resolution) -> &Collection<RawDocumentBuf> {
         match resolution {

@@ -31,6 +31,8 @@ pub enum LiveEvent {
     Operation(Box<Operation>),
     /// The hypervisor reported a different state of a VM.
     Machine(MachineEvent),
+    /// An administrator removed a VM, and its history was deleted.
+    Removed(RemovedEvent),
 }
 
 /// The values of a VM's row.
@@ -63,8 +65,15 @@ pub struct MachineEvent {
     pub state: Option<MachineState>,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedEvent {
+    pub instance_id: InstanceId,
+    /// When the history had been deleted, Unix milliseconds.
+    pub at_ms: u64,
+}
+
 /// The event kinds known to this version of vmwatch.
-const KINDS: [&str; 4] = ["sample", "processes", "operation", "machine"];
+const KINDS: [&str; 5] = ["sample", "processes", "operation", "machine", "removed"];
 
 /// The fields that every event has, including events of kinds that a newer version of vmwatch added.
 #[derive(Deserialize)]
@@ -92,6 +101,7 @@ impl LiveEvent {
             Self::Processes(_) => "processes",
             Self::Operation(_) => "operation",
             Self::Machine(_) => "machine",
+            Self::Removed(_) => "removed",
         }
     }
 
@@ -102,6 +112,7 @@ impl LiveEvent {
             Self::Processes(event) => &event.instance_id,
             Self::Operation(event) => &event.instance_id,
             Self::Machine(event) => &event.instance_id,
+            Self::Removed(event) => &event.instance_id,
         }
     }
 

@@ -46,11 +46,12 @@ const FAULT: &str = include_str!("../../../tests/golden/forms/envelope-fault.jso
 const INVENTORY_VM: &str = include_str!("../../../tests/golden/forms/inventory-vm.json");
 const INVENTORY_HYPERVISOR: &str = include_str!("../../../tests/golden/forms/inventory-hypervisor.json");
 const VM_LABELS: &str = include_str!("../../../tests/golden/forms/vm-labels.json");
-const EVENTS: [&str; 4] = [
+const EVENTS: [&str; 5] = [
     include_str!("../../../tests/golden/forms/event-sample.json"),
     include_str!("../../../tests/golden/forms/event-processes.json"),
     include_str!("../../../tests/golden/forms/event-machine.json"),
     include_str!("../../../tests/golden/forms/event-operation.json"),
+    include_str!("../../../tests/golden/forms/event-removed.json"),
 ];
 
 #[test]

@@ -57,10 +57,15 @@ impl InventoryHypervisor {
     /// Whether the states of the hypervisor's VMs may be out of date: the hypervisor does not answer, answers late, or
     /// is no longer polled.
     pub fn is_silent(&self, now_ms: u64) -> bool {
+        self.late || !self.is_reachable(now_ms)
+    }
+
+    /// Whether the hypervisor answered when its VMs were last listed, and is still polled.
+    pub fn is_reachable(&self, now_ms: u64) -> bool {
         let renewal = u64::try_from(RENEWAL.as_millis()).unwrap_or(u64::MAX);
         let longest = self.interval_ms.saturating_add(renewal).saturating_mul(2);
         let is_recent = |at: u64| now_ms.saturating_sub(at) <= longest;
-        !self.reachable || self.late || !self.listed_at_ms.is_some_and(is_recent)
+        self.reachable && self.listed_at_ms.is_some_and(is_recent)
     }
 }
 

@@ -16,7 +16,9 @@ use serde::{
     de::{Error, MapAccess, Visitor},
 };
 
-use super::bounded_text;
+use super::{
+    Access, Class, InstanceId, Kind, Method, MethodInfo, Role, Service, bounded_text, lifecycle::Target,
+};
 
 /// Name of the KV bucket of the labels that operators set. Its keys are ids of VMs, its values [`VmLabels`].
 pub const LABELS_BUCKET: &str = "vmwatch_labels";
@@ -60,6 +62,29 @@ impl Labels {
     }
 }
 
+/// The texts are not valid [`Labels`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidLabels {
+    #[error(transparent)]
+    Key(#[from] InvalidLabelKey),
+    #[error(transparent)]
+    Value(#[from] InvalidLabelValue),
+    #[error("a VM has at most {MAX_LABELS} labels")]
+    TooMany,
+}
+
+impl TryFrom<BTreeMap<String, String>> for Labels {
+    type Error = InvalidLabels;
+
+    fn try_from(texts: BTreeMap<String, String>) -> Result<Self, InvalidLabels> {
+        if texts.len() > MAX_LABELS {
+            return Err(InvalidLabels::TooMany);
+        }
+        let parse = |(key, value): (String, String)| Ok((key.parse()?, value.parse()?));
+        texts.into_iter().map(parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 impl<'a> IntoIterator for &'a Labels {
     type Item = (&'a LabelKey, &'a LabelValue);
     type IntoIter = btree_map::Iter<'a, LabelKey, LabelValue>;
@@ -74,6 +99,35 @@ impl<'de> Deserialize<'de> for Labels {
         deserializer.deserialize_map(LabelsVisitor)
     }
 }
+
+#[cfg(feature = "openapi")]
+impl utoipa::PartialSchema for Labels {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        use utoipa::openapi::{ObjectBuilder, Type};
+        let description = "At most 32 labels by key. A key is 1 to 63 characters of `0-9A-Za-z._/-`, begins with a \
+                           letter or digit, and does not begin with `hv/`. A value is a text of at most 255 bytes \
+                           without control characters.";
+        let value = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .max_length(Some(MAX_LABEL_VALUE))
+            .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]*$"));
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some(description))
+            .property_names(Some(
+                ObjectBuilder::new()
+                    .schema_type(Type::String)
+                    .pattern(Some("^(?!hv/)[0-9A-Za-z][0-9A-Za-z._/-]{0,62}$")),
+            ))
+            .additional_properties(Some(value))
+            .max_properties(Some(MAX_LABELS))
+            .examples([serde_json::json!({ "team": "storage" })])
+            .into()
+    }
+}
+
+#[cfg(feature = "openapi")]
+impl utoipa::ToSchema for Labels {}
 
 /// Decodes labels one after another, and stops at the first one too many.
 struct LabelsVisitor;
@@ -90,9 +144,7 @@ impl<'de> Visitor<'de> for LabelsVisitor {
         while let Some((key, value)) = map.next_entry::<LabelKey, LabelValue>()? {
             labels.insert(key, value);
             if labels.len() > MAX_LABELS {
-                return Err(A::Error::custom(format_args!(
-                    "a VM has at most {MAX_LABELS} labels"
-                )));
+                return Err(A::Error::custom(InvalidLabels::TooMany));
             }
         }
         Ok(Labels(labels))
@@ -200,6 +252,70 @@ impl<'de> Deserialize<'de> for LabelValue {
 impl fmt::Display for LabelValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// All labels of a VM.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelsReply {
+    /// The labels that operators set.
+    pub labels: Labels,
+    /// The labels that the hypervisor has for the VM.
+    #[serde(default)]
+    pub hypervisor: BTreeMap<String, String>,
+    /// The number of the last change of `labels`, which the next change must name.
+    pub revision: u64,
+    /// Whether a hypervisor has the VM.
+    pub listed: bool,
+}
+
+/// Reads the labels of a VM.
+#[derive(Debug)]
+pub struct LabelsGet;
+
+impl Method for LabelsGet {
+    type Params = Target;
+    type Reply = LabelsReply;
+    const INFO: MethodInfo = MethodInfo {
+        service: Service::Lifecycle,
+        subject: "lifecycle.labels.get",
+        access: Access::Role(Role::Viewer),
+        kind: Kind::Query,
+        class: Class::CheapRead,
+    };
+
+    fn instance(params: &Target) -> Option<&InstanceId> {
+        Some(&params.instance_id)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelsChange {
+    pub instance_id: InstanceId,
+    /// All labels that the VM has after the change.
+    pub labels: Labels,
+    /// The revision that the change is based on. If the labels have another one, they are not changed.
+    pub revision: u64,
+}
+
+/// Replaces the labels that operators set. Of two changes that are based on the same revision one fails with a
+/// conflict.
+#[derive(Debug)]
+pub struct LabelsSet;
+
+impl Method for LabelsSet {
+    type Params = LabelsChange;
+    type Reply = LabelsReply;
+    const INFO: MethodInfo = MethodInfo {
+        service: Service::Lifecycle,
+        subject: "lifecycle.labels.set",
+        access: Access::Role(Role::Operator),
+        kind: Kind::Command,
+        class: Class::Command,
+    };
+
+    fn instance(params: &LabelsChange) -> Option<&InstanceId> {
+        Some(&params.instance_id)
     }
 }
 

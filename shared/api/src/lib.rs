@@ -24,6 +24,7 @@ mod operation;
 mod page;
 mod principal;
 pub mod processes;
+pub mod removal;
 pub mod sessions;
 mod text;
 pub mod time;
@@ -204,6 +205,11 @@ pub const METHODS: &[MethodInfo] = &[
     vms::GetWithoutMeasures::INFO,
     lifecycle::OperationsGet::INFO,
     lifecycle::OperationsList::INFO,
+    labels::LabelsGet::INFO,
+    labels::LabelsSet::INFO,
+    removal::RemovalCheck::INFO,
+    removal::HistoryRemove::INFO,
+    removal::RemovalFinish::INFO,
 ];
 
 /// The configured time limits of requests, by kind of method.
@@ -238,7 +244,7 @@ mod tests {
     #[test]
     fn vm_actions_use_the_command_class() {
         for method in METHODS {
-            let commands_a_vm = method.service == Service::Lifecycle && method.kind == Kind::Command;
+            let commands_a_vm = method.service != Service::Auth && method.kind == Kind::Command;
             assert_eq!(
                 method.class == Class::Command,
                 commands_a_vm,

@@ -3,6 +3,7 @@
 //! Both streams deny deletion and purging, so an audit record remains unchanged until its age or the stream's size
 //! limit evicts it. A tenth of the total size is reserved for records that clients can cause without a session.
 
+mod announced;
 mod flood;
 mod reader;
 mod refusals;

@@ -83,6 +83,7 @@ fn shown(id: &str, server: &Server) -> Value {
         "name": server.name,
         "status": server.status,
         "OS-EXT-STS:task_state": server.task,
+        "metadata": server.metadata,
     });
     if let Some(fault) = &server.fault {
         shown["fault"] = json!({"code": 500, "message": fault});
@@ -123,11 +124,21 @@ async fn list(
     let after = query.get("marker").cloned().unwrap_or_default();
     let asked: usize = query.get("limit").map_or(1000, |limit| limit.parse().unwrap());
     let size = asked.min(inner.page_size);
+    // Versions of Nova before 2.26 do not report tags.
+    let has_tags = headers
+        .get("openstack-api-version")
+        .is_some_and(|version| version == "compute 2.26");
     let mut rest = inner.servers.iter().filter(|(id, _)| **id > after);
     let servers: Vec<_> = rest
         .by_ref()
         .take(size)
-        .map(|(id, server)| shown(id, server))
+        .map(|(id, server)| {
+            let mut shown = shown(id, server);
+            if has_tags {
+                shown["tags"] = json!(server.tags);
+            }
+            shown
+        })
         .collect();
     let mut page = json!({"servers": servers});
     if rest.next().is_some() {

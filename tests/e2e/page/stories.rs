@@ -77,6 +77,7 @@ fn burner(name: std::path::PathBuf) -> Child {
 #[tokio::test]
 async fn operator_can_start_a_vm_in_the_browser() {
     let stack = client::stack().start().await;
+    publish(&stack, &sample("decommissioned", unix_millis(), 1.0)).await;
     let machines = [MACHINES[0].0, MACHINES[1].0].join(",");
     run_in_browser(
         &stack,

@@ -25,7 +25,7 @@ use super::client::{Api, Reply, publish, sample, stack};
 pub(crate) struct Event {
     pub(crate) name: String,
     pub(crate) id: Option<u64>,
-    data: Value,
+    pub(crate) data: Value,
 }
 
 /// A client that reads the stream of live events.

@@ -125,6 +125,23 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             Viewer,
         ),
         ("lifecycle.operations.list", limit, Viewer),
+        ("lifecycle.labels.get", at.clone(), Viewer),
+        (
+            "lifecycle.labels.set",
+            json!({ "instance_id": ID, "labels": {}, "revision": 0 }),
+            Operator,
+        ),
+        (
+            "lifecycle.removal.check",
+            json!({ "instance_id": ID, "name": ID }),
+            Admin,
+        ),
+        ("metrics.history.remove", at, Admin),
+        (
+            "lifecycle.removal.finish",
+            json!({ "instance_id": ID, "name": ID }),
+            Admin,
+        ),
     ]
 }
 
@@ -147,6 +164,19 @@ fn routes() -> Vec<Route> {
         ("GET", "/me", none.clone(), Viewer),
         ("GET", "/vms", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}", none.clone(), Viewer),
+        (
+            "DELETE",
+            "/vms/{instance_id}?name={instance_id}",
+            none.clone(),
+            Admin,
+        ),
+        ("GET", "/vms/{instance_id}/labels", none.clone(), Viewer),
+        (
+            "PUT",
+            "/vms/{instance_id}/labels",
+            json!({ "labels": {}, "revision": 0 }),
+            Operator,
+        ),
         ("GET", "/vms/{instance_id}/samples", none.clone(), Viewer),
         ("GET", "/vms/{instance_id}/processes", none.clone(), Viewer),
         (

@@ -8,6 +8,7 @@ interface Kinds {
   processes: Schemas["ProcessesEvent"];
   operation: Schemas["Operation"];
   machine: Schemas["MachineEvent"];
+  removed: Schemas["RemovedEvent"];
 }
 
 export type LiveState = "connecting" | "live" | "lost";
@@ -26,6 +27,7 @@ const listeners: { [K in keyof Kinds]: Set<(event: Kinds[K]) => void> } = {
   processes: new Set(),
   operation: new Set(),
   machine: new Set(),
+  removed: new Set(),
 };
 
 /** Subscribes to events of one kind. Returns the function that unsubscribes. */

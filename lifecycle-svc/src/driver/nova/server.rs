@@ -1,8 +1,12 @@
 //! The fields of Nova's answers that the driver uses.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::Value;
 use vmwatch_api::lifecycle::MachineState;
+
+use crate::driver::labels::FoundLabels;
 
 /// A server (VM), as returned by Nova.
 #[derive(Debug, Deserialize)]
@@ -15,6 +19,10 @@ pub(super) struct Server {
     pub(super) task: Option<String>,
     #[serde(default)]
     pub(super) fault: Option<ServerFault>,
+    #[serde(default)]
+    pub(super) metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) tags: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -61,6 +69,20 @@ pub(super) struct ActionEvent {
     pub(super) details: Option<String>,
 }
 
+/// Metadata and tags as labels. A tag `key=value` becomes the label with this key and value, another tag a label without
+/// a value. If two have the same key, metadata comes before tags.
+pub(super) fn labels_of(server: &Server) -> FoundLabels {
+    let mut labels = FoundLabels::default();
+    for (key, value) in &server.metadata {
+        labels.add(key, value);
+    }
+    for tag in &server.tags {
+        let (key, value) = tag.split_once('=').unwrap_or((tag, ""));
+        labels.add(key, value);
+    }
+    labels
+}
+
 /// Derives the state of a VM from its status and its current task, which Nova reports separately.
 pub(super) fn state_of(server: &Server) -> MachineState {
     match (server.status.as_str(), server.task.as_deref()) {
@@ -105,6 +127,8 @@ mod tests {
                 status: status.to_owned(),
                 task,
                 fault: None,
+                metadata: BTreeMap::new(),
+                tags: Vec::new(),
             };
             assert_eq!(state_of(&server), state, "{server:?}");
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_nats::{
     HeaderMap, StatusCode,
-    header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
+    header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL},
     jetstream::{
         ErrorCode,
         consumer::DeliverPolicy,
@@ -114,6 +114,20 @@ impl Bucket {
     pub async fn delete_revision(&self, key: &str, revision: u64) -> Result<Option<u64>, JetStreamError> {
         let mut headers = expecting(revision);
         headers.insert(OPERATION, DELETED);
+        unless_changed(self.write(key, headers, Bytes::new()).await)
+    }
+
+    /// Like [`Bucket::delete_revision`], with a marker that NATS deletes after the time `keep`, such as `1h`. The bucket
+    /// must allow that (`allow_message_ttl`).
+    pub async fn delete_revision_for(
+        &self,
+        key: &str,
+        revision: u64,
+        keep: &str,
+    ) -> Result<Option<u64>, JetStreamError> {
+        let mut headers = expecting(revision);
+        headers.insert(OPERATION, DELETED);
+        headers.insert(NATS_MESSAGE_TTL, keep);
         unless_changed(self.write(key, headers, Bytes::new()).await)
     }
 

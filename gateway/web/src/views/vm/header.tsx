@@ -8,6 +8,8 @@ import { act, type Action, forget, latest } from "../../operations";
 import { Badge, isOver, MachineBadge } from "../../parts/badge";
 import { FormDialog, problemText } from "../../parts/dialog";
 import { OperationCard } from "../operations";
+import { Labels } from "./labels";
+import { Removal } from "./removal";
 
 const MORE: Exclude<Action, "start">[] = ["stop", "reboot", "reset", "force-stop"];
 
@@ -30,6 +32,10 @@ export function Header({ vm }: { vm: Vm }) {
         {vm.last_report_at && <Fact name={texts.lastReport}>{ago(ms(vm.last_report_at), now.value)}</Fact>}
         {vm.sample && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
       </dl>
+      <div class="manage">
+        <Labels id={vm.instance_id} name={name} />
+        <Removal vm={vm} name={name} />
+      </div>
       {operation && (
         <div class="latest" role="status">
           <ul class="cards"><OperationCard operation={operation} open={!isOver(operation.state)} /></ul>

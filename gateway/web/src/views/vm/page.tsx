@@ -41,7 +41,7 @@ export function VmPage({ id }: { id: string }) {
     addEventListener("keydown", key);
     return () => removeEventListener("keydown", key);
   }, []);
-  if (vm.failure && !vm.data) {
+  if (vm.failure && (!vm.data || vm.failure.status === 404)) {
     if (vm.failure.status !== 404) return <Failed failure={vm.failure} retry={vm.reload} />;
     const texts = t().vm;
     return (
@@ -105,6 +105,9 @@ function useVm(id: string) {
       }),
       onEvent("operation", ({ instance_id, machine_state }) => {
         if (instance_id === id && machine_state) change({ state: machine_state });
+      }),
+      onEvent("removed", ({ instance_id }) => {
+        if (instance_id === id) vm.reload();
       }),
     ];
     return () => stops.forEach((stop) => stop());
