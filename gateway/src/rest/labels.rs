@@ -15,10 +15,13 @@ use vmwatch_bus::serve::check_role;
 
 use super::{
     caller::Caller,
-    extract::{Json, NoParameters, Path, Query},
+    extract::{Json, NoParameters, Number, Path, Query},
     problem::Problem,
 };
 use crate::Gateway;
+
+/// Every integer within these bounds is exact as a number of JavaScript.
+type Revision = Number<0, 9_007_199_254_740_991>;
 
 /// Labels of a VM.
 #[derive(Debug, Serialize, ToSchema)]
@@ -40,7 +43,8 @@ pub(super) struct NewLabels {
     #[schema(value_type = Labels)]
     labels: BTreeMap<String, String>,
     /// The `revision` on which the change is based.
-    revision: u64,
+    #[schema(value_type = u64, maximum = 9_007_199_254_740_991_i64)]
+    revision: Revision,
 }
 
 impl From<LabelsReply> for VmLabels {
@@ -101,7 +105,7 @@ pub(super) async fn set(
     let change = LabelsChange {
         instance_id: target.instance_id,
         labels,
-        revision,
+        revision: revision.get(),
     };
     let reply = caller.ask::<LabelsSet>(&gateway, &change).await?;
     Ok(axum::Json(reply.into()))
