@@ -204,10 +204,7 @@ impl Inventory {
     pub(crate) fn stale(&self) -> Vec<Stale> {
         let of = [
             (Stale::Inventory, self.vms.is_current()),
-            (
-                Stale::Labels,
-                self.labels.is_current() || !self.labels.is_filled(),
-            ),
+            (Stale::Labels, self.labels.is_current()),
         ];
         of.into_iter()
             .filter(|(_, is_current)| !is_current)

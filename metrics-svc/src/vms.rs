@@ -102,10 +102,7 @@ impl VmList {
     fn stale(&self) -> Vec<Stale> {
         let of = [
             (Stale::Inventory, self.inventory.is_current()),
-            (
-                Stale::Labels,
-                self.labels.is_current() || !self.labels.is_filled(),
-            ),
+            (Stale::Labels, self.labels.is_current()),
             (Stale::Samples, self.newest.is_current()),
         ];
         of.into_iter()

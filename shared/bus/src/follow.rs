@@ -197,11 +197,6 @@ impl<T: Table> Follower<T> {
             .is_some_and(|age| age <= self.shared.stale_after)
     }
 
-    /// Whether the whole KV bucket has been read.
-    pub fn is_filled(&self) -> bool {
-        self.shared.progress.borrow().connection != 0
-    }
-
     /// Waits until the whole KV bucket has been read.
     pub async fn filled(&self) {
         let mut progress = self.shared.progress.subscribe();
