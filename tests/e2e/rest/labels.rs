@@ -52,6 +52,22 @@ async fn labels_are_set_within_their_limits_and_conflicts_are_refused() {
             .problem(403, "forbidden");
         assert_eq!(viewer.read(&path).await, changed.json());
     }
+    // The list of VMs has labels of both kinds, and can be searched and filtered by them.
+    for (query, ids) in [
+        ("label=team=storage", [listed, "bare-metal"].as_slice()),
+        ("label=rack", &[listed, "bare-metal"]),
+        ("label=team=other", &[]),
+        ("label=hv/title=Ledger&q=STORAGE", &[listed]),
+    ] {
+        let what = format!("the list is filtered by {query}");
+        eventually(&what, PATIENCE, async || {
+            let list = viewer.read(&format!("/vms?{query}")).await;
+            let vms = list["vms"].as_array().unwrap();
+            let found: Vec<_> = vms.iter().map(|vm| vm["instance_id"].as_str().unwrap()).collect();
+            (found == ids).then_some(()).ok_or_else(|| list.to_string())
+        })
+        .await;
+    }
     for (labels, rule) in [
         (numbered(33), "at most 32 labels"),
         (numbered(3000), "at most 32 labels"),
