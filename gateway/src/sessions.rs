@@ -31,8 +31,8 @@ use self::{
 
 /// Deadline of a KV read. JetStream normally answers within milliseconds.
 const BUCKET_DEADLINE: Duration = Duration::from_secs(2);
-/// How long, and how many, unknown tokens are remembered so that they are not read from the KV bucket again. Used only
-/// while the bucket holds more sessions than the table can hold.
+/// Retention and maximum number of tokens that are remembered as unknown, so that they are not read from the KV bucket
+/// again. Used only while the bucket holds more sessions than the table can hold.
 const MISS_MEMORY: Duration = Duration::from_secs(5);
 const MISSES: u64 = 100_000;
 /// Maximum number of concurrent reads of the KV bucket of sessions; further checks fail with "try again".

@@ -116,7 +116,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// How many of these login attempts at the same time are admitted.
+    /// Returns how many of `tries` simultaneous login attempts are admitted.
     fn admitted(sources: &Sources, of: impl Fn(u16) -> IpAddr, tries: u16, now: u64) -> usize {
         let tries = (0..tries).filter(|turn| sources.take_at(of(*turn), now).is_ok());
         tries.count()

@@ -45,9 +45,9 @@ const OPERATION_LEASE: Setting = Setting {
     name: "VMWATCH_OPERATION_LEASE",
     value: Value::Duration("1s", "5m"),
     default: "15s",
-    help: "lease of a replica on an operation and, limited to 10s, on the polling of a hypervisor; if a replica dies, another one takes over its operations and hypervisors after this time",
+    help: "duration of a replica's lease on an operation and, limited to 10s, on polling a hypervisor; if a replica dies, another one takes over its operations and hypervisors after this time",
 };
-/// Maximum lease on the polling of a hypervisor.
+/// Maximum duration of a lease on polling a hypervisor.
 const MAX_POLL_LEASE: Duration = Duration::from_secs(10);
 const OPERATIONS_KEEP: Setting = Setting {
     name: "VMWATCH_OPERATIONS_KEEP",
@@ -130,7 +130,7 @@ impl SetupSettings {
 /// Settings of operations and of the KV bucket that stores their records.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OperationSettings {
-    /// Time after its request at which an operation that has not ended is recorded as timed out.
+    /// Time after which an unfinished operation is recorded as timed out, counted from its request.
     pub(crate) limit: Duration,
     /// Time after which a replica's lease on an operation expires if it is not renewed.
     pub(crate) lease: Duration,

@@ -21,8 +21,8 @@ use crate::{
 
 /// A hypervisor or a cloud. Every call ends within the driver's time limit. If an action returns success, the
 /// hypervisor has accepted it, but the VM may not have reached the wanted state yet; the caller must read the state to
-/// find out. An action checks its fence while it holds the hypervisor's permit, immediately before the call that takes
-/// effect.
+/// find out. When an action has its permit, and immediately before the call that takes effect, it checks with its
+/// [`Fence`] that its deadline and its lease have not passed.
 #[async_trait]
 pub(crate) trait Driver: fmt::Debug + Send + Sync {
     /// Checks that the hypervisor answers.

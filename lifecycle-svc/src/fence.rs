@@ -45,7 +45,7 @@ impl LeaseEnd {
         (until_ms, now.checked_add(left).unwrap_or(now + LONGEST))
     }
 
-    /// Records that the lease was renewed until this moment.
+    /// Replaces the end of the lease after a renewal.
     pub(crate) fn renew(&self, moment: (u64, Instant)) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = moment;
     }

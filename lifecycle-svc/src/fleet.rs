@@ -32,9 +32,9 @@ const REMEMBERED: u64 = 100_000;
 /// How long the last known hypervisor of a VM is remembered. A read of the VM asks that hypervisor first, and all
 /// hypervisors only if it no longer has the VM.
 const SEEN_FOR: Duration = Duration::from_mins(5);
-/// How long an operation waits for the remaining hypervisors once one has reported the VM. No operation waits again for
-/// a hypervisor that takes longer until that hypervisor has answered a call, so that a hanging host does not delay
-/// every operation.
+/// How long an operation waits for the remaining hypervisors once one has reported the VM. Later operations do not wait
+/// for a hypervisor that took longer, until it has answered a call again; so a hanging host does not delay every
+/// operation.
 const OTHERS_WAIT: Duration = Duration::from_millis(500);
 
 /// All hypervisors that this service is configured to use.
@@ -49,7 +49,7 @@ pub(crate) struct Fleet {
 pub(crate) struct Hypervisor {
     pub(crate) name: String,
     pub(crate) driver: Arc<dyn Driver>,
-    /// Whether the hypervisor answered when its VMs were last listed, on whichever replica.
+    /// Whether the hypervisor answered when any replica last listed its VMs.
     reachable: AtomicBool,
     /// Whether this replica has ever reached the hypervisor.
     was_reached: AtomicBool,
@@ -123,8 +123,8 @@ impl Fleet {
             let all_unresponsive = unanswered.iter().all(|hypervisor| hypervisor.is_unresponsive());
             let next = match end {
                 None => answers.next().await,
-                // Every hypervisor that is still missing is known to hang: take the answers that have arrived, without
-                // waiting for more.
+                // All hypervisors that have not answered yet are known to hang: take the answers that have arrived,
+                // without waiting for more.
                 Some(_) if all_unresponsive => answers.next().now_or_never().flatten(),
                 Some(end) => timeout_at(end, answers.next()).await.ok().flatten(),
             };
@@ -175,8 +175,8 @@ impl Fleet {
         names.map(|hypervisor| hypervisor.name.clone()).collect()
     }
 
-    /// Finds the hypervisor that has the VM, for a read: asks the one that last had the VM, then all of them
-    /// concurrently.
+    /// Finds the hypervisor that has the VM, for a read: asks the hypervisor that last had the VM and, if that is
+    /// unknown or no longer has the VM, all hypervisors concurrently.
     pub(crate) async fn locate(&self, id: &InstanceId) -> Result<Located, DriverError> {
         if let Some(hypervisor) = self.seen.get(id) {
             match hypervisor.state(id).await {
@@ -256,7 +256,7 @@ impl Hypervisor {
         answer
     }
 
-    /// Records that the hypervisor answered a list or a check.
+    /// Records that the hypervisor answered a request to list its VMs or a check that it is reachable.
     pub(crate) fn note_answer(&self) {
         self.unresponsive.store(false, Ordering::Relaxed);
         self.was_reached.store(true, Ordering::Relaxed);
@@ -265,7 +265,7 @@ impl Hypervisor {
         }
     }
 
-    /// Records that the hypervisor did not answer a list or a check.
+    /// Records that the hypervisor did not answer a request to list its VMs or a check that it is reachable.
     pub(crate) fn note_failure(&self, error: &(impl fmt::Display + ?Sized)) {
         if self.reachable.swap(false, Ordering::Relaxed) {
             warn!(hypervisor = self.name, %error, "hypervisor unreachable");

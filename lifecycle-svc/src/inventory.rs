@@ -1,6 +1,6 @@
-//! The VMs of all hypervisors. One replica polls each hypervisor and writes what changed into a KV bucket. metrics-svc
-//! follows the bucket and answers the list of VMs; every replica of this service follows it too, and answers lists from
-//! memory while metrics-svc is unreachable.
+//! The VMs of all hypervisors. Each hypervisor is polled by one replica, which writes changes into a KV bucket.
+//! metrics-svc follows the bucket and answers requests for the list of VMs; every replica of this service follows it
+//! too, and answers these requests from memory while metrics-svc is unreachable.
 //!
 //! ```text
 //! hypervisor ──> poll, by the holder of the lease ──> KV bucket ──> metrics-svc, lifecycle-svc: list of VMs
@@ -46,12 +46,12 @@ pub(crate) use self::{poll::Polling, removed::remove_unconfigured};
 const MAX_BYTES: i64 = 64 << 20;
 /// Maximum size of the KV bucket of leases, enough for 5,000 names of hypervisors.
 const MAX_LEASE_BYTES: i64 = 1 << 20;
-/// Lists name all hypervisors as silent if the table was last confirmed to be current longer ago than this.
+/// If the table has not been confirmed to be current for this long, lists of VMs name all hypervisors as silent.
 const STALE_AFTER: Duration = Duration::from_secs(10);
 /// Deadline of a write. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How long NATS keeps the marker of a deleted key. It is longer than any interruption of a follower's watch, after which
-/// the follower reads the whole bucket again anyway.
+/// How long NATS keeps the marker of a deleted key. A follower that misses a marker during a longer interruption does
+/// not need it, because it reads the whole bucket again after the interruption.
 pub(crate) const MARKER_TTL: &str = "1h";
 /// How long a starting replica waits for the first list of each hypervisor.
 const FIRST_LISTS: Duration = Duration::from_secs(2);
@@ -212,7 +212,8 @@ impl Inventory {
             .collect()
     }
 
-    /// Names of all hypervisors, including these, whose VMs may be out of date.
+    /// Returns the names of all silent hypervisors, whose VMs may be out of date, among those in the inventory and the
+    /// given ones.
     fn silent(&self, hypervisors: &[&str]) -> Vec<String> {
         let is_current = self.vms.is_current();
         let now = unix_millis();
@@ -227,7 +228,7 @@ impl Inventory {
         names.into_iter().map(str::to_owned).collect()
     }
 
-    /// Exports periodically which of these hypervisors are silent, for ever.
+    /// Exports a metric that shows which of these hypervisors are silent, and updates it periodically; never returns.
     pub(crate) async fn export(self: Arc<Self>, hypervisors: Vec<String>) {
         let names: Vec<_> = hypervisors.iter().map(String::as_str).collect();
         loop {

@@ -1,12 +1,12 @@
-//! A lease: the right of one replica to do a piece of work until a date. It is stored in a KV bucket and written by
-//! compare-and-set.
+//! A lease: the right of one replica to do a piece of work until a given time. It is stored in a KV bucket and written
+//! by compare-and-set.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vmwatch_api::time::unix_millis;
 
-/// A stored lease: the replica that does the work, and the time until which no other replica may.
+/// A stored lease: the replica that does the work, and the time until which no other replica may do it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     /// Random name of the replica.

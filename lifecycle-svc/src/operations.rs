@@ -111,8 +111,8 @@ impl Operations {
         })))
     }
 
-    /// Starts two tasks that run until shutdown: adopting operations whose lease has expired, and writing audit records
-    /// of refusals that were counted.
+    /// Starts two tasks that run until shutdown: one adopts operations whose lease has expired; the other writes audit
+    /// records with the numbers of refused requests that were only counted.
     pub(crate) fn watch(self: &Arc<Self>, shutdown: &CancellationToken) {
         let (this, until) = (Arc::clone(self), shutdown.clone());
         tokio::spawn(async move { until.run_until_cancelled(this.adopt()).await });
@@ -319,7 +319,7 @@ impl Operations {
         Ok(())
     }
 
-    /// Writes audit records of the refusals counted so far, when the service stops.
+    /// Writes audit records with the numbers of refused requests counted so far, when the service stops.
     pub(crate) async fn finish(&self) {
         self.trail.refusals().finish().await;
     }
@@ -383,7 +383,7 @@ fn no_such_operation() -> Fault {
     Fault::new(FaultKind::NotFound, "there is no operation with this id")
 }
 
-/// Marks an operation as carried out by this replica until it is dropped.
+/// Marks an operation as carried out by this replica, until this value is dropped.
 struct InProgress {
     operations: Arc<Operations>,
     id: OperationId,

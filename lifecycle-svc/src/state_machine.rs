@@ -20,8 +20,8 @@ use vmwatch_api::lifecycle::{MachineState, Verb};
 
 /// Maximum number of times that an operation sends its action to the hypervisor.
 pub(crate) const MAX_ACTS: u8 = 3;
-/// Time after a shutdown or power-off at which a VM that still runs is sent the action again, because a guest that is
-/// early in its boot ignores a shutdown.
+/// If a VM still runs this long after a shutdown or power-off was sent, the action is sent again, because a guest that
+/// is early in its boot ignores a shutdown.
 pub(crate) const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
 /// An action on a VM that a driver can carry out.
@@ -113,7 +113,8 @@ const fn start(state: MachineState, outcome: ActOutcome) -> Step {
         }
         (Is::ShutOff, ActOutcome::Accepted) => Step::Fail("the VM shut off immediately after starting"),
         (Is::Crashed, ActOutcome::Accepted) => Step::Fail("the VM crashed immediately after starting"),
-        // This also covers an accepted start: a VM that was saved while it was paused is restored as paused.
+        // Start the VM again even if a start was accepted: a VM that was saved while it was paused is restored as
+        // paused.
         (Is::ShutOff | Is::Paused | Is::Suspended, _) => Step::Act,
         (Is::Crashed, _) => {
             Step::Refuse("the VM has crashed and is preserved for inspection; force it off first")

@@ -109,7 +109,7 @@ const VM_BUCKETS_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_BUCKETS_PER_SECOND",
     value: Value::Number(1, 1_000_000),
     default: "5",
-    help: "maximum rate, per second, at which the samples of one VM may update five-minute rollups; each update costs four database calls",
+    help: "maximum number of five-minute rollups per second that the samples of one VM may update; each update costs four database calls",
 };
 const STREAM_MAX_AGE: Setting = Setting {
     name: "VMWATCH_STREAM_MAX_AGE",

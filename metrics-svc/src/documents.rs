@@ -38,7 +38,7 @@ pub enum Refusal {
     /// The time of the sample is invalid or too far in the future.
     #[error("create_date is not a valid date, or is more than a day ahead of the service's clock")]
     Time,
-    /// A value of the sample is out of range; names the field.
+    /// A value of the sample is out of range; contains the name of its field.
     #[error("`{0}` is out of range")]
     Number(&'static str),
     /// The name of a process is too long.

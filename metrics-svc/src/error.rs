@@ -31,7 +31,7 @@ pub enum MetricsError {
     /// another program.
     #[error("a page ends at a stored row that has no ObjectId or no date")]
     NoCursor,
-    /// The process table on which the previous page ended was deleted by retention.
+    /// Retention has deleted the process table from which the previous page was read.
     #[error("the process table of the previous page is no longer stored")]
     TableExpired,
     /// Rows could not be encoded as JSON.

@@ -85,7 +85,7 @@ impl Events {
         (Self { queue, newest }, sending)
     }
 
-    /// Publishes a live event about a stored VM row, and notes the row for the list of VMs.
+    /// Publishes a live event about a VM row that was just stored, and updates the VM in the list of VMs.
     pub(crate) fn publish_sample(&self, row: &RawDocument) {
         let queued = sample(row);
         if let Some(LiveEvent::Sample(event)) = queued.as_ref().map(|queued| &queued.event) {

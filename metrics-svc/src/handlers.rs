@@ -101,7 +101,7 @@ fn list_vms(vms: &VmList, context: &Context, query: &VmQuery) -> Result<VmPage, 
     vms.list(scope, query)
 }
 
-/// Registers the methods for processes, now and at earlier times.
+/// Registers the methods that read current and former processes.
 fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
     server
         .method(

@@ -46,9 +46,9 @@ pub(crate) struct Instances {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LastReport {
     pub(crate) instance: InstanceId,
-    /// Time of the newest row, Unix milliseconds.
+    /// Time of the newest row, in Unix milliseconds.
     pub(crate) at_ms: u64,
-    /// When a row was last stored, Unix milliseconds.
+    /// Time at which a row was last stored, in Unix milliseconds.
     pub(crate) reported_ms: u64,
 }
 

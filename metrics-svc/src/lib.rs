@@ -130,6 +130,8 @@ async fn serve(
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &rows, &history, &processes, &vms);
     let server = server.method(HistoryRemove, bind(&removal, Removal::remove));
+    // The task that publishes live events ends when all its senders are dropped, so only the server may hold this one.
+    drop(removal);
     let answering = server.run(shutdown.clone(), || program.set_serving());
     serve_while_ingesting(answering, ingesting, &shutdown).await?;
     for part in work {

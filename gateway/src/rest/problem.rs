@@ -136,8 +136,8 @@ impl From<Fault> for Problem {
             FaultKind::NotFound => StatusCode::NOT_FOUND,
             FaultKind::Conflict => StatusCode::CONFLICT,
             FaultKind::Throttled => StatusCode::TOO_MANY_REQUESTS,
-            // Clients need not distinguish an unreachable hypervisor or database from an unreachable service: both are
-            // 503.
+            // Clients need not distinguish an unreachable hypervisor or database from an unreachable service, so all of
+            // these are 503.
             FaultKind::Overloaded | FaultKind::Unavailable | FaultKind::Backend => {
                 StatusCode::SERVICE_UNAVAILABLE
             }

@@ -90,8 +90,8 @@ pub(super) struct TableQuery {
 
 /// Read the process table of a VM at a moment
 ///
-/// Returns the process table of the newest sample at or before the moment, at most seven days older. Old moments cost
-/// no more than recent ones. A page may hold fewer processes than `limit` without being the last.
+/// Returns the newest process table of the seven days up to the moment. Reading an old table costs no more than reading
+/// a recent one. A page may hold fewer processes than `limit` without being the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes", tag = "processes", operation_id = "processes_at",
     params(("instance_id" = InstanceId, Path, description = "VM id"), TableQuery),

@@ -12,7 +12,7 @@ const USUAL: Duration = Duration::from_hours(1);
 /// Requested maximum number of points of a chart, with the bounds of [`Points`].
 pub(super) type PointCount = Number<1, 2000>;
 
-/// Number of points of the chart: the requested one, or 300.
+/// Returns the requested number of points of the chart, or 300 if the request does not state it.
 pub(super) fn points(given: Option<PointCount>) -> Points {
     // This cannot fail, because `PointCount` and `Points` have the same bounds.
     given

@@ -1,10 +1,11 @@
-//! Checks that a browser sent a request with the session cookie for the web page of this server.
+//! Checks, for a request with the session cookie, that the web page of this server sent it.
 //!
-//! A browser sends the cookie with every request, whichever site caused the request. A request that changes something
-//! is therefore accepted by cookie only if the browser reports that the web page itself sent it: by `Sec-Fetch-Site:
-//! same-origin` or, if the browser does not send that header (none does over plain HTTP), by an `Origin` equal to the
-//! address of the request. This is the algorithm of Go's `net/http.CrossOriginProtection`, except that a request with
-//! neither header is refused, since programs can use the bearer token. `SameSite=Strict` is a second line of defence.
+//! A browser sends the cookie with every request to this server, whichever site caused the request. A request that
+//! changes something is therefore accepted with a cookie only if the browser reports that the server's own page sent
+//! it: by `Sec-Fetch-Site: same-origin` or, if the browser does not send that header (none does over plain HTTP), by an
+//! `Origin` equal to the address of the request. This is the algorithm of Go's `net/http.CrossOriginProtection`, except
+//! that a request with neither header is refused, since programs can use the bearer token. `SameSite=Strict` is a
+//! second line of defence.
 //!
 //! The address of the request is in `Host`. A reverse proxy may replace `Host` by the gateway's own address, as nginx
 //! does by default; a trusted proxy reports the original in `X-Forwarded-Host`.
@@ -84,7 +85,8 @@ impl<'a> Address<'a> {
         }
     }
 
-    /// Whether the origin has the address of the request. Either may omit the default port of the origin's scheme.
+    /// Whether the origin has the host and port to which the request was sent. The default port of the origin's scheme
+    /// may be omitted in both.
     fn has_origin(&self, origin: &'a str) -> bool {
         let (Some(host), Some((scheme, from))) = (self.host, origin.split_once("://")) else {
             return false;
@@ -98,7 +100,7 @@ impl<'a> Address<'a> {
         without_default(host).eq_ignore_ascii_case(without_default(from))
     }
 
-    /// Describes the address of the request and which settings would correct it.
+    /// Describes the address of the request, and which proxy settings would correct a wrong address.
     fn mismatch(&self) -> String {
         let host = self.host.map_or_else(|| "missing".to_owned(), quoted);
         let header = self.header;
@@ -196,20 +198,22 @@ mod tests {
             sent.extend(forwarded.iter().map(|host| ("x-forwarded-host", *host)));
             assert_eq!(check(peer, &sent).is_ok(), believed, "{peer} {forwarded:?}");
         }
-        // A page at the gateway's own address, as the proxy sees it, is another site.
+        // The address at which the proxy reaches the gateway is not the one that the browser used, so it is another
+        // origin.
         let sent = [
             ("origin", "http://127.0.0.1:8086"),
             ("host", "127.0.0.1:8086"),
             ("x-forwarded-host", "vmwatch.example"),
         ];
         assert!(check(PROXY, &sent).is_err());
-        // Without `X-Forwarded-Host`, for example if the proxy does not change `Host`, `Host` counts.
+        // `Host` is compared if `X-Forwarded-Host` is missing, because some proxies do not change `Host`, or if it does
+        // not come from a trusted proxy.
         assert!(check(PROXY, &sent[..2]).is_ok());
         assert!(check(CLIENT, &sent).is_ok());
     }
 
     #[test]
-    fn refusal_states_headers_and_settings() {
+    fn refusal_message_names_headers_and_settings() {
         let sent = [
             ("origin", "http://vmwatch.example"),
             ("host", "127.0.0.1:8086"),

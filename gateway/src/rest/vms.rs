@@ -63,7 +63,7 @@ pub(super) struct Vm {
     /// Latest sample of the VM; null if there is none.
     #[schema(required)]
     sample: Option<Sample>,
-    /// Peak CPU usage of the VM in each three minutes of the last hour, oldest first; null where there was no sample.
+    /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
 }
 
@@ -74,9 +74,9 @@ pub(super) struct Hypervisor {
     name: String,
     /// Whether the last attempt to list its VMs succeeded. If not, its VMs are shown with their last known state.
     reachable: bool,
-    /// Whether the hypervisor is reachable and its VMs should have been listed again by now.
+    /// Whether the hypervisor is reachable but a new list of its VMs is overdue.
     late: bool,
-    /// When its VMs were last listed completely, renewed at least once per minute; null if never.
+    /// Time at which its VMs were last listed completely, accurate to about a minute; null if never.
     #[schema(required)]
     listed_at: Option<Timestamp>,
 }
@@ -209,8 +209,8 @@ pub(super) async fn list(
 
 /// Read a VM
 ///
-/// Reads a VM as it is in the list. If a source of data is unavailable, its fields are null or have their last known
-/// values, and `degraded` states what is missing.
+/// Returns the same data about the VM as the list of VMs. If a source of data is unavailable, its fields are null or
+/// have their last known values, and `degraded` states what is missing.
 #[utoipa::path(
     get, path = "/vms/{instance_id}", tag = "vms", operation_id = "get_vm",
     params(("instance_id" = InstanceId, Path, description = "VM id")),
@@ -231,8 +231,8 @@ pub(super) async fn get(
     }))
 }
 
-/// Calls metrics-svc, and lifecycle-svc if metrics-svc does not answer within half of the time. Also returns the fault of
-/// metrics-svc in this case.
+/// Calls metrics-svc. If it does not answer within half of the time until the deadline, calls lifecycle-svc instead and
+/// also returns the fault of metrics-svc.
 async fn ask<M, Fallback>(
     gateway: &Gateway,
     caller: &Caller,
@@ -255,7 +255,8 @@ where
     }
     match gateway.call::<Fallback>(&whole, params).await {
         Ok(reply) => Ok((reply, Some(fault))),
-        // Only metrics-svc knows the VMs that no hypervisor has, so that its fault says why the VM was not found.
+        // The VM may be one that no hypervisor has, which only metrics-svc would know; so return the fault of
+        // metrics-svc instead of "not found".
         Err(other) if other.kind == FaultKind::NotFound => Err(fault),
         Err(other) => Err(other),
     }

@@ -19,7 +19,8 @@ use vmwatch_api::{
 };
 use vmwatch_bus::follow::{StreamState, Table};
 
-/// The use of a session is reported at most this many times per idle timeout, within the bounds below.
+/// Maximum number of reports, per idle timeout, that a session was used; the interval between two reports is kept
+/// within the bounds below.
 const REPORTS_PER_TIMEOUT: u64 = 20;
 const MIN_REPORT_INTERVAL_MS: u64 = 250;
 const MAX_REPORT_INTERVAL_MS: u64 = 60_000;
@@ -30,8 +31,8 @@ pub(super) struct Known {
     pub(super) record: SessionRecord,
     /// Key of the session's user in the KV bucket of users.
     pub(super) user: UserHash,
-    /// Last reported use of the session on this gateway, in Unix milliseconds. It counts even if auth-svc did not
-    /// receive the report.
+    /// Time of the last use of the session that this gateway has reported, in Unix milliseconds. This use keeps the
+    /// session alive even if auth-svc did not receive the report.
     reported_ms: AtomicU64,
 }
 
@@ -54,7 +55,8 @@ impl Known {
         now_ms < self.record.expires_at_ms && now_ms < idle_end
     }
 
-    /// Whether a use of the session at this time must be reported. If so, the caller must report it.
+    /// Whether a use of the session at this time must be reported. If so, it is marked as reported, and the caller must
+    /// report it.
     pub(super) fn is_use_due(&self, now_ms: u64) -> bool {
         let reported = self.reported_ms.load(Ordering::Relaxed);
         let step =

@@ -1,4 +1,4 @@
-//! The setting that lists the hypervisors, with the files that it names.
+//! Reads the setting that lists the hypervisors, and the files that the setting names.
 
 use std::{path::PathBuf, str::FromStr};
 

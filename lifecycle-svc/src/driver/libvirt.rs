@@ -34,8 +34,8 @@ pub(super) struct Libvirt {
     connection: Arc<Shared>,
     limits: CallLimits,
     permits: Arc<Semaphore>,
-    /// Permit of the only list of VMs that may be in progress. A list that hangs therefore takes no permit of an action,
-    /// and no second list is started.
+    /// The only permit for listing VMs. It is separate from the permits of actions, so that a list that hangs does not
+    /// delay actions; meanwhile no second list is started.
     list_permit: Arc<Semaphore>,
     label_reads: LabelReads,
 }

@@ -46,7 +46,8 @@ pub(super) struct Nova {
     all_projects: bool,
     limits: CallLimits,
     permits: Semaphore,
-    /// Permit of the only list of servers that may be in progress, so that lists take no permits of actions.
+    /// The only permit for listing servers. It is separate from the permits of actions, so that lists do not delay
+    /// actions.
     list_permit: Semaphore,
 }
 

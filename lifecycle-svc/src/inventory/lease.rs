@@ -1,5 +1,5 @@
-//! Leases on polling: of all replicas, the holder of a hypervisor's lease polls it. Each replica follows the KV bucket of
-//! leases; a lease is taken, renewed and released by compare-and-set.
+//! Leases on polling: only the replica that holds the lease on a hypervisor polls it. Each replica follows the KV
+//! bucket of leases; a lease is taken, renewed and released by compare-and-set.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -12,7 +12,8 @@ use vmwatch_bus::follow::Table;
 use super::{Inventory, WriteError};
 use crate::{fence::LeaseEnd, lease::Lease};
 
-/// Name of the KV bucket. Its keys are names of hypervisors. The leases of former hypervisors are kept.
+/// Name of the KV bucket. Its keys are names of hypervisors. The leases of hypervisors that are no longer configured
+/// are kept.
 pub(super) const LEASE_BUCKET: &str = "vmwatch_hypervisor_leases";
 /// Pause between attempts to renew a lease while JetStream fails.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
@@ -71,7 +72,8 @@ impl Inventory {
         let revision = {
             let leases = self.leases.read();
             let (lease, revision) = leases.get(hypervisor);
-            // A lease of this replica itself is left from a write with a lost acknowledgement.
+            // If the stored lease belongs to this replica, an earlier write took effect but its acknowledgement was
+            // lost.
             let is_free = lease.is_none_or(|lease| lease.owner == owner || lease.until_ms < unix_millis());
             is_free.then_some(revision)?
         };
@@ -128,14 +130,15 @@ impl Held<'_> {
         }
     }
 
-    /// Ends the lease, so that another replica takes it at once. If this fails, the lease expires.
+    /// Ends the lease, so that another replica can take it at once. If this fails, the lease ends when it expires.
     pub(super) async fn release(&self) {
         if let Err(error) = self.write(0).await {
             debug!(hypervisor = self.hypervisor, %error, "releasing the lease on polling a hypervisor failed");
         }
     }
 
-    /// Writes the lease with an end that is counted from now; `false` if the stored lease has changed.
+    /// Writes the lease with a new end, counted from now; returns `false` if another write has changed the stored
+    /// lease.
     async fn renew(&mut self) -> Result<bool, WriteError> {
         let until_ms = Lease::until(self.length);
         let end = LeaseEnd::moment(until_ms);
@@ -147,8 +150,8 @@ impl Held<'_> {
         Ok(true)
     }
 
-    /// Whether the stored lease is of this replica, from a write with a lost acknowledgement. If so, further writes
-    /// continue from its revision.
+    /// Whether this replica itself wrote the stored lease but did not receive the acknowledgement. If so, further
+    /// writes continue from the revision of that write.
     fn continue_from_own_write(&mut self) -> bool {
         let leases = self.inventory.leases.read();
         let (lease, revision) = leases.get(self.hypervisor);
@@ -159,7 +162,7 @@ impl Held<'_> {
         is_own
     }
 
-    /// Writes the lease if its revision is unchanged; returns the new revision, or `None` if it has changed.
+    /// Writes the lease if the stored revision is unchanged, and returns the new revision; otherwise returns `None`.
     async fn write(&self, until_ms: u64) -> Result<Option<u64>, WriteError> {
         let lease = Lease {
             owner: self.owner.to_owned(),

@@ -32,7 +32,7 @@ pub(super) const CONCURRENT_WRITES: usize = 32;
 const LEASE_CHECK: Duration = Duration::from_secs(1);
 /// Minimum time between two lists of one hypervisor, however many operations end meanwhile.
 const MIN_PAUSE: Duration = Duration::from_millis(200);
-/// Maximum time after a failed list, or a failed check, until the next attempt.
+/// Maximum time from a failed attempt to list the VMs or to check the hypervisor until the next attempt.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// After this many consecutive failures to list the VMs, the replica releases its lease, because another replica may
 /// reach the hypervisor.
@@ -116,8 +116,8 @@ impl Poller {
         }
     }
 
-    /// Waits until the lease is free and takes it. Meanwhile the reachability of the hypervisor follows the inventory,
-    /// once this replica has reached the hypervisor itself.
+    /// Waits until the lease is free and takes it. Meanwhile, the reachability of the hypervisor is checked directly
+    /// until this replica has reached it once, and then taken from the inventory.
     async fn wait_for_lease(&self) -> Held<'_> {
         let name = self.hypervisor.name.as_str();
         let mut next_check = Instant::now();
@@ -170,7 +170,8 @@ impl Poller {
         let name = &self.hypervisor.name;
         let began = Instant::now();
         let listed = self.list(lease_end).await;
-        // A list that took longer than the lease may be older than that of another replica.
+        // If listing the VMs took longer than the lease, another replica may have stored a newer list: discard this
+        // one.
         if lease_end.has_passed() {
             return listed.map(drop);
         }
@@ -201,13 +202,14 @@ impl Poller {
             listed = &mut listing => return listed,
             () = sleep(self.settings.interval) => {}
         }
-        // A replica that was suspended is not late: another one polls the hypervisor.
+        // If the lease has expired because this replica was suspended, another replica polls the hypervisor, so the
+        // list is not late.
         if lease_end.has_passed() {
             return listing.await;
         }
         warn!(
             hypervisor = self.hypervisor.name,
-            "listing the VMs takes longer than the interval; the previous list stays in use"
+            "listing the VMs takes longer than the polling interval; the previous list stays in use"
         );
         let reachable = self.inventory.hypervisor(&self.hypervisor.name);
         let reachable = reachable.is_some_and(|state| state.reachable);
@@ -215,8 +217,8 @@ impl Poller {
         listed
     }
 
-    /// Writes the state of the hypervisor, if it has changed or must be renewed. Without `listed_at_ms`, the date of
-    /// the last complete list stays.
+    /// Writes the state of the hypervisor, if it has changed or must be renewed. Without `listed_at_ms`, the stored
+    /// time of the last complete list is kept.
     async fn write_state(&self, reachable: bool, late: bool, listed_at_ms: Option<u64>) {
         if !self.is_current().await {
             return;
@@ -239,7 +241,7 @@ impl Poller {
         }
         let key = InventoryKey::Hypervisor(&self.hypervisor.name);
         if let Err(error) = self.inventory.put(key, &state).await {
-            warn!(hypervisor = self.hypervisor.name, %error, "writing the state of a hypervisor failed; retrying with the next list");
+            warn!(hypervisor = self.hypervisor.name, %error, "writing the state of a hypervisor failed; retrying at the next poll");
         }
     }
 
@@ -255,14 +257,14 @@ impl Poller {
     }
 
     /// Writes the differences between this list and the inventory, and publishes changed states. Returns whether the
-    /// inventory now equals the list; otherwise the next list is compared again.
+    /// inventory now equals the list; if not, the next poll writes the remaining differences.
     async fn store(&self, found: Vec<Found>) -> bool {
         let name = self.hypervisor.name.as_str();
         if found.len() >= MAX_LISTED {
             warn!(
                 hypervisor = name,
                 most = MAX_LISTED,
-                "the hypervisor has more VMs than are listed; the others are missing"
+                "the hypervisor has more VMs than can be listed; the remaining VMs are missing from the list"
             );
         }
         if !self.is_current().await {
@@ -278,7 +280,7 @@ impl Poller {
             }
         }
         if let Some(error) = last {
-            warn!(hypervisor = name, failed, %error, "writing VMs into the inventory failed; retrying with the next list");
+            warn!(hypervisor = name, failed, %error, "writing VMs into the inventory failed; retrying at the next poll");
         }
         failed == 0
     }

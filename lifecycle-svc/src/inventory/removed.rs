@@ -10,11 +10,11 @@ use vmwatch_api::{inventory::InventoryKey, time::unix_millis};
 use super::{Inventory, poll::CONCURRENT_WRITES};
 
 const INTERVAL: Duration = Duration::from_mins(1);
-/// The records of a hypervisor that this replica does not know are removed when its lease expired this long ago. Until
-/// then another replica may still have the hypervisor in its settings.
+/// Records of a hypervisor that is not configured on this replica are removed this long after the lease on the
+/// hypervisor expired. Until then another replica may still have the hypervisor in its settings.
 const UNPOLLED_MS: u64 = 10 * 60_000;
 
-/// Removes records of hypervisors other than these, periodically and for ever.
+/// Periodically removes the records of all hypervisors that are not configured; never returns.
 pub(crate) async fn remove_unconfigured(inventory: Arc<Inventory>, configured: Vec<String>) {
     loop {
         if inventory.catch_up().await && inventory.leases.is_current() {

@@ -42,7 +42,7 @@ pub(super) struct Leased {
 }
 
 impl Leased {
-    /// Takes over a record that was just written at this revision with a lease of this length.
+    /// Wraps a record that was just written at this revision and has a new lease of this length.
     pub(super) fn new(store: Store, record: Record, revision: u64, lease: Duration) -> Self {
         Self {
             store,

@@ -41,7 +41,8 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Decodes a record of any version. A record that would not be encoded to the same value again is marked as newer.
+    /// Decodes a record of any version. If encoding the decoded record does not give the stored value again, the record
+    /// is marked as newer.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         let mut record: Self = serde_json::from_slice(bytes)?;
         let stored: serde_json::Value = serde_json::from_slice(bytes)?;

@@ -38,7 +38,8 @@ use crate::{
 /// effect at once.
 const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const MAX_POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// After the deadline for sending an action again, how long a VM may take to show the effect of an unanswered action.
+/// Time, counted from the last attempt to send the action, that the VM has to show its effect if the deadline allows no
+/// further attempt.
 const SETTLE: Duration = Duration::from_secs(10);
 
 /// An operation that this replica carries out.
@@ -346,7 +347,7 @@ impl Run {
     }
 
     /// Writes the end of the operation to the audit log first and then to the record. After a crash between the two
-    /// writes the audit log may contain the end twice, but it never lacks it.
+    /// writes the audit log may contain the end twice, but the end is never missing there.
     async fn finish(&mut self, end: End) -> Result<(), Aborted> {
         let mut ended = self.leased.record.clone();
         ended.end(end);

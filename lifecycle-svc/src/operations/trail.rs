@@ -1,5 +1,5 @@
-//! Writes audit records of operations: the request before anything is done, and later the result; or that the action
-//! was refused.
+//! Writes audit records of operations: one for the request, before anything is done, and one for the result; or only
+//! one if the action is refused.
 
 use std::{sync::Arc, time::Duration};
 
@@ -77,7 +77,7 @@ impl Trail {
         }
     }
 
-    /// Refusals that were counted and are not in the audit log yet.
+    /// Returns the counts of refused requests that are not in the audit log yet.
     pub(super) fn refusals(&self) -> &Arc<Refusals> {
         &self.refusals
     }
@@ -113,7 +113,7 @@ fn message_id(operation: &Operation, result: AuditResult) -> String {
     format!("{}.{result}", operation.id)
 }
 
-/// Creates the audit record of an operation, under the method that requested it.
+/// Creates the audit record of an operation, with the bus method that requested the operation as the audited action.
 fn audit_record(record: &Record, result: AuditResult, detail: String) -> AuditRecord {
     let operation = &record.operation;
     let action = match record.method.as_str() {

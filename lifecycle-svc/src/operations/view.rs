@@ -30,12 +30,12 @@ use crate::fleet::Fleet;
 const MAX_LISTED: usize = 10_000;
 /// Number of bytes that a message takes in the KV bucket besides its value: subject, headers and the server's framing.
 const MESSAGE_OVERHEAD: u64 = 256;
-/// Listing operations fails if the in-memory copy was last confirmed to be current longer ago than this.
+/// Listing operations fails if the in-memory copy has not been confirmed to be current for this long.
 const STALE_AFTER: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Known {
-    /// The hypervisors, which are polled at once after each operation that ends, on whichever replica.
+    /// The hypervisors. When an operation ends on any replica, its hypervisor is polled at once.
     fleet: Arc<Fleet>,
     /// End of the lease of each operation that has not ended, in Unix milliseconds.
     open: HashMap<OperationId, u64>,

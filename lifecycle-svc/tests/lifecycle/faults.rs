@@ -97,7 +97,7 @@ async fn unsent_vm_start_of_a_killed_replica_is_sent_by_another() {
 }
 
 #[tokio::test]
-async fn another_replica_repeats_a_vm_start_that_was_lost_with_its_replica() {
+async fn vm_start_lost_when_its_replica_was_killed_is_sent_again_by_another() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Arrived, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");
@@ -110,7 +110,7 @@ async fn another_replica_repeats_a_vm_start_that_was_lost_with_its_replica() {
 }
 
 #[tokio::test]
-async fn effective_vm_start_of_a_killed_replica_is_not_repeated() {
+async fn vm_start_that_took_effect_is_not_repeated_after_its_replica_was_killed() {
     let scene = Scene::new("SHUTOFF").await;
     let operation = scene.killed_at(At::Done, PATIENCE).await;
     assert_eq!(operation.state, OperationState::Succeeded, "{operation:?}");

@@ -55,7 +55,7 @@ async fn listed(world: &World, vms: &[(&str, MachineState)], silent: &[&str]) {
     .await;
 }
 
-/// Waits until the cloud has been listed this often again.
+/// Waits until the VMs of the cloud have been listed `count` more times.
 async fn lists_again(cloud: &Cloud, count: usize) {
     let before = cloud.lists();
     eventually("the cloud is listed again", PATIENCE, async || {
@@ -97,7 +97,7 @@ async fn one_of_three_replicas_polls_and_another_takes_over() {
     let counts = (alone.lists() - before.0, shared.lists() - before.1);
     let ratio = shared_ratio(counts);
     figure("hypervisor_calls_3_replicas_over_1", ratio);
-    // Three replicas that each poll would give 3.
+    // If each of the three replicas polled the hypervisor, the ratio would be 3.
     assert!(ratio < 1.5, "{counts:?}");
 
     let mut holder = None;
@@ -168,11 +168,11 @@ async fn hung_hypervisor_keeps_its_last_known_vms_and_delays_no_list() {
         "list_beside_hung_hypervisor_slowest_ms",
         slowest.as_secs_f64() * 1e3,
     );
-    // The lists are answered from memory: a request to the hypervisors for each would be a hundred.
+    // Lists are answered from memory: if each of them queried the hypervisors, there would be a hundred queries.
     assert!(healthy.lists() - lists < 50, "{} -> {}", lists, healthy.lists());
     healthy.settle(OTHER, "ACTIVE");
     listed(&world, &[(ONE, running), (OTHER, running)], &["hung"]).await;
-    // A list that hangs ends at the time limit; until then no second one is started.
+    // A query for the list of VMs that hangs ends at the time limit; until then no second query is sent.
     let again = hung.held(At::List) - held;
     assert!(again <= 5, "{again}");
 
@@ -182,7 +182,7 @@ async fn hung_hypervisor_keeps_its_last_known_vms_and_delays_no_list() {
 }
 
 #[tokio::test]
-async fn only_changes_are_written_and_operations_are_listed_at_once() {
+async fn inventory_stores_only_changes_and_is_updated_after_each_operation() {
     let world = World::new().await;
     let cloud = Cloud::start(&[(ONE, "SHUTOFF"), (TWO, "ACTIVE")]).await;
     let entry = cloud.entry(world.path(), "cloud");
@@ -200,7 +200,8 @@ async fn only_changes_are_written_and_operations_are_listed_at_once() {
     lists_again(&cloud, 3).await;
     assert_eq!(last_sequence(&world).await, before + 2);
 
-    // With an interval of an hour only the end of the operation causes a list, whichever replica executes it.
+    // The interval is an hour, so only the end of an operation causes its VMs to be listed again, whichever replica
+    // carries out the operation.
     first.0.kill9();
     cloud.settle(ONE, "SHUTOFF");
     let _seldom = [
@@ -216,9 +217,9 @@ async fn only_changes_are_written_and_operations_are_listed_at_once() {
     }
 }
 
-/// A suspended replica believes to hold its lease when it is resumed, although another replica has taken it.
+/// A suspended replica that is resumed believes that it still holds its lease, although another replica has taken it.
 #[tokio::test]
-async fn resumed_former_holder_writes_nothing_again() {
+async fn replica_that_lost_its_lease_while_suspended_writes_nothing() {
     let world = World::new().await;
     let cloud = Cloud::start(&[(ONE, "SHUTOFF")]).await;
     let entry = cloud.entry(world.path(), "cloud");
@@ -293,7 +294,7 @@ async fn rolled_back_inventory_is_refilled_and_former_hypervisors_are_removed() 
     let all = [(ONE, MachineState::Running)];
     listed(&world, &all, &[]).await;
 
-    // The delete markers of removed VMs end by themselves.
+    // The delete markers of removed VMs have an expiry time.
     let client = async_nats::connect(world.nats.url()).await.unwrap();
     let jetstream = jetstream::new(client);
     let bucket = format!("KV_{INVENTORY_BUCKET}");
@@ -307,7 +308,7 @@ async fn rolled_back_inventory_is_refilled_and_former_hypervisors_are_removed() 
         assert!(marker.headers.get(NATS_MESSAGE_TTL).is_some(), "{marker:?}");
     }
 
-    // The bucket is replaced by one with an older content.
+    // The bucket is replaced by one with older contents.
     let config = stream.cached_info().config.clone();
     jetstream.delete_stream(&bucket).await.unwrap();
     // The service may have created the bucket again before the test does.

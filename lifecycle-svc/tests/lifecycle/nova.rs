@@ -116,7 +116,7 @@ async fn vm_start_waits_until_the_nova_server_is_active() {
 }
 
 #[tokio::test]
-async fn nova_conflict_is_interpreted_by_the_servers_state() {
+async fn nova_conflict_counts_as_success_only_if_server_reaches_wanted_state() {
     let (world, cloud) = (World::new().await, cloud().await);
     let _service = service(&world, &cloud, &[]).await;
 
@@ -147,7 +147,7 @@ async fn nova_conflict_is_interpreted_by_the_servers_state() {
         assert_eq!(started.unwrap(), MachineState::Running);
     }
 
-    // A server with a different task refuses the action permanently, with Nova's message.
+    // If the server is busy with a different task, Nova's refusal is final, and its message is returned.
     cloud.settle(OFF, "SHUTOFF");
     cloud.task(OFF, "image_snapshot");
     let fault = world.start(&operator(), OFF).await.unwrap_err();

@@ -28,7 +28,7 @@ const SERVERS: [(&str, &str); 4] = [
     ("locked", "eeeeeeee-4444-4444-8444-444444444444"),
 ];
 
-/// A simulated or real cloud, described as deploy/peers/nova describes the real one.
+/// A simulated or real cloud, in the format in which deploy/peers/nova describes the real cloud.
 #[derive(Deserialize)]
 struct Peer {
     auth_url: String,
@@ -195,7 +195,7 @@ async fn concurrent_starts_of_one_nova_server_all_succeed() {
 }
 
 #[tokio::test]
-async fn locked_nova_server_refuses_with_novas_message() {
+async fn action_on_locked_nova_server_fails_with_novas_message() {
     let (world, peer, _service) = scene().await;
     let vm = peer.server("locked");
     let fault = world.start(&operator(), vm).await.unwrap_err();

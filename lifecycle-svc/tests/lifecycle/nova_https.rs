@@ -84,7 +84,8 @@ async fn nova_driver_connects_only_to_trusted_certificates() {
     );
     service.0.kill9();
 
-    // Without a configured authority those of the operating system decide, and none of them signed the certificate.
+    // Without a configured authority, the client trusts those of the operating system, and none of them signed the
+    // certificate.
     let other = entry(world.path(), "other", &file, "password_file", PASSWORD);
     let service = world.spawn("other", &[("VMWATCH_HYPERVISORS", &other)]);
     let logins = cloud.logins();

@@ -175,7 +175,8 @@ impl World {
         listed.unwrap()
     }
 
-    /// Waits until this principal sees `count` operations and all have ended, because lists may be slightly old.
+    /// Waits until this principal sees `count` operations and all have ended. The wait is needed because lists may be
+    /// slightly out of date.
     pub(crate) async fn listed(
         &self,
         context: &Context,
@@ -280,7 +281,7 @@ pub(crate) fn within(limit: Duration) -> Context {
 }
 
 /// Returns the context of an operator's request with this idempotency key, and the id of the operation that the key
-/// makes.
+/// identifies.
 pub(crate) fn keyed<M: Method>(limit: Duration, id: &str, key: &str) -> (Context, OperationId) {
     let mut context = within(limit);
     context.idempotency_key = Some(key.to_owned());

@@ -27,8 +27,8 @@ const BATCH: usize = 2000;
 const MAX_LINE: u64 = 64 * 1024;
 /// Maximum number of invalid lines that are printed; further ones are only counted.
 const MAX_SHOWN: u64 = 10;
-/// Maximum number of VM days that are collected before their rollups are built. This corresponds to 30 years of one VM,
-/// or one day of ten thousand VMs.
+/// Maximum number of pairs of a VM and a day that are collected before the rollups of these days are built. This
+/// corresponds to 27 years of one VM, or one day of ten thousand VMs.
 const MAX_DAYS: usize = 10_000;
 
 #[derive(Default)]

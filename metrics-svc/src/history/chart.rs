@@ -7,9 +7,9 @@ const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Possible lengths of a chart's time buckets in milliseconds, up to five days. They include the length of each rollup
-/// resolution, which divides all longer lengths, and their boundaries fall on round local times. Longer buckets are
-/// whole days.
+/// Possible lengths of a chart's time buckets in milliseconds, up to five days; longer buckets are whole days. The
+/// bucket boundaries fall on round local times. The bucket length of each rollup resolution is included and divides all
+/// longer lengths.
 const LADDER: [u64; 22] = [
     SECOND,
     2 * SECOND,

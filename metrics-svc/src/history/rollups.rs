@@ -173,7 +173,8 @@ impl Rollups {
         if replaced.matched_count == 1 {
             return Ok(());
         }
-        // This error keeps the dirty bucket, so the next update merges the rows into the rollup of the other replica.
+        // Because of this error the dirty bucket is kept, so the next update merges the rows into the rollup that the
+        // other replica has written.
         Err(MetricsError::Write(
             "another replica changed the rollup meanwhile".to_owned(),
         ))

@@ -14,7 +14,7 @@ use crate::documents::Documents;
 /// The header that says how a sample is encoded. Without it, the sample is JSON.
 pub const CONTENT_TYPE: &str = "Content-Type";
 
-/// How much of an encoded sample is decoded.
+/// Maximum number of rows, and of bytes after decompression, that are decoded from a sample.
 const LIMITS: Limits = Limits {
     rows: SAMPLE_PART_ROWS,
     bytes: 4 << 20,

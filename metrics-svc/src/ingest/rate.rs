@@ -89,7 +89,8 @@ struct Vm {
     /// For each of the four rates, the time at which the rate will have produced the tokens for all messages accepted
     /// so far. A message is accepted if this time is at most one burst ([`BURST`]) in the future.
     paid_at: [Duration; 4],
-    /// Earliest time at which the next message to be returned may be due: after all messages returned before it.
+    /// Earliest time at which the next returned message may be redelivered, so that it follows all messages returned
+    /// before it.
     next_return: Duration,
     five_minutes: Option<u64>,
     logged_at: Option<Duration>,
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn rows_count_towards_vm_rate_and_message_larger_than_burst_is_accepted() {
+    async fn rows_count_towards_vm_rate_but_message_larger_than_burst_is_accepted() {
         let mut rates = rates();
         let large = Cost {
             rows: 2000,
@@ -285,7 +286,7 @@ mod tests {
         let (deliveries, took) = deliver(&mut rates, "vm-1", &[large; 4]).await;
         assert!(deliveries.iter().all(|&times| times <= 2), "{deliveries:?}");
         // The row tokens for one message take 20 s to produce. The first message is accepted at once, each further
-        // message when the tokens that are still owed are at most one burst.
+        // message when the VM owes the tokens of at most one burst.
         assert!(
             (Duration::from_secs(49)..Duration::from_secs(53)).contains(&took),
             "{took:?}"

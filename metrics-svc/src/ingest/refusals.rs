@@ -37,7 +37,7 @@ pub(super) struct Refusals {
 #[derive(Debug)]
 struct Recent {
     at: Instant,
-    /// Number of messages of the VM that were refused without a dead letter since this one.
+    /// Number of messages of the VM that were refused without a dead letter since this dead letter.
     more: u64,
 }
 
@@ -84,8 +84,9 @@ impl Refusals {
         }
     }
 
-    /// Returns `None` if this VM has had a dead letter within the last minute, or if too many VMs have. Otherwise a
-    /// dead letter may be published; returns how many messages of the VM were refused without one since its last one.
+    /// Returns `None` if no dead letter may be published, because this VM has had one within the last minute or because
+    /// too many VMs have. Otherwise returns how many messages of the VM were refused without a dead letter since its
+    /// last one.
     fn due(&mut self, instance: &str, now: Instant) -> Option<u64> {
         if let Some(recent) = self.recent.get_mut(instance) {
             if now < recent.at + MIN_INTERVAL {

@@ -69,7 +69,7 @@ impl Shared {
             warn!(uri = %self.uri, "libvirt connection lost; reconnecting");
         }
         let connect = Connect::open(Some(&self.uri))?;
-        // This fails for libvirt's test driver, which runs in this process and needs no keep-alive.
+        // `set_keep_alive` fails for libvirt's test driver, which runs in this process and needs no keep-alive.
         if let Err(error) = connect.set_keep_alive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT) {
             debug!(uri = %self.uri, %error, "libvirt does not support keep-alive messages on this connection");
         }

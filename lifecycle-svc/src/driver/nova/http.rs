@@ -1,7 +1,8 @@
 //! HTTP client for one cloud, with a connection pool, bounded answers and verified certificates.
 //!
-//! It uses hyper and rustls directly. reqwest with rustls on *ring*, which the bus and the database clients use, would
-//! make every TLS client in the process panic unless a default crypto provider was installed first.
+//! It uses hyper and rustls directly, instead of reqwest. If reqwest were built with rustls on *ring*, like the clients
+//! for the bus and the database, every TLS client in the process would panic unless a default crypto provider was
+//! installed first.
 
 use std::{error::Error, sync::Arc, time::Duration};
 

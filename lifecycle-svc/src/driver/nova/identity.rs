@@ -19,8 +19,7 @@ use super::{
 };
 use crate::driver::DriverError;
 
-/// How long before its expiry a token is renewed. A token with a short lifetime is renewed after three quarters of it
-/// instead.
+/// A token is renewed this long before it expires, or, if its lifetime is short, after three quarters of the lifetime.
 const RENEW_BEFORE_EXPIRY: Duration = Duration::from_mins(5);
 
 /// A Keystone token and the address of Nova.

@@ -42,7 +42,7 @@ async fn patient(scene: &Scene) -> (Replica, Bus) {
 async fn vm_start_that_arrives_after_its_deadline_is_refused() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
-    // The server is frozen and not killed, so it delivers messages that are sent now when it continues.
+    // NATS is frozen, not killed: when it continues, it delivers the messages that were sent to it meanwhile.
     freeze_bus(&scene).await;
     let late = within(Duration::from_millis(500));
     let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
@@ -67,7 +67,7 @@ async fn vm_start_that_arrives_after_its_deadline_is_refused() {
 async fn freeze_bus(scene: &Scene) {
     match &scene.world.nats.server {
         Server::Process(process) => freeze(process).await,
-        // The container engine answers after the whole container has been paused.
+        // No wait is needed: the container engine returns only after the whole container has been paused.
         container @ Server::Container(_) => container.pause(),
     }
 }
