@@ -14,7 +14,8 @@ use clap::Args;
 use metrics_svc::{
     deadline::Deadline,
     documents::Documents,
-    store::{Query, RowKind, RowStore},
+    reads::PageQuery,
+    store::{RowKind, RowStore},
 };
 use testkit::{Program, Stack};
 use vmwatch_api::{
@@ -303,7 +304,7 @@ impl Bench {
         let limit = Limit::new(u64::from(question.rows)).unwrap_or_default();
         match route {
             Route::Store => {
-                let query = Query {
+                let query = PageQuery {
                     kind: question.kind,
                     instance: id,
                     cmd: question.cmd,

@@ -42,7 +42,9 @@ pub(crate) async fn open(stack: &Stack, prefix: &str) -> anyhow::Result<RowStore
     let env = Environment::from_variables([(MONGODB_URI.name, stack.database.uri())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
     let rows = RowSettings {
+        blocks: format!("{prefix}blocks"),
         vms: format!("{prefix}vm_samples"),
+        flat_check: std::time::Duration::ZERO,
         processes: format!("{prefix}process_samples"),
         offset: UTC_OFFSET.default.parse()?,
     };

@@ -14,18 +14,32 @@ use vmwatch_service::{
 };
 use vmwatch_store::StoreSettings;
 
+use crate::store::RowKind;
+
 const HEALTH: &str = "127.0.0.1:9082";
+const BLOCK_COLLECTION: Setting = Setting {
+    name: "VMWATCH_BLOCK_COLLECTION",
+    value: Value::Text,
+    default: "blocks",
+    help: "name of the MongoDB collection that stores the samples of VMs and processes",
+};
 const VM_COLLECTION: Setting = Setting {
     name: "VMWATCH_VM_COLLECTION",
     value: Value::Text,
     default: "vm_samples",
-    help: "name of the MongoDB collection that stores the samples of VMs",
+    help: "name of the MongoDB collection with samples of VMs that other software has stored, one document per row; also the prefix of the names of collections with derived data",
 };
 const PROCESS_COLLECTION: Setting = Setting {
     name: "VMWATCH_PROCESS_COLLECTION",
     value: Value::Text,
     default: "process_samples",
-    help: "name of the MongoDB collection that stores the samples of processes",
+    help: "name of the MongoDB collection with samples of processes that other software has stored, one document per row",
+};
+const FLAT_CHECK_INTERVAL: Setting = Setting {
+    name: "VMWATCH_FLAT_CHECK_INTERVAL",
+    value: Value::Duration("0s", "1h"),
+    default: "1m",
+    help: "interval at which an empty collection of samples that other software has stored is checked for new ones; 0s: at every request",
 };
 const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
@@ -146,8 +160,10 @@ const NEWEST_ROWS_KEPT: Setting = Setting {
 /// All settings of metrics-svc, as listed by `--help`.
 pub const SETTINGS: &[&[Setting]] = &[
     &[
+        BLOCK_COLLECTION,
         VM_COLLECTION,
         PROCESS_COLLECTION,
+        FLAT_CHECK_INTERVAL,
         VM_RETENTION,
         PROCESS_RETENTION,
         FIVE_MINUTES_RETENTION,
@@ -216,10 +232,14 @@ pub struct MetricsSettings {
 /// Names and date format of the collections of rows.
 #[derive(Debug, Clone)]
 pub struct RowSettings {
-    /// Name of the collection of VM rows.
+    /// Name of the collection of blocks.
+    pub blocks: String,
+    /// Name of the flat collection of VM rows.
     pub vms: String,
-    /// Name of the collection of process rows.
+    /// Name of the flat collection of process rows.
     pub processes: String,
+    /// Interval at which an empty flat collection is checked for rows.
+    pub flat_check: Duration,
     /// UTC offset of every `create_date`.
     pub offset: UtcOffset,
 }
@@ -244,6 +264,16 @@ pub struct RollupSettings {
     pub days: Duration,
     /// Interval at which rollups are updated from new rows.
     pub interval: Duration,
+}
+
+impl RetentionSettings {
+    /// The retention of this kind of rows.
+    pub(crate) const fn of(&self, kind: RowKind) -> Duration {
+        match kind {
+            RowKind::Vm => self.vms,
+            RowKind::Process => self.processes,
+        }
+    }
 }
 
 /// Limits of the stream of live events.
@@ -301,7 +331,9 @@ impl MetricsSettings {
         let telemetry = TelemetrySettings::read(env);
         let health = health::read(env, HEALTH);
         let offset = env.get(&config::UTC_OFFSET);
+        let blocks = env.get(&BLOCK_COLLECTION);
         let vms = env.get(&VM_COLLECTION);
+        let flat_check = env.duration(&FLAT_CHECK_INTERVAL);
         let processes = env.get(&PROCESS_COLLECTION);
         // MongoDB limits `expireAfterSeconds` to 2^31 - 1, which is 68 years.
         let keep_vms = env.duration(&VM_RETENTION);
@@ -335,8 +367,10 @@ impl MetricsSettings {
             telemetry: telemetry?,
             health: health?,
             rows: RowSettings {
+                blocks: blocks?,
                 vms: vms?,
                 processes: processes?,
+                flat_check: flat_check?,
                 offset: offset?,
             },
             retention: RetentionSettings {

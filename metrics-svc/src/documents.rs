@@ -1,6 +1,6 @@
 //! Converts a sample into the MongoDB documents to store.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
 use vmwatch_api::{
@@ -11,14 +11,19 @@ use vmwatch_api::{
 };
 use vmwatch_blocks::RowIdentity;
 
-use crate::history::chart::{bucket_start, width_ms};
+use crate::{
+    history::chart::{bucket_start, width_ms},
+    store::RowKind,
+};
 
 /// Name of the internal date field, which retention uses. It is never part of an answer.
 pub const SAMPLED_AT: &str = "sampled_at";
 
-/// How far the time of a sample may be ahead of this service's clock. The clocks of guests drift, but a sample further
-/// ahead would remain the VM's newest sample for too long.
+/// How far the time of a sample may be ahead of its arrival. The clocks of guests drift, but no clock is so wrong.
 const MAX_AHEAD: Duration = Duration::from_hours(24);
+/// A sample whose time is further ahead of its arrival is searched for among the stored rows before it is stored,
+/// because its effective date, and therefore its hour, would differ if it arrived again.
+const FAR_AHEAD: Duration = Duration::from_mins(1);
 /// Maximum of a disk or network rate: 2^50 KiB/s, far above any hardware.
 const MAX_RATE: f64 = 1_125_899_906_842_624.0;
 /// Maximum CPU usage of a process in percent of one core: 65,536 cores.
@@ -36,7 +41,9 @@ pub enum Refusal {
     #[error("the sample has no rows")]
     Empty,
     /// The time of the sample is invalid or too far in the future.
-    #[error("create_date is not a valid date, or is more than a day ahead of the service's clock")]
+    #[error(
+        "create_date is not a valid date, or is more than a day ahead of the time at which the sample arrived"
+    )]
     Time,
     /// A value of the sample is out of range; contains the name of its field.
     #[error("`{0}` is out of range")]
@@ -47,7 +54,7 @@ pub enum Refusal {
 }
 
 /// The MongoDB documents of a sample, by collection.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Documents {
     /// Documents for the collection of VM rows.
     pub vms: Vec<RawDocumentBuf>,
@@ -55,12 +62,22 @@ pub struct Documents {
     pub processes: Vec<RawDocumentBuf>,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
+    /// When the sample arrived, in Unix microseconds.
+    pub(crate) arrival: Option<i64>,
+    /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
+    /// date.
+    pub(crate) far_ahead: bool,
 }
 
 impl Documents {
     /// Total number of documents (rows).
     pub fn rows(&self) -> usize {
         self.vms.len() + self.processes.len()
+    }
+
+    /// The documents of each kind.
+    pub(crate) fn by_kind(&self) -> [(RowKind, &[RawDocumentBuf]); 2] {
+        [(RowKind::Vm, &self.vms), (RowKind::Process, &self.processes)]
     }
 
     /// Start of the five-minute time bucket that contains the sample's VM row.
@@ -79,8 +96,9 @@ impl Documents {
         ))
     }
 
-    /// Validates a sample and converts it into MongoDB documents.
-    pub fn from_sample(sample: &Sample, offset: UtcOffset, now: SystemTime) -> Result<Self, Refusal> {
+    /// Validates a sample and converts it into MongoDB documents. The internal date of its rows is their effective date:
+    /// the earlier of `create_date` and the sample's arrival.
+    pub fn from_sample(sample: &Sample, offset: UtcOffset, arrival: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
         }
@@ -88,12 +106,17 @@ impl Documents {
             return Err(Refusal::Empty);
         }
         let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
-        if moment > now + MAX_AHEAD {
+        if moment > arrival + MAX_AHEAD {
             return Err(Refusal::Time);
         }
         within("net_incoming", sample.net_incoming, MAX_RATE)?;
         within("net_outgoing", sample.net_outgoing, MAX_RATE)?;
-        let at = DateTime::from_system_time(moment);
+        let at = Dates {
+            second: DateTime::from_system_time(moment)
+                .timestamp_millis()
+                .div_euclid(1000),
+            effective: DateTime::from_system_time(moment.min(arrival)),
+        };
         let vms = sample.vm.iter().map(|vm| vm_document(sample, vm, at));
         let processes = sample
             .processes
@@ -103,8 +126,28 @@ impl Documents {
             vms: vms.collect::<Result<_, _>>()?,
             processes: processes.collect::<Result<_, _>>()?,
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
+            arrival: Some(micros_of(arrival)),
+            far_ahead: moment > arrival + FAR_AHEAD,
         })
     }
+}
+
+/// Converts a system time to Unix microseconds.
+pub(crate) fn micros_of(moment: SystemTime) -> i64 {
+    let since = moment
+        .duration_since(UNIX_EPOCH)
+        .map_err(|before| before.duration());
+    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
+    since.map_or_else(|before| -micros(before), micros)
+}
+
+/// Dates of a sample's rows.
+#[derive(Clone, Copy)]
+struct Dates {
+    /// Unix second of `create_date`, which begins each `_id`.
+    second: i64,
+    /// The internal date.
+    effective: DateTime,
 }
 
 fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
@@ -124,7 +167,7 @@ fn max_value(unit: Unit) -> f64 {
     }
 }
 
-fn vm_document(sample: &Sample, vm: &VmSample, at: DateTime) -> Result<RawDocumentBuf, Refusal> {
+fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
     let values = VmMeasures {
         cpu_util: vm.cpu_util,
         mem: vm.mem,
@@ -147,17 +190,13 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: DateTime) -> Result<RawDocume
         "cpu_util": vm.cpu_util,
         "disk_read": vm.disk_read,
         "create_date": sample.create_date.as_str(),
-        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at, RowIdentity::Vm),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at.second, RowIdentity::Vm),
         "proc": count,
-        "sampled_at": at,
+        "sampled_at": at.effective,
     })
 }
 
-fn process_document(
-    sample: &Sample,
-    process: &ProcessSample,
-    at: DateTime,
-) -> Result<RawDocumentBuf, Refusal> {
+fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", process.cpu_util, MAX_CPU_SHARE)?;
     // Memory that processes share counts for each of them. One process therefore may exceed the VM's memory in use, but
     // never its total memory.
@@ -185,16 +224,15 @@ fn process_document(
         "disk_write": process.disk_write,
         "disk_read": process.disk_read,
         "create_date": sample.create_date.as_str(),
-        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at, identity),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at.second, identity),
         "cpu_util": process.cpu_util,
         "running_time": process.running_time,
-        "sampled_at": at,
+        "sampled_at": at.effective,
     })
 }
 
-/// Computes the `_id` of a row whose sample was taken at this time.
-pub fn row_id(instance: &str, create_date: &str, at: DateTime, identity: RowIdentity) -> ObjectId {
-    let second = at.timestamp_millis().div_euclid(1000);
+/// Computes the `_id` of a row whose sample was taken in this Unix second.
+pub(crate) fn row_id(instance: &str, create_date: &str, second: i64, identity: RowIdentity) -> ObjectId {
     ObjectId::from_bytes(vmwatch_blocks::row_id(instance, create_date, second, identity))
 }
 

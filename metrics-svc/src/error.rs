@@ -34,6 +34,9 @@ pub enum MetricsError {
     /// Retention has deleted the process table from which the previous page was read.
     #[error("the process table of the previous page is no longer stored")]
     TableExpired,
+    /// A time range has more rows than may be decoded at once.
+    #[error("a time range has more rows than may be decoded at once")]
+    TooMuch,
     /// Rows could not be encoded as JSON.
     #[error("rows could not be encoded")]
     Encode(#[from] serde_json::Error),
@@ -94,6 +97,10 @@ impl From<MetricsError> for Fault {
                 "the deadline passed before the service answered",
             ),
             MetricsError::NotAudited(error) => error.into(),
+            MetricsError::TooMuch => Self::new(
+                FaultKind::Invalid,
+                "the time range has more rows than one request may read; choose a shorter range",
+            ),
             MetricsError::TableExpired => Self::new(
                 FaultKind::NotFound,
                 "the process table of the previous page is no longer stored; start again with the first page",

@@ -2,7 +2,7 @@
 //! sample does not block others.
 //!
 //! ```text
-//! pull ─> check, make documents ─> batch (rows or time) ─> insert, majority ─> acknowledge
+//! pull ─> check, make documents ─> batch (rows or time) ─> encode blocks ─> insert, majority ─> acknowledge
 //!             │ above its VM's rate ─> return to the stream    ├ database unreachable: keep, say "in progress", retry
 //!             └ malformed ─> terminate, one dead letter        ├ refused for a fault of the row: dead letter
 //!               per minute and VM                              └ refused for a transient reason: retry, then return
@@ -15,6 +15,7 @@
 //! One batch is filled while the previous one is written. Memory is therefore bounded by three batches (one being
 //! written, one queued, one being filled) and one pull.
 
+mod arrivals;
 mod batch;
 pub mod dead_letter;
 pub mod message;
@@ -47,7 +48,7 @@ use self::{
 };
 use crate::{
     MetricsError,
-    config::{BatchSettings, MetricsSettings, RateSettings, StreamSettings},
+    config::{BatchSettings, MetricsSettings, RateSettings, RetentionSettings, StreamSettings},
     documents::Documents,
     events::Events,
     history::History,
@@ -73,6 +74,7 @@ pub struct Ingest {
     batch: BatchSettings,
     stream: StreamSettings,
     rate: RateSettings,
+    retention: RetentionSettings,
     offset: UtcOffset,
 }
 
@@ -101,6 +103,7 @@ impl Ingest {
             batch: settings.batch,
             stream: settings.stream,
             rate: settings.rate,
+            retention: settings.retention,
             offset: settings.rows.offset,
         }
     }
@@ -141,6 +144,7 @@ impl Ingest {
             &self.history,
             self.events.clone(),
             &self.bus,
+            self.retention,
             self.offset,
             // Use the `ack_wait` of the existing consumer, because `setup` may not have changed it to the configured
             // value yet.

@@ -1,10 +1,10 @@
 //! Stores the newest row of each VM in one collection, from which every replica fills its memory (see [`crate::newest`]).
 //!
 //! ```text
-//! vm_samples_instances  { _id: "vm-1", newest: { create_date, at, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
+//! vm_samples_instances  { _id: "vm-1", newest: { at, create_date, cpu_util, … }, cpu: { "7": { slot, max }, … }, sampled_at }
 //! ```
 //!
-//! All fields are written with `$max`, which compares documents by their first field: the newest row by its date, and a
+//! All fields are written with `$max`, which compares documents by their first field: the newest row by its effective date `at`, and a
 //! point of the sparkline by its three-minute slot and then by its value. So an older row never replaces a newer one,
 //! in whatever order replicas write. The points form a ring in which a new slot replaces the slot of an hour before.
 //! `sampled_at` is the time of the last report; retention removes a VM from the list together with its last row.
@@ -87,12 +87,13 @@ impl Report {
         self
     }
 
-    /// Adds a row to the report of its VM.
-    pub(crate) fn add(&mut self, at_ms: u64, row: &VmRow<'_>) {
+    /// Adds a row, with its effective date in Unix microseconds, to the report of its VM.
+    pub(crate) fn add(&mut self, at: i64, row: &VmRow<'_>) {
+        let at_ms = u64::try_from(at.div_euclid(1000)).unwrap_or(0);
         if self
             .newest
             .as_ref()
-            .is_none_or(|newest| newest.create_date.as_str() < row.create_date)
+            .is_none_or(|newest| (newest.at_ms, newest.create_date.as_str()) < (at_ms, row.create_date))
         {
             self.newest = Some(Newest {
                 create_date: row.create_date.to_owned(),
@@ -113,7 +114,7 @@ impl Report {
     fn statement(&self) -> Option<Document> {
         let newest = self.newest.as_ref()?;
         let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
-        let mut row = doc! { "create_date": &newest.create_date, "at": at };
+        let mut row = doc! { "at": at, "create_date": &newest.create_date };
         for (measure, value) in newest.values.described() {
             row.insert(measure.name, value);
         }

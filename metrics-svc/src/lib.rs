@@ -4,6 +4,7 @@
 //! rollups and the newest row of each VM, and the handlers answer queries. Every replica does all three. JetStream
 //! distributes the samples among the replicas, and a NATS queue group distributes the requests.
 
+mod blocks;
 pub mod commands;
 pub mod config;
 mod database;
@@ -18,6 +19,7 @@ pub mod ingest;
 mod instances;
 mod newest;
 mod processes;
+pub mod reads;
 mod removal;
 mod retention;
 pub mod row_cache;
@@ -85,8 +87,7 @@ async fn serve(
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
-        Suspects::new(store).prepare(store).await?;
-        processes.prepare().await
+        Suspects::new(store).prepare(store).await
     })
     .await;
     let Some(()) = prepared else { return Ok(()) };

@@ -77,6 +77,7 @@ impl Removal {
         // Rollups are computed from rows that dirty buckets name, so neither is left when the rollups are deleted.
         let parts = [
             (history.dirty_buckets.documents(), of_vm()),
+            (rows.blocks(), of_vm()),
             (rows.collection(RowKind::Process), of_vm()),
             (rows.collection(RowKind::Vm), of_vm()),
         ];

@@ -20,7 +20,8 @@ use vmwatch_api::{
 
 use crate::{
     deadline::Deadline,
-    store::{Query, RowKind, RowStore},
+    reads::PageQuery,
+    store::{RowKind, RowStore},
 };
 
 /// Maximum total size of cached answers, in bytes.
@@ -106,8 +107,8 @@ impl RowCache {
 }
 
 impl RowQuery {
-    fn query(&self) -> Query<'_> {
-        Query {
+    fn query(&self) -> PageQuery<'_> {
+        PageQuery {
             kind: self.kind,
             instance: &self.instance,
             cmd: self.cmd.as_deref(),

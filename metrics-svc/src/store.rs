@@ -1,70 +1,44 @@
-//! The rows of VMs and processes in MongoDB: two collections, with one flat document per row.
+//! The collections of rows in MongoDB: the blocks, and two flat collections with one document per row, which other
+//! software has filled. Flat collections are only read.
 
 use std::{
     future::IntoFuture,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use bson::{Document, RawBsonRef, RawDocument, RawDocumentBuf, doc, oid::ObjectId};
+use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{
     Collection, Database, IndexModel,
     error::{ErrorKind, WriteFailure},
     options::{IndexOptions, InsertManyOptions},
 };
+use tokio::{sync::Semaphore, time::Instant};
 use tracing::Instrument;
-use vmwatch_api::{
-    InstanceId, PageRoom, Service,
-    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPosition, Rows, VM_ROW_KEYS},
-    time::{CreateDate, UtcOffset},
-};
+use vmwatch_api::{Service, time::UtcOffset};
 use vmwatch_store::{StoreSettings, command_span};
 
 use crate::{
     MetricsError,
+    blocks::{self, BlockEncoder},
     config::{RetentionSettings, RowSettings},
     database::find,
     deadline::Deadline,
-    instances::last_report,
-    retention, row_json,
+    retention,
 };
 
 /// MongoDB error code for a duplicate key, which means that the row is stored already.
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
-/// Time ranges that [`RowStore::latest`] searches first. For a VM that reports every ten seconds, the shorter one
-/// contains its newest ten rows.
-const RECENT: [Duration; 2] = [Duration::from_mins(2), Duration::from_mins(30)];
-/// Time ranges that [`RowStore::latest`] searches next: back from now or, if the VM is silent, from its last report.
-const STEPS: [Duration; 5] = [
-    Duration::from_mins(2),
-    Duration::from_mins(30),
-    Duration::from_hours(8),
-    Duration::from_hours(144),
-    Duration::from_hours(2400),
-];
+/// Maximum number of requests at once that decode more than a few blocks.
+const LARGE_READS: usize = 4;
 
 /// The two kinds of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RowKind {
     /// Rows with the values of VMs.
     Vm,
     /// Rows with the values of processes.
     Process,
-}
-
-/// A query for the newest rows of a VM.
-#[derive(Debug, Clone, Copy)]
-pub struct Query<'a> {
-    /// Whether to read VM rows or process rows.
-    pub kind: RowKind,
-    /// The VM whose rows to read.
-    pub instance: &'a InstanceId,
-    /// Only rows of processes with this name.
-    pub cmd: Option<&'a str>,
-    /// Maximum number of rows in the answer.
-    pub limit: Limit,
-    /// Only rows that come after this row in the answer, so that they are older.
-    pub before: Option<&'a RowPosition>,
 }
 
 /// A document that the database did not store when it was inserted with others.
@@ -78,29 +52,6 @@ pub struct Unstored {
     pub words: String,
 }
 
-/// A search for the newest rows, with the rows found so far.
-struct Search<'a> {
-    query: Query<'a>,
-    /// Deadline of the whole search.
-    deadline: Deadline,
-    /// The rows found so far, as a JSON array without its closing bracket.
-    rows: Vec<u8>,
-    room: PageRoom,
-    /// Date from which on the search has found all rows.
-    before: Option<CreateDate>,
-    /// The last row that was added to the page.
-    last: LastRow,
-    /// Whether a row was found that did not fit into the page.
-    full: bool,
-}
-
-/// Date and id of a row, which mark the end of a page.
-#[derive(Debug, Default)]
-struct LastRow {
-    create_date: String,
-    id: Option<ObjectId>,
-}
-
 /// Access to the rows in the database.
 pub struct RowStore {
     /// Collections for reads on behalf of requests.
@@ -108,11 +59,25 @@ pub struct RowStore {
     /// Collections for writes, and for reads on which later writes depend.
     durable: RowCollections,
     offset: UtcOffset,
+    encoder: Mutex<BlockEncoder>,
+    /// Permits of requests that decode more than a few blocks.
+    pub(crate) large_reads: Arc<Semaphore>,
+    /// When each flat collection is checked again for rows, and whether it had any.
+    flat: [Mutex<FlatCheck>; 2],
+    flat_check: std::time::Duration,
+}
+
+/// Whether a flat collection has rows.
+#[derive(Debug, Default, Clone, Copy)]
+struct FlatCheck {
+    checked: Option<Instant>,
+    has_rows: bool,
 }
 
 /// The collections of rows, accessed through one database client.
 struct RowCollections {
     database: Database,
+    blocks: Collection<RawDocumentBuf>,
     vms: Collection<RawDocumentBuf>,
     processes: Collection<RawDocumentBuf>,
 }
@@ -127,6 +92,10 @@ impl RowStore {
             reads: RowCollections::of(store.open(name).await?, rows),
             durable: RowCollections::of(durable, rows),
             offset: rows.offset,
+            encoder: Mutex::new(BlockEncoder::new(rows.offset.as_millis())?),
+            large_reads: Arc::new(Semaphore::new(LARGE_READS)),
+            flat: Default::default(),
+            flat_check: rows.flat_check,
         })
     }
 
@@ -136,8 +105,6 @@ impl RowStore {
             let options = IndexOptions::builder().name(name.to_owned()).build();
             IndexModel::builder().keys(keys).options(options).build()
         };
-        // The indexes are ascending although the newest rows are read first: MongoDB can read an index in both
-        // directions, and the substitute for MongoDB in development limits a time range only in an ascending index.
         let by_time = || {
             index(
                 doc! { "instance_id": 1, "create_date": 1, "_id": 1 },
@@ -150,21 +117,33 @@ impl RowStore {
         );
         let RowCollections {
             database,
+            blocks,
             vms,
             processes,
         } = &self.durable;
+        blocks::prepare(blocks).await?;
         vms.create_index(by_time()).await?;
         processes.create_indexes([by_time(), by_name]).await?;
         retention::apply(database, vms, retention.vms).await?;
         retention::apply(database, processes, retention.processes).await
     }
 
-    /// Returns the collection of this kind of rows, for writes and for reads on which later writes depend.
+    /// Returns the collection of blocks, for writes and for reads on which later writes depend.
+    pub(crate) const fn blocks(&self) -> &Collection<RawDocumentBuf> {
+        &self.durable.blocks
+    }
+
+    /// Returns the collection of blocks, for reads on behalf of requests.
+    pub(crate) const fn reading_blocks(&self) -> &Collection<RawDocumentBuf> {
+        &self.reads.blocks
+    }
+
+    /// Returns the flat collection of this kind of rows, for writes and for reads on which later writes depend.
     pub const fn collection(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
         self.durable.collection(kind)
     }
 
-    /// Returns the collection of VM rows or process rows, for reads on behalf of requests.
+    /// Returns the flat collection of VM rows or process rows, for reads on behalf of requests.
     pub(crate) const fn reading(&self, kind: RowKind) -> &Collection<RawDocumentBuf> {
         self.reads.collection(kind)
     }
@@ -198,112 +177,96 @@ impl RowStore {
         self.offset
     }
 
-    /// Reads a page of the newest rows, newest first, as a JSON array in the documented key order.
-    ///
-    /// The search begins with the recent past and widens the time range until the page is full. For a silent VM it goes
-    /// back from the VM's last report. The cost therefore depends on the size of the answer and not on the length of
-    /// the history, whether the database reads an index in order or sorts all rows in range.
-    pub async fn latest(&self, query: Query<'_>, deadline: Deadline) -> Result<RowPage, MetricsError> {
-        let mut search = Search {
-            query,
-            deadline,
-            rows: Vec::from(b"["),
-            room: PageRoom::new(usize::from(query.limit.get())),
-            before: None,
-            last: LastRow::default(),
-            full: false,
+    /// Encodes blocks. Nothing else may be awaited meanwhile, because there is one encoder.
+    pub(crate) fn encode<T>(&self, encode: impl FnOnce(&mut BlockEncoder) -> T) -> T {
+        encode(&mut self.encoder.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns whether a flat collection may have rows. It is checked at intervals, so that empty ones cost nothing.
+    pub(crate) async fn has_flat_rows(
+        &self,
+        kind: RowKind,
+        deadline: Deadline,
+    ) -> Result<bool, MetricsError> {
+        let [vms, processes] = &self.flat;
+        let check = match kind {
+            RowKind::Vm => vms,
+            RowKind::Process => processes,
         };
-        if let Some(position) = query.before {
-            let filter = search.rows_of_one_date(position)?;
-            self.read(&mut search, filter).await?;
-            search.before = Some(position.create_date.clone());
+        let known = *check.lock().unwrap_or_else(PoisonError::into_inner);
+        if known
+            .checked
+            .is_some_and(|checked| checked.elapsed() < self.flat_check)
+        {
+            return Ok(known.has_rows);
         }
-        let mut end = SystemTime::now();
-        for back in RECENT {
-            self.look(&mut search, end.checked_sub(back)).await?;
-        }
-        if search.rows.len() == 1 {
-            end = last_report(self, query.instance, deadline).await?.unwrap_or(end);
-        }
-        for back in STEPS {
-            self.look(&mut search, end.checked_sub(back)).await?;
-        }
-        self.look(&mut search, None).await?;
-        search.into_page()
+        let rows = self.reading(kind);
+        let query = rows
+            .find_one(doc! {})
+            .projection(doc! { "_id": 1 })
+            .max_time(deadline.left()?);
+        let has_rows = find(rows, query).await?.is_some();
+        *check.lock().unwrap_or_else(PoisonError::into_inner) = FlatCheck {
+            checked: Some(Instant::now()),
+            has_rows,
+        };
+        Ok(has_rows)
     }
 
-    /// Adds the rows between this time (or the beginning of the history) and the oldest time searched so far.
-    async fn look(&self, search: &mut Search<'_>, from: Option<SystemTime>) -> Result<(), MetricsError> {
-        let from = from.map(|moment| CreateDate::at(moment, self.offset));
-        let searched = from.is_some() && search.before.is_some() && from >= search.before;
-        if searched {
-            return Ok(());
-        }
-        let filter = search.filter(from.as_ref());
-        self.read(search, filter).await?;
-        search.before = from;
-        Ok(())
+    /// Inserts the documents of blocks. A block that exists already counts as stored. Returns the documents that the
+    /// database did not store.
+    pub(crate) async fn insert_blocks(
+        &self,
+        documents: &[RawDocumentBuf],
+    ) -> Result<Vec<Unstored>, MetricsError> {
+        insert(self.blocks(), documents).await
     }
 
-    /// Adds the rows that match a filter, newest first, until the page is full.
-    async fn read(&self, search: &mut Search<'_>, filter: Document) -> Result<(), MetricsError> {
-        if search.is_over() {
-            return Ok(());
-        }
-        let rows_of = self.reading(search.query.kind);
-        let most = i64::try_from(search.room.items()).unwrap_or(i64::MAX);
-        let query = rows_of
-            .find(filter)
-            .sort(doc! { "create_date": -1, "_id": -1 })
-            .limit(most)
-            .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
-            .max_time(search.deadline.left()?);
-        let mut cursor = find(rows_of, query).await?;
-        while !search.is_over() && cursor.advance().await? {
-            search.add(cursor.current())?;
-        }
-        Ok(())
-    }
-
-    /// Inserts documents. A document that exists already counts as stored. Returns the documents that the database did
-    /// not store.
-    pub async fn insert(
+    /// Inserts flat rows that no block can hold, like [`RowStore::insert_blocks`].
+    pub(crate) async fn insert_flat(
         &self,
         kind: RowKind,
         documents: &[RawDocumentBuf],
     ) -> Result<Vec<Unstored>, MetricsError> {
-        if documents.is_empty() {
-            return Ok(Vec::new());
+        insert(self.collection(kind), documents).await
+    }
+}
+
+async fn insert(
+    collection: &Collection<RawDocumentBuf>,
+    documents: &[RawDocumentBuf],
+) -> Result<Vec<Unstored>, MetricsError> {
+    if documents.is_empty() {
+        return Ok(Vec::new());
+    }
+    let unordered = InsertManyOptions::builder().ordered(false).build();
+    let inserting = collection.insert_many(documents).with_options(unordered);
+    let span = command_span("insert", collection.name());
+    let Err(error) = inserting.into_future().instrument(span).await else {
+        return Ok(Vec::new());
+    };
+    match *error.kind {
+        ErrorKind::InsertMany(ref failed) if failed.write_concern_error.is_none() => {
+            let write_errors = failed.write_errors.as_deref().unwrap_or_default();
+            let real = write_errors.iter().filter(|write| write.code != DUPLICATE_KEY);
+            let unstored = real.map(|write| Unstored {
+                index: write.index,
+                code: write.code,
+                words: write.message.clone(),
+            });
+            Ok(unstored.collect())
         }
-        let unordered = InsertManyOptions::builder().ordered(false).build();
-        let collection = self.collection(kind);
-        let inserting = collection.insert_many(documents).with_options(unordered);
-        let span = command_span("insert", collection.name());
-        let Err(error) = inserting.into_future().instrument(span).await else {
-            return Ok(Vec::new());
-        };
-        match *error.kind {
-            ErrorKind::InsertMany(ref failed) if failed.write_concern_error.is_none() => {
-                let write_errors = failed.write_errors.as_deref().unwrap_or_default();
-                let real = write_errors.iter().filter(|write| write.code != DUPLICATE_KEY);
-                let unstored = real.map(|write| Unstored {
-                    index: write.index,
-                    code: write.code,
-                    words: write.message.clone(),
-                });
-                Ok(unstored.collect())
-            }
-            ErrorKind::Write(WriteFailure::WriteError(ref write)) if write.code == DUPLICATE_KEY => {
-                Ok(Vec::new())
-            }
-            _ => Err(error.into()),
+        ErrorKind::Write(WriteFailure::WriteError(ref write)) if write.code == DUPLICATE_KEY => {
+            Ok(Vec::new())
         }
+        _ => Err(error.into()),
     }
 }
 
 impl RowCollections {
     fn of(database: Database, rows: &RowSettings) -> Self {
         Self {
+            blocks: database.collection(&rows.blocks),
             vms: database.collection(&rows.vms),
             processes: database.collection(&rows.processes),
             database,
@@ -319,93 +282,5 @@ impl RowCollections {
 
     fn beside<T: Send + Sync>(&self, suffix: &str) -> Collection<T> {
         self.database.collection(&format!("{}_{suffix}", self.vms.name()))
-    }
-}
-
-impl Search<'_> {
-    const fn is_over(&self) -> bool {
-        self.full || self.room.items() == 0
-    }
-
-    /// Adds a row if it fits into the page.
-    fn add(&mut self, row: &RawDocument) -> Result<(), MetricsError> {
-        let before = self.rows.len();
-        let rows = &mut self.rows;
-        if before > 1 {
-            rows.push(b',');
-        }
-        match self.query.kind {
-            RowKind::Vm => row_json::push_row(rows, row, &VM_ROW_KEYS)?,
-            RowKind::Process => row_json::push_row(rows, row, &PROCESS_ROW_KEYS)?,
-        }
-        if self.room.take(rows.len() - before) {
-            self.last.set(row)
-        } else {
-            rows.truncate(before);
-            self.full = true;
-            Ok(())
-        }
-    }
-
-    fn into_page(mut self) -> Result<RowPage, MetricsError> {
-        self.rows.push(b']');
-        let text = String::from_utf8(self.rows)
-            .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-        let next = Limit::new(self.room.items() as u64).filter(|_| self.full);
-        Ok(RowPage {
-            rows: Rows::from_json(text)?,
-            next: match next {
-                Some(limit) => Some(NextRows {
-                    limit,
-                    before: self.last.position()?,
-                }),
-                None => None,
-            },
-        })
-    }
-
-    /// Filter for the rows that have the date of this row and come after it in the answer.
-    fn rows_of_one_date(&self, position: &RowPosition) -> Result<Document, MetricsError> {
-        let id: ObjectId = position.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
-        let mut filter = self.filter(None);
-        filter.insert("create_date", position.create_date.as_str());
-        filter.insert("_id", doc! { "$lt": id });
-        Ok(filter)
-    }
-
-    /// Filter for the rows that have not been searched yet, from this date on.
-    fn filter(&self, from: Option<&CreateDate>) -> Document {
-        let mut filter = doc! { "instance_id": self.query.instance.as_str() };
-        if let Some(cmd) = self.query.cmd {
-            filter.insert("cmd", cmd);
-        }
-        let mut range = Document::new();
-        if let Some(from) = from {
-            range.insert("$gte", from.as_str());
-        }
-        if let Some(before) = &self.before {
-            range.insert("$lt", before.as_str());
-        }
-        if !range.is_empty() {
-            filter.insert("create_date", range);
-        }
-        filter
-    }
-}
-
-impl LastRow {
-    fn set(&mut self, row: &RawDocument) -> Result<(), MetricsError> {
-        let date = row.get("create_date")?.and_then(RawBsonRef::as_str);
-        date.unwrap_or_default().clone_into(&mut self.create_date);
-        self.id = row.get("_id")?.and_then(RawBsonRef::as_object_id);
-        Ok(())
-    }
-
-    fn position(&self) -> Result<RowPosition, MetricsError> {
-        let id = self.id.and_then(|id| RowId::new(&id.to_hex()));
-        Ok(RowPosition {
-            create_date: self.create_date.parse().map_err(|_| MetricsError::NoCursor)?,
-            id: id.ok_or(MetricsError::NoCursor)?,
-        })
     }
 }

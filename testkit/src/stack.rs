@@ -636,7 +636,8 @@ fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> V
             ("VMWATCH_ADMIN_USER", ADMIN.0.to_owned()),
             ("VMWATCH_ADMIN_PASSWORD", ADMIN.1.to_owned()),
         ],
-        Program::Metrics => Vec::new(),
+        // Tests write rows into the flat collections at any time.
+        Program::Metrics => vec![("VMWATCH_FLAT_CHECK_INTERVAL", "0s".to_owned())],
         Program::Lifecycle => {
             vec![("VMWATCH_HYPERVISORS", format!("test=test://{}", path(NODE_FILE)))]
         }

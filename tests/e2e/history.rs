@@ -4,14 +4,14 @@
 use std::collections::BTreeMap;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Bson, Document, doc};
+use mongodb::bson::{Bson, DateTime, Document, doc};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     Scope,
     history::{Points, Resolution, Stat, TimeRange, VmHistory, VmHistoryQuery, VmSeries},
     lifecycle::Target,
     measures::{Measure, VM_MEASURES, VmMeasures},
-    time::{CreateDate, UtcOffset, unix_millis},
+    time::unix_millis,
     vms::Get,
     wire::FaultKind,
 };
@@ -21,7 +21,7 @@ use crate::{
         DAY, HOUR, MINUTE, Random, SECOND, call, call_in, followed, marks, publish, recent_bucket, sample,
         stack, stored,
     },
-    rows::{store_vms, vm_row},
+    rows::{blocks, store_vms, stored_vms, vm_row},
 };
 
 fn query(instance: &str, from_ms: u64, to_ms: u64, points: u64) -> VmHistoryQuery {
@@ -49,7 +49,13 @@ async fn direct(stack: &Stack, instance: &str, unit: &str, size: i32, timezone: 
             );
         }
     }
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    // The database aggregates a copy of the rows that are stored in blocks.
+    let rows = stack
+        .database
+        .handle()
+        .collection::<Document>("copied_vm_samples");
+    rows.delete_many(doc! {}).await.unwrap();
+    rows.insert_many(stored_vms(&stack.database).await).await.unwrap();
     let pipeline = [
         doc! { "$match": { "instance_id": instance } },
         doc! { "$group": group },
@@ -210,7 +216,6 @@ async fn rollups_are_complete_if_metrics_svc_is_killed_while_it_stores_samples()
         .await;
     let metrics = stack.replica(Program::Metrics, 0);
     let from_ms = recent_bucket();
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
     let mut random = Random::new();
     for round in 0..5_u64 {
         for sample_of_round in 0..50 {
@@ -218,10 +223,7 @@ async fn rollups_are_complete_if_metrics_svc_is_killed_while_it_stores_samples()
             publish(&stack, &sample("vm-1", at_ms, "+00:00", random.percentage())).await;
         }
         eventually("samples of this round are stored", PATIENCE, async || {
-            let stored = rows
-                .count_documents(doc! {})
-                .await
-                .map_err(|error| error.to_string())?;
+            let stored = crate::ingest_support::count(&stack.database).await?;
             (stored > round * 50).then_some(()).ok_or(format!("{stored}"))
         })
         .await;
@@ -229,7 +231,7 @@ async fn rollups_are_complete_if_metrics_svc_is_killed_while_it_stores_samples()
         metrics.restart().await;
     }
     followed(&stack).await;
-    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 250);
+    assert_eq!(crate::ingest_support::count(&stack.database).await, Ok(250));
     let first_day = from_ms / DAY * DAY;
     assert_rolled_up(&stack, "vm-1", first_day, "UTC", "metrics-svc killed five times").await;
 }
@@ -247,8 +249,7 @@ async fn rollups_remain_after_rows_expire() {
     let before = call::<VmHistory>(&stack, &all).await;
     assert_eq!(before.buckets.iter().map(|bucket| bucket.count).sum::<u64>(), 30);
     // Deletes the rows as retention does.
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
-    rows.delete_many(doc! {}).await.unwrap();
+    blocks(&stack.database).delete_many(doc! {}).await.unwrap();
     publish(&stack, &sample("vm-1", from_ms + 31 * SECOND, "+00:00", 99.0)).await;
     followed(&stack).await;
     assert_eq!(call::<VmHistory>(&stack, &all).await, before);
@@ -473,10 +474,9 @@ async fn late_row_is_added_to_rollup_after_older_rows_expired() {
     };
     assert_eq!(rollup("5m").await, (10, 10.0));
     // Deletes rows as the database does when they expire.
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
-    let cut = CreateDate::at_millis(start_ms + 205 * SECOND, UtcOffset::UTC);
-    let expired = rows
-        .delete_many(doc! { "create_date": { "$lt": cut.as_str() } })
+    let cut = DateTime::from_millis(i64::try_from(start_ms + 205 * SECOND).unwrap());
+    let expired = blocks(&stack.database)
+        .delete_many(doc! { "from": { "$lt": cut } })
         .await
         .unwrap();
     assert_eq!(expired.deleted_count, 5);

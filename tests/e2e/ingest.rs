@@ -129,7 +129,7 @@ async fn surviving_replica_stores_samples_of_killed_replica() {
         first.restart().await;
         stores_more(&stack, 1000).await;
     };
-    publish_during(&mut one, publish_during(&mut other, story)).await;
+    Box::pin(publish_during(&mut one, publish_during(&mut other, story))).await;
     one.rows.absorb(other.rows);
     one.rows.settle("two replicas, one killed", &stack).await;
 }

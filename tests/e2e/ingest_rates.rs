@@ -6,13 +6,16 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::doc;
 use testkit::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
 use tokio::time::Instant;
 use vmwatch_api::time::CreateDate;
 use vmwatch_service::config::UTC_OFFSET;
 
-use crate::ingest_support::{Publisher, Rows, metric, stack};
+use crate::{
+    ingest_support::{Publisher, Rows, metric, stack},
+    rows::blocks,
+};
 
 /// The default of `VMWATCH_VM_MESSAGES_PER_SECOND`. A burst may contain ten times as many messages.
 const RATE: u32 = 50;
@@ -103,7 +106,7 @@ async fn agent_sends_a_long_spool_without_loss() {
 }
 
 async fn stored(stack: &testkit::Stack, instance: &str) {
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
+    let rows = blocks(&stack.database);
     eventually("a row of another VM is stored", PATIENCE, async || {
         let found = rows.count_documents(doc! { "instance_id": instance }).await;
         match found.map_err(|error| error.to_string())? {

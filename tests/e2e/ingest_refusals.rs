@@ -12,7 +12,7 @@ use vmwatch_api::metrics::{
 };
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 
-use crate::ingest_support::{Publisher, Rows, drained, process, stack};
+use crate::ingest_support::{Publisher, Rows, drained, stack};
 
 /// Returns the reasons and the bodies of all dead letters.
 async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
@@ -174,21 +174,21 @@ async fn flood_of_malformed_messages_leaves_one_dead_letter_per_minute() {
     assert_eq!(metrics.process.log().matches("sample refused").count(), 1);
 }
 
-/// An operator has set a validator on the collection, so the database itself refuses a row permanently.
+/// An operator has set a validator on the collection, so the database itself refuses a block of rows permanently.
 #[tokio::test]
 async fn row_refused_by_the_database_does_not_delay_other_rows() {
     let stack = stack().start().await;
-    let validator = doc! { "collMod": "process_samples", "validator": { "cmd": { "$ne": "refused" } } };
+    let validator = doc! { "collMod": "blocks", "validator": { "rows": { "$ne": 7 } } };
     stack.database.handle().run_command(validator).await.unwrap();
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     publisher.publish_many(20).await;
     let mut sample = publisher.sample();
-    sample.processes[4].cmd = "refused".to_owned();
+    sample.processes.truncate(7);
     publisher.send(&sample).await.unwrap();
     publisher.publish_many(20).await;
 
-    // The sample's other rows are stored. The whole message can be sent again after the validator is removed.
-    sample.processes.remove(4);
+    // The sample's VM row is stored. The whole message can be sent again after the validator is removed.
+    let processes = std::mem::take(&mut sample.processes);
     publisher.rows.add(&sample);
     publisher
         .rows
@@ -197,14 +197,16 @@ async fn row_refused_by_the_database_does_not_delay_other_rows() {
     let letters = dead_letters(&stack).await;
     assert_eq!(letters.len(), 1);
     let (reason, body) = &letters[0];
-    assert!(reason.starts_with("the database refused a row: "), "{reason}");
+    assert!(
+        reason.starts_with("the database refused rows of the sample: "),
+        "{reason}"
+    );
 
-    let lifted = doc! { "collMod": "process_samples", "validator": {} };
+    let lifted = doc! { "collMod": "blocks", "validator": {} };
     stack.database.handle().run_command(lifted).await.unwrap();
     publisher.send_raw(body.clone()).await.unwrap();
     drained(&stack.bus).await;
-    sample.processes = (0..10).map(process).collect();
-    sample.processes[4].cmd = "refused".to_owned();
+    sample.processes = processes;
     publisher.rows.add(&sample);
     publisher
         .rows

@@ -7,13 +7,8 @@ use testkit::{PATIENCE, Program, Stack, eventually};
 
 use crate::{
     ingest_support::{Publisher, drained, stack},
-    rows::{store_vms, vm_row},
+    rows::{store_vms, stored_processes, stored_vms, vm_row},
 };
-
-async fn stored(stack: &Stack, collection: &str) -> u64 {
-    let collection = stack.database.handle().collection::<Document>(collection);
-    collection.count_documents(doc! {}).await.unwrap()
-}
 
 /// Returns the retention time, in seconds, of each index of the collection that has a retention time.
 async fn retention(stack: &Stack, collection: &str) -> Vec<u64> {
@@ -45,18 +40,27 @@ async fn restart_of_metrics_svc_applies_changed_retention() {
     // This row lacks the internal date field by which rows expire, like the rows that older reporters wrote.
     store_vms(&stack, [vm_row("vm-1", "2017-01-01T21:37:59.001065", 95)]).await;
     assert_eq!(retention(&stack, "vm_samples").await, [30 * 86_400]);
-    assert_eq!(stored(&stack, "vm_samples").await, 21);
+    assert_eq!(retention(&stack, "blocks").await, [0]);
+    assert_eq!(stored_vms(&stack.database).await.len(), 20);
 
-    // The samples are ten minutes old.
+    // The samples are ten minutes old. The changed retention applies to the rows that are stored from now on.
     metrics.process.set("VMWATCH_VM_RETENTION", "5m");
     metrics.process.kill9();
     metrics.restart().await;
     assert_eq!(retention(&stack, "vm_samples").await, [300]);
     assert_eq!(retention(&stack, "process_samples").await, [30 * 86_400]);
-    eventually("old rows are deleted", 3 * PATIENCE, async || {
-        let stored = stored(&stack, "vm_samples").await;
-        (stored == 1).then_some(()).ok_or(format!("{stored}"))
-    })
+    publisher.publish_many(20).await;
+    drained(&stack.bus).await;
+    eventually(
+        "the rows that are past their retention are deleted",
+        3 * PATIENCE,
+        async || {
+            let stored = stored_vms(&stack.database).await.len();
+            (stored == 20).then_some(()).ok_or(format!("{stored}"))
+        },
+    )
     .await;
-    assert_eq!(stored(&stack, "process_samples").await, 100);
+    assert_eq!(stored_processes(&stack.database).await.len(), 200);
+    let old = stack.database.handle().collection::<Document>("vm_samples");
+    assert_eq!(old.count_documents(doc! {}).await.unwrap(), 1);
 }

@@ -8,7 +8,6 @@ use std::{
 };
 
 use async_nats::jetstream::message::PublishMessage;
-use futures::TryStreamExt;
 use metrics_svc::ingest::message::CONTENT_TYPE;
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::Value;
@@ -131,36 +130,27 @@ impl Rows {
     }
 }
 
-/// Returns the identity of every row of both collections.
+/// Returns the identity of every row, as often as it is stored.
 async fn stored(database: &Database) -> Vec<Identity> {
-    let mut rows = Vec::new();
-    for collection in ["vm_samples", "process_samples"] {
-        let collection = database.handle().collection::<Document>(collection);
-        let mut cursor = collection.find(doc! {}).await.unwrap();
-        while let Some(row) = cursor.try_next().await.unwrap() {
-            let text = |key| row.get_str(key).unwrap().to_owned();
-            let process = row.get("pid").map(|pid| {
-                let pid = pid.as_i32().map(i64::from).or_else(|| pid.as_i64()).unwrap();
-                (
-                    pid,
-                    row.get("running_time").and_then(Bson::as_f64).unwrap().to_bits(),
-                )
-            });
-            rows.push((text("instance_id"), text("create_date"), process));
-        }
-    }
-    rows
+    let rows = crate::rows::stored_rows(database, doc! {}).await.unwrap();
+    let identity = |row: &Document| {
+        let text = |key| row.get_str(key).unwrap().to_owned();
+        let process = row.get("pid").map(|pid| {
+            let pid = pid.as_i32().map(i64::from).or_else(|| pid.as_i64()).unwrap();
+            (
+                pid,
+                row.get("running_time").and_then(Bson::as_f64).unwrap().to_bits(),
+            )
+        });
+        (text("instance_id"), text("create_date"), process)
+    };
+    rows.iter().map(identity).collect()
 }
 
 /// Returns the number of stored rows.
 pub(crate) async fn count(database: &Database) -> Result<u64, String> {
-    let mut rows = 0;
-    for collection in ["vm_samples", "process_samples"] {
-        let collection = database.handle().collection::<Document>(collection);
-        let counted = collection.count_documents(doc! {}).await;
-        rows += counted.map_err(|error| error.to_string())?;
-    }
-    Ok(rows)
+    let rows = crate::rows::stored_rows(database, doc! {}).await;
+    Ok(rows.map_err(|error| error.to_string())?.len() as u64)
 }
 
 /// Returns the number of messages in the samples stream.

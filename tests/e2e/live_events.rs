@@ -5,14 +5,16 @@ use std::time::Instant;
 
 use async_nats::jetstream::consumer::{DeliverPolicy, pull::OrderedConfig};
 use futures::StreamExt;
-use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::{
     InstanceId,
     events::{EVENT_STREAM, LiveEvent, event_filter},
 };
 
-use crate::history_support::{SECOND, process, publish, recent_bucket, sample, stack, stored};
+use crate::{
+    history_support::{SECOND, process, publish, recent_bucket, sample, stack, stored},
+    rows::stored_vms,
+};
 
 /// Reads `count` events of a VM from the events stream, beginning with the given sequence number.
 async fn events(stack: &Stack, instance: Option<&str>, from: u64, count: usize) -> Vec<(u64, LiveEvent)> {
@@ -71,8 +73,7 @@ async fn each_stored_sample_is_published_once_as_live_event() {
         started.elapsed()
     );
     // The row must be stored already, because its event is published after it.
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
-    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 1);
+    assert_eq!(stored_vms(&stack.database).await.len(), 1);
     let LiveEvent::Sample(row) = &received[0].1 else {
         panic!("{received:?}")
     };
@@ -134,12 +135,11 @@ async fn missing_events_stream_does_not_delay_rows() {
         .delete_stream(EVENT_STREAM)
         .await
         .unwrap();
-    let rows = stack.database.handle().collection::<Document>("vm_samples");
     for second in 0..50 {
         publish(&stack, &sample("vm-1", from_ms + second * SECOND, "+00:00", 1.0)).await;
     }
     stored(&stack).await;
-    assert_eq!(rows.count_documents(doc! {}).await.unwrap(), 50);
+    assert_eq!(stored_vms(&stack.database).await.len(), 50);
     let metrics = stack.replica(Program::Metrics, 0);
     eventually("the lost events are counted", PATIENCE, async || {
         let text = metrics.metrics().await;

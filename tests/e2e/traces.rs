@@ -131,9 +131,7 @@ async fn request_is_one_trace_from_http_to_database() {
 
     let found = eventually("the complete trace arrives", PATIENCE, async || {
         let spans = spans.lock().unwrap().clone();
-        let leaf = spans
-            .iter()
-            .find(|received| received.span.name == "find vm_samples");
+        let leaf = spans.iter().find(|received| received.span.name == "find blocks");
         let leaf = leaf
             .cloned()
             .ok_or_else(|| format!("{} spans received so far", spans.len()))?;
@@ -147,7 +145,7 @@ async fn request_is_one_trace_from_http_to_database() {
             step("vmwatch-gateway", "POST /wsgi_app.py", SpanKind::Server),
             step("vmwatch-gateway", "metrics.vm.latest", SpanKind::Client),
             step("vmwatch-metrics", "metrics.vm.latest", SpanKind::Server),
-            step("vmwatch-metrics", "find vm_samples", SpanKind::Client),
+            step("vmwatch-metrics", "find blocks", SpanKind::Client),
         ]
     );
     assert_eq!(
@@ -219,7 +217,7 @@ fn linked(spans: &[Received]) -> Option<(Received, Received, Received)> {
     let by_id = |id: &[u8]| spans.iter().find(|received| received.span.span_id == id);
     spans
         .iter()
-        .filter(|received| received.span.name == "insert vm_samples")
+        .filter(|received| received.span.name == "insert blocks")
         .find_map(|insert| {
             let batch = by_id(&insert.span.parent_span_id)?;
             let link = batch.span.links.first()?;

@@ -42,7 +42,9 @@ async fn main() -> anyhow::Result<()> {
     let env = Environment::from_variables([(MONGODB_URI.name, uri.as_str())]);
     let settings = StoreSettings::read(&env).map_err(|_| anyhow::anyhow!(env.problems().join("; ")))?;
     let rows = RowSettings {
+        blocks: "blocks".to_owned(),
         vms: "vm_samples".to_owned(),
+        flat_check: std::time::Duration::ZERO,
         processes: "process_samples".to_owned(),
         offset: UTC_OFFSET.default.parse()?,
     };

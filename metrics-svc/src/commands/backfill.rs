@@ -5,12 +5,16 @@ use std::time::{Duration, SystemTime};
 use bson::{Bson, DateTime, doc, oid::ObjectId};
 use futures::TryStreamExt;
 use indicatif::ProgressBar;
+use vmwatch_blocks::{Block, Limits, MAX_ROWS};
 
 use crate::{
     MetricsError,
+    blocks::StoredBlock,
     config::RetentionSettings,
+    database::update,
     documents::SAMPLED_AT,
     history::History,
+    reads::MAX_DECODED,
     store::{RowKind, RowStore},
 };
 
@@ -28,6 +32,7 @@ pub(super) async fn run(
         (RowKind::Process, retention.processes),
     ] {
         one_collection(store, kind, keep, dry_run).await?;
+        blocks(store, kind, keep, dry_run).await?;
     }
     if dry_run {
         return Ok(());
@@ -83,6 +88,74 @@ async fn one_collection(
         rows.name()
     );
     Ok(())
+}
+
+/// Sets when blocks of undated rows expire: as soon as the retention of their newest row has passed.
+async fn blocks(store: &RowStore, kind: RowKind, keep: Duration, dry_run: bool) -> Result<(), MetricsError> {
+    let blocks = store.blocks();
+    let undated = doc! { "kind": kind.name(), "expires": { "$exists": false } };
+    let count = blocks.count_documents(undated.clone()).await?;
+    println!(
+        "{}: {count} blocks of {} rows without a date",
+        blocks.name(),
+        kind.name()
+    );
+    if dry_run {
+        return Ok(());
+    }
+    let progress = ProgressBar::new(count);
+    let mut unreadable = 0_u64;
+    let mut cursor = blocks
+        .find(undated)
+        .projection(doc! { "instance_id": 1, "from": 1, "to": 1, "data": 1 })
+        .batch_size(32)
+        .await?;
+    let mut statements = Vec::new();
+    while cursor.advance().await? {
+        let document = cursor.current();
+        let last = StoredBlock::from_document(document)
+            .and_then(|block| last_internal_second(block.data, document.get_str("instance_id").ok()?));
+        match last {
+            None => unreadable += 1,
+            Some(second) => {
+                let keep = i64::try_from(keep.as_secs()).unwrap_or(i64::MAX);
+                let expires = DateTime::from_millis(second.saturating_add(keep).saturating_mul(1000));
+                let id = document.get("_id")?.map(bson::RawBson::from);
+                statements.push(doc! {
+                    "q": { "_id": id.and_then(|id| Bson::try_from(id).ok()) },
+                    "u": { "$set": { "expires": expires } },
+                });
+            }
+        }
+        if statements.len() >= 1000 {
+            update(blocks, &std::mem::take(&mut statements)).await?;
+        }
+        progress.inc(1);
+    }
+    update(blocks, &statements).await?;
+    progress.finish();
+    if unreadable > 0 {
+        println!(
+            "{}: {unreadable} blocks are unreadable and were left as they are",
+            blocks.name()
+        );
+    }
+    Ok(())
+}
+
+/// The Unix second in the newest `_id` of a block's rows.
+fn last_internal_second(data: &[u8], instance: &str) -> Option<i64> {
+    let limits = Limits {
+        rows: MAX_ROWS,
+        bytes: MAX_DECODED,
+    };
+    let mut block = Block::open(data, limits).ok()?;
+    let ids = block.ids(instance).ok()?;
+    let seconds = (0..block.len()).map(|row| {
+        let [a, b, c, d, ..] = ids.get(row);
+        i64::from(u32::from_be_bytes([a, b, c, d]))
+    });
+    seconds.max()
 }
 
 /// The smallest `_id` of a row that is not past its retention.

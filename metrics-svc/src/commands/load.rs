@@ -1,12 +1,14 @@
 //! `vmwatch-metrics load` loads the rows of an older database from JSON Lines files.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
-use bson::{Bson, DateTime, Document, RawDocumentBuf};
+use bson::{Bson, Document, RawDocumentBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use vmwatch_api::{
     InstanceId,
@@ -16,13 +18,17 @@ use vmwatch_blocks::RowIdentity;
 
 use crate::{
     MetricsError,
-    documents::row_id,
+    blocks::{self, CLOSED_AFTER, HOUR_MICROS, hour_of},
+    config::RetentionSettings,
+    documents::{SAMPLED_AT, micros_of, row_id},
     history::{History, rebuild::Days},
     store::{RowKind, RowStore, Unstored},
 };
 
 /// Number of loaded rows that are written to the database together.
-const BATCH: usize = 2000;
+const BATCH: usize = 20_000;
+/// Number of blocks that are written to the database together.
+const BLOCKS: usize = 1000;
 /// Maximum length of a line in bytes; a row of the documented API has about 350.
 const MAX_LINE: u64 = 64 * 1024;
 /// Maximum number of invalid lines that are printed; further ones are only counted.
@@ -31,12 +37,33 @@ const MAX_SHOWN: u64 = 10;
 /// corresponds to 27 years of one VM, or one day of ten thousand VMs.
 const MAX_DAYS: usize = 10_000;
 
-#[derive(Default)]
+/// Rows that become one block.
+type Group = (RowKind, InstanceId, Span, Dated);
+
+/// Which rows may share a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Span {
+    /// Those of an hour that has ended, which starts at this time (Unix microseconds).
+    Hour(i64),
+    /// Those of this moment (Unix microseconds), in an hour that has not ended.
+    Moment(i64),
+}
+
+/// Whether rows have an internal date, so that they expire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Dated {
+    Yes,
+    No,
+}
+
 struct Loader {
+    retention: RetentionSettings,
     days: Days,
-    vms: Vec<RawDocumentBuf>,
-    processes: Vec<RawDocumentBuf>,
+    rows: BTreeMap<Group, Vec<RawDocumentBuf>>,
+    waiting: usize,
     read: u64,
+    /// Number of rows that no block can hold, so that they were stored flat.
+    flat: u64,
     bad: u64,
 }
 
@@ -48,8 +75,17 @@ pub(super) async fn run(
     history: &History,
     files: &[PathBuf],
     offset: UtcOffset,
+    retention: RetentionSettings,
 ) -> Result<String, MetricsError> {
-    let mut loader = Loader::default();
+    let mut loader = Loader {
+        retention,
+        days: Days::new(),
+        rows: BTreeMap::new(),
+        waiting: 0,
+        read: 0,
+        flat: 0,
+        bad: 0,
+    };
     for path in files {
         load_file(&mut loader, store, history, path, offset).await?;
     }
@@ -59,6 +95,12 @@ pub(super) async fn run(
         "loaded {} rows, skipped {} invalid lines",
         loader.read, loader.bad
     );
+    if loader.flat > 0 {
+        println!(
+            "{} of the rows have values that only the flat collections can hold; they were stored there",
+            loader.flat
+        );
+    }
     if loader.bad > 0 {
         println!("{done}");
         return Err(MetricsError::Refused(
@@ -98,7 +140,7 @@ async fn load_file(
             Ok(row) => loader.add(row, history),
             Err(reason) => loader.note_bad(&progress, path, number, &reason),
         }
-        if loader.vms.len() + loader.processes.len() >= BATCH {
+        if loader.waiting >= BATCH {
             loader.write(store).await?;
         }
         if loader.days.len() >= MAX_DAYS {
@@ -128,19 +170,31 @@ fn style(template: &str) -> ProgressStyle {
 struct Row {
     kind: RowKind,
     instance: InstanceId,
-    at_ms: u64,
+    /// Time of `create_date`, Unix microseconds.
+    at: i64,
     document: RawDocumentBuf,
 }
 
 impl Loader {
     fn add(&mut self, row: Row, history: &History) {
-        match row.kind {
-            RowKind::Vm => {
-                self.days.insert(history.day_of(row.instance, row.at_ms));
-                self.vms.push(row.document);
-            }
-            RowKind::Process => self.processes.push(row.document),
+        if row.kind == RowKind::Vm {
+            let at_ms = u64::try_from(row.at.div_euclid(1000)).unwrap_or(0);
+            self.days.insert(history.day_of(row.instance.clone(), at_ms));
         }
+        let closed = SystemTime::now().checked_sub(CLOSED_AFTER).map_or(0, micros_of);
+        let hour = hour_of(row.at);
+        let span = if hour.saturating_add(HOUR_MICROS) <= closed {
+            Span::Hour(hour)
+        } else {
+            Span::Moment(row.at)
+        };
+        let dated = match row.document.get_datetime(SAMPLED_AT) {
+            Ok(_) => Dated::Yes,
+            Err(_) => Dated::No,
+        };
+        let group = (row.kind, row.instance, span, dated);
+        self.rows.entry(group).or_default().push(row.document);
+        self.waiting += 1;
     }
 
     /// Rebuilds the rollups of the collected days. The rows of these days must have been written already.
@@ -161,21 +215,42 @@ impl Loader {
     }
 
     async fn write(&mut self, store: &RowStore) -> Result<(), MetricsError> {
-        for (kind, rows) in [
-            (RowKind::Vm, &mut self.vms),
-            (RowKind::Process, &mut self.processes),
-        ] {
-            let refused = store.insert(kind, rows).await?;
-            if let Some(Unstored { words, .. }) = refused.first() {
-                return Err(MetricsError::Refused(format!(
-                    "the database refused a row: {words}"
-                )));
+        let mut blocks = Vec::new();
+        for ((kind, instance, _, dated), documents) in std::mem::take(&mut self.rows) {
+            let keep = (dated == Dated::Yes).then(|| self.retention.of(kind));
+            let (block, unfit) = store.encode(|encoder| {
+                let mut rows = encoder.rows(kind, instance.as_str());
+                let mut unfit = Vec::new();
+                for document in documents {
+                    if blocks::push(&mut rows, &document, None).is_err() {
+                        unfit.push(document);
+                    }
+                }
+                let block = encoder.encode(kind, instance.as_str(), &rows, keep)?;
+                Ok::<_, MetricsError>((block, unfit))
+            })?;
+            blocks.extend(block);
+            self.flat += unfit.len() as u64;
+            check(&store.insert_flat(kind, &unfit).await?)?;
+            if blocks.len() >= BLOCKS {
+                check(&store.insert_blocks(&blocks).await?)?;
+                blocks.clear();
             }
-            self.read += rows.len() as u64;
-            rows.clear();
         }
+        check(&store.insert_blocks(&blocks).await?)?;
+        self.read += self.waiting as u64;
+        self.waiting = 0;
         Ok(())
     }
+}
+
+fn check(unstored: &[Unstored]) -> Result<(), MetricsError> {
+    unstored.first().map_or(Ok(()), |unstored| {
+        Err(MetricsError::Refused(format!(
+            "the database refused rows: {}",
+            unstored.words
+        )))
+    })
 }
 
 /// Parses a line into a row with the documented fields, and adds an `_id` if the row has none.
@@ -213,15 +288,16 @@ fn row(line: &[u8], offset: UtcOffset) -> Result<Row, String> {
     let moment = date
         .moment(offset)
         .map_err(|error| format!("create_date {error}"))?;
-    let at = DateTime::from_system_time(moment);
+    let at = micros_of(moment);
     if !row.contains_key("_id") {
-        row.insert("_id", row_id(instance.as_str(), date.as_str(), at, identity));
+        let second = at.div_euclid(1_000_000);
+        row.insert("_id", row_id(instance.as_str(), date.as_str(), second, identity));
     }
     let document = RawDocumentBuf::try_from(&row).map_err(|error| error.to_string())?;
     Ok(Row {
         kind,
         instance,
-        at_ms: u64::try_from(at.timestamp_millis()).unwrap_or(0),
+        at,
         document,
     })
 }

@@ -86,7 +86,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
             let load = async |store: &RowStore, history: &History| {
                 store.prepare(&settings.retention).await?;
                 history.prepare().await?;
-                load::run(store, history, &files, settings.rows.offset).await
+                load::run(store, history, &files, settings.rows.offset, settings.retention).await
             };
             let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             change_rows(settings, "metrics.load", names.join(", "), load).await

@@ -16,14 +16,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use bson::{RawDocumentBuf, doc, oid::ObjectId};
+use bson::oid::ObjectId;
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics::{counter, gauge, histogram};
-use mongodb::Collection;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use vmwatch_api::{history::Resolution, measures::VM_MEASURES, time::CreateDate};
+use vmwatch_api::{history::Resolution, measures::VM_MEASURES};
 
 use super::{
     History,
@@ -33,7 +32,13 @@ use super::{
     rollups::Bucket,
     sums::{Sums, VmRow},
 };
-use crate::{MetricsError, database::find, deadline::Deadline, instances::Report, store::RowKind};
+use crate::{
+    MetricsError,
+    deadline::Deadline,
+    instances::Report,
+    reads::{Budget, Query, Scan, micros},
+    store::RowKind,
+};
 
 /// Maximum number of time buckets read concurrently. The limit leaves connections of the database pool to requests.
 const MAX_CONCURRENT: usize = 4;
@@ -131,14 +136,15 @@ impl History {
             report: Report::new(bucket.instance.clone()),
         };
         let end_ms = bucket.start_ms + width_ms(Resolution::FiveMinutes);
-        let rows = self.rows.collection(RowKind::Vm);
-        self.read_rows(rows, bucket, end_ms, Deadline::after(DEADLINE), |at_ms, row| {
+        let read = self.read_rows(bucket, end_ms, true, Deadline::after(DEADLINE), |at, row| {
             fresh.sums.add(row);
             fresh.rows.extend(row.id);
-            fresh.moments.extend(self.moment(bucket, row));
-            fresh.report.add(at_ms, row);
-        })
-        .await?;
+            fresh.moments.extend(moment(bucket, at, row));
+            fresh.report.add(at, row);
+        });
+        if read.await?.is_some() {
+            return Err(MetricsError::TooMuch);
+        }
         Ok(fresh)
     }
 
@@ -156,45 +162,34 @@ impl History {
         self.rollups.write_five_minutes(whole.into_iter()).await
     }
 
-    /// Returns the values of a row and its time relative to the start of its time bucket.
-    fn moment(&self, bucket: &Bucket, row: &VmRow<'_>) -> Option<RowTime> {
-        let micros = self.offset.unix_micros_of(row.create_date)?;
-        Some(RowTime {
-            micros: u32::try_from(micros.checked_sub(bucket.start_ms * 1000)?).ok()?,
-            values: row.values,
-        })
-    }
-
-    /// Reads the VM rows of a time range.
+    /// Reads the VM rows of a time range, each with its effective date in Unix microseconds. `durable` says whether later
+    /// writes depend on them. Returns the start of the first hour whose rows were not all read, if there were too many.
     pub(crate) async fn read_rows(
         &self,
-        rows: &Collection<RawDocumentBuf>,
         from: &Bucket,
         to_ms: u64,
+        durable: bool,
         deadline: Deadline,
-        mut each: impl FnMut(u64, &VmRow<'_>),
-    ) -> Result<(), MetricsError> {
-        let date = |millis| CreateDate::at_millis(millis, self.offset);
-        let range = doc! { "$gte": date(from.start_ms).as_str(), "$lt": date(to_ms).as_str() };
-        let mut wanted = doc! { "create_date": 1 };
-        wanted.extend(
-            VM_MEASURES
-                .into_array()
-                .map(|measure| (measure.name.to_owned(), 1.into())),
-        );
-        let query = rows
-            .find(doc! { "instance_id": from.instance.as_str(), "create_date": range })
-            .projection(wanted)
-            .max_time(deadline.left()?);
-        let mut cursor = find(rows, query).await?;
-        while cursor.advance().await? {
-            let row = VmRow::from_document(cursor.current())?;
-            match self.offset.unix_millis_of(row.create_date) {
-                Some(at_ms) => each(at_ms, &row),
-                None => counter!("vmwatch_unreadable_values_total").increment(1),
-            }
+        mut each: impl FnMut(i64, &VmRow<'_>),
+    ) -> Result<Option<i64>, MetricsError> {
+        let names = VM_MEASURES.into_array().map(|measure| measure.name);
+        let mut query = Query::new(RowKind::Vm, &from.instance, &names)
+            .within_ms(from.start_ms, to_ms)
+            .oldest_first();
+        let mut budget = Budget::of_request(&self.rows);
+        if durable {
+            query = query.durable();
+            budget = Budget::of_background();
         }
-        Ok(())
+        let mut scan = Scan::open(&self.rows, query, budget, deadline).await?;
+        let mut unreadable = None;
+        let ended = scan
+            .all(|row| match VmRow::from_document(&row.document) {
+                Ok(values) => each(row.effective, &values),
+                Err(error) => unreadable = Some(error),
+            })
+            .await?;
+        unreadable.map_or(Ok(ended), Err)
     }
 
     /// Recomputes and returns the rollups of a coarser resolution whose time buckets contain the given time buckets.
@@ -235,6 +230,14 @@ impl History {
         self.rollups.write(into, &rolled).await?;
         Ok(rolled)
     }
+}
+
+/// Returns the values of a row and its time relative to the start of its time bucket.
+fn moment(bucket: &Bucket, at: i64, row: &VmRow<'_>) -> Option<RowTime> {
+    Some(RowTime {
+        micros: u32::try_from(at.checked_sub(micros(bucket.start_ms))?).ok()?,
+        values: row.values,
+    })
 }
 
 /// Result of processing a chunk of dirty buckets.

@@ -34,7 +34,7 @@ use crate::{
     config::{RetentionSettings, RollupSettings},
     deadline::Deadline,
     instances::Instances,
-    store::{RowKind, RowStore},
+    store::RowStore,
 };
 
 /// Access to VM rows, their rollups, and the newest row of each VM.
@@ -95,18 +95,24 @@ impl History {
             self.kept_since(of)
         });
         let mut sums = vec![Sums::default(); chart.buckets];
+        // A later page need not read the time buckets of earlier pages again.
+        let start_ms = query.after_ms.map_or(chart.first_ms, |after| {
+            chart.first_ms.max(after.saturating_add(chart.step_ms))
+        });
         let from = Bucket {
             instance: query.instance_id.clone(),
-            start_ms: chart.first_ms,
+            start_ms,
         };
+        let mut ended = None;
         if chart.resolution == Resolution::Raw {
-            let rows = self.rows.reading(RowKind::Vm);
-            self.read_rows(rows, &from, chart.end_ms(), deadline, |at_ms, row| {
-                if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
-                    sums.add(row);
-                }
-            })
-            .await?;
+            ended = self
+                .read_rows(&from, chart.end_ms(), false, deadline, |at, row| {
+                    let at_ms = u64::try_from(at.div_euclid(1000)).unwrap_or(0);
+                    if let Some(sums) = chart.index(at_ms).and_then(|index| sums.get_mut(index)) {
+                        sums.add(row);
+                    }
+                })
+                .await?;
         } else {
             self.rollups
                 .read(chart.resolution, from, chart.end_ms(), deadline, |at_ms, part| {
@@ -117,8 +123,11 @@ impl History {
                 .await?;
         }
         let buckets = sums.iter().enumerate().filter(|(_, sums)| sums.samples() > 0);
+        // The request may have decoded so much that it ended early; the next page continues with the hour that is missing.
+        let complete_ms = ended.map_or(u64::MAX, |hour: i64| u64::try_from(hour / 1000).unwrap_or(0));
         let buckets = buckets
             .map(|(index, sums)| sums.bucket(chart.start_ms(index)))
+            .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
             .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
         let (buckets, more) = first_page(buckets, chart.buckets);
         if buckets.is_empty() {
@@ -128,7 +137,7 @@ impl History {
             step_ms: chart.step_ms,
             resolution: chart.resolution,
             buckets,
-            more,
+            more: more || ended.is_some(),
         })
     }
 }

@@ -19,7 +19,13 @@ use super::{
     rollups::Bucket,
     sums::Sums,
 };
-use crate::{MetricsError, deadline::Deadline, instances::Report, store::RowKind};
+use crate::{
+    MetricsError,
+    deadline::Deadline,
+    instances::Report,
+    reads::{Budget, Most, Newest, Order, Query, Row, micros},
+    store::RowKind,
+};
 
 /// Deadline for reading the rows of one VM and day.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -73,25 +79,24 @@ impl History {
         shutdown: &CancellationToken,
         mut done: impl FnMut(&InstanceId, usize),
     ) -> Result<(), MetricsError> {
-        let vms = self.rows.collection(RowKind::Vm);
-        let found = vms.distinct("instance_id", doc! {}).await?;
+        let flat = self.rows.collection(RowKind::Vm);
+        let mut found = flat.distinct("instance_id", doc! {}).await?;
+        let of_vms = doc! { "kind": RowKind::Vm.name() };
+        found.extend(self.rows.blocks().distinct("instance_id", of_vms).await?);
         // Skip invalid instance ids, because a VM with an invalid id cannot be queried.
-        let instances: Vec<InstanceId> = found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
+        let instances: BTreeSet<InstanceId> =
+            found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
         for instance in &instances {
-            let (Some(first), Some(last)) = (
-                self.boundary(instance, 1).await?,
-                self.boundary(instance, -1).await?,
-            ) else {
-                continue;
-            };
-            let mut day = self.day_of(instance.clone(), first);
             let mut report = Report::new(instance.clone());
-            while day.start_ms <= last {
+            let mut next = self.first_since(instance, i64::MIN).await?;
+            while let Some(at_ms) = next {
                 if shutdown.is_cancelled() {
                     return Ok(());
                 }
+                let day = self.day_of(instance.clone(), at_ms);
                 self.rebuild_day(&day, &mut report).await?;
-                day.start_ms += width_ms(Resolution::Day);
+                let end_ms = day.start_ms + width_ms(Resolution::Day);
+                next = self.first_since(instance, micros(end_ms)).await?;
             }
             self.instances.note(&[report]).await?;
             done(instance, instances.len());
@@ -125,17 +130,19 @@ impl History {
         let offset_ms = self.offset.as_millis();
         let mut five_minutes = Buckets::new();
         let end_ms = day.start_ms + width_ms(Resolution::Day);
-        let rows = self.rows.collection(RowKind::Vm);
-        self.read_rows(rows, day, end_ms, Deadline::after(DEADLINE), |at_ms, row| {
+        let read = self.read_rows(day, end_ms, true, Deadline::after(DEADLINE), |at, row| {
+            let at_ms = u64::try_from(at.div_euclid(1000)).unwrap_or(0);
             let start_ms = bucket_start(at_ms, width_ms(Resolution::FiveMinutes), offset_ms);
             let bucket = Bucket {
                 start_ms,
                 ..day.clone()
             };
             five_minutes.entry(bucket).or_default().add(row);
-            report.add(at_ms, row);
-        })
-        .await?;
+            report.add(at, row);
+        });
+        if read.await?.is_some() {
+            return Err(MetricsError::TooMuch);
+        }
         let mut hours = Buckets::new();
         let mut sums = Sums::default();
         for (bucket, part) in &five_minutes {
@@ -161,15 +168,16 @@ impl History {
             .await
     }
 
-    /// Time of the oldest (`direction` 1) or newest (`direction` -1) row of a VM.
-    async fn boundary(&self, instance: &InstanceId, direction: i32) -> Result<Option<u64>, MetricsError> {
-        let vms = self.rows.collection(RowKind::Vm);
-        let row = vms
-            .find_one(doc! { "instance_id": instance.as_str() })
-            .projection(doc! { "_id": 0, "create_date": 1 })
-            .sort(doc! { "create_date": direction, "_id": direction })
+    /// Time of the first row of a VM since a time in Unix microseconds.
+    async fn first_since(&self, instance: &InstanceId, since: i64) -> Result<Option<u64>, MetricsError> {
+        let mut query = Query::new(RowKind::Vm, instance, &[]).oldest_first().durable();
+        query.time.start = since;
+        let one = Most { rows: 1, after: None };
+        let mut first = Newest::new(one, Order::Oldest);
+        let mut budget = Budget::of_background();
+        first
+            .read(&self.rows, &query, &mut budget, Deadline::after(DEADLINE))
             .await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(self.offset.unix_millis_of(row.get_str("create_date")?))
+        Ok(first.into_rows().first().map(Row::at_ms))
     }
 }

@@ -1,13 +1,20 @@
-//! A batch of documents that are written to the database together, with the messages that they came from.
+//! A batch of rows that are written to the database together, with the messages that they came from.
+
+use std::borrow::Cow;
 
 use async_nats::jetstream::{AckKind, Message};
+use bson::RawDocumentBuf;
 use tracing::{Span, info_span, warn};
 use vmwatch_api::metrics::SAMPLE_STREAM;
 use vmwatch_bus::link_to_publisher;
 
-use super::verdict::Verdict;
+use super::{
+    arrivals,
+    verdict::{BAD_VALUE, Verdict},
+};
 use crate::{
-    MetricsError,
+    MetricsError, blocks,
+    config::RetentionSettings,
     documents::Documents,
     events::Events,
     history::dirty_buckets::DirtyBuckets,
@@ -17,27 +24,36 @@ use crate::{
 /// Maximum number of span links of a batch: OpenTelemetry's default. The publishers of further messages are not linked.
 const MAX_LINKS: usize = 128;
 
-/// Documents, each with the index of the message that it came from.
+/// Messages and the documents of their rows.
 #[derive(Default)]
 pub(super) struct Batch {
-    documents: Documents,
-    vm_sources: Vec<usize>,
-    process_sources: Vec<usize>,
+    documents: Vec<Documents>,
     messages: Vec<Message>,
+    rows: usize,
+    dropped_parts: u64,
     /// Index, within the batch, of the last message in which an agent reported that it had dropped sample parts.
     dropper: Option<usize>,
 }
 
-/// A document that the database refused: the index of its message, and the database's error code and message.
+/// A block that was not stored: the index of its message, its number of rows, and the database's error code and message.
 pub(super) struct Refused {
     pub(super) source: usize,
+    pub(super) rows: usize,
     pub(super) code: i32,
     pub(super) words: String,
 }
 
+/// The blocks of a batch, each with the index of its message and its number of rows.
+#[derive(Default)]
+struct Blocks {
+    documents: Vec<RawDocumentBuf>,
+    sources: Vec<(usize, usize)>,
+    refused: Vec<Refused>,
+}
+
 impl Batch {
-    pub(super) fn rows(&self) -> usize {
-        self.vm_sources.len() + self.process_sources.len()
+    pub(super) const fn rows(&self) -> usize {
+        self.rows
     }
 
     pub(super) fn messages(&self) -> &[Message] {
@@ -45,16 +61,12 @@ impl Batch {
     }
 
     pub(super) fn add(&mut self, documents: Documents, message: Message) {
-        let source = self.messages.len();
-        self.vm_sources.extend(documents.vms.iter().map(|_| source));
-        self.process_sources
-            .extend(documents.processes.iter().map(|_| source));
-        self.documents.vms.extend(documents.vms);
-        self.documents.processes.extend(documents.processes);
+        self.rows += documents.rows();
         if documents.dropped_parts > 0 {
-            self.documents.dropped_parts += documents.dropped_parts;
-            self.dropper = Some(source);
+            self.dropped_parts += documents.dropped_parts;
+            self.dropper = Some(self.messages.len());
         }
+        self.documents.push(documents);
         self.messages.push(message);
     }
 
@@ -62,7 +74,7 @@ impl Batch {
     /// any.
     pub(super) fn dropped_by_agents(&self) -> Option<(u64, &str)> {
         let message = self.messages.get(self.dropper?)?;
-        Some((self.documents.dropped_parts, message.subject.as_str()))
+        Some((self.dropped_parts, message.subject.as_str()))
     }
 
     /// Creates the tracing span for processing the batch, by OpenTelemetry's semantic conventions for messaging: a new
@@ -85,48 +97,53 @@ impl Batch {
         span
     }
 
-    /// Inserts the VM rows and the process rows and adds the dirty buckets, all three concurrently.
+    /// Inserts the rows as blocks, and adds the dirty buckets.
     pub(super) async fn insert(
         &self,
         store: &RowStore,
+        retention: &RetentionSettings,
         dirty_buckets: &DirtyBuckets,
     ) -> Result<Vec<Refused>, MetricsError> {
-        // Wait for all three even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
-        let (vms, processes, marked) = tokio::join!(
-            store.insert(RowKind::Vm, &self.documents.vms),
-            store.insert(RowKind::Process, &self.documents.processes),
-            dirty_buckets.add(&self.documents.vms)
-        );
+        let mut blocks = Blocks::default();
+        let mut vms = Vec::new();
+        for (source, documents) in self.documents.iter().enumerate() {
+            let new = if documents.far_ahead {
+                Cow::Owned(arrivals::new_rows(store, documents).await?)
+            } else {
+                Cow::Borrowed(documents)
+            };
+            for (kind, rows) in new.by_kind() {
+                blocks.add(store, retention, source, kind, rows, new.arrival)?;
+            }
+            vms.extend(new.vms.iter().cloned());
+        }
+        // Wait for both even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
+        let (unstored, marked) =
+            tokio::join!(store.insert_blocks(&blocks.documents), dirty_buckets.add(&vms));
         marked?;
-        let vms = vms?.into_iter().map(|refused| (&self.vm_sources, refused));
-        let processes = processes?
-            .into_iter()
-            .map(|refused| (&self.process_sources, refused));
-        let refused = vms.chain(processes).filter_map(|(sources, unstored)| {
+        let mut refused = blocks.refused;
+        refused.extend(unstored?.into_iter().filter_map(|unstored| {
+            let &(source, rows) = blocks.sources.get(unstored.index)?;
             Some(Refused {
-                source: *sources.get(unstored.index)?,
+                source,
+                rows,
                 code: unstored.code,
                 words: unstored.words,
             })
-        });
-        Ok(refused.collect())
+        }));
+        Ok(refused)
     }
 
     /// Publishes live events about the stored rows.
     pub(super) fn publish_events(&self, events: &Events, verdicts: &[Verdict]) {
-        let stored = |source: usize| verdicts.get(source) == Some(&Verdict::Stored);
-        for (row, &source) in self.documents.vms.iter().zip(&self.vm_sources) {
-            if stored(source) {
+        let stored = self.documents.iter().zip(verdicts);
+        for (documents, _) in stored.filter(|(_, verdict)| **verdict == Verdict::Stored) {
+            for row in &documents.vms {
                 events.publish_sample(row);
             }
-        }
-        let mut rows = self.documents.processes.as_slice();
-        for sources in self.process_sources.chunk_by(|one, other| one == other) {
-            let (of_one, rest) = rows.split_at_checked(sources.len()).unwrap_or((rows, &[]));
-            if sources.first().is_some_and(|&source| stored(source)) {
-                events.publish_processes(of_one);
+            if !documents.processes.is_empty() {
+                events.publish_processes(&documents.processes);
             }
-            rows = rest;
         }
     }
 
@@ -135,6 +152,49 @@ impl Batch {
         for message in &self.messages {
             acknowledge(message, AckKind::Progress).await;
         }
+    }
+}
+
+impl Blocks {
+    /// Adds the block of a message's rows of one kind.
+    fn add(
+        &mut self,
+        store: &RowStore,
+        retention: &RetentionSettings,
+        source: usize,
+        kind: RowKind,
+        documents: &[RawDocumentBuf],
+        arrival: Option<i64>,
+    ) -> Result<(), MetricsError> {
+        let Some(first) = documents.first() else {
+            return Ok(());
+        };
+        let instance = first.get_str("instance_id")?;
+        let block = store.encode(|encoder| {
+            let mut rows = encoder.rows(kind, instance);
+            for document in documents {
+                if let Err(unfit) = blocks::push(&mut rows, document, arrival) {
+                    return Ok(Err(unfit));
+                }
+            }
+            encoder
+                .encode(kind, instance, &rows, Some(retention.of(kind)))
+                .map(Ok)
+        })?;
+        match block {
+            Ok(Some(block)) => {
+                self.documents.push(block);
+                self.sources.push((source, documents.len()));
+            }
+            Ok(None) => {}
+            Err(unfit) => self.refused.push(Refused {
+                source,
+                rows: documents.len(),
+                code: BAD_VALUE,
+                words: unfit.to_string(),
+            }),
+        }
+        Ok(())
     }
 }
 

@@ -29,7 +29,10 @@ pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, St
     if message.subject.strip_prefix(SAMPLE_SUBJECT_PREFIX) != Some(sample.instance_id.as_str()) {
         return Err("instance_id differs from the VM in the message's subject".to_owned());
     }
-    Documents::from_sample(&sample, offset, SystemTime::now()).map_err(|refusal| refusal.to_string())
+    let arrival = message
+        .info()
+        .map_or_else(|_| SystemTime::now(), |info| info.published.into());
+    Documents::from_sample(&sample, offset, arrival).map_err(|refusal| refusal.to_string())
 }
 
 /// The `Content-Type` of a message.

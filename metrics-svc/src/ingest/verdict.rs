@@ -3,11 +3,14 @@
 
 use super::batch::Refused;
 
+/// MongoDB error code `BadValue`, also used for rows that no block can hold.
+pub(super) const BAD_VALUE: i32 = 2;
+
 /// MongoDB error codes for a fault of the document itself, which a retry cannot fix: `BadValue`,
 /// `DocumentValidationFailure` (from a validator that an administrator added), `BSONObjectTooLarge` and `KeyTooLong`
 /// (MongoDB before 4.2). All other codes may be transient, because they may come from the state of the server: writes
 /// blocked, full disk, lock, stepdown.
-const ROW_FAULTS: [i32; 4] = [2, 121, 10_334, 17_280];
+const ROW_FAULTS: [i32; 4] = [BAD_VALUE, 121, 10_334, 17_280];
 
 /// What happens to a message after its batch was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +26,10 @@ pub(super) enum Verdict {
 /// Decides on each message of a batch. A message is refused only if all its rows except the faulty ones are stored.
 pub(super) fn verdicts(messages: usize, refused: &[Refused]) -> Vec<Verdict> {
     let mut verdicts = vec![Verdict::Stored; messages];
-    for Refused { source, code, words } in refused {
+    for Refused {
+        source, code, words, ..
+    } in refused
+    {
         let Some(verdict) = verdicts.get_mut(*source) else {
             continue;
         };
@@ -43,6 +49,7 @@ mod tests {
     fn refused(source: usize, code: i32) -> Refused {
         Refused {
             source,
+            rows: 1,
             code,
             words: format!("code {code}"),
         }

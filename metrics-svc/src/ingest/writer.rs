@@ -20,7 +20,7 @@ use super::{
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };
-use crate::{MetricsError, events::Events, history::History, store::RowStore};
+use crate::{MetricsError, config::RetentionSettings, events::Events, history::History, store::RowStore};
 
 /// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
 /// wait.
@@ -56,6 +56,7 @@ pub(super) struct Writer {
     pub(super) events: Events,
     pub(super) bus: Bus,
     pub(super) suspects: Suspects,
+    pub(super) retention: RetentionSettings,
     pub(super) offset: UtcOffset,
     /// Time within which a message must be acknowledged:
     /// [`StreamSettings::ack_wait`](crate::config::StreamSettings::ack_wait).
@@ -75,11 +76,13 @@ impl Writer {
         history: &Arc<History>,
         events: Events,
         bus: &Bus,
+        retention: RetentionSettings,
         offset: UtcOffset,
         ack_wait: Duration,
     ) -> Self {
         Self {
             suspects: Suspects::new(store),
+            retention,
             store: Arc::clone(store),
             history: Arc::clone(history),
             events,
@@ -183,7 +186,7 @@ impl Writer {
             match verdict {
                 Verdict::Stored => acknowledge(message, AckKind::Ack).await,
                 Verdict::Refused(words) => {
-                    let reason = format!("the database refused a row: {words}");
+                    let reason = format!("the database refused rows of the sample: {words}");
                     refuse(&self.bus, message, &reason).await;
                 }
                 Verdict::Retry => {
@@ -202,7 +205,7 @@ impl Writer {
             match self.attempt(batch, shutdown).await? {
                 Ok(refused) => {
                     let verdicts = verdicts(batch.messages().len(), &refused);
-                    let unstored = refused.len();
+                    let unstored = refused.iter().map(|refused| refused.rows).sum();
                     tries += 1;
                     let others_pass = verdicts.iter().any(|verdict| *verdict != Verdict::Retry);
                     let given_up =
@@ -216,7 +219,7 @@ impl Writer {
                         .unzip();
                     warn!(
                         unstored,
-                        code, words, "the database refused some documents of a batch; retrying"
+                        code, words, "the database refused some blocks of a batch; retrying"
                     );
                 }
                 Err(error) => {
@@ -253,13 +256,13 @@ impl Writer {
             Arc::clone(&self.history),
             Arc::clone(batch),
         );
-        let limit = self.ack_wait * 2 / 3;
+        let (limit, retention) = (self.ack_wait * 2 / 3, self.retention);
         let waiting = timeout(limit, Arc::clone(&self.attempts).acquire_owned());
         let Ok(permit) = shutdown.run_until_cancelled(waiting).await? else {
             return Some(Err(MetricsError::Unanswered(limit)));
         };
         let insert = async move {
-            let inserted = batch.insert(&store, &history.dirty_buckets).await;
+            let inserted = batch.insert(&store, &retention, &history.dirty_buckets).await;
             drop(permit);
             inserted
         };

@@ -10,65 +10,145 @@ use vmwatch_api::{
     },
 };
 
-use super::{MOST_ROWS, Processes};
-use crate::{MetricsError, deadline::Deadline};
+use super::{Processes, row};
+use crate::{
+    MetricsError,
+    blocks::HOUR_MICROS,
+    deadline::Deadline,
+    reads::{Budget, Most, Newest, Order, Query, Scan, Step, micros},
+    store::RowKind,
+};
+
+/// The fields that events need.
+const COLUMNS: [&str; 4] = ["cmd", "pid", "running_time", "shutdown_time"];
+/// A process that started or ended in a range is in a sample that was taken at most this long after the range.
+const WEEK_MS: u64 = 7 * 24 * 3_600_000;
+
+/// The events that were found so far.
+struct Found {
+    /// The events must be in this range, and after the position of the last page.
+    range: TimeRange,
+    before: Option<EventPosition>,
+    seen: HashSet<(ProcessEventKind, u32, u64)>,
+    events: Vec<ProcessEvent>,
+}
 
 impl Processes {
     /// Returns a page of the newest starts and ends of processes in a time range.
     ///
-    /// The end of a process is known from its row with `shutdown_time`. Its start is the `running_time` of such a row
-    /// or, for a process that did not end in the range, of a row in a process table that shows the process.
+    /// The end of a process is known from its last row, which has `shutdown_time`. Its start is the `running_time` of any
+    /// of its rows. So the rows are read from the first sample after the range backwards, until a page is full: an event
+    /// is never later than the rows that show it.
     pub(crate) async fn events(
         &self,
         query: &ProcessEventsQuery,
         deadline: Deadline,
     ) -> Result<ProcessEventList, MetricsError> {
-        let instance = &query.instance_id;
         let Some(range) = up_to(query.range, query.before) else {
             return Ok(ProcessEventList::default());
         };
         let most = usize::from(query.limit.get());
-        let ends = self.newest_ends(query, range, deadline).await?;
-        let tables = self.tables(instance, range, deadline).await?;
-        let started = ends.iter().chain(tables.iter().flatten());
-        let started = started.filter(|row| (range.from_ms()..range.to_ms()).contains(&row.started_ms));
-        let mut seen = HashSet::new();
-        let mut events: Vec<_> = ends
-            .iter()
-            .map(|row| (ProcessEventKind::Ended, row))
-            .chain(started.map(|row| (ProcessEventKind::Started, row)))
-            .filter(|(kind, row)| seen.insert((*kind, row.pid, row.started_ms)))
-            .map(|(kind, row)| event(kind, row))
-            .filter(|event| query.before.is_none_or(|position| event.position() < position))
-            .collect();
-        events.sort_unstable_by_key(|event| Reverse(event.position()));
-        let (events, more) = first_page(events, most);
-        Ok(ProcessEventList { events, more })
+        let mut found = Found {
+            range,
+            before: query.before,
+            seen: HashSet::new(),
+            events: Vec::new(),
+        };
+        let end = self.end_of_next_sample(query, range, deadline).await?;
+        let mut rows = Query::new(RowKind::Process, &query.instance_id, &COLUMNS);
+        rows.time = micros(range.from_ms())..end;
+        let budget = Budget::of_request(&self.rows);
+        let mut scan = Scan::open(&self.rows, rows, budget, deadline).await?;
+        let mut ended = None;
+        loop {
+            let mut unreadable = None;
+            let step = scan.hour(|row| match row::read(&row.document) {
+                Ok(stored) => found.add(&stored.row),
+                Err(error) => unreadable = Some(error),
+            });
+            let step = step.await?;
+            if let Some(error) = unreadable {
+                return Err(error);
+            }
+            match step {
+                Step::Hour(hour) if found.since(hour) > most => break,
+                Step::Hour(_) => {}
+                Step::OverBudget(hour) => {
+                    ended = Some(hour);
+                    break;
+                }
+                Step::End => break,
+            }
+        }
+        found.page(most, ended)
     }
 
-    /// Returns the last rows of the newest processes that ended in the range: enough for a page and one more, which
-    /// shows whether there is another page. Processes that ended before these also started before them.
-    async fn newest_ends(
+    /// The time (Unix microseconds) after the first sample at or after the end of a range; the end of the range if there
+    /// is none.
+    async fn end_of_next_sample(
         &self,
         query: &ProcessEventsQuery,
         range: TimeRange,
         deadline: Deadline,
-    ) -> Result<Vec<ProcessRow>, MetricsError> {
-        let (instance, one_more) = (&query.instance_id, i64::from(query.limit.get()) + 1);
-        let Some(position) = query.before else {
-            return self.ends(instance, range, one_more, deadline).await;
-        };
-        // Read all processes that ended at the moment at which the previous page ended, because any number of them may
-        // have ended at that moment. Ends are rounded to milliseconds, so the millisecond before is included.
-        let tied = position.at_ms.saturating_sub(1).max(range.from_ms());
-        let mut ends = match TimeRange::new(tied, range.to_ms()) {
-            Some(tie) => self.ends(instance, tie, MOST_ROWS, deadline).await?,
-            None => Vec::new(),
-        };
-        if let Some(older) = TimeRange::new(range.from_ms(), tied) {
-            ends.extend(self.ends(instance, older, one_more, deadline).await?);
+    ) -> Result<i64, MetricsError> {
+        let next = Query::new(RowKind::Process, &query.instance_id, &[])
+            .within_ms(range.to_ms(), range.to_ms().saturating_add(WEEK_MS))
+            .oldest_first();
+        let one = Most { rows: 1, after: None };
+        let mut first = Newest::new(one, Order::Oldest);
+        let mut budget = Budget::of_request(&self.rows);
+        first.read(&self.rows, &next, &mut budget, deadline).await?;
+        let sample = first.into_rows().into_iter().next();
+        Ok(sample.map_or(micros(range.to_ms()), |row| row.effective.saturating_add(1)))
+    }
+}
+
+impl Found {
+    /// Adds the events that a row shows.
+    fn add(&mut self, row: &ProcessRow) {
+        let ended = row.ended_ms.map(|at_ms| (ProcessEventKind::Ended, at_ms));
+        for (kind, at_ms) in [Some((ProcessEventKind::Started, row.started_ms)), ended]
+            .into_iter()
+            .flatten()
+        {
+            let event = ProcessEvent {
+                at_ms,
+                kind,
+                name: row.name.clone(),
+                pid: row.pid,
+                started_ms: row.started_ms,
+            };
+            let in_range = (self.range.from_ms()..self.range.to_ms()).contains(&at_ms);
+            let on_page = self.before.is_none_or(|position| event.position() < position);
+            if in_range && on_page && self.seen.insert((kind, row.pid, row.started_ms)) {
+                self.events.push(event);
+            }
         }
-        Ok(ends)
+    }
+
+    /// Number of events since this time (Unix microseconds).
+    fn since(&self, micros: i64) -> usize {
+        let since_ms = u64::try_from(micros.div_euclid(1000)).unwrap_or(0);
+        self.events.iter().filter(|event| event.at_ms >= since_ms).count()
+    }
+
+    /// Returns the newest events as a page. `ended` is the start of the hour whose rows were not all read, because the
+    /// request has decoded as much as it may; the page then ends with the hour after it.
+    fn page(mut self, most: usize, ended: Option<i64>) -> Result<ProcessEventList, MetricsError> {
+        if let Some(hour) = ended {
+            let complete_ms = u64::try_from((hour + HOUR_MICROS) / 1000).unwrap_or(0);
+            self.events.retain(|event| event.at_ms >= complete_ms);
+            if self.events.is_empty() {
+                return Err(MetricsError::TooMuch);
+            }
+        }
+        self.events
+            .sort_unstable_by_key(|event| Reverse(event.position()));
+        let (events, more) = first_page(self.events, most);
+        Ok(ProcessEventList {
+            events,
+            more: more || ended.is_some(),
+        })
     }
 }
 
@@ -78,18 +158,4 @@ fn up_to(range: TimeRange, before: Option<EventPosition>) -> Option<TimeRange> {
         position.at_ms.saturating_add(1).min(range.to_ms())
     });
     TimeRange::new(range.from_ms(), to_ms)
-}
-
-fn event(kind: ProcessEventKind, row: &ProcessRow) -> ProcessEvent {
-    let at_ms = match kind {
-        ProcessEventKind::Started => row.started_ms,
-        ProcessEventKind::Ended => row.ended_ms.unwrap_or(0),
-    };
-    ProcessEvent {
-        at_ms,
-        kind,
-        name: row.name.clone(),
-        pid: row.pid,
-        started_ms: row.started_ms,
-    }
 }

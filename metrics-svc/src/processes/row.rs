@@ -1,6 +1,6 @@
 //! Decodes stored process rows.
 
-use bson::{Document, RawBsonRef, RawDocument, doc, oid::ObjectId};
+use bson::{RawBsonRef, RawDocument, oid::ObjectId};
 use vmwatch_api::{metrics::RowId, processes::ProcessRow};
 
 use crate::{MetricsError, history::sums::number};
@@ -18,13 +18,17 @@ impl StoredProcess {
     }
 }
 
-/// MongoDB projection with the fields that [`read`] needs.
-pub(super) fn projection() -> Document {
-    doc! {
-        "_id": 1, "create_date": 1, "cmd": 1, "pid": 1, "cpu_util": 1, "mem": 1, "disk_read": 1, "disk_write": 1,
-        "running_time": 1, "shutdown_time": 1,
-    }
-}
+/// The fields that [`read`] needs.
+pub(super) const COLUMNS: [&str; 8] = [
+    "cmd",
+    "pid",
+    "cpu_util",
+    "mem",
+    "disk_read",
+    "disk_write",
+    "running_time",
+    "shutdown_time",
+];
 
 /// Converts stored Unix seconds to Unix milliseconds.
 pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
@@ -37,10 +41,8 @@ pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
     (seconds >= 0.0).then(|| (seconds * 1000.0).round() as u64)
 }
 
-/// Decodes a stored process row, and returns it with the date of its sample. A missing field becomes 0 or empty; rows
-/// written by agents have all fields.
-pub(super) fn read(row: &RawDocument) -> Result<(&str, StoredProcess), MetricsError> {
-    let mut date = "";
+/// Decodes a stored process row. A missing field becomes 0 or empty; rows written by agents have all fields.
+pub(super) fn read(row: &RawDocument) -> Result<StoredProcess, MetricsError> {
     let mut id = None;
     let mut read = ProcessRow {
         name: String::new(),
@@ -56,7 +58,6 @@ pub(super) fn read(row: &RawDocument) -> Result<(&str, StoredProcess), MetricsEr
         let (key, value) = element?;
         match (key.as_str(), value) {
             ("_id", RawBsonRef::ObjectId(given)) => id = Some(given),
-            ("create_date", RawBsonRef::String(text)) => date = text,
             ("cmd", RawBsonRef::String(text)) => text.clone_into(&mut read.name),
             ("pid", RawBsonRef::Int32(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
             ("pid", RawBsonRef::Int64(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
@@ -69,7 +70,7 @@ pub(super) fn read(row: &RawDocument) -> Result<(&str, StoredProcess), MetricsEr
             _ => {}
         }
     }
-    Ok((date, StoredProcess { id, row: read }))
+    Ok(StoredProcess { id, row: read })
 }
 
 #[cfg(test)]
@@ -84,9 +85,8 @@ mod tests {
             "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
             "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,
         };
-        let (date, StoredProcess { id, row }) = read(&row).unwrap();
+        let StoredProcess { id, row } = read(&row).unwrap();
         assert_eq!(id, None);
-        assert_eq!(date, "2017-01-01T21:37:59.001065");
         assert_eq!(
             (row.name.as_str(), row.pid, row.cpu_util, row.disk_read),
             ("lvmetad", 479, 1.0, 0.0)

@@ -1,34 +1,28 @@
 //! History of the selected processes as one series, with their usage summed.
 
-use std::collections::BTreeSet;
+use std::collections::HashMap;
 
-use bson::doc;
 use vmwatch_api::{
     first_page,
     processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
-    time::CreateDate,
 };
 
 use super::{
     Processes,
-    row::{self, StoredProcess},
+    row::{self, COLUMNS},
 };
 use crate::{
     MetricsError,
-    database::find,
     deadline::Deadline,
     history::{Chart, sums::Sum},
+    reads::{Budget, Only, Query, Scan, Step},
+    store::RowKind,
 };
-
-/// Maximum number of names under which a pid is followed.
-const MOST_NAMES: usize = 16;
-/// Maximum number of ended processes, the newest, that are searched for the names of a pid.
-const MOST_ENDS: i64 = 100_000;
 
 /// Total usage of the selected processes at one moment.
 #[derive(Debug, Default)]
 struct Moment {
-    date: String,
+    at_ms: u64,
     running: f64,
     cpu_util: f64,
     mem: f64,
@@ -91,97 +85,83 @@ impl Processes {
         deadline: Deadline,
     ) -> Result<ProcessSeries, MetricsError> {
         let chart = Chart::of_rows(query.range, query.points, self.offset.as_millis());
-        let names = match (query.process.name(), query.process.pid()) {
-            (Some(name), _) => BTreeSet::from([name.as_str().to_owned()]),
-            (None, Some(pid)) => self.names_of(query, pid, deadline).await?,
-            (None, None) => BTreeSet::new(),
-        };
         let mut moments = vec![Moments::default(); chart.buckets];
-        for name in &names {
-            self.add_moments(query, name, &chart, &mut moments, deadline)
-                .await?;
-        }
+        // A later page need not read the time buckets of earlier pages again.
+        let start_ms = query.after_ms.map_or(chart.first_ms, |after| {
+            chart.first_ms.max(after.saturating_add(chart.step_ms))
+        });
+        let only = match (query.process.name(), query.process.pid()) {
+            (Some(name), _) => Only::named(name.as_str()),
+            (None, Some(pid)) => Only::Pid(pid),
+            (None, None) => Only::All,
+        };
+        let rows = Query::new(RowKind::Process, &query.instance_id, &COLUMNS)
+            .within_ms(start_ms, chart.end_ms())
+            .oldest_first()
+            .only(only);
+        let ended = self
+            .add_moments(rows, query.process.pid(), &chart, &mut moments, deadline)
+            .await?;
+        // The request may have decoded so much that it ended early; the next page continues with the hour that is missing.
+        let complete_ms = ended.map_or(u64::MAX, |hour| u64::try_from(hour / 1000).unwrap_or(0));
         let buckets = moments
             .iter()
             .enumerate()
             .filter(|(_, moments)| moments.count > 0)
             .map(|(index, moments)| moments.bucket(chart.start_ms(index)))
+            .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
             .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
         let (buckets, more) = first_page(buckets, chart.buckets);
         let step_ms = if buckets.is_empty() { 0 } else { chart.step_ms };
         Ok(ProcessSeries {
             step_ms,
+            more: more || ended.is_some() && !buckets.is_empty(),
             buckets,
-            more,
         })
     }
 
-    /// Adds the samples of the processes with this name; if the query has a pid, only of those with the pid.
+    /// Adds the samples of the processes that the query selects; with a pid, only of those that also have the pid.
+    /// Returns the start of the first hour whose rows were not all read, if there were too many.
     async fn add_moments(
         &self,
-        query: &ProcessHistoryQuery,
-        name: &str,
+        rows: Query<'_>,
+        pid: Option<u32>,
         chart: &Chart,
         moments: &mut [Moments],
         deadline: Deadline,
-    ) -> Result<(), MetricsError> {
-        let date = |millis| CreateDate::at_millis(millis, self.offset);
-        let range = doc! { "$gte": date(chart.first_ms).as_str(), "$lt": date(chart.end_ms()).as_str() };
-        let filter = doc! { "instance_id": query.instance_id.as_str(), "cmd": name, "create_date": range };
-        let rows = self
-            .collection()
-            .find(filter)
-            .projection(row::projection())
-            .sort(doc! { "create_date": 1, "_id": 1 })
-            .batch_size(5000)
-            .max_time(deadline.left()?);
-        let mut cursor = find(self.collection(), rows).await?;
-        let mut moment = Moment::default();
-        let mut finish = |moment: &Moment| {
-            let at_ms = self.offset.unix_millis_of(&moment.date);
-            let index = at_ms.and_then(|at_ms| chart.index(at_ms));
-            if let Some(moments) = index.and_then(|index| moments.get_mut(index)) {
-                moments.add(moment);
+    ) -> Result<Option<i64>, MetricsError> {
+        let budget = Budget::of_request(&self.rows);
+        let mut scan = Scan::open(&self.rows, rows, budget, deadline).await?;
+        loop {
+            // The rows of one sample have one date, and nearly always one hour.
+            let mut of_hour: HashMap<String, Moment> = HashMap::new();
+            let mut unreadable = None;
+            let step = scan.hour(|row| match row::read(&row.document) {
+                Ok(stored) if pid.is_none_or(|pid| pid == stored.row.pid) => {
+                    let at_ms = row.at_ms();
+                    let moment = of_hour.entry(row.create_date).or_default();
+                    moment.at_ms = moment.at_ms.max(at_ms);
+                    moment.add(&stored.row);
+                }
+                Ok(_) => {}
+                Err(error) => unreadable = Some(error),
+            });
+            let step = step.await?;
+            if let Some(error) = unreadable {
+                return Err(error);
             }
-        };
-        while cursor.advance().await? {
-            let (date, StoredProcess { row, .. }) = row::read(cursor.current())?;
-            // The filter cannot select the pid, because no index contains it together with the name (see `read`).
-            if query.process.pid().is_some_and(|pid| pid != row.pid) {
-                continue;
+            match step {
+                Step::Hour(_) => {}
+                Step::OverBudget(hour) => return Ok(Some(hour)),
+                Step::End => return Ok(None),
             }
-            if date != moment.date {
-                finish(&moment);
-                moment = Moment {
-                    date: date.to_owned(),
-                    ..Moment::default()
-                };
+            for moment in of_hour.values() {
+                let index = chart.index(moment.at_ms);
+                if let Some(moments) = index.and_then(|index| moments.get_mut(index)) {
+                    moments.add(moment);
+                }
             }
-            moment.add(&row);
         }
-        finish(&moment);
-        Ok(())
-    }
-
-    /// Returns the names under which a pid was seen, from the last rows of processes that ended and from process tables
-    /// that show the others. There is an index by name but none by pid, which would cost an entry for every row.
-    async fn names_of(
-        &self,
-        query: &ProcessHistoryQuery,
-        pid: u32,
-        deadline: Deadline,
-    ) -> Result<BTreeSet<String>, MetricsError> {
-        let (instance, range) = (&query.instance_id, query.range);
-        let ends = self.ends(instance, range, MOST_ENDS, deadline).await?;
-        let mut tables = self.tables(instance, range, deadline).await?;
-        // A process that executes another program during its life has one name at the beginning of the range and
-        // another at its end.
-        if let Some(date) = self.sample_after(instance, range.from_ms(), deadline).await? {
-            tables.push(self.table_of(instance, &date, deadline).await?);
-        }
-        let rows = ends.into_iter().chain(tables.into_iter().flatten());
-        let names = rows.filter(|row| row.pid == pid).map(|row| row.name);
-        Ok(names.take(MOST_NAMES).collect())
     }
 }
 

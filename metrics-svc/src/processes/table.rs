@@ -3,13 +3,26 @@
 use std::cmp::Ordering;
 
 use vmwatch_api::{
-    first_page,
-    processes::{Order, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePosition},
+    InstanceId, first_page,
+    processes::{Order, ProcessName, ProcessRow, ProcessSort, ProcessTable, ProcessesAtQuery, TablePosition},
     time::unix_millis,
 };
 
-use super::{Processes, row::StoredProcess};
-use crate::{MetricsError, deadline::Deadline};
+use super::{
+    Processes,
+    row::{self, COLUMNS, StoredProcess},
+};
+use crate::{
+    MetricsError,
+    deadline::Deadline,
+    reads::{Budget, Most, Newest, Only, Order as RowOrder, Query, Row, Scan, micros, two_hours_before},
+    store::RowKind,
+};
+
+/// How far before a moment its process table may have been sampled.
+const WEEK_MICROS: i64 = 7 * 24 * 3_600_000_000;
+/// Within this time all parts of a sample arrive, if its date is ahead.
+const PARTS_MICROS: i64 = 60_000_000;
 
 impl Processes {
     /// Returns a page of the process table of the newest sample at or before the moment.
@@ -21,20 +34,20 @@ impl Processes {
         let after = query.after.as_ref();
         let at_ms = after.map(|position| position.at_ms).or(query.at_ms);
         // A sample within the requested millisecond also counts as "at the moment".
-        let end_ms = at_ms.unwrap_or_else(unix_millis).saturating_add(1);
-        let Some(date) = self.sample_before(&query.instance_id, end_ms, deadline).await? else {
+        let end = micros(at_ms.unwrap_or_else(unix_millis)).saturating_add(1000);
+        let Some(sample) = self.sample_before(&query.instance_id, end, deadline).await? else {
             return match after {
                 None => Ok(ProcessTable::default()),
                 Some(_) => Err(MetricsError::TableExpired),
             };
         };
         let mut processes = self
-            .rows_of(&query.instance_id, &date, query.name.as_ref(), deadline)
+            .rows_of(&query.instance_id, &sample, query.name.as_ref(), deadline)
             .await?;
         let total = processes.len() as u64;
         let order = query.order.unwrap_or_else(|| query.sort.usual_order());
         processes.sort_unstable_by(|one, other| compare(one, other, query.sort, order));
-        let sampled_ms = self.offset.unix_millis_of(&date);
+        let sampled_ms = Some(sample.at_ms());
         let first = match after {
             None => 0,
             Some(position) => behind(&processes, sampled_ms, position).ok_or(MetricsError::TableExpired)?,
@@ -58,6 +71,59 @@ impl Processes {
             processes: page.into_iter().cloned().collect(),
             next,
         })
+    }
+}
+
+impl Processes {
+    /// Returns a row of the newest sample before a time (Unix microseconds): one of the two hours before it, or else of
+    /// the week before it.
+    pub(super) async fn sample_before(
+        &self,
+        instance: &InstanceId,
+        end: i64,
+        deadline: Deadline,
+    ) -> Result<Option<Row>, MetricsError> {
+        let one = Most { rows: 1, after: None };
+        let mut newest = Newest::new(one, RowOrder::Newest);
+        let mut budget = Budget::of_request(&self.rows);
+        let mut query = Query::new(RowKind::Process, instance, &[]);
+        let mut until = end;
+        for since in [two_hours_before(end), end.saturating_sub(WEEK_MICROS)] {
+            query.time = since..until;
+            newest.read(&self.rows, &query, &mut budget, deadline).await?;
+            until = since;
+        }
+        Ok(newest.into_rows().into_iter().next())
+    }
+
+    /// Reads the rows of the sample that this row belongs to: of all processes, or of those with one name.
+    pub(super) async fn rows_of(
+        &self,
+        instance: &InstanceId,
+        sample: &Row,
+        name: Option<&ProcessName>,
+        deadline: Deadline,
+    ) -> Result<Vec<StoredProcess>, MetricsError> {
+        let mut query = Query::new(RowKind::Process, instance, &COLUMNS).oldest_first();
+        // The parts of a sample whose date is ahead have different effective dates, because they arrived one by one.
+        query.time = sample.effective.saturating_sub(PARTS_MICROS)..sample.effective.saturating_add(1);
+        if let Some(name) = name {
+            query = query.only(Only::named(name.as_str()));
+        }
+        let budget = Budget::of_request(&self.rows);
+        let mut scan = Scan::open(&self.rows, query, budget, deadline).await?;
+        let mut rows = Vec::new();
+        let ended = scan
+            .all(|row| {
+                if row.create_date == sample.create_date {
+                    rows.push(row);
+                }
+            })
+            .await?;
+        if ended.is_some() {
+            return Err(MetricsError::TooMuch);
+        }
+        rows.iter().map(|row| row::read(&row.document)).collect()
     }
 }
 

@@ -140,9 +140,12 @@ pub struct NextRows {
     pub before: RowPosition,
 }
 
-/// The position of a row in a list that is sorted by date, newest first, and then by id.
+/// The position of a row in a list that is sorted by effective date, newest first, then by `create_date` and id. The
+/// effective date is the earlier of `create_date` and the arrival of the row.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RowPosition {
+    /// Effective date of the row, Unix microseconds.
+    pub effective_us: i64,
     pub create_date: CreateDate,
     pub id: RowId,
 }

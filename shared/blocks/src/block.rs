@@ -242,6 +242,22 @@ impl<'a> Block<'a> {
         date.copied().unwrap_or(Date(0))
     }
 
+    /// The number of bytes that may still be decoded.
+    pub const fn bytes_left(&self) -> usize {
+        self.budget
+    }
+
+    /// The rows with this `create_date`, in the order in which they are stored.
+    pub fn rows_dated(&self, create_date: &str) -> Vec<usize> {
+        let Ok(date) = Date::parse(create_date) else {
+            return Vec::new();
+        };
+        if self.dates.binary_search(&date).is_err() {
+            return Vec::new();
+        }
+        (0..self.rows).filter(|row| self.date(*row) == date).collect()
+    }
+
     /// The `create_date` of a row, as it was given.
     pub fn create_date(&self, row: usize) -> String {
         self.date(row).text().unwrap_or_default()

@@ -6,14 +6,14 @@ use std::{
     path::PathBuf,
 };
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::doc;
 use rustix::process::geteuid;
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::{ADMIN, PATIENCE, Process, Program, Spec, Stack, THIS_MACHINE, codes, eventually, figure};
 
 use super::login_request;
-use crate::ingest_support::metric;
+use crate::{ingest_support::metric, rows::stored_rows};
 
 /// Size of the disk, as a mount option. Empty KV buckets and streams fit into it.
 const DISK: &str = "size=24m";
@@ -82,10 +82,10 @@ impl Disk {
 /// Returns the number of samples that the agent took but the database does not contain, because they are still in
 /// transit or were lost.
 async fn missing(stack: &Stack) -> f64 {
-    let stored = stack.database.handle().collection::<Document>("vm_samples");
-    let stored = stored.count_documents(doc! { "instance_id": THIS_MACHINE }).await;
+    let of_vm = doc! { "instance_id": THIS_MACHINE, "kind": "vm" };
+    let stored = stored_rows(&stack.database, of_vm).await.unwrap().len();
     let made = metric(stack.replica(Program::Agent, 0), "vmwatch_agent_samples_total").await;
-    made - stored.unwrap() as f64
+    made - stored as f64
 }
 
 async fn logs_in(stack: &Stack) {

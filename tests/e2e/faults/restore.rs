@@ -11,6 +11,7 @@ use vmwatch_api::time::unix_millis;
 use crate::{
     ingest_support::metric,
     rest::client::{Api, publish, report, sample, stack},
+    rows::stored_rows,
 };
 
 const PASSWORD: &str = "long enough";
@@ -87,14 +88,9 @@ async fn answers(api: &Api, path: &str, expected: u16) {
     .await;
 }
 
-async fn stored_rows(stack: &Stack, instance: &str) -> u64 {
-    let rows = stack
-        .database
-        .handle()
-        .collection::<mongodb::bson::Document>("vm_samples");
-    rows.count_documents(doc! { "instance_id": instance })
-        .await
-        .unwrap()
+async fn stored_of(stack: &Stack, instance: &str) -> u64 {
+    let of_vm = doc! { "instance_id": instance, "kind": "vm" };
+    stored_rows(&stack.database, of_vm).await.unwrap().len() as u64
 }
 
 #[tokio::test]
@@ -113,7 +109,7 @@ async fn running_programs_continue_after_a_backup_is_restored() {
     let backup = Backup::take(&stack, async || {
         metrics.resume();
         eventually("the sample of the backup is stored", PATIENCE, async || {
-            let count = stored_rows(&stack, "vm-waits").await;
+            let count = stored_of(&stack, "vm-waits").await;
             (count == 1).then_some(()).ok_or(format!("{count}"))
         })
         .await;
@@ -151,7 +147,7 @@ async fn running_programs_continue_after_a_backup_is_restored() {
     answers(&admin, "/vms/vm-2", 404).await;
     // NATS delivers the sample again, and the database recognises it by its id.
     report(&stack, &admin, &[("vm-2", 3.0)]).await;
-    assert_eq!(stored_rows(&stack, "vm-waits").await, 1);
+    assert_eq!(stored_of(&stack, "vm-waits").await, 1);
     let audited = eventually("the restored audit can be read", PATIENCE, async || {
         let reply = admin.get("/audit?limit=100").await;
         let records: Value = reply.json();

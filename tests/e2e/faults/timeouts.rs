@@ -101,14 +101,14 @@ async fn timed_out_requests_leak_no_memory() {
 #[tokio::test]
 async fn database_queries_of_a_request_share_its_deadline() {
     const DEADLINE: Duration = Duration::from_secs(1);
-    const DELAY: Duration = Duration::from_millis(400);
+    const DELAY: Duration = Duration::from_millis(600);
     let stack = Stack::builder()
         .replicas(Program::Gateway, 0)
         .replicas(Program::Auth, 0)
         .replicas(Program::Lifecycle, 0)
         .start()
         .await;
-    let proxy = MongoProxy::start(stack.database.uri(), "vm_samples").await;
+    let proxy = MongoProxy::start(stack.database.uri(), "blocks").await;
     let metrics = stack.replica(Program::Metrics, 0);
     metrics.process.set(MONGODB_URI.name, proxy.uri());
     metrics.process.kill9();

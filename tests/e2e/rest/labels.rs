@@ -133,6 +133,7 @@ async fn documents(stack: &Stack, id: &str) -> Vec<(&'static str, u64)> {
     let of_vm = doc! { "instance_id": id };
     let rollups = doc! { "_id": { "$gte": format!("{id}/"), "$lt": format!("{id}0") } };
     for (collection, filter) in [
+        ("blocks", &of_vm),
         ("vm_samples", &of_vm),
         ("process_samples", &of_vm),
         ("vm_samples_dirty_buckets", &of_vm),
@@ -161,8 +162,7 @@ async fn report_history(stack: &Stack, id: &str) {
     eventually("the rollups contain the rows", PATIENCE, async || {
         let found = documents(stack, id).await;
         let counts: Vec<_> = found.iter().map(|(_, count)| *count).collect();
-        let is_complete =
-            counts[0] == 30 && counts[1] == 120 && counts[2] == 0 && counts[3] >= 6 && counts[6] == 1;
+        let is_complete = counts[0] == 60 && counts[3] == 0 && counts[4] >= 6 && counts[7] == 1;
         is_complete.then_some(()).ok_or_else(|| format!("{found:?}"))
     })
     .await;
@@ -230,7 +230,7 @@ async fn removed_vm_loses_its_history_and_labels_until_it_reports_again() {
         .problem(404, "not_found");
 
     report(&stack, &admin, &[("gone", 2.0)]).await;
-    assert_eq!(documents(&stack, "gone").await[0], ("vm_samples", 1));
+    assert_eq!(documents(&stack, "gone").await[0], ("blocks", 1));
     assert_eq!(admin.read("/vms/gone/labels").await["labels"], json!({}));
     for action in ["metrics.history.remove", "lifecycle.removal.finish"] {
         let audit = admin.read(&format!("/audit?action={action}&target=gone")).await;
@@ -274,12 +274,12 @@ async fn interrupted_removal_is_continued_by_a_repeated_request() {
     let interrupted = removing.await.unwrap();
     let left = documents(&stack, "large").await;
     assert_ne!(
-        (interrupted.status, left[1].1),
+        (interrupted.status, left[2].1),
         (204, 0),
         "the removal was not interrupted"
     );
     // The VM is listed until the removal is complete.
-    assert_eq!(left[6], ("vm_samples_instances", 1));
+    assert_eq!(left[7], ("vm_samples_instances", 1));
     metrics.restart().await;
     eventually("the removal is complete", PATIENCE, async || {
         let reply = admin.delete("/vms/large?name=large").await;

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use mongodb::bson::{Document, doc};
+use mongodb::bson::doc;
 use serde_json::json;
 use testkit::{ADMIN, Gateway, MACHINES, PATIENCE, Stack, eventually, figure};
 use vmwatch_api::{
@@ -19,6 +19,7 @@ use super::super::vm_request;
 use crate::{
     history_support::{publish, sample},
     rest::client::Api,
+    rows::stored_rows,
 };
 
 /// The bounds are far above the usual durations on a busy machine, and below the deadlines at which the work would
@@ -165,14 +166,17 @@ impl<'a> Bystander<'a> {
         let at = unix_millis();
         publish(self.stack, &sample(OTHER_VM, at, "+00:00", 1.5)).await;
         let date = CreateDate::at_millis(at, "+00:00".parse().unwrap());
-        let rows = self.stack.database.handle().collection::<Document>("vm_samples");
-        let row = doc! { "instance_id": OTHER_VM, "create_date": date.as_str() };
+        let of_vm = doc! { "instance_id": OTHER_VM, "kind": "vm" };
         eventually("the published sample is stored", PATIENCE, async || {
-            let found = rows
-                .find_one(row.clone())
-                .await
-                .map_err(|error| error.to_string())?;
-            found.map(drop).ok_or_else(|| "the row is missing".to_owned())
+            let found = stored_rows(&self.stack.database, of_vm.clone()).await;
+            let found = found.map_err(|error| error.to_string())?;
+            let is_stored = found.iter().any(|row| {
+                row.get_str("create_date")
+                    .is_ok_and(|found| found == date.as_str())
+            });
+            is_stored
+                .then_some(())
+                .ok_or_else(|| "the row is missing".to_owned())
         })
         .await;
     }

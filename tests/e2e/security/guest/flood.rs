@@ -9,9 +9,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use futures::TryStreamExt;
-use mongodb::bson::{Document, doc};
-use testkit::{ADMIN, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
+use mongodb::bson::{DateTime, doc};
+use testkit::{ADMIN, Database, GUEST, PATIENCE, Program, Stack, THIS_MACHINE, eventually, figure};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
@@ -20,7 +19,7 @@ use vmwatch_api::time::UtcOffset;
 use vmwatch_service::config::UTC_OFFSET;
 
 use super::{Fingerprint, INBOX, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
-use crate::ingest_support::Publisher;
+use crate::{ingest_support::Publisher, rows::stored_rows};
 
 /// A message that the guest sends repeatedly.
 struct Attack {
@@ -109,24 +108,26 @@ impl Running {
 }
 
 /// The real agent of another VM, observed by its rows in the database.
-struct Other {
-    rows: mongodb::Collection<Document>,
+struct Other<'a> {
+    database: &'a Database,
     offset: UtcOffset,
     newest: String,
 }
 
-impl Other {
+impl Other<'_> {
     /// Observes the other VM's rows for this time and returns the delay of each, from sampling to storing. Polls often,
     /// because the polling interval limits the precision.
     async fn delays(&mut self, lasts: Duration) -> Vec<Duration> {
         let (mut delays, end) = (Vec::new(), SystemTime::now() + lasts);
         while SystemTime::now() < end {
-            let newer = doc! { "instance_id": THIS_MACHINE, "create_date": { "$gt": &self.newest } };
-            let found: Vec<Document> = self.rows.find(newer).await.unwrap().try_collect().await.unwrap();
-            let dates: BTreeSet<_> = found
+            let since = self.offset.unix_millis_of(&self.newest).unwrap_or(0);
+            let since = DateTime::from_millis(i64::try_from(since).unwrap());
+            let newer = doc! { "instance_id": THIS_MACHINE, "from": { "$gte": since } };
+            let found = stored_rows(self.database, newer).await.unwrap();
+            let dates = found
                 .iter()
-                .map(|row| row.get_str("create_date").unwrap().to_owned())
-                .collect();
+                .map(|row| row.get_str("create_date").unwrap().to_owned());
+            let dates: BTreeSet<_> = dates.filter(|date| *date > self.newest).collect();
             delays.extend(dates.iter().map(|date| self.age(date)));
             if let Some(newest) = dates.into_iter().next_back() {
                 self.newest = newest;
@@ -191,7 +192,7 @@ async fn guest_at_full_speed_does_not_block_other_vms() {
     filter::limit_guest(&stack);
     stack.gateway(0).login(ADMIN.0, ADMIN.1).await;
     let mut other = Other {
-        rows: stack.database.handle().collection("vm_samples"),
+        database: &stack.database,
         offset: UTC_OFFSET.default.parse().unwrap(),
         newest: String::new(),
     };

@@ -1,0 +1,36 @@
+//! The document of a stored block.
+
+use bson::{RawBsonRef, RawDocument};
+
+use super::hour_of;
+
+/// A block as it is stored. Its times are effective dates in Unix microseconds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StoredBlock<'a> {
+    /// The document's `_id`.
+    pub(crate) id: RawBsonRef<'a>,
+    /// The first microsecond of the millisecond of the earliest row.
+    pub(crate) from: i64,
+    /// The last microsecond of the millisecond of the latest row.
+    pub(crate) to: i64,
+    /// The encoded rows.
+    pub(crate) data: &'a [u8],
+}
+
+impl<'a> StoredBlock<'a> {
+    /// Decodes the document; `None` if a field is missing or has another type.
+    pub(crate) fn from_document(document: &'a RawDocument) -> Option<Self> {
+        let millis = |key| Some(document.get_datetime(key).ok()?.timestamp_millis());
+        Some(Self {
+            id: document.get("_id").ok()??,
+            from: millis("from")?.saturating_mul(1000),
+            to: millis("to")?.saturating_mul(1000).saturating_add(999),
+            data: document.get_binary("data").ok()?.bytes,
+        })
+    }
+
+    /// Start of the hour that contains all rows.
+    pub(crate) const fn hour(&self) -> i64 {
+        hour_of(self.from)
+    }
+}

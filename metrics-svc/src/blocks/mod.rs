@@ -1,0 +1,76 @@
+//! Blocks in the database: each holds the rows of one VM and one kind within one hour (UTC), encoded by `vmwatch-blocks`.
+//!
+//! ```text
+//! blocks  { _id: hash of the rows' `_id`s, instance_id: "vm-1", kind: "process", level: 0, hour, from, to, rows: 100,
+//!           expires, data }
+//! ```
+//!
+//! Ingestion writes blocks of level 0, one per part of a sample and kind. The same rows always make a block with the same
+//! `_id`, so a block that is written again is a duplicate key. A row, however, may be in several blocks: a block is no
+//! identity, and readers drop rows with the same `_id`.
+//!
+//! A block with rows of more than one date is written only for an hour that has ended [`CLOSED_AFTER`] ago. In later
+//! hours each block therefore begins and ends at one moment, so that a reader of the newest rows can stop early.
+
+mod document;
+mod encode;
+
+use std::time::Duration;
+
+use bson::{Document, RawDocumentBuf, doc};
+use mongodb::{Collection, IndexModel, options::IndexOptions};
+use vmwatch_blocks::Kind;
+
+pub(crate) use self::{
+    document::StoredBlock,
+    encode::{BlockEncoder, push},
+};
+use crate::{MetricsError, store::RowKind};
+
+/// An hour in microseconds.
+pub(crate) const HOUR_MICROS: i64 = 3_600_000_000;
+/// Time after the end of an hour from which on its rows may be written in blocks with several dates. It is longer than
+/// clocks may differ.
+pub(crate) const CLOSED_AFTER: Duration = Duration::from_mins(5);
+
+impl RowKind {
+    /// The kind in blocks.
+    pub(crate) const fn in_blocks(self) -> Kind {
+        match self {
+            Self::Vm => Kind::Vm,
+            Self::Process => Kind::Process,
+        }
+    }
+
+    /// The value of the field `kind` of a block's document.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Vm => "vm",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// Start of the hour (UTC) that contains a time, both in Unix microseconds.
+pub(crate) const fn hour_of(micros: i64) -> i64 {
+    micros.saturating_sub(micros.rem_euclid(HOUR_MICROS))
+}
+
+/// Creates the indexes of the collection of blocks.
+pub(crate) async fn prepare(blocks: &Collection<RawDocumentBuf>) -> Result<(), MetricsError> {
+    let index =
+        |keys: Document, options: IndexOptions| IndexModel::builder().keys(keys).options(options).build();
+    let by_time = IndexOptions::builder()
+        .name("instance_kind_from".to_owned())
+        .build();
+    // MongoDB deletes a block at the time in its field `expires`.
+    let retention = IndexOptions::builder()
+        .name("expires".to_owned())
+        .expire_after(Duration::ZERO)
+        .build();
+    let keys = doc! { "instance_id": 1, "kind": 1, "from": 1 };
+    blocks
+        .create_indexes([index(keys, by_time), index(doc! { "expires": 1 }, retention)])
+        .await?;
+    Ok(())
+}

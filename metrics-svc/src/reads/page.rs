@@ -1,0 +1,144 @@
+//! Reads a page of the newest rows as JSON.
+
+use std::time::SystemTime;
+
+use vmwatch_api::{
+    InstanceId, PageRoom,
+    metrics::{Limit, NextRows, PROCESS_ROW_KEYS, RowId, RowPage, RowPosition, Rows, VM_ROW_KEYS},
+};
+
+use super::{Budget, Most, Newest, Only, Order, Query, Row, newest::two_hours_before};
+use crate::{
+    MetricsError,
+    deadline::Deadline,
+    documents::micros_of,
+    instances::last_report,
+    row_json,
+    store::{RowKind, RowStore},
+};
+
+/// A query for a page of the newest rows of a VM.
+#[derive(Debug, Clone, Copy)]
+pub struct PageQuery<'a> {
+    /// Whether to read VM rows or process rows.
+    pub kind: RowKind,
+    /// The VM whose rows to read.
+    pub instance: &'a InstanceId,
+    /// Only rows of processes with this name.
+    pub cmd: Option<&'a str>,
+    /// Maximum number of rows in the answer.
+    pub limit: Limit,
+    /// Only rows that come after this row in the answer, so that they are older.
+    pub before: Option<&'a RowPosition>,
+}
+
+impl RowStore {
+    /// Reads a page of the newest rows, newest first, as a JSON array in the documented key order.
+    ///
+    /// The search begins with the last two hours. If they have no rows, it continues with the two hours before the VM's
+    /// last report, and then with everything older.
+    pub async fn latest(&self, page: PageQuery<'_>, deadline: Deadline) -> Result<RowPage, MetricsError> {
+        let columns: &[&str] = match page.kind {
+            RowKind::Vm => &VM_ROW_KEYS,
+            RowKind::Process => &PROCESS_ROW_KEYS,
+        };
+        let mut query = Query::new(page.kind, page.instance, columns);
+        if let Some(cmd) = page.cmd {
+            query = query.only(Only::named(cmd));
+        }
+        let after = page.before.map(position_key).transpose()?;
+        let limit = usize::from(page.limit.get());
+        let most = Most {
+            rows: limit,
+            after: after
+                .as_ref()
+                .map(|(effective, date, id)| (*effective, date.as_str(), Some(*id))),
+        };
+        let mut newest = Newest::new(most, Order::Newest);
+        let mut budget = Budget::of_request(self);
+        let end = after.as_ref().map(|(effective, ..)| effective.saturating_add(1));
+        let mut since = two_hours_before(end.unwrap_or_else(|| micros_of(SystemTime::now())));
+        query.time = since..end.unwrap_or(i64::MAX);
+        newest.read(self, &query, &mut budget, deadline).await?;
+        if newest.is_empty()
+            && end.is_none()
+            && let Some(last) = last_report(self, page.instance, deadline).await?
+        {
+            let before = two_hours_before(micros_of(last)).min(since);
+            query.time = before..since;
+            newest.read(self, &query, &mut budget, deadline).await?;
+            since = before;
+        }
+        query.time = i64::MIN..since;
+        newest.read(self, &query, &mut budget, deadline).await?;
+        let end = newest.ended_at.map(end_position).transpose()?;
+        into_page(page.kind, limit, &newest.into_rows(), end)
+    }
+}
+
+/// Encodes as many rows as fit on a page. `end` is where the page ends in any case.
+fn into_page(
+    kind: RowKind,
+    limit: usize,
+    rows: &[Row],
+    end: Option<RowPosition>,
+) -> Result<RowPage, MetricsError> {
+    let mut json = Vec::from(b"[");
+    let mut room = PageRoom::new(limit);
+    let mut last = None;
+    let mut next = end;
+    for row in rows {
+        let before = json.len();
+        if before > 1 {
+            json.push(b',');
+        }
+        match kind {
+            RowKind::Vm => row_json::push_row(&mut json, &row.document, &VM_ROW_KEYS)?,
+            RowKind::Process => row_json::push_row(&mut json, &row.document, &PROCESS_ROW_KEYS)?,
+        }
+        if !room.take(json.len() - before) {
+            json.truncate(before);
+            next = last.map(position).transpose()?;
+            break;
+        }
+        last = Some(row);
+    }
+    json.push(b']');
+    let text = String::from_utf8(json)
+        .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
+    let left = Limit::new(room.items() as u64);
+    Ok(RowPage {
+        rows: Rows::from_json(text)?,
+        next: left.zip(next).map(|(limit, before)| NextRows { limit, before }),
+    })
+}
+
+fn position(row: &Row) -> Result<RowPosition, MetricsError> {
+    let id = row.object_id().and_then(|id| RowId::new(&id.to_hex()));
+    Ok(RowPosition {
+        effective_us: row.effective,
+        create_date: row.create_date.parse().map_err(|_| MetricsError::NoCursor)?,
+        id: id.ok_or(MetricsError::NoCursor)?,
+    })
+}
+
+/// The position after all rows with a later effective date than this.
+fn end_position(effective: i64) -> Result<RowPosition, MetricsError> {
+    let first_date = "0000-01-01T00:00:00"
+        .parse()
+        .map_err(|_| MetricsError::NoCursor)?;
+    Ok(RowPosition {
+        effective_us: effective.saturating_add(1),
+        create_date: first_date,
+        id: RowId::new(&"0".repeat(24)).ok_or(MetricsError::NoCursor)?,
+    })
+}
+
+fn position_key(position: &RowPosition) -> Result<(i64, String, vmwatch_blocks::RowId), MetricsError> {
+    let id: bson::oid::ObjectId = position.id.as_str().parse().map_err(|_| MetricsError::NoCursor)?;
+    Ok((
+        position.effective_us,
+        position.create_date.to_string(),
+        id.bytes(),
+    ))
+}

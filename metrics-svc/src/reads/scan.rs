@@ -1,0 +1,225 @@
+//! Reads all rows of a query, hour by hour.
+
+use std::collections::HashSet;
+
+use bson::{DateTime, RawDocument, RawDocumentBuf, doc};
+use metrics::counter;
+use mongodb::Cursor;
+use vmwatch_blocks::RowId;
+
+use super::{
+    Budget, Order, Query, Row,
+    decode::{Decoded, decode},
+    flat::{self, Dates},
+};
+use crate::{
+    MetricsError,
+    blocks::{StoredBlock, hour_of},
+    database::find,
+    deadline::Deadline,
+    store::RowStore,
+};
+
+/// Number of blocks that the database returns together.
+const BATCH: u32 = 32;
+
+/// A cursor whose next document can be looked at before it is taken.
+pub(super) struct Peek {
+    cursor: Cursor<RawDocumentBuf>,
+    ready: bool,
+    done: bool,
+}
+
+impl Peek {
+    pub(super) const fn new(cursor: Cursor<RawDocumentBuf>) -> Self {
+        Self {
+            cursor,
+            ready: false,
+            done: false,
+        }
+    }
+
+    /// The next document; it stays the next one until [`Peek::take`].
+    pub(super) async fn next(&mut self) -> Result<Option<&RawDocument>, MetricsError> {
+        if !self.ready && !self.done {
+            self.ready = self.cursor.advance().await?;
+            self.done = !self.ready;
+        }
+        Ok(self.ready.then(|| self.cursor.current()))
+    }
+
+    pub(super) const fn take(&mut self) {
+        self.ready = false;
+    }
+}
+
+/// Finds the blocks that may have rows of the query, in its order.
+pub(super) async fn blocks(
+    store: &RowStore,
+    query: &Query<'_>,
+    batch: u32,
+    deadline: Deadline,
+) -> Result<Peek, MetricsError> {
+    let blocks = if query.durable {
+        store.blocks()
+    } else {
+        store.reading_blocks()
+    };
+    let direction = match query.order {
+        Order::Newest => -1,
+        Order::Oldest => 1,
+    };
+    // A block lies within one hour, so one that ends in the time range begins at the earliest with its first hour.
+    let from = DateTime::from_millis(hour_of(query.time.start).div_euclid(1000));
+    let to = DateTime::from_millis(query.time.end.saturating_add(999).div_euclid(1000));
+    let find_blocks = blocks
+        .find(doc! {
+            "instance_id": query.instance.as_str(),
+            "kind": query.kind.name(),
+            "from": { "$gte": from, "$lt": to },
+        })
+        .projection(doc! { "from": 1, "to": 1, "data": 1 })
+        .sort(doc! { "from": direction })
+        .batch_size(batch)
+        .max_time(deadline.left()?);
+    Ok(Peek::new(find(blocks, find_blocks).await?))
+}
+
+/// Counts and logs a block whose document lacks a field.
+pub(super) fn note_unreadable(query: &Query<'_>, document: &RawDocument) {
+    counter!("vmwatch_blocks_unreadable_total", "reason" => "corrupt").increment(1);
+    tracing::warn!(
+        instance = %query.instance, block = ?document.get("_id"),
+        "a block of stored rows lacks a field; its rows are missing in answers"
+    );
+}
+
+/// Reads all rows of a query, hour by hour in its order. Within an hour the rows have no order.
+pub(crate) struct Scan<'a> {
+    store: &'a RowStore,
+    query: Query<'a>,
+    deadline: Deadline,
+    pub(crate) budget: Budget,
+    blocks: Peek,
+    flat: Option<Peek>,
+    /// The ids of the rows of the hour.
+    seen: HashSet<RowId>,
+}
+
+/// What came next in a scan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// All rows of the hour that begins at this time (Unix microseconds) were read.
+    Hour(i64),
+    /// The request has decoded as much as it may. The rows of the hour that begins at this time were not all read.
+    OverBudget(i64),
+    /// There are no more rows.
+    End,
+}
+
+impl<'a> Scan<'a> {
+    pub(crate) async fn open(
+        store: &'a RowStore,
+        query: Query<'a>,
+        budget: Budget,
+        deadline: Deadline,
+    ) -> Result<Self, MetricsError> {
+        let flat = if store.has_flat_rows(query.kind, deadline).await? {
+            Some(Peek::new(
+                flat::open(store, &query, Dates::Within, 0, deadline).await?,
+            ))
+        } else {
+            None
+        };
+        Ok(Self {
+            blocks: blocks(store, &query, BATCH, deadline).await?,
+            store,
+            query,
+            deadline,
+            budget,
+            flat,
+            seen: HashSet::new(),
+        })
+    }
+
+    /// Reads the rows of all hours. Returns the start of the hour whose rows were not all read, if the budget ended.
+    pub(crate) async fn all(&mut self, mut each: impl FnMut(Row)) -> Result<Option<i64>, MetricsError> {
+        loop {
+            match self.hour(&mut each).await? {
+                Step::Hour(_) => {}
+                Step::OverBudget(hour) => return Ok(Some(hour)),
+                Step::End => return Ok(None),
+            }
+        }
+    }
+
+    /// Reads the rows of the next hour that has any.
+    pub(crate) async fn hour(&mut self, mut each: impl FnMut(Row)) -> Result<Step, MetricsError> {
+        self.seen.clear();
+        let Some(hour) = self.next_hour().await? else {
+            return Ok(Step::End);
+        };
+        loop {
+            self.budget.admit(self.deadline).await?;
+            let Some(document) = self.blocks.next().await? else {
+                break;
+            };
+            match StoredBlock::from_document(document) {
+                None => note_unreadable(&self.query, document),
+                Some(block) if block.hour() != hour => break,
+                Some(block) => match decode(&block, &self.query, None, &mut self.budget) {
+                    Decoded::OverBudget => return Ok(Step::OverBudget(hour)),
+                    Decoded::Rows(rows) => {
+                        let seen = &mut self.seen;
+                        rows.into_iter()
+                            .filter(|row| row.id.is_none_or(|id| seen.insert(id)))
+                            .for_each(&mut each);
+                    }
+                },
+            }
+            self.blocks.take();
+        }
+        while let Some(flat) = &mut self.flat {
+            let Some(document) = flat.next().await? else { break };
+            let row = flat::row(document, self.store.offset())?;
+            if hour_of(row.effective) != hour {
+                break;
+            }
+            if !self.budget.take(row.document.as_bytes().len()) {
+                return Ok(Step::OverBudget(hour));
+            }
+            flat.take();
+            if row.id.is_none_or(|id| self.seen.insert(id)) {
+                each(row);
+            }
+            self.budget.admit(self.deadline).await?;
+        }
+        Ok(Step::Hour(hour))
+    }
+
+    /// The hour of the next row or block.
+    async fn next_hour(&mut self) -> Result<Option<i64>, MetricsError> {
+        let block = loop {
+            let Some(document) = self.blocks.next().await? else {
+                break None;
+            };
+            match StoredBlock::from_document(document) {
+                Some(block) => break Some(block.hour()),
+                None => note_unreadable(&self.query, document),
+            }
+            self.blocks.take();
+        };
+        let flat = match &mut self.flat {
+            None => None,
+            Some(flat) => match flat.next().await? {
+                Some(document) => Some(hour_of(flat::row(document, self.store.offset())?.effective)),
+                None => None,
+            },
+        };
+        Ok(match (block, flat, self.query.order) {
+            (Some(block), Some(flat), Order::Newest) => Some(block.max(flat)),
+            (Some(block), Some(flat), Order::Oldest) => Some(block.min(flat)),
+            (block, flat, _) => block.or(flat),
+        })
+    }
+}
