@@ -12,7 +12,7 @@ use crate::{
 /// Duration of the load on each program before the first measured round.
 const WARM_UP: Duration = Duration::from_secs(2);
 
-/// One of the programs of a comparison.
+/// A program that is compared with others.
 pub(crate) struct Side {
     pub(crate) name: &'static str,
     pub(crate) load: Load,

@@ -107,8 +107,9 @@ impl Live {
             None => None,
             Some(seen) if self.is_reused_number(seen) => None,
             Some(seen) => {
-                // Another gateway may have sent this event to the client already. If so, the event arrives here within
-                // milliseconds; if it does not arrive, the number comes from a stream that no longer exists.
+                // The client reconnects with the number of the last event that it received, perhaps from another
+                // gateway. If this gateway has not received that event yet, it does so within milliseconds. If not, the
+                // number comes from a stream that no longer exists.
                 let heard = reached.wait_for(|reached| reached.number >= seen || reached.over);
                 let heard = tokio::time::timeout(MAX_LAG, heard).await.is_ok();
                 Some(seen).filter(|seen| heard && log.covers(*seen))

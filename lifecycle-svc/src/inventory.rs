@@ -145,7 +145,7 @@ impl Inventory {
         self.vms.read().name(id)
     }
 
-    /// The labels that hypervisors have for the VM, and whether any of them has the VM.
+    /// The labels that hypervisors have for the VM, and whether any hypervisor has the VM.
     pub(crate) fn labels(&self, id: &InstanceId) -> (BTreeMap<String, String>, bool) {
         let table = self.vms.read();
         let mut labels = BTreeMap::new();

@@ -121,7 +121,7 @@ async fn post(url: &str, session: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn new_bus_method_is_served_audited_and_answered_under_a_code() {
+async fn new_bus_method_is_served_and_audited_and_has_a_method_code() {
     let stack = Stack::builder().replicas(Program::Metrics, 0).start().await;
     let shutdown = CancellationToken::new();
     let serving = tokio::spawn(server(&stack).run(shutdown.clone(), || ()));

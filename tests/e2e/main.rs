@@ -13,6 +13,7 @@ mod agent;
 mod api;
 mod audit;
 mod bad_input;
+mod blocks;
 mod bus;
 mod dependencies;
 mod documents;

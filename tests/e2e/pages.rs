@@ -1,4 +1,4 @@
-//! Tests that lists too large for one NATS message are returned in pages, without losing an entry.
+//! Tests lists that are too large for one NATS message: they are returned in pages, without losing an entry.
 
 use std::collections::BTreeSet;
 

@@ -232,7 +232,7 @@ async fn kv_buckets_refuse_rollup_headers() {
 }
 
 #[tokio::test]
-async fn operator_credential_lists_replays_and_discards_dead_letters() {
+async fn operator_with_nats_credential_can_list_replay_and_discard_dead_letters() {
     let stack = without_services().await;
     for turn in 0..2 {
         let mut headers = HeaderMap::new();

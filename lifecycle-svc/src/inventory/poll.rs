@@ -245,7 +245,8 @@ impl Poller {
         }
     }
 
-    /// Whether the table contains all that was written. If the KV bucket is missing, it is created again.
+    /// Waits until the table of VMs has all records of the KV bucket; returns false if that failed. Creates the bucket if it
+    /// is missing.
     async fn is_current(&self) -> bool {
         if self.inventory.catch_up().await {
             return true;

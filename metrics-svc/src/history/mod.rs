@@ -123,7 +123,8 @@ impl History {
                 .await?;
         }
         let buckets = sums.iter().enumerate().filter(|(_, sums)| sums.samples() > 0);
-        // The request may have decoded so much that it ended early; the next page continues with the hour that is missing.
+        // If reading stopped at the limit of decoded bytes, the answer contains only the hours that were read completely.
+        // The next page starts with the hour at which reading stopped.
         let complete_ms = ended.map_or(u64::MAX, |hour: i64| u64::try_from(hour / 1000).unwrap_or(0));
         let buckets = buckets
             .map(|(index, sums)| sums.bucket(chart.start_ms(index)))

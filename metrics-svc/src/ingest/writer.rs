@@ -148,7 +148,7 @@ impl Writer {
                     let cause = error.cause();
                     warn!(
                         cause,
-                        "failed to note in the database that a sample message may crash this service; retrying"
+                        "failed to write the database record that marks a sample message as a possible cause of crashes; retrying"
                     );
                 }
             }

@@ -63,7 +63,7 @@ impl Budget {
         }
     }
 
-    /// Notes that this number of bytes is left after a block was decoded.
+    /// Sets the number of bytes that this request may still decode.
     pub(super) const fn set_left(&mut self, left: usize) {
         self.left = left;
     }

@@ -89,7 +89,7 @@ fn text(micros: i64, offset: UtcOffset) -> String {
         0..LAST_MICROS => SystemTime::UNIX_EPOCH.checked_add(since),
         _ => None,
     };
-    // Beyond the year 9999, any date is earlier.
+    // No text of a date sorts after this one, so a moment after the year 9999 includes all rows.
     let Some(moment) = moment else {
         return "9999-12-31T24".to_owned();
     };

@@ -45,7 +45,7 @@ pub struct SampleEvent {
     pub values: VmValues,
 }
 
-/// Announces that the process table of a sample can be read.
+/// Live event: the process table of a sample has been stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessesEvent {
     pub instance_id: InstanceId,

@@ -11,9 +11,9 @@ pub type RowId = [u8; 12];
 /// a process may end, and another may start with the same pid.
 #[derive(Debug, Clone, Copy)]
 pub enum RowIdentity {
-    /// The row is the sample's row of the VM itself.
+    /// A row with the values of the VM itself.
     Vm,
-    /// The row is the sample's row of a process.
+    /// A row with the values of one process.
     Process {
         /// The process id (pid).
         pid: u32,

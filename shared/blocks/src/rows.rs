@@ -20,7 +20,7 @@ pub struct Rows {
     dates: Vec<Date>,
     /// By how many microseconds the effective date of each row is earlier than its `create_date`.
     lags: Vec<i64>,
-    /// The ids that are not computed.
+    /// Row ids that the block must store; `None` where the id can be computed from the row.
     ids: Vec<Option<RowId>>,
     keys: Vec<(u32, u64)>,
     columns: Vec<Named>,

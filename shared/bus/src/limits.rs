@@ -48,7 +48,7 @@ const MAX_HEAVY_READS: Setting = Setting {
     name: "VMWATCH_MAX_HEAVY_READS",
     value: Value::Number(1, 65_536),
     default: "8",
-    help: "maximum concurrent expensive reads (history, processes over time, the audit) in each gateway and each service; one user may use a quarter of them; further reads, up to four times as many, wait for up to 1 s",
+    help: "maximum concurrent expensive reads (history, processes over time, the audit) in each gateway and each service; one user may use a quarter of them; a read beyond the maximum waits for up to 1 s and is then refused; at most four times as many reads as this maximum can wait",
 };
 
 pub const SETTINGS: &[Setting] = &[

@@ -233,7 +233,7 @@ mod tests {
         name: "WAIT",
         value: Value::Duration("0s", "1d"),
         default: "1s",
-        help: "time that the test program waits",
+        help: "time for which the program waits before it retries",
     };
     const NEEDED: Setting = Setting {
         name: "NEEDED",

@@ -144,7 +144,8 @@ async fn running_programs_continue_after_a_backup_is_restored() {
     );
 
     answers(&admin, "/vms/vm-1", 200).await;
-    answers(&admin, "/vms/vm-2", 404).await;
+    // vm-2 first reported after the backup. Its rows are lost, but metrics-svc lists it from memory for some minutes.
+    assert_eq!(stored_of(&stack, "vm-2").await, 0);
     // NATS delivers the sample again, and the database recognises it by its id.
     report(&stack, &admin, &[("vm-2", 3.0)]).await;
     assert_eq!(stored_of(&stack, "vm-waits").await, 1);

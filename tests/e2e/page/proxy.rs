@@ -97,7 +97,7 @@ async fn page_works_behind_nginx_with_documented_configuration() {
     })
     .await;
 
-    // nginx must pass the stream and each event on at once, although its buffer is far from full.
+    // nginx must forward each event immediately and not wait until its buffer is full.
     let viewer = Api::with(&stack, Role::Viewer, Scope::All).await;
     let viewer = viewer.at_url(&nginx.url("127.0.0.1"));
     let query = format!("?instance_id={}", MACHINES[0].0);

@@ -48,7 +48,7 @@ async fn ended(api: &Api, accepted: &Reply) -> Value {
 }
 
 #[tokio::test]
-async fn operation_records_source_address_and_result() {
+async fn operation_contains_source_address_and_result() {
     let stack = stack().start().await;
     let api = Api::with(&stack, Role::Operator, Scope::All).await;
     let (off, _) = MACHINES[0];
