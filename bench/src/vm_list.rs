@@ -188,7 +188,7 @@ async fn calls(fleet: &Fleet, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Returns the rate of lists over about a minute.
+/// Returns how often per minute the hypervisor is asked to list its VMs, measured over about a minute.
 async fn lists_per_minute(cloud: &Cloud) -> anyhow::Result<f64> {
     let next = async |after: usize| {
         let end = Instant::now() + MINUTE;

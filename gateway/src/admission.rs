@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn overloaded_login_does_not_count_against_source_address() {
+    async fn login_refused_because_of_overload_does_not_count_against_source_address() {
         let admission = admission(None);
         let login = async |source| admission.enter(&Login::INFO, &from(source)).await;
         let held = [

@@ -54,7 +54,7 @@ fn no_program_crate_depends_on_another() {
 }
 
 #[test]
-fn only_services_with_a_database_link_the_database_driver() {
+fn database_driver_is_linked_only_into_services_with_a_database() {
     for program in ["gateway", "lifecycle-svc", "agent"] {
         assert!(
             found(&dependencies(program, &[]), &DATABASE).is_empty(),

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn query_operator_instead_of_text_is_rejected_without_repeating_it() {
+    fn database_operator_in_place_of_a_text_is_rejected_and_not_quoted_in_the_error() {
         for bad in [r#"{"$gt":"hunter2"}"#, r#"["hunter2"]"#, "1", "null", "true"] {
             let error = serde_json::from_str::<InstanceId>(bad).unwrap_err().to_string();
             assert!(

@@ -145,7 +145,7 @@ fn decode(bytes: &[u8]) -> Result<Vec<Decoded>, BlockError> {
         .collect())
 }
 
-/// What [`decode`] should return, from the rows themselves.
+/// The result that [`decode`] should return for a block of these rows.
 fn expected(given: &[Given]) -> Vec<Decoded> {
     let ids = collect(given).ids();
     let mut rows: Vec<_> = given

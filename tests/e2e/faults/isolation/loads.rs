@@ -39,7 +39,7 @@ use crate::{
 /// Maximum number of concurrent requests of a login flood.
 const MOST_IN_FLIGHT: usize = 1500;
 
-/// Runs an overload until it is cancelled.
+/// Generates an overload until the token is cancelled.
 async fn until(over: &CancellationToken, load: impl Future<Output = ()>) {
     over.run_until_cancelled(load).await;
 }
