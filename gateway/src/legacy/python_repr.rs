@@ -152,7 +152,9 @@ fn push_positional(out: &mut String, digits: &str, exponent: i32) {
 pub fn rows_to_python(rows: &str) -> Result<String, serde_json::Error> {
     // The Python `repr` of the rows is about as long as their JSON, plus a `u` before each string.
     let mut out = String::with_capacity(rows.len() + rows.len() / 4);
-    serde_json::Deserializer::from_str(rows).deserialize_seq(Rows { out: &mut out })?;
+    let mut json = serde_json::Deserializer::from_str(rows);
+    json.deserialize_seq(Rows { out: &mut out })?;
+    json.end()?;
     Ok(out)
 }
 
