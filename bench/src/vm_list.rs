@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use testkit::{
     Program, Stack, StackBuilder,
     cloud::{At, Cloud},
-    no_requests, run_in_browser,
+    eventually, no_requests, run_in_browser,
 };
 use vmwatch_api::{Role, Scope, time::UtcOffset};
 use vmwatch_service::config::UTC_OFFSET;
@@ -56,7 +56,6 @@ const FEW: u32 = 10;
 const MINUTE: Duration = Duration::from_mins(1);
 /// Time limit for the large fleet to appear in the list.
 const APPEARANCE: Duration = Duration::from_mins(3);
-const POLL: Duration = Duration::from_millis(200);
 /// Samples are published in this interval, a few at a time, so that they arrive evenly.
 const TICK: Duration = Duration::from_millis(20);
 /// The values by which the list is sorted in turn, each with and without a search.
@@ -90,8 +89,10 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     drop(few);
 
     let fleet = Fleet::start(options.vms, options.vms).await?;
+    let before_lists = fleet.published.load(Ordering::Relaxed);
     let lists = fleet.lists(time).await?;
-    let rate = fleet.samples_per_second().await;
+    let published = u32::try_from(fleet.published.load(Ordering::Relaxed) - before_lists)?;
+    let rate = f64::from(published) / lists.seconds;
     let text = format!("first page of {} VMs, {RATE} requests/s, p99, ms", options.vms);
     report.target(
         "list_p99_ms",
@@ -190,17 +191,20 @@ async fn calls(fleet: &Fleet, report: &mut Report) -> anyhow::Result<()> {
 
 /// Returns how often per minute the hypervisor is asked to list its VMs, measured over about a minute.
 async fn lists_per_minute(cloud: &Cloud) -> anyhow::Result<f64> {
-    let next = async |after: usize| {
-        let end = Instant::now() + MINUTE;
-        while cloud.lists() == after {
-            ensure!(Instant::now() < end, "the hypervisor is no longer listed");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        anyhow::Ok((cloud.lists(), Instant::now()))
+    let next = async || {
+        let before = cloud.lists();
+        eventually("the hypervisor is listed again", MINUTE, async || {
+            let lists = cloud.lists();
+            (lists > before)
+                .then(|| (lists, Instant::now()))
+                .ok_or_else(|| format!("{lists} lists"))
+        })
+        .await
     };
-    let (first, began) = next(cloud.lists()).await?;
+    let (first, began) = next().await;
+    // The period in which the lists are counted.
     tokio::time::sleep(MINUTE).await;
-    let (last, ended) = next(cloud.lists()).await?;
+    let (last, ended) = next().await;
     let count = u32::try_from(last - first)?;
     Ok(f64::from(count) * 60.0 / (ended - began).as_secs_f64())
 }
@@ -256,25 +260,20 @@ impl Fleet {
             published,
             _folder: folder,
         };
-        fleet.appears().await?;
+        fleet.appears().await;
         Ok(fleet)
     }
 
-    async fn appears(&self) -> anyhow::Result<()> {
-        let end = Instant::now() + APPEARANCE;
-        loop {
-            let (all, reporting) = tokio::join!(self.count(""), self.count("&agent=reporting"));
-            let (all, reporting) = (all?, reporting?);
-            if (all, reporting) == (self.vms + 1, self.vms) {
-                return Ok(());
-            }
-            ensure!(
-                Instant::now() < end,
-                "{all} VMs are in the list and {reporting} report, of {}",
-                self.vms
-            );
-            tokio::time::sleep(POLL).await;
-        }
+    async fn appears(&self) {
+        let all = self.vms + 1;
+        eventually("all VMs are in the list and report", APPEARANCE, async || {
+            let counts = tokio::try_join!(self.count(""), self.count("&agent=reporting"));
+            let counts = counts.map_err(|error| error.to_string())?;
+            (counts == (all, self.vms))
+                .then_some(())
+                .ok_or_else(|| format!("{} of {all} VMs are in the list, {} report", counts.0, counts.1))
+        })
+        .await;
     }
 
     /// Returns how many VMs match a filter.
@@ -302,19 +301,6 @@ impl Fleet {
         let requests = Arc::new(requests.collect());
         let load = Load::expecting(address(&self.stack)?, &requests, b"{\"vms\":[{");
         load.open(CONNECTIONS, RATE, time).await
-    }
-
-    /// Returns how many samples NATS has acknowledged per second, over one interval.
-    async fn samples_per_second(&self) -> f64 {
-        let before = self.published.load(Ordering::Relaxed);
-        tokio::time::sleep(VM_INTERVAL).await;
-        let published = self.published.load(Ordering::Relaxed) - before;
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "the number of samples is in the thousands"
-        )]
-        let published = published as f64;
-        published / VM_INTERVAL.as_secs_f64()
     }
 
     /// Returns the resident memory of the programs in [`MEMORY`].
