@@ -30,7 +30,7 @@ const EARLY: Duration = Duration::from_secs(1);
 /// others are full.
 const MAX_VMS: usize = 65_536;
 /// Maximum number of messages whose returns are counted; beyond it, the oldest messages are forgotten. With the default
-/// settings, the consumer never has so many unacknowledged messages.
+/// settings, the consumer never has this many unacknowledged messages.
 const MAX_RETURNED: usize = 100_000;
 /// Minimum interval between log messages about one VM above its rate.
 const LOG_INTERVAL: Duration = Duration::from_mins(1);

@@ -18,13 +18,15 @@ pub(super) enum Decoded {
 /// How many of a block's rows to decode.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct First {
-    /// Only so many rows, the first in the order of the query, and all with the effective date of the last of them.
+    /// Number of rows to decode, from the beginning in the order of the query. All rows with the effective date of the
+    /// last one are decoded too.
     pub(super) rows: usize,
-    /// All rows with this effective date, besides.
+    /// An effective date whose rows are decoded in any case.
     pub(super) and_at: Option<i64>,
 }
 
-/// Decodes the rows that the query selects; with `first`, only some of them. An unreadable block is counted and logged, and has no rows.
+/// Decodes the rows that the query selects; with `only_first`, only some of them. An unreadable block is counted and
+/// logged, and has no rows.
 pub(super) fn decode(
     stored: &StoredBlock<'_>,
     query: &Query<'_>,

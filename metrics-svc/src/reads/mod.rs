@@ -1,7 +1,7 @@
 //! Reads rows, from blocks and flat collections merged. Every read of rows is a [`Query`].
 //!
 //! ```text
-//! newest ─ the newest or oldest rows of a query, at most so many
+//! newest ─ a limited number of the newest or oldest rows of a query
 //! scan   ─ all rows of a query, hour by hour
 //!            └─ decode: the rows of one block that a query selects
 //!            └─ flat:   the rows of a flat collection
