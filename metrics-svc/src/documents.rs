@@ -75,9 +75,12 @@ impl Documents {
         self.vms.len() + self.processes.len()
     }
 
-    /// The documents of each kind.
-    pub(crate) fn by_kind(&self) -> [(RowKind, &[RawDocumentBuf]); 2] {
-        [(RowKind::Vm, &self.vms), (RowKind::Process, &self.processes)]
+    /// The documents of one kind.
+    pub(crate) fn of(&self, kind: RowKind) -> &[RawDocumentBuf] {
+        match kind {
+            RowKind::Vm => &self.vms,
+            RowKind::Process => &self.processes,
+        }
     }
 
     /// Start of the five-minute time bucket that contains the sample's VM row.

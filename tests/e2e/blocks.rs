@@ -134,6 +134,15 @@ async fn row_of_a_clock_that_is_ahead_is_ordered_by_its_first_arrival() {
         "the answered date is unchanged"
     );
     assert_eq!(stored_vms(&stack.database).await.len(), 2);
+    // Its rows are also found if they arrive again in other parts.
+    let [whole, first, second] = whole_and_halves("vm-2", unix_millis() + 8 * HOUR);
+    for part in [whole, first, second] {
+        publish(&stack, &part).await;
+        followed(&stack).await;
+    }
+    assert_eq!(stored_processes(&stack.database).await.len(), 4);
+    assert_eq!(stored_vms(&stack.database).await.len(), 3);
+
     let now = unix_millis();
     for row in stored_vms(&stack.database).await {
         let effective = row.get_datetime("sampled_at").unwrap().timestamp_millis();

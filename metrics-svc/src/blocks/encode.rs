@@ -39,8 +39,8 @@ impl BlockEncoder {
         Rows::new(kind.in_blocks(), instance, self.offset_ms)
     }
 
-    /// Encodes rows of one hour as the document of a block. `keep` is the retention of rows with an internal date; `None` keeps the block until its
-    /// rows have one. Returns `None` if there are no rows.
+    /// Encodes rows of one hour as the document of a block. `keep` is the retention of rows with an internal date; `None`
+    /// keeps the block until its rows have one. Returns `None` if there are no rows.
     pub(crate) fn encode(
         &mut self,
         kind: RowKind,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blocks  { _id: hash of the rows' `_id`s, instance_id: "vm-1", kind: "process", level: 0, hour, from, to, rows: 100,
-//!           expires, data }
+//!           expires, ahead, data }
 //! ```
 //!
 //! Ingestion writes blocks of level 0, one per part of a sample and kind. The same rows always make a block with the same
@@ -27,6 +27,8 @@ pub(crate) use self::{
 };
 use crate::{MetricsError, store::RowKind};
 
+/// Field of a block whose rows were far ahead of their arrival: kind, VM and `create_date` of the rows.
+pub(crate) const AHEAD: &str = "ahead";
 /// An hour in microseconds.
 pub(crate) const HOUR_MICROS: i64 = 3_600_000_000;
 /// Time after the end of an hour from which on its rows may be written in blocks with several dates. It is longer than
@@ -69,8 +71,17 @@ pub(crate) async fn prepare(blocks: &Collection<RawDocumentBuf>) -> Result<(), M
         .expire_after(Duration::ZERO)
         .build();
     let keys = doc! { "instance_id": 1, "kind": 1, "from": 1 };
+    // Nearly all blocks lack this field, and a sparse index has no entries for them.
+    let ahead = IndexOptions::builder()
+        .name(AHEAD.to_owned())
+        .sparse(true)
+        .build();
     blocks
-        .create_indexes([index(keys, by_time), index(doc! { "expires": 1 }, retention)])
+        .create_indexes([
+            index(keys, by_time),
+            index(doc! { "expires": 1 }, retention),
+            index(doc! { AHEAD: 1 }, ahead),
+        ])
         .await?;
     Ok(())
 }

@@ -1,24 +1,26 @@
 //! Finds rows that were stored before with another effective date.
 //!
 //! The effective date of a row whose `create_date` is ahead is its arrival. If it arrives twice, in two messages, it
-//! therefore has two effective dates, of which the first counts. Rows that are at most a minute ahead are not searched
-//! for: readers drop rows with the same `_id`.
+//! therefore has two effective dates, of which the first counts. A block of such rows has the field `ahead`, by which
+//! the rows are found when they arrive again. Rows that are at most a minute ahead are not searched for: readers drop
+//! rows with the same `_id`.
 
 use std::collections::HashSet;
 
-use bson::{DateTime, RawDocumentBuf, doc};
+use bson::{RawDocumentBuf, doc};
 use metrics::counter;
 use vmwatch_blocks::{Block, BlockError, Limits, MAX_ROWS, RowId};
 
 use crate::{
     MetricsError,
-    blocks::{StoredBlock, hour_of},
+    blocks::{AHEAD, StoredBlock},
     documents::Documents,
     store::{RowKind, RowStore},
 };
 
-/// How far back the blocks of a VM are searched: as far as a sample's time may be ahead.
-const BACK_MICROS: i64 = 24 * 3_600_000_000;
+/// Maximum number of blocks that are searched. A sample has far fewer parts; only a guest that sends many samples with the
+/// same date has more, and then some of its rows may be stored twice.
+const MAX_BLOCKS: i64 = 256;
 /// Maximum number of bytes that one block takes in memory while it is searched.
 const BLOCK_BYTES: usize = 64 << 20;
 
@@ -29,7 +31,7 @@ pub(super) async fn new_rows(store: &RowStore, documents: &Documents) -> Result<
         (RowKind::Vm, &mut new.vms),
         (RowKind::Process, &mut new.processes),
     ] {
-        let stored = stored(store, kind, rows, documents.arrival.unwrap_or(0)).await?;
+        let stored = stored(store, kind, rows).await?;
         let before = rows.len();
         rows.retain(|row| id(row).is_none_or(|id| !stored.contains(&id)));
         counter!("vmwatch_rows_stored_before_total").increment((before - rows.len()) as u64);
@@ -41,24 +43,29 @@ fn id(row: &RawDocumentBuf) -> Option<RowId> {
     row.get_object_id("_id").ok().map(|id| id.bytes())
 }
 
-/// Returns the ids of the stored rows that have the date of these rows and arrived before.
+/// The value of the field [`AHEAD`] of a block with this row.
+pub(super) fn ahead_key(kind: RowKind, row: &RawDocumentBuf) -> Result<String, MetricsError> {
+    let (instance, date) = (row.get_str("instance_id")?, row.get_str("create_date")?);
+    Ok(format!("{}/{instance}/{date}", kind.name()))
+}
+
+/// Returns the ids of the stored rows that have the VM and the date of these rows.
 async fn stored(
     store: &RowStore,
     kind: RowKind,
     rows: &[RawDocumentBuf],
-    arrival: i64,
 ) -> Result<HashSet<RowId>, MetricsError> {
     let mut found = HashSet::new();
     let Some(first) = rows.first() else {
         return Ok(found);
     };
+    let key = ahead_key(kind, first)?;
     let (instance, date) = (first.get_str("instance_id")?, first.get_str("create_date")?);
-    let millis = |micros: i64| DateTime::from_millis(micros.div_euclid(1000));
-    let time = doc! { "$gte": millis(hour_of(arrival - BACK_MICROS)), "$lt": millis(arrival) };
     let mut cursor = store
         .blocks()
-        .find(doc! { "instance_id": instance, "kind": kind.name(), "from": time })
+        .find(doc! { AHEAD: key })
         .projection(doc! { "from": 1, "to": 1, "data": 1 })
+        .limit(MAX_BLOCKS)
         .batch_size(32)
         .await?;
     while cursor.advance().await? {

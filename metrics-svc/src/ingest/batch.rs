@@ -9,7 +9,7 @@ use vmwatch_api::metrics::SAMPLE_STREAM;
 use vmwatch_bus::link_to_publisher;
 
 use super::{
-    arrivals,
+    arrivals::{self, ahead_key},
     verdict::{BAD_VALUE, Verdict},
 };
 use crate::{
@@ -112,8 +112,8 @@ impl Batch {
             } else {
                 Cow::Borrowed(documents)
             };
-            for (kind, rows) in new.by_kind() {
-                blocks.add(store, retention, source, kind, rows, new.arrival)?;
+            for kind in [RowKind::Vm, RowKind::Process] {
+                blocks.add(store, retention, source, kind, &new)?;
             }
             vms.extend(new.vms.iter().cloned());
         }
@@ -163,9 +163,9 @@ impl Blocks {
         retention: &RetentionSettings,
         source: usize,
         kind: RowKind,
-        documents: &[RawDocumentBuf],
-        arrival: Option<i64>,
+        message: &Documents,
     ) -> Result<(), MetricsError> {
+        let documents = message.of(kind);
         let Some(first) = documents.first() else {
             return Ok(());
         };
@@ -173,7 +173,7 @@ impl Blocks {
         let block = store.encode(|encoder| {
             let mut rows = encoder.rows(kind, instance);
             for document in documents {
-                if let Err(unfit) = blocks::push(&mut rows, document, arrival) {
+                if let Err(unfit) = blocks::push(&mut rows, document, message.arrival) {
                     return Ok(Err(unfit));
                 }
             }
@@ -182,7 +182,10 @@ impl Blocks {
                 .map(Ok)
         })?;
         match block {
-            Ok(Some(block)) => {
+            Ok(Some(mut block)) => {
+                if message.far_ahead {
+                    block.append(bson::cstr!("ahead"), ahead_key(kind, first)?);
+                }
                 self.documents.push(block);
                 self.sources.push((source, documents.len()));
             }
