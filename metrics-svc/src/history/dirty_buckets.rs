@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{MetricsError, documents::SAMPLED_AT, store::RowStore};
 
-/// Number of dirty buckets that are read together.
-pub(crate) const CHUNK: usize = 1000;
+/// Number of dirty buckets that are processed together; the rows of all their time buckets are in memory meanwhile.
+pub(crate) const CHUNK: usize = 250;
 /// Age after which an entry is dropped even if some of its rows never appeared, because the database refused the rows
 /// or they expired.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(1);
