@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use crate::eventually;
 
@@ -91,9 +91,16 @@ impl Process {
         child.wait().unwrap();
     }
 
-    /// Sends SIGSTOP: the process keeps its connections open but does not answer.
+    /// Sends SIGSTOP and waits until all threads of the process have stopped: the process keeps its connections open but
+    /// does not answer.
     pub fn pause(&self) {
         self.signal(Signal::STOP);
+        // The kernel reports a process as stopped after its last thread has stopped. NOWAIT leaves the status of a process
+        // that has ended to `ended`.
+        let report = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::Pid(self.pid()), report).expect("the process is a child of the test");
+        let stopped = status.is_some_and(|status| status.stopped());
+        assert!(stopped, "{} has ended instead of stopping", self.name());
     }
 
     /// Sends SIGCONT to continue a process that was frozen by [`Process::pause`].
@@ -127,8 +134,11 @@ impl Process {
 
     fn signal(&self, signal: Signal) {
         assert!(self.ended().is_none(), "{} has ended", self.name());
-        let pid = Pid::from_raw(self.id().cast_signed()).expect("pids are not zero");
-        kill_process(pid, signal).expect("sending a signal to a child process succeeds");
+        kill_process(self.pid(), signal).expect("sending a signal to a child process succeeds");
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.id().cast_signed()).expect("pids are not zero")
     }
 }
 

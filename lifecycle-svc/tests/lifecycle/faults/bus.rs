@@ -1,9 +1,9 @@
 //! Tests lifecycle-svc while NATS is unreachable, frozen or slow: no action is sent late, and every effect is recorded.
 
-use std::{fs, time::Duration};
+use std::time::Duration;
 
 use testkit::{
-    PATIENCE, Process, Server,
+    PATIENCE,
     cloud::{At, Obedience},
     eventually,
 };
@@ -43,7 +43,7 @@ async fn vm_start_that_arrives_after_its_deadline_is_refused() {
     let scene = Scene::new("SHUTOFF").await;
     let (service, bus) = patient(&scene).await;
     // NATS is frozen, not killed: when it continues, it delivers the messages that were sent to it meanwhile.
-    freeze_bus(&scene).await;
+    scene.world.nats.server.pause();
     let late = within(Duration::from_millis(500));
     let fault = bus.call::<Start>(&late, &target(VM)).await.unwrap_err();
     assert_eq!(fault.kind, FaultKind::Timeout);
@@ -64,26 +64,6 @@ async fn vm_start_that_arrives_after_its_deadline_is_refused() {
     assert_eq!(scene.world.operations(&within(PATIENCE), None).await, []);
 }
 
-async fn freeze_bus(scene: &Scene) {
-    match &scene.world.nats.server {
-        Server::Process(process) => freeze(process).await,
-        // No wait is needed: the container engine returns only after the whole container has been paused.
-        container @ Server::Container(_) => container.pause(),
-    }
-}
-
-/// Stops a process with SIGSTOP and waits until all its threads have stopped.
-async fn freeze(process: &Process) {
-    process.pause();
-    eventually("all threads of the process have stopped", PATIENCE, async || {
-        let threads = fs::read_dir(format!("/proc/{}/task", process.id())).unwrap();
-        let states = threads.map(|thread| fs::read_to_string(thread.unwrap().path().join("stat")).unwrap());
-        let moving = states.into_iter().find(|stat| !stat.contains(") T "));
-        moving.map_or(Ok(()), Err)
-    })
-    .await;
-}
-
 /// Sends a start request, and freezes NATS after lifecycle-svc has received the request and before it has recorded the
 /// operation. Returns the caller's task after lifecycle-svc has timed out waiting for NATS.
 async fn frozen_while_the_record_is_made(
@@ -92,7 +72,7 @@ async fn frozen_while_the_record_is_made(
     bus: &Bus,
     context: Context,
 ) -> JoinHandle<Result<MachineState, FaultKind>> {
-    freeze(&service.0).await;
+    service.0.pause();
     let caller = bus.clone();
     let asking = tokio::spawn(async move {
         let started = caller.call::<Start>(&context, &target(VM)).await;
@@ -101,7 +81,7 @@ async fn frozen_while_the_record_is_made(
     tokio::task::yield_now().await;
     // This message follows the request on the same connection, so its answer shows that the request was delivered.
     bus.settled().await;
-    freeze_bus(scene).await;
+    scene.world.nats.server.pause();
     service.0.resume();
     eventually("lifecycle-svc times out waiting for NATS", PATIENCE, async || {
         let log = service.0.log();
