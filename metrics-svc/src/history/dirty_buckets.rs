@@ -57,7 +57,7 @@ impl DirtyBuckets {
     }
 
     /// Adds entries for the time buckets of new VM rows.
-    pub(crate) async fn add(&self, vms: &[RawDocumentBuf]) -> Result<(), MetricsError> {
+    pub(crate) async fn add(&self, vms: &[&RawDocumentBuf]) -> Result<(), MetricsError> {
         let mut touched: BTreeMap<(&str, u64), Vec<Bson>> = BTreeMap::new();
         for row in vms {
             let at = row.get_datetime(SAMPLED_AT)?.timestamp_millis();

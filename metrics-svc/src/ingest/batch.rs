@@ -104,19 +104,21 @@ impl Batch {
         retention: &RetentionSettings,
         dirty_buckets: &DirtyBuckets,
     ) -> Result<Vec<Refused>, MetricsError> {
-        let mut blocks = Blocks::default();
-        let mut vms = Vec::new();
-        for (source, documents) in self.documents.iter().enumerate() {
-            let new = if documents.far_ahead {
+        let mut new = Vec::with_capacity(self.documents.len());
+        for documents in &self.documents {
+            new.push(if documents.far_ahead {
                 Cow::Owned(arrivals::new_rows(store, documents).await?)
             } else {
                 Cow::Borrowed(documents)
-            };
-            for kind in [RowKind::Vm, RowKind::Process] {
-                blocks.add(store, retention, source, kind, &new)?;
-            }
-            vms.extend(new.vms.iter().cloned());
+            });
         }
+        let mut blocks = Blocks::default();
+        for (source, documents) in new.iter().enumerate() {
+            for kind in [RowKind::Vm, RowKind::Process] {
+                blocks.add(store, retention, source, kind, documents)?;
+            }
+        }
+        let vms: Vec<_> = new.iter().flat_map(|documents| &documents.vms).collect();
         // Wait for both even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
         let (unstored, marked) =
             tokio::join!(store.insert_blocks(&blocks.documents), dirty_buckets.add(&vms));
