@@ -14,14 +14,14 @@ use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 
 use crate::ingest_support::{Publisher, Rows, drained, stack};
 
+async fn dead_letter_stream(stack: &Stack) -> Stream {
+    let jetstream = stack.bus.jetstream_for_tests();
+    jetstream.get_stream(DEAD_LETTER_STREAM).await.unwrap()
+}
+
 /// Returns the reasons and the bodies of all dead letters.
 async fn dead_letters(stack: &Stack) -> Vec<(String, Vec<u8>)> {
-    let stream: Stream = stack
-        .bus
-        .jetstream_for_tests()
-        .get_stream(DEAD_LETTER_STREAM)
-        .await
-        .unwrap();
+    let stream = dead_letter_stream(stack).await;
     let mut letters = Vec::new();
     for sequence in 1..=stream.cached_info().state.last_sequence {
         let letter = stream.get_raw_message(sequence).await.unwrap();
@@ -140,13 +140,7 @@ async fn encoded_sample_is_stored_like_its_json() {
     let letters = dead_letters(&stack).await;
     let reason = "the message is not a sample: the block is corrupt: its checksum is wrong".to_owned();
     assert_eq!(letters, [(reason, damaged)]);
-    let stream: Stream = stack
-        .bus
-        .jetstream_for_tests()
-        .get_stream(DEAD_LETTER_STREAM)
-        .await
-        .unwrap();
-    let letter = stream.get_raw_message(1).await.unwrap();
+    let letter = dead_letter_stream(&stack).await.get_raw_message(1).await.unwrap();
     assert_eq!(
         letter.headers.get(CONTENT_TYPE).unwrap().as_str(),
         SAMPLE_CONTENT_TYPE

@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn labels_beyond_the_limits_are_rejected_without_repeating_them() {
+    fn labels_beyond_the_limits_are_rejected_and_not_quoted_in_the_error() {
         assert_eq!(read(numbered(33)).unwrap_err(), "a VM has at most 32 labels");
         assert_eq!(read(numbered(10_000)).unwrap_err(), "a VM has at most 32 labels");
         let long = "k".repeat(64);
