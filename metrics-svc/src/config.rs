@@ -1,5 +1,7 @@
 //! Environment settings of metrics-svc.
 
+mod retention_rules;
+
 use std::{net::SocketAddr, time::Duration};
 
 use vmwatch_api::time::UtcOffset;
@@ -14,6 +16,7 @@ use vmwatch_service::{
 };
 use vmwatch_store::StoreSettings;
 
+pub use self::retention_rules::RetentionRules;
 use crate::store::RowKind;
 
 const HEALTH: &str = "127.0.0.1:9082";
@@ -45,13 +48,19 @@ const VM_RETENTION: Setting = Setting {
     name: "VMWATCH_VM_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "time for which samples of VMs are kept",
+    help: "time for which samples of VMs are kept, unless VMWATCH_RETENTION_RULES says otherwise",
 };
 const PROCESS_RETENTION: Setting = Setting {
     name: "VMWATCH_PROCESS_RETENTION",
     value: Value::Duration("1s", "18250d"),
     default: "30d",
-    help: "time for which samples of processes are kept",
+    help: "time for which samples of processes are kept, unless VMWATCH_RETENTION_RULES says otherwise",
+};
+const RETENTION_RULES: Setting = Setting {
+    name: "VMWATCH_RETENTION_RULES",
+    value: Value::Text,
+    default: "",
+    help: "comma-separated retention times by label, of which the first that matches a VM applies to its samples from then on, such as `env=prod:365d,env=test:process:7d`: a label (key, key=value, or hv/key=value for one of a hypervisor), optionally vm or process, and a time from 1s to 18250d",
 };
 const FIVE_MINUTES_RETENTION: Setting = Setting {
     name: "VMWATCH_ROLLUP_5M_RETENTION",
@@ -166,6 +175,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         FLAT_CHECK_INTERVAL,
         VM_RETENTION,
         PROCESS_RETENTION,
+        RETENTION_RULES,
         FIVE_MINUTES_RETENTION,
         HOUR_RETENTION,
         DAY_RETENTION,
@@ -211,6 +221,8 @@ pub struct MetricsSettings {
     pub rows: RowSettings,
     /// Retention of VM rows and process rows.
     pub retention: RetentionSettings,
+    /// Retention of rows by the labels of their VM.
+    pub(crate) retention_rules: RetentionRules,
     /// Retention and update interval of rollups.
     pub rollups: RollupSettings,
     /// Limits of the stream of live events.
@@ -244,7 +256,7 @@ pub struct RowSettings {
     pub offset: UtcOffset,
 }
 
-/// Retention of rows.
+/// Retention of rows to which no rule applies.
 #[derive(Debug, Clone, Copy)]
 pub struct RetentionSettings {
     /// Retention of VM rows.
@@ -338,6 +350,7 @@ impl MetricsSettings {
         // MongoDB limits `expireAfterSeconds` to 2^31 - 1, which is 68 years.
         let keep_vms = env.duration(&VM_RETENTION);
         let keep_processes = env.duration(&PROCESS_RETENTION);
+        let retention_rules = env.optional(&RETENTION_RULES);
         // A rollup must not expire while rows of its time bucket may still arrive.
         let keep_five_minutes = env.duration(&FIVE_MINUTES_RETENTION);
         let keep_hours = env.duration(&HOUR_RETENTION);
@@ -377,6 +390,7 @@ impl MetricsSettings {
                 vms: keep_vms?,
                 processes: keep_processes?,
             },
+            retention_rules: retention_rules?.unwrap_or_default(),
             rollups: RollupSettings {
                 five_minutes: keep_five_minutes?,
                 hours: keep_hours?,

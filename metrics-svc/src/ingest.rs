@@ -48,7 +48,7 @@ use self::{
 };
 use crate::{
     MetricsError,
-    config::{BatchSettings, MetricsSettings, RateSettings, RetentionSettings, StreamSettings},
+    config::{BatchSettings, MetricsSettings, RateSettings, StreamSettings},
     documents::Documents,
     events::Events,
     history::History,
@@ -74,7 +74,6 @@ pub struct Ingest {
     batch: BatchSettings,
     stream: StreamSettings,
     rate: RateSettings,
-    retention: RetentionSettings,
     offset: UtcOffset,
 }
 
@@ -103,7 +102,6 @@ impl Ingest {
             batch: settings.batch,
             stream: settings.stream,
             rate: settings.rate,
-            retention: settings.retention,
             offset: settings.rows.offset,
         }
     }
@@ -144,7 +142,6 @@ impl Ingest {
             &self.history,
             self.events.clone(),
             &self.bus,
-            self.retention,
             self.offset,
             // Use the `ack_wait` of the existing consumer, because `setup` may not have changed it to the configured
             // value yet.

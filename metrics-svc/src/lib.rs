@@ -17,6 +17,7 @@ mod handlers;
 mod history;
 pub mod ingest;
 mod instances;
+mod known_vms;
 mod newest;
 mod processes;
 pub mod reads;
@@ -24,11 +25,12 @@ mod removal;
 mod retention;
 pub mod row_cache;
 pub mod row_json;
+mod row_retention;
 pub mod store;
 pub mod streams;
 mod vms;
 
-use std::{pin::pin, sync::Arc};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -49,13 +51,18 @@ use crate::{
     events::Events,
     history::History,
     ingest::{Ingest, suspects::Suspects},
+    known_vms::KnownVms,
     newest::NewestRows,
     processes::Processes,
     removal::Removal,
     row_cache::RowCache,
+    row_retention::RowRetention,
     store::RowStore,
     vms::VmList,
 };
+
+/// How long a starting replica waits for the VMs of hypervisors and the labels.
+const FIRST_READ: Duration = Duration::from_millis(500);
 
 /// Runs the service until shutdown, then lets running requests finish.
 pub async fn run(settings: MetricsSettings, program: Program) -> Result<(), MetricsError> {
@@ -79,11 +86,13 @@ async fn serve(
     program: &Program,
 ) -> Result<(), MetricsError> {
     let shutdown = program.shutdown().clone();
-    let history = Arc::new(History::new(store, &settings.retention, settings.rollups));
+    let known_vms = KnownVms::follow(bus, &shutdown);
+    let retention = RowRetention::new(settings, Some(known_vms.clone()));
+    let history = Arc::new(History::new(store, Arc::new(retention), settings.rollups));
     let processes = Arc::new(Processes::of(store));
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
     let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
-    let vms = Arc::new(VmList::follow(bus, &newest, settings.silent_after, &shutdown));
+    let vms = Arc::new(VmList::new(&known_vms, &newest, settings.silent_after));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;
@@ -105,6 +114,11 @@ async fn serve(
         audit: Audit::new(bus, settings.audit_required),
         events: events.clone(),
     });
+    if !settings.retention_rules.is_empty() && !known_vms.filled(FIRST_READ).await {
+        warn!(
+            "the labels of VMs have not been read yet; until then the longest retention applies to all rows"
+        );
+    }
     let ingest = Ingest::new(
         bus,
         Arc::clone(store),
@@ -126,7 +140,7 @@ async fn serve(
         tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).compare(shutdown.clone())),
     ];
-    tokio::join!(newest.pass(), vms.filled());
+    tokio::join!(newest.pass(), known_vms.filled(FIRST_READ));
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
     let server = handlers::register(server, &rows, &history, &processes, &vms);

@@ -3,60 +3,31 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
-    InstanceId, Scope,
-    inventory::INVENTORY_BUCKET,
-    labels::LABELS_BUCKET,
-    no_such_vm,
+    InstanceId, Scope, no_such_vm,
     time::unix_millis,
     vms::{Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
-use vmwatch_bus::{
-    Bus,
-    follow::Follower,
-    vms::{InventoryTable, LabelTable, Measures, Vms},
-};
+use vmwatch_bus::vms::{Measures, Vms};
 
-use crate::{deadline::Deadline, newest::NewestRows};
-
-/// The answer says that it may be out of date if a KV bucket was last confirmed to be current longer ago than this.
-const STALE_AFTER: Duration = Duration::from_secs(10);
-/// How long a starting replica waits for the KV buckets. If lifecycle-svc has never run, they do not exist.
-const FIRST_READ: Duration = Duration::from_millis(500);
+use crate::{deadline::Deadline, known_vms::KnownVms, newest::NewestRows};
 
 /// Everything that is known about VMs.
 pub(crate) struct VmList {
-    inventory: Follower<InventoryTable>,
-    labels: Follower<LabelTable>,
+    known: KnownVms,
     newest: Arc<NewestRows>,
     silent_after_ms: u64,
 }
 
 impl VmList {
-    /// Starts following the KV buckets until shutdown, even if they do not exist yet.
-    pub(crate) fn follow(
-        bus: &Bus,
-        newest: &Arc<NewestRows>,
-        silent_after: Duration,
-        shutdown: &CancellationToken,
-    ) -> Self {
-        let (inventory, labels) = (InventoryTable::default(), LabelTable::default());
+    /// Creates the list. Rows older than `silent_after` are those of silent agents.
+    pub(crate) fn new(known: &KnownVms, newest: &Arc<NewestRows>, silent_after: Duration) -> Self {
         Self {
-            inventory: Follower::start(bus, INVENTORY_BUCKET, STALE_AFTER, inventory, shutdown.clone()),
-            labels: Follower::start(bus, LABELS_BUCKET, STALE_AFTER, labels, shutdown.clone()),
+            known: known.clone(),
             newest: Arc::clone(newest),
             silent_after_ms: u64::try_from(silent_after.as_millis()).unwrap_or(u64::MAX),
         }
-    }
-
-    /// Waits until the KV buckets have been read once, or for at most [`FIRST_READ`].
-    pub(crate) async fn filled(&self) {
-        let filled = async { tokio::join!(self.inventory.filled(), self.labels.filled()) };
-        // The list says which of the buckets could not be read.
-        let _ = timeout(FIRST_READ, filled).await;
     }
 
     /// Returns a page of the VMs that the scope allows.
@@ -86,7 +57,7 @@ impl VmList {
     }
 
     fn read<T>(&self, read: impl FnOnce(Vms<'_>) -> T) -> T {
-        let (inventory, labels) = (self.inventory.read(), self.labels.read());
+        let (inventory, labels) = (self.known.inventory.read(), self.known.labels.read());
         let rows = self.newest.read();
         read(Vms {
             inventory: &inventory,
@@ -101,8 +72,8 @@ impl VmList {
     /// The data that may be out of date or incomplete.
     fn stale(&self) -> Vec<Stale> {
         let of = [
-            (Stale::Inventory, self.inventory.is_current()),
-            (Stale::Labels, self.labels.is_current()),
+            (Stale::Inventory, self.known.inventory.is_current()),
+            (Stale::Labels, self.known.labels.is_current()),
             (Stale::Samples, self.newest.is_current()),
         ];
         of.into_iter()

@@ -29,6 +29,7 @@ mod ingest_database;
 mod ingest_rates;
 mod ingest_refusals;
 mod ingest_retention;
+mod ingest_retention_rules;
 mod ingest_support;
 mod latest;
 mod live_events;

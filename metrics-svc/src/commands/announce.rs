@@ -15,12 +15,12 @@ use crate::{MetricsError, config::MetricsSettings};
 /// How long a command waits for a connection to the bus, which it needs for its audit records.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Opens the audit log for a command that needs the bus for nothing else. Returns `None` if the bus is unreachable and
-/// the audit is not required.
-pub(super) async fn open(settings: &MetricsSettings) -> Result<Option<Audit>, MetricsError> {
+/// Connects a command to the bus for its audit records. Returns `None` if the bus is unreachable and the audit is not
+/// required.
+pub(super) async fn connect(settings: &MetricsSettings) -> Result<Option<Bus>, MetricsError> {
     let name = format!("{}-commands", Service::Metrics.name());
     match Bus::connect_within(&name, &settings.bus, CONNECT_LIMIT).await {
-        Ok(bus) => Ok(Some(Audit::new(&bus, settings.audit_required))),
+        Ok(bus) => Ok(Some(bus)),
         Err(error) if settings.audit_required => Err(MetricsError::Refused(format!(
             "{error}: the audit record of the command could not be written, so nothing was done; \
              VMWATCH_AUDIT_REQUIRED=false does it without"

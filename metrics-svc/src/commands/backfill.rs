@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use bson::{Bson, DateTime, doc, oid::ObjectId};
 use futures::TryStreamExt;
 use indicatif::ProgressBar;
+use vmwatch_api::InstanceId;
 use vmwatch_blocks::{Block, Limits, MAX_ROWS};
 
 use crate::{
@@ -32,7 +33,7 @@ pub(super) async fn run(
         (RowKind::Process, retention.processes),
     ] {
         one_collection(store, kind, keep, dry_run).await?;
-        blocks(store, kind, keep, dry_run).await?;
+        blocks(store, history, kind, dry_run).await?;
     }
     if dry_run {
         return Ok(());
@@ -91,7 +92,12 @@ async fn one_collection(
 }
 
 /// Sets when blocks of undated rows expire: as soon as the retention of their newest row has passed.
-async fn blocks(store: &RowStore, kind: RowKind, keep: Duration, dry_run: bool) -> Result<(), MetricsError> {
+async fn blocks(
+    store: &RowStore,
+    history: &History,
+    kind: RowKind,
+    dry_run: bool,
+) -> Result<(), MetricsError> {
     let blocks = store.blocks();
     let undated = doc! { "kind": kind.name(), "expires": { "$exists": false } };
     let count = blocks.count_documents(undated.clone()).await?;
@@ -113,11 +119,17 @@ async fn blocks(store: &RowStore, kind: RowKind, keep: Duration, dry_run: bool) 
     let mut statements = Vec::new();
     while cursor.advance().await? {
         let document = cursor.current();
+        let instance = document
+            .get_str("instance_id")
+            .ok()
+            .and_then(|id| id.parse().ok());
         let last = StoredBlock::from_document(document)
-            .and_then(|block| last_internal_second(block.data, document.get_str("instance_id").ok()?));
+            .zip(instance)
+            .and_then(|(block, instance)| Some((last_internal_second(block.data, &instance)?, instance)));
         match last {
             None => unreadable += 1,
-            Some(second) => {
+            Some((second, instance)) => {
+                let keep = history.retention.of(kind, &instance);
                 let keep = i64::try_from(keep.as_secs()).unwrap_or(i64::MAX);
                 let expires = DateTime::from_millis(second.saturating_add(keep).saturating_mul(1000));
                 let id = document.get("_id")?.map(bson::RawBson::from);
@@ -144,13 +156,13 @@ async fn blocks(store: &RowStore, kind: RowKind, keep: Duration, dry_run: bool) 
 }
 
 /// The Unix second in the newest `_id` of a block's rows.
-fn last_internal_second(data: &[u8], instance: &str) -> Option<i64> {
+fn last_internal_second(data: &[u8], instance: &InstanceId) -> Option<i64> {
     let limits = Limits {
         rows: MAX_ROWS,
         bytes: MAX_DECODED,
     };
     let mut block = Block::open(data, limits).ok()?;
-    let ids = block.ids(instance).ok()?;
+    let ids = block.ids(instance.as_str()).ok()?;
     let seconds = (0..block.len()).map(|row| {
         let [a, b, c, d, ..] = ids.get(row);
         i64::from(u32::from_be_bytes([a, b, c, d]))

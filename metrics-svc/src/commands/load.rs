@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
+    sync::Arc,
     time::SystemTime,
 };
 
@@ -19,9 +20,9 @@ use vmwatch_blocks::RowIdentity;
 use crate::{
     MetricsError,
     blocks::{self, CLOSED_AFTER, HOUR_MICROS, hour_of},
-    config::RetentionSettings,
     documents::{SAMPLED_AT, micros_of, row_id},
     history::{History, rebuild::Days},
+    row_retention::RowRetention,
     store::{RowKind, RowStore, Unstored},
 };
 
@@ -57,7 +58,7 @@ enum Dated {
 }
 
 struct Loader {
-    retention: RetentionSettings,
+    retention: Arc<RowRetention>,
     days: Days,
     rows: BTreeMap<Group, Vec<RawDocumentBuf>>,
     waiting: usize,
@@ -75,10 +76,9 @@ pub(super) async fn run(
     history: &History,
     files: &[PathBuf],
     offset: UtcOffset,
-    retention: RetentionSettings,
 ) -> Result<String, MetricsError> {
     let mut loader = Loader {
-        retention,
+        retention: Arc::clone(&history.retention),
         days: Days::new(),
         rows: BTreeMap::new(),
         waiting: 0,
@@ -217,7 +217,7 @@ impl Loader {
     async fn write(&mut self, store: &RowStore) -> Result<(), MetricsError> {
         let mut blocks = Vec::new();
         for ((kind, instance, _, dated), documents) in std::mem::take(&mut self.rows) {
-            let keep = (dated == Dated::Yes).then(|| self.retention.of(kind));
+            let keep = (dated == Dated::Yes).then(|| self.retention.of(kind, &instance));
             let (block, unfit) = store.encode(|encoder| {
                 let mut rows = encoder.rows(kind, instance.as_str());
                 let mut unfit = Vec::new();

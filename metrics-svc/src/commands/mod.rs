@@ -7,13 +7,24 @@ mod dead_letters;
 mod load;
 mod rebuild;
 
-use std::{fmt, path::PathBuf, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Subcommand;
+use tokio_util::sync::CancellationToken;
 use vmwatch_api::Service;
-use vmwatch_bus::provision::setup::{self, SetupArguments};
+use vmwatch_bus::{
+    Bus,
+    audit::Audit,
+    provision::setup::{self, SetupArguments},
+};
 
-use crate::{MetricsError, config::MetricsSettings, history::History, store::RowStore, streams};
+use crate::{
+    MetricsError, config::MetricsSettings, history::History, known_vms::KnownVms,
+    row_retention::RowRetention, store::RowStore, streams,
+};
+
+/// How long a command waits for the labels of VMs, if retention depends on them.
+const LABELS_LIMIT: Duration = Duration::from_secs(5);
 
 /// All commands of `vmwatch-metrics` except `serve`.
 #[derive(Debug, Subcommand)]
@@ -86,7 +97,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
             let load = async |store: &RowStore, history: &History| {
                 store.prepare(&settings.retention).await?;
                 history.prepare().await?;
-                load::run(store, history, &files, settings.rows.offset, settings.retention).await
+                load::run(store, history, &files, settings.rows.offset).await
             };
             let names: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
             change_rows(settings, "metrics.load", names.join(", "), load).await
@@ -109,7 +120,7 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
                 Ok("every row has a date".to_owned())
             };
             if dry_run {
-                return with_rows(settings, backfill).await.map(drop);
+                return with_rows(settings, None, backfill).await.map(drop);
             }
             change_rows(settings, "metrics.backfill_dates", String::new(), backfill).await
         }
@@ -123,20 +134,37 @@ async fn change_rows(
     detail: String,
     work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
 ) -> Result<(), MetricsError> {
-    let audit = announce::open(settings).await?;
-    let done = announce::announced(audit.as_ref(), action, detail, with_rows(settings, work)).await?;
+    let bus = announce::connect(settings).await?;
+    let audit = bus.as_ref().map(|bus| Audit::new(bus, settings.audit_required));
+    let work = with_rows(settings, bus.as_ref(), work);
+    let done = announce::announced(audit.as_ref(), action, detail, work).await?;
     println!("{done}");
     Ok(())
 }
 
-/// Runs work on the database and closes the connection afterwards.
+/// Runs work on the database and closes the connection afterwards. Without the bus, the labels of VMs are unknown.
 async fn with_rows(
     settings: &MetricsSettings,
+    bus: Option<&Bus>,
     work: impl AsyncFnOnce(&RowStore, &History) -> Result<String, MetricsError>,
 ) -> Result<String, MetricsError> {
     let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
-    let history = History::new(&store, &settings.retention, settings.rollups);
+    let following = CancellationToken::new();
+    let vms = bus.filter(|_| !settings.retention_rules.is_empty());
+    let vms = vms.map(|bus| KnownVms::follow(bus, &following));
+    let known = match &vms {
+        Some(vms) => vms.filled(LABELS_LIMIT).await,
+        None => settings.retention_rules.is_empty(),
+    };
+    if !known {
+        eprintln!(
+            "the labels of VMs cannot be read; rows are kept for the longest time of VMWATCH_RETENTION_RULES"
+        );
+    }
+    let retention = Arc::new(RowRetention::new(settings, vms));
+    let history = History::new(&store, retention, settings.rollups);
     let done = work(&store, &history).await;
+    following.cancel();
     store.close().await;
     done
 }

@@ -7,10 +7,10 @@
 use std::{collections::HashSet, time::Duration};
 
 use bson::{Binary, Bson, RawBsonRef, RawDocument, spec::BinarySubtype};
-use vmwatch_api::{history::Resolution, measures::VmMeasures};
+use vmwatch_api::measures::VmMeasures;
 
-use super::{History, rollups::Bucket, sums::Sums};
-use crate::MetricsError;
+use super::{History, before_now, rollups::Bucket, sums::Sums};
+use crate::{MetricsError, store::RowKind};
 
 /// Field with the row times in a stored rollup; it comes after the sums.
 pub(super) const ROW_TIMES: &str = "rows";
@@ -50,10 +50,11 @@ fn decode(sums: &RawDocument) -> Result<Option<Vec<u32>>, MetricsError> {
 }
 
 impl History {
-    /// Whether some rows of this time bucket may have expired.
+    /// Whether some rows of this time bucket may have expired. The labels of its VM may have changed, so the shortest
+    /// retention counts.
     pub(super) fn may_lack_rows(&self, bucket: &Bucket) -> bool {
-        let margin = u64::try_from(MARGIN.as_millis()).unwrap_or(u64::MAX);
-        bucket.start_ms < self.kept_since(Resolution::Raw).saturating_add(margin)
+        let keep = self.retention.shortest(RowKind::Vm);
+        bucket.start_ms < before_now(keep.saturating_sub(MARGIN))
     }
 
     /// Adds the rows that the stored rollup lacks. Returns `false` if there is no stored rollup with row times.

@@ -31,10 +31,11 @@ use self::{
 };
 use crate::{
     MetricsError,
-    config::{RetentionSettings, RollupSettings},
+    config::RollupSettings,
     deadline::Deadline,
     instances::Instances,
-    store::RowStore,
+    row_retention::RowRetention,
+    store::{RowKind, RowStore},
 };
 
 /// Access to VM rows, their rollups, and the newest row of each VM.
@@ -43,38 +44,40 @@ pub(crate) struct History {
     pub(crate) dirty_buckets: DirtyBuckets,
     rollups: Rollups,
     pub(crate) instances: Instances,
-    keep_rows: Duration,
+    pub(crate) retention: Arc<RowRetention>,
     offset: UtcOffset,
 }
 
 impl History {
     /// Opens the collections of rows and rollups, without sending a command to the database yet.
-    pub(crate) fn new(rows: &Arc<RowStore>, retention: &RetentionSettings, keep: RollupSettings) -> Self {
+    pub(crate) fn new(rows: &Arc<RowStore>, retention: Arc<RowRetention>, keep: RollupSettings) -> Self {
         Self {
             dirty_buckets: DirtyBuckets::new(rows),
             rollups: Rollups::new(rows, keep),
             instances: Instances::new(rows),
-            keep_rows: retention.vms,
+            retention,
             offset: rows.offset(),
             rows: Arc::clone(rows),
         }
     }
 
-    /// Applies the retention settings to rollups and to the list of VMs.
+    /// Applies the retention settings to rollups and to the list of VMs. A VM stays in the list as long as any VM's last
+    /// row is kept.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
-        self.instances.prepare(&self.rows, self.keep_rows).await
+        let keep = self.retention.longest(RowKind::Vm);
+        self.instances.prepare(&self.rows, keep).await
     }
 
-    /// Oldest time for which data of this resolution is kept, in Unix milliseconds.
-    fn kept_since(&self, resolution: Resolution) -> u64 {
+    /// Oldest time for which a VM's data of this resolution is kept, in Unix milliseconds.
+    fn kept_since(&self, resolution: Resolution, instance: &InstanceId) -> u64 {
         let keep = match resolution {
-            Resolution::Raw => self.keep_rows,
+            Resolution::Raw => self.retention.of(RowKind::Vm, instance),
             Resolution::FiveMinutes => self.rollups.keep().five_minutes,
             Resolution::Hour => self.rollups.keep().hours,
             Resolution::Day => self.rollups.keep().days,
         };
-        unix_millis().saturating_sub(u64::try_from(keep.as_millis()).unwrap_or(u64::MAX))
+        before_now(keep)
     }
 
     /// The collections of rollups, with a filter for the rollups of a VM.
@@ -92,7 +95,7 @@ impl History {
         deadline: Deadline,
     ) -> Result<VmSeries, MetricsError> {
         let chart = Chart::plan(query.range, query.points, self.offset.as_millis(), |of| {
-            self.kept_since(of)
+            self.kept_since(of, &query.instance_id)
         });
         let mut sums = vec![Sums::default(); chart.buckets];
         // A later page need not read the time buckets of earlier pages again.
@@ -141,4 +144,9 @@ impl History {
             more: more || ended.is_some(),
         })
     }
+}
+
+/// A time this long ago, in Unix milliseconds.
+fn before_now(time: Duration) -> u64 {
+    unix_millis().saturating_sub(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }

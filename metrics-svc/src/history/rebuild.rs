@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use vmwatch_api::{InstanceId, history::Resolution};
 
 use super::{
-    History,
+    History, before_now,
     chart::{bucket_start, width_ms},
     rollups::Bucket,
     sums::Sums,
@@ -157,10 +157,10 @@ impl History {
             sums.merge(part);
         }
         // Skip time buckets past their retention, which MongoDB would delete within a minute.
-        let since = self.kept_since(Resolution::FiveMinutes);
+        let since = before_now(self.rollups.keep().five_minutes);
         five_minutes.retain(|bucket, _| bucket.start_ms >= since);
         self.rollups.fill(Resolution::FiveMinutes, &five_minutes).await?;
-        let since = self.kept_since(Resolution::Hour);
+        let since = before_now(self.rollups.keep().hours);
         hours.retain(|bucket, _| bucket.start_ms >= since);
         self.rollups.fill(Resolution::Hour, &hours).await?;
         self.rollups

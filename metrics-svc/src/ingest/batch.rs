@@ -14,10 +14,10 @@ use super::{
 };
 use crate::{
     MetricsError, blocks,
-    config::RetentionSettings,
     documents::Documents,
     events::Events,
-    history::dirty_buckets::DirtyBuckets,
+    history::History,
+    row_retention::RowRetention,
     store::{RowKind, RowStore},
 };
 
@@ -101,8 +101,7 @@ impl Batch {
     pub(super) async fn insert(
         &self,
         store: &RowStore,
-        retention: &RetentionSettings,
-        dirty_buckets: &DirtyBuckets,
+        history: &History,
     ) -> Result<Vec<Refused>, MetricsError> {
         let mut new = Vec::with_capacity(self.documents.len());
         for documents in &self.documents {
@@ -115,13 +114,15 @@ impl Batch {
         let mut blocks = Blocks::default();
         for (source, documents) in new.iter().enumerate() {
             for kind in [RowKind::Vm, RowKind::Process] {
-                blocks.add(store, retention, source, kind, documents)?;
+                blocks.add(store, &history.retention, source, kind, documents)?;
             }
         }
         let vms: Vec<_> = new.iter().flat_map(|documents| &documents.vms).collect();
         // Wait for both even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
-        let (unstored, marked) =
-            tokio::join!(store.insert_blocks(&blocks.documents), dirty_buckets.add(&vms));
+        let (unstored, marked) = tokio::join!(
+            store.insert_blocks(&blocks.documents),
+            history.dirty_buckets.add(&vms)
+        );
         marked?;
         let mut refused = blocks.refused;
         refused.extend(unstored?.into_iter().filter_map(|unstored| {
@@ -162,7 +163,7 @@ impl Blocks {
     fn add(
         &mut self,
         store: &RowStore,
-        retention: &RetentionSettings,
+        retention: &RowRetention,
         source: usize,
         kind: RowKind,
         message: &Documents,
@@ -172,6 +173,10 @@ impl Blocks {
             return Ok(());
         };
         let instance = first.get_str("instance_id")?;
+        let id = instance
+            .parse()
+            .map_err(|_| MetricsError::Refused("a row has an invalid `instance_id`".to_owned()))?;
+        let keep = retention.of(kind, &id);
         let block = store.encode(|encoder| {
             let mut rows = encoder.rows(kind, instance);
             for document in documents {
@@ -179,9 +184,7 @@ impl Blocks {
                     return Ok(Err(unfit));
                 }
             }
-            encoder
-                .encode(kind, instance, &rows, Some(retention.of(kind)))
-                .map(Ok)
+            encoder.encode(kind, instance, &rows, Some(keep)).map(Ok)
         })?;
         match block {
             Ok(Some(mut block)) => {

@@ -20,7 +20,7 @@ use super::{
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
 };
-use crate::{MetricsError, config::RetentionSettings, events::Events, history::History, store::RowStore};
+use crate::{MetricsError, events::Events, history::History, store::RowStore};
 
 /// First pause between attempts while the database does not accept a batch. The pause doubles up to a sixth of the ack
 /// wait.
@@ -56,7 +56,6 @@ pub(super) struct Writer {
     pub(super) events: Events,
     pub(super) bus: Bus,
     pub(super) suspects: Suspects,
-    pub(super) retention: RetentionSettings,
     pub(super) offset: UtcOffset,
     /// Time within which a message must be acknowledged:
     /// [`StreamSettings::ack_wait`](crate::config::StreamSettings::ack_wait).
@@ -76,13 +75,11 @@ impl Writer {
         history: &Arc<History>,
         events: Events,
         bus: &Bus,
-        retention: RetentionSettings,
         offset: UtcOffset,
         ack_wait: Duration,
     ) -> Self {
         Self {
             suspects: Suspects::new(store),
-            retention,
             store: Arc::clone(store),
             history: Arc::clone(history),
             events,
@@ -256,13 +253,13 @@ impl Writer {
             Arc::clone(&self.history),
             Arc::clone(batch),
         );
-        let (limit, retention) = (self.ack_wait * 2 / 3, self.retention);
+        let limit = self.ack_wait * 2 / 3;
         let waiting = timeout(limit, Arc::clone(&self.attempts).acquire_owned());
         let Ok(permit) = shutdown.run_until_cancelled(waiting).await? else {
             return Some(Err(MetricsError::Unanswered(limit)));
         };
         let insert = async move {
-            let inserted = batch.insert(&store, &retention, &history.dirty_buckets).await;
+            let inserted = batch.insert(&store, &history).await;
             drop(permit);
             inserted
         };

@@ -204,6 +204,11 @@ impl<T: Table> Follower<T> {
         let _ = progress.wait_for(|progress| progress.connection != 0).await;
     }
 
+    /// Whether the whole KV bucket has been read.
+    pub fn is_filled(&self) -> bool {
+        self.shared.progress.borrow().connection != 0
+    }
+
     /// Locks the table for reading, whether it is current or stale.
     pub fn read(&self) -> RwLockReadGuard<'_, T> {
         self.shared.table.read().unwrap_or_else(PoisonError::into_inner)

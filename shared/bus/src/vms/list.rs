@@ -138,6 +138,13 @@ impl<'a> Vms<'a> {
         })
     }
 
+    /// Whether a VM has a label that an operator has set or that one of its hypervisors has.
+    pub fn has_label(&self, id: &'a InstanceId, label: &LabelFilter) -> bool {
+        let copies = self.inventory.copies(id);
+        self.found(id, copies, None, self.labels.of(id), 0)
+            .has_label(label)
+    }
+
     /// Calls a function for each VM in the scope.
     fn each(&self, scope: &Scope, now_ms: u64, mut call: impl FnMut(Found<'a>)) {
         match scope {
