@@ -133,12 +133,12 @@ mod tests {
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm: Some(VmSample {
-                cpu_util: 0.0,
-                mem: 8.6,
+                cpu_util: Some(0.0),
+                mem: Some(8.6),
                 disk_read: 0.0,
                 disk_write: 128.8,
-                proc: 95,
-                dropped_parts: 0,
+                proc: Some(95),
+                ..VmSample::default()
             }),
             processes,
         }
@@ -183,7 +183,7 @@ mod tests {
                 disk_read: 0.0,
                 disk_write: 0.0,
                 running_time: 1_482_236_515.63,
-                shutdown_time: None,
+                ..ProcessSample::default()
             });
         }
         let parts = split(sample(rows)).unwrap();

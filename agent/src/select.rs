@@ -73,7 +73,7 @@ mod tests {
             disk_read: 0.0,
             disk_write,
             running_time: 0.0,
-            shutdown_time: None,
+            ..ProcessSample::default()
         }
     }
 

@@ -195,8 +195,10 @@ async fn row_of_a_busy_process_matches_the_kernels_counters() {
     assert_eq!(row.cmd.as_bytes(), busy.file("comm").trim_ascii_end());
     assert_eq!(row.shutdown_time, None);
     let vm = sample.vm.unwrap();
-    assert!(vm.cpu_util > 0.0 && vm.cpu_util <= 100.0, "{vm:?}");
-    assert!(vm.proc as usize >= sample.processes.len() / 2, "{vm:?}");
+    let cpu = vm.cpu_util.unwrap();
+    assert!(cpu > 0.0 && cpu <= 100.0, "{vm:?}");
+    assert!(vm.proc.unwrap() as usize >= sample.processes.len() / 2, "{vm:?}");
+    assert_eq!(vm.restricted, None);
 }
 
 #[test]

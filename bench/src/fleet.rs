@@ -108,12 +108,12 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
         net_incoming: random.tenths(20_000),
         net_outgoing: random.tenths(20_000),
         vm: Some(VmSample {
-            cpu_util: random.tenths(1000),
-            mem: random.tenths(1000),
+            cpu_util: Some(random.tenths(1000)),
+            mem: Some(random.tenths(1000)),
             disk_read: random.tenths(50_000),
             disk_write: random.tenths(50_000),
-            proc: 95,
-            dropped_parts: 0,
+            proc: Some(95),
+            ..VmSample::default()
         }),
         processes: (0..processes).map(|index| process(random, index)).collect(),
     }
@@ -132,7 +132,7 @@ fn process(random: &mut Random, index: u32) -> ProcessSample {
         disk_read: 0.0,
         disk_write: random.tenths(300),
         running_time: 1_482_236_515.63 + f64::from(index) / 100.0,
-        shutdown_time: None,
+        ..ProcessSample::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bson::{DateTime, RawBson, RawDocumentBuf, oid::ObjectId, rawdoc};
+use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, rawdoc};
 use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
@@ -174,35 +174,38 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentB
     let values = VmMeasures {
         cpu_util: vm.cpu_util,
         mem: vm.mem,
-        disk_read: vm.disk_read,
-        disk_write: vm.disk_write,
-        net_incoming: sample.net_incoming,
-        net_outgoing: sample.net_outgoing,
-        proc: f64::from(vm.proc),
+        disk_read: Some(vm.disk_read),
+        disk_write: Some(vm.disk_write),
+        net_incoming: Some(sample.net_incoming),
+        net_outgoing: Some(sample.net_outgoing),
+        proc: vm.proc.map(f64::from),
     };
     for (measure, value) in values.described() {
-        within(measure.name, value, max_value(measure.unit))?;
+        within(measure.name, value.unwrap_or(0.0), max_value(measure.unit))?;
     }
-    let count = i32::try_from(vm.proc).map_err(|_| Refusal::Number("proc"))?;
-    Ok(rawdoc! {
+    let count = vm.proc.map(i32::try_from).transpose();
+    let count = count.map_err(|_| Refusal::Number("proc"))?;
+    let mut row = rawdoc! {
         "net_incoming": sample.net_incoming,
         "disk_write": vm.disk_write,
-        "mem": vm.mem,
+        "mem": vm.mem.map_or(RawBson::Null, RawBson::Double),
         "net_outgoing": sample.net_outgoing,
         "instance_id": sample.instance_id.as_str(),
-        "cpu_util": vm.cpu_util,
+        "cpu_util": vm.cpu_util.map_or(RawBson::Null, RawBson::Double),
         "disk_read": vm.disk_read,
         "create_date": sample.create_date.as_str(),
         "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at.second, RowIdentity::Vm),
-        "proc": count,
+        "proc": count.map_or(RawBson::Null, RawBson::Int32),
         "sampled_at": at.effective,
-    })
+    };
+    if let Some(restricted) = vm.restricted {
+        row.append(cstr!("restricted"), restricted.as_str());
+    }
+    Ok(row)
 }
 
 fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", process.cpu_util, MAX_CPU_SHARE)?;
-    // Memory that processes share counts for each of them. One process therefore may exceed the VM's memory in use, but
-    // never its total memory.
     within("mem", process.mem, 100.0)?;
     within("disk_read", process.disk_read, MAX_RATE)?;
     within("disk_write", process.disk_write, MAX_RATE)?;
@@ -243,8 +246,11 @@ pub(crate) fn row_id(instance: &str, create_date: &str, second: i64, identity: R
 mod tests {
     use std::time::UNIX_EPOCH;
 
+    use bson::RawBsonRef;
+    use vmwatch_api::metrics::Restriction;
+
     use super::*;
-    use crate::history::sums::VmRow;
+    use crate::history::sums::{RESTRICTED, VmRow};
 
     fn sample() -> Sample {
         serde_json::from_str(
@@ -272,10 +278,23 @@ mod tests {
             net_outgoing: 5.7,
             proc: 95.0,
         };
-        assert_eq!(
-            VmRow::from_document(row).unwrap().values.complete(),
-            Some(expected)
-        );
+        let read = VmRow::from_document(row).unwrap();
+        assert_eq!((read.values, read.restricted), (expected.map(Some), None));
+        assert_eq!(row.get(RESTRICTED).unwrap(), None);
+    }
+
+    #[test]
+    fn values_that_the_agent_cannot_measure_are_null() {
+        let mut sample = sample();
+        let vm = sample.vm.as_mut().unwrap();
+        (vm.cpu_util, vm.mem, vm.proc) = (None, None, None);
+        vm.restricted = Some(Restriction::PidNamespace);
+        let row = &documents(&sample).unwrap().vms[0];
+        for name in ["cpu_util", "mem", "proc"] {
+            assert_eq!(row.get(name).unwrap(), Some(RawBsonRef::Null), "{name}");
+        }
+        let read = VmRow::from_document(row).unwrap();
+        assert_eq!(read.restricted, Some(Restriction::PidNamespace));
     }
 
     #[test]
@@ -319,7 +338,7 @@ mod tests {
             Refusal::Number("net_outgoing")
         );
         assert_eq!(
-            refused(|s| s.vm.as_mut().unwrap().cpu_util = 100.1),
+            refused(|s| s.vm.as_mut().unwrap().cpu_util = Some(100.1)),
             Refusal::Number("cpu_util")
         );
         assert_eq!(

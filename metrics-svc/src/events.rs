@@ -158,12 +158,14 @@ async fn send(bus: &Bus, queued: QueuedEvent) -> Result<(), MetricsError> {
     stored.await.map(drop).map_err(MetricsError::jetstream)
 }
 
-/// Creates the live event of a VM row, or returns `None` if the row lacks a field.
+/// Creates the live event of a VM row, or returns `None` if the row has no VM or no internal date.
 fn sample(row: &RawDocument) -> Option<QueuedEvent> {
+    let read = VmRow::from_document(row).ok()?;
     let event = SampleEvent {
         instance_id: instance(row)?,
         at_ms: at_ms(row)?,
-        values: VmRow::from_document(row).ok()?.values.complete()?.into(),
+        values: read.values.into(),
+        restricted: read.restricted,
     };
     queued(LiveEvent::Sample(event), row)
 }

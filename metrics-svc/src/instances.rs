@@ -16,12 +16,13 @@ use std::{
 };
 
 use bson::{DateTime, Document, RawBsonRef, RawDocument, RawDocumentBuf, bson, doc};
-use metrics::counter;
 use mongodb::Collection;
 use vmwatch_api::{
     InstanceId,
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
     measures::VmMeasures,
+    metrics::Restriction,
+    vms::NewestSample,
 };
 use vmwatch_bus::vms::Row;
 
@@ -30,7 +31,7 @@ use crate::{
     database::{find, update},
     deadline::Deadline,
     documents::SAMPLED_AT,
-    history::sums::{VmRow, number},
+    history::sums::{RESTRICTED, VmRow, number},
     retention,
     store::RowStore,
 };
@@ -68,6 +69,7 @@ struct Newest {
     create_date: String,
     at_ms: u64,
     values: VmMeasures<Option<f64>>,
+    restricted: Option<Restriction>,
 }
 
 impl Report {
@@ -99,6 +101,7 @@ impl Report {
                 create_date: row.create_date.to_owned(),
                 at_ms,
                 values: row.values,
+                restricted: row.restricted,
             });
         }
         if let Some(cpu) = row.values.cpu_util {
@@ -117,6 +120,9 @@ impl Report {
         let mut row = doc! { "at": at, "create_date": &newest.create_date };
         for (measure, value) in newest.values.described() {
             row.insert(measure.name, value);
+        }
+        if let Some(restricted) = newest.restricted {
+            row.insert(RESTRICTED, restricted.as_str());
         }
         let mut greatest = doc! { "newest": row };
         for (slot, cpu) in &self.cpu {
@@ -279,13 +285,13 @@ fn row(document: &RawDocument) -> Result<Option<(InstanceId, Row)>, MetricsError
     let newest = document.get_document("newest")?;
     let at_ms = millis(newest.get_datetime("at")?);
     let reported = document.get(SAMPLED_AT)?.and_then(RawBsonRef::as_datetime);
-    let values = VmRow::from_document(newest)?.values.map(|value| {
-        if value.is_none() {
-            counter!("vmwatch_unreadable_values_total").increment(1);
-        }
-        value.unwrap_or(0.0)
-    });
-    let mut row = Row::new(at_ms, values.into(), reported.map_or(at_ms, millis));
+    let read = VmRow::from_document(newest)?;
+    let sample = NewestSample {
+        at_ms,
+        values: read.values.into(),
+        restricted: read.restricted,
+    };
+    let mut row = Row::new(sample, reported.map_or(at_ms, millis));
     if let Some(ring) = document.get("cpu")?.and_then(RawBsonRef::as_document) {
         for element in ring {
             let (_, point) = element?;

@@ -109,6 +109,7 @@ impl NewestRows {
         let sample = NewestSample {
             at_ms: event.at_ms,
             values: event.values,
+            restricted: event.restricted,
         };
         if !self.write().note(&event.instance_id, sample, reported_ms) {
             counter!("vmwatch_vms_omitted_total").increment(1);

@@ -383,7 +383,7 @@ async fn rebuild_command_and_first_service_start_create_rollups_of_rows_written_
     let vm = call::<Get>(&stack, &target).await.vm;
     let sample = vm.sample.unwrap();
     // This time is 2017-01-02T23:30:00Z.
-    assert_eq!((sample.at_ms, sample.values.proc), (1_483_399_800_000, 47));
+    assert_eq!((sample.at_ms, sample.values.proc), (1_483_399_800_000, Some(47)));
     assert!(vm.cpu_sparkline.iter().all(Option::is_none));
     let year = query("vm-old", 1_483_228_800_000, 1_483_228_800_000 + 2 * DAY, 2);
     let series = call::<VmHistory>(&stack, &year).await;

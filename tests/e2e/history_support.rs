@@ -42,12 +42,12 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
         net_incoming: cpu_util * 3.0,
         net_outgoing: cpu_util * 5.0,
         vm: Some(VmSample {
-            cpu_util,
-            mem: 100.0 - cpu_util,
+            cpu_util: Some(cpu_util),
+            mem: Some(100.0 - cpu_util),
             disk_read: cpu_util / 2.0,
             disk_write: cpu_util * 7.0,
-            proc: 95,
-            dropped_parts: 0,
+            proc: Some(95),
+            ..VmSample::default()
         }),
         processes: Vec::new(),
     }
@@ -63,7 +63,7 @@ pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
         disk_read: 1.5,
         disk_write: 0.3,
         running_time: 1_482_236_515.63,
-        shutdown_time: None,
+        ..ProcessSample::default()
     }
 }
 

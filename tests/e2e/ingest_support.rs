@@ -228,12 +228,12 @@ impl Publisher {
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm: Some(VmSample {
-                cpu_util: 1.5,
-                mem: 8.6,
+                cpu_util: Some(1.5),
+                mem: Some(8.6),
                 disk_read: 0.0,
                 disk_write: 128.8,
-                proc: self.processes,
-                dropped_parts: 0,
+                proc: Some(self.processes),
+                ..VmSample::default()
             }),
             processes: (0..self.processes).map(process).collect(),
         }
@@ -336,6 +336,6 @@ pub(crate) fn process(index: u32) -> ProcessSample {
         disk_read: 0.0,
         disk_write: 0.3,
         running_time: 1_482_236_515.63,
-        shutdown_time: None,
+        ..ProcessSample::default()
     }
 }

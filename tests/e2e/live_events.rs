@@ -84,13 +84,16 @@ async fn each_stored_sample_is_published_once_as_live_event() {
             row.values.cpu_util,
             row.values.proc
         ),
-        ("vm-1", from_ms, 12.5, 95)
+        ("vm-1", from_ms, Some(12.5), Some(95))
     );
     assert_eq!(
         (row.values.mem, row.values.disk_read, row.values.disk_write),
-        (87.5, 6.25, 87.5)
+        (Some(87.5), Some(6.25), Some(87.5))
     );
-    assert_eq!((row.values.net_incoming, row.values.net_outgoing), (37.5, 62.5));
+    assert_eq!(
+        (row.values.net_incoming, row.values.net_outgoing),
+        (Some(37.5), Some(62.5))
+    );
     let LiveEvent::Processes(rows) = &received[1].1 else {
         panic!("{received:?}")
     };

@@ -132,12 +132,15 @@ async fn older_row_never_replaces_a_newer_one_in_the_vm_list() {
             shown.values.mem,
             shown.values.proc
         ),
-        (newest, 50.0, 50.0, 95)
+        (newest, Some(50.0), Some(50.0), Some(95))
     );
-    assert_eq!((shown.values.disk_read, shown.values.disk_write), (25.0, 350.0));
+    assert_eq!(
+        (shown.values.disk_read, shown.values.disk_write),
+        (Some(25.0), Some(350.0))
+    );
     assert_eq!(
         (shown.values.net_incoming, shown.values.net_outgoing),
-        (150.0, 250.0)
+        (Some(150.0), Some(250.0))
     );
     let reported = first.last_report_ms.unwrap();
     assert!((before..=unix_millis()).contains(&reported), "{first:?}");
@@ -156,7 +159,7 @@ async fn older_row_never_replaces_a_newer_one_in_the_vm_list() {
     both(&stack, "vm-1", |vm| {
         let sample = vm.sample.unwrap();
         let shown: Vec<_> = vm.cpu_sparkline.iter().flatten().copied().collect();
-        (sample.at_ms, sample.values.cpu_util) == (newest, 50.0)
+        (sample.at_ms, sample.values.cpu_util) == (newest, Some(50.0))
             // The time of the last report also advances with an older row.
             && vm.last_report_ms > Some(reported)
             // The sparkline has the highest value of each three minutes.
@@ -168,7 +171,7 @@ async fn older_row_never_replaces_a_newer_one_in_the_vm_list() {
     publish(&stack, &sample("vm-1", newest + SECOND, "+00:00", 10.0)).await;
     both(&stack, "vm-1", |vm| {
         let sample = vm.sample.unwrap();
-        (sample.at_ms, sample.values.cpu_util) == (newest + SECOND, 10.0)
+        (sample.at_ms, sample.values.cpu_util) == (newest + SECOND, Some(10.0))
     })
     .await;
 }
@@ -195,7 +198,7 @@ async fn vm_list_follows_the_database_after_an_outage_of_nats() {
     stack.command(Program::Metrics, &["rebuild"], "");
     publish(&stack, &sample("vm-new", unix_millis(), "+00:00", 5.0)).await;
     followed(&stack).await;
-    assert_eq!(get(&stack, "vm-old").await.sample.unwrap().values.proc, 1);
+    assert_eq!(get(&stack, "vm-old").await.sample.unwrap().values.proc, Some(1));
     assert_eq!(ids(&call::<List>(&stack, &page(10)).await), ["vm-new", "vm-old"]);
 
     let instances = stack
@@ -218,7 +221,9 @@ async fn vm_list_follows_the_database_after_an_outage_of_nats() {
             .iter()
             .map(|vm| vm.sample.unwrap().values.proc)
             .collect();
-        (procs == [7]).then_some(()).ok_or_else(|| format!("{listed:?}"))
+        (procs == [Some(7)])
+            .then_some(())
+            .ok_or_else(|| format!("{listed:?}"))
     })
     .await;
 }

@@ -69,6 +69,13 @@ pub(super) fn interface_class(sys: &Path, name: &str) -> Class {
     }
 }
 
+/// The bridge, bond or other interface that the interface belongs to. The traffic of the interface may be part of its
+/// master's.
+pub(super) fn master(sys: &Path, name: &str) -> Option<String> {
+    let link = std::fs::read_link(sys.join("class/net").join(sysfs_name(name)).join("master")).ok()?;
+    Some(link.file_name()?.to_str()?.to_owned())
+}
+
 /// The device's name in sysfs, which replaces the `/` in names such as `cciss/c0d0` with `!`.
 fn sysfs_name(name: &str) -> String {
     name.replace('/', "!")
@@ -87,39 +94,34 @@ pub(super) struct Devices(HashMap<String, Device>);
 
 impl Devices {
     /// The data transferred by the VM's own devices since the previous sample, or by virtual devices if there are no
-    /// others (as in a container). A device that is new, or whose counters decreased, adds nothing.
+    /// others (as in a container). A device that is new, or whose counters decreased, adds nothing. A device whose
+    /// master counts as well adds nothing either, because its traffic passes through the master.
     pub(super) fn advance<'a>(
         &mut self,
         totals: impl Iterator<Item = (&'a str, Traffic)>,
         class_of: impl Fn(&str) -> Class,
+        master_of: impl Fn(&str) -> Option<String>,
     ) -> Traffic {
-        let (mut own, mut in_virtual, mut any_own) = (Traffic::default(), Traffic::default(), false);
+        let mut passed = HashMap::new();
         for (name, total) in totals {
-            let Some(device) = self.0.get_mut(name) else {
-                let class = class_of(name);
-                any_own |= class == Class::Own;
-                let present = true;
-                self.0.insert(
-                    name.to_owned(),
-                    Device {
-                        class,
-                        total,
-                        present,
-                    },
-                );
-                continue;
-            };
-            let passed = total.since(device.total);
+            let device = self.0.entry(name.to_owned()).or_insert_with(|| Device {
+                class: class_of(name),
+                total,
+                present: true,
+            });
+            passed.insert(name, (device.class, total.since(device.total)));
             device.total = total;
             device.present = true;
-            match device.class {
-                Class::Own => (own, any_own) = (own.plus(passed), true),
-                Class::Virtual => in_virtual = in_virtual.plus(passed),
-                Class::Ignored => {}
-            }
         }
         self.0.retain(|_, device| std::mem::take(&mut device.present));
-        if any_own { own } else { in_virtual }
+        let any_own = passed.values().any(|(class, _)| *class == Class::Own);
+        let counted = if any_own { Class::Own } else { Class::Virtual };
+        passed.retain(|_, (class, _)| *class == counted);
+        let within_master = |name: &str| master_of(name).is_some_and(|master| passed.contains_key(&*master));
+        passed
+            .iter()
+            .filter(|(name, _)| !within_master(name))
+            .fold(Traffic::default(), |sum, (_, (_, traffic))| sum.plus(*traffic))
     }
 }
 
@@ -143,7 +145,7 @@ mod tests {
         let totals = totals
             .iter()
             .map(|&(name, inward, outward)| (name, traffic(inward, outward)));
-        devices.advance(totals, class_of)
+        devices.advance(totals, class_of, |_| None)
     }
 
     #[test]

@@ -2,12 +2,17 @@
 //!
 //! Every rate covers the time since the sampler's previous call; the first call only reads the counters. Rates and
 //! percentages are rounded to one decimal and are never negative or infinite. If a counter decreased (a replaced
-//! device, a driver reset), the rate is 0.
+//! device, a driver reset), the rate is 0. A value that the kernel's files do not allow to compute is absent.
 
 mod devices;
 mod proc_files;
 mod processes;
+mod restriction;
+mod system;
 mod vm;
+
+#[cfg(test)]
+mod trees;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -47,6 +52,9 @@ pub enum SampleError {
     /// A file with statistics of the whole system is missing or unreadable.
     #[error("cannot read the kernel's statistics in /proc")]
     Kernel(#[from] ProcError),
+    /// `/proc/stat` has no boot time, from which the start times of processes are computed.
+    #[error("/proc/stat has no boot time")]
+    NoBootTime,
     /// The list of processes cannot be read from procfs.
     #[error("cannot list the processes in /proc")]
     List(#[source] std::io::Error),

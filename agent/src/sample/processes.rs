@@ -7,13 +7,13 @@ use std::{
 };
 
 use procfs::{FromRead, Uptime};
-use tracing::warn;
+use tracing::{info, warn};
 use vmwatch_api::metrics::ProcessSample;
 
 use super::{
     SampleError, float, kib_per_second, percent,
     proc_files::{DiskBytes, ProcFiles, Stat, is_gone, process_ids},
-    vm::kernel_stats,
+    system::SystemStat,
 };
 use crate::select::Selection;
 
@@ -57,7 +57,7 @@ impl ProcessSampler {
     pub fn new(selection: Selection, proc: PathBuf) -> Result<Self, SampleError> {
         let clock = Clock {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
-            boot: kernel_stats(&proc)?.btime,
+            boot: SystemStat::read(&proc)?.boot.ok_or(SampleError::NoBootTime)?,
         };
         Ok(Self {
             selection,
@@ -107,6 +107,9 @@ impl ProcessSampler {
     /// sampler does not change, because the missing processes would seem to have ended.
     fn running(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
         let began = (Instant::now(), self.clock.ticks_since_boot(self.files.root())?);
+        if let Some(boot) = SystemStat::read(self.files.root())?.boot {
+            self.clock.set_boot(boot);
+        }
         let pids = process_ids(self.files.root())?;
         self.passes += 1;
         let rows = pids
@@ -271,12 +274,24 @@ struct Usage {
 #[derive(Debug, Clone, Copy)]
 struct Clock {
     ticks_per_second: u64,
-    /// Boot time in Unix seconds. It is read only once: the kernel's value changes when the clock is set, which would
-    /// change the start times of all processes.
+    /// Boot time in Unix seconds.
     boot: u64,
 }
 
 impl Clock {
+    /// Takes over the boot time, which the kernel computes from the current time. It changes when the clock is set. A
+    /// difference of one second is ignored: it comes from rounding, and would make another start time, and therefore
+    /// another process, of each process.
+    fn set_boot(&mut self, boot: u64) {
+        if boot.abs_diff(self.boot) > 1 {
+            info!(
+                seconds = i128::from(boot) - i128::from(self.boot),
+                "the clock of the VM was set; start times of processes change"
+            );
+            self.boot = boot;
+        }
+    }
+
     /// Converts clock ticks since boot to Unix seconds with two decimals, as in the examples of the documented API.
     fn unix_seconds(self, ticks: u64) -> f64 {
         let whole = self.boot.saturating_add(ticks / self.ticks_per_second);
@@ -299,6 +314,18 @@ fn unix_seconds(moment: SystemTime) -> f64 {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs_f64()
+}
+
+#[cfg(test)]
+impl ProcessSampler {
+    /// Makes the previous sample seem older.
+    pub(super) fn age(&mut self, by: std::time::Duration) {
+        let older = |at: Instant| at.checked_sub(by).unwrap();
+        self.previous = self.previous.map(|(at, ticks)| (older(at), ticks));
+        for process in self.tracked.values_mut() {
+            process.at = older(process.at);
+        }
+    }
 }
 
 #[cfg(test)]

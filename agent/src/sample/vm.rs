@@ -1,11 +1,8 @@
 //! Samples the VM's own row: usage of CPU, memory, disks and network.
 
-use std::{
-    path::Path,
-    time::{Duration, Instant, SystemTime},
-};
+use std::time::{Duration, Instant, SystemTime};
 
-use procfs::{CpuTime, DiskStats, FromRead, FromReadSI, KernelStats, Meminfo, net::InterfaceDeviceStatus};
+use procfs::{DiskStats, FromRead, net::InterfaceDeviceStatus};
 use vmwatch_api::{
     metrics::VmSample,
     time::{CreateDate, UtcOffset},
@@ -13,9 +10,11 @@ use vmwatch_api::{
 
 use super::{
     Roots, SampleError,
-    devices::{Devices, Traffic, disk_class, interface_class},
-    float, kib_per_second, percent,
+    devices::{Devices, Traffic, disk_class, interface_class, master},
+    kib_per_second,
     proc_files::process_ids,
+    restriction::Restricted,
+    system::{Memory, SystemStat},
 };
 
 /// The kernel counts disk traffic in sectors of 512 bytes, whatever the disk's own sector size is
@@ -27,7 +26,8 @@ const SECTOR_BYTES: u64 = 512;
 pub struct VmSampler {
     utc_offset: UtcOffset,
     roots: Roots,
-    previous: Option<(Instant, CpuTicks)>,
+    previous: Option<(Instant, SystemStat)>,
+    restricted: Restricted,
     disks: Devices,
     interfaces: Devices,
 }
@@ -43,7 +43,7 @@ pub struct VmReading {
     pub net_outgoing: f64,
     /// The VM's own row.
     pub vm: VmSample,
-    /// Total memory of the VM in bytes; the memory usage of processes is a percentage of it.
+    /// Total memory of the VM in bytes, or 0 if it is unknown; the memory usage of processes is a percentage of it.
     pub memory_bytes: u64,
 }
 
@@ -54,55 +54,47 @@ impl VmSampler {
             utc_offset,
             roots,
             previous: None,
+            restricted: Restricted::default(),
             disks: Devices::default(),
             interfaces: Devices::default(),
         }
     }
 
-    /// Reads the VM's own row. The first call only reads the counters and returns rates of 0.
+    /// Reads the VM's own row. The first call only reads the counters: it returns rates of 0 and no CPU usage.
     pub fn read(&mut self) -> Result<VmReading, SampleError> {
         let create_date = CreateDate::at(SystemTime::now(), self.utc_offset);
         let now = Instant::now();
-        let ticks = self.cpu_ticks()?;
-        let (mem, memory_bytes) = self.memory()?;
+        let stat = SystemStat::read(&self.roots.proc)?;
+        let memory = Memory::read(&self.roots.proc)?;
         let disk = self.disk_traffic()?;
         let net = self.net_traffic()?;
-        let proc = u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX);
-        let (elapsed, cpu_util) = match self.previous.replace((now, ticks)) {
-            Some((at, previous)) => (now - at, ticks.busy_since(previous)),
-            // No previous sample exists; an infinite interval makes every rate 0.
-            None => (Duration::MAX, 0.0),
+        let restricted = self.restricted.check(&self.roots.proc);
+        // The number of the processes that the agent sees would be mistaken for the number of all processes.
+        let proc = match restricted {
+            Some(_) => None,
+            None => Some(u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX)),
         };
+        let (elapsed, cpu_util) = match &self.previous {
+            Some((at, previous)) => (now - *at, stat.busy_since(previous)),
+            // No previous sample exists; an infinite interval makes every rate 0.
+            None => (Duration::MAX, None),
+        };
+        self.previous = Some((now, stat));
         Ok(VmReading {
             create_date,
             net_incoming: kib_per_second(net.inward, elapsed),
             net_outgoing: kib_per_second(net.outward, elapsed),
             vm: VmSample {
                 cpu_util,
-                mem,
+                mem: memory.used(),
                 disk_read: kib_per_second(disk.inward, elapsed),
                 disk_write: kib_per_second(disk.outward, elapsed),
                 proc,
+                restricted,
                 dropped_parts: 0,
             },
-            memory_bytes,
+            memory_bytes: memory.total.unwrap_or(0),
         })
-    }
-
-    fn cpu_ticks(&self) -> Result<CpuTicks, SampleError> {
-        Ok(CpuTicks::from_cpu_time(&kernel_stats(&self.roots.proc)?.total))
-    }
-
-    fn memory(&self) -> Result<(f64, u64), SampleError> {
-        let info = Meminfo::from_file(self.roots.proc.join("meminfo"))?;
-        // Kernels before 3.14 do not report MemAvailable.
-        let available = info.mem_available.unwrap_or_else(|| {
-            info.mem_free
-                .saturating_add(info.buffers)
-                .saturating_add(info.cached)
-        });
-        let used = info.mem_total.saturating_sub(available);
-        Ok((percent(float(used), float(info.mem_total)), info.mem_total))
     }
 
     fn disk_traffic(&mut self) -> Result<Traffic, SampleError> {
@@ -116,7 +108,7 @@ impl VmSampler {
         });
         Ok(self
             .disks
-            .advance(totals, |name| disk_class(&self.roots.sys, name)))
+            .advance(totals, |name| disk_class(&self.roots.sys, name), |_| None))
     }
 
     fn net_traffic(&mut self) -> Result<Traffic, SampleError> {
@@ -129,52 +121,22 @@ impl VmSampler {
             };
             (interface.name.as_str(), total)
         });
+        let sys = &self.roots.sys;
+        let class_of = |name: &str| interface_class(sys, name);
         Ok(self
             .interfaces
-            .advance(totals, |name| interface_class(&self.roots.sys, name)))
+            .advance(totals, class_of, |name| master(sys, name)))
     }
 }
 
-/// CPU time of all cores since boot, in clock ticks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct CpuTicks {
-    busy: u64,
-    idle: u64,
-}
-
-impl CpuTicks {
-    /// Time spent waiting for I/O counts as idle, because the core could have worked. Stolen time counts as busy,
-    /// because there was work but the hypervisor did not run it. User time already includes guest time (proc(5)).
-    /// psutil, which the agents of 2017 used, counts in the same way.
-    fn from_cpu_time(cpu: &CpuTime) -> Self {
-        let sum = |parts: &[u64]| parts.iter().fold(0_u64, |sum, &part| sum.saturating_add(part));
-        Self {
-            busy: sum(&[
-                cpu.user,
-                cpu.nice,
-                cpu.system,
-                cpu.irq.unwrap_or(0),
-                cpu.softirq.unwrap_or(0),
-                cpu.steal.unwrap_or(0),
-            ]),
-            idle: sum(&[cpu.idle, cpu.iowait.unwrap_or(0)]),
+#[cfg(test)]
+impl VmSampler {
+    /// Makes the previous sample seem older.
+    pub(super) fn age(&mut self, by: Duration) {
+        if let Some((at, _)) = &mut self.previous {
+            *at = at.checked_sub(by).unwrap();
         }
     }
-
-    /// The percentage of busy CPU time since `previous`. The kernel's idle counters sometimes decrease slightly.
-    fn busy_since(self, previous: Self) -> f64 {
-        let busy = float(self.busy.saturating_sub(previous.busy));
-        let idle = float(self.idle.saturating_sub(previous.idle));
-        percent(busy, busy + idle)
-    }
-}
-
-/// Reads and parses `/proc/stat`.
-pub(super) fn kernel_stats(proc: &Path) -> Result<KernelStats, SampleError> {
-    Ok(KernelStats::from_file(
-        proc.join("stat"),
-        procfs::current_system_info(),
-    )?)
 }
 
 #[cfg(test)]
@@ -208,6 +170,7 @@ mod tests {
                 })
                 .collect();
             std::fs::write(dir.path().join("proc/meminfo"), meminfo).unwrap();
+            std::fs::write(dir.path().join("proc/1/stat"), "").unwrap();
             Self(dir)
         }
 
@@ -240,12 +203,6 @@ mod tests {
         }
     }
 
-    /// Makes the previous sample seem 10,000 s older, so the time the test itself takes is negligible.
-    fn age(sampler: &mut VmSampler) {
-        let (at, ticks) = sampler.previous.unwrap();
-        sampler.previous = Some((at.checked_sub(Duration::from_secs(10_000)).unwrap(), ticks));
-    }
-
     #[test]
     fn vm_rates_are_zero_in_first_sample_and_measured_in_second_sample() {
         let vm = FakeVm::new();
@@ -254,14 +211,14 @@ mod tests {
         let first = sampler.read().unwrap();
         assert_eq!(
             (first.vm.cpu_util, first.vm.disk_read, first.net_incoming),
-            (0.0, 0.0, 0.0)
+            (None, 0.0, 0.0)
         );
         assert_eq!(
             (first.vm.mem, first.vm.proc, first.memory_bytes),
-            (8.6, 2, 1000 * 1024)
+            (Some(8.6), Some(2), 1000 * 1024)
         );
 
-        age(&mut sampler);
+        sampler.age(Duration::from_secs(10_000));
         // Of 100 ticks, 20 are user time, 5 stolen, 15 idle and 60 waiting for I/O, so the CPU was busy for 25 %.
         // Two sectors are 1 KiB.
         vm.set(
@@ -270,7 +227,7 @@ mod tests {
             (10_000 + 6_144_000, 20_000 + 58_368_000),
         );
         let second = sampler.read().unwrap();
-        assert_eq!(second.vm.cpu_util, 25.0);
+        assert_eq!(second.vm.cpu_util, Some(25.0));
         assert_eq!((second.vm.disk_read, second.vm.disk_write), (128.0, 0.0));
         assert_eq!((second.net_incoming, second.net_outgoing), (0.6, 5.7));
         assert!(second.create_date > first.create_date);
@@ -282,17 +239,17 @@ mod tests {
         let mut sampler = vm.sampler();
         vm.set("100 10 50 1000 40 5 5 0 0 0", (1000, 2000), (10_000, 20_000));
         sampler.read().unwrap();
-        age(&mut sampler);
+        sampler.age(Duration::from_secs(10_000));
         vm.set("90 10 50 900 40 5 5 0 0 0", (1, 2), (3, 4));
         let reading = sampler.read().unwrap();
+        assert_eq!(reading.vm.cpu_util, None);
         let rates = [
-            reading.vm.cpu_util,
             reading.vm.disk_read,
             reading.vm.disk_write,
             reading.net_incoming,
             reading.net_outgoing,
         ];
-        assert_eq!(rates, [0.0; 5]);
+        assert_eq!(rates, [0.0; 4]);
     }
 
     #[test]

@@ -28,6 +28,7 @@ use vmwatch_api::{
     events::{self, LiveEvent},
     lifecycle::MachineState,
     measures::VmValues,
+    metrics::Restriction,
 };
 use vmwatch_bus::limits::Permit;
 use vmwatch_service::jitter::jittered;
@@ -138,6 +139,9 @@ pub(super) struct SampleEvent<'a> {
     #[serde(flatten)]
     #[schema(schema_with = values_schema)]
     values: VmValues,
+    /// Why the agent cannot see all processes of the VM, so that some are missing and `proc` is null; null if it can.
+    #[schema(required)]
+    restricted: Option<Restriction>,
 }
 
 /// Data of a `processes` event: a new process table of a VM was stored.
@@ -417,6 +421,7 @@ impl<'a> From<&'a events::SampleEvent> for SampleEvent<'a> {
             instance_id: &event.instance_id,
             at: Timestamp::of_ms(event.at_ms),
             values: event.values,
+            restricted: event.restricted,
         }
     }
 }

@@ -1,23 +1,29 @@
 //! OpenAPI schemas that list the measures of a VM (CPU, memory, disk and network values).
 
-use utoipa::openapi::{KnownFormat, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, SchemaFormat, Type};
+use utoipa::openapi::{
+    KnownFormat, ObjectBuilder, OneOfBuilder, Ref, RefOr, Schema, SchemaFormat, Type, schema::SchemaType,
+};
 use vmwatch_api::measures::{Measure, Unit, VM_MEASURES};
 
-/// Schema of `VmValues`: one value per measure.
+/// Schema of `VmValues`: one value per measure, or null where it is unknown.
 pub(super) fn values_schema() -> Schema {
     schema(|measure| {
         let value = ObjectBuilder::new().description(Some(measure.help));
         let value = match measure.unit {
             Unit::Count => value
-                .schema_type(Type::Integer)
+                .schema_type(nullable(Type::Integer))
                 .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int32)))
                 .minimum(Some(0)),
             Unit::Percent | Unit::KibPerSecond => value
-                .schema_type(Type::Number)
+                .schema_type(nullable(Type::Number))
                 .format(Some(SchemaFormat::KnownFormat(KnownFormat::Double))),
         };
         value.into()
     })
+}
+
+fn nullable(of: Type) -> SchemaType {
+    SchemaType::from_iter([of, Type::Null])
 }
 
 /// Schema of the minimum, average and maximum of each measure, which are null if there are no samples.

@@ -9,6 +9,7 @@ use vmwatch_api::{
     InstanceId, Method,
     lifecycle::{MachineState, Target},
     measures::VmValues,
+    metrics::Restriction,
     processes::Order,
     vms::{
         self, Agent, GetWithoutMeasures, LabelFilter, ListWithoutMeasures, ListedVm, NewestSample, Stale,
@@ -34,6 +35,9 @@ pub(super) struct Sample {
     #[serde(flatten)]
     #[schema(schema_with = values_schema)]
     values: VmValues,
+    /// Why the agent cannot see all processes of the VM, so that some are missing and `proc` is null; null if it can.
+    #[schema(required)]
+    restricted: Option<Restriction>,
 }
 
 /// A VM: its state on the hypervisor and the latest sample of its agent.
@@ -322,6 +326,7 @@ impl From<NewestSample> for Sample {
         Self {
             at: Timestamp::of_ms(sample.at_ms),
             values: sample.values,
+            restricted: sample.restricted,
         }
     }
 }

@@ -32,6 +32,10 @@ export const wholePercent = (value: number): string => `${whole(value)}%`;
 export const shortPercent = (value: number): string => (value < 10 ? percent : wholePercent)(value);
 export const percent = (value: number): string => `${tenths(value)}%`;
 
+/** The sum of two values; null if either is unknown. */
+export const sum = (one: number | null, other: number | null): number | null =>
+  one === null || other === null ? null : one + other;
+
 /** Formats a rate given in KiB/s with the largest suitable unit. */
 export function rate(kib: number): string {
   const units = ["KiB/s", "MiB/s", "GiB/s", "TiB/s"];

@@ -30,7 +30,7 @@ use super::{
     dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
     late::{self, RowTime},
     rollups::Bucket,
-    sums::{Sums, VmRow},
+    sums::{RESTRICTED, Sums, VmRow},
 };
 use crate::{
     MetricsError,
@@ -172,7 +172,8 @@ impl History {
         deadline: Deadline,
         mut each: impl FnMut(i64, &VmRow<'_>),
     ) -> Result<Option<i64>, MetricsError> {
-        let names = VM_MEASURES.into_array().map(|measure| measure.name);
+        let measures = VM_MEASURES.into_array().into_iter();
+        let names: Vec<_> = measures.map(|measure| measure.name).chain([RESTRICTED]).collect();
         let mut query = Query::new(RowKind::Vm, &from.instance, &names)
             .within_ms(from.start_ms, to_ms)
             .oldest_first();

@@ -4,6 +4,7 @@ use bson::{Bson, Document, RawBsonRef, RawDocument, bson, doc, oid::ObjectId};
 use vmwatch_api::{
     history::{Stat, VmBucket},
     measures::VmMeasures,
+    metrics::Restriction,
 };
 
 use crate::MetricsError;
@@ -20,7 +21,12 @@ pub(crate) struct VmRow<'a> {
     pub(crate) create_date: &'a str,
     /// Values of the row; `None` for a missing or non-finite number.
     pub(crate) values: VmMeasures<Option<f64>>,
+    /// Why the agent could not see all processes; `None` if it could.
+    pub(crate) restricted: Option<Restriction>,
 }
+
+/// Field of a VM row with the name of a restriction; most rows do not have it.
+pub(crate) const RESTRICTED: &str = "restricted";
 
 impl<'a> VmRow<'a> {
     /// Decodes a stored row, or a projection of a stored row.
@@ -29,12 +35,14 @@ impl<'a> VmRow<'a> {
             id: None,
             create_date: "",
             values: VmMeasures::default(),
+            restricted: None,
         };
         for element in row {
             let (key, value) = element?;
             match (key.as_str(), value) {
                 ("_id", RawBsonRef::ObjectId(id)) => read.id = Some(id),
                 ("create_date", RawBsonRef::String(text)) => read.create_date = text,
+                (RESTRICTED, RawBsonRef::String(name)) => read.restricted = Restriction::from_name(name),
                 (key, value) => {
                     if let Some(slot) = read.values.get_mut(key) {
                         *slot = number(value);

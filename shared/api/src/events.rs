@@ -10,6 +10,7 @@ use super::{
     InstanceId,
     lifecycle::{MachineState, Operation},
     measures::VmValues,
+    metrics::Restriction,
 };
 
 /// The JetStream stream of live events, created by metrics-svc. Each reader creates its own consumer and does not
@@ -43,6 +44,9 @@ pub struct SampleEvent {
     pub at_ms: u64,
     #[serde(flatten)]
     pub values: VmValues,
+    /// Why the agent cannot see all processes of the VM; `None` if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restricted: Option<Restriction>,
 }
 
 /// Live event: the process table of a sample has been stored.

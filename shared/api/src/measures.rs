@@ -17,8 +17,8 @@ pub struct VmMeasures<T, Count = T> {
     pub proc: Count,
 }
 
-/// The measured values of one VM row.
-pub type VmValues = VmMeasures<f64, u32>;
+/// The measured values of one VM row; `None` where a value is unknown.
+pub type VmValues = VmMeasures<Option<f64>, Option<u32>>;
 
 /// The unit of a measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,29 +137,14 @@ impl<T> VmMeasures<T> {
     }
 }
 
-impl<T> VmMeasures<Option<T>> {
-    /// The values of all measures, or `None` if any is missing.
-    pub fn complete(self) -> Option<VmMeasures<T>> {
-        Some(VmMeasures {
-            cpu_util: self.cpu_util?,
-            mem: self.mem?,
-            disk_read: self.disk_read?,
-            disk_write: self.disk_write?,
-            net_incoming: self.net_incoming?,
-            net_outgoing: self.net_outgoing?,
-            proc: self.proc?,
-        })
-    }
-}
-
-impl From<VmMeasures<f64>> for VmValues {
-    fn from(values: VmMeasures<f64>) -> Self {
+impl From<VmMeasures<Option<f64>>> for VmValues {
+    fn from(values: VmMeasures<Option<f64>>) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "the value is a count, and `as` saturates if it is out of range"
         )]
-        let proc = values.proc as u32;
+        let proc = values.proc.map(|count| count as u32);
         Self {
             cpu_util: values.cpu_util,
             mem: values.mem,
@@ -207,16 +192,5 @@ mod tests {
             assert_eq!(values.get_mut(name), Some(&mut name.len()));
         }
         assert_eq!(values.get_mut("cmd"), None);
-    }
-
-    #[test]
-    fn measures_are_complete_only_if_no_value_is_missing() {
-        let whole = VM_MEASURES.map(|measure| Some(measure.name));
-        assert_eq!(whole.complete().map(VmMeasures::into_array), Some(names()));
-        for name in names() {
-            let mut partial = whole;
-            *partial.get_mut(name).unwrap() = None;
-            assert_eq!(partial.complete(), None);
-        }
     }
 }

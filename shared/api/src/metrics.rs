@@ -316,18 +316,24 @@ pub struct Sample {
 }
 
 /// The values of a VM's row, as sent in a sample.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VmSample {
-    /// CPU usage of all cores, percent, 0 to 100.
-    pub cpu_util: f64,
-    /// Memory usage, percent of the VM's memory.
-    pub mem: f64,
+    /// CPU usage of all cores, percent, 0 to 100; absent if the kernel's counters do not allow to compute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_util: Option<f64>,
+    /// Memory usage, percent of the VM's memory; absent if the kernel does not report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mem: Option<f64>,
     /// Read rate of all disks, KiB/s; partitions are not counted in addition to their disk.
     pub disk_read: f64,
     /// Write rate of all disks, KiB/s; partitions are not counted in addition to their disk.
     pub disk_write: f64,
-    /// Number of processes in the VM.
-    pub proc: u32,
+    /// Number of processes in the VM; absent if the agent cannot see all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proc: Option<u32>,
+    /// Why the agent cannot see all processes; absent if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restricted: Option<Restriction>,
     /// Number of sample parts that the agent has dropped since the previous sample. This number is not stored in the
     /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
@@ -339,14 +345,43 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Why an agent cannot see all processes of its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Restriction {
+    /// `/proc` hides the processes of other users, by its mount option `hidepid` or by a security module.
+    Hidepid,
+    /// The agent runs in a pid namespace of its own, such as that of a container.
+    PidNamespace,
+}
+
+impl Restriction {
+    /// The name of the restriction in rows and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hidepid => "hidepid",
+            Self::PidNamespace => "pid_namespace",
+        }
+    }
+
+    /// The restriction with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Hidepid, Self::PidNamespace]
+            .into_iter()
+            .find(|restriction| restriction.as_str() == name)
+    }
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSample {
     /// The process name as reported by the kernel, at most 15 bytes.
     pub cmd: String,
     pub pid: u32,
     /// CPU usage of the process, percent of one core; can exceed 100.
     pub cpu_util: f64,
-    /// Memory usage of the process, percent of the VM's memory.
+    /// Memory usage of the process, percent of the VM's memory; 0 if the size of the VM's memory is unknown. Memory that
+    /// a process has mapped several times counts several times, so the value can exceed 100.
     pub mem: f64,
     /// Read rate of the process, KiB/s; 0 if the agent has no permission to read it.
     pub disk_read: f64,

@@ -12,7 +12,7 @@ use super::{
     history::query,
     lifecycle::{MachineState, Target},
     measures::VmValues,
-    metrics::Limit,
+    metrics::{Limit, Restriction},
     processes::Order,
 };
 
@@ -331,6 +331,9 @@ pub struct NewestSample {
     pub at_ms: u64,
     #[serde(flatten)]
     pub values: VmValues,
+    /// Why the agent cannot see all processes of the VM; `None` if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restricted: Option<Restriction>,
 }
 
 /// A VM in the list.

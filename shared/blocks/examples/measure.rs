@@ -56,7 +56,7 @@ fn generated(activity: f64) -> Vec<Sample> {
             disk_read: 0.0,
             disk_write: 0.0,
             running_time: 1_790_000_000.0 + (random() * 1e6).round() / 100.0,
-            shutdown_time: None,
+            ..ProcessSample::default()
         })
         .collect();
     let start = UNIX_EPOCH + Duration::from_hours(500_000);
@@ -81,12 +81,12 @@ fn generated(activity: f64) -> Vec<Sample> {
                 net_incoming: tenth(random() * 300.0),
                 net_outgoing: tenth(random() * 900.0),
                 vm: Some(VmSample {
-                    cpu_util: tenth(random() * 30.0),
-                    mem: tenth(40.0 + random()),
+                    cpu_util: Some(tenth(random() * 30.0)),
+                    mem: Some(tenth(40.0 + random())),
                     disk_read: tenth(random() * 20.0),
                     disk_write: tenth(random() * 800.0),
-                    proc: 100,
-                    dropped_parts: 0,
+                    proc: Some(100),
+                    ..VmSample::default()
                 }),
                 processes: processes.clone(),
             }
@@ -102,11 +102,15 @@ fn push(vms: &mut Rows, processes: &mut Rows, sample: &Sample) {
     ];
     if let Some(vm) = &sample.vm {
         let fields = [
-            ("cpu_util", Value::Double(vm.cpu_util)),
-            ("mem", Value::Double(vm.mem)),
+            ("cpu_util", vm.cpu_util.map_or(Value::Null, Value::Double)),
+            ("mem", vm.mem.map_or(Value::Null, Value::Double)),
             ("disk_read", Value::Double(vm.disk_read)),
             ("disk_write", Value::Double(vm.disk_write)),
-            ("proc", Value::Int32(vm.proc.cast_signed())),
+            (
+                "proc",
+                vm.proc
+                    .map_or(Value::Null, |count| Value::Int32(count.cast_signed())),
+            ),
         ];
         vms.push(date, None, None, net.into_iter().chain(fields)).unwrap();
     }

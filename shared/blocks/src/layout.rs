@@ -30,7 +30,7 @@ pub(crate) const ID_TIME: &str = "\nid time";
 pub(crate) const ID_REST: &str = "\nid rest";
 
 /// Columns whose name is written as one byte: the position in this list, plus 1. New names may only be appended.
-const KNOWN: [&str; 18] = [
+const KNOWN: [&str; 19] = [
     DATES,
     SAMPLES,
     PROCESSES,
@@ -49,6 +49,7 @@ const KNOWN: [&str; 18] = [
     "running_time",
     "shutdown_time",
     "dropped_parts",
+    "restricted",
 ];
 
 /// Appends the name of a column.

@@ -2,7 +2,7 @@
 
 use vmwatch_api::{
     InstanceId,
-    metrics::{ProcessSample, Sample, VmSample},
+    metrics::{ProcessSample, Restriction, Sample, VmSample},
     time::CreateDate,
 };
 
@@ -52,12 +52,19 @@ fn push_text(out: &mut Vec<u8>, text: &str) {
 fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
     let mut rows = Rows::new(Kind::Vm, sample.instance_id.as_str(), 0);
     if let Some(vm) = &sample.vm {
+        let restricted = vm
+            .restricted
+            .map_or(Value::Missing, |name| Value::Text(name.as_str()));
         let fields = [
-            ("cpu_util", Value::Double(vm.cpu_util)),
-            ("mem", Value::Double(vm.mem)),
+            ("cpu_util", vm.cpu_util.map_or(Value::Missing, Value::Double)),
+            ("mem", vm.mem.map_or(Value::Missing, Value::Double)),
             ("disk_read", Value::Double(vm.disk_read)),
             ("disk_write", Value::Double(vm.disk_write)),
-            ("proc", Value::Int64(vm.proc.into())),
+            (
+                "proc",
+                vm.proc.map_or(Value::Missing, |count| Value::Int64(count.into())),
+            ),
+            ("restricted", restricted),
             ("dropped_parts", Value::Int64(vm.dropped_parts.into())),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
@@ -140,15 +147,18 @@ fn read_block<'a>(
 }
 
 fn vm_sample(block: &mut Block<'_>) -> Result<VmSample, BlockError> {
-    let mut measure = |name: &str| block.column(name).and_then(|column| measure(&column, 0));
-    let (cpu_util, mem) = (measure("cpu_util")?, measure("mem")?);
-    let (disk_read, disk_write) = (measure("disk_read")?, measure("disk_write")?);
+    let restricted = match block.column("restricted")?.get(0) {
+        Value::Missing => None,
+        Value::Text(name) => Some(Restriction::from_name(name).ok_or_else(wrong_type)?),
+        _ => return Err(wrong_type()),
+    };
     Ok(VmSample {
-        cpu_util,
-        mem,
-        disk_read,
-        disk_write,
-        proc: count(&block.column("proc")?, 0)?,
+        cpu_util: optional(&block.column("cpu_util")?, 0, measure)?,
+        mem: optional(&block.column("mem")?, 0, measure)?,
+        disk_read: measure(&block.column("disk_read")?, 0)?,
+        disk_write: measure(&block.column("disk_write")?, 0)?,
+        proc: optional(&block.column("proc")?, 0, count)?,
+        restricted,
         dropped_parts: count(&block.column("dropped_parts")?, 0)?,
     })
 }
@@ -170,13 +180,22 @@ fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockErr
             disk_read: measure(&disk_read, row)?,
             disk_write: measure(&disk_write, row)?,
             running_time: measure(&started, row)?,
-            shutdown_time: match ended.get(row) {
-                Value::Missing => None,
-                _ => Some(measure(&ended, row)?),
-            },
+            shutdown_time: optional(&ended, row, measure)?,
         })
     };
     (0..block.len()).map(process).collect()
+}
+
+/// Reads a value that a row may lack.
+fn optional<T>(
+    column: &Column,
+    row: usize,
+    read: impl FnOnce(&Column, usize) -> Result<T, BlockError>,
+) -> Result<Option<T>, BlockError> {
+    match column.get(row) {
+        Value::Missing => Ok(None),
+        _ => read(column, row).map(Some),
+    }
 }
 
 fn measure(column: &Column, row: usize) -> Result<f64, BlockError> {

@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may end with a panic")]
 
 use proptest::{array::uniform4, collection::vec, option, prelude::*};
-use vmwatch_api::metrics::{ProcessSample, Sample, VmSample};
+use vmwatch_api::metrics::{ProcessSample, Restriction, Sample, VmSample};
 use vmwatch_blocks::{BlockError, Encoder, Limits, decode_sample, encode_sample};
 
 const LIMITS: Limits = Limits {
@@ -42,13 +42,20 @@ fn process() -> impl Strategy<Value = ProcessSample> {
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
-    let vm = (uniform4(measure()), any::<u32>(), 0_u32..3).prop_map(
-        |([cpu_util, mem, disk_read, disk_write], proc, dropped_parts)| VmSample {
+    let unknown = (
+        option::of(measure()),
+        option::of(measure()),
+        option::of(any::<u32>()),
+        option::of(Just(Restriction::Hidepid)),
+    );
+    let vm = (unknown, measure(), measure(), 0_u32..3).prop_map(
+        |((cpu_util, mem, proc, restricted), disk_read, disk_write, dropped_parts)| VmSample {
             cpu_util,
             mem,
             disk_read,
             disk_write,
             proc,
+            restricted,
             dropped_parts,
         },
     );
@@ -118,7 +125,7 @@ fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
                 0.0
             },
             running_time: 1_482_236_515.63 + f64::from(number * 7919 % 1000),
-            shutdown_time: None,
+            ..ProcessSample::default()
         })
         .collect();
     let sample = Sample {

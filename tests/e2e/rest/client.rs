@@ -228,12 +228,12 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
         net_incoming: 1.5,
         net_outgoing: 0.5,
         vm: Some(VmSample {
-            cpu_util,
-            mem: 20.0,
+            cpu_util: Some(cpu_util),
+            mem: Some(20.0),
             disk_read: 3.0,
             disk_write: 4.0,
-            proc: 2,
-            dropped_parts: 0,
+            proc: Some(2),
+            ..VmSample::default()
         }),
         processes: Vec::new(),
     }
@@ -249,7 +249,7 @@ pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> Pr
         disk_read: 0.0,
         disk_write: 0.0,
         running_time: u32::try_from(started_ms / 1000).map_or(0.0, f64::from),
-        shutdown_time: None,
+        ..ProcessSample::default()
     }
 }
 

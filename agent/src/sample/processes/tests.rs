@@ -65,11 +65,7 @@ impl Proc {
 
 /// Makes the previous sample seem 10,000 s older, so the time the test itself takes is negligible.
 fn age(sampler: &mut ProcessSampler) {
-    let older = |at: Instant| at.checked_sub(Duration::from_secs(10_000)).unwrap();
-    sampler.previous = sampler.previous.map(|(at, ticks)| (older(at), ticks));
-    for process in sampler.tracked.values_mut() {
-        process.at = older(process.at);
-    }
+    sampler.age(Duration::from_secs(10_000));
 }
 
 fn read(sampler: &mut ProcessSampler) -> Vec<ProcessSample> {
@@ -94,7 +90,7 @@ fn process_row_has_rates_since_the_previous_sample() {
         disk_read: 2.0,
         disk_write: 0.0,
         running_time: 1_482_236_516.07,
-        shutdown_time: None,
+        ..ProcessSample::default()
     };
     assert_eq!(rows, [expected]);
 }

@@ -1,5 +1,6 @@
 //! The loaded rows of the VM list: the first rows of the list that the server sorts, kept up to date with live values.
 import type { Schemas, Vm } from "../api/client";
+import { sum } from "../format";
 
 /** Where a page of the list begins. */
 export interface Start {
@@ -160,8 +161,8 @@ export class Rows {
       case "state": return vm?.state ?? null;
       case "cpu": return sample?.cpu_util ?? null;
       case "mem": return sample?.mem ?? null;
-      case "net": return sample ? sample.net_incoming + sample.net_outgoing : null;
-      case "disk": return sample ? sample.disk_read + sample.disk_write : null;
+      case "net": return sample && sum(sample.net_incoming, sample.net_outgoing);
+      case "disk": return sample && sum(sample.disk_read, sample.disk_write);
       default: return null;
     }
   }

@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 import type { Vm } from "../api/client";
 import { now } from "../clock";
-import { ago, ms, rate } from "../format";
+import { ago, ms, rate, sum } from "../format";
 import { t } from "../i18n";
 import { act, latest } from "../operations";
 import { Badge, isOver, MachineBadge, OperationBadge } from "../parts/badge";
@@ -14,6 +14,9 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
   const texts = t();
   const name = vm.name ?? vm.instance_id;
   const { sample } = vm;
+  const [cpu, mem] = [sample?.cpu_util ?? null, sample?.mem ?? null];
+  const net = sample && sum(sample.net_incoming, sample.net_outgoing);
+  const disk = sample && sum(sample.disk_read, sample.disk_write);
   const none = <span class="faint">{texts.common.none}</span>;
   return (
     <tr aria-rowindex={index} class={vm.agent === "silent" ? "silent" : undefined} data-vm={vm.instance_id}>
@@ -22,11 +25,11 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
         <span class="sub">{vm.name === null ? vm.hypervisor : vm.instance_id}</span>
       </th>
       <td class="state"><MachineBadge state={vm.state} /></td>
-      <td class="number cpu">{sample ? <Meter value={sample.cpu_util} /> : none}</td>
+      <td class="number cpu">{cpu === null ? none : <Meter value={cpu} />}</td>
       <td class="hour"><Sparkline values={vm.cpu_sparkline} /></td>
-      <td class="number mem">{sample ? <Meter value={sample.mem} hot={90} /> : none}</td>
-      <td class="number net">{sample ? rate(sample.net_incoming + sample.net_outgoing) : none}</td>
-      <td class="number disk">{sample ? rate(sample.disk_read + sample.disk_write) : none}</td>
+      <td class="number mem">{mem === null ? none : <Meter value={mem} hot={90} />}</td>
+      <td class="number net">{net === null ? none : rate(net)}</td>
+      <td class="number disk">{disk === null ? none : rate(disk)}</td>
       <td class="report"><Report agent={vm.agent} at={vm.last_report_at} /></td>
       {acts && <td class="act"><StartButton id={vm.instance_id} name={name} state={vm.state} /></td>}
     </tr>

@@ -285,16 +285,17 @@ impl<'a> Found<'a> {
     fn key(&self, sort: VmSort) -> Key<'a> {
         // The last values of a VM whose agent is silent are stale, so such a VM comes last.
         let values = self.row.filter(|_| self.agent == Some(Agent::Reporting));
-        let values = values.map(|row| row.sample.values);
+        let values = values.map(|row| row.sample.values).unwrap_or_default();
+        let both = |one: Option<f64>, other: Option<f64>| Some(one? + other?);
         let value = match sort {
             VmSort::Id => Some(SortValue::text(self.id.as_str())),
             VmSort::Name => self.copy.map(|copy| SortValue::text(copy.sort_name())),
             VmSort::Hypervisor => self.copy.map(|copy| SortValue::text(&copy.hypervisor)),
             VmSort::State => self.copy.map(|copy| SortValue::text(copy.vm.state.as_str())),
-            VmSort::Cpu => values.map(|values| SortValue::float(values.cpu_util)),
-            VmSort::Mem => values.map(|values| SortValue::float(values.mem)),
-            VmSort::Disk => values.map(|values| SortValue::float(values.disk_read + values.disk_write)),
-            VmSort::Net => values.map(|values| SortValue::float(values.net_incoming + values.net_outgoing)),
+            VmSort::Cpu => values.cpu_util.map(SortValue::float),
+            VmSort::Mem => values.mem.map(SortValue::float),
+            VmSort::Disk => both(values.disk_read, values.disk_write).map(SortValue::float),
+            VmSort::Net => both(values.net_incoming, values.net_outgoing).map(SortValue::float),
             VmSort::LastReport => self.row.map(|row| SortValue::Number(row.reported_ms)),
         };
         Key { value, id: self.id }

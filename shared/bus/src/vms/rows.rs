@@ -8,7 +8,6 @@ use std::{
 use vmwatch_api::{
     InstanceId,
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
-    measures::VmValues,
     vms::NewestSample,
 };
 
@@ -70,9 +69,9 @@ impl CpuRing {
 
 impl Row {
     /// Creates a row whose sparkline has no points.
-    pub const fn new(at_ms: u64, values: VmValues, reported_ms: u64) -> Self {
+    pub const fn new(sample: NewestSample, reported_ms: u64) -> Self {
         Self {
-            sample: NewestSample { at_ms, values },
+            sample,
             reported_ms,
             cpu: CpuRing {
                 newest: 0,
@@ -125,8 +124,10 @@ impl Rows {
 
     /// Notes a sample. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
     pub fn note(&mut self, id: &InstanceId, sample: NewestSample, reported_ms: u64) -> bool {
-        let mut row = Row::new(sample.at_ms, sample.values, reported_ms);
-        row.add_cpu(sample.at_ms / SPARKLINE_STEP_MS, sample.values.cpu_util);
+        let mut row = Row::new(sample, reported_ms);
+        if let Some(cpu) = sample.values.cpu_util {
+            row.add_cpu(sample.at_ms / SPARKLINE_STEP_MS, cpu);
+        }
         self.merge(id, row)
     }
 
@@ -171,6 +172,8 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
+    use vmwatch_api::measures::VmValues;
+
     use super::*;
 
     const HOUR: u64 = SPARKLINE_STEP_MS * SPARKLINE_POINTS as u64;
@@ -179,9 +182,10 @@ mod tests {
         NewestSample {
             at_ms,
             values: VmValues {
-                cpu_util,
+                cpu_util: Some(cpu_util),
                 ..VmValues::default()
             },
+            restricted: None,
         }
     }
 

@@ -30,7 +30,7 @@ export function Header({ vm }: { vm: Vm }) {
         <Fact name={texts.id}><span class="mono">{vm.instance_id}</span></Fact>
         {vm.hypervisor && <Fact name={texts.hypervisor}>{vm.hypervisor}</Fact>}
         {vm.last_report_at && <Fact name={texts.lastReport}>{ago(ms(vm.last_report_at), now.value)}</Fact>}
-        {vm.sample && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
+        {typeof vm.sample?.proc === "number" && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
       </dl>
       <div class="manage">
         <Labels id={vm.instance_id} name={name} />

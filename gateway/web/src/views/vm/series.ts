@@ -64,14 +64,15 @@ export function withSample(buckets: VmBucket[], stepMs: number, sample: Schemas[
   // Ignore a late or repeated event; the next request for the history will include its sample.
   if (last && time < begin) return buckets;
   const kept = buckets.filter((bucket) => ms(bucket.at) + stepMs >= from);
-  const merge = (measure: VmMeasure): Stat => {
+  const merge = (measure: VmMeasure): Stat | null => {
     const value = sample[measure];
     const before = last && time < begin + stepMs ? last[measure] : null;
+    if (value === null) return before;
     if (!before || !last) return { min: value, avg: value, max: value };
     const avg = (before.avg * last.count + value) / (last.count + 1);
     return { min: Math.min(before.min, value), avg, max: Math.max(before.max, value) };
   };
-  const merged = Object.fromEntries(VM_MEASURES.map((measure) => [measure, merge(measure)])) as Record<VmMeasure, Stat>;
+  const merged = Object.fromEntries(VM_MEASURES.map((measure) => [measure, merge(measure)])) as Record<VmMeasure, Stat | null>;
   if (last && time < begin + stepMs) {
     kept[kept.length - 1] = { at: last.at, count: last.count + 1, ...merged };
   } else {

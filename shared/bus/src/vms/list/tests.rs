@@ -31,11 +31,15 @@ impl Tables {
         let sample = NewestSample {
             at_ms: NOW - ago_ms,
             values: VmValues {
-                cpu_util: cpu,
-                mem: 100.0 - cpu,
-                net_incoming: cpu * 2.0,
-                ..VmValues::default()
+                cpu_util: Some(cpu),
+                mem: Some(100.0 - cpu),
+                disk_read: Some(0.0),
+                disk_write: Some(0.0),
+                net_incoming: Some(cpu * 2.0),
+                net_outgoing: Some(0.0),
+                proc: None,
             },
+            restricted: None,
         };
         assert!(self.rows.note(&id.parse().unwrap(), sample, NOW - ago_ms));
     }
