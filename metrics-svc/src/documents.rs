@@ -28,6 +28,9 @@ const FAR_AHEAD: Duration = Duration::from_mins(1);
 const MAX_RATE: f64 = 1_125_899_906_842_624.0;
 /// Maximum CPU usage of a process in percent of one core: 65,536 cores.
 const MAX_CPU_SHARE: f64 = 100.0 * 65_536.0;
+/// Maximum memory usage of a process in percent. The kernel counts each mapping of shared memory, so the usage of a
+/// process can exceed the VM's memory, but not the largest address space (2^57 bytes) in a VM with 1 MiB.
+const MAX_MEMORY_SHARE: f64 = 100.0 * 137_438_953_472.0;
 /// End of the year 9999, in Unix seconds.
 const MAX_SECOND: f64 = 253_402_300_800.0;
 
@@ -206,7 +209,7 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentB
 
 fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", process.cpu_util, MAX_CPU_SHARE)?;
-    within("mem", process.mem, 100.0)?;
+    within("mem", process.mem, MAX_MEMORY_SHARE)?;
     within("disk_read", process.disk_read, MAX_RATE)?;
     within("disk_write", process.disk_write, MAX_RATE)?;
     within("running_time", process.running_time, MAX_SECOND)?;
@@ -295,6 +298,14 @@ mod tests {
         }
         let read = VmRow::from_document(row).unwrap();
         assert_eq!(read.restricted, Some(Restriction::PidNamespace));
+    }
+
+    #[test]
+    fn process_may_use_more_than_the_memory_of_its_vm() {
+        let mut sample = sample();
+        sample.processes[0].mem = 312.5;
+        let row = &documents(&sample).unwrap().processes[0];
+        assert_eq!(row.get("mem").unwrap(), Some(RawBsonRef::Double(312.5)));
     }
 
     #[test]
