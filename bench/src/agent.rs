@@ -7,8 +7,9 @@ use testkit::{Process, Program, Spec};
 
 use crate::{
     report::{Bound, Report, number},
+    samples,
     statistics::Series,
-    store, usage,
+    usage,
 };
 
 /// Command-line options of `bench agent`.
@@ -42,7 +43,7 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
             })
         })
         .collect();
-    let stack = store::stack().replicas(Program::Agent, 1).start().await;
+    let stack = samples::stack().replicas(Program::Agent, 1).start().await;
     report.describe(&stack)?;
     report.section("The agent");
     let processes = procfs::process::all_processes()?.count();

@@ -46,10 +46,6 @@ impl Fleet {
         })
     }
 
-    pub(crate) fn rows_per_minute(&self) -> usize {
-        self.instances.len() * (VM_SAMPLES_PER_MINUTE + self.processes) as usize
-    }
-
     /// Returns the samples of one minute, in the order in which they would arrive.
     pub(crate) fn minute(&mut self, start: SystemTime, offset: UtcOffset) -> Vec<Sample> {
         let mut samples = Vec::new();
@@ -145,6 +141,19 @@ impl Random {
         Self(1)
     }
 
+    /// A generator whose numbers depend on a seed.
+    pub(crate) const fn seeded(seed: u64) -> Self {
+        // The multiplication spreads the bits of small seeds; the generator requires a number other than 0.
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Returns a number from 0 up to, but not including, 1.
+    pub(crate) fn unit(&mut self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "53 bits are exact in a double")]
+        let number = (self.next() >> 11) as f64;
+        number / 9_007_199_254_740_992.0
+    }
+
     const fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -190,6 +199,6 @@ mod tests {
             let rows = documents.vms.iter().chain(&documents.processes);
             ids.extend(rows.map(|row| row.get_object_id("_id").unwrap()));
         }
-        assert_eq!(ids.len(), fleet.rows_per_minute());
+        assert_eq!(ids.len(), 20 * (6 + 30));
     }
 }

@@ -4,27 +4,29 @@
 use std::{
     net::SocketAddr,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, ensure};
 use clap::Args;
-use metrics_svc::{documents::Documents, store::RowKind};
+use metrics_svc::documents::Documents;
 use serde_json::json;
 use testkit::{Program, Stack, StackBuilder, codes};
-use vmwatch_api::{Role, Scope};
+use vmwatch_api::{Role, Scope, metrics::Sample};
+use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
     echo,
-    fleet::{Fleet, Random},
+    fleet::{Fleet, PROCESS_INTERVAL, Random},
     load::{self, Load, Outcome},
     peers::{self, OneProcess, Peer},
     report::{Bound, Report, number},
+    samples::{self, Message},
     sides::{self, Plan, Side, compare, ratios},
     statistics::Series,
-    store,
+    store::raw::{self, FlatRows},
 };
 
 /// Command-line options of `bench gateway`.
@@ -56,8 +58,6 @@ const PROCESSES: u32 = 10;
 const LIMIT: u32 = 4;
 /// Number of different requests, each for a random VM.
 const REQUESTS: u32 = 8192;
-/// The rows are dated this far in the future, so that they do not become stale before the run ends.
-const AHEAD: Duration = Duration::from_mins(45);
 /// The time for which answers are cached.
 const KEPT: Duration = Duration::from_secs(1);
 /// Number of sessions in the table while the cost of the session check is measured.
@@ -277,6 +277,7 @@ async fn reads(report: &mut Report, folder: &Path, plan: Plan, vms: u32) -> anyh
     let stack = stack().start().await;
     report.describe(&stack)?;
     let instances = fill(&stack, vms).await?;
+    fill_flat(&stack, vms).await?;
     let session = stack.session(Role::Viewer, Scope::All).await;
     let one = |name, kept| OneProcess {
         name,
@@ -460,32 +461,42 @@ pub(crate) fn requests(session: &str, method: u32, instances: &[String]) -> Arc<
     Arc::new(requests.collect())
 }
 
-/// Stores recent rows of `vms` VMs and returns the ids of the VMs.
+/// Stores recent rows of `vms` VMs through metrics-svc and returns the ids of the VMs.
 pub(crate) async fn fill(stack: &Stack, vms: u32) -> anyhow::Result<Vec<String>> {
     println!("storing rows of {vms} VMs");
-    let offset = UTC_OFFSET.default.parse()?;
-    let rows = store::open(stack, "").await?;
-    let (mut ids, mut documents) = (Vec::new(), Documents::default());
-    for sample in Fleet::new(vms, PROCESSES)?.minute(SystemTime::now() + AHEAD, offset) {
-        if sample.processes.is_empty() {
-            ids.push(sample.instance_id.to_string());
-        }
-        let made = Documents::from_sample(&sample, offset, SystemTime::now())?;
-        documents.vms.extend(made.vms);
-        documents.processes.extend(made.processes);
-    }
+    let samples = minute(vms)?;
+    let mut encoder = Encoder::new()?;
+    let messages = samples.iter().map(|sample| Message::encode(sample, &mut encoder));
+    let jetstream = stack.bus.jetstream_for_tests();
+    samples::publish(jetstream, messages.collect::<Result<_, _>>()?).await?;
+    samples::drained(jetstream).await?;
+    let mut ids: Vec<_> = samples
+        .iter()
+        .map(|sample| sample.instance_id.to_string())
+        .collect();
     ids.sort();
     ids.dedup();
-    for (kind, documents) in [
-        (RowKind::Vm, documents.vms),
-        (RowKind::Process, documents.processes),
-    ] {
-        rows.collection(kind)
-            .insert_many(documents)
-            .ordered(false)
-            .await?;
-    }
     Ok(ids)
+}
+
+/// Stores the same rows for the programs in Python and Node, which have one document per row in collections of their own.
+async fn fill_flat(stack: &Stack, vms: u32) -> anyhow::Result<()> {
+    let offset = UTC_OFFSET.default.parse()?;
+    let rows = FlatRows::open(&stack.database.handle(), "baseline_");
+    rows.prepare().await?;
+    let documents = minute(vms)?;
+    let documents = documents
+        .iter()
+        .map(|sample| Documents::from_sample(sample, offset, SystemTime::now()));
+    rows.insert(&raw::batches(documents.collect::<Result<Vec<_>, _>>()?), 1)
+        .await
+}
+
+/// The samples of a minute that ended a moment before this function was first called.
+fn minute(vms: u32) -> anyhow::Result<Vec<Sample>> {
+    static START: OnceLock<SystemTime> = OnceLock::new();
+    let start = *START.get_or_init(|| SystemTime::now() - 2 * PROCESS_INTERVAL);
+    Ok(Fleet::new(vms, PROCESSES)?.minute(start, UTC_OFFSET.default.parse()?))
 }
 
 /// Waits until the gateway answers successfully, because a service may still be subscribing.

@@ -13,25 +13,26 @@ use bson::{Document, doc};
 use clap::Args;
 use metrics_svc::{
     deadline::Deadline,
-    documents::Documents,
     reads::PageQuery,
     store::{RowKind, RowStore},
 };
 use testkit::{Program, Stack};
 use vmwatch_api::{
     InstanceId, Principal, Role, Scope,
-    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, VmLatest},
+    metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Rows, Sample, VmLatest},
     time::{CreateDate, UtcOffset},
 };
+use vmwatch_blocks::Encoder;
 use vmwatch_bus::{Bus, Context};
 use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
+    blocks::BlockWriter,
     fleet::{self, PROCESS_INTERVAL, VM_INTERVAL, VM_SAMPLES_PER_MINUTE},
     gateway::KEPT_SETTING,
     report::{Bound, Report, number},
+    samples::{self, Message},
     statistics::Series,
-    store,
 };
 
 /// Command-line options of `bench latest`.
@@ -55,7 +56,6 @@ const SILENT: (u32, Duration) = (100_000, Duration::from_hours(24 * 365 * 3));
 const NOTED_WITHIN: Duration = Duration::from_mins(5);
 /// Number of processes of each VM.
 const PROCESSES: u32 = 10;
-const BATCH_ROWS: usize = 2000;
 /// The deadline of a query, as a gateway sets it.
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -112,14 +112,14 @@ struct Subject {
 
 pub(crate) async fn run(options: Options, report: &mut Report) -> anyhow::Result<()> {
     // The cache is off, because cached answers would not depend on the history.
-    let stack = store::stack()
+    let stack = samples::stack()
         .set(Program::Metrics, KEPT_SETTING, "0s")
         .start()
         .await;
     report.describe(&stack)?;
     report.section("Newest rows and the length of the history");
     let mut bench = Bench {
-        store: store::open(&stack, "").await?,
+        store: samples::open(stack.database.uri()).await?,
         bus: stack.bus.clone(),
         offset: UTC_OFFSET.default.parse()?,
         stack,
@@ -191,26 +191,10 @@ impl Bench {
         Ok(subjects)
     }
 
-    /// Stores the rows of the silent VM like [`Bench::history`], but by publishing samples to metrics-svc, which also
-    /// stores the time of a VM's last sample.
+    /// Stores `rows` rows of each kind through metrics-svc, which also stores the time of a VM's last sample, and waits
+    /// until it has stored that time.
     async fn report(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
-        let mut parts = Vec::new();
-        for index in (0..rows).rev() {
-            // As with an agent, a sample that has process rows also has the VM's row of the same time.
-            let with_processes =
-                index % VM_SAMPLES_PER_MINUTE == 0 && index / VM_SAMPLES_PER_MINUTE < rows / PROCESSES;
-            let processes = if with_processes { PROCESSES } else { 0 };
-            let at = end - VM_INTERVAL * index;
-            parts.extend(store::parts(fleet::sample_at(
-                id,
-                at,
-                self.offset,
-                true,
-                processes,
-            ))?);
-        }
-        store::publish(self.bus.jetstream_for_tests(), &parts).await?;
-        store::drained(self.bus.jetstream_for_tests()).await?;
+        self.publish(history(id, rows, end, self.offset)).await?;
         let last = CreateDate::at(end, self.offset);
         testkit::eventually(
             "metrics-svc has stored the time of the last sample",
@@ -234,23 +218,26 @@ impl Bench {
         Ok(())
     }
 
-    /// Inserts `rows` rows of each kind; the newest is dated `end`.
+    /// Stores `rows` rows of each kind; the newest is dated `end`. Those of earlier hours are written as blocks of level 1,
+    /// the others are stored through metrics-svc.
     async fn history(&self, id: &InstanceId, rows: u32, end: SystemTime) -> anyhow::Result<()> {
-        let mut batch = Documents::default();
-        for index in (0..rows).rev() {
-            self.add(&mut batch, id, end - VM_INTERVAL * index, true, 0)?;
-            self.insert_if(&mut batch, BATCH_ROWS).await?;
+        let mut writer = BlockWriter::new(&self.stack.database.handle(), self.offset)?;
+        let compacted = whole_hour(end)? - Duration::from_hours(1);
+        let mut recent = Vec::new();
+        for (at, sample) in history(id, rows, end, self.offset) {
+            if at < compacted {
+                writer.add(&sample).await?;
+            } else {
+                recent.push((at, sample));
+            }
         }
-        for index in (0..rows / PROCESSES).rev() {
-            self.add(&mut batch, id, end - PROCESS_INTERVAL * index, false, PROCESSES)?;
-            self.insert_if(&mut batch, BATCH_ROWS).await?;
-        }
-        self.insert_if(&mut batch, 1).await
+        writer.finish().await?;
+        self.publish(recent).await
     }
 
-    /// Inserts the rows that have become due since the last call.
+    /// Stores the rows that have become due since the last call.
     async fn top_up(&self, subjects: &mut [Subject]) -> anyhow::Result<()> {
-        let mut batch = Documents::default();
+        let mut samples = Vec::new();
         let now = SystemTime::now();
         for subject in subjects {
             let Some([vm, processes]) = &mut subject.newest else {
@@ -258,46 +245,24 @@ impl Bench {
             };
             while *vm + VM_INTERVAL <= now {
                 *vm += VM_INTERVAL;
-                self.add(&mut batch, &subject.id, *vm, true, 0)?;
-            }
-            while *processes + PROCESS_INTERVAL <= now {
-                *processes += PROCESS_INTERVAL;
-                self.add(&mut batch, &subject.id, *processes, false, PROCESSES)?;
+                let due = *processes + PROCESS_INTERVAL <= *vm;
+                if due {
+                    *processes = *vm;
+                }
+                samples.push(sample(&subject.id, *vm, self.offset, due));
             }
         }
-        self.insert_if(&mut batch, 1).await
+        self.publish(samples).await
     }
 
-    fn add(
-        &self,
-        batch: &mut Documents,
-        id: &InstanceId,
-        at: SystemTime,
-        vm: bool,
-        processes: u32,
-    ) -> anyhow::Result<()> {
-        let sample = fleet::sample_at(id, at, self.offset, vm, processes);
-        let documents = Documents::from_sample(&sample, self.offset, SystemTime::now())?;
-        batch.vms.extend(documents.vms);
-        batch.processes.extend(documents.processes);
-        Ok(())
-    }
-
-    async fn insert_if(&self, batch: &mut Documents, least: usize) -> anyhow::Result<()> {
-        if batch.vms.len() + batch.processes.len() < least {
-            return Ok(());
-        }
-        let batch = std::mem::take(batch);
-        for (kind, documents) in [(RowKind::Vm, batch.vms), (RowKind::Process, batch.processes)] {
-            if !documents.is_empty() {
-                self.store
-                    .collection(kind)
-                    .insert_many(documents)
-                    .ordered(false)
-                    .await?;
-            }
-        }
-        Ok(())
+    async fn publish(&self, samples: impl IntoIterator<Item = (SystemTime, Sample)>) -> anyhow::Result<()> {
+        let mut encoder = Encoder::new()?;
+        let messages = samples
+            .into_iter()
+            .map(|(_, sample)| Message::encode(&sample, &mut encoder));
+        let jetstream = self.bus.jetstream_for_tests();
+        samples::publish(jetstream, messages.collect::<Result<_, _>>()?).await?;
+        samples::drained(jetstream).await
     }
 
     async fn ask(&self, route: Route, question: &Question, id: &InstanceId) -> anyhow::Result<Rows> {
@@ -353,6 +318,32 @@ impl Subject {
             took: vec![Series::default(); QUESTIONS.len() * ROUTES.len()],
         }
     }
+}
+
+/// The samples of a VM with `rows` rows of each kind; the last is taken at `end`. As with an agent, a sample that has
+/// process rows also has the VM's row of the same time.
+fn history(
+    id: &InstanceId,
+    rows: u32,
+    end: SystemTime,
+    offset: UtcOffset,
+) -> impl Iterator<Item = (SystemTime, Sample)> {
+    (0..rows).rev().map(move |index| {
+        let processes =
+            index % VM_SAMPLES_PER_MINUTE == 0 && index / VM_SAMPLES_PER_MINUTE < rows / PROCESSES;
+        sample(id, end - VM_INTERVAL * index, offset, processes)
+    })
+}
+
+fn sample(id: &InstanceId, at: SystemTime, offset: UtcOffset, processes: bool) -> (SystemTime, Sample) {
+    let processes = if processes { PROCESSES } else { 0 };
+    (at, fleet::sample_at(id, at, offset, true, processes))
+}
+
+/// Start of the hour that contains a time.
+fn whole_hour(at: SystemTime) -> anyhow::Result<SystemTime> {
+    let seconds = at.duration_since(SystemTime::UNIX_EPOCH)?.as_secs() % 3600;
+    Ok(at - Duration::from_secs(seconds))
 }
 
 /// Checks that the answer has the requested number of rows, newest first.

@@ -1,17 +1,18 @@
 //! Benchmarks that compare vmwatch with other implementations side by side. `./dev bench` builds and runs them.
 
 mod agent;
+mod blocks;
 mod echo;
 mod fleet;
 mod footprint;
 mod gateway;
-mod ingest;
 mod latest;
 mod load;
 mod login;
 mod machine;
 mod peers;
 mod report;
+mod samples;
 mod sides;
 mod statistics;
 mod store;
@@ -40,8 +41,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Measure the rate at which samples are stored, compared with plain database inserts
-    Ingest(ingest::Options),
+    /// Measure bytes per row, the rate at which samples are stored compared with plain inserts, and reads of long histories
+    Store(store::Options),
     /// Measure the time to read the newest rows of VMs with a short and with a long history
     Latest(latest::Options),
     /// Compare reads with a one-process service, Python and Node; measure memory and start-up time
@@ -75,7 +76,7 @@ async fn main() -> anyhow::Result<()> {
     let mut report = Report::default();
     let (json, markdown) = (arguments.json.as_deref(), arguments.report.as_deref());
     match arguments.bench {
-        Bench::Ingest(options) => ingest::run(options, &mut report).await?,
+        Bench::Store(options) => store::run(&options, &mut report).await?,
         Bench::Latest(options) => latest::run(options, &mut report).await?,
         Bench::Gateway(options) => reads(&options, &mut report).await?,
         Bench::Login(options) => login::run(&options, &mut report).await?,
@@ -86,7 +87,7 @@ async fn main() -> anyhow::Result<()> {
             login::run(&defaults(), &mut report).await?;
             agent::run(&defaults(), &mut report).await?;
             vm_list::run(&defaults(), &mut report).await?;
-            ingest::run(defaults(), &mut report).await?;
+            store::run(&defaults(), &mut report).await?;
             // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
             report.write(json, markdown)?;
             latest::run(defaults(), &mut report).await?;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context as _, ensure};
-use async_nats::jetstream::{Context, message::PublishMessage};
+use async_nats::jetstream::Context;
 use clap::Args;
 use futures::future::join_all;
 use serde::Deserialize;
@@ -25,6 +25,7 @@ use testkit::{
     eventually, no_requests, run_in_browser,
 };
 use vmwatch_api::{Role, Scope, time::UtcOffset};
+use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
@@ -32,7 +33,8 @@ use crate::{
     gateway::address,
     load::{self, Load, Outcome},
     report::{Bound, Report, number},
-    store, usage,
+    samples::Message,
+    usage,
 };
 
 /// Command-line options of `bench fleet`.
@@ -330,11 +332,12 @@ async fn cloud(vms: u32) -> Cloud {
 async fn publish(jetstream: Context, vms: u32, rate_of: u32, offset: UtcOffset, published: Arc<AtomicU64>) {
     let per_tick = f64::from(rate_of) * TICK.as_secs_f64() / VM_INTERVAL.as_secs_f64();
     let (mut due, mut next) = (0.0, 0);
+    let Ok(mut encoder) = Encoder::new() else { return };
     let mut ticks = tokio::time::interval(TICK);
     loop {
         ticks.tick().await;
         due += per_tick;
-        let mut acknowledgements = Vec::new();
+        let mut publishing = Vec::new();
         while due >= 1.0 {
             due -= 1.0;
             let Ok(id) = instance(next % vms).parse() else {
@@ -342,14 +345,11 @@ async fn publish(jetstream: Context, vms: u32, rate_of: u32, offset: UtcOffset, 
             };
             next += 1;
             let sample = sample_at(&id, SystemTime::now(), offset, true, 0);
-            for (subject, part) in store::parts(sample).unwrap_or_default() {
-                let message = PublishMessage::build().payload(part.body);
-                if let Ok(acknowledgement) = jetstream.send_publish(subject, message).await {
-                    acknowledgements.push(acknowledgement.into_future());
-                }
+            if let Ok(message) = Message::encode(&sample, &mut encoder) {
+                publishing.push(message.publish(&jetstream));
             }
         }
-        let acknowledged = join_all(acknowledgements).await;
+        let acknowledged = join_all(publishing).await;
         let count = acknowledged.iter().filter(|stored| stored.is_ok()).count();
         published.fetch_add(count as u64, Ordering::Relaxed);
     }

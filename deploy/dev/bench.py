@@ -8,7 +8,7 @@ from .terminal import EX_USAGE, Problem, Step, say, style
 SERVICES = ["gateway", "metrics-svc", "auth-svc", "lifecycle-svc"]
 # The binaries that each benchmark needs.
 PROGRAMS = {
-    "ingest": ["metrics-svc"],
+    "store": [*SERVICES, "agent"],
     "latest": ["metrics-svc"],
     "gateway": [*SERVICES, "agent"],
     "login": SERVICES,
@@ -18,6 +18,8 @@ PROGRAMS = {
 }
 # The benchmarks that compare vmwatch with programs in Python and Node.js.
 COMPARING = ["gateway", "all"]
+# The benchmarks that record samples from an agent in a guest.
+RECORDING = ["store", "all"]
 # The benchmarks that open the page in a browser.
 BROWSING = ["fleet", "all"]
 # Duration of each outage in a soak test; in other tests the default is 3 s.
@@ -34,6 +36,8 @@ def bench(arguments) -> int:
     environment = checks.servers()
     if name in COMPARING:
         environment.update(baselines.environment())
+    if name in RECORDING:
+        checks.add_guest(environment)
     if name in BROWSING:
         checks.add_browser(environment)
         web.build()

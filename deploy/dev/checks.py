@@ -68,8 +68,7 @@ def _environment() -> dict:
     tools.install_system(tools.FILTER_NEEDS)
     if not environment.get("VMWATCH_TEST_SCHEMATHESIS"):
         environment["VMWATCH_TEST_SCHEMATHESIS"] = str(schemathesis.program())
-    if not environment.get("VMWATCH_TEST_GUEST"):
-        environment["VMWATCH_TEST_GUEST"] = str(guest.image())
+    add_guest(environment)
     add_browser(environment)
     if not environment.get("VMWATCH_TEST_NGINX"):
         environment["VMWATCH_TEST_NGINX"] = str(tools.nginx())
@@ -84,6 +83,12 @@ def servers() -> dict:
     if not environment.get("VMWATCH_TEST_DATABASE"):
         environment["VMWATCH_TEST_DATABASE"] = str(tools.database().program)
     return environment
+
+
+def add_guest(environment: dict) -> None:
+    """Adds the folder of the test guest's kernel and file system. A variable already set takes precedence."""
+    if not environment.get("VMWATCH_TEST_GUEST"):
+        environment["VMWATCH_TEST_GUEST"] = str(guest.image())
 
 
 def add_browser(environment: dict) -> None:

@@ -13,8 +13,8 @@ const PROCESS_KEYS = [
   "create_date", "_id", "cpu_util", "running_time",
 ];
 const ENDPOINTS = [
-  { subject: "baseline.vm.latest", collection: "vm_samples", keys: VM_KEYS },
-  { subject: "baseline.process.latest", collection: "process_samples", keys: PROCESS_KEYS },
+  { subject: "baseline.vm.latest", collection: "baseline_vm_samples", keys: VM_KEYS },
+  { subject: "baseline.process.latest", collection: "baseline_process_samples", keys: PROCESS_KEYS },
 ];
 
 // Formats a row like the `repr` of a Python 2 dictionary, with its keys in the given order.

@@ -21,8 +21,8 @@ PROCESS_KEYS = [
 ]
 # For each method: the collection, the keys in the order of the documented API, and the success message.
 METHODS = {
-    611611: ("vm_samples", VM_KEYS, "'success query vm information'"),
-    611711: ("process_samples", PROCESS_KEYS, "'success query proc information'"),
+    611611: ("baseline_vm_samples", VM_KEYS, "'success query vm information'"),
+    611711: ("baseline_process_samples", PROCESS_KEYS, "'success query proc information'"),
 }
 # The valid session ids. A real service would read them from a store, which costs more CPU time.
 SESSIONS = {os.environ["BASELINE_SESSION"]}

@@ -1,0 +1,203 @@
+//! Writes long histories as blocks of level 1, as compaction does, because ingestion would take too long.
+
+use bson::{Binary, DateTime, RawDocumentBuf, rawdoc, spec::BinarySubtype};
+use mongodb::{
+    Collection, Database,
+    options::{Acknowledgment, WriteConcern},
+};
+use vmwatch_api::{InstanceId, metrics::Sample, time::UtcOffset};
+use vmwatch_blocks::{Encoded, Encoder, Kind, Rows, Value};
+
+/// An hour in microseconds.
+const HOUR: i64 = 3_600_000_000;
+/// Time until the blocks expire, in microseconds: 50 years.
+const KEPT: i64 = 50 * 365 * 24 * HOUR;
+/// Number of blocks that are inserted together.
+const BATCH: usize = 200;
+
+/// Writes the samples of VMs as blocks of level 1.
+pub(crate) struct BlockWriter {
+    blocks: Collection<RawDocumentBuf>,
+    encoder: Encoder,
+    offset: UtcOffset,
+    hour: Option<Hour>,
+    waiting: Vec<RawDocumentBuf>,
+    /// Number of process rows that were added.
+    pub(crate) process_rows: u64,
+}
+
+/// The rows of an hour of a VM.
+pub(crate) struct Hour {
+    instance: InstanceId,
+    number: i64,
+    pub(crate) vms: Rows,
+    pub(crate) processes: Rows,
+}
+
+impl BlockWriter {
+    pub(crate) fn new(database: &Database, offset: UtcOffset) -> anyhow::Result<Self> {
+        Ok(Self {
+            blocks: database.collection("blocks"),
+            encoder: Encoder::new()?,
+            offset,
+            hour: None,
+            waiting: Vec::new(),
+            process_rows: 0,
+        })
+    }
+
+    /// Adds a sample. All samples of an hour of a VM must be added one after the other.
+    pub(crate) async fn add(&mut self, sample: &Sample) -> anyhow::Result<()> {
+        let number = Hour::number(sample, self.offset)?;
+        if let Some(hour) = &self.hour
+            && (hour.number != number || hour.instance != sample.instance_id)
+        {
+            self.end_hour();
+            if self.waiting.len() >= BATCH {
+                self.write().await?;
+            }
+        }
+        let hour = self
+            .hour
+            .get_or_insert_with(|| Hour::new(sample.instance_id.clone(), number, self.offset));
+        hour.add(sample)?;
+        self.process_rows += sample.processes.len() as u64;
+        Ok(())
+    }
+
+    /// Writes what was added.
+    pub(crate) async fn finish(&mut self) -> anyhow::Result<()> {
+        self.end_hour();
+        self.write().await
+    }
+
+    fn end_hour(&mut self) {
+        if let Some(hour) = self.hour.take() {
+            self.waiting.extend(hour.documents(&mut self.encoder));
+        }
+    }
+
+    async fn write(&mut self) -> anyhow::Result<()> {
+        let waiting = std::mem::take(&mut self.waiting);
+        if !waiting.is_empty() {
+            let concern = WriteConcern::builder()
+                .w(Acknowledgment::Majority)
+                .journal(true)
+                .build();
+            let insert = self.blocks.insert_many(waiting).ordered(false);
+            insert.write_concern(concern).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Hour {
+    /// The number of the hour that contains a sample, counted from 1970.
+    fn number(sample: &Sample, offset: UtcOffset) -> anyhow::Result<i64> {
+        let moment = sample.create_date.moment(offset)?;
+        Ok(i64::try_from(moment.duration_since(std::time::UNIX_EPOCH)?.as_micros())?.div_euclid(HOUR))
+    }
+
+    fn new(instance: InstanceId, number: i64, offset: UtcOffset) -> Self {
+        let rows = |kind| Rows::new(kind, instance.as_str(), offset.as_millis());
+        Self {
+            vms: rows(Kind::Vm),
+            processes: rows(Kind::Process),
+            number,
+            instance,
+        }
+    }
+
+    /// Collects samples of an hour of a VM.
+    pub(crate) fn of<'a>(
+        samples: impl IntoIterator<Item = &'a Sample>,
+        offset: UtcOffset,
+    ) -> anyhow::Result<Option<Self>> {
+        let mut hour: Option<Self> = None;
+        for sample in samples {
+            let number = Self::number(sample, offset)?;
+            let instance = sample.instance_id.clone();
+            hour.get_or_insert_with(|| Self::new(instance, number, offset))
+                .add(sample)?;
+        }
+        Ok(hour)
+    }
+
+    /// Adds the rows of a sample with the fields and types of stored rows.
+    fn add(&mut self, sample: &Sample) -> anyhow::Result<()> {
+        let date = sample.create_date.as_str();
+        let net = [
+            ("net_incoming", Value::Double(sample.net_incoming)),
+            ("net_outgoing", Value::Double(sample.net_outgoing)),
+        ];
+        if let Some(vm) = &sample.vm {
+            let fields = [
+                ("cpu_util", Value::Double(vm.cpu_util)),
+                ("mem", Value::Double(vm.mem)),
+                ("disk_read", Value::Double(vm.disk_read)),
+                ("disk_write", Value::Double(vm.disk_write)),
+                ("proc", Value::Int32(vm.proc.cast_signed())),
+            ];
+            self.vms.push(date, None, None, net.into_iter().chain(fields))?;
+        }
+        for process in &sample.processes {
+            let fields = [
+                ("cmd", Value::Text(&process.cmd)),
+                ("pid", Value::Int32(process.pid.cast_signed())),
+                ("cpu_util", Value::Double(process.cpu_util)),
+                ("mem", Value::Double(process.mem)),
+                ("disk_read", Value::Double(process.disk_read)),
+                ("disk_write", Value::Double(process.disk_write)),
+                ("running_time", Value::Double(process.running_time)),
+                (
+                    "shutdown_time",
+                    process.shutdown_time.map_or(Value::Null, Value::Double),
+                ),
+            ];
+            self.processes
+                .push(date, None, None, net.into_iter().chain(fields))?;
+        }
+        Ok(())
+    }
+
+    /// Encodes the rows as the documents of blocks of level 1.
+    pub(crate) fn documents(&self, encoder: &mut Encoder) -> Vec<RawDocumentBuf> {
+        let kinds = [("vm", &self.vms), ("process", &self.processes)];
+        let mut documents = Vec::new();
+        for (kind, rows) in kinds {
+            let blocks = encoder.encode(rows);
+            let parts = blocks.len();
+            let blocks = blocks.into_iter().enumerate();
+            documents.extend(blocks.map(|(part, block)| self.document(kind, block, part, parts)));
+        }
+        documents
+    }
+
+    fn document(&self, kind: &str, block: Encoded, part: usize, parts: usize) -> RawDocumentBuf {
+        let date = |micros: i64| DateTime::from_millis(micros.div_euclid(1000));
+        let number = |count: usize| i32::try_from(count).unwrap_or(i32::MAX);
+        let binary = |bytes| Binary {
+            subtype: BinarySubtype::Generic,
+            bytes,
+        };
+        // An identifier as long as that of a stored block.
+        let mut id = format!("{kind}{:x}{:x}", self.number, part).into_bytes();
+        id.extend(self.instance.as_str().bytes().rev());
+        id.truncate(20);
+        rawdoc! {
+            "_id": binary(id),
+            "instance_id": self.instance.as_str(),
+            "kind": kind,
+            "level": 1,
+            "hour": date(self.number * HOUR),
+            "from": date(block.first),
+            "to": date(block.last),
+            "rows": number(block.rows),
+            "generation": 1_i64,
+            "part": number(part),
+            "parts": number(parts),
+            "expires": date(block.last + KEPT),
+            "data": binary(block.bytes),
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! Generated VMs of whose processes a stated share is active.
+
+use std::time::{Duration, SystemTime};
+
+use vmwatch_api::{
+    InstanceId,
+    metrics::{ProcessSample, Sample, VmSample},
+    time::{CreateDate, UtcOffset},
+};
+
+use crate::fleet::{Random, instance};
+
+/// Number of processes of each VM.
+pub(crate) const PROCESSES: u32 = 100;
+/// Shares of active processes of the two generated fleets.
+pub(crate) const ACTIVITIES: [f64; 2] = [0.15, 0.4];
+/// When the oldest process started, in Unix seconds.
+const STARTED: f64 = 1_700_000_000.0;
+const NAMES: [&str; 20] = [
+    "kworker/u8",
+    "postgres",
+    "nginx",
+    "java",
+    "python3",
+    "sshd",
+    "containerd-shim",
+    "systemd",
+    "bash",
+    "node",
+    "kworker/0:1",
+    "redis-server",
+    "dockerd",
+    "rcu_tasks",
+    "php-fpm",
+    "gunicorn",
+    "cron",
+    "chronyd",
+    "rsyslogd",
+    "migration/0",
+];
+
+/// A VM with [`PROCESSES`] processes. The values of active processes change with each sample; the others have no CPU
+/// usage and the same memory usage in all samples.
+pub(crate) struct Vm {
+    sample: Sample,
+    active: usize,
+    random: Random,
+    offset: UtcOffset,
+}
+
+impl Vm {
+    /// Creates the VM with this number. `activity` is the share of its active processes.
+    pub(crate) fn new(number: u32, activity: f64, offset: UtcOffset) -> anyhow::Result<Self> {
+        let mut random = Random::seeded(u64::from(number) + 1);
+        let processes = (0..PROCESSES).map(|place| ProcessSample {
+            cmd: name(place),
+            pid: place * 37 + 1,
+            cpu_util: 0.0,
+            mem: tenth(random.unit() * 5.0),
+            disk_read: 0.0,
+            disk_write: 0.0,
+            running_time: STARTED + (random.unit() * 1e6).round() / 100.0,
+            shutdown_time: None,
+        });
+        let sample = Sample {
+            processes: processes.collect(),
+            instance_id: instance(number).parse()?,
+            create_date: CreateDate::at(SystemTime::UNIX_EPOCH, offset),
+            part: 0,
+            net_incoming: 0.0,
+            net_outgoing: 0.0,
+            vm: None,
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at most all processes are active"
+        )]
+        let active = (activity * f64::from(PROCESSES)).round() as usize;
+        Ok(Self {
+            sample,
+            active,
+            random,
+            offset,
+        })
+    }
+
+    pub(crate) const fn id(&self) -> &InstanceId {
+        &self.sample.instance_id
+    }
+
+    /// The next sample, taken at the given time, with the row of the VM. `processes` says whether it has rows of
+    /// processes.
+    pub(crate) fn sample(&mut self, at: SystemTime, processes: bool) -> Sample {
+        self.change(at);
+        let rows = if processes {
+            self.sample.processes.clone()
+        } else {
+            Vec::new()
+        };
+        Sample {
+            processes: rows,
+            instance_id: self.sample.instance_id.clone(),
+            create_date: self.sample.create_date.clone(),
+            vm: self.sample.vm.clone(),
+            ..self.sample
+        }
+    }
+
+    /// The next sample, with rows of the VM and its processes.
+    pub(crate) fn next(&mut self, at: SystemTime) -> &Sample {
+        self.change(at);
+        &self.sample
+    }
+
+    fn change(&mut self, at: SystemTime) {
+        let (sample, random) = (&mut self.sample, &mut self.random);
+        // Agents sample within milliseconds of the minute.
+        let at = at + Duration::from_micros(random.below(1500) as u64);
+        sample.create_date = CreateDate::at(at, self.offset);
+        for process in sample.processes.iter_mut().take(self.active) {
+            process.cpu_util = tenth(random.unit() * random.unit() * 40.0);
+            process.mem = tenth((process.mem + (random.unit() - 0.5) * 0.2).abs());
+            let writes = random.below(5) == 0;
+            process.disk_write = if writes { tenth(random.unit() * 500.0) } else { 0.0 };
+        }
+        sample.net_incoming = tenth(random.unit() * 300.0);
+        sample.net_outgoing = tenth(random.unit() * 900.0);
+        sample.vm = Some(VmSample {
+            cpu_util: tenth(random.unit() * 30.0),
+            mem: tenth(40.0 + random.unit()),
+            disk_read: tenth(random.unit() * 20.0),
+            disk_write: tenth(random.unit() * 800.0),
+            proc: PROCESSES,
+            dropped_parts: 0,
+        });
+    }
+}
+
+/// The name of the process in this place. Half of the names are shared by several processes of a VM.
+pub(crate) fn name(place: u32) -> String {
+    let name = NAMES
+        .get(place as usize % NAMES.len())
+        .copied()
+        .unwrap_or_default();
+    if place < PROCESSES / 2 {
+        return name.to_owned();
+    }
+    // The kernel cuts names after 15 bytes.
+    let mut name = format!("{name}-{place}");
+    name.truncate(15);
+    name
+}
+
+/// Rounds to one decimal, as agents do.
+fn tenth(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}

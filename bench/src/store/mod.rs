@@ -1,0 +1,113 @@
+//! Measures the store of rows: bytes per row, the rate of ingestion, and reads of long histories.
+//!
+//! Each part starts its own NATS with the shipped configuration, its own database and the programs that it needs. VMs are
+//! generated, with a stated share of active processes.
+
+mod activity;
+mod files;
+mod ingestion;
+mod newest;
+pub(crate) mod raw;
+mod reads;
+mod recorded;
+mod sizes;
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::report::{Bound, Report};
+
+/// Command-line options of `bench store`.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Use less data and fewer rounds: about three minutes instead of twenty
+    #[arg(long)]
+    quick: bool,
+    /// Measure only these parts, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
+}
+
+/// The parts of the benchmark, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    Sizes,
+    Ingestion,
+    Reads,
+}
+
+/// How much is measured.
+struct Scale {
+    /// Number of VMs and hours whose blocks are measured.
+    size_vms: u32,
+    size_hours: u32,
+    /// Number of samples of processes that are recorded from real agents.
+    recorded_samples: u32,
+    /// Number of VMs and hours whose blocks are written to measure the database's files.
+    file_vms: u32,
+    file_hours: u32,
+    /// Number of pairs of rounds, and duration of a round, of ingestion.
+    pairs: u32,
+    round: Duration,
+    /// Number of days of the long history.
+    days: u64,
+    /// Number of times that each read of newest rows, each process table and each series is requested.
+    newest: usize,
+    tables: usize,
+    series: usize,
+}
+
+const WHOLE: Scale = Scale {
+    size_vms: 10,
+    size_hours: 24,
+    recorded_samples: 60,
+    file_vms: 50,
+    file_hours: 24,
+    pairs: 5,
+    round: Duration::from_secs(7),
+    days: 365,
+    newest: 500,
+    tables: 1000,
+    series: 50,
+};
+
+const QUICK: Scale = Scale {
+    size_vms: 2,
+    size_hours: 3,
+    recorded_samples: 10,
+    file_vms: 20,
+    file_hours: 12,
+    pairs: 2,
+    round: Duration::from_secs(3),
+    days: 40,
+    newest: 100,
+    tables: 200,
+    series: 10,
+};
+
+pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
+    let scale = if options.quick { &QUICK } else { &WHOLE };
+    let wanted = |part| options.only.is_empty() || options.only.contains(&part);
+    let mut resident: f64 = 0.0;
+    if wanted(Part::Ingestion) {
+        resident = resident.max(ingestion::run(scale, report).await?);
+    }
+    if wanted(Part::Reads) {
+        resident = resident.max(reads::run(scale, report).await?);
+    }
+    if wanted(Part::Sizes) {
+        sizes::run(scale, report).await?;
+    }
+    if resident > 0.0 {
+        let text = "peak resident memory of metrics-svc in all parts, MB";
+        report.target(
+            "store_metrics_resident_peak_mb",
+            text,
+            resident,
+            1,
+            Bound::AtMost(80.0),
+        );
+    }
+    Ok(())
+}
