@@ -132,11 +132,15 @@ impl Hour {
         ];
         if let Some(vm) = &sample.vm {
             let fields = [
-                ("cpu_util", Value::Double(vm.cpu_util)),
-                ("mem", Value::Double(vm.mem)),
+                ("cpu_util", vm.cpu_util.map_or(Value::Null, Value::Double)),
+                ("mem", vm.mem.map_or(Value::Null, Value::Double)),
                 ("disk_read", Value::Double(vm.disk_read)),
                 ("disk_write", Value::Double(vm.disk_write)),
-                ("proc", Value::Int32(vm.proc.cast_signed())),
+                (
+                    "proc",
+                    vm.proc
+                        .map_or(Value::Null, |count| Value::Int32(count.cast_signed())),
+                ),
             ];
             self.vms.push(date, None, None, net.into_iter().chain(fields))?;
         }

@@ -127,12 +127,12 @@ impl Vm {
         sample.net_incoming = tenth(random.unit() * 300.0);
         sample.net_outgoing = tenth(random.unit() * 900.0);
         sample.vm = Some(VmSample {
-            cpu_util: tenth(random.unit() * 30.0),
-            mem: tenth(40.0 + random.unit()),
+            cpu_util: Some(tenth(random.unit() * 30.0)),
+            mem: Some(tenth(40.0 + random.unit())),
             disk_read: tenth(random.unit() * 20.0),
             disk_write: tenth(random.unit() * 800.0),
-            proc: PROCESSES,
-            dropped_parts: 0,
+            proc: Some(PROCESSES),
+            ..VmSample::default()
         });
     }
 }

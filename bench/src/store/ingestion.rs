@@ -40,7 +40,7 @@ use crate::{
 /// Number of VMs that send samples.
 const VMS: u32 = 1000;
 /// The consumer of the stream of samples.
-const CONSUMER: &str = "store";
+pub(super) const CONSUMER: &str = "store";
 /// The numbers of concurrent batches that the warm-up of the raw insert tries.
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
 /// Pause before each round, because the database still writes pages of the previous round.
@@ -351,7 +351,7 @@ fn moments(minute: SystemTime) -> impl Iterator<Item = SystemTime> {
 }
 
 /// The time after this duration.
-fn after(time: Duration) -> anyhow::Result<async_nats::datetime::DateTime> {
+pub(super) fn after(time: Duration) -> anyhow::Result<async_nats::datetime::DateTime> {
     let end = (SystemTime::now() + time).duration_since(SystemTime::UNIX_EPOCH)?;
     async_nats::datetime::from_nanos(i128::try_from(end.as_nanos())?).map_err(anyhow::Error::from_boxed)
 }

@@ -4,6 +4,8 @@
 //! generated, with a stated share of active processes.
 
 mod activity;
+mod clock;
+mod compaction;
 mod files;
 mod ingestion;
 mod newest;
@@ -27,6 +29,9 @@ pub(crate) struct Options {
     /// Measure only these parts, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "PARTS")]
     only: Vec<Part>,
+    /// Minutes for which compaction is measured at ten times real time [default: 12, quick: 4]
+    #[arg(long)]
+    compaction_minutes: Option<u64>,
 }
 
 /// The parts of the benchmark, in their order.
@@ -35,9 +40,11 @@ enum Part {
     Sizes,
     Ingestion,
     Reads,
+    Compaction,
 }
 
 /// How much is measured.
+#[derive(Clone, Copy)]
 struct Scale {
     /// Number of VMs and hours whose blocks are measured.
     size_vms: u32,
@@ -56,6 +63,8 @@ struct Scale {
     newest: usize,
     tables: usize,
     series: usize,
+    /// Duration for which compaction is measured.
+    compaction_minutes: u64,
 }
 
 const WHOLE: Scale = Scale {
@@ -70,6 +79,7 @@ const WHOLE: Scale = Scale {
     newest: 500,
     tables: 1000,
     series: 50,
+    compaction_minutes: 12,
 };
 
 const QUICK: Scale = Scale {
@@ -84,10 +94,13 @@ const QUICK: Scale = Scale {
     newest: 100,
     tables: 200,
     series: 10,
+    compaction_minutes: 4,
 };
 
 pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Result<()> {
-    let scale = if options.quick { &QUICK } else { &WHOLE };
+    let mut scale = if options.quick { QUICK } else { WHOLE };
+    scale.compaction_minutes = options.compaction_minutes.unwrap_or(scale.compaction_minutes);
+    let scale = &scale;
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     let mut resident: f64 = 0.0;
     if wanted(Part::Ingestion) {
@@ -95,6 +108,9 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     }
     if wanted(Part::Reads) {
         resident = resident.max(reads::run(scale, report).await?);
+    }
+    if wanted(Part::Compaction) {
+        resident = resident.max(compaction::run(scale, report).await?);
     }
     if wanted(Part::Sizes) {
         sizes::run(scale, report).await?;
