@@ -52,6 +52,12 @@ const PIN: Setting = Setting {
     default: "",
     help: "comma-separated names of processes that are always reported in addition to `top:N`, such as nginx,postgres",
 };
+const COMMAND_LINES: Setting = Setting {
+    name: "VMWATCH_AGENT_COMMAND_LINES",
+    value: Value::Flag,
+    default: "false",
+    help: "whether the agent reports the command lines of processes, without the secrets that docs/agent.md describes",
+};
 pub(crate) const SPOOL_DIR: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_DIR",
     value: Value::Folder,
@@ -73,6 +79,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         PROCESS_INTERVAL,
         PROCESSES,
         PIN,
+        COMMAND_LINES,
         SPOOL_DIR,
         SPOOL_SIZE,
         DRAIN_DEADLINE,
@@ -93,6 +100,7 @@ pub struct AgentSettings {
     pub(crate) instance_id: InstanceId,
     pub(crate) intervals: Intervals,
     pub(crate) selection: Selection,
+    pub(crate) command_lines: bool,
     pub(crate) spool: SpoolSettings,
     pub(crate) utc_offset: UtcOffset,
     pub(crate) drain_deadline: Duration,
@@ -123,6 +131,7 @@ impl AgentSettings {
         let intervals = intervals(env);
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
+        let command_lines = env.get(&COMMAND_LINES);
         let dir = env.get(&SPOOL_DIR);
         // The spool must hold at least a few sample parts of the maximum size. The upper limit of this setting bounds
         // the memory that the index of the spool's files uses.
@@ -140,6 +149,7 @@ impl AgentSettings {
                 Reported::All => Selection::All,
                 Reported::Top(count) => Selection::Top { count, pinned },
             },
+            command_lines: command_lines?,
             spool: SpoolSettings {
                 dir: dir?,
                 limit: limit?,
@@ -247,6 +257,7 @@ mod tests {
         assert_eq!(settings.intervals.vm, Duration::from_secs(10));
         assert_eq!(settings.intervals.vm_per_process, 6);
         assert_eq!(settings.selection, Selection::All);
+        assert!(!settings.command_lines);
         assert_eq!(settings.spool.limit, ByteSize(64 << 20));
     }
 

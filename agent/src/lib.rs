@@ -80,12 +80,15 @@ pub enum AgentError {
 pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {
     let id = settings.instance_id;
     let spool = Spool::open(&settings.spool, id.clone())?;
-    let sampler = Sampler::new(
+    let mut sampler = Sampler::new(
         id.clone(),
         settings.utc_offset,
         settings.selection,
         Roots::default(),
     )?;
+    if settings.command_lines {
+        sampler = sampler.with_command_lines();
+    }
     // Each agent has its own client name in NATS.
     let bus = Bus::connect(&format!("vmwatch-agent-{id}"), &settings.bus).await?;
     let status = Arc::new(Status::default());

@@ -50,8 +50,8 @@ fn split_within(mut sample: Sample, limits: Limits) -> serde_json::Result<Vec<Pa
     loop {
         let mut bytes = json_length(&sample)? + r#","processes":[]"#.len();
         while let Some(row) = rows.peek() {
-            // The first row of a sample part always fits, because a row takes less than 2 KiB (a process name has at
-            // most 64 bytes).
+            // The first row of a sample part always fits, because a row takes less than 10 KiB (its texts have at most
+            // 1,536 bytes together).
             bytes += json_length(row)? + ",".len();
             let full = bytes > limits.bytes || sample.processes.len() == limits.rows;
             if full && !sample.processes.is_empty() {
@@ -121,6 +121,7 @@ mod tests {
                 disk_write: figures[3],
                 running_time: 1_482_236_515.63,
                 shutdown_time: ended.then_some(1_482_236_600.123_456),
+                ..ProcessSample::default()
             },
         )
     }
@@ -132,6 +133,7 @@ mod tests {
             part: 0,
             net_incoming: 0.6,
             net_outgoing: 5.7,
+            vm_cpu: None,
             vm: Some(VmSample {
                 cpu_util: Some(0.0),
                 mem: Some(8.6),

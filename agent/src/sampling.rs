@@ -10,16 +10,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
-use vmwatch_api::{
-    InstanceId,
-    metrics::{ProcessSample, Sample},
-};
+use vmwatch_api::{InstanceId, metrics::Sample};
 
 use crate::{
     blocking_worker::{BlockingWorker, WorkerPanicked},
     config::Intervals,
     dropped,
-    sample::{ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
+    sample::{ProcessReading, ProcessSampler, SampleError, Sampler, VmReading, VmSampler},
     schedule::Schedule,
     status::Status,
 };
@@ -33,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct SampleLoop {
     instance_id: InstanceId,
     vm: BlockingWorker<VmSampler, Result<VmReading, SampleError>>,
-    processes: BlockingWorker<ProcessSampler, Result<Vec<ProcessSample>, SampleError>>,
+    processes: BlockingWorker<ProcessSampler, Result<ProcessReading, SampleError>>,
     /// The sample that the process rows belong to if they are read only after the time limit.
     late: Option<Sample>,
     schedule: Schedule,
@@ -76,7 +73,7 @@ impl SampleLoop {
     /// Reads the counters once, so the first sample already has rates.
     async fn prime(&mut self) -> Result<(), WorkerPanicked> {
         self.processes
-            .start(|sampler| sampler.prime().map(|()| Vec::new()));
+            .start(|sampler| sampler.prime().map(|()| ProcessReading::default()));
         self.read_vm().await?;
         Ok(())
     }
@@ -88,11 +85,11 @@ impl SampleLoop {
             return Ok(());
         };
         let memory_bytes = reading.memory_bytes;
-        let mut sample = reading.into_sample(&self.instance_id, Vec::new());
+        let mut sample = reading.into_sample(&self.instance_id, ProcessReading::default());
         if tick.processes {
             if self.processes.start(move |sampler| sampler.read(memory_bytes)) {
                 match timeout(self.patience, self.processes.finished()).await {
-                    Ok(rows) => sample.processes = self.rows(rows?),
+                    Ok(read) => self.add_processes(&mut sample, read?),
                     Err(_) => self.defer_processes(&sample),
                 }
             } else {
@@ -140,21 +137,27 @@ impl SampleLoop {
         });
     }
 
-    fn send_late(&mut self, rows: Result<Vec<ProcessSample>, SampleError>) {
-        let processes = self.rows(rows);
-        if let Some(sample) = self.late.take()
-            && !processes.is_empty()
-        {
+    fn send_late(&mut self, read: Result<ProcessReading, SampleError>) {
+        let Some(mut sample) = self.late.take() else {
+            // Only the first reading belongs to no sample: it has no rows.
+            let _ = read.inspect_err(|error| self.failed(error));
+            return;
+        };
+        self.add_processes(&mut sample, read);
+        if !sample.processes.is_empty() {
             warn!(
-                rows = processes.len(),
+                rows = sample.processes.len(),
                 "reading the processes took too long; sending their rows separately from the VM's row"
             );
-            self.send(Sample { processes, ..sample });
+            self.send(sample);
         }
     }
 
-    fn rows(&self, rows: Result<Vec<ProcessSample>, SampleError>) -> Vec<ProcessSample> {
-        rows.inspect_err(|error| self.failed(error)).unwrap_or_default()
+    fn add_processes(&self, sample: &mut Sample, read: Result<ProcessReading, SampleError>) {
+        match read {
+            Ok(read) => (sample.processes, sample.vm_cpu) = (read.rows, read.vm_cpu),
+            Err(error) => self.failed(&error),
+        }
     }
 
     fn failed(&self, error: &SampleError) {
@@ -257,6 +260,7 @@ mod tests {
         let roots = Roots {
             proc: proc.path(""),
             sys: proc.path("no-devices"),
+            root: proc.path("no-root"),
         };
         let sampler = Sampler::new(id.clone(), "+00:00".parse().unwrap(), Selection::All, roots).unwrap();
         let intervals = Intervals {

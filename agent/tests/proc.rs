@@ -10,7 +10,7 @@
 use std::{
     ffi::OsStr,
     fs,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::MetadataExt},
     process::{Child, Command, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -94,6 +94,14 @@ fn sampler() -> Sampler {
 
 fn rows_of(sample: &Sample, pid: u32) -> Vec<&ProcessSample> {
     sample.processes.iter().filter(|row| row.pid == pid).collect()
+}
+
+fn user_name(id: u32) -> String {
+    let output = Command::new("id")
+        .args(["-nu", &id.to_string()])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn unix_now() -> f64 {
@@ -268,6 +276,7 @@ fn process_names_of_arbitrary_bytes_are_reported() {
         &b"a) S 1 (b"[..],
         br"back\slash",
         b"two\nlines",
+        b"systemd-journald",
         b"latin-1 \xe9\xff",
         "很长的进程名字".as_bytes(),
     ] {
@@ -279,6 +288,11 @@ fn process_names_of_arbitrary_bytes_are_reported() {
         let comm = sleeper.file("comm");
         let kept = comm.strip_suffix(b"\n").unwrap();
         assert_eq!(kept, &name[..name.len().min(15)]);
-        assert_eq!(rows[0].cmd, String::from_utf8_lossy(kept));
+        // The kernel truncates long names, and the agent completes them from the name of the program.
+        assert_eq!(rows[0].cmd, String::from_utf8_lossy(name));
+        let owner = &rows[0].owner;
+        assert_eq!(owner.parent_pid, Some(std::process::id()));
+        let user = fs::metadata(format!("/proc/{}", sleeper.0.id())).unwrap().uid();
+        assert_eq!(owner.user.as_ref(), Some(&user_name(user)));
     }
 }

@@ -103,6 +103,7 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
         part: 0,
         net_incoming: random.tenths(20_000),
         net_outgoing: random.tenths(20_000),
+        vm_cpu: None,
         vm: Some(VmSample {
             cpu_util: Some(random.tenths(1000)),
             mem: Some(random.tenths(1000)),

@@ -2,11 +2,11 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, rawdoc};
+use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, raw::CStr, rawdoc};
 use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
-    metrics::{ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
     time::UtcOffset,
 };
 use vmwatch_blocks::RowIdentity;
@@ -31,6 +31,12 @@ const MAX_CPU_SHARE: f64 = 100.0 * 65_536.0;
 /// Maximum memory usage of a process in percent. The kernel counts each mapping of shared memory, so the usage of a
 /// process can exceed the VM's memory, but not the largest address space (2^57 bytes) in a VM with 1 MiB.
 const MAX_MEMORY_SHARE: f64 = 100.0 * 137_438_953_472.0;
+/// Maximum CPU time between two samples, in seconds: 65,536 cores for a week.
+const MAX_CPU_SECONDS: f64 = 65_536.0 * 604_800.0;
+/// Maximum length of a name in bytes.
+const MAX_NAME: usize = 256;
+/// Maximum length of a command line in bytes.
+const MAX_COMMAND_LINE: usize = 512;
 /// End of the year 9999, in Unix seconds.
 const MAX_SECOND: f64 = 253_402_300_800.0;
 
@@ -51,9 +57,9 @@ pub enum Refusal {
     /// A value of the sample is out of range; contains the name of its field.
     #[error("`{0}` is out of range")]
     Number(&'static str),
-    /// The name of a process is too long.
-    #[error("`cmd` is longer than 256 bytes")]
-    Name,
+    /// A text of a process is too long.
+    #[error("`{0}` is longer than {1} bytes")]
+    Text(&'static str, usize),
 }
 
 /// The MongoDB documents of a sample, by collection.
@@ -117,6 +123,9 @@ impl Documents {
         }
         within("net_incoming", sample.net_incoming, MAX_RATE)?;
         within("net_outgoing", sample.net_outgoing, MAX_RATE)?;
+        for (name, seconds) in vm_seconds(sample) {
+            within(name, seconds.unwrap_or(0.0), MAX_CPU_SECONDS)?;
+        }
         let at = Dates {
             second: DateTime::from_system_time(moment)
                 .timestamp_millis()
@@ -161,6 +170,14 @@ fn within(name: &'static str, number: f64, most: f64) -> Result<(), Refusal> {
         Ok(())
     } else {
         Err(Refusal::Number(name))
+    }
+}
+
+fn not_longer(name: &'static str, text: &str, most: usize) -> Result<(), Refusal> {
+    if text.len() <= most {
+        Ok(())
+    } else {
+        Err(Refusal::Text(name, most))
     }
 }
 
@@ -214,15 +231,14 @@ fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Resu
     within("disk_write", process.disk_write, MAX_RATE)?;
     within("running_time", process.running_time, MAX_SECOND)?;
     within("shutdown_time", process.shutdown_time.unwrap_or(0.0), MAX_SECOND)?;
-    if process.cmd.len() > 256 {
-        return Err(Refusal::Name);
-    }
+    within("cpu_seconds", process.cpu_seconds.unwrap_or(0.0), MAX_CPU_SECONDS)?;
+    not_longer("cmd", &process.cmd, MAX_NAME)?;
     let pid = i32::try_from(process.pid).map_err(|_| Refusal::Number("pid"))?;
     let identity = RowIdentity::Process {
         pid: process.pid,
         started: process.running_time,
     };
-    Ok(rawdoc! {
+    let mut row = rawdoc! {
         "net_incoming": sample.net_incoming,
         "shutdown_time": process.shutdown_time.map_or(RawBson::Null, RawBson::Double),
         "mem": process.mem,
@@ -237,7 +253,49 @@ fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Resu
         "cpu_util": process.cpu_util,
         "running_time": process.running_time,
         "sampled_at": at.effective,
-    })
+    };
+    append_owner(&mut row, &process.owner)?;
+    for (name, seconds) in vm_seconds(sample)
+        .into_iter()
+        .chain([("cpu_seconds", process.cpu_seconds)])
+    {
+        append(&mut row, name, seconds.map(RawBson::Double));
+    }
+    Ok(row)
+}
+
+/// CPU time of the VM, which each process row of a sample has.
+fn vm_seconds(sample: &Sample) -> [(&'static str, Option<f64>); 3] {
+    let of = |kind: fn(&CpuSeconds) -> f64| sample.vm_cpu.as_ref().map(kind);
+    [
+        ("vm_user_seconds", of(|cpu| cpu.user)),
+        ("vm_nice_seconds", of(|cpu| cpu.nice)),
+        ("vm_system_seconds", of(|cpu| cpu.system)),
+    ]
+}
+
+fn append_owner(row: &mut RawDocumentBuf, owner: &ProcessOwner) -> Result<(), Refusal> {
+    let texts = [
+        ("user", &owner.user, MAX_NAME),
+        ("unit", &owner.unit, MAX_NAME),
+        ("container", &owner.container, MAX_NAME),
+        ("command_line", &owner.command_line, MAX_COMMAND_LINE),
+    ];
+    for (name, text, most) in texts {
+        not_longer(name, text.as_deref().unwrap_or_default(), most)?;
+        append(row, name, text.clone().map(RawBson::String));
+    }
+    let parent_pid = owner.parent_pid.map(i32::try_from).transpose();
+    let parent_pid = parent_pid.map_err(|_| Refusal::Number("parent_pid"))?;
+    append(row, "parent_pid", parent_pid.map(RawBson::Int32));
+    Ok(())
+}
+
+/// Appends a field unless its value is unknown.
+fn append(row: &mut RawDocumentBuf, name: &'static str, value: Option<RawBson>) {
+    if let (Some(value), Ok(name)) = (value, <&CStr>::try_from(name)) {
+        row.append(name, value);
+    }
 }
 
 /// Computes the `_id` of a row whose sample was taken in this Unix second.
@@ -253,7 +311,10 @@ mod tests {
     use vmwatch_api::metrics::Restriction;
 
     use super::*;
-    use crate::history::sums::{RESTRICTED, VmRow};
+    use crate::{
+        history::sums::{RESTRICTED, VmRow},
+        processes::row::StoredProcess,
+    };
 
     fn sample() -> Sample {
         serde_json::from_str(
@@ -309,6 +370,40 @@ mod tests {
     }
 
     #[test]
+    fn row_of_a_process_has_its_cpu_time_and_owner_where_they_are_known() {
+        let unknown = documents(&sample()).unwrap().processes.remove(0);
+        for name in ["cpu_seconds", "vm_user_seconds", "user", "unit", "parent_pid"] {
+            assert_eq!(unknown.get(name).unwrap(), None, "{name}");
+        }
+        let mut sample = sample();
+        sample.vm_cpu = Some(CpuSeconds {
+            user: 2.5,
+            nice: 0.0,
+            system: 0.75,
+        });
+        sample.processes[0].cpu_seconds = Some(1.25);
+        sample.processes[0].owner = ProcessOwner {
+            user: Some("root".to_owned()),
+            parent_pid: Some(1),
+            unit: Some("lvm2-lvmetad.service".to_owned()),
+            container: None,
+            command_line: Some("/sbin/lvmetad -f".to_owned()),
+        };
+        let row = &documents(&sample).unwrap().processes[0];
+        let read = StoredProcess::read(row).unwrap();
+        assert_eq!(read.vm_cpu, sample.vm_cpu);
+        assert_eq!(read.row.cpu_seconds, Some(1.25));
+        assert_eq!(read.row.owner, sample.processes[0].owner);
+        assert_eq!(row.get("container").unwrap(), None);
+
+        sample.processes[0].owner.command_line = Some("x".repeat(513));
+        assert_eq!(
+            documents(&sample).unwrap_err(),
+            Refusal::Text("command_line", 512)
+        );
+    }
+
+    #[test]
     fn row_id_is_stable_and_starts_with_time_of_the_sample() {
         let (one, other) = (documents(&sample()).unwrap(), documents(&sample()).unwrap());
         assert_eq!(one.vms, other.vms);
@@ -357,7 +452,10 @@ mod tests {
             Refusal::Number("mem")
         );
         assert_eq!(refused(|s| s.processes[0].pid = u32::MAX), Refusal::Number("pid"));
-        assert_eq!(refused(|s| s.processes[0].cmd = "x".repeat(257)), Refusal::Name);
+        assert_eq!(
+            refused(|s| s.processes[0].cmd = "x".repeat(257)),
+            Refusal::Text("cmd", 256)
+        );
         assert_eq!(
             refused(|s| s.create_date = "2017-09-01T00:00:00.000000".parse().unwrap()),
             Refusal::Time

@@ -227,6 +227,7 @@ impl Publisher {
             part: 0,
             net_incoming: 0.6,
             net_outgoing: 5.7,
+            vm_cpu: None,
             vm: Some(VmSample {
                 cpu_util: Some(1.5),
                 mem: Some(8.6),

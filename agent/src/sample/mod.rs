@@ -4,7 +4,10 @@
 //! percentages are rounded to one decimal and are never negative or infinite. If a counter decreased (a replaced
 //! device, a driver reset), the rate is 0. A value that the kernel's files do not allow to compute is absent.
 
+mod cgroup;
+mod command_line;
 mod devices;
+mod owner;
 mod proc_files;
 mod processes;
 mod restriction;
@@ -14,34 +17,39 @@ mod vm;
 #[cfg(test)]
 mod trees;
 
-use std::{path::PathBuf, time::Duration};
-
-use procfs::ProcError;
-use vmwatch_api::{
-    InstanceId,
-    metrics::{ProcessSample, Sample},
-    time::UtcOffset,
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
-pub use processes::ProcessSampler;
+use procfs::ProcError;
+use vmwatch_api::{InstanceId, metrics::Sample, time::UtcOffset};
+
+pub use processes::{ProcessReading, ProcessSampler};
 pub use vm::{VmReading, VmSampler};
 
 use crate::select::Selection;
 
-/// The mount points of procfs and sysfs; tests replace them.
+/// The folders that the agent reads; tests replace them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
     /// The mount point of procfs, normally `/proc`.
     pub proc: PathBuf,
     /// The mount point of sysfs, normally `/sys`.
     pub sys: PathBuf,
+    /// The root folder of the VM, which has `etc/passwd` and `var/log/containers`.
+    pub root: PathBuf,
 }
 
 impl Default for Roots {
     fn default() -> Self {
+        // In a container that has the pid namespace of the VM, `/etc/passwd` is the container's.
+        let root = Path::new("/proc/1/root");
+        let is_readable = root.join("etc/passwd").exists();
         Self {
             proc: "/proc".into(),
             sys: "/sys".into(),
+            root: if is_readable { root } else { Path::new("/") }.into(),
         }
     }
 }
@@ -83,8 +91,15 @@ impl Sampler {
         Ok(Self {
             instance_id,
             vm: VmSampler::new(utc_offset, roots.clone()),
-            processes: ProcessSampler::new(selection, roots.proc)?,
+            processes: ProcessSampler::new(selection, roots)?,
         })
+    }
+
+    /// Reports command lines as well, without secrets.
+    #[must_use]
+    pub fn with_command_lines(mut self) -> Self {
+        self.processes.report_command_lines();
+        self
     }
 
     /// Samples the VM and its processes. The first call only reads the counters and returns rates of 0.
@@ -96,8 +111,8 @@ impl Sampler {
 }
 
 impl VmReading {
-    /// Creates a sample from the VM's values and the given process rows.
-    pub fn into_sample(self, instance_id: &InstanceId, processes: Vec<ProcessSample>) -> Sample {
+    /// Creates a sample from the VM's values and those of its processes.
+    pub fn into_sample(self, instance_id: &InstanceId, processes: ProcessReading) -> Sample {
         Sample {
             instance_id: instance_id.clone(),
             create_date: self.create_date,
@@ -105,7 +120,8 @@ impl VmReading {
             net_incoming: self.net_incoming,
             net_outgoing: self.net_outgoing,
             vm: Some(self.vm),
-            processes,
+            vm_cpu: processes.vm_cpu,
+            processes: processes.rows,
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Parses `/proc/<pid>/stat` and `/proc/<pid>/io`, the two files that a process row needs.
+//! Reads the files of processes in `/proc/<pid>`: `stat` and `io` for each row, and for a process that is new or has
+//! changed also `status`, `cgroup` and `cmdline`.
 //!
 //! The `procfs` crate is not used because it is slower (35 µs per process): it decodes all 52 fields of `stat`, but a
 //! process row needs only seven. The formats are described in proc(5) and by `do_task_stat` in the kernel's
@@ -14,10 +15,15 @@ use std::{
 
 use rustix::fs::{Mode, OFlags, open, openat};
 
-use super::SampleError;
+use super::{SampleError, cgroup::Place};
 
-/// Upper limit for the size of either file: `stat` has 52 fields of at most 20 digits and a name; `io` is shorter.
-const FILE_BYTES: usize = 2048;
+/// Maximum number of bytes that are read of a file. `stat` has 52 fields of at most 20 digits and a name, and `io` is
+/// shorter; of the other files, the first bytes are sufficient.
+const FILE_BYTES: usize = 8192;
+/// Length at which the kernel truncates the name of a process (`TASK_COMM_LEN` without the terminating zero byte).
+const COMM_BYTES: usize = 15;
+/// Maximum length of a process name in bytes.
+const MAX_NAME: usize = 256;
 
 /// The pids of all processes, including zombies, as `ps` lists them.
 pub(super) fn process_ids(proc: &Path) -> Result<Vec<u32>, SampleError> {
@@ -50,10 +56,6 @@ impl ProcFiles {
         })
     }
 
-    pub(super) fn root(&self) -> &Path {
-        &self.root
-    }
-
     pub(super) fn exist(&self, pid: u32) -> bool {
         self.root.join(pid.to_string()).exists()
     }
@@ -68,6 +70,38 @@ impl ProcFiles {
         self.read(pid, "io").ok().and_then(DiskBytes::parse)
     }
 
+    /// The name of a process: the kernel's name, or the base name of its program if the kernel truncated it.
+    pub(super) fn name(&mut self, pid: u32, comm: &[u8]) -> String {
+        let full = (comm.len() == COMM_BYTES)
+            .then(|| self.command_line(pid).and_then(|line| full_name(comm, line)))
+            .flatten();
+        full.unwrap_or_else(|| String::from_utf8_lossy(comm).into_owned())
+    }
+
+    /// The effective user id of a process.
+    pub(super) fn user_id(&mut self, pid: u32) -> Option<u32> {
+        let status = self.read(pid, "status").ok()?;
+        let ids = status
+            .split(|&byte| byte == b'\n')
+            .find_map(|line| line.strip_prefix(b"Uid:"))?;
+        let effective = ids
+            .split(u8::is_ascii_whitespace)
+            .filter(|id| !id.is_empty())
+            .nth(1)?;
+        u32::try_from(number(effective)?).ok()
+    }
+
+    /// The systemd unit and the container of a process.
+    pub(super) fn place(&mut self, pid: u32) -> Option<Place> {
+        let file = self.read(pid, "cgroup").ok()?;
+        Some(Place::parse(&String::from_utf8_lossy(file)))
+    }
+
+    /// The arguments of a process, each followed by a zero byte.
+    pub(super) fn command_line(&mut self, pid: u32) -> Option<&[u8]> {
+        self.read(pid, "cmdline").ok()
+    }
+
     fn read(&mut self, pid: u32, file: &str) -> io::Result<&[u8]> {
         self.path.clear();
         // The result is ignored because writing to a `String` cannot fail.
@@ -77,6 +111,18 @@ impl ProcFiles {
         let length = rustix::io::read(&file, self.content.as_mut_slice())?;
         Ok(self.content.get(..length).unwrap_or_default())
     }
+}
+
+/// The base name of the program in `argv[0]`, up to the first space after the kernel's name; `None` if it does not begin
+/// with the kernel's name, because the process has changed one of them.
+fn full_name(comm: &[u8], command_line: &[u8]) -> Option<String> {
+    let program = command_line.split(|&byte| byte == 0).next()?;
+    let base = program.rsplit(|&byte| byte == b'/').next()?;
+    let rest = base.strip_prefix(comm)?;
+    let end = rest.iter().position(|&byte| byte == b' ').unwrap_or(rest.len());
+    let mut name = String::from_utf8_lossy(base.get(..comm.len() + end)?).into_owned();
+    name.truncate(name.floor_char_boundary(MAX_NAME));
+    Some(name)
 }
 
 /// Whether the error means that the process has ended.
@@ -91,6 +137,7 @@ pub(super) struct Stat<'a> {
     /// The process name as in the file, where line breaks and backslashes are escaped as `\n` and `\\`.
     comm: &'a [u8],
     state: u8,
+    pub(super) parent_pid: u32,
     threads: u64,
     /// CPU time of the process in user mode and kernel mode, in clock ticks.
     pub(super) cpu_ticks: u64,
@@ -113,7 +160,9 @@ impl<'a> Stat<'a> {
             .filter(|field| !field.is_empty());
         // `nth` skips fields. The numbers in the comments are the field numbers of proc(5).
         let state = *fields.next()?.first()?; // 3
-        let user_ticks = number(fields.nth(10)?)?; // 14
+        // A pid fits into 22 bits.
+        let parent_pid = u32::try_from(number(fields.next()?)?).ok()?; // 4
+        let user_ticks = number(fields.nth(9)?)?; // 14
         let system_ticks = number(fields.next()?)?; // 15
         let threads = number(fields.nth(4)?)?; // 20
         let start_ticks = number(fields.nth(1)?)?; // 22
@@ -122,6 +171,7 @@ impl<'a> Stat<'a> {
         Some(Self {
             comm,
             state,
+            parent_pid,
             threads,
             cpu_ticks: user_ticks.saturating_add(system_ticks),
             start_ticks,
@@ -135,10 +185,10 @@ impl<'a> Stat<'a> {
         matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 
-    /// The process name without escapes, with invalid UTF-8 replaced.
-    pub(super) fn name(&self) -> Cow<'a, str> {
+    /// The kernel's name of the process, without escapes.
+    pub(super) fn comm(&self) -> Cow<'a, [u8]> {
         if !self.comm.contains(&b'\\') {
-            return String::from_utf8_lossy(self.comm);
+            return Cow::Borrowed(self.comm);
         }
         let mut plain = Vec::with_capacity(self.comm.len());
         let mut bytes = self.comm.iter().copied().peekable();
@@ -154,7 +204,7 @@ impl<'a> Stat<'a> {
             plain.push(escaped);
             bytes.next();
         }
-        Cow::Owned(String::from_utf8_lossy(&plain).into_owned())
+        Cow::Owned(plain)
     }
 }
 
@@ -197,7 +247,7 @@ mod tests {
     fn stat_fields_are_parsed_as_proc_man_page_describes() {
         let file = format!("475071 (cat) {REST}\n");
         let stat = Stat::parse(file.as_bytes()).unwrap();
-        assert_eq!(stat.name(), "cat");
+        assert_eq!((&*stat.comm(), stat.parent_pid), (&b"cat"[..], 1));
         assert_eq!(
             (stat.cpu_ticks, stat.start_ticks, stat.rss_pages),
             (42, 201_288_208, 225)
@@ -222,9 +272,54 @@ mod tests {
         ] {
             let file = [b"7 (", comm, b") ", REST.as_bytes()].concat();
             let stat = Stat::parse(&file).unwrap();
-            assert_eq!(stat.name(), name);
+            assert_eq!(String::from_utf8_lossy(&stat.comm()), name);
             assert_eq!(stat.start_ticks, 201_288_208);
         }
+    }
+
+    #[test]
+    fn truncated_name_is_completed_from_the_program() {
+        let long = "x".repeat(400);
+        let path = format!("/opt/{long}");
+        for (comm, command_line, name) in [
+            (
+                "systemd-journal",
+                "/lib/systemd/systemd-journald\0",
+                Some("systemd-journald"),
+            ),
+            (
+                "systemd-journal",
+                "systemd-journald\0--flag\0",
+                Some("systemd-journald"),
+            ),
+            (
+                "gnome-session-b",
+                "/usr/libexec/gnome-session-binary --session=x\0",
+                Some("gnome-session-binary"),
+            ),
+            (
+                "my long program",
+                "/opt/my dir/my long programs here\0",
+                Some("my long programs"),
+            ),
+            (
+                "fifteen-letters",
+                "/bin/fifteen-letters\0",
+                Some("fifteen-letters"),
+            ),
+            ("systemd-journal", "/bin/other\0", None),
+            ("kworker/u8:3-ev", "", None),
+            ("xxxxxxxxxxxxxxx", &path, Some(&long[..256])),
+        ] {
+            assert_eq!(
+                full_name(comm.as_bytes(), command_line.as_bytes()).as_deref(),
+                name,
+                "{command_line}"
+            );
+        }
+        // The kernel cut the name within a character.
+        let name = "进程进程进程".as_bytes();
+        assert_eq!(full_name(&name[..15], name).as_deref(), Some("进程进程进程"));
     }
 
     #[test]
@@ -284,7 +379,7 @@ mod tests {
             let numbers = format!(") R 1 1 1 0 -1 4194304 94 0 0 0 {user} {system} 0 0 20 0 1 0 {start} 57 {pages} 18\n");
             let file = [b"1 (", &escaped[..], numbers.as_bytes()].concat();
             let stat = Stat::parse(&file).unwrap();
-            prop_assert_eq!(stat.name(), String::from_utf8_lossy(&comm));
+            prop_assert_eq!(&*stat.comm(), &comm);
             prop_assert_eq!(stat.cpu_ticks, user + system);
             prop_assert_eq!(stat.start_ticks, start);
             prop_assert_eq!(stat.rss_pages, pages.unsigned_abs());
@@ -292,7 +387,7 @@ mod tests {
 
         #[test]
         fn parsing_arbitrary_proc_files_does_not_panic(file in proptest::collection::vec(any::<u8>(), 0..512)) {
-            let _ = Stat::parse(&file).map(|stat| stat.name().len());
+            let _ = Stat::parse(&file).map(|stat| stat.comm().len());
             let _ = DiskBytes::parse(&file);
         }
     }

@@ -2,18 +2,20 @@
 
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use procfs::{FromRead, Uptime};
 use tracing::{info, warn};
-use vmwatch_api::metrics::ProcessSample;
+use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample};
 
 use super::{
-    SampleError, float, kib_per_second, percent,
+    Roots, SampleError, float, kib_per_second,
+    owner::Owners,
+    percent,
     proc_files::{DiskBytes, ProcFiles, Stat, is_gone, process_ids},
-    system::SystemStat,
+    system::{CpuTicks, SystemStat},
 };
 use crate::select::Selection;
 
@@ -26,22 +28,54 @@ use crate::select::Selection;
 #[derive(Debug)]
 pub struct ProcessSampler {
     selection: Selection,
+    roots: Roots,
     files: ProcFiles,
+    owners: Owners,
     clock: Clock,
     page_bytes: u64,
     tracked: HashMap<u32, Tracked>,
     /// Last rows of ended processes that have not been returned yet.
     ended: Vec<ProcessSample>,
-    /// Time at which the previous pass over `/proc` began, as an instant and in clock ticks since boot.
-    previous: Option<(Instant, u64)>,
+    /// The beginning of the previous pass over `/proc`.
+    previous: Option<Pass>,
     /// The number of passes over `/proc` so far.
     passes: u64,
+}
+
+/// The processes of a sample.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ProcessReading {
+    /// Rows of the selected processes, followed by the last rows of ended processes.
+    pub rows: Vec<ProcessSample>,
+    /// CPU time of the VM since the previous sample; `None` if there is none.
+    pub vm_cpu: Option<CpuSeconds>,
+}
+
+/// The beginning of a pass over `/proc`.
+#[derive(Debug, Clone, Copy)]
+struct Pass {
+    at: Instant,
+    /// Clock ticks since boot.
+    ticks: u64,
+    /// CPU time of the VM.
+    cpu: CpuTicks,
+}
+
+/// What does not change in each sample of a process.
+#[derive(Debug, Clone, Default)]
+struct Description {
+    /// The kernel's name of the process.
+    comm: Vec<u8>,
+    name: String,
+    owner: ProcessOwner,
+    /// Number of times that the description was read with this name, at most 2.
+    readings: u8,
 }
 
 /// A process with its values in the previous pass over `/proc`.
 #[derive(Debug)]
 struct Tracked {
-    name: String,
+    description: Description,
     start_ticks: u64,
     cpu_ticks: u64,
     disk: Option<DiskBytes>,
@@ -54,14 +88,18 @@ struct Tracked {
 
 impl ProcessSampler {
     /// Creates a process sampler. The only value read is the boot time.
-    pub fn new(selection: Selection, proc: PathBuf) -> Result<Self, SampleError> {
+    pub fn new(selection: Selection, roots: Roots) -> Result<Self, SampleError> {
         let clock = Clock {
             ticks_per_second: rustix::param::clock_ticks_per_second().max(1),
-            boot: SystemStat::read(&proc)?.boot.ok_or(SampleError::NoBootTime)?,
+            boot: SystemStat::read(&roots.proc)?
+                .boot
+                .ok_or(SampleError::NoBootTime)?,
         };
         Ok(Self {
             selection,
-            files: ProcFiles::new(proc).map_err(SampleError::List)?,
+            files: ProcFiles::new(roots.proc.clone()).map_err(SampleError::List)?,
+            owners: Owners::new(&roots.root, false),
+            roots,
             clock,
             page_bytes: rustix::param::page_size() as u64,
             tracked: HashMap::new(),
@@ -69,6 +107,11 @@ impl ProcessSampler {
             previous: None,
             passes: 0,
         })
+    }
+
+    /// Reports command lines as well, without secrets.
+    pub fn report_command_lines(&mut self) {
+        self.owners = Owners::new(&self.roots.root, true);
     }
 
     /// Reads the counters of all processes without returning rows, so the next call can compute rates.
@@ -89,10 +132,9 @@ impl ProcessSampler {
         Ok(())
     }
 
-    /// Returns the rows of the selected processes, followed by the last rows of ended processes. Memory usage is a
-    /// percentage of `memory_bytes`.
-    pub fn read(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
-        let mut rows = self.running(memory_bytes)?;
+    /// Samples the processes. Memory usage is a percentage of `memory_bytes`.
+    pub fn read(&mut self, memory_bytes: u64) -> Result<ProcessReading, SampleError> {
+        let ProcessReading { mut rows, vm_cpu } = self.running(memory_bytes)?;
         self.selection.keep(&mut rows);
         for row in &rows {
             if let Some(process) = self.tracked.get_mut(&row.pid) {
@@ -100,30 +142,37 @@ impl ProcessSampler {
             }
         }
         rows.extend(self.forget_ended());
-        Ok(rows)
+        Ok(ProcessReading { rows, vm_cpu })
     }
 
     /// Returns the rows of all running processes. If the list of processes cannot be read completely, the state of the
     /// sampler does not change, because the missing processes would seem to have ended.
-    fn running(&mut self, memory_bytes: u64) -> Result<Vec<ProcessSample>, SampleError> {
-        let began = (Instant::now(), self.clock.ticks_since_boot(self.files.root())?);
-        if let Some(boot) = SystemStat::read(self.files.root())?.boot {
+    fn running(&mut self, memory_bytes: u64) -> Result<ProcessReading, SampleError> {
+        let stat = SystemStat::read(&self.roots.proc)?;
+        let began = Pass {
+            at: Instant::now(),
+            ticks: self.clock.ticks_since_boot(&self.roots.proc)?,
+            cpu: stat.ticks,
+        };
+        if let Some(boot) = stat.boot {
             self.clock.set_boot(boot);
         }
-        let pids = process_ids(self.files.root())?;
+        let pids = process_ids(&self.roots.proc)?;
+        self.owners.refresh();
         self.passes += 1;
         let rows = pids
             .into_iter()
             .filter_map(|pid| self.row(pid, memory_bytes))
             .collect();
-        self.previous = Some(began);
-        Ok(rows)
+        let previous = self.previous.replace(began);
+        let vm_cpu = previous.map(|previous| self.clock.cpu_seconds(&began.cpu.since(&previous.cpu)));
+        Ok(ProcessReading { rows, vm_cpu })
     }
 
     fn row(&mut self, pid: u32, memory_bytes: u64) -> Option<ProcessSample> {
-        let (mut seen, rss_pages) = match self.files.stat(pid) {
+        let (mut seen, parent_pid, rss_pages) = match self.files.stat(pid) {
             Ok(stat) if stat.has_ended() => return None,
-            Ok(stat) => (Tracked::new(&stat, self.passes), stat.rss_pages),
+            Ok(stat) => (Tracked::new(&stat, self.passes), stat.parent_pid, stat.rss_pages),
             Err(error) if is_gone(&error) => return None,
             Err(_) => {
                 // The process exists but cannot be read at the moment, for example because the agent has no free file
@@ -136,23 +185,27 @@ impl ProcessSampler {
         };
         seen.disk = self.files.disk_bytes(pid);
         let known = self.tracked.remove(&pid);
+        let mut description = None;
         let baseline = match known {
             Some(known) if known.start_ticks == seen.start_ticks => {
                 seen.reported = known.reported;
-                Some(Baseline::from_tracked(&known))
+                let baseline = Baseline::from_tracked(&known);
+                description = Some(known.description);
+                Some(baseline)
             }
             other => {
                 // This is a new process. If its pid was reused, the previous process with this pid has ended.
                 self.ended.extend(other.and_then(|old| self.last_row(pid, old)));
                 self.previous
-                    .and_then(|(at, ticks)| (seen.start_ticks >= ticks).then_some(Baseline::zero(at)))
+                    .and_then(|pass| (seen.start_ticks >= pass.ticks).then_some(Baseline::zero(pass.at)))
             }
         };
+        self.describe(pid, parent_pid, &mut seen.description, description);
         let usage = baseline
             .map(|baseline| seen.usage_since(&baseline, self.clock))
             .unwrap_or_default();
         let row = ProcessSample {
-            cmd: seen.name.clone(),
+            cmd: seen.description.name.clone(),
             pid,
             cpu_util: usage.cpu_util,
             mem: percent(
@@ -163,9 +216,27 @@ impl ProcessSampler {
             disk_write: usage.disk_write,
             running_time: self.clock.unix_seconds(seen.start_ticks),
             shutdown_time: None,
+            cpu_seconds: usage.cpu_seconds,
+            owner: seen.description.owner.clone(),
         };
         self.tracked.insert(pid, seen);
         Some(row)
+    }
+
+    /// Adds name and owner to the description of a process. They are read only in the first two samples of a process,
+    /// because a service often gets its user and unit just after its start, and when its name or parent has changed.
+    fn describe(&mut self, pid: u32, parent_pid: u32, seen: &mut Description, known: Option<Description>) {
+        let mut readings = 0;
+        if let Some(known) = known.filter(|known| known.comm == seen.comm) {
+            if known.readings > 1 && known.owner.parent_pid == Some(parent_pid) {
+                *seen = known;
+                return;
+            }
+            readings = known.readings;
+        }
+        seen.name = self.files.name(pid, &seen.comm);
+        seen.owner = self.owners.of(&mut self.files, pid, parent_pid);
+        seen.readings = readings.saturating_add(1).min(2);
     }
 
     /// Removes the processes that the current pass over `/proc` did not find. Returns the last rows of those that were
@@ -192,7 +263,7 @@ impl ProcessSampler {
     /// The last row of an ended process; `None` if the process was never reported. The caller sets `shutdown_time`.
     fn last_row(&self, pid: u32, process: Tracked) -> Option<ProcessSample> {
         process.reported.then(|| ProcessSample {
-            cmd: process.name,
+            cmd: process.description.name,
             pid,
             cpu_util: 0.0,
             mem: 0.0,
@@ -200,6 +271,8 @@ impl ProcessSampler {
             disk_write: 0.0,
             running_time: self.clock.unix_seconds(process.start_ticks),
             shutdown_time: None,
+            cpu_seconds: None,
+            owner: process.description.owner,
         })
     }
 }
@@ -207,7 +280,10 @@ impl ProcessSampler {
 impl Tracked {
     fn new(stat: &Stat<'_>, last_pass: u64) -> Self {
         Self {
-            name: stat.name().into_owned(),
+            description: Description {
+                comm: stat.comm().into_owned(),
+                ..Description::default()
+            },
             start_ticks: stat.start_ticks,
             cpu_ticks: stat.cpu_ticks,
             disk: None,
@@ -220,7 +296,7 @@ impl Tracked {
     fn usage_since(&self, baseline: &Baseline, clock: Clock) -> Usage {
         let elapsed = self.at - baseline.at;
         let cpu_ticks = self.cpu_ticks.saturating_sub(baseline.cpu_ticks);
-        let cpu_seconds = float(cpu_ticks) / float(clock.ticks_per_second);
+        let cpu_seconds = clock.seconds(cpu_ticks);
         let (disk_read, disk_write) = match (self.disk, baseline.disk) {
             (Some(now), Some(then)) => (
                 kib_per_second(now.read.saturating_sub(then.read), elapsed),
@@ -230,6 +306,7 @@ impl Tracked {
         };
         Usage {
             cpu_util: percent(cpu_seconds, elapsed.as_secs_f64()),
+            cpu_seconds: Some(cpu_seconds),
             disk_read,
             disk_write,
         }
@@ -262,10 +339,11 @@ impl Baseline {
     }
 }
 
-/// The rates of a process row.
+/// The rates of a process row. The default is that of a process whose earlier usage is unknown.
 #[derive(Debug, Default)]
 struct Usage {
     cpu_util: f64,
+    cpu_seconds: Option<f64>,
     disk_read: f64,
     disk_write: f64,
 }
@@ -289,6 +367,18 @@ impl Clock {
                 "the clock of the VM was set; start times of processes change"
             );
             self.boot = boot;
+        }
+    }
+
+    fn seconds(self, ticks: u64) -> f64 {
+        float(ticks) / float(self.ticks_per_second)
+    }
+
+    fn cpu_seconds(self, ticks: &CpuTicks) -> CpuSeconds {
+        CpuSeconds {
+            user: self.seconds(ticks.user),
+            nice: self.seconds(ticks.nice),
+            system: self.seconds(ticks.system),
         }
     }
 
@@ -321,7 +411,9 @@ impl ProcessSampler {
     /// Makes the previous sample seem older.
     pub(super) fn age(&mut self, by: std::time::Duration) {
         let older = |at: Instant| at.checked_sub(by).unwrap();
-        self.previous = self.previous.map(|(at, ticks)| (older(at), ticks));
+        if let Some(previous) = &mut self.previous {
+            previous.at = older(previous.at);
+        }
         for process in self.tracked.values_mut() {
             process.at = older(process.at);
         }

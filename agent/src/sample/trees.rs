@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use vmwatch_api::metrics::{ProcessSample, Restriction, Sample};
+use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample};
 
 use super::{Roots, Sampler};
 use crate::select::Selection;
@@ -104,6 +104,14 @@ impl Tree {
         self.write(&format!("proc/{pid}/stat"), stat);
     }
 
+    /// Writes the files of a process from which its owner is read.
+    fn owner(&self, pid: u32, user: u32, cgroup: &str, command_line: &str) {
+        let status = format!("Name:\tx\nUid:\t0\t{user}\t0\t0\nGid:\t0\t0\t0\t0\n");
+        self.write(&format!("proc/{pid}/status"), status);
+        self.write(&format!("proc/{pid}/cgroup"), format!("0::{cgroup}\n"));
+        self.write(&format!("proc/{pid}/cmdline"), command_line);
+    }
+
     fn end(&self, pid: u32) {
         fs::remove_dir_all(self.path(&format!("proc/{pid}"))).unwrap();
     }
@@ -112,6 +120,7 @@ impl Tree {
         let roots = Roots {
             proc: self.path("proc"),
             sys: self.path("sys"),
+            root: self.path(""),
         };
         Sampler::new(
             "vm-1".parse().unwrap(),
@@ -396,6 +405,98 @@ fn number_of_processes_is_unknown_while_some_are_hidden() {
     tree.process(1, b"init", 1, 0);
     let vm = sampler.sample().unwrap().vm.unwrap();
     assert_eq!((vm.proc, vm.restricted), (Some(2), None));
+}
+
+#[test]
+fn process_rows_have_owner_and_full_name() {
+    const CONTAINER: &str = "8f3b1c2d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9";
+    let tree = Tree::new();
+    tree.write(
+        "etc/passwd",
+        "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/:/bin/sh\nweb:x:33:33::/:/bin/false\n",
+    );
+    tree.owner(1, 0, "/init.scope", "/sbin/init\0--token\0hunter2\0");
+    tree.owner(7, 33, "/system.slice/nginx.service", "");
+    tree.process(8, b"systemd-journal", 1, 0);
+    tree.owner(
+        8,
+        4711,
+        &format!("/docker/{CONTAINER}"),
+        "/lib/systemd/systemd-journald\0",
+    );
+    let owners = |sampler: &mut Sampler| {
+        let mut rows = sampler.sample().unwrap().processes;
+        rows.sort_by_key(|row| row.pid);
+        let owner = |row: ProcessSample| (row.cmd, row.owner);
+        rows.into_iter().map(owner).collect::<Vec<_>>()
+    };
+    let owner = |user: &str, unit: Option<&str>, container: Option<&str>| ProcessOwner {
+        user: Some(user.to_owned()),
+        parent_pid: Some(1),
+        unit: unit.map(str::to_owned),
+        container: container.map(str::to_owned),
+        command_line: None,
+    };
+    let mut sampler = tree.sampler();
+    let mut expected = vec![
+        ("init".to_owned(), owner("root", Some("init.scope"), None)),
+        ("worker".to_owned(), owner("web", Some("nginx.service"), None)),
+        (
+            "systemd-journald".to_owned(),
+            owner("4711", None, Some("8f3b1c2d4e5f")),
+        ),
+    ];
+    assert_eq!(owners(&mut sampler), expected);
+
+    // The service has moved to its own user and unit just after its start. Of the container, the name is known now.
+    tree.owner(7, 0, "/system.slice/other.service", "");
+    tree.write(
+        &format!("var/log/containers/web-7f_shop_nginx-{CONTAINER}.log"),
+        "",
+    );
+    expected[1].1 = owner("root", Some("other.service"), None);
+    expected[2].1 = owner("4711", None, Some("shop/web-7f/nginx"));
+    assert_eq!(owners(&mut sampler), expected);
+    // Later changes are read when the name or the parent of the process changes.
+    tree.owner(7, 33, "/system.slice/nginx.service", "");
+    assert_eq!(owners(&mut sampler), expected);
+    tree.process(7, b"changed", 1607, 1000);
+    expected[1] = ("changed".to_owned(), owner("web", Some("nginx.service"), None));
+    assert_eq!(owners(&mut sampler), expected);
+    // The last row has the owner as well.
+    tree.end(7);
+    assert_eq!(owners(&mut sampler), expected);
+
+    let mut sampler = tree.sampler().with_command_lines();
+    let command_line = owners(&mut sampler).remove(0).1.command_line;
+    assert_eq!(command_line.as_deref(), Some("/sbin/init --token ***"));
+}
+
+#[test]
+fn process_rows_and_their_sample_have_cpu_seconds_of_the_interval() {
+    let tree = Tree::new();
+    let mut sampler = tree.sampler();
+    let first = sampler.sample().unwrap();
+    assert_eq!(first.vm_cpu, None);
+    assert!(first.processes.iter().all(|row| row.cpu_seconds.is_none()));
+    tree.cpu("225 10 850 1001000 500 5 5 5", 2);
+    tree.process(7, b"worker", 1607, 1000 + 123);
+    // How much of this process's time is older than the interval is unknown.
+    tree.process(9, b"found late", 1, 5000);
+    let mut next = sampler.sample().unwrap();
+    let vm = CpuSeconds {
+        user: 1.25,
+        nice: 0.0,
+        system: 8.0,
+    };
+    assert_eq!(next.vm_cpu, Some(vm));
+    next.processes.sort_by_key(|row| row.pid);
+    let seconds: Vec<_> = next.processes.iter().map(|row| row.cpu_seconds).collect();
+    assert_eq!(seconds, [Some(0.0), Some(1.23), None]);
+    tree.end(7);
+    let last = sampler.sample().unwrap();
+    let ended = last.processes.iter().find(|row| row.shutdown_time.is_some());
+    assert_eq!(ended.map(|row| (row.pid, row.cpu_seconds)), Some((7, None)));
 }
 
 #[test]

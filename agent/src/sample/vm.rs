@@ -198,6 +198,7 @@ mod tests {
             let roots = Roots {
                 proc: self.0.path().join("proc"),
                 sys: self.0.path().join("sys"),
+                root: self.0.path().to_owned(),
             };
             VmSampler::new("+08:00".parse().unwrap(), roots)
         }

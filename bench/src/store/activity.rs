@@ -60,7 +60,7 @@ impl Vm {
             disk_read: 0.0,
             disk_write: 0.0,
             running_time: STARTED + (random.unit() * 1e6).round() / 100.0,
-            shutdown_time: None,
+            ..ProcessSample::default()
         });
         let sample = Sample {
             processes: processes.collect(),
@@ -69,6 +69,7 @@ impl Vm {
             part: 0,
             net_incoming: 0.0,
             net_outgoing: 0.0,
+            vm_cpu: None,
             vm: None,
         };
         #[expect(

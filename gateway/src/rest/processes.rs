@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Method as _,
+    metrics::CpuSeconds,
     processes::{
         self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
         ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
@@ -31,13 +32,15 @@ type Pid = Number<0, { u32::MAX as u64 }>;
 /// A process, as recorded in one sample.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Process {
-    /// Short name of the process as kept by the kernel, without arguments.
+    /// Name of the process, without arguments: the kernel's name or, if the kernel truncated it to 15 bytes, the base
+    /// name of the program.
     name: String,
     /// Process id (pid).
     pid: u32,
     /// CPU usage of the process in percent of one core; may exceed 100.
     cpu_util: f64,
-    /// Memory usage of the process in percent of the VM's memory.
+    /// Memory usage of the process in percent of the VM's memory; may exceed 100 if the process has mapped memory several
+    /// times.
     mem: f64,
     /// Disk read rate of the process in KiB/s.
     disk_read: f64,
@@ -49,6 +52,24 @@ pub(super) struct Process {
     /// first process table after its end.
     #[schema(required)]
     ended_at: Option<Timestamp>,
+    /// CPU time of the process since the previous sample of processes in seconds, not rounded; null if unknown.
+    #[schema(required)]
+    cpu_seconds: Option<f64>,
+    /// User of the process: the name, or the number if the VM's list of users does not have it; null if unknown.
+    #[schema(required)]
+    user: Option<String>,
+    /// Pid of the parent process, 0 if it has none; null if unknown.
+    #[schema(required)]
+    parent_pid: Option<u32>,
+    /// systemd unit of the process, such as `nginx.service`; null if it belongs to none.
+    #[schema(required)]
+    unit: Option<String>,
+    /// Name of the container of the process, or the first digits of its id; null if it runs in none.
+    #[schema(required)]
+    container: Option<String>,
+    /// Command line of the process without secrets; null unless the agent is configured to report it.
+    #[schema(required)]
+    command_line: Option<String>,
 }
 
 /// All processes of a VM at one moment.
@@ -59,6 +80,12 @@ pub(super) struct ProcessTable {
     at: Option<Timestamp>,
     /// Total number of processes in the table, on all pages.
     total: u64,
+    /// CPU time of the VM since the previous sample of processes; null if unknown.
+    #[schema(required)]
+    vm_cpu: Option<CpuSeconds>,
+    /// CPU time of all processes in the table since the previous sample of processes in seconds, on all pages. Divided by
+    /// the sum of the times in `vm_cpu`, this is the part of the VM's CPU time that the processes explain.
+    cpu_seconds: f64,
     /// Processes, sorted as requested and then by pid.
     processes: Vec<Process>,
     /// Value of `cursor` for the next page; null on the last page.
@@ -116,6 +143,8 @@ pub(super) async fn table(
     Ok(axum::Json(ProcessTable {
         at: table.at_ms.map(Timestamp::of_ms),
         total: table.total,
+        vm_cpu: table.vm_cpu,
+        cpu_seconds: table.cpu_seconds,
         processes: table.processes.into_iter().map(Process::from).collect(),
         next: table.next.map(TableCursor),
     }))
@@ -132,6 +161,12 @@ impl From<processes::ProcessRow> for Process {
             disk_write: row.disk_write,
             started_at: Timestamp::of_ms(row.started_ms),
             ended_at: row.ended_ms.map(Timestamp::of_ms),
+            cpu_seconds: row.cpu_seconds,
+            user: row.owner.user,
+            parent_pid: row.owner.parent_pid,
+            unit: row.owner.unit,
+            container: row.owner.container,
+            command_line: row.owner.command_line,
         }
     }
 }

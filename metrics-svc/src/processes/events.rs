@@ -10,7 +10,7 @@ use vmwatch_api::{
     },
 };
 
-use super::{Processes, row};
+use super::{Processes, row::StoredProcess};
 use crate::{
     MetricsError,
     blocks::HOUR_MICROS,
@@ -62,7 +62,7 @@ impl Processes {
         let mut ended = None;
         loop {
             let mut unreadable = None;
-            let step = scan.hour(|row| match row::read(&row.document) {
+            let step = scan.hour(|row| match StoredProcess::read(&row.document) {
                 Ok(stored) => found.add(&stored.row),
                 Err(error) => unreadable = Some(error),
             });

@@ -2,7 +2,7 @@
 //! are computed from the process rows. The rows of one sample share a `create_date`.
 
 mod events;
-mod row;
+pub(crate) mod row;
 mod series;
 mod table;
 

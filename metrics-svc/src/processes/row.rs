@@ -1,14 +1,19 @@
 //! Decodes stored process rows.
 
 use bson::{RawBsonRef, RawDocument, oid::ObjectId};
-use vmwatch_api::{metrics::RowId, processes::ProcessRow};
+use vmwatch_api::{
+    metrics::{CpuSeconds, RowId},
+    processes::ProcessRow,
+};
 
 use crate::{MetricsError, history::sums::number};
 
 /// A process row, with its `_id` if that is an `ObjectId`.
-pub(super) struct StoredProcess {
+pub(crate) struct StoredProcess {
     pub(super) id: Option<ObjectId>,
-    pub(super) row: ProcessRow,
+    pub(crate) row: ProcessRow,
+    /// CPU time of the VM in the same interval.
+    pub(crate) vm_cpu: Option<CpuSeconds>,
 }
 
 impl StoredProcess {
@@ -18,8 +23,8 @@ impl StoredProcess {
     }
 }
 
-/// The fields that [`read`] needs.
-pub(super) const COLUMNS: [&str; 8] = [
+/// The fields with the usage of a process.
+pub(super) const USAGE: [&str; 8] = [
     "cmd",
     "pid",
     "cpu_util",
@@ -28,6 +33,27 @@ pub(super) const COLUMNS: [&str; 8] = [
     "disk_write",
     "running_time",
     "shutdown_time",
+];
+
+/// All fields that [`StoredProcess::read`] knows.
+pub(super) const ALL: [&str; 17] = [
+    "cmd",
+    "pid",
+    "cpu_util",
+    "mem",
+    "disk_read",
+    "disk_write",
+    "running_time",
+    "shutdown_time",
+    "cpu_seconds",
+    "vm_user_seconds",
+    "vm_nice_seconds",
+    "vm_system_seconds",
+    "user",
+    "parent_pid",
+    "unit",
+    "container",
+    "command_line",
 ];
 
 /// Converts stored Unix seconds to Unix milliseconds.
@@ -41,36 +67,49 @@ pub(super) fn millis(seconds: RawBsonRef<'_>) -> Option<u64> {
     (seconds >= 0.0).then(|| (seconds * 1000.0).round() as u64)
 }
 
-/// Decodes a stored process row. A missing field becomes 0 or empty; rows written by agents have all fields.
-pub(super) fn read(row: &RawDocument) -> Result<StoredProcess, MetricsError> {
-    let mut id = None;
-    let mut read = ProcessRow {
-        name: String::new(),
-        pid: 0,
-        cpu_util: 0.0,
-        mem: 0.0,
-        disk_read: 0.0,
-        disk_write: 0.0,
-        started_ms: 0,
-        ended_ms: None,
-    };
-    for element in row {
-        let (key, value) = element?;
-        match (key.as_str(), value) {
-            ("_id", RawBsonRef::ObjectId(given)) => id = Some(given),
-            ("cmd", RawBsonRef::String(text)) => text.clone_into(&mut read.name),
-            ("pid", RawBsonRef::Int32(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
-            ("pid", RawBsonRef::Int64(pid)) => read.pid = u32::try_from(pid).unwrap_or(0),
-            ("cpu_util", value) => read.cpu_util = number(value).unwrap_or(0.0),
-            ("mem", value) => read.mem = number(value).unwrap_or(0.0),
-            ("disk_read", value) => read.disk_read = number(value).unwrap_or(0.0),
-            ("disk_write", value) => read.disk_write = number(value).unwrap_or(0.0),
-            ("running_time", value) => read.started_ms = millis(value).unwrap_or(0),
-            ("shutdown_time", value) => read.ended_ms = millis(value),
-            _ => {}
+impl StoredProcess {
+    /// Decodes a stored process row. A missing measure becomes 0, and a missing name empty; rows written by agents have
+    /// all of them.
+    pub(crate) fn read(stored: &RawDocument) -> Result<Self, MetricsError> {
+        let mut id = None;
+        let mut row = ProcessRow::default();
+        let (mut user, mut nice, mut system) = (None, None, None);
+        for element in stored {
+            let (key, value) = element?;
+            match (key.as_str(), value) {
+                ("_id", RawBsonRef::ObjectId(given)) => id = Some(given),
+                ("cmd", RawBsonRef::String(text)) => text.clone_into(&mut row.name),
+                ("pid", value) => row.pid = integer(value).unwrap_or(0),
+                ("cpu_util", value) => row.cpu_util = number(value).unwrap_or(0.0),
+                ("mem", value) => row.mem = number(value).unwrap_or(0.0),
+                ("disk_read", value) => row.disk_read = number(value).unwrap_or(0.0),
+                ("disk_write", value) => row.disk_write = number(value).unwrap_or(0.0),
+                ("running_time", value) => row.started_ms = millis(value).unwrap_or(0),
+                ("shutdown_time", value) => row.ended_ms = millis(value),
+                ("cpu_seconds", value) => row.cpu_seconds = number(value),
+                ("vm_user_seconds", value) => user = number(value),
+                ("vm_nice_seconds", value) => nice = number(value),
+                ("vm_system_seconds", value) => system = number(value),
+                ("user", RawBsonRef::String(text)) => row.owner.user = Some(text.to_owned()),
+                ("parent_pid", value) => row.owner.parent_pid = integer(value),
+                ("unit", RawBsonRef::String(text)) => row.owner.unit = Some(text.to_owned()),
+                ("container", RawBsonRef::String(text)) => row.owner.container = Some(text.to_owned()),
+                ("command_line", RawBsonRef::String(text)) => row.owner.command_line = Some(text.to_owned()),
+                _ => {}
+            }
         }
+        let vm_cpu = user.zip(nice).zip(system);
+        let vm_cpu = vm_cpu.map(|((user, nice), system)| CpuSeconds { user, nice, system });
+        Ok(Self { id, row, vm_cpu })
     }
-    Ok(StoredProcess { id, row: read })
+}
+
+fn integer(value: RawBsonRef<'_>) -> Option<u32> {
+    match value {
+        RawBsonRef::Int32(number) => u32::try_from(number).ok(),
+        RawBsonRef::Int64(number) => u32::try_from(number).ok(),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -85,8 +124,8 @@ mod tests {
             "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
             "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,
         };
-        let StoredProcess { id, row } = read(&row).unwrap();
-        assert_eq!(id, None);
+        let StoredProcess { id, row, vm_cpu } = StoredProcess::read(&row).unwrap();
+        assert_eq!((id, vm_cpu, row.cpu_seconds), (None, None, None));
         assert_eq!(
             (row.name.as_str(), row.pid, row.cpu_util, row.disk_read),
             ("lvmetad", 479, 1.0, 0.0)

@@ -9,7 +9,7 @@ use vmwatch_api::{
 
 use super::{
     Processes,
-    row::{self, COLUMNS},
+    row::{StoredProcess, USAGE},
 };
 use crate::{
     MetricsError,
@@ -95,7 +95,7 @@ impl Processes {
             (None, Some(pid)) => Only::Pid(pid),
             (None, None) => Only::All,
         };
-        let rows = Query::new(RowKind::Process, &query.instance_id, &COLUMNS)
+        let rows = Query::new(RowKind::Process, &query.instance_id, &USAGE)
             .within_ms(start_ms, chart.end_ms())
             .oldest_first()
             .only(only);
@@ -136,7 +136,7 @@ impl Processes {
             // The rows of one sample have one date, and nearly always one hour.
             let mut of_hour: HashMap<String, Moment> = HashMap::new();
             let mut unreadable = None;
-            let step = scan.hour(|row| match row::read(&row.document) {
+            let step = scan.hour(|row| match StoredProcess::read(&row.document) {
                 Ok(stored) if pid.is_none_or(|pid| pid == stored.row.pid) => {
                     let at_ms = row.at_ms();
                     let moment = of_hour.entry(row.create_date).or_default();

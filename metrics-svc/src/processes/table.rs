@@ -10,7 +10,7 @@ use vmwatch_api::{
 
 use super::{
     Processes,
-    row::{self, COLUMNS, StoredProcess},
+    row::{ALL, StoredProcess},
 };
 use crate::{
     MetricsError,
@@ -45,6 +45,11 @@ impl Processes {
             .rows_of(&query.instance_id, &sample, query.name.as_ref(), deadline)
             .await?;
         let total = processes.len() as u64;
+        let vm_cpu = processes.first().and_then(|process| process.vm_cpu);
+        let cpu_seconds = processes
+            .iter()
+            .filter_map(|process| process.row.cpu_seconds)
+            .sum();
         let order = query.order.unwrap_or_else(|| query.sort.usual_order());
         processes.sort_unstable_by(|one, other| compare(one, other, query.sort, order));
         let sampled_ms = Some(sample.at_ms());
@@ -68,6 +73,8 @@ impl Processes {
         Ok(ProcessTable {
             at_ms: sampled_ms,
             total,
+            vm_cpu,
+            cpu_seconds,
             processes: page.into_iter().cloned().collect(),
             next,
         })
@@ -104,7 +111,7 @@ impl Processes {
         name: Option<&ProcessName>,
         deadline: Deadline,
     ) -> Result<Vec<StoredProcess>, MetricsError> {
-        let mut query = Query::new(RowKind::Process, instance, &COLUMNS).oldest_first();
+        let mut query = Query::new(RowKind::Process, instance, &ALL).oldest_first();
         // The parts of a sample whose date is ahead have different effective dates, because they arrived one by one.
         query.time = sample.effective.saturating_sub(PARTS_MICROS)..sample.effective.saturating_add(1);
         if let Some(name) = name {
@@ -123,7 +130,9 @@ impl Processes {
         if ended.is_some() {
             return Err(MetricsError::TooMuch);
         }
-        rows.iter().map(|row| row::read(&row.document)).collect()
+        rows.iter()
+            .map(|row| StoredProcess::read(&row.document))
+            .collect()
     }
 }
 

@@ -222,7 +222,6 @@ pub struct LatestByName {
 }
 
 fn process_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
-    // The Linux kernel limits process names to 15 bytes; other sources of rows can store longer names.
     bounded_text(deserializer, "must be a text of at most 256 bytes", |text| {
         text.len() <= 256
     })
@@ -311,6 +310,10 @@ pub struct Sample {
     /// The VM's row; only the first sample part contains it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm: Option<VmSample>,
+    /// CPU time of the VM since the previous sample of its processes; absent if there are no process rows or no earlier
+    /// sample.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_cpu: Option<CpuSeconds>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<ProcessSample>,
 }
@@ -345,6 +348,51 @@ const fn is_zero(number: &u32) -> bool {
     *number == 0
 }
 
+/// CPU time of a VM in seconds, by the kind of its use. Together these are the CPU time that processes can explain.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct CpuSeconds {
+    /// Time in user mode, without `nice`.
+    pub user: f64,
+    /// Time in user mode of processes with lowered priority.
+    pub nice: f64,
+    /// Time in the kernel.
+    pub system: f64,
+}
+
+impl CpuSeconds {
+    pub fn total(&self) -> f64 {
+        self.user + self.nice + self.system
+    }
+}
+
+/// The owner of a process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessOwner {
+    /// Name of the user, or the number if the VM's list of users does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// The pid of the parent process; 0 if it has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent_pid: Option<u32>,
+    /// The systemd unit, such as `nginx.service`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// The name of the container, or the first digits of its id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub container: Option<String>,
+    /// The command line without secrets; only if the agent is configured to report it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command_line: Option<String>,
+}
+
+impl ProcessOwner {
+    /// Whether nothing is known about the owner.
+    pub fn is_unknown(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Why an agent cannot see all processes of its VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -375,7 +423,8 @@ impl Restriction {
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessSample {
-    /// The process name as reported by the kernel, at most 15 bytes.
+    /// The process name: the kernel's name or, if the kernel truncated it to 15 bytes, the base name of the program, at
+    /// most 256 bytes.
     pub cmd: String,
     pub pid: u32,
     /// CPU usage of the process, percent of one core; can exceed 100.
@@ -392,6 +441,11 @@ pub struct ProcessSample {
     /// Time at which the agent noticed that the process had ended, in Unix seconds; absent while the process runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shutdown_time: Option<f64>,
+    /// CPU time of the process since the previous sample, seconds, not rounded; absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "ProcessOwner::is_unknown")]
+    pub owner: ProcessOwner,
 }
 
 #[cfg(test)]

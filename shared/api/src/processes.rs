@@ -8,12 +8,11 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{Points, Stat, TimeRange, query},
-    metrics::{Limit, RowId},
+    metrics::{CpuSeconds, Limit, ProcessOwner, RowId},
 };
 use crate::wire::Fault;
 
-/// The name of a process: 1 to 256 bytes. The Linux kernel limits names to 15 bytes, but other sources of rows can
-/// store longer names.
+/// The name of a process: 1 to 256 bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema), schema(min_length = 1))]
@@ -115,7 +114,7 @@ pub struct TablePosition {
 }
 
 /// The values of a process in one sample.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessRow {
     pub name: String,
     pub pid: u32,
@@ -131,6 +130,11 @@ pub struct ProcessRow {
     /// Time at which the agent noticed that the process had ended; null while the process runs. An ended process
     /// appears in only one table: that of the first sample after its end.
     pub ended_ms: Option<u64>,
+    /// CPU time of the process since the previous sample, seconds; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "ProcessOwner::is_unknown")]
+    pub owner: ProcessOwner,
 }
 
 /// The process table of a VM at a given time.
@@ -140,6 +144,12 @@ pub struct ProcessTable {
     pub at_ms: Option<u64>,
     /// Number of processes in the whole table, regardless of the page limit.
     pub total: u64,
+    /// CPU time of the VM since the previous sample; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vm_cpu: Option<CpuSeconds>,
+    /// CPU time of all processes in the table since the previous sample, seconds.
+    #[serde(default)]
+    pub cpu_seconds: f64,
     /// The sorted processes; processes with equal sort keys are sorted by pid.
     pub processes: Vec<ProcessRow>,
     /// Position where this page ended; absent on the last page.

@@ -11,10 +11,10 @@ use std::{
 };
 
 use vmwatch_api::{
-    metrics::{ProcessSample, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Sample, VmSample},
     time::{CreateDate, UtcOffset},
 };
-use vmwatch_blocks::{Block, Encoded, Encoder, Kind, Limits, Rows, Value};
+use vmwatch_blocks::{Block, Encoded, Encoder, Kind, Limits, Rows, Value, encode_sample};
 
 const INSTANCE: &str = "6abf5a1e-b85c-4e5f-ba02-f96e22cbd02e";
 const LIMITS: Limits = Limits {
@@ -32,9 +32,64 @@ fn main() -> Result<(), Box<dyn Error>> {
         return report("recorded", &samples);
     }
     for activity in [0.15, 0.4] {
-        report(&format!("{activity} active"), &generated(activity))?;
+        let mut samples = generated(activity);
+        report(&format!("{activity} active"), &samples)?;
+        let without = encoded_bytes(&samples)?;
+        samples.iter_mut().for_each(add_owners);
+        report(
+            &format!("{activity} active, with CPU seconds and owners"),
+            &samples,
+        )?;
+        let with = encoded_bytes(&samples)?;
+        println!("  encoded samples with owners ÷ without: {:.2}", with / without);
     }
     Ok(())
+}
+
+/// The length of all samples as agents encode them.
+fn encoded_bytes(samples: &[Sample]) -> Result<f64, Box<dyn Error>> {
+    let mut encoder = Encoder::new()?;
+    let mut bytes = 0;
+    for sample in samples {
+        bytes += encode_sample(sample, &mut encoder)?.len();
+    }
+    Ok(bytes as f64)
+}
+
+/// Adds CPU seconds that match the CPU usage, and owners as on a server: kernel threads, workers of one service, and a
+/// unit for each of some other processes.
+fn add_owners(sample: &mut Sample) {
+    let hundredth = |number: f64| (number * 100.0).round() / 100.0;
+    let mut total = 0.0;
+    for (number, process) in sample.processes.iter_mut().enumerate() {
+        let seconds = hundredth(process.cpu_util * 0.6);
+        total += seconds;
+        process.cpu_seconds = Some(seconds);
+        process.owner = match number {
+            0..50 => ProcessOwner {
+                user: Some("root".to_owned()),
+                parent_pid: Some(2),
+                ..ProcessOwner::default()
+            },
+            50..80 => ProcessOwner {
+                user: Some("postgres".to_owned()),
+                parent_pid: Some(1851),
+                unit: Some("postgresql@15-main.service".to_owned()),
+                ..ProcessOwner::default()
+            },
+            _ => ProcessOwner {
+                user: Some("root".to_owned()),
+                parent_pid: Some(1),
+                unit: Some(format!("systemd-unit-{number}.service")),
+                ..ProcessOwner::default()
+            },
+        };
+    }
+    sample.vm_cpu = Some(CpuSeconds {
+        user: hundredth(total * 0.7),
+        nice: 0.0,
+        system: hundredth(total * 0.3),
+    });
 }
 
 /// One VM-hour of 100 processes with a sample per minute. The given share of the processes is active.
@@ -80,6 +135,7 @@ fn generated(activity: f64) -> Vec<Sample> {
                 part: 0,
                 net_incoming: tenth(random() * 300.0),
                 net_outgoing: tenth(random() * 900.0),
+                vm_cpu: None,
                 vm: Some(VmSample {
                     cpu_util: Some(tenth(random() * 30.0)),
                     mem: Some(tenth(40.0 + random())),
@@ -114,7 +170,14 @@ fn push(vms: &mut Rows, processes: &mut Rows, sample: &Sample) {
         ];
         vms.push(date, None, None, net.into_iter().chain(fields)).unwrap();
     }
+    let cpu = |kind: fn(&CpuSeconds) -> f64| {
+        sample
+            .vm_cpu
+            .as_ref()
+            .map_or(Value::Missing, |cpu| Value::Double(kind(cpu)))
+    };
     for process in &sample.processes {
+        let owner = &process.owner;
         let fields = [
             ("cmd", Value::Text(&process.cmd)),
             ("pid", Value::Int32(process.pid.cast_signed())),
@@ -127,6 +190,21 @@ fn push(vms: &mut Rows, processes: &mut Rows, sample: &Sample) {
                 "shutdown_time",
                 process.shutdown_time.map_or(Value::Null, Value::Double),
             ),
+            (
+                "cpu_seconds",
+                process.cpu_seconds.map_or(Value::Missing, Value::Double),
+            ),
+            ("user", owner.user.as_deref().map_or(Value::Missing, Value::Text)),
+            (
+                "parent_pid",
+                owner
+                    .parent_pid
+                    .map_or(Value::Missing, |pid| Value::Int32(pid.cast_signed())),
+            ),
+            ("unit", owner.unit.as_deref().map_or(Value::Missing, Value::Text)),
+            ("vm_user_seconds", cpu(|cpu| cpu.user)),
+            ("vm_nice_seconds", cpu(|cpu| cpu.nice)),
+            ("vm_system_seconds", cpu(|cpu| cpu.system)),
         ];
         processes
             .push(date, None, None, net.into_iter().chain(fields))

@@ -30,7 +30,7 @@ pub(crate) const ID_TIME: &str = "\nid time";
 pub(crate) const ID_REST: &str = "\nid rest";
 
 /// Columns whose name is written as one byte: the position in this list, plus 1. New names may only be appended.
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 28] = [
     DATES,
     SAMPLES,
     PROCESSES,
@@ -50,6 +50,15 @@ const KNOWN: [&str; 19] = [
     "shutdown_time",
     "dropped_parts",
     "restricted",
+    "cpu_seconds",
+    "vm_user_seconds",
+    "vm_nice_seconds",
+    "vm_system_seconds",
+    "user",
+    "parent_pid",
+    "unit",
+    "container",
+    "command_line",
 ];
 
 /// Appends the name of a column.

@@ -2,7 +2,7 @@
 
 use vmwatch_api::{
     InstanceId,
-    metrics::{ProcessSample, Restriction, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, VmSample},
     time::CreateDate,
 };
 
@@ -49,22 +49,31 @@ fn push_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
+fn double(number: Option<f64>) -> Value<'static> {
+    number.map_or(Value::Missing, Value::Double)
+}
+
+fn integer(number: Option<u32>) -> Value<'static> {
+    number.map_or(Value::Missing, |number| Value::Int64(number.into()))
+}
+
+fn text(words: Option<&str>) -> Value<'_> {
+    words.map_or(Value::Missing, Value::Text)
+}
+
 fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
     let mut rows = Rows::new(Kind::Vm, sample.instance_id.as_str(), 0);
     if let Some(vm) = &sample.vm {
-        let restricted = vm
-            .restricted
-            .map_or(Value::Missing, |name| Value::Text(name.as_str()));
         let fields = [
-            ("cpu_util", vm.cpu_util.map_or(Value::Missing, Value::Double)),
-            ("mem", vm.mem.map_or(Value::Missing, Value::Double)),
+            ("cpu_util", double(vm.cpu_util)),
+            ("mem", double(vm.mem)),
             ("disk_read", Value::Double(vm.disk_read)),
             ("disk_write", Value::Double(vm.disk_write)),
             (
                 "proc",
                 vm.proc.map_or(Value::Missing, |count| Value::Int64(count.into())),
             ),
-            ("restricted", restricted),
+            ("restricted", text(vm.restricted.map(Restriction::as_str))),
             ("dropped_parts", Value::Int64(vm.dropped_parts.into())),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
@@ -75,7 +84,7 @@ fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
 fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
     let mut rows = Rows::new(Kind::Process, sample.instance_id.as_str(), 0);
     for process in &sample.processes {
-        let ended = process.shutdown_time.map_or(Value::Missing, Value::Double);
+        let owner = &process.owner;
         let fields = [
             ("cmd", Value::Text(&process.cmd)),
             ("pid", Value::Int64(process.pid.into())),
@@ -84,7 +93,16 @@ fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
             ("disk_read", Value::Double(process.disk_read)),
             ("disk_write", Value::Double(process.disk_write)),
             ("running_time", Value::Double(process.running_time)),
-            ("shutdown_time", ended),
+            ("shutdown_time", double(process.shutdown_time)),
+            ("cpu_seconds", double(process.cpu_seconds)),
+            ("vm_user_seconds", double(sample.vm_cpu.map(|cpu| cpu.user))),
+            ("vm_nice_seconds", double(sample.vm_cpu.map(|cpu| cpu.nice))),
+            ("vm_system_seconds", double(sample.vm_cpu.map(|cpu| cpu.system))),
+            ("user", text(owner.user.as_deref())),
+            ("parent_pid", integer(owner.parent_pid)),
+            ("unit", text(owner.unit.as_deref())),
+            ("container", text(owner.container.as_deref())),
+            ("command_line", text(owner.command_line.as_deref())),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
     }
@@ -103,14 +121,14 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         .parse()
         .map_err(|_| BlockError::Corrupt("its create_date is invalid"))?;
     let part = u32::try_from(reader.varint()?).map_err(|_| BlockError::TooLarge)?;
-    let (net_incoming, net_outgoing) = (double(&mut reader)?, double(&mut reader)?);
+    let (net_incoming, net_outgoing) = (read_double(&mut reader)?, read_double(&mut reader)?);
     let one = Limits { rows: 1, ..limits };
     let vm = read_block(&mut reader, Kind::Vm, one)?
         .map(|mut block| vm_sample(&mut block))
         .transpose()?;
-    let processes = match read_block(&mut reader, Kind::Process, limits)? {
-        Some(mut block) => process_samples(&mut block)?,
-        None => Vec::new(),
+    let (processes, vm_cpu) = match read_block(&mut reader, Kind::Process, limits)? {
+        Some(mut block) => (process_samples(&mut block)?, vm_cpu(&mut block)?),
+        None => (Vec::new(), None),
     };
     reader.end()?;
     Ok(Sample {
@@ -120,11 +138,12 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         net_incoming,
         net_outgoing,
         vm,
+        vm_cpu,
         processes,
     })
 }
 
-fn double(reader: &mut Reader<'_>) -> Result<f64, BlockError> {
+fn read_double(reader: &mut Reader<'_>) -> Result<f64, BlockError> {
     let bytes = reader.take(8)?.first_chunk().copied().unwrap_or_default();
     Ok(f64::from_le_bytes(bytes))
 }
@@ -163,17 +182,34 @@ fn vm_sample(block: &mut Block<'_>) -> Result<VmSample, BlockError> {
     })
 }
 
+/// The CPU time of the VM, which all process rows of a sample have.
+fn vm_cpu(block: &mut Block<'_>) -> Result<Option<CpuSeconds>, BlockError> {
+    let mut seconds = |name: &str| {
+        block
+            .column(name)
+            .and_then(|column| optional(&column, 0, measure))
+    };
+    let (user, nice, system) = (
+        seconds("vm_user_seconds")?,
+        seconds("vm_nice_seconds")?,
+        seconds("vm_system_seconds")?,
+    );
+    let known = user.zip(nice).zip(system);
+    Ok(known.map(|((user, nice), system)| CpuSeconds { user, nice, system }))
+}
+
 fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockError> {
     let (cmd, pid) = (block.column("cmd")?, block.column("pid")?);
     let (cpu_util, mem) = (block.column("cpu_util")?, block.column("mem")?);
     let (disk_read, disk_write) = (block.column("disk_read")?, block.column("disk_write")?);
     let (started, ended) = (block.column("running_time")?, block.column("shutdown_time")?);
+    let cpu_seconds = block.column("cpu_seconds")?;
+    let (user, parent) = (block.column("user")?, block.column("parent_pid")?);
+    let (unit, container) = (block.column("unit")?, block.column("container")?);
+    let command_line = block.column("command_line")?;
     let process = |row| {
-        let Value::Text(cmd) = cmd.get(row) else {
-            return Err(wrong_type());
-        };
         Ok(ProcessSample {
-            cmd: cmd.to_owned(),
+            cmd: read_text(&cmd, row)?,
             pid: count(&pid, row)?,
             cpu_util: measure(&cpu_util, row)?,
             mem: measure(&mem, row)?,
@@ -181,6 +217,14 @@ fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockErr
             disk_write: measure(&disk_write, row)?,
             running_time: measure(&started, row)?,
             shutdown_time: optional(&ended, row, measure)?,
+            cpu_seconds: optional(&cpu_seconds, row, measure)?,
+            owner: ProcessOwner {
+                user: optional(&user, row, read_text)?,
+                parent_pid: optional(&parent, row, count)?,
+                unit: optional(&unit, row, read_text)?,
+                container: optional(&container, row, read_text)?,
+                command_line: optional(&command_line, row, read_text)?,
+            },
         })
     };
     (0..block.len()).map(process).collect()
@@ -201,6 +245,13 @@ fn optional<T>(
 fn measure(column: &Column, row: usize) -> Result<f64, BlockError> {
     match column.get(row) {
         Value::Double(number) => Ok(number),
+        _ => Err(wrong_type()),
+    }
+}
+
+fn read_text(column: &Column, row: usize) -> Result<String, BlockError> {
+    match column.get(row) {
+        Value::Text(text) => Ok(text.to_owned()),
         _ => Err(wrong_type()),
     }
 }

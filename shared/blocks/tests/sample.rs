@@ -1,8 +1,13 @@
 //! A sample is decoded exactly as it was encoded for the bus.
 #![expect(clippy::unwrap_used, reason = "a test may end with a panic")]
 
-use proptest::{array::uniform4, collection::vec, option, prelude::*};
-use vmwatch_api::metrics::{ProcessSample, Restriction, Sample, VmSample};
+use proptest::{
+    array::{uniform3, uniform4},
+    collection::vec,
+    option,
+    prelude::*,
+};
+use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, VmSample};
 use vmwatch_blocks::{BlockError, Encoder, Limits, decode_sample, encode_sample};
 
 const LIMITS: Limits = Limits {
@@ -37,8 +42,27 @@ fn process() -> impl Strategy<Value = ProcessSample> {
                 disk_write,
                 running_time,
                 shutdown_time,
+                ..ProcessSample::default()
             },
         )
+}
+
+fn owned_process() -> impl Strategy<Value = ProcessSample> {
+    let text = || option::of("\\PC{0,20}");
+    let owner = (text(), option::of(any::<u32>()), text(), text(), text()).prop_map(
+        |(user, parent_pid, unit, container, command_line)| ProcessOwner {
+            user,
+            parent_pid,
+            unit,
+            container,
+            command_line,
+        },
+    );
+    (process(), option::of(measure()), owner).prop_map(|(process, cpu_seconds, owner)| ProcessSample {
+        cpu_seconds,
+        owner,
+        ..process
+    })
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
@@ -61,12 +85,13 @@ fn sample() -> impl Strategy<Value = Sample> {
     );
     (
         option::of(vm),
-        vec(process(), 0..50),
+        vec(owned_process(), 0..50),
         measure(),
         measure(),
+        option::of(uniform3(measure())),
         0_u32..9,
     )
-        .prop_map(|(vm, mut processes, net_incoming, net_outgoing, part)| {
+        .prop_map(|(vm, mut processes, net_incoming, net_outgoing, vm_cpu, part)| {
             processes.sort_by_key(|process| (process.pid, process.running_time.to_bits()));
             processes.dedup_by_key(|process| (process.pid, process.running_time.to_bits()));
             Sample {
@@ -76,6 +101,10 @@ fn sample() -> impl Strategy<Value = Sample> {
                 net_incoming,
                 net_outgoing,
                 vm,
+                // Each process row has the CPU time of the VM.
+                vm_cpu: vm_cpu
+                    .filter(|_| !processes.is_empty())
+                    .map(|[user, nice, system]| CpuSeconds { user, nice, system }),
                 processes,
             }
         })
@@ -134,6 +163,7 @@ fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
         part: 0,
         net_incoming: 0.6,
         net_outgoing: 5.7,
+        vm_cpu: None,
         vm: None,
         processes,
     };

@@ -227,6 +227,7 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
         part: 0,
         net_incoming: 1.5,
         net_outgoing: 0.5,
+        vm_cpu: None,
         vm: Some(VmSample {
             cpu_util: Some(cpu_util),
             mem: Some(20.0),

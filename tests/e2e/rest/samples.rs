@@ -3,7 +3,11 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use testkit::{PATIENCE, Stack, eventually};
-use vmwatch_api::{Role, Scope, time::unix_millis};
+use vmwatch_api::{
+    Role, Scope,
+    metrics::{CpuSeconds, ProcessOwner},
+    time::unix_millis,
+};
 
 use super::client::{Api, Reply, process, publish, rfc3339, sample, stack};
 
@@ -114,6 +118,16 @@ async fn vm_history_is_returned_as_json_and_csv() {
     }
 }
 
+fn owner() -> ProcessOwner {
+    ProcessOwner {
+        user: Some("www-data".to_owned()),
+        parent_pid: Some(1),
+        unit: Some("culprit.service".to_owned()),
+        container: None,
+        command_line: Some("/usr/bin/culprit --token ***".to_owned()),
+    }
+}
+
 /// Stores three process tables of a VM, one minute apart. The second contains the process `culprit`, and the third its
 /// end. Returns a client, the time of the first table, and the range of all tables.
 async fn three_tables(stack: &Stack) -> (Api, u64, String) {
@@ -128,7 +142,16 @@ async fn three_tables(stack: &Stack) -> (Api, u64, String) {
             process("worker", 21, 10.0, base - 400_000),
         ];
         if step == 1 {
-            sample.processes.push(process("culprit", 99, 80.0, at - 5000));
+            let mut culprit = process("culprit", 99, 80.0, at - 5000);
+            culprit.cpu_seconds = Some(4.01);
+            culprit.owner = owner();
+            sample.processes.push(culprit);
+            sample.processes[1].cpu_seconds = Some(1.5);
+            sample.vm_cpu = Some(CpuSeconds {
+                user: 5.5,
+                nice: 0.0,
+                system: 0.25,
+            });
         }
         if step == 2 {
             // This process has ended. The row has the form in which an agent reports an ended process.
@@ -183,6 +206,35 @@ async fn process_table_of_any_time_is_returned() {
         (&json!(80.0), &Value::Null)
     );
     assert!(culprit["started_at"].as_str().unwrap().ends_with('Z'));
+    let fields = [
+        "cpu_seconds",
+        "user",
+        "parent_pid",
+        "unit",
+        "container",
+        "command_line",
+    ];
+    assert_eq!(
+        fields.map(|field| culprit[field].clone()),
+        [
+            json!(4.01),
+            json!("www-data"),
+            json!(1),
+            json!("culprit.service"),
+            Value::Null,
+            json!("/usr/bin/culprit --token ***")
+        ]
+    );
+    // Some values of this VM's other processes are unknown.
+    assert_eq!(
+        fields.map(|field| then["processes"][3][field].clone()),
+        [const { Value::Null }; 6]
+    );
+    assert_eq!(
+        (&then["vm_cpu"], &then["cpu_seconds"]),
+        (&json!({ "user": 5.5, "nice": 0.0, "system": 0.25 }), &json!(5.51))
+    );
+    assert_eq!(now["vm_cpu"], Value::Null);
     for (query, expected) in [
         ("limit=1", &["culprit/99"][..]),
         ("name=worker", &["worker/20", "worker/21"]),

@@ -57,7 +57,11 @@ impl Proc {
     }
 
     fn primed_for(&self, selection: Selection) -> ProcessSampler {
-        let mut sampler = ProcessSampler::new(selection, self.0.path().to_owned()).unwrap();
+        let roots = Roots {
+            proc: self.0.path().to_owned(),
+            ..Roots::default()
+        };
+        let mut sampler = ProcessSampler::new(selection, roots).unwrap();
         sampler.prime().unwrap();
         sampler
     }
@@ -69,7 +73,7 @@ fn age(sampler: &mut ProcessSampler) {
 }
 
 fn read(sampler: &mut ProcessSampler) -> Vec<ProcessSample> {
-    let mut rows = sampler.read(1000 * 4096).unwrap();
+    let mut rows = sampler.read(1000 * 4096).unwrap().rows;
     rows.sort_by_key(|row| (row.pid, row.shutdown_time.is_none()));
     rows
 }
@@ -90,7 +94,12 @@ fn process_row_has_rates_since_the_previous_sample() {
         disk_read: 2.0,
         disk_write: 0.0,
         running_time: 1_482_236_516.07,
-        ..ProcessSample::default()
+        shutdown_time: None,
+        cpu_seconds: Some(15_000.0),
+        owner: ProcessOwner {
+            parent_pid: Some(1),
+            ..ProcessOwner::default()
+        },
     };
     assert_eq!(rows, [expected]);
 }
