@@ -150,12 +150,20 @@ async fn row_of_a_clock_that_is_ahead_is_ordered_by_its_first_arrival() {
     }
 }
 
-/// The bytes of a block with a flipped bit, and without their end.
-fn damaged(bytes: &[u8]) -> [Vec<u8>; 2] {
+/// The bytes of a block with a flipped bit, without their end, and as a newer version of vmwatch would write them, each
+/// with the reason why it is unreadable.
+fn damaged(bytes: &[u8]) -> [(Vec<u8>, &'static str); 3] {
     let mut flipped = bytes.to_vec();
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
-    [flipped, bytes[..bytes.len() - 3].to_vec()]
+    let mut newer = bytes.to_vec();
+    newer[3] += 1;
+    let mut checksum = crc32fast::Hasher::new();
+    checksum.update(&newer[..4]);
+    checksum.update(&newer[8..]);
+    newer[4..8].copy_from_slice(&checksum.finalize().to_le_bytes());
+    let cut = bytes[..bytes.len() - 3].to_vec();
+    [(flipped, "corrupt"), (cut, "corrupt"), (newer, "newer version")]
 }
 
 #[tokio::test]
@@ -181,7 +189,7 @@ async fn unreadable_block_makes_only_its_rows_unavailable() {
     let id = newest.get("_id").unwrap();
     let bytes = newest.get_binary_generic("data").unwrap();
     let metrics = stack.replica(Program::Metrics, 0);
-    for bytes in damaged(bytes) {
+    for (bytes, reason) in damaged(bytes) {
         let before = metrics.metric("vmwatch_blocks_unreadable_total").await;
         let subtype = BinarySubtype::Generic;
         let update = doc! { "$set": { "data": Binary { subtype, bytes } } };
@@ -192,7 +200,20 @@ async fn unreadable_block_makes_only_its_rows_unavailable() {
             (count > before).then_some(()).ok_or_else(|| format!("{count:?}"))
         })
         .await;
+        let usage = stack.command(Program::Metrics, &["usage", "--json"], "");
+        let usage: Value = serde_json::from_str(&usage).unwrap();
+        let unreadable = &usage["unreadable"];
+        assert_eq!(unreadable["by_reason"][reason], 1, "{usage}");
+        assert_eq!(
+            (&unreadable["blocks"], &unreadable["first"][0]["instance_id"]),
+            (&1.into(), &"vm-1".into())
+        );
     }
+    let all = metrics.metrics().await;
+    assert!(
+        all.contains(r#"vmwatch_blocks_unreadable_total{reason="newer version"}"#),
+        "{all}"
+    );
     let log = metrics.process.log();
     assert!(log.contains("a block of stored rows is unreadable"), "{log}");
 }

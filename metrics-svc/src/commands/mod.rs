@@ -1,15 +1,18 @@
-//! Commands for administrators: load an old database, handle dead letters, rebuild rollups, and set the internal date
-//! of old rows.
+//! Commands for administrators: load an old database, set the internal date of its rows, handle dead letters, rebuild
+//! rollups, and print how much space rows take.
 
 mod announce;
 mod backfill;
 mod dead_letters;
 mod load;
+mod pack;
 mod rebuild;
+mod usage;
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Subcommand;
+use indicatif::ProgressStyle;
 use tokio_util::sync::CancellationToken;
 use vmwatch_api::Service;
 use vmwatch_bus::{
@@ -17,6 +20,7 @@ use vmwatch_bus::{
     audit::Audit,
     provision::setup::{self, SetupArguments},
 };
+use vmwatch_service::config::ByteSize;
 
 use crate::{
     MetricsError, config::MetricsSettings, history::History, known_vms::KnownVms,
@@ -29,10 +33,11 @@ const LABELS_LIMIT: Duration = Duration::from_secs(5);
 /// All commands of `vmwatch-metrics` except `serve`.
 #[derive(Debug, Subcommand)]
 pub enum OperatorCommand {
-    /// Load rows of VMs and processes from JSON Lines with the documented fields. The Extended JSON of mongoexport is
-    /// accepted. Needs the bus for the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
+    /// Load rows of VMs and processes with the documented fields from JSON Lines or JSON arrays, as mongoexport writes
+    /// them with or without `--jsonArray`. Loading the same rows again changes nothing. Needs the bus for the audit,
+    /// unless `VMWATCH_AUDIT_REQUIRED=false`.
     Load {
-        /// Files to load; `-` means standard input.
+        /// Files to load, each with JSON Lines or one JSON array; `-` means standard input.
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
@@ -49,6 +54,19 @@ pub enum OperatorCommand {
         /// would be deleted.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Print how much space the stored rows take, by kind and by VM, and which blocks cannot be read. Changes nothing.
+    Usage {
+        /// Size of the disk for the rows, such as `500GiB`; prints how many days it lasts if as many rows arrive as in
+        /// the last 24 hours.
+        #[arg(long)]
+        disk: Option<ByteSize>,
+        /// Print one JSON object instead of text.
+        #[arg(long)]
+        json: bool,
+        /// Do not read the content of the blocks, which is faster but finds no unreadable blocks.
+        #[arg(long)]
+        no_check: bool,
     },
     /// Create or update this service's streams and consumers on the bus according to the settings; safe to repeat.
     Setup(SetupArguments),
@@ -114,6 +132,16 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
             let wanted = streams::wanted(settings);
             Ok(setup::run(Service::Metrics, &settings.bus, &wanted, arguments).await?)
         }
+        OperatorCommand::Usage { disk, json, no_check } => {
+            let options = usage::Options {
+                disk,
+                json,
+                check: !no_check,
+            };
+            let usage = async |store: &RowStore, history: &History| usage::run(store, history, options).await;
+            println!("{}", with_rows(settings, None, usage).await?);
+            Ok(())
+        }
         OperatorCommand::BackfillDates { dry_run } => {
             let backfill = async |store: &RowStore, history: &History| {
                 backfill::run(store, history, &settings.retention, dry_run).await?;
@@ -167,4 +195,9 @@ async fn with_rows(
     following.cancel();
     store.close().await;
     done
+}
+
+/// The style of a progress bar.
+fn progress_style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }

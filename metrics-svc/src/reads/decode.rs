@@ -37,18 +37,22 @@ pub(super) fn decode(
         Ok(rows) => Decoded::Rows(rows),
         Err(BlockError::TooLarge) if !budget.is_whole() => Decoded::OverBudget,
         Err(error) => {
-            let reason = match error {
-                BlockError::Corrupt(_) => "corrupt",
-                BlockError::NewerVersion(_) => "newer version",
-                BlockError::TooLarge => "too large",
-            };
-            counter!("vmwatch_blocks_unreadable_total", "reason" => reason).increment(1);
+            counter!("vmwatch_blocks_unreadable_total", "reason" => unreadable_reason(error)).increment(1);
             warn!(
                 instance = %query.instance, block = ?stored.id, %error,
                 "a block of stored rows is unreadable; its rows are missing in answers"
             );
             Decoded::Rows(Vec::new())
         }
+    }
+}
+
+/// Why a block is unreadable, in metrics and in the output of commands.
+pub(crate) const fn unreadable_reason(error: BlockError) -> &'static str {
+    match error {
+        BlockError::Corrupt(_) => "corrupt",
+        BlockError::NewerVersion(_) => "newer version",
+        BlockError::TooLarge => "too large",
     }
 }
 

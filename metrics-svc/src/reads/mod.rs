@@ -30,6 +30,7 @@ use vmwatch_blocks::RowId;
 pub use self::page::PageQuery;
 pub(crate) use self::{
     budget::{Budget, MAX_DECODED},
+    decode::unreadable_reason,
     newest::{Most, Newest, two_hours_before},
     scan::{Scan, Step},
 };
