@@ -1,4 +1,4 @@
-//! A proxy in front of the database that can refuse or hold back inserts and delay queries.
+//! A proxy in front of the database that can refuse or hold back inserts, hold back deletions and delay queries.
 //!
 //! The proxy understands only a small part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id,
 //! id of the request, opcode). A command is a message of type `OP_MSG` whose first section is a BSON document with the
@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -50,6 +50,7 @@ pub struct MongoProxy {
 struct State {
     collection: &'static str,
     inserts: Mutex<Inserts>,
+    hold_deletions: AtomicBool,
     caught: AtomicU64,
     delay: Mutex<Duration>,
     limits: Mutex<Vec<i64>>,
@@ -65,6 +66,7 @@ impl MongoProxy {
         let state = Arc::new(State {
             collection,
             inserts: Mutex::new(Inserts::Pass),
+            hold_deletions: AtomicBool::new(false),
             caught: AtomicU64::new(0),
             delay: Mutex::default(),
             limits: Mutex::default(),
@@ -94,6 +96,11 @@ impl MongoProxy {
         *self.state.inserts.lock().unwrap_or_else(PoisonError::into_inner) = inserts;
     }
 
+    /// From now on, neither forwards nor answers deletions from any collection.
+    pub fn hold_deletions(&self) {
+        self.state.hold_deletions.store(true, Ordering::Relaxed);
+    }
+
     /// From now on, delays each query by this time.
     pub fn delay_queries(&self, delay: Duration) {
         *self.state.delay.lock().unwrap_or_else(PoisonError::into_inner) = delay;
@@ -105,7 +112,7 @@ impl MongoProxy {
         limits.clone()
     }
 
-    /// Number of inserted documents that the proxy has not forwarded.
+    /// Number of inserts and deletions that the proxy has not forwarded.
     pub fn caught(&self) -> u64 {
         self.state.caught.load(Ordering::Relaxed)
     }
@@ -144,6 +151,10 @@ async fn requests(
                 .push(limit);
             let delay = *state.delay.lock().unwrap_or_else(PoisonError::into_inner);
             tokio::time::sleep(delay).await;
+        }
+        if state.hold_deletions.load(Ordering::Relaxed) && is_deletion(&message) {
+            state.caught.fetch_add(1, Ordering::Relaxed);
+            continue;
         }
         let inserts = *state.inserts.lock().unwrap_or_else(PoisonError::into_inner);
         let caught = insert_into(&message, state.collection).filter(|_| inserts != Inserts::Pass);
@@ -198,6 +209,14 @@ fn limit_of_query(message: &[u8], collection: &str) -> Option<i64> {
     Some(limit.map_or(0, |limit| {
         limit.as_i64().or(limit.as_i32().map(i64::from)).unwrap_or(0)
     }))
+}
+
+fn is_deletion(message: &[u8]) -> bool {
+    let command = message
+        .get(HEADER + 5..)
+        .filter(|_| number(message, 12) == Some(OP_MSG))
+        .and_then(|body| Document::from_reader(body).ok());
+    command.is_some_and(|command| command.contains_key("delete"))
 }
 
 /// The number of documents that the message inserts into the collection; `None` if the message is not such an insert.

@@ -21,7 +21,7 @@ use vmwatch_api::{
     time::unix_millis,
 };
 use vmwatch_bus::{
-    Bus, Context, NATS_PING_INTERVAL, NATS_URL, audit::AuditSettings, provision::ensure_stream,
+    Bus, Context, NATS_PING_INTERVAL, NATS_URL, audit::AuditSettings, provision::ensure_stream, random_id,
 };
 use vmwatch_service::{config::Environment, health};
 use vmwatch_store::{MONGODB_CA_FILE, MONGODB_URI};
@@ -606,6 +606,17 @@ impl Stack {
         let mut spec = self.spec(program, 0, env);
         spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
         run(&spec, input)
+    }
+
+    /// Starts a program's command with these settings, and does not wait for its end. Its output goes to a log of its own.
+    pub fn start_command(&self, program: Program, args: &[&str], settings: &[(String, String)]) -> Process {
+        let mut env = self.settings_as(&program.user(), program);
+        env.extend(settings.iter().cloned());
+        let mut spec = self.spec(program, 0, env);
+        spec.name = format!("{}-command-{}", program.binary(), random_id());
+        spec.log = self.folder.path().join(format!("{}.log", spec.name));
+        spec.args = args.iter().map(|&arg| arg.to_owned()).collect();
+        Process::start(spec)
     }
 
     /// Creates the audit streams, which commands and lifecycle-svc need, for stacks in which auth-svc's `setup` does

@@ -270,6 +270,7 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
     let row = r#"{"instance_id":"vm-1","create_date":"2026-01-01T21:37:59.001065","proc":95}"#;
     stack.command(Program::Metrics, &["load", "-"], &format!("{row}\n"));
     stack.command(Program::Metrics, &["rebuild"], "");
+    stack.command(Program::Metrics, &["compact-flat", "--delete-after", "0s"], "");
     stack.command(Program::Metrics, &["backfill-dates", "--dry-run"], "");
     stack.command(Program::Metrics, &["backfill-dates"], "");
     let changed = [("VMWATCH_STREAM_MAX_AGE".to_owned(), "20h".to_owned())];
@@ -294,6 +295,8 @@ async fn audit_records_maintenance_commands_and_the_first_administrator() {
             ("metrics.load", AuditResult::Succeeded),
             ("metrics.rebuild", AuditResult::Requested),
             ("metrics.rebuild", AuditResult::Succeeded),
+            ("metrics.compact_flat", AuditResult::Requested),
+            ("metrics.compact_flat", AuditResult::Succeeded),
             ("metrics.backfill_dates", AuditResult::Requested),
             ("metrics.backfill_dates", AuditResult::Succeeded),
             ("metrics.setup", AuditResult::Succeeded),
@@ -316,7 +319,12 @@ fn needs_the_bus(stack: &Stack) {
     let optional = ("VMWATCH_AUDIT_REQUIRED", "false");
     // The commands run in parallel, because each waits five seconds for NATS.
     thread::scope(|scope| {
-        for args in [&["load", "-"][..], &["rebuild"], &["backfill-dates"]] {
+        for args in [
+            &["load", "-"][..],
+            &["rebuild"],
+            &["compact-flat"],
+            &["backfill-dates"],
+        ] {
             scope.spawn(move || {
                 let refused = run(args, &[no_bus]);
                 assert!(!refused.status.success(), "{refused:?}");

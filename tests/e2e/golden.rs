@@ -4,8 +4,10 @@
 use std::{fs, path::PathBuf};
 
 use mongodb::bson::{Bson, Document, doc};
-use testkit::Stack;
+use testkit::{Program, Stack};
 use vmwatch_api::{Role, Scope};
+
+use crate::{old_rows::expire_twice, rows::blocks};
 
 const GOLDEN: [&str; 5] = [
     "458753-login",
@@ -14,6 +16,9 @@ const GOLDEN: [&str; 5] = [
     "611712-getVMMonitoringProcByNameData",
     "32523-startmonitor",
 ];
+/// The examples that are answered from rows.
+const ROWS: [&str; 3] = [GOLDEN[1], GOLDEN[2], GOLDEN[3]];
+const COLLECTIONS: [&str; 2] = ["vm_samples", "process_samples"];
 /// The session ids in the documented examples.
 const SESSIONS: [&str; 2] = [
     "9afdb1ec-d396-4ba3-af7a-1e38fd8751ca",
@@ -27,8 +32,12 @@ struct Golden {
     answer: String,
 }
 
-fn read(path: &str) -> String {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+fn read(name: &str) -> String {
+    let path = path(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
@@ -52,34 +61,55 @@ impl Golden {
 const HASH_OF_123456: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$c29tZXNhbHRzb21lc2FsdA$gLCkzEyWRMbQQn4Hx018riGVG9PpJjML5Zpm28Rr088";
 
+/// The documented rows are answered as documented while they are flat, after `compact-flat`, and after `load`. The rows
+/// have no internal date, so the database never deletes them.
 #[tokio::test]
 async fn documented_examples_get_byte_identical_answers() {
-    let stack = Stack::builder().start().await;
+    let stack = Stack::builder()
+        .set(Program::Metrics, "VMWATCH_NEWEST_ROWS_KEPT", "0s")
+        .set(Program::Metrics, "VMWATCH_FLAT_CHECK_INTERVAL", "0s")
+        .start()
+        .await;
     // The password of the documented example is shorter than the minimum for new passwords. Users that were stored
     // earlier may have such passwords, so the test stores the hash directly.
-    let users = stack.database.handle().collection::<Document>("users");
+    let database = stack.database.handle();
+    let users = database.collection::<Document>("users");
     let short = doc! { "$set": { "password_hash": HASH_OF_123456 } };
     let updated = users.update_one(doc! { "_id": "admin" }, short).await.unwrap();
     assert_eq!(updated.matched_count, 1);
-    for collection in ["vm_samples", "process_samples"] {
-        let rows: Vec<_> = read(&format!("golden/{collection}.jsonl"))
-            .lines()
-            .map(stored)
-            .collect();
-        stack
-            .database
-            .handle()
-            .collection(collection)
-            .insert_many(rows)
-            .await
-            .unwrap();
+    for collection in COLLECTIONS {
+        let text = read(&format!("golden/{collection}.jsonl"));
+        let rows: Vec<_> = text.lines().map(stored).collect();
+        database.collection(collection).insert_many(rows).await.unwrap();
     }
     for session in SESSIONS {
         stack
             .session_of(session.parse().unwrap(), Role::Operator, Scope::All)
             .await;
     }
-    for name in GOLDEN {
+    assert_answers(&stack, &GOLDEN).await;
+
+    let compact = ["compact-flat", "--delete-after", "0s"];
+    let done = stack.command(Program::Metrics, &compact, "");
+    assert!(!done.contains("stay flat"), "{done}");
+    for collection in COLLECTIONS {
+        let flat = database.collection::<Document>(collection);
+        assert_eq!(flat.count_documents(doc! {}).await.unwrap(), 0, "{done}");
+    }
+    expire_twice(&stack).await;
+    assert_answers(&stack, &ROWS).await;
+
+    blocks(&stack.database).delete_many(doc! {}).await.unwrap();
+    let files = COLLECTIONS.map(|collection| path(&format!("golden/{collection}.jsonl")));
+    let load = ["load", files[0].to_str().unwrap(), files[1].to_str().unwrap()];
+    stack.command(Program::Metrics, &load, "");
+    expire_twice(&stack).await;
+    assert_answers(&stack, &ROWS).await;
+}
+
+/// Sends the requests of examples and compares the answers.
+async fn assert_answers(stack: &Stack, names: &[&str]) {
+    for &name in names {
         let golden = Golden::read(name);
         let answer = stack.gateway(0).post_text(golden.request.clone()).await;
         let mut body = answer.body.clone();

@@ -34,6 +34,7 @@ mod ingest_support;
 mod latest;
 mod live_events;
 mod newest;
+mod old_rows;
 mod page;
 mod pages;
 mod permissions;

@@ -1,8 +1,9 @@
-//! Commands for administrators: load an old database, set the internal date of its rows, handle dead letters, rebuild
-//! rollups, and print how much space rows take.
+//! Commands for administrators: load an old database, move its rows into blocks, set their internal date, handle dead
+//! letters, rebuild rollups, and print how much space rows take.
 
 mod announce;
 mod backfill;
+mod compact_flat;
 mod dead_letters;
 mod load;
 mod pack;
@@ -20,7 +21,7 @@ use vmwatch_bus::{
     audit::Audit,
     provision::setup::{self, SetupArguments},
 };
-use vmwatch_service::config::ByteSize;
+use vmwatch_service::config::{ByteSize, Span};
 
 use crate::{
     MetricsError, config::MetricsSettings, history::History, known_vms::KnownVms,
@@ -54,6 +55,17 @@ pub enum OperatorCommand {
         /// would be deleted.
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Move the rows of an older database from the flat collections into blocks, which take a hundredth of the space. May
+    /// be interrupted and repeated. Rows that no block can hold stay flat and are answered as before. Needs the bus for
+    /// the audit, unless `VMWATCH_AUDIT_REQUIRED=false`.
+    CompactFlat {
+        /// Change nothing; only print how many rows would be moved.
+        #[arg(long)]
+        dry_run: bool,
+        /// Time between writing rows into blocks and deleting them from the flat collections; longer than any read takes.
+        #[arg(long, default_value = "60s")]
+        delete_after: Span,
     },
     /// Print how much space the stored rows take, by kind and by VM, and which blocks cannot be read. Changes nothing.
     Usage {
@@ -131,6 +143,26 @@ pub async fn run(command: OperatorCommand, settings: &MetricsSettings) -> Result
         OperatorCommand::Setup(arguments) => {
             let wanted = streams::wanted(settings);
             Ok(setup::run(Service::Metrics, &settings.bus, &wanted, arguments).await?)
+        }
+        OperatorCommand::CompactFlat {
+            dry_run,
+            delete_after,
+        } => {
+            let options = compact_flat::Options {
+                dry_run,
+                delete_after: delete_after.0,
+            };
+            let compact = async |store: &RowStore, history: &History| {
+                if !dry_run {
+                    store.prepare(&settings.retention).await?;
+                }
+                compact_flat::run(store, history, options).await
+            };
+            if dry_run {
+                println!("{}", with_rows(settings, None, compact).await?);
+                return Ok(());
+            }
+            change_rows(settings, "metrics.compact_flat", String::new(), compact).await
         }
         OperatorCommand::Usage { disk, json, no_check } => {
             let options = usage::Options {
