@@ -159,6 +159,18 @@ const BATCH_WAIT: Setting = Setting {
     help: "maximum time for which rows are collected before they are written to the database together",
 };
 
+const COMPACTION_INTERVAL: Setting = Setting {
+    name: "VMWATCH_COMPACTION_INTERVAL",
+    value: Value::Duration("50ms", "1h"),
+    default: "1m",
+    help: "pause between two passes that merge the stored samples of closed hours into larger blocks; late samples of an hour are merged again after ten such intervals at the earliest",
+};
+const COMPACTION_DELETE_AFTER: Setting = Setting {
+    name: "VMWATCH_COMPACTION_DELETE_AFTER",
+    value: Value::Duration("1s", "1d"),
+    default: "60s",
+    help: "time for which blocks are kept after they were merged; a read of stored samples fails if it takes longer than two fifths of this time",
+};
 const NEWEST_ROWS_KEPT: Setting = Setting {
     name: "VMWATCH_NEWEST_ROWS_KEPT",
     value: Value::Duration("0s", "1s"),
@@ -193,6 +205,8 @@ pub const SETTINGS: &[&[Setting]] = &[
         ACK_WAIT,
         BATCH_ROWS,
         BATCH_WAIT,
+        COMPACTION_INTERVAL,
+        COMPACTION_DELETE_AFTER,
         NEWEST_ROWS_KEPT,
         audit::REQUIRED,
         config::SILENT_AFTER,
@@ -233,6 +247,8 @@ pub struct MetricsSettings {
     pub(crate) rate: RateSettings,
     /// Size limits of batches of rows.
     pub batch: BatchSettings,
+    /// Pace of compaction.
+    pub(crate) compaction: CompactionSettings,
     /// Time for which an answer with newest rows is reused.
     pub(crate) newest_kept: Duration,
     /// Whether a command that changes data is refused if its audit record cannot be written.
@@ -334,6 +350,22 @@ pub struct BatchSettings {
     pub wait: Duration,
 }
 
+/// Pace of compaction.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CompactionSettings {
+    /// Pause between two passes.
+    pub(crate) interval: Duration,
+    /// Time for which merged blocks are kept.
+    pub(crate) delete_after: Duration,
+}
+
+impl CompactionSettings {
+    /// How long a cursor of a read may be open. Merged blocks are kept for more than twice this time.
+    pub(crate) fn longest_read(&self) -> Duration {
+        self.delete_after * 2 / 5
+    }
+}
+
 impl MetricsSettings {
     /// Reads and validates all settings from the environment.
     pub fn read(env: &Environment) -> Result<Self, Invalid> {
@@ -369,6 +401,8 @@ impl MetricsSettings {
         let ack_wait = env.duration(&ACK_WAIT);
         let rows = env.number(&BATCH_ROWS);
         let wait = env.duration(&BATCH_WAIT);
+        let compaction_interval = env.duration(&COMPACTION_INTERVAL);
+        let delete_after = env.duration(&COMPACTION_DELETE_AFTER);
         let audit_required = env.get(&audit::REQUIRED);
         let newest_kept = env.duration(&NEWEST_ROWS_KEPT);
         let silent_after = config::silent_after(env);
@@ -419,6 +453,10 @@ impl MetricsSettings {
             batch: BatchSettings {
                 rows: rows?,
                 wait: wait?,
+            },
+            compaction: CompactionSettings {
+                interval: compaction_interval?,
+                delete_after: delete_after?,
             },
             newest_kept: newest_kept?,
             audit_required: audit_required?,

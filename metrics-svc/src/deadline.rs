@@ -23,6 +23,11 @@ impl Deadline {
         Self::after(context.remaining())
     }
 
+    /// The earlier of this deadline and one this far from now.
+    pub(crate) fn at_most(self, limit: Duration) -> Self {
+        Self(self.0.min(Self::after(limit).0))
+    }
+
     /// Returns the remaining time, or an error if the deadline has passed. The result is at least one millisecond,
     /// because MongoDB takes a limit of zero milliseconds as "no limit".
     pub fn left(self) -> Result<Duration, MetricsError> {

@@ -189,7 +189,7 @@ impl Ingest {
                 message = messages.next() => match message {
                     None => break,
                     Some(Err(error)) => {
-                        hand_over(batches, &mut batch).await;
+                        self.hand_over(batches, &mut batch).await;
                         return Err(MetricsError::jetstream(error));
                     }
                     Some(Ok(message)) => {
@@ -197,8 +197,8 @@ impl Ingest {
                             due = Instant::now() + self.batch.wait;
                         }
                         if let Some(suspect) = self.take(intake, &mut batch, message).await {
-                            hand_over(batches, &mut batch).await;
-                            send(batches, Work::Alone(Box::new(suspect))).await;
+                            self.hand_over(batches, &mut batch).await;
+                            self.send(batches, Work::Alone(Box::new(suspect))).await;
                             continue;
                         }
                         if batch.rows() < self.batch.rows {
@@ -207,10 +207,23 @@ impl Ingest {
                     }
                 },
             }
-            hand_over(batches, &mut batch).await;
+            self.hand_over(batches, &mut batch).await;
         }
-        hand_over(batches, &mut batch).await;
+        self.hand_over(batches, &mut batch).await;
         Ok(())
+    }
+
+    async fn hand_over(&self, batches: &mpsc::Sender<Work>, batch: &mut Batch) {
+        if !batch.messages().is_empty() {
+            self.send(batches, Work::Batch(std::mem::take(batch))).await;
+        }
+    }
+
+    async fn send(&self, batches: &mpsc::Sender<Work>, work: Work) {
+        // The writer task runs until the channel is closed, so sending fails only if the task has panicked.
+        if self.store.batch_waits(batches.send(work)).await.is_err() {
+            warn!("the task that writes batches has ended; JetStream will redeliver this batch");
+        }
     }
 
     /// Adds a message to the batch, returns it to the stream, or refuses it. A message that may crash the service is
@@ -255,18 +268,5 @@ impl Ingest {
 async fn write_all(writer: Writer, mut full: mpsc::Receiver<Work>, shutdown: CancellationToken) {
     while let Some(work) = full.recv().await {
         writer.work(work, &shutdown).await;
-    }
-}
-
-async fn hand_over(batches: &mpsc::Sender<Work>, batch: &mut Batch) {
-    if !batch.messages().is_empty() {
-        send(batches, Work::Batch(std::mem::take(batch))).await;
-    }
-}
-
-async fn send(batches: &mpsc::Sender<Work>, work: Work) {
-    // The writer task runs until the channel is closed, so sending fails only if the task has panicked.
-    if batches.send(work).await.is_err() {
-        warn!("the task that writes batches has ended; JetStream will redeliver this batch");
     }
 }

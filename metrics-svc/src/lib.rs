@@ -6,6 +6,7 @@
 
 mod blocks;
 pub mod commands;
+mod compaction;
 pub mod config;
 mod database;
 pub mod deadline;
@@ -47,6 +48,7 @@ use vmwatch_service::{lifetime::until_done, program::Program};
 pub use error::MetricsError;
 
 use crate::{
+    compaction::Compaction,
     config::MetricsSettings,
     events::Events,
     history::History,
@@ -73,7 +75,8 @@ pub async fn run(settings: MetricsSettings, program: Program) -> Result<(), Metr
     let check = move || connected.check_connected();
     program.start_health(settings.health, waiting_for, check).await?;
 
-    let store = Arc::new(RowStore::open(&settings.store, &settings.rows).await?);
+    let store = RowStore::open(&settings.store, &settings.rows).await?;
+    let store = Arc::new(store.with_longest_read(settings.compaction.longest_read()));
     let served = Box::pin(serve(&settings, &bus, &store, &program)).await;
     store.close().await;
     served
@@ -139,6 +142,7 @@ async fn serve(
         publishing,
         tokio::spawn(Arc::clone(&newest).follow(bus.clone(), shutdown.clone())),
         tokio::spawn(Arc::clone(&newest).compare(shutdown.clone())),
+        tokio::spawn(Arc::new(Compaction::new(store, settings.compaction, shutdown.clone())).follow()),
     ];
     tokio::join!(newest.pass(), known_vms.filled(FIRST_READ));
 

@@ -3,7 +3,11 @@
 
 use std::{
     future::IntoFuture,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use bson::{Document, RawDocumentBuf, doc};
@@ -19,7 +23,7 @@ use vmwatch_store::{StoreSettings, command_span};
 
 use crate::{
     MetricsError,
-    blocks::{self, BlockEncoder},
+    blocks::{self, BlockEncoder, HourQueue},
     config::{RetentionSettings, RowSettings},
     database::find,
     deadline::Deadline,
@@ -31,6 +35,9 @@ pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
 /// Maximum number of requests at once that decode more than a few blocks.
 const LARGE_READS: usize = 4;
+
+/// How long a cursor of a read may be open if the setting of compaction is not known.
+const LONGEST_READ: Duration = Duration::from_secs(24);
 
 /// The two kinds of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,11 +67,17 @@ pub struct RowStore {
     durable: RowCollections,
     offset: UtcOffset,
     encoder: Mutex<BlockEncoder>,
+    /// The hours that compaction has work in.
+    pub(crate) hours: HourQueue,
+    /// How long a cursor of a read may be open.
+    longest_read: Duration,
+    /// Number of batches of samples that wait until the batch before them is written.
+    waiting_batches: AtomicUsize,
     /// Permits of requests that decode more than a few blocks.
     pub(crate) large_reads: Arc<Semaphore>,
     /// When each flat collection is checked again for rows, and whether it had any.
     flat: [Mutex<FlatCheck>; 2],
-    flat_check: std::time::Duration,
+    flat_check: Duration,
 }
 
 /// Whether a flat collection has rows.
@@ -88,15 +101,44 @@ impl RowStore {
         let name = Service::Metrics.name();
         // Acknowledged samples are deleted from the stream, so a write must be on the disks of a majority before that.
         let durable = store.open_durable(&format!("{name}-durable")).await?;
+        let hours = durable.collection(&format!("{}_hours", rows.blocks));
         Ok(Self {
             reads: RowCollections::of(store.open(name).await?, rows),
             durable: RowCollections::of(durable, rows),
+            hours: HourQueue::new(hours),
+            longest_read: LONGEST_READ,
+            waiting_batches: AtomicUsize::new(0),
             offset: rows.offset,
             encoder: Mutex::new(BlockEncoder::new(rows.offset.as_millis())?),
             large_reads: Arc::new(Semaphore::new(LARGE_READS)),
             flat: Default::default(),
             flat_check: rows.flat_check,
         })
+    }
+
+    /// Limits the time for which a cursor of a read may be open.
+    #[must_use]
+    pub(crate) const fn with_longest_read(mut self, longest_read: Duration) -> Self {
+        self.longest_read = longest_read;
+        self
+    }
+
+    /// How long a cursor of a read may be open.
+    pub(crate) const fn longest_read(&self) -> Duration {
+        self.longest_read
+    }
+
+    /// Counts a batch of samples as waiting while `handing_over` runs.
+    pub(crate) async fn batch_waits<T>(&self, handing_over: impl Future<Output = T>) -> T {
+        self.waiting_batches.fetch_add(1, Ordering::Relaxed);
+        let handed_over = handing_over.await;
+        self.waiting_batches.fetch_sub(1, Ordering::Relaxed);
+        handed_over
+    }
+
+    /// Whether samples wait to be written, or as many requests as possible decode many blocks.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.waiting_batches.load(Ordering::Relaxed) > 0 || self.large_reads.available_permits() == 0
     }
 
     /// Creates the indexes, and applies the retention settings to the collections.
@@ -213,13 +255,15 @@ impl RowStore {
         Ok(has_rows)
     }
 
-    /// Inserts the documents of blocks. A block that exists already counts as stored. Returns the documents that the
-    /// database did not store.
+    /// Inserts the documents of blocks, and notes their hours for compaction. A block that exists already counts as
+    /// stored. Returns the documents that the database did not store.
     pub(crate) async fn insert_blocks(
         &self,
         documents: &[RawDocumentBuf],
     ) -> Result<Vec<Unstored>, MetricsError> {
-        insert(self.blocks(), documents).await
+        let unstored = insert(self.blocks(), documents).await?;
+        self.hours.note(documents).await?;
+        Ok(unstored)
     }
 
     /// Inserts flat rows that no block can hold, like [`RowStore::insert_blocks`].

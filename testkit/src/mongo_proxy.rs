@@ -1,4 +1,5 @@
-//! A proxy in front of the database that can refuse or hold back inserts, hold back deletions and delay queries.
+//! A proxy in front of the database that can refuse or hold back inserts, hold back deletions, delay queries, and hold a
+//! command until it is released.
 //!
 //! The proxy understands only a small part of MongoDB's wire protocol: a message has a header of 16 bytes (length, id,
 //! id of the request, opcode). A command is a message of type `OP_MSG` whose first section is a BSON document with the
@@ -19,6 +20,7 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::watch,
 };
 
 /// The opcode of messages of type `OP_MSG`.
@@ -54,6 +56,19 @@ struct State {
     caught: AtomicU64,
     delay: Mutex<Duration>,
     limits: Mutex<Vec<i64>>,
+    gate: watch::Sender<Gate>,
+    held: AtomicU64,
+}
+
+/// Which commands are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gate {
+    /// Commands that were held are forwarded.
+    Open,
+    /// Connections whose command was held are closed.
+    Dropped,
+    /// Commands with this name are held, after so many of them were forwarded.
+    Closed(&'static str, u32),
 }
 
 impl MongoProxy {
@@ -70,6 +85,8 @@ impl MongoProxy {
             caught: AtomicU64::new(0),
             delay: Mutex::default(),
             limits: Mutex::default(),
+            gate: watch::Sender::new(Gate::Open),
+            held: AtomicU64::new(0),
         });
         let target = database.trim_start_matches("mongodb://").to_owned();
         let shared = Arc::clone(&state);
@@ -99,6 +116,36 @@ impl MongoProxy {
     /// From now on, neither forwards nor answers deletions from any collection.
     pub fn hold_deletions(&self) {
         self.state.hold_deletions.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, holds commands with this name on the collection, after so many of them were forwarded.
+    pub fn hold(&self, command: &'static str, after: u32) {
+        self.state.held.store(0, Ordering::Relaxed);
+        self.state.gate.send_replace(Gate::Closed(command, after));
+    }
+
+    /// Waits until the proxy holds a command.
+    pub async fn holds(&self) {
+        crate::eventually("the proxy holds a command", crate::PATIENCE, async || {
+            let held = self.state.held.load(Ordering::Relaxed);
+            (held > 0).then_some(()).ok_or_else(|| "it holds none".to_owned())
+        })
+        .await;
+    }
+
+    /// Number of commands that are or were held since [`MongoProxy::hold`].
+    pub fn held(&self) -> u64 {
+        self.state.held.load(Ordering::Relaxed)
+    }
+
+    /// Forwards the held commands.
+    pub fn release(&self) {
+        self.state.gate.send_replace(Gate::Open);
+    }
+
+    /// Drops the held commands with their connections.
+    pub fn drop_held(&self) {
+        self.state.gate.send_replace(Gate::Dropped);
     }
 
     /// From now on, delays each query by this time.
@@ -156,6 +203,9 @@ async fn requests(
             state.caught.fetch_add(1, Ordering::Relaxed);
             continue;
         }
+        if !passes(&message, state).await {
+            break;
+        }
         let inserts = *state.inserts.lock().unwrap_or_else(PoisonError::into_inner);
         let caught = insert_into(&message, state.collection).filter(|_| inserts != Inserts::Pass);
         let sent = match (caught, inserts) {
@@ -177,6 +227,59 @@ async fn requests(
             break;
         }
     }
+}
+
+/// Waits while the command is held. Returns `false` if it is dropped.
+async fn passes(message: &[u8], state: &State) -> bool {
+    let mut held = false;
+    loop {
+        let mut gate = state.gate.subscribe();
+        let now = *gate.borrow_and_update();
+        let Gate::Closed(name, after) = now else {
+            return !held || now == Gate::Open;
+        };
+        if !is_command(message, name, state.collection) {
+            return true;
+        }
+        if !held && after > 0 {
+            let one_fewer = |gate: &mut Gate| {
+                let left = *gate == now;
+                if left {
+                    *gate = Gate::Closed(name, after - 1);
+                }
+                left
+            };
+            if state.gate.send_if_modified(one_fewer) {
+                return true;
+            }
+            continue;
+        }
+        if !held {
+            held = true;
+            state.held.fetch_add(1, Ordering::Relaxed);
+        }
+        if gate.changed().await.is_err() {
+            return false;
+        }
+    }
+}
+
+/// Whether the message is a command with this name on the collection.
+fn is_command(message: &[u8], name: &str, collection: &str) -> bool {
+    let body = || {
+        if number(message, 12)? != OP_MSG {
+            return None;
+        }
+        let command = Document::from_reader(message.get(HEADER + 5..)?).ok()?;
+        let (first, value) = command.iter().next()?;
+        let of = if name == "getMore" {
+            command.get_str("collection").ok()?
+        } else {
+            value.as_str()?
+        };
+        Some(first == name && of == collection)
+    };
+    body().unwrap_or(false)
 }
 
 async fn next(from: &mut OwnedReadHalf) -> Option<Vec<u8>> {

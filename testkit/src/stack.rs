@@ -648,7 +648,11 @@ fn own_settings(program: Program, index: usize, listen: u16, folder: &Path) -> V
             ("VMWATCH_ADMIN_PASSWORD", ADMIN.1.to_owned()),
         ],
         // Tests write rows into the flat collections at any time.
-        Program::Metrics => vec![("VMWATCH_FLAT_CHECK_INTERVAL", "0s".to_owned())],
+        Program::Metrics => vec![
+            ("VMWATCH_FLAT_CHECK_INTERVAL", "0s".to_owned()),
+            // Tests that count blocks must not depend on how long ago the last hour ended.
+            ("VMWATCH_COMPACTION_INTERVAL", "1h".to_owned()),
+        ],
         Program::Lifecycle => {
             vec![("VMWATCH_HYPERVISORS", format!("test=test://{}", path(NODE_FILE)))]
         }

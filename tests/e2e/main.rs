@@ -15,6 +15,7 @@ mod audit;
 mod bad_input;
 mod blocks;
 mod bus;
+mod compaction;
 mod dependencies;
 mod documents;
 mod extension;

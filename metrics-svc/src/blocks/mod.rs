@@ -3,17 +3,21 @@
 //! ```text
 //! blocks  { _id: hash of the rows' `_id`s, instance_id: "vm-1", kind: "process", level: 0, hour, from, to, rows: 100,
 //!           expires, ahead, data }
+//!         { _id: "process/vm-1/2026-11-27T03:00:00Z/0000000001/00000", instance_id: "vm-1", kind: "process", level: 1,
+//!           hour, from, to, rows: 6000, generation: 1, part: 0, parts: 1, expires, unconfirmed, data }
 //! ```
 //!
 //! Ingestion writes blocks of level 0, one per part of a sample and kind. The same rows always make a block with the same
 //! `_id`, so a block that is written again is a duplicate key. A row, however, may be in several blocks: a block is no
-//! identity, and readers drop rows with the same `_id`.
+//! identity, and readers drop rows with the same `_id`. [`crate::compaction`] merges the blocks of an hour into blocks of
+//! level 1, and finds these hours in a queue ([`HourQueue`]).
 //!
 //! A block with rows of more than one date is written only for an hour that has ended [`CLOSED_AFTER`] ago. In later
 //! hours each block therefore begins and ends at one moment, so that a reader of the newest rows can stop early.
 
 mod document;
 mod encode;
+mod hours;
 
 use std::time::Duration;
 
@@ -24,6 +28,7 @@ use vmwatch_blocks::Kind;
 pub(crate) use self::{
     document::StoredBlock,
     encode::{BlockEncoder, push},
+    hours::{HourQueue, QueuedHour, VmHour},
 };
 use crate::{MetricsError, store::RowKind};
 
@@ -31,9 +36,11 @@ use crate::{MetricsError, store::RowKind};
 pub(crate) const AHEAD: &str = "ahead";
 /// An hour in microseconds.
 pub(crate) const HOUR_MICROS: i64 = 3_600_000_000;
-/// Time after the end of an hour from which on its rows may be written in blocks with several dates. It is longer than
-/// clocks may differ.
+/// Time after the end of an hour from which on its rows may be written in blocks with several dates.
 pub(crate) const CLOSED_AFTER: Duration = Duration::from_mins(5);
+/// Time after the end of an hour from which on readers expect blocks with several dates. It is shorter than
+/// [`CLOSED_AFTER`] by more than the clocks of writers and readers may differ.
+pub(crate) const EXPECTED_CLOSED_AFTER: Duration = Duration::from_mins(4);
 
 impl RowKind {
     /// The kind in blocks.

@@ -133,16 +133,13 @@ fn first(rows: &mut Vec<usize>, most: usize, key: impl Fn(usize) -> i64) {
     if rows.len() <= most {
         return;
     }
-    rows.sort_by_cached_key(|row| key(*row));
-    let Some(last) = most
-        .checked_sub(1)
-        .and_then(|last| rows.get(last))
-        .map(|row| key(*row))
-    else {
+    let Some(last) = most.checked_sub(1) else {
         rows.clear();
         return;
     };
-    rows.truncate(rows.partition_point(|row| key(*row) <= last));
+    let mut keys: Vec<i64> = rows.iter().map(|row| key(*row)).collect();
+    let last = *keys.select_nth_unstable(last).1;
+    rows.retain(|row| key(*row) <= last);
 }
 
 fn document(

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     MetricsError,
-    blocks::{CLOSED_AFTER, HOUR_MICROS, StoredBlock},
+    blocks::{EXPECTED_CLOSED_AFTER, HOUR_MICROS, StoredBlock},
     deadline::Deadline,
     documents::micros_of,
     store::RowStore,
@@ -105,7 +105,9 @@ impl<'a> Newest<'a> {
         budget: &mut Budget,
         deadline: Deadline,
     ) -> Result<(), MetricsError> {
-        let closed = SystemTime::now().checked_sub(CLOSED_AFTER).map_or(0, micros_of);
+        let closed = SystemTime::now()
+            .checked_sub(EXPECTED_CLOSED_AFTER)
+            .map_or(0, micros_of);
         loop {
             budget.admit(deadline).await?;
             let Some(document) = blocks.next().await? else {

@@ -24,16 +24,21 @@ use crate::{
 const BATCH: u32 = 32;
 
 /// A cursor whose next document can be looked at before it is taken.
+///
+/// Blocks may be merged and deleted while a cursor is open. A cursor therefore ends before a block can be deleted that
+/// was merged after the cursor was opened.
 pub(super) struct Peek {
     cursor: Cursor<RawDocumentBuf>,
+    deadline: Deadline,
     ready: bool,
     done: bool,
 }
 
 impl Peek {
-    pub(super) const fn new(cursor: Cursor<RawDocumentBuf>) -> Self {
+    pub(super) const fn new(cursor: Cursor<RawDocumentBuf>, deadline: Deadline) -> Self {
         Self {
             cursor,
+            deadline,
             ready: false,
             done: false,
         }
@@ -43,6 +48,8 @@ impl Peek {
     pub(super) async fn next(&mut self) -> Result<Option<&RawDocument>, MetricsError> {
         if !self.ready && !self.done {
             self.ready = self.cursor.advance().await?;
+            // The program may have been stopped before the database executed the command.
+            self.deadline.left()?;
             self.done = !self.ready;
         }
         Ok(self.ready.then(|| self.cursor.current()))
@@ -60,6 +67,7 @@ pub(super) async fn blocks(
     batch: u32,
     deadline: Deadline,
 ) -> Result<Peek, MetricsError> {
+    let deadline = deadline.at_most(store.longest_read());
     let blocks = if query.durable {
         store.blocks()
     } else {
@@ -82,7 +90,7 @@ pub(super) async fn blocks(
         .sort(doc! { "from": direction })
         .batch_size(batch)
         .max_time(deadline.left()?);
-    Ok(Peek::new(find(blocks, find_blocks).await?))
+    Ok(Peek::new(find(blocks, find_blocks).await?, deadline))
 }
 
 /// Counts and logs a block whose document lacks a field.
@@ -125,9 +133,8 @@ impl<'a> Scan<'a> {
         deadline: Deadline,
     ) -> Result<Self, MetricsError> {
         let flat = if store.has_flat_rows(query.kind, deadline).await? {
-            Some(Peek::new(
-                flat::open(store, &query, Dates::Within, 0, deadline).await?,
-            ))
+            let cursor = flat::open(store, &query, Dates::Within, 0, deadline).await?;
+            Some(Peek::new(cursor, deadline))
         } else {
             None
         };

@@ -79,8 +79,8 @@ impl Texts {
         self.all.get(start.copied().unwrap_or(0)..end).unwrap_or("")
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
-        (0..self.ends.len()).map(|index| self.get(index))
+    pub(crate) const fn len(&self) -> usize {
+        self.ends.len()
     }
 
     fn read(reader: &mut Reader<'_>, most: usize) -> Result<Self, BlockError> {

@@ -1,7 +1,7 @@
 //! The `_id`s of a block's rows.
 
 use crate::{
-    Block, BlockError, Column, Kind, RowId, RowIdentity,
+    Block, BlockError, Column, Kind, Place, RowId, RowIdentity,
     date::Date,
     id::row_id,
     layout,
@@ -54,6 +54,14 @@ impl Ids {
         let second = (date.local_micros() - self.offset_micros).div_euclid(1_000_000);
         let identity = self.identity(row).unwrap_or(RowIdentity::Vm);
         row_id(&self.instance, &date.text().unwrap_or_default(), second, identity)
+    }
+
+    /// The place of a row in the order in which blocks store rows.
+    pub fn place(&self, row: usize) -> Place {
+        Place {
+            process: self.key(row),
+            date: self.dates.get(row).copied().unwrap_or(Date(0)),
+        }
     }
 
     /// The `_id` of a row if it is not the computed one.

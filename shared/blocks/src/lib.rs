@@ -36,6 +36,7 @@ pub use self::{
     ids::Ids,
     rows::Rows,
     sample::{SAMPLE_CONTENT_TYPE, decode_sample, encode_sample},
+    sort::Place,
     value::Value,
 };
 

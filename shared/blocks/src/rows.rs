@@ -1,9 +1,9 @@
 //! Collects rows that are to be encoded.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, ops::RangeBounds, sync::Arc};
 
 use crate::{
-    Block, BlockError, Kind, MAX_COLUMNS, MAX_NAME, MAX_TEXT, RowError, RowId, RowIdentity,
+    Block, BlockError, Kind, MAX_COLUMNS, MAX_NAME, MAX_TEXT, Place, RowError, RowId, RowIdentity,
     date::Date,
     id::{block_id, row_id},
     layout,
@@ -152,25 +152,37 @@ impl Rows {
 
     /// Adds all rows of a block, which must be one of the same VM.
     pub fn push_block(&mut self, block: &mut Block<'_>) -> Result<(), BlockError> {
+        self.push_block_within(block, ..)
+    }
+
+    /// Adds the rows of a block that are in a range of places. The block must be one of the same VM. After an error the
+    /// list is as before.
+    pub fn push_block_within(
+        &mut self,
+        block: &mut Block<'_>,
+        places: impl RangeBounds<Place>,
+    ) -> Result<(), BlockError> {
         if block.kind() != self.kind {
             return Err(BlockError::Corrupt("it is a block of another kind"));
         }
-        let names: Vec<String> = block.names().map(str::to_owned).collect();
-        let mut columns = Vec::new();
-        for name in &names {
-            let column = block.column(name)?;
-            let (texts, places) = (&mut self.texts, &mut self.text_places);
-            let texts: Vec<u32> = column
-                .texts
-                .iter()
-                .map(|text| intern(texts, places, text))
-                .collect();
-            let at = self.column(name).map_err(|_| BlockError::TooLarge)?;
-            columns.push((at, column, texts));
-        }
         let ids = block.ids(&self.instance)?;
+        let rows: Vec<usize> = (0..block.len())
+            .filter(|row| places.contains(&ids.place(*row)))
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
         let start = self.len();
-        for row in 0..block.len() {
+        let names: Vec<String> = block.names().map(str::to_owned).collect();
+        for name in &names {
+            if let Err(error) = self.push_column(name, block, &rows) {
+                for column in &mut self.columns {
+                    column.cells.truncate(start);
+                }
+                return Err(error);
+            }
+        }
+        for row in rows {
             let date = block.date(row);
             let unix = date.local_micros() - self.offset_micros;
             self.dates.push(date);
@@ -183,26 +195,36 @@ impl Rows {
             };
             self.ids.push(stored);
         }
-        for (at, column, texts) in columns {
-            let Some(Named { cells, .. }) = self.columns.get_mut(at) else {
-                continue;
+        Ok(())
+    }
+
+    /// Adds the values of a field in the rows of a block.
+    fn push_column(&mut self, name: &str, block: &mut Block<'_>, rows: &[usize]) -> Result<(), BlockError> {
+        let start = self.len();
+        let column = block.column(name)?;
+        let at = self.column(name).map_err(|_| BlockError::TooLarge)?;
+        let Some(Named { cells, .. }) = self.columns.get_mut(at) else {
+            return Ok(());
+        };
+        cells.resize(start, Cell::MISSING);
+        let (all, places) = (&mut self.texts, &mut self.text_places);
+        // Only the texts of these rows are kept.
+        let mut texts: Vec<Option<u32>> = vec![None; column.texts.len()];
+        cells.extend(rows.iter().map(|row| {
+            let cell = column.cell(*row);
+            if cell.kind != Type::Text {
+                return cell;
+            }
+            let index = usize::try_from(cell.bits).unwrap_or(usize::MAX);
+            let Some(known) = texts.get_mut(index) else {
+                return Cell::MISSING;
             };
-            cells.resize(start, Cell::MISSING);
-            cells.extend((0..block.len()).map(|row| match column.cell(row) {
-                Cell {
-                    kind: Type::Text,
-                    bits,
-                } => {
-                    let text = usize::try_from(bits).ok().and_then(|at| texts.get(at));
-                    let bits = u64::from(text.copied().unwrap_or(0));
-                    Cell {
-                        kind: Type::Text,
-                        bits,
-                    }
-                }
-                cell => cell,
-            }));
-        }
+            let text = *known.get_or_insert_with(|| intern(all, places, column.texts.get(index)));
+            Cell {
+                kind: Type::Text,
+                bits: u64::from(text),
+            }
+        }));
         Ok(())
     }
 

@@ -4,9 +4,33 @@ use std::{cmp::Ordering, collections::HashMap};
 
 use crate::{
     RowId,
+    date::Date,
     rows::Rows,
     value::{Cell, Type},
 };
+
+/// The place of a row in the order in which blocks store rows: by process, then by date. Rows with the same computed
+/// `_id` have the same place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub(crate) process: (u32, u64),
+    pub(crate) date: Date,
+}
+
+impl Place {
+    /// The places at which to cut a sorted list so that each piece has at most `most` different places. Cuts are between
+    /// processes, unless a single process has more places than that.
+    pub fn cuts(mut sorted: &[Self], most: usize) -> Vec<Self> {
+        let mut cuts = Vec::new();
+        while let Some(next) = sorted.get(most) {
+            let start = sorted.partition_point(|place| place.process < next.process);
+            let at = if start == 0 { most } else { start };
+            cuts.extend(sorted.get(at));
+            sorted = sorted.get(at..).unwrap_or_default();
+        }
+        cuts
+    }
+}
 
 impl Rows {
     /// The rows by process, date and `_id`, so that the values of a process are next to each other. Of rows with the
@@ -70,5 +94,27 @@ impl Rows {
                 }
                 Ordering::Equal
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_cut_between_processes_unless_one_has_too_many() {
+        let places: Vec<Place> = [(1, 3), (2, 2), (3, 9), (4, 1)]
+            .into_iter()
+            .flat_map(|(pid, rows)| {
+                (0..rows).map(move |date| Place {
+                    process: (pid, 0),
+                    date: Date(date),
+                })
+            })
+            .collect();
+        let cuts = Place::cuts(&places, 4);
+        let cuts: Vec<_> = cuts.iter().map(|place| (place.process.0, place.date.0)).collect();
+        assert_eq!(cuts, [(2, 0), (3, 0), (3, 4), (3, 8)]);
+        assert!(Place::cuts(&places, 15).is_empty());
     }
 }

@@ -202,6 +202,18 @@ proptest! {
             }
         }
         prop_assert_eq!(&encode(&merged), &bytes);
+        // The rows of ranges of places make the same block again.
+        let mut whole = Block::open(&bytes[0].bytes, LIMITS).unwrap();
+        let place = whole.ids(INSTANCE).unwrap().place(cut % whole.len());
+        let (mut lower, mut upper) = (collect(&[]), collect(&[]));
+        lower.push_block_within(&mut whole, ..place).unwrap();
+        upper.push_block_within(&mut whole, place..).unwrap();
+        prop_assert_eq!(lower.len() + upper.len(), whole.len());
+        let mut joined = collect(&[]);
+        for block in encode(&upper).iter().chain(&encode(&lower)) {
+            joined.push_block(&mut Block::open(&block.bytes, LIMITS).unwrap()).unwrap();
+        }
+        prop_assert_eq!(&encode(&joined), &bytes);
     }
 
     #[test]
