@@ -166,6 +166,6 @@ impl Processes {
 }
 
 /// Rounds a sum to three decimals, to remove the rounding errors of adding floats.
-fn tidy(sum: f64) -> f64 {
+pub(super) fn tidy(sum: f64) -> f64 {
     (sum * 1000.0).round() / 1000.0
 }

@@ -11,6 +11,7 @@ use vmwatch_api::{
 use super::{
     Processes,
     row::{ALL, StoredProcess},
+    series::tidy,
 };
 use crate::{
     MetricsError,
@@ -46,7 +47,7 @@ impl Processes {
             .await?;
         let total = processes.len() as u64;
         let vm_cpu = processes.first().and_then(|process| process.vm_cpu);
-        let cpu_seconds = processes
+        let cpu_seconds: f64 = processes
             .iter()
             .filter_map(|process| process.row.cpu_seconds)
             .sum();
@@ -74,7 +75,7 @@ impl Processes {
             at_ms: sampled_ms,
             total,
             vm_cpu,
-            cpu_seconds,
+            cpu_seconds: tidy(cpu_seconds),
             processes: page.into_iter().cloned().collect(),
             next,
         })
