@@ -76,7 +76,20 @@ pub struct Documents {
     /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
     /// date.
     pub(crate) far_ahead: bool,
+    /// The rows that were refused although the others are stored; `None` if there are none.
+    pub(crate) refused: Option<RefusedRows>,
 }
+
+/// Rows of a sample that were refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RefusedRows {
+    pub(crate) count: u64,
+    /// Why the rows were refused, by row.
+    pub(crate) reason: String,
+}
+
+/// Maximum number of refused rows of a sample whose reasons are listed.
+const MAX_REASONS: usize = 20;
 
 impl Documents {
     /// Total number of documents (rows).
@@ -110,6 +123,9 @@ impl Documents {
 
     /// Validates a sample and converts it into MongoDB documents. The internal date of its rows is their effective date:
     /// the earlier of `create_date` and the sample's arrival.
+    ///
+    /// An impossible row is refused, and the others are kept. If more than half of the rows are impossible, something is
+    /// wrong with the sample, and it is refused as a whole.
     pub fn from_sample(sample: &Sample, offset: UtcOffset, arrival: SystemTime) -> Result<Self, Refusal> {
         if sample.processes.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
@@ -132,17 +148,51 @@ impl Documents {
                 .div_euclid(1000),
             effective: DateTime::from_system_time(moment.min(arrival)),
         };
-        let vms = sample.vm.iter().map(|vm| vm_document(sample, vm, at));
-        let processes = sample
-            .processes
-            .iter()
-            .map(|process| process_document(sample, process, at));
+        let mut refused = Vec::new();
+        let mut vms = Vec::new();
+        if let Some(vm) = &sample.vm {
+            match vm_document(sample, vm, at) {
+                Ok(row) => vms.push(row),
+                Err(refusal) => refused.push((None, refusal)),
+            }
+        }
+        let mut processes = Vec::with_capacity(sample.processes.len());
+        for process in &sample.processes {
+            match process_document(sample, process, at) {
+                Ok(row) => processes.push(row),
+                Err(refusal) => refused.push((Some(process.pid), refusal)),
+            }
+        }
+        if let Some((_, refusal)) = refused.first()
+            && refused.len() > vms.len() + processes.len()
+        {
+            return Err(*refusal);
+        }
         Ok(Self {
-            vms: vms.collect::<Result<_, _>>()?,
-            processes: processes.collect::<Result<_, _>>()?,
+            vms,
+            processes,
+            refused: RefusedRows::of(&refused),
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
             arrival: Some(micros_of(arrival)),
             far_ahead: moment > arrival + FAR_AHEAD,
+        })
+    }
+}
+
+impl RefusedRows {
+    /// `refused` are the refused rows, each with the pid of its process or `None` for the row of the VM.
+    fn of(refused: &[(Option<u32>, Refusal)]) -> Option<Self> {
+        let row = |(pid, refusal): &(Option<u32>, Refusal)| match pid {
+            Some(pid) => format!("process {pid}: {refusal}"),
+            None => format!("VM: {refusal}"),
+        };
+        let mut reasons: Vec<String> = refused.iter().take(MAX_REASONS).map(row).collect();
+        if let Some(more @ 1..) = refused.len().checked_sub(MAX_REASONS) {
+            reasons.push(format!("{more} more rows"));
+        }
+        (!refused.is_empty()).then(|| Self {
+            count: refused.len() as u64,
+            reason: format!("rows were refused and the others stored: {}", reasons.join("; ")),
         })
     }
 }
@@ -396,6 +446,7 @@ mod tests {
         assert_eq!(read.row.owner, sample.processes[0].owner);
         assert_eq!(row.get("container").unwrap(), None);
 
+        sample.vm = None;
         sample.processes[0].owner.command_line = Some("x".repeat(513));
         assert_eq!(
             documents(&sample).unwrap_err(),
@@ -429,6 +480,46 @@ mod tests {
     }
 
     #[test]
+    fn impossible_row_is_refused_and_the_others_are_kept() {
+        let mut many = sample();
+        let process = many.processes[0].clone();
+        let with_pid = |pid| ProcessSample {
+            pid,
+            ..process.clone()
+        };
+        many.processes = (0..50).map(with_pid).collect();
+        many.processes[7].cpu_util = -1.0;
+        let kept = documents(&many).unwrap();
+        assert_eq!((kept.vms.len(), kept.processes.len()), (1, 49));
+        let reason = "rows were refused and the others stored: process 7: `cpu_util` is out of range";
+        let refused = |count, reason: &str| {
+            let reason = reason.to_owned();
+            Some(RefusedRows { count, reason })
+        };
+        assert_eq!(kept.refused, refused(1, reason));
+
+        many.processes[7].cpu_util = 0.0;
+        many.vm.as_mut().unwrap().mem = Some(101.0);
+        let kept = documents(&many).unwrap();
+        assert_eq!((kept.vms.len(), kept.processes.len()), (0, 50));
+        let reason = "rows were refused and the others stored: VM: `mem` is out of range";
+        assert_eq!(kept.refused, refused(1, reason));
+
+        // 25 of 51 rows are impossible, and then 26.
+        for process in &mut many.processes[..24] {
+            process.disk_read = f64::NAN;
+        }
+        let kept = documents(&many).unwrap();
+        assert_eq!((kept.vms.len(), kept.processes.len()), (0, 26));
+        let reason = kept.refused.unwrap().reason;
+        assert_eq!(reason.matches("is out of range").count(), MAX_REASONS);
+        assert!(reason.ends_with("; 5 more rows"), "{reason}");
+        many.processes[24].disk_read = f64::NAN;
+        assert_eq!(documents(&many).unwrap_err(), Refusal::Number("mem"));
+        assert_eq!(documents(&sample()).unwrap().refused, None);
+    }
+
+    #[test]
     fn sample_with_value_out_of_range_is_refused() {
         let refused = |change: fn(&mut Sample)| {
             let mut sample = sample();
@@ -444,16 +535,31 @@ mod tests {
             Refusal::Number("net_outgoing")
         );
         assert_eq!(
-            refused(|s| s.vm.as_mut().unwrap().cpu_util = Some(100.1)),
+            refused(|s| {
+                s.processes.clear();
+                s.vm.as_mut().unwrap().cpu_util = Some(100.1);
+            }),
             Refusal::Number("cpu_util")
         );
         assert_eq!(
-            refused(|s| s.processes[0].mem = f64::INFINITY),
+            refused(|s| {
+                s.vm = None;
+                s.processes[0].mem = f64::INFINITY;
+            }),
             Refusal::Number("mem")
         );
-        assert_eq!(refused(|s| s.processes[0].pid = u32::MAX), Refusal::Number("pid"));
         assert_eq!(
-            refused(|s| s.processes[0].cmd = "x".repeat(257)),
+            refused(|s| {
+                s.vm = None;
+                s.processes[0].pid = u32::MAX;
+            }),
+            Refusal::Number("pid")
+        );
+        assert_eq!(
+            refused(|s| {
+                s.vm = None;
+                s.processes[0].cmd = "x".repeat(257);
+            }),
             Refusal::Text("cmd", 256)
         );
         assert_eq!(

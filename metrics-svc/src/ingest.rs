@@ -258,7 +258,12 @@ impl Ingest {
             return Some(message);
         }
         match documents {
-            Ok(documents) => batch.add(documents, message),
+            Ok(documents) => {
+                if let Some(refused) = &documents.refused {
+                    intake.refusals.refuse_rows(&instance, &message, refused);
+                }
+                batch.add(documents, message);
+            }
             Err(reason) => intake.refusals.refuse(&instance, message, reason).await,
         }
         None

@@ -6,7 +6,7 @@ use async_nats::jetstream::stream::Stream;
 use metrics_svc::ingest::{dead_letter, message::CONTENT_TYPE};
 use mongodb::bson::doc;
 use serde_json::{Value, json};
-use testkit::{Program, Stack};
+use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::metrics::{
     DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
 };
@@ -62,7 +62,10 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
             "instance_id differs from the VM in the message's subject",
         ),
         (
-            changed(&|body| body["vm"]["cpu_util"] = json!(100.1)),
+            changed(&|body| {
+                body["processes"] = json!([]);
+                body["vm"]["cpu_util"] = json!(100.1);
+            }),
             "`cpu_util` is out of range",
         ),
         (
@@ -70,7 +73,12 @@ fn malformed(sample: &Sample) -> Vec<(Vec<u8>, &'static str)> {
             "`net_incoming` is out of range",
         ),
         (
-            changed(&|body| body["processes"][3]["pid"] = json!(u32::MAX)),
+            // More than half of the rows are impossible.
+            changed(&|body| {
+                for process in body["processes"].as_array_mut().unwrap() {
+                    process["pid"] = json!(u32::MAX);
+                }
+            }),
             "`pid` is out of range",
         ),
         (
@@ -106,10 +114,31 @@ async fn malformed_messages_become_dead_letters_and_valid_ones_are_stored() {
         publisher.publish_many(49).await;
         rows.absorb(publisher.rows);
     }
+    // One row is impossible, and the others are stored.
+    let mut publisher = Publisher::new(&stack, "vm-2", 10);
+    let mut sample = publisher.sample();
+    let mut body = serde_json::to_value(&sample).unwrap();
+    body["processes"][3]["disk_read"] = json!(-1);
+    let body = body.to_string().into_bytes();
+    publisher.send_raw(body.clone()).await.unwrap();
+    sent.insert(
+        body,
+        "rows were refused and the others stored: process 1003: `disk_read`",
+    );
+    sample.processes.remove(3);
+    publisher.rows.add(&sample);
+    rows.absorb(publisher.rows);
     rows.settle("one malformed message in a hundred", &stack).await;
 
-    let letters = dead_letters(&stack).await;
-    assert_eq!(letters.len(), sent.len());
+    let letters = eventually("each dead letter is published", PATIENCE, async || {
+        let letters = dead_letters(&stack).await;
+        if letters.len() == sent.len() {
+            Ok(letters)
+        } else {
+            Err(format!("{} dead letters", letters.len()))
+        }
+    })
+    .await;
     for (reason, body) in letters {
         let expected = sent.remove(&body).expect("each body once");
         assert!(

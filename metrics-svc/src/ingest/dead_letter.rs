@@ -48,6 +48,17 @@ pub(super) async fn publish_then_remove(bus: &Bus, message: &Message, reason: &s
     }
 }
 
+/// Publishes the dead letter of a message some of whose rows were refused, while the others are stored.
+pub(super) async fn publish_copy(bus: &Bus, message: &Message, reason: &str) {
+    if let Err(error) = publish(bus, message, reason).await {
+        counter!("vmwatch_dead_letters_dropped_total").increment(1);
+        warn!(
+            cause = error.cause(),
+            "publishing a dead letter failed; the refused rows are lost"
+        );
+    }
+}
+
 async fn publish(bus: &Bus, message: &Message, reason: &str) -> Result<(), MetricsError> {
     let stored = message.info().ok();
     let stored = stored.map(|info| (info.stream, info.stream_sequence));

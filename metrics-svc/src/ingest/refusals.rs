@@ -1,4 +1,4 @@
-//! Refuses malformed messages: removes them from the stream, counts them per VM, and keeps one per minute and VM as a
+//! Refuses malformed messages and rows: removes the messages from the stream, counts them per VM, and keeps one per minute and VM as a
 //! dead letter. The task that reads the stream never waits for the publication of a dead letter.
 
 use std::{
@@ -12,7 +12,11 @@ use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 use tracing::warn;
 use vmwatch_bus::Bus;
 
-use super::{batch::acknowledge, dead_letter::publish_then_remove};
+use super::{
+    batch::acknowledge,
+    dead_letter::{publish_copy, publish_then_remove},
+};
+use crate::documents::RefusedRows;
 
 /// Minimum interval between two dead letters of a VM, and between two log messages about it.
 const MIN_INTERVAL: Duration = Duration::from_mins(1);
@@ -45,6 +49,8 @@ struct Recent {
 struct Letter {
     message: Message,
     reason: String,
+    /// Whether the message stays in the stream, because its other rows are still to be stored.
+    keep: bool,
 }
 
 impl Refusals {
@@ -53,8 +59,12 @@ impl Refusals {
     pub(super) fn start(bus: Bus) -> (Self, JoinHandle<()>) {
         let (letters, mut waiting) = mpsc::channel::<Letter>(QUEUE_LENGTH);
         let publishing = tokio::spawn(async move {
-            while let Some(Letter { message, reason }) = waiting.recv().await {
-                publish_then_remove(&bus, &message, &reason).await;
+            while let Some(letter) = waiting.recv().await {
+                if letter.keep {
+                    publish_copy(&bus, &letter.message, &letter.reason).await;
+                } else {
+                    publish_then_remove(&bus, &letter.message, &letter.reason).await;
+                }
             }
         });
         let refusals = Self {
@@ -78,9 +88,39 @@ impl Refusals {
             instance,
             reason, more, "sample refused; see `vmwatch-metrics dead-letters list`"
         );
-        if let Err(full) = self.letters.try_send(Letter { message, reason }) {
+        let letter = Letter {
+            message,
+            reason,
+            keep: false,
+        };
+        if let Err(full) = self.letters.try_send(letter) {
             counter!("vmwatch_dead_letters_dropped_total").increment(1);
             acknowledge(&full.into_inner().message, AckKind::Term).await;
+        }
+    }
+
+    /// Counts refused rows of a message whose other rows will be stored, and publishes the message as a dead letter
+    /// unless its VM has had one within the last minute.
+    pub(super) fn refuse_rows(&mut self, instance: &str, message: &Message, refused: &RefusedRows) {
+        counter!("vmwatch_samples_refused_total", "vm" => self.label(instance)).increment(1);
+        counter!("vmwatch_rows_refused_total").increment(refused.count);
+        let Some(more) = self.due(instance, Instant::now()) else {
+            return;
+        };
+        warn!(
+            instance,
+            rows = refused.count,
+            reason = refused.reason,
+            more,
+            "rows of a sample refused; see `vmwatch-metrics dead-letters list`"
+        );
+        let letter = Letter {
+            message: message.clone(),
+            reason: refused.reason.clone(),
+            keep: true,
+        };
+        if self.letters.try_send(letter).is_err() {
+            counter!("vmwatch_dead_letters_dropped_total").increment(1);
         }
     }
 

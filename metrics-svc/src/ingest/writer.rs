@@ -15,7 +15,7 @@ use vmwatch_bus::Bus;
 
 use super::{
     batch::{Batch, Refused, acknowledge},
-    dead_letter::refuse,
+    dead_letter::{publish_copy, refuse},
     message::read,
     suspects::{self, Suspects},
     verdict::{Verdict, verdicts},
@@ -125,6 +125,10 @@ impl Writer {
         }
         match read(&message, self.offset) {
             Ok(documents) => {
+                if let Some(refused) = &documents.refused {
+                    counter!("vmwatch_rows_refused_total").increment(refused.count);
+                    publish_copy(&self.bus, &message, &refused.reason).await;
+                }
                 let mut batch = Batch::default();
                 batch.add(documents, message);
                 let span = batch.span();
