@@ -17,7 +17,7 @@ use vmwatch_service::{
 use vmwatch_store::StoreSettings;
 
 pub use self::retention_rules::RetentionRules;
-use crate::store::RowKind;
+use crate::row_kind::RowKind;
 
 const HEALTH: &str = "127.0.0.1:9082";
 const BLOCK_COLLECTION: Setting = Setting {

@@ -12,8 +12,8 @@ use vmwatch_api::{
 use vmwatch_blocks::RowIdentity;
 
 use crate::{
-    history::chart::{bucket_start, width_ms},
-    store::RowKind,
+    row_kind::RowKind,
+    time_buckets::{bucket_start, width_ms},
 };
 
 /// Name of the internal date field, which retention uses. It is never part of an answer.
@@ -362,8 +362,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        history::sums::{RESTRICTED, VmRow},
         processes::row::StoredProcess,
+        vm_row::{RESTRICTED, VmRow},
     };
 
     fn sample() -> Sample {

@@ -23,9 +23,7 @@ use vmwatch_api::{
 };
 use vmwatch_bus::{Bus, provision::ensure_stream};
 
-use crate::{
-    MetricsError, config::EventSettings, documents::SAMPLED_AT, history::sums::VmRow, newest::NewestRows,
-};
+use crate::{MetricsError, config::EventSettings, documents::SAMPLED_AT, newest::NewestRows, vm_row::VmRow};
 
 /// Maximum number of queued events. While the bus is unreachable the queue fills, and further events are dropped.
 const QUEUE_LENGTH: usize = 4096;

@@ -8,6 +8,7 @@ use vmwatch_api::{
     lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
     processes::{ProcessEvents, ProcessHistory, ProcessesAt},
+    rows::RowExport,
     vms::{Get, List, VmPage, VmQuery},
     wire::Fault,
 };
@@ -21,13 +22,14 @@ use crate::{
     history::History,
     processes::Processes,
     row_cache::{RowCache, RowQuery},
-    store::RowKind,
+    store::{RowKind, RowStore},
     vms::VmList,
 };
 
 /// Registers all methods of metrics-svc with the bus server.
 pub(crate) fn register(
     server: Server,
+    store: &Arc<RowStore>,
     newest: &Arc<RowCache>,
     history: &Arc<History>,
     processes: &Arc<Processes>,
@@ -39,6 +41,12 @@ pub(crate) fn register(
         VmHistory,
         bind(history, |history, context, query| async move {
             history.series(&query, Deadline::of(&context)).await
+        }),
+    );
+    let server = server.method(
+        RowExport,
+        bind(store, |store, context, query| async move {
+            store.export(&query, Deadline::of(&context)).await
         }),
     );
     process_queries(server, processes)

@@ -31,9 +31,9 @@ use crate::{
     database::{find, update},
     deadline::Deadline,
     documents::SAMPLED_AT,
-    history::sums::{RESTRICTED, VmRow, number},
     retention,
     store::RowStore,
+    vm_row::{RESTRICTED, VmRow, number},
 };
 
 /// The collection with one document per VM: its newest row and recent CPU maxima.

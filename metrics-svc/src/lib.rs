@@ -26,9 +26,12 @@ mod removal;
 mod retention;
 pub mod row_cache;
 pub mod row_json;
+mod row_kind;
 mod row_retention;
 pub mod store;
 pub mod streams;
+mod time_buckets;
+mod vm_row;
 mod vms;
 
 use std::{pin::pin, sync::Arc, time::Duration};
@@ -147,7 +150,7 @@ async fn serve(
     tokio::join!(newest.pass(), known_vms.filled(FIRST_READ));
 
     let server = Server::new(bus, Service::Metrics, settings.serve);
-    let server = handlers::register(server, &rows, &history, &processes, &vms);
+    let server = handlers::register(server, store, &rows, &history, &processes, &vms);
     let server = server.method(HistoryRemove, bind(&removal, Removal::remove));
     // The task that publishes live events ends when all its senders are dropped, so only the server may hold this one.
     drop(removal);

@@ -10,7 +10,7 @@ use vmwatch_api::InstanceId;
 use crate::{
     config::{MetricsSettings, RetentionRules, RetentionSettings},
     known_vms::KnownVms,
-    store::RowKind,
+    row_kind::RowKind,
 };
 
 /// The retention of the rows of all VMs.

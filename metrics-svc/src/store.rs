@@ -21,6 +21,7 @@ use tracing::Instrument;
 use vmwatch_api::{Service, time::UtcOffset};
 use vmwatch_store::{StoreSettings, command_span};
 
+pub use crate::row_kind::RowKind;
 use crate::{
     MetricsError,
     blocks::{self, BlockEncoder, HourQueue},
@@ -38,15 +39,6 @@ const LARGE_READS: usize = 4;
 
 /// How long a cursor of a read may be open if the setting of compaction is not known.
 const LONGEST_READ: Duration = Duration::from_secs(24);
-
-/// The two kinds of rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RowKind {
-    /// Rows with the values of VMs.
-    Vm,
-    /// Rows with the values of processes.
-    Process,
-}
 
 /// A document that the database did not store when it was inserted with others.
 #[derive(Debug, Clone, PartialEq, Eq)]

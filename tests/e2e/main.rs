@@ -34,6 +34,7 @@ mod ingest_retention_rules;
 mod ingest_support;
 mod latest;
 mod live_events;
+mod module_cycles;
 mod newest;
 mod old_rows;
 mod page;

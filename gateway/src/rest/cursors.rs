@@ -1,5 +1,7 @@
 //! Cursors of paged lists. A cursor marks the end of a page; the client sends it back to get the next page.
 
+use std::fmt;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use utoipa::{
     PartialSchema, ToSchema,
@@ -10,6 +12,7 @@ use vmwatch_api::{
     lifecycle::OperationPosition,
     metrics::RowId,
     processes::{EventPosition, ProcessEventKind, TablePosition},
+    rows::ExportPosition,
 };
 
 const RULE: &str = "must be the `next` value of the previous page";
@@ -29,6 +32,10 @@ pub(super) struct EventCursor(pub(super) EventPosition);
 /// Cursor in the audit log: a position in each of the two streams of audit records.
 #[derive(Debug)]
 pub(super) struct AuditPosition(pub(super) AuditCursor);
+
+/// Cursor in an export of rows: effective date, `create_date` and id of the last row on the page.
+#[derive(Debug)]
+pub(super) struct RowCursor(pub(super) ExportPosition);
 
 /// OpenAPI schema of a cursor. Every string that matches the pattern must be a valid cursor.
 pub(super) fn cursor_schema(pattern: &str) -> RefOr<Schema> {
@@ -82,6 +89,45 @@ impl EventCursor {
     }
 }
 
+impl RowCursor {
+    const PATTERN: &str = "^-?[0-9]{1,20}\\.([0-9]{14}|[0-9]{20})\\.[0-9a-f]{24}$";
+
+    fn read(text: &str) -> Option<Self> {
+        let (effective, rest) = text.split_once('.')?;
+        let (date, id) = rest.split_once('.')?;
+        let (sign, digits) = match effective.strip_prefix('-') {
+            Some(digits) => (-1, digits),
+            None => (1, effective),
+        };
+        let micros = i64::try_from(number(digits)?).unwrap_or(i64::MAX);
+        Some(Self(ExportPosition {
+            effective_us: sign * micros,
+            create_date: date_of(date)?,
+            id: RowId::new(id)?,
+        }))
+    }
+}
+
+/// Writes 14 or 20 digits as a `create_date`.
+fn date_of(digits: &str) -> Option<String> {
+    if !matches!(digits.len(), 14 | 20) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let mut date = String::with_capacity(26);
+    for (index, digit) in digits.chars().enumerate() {
+        let mark = match index {
+            4 | 6 => Some('-'),
+            8 => Some('T'),
+            10 | 12 => Some(':'),
+            14 => Some('.'),
+            _ => None,
+        };
+        date.extend(mark);
+        date.push(digit);
+    }
+    Some(date)
+}
+
 impl AuditPosition {
     const PATTERN: &str = "^[0-9]{1,20}-[0-9]{1,20}$";
 
@@ -98,6 +144,14 @@ impl AuditPosition {
 fn number(digits: &str) -> Option<u64> {
     let fits = (1..=20).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
     fits.then(|| digits.parse().unwrap_or(u64::MAX))
+}
+
+impl fmt::Display for RowCursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.create_date.chars().filter(char::is_ascii_digit);
+        let date: String = digits.collect();
+        write!(f, "{}.{date}.{}", self.0.effective_us, self.0.id.as_str())
+    }
 }
 
 impl Serialize for OperationCursor {
@@ -166,6 +220,19 @@ impl<'de> Deserialize<'de> for EventCursor {
     }
 }
 
+impl<'de> Deserialize<'de> for RowCursor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let rule = "must be the X-Next-Cursor header of the previous page";
+        Self::read(&String::deserialize(deserializer)?).ok_or_else(|| D::Error::custom(rule))
+    }
+}
+
+impl PartialSchema for RowCursor {
+    fn schema() -> RefOr<Schema> {
+        cursor_schema(Self::PATTERN)
+    }
+}
+
 impl PartialSchema for OperationCursor {
     fn schema() -> RefOr<Schema> {
         cursor_schema(Self::PATTERN)
@@ -187,6 +254,7 @@ impl PartialSchema for EventCursor {
 impl ToSchema for OperationCursor {}
 impl ToSchema for TableCursor {}
 impl ToSchema for EventCursor {}
+impl ToSchema for RowCursor {}
 
 #[cfg(test)]
 mod tests {
@@ -203,6 +271,12 @@ mod tests {
         );
         assert_eq!(serde_json::to_value(TableCursor::read(table)).unwrap(), table);
         assert_eq!(serde_json::to_value(EventCursor::read(event)).unwrap(), event);
+        for row in [
+            "1483277879001065.20170101213759001065.58690637594c10403e25b048",
+            "-1.00000101000000.000000000000000000000000",
+        ] {
+            assert_eq!(RowCursor::read(row).unwrap().to_string(), row);
+        }
         assert_eq!(serde_json::to_value(AuditPosition::read("12-3")).unwrap(), "12-3");
     }
 
@@ -218,6 +292,13 @@ mod tests {
         ] {
             assert!(TableCursor::read(bad).is_none(), "{bad}");
             assert!(OperationCursor::read(bad).is_none(), "{bad}");
+        }
+        for bad in [
+            "1.20170101213759.5869",
+            "1.2017.58690637594c10403e25b048",
+            "--1.20170101213759.58690637594c10403e25b048",
+        ] {
+            assert!(RowCursor::read(bad).is_none(), "{bad}");
         }
         for bad in [
             "1.died.1.1",

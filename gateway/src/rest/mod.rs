@@ -20,6 +20,7 @@ mod problem;
 mod processes;
 mod range;
 mod removal;
+mod rows;
 mod same_origin;
 mod samples;
 mod sessions;
@@ -63,6 +64,7 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(vms::get, removal::remove))
         .routes(routes!(labels::get, labels::set))
         .routes(routes!(samples::samples))
+        .routes(routes!(rows::rows))
         .routes(routes!(processes::table))
         .routes(routes!(processes::history))
         .routes(routes!(processes::events))

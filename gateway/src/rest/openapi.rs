@@ -19,13 +19,16 @@ use utoipa::{
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use vmwatch_api::{
     processes::{Order, ProcessName, ProcessSort},
+    rows::RowKind,
     vms::VmSort,
 };
 
 use super::{
     caller::PLAIN_COOKIE,
+    cursors::RowCursor,
     events::{MachineEvent, ProcessesEvent, RemovedEvent, SampleEvent},
     problem::{PROBLEM_JSON, ProblemDocument},
+    rows::RowFormat,
     samples::Format,
 };
 
@@ -48,7 +51,7 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
         // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
-        Format, Order, ProcessName, ProcessSort, VmSort,
+        Format, Order, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
         // These types are the data of live events, which no route references.
         SampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
     )),

@@ -160,17 +160,19 @@ pub(super) fn check_steps(first_ms: u64, next_ms: u64) -> Result<(), Fault> {
 
 /// Chooses CSV if the `Accept` header lists it before JSON.
 fn preferred(headers: &HeaderMap) -> Format {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or("");
-    let types = accept.split(',').filter_map(|range| range.split(';').next());
-    let mut known = types.filter_map(|essence| match essence.trim() {
+    let known = accepted(headers, |essence| match essence {
         "text/csv" => Some(Format::Csv),
         "application/json" => Some(Format::Json),
         _ => None,
     });
-    known.next().unwrap_or(Format::Json)
+    known.unwrap_or(Format::Json)
+}
+
+/// The format of the first media type in the `Accept` header for which there is one.
+pub(super) fn accepted<T>(headers: &HeaderMap, format: impl Fn(&str) -> Option<T>) -> Option<T> {
+    let accept = headers.get(header::ACCEPT)?.to_str().ok()?;
+    let mut types = accept.split(',').filter_map(|range| range.split(';').next());
+    types.find_map(|essence| format(essence.trim()))
 }
 
 impl Series {

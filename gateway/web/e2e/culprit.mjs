@@ -1,4 +1,5 @@
 // Story: an operator finds the process that uses the CPU, now and at a past moment.
+import { readFileSync } from "node:fs";
 import { check, command, figure, setting, signIn, story, until, url } from "./browser.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
@@ -55,6 +56,15 @@ await story(async (page) => {
   await first.locator("button").click();
   await page.locator('[data-chart="process-cpu"] canvas').waitFor();
   check(page.url().includes(`process=${burner}`), "the URL contains the name of the process");
+
+  // The samples of this process can be downloaded.
+  await page.getByRole("button", { name: "Download…" }).click();
+  const dialog = page.locator("dialog[open]");
+  const [file] = await Promise.all([page.waitForEvent("download"), dialog.locator('button[type="submit"]').click()]);
+  const lines = readFileSync(await file.path(), "utf8").trimEnd().split("\r\n");
+  check(file.suggestedFilename().endsWith(".csv") && lines[0].startsWith("net_incoming,"), "the file is a CSV file");
+  check(lines.length > 10 && lines.slice(1).every((line) => line.includes(`,${burner},`)), "the file has the rows of the process");
+  await dialog.waitFor({ state: "detached" });
   await page.keyboard.press("Escape");
   await until("the Esc key unpins the moment", () => !page.url().includes("at="));
 

@@ -6,7 +6,7 @@ use bson::{Binary, DateTime, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc, sp
 use vmwatch_blocks::{Encoder, RowError, Rows, Value};
 
 use super::hour_of;
-use crate::{MetricsError, documents::SAMPLED_AT, store::RowKind};
+use crate::{MetricsError, documents::SAMPLED_AT, row_kind::RowKind};
 
 /// Why no block can hold a row.
 #[derive(Debug, Clone, thiserror::Error)]

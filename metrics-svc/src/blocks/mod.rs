@@ -23,14 +23,13 @@ use std::time::Duration;
 
 use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{Collection, IndexModel, options::IndexOptions};
-use vmwatch_blocks::Kind;
 
 pub(crate) use self::{
     document::StoredBlock,
     encode::{BlockEncoder, push},
     hours::{HourQueue, QueuedHour, VmHour},
 };
-use crate::{MetricsError, store::RowKind};
+use crate::MetricsError;
 
 /// Field of a block whose rows were far ahead of their arrival: kind, VM and `create_date` of the rows.
 pub(crate) const AHEAD: &str = "ahead";
@@ -41,24 +40,6 @@ pub(crate) const CLOSED_AFTER: Duration = Duration::from_mins(5);
 /// Time after the end of an hour from which on readers expect blocks with several dates. It is shorter than
 /// [`CLOSED_AFTER`] by more than the clocks of writers and readers may differ.
 pub(crate) const EXPECTED_CLOSED_AFTER: Duration = Duration::from_mins(4);
-
-impl RowKind {
-    /// The kind in blocks.
-    pub(crate) const fn in_blocks(self) -> Kind {
-        match self {
-            Self::Vm => Kind::Vm,
-            Self::Process => Kind::Process,
-        }
-    }
-
-    /// The value of the field `kind` of a block's document.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Vm => "vm",
-            Self::Process => "process",
-        }
-    }
-}
 
 /// Start of the hour (UTC) that contains a time, both in Unix microseconds.
 pub(crate) const fn hour_of(micros: i64) -> i64 {

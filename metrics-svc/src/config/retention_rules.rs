@@ -8,7 +8,7 @@ use vmwatch_api::{
 };
 use vmwatch_service::config::{InvalidSpan, Span};
 
-use crate::store::RowKind;
+use crate::row_kind::RowKind;
 
 /// Maximum number of rules, because each block of rows is compared with them.
 const MAX_RULES: usize = 64;

@@ -2,6 +2,8 @@
 
 use vmwatch_api::history::{Points, Resolution, TimeRange};
 
+use crate::time_buckets::{bucket_start, width_ms};
+
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
 const HOUR: u64 = 60 * MINUTE;
@@ -34,25 +36,6 @@ const LADDER: [u64; 22] = [
     2 * DAY,
     5 * DAY,
 ];
-
-/// Bucket length of a resolution in milliseconds. Raw rows have no bucket length; they count as one second.
-pub(crate) const fn width_ms(resolution: Resolution) -> u64 {
-    match resolution {
-        Resolution::Raw => SECOND,
-        Resolution::FiveMinutes => 5 * MINUTE,
-        Resolution::Hour => HOUR,
-        Resolution::Day => DAY,
-    }
-}
-
-/// Returns the start of the time bucket that contains a time. Time buckets are aligned to multiples of their length in
-/// local time, so that a day is a calendar day at the site of the deployment.
-pub(crate) fn bucket_start(at_ms: u64, width_ms: u64, offset_ms: i64) -> u64 {
-    let into = i128::from(at_ms) + i128::from(offset_ms);
-    let rest = into.rem_euclid(i128::from(width_ms.max(1)));
-    // The remainder is less than the width, so the conversion is exact. Times before 1970 become 0.
-    at_ms.saturating_sub(u64::try_from(rest).unwrap_or(0))
-}
 
 /// The time buckets of a chart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

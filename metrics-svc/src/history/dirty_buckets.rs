@@ -16,11 +16,13 @@ use futures::TryStreamExt;
 use mongodb::{Collection, options::InsertManyOptions};
 use vmwatch_api::{InstanceId, history::Resolution};
 
-use super::{
-    chart::{bucket_start, width_ms},
-    rollups::Bucket,
+use super::rollups::Bucket;
+use crate::{
+    MetricsError,
+    documents::SAMPLED_AT,
+    store::RowStore,
+    time_buckets::{bucket_start, width_ms},
 };
-use crate::{MetricsError, documents::SAMPLED_AT, store::RowStore};
 
 /// Number of dirty buckets that are processed together; the rows of all their time buckets are in memory meanwhile.
 pub(crate) const CHUNK: usize = 250;

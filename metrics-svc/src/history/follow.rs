@@ -26,11 +26,10 @@ use vmwatch_api::{history::Resolution, measures::VM_MEASURES};
 
 use super::{
     History,
-    chart::{bucket_start, width_ms},
     dirty_buckets::{CHUNK, DirtyBucket, MAX_AGE},
     late::{self, RowTime},
     rollups::Bucket,
-    sums::{RESTRICTED, Sums, VmRow},
+    sums::Sums,
 };
 use crate::{
     MetricsError,
@@ -38,6 +37,8 @@ use crate::{
     instances::Report,
     reads::{Budget, Query, Scan, micros},
     store::RowKind,
+    time_buckets::{bucket_start, width_ms},
+    vm_row::{RESTRICTED, VmRow},
 };
 
 /// Maximum number of time buckets read concurrently. The limit leaves connections of the database pool to requests.

@@ -13,18 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use vmwatch_api::{InstanceId, history::Resolution};
 
-use super::{
-    History, before_now,
-    chart::{bucket_start, width_ms},
-    rollups::Bucket,
-    sums::Sums,
-};
+use super::{History, before_now, rollups::Bucket, sums::Sums};
 use crate::{
     MetricsError,
     deadline::Deadline,
     instances::Report,
     reads::{Budget, Most, Newest, Order, Query, Row, micros},
     store::RowKind,
+    time_buckets::{bucket_start, width_ms},
 };
 
 /// Deadline for reading the rows of one VM and day.

@@ -6,7 +6,7 @@ use vmwatch_api::{
     processes::ProcessRow,
 };
 
-use crate::{MetricsError, history::sums::number};
+use crate::{MetricsError, vm_row::number};
 
 /// A process row, with its `_id` if that is an `ObjectId`.
 pub(crate) struct StoredProcess {

@@ -75,6 +75,11 @@ impl Budget {
         enough
     }
 
+    /// Allows the request to decode as much again.
+    pub(super) const fn refill(&mut self) {
+        self.left = MAX_DECODED;
+    }
+
     /// Whether nothing was decoded yet.
     pub(super) const fn is_whole(&self) -> bool {
         self.left == MAX_DECODED

@@ -18,7 +18,7 @@ const LAST_MICROS: i64 = 253_402_000_000_000_000;
 pub(super) enum Dates<'a> {
     /// All rows within the time of the query.
     Within,
-    /// The rows with this date and a smaller `_id`.
+    /// The rows with this date that come after this `_id` in the order of the query.
     Tied(&'a str, bson::oid::ObjectId),
 }
 
@@ -72,7 +72,11 @@ fn filter(query: &Query<'_>, dates: Dates<'_>, offset: UtcOffset) -> Document {
         }
         Dates::Tied(date, id) => {
             filter.insert("create_date", date);
-            filter.insert("_id", doc! { "$lt": id });
+            let comes_after = match query.order {
+                Order::Newest => "$lt",
+                Order::Oldest => "$gt",
+            };
+            filter.insert("_id", doc! { comes_after: id });
         }
     }
     filter

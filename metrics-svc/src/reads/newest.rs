@@ -39,6 +39,8 @@ pub(crate) struct Newest<'a> {
     most: Most<'a>,
     order: Order,
     rows: Vec<Row>,
+    /// The bound of the first block.
+    begun_at: Option<i64>,
     /// The rows are complete up to this effective date, because the budget ended there.
     pub(crate) ended_at: Option<i64>,
 }
@@ -49,6 +51,7 @@ impl<'a> Newest<'a> {
             most,
             order,
             rows: Vec::new(),
+            begun_at: None,
             ended_at: None,
         }
     }
@@ -114,17 +117,23 @@ impl<'a> Newest<'a> {
                 return Ok(());
             };
             if let Some(block) = StoredBlock::from_document(document) {
-                let bound = self.bound(&block, closed);
+                let bound = self.bound(&block, query, closed);
+                let begun_at = *self.begun_at.get_or_insert(bound);
                 if self.is_complete_before(bound) {
                     return Ok(());
                 }
-                if !self.is_complete_before(self.nearest(&block)) {
+                let is_outside = block.to < query.time.start || block.from >= query.time.end;
+                if !is_outside && !self.is_complete_before(self.nearest(&block)) {
                     // Some rows with the date at which the last page ended were on that page.
                     let first = First {
                         rows: self.most.rows,
                         and_at: self.most.after.map(|(effective, ..)| effective),
                     };
                     match decode(&block, query, Some(first), budget) {
+                        Decoded::OverBudget if bound == begun_at => {
+                            budget.refill();
+                            continue;
+                        }
                         Decoded::OverBudget => {
                             self.ended_at = Some(bound);
                             return Ok(());
@@ -139,14 +148,15 @@ impl<'a> Newest<'a> {
         }
     }
 
-    /// The effective date that no row of this block or a later one comes before, in the order of the query.
-    fn bound(&self, block: &StoredBlock<'_>, closed: i64) -> i64 {
-        match self.order {
-            Order::Oldest => block.from,
+    /// The effective date that no row of the query in this block or a later one comes before, in the order of the query.
+    fn bound(&self, block: &StoredBlock<'_>, query: &Query<'_>, closed: i64) -> i64 {
+        let bound = match self.order {
+            Order::Oldest => return block.from.max(query.time.start),
             // Blocks of an hour that has not ended long ago have one date each, and blocks are sorted by it.
             Order::Newest if block.hour() + HOUR_MICROS > closed => block.to,
             Order::Newest => block.hour() + HOUR_MICROS - 1,
-        }
+        };
+        bound.min(query.time.end.saturating_sub(1))
     }
 
     /// The effective date that no row of this block comes before, in the order of the query.
@@ -180,11 +190,12 @@ impl<'a> Newest<'a> {
         }
         let mut parts = vec![Dates::Within];
         let mut query = query.clone();
-        if let Some((effective, date, Some(id))) = self.most.after
-            && query.order == Order::Newest
-        {
+        if let Some((effective, date, Some(id))) = self.most.after {
             // Rows of that very moment are read apart, because there may be more of them than the page has rows.
-            query.time.end = query.time.end.min(effective);
+            match query.order {
+                Order::Newest => query.time.end = query.time.end.min(effective),
+                Order::Oldest => query.time.start = query.time.start.max(effective.saturating_add(1)),
+            }
             parts.push(Dates::Tied(date, bson::oid::ObjectId::from_bytes(id)));
         }
         for part in parts {

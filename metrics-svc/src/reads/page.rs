@@ -17,6 +17,9 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
+/// The `create_date` that sorts before all others.
+pub(super) const FIRST_DATE: &str = "0000-01-01T00:00:00";
+
 /// A query for a page of the newest rows of a VM.
 #[derive(Debug, Clone, Copy)]
 pub struct PageQuery<'a> {
@@ -83,10 +86,25 @@ fn into_page(
     rows: &[Row],
     end: Option<RowPosition>,
 ) -> Result<RowPage, MetricsError> {
+    let (json, on_page) = encode(kind, limit, rows)?;
+    let last = on_page.checked_sub(1).and_then(|last| rows.get(last));
+    let next = if on_page < rows.len() {
+        last.map(position).transpose()?
+    } else {
+        end
+    };
+    let left = Limit::new((limit - on_page) as u64);
+    Ok(RowPage {
+        rows: json,
+        next: left.zip(next).map(|(limit, before)| NextRows { limit, before }),
+    })
+}
+
+/// Encodes as many rows as fit on a page of `limit` rows; returns their number, too.
+pub(super) fn encode(kind: RowKind, limit: usize, rows: &[Row]) -> Result<(Rows, usize), MetricsError> {
     let mut json = Vec::from(b"[");
     let mut room = PageRoom::new(limit);
-    let mut last = None;
-    let mut next = end;
+    let mut on_page = 0;
     for row in rows {
         let before = json.len();
         if before > 1 {
@@ -98,19 +116,14 @@ fn into_page(
         }
         if !room.take(json.len() - before) {
             json.truncate(before);
-            next = last.map(position).transpose()?;
             break;
         }
-        last = Some(row);
+        on_page += 1;
     }
     json.push(b']');
     let text = String::from_utf8(json)
         .map_err(|error| MetricsError::Io(std::io::Error::new(std::io::ErrorKind::InvalidData, error)))?;
-    let left = Limit::new(room.items() as u64);
-    Ok(RowPage {
-        rows: Rows::from_json(text)?,
-        next: left.zip(next).map(|(limit, before)| NextRows { limit, before }),
-    })
+    Ok((Rows::from_json(text)?, on_page))
 }
 
 fn position(row: &Row) -> Result<RowPosition, MetricsError> {
@@ -124,9 +137,7 @@ fn position(row: &Row) -> Result<RowPosition, MetricsError> {
 
 /// The position after all rows with a later effective date than this.
 fn end_position(effective: i64) -> Result<RowPosition, MetricsError> {
-    let first_date = "0000-01-01T00:00:00"
-        .parse()
-        .map_err(|_| MetricsError::NoCursor)?;
+    let first_date = FIRST_DATE.parse().map_err(|_| MetricsError::NoCursor)?;
     Ok(RowPosition {
         effective_us: effective.saturating_add(1),
         create_date: first_date,

@@ -25,6 +25,7 @@ mod page;
 mod principal;
 pub mod processes;
 pub mod removal;
+pub mod rows;
 pub mod sessions;
 mod text;
 pub mod time;
@@ -196,6 +197,7 @@ pub const METHODS: &[MethodInfo] = &[
     processes::ProcessesAt::INFO,
     processes::ProcessHistory::INFO,
     processes::ProcessEvents::INFO,
+    rows::RowExport::INFO,
     lifecycle::Start::INFO,
     lifecycle::State::INFO,
     lifecycle::Stop::INFO,

@@ -7,6 +7,7 @@ pub(crate) mod events;
 mod labels;
 mod operations;
 mod own_sessions;
+mod rows;
 mod samples;
 mod schemathesis;
 mod sessions;

@@ -108,6 +108,11 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "instance_id": ID, "range": range, "limit": 10 }),
             Viewer,
         ),
+        (
+            "metrics.rows.export",
+            json!({ "instance_id": ID, "kind": "process", "range": range }),
+            Viewer,
+        ),
         ("lifecycle.start", at.clone(), Operator),
         ("lifecycle.state", at.clone(), Viewer),
         ("lifecycle.stop", at.clone(), Operator),
@@ -178,6 +183,12 @@ fn routes() -> Vec<Route> {
             Operator,
         ),
         ("GET", "/vms/{instance_id}/samples", none.clone(), Viewer),
+        (
+            "GET",
+            "/vms/{instance_id}/rows?kind=process",
+            none.clone(),
+            Viewer,
+        ),
         ("GET", "/vms/{instance_id}/processes", none.clone(), Viewer),
         (
             "GET",

@@ -9,6 +9,7 @@ import { t } from "../../i18n";
 import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
 import { route } from "../../router";
 import { Charts } from "./charts";
+import { Download } from "./download";
 import { Header } from "./header";
 import { ProcessHistory } from "./process-history";
 import { ProcessTable } from "./process-table";
@@ -60,7 +61,9 @@ export function VmPage({ id }: { id: string }) {
     <>
       <Header vm={vm.data} />
       <DegradedNote degraded={vm.data.degraded} />
-      <RangeBar range={shown} resolution={history.resolution} loading={history.loading} />
+      <RangeBar range={shown} resolution={history.resolution} loading={history.loading}>
+        <Download id={id} name={vm.data.name ?? id} range={shown} />
+      </RangeBar>
       {charted && history.columns ? (
         <Charts columns={history.columns} range={shown} hover={hover} click={(at) => pin(shown, moment(at))} />
       ) : history.failure ? (

@@ -1,3 +1,4 @@
+import type { ComponentChildren } from "preact";
 import type { Schemas } from "../../api/client";
 import { fullTime } from "../../format";
 import { t } from "../../i18n";
@@ -8,9 +9,10 @@ interface RangeBarProps {
   range: Range;
   resolution: Schemas["Resolution"] | undefined;
   loading: boolean;
+  children: ComponentChildren;
 }
 
-export function RangeBar({ range, resolution, loading }: RangeBarProps) {
+export function RangeBar({ range, resolution, loading, children }: RangeBarProps) {
   const texts = t().vm;
   const options = (Object.keys(RANGES) as RangeName[]).map((name) => [name, texts.ranges[name]] as const);
   const whole = Math.abs(range.to - range.from - RANGES[range.name]) < 1000;
@@ -22,6 +24,7 @@ export function RangeBar({ range, resolution, loading }: RangeBarProps) {
         <button type="button" aria-label={texts.later} title={texts.later} disabled={range.live} onClick={() => shift(range, 0.5)}>→</button>
       </div>
       {!range.live && <button type="button" class="primary" onClick={backToLive}>{texts.backToLive}</button>}
+      {children}
       <span class="faint between" aria-busy={loading}>
         {!range.live && texts.zoomed(fullTime(range.from), fullTime(range.to))}{" "}
         {resolution && texts.resolution[resolution]}
