@@ -35,7 +35,7 @@ use crate::{
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
 /// Maximum number of requests at once that decode more than a few blocks.
-const LARGE_READS: usize = 4;
+pub(crate) const LARGE_READS: usize = 4;
 
 /// How long a cursor of a read may be open if the setting of compaction is not known.
 const LONGEST_READ: Duration = Duration::from_secs(24);

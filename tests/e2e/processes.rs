@@ -374,7 +374,7 @@ async fn process_starts_and_ends_are_listed_newest_first() {
             let minute = event.at_ms.cast_signed() - start.cast_signed();
             (event.kind, event.name, event.pid, minute / MINUTE.cast_signed())
         });
-        (events.collect::<Vec<_>>(), page.more)
+        (events.collect::<Vec<_>>(), page.next.is_some())
     };
     let (started, ended) = (ProcessEventKind::Started, ProcessEventKind::Ended);
     let event = |kind, name: &str, pid, minute| (kind, name.to_owned(), pid, minute);

@@ -272,12 +272,15 @@ async fn read_all(
     // One permit covers the reading of all pages.
     let _permit = gateway.admission.enter(&ProcessHistory::INFO, &context).await?;
     let mut all = gateway.bus.call::<ProcessHistory>(&context, &query).await?;
-    while all.more {
-        query.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+    while all.next.is_some() {
+        query.after_ms = all.next;
         let page = gateway.bus.call::<ProcessHistory>(&context, &query).await?;
         check_steps(all.step_ms, page.step_ms)?;
-        all.more = page.more && !page.buckets.is_empty();
+        all.next = page.next;
         all.buckets.extend(page.buckets);
+    }
+    if all.buckets.is_empty() {
+        all.step_ms = 0;
     }
     Ok(all)
 }
@@ -338,7 +341,8 @@ pub(super) struct EventsQuery {
 
 /// List starts and ends of processes
 ///
-/// Starts and ends are derived from samples: a process that started and ended between two samples is not listed.
+/// Starts and ends are derived from samples: a process that started and ended between two samples is not listed. A page
+/// may have few starts and ends or none without being the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/events", tag = "processes", operation_id = "process_events",
     params(("instance_id" = InstanceId, Path, description = "VM id"), EventsQuery),
@@ -360,11 +364,9 @@ pub(super) async fn events(
         before: query.cursor.map(|cursor| cursor.0),
     };
     let page = caller.ask::<ProcessEvents>(&gateway, &request).await?;
-    let last = page.events.last().filter(|_| page.more);
-    let next = last.map(|last| EventCursor(last.position()));
     Ok(axum::Json(ProcessEventList {
         events: page.events.into_iter().map(ProcessEvent::from).collect(),
-        next,
+        next: page.next.map(EventCursor),
     }))
 }
 

@@ -137,12 +137,15 @@ async fn read_all(gateway: &Gateway, caller: &Caller, mut query: VmHistoryQuery)
     // One permit covers the reading of all pages.
     let _permit = gateway.admission.enter(&VmHistory::INFO, &context).await?;
     let mut all: VmSeries = gateway.bus.call::<VmHistory>(&context, &query).await?;
-    while all.more {
-        query.after_ms = all.buckets.last().map(|bucket| bucket.at_ms);
+    while all.next.is_some() {
+        query.after_ms = all.next;
         let page = gateway.bus.call::<VmHistory>(&context, &query).await?;
         check_steps(all.step_ms, page.step_ms)?;
-        all.more = page.more && !page.buckets.is_empty();
+        all.next = page.next;
         all.buckets.extend(page.buckets);
+    }
+    if all.buckets.is_empty() {
+        all.step_ms = 0;
     }
     Ok(all)
 }

@@ -51,6 +51,13 @@ pub(crate) struct Chart {
 }
 
 impl Chart {
+    /// Start of the last time bucket that ends at or before a time, if it starts at or after `start_ms`.
+    pub(crate) fn last_complete(&self, start_ms: u64, end_ms: u64) -> Option<u64> {
+        let complete = end_ms.checked_sub(self.first_ms)? / self.step_ms.max(1);
+        let last = complete.checked_sub(1)?.saturating_mul(self.step_ms);
+        Some(self.first_ms.saturating_add(last)).filter(|last| *last >= start_ms)
+    }
+
     /// Plans a chart: chooses the shortest time buckets of which at most `points` overlap the range, and the coarsest
     /// resolution that can fill them. If the range begins before the retention of that resolution (`kept_since`), a
     /// coarser resolution is used.

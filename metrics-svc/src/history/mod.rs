@@ -134,14 +134,22 @@ impl History {
             .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
             .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
         let (buckets, more) = first_page(buckets, chart.buckets);
-        if buckets.is_empty() {
+        let next = match (more, ended) {
+            (true, _) => buckets.last().map(|bucket| bucket.at_ms),
+            (false, Some(_)) => {
+                let last = chart.last_complete(start_ms, complete_ms);
+                Some(last.ok_or(MetricsError::TooMuch)?)
+            }
+            (false, None) => None,
+        };
+        if buckets.is_empty() && next.is_none() {
             return Ok(VmSeries::default());
         }
         Ok(VmSeries {
             step_ms: chart.step_ms,
             resolution: chart.resolution,
             buckets,
-            more: more || ended.is_some(),
+            next,
         })
     }
 }

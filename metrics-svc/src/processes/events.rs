@@ -1,6 +1,6 @@
 //! Starts and ends of processes, derived from process rows.
 
-use std::{cmp::Reverse, collections::HashSet};
+use std::collections::BTreeMap;
 
 use vmwatch_api::{
     first_page,
@@ -24,13 +24,14 @@ const COLUMNS: [&str; 4] = ["cmd", "pid", "running_time", "shutdown_time"];
 /// A process that started or ended in a range is in a sample that was taken at most this long after the range.
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
 
-/// The events that were found so far.
+/// The newest events that were found so far.
 struct Found {
     /// The events must be in this range, and after the position of the last page.
     range: TimeRange,
     before: Option<EventPosition>,
-    seen: HashSet<(ProcessEventKind, u32, u64)>,
-    events: Vec<ProcessEvent>,
+    /// Number of events on a page. One more is kept, by which it is known whether the page is the last one.
+    most: usize,
+    events: BTreeMap<EventPosition, ProcessEvent>,
 }
 
 impl Processes {
@@ -47,18 +48,19 @@ impl Processes {
         let Some(range) = up_to(query.range, query.before) else {
             return Ok(ProcessEventList::default());
         };
-        let most = usize::from(query.limit.get());
         let mut found = Found {
             range,
             before: query.before,
-            seen: HashSet::new(),
-            events: Vec::new(),
+            most: usize::from(query.limit.get()),
+            events: BTreeMap::new(),
         };
         let end = self.end_of_next_sample(query, range, deadline).await?;
         let mut rows = Query::new(RowKind::Process, &query.instance_id, &COLUMNS);
         rows.time = micros(range.from_ms())..end;
         let budget = Budget::of_request(&self.rows);
         let mut scan = Scan::open(&self.rows, rows, budget, deadline).await?;
+        // The hour of the next sample, which may have no events of the range, and one hour of the range.
+        scan.least_hours = 2;
         let mut ended = None;
         loop {
             let mut unreadable = None;
@@ -71,7 +73,7 @@ impl Processes {
                 return Err(error);
             }
             match step {
-                Step::Hour(hour) if found.since(hour) > most => break,
+                Step::Hour(hour) if found.since(hour) > found.most => break,
                 Step::Hour(_) => {}
                 Step::OverBudget(hour) => {
                     ended = Some(hour);
@@ -80,7 +82,7 @@ impl Processes {
                 Step::End => break,
             }
         }
-        found.page(most, ended)
+        Ok(found.page(ended))
     }
 
     /// The time (Unix microseconds) after the first sample at or after the end of a range; the end of the range if there
@@ -120,35 +122,43 @@ impl Found {
             };
             let in_range = (self.range.from_ms()..self.range.to_ms()).contains(&at_ms);
             let on_page = self.before.is_none_or(|position| event.position() < position);
-            if in_range && on_page && self.seen.insert((kind, row.pid, row.started_ms)) {
-                self.events.push(event);
+            if in_range && on_page {
+                self.events.entry(event.position()).or_insert(event);
+                if self.events.len() > self.most + 1 {
+                    self.events.pop_first();
+                }
             }
         }
     }
 
     /// Number of events since this time (Unix microseconds).
     fn since(&self, micros: i64) -> usize {
-        let since_ms = u64::try_from(micros.div_euclid(1000)).unwrap_or(0);
-        self.events.iter().filter(|event| event.at_ms >= since_ms).count()
+        self.events.range(first_at(micros)..).count()
     }
 
     /// Returns the newest events as a page. `ended` is the start of the hour whose rows were not all read, because the
     /// request has decoded as much as it may; the page then ends with the hour after it.
-    fn page(mut self, most: usize, ended: Option<i64>) -> Result<ProcessEventList, MetricsError> {
-        if let Some(hour) = ended {
-            let complete_ms = u64::try_from((hour + HOUR_MICROS) / 1000).unwrap_or(0);
-            self.events.retain(|event| event.at_ms >= complete_ms);
-            if self.events.is_empty() {
-                return Err(MetricsError::TooMuch);
-            }
+    fn page(mut self, ended: Option<i64>) -> ProcessEventList {
+        let end = ended.map(|hour| first_at(hour.saturating_add(HOUR_MICROS)));
+        if let Some(end) = &end {
+            self.events = self.events.split_off(end);
         }
-        self.events
-            .sort_unstable_by_key(|event| Reverse(event.position()));
-        let (events, more) = first_page(self.events, most);
-        Ok(ProcessEventList {
+        let (events, more) = first_page(self.events.into_values().rev(), self.most);
+        let last = events.last().filter(|_| more).map(ProcessEvent::position);
+        ProcessEventList {
             events,
-            more: more || ended.is_some(),
-        })
+            next: last.or(end),
+        }
+    }
+}
+
+/// The position of the first event that is possible at a time in Unix microseconds.
+fn first_at(micros: i64) -> EventPosition {
+    EventPosition {
+        at_ms: u64::try_from(micros.div_euclid(1000)).unwrap_or(0),
+        kind: ProcessEventKind::Started,
+        pid: 0,
+        started_ms: 0,
     }
 }
 

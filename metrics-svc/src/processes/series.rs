@@ -112,11 +112,19 @@ impl Processes {
             .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
             .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
         let (buckets, more) = first_page(buckets, chart.buckets);
-        let step_ms = if buckets.is_empty() { 0 } else { chart.step_ms };
+        let next = match (more, ended) {
+            (true, _) => buckets.last().map(|bucket| bucket.at_ms),
+            (false, Some(_)) => {
+                let last = chart.last_complete(start_ms, complete_ms);
+                Some(last.ok_or(MetricsError::TooMuch)?)
+            }
+            (false, None) => None,
+        };
+        let is_empty = buckets.is_empty() && next.is_none();
         Ok(ProcessSeries {
-            step_ms,
-            more: more || ended.is_some() && !buckets.is_empty(),
+            step_ms: if is_empty { 0 } else { chart.step_ms },
             buckets,
+            next,
         })
     }
 

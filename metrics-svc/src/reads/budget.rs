@@ -85,3 +85,38 @@ impl Budget {
         self.left == MAX_DECODED
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::LARGE_READS;
+
+    #[tokio::test]
+    async fn only_four_requests_at_once_decode_much() {
+        let permits = Arc::new(Semaphore::new(LARGE_READS));
+        let decoded = |bytes| Budget {
+            left: MAX_DECODED - bytes,
+            permits: Some(Arc::clone(&permits)),
+            ..Budget::of_background()
+        };
+        let deadline = Deadline::after(Duration::from_mins(1));
+        let mut large = Vec::new();
+        for _ in 0..4 {
+            let mut budget = decoded(WITHOUT_PERMIT);
+            budget.admit(deadline).await.unwrap();
+            large.push(budget);
+        }
+        let mut fifth = decoded(WITHOUT_PERMIT);
+        let refused = fifth.admit(Deadline::after(Duration::from_millis(20))).await;
+        assert!(
+            matches!(refused, Err(MetricsError::DeadlinePassed)),
+            "{refused:?}"
+        );
+        // Requests that decode little need no permit.
+        decoded(WITHOUT_PERMIT - 1).admit(deadline).await.unwrap();
+        large.pop();
+        fifth.admit(deadline).await.unwrap();
+    }
+}

@@ -10,7 +10,7 @@
 //! Rows are in the order of their effective dates, then of `create_date`, then of `_id`. A row that is stored several
 //! times is returned once. A request decodes at most [`MAX_DECODED`] bytes; then its answer ends early, with a position
 //! from which the next request continues. Only if the request would end where it began, it decodes more, one block after
-//! another: the rows of one hour of a VM with very many processes.
+//! another: the rows of an hour of a VM with very many processes.
 
 mod budget;
 mod decode;

@@ -112,6 +112,10 @@ pub(crate) struct Scan<'a> {
     flat: Option<Peek>,
     /// The ids of the rows of the hour.
     seen: HashSet<RowId>,
+    /// Number of hours that were read.
+    hours: usize,
+    /// Number of hours that are read whatever the budget, so that a request never ends where it began.
+    pub(crate) least_hours: usize,
 }
 
 /// What came next in a scan.
@@ -146,6 +150,8 @@ impl<'a> Scan<'a> {
             budget,
             flat,
             seen: HashSet::new(),
+            hours: 0,
+            least_hours: 1,
         })
     }
 
@@ -175,6 +181,10 @@ impl<'a> Scan<'a> {
                 None => note_unreadable(&self.query, document),
                 Some(block) if block.hour() != hour => break,
                 Some(block) => match decode(&block, &self.query, None, &mut self.budget) {
+                    Decoded::OverBudget if self.hours < self.least_hours => {
+                        self.budget.refill();
+                        continue;
+                    }
                     Decoded::OverBudget => return Ok(Step::OverBudget(hour)),
                     Decoded::Rows(rows) => {
                         let seen = &mut self.seen;
@@ -193,7 +203,10 @@ impl<'a> Scan<'a> {
                 break;
             }
             if !self.budget.take(row.document.as_bytes().len()) {
-                return Ok(Step::OverBudget(hour));
+                if self.hours >= self.least_hours {
+                    return Ok(Step::OverBudget(hour));
+                }
+                self.budget.refill();
             }
             flat.take();
             if row.id.is_none_or(|id| self.seen.insert(id)) {
@@ -201,6 +214,7 @@ impl<'a> Scan<'a> {
             }
             self.budget.admit(self.deadline).await?;
         }
+        self.hours += 1;
         Ok(Step::Hour(hour))
     }
 

@@ -187,9 +187,10 @@ pub struct VmSeries {
     /// Because buckets are aligned to multiples of their length (in local time), the first can start before the
     /// requested range and the last can end after it.
     pub buckets: Vec<VmBucket>,
-    /// Whether the history continues on a further page.
-    #[serde(default)]
-    pub more: bool,
+    /// The value of `after_ms` for the next page; absent on the last page. A page that is not the last one may have no
+    /// buckets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
 }
 
 /// The default is an empty history: the reply if the VM does not exist, has no rows in the range, or is hidden from the
@@ -200,7 +201,7 @@ impl Default for VmSeries {
             step_ms: 0,
             resolution: Resolution::Raw,
             buckets: Vec::new(),
-            more: false,
+            next: None,
         }
     }
 }

@@ -261,9 +261,10 @@ pub struct ProcessSeries {
     /// The time buckets, sorted and aligned as in [`super::history::VmSeries`]. Buckets in which none of the processes
     /// ran are omitted.
     pub buckets: Vec<ProcessBucket>,
-    /// Whether the history continues on a further page.
-    #[serde(default)]
-    pub more: bool,
+    /// The value of `after_ms` for the next page; absent on the last page. A page that is not the last one may have no
+    /// buckets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
 }
 
 /// Reads the combined history of all processes with the given name or pid: their total usage in each sample, with
@@ -353,8 +354,9 @@ impl ProcessEvent {
 pub struct ProcessEventList {
     /// The process events, newest first.
     pub events: Vec<ProcessEvent>,
-    /// Whether the time range contains older events that were not returned.
-    pub more: bool,
+    /// Position where this page ended; absent on the last page. A page that is not the last one may have no events.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<EventPosition>,
 }
 
 /// Reads the starts and ends of a VM's processes, as observed in its samples. A process that started and ended between
