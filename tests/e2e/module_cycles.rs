@@ -8,8 +8,9 @@ use std::{
 
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
-/// The modules that the source text imports: the names after `crate::`.
+/// The modules that the source text imports outside of its tests: the names after `crate::`.
 fn imported(text: &str) -> BTreeSet<String> {
+    let text = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let code: String = text
         .lines()
         .map(|line| line.split("//").next().unwrap_or_default())
