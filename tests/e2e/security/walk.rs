@@ -47,6 +47,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     let range = json!({ "from_ms": 0, "to_ms": 60_000 });
     let at = json!({ "instance_id": ID });
     let limit = json!({ "limit": 10 });
+    let rows = json!({ "instance_id": ID, "kind": "vm", "range": range });
     let user = json!({ "name": "nobody" });
     vec![
         (
@@ -108,11 +109,7 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "instance_id": ID, "range": range, "limit": 10 }),
             Viewer,
         ),
-        (
-            "metrics.rows.export",
-            json!({ "instance_id": ID, "kind": "process", "range": range }),
-            Viewer,
-        ),
+        ("metrics.rows.export", rows, Viewer),
         ("lifecycle.start", at.clone(), Operator),
         ("lifecycle.state", at.clone(), Viewer),
         ("lifecycle.stop", at.clone(), Operator),
