@@ -38,6 +38,7 @@ fn imported(text: &str) -> BTreeSet<String> {
         }
         found.insert(name(item.trim()));
     }
+    found.remove("");
     found
 }
 
