@@ -54,8 +54,11 @@ pub fn sample(message: &[u8]) {
     );
     let offset: UtcOffset = "+08:00".parse().expect("the offset is valid");
     if let Ok(documents) = Documents::from_sample(&sample, offset, SystemTime::now()) {
-        assert_eq!(documents.processes.len(), sample.processes.len());
-        assert_eq!(documents.vms.len(), usize::from(sample.vm.is_some()));
+        // An impossible row is refused alone, unless more than half of the rows are impossible.
+        let (vms, processes) = (documents.vms.len(), documents.processes.len());
+        assert!(vms <= usize::from(sample.vm.is_some()) && processes <= sample.processes.len());
+        let rows = usize::from(sample.vm.is_some()) + sample.processes.len();
+        assert!((vms + processes) * 2 >= rows);
     }
 }
 
