@@ -1,8 +1,15 @@
 //! Chooses the resolution and the bucket length for a chart.
 
-use vmwatch_api::history::{Points, Resolution, TimeRange};
+use serde::Serialize;
+use vmwatch_api::{
+    first_page,
+    history::{Points, Resolution, TimeRange},
+};
 
-use crate::time_buckets::{bucket_start, width_ms};
+use crate::{
+    MetricsError,
+    time_buckets::{bucket_start, width_ms},
+};
 
 const SECOND: u64 = 1000;
 const MINUTE: u64 = 60 * SECOND;
@@ -51,8 +58,46 @@ pub(crate) struct Chart {
 }
 
 impl Chart {
+    /// Start of the first time bucket of the page after `after_ms`, in Unix milliseconds. A later page need not read the
+    /// time buckets of earlier pages again.
+    pub(crate) fn page_start(&self, after_ms: Option<u64>) -> u64 {
+        after_ms.map_or(self.first_ms, |after| {
+            self.first_ms.max(after.saturating_add(self.step_ms))
+        })
+    }
+
+    /// Returns the page of time buckets after `after_ms`, and the start of its last bucket if more follow.
+    ///
+    /// `ended` is the hour, in Unix microseconds, at which reading stopped at the limit of decoded bytes. The page contains
+    /// only the buckets that were read completely, and the next page starts with that hour.
+    ///
+    /// # Errors
+    /// [`MetricsError::TooMuch`] if not even the first bucket of the page was read completely.
+    pub(crate) fn page<T: Serialize>(
+        &self,
+        buckets: impl Iterator<Item = T>,
+        at_ms: impl Fn(&T) -> u64,
+        after_ms: Option<u64>,
+        ended: Option<i64>,
+    ) -> Result<(Vec<T>, Option<u64>), MetricsError> {
+        let complete_ms = ended.map_or(u64::MAX, |hour| u64::try_from(hour / 1000).unwrap_or(0));
+        let complete = buckets
+            .filter(|bucket| at_ms(bucket).saturating_add(self.step_ms) <= complete_ms)
+            .filter(|bucket| after_ms.is_none_or(|after| at_ms(bucket) > after));
+        let (page, more) = first_page(complete, self.buckets);
+        let next = match (more, ended) {
+            (true, _) => page.last().map(at_ms),
+            (false, Some(_)) => {
+                let last = self.last_complete(self.page_start(after_ms), complete_ms);
+                Some(last.ok_or(MetricsError::TooMuch)?)
+            }
+            (false, None) => None,
+        };
+        Ok((page, next))
+    }
+
     /// Start of the last time bucket that ends at or before a time, if it starts at or after `start_ms`.
-    pub(crate) fn last_complete(&self, start_ms: u64, end_ms: u64) -> Option<u64> {
+    fn last_complete(&self, start_ms: u64, end_ms: u64) -> Option<u64> {
         let complete = end_ms.checked_sub(self.first_ms)? / self.step_ms.max(1);
         let last = complete.checked_sub(1)?.saturating_mul(self.step_ms);
         Some(self.first_ms.saturating_add(last)).filter(|last| *last >= start_ms)

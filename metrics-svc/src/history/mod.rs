@@ -19,7 +19,7 @@ use std::{sync::Arc, time::Duration};
 use bson::{Document, RawDocumentBuf};
 use mongodb::Collection;
 use vmwatch_api::{
-    InstanceId, first_page,
+    InstanceId,
     history::{Resolution, VmHistoryQuery, VmSeries},
     time::{UtcOffset, unix_millis},
 };
@@ -98,10 +98,7 @@ impl History {
             self.kept_since(of, &query.instance_id)
         });
         let mut sums = vec![Sums::default(); chart.buckets];
-        // A later page need not read the time buckets of earlier pages again.
-        let start_ms = query.after_ms.map_or(chart.first_ms, |after| {
-            chart.first_ms.max(after.saturating_add(chart.step_ms))
-        });
+        let start_ms = chart.page_start(query.after_ms);
         let from = Bucket {
             instance: query.instance_id.clone(),
             start_ms,
@@ -126,22 +123,8 @@ impl History {
                 .await?;
         }
         let buckets = sums.iter().enumerate().filter(|(_, sums)| sums.samples() > 0);
-        // If reading stopped at the limit of decoded bytes, the answer contains only the hours that were read completely.
-        // The next page starts with the hour at which reading stopped.
-        let complete_ms = ended.map_or(u64::MAX, |hour: i64| u64::try_from(hour / 1000).unwrap_or(0));
-        let buckets = buckets
-            .map(|(index, sums)| sums.bucket(chart.start_ms(index)))
-            .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
-            .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
-        let (buckets, more) = first_page(buckets, chart.buckets);
-        let next = match (more, ended) {
-            (true, _) => buckets.last().map(|bucket| bucket.at_ms),
-            (false, Some(_)) => {
-                let last = chart.last_complete(start_ms, complete_ms);
-                Some(last.ok_or(MetricsError::TooMuch)?)
-            }
-            (false, None) => None,
-        };
+        let buckets = buckets.map(|(index, sums)| sums.bucket(chart.start_ms(index)));
+        let (buckets, next) = chart.page(buckets, |bucket| bucket.at_ms, query.after_ms, ended)?;
         if buckets.is_empty() && next.is_none() {
             return Ok(VmSeries::default());
         }

@@ -2,10 +2,7 @@
 
 use std::collections::HashMap;
 
-use vmwatch_api::{
-    first_page,
-    processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries},
-};
+use vmwatch_api::processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries};
 
 use super::{
     Processes,
@@ -86,10 +83,7 @@ impl Processes {
     ) -> Result<ProcessSeries, MetricsError> {
         let chart = Chart::of_rows(query.range, query.points, self.offset.as_millis());
         let mut moments = vec![Moments::default(); chart.buckets];
-        // A later page need not read the time buckets of earlier pages again.
-        let start_ms = query.after_ms.map_or(chart.first_ms, |after| {
-            chart.first_ms.max(after.saturating_add(chart.step_ms))
-        });
+        let start_ms = chart.page_start(query.after_ms);
         let only = match (query.process.name(), query.process.pid()) {
             (Some(name), _) => Only::named(name.as_str()),
             (None, Some(pid)) => Only::Pid(pid),
@@ -102,24 +96,12 @@ impl Processes {
         let ended = self
             .add_moments(rows, query.process.pid(), &chart, &mut moments, deadline)
             .await?;
-        // The request may have decoded so much that it ended early; the next page continues with the hour that is missing.
-        let complete_ms = ended.map_or(u64::MAX, |hour| u64::try_from(hour / 1000).unwrap_or(0));
         let buckets = moments
             .iter()
             .enumerate()
             .filter(|(_, moments)| moments.count > 0)
-            .map(|(index, moments)| moments.bucket(chart.start_ms(index)))
-            .filter(|bucket| bucket.at_ms.saturating_add(chart.step_ms) <= complete_ms)
-            .filter(|bucket| query.after_ms.is_none_or(|after| bucket.at_ms > after));
-        let (buckets, more) = first_page(buckets, chart.buckets);
-        let next = match (more, ended) {
-            (true, _) => buckets.last().map(|bucket| bucket.at_ms),
-            (false, Some(_)) => {
-                let last = chart.last_complete(start_ms, complete_ms);
-                Some(last.ok_or(MetricsError::TooMuch)?)
-            }
-            (false, None) => None,
-        };
+            .map(|(index, moments)| moments.bucket(chart.start_ms(index)));
+        let (buckets, next) = chart.page(buckets, |bucket| bucket.at_ms, query.after_ms, ended)?;
         let is_empty = buckets.is_empty() && next.is_none();
         Ok(ProcessSeries {
             step_ms: if is_empty { 0 } else { chart.step_ms },
