@@ -67,7 +67,7 @@ enum Gate {
     Open,
     /// Connections whose command was held are closed.
     Dropped,
-    /// Commands with this name are held, after so many of them were forwarded.
+    /// The first commands with this name, up to the given number, are forwarded; all later ones are held.
     Closed(&'static str, u32),
 }
 
@@ -118,7 +118,7 @@ impl MongoProxy {
         self.state.hold_deletions.store(true, Ordering::Relaxed);
     }
 
-    /// From now on, holds commands with this name on the collection, after so many of them were forwarded.
+    /// Forwards `after` more commands with this name on the collection, and holds all later ones.
     pub fn hold(&self, command: &'static str, after: u32) {
         self.state.held.store(0, Ordering::Relaxed);
         self.state.gate.send_replace(Gate::Closed(command, after));

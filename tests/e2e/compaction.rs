@@ -391,7 +391,7 @@ async fn two_replicas() -> (Stack, MongoProxy) {
 }
 
 #[tokio::test]
-async fn read_that_was_stopped_across_a_compaction_fails_instead_of_missing_rows() {
+async fn read_that_was_stopped_across_a_compaction_returns_all_rows_or_fails() {
     let (stack, proxy) = two_replicas().await;
     restart(&stack, 0, NEVER).await;
     let hour = closed_hour();

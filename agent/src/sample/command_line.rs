@@ -3,7 +3,7 @@
 //! A secret is recognised by the word before it. In any argument but the first, everything after one of the words in
 //! [`WORDS`] (in any case, also as part of a longer word) is replaced if an equals sign, a colon, a quotation mark or a
 //! space follows the word; if the argument ends with the word, the next argument is replaced. User and password of a URL
-//! are replaced as well. docs/agent.md tells users this rule.
+//! are replaced as well. docs/agent.md documents this rule for users.
 
 /// Maximum length of a reported command line in bytes.
 const MAX_BYTES: usize = 512;

@@ -37,7 +37,7 @@ use crate::{
 const SPEED: u32 = 10;
 /// Number of VMs that report.
 const VMS: u32 = 1000;
-/// The VMs of which each hour is followed: every so many.
+/// Of every this many VMs, one is observed: the bench measures when each of its hours is compacted.
 const FOLLOWED: usize = 25;
 /// How far the fast clock is behind at first. It never reaches the machine's clock, because samples must not be dated
 /// after their arrival.
