@@ -95,14 +95,14 @@ async fn load_takes_lines_and_arrays_and_refuses_other_input_with_advice() {
     );
     let first = answers(&stack, "vm-1").await;
     assert_eq!(first.2, [18]);
-    let stored = blocks(&stack.database).count_documents(doc! {}).await.unwrap();
+    let stored = level_0(&stack).await;
     // The rows of an hour are in one block of each kind.
     assert_eq!(stored, 6);
 
     load(&format!("[{}]\n", lines.join(",\n")));
     load(&lines.join("\n"));
     assert_eq!(answers(&stack, "vm-1").await, first);
-    let again = blocks(&stack.database).count_documents(doc! {}).await.unwrap();
+    let again = level_0(&stack).await;
     assert_eq!(again, stored);
     // Other groups of the same rows make other blocks, but no other answers.
     load(&lines[5..].join("\n"));
@@ -194,6 +194,12 @@ pub(crate) async fn expire_twice(stack: &Stack) {
         })
         .await;
     }
+}
+
+/// Number of blocks that have not been compacted.
+async fn level_0(stack: &Stack) -> u64 {
+    let blocks = blocks(&stack.database);
+    blocks.count_documents(doc! { "level": 0 }).await.unwrap()
 }
 
 /// Number of rows in the two flat collections.
@@ -289,7 +295,7 @@ async fn compact_flat_moves_each_row_once_despite_kills() {
     waiting.kill9();
     assert_eq!(flat(&stack).await, stored);
     assert_eq!(all_answers(&stack).await, expected);
-    let written = blocks(&stack.database).count_documents(doc! {}).await.unwrap();
+    let written = level_0(&stack).await;
 
     proxy.hold_deletions();
     let deleting = start(&stack, &proxy, "0s");
@@ -320,7 +326,7 @@ async fn compact_flat_moves_each_row_once_despite_kills() {
     stack.command(Program::Metrics, &["rebuild"], "");
     assert_eq!(all_answers(&stack).await, expected);
     // The same rows made the same blocks each time: one per VM, kind and hour, and two for rows with and without a date.
-    let now = blocks(&stack.database).count_documents(doc! {}).await.unwrap();
+    let now = level_0(&stack).await;
     assert_eq!((written, now), (14, 14));
     let usage = usage(&stack, &[]);
     assert_eq!(usage["flat_rows"], serde_json::json!({ "vm": 0, "process": 1 }));
@@ -331,8 +337,8 @@ async fn compact_flat_moves_each_row_once_despite_kills() {
 
 /// `backfill-dates` sets when the blocks of undated rows expire, by the `_id`s of their rows.
 async fn dates_are_set(stack: &Stack) {
-    let undated = doc! { "expires": { "$exists": false } };
-    let of_vm_3 = doc! { "instance_id": "vm-3", "expires": { "$exists": false } };
+    let undated = doc! { "level": 0, "expires": { "$exists": false } };
+    let of_vm_3 = doc! { "level": 0, "instance_id": "vm-3", "expires": { "$exists": false } };
     let count = async |filter: &Document| {
         blocks(&stack.database)
             .count_documents(filter.clone())

@@ -108,7 +108,7 @@ fn write_state(text: &mut String, usage: &Usage) -> std::fmt::Result {
     let growth = usage.growth;
     write!(
         text,
-        "growth: {} per day at the rate of the last 24 hours, up to {} in all",
+        "growth: {} per day at the rate of the last 24 hours, until expired rows make room at {} in all",
         size(growth.bytes_per_day),
         size(growth.final_bytes)
     )?;
@@ -116,7 +116,7 @@ fn write_state(text: &mut String, usage: &Usage) -> std::fmt::Result {
         write!(text, "\ndisk of {}: ", size(disk.bytes))?;
         match disk.days_left {
             Some(days) => write!(text, "{} days until it is full", count(days))?,
-            None => write!(text, "large enough, because expired rows make room for new ones")?,
+            None => write!(text, "large enough at this rate")?,
         }
     }
     Ok(())
