@@ -69,6 +69,8 @@ enum Gate {
     Dropped,
     /// The first commands with this name, up to the given number, are forwarded; all later ones are held.
     Closed(&'static str, u32),
+    /// Commands that were held stay so, and others are forwarded.
+    Kept,
 }
 
 impl MongoProxy {
@@ -136,6 +138,11 @@ impl MongoProxy {
     /// Number of commands that are or were held since [`MongoProxy::hold`].
     pub fn held(&self) -> u64 {
         self.state.held.load(Ordering::Relaxed)
+    }
+
+    /// From now on, forwards all commands but those that are held.
+    pub fn hold_no_more(&self) {
+        self.state.gate.send_replace(Gate::Kept);
     }
 
     /// Forwards the held commands.
@@ -235,10 +242,12 @@ async fn passes(message: &[u8], state: &State) -> bool {
     loop {
         let mut gate = state.gate.subscribe();
         let now = *gate.borrow_and_update();
-        let Gate::Closed(name, after) = now else {
-            return !held || now == Gate::Open;
+        let (name, after) = match now {
+            Gate::Closed(name, after) => (name, after),
+            Gate::Kept if held => ("", 0),
+            _ => return !held || now == Gate::Open,
         };
-        if !is_command(message, name, state.collection) {
+        if !held && !is_command(message, name, state.collection) {
             return true;
         }
         if !held && after > 0 {

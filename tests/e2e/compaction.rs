@@ -6,16 +6,19 @@ use futures::TryStreamExt;
 use mongodb::bson::{Binary, Document, doc, spec::BinarySubtype};
 use testkit::{MongoProxy, PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
-    Method, Scope,
+    Method, Principal, Role, Scope,
     history::{Points, TimeRange, VmHistory, VmHistoryQuery},
+    lifecycle::Target,
     metrics::{Latest, LatestByName, Limit, ProcessByName, ProcessLatest, Sample, VmLatest},
     processes::{
         ProcessHistory, ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt,
         ProcessesAtQuery,
     },
+    removal::HistoryRemove,
     time::unix_millis,
     wire::FaultKind,
 };
+use vmwatch_bus::Context;
 use vmwatch_store::MONGODB_URI;
 
 use crate::{
@@ -388,6 +391,50 @@ async fn two_replicas() -> (Stack, MongoProxy) {
     let stack = stack().replicas(Program::Metrics, 2).start().await;
     let proxy = behind_a_proxy(&stack).await;
     (stack, proxy)
+}
+
+#[tokio::test]
+async fn delayed_compactor_adds_nothing_after_another_one_has_compacted_the_hour_twice() {
+    let (stack, proxy) = two_replicas().await;
+    let hour = closed_hour();
+    publish_hour(&stack, "vm-1", hour, 0..10).await;
+    publish_hour(&stack, "vm-2", hour, 0..10).await;
+    proxy.hold("insert", 0);
+    restart(&stack, 0, OFTEN).await;
+    eventually("both hours are held", PATIENCE, async || {
+        let held = proxy.held();
+        (held == 2).then_some(()).ok_or_else(|| held.to_string())
+    })
+    .await;
+    proxy.hold_no_more();
+    let first = stack.replica(Program::Metrics, 0);
+    restart(&stack, 1, OFTEN).await;
+    compacted(&stack, "vm-1", 1..=1, 50).await;
+    publish_hour(&stack, "vm-1", hour, 10..15).await;
+    compacted(&stack, "vm-1", 2..=6, 75).await;
+    compacted(&stack, "vm-2", 1..=1, 50).await;
+    queue_is_empty(&stack).await;
+
+    let remove = Context::new(PATIENCE).as_principal(Principal {
+        user: "test".to_owned(),
+        role: Role::Admin,
+        scope: Scope::All,
+    });
+    let target = Target {
+        instance_id: "vm-2".parse().unwrap(),
+    };
+    stack.bus.call::<HistoryRemove>(&remove, &target).await.unwrap();
+    let before = answers(&stack, "vm-1", hour).await;
+    proxy.release();
+    eventually("the first replica has continued", PATIENCE, async || {
+        let log = first.process.log();
+        log.contains("no longer exist").then_some(()).ok_or(log)
+    })
+    .await;
+    queue_is_empty(&stack).await;
+    assert_eq!(answers(&stack, "vm-1", hour).await, before);
+    compacted(&stack, "vm-1", 2..=6, 75).await;
+    assert_eq!(documents(&stack, "vm-2").await, [], "the removed VM returned");
 }
 
 #[tokio::test]
