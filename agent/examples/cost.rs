@@ -1,8 +1,8 @@
 //! Measures the CPU time that one sample costs: `cargo run --release -p agent --example cost [PROCESSES]`.
 //!
-//! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time per sampled
-//! process. For comparison it also prints the CPU time that the `procfs` crate needs to read a process's `stat` and
-//! `io` files. Each printed time is the median of all rounds, because other load on the machine affects a median least.
+//! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time and the number of
+//! bytes per sampled process. For comparison it also prints those of a sample as JSON, and the CPU time that the `procfs`
+//! crate needs to read a process's `stat` and `io` files. Each printed time is the median of all rounds, because other load on the machine affects a median least.
 
 use std::{
     process::{Child, Command},
@@ -17,6 +17,7 @@ use agent::{
 use anyhow::Context as _;
 use procfs::process::all_processes;
 use rustix::time::{ClockId, clock_gettime};
+use vmwatch_blocks::Encoder;
 
 const ROUNDS: u32 = 50;
 
@@ -40,8 +41,14 @@ fn main() -> anyhow::Result<()> {
         Ok(())
     })?;
     let rows = f64::from(u32::try_from(rows)?) / f64::from(ROUNDS);
-    let encoded = cpu_time_of(|| {
-        split(sampler.sample()?)?;
+    let mut encoder = Encoder::new()?;
+    let (mut parts, mut json) = (Vec::new(), Vec::new());
+    let split_up = cpu_time_of(|| {
+        parts = split(sampler.sample()?, &mut encoder)?;
+        Ok(())
+    })?;
+    let as_json = cpu_time_of(|| {
+        json = serde_json::to_vec(&sampler.sample()?)?;
         Ok(())
     })?;
     let vm_alone = cpu_time_of(|| {
@@ -61,12 +68,26 @@ fn main() -> anyhow::Result<()> {
         micros(ours) / rows
     );
     println!(
+        "  with encoding                    {:8.1} µs",
+        micros(split_up) / rows
+    );
+    println!(
         "  with encoding as JSON            {:8.1} µs",
-        micros(encoded) / rows
+        micros(as_json) / rows
     );
     println!(
         "  procfs crate reading stat and io {:8.1} µs",
         micros(procfs) / rows
+    );
+    let bytes = |count: usize| u32::try_from(count).map(|bytes| f64::from(bytes) / rows);
+    let parts_bytes = parts.iter().map(|part| part.body.len()).sum();
+    println!(
+        "encoded, per process               {:8.1} bytes",
+        bytes(parts_bytes)?
+    );
+    println!(
+        "as JSON, per process               {:8.1} bytes",
+        bytes(json.len())?
     );
     println!("sampling only the VM's row         {:8.0} µs", micros(vm_alone));
     Ok(())

@@ -97,15 +97,10 @@ mod tests {
     use vmwatch_service::config::ByteSize;
 
     use super::*;
-    use crate::{config::SpoolSettings, parts::Part};
+    use crate::{config::SpoolSettings, spool::tests::part};
 
     fn queued(sequence: u64) -> Queued {
-        let body = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":0}"#;
-        let part = Part {
-            id: "vm-1:2017-01-01T21:37:59.001065:0".into(),
-            body: body.into(),
-        };
-        Queued { sequence, part }
+        part(sequence, 200)
     }
 
     #[tokio::test]

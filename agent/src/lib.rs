@@ -31,6 +31,7 @@ mod status;
 use std::sync::Arc;
 
 use tokio::sync::mpsc;
+use vmwatch_blocks::Encoder;
 use vmwatch_bus::{Bus, BusError};
 use vmwatch_service::program::Program;
 
@@ -67,6 +68,9 @@ pub enum AgentError {
     /// The time of the last boot cannot be read from the kernel.
     #[error(transparent)]
     Sample(#[from] SampleError),
+    /// There is not enough memory to compress samples.
+    #[error("memory for the compression of samples could not be allocated")]
+    Encoder(#[source] std::io::Error),
     /// The health listener cannot listen on its address.
     #[error("the health listener could not be started")]
     Health(#[from] std::io::Error),
@@ -80,6 +84,7 @@ pub enum AgentError {
 pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentError> {
     let id = settings.instance_id;
     let spool = Spool::open(&settings.spool, id.clone())?;
+    let encoder = Encoder::new().map_err(AgentError::Encoder)?;
     let mut sampler = Sampler::new(
         id.clone(),
         settings.utc_offset,
@@ -104,7 +109,7 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
     let waiting_for = "sampling has not started yet";
     program.start_health(settings.health, waiting_for, ready).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let shipper = Shipper::new(bus, &id, spool, Arc::clone(&status));
+    let shipper = Shipper::new(bus, &id, spool, encoder, Arc::clone(&status));
     let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
     program.set_serving();
     // When the sampling loop ends, it drops the queue's sender. This closes the queue and so ends the shipping loop.

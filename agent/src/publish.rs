@@ -4,7 +4,8 @@ use std::{fmt, time::Duration};
 
 use async_nats::{header::NATS_EXPECTED_STREAM, jetstream};
 use tracing::{Instrument, field::Empty, info_span};
-use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_api::metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_blocks::SAMPLE_CONTENT_TYPE;
 use vmwatch_bus::{Bus, jetstream::JetStreamError, trace_headers};
 
 use crate::parts::Part;
@@ -115,6 +116,7 @@ pub(crate) async fn publish(
     // With this header, only the sample stream acknowledges the message, even if another stream also stores the
     // subject.
     headers.insert(NATS_EXPECTED_STREAM, SAMPLE_STREAM);
+    headers.insert(CONTENT_TYPE, SAMPLE_CONTENT_TYPE);
     let stored = bus.publish_stored(subject, headers, part.body, ACK_DEADLINE);
     let outcome = match stored.instrument(span.clone()).await {
         Ok(stored) if stored.duplicate && attempt == Attempt::First => Err(PublishError::Duplicate),

@@ -14,6 +14,7 @@ use vmwatch_api::{
     InstanceId,
     metrics::{SAMPLE_SUBJECT_PREFIX, Sample},
 };
+use vmwatch_blocks::{Encoder, SAMPLE_LIMITS, decode_sample};
 use vmwatch_bus::Bus;
 
 use crate::{
@@ -30,8 +31,8 @@ use crate::{
 pub(crate) const GRACE: Duration = Duration::from_millis(250);
 /// Wait before a failed write to the spool is retried.
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum number of bytes kept in memory while the spool's disk hangs or is full: 128 sample parts of the maximum
-/// size.
+/// Maximum number of bytes kept in memory while the spool's disk hangs or is full: eight sample parts of the maximum
+/// size, or several thousand of an agent with 100 processes.
 const MAX_BYTES_IN_MEMORY: usize = 4 << 20;
 
 /// Ships the samples of one VM to JetStream.
@@ -41,6 +42,7 @@ pub(crate) struct Shipper {
     subject: String,
     disk: Disk,
     status: Arc<Status>,
+    encoder: Encoder,
     /// Sample parts that are only in memory, oldest first. All sample parts on disk are older.
     fresh: VecDeque<Queued>,
     /// Time at which the sample parts in memory must be written to the spool.
@@ -52,13 +54,20 @@ pub(crate) struct Shipper {
 }
 
 impl Shipper {
-    pub(crate) fn new(bus: Bus, instance_id: &InstanceId, spool: Spool, status: Arc<Status>) -> Self {
+    pub(crate) fn new(
+        bus: Bus,
+        instance_id: &InstanceId,
+        spool: Spool,
+        encoder: Encoder,
+        status: Arc<Status>,
+    ) -> Self {
         Self {
             bus,
             subject: format!("{SAMPLE_SUBJECT_PREFIX}{instance_id}"),
             next_sequence: spool.next_sequence(),
             disk: Disk::new(spool),
             status,
+            encoder,
             fresh: VecDeque::new(),
             write_at: None,
             tried: None,
@@ -111,10 +120,11 @@ impl Shipper {
     }
 
     fn accept(&mut self, sample: Sample) {
-        let parts = match split(sample) {
+        let parts = match split(sample, &mut self.encoder) {
             Ok(parts) => parts,
             Err(error) => {
-                error!(%error, "encoding a sample failed; this is a bug in the agent");
+                error!(%error, "dropped a sample that could not be encoded; this is a bug in the agent");
+                dropped::note("unencodable", 1);
                 return;
             }
         };
@@ -123,7 +133,7 @@ impl Shipper {
         for part in parts {
             let sequence = self.next_sequence;
             self.next_sequence += 1;
-            trace!(id = part.id, body = %String::from_utf8_lossy(&part.body), "sampled");
+            trace!(id = part.id, body = as_json(&part.body), "sampled");
             self.fresh.push_back(Queued { sequence, part });
         }
         self.keep_memory_bound();
@@ -135,12 +145,13 @@ impl Shipper {
     }
 
     fn keep_memory_bound(&mut self) {
-        let mut bytes: usize = self.fresh.iter().map(|queued| queued.part.body.len()).sum();
+        let size = |queued: &Queued| size_of::<Queued>() + queued.part.id.len() + queued.part.body.len();
+        let mut bytes: usize = self.fresh.iter().map(size).sum();
         let mut dropped = 0;
         while bytes > MAX_BYTES_IN_MEMORY
             && let Some(oldest) = self.fresh.pop_front()
         {
-            bytes -= oldest.part.body.len();
+            bytes -= size(&oldest);
             dropped += 1;
         }
         if dropped > 0 {
@@ -258,4 +269,9 @@ impl Shipper {
             "the agent stopped; spooled samples will be sent after its next start"
         );
     }
+}
+
+/// Decodes a sample part for the log.
+fn as_json(body: &[u8]) -> Option<String> {
+    serde_json::to_string(&decode_sample(body, SAMPLE_LIMITS).ok()?).ok()
 }

@@ -13,9 +13,9 @@
 //! is killed between the acknowledgement and the removal of the file. That is harmless, because rows have deterministic
 //! ids.
 //!
-//! **Files.** Each part is stored in a file `<sequence>.json` with the message's body. The file is written under a
-//! temporary name and then renamed, so it is always complete. A lock file prevents a second agent from using the
-//! same folder.
+//! **Files.** Each part is stored in a file `<sequence>.sample` with the message's body, which begins with the version of
+//! its encoding and has a checksum. The file is written under a temporary name and then renamed, so it is always
+//! complete. A lock file prevents a second agent from using the same folder.
 
 use std::{
     collections::BTreeMap,
@@ -30,9 +30,9 @@ use std::{
 };
 
 use metrics::gauge;
-use serde::Deserialize;
 use tracing::{info, warn};
-use vmwatch_api::{InstanceId, time::CreateDate};
+use vmwatch_api::InstanceId;
+use vmwatch_blocks::sample_head;
 
 use crate::{
     config::{SPOOL_DIR, SpoolSettings},
@@ -42,6 +42,8 @@ use crate::{
 };
 
 const LOCK: &str = "lock";
+/// The end of the names of the files with sample parts.
+const SUFFIX: &str = ".sample";
 /// The temporary name of a file that is being written. A crash can leave such a file behind.
 const UNFINISHED: &str = "unfinished";
 /// The usual block size of file systems. Files occupy whole blocks on disk.
@@ -86,14 +88,6 @@ pub(crate) struct Spool {
     waiting: Arc<AtomicU64>,
     /// The locked file that keeps other agents from using the folder.
     _lock: File,
-}
-
-/// The fields that identify a sample part. Parsing them also checks that the whole file is valid JSON.
-#[derive(Deserialize)]
-struct Head {
-    instance_id: InstanceId,
-    create_date: CreateDate,
-    part: u32,
 }
 
 impl Spool {
@@ -183,7 +177,7 @@ impl Spool {
     pub(crate) fn oldest(&mut self) -> io::Result<Option<Queued>> {
         while let Some((&sequence, _)) = self.files.first_key_value() {
             let lost = match fs::read(self.path(sequence)) {
-                Ok(body) => match serde_json::from_slice::<Head>(&body) {
+                Ok(body) => match sample_head(&body) {
                     Ok(head) if head.instance_id == self.instance_id => {
                         let part = Part {
                             id: part_id(&head.instance_id, &head.create_date, head.part),
@@ -259,11 +253,11 @@ fn on_disk(bytes: u64) -> u64 {
 
 /// File names contain the sequence number padded to 20 digits, so sorting them by name sorts them by number.
 fn file_name(sequence: u64) -> String {
-    format!("{sequence:020}.json")
+    format!("{sequence:020}{SUFFIX}")
 }
 
 fn parse_name(name: &str) -> Option<u64> {
-    name.strip_suffix(".json")?.parse().ok()
+    name.strip_suffix(SUFFIX)?.parse().ok()
 }
 
 /// Whether the file is lost, because it is missing or on a bad sector. Other errors (such as no free file descriptor)
@@ -273,4 +267,4 @@ fn is_permanent(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

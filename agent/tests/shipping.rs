@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::cast_precision_loss,
     reason = "a panic fails the test"
 )]
 
@@ -22,8 +23,9 @@ use async_nats::jetstream::{
 use futures::StreamExt;
 use serde_json::json;
 use tempfile::TempDir;
-use testkit::{Nats, PATIENCE, Process, Spec, eventually};
-use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
+use testkit::{Nats, PATIENCE, Process, Spec, eventually, figure};
+use vmwatch_api::metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, SAMPLE_LIMITS, decode_sample, encode_sample};
 use vmwatch_bus::Bus;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_vmwatch-agent");
@@ -54,7 +56,7 @@ impl Scene {
             .into_iter()
             .flatten()
             .map(|entry| entry.unwrap().path())
-            .filter(|path| path.extension().is_some_and(|extension| extension == "json"))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "sample"))
             .collect();
         names.sort();
         let id = |path: &PathBuf| {
@@ -105,7 +107,7 @@ fn spec(folder: &Path, nats: &str) -> Spec {
 
 /// Returns the id of a sample part, from its body.
 fn id_of(body: &[u8]) -> String {
-    let sample: Sample = serde_json::from_slice(body).unwrap();
+    let sample = decode_sample(body, SAMPLE_LIMITS).unwrap();
     assert_eq!(sample.vm.is_some(), sample.part == 0);
     format!("{}:{}:{}", sample.instance_id, sample.create_date, sample.part)
 }
@@ -181,6 +183,8 @@ async fn stored_of(stream: &Stream, instance: &str) -> Vec<String> {
         // The messages have no message id: all VMs share the ids of a stream, so another guest could use an id first
         // and NATS would discard this sample.
         assert!(message.headers.get("Nats-Msg-Id").is_none());
+        let content_type = message.headers.get(CONTENT_TYPE).unwrap();
+        assert_eq!(content_type.as_str(), SAMPLE_CONTENT_TYPE);
         ids.push(id_of(&message.payload));
     }
     ids
@@ -381,11 +385,7 @@ async fn restarted_agent_sends_spooled_samples() {
     agent.kill9();
     let spooled = scene.spooled();
     // Simulates an agent that was killed while it wrote a file.
-    fs::write(
-        scene.folder.path().join("spool/unfinished"),
-        r#"{"instance_id":"vm-"#,
-    )
-    .unwrap();
+    fs::write(scene.folder.path().join("spool/unfinished"), "VMS\u{1}").unwrap();
     assert!(agent.log().contains("the sample stream does not exist yet"));
 
     let bus = scene.bus().await;
@@ -423,10 +423,49 @@ async fn next_sample_reports_the_number_of_dropped_parts() {
     let mut dropped = Vec::new();
     for sequence in 1..=2 {
         let message = messages.get_raw_message(sequence).await.unwrap();
-        let sample: Sample = serde_json::from_slice(&message.payload).unwrap();
+        let sample = decode_sample(&message.payload, SAMPLE_LIMITS).unwrap();
         dropped.push(sample.vm.map(|vm| vm.dropped_parts));
     }
     assert_eq!(dropped, [Some(1), Some(0)]);
+}
+
+/// Compares messages with the rows of all processes of this machine with messages that have none.
+#[tokio::test]
+async fn process_row_takes_at_most_25_bytes_in_the_stream() {
+    let scene = Scene::set().await;
+    let bus = scene.bus().await;
+    let messages = stream(bus.jetstream_for_tests(), -1).await;
+    let mut spec = spec(scene.folder.path(), scene.nats.url());
+    spec.env
+        .push(("VMWATCH_AGENT_PROCESSES".to_owned(), "all".to_owned()));
+    let agent = Process::start(spec);
+    stores(&messages, 6).await;
+    agent.terminate(PATIENCE).await;
+
+    let state = messages.get_info().await.unwrap().state;
+    let (mut payloads, mut plain, mut samples, mut rows, mut as_json) = (0, 0, 0, 0, 0);
+    for sequence in state.first_sequence..=state.last_sequence {
+        let message = messages.get_raw_message(sequence).await.unwrap();
+        let mut sample = decode_sample(&message.payload, SAMPLE_LIMITS).unwrap();
+        let length = |sample: &Sample| serde_json::to_vec(sample).unwrap().len();
+        let mut encoder = Encoder::new().unwrap();
+        payloads += message.payload.len();
+        rows += sample.processes.len();
+        as_json += length(&sample);
+        sample.processes.clear();
+        as_json -= length(&sample);
+        plain += encode_sample(&sample, &mut encoder).unwrap().len();
+        samples += 1;
+    }
+    let per_row = |bytes: usize| bytes as f64 / rows as f64;
+    let bytes = per_row(payloads - plain);
+    figure("sample_stream_bytes_per_process_row", bytes);
+    figure("sample_stream_bytes_per_process_row_as_json", per_row(as_json));
+    let stored = usize::try_from(state.bytes).unwrap();
+    let overhead = (stored - (payloads - plain)) as f64 / f64::from(samples);
+    figure("sample_stream_bytes_per_sample_without_processes", overhead);
+    assert!(rows >= 20, "there are {rows} process rows");
+    assert!(bytes <= 25.0, "{bytes} bytes per process row");
 }
 
 #[tokio::test]

@@ -7,11 +7,10 @@ use async_nats::jetstream::{Context, message::PublishMessage};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics_svc::{
     config::{RetentionSettings, RowSettings},
-    ingest::message::CONTENT_TYPE,
     store::RowStore,
 };
 use testkit::{Program, Stack, StackBuilder};
-use vmwatch_api::metrics::{SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
+use vmwatch_api::metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 use vmwatch_service::config::{Environment, UTC_OFFSET};
 use vmwatch_store::MONGODB_URI;

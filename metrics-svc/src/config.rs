@@ -107,8 +107,8 @@ const STREAM_BYTES: Setting = Setting {
 const STREAM_MESSAGES_PER_VM: Setting = Setting {
     name: "VMWATCH_STREAM_MESSAGES_PER_VM",
     value: Value::Number(100, 100_000),
-    default: "2000",
-    help: "maximum number of messages (at most 36 KiB each) of one VM that wait in the stream to be stored; when it is reached, the VM's agent keeps further samples in its spool",
+    default: "250",
+    help: "maximum number of messages (at most 516 KiB each) of one VM that wait in the stream to be stored; when it is reached, the VM's agent keeps further samples in its spool",
 };
 const VM_MESSAGES_PER_SECOND: Setting = Setting {
     name: "VMWATCH_VM_MESSAGES_PER_SECOND",

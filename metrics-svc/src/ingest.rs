@@ -56,7 +56,7 @@ use crate::{
     streams,
 };
 
-/// Maximum number of bytes requested in one pull from JetStream.
+/// Maximum number of bytes requested in one pull from JetStream, and number of bytes at which a batch is written.
 const PULL_BYTES: usize = 4 << 20;
 /// From this delivery on, a message is written to the database separately from other messages, because earlier attempts
 /// may have crashed the service.
@@ -201,7 +201,7 @@ impl Ingest {
                             self.send(batches, Work::Alone(Box::new(suspect))).await;
                             continue;
                         }
-                        if batch.rows() < self.batch.rows {
+                        if batch.rows() < self.batch.rows && batch.bytes() < PULL_BYTES {
                             continue;
                         }
                     }

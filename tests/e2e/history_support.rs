@@ -1,13 +1,15 @@
 //! Helpers of the history tests: samples at chosen times, and waiting for their rollups.
 
+use async_nats::jetstream::message::PublishMessage;
 use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
-    metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::{CreateDate, UtcOffset, unix_millis},
     wire::Fault,
 };
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 use vmwatch_bus::Context;
 
 pub(crate) const SECOND: u64 = 1000;
@@ -68,15 +70,27 @@ pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
     }
 }
 
-/// Publishes a sample without a message id, so that NATS does not discard repetitions and metrics-svc receives each.
+/// Publishes a sample as JSON, without a message id, so that NATS does not discard repetitions and metrics-svc receives
+/// each.
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
-    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     let body = serde_json::to_vec(sample).unwrap();
+    publish_message(stack, sample, PublishMessage::build().payload(body.into())).await;
+}
+
+/// Publishes a sample like [`publish`], but in the encoding that agents use.
+pub(crate) async fn publish_encoded(stack: &Stack, sample: &Sample) {
+    let body = encode_sample(sample, &mut Encoder::new().unwrap()).unwrap();
+    let message = PublishMessage::build().payload(body.into());
+    publish_message(stack, sample, message.header(CONTENT_TYPE, SAMPLE_CONTENT_TYPE)).await;
+}
+
+async fn publish_message(stack: &Stack, sample: &Sample, message: PublishMessage) {
+    let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
     eventually("the stream accepts a sample", PATIENCE, async || {
         let sent = stack
             .bus
             .jetstream_for_tests()
-            .publish(subject.clone(), body.clone().into())
+            .send_publish(subject.clone(), message.clone())
             .await;
         let acknowledged = sent.map_err(|error| error.to_string())?.await;
         acknowledged.map(drop).map_err(|error| error.to_string())

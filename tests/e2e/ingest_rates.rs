@@ -10,6 +10,7 @@ use mongodb::bson::doc;
 use testkit::{PATIENCE, Program, THIS_MACHINE, eventually, figure};
 use tokio::time::Instant;
 use vmwatch_api::time::CreateDate;
+use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
 
 use crate::{
@@ -33,7 +34,7 @@ fn parts() -> u32 {
 #[tokio::test]
 async fn agent_sends_a_long_spool_without_loss() {
     let spool = tempfile::tempdir().unwrap();
-    let share = if parts() > 1000 { "2000" } else { "100" };
+    let share = if parts() > 1000 { "250" } else { "100" };
     let stack = stack()
         .replicas(Program::Agent, 0)
         .set(Program::Metrics, "VMWATCH_STREAM_MESSAGES_PER_VM", share)
@@ -47,15 +48,20 @@ async fn agent_sends_a_long_spool_without_loss() {
         .await;
     let metrics = stack.replica(Program::Metrics, 0);
     let mut rows = Rows::default();
+    let mut encoder = Encoder::new().unwrap();
     let mut taken = Publisher::new(&stack, THIS_MACHINE, 2);
     for sequence in 0..parts() {
         let mut sample = taken.sample();
         // The agent took one sample every ten seconds, and the last sample is current.
         let at = SystemTime::now() - Duration::from_secs(10) * (parts() - sequence);
         sample.create_date = CreateDate::at(at, UTC_OFFSET.default.parse().unwrap());
-        let part = agent::split(sample.clone()).unwrap().remove(0);
-        fs::write(spool.path().join(format!("{sequence:020}.json")), part.body).unwrap();
+        let part = agent::split(sample.clone(), &mut encoder).unwrap().remove(0);
+        fs::write(spool.path().join(format!("{sequence:020}.sample")), part.body).unwrap();
         rows.add(&sample);
+        if sequence == 0 {
+            // The agent was killed after it had sent this part, and before it removed the file.
+            taken.send(&sample).await.unwrap();
+        }
     }
 
     let began = Instant::now();

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use async_nats::jetstream::stream::Stream;
-use metrics_svc::ingest::{dead_letter, message::CONTENT_TYPE};
+use metrics_svc::ingest::dead_letter;
 use mongodb::bson::doc;
 use serde_json::{Value, json};
 use testkit::{PATIENCE, Program, Stack, eventually};
 use vmwatch_api::metrics::{
-    DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
+    CONTENT_TYPE, DEAD_LETTER_STREAM, SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample,
 };
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 
@@ -155,7 +155,7 @@ async fn encoded_sample_is_stored_like_its_json() {
     let mut publisher = Publisher::new(&stack, "vm-1", 10);
     let mut encoder = Encoder::new().unwrap();
     let (both, one) = (publisher.sample(), publisher.sample());
-    publisher.send(&both).await.unwrap();
+    publisher.send_json(&both).await.unwrap();
     for sample in [&both, &one] {
         let body = encode_sample(sample, &mut encoder).unwrap();
         publisher.send_encoded(body).await.unwrap();
@@ -227,7 +227,7 @@ async fn row_refused_by_the_database_does_not_delay_other_rows() {
 
     let lifted = doc! { "collMod": "blocks", "validator": {} };
     stack.database.handle().run_command(lifted).await.unwrap();
-    publisher.send_raw(body.clone()).await.unwrap();
+    publisher.send_encoded(body.clone()).await.unwrap();
     drained(&stack.bus).await;
     sample.processes = processes;
     publisher.rows.add(&sample);

@@ -8,16 +8,15 @@ use std::{
 };
 
 use async_nats::jetstream::message::PublishMessage;
-use metrics_svc::ingest::message::CONTENT_TYPE;
 use mongodb::bson::{Bson, Document, doc};
 use serde_json::Value;
 use testkit::{Database, PATIENCE, Process, Program, Replica, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     InstanceId,
-    metrics::{ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::CreateDate,
 };
-use vmwatch_blocks::SAMPLE_CONTENT_TYPE;
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 use vmwatch_bus::Bus;
 use vmwatch_service::config::{Span, UTC_OFFSET};
 
@@ -240,16 +239,14 @@ impl Publisher {
         }
     }
 
-    /// Publishes the next sample repeatedly until it is acknowledged, as an agent does. Returns the size of the sample
-    /// in bytes.
-    pub(crate) async fn publish(&mut self) -> u64 {
+    /// Publishes the next sample repeatedly until it is acknowledged, as an agent does.
+    pub(crate) async fn publish(&mut self) {
         let sample = self.sample();
         eventually("the stream accepts a sample", PATIENCE + outage(), async || {
             self.send(&sample).await
         })
         .await;
         self.rows.add(&sample);
-        serde_json::to_vec(&sample).unwrap().len() as u64
     }
 
     pub(crate) async fn publish_many(&mut self, samples: u32) {
@@ -258,11 +255,12 @@ impl Publisher {
         }
     }
 
-    /// Publishes samples until the stream refuses one. Returns the number of accepted samples.
+    /// Publishes samples as JSON, which fills the stream with fewer rows, until the stream refuses one. Returns the number
+    /// of accepted samples.
     pub(crate) async fn publish_until_full(&mut self) -> u32 {
         for taken in 0.. {
             let sample = self.sample();
-            if let Err(refusal) = self.send(&sample).await {
+            if let Err(refusal) = self.send_json(&sample).await {
                 assert!(refusal.contains("maximum bytes exceeded"), "{refusal}");
                 return taken;
             }
@@ -273,11 +271,16 @@ impl Publisher {
 
     /// Publishes a sample once, as an agent does. The sample must fit into one message.
     pub(crate) async fn send(&self, sample: &Sample) -> Result<(), String> {
-        let parts = agent::split(sample.clone()).unwrap();
+        let parts = agent::split(sample.clone(), &mut Encoder::new().unwrap()).unwrap();
         let [part] = parts.as_slice() else {
             panic!("the sample needs {} messages instead of one", parts.len());
         };
-        self.send_raw(part.body.to_vec()).await
+        self.send_encoded(part.body.to_vec()).await
+    }
+
+    /// Publishes a sample once as JSON, as other reporters may.
+    pub(crate) async fn send_json(&self, sample: &Sample) -> Result<(), String> {
+        self.send_raw(serde_json::to_vec(sample).unwrap()).await
     }
 
     /// Publishes a message body once.

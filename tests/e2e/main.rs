@@ -44,6 +44,7 @@ mod processes;
 mod python_repr;
 mod rest;
 mod rows;
+mod sample_forms;
 mod security;
 mod sessions;
 mod setup;

@@ -4,10 +4,11 @@
 use std::{collections::BTreeSet, process::Output};
 
 use async_nats::{HeaderMap, jetstream::stream::Info};
-use metrics_svc::ingest::{dead_letter, message::CONTENT_TYPE};
+use metrics_svc::ingest::dead_letter;
 use testkit::{OPERATOR_USER, PATIENCE, Program, SETUP_USER, Stack, THIS_MACHINE, eventually};
 use vmwatch_api::{
     audit::{AUDIT_STREAM, AUDIT_SUBJECT_PREFIX},
+    metrics::CONTENT_TYPE,
     sessions::SESSION_BUCKET,
 };
 

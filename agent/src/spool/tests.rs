@@ -1,5 +1,7 @@
 use proptest::prelude::*;
 use tempfile::TempDir;
+use vmwatch_api::metrics::Sample;
+use vmwatch_blocks::{Encoder, encode_sample};
 use vmwatch_service::config::ByteSize;
 
 use super::*;
@@ -20,17 +22,37 @@ fn open(dir: &TempDir) -> Spool {
     open_with(dir, 1000)
 }
 
-fn part(sequence: u64, bytes: usize) -> Queued {
+/// Returns a sample part of this size with a valid head. The spool does not decode what follows the head.
+pub(crate) fn part(sequence: u64, bytes: usize) -> Queued {
     let date = format!("2017-01-01T21:37:59.{sequence:06}");
-    let head = format!(r#"{{"instance_id":"vm-1","create_date":"{date}","part":3,"pad":""#);
-    let pad = "x".repeat(bytes.saturating_sub(head.len() + 2));
+    let sample = Sample {
+        instance_id: instance(),
+        create_date: date.parse().unwrap(),
+        part: 3,
+        net_incoming: 0.0,
+        net_outgoing: 0.0,
+        vm: None,
+        vm_cpu: None,
+        processes: Vec::new(),
+    };
+    let mut body = encode_sample(&sample, &mut Encoder::new().unwrap()).unwrap();
+    body.resize(bytes, b'x');
+    seal(&mut body);
     Queued {
         sequence,
         part: Part {
             id: format!("vm-1:{date}:3"),
-            body: format!("{head}{pad}\"}}").into(),
+            body: body.into(),
         },
     }
+}
+
+/// Corrects the checksum of an encoded sample.
+fn seal(body: &mut [u8]) {
+    let mut crc = crc32fast::Hasher::new();
+    crc.update(&body[..4]);
+    crc.update(&body[8..]);
+    body[4..8].copy_from_slice(&crc.finalize().to_le_bytes());
 }
 
 fn drain(spool: &mut Spool) -> Vec<u64> {

@@ -9,11 +9,10 @@ use std::{
 
 use anyhow::ensure;
 use futures::StreamExt;
-use metrics_svc::ingest::message::CONTENT_TYPE;
 use testkit::{Libvirtd, Program, Stack, eventually};
 use tokio::task::JoinHandle;
-use vmwatch_api::metrics::{SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample};
-use vmwatch_blocks::{Limits, decode_sample};
+use vmwatch_api::metrics::{SAMPLE_SUBJECT_PREFIX, Sample};
+use vmwatch_blocks::{SAMPLE_LIMITS, decode_sample};
 
 use crate::samples;
 
@@ -61,7 +60,7 @@ impl Recording {
         let task = tokio::spawn(async move {
             while let Some(message) = published.next().await {
                 let mut messages = into.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(sample) = decode(&message)
+                if let Ok(sample) = decode_sample(&message.payload, SAMPLE_LIMITS)
                     && messages.len() < MAX_MESSAGES
                 {
                     messages.push((sample, message.payload.len()));
@@ -115,18 +114,6 @@ impl Recording {
         let moments: BTreeSet<_> = own.map(|(sample, _)| sample.create_date.as_str()).collect();
         moments.len()
     }
-}
-
-fn decode(message: &async_nats::Message) -> Option<Sample> {
-    let headers = message.headers.as_ref();
-    if headers.is_none_or(|headers| headers.get(CONTENT_TYPE).is_none()) {
-        return serde_json::from_slice(&message.payload).ok();
-    }
-    let limits = Limits {
-        rows: SAMPLE_PART_ROWS,
-        bytes: 4 << 20,
-    };
-    decode_sample(&message.payload, limits).ok()
 }
 
 /// Starts a guest with an agent.

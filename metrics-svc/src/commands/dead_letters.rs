@@ -6,16 +6,12 @@ use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use serde::Serialize;
 use vmwatch_api::{
     Service,
-    metrics::{DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
+    metrics::{CONTENT_TYPE, DEAD_LETTER_STREAM, DEAD_LETTER_SUBJECT_PREFIX},
 };
 use vmwatch_bus::{Bus, audit::Audit, jetstream::JetStreamError};
 
 use super::{DeadLettersCommand, Selection, announce::announced};
-use crate::{
-    MetricsError,
-    config::MetricsSettings,
-    ingest::{dead_letter, message::CONTENT_TYPE},
-};
+use crate::{MetricsError, config::MetricsSettings, ingest::dead_letter};
 
 /// Deadline of a JetStream request. JetStream normally answers within milliseconds.
 const DEADLINE: Duration = Duration::from_secs(5);

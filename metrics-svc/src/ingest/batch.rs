@@ -30,6 +30,7 @@ pub(super) struct Batch {
     documents: Vec<Documents>,
     messages: Vec<Message>,
     rows: usize,
+    bytes: usize,
     dropped_parts: u64,
     /// Index, within the batch, of the last message in which an agent reported that it had dropped sample parts.
     dropper: Option<usize>,
@@ -56,12 +57,18 @@ impl Batch {
         self.rows
     }
 
+    /// Number of bytes of the messages.
+    pub(super) const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub(super) fn messages(&self) -> &[Message] {
         &self.messages
     }
 
     pub(super) fn add(&mut self, documents: Documents, message: Message) {
         self.rows += documents.rows();
+        self.bytes += message.payload.len();
         if documents.dropped_parts > 0 {
             self.dropped_parts += documents.dropped_parts;
             self.dropper = Some(self.messages.len());

@@ -9,13 +9,10 @@ use async_nats::{
 };
 use metrics::counter;
 use tracing::warn;
-use vmwatch_api::metrics::{DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_api::metrics::{CONTENT_TYPE, DEAD_LETTER_SUBJECT_PREFIX, SAMPLE_SUBJECT_PREFIX};
 use vmwatch_bus::Bus;
 
-use super::{
-    batch::acknowledge,
-    message::{CONTENT_TYPE, content_type},
-};
+use super::{batch::acknowledge, message::content_type};
 use crate::MetricsError;
 
 /// Header with the reason why the sample was refused.

@@ -4,21 +4,12 @@ use std::time::SystemTime;
 
 use async_nats::jetstream::Message;
 use vmwatch_api::{
-    metrics::{SAMPLE_PART_BYTES, SAMPLE_PART_ROWS, SAMPLE_SUBJECT_PREFIX, Sample},
+    metrics::{CONTENT_TYPE, SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
     time::UtcOffset,
 };
-use vmwatch_blocks::{Limits, SAMPLE_CONTENT_TYPE, decode_sample};
+use vmwatch_blocks::{SAMPLE_CONTENT_TYPE, SAMPLE_LIMITS, decode_sample};
 
 use crate::documents::Documents;
-
-/// The header that says how a sample is encoded. Without it, the sample is JSON.
-pub const CONTENT_TYPE: &str = "Content-Type";
-
-/// Maximum number of rows, and of bytes after decompression, that are decoded from a sample.
-const LIMITS: Limits = Limits {
-    rows: SAMPLE_PART_ROWS,
-    bytes: 4 << 20,
-};
 
 /// Decodes and validates a message, or states why it is refused for good.
 pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, String> {
@@ -44,9 +35,8 @@ pub(super) fn content_type(message: &Message) -> Option<&str> {
 fn decode(content_type: Option<&str>, body: &[u8]) -> Result<Sample, String> {
     match content_type {
         None => serde_json::from_slice(body).map_err(|error| format!("the message is not a sample: {error}")),
-        Some(SAMPLE_CONTENT_TYPE) => {
-            decode_sample(body, LIMITS).map_err(|error| format!("the message is not a sample: {error}"))
-        }
+        Some(SAMPLE_CONTENT_TYPE) => decode_sample(body, SAMPLE_LIMITS)
+            .map_err(|error| format!("the message is not a sample: {error}")),
         Some(_) => Err(format!(
             "the Content-Type of the message is unknown; send {SAMPLE_CONTENT_TYPE}, or JSON without a Content-Type"
         )),

@@ -20,12 +20,15 @@ pub const SAMPLE_SUBJECT_PREFIX: &str = "vmwatch.v1.samples.";
 pub const DEAD_LETTER_STREAM: &str = "VMWATCH_DEAD_LETTERS";
 /// Prefix of dead-letter subjects: `vmwatch.v1.dead_letters.<instance_id>`.
 pub const DEAD_LETTER_SUBJECT_PREFIX: &str = "vmwatch.v1.dead_letters.";
-/// Maximum size of one sample part. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` sample parts in the
-/// sample stream, so with larger parts a few guests could fill the stream.
-pub const SAMPLE_PART_BYTES: usize = 32 * 1024;
-/// Maximum number of process rows in one sample part. An agent never reaches this number, because each row
-/// takes at least 110 bytes and [`SAMPLE_PART_BYTES`] limits the size.
-pub const SAMPLE_PART_ROWS: usize = 300;
+/// The NATS header that says how a sample part is encoded. Without it, the part is JSON.
+pub const CONTENT_TYPE: &str = "Content-Type";
+/// Maximum size of one sample part as it is published. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` sample parts in
+/// the sample stream, so with larger parts a few guests could fill the stream.
+pub const SAMPLE_PART_BYTES: usize = 512 * 1024;
+/// Maximum number of process rows in one sample part. An agent that encodes them needs some 60 KiB for so many.
+pub const SAMPLE_PART_ROWS: usize = 5000;
+/// Maximum number of bytes that an encoded sample part takes in memory when it is decoded.
+pub const SAMPLE_PART_DECODED_BYTES: usize = 4 << 20;
 /// Maximum size of a NATS message with one part of a sample, including headers. NATS closes the connection of an agent
 /// that sends a larger message (deploy/nats/accounts.conf).
 pub const SAMPLE_MESSAGE_BYTES: usize = SAMPLE_PART_BYTES + 4096;

@@ -35,7 +35,7 @@ pub use self::{
     id::{RowId, RowIdentity, row_id},
     ids::Ids,
     rows::Rows,
-    sample::{SAMPLE_CONTENT_TYPE, decode_sample, encode_sample},
+    sample::{SAMPLE_CONTENT_TYPE, SAMPLE_LIMITS, SampleHead, decode_sample, encode_sample, sample_head},
     sort::Place,
     value::Value,
 };

@@ -2,7 +2,10 @@
 
 use vmwatch_api::{
     InstanceId,
-    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, VmSample},
+    metrics::{
+        CpuSeconds, ProcessOwner, ProcessSample, Restriction, SAMPLE_PART_DECODED_BYTES, SAMPLE_PART_ROWS,
+        Sample, VmSample,
+    },
     time::CreateDate,
 };
 
@@ -15,6 +18,11 @@ use crate::{
 
 /// The `Content-Type` of a sample in this encoding.
 pub const SAMPLE_CONTENT_TYPE: &str = "application/vnd.vmwatch.sample.v1";
+/// How much of one sample part may be decoded.
+pub const SAMPLE_LIMITS: Limits = Limits {
+    rows: SAMPLE_PART_ROWS,
+    bytes: SAMPLE_PART_DECODED_BYTES,
+};
 
 /// The first bytes of an encoded sample.
 const MAGIC: [u8; 3] = *b"VMS";
@@ -22,6 +30,14 @@ const MAGIC: [u8; 3] = *b"VMS";
 const VERSION: u8 = 1;
 /// Maximum length of an instance id or a date; their own types check the rest.
 const MAX_HEAD_TEXT: usize = 64;
+
+/// What identifies a part of a sample.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SampleHead {
+    pub instance_id: InstanceId,
+    pub create_date: CreateDate,
+    pub part: u32,
+}
 
 /// Encodes a sample, or a part of one. It fails only for rows that no block can hold.
 pub fn encode_sample(sample: &Sample, encoder: &mut Encoder) -> Result<Vec<u8>, RowError> {
@@ -109,18 +125,32 @@ fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
     Ok(rows)
 }
 
-/// Decodes a sample. The limits apply to its process rows.
-pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError> {
-    let mut reader = Reader(unseal(bytes, MAGIC, VERSION)?);
-    let instance_id: InstanceId = reader
+/// Compares an encoded sample with its checksum, and decodes what identifies it.
+pub fn sample_head(bytes: &[u8]) -> Result<SampleHead, BlockError> {
+    read_head(&mut Reader(unseal(bytes, MAGIC, VERSION)?))
+}
+
+fn read_head(reader: &mut Reader<'_>) -> Result<SampleHead, BlockError> {
+    let instance_id = reader
         .text(MAX_HEAD_TEXT)?
         .parse()
         .map_err(|_| BlockError::Corrupt("its instance_id is invalid"))?;
-    let create_date: CreateDate = reader
+    let create_date = reader
         .text(MAX_HEAD_TEXT)?
         .parse()
         .map_err(|_| BlockError::Corrupt("its create_date is invalid"))?;
     let part = u32::try_from(reader.varint()?).map_err(|_| BlockError::TooLarge)?;
+    Ok(SampleHead {
+        instance_id,
+        create_date,
+        part,
+    })
+}
+
+/// Decodes a sample. The limits apply to its process rows.
+pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError> {
+    let mut reader = Reader(unseal(bytes, MAGIC, VERSION)?);
+    let head = read_head(&mut reader)?;
     let (net_incoming, net_outgoing) = (read_double(&mut reader)?, read_double(&mut reader)?);
     let one = Limits { rows: 1, ..limits };
     let vm = read_block(&mut reader, Kind::Vm, one)?
@@ -132,9 +162,9 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
     };
     reader.end()?;
     Ok(Sample {
-        instance_id,
-        create_date,
-        part,
+        instance_id: head.instance_id,
+        create_date: head.create_date,
+        part: head.part,
         net_incoming,
         net_outgoing,
         vm,

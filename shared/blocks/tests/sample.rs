@@ -8,12 +8,13 @@ use proptest::{
     prelude::*,
 };
 use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, VmSample};
-use vmwatch_blocks::{BlockError, Encoder, Limits, decode_sample, encode_sample};
-
-const LIMITS: Limits = Limits {
-    rows: 5000,
-    bytes: 4 << 20,
+use vmwatch_blocks::{
+    BlockError, Encoder, Limits, SAMPLE_LIMITS, SampleHead, decode_sample, encode_sample, sample_head,
 };
+
+/// A sample as JSON, and in the encoding of agents (docs/compatibility.md).
+const GOLDEN_JSON: &str = include_str!("../../../tests/golden/forms/sample.json");
+const GOLDEN: &[u8] = include_bytes!("../../../tests/golden/forms/sample.vms");
 
 fn measure() -> impl Strategy<Value = f64> {
     prop_oneof![
@@ -118,7 +119,13 @@ proptest! {
     #[test]
     fn sample_is_decoded_exactly_and_its_processes_are_sorted(sample in sample()) {
         let bytes = encode(&sample);
-        prop_assert_eq!(decode_sample(&bytes, LIMITS).unwrap(), sample.clone());
+        prop_assert_eq!(decode_sample(&bytes, SAMPLE_LIMITS).unwrap(), sample.clone());
+        let head = SampleHead {
+            instance_id: sample.instance_id.clone(),
+            create_date: sample.create_date.clone(),
+            part: sample.part,
+        };
+        prop_assert_eq!(sample_head(&bytes).unwrap(), head);
         let mut reversed = sample;
         reversed.processes.reverse();
         prop_assert_eq!(encode(&reversed), bytes);
@@ -129,10 +136,17 @@ proptest! {
         let mut bytes = encode(&sample);
         let at = at.index(bytes.len());
         bytes[at] ^= 1_u8 << bit;
-        prop_assert!(decode_sample(&bytes, LIMITS).is_err());
+        prop_assert!(decode_sample(&bytes, SAMPLE_LIMITS).is_err() && sample_head(&bytes).is_err());
         bytes.truncate(at);
-        prop_assert!(decode_sample(&bytes, LIMITS).is_err());
+        prop_assert!(decode_sample(&bytes, SAMPLE_LIMITS).is_err() && sample_head(&bytes).is_err());
     }
+}
+
+#[test]
+fn encoding_of_a_sample_matches_the_golden_file() {
+    let sample: Sample = serde_json::from_str(GOLDEN_JSON).unwrap();
+    assert_eq!(encode(&sample), GOLDEN);
+    assert_eq!(decode_sample(GOLDEN, SAMPLE_LIMITS).unwrap(), sample);
 }
 
 #[test]
@@ -169,7 +183,10 @@ fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
     };
     let bytes = encode(&sample);
     assert!(bytes.len() <= 2500, "{}", bytes.len());
-    assert_eq!(decode_sample(&bytes, LIMITS).unwrap(), sample);
-    let fewer = Limits { rows: 99, ..LIMITS };
+    assert_eq!(decode_sample(&bytes, SAMPLE_LIMITS).unwrap(), sample);
+    let fewer = Limits {
+        rows: 99,
+        ..SAMPLE_LIMITS
+    };
     assert_eq!(decode_sample(&bytes, fewer), Err(BlockError::TooLarge));
 }

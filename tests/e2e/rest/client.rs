@@ -6,14 +6,16 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use async_nats::jetstream::message::PublishMessage;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Role, Scope,
-    metrics::{ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
     time::{CreateDate, unix_millis},
 };
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 
 /// A client of one gateway, with or without a session.
 #[derive(Debug, Clone)]
@@ -257,11 +259,12 @@ pub(crate) fn process(cmd: &str, pid: u32, cpu_util: f64, started_ms: u64) -> Pr
 /// Publishes a sample, as an agent does.
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{}", sample.instance_id);
-    for part in agent::split(sample.clone()).unwrap() {
+    for part in agent::split(sample.clone(), &mut Encoder::new().unwrap()).unwrap() {
+        let message = PublishMessage::build().payload(part.body);
         let sent = stack
             .bus
             .jetstream_for_tests()
-            .publish(subject.clone(), part.body)
+            .send_publish(subject.clone(), message.header(CONTENT_TYPE, SAMPLE_CONTENT_TYPE))
             .await;
         sent.expect("the bus accepts the sample")
             .await

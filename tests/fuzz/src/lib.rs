@@ -7,7 +7,7 @@ use gateway::legacy::{python_repr::rows_to_python, read_request};
 use metrics_svc::documents::Documents;
 use serde_json::{Value, value::RawValue};
 use vmwatch_api::{metrics::Sample, time::UtcOffset};
-use vmwatch_blocks::{Block, BlockError, Encoder, Limits, Rows, decode_sample, encode_sample};
+use vmwatch_blocks::{Block, BlockError, Encoder, Rows, SAMPLE_LIMITS, decode_sample, encode_sample};
 
 /// Checks the request parser of the API of 2017: every request that the gateway forwards to a service is one JSON object
 /// whose field `limit` is in the permitted range.
@@ -62,12 +62,6 @@ pub fn sample(message: &[u8]) {
     }
 }
 
-/// How much the decoders may decode.
-const LIMITS: Limits = Limits {
-    rows: 5000,
-    bytes: 1 << 22,
-};
-
 /// Corrects the checksum of a block or an encoded sample; a wrong one would reject nearly all inputs.
 fn sealed(bytes: &[u8]) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
@@ -84,7 +78,7 @@ fn sealed(bytes: &[u8]) -> Vec<u8> {
 /// again.
 pub fn block(bytes: &[u8]) {
     let read = |bytes: &[u8]| -> Result<(Rows, usize), BlockError> {
-        let mut block = Block::open(bytes, LIMITS)?;
+        let mut block = Block::open(bytes, SAMPLE_LIMITS)?;
         let ids = block.ids("vm-1")?;
         let sorted = block.sorted(&ids, i64::MIN..i64::MAX);
         assert!(sorted.len() <= block.len());
@@ -106,11 +100,11 @@ pub fn block(bytes: &[u8]) {
 pub fn encoded_sample(bytes: &[u8]) {
     // The two blocks in the sample have checksums of their own, which are not corrected: cargo-fuzz finds blocks that
     // are hostile themselves by the target `block`.
-    let Ok(sample) = decode_sample(&sealed(bytes), LIMITS) else {
+    let Ok(sample) = decode_sample(&sealed(bytes), SAMPLE_LIMITS) else {
         return;
     };
     let mut encoder = Encoder::new().expect("there is enough memory");
     let bytes = encode_sample(&sample, &mut encoder).expect("the sample can be encoded");
-    let again = decode_sample(&bytes, LIMITS).expect("the encoded sample can be decoded");
+    let again = decode_sample(&bytes, SAMPLE_LIMITS).expect("the encoded sample can be decoded");
     assert!(again.processes.len() <= sample.processes.len());
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use vmwatch_api::{
     Role,
     events::{LiveEvent, MachineEvent},
-    metrics::{SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX},
+    metrics::SAMPLE_SUBJECT_PREFIX,
     time::unix_millis,
 };
 
@@ -156,14 +156,15 @@ pub(super) async fn hostile_guest(stack: &Stack, rate: Option<u32>, over: &Cance
     /// Size of a small message in bytes, including its NATS protocol line.
     const SMALL: usize = 64;
     const SMALL_IN_A_ROUND: usize = 500;
+    const LARGE: usize = 32 * 1024;
     let user = format!("vmwatch-agent-{THIS_MACHINE}");
     let bus = stack.nats.connect_as("hostile-guest", &user).await;
     let subject = format!("{SAMPLE_SUBJECT_PREFIX}{THIS_MACHINE}");
-    let bodies = ["{}".to_owned(), "x".repeat(SAMPLE_PART_BYTES)];
+    let bodies = ["{}".to_owned(), "x".repeat(LARGE)];
     let began = Instant::now();
     let publishing = async {
         for round in 1_u32.. {
-            let bytes = SAMPLE_PART_BYTES + SMALL * SMALL_IN_A_ROUND;
+            let bytes = LARGE + SMALL * SMALL_IN_A_ROUND;
             let small = std::iter::repeat_n(&bodies[0], SMALL_IN_A_ROUND);
             for body in small.chain([&bodies[1]]) {
                 let sent = bus

@@ -15,7 +15,8 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::JoinHandle,
 };
-use vmwatch_api::time::UtcOffset;
+use vmwatch_api::{metrics::CONTENT_TYPE, time::UtcOffset};
+use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
 use vmwatch_service::config::UTC_OFFSET;
 
 use super::{Fingerprint, INBOX, OWN, attack_lasts, filter, fingerprint, message, raw::Raw, resident};
@@ -31,9 +32,11 @@ struct Attack {
 }
 
 fn attacks(stack: &Stack) -> Vec<Attack> {
-    let mut own = Publisher::new(stack, GUEST, 250);
-    let sample = own.sample();
-    let part = agent::split(sample).unwrap().remove(0);
+    let mut own = Publisher::new(stack, GUEST, 5000);
+    let part = agent::split(own.sample(), &mut Encoder::new().unwrap())
+        .unwrap()
+        .remove(0);
+    let encoded = [(CONTENT_TYPE, SAMPLE_CONTENT_TYPE)];
     let over = |connections, name, one: Vec<u8>, reads| Attack {
         name,
         // A chunk has about 64 KiB, as much as one system call writes.
@@ -48,7 +51,7 @@ fn attacks(stack: &Stack) -> Vec<Attack> {
         of("malformed_with_replies", asks.clone(), true),
         over(8, "eight_connections_with_replies", asks.clone(), true),
         of("unread_replies", asks, false),
-        of("samples", message(OWN, None, &[], &part.body), true),
+        of("samples", message(OWN, None, &encoded, &part.body), true),
         of(
             "forbidden",
             message("vmwatch.v1.auth.login", None, &[], b"{}"),
