@@ -105,14 +105,10 @@ impl Documents {
         }
     }
 
-    /// Start of the five-minute time bucket that contains the sample's VM row.
+    /// Start of the five-minute time bucket that contains the sample's rows.
     pub fn five_minutes(&self, offset: UtcOffset) -> Option<u64> {
-        let at = self
-            .vms
-            .first()?
-            .get_datetime(SAMPLED_AT)
-            .ok()?
-            .timestamp_millis();
+        let row = self.vms.first().or(self.processes.first());
+        let at = row?.get_datetime(SAMPLED_AT).ok()?.timestamp_millis();
         let at = u64::try_from(at).unwrap_or(0);
         Some(bucket_start(
             at,

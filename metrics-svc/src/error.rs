@@ -37,6 +37,9 @@ pub enum MetricsError {
     /// A time range has more rows than may be decoded at once.
     #[error("a time range has more rows than may be decoded at once")]
     TooMuch,
+    /// A newer version of vmwatch has written the process names of a VM and day.
+    #[error("the process names of a VM and day were written by a newer version")]
+    NewerNames,
     /// Rows could not be encoded as JSON.
     #[error("rows could not be encoded")]
     Encode(#[from] serde_json::Error),

@@ -7,6 +7,7 @@ use vmwatch_api::{
     history::VmHistory,
     lifecycle::Target,
     metrics::{Latest, LatestByName, ProcessByName, ProcessLatest, VmLatest},
+    process_search::ProcessSearch,
     processes::{ProcessEvents, ProcessHistory, ProcessesAt},
     rows::RowExport,
     vms::{Get, List, VmPage, VmQuery},
@@ -49,7 +50,7 @@ pub(crate) fn register(
             store.export(&query, Deadline::of(&context)).await
         }),
     );
-    process_queries(server, processes)
+    process_queries(server, processes, vms)
 }
 
 /// Registers the methods that the documented API uses.
@@ -100,17 +101,21 @@ fn list_queries(server: Server, vms: &Arc<VmList>) -> Server {
 }
 
 fn list_vms(vms: &VmList, context: &Context, query: &VmQuery) -> Result<VmPage, Fault> {
-    // The method requires a role, so a principal is always present; if it were missing, no VM would be in scope.
-    let nothing = Scope::Only(Vec::new());
-    let scope = context
+    vms.list(scope_of(context), query)
+}
+
+/// The scope of the principal. Methods with a role always have a principal; if it were missing, no VM would be in scope.
+fn scope_of(context: &Context) -> &Scope {
+    const NOTHING: &Scope = &Scope::Only(Vec::new());
+    context
         .principal
         .as_ref()
-        .map_or(&nothing, |principal| &principal.scope);
-    vms.list(scope, query)
+        .map_or(NOTHING, |principal| &principal.scope)
 }
 
 /// Registers the methods that read current and former processes.
-fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
+fn process_queries(server: Server, processes: &Arc<Processes>, vms: &Arc<VmList>) -> Server {
+    let both = Arc::new((Arc::clone(processes), Arc::clone(vms)));
     server
         .method(
             ProcessesAt,
@@ -128,6 +133,14 @@ fn process_queries(server: Server, processes: &Arc<Processes>) -> Server {
             ProcessEvents,
             bind(processes, |processes, context, query| async move {
                 processes.events(&query, Deadline::of(&context)).await
+            }),
+        )
+        .method(
+            ProcessSearch,
+            bind(&both, |both, context: Context, query| async move {
+                let (processes, vms) = &*both;
+                let found = processes.search(scope_of(&context), &query, Deadline::of(&context));
+                Ok::<_, Fault>(vms.with_names(found.await?))
             }),
         )
 }

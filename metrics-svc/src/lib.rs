@@ -19,6 +19,7 @@ mod history;
 pub mod ingest;
 mod instances;
 mod known_vms;
+mod names;
 mod newest;
 mod processes;
 pub mod reads;

@@ -74,12 +74,13 @@ impl Removal {
     ) -> Result<(), MetricsError> {
         let of_vm = || doc! { "instance_id": id.as_str() };
         let (rows, history) = (&self.rows, &self.history);
-        // Rollups are computed from rows that dirty buckets name, so neither is left when the rollups are deleted.
+        // Rollups and names are computed from rows that dirty buckets name, so neither is left when they are deleted.
         let parts = [
             (history.dirty_buckets.documents(), of_vm()),
             (rows.blocks(), of_vm()),
             (rows.collection(RowKind::Process), of_vm()),
             (rows.collection(RowKind::Vm), of_vm()),
+            (history.names.documents(), of_vm()),
         ];
         let rollups = history.rollup_documents(id).into_iter();
         let entry = (history.instances.documents(), doc! { "_id": id.as_str() });

@@ -34,6 +34,13 @@ use crate::{
 /// MongoDB error code for a duplicate key, which means that the row is stored already.
 pub(crate) const DUPLICATE_KEY: i32 = 11_000;
 
+/// The collection of dirty buckets, after the prefix of derived collections.
+pub(crate) const DIRTY_BUCKETS: &str = "dirty_buckets";
+/// The collection of the state of background work, after the prefix of derived collections.
+pub(crate) const STATE: &str = "state";
+/// Id of the document that exists once rollups and names contain the rows that were stored before these existed.
+pub(crate) const REBUILT: &str = "rebuilt";
+
 /// Maximum number of requests at once that decode more than a few blocks.
 pub(crate) const LARGE_READS: usize = 4;
 

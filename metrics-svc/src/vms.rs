@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use vmwatch_api::{
     InstanceId, Scope, no_such_vm,
+    process_search::ProcessSearchPage,
     time::unix_millis,
     vms::{Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
@@ -54,6 +55,17 @@ impl VmList {
         })?;
         detail.stale = stale;
         Ok(detail)
+    }
+
+    /// Adds the names that hypervisors have for the VMs.
+    pub(crate) fn with_names(&self, mut found: ProcessSearchPage) -> ProcessSearchPage {
+        let inventory = self.known.inventory.read();
+        for vm in &mut found.vms {
+            vm.vm_name = inventory.name(&vm.instance_id);
+        }
+        found.stale = self.stale();
+        found.stale.retain(|stale| *stale == Stale::Inventory);
+        found
     }
 
     fn read<T>(&self, read: impl FnOnce(Vms<'_>) -> T) -> T {

@@ -377,7 +377,7 @@ async fn rebuild_command_and_first_service_start_create_rollups_of_rows_written_
     assert!(call_in::<Get>(&stack, Scope::All, &target).await.is_err());
     let output = stack.command(Program::Metrics, &["rebuild"], "");
     assert!(
-        output.contains("rebuilt the rollups and the list of 1 VMs"),
+        output.contains("rebuilt the rollups, the process names and the list of 1 VMs"),
         "{output}"
     );
     let vm = call::<Get>(&stack, &target).await.vm;

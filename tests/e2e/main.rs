@@ -40,6 +40,7 @@ mod old_rows;
 mod page;
 mod pages;
 mod permissions;
+mod process_search;
 mod processes;
 mod python_repr;
 mod rest;

@@ -3,7 +3,10 @@
 use std::fs;
 
 use futures::TryStreamExt;
-use mongodb::bson::{Binary, DateTime, Document, doc, spec::BinarySubtype};
+use mongodb::{
+    Collection,
+    bson::{Binary, DateTime, Document, doc, spec::BinarySubtype},
+};
 use serde_json::Value;
 use testkit::{Inserts, MongoProxy, PATIENCE, Process, Program, Stack, eventually};
 use vmwatch_api::{
@@ -151,20 +154,14 @@ async fn load_takes_lines_and_arrays_and_refuses_other_input_with_advice() {
     let process = process.unwrap();
     assert_eq!(process["level"], 0);
     assert!(process["bytes_per_row"].as_f64().unwrap() > 1.0, "{usage}");
-    let documents: Vec<Document> = blocks(&stack.database)
-        .find(doc! {})
-        .await
-        .unwrap()
-        .try_collect()
-        .await
-        .unwrap();
-    let bytes: usize = documents
-        .iter()
-        .map(|document| document.to_vec().unwrap().len())
-        .sum();
-    assert_eq!(usage["bytes"], bytes);
+    let (blocks, bytes) = size(&blocks(&stack.database)).await;
+    let names = stack.database.handle().collection("vm_samples_process_names");
+    let (names, bytes_of_names) = size(&names).await;
+    assert_eq!(names, 1, "the rows are of one day");
+    assert_eq!(usage["process_names"]["bytes"], bytes_of_names);
+    assert_eq!(usage["bytes"], bytes + bytes_of_names);
     assert_eq!(usage["unreadable"]["blocks"], 0);
-    assert_eq!(usage["undated_blocks"]["documents"], documents.len());
+    assert_eq!(usage["undated_blocks"]["documents"], blocks);
     assert_eq!(usage["disk"]["days_left"], Value::Null);
     let text = stack.command(Program::Metrics, &["usage", "--no-check"], "");
     assert!(
@@ -172,6 +169,19 @@ async fn load_takes_lines_and_arrays_and_refuses_other_input_with_advice() {
         "{text}"
     );
     println!("{text}");
+}
+
+/// Number and total size of the documents in a collection.
+async fn size(collection: &Collection<Document>) -> (usize, usize) {
+    let documents: Vec<Document> = collection
+        .find(doc! {})
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    let sizes = documents.iter().map(|document| document.to_vec().unwrap().len());
+    (documents.len(), sizes.sum())
 }
 
 /// Waits until the TTL monitor of the database has run twice.

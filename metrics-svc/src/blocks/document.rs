@@ -15,6 +15,19 @@ pub(crate) struct StoredBlock<'a> {
     pub(crate) to: i64,
     /// The encoded rows.
     pub(crate) data: &'a [u8],
+    pub(crate) expires: Expires,
+}
+
+/// When something that was made from rows expires; the greatest value counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Expires {
+    /// There are no rows.
+    #[default]
+    NoRows,
+    /// At this time, Unix milliseconds.
+    At(i64),
+    /// Never, because a row has no internal date.
+    Never,
 }
 
 impl<'a> StoredBlock<'a> {
@@ -26,6 +39,9 @@ impl<'a> StoredBlock<'a> {
             from: millis("from")?.saturating_mul(1000),
             to: millis("to")?.saturating_mul(1000).saturating_add(999),
             data: document.get_binary("data").ok()?.bytes,
+            expires: document
+                .get_datetime("expires")
+                .map_or(Expires::Never, |at| Expires::At(at.timestamp_millis())),
         })
     }
 

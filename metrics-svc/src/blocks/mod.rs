@@ -25,7 +25,7 @@ use bson::{Document, RawDocumentBuf, doc};
 use mongodb::{Collection, IndexModel, options::IndexOptions};
 
 pub(crate) use self::{
-    document::StoredBlock,
+    document::{Expires, StoredBlock},
     encode::{BlockEncoder, push},
     hours::{HourQueue, QueuedHour, VmHour},
 };

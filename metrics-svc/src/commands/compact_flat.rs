@@ -1,7 +1,8 @@
 //! `vmwatch-metrics compact-flat` moves the rows of the flat collections into blocks.
 //!
 //! ```text
-//! flat rows of a VM, by date ─> batch ─> blocks ─ wait ─> ids of the rows in readable blocks ─> delete these flat rows
+//! flat rows of a VM, by date ─> batch ─> blocks ─ wait ─> names of processes ─> ids of the rows in readable blocks
+//!    ─> delete these flat rows
 //! ```
 //!
 //! A flat row is deleted only after its `_id` was read back from a block. The wait before that lets reads end that began
@@ -27,6 +28,7 @@ use super::{
 };
 use crate::{
     MetricsError,
+    deadline::Deadline,
     documents::SAMPLED_AT,
     history::History,
     reads::micros_of_date,
@@ -43,6 +45,8 @@ const MAX_BATCH_BYTES: usize = 24 << 20;
 const MAX_WRITTEN: usize = 20_000;
 /// Number of flat rows that the database returns together.
 const FOUND_TOGETHER: u32 = 5000;
+/// Time limit for adding the process names of a batch.
+const NAMES_LIMIT: Duration = Duration::from_mins(5);
 
 /// What the user asked for.
 #[derive(Debug, Clone, Copy)]
@@ -276,6 +280,13 @@ impl Mover<'_> {
     async fn finish_next(&mut self) -> Result<(), MetricsError> {
         if let Some((due, written)) = self.written.pop_front() {
             sleep_until(due).await;
+            // The rows must not be missing in the names once they are only in blocks.
+            if written.kind == RowKind::Process {
+                let time = written.time.0..written.time.1.saturating_add(1);
+                self.history
+                    .rebuild_names(&written.instance, time, Deadline::after(NAMES_LIMIT))
+                    .await?;
+            }
             let deleted = written.delete_flat(self.store).await?;
             self.counts.moved += deleted.rows;
             self.counts.unread += deleted.unread;

@@ -160,10 +160,8 @@ fn progress(size: Option<u64>, path: &Path) -> ProgressBar {
 
 impl Loader {
     fn add(&mut self, row: Row, history: &History) {
-        if row.kind == RowKind::Vm {
-            let at_ms = u64::try_from(row.at.div_euclid(1000)).unwrap_or(0);
-            self.days.insert(history.day_of(row.instance.clone(), at_ms));
-        }
+        let at_ms = u64::try_from(row.at.div_euclid(1000)).unwrap_or(0);
+        self.days.insert(history.day_of(row.instance.clone(), at_ms));
         let dated = Dated::of(&row.document);
         self.waiting += 1;
         self.waiting_bytes += row.document.as_bytes().len();

@@ -42,7 +42,7 @@ pub enum OperatorCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Rebuild the rollups and the list of VMs from all rows. Required after rows were written to the database
+    /// Rebuild the rollups, the list of VMs and the names of processes from all rows. Required after rows were written to the database
     /// directly. Requires the bus for its audit record, unless `VMWATCH_AUDIT_REQUIRED=false`.
     Rebuild,
     /// List, replay or discard dead letters (samples that were refused).

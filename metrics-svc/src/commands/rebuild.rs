@@ -1,11 +1,11 @@
-//! `vmwatch-metrics rebuild` rebuilds the rollups and the list of VMs from the stored rows.
+//! `vmwatch-metrics rebuild` rebuilds the rollups, the list of VMs and the names of processes from the stored rows.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{MetricsError, history::History};
 
-/// Rebuilds all rollups and the list of VMs. It may be interrupted and repeated, because nothing is removed before its
+/// Rebuilds all rollups, the list of VMs and the names of processes. It may be interrupted and repeated, because nothing is removed before its
 /// replacement is written.
 pub(super) async fn run(history: &History) -> Result<String, MetricsError> {
     let bar = ProgressBar::new(0);
@@ -19,7 +19,7 @@ pub(super) async fn run(history: &History) -> Result<String, MetricsError> {
     history.rebuild(&CancellationToken::new(), done).await?;
     bar.finish_and_clear();
     Ok(format!(
-        "rebuilt the rollups and the list of {} VMs",
+        "rebuilt the rollups, the process names and the list of {} VMs",
         bar.position()
     ))
 }

@@ -21,6 +21,7 @@ use crate::{
     MetricsError,
     config::RetentionSettings,
     history::History,
+    names,
     store::{RowKind, RowStore},
 };
 
@@ -28,8 +29,6 @@ use crate::{
 const BATCH: u32 = 100;
 /// The growth is measured over this time before now.
 const DAY: Duration = Duration::from_hours(24);
-/// End of the name of the collection of the names of processes by VM and day.
-const PROCESS_NAMES: &str = "process_names";
 
 /// The space that rows take. Sizes are those of the documents, before the database compresses them and without indexes.
 #[derive(Debug, Default, Serialize)]
@@ -136,7 +135,7 @@ pub(super) async fn run(
     each_sized(blocks, wanted, |block, bytes| count.add(block, bytes, since)).await?;
     let mut names = Size::default();
     each_sized(
-        &store.reading_beside(PROCESS_NAMES),
+        &store.reading_beside(names::COLLECTION),
         doc! { "_id": 1 },
         |_, bytes| names.add(bytes),
     )

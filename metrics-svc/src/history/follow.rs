@@ -1,9 +1,10 @@
-//! Updates rollups and newest rows from dirty buckets: the rows of a dirty bucket are read, and its rollup is written,
-//! as a whole.
+//! Updates rollups, newest rows and names of processes from dirty buckets: the rows of a dirty bucket are read, and its
+//! rollup is written, as a whole.
 //!
 //! ```text
 //! dirty buckets ─> rows of five minutes ─> 5m ─> of the hour ─> 1h ─> of the day ─> 1d ─> remove the dirty buckets
 //!                       └─> newest row and sparkline of the VM
+//! dirty buckets ─> rows of processes ─> names of processes ─> remove the dirty buckets
 //! ```
 //!
 //! Every replica does this. If two replicas process the same dirty bucket, they write the same result, which is
@@ -47,7 +48,7 @@ const MAX_CONCURRENT: usize = 4;
 const DEADLINE: Duration = Duration::from_mins(1);
 
 /// Entries of the collection of dirty buckets, grouped by time bucket.
-type Touched = BTreeMap<Bucket, Vec<DirtyBucket>>;
+pub(super) type Touched = BTreeMap<Bucket, Vec<DirtyBucket>>;
 
 /// A time bucket recomputed from its current rows.
 struct Fresh {
@@ -102,7 +103,11 @@ impl History {
         for entry in entries {
             touched.entry(entry.bucket.clone()).or_default().push(entry);
         }
-        let fresh: BTreeMap<Bucket, Fresh> = stream::iter(touched.keys().cloned())
+        // A part of a sample may have process rows only.
+        let has_vm_rows = |entries: &Vec<DirtyBucket>| entries.iter().any(|entry| !entry.rows.is_empty());
+        let with_vm_rows = touched.iter().filter(|(_, entries)| has_vm_rows(entries));
+        let with_vm_rows: Vec<Bucket> = with_vm_rows.map(|(bucket, _)| bucket.clone()).collect();
+        let fresh: BTreeMap<Bucket, Fresh> = stream::iter(with_vm_rows)
             .map(async |bucket| {
                 let fresh = self.fresh(&bucket).await?;
                 Ok::<_, MetricsError>((bucket, fresh))
@@ -113,7 +118,8 @@ impl History {
         self.write_five_minutes(&fresh).await?;
         let hours = self.roll_up(fresh.keys(), Resolution::Hour).await?;
         self.roll_up(hours.keys(), Resolution::Day).await?;
-        let done = done(&touched, &fresh);
+        let named = self.update_names(&touched).await;
+        let done = done(&touched, &fresh, &named);
         let reports = fresh.into_iter().map(|(bucket, fresh)| {
             let entries = touched.get(&bucket).into_iter().flatten();
             fresh.report.reported(entries.map(|entry| entry.at).max())
@@ -249,21 +255,22 @@ struct Chunk {
     left: u32,
 }
 
-/// Returns the ids of dirty-bucket entries that can be removed: the rollup contains all rows of the entry, or the entry
-/// is too old.
-fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>) -> Vec<ObjectId> {
+/// Returns the ids of dirty-bucket entries that can be removed: rollup and names contain all rows of the entry, or the
+/// entry is too old. `named` has the entries whose process rows the names contain.
+fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>, named: &HashSet<ObjectId>) -> Vec<ObjectId> {
     let now = SystemTime::now();
     let mut done = Vec::new();
     for (bucket, entries) in touched {
-        let Some(fresh) = fresh.get(bucket) else { continue };
+        let rolled_up = |row| fresh.get(bucket).is_some_and(|fresh| fresh.rows.contains(row));
         for entry in entries {
-            let counted = entry.rows.iter().all(|row| fresh.rows.contains(row));
+            let counted =
+                entry.rows.iter().all(rolled_up) && (entry.processes.is_none() || named.contains(&entry.id));
             if !counted && entry.at + MAX_AGE > now {
                 continue;
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "gave up updating a rollup: some rows that it should contain were never stored");
+                warn!(instance = %bucket.instance, "gave up updating a rollup or the names of processes: some rows that they should contain were never stored, or the update failed for an hour");
             }
             done.push(entry.id);
         }

@@ -2,12 +2,13 @@
 //! from them.
 //!
 //! Ingestion records which time buckets it has touched ([`dirty_buckets`]). [`follow`] recomputes these and writes the
-//! [`rollups`]. [`chart`] chooses the resolution for a time range.
+//! [`rollups`] and the names of processes ([`names`]). [`chart`] chooses the resolution for a time range.
 
 pub(crate) mod chart;
 pub(crate) mod dirty_buckets;
 mod follow;
 mod late;
+mod names;
 pub(crate) mod rebuild;
 pub(crate) mod rollups;
 pub(crate) mod sums;
@@ -34,16 +35,18 @@ use crate::{
     config::RollupSettings,
     deadline::Deadline,
     instances::Instances,
+    names::ProcessNames,
     row_retention::RowRetention,
     store::{RowKind, RowStore},
 };
 
-/// Access to VM rows, their rollups, and the newest row of each VM.
+/// Access to VM rows, their rollups, the newest row of each VM, and the names of processes.
 pub(crate) struct History {
     rows: Arc<RowStore>,
     pub(crate) dirty_buckets: DirtyBuckets,
     rollups: Rollups,
     pub(crate) instances: Instances,
+    pub(crate) names: ProcessNames,
     pub(crate) retention: Arc<RowRetention>,
     offset: UtcOffset,
 }
@@ -55,16 +58,18 @@ impl History {
             dirty_buckets: DirtyBuckets::new(rows),
             rollups: Rollups::new(rows, keep),
             instances: Instances::new(rows),
+            names: ProcessNames::new(rows),
             retention,
             offset: rows.offset(),
             rows: Arc::clone(rows),
         }
     }
 
-    /// Applies the retention settings to rollups and to the list of VMs. A VM stays in the list as long as any VM's last
+    /// Creates the indexes of process names, and applies the retention settings to rollups and to the list of VMs. A VM stays in the list as long as any VM's last
     /// row is kept.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
+        self.names.prepare().await?;
         let keep = self.retention.longest(RowKind::Vm);
         self.instances.prepare(&self.rows, keep).await
     }

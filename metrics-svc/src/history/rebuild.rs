@@ -1,4 +1,4 @@
-//! Builds the rollups and newest rows from rows that were not ingested: rows written by the software of 2017, loaded
+//! Builds the rollups, the newest rows and the names of processes from rows that were not ingested: rows written by the software of 2017, loaded
 //! from files, or stored before rollups existed. The rows of a day are read only once; the rollups of all resolutions
 //! are computed from them.
 
@@ -19,7 +19,7 @@ use crate::{
     deadline::Deadline,
     instances::Report,
     reads::{Budget, Most, Newest, Order, Query, Row, micros},
-    store::RowKind,
+    store::{REBUILT, RowKind, STATE},
     time_buckets::{bucket_start, width_ms},
 };
 
@@ -27,8 +27,6 @@ use crate::{
 const DEADLINE: Duration = Duration::from_mins(5);
 /// Pause between attempts to rebuild the rollups while the database is unreachable.
 const PAUSE: Duration = Duration::from_secs(10);
-/// Id of the document that exists once the rollups contain the rows that were stored before rollups existed.
-const REBUILT: &str = "rebuilt";
 
 /// A set of days, each of one VM.
 pub(crate) type Days = BTreeSet<Bucket>;
@@ -42,11 +40,11 @@ impl History {
         Bucket { instance, start_ms }
     }
 
-    /// Rebuilds all rollups once per database; retries until this succeeds or the service shuts down.
+    /// Rebuilds all rollups and names once per database; retries until this succeeds or the service shuts down.
     pub(crate) async fn rebuild_once(self: Arc<Self>, shutdown: CancellationToken) {
         loop {
             let rebuilding = async {
-                let state = self.rows.beside::<Document>("state");
+                let state = self.rows.beside::<Document>(STATE);
                 if state.find_one(doc! { "_id": REBUILT }).await?.is_none() {
                     self.rebuild(&shutdown, |_, _| {}).await?;
                 }
@@ -69,16 +67,17 @@ impl History {
         }
     }
 
-    /// Rebuilds all rollups. Calls `done` after each VM with the total number of VMs.
+    /// Rebuilds all rollups and names. Calls `done` after each VM with the total number of VMs.
     pub(crate) async fn rebuild(
         &self,
         shutdown: &CancellationToken,
         mut done: impl FnMut(&InstanceId, usize),
     ) -> Result<(), MetricsError> {
-        let flat = self.rows.collection(RowKind::Vm);
-        let mut found = flat.distinct("instance_id", doc! {}).await?;
-        let of_vms = doc! { "kind": RowKind::Vm.name() };
-        found.extend(self.rows.blocks().distinct("instance_id", of_vms).await?);
+        let mut found = self.rows.blocks().distinct("instance_id", doc! {}).await?;
+        for kind in [RowKind::Vm, RowKind::Process] {
+            let flat = self.rows.collection(kind);
+            found.extend(flat.distinct("instance_id", doc! {}).await?);
+        }
         // Skip invalid instance ids, because a VM with an invalid id cannot be queried.
         let instances: BTreeSet<InstanceId> =
             found.iter().filter_map(|id| id.as_str()?.parse().ok()).collect();
@@ -97,17 +96,20 @@ impl History {
             self.instances.note(&[report]).await?;
             done(instance, instances.len());
         }
-        let state = self.rows.beside::<Document>("state");
+        let state = self.rows.beside::<Document>(STATE);
         let now = doc! { "$set": { "at": DateTime::from_system_time(SystemTime::now()) } };
         state
             .update_one(doc! { "_id": REBUILT }, now)
             .upsert(true)
             .await?;
-        info!(instances = instances.len(), "rollups and newest rows rebuilt");
+        info!(
+            instances = instances.len(),
+            "rollups, newest rows and names of processes rebuilt"
+        );
         Ok(())
     }
 
-    /// Rebuilds the rollups of the given days. Calls `done` after each day.
+    /// Rebuilds the rollups and names of the given days. Calls `done` after each day.
     pub(crate) async fn rebuild_days(&self, days: &Days, mut done: impl FnMut()) -> Result<(), MetricsError> {
         let mut reports: BTreeMap<&InstanceId, Report> = BTreeMap::new();
         for day in days {
@@ -123,6 +125,9 @@ impl History {
     }
 
     async fn rebuild_day(&self, day: &Bucket, report: &mut Report) -> Result<(), MetricsError> {
+        let time = micros(day.start_ms)..micros(day.start_ms + width_ms(Resolution::Day));
+        let deadline = Deadline::after(DEADLINE);
+        self.rebuild_names(&day.instance, time, deadline).await?;
         let offset_ms = self.offset.as_millis();
         let mut five_minutes = Buckets::new();
         let end_ms = day.start_ms + width_ms(Resolution::Day);
@@ -164,16 +169,20 @@ impl History {
             .await
     }
 
-    /// Time of the first row of a VM since a time in Unix microseconds.
+    /// Time of the first row of a VM or its processes since a time in Unix microseconds.
     async fn first_since(&self, instance: &InstanceId, since: i64) -> Result<Option<u64>, MetricsError> {
-        let mut query = Query::new(RowKind::Vm, instance, &[]).oldest_first().durable();
-        query.time.start = since;
-        let one = Most { rows: 1, after: None };
-        let mut first = Newest::new(one, Order::Oldest);
-        let mut budget = Budget::of_background();
-        first
-            .read(&self.rows, &query, &mut budget, Deadline::after(DEADLINE))
-            .await?;
-        Ok(first.into_rows().first().map(Row::at_ms))
+        let mut found = Vec::new();
+        for kind in [RowKind::Vm, RowKind::Process] {
+            let mut query = Query::new(kind, instance, &[]).oldest_first().durable();
+            query.time.start = since;
+            let one = Most { rows: 1, after: None };
+            let mut first = Newest::new(one, Order::Oldest);
+            let mut budget = Budget::of_background();
+            first
+                .read(&self.rows, &query, &mut budget, Deadline::after(DEADLINE))
+                .await?;
+            found.extend(first.into_rows().first().map(Row::at_ms));
+        }
+        Ok(found.into_iter().min())
     }
 }

@@ -124,11 +124,10 @@ impl Batch {
                 blocks.add(store, &history.retention, source, kind, documents)?;
             }
         }
-        let vms: Vec<_> = new.iter().flat_map(|documents| &documents.vms).collect();
         // Wait for both even if one fails, because dropping a call of the MongoDB driver half-way is not safe.
         let (unstored, marked) = tokio::join!(
             store.insert_blocks(&blocks.documents),
-            history.dirty_buckets.add(&vms)
+            history.dirty_buckets.add(&new)
         );
         marked?;
         let mut refused = blocks.refused;

@@ -40,7 +40,7 @@ const LOG_INTERVAL: Duration = Duration::from_mins(1);
 pub(super) struct Cost {
     pub(super) bytes: usize,
     pub(super) rows: usize,
-    /// Start of the five-minute time bucket of the message's VM row.
+    /// Start of the five-minute time bucket of the message's rows.
     pub(super) five_minutes: Option<u64>,
 }
 

@@ -1,8 +1,10 @@
 //! Processes of a VM: the process table of any moment, the history of processes, and their starts and ends. All of them
-//! are computed from the process rows. The rows of one sample share a `create_date`.
+//! are computed from the process rows. The rows of one sample share a `create_date`. The search for the VMs in which a
+//! process ran uses the names of processes instead.
 
 mod events;
 pub(crate) mod row;
+mod search;
 mod series;
 mod table;
 
@@ -10,11 +12,12 @@ use std::sync::Arc;
 
 use vmwatch_api::time::UtcOffset;
 
-use crate::store::RowStore;
+use crate::{names::ProcessNames, store::RowStore};
 
-/// Access to the process rows in the database.
+/// Access to the process rows and the names of processes in the database.
 pub(crate) struct Processes {
     rows: Arc<RowStore>,
+    names: ProcessNames,
     offset: UtcOffset,
 }
 
@@ -23,6 +26,7 @@ impl Processes {
     pub(crate) fn of(rows: &Arc<RowStore>) -> Self {
         Self {
             offset: rows.offset(),
+            names: ProcessNames::new(rows),
             rows: Arc::clone(rows),
         }
     }

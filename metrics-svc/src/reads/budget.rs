@@ -19,6 +19,7 @@ const WITHOUT_PERMIT: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: usize,
+    whole: usize,
     permits: Option<Arc<Semaphore>>,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -28,6 +29,7 @@ impl Budget {
     pub(crate) fn of_request(store: &RowStore) -> Self {
         Self {
             left: MAX_DECODED,
+            whole: MAX_DECODED,
             permits: Some(Arc::clone(&store.large_reads)),
             permit: None,
         }
@@ -35,8 +37,14 @@ impl Budget {
 
     /// The budget of background work, which needs no permit because there is one of each kind.
     pub(crate) const fn of_background() -> Self {
+        Self::of_background_part(MAX_DECODED)
+    }
+
+    /// The budget of a part of background work, in bytes.
+    pub(crate) const fn of_background_part(bytes: usize) -> Self {
         Self {
-            left: MAX_DECODED,
+            left: bytes,
+            whole: bytes,
             permits: None,
             permit: None,
         }
@@ -82,7 +90,7 @@ impl Budget {
 
     /// Whether nothing was decoded yet.
     pub(super) const fn is_whole(&self) -> bool {
-        self.left == MAX_DECODED
+        self.left == self.whole
     }
 }
 

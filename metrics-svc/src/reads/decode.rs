@@ -112,9 +112,7 @@ fn select(rows: &mut Vec<usize>, block: &mut Block<'_>, only: &Only) -> Result<(
         Only::All => {}
         Only::Names(names) => {
             let cmd = block.column("cmd")?;
-            rows.retain(
-                |row| matches!(cmd.get(*row), Value::Text(cmd) if names.iter().any(|name| name == cmd)),
-            );
+            rows.retain(|row| matches!(cmd.get(*row), Value::Text(cmd) if names.matches(cmd)));
         }
         Only::Pid(pid) => {
             let pids = block.column("pid")?;

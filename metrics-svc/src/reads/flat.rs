@@ -7,7 +7,7 @@ use mongodb::Cursor;
 use vmwatch_api::time::{CreateDate, UtcOffset};
 
 use super::{Only, Order, Query, Row, micros_of_date};
-use crate::{MetricsError, database::find, deadline::Deadline, store::RowStore};
+use crate::{MetricsError, database::find, deadline::Deadline, documents::SAMPLED_AT, store::RowStore};
 
 /// The first and the last times that are distinguished: some days within the years 0 and 9999.
 const FIRST_MICROS: i64 = -62_167_000_000_000_000;
@@ -40,6 +40,9 @@ pub(super) async fn open(
         Order::Oldest => 1,
     };
     let mut wanted = doc! { "instance_id": 1, "create_date": 1 };
+    if query.durable {
+        wanted.insert(SAMPLED_AT, 1);
+    }
     wanted.extend(query.columns.iter().map(|name| ((*name).to_owned(), 1.into())));
     let find_rows = rows
         .find(filter(query, dates, store.offset()))
@@ -59,10 +62,13 @@ fn filter(query: &Query<'_>, dates: Dates<'_>, offset: UtcOffset) -> Document {
     let mut filter = doc! { "instance_id": query.instance.as_str() };
     match &query.only {
         Only::All => {}
-        Only::Names(names) => match names.as_slice() {
-            [name] => drop(filter.insert("cmd", name)),
-            names => drop(filter.insert("cmd", doc! { "$in": names })),
-        },
+        Only::Names(names) => {
+            let mut filters = names.filters("cmd");
+            match filters.pop() {
+                Some(only) if filters.is_empty() => filter.extend(only),
+                last => drop(filter.insert("$or", filters.into_iter().chain(last).collect::<Vec<_>>())),
+            }
+        }
         Only::Pid(pid) => drop(filter.insert("pid", i64::from(*pid))),
     }
     match dates {

@@ -16,6 +16,7 @@ mod budget;
 mod decode;
 mod export;
 mod flat;
+mod named;
 mod newest;
 mod page;
 mod scan;
@@ -36,7 +37,7 @@ pub(crate) use self::{
     newest::{Most, Newest, two_hours_before},
     scan::{Scan, Step},
 };
-use crate::{documents::micros_of, store::RowKind};
+use crate::{documents::micros_of, names::NameMatch, store::RowKind};
 
 /// Which way rows are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(crate) enum Order {
 pub(crate) enum Only {
     All,
     /// Those with one of these names.
-    Names(Vec<String>),
+    Names(NameMatch),
     Pid(u32),
 }
 
@@ -137,14 +138,9 @@ impl<'a> Query<'a> {
 }
 
 impl Only {
-    /// Processes with this name. The kernel cuts names after 15 bytes, so older rows of a process with a longer name have
-    /// its first 15 bytes.
+    /// Processes with this name.
     pub(crate) fn named(name: &str) -> Self {
-        let mut names = vec![name.to_owned()];
-        if name.len() > 15 {
-            names.extend(name.get(..15).map(str::to_owned));
-        }
-        Self::Names(names)
+        Self::Names(NameMatch::exact(name))
     }
 }
 

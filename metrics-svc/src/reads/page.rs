@@ -72,8 +72,8 @@ impl RowStore {
             newest.read(self, &query, &mut budget, deadline).await?;
             since = before;
         }
-        query.time = i64::MIN..since;
-        newest.read(self, &query, &mut budget, deadline).await?;
+        self.read_older(&mut newest, query, since, &mut budget, deadline)
+            .await?;
         let end = newest.ended_at.map(end_position).transpose()?;
         into_page(page.kind, limit, &newest.into_rows(), end)
     }

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::{
     MetricsError,
-    blocks::{StoredBlock, hour_of},
+    blocks::{Expires, StoredBlock, hour_of},
     database::find,
     deadline::Deadline,
+    documents::SAMPLED_AT,
     store::RowStore,
 };
 
@@ -86,7 +87,7 @@ pub(super) async fn blocks(
             "kind": query.kind.name(),
             "from": { "$gte": from, "$lt": to },
         })
-        .projection(doc! { "from": 1, "to": 1, "data": 1 })
+        .projection(doc! { "from": 1, "to": 1, "data": 1, "expires": 1 })
         .sort(doc! { "from": direction })
         .batch_size(batch)
         .max_time(deadline.left()?);
@@ -110,6 +111,10 @@ pub(crate) struct Scan<'a> {
     pub(crate) budget: Budget,
     blocks: Peek,
     flat: Option<Peek>,
+    /// When the last block that was read expires.
+    pub(crate) expires: Expires,
+    /// The last internal date of flat rows, for a durable query.
+    pub(crate) flat_date: Expires,
     /// The ids of the rows of the hour.
     seen: HashSet<RowId>,
     /// Number of hours that were read.
@@ -149,6 +154,8 @@ impl<'a> Scan<'a> {
             deadline,
             budget,
             flat,
+            expires: Expires::NoRows,
+            flat_date: Expires::NoRows,
             seen: HashSet::new(),
             hours: 0,
             least_hours: 1,
@@ -187,6 +194,7 @@ impl<'a> Scan<'a> {
                     }
                     Decoded::OverBudget => return Ok(Step::OverBudget(hour)),
                     Decoded::Rows(rows) => {
+                        self.expires = self.expires.max(block.expires);
                         let seen = &mut self.seen;
                         rows.into_iter()
                             .filter(|row| row.id.is_none_or(|id| seen.insert(id)))
@@ -199,6 +207,8 @@ impl<'a> Scan<'a> {
         while let Some(flat) = &mut self.flat {
             let Some(document) = flat.next().await? else { break };
             let row = flat::row(document, self.store.offset())?;
+            let date = document.get_datetime(SAMPLED_AT);
+            let date = date.map_or(Expires::Never, |at| Expires::At(at.timestamp_millis()));
             if hour_of(row.effective) != hour {
                 break;
             }
@@ -209,6 +219,7 @@ impl<'a> Scan<'a> {
                 self.budget.refill();
             }
             flat.take();
+            self.flat_date = self.flat_date.max(date);
             if row.id.is_none_or(|id| self.seen.insert(id)) {
                 each(row);
             }

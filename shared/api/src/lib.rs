@@ -23,6 +23,7 @@ pub mod metrics;
 mod operation;
 mod page;
 mod principal;
+pub mod process_search;
 pub mod processes;
 pub mod removal;
 pub mod rows;
@@ -198,6 +199,7 @@ pub const METHODS: &[MethodInfo] = &[
     processes::ProcessHistory::INFO,
     processes::ProcessEvents::INFO,
     rows::RowExport::INFO,
+    process_search::ProcessSearch::INFO,
     lifecycle::Start::INFO,
     lifecycle::State::INFO,
     lifecycle::Stop::INFO,

@@ -49,6 +49,8 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
     let limit = json!({ "limit": 10 });
     let rows = json!({ "instance_id": ID, "kind": "vm", "range": range });
     let user = json!({ "name": "nobody" });
+    let events = json!({ "instance_id": ID, "range": range, "limit": 10 });
+    let search = json!({ "name": "x", "range": range });
     vec![
         (
             "auth.login",
@@ -104,12 +106,9 @@ fn subjects() -> Vec<(&'static str, Value, Least)> {
             json!({ "instance_id": ID, "process": { "name": "x" }, "range": range, "points": 10 }),
             Viewer,
         ),
-        (
-            "metrics.process.events",
-            json!({ "instance_id": ID, "range": range, "limit": 10 }),
-            Viewer,
-        ),
+        ("metrics.process.events", events, Viewer),
         ("metrics.rows.export", rows, Viewer),
+        ("metrics.process.search", search, Viewer),
         ("lifecycle.start", at.clone(), Operator),
         ("lifecycle.state", at.clone(), Viewer),
         ("lifecycle.stop", at.clone(), Operator),
@@ -194,6 +193,7 @@ fn routes() -> Vec<Route> {
             Viewer,
         ),
         ("GET", "/vms/{instance_id}/processes/events", none.clone(), Viewer),
+        ("GET", "/processes?name=x", none.clone(), Viewer),
         ("POST", "/vms/{instance_id}/actions", start.clone(), Operator),
         (
             "POST",

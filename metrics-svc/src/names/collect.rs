@@ -1,0 +1,206 @@
+//! Collects the names of one VM and day from process rows.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bson::{RawBsonRef, RawDocument};
+
+use super::{MAX_NAME, MAX_NAMES, NamesOfDay, Statistics};
+use crate::vm_row::number;
+
+/// The fields of a process row that names are collected from.
+#[derive(Clone, Copy)]
+struct NamedRow<'a> {
+    /// Effective date, Unix microseconds.
+    effective: i64,
+    /// Rows of one sample have the same `create_date`.
+    create_date: &'a str,
+    name: &'a str,
+    cpu_util: f64,
+    mem: f64,
+}
+
+/// Collects names. Its memory is bounded, because a day has at most [`MAX_NAMES`] names.
+pub(crate) struct Collector<'a> {
+    day_ms: i64,
+    /// The names that the day has already.
+    known: &'a BTreeMap<String, Statistics>,
+    /// Number of names that the day does not have yet.
+    new: usize,
+    places: HashMap<String, usize>,
+    statistics: Vec<Statistics>,
+    pub(crate) is_full: bool,
+    samples: HashMap<String, u32>,
+    /// Number of processes by sample and name.
+    counts: HashMap<(u32, usize), u32>,
+}
+
+impl<'a> Collector<'a> {
+    /// Creates a collector for the day that begins at this time in Unix milliseconds.
+    pub(crate) fn new(day_ms: i64, known: &'a BTreeMap<String, Statistics>) -> Self {
+        Self {
+            day_ms,
+            known,
+            new: 0,
+            places: HashMap::new(),
+            statistics: Vec::new(),
+            is_full: false,
+            samples: HashMap::new(),
+            counts: HashMap::new(),
+        }
+    }
+
+    /// Adds a stored row with the fields `cmd`, `cpu_util` and `mem`, like [`Collector::add`].
+    pub(crate) fn add_stored(&mut self, effective: i64, create_date: &str, row: &RawDocument) {
+        let value = |key: &str| row.get(key).ok().flatten();
+        if let Some(RawBsonRef::String(name)) = value("cmd") {
+            self.add(&NamedRow {
+                effective,
+                create_date,
+                name,
+                cpu_util: value("cpu_util").and_then(number).unwrap_or(0.0),
+                mem: value("mem").and_then(number).unwrap_or(0.0),
+            });
+        }
+    }
+
+    /// Adds a row of the day. A row must not be added twice before [`Collector::end_samples`].
+    fn add(&mut self, row: &NamedRow<'_>) {
+        let at_ms = row.effective.div_euclid(1000).saturating_sub(self.day_ms);
+        let Ok(at_ms) = u32::try_from(at_ms) else { return };
+        if row.name.is_empty() {
+            return;
+        }
+        let of_row = Statistics::of_row(at_ms, row.cpu_util, row.mem);
+        let place = if let Some(place) = self.places.get(row.name) {
+            *place
+        } else {
+            let is_new = !self.known.contains_key(row.name);
+            if row.name.len() > MAX_NAME || is_new && self.known.len() + self.new >= MAX_NAMES {
+                self.is_full = true;
+                return;
+            }
+            self.new += usize::from(is_new);
+            self.places.insert(row.name.to_owned(), self.statistics.len());
+            self.statistics.push(of_row);
+            self.statistics.len() - 1
+        };
+        if let Some(statistics) = self.statistics.get_mut(place) {
+            statistics.merge(&of_row);
+        }
+        let sample = if let Some(sample) = self.samples.get(row.create_date) {
+            *sample
+        } else {
+            let sample = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+            self.samples.insert(row.create_date.to_owned(), sample);
+            sample
+        };
+        *self.counts.entry((sample, place)).or_default() += 1;
+    }
+
+    /// Ends the samples whose rows were added, so that their processes are counted.
+    pub(crate) fn end_samples(&mut self) {
+        for ((_, place), count) in self.counts.drain() {
+            if let Some(statistics) = self.statistics.get_mut(place) {
+                statistics.processes = statistics.processes.max(count);
+            }
+        }
+        self.samples.clear();
+    }
+
+    /// Forgets how many processes the samples had, because their rows are added again.
+    pub(crate) fn forget_samples(&mut self) {
+        self.counts.clear();
+        self.samples.clear();
+    }
+
+    /// The names of the rows that were added.
+    pub(crate) fn finish(mut self) -> NamesOfDay {
+        self.end_samples();
+        let Self {
+            places, statistics, ..
+        } = self;
+        let names = places
+            .into_iter()
+            .filter_map(|(name, place)| Some((name, *statistics.get(place)?)));
+        NamesOfDay {
+            names: names.collect(),
+            is_full: self.is_full,
+            ..NamesOfDay::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 1_483_228_800_000;
+
+    fn row<'a>(minute: i64, name: &'a str, create_date: &'a str, cpu_util: f64) -> NamedRow<'a> {
+        NamedRow {
+            effective: (DAY_MS + minute * 60_000) * 1000,
+            create_date,
+            name,
+            cpu_util,
+            mem: 0.5,
+        }
+    }
+
+    #[test]
+    fn statistics_are_of_all_rows_with_the_name() {
+        let known = BTreeMap::new();
+        let mut names = Collector::new(DAY_MS, &known);
+        for (minute, name, sample, cpu_util) in [
+            (61, "worker", "a", 3.0),
+            (61, "worker", "a", 9.0),
+            (61, "bash", "a", 1.0),
+            (130, "worker", "b", 5.0),
+            (5, "worker", "c", 0.0),
+        ] {
+            names.add(&row(minute, name, sample, cpu_util));
+        }
+        let found = names.finish();
+        assert_eq!(found.names.keys().collect::<Vec<_>>(), ["bash", "worker"]);
+        let worker = &found.names["worker"];
+        assert_eq!((worker.first_ms, worker.last_ms), (5 * 60_000, 130 * 60_000));
+        assert_eq!((worker.hours.ends(), worker.hours.count()), (Some((0, 2)), 3));
+        assert_eq!((worker.processes, worker.cpu_util, worker.mem), (2, 9.0, 0.5));
+        assert!(!found.is_full);
+    }
+
+    #[test]
+    fn sample_that_is_read_again_is_counted_once() {
+        let known = BTreeMap::new();
+        let mut names = Collector::new(DAY_MS, &known);
+        for _ in 0..2 {
+            names.forget_samples();
+            names.add(&row(1, "worker", "a", 1.0));
+            names.add(&row(1, "worker", "a", 1.0));
+        }
+        names.end_samples();
+        names.add(&row(1, "worker", "a", 1.0));
+        assert_eq!(names.finish().names["worker"].processes, 2);
+    }
+
+    #[test]
+    fn names_beyond_the_limits_are_left_out_and_known_names_are_kept() {
+        let known_name = ("known".to_owned(), Statistics::of_row(0, 1.0, 1.0));
+        let known = BTreeMap::from([known_name]);
+        let mut names = Collector::new(DAY_MS, &known);
+        for number in 0..2 * MAX_NAMES {
+            names.add(&row(1, &format!("name-{number}"), "a", 1.0));
+        }
+        names.add(&row(1, "known", "a", 1.0));
+        let found = names.finish();
+        // The day has the known name and all others but one.
+        assert_eq!(found.names.len(), MAX_NAMES);
+        assert!(found.is_full && found.names.contains_key("known"));
+
+        let known = BTreeMap::new();
+        let mut names = Collector::new(DAY_MS, &known);
+        names.add(&row(1, &"x".repeat(MAX_NAME + 1), "a", 1.0));
+        names.add(&row(1, "", "a", 1.0));
+        let found = names.finish();
+        assert!(found.is_full && found.names.is_empty());
+    }
+}

@@ -1,0 +1,211 @@
+//! Selects the documents of names that a search reads, sorted by VM and day.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use bson::{DateTime, Document, RawDocument, RawDocumentBuf, doc};
+use mongodb::Cursor;
+use vmwatch_api::{InstanceId, Scope};
+
+use super::Search;
+use crate::{
+    MetricsError,
+    database::find,
+    names::{self, DAY_MILLIS, ProcessNames},
+    processes::Processes,
+};
+
+/// If more documents have the name, all documents are read in order, until the page is full.
+const MAX_IDS: usize = 1000;
+/// Maximum number of full documents of a page.
+const MAX_FULL: usize = 2000;
+/// Number of documents that are read together by their ids.
+const CHUNK: usize = 500;
+/// Number of documents that are read together in order. A database that sorts them in memory sorts only these.
+const TOGETHER: i64 = 1000;
+/// If a search in a limited scope has more days, the documents of each VM are read on their own.
+const MAX_DAYS: i64 = 31;
+/// Number of documents that the database returns together. A full document has up to a megabyte.
+const BATCH: u32 = 100;
+
+/// The documents that a search reads.
+pub(super) struct Days<'a> {
+    names: &'a ProcessNames,
+    /// Filters, in order, each of which selects some documents.
+    filters: VecDeque<Document>,
+    cursor: Option<Cursor<RawDocumentBuf>>,
+    /// Number of documents of the cursor that were read in order; `None` if they are read by their ids.
+    in_order: Option<i64>,
+    /// Whether there are further documents, for the next page.
+    pub(super) is_cut: bool,
+}
+
+impl<'a> Days<'a> {
+    pub(super) async fn select(
+        processes: &'a Processes,
+        search: &Search,
+        scope: &Scope,
+        after: Option<&InstanceId>,
+    ) -> Result<Self, MetricsError> {
+        let names = &processes.names;
+        let mut is_cut = false;
+        let filters = match scope {
+            Scope::All => match ids(names, search).await? {
+                Some(mut ids) => {
+                    let after = after.map(names::end_of_vm).unwrap_or_default();
+                    let mut full = full(names, search, &after).await?;
+                    if full.len() > MAX_FULL
+                        && let Some(end) = full.pop_last()
+                    {
+                        is_cut = true;
+                        ids.split_off(&end);
+                    }
+                    ids.append(&mut full);
+                    of_ids(ids.split_off(&after))
+                }
+                None => vec![in_order(search, after)],
+            },
+            Scope::Only(instances) => {
+                let later = |instance: &&InstanceId| after.is_none_or(|after| *instance > after);
+                let instances: BTreeSet<_> = instances.iter().filter(later).collect();
+                of_instances(search, &instances)
+            }
+            Scope::Unknown => Vec::new(),
+        };
+        Ok(Self {
+            names,
+            filters: filters.into(),
+            cursor: None,
+            in_order: None,
+            is_cut,
+        })
+    }
+
+    /// The next document.
+    pub(super) async fn next(&mut self, search: &Search) -> Result<Option<&RawDocument>, MetricsError> {
+        loop {
+            if let Some(cursor) = &mut self.cursor {
+                if cursor.advance().await? {
+                    self.in_order = self.in_order.map(|count| count + 1);
+                    if self.in_order == Some(TOGETHER) {
+                        self.filters.extend(in_order_after(search, cursor.current())?);
+                    }
+                    break;
+                }
+                self.cursor = None;
+            }
+            let Some(filter) = self.filters.pop_front() else {
+                return Ok(None);
+            };
+            let by_id = filter.contains_key("_id");
+            self.in_order = (!by_id).then_some(0);
+            let documents = &self.names.reading;
+            let query = documents
+                .find(filter)
+                .batch_size(BATCH)
+                .max_time(search.deadline.left()?);
+            let query = if by_id {
+                query.sort(doc! { "_id": 1 })
+            } else {
+                query.sort(doc! { "instance_id": 1, "day": 1 }).limit(TOGETHER)
+            };
+            self.cursor = Some(find(documents, query).await?);
+        }
+        Ok(self.cursor.as_ref().map(Cursor::current))
+    }
+}
+
+fn within_days(search: &Search) -> Document {
+    let (first, last) = search.days();
+    doc! { "$gte": DateTime::from_millis(first), "$lte": DateTime::from_millis(last) }
+}
+
+fn of_ids(ids: BTreeSet<String>) -> Vec<Document> {
+    let ids: Vec<String> = ids.into_iter().collect();
+    let chunks = ids.chunks(CHUNK);
+    chunks.map(|ids| doc! { "_id": { "$in": ids } }).collect()
+}
+
+/// All documents after a VM, in order.
+fn in_order(search: &Search, after: Option<&InstanceId>) -> Document {
+    let after = after.map_or("", InstanceId::as_str);
+    doc! { "instance_id": { "$gt": after }, "day": within_days(search) }
+}
+
+/// All documents after this one, in order: those of its VM, and those of later VMs.
+fn in_order_after(search: &Search, document: &RawDocument) -> Result<[Document; 2], MetricsError> {
+    let instance = document.get_str("instance_id")?;
+    let mut days = within_days(search);
+    days.insert("$gt", document.get_datetime("day")?);
+    Ok([
+        doc! { "instance_id": instance, "day": days },
+        doc! { "instance_id": { "$gt": instance }, "day": within_days(search) },
+    ])
+}
+
+fn of_instances(search: &Search, instances: &BTreeSet<&InstanceId>) -> Vec<Document> {
+    let (first, last) = search.days();
+    if (last - first) / DAY_MILLIS >= MAX_DAYS {
+        let bounds =
+            |instance| doc! { "$gte": names::key(instance, first), "$lte": names::key(instance, last) };
+        return instances
+            .iter()
+            .map(|instance| doc! { "_id": bounds(instance) })
+            .collect();
+    }
+    let mut ids = BTreeSet::new();
+    for instance in instances {
+        let mut day_ms = first;
+        while day_ms <= last {
+            ids.insert(names::key(instance, day_ms));
+            day_ms += DAY_MILLIS;
+        }
+    }
+    of_ids(ids)
+}
+
+/// The ids of the documents that have one of the names; `None` if there are many.
+async fn ids(names: &ProcessNames, search: &Search) -> Result<Option<BTreeSet<String>>, MetricsError> {
+    let mut ids = BTreeSet::new();
+    for mut filter in search.wanted.array_filters("names") {
+        filter.insert("day", within_days(search));
+        let found = read_ids(names, filter, MAX_IDS + 1, None, search).await?;
+        if found.len() > MAX_IDS {
+            return Ok(None);
+        }
+        ids.extend(found);
+    }
+    Ok(Some(ids))
+}
+
+/// The ids of the first full documents, at most one more than [`MAX_FULL`].
+async fn full(names: &ProcessNames, search: &Search, after: &str) -> Result<BTreeSet<String>, MetricsError> {
+    let filter = doc! { "full": within_days(search), "_id": { "$gte": after } };
+    let found = read_ids(names, filter, MAX_FULL + 1, Some(doc! { "_id": 1 }), search).await?;
+    Ok(found.into_iter().collect())
+}
+
+async fn read_ids(
+    names: &ProcessNames,
+    filter: Document,
+    most: usize,
+    sort: Option<Document>,
+    search: &Search,
+) -> Result<Vec<String>, MetricsError> {
+    let documents = &names.reading;
+    let query = documents
+        .find(filter)
+        .projection(doc! { "_id": 1 })
+        .limit(i64::try_from(most).unwrap_or(i64::MAX))
+        .batch_size(u32::try_from(most).unwrap_or(u32::MAX))
+        .max_time(search.deadline.left()?);
+    let query = match sort {
+        Some(sort) => query.sort(sort),
+        None => query,
+    };
+    let mut cursor = find(documents, query).await?;
+    let mut ids = Vec::new();
+    while cursor.advance().await? {
+        ids.push(cursor.current().get_str("_id")?.to_owned());
+    }
+    Ok(ids)
+}
