@@ -17,6 +17,7 @@ mod middleware;
 mod openapi;
 mod operations;
 mod problem;
+mod process_search;
 mod processes;
 mod range;
 mod removal;
@@ -68,6 +69,7 @@ fn routes_and_document() -> (Router<Arc<Gateway>>, OpenApi) {
         .routes(routes!(processes::table))
         .routes(routes!(processes::history))
         .routes(routes!(processes::events))
+        .routes(routes!(process_search::search))
         .routes(routes!(actions::act))
         .routes(routes!(actions::act_on_several))
         .routes(routes!(operations::list))

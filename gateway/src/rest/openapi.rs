@@ -18,6 +18,7 @@ use utoipa::{
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
 use vmwatch_api::{
+    process_search::ProcessMatch,
     processes::{Order, ProcessName, ProcessSort},
     rows::RowKind,
     vms::VmSort,
@@ -51,14 +52,14 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
     security(("bearer" = []), ("cookie" = [])),
     components(schemas(
         // These types occur only in parameters, whose schemas utoipa does not collect from the routes.
-        Format, Order, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
+        Format, Order, ProcessMatch, ProcessName, ProcessSort, RowCursor, RowFormat, RowKind, VmSort,
         // These types are the data of live events, which no route references.
         SampleEvent, ProcessesEvent, MachineEvent, RemovedEvent,
     )),
     tags(
         (name = "sessions", description = "Logging in and out"),
         (name = "vms", description = "List of VMs and history of their measures"),
-        (name = "processes", description = "Processes of a VM, now and at earlier times"),
+        (name = "processes", description = "Processes of a VM, now and at earlier times, and the VMs in which a process ran"),
         (name = "operations", description = "Starting, stopping and rebooting VMs, and the results"),
         (name = "events", description = "Live events: new samples, operations and state changes of VMs"),
         (name = "users", description = "User management, for administrators"),

@@ -274,7 +274,7 @@ const fn is_unanswered(kind: FaultKind) -> bool {
 }
 
 /// What is missing from an answer: the fault if metrics-svc did not answer, and the data that may be out of date.
-fn degraded(missing: Option<Fault>, stale: &[Stale]) -> Vec<Degraded> {
+pub(super) fn degraded(missing: Option<Fault>, stale: &[Stale]) -> Vec<Degraded> {
     let missing = missing.map(|fault| Degraded {
         part: Part::Metrics,
         detail: fault.message,

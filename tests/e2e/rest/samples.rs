@@ -319,6 +319,43 @@ async fn process_history_and_process_events_are_returned() {
     api.get("/vms/vm-1/processes/events?limit=0")
         .await
         .problem(400, "invalid");
+
+    let found = eventually("the names of processes are stored", PATIENCE, async || {
+        let found = api
+            .read(&format!("/processes?name=wor&match=prefix&{range}&limit=1"))
+            .await;
+        let is_found = found["vms"][0]["instance_id"] == "vm-1";
+        is_found.then_some(()).ok_or_else(|| found.to_string())?;
+        Ok::<_, String>(found)
+    })
+    .await;
+    let vm = &found["vms"][0];
+    assert_eq!(
+        (&vm["process_names"], &vm["max_processes"], &found["next"]),
+        (&json!(["worker"]), &json!(2), &Value::Null),
+        "{found}"
+    );
+    for (query, status, code) in [
+        ("", 400, "invalid"),
+        ("name=", 400, "invalid"),
+        ("name=x&match=regex", 400, "invalid"),
+        ("name=x&cursor=.", 400, "invalid"),
+        ("name=wo&match=prefix", 422, "contradictory"),
+        (
+            "name=x&from=2017-01-01T00:00:00Z&to=2018-06-01T00:00:00Z",
+            422,
+            "contradictory",
+        ),
+        (
+            "name=x&from=2017-01-02T00:00:00Z&to=2017-01-01T00:00:00Z",
+            422,
+            "contradictory",
+        ),
+    ] {
+        api.get(&format!("/processes?{query}"))
+            .await
+            .problem(status, code);
+    }
 }
 
 /// Parameters that conflict with each other are answered with a different error code than invalid parameters.
