@@ -68,6 +68,32 @@ await story(async (page) => {
   await page.keyboard.press("Escape");
   await until("the Esc key unpins the moment", () => !page.url().includes("at="));
 
+  // The search finds the VM that ran the process, and leads to the moment at which it was last seen.
+  await page.locator("header.top nav").getByRole("link", { name: "Processes" }).click();
+  await page.getByRole("searchbox", { name: "Process name" }).fill(burner);
+  const found = page.locator("table.found tbody tr");
+  await until("the search finds the VM", async () => {
+    await page.getByRole("button", { name: "Search", exact: true }).click();
+    await page.locator("table.found, .notice").first().waitFor();
+    if ((await found.count()) > 0) return true;
+    await page.reload();
+    return false;
+  });
+  check((await found.getAttribute("data-vm")) === vm, "the search finds only this VM");
+  check(page.url().endsWith(`/processes?name=${burner}`), "the URL contains the search");
+  await found.getByRole("link").click();
+  // In its last row the process has ended and uses no CPU, so that others come first.
+  await page.locator('.processes input[type="search"]').fill(burner);
+  await until("the link leads to the processes of that moment", async () =>
+    (await names.allInnerTexts()).some((name) => name.startsWith(burner)));
+  await page.locator('[data-chart="process-cpu"] canvas').waitFor();
+  await page.goto(`${url}/processes?name=${burner.slice(0, 3)}&match=prefix&range=1h`);
+  await found.first().waitFor();
+  await page.goto(`${url}/processes?name=ab&match=prefix`);
+  await page.getByRole("heading", { name: "Enter more of the name" }).waitFor();
+  await page.goto(`${url}/vms/${vm}?range=15m`);
+  await over.waitFor();
+
   // Dragging across the chart zooms, and the Back button undoes the zoom.
   const box = await over.boundingBox();
   await page.mouse.move(box.x + box.width * 0.4, box.y + 40);

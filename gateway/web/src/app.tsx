@@ -9,6 +9,7 @@ import { Failed, Loading, Notice } from "./parts/states";
 import { route } from "./router";
 import { Audit } from "./views/audit";
 import { Operations } from "./views/operations";
+import { ProcessSearch } from "./views/search";
 import { Sessions } from "./views/sessions";
 import { Logo, SignIn } from "./views/sign-in";
 import { Users } from "./views/users";
@@ -55,6 +56,7 @@ function Navigation() {
   const path = route.value.path;
   const links = [
     ["/", texts.vms, path === "/" || path.startsWith("/vms")],
+    ["/processes", texts.processes, path === "/processes"],
     ["/operations", texts.operations, path === "/operations"],
     ...(may("admin")
       ? ([["/audit", texts.audit, path === "/audit"], ["/users", texts.users, path === "/users"]] as const)
@@ -78,6 +80,7 @@ function View() {
   const vm = /^\/vms\/([0-9A-Za-z_-]{1,64})$/.exec(path)?.[1];
   if (path === "/") return <Vms />;
   if (vm !== undefined) return <VmPage key={vm} id={vm} />;
+  if (path === "/processes") return <ProcessSearch />;
   if (path === "/operations") return <Operations />;
   if (path === "/audit") return <Audit />;
   if (path === "/users") return <Users />;

@@ -2,7 +2,7 @@ import { whole } from "../format";
 
 export const en = {
   product: "vmwatch",
-  nav: { label: "Views", vms: "VMs", operations: "Operations", audit: "Audit", users: "Users", api: "API" },
+  nav: { label: "Views", vms: "VMs", processes: "Processes", operations: "Operations", audit: "Audit", users: "Users", api: "API" },
   skip: "Skip to content",
   units: { days: "d", hours: "h", minutes: "min", seconds: "s" },
   live: {
@@ -195,6 +195,34 @@ export const en = {
     empty: "This process was not seen in the selected range.",
     cpu: "% of one core",
     mem: "% of VM memory",
+  },
+  search: {
+    title: "Which VMs ran…",
+    name: "Process name",
+    hint: "Process name, such as nginx",
+    match: "Match",
+    matches: { exact: "Exact name", prefix: "Name begins with" },
+    last: (period: string) => `Last ${period}`,
+    submit: "Search",
+    startTitle: "Find the VMs that ran a process",
+    start: "Enter the name of a process, and choose how far to look back.",
+    shortTitle: "Enter more of the name",
+    short: (least: number) => `The beginning of a name must have at least ${least} characters.`,
+    count: (count: number, complete: boolean) =>
+      complete ? (count === 1 ? "1 VM" : `${whole(count)} VMs`) : `The first ${count === 1 ? "VM" : `${whole(count)} VMs`}`,
+    columns: {
+      vm: "VM", processes: "Processes", first: "First seen", last: "Last seen", hours: "Hours seen", most: "Most at once",
+      cpu: "Peak CPU", mem: "Peak memory",
+    },
+    more: "Search more VMs",
+    emptyTitle: "No VM ran this process",
+    empty: "No VM that you have access to ran it in this period. Check the spelling, including upper and lower case, or choose a longer period.",
+    noneYetTitle: "Nothing found so far",
+    noneYet: "Not all VMs have been searched yet.",
+    building: "Older samples are still being indexed. The result may lack VMs.",
+    behind: (time: string) => `The result does not yet include samples stored after ${time}.`,
+    unsearched: (names: string, more: number) =>
+      `These VMs ran too many different processes to be searched completely: ${names}${more > 0 ? ` and ${more} more` : ""}. Choose a shorter period.`,
   },
   action: {
     start: "Start", stop: "Shut down", reboot: "Reboot", reset: "Reset", "force-stop": "Force off",

@@ -3,7 +3,7 @@ import type { Texts } from ".";
 
 export const zh: Texts = {
   product: "vmwatch",
-  nav: { label: "视图", vms: "虚拟机", operations: "操作", audit: "审计", users: "用户", api: "API" },
+  nav: { label: "视图", vms: "虚拟机", processes: "进程", operations: "操作", audit: "审计", users: "用户", api: "API" },
   skip: "跳到主要内容",
   units: { days: "天", hours: "小时", minutes: "分钟", seconds: "秒" },
   live: {
@@ -193,6 +193,33 @@ export const zh: Texts = {
     empty: "所选时间范围内没有该进程的数据。",
     cpu: "占单核 %",
     mem: "占虚拟机内存 %",
+  },
+  search: {
+    title: "按进程查找虚拟机",
+    name: "进程名",
+    hint: "进程名，例如 nginx",
+    match: "匹配方式",
+    matches: { exact: "完全匹配", prefix: "前缀匹配" },
+    last: (period) => `近 ${period}`,
+    submit: "查找",
+    startTitle: "查找运行过某个进程的虚拟机",
+    start: "请输入进程名，并选择时间范围。",
+    shortTitle: "进程名过短",
+    short: (least) => `前缀匹配至少需要 ${least} 个字符。`,
+    count: (count, complete) => (complete ? `共 ${whole(count)} 台` : `前 ${whole(count)} 台`),
+    columns: {
+      vm: "虚拟机", processes: "进程", first: "首次出现", last: "最近出现", hours: "出现小时数", most: "最大进程数",
+      cpu: "CPU 峰值", mem: "内存峰值",
+    },
+    more: "继续查找",
+    emptyTitle: "没有虚拟机运行过该进程",
+    empty: "在所选时间范围内，您有权访问的虚拟机都没有运行过该进程。请检查进程名（区分大小写），或选择更长的时间范围。",
+    noneYetTitle: "暂未找到",
+    noneYet: "尚未查找完所有虚拟机。",
+    building: "较早的数据仍在建立索引，结果可能不完整。",
+    behind: (time) => `结果尚不包含 ${time} 之后写入的数据。`,
+    unsearched: (names, more) =>
+      `以下虚拟机运行过的进程种类过多，未能完整查找：${names}${more > 0 ? ` 等，另有 ${more} 台` : ""}。请选择更短的时间范围。`,
   },
   action: {
     start: "启动", stop: "关机", reboot: "重启", reset: "强制重启", "force-stop": "强制关机",
