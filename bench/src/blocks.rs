@@ -1,6 +1,7 @@
 //! Writes long histories as blocks of level 1, as compaction does, because ingestion would take too long.
 
-use bson::{Binary, DateTime, RawDocumentBuf, rawdoc, spec::BinarySubtype};
+use bson::{Binary, DateTime, RawBsonRef, RawDocument, RawDocumentBuf, rawdoc, spec::BinarySubtype};
+use metrics_svc::documents::Documents;
 use mongodb::{
     Collection, Database,
     options::{Acknowledgment, WriteConcern},
@@ -12,6 +13,8 @@ use vmwatch_blocks::{Encoded, Encoder, Kind, Rows, Value};
 const HOUR: i64 = 3_600_000_000;
 /// Time until the blocks expire, in microseconds: 50 years.
 const KEPT: i64 = 50 * 365 * 24 * HOUR;
+/// The fields of a row that are not among the fields in a block.
+const OWN: [&str; 4] = ["_id", "instance_id", "create_date", "sampled_at"];
 /// Number of blocks that are inserted together.
 const BATCH: usize = 200;
 
@@ -60,7 +63,7 @@ impl BlockWriter {
         let hour = self
             .hour
             .get_or_insert_with(|| Hour::new(sample.instance_id.clone(), number, self.offset));
-        hour.add(sample)?;
+        hour.add(sample, self.offset)?;
         self.process_rows += sample.processes.len() as u64;
         Ok(())
     }
@@ -118,48 +121,22 @@ impl Hour {
             let number = Self::number(sample, offset)?;
             let instance = sample.instance_id.clone();
             hour.get_or_insert_with(|| Self::new(instance, number, offset))
-                .add(sample)?;
+                .add(sample, offset)?;
         }
         Ok(hour)
     }
 
-    /// Adds the rows of a sample with the fields and types of stored rows.
-    fn add(&mut self, sample: &Sample) -> anyhow::Result<()> {
-        let date = sample.create_date.as_str();
-        let net = [
-            ("net_incoming", Value::Double(sample.net_incoming)),
-            ("net_outgoing", Value::Double(sample.net_outgoing)),
+    /// Adds the rows of a sample, with the fields and types that ingestion stores.
+    fn add(&mut self, sample: &Sample, offset: UtcOffset) -> anyhow::Result<()> {
+        let documents = Documents::from_sample(sample, offset, sample.create_date.moment(offset)?)?;
+        let lists = [
+            (&mut self.vms, documents.vms),
+            (&mut self.processes, documents.processes),
         ];
-        if let Some(vm) = &sample.vm {
-            let fields = [
-                ("cpu_util", vm.cpu_util.map_or(Value::Null, Value::Double)),
-                ("mem", vm.mem.map_or(Value::Null, Value::Double)),
-                ("disk_read", Value::Double(vm.disk_read)),
-                ("disk_write", Value::Double(vm.disk_write)),
-                (
-                    "proc",
-                    vm.proc
-                        .map_or(Value::Null, |count| Value::Int32(count.cast_signed())),
-                ),
-            ];
-            self.vms.push(date, None, None, net.into_iter().chain(fields))?;
-        }
-        for process in &sample.processes {
-            let fields = [
-                ("cmd", Value::Text(&process.cmd)),
-                ("pid", Value::Int32(process.pid.cast_signed())),
-                ("cpu_util", Value::Double(process.cpu_util)),
-                ("mem", Value::Double(process.mem)),
-                ("disk_read", Value::Double(process.disk_read)),
-                ("disk_write", Value::Double(process.disk_write)),
-                ("running_time", Value::Double(process.running_time)),
-                (
-                    "shutdown_time",
-                    process.shutdown_time.map_or(Value::Null, Value::Double),
-                ),
-            ];
-            self.processes
-                .push(date, None, None, net.into_iter().chain(fields))?;
+        for (rows, documents) in lists {
+            for document in documents {
+                push(rows, sample.create_date.as_str(), &document)?;
+            }
         }
         Ok(())
     }
@@ -204,4 +181,25 @@ impl Hour {
             "data": binary(block.bytes),
         }
     }
+}
+
+/// Adds a row. Its `_id` is the one that the block computes.
+fn push(rows: &mut Rows, create_date: &str, document: &RawDocument) -> anyhow::Result<()> {
+    let mut fields = Vec::with_capacity(24);
+    for element in document {
+        let (key, value) = element?;
+        let value = match value {
+            _ if OWN.contains(&key.as_str()) => continue,
+            RawBsonRef::Null => Value::Null,
+            RawBsonRef::Boolean(truth) => Value::Bool(truth),
+            RawBsonRef::Int32(number) => Value::Int32(number),
+            RawBsonRef::Int64(number) => Value::Int64(number),
+            RawBsonRef::Double(number) => Value::Double(number),
+            RawBsonRef::String(text) => Value::Text(text),
+            other => anyhow::bail!("a row has a field of the type {:?}", other.element_type()),
+        };
+        fields.push((key.as_str(), value));
+    }
+    rows.push(create_date, None, None, fields)?;
+    Ok(())
 }

@@ -58,6 +58,16 @@ impl Report {
             .push([text.to_owned(), value_text, target, verdict.to_owned()]);
     }
 
+    /// Prints the results that have a target, as a table for a page of the documentation.
+    pub(crate) fn print_targets(&self) {
+        let mut rows = vec![["figure", "measured", "target"].map(str::to_owned)];
+        let targets = self.targets.iter();
+        rows.extend(targets.map(|[text, value, target, _]| [text.clone(), value.clone(), target.clone()]));
+        let mut out = String::new();
+        push_markdown(&mut out, &rows);
+        println!("\n{out}");
+    }
+
     /// Starts a section of the report.
     pub(crate) fn section(&mut self, title: &str) {
         println!("\n== {title}");

@@ -90,6 +90,13 @@ impl Vm {
         &self.sample.instance_id
     }
 
+    /// Gives the last process another name.
+    pub(crate) fn rename_last(&mut self, name: &str) {
+        if let Some(last) = self.sample.processes.last_mut() {
+            name.clone_into(&mut last.cmd);
+        }
+    }
+
     /// The next sample, taken at the given time, with the row of the VM. `processes` says whether it has rows of
     /// processes.
     pub(crate) fn sample(&mut self, at: SystemTime, processes: bool) -> Sample {

@@ -8,10 +8,12 @@ mod clock;
 mod compaction;
 mod files;
 mod ingestion;
+mod names;
 mod newest;
 pub(crate) mod raw;
 mod reads;
 mod recorded;
+mod requests;
 mod sizes;
 
 use std::time::Duration;
@@ -37,10 +39,11 @@ pub(crate) struct Options {
 /// The parts of the benchmark, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    Sizes,
     Ingestion,
     Reads,
+    Names,
     Compaction,
+    Sizes,
 }
 
 /// How much is measured.
@@ -59,10 +62,11 @@ struct Scale {
     round: Duration,
     /// Number of days of the long history.
     days: u64,
-    /// Number of times that each read of newest rows, each process table and each series is requested.
+    /// Number of times that each read of newest rows, each process table, each series and each search is requested.
     newest: usize,
     tables: usize,
     series: usize,
+    searches: usize,
     /// Duration for which compaction is measured.
     compaction_minutes: u64,
 }
@@ -79,6 +83,7 @@ const WHOLE: Scale = Scale {
     newest: 500,
     tables: 1000,
     series: 50,
+    searches: 100,
     compaction_minutes: 12,
 };
 
@@ -94,6 +99,7 @@ const QUICK: Scale = Scale {
     newest: 100,
     tables: 200,
     series: 10,
+    searches: 20,
     compaction_minutes: 4,
 };
 
@@ -109,11 +115,17 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     if wanted(Part::Reads) {
         resident = resident.max(reads::run(scale, report).await?);
     }
+    let mut names = None;
+    if wanted(Part::Names) {
+        let measured = names::run(scale, report).await?;
+        resident = resident.max(measured.resident_mb);
+        names = Some(measured.bytes_per_row);
+    }
     if wanted(Part::Compaction) {
         resident = resident.max(compaction::run(scale, report).await?);
     }
     if wanted(Part::Sizes) {
-        sizes::run(scale, report).await?;
+        sizes::run(scale, report, names).await?;
     }
     if resident > 0.0 {
         let text = "peak resident memory of metrics-svc in all parts, MB";

@@ -1,8 +1,7 @@
 //! Measures reads of a VM with a long history through the gateway: newest rows, process tables, and series.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::ensure;
 use testkit::{Program, Stack};
 use vmwatch_api::{
     InstanceId, Role, Scope,
@@ -15,15 +14,15 @@ use super::{
     Scale,
     activity::{ACTIVITIES, Vm, name},
     newest,
+    requests::timed,
 };
 use crate::{
     blocks::BlockWriter,
     fleet::{Random, VM_INTERVAL, VM_SAMPLES_PER_MINUTE},
-    gateway::{KEPT_SETTING, address},
-    load::{self, Connection},
+    gateway::KEPT_SETTING,
+    load,
     report::{Bound, Report, number},
     samples::{self, Message},
-    statistics::Series,
     usage,
 };
 
@@ -129,7 +128,7 @@ impl Setup {
             load::get(&path, &self.session)
         });
         let requests: Vec<_> = requests.collect();
-        let took = self.timed(&requests, br#""total":100,"#).await?;
+        let took = timed(&self.stack, &requests, br#""total":100,"#).await?;
         report.figure("process_table_old_median_ms", took.median());
         let text = format!("process table of a moment {} days ago, p99, ms", scale.days);
         let p99 = took.quantile(0.99);
@@ -148,7 +147,7 @@ impl Setup {
             timestamp(self.end)
         );
         let requests = vec![load::get(&path, &self.session); scale.series];
-        let took = self.timed(&requests, br#""buckets":[{"#).await?;
+        let took = timed(&self.stack, &requests, br#""buckets":[{"#).await?;
         report.figure("series_30_days_max_ms", took.max());
         let text = "one name of a VM over 30 days at a minute, 500 points, median, ms";
         report.target("series_30_days_ms", text, took.median(), 0, Bound::AtMost(300.0));
@@ -158,26 +157,6 @@ impl Setup {
             number(took.max(), 0)
         ));
         Ok(())
-    }
-
-    /// Sends requests one after the other, and returns how long they took in milliseconds. Each answer must contain the
-    /// expected text.
-    async fn timed(&self, requests: &[Vec<u8>], expected: &[u8]) -> anyhow::Result<Series> {
-        let mut connection = Connection::open(address(&self.stack)?).await?;
-        let mut took = Vec::new();
-        for request in requests {
-            let started = Instant::now();
-            let body = connection.send(request).await?;
-            took.push(started.elapsed().as_secs_f64() * 1e3);
-            let found = body.windows(expected.len()).any(|window| window == expected);
-            let text = String::from_utf8_lossy(body.get(..500).unwrap_or(body));
-            ensure!(
-                found,
-                "the answer lacks {}: {text}",
-                String::from_utf8_lossy(expected)
-            );
-        }
-        Ok(took.into_iter().collect())
     }
 }
 

@@ -33,7 +33,8 @@ struct Sizes {
     messages: f64,
 }
 
-pub(crate) async fn run(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+/// `names` is the size of the names of processes in bytes per process row, if it was measured.
+pub(super) async fn run(scale: &Scale, report: &mut Report, names: Option<f64>) -> anyhow::Result<()> {
     report.section("Bytes per row");
     let offset = UTC_OFFSET.default.parse()?;
     let mut encoder = Encoder::new()?;
@@ -61,7 +62,7 @@ pub(crate) async fn run(scale: &Scale, report: &mut Report) -> anyhow::Result<()
         sizes.add(&samples, &mut encoder, offset)?;
         recorded.push((name.to_owned(), sizes));
     }
-    tell(report, scale, &fleets, &recorded);
+    tell(report, scale, &fleets, &recorded, names);
     let text = "growth of the development database's table files per process row, bytes";
     report.target("process_row_file_bytes", text, bytes, 2, Bound::AtMost(3.0));
     Ok(())
@@ -96,7 +97,13 @@ impl Sizes {
     }
 }
 
-fn tell(report: &mut Report, scale: &Scale, fleets: &[(String, Sizes)], recorded: &[(String, Sizes)]) {
+fn tell(
+    report: &mut Report,
+    scale: &Scale,
+    fleets: &[(String, Sizes)],
+    recorded: &[(String, Sizes)],
+    names: Option<f64>,
+) {
     report.paragraph(&format!(
         "Documents of blocks of level 1, each with an hour of a VM: rows of {PROCESSES} processes every minute, and of the \
          VM every ten seconds. {} VMs, {} hours. Recorded are {} samples of the processes in ten times shorter intervals, \
@@ -135,8 +142,14 @@ fn tell(report: &mut Report, scale: &Scale, fleets: &[(String, Sizes)], recorded
         report.figure(format!("vm_row_block_bytes_{name}"), vm);
     }
     let greatest = |of: fn(&Sizes) -> f64| fleets.iter().map(|(_, sizes)| of(sizes)).fold(f64::NAN, f64::max);
-    let text = "bytes of blocks of level 1 per process row, as BSON";
+    let text = "bytes of blocks of level 1 and of names per process row, as BSON";
     let process = greatest(|sizes| sizes.per_row()[1]);
+    if names.is_none() {
+        report.paragraph(
+            "The names of processes were not measured; the bytes per process row do not include them.",
+        );
+    }
+    let process = process + names.unwrap_or(0.0);
     report.target("process_row_block_bytes", text, process, 2, Bound::AtMost(2.0));
     let text = "bytes of blocks of level 1 per VM row, as BSON";
     let vm = greatest(|sizes| sizes.per_row()[0]);
