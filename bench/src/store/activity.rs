@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use vmwatch_api::{
     InstanceId,
-    metrics::{ProcessSample, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Sample, VmSample},
     time::{CreateDate, UtcOffset},
 };
 
@@ -14,6 +14,8 @@ use crate::fleet::{Random, instance};
 pub(crate) const PROCESSES: u32 = 100;
 /// Shares of active processes of the two generated fleets.
 pub(crate) const ACTIVITIES: [f64; 2] = [0.15, 0.4];
+/// Seconds between two samples of the processes.
+const INTERVAL: f64 = 60.0;
 /// When the oldest process started, in Unix seconds.
 const STARTED: f64 = 1_700_000_000.0;
 const NAMES: [&str; 20] = [
@@ -60,7 +62,9 @@ impl Vm {
             disk_read: 0.0,
             disk_write: 0.0,
             running_time: STARTED + (random.unit() * 1e6).round() / 100.0,
-            ..ProcessSample::default()
+            cpu_seconds: Some(0.0),
+            owner: owner(place),
+            shutdown_time: None,
         });
         let sample = Sample {
             processes: processes.collect(),
@@ -111,6 +115,7 @@ impl Vm {
             instance_id: self.sample.instance_id.clone(),
             create_date: self.sample.create_date.clone(),
             vm: self.sample.vm.clone(),
+            vm_cpu: self.sample.vm_cpu.filter(|_| processes),
             ..self.sample
         }
     }
@@ -126,14 +131,23 @@ impl Vm {
         // Agents sample within milliseconds of the minute.
         let at = at + Duration::from_micros(random.below(1500) as u64);
         sample.create_date = CreateDate::at(at, self.offset);
+        let mut total = 0.0;
         for process in sample.processes.iter_mut().take(self.active) {
             process.cpu_util = tenth(random.unit() * random.unit() * 40.0);
+            let seconds = hundredth(process.cpu_util * INTERVAL / 100.0);
+            process.cpu_seconds = Some(seconds);
+            total += seconds;
             process.mem = tenth((process.mem + (random.unit() - 0.5) * 0.2).abs());
             let writes = random.below(5) == 0;
             process.disk_write = if writes { tenth(random.unit() * 500.0) } else { 0.0 };
         }
         sample.net_incoming = tenth(random.unit() * 300.0);
         sample.net_outgoing = tenth(random.unit() * 900.0);
+        sample.vm_cpu = Some(CpuSeconds {
+            user: hundredth(total * 0.7),
+            nice: 0.0,
+            system: hundredth(total * 0.3),
+        });
         sample.vm = Some(VmSample {
             cpu_util: Some(tenth(random.unit() * 30.0)),
             mem: Some(tenth(40.0 + random.unit())),
@@ -158,6 +172,26 @@ pub(crate) fn name(place: u32) -> String {
     let mut name = format!("{name}-{place}");
     name.truncate(15);
     name
+}
+
+/// The owner of the process in this place: the kernel, or one of some services.
+fn owner(place: u32) -> ProcessOwner {
+    let (user, parent, unit) = match place % 4 {
+        0 => ("root", 2, None),
+        1 => ("postgres", 1851, Some("postgresql@15-main.service".to_owned())),
+        _ => ("root", 1, Some(format!("systemd-unit-{place}.service"))),
+    };
+    ProcessOwner {
+        user: Some(user.to_owned()),
+        parent_pid: Some(parent),
+        unit,
+        ..ProcessOwner::default()
+    }
+}
+
+/// Rounds to two decimals, which clock ticks have.
+fn hundredth(number: f64) -> f64 {
+    (number * 100.0).round() / 100.0
 }
 
 /// Rounds to one decimal, as agents do.

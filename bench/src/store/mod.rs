@@ -72,10 +72,10 @@ struct Scale {
 }
 
 const WHOLE: Scale = Scale {
-    size_vms: 10,
+    size_vms: 6,
     size_hours: 24,
     recorded_samples: 60,
-    file_vms: 50,
+    file_vms: 30,
     file_hours: 24,
     pairs: 5,
     round: Duration::from_secs(7),
@@ -137,5 +137,6 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
             Bound::AtMost(80.0),
         );
     }
+    report.print_targets();
     Ok(())
 }

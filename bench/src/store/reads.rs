@@ -27,11 +27,16 @@ use crate::{
 };
 
 const MINUTE: Duration = Duration::from_mins(1);
+const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
 /// Part of the long history in which the process tables are read, counted from its beginning.
 const OLDEST: Duration = Duration::from_hours(24 * 20);
 /// Time range and number of points of a series.
 const SERIES: (Duration, u32) = (Duration::from_hours(24 * 30), 500);
+
+/// Numbers of the VM with a long history and the one with an hour.
+const LONG: u32 = 0;
+const SHORT: u32 = 1;
 
 /// The VMs whose rows are read.
 pub(super) struct Setup {
@@ -74,28 +79,27 @@ impl Setup {
         let offset = UTC_OFFSET.default.parse()?;
         let end = SystemTime::now();
         let [mut long, mut short] = [
-            Vm::new(0, ACTIVITIES[1], offset)?,
-            Vm::new(1, ACTIVITIES[1], offset)?,
+            Vm::new(LONG, ACTIVITIES[1], offset)?,
+            Vm::new(SHORT, ACTIVITIES[1], offset)?,
         ];
         let days = u32::try_from(scale.days)?;
         println!("storing {days} days of a VM");
         let since_hour = end.duration_since(SystemTime::UNIX_EPOCH)?.as_secs() % 3600;
         let hour = end - Duration::from_secs(since_hour);
         // The current hour and the one before it are not compacted.
-        let compacted = hour - Duration::from_hours(1);
+        let compacted = hour - HOUR;
         let begin = hour - DAY * days;
-        let mut writer = BlockWriter::new(&stack.database.handle(), offset)?;
-        let mut at = begin;
-        while at < compacted {
-            writer.add(long.next(at)).await?;
-            for step in 1..VM_SAMPLES_PER_MINUTE {
-                writer.add(&long.sample(at + VM_INTERVAL * step, false)).await?;
-            }
-            at += MINUTE;
+        // Two halves are written at the same time, on two cores.
+        let middle = begin + HOUR * (days * 12);
+        let halves = [(begin, middle), (middle, compacted)].map(|(from, to)| {
+            let writer = BlockWriter::new(&stack.database.handle(), offset);
+            tokio::spawn(write_history(writer, offset, from, to))
+        });
+        for half in halves {
+            half.await??;
         }
-        writer.finish().await?;
         let mut messages = messages(&mut long, compacted, end)?;
-        messages.extend(self::messages(&mut short, end - Duration::from_hours(1), end)?);
+        messages.extend(self::messages(&mut short, end - HOUR, end)?);
         samples::publish(stack.bus.jetstream_for_tests(), messages).await?;
         samples::drained(stack.bus.jetstream_for_tests()).await?;
         report.paragraph(&format!(
@@ -158,6 +162,25 @@ impl Setup {
         ));
         Ok(())
     }
+}
+
+/// Writes the long history between two times as blocks of level 1.
+async fn write_history(
+    writer: anyhow::Result<BlockWriter>,
+    offset: UtcOffset,
+    from: SystemTime,
+    to: SystemTime,
+) -> anyhow::Result<()> {
+    let (mut writer, mut vm) = (writer?, Vm::new(LONG, ACTIVITIES[1], offset)?);
+    let mut at = from;
+    while at < to {
+        writer.add(vm.next(at)).await?;
+        for step in 1..VM_SAMPLES_PER_MINUTE {
+            writer.add(&vm.sample(at + VM_INTERVAL * step, false)).await?;
+        }
+        at += MINUTE;
+    }
+    writer.finish().await
 }
 
 /// The messages that an agent of the VM sends in this time with the default intervals.

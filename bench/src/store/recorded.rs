@@ -16,9 +16,10 @@ use vmwatch_blocks::{SAMPLE_LIMITS, decode_sample};
 
 use crate::samples;
 
-/// The intervals of the recorded agents in seconds: as many samples of the VM for each of its processes as by default,
-/// but ten times as often.
-const INTERVALS: (u32, u32) = (1, 6);
+/// The intervals of the recorded agents: as many samples of the VM for each of its processes as by default, but twenty
+/// times as often.
+const INTERVALS: [&str; 2] = ["500ms", "3s"];
+const PROCESS_INTERVAL: Duration = Duration::from_secs(3);
 /// The VM id of the guest.
 const GUEST: &str = "5d6b1c9a-3f0e-4a57-9a86-2f4c1e0b7d11";
 /// The setting with the folder of the guest's kernel and file system.
@@ -46,11 +47,11 @@ impl Drop for Recording {
 
 impl Recording {
     pub(super) async fn start() -> anyhow::Result<Self> {
-        let (vm, processes) = (format!("{}s", INTERVALS.0), format!("{}s", INTERVALS.1));
+        let [vm, processes] = INTERVALS;
         let stack = samples::stack()
             .replicas(Program::Agent, 1)
-            .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", &vm)
-            .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", &processes)
+            .set(Program::Agent, "VMWATCH_AGENT_VM_INTERVAL", vm)
+            .set(Program::Agent, "VMWATCH_AGENT_PROCESS_INTERVAL", processes)
             .start()
             .await;
         let subject = format!("{SAMPLE_SUBJECT_PREFIX}>");
@@ -68,7 +69,7 @@ impl Recording {
             }
         });
         let guest = match env::var_os(GUEST_IMAGE) {
-            Some(_) => Some(start_guest(&stack, &vm, &processes).await),
+            Some(_) => Some(start_guest(&stack).await),
             None => None,
         };
         Ok(Self {
@@ -85,7 +86,7 @@ impl Recording {
         if self.guest.is_some() {
             agents.push(("recorded from a QEMU guest", GUEST));
         }
-        let limit = Duration::from_secs(u64::from(samples * INTERVALS.1)) + Duration::from_mins(3);
+        let limit = PROCESS_INTERVAL * samples + Duration::from_mins(3);
         let mut recorded = Vec::new();
         for (name, instance) in agents {
             eventually("the agents have sent enough samples", limit, async || {
@@ -117,7 +118,8 @@ impl Recording {
 }
 
 /// Starts a guest with an agent.
-async fn start_guest(stack: &Stack, vm: &str, processes: &str) -> Libvirtd {
+async fn start_guest(stack: &Stack) -> Libvirtd {
+    let [vm, processes] = INTERVALS;
     let libvirtd = Libvirtd::start().await;
     // QEMU's user network maps 10.0.2.2 to this machine's loopback address.
     let bus = stack.nats.url().replace("127.0.0.1", "10.0.2.2");

@@ -106,7 +106,7 @@ fn tell(
 ) {
     report.paragraph(&format!(
         "Documents of blocks of level 1, each with an hour of a VM: rows of {PROCESSES} processes every minute, and of the \
-         VM every ten seconds. {} VMs, {} hours. Recorded are {} samples of the processes in ten times shorter intervals, \
+         VM every ten seconds. {} VMs, {} hours. Recorded are {} samples of the processes in twenty times shorter intervals, \
          while this benchmark ran. Messages are samples with rows of all processes.",
         scale.size_vms, scale.size_hours, scale.recorded_samples
     ));
