@@ -20,7 +20,7 @@ use crate::{
     history_support::{
         DAY, HOUR, MINUTE, SECOND, call, call_in, followed, marks, process, publish, sample, stack, stored,
     },
-    rows::blocks,
+    rows::{blocks, process_row, store_processes},
 };
 
 const WEEK: u64 = 7 * DAY;
@@ -417,6 +417,38 @@ async fn rows_without_names_are_found_and_search_says_up_to_when_it_is_complete(
             .ok_or_else(|| format!("{late} ms"))
     })
     .await;
+}
+
+/// Rows that other software has written and that `compact-flat` or `load` have moved into blocks are found like any others.
+/// Their names are kept as long as the rows, which never expire without an internal date.
+#[tokio::test]
+async fn names_of_moved_and_loaded_rows_are_found() {
+    let stack = stack()
+        .set(Program::Metrics, "VMWATCH_NEWEST_ROWS_KEPT", "0s")
+        .start()
+        .await;
+    let date = "2017-01-01T21:37:59.001065";
+    store_processes(&stack, [process_row("vm-flat", date, "lvmetad", 479)]).await;
+    let line = mongodb::bson::Bson::Document(process_row("vm-loaded", date, "lvmetad", 480));
+    let line = format!("{}\n", line.into_relaxed_extjson());
+    stack.command(Program::Metrics, &["load", "-"], &line);
+    let of_2017 = search(
+        "lvmetad",
+        ProcessMatch::Exact,
+        1_483_228_800_000,
+        1_483_401_600_000,
+    );
+    assert_eq!(ids(&call::<ProcessSearch>(&stack, &of_2017).await), ["vm-loaded"]);
+
+    stack.command(Program::Metrics, &["compact-flat", "--delete-after", "0s"], "");
+    let found = call::<ProcessSearch>(&stack, &of_2017).await;
+    assert_eq!(ids(&found), ["vm-flat", "vm-loaded"]);
+    for instance in ["vm-flat", "vm-loaded"] {
+        assert_eq!(by_name(&stack, instance, "lvmetad", 10).await, [date]);
+        assert_eq!(by_name(&stack, instance, "other", 10).await, [""; 0]);
+        let names = names_of(&stack, instance).await;
+        assert!(!names[0].contains_key("expires"), "{}", names[0]);
+    }
 }
 
 /// The encoding of the statistics of names that were seen once in an hour of the day.
