@@ -2,6 +2,7 @@
 //! programs running.
 
 mod proxy;
+mod shop;
 mod stories;
 
 use reqwest::Method;

@@ -1,6 +1,7 @@
 // Story: an operator finds the process that uses the CPU, now and at a past moment.
 import { readFileSync } from "node:fs";
 import { check, command, figure, setting, signIn, story, until, url } from "./browser.mjs";
+import { showsGroups } from "./groups.mjs";
 
 const vm = setting("VMWATCH_PAGE_VM");
 
@@ -22,6 +23,8 @@ await story(async (page) => {
 
   await row.locator("a").click();
   await page.locator('[data-chart="cpu"] canvas').waitFor();
+  await until("the processes explain a part of the VM's CPU time", async () =>
+    /\d%/.test(await page.locator(".accounted").innerText()));
   check((await page.locator("figure.chart").count()) === 4, "the VM's view has four charts");
   await page.getByRole("button", { name: "15 min" }).click();
   const burner = await command("burn");
@@ -114,7 +117,11 @@ await story(async (page) => {
   // Guests can choose process names that make the process table larger than a bus message; the page must still show it.
   const hidden = await command("hide");
   await page.goto(`${url}/vms/${hidden}`);
+  check((await page.locator(".accounted").innerText()).includes("unknown"), "without CPU seconds the share explained is unknown");
   await page.locator("button.more").click();
   await until("all 1,000 processes are shown", async () => (await page.locator("table.process tbody tr").count()) === 1000);
   check((await first.locator("th").innerText()).startsWith("\u2401"), "control characters are shown as symbols");
+  await page.getByRole("button", { name: "Name", exact: true }).click();
+  await until("one group has all 1,000 processes", async () => /1,000/.test(await page.locator("table.grouped .group .count").innerText()));
+  await showsGroups(page, await command("shop"));
 });

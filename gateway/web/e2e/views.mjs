@@ -9,6 +9,7 @@ const VIEWS = {
   "an empty search": ["/?q=there-is-none", ".notice"],
   "a VM": [`/vms/${vm}?range=15m`, "table.process tbody tr"],
   "a process": [`/vms/${vm}?range=15m&process=vmwatch-agent`, "section.history canvas"],
+  "processes by user": [`/vms/${vm}?range=15m&group=user`, "table.grouped tbody tr"],
   "no such VM": ["/vms/none-such", ".notice"],
   "an empty search of processes": ["/processes", ".notice"],
   "the VMs that ran a process": ["/processes?name=vmwatch&match=prefix&range=24h", "table.found tbody tr"],

@@ -12,6 +12,7 @@ use tokio::{
 };
 use vmwatch_api::{Role, time::unix_millis};
 
+use super::shop::{SHOP, publish_shop};
 use crate::{
     pages::publish_hostile_table,
     rest::client::{self, Api, publish, sample},
@@ -46,6 +47,10 @@ async fn browser_shows_the_busiest_process_now_and_in_history() {
                 "hide" => {
                     publish_hostile_table(&stack, "hidden", unix_millis()).await;
                     return "hidden".to_owned();
+                }
+                "shop" => {
+                    publish_shop(&stack).await;
+                    return SHOP.to_owned();
                 }
                 other => return no_requests(other).await,
             }

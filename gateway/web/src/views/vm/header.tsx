@@ -31,6 +31,7 @@ export function Header({ vm }: { vm: Vm }) {
         {vm.hypervisor && <Fact name={texts.hypervisor}>{vm.hypervisor}</Fact>}
         {vm.last_report_at && <Fact name={texts.lastReport}>{ago(ms(vm.last_report_at), now.value)}</Fact>}
         {typeof vm.sample?.proc === "number" && <Fact name={texts.processes}>{whole(vm.sample.proc)}</Fact>}
+        {vm.sample?.restricted && <Fact name={texts.processes}>{texts.hidden}</Fact>}
       </dl>
       <div class="manage">
         <Labels id={vm.instance_id} name={name} />

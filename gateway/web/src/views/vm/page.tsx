@@ -74,7 +74,9 @@ export function VmPage({ id }: { id: string }) {
         <Loading rows={4} />
       )}
       <ProcessHistory id={id} range={shown} chosen={range} hover={hover} click={(at) => pin(shown, moment(at))} />
-      <ProcessTable id={id} hover={hover} moment={moment} pinned={range.pin} live={range.live} to={range.to} />
+      <ProcessTable
+        id={id} restricted={vm.data.sample?.restricted ?? null} hover={hover} moment={moment} pinned={range.pin} live={range.live} to={range.to}
+      />
     </>
   );
 }
