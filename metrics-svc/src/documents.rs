@@ -6,7 +6,7 @@ use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, raw::CStr, ra
 use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
-    metrics::{CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, SystemSample, VmSample},
     time::UtcOffset,
 };
 use vmwatch_blocks::RowIdentity;
@@ -31,6 +31,8 @@ const MAX_CPU_SHARE: f64 = 100.0 * 65_536.0;
 /// Maximum memory usage of a process in percent. The kernel counts each mapping of shared memory, so the usage of a
 /// process can exceed the VM's memory, but not the largest address space (2^57 bytes) in a VM with 1 MiB.
 const MAX_MEMORY_SHARE: f64 = 100.0 * 137_438_953_472.0;
+/// Maximum load average: more processes than the kernel allows (2^22).
+const MAX_LOAD: f64 = 4_194_304.0;
 /// Maximum CPU time between two samples, in seconds: 65,536 cores for a week.
 const MAX_CPU_SECONDS: f64 = 65_536.0 * 604_800.0;
 /// Maximum length of a name in bytes.
@@ -233,6 +235,7 @@ fn max_value(unit: Unit) -> f64 {
         Unit::Percent => 100.0,
         Unit::KibPerSecond => MAX_RATE,
         Unit::Count => i32::MAX.into(),
+        Unit::Load => MAX_LOAD,
     }
 }
 
@@ -245,6 +248,13 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentB
         net_incoming: Some(sample.net_incoming),
         net_outgoing: Some(sample.net_outgoing),
         proc: vm.proc.map(f64::from),
+        cores: vm.system.cores.map(f64::from),
+        steal: vm.system.steal,
+        load: vm.system.load,
+        swap: vm.system.swap,
+        pressure_cpu: vm.system.pressure_cpu,
+        pressure_mem: vm.system.pressure_mem,
+        pressure_io: vm.system.pressure_io,
     };
     for (measure, value) in values.described() {
         within(measure.name, value.unwrap_or(0.0), max_value(measure.unit))?;
@@ -267,7 +277,26 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentB
     if let Some(restricted) = vm.restricted {
         row.append(cstr!("restricted"), restricted.as_str());
     }
+    append_system(&mut row, &vm.system)?;
     Ok(row)
+}
+
+/// Appends the values that the documented API does not have.
+fn append_system(row: &mut RawDocumentBuf, system: &SystemSample) -> Result<(), Refusal> {
+    let cores = system.cores.map(i32::try_from).transpose();
+    let cores = cores.map_err(|_| Refusal::Number("cores"))?;
+    append(row, "cores", cores.map(RawBson::Int32));
+    for (name, value) in [
+        ("steal", system.steal),
+        ("load", system.load),
+        ("swap", system.swap),
+        ("pressure_cpu", system.pressure_cpu),
+        ("pressure_mem", system.pressure_mem),
+        ("pressure_io", system.pressure_io),
+    ] {
+        append(row, name, value.map(RawBson::Double));
+    }
+    Ok(())
 }
 
 fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
@@ -378,7 +407,17 @@ mod tests {
 
     #[test]
     fn document_of_a_sample_contains_every_measure() {
-        let row = &documents(&sample()).unwrap().vms[0];
+        let mut sample = sample();
+        sample.vm.as_mut().unwrap().system = SystemSample {
+            cores: Some(4),
+            steal: Some(1.5),
+            load: Some(2.25),
+            swap: Some(12.0),
+            pressure_cpu: Some(30.5),
+            pressure_mem: Some(0.0),
+            pressure_io: Some(7.0),
+        };
+        let row = &documents(&sample).unwrap().vms[0];
         let expected = VmMeasures {
             cpu_util: 0.0,
             mem: 8.6,
@@ -387,6 +426,13 @@ mod tests {
             net_incoming: 0.6,
             net_outgoing: 5.7,
             proc: 95.0,
+            cores: 4.0,
+            steal: 1.5,
+            load: 2.25,
+            swap: 12.0,
+            pressure_cpu: 30.5,
+            pressure_mem: 0.0,
+            pressure_io: 7.0,
         };
         let read = VmRow::from_document(row).unwrap();
         assert_eq!((read.values, read.restricted), (expected.map(Some), None));
@@ -402,6 +448,9 @@ mod tests {
         let row = &documents(&sample).unwrap().vms[0];
         for name in ["cpu_util", "mem", "proc"] {
             assert_eq!(row.get(name).unwrap(), Some(RawBsonRef::Null), "{name}");
+        }
+        for name in ["cores", "steal", "load", "swap", "pressure_io"] {
+            assert_eq!(row.get(name).unwrap(), None, "{name}");
         }
         let read = VmRow::from_document(row).unwrap();
         assert_eq!(read.restricted, Some(Restriction::PidNamespace));

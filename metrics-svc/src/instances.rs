@@ -119,7 +119,9 @@ impl Report {
         let at = DateTime::from_millis(i64::try_from(newest.at_ms).unwrap_or(i64::MAX));
         let mut row = doc! { "at": at, "create_date": &newest.create_date };
         for (measure, value) in newest.values.described() {
-            row.insert(measure.name, value);
+            if let Some(value) = value {
+                row.insert(measure.name, value);
+            }
         }
         if let Some(restricted) = newest.restricted {
             row.insert(RESTRICTED, restricted.as_str());

@@ -5,14 +5,13 @@ use metrics::counter;
 
 use crate::MetricsError;
 
+/// Maximum number of keys; each kind of rows has fewer.
+const MAX_KEYS: usize = 32;
+
 /// Appends the row as a JSON object with these keys in this order. Null is written for a missing key and for a value of
 /// a type that no agent writes, such as a date or a nested document; a metric counts such values.
-pub fn push_row<const N: usize>(
-    out: &mut Vec<u8>,
-    row: &RawDocument,
-    keys: &[&str; N],
-) -> Result<(), MetricsError> {
-    let mut slots = [RawBsonRef::Null; N];
+pub fn push_row(out: &mut Vec<u8>, row: &RawDocument, keys: &[&str]) -> Result<(), MetricsError> {
+    let mut slots = [RawBsonRef::Null; MAX_KEYS];
     for element in row {
         let (key, value) = element?;
         if let Some(slot) = keys

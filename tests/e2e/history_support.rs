@@ -5,7 +5,9 @@ use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
-    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    metrics::{
+        CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, SystemSample, VmSample,
+    },
     time::{CreateDate, UtcOffset, unix_millis},
     wire::Fault,
 };
@@ -50,6 +52,12 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
             disk_read: cpu_util / 2.0,
             disk_write: cpu_util * 7.0,
             proc: Some(95),
+            // A kernel that does not report the other values.
+            system: SystemSample {
+                cores: Some(4),
+                load: Some(cpu_util / 25.0),
+                ..SystemSample::default()
+            },
             ..VmSample::default()
         }),
         processes: Vec::new(),

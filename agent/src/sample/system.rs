@@ -1,9 +1,9 @@
-//! Parses `/proc/stat` and `/proc/meminfo`, which describe the whole VM.
+//! Parses `/proc/stat`, `/proc/meminfo`, `/proc/loadavg` and `/proc/pressure`, which describe the whole VM.
 //!
 //! A field that the kernel does not report costs only the values that need it. The `procfs` crate is not used, because it
 //! refuses a file as a whole if any of its fields is missing.
 
-use std::{fs, io, path::Path};
+use std::{fs, io, path::Path, time::Duration};
 
 use procfs::ProcError;
 
@@ -66,20 +66,25 @@ impl SystemStat {
     /// Time spent waiting for I/O counts as idle, because the CPU could have worked. Stolen time counts as busy, because
     /// there was work but the hypervisor did not run it. psutil, which the agents of 2017 used, counts in the same way.
     pub(super) fn busy_since(&self, earlier: &Self) -> Option<f64> {
-        if self.online != earlier.online || self.ticks.idle < earlier.ticks.idle {
-            return None;
-        }
-        let passed = self.ticks.since(&earlier.ticks);
-        let sum = |parts: &[u64]| parts.iter().copied().map(float).sum::<f64>();
-        let busy = sum(&[
-            passed.user,
-            passed.nice,
-            passed.system,
-            passed.irq,
-            passed.softirq,
-            passed.steal,
-        ]);
-        Some(percent(busy, busy + sum(&[passed.idle, passed.iowait])))
+        let passed = self.passed_since(earlier)?;
+        let total = passed.total();
+        Some(percent(total - float(passed.idle) - float(passed.iowait), total))
+    }
+
+    /// The percentage of stolen CPU time since an earlier reading, with the same restrictions.
+    pub(super) fn stolen_since(&self, earlier: &Self) -> Option<f64> {
+        let passed = self.passed_since(earlier)?;
+        Some(percent(float(passed.steal), passed.total()))
+    }
+
+    fn passed_since(&self, earlier: &Self) -> Option<CpuTicks> {
+        let is_comparable = self.online == earlier.online && self.ticks.idle >= earlier.ticks.idle;
+        is_comparable.then(|| self.ticks.since(&earlier.ticks))
+    }
+
+    /// The number of CPUs that are online; `None` if the kernel does not list them.
+    pub(super) fn cores(&self) -> Option<u32> {
+        u32::try_from(self.online.len()).ok().filter(|cores| *cores > 0)
     }
 }
 
@@ -102,6 +107,20 @@ impl CpuTicks {
         })
     }
 
+    fn total(&self) -> f64 {
+        let parts = [
+            self.user,
+            self.nice,
+            self.system,
+            self.idle,
+            self.iowait,
+            self.irq,
+            self.softirq,
+            self.steal,
+        ];
+        parts.into_iter().map(float).sum()
+    }
+
     /// The increase of each field since an earlier reading; 0 for a field that decreased.
     pub(super) fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -122,6 +141,8 @@ impl CpuTicks {
 pub(super) struct Memory {
     pub(super) total: Option<u64>,
     available: Option<u64>,
+    swap_total: Option<u64>,
+    swap_free: Option<u64>,
 }
 
 impl Memory {
@@ -146,7 +167,18 @@ impl Memory {
         Self {
             total: bytes(b"MemTotal:"),
             available: bytes(b"MemAvailable:").or_else(estimate),
+            swap_total: bytes(b"SwapTotal:"),
+            swap_free: bytes(b"SwapFree:"),
         }
+    }
+
+    /// The percentage of swap space in use; `None` if the VM has no swap space.
+    pub(super) fn swap_used(&self) -> Option<f64> {
+        let total = self.swap_total.filter(|total| *total > 0)?;
+        Some(percent(
+            float(total.saturating_sub(self.swap_free?)),
+            float(total),
+        ))
     }
 
     /// The percentage of memory in use; `None` if the kernel does not report enough to compute it.
@@ -156,6 +188,65 @@ impl Memory {
             float(total.saturating_sub(self.available?)),
             float(total),
         ))
+    }
+}
+
+/// Reads the load average of one minute; `None` if the kernel does not report it.
+pub(super) fn load(proc: &Path) -> Option<f64> {
+    let file = fs::read_to_string(proc.join("loadavg")).ok()?;
+    let load: f64 = file.split(' ').next()?.parse().ok()?;
+    (load.is_finite() && load >= 0.0).then_some(load)
+}
+
+/// For how long some process has waited for each resource since boot; `None` where the kernel does not report it: it is
+/// older than 4.20, or pressure stall information is switched off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Pressure {
+    cpu: Option<Duration>,
+    memory: Option<Duration>,
+    io: Option<Duration>,
+}
+
+/// The share of the time in which some process waited for each resource, percent.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct PressureShares {
+    pub(super) cpu: Option<f64>,
+    pub(super) memory: Option<f64>,
+    pub(super) io: Option<f64>,
+}
+
+impl Pressure {
+    pub(super) fn read(proc: &Path) -> Self {
+        let waited = |resource: &str| {
+            let file = fs::read_to_string(proc.join("pressure").join(resource)).ok()?;
+            Self::parse(&file)
+        };
+        Self {
+            cpu: waited("cpu"),
+            memory: waited("memory"),
+            io: waited("io"),
+        }
+    }
+
+    /// Parses `total` of the line `some avg10=0.12 avg60=0.05 avg300=0.01 total=34620203336`, in microseconds.
+    fn parse(file: &str) -> Option<Duration> {
+        let line = file.lines().find_map(|line| line.strip_prefix("some "))?;
+        let total = line.split(' ').find_map(|word| word.strip_prefix("total="))?;
+        Some(Duration::from_micros(total.parse().ok()?))
+    }
+
+    /// The shares since an earlier reading; 0 if the counter decreased.
+    pub(super) fn since(&self, earlier: &Self, elapsed: Duration) -> PressureShares {
+        let share = |now: Option<Duration>, then: Option<Duration>| {
+            let waited = now?.saturating_sub(then?);
+            // The counter is read a little later than the clock, so it can run ahead of it.
+            Some(percent(waited.as_secs_f64(), elapsed.as_secs_f64()).min(100.0))
+        };
+        PressureShares {
+            cpu: share(self.cpu, earlier.cpu),
+            memory: share(self.memory, earlier.memory),
+            io: share(self.io, earlier.io),
+        }
     }
 }
 
@@ -186,6 +277,24 @@ mod tests {
         assert_eq!((old.ticks.idle, old.ticks.steal, old.boot), (4, 0, None));
         for malformed in ["", "cpu\n", "cpu 1 2 3\n", "cpu x 2 3 4\n", "cpu0 1 2 3 4\n"] {
             assert_eq!(SystemStat::parse(malformed.as_bytes()), None, "{malformed}");
+        }
+    }
+
+    #[test]
+    fn pressure_is_the_share_of_time_with_waiting_processes() {
+        let waited = |micros| Pressure {
+            cpu: Pressure::parse(&format!(
+                "some avg10=9.00 avg60=0.00 avg300=0.00 total={micros}\nfull total=5\n"
+            )),
+            ..Pressure::default()
+        };
+        let share = |from, to| waited(to).since(&waited(from), Duration::from_secs(2)).cpu;
+        assert_eq!(share(1_000_000, 1_500_000), Some(25.0));
+        assert_eq!(share(0, 2_000_500), Some(100.0));
+        assert_eq!(share(9, 0), Some(0.0));
+        assert_eq!(waited(1).since(&waited(0), Duration::from_secs(2)).io, None);
+        for malformed in ["", "some total=x", "full total=1", "some avg10=0.00"] {
+            assert_eq!(Pressure::parse(malformed), None, "{malformed}");
         }
     }
 

@@ -1,5 +1,7 @@
 //! A table of `/proc` trees made for the purpose, each with the rows that the agent reports for it.
 
+mod system;
+
 use std::{
     fs,
     os::unix::fs::symlink,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use procfs::{DiskStats, FromRead, net::InterfaceDeviceStatus};
 use vmwatch_api::{
-    metrics::VmSample,
+    metrics::{SystemSample, VmSample},
     time::{CreateDate, UtcOffset},
 };
 
@@ -14,7 +14,7 @@ use super::{
     kib_per_second,
     proc_files::process_ids,
     restriction::Restricted,
-    system::{Memory, SystemStat},
+    system::{Memory, Pressure, SystemStat, load},
 };
 
 /// The kernel counts disk traffic in sectors of 512 bytes, whatever the disk's own sector size is
@@ -26,10 +26,18 @@ const SECTOR_BYTES: u64 = 512;
 pub struct VmSampler {
     utc_offset: UtcOffset,
     roots: Roots,
-    previous: Option<(Instant, SystemStat)>,
+    previous: Option<Previous>,
     restricted: Restricted,
     disks: Devices,
     interfaces: Devices,
+}
+
+/// The counters of the previous sample.
+#[derive(Debug)]
+struct Previous {
+    at: Instant,
+    stat: SystemStat,
+    pressure: Pressure,
 }
 
 /// The VM's own values at one moment.
@@ -66,6 +74,7 @@ impl VmSampler {
         let now = Instant::now();
         let stat = SystemStat::read(&self.roots.proc)?;
         let memory = Memory::read(&self.roots.proc)?;
+        let pressure = Pressure::read(&self.roots.proc);
         let disk = self.disk_traffic()?;
         let net = self.net_traffic()?;
         let restricted = self.restricted.check(&self.roots.proc);
@@ -74,12 +83,26 @@ impl VmSampler {
             Some(_) => None,
             None => Some(u32::try_from(process_ids(&self.roots.proc)?.len()).unwrap_or(u32::MAX)),
         };
-        let (elapsed, cpu_util) = match &self.previous {
-            Some((at, previous)) => (now - *at, stat.busy_since(previous)),
-            // No previous sample exists; an infinite interval makes every rate 0.
-            None => (Duration::MAX, None),
+        // Without a previous sample, an infinite interval makes every rate 0.
+        let previous = self.previous.as_ref();
+        let elapsed = previous.map_or(Duration::MAX, |previous| now - previous.at);
+        let cpu_util = previous.and_then(|previous| stat.busy_since(&previous.stat));
+        let waited = previous.map(|previous| pressure.since(&previous.pressure, elapsed));
+        let waited = waited.unwrap_or_default();
+        let system = SystemSample {
+            cores: stat.cores(),
+            steal: previous.and_then(|previous| stat.stolen_since(&previous.stat)),
+            load: load(&self.roots.proc),
+            swap: memory.swap_used(),
+            pressure_cpu: waited.cpu,
+            pressure_mem: waited.memory,
+            pressure_io: waited.io,
         };
-        self.previous = Some((now, stat));
+        self.previous = Some(Previous {
+            at: now,
+            stat,
+            pressure,
+        });
         Ok(VmReading {
             create_date,
             net_incoming: kib_per_second(net.inward, elapsed),
@@ -91,6 +114,7 @@ impl VmSampler {
                 disk_write: kib_per_second(disk.outward, elapsed),
                 proc,
                 restricted,
+                system,
                 dropped_parts: 0,
             },
             memory_bytes: memory.total.unwrap_or(0),
@@ -133,8 +157,8 @@ impl VmSampler {
 impl VmSampler {
     /// Makes the previous sample seem older.
     pub(super) fn age(&mut self, by: Duration) {
-        if let Some((at, _)) = &mut self.previous {
-            *at = at.checked_sub(by).unwrap();
+        if let Some(previous) = &mut self.previous {
+            previous.at = previous.at.checked_sub(by).unwrap();
         }
     }
 }
@@ -229,6 +253,10 @@ mod tests {
         );
         let second = sampler.read().unwrap();
         assert_eq!(second.vm.cpu_util, Some(25.0));
+        assert_eq!(
+            (second.vm.system.cores, second.vm.system.steal),
+            (Some(1), Some(5.0))
+        );
         assert_eq!((second.vm.disk_read, second.vm.disk_write), (128.0, 0.0));
         assert_eq!((second.net_incoming, second.net_outgoing), (0.6, 5.7));
         assert!(second.create_date > first.create_date);

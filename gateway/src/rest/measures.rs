@@ -14,7 +14,7 @@ pub(super) fn values_schema() -> Schema {
                 .schema_type(nullable(Type::Integer))
                 .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int32)))
                 .minimum(Some(0)),
-            Unit::Percent | Unit::KibPerSecond => value
+            Unit::Percent | Unit::KibPerSecond | Unit::Load => value
                 .schema_type(nullable(Type::Number))
                 .format(Some(SchemaFormat::KnownFormat(KnownFormat::Double))),
         };

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId,
-    metrics::{PROCESS_ROW_KEYS, Rows, VM_ROW_KEYS},
+    metrics::{PROCESS_ROW_KEYS, Rows, VM_EXPORT_KEYS},
     processes::ProcessName,
     rows::{RowExport, RowExportQuery, RowFilter, RowKind},
     wire::{Fault, FaultKind},
@@ -88,7 +88,8 @@ impl RowsQuery {
 
 /// Export stored rows
 ///
-/// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017. While
+/// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017; rows of VMs also have
+/// the measures that only this API has. While
 /// the answer has the header `X-Next-Cursor`, there are more: request the next page with it as `cursor`. A page may have
 /// few rows or none without being the last. The pages, one after another, are one JSON Lines or CSV file. In CSV, a null
 /// is empty, and a text that a spreadsheet would take for a formula begins with an apostrophe.
@@ -162,7 +163,7 @@ struct Cells<'a>(#[serde(borrow)] std::collections::HashMap<&'a str, &'a RawValu
 
 fn csv(rows: &Rows, kind: RowKind, with_header: bool) -> serde_json::Result<String> {
     let keys: &[&str] = match kind {
-        RowKind::Vm => &VM_ROW_KEYS,
+        RowKind::Vm => &VM_EXPORT_KEYS,
         RowKind::Process => &PROCESS_ROW_KEYS,
     };
     let mut out = String::new();

@@ -246,7 +246,7 @@ mod tests {
         assert!(header.starts_with("at,count,cpu_util_min,cpu_util_avg,cpu_util_max,mem_min"));
         assert_eq!(
             line,
-            format!("2017-01-01T13:38:00.000Z,2,0,1.5,3{}", ",".repeat(18))
+            format!("2017-01-01T13:38:00.000Z,2,0,1.5,3{}", ",".repeat(39))
         );
         assert_eq!(header.split(',').count(), line.split(',').count());
     }

@@ -76,7 +76,7 @@ impl History {
         if sums.samples() > before.samples() {
             let moments = encode(&micros);
             self.rollups
-                .replace(bucket, before.samples(), sums, moments)
+                .replace(bucket, before.samples(), &sums, moments)
                 .await?;
         }
         Ok(true)

@@ -138,7 +138,7 @@ impl Rollups {
         buckets: &BTreeMap<Bucket, Sums>,
     ) -> Result<(), MetricsError> {
         let filled = buckets.iter().filter(|(_, sums)| sums.samples() > 0);
-        let statements = filled.map(|(bucket, sums)| statement(bucket, sums.to_document()));
+        let statements = filled.map(|(bucket, sums)| statement(bucket, sums.document()));
         update(self.collection(resolution), &statements.collect::<Vec<_>>()).await
     }
 
@@ -149,7 +149,7 @@ impl Rollups {
     ) -> Result<(), MetricsError> {
         let filled = buckets.filter(|(_, sums, _)| sums.samples() > 0);
         let statements =
-            filled.map(|(bucket, sums, moments)| statement(bucket, with_row_times(sums, moments)));
+            filled.map(|(bucket, sums, moments)| statement(bucket, with_row_times(&sums, moments)));
         update(&self.five_minutes, &statements.collect::<Vec<_>>()).await
     }
 
@@ -164,7 +164,7 @@ impl Rollups {
         &self,
         bucket: &Bucket,
         samples: u64,
-        sums: Sums,
+        sums: &Sums,
         moments: Option<Bson>,
     ) -> Result<(), MetricsError> {
         let before = doc! { "_id": bucket.key(), "sums.n": i64::try_from(samples).unwrap_or(i64::MAX) };
@@ -189,7 +189,7 @@ impl Rollups {
     ) -> Result<(), MetricsError> {
         let buckets: Vec<_> = buckets.iter().filter(|(_, sums)| sums.samples() > 0).collect();
         let documents = buckets.iter().map(|(bucket, sums)| {
-            doc! { "_id": bucket.key(), SAMPLED_AT: start(bucket), "sums": sums.to_document() }
+            doc! { "_id": bucket.key(), SAMPLED_AT: start(bucket), "sums": sums.document() }
         });
         let documents: Vec<_> = documents.collect();
         if documents.is_empty() {
@@ -229,8 +229,8 @@ fn statement(bucket: &Bucket, sums: Document) -> Document {
     }
 }
 
-fn with_row_times(sums: Sums, moments: Option<Bson>) -> Document {
-    let mut document = sums.to_document();
+fn with_row_times(sums: &Sums, moments: Option<Bson>) -> Document {
+    let mut document = sums.document();
     document.extend(moments.map(|moments| (ROW_TIMES.to_owned(), moments)));
     document
 }

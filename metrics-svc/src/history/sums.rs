@@ -96,10 +96,11 @@ impl Sums {
         }
     }
 
-    /// Converts the aggregates to their stored form: `{n: samples, cpu_util: [count, total, min, max], …}`.
-    pub(crate) fn to_document(self) -> Document {
+    /// The stored form of the aggregates: `{n: samples, cpu_util: [count, total, min, max], …}`. Measures
+    /// without values are left out.
+    pub(crate) fn document(&self) -> Document {
         let mut document = doc! { SAMPLES: stored(self.samples) };
-        for (measure, sum) in self.measures.described() {
+        for (measure, sum) in self.measures.described().filter(|(_, sum)| sum.count > 0) {
             document.insert(
                 measure.name,
                 bson!([stored(sum.count), sum.total, sum.min, sum.max]),
@@ -215,7 +216,7 @@ mod tests {
     fn merging_stored_aggregates_gives_the_aggregate_of_all_rows() {
         let rows: Vec<_> = (0..10).map(|at| row(f64::from(at) * 0.25, at)).collect();
         let through_the_store = |sums: Sums| {
-            let stored = RawDocumentBuf::try_from(&sums.to_document()).unwrap();
+            let stored = RawDocumentBuf::try_from(&sums.document()).unwrap();
             Sums::from_document(&stored).unwrap()
         };
         let mut parts = through_the_store(sums(&rows[..3]));
@@ -226,9 +227,11 @@ mod tests {
     }
 
     #[test]
-    fn stored_aggregate_begins_with_number_of_samples() {
-        let document = sums(&[row(1.0, 1)]).to_document();
+    fn stored_aggregate_has_number_of_samples_and_the_measures_with_values() {
+        let document = sums(&[row(1.0, 1)]).document();
         let (first, value) = document.iter().next().unwrap();
         assert_eq!((first.as_str(), value), (SAMPLES, &Bson::Int64(1)));
+        let keys: Vec<_> = document.keys().map(String::as_str).collect();
+        assert_eq!(keys, [SAMPLES, "cpu_util", "disk_read", "proc"]);
     }
 }

@@ -1,7 +1,7 @@
 //! Reads all rows of a time range in pages, oldest first.
 
 use vmwatch_api::{
-    metrics::{PROCESS_ROW_KEYS, RowId, VM_ROW_KEYS},
+    metrics::{PROCESS_ROW_KEYS, RowId, VM_EXPORT_KEYS},
     rows::{ExportPosition, RowExportPage, RowExportQuery, RowFilter},
 };
 
@@ -28,7 +28,7 @@ impl RowStore {
     ) -> Result<RowExportPage, MetricsError> {
         let kind = RowKind::from(query.kind);
         let columns: &[&str] = match kind {
-            RowKind::Vm => &VM_ROW_KEYS,
+            RowKind::Vm => &VM_EXPORT_KEYS,
             RowKind::Process => &PROCESS_ROW_KEYS,
         };
         let only = match &query.filter {
@@ -54,7 +54,7 @@ impl RowStore {
         let end = found.ended_at.map(beginning_of).transpose()?;
         let is_full = found.is_full();
         let rows = found.into_rows();
-        let (json, on_page) = encode(kind, PAGE_ROWS, &rows)?;
+        let (json, on_page) = encode(columns, PAGE_ROWS, &rows)?;
         let next = if on_page < rows.len() || is_full && end.is_none() {
             let last = on_page.checked_sub(1).and_then(|last| rows.get(last));
             last.map(position).transpose()?

@@ -75,18 +75,18 @@ impl RowStore {
         self.read_older(&mut newest, query, since, &mut budget, deadline)
             .await?;
         let end = newest.ended_at.map(end_position).transpose()?;
-        into_page(page.kind, limit, &newest.into_rows(), end)
+        into_page(columns, limit, &newest.into_rows(), end)
     }
 }
 
 /// Encodes as many rows as fit on a page. `end` is where the page ends in any case.
 fn into_page(
-    kind: RowKind,
+    keys: &[&str],
     limit: usize,
     rows: &[Row],
     end: Option<RowPosition>,
 ) -> Result<RowPage, MetricsError> {
-    let (json, on_page) = encode(kind, limit, rows)?;
+    let (json, on_page) = encode(keys, limit, rows)?;
     let last = on_page.checked_sub(1).and_then(|last| rows.get(last));
     let next = if on_page < rows.len() {
         last.map(position).transpose()?
@@ -100,8 +100,8 @@ fn into_page(
     })
 }
 
-/// Encodes as many rows as fit on a page of `limit` rows; returns their number, too.
-pub(super) fn encode(kind: RowKind, limit: usize, rows: &[Row]) -> Result<(Rows, usize), MetricsError> {
+/// Encodes as many rows as fit on a page of `limit` rows, with these keys; returns their number, too.
+pub(super) fn encode(keys: &[&str], limit: usize, rows: &[Row]) -> Result<(Rows, usize), MetricsError> {
     let mut json = Vec::from(b"[");
     let mut room = PageRoom::new(limit);
     let mut on_page = 0;
@@ -110,10 +110,7 @@ pub(super) fn encode(kind: RowKind, limit: usize, rows: &[Row]) -> Result<(Rows,
         if before > 1 {
             json.push(b',');
         }
-        match kind {
-            RowKind::Vm => row_json::push_row(&mut json, &row.document, &VM_ROW_KEYS)?,
-            RowKind::Process => row_json::push_row(&mut json, &row.document, &PROCESS_ROW_KEYS)?,
-        }
+        row_json::push_row(&mut json, &row.document, keys)?;
         if !room.take(json.len() - before) {
             json.truncate(before);
             break;

@@ -23,6 +23,10 @@ pub const EVENT_SUBJECT_PREFIX: &str = "vmwatch.v1.events.";
 /// A live event, as encoded in the body of a NATS message.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most events are samples, so a box would not save memory"
+)]
 pub enum LiveEvent {
     /// A row of a VM was stored.
     Sample(SampleEvent),

@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn history_bucket_matches_golden_json() {
-        let golden = r#"{"at_ms":1483277880000,"count":2,"cpu_util":[0.0,1.5,3.0],"mem":null,"disk_read":null,"disk_write":null,"net_incoming":null,"net_outgoing":null,"proc":[95.0,95.5,96.0]}"#;
+        let golden = r#"{"at_ms":1483277880000,"count":2,"cpu_util":[0.0,1.5,3.0],"mem":null,"disk_read":null,"disk_write":null,"net_incoming":null,"net_outgoing":null,"proc":[95.0,95.5,96.0],"cores":[4.0,4.0,4.0],"steal":null,"load":null,"swap":null,"pressure_cpu":null,"pressure_mem":null,"pressure_io":null}"#;
         let bucket: VmBucket = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&bucket).unwrap(), golden);
     }

@@ -4,7 +4,8 @@
 use serde::{Deserialize, Serialize};
 
 /// A value for each measure of a VM's row; [`VM_MEASURES`] describes the measures. Values have the type `T`, except
-/// counts (`proc`), which can have a type of their own, `Count`.
+/// counts (`proc`, `cores`), which can have a type of their own, `Count`. The measures after `proc` are not part of the
+/// documented API, and programs of an older version do not send them.
 #[expect(missing_docs, reason = "VM_MEASURES describes the fields")]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VmMeasures<T, Count = T> {
@@ -15,6 +16,20 @@ pub struct VmMeasures<T, Count = T> {
     pub net_incoming: T,
     pub net_outgoing: T,
     pub proc: Count,
+    #[serde(default)]
+    pub cores: Count,
+    #[serde(default)]
+    pub steal: T,
+    #[serde(default)]
+    pub load: T,
+    #[serde(default)]
+    pub swap: T,
+    #[serde(default)]
+    pub pressure_cpu: T,
+    #[serde(default)]
+    pub pressure_mem: T,
+    #[serde(default)]
+    pub pressure_io: T,
 }
 
 /// The measured values of one VM row; `None` where a value is unknown.
@@ -29,6 +44,8 @@ pub enum Unit {
     KibPerSecond,
     /// A non-negative integer.
     Count,
+    /// A non-negative number of processes, averaged over time.
+    Load,
 }
 
 /// Describes a measure.
@@ -63,6 +80,37 @@ pub const VM_MEASURES: VmMeasures<Measure> = VmMeasures {
         "Network transmit rate, KiB/s.",
     ),
     proc: Measure::new("proc", Unit::Count, "Number of processes."),
+    cores: Measure::new("cores", Unit::Count, "Number of CPU cores that are online."),
+    steal: Measure::new(
+        "steal",
+        Unit::Percent,
+        "CPU time that the hypervisor gave to others while the VM had work, percent of all cores, 0 to 100.",
+    ),
+    load: Measure::new(
+        "load",
+        Unit::Load,
+        "Processes that ran or waited for a core or a disk, averaged by the kernel over one minute.",
+    ),
+    swap: Measure::new(
+        "swap",
+        Unit::Percent,
+        "Swap space in use, percent, 0 to 100; unknown if the VM has no swap space.",
+    ),
+    pressure_cpu: Measure::new(
+        "pressure_cpu",
+        Unit::Percent,
+        "Share of the time in which some process waited for a core, percent, 0 to 100.",
+    ),
+    pressure_mem: Measure::new(
+        "pressure_mem",
+        Unit::Percent,
+        "Share of the time in which some process waited for memory, percent, 0 to 100.",
+    ),
+    pressure_io: Measure::new(
+        "pressure_io",
+        Unit::Percent,
+        "Share of the time in which some process waited for a disk, percent, 0 to 100.",
+    ),
 };
 
 impl Measure {
@@ -73,7 +121,7 @@ impl Measure {
 
 impl<T> VmMeasures<T> {
     /// The values as an array, in the order of [`VM_MEASURES`].
-    pub fn into_array(self) -> [T; 7] {
+    pub fn into_array(self) -> [T; 14] {
         [
             self.cpu_util,
             self.mem,
@@ -82,6 +130,13 @@ impl<T> VmMeasures<T> {
             self.net_incoming,
             self.net_outgoing,
             self.proc,
+            self.cores,
+            self.steal,
+            self.load,
+            self.swap,
+            self.pressure_cpu,
+            self.pressure_mem,
+            self.pressure_io,
         ]
     }
 
@@ -95,6 +150,13 @@ impl<T> VmMeasures<T> {
             net_incoming,
             net_outgoing,
             proc,
+            cores,
+            steal,
+            load,
+            swap,
+            pressure_cpu,
+            pressure_mem,
+            pressure_io,
         ] = self.into_array().map(convert);
         VmMeasures {
             cpu_util,
@@ -104,6 +166,13 @@ impl<T> VmMeasures<T> {
             net_incoming,
             net_outgoing,
             proc,
+            cores,
+            steal,
+            load,
+            swap,
+            pressure_cpu,
+            pressure_mem,
+            pressure_io,
         }
     }
 
@@ -117,6 +186,13 @@ impl<T> VmMeasures<T> {
             net_incoming: &mut self.net_incoming,
             net_outgoing: &mut self.net_outgoing,
             proc: &mut self.proc,
+            cores: &mut self.cores,
+            steal: &mut self.steal,
+            load: &mut self.load,
+            swap: &mut self.swap,
+            pressure_cpu: &mut self.pressure_cpu,
+            pressure_mem: &mut self.pressure_mem,
+            pressure_io: &mut self.pressure_io,
         }
     }
 
@@ -144,7 +220,7 @@ impl From<VmMeasures<Option<f64>>> for VmValues {
             clippy::cast_sign_loss,
             reason = "the value is a count, and `as` saturates if it is out of range"
         )]
-        let proc = values.proc.map(|count| count as u32);
+        let count = |count: f64| count as u32;
         Self {
             cpu_util: values.cpu_util,
             mem: values.mem,
@@ -152,7 +228,14 @@ impl From<VmMeasures<Option<f64>>> for VmValues {
             disk_write: values.disk_write,
             net_incoming: values.net_incoming,
             net_outgoing: values.net_outgoing,
-            proc,
+            proc: values.proc.map(count),
+            cores: values.cores.map(count),
+            steal: values.steal,
+            load: values.load,
+            swap: values.swap,
+            pressure_cpu: values.pressure_cpu,
+            pressure_mem: values.pressure_mem,
+            pressure_io: values.pressure_io,
         }
     }
 }
@@ -162,9 +245,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::metrics::VM_ROW_KEYS;
+    use crate::metrics::{VM_EXPORT_KEYS, VM_ROW_KEYS};
 
-    fn names() -> [&'static str; 7] {
+    fn names() -> [&'static str; 14] {
         VM_MEASURES.into_array().map(|measure| measure.name)
     }
 
@@ -176,13 +259,26 @@ mod tests {
     }
 
     #[test]
-    fn measures_are_the_values_of_the_documented_vm_row() {
+    fn first_measures_are_the_values_of_the_documented_vm_row() {
         let others = ["_id", "instance_id", "create_date"];
         let documented: BTreeSet<_> = VM_ROW_KEYS
             .into_iter()
             .filter(|key| !others.contains(key))
             .collect();
-        assert_eq!(documented, BTreeSet::from(names()));
+        assert_eq!(documented, names().into_iter().take(7).collect());
+        let exported: BTreeSet<_> = VM_EXPORT_KEYS
+            .into_iter()
+            .filter(|key| !others.contains(key))
+            .collect();
+        assert_eq!(exported, BTreeSet::from(names()));
+        assert_eq!(VM_EXPORT_KEYS[..VM_ROW_KEYS.len()], VM_ROW_KEYS);
+    }
+
+    #[test]
+    fn values_of_an_older_version_have_no_newer_measures() {
+        let older = r#"{"cpu_util":1.5,"mem":null,"disk_read":0.0,"disk_write":0.0,"net_incoming":0.0,"net_outgoing":0.0,"proc":95}"#;
+        let values: VmValues = serde_json::from_str(older).unwrap();
+        assert_eq!((values.proc, values.cores, values.load), (Some(95), None, None));
     }
 
     #[test]

@@ -47,6 +47,28 @@ pub const VM_ROW_KEYS: [&str; 10] = [
     "proc",
 ];
 
+/// The keys of a VM row in exports of the REST API: those of the documented API, and the measures that only the REST API
+/// has.
+pub const VM_EXPORT_KEYS: [&str; 17] = [
+    "net_incoming",
+    "disk_write",
+    "mem",
+    "net_outgoing",
+    "instance_id",
+    "cpu_util",
+    "disk_read",
+    "create_date",
+    "_id",
+    "proc",
+    "cores",
+    "steal",
+    "load",
+    "swap",
+    "pressure_cpu",
+    "pressure_mem",
+    "pressure_io",
+];
+
 /// The JSON keys of a process row, in the order of the examples in the documented API.
 pub const PROCESS_ROW_KEYS: [&str; 13] = [
     "net_incoming",
@@ -340,10 +362,39 @@ pub struct VmSample {
     /// Why the agent cannot see all processes; absent if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restriction>,
+    #[serde(flatten)]
+    pub system: SystemSample,
     /// Number of sample parts that the agent has dropped since the previous sample. This number is not stored in the
     /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,
+}
+
+/// Values of a VM's row that only the REST API has. A value is absent if the kernel does not report it, and rates also
+/// in the first sample of an agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct SystemSample {
+    /// Number of CPU cores that are online.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// CPU time that the hypervisor gave to others while the VM had work, percent of all cores, 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steal: Option<f64>,
+    /// Load average of one minute.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<f64>,
+    /// Swap space in use, percent, 0 to 100; absent if the VM has no swap space.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swap: Option<f64>,
+    /// Share of the time in which some process waited for a core, percent, 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_cpu: Option<f64>,
+    /// Share of the time in which some process waited for memory, percent, 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_mem: Option<f64>,
+    /// Share of the time in which some process waited for a disk, percent, 0 to 100.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_io: Option<f64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]

@@ -567,7 +567,7 @@ mod tests {
 
     #[test]
     fn listed_vm_matches_golden_json() {
-        let golden = r#"{"instance_id":"vm-1","name":"web","hypervisor":"lab","also_on":[],"state":"running","labels":{"hv/os":"debian"},"agent":"reporting","last_report_ms":1483277880000,"sample":{"at_ms":1483277879001,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95},"cpu_sparkline":[null,1.5]}"#;
+        let golden = r#"{"instance_id":"vm-1","name":"web","hypervisor":"lab","also_on":[],"state":"running","labels":{"hv/os":"debian"},"agent":"reporting","last_report_ms":1483277880000,"sample":{"at_ms":1483277879001,"cpu_util":1.5,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"net_incoming":0.6,"net_outgoing":5.7,"proc":95,"cores":4,"steal":0.5,"load":2.25,"swap":null,"pressure_cpu":30.5,"pressure_mem":0.0,"pressure_io":7.0},"cpu_sparkline":[null,1.5]}"#;
         let vm: ListedVm = serde_json::from_str(golden).unwrap();
         assert_eq!(serde_json::to_string(&vm).unwrap(), golden);
     }

@@ -30,7 +30,7 @@ pub(crate) const ID_TIME: &str = "\nid time";
 pub(crate) const ID_REST: &str = "\nid rest";
 
 /// Columns whose name is written as one byte: the position in this list, plus 1. New names may only be appended.
-const KNOWN: [&str; 28] = [
+const KNOWN: [&str; 39] = [
     DATES,
     SAMPLES,
     PROCESSES,
@@ -59,6 +59,17 @@ const KNOWN: [&str; 28] = [
     "unit",
     "container",
     "command_line",
+    "cores",
+    "steal",
+    "load",
+    "swap",
+    "pressure_cpu",
+    "pressure_mem",
+    "pressure_io",
+    "mount_point",
+    "filesystem",
+    "used_bytes",
+    "total_bytes",
 ];
 
 /// Appends the name of a column.

@@ -4,7 +4,7 @@ use vmwatch_api::{
     InstanceId,
     metrics::{
         CpuSeconds, ProcessOwner, ProcessSample, Restriction, SAMPLE_PART_DECODED_BYTES, SAMPLE_PART_ROWS,
-        Sample, VmSample,
+        Sample, SystemSample, VmSample,
     },
     time::CreateDate,
 };
@@ -85,11 +85,15 @@ fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
             ("mem", double(vm.mem)),
             ("disk_read", Value::Double(vm.disk_read)),
             ("disk_write", Value::Double(vm.disk_write)),
-            (
-                "proc",
-                vm.proc.map_or(Value::Missing, |count| Value::Int64(count.into())),
-            ),
+            ("proc", integer(vm.proc)),
             ("restricted", text(vm.restricted.map(Restriction::as_str))),
+            ("cores", integer(vm.system.cores)),
+            ("steal", double(vm.system.steal)),
+            ("load", double(vm.system.load)),
+            ("swap", double(vm.system.swap)),
+            ("pressure_cpu", double(vm.system.pressure_cpu)),
+            ("pressure_mem", double(vm.system.pressure_mem)),
+            ("pressure_io", double(vm.system.pressure_io)),
             ("dropped_parts", Value::Int64(vm.dropped_parts.into())),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
@@ -208,7 +212,25 @@ fn vm_sample(block: &mut Block<'_>) -> Result<VmSample, BlockError> {
         disk_write: measure(&block.column("disk_write")?, 0)?,
         proc: optional(&block.column("proc")?, 0, count)?,
         restricted,
+        system: system_sample(block)?,
         dropped_parts: count(&block.column("dropped_parts")?, 0)?,
+    })
+}
+
+fn system_sample(block: &mut Block<'_>) -> Result<SystemSample, BlockError> {
+    let mut value = |name: &str| {
+        block
+            .column(name)
+            .and_then(|column| optional(&column, 0, measure))
+    };
+    Ok(SystemSample {
+        steal: value("steal")?,
+        load: value("load")?,
+        swap: value("swap")?,
+        pressure_cpu: value("pressure_cpu")?,
+        pressure_mem: value("pressure_mem")?,
+        pressure_io: value("pressure_io")?,
+        cores: optional(&block.column("cores")?, 0, count)?,
     })
 }
 

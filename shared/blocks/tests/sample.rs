@@ -2,12 +2,14 @@
 #![expect(clippy::unwrap_used, reason = "a test may end with a panic")]
 
 use proptest::{
-    array::{uniform3, uniform4},
+    array::{uniform3, uniform4, uniform6},
     collection::vec,
     option,
     prelude::*,
 };
-use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, VmSample};
+use vmwatch_api::metrics::{
+    CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, SystemSample, VmSample,
+};
 use vmwatch_blocks::{
     BlockError, Encoder, Limits, SAMPLE_LIMITS, SampleHead, decode_sample, encode_sample, sample_head,
 };
@@ -73,14 +75,25 @@ fn sample() -> impl Strategy<Value = Sample> {
         option::of(any::<u32>()),
         option::of(Just(Restriction::Hidepid)),
     );
-    let vm = (unknown, measure(), measure(), 0_u32..3).prop_map(
-        |((cpu_util, mem, proc, restricted), disk_read, disk_write, dropped_parts)| VmSample {
+    let system = (option::of(any::<u32>()), uniform6(option::of(measure())));
+    let system = system.prop_map(|(cores, [steal, load, swap, cpu, mem, io])| SystemSample {
+        cores,
+        steal,
+        load,
+        swap,
+        pressure_cpu: cpu,
+        pressure_mem: mem,
+        pressure_io: io,
+    });
+    let vm = (unknown, system, measure(), measure(), 0_u32..3).prop_map(
+        |((cpu_util, mem, proc, restricted), system, disk_read, disk_write, dropped_parts)| VmSample {
             cpu_util,
             mem,
             disk_read,
             disk_write,
             proc,
             restricted,
+            system,
             dropped_parts,
         },
     );

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use testkit::{Gateway, PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Role, Scope,
-    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, VmSample},
+    metrics::{CONTENT_TYPE, ProcessSample, SAMPLE_SUBJECT_PREFIX, Sample, SystemSample, VmSample},
     time::{CreateDate, unix_millis},
 };
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE};
@@ -236,6 +236,13 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
             disk_read: 3.0,
             disk_write: 4.0,
             proc: Some(2),
+            // A kernel that does not report the other values.
+            system: SystemSample {
+                cores: Some(4),
+                load: Some(1.25),
+                pressure_cpu: Some(12.5),
+                ..SystemSample::default()
+            },
             ..VmSample::default()
         }),
         processes: Vec::new(),

@@ -98,10 +98,21 @@ async fn rows_are_exported_completely_in_pages_as_json_lines_and_csv() {
     let (lines, _) = export(&api, &format!("{path}&name=%3D1%2B%221%22,2")).await;
     assert_eq!(lines.lines().count(), 40);
     let (lines, _) = export(&api, &format!("/vms/vm-1/rows?{range}")).await;
+    let first = &rows_of(&lines)[0];
+    assert_eq!((lines.lines().count(), &first["cpu_util"]), (40, &json!(20.0)));
+    // Rows of VMs also have the measures that only the REST API has: null in JSON and empty in CSV where they are absent.
     assert_eq!(
-        (lines.lines().count(), &rows_of(&lines)[0]["cpu_util"]),
-        (40, &json!(20.0))
+        (&first["cores"], &first["load"], first.get("swap")),
+        (&json!(4), &json!(1.25), Some(&json!(null)))
     );
+    let (csv, _) = export(&api, &format!("/vms/vm-1/rows?format=csv&{range}")).await;
+    let lines: Vec<_> = csv.lines().take(2).collect();
+    assert!(
+        lines[0].ends_with(",proc,cores,steal,load,swap,pressure_cpu,pressure_mem,pressure_io"),
+        "{}",
+        lines[0]
+    );
+    assert!(lines[1].ends_with(",2,4,,1.25,,12.5,,"), "{}", lines[1]);
 
     // Flat rows of the same moment are on several pages too.
     let date = "2017-01-01T21:37:59.001065";

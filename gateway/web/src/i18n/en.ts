@@ -121,9 +121,16 @@ export const en = {
     backToLive: "Back to live",
     zoomed: (from: string, to: string) => `${from} – ${to}`,
     hint: "Hover to see the processes at that moment, click to pin it, drag to zoom.",
-    charts: { label: "Charts", cpu: "CPU", mem: "Memory", net: "Network", disk: "Disk" },
-    chartUnits: { cpu: "% of all cores", mem: "% used", net: "rate", disk: "rate" },
-    series: { cpu: "CPU", mem: "Memory", in: "In", out: "Out", read: "Read", write: "Write" },
+    charts: {
+      label: "Charts", cpu: "CPU", load: "Load", pressure: "Pressure", mem: "Memory", net: "Network", disk: "Disk",
+    },
+    chartUnits: {
+      cpu: "% of all cores", load: "1-minute average", pressure: "% of time waiting", mem: "% used", net: "rate", disk: "rate",
+    },
+    series: {
+      cpu: "CPU", steal: "Stolen", load: "Load", cores: "Cores", mem: "Memory", io: "I/O", swap: "Swap", in: "In", out: "Out",
+      read: "Read", write: "Write",
+    },
     between: (min: string, max: string) => `${min} to ${max}`,
     upTo: (max: string) => `up to ${max}`,
     moment: "Selected moment",

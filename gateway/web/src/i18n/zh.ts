@@ -120,9 +120,14 @@ export const zh: Texts = {
     backToLive: "回到实时",
     zoomed: (from, to) => `${from} – ${to}`,
     hint: "悬停查看该时刻的进程，单击固定，拖动缩放。",
-    charts: { label: "图表", cpu: "CPU", mem: "内存", net: "网络", disk: "磁盘" },
-    chartUnits: { cpu: "占全部核心 %", mem: "使用率", net: "速率", disk: "速率" },
-    series: { cpu: "CPU", mem: "内存", in: "入", out: "出", read: "读", write: "写" },
+    charts: { label: "图表", cpu: "CPU", load: "负载", pressure: "压力", mem: "内存", net: "网络", disk: "磁盘" },
+    chartUnits: {
+      cpu: "占全部核心 %", load: "1 分钟平均", pressure: "等待时间占比", mem: "使用率", net: "速率", disk: "速率",
+    },
+    series: {
+      cpu: "CPU", steal: "被抢占", load: "负载", cores: "核心数", mem: "内存", io: "I/O", swap: "交换区", in: "入", out: "出",
+      read: "读", write: "写",
+    },
     between: (min, max) => `${min} 至 ${max}`,
     upTo: (max) => `最高 ${max}`,
     moment: "所选时刻",

@@ -52,6 +52,13 @@ const measures: Record<VmMeasure, true> = {
   net_incoming: true,
   net_outgoing: true,
   proc: true,
+  cores: true,
+  steal: true,
+  load: true,
+  swap: true,
+  pressure_cpu: true,
+  pressure_mem: true,
+  pressure_io: true,
 };
 export const VM_MEASURES = Object.keys(measures) as VmMeasure[];
 type VmBucket = Bucket<VmMeasure>;

@@ -38,6 +38,7 @@ impl Tables {
                 net_incoming: Some(cpu * 2.0),
                 net_outgoing: Some(0.0),
                 proc: None,
+                ..VmValues::default()
             },
             restricted: None,
         };
