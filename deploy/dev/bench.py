@@ -38,6 +38,7 @@ def bench(arguments) -> int:
         environment.update(baselines.environment())
     if name in RECORDING:
         checks.add_guest(environment)
+        tools.install_system(tools.CLOCK_NEEDS)
     if name in BROWSING:
         checks.add_browser(environment)
         web.build()

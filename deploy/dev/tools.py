@@ -49,12 +49,19 @@ def _libvirt() -> bool:
     return shutil.which("pkg-config") is not None and subprocess.run(probe, capture_output=True).returncode == 0
 
 
+def _fake_time() -> bool:
+    return any(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+
+
 BUILD_NEEDS = [
     Need("gcc", "a C compiler, which links Rust programs", _program("cc")),
     Need("libc6-dev", "the C library's headers", lambda: Path("/usr/include/stdlib.h").exists()),
     Need("pkg-config", "pkg-config", _program("pkg-config")),
     Need("libvirt-dev", "libvirt's library and headers", _libvirt),
     Need("curl", "curl, for the command lines printed by `up`", _program("curl")),
+]
+CLOCK_NEEDS = [
+    Need("libfaketime", "libfaketime, with which a benchmark makes the clock of a program fast", _fake_time),
 ]
 FILTER_NEEDS = [
     Need("nftables", "nft, with which a test limits a guest's traffic", lambda: _admin_program("nft")),

@@ -149,7 +149,7 @@ const ACK_WAIT: Setting = Setting {
 const BATCH_ROWS: Setting = Setting {
     name: "VMWATCH_BATCH_ROWS",
     value: Value::Number(1, 20_000),
-    default: "2000",
+    default: "8000",
     help: "number of rows that are collected before they are written to the database together",
 };
 const BATCH_WAIT: Setting = Setting {

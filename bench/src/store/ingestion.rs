@@ -41,6 +41,10 @@ use crate::{
 const VMS: u32 = 1000;
 /// The consumer of the stream of samples.
 pub(super) const CONSUMER: &str = "store";
+/// Time between two samples of a VM, and how long ago the first one was taken. All samples fit into this time, so that
+/// most of them are of the current hour, as samples of running agents are.
+const STEP: Duration = Duration::from_secs(5);
+const HISTORY: Duration = Duration::from_mins(15);
 /// The numbers of concurrent batches that the warm-up of the raw insert tries.
 const CONCURRENCY: [usize; 3] = [1, 2, 4];
 /// Pause before each round, because the database still writes pages of the previous round.
@@ -68,7 +72,7 @@ struct Bench {
     offset: UtcOffset,
     vms: Vec<Vm>,
     encoder: Encoder,
-    /// The first minute of samples in the next round.
+    /// The time of the first samples in the next round.
     next: SystemTime,
     /// Number of process rows that were published, and that were inserted.
     published: u64,
@@ -80,15 +84,15 @@ struct Bench {
 pub(crate) async fn run(scale: &Scale, report: &mut Report) -> anyhow::Result<f64> {
     report.section("Ingestion");
     let mut bench = Bench::start(report).await?;
-    let (concurrency, minutes, raw_minutes) = bench.warm_up(scale.round).await?;
+    let (concurrency, samples, raw_samples) = bench.warm_up(scale.round).await?;
     let (mut through, mut raw) = (Vec::new(), Vec::new());
     for pair in 1..=scale.pairs {
         if pair.is_multiple_of(2) {
-            through.push(bench.through(minutes).await?);
-            raw.push(bench.raw(raw_minutes, concurrency).await?);
+            through.push(bench.through(samples).await?);
+            raw.push(bench.raw(raw_samples, concurrency).await?);
         } else {
-            raw.push(bench.raw(raw_minutes, concurrency).await?);
-            through.push(bench.through(minutes).await?);
+            raw.push(bench.raw(raw_samples, concurrency).await?);
+            through.push(bench.through(samples).await?);
         }
         let [ours, theirs] = [&through, &raw].map(|rounds| rounds.last().map_or(f64::NAN, Round::rate));
         println!(
@@ -127,7 +131,7 @@ impl Bench {
             offset,
             vms: vms.collect::<Result<_, _>>()?,
             encoder: Encoder::new()?,
-            next: SystemTime::now() - Duration::from_hours(24),
+            next: SystemTime::now() - HISTORY,
             published: 0,
             inserted: 0,
             stream_bytes: 0,
@@ -135,7 +139,7 @@ impl Bench {
     }
 
     /// Runs some rounds of each kind. Returns the number of concurrent batches with which the raw insert is fastest, and
-    /// the number of minutes of samples that each kind stores in the time of a round.
+    /// the number of samples of each VM that each kind stores in the time of a round.
     async fn warm_up(&mut self, time: Duration) -> anyhow::Result<(usize, u32, u32)> {
         let through = self.through(2).await?;
         println!(
@@ -153,21 +157,21 @@ impl Bench {
                 (concurrency, best) = (candidate, rate);
             }
         }
-        let minutes = |rate: f64| -> u32 {
-            let minutes = rate * time.as_secs_f64() / f64::from(VMS * PROCESSES);
-            (1..60).find(|&whole| f64::from(whole) >= minutes).unwrap_or(60)
+        let samples = |rate: f64| -> u32 {
+            let samples = rate * time.as_secs_f64() / f64::from(VMS * PROCESSES);
+            (1..60).find(|&whole| f64::from(whole) >= samples).unwrap_or(60)
         };
-        Ok((concurrency, minutes(through.rate()), minutes(best)))
+        Ok((concurrency, samples(through.rate()), samples(best)))
     }
 
     /// Stores samples through vmwatch.
-    async fn through(&mut self, minutes: u32) -> anyhow::Result<Round> {
+    async fn through(&mut self, samples: u32) -> anyhow::Result<Round> {
         let mut messages = Vec::new();
-        for _ in 0..minutes {
+        for _ in 0..samples {
             for (vm, at) in self.vms.iter_mut().zip(moments(self.next)) {
                 messages.push(Message::encode(vm.next(at), &mut self.encoder)?);
             }
-            self.next += Duration::from_mins(1);
+            self.next += STEP;
         }
         self.settle().await;
         self.stream.pause_consumer(CONSUMER, after(PAUSE)?).await?;
@@ -177,15 +181,15 @@ impl Bench {
         let (started, before) = (Instant::now(), self.cpu()?);
         self.stream.resume_consumer(CONSUMER).await?;
         samples::drained(self.stack.bus.jetstream_for_tests()).await?;
-        let rows = u64::from(minutes * VMS * PROCESSES);
+        let rows = u64::from(samples * VMS * PROCESSES);
         self.published += rows;
         self.round(rows, started, before)
     }
 
     /// Inserts the documents of samples with the database driver alone.
-    async fn raw(&mut self, minutes: u32, concurrency: usize) -> anyhow::Result<Round> {
+    async fn raw(&mut self, samples: u32, concurrency: usize) -> anyhow::Result<Round> {
         let mut documents = Vec::new();
-        for _ in 0..minutes {
+        for _ in 0..samples {
             for (vm, at) in self.vms.iter_mut().zip(moments(self.next)) {
                 documents.push(Documents::from_sample(
                     vm.next(at),
@@ -193,14 +197,14 @@ impl Bench {
                     SystemTime::now(),
                 )?);
             }
-            self.next += Duration::from_mins(1);
+            self.next += STEP;
         }
         let batches = raw::batches(documents);
         self.settle().await;
         tokio::time::sleep(SETTLE).await;
         let (started, before) = (Instant::now(), self.cpu()?);
         self.flat.insert(&batches, concurrency).await?;
-        let rows = u64::from(minutes * VMS * PROCESSES);
+        let rows = u64::from(samples * VMS * PROCESSES);
         self.inserted += rows;
         self.round(rows, started, before)
     }
@@ -345,9 +349,9 @@ impl Round {
     }
 }
 
-/// The moments at which the VMs take a sample of this minute, one after the other.
-fn moments(minute: SystemTime) -> impl Iterator<Item = SystemTime> {
-    (0..).map(move |vm| minute + Duration::from_micros(7919) * vm)
+/// The moments at which the VMs take a sample from this time on, one after the other.
+fn moments(time: SystemTime) -> impl Iterator<Item = SystemTime> {
+    (0..).map(move |vm| time + Duration::from_micros(7919) * vm)
 }
 
 /// The time after this duration.
