@@ -73,8 +73,7 @@ fn defaults<Options: clap::Args>() -> Options {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let mut report = Report::default();
-    let (json, markdown) = (arguments.json.as_deref(), arguments.report.as_deref());
+    let mut report = Report::new(arguments.json, arguments.report);
     match arguments.bench {
         Bench::Store(options) => store::run(&options, &mut report).await?,
         Bench::Latest(options) => latest::run(options, &mut report).await?,
@@ -89,12 +88,12 @@ async fn main() -> anyhow::Result<()> {
             vm_list::run(&defaults(), &mut report).await?;
             store::run(&defaults(), &mut report).await?;
             // Write the results also before the longest benchmark, so that they are not lost if it is interrupted.
-            report.write(json, markdown)?;
+            report.save()?;
             latest::run(defaults(), &mut report).await?;
         }
         Bench::EchoService => return echo::serve().await,
     }
-    report.write(json, markdown)
+    report.save()
 }
 
 async fn reads(options: &gateway::Options, report: &mut Report) -> anyhow::Result<()> {

@@ -1,6 +1,10 @@
 //! The report of a run. It is printed, and written as JSON and Markdown.
 
-use std::{fmt::Write as _, fs, path::Path};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
@@ -17,6 +21,9 @@ pub(crate) struct Report {
     targets: Vec<[String; 4]>,
     /// The rest of the Markdown file.
     body: String,
+    /// The files to write.
+    json: Option<PathBuf>,
+    markdown: Option<PathBuf>,
 }
 
 /// The target that a result should reach.
@@ -26,18 +33,19 @@ pub(crate) enum Bound {
     AtMost(f64),
 }
 
-impl Default for Report {
-    fn default() -> Self {
+impl Report {
+    /// An empty report that will be written to these files.
+    pub(crate) fn new(json: Option<PathBuf>, markdown: Option<PathBuf>) -> Self {
         Self {
             machine: machine::description(),
             figures: Map::new(),
             targets: Vec::new(),
             body: String::new(),
+            json,
+            markdown,
         }
     }
-}
 
-impl Report {
     /// Adds a result to the JSON file. `name` must include the unit.
     pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64) {
         self.figures.insert(name.into(), json!(value));
@@ -112,15 +120,16 @@ impl Report {
         Ok(())
     }
 
-    /// Writes the files that the command line requests.
-    pub(crate) fn write(&self, json: Option<&Path>, markdown: Option<&Path>) -> anyhow::Result<()> {
+    /// Writes the results so far to the files. It is also called between parts, so that a part that fails loses only its
+    /// own results.
+    pub(crate) fn save(&self) -> anyhow::Result<()> {
         let write = |file: &Path, text: String| {
             fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
         };
-        if let Some(file) = markdown {
+        if let Some(file) = &self.markdown {
             write(file, self.markdown())?;
         }
-        if let Some(file) = json {
+        if let Some(file) = &self.json {
             let whole = json!({ "machine": self.machine, "figures": self.figures });
             write(file, format!("{whole:#}\n"))?;
         }

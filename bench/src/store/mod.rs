@@ -111,18 +111,22 @@ pub(crate) async fn run(options: &Options, report: &mut Report) -> anyhow::Resul
     let mut resident: f64 = 0.0;
     if wanted(Part::Ingestion) {
         resident = resident.max(ingestion::run(scale, report).await?);
+        report.save()?;
     }
     if wanted(Part::Reads) {
         resident = resident.max(reads::run(scale, report).await?);
+        report.save()?;
     }
     let mut names = None;
     if wanted(Part::Names) {
         let measured = names::run(scale, report).await?;
         resident = resident.max(measured.resident_mb);
         names = Some(measured.bytes_per_row);
+        report.save()?;
     }
     if wanted(Part::Compaction) {
         resident = resident.max(compaction::run(scale, report).await?);
+        report.save()?;
     }
     if wanted(Part::Sizes) {
         sizes::run(scale, report, names).await?;
