@@ -58,6 +58,12 @@ const COMMAND_LINES: Setting = Setting {
     default: "false",
     help: "whether the agent reports the command lines of processes, without the secrets that docs/agent.md describes",
 };
+const SHORT_LIVED_ROWS: Setting = Setting {
+    name: "VMWATCH_AGENT_SHORT_LIVED_ROWS",
+    value: Value::Number(0, 5000),
+    default: "200",
+    help: "maximum number of rows per sample for processes that started and ended since the previous sample, those with the most CPU time first; the others are summed by name and user",
+};
 pub(crate) const SPOOL_DIR: Setting = Setting {
     name: "VMWATCH_AGENT_SPOOL_DIR",
     value: Value::Folder,
@@ -80,6 +86,7 @@ pub const SETTINGS: &[&[Setting]] = &[
         PROCESSES,
         PIN,
         COMMAND_LINES,
+        SHORT_LIVED_ROWS,
         SPOOL_DIR,
         SPOOL_SIZE,
         DRAIN_DEADLINE,
@@ -101,6 +108,7 @@ pub struct AgentSettings {
     pub(crate) intervals: Intervals,
     pub(crate) selection: Selection,
     pub(crate) command_lines: bool,
+    pub(crate) short_lived_rows: usize,
     pub(crate) spool: SpoolSettings,
     pub(crate) utc_offset: UtcOffset,
     pub(crate) drain_deadline: Duration,
@@ -132,6 +140,7 @@ impl AgentSettings {
         let kind = env.get::<Reported>(&PROCESSES);
         let pinned = env.optional::<Names>(&PIN);
         let command_lines = env.get(&COMMAND_LINES);
+        let short_lived_rows = env.number(&SHORT_LIVED_ROWS);
         let dir = env.get(&SPOOL_DIR);
         // The spool must hold at least a few sample parts of the maximum size. The upper limit of this setting bounds
         // the memory that the index of the spool's files uses.
@@ -150,6 +159,7 @@ impl AgentSettings {
                 Reported::Top(count) => Selection::Top { count, pinned },
             },
             command_lines: command_lines?,
+            short_lived_rows: short_lived_rows?,
             spool: SpoolSettings {
                 dir: dir?,
                 limit: limit?,

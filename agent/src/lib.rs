@@ -90,7 +90,8 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
         settings.utc_offset,
         settings.selection,
         Roots::default(),
-    )?;
+    )?
+    .with_exit_records(settings.short_lived_rows);
     if settings.command_lines {
         sampler = sampler.with_command_lines();
     }

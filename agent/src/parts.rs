@@ -27,7 +27,8 @@ struct Limits {
     rows: usize,
 }
 
-/// Splits a sample into sample parts within the limits of the API contract; the first one contains the VM's row. Parts
+/// Splits a sample into sample parts within the limits of the API contract; the first one contains the VM's row and the
+/// summed rows. Parts
 /// are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were already sent.
 pub fn split(sample: Sample, encoder: &mut Encoder) -> Result<Vec<Part>, RowError> {
     let limits = Limits {
@@ -61,6 +62,7 @@ fn split_within(mut sample: Sample, encoder: &mut Encoder, limits: Limits) -> Re
             body: body.into_boxed_slice().into(),
         });
         sample.vm = None;
+        sample.sums.clear();
         sample.part += 1;
     }
     Ok(parts)
@@ -120,6 +122,8 @@ mod tests {
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm_cpu: None,
+            sums: Vec::new(),
+            short_lived: None,
             vm: Some(VmSample {
                 cpu_util: Some(0.0),
                 mem: Some(8.6),

@@ -144,7 +144,7 @@ impl SampleLoop {
             return;
         };
         self.add_processes(&mut sample, read);
-        if !sample.processes.is_empty() {
+        if !sample.processes.is_empty() || !sample.sums.is_empty() {
             warn!(
                 rows = sample.processes.len(),
                 "reading the processes took too long; sending their rows separately from the VM's row"
@@ -155,7 +155,14 @@ impl SampleLoop {
 
     fn add_processes(&self, sample: &mut Sample, read: Result<ProcessReading, SampleError>) {
         match read {
-            Ok(read) => (sample.processes, sample.vm_cpu) = (read.rows, read.vm_cpu),
+            Ok(read) => {
+                (sample.processes, sample.sums) = (read.rows, read.sums);
+                (sample.vm_cpu, sample.short_lived) = (read.vm_cpu, read.short_lived);
+                // A late reading has no VM row. The loss was logged.
+                if let Some(vm) = &mut sample.vm {
+                    vm.lost_exit_records = read.lost;
+                }
+            }
             Err(error) => self.failed(&error),
         }
     }

@@ -25,10 +25,10 @@ pub enum Selection {
 }
 
 impl Selection {
-    /// Removes the rows of processes that are not selected; keeps the order of the others.
-    pub fn keep(&self, rows: &mut Vec<ProcessSample>) {
+    /// Removes the rows of processes that are not selected, and returns them; keeps the order of the others.
+    pub fn split_off_others(&self, rows: &mut Vec<ProcessSample>) -> Vec<ProcessSample> {
         let Self::Top { count, pinned } = self else {
-            return;
+            return Vec::new();
         };
         let mut kept: HashSet<u32> = HashSet::new();
         for measure in [
@@ -38,7 +38,10 @@ impl Selection {
         ] {
             kept.extend(top_pids(rows, *count, measure));
         }
-        rows.retain(|row| kept.contains(&row.pid) || pinned.iter().any(|name| matches_name(name, &row.cmd)));
+        let is_kept = |row: &ProcessSample| {
+            kept.contains(&row.pid) || pinned.iter().any(|name| matches_name(name, &row.cmd))
+        };
+        rows.extract_if(.., |row| !is_kept(row)).collect()
     }
 }
 
@@ -86,7 +89,8 @@ mod tests {
             row(5, "idle", 0.0, 0.0, 0.0),
             row(6, "systemd-journal", 0.0, 0.0, 0.0),
         ];
-        selection.keep(&mut rows);
+        let others = selection.split_off_others(&mut rows).len();
+        assert_eq!(others + rows.len(), 6);
         rows.iter().map(|row| row.pid).collect()
     }
 

@@ -104,6 +104,8 @@ fn sample(random: &mut Random, instance_id: InstanceId, create_date: CreateDate,
         net_incoming: random.tenths(20_000),
         net_outgoing: random.tenths(20_000),
         vm_cpu: None,
+        sums: Vec::new(),
+        short_lived: None,
         vm: Some(VmSample {
             cpu_util: Some(random.tenths(1000)),
             mem: Some(random.tenths(1000)),

@@ -6,7 +6,10 @@ use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, raw::CStr, ra
 use vmwatch_api::{
     history::Resolution,
     measures::{Unit, VmMeasures},
-    metrics::{CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, SystemSample, VmSample},
+    metrics::{
+        CpuSeconds, ProcessOwner, ProcessSample, SAMPLE_PART_ROWS, Sample, ShortLived, SumSample,
+        SystemSample, VmSample,
+    },
     time::UtcOffset,
 };
 use vmwatch_blocks::RowIdentity;
@@ -125,10 +128,10 @@ impl Documents {
     /// An impossible row is refused, and the others are kept. If more than half of the rows are impossible, something is
     /// wrong with the sample, and it is refused as a whole.
     pub fn from_sample(sample: &Sample, offset: UtcOffset, arrival: SystemTime) -> Result<Self, Refusal> {
-        if sample.processes.len() > SAMPLE_PART_ROWS {
+        if sample.processes.len() + sample.sums.len() > SAMPLE_PART_ROWS {
             return Err(Refusal::TooManyRows);
         }
-        if sample.vm.is_none() && sample.processes.is_empty() {
+        if sample.vm.is_none() && sample.processes.is_empty() && sample.sums.is_empty() {
             return Err(Refusal::Empty);
         }
         let moment = sample.create_date.moment(offset).map_err(|_| Refusal::Time)?;
@@ -151,14 +154,20 @@ impl Documents {
         if let Some(vm) = &sample.vm {
             match vm_document(sample, vm, at) {
                 Ok(row) => vms.push(row),
-                Err(refusal) => refused.push((None, refusal)),
+                Err(refusal) => refused.push(("VM".to_owned(), refusal)),
             }
         }
-        let mut processes = Vec::with_capacity(sample.processes.len());
+        let mut processes = Vec::with_capacity(sample.processes.len() + sample.sums.len());
         for process in &sample.processes {
             match process_document(sample, process, at) {
                 Ok(row) => processes.push(row),
-                Err(refusal) => refused.push((Some(process.pid), refusal)),
+                Err(refusal) => refused.push((format!("process {}", process.pid), refusal)),
+            }
+        }
+        for sum in &sample.sums {
+            match sum_document(sample, sum, at) {
+                Ok(row) => processes.push(row),
+                Err(refusal) => refused.push(("sum of processes".to_owned(), refusal)),
             }
         }
         if let Some((_, refusal)) = refused.first()
@@ -178,12 +187,9 @@ impl Documents {
 }
 
 impl RefusedRows {
-    /// `refused` are the refused rows, each with the pid of its process or `None` for the row of the VM.
-    fn of(refused: &[(Option<u32>, Refusal)]) -> Option<Self> {
-        let row = |(pid, refusal): &(Option<u32>, Refusal)| match pid {
-            Some(pid) => format!("process {pid}: {refusal}"),
-            None => format!("VM: {refusal}"),
-        };
+    /// `refused` are the refused rows, each with what it describes.
+    fn of(refused: &[(String, Refusal)]) -> Option<Self> {
+        let row = |(subject, refusal): &(String, Refusal)| format!("{subject}: {refusal}");
         let mut reasons: Vec<String> = refused.iter().take(MAX_REASONS).map(row).collect();
         if let Some(more @ 1..) = refused.len().checked_sub(MAX_REASONS) {
             reasons.push(format!("{more} more rows"));
@@ -278,6 +284,9 @@ fn vm_document(sample: &Sample, vm: &VmSample, at: Dates) -> Result<RawDocumentB
         row.append(cstr!("restricted"), restricted.as_str());
     }
     append_system(&mut row, &vm.system)?;
+    if vm.lost_exit_records > 0 {
+        row.append(cstr!("lost_exit_records"), i64::from(vm.lost_exit_records));
+    }
     Ok(row)
 }
 
@@ -330,13 +339,62 @@ fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Resu
         "sampled_at": at.effective,
     };
     append_owner(&mut row, &process.owner)?;
+    let exit_code = process.exit_code.map(i32::try_from).transpose();
+    let exit_code = exit_code.map_err(|_| Refusal::Number("exit_code"))?;
+    append(&mut row, "exit_code", exit_code.map(RawBson::Int32));
+    append_shared(&mut row, sample, process.cpu_seconds);
+    Ok(row)
+}
+
+/// The document of a summed row. It has no pid; that it has the field `processes`, which may be null, says what it is.
+fn sum_document(sample: &Sample, sum: &SumSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
+    within("cpu_util", sum.cpu_util, MAX_CPU_SHARE)?;
+    within("mem", sum.mem, MAX_MEMORY_SHARE)?;
+    within("disk_read", sum.disk_read, MAX_RATE)?;
+    within("disk_write", sum.disk_write, MAX_RATE)?;
+    within("cpu_seconds", sum.cpu_seconds, MAX_CPU_SECONDS)?;
+    not_longer("cmd", &sum.cmd, MAX_NAME)?;
+    let processes = sum.processes.map(i32::try_from).transpose();
+    let processes = processes.map_err(|_| Refusal::Number("processes"))?;
+    let identity = RowIdentity::sum(&sum.cmd, sum.owner.user.as_deref());
+    let mut row = rawdoc! {
+        "net_incoming": sample.net_incoming,
+        "mem": sum.mem,
+        "net_outgoing": sample.net_outgoing,
+        "cmd": sum.cmd.as_str(),
+        "instance_id": sample.instance_id.as_str(),
+        "disk_write": sum.disk_write,
+        "disk_read": sum.disk_read,
+        "create_date": sample.create_date.as_str(),
+        "_id": row_id(sample.instance_id.as_str(), sample.create_date.as_str(), at.second, identity),
+        "cpu_util": sum.cpu_util,
+        "processes": processes.map_or(RawBson::Null, RawBson::Int32),
+        "sampled_at": at.effective,
+    };
+    let owner = ProcessOwner {
+        parent_pid: None,
+        command_line: None,
+        ..sum.owner.clone()
+    };
+    append_owner(&mut row, &owner)?;
+    append_shared(&mut row, sample, Some(sum.cpu_seconds));
+    Ok(row)
+}
+
+/// Appends the CPU time of the row, and what all process rows of a sample have.
+fn append_shared(row: &mut RawDocumentBuf, sample: &Sample, cpu_seconds: Option<f64>) {
     for (name, seconds) in vm_seconds(sample)
         .into_iter()
-        .chain([("cpu_seconds", process.cpu_seconds)])
+        .chain([("cpu_seconds", cpu_seconds)])
     {
-        append(&mut row, name, seconds.map(RawBson::Double));
+        append(row, name, seconds.map(RawBson::Double));
     }
-    Ok(row)
+    let short_lived = sample.short_lived.map(ShortLived::as_str);
+    append(
+        row,
+        "short_lived",
+        short_lived.map(|name| RawBson::String(name.to_owned())),
+    );
 }
 
 /// CPU time of the VM, which each process row of a sample has.
@@ -363,6 +421,11 @@ fn append_owner(row: &mut RawDocumentBuf, owner: &ProcessOwner) -> Result<(), Re
     let parent_pid = owner.parent_pid.map(i32::try_from).transpose();
     let parent_pid = parent_pid.map_err(|_| Refusal::Number("parent_pid"))?;
     append(row, "parent_pid", parent_pid.map(RawBson::Int32));
+    append(
+        row,
+        "owner_inherited",
+        owner.inherited.then_some(RawBson::Boolean(true)),
+    );
     Ok(())
 }
 
@@ -383,7 +446,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use bson::RawBsonRef;
-    use vmwatch_api::metrics::Restriction;
+    use vmwatch_api::{metrics::Restriction, processes::ProcessRowKind};
 
     use super::*;
     use crate::{
@@ -483,13 +546,20 @@ mod tests {
             unit: Some("lvm2-lvmetad.service".to_owned()),
             container: None,
             command_line: Some("/sbin/lvmetad -f".to_owned()),
+            inherited: true,
         };
+        sample.processes[0].exit_code = Some(143);
+        sample.short_lived = Some(ShortLived::Recorded);
         let row = &documents(&sample).unwrap().processes[0];
         let read = StoredProcess::read(row).unwrap();
         assert_eq!(read.vm_cpu, sample.vm_cpu);
         assert_eq!(read.row.cpu_seconds, Some(1.25));
         assert_eq!(read.row.owner, sample.processes[0].owner);
         assert_eq!(row.get("container").unwrap(), None);
+        assert_eq!(
+            (read.row.exit_code, read.short_lived),
+            (Some(143), Some(ShortLived::Recorded))
+        );
 
         sample.vm = None;
         sample.processes[0].owner.command_line = Some("x".repeat(513));
@@ -497,6 +567,43 @@ mod tests {
             documents(&sample).unwrap_err(),
             Refusal::Text("command_line", 512)
         );
+    }
+
+    #[test]
+    fn summed_row_has_neither_pid_nor_start_and_fits_into_a_block() {
+        let mut sample = sample();
+        let of_user = |user: Option<&str>, processes| SumSample {
+            cmd: "sh".to_owned(),
+            processes,
+            cpu_util: 80.0,
+            cpu_seconds: 48.5,
+            owner: ProcessOwner {
+                user: user.map(str::to_owned),
+                ..ProcessOwner::default()
+            },
+            ..SumSample::default()
+        };
+        sample.sums = vec![of_user(Some("root"), Some(1200)), of_user(None, None)];
+        let documents = documents(&sample).unwrap();
+        let mut rows = vmwatch_blocks::Rows::new(vmwatch_blocks::Kind::Process, "vm-1", 8 * 3_600_000);
+        for document in &documents.processes {
+            crate::blocks::push(&mut rows, document, None).unwrap();
+        }
+        let ids: Vec<_> = documents
+            .processes
+            .iter()
+            .map(|row| row.get_object_id("_id").unwrap().bytes())
+            .collect();
+        assert_eq!(rows.ids(), ids);
+        assert!(ids[1] != ids[2]);
+        for (document, processes) in documents.processes[1..].iter().zip([Some(1200), None]) {
+            for absent in ["pid", "running_time", "shutdown_time"] {
+                assert_eq!(document.get(absent).unwrap(), None);
+            }
+            let read = StoredProcess::read(document).unwrap().row;
+            assert_eq!((read.kind, read.processes), (ProcessRowKind::Sum, processes));
+            assert_eq!(read.cpu_seconds, Some(48.5));
+        }
     }
 
     #[test]

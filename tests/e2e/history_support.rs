@@ -46,6 +46,8 @@ pub(crate) fn sample(instance: &str, at_ms: u64, offset: &str, cpu_util: f64) ->
         net_incoming: cpu_util * 3.0,
         net_outgoing: cpu_util * 5.0,
         vm_cpu: None,
+        sums: Vec::new(),
+        short_lived: None,
         vm: Some(VmSample {
             cpu_util: Some(cpu_util),
             mem: Some(100.0 - cpu_util),

@@ -227,6 +227,8 @@ impl Publisher {
             net_incoming: 0.6,
             net_outgoing: 5.7,
             vm_cpu: None,
+            sums: Vec::new(),
+            short_lived: None,
             vm: Some(VmSample {
                 cpu_util: Some(1.5),
                 mem: Some(8.6),

@@ -7,9 +7,12 @@
 mod cgroup;
 mod command_line;
 mod devices;
+mod ended;
+mod exits;
 mod owner;
 mod proc_files;
 mod processes;
+mod reaped;
 mod restriction;
 mod system;
 mod vm;
@@ -102,10 +105,20 @@ impl Sampler {
         self
     }
 
+    /// Listens to the kernel's records of ended processes. Of the processes that no sample has seen, the `rows` with the
+    /// highest CPU time in each sample get rows of their own. If the kernel does not report to the agent, the CPU time of
+    /// these processes is estimated.
+    #[must_use]
+    pub fn with_exit_records(mut self, rows: usize) -> Self {
+        self.processes.listen_to_exits(rows);
+        self
+    }
+
     /// Samples the VM and its processes. The first call only reads the counters and returns rates of 0.
     pub fn sample(&mut self) -> Result<Sample, SampleError> {
-        let reading = self.vm.read()?;
+        let mut reading = self.vm.read()?;
         let processes = self.processes.read(reading.memory_bytes)?;
+        reading.vm.lost_exit_records = processes.lost;
         Ok(reading.into_sample(&self.instance_id, processes))
     }
 }
@@ -122,6 +135,8 @@ impl VmReading {
             vm: Some(self.vm),
             vm_cpu: processes.vm_cpu,
             processes: processes.rows,
+            sums: processes.sums,
+            short_lived: processes.short_lived,
         }
     }
 }

@@ -79,10 +79,12 @@ impl Owners {
             unit: place.unit.map(bounded),
             container: place.container.map(|container| self.container(container)),
             command_line,
+            inherited: false,
         }
     }
 
-    fn user(&self, id: u32) -> String {
+    /// The name of a user, or the number if the list of users does not have it.
+    pub(super) fn user(&self, id: u32) -> String {
         self.users.get(&id).cloned().unwrap_or_else(|| id.to_string())
     }
 

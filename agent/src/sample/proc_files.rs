@@ -141,6 +141,8 @@ pub(super) struct Stat<'a> {
     threads: u64,
     /// CPU time of the process in user mode and kernel mode, in clock ticks.
     pub(super) cpu_ticks: u64,
+    /// CPU time of the children that the process reaped, in clock ticks.
+    pub(super) child_ticks: u64,
     /// Start time of the process, in clock ticks since boot.
     pub(super) start_ticks: u64,
     /// Resident memory of the process, in memory pages.
@@ -164,7 +166,9 @@ impl<'a> Stat<'a> {
         let parent_pid = u32::try_from(number(fields.next()?)?).ok()?; // 4
         let user_ticks = number(fields.nth(9)?)?; // 14
         let system_ticks = number(fields.next()?)?; // 15
-        let threads = number(fields.nth(4)?)?; // 20
+        let child_user_ticks = number(fields.next()?)?; // 16
+        let child_system_ticks = number(fields.next()?)?; // 17
+        let threads = number(fields.nth(2)?)?; // 20
         let start_ticks = number(fields.nth(1)?)?; // 22
         let rss = fields.nth(1)?; // 24, can be negative for a moment on older kernels
         let rss_pages = if rss.starts_with(b"-") { 0 } else { number(rss)? };
@@ -174,6 +178,7 @@ impl<'a> Stat<'a> {
             parent_pid,
             threads,
             cpu_ticks: user_ticks.saturating_add(system_ticks),
+            child_ticks: child_user_ticks.saturating_add(child_system_ticks),
             start_ticks,
             rss_pages,
         })
@@ -240,7 +245,7 @@ mod tests {
 
     use super::*;
 
-    const REST: &str = "S 1 475071 475071 34826 475071 4194304 94 0 0 0 12 30 0 0 20 0 3 0 201288208 5738496 225 \
+    const REST: &str = "S 1 475071 475071 34826 475071 4194304 94 0 0 0 12 30 4 5 20 0 3 0 201288208 5738496 225 \
                         18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 4 0 0 0 0 0 0 0 0 0 0 0 0 0";
 
     #[test]
@@ -252,6 +257,7 @@ mod tests {
             (stat.cpu_ticks, stat.start_ticks, stat.rss_pages),
             (42, 201_288_208, 225)
         );
+        assert_eq!(stat.child_ticks, 9);
         assert!(!stat.has_ended());
     }
 

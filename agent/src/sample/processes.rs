@@ -1,30 +1,43 @@
 //! Samples a VM's processes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
+    mem,
     path::Path,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use procfs::{FromRead, Uptime};
 use tracing::{info, warn};
-use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample};
+use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, ShortLived, SumSample};
 
 use super::{
-    Roots, SampleError, float, kib_per_second,
+    Roots, SampleError,
+    ended::{Ended, Sums, share_out},
+    exits::{Exit, ExitListener, Exits, missing},
+    float, kib_per_second, one_decimal,
     owner::Owners,
     percent,
     proc_files::{DiskBytes, ProcFiles, Stat, is_gone, process_ids},
+    reaped::{Counted, Reaped},
     system::{CpuTicks, SystemStat},
 };
 use crate::select::Selection;
 
+/// How much later than it did a known process may seem to have started, because its record was received late.
+const KNOWN_TOLERANCE: Duration = Duration::from_millis(500);
+/// How much more CPU time than the VM its processes may seem to have used: the kernel measures the former by sampling.
+const CPU_TOLERANCE: f64 = 1.02;
+/// Maximum number of ancestors of a process that are followed to find its owner.
+const MAX_ANCESTORS: usize = 32;
+
 /// Samples a VM's processes.
 ///
 /// A process is identified by its pid *and* its start time. If a pid was reused between two samples, the sample has the
-/// last row of the old process and a row of the new one. A process that started and ended between two samples is not
-/// observed. A process that was reported and has ended gets exactly one last row, with `shutdown_time`. The rates and
-/// memory in that row are 0, because the final usage can no longer be read.
+/// last row of the old process and a row of the new one. A process that was reported and has ended gets exactly one last
+/// row, with `shutdown_time` and the CPU time since the previous sample. Its memory and disk rates are 0, because they can
+/// no longer be read. A process that started and ended between two samples gets its only row from the kernel's record of
+/// its end, or is part of a summed row.
 #[derive(Debug)]
 pub struct ProcessSampler {
     selection: Selection,
@@ -34,8 +47,17 @@ pub struct ProcessSampler {
     clock: Clock,
     page_bytes: u64,
     tracked: HashMap<u32, Tracked>,
-    /// Last rows of ended processes that have not been returned yet.
-    ended: Vec<ProcessSample>,
+    /// Processes that ended and whose pids were reused in the current pass over `/proc`.
+    replaced: Vec<(u32, Tracked)>,
+    /// The kernel's records of ended processes; `None` if it does not report to the agent.
+    exits: Option<ExitListener>,
+    /// Records of processes that ended after the current pass over `/proc` had read them. They belong to the next sample.
+    held: Vec<Exit>,
+    /// Maximum number of rows per sample for processes that no pass over `/proc` found.
+    short_lived_rows: usize,
+    reaped: Reaped,
+    /// The CPU times of all processes in the current pass over `/proc`.
+    counted: HashMap<u32, Counted>,
     /// The beginning of the previous pass over `/proc`.
     previous: Option<Pass>,
     /// The number of passes over `/proc` so far.
@@ -47,8 +69,25 @@ pub struct ProcessSampler {
 pub struct ProcessReading {
     /// Rows of the selected processes, followed by the last rows of ended processes.
     pub rows: Vec<ProcessSample>,
+    /// CPU time of processes without rows of their own.
+    pub sums: Vec<SumSample>,
     /// CPU time of the VM since the previous sample; `None` if there is none.
     pub vm_cpu: Option<CpuSeconds>,
+    /// How processes that end between two samples are measured; `None` if nothing was sampled.
+    pub short_lived: Option<ShortLived>,
+    /// Number of times that records of ended processes were lost.
+    pub lost: u32,
+}
+
+/// The rows of running processes, and the CPU time of the others.
+#[derive(Debug, Default)]
+struct Running {
+    rows: Vec<ProcessSample>,
+    vm_cpu: Option<CpuSeconds>,
+    /// The beginning of the previous pass over `/proc`, and the time since then.
+    previous: Option<(Instant, Duration)>,
+    /// CPU seconds of processes that ended since then, by the process that reaped them.
+    reaped: BTreeMap<u32, f64>,
 }
 
 /// The beginning of a pass over `/proc`.
@@ -103,7 +142,12 @@ impl ProcessSampler {
             clock,
             page_bytes: rustix::param::page_size() as u64,
             tracked: HashMap::new(),
-            ended: Vec::new(),
+            replaced: Vec::new(),
+            exits: None,
+            held: Vec::new(),
+            short_lived_rows: 200,
+            reaped: Reaped::default(),
+            counted: HashMap::new(),
             previous: None,
             passes: 0,
         })
@@ -117,7 +161,10 @@ impl ProcessSampler {
     /// Reads the counters of all processes without returning rows, so the next call can compute rates.
     pub fn prime(&mut self) -> Result<(), SampleError> {
         self.running(0)?;
-        self.forget_ended();
+        self.ended_processes();
+        if let Some(exits) = &self.exits {
+            drop(exits.take());
+        }
         // A process that ended during the pass does not count as unreadable.
         let unreadable =
             |(pid, process): &(&u32, &Tracked)| process.disk.is_none() && self.files.exist(**pid);
@@ -132,22 +179,224 @@ impl ProcessSampler {
         Ok(())
     }
 
+    /// Listens to the kernel's records of ended processes; see [`super::Sampler::with_exit_records`].
+    pub fn listen_to_exits(&mut self, rows: usize) {
+        self.short_lived_rows = rows;
+        match ExitListener::start() {
+            Ok(exits) => {
+                info!("the kernel reports processes that end, so their CPU time is recorded");
+                self.exits = Some(exits);
+            }
+            Err(error) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                warn!(
+                    cause,
+                    "the CPU time of processes that end between two samples is estimated: {error}"
+                );
+            }
+        }
+    }
+
     /// Samples the processes. Memory usage is a percentage of `memory_bytes`.
     pub fn read(&mut self, memory_bytes: u64) -> Result<ProcessReading, SampleError> {
-        let ProcessReading { mut rows, vm_cpu } = self.running(memory_bytes)?;
-        self.selection.keep(&mut rows);
-        for row in &rows {
+        let mut running = self.running(memory_bytes)?;
+        let mut exits = self.take_exits();
+        let short_lived = match &self.exits {
+            Some(_) => ShortLived::Recorded,
+            None => ShortLived::Estimated,
+        };
+        let mut ended = self.ended_processes();
+        let owners: HashMap<u32, ProcessOwner> = ended
+            .iter()
+            .map(|process| (process.row.pid, process.row.owner.clone()))
+            .collect();
+        self.add_records(&mut ended, &mut exits, running.previous, &owners);
+        let reaped = running.unexplained();
+        let rest = share_out(reaped, &mut ended, &mut exits);
+        let elapsed = running.previous.map_or(Duration::MAX, |(_, elapsed)| elapsed);
+        let mut sums = Sums::new(matches!(self.selection, Selection::Top { .. }));
+        if short_lived == ShortLived::Estimated || exits.lost > 0 {
+            self.add_estimates(&mut sums, &running.reaped, rest);
+        }
+        for ((name, user, parent), group) in &exits.groups {
+            let owner = self.inherited(*parent, *user, &exits, &owners);
+            sums.add_group(name.clone(), group, owner, |bytes| kib_per_second(bytes, elapsed));
+        }
+        let last_rows = self.select(&mut running.rows, ended, &mut sums, elapsed);
+        for row in &running.rows {
             if let Some(process) = self.tracked.get_mut(&row.pid) {
                 process.reported = true;
             }
         }
-        rows.extend(self.forget_ended());
-        Ok(ProcessReading { rows, vm_cpu })
+        running.rows.extend(last_rows);
+        let percent = |seconds| percent(seconds, elapsed.as_secs_f64());
+        Ok(ProcessReading {
+            rows: running.rows,
+            sums: sums.into_rows(percent, one_decimal),
+            vm_cpu: running.vm_cpu,
+            short_lived: Some(short_lived),
+            lost: exits.lost,
+        })
+    }
+
+    /// Takes the kernel's records. Those of processes that the current pass over `/proc` found running are held until the
+    /// next sample.
+    fn take_exits(&mut self) -> Exits {
+        let Some(listener) = self.exits.take() else {
+            return Exits::default();
+        };
+        let mut exits = listener.take();
+        if listener.is_running() {
+            self.exits = Some(listener);
+        }
+        exits.processes.append(&mut self.held);
+        let (tracked, passes) = (&self.tracked, self.passes);
+        let is_running = |exit: &mut Exit| {
+            let process = tracked.get(&exit.pid);
+            process.is_some_and(|process| process.last_pass == passes && exit.at >= process.at)
+        };
+        self.held = exits.processes.extract_if(.., is_running).collect();
+        exits
+    }
+
+    /// Adds what the records say about ended processes, and the processes that no pass over `/proc` found.
+    fn add_records(
+        &mut self,
+        ended: &mut Vec<Ended>,
+        exits: &mut Exits,
+        previous: Option<(Instant, Duration)>,
+        owners: &HashMap<u32, ProcessOwner>,
+    ) {
+        let Some((previous, elapsed)) = previous else {
+            exits.groups.clear();
+            return;
+        };
+        let places: HashMap<u32, usize> = ended
+            .iter()
+            .enumerate()
+            .map(|(place, process)| (process.row.pid, place))
+            .collect();
+        for exit in mem::take(&mut exits.processes) {
+            // A pid may have been reused, but only one process had it in the previous pass.
+            if let Some(known) = places.get(&exit.pid).and_then(|place| ended.get_mut(*place))
+                && exit.started_before(known.read_at + KNOWN_TOLERANCE)
+            {
+                known.add_record(&exit);
+            } else if !exit.started_before(previous) {
+                let owner = self.inherited(exit.parent_pid, exit.user, exits, owners);
+                ended.push(unseen(exit, owner, elapsed));
+            }
+            // Otherwise the agent could not read the process earlier. Its CPU time before the previous sample is unknown.
+        }
+    }
+
+    /// The owner of a process that no pass over `/proc` found: its user, and the unit and container of its nearest
+    /// sampled ancestor.
+    fn inherited(
+        &self,
+        parent_pid: u32,
+        user: u32,
+        exits: &Exits,
+        ended: &HashMap<u32, ProcessOwner>,
+    ) -> ProcessOwner {
+        let mut owner = ProcessOwner {
+            user: Some(self.owners.user(user)),
+            parent_pid: Some(parent_pid),
+            ..ProcessOwner::default()
+        };
+        let mut ancestor = parent_pid;
+        for _ in 0..MAX_ANCESTORS {
+            let running = self
+                .tracked
+                .get(&ancestor)
+                .map(|process| &process.description.owner);
+            if let Some(found) = running.or_else(|| ended.get(&ancestor)) {
+                owner.unit.clone_from(&found.unit);
+                owner.container.clone_from(&found.container);
+                owner.inherited = owner.unit.is_some() || owner.container.is_some();
+                break;
+            }
+            match exits.parents.get(&ancestor) {
+                Some(parent) => ancestor = *parent,
+                None => break,
+            }
+        }
+        owner
+    }
+
+    /// Adds rows with the CPU time of ended processes without records, each with the name and owner of the process that
+    /// reaped them.
+    fn add_estimates(&self, sums: &mut Sums, reaped: &BTreeMap<u32, f64>, seconds: f64) {
+        let total: f64 = reaped.values().sum();
+        for (pid, part) in reaped {
+            let cpu_seconds = seconds * part / total;
+            let Some(parent) = self.tracked.get(pid).filter(|_| cpu_seconds > 0.0) else {
+                continue;
+            };
+            let owner = &parent.description.owner;
+            sums.add(SumSample {
+                cmd: parent.description.name.clone(),
+                cpu_seconds,
+                owner: ProcessOwner {
+                    user: owner.user.clone(),
+                    unit: owner.unit.clone(),
+                    container: owner.container.clone(),
+                    inherited: true,
+                    ..ProcessOwner::default()
+                },
+                ..SumSample::default()
+            });
+        }
+    }
+
+    /// Decides which processes get rows of their own, and sums up the others. Returns the rows of ended processes.
+    fn select(
+        &self,
+        running: &mut Vec<ProcessSample>,
+        ended: Vec<Ended>,
+        sums: &mut Sums,
+        elapsed: Duration,
+    ) -> Vec<ProcessSample> {
+        // The CPU clock is read after all processes, so every missing process had really ended by this time.
+        let now = unix_seconds(SystemTime::now());
+        let (mut last_rows, mut unseen) = (Vec::new(), Vec::new());
+        for process in ended {
+            let is_known = process.is_known;
+            let row = process.into_row(now, elapsed);
+            if is_known {
+                last_rows.push(row);
+            } else if row.cpu_seconds.is_some() {
+                unseen.push(row);
+            }
+        }
+        match &self.selection {
+            Selection::All => {
+                unseen.sort_by(|one, other| {
+                    other
+                        .cpu_seconds
+                        .unwrap_or(0.0)
+                        .total_cmp(&one.cpu_seconds.unwrap_or(0.0))
+                });
+                let rest = unseen.split_off(self.short_lived_rows.min(unseen.len()));
+                for row in rest {
+                    sums.add_process(row);
+                }
+                last_rows.append(&mut unseen);
+            }
+            Selection::Top { .. } => {
+                running.append(&mut unseen);
+                let others = self.selection.split_off_others(running);
+                for row in others {
+                    sums.add_process(row);
+                }
+            }
+        }
+        last_rows
     }
 
     /// Returns the rows of all running processes. If the list of processes cannot be read completely, the state of the
     /// sampler does not change, because the missing processes would seem to have ended.
-    fn running(&mut self, memory_bytes: u64) -> Result<ProcessReading, SampleError> {
+    fn running(&mut self, memory_bytes: u64) -> Result<Running, SampleError> {
         let stat = SystemStat::read(&self.roots.proc)?;
         let began = Pass {
             at: Instant::now(),
@@ -160,25 +409,43 @@ impl ProcessSampler {
         let pids = process_ids(&self.roots.proc)?;
         self.owners.refresh();
         self.passes += 1;
+        self.counted = HashMap::with_capacity(pids.len());
         let rows = pids
             .into_iter()
             .filter_map(|pid| self.row(pid, memory_bytes))
             .collect();
         let previous = self.previous.replace(began);
         let vm_cpu = previous.map(|previous| self.clock.cpu_seconds(&began.cpu.since(&previous.cpu)));
-        Ok(ProcessReading { rows, vm_cpu })
+        let reaped = self.reaped.advance(mem::take(&mut self.counted));
+        Ok(Running {
+            rows,
+            vm_cpu,
+            previous: previous.map(|previous| (previous.at, began.at - previous.at)),
+            reaped: reaped
+                .into_iter()
+                .map(|(pid, ticks)| (pid, self.clock.seconds(ticks)))
+                .collect(),
+        })
     }
 
     fn row(&mut self, pid: u32, memory_bytes: u64) -> Option<ProcessSample> {
         let (mut seen, parent_pid, rss_pages) = match self.files.stat(pid) {
-            Ok(stat) if stat.has_ended() => return None,
-            Ok(stat) => (Tracked::new(&stat, self.passes), stat.parent_pid, stat.rss_pages),
+            Ok(stat) => {
+                self.counted.insert(pid, Counted::of(&stat));
+                if stat.has_ended() {
+                    return None;
+                }
+                (Tracked::new(&stat, self.passes), stat.parent_pid, stat.rss_pages)
+            }
             Err(error) if is_gone(&error) => return None,
             Err(_) => {
                 // The process exists but cannot be read at the moment, for example because the agent has no free file
                 // descriptor. It has not ended.
                 if let Some(process) = self.tracked.get_mut(&pid) {
                     process.last_pass = self.passes;
+                }
+                if let Some(counted) = self.reaped.previous(pid) {
+                    self.counted.insert(pid, counted);
                 }
                 return None;
             }
@@ -195,7 +462,7 @@ impl ProcessSampler {
             }
             other => {
                 // This is a new process. If its pid was reused, the previous process with this pid has ended.
-                self.ended.extend(other.and_then(|old| self.last_row(pid, old)));
+                self.replaced.extend(other.map(|old| (pid, old)));
                 self.previous
                     .and_then(|pass| (seen.start_ticks >= pass.ticks).then_some(Baseline::zero(pass.at)))
             }
@@ -217,6 +484,7 @@ impl ProcessSampler {
             running_time: self.clock.unix_seconds(seen.start_ticks),
             shutdown_time: None,
             cpu_seconds: usage.cpu_seconds,
+            exit_code: None,
             owner: seen.description.owner.clone(),
         };
         self.tracked.insert(pid, seen);
@@ -239,41 +507,84 @@ impl ProcessSampler {
         seen.readings = readings.saturating_add(1).min(2);
     }
 
-    /// Removes the processes that the current pass over `/proc` did not find. Returns the last rows of those that were
-    /// reported.
-    fn forget_ended(&mut self) -> Vec<ProcessSample> {
+    /// Removes and returns the processes that the current pass over `/proc` did not find.
+    fn ended_processes(&mut self) -> Vec<Ended> {
         let passes = self.passes;
-        let gone: Vec<_> = self
-            .tracked
-            .extract_if(|_, process| process.last_pass != passes)
-            .collect();
-        let mut ended = std::mem::take(&mut self.ended);
-        ended.extend(
-            gone.into_iter()
-                .filter_map(|(pid, process)| self.last_row(pid, process)),
-        );
-        // The clock is read after all processes, so every missing process had really ended by this time.
-        let now = unix_seconds(SystemTime::now());
-        for row in &mut ended {
-            row.shutdown_time = Some(now);
-        }
+        let gone = self.tracked.extract_if(|_, process| process.last_pass != passes);
+        let mut ended = mem::take(&mut self.replaced);
+        ended.extend(gone);
         ended
+            .into_iter()
+            .map(|(pid, process)| self.ended(pid, process))
+            .collect()
     }
 
-    /// The last row of an ended process; `None` if the process was never reported. The caller sets `shutdown_time`.
-    fn last_row(&self, pid: u32, process: Tracked) -> Option<ProcessSample> {
-        process.reported.then(|| ProcessSample {
-            cmd: process.description.name,
-            pid,
-            cpu_util: 0.0,
-            mem: 0.0,
-            disk_read: 0.0,
-            disk_write: 0.0,
-            running_time: self.clock.unix_seconds(process.start_ticks),
-            shutdown_time: None,
-            cpu_seconds: None,
-            owner: process.description.owner,
-        })
+    fn ended(&self, pid: u32, process: Tracked) -> Ended {
+        // The last values of a process that has not been reaped can still be read.
+        let zombie = self
+            .reaped
+            .previous(pid)
+            .filter(|now| now.is_zombie && now.start_ticks == process.start_ticks);
+        let since = |now: Counted| self.clock.seconds(now.own.saturating_sub(process.cpu_ticks));
+        Ended {
+            row: ProcessSample {
+                cmd: process.description.name,
+                pid,
+                running_time: self.clock.unix_seconds(process.start_ticks),
+                owner: process.description.owner,
+                ..ProcessSample::default()
+            },
+            is_known: process.reported,
+            earlier_seconds: self.clock.seconds(process.cpu_ticks),
+            read_at: process.at,
+            cpu_seconds: zombie.map(since),
+            missing: 0.0,
+        }
+    }
+}
+
+/// The row of a process that no pass over `/proc` found.
+fn unseen(exit: Exit, owner: ProcessOwner, elapsed: Duration) -> Ended {
+    Ended {
+        is_known: false,
+        earlier_seconds: 0.0,
+        read_at: exit.at,
+        cpu_seconds: Some(exit.cpu_seconds),
+        missing: missing(exit.cpu_seconds, exit.elapsed),
+        row: ProcessSample {
+            running_time: exit.started(),
+            shutdown_time: Some(exit.ended),
+            pid: exit.pid,
+            cmd: exit.name,
+            disk_read: kib_per_second(exit.read_bytes, elapsed),
+            disk_write: kib_per_second(exit.written_bytes, elapsed),
+            exit_code: Some(exit.code),
+            owner,
+            ..ProcessSample::default()
+        },
+    }
+}
+
+impl Running {
+    /// The CPU time of ended processes in seconds. Processes that end during a pass over `/proc` can make the sum wrong, so
+    /// it is at most what the rows of running processes leave of the VM's CPU time.
+    fn unexplained(&self) -> f64 {
+        let reaped: f64 = self.reaped.values().sum();
+        let Some(vm_cpu) = &self.vm_cpu else { return 0.0 };
+        let running: f64 = self.rows.iter().filter_map(|row| row.cpu_seconds).sum();
+        reaped.min(vm_cpu.total() * CPU_TOLERANCE - running).max(0.0)
+    }
+}
+
+impl Counted {
+    fn of(stat: &Stat<'_>) -> Self {
+        Self {
+            start_ticks: stat.start_ticks,
+            own: stat.cpu_ticks,
+            children: stat.child_ticks,
+            parent_pid: stat.parent_pid,
+            is_zombie: stat.has_ended(),
+        }
     }
 }
 

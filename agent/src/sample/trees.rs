@@ -437,7 +437,7 @@ fn process_rows_have_owner_and_full_name() {
         parent_pid: Some(1),
         unit: unit.map(str::to_owned),
         container: container.map(str::to_owned),
-        command_line: None,
+        ..ProcessOwner::default()
     };
     let mut sampler = tree.sampler();
     let mut expected = vec![

@@ -116,6 +116,7 @@ impl VmSampler {
                 restricted,
                 system,
                 dropped_parts: 0,
+                lost_exit_records: 0,
             },
             memory_bytes: memory.total.unwrap_or(0),
         })

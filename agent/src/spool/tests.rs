@@ -33,6 +33,8 @@ pub(crate) fn part(sequence: u64, bytes: usize) -> Queued {
         net_outgoing: 0.0,
         vm: None,
         vm_cpu: None,
+        sums: Vec::new(),
+        short_lived: None,
         processes: Vec::new(),
     };
     let mut body = encode_sample(&sample, &mut Encoder::new().unwrap()).unwrap();

@@ -64,7 +64,7 @@ impl Vm {
             running_time: STARTED + (random.unit() * 1e6).round() / 100.0,
             cpu_seconds: Some(0.0),
             owner: owner(place),
-            shutdown_time: None,
+            ..ProcessSample::default()
         });
         let sample = Sample {
             processes: processes.collect(),
@@ -74,6 +74,8 @@ impl Vm {
             net_incoming: 0.0,
             net_outgoing: 0.0,
             vm_cpu: None,
+            sums: Vec::new(),
+            short_lived: None,
             vm: None,
         };
         #[expect(
@@ -116,6 +118,7 @@ impl Vm {
             create_date: self.sample.create_date.clone(),
             vm: self.sample.vm.clone(),
             vm_cpu: self.sample.vm_cpu.filter(|_| processes),
+            sums: Vec::new(),
             ..self.sample
         }
     }

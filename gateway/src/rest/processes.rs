@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Method as _,
-    metrics::CpuSeconds,
+    metrics::{CpuSeconds, ShortLived},
     processes::{
         self, Order, ProcessBucket, ProcessEventKind, ProcessEvents, ProcessEventsQuery, ProcessHistory,
-        ProcessHistoryQuery, ProcessName, ProcessSelector, ProcessSort, ProcessesAt, ProcessesAtQuery,
+        ProcessHistoryQuery, ProcessName, ProcessRowKind, ProcessSelector, ProcessSort, ProcessesAt,
+        ProcessesAtQuery,
     },
     wire::Fault,
 };
@@ -29,14 +30,22 @@ use crate::Gateway;
 
 type Pid = Number<0, { u32::MAX as u64 }>;
 
-/// A process, as recorded in one sample.
+/// A process, as recorded in one sample, or several processes together.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Process {
+    /// Whether the row describes one process, or sums up processes without rows of their own: those with the same name
+    /// and user that started and ended between two samples, or all that the agent is not configured to report, named
+    /// `other processes`. If such processes are estimated, the name of a sum is that of their parent.
+    kind: ProcessRowKind,
+    /// Number of processes that the row describes; null if unknown.
+    #[schema(required)]
+    processes: Option<u32>,
     /// Name of the process, without arguments: the kernel's name or, if the kernel truncated it to 15 bytes, the base
     /// name of the program.
     name: String,
-    /// Process id (pid).
-    pid: u32,
+    /// Process id (pid); null for a sum.
+    #[schema(required)]
+    pid: Option<u32>,
     /// CPU usage of the process in percent of one core; may exceed 100.
     cpu_util: f64,
     /// Memory usage of the process in percent of the VM's memory; may exceed 100 if the process has mapped memory several
@@ -46,8 +55,9 @@ pub(super) struct Process {
     disk_read: f64,
     /// Disk write rate of the process in KiB/s.
     disk_write: f64,
-    /// Time at which the process started.
-    started_at: Timestamp,
+    /// Time at which the process started; null for a sum.
+    #[schema(required)]
+    started_at: Option<Timestamp>,
     /// Time at which the process was found to have ended; null while it runs. An ended process appears only in the
     /// first process table after its end.
     #[schema(required)]
@@ -55,6 +65,9 @@ pub(super) struct Process {
     /// CPU time of the process since the previous sample of processes in seconds, not rounded; null if unknown.
     #[schema(required)]
     cpu_seconds: Option<f64>,
+    /// Exit code of an ended process, 128 plus the number of the signal if a signal ended it; null if unknown.
+    #[schema(required)]
+    exit_code: Option<u32>,
     /// User of the process: the name, or the number if the VM's list of users does not have it; null if unknown.
     #[schema(required)]
     user: Option<String>,
@@ -70,6 +83,8 @@ pub(super) struct Process {
     /// Command line of the process without secrets; null unless the agent is configured to report it.
     #[schema(required)]
     command_line: Option<String>,
+    /// Whether unit and container are those of an ancestor, because the process ended before it could be sampled.
+    owner_inherited: bool,
 }
 
 /// All processes of a VM at one moment.
@@ -86,6 +101,10 @@ pub(super) struct ProcessTable {
     /// CPU time of all processes in the table since the previous sample of processes in seconds, on all pages. Divided by
     /// the sum of the times in `vm_cpu`, this is the part of the VM's CPU time that the processes explain.
     cpu_seconds: f64,
+    /// How the agent measures processes that start and end between two samples: `recorded` if the kernel reports each
+    /// of them, `estimated` if their CPU time is estimated from that of their parents; null if unknown.
+    #[schema(required)]
+    short_lived: Option<ShortLived>,
     /// Processes, sorted as requested and then by pid.
     processes: Vec<Process>,
     /// Value of `cursor` for the next page; null on the last page.
@@ -145,6 +164,7 @@ pub(super) async fn table(
         total: table.total,
         vm_cpu: table.vm_cpu,
         cpu_seconds: table.cpu_seconds,
+        short_lived: table.short_lived,
         processes: table.processes.into_iter().map(Process::from).collect(),
         next: table.next.map(TableCursor),
     }))
@@ -152,21 +172,26 @@ pub(super) async fn table(
 
 impl From<processes::ProcessRow> for Process {
     fn from(row: processes::ProcessRow) -> Self {
+        let is_process = row.kind == ProcessRowKind::Process;
         Self {
+            kind: row.kind,
+            processes: if is_process { Some(1) } else { row.processes },
             name: row.name,
-            pid: row.pid,
+            pid: is_process.then_some(row.pid),
             cpu_util: row.cpu_util,
             mem: row.mem,
             disk_read: row.disk_read,
             disk_write: row.disk_write,
-            started_at: Timestamp::of_ms(row.started_ms),
+            started_at: is_process.then(|| Timestamp::of_ms(row.started_ms)),
             ended_at: row.ended_ms.map(Timestamp::of_ms),
             cpu_seconds: row.cpu_seconds,
+            exit_code: row.exit_code,
             user: row.owner.user,
             parent_pid: row.owner.parent_pid,
             unit: row.owner.unit,
             container: row.owner.container,
             command_line: row.owner.command_line,
+            owner_inherited: row.owner.inherited,
         }
     }
 }
@@ -341,7 +366,8 @@ pub(super) struct EventsQuery {
 
 /// List starts and ends of processes
 ///
-/// Starts and ends are derived from samples: a process that started and ended between two samples is not listed. A page
+/// Starts and ends are derived from samples: a process that started and ended between two samples is listed only if it has
+/// a row of its own, which depends on the number of such processes and on whether the kernel reports them. A page
 /// may have few starts and ends or none without being the last.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/processes/events", tag = "processes", operation_id = "process_events",

@@ -33,7 +33,7 @@ const DECODED: usize = 16 << 20;
 /// Attempts to write a document that other replicas replace meanwhile.
 const MAX_TRIES: u32 = 5;
 /// The fields that names need.
-const COLUMNS: [&str; 3] = ["cmd", "cpu_util", "mem"];
+const COLUMNS: [&str; 4] = ["cmd", "cpu_util", "mem", "processes"];
 /// Rows of less than this time are not read in smaller parts.
 const LEAST_MICROS: i64 = 1000;
 

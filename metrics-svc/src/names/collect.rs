@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use bson::{RawBsonRef, RawDocument};
 
+use vmwatch_api::metrics::OTHER_PROCESSES;
+
 use super::{MAX_NAME, MAX_NAMES, NamesOfDay, Statistics};
 use crate::vm_row::number;
 
@@ -17,6 +19,8 @@ struct NamedRow<'a> {
     name: &'a str,
     cpu_util: f64,
     mem: f64,
+    /// Number of processes that the row describes.
+    processes: u32,
 }
 
 /// Collects names. Its memory is bounded, because a day has at most [`MAX_NAMES`] names.
@@ -49,16 +53,26 @@ impl<'a> Collector<'a> {
         }
     }
 
-    /// Adds a stored row with the fields `cmd`, `cpu_util` and `mem`, like [`Collector::add`].
+    /// Adds a stored row with the fields `cmd`, `cpu_util`, `mem` and `processes`, like [`Collector::add`]. A summed row
+    /// counts its processes; that of the processes which the agent does not report has no name.
     pub(crate) fn add_stored(&mut self, effective: i64, create_date: &str, row: &RawDocument) {
         let value = |key: &str| row.get(key).ok().flatten();
-        if let Some(RawBsonRef::String(name)) = value("cmd") {
+        let sum = value("processes");
+        let processes = match sum {
+            Some(RawBsonRef::Int32(count)) => u32::try_from(count).unwrap_or(1).max(1),
+            Some(RawBsonRef::Int64(count)) => u32::try_from(count).unwrap_or(1).max(1),
+            _ => 1,
+        };
+        if let Some(RawBsonRef::String(name)) = value("cmd")
+            && (sum.is_none() || name != OTHER_PROCESSES)
+        {
             self.add(&NamedRow {
                 effective,
                 create_date,
                 name,
                 cpu_util: value("cpu_util").and_then(number).unwrap_or(0.0),
                 mem: value("mem").and_then(number).unwrap_or(0.0),
+                processes,
             });
         }
     }
@@ -94,7 +108,8 @@ impl<'a> Collector<'a> {
             self.samples.insert(row.create_date.to_owned(), sample);
             sample
         };
-        *self.counts.entry((sample, place)).or_default() += 1;
+        let count = self.counts.entry((sample, place)).or_default();
+        *count = count.saturating_add(row.processes);
     }
 
     /// Ends the samples whose rows were added, so that their processes are counted.
@@ -132,6 +147,8 @@ impl<'a> Collector<'a> {
 
 #[cfg(test)]
 mod tests {
+    use bson::rawdoc;
+
     use super::*;
 
     const DAY_MS: i64 = 1_483_228_800_000;
@@ -143,6 +160,7 @@ mod tests {
             name,
             cpu_util,
             mem: 0.5,
+            processes: 1,
         }
     }
 
@@ -166,6 +184,26 @@ mod tests {
         assert_eq!((worker.hours.ends(), worker.hours.count()), (Some((0, 2)), 3));
         assert_eq!((worker.processes, worker.cpu_util, worker.mem), (2, 9.0, 0.5));
         assert!(!found.is_full);
+    }
+
+    #[test]
+    fn summed_rows_count_their_processes() {
+        let known = BTreeMap::new();
+        let mut names = Collector::new(DAY_MS, &known);
+        for row in [
+            rawdoc! { "cmd": "sh", "cpu_util": 80.0, "mem": 0.0, "processes": 1200 },
+            rawdoc! { "cmd": "sh", "cpu_util": 1.0, "mem": 0.5 },
+            rawdoc! { "cmd": "make", "cpu_util": 2.0, "mem": 0.0, "processes": null },
+            rawdoc! { "cmd": OTHER_PROCESSES, "cpu_util": 2.0, "mem": 0.0, "processes": 7 },
+        ] {
+            names.add_stored(DAY_MS * 1000, "a", &row);
+        }
+        let found = names.finish().names;
+        let counts: Vec<_> = found
+            .iter()
+            .map(|(name, of_name)| (name.as_str(), of_name.processes))
+            .collect();
+        assert_eq!(counts, [("make", 1), ("sh", 1201)]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use vmwatch_api::{
     history::TimeRange,
     processes::{
         EventPosition, ProcessEvent, ProcessEventKind, ProcessEventList, ProcessEventsQuery, ProcessRow,
+        ProcessRowKind,
     },
 };
 
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// The fields that events need.
-const COLUMNS: [&str; 4] = ["cmd", "pid", "running_time", "shutdown_time"];
+const COLUMNS: [&str; 5] = ["cmd", "pid", "running_time", "shutdown_time", "processes"];
 /// A process that started or ended in a range is in a sample that was taken at most this long after the range.
 const WEEK_MS: u64 = 7 * 24 * 3_600_000;
 
@@ -108,6 +109,9 @@ impl Processes {
 impl Found {
     /// Adds the events that a row shows.
     fn add(&mut self, row: &ProcessRow) {
+        if row.kind == ProcessRowKind::Sum {
+            return;
+        }
         let ended = row.ended_ms.map(|at_ms| (ProcessEventKind::Ended, at_ms));
         for (kind, at_ms) in [Some((ProcessEventKind::Started, row.started_ms)), ended]
             .into_iter()

@@ -2,8 +2,8 @@
 
 use bson::{RawBsonRef, RawDocument, oid::ObjectId};
 use vmwatch_api::{
-    metrics::{CpuSeconds, RowId},
-    processes::ProcessRow,
+    metrics::{CpuSeconds, RowId, ShortLived},
+    processes::{ProcessRow, ProcessRowKind},
 };
 
 use crate::{MetricsError, vm_row::number};
@@ -14,6 +14,8 @@ pub(crate) struct StoredProcess {
     pub(crate) row: ProcessRow,
     /// CPU time of the VM in the same interval.
     pub(crate) vm_cpu: Option<CpuSeconds>,
+    /// How the agent measured processes that ended between two samples.
+    pub(crate) short_lived: Option<ShortLived>,
 }
 
 impl StoredProcess {
@@ -24,7 +26,7 @@ impl StoredProcess {
 }
 
 /// The fields with the usage of a process.
-pub(super) const USAGE: [&str; 8] = [
+pub(super) const USAGE: [&str; 9] = [
     "cmd",
     "pid",
     "cpu_util",
@@ -33,10 +35,11 @@ pub(super) const USAGE: [&str; 8] = [
     "disk_write",
     "running_time",
     "shutdown_time",
+    "processes",
 ];
 
 /// All fields that [`StoredProcess::read`] knows.
-pub(super) const ALL: [&str; 17] = [
+pub(super) const ALL: [&str; 21] = [
     "cmd",
     "pid",
     "cpu_util",
@@ -54,6 +57,10 @@ pub(super) const ALL: [&str; 17] = [
     "unit",
     "container",
     "command_line",
+    "owner_inherited",
+    "exit_code",
+    "processes",
+    "short_lived",
 ];
 
 /// Converts stored Unix seconds to Unix milliseconds.
@@ -74,6 +81,7 @@ impl StoredProcess {
         let mut id = None;
         let mut row = ProcessRow::default();
         let (mut user, mut nice, mut system) = (None, None, None);
+        let mut short_lived = None;
         for element in stored {
             let (key, value) = element?;
             match (key.as_str(), value) {
@@ -95,12 +103,24 @@ impl StoredProcess {
                 ("unit", RawBsonRef::String(text)) => row.owner.unit = Some(text.to_owned()),
                 ("container", RawBsonRef::String(text)) => row.owner.container = Some(text.to_owned()),
                 ("command_line", RawBsonRef::String(text)) => row.owner.command_line = Some(text.to_owned()),
+                ("owner_inherited", RawBsonRef::Boolean(truth)) => row.owner.inherited = truth,
+                ("exit_code", value) => row.exit_code = integer(value),
+                ("processes", value) => {
+                    row.kind = ProcessRowKind::Sum;
+                    row.processes = integer(value);
+                }
+                ("short_lived", RawBsonRef::String(name)) => short_lived = ShortLived::from_name(name),
                 _ => {}
             }
         }
         let vm_cpu = user.zip(nice).zip(system);
         let vm_cpu = vm_cpu.map(|((user, nice), system)| CpuSeconds { user, nice, system });
-        Ok(Self { id, row, vm_cpu })
+        Ok(Self {
+            id,
+            row,
+            vm_cpu,
+            short_lived,
+        })
     }
 }
 
@@ -124,7 +144,7 @@ mod tests {
             "create_date": "2017-01-01T21:37:59.001065", "cmd": "lvmetad", "pid": 479_i64, "cpu_util": 1, "mem": 0.2,
             "running_time": 1_482_236_515.63, "shutdown_time": null, "disk_read": f64::NAN,
         };
-        let StoredProcess { id, row, vm_cpu } = StoredProcess::read(&row).unwrap();
+        let StoredProcess { id, row, vm_cpu, .. } = StoredProcess::read(&row).unwrap();
         assert_eq!((id, vm_cpu, row.cpu_seconds), (None, None, None));
         assert_eq!(
             (row.name.as_str(), row.pid, row.cpu_util, row.disk_read),

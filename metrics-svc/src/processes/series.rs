@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use vmwatch_api::processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessSeries};
+use vmwatch_api::processes::{ProcessBucket, ProcessHistoryQuery, ProcessRow, ProcessRowKind, ProcessSeries};
 
 use super::{
     Processes,
@@ -29,7 +29,8 @@ struct Moment {
 
 impl Moment {
     fn add(&mut self, row: &ProcessRow) {
-        if row.ended_ms.is_none() {
+        // The processes of a summed row mostly have ended.
+        if row.ended_ms.is_none() && row.kind == ProcessRowKind::Process {
             self.running += 1.0;
         }
         self.cpu_util += row.cpu_util;
@@ -127,7 +128,7 @@ impl Processes {
             let mut of_hour: HashMap<String, Moment> = HashMap::new();
             let mut unreadable = None;
             let step = scan.hour(|row| match StoredProcess::read(&row.document) {
-                Ok(stored) if pid.is_none_or(|pid| pid == stored.row.pid) => {
+                Ok(stored) if pid.is_none_or(|pid| stored.row.has_pid(pid)) => {
                     let at_ms = row.at_ms();
                     let moment = of_hour.entry(row.create_date).or_default();
                     moment.at_ms = moment.at_ms.max(at_ms);

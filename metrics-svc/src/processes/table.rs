@@ -47,6 +47,7 @@ impl Processes {
             .await?;
         let total = processes.len() as u64;
         let vm_cpu = processes.first().and_then(|process| process.vm_cpu);
+        let short_lived = processes.first().and_then(|process| process.short_lived);
         let cpu_seconds: f64 = processes
             .iter()
             .filter_map(|process| process.row.cpu_seconds)
@@ -76,6 +77,7 @@ impl Processes {
             total,
             vm_cpu,
             cpu_seconds: tidy(cpu_seconds),
+            short_lived,
             processes: page.into_iter().cloned().collect(),
             next,
         })

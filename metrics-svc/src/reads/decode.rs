@@ -69,6 +69,10 @@ fn rows(
     let mut rows = block.rows_within(query.time.clone());
     if !rows.is_empty() {
         select(&mut rows, &mut block, &query.only)?;
+        if query.no_sums {
+            let sums = block.column("processes")?;
+            rows.retain(|row| matches!(sums.get(*row), Value::Missing));
+        }
     }
     if let Some(only) = only_first {
         let (mut others, mut tied) = (Vec::new(), Vec::new());

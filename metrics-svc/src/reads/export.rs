@@ -38,6 +38,7 @@ impl RowStore {
         };
         let mut wanted = Query::new(kind, &query.instance_id, columns)
             .oldest_first()
+            .without_sums()
             .within_ms(query.range.from_ms(), query.range.to_ms())
             .only(only);
         let after = query.after.as_ref().map(key).transpose()?;

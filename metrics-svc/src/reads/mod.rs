@@ -66,6 +66,8 @@ pub(crate) struct Query<'a> {
     pub(crate) time: Range<i64>,
     pub(crate) order: Order,
     pub(crate) only: Only,
+    /// Whether summed rows are left out, which the documented API does not know.
+    pub(crate) no_sums: bool,
     /// The fields to read, besides `_id` and `create_date`.
     pub(crate) columns: &'a [&'a str],
     /// Whether later writes depend on the rows, so that they are read from the primary.
@@ -110,6 +112,7 @@ impl<'a> Query<'a> {
             time: i64::MIN..i64::MAX,
             order: Order::Newest,
             only: Only::All,
+            no_sums: false,
             columns,
             durable: false,
         }
@@ -128,6 +131,12 @@ impl<'a> Query<'a> {
 
     pub(crate) fn only(mut self, only: Only) -> Self {
         self.only = only;
+        self
+    }
+
+    /// Leaves out summed rows.
+    pub(crate) const fn without_sums(mut self) -> Self {
+        self.no_sums = true;
         self
     }
 

@@ -45,7 +45,7 @@ impl RowStore {
             RowKind::Vm => &VM_ROW_KEYS,
             RowKind::Process => &PROCESS_ROW_KEYS,
         };
-        let mut query = Query::new(page.kind, page.instance, columns);
+        let mut query = Query::new(page.kind, page.instance, columns).without_sums();
         if let Some(cmd) = page.cmd {
             query = query.only(Only::named(cmd));
         }

@@ -341,7 +341,70 @@ pub struct Sample {
     pub vm_cpu: Option<CpuSeconds>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub processes: Vec<ProcessSample>,
+    /// CPU time of processes without rows of their own, by name and user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sums: Vec<SumSample>,
+    /// How the agent measures processes that end between two samples; absent if there are no process rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_lived: Option<ShortLived>,
 }
+
+/// How an agent measures the CPU time of processes that end between two samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ShortLived {
+    /// The kernel reports each process that ends.
+    Recorded,
+    /// The agent estimates the CPU time from what the kernel adds to the parents of ended processes.
+    Estimated,
+}
+
+impl ShortLived {
+    /// The name of the method in rows and in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Recorded => "recorded",
+            Self::Estimated => "estimated",
+        }
+    }
+
+    /// The method with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Recorded, Self::Estimated]
+            .into_iter()
+            .find(|method| method.as_str() == name)
+    }
+}
+
+/// Processes without rows of their own that have the same name and user.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SumSample {
+    /// The name of the processes, or [`OTHER_PROCESSES`]; if their CPU time is estimated, the name of their parent.
+    pub cmd: String,
+    /// Number of processes; absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// CPU usage of the processes together, percent of one core; can exceed 100.
+    pub cpu_util: f64,
+    /// Memory usage of those processes that still run, percent of the VM's memory.
+    #[serde(default)]
+    pub mem: f64,
+    /// Read rate of the processes together, KiB/s.
+    #[serde(default)]
+    pub disk_read: f64,
+    /// Write rate of the processes together, KiB/s.
+    #[serde(default)]
+    pub disk_write: f64,
+    /// CPU time of the processes since the previous sample, seconds, not rounded.
+    pub cpu_seconds: f64,
+    /// User, unit and container, as far as all of the processes have the same.
+    #[serde(default, skip_serializing_if = "ProcessOwner::is_unknown")]
+    pub owner: ProcessOwner,
+}
+
+/// The name of the row with all processes that an agent does not select for reporting.
+pub const OTHER_PROCESSES: &str = "other processes";
 
 /// The values of a VM's row, as sent in a sample.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -368,6 +431,10 @@ pub struct VmSample {
     /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,
+    /// Number of times that the kernel or the agent dropped records of ended processes since the previous sample. This
+    /// number is not stored in the row.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_exit_records: u32,
 }
 
 /// Values of a VM's row that only the REST API has. A value is absent if the kernel does not report it, and rates also
@@ -400,6 +467,11 @@ pub struct SystemSample {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 const fn is_zero(number: &u32) -> bool {
     *number == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// CPU time of a VM in seconds, by the kind of its use. Together these are the CPU time that processes can explain.
@@ -438,6 +510,9 @@ pub struct ProcessOwner {
     /// The command line without secrets; only if the agent is configured to report it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command_line: Option<String>,
+    /// Whether unit and container are those of an ancestor, because the process ended before it could be sampled.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub inherited: bool,
 }
 
 impl ProcessOwner {
@@ -498,6 +573,9 @@ pub struct ProcessSample {
     /// CPU time of the process since the previous sample, seconds, not rounded; absent if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,
+    /// Exit status of an ended process, 128 plus the number of the signal if a signal ended it; absent if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u32>,
     #[serde(default, skip_serializing_if = "ProcessOwner::is_unknown")]
     pub owner: ProcessOwner,
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{
     Class, InstanceId, Method, MethodInfo, bounded_text,
     history::{Points, Stat, TimeRange, query},
-    metrics::{CpuSeconds, Limit, ProcessOwner, RowId},
+    metrics::{CpuSeconds, Limit, ProcessOwner, RowId, ShortLived},
 };
 use crate::wire::Fault;
 
@@ -113,10 +113,28 @@ pub struct TablePosition {
     pub id: RowId,
 }
 
-/// The values of a process in one sample.
+/// What a row of a process table describes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum ProcessRowKind {
+    /// One process.
+    #[default]
+    Process,
+    /// Several processes of the same name and user, or all that the agent does not select for reporting.
+    Sum,
+}
+
+/// The values of a process in one sample, or of several processes together.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessRow {
+    #[serde(default)]
+    pub kind: ProcessRowKind,
+    /// Number of processes of a summed row; `None` if unknown and for a single process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
     pub name: String,
+    /// 0 for a summed row, as is the start.
     pub pid: u32,
     /// CPU usage of the process, percent of one core; can exceed 100.
     pub cpu_util: f64,
@@ -133,8 +151,18 @@ pub struct ProcessRow {
     /// CPU time of the process since the previous sample, seconds; `None` if unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_seconds: Option<f64>,
+    /// Exit status of an ended process, 128 plus the number of the signal if a signal ended it; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<u32>,
     #[serde(default, skip_serializing_if = "ProcessOwner::is_unknown")]
     pub owner: ProcessOwner,
+}
+
+impl ProcessRow {
+    /// Whether the row describes the process with this pid.
+    pub fn has_pid(&self, pid: u32) -> bool {
+        self.kind == ProcessRowKind::Process && self.pid == pid
+    }
 }
 
 /// The process table of a VM at a given time.
@@ -150,6 +178,9 @@ pub struct ProcessTable {
     /// CPU time of all processes in the table since the previous sample, seconds.
     #[serde(default)]
     pub cpu_seconds: f64,
+    /// How the agent measured processes that ended between two samples; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_lived: Option<ShortLived>,
     /// The sorted processes; processes with equal sort keys are sorted by pid.
     pub processes: Vec<ProcessRow>,
     /// Position where this page ended; absent on the last page.

@@ -136,6 +136,8 @@ fn generated(activity: f64) -> Vec<Sample> {
                 net_incoming: tenth(random() * 300.0),
                 net_outgoing: tenth(random() * 900.0),
                 vm_cpu: None,
+                sums: Vec::new(),
+                short_lived: None,
                 vm: Some(VmSample {
                     cpu_util: Some(tenth(random() * 30.0)),
                     mem: Some(tenth(40.0 + random())),

@@ -7,6 +7,9 @@ use crate::{Kind, RowError, Value};
 /// The `_id` of a row: the 12 bytes of an `ObjectId`.
 pub type RowId = [u8; 12];
 
+/// A pair of integers that is equal exactly for equal identities. It sorts rows by pid and start, and summed rows last.
+pub(crate) type Key = (u64, u64);
+
 /// What distinguishes the rows of one sample. A pid alone is not enough, because pids are reused even within a sample:
 /// a process may end, and another may start with the same pid.
 #[derive(Debug, Clone, Copy)]
@@ -20,13 +23,50 @@ pub enum RowIdentity {
         /// Start time of the process, in Unix seconds.
         started: f64,
     },
+    /// A row that sums up processes with the same name and user.
+    Sum {
+        /// The hash of name and user that [`RowIdentity::sum`] computes.
+        hash: u64,
+    },
 }
 
+/// The part of the key that all summed rows share: greater than any pid.
+const SUM_KEY: u64 = 1 << 32;
+
 impl RowIdentity {
-    /// The identity of a row of this kind with these fields.
-    pub fn of(kind: Kind, pid: Value<'_>, running_time: Value<'_>) -> Result<Self, RowError> {
+    /// The identity of a row that sums up processes with this name and user.
+    pub fn sum(name: &str, user: Option<&str>) -> Self {
+        let mut hash = Sha256::new();
+        hash.update(b"sum\0");
+        hash.update(name.as_bytes());
+        if let Some(user) = user {
+            hash.update([0]);
+            hash.update(user.as_bytes());
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        Self::Sum {
+            hash: u64::from_be_bytes(digest.first_chunk().copied().unwrap_or_default()),
+        }
+    }
+
+    /// The identity of a row of this kind with these fields. A process row without a pid is a summed row if it has the field
+    /// `processes`; `sum` returns that field, the name and the user.
+    pub fn of<'a>(
+        kind: Kind,
+        pid: Value<'_>,
+        running_time: Value<'_>,
+        sum: impl FnOnce() -> [Value<'a>; 3],
+    ) -> Result<Self, RowError> {
         let pid = match (kind, pid) {
             (Kind::Vm, _) => return Ok(Self::Vm),
+            (Kind::Process, Value::Missing) => {
+                return match sum() {
+                    [Value::Missing, ..] => Err(RowError::Pid),
+                    [_, Value::Text(name), Value::Text(user)] => Ok(Self::sum(name, Some(user))),
+                    [_, Value::Text(name), _] => Ok(Self::sum(name, None)),
+                    _ => Err(RowError::Pid),
+                };
+            }
             (Kind::Process, Value::Int32(pid)) => u32::try_from(pid).ok(),
             (Kind::Process, Value::Int64(pid)) => u32::try_from(pid).ok(),
             _ => None,
@@ -40,11 +80,23 @@ impl RowIdentity {
         Ok(Self::Process { pid, started })
     }
 
-    /// A pair of integers that is equal exactly for equal identities. It sorts rows by pid and start.
-    pub(crate) fn key(self) -> (u32, u64) {
+    pub(crate) fn key(self) -> Key {
         match self {
             Self::Vm => (0, 0),
-            Self::Process { pid, started } => (pid, started.to_bits()),
+            Self::Process { pid, started } => (pid.into(), started.to_bits()),
+            Self::Sum { hash } => (SUM_KEY, hash),
+        }
+    }
+
+    /// The identity of a row of this kind with this key.
+    pub(crate) fn of_key(kind: Kind, (pid, rest): Key) -> Self {
+        match (kind, u32::try_from(pid)) {
+            (Kind::Vm, _) => Self::Vm,
+            (Kind::Process, Ok(pid)) => Self::Process {
+                pid,
+                started: f64::from_bits(rest),
+            },
+            (Kind::Process, Err(_)) => Self::Sum { hash: rest },
         }
     }
 }
@@ -59,9 +111,16 @@ pub fn row_id(instance: &str, create_date: &str, unix_second: i64, identity: Row
     hash.update([0]);
     hash.update(create_date.as_bytes());
     hash.update([0]);
-    if let RowIdentity::Process { pid, started } = identity {
-        hash.update(pid.to_be_bytes());
-        hash.update(started.to_bits().to_be_bytes());
+    match identity {
+        RowIdentity::Vm => {}
+        RowIdentity::Process { pid, started } => {
+            hash.update(pid.to_be_bytes());
+            hash.update(started.to_bits().to_be_bytes());
+        }
+        RowIdentity::Sum { hash: of_name } => {
+            hash.update(b"sum");
+            hash.update(of_name.to_be_bytes());
+        }
     }
     let digest: [u8; 32] = hash.finalize().into();
     // 32 bits for the second suffice until 2106, as in any `ObjectId`.
@@ -104,7 +163,8 @@ mod tests {
 
     #[test]
     fn identity_of_a_process_is_its_pid_and_start() {
-        let key = |pid, start| RowIdentity::of(Kind::Process, pid, start).map(RowIdentity::key);
+        let no_name = || [Value::Missing; 3];
+        let key = |pid, start| RowIdentity::of(Kind::Process, pid, start, no_name).map(RowIdentity::key);
         let double = key(Value::Int32(7), Value::Double(5.0));
         assert_eq!(double, key(Value::Int64(7), Value::Int32(5)));
         assert_ne!(double, key(Value::Int32(7), Value::Null));
@@ -116,5 +176,30 @@ mod tests {
         ] {
             assert_eq!(key(pid, Value::Null), Err(RowError::Pid));
         }
+    }
+
+    #[test]
+    fn identity_of_a_summed_row_is_its_name_and_user() {
+        let sum = |name, user| {
+            let identity = RowIdentity::of(Kind::Process, Value::Missing, Value::Missing, || {
+                [Value::Null, name, user]
+            });
+            identity.unwrap()
+        };
+        let one = sum(Value::Text("sh"), Value::Text("root"));
+        assert_eq!(one.key(), RowIdentity::sum("sh", Some("root")).key());
+        assert_eq!(RowIdentity::of_key(Kind::Process, one.key()).key(), one.key());
+        let others = [
+            sum(Value::Text("sh"), Value::Missing),
+            sum(Value::Text("shr"), Value::Text("oot")),
+            RowIdentity::Process { pid: 1, started: 0.0 },
+        ];
+        assert!(others.iter().all(|other| other.key() != one.key()));
+        let id = row_id("vm-1", "2017-01-01T21:37:59.001065", 0x5869_0637, one);
+        assert!(
+            others
+                .iter()
+                .all(|other| { row_id("vm-1", "2017-01-01T21:37:59.001065", 0x5869_0637, *other) != id })
+        );
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     Block, BlockError, Column, Kind, Place, RowId, RowIdentity,
     date::Date,
-    id::row_id,
+    id::{Key, row_id},
     layout,
     value::{Type, Value},
 };
@@ -17,6 +17,8 @@ pub struct Ids {
     dates: Vec<Date>,
     pids: Column,
     starts: Column,
+    /// Numbers of processes, names and users, which only summed rows need.
+    sums: [Column; 3],
     stored: (Column, Column),
 }
 
@@ -27,6 +29,17 @@ impl Block<'_> {
             Kind::Vm => (Column::default(), Column::default()),
             Kind::Process => (self.column("pid")?, self.column("running_time")?),
         };
+        let has_sums = self.kind() == Kind::Process
+            && (0..self.len()).any(|row| matches!(pids.get(row), Value::Missing));
+        let sums = if has_sums {
+            [
+                self.column("processes")?,
+                self.column("cmd")?,
+                self.column("user")?,
+            ]
+        } else {
+            Default::default()
+        };
         let ids = Ids {
             instance: instance.to_owned(),
             kind: self.kind(),
@@ -34,6 +47,7 @@ impl Block<'_> {
             dates: (0..self.len()).map(|row| self.date(row)).collect(),
             pids,
             starts,
+            sums,
             stored: (self.column(layout::ID_TIME)?, self.column(layout::ID_REST)?),
         };
         if (0..self.len()).all(|row| ids.identity(row).is_some()) {
@@ -79,7 +93,7 @@ impl Ids {
     }
 
     /// What distinguishes a row from others of its sample.
-    pub(crate) fn key(&self, row: usize) -> (u32, u64) {
+    pub(crate) fn key(&self, row: usize) -> Key {
         self.identity(row).map(RowIdentity::key).unwrap_or_default()
     }
 
@@ -90,6 +104,7 @@ impl Ids {
         } else {
             start.value(|_| "")
         };
-        RowIdentity::of(self.kind, self.pids.get(row), start).ok()
+        let sum = || self.sums.each_ref().map(|column| column.get(row));
+        RowIdentity::of(self.kind, self.pids.get(row), start, sum).ok()
     }
 }

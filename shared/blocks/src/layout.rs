@@ -30,7 +30,7 @@ pub(crate) const ID_TIME: &str = "\nid time";
 pub(crate) const ID_REST: &str = "\nid rest";
 
 /// Columns whose name is written as one byte: the position in this list, plus 1. New names may only be appended.
-const KNOWN: [&str; 39] = [
+const KNOWN: [&str; 44] = [
     DATES,
     SAMPLES,
     PROCESSES,
@@ -70,6 +70,11 @@ const KNOWN: [&str; 39] = [
     "filesystem",
     "used_bytes",
     "total_bytes",
+    "processes",
+    "exit_code",
+    "owner_inherited",
+    "short_lived",
+    "lost_exit_records",
 ];
 
 /// Appends the name of a column.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, ops::RangeBounds, sync::Arc};
 use crate::{
     Block, BlockError, Kind, MAX_COLUMNS, MAX_NAME, MAX_TEXT, Place, RowError, RowId, RowIdentity,
     date::Date,
-    id::{block_id, row_id},
+    id::{Key, block_id, row_id},
     layout,
     value::{Cell, Type, Value},
 };
@@ -22,7 +22,7 @@ pub struct Rows {
     lags: Vec<i64>,
     /// Row ids that the block must store; `None` where the id can be computed from the row.
     ids: Vec<Option<RowId>>,
-    keys: Vec<(u32, u64)>,
+    keys: Vec<Key>,
     columns: Vec<Named>,
     pub(crate) texts: Vec<Arc<str>>,
     text_places: HashMap<Arc<str>, u32>,
@@ -107,8 +107,12 @@ impl Rows {
         fields: impl IntoIterator<Item = (&'a str, Value<'a>)>,
     ) -> Result<RowIdentity, RowError> {
         let (mut pid, mut running_time) = (Value::Missing, Value::Missing);
-        for (place, (name, value)) in fields.into_iter().enumerate() {
-            match name {
+        let (mut name, mut user, mut processes) = (Value::Missing, Value::Missing, Value::Missing);
+        for (place, (field, value)) in fields.into_iter().enumerate() {
+            match field {
+                "cmd" => name = value,
+                "user" => user = value,
+                "processes" => processes = value,
                 "pid" => pid = value,
                 "running_time" => running_time = value,
                 _ => {}
@@ -118,8 +122,8 @@ impl Rows {
             }
             // Rows mostly have the same fields in the same order.
             let at = match self.columns.get(place) {
-                Some(column) if *column.name == *name => place,
-                _ => self.column(name)?,
+                Some(column) if *column.name == *field => place,
+                _ => self.column(field)?,
             };
             let (texts, places) = (&mut self.texts, &mut self.text_places);
             let cell = Cell::new(&value, |text| intern(texts, places, text));
@@ -131,7 +135,7 @@ impl Rows {
                 column.cells.push(cell);
             }
         }
-        RowIdentity::of(self.kind, pid, running_time)
+        RowIdentity::of(self.kind, pid, running_time, || [processes, name, user])
     }
 
     /// The place of a column, which is added if there is none.
@@ -258,14 +262,7 @@ impl Rows {
 
     fn computed_id(&self, row: usize, create_date: &str) -> RowId {
         let second = (self.date(row).local_micros() - self.offset_micros).div_euclid(1_000_000);
-        let (pid, start) = self.key(row);
-        let identity = match self.kind {
-            Kind::Vm => RowIdentity::Vm,
-            Kind::Process => RowIdentity::Process {
-                pid,
-                started: f64::from_bits(start),
-            },
-        };
+        let identity = RowIdentity::of_key(self.kind, self.key(row));
         row_id(&self.instance, create_date, second, identity)
     }
 
@@ -281,7 +278,7 @@ impl Rows {
         self.lags.get(row).copied().unwrap_or(0)
     }
 
-    pub(crate) fn key(&self, row: usize) -> (u32, u64) {
+    pub(crate) fn key(&self, row: usize) -> Key {
         self.keys.get(row).copied().unwrap_or_default()
     }
 

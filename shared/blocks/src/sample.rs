@@ -4,7 +4,7 @@ use vmwatch_api::{
     InstanceId,
     metrics::{
         CpuSeconds, ProcessOwner, ProcessSample, Restriction, SAMPLE_PART_DECODED_BYTES, SAMPLE_PART_ROWS,
-        Sample, SystemSample, VmSample,
+        Sample, ShortLived, SumSample, SystemSample, VmSample,
     },
     time::CreateDate,
 };
@@ -95,6 +95,10 @@ fn vm_rows(sample: &Sample) -> Result<Rows, RowError> {
             ("pressure_mem", double(vm.system.pressure_mem)),
             ("pressure_io", double(vm.system.pressure_io)),
             ("dropped_parts", Value::Int64(vm.dropped_parts.into())),
+            (
+                "lost_exit_records",
+                integer(Some(vm.lost_exit_records).filter(|lost| *lost > 0)),
+            ),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
     }
@@ -123,10 +127,44 @@ fn process_rows(sample: &Sample) -> Result<Rows, RowError> {
             ("unit", text(owner.unit.as_deref())),
             ("container", text(owner.container.as_deref())),
             ("command_line", text(owner.command_line.as_deref())),
+            ("owner_inherited", flag(owner.inherited)),
+            ("exit_code", integer(process.exit_code)),
+            ("short_lived", text(sample.short_lived.map(ShortLived::as_str))),
+        ];
+        rows.push(sample.create_date.as_str(), None, None, fields)?;
+    }
+    for sum in &sample.sums {
+        let owner = &sum.owner;
+        let fields = [
+            ("cmd", Value::Text(&sum.cmd)),
+            ("cpu_util", Value::Double(sum.cpu_util)),
+            ("mem", Value::Double(sum.mem)),
+            ("disk_read", Value::Double(sum.disk_read)),
+            ("disk_write", Value::Double(sum.disk_write)),
+            ("cpu_seconds", Value::Double(sum.cpu_seconds)),
+            ("vm_user_seconds", double(sample.vm_cpu.map(|cpu| cpu.user))),
+            ("vm_nice_seconds", double(sample.vm_cpu.map(|cpu| cpu.nice))),
+            ("vm_system_seconds", double(sample.vm_cpu.map(|cpu| cpu.system))),
+            ("user", text(owner.user.as_deref())),
+            ("unit", text(owner.unit.as_deref())),
+            ("container", text(owner.container.as_deref())),
+            ("owner_inherited", flag(owner.inherited)),
+            // This field makes the row a summed one.
+            (
+                "processes",
+                sum.processes
+                    .map_or(Value::Null, |count| Value::Int64(count.into())),
+            ),
+            ("short_lived", text(sample.short_lived.map(ShortLived::as_str))),
         ];
         rows.push(sample.create_date.as_str(), None, None, fields)?;
     }
     Ok(rows)
+}
+
+/// A flag that most rows do not have.
+const fn flag(is_set: bool) -> Value<'static> {
+    if is_set { Value::Bool(true) } else { Value::Missing }
 }
 
 /// Compares an encoded sample with its checksum, and decodes what identifies it.
@@ -160,10 +198,21 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
     let vm = read_block(&mut reader, Kind::Vm, one)?
         .map(|mut block| vm_sample(&mut block))
         .transpose()?;
-    let (processes, vm_cpu) = match read_block(&mut reader, Kind::Process, limits)? {
-        Some(mut block) => (process_samples(&mut block)?, vm_cpu(&mut block)?),
-        None => (Vec::new(), None),
-    };
+    let mut of_processes = OfProcesses::default();
+    if let Some(mut block) = read_block(&mut reader, Kind::Process, limits)? {
+        of_processes = OfProcesses {
+            processes: process_samples(&mut block)?,
+            sums: sum_samples(&mut block)?,
+            vm_cpu: vm_cpu(&mut block)?,
+            short_lived: short_lived(&mut block)?,
+        };
+    }
+    let OfProcesses {
+        processes,
+        sums,
+        vm_cpu,
+        short_lived,
+    } = of_processes;
     reader.end()?;
     Ok(Sample {
         instance_id: head.instance_id,
@@ -174,7 +223,18 @@ pub fn decode_sample(bytes: &[u8], limits: Limits) -> Result<Sample, BlockError>
         vm,
         vm_cpu,
         processes,
+        sums,
+        short_lived,
     })
+}
+
+/// What the block of process rows holds.
+#[derive(Default)]
+struct OfProcesses {
+    processes: Vec<ProcessSample>,
+    sums: Vec<SumSample>,
+    vm_cpu: Option<CpuSeconds>,
+    short_lived: Option<ShortLived>,
 }
 
 fn read_double(reader: &mut Reader<'_>) -> Result<f64, BlockError> {
@@ -214,6 +274,7 @@ fn vm_sample(block: &mut Block<'_>) -> Result<VmSample, BlockError> {
         restricted,
         system: system_sample(block)?,
         dropped_parts: count(&block.column("dropped_parts")?, 0)?,
+        lost_exit_records: optional(&block.column("lost_exit_records")?, 0, count)?.unwrap_or(0),
     })
 }
 
@@ -259,6 +320,8 @@ fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockErr
     let (user, parent) = (block.column("user")?, block.column("parent_pid")?);
     let (unit, container) = (block.column("unit")?, block.column("container")?);
     let command_line = block.column("command_line")?;
+    let (inherited, exit_code) = (block.column("owner_inherited")?, block.column("exit_code")?);
+    let is_process = |row: &usize| !matches!(pid.get(*row), Value::Missing);
     let process = |row| {
         Ok(ProcessSample {
             cmd: read_text(&cmd, row)?,
@@ -276,10 +339,67 @@ fn process_samples(block: &mut Block<'_>) -> Result<Vec<ProcessSample>, BlockErr
                 unit: optional(&unit, row, read_text)?,
                 container: optional(&container, row, read_text)?,
                 command_line: optional(&command_line, row, read_text)?,
+                inherited: is_set(&inherited, row)?,
+            },
+            exit_code: optional(&exit_code, row, count)?,
+        })
+    };
+    (0..block.len()).filter(is_process).map(process).collect()
+}
+
+/// The summed rows, which have no pid, sorted by name and user.
+fn sum_samples(block: &mut Block<'_>) -> Result<Vec<SumSample>, BlockError> {
+    let pid = block.column("pid")?;
+    let rows: Vec<usize> = (0..block.len())
+        .filter(|row| matches!(pid.get(*row), Value::Missing))
+        .collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (cmd, processes) = (block.column("cmd")?, block.column("processes")?);
+    let (cpu_util, mem) = (block.column("cpu_util")?, block.column("mem")?);
+    let (disk_read, disk_write) = (block.column("disk_read")?, block.column("disk_write")?);
+    let (cpu_seconds, user) = (block.column("cpu_seconds")?, block.column("user")?);
+    let (unit, container) = (block.column("unit")?, block.column("container")?);
+    let inherited = block.column("owner_inherited")?;
+    let sum = |row| {
+        Ok(SumSample {
+            cmd: read_text(&cmd, row)?,
+            processes: optional(&processes, row, count)?,
+            cpu_util: measure(&cpu_util, row)?,
+            mem: measure(&mem, row)?,
+            disk_read: measure(&disk_read, row)?,
+            disk_write: measure(&disk_write, row)?,
+            cpu_seconds: measure(&cpu_seconds, row)?,
+            owner: ProcessOwner {
+                user: optional(&user, row, read_text)?,
+                unit: optional(&unit, row, read_text)?,
+                container: optional(&container, row, read_text)?,
+                inherited: is_set(&inherited, row)?,
+                ..ProcessOwner::default()
             },
         })
     };
-    (0..block.len()).map(process).collect()
+    let mut sums: Vec<SumSample> = rows.into_iter().map(sum).collect::<Result<_, _>>()?;
+    sums.sort_by(|one, other| (&one.cmd, &one.owner.user).cmp(&(&other.cmd, &other.owner.user)));
+    Ok(sums)
+}
+
+/// How short-lived processes were measured, which all process rows of a sample have.
+fn short_lived(block: &mut Block<'_>) -> Result<Option<ShortLived>, BlockError> {
+    match block.column("short_lived")?.get(0) {
+        Value::Missing => Ok(None),
+        Value::Text(name) => ShortLived::from_name(name).map(Some).ok_or_else(wrong_type),
+        _ => Err(wrong_type()),
+    }
+}
+
+fn is_set(column: &Column, row: usize) -> Result<bool, BlockError> {
+    match column.get(row) {
+        Value::Missing => Ok(false),
+        Value::Bool(truth) => Ok(truth),
+        _ => Err(wrong_type()),
+    }
 }
 
 /// Reads a value that a row may lack.
@@ -289,7 +409,7 @@ fn optional<T>(
     read: impl FnOnce(&Column, usize) -> Result<T, BlockError>,
 ) -> Result<Option<T>, BlockError> {
     match column.get(row) {
-        Value::Missing => Ok(None),
+        Value::Missing | Value::Null => Ok(None),
         _ => read(column, row).map(Some),
     }
 }

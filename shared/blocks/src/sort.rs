@@ -5,6 +5,7 @@ use std::{cmp::Ordering, collections::HashMap};
 use crate::{
     RowId,
     date::Date,
+    id::Key,
     rows::Rows,
     value::{Cell, Type},
 };
@@ -13,7 +14,7 @@ use crate::{
 /// `_id` have the same place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
-    pub(crate) process: (u32, u64),
+    pub(crate) process: Key,
     pub(crate) date: Date,
 }
 

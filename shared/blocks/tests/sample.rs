@@ -8,7 +8,8 @@ use proptest::{
     prelude::*,
 };
 use vmwatch_api::metrics::{
-    CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, SystemSample, VmSample,
+    CpuSeconds, ProcessOwner, ProcessSample, Restriction, Sample, ShortLived, SumSample, SystemSample,
+    VmSample,
 };
 use vmwatch_blocks::{
     BlockError, Encoder, Limits, SAMPLE_LIMITS, SampleHead, decode_sample, encode_sample, sample_head,
@@ -52,20 +53,63 @@ fn process() -> impl Strategy<Value = ProcessSample> {
 
 fn owned_process() -> impl Strategy<Value = ProcessSample> {
     let text = || option::of("\\PC{0,20}");
-    let owner = (text(), option::of(any::<u32>()), text(), text(), text()).prop_map(
-        |(user, parent_pid, unit, container, command_line)| ProcessOwner {
-            user,
-            parent_pid,
-            unit,
-            container,
-            command_line,
+    let owner = (
+        text(),
+        option::of(any::<u32>()),
+        text(),
+        text(),
+        text(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(user, parent_pid, unit, container, command_line, inherited)| ProcessOwner {
+                user,
+                parent_pid,
+                unit,
+                container,
+                command_line,
+                inherited,
+            },
+        );
+    let exit_code = option::of(0_u32..256);
+    (process(), option::of(measure()), owner, exit_code).prop_map(
+        |(process, cpu_seconds, owner, exit_code)| ProcessSample {
+            cpu_seconds,
+            exit_code,
+            owner,
+            ..process
         },
-    );
-    (process(), option::of(measure()), owner).prop_map(|(process, cpu_seconds, owner)| ProcessSample {
-        cpu_seconds,
-        owner,
-        ..process
+    )
+}
+
+fn sum() -> impl Strategy<Value = SumSample> {
+    (owned_process(), option::of(any::<u32>())).prop_map(|(process, processes)| SumSample {
+        cmd: process.cmd,
+        processes,
+        cpu_util: process.cpu_util,
+        mem: process.mem,
+        disk_read: process.disk_read,
+        disk_write: process.disk_write,
+        cpu_seconds: process.cpu_seconds.unwrap_or(0.0),
+        owner: ProcessOwner {
+            parent_pid: None,
+            command_line: None,
+            ..process.owner
+        },
     })
+}
+
+/// A sample has at most one sum for each name and user.
+fn sums() -> impl Strategy<Value = Vec<SumSample>> {
+    vec(sum(), 0..10).prop_map(|mut sums| {
+        sort(&mut sums);
+        sums.dedup_by(|one, other| (&one.cmd, &one.owner.user) == (&other.cmd, &other.owner.user));
+        sums
+    })
+}
+
+fn sort(sums: &mut [SumSample]) {
+    sums.sort_by(|one, other| (&one.cmd, &one.owner.user).cmp(&(&other.cmd, &other.owner.user)));
 }
 
 fn sample() -> impl Strategy<Value = Sample> {
@@ -85,8 +129,8 @@ fn sample() -> impl Strategy<Value = Sample> {
         pressure_mem: mem,
         pressure_io: io,
     });
-    let vm = (unknown, system, measure(), measure(), 0_u32..3).prop_map(
-        |((cpu_util, mem, proc, restricted), system, disk_read, disk_write, dropped_parts)| VmSample {
+    let vm = (unknown, system, measure(), measure(), 0_u32..3, 0_u32..3).prop_map(
+        |((cpu_util, mem, proc, restricted), system, disk_read, disk_write, dropped_parts, lost)| VmSample {
             cpu_util,
             mem,
             disk_read,
@@ -95,6 +139,7 @@ fn sample() -> impl Strategy<Value = Sample> {
             restricted,
             system,
             dropped_parts,
+            lost_exit_records: lost,
         },
     );
     (
@@ -104,24 +149,29 @@ fn sample() -> impl Strategy<Value = Sample> {
         measure(),
         option::of(uniform3(measure())),
         0_u32..9,
+        sums(),
     )
-        .prop_map(|(vm, mut processes, net_incoming, net_outgoing, vm_cpu, part)| {
-            processes.sort_by_key(|process| (process.pid, process.running_time.to_bits()));
-            processes.dedup_by_key(|process| (process.pid, process.running_time.to_bits()));
-            Sample {
-                instance_id: "vm-1".parse().unwrap(),
-                create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
-                part,
-                net_incoming,
-                net_outgoing,
-                vm,
-                // Each process row has the CPU time of the VM.
-                vm_cpu: vm_cpu
-                    .filter(|_| !processes.is_empty())
-                    .map(|[user, nice, system]| CpuSeconds { user, nice, system }),
-                processes,
-            }
-        })
+        .prop_map(
+            |(vm, mut processes, net_incoming, net_outgoing, vm_cpu, part, sums)| {
+                processes.sort_by_key(|process| (process.pid, process.running_time.to_bits()));
+                processes.dedup_by_key(|process| (process.pid, process.running_time.to_bits()));
+                Sample {
+                    instance_id: "vm-1".parse().unwrap(),
+                    create_date: "2017-01-01T21:37:59.001065".parse().unwrap(),
+                    part,
+                    net_incoming,
+                    net_outgoing,
+                    vm,
+                    // Each process row has the CPU time of the VM.
+                    vm_cpu: vm_cpu
+                        .filter(|_| !processes.is_empty() || !sums.is_empty())
+                        .map(|[user, nice, system]| CpuSeconds { user, nice, system }),
+                    short_lived: (!sums.is_empty()).then_some(ShortLived::Recorded),
+                    processes,
+                    sums,
+                }
+            },
+        )
 }
 
 fn encode(sample: &Sample) -> Vec<u8> {
@@ -141,6 +191,7 @@ proptest! {
         prop_assert_eq!(sample_head(&bytes).unwrap(), head);
         let mut reversed = sample;
         reversed.processes.reverse();
+        reversed.sums.reverse();
         prop_assert_eq!(encode(&reversed), bytes);
     }
 
@@ -191,6 +242,8 @@ fn sample_of_100_processes_takes_at_most_25_bytes_per_row() {
         net_incoming: 0.6,
         net_outgoing: 5.7,
         vm_cpu: None,
+        sums: Vec::new(),
+        short_lived: None,
         vm: None,
         processes,
     };

@@ -130,6 +130,7 @@ fn processes(now_ms: u64) -> Vec<ProcessSample> {
                 unit: unit.map(str::to_owned),
                 container: container.map(str::to_owned),
                 command_line: None,
+                inherited: false,
             };
             if name == "logrotate" {
                 process.shutdown_time = Some(process.running_time + 3.0);

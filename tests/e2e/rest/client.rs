@@ -230,6 +230,8 @@ pub(crate) fn sample(instance: &str, at_ms: u64, cpu_util: f64) -> Sample {
         net_incoming: 1.5,
         net_outgoing: 0.5,
         vm_cpu: None,
+        sums: Vec::new(),
+        short_lived: None,
         vm: Some(VmSample {
             cpu_util: Some(cpu_util),
             mem: Some(20.0),

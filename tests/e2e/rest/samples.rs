@@ -2,10 +2,10 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::{PATIENCE, Stack, eventually};
+use testkit::{PATIENCE, Stack, codes, eventually};
 use vmwatch_api::{
     Role, Scope,
-    metrics::{CpuSeconds, ProcessOwner},
+    metrics::{CpuSeconds, ProcessOwner, ShortLived, SumSample},
     time::unix_millis,
 };
 
@@ -125,6 +125,7 @@ fn owner() -> ProcessOwner {
         unit: Some("culprit.service".to_owned()),
         container: None,
         command_line: Some("/usr/bin/culprit --token ***".to_owned()),
+        inherited: false,
     }
 }
 
@@ -248,6 +249,7 @@ async fn process_table_of_any_time_is_returned() {
             .await;
         assert_eq!(names(&table), expected, "{query}");
     }
+    summed_rows_are_marked(&stack, &api, base).await;
     let nothing = api
         .read(&format!("/vms/vm-1/processes?{}", at(0).replace("at=2", "at=1")))
         .await;
@@ -266,6 +268,70 @@ async fn process_table_of_any_time_is_returned() {
         api.get(&format!("/vms/vm-1/processes?{query}"))
             .await
             .problem(400, "invalid");
+    }
+}
+
+/// The documented API does not answer summed rows.
+async fn summed_rows_are_marked(stack: &Stack, api: &Api, base: u64) {
+    let mut sample = sample("vm-2", base, 1.0);
+    let mut ended = process("sh", 77, 5.0, base - 20_000);
+    ended.exit_code = Some(137);
+    ended.owner.inherited = true;
+    sample.processes = vec![ended];
+    sample.short_lived = Some(ShortLived::Recorded);
+    sample.sums = vec![SumSample {
+        cmd: "sh".to_owned(),
+        processes: Some(1200),
+        cpu_util: 80.0,
+        cpu_seconds: 48.5,
+        ..SumSample::default()
+    }];
+    publish(stack, &sample).await;
+    stored(api, "/vms/vm-2/processes", "/processes", 2).await;
+    let table = api.read("/vms/vm-2/processes").await;
+    assert_eq!(table["short_lived"], "recorded");
+    let fields = [
+        "kind",
+        "processes",
+        "pid",
+        "started_at",
+        "exit_code",
+        "owner_inherited",
+    ];
+    let of_row = |row: usize| fields.map(|field| table["processes"][row][field].clone());
+    let null = Value::Null;
+    assert_eq!(
+        of_row(0),
+        [
+            json!("sum"),
+            json!(1200),
+            null.clone(),
+            null.clone(),
+            null,
+            json!(false)
+        ]
+    );
+    let process = of_row(1);
+    assert_eq!(
+        [&process[0], &process[1], &process[2], &process[4], &process[5]],
+        [
+            &json!("process"),
+            &json!(1),
+            &json!(77),
+            &json!(137),
+            &json!(true)
+        ]
+    );
+    let session = stack.session(Role::Viewer, Scope::All).await;
+    for (method, data) in [
+        (codes::PROCESSES, json!({ "instance_id": "vm-2" })),
+        (
+            codes::PROCESSES_BY_NAME,
+            json!({ "instance_id": "vm-2", "proc_name": "sh" }),
+        ),
+    ] {
+        let rows = stack.gateway(0).rows(&session, method, 100, data).await;
+        assert_eq!(rows.iter().map(|row| &row["pid"]).collect::<Vec<_>>(), [77]);
     }
 }
 

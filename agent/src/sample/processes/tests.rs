@@ -96,6 +96,7 @@ fn process_row_has_rates_since_the_previous_sample() {
         running_time: 1_482_236_516.07,
         shutdown_time: None,
         cpu_seconds: Some(15_000.0),
+        exit_code: None,
         owner: ProcessOwner {
             parent_pid: Some(1),
             ..ProcessOwner::default()

@@ -193,6 +193,7 @@ export const en = {
     },
     container: "container",
     accounted: {
+      estimated: "Short-lived processes are estimated.",
       label: "CPU time explained",
       seconds: (explained: string, total: string) => `${explained} of ${total} s`,
       hint: "CPU time of all processes at this moment, as a share of the VM's user, nice and system time since the previous sample of processes",
@@ -213,8 +214,9 @@ export const en = {
       age: "Running for",
     },
     ended: "ended",
+    sum: (count: number | null) => (count === null ? "sum" : `sum of ${count}`),
     showAll: (total: number) => `Show all ${total}`,
-    historyOf: (name: string, pid: number) => `History of ${name}, PID ${pid}`,
+    historyOf: (name: string, pid: number | null) => (pid === null ? `History of ${name}` : `History of ${name}, PID ${pid}`),
     emptyTitle: "No process data",
     empty: "No processes were sampled at this moment or in the seven days before it.",
     noMatch: "No process matches the filter.",

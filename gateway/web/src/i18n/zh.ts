@@ -190,6 +190,7 @@ export const zh: Texts = {
     },
     container: "容器",
     accounted: {
+      estimated: "短时进程为估算值。",
       label: "已解释的 CPU 时间",
       seconds: (explained, total) => `${explained} / ${total} 秒`,
       hint: "该时刻所有进程的 CPU 时间，占虚拟机自上次进程采样以来 user、nice 和 system 时间之和的比例",
@@ -209,8 +210,9 @@ export const zh: Texts = {
       name: "进程", pid: "PID", count: "进程数", user: "用户", unit: "单元或容器", cpu: "CPU（单核 %）", mem: "内存（%）", read: "磁盘读", write: "磁盘写", age: "运行时长",
     },
     ended: "已结束",
+    sum: (count) => (count === null ? "合计" : `合计 ${count} 个`),
     showAll: (total) => `显示全部 ${total} 个`,
-    historyOf: (name, pid) => `${name}（PID ${pid}）的历史数据`,
+    historyOf: (name, pid) => (pid === null ? `${name} 的历史数据` : `${name}（PID ${pid}）的历史数据`),
     emptyTitle: "暂无进程数据",
     empty: "该时刻及此前 7 天内没有采集到进程数据。",
     noMatch: "没有匹配的进程。",

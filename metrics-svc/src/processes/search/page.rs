@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// The fields that statistics of names need.
-const COLUMNS: [&str; 3] = ["cmd", "cpu_util", "mem"];
+const COLUMNS: [&str; 4] = ["cmd", "cpu_util", "mem", "processes"];
 
 /// A page while it is filled.
 pub(super) struct Page<'a> {

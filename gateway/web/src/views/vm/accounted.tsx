@@ -33,6 +33,7 @@ export function Accounted({ table }: { table: Table }) {
       {texts.label} <b>{wholePercent(share * 100)}</b>
       <span class="bar" aria-hidden="true"><span style={{ width: `${Math.min(100, share * 100)}%` }} /></span>
       <span class="faint">{texts.seconds(tenths(table.cpu_seconds), tenths(total))}</span>
+      {table.short_lived === "estimated" && <span class="faint"> {texts.estimated}</span>}
     </p>
   );
 }

@@ -25,7 +25,7 @@ export interface Group {
 }
 
 /** The number of processes that a row stands for. */
-export const processesOf = (_row: Process): number => 1;
+export const processesOf = (row: Process): number => row.processes ?? 1;
 
 export function groupsOf(rows: Process[], grouping: Exclude<Grouping, "none">): Group[] {
   const groups = new Map<string, Group>();

@@ -23,9 +23,11 @@ interface RowsProps {
 }
 
 export function ProcessRow({ process, sampled, inGroup = false }: RowsProps & { process: Process; inGroup?: boolean }) {
-  const { name, pid } = process;
+  const { name } = process;
+  // A sum has no pid, so its history is that of all processes with the name.
+  const pid = process.pid === null ? null : String(process.pid);
   const { query } = route.value;
-  const chosen = query.get("process") === name && query.get("pid") === String(pid);
+  const chosen = query.get("process") === name && query.get("pid") === pid;
   const ended = process.ended_at !== null;
   const classes = [chosen && "chosen", ended && "ended", inGroup && "member"].filter(Boolean).join(" ");
   const owner = process.container ?? process.unit;
@@ -33,22 +35,23 @@ export function ProcessRow({ process, sampled, inGroup = false }: RowsProps & { 
     <tr class={classes} data-pid={pid}>
       <th scope="row" class="name">
         <button
-          type="button" class="link" aria-label={t().table.historyOf(name, pid)} aria-pressed={chosen}
+          type="button" class="link" aria-label={t().table.historyOf(name, process.pid)} aria-pressed={chosen}
           title={process.command_line === null ? undefined : visible(process.command_line)}
-          onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid: String(pid) })}
+          onClick={() => adjust(chosen ? { process: null, pid: null } : { process: name, pid })}
         >
           {visible(name)}
         </button>
         {ended && <Badge tone="quiet">{t().table.ended}</Badge>}
+        {process.kind === "sum" && <Badge tone="quiet">{t().table.sum(process.processes)}</Badge>}
       </th>
-      <td class="number pid">{inGroup && <span class="faint">{t().table.columns.pid} </span>}{pid}</td>
+      <td class="number pid">{inGroup && pid !== null && <span class="faint">{t().table.columns.pid} </span>}{pid}</td>
       {!inGroup && <TextCell kind="user" text={process.user} />}
       {!inGroup && <TextCell kind="unit" text={owner} />}
       <td class="number cpu"><Meter value={process.cpu_util} /></td>
       <td class="number mem"><Meter value={process.mem} hot={50} /></td>
       <td class="number read">{rate(process.disk_read)}</td>
       <td class="number write">{rate(process.disk_write)}</td>
-      {!inGroup && <td class="number age">{duration(ageOf(process, sampled))}</td>}
+      {!inGroup && <td class="number age">{process.started_at !== null && duration(ageOf(process, process.started_at, sampled))}</td>}
     </tr>
   );
 }
@@ -90,7 +93,7 @@ export function GroupRows({ group, grouping, sampled, unfolded, toggle }: GroupP
         <td class="number write">{rate(group.write)}</td>
       </tr>
       {members.slice(0, UNFOLDED_ROWS).map((process) => (
-        <ProcessRow key={`${process.pid} ${process.started_at}`} process={process} sampled={sampled} inGroup />
+        <ProcessRow key={keyOf(process)} process={process} sampled={sampled} inGroup />
       ))}
       {more > 0 && <tr class="member"><td class="faint" colSpan={GROUPED.length}>{texts.groups.more(more)}</td></tr>}
     </>
@@ -99,11 +102,14 @@ export function GroupRows({ group, grouping, sampled, unfolded, toggle }: GroupP
 
 const BY_CPU: Sorting<Column> = { column: "cpu", descending: true };
 
-const ageOf = (process: Process, sampled: number): number =>
-  Math.max(0, (process.ended_at === null ? sampled : ms(process.ended_at)) - ms(process.started_at));
+export const keyOf = (process: Process): string =>
+  process.kind === "sum" ? `${process.name} ${process.user}` : `${process.pid} ${process.started_at}`;
+
+const ageOf = (process: Process, started: string, sampled: number): number =>
+  Math.max(0, (process.ended_at === null ? sampled : ms(process.ended_at)) - ms(started));
 
 export const compareProcesses = (one: Process, other: Process, { column, descending }: Sorting<Column>): number =>
-  compare(valueOf(one, column), valueOf(other, column), descending) || one.pid - other.pid;
+  compare(valueOf(one, column), valueOf(other, column), descending) || (one.pid ?? Infinity) - (other.pid ?? Infinity) || 0;
 
 function valueOf(process: Process, column: Column): number | string | null {
   switch (column) {
@@ -114,7 +120,7 @@ function valueOf(process: Process, column: Column): number | string | null {
     case "mem": return process.mem;
     case "read": return process.disk_read;
     case "write": return process.disk_write;
-    case "age": return -ms(process.started_at);
+    case "age": return process.started_at === null ? null : -ms(process.started_at);
     // A flat table has no counts.
     case "count": case "cpu": return process.cpu_util;
   }

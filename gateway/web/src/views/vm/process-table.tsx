@@ -13,7 +13,7 @@ import { adjust, route } from "../../router";
 import { Accounted, HiddenNote } from "./accounted";
 import { type Grouping, GROUPINGS, groupsOf, matches, type Process } from "./grouping";
 import { type Table, useTable } from "./process-data";
-import { type Column, compareGroups, compareProcesses, FLAT, GROUPED, GroupRows, ProcessRow } from "./process-rows";
+import { type Column, compareGroups, compareProcesses, FLAT, GROUPED, GroupRows, keyOf, ProcessRow } from "./process-rows";
 import { unpin } from "./range";
 
 /** How long the cursor must rest before the table is read. */
@@ -118,7 +118,7 @@ function FlatTable({ processes, sampled, loading }: ListProps) {
         <Head columns={FLAT} sorting={sorting} sort={setSorting} name={t().table.columns.name} />
         <tbody>
           {shown.map((process) => (
-            <ProcessRow key={`${process.pid} ${process.started_at}`} process={process} sampled={sampled} />
+            <ProcessRow key={keyOf(process)} process={process} sampled={sampled} />
           ))}
         </tbody>
       </table>
