@@ -11,6 +11,8 @@ from . import setup, sources
 IMAGE = re.compile(r"\$\{VMWATCH_[A-Z_]+_IMAGE:-[a-z0-9./-]+:v?\d+\.\d+\.\d+[a-z0-9.-]*(@sha256:[0-9a-f]{64})?\}")
 # This service only changes the owner of files and then exits.
 PREPARES = "nats-volume"
+# The capabilities that services need; docs/security.md explains that of the agent.
+CAPABILITIES = {PREPARES: ["CHOWN"], "agent": ["NET_ADMIN"]}
 # The options with which mongod accepts only TLS connections.
 MONGO_TLS = ["--tlsMode requireTLS", "--tlsCertificateKeyFile /run/secrets/mongo-tls", "--tlsCAFile /run/secrets/ca"]
 
@@ -50,7 +52,8 @@ def hardened(service: str, spec: dict):
     """Checks that the service has no root user, capabilities or writable file system, and that its log is bounded."""
     if not spec.get("read_only"):
         yield f"{service} can write to its root file system"
-    if spec.get("cap_drop") != ["ALL"] or (spec.get("cap_add") and service != PREPARES):
+    allowed = CAPABILITIES.get(service, [])
+    if spec.get("cap_drop") != ["ALL"] or spec.get("cap_add", []) != allowed:
         yield f"{service} keeps capabilities"
     if spec.get("security_opt") != ["no-new-privileges:true"]:
         yield f"{service} may gain privileges (no-new-privileges is missing)"
