@@ -25,15 +25,13 @@ impl StoredProcess {
     }
 }
 
-/// The fields with the usage of a process.
-pub(super) const USAGE: [&str; 9] = [
-    "cmd",
+/// The fields with the usage of a process, without its name.
+pub(super) const USAGE: [&str; 7] = [
     "pid",
     "cpu_util",
     "mem",
     "disk_read",
     "disk_write",
-    "running_time",
     "shutdown_time",
     "processes",
 ];
