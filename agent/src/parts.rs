@@ -27,9 +27,9 @@ struct Limits {
     rows: usize,
 }
 
-/// Splits a sample into sample parts within the limits of the API contract; the first one contains the VM's row and the
-/// summed rows. Parts
-/// are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were already sent.
+/// Splits a sample into sample parts within the limits of the API contract. The first one contains the VM's row and the
+/// summed rows. Parts are numbered from the sample's `part`, which is 0 unless earlier parts of the same sample were
+/// already sent.
 pub fn split(sample: Sample, encoder: &mut Encoder) -> Result<Vec<Part>, RowError> {
     let limits = Limits {
         bytes: SAMPLE_PART_BYTES,

@@ -49,7 +49,7 @@ def program(spec: dict) -> str:
 
 
 def hardened(service: str, spec: dict):
-    """Checks that the service has no root user, capabilities or writable file system, and that its log is bounded."""
+    """Checks that the service has no other capabilities than CAPABILITIES, no writable file system and a bounded log."""
     if not spec.get("read_only"):
         yield f"{service} can write to its root file system"
     allowed = CAPABILITIES.get(service, [])

@@ -177,16 +177,20 @@ def documented_methods(checks: Checks, project: Project, api: Api) -> None:
 
 
 def hardened(checks: Checks, project: Project) -> None:
-    """Checks that the containers of vmwatch have no root user, capabilities, writable file system or shell."""
+    """Checks the users, capabilities, file systems and shells of vmwatch's containers. Only the agent runs as root."""
     for service in ("gateway", "auth-svc", "metrics-svc", "lifecycle-svc", "agent"):
         (container,) = project.containers(service)
         found = project.engine.inspect(container)
+        user, expected = ("0:0", ["NET_ADMIN"]) if service == "agent" else ("65532:65532", [])
+        capabilities = [name.removeprefix("CAP_") for name in found["HostConfig"]["CapAdd"] or []]
         safe = (
-            found["Config"]["User"] == "65532:65532"
+            found["Config"]["User"] == user
+            and capabilities == expected
             and found["HostConfig"]["ReadonlyRootfs"]
             and found["HostConfig"]["CapDrop"] == ["ALL"]
         )
-        checks.that(safe, f"{service} runs without root, capabilities and a writable file system")
+        having = " and ".join(expected) or "no capability"
+        checks.that(safe, f"{service} runs as {user} with {having} and without a writable file system")
         shell = subprocess.run(
             [project.engine.docker, "exec", container, "/bin/sh", "-c", "true"],
             env=project.engine.environment, capture_output=True,

@@ -346,7 +346,8 @@ fn process_document(sample: &Sample, process: &ProcessSample, at: Dates) -> Resu
     Ok(row)
 }
 
-/// The document of a summed row. It has no pid; that it has the field `processes`, which may be null, says what it is.
+/// The document of a summed row. It has no pid. The field `processes`, which may be null, distinguishes it from a process
+/// row.
 fn sum_document(sample: &Sample, sum: &SumSample, at: Dates) -> Result<RawDocumentBuf, Refusal> {
     within("cpu_util", sum.cpu_util, MAX_CPU_SHARE)?;
     within("mem", sum.mem, MAX_MEMORY_SHARE)?;

@@ -24,9 +24,11 @@ use super::{
 };
 use crate::select::Selection;
 
-/// How much later than it did a known process may seem to have started, because its record was received late.
+/// Tolerance when a record is matched to a process of the previous pass: the computed start is late by the delay with
+/// which the record was received.
 const KNOWN_TOLERANCE: Duration = Duration::from_millis(500);
-/// How much more CPU time than the VM its processes may seem to have used: the kernel measures the former by sampling.
+/// Maximum ratio of the processes' CPU time to the VM's. It exceeds 1, because the kernel measures the VM's time only at
+/// clock ticks.
 const CPU_TOLERANCE: f64 = 1.02;
 /// Maximum number of ancestors of a process that are followed to find its owner.
 const MAX_ANCESTORS: usize = 32;
@@ -190,8 +192,9 @@ impl ProcessSampler {
             Err(error) => {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 warn!(
+                    %error,
                     cause,
-                    "the CPU time of processes that end between two samples is estimated: {error}"
+                    "the kernel does not report processes that end; their CPU time is estimated"
                 );
             }
         }

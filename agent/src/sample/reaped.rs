@@ -1,9 +1,9 @@
 //! Computes the CPU time of processes that ended between two passes over `/proc`, from what the kernel adds to the
 //! children's times (`cutime` and `cstime`) of the process that reaps them.
 //!
-//! A reaped process leaves its own time and that of its children with its parent, to the full. Of that, what earlier
-//! passes saw at the process itself is subtracted, so that only the time since the previous pass remains. A pass is not
-//! a moment: if a parent was read before it reaped a child, its time grows only in the next pass.
+//! When a process is reaped, the kernel adds all of its own and its children's CPU time to its parent's children's times.
+//! The part that earlier passes read from the process itself is subtracted, so that only the time since the previous pass
+//! remains. A pass is not a moment: if a parent was read before it reaped a child, its time grows only in the next pass.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -25,7 +25,8 @@ pub(super) struct Counted {
     pub(super) is_zombie: bool,
 }
 
-/// CPU time that an ended process left, and that earlier passes saw already.
+/// CPU time of an ended process that earlier passes have counted. It is subtracted from the growth of its reaper's
+/// children's times.
 #[derive(Debug, Clone, Copy)]
 struct Debt {
     /// The process that probably reaped it.
@@ -103,9 +104,10 @@ fn debt(ended: &Counted, previous: &HashMap<u32, Counted>, now: &HashMap<u32, Co
     }
 }
 
-/// Subtracts the debts from the growth of their reapers, and those of orphans also from that of others.
+/// Subtracts each debt from the growth of its reaper. The debt of an orphan may also be subtracted from the growth of
+/// another process, because its reaper is uncertain.
 fn pay(growth: &mut BTreeMap<u32, u64>, debts: &mut [Debt]) {
-    // Those of orphans can be paid elsewhere.
+    // Orphans come last, because the growth of another process can settle their debts.
     debts.sort_by_key(|debt| debt.is_orphan);
     for debt in debts.iter_mut() {
         if let Some(grown) = growth.get_mut(&debt.reaper) {

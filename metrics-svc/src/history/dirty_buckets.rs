@@ -43,7 +43,7 @@ pub(crate) struct DirtyBuckets {
     offset_ms: i64,
 }
 
-/// An entry of the collection: a dirty bucket, and rows that its rollup must contain.
+/// An entry of the collection: a dirty bucket, and the rows that its rollup and the process names must contain.
 #[derive(Debug)]
 pub(crate) struct DirtyBucket {
     /// Id of the entry in the collection of dirty buckets.

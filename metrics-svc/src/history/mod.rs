@@ -65,8 +65,8 @@ impl History {
         }
     }
 
-    /// Creates the indexes of process names, and applies the retention settings to rollups and to the list of VMs. A VM stays in the list as long as any VM's last
-    /// row is kept.
+    /// Creates the indexes of process names, and applies the retention settings to rollups and to the list of VMs. A VM
+    /// stays in the list as long as any VM's last row is kept.
     pub(crate) async fn prepare(&self) -> Result<(), MetricsError> {
         self.rollups.prepare(&self.rows).await?;
         self.names.prepare().await?;

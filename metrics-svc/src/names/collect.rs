@@ -54,7 +54,7 @@ impl<'a> Collector<'a> {
     }
 
     /// Adds a stored row with the fields `cmd`, `cpu_util`, `mem` and `processes`, like [`Collector::add`]. A summed row
-    /// counts its processes; that of the processes which the agent does not report has no name.
+    /// counts as many processes as it sums. The row `other processes` is skipped, because it has no process name.
     pub(crate) fn add_stored(&mut self, effective: i64, create_date: &str, row: &RawDocument) {
         let value = |key: &str| row.get(key).ok().flatten();
         let sum = value("processes");

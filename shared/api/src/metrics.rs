@@ -431,8 +431,8 @@ pub struct VmSample {
     /// row.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped_parts: u32,
-    /// Number of times that the kernel or the agent dropped records of ended processes since the previous sample. This
-    /// number is not stored in the row.
+    /// Number of times that the kernel or the agent dropped records of ended processes since the previous sample. The
+    /// stored row has it only if it is not 0.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub lost_exit_records: u32,
 }

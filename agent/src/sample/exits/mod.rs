@@ -186,7 +186,8 @@ fn listen(mut socket: Socket, queue: &Weak<Mutex<Queue>>) {
     }
 }
 
-/// Counts lost records; only the first loss between two samples is logged.
+/// Counts a record that the kernel dropped or that cannot be read. Logs it unless a loss was already counted since the
+/// previous sample.
 fn lost(queue: &mut Queue, reason: &str) {
     if queue.rest.lost == 0 {
         warn!(

@@ -50,11 +50,13 @@ pub(in crate::sample) enum Unavailable {
     NoFamily,
     /// The kernel does not report to this process.
     #[error(
-        "the kernel refused to report; CAP_NET_ADMIN and the initial pid and user namespaces are necessary"
+        "the kernel refused to report processes that end; run the agent with CAP_NET_ADMIN in the initial pid and user namespaces"
     )]
     Refused(#[source] io::Error),
     /// Nothing arrived.
-    #[error("the kernel reports nothing; the agent must run in the initial network namespace")]
+    #[error(
+        "the kernel sent no record of a process that ended; run the agent in the initial network namespace"
+    )]
     Silent,
     /// The records have another format.
     #[error(transparent)]

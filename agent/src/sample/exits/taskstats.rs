@@ -17,7 +17,7 @@ const STATS: u16 = 3;
 
 /// The first version of the structure that says to which process a thread belongs (Linux 5.19).
 const FIRST_VERSION: u16 = 12;
-/// A version whose fields are at other places (Linux 6.15 only).
+/// A version whose fields have other offsets (Linux 6.15 only).
 const OTHER_LAYOUT: u16 = 15;
 /// Length of the structure in the first version.
 const LEAST_BYTES: usize = 400;
@@ -117,7 +117,7 @@ impl Record {
         Self::of_stats(stats, process.and_then(|stats| u64_at(stats, 72))).ok_or(RecordError::Malformed)
     }
 
-    /// Reads the structure, whose fields have had these places since version 12, except in version 15.
+    /// Reads the structure, whose fields have had these offsets since version 12, except in version 15.
     fn of_stats(stats: &[u8], process_run_nanos: Option<u64>) -> Option<Self> {
         let comm = stats.get(80..112)?.split(|&byte| byte == 0).next()?;
         Some(Self {

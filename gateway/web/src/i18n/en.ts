@@ -193,7 +193,7 @@ export const en = {
     },
     container: "container",
     accounted: {
-      estimated: "Short-lived processes are estimated.",
+      estimated: "The CPU time of short-lived processes is estimated.",
       label: "CPU time explained",
       seconds: (explained: string, total: string) => `${explained} of ${total} s`,
       hint: "CPU time of all processes at this moment, as a share of the VM's user, nice and system time since the previous sample of processes",

@@ -190,7 +190,7 @@ export const zh: Texts = {
     },
     container: "容器",
     accounted: {
-      estimated: "短时进程为估算值。",
+      estimated: "短时进程的 CPU 时间为估算值。",
       label: "已解释的 CPU 时间",
       seconds: (explained, total) => `${explained} / ${total} 秒`,
       hint: "该时刻所有进程的 CPU 时间，占虚拟机自上次进程采样以来 user、nice 和 system 时间之和的比例",
