@@ -39,8 +39,18 @@ pub(crate) fn stack() -> StackBuilder {
         .set(Program::Metrics, "VMWATCH_ACK_WAIT", "2s")
 }
 
-/// The identity of a row: VM, date and, for a process row, the pid and the bits of the process's start time.
-type Identity = (String, String, Option<(i64, u64)>);
+/// The identity of a row: VM, date, and what it is about.
+type Identity = (String, String, Subject);
+
+/// What a row is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Subject {
+    Vm,
+    /// A process, by its pid and the bits of its start time.
+    Process(i64, u64),
+    /// Several processes, by their name and user.
+    Sum(String, Option<String>),
+}
 
 /// The rows that must be stored. No other rows may be stored.
 #[derive(Debug, Default)]
@@ -52,18 +62,16 @@ impl Rows {
     }
 
     pub(crate) fn add(&mut self, sample: &Sample) {
-        let identity = |process| {
-            (
-                sample.instance_id.to_string(),
-                sample.create_date.to_string(),
-                process,
-            )
-        };
-        self.0.extend(sample.vm.iter().map(|_| identity(None)));
         let processes = sample.processes.iter();
-        self.0.extend(
-            processes.map(|process| identity(Some((i64::from(process.pid), process.running_time.to_bits())))),
-        );
+        let processes =
+            processes.map(|process| Subject::Process(process.pid.into(), process.running_time.to_bits()));
+        let sums = sample.sums.iter();
+        let sums = sums.map(|sum| Subject::Sum(sum.cmd.clone(), sum.owner.user.clone()));
+        let subjects = sample.vm.iter().map(|_| Subject::Vm).chain(processes).chain(sums);
+        self.0.extend(subjects.map(|subject| {
+            let date = sample.create_date.to_string();
+            (sample.instance_id.to_string(), date, subject)
+        }));
     }
 
     pub(crate) fn absorb(&mut self, other: Self) {
@@ -134,14 +142,16 @@ async fn stored(database: &Database) -> Vec<Identity> {
     let rows = crate::rows::stored_rows(database, doc! {}).await.unwrap();
     let identity = |row: &Document| {
         let text = |key| row.get_str(key).unwrap().to_owned();
-        let process = row.get("pid").map(|pid| {
+        let subject = if let Some(pid) = row.get("pid") {
             let pid = pid.as_i32().map(i64::from).or_else(|| pid.as_i64()).unwrap();
-            (
-                pid,
-                row.get("running_time").and_then(Bson::as_f64).unwrap().to_bits(),
-            )
-        });
-        (text("instance_id"), text("create_date"), process)
+            let started = row.get("running_time").and_then(Bson::as_f64).unwrap();
+            Subject::Process(pid, started.to_bits())
+        } else if row.contains_key("processes") {
+            Subject::Sum(text("cmd"), row.get_str("user").ok().map(str::to_owned))
+        } else {
+            Subject::Vm
+        };
+        (text("instance_id"), text("create_date"), subject)
     };
     rows.iter().map(identity).collect()
 }
