@@ -2,7 +2,8 @@
 //!
 //! Starts sleeping processes (300 by default), samples the machine, and prints this thread's CPU time and the number of
 //! bytes per sampled process. For comparison it also prints those of a sample as JSON, and the CPU time that the `procfs`
-//! crate needs to read a process's `stat` and `io` files. Each printed time is the median of all rounds, because other load on the machine affects a median least.
+//! crate needs to read a process's `stat` and `io` files. Each printed time is the median of all rounds, because other
+//! load on the machine affects a median least.
 
 use std::{
     process::{Child, Command},

@@ -4,17 +4,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use async_nats::jetstream::{Context, message::PublishMessage};
+use bson::{Document, doc};
 use futures::{StreamExt, TryStreamExt, stream};
 use metrics_svc::{
     config::{RetentionSettings, RowSettings},
     store::RowStore,
 };
-use testkit::{Program, Stack, StackBuilder};
+use testkit::{Program, Stack, StackBuilder, eventually};
 use vmwatch_api::metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample};
 use vmwatch_blocks::{Encoder, SAMPLE_CONTENT_TYPE, encode_sample};
 use vmwatch_service::config::{Environment, UTC_OFFSET};
 use vmwatch_store::MONGODB_URI;
 use vmwatch_store::StoreSettings;
+
+use crate::gateway::KEPT_SETTING;
 
 /// Maximum number of published messages that are not acknowledged yet.
 const UNACKNOWLEDGED: usize = 256;
@@ -69,6 +72,35 @@ pub(crate) fn stack() -> StackBuilder {
         })
         .without_rates();
     keep_rows(stack)
+}
+
+/// Builds a test environment for reads through the gateway, without limits of rates, in which metrics-svc reuses no
+/// answers.
+pub(crate) fn stack_for_reads() -> StackBuilder {
+    let stack = Stack::builder()
+        .with_permissions()
+        .without_read_limit()
+        .without_rates();
+    keep_rows(stack)
+        .set(Program::Metrics, KEPT_SETTING, "0s")
+        .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
+        .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
+}
+
+/// Waits until rollups and process names contain all stored rows.
+pub(crate) async fn summarized(stack: &Stack, limit: Duration) {
+    let database = stack.database.handle();
+    let dirty = database.collection::<Document>("vm_samples_dirty_buckets");
+    eventually("rollups and process names contain all rows", limit, async || {
+        let left = dirty
+            .count_documents(doc! {})
+            .await
+            .map_err(|error| error.to_string())?;
+        (left == 0)
+            .then_some(())
+            .ok_or_else(|| format!("{left} entries are left"))
+    })
+    .await;
 }
 
 /// Keeps rows for as long as metrics-svc can.

@@ -1,4 +1,4 @@
-//! Tests the names of processes: which VMs ran a process, and in which hours newest rows by name are searched.
+//! Tests the process names: which VMs ran a process, and in which hours newest rows by name are searched.
 
 use std::{collections::BTreeSet, env};
 
@@ -469,7 +469,7 @@ fn statistics(names: usize, hour: u32) -> Binary {
     Binary { subtype, bytes }
 }
 
-/// Stores what is known of VMs with these names of processes on some days up to today.
+/// Stores what is known of VMs with these process names on some days up to today.
 async fn seed(stack: &Stack, vms: u32, days: u64, names: impl Fn(u32) -> Vec<String>) {
     let collection = stack
         .database

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use bson::{DateTime, Document, doc};
-use futures::{StreamExt, TryStreamExt, future::join_all, stream};
+use futures::{StreamExt, TryStreamExt, stream};
 use mongodb::Collection;
 use testkit::{Program, Stack, eventually};
 use vmwatch_api::metrics::SAMPLE_STREAM;
@@ -179,10 +179,8 @@ impl Bench {
             }
             *step += 1;
         }
-        let jetstream = self.stack.bus.jetstream_for_tests();
         let published = publishing.len() as u64;
-        let published_all = join_all(publishing.into_iter().map(|message| message.publish(jetstream))).await;
-        published_all.into_iter().collect::<Result<(), _>>()?;
+        samples::publish(self.stack.bus.jetstream_for_tests(), publishing).await?;
         Ok(published)
     }
 

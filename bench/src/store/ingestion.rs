@@ -20,7 +20,7 @@ use async_nats::jetstream::stream::Stream;
 use bson::{Document, doc};
 use futures::TryStreamExt;
 use metrics_svc::documents::Documents;
-use testkit::{Program, Stack, eventually};
+use testkit::{Program, Stack};
 use vmwatch_api::{metrics::SAMPLE_STREAM, time::UtcOffset};
 use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
@@ -173,7 +173,7 @@ impl Bench {
             }
             self.next += STEP;
         }
-        self.settle().await;
+        samples::summarized(&self.stack, ROLLED_UP).await;
         self.stream.pause_consumer(CONSUMER, after(PAUSE)?).await?;
         samples::publish(self.stack.bus.jetstream_for_tests(), messages).await?;
         self.stream_bytes += self.stream.info().await?.state.bytes;
@@ -200,32 +200,13 @@ impl Bench {
             self.next += STEP;
         }
         let batches = raw::batches(documents);
-        self.settle().await;
+        samples::summarized(&self.stack, ROLLED_UP).await;
         tokio::time::sleep(SETTLE).await;
         let (started, before) = (Instant::now(), self.cpu()?);
         self.flat.insert(&batches, concurrency).await?;
         let rows = u64::from(samples * VMS * PROCESSES);
         self.inserted += rows;
         self.round(rows, started, before)
-    }
-
-    /// Waits until the rollups contain all stored rows.
-    async fn settle(&self) {
-        let dirty = self
-            .stack
-            .database
-            .handle()
-            .collection::<Document>("vm_samples_dirty_buckets");
-        eventually("the rollups contain all rows", ROLLED_UP, async || {
-            let left = dirty
-                .count_documents(doc! {})
-                .await
-                .map_err(|error| error.to_string())?;
-            (left == 0)
-                .then_some(())
-                .ok_or_else(|| format!("{left} entries are left"))
-        })
-        .await;
     }
 
     fn round(&self, rows: u64, started: Instant, before: [f64; 4]) -> anyhow::Result<Round> {

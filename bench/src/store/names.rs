@@ -1,10 +1,10 @@
-//! Measures the question which VMs ran a process, and the bytes of the names of processes.
+//! Measures the question which VMs ran a process, and the bytes of the process names.
 
 use std::time::{Duration, SystemTime};
 
-use bson::{Document, RawDocumentBuf, doc};
+use bson::{RawDocumentBuf, doc};
 use futures::TryStreamExt;
-use testkit::{Program, Stack, eventually};
+use testkit::{Program, Stack};
 use vmwatch_api::{Role, Scope};
 use vmwatch_blocks::Encoder;
 use vmwatch_service::config::UTC_OFFSET;
@@ -16,7 +16,6 @@ use super::{
     requests::timed,
 };
 use crate::{
-    gateway::KEPT_SETTING,
     load,
     report::{Bound, Report, number},
     samples::{self, Message},
@@ -26,7 +25,7 @@ use crate::{
 /// Number of VMs, and number of days on which each of them ran its processes.
 const VMS: u32 = 1000;
 const DAYS: u32 = 7;
-/// The name of a process that one of so many VMs ran.
+/// The name of a process that one in [`ONE_OF`] VMs ran.
 const RARE: &str = "rare-daemon";
 const ONE_OF: u32 = 100;
 /// The collection of names.
@@ -44,18 +43,9 @@ pub(super) struct Measured {
 }
 
 pub(super) async fn run(scale: &Scale, report: &mut Report) -> anyhow::Result<Measured> {
-    let stack = Stack::builder()
-        .with_permissions()
-        .without_read_limit()
-        .without_rates();
-    let stack = samples::keep_rows(stack)
-        .set(Program::Metrics, KEPT_SETTING, "0s")
-        .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
-        .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
-        .start()
-        .await;
+    let stack = samples::stack_for_reads().start().await;
     report.describe(&stack)?;
-    report.section("Names of processes");
+    report.section("Process names");
     let end = SystemTime::now();
     fill(&stack, end).await?;
     let bytes_per_row = bytes_per_row(&stack).await?;
@@ -111,20 +101,7 @@ async fn fill(stack: &Stack, end: SystemTime) -> anyhow::Result<()> {
         .await?;
     }
     samples::drained(stack.bus.jetstream_for_tests()).await?;
-    let dirty = stack
-        .database
-        .handle()
-        .collection::<Document>("vm_samples_dirty_buckets");
-    eventually("the names of all rows are stored", COMPLETE, async || {
-        let left = dirty
-            .count_documents(doc! {})
-            .await
-            .map_err(|error| error.to_string())?;
-        (left == 0)
-            .then_some(())
-            .ok_or_else(|| format!("{left} entries are left"))
-    })
-    .await;
+    samples::summarized(stack, COMPLETE).await;
     Ok(())
 }
 

@@ -19,7 +19,6 @@ use super::{
 use crate::{
     blocks::BlockWriter,
     fleet::{Random, VM_INTERVAL, VM_SAMPLES_PER_MINUTE},
-    gateway::KEPT_SETTING,
     load,
     report::{Bound, Report, number},
     samples::{self, Message},
@@ -63,15 +62,8 @@ pub(crate) async fn run(scale: &Scale, report: &mut Report) -> anyhow::Result<f6
 
 impl Setup {
     async fn start(scale: &Scale, report: &mut Report) -> anyhow::Result<Self> {
-        let stack = Stack::builder()
-            .with_permissions()
-            .without_read_limit()
-            .without_rates();
-        let stack = samples::keep_rows(stack)
-            .set(Program::Metrics, KEPT_SETTING, "0s")
+        let stack = samples::stack_for_reads()
             .set(Program::Metrics, "VMWATCH_FLAT_CHECK_INTERVAL", "1m")
-            .set(Program::Gateway, "VMWATCH_NATS_PING_INTERVAL", "10s")
-            .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
             .start()
             .await;
         report.describe(&stack)?;

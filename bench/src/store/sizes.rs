@@ -33,7 +33,7 @@ struct Sizes {
     messages: f64,
 }
 
-/// `names` is the size of the names of processes in bytes per process row, if it was measured.
+/// `names` is the size of the process names in bytes per process row, if it was measured.
 pub(super) async fn run(scale: &Scale, report: &mut Report, names: Option<f64>) -> anyhow::Result<()> {
     report.section("Bytes per row");
     let offset = UTC_OFFSET.default.parse()?;
@@ -145,9 +145,8 @@ fn tell(
     let text = "bytes of blocks of level 1 and of names per process row, as BSON";
     let process = greatest(|sizes| sizes.per_row()[1]);
     if names.is_none() {
-        report.paragraph(
-            "The names of processes were not measured; the bytes per process row do not include them.",
-        );
+        report
+            .paragraph("The process names were not measured; the bytes per process row do not include them.");
     }
     let process = process + names.unwrap_or(0.0);
     report.target("process_row_block_bytes", text, process, 2, Bound::AtMost(2.0));

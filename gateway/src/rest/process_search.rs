@@ -66,7 +66,7 @@ pub(super) struct ProcessSearchResult {
     /// older samples are still being read.
     #[schema(required)]
     complete_to: Option<Timestamp>,
-    /// VMs with so many different names of processes that not all of them could be searched; usually empty.
+    /// VMs whose processes had too many different names to search all of them; usually empty.
     unsearched: Vec<InstanceId>,
     /// Sources of data that are unavailable, and what is missing; usually empty.
     degraded: Vec<Degraded>,
@@ -96,7 +96,7 @@ pub(super) struct SearchQuery {
 
 /// Find the VMs in which a process ran
 ///
-/// Answers from the names of processes that are kept for each VM and day, so the number of samples does not matter. A page
+/// Answers from the process names that are kept for each VM and day, so the number of samples does not matter. A page
 /// may hold fewer VMs than `limit` without being the last.
 #[utoipa::path(
     get, path = "/processes", tag = "processes", operation_id = "process_search", params(SearchQuery),

@@ -88,11 +88,10 @@ impl RowsQuery {
 
 /// Export stored rows
 ///
-/// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017; rows of VMs also have
-/// the measures that only this API has. While
-/// the answer has the header `X-Next-Cursor`, there are more: request the next page with it as `cursor`. A page may have
-/// few rows or none without being the last. The pages, one after another, are one JSON Lines or CSV file. In CSV, a null
-/// is empty, and a text that a spreadsheet would take for a formula begins with an apostrophe.
+/// Returns a page of the rows in the time range as they are stored, oldest first, with the keys of the API of 2017; rows
+/// of VMs also have the measures that only this API has. While the answer has the header `X-Next-Cursor`, there are more:
+/// request the next page with it as `cursor`. A page may have few rows or none without being the last. The pages, one
+/// after another, are one JSON Lines or CSV file. In CSV, a null is empty, and a text that a spreadsheet would take for a formula begins with an apostrophe.
 #[utoipa::path(
     get, path = "/vms/{instance_id}/rows", tag = "vms", operation_id = "vm_rows",
     params(("instance_id" = InstanceId, Path, description = "VM id"), RowsQuery),

@@ -1,7 +1,7 @@
 //! `vmwatch-metrics compact-flat` moves the rows of the flat collections into blocks.
 //!
 //! ```text
-//! flat rows of a VM, by date ─> batch ─> blocks ─ wait ─> names of processes ─> ids of the rows in readable blocks
+//! flat rows of a VM, by date ─> batch ─> blocks ─ wait ─> process names ─> ids of the rows in readable blocks
 //!    ─> delete these flat rows
 //! ```
 //!

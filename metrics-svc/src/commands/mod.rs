@@ -42,8 +42,8 @@ pub enum OperatorCommand {
         #[arg(required = true)]
         files: Vec<PathBuf>,
     },
-    /// Rebuild the rollups, the list of VMs and the names of processes from all rows. Required after rows were written to the database
-    /// directly. Requires the bus for its audit record, unless `VMWATCH_AUDIT_REQUIRED=false`.
+    /// Rebuild the rollups, the list of VMs and the process names from all rows. Required after rows were written to the
+    /// database directly. Requires the bus for its audit record, unless `VMWATCH_AUDIT_REQUIRED=false`.
     Rebuild,
     /// List, replay or discard dead letters (samples that were refused).
     #[command(subcommand)]

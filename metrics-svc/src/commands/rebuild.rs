@@ -1,12 +1,12 @@
-//! `vmwatch-metrics rebuild` rebuilds the rollups, the list of VMs and the names of processes from the stored rows.
+//! `vmwatch-metrics rebuild` rebuilds the rollups, the list of VMs and the process names from the stored rows.
 
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio_util::sync::CancellationToken;
 
 use crate::{MetricsError, history::History};
 
-/// Rebuilds all rollups, the list of VMs and the names of processes. It may be interrupted and repeated, because nothing is removed before its
-/// replacement is written.
+/// Rebuilds all rollups, the list of VMs and the process names. It may be interrupted and repeated, because nothing
+/// is removed before its replacement is written.
 pub(super) async fn run(history: &History) -> Result<String, MetricsError> {
     let bar = ProgressBar::new(0);
     let template = "{msg}  {wide_bar} {pos}/{len} VMs  {eta} left";

@@ -1,10 +1,10 @@
-//! Updates rollups, newest rows and names of processes from dirty buckets: the rows of a dirty bucket are read, and its
+//! Updates rollups, newest rows and process names from dirty buckets: the rows of a dirty bucket are read, and its
 //! rollup is written, as a whole.
 //!
 //! ```text
 //! dirty buckets ─> rows of five minutes ─> 5m ─> of the hour ─> 1h ─> of the day ─> 1d ─> remove the dirty buckets
 //!                       └─> newest row and sparkline of the VM
-//! dirty buckets ─> rows of processes ─> names of processes ─> remove the dirty buckets
+//! dirty buckets ─> rows of processes ─> process names ─> remove the dirty buckets
 //! ```
 //!
 //! Every replica does this. If two replicas process the same dirty bucket, they write the same result, which is
@@ -270,7 +270,7 @@ fn done(touched: &Touched, fresh: &BTreeMap<Bucket, Fresh>, named: &HashSet<Obje
             }
             if !counted {
                 counter!("vmwatch_dirty_buckets_dropped_total").increment(1);
-                warn!(instance = %bucket.instance, "gave up updating a rollup or the names of processes: some rows that they should contain were never stored, or the update failed for an hour");
+                warn!(instance = %bucket.instance, "gave up updating a rollup or the process names: some rows that they should contain were never stored, or the update failed for an hour");
             }
             done.push(entry.id);
         }

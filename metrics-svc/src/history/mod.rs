@@ -2,7 +2,7 @@
 //! from them.
 //!
 //! Ingestion records which time buckets it has touched ([`dirty_buckets`]). [`follow`] recomputes these and writes the
-//! [`rollups`] and the names of processes ([`names`]). [`chart`] chooses the resolution for a time range.
+//! [`rollups`] and the process names ([`names`]). [`chart`] chooses the resolution for a time range.
 
 pub(crate) mod chart;
 pub(crate) mod dirty_buckets;
@@ -40,7 +40,7 @@ use crate::{
     store::{RowKind, RowStore},
 };
 
-/// Access to VM rows, their rollups, the newest row of each VM, and the names of processes.
+/// Access to VM rows, their rollups, the newest row of each VM, and the process names.
 pub(crate) struct History {
     rows: Arc<RowStore>,
     pub(crate) dirty_buckets: DirtyBuckets,

@@ -1,4 +1,4 @@
-//! Updates the names of processes from dirty buckets: reads the process rows that a dirty bucket stands for, and adds
+//! Updates the process names from dirty buckets: reads the process rows that a dirty bucket stands for, and adds
 //! their names to those of the VM and day (see [`crate::names`]).
 
 use std::{

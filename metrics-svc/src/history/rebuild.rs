@@ -1,6 +1,6 @@
-//! Builds the rollups, the newest rows and the names of processes from rows that were not ingested: rows written by the software of 2017, loaded
-//! from files, or stored before rollups existed. The rows of a day are read only once; the rollups of all resolutions
-//! are computed from them.
+//! Builds the rollups, the newest rows and the process names from rows that were not ingested: rows written by the
+//! software of 2017, loaded from files, or stored before rollups existed. The rows of a day are read only once; the
+//! rollups of all resolutions are computed from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -104,7 +104,7 @@ impl History {
             .await?;
         info!(
             instances = instances.len(),
-            "rollups, newest rows and names of processes rebuilt"
+            "rollups, newest rows and process names rebuilt"
         );
         Ok(())
     }

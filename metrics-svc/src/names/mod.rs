@@ -1,4 +1,4 @@
-//! Names of processes: one document per VM and day (UTC) with the names of all processes that ran, and statistics of
+//! Process names: one document per VM and day (UTC) with the names of all processes that ran, and statistics of
 //! each name. They answer which VMs ran a process, and in which hours.
 //!
 //! ```text

@@ -1,6 +1,6 @@
 //! Processes of a VM: the process table of any moment, the history of processes, and their starts and ends. All of them
 //! are computed from the process rows. The rows of one sample share a `create_date`. The search for the VMs in which a
-//! process ran uses the names of processes instead.
+//! process ran uses the process names instead.
 
 mod events;
 pub(crate) mod row;
@@ -14,7 +14,7 @@ use vmwatch_api::time::UtcOffset;
 
 use crate::{names::ProcessNames, store::RowStore};
 
-/// Access to the process rows and the names of processes in the database.
+/// Access to the process rows and the process names in the database.
 pub(crate) struct Processes {
     rows: Arc<RowStore>,
     names: ProcessNames,

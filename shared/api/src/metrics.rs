@@ -25,7 +25,7 @@ pub const CONTENT_TYPE: &str = "Content-Type";
 /// Maximum size of one sample part as it is published. Each VM can have `VMWATCH_STREAM_MESSAGES_PER_VM` sample parts in
 /// the sample stream, so with larger parts a few guests could fill the stream.
 pub const SAMPLE_PART_BYTES: usize = 512 * 1024;
-/// Maximum number of process rows in one sample part. An agent that encodes them needs some 60 KiB for so many.
+/// Maximum number of process rows in one sample part. Encoded by an agent, that many rows take some 60 KiB.
 pub const SAMPLE_PART_ROWS: usize = 5000;
 /// Maximum number of bytes that an encoded sample part takes in memory when it is decoded.
 pub const SAMPLE_PART_DECODED_BYTES: usize = 4 << 20;

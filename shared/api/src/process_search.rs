@@ -17,7 +17,7 @@ pub const MIN_PREFIX: usize = 3;
 /// Maximum number of names that are listed for a VM.
 pub const MAX_NAMES_LISTED: usize = 10;
 
-/// How names of processes are compared with the name in a search.
+/// How process names are compared with the name in a search.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -136,7 +136,7 @@ pub struct ProcessSearchPage {
     /// All samples that were stored before this time are included; `None` while the names of older samples are still
     /// being collected.
     pub complete_to_ms: Option<u64>,
-    /// VMs of this page that had so many different names of processes that not all of them could be searched.
+    /// VMs of this page whose processes had too many different names to search all of them.
     #[serde(default)]
     pub unsearched: Vec<InstanceId>,
     #[serde(default)]

@@ -386,7 +386,7 @@ async fn process_history_and_process_events_are_returned() {
         .await
         .problem(400, "invalid");
 
-    let found = eventually("the names of processes are stored", PATIENCE, async || {
+    let found = eventually("the process names are stored", PATIENCE, async || {
         let found = api
             .read(&format!("/processes?name=wor&match=prefix&{range}&limit=1"))
             .await;

@@ -132,7 +132,7 @@ impl Count {
             }
             if let Some(total) = self.totals.get(&(kind.name().to_owned(), 1)) {
                 compacted = *total;
-                // The names of processes are stored in addition to the blocks.
+                // The process names are stored in addition to the blocks.
                 if kind == RowKind::Process {
                     compacted.bytes += names.bytes;
                 }
