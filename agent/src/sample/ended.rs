@@ -59,7 +59,8 @@ impl Ended {
     }
 }
 
-/// Shares out CPU time to ended processes. Returns what remains because there is no process to which it can belong.
+/// Shares out CPU time to ended processes; if records were lost, at most what the others can lack. Returns what remains,
+/// which belongs to processes without records.
 pub(super) fn share_out(seconds: f64, ended: &mut [Ended], exits: &mut Exits) -> f64 {
     let groups = exits.groups.values_mut();
     let known: f64 = ended
@@ -77,15 +78,21 @@ pub(super) fn share_out(seconds: f64, ended: &mut [Ended], exits: &mut Exits) ->
     if missing <= 0.0 {
         return surplus;
     }
+    // If records were lost, what these processes cannot have used is that of others.
+    let shared = if exits.lost > 0 {
+        surplus.min(missing)
+    } else {
+        surplus
+    };
     for process in ended {
         if let Some(cpu_seconds) = &mut process.cpu_seconds {
-            *cpu_seconds += surplus * process.missing / missing;
+            *cpu_seconds += shared * process.missing / missing;
         }
     }
     for group in exits.groups.values_mut() {
-        group.cpu_seconds += surplus * group.missing / missing;
+        group.cpu_seconds += shared * group.missing / missing;
     }
-    0.0
+    surplus - shared
 }
 
 /// Summed rows by name and user.
@@ -227,6 +234,13 @@ mod tests {
         assert_eq!(share_out(1.0, &mut processes, &mut exits), 0.0);
         assert_eq!(processes[0].cpu_seconds, Some(50.25));
         assert_eq!(share_out(1.5, &mut [], &mut Exits::default()), 1.5);
+        let mut short = [ended(Some(0.0), 0.25)];
+        let mut exits = Exits {
+            lost: 1,
+            ..Exits::default()
+        };
+        assert_eq!(share_out(20.0, &mut short, &mut exits), 19.75);
+        assert_eq!(short[0].cpu_seconds, Some(0.25));
     }
 
     #[test]

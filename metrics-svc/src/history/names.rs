@@ -28,6 +28,8 @@ const MAX_CONCURRENT: usize = 2;
 /// Time limit for the names of one chunk of dirty buckets. The names of the VMs that are left are updated in the next
 /// pass, so that a VM with many names delays rollups only for a short time.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
+/// Time limit for the names of one VM, so that it does not delay those of others.
+const VM_TIME_LIMIT: Duration = Duration::from_secs(4);
 /// Number of bytes of rows that are decoded together.
 const DECODED: usize = 16 << 20;
 /// Attempts to write a document that other replicas replace meanwhile.
@@ -57,6 +59,7 @@ impl History {
         let deadline = Deadline::after(TIME_LIMIT);
         let results: Vec<_> = stream::iter(of_vms)
             .map(async |(instance, marks)| {
+                let deadline = deadline.at_most(VM_TIME_LIMIT);
                 let added = self.names_of_marks(&instance, &marks, deadline).await;
                 (instance, added)
             })
@@ -165,6 +168,8 @@ impl History {
                 };
                 let budget = Budget::of_background_part(DECODED);
                 let mut scan = Scan::open(&self.rows, query, budget, deadline).await?;
+                // Rows that are too many together are read in parts, which bounds the memory.
+                scan.least_hours = 0;
                 let ended = collect_from(&mut scan, &mut names, missing).await?;
                 expires = expires
                     .max(scan.expires)

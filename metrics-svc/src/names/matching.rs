@@ -37,6 +37,11 @@ impl NameMatch {
                 .is_some_and(|prefix| name.starts_with(prefix))
     }
 
+    /// Whether the name alone is selected, so that no other name could be.
+    pub(crate) fn is_only(&self, name: &str) -> bool {
+        self.prefix.is_none() && self.names.first().is_some_and(|selected| selected == name)
+    }
+
     /// Filters for a field that is a name. A document is selected if one of the filters selects it.
     pub(crate) fn filters(&self, field: &str) -> Vec<Document> {
         let names = self.names.iter().map(|name| doc! { field: name });

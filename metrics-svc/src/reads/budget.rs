@@ -19,7 +19,6 @@ const WITHOUT_PERMIT: usize = 4 << 20;
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: usize,
-    whole: usize,
     permits: Option<Arc<Semaphore>>,
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -29,7 +28,6 @@ impl Budget {
     pub(crate) fn of_request(store: &RowStore) -> Self {
         Self {
             left: MAX_DECODED,
-            whole: MAX_DECODED,
             permits: Some(Arc::clone(&store.large_reads)),
             permit: None,
         }
@@ -44,7 +42,6 @@ impl Budget {
     pub(crate) const fn of_background_part(bytes: usize) -> Self {
         Self {
             left: bytes,
-            whole: bytes,
             permits: None,
             permit: None,
         }
@@ -88,9 +85,9 @@ impl Budget {
         self.left = MAX_DECODED;
     }
 
-    /// Whether nothing was decoded yet.
-    pub(super) const fn is_whole(&self) -> bool {
-        self.left == self.whole
+    /// Whether nothing was decoded yet, of the most that any request may decode.
+    pub(super) const fn is_largest(&self) -> bool {
+        self.left >= MAX_DECODED
     }
 }
 

@@ -35,7 +35,7 @@ pub(super) fn decode(
 ) -> Decoded {
     match rows(stored, query, only_first, budget) {
         Ok(rows) => Decoded::Rows(rows),
-        Err(BlockError::TooLarge) if !budget.is_whole() => Decoded::OverBudget,
+        Err(BlockError::TooLarge) if !budget.is_largest() => Decoded::OverBudget,
         Err(error) => {
             counter!("vmwatch_blocks_unreadable_total", "reason" => unreadable_reason(error)).increment(1);
             warn!(

@@ -97,8 +97,9 @@ impl Wanted {
             Ok(stored) => {
                 let selected = stored.iter().filter(|(name, _)| self.names.matches(name));
                 let hours = selected.fold(Hours::default(), |hours, (_, of_name)| hours.or(of_name.hours));
-                let lacks_name = hours.is_empty() && stored.is_full;
-                if lacks_name { Hours::ALL } else { hours }
+                let may_lack_names =
+                    stored.is_full && !stored.iter().any(|(name, _)| self.names.is_only(name));
+                if may_lack_names { Hours::ALL } else { hours }
             }
             Err(error) => {
                 names::note_unreadable(document, error);

@@ -86,6 +86,7 @@ pub(super) async fn blocks(
             "instance_id": query.instance.as_str(),
             "kind": query.kind.name(),
             "from": { "$gte": from, "$lt": to },
+            "to": { "$gte": DateTime::from_millis(query.time.start.div_euclid(1000)) },
         })
         .projection(doc! { "from": 1, "to": 1, "data": 1, "expires": 1 })
         .sort(doc! { "from": direction })

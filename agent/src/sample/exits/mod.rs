@@ -93,7 +93,7 @@ impl Queue {
             if self.old.len() < MAX_OLD {
                 self.old.push(exit);
             } else {
-                self.rest.lost = self.rest.lost.saturating_add(1);
+                self.rest.lose();
             }
             return;
         }
@@ -117,10 +117,16 @@ impl Queue {
 }
 
 impl Exits {
+    /// Counts a process whose record was lost.
+    fn lose(&mut self) {
+        self.lost = self.lost.saturating_add(1);
+        counter!("vmwatch_agent_exit_records_lost_total").increment(1);
+    }
+
     fn add_up(&mut self, exit: Exit) {
         let key = (exit.name, exit.user, exit.parent_pid);
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key) {
-            self.lost = self.lost.saturating_add(1);
+            self.lose();
             return;
         }
         let group = self.groups.entry(key).or_default();
@@ -195,8 +201,7 @@ fn lost(queue: &mut Queue, reason: &str) {
             "records of ended processes were lost; a part of their CPU time is estimated"
         );
     }
-    queue.rest.lost = queue.rest.lost.saturating_add(1);
-    counter!("vmwatch_agent_exit_records_lost_total").increment(1);
+    queue.rest.lose();
 }
 
 #[cfg(test)]

@@ -183,7 +183,7 @@ impl Vm {
         let hours = search.hours(stored.day_ms);
         let mut is_known = false;
         for (name, statistics) in stored.iter().filter(|(name, _)| search.wanted.matches(name)) {
-            is_known = true;
+            is_known |= search.wanted.is_only(name);
             self.add_name(stored.day_ms, hours, name, &statistics);
         }
         if stored.is_full && !is_known && !hours.is_empty() {
