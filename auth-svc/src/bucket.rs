@@ -99,10 +99,9 @@ impl Bucket {
         }
     }
 
-    /// Writes a value whether or not the key exists.
-    pub(crate) async fn put(&self, key: &str, value: Vec<u8>) -> Result<(), AuthError> {
-        self.inner.put(key, value.into()).await?;
-        Ok(())
+    /// Writes a key that has never existed. Returns false if the key exists or was deleted.
+    pub(crate) async fn create(&self, key: &str, value: Vec<u8>) -> Result<bool, AuthError> {
+        Ok(self.inner.update(key, value.into(), 0).await?.is_some())
     }
 
     /// Writes the key only if it is unchanged since `read`. Returns false if it was changed in between.

@@ -96,7 +96,11 @@ impl Sessions {
         if !beyond.is_empty() {
             self.end_listed(&record.user, beyond).await?;
         }
-        self.bucket.put(&key, value).await?;
+        // If further logins of the user ended the session in between, its key has a deletion marker. Writing over the marker
+        // would leave a valid session that the index does not list.
+        if !self.bucket.create(&key, value).await? {
+            debug!("a session was ended by later logins of the user before it was created");
+        }
         Ok(Session {
             session_id: token,
             expires_at_ms: record.expires_at_ms,
