@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from . import cargo, dependencies, figures, guest, layout, processes, schemathesis, tools, web
+from . import cargo, dependencies, figures, guest, layout, package, processes, schemathesis, tools, web
 from .terminal import Problem, Step, say, style
 
 
@@ -38,6 +38,8 @@ def test(arguments) -> int:
     # This is the last build, because the previous steps leave a vmwatch-lifecycle without libvirt in the same folder.
     _step("binaries for the tests", "build", ["cargo", "build", "--workspace", "--bins", *_locked()])
     _step("./dev up, pasted lines, ./dev down", "dev-whole", _unittest("whole_*.py"))
+    tools.install_system(package.TEST_NEEDS)
+    _step("the agent's packages", "packages", _unittest("packages.py"))
     _step("examples in the API documentation", "doc", ["cargo", "test", "--workspace", "--doc", *_locked()])
     runner = _runner(arguments)
     say(f"\n{style('tests', 'strong')}: {' '.join(runner)}")

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from typing import Callable, List
 
-from . import bench, checks, fuzz, inspect, peer, up
+from . import bench, checks, fuzz, inspect, package, peer, up
 from .terminal import EX_USAGE, Problem, say, style, table, tell
 
 
@@ -38,6 +38,7 @@ COMMANDS = [
         "bench NAME [ARGUMENTS]",
         "run a benchmark: gateway, login, agent, store, latest, fleet or all; --json FILE and --report FILE write the results", bench.bench,
     ),
+    Command("package", "build the agent's packages (.deb and .rpm) for this machine's architecture into .dev/packages", package.package),
     Command("peer nova", "install OpenStack's Keystone and Nova and test the Nova driver against them", peer.peer),
     Command("install", "install the tools that `up` and `test` need, without building vmwatch", up.install),
     Command("help", "show this help", lambda _: show_help()),

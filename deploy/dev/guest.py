@@ -6,6 +6,7 @@ Even without KVM, the guest boots within seconds in QEMU. The only program that 
 import gzip
 import hashlib
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -18,7 +19,8 @@ from .terminal import Problem, Step
 # Kernel modules with the drivers for the devices in deploy/guest/domain.xml. Their dependencies are found
 # automatically.
 MODULES = ["virtio_pci", "virtio_net", "virtio_blk", "virtio_balloon", "virtio-rng", "button", "evdev"]
-TARGET = "x86_64-unknown-linux-gnu"
+TARGET = f"{platform.machine()}-unknown-linux-gnu"
+PROFILE = "guest"
 # Debian's metapackage, which depends on the package of the newest kernel version.
 KERNEL = "linux-image-cloud-amd64"
 
@@ -38,7 +40,7 @@ def image() -> Path:
     tools.install_system(_needs())
     # The agent is built without holding the lock of ./dev: cargo has its own lock, and another ./dev that only installs
     # NATS need not wait.
-    agent = _agent()
+    agent = static_agent()
     with tools.installing():
         parts = _parts()
         home = layout.cache() / "guest"
@@ -95,16 +97,20 @@ def _kernel_package() -> str:
     raise Problem(f"apt does not know the package {KERNEL}", "Run `apt-get update`, then try again.")
 
 
-def _agent() -> Path:
+def static_agent() -> Path:
     """Builds a statically linked agent and returns its path."""
-    objects = layout.cache() / "build" / "guest"
-    command = ["cargo", "build", "-p", "agent", "--profile", "guest", "--target", TARGET, "--target-dir", objects]
+    command = ["cargo", "build", "-p", "agent", "--profile", PROFILE, "--target", TARGET, "--target-dir", objects()]
     environment = {**cargo.environment(), "RUSTFLAGS": "-C target-feature=+crt-static"}
-    with Step("building the guest's agent") as step:
-        log = layout.LOGS / "guest-agent.log"
+    with Step("building a static agent") as step:
+        log = layout.LOGS / "static-agent.log"
         processes.run(step, command, log, cargo.progress, env=environment, cwd=layout.ROOT)
         step.done()
-    return objects / TARGET / "guest" / "vmwatch-agent"
+    return objects() / TARGET / PROFILE / "vmwatch-agent"
+
+
+def objects() -> Path:
+    """Returns the target folder of the static agent."""
+    return layout.cache() / "build" / "guest"
 
 
 def _make(parts: Path, agent: Path, made: Path) -> None:

@@ -217,28 +217,26 @@ def database() -> Database:
             "MongoDB instead, press Ctrl-C and set VMWATCH_MONGODB_URI."
         )
         install_system(STAND_IN_NEEDS)
-        with installing():
-            if not program.exists():
-                _install_stand_in(home)
+        # The package declares a newer compiler than it needs; the workspace's compiler can build it.
+        install_crate(STAND_IN, STAND_IN_VERSION, home, "--ignore-rust-version")
     return Database(program, f"{STAND_IN} {STAND_IN_VERSION}, a stand-in for MongoDB, for development and tests only")
 
 
-def _install_stand_in(home: Path) -> None:
-    partial = home.with_name(f".{home.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    # The compiled objects are kept if the build is interrupted, so the next attempt continues it.
-    objects = layout.cache() / "build" / home.name
-    command = [
-        "cargo", "install", STAND_IN, "--version", STAND_IN_VERSION, "--locked",
-        # The package declares a newer compiler than it needs; the workspace's compiler can build it.
-        "--ignore-rust-version",
-        "--root", partial,
-    ]
-    with Step(f"building {STAND_IN}") as step:
-        processes.run(
-            step, command, layout.LOGS / "stand-in.log", cargo.progress,
-            env={**cargo.environment(), "CARGO_TARGET_DIR": str(objects)}, cwd=layout.cache(),
-        )
-        step.done()
-    partial.rename(home)
-    shutil.rmtree(objects, ignore_errors=True)
+def install_crate(name: str, version: str, home: Path, *options: str) -> None:
+    """Builds the programs of a package from crates.io into the folder `home`, if it does not exist."""
+    with installing():
+        if home.exists():
+            return
+        partial = home.with_name(f".{home.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        # The compiled objects are kept if the build is interrupted, so the next attempt continues it.
+        objects = layout.cache() / "build" / home.name
+        command = ["cargo", "install", name, "--version", version, "--locked", *options, "--root", partial]
+        with Step(f"building {name}") as step:
+            processes.run(
+                step, command, layout.LOGS / f"{name}.log", cargo.progress,
+                env={**cargo.environment(), "CARGO_TARGET_DIR": str(objects)}, cwd=layout.cache(),
+            )
+            step.done()
+        partial.rename(home)
+        shutil.rmtree(objects, ignore_errors=True)

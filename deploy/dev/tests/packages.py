@@ -1,0 +1,214 @@
+"""Builds the agent's packages, compares their files, and installs, upgrades and removes the .deb under systemd."""
+
+import re
+import subprocess
+import tempfile
+import unittest
+from pathlib import Path
+
+from dev import layout, package
+from dev.tests import container
+
+UNIT = "vmwatch-agent.service"
+SETTINGS = "/etc/vmwatch/agent.env"
+SPOOL = "/var/lib/vmwatch-agent"
+DROP_IN = f"/etc/systemd/system/{UNIT}.d"
+# CAP_DAC_READ_SEARCH is 2, CAP_NET_ADMIN is 12, CAP_SYS_PTRACE is 19.
+CAPABILITIES = 1 << 2 | 1 << 12 | 1 << 19
+# What the agent logs if it cannot read the disk counters of all processes.
+NO_DISK_RATES = "the disk counters of some processes cannot be read"
+# The highest exposure level of `systemd-analyze security`, in tenths. What is left is described in the unit.
+EXPOSURE = 40
+# cargo-deb writes this file. In an .rpm, a field has the licence.
+ONLY_DEB = "/usr/share/doc/vmwatch-agent/copyright"
+
+
+def output(*command) -> str:
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def setUpModule():
+    global FOLDER, BUILT
+    folder = tempfile.TemporaryDirectory()
+    unittest.addModuleCleanup(folder.cleanup)
+    FOLDER = Path(folder.name)
+    BUILT = package.build(FOLDER)
+
+
+class Packages(unittest.TestCase):
+    """The packages as files."""
+
+    def test_scripts_pass_shellcheck(self):
+        unpacked = FOLDER / "control"
+        subprocess.run(["dpkg-deb", "--control", BUILT.deb, unpacked], check=True)
+        scripts = [path for path in unpacked.iterdir() if path.read_bytes().startswith(b"#!")]
+        self.assertEqual({path.name for path in scripts}, {"postinst", "prerm", "postrm"})
+        # cargo-deb wrote some lines without quotes around a variable that it sets itself.
+        subprocess.run(["shellcheck", "--exclude=SC2086", *scripts], check=True)
+        subprocess.run(["shellcheck", *(layout.ROOT / "deploy/package/rpm").iterdir()], check=True)
+
+    def test_deb_and_rpm_have_the_same_files(self):
+        deb = self.files_of_deb()
+        self.assertEqual(deb.pop(ONLY_DEB), (0o100644, "0", "0"))
+        self.assertEqual(deb, self.files_of_rpm())
+        self.assertEqual(deb["/usr/bin/vmwatch-agent"], (0o100755, "0", "0"))
+        for path in set(deb) - {"/usr/bin/vmwatch-agent"}:
+            self.assertEqual(deb[path], (0o100644, "0", "0"), path)
+
+        trees = [FOLDER / name for name in ("deb", "rpm")]
+        subprocess.run(["dpkg-deb", "--extract", BUILT.deb, trees[0]], check=True)
+        trees[1].mkdir()
+        install = ["rpm", "--root", trees[1], "--install", "--nodeps", "--noscripts", "--nosignature", BUILT.rpm]
+        done = subprocess.run(install, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertEqual(done.returncode, 0, done.stdout)
+        for path in deb:
+            one, other = [(tree / path.lstrip("/")).read_bytes() for tree in trees]
+            self.assertEqual(one, other, path)
+
+    def test_both_packages_keep_changed_settings_and_need_only_systemd(self):
+        self.assertEqual(output("dpkg-deb", "--info", BUILT.deb, "conffiles").split(), [SETTINGS])
+        query = ["rpm", "--query", "--package", BUILT.rpm]
+        flags = output(*query, "--queryformat", "[%{FILENAMES} %{FILEFLAGS:fflags}\\n]").splitlines()
+        self.assertIn(f"{SETTINGS} cn", flags)
+        self.assertEqual(output("dpkg-deb", "--field", BUILT.deb, "Depends").strip(), "systemd (>= 245)")
+        needed = {line for line in output(*query, "--requires").splitlines() if not line.startswith(("rpmlib", "config"))}
+        self.assertEqual(needed, {"/bin/sh", "systemd >= 245"})
+
+    def files_of_deb(self) -> dict:
+        """Returns the mode and the owners of each file. cargo-deb writes no names of owners, so root is 0."""
+        files = {}
+        for line in output("sh", "-c", 'dpkg-deb --fsys-tarfile "$1" | tar --list --verbose', "sh", BUILT.deb).splitlines():
+            mode, owners, _size, _day, _time, path = line.split(maxsplit=5)
+            if not mode.startswith("d"):
+                files[path.lstrip(".")] = (mode_of(mode), *owners.replace("root", "0").split("/"))
+        return files
+
+    def files_of_rpm(self) -> dict:
+        form = "[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEGROUPNAME}\\n]"
+        lines = output("rpm", "--query", "--package", BUILT.rpm, "--queryformat", form).splitlines()
+        return {path: (mode_of(mode), user.replace("root", "0"), group.replace("root", "0")) for path, mode, user, group in map(str.split, lines)}
+
+
+def mode_of(text: str) -> int:
+    """Returns the mode of a regular file that `ls` shows as `-rw-r--r--`."""
+    assert text[0] == "-", text
+    return 0o100000 | int("".join("0" if letter == "-" else "1" for letter in text[1:]), 2)
+
+
+@unittest.skipUnless(container.possible(), "containers need root and apt")
+class Installed(unittest.TestCase):
+    """The life of the package in one container."""
+
+    def setUp(self):
+        self.make_newer(FOLDER / "newer.deb")
+        self.vm = container.Container(FOLDER)
+        self.addCleanup(self.vm.stop)
+
+    def make_newer(self, newer: Path) -> None:
+        """Makes a package of a newer version."""
+        unpacked = newer.with_suffix("")
+        subprocess.run(["dpkg-deb", "--raw-extract", BUILT.deb, unpacked], check=True)
+        control = unpacked / "DEBIAN/control"
+        control.write_text(re.sub(r"(?m)^Version: .*", "Version: 999", control.read_text()))
+        build = ["dpkg-deb", "-Znone", "--root-owner-group", "--build", unpacked, newer]
+        subprocess.run(build, stdout=subprocess.DEVNULL, check=True)
+
+    def test_package_is_installed_upgraded_and_purged(self):
+        self.vm.run("dpkg", "--install", "/shared/vmwatch-agent.deb")
+        with self.subTest("a new installation is enabled, does not run, and says what to do"):
+            self.assertEqual(self.vm.run("systemctl", "is-enabled", UNIT).stdout.strip(), "enabled")
+            self.assertEqual(self.active(), ("inactive", "dead"))
+            self.assertIn("not set up: set VMWATCH_NATS_URL and the login in /etc/vmwatch/agent.env", self.status())
+        with self.subTest("the unit is valid and restricts the agent"):
+            self.assertEqual(self.vm.run("systemd-analyze", "verify", UNIT).stdout, "")
+            self.vm.run("systemd-analyze", "security", f"--threshold={EXPOSURE}", UNIT)
+        with self.subTest("an invalid setting is reported and not tried again"):
+            self.set_up()
+            self.vm.eventually("the agent has ended", lambda: self.active()[0] == "failed")
+            self.assertEqual(self.vm.property(UNIT, "ExecMainStatus"), "64")
+            self.assertIn("VMWATCH_NATS_PASSWORD_FILE: /etc/vmwatch/nats-password cannot be read", self.status())
+        with self.subTest("the agent runs as its own user in the VM's namespaces, and spools"):
+            self.vm.write("/root/password", "secret")
+            self.vm.run("install", "-m", "0640", "-g", "vmwatch-agent", "/root/password", "/etc/vmwatch/nats-password")
+            self.vm.run("systemctl", "restart", UNIT)
+            self.vm.eventually("samples are spooled", self.spooled)
+            process = self.process_status()
+            user = self.vm.run("id", "--user", "vmwatch-agent").stdout.strip()
+            self.assertEqual(process["Uid"].split(), [user] * 4)
+            for name in ("CapEff", "CapBnd"):
+                self.assertEqual(int(process[name], 16), CAPABILITIES, name)
+            self.assertEqual((process["NoNewPrivs"], process["Seccomp"]), ("1", "2"))
+            self.assertEqual(self.namespaces(self.pid()), self.namespaces("1"))
+            self.vm.eventually("the agent has sampled processes", lambda: "restriction" in self.log())
+            self.assertNotIn(NO_DISK_RATES, self.log())
+        before = self.kept(), self.pid()
+        with self.subTest("an upgrade restarts the agent and keeps settings, login and spool"):
+            self.vm.run("dpkg", "--install", "/shared/newer.deb")
+            self.vm.eventually("the agent was restarted", lambda: self.pid() not in ("0", before[1]))
+            self.assertEqual(self.kept(), before[0])
+        with self.subTest("the drop-in removes the capabilities, and the agent reports what it lacks"):
+            self.vm.run("install", "-D", "-t", DROP_IN, "/usr/share/doc/vmwatch-agent/unprivileged.conf")
+            self.vm.run("systemctl", "daemon-reload")
+            self.vm.run("systemctl", "restart", UNIT)
+            self.vm.eventually("the agent reports that it lacks capabilities", lambda: NO_DISK_RATES in self.log())
+            self.assertIn("CAP_NET_ADMIN", self.log())
+            process = self.process_status()
+            self.assertEqual([int(process[name], 16) for name in ("CapEff", "CapBnd")], [0, 0])
+            self.vm.run("rm", "-r", DROP_IN)
+        with self.subTest("a removal stops the agent and keeps settings, login and spool"):
+            self.vm.run("dpkg", "--remove", "vmwatch-agent")
+            self.assertEqual(self.vm.run("pidof", "vmwatch-agent", check=False).stdout, "")
+            self.assertEqual(self.kept(), before[0])
+        with self.subTest("a reinstallation continues with what was kept"):
+            self.vm.run("dpkg", "--install", "/shared/vmwatch-agent.deb")
+            self.vm.eventually("the agent runs", lambda: self.active() == ("active", "running"))
+            self.assertEqual(self.kept(), before[0])
+        with self.subTest("a purge leaves only the user"):
+            self.vm.run("dpkg", "--purge", "vmwatch-agent")
+            left = self.vm.run("find", "/", "-xdev", "-name", "*vmwatch*", "-not", "-path", "/proc/*").stdout.split()
+            self.assertEqual(left, [])
+            self.vm.run("id", "vmwatch-agent")
+        self.assertEqual(self.vm.state(), "running", "a unit has failed")
+
+    def set_up(self) -> None:
+        lines = [
+            "VMWATCH_INSTANCE_ID=vm-1", "VMWATCH_NATS_URL=nats://127.0.0.1:4222", "VMWATCH_NATS_USER=vmwatch-agent-vm-1",
+            "VMWATCH_NATS_PASSWORD_FILE=/etc/vmwatch/nats-password", "VMWATCH_AGENT_VM_INTERVAL=1s",
+            "VMWATCH_AGENT_PROCESS_INTERVAL=1s",
+        ]
+        self.vm.write(SETTINGS, "\n".join(lines) + "\n")
+        self.vm.run("systemctl", "restart", UNIT)
+
+    def active(self) -> tuple:
+        return self.vm.property(UNIT, "ActiveState"), self.vm.property(UNIT, "SubState")
+
+    def status(self) -> str:
+        return self.vm.run("systemctl", "status", "--full", UNIT, check=False).stdout
+
+    def log(self) -> str:
+        """Returns what the agent that runs now has logged."""
+        invocation = self.vm.property(UNIT, "InvocationID")
+        return self.vm.run("journalctl", "--no-pager", f"_SYSTEMD_INVOCATION_ID={invocation}").stdout
+
+    def pid(self) -> str:
+        return self.vm.property(UNIT, "MainPID")
+
+    def process_status(self) -> dict:
+        lines = self.vm.run("cat", f"/proc/{self.pid()}/status").stdout.splitlines()
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+    def namespaces(self, pid: str) -> list:
+        return [self.vm.run("readlink", f"/proc/{pid}/ns/{name}").stdout for name in ("mnt", "net", "pid", "user")]
+
+    def spooled(self) -> list:
+        names = self.vm.run("ls", SPOOL, check=False).stdout.split()
+        return [name for name in names if name.endswith(".sample")]
+
+    def kept(self) -> dict:
+        """Returns the digests of settings, login and the oldest sample."""
+        files = [SETTINGS, "/etc/vmwatch/nats-password", f"{SPOOL}/{'0' * 20}.sample"]
+        return dict(reversed(line.split()) for line in self.vm.run("sha256sum", *files).stdout.splitlines())
+
+
+if __name__ == "__main__":
+    unittest.main()
