@@ -87,6 +87,7 @@ impl Bench {
             })
             .without_rates()
             .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
+            .set(Program::Metrics, "VMWATCH_FLAT_CHECK_INTERVAL", "1m")
             // The defaults, in tenths.
             .set(Program::Metrics, "VMWATCH_COMPACTION_INTERVAL", "6s")
             .set(Program::Metrics, "VMWATCH_COMPACTION_DELETE_AFTER", "6s")

@@ -115,6 +115,7 @@ impl Bench {
                 builder.replicas(program, 0)
             })
             .set(Program::Metrics, "VMWATCH_NATS_PING_INTERVAL", "10s")
+            .set(Program::Metrics, "VMWATCH_FLAT_CHECK_INTERVAL", "1m")
             .start()
             .await;
         report.describe(&stack)?;
