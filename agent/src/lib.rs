@@ -42,6 +42,7 @@ pub use spool::SpoolError;
 
 use crate::{
     config::AgentSettings,
+    publish::Origin,
     sample::{Roots, SampleError, Sampler},
     sampling::SampleLoop,
     ship::Shipper,
@@ -71,6 +72,9 @@ pub enum AgentError {
     /// There is not enough memory to compress samples.
     #[error("memory for the compression of samples could not be allocated")]
     Encoder(#[source] std::io::Error),
+    /// The operating system provides no random numbers.
+    #[error("the operating system provided no random numbers")]
+    Random(#[source] getrandom::Error),
     /// The health listener cannot listen on its address.
     #[error("the health listener could not be started")]
     Health(#[from] std::io::Error),
@@ -110,7 +114,8 @@ pub async fn run(settings: AgentSettings, program: Program) -> Result<(), AgentE
     let waiting_for = "sampling has not started yet";
     program.start_health(settings.health, waiting_for, ready).await?;
     let (sender, receiver) = mpsc::channel(QUEUE);
-    let shipper = Shipper::new(bus, &id, spool, encoder, Arc::clone(&status));
+    let origin = Origin::new(settings.utc_offset)?;
+    let shipper = Shipper::new(bus, &id, origin, spool, encoder, Arc::clone(&status));
     let sampling = SampleLoop::new(id, sampler, settings.intervals, sender, status);
     program.set_serving();
     // When the sampling loop ends, it drops the queue's sender. This closes the queue and so ends the shipping loop.

@@ -2,13 +2,17 @@
 
 use std::{fmt, time::Duration};
 
-use async_nats::{header::NATS_EXPECTED_STREAM, jetstream};
+use async_nats::{HeaderMap, header::NATS_EXPECTED_STREAM, jetstream};
 use tracing::{Instrument, field::Empty, info_span};
-use vmwatch_api::metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX};
+use vmwatch_api::{
+    agents::{RUN_ID, RunId, SENT_AT, UTC_OFFSET},
+    metrics::{CONTENT_TYPE, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX},
+    time::{UtcOffset, unix_millis},
+};
 use vmwatch_blocks::SAMPLE_CONTENT_TYPE;
 use vmwatch_bus::{Bus, jetstream::JetStreamError, trace_headers};
 
-use crate::parts::Part;
+use crate::{AgentError, parts::Part};
 
 /// Time limit for JetStream's acknowledgement. If the agent may not publish to the subject, NATS does not answer, so
 /// each attempt takes this long.
@@ -18,6 +22,32 @@ const ACK_DEADLINE: Duration = Duration::from_secs(5);
 const STORE_FAILED: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_STORE_FAILED;
 /// JetStream's error code for a stream that has too many messages queued in the NATS server's memory.
 const TOO_MANY_REQUESTS: jetstream::ErrorCode = jetstream::ErrorCode::STREAM_TOO_MANY_REQUESTS;
+
+/// What the headers of each message say about this process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Origin {
+    run_id: RunId,
+    utc_offset: UtcOffset,
+}
+
+impl Origin {
+    /// Creates the origin of a process that starts now.
+    pub(crate) fn new(utc_offset: UtcOffset) -> Result<Self, AgentError> {
+        let mut bits = [0; 8];
+        getrandom::fill(&mut bits).map_err(AgentError::Random)?;
+        Ok(Self {
+            run_id: RunId(u64::from_ne_bytes(bits)),
+            utc_offset,
+        })
+    }
+
+    /// Adds the headers of a message that is sent now.
+    fn add_headers(self, headers: &mut HeaderMap) {
+        headers.insert(SENT_AT, unix_millis().to_string());
+        headers.insert(UTC_OFFSET, self.utc_offset.to_string());
+        headers.insert(RUN_ID, self.run_id.to_header());
+    }
+}
 
 /// Whether a sample part was sent before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +122,7 @@ impl fmt::Display for PublishError {
 pub(crate) async fn publish(
     bus: Bus,
     subject: String,
+    origin: Origin,
     part: Part,
     attempt: Attempt,
 ) -> Result<(), PublishError> {
@@ -117,6 +148,7 @@ pub(crate) async fn publish(
     // subject.
     headers.insert(NATS_EXPECTED_STREAM, SAMPLE_STREAM);
     headers.insert(CONTENT_TYPE, SAMPLE_CONTENT_TYPE);
+    origin.add_headers(&mut headers);
     let stored = bus.publish_stored(subject, headers, part.body, ACK_DEADLINE);
     let outcome = match stored.instrument(span.clone()).await {
         Ok(stored) if stored.duplicate && attempt == Attempt::First => Err(PublishError::Duplicate),

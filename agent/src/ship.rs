@@ -21,7 +21,7 @@ use crate::{
     disk::Disk,
     dropped,
     parts::split,
-    publish::{Attempt, PublishError, publish},
+    publish::{Attempt, Origin, PublishError, publish},
     retry::Retry,
     spool::{Queued, Spool},
     status::Status,
@@ -40,6 +40,7 @@ const MAX_BYTES_IN_MEMORY: usize = 4 << 20;
 pub(crate) struct Shipper {
     bus: Bus,
     subject: String,
+    origin: Origin,
     disk: Disk,
     status: Arc<Status>,
     encoder: Encoder,
@@ -57,6 +58,7 @@ impl Shipper {
     pub(crate) fn new(
         bus: Bus,
         instance_id: &InstanceId,
+        origin: Origin,
         spool: Spool,
         encoder: Encoder,
         status: Arc<Status>,
@@ -64,6 +66,7 @@ impl Shipper {
         Self {
             bus,
             subject: format!("{SAMPLE_SUBJECT_PREFIX}{instance_id}"),
+            origin,
             next_sequence: spool.next_sequence(),
             disk: Disk::new(spool),
             status,
@@ -92,6 +95,7 @@ impl Shipper {
                 let published = publish(
                     self.bus.clone(),
                     self.subject.clone(),
+                    self.origin,
                     queued.part.clone(),
                     attempt,
                 );

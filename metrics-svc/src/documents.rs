@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bson::{DateTime, RawBson, RawDocumentBuf, cstr, oid::ObjectId, raw::CStr, rawdoc};
 use vmwatch_api::{
+    agents::Sender,
     history::Resolution,
     measures::{Unit, VmMeasures},
     metrics::{
@@ -81,6 +82,8 @@ pub struct Documents {
     /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
     /// date.
     pub(crate) far_ahead: bool,
+    /// What the headers of the sample's message say; `None` if the sample did not come in a message.
+    pub(crate) sender: Option<Sender>,
     /// The rows that were refused although the others are stored; `None` if there are none.
     pub(crate) refused: Option<RefusedRows>,
 }
@@ -176,6 +179,7 @@ impl Documents {
             return Err(*refusal);
         }
         Ok(Self {
+            sender: None,
             vms,
             processes,
             refused: RefusedRows::of(&refused),

@@ -18,6 +18,7 @@ use tokio::{
 use tracing::{debug, warn};
 use vmwatch_api::{
     InstanceId, Service,
+    agents::Sender,
     events::{EVENT_STREAM, LiveEvent, ProcessesEvent, RemovedEvent, SampleEvent, event_filter},
     time::unix_millis,
 };
@@ -84,8 +85,8 @@ impl Events {
     }
 
     /// Publishes a live event about a VM row that was just stored, and updates the VM in the list of VMs.
-    pub(crate) fn publish_sample(&self, row: &RawDocument) {
-        let queued = sample(row);
+    pub(crate) fn publish_sample(&self, row: &RawDocument, sender: Option<Sender>) {
+        let queued = sample(row, sender);
         if let Some(LiveEvent::Sample(event)) = queued.as_ref().map(|queued| &queued.event) {
             self.newest.note_stored(event);
         }
@@ -157,13 +158,14 @@ async fn send(bus: &Bus, queued: QueuedEvent) -> Result<(), MetricsError> {
 }
 
 /// Creates the live event of a VM row, or returns `None` if the row has no VM or no internal date.
-fn sample(row: &RawDocument) -> Option<QueuedEvent> {
+fn sample(row: &RawDocument, sender: Option<Sender>) -> Option<QueuedEvent> {
     let read = VmRow::from_document(row).ok()?;
     let event = SampleEvent {
         instance_id: instance(row)?,
         at_ms: at_ms(row)?,
         values: read.values.into(),
         restricted: read.restricted,
+        sender,
     };
     queued(LiveEvent::Sample(event), row)
 }

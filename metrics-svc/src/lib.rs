@@ -99,7 +99,12 @@ async fn serve(
     let processes = Arc::new(Processes::of(store));
     let rows = Arc::new(RowCache::new(store, settings.newest_kept));
     let newest = Arc::new(NewestRows::new(store, settings.rollups.interval));
-    let vms = Arc::new(VmList::new(&known_vms, &newest, settings.silent_after));
+    let vms = Arc::new(VmList::new(
+        &known_vms,
+        &newest,
+        settings.silent_after,
+        settings.rows.offset,
+    ));
     let prepared = until_done("the database", &shutdown, async || {
         store.prepare(&settings.retention).await?;
         history.prepare().await?;

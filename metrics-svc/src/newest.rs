@@ -111,7 +111,10 @@ impl NewestRows {
             values: event.values,
             restricted: event.restricted,
         };
-        if !self.write().note(&event.instance_id, sample, reported_ms) {
+        if !self
+            .write()
+            .note(&event.instance_id, sample, reported_ms, event.sender.as_ref())
+        {
             counter!("vmwatch_vms_omitted_total").increment(1);
         }
     }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use vmwatch_api::{
     InstanceId, Scope, no_such_vm,
     process_search::ProcessSearchPage,
-    time::unix_millis,
+    time::{UtcOffset, unix_millis},
     vms::{Stale, VmDetail, VmPage, VmQuery},
     wire::{Fault, FaultKind},
 };
@@ -19,15 +19,22 @@ pub(crate) struct VmList {
     known: KnownVms,
     newest: Arc<NewestRows>,
     silent_after_ms: u64,
+    utc_offset: UtcOffset,
 }
 
 impl VmList {
-    /// Creates the list. Rows older than `silent_after` are those of silent agents.
-    pub(crate) fn new(known: &KnownVms, newest: &Arc<NewestRows>, silent_after: Duration) -> Self {
+    /// Creates the list. Rows older than `silent_after` are those of silent agents, and agents must have this UTC offset.
+    pub(crate) fn new(
+        known: &KnownVms,
+        newest: &Arc<NewestRows>,
+        silent_after: Duration,
+        utc_offset: UtcOffset,
+    ) -> Self {
         Self {
             known: known.clone(),
             newest: Arc::clone(newest),
             silent_after_ms: u64::try_from(silent_after.as_millis()).unwrap_or(u64::MAX),
+            utc_offset,
         }
     }
 
@@ -77,6 +84,7 @@ impl VmList {
             measures: Some(Measures {
                 rows: &rows,
                 silent_after_ms: self.silent_after_ms,
+                utc_offset: self.utc_offset,
             }),
         })
     }

@@ -5,6 +5,7 @@ use mongodb::bson::{Document, doc};
 use testkit::{PATIENCE, Program, Stack, StackBuilder, eventually};
 use vmwatch_api::{
     Method, Principal, Role, Scope,
+    agents::SENT_AT,
     metrics::{
         CONTENT_TYPE, ProcessSample, SAMPLE_STREAM, SAMPLE_SUBJECT_PREFIX, Sample, SystemSample, VmSample,
     },
@@ -85,6 +86,14 @@ pub(crate) fn process(name: &str, pid: u32, cpu_util: f64) -> ProcessSample {
 pub(crate) async fn publish(stack: &Stack, sample: &Sample) {
     let body = serde_json::to_vec(sample).unwrap();
     publish_message(stack, sample, PublishMessage::build().payload(body.into())).await;
+}
+
+/// Publishes a sample like [`publish`], with the headers of an agent whose clock is ahead by this many milliseconds.
+pub(crate) async fn publish_by_clock(stack: &Stack, sample: &Sample, ahead_ms: i64) {
+    let body = serde_json::to_vec(sample).unwrap();
+    let sent_ms = unix_millis().checked_add_signed(ahead_ms).unwrap();
+    let message = PublishMessage::build().payload(body.into());
+    publish_message(stack, sample, message.header(SENT_AT, sent_ms.to_string())).await;
 }
 
 /// Publishes a sample like [`publish`], but in the encoding that agents use.

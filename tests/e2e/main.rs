@@ -10,6 +10,7 @@
 )]
 
 mod agent;
+mod agent_faults;
 mod api;
 mod audit;
 mod bad_input;

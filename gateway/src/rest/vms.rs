@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use vmwatch_api::{
     InstanceId, Method,
+    agents::AgentFault,
     lifecycle::{MachineState, Target},
     measures::VmValues,
     metrics::Restriction,
@@ -67,6 +68,9 @@ pub(super) struct Vm {
     /// Latest sample of the VM; null if there is none.
     #[schema(required)]
     sample: Option<Sample>,
+    /// Why the samples may be wrong or misleading: the clock of the VM, the UTC offset of the agent, or a second agent with
+    /// the same id. Empty if no fault is known. More kinds may be added.
+    agent_faults: Vec<AgentFault>,
     /// Peak CPU usage of the VM in each 3-minute slot of the last hour, oldest first; null where there was no sample.
     cpu_sparkline: Vec<Option<f64>>,
 }
@@ -304,6 +308,12 @@ pub(super) fn degraded(missing: Option<Fault>, stale: &[Stale]) -> Vec<Degraded>
     missing.into_iter().chain(stale).collect()
 }
 
+/// Leaves out faults that only a newer service knows.
+fn known_faults(mut faults: Vec<AgentFault>) -> Vec<AgentFault> {
+    faults.retain(|fault| *fault != AgentFault::Unknown);
+    faults
+}
+
 impl From<ListedVm> for Vm {
     fn from(vm: ListedVm) -> Self {
         Self {
@@ -316,6 +326,7 @@ impl From<ListedVm> for Vm {
             agent: vm.agent,
             last_report_at: vm.last_report_ms.map(Timestamp::of_ms),
             sample: vm.sample.map(Sample::from),
+            agent_faults: known_faults(vm.agent_faults),
             cpu_sparkline: vm.cpu_sparkline,
         }
     }

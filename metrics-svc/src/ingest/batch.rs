@@ -148,7 +148,7 @@ impl Batch {
         let stored = self.documents.iter().zip(verdicts);
         for (documents, _) in stored.filter(|(_, verdict)| **verdict == Verdict::Stored) {
             for row in &documents.vms {
-                events.publish_sample(row);
+                events.publish_sample(row, documents.sender);
             }
             if !documents.processes.is_empty() {
                 events.publish_processes(&documents.processes);

@@ -2,8 +2,9 @@
 
 use std::time::SystemTime;
 
-use async_nats::jetstream::Message;
+use async_nats::{HeaderMap, HeaderValue, jetstream::Message};
 use vmwatch_api::{
+    agents::{RUN_ID, RunId, SENT_AT, Sender, UTC_OFFSET},
     metrics::{CONTENT_TYPE, SAMPLE_PART_BYTES, SAMPLE_SUBJECT_PREFIX, Sample},
     time::UtcOffset,
 };
@@ -23,7 +24,24 @@ pub(super) fn read(message: &Message, offset: UtcOffset) -> Result<Documents, St
     let arrival = message
         .info()
         .map_or_else(|_| SystemTime::now(), |info| info.published.into());
-    Documents::from_sample(&sample, offset, arrival).map_err(|refusal| refusal.to_string())
+    let mut documents =
+        Documents::from_sample(&sample, offset, arrival).map_err(|refusal| refusal.to_string())?;
+    documents.sender = message.headers.as_ref().map(|headers| sender(headers, arrival));
+    Ok(documents)
+}
+
+/// What the headers of a message say about the agent that sent it. Headers that cannot be decoded count as missing.
+fn sender(headers: &HeaderMap, arrival: SystemTime) -> Sender {
+    let text = |name| headers.get(name).map(HeaderValue::as_str);
+    let since = arrival.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let arrived_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+    let sent_ms = text(SENT_AT).and_then(|text| text.parse::<u64>().ok());
+    Sender {
+        arrived_ms,
+        clock_ahead_ms: sent_ms.and_then(|sent_ms| sent_ms.checked_signed_diff(arrived_ms)),
+        utc_offset: text(UTC_OFFSET).and_then(|text| text.parse().ok()),
+        run_id: text(RUN_ID).and_then(RunId::from_header),
+    }
 }
 
 /// The `Content-Type` of a message.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     InstanceId,
+    agents::Sender,
     lifecycle::{MachineState, Operation},
     measures::VmValues,
     metrics::Restriction,
@@ -51,6 +52,9 @@ pub struct SampleEvent {
     /// Why the agent cannot see all processes of the VM; `None` if it can.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restricted: Option<Restriction>,
+    /// What the headers of the sample's message say; `None` if the sample did not come in a message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<Sender>,
 }
 
 /// Live event: the process table of a sample has been stored.

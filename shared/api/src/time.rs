@@ -2,13 +2,14 @@
 //! milliseconds.
 
 use std::{
+    borrow::Cow,
     fmt,
     str::FromStr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jiff::{Timestamp, civil::DateTime, tz::Offset};
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 
 /// The current time in Unix milliseconds.
 pub fn unix_millis() -> u64 {
@@ -81,6 +82,19 @@ impl fmt::Display for UtcOffset {
             seconds.abs() / 3600,
             seconds.abs() % 3600 / 60
         )
+    }
+}
+
+impl Serialize for UtcOffset {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for UtcOffset {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text: Cow<'_, str> = Deserialize::deserialize(deserializer)?;
+        text.parse().map_err(D::Error::custom)
     }
 }
 

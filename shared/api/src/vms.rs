@@ -8,7 +8,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
 use sha2::{Digest, Sha256};
 
 use super::{
-    InstanceId, Kind, Method, MethodInfo, Service, bounded_text,
+    InstanceId, Kind, Method, MethodInfo, Service,
+    agents::AgentFault,
+    bounded_text,
     history::query,
     lifecycle::{MachineState, Target},
     measures::VmValues,
@@ -357,6 +359,9 @@ pub struct ListedVm {
     /// time of the newest row. A VM is silent by this time, because it does not depend on the VM's clock.
     pub last_report_ms: Option<u64>,
     pub sample: Option<NewestSample>,
+    /// Why the samples may be wrong or misleading, by the recent messages of the agent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub agent_faults: Vec<AgentFault>,
     /// Maximum CPU usage in each three minutes of the last hour, oldest first; null where there was no sample. Empty if
     /// there is no sample at all.
     #[serde(default)]

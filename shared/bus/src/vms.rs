@@ -13,6 +13,7 @@ mod inventory;
 mod labels;
 mod list;
 mod rows;
+mod senders;
 
 use async_nats::jetstream::kv::{Entry, Operation};
 use metrics::counter;

@@ -48,6 +48,23 @@ export const en = {
     none: "no hypervisor",
   },
   agent: { reporting: "reporting", silent: "silent", never: "never reported", none: "unknown" },
+  agentFaults: {
+    clock: {
+      short: "wrong clock",
+      title: (ahead: boolean, by: string) => `The clock of this VM is ${ahead ? "ahead" : "behind"} by ${by}.`,
+      remedy: "Its samples have wrong times. Synchronize the clock by NTP.",
+    },
+    utc_offset: {
+      short: "wrong UTC offset",
+      title: (agent: string, deployment: string) => `The agent of this VM has the UTC offset ${agent} instead of ${deployment}.`,
+      remedy: (deployment: string) => `Its samples have wrong times. Set VMWATCH_UTC_OFFSET of the agent to ${deployment}.`,
+    },
+    two_agents: {
+      short: "two agents",
+      title: "Two agents report as this VM.",
+      remedy: "Its samples are those of two VMs. If the VM was cloned, give the clone an id of its own.",
+    },
+  },
   common: {
     loading: "Loading…",
     retry: "Try again",

@@ -49,6 +49,23 @@ export const zh: Texts = {
     none: "未纳管",
   },
   agent: { reporting: "上报正常", silent: "上报中断", never: "从未上报", none: "未知" },
+  agentFaults: {
+    clock: {
+      short: "时钟不准",
+      title: (ahead, by) => `此虚拟机的时钟${ahead ? "快" : "慢"}了 ${by}。`,
+      remedy: "其采样时间不正确，请使用 NTP 同步时钟。",
+    },
+    utc_offset: {
+      short: "UTC 偏移错误",
+      title: (agent, deployment) => `此虚拟机代理的 UTC 偏移为 ${agent}，应为 ${deployment}。`,
+      remedy: (deployment) => `其采样时间不正确，请将代理的 VMWATCH_UTC_OFFSET 设为 ${deployment}。`,
+    },
+    two_agents: {
+      short: "两个代理",
+      title: "有两个代理以此虚拟机的身份上报。",
+      remedy: "其采样来自两台虚拟机。如果虚拟机是克隆而来，请为克隆设置自己的 ID。",
+    },
+  },
   common: {
     loading: "正在加载…",
     retry: "重试",

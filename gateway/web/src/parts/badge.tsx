@@ -7,8 +7,8 @@ export type Tone = "good" | "bad" | "warn" | "busy" | "quiet";
 export const toneOf = (tones: Record<string, Tone>, value: string): Tone =>
   (Object.hasOwn(tones, value) ? tones[value] : undefined) ?? "quiet";
 
-export function Badge({ tone, children }: { tone: Tone; children: string }) {
-  return <span class={`badge ${tone}`}>{children}</span>;
+export function Badge({ tone, title, children }: { tone: Tone; title?: string; children: string }) {
+  return <span class={`badge ${tone}`} title={title}>{children}</span>;
 }
 
 const MACHINE: Record<Schemas["MachineState"], Tone> = {

@@ -9,6 +9,7 @@ import { problemText } from "../parts/dialog";
 import { Meter } from "../parts/meter";
 import { Sparkline } from "../parts/sparkline";
 import { vmAddress } from "../router";
+import { FaultBadges } from "./agent-faults";
 
 export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolean }) {
   const texts = t();
@@ -30,7 +31,7 @@ export function VmRow({ vm, index, acts }: { vm: Vm; index: number; acts: boolea
       <td class="number mem">{mem === null ? none : <Meter value={mem} hot={90} />}</td>
       <td class="number net">{net === null ? none : rate(net)}</td>
       <td class="number disk">{disk === null ? none : rate(disk)}</td>
-      <td class="report"><Report agent={vm.agent} at={vm.last_report_at} /></td>
+      <td class="report"><Report agent={vm.agent} at={vm.last_report_at} /><FaultBadges faults={vm.agent_faults} /></td>
       {acts && <td class="act"><StartButton id={vm.instance_id} name={name} state={vm.state} /></td>}
     </tr>
   );

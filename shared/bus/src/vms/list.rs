@@ -8,10 +8,12 @@ use std::{
 
 use vmwatch_api::{
     InstanceId, PageRoom, Scope,
+    agents::AgentFault,
     inventory::InventoryHypervisor,
     labels::HYPERVISOR_LABEL,
     lifecycle::MachineState,
     processes::Order,
+    time::UtcOffset,
     vms::{
         Agent, HypervisorPart, LabelFilter, ListedVm, MAX_PARTS, SortValue, VmCursor, VmDetail, VmPage,
         VmQuery, VmSort,
@@ -39,6 +41,8 @@ pub struct Measures<'a> {
     pub rows: &'a Rows,
     /// Time without a report after which an agent counts as silent, in milliseconds.
     pub silent_after_ms: u64,
+    /// The UTC offset of the deployment, which agents must have.
+    pub utc_offset: UtcOffset,
 }
 
 /// A VM that may be listed.
@@ -51,6 +55,8 @@ struct Found<'a> {
     labels: Option<&'a Labelled>,
     row: Option<&'a Row>,
     agent: Option<Agent>,
+    /// The UTC offset of the deployment.
+    utc_offset: UtcOffset,
 }
 
 /// The position of a VM in a list.
@@ -198,6 +204,9 @@ impl<'a> Vms<'a> {
             labels,
             row,
             agent,
+            utc_offset: self
+                .measures
+                .map_or(UtcOffset::UTC, |measures| measures.utc_offset),
         }
     }
 
@@ -257,6 +266,12 @@ impl<'a> Found<'a> {
             && filter.label.as_ref().is_none_or(|label| self.has_label(label))
             && search.is_none_or(|text| self.contains(text));
         is_selected.then_some(self)
+    }
+
+    fn faults(&self, now_ms: u64) -> Vec<AgentFault> {
+        self.row
+            .map(|row| row.faults(self.utc_offset, now_ms))
+            .unwrap_or_default()
     }
 
     fn has_label(&self, label: &LabelFilter) -> bool {
@@ -322,6 +337,7 @@ impl<'a> Found<'a> {
             agent: self.agent,
             last_report_ms: self.row.map(|row| row.reported_ms),
             sample: self.row.map(|row| row.sample),
+            agent_faults: self.faults(now_ms),
             cpu_sparkline: self.row.map(|row| row.sparkline(now_ms)).unwrap_or_default(),
         }
     }

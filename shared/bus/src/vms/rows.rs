@@ -7,11 +7,15 @@ use std::{
 
 use vmwatch_api::{
     InstanceId,
+    agents::{AgentFault, Sender},
     history::{SPARKLINE_POINTS, SPARKLINE_STEP_MS},
+    time::UtcOffset,
     vms::NewestSample,
 };
 
-/// Maximum number of VMs whose newest rows are kept; they take about 25 MB.
+use super::senders::Senders;
+
+/// Maximum number of VMs whose newest rows are kept; they take about 40 MB.
 pub const MAX_ROWS: usize = 50_000;
 
 /// The newest rows of VMs, sorted by id.
@@ -29,6 +33,8 @@ pub struct Row {
     pub reported_ms: u64,
     /// Maximum CPU usage in each three minutes of the last hour.
     cpu: CpuRing,
+    /// The processes that sent the VM's recent messages.
+    senders: Senders,
 }
 
 /// Maxima of the CPU usage in a ring: a slot replaces the slot of an hour before.
@@ -69,7 +75,7 @@ impl CpuRing {
 
 impl Row {
     /// Creates a row whose sparkline has no points.
-    pub const fn new(sample: NewestSample, reported_ms: u64) -> Self {
+    pub fn new(sample: NewestSample, reported_ms: u64) -> Self {
         Self {
             sample,
             reported_ms,
@@ -77,6 +83,7 @@ impl Row {
                 newest: 0,
                 points: [None; SPARKLINE_POINTS],
             },
+            senders: Senders::default(),
         }
     }
 
@@ -97,6 +104,11 @@ impl Row {
                 self.cpu.add(slot, cpu);
             }
         }
+    }
+
+    /// The faults of the VM's agent in a deployment with this UTC offset.
+    pub(super) fn faults(&self, deployment: UtcOffset, now_ms: u64) -> Vec<AgentFault> {
+        self.senders.faults(deployment, now_ms)
     }
 
     /// The sparkline of the last hour, oldest point first. Slots ahead of the clock are not shown.
@@ -122,13 +134,23 @@ impl Rows {
         self.rows.len()
     }
 
-    /// Notes a sample. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
-    pub fn note(&mut self, id: &InstanceId, sample: NewestSample, reported_ms: u64) -> bool {
+    /// Notes a sample and, if it came from the bus, who sent it. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
+    pub fn note(
+        &mut self,
+        id: &InstanceId,
+        sample: NewestSample,
+        reported_ms: u64,
+        sender: Option<&Sender>,
+    ) -> bool {
         let mut row = Row::new(sample, reported_ms);
         if let Some(cpu) = sample.values.cpu_util {
             row.add_cpu(sample.at_ms / SPARKLINE_STEP_MS, cpu);
         }
-        self.merge(id, row)
+        let is_kept = self.merge(id, row);
+        if let (Some(known), Some(sender)) = (self.rows.get_mut(id), sender) {
+            known.senders.note(sender);
+        }
+        is_kept
     }
 
     /// Adds a row of a VM to what is known. Returns `false` if the VM is not known and there are [`MAX_ROWS`] others.
@@ -201,7 +223,7 @@ mod tests {
             (now - 2 * SPARKLINE_STEP_MS, 20.0, 4),
             (now - HOUR, 80.0, 5),
         ] {
-            assert!(rows.note(&id, sample(at, cpu), reported));
+            assert!(rows.note(&id, sample(at, cpu), reported, None));
         }
         let row = rows.get(&id).unwrap();
         assert_eq!((row.sample, row.reported_ms), (sample(now, 50.0), 5));
@@ -219,7 +241,7 @@ mod tests {
         assert!(row.sparkline(now - HOUR).iter().all(Option::is_none));
 
         let mut other = Rows::default();
-        other.note(&id, sample(now + HOUR, 1.0), 1);
+        other.note(&id, sample(now + HOUR, 1.0), 1, None);
         other.merge(&id, row.clone());
         let merged = other.get(&id).unwrap();
         assert_eq!((merged.sample, merged.reported_ms), (sample(now + HOUR, 1.0), 5));
@@ -234,15 +256,15 @@ mod tests {
         let mut rows = Rows::default();
         let id = |index: usize| format!("vm-{index}").parse().unwrap();
         for index in 0..MAX_ROWS {
-            assert!(rows.note(&id(index), sample(1, 1.0), 1));
+            assert!(rows.note(&id(index), sample(1, 1.0), 1, None));
         }
-        assert!(!rows.note(&id(MAX_ROWS), sample(1, 1.0), 1));
+        assert!(!rows.note(&id(MAX_ROWS), sample(1, 1.0), 1, None));
         assert!(
-            rows.note(&id(0), sample(2, 1.0), 1),
+            rows.note(&id(0), sample(2, 1.0), 1, None),
             "known VMs are still updated"
         );
         rows.remove(&id(1));
-        assert!(rows.note(&id(MAX_ROWS), sample(1, 1.0), 1) && rows.count() == MAX_ROWS);
+        assert!(rows.note(&id(MAX_ROWS), sample(1, 1.0), 1, None) && rows.count() == MAX_ROWS);
         let (first, last) = (id(20), id(22));
         let between: Vec<_> = rows
             .between(Some(&first), Some(&last))

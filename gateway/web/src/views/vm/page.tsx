@@ -8,6 +8,7 @@ import { now } from "../../clock";
 import { t } from "../../i18n";
 import { DegradedNote, Failed, Loading, Notice } from "../../parts/states";
 import { route } from "../../router";
+import { FaultNotes } from "../agent-faults";
 import { Charts } from "./charts";
 import { Download } from "./download";
 import { Header } from "./header";
@@ -61,6 +62,7 @@ export function VmPage({ id }: { id: string }) {
     <>
       <Header vm={vm.data} />
       <DegradedNote degraded={vm.data.degraded} />
+      <FaultNotes faults={vm.data.agent_faults} />
       <RangeBar range={shown} resolution={history.resolution} loading={history.loading}>
         <Download id={id} name={vm.data.name ?? id} range={shown} />
       </RangeBar>

@@ -23,6 +23,7 @@ impl Tables {
             measures: Some(Measures {
                 rows: &self.rows,
                 silent_after_ms: SILENT_AFTER,
+                utc_offset: UtcOffset::UTC,
             }),
         }
     }
@@ -42,7 +43,7 @@ impl Tables {
             },
             restricted: None,
         };
-        assert!(self.rows.note(&id.parse().unwrap(), sample, NOW - ago_ms));
+        assert!(self.rows.note(&id.parse().unwrap(), sample, NOW - ago_ms, None));
     }
 
     fn label(&mut self, id: &str, key: &str, value: &str) {

@@ -1,0 +1,111 @@
+//! What metrics-svc learns about the agent of a VM from the headers of its messages: its clock, its UTC offset, and whether
+//! another agent reports as the same VM.
+
+use serde::{Deserialize, Serialize};
+
+use super::time::UtcOffset;
+
+/// Header of a sample message: when the agent sent it, by the clock of the VM, in Unix milliseconds. A message that is
+/// sent again has the new time.
+pub const SENT_AT: &str = "Vmwatch-Sent-At";
+/// Header of a sample message: the UTC offset of the agent, such as `+08:00`.
+pub const UTC_OFFSET: &str = "Vmwatch-Utc-Offset";
+/// Header of a sample message: the random id of the process that sent it.
+pub const RUN_ID: &str = "Vmwatch-Run-Id";
+
+/// The random id of a process of the agent: 16 hexadecimal digits on the bus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RunId(pub u64);
+
+impl RunId {
+    /// Decodes a header.
+    pub fn from_header(text: &str) -> Option<Self> {
+        let is_hex = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hex.then(|| u64::from_str_radix(text, 16).ok())?.map(Self)
+    }
+
+    /// The value of the header.
+    pub fn to_header(self) -> String {
+        format!("{:016x}", self.0)
+    }
+}
+
+/// What the headers of a sample message say about the agent that sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sender {
+    /// When the message arrived at the NATS server, Unix milliseconds.
+    pub arrived_ms: u64,
+    /// By how much the clock of the VM was ahead of the clock of the NATS server, in milliseconds; negative if it was behind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ahead_ms: Option<i64>,
+    /// The UTC offset of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utc_offset: Option<UtcOffset>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+}
+
+/// Why the samples of a VM may be wrong or misleading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum AgentFault {
+    /// The clock of the VM differs from the clock of the server by more than two seconds.
+    Clock {
+        /// By how much the clock of the VM is ahead, in milliseconds; negative if it is behind.
+        ahead_ms: i64,
+    },
+    /// The agent has another UTC offset than the deployment, so the times of its samples are wrong.
+    UtcOffset {
+        /// The offset of the agent.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        agent: UtcOffset,
+        /// The offset of the deployment.
+        #[cfg_attr(feature = "openapi", schema(value_type = String))]
+        deployment: UtcOffset,
+    },
+    /// Two agents report as this VM, for example because it was cloned, so its samples are those of two VMs.
+    TwoAgents,
+    /// A fault that only a newer version of vmwatch knows.
+    #[serde(other)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn run_id_survives_its_header() {
+        for id in [RunId(0), RunId(0xab), RunId(u64::MAX)] {
+            assert_eq!(RunId::from_header(&id.to_header()), Some(id));
+        }
+        for bad in [
+            "",
+            "ab",
+            "00000000000000000",
+            "+00000000000000a",
+            "zz00000000000000",
+        ] {
+            assert_eq!(RunId::from_header(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn agent_faults_match_golden_json() {
+        for golden in [
+            r#"{"kind":"clock","ahead_ms":-28800000}"#,
+            r#"{"kind":"utc_offset","agent":"+00:00","deployment":"+08:00"}"#,
+            r#"{"kind":"two_agents"}"#,
+        ] {
+            let fault: AgentFault = serde_json::from_str(golden).unwrap();
+            assert_eq!(serde_json::to_string(&fault).unwrap(), golden);
+        }
+        let newer = r#"{"kind":"of_a_newer_version","more":1}"#;
+        assert_eq!(
+            serde_json::from_str::<AgentFault>(newer).unwrap(),
+            AgentFault::Unknown
+        );
+    }
+}

@@ -1,0 +1,72 @@
+//! Tests that the list of VMs shows agents whose samples are wrong: a wrong clock, another UTC offset, and two agents with one
+//! id.
+
+use testkit::{PATIENCE, Program, Stack, THIS_MACHINE, eventually};
+use vmwatch_api::{
+    Scope,
+    agents::AgentFault,
+    lifecycle::Target,
+    time::{UtcOffset, unix_millis},
+    vms::Get,
+};
+
+use crate::history_support::{SECOND, call_in, publish_by_clock, sample, stack};
+
+async fn faults(stack: &Stack, id: &str) -> Result<Vec<AgentFault>, String> {
+    let target = Target {
+        instance_id: id.parse().unwrap(),
+    };
+    let detail = call_in::<Get>(stack, Scope::All, &target).await;
+    Ok(detail.map_err(|fault| fault.to_string())?.vm.agent_faults)
+}
+
+/// Waits until the VM has a fault that `is_wanted` selects.
+async fn fault(stack: &Stack, id: &str, is_wanted: impl Fn(&AgentFault) -> bool) -> AgentFault {
+    eventually("the VM shows the fault", PATIENCE, async || {
+        let faults = faults(stack, id).await?;
+        faults
+            .iter()
+            .copied()
+            .find(&is_wanted)
+            .ok_or(format!("{faults:?}"))
+    })
+    .await
+}
+
+#[tokio::test]
+async fn vm_shows_wrong_clock_wrong_utc_offset_and_a_second_agent() {
+    let stack = stack()
+        .replicas(Program::Metrics, 2)
+        .replicas(Program::Agent, 2)
+        .set(Program::Metrics, "VMWATCH_UTC_OFFSET", "+08:00")
+        .set(Program::Agent, "VMWATCH_UTC_OFFSET", "+07:00")
+        .set(Program::Agent, "VMWATCH_INSTANCE_ID", THIS_MACHINE)
+        .start()
+        .await;
+    // Replicas ignore messages that they see in another order, so the number of messages that are needed varies.
+    let clock = eventually("the VM shows the wrong clock", PATIENCE, async || {
+        let sample = sample("vm-behind", unix_millis() - SECOND, "+08:00", 5.0);
+        publish_by_clock(&stack, &sample, -60_000).await;
+        let faults = faults(&stack, "vm-behind").await?;
+        faults.first().copied().ok_or("no fault is shown".to_owned())
+    })
+    .await;
+    let AgentFault::Clock { ahead_ms } = clock else {
+        panic!("{clock:?}");
+    };
+    assert!((-62_000..=-60_000).contains(&ahead_ms), "{ahead_ms}");
+
+    let offset = fault(&stack, THIS_MACHINE, |fault| {
+        matches!(fault, AgentFault::UtcOffset { .. })
+    })
+    .await;
+    let of = |text: &str| text.parse::<UtcOffset>().unwrap();
+    assert_eq!(
+        offset,
+        AgentFault::UtcOffset {
+            agent: of("+07:00"),
+            deployment: of("+08:00")
+        }
+    );
+    fault(&stack, THIS_MACHINE, |fault| *fault == AgentFault::TwoAgents).await;
+}
