@@ -77,6 +77,8 @@ pub struct Documents {
     pub processes: Vec<RawDocumentBuf>,
     /// Number of parts of earlier samples that the agent reports as dropped.
     pub dropped_parts: u64,
+    /// Number of times that records of ended processes were lost, as the agent reports it.
+    pub lost_exit_records: u64,
     /// When the sample arrived, in Unix microseconds.
     pub(crate) arrival: Option<i64>,
     /// Whether the time of the sample is so far ahead of its arrival that its rows may be stored with another effective
@@ -184,6 +186,7 @@ impl Documents {
             processes,
             refused: RefusedRows::of(&refused),
             dropped_parts: sample.vm.as_ref().map_or(0, |vm| vm.dropped_parts.into()),
+            lost_exit_records: sample.vm.as_ref().map_or(0, |vm| vm.lost_exit_records.into()),
             arrival: Some(micros_of(arrival)),
             far_ahead: moment > arrival + FAR_AHEAD,
         })

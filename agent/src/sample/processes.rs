@@ -79,6 +79,9 @@ pub struct ProcessReading {
     pub short_lived: Option<ShortLived>,
     /// Number of times that records of ended processes were lost.
     pub lost: u32,
+    /// CPU time in seconds that ended processes seem to have used, but that no row has, because the processes would then
+    /// have used more than the VM.
+    pub excess_seconds: f64,
 }
 
 /// The rows of running processes, and the CPU time of the others.
@@ -214,7 +217,7 @@ impl ProcessSampler {
             .map(|process| (process.row.pid, process.row.owner.clone()))
             .collect();
         self.add_records(&mut ended, &mut exits, running.previous, &owners);
-        let reaped = running.unexplained();
+        let (reaped, excess_seconds) = running.unexplained();
         let rest = share_out(reaped, &mut ended, &mut exits);
         let elapsed = running.previous.map_or(Duration::MAX, |(_, elapsed)| elapsed);
         let mut sums = Sums::new(matches!(self.selection, Selection::Top { .. }));
@@ -239,6 +242,7 @@ impl ProcessSampler {
             vm_cpu: running.vm_cpu,
             short_lived: Some(short_lived),
             lost: exits.lost,
+            excess_seconds,
         })
     }
 
@@ -569,13 +573,16 @@ fn unseen(exit: Exit, owner: ProcessOwner, elapsed: Duration) -> Ended {
 }
 
 impl Running {
-    /// The CPU time of ended processes in seconds. Processes that end during a pass over `/proc` can make the sum wrong, so
-    /// it is at most what the rows of running processes leave of the VM's CPU time.
-    fn unexplained(&self) -> f64 {
+    /// The CPU time of ended processes in seconds, and what exceeds it. Processes that end during a pass over `/proc` can
+    /// make the sum wrong, so it is at most what the rows of running processes leave of the VM's CPU time.
+    fn unexplained(&self) -> (f64, f64) {
         let reaped: f64 = self.reaped.values().sum();
-        let Some(vm_cpu) = &self.vm_cpu else { return 0.0 };
+        let Some(vm_cpu) = &self.vm_cpu else {
+            return (0.0, 0.0);
+        };
         let running: f64 = self.rows.iter().filter_map(|row| row.cpu_seconds).sum();
-        reaped.min(vm_cpu.total() * CPU_TOLERANCE - running).max(0.0)
+        let seconds = reaped.min(vm_cpu.total() * CPU_TOLERANCE - running).max(0.0);
+        (seconds, reaped - seconds)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use vmwatch_api::{
     InstanceId,
-    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Sample, VmSample},
+    metrics::{CpuSeconds, ProcessOwner, ProcessSample, Sample, ShortLived, SystemSample, VmSample},
     time::{CreateDate, UtcOffset},
 };
 
@@ -18,6 +18,10 @@ pub(crate) const ACTIVITIES: [f64; 2] = [0.15, 0.4];
 const INTERVAL: f64 = 60.0;
 /// When the oldest process started, in Unix seconds.
 const STARTED: f64 = 1_700_000_000.0;
+/// Number of cores of each VM.
+const CORES: u32 = 4;
+/// Share of the swap space that a VM uses at first, percent.
+const SWAP: f64 = 3.0;
 const NAMES: [&str; 20] = [
     "kworker/u8",
     "postgres",
@@ -75,7 +79,7 @@ impl Vm {
             net_outgoing: 0.0,
             vm_cpu: None,
             sums: Vec::new(),
-            short_lived: None,
+            short_lived: Some(ShortLived::Recorded),
             vm: None,
         };
         #[expect(
@@ -118,6 +122,7 @@ impl Vm {
             create_date: self.sample.create_date.clone(),
             vm: self.sample.vm.clone(),
             vm_cpu: self.sample.vm_cpu.filter(|_| processes),
+            short_lived: self.sample.short_lived.filter(|_| processes),
             sums: Vec::new(),
             ..self.sample
         }
@@ -151,12 +156,15 @@ impl Vm {
             nice: 0.0,
             system: hundredth(total * 0.3),
         });
+        let cpu_util = tenth(random.unit() * 30.0);
+        let swap = sample.vm.as_ref().and_then(|vm| vm.system.swap);
         sample.vm = Some(VmSample {
-            cpu_util: Some(tenth(random.unit() * 30.0)),
+            cpu_util: Some(cpu_util),
             mem: Some(tenth(40.0 + random.unit())),
             disk_read: tenth(random.unit() * 20.0),
             disk_write: tenth(random.unit() * 800.0),
             proc: Some(PROCESSES),
+            system: system(random, cpu_util, swap.unwrap_or(SWAP)),
             ..VmSample::default()
         });
     }
@@ -189,6 +197,24 @@ fn owner(place: u32) -> ProcessOwner {
         parent_pid: Some(parent),
         unit,
         ..ProcessOwner::default()
+    }
+}
+
+/// Measures of a VM with some load: processes rarely wait for memory or disks, the hypervisor rarely takes CPU time, and
+/// the swap space in use rarely changes.
+fn system(random: &mut Random, cpu_util: f64, swap: f64) -> SystemSample {
+    let mut rarely = |one_in, most: f64| {
+        let value = tenth(random.unit() * most);
+        if random.below(one_in) == 0 { value } else { 0.0 }
+    };
+    SystemSample {
+        cores: Some(CORES),
+        steal: Some(rarely(20, 2.0)),
+        load: Some(hundredth(cpu_util / 100.0 * f64::from(CORES) + rarely(3, 0.5))),
+        swap: Some(tenth(swap + rarely(100, 0.5))),
+        pressure_cpu: Some(tenth(cpu_util / 20.0 + rarely(2, 1.0))),
+        pressure_mem: Some(rarely(100, 1.0)),
+        pressure_io: Some(rarely(4, 5.0)),
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each part starts its own NATS with the shipped configuration, its own database and the programs that it needs. VMs are
 //! generated, with a stated share of active processes.
 
-mod activity;
+pub(crate) mod activity;
 mod clock;
 mod compaction;
 mod files;

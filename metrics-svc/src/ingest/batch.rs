@@ -31,9 +31,16 @@ pub(super) struct Batch {
     messages: Vec<Message>,
     rows: usize,
     bytes: usize,
-    dropped_parts: u64,
-    /// Index, within the batch, of the last message in which an agent reported that it had dropped sample parts.
-    dropper: Option<usize>,
+    dropped_parts: Losses,
+    lost_exit_records: Losses,
+}
+
+/// What agents report as lost.
+#[derive(Default)]
+struct Losses {
+    count: u64,
+    /// Index, within the batch, of the last message that reported any.
+    last: Option<usize>,
 }
 
 /// A block that was not stored: the index of its message, its number of rows, and the database's error code and message.
@@ -50,6 +57,21 @@ struct Blocks {
     documents: Vec<RawDocumentBuf>,
     sources: Vec<(usize, usize)>,
     refused: Vec<Refused>,
+}
+
+impl Losses {
+    fn add(&mut self, count: u64, message: usize) {
+        if count > 0 {
+            self.count = self.count.saturating_add(count);
+            self.last = Some(message);
+        }
+    }
+
+    /// The number of losses, and the subject of the last message that reported any.
+    fn of<'a>(&self, messages: &'a [Message]) -> Option<(u64, &'a str)> {
+        let message = messages.get(self.last?)?;
+        Some((self.count, message.subject.as_str()))
+    }
 }
 
 impl Batch {
@@ -69,10 +91,10 @@ impl Batch {
     pub(super) fn add(&mut self, documents: Documents, message: Message) {
         self.rows += documents.rows();
         self.bytes += message.payload.len();
-        if documents.dropped_parts > 0 {
-            self.dropped_parts += documents.dropped_parts;
-            self.dropper = Some(self.messages.len());
-        }
+        self.dropped_parts
+            .add(documents.dropped_parts, self.messages.len());
+        self.lost_exit_records
+            .add(documents.lost_exit_records, self.messages.len());
         self.documents.push(documents);
         self.messages.push(message);
     }
@@ -80,8 +102,13 @@ impl Batch {
     /// Returns the number of parts that agents reported as dropped, and the subject of the last message that reported
     /// any.
     pub(super) fn dropped_by_agents(&self) -> Option<(u64, &str)> {
-        let message = self.messages.get(self.dropper?)?;
-        Some((self.dropped_parts, message.subject.as_str()))
+        self.dropped_parts.of(&self.messages)
+    }
+
+    /// Returns the number of times that agents lost records of ended processes, and the subject of the last message that
+    /// reported any.
+    pub(super) fn exit_records_lost_by_agents(&self) -> Option<(u64, &str)> {
+        self.lost_exit_records.of(&self.messages)
     }
 
     /// Creates the tracing span for processing the batch, by OpenTelemetry's semantic conventions for messaging: a new

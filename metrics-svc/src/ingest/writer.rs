@@ -181,6 +181,14 @@ impl Writer {
                 subject, "agents have dropped parts of samples; `subject` names the last of these agents"
             );
         }
+        if let Some((records, subject)) = batch.exit_records_lost_by_agents() {
+            counter!("vmwatch_exit_records_lost_by_agents_total").increment(records);
+            warn!(
+                records,
+                subject,
+                "agents have lost records of ended processes, whose CPU time is estimated; `subject` names the last of these agents"
+            );
+        }
         histogram!("vmwatch_ingest_batch_rows").record(u32::try_from(rows).unwrap_or(u32::MAX));
         batch.publish_events(&self.events, &verdicts);
         for (message, verdict) in batch.messages().iter().zip(&verdicts) {

@@ -606,6 +606,19 @@ mod tests {
     }
 
     #[test]
+    fn documented_sample_is_valid() {
+        let page = include_str!("../../../docs/api/samples.md");
+        let example = page.lines().filter_map(|line| line.strip_prefix("    "));
+        let sample: Sample = serde_json::from_str(&example.collect::<String>()).unwrap();
+        assert_eq!(sample.sums[0].processes, Some(18_211));
+        assert_eq!(sample.short_lived, Some(ShortLived::Recorded));
+        assert_eq!(sample.processes[0].owner.unit.as_deref(), Some("backup.service"));
+        assert_eq!(sample.vm.unwrap().system.cores, Some(2));
+        let accounted = sample.processes[0].cpu_seconds.unwrap() + sample.sums[0].cpu_seconds;
+        assert!((0.95..=1.0).contains(&(accounted / sample.vm_cpu.unwrap().total())));
+    }
+
+    #[test]
     fn sample_matches_golden_json() {
         let golden = r#"{"instance_id":"vm-1","create_date":"2017-01-01T21:37:59.001065","part":1,"net_incoming":0.6,"net_outgoing":5.7,"vm":{"cpu_util":0.0,"mem":8.6,"disk_read":0.0,"disk_write":128.8,"proc":95},"processes":[{"cmd":"lvmetad","pid":479,"cpu_util":0.0,"mem":0.2,"disk_read":0.0,"disk_write":0.0,"running_time":1482236515.63}]}"#;
         let sample: Sample = serde_json::from_str(golden).unwrap();

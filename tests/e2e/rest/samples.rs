@@ -2,7 +2,7 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
-use testkit::{PATIENCE, Stack, codes, eventually};
+use testkit::{PATIENCE, Program, Stack, codes, eventually};
 use vmwatch_api::{
     Role, Scope,
     metrics::{CpuSeconds, ProcessOwner, ShortLived, SumSample},
@@ -278,6 +278,7 @@ async fn summed_rows_are_marked(stack: &Stack, api: &Api, base: u64) {
     ended.exit_code = Some(137);
     ended.owner.inherited = true;
     sample.processes = vec![ended];
+    sample.vm.as_mut().unwrap().lost_exit_records = 3;
     sample.short_lived = Some(ShortLived::Recorded);
     sample.sums = vec![SumSample {
         cmd: "sh".to_owned(),
@@ -290,6 +291,10 @@ async fn summed_rows_are_marked(stack: &Stack, api: &Api, base: u64) {
     stored(api, "/vms/vm-2/processes", "/processes", 2).await;
     let table = api.read("/vms/vm-2/processes").await;
     assert_eq!(table["short_lived"], "recorded");
+    let lost = stack
+        .replica(Program::Metrics, 0)
+        .metric("vmwatch_exit_records_lost_by_agents_total");
+    assert_eq!(lost.await, Some(3.0));
     let fields = [
         "kind",
         "processes",
