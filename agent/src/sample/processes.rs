@@ -9,7 +9,7 @@ use std::{
 
 use procfs::{FromRead, Uptime};
 use tracing::{info, warn};
-use vmwatch_api::metrics::{CpuSeconds, ProcessOwner, ProcessSample, ShortLived, SumSample};
+use vmwatch_api::metrics::{CpuSeconds, OTHER_PROCESSES, ProcessOwner, ProcessSample, ShortLived, SumSample};
 
 use super::{
     Roots, SampleError,
@@ -208,8 +208,8 @@ impl ProcessSampler {
         let mut running = self.running(memory_bytes)?;
         let mut exits = self.take_exits();
         let short_lived = match &self.exits {
-            Some(_) => ShortLived::Recorded,
-            None => ShortLived::Estimated,
+            Some(_) if exits.lost == 0 => ShortLived::Recorded,
+            _ => ShortLived::Estimated,
         };
         let mut ended = self.ended_processes();
         let owners: HashMap<u32, ProcessOwner> = ended
@@ -221,8 +221,8 @@ impl ProcessSampler {
         let rest = share_out(reaped, &mut ended, &mut exits);
         let elapsed = running.previous.map_or(Duration::MAX, |(_, elapsed)| elapsed);
         let mut sums = Sums::new(matches!(self.selection, Selection::Top { .. }));
-        if short_lived == ShortLived::Estimated || exits.lost > 0 {
-            self.add_estimates(&mut sums, &running.reaped, rest);
+        if short_lived == ShortLived::Estimated {
+            self.add_estimates(&mut sums, &running.reaped, rest, &ended);
         }
         for ((name, user, parent), group) in &exits.groups {
             let owner = self.inherited(*parent, *user, &exits, &owners);
@@ -283,6 +283,7 @@ impl ProcessSampler {
             .enumerate()
             .map(|(place, process)| (process.row.pid, place))
             .collect();
+        let mut others = Vec::new();
         for exit in mem::take(&mut exits.processes) {
             // A pid may have been reused, but only one process had it in the previous pass.
             if let Some(known) = places.get(&exit.pid).and_then(|place| ended.get_mut(*place))
@@ -290,10 +291,21 @@ impl ProcessSampler {
             {
                 known.add_record(&exit);
             } else if !exit.started_before(previous) {
-                let owner = self.inherited(exit.parent_pid, exit.user, exits, owners);
-                ended.push(unseen(exit, owner, elapsed));
+                others.push(exit);
             }
             // Otherwise the agent could not read the process earlier. Its CPU time before the previous sample is unknown.
+        }
+        // Of all processes, only the largest get rows of their own. A storm has many more.
+        let rows = self.short_lived_rows;
+        if matches!(self.selection, Selection::All) && others.len() > rows {
+            others.select_nth_unstable_by(rows, |one, other| other.cpu_seconds.total_cmp(&one.cpu_seconds));
+            for exit in others.drain(rows..) {
+                exits.add_up(exit);
+            }
+        }
+        for exit in others {
+            let owner = self.inherited(exit.parent_pid, exit.user, exits, owners);
+            ended.push(unseen(exit, owner, elapsed));
         }
     }
 
@@ -333,27 +345,46 @@ impl ProcessSampler {
 
     /// Adds rows with the CPU time of ended processes without records, each with the name and owner of the process that
     /// reaped them.
-    fn add_estimates(&self, sums: &mut Sums, reaped: &BTreeMap<u32, f64>, seconds: f64) {
+    fn add_estimates(&self, sums: &mut Sums, reaped: &BTreeMap<u32, f64>, seconds: f64, ended: &[Ended]) {
         let total: f64 = reaped.values().sum();
         for (pid, part) in reaped {
             let cpu_seconds = seconds * part / total;
-            let Some(parent) = self.tracked.get(pid).filter(|_| cpu_seconds > 0.0) else {
+            if cpu_seconds <= 0.0 {
                 continue;
-            };
-            let owner = &parent.description.owner;
+            }
+            let (cmd, owner) = self.reaper(*pid, ended);
             sums.add(SumSample {
-                cmd: parent.description.name.clone(),
+                cmd,
                 cpu_seconds,
                 owner: ProcessOwner {
-                    user: owner.user.clone(),
-                    unit: owner.unit.clone(),
-                    container: owner.container.clone(),
+                    parent_pid: None,
+                    command_line: None,
                     inherited: true,
-                    ..ProcessOwner::default()
+                    ..owner
                 },
                 ..SumSample::default()
             });
         }
+    }
+
+    /// Name and owner of a process that reaped others. If it has ended, and no sample has seen it, they are those of its
+    /// nearest sampled ancestor.
+    fn reaper(&self, pid: u32, ended: &[Ended]) -> (String, ProcessOwner) {
+        let mut ancestor = pid;
+        for _ in 0..MAX_ANCESTORS {
+            if let Some(process) = self.tracked.get(&ancestor) {
+                let description = &process.description;
+                return (description.name.clone(), description.owner.clone());
+            }
+            if let Some(process) = ended.iter().find(|process| process.row.pid == ancestor) {
+                return (process.row.cmd.clone(), process.row.owner.clone());
+            }
+            let Some(counted) = self.reaped.previous(ancestor) else {
+                break;
+            };
+            ancestor = counted.parent_pid;
+        }
+        (OTHER_PROCESSES.to_owned(), ProcessOwner::default())
     }
 
     /// Decides which processes get rows of their own, and sums up the others. Returns the rows of ended processes.

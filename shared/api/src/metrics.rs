@@ -356,7 +356,8 @@ pub struct Sample {
 pub enum ShortLived {
     /// The kernel reports each process that ends.
     Recorded,
-    /// The agent estimates the CPU time from what the kernel adds to the parents of ended processes.
+    /// The kernel does not report them, or reports were lost. The agent estimates the CPU time of the others from what the
+    /// kernel adds to the parents of ended processes.
     Estimated,
 }
 

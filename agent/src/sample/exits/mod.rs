@@ -9,7 +9,7 @@ mod taskstats;
 
 use std::{
     collections::HashMap,
-    mem,
+    io, mem,
     sync::{Arc, Mutex, PoisonError, Weak},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -20,7 +20,7 @@ use tracing::warn;
 
 pub(super) use self::{netlink::Unavailable, taskstats::Exit};
 use self::{
-    netlink::{Received, Socket},
+    netlink::{Buffer, Received, Socket},
     taskstats::Composer,
 };
 
@@ -29,10 +29,16 @@ use self::{
 const MAX_YOUNG: usize = 8192;
 /// Maximum number of other processes in the queue.
 const MAX_OLD: usize = 16_384;
-/// Maximum number of different groups of processes that were added up.
+/// Number of different groups of processes that were added up, after which new groups have no parent. At twice this number,
+/// there are no new groups.
 const MAX_GROUPS: usize = 4096;
 /// Maximum number of ended processes whose parents are remembered.
 const MAX_PARENTS: usize = 65_536;
+/// Maximum number of records that are received at once. The kernel's buffer holds fewer.
+const MAX_DRAINED: usize = 16_384;
+/// Pause between two groups of records, in which the kernel buffers further ones. Its buffer is sufficient for 700,000
+/// records per second.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Processes of the same name, user and parent that were added up.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -123,9 +129,13 @@ impl Exits {
         counter!("vmwatch_agent_exit_records_lost_total").increment(1);
     }
 
-    fn add_up(&mut self, exit: Exit) {
-        let key = (exit.name, exit.user, exit.parent_pid);
+    /// Adds a process to the group of its name, user and parent. If there are too many groups, its parent counts as unknown.
+    pub(super) fn add_up(&mut self, exit: Exit) {
+        let mut key = (exit.name, exit.user, exit.parent_pid);
         if self.groups.len() >= MAX_GROUPS && !self.groups.contains_key(&key) {
+            key.2 = 0;
+        }
+        if self.groups.len() >= 2 * MAX_GROUPS && !self.groups.contains_key(&key) {
             self.lose();
             return;
         }
@@ -140,55 +150,120 @@ impl Exits {
 
 /// Receives the kernel's records until it is dropped.
 #[derive(Debug)]
-pub(super) struct ExitListener(Arc<Mutex<Queue>>);
+pub(super) struct ExitListener {
+    socket: Arc<Socket>,
+    intake: Arc<Mutex<Intake>>,
+}
 
 impl ExitListener {
     /// Registers with the kernel and starts the thread that receives the records.
     pub(super) fn start() -> Result<Self, Unavailable> {
-        let socket = Socket::open()?;
-        let queue = Arc::new(Mutex::new(Queue::new()));
-        let weak = Arc::downgrade(&queue);
+        let socket = Arc::new(Socket::open()?);
+        let intake = Arc::new(Mutex::new(Intake::new()));
+        let (shared, weak) = (Arc::clone(&socket), Arc::downgrade(&intake));
         thread::Builder::new()
             .name("exits".to_owned())
-            .spawn(move || listen(socket, &weak))
+            .spawn(move || listen(&shared, &weak))
             .map_err(|error| Unavailable::Call("starting a thread", error))?;
-        Ok(Self(queue))
+        Ok(Self { socket, intake })
     }
 
     /// Takes the processes that ended since the previous call.
     pub(super) fn take(&self) -> Exits {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
+        // The thread reports the error when it receives the next record.
+        let _ = intake.drain(&self.socket);
+        intake.queue.take()
     }
 
     /// Whether the thread still receives records.
     pub(super) fn is_running(&self) -> bool {
-        Arc::weak_count(&self.0) > 0
+        Arc::weak_count(&self.intake) > 0
     }
 }
 
-/// Receives records until the listener is dropped or the socket fails.
-fn listen(mut socket: Socket, queue: &Weak<Mutex<Queue>>) {
-    let mut composer = Composer::default();
+/// Receives records until the listener is dropped or the socket fails. Between two groups of records it pauses, because each
+/// wake-up costs more CPU time than a record.
+fn listen(socket: &Socket, intake: &Weak<Mutex<Intake>>) {
+    let mut buffer = Buffer::new();
     loop {
-        let received = socket.receive();
-        let Some(queue) = queue.upgrade() else { return };
-        let mut lock = queue.lock().unwrap_or_else(PoisonError::into_inner);
-        match received {
-            Ok(Received::Nothing) => {}
-            Ok(Received::Lost) => lost(&mut lock, "the kernel dropped records of ended processes"),
-            Ok(Received::Record(Ok(record))) => {
-                let now = SystemTime::now().duration_since(UNIX_EPOCH);
-                let now = now.unwrap_or_default().as_secs_f64();
-                if let Some(exit) = composer.add(record, Instant::now(), now) {
-                    lock.push(exit);
-                }
-            }
-            Ok(Received::Record(Err(error))) => lost(&mut lock, &error.to_string()),
-            Err(error) => {
-                warn!(%error, "receiving records of ended processes failed; their CPU time is estimated from now on");
-                return;
+        let first = socket.wait(&mut buffer);
+        let Some(intake) = intake.upgrade() else { return };
+        let mut lock = intake.lock().unwrap_or_else(PoisonError::into_inner);
+        let drained = first.and_then(|received| {
+            lock.add(received, Moment::now());
+            lock.drain(socket)
+        });
+        if let Err(error) = drained {
+            warn!(%error, "receiving records of ended processes failed; their CPU time is estimated from now on");
+            return;
+        }
+        drop(lock);
+        drop(intake);
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Time at which records were received.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    at: Instant,
+    /// The same in Unix seconds.
+    unix: f64,
+}
+
+impl Moment {
+    fn now() -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            at: Instant::now(),
+            unix: unix.unwrap_or_default().as_secs_f64(),
+        }
+    }
+}
+
+/// Composes the records of threads, and queues the processes that ended.
+#[derive(Debug)]
+struct Intake {
+    queue: Queue,
+    composer: Composer,
+    buffer: Buffer,
+}
+
+impl Intake {
+    fn new() -> Self {
+        Self {
+            queue: Queue::new(),
+            composer: Composer::default(),
+            buffer: Buffer::new(),
+        }
+    }
+
+    /// Adds the records that the kernel's buffer holds, at most [`MAX_DRAINED`].
+    fn drain(&mut self, socket: &Socket) -> io::Result<()> {
+        let now = Moment::now();
+        for _ in 0..MAX_DRAINED {
+            let received = socket.receive(&mut self.buffer)?;
+            if !self.add(received, now) {
+                break;
             }
         }
+        Ok(())
+    }
+
+    /// Adds what was received. Returns whether it was anything.
+    fn add(&mut self, received: Received, now: Moment) -> bool {
+        match received {
+            Received::Nothing => return false,
+            Received::Lost => lost(&mut self.queue, "the kernel dropped records of ended processes"),
+            Received::Record(Ok(record)) => {
+                if let Some(exit) = self.composer.add(record, now.at, now.unix) {
+                    self.queue.push(exit);
+                }
+            }
+            Received::Record(Err(error)) => lost(&mut self.queue, &error.to_string()),
+        }
+        true
     }
 }
 
@@ -254,6 +329,19 @@ mod tests {
             .filter(|exit| exit.elapsed < Duration::from_mins(1));
         assert!(smallest.map(|exit| exit.cpu_seconds).fold(1.0, f64::min) > 0.3);
         assert!(queue.take().processes.is_empty());
+    }
+
+    #[test]
+    fn groups_beyond_the_bound_have_no_parent() {
+        let mut exits = Exits::default();
+        for parent_pid in 1..=u32::try_from(MAX_GROUPS).unwrap() + 10 {
+            exits.add_up(Exit {
+                parent_pid,
+                ..exit(7, 1.0, 1.0)
+            });
+        }
+        assert_eq!((exits.groups.len(), exits.lost), (MAX_GROUPS + 1, 0));
+        assert_eq!(exits.groups[&("sh".to_owned(), 0, 0)].processes, 10);
     }
 
     #[test]

@@ -68,7 +68,16 @@ pub(in crate::sample) enum Unavailable {
 pub(super) struct Socket {
     fd: OwnedFd,
     family: u16,
-    message: Vec<u8>,
+}
+
+/// A buffer for a received message.
+#[derive(Debug)]
+pub(super) struct Buffer(Box<[u8]>);
+
+impl Buffer {
+    pub(super) fn new() -> Self {
+        Self(vec![0; MESSAGE_BYTES].into())
+    }
 }
 
 /// What was received.
@@ -97,20 +106,20 @@ impl Socket {
         let mut socket = Self {
             fd: socket,
             family: 0,
-            message: vec![0; MESSAGE_BYTES],
         };
-        socket.family = socket.find_family()?;
+        let mut buffer = Buffer::new();
+        socket.family = socket.find_family(&mut buffer)?;
         // Only processes with CAP_NET_ADMIN may have such a large buffer; the others are refused anyway.
         set_socket_recv_buffer_size_force(&socket.fd, BUFFER_BYTES)
             .map_err(|error| Unavailable::Refused(error.into()))?;
-        socket.register()?;
-        socket.check()?;
+        socket.register(&mut buffer)?;
+        socket.check(&mut buffer)?;
         Ok(socket)
     }
 
-    fn find_family(&mut self) -> Result<u16, Unavailable> {
+    fn find_family(&self, buffer: &mut Buffer) -> Result<u16, Unavailable> {
         self.request(CONTROLLER, GET_FAMILY, REQUEST, FAMILY_NAME, b"TASKSTATS\0")?;
-        let (kind, message) = self.answer()?;
+        let (kind, message) = self.answer(buffer)?;
         let id = attribute(message, FAMILY_ID).and_then(<[u8]>::first_chunk);
         match id {
             Some(id) if kind != NLMSG_ERROR => Ok(u16::from_ne_bytes(*id)),
@@ -118,13 +127,13 @@ impl Socket {
         }
     }
 
-    fn register(&mut self) -> Result<(), Unavailable> {
+    fn register(&self, buffer: &mut Buffer) -> Result<(), Unavailable> {
         let possible = fs::read_to_string(Path::new("/sys/devices/system/cpu/possible"));
         let possible = possible.map_err(|error| Unavailable::Call("reading the list of CPUs", error))?;
         let cpus = [possible.trim().as_bytes(), b"\0"].concat();
         self.request(self.family, GET, REQUEST_ACK, REGISTER_CPUS, &cpus)?;
         loop {
-            let (kind, message) = self.answer()?;
+            let (kind, message) = self.answer(buffer)?;
             // Records may arrive before the acknowledgement.
             if kind == NLMSG_ERROR {
                 let code = message.get(16..).and_then(<[u8]>::first_chunk);
@@ -138,13 +147,13 @@ impl Socket {
 
     /// In a network namespace of its own, a process may register but receives nothing. A thread of the agent that ends
     /// shows whether records arrive.
-    fn check(&mut self) -> Result<(), Unavailable> {
+    fn check(&self, buffer: &mut Buffer) -> Result<(), Unavailable> {
         let ended = std::thread::spawn(|| ()).join();
         drop(ended);
         let own = std::process::id();
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            match self.receive() {
+            match self.wait(buffer) {
                 Ok(Received::Record(record))
                     if record.as_ref().map_or(true, |found| found.process == own) =>
                 {
@@ -183,22 +192,31 @@ impl Socket {
     }
 
     /// Receives the first message of the answer to a request.
-    fn answer(&mut self) -> Result<(u16, &[u8]), Unavailable> {
-        let received = recv(&self.fd, self.message.as_mut_slice(), RecvFlags::empty());
+    fn answer<'a>(&self, buffer: &'a mut Buffer) -> Result<(u16, &'a [u8]), Unavailable> {
+        let received = recv(&self.fd, &mut *buffer.0, RecvFlags::empty());
         let (_, length) = received.map_err(|error| Unavailable::Call("recv", error.into()))?;
-        let bytes = self.message.get(..length).unwrap_or_default();
+        let bytes = buffer.0.get(..length).unwrap_or_default();
         messages(bytes).next().ok_or(Unavailable::NoFamily)
     }
 
-    /// Receives a record, or waits for a second.
-    pub(super) fn receive(&mut self) -> io::Result<Received> {
-        let length = match recv(&self.fd, self.message.as_mut_slice(), RecvFlags::empty()) {
+    /// Receives a record; if there is none, waits at most a second for one.
+    pub(super) fn wait(&self, buffer: &mut Buffer) -> io::Result<Received> {
+        self.receive_with(buffer, RecvFlags::empty())
+    }
+
+    /// Receives a record, if there is one.
+    pub(super) fn receive(&self, buffer: &mut Buffer) -> io::Result<Received> {
+        self.receive_with(buffer, RecvFlags::DONTWAIT)
+    }
+
+    fn receive_with(&self, buffer: &mut Buffer, flags: RecvFlags) -> io::Result<Received> {
+        let length = match recv(&self.fd, &mut *buffer.0, flags) {
             Ok((_, length)) => length,
             Err(Errno::NOBUFS) => return Ok(Received::Lost),
             Err(Errno::AGAIN | Errno::INTR) => return Ok(Received::Nothing),
             Err(error) => return Err(error.into()),
         };
-        let bytes = self.message.get(..length).unwrap_or_default();
+        let bytes = buffer.0.get(..length).unwrap_or_default();
         // The kernel sends each record in a datagram of its own.
         let record = messages(bytes).find(|(kind, _)| *kind == self.family);
         Ok(record.map_or(Received::Nothing, |(_, message)| {
